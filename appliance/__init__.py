@@ -1,0 +1,3 @@
+"""Secure PVAccess as an appliance: one package, its daemons and its tools."""
+
+__version__ = "0.1.0"

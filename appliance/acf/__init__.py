@@ -1,0 +1,1 @@
+"""EPICS access security and pvlist: files in, decisions out. Pure."""

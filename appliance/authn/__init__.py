@@ -1,0 +1,1 @@
+"""Authenticators: one folder each, with requester, verifier and configuration."""

@@ -1,0 +1,1 @@
+"""Follows certificate status PVs, keeps the disk cache, feeds staples and connection gates."""

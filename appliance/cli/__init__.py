@@ -1,0 +1,1 @@
+"""Command-line tools. Each module imports only what its own tool uses."""

@@ -1,0 +1,1 @@
+"""The PVAccess client: Context, channels, get, put, monitor, rpc, info, discover."""

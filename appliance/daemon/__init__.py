@@ -1,0 +1,1 @@
+"""What every daemon needs: the main loop, signals, readiness, watchdog, logging and the audit log."""

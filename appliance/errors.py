@@ -1,0 +1,153 @@
+"""Every error that this package raises on purpose.
+
+::
+
+    ApplianceError
+    |-- ConfigurationError          a setting cannot be used; says file, line, key and why
+    |-- PVDataError                 a type or a value does not fit (also a ValueError)
+    |   `-- PVRequestError          a pvRequest cannot be parsed or selects nothing
+    |-- ProtocolError               bytes or calls that PVAccess does not allow
+    |   |-- RemoteProtocolError     the peer broke the protocol: the connection must close
+    |   |   `-- DecodeError         bytes that are not what they claim to be
+    |   `-- LocalProtocolError      our own caller broke the protocol: a bug above this layer
+    |-- OperationError              an operation on a PV did not succeed
+    |   |-- RemoteError             the server answered with an error; carries its text
+    |   |-- AccessDeniedError       the server's access security refused the operation
+    |   |-- ChannelClosedError      the channel or its connection went away before the answer
+    |   `-- OperationTimeoutError   no answer in the time allowed (also a TimeoutError)
+    |-- TransportError              a socket could not be opened, bound or kept
+    |-- SecurityError               TLS, keychains, certificates
+    |   |-- TLSError                a handshake failed or a TLS record was not acceptable
+    |   |-- KeychainError           a PKCS#12 file cannot be read, written or used
+    |   |-- CertificateError        an X.509 certificate is not acceptable
+    |   `-- CertificateStatusError  an OCSP answer is not acceptable
+    `-- AccessFileError             an access security or pvlist file is wrong; says line and column
+
+Anything else that escapes this package is a defect in it.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AccessDeniedError",
+    "AccessFileError",
+    "ApplianceError",
+    "CertificateError",
+    "CertificateStatusError",
+    "ChannelClosedError",
+    "ConfigurationError",
+    "DecodeError",
+    "KeychainError",
+    "LocalProtocolError",
+    "OperationError",
+    "OperationTimeoutError",
+    "PVDataError",
+    "PVRequestError",
+    "ProtocolError",
+    "RemoteError",
+    "RemoteProtocolError",
+    "SecurityError",
+    "TLSError",
+    "TransportError",
+]
+
+
+class ApplianceError(Exception):
+    """Root of the tree; its text is one sentence that is fit for an operator."""
+
+
+class ConfigurationError(ApplianceError):
+    """A setting cannot be used.
+
+    The text reads ``file:line: key: why``, without the parts that are not known.
+    """
+
+    def __init__(self, why: str, *, file: str | None = None, line: int | None = None, key: str | None = None):
+        self.why = why
+        self.file = file
+        self.line = line
+        self.key = key
+        where = "" if file is None else f"{file}: " if line is None else f"{file}:{line}: "
+        super().__init__(f"{where}{'' if key is None else f'{key}: '}{why}")
+
+
+class PVDataError(ApplianceError, ValueError):
+    """A type or a value does not fit."""
+
+
+class PVRequestError(PVDataError):
+    """A pvRequest cannot be parsed or selects nothing."""
+
+
+class ProtocolError(ApplianceError):
+    """Bytes or calls that PVAccess does not allow."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The peer broke the protocol; the only safe answer is to close the connection."""
+
+
+class DecodeError(RemoteProtocolError):
+    """Bytes that are not what they claim to be: truncated, oversize or of an unknown form."""
+
+
+class LocalProtocolError(ProtocolError):
+    """The caller on our own side broke the protocol: a defect above the protocol layer."""
+
+
+class OperationError(ApplianceError):
+    """An operation on a PV did not succeed."""
+
+
+class RemoteError(OperationError):
+    """The server answered with an error Status; the text is the server's."""
+
+
+class AccessDeniedError(RemoteError):
+    """The server's access security refused the operation."""
+
+
+class ChannelClosedError(OperationError):
+    """The channel or its connection went away before the answer came."""
+
+
+class OperationTimeoutError(OperationError, TimeoutError):
+    """No answer came in the time allowed."""
+
+
+class TransportError(ApplianceError):
+    """A socket could not be opened, bound or kept."""
+
+
+class SecurityError(ApplianceError):
+    """TLS, keychains and certificates."""
+
+
+class TLSError(SecurityError):
+    """A handshake failed or a TLS record was not acceptable."""
+
+
+class KeychainError(SecurityError):
+    """A PKCS#12 file cannot be read, written or used."""
+
+
+class CertificateError(SecurityError):
+    """An X.509 certificate is not acceptable."""
+
+
+class CertificateStatusError(SecurityError):
+    """An OCSP answer is not acceptable: wrong signer, wrong certificate, or out of its validity."""
+
+
+class AccessFileError(ApplianceError):
+    """An access security or pvlist file is wrong; the text reads ``file:line:column: why``."""
+
+    def __init__(
+        self, why: str, *, file: str | None = None, line: int | None = None, column: int | None = None
+    ):
+        self.why = why
+        self.file = file
+        self.line = line
+        self.column = column
+        where = ":".join(str(part) for part in (file, line, column) if part is not None)
+        super().__init__(f"{where}: {why}" if where else why)

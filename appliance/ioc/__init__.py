@@ -1,0 +1,1 @@
+"""The IOC: the record database of EPICS Base, served over Secure PVAccess."""

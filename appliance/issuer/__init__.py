@@ -1,0 +1,1 @@
+"""The demonstration JWT issuer and validator."""

@@ -1,0 +1,1 @@
+"""The PVAccess protocol without input and output: bytes in, events out, and back."""

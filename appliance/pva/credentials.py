@@ -1,0 +1,35 @@
+"""Who is at the other end of a connection, as far as this end could establish it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = ["Credentials"]
+
+
+class Credentials(NamedTuple):
+    """A peer's identity.
+
+    ``method`` is ``anonymous``, ``ca`` (a name the peer merely claims) or ``x509`` (proved by a certificate
+    inside TLS). Only with ``x509`` do ``authority``, ``issuer_id``, ``serial`` and ``san`` carry anything.
+    Source: SPVA specification, peer identity; pvxs ``server::ClientCredentials``.
+    """
+
+    method: str = "anonymous"
+    account: str = ""
+    peer: str = ""
+    """The peer's address and port as text."""
+    interface: str = ""
+    """The local address that the connection came in by."""
+    authority: str = ""
+    """Common names of the issuing chain, from the direct issuer to the root, one a line."""
+    roles: frozenset[str] = frozenset()
+    """Groups that this host's own user database gives ``account``; never taken from the peer."""
+    is_tls: bool = False
+    issuer_id: str = ""
+    """First eight hex digits of the issuing CA's subject key identifier."""
+    serial: int = 0
+    san: tuple[tuple[str, str], ...] = ()
+    """Subject alternative names as (kind, text), kind one of ``dns``, ``ip``, ``uri``."""
+    status_pv: str = ""
+    """Name of the PV that tells the certificate's status; empty where the certificate names none."""

@@ -1,0 +1,1 @@
+"""PVData: types, values, bit sets, compiled codecs, pvRequest, normative types and text. Pure."""

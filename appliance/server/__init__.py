@@ -1,0 +1,1 @@
+"""The PVAccess server: Server, Source, SharedPV, monitor queues and the AccessPolicy seam."""

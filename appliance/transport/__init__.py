@@ -1,0 +1,1 @@
+"""The only sockets: TCP, TLS over TCP and UDP, with flow control."""
