@@ -62,7 +62,9 @@ class ConfigurationError(ApplianceError):
     The text reads ``file:line: key: why``, without the parts that are not known.
     """
 
-    def __init__(self, why: str, *, file: str | None = None, line: int | None = None, key: str | None = None):
+    def __init__(
+        self, why: str, *, file: str | None = None, line: int | None = None, key: str | None = None
+    ) -> None:
         self.why = why
         self.file = file
         self.line = line
@@ -144,7 +146,7 @@ class AccessFileError(ApplianceError):
 
     def __init__(
         self, why: str, *, file: str | None = None, line: int | None = None, column: int | None = None
-    ):
+    ) -> None:
         self.why = why
         self.file = file
         self.line = line
