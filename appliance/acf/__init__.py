@@ -1,6 +1,6 @@
 """EPICS access security and pvlist: files in, decisions out. Pure.
 
-``load_acf`` (classic form) or ``acf_from_tree`` (YAML form) gives an :class:`AccessSecurity`; ask it with
+``load_acf`` (either form) gives an :class:`AccessSecurity`; ask it with
 ``decide``, or ``compile_for`` a peer once and ask for each of its channels whenever an input changes. Following
 the input PVs, resolving host names and reading files are the caller's work.
 """
@@ -8,7 +8,7 @@ the input PVs, resolving host names and reading files are the caller's work.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 from appliance.acf.builder import Builder
@@ -25,9 +25,10 @@ from appliance.acf.model import (
     Rule,
 )
 from appliance.acf.parser import parse_classic
+from appliance.acf.pvlist import PVList, PVListMatch
 from appliance.acf.text import Source
-from appliance.acf.tree import Position, acf_from_tree
-from appliance.errors import AccessFileError
+from appliance.acf.tree import Path, Position, acf_from_tree
+from appliance.errors import AccessFileError, ConfigurationError
 
 __all__ = [
     "Access",
@@ -35,6 +36,8 @@ __all__ = [
     "AuthorityRef",
     "Decision",
     "Group",
+    "PVList",
+    "PVListMatch",
     "PeerIdentity",
     "Position",
     "Principal",
@@ -68,25 +71,35 @@ def load_acf(
     macros: Mapping[str, str] | None = None,
     resolve: Resolver | None = None,
     gateway: bool = False,
-    parse_yaml: Callable[[str], tuple[object, Position | None]] | None = None,
 ) -> AccessSecurity:
     """Read an access security file of either form.
 
     ``macros`` are values for ``$(NAME)`` and ``${NAME=default}``. With ``resolve``, entries of HAGs are turned
     into addresses once, now, and compared with the peer's address; without it they are compared as they are
     written. ``gateway`` reads accesses as a gateway does: PUT and UNCACHED exist, and WRITE includes RPC.
-    ``parse_yaml`` gives tree and positions of the YAML form; without it that form is refused.
 
     :class:`AccessFileError` says file, line, column and what is wrong.
     """
     if looks_like_yaml(text):
-        if parse_yaml is None:
-            raise AccessFileError(
-                "this is the YAML form of an access security file, which is not read here", file=file
-            )
-        tree, position = parse_yaml(text)
+        tree, position = _yaml(text, file)
         return acf_from_tree(
             tree, position=position, file=file, macros=macros, resolve=resolve, gateway=gateway
         )
     source = Source(text, file=file, macros=macros)
     return parse_classic(source, Builder(file=file, resolve=resolve, gateway=gateway))
+
+
+def _yaml(text: str, file: str | None) -> tuple[object, Position]:
+    from appliance.config.tree import read_tree
+
+    try:
+        tree, lines = read_tree(text, file or "")
+    except ConfigurationError as error:
+        why = error.why if error.key is None else f"{error.key}: {error.why}"
+        raise AccessFileError(why, file=file, line=error.line) from None
+
+    def position(path: Path) -> tuple[int, None] | None:
+        line = lines.get(path)
+        return None if line is None else (line, None)
+
+    return tree, position

@@ -24,7 +24,7 @@ from appliance.errors import AccessFileError
 
 __all__ = ["MAX_CHAIN", "Builder", "GroupDraft", "Place", "RuleDraft"]
 
-Place = tuple[int, int] | None
+Place = tuple[int, int | None] | None
 """Line and column, where they are known."""
 
 MAX_CHAIN: Final = 16

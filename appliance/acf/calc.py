@@ -248,7 +248,7 @@ _PUSH, _FETCH, _CALL1, _CALL2, _CALLN, _IF, _ELSE, _END = range(8)
 
 class _Variadic(NamedTuple):
     function: Callable[[list[float]], float]
-    count: int
+    arity: int
 
 
 class _Pending:
@@ -321,8 +321,8 @@ class Calc:
                 stack[-1] = operand(stack[-1])  # type: ignore[operator]
             elif kind == _CALLN:
                 variadic: _Variadic = operand  # type: ignore[assignment]
-                taken = stack[-variadic.count :]
-                del stack[-variadic.count :]
+                taken = stack[-variadic.arity :]
+                del stack[-variadic.arity :]
                 stack.append(variadic.function(taken))
             elif kind == _IF:
                 if stack.pop() == 0:

@@ -19,8 +19,8 @@ from appliance.errors import AccessFileError
 __all__ = ["Path", "Position", "acf_from_tree"]
 
 Path = tuple[str | int, ...]
-Position = Callable[[Path], tuple[int, int] | None]
-"""Line and column, from 1, of the node at a path; ``None`` where they are not known."""
+Position = Callable[[Path], tuple[int, int | None] | None]
+"""Line and column, from 1, of the node at a path; ``None`` for what is not known."""
 
 _INPUT: Final = re.compile(r"INP[A-U]")
 _MAX_NODES: Final = 1_000_000
