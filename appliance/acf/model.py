@@ -288,23 +288,23 @@ class PrincipalAccess:
         if asl > rule.level:
             return f"it is for fields up to ASL{rule.level}, this one has ASL{asl}"
         if rule.protocols and who.protocol not in rule.protocols:
-            return f"PROTOCOL({', '.join(rule.protocols)}): the connection is {who.protocol}"
+            return f"PROTOCOL({', '.join(rule.protocols)}): the connection is {_shown(who.protocol)}"
         if rule.methods:
             if self._method not in rule.methods:
-                return f"METHOD({', '.join(rule.methods)}): the peer's method is {self._method}"
+                return f"METHOD({', '.join(rule.methods)}): the peer's method is {_shown(self._method)}"
             if self._method == X509 and not self._trusted:
                 return "METHOD(x509): a certificate is only believed over TLS"
         if rule.uags and not any(self._names & owner.uags[name] for name in rule.uags):
             return f"UAG({', '.join(rule.uags)}): {self._called()} is not in it"
         if rule.hags and not any(self._host in owner.hags[name] for name in rule.hags):
-            return f"HAG({', '.join(rule.hags)}): host '{who.host}' is not in it"
+            return f"HAG({', '.join(rule.hags)}): host '{_shown(who.host)}' is not in it"
         if rule.authorities and not (
             self._trusted and any(_follows(ref.path, who.authority) for ref in rule.authorities)
         ):
             names = ", ".join(ref.name for ref in rule.authorities)
             if not self._trusted:
                 return f"AUTHORITY({names}): the peer proved nothing with a certificate"
-            chain = " < ".join(who.authority) or "nobody that is known"
+            chain = " < ".join(map(_shown, who.authority)) or "nobody that is known"
             return f"AUTHORITY({names}): the certificate was issued by {chain}"
         if rule.sags and not (self._trusted and any(self._in_sag(owner.sags[name]) for name in rule.sags)):
             return (
@@ -313,9 +313,9 @@ class PrincipalAccess:
         return ""
 
     def _called(self) -> str:
-        account = f"'{self.principal.account}'" if self.principal.account else "a peer without a name"
+        account = f"'{_shown(self.principal.account)}'" if self.principal.account else "a peer without a name"
         roles = "".join(f", 'role/{role}'" for role in sorted(self.principal.roles))
-        return f"{account} ({self._method}){roles}"
+        return f"{account} ({_shown(self._method)}){roles}"
 
     def _in_sag(self, group: SanGroup) -> bool:
         for kind, text in self.principal.san:
@@ -324,6 +324,11 @@ class PrincipalAccess:
             if kind.lower() == "ip" and any(network_contains(network, text) for network in group.addresses):
                 return True
         return False
+
+
+def _shown(text: str) -> str:
+    """What a peer says of itself, fit for one line of a log."""
+    return text[:200].encode("unicode_escape").decode()
 
 
 def _follows(path: tuple[str, ...], chain: tuple[str, ...]) -> bool:
