@@ -6,10 +6,10 @@ one JSON line per JSON line; :class:`AsLib` is the other end of that pipe.
 
 import ctypes
 import json
-import os
 import subprocess
 import sys
 from ctypes import POINTER, Structure, byref, c_char_p, c_double, c_int, c_ulong, c_void_p
+from pathlib import Path
 
 
 class _Node(Structure):
@@ -85,7 +85,7 @@ class AsLib:
 
     def __enter__(self):
         self.process = subprocess.Popen(
-            [sys.executable, os.path.abspath(__file__)],
+            [sys.executable, str(Path(__file__).resolve())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -27,13 +27,9 @@ _hosts = st.lists(st.sampled_from(HOSTS), min_size=1, max_size=3, unique=True)
 
 @st.composite
 def acf(draw):
-    lines = []
-    for name in UAGS[:2]:
-        lines.append(f"UAG({name}) {{{', '.join(draw(_users))}}}")
-    lines.append("UAG(nobody)")
-    for name in HAGS[:2]:
-        lines.append(f"HAG({name}) {{{', '.join(draw(_hosts))}}}")
-    lines.append("HAG(nowhere) # empty")
+    lines = [f"UAG({name}) {{{', '.join(draw(_users))}}}" for name in UAGS[:2]]
+    lines += [f"HAG({name}) {{{', '.join(draw(_hosts))}}}" for name in HAGS[:2]]
+    lines += ["UAG(nobody)", "HAG(nowhere) # empty"]
     for asg in draw(st.lists(st.sampled_from(["DEFAULT", "ONE", "TWO"]), unique=True)):
         lines.append(f'ASG({asg}) {{\n INPA(some:pv)\n INPB("other:pv")')
         for _ in range(draw(st.integers(0, 4))):

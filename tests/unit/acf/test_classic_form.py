@@ -28,7 +28,7 @@ from appliance.errors import AccessFileError
         ("ASG(A) { RULE(99999999999, READ) }", 1, 15, "whole number"),
         ("ASG(A) { RULE(1, READ, LOG) }", 1, 24, "TRAPWRITE"),
         ("ASG(A) { RULE(1, READ) { PROTOCOL(udp) } }", 1, 35, "tls or tcp"),
-        ("ASG(A) { RULE(1, READ) { METHOD(\"\") } }", 1, 33, "METHOD needs a name"),
+        ('ASG(A) { RULE(1, READ) { METHOD("") } }', 1, 33, "METHOD needs a name"),
         ("ASG(A) { RULE(1, READ) { UAG(B) } }", 1, 30, r"UAG\(B\) is not defined"),
         ("ASG(A) { RULE(1, READ) { HAG(B) } }", 1, 30, r"HAG\(B\) is not defined"),
         ("ASG(A) { RULE(1, READ) { SAG(B) } }", 1, 30, r"SAG\(B\) is not defined"),
