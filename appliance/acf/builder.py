@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Final
 
@@ -303,11 +303,9 @@ class Builder:
             line=draft.place[0] if draft.place else 0,
         )
 
-    def _known(
-        self, kind: str, names: dict[str, Place], defined: dict[str, object] | object
-    ) -> tuple[str, ...]:
+    def _known(self, kind: str, names: dict[str, Place], defined: Mapping[str, object]) -> tuple[str, ...]:
         for name, place in names.items():
-            if name not in defined:  # type: ignore[operator]
+            if name not in defined:
                 raise self.error(f"{kind}({name}) is not defined in this file", place)
         return tuple(names)
 
@@ -332,9 +330,9 @@ class Builder:
         self.warn(f"AUTHORITY '{name}' is not declared: taken as the common name of a root", place)
         return AuthorityRef(name, (name,))
 
-    def _new(self, kind: str, name: str, known: dict[str, object] | object, place: Place) -> None:
+    def _new(self, kind: str, name: str, known: Mapping[str, object], place: Place) -> None:
         self._named(kind, name, place)
-        if name in known:  # type: ignore[operator]
+        if name in known:
             raise self.error(f"{kind}({name}) is defined twice", place)
 
     def _named(self, kind: str, name: str, place: Place) -> None:
