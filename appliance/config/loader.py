@@ -156,7 +156,13 @@ def dump(value: Any) -> str:
     A Secret becomes the reference to its file, or a ConfigurationError where it came from none.
     """
     plain = _without_none(msgspec.to_builtins(value, enc_hook=_encode))
-    return yaml.dump(plain, Dumper=_dumper(), sort_keys=False, allow_unicode=True, width=100)
+    text = _yaml(plain, allow_unicode=True)
+    # PyYAML writes these line ends of Unicode as they are, and reads them back as a blank.
+    return text if frozenset("\x85\u2028\u2029").isdisjoint(text) else _yaml(plain, allow_unicode=False)
+
+
+def _yaml(plain: Any, *, allow_unicode: bool) -> str:
+    return yaml.dump(plain, Dumper=_dumper(), sort_keys=False, allow_unicode=allow_unicode, width=100)
 
 
 def _without_none(value: Any) -> Any:

@@ -160,10 +160,11 @@ def verify_file(path: str | os.PathLike[str], *, head: str | None = None) -> Ver
                 where = f"record {count + 1}"
                 try:
                     record = json.loads(line)
+                    same = line.endswith(b"\n") and canonical(record) + b"\n" == line
                     stored = record.pop(_HASH)
-                except (ValueError, KeyError, AttributeError, RecursionError):
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ConfigurationError):
                     return Verdict(count, previous, f"{where} is not an audit record")
-                if not line.endswith(b"\n") or canonical({**record, _HASH: stored}) + b"\n" != line:
+                if not same:
                     return Verdict(count, previous, f"{where} is not in the form in which it was written")
                 if chain(previous, record) != stored:
                     return Verdict(count, previous, f"{where} was changed, or one before it is missing")

@@ -53,7 +53,9 @@ class ClientOperation:
         "wants_value",
     )
 
-    def __init__(self, channel: ClientChannel, ioid: int, command: int, request: Value | None, window: int) -> None:
+    def __init__(
+        self, channel: ClientChannel, ioid: int, command: int, request: Value | None, window: int
+    ) -> None:
         self.channel = channel
         self.connection = connection = channel.connection
         self.ioid = ioid

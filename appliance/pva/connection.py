@@ -266,7 +266,9 @@ class Connection:
 
     def send_message(self, ioid: int, kind: int, text: str) -> None:
         """Tell the peer's operator something about operation ``ioid`` (section 12.4)."""
-        self._send(c.CMD_MESSAGE, _U32[self.big].pack(ioid) + bytes((kind,)) + encode_string(text[:4096], self.big))
+        self._send(
+            c.CMD_MESSAGE, _U32[self.big].pack(ioid) + bytes((kind,)) + encode_string(text[:4096], self.big)
+        )
 
     def _control_message(self, command: int, value: int) -> None:
         pack = (_HEADER_BE if self.big else _HEADER_LE).pack
@@ -278,7 +280,9 @@ class Connection:
         if self.segment_size and size > self.segment_size:
             self._send_segments(command, payload)
             return
-        header = (_HEADER_BE if self.big else _HEADER_LE).pack(c.MAGIC, c.VERSION, self._out_flags, command, size)
+        header = (_HEADER_BE if self.big else _HEADER_LE).pack(
+            c.MAGIC, c.VERSION, self._out_flags, command, size
+        )
         if size <= COPY_LIMIT:
             self._out.append(header + payload)
         else:
@@ -291,7 +295,9 @@ class Connection:
         if size <= COPY_LIMIT or (self.segment_size and size > self.segment_size):
             self._send(command, b"".join(chunks))
             return
-        header = (_HEADER_BE if self.big else _HEADER_LE).pack(c.MAGIC, c.VERSION, self._out_flags, command, size)
+        header = (_HEADER_BE if self.big else _HEADER_LE).pack(
+            c.MAGIC, c.VERSION, self._out_flags, command, size
+        )
         self._out.append(header)
         self._out.extend(chunks)
         self.out_size += 8 + size
@@ -337,7 +343,9 @@ class Connection:
 
     def _require(self, state: ConnectionState, what: str) -> None:
         if self.state is not state:
-            raise LocalProtocolError(f"{what} needs a connection that is {state.value}, this one is {self.state.value}")
+            raise LocalProtocolError(
+                f"{what} needs a connection that is {state.value}, this one is {self.state.value}"
+            )
 
     def __repr__(self) -> str:
         details: dict[str, Any] = {"state": self.state.value, "received": self.received, "out": self.out_size}

@@ -197,7 +197,12 @@ class Beacon(NamedTuple):
         """Encode the payload; there is never a server status."""
         return (
             _BEACON_HEAD[big].pack(
-                self.guid, 0, self.sequence & 0xFF, self.change_count & 0xFFFF, _pack_address(self.address), self.port
+                self.guid,
+                0,
+                self.sequence & 0xFF,
+                self.change_count & 0xFFFF,
+                _pack_address(self.address),
+                self.port,
             )
             + encode_string(self.protocol, big)
             + b"\xff"

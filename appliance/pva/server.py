@@ -77,7 +77,8 @@ class ServerChannel:
         connection = self.connection
         connection._send(
             c.CMD_CREATE_CHANNEL,
-            _U32_U32[connection.big].pack(self.cid, 0xFFFFFFFF) + Status.error(message).encode(big=connection.big),
+            _U32_U32[connection.big].pack(self.cid, 0xFFFFFFFF)
+            + Status.error(message).encode(big=connection.big),
         )
 
     def set_permissions(self, permissions: int) -> None:
@@ -299,7 +300,9 @@ class ServerConnection(Connection):
     def _on_array(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
         sid, ioid, sub = self._head(c.CMD_ARRAY, buf, pos, end, big)
         if not sub & c.SUB_DESTROY:
-            self._refuse(c.CMD_ARRAY, sid, ioid, sub, "array operations are not served; use GET or PUT of the field")
+            self._refuse(
+                c.CMD_ARRAY, sid, ioid, sub, "array operations are not served; use GET or PUT of the field"
+            )
 
     def _head(self, command: int, buf: Buffer, pos: int, end: int, big: bool) -> tuple[int, int, int]:  # noqa: FBT001
         if end - pos < 9:
@@ -333,7 +336,15 @@ class ServerConnection(Connection):
         operation.receive(sub, buf, pos, end, big)
 
     def _init(
-        self, command: int, sid: int, ioid: int, sub: int, buf: Buffer, pos: int, end: int, big: bool  # noqa: FBT001
+        self,
+        command: int,
+        sid: int,
+        ioid: int,
+        sub: int,
+        buf: Buffer,
+        pos: int,
+        end: int,
+        big: bool,  # noqa: FBT001
     ) -> None:
         if ioid in self.operations:
             raise RemoteProtocolError(f"operation {ioid} is created a second time")

@@ -67,7 +67,9 @@ class ServerOperation:
         "window",
     )
 
-    def __init__(self, channel: ServerChannel, ioid: int, command: int, sub: int, request: Value | None) -> None:
+    def __init__(
+        self, channel: ServerChannel, ioid: int, command: int, sub: int, request: Value | None
+    ) -> None:
         self.channel = channel
         self.connection = channel.connection
         self.sid = channel.sid
@@ -100,7 +102,9 @@ class ServerOperation:
     @property
     def is_get(self) -> bool:
         """Whether the request in progress asks for the present value and brings none."""
-        return self.command == c.CMD_GET or bool(self.sub & c.SUB_GET and self.command in (c.CMD_PUT, c.CMD_PUT_GET))
+        return self.command == c.CMD_GET or bool(
+            self.sub & c.SUB_GET and self.command in (c.CMD_PUT, c.CMD_PUT_GET)
+        )
 
     def _advance(self, what: OperationInput) -> None:
         table = MONITOR_TRANSITIONS if self.command == c.CMD_MONITOR else REQUEST_TRANSITIONS
@@ -150,7 +154,12 @@ class ServerOperation:
             return
         if self.state is OperationState.CREATING:
             raise RemoteProtocolError(f"{self.name} {self.ioid} is used before its INIT was answered")
-        if sub & c.SUB_DESTROY and self.command in (c.CMD_GET, c.CMD_PUT) and end == pos and not sub & c.SUB_GET:
+        if (
+            sub & c.SUB_DESTROY
+            and self.command in (c.CMD_GET, c.CMD_PUT)
+            and end == pos
+            and not sub & c.SUB_GET
+        ):
             # pvAccessCPP means "get, then destroy" by GET with this bit; a PUT with it brings its value.
             if self.command == c.CMD_PUT or self.state is not OperationState.IDLE:
                 self.connection._drop_operation(self)
@@ -267,7 +276,9 @@ class ServerOperation:
             return
         kind = self.type
         assert kind is not None
-        self.reply_tail_once(encode_answer(kind, leaves(kind, valid) & self.mask, store, big=self.connection.big))
+        self.reply_tail_once(
+            encode_answer(kind, leaves(kind, valid) & self.mask, store, big=self.connection.big)
+        )
 
     def reply_tail_once(self, tail: bytes) -> None:
         """Answer the request in progress with octets that ``encode_answer`` made for our mask and byte order."""
