@@ -26,6 +26,7 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 
 _HEADER_LE: Final = Struct("<BBBBI")
 _HEADER_BE: Final = Struct(">BBBBI")
+_SIZE_BE: Final = Struct(">I")
 _U32: Final = (Struct("<I"), Struct(">I"))
 
 COPY_LIMIT: Final = 4096
@@ -96,6 +97,10 @@ class Connection:
 
     # -- input ---------------------------------------------------------------------------------------
 
+    @property
+    def _is_closed(self) -> bool:
+        return self.state is ConnectionState.CLOSED
+
     def receive_data(self, data: Buffer) -> list[Event]:
         """Take what arrived; return what it means, in order.
 
@@ -103,7 +108,7 @@ class Connection:
         purpose, the connection is CLOSED, and what is in the output queue may still be sent; ``receive_eof``
         tells what the end of the connection ended.
         """
-        if self.state is ConnectionState.CLOSED:
+        if self._is_closed:
             return []
         self.received += len(data)
         self.stalled = False
@@ -121,7 +126,7 @@ class Connection:
             self._events = []
             self._close()
             raise
-        if pos < end and self.state is not ConnectionState.CLOSED:
+        if pos < end and not self._is_closed:
             if pos == 0 and isinstance(data, bytearray):
                 self._rx = data
             else:
@@ -159,7 +164,7 @@ class Connection:
             raise RemoteProtocolError("the message's direction bit says that it comes from our own side")
         big = bool(flags & c.FLAG_BIG_ENDIAN)
         if big:
-            size = _HEADER_BE.unpack_from(data, pos)[4]
+            (size,) = _SIZE_BE.unpack_from(data, pos + 4)
         self.peer_version = version
         if flags & c.FLAG_CONTROL:
             self._control(command, size, big=big)
@@ -215,7 +220,7 @@ class Connection:
         self._segments = None
         return b"".join(parts)
 
-    def _dispatch(self, command: int, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+    def _dispatch(self, command: int, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if command not in self.ACCEPTS[self.state]:
             if command > c.CMD_ORIGIN_TAG or self.state is ConnectionState.READY:
                 return  # section 16.3: what is unknown is skipped; so is what has no meaning on a stream
@@ -235,11 +240,11 @@ class Connection:
         self.big = big
         self._out_flags = (c.FLAG_SERVER if self.IS_SERVER else 0) | (c.FLAG_BIG_ENDIAN if big else 0)
 
-    def _on_echo(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: ARG002, FBT001
+    def _on_echo(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: ARG002
         if self.IS_SERVER:
             self._send(c.CMD_ECHO, bytes(memoryview(buf)[pos:end]))
 
-    def _on_message(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+    def _on_message(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if end - pos < 5:
             raise RemoteProtocolError("MESSAGE is too short")
         (ioid,) = _U32[big].unpack_from(buf, pos)
@@ -266,7 +271,9 @@ class Connection:
 
     def send_message(self, ioid: int, kind: int, text: str) -> None:
         """Tell the peer's operator something about operation ``ioid`` (section 12.4)."""
-        self._send(c.CMD_MESSAGE, _U32[self.big].pack(ioid) + bytes((kind,)) + encode_string(text[:4096], self.big))
+        self._send(
+            c.CMD_MESSAGE, _U32[self.big].pack(ioid) + bytes((kind,)) + encode_string(text[:4096], self.big)
+        )
 
     def _control_message(self, command: int, value: int) -> None:
         pack = (_HEADER_BE if self.big else _HEADER_LE).pack
@@ -278,7 +285,9 @@ class Connection:
         if self.segment_size and size > self.segment_size:
             self._send_segments(command, payload)
             return
-        header = (_HEADER_BE if self.big else _HEADER_LE).pack(c.MAGIC, c.VERSION, self._out_flags, command, size)
+        header = (_HEADER_BE if self.big else _HEADER_LE).pack(
+            c.MAGIC, c.VERSION, self._out_flags, command, size
+        )
         if size <= COPY_LIMIT:
             self._out.append(header + payload)
         else:
@@ -291,7 +300,9 @@ class Connection:
         if size <= COPY_LIMIT or (self.segment_size and size > self.segment_size):
             self._send(command, b"".join(chunks))
             return
-        header = (_HEADER_BE if self.big else _HEADER_LE).pack(c.MAGIC, c.VERSION, self._out_flags, command, size)
+        header = (_HEADER_BE if self.big else _HEADER_LE).pack(
+            c.MAGIC, c.VERSION, self._out_flags, command, size
+        )
         self._out.append(header)
         self._out.extend(chunks)
         self.out_size += 8 + size
@@ -337,7 +348,9 @@ class Connection:
 
     def _require(self, state: ConnectionState, what: str) -> None:
         if self.state is not state:
-            raise LocalProtocolError(f"{what} needs a connection that is {state.value}, this one is {self.state.value}")
+            raise LocalProtocolError(
+                f"{what} needs a connection that is {state.value}, this one is {self.state.value}"
+            )
 
     def __repr__(self) -> str:
         details: dict[str, Any] = {"state": self.state.value, "received": self.received, "out": self.out_size}

@@ -197,7 +197,12 @@ class Beacon(NamedTuple):
         """Encode the payload; there is never a server status."""
         return (
             _BEACON_HEAD[big].pack(
-                self.guid, 0, self.sequence & 0xFF, self.change_count & 0xFFFF, _pack_address(self.address), self.port
+                self.guid,
+                0,
+                self.sequence & 0xFF,
+                self.change_count & 0xFFFF,
+                _pack_address(self.address),
+                self.port,
             )
             + encode_string(self.protocol, big)
             + b"\xff"
@@ -299,7 +304,7 @@ def split_names(
         yield tuple(batch)
 
 
-def _count(buf: Buffer, pos: int, end: int, big: bool) -> tuple[int, int]:  # noqa: FBT001
+def _count(buf: Buffer, pos: int, end: int, big: bool) -> tuple[int, int]:
     count, pos = decode_size(buf, pos, end, big)
     if count is None or count > end - pos:
         raise DecodeError("a list claims more items than the message has octets")

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from appliance.pva.status import OK_BYTES
 from appliance.pvdata.bitset import encode_bitset, iter_bits
 from appliance.pvdata.codec import codec
 from appliance.pvdata.types import StructType
-from appliance.pva.status import OK_BYTES
 
 __all__ = ["encode_answer", "encode_update", "leaf_mask", "leaves", "wire_bits"]
 
@@ -24,7 +24,9 @@ def leaf_mask(kind: StructType) -> int:
     """Give the bits of all leaves of ``kind``."""
     mask = _LEAF_MASKS.get(kind)
     if mask is None:
-        mask = sum(1 << offset for offset, leaf in enumerate(kind.leaf_types) if not isinstance(leaf, StructType))
+        mask = sum(
+            1 << offset for offset, leaf in enumerate(kind.leaf_types) if not isinstance(leaf, StructType)
+        )
         if len(_LEAF_MASKS) >= _LEAF_MASKS_MAX:
             _LEAF_MASKS.clear()
         _LEAF_MASKS[kind] = mask
@@ -58,4 +60,6 @@ def encode_answer(kind: StructType, selected: int, store: list[object], *, big: 
 def encode_update(kind: StructType, selected: int, overrun: int, store: list[object], *, big: bool) -> bytes:
     """Serialise what follows the sub-command in an update of a MONITOR: bit set, value, overrun bit set."""
     bits = wire_bits(kind, selected)
-    return encode_bitset(bits, big) + codec(kind, big).encode_partial(store, bits) + encode_bitset(overrun, big)
+    return (
+        encode_bitset(bits, big) + codec(kind, big).encode_partial(store, bits) + encode_bitset(overrun, big)
+    )

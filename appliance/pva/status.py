@@ -38,7 +38,9 @@ class Status(NamedTuple):
         return bytes((self.kind,)) + encode_string(self.message, big) + encode_string(self.trace, big)
 
     @classmethod
-    def decode(cls, buf: bytes | bytearray | memoryview, pos: int, end: int, *, big: bool) -> tuple[Status, int]:
+    def decode(
+        cls, buf: bytes | bytearray | memoryview, pos: int, end: int, *, big: bool
+    ) -> tuple[Status, int]:
         """Decode at ``pos``; raises DecodeError."""
         if pos >= end:
             raise DecodeError("a Status is missing at the end of the message")

@@ -21,8 +21,10 @@ class Rights(NamedTuple):
     @property
     def permissions(self) -> int:
         """The bits of ACL_CHANGE (section 8.2)."""
-        return (c.PERMIT_PUT if self.write else 0) | (c.PERMIT_PUT_GET if self.write and self.read else 0) | (
-            c.PERMIT_RPC if self.rpc else 0
+        return (
+            (c.PERMIT_PUT if self.write else 0)
+            | (c.PERMIT_PUT_GET if self.write and self.read else 0)
+            | (c.PERMIT_RPC if self.rpc else 0)
         )
 
 

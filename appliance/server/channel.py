@@ -10,8 +10,9 @@ from appliance.pva import commands as c
 from appliance.pva.credentials import Credentials
 from appliance.pva.server import ServerChannel, ServerOperation
 from appliance.pva.states import OperationState
+from appliance.pva.status import Status
 from appliance.pvdata.value import Value
-from appliance.server.access import NO_RIGHTS, Rights
+from appliance.server.access import Rights
 from appliance.server.operation import Operation, Subscription
 from appliance.server.source import Handler
 from appliance.transport.stream import StreamLink
@@ -82,7 +83,7 @@ class Channel:
                     if wire.state is OperationState.CREATING:
                         wire.fail(_DENIED["read"])
                     else:
-                        wire.finish(_denied_status())
+                        wire.finish(Status.error(_DENIED["read"]))
         if before.permissions != rights.permissions:
             self.wire.set_permissions(rights.permissions)
             self.link.schedule_flush()
@@ -126,7 +127,7 @@ class Channel:
         handler = self.handler
         command = wire.command
         try:
-            if command == c.CMD_GET or argument is None and command in (c.CMD_PUT, c.CMD_PUT_GET):
+            if command == c.CMD_GET or (argument is None and command in (c.CMD_PUT, c.CMD_PUT_GET)):
                 handler.get(operation)
             elif command == c.CMD_RPC:
                 handler.rpc(operation, argument)
@@ -146,7 +147,8 @@ class Channel:
     def introspect(self, wire: ServerOperation, field: str) -> None:
         """GET_FIELD."""
         operation = Operation(self, wire)
-        if not self.rights.read and self.rights == NO_RIGHTS:
+        rights = self.rights
+        if not (rights.read or rights.write or rights.rpc):
             operation.fail(_DENIED["read"])
             return
         try:
@@ -186,7 +188,7 @@ class Channel:
                 self.handler.unsubscribe(operation)
             elif operation is not None:
                 self.handler.closed(operation)
-        except Exception:
+        except Exception:  # noqa: BLE001 - see requested()
             _log.exception("closing an operation of %s", self.name)
 
     def _broken(self, operation: Operation, error: Exception) -> None:
@@ -198,9 +200,3 @@ class Channel:
 
     def __repr__(self) -> str:
         return f"<Channel {self.name!r} of {self.peer.account or 'anonymous'}@{self.peer.peer}>"
-
-
-def _denied_status() -> object:
-    from appliance.pva.status import Status
-
-    return Status.error(_DENIED["read"])

@@ -61,6 +61,7 @@ class Handler:
 
     def introspect(self, operation: Operation, field: str) -> None:
         """Answer with ``operation.reply_field``."""
+        del field
         operation.fail("the type of this PV is not known")
 
     def cancelled(self, operation: Operation) -> None:

@@ -1,4 +1,4 @@
-"""This host's IPv4 addresses and their broadcast addresses, asked of the kernel (rtnetlink(7), RTM_GETADDR)."""
+"""The host's IPv4 addresses and their broadcast addresses, asked of the kernel (rtnetlink(7), RTM_GETADDR)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _IFA_BROADCAST: Final = 4
 class InterfaceAddress(NamedTuple):
     """One IPv4 address of one interface."""
 
-    index: int
+    interface: int
     address: IPv4Address
     broadcast: IPv4Address | None
     """None on loopback and point-to-point interfaces."""

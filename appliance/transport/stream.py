@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from appliance.errors import ApplianceError, ProtocolError, RemoteProtocolError, TLSError, TransportError
 from appliance.pva.connection import Buffer, Connection
 from appliance.pva.events import Event
 from appliance.pva.states import ConnectionState
-from appliance.tls.engine import TLSEngine
+
+if TYPE_CHECKING:  # OpenSSL would double the start-up time of a tool that speaks plain TCP
+    from appliance.tls.engine import TLSEngine
 
 __all__ = ["StreamLink", "StreamOwner", "format_address"]
 
@@ -188,8 +190,10 @@ class StreamLink(asyncio.Protocol):
         self.owner.link_down(self, self._reason)
 
     def pause_writing(self) -> None:
-        """The send queue is full. A server stops reading too; a client must not, or two ends could wait
-        for each other for ever."""
+        """Hold back: the send queue is full.
+
+        A server stops reading too; a client must not, or two ends could wait for each other for ever.
+        """
         self.writable = False
         if self.connection.IS_SERVER and self._transport is not None:
             self._transport.pause_reading()

@@ -29,6 +29,7 @@ LOCAL_GROUP: Final = "224.0.0.128"
 _PKTINFO: Final = Struct("=I4s4s")
 _IP_PKTINFO: Final = getattr(socket, "IP_PKTINFO", 8)
 _ANCILLARY_SIZE: Final = socket.CMSG_SPACE(_PKTINFO.size)
+_ANY: Final = "0.0.0.0"  # noqa: S104 - in a multicast request it means the default interface
 _MREQ: Final = Struct("4s4s")
 _READS_PER_TURN: Final = 64
 """Datagrams handled before the event loop gets its turn: a flood of searches must not starve connections."""
@@ -57,7 +58,7 @@ class UDPPort:
         *,
         port: int = 0,
         shared: bool = False,
-        address: str = "0.0.0.0",  # noqa: S104 - broadcasts only arrive at the wildcard address
+        address: str = _ANY,
         groups: tuple[tuple[str, str], ...] = (),
     ) -> None:
         """Open the socket; needs a running event loop.
@@ -84,22 +85,22 @@ class UDPPort:
             if shared:
                 self._join(sock, LOCAL_GROUP, "127.0.0.1")
                 sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 1)
-            for group, interface in groups:
-                if not self._join(sock, group, interface):
-                    raise TransportError(f"cannot join multicast group {group} on interface {interface or 'default'}")
         except OSError as error:
             sock.close()
             raise TransportError(f"cannot open UDP port {port}: {error.strerror or error}") from error
-        except TransportError:
-            sock.close()
-            raise
+        for group, interface in groups:
+            if not self._join(sock, group, interface):
+                sock.close()
+                raise TransportError(
+                    f"cannot join multicast group {group} on interface {interface or 'default'}"
+                )
         self._sock = sock
         self._loop.add_reader(sock.fileno(), self._readable)
 
     @staticmethod
     def _join(sock: socket.socket, group: str, interface: str) -> bool:
         try:
-            membership = _MREQ.pack(socket.inet_aton(group), socket.inet_aton(interface or "0.0.0.0"))
+            membership = _MREQ.pack(socket.inet_aton(group), socket.inet_aton(interface or _ANY))
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
         except OSError:
             return False
@@ -163,7 +164,9 @@ class UDPPort:
         try:
             self._sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("127.0.0.1"))
             self._sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 1)
-            self._sock.sendto(tag + pack_message(c.CMD_SEARCH, told.encode(), from_server=False), (LOCAL_GROUP, self.port))
+            self._sock.sendto(
+                tag + pack_message(c.CMD_SEARCH, told.encode(), from_server=False), (LOCAL_GROUP, self.port)
+            )
         except OSError:
             return False
         return True
@@ -185,7 +188,7 @@ class UDPPort:
         try:
             self._sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, ttl)
             self._sock.setsockopt(
-                socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(interface or "0.0.0.0")
+                socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(interface or _ANY)
             )
             self._sock.sendto(data, address)
         except OSError:
