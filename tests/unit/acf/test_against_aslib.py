@@ -122,3 +122,24 @@ def test_files_that_epics_base_refuses_are_refused(aslib, text, valid):
         assert not valid
     else:
         assert valid
+
+
+@pytest.mark.parametrize(
+    ("text", "inputs", "base", "ours"),
+    [
+        ('ASG(A) {RULE(1,WRITE) {CALC("1")}}', {}, 0, 2),
+        ('ASG(A) {INPA(p) RULE(1,WRITE) {CALC("A=1 && B=0")}}', {"A": 1.0}, 2, 0),
+        ("ASG(A) {RULE(1,READ) RULE(1,WRITE) {FUTURE(x)}}", {}, 1, None),
+        ("FUTURE(x) {y} ASG(A) {RULE(1,READ)}", {}, 1, None),
+        ("ASG(A) {RULE(1,READ) {UAG(u)}} UAG(u) {alice}", {}, None, 1),
+    ],
+)
+def test_differences_that_the_reference_page_names_are_as_it_says(aslib, text, inputs, base, ours):
+    answer = aslib.ask(text, [("A", 0, "alice", "host", inputs)])
+    assert (answer and answer[0][0]) == base
+    if ours is None:
+        with pytest.raises(AccessFileError):
+            load_acf(text)
+    else:
+        decision = load_acf(text).decide("A", 0, Principal("alice", "ca", host="host"), inputs)
+        assert decision.read + decision.write == ours
