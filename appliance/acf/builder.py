@@ -215,14 +215,22 @@ class Builder:
         group.inputs[letter] = pv
 
     def add_rule(
-        self, group: GroupDraft, level: int, access: str, place: Place, *, trapwrite: bool
+        self,
+        group: GroupDraft,
+        level: tuple[int, Place],
+        access: tuple[str, Place],
+        place: Place,
+        *,
+        trapwrite: bool,
     ) -> RuleDraft:
-        if not 0 <= level <= _MAX_LEVEL:
-            raise self.error(f"the level of a RULE is 0, 1 or more, not {level}", place)
-        if access not in self._grants:
-            hint = f"; write {access.upper()}" if access.upper() in self._grants else ""
-            raise self.error(f"a RULE grants {_either(self._grants)}, not '{access}'{hint}", place)
-        draft = RuleDraft(level, access, place, trapwrite=trapwrite)
+        number, where = level
+        if not 0 <= number <= _MAX_LEVEL:
+            raise self.error(f"the level of a RULE is 0, 1 or more, not {number}", where)
+        word, where = access
+        if word not in self._grants:
+            hint = f"; write {word.upper()}" if word.upper() in self._grants else ""
+            raise self.error(f"a RULE grants {_either(self._grants)}, not '{word}'{hint}", where)
+        draft = RuleDraft(number, word, place, trapwrite=trapwrite)
         group.rules.append(draft)
         return draft
 

@@ -191,7 +191,11 @@ class _Parser:
             trapwrite = option.text == "TRAPWRITE"
             self.expect(")", after=f"after {option}")
         rule = self.builder.add_rule(
-            group, int(level.text), access.text, self.place(keyword), trapwrite=trapwrite
+            group,
+            (int(level.text), self.place(level)),
+            (access.text, self.place(access)),
+            self.place(keyword),
+            trapwrite=trapwrite,
         )
         if self.accept("{"):
             while True:

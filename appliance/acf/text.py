@@ -15,6 +15,7 @@ MAX_TEXT: Final = 4 << 20
 """Largest file, and largest result of expanding its macros, in characters."""
 
 _MAX_MACRO_DEPTH: Final = 32
+_MAX_REFERENCES: Final = 100_000
 
 WORD: Final = "word"
 STRING: Final = "string"
@@ -106,6 +107,7 @@ class Source:
         raw = self._raw
         if "$" not in raw:
             return raw
+        expander = _Expander(macros)
         parts: list[str] = []
         size = at = 0
         quoted = False
@@ -125,7 +127,7 @@ class Source:
                     search = len(raw) if end < 0 else end
             else:
                 try:
-                    value, end = _reference(raw, match.start(), macros, 0)
+                    value, end = expander.reference(raw, match.start())
                 except AccessFileError as error:
                     line = bisect_right(self._lines, match.start())
                     column = match.start() - self._lines[line - 1] + 1
@@ -148,50 +150,56 @@ class Source:
 
 def expand_macros(text: str, macros: Mapping[str, str]) -> str:
     """Expand the macros of one value; :class:`AccessFileError` without a position where that fails."""
-    return _expanded(text, macros, 0)
+    return text if "$" not in text else _Expander(macros).expand(text, 0)
 
 
-def _expanded(text: str, macros: Mapping[str, str], depth: int) -> str:
-    parts: list[str] = []
-    at = 0
-    size = 0
-    while (start := text.find("$", at)) >= 0:
-        parts.append(text[at:start])
-        if text[start + 1 : start + 2] in {"(", "{"}:
-            value, at = _reference(text, start, macros, depth)
-        else:
-            value, at = "$", start + 1
-        parts.append(value)
-        size += start + len(value)
-        if size > MAX_TEXT:
-            raise AccessFileError(f"macros expand to more than {MAX_TEXT} characters")
-    parts.append(text[at:])
-    return "".join(parts)
+class _Expander:
+    """Expands references, which may be nested in names, values and defaults, with a limit to the whole work."""
 
+    def __init__(self, macros: Mapping[str, str]) -> None:
+        self.macros = macros
+        self.left = _MAX_REFERENCES
 
-def _reference(text: str, start: int, macros: Mapping[str, str], depth: int) -> tuple[str, int]:
-    """Value of the macro reference at ``start``, and where it ends."""
-    if depth >= _MAX_MACRO_DEPTH:
-        raise AccessFileError("macros refer to each other without end")
-    closing = ")" if text[start + 1] == "(" else "}"
-    opening = text[start + 1]
-    level = 1
-    at = start + 2
-    while level:
-        if at >= len(text) or text[at] == "\n":
-            raise AccessFileError(f"a macro reference is not closed: '{closing}' is missing")
-        if text[at] == closing:
-            level -= 1
-        elif text[at] == opening:
-            level += 1
-        at += 1
-    inside = text[start + 2 : at - 1]
-    name, equals, default = inside.partition("=")
-    name = _expanded(name, macros, depth + 1).strip()
-    if name in macros:
-        return _expanded(macros[name], macros, depth + 1), at
-    if equals:
-        return _expanded(default, macros, depth + 1), at
-    raise AccessFileError(
-        f"the macro '{name}' is not defined; define it, or give it a default: $({name}=...)"
-    )
+    def expand(self, text: str, depth: int) -> str:
+        parts: list[str] = []
+        at = size = 0
+        while (start := text.find("$", at)) >= 0:
+            parts.append(text[at:start])
+            size += start - at
+            if text[start + 1 : start + 2] in {"(", "{"}:
+                value, at = self.reference(text, start, depth)
+            else:
+                value, at = "$", start + 1
+            parts.append(value)
+            size += len(value)
+            if size > MAX_TEXT:
+                raise AccessFileError(f"macros expand to more than {MAX_TEXT} characters")
+        parts.append(text[at:])
+        return "".join(parts)
+
+    def reference(self, text: str, start: int, depth: int = 0) -> tuple[str, int]:
+        """Value of the macro reference at ``start``, and where it ends."""
+        self.left -= 1
+        if depth >= _MAX_MACRO_DEPTH or self.left < 0:
+            raise AccessFileError("macros refer to each other without end")
+        opening = text[start + 1]
+        closing = ")" if opening == "(" else "}"
+        level = 1
+        at = start + 2
+        while level:
+            if at >= len(text) or text[at] == "\n":
+                raise AccessFileError(f"a macro reference is not closed: '{closing}' is missing")
+            if text[at] == closing:
+                level -= 1
+            elif text[at] == opening:
+                level += 1
+            at += 1
+        name, equals, default = text[start + 2 : at - 1].partition("=")
+        name = self.expand(name, depth + 1).strip()
+        if name in self.macros:
+            return self.expand(self.macros[name], depth + 1), at
+        if equals:
+            return self.expand(default, depth + 1), at
+        raise AccessFileError(
+            f"the macro '{name}' is not defined; define it, or give it a default: $({name}=...)"
+        )

@@ -195,8 +195,13 @@ class _Tree:
         trapwrite = rule.get("trapwrite", False)
         if not isinstance(trapwrite, bool):
             raise self.error(f"expected true or false, found {_kind(trapwrite)}", (*path, "trapwrite"))
+        access = (*path, "access")
         draft = self.builder.add_rule(
-            group, level, self.text(rule["access"], (*path, "access")), self.place(path), trapwrite=trapwrite
+            group,
+            (level, self.place((*path, "level"))),
+            (self.text(rule["access"], access), self.place(access)),
+            self.place(path),
+            trapwrite=trapwrite,
         )
         self.predicates(rule, path, draft)
 

@@ -20,11 +20,11 @@ from appliance.errors import AccessFileError
         ("ASG(A) {\n RULE(1,READ) {\n  FUTURE(x)\n }\n}", 3, 3, "unknown keyword 'FUTURE' in a RULE"),
         ("ASG(A) {\n  INPV(x)\n}", 2, 3, "unknown keyword 'INPV'"),
         ("ASG(A) {\n  UAG(x)\n}", 2, 3, "unknown keyword 'UAG' in ASG"),
-        ("ASG(A) { RULE(1, EXECUTE) }", 1, 10, "NONE, READ, WRITE or RPC, not 'EXECUTE'"),
-        ("ASG(A) { RULE(1, write) }", 1, 10, "write WRITE"),
-        ("ASG(A) { RULE(1, PUT) }", 1, 10, "not 'PUT'"),
+        ("ASG(A) { RULE(1, EXECUTE) }", 1, 18, "NONE, READ, WRITE or RPC, not 'EXECUTE'"),
+        ("ASG(A) { RULE(1, write) }", 1, 18, "write WRITE"),
+        ("ASG(A) { RULE(1, PUT) }", 1, 18, "not 'PUT'"),
         ("ASG(A) { RULE(one, READ) }", 1, 15, "whole number"),
-        ("ASG(A) { RULE(-1, READ) }", 1, 10, "not -1"),
+        ("ASG(A) { RULE(-1, READ) }", 1, 15, "not -1"),
         ("ASG(A) { RULE(99999999999, READ) }", 1, 15, "whole number"),
         ("ASG(A) { RULE(1, READ, LOG) }", 1, 24, "TRAPWRITE"),
         ("ASG(A) { RULE(1, READ) { PROTOCOL(udp) } }", 1, 35, "tls or tcp"),
@@ -160,6 +160,10 @@ def test_macros_are_expanded(text, macros, user):
 def test_macros_that_never_end_are_refused():
     with pytest.raises(AccessFileError, match="without end"):
         load_acf("UAG(u) {$(A)}", macros={"A": "$(B)", "B": "$(A)"})
+    start = time.process_time()
+    with pytest.raises(AccessFileError, match="without end"):
+        load_acf("UAG(u) {$(A25)}", macros={f"A{i}": f"$(A{i - 1})" * 2 if i else "" for i in range(26)})
+    assert time.process_time() - start < 2
     with pytest.raises(AccessFileError, match="expand to more"):
         load_acf(
             "UAG(u) {$(A9)}", macros={f"A{i}": f"$(A{i - 1})" * 10 if i else "x" * 100 for i in range(10)}

@@ -133,7 +133,7 @@ _RULE = "asgs:\n- name: A\n  rules:\n  - level: 1\n    access: READ\n"
         ("asgs:\n- name: A\n- name: A\n", 3, "defined twice"),
         ("asgs:\n- name: A\n  rules:\n  - access: READ\n", 4, "'level' is missing"),
         ("asgs:\n- name: A\n  rules:\n  - level: high\n    access: READ\n", 4, "whole number"),
-        ("asgs:\n- name: A\n  rules:\n  - level: 1\n    access: EXECUTE\n", 4, "not 'EXECUTE'"),
+        ("asgs:\n- name: A\n  rules:\n  - level: 1\n    access: EXECUTE\n", 5, "not 'EXECUTE'"),
         (_RULE + "    trapwrite: 1\n", 6, "true or false"),
         (_RULE + "    uag: [x]\n", 6, "unknown key 'uag'"),
         (_RULE + "    uags: [x]\n", 6, "not defined"),
