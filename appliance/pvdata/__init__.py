@@ -10,7 +10,10 @@ if TYPE_CHECKING:
     from appliance.pvdata.bitset import decode_bitset, encode_bitset, iter_bits
     from appliance.pvdata.codec import Codec, codec
     from appliance.pvdata.fielddesc import TypeReader, TypeWriter, decode_type, encode_type
+    from appliance.pvdata.jsonio import to_json, to_plain
     from appliance.pvdata.leaves import AnyValue, UnionValue
+    from appliance.pvdata.pvrequest import PVRequest, request_mask, request_options, select_bits
+    from appliance.pvdata.render import render, render_type
     from appliance.pvdata.types import (
         ANY,
         BOOL,
@@ -63,6 +66,7 @@ __all__ = [
     "BoundedString",
     "Codec",
     "Limits",
+    "PVRequest",
     "ScalarType",
     "StructType",
     "TypeDesc",
@@ -83,12 +87,22 @@ __all__ = [
     "encode_string",
     "encode_type",
     "iter_bits",
+    "render",
+    "render_type",
+    "request_mask",
+    "request_options",
+    "select_bits",
+    "to_json",
+    "to_plain",
 ]
 _HOMES = {
     "bitset": ("decode_bitset", "encode_bitset", "iter_bits"),
     "codec": ("Codec", "codec"),
     "fielddesc": ("TypeReader", "TypeWriter", "decode_type", "encode_type"),
+    "jsonio": ("to_json", "to_plain"),
     "leaves": ("AnyValue", "UnionValue"),
+    "pvrequest": ("PVRequest", "request_mask", "request_options", "select_bits"),
+    "render": ("render", "render_type"),
     "value": ("Value", "View"),
     "wire": ("Limits", "decode_count", "decode_size", "decode_string", "encode_size", "encode_string"),
 }
