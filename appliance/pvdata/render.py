@@ -115,13 +115,16 @@ def render(value: Value | View, fmt: str = "delta", limit: int = 20, *, show_val
 
 
 def _marked(value: Value) -> Iterator[int]:
-    """Yield the numbers of the marked fields, not those below a marked structure; never the top."""
+    """Yield the numbers of the marked fields and of all that is below a marked structure; never the top.
+
+    A mark on the top is a mark on every leaf, as PVXS has it after decoding a whole value.
+    """
     after = 1
-    spans = value.type.spans
-    for i in iter_bits(value.changed & value.type.full_mask):
+    t = value.type
+    for i in iter_bits(t.leaf_mask & ~1 if value.changed & 1 else value.changed & t.full_mask):
         if i >= after:
-            yield i
-            after = i + spans[i]
+            after = i + t.spans[i]
+            yield from range(i, after)
 
 
 def _delta(value: Value, limit: int, show: bool) -> Iterator[str]:
@@ -140,8 +143,7 @@ def _field(prefix: str, t: TypeDesc, x: Any, limit: int, show: bool, *, top: boo
     if show:
         if isinstance(t, ScalarType):
             line += f' = "{escape(x)}"' if t.kind == "string" else f" = {number(x)}"
-        elif isinstance(t, ArrayType) and (isinstance(t.element, ScalarType) or not x):
-            # PVXS does not know the element type of an array that nobody has set.
+        elif isinstance(t, ArrayType) and isinstance(t.element, ScalarType):
             line += f" = {_array(t, x, limit)}"
     yield line + "\n"
     if isinstance(t, UnionType):
@@ -227,10 +229,19 @@ def _tree_struct(out: list[str], t: StructType, x: Any, title: str, indent: str,
     deeper = indent + "    "
     for name, child in t.fields:
         out.append(deeper)
-        _tree(out, child, x[name], name, deeper, limit)
+        item = x[name]
+        if _is_unset(child, item) and not x.is_marked(name):
+            out.append(f"{type_name(child)} {name} = {{?}}[]\n")
+        else:
+            _tree(out, child, item, name, deeper, limit)
     if t.fields:
         out.append(indent)
     out.append(f"}}{title}\n")
+
+
+def _is_unset(t: TypeDesc, x: Any) -> bool:
+    """Tell whether this may be an array that nobody has set, for which PVXS shows no length."""
+    return isinstance(t, ArrayType) and isinstance(t.element, ScalarType) and not len(x)
 
 
 def _tree_list(out: list[str], t: ArrayType, x: list[Any], title: str, indent: str, limit: int) -> None:
