@@ -5,19 +5,22 @@ Source: SPVA specification 4.1.1 (keychain profile) and 4.6 (trust anchors).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes, PrivateKeyTypes
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.hashes import SHA1
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from cryptography.hazmat.primitives.serialization.pkcs12 import PKCS12KeyAndCertificates, load_pkcs12
 
+from appliance.certs.pkcs12 import Bag, write_pkcs12
 from appliance.certs.x509 import (
     cert_id,
     check_extended_key_usage,
+    common_name,
     is_ca,
     is_self_signed,
     issuer_id,
@@ -31,7 +34,12 @@ __all__ = [
     "Password",
     "Revealing",
     "check_keychain",
+    "dump_key",
+    "dump_keychain",
+    "dump_trust_anchors",
+    "load_key",
     "load_keychain",
+    "make_keychain",
 ]
 
 _MAX_BYTES = 1 << 20
@@ -161,6 +169,77 @@ def check_keychain(keychain: Keychain, *, now: datetime, usage: str) -> None:
     except CertificateError as exc:
         msg = f"the keychain cannot be used for a {usage}: {exc}; request a certificate for that usage"
         raise KeychainError(msg) from exc
+
+
+def load_key(data: bytes, password: Password = None) -> PrivateKeyTypes:
+    """The private key of a PKCS#12 file whose certificates need not be usable, to request a new one with it.
+
+    Raises KeychainError.
+    """
+    if not data or len(data) > _MAX_BYTES:
+        msg = "the keychain file is empty or far too large; there is no key to reuse in it"
+        raise KeychainError(msg)
+    key = _parse(data, _password_bytes(password)).key
+    if key is None:
+        msg = "the keychain holds no private key; there is none to reuse in it"
+        raise KeychainError(msg)
+    return key
+
+
+def make_keychain(key: PrivateKeyTypes, certificates: Sequence[x509.Certificate]) -> Keychain:
+    """A keychain from a key, its certificate (first) and the chain, checked as `load_keychain` does.
+
+    Raises KeychainError.
+    """
+    if not certificates:
+        msg = "no certificate came with the key"
+        raise KeychainError(msg)
+    return _assemble(key, certificates[0], list(certificates[1:]))
+
+
+def dump_keychain(keychain: Keychain, password: Password = None) -> bytes:
+    """A PKCS#12 file that OpenSSL, pvxs and Java read: key and certificate linked, the chain and anchors beside.
+
+    AES-256-CBC and a SHA-256 MAC, also under the empty password (specification 4.1.1). Raises KeychainError.
+    """
+    secret = _password_bytes(password)
+    if keychain.key is None or keychain.certificate is None:
+        return dump_trust_anchors(keychain.anchors, password)
+    name = common_name(keychain.certificate.subject) or keychain.cert_id
+    link = keychain.certificate.fingerprint(SHA1())  # noqa: S303
+    others = _unique(c for c in (*keychain.chain, *keychain.anchors) if c != keychain.certificate)
+    bags = [
+        Bag(keychain.certificate.public_bytes(Encoding.DER), name, link),
+        *(_anchor_bag(c) for c in others),
+    ]
+    plain = keychain.key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    return write_pkcs12(bags, Bag(plain, name, link), secret)
+
+
+def dump_key(key: PrivateKeyTypes, password: Password = None) -> bytes:
+    """A PKCS#12 file with a key only, for the time between making a key and getting its certificate."""
+    plain = key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    return write_pkcs12([], Bag(plain, "key"), _password_bytes(password))
+
+
+def dump_trust_anchors(anchors: Iterable[x509.Certificate], password: Password = None) -> bytes:
+    """A PKCS#12 file of trust anchors, marked so that Java takes them for such. Raises KeychainError."""
+    certificates = _unique(anchors)
+    for certificate in certificates:
+        if not (is_ca(certificate) and is_self_signed(certificate)):
+            msg = f"{subject_text(certificate.subject)} is not a self-signed CA certificate and cannot be a trust anchor"
+            raise KeychainError(msg)
+    if not certificates:
+        msg = "there is no trust anchor to write"
+        raise KeychainError(msg)
+    return write_pkcs12(
+        [_anchor_bag(certificate) for certificate in certificates], None, _password_bytes(password)
+    )
+
+
+def _anchor_bag(certificate: x509.Certificate) -> Bag:
+    name = common_name(certificate.subject) or certificate.fingerprint(SHA1()).hex()  # noqa: S303
+    return Bag(certificate.public_bytes(Encoding.DER), name, trusted=True)
 
 
 def _check_dates(what: str, certificate: x509.Certificate, now: datetime, remedy: str) -> None:
