@@ -10,14 +10,16 @@ from datetime import datetime
 from typing import NamedTuple, Protocol
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes, PrivateKeyTypes
 from cryptography.hazmat.primitives.hashes import SHA1
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from cryptography.hazmat.primitives.serialization.pkcs12 import PKCS12KeyAndCertificates, load_pkcs12
 
+from appliance.certs.der import DERError, read_tlv
 from appliance.certs.pkcs12 import Bag, write_pkcs12
 from appliance.certs.x509 import (
+    UNREADABLE,
     cert_id,
     check_extended_key_usage,
     common_name,
@@ -42,9 +44,12 @@ __all__ = [
     "make_keychain",
 ]
 
-_MAX_BYTES = 1 << 20
+_MAX_BYTES = 1 << 18
 _MAX_CERTIFICATES = 64
 _MAX_CHAIN = 8
+_MAX_DEPTH = 12
+_MAX_ROUNDS = 2_000_000
+_INTEGER, _OCTET_STRING, _CONSTRUCTED = 0x02, 0x04, 0x20
 
 
 class Revealing(Protocol):
@@ -135,7 +140,7 @@ def load_keychain(data: bytes, password: Password = None) -> Keychain:
         raise KeychainError(msg)
     try:
         return _assemble(key, leaf, pool)
-    except (ValueError, UnsupportedAlgorithm, CertificateError) as exc:
+    except (*UNREADABLE, CertificateError) as exc:
         msg = f"a certificate in the keychain cannot be used: {exc}; request a new certificate"
         raise KeychainError(msg) from exc
 
@@ -263,7 +268,32 @@ def _password_bytes(password: Password) -> bytes:
     return password.reveal().encode()
 
 
+def _check_effort(data: memoryview, depth: int = 0) -> None:
+    """Refuse key derivations with so many rounds that reading the file would take minutes.
+
+    In PKCS#12 every number of rounds stands behind its salt: an OCTET STRING, then an INTEGER. What is not
+    plain DER is left to the parser proper.
+    """
+    previous = 0
+    while data and depth < _MAX_DEPTH:
+        try:
+            tag, value, data = read_tlv(data)
+        except DERError:
+            return
+        if (
+            tag == _INTEGER
+            and previous == _OCTET_STRING
+            and int.from_bytes(value, "big", signed=True) > _MAX_ROUNDS
+        ):
+            msg = f"the keychain's password protection takes more than {_MAX_ROUNDS} rounds; write it again with fewer"
+            raise KeychainError(msg)
+        if tag & _CONSTRUCTED or tag == _OCTET_STRING:
+            _check_effort(value, depth + 1)
+        previous = tag
+
+
 def _parse(data: bytes, password: bytes) -> PKCS12KeyAndCertificates:
+    _check_effort(memoryview(data))
     failure: Exception | None = None
     for attempt in (password,) if password else (b"", None):
         try:
@@ -274,7 +304,7 @@ def _parse(data: bytes, password: bytes) -> PKCS12KeyAndCertificates:
                 "write it again with `openssl pkcs12 -export`, which uses AES-256"
             )
             raise KeychainError(msg) from exc
-        except (ValueError, TypeError) as exc:
+        except UNREADABLE as exc:
             failure = exc
     if "password" in str(failure).lower():
         msg = (
@@ -347,7 +377,7 @@ def _issued(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
         return False
     try:
         certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+    except UNREADABLE:
         return False
     return True
 

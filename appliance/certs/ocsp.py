@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
@@ -22,7 +22,7 @@ from cryptography.x509 import ocsp
 from appliance.certs.der import read_tlv
 from appliance.certs.profiles import signature_hash
 from appliance.certs.status import OCSPState
-from appliance.certs.x509 import subject_text
+from appliance.certs.x509 import UNREADABLE, subject_text
 from appliance.errors import CertificateError, CertificateStatusError
 
 __all__ = ["DEFAULT_LEEWAY", "OCSPSigner", "StatusAnswer", "verify_response"]
@@ -184,7 +184,7 @@ def _parse(der: bytes, serial: int, issuer: x509.Certificate) -> StatusAnswer:
             single.revocation_time_utc,
             der,
         )
-    except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
+    except UNREADABLE as exc:
         msg = f"the OCSP response cannot be read: {exc}"
         raise CertificateStatusError(msg) from exc
 

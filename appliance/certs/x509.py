@@ -20,6 +20,7 @@ __all__ = [
     "CONFIG_PV_OID",
     "RENEW_BY_OID",
     "STATUS_PV_OID",
+    "UNREADABLE",
     "canonical_pv_name",
     "cert_id",
     "check_extended_key_usage",
@@ -47,6 +48,17 @@ CONFIG_PV_OID = x509.ObjectIdentifier("1.3.6.1.4.1.72473.1")
 """Names the PV by which a daemon is told to renew."""
 RENEW_BY_OID = x509.ObjectIdentifier("1.3.6.1.4.1.73639.1")
 """The date by which the certificate must be renewed, an ASN.1 time."""
+
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    InvalidSignature,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What `cryptography` raises over certificates, keychains and answers that are not what they should be."""
 
 MAX_PV_NAME = 500
 """Longest PV name, in bytes, that is accepted in an extension; PVAccess servers refuse longer ones."""
@@ -117,7 +129,7 @@ def subject_key_identifier(certificate: x509.Certificate) -> bytes:
 def _public_key(certificate: x509.Certificate) -> CertificatePublicKeyTypes:
     try:
         return certificate.public_key()
-    except (ValueError, UnsupportedAlgorithm) as exc:
+    except UNREADABLE as exc:
         msg = f"the public key of {subject_text(certificate.subject)} cannot be read: {exc}"
         raise CertificateError(msg) from exc
 
@@ -157,7 +169,7 @@ def is_self_signed(certificate: x509.Certificate) -> bool:
         return False
     try:
         certificate.verify_directly_issued_by(certificate)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+    except UNREADABLE:
         return False
     return True
 
@@ -304,7 +316,7 @@ def san(certificate: x509.Certificate) -> tuple[tuple[str, str], ...]:
 def _extensions(certificate: x509.Certificate) -> x509.Extensions:
     try:
         return certificate.extensions
-    except (ValueError, TypeError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as exc:
+    except UNREADABLE as exc:
         msg = f"the extensions of the certificate {subject_text(certificate.subject)} cannot be read: {exc}"
         raise CertificateError(msg) from exc
 
