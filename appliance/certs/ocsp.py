@@ -88,6 +88,7 @@ class OCSPSigner:
         ``this_update`` when it is not given.
         Raises CertificateStatusError for times that make no sense.
         """
+        this_update, next_update = this_update.replace(microsecond=0), next_update.replace(microsecond=0)
         if next_update <= this_update:
             msg = "the status would end before it begins"
             raise CertificateStatusError(msg)
@@ -101,8 +102,8 @@ class OCSPSigner:
                 serial_number=serial,
                 algorithm=hashes.SHA1(),  # noqa: S303
                 cert_status=_STATUS[state],
-                this_update=this_update.replace(microsecond=0),
-                next_update=next_update.replace(microsecond=0),
+                this_update=this_update,
+                next_update=next_update,
                 revocation_time=revoked.replace(microsecond=0) if revoked else None,
                 revocation_reason=None,
             )
