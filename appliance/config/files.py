@@ -1,0 +1,107 @@
+"""Files that must be whole or absent, and files that only their owner may read."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import NamedTuple
+
+from appliance.errors import ConfigurationError
+
+__all__ = ["PrivateRead", "read_private", "write_private", "write_public"]
+
+
+class PrivateRead(NamedTuple):
+    """What `read_private` found."""
+
+    data: bytes
+    finding: str = ""
+    """One sentence about permissions that are wider than they should be; empty when all is well."""
+
+
+def write_private(path: str | os.PathLike[str], data: bytes, mode: int = 0o600) -> None:
+    """Replace a file in one step, so that a reader or a power cut sees the old content or the new.
+
+    The new file is created with ``mode`` (never wider for an instant), synced, renamed over the old one, and its
+    directory is synced. Raises ConfigurationError with the reason when any step fails; the old file then stays.
+    """
+    name = os.fspath(path)
+    directory, base = os.path.split(name)
+    directory = directory or "."
+    temporary = os.path.join(directory, f".{base[:200]}.{os.getpid():x}.{os.urandom(6).hex()}")  # noqa: PTH118 - start-up time
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+        try:
+            try:
+                # The umask may have taken bits that the caller asked for.
+                os.fchmod(fd, mode)
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(fd, view) :]
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.rename(temporary, name)  # noqa: PTH104 - start-up time
+        except BaseException:
+            os.unlink(temporary)  # noqa: PTH108 - start-up time
+            raise
+        _sync_directory(directory)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"cannot write: {_reason(error)}", file=name) from error
+
+
+def write_public(path: str | os.PathLike[str], data: bytes) -> None:
+    """`write_private` for a file that everybody may read (mode 0644)."""
+    write_private(path, data, 0o644)
+
+
+def read_private(path: str | os.PathLike[str], limit: int, *, strict: bool = True) -> PrivateRead:
+    """Read a file that holds a secret.
+
+    Raises ConfigurationError when it is missing, is no regular file, is larger than ``limit`` bytes or, if
+    ``strict``, may be read or written by every user. Access for its group is reported as a finding: sites share
+    keys with a group on purpose.
+    """
+    name = os.fspath(path)
+    try:
+        # O_NONBLOCK: opening a FIFO that somebody put there must not hang the service.
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"cannot read: {_reason(error)}", file=name) from error
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise ConfigurationError("not a regular file", file=name)
+        mode = stat.S_IMODE(status.st_mode)
+        everybody = f"mode {mode:04o} lets every user of this machine at a secret; use: chmod 600 {name}"
+        if strict and mode & 0o007:
+            raise ConfigurationError(everybody, file=name)
+        chunks = []
+        size = 0
+        while chunk := os.read(fd, min(65536, limit + 1 - size)):
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > limit:
+                raise ConfigurationError(f"larger than the {limit} bytes that are allowed here", file=name)
+    except OSError as error:
+        raise ConfigurationError(f"cannot read: {_reason(error)}", file=name) from error
+    finally:
+        os.close(fd)
+    finding = ""
+    if mode & 0o007:
+        finding = f"{name}: {everybody}"
+    elif mode & 0o070:
+        finding = f"{name}: mode {mode:04o} lets its group at a secret; use chmod 600 unless that is meant"
+    return PrivateRead(b"".join(chunks), finding)
+
+
+def _sync_directory(directory: str) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

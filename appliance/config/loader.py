@@ -1,0 +1,313 @@
+"""Configuration files: strict YAML into frozen structs that refuse unknown keys."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import typing
+from collections.abc import Callable, Hashable, Mapping
+from functools import lru_cache, partial
+from typing import Any, Final, Generic, NamedTuple, TypeVar
+
+import msgspec
+import yaml
+
+from appliance.config.duration import Duration, parse_duration
+from appliance.config.secret import FilePath, Secret, resolve_reference
+from appliance.config.section import Path, Section
+from appliance.config.tree import MAXIMUM_SIZE, dotted, read_tree
+from appliance.errors import ConfigurationError
+
+__all__ = ["Document", "Settings", "dump", "load", "load_document", "loads", "loads_document", "schema"]
+
+_T = TypeVar("_T")
+_AT: Final = re.compile(r" - at `(key in )?\$(?P<path>.*?)`$")
+_STEP: Final = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
+_MAXIMUM_FAULTS: Final = 20
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of the structs that stand for configuration files and their parts."""
+
+
+class Document(Generic[_T]):
+    """A loaded file: the struct, and where every key stands."""
+
+    __slots__ = ("file", "lines", "tree", "value")
+
+    def __init__(self, value: _T, tree: Any, file: str, lines: dict[Path, int]) -> None:
+        self.value = value
+        self.tree = tree
+        """The same as plain mappings and lists, as written."""
+        self.file = file
+        self.lines = lines
+
+    def where(self, *path: str | int) -> str:
+        """``file:line`` of a key."""
+        line = self.lines.get(path)
+        return self.file if line is None else f"{self.file}:{line}"
+
+    def section(self, *path: str | int) -> Section:
+        """The mapping below ``path`` with its lines, as `resolve_client` and `resolve_server` take it."""
+        tree = self.tree if isinstance(self.tree, Mapping) else {}
+        written = Section(tree, self.file, self.lines).section(*path)
+        read: Any = self.value
+        for key in path:
+            if isinstance(read, Mapping | list | tuple):
+                read = read[key]
+            elif isinstance(read, msgspec.Struct):
+                read = getattr(read, str(key))
+        # The struct's values, not the text: paths and references are resolved there.
+        values = Section.of(read).value
+        return Section({key: values[key] for key in written.value if key in values}, self.file, written.lines)
+
+    def error(self, why: str, *path: str | int) -> ConfigurationError:
+        """An error about a key of this file, for rules that a type cannot express."""
+        return ConfigurationError(why, file=self.file, line=self.lines.get(path), key=dotted(path))
+
+
+def load(path: str | os.PathLike[str], kind: type[_T], *, environ: Mapping[str, str] | None = None) -> _T:
+    """Read a file into a struct type.
+
+    Raises ConfigurationError ``file:line: key: why``, with the further faults of the file on further lines.
+    """
+    return load_document(path, kind, environ=environ).value
+
+
+def loads(text: str, kind: type[_T], *, file: str = "<text>", environ: Mapping[str, str] | None = None) -> _T:
+    """`load` from text; ``file`` is what errors call it."""
+    return loads_document(text, kind, file=file, environ=environ).value
+
+
+def load_document(
+    path: str | os.PathLike[str], kind: type[_T], *, environ: Mapping[str, str] | None = None
+) -> Document[_T]:
+    """`load`, and the lines of all keys."""
+    name = os.fspath(path)
+    try:
+        with os.fdopen(os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ConfigurationError("not a regular file", file=name)
+            if status.st_mode & stat.S_IWOTH:
+                raise ConfigurationError(
+                    f"every user of this machine may change it; use: chmod o-w {name}", file=name
+                )
+            data = file.read(MAXIMUM_SIZE + 1)
+    except (OSError, ValueError) as error:
+        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise ConfigurationError(f"cannot read: {why}", file=name) from error
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigurationError("not valid UTF-8 text", file=name, line=line) from error
+    return loads_document(text, kind, file=name, environ=environ)
+
+
+def loads_document(
+    text: str, kind: type[_T], *, file: str = "<text>", environ: Mapping[str, str] | None = None
+) -> Document[_T]:
+    """`loads`, and the lines of all keys."""
+    _check_type(typing.cast("Hashable", kind))
+    tree, lines = read_tree(text, file)
+    if tree is None:
+        tree = {}
+    hook = partial(_decode, file, environ)
+    try:
+        value = msgspec.convert(tree, kind, dec_hook=hook)
+    except (msgspec.ValidationError, ConfigurationError) as error:
+        faults: list[_Fault] = []
+        _explain(tree, kind, (), hook, faults)
+        if not faults:
+            faults.append(_fault(error, ()))
+        raise _combined(faults, file, lines) from error
+    return Document(value, tree, file, lines)
+
+
+def schema(kind: type) -> dict[str, Any]:
+    """The JSON schema of a struct type, for editors and for checks before deployment."""
+    _check_type(typing.cast("Hashable", kind))
+    return msgspec.json.schema(kind, schema_hook=_schema_hook)
+
+
+def dump(value: Any) -> str:
+    """A struct as YAML that `loads` reads back. A Secret becomes the reference to its file, or an error."""
+    return yaml.dump(
+        msgspec.to_builtins(value, enc_hook=_encode),
+        Dumper=_dumper(),
+        sort_keys=False,
+        allow_unicode=True,
+        width=100,
+    )
+
+
+class _Fault(NamedTuple):
+    path: Path
+    why: str
+
+
+def _combined(faults: list[_Fault], file: str, lines: Mapping[Path, int]) -> ConfigurationError:
+    def line_of(path: Path) -> int | None:
+        while path and path not in lines:
+            path = path[:-1]
+        return lines.get(path)
+
+    faults.sort(key=lambda fault: line_of(fault.path) or 0)
+    first, *others = faults[:_MAXIMUM_FAULTS]
+    rest = [
+        str(ConfigurationError(why, file=file, line=line_of(path), key=dotted(path))) for path, why in others
+    ]
+    if len(faults) > _MAXIMUM_FAULTS:
+        rest.append(f"{file}: and {len(faults) - _MAXIMUM_FAULTS} more")
+    why = "\n".join([first.why, *rest])
+    return ConfigurationError(why, file=file, line=line_of(first.path), key=dotted(first.path))
+
+
+def _fault(error: Exception, path: Path) -> _Fault:
+    if isinstance(error, ConfigurationError):
+        return _Fault(path, str(error))
+    text = str(error)
+    match = _AT.search(text)
+    if match:
+        text = text[: match.start()]
+        steps = _STEP.findall(match["path"])
+        path = (*path, *(name or (int(index) if index.isdigit() else index) for name, index in steps))
+    return _Fault(path, text.replace("`", ""))
+
+
+_Hook = Callable[[type, Any], Any]
+
+
+def _explain(value: Any, kind: Any, path: Path, hook: _Hook, faults: list[_Fault]) -> None:
+    """Find every fault of a value that did not convert; only the first would be known otherwise."""
+    try:
+        msgspec.convert(value, kind, dec_hook=hook)
+    except (msgspec.ValidationError, ConfigurationError) as error:
+        before = len(faults)
+        _explain_parts(value, kind, path, hook, faults)
+        if len(faults) == before:
+            faults.append(_fault(error, path))
+
+
+def _explain_parts(value: Any, kind: Any, path: Path, hook: _Hook, faults: list[_Fault]) -> None:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        _explain_parts(value, arguments[0], path, hook, faults)
+    elif isinstance(value, dict):
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            _explain_struct(value, kind, path, hook, faults)
+        elif origin is dict:
+            for key, item in value.items():
+                _explain(item, arguments[1], (*path, key), hook, faults)
+        else:
+            structs = [arm for arm in arguments if isinstance(arm, type) and issubclass(arm, msgspec.Struct)]
+            if len(structs) == 1:
+                _explain_struct(value, structs[0], path, hook, faults)
+    elif isinstance(value, list) and (
+        origin in {list, frozenset, set} or (origin is tuple and arguments[1:] == (...,))
+    ):
+        for index, item in enumerate(value):
+            _explain(item, arguments[0], (*path, index), hook, faults)
+
+
+def _explain_struct(value: dict[str, Any], kind: Any, path: Path, hook: _Hook, faults: list[_Fault]) -> None:
+    fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    tag = kind.__struct_config__.tag_field
+    for key, item in value.items():
+        if key in fields:
+            _explain(item, fields[key].type, (*path, key), hook, faults)
+        elif key != tag:
+            faults.append(_Fault((*path, key), f"unknown key; known are {', '.join(sorted(fields))}"))
+    missing = [name for name, field in fields.items() if field.required and name not in value]
+    if missing:
+        faults.append(_Fault(path, f"missing: {', '.join(missing)}"))
+
+
+@lru_cache(maxsize=256)
+def _check_type(kind: Hashable) -> None:
+    """Every struct in a configuration must refuse unknown keys: a misspelt key must never be a silent default."""
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        if not kind.__struct_config__.forbid_unknown_fields:
+            msg = f"{kind.__name__} must be defined with forbid_unknown_fields=True"
+            raise TypeError(msg)
+        for field in msgspec.structs.fields(kind):
+            _check_type(field.type)
+    else:
+        for part in typing.get_args(kind):
+            if isinstance(part, type) or typing.get_args(part):
+                _check_type(part)
+
+
+def _decode(file: str, environ: Mapping[str, str] | None, kind: type, value: Any) -> Any:
+    if kind is Duration and isinstance(value, str | int) and not isinstance(value, bool):
+        return parse_duration(value)
+    if isinstance(value, str) and kind is FilePath:
+        return FilePath(_path(value, file, environ))
+    if isinstance(value, str) and kind is Secret:
+        path = resolve_reference(value, environ)
+        if not value:
+            return Secret()
+        if path is None:
+            raise ConfigurationError(
+                "a secret must not stand in the file: write ${credential:NAME} or ${file:/PATH} instead"
+            )
+        return Secret.from_file(path)
+    if kind in {Duration, FilePath, Secret}:
+        msg = f"Expected text, got {type(value).__name__}"
+    else:
+        msg = f"{kind.__name__} cannot be read from a configuration file"
+    raise (TypeError if kind not in {Duration, FilePath, Secret} else ValueError)(msg)
+
+
+def _path(text: str, file: str, environ: Mapping[str, str] | None) -> str:
+    if "\0" in text:
+        raise ConfigurationError("a path must not hold a NUL character")
+    path = resolve_reference(text, environ)
+    if path is not None or not text or text.startswith(("/", "~")) or file.startswith("<"):
+        return path or os.path.expanduser(text)  # noqa: PTH111 - text in, text out
+    # Relative to the file that names it, wherever the daemon was started.
+    return os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(file)), text))  # noqa: PTH100, PTH118, PTH120
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, Secret):
+        if value.source:
+            return f"${{file:{value.source}}}"
+        if not value:
+            return ""
+        raise ConfigurationError("a secret that came from no file cannot be written down")
+    if isinstance(value, FilePath | Duration):
+        return str(value)
+    msg = f"{type(value).__name__} cannot be written to a configuration file"
+    raise TypeError(msg)
+
+
+def _schema_hook(kind: type) -> dict[str, Any]:
+    if kind is Secret:
+        return {"type": "string", "pattern": r"^(\$\{(credential|file):.+\})?$"}
+    if kind is FilePath:
+        return {"type": "string", "description": "path, or ${credential:NAME}; relative to this file"}
+    if kind is Duration:
+        return {
+            "type": ["string", "integer"],
+            "description": "duration: 30 (minutes), 45s, 12h, 1d, 2w, 6M, 1y6M",
+        }
+    raise NotImplementedError
+
+
+@lru_cache(maxsize=1)
+def _dumper() -> type[yaml.SafeDumper]:
+    class Dumper(yaml.SafeDumper):
+        """Quotes text that our reader would take for a number although YAML 1.1 does not."""
+
+        def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - the signature is PyYAML's
+            return True
+
+    Dumper.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+\.?[0-9]*)(?:[eE][-+]?[0-9]+)$"),
+        list("-+.0123456789"),
+    )
+    return Dumper

@@ -1,0 +1,573 @@
+"""The settings of PVAccess clients and servers: arguments, YAML, EPICS_* variables, defaults, in this order.
+
+This is the one place that reads the environment. Names, defaults and the order among the variables are those of
+PVXS (``src/config.cpp``) and of the SPVA configuration reference.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, Generic, NamedTuple, TypeVar
+
+from appliance.config.address import Endpoint, parse_endpoints
+from appliance.config.secret import Secret, resolve_reference
+from appliance.config.section import Section
+from appliance.config.tls_options import TLSOptions, parse_tls_options
+from appliance.errors import ConfigurationError
+
+__all__ = [
+    "ClientConfig",
+    "Effective",
+    "ServerConfig",
+    "resolve_client",
+    "resolve_server",
+]
+
+DIRECTORY_VERSION: Final = "1.3"
+"""Keychains and data live in ``pva/<this>`` below the XDG directories; the reference tools share them."""
+
+_TMO_SCALE: Final = 4.0 / 3.0
+
+
+class _Derived:
+    """What follows from the settings that clients and servers share."""
+
+    __slots__ = ()
+    conn_tmo: float
+    tls_keychain: str
+    status_cache_dir: str
+    no_status_cache: bool
+    xdg_config_home: str
+    xdg_data_home: str
+
+    @property
+    def config_dir(self) -> str:
+        """Where keychains live by default."""
+        return f"{self.xdg_config_home}/pva/{DIRECTORY_VERSION}"
+
+    @property
+    def data_dir(self) -> str:
+        """Where data bases and caches live by default."""
+        return f"{self.xdg_data_home}/pva/{DIRECTORY_VERSION}"
+
+    @property
+    def status_cache(self) -> str:
+        """The directory of the certificate status cache, or nothing where it is switched off."""
+        return "" if self.no_status_cache else self.status_cache_dir or f"{self.data_dir}/status_cache"
+
+    @property
+    def idle_timeout_s(self) -> float:
+        """Seconds of silence after which a connection is given up: 4/3 of ``conn_tmo``, at least 2.
+
+        The variable used to be the period of echo requests, so the peer must be given longer (PVXS: 30 -> 40 s).
+        """
+        scaled = self.conn_tmo * _TMO_SCALE
+        return 40.0 if not 0 < scaled < 2.0**63 else max(scaled, 2.0)
+
+    @property
+    def tls_enabled(self) -> bool:
+        """There is a keychain, so this end speaks TLS."""
+        return bool(self.tls_keychain)
+
+
+# Named tuples, not msgspec structs: every tool imports this module, and msgspec alone costs 20 ms of start-up.
+
+
+class _ClientFields(NamedTuple):
+    addr_list: tuple[Endpoint, ...] = ()
+    """Where UDP searches go."""
+    auto_addr_list: bool = True
+    """Searches also go to the broadcast addresses of the local interfaces."""
+    name_servers: tuple[Endpoint, ...] = ()
+    """Servers that are searched over TCP or TLS."""
+    intf_addr_list: tuple[Endpoint, ...] = ()
+    """Local interfaces for searches and beacons; empty means all."""
+    broadcast_port: int = 5076
+    """UDP port of searches and beacons."""
+    server_port: int = 5075
+    """TCP port; 0 lets a server take any free one."""
+    conn_tmo: float = 30.0
+    """Seconds, as configured; see ``idle_timeout_s`` for what it means."""
+    tls_port: int = 5076
+    """TCP port of TLS connections."""
+    tls_keychain: str = ""
+    """Path of the PKCS#12 file; empty means plain TCP."""
+    tls_keychain_password: Secret = Secret()
+    tls_options: TLSOptions = TLSOptions()
+    cert_pv_prefix: str = "CERT"
+    """First part of the names of the certificate service's PVs."""
+    status_cache_dir: str = ""
+    """Directory of the certificate status cache; empty stands for ``data_dir/status_cache``."""
+    no_status_cache: bool = False
+    xdg_config_home: str = ""
+    """Base directory of configuration, without ``pva/1.3``."""
+    xdg_data_home: str = ""
+    """Base directory of data, without ``pva/1.3``."""
+
+
+class _ServerFields(NamedTuple):
+    intf_addr_list: tuple[Endpoint, ...] = ()
+    """Local addresses to listen on; empty means all."""
+    ignore_addr_list: tuple[Endpoint, ...] = ()
+    """Clients whose UDP searches are ignored."""
+    beacon_addr_list: tuple[Endpoint, ...] = ()
+    """Where beacons go."""
+    auto_beacon_addr_list: bool = True
+    """Beacons also go to the broadcast addresses of the interfaces that the server listens on."""
+    beacon_period: float = 15.0
+    """Seconds between beacons once the first burst is over."""
+    tls_stop_if_no_cert: bool = False
+    """The server stops when there is no usable certificate, instead of serving plain TCP."""
+    broadcast_port: int = 5076
+    """UDP port of searches and beacons."""
+    server_port: int = 5075
+    """TCP port; 0 lets a server take any free one."""
+    conn_tmo: float = 30.0
+    """Seconds, as configured; see ``idle_timeout_s`` for what it means."""
+    tls_port: int = 5076
+    """TCP port of TLS connections."""
+    tls_keychain: str = ""
+    """Path of the PKCS#12 file; empty means plain TCP."""
+    tls_keychain_password: Secret = Secret()
+    tls_options: TLSOptions = TLSOptions()
+    cert_pv_prefix: str = "CERT"
+    """First part of the names of the certificate service's PVs."""
+    status_cache_dir: str = ""
+    """Directory of the certificate status cache; empty stands for ``data_dir/status_cache``."""
+    no_status_cache: bool = False
+    xdg_config_home: str = ""
+    """Base directory of configuration, without ``pva/1.3``."""
+    xdg_data_home: str = ""
+    """Base directory of data, without ``pva/1.3``."""
+
+
+class ClientConfig(_ClientFields, _Derived):
+    """What a PVAccess client goes by; immutable, ``_replace`` makes a changed copy."""
+
+    __slots__ = ()
+
+
+class ServerConfig(_ServerFields, _Derived):
+    """What a PVAccess server goes by; immutable, ``_replace`` makes a changed copy."""
+
+    __slots__ = ()
+
+
+_C = TypeVar("_C", bound=ClientConfig | ServerConfig)
+
+
+def _port(value: object) -> int:
+    number: object = value
+    if isinstance(value, str):
+        text = value.strip()
+        if not (text.isascii() and text.isdecimal() and len(text) < 9):
+            raise ValueError("expected a port number from 0 to 65535")
+        number = int(text)
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= 65535:
+        raise ValueError("expected a port number from 0 to 65535")
+    return number
+
+
+def _client_port(value: object) -> int:
+    number = _port(value)
+    if not number:
+        raise ValueError("expected a port number from 1 to 65535, for a client cannot use any free port")
+    return number
+
+
+def _seconds(value: object) -> float:
+    number = -1.0
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, OverflowError):
+            number = float(value)
+    if not 0 <= number < 2**63:
+        raise ValueError("expected a number of seconds, zero or more")
+    return number
+
+
+def _period(value: object) -> float:
+    number = _seconds(value)
+    if number <= 0:
+        raise ValueError("expected a number of seconds, more than zero")
+    return number
+
+
+_BOOLEANS: Final = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
+
+
+def _boolean(value: object) -> bool:
+    answer = value if isinstance(value, bool) else _BOOLEANS.get(str(value).strip().lower())
+    if answer is None:
+        raise ValueError("expected YES or NO")
+    return answer
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError("expected text")
+    return value
+
+
+def _directory(value: object) -> str:
+    text = _text(value)
+    if not text.startswith("/"):
+        raise ValueError("expected an absolute path")
+    return text.rstrip("/")
+
+
+def _prefix(value: object) -> str:
+    text = _text(value)
+    if not text or not text.isprintable() or " " in text:
+        raise ValueError("expected the beginning of a PV name")
+    return text
+
+
+class _Partial(ValueError):  # noqa: N818 - carries what is usable of a bad value
+    """Some of the value can be used; the rest is explained."""
+
+    def __init__(self, usable: Any, faults: list[str]) -> None:
+        super().__init__("; ".join(faults))
+        self.usable = usable
+        self.faults = faults
+
+
+def _addresses(value: object, *, uri: bool = False) -> tuple[Endpoint, ...]:
+    if isinstance(value, str):
+        items: Iterable[object] = value.split()
+    elif isinstance(value, list | tuple):
+        items = value
+    else:
+        raise ValueError("expected addresses, as a list or separated by blanks")  # noqa: TRY004 - all faults are ValueErrors here
+    endpoints, faults = parse_endpoints((str(item) for item in items), uri=uri)
+    if faults:
+        raise _Partial(endpoints, faults)
+    return endpoints
+
+
+def _servers(value: object) -> tuple[Endpoint, ...]:
+    return _addresses(value, uri=True)
+
+
+def _options(value: object) -> TLSOptions:
+    if isinstance(value, TLSOptions):
+        return value
+    if not isinstance(value, str | Mapping):
+        raise ValueError("expected TLS options, as text or as a mapping")  # noqa: TRY004 - all faults are ValueErrors here
+    options, warnings = parse_tls_options(value)
+    if warnings:
+        raise _Partial(options, warnings)
+    return options
+
+
+class _Setting(NamedTuple):
+    key: str
+    read: Callable[[object], Any]
+    variables: tuple[str, ...]
+    """In the order in which they are looked at."""
+    strict: bool = False
+    """A bad value stops the program even when it comes from the environment: doing without it would open a door."""
+
+
+_A, _S, _M = "EPICS_PVA_", "EPICS_PVAS_", "EPICS_PVACMS_"
+
+
+def _both(key: str, read: Callable[[object], Any]) -> _Setting:
+    return _Setting(key, read, (_S + key.upper(), _A + key.upper()))
+
+
+_CLIENT: Final = (
+    _Setting("addr_list", _addresses, ("EPICS_PVA_ADDR_LIST",)),
+    _Setting("auto_addr_list", _boolean, ("EPICS_PVA_AUTO_ADDR_LIST",)),
+    _Setting("broadcast_port", _client_port, ("EPICS_PVA_BROADCAST_PORT",)),
+    _Setting("cert_pv_prefix", _prefix, ("EPICS_PVA_CERT_PV_PREFIX",)),
+    _Setting("conn_tmo", _seconds, ("EPICS_PVA_CONN_TMO",)),
+    _Setting("intf_addr_list", _addresses, ("EPICS_PVA_INTF_ADDR_LIST",)),
+    _Setting("name_servers", _servers, ("EPICS_PVA_NAME_SERVERS",)),
+    _Setting("no_status_cache", _boolean, ("EPICS_PVA_NO_STATUS_CACHE",)),
+    _Setting("server_port", _client_port, ("EPICS_PVA_SERVER_PORT", "EPICS_PVAS_SERVER_PORT")),
+    _Setting("status_cache_dir", _text, ("EPICS_PVA_STATUS_CACHE_DIR",)),
+    _Setting("tls_keychain", _text, ("EPICS_PVA_TLS_KEYCHAIN",)),
+    _Setting("tls_options", _options, ("EPICS_PVA_TLS_OPTIONS",)),
+    _Setting("tls_port", _port, ("EPICS_PVA_TLS_PORT",)),
+)
+_SERVER: Final = (
+    _Setting(
+        "auto_beacon_addr_list", _boolean, ("EPICS_PVAS_AUTO_BEACON_ADDR_LIST", "EPICS_PVA_AUTO_ADDR_LIST")
+    ),
+    _Setting("beacon_addr_list", _addresses, ("EPICS_PVAS_BEACON_ADDR_LIST", "EPICS_PVA_ADDR_LIST")),
+    _both("beacon_period", _period),
+    _both("broadcast_port", _port),
+    _both("cert_pv_prefix", _prefix),
+    _Setting("conn_tmo", _seconds, ("EPICS_PVA_CONN_TMO",)),
+    _Setting("ignore_addr_list", _addresses, ("EPICS_PVAS_IGNORE_ADDR_LIST",), strict=True),
+    _Setting("intf_addr_list", _addresses, ("EPICS_PVAS_INTF_ADDR_LIST",), strict=True),
+    _Setting("no_status_cache", _boolean, ("EPICS_PVA_NO_STATUS_CACHE",)),
+    _both("server_port", _port),
+    _Setting("status_cache_dir", _text, ("EPICS_PVA_STATUS_CACHE_DIR",)),
+    _both("tls_keychain", _text),
+    _both("tls_options", _options),
+    _both("tls_port", _port),
+    _Setting("tls_stop_if_no_cert", _boolean, ("EPICS_PVAS_TLS_STOP_IF_NO_CERT",)),
+)
+# The certificate service is a server whose own variables win.
+_CMS: Final = tuple(
+    # The certificate service is a server whose own variables win.
+    setting._replace(variables=(_M + setting.key.upper(), *setting.variables))
+    for setting in _SERVER
+)
+_PASSWORD: Final = "tls_keychain_pwd_file"  # noqa: S105 - the name of a setting
+_PATHS: Final = frozenset({"tls_keychain", "status_cache_dir"})
+_XDG: Final = (
+    ("xdg_config_home", "XDG_CONFIG_HOME", ".config"),
+    ("xdg_data_home", "XDG_DATA_HOME", ".local/share"),
+)
+
+
+class Effective(Generic[_C]):
+    """Settings together with where each came from."""
+
+    __slots__ = ("config", "sources", "warnings")
+
+    def __init__(self, config: _C, sources: dict[str, str], warnings: list[str]) -> None:
+        self.config = config
+        self.sources = sources
+        """Per key: ``argument``, ``file:line``, the variable's name, or ``default``."""
+        self.warnings = warnings
+        """One sentence per value that could not be used and per thing that an operator should know."""
+
+    def render(self, client: bool | None = None) -> str:
+        """The ``Effective config`` lines as ``pvxinfo -v`` (or a server's ``-v``) prints them."""
+        as_client = isinstance(self.config, ClientConfig) if client is None else client
+        prefix = _A if as_client else _S
+        values = {prefix + key.upper(): text for key, text in _lines(self.config)}
+        if as_client:
+            values["XDG_CONFIG_HOME"] = self.config.config_dir
+            values["XDG_DATA_HOME"] = self.config.data_dir
+        return "\n".join(["Effective config", *(f"{name}={values[name]}" for name in sorted(values))])
+
+    def explain(self) -> str:
+        """Every value with its source, one a line."""
+        rows = [(key, _show(getattr(self.config, key)), self.sources[key]) for key in sorted(self.sources)]
+        wide = max(len(key) for key, _, _ in rows)
+        return "\n".join(f"{key:<{wide}} = {value}  ({source})" for key, value, source in rows)
+
+
+def resolve_client(
+    arguments: Mapping[str, Any] | None = None,
+    yaml: Section | Mapping[str, Any] | Any = None,
+    environ: Mapping[str, str] | None = None,
+    *,
+    home: str | None = None,
+) -> Effective[ClientConfig]:
+    """A client's settings.
+
+    ``arguments`` come from a command line (None stands for "not given"), ``yaml`` is a section of a configuration
+    file (a `Section`, a struct or a mapping), ``environ`` defaults to the process's, ``home`` to the user's directory in the password data base.
+    Raises ConfigurationError for a bad argument or YAML value; a bad variable is a warning, and the default rules.
+    """
+    found = _Resolution(arguments, yaml, environ, home)
+    found.run(_CLIENT, "client.p12")
+    return Effective(ClientConfig(**found.values), found.sources, found.warnings)
+
+
+def resolve_server(
+    arguments: Mapping[str, Any] | None = None,
+    yaml: Section | Mapping[str, Any] | Any = None,
+    environ: Mapping[str, str] | None = None,
+    *,
+    cms: bool = False,
+    home: str | None = None,
+) -> Effective[ServerConfig]:
+    """A server's settings; see `resolve_client`. ``cms`` looks at EPICS_PVACMS_* first and at ``pvacms.p12``.
+
+    Unlike other variables, a bad EPICS_PVAS_INTF_ADDR_LIST or EPICS_PVAS_IGNORE_ADDR_LIST is a
+    ConfigurationError: a server that listened on all interfaces instead would open what was meant to be closed.
+    """
+    found = _Resolution(arguments, yaml, environ, home)
+    if cms:
+        found.run(_CMS, "pvacms.p12")
+    else:
+        found.run(_SERVER, "server.p12")
+    return Effective(ServerConfig(**found.values), found.sources, found.warnings)
+
+
+class _Resolution:
+    """One pass over all sources."""
+
+    def __init__(
+        self,
+        arguments: Mapping[str, Any] | None,
+        yaml: Section | Mapping[str, Any] | Any,
+        environ: Mapping[str, str] | None,
+        home: str | None,
+    ) -> None:
+        self.given = {key: value for key, value in (arguments or {}).items() if value is not None}
+        self.section = yaml if isinstance(yaml, Section) else Section.of(yaml)
+        self.environ: Mapping[str, str] = os.environ if environ is None else environ
+        self.home = _home(self.environ) if home is None else home
+        self.values: dict[str, Any] = {}
+        self.sources: dict[str, str] = {}
+        self.warnings: list[str] = []
+
+    def run(self, settings: tuple[_Setting, ...], keychain_name: str) -> None:
+        self.refuse_unknown(
+            {setting.key for setting in settings} | {_PASSWORD, "xdg_config_home", "xdg_data_home"}
+        )
+        self.directories()
+        for setting in settings:
+            if not self.override(setting.key, setting.read):
+                self.from_environment(setting)
+            if setting.key in _PATHS and setting.key in self.values:
+                self.values[setting.key] = self.expand(self.values[setting.key])
+        if "tls_keychain" not in self.values:
+            path = f"{self.values['xdg_config_home']}/pva/{DIRECTORY_VERSION}/{keychain_name}"
+            # The certificate service makes its keychain when there is none; others do without.
+            if keychain_name == "pvacms.p12" or self.exists(path):
+                self.values["tls_keychain"] = path
+        self.password(next(setting.variables for setting in settings if setting.key == "tls_keychain"))
+
+    def refuse_unknown(self, known: set[str]) -> None:
+        for key in self.given:
+            if key not in known:
+                raise self.fault("unknown setting", key, "argument")
+        for key in self.section.value:
+            if key not in known:
+                raise self.fault(f"unknown setting; known are {', '.join(sorted(known))}", key, "yaml")
+
+    def directories(self) -> None:
+        for key, variable, default in _XDG:
+            self.values[key], self.sources[key] = f"{self.home}/{default}", "default"
+            value = self.environ.get(variable, "")
+            # The XDG base directory specification: empty or relative counts as not set.
+            if value.startswith("/"):
+                self.values[key], self.sources[key] = value.rstrip("/"), variable
+            elif value:
+                self.warnings.append(f"{variable}={value!r} ignored: not an absolute path")
+            self.override(key, _directory)
+
+    def override(self, key: str, read: Callable[[object], Any]) -> bool:
+        """Take an argument or else a YAML value; both are refused when they are bad."""
+        if key in self.given:
+            raw, source = self.given[key], "argument"
+        elif key in self.section.value:
+            raw, source = self.section.value[key], self.section.where(key)
+        else:
+            return False
+        try:
+            self.values[key] = read(raw)
+        except ValueError as error:
+            why = str(error) if isinstance(error, _Partial) else f"{error}, not {raw!r}"
+            raise self.fault(why, key, source) from error
+        self.sources[key] = source
+        return True
+
+    def from_environment(self, setting: _Setting) -> None:
+        self.sources[setting.key] = "default"
+        name = next((name for name in setting.variables if name in self.environ), None)
+        if name is None:
+            return
+        raw = self.environ[name]
+        try:
+            value = setting.read(raw)
+        except _Partial as error:
+            if setting.strict:
+                raise ConfigurationError(str(error), key=name) from error
+            self.warnings += [f"{name}: {fault}" for fault in error.faults]
+            value = error.usable
+        except ValueError as error:
+            self.warnings.append(f"{name}={raw!r} ignored: {error}; the default is used")
+            return
+        self.values[setting.key], self.sources[setting.key] = value, name
+
+    def password(self, keychain_variables: tuple[str, ...]) -> None:
+        key = "tls_keychain_password"
+        self.sources[key] = "default"
+        if self.override(_PASSWORD, _text):
+            path, source = self.values.pop(_PASSWORD), self.sources.pop(_PASSWORD)
+            if not path:
+                return
+            try:
+                secret = Secret.from_file(self.expand(path))
+            except ConfigurationError as error:
+                raise self.fault(str(error), _PASSWORD, source) from error
+        else:
+            # A password goes with the keychain of the same prefix: EPICS_PVA's does not open EPICS_PVAS's.
+            own = self.sources["tls_keychain"]
+            names = (own,) if own in keychain_variables else keychain_variables
+            source = next((f"{name}_PWD_FILE" for name in names if self.environ.get(f"{name}_PWD_FILE")), "")
+            if not source:
+                return
+            try:
+                secret = Secret.from_file(self.expand(self.environ[source]), strict=False)
+            except ConfigurationError as error:
+                self.warnings.append(f"{source} ignored: {error}")
+                return
+        if secret.finding:
+            self.warnings.append(secret.finding)
+        self.values[key], self.sources[key] = secret, source
+
+    def expand(self, path: str) -> str:
+        if path == "~" or path.startswith("~/"):
+            return (self.environ.get("HOME") or self.home) + path[1:]
+        if path.startswith("."):
+            return os.path.normpath(f"{os.getcwd()}/{path}")  # noqa: PTH109 - pathlib costs start-up time
+        try:
+            return resolve_reference(path, self.environ) or path
+        except ConfigurationError as error:
+            self.warnings.append(str(error))
+            return path
+
+    def exists(self, path: str) -> bool:
+        try:
+            os.stat(path)  # noqa: PTH116 - pathlib costs start-up time
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            self.warnings.append(
+                f"{path}: cannot be looked at ({error.strerror}); continuing without a keychain, over plain TCP"
+            )
+            return False
+        return True
+
+    def fault(self, why: str, key: str, source: str) -> ConfigurationError:
+        if source == "argument" or not self.section.file:
+            return ConfigurationError(why, key=key)
+        return ConfigurationError(why, file=self.section.file, line=self.section.lines.get((key,)), key=key)
+
+
+def _home(environ: Mapping[str, str]) -> str:
+    # HOME counts only without an entry in the password data base: PVXS does the same, and sudo changes HOME.
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.getuid()).pw_dir.rstrip("/")
+    except KeyError:
+        return environ.get("HOME", "").rstrip("/")
+
+
+def _lines(config: ClientConfig | ServerConfig) -> Iterable[tuple[str, str]]:
+    """What PVXS prints: nothing for what is empty, and the prefix only where it is not the usual one."""
+    for key, value in config._asdict().items():
+        if key in {"xdg_config_home", "xdg_data_home", "beacon_period", "no_status_cache"}:
+            continue
+        if key == "conn_tmo" and isinstance(config, ServerConfig):
+            continue
+        if key == "cert_pv_prefix" and value == "CERT":
+            continue
+        if key == "tls_keychain_password":
+            if value:
+                yield "tls_keychain_pwd_file", "<password read>"
+        elif value or not isinstance(value, (str, tuple)):
+            yield key, _show(value)
+
+
+def _show(value: object) -> str:
+    if isinstance(value, bool):
+        return "YES" if value else "NO"
+    if isinstance(value, float):
+        return f"{value:.12g}"
+    if type(value) is tuple:
+        return " ".join(map(str, value))
+    return str(value)

@@ -1,0 +1,108 @@
+"""A secret that cannot be printed by accident."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Final, NoReturn
+
+from appliance.config.files import read_private
+from appliance.errors import ConfigurationError
+
+__all__ = ["FilePath", "Secret", "credential_path", "resolve_reference"]
+
+_LIMIT: Final = 64 * 1024
+_CREDENTIAL: Final = "${credential:"
+_FILE: Final = "${file:"
+
+
+class Secret:
+    """Text that never shows in ``repr``, ``str``, ``format``, a pickle or a dump; ask with `reveal`."""
+
+    __slots__ = ("_text", "finding", "source")
+
+    def __init__(self, text: str = "", *, source: str = "", finding: str = "") -> None:
+        self._text = text
+        self.source = source
+        """Where the secret came from (a path), for messages."""
+        self.finding = finding
+        """What is questionable about the permissions of its file, one sentence or nothing."""
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str], *, strict: bool = True) -> Secret:
+        """The content of a file without its last line end.
+
+        Raises ConfigurationError when the file cannot be read, is larger than 64 KiB, is not UTF-8, or, if
+        ``strict``, may be read by every user of the machine.
+        """
+        name = os.fspath(path)
+        read = read_private(name, _LIMIT, strict=strict)
+        try:
+            text = read.data.decode()
+        except UnicodeDecodeError:
+            # The decoding error holds the bytes, which are the secret: it must not travel with ours.
+            raise ConfigurationError("a secret must be UTF-8 text", file=name) from None
+        return cls(text.removesuffix("\n").removesuffix("\r"), source=name, finding=read.finding)
+
+    @classmethod
+    def from_credential(cls, name: str, environ: Mapping[str, str] | None = None) -> Secret:
+        """A credential that systemd handed over (``LoadCredential=``, ``SetCredential=``)."""
+        return cls.from_file(credential_path(name, environ))
+
+    def reveal(self) -> str:
+        """The secret itself."""
+        return self._text
+
+    def __bool__(self) -> bool:
+        return bool(self._text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._text == other._text
+
+    def __hash__(self) -> int:
+        return hash((Secret, self._text))
+
+    def __repr__(self) -> str:
+        return "Secret('***')" if self._text else "Secret('')"
+
+    def __str__(self) -> str:
+        return "***" if self._text else ""
+
+    def __format__(self, spec: str) -> str:
+        return format(str(self), spec)
+
+    def __reduce__(self) -> NoReturn:
+        msg = "a Secret cannot be serialised"
+        raise TypeError(msg)
+
+
+class FilePath(str):
+    """A path in a configuration file, with ``~`` and ``${credential:NAME}`` already replaced."""
+
+    __slots__ = ()
+
+
+def credential_path(name: str, environ: Mapping[str, str] | None = None) -> str:
+    """The path of a systemd credential; raises ConfigurationError without $CREDENTIALS_DIRECTORY."""
+    if not name or "/" in name or "\0" in name or name in {".", ".."}:
+        raise ConfigurationError(f"{name!r} is not the name of a credential: it must be a plain file name")
+    directory = (os.environ if environ is None else environ).get("CREDENTIALS_DIRECTORY", "")
+    if not directory:
+        raise ConfigurationError(
+            f"credential {name!r} is not available: CREDENTIALS_DIRECTORY is not set; "
+            "start the service by systemd with LoadCredential= or name a file with ${file:PATH}"
+        )
+    return os.path.join(directory, name)  # noqa: PTH118 - pathlib costs more than the tools' start-up can spare
+
+
+def resolve_reference(text: str, environ: Mapping[str, str] | None = None) -> str | None:
+    """The path that ``${credential:NAME}`` or ``${file:PATH}`` stands for, None for any other text."""
+    if text.endswith("}"):
+        if text.startswith(_CREDENTIAL):
+            return credential_path(text[len(_CREDENTIAL) : -1], environ)
+        if text.startswith(_FILE):
+            path = text[len(_FILE) : -1]
+            if not path.startswith("/"):
+                raise ConfigurationError(f"${{file:...}} needs an absolute path, not {path!r}")
+            return path
+    return None

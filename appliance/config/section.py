@@ -1,0 +1,53 @@
+"""A part of a configuration file that remembers its lines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["Path", "Section"]
+
+Path = tuple[str | int, ...]
+"""Keys and indices from the top of a file (or of a section) to a value."""
+
+
+class Section:
+    """Plain values of one mapping in a file, with the line of every key."""
+
+    __slots__ = ("file", "lines", "value")
+
+    def __init__(
+        self, value: Mapping[str, Any], file: str = "", lines: Mapping[Path, int] | None = None
+    ) -> None:
+        self.value = value
+        self.file = file
+        self.lines = {} if lines is None else lines
+
+    @classmethod
+    def of(cls, value: Mapping[str, Any] | Any | None) -> Section:
+        """A section without positions; fields of a struct that are None are taken as not given."""
+        if value is None:
+            return cls({})
+        # By its form, so that tools without a configuration file do not pay for importing msgspec.
+        fields: tuple[str, ...] | None = getattr(value, "__struct_fields__", None)
+        items = value if fields is None else {key: getattr(value, key) for key in fields}
+        return cls({key: item for key, item in items.items() if item is not None})
+
+    def where(self, *path: str | int) -> str:
+        """``file:line`` of a key, as far as known."""
+        line = self.lines.get(path)
+        return f"{self.file}:{line}" if line is not None else self.file or "configuration"
+
+    def section(self, *path: str | int) -> Section:
+        """The mapping below ``path``; empty when there is none."""
+        value: Any = self.value
+        try:
+            for key in path:
+                value = value[key]
+        except (KeyError, IndexError, TypeError):
+            value = None
+        depth = len(path)
+        lines = {
+            key[depth:]: line for key, line in self.lines.items() if key[:depth] == path and len(key) > depth
+        }
+        return Section(value if isinstance(value, Mapping) else {}, self.file, lines)

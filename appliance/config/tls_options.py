@@ -1,0 +1,103 @@
+"""``EPICS_PVA_TLS_OPTIONS``: words separated by blanks, each ``option`` or ``option=value``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal, NamedTuple
+
+__all__ = ["TLSOptions", "parse_tls_options"]
+
+_CHOICES: Final[dict[str, tuple[str, ...]]] = {
+    "client_cert": ("optional", "require"),
+    "on_expiration": ("fallback-to-tcp", "shutdown", "standby"),
+    "on_no_cms": ("fallback-to-tcp", "throw"),
+}
+_FLAGS: Final = ("no_revocation_check", "no_stapling")
+# A flag without a value, or with an empty one, is set: "no_revocation_check=" is what people had to write so far.
+_FLAG_VALUES: Final = {
+    "": True,
+    "yes": True,
+    "true": True,
+    "1": True,
+    "no": False,
+    "false": False,
+    "0": False,
+}
+
+
+class TLSOptions(NamedTuple):
+    """How TLS behaves where the protocol leaves a choice.
+
+    Source: SPVA configuration reference, EPICS_PVA_TLS_OPTIONS.
+    """
+
+    client_cert: Literal["default", "optional", "require"] = "default"
+    """What a server asks of a client; ``default`` means ``optional``."""
+    on_expiration: Literal["fallback-to-tcp", "shutdown", "standby"] = "fallback-to-tcp"
+    """What happens when the own certificate has expired and no new one came in time."""
+    on_no_cms: Literal["fallback-to-tcp", "throw"] = "fallback-to-tcp"
+    """What happens when the certificate's status cannot be had from the CMS."""
+    no_revocation_check: bool = False
+    """Certificates are used without asking for their status."""
+    no_stapling: bool = False
+    """Servers staple no status, clients ask for none."""
+
+    @property
+    def client_cert_required(self) -> bool:
+        """A client without an acceptable certificate is turned away in the handshake."""
+        return self.client_cert == "require"
+
+    def render(self) -> str:
+        """The words that give these options, in the order in which PVXS prints them."""
+        words = [] if self.client_cert == "default" else [f"client_cert={self.client_cert}"]
+        words.append(f"on_expiration={self.on_expiration}")
+        words += [flag for flag in _FLAGS if getattr(self, flag)]
+        words.append(f"on_no_cms={self.on_no_cms}")
+        return " ".join(words)
+
+    def __str__(self) -> str:
+        return self.render()
+
+
+def parse_tls_options(text: str | Mapping[str, str | bool]) -> tuple[TLSOptions, list[str]]:
+    """Read options; whatever is not understood is left out and named in a warning, one sentence each.
+
+    Never raises: a typing error in a variable must not stop a tool. Callers for whom it is an error (arguments,
+    YAML) refuse when there are warnings.
+    """
+    warnings: list[str] = []
+    chosen: dict[str, Any] = {}
+    for key, value in _pairs(text):
+        word = key if value is None else f"{key}={value}"
+        if key in _CHOICES:
+            if value in _CHOICES[key]:
+                chosen[key] = value
+            else:
+                warnings.append(f"ignored TLS option {word!r}: expected {_alternatives(key, _CHOICES[key])}")
+        elif key in _FLAGS:
+            flag = _FLAG_VALUES.get((value or "").lower())
+            if flag is None:
+                warnings.append(
+                    f"ignored TLS option {word!r}: expected {key} alone, or {key}=yes or {key}=no"
+                )
+            else:
+                chosen[key] = flag
+        else:
+            warnings.append(
+                f"ignored unknown TLS option {word!r}: known are {', '.join((*_CHOICES, *_FLAGS))}"
+            )
+    return TLSOptions(**chosen), warnings
+
+
+def _pairs(text: str | Mapping[str, str | bool]) -> list[tuple[str, str | None]]:
+    if isinstance(text, str):
+        split = [word.partition("=") for word in text.split()]
+        return [(key, value if equals else None) for key, equals, value in split]
+    return [
+        (key, ("yes" if value else "no") if isinstance(value, bool) else value) for key, value in text.items()
+    ]
+
+
+def _alternatives(key: str, values: tuple[str, ...]) -> str:
+    words = [f"{key}={value}" for value in values]
+    return f"{', '.join(words[:-1])} or {words[-1]}"
