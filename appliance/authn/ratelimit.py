@@ -41,16 +41,24 @@ class RateLimiter:
         if not self._rate:
             return 0.0
         now = self._clock()
-        level, then = self._buckets.pop(key, (self._burst, now))
-        level = min(self._burst, level + max(0.0, now - then) * self._rate)
-        if level >= 1.0:
-            level, wait = level - 1.0, 0.0
-        else:
-            wait = (1.0 - level) / self._rate
-        self._buckets[key] = (level, now)
+        level = self._level(key, now)
+        wait = self._missing(level)
+        self._buckets[key] = (level if wait else level - 1.0, now)
+        self._buckets.move_to_end(key)
         if len(self._buckets) > self._max_keys:
             self._buckets.popitem(last=False)
         return wait
+
+    def wait(self, key: str) -> float:
+        """What `take` would answer, without taking: for limits that only failures count against."""
+        return self._missing(self._level(key, self._clock())) if self._rate else 0.0
+
+    def _level(self, key: str, now: float) -> float:
+        level, then = self._buckets.get(key, (self._burst, now))
+        return min(self._burst, level + max(0.0, now - then) * self._rate)
+
+    def _missing(self, level: float) -> float:
+        return 0.0 if level >= 1.0 else (1.0 - level) / self._rate
 
 
 def retry_sentence(wait_s: float) -> str:

@@ -13,6 +13,7 @@ from appliance.authn.jwt import uri
 from appliance.authn.jwt.jwk import SYMMETRIC
 from appliance.authn.jwt.naming import rule_is_valid
 from appliance.authn.jwt.pattern import ResponsePattern
+from appliance.config.secret import FilePath, Secret
 from appliance.errors import ConfigurationError
 
 __all__ = ["ENVIRONMENT", "ClaimRule", "JWTConfig", "TrustedIssuer", "from_environment"]
@@ -35,6 +36,10 @@ Algorithm = Literal[
 ]
 
 
+_MIN_SECRET_BYTES: Final = 32
+"""RFC 7518 section 3.2: an HMAC key is at least as long as the hash."""
+
+
 class ClaimRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A usage is granted only to tokens whose claim holds one of the values.
 
@@ -43,7 +48,7 @@ class ClaimRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """
 
     claim: Annotated[str, Meta(min_length=1, max_length=200)]
-    values: Annotated[list[str], Meta(min_length=1, max_length=100)]
+    values: Annotated[tuple[str, ...], Meta(min_length=1, max_length=100)]
 
 
 class TrustedIssuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -54,21 +59,21 @@ class TrustedIssuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     secret shared with the issuer."""
     issuer: Annotated[str, Meta(max_length=512)] = ""
     """The exact `iss`. Empty, in mode introspect only: whatever fits `trusted_uri`."""
-    audience: list[str] = []
+    audience: tuple[str, ...] = ()
     """Acceptable `aud` values, one of which a token must name. Required in the modes jwks and shared_secret."""
     any_audience: bool = False
     """Accept tokens that were made out to someone else, in the modes that require `audience`."""
-    algorithms: Annotated[list[Algorithm], Meta(min_length=1)] = ["RS256", "PS256", "ES256", "EdDSA"]
+    algorithms: Annotated[tuple[Algorithm, ...], Meta(min_length=1)] = ("RS256", "PS256", "ES256", "EdDSA")
     """Acceptable `alg` values. HS* only alone."""
-    typ: Annotated[list[str], Meta(min_length=1)] = ["JWT", "at+jwt"]
+    typ: Annotated[tuple[str, ...], Meta(min_length=1)] = ("JWT", "at+jwt")
     """Acceptable `typ` values; an empty string accepts a token without one."""
-    leeway: Annotated[int, Meta(ge=1, le=600)] = 60
+    leeway_s: Annotated[int, Meta(ge=1, le=600)] = 60
     """Seconds that the issuer's clock may differ from ours."""
-    longest_validity: Annotated[int, Meta(ge=60, le=366 * 86400)] = 7 * 86400
+    longest_validity_s: Annotated[int, Meta(ge=60, le=366 * 86400)] = 7 * 86400
     """Seconds that a token may still be valid for; a longer one is refused."""
     require_jti: bool = False
     """Refuse tokens without an identifier, which could be used more than once."""
-    usages: list[Usage] = ["client"]
+    usages: tuple[Usage, ...] = ("client",)
     """What a certificate obtained by a token may be used for."""
     usage_claims: dict[Usage, ClaimRule] = {}
     """For some usages, a claim that the token must hold as well."""
@@ -88,11 +93,11 @@ class TrustedIssuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     use_response_code: bool = False
     jwks_uri: Annotated[str, Meta(max_length=2048)] = ""
     """The issuer's published keys (mode jwks)."""
-    jwks_stale: Annotated[int, Meta(ge=0, le=7 * 86400)] = 86400
+    jwks_stale_s: Annotated[int, Meta(ge=0, le=7 * 86400)] = 86400
     """Seconds for which old keys are still used when new ones cannot be fetched."""
-    shared_secret_file: str = ""
-    """A file with the secret, readable by the service only (mode shared_secret)."""
-    ca_file: str = ""
+    shared_secret: Secret = Secret()
+    """Where the secret is kept: ``${credential:NAME}`` or ``${file:/PATH}`` (mode shared_secret)."""
+    ca_file: FilePath = FilePath()
     """PEM file of the CA that the endpoint's https certificate comes from; empty: the system's."""
     per_minute: Annotated[float, Meta(ge=0, le=1e6)] = 600.0
     """Submissions per minute for this issuer; 0: no limit."""
@@ -132,14 +137,17 @@ class TrustedIssuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             raise ValueError("issuer: must use https, except on this machine's loopback address")
 
     def _check_endpoint(self) -> None:
-        needed = {"introspect": "trusted_uri", "jwks": "jwks_uri", "shared_secret": "shared_secret_file"}
+        needed = {"introspect": "trusted_uri", "jwks": "jwks_uri", "shared_secret": "shared_secret"}
         for mode, name in needed.items():
             value = getattr(self, name)
             if mode == self.mode and not value:
                 raise ValueError(f"{name}: required in mode {mode}")
             if mode != self.mode and value:
                 raise ValueError(f"{name}: has no meaning in mode {self.mode}")
-        if self.mode != "shared_secret":
+        if self.mode == "shared_secret":
+            if len(self.shared_secret.reveal().encode("utf-8")) < _MIN_SECRET_BYTES:
+                raise ValueError(f"shared_secret: must be at least {_MIN_SECRET_BYTES} bytes long")
+        else:
             name = needed[self.mode]
             where = uri.parse(getattr(self, name))
             if where is None:
@@ -165,7 +173,7 @@ class TrustedIssuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 class JWTConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The part of the certificate service's configuration that concerns tokens."""
 
-    issuers: Annotated[list[TrustedIssuer], Meta(max_length=100)] = []
+    issuers: Annotated[tuple[TrustedIssuer, ...], Meta(max_length=100)] = ()
     allow_plaintext_token: bool = False
     """Accept tokens that came over plain TCP, where anyone could have read them."""
     peer_per_minute: Annotated[float, Meta(ge=0, le=1e6)] = 60.0

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import stat
 import time
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
@@ -19,14 +17,12 @@ from appliance.authn.jwt.introspect import Introspector
 from appliance.authn.jwt.jwks import JWKSClient
 from appliance.authn.jwt.replay import ReplayStore
 from appliance.authn.ratelimit import RateLimiter, peer_key, retry_sentence
-from appliance.errors import ConfigurationError, TokenRefused
+from appliance.errors import TokenRefused
 
 __all__ = ["JWTVerifier"]
 
 _PLAINTEXT: Final = "tokens are accepted over TLS only; this one has crossed the network in the clear: have it withdrawn, fetch a new one"
 _NOT_TRUSTED: Final = "the token's issuer is not trusted here"
-_MIN_SECRET_BYTES: Final = 32
-"""RFC 7518 section 3.2: an HMAC key is at least as long as the hash."""
 
 _log = logging.getLogger(__name__)
 
@@ -45,10 +41,10 @@ class _Trusted:
             self._introspector = Introspector(settings, self.fetcher)
         elif settings.mode == "jwks":
             self._jwks = JWKSClient(
-                settings.jwks_uri, self.fetcher, clock=clock, stale_s=float(settings.jwks_stale)
+                settings.jwks_uri, self.fetcher, clock=clock, stale_s=float(settings.jwks_stale_s)
             )
         else:
-            self._secret = _read_secret(settings.shared_secret_file)
+            self._secret = settings.shared_secret.reveal().encode("utf-8")
 
     async def authenticate(self, token: tokens.Token) -> None:
         """Raise TokenRefused unless the issuer stands behind the token."""
@@ -59,27 +55,6 @@ class _Trusted:
             jwk.check_signature(key, token.alg, token.signing_input, token.signature)
         else:
             jwk.check_hmac(self._secret, token.alg, token.signing_input, token.signature)
-
-
-def _read_secret(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:  # noqa: PTH123
-            if os.fstat(file.fileno()).st_mode & (stat.S_IRWXO | stat.S_IWGRP):
-                raise ConfigurationError(
-                    "must not be accessible to others; run chmod 600 on it",
-                    file=path,
-                    key="shared_secret_file",
-                )
-            secret = file.read(4096).strip()
-    except OSError as error:
-        raise ConfigurationError(
-            f"cannot be read: {error.strerror}", file=path, key="shared_secret_file"
-        ) from None
-    if len(secret) < _MIN_SECRET_BYTES:
-        raise ConfigurationError(
-            f"must hold at least {_MIN_SECRET_BYTES} bytes", file=path, key="shared_secret_file"
-        )
-    return secret
 
 
 class JWTVerifier:
@@ -168,13 +143,13 @@ class JWTVerifier:
         trusted = self._choose(token.issuer)
         settings = trusted.settings
         facts["mode"] = settings.mode
-        tokens.check_header(token, algorithms=tuple(settings.algorithms), types=tuple(settings.typ))
+        tokens.check_header(token, algorithms=settings.algorithms, types=settings.typ)
         claims = tokens.check_claims(
             token,
             now=now,
-            leeway=settings.leeway,
-            longest_validity=settings.longest_validity,
-            audience=tuple(settings.audience),
+            leeway=settings.leeway_s,
+            longest_validity=settings.longest_validity_s,
+            audience=settings.audience,
             require_jti=settings.require_jti,
         )
         if claims.expires <= now:
@@ -195,7 +170,7 @@ class JWTVerifier:
             raise TokenRefused("rate_limited_issuer", retry_sentence(wait_s))
         await trusted.authenticate(token)
         issuer = claims.issuer or settings.name
-        await self._use_once(issuer, claims, now, settings.leeway)
+        await self._use_once(issuer, claims, now, settings.leeway_s)
         where = uri.parse(issuer)
         if where is None:
             raise TokenRefused("iss_invalid")
