@@ -174,7 +174,8 @@ def check_hmac(secret: bytes, alg: str, signing_input: bytes, signature: bytes) 
 
 def thumbprint(entry: dict[str, Any]) -> str:
     """The SHA-256 thumbprint of a JWK (RFC 7638), base64url; raises StrictFormatError for one without its members."""
-    names = _MEMBERS.get(entry.get("kty", ""), ())
+    kind = entry.get("kty")
+    names = _MEMBERS.get(kind, ()) if isinstance(kind, str) else ()
     members = {name: entry.get(name) for name in ("kty", *names)}
     if not names or not all(isinstance(value, str) for value in members.values()):
         raise StrictFormatError("jwk_incomplete")

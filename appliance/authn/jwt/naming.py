@@ -33,7 +33,22 @@ _LOOKALIKES: Final = str.maketrans(
         )
     )
 )
-_ALIKE_IN_ASCII: Final = str.maketrans({"0": "o", "1": "l", "i": "l", "|": "l", "5": "s"})
+_LATIN_WITHOUT_PARTS: Final = (
+    "\u00e6\u00c6\u0153\u0152\u00f8\u00d8\u0111\u0110\u0142\u0141\u00fe\u00de\u00f0\u00df"
+)
+_ALIKE_IN_ASCII: Final = str.maketrans(
+    {
+        "0": "o",
+        "\u00f8": "o",
+        "\u0111": "d",
+        "\u0142": "l",
+        "\u00f0": "o",
+        "1": "l",
+        "i": "l",
+        "|": "l",
+        "5": "s",
+    }
+)
 
 
 def skeleton(name: str) -> str:
@@ -92,9 +107,16 @@ def common_name(
             raise TokenRefused("sub_not_normalised")
         if len({_script(char) for char in name if char.isalpha()}) > 1:
             raise TokenRefused("sub_mixed_scripts")
+        if any(_script(char) == "LATIN" and not _is_plain_latin(char) for char in name):
+            raise TokenRefused("sub_characters")
     if name in reserved or subject in reserved:
         raise TokenRefused("sub_reserved")
     return name
+
+
+def _is_plain_latin(char: str) -> bool:
+    # Letters of living alphabets; not the phonetic ones, among which is a twin of nearly every ASCII letter.
+    return unicodedata.normalize("NFD", char)[0].isascii() or char in _LATIN_WITHOUT_PARTS
 
 
 def _script(char: str) -> str:

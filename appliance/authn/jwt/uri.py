@@ -1,7 +1,7 @@
 """URIs of issuers and of their endpoints, compared without surprises.
 
 Only one spelling is accepted: lower-case scheme and host, no user information, no query or fragment, no percent
-sign, no dot segment. What cannot be written in two ways cannot be confused.
+sign, no dot segment, no empty segment. What cannot be written in two ways cannot be confused.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def parse(text: str) -> Uri | None:
         return None
     port = int(match["port"]) if match["port"] else _DEFAULT_PORT[match["scheme"]]
     path = match["path"] or ""
-    if port > 65535 or ".." in match["host"] or any(part in {".", ".."} for part in path.split("/")):
+    if port > 65535 or ".." in match["host"] or "//" in path or not {".", ".."}.isdisjoint(path.split("/")):
         return None
     return Uri(match["scheme"], match["host"].strip("[]"), port, path)
 
@@ -72,4 +72,4 @@ def issuer_covers(issuer: str, trusted_uri: str) -> bool:
     claimed, endpoint = parse(issuer), parse(trusted_uri)
     if claimed is None or endpoint is None or claimed.origin != endpoint.origin:
         return False
-    return endpoint.path.startswith(claimed.path.rstrip("/") + "/")
+    return endpoint.path.startswith(claimed.path.removesuffix("/") + "/")
