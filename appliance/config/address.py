@@ -105,8 +105,13 @@ def _split_port(text: str, rest: str) -> tuple[str, str | None]:
         port = tail if colon else None
     if "[" in host or "]" in host:
         raise ValueError(f"{text!r}: misplaced bracket")
-    if ":" in host and not frozenset(host.partition("%")[0]) <= frozenset("0123456789abcdefABCDEF:."):
-        raise ValueError(f"{text!r} is not an IPv6 address")
+    if ":" in host:
+        import socket
+
+        try:
+            socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
+        except (OSError, ValueError):
+            raise ValueError(f"{text!r} is not an IPv6 address") from None
     return host, port
 
 

@@ -52,8 +52,7 @@ class Duration:
         year, month = divmod(start.year * 12 + start.month - 1 + self.months, 12)
         try:
             first = start.replace(year=year, month=month + 1, day=1)
-            following = dt.date(year + (month == 11), (month + 1) % 12 + 1, 1)
-            last = (following - dt.timedelta(days=1)).day
+            last = 31 if month == 11 else (dt.date(year, month + 2, 1) - dt.timedelta(days=1)).day
             return first.replace(day=min(start.day, last)) + dt.timedelta(seconds=self.seconds)
         except (ValueError, OverflowError) as error:
             raise ConfigurationError(f"the duration {self} ends after the year 9999") from error

@@ -19,7 +19,17 @@ from appliance.config.section import Path, Section
 from appliance.config.tree import MAXIMUM_SIZE, dotted, read_tree
 from appliance.errors import ConfigurationError
 
-__all__ = ["Document", "Settings", "dump", "load", "load_document", "loads", "loads_document", "schema"]
+__all__ = [
+    "Document",
+    "Settings",
+    "default",
+    "dump",
+    "load",
+    "load_document",
+    "loads",
+    "loads_document",
+    "schema",
+]
 
 _T = TypeVar("_T")
 _AT: Final = re.compile(r" - at `(key in )?\$(?P<path>.*?)`$")
@@ -29,6 +39,11 @@ _MAXIMUM_FAULTS: Final = 20
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of the structs that stand for configuration files and their parts."""
+
+
+def default(value: Any) -> Any:
+    """A field's default of a type that only this package knows (Duration, Secret, FilePath); keeps `schema` working."""
+    return msgspec.field(default_factory=lambda: value)
 
 
 class Document(Generic[_T]):
@@ -52,12 +67,11 @@ class Document(Generic[_T]):
         """The mapping below ``path`` with its lines, as `resolve_client` and `resolve_server` take it."""
         tree = self.tree if isinstance(self.tree, Mapping) else {}
         written = Section(tree, self.file, self.lines).section(*path)
+        if not written.value:
+            return written
         read: Any = self.value
         for key in path:
-            if isinstance(read, Mapping | list | tuple):
-                read = read[key]
-            elif isinstance(read, msgspec.Struct):
-                read = getattr(read, str(key))
+            read = getattr(read, str(key)) if isinstance(read, msgspec.Struct) else read[key]
         # The struct's values, not the text: paths and references are resolved there.
         values = Section.of(read).value
         return Section({key: values[key] for key in written.value if key in values}, self.file, written.lines)
@@ -129,18 +143,32 @@ def loads_document(
 def schema(kind: type) -> dict[str, Any]:
     """The JSON schema of a struct type, for editors and for checks before deployment."""
     _check_type(typing.cast("Hashable", kind))
-    return msgspec.json.schema(kind, schema_hook=_schema_hook)
+    try:
+        return msgspec.json.schema(kind, schema_hook=_schema_hook)
+    except TypeError as error:
+        msg = f"{error}; write such a default as default(value)"
+        raise TypeError(msg) from error
 
 
 def dump(value: Any) -> str:
-    """A struct as YAML that `loads` reads back. A Secret becomes the reference to its file, or an error."""
-    return yaml.dump(
-        msgspec.to_builtins(value, enc_hook=_encode),
-        Dumper=_dumper(),
-        sort_keys=False,
-        allow_unicode=True,
-        width=100,
-    )
+    """A struct as YAML that `loads` reads back, without what is None.
+
+    A Secret becomes the reference to its file, or a ConfigurationError where it came from none.
+    """
+    plain = _without_none(msgspec.to_builtins(value, enc_hook=_encode))
+    text = _yaml(plain, allow_unicode=True)
+    # PyYAML writes these line ends of Unicode as they are, and reads them back as a blank.
+    return text if frozenset("\x85\u2028\u2029").isdisjoint(text) else _yaml(plain, allow_unicode=False)
+
+
+def _yaml(plain: Any, *, allow_unicode: bool) -> str:
+    return yaml.dump(plain, Dumper=_dumper(), sort_keys=False, allow_unicode=allow_unicode, width=100)
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return value
 
 
 class _Fault(NamedTuple):

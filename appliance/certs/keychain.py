@@ -1,0 +1,288 @@
+"""PKCS#12 keychains: one key, its certificate, the chain above it and the trust anchors.
+
+Source: SPVA specification 4.1.1 (keychain profile) and 4.6 (trust anchors).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import NamedTuple, Protocol
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes, PrivateKeyTypes
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization.pkcs12 import PKCS12KeyAndCertificates, load_pkcs12
+
+from appliance.certs.x509 import (
+    cert_id,
+    check_extended_key_usage,
+    is_ca,
+    is_self_signed,
+    issuer_id,
+    status_pv,
+    subject_text,
+)
+from appliance.errors import CertificateError, KeychainError
+
+__all__ = [
+    "Keychain",
+    "Password",
+    "Revealing",
+    "check_keychain",
+    "load_keychain",
+]
+
+_MAX_BYTES = 1 << 20
+_MAX_CERTIFICATES = 64
+_MAX_CHAIN = 8
+
+
+class Revealing(Protocol):
+    """A secret that hides its text until asked, such as a password from the configuration."""
+
+    def reveal(self) -> str: ...
+
+
+Password = bytes | Revealing | None
+
+
+class Keychain(NamedTuple):
+    """What one PKCS#12 file holds. Immutable; its ``repr`` never shows the key."""
+
+    key: PrivateKeyTypes | None
+    certificate: x509.Certificate | None
+    """The certificate of ``key``; ``None`` in a keychain that holds trust anchors only."""
+    chain: tuple[x509.Certificate, ...]
+    """Certificates above ``certificate``, its direct issuer first, the root last."""
+    anchors: tuple[x509.Certificate, ...]
+    """Self-signed CA certificates: what this keychain trusts."""
+
+    @property
+    def is_trust_only(self) -> bool:
+        """No identity of its own: good for clients that authenticate servers only."""
+        return self.certificate is None
+
+    @property
+    def issuer(self) -> x509.Certificate | None:
+        """The certificate that signed ``certificate``; itself where that is self-signed."""
+        if self.certificate is None:
+            return None
+        return self.chain[0] if self.chain else self.certificate
+
+    @property
+    def issuer_id(self) -> str:
+        """First eight hex digits of the issuer's subject key identifier, empty without a certificate."""
+        return "" if self.issuer is None else issuer_id(self.issuer)
+
+    @property
+    def serial(self) -> int:
+        """The certificate's serial number, 0 without a certificate."""
+        return 0 if self.certificate is None else self.certificate.serial_number
+
+    @property
+    def cert_id(self) -> str:
+        """``issuer_id:serial`` as the certificate service names it, empty without a certificate."""
+        return "" if self.certificate is None else cert_id(self.issuer_id, self.serial)
+
+    @property
+    def status_pv(self) -> str:
+        """Name of the PV that tells the certificate's status, empty where it names none."""
+        return "" if self.certificate is None else status_pv(self.certificate)
+
+    @property
+    def subject(self) -> str:
+        """The certificate's subject as text, empty without a certificate."""
+        return "" if self.certificate is None else subject_text(self.certificate.subject)
+
+    def __repr__(self) -> str:
+        held = "trust anchors only" if self.certificate is None else f"{self.subject} {self.cert_id}"
+        return f"<Keychain {held}, anchors: {', '.join(subject_text(a.subject) for a in self.anchors)}>"
+
+
+def load_keychain(data: bytes, password: Password = None) -> Keychain:
+    """Read a PKCS#12 file's content.
+
+    No password and an empty one are the same to a user, and are both tried. The key must match its certificate and
+    a chain must lead from there to a self-signed CA certificate in the same file; dates are the business
+    of `check_keychain`.
+
+    Raises KeychainError with a sentence that says what to do.
+    """
+    if not data:
+        msg = "the keychain file is empty; restore it from its backup or request a new certificate"
+        raise KeychainError(msg)
+    if len(data) > _MAX_BYTES:
+        msg = f"the keychain is larger than {_MAX_BYTES} bytes; check that the file is a PKCS#12 keychain"
+        raise KeychainError(msg)
+    parsed = _parse(data, _password_bytes(password))
+    leaf = parsed.cert.certificate if parsed.cert is not None else None
+    pool = [entry.certificate for entry in parsed.additional_certs]
+    key = parsed.key
+    if len(pool) > _MAX_CERTIFICATES:
+        msg = (
+            f"the keychain holds more than {_MAX_CERTIFICATES} certificates; remove those that are not needed"
+        )
+        raise KeychainError(msg)
+    try:
+        return _assemble(key, leaf, pool)
+    except (ValueError, UnsupportedAlgorithm, CertificateError) as exc:
+        msg = f"a certificate in the keychain cannot be used: {exc}; request a new certificate"
+        raise KeychainError(msg) from exc
+
+
+def check_keychain(keychain: Keychain, *, now: datetime, usage: str) -> None:
+    """Refuse a keychain that a peer would refuse.
+
+    ``usage`` is ``client`` or ``server``; ``now`` is an aware time. Trust anchors are checked too.
+    Raises KeychainError.
+    """
+    for anchor in keychain.anchors:
+        _check_dates("trust anchor", anchor, now, "get the site's new trust anchor")
+    if keychain.certificate is None:
+        if usage == "server":
+            msg = "the keychain holds trust anchors only; a server needs its own certificate: request one"
+            raise KeychainError(msg)
+        return
+    _check_dates("certificate", keychain.certificate, now, "request a new one")
+    for certificate in keychain.chain:
+        _check_dates(
+            "issuing certificate", certificate, now, "ask the administrator of the certificate service"
+        )
+    if is_ca(keychain.certificate):
+        msg = (
+            f"the keychain's certificate {keychain.subject} is a certificate authority's; "
+            f"use a keychain with a {usage} certificate"
+        )
+        raise KeychainError(msg)
+    try:
+        check_extended_key_usage(keychain.certificate, usage)
+    except CertificateError as exc:
+        msg = f"the keychain cannot be used for a {usage}: {exc}; request a certificate for that usage"
+        raise KeychainError(msg) from exc
+
+
+def _check_dates(what: str, certificate: x509.Certificate, now: datetime, remedy: str) -> None:
+    subject = subject_text(certificate.subject)
+    if now > certificate.not_valid_after_utc:
+        msg = f"the {what} {subject} expired at {certificate.not_valid_after_utc:%Y-%m-%d %H:%M:%S} UTC; {remedy}"
+        raise KeychainError(msg)
+    if now < certificate.not_valid_before_utc:
+        msg = (
+            f"the {what} {subject} is not valid before {certificate.not_valid_before_utc:%Y-%m-%d %H:%M:%S} UTC; "
+            "check this machine's clock"
+        )
+        raise KeychainError(msg)
+
+
+def _password_bytes(password: Password) -> bytes:
+    if password is None:
+        return b""
+    if isinstance(password, bytes):
+        return password
+    return password.reveal().encode()
+
+
+def _parse(data: bytes, password: bytes) -> PKCS12KeyAndCertificates:
+    failure: Exception | None = None
+    for attempt in (password,) if password else (b"", None):
+        try:
+            return load_pkcs12(data, attempt)
+        except UnsupportedAlgorithm as exc:
+            msg = (
+                f"the keychain is protected by an algorithm that is not supported here ({exc}); "
+                "write it again with `openssl pkcs12 -export`, which uses AES-256"
+            )
+            raise KeychainError(msg) from exc
+        except (ValueError, TypeError) as exc:
+            failure = exc
+    if "password" in str(failure).lower():
+        msg = (
+            "the keychain's password is wrong, or the file is damaged; check the password file that belongs to it"
+            if password
+            else "the keychain is protected by a password and none was given, or the file is damaged; "
+            "set its password file"
+        )
+    else:
+        msg = "the file is not a PKCS#12 keychain, or is damaged; restore it or request a new certificate"
+    raise KeychainError(msg) from failure
+
+
+def _assemble(
+    key: PrivateKeyTypes | None, leaf: x509.Certificate | None, pool: list[x509.Certificate]
+) -> Keychain:
+    if key is not None and leaf is None:
+        # Some writers leave localKeyId out; the public key links the pair just as well.
+        leaf = next((c for c in pool if _same_key(key, c)), None)
+        if leaf is None:
+            msg = "the keychain holds a key but no certificate for it; request a certificate with this key"
+            raise KeychainError(msg)
+        pool = [certificate for certificate in pool if certificate != leaf]
+    if key is None:
+        if leaf is not None:
+            pool = [leaf, *pool]
+            leaf = None
+        stray = next((c for c in pool if not is_ca(c)), None)
+        if stray is not None:
+            msg = (
+                f"the keychain holds the certificate {subject_text(stray.subject)} without its private key; "
+                "use the keychain that was written when the certificate was requested"
+            )
+            raise KeychainError(msg)
+    if key is not None and leaf is not None and not _same_key(key, leaf):
+        msg = "the keychain's private key does not belong to its certificate; request a new certificate"
+        raise KeychainError(msg)
+    anchors = _unique(
+        c for c in ([*pool, leaf] if leaf is not None else pool) if is_ca(c) and is_self_signed(c)
+    )
+    if not anchors:
+        msg = (
+            "the keychain holds no trust anchor (a self-signed certificate of a certificate authority); "
+            "write it again with the whole chain"
+        )
+        raise KeychainError(msg)
+    chain = () if leaf is None else _chain(leaf, pool)
+    return Keychain(key, leaf, chain, anchors)
+
+
+def _chain(leaf: x509.Certificate, pool: list[x509.Certificate]) -> tuple[x509.Certificate, ...]:
+    chain: list[x509.Certificate] = []
+    current = leaf
+    while not is_self_signed(current):
+        issuer = next((c for c in pool if is_ca(c) and _issued(c, current)), None)
+        if issuer is None or len(chain) == _MAX_CHAIN:
+            msg = (
+                f"the keychain's chain is incomplete: the issuer {subject_text(current.issuer)} of "
+                f"{subject_text(current.subject)} is missing or did not sign it; "
+                "write the keychain again with the whole chain"
+            )
+            raise KeychainError(msg)
+        chain.append(issuer)
+        current = issuer
+    return tuple(chain)
+
+
+def _issued(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
+    if issuer.subject != certificate.issuer:
+        return False
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True
+
+
+def _same_key(key: PrivateKeyTypes, certificate: x509.Certificate) -> bool:
+    return _spki(key.public_key()) == _spki(certificate.public_key())  # type: ignore[arg-type]
+
+
+def _spki(key: CertificatePublicKeyTypes) -> bytes:
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def _unique(certificates: Iterable[x509.Certificate]) -> tuple[x509.Certificate, ...]:
+    seen: dict[bytes, x509.Certificate] = {}
+    for certificate in certificates:
+        seen.setdefault(certificate.public_bytes(Encoding.DER), certificate)
+    return tuple(seen.values())

@@ -1,0 +1,246 @@
+"""X.509 certificates as Secure PVAccess uses them: reading.
+
+Source: SPVA specification 4.2 (extensions), 4.3 (status extension), 4.4 (subject), 4.5 (SAN), 7.1 (identifiers).
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from appliance.certs.der import DERError, read_tlv
+from appliance.errors import CertificateError
+
+__all__ = [
+    "CONFIG_PV_OID",
+    "RENEW_BY_OID",
+    "STATUS_PV_OID",
+    "cert_id",
+    "check_extended_key_usage",
+    "common_name",
+    "config_pv",
+    "is_ca",
+    "is_self_signed",
+    "issuer_id",
+    "parse_cert_id",
+    "san",
+    "status_pv",
+    "subject_text",
+]
+
+STATUS_PV_OID = x509.ObjectIdentifier("1.3.6.1.4.1.37427.1")
+"""Names the PV that tells a certificate's status (SPVA specification 4.3)."""
+CONFIG_PV_OID = x509.ObjectIdentifier("1.3.6.1.4.1.72473.1")
+"""Names the PV by which a daemon is told to renew."""
+RENEW_BY_OID = x509.ObjectIdentifier("1.3.6.1.4.1.73639.1")
+"""The date by which the certificate must be renewed, an ASN.1 time."""
+
+MAX_PV_NAME = 500
+"""Longest PV name, in bytes, that is accepted in an extension; PVAccess servers refuse longer ones."""
+_T = TypeVar("_T", bound=x509.ExtensionType)
+_MAX_SERIAL = (1 << 64) - 1
+_IA5STRING = 0x16
+
+_SHORT = {
+    NameOID.COMMON_NAME: "CN",
+    NameOID.COUNTRY_NAME: "C",
+    NameOID.ORGANIZATION_NAME: "O",
+    NameOID.ORGANIZATIONAL_UNIT_NAME: "OU",
+    NameOID.LOCALITY_NAME: "L",
+    NameOID.STATE_OR_PROVINCE_NAME: "ST",
+    NameOID.DOMAIN_COMPONENT: "DC",
+    NameOID.EMAIL_ADDRESS: "emailAddress",
+    NameOID.SERIAL_NUMBER: "serialNumber",
+    NameOID.USER_ID: "UID",
+}
+_PURPOSES = {"client": ExtendedKeyUsageOID.CLIENT_AUTH, "server": ExtendedKeyUsageOID.SERVER_AUTH}
+
+
+def subject_text(name: x509.Name) -> str:
+    """A name in the order it was encoded in: ``CN=softioc, O=localhost``.
+
+    Control characters are shown in hexadecimal so that a name cannot forge a second line in a log.
+    """
+    return ", ".join(
+        f"{_SHORT.get(attribute.oid, attribute.oid.dotted_string)}={_printable(_text(attribute.value))}"
+        for attribute in name
+    )
+
+
+def _text(value: str | bytes) -> str:
+    return value if isinstance(value, str) else value.hex()
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+def common_name(name: x509.Name) -> str:
+    """The first common name, as the peers read it; empty where there is none or it has control characters."""
+    for attribute in name.get_attributes_for_oid(NameOID.COMMON_NAME):
+        text = _text(attribute.value)
+        return text if text.isprintable() else ""
+    return ""
+
+
+def issuer_id(ca: x509.Certificate) -> str:
+    """First eight hex digits of a CA's subject key identifier (SPVA specification 7.1).
+
+    A CA without that extension gets the identifier that RFC 5280 4.2.1.2 (1) would give it.
+    """
+    return subject_key_identifier(ca)[:4].hex()
+
+
+def subject_key_identifier(certificate: x509.Certificate) -> bytes:
+    """The subject key identifier, computed where the certificate does not carry it. Raises CertificateError."""
+    found = _extension(certificate, x509.SubjectKeyIdentifier)
+    if found is not None and found.digest:
+        return found.digest
+    return x509.SubjectKeyIdentifier.from_public_key(_public_key(certificate)).digest
+
+
+def _public_key(certificate: x509.Certificate) -> CertificatePublicKeyTypes:
+    try:
+        return certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm) as exc:
+        msg = f"the public key of {subject_text(certificate.subject)} cannot be read: {exc}"
+        raise CertificateError(msg) from exc
+
+
+def cert_id(issuer: str, serial: int) -> str:
+    """``issuer_id:serial`` with the serial padded to twenty digits (SPVA specification 7.1)."""
+    return f"{issuer}:{serial:020d}"
+
+
+def parse_cert_id(text: str) -> tuple[str, int]:
+    """The two parts of ``issuer_id:serial``, the serial padded or not. Raises CertificateError."""
+    issuer, colon, serial = text.strip().partition(":")
+    if (
+        not colon
+        or len(issuer) != 8
+        or not all(c in "0123456789abcdefABCDEF" for c in issuer)
+        or not (serial.isascii() and serial.isdigit() and len(serial) <= 20)
+        or int(serial) > _MAX_SERIAL
+    ):
+        msg = (
+            f"{text[:64]!r} is not a certificate identifier; write eight hex digits, a colon and the serial "
+            "number, such as 47530d89:3826361579604613180"
+        )
+        raise CertificateError(msg)
+    return issuer.lower(), int(serial)
+
+
+def is_ca(certificate: x509.Certificate) -> bool:
+    """Basic constraints say that the certificate may sign others. Raises CertificateError."""
+    found = _extension(certificate, x509.BasicConstraints)
+    return found is not None and found.ca
+
+
+def is_self_signed(certificate: x509.Certificate) -> bool:
+    """Subject and issuer are one and the signature verifies with the certificate's own key."""
+    if certificate.subject != certificate.issuer:
+        return False
+    try:
+        certificate.verify_directly_issued_by(certificate)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True
+
+
+def check_extended_key_usage(certificate: x509.Certificate, usage: str) -> None:
+    """Require serverAuth for ``server``, clientAuth for ``client`` (SPVA specification 4.2).
+
+    Raises CertificateError.
+    """
+    found = _extension(certificate, x509.ExtendedKeyUsage)
+    purpose = _PURPOSES[usage]
+    if found is None or purpose not in found:
+        msg = f"the certificate {subject_text(certificate.subject)} is not for a {usage} (extended key usage lacks it)"
+        raise CertificateError(msg)
+
+
+def status_pv(certificate: x509.Certificate) -> str:
+    """Name of the PV that tells the certificate's status; empty where the certificate names none.
+
+    Reads both forms in use: an IA5String (SPVA specification 4.3) and bare ASCII (the reference of 2025).
+    Raises CertificateError for an extension that is there but cannot be read: such a certificate
+    asks for status checks that would never happen.
+    """
+    return _pv_extension(certificate, STATUS_PV_OID, "status")
+
+
+def config_pv(certificate: x509.Certificate) -> str:
+    """Name of the PV for renewal requests, empty where there is none. Raises CertificateError."""
+    return _pv_extension(certificate, CONFIG_PV_OID, "configuration")
+
+
+def _pv_extension(certificate: x509.Certificate, oid: x509.ObjectIdentifier, what: str) -> str:
+    raw = _raw_extension(certificate, oid)
+    if raw is None:
+        return ""
+    try:
+        return decode_pv_name(raw)
+    except DERError as exc:
+        msg = f"the {what} PV's name in the certificate {subject_text(certificate.subject)} cannot be read: {exc}"
+        raise CertificateError(msg) from exc
+
+
+def decode_pv_name(raw: bytes) -> str:
+    """The PV name in an extension's value, in either form. Raises DERError."""
+    if raw[:1] == bytes((_IA5STRING,)):
+        _, value, rest = read_tlv(raw)
+        if rest:
+            msg = "bytes follow the IA5String"
+            raise DERError(msg)
+        raw = value
+    if not raw or len(raw) > MAX_PV_NAME:
+        msg = f"it has {len(raw)} bytes, 1 to {MAX_PV_NAME} are allowed"
+        raise DERError(msg)
+    if not all(0x20 < byte < 0x7F for byte in raw):
+        msg = "it is not printable ASCII without blanks"
+        raise DERError(msg)
+    return raw.decode("ascii")
+
+
+def san(certificate: x509.Certificate) -> tuple[tuple[str, str], ...]:
+    """Subject alternative names as (``dns`` | ``ip`` | ``uri``, text); other kinds are left out.
+
+    Raises CertificateError.
+    """
+    found = _extension(certificate, x509.SubjectAlternativeName)
+    names: list[tuple[str, str]] = []
+    for name in found or ():
+        if isinstance(name, x509.DNSName):
+            names.append(("dns", _printable(name.value)))
+        elif isinstance(name, x509.IPAddress):
+            names.append(("ip", str(name.value)))
+        elif isinstance(name, x509.UniformResourceIdentifier):
+            names.append(("uri", _printable(name.value)))
+    return tuple(names)
+
+
+def _extensions(certificate: x509.Certificate) -> x509.Extensions:
+    try:
+        return certificate.extensions
+    except (ValueError, TypeError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as exc:
+        msg = f"the extensions of the certificate {subject_text(certificate.subject)} cannot be read: {exc}"
+        raise CertificateError(msg) from exc
+
+
+def _extension(certificate: x509.Certificate, kind: type[_T]) -> _T | None:
+    try:
+        return _extensions(certificate).get_extension_for_class(kind).value
+    except x509.ExtensionNotFound:
+        return None
+
+
+def _raw_extension(certificate: x509.Certificate, oid: x509.ObjectIdentifier) -> bytes | None:
+    try:
+        found = _extensions(certificate).get_extension_for_oid(oid).value
+    except x509.ExtensionNotFound:
+        return None
+    return found.value if isinstance(found, x509.UnrecognizedExtension) else None

@@ -1,0 +1,194 @@
+"""An append-only log in which every record seals those before it.
+
+Each record is chained by ``SHA-256(previous hash || canonical JSON of the record)``. Changing, removing or
+reordering records breaks the chain from there on. Cutting off the end does not show from within: keep the last
+hash somewhere else (`AuditLog.head`), and give it to `verify`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Literal, NamedTuple, Self
+
+from appliance.errors import ApplianceError, ConfigurationError
+
+__all__ = ["GENESIS", "AuditLog", "Verdict", "canonical", "chain", "verify", "verify_file"]
+
+GENESIS: Final = "0" * 64
+"""What stands for the hash before the first record."""
+
+_HASH: Final = "hash"
+_LIMIT: Final = 1 << 20
+
+
+def canonical(record: Mapping[str, Any]) -> bytes:
+    """The one JSON form of a record: sorted keys, no blanks, UTF-8. Raises ConfigurationError for what has none."""
+    try:
+        text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        return text.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigurationError(f"an audit record cannot be written: {error}") from error
+
+
+def chain(previous: str, record: Mapping[str, Any]) -> str:
+    """The hash (64 hex digits) of a record that follows the one whose hash is ``previous``."""
+    try:
+        start = bytes.fromhex(previous)
+    except ValueError as error:
+        raise ConfigurationError(f"{previous[:80]!r} is not the hash of an audit record") from error
+    return hashlib.sha256(start + canonical(record)).hexdigest()
+
+
+class Verdict(NamedTuple):
+    """What a verification found."""
+
+    records: int
+    """Records that are good, from the beginning on."""
+    head: str
+    """Hash of the last good record."""
+    fault: str = ""
+    """What is wrong with the record after those; empty when all is well."""
+
+    @property
+    def intact(self) -> bool:
+        """Nothing was changed, removed or added."""
+        return not self.fault
+
+
+def verify(records: Iterable[tuple[Mapping[str, Any], str]], *, head: str | None = None) -> Verdict:
+    """Check records, each with the hash that was stored for it; ``head`` is the last hash, where it is known."""
+    previous, count = GENESIS, 0
+    for record, stored in records:
+        if chain(previous, record) != stored:
+            return Verdict(count, previous, f"record {count + 1} was changed, or one before it is missing")
+        previous, count = stored, count + 1
+    return _ended(count, previous, head)
+
+
+class AuditLog:
+    """A file of chained JSON lines, made with mode 0600 and opened for appending only.
+
+    ``sync`` is ``"always"`` (on disk before `append` returns) or ``"never"`` (left to the kernel). One process
+    writes; a second one is refused. Opening verifies the whole file, and takes off a last line that a power cut
+    left incomplete; a file whose chain is broken is refused, for going on would hide the break.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, sync: Literal["always", "never"] = "always") -> None:
+        self.path = os.fspath(path)
+        self._sync = sync == "always"
+        try:
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            self._fd = os.open(self.path, flags, 0o600)
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot open the audit log: {error.strerror}", file=self.path
+            ) from error
+        try:
+            self._open()
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def _open(self) -> None:
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigurationError("another process writes to this audit log", file=self.path) from error
+        size = os.fstat(self._fd).st_size
+        whole = _whole_lines(self._fd, size)
+        if whole != size:
+            os.ftruncate(self._fd, whole)
+        verdict = verify_file(self.path)
+        if not verdict.intact:
+            raise ConfigurationError(
+                f"the audit log is broken: {verdict.fault}; move it away for examination and start a new one",
+                file=self.path,
+            )
+        self.head = verdict.head
+        """Hash of the last record."""
+        self.records = verdict.records
+
+    def append(self, record: Mapping[str, Any]) -> str:
+        """Add a record and give its hash. Raises ApplianceError when it did not reach the file; nothing is half written."""
+        if _HASH in record:
+            raise ConfigurationError(f"an audit record must not have a field {_HASH!r}")
+        sealed = chain(self.head, record)
+        line = canonical({**record, _HASH: sealed}) + b"\n"
+        if len(line) > _LIMIT:
+            raise ConfigurationError(f"an audit record is larger than {_LIMIT} bytes")
+        before = os.fstat(self._fd).st_size
+        try:
+            written = os.write(self._fd, line)
+            if written != len(line):
+                os.ftruncate(self._fd, before)
+                raise ApplianceError(f"{self.path}: the audit record does not fit on the disk")
+            if self._sync:
+                os.fdatasync(self._fd)
+        except OSError as error:
+            os.ftruncate(self._fd, before)
+            raise ApplianceError(
+                f"{self.path}: the audit record could not be written: {error.strerror}"
+            ) from error
+        self.head = sealed
+        self.records += 1
+        return sealed
+
+    def close(self) -> None:
+        """Give the file back."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def verify_file(path: str | os.PathLike[str], *, head: str | None = None) -> Verdict:
+    """Check a file that `AuditLog` wrote; a line that is no record counts as a break."""
+    name = os.fspath(path)
+    previous, count = GENESIS, 0
+    try:
+        with open(name, "rb") as file:  # noqa: PTH123 - name is text already
+            while line := file.readline(_LIMIT + 1):
+                where = f"record {count + 1}"
+                try:
+                    record = json.loads(line)
+                    same = line.endswith(b"\n") and canonical(record) + b"\n" == line
+                    stored = record.pop(_HASH)
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ConfigurationError):
+                    return Verdict(count, previous, f"{where} is not an audit record")
+                if not same:
+                    return Verdict(count, previous, f"{where} is not in the form in which it was written")
+                if chain(previous, record) != stored:
+                    return Verdict(count, previous, f"{where} was changed, or one before it is missing")
+                previous, count = stored, count + 1
+    except OSError as error:
+        raise ConfigurationError(f"cannot read the audit log: {error.strerror}", file=name) from error
+    return _ended(count, previous, head)
+
+
+def _ended(count: int, last: str, head: str | None) -> Verdict:
+    if head is not None and head != last:
+        return Verdict(
+            count, last, f"the last record is not the expected one: records after {count} are missing"
+        )
+    return Verdict(count, last)
+
+
+def _whole_lines(fd: int, size: int) -> int:
+    """Bytes up to and with the last line end."""
+    position = size
+    while position > 0:
+        start = max(0, position - 65536)
+        found = os.pread(fd, position - start, start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        position = start
+    return 0

@@ -1,0 +1,227 @@
+"""Logging for daemons and tools: to stderr only, readable on a terminal, JSON lines elsewhere.
+
+Importing this costs what the standard library's logging costs (10 ms): tools import it when they have something to log.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, Final, Literal, TextIO
+
+__all__ = ["Redactor", "configure", "level_spec", "redact"]
+
+ROOT: Final = "appliance"
+_FORMAT = Literal["auto", "text", "json"]
+# PVXS's names (src/log.h) beside ours.
+_LEVELS: Final = {
+    "CRIT": logging.CRITICAL,
+    "CRITICAL": logging.CRITICAL,
+    "ERR": logging.ERROR,
+    "ERROR": logging.ERROR,
+    "WARN": logging.WARNING,
+    "WARNING": logging.WARNING,
+    "INFO": logging.INFO,
+    "DEBUG": logging.DEBUG,
+}
+# PVXS logger names that people have in their scripts, and the part of this package that does the same.
+_PVXS: Final = {
+    "pvxs.auth": "appliance.authn",
+    "pvxs.certs": "appliance.certmon",
+    "pvxs.cli": "appliance.client",
+    "pvxs.client": "appliance.client",
+    "pvxs.config": "appliance.config",
+    "pvxs.ioc": "appliance.ioc",
+    "pvxs.ossl": "appliance.tls",
+    "pvxs.server": "appliance.server",
+    "pvxs.stapling": "appliance.certmon",
+    "pvxs.svr": "appliance.server",
+    "pvxs.tcp": "appliance.transport",
+    "pvxs.udp": "appliance.transport",
+}
+_SECRETS: Final = (
+    # A JWT: three base64url parts, the first one the encoding of '{"'. Its head stays, to tell tokens apart.
+    (re.compile(r"\beyJ[\w-]{2,}\.[\w-]+(?:\.[\w-]*)?(?:\.[\w-]*){0,2}"), "eyJ***"),
+    (
+        re.compile(
+            r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL
+        ),
+        "*** private key ***",
+    ),
+    (re.compile(r"(?i)\b(bearer\s+|(?:password|passwd|pwd|secret|token)\s*[=:]\s*)[^\s,;&\"']+"), r"\1***"),
+)
+_STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+def redact(text: str) -> str:
+    """Text without tokens and private keys: the second line of defence, behind not logging them at all."""
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+class Redactor(logging.Filter):
+    """Takes secrets out of a record's message, arguments, extra fields and exception before anything formats it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        try:
+            record.msg = redact(record.getMessage())
+        except Exception:  # noqa: BLE001 - a wrong log call must not take the daemon down
+            record.msg = redact(f"{record.msg} (wrong arguments)")
+        record.args = None
+        if record.exc_info:
+            record.exc_text = redact(logging.Formatter().formatException(record.exc_info))
+            record.exc_info = None
+        for key, value in vars(record).items():
+            if key not in _STANDARD and isinstance(value, str):
+                setattr(record, key, redact(value))
+        return True
+
+
+class _Text(logging.Formatter):
+    def __init__(self, *, color: bool, journal: bool) -> None:
+        super().__init__()
+        self.color = color
+        self.journal = journal
+
+    def format(self, record: logging.LogRecord) -> str:
+        name = record.name.removeprefix(ROOT + ".")
+        text = f"{record.levelname:<8} {name}: {_body(record)}{_pairs(record)}"
+        if self.journal:
+            # The journal has the time; it wants the level in front of every line.
+            return _journal(record, text)
+        millis = int(record.msecs)
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        if self.color and record.levelno >= logging.WARNING:
+            text = f"\x1b[{31 if record.levelno >= logging.ERROR else 33}m{text}\x1b[0m"
+        return f"{stamp}.{millis:03d}Z {text}"
+
+
+class _Json(logging.Formatter):
+    def __init__(self, *, journal: bool) -> None:
+        super().__init__()
+        self.journal = journal
+
+    def format(self, record: logging.LogRecord) -> str:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        fields: dict[str, Any] = {
+            "time": f"{stamp}.{int(record.msecs):03d}Z",
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_extra(record),
+        }
+        if record.exc_text:
+            fields["exception"] = record.exc_text
+        text = json.dumps(fields, default=str, ensure_ascii=False)
+        return _journal(record, text) if self.journal else text
+
+
+def _extra(record: logging.LogRecord) -> dict[str, Any]:
+    return {key: value for key, value in vars(record).items() if key not in _STANDARD}
+
+
+def _body(record: logging.LogRecord) -> str:
+    # Peers choose parts of messages: control characters would let them write lines and colours of their own.
+    message = "".join(char if char.isprintable() else repr(char)[1:-1] for char in record.getMessage())
+    return f"{message}\n{record.exc_text}" if record.exc_text else message
+
+
+def _pairs(record: logging.LogRecord) -> str:
+    pairs = " ".join(f"{key}={value!r}" for key, value in _extra(record).items())
+    return f" [{pairs}]" if pairs else ""
+
+
+def _journal(record: logging.LogRecord, text: str) -> str:
+    level = record.levelno
+    priority = 2 if level >= 50 else 3 if level >= 40 else 4 if level >= 30 else 6 if level >= 20 else 7
+    return "\n".join(f"<{priority}>{line}" for line in text.splitlines() or [""])
+
+
+def level_spec(spec: str) -> tuple[dict[str, int], list[str]]:
+    """Read ``pvxs.*=DEBUG,appliance.tls=INFO`` or a bare level: levels by logger, and a sentence per fault.
+
+    Names of PVXS are mapped to the part of this package that does the same work; ``pvxs.*`` and ``*`` are all of it.
+    """
+    levels: dict[str, int] = {}
+    faults = []
+    for part in re.split(r"[,\s]+", spec.strip()):
+        if not part:
+            continue
+        name, equals, word = part.rpartition("=")
+        level = _LEVELS.get(word.upper())
+        if level is None or (equals and not name):
+            faults.append(
+                f"log level {part!r} ignored: expected NAME=LEVEL with a level of {', '.join(_LEVELS)}"
+            )
+            continue
+        levels[_logger_name(name)] = level
+    return levels, faults
+
+
+def _logger_name(pattern: str) -> str:
+    name = pattern.rstrip("*").rstrip(".")
+    if name in {"", "pvxs"}:
+        return ROOT
+    prefix = ".".join(name.split(".")[:2])
+    if prefix in _PVXS:
+        return _PVXS[prefix]
+    if name.startswith("pvxs."):
+        return ROOT
+    return name if name == ROOT or name.startswith(ROOT + ".") else f"{ROOT}.{name}"
+
+
+def configure(
+    level: str = "WARNING",
+    fmt: _FORMAT = "auto",
+    *,
+    stream: TextIO | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> list[str]:
+    """Send this package's log to stderr; gives back faults of the level specifications, for the caller to show.
+
+    ``level`` is a specification as in `level_spec`; $PVXS_LOG refines it. ``auto`` is text on a terminal, JSON lines
+    elsewhere. Under the journal every line carries its level in front. May be called again, e.g. on a reload.
+    """
+    environ = os.environ if environ is None else environ
+    stream = sys.stderr if stream is None else stream
+    journal = _is_journal(stream, environ)
+    terminal = stream.isatty()
+    handler = logging.StreamHandler(stream)
+    if fmt == "text" or (fmt == "auto" and terminal):
+        handler.setFormatter(_Text(color=terminal and "NO_COLOR" not in environ, journal=journal))
+    else:
+        handler.setFormatter(_Json(journal=journal))
+    handler.addFilter(Redactor())
+    root = logging.getLogger()
+    for former in root.handlers[:]:
+        if getattr(former, "of_appliance", False):
+            root.removeHandler(former)
+    handler.of_appliance = True  # type: ignore[attr-defined]
+    root.addHandler(handler)
+    logging.raiseExceptions = False
+    manager = logging.Logger.manager
+    for name in [name for name in manager.loggerDict if name.startswith(ROOT + ".")]:
+        logging.getLogger(name).setLevel(logging.NOTSET)
+    faults: list[str] = []
+    logging.getLogger(ROOT).setLevel(logging.WARNING)
+    for spec in (level, environ.get("PVXS_LOG", "")):
+        levels, wrong = level_spec(spec)
+        faults += wrong
+        for name, number in levels.items():
+            logging.getLogger(name).setLevel(number)
+    return faults
+
+
+def _is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
+    """$JOURNAL_STREAM is ``device:inode`` of the journal's socket; children inherit the variable, not always the socket."""
+    try:
+        status = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"

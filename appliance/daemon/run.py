@@ -1,0 +1,179 @@
+"""The main loop that every daemon shares: start, readiness, reload, clean stop, exit status."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final
+
+from appliance.daemon.notify import Notifier
+from appliance.errors import ApplianceError
+
+__all__ = ["EXIT_DEFECT", "EXIT_FAILURE", "EXIT_OK", "Daemon", "run"]
+
+EXIT_OK: Final = 0
+EXIT_FAILURE: Final = 1
+"""An error that is explained in one sentence on stderr: configuration, network, certificates."""
+EXIT_DEFECT: Final = 70
+"""A defect in the program (EX_SOFTWARE); the stack trace is on stderr."""
+
+_Reload = Callable[[], Awaitable[None] | None]
+
+
+class Daemon:
+    """What a daemon's main function gets: its side of signals and of the service manager."""
+
+    def __init__(self, name: str, notifier: Notifier) -> None:
+        self.name = name
+        self.notifier = notifier
+        self.stopping = asyncio.Event()
+        """Set once a stop is asked for, by a signal or by `stop`."""
+        self._callbacks: list[_Reload] = []
+        self._reload_wanted = asyncio.Event()
+        self._status = ""
+        self.started = False
+        """`ready` was called."""
+
+    def on_reload(self, callback: _Reload) -> None:
+        """Call ``callback`` (plain or async) on SIGHUP.
+
+        An ApplianceError that it raises is reported, and the daemon goes on with what it had.
+        """
+        self._callbacks.append(callback)
+
+    def ready(self, status: str = "") -> None:
+        """Tell the service manager that the service can be used."""
+        self.started = True
+        self._status = status or self._status
+        self.notifier.ready(status)
+
+    def status(self, text: str) -> None:
+        """One line for ``systemctl status``."""
+        self._status = text
+        self.notifier.status(text)
+
+    def stop(self) -> None:
+        """Ask for a clean stop."""
+        self.stopping.set()
+
+    async def wait(self) -> None:
+        """Return when a stop is asked for: the last line of most main functions."""
+        await self.stopping.wait()
+
+    def reload(self) -> None:
+        """Ask for a reload, as SIGHUP does; requests that come during a reload make one more."""
+        self._reload_wanted.set()
+
+    async def _reloader(self) -> None:
+        while True:
+            await self._reload_wanted.wait()
+            self._reload_wanted.clear()
+            self.notifier.reloading()
+            faults = []
+            for callback in self._callbacks:
+                try:
+                    result = callback()
+                    if result is not None:
+                        await result
+                except ApplianceError as error:
+                    faults.append(str(error))
+                    _say(f"{self.name}: reload failed, the former settings stay: {error}")
+            if self.started:
+                self.notifier.ready(f"reload failed: {faults[0]}" if faults else self._status)
+
+    async def _feeder(self, period_s: float) -> None:
+        # On the loop itself, on purpose: a loop that is stuck sends nothing, and the manager restarts the service.
+        while True:
+            self.notifier.watchdog()
+            await asyncio.sleep(period_s)
+
+
+def run(
+    main: Callable[[Daemon], Coroutine[Any, Any, None]],
+    *,
+    name: str,
+    grace_s: float = 10.0,
+    notifier: Notifier | None = None,
+) -> int:
+    """Run a daemon until its main function returns or a signal stops it; gives the exit status.
+
+    SIGTERM and SIGINT set ``Daemon.stopping``. A main function that has not returned ``grace_s`` seconds later is
+    cancelled; a second signal, or one before `Daemon.ready` was called, cancels it at once. SIGHUP runs the reload callbacks. An ApplianceError becomes one
+    sentence on stderr and status 1.
+    """
+    import uvloop
+
+    notifier = notifier or Notifier()
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_supervise(main, name, grace_s, notifier))
+    except ApplianceError as error:
+        _say(f"{name}: {error}")
+        return EXIT_FAILURE
+    except Exception:  # noqa: BLE001 - the last line of defence turns a defect into a status and a trace
+        import traceback
+
+        _say(f"{name}: a defect in this program stopped it:\n{traceback.format_exc()}")
+        return EXIT_DEFECT
+    finally:
+        notifier.close()
+
+
+async def _supervise(
+    main: Callable[[Daemon], Coroutine[Any, Any, None]], name: str, grace_s: float, notifier: Notifier
+) -> int:
+    loop = asyncio.get_running_loop()
+    daemon = Daemon(name, notifier)
+    work = loop.create_task(main(daemon), name=name)
+
+    def on_stop() -> None:
+        if daemon.stopping.is_set():
+            work.cancel()
+        daemon.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_stop)
+    loop.add_signal_handler(signal.SIGHUP, daemon.reload)
+    helpers = [loop.create_task(daemon._reloader(), name=f"{name} reload")]
+    if notifier.watchdog_s:
+        helpers.append(loop.create_task(daemon._feeder(notifier.watchdog_s / 2), name=f"{name} watchdog"))
+    stop = loop.create_task(daemon.stopping.wait(), name=f"{name} stop")
+    cut_short = False
+    try:
+        await asyncio.wait([work, stop, *helpers], return_when=asyncio.FIRST_COMPLETED)
+        asked = daemon.stopping.is_set()
+        notifier.stopping()
+        daemon.stop()
+        if not daemon.started:
+            # There is nothing to wind down yet, and a main function that is still starting does not look.
+            work.cancel()
+        if not work.done():
+            await asyncio.wait([work], timeout=grace_s)
+        if not work.done():
+            _say(f"{name}: did not stop within {grace_s:g} s and is cut short")
+            cut_short = True
+            work.cancel()
+            await asyncio.wait([work], timeout=grace_s)
+        # A reload callback that fails with something else than an ApplianceError is a defect: it must not go unseen.
+        for helper in helpers:
+            if helper.done():
+                helper.result()
+    finally:
+        for task in (work, stop, *helpers):
+            task.cancel()
+        await asyncio.gather(stop, *helpers, return_exceptions=True)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.remove_signal_handler(number)
+    if work.done() and not work.cancelled():
+        work.result()
+        return EXIT_FAILURE if cut_short else EXIT_OK
+    return EXIT_OK if asked and not cut_short else EXIT_FAILURE
+
+
+def _say(text: str) -> None:
+    # stderr may be gone (a closed terminal); there is nobody left to tell then.
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)  # noqa: T201 - the one place where a daemon speaks without a logger

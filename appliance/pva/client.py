@@ -1,0 +1,266 @@
+"""The client's end of a connection.
+
+Methods queue requests; ``receive_data`` returns the answers as events. An operation is initialised once and
+then used as often as one likes: a GET that is repeated costs one message each way.
+
+Source: PVAccess protocol specification, sections 6, 8, 9 and 13; behaviour of pvxs' ``clientconn.cpp``.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Any, ClassVar, Final
+
+from appliance.errors import DecodeError, LocalProtocolError, RemoteProtocolError
+from appliance.pva import commands as c
+from appliance.pva.client_operation import ClientOperation
+from appliance.pva.connection import Buffer, Connection
+from appliance.pva.events import (
+    AccessChanged,
+    AuthenticationOffered,
+    ChannelClosed,
+    ChannelCreated,
+    SearchAnswered,
+    Validated,
+)
+from appliance.pva.limits import DEFAULT_LIMITS, Limits
+from appliance.pva.search import SearchRequest, SearchResponse
+from appliance.pva.states import CLIENT_ACCEPTS, ConnectionState
+from appliance.pva.status import Status
+from appliance.pvdata.codec import codec
+from appliance.pvdata.fielddesc import encode_type
+from appliance.pvdata.value import Value
+from appliance.pvdata.wire import decode_size, decode_string, encode_string
+
+__all__ = ["ClientChannel", "ClientConnection", "ClientOperation"]
+
+_U32: Final = (Struct("<I"), Struct(">I"))
+_U32_U32: Final = (Struct("<II"), Struct(">II"))
+_CREATE: Final = (Struct("<HI"), Struct(">HI"))
+_VALIDATION: Final = (Struct("<IHH"), Struct(">IHH"))
+_BUFFER_SIZE: Final = 0x10000
+_REGISTRY_SIZE: Final = 0x7FFF
+_NULL_TYPE: Final = b"\xff"
+
+
+class ClientChannel:
+    """A name that this client opened. ``context`` is the layer above's to use."""
+
+    __slots__ = ("cid", "connection", "context", "name", "open", "operations", "permissions", "sid")
+
+    def __init__(self, connection: ClientConnection, cid: int, name: str) -> None:
+        self.connection = connection
+        self.cid = cid
+        self.name = name
+        self.sid = 0
+        self.open = False
+        """Whether the server has created the channel and not yet destroyed it."""
+        self.permissions = c.PERMIT_ALL
+        """Union of ``PERMIT_*``; a server that never says so permits everything."""
+        self.operations: dict[int, ClientOperation] = {}
+        self.context: Any = None
+
+    def operation(self, command: int, request: Value, *, window: int = 0) -> ClientOperation:
+        """Begin an operation: queue its INIT.
+
+        ``window`` is the number of updates that a pipelined MONITOR grants at its start.
+        """
+        if not self.open:
+            raise LocalProtocolError(f"channel {self.name!r} is not open")
+        return ClientOperation(self, self.connection._new_ioid(), command, request, window)
+
+    def get_field(self, field: str = "") -> ClientOperation:
+        """Ask for the type of ``field``, empty for the whole (section 9.8)."""
+        if not self.open:
+            raise LocalProtocolError(f"channel {self.name!r} is not open")
+        operation = ClientOperation(self, self.connection._new_ioid(), c.CMD_GET_FIELD, None, 0)
+        big = self.connection.big
+        self.connection._send(
+            c.CMD_GET_FIELD, _U32_U32[big].pack(self.sid, operation.ioid) + encode_string(field, big)
+        )
+        return operation
+
+    def close(self) -> None:
+        """Give the channel back to the server."""
+        connection = self.connection
+        if connection.channels.get(self.cid) is not self:
+            return
+        if self.open:
+            connection._send(c.CMD_DESTROY_CHANNEL, _U32_U32[connection.big].pack(self.sid, self.cid))
+        connection._drop_channel(self)
+
+    def __repr__(self) -> str:
+        return f"<ClientChannel {self.name!r} cid={self.cid} sid={self.sid}>"
+
+
+class ClientConnection(Connection):
+    """See the module's text. ``context`` is the layer above's to use."""
+
+    IS_SERVER: ClassVar[bool] = False
+    ACCEPTS: ClassVar[dict[ConnectionState, frozenset[int]]] = CLIENT_ACCEPTS
+
+    __slots__ = ("_next_cid", "_next_ioid", "channels", "context", "operations")
+
+    def __init__(self, *, limits: Limits = DEFAULT_LIMITS, segment_size: int = 0) -> None:
+        super().__init__(limits=limits, segment_size=segment_size)
+        self.channels: dict[int, ClientChannel] = {}
+        self.operations: dict[int, ClientOperation] = {}
+        self.context: Any = None
+        self._next_cid = 1
+        self._next_ioid = 1
+        self._handlers.update(
+            {
+                c.CMD_CONNECTION_VALIDATION: self._on_validation,
+                c.CMD_CONNECTION_VALIDATED: self._on_validated,
+                c.CMD_SEARCH_RESPONSE: self._on_search_response,
+                c.CMD_ACL_CHANGE: self._on_acl_change,
+                c.CMD_CREATE_CHANNEL: self._on_create_channel,
+                c.CMD_DESTROY_CHANNEL: self._on_destroy_channel,
+                c.CMD_GET: self._on_operation,
+                c.CMD_PUT: self._on_operation,
+                c.CMD_PUT_GET: self._on_operation,
+                c.CMD_PROCESS: self._on_operation,
+                c.CMD_RPC: self._on_operation,
+                c.CMD_MONITOR: self._on_operation,
+                c.CMD_GET_FIELD: self._on_get_field,
+            }
+        )
+
+    def _on_echo(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
+        """The answer to our ``echo``: that it came is all it says."""
+
+    # -- handshake -----------------------------------------------------------------------------------
+
+    def _on_validation(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+        if self.state is not ConnectionState.VALIDATING:
+            return
+        if end - pos < 6:
+            raise DecodeError("CONNECTION_VALIDATION is too short")
+        count, pos = decode_size(buf, pos + 6, end, big)
+        if count is None or count > self.limits.max_auth_methods:
+            raise DecodeError("the server offers an absurd number of authentication methods")
+        methods = []
+        for _ in range(count):
+            method, pos = decode_string(buf, pos, end, big)
+            methods.append(method)
+        self.state = ConnectionState.AUTHENTICATING
+        self._events.append(AuthenticationOffered(tuple(methods)))
+
+    def authenticate(self, method: str, payload: Value | None = None) -> None:
+        """Answer AuthenticationOffered with the chosen method and what it needs."""
+        self._require(ConnectionState.AUTHENTICATING, "authenticate()")
+        big = self.big
+        parts = [_VALIDATION[big].pack(_BUFFER_SIZE, _REGISTRY_SIZE, 0), encode_string(method, big)]
+        if payload is None:
+            parts.append(_NULL_TYPE)
+        else:
+            parts.append(encode_type(payload.type, big))
+            parts.append(codec(payload.type, big).encode(payload.store))
+        self._send(c.CMD_CONNECTION_VALIDATION, b"".join(parts))
+
+    def _on_validated(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+        if self.state is not ConnectionState.AUTHENTICATING:
+            return
+        status, _ = Status.decode(buf, pos, end, big=big)
+        self._events.append(Validated(status))
+        if status.ok:
+            self.state = ConnectionState.READY
+        else:
+            self._close()
+
+    # -- search over the stream ------------------------------------------------------------------------
+
+    def search(self, request: SearchRequest) -> None:
+        """Ask a name server."""
+        self._send(c.CMD_SEARCH, request.encode(big=self.big))
+
+    def _on_search_response(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+        self._events.append(SearchAnswered(SearchResponse.decode(buf, pos, end, big=big)))
+
+    # -- channels ------------------------------------------------------------------------------------
+
+    def create_channel(self, name: str) -> ClientChannel:
+        """Ask the server to create a channel; ChannelCreated tells how it went."""
+        self._require(ConnectionState.READY, "create_channel()")
+        cid = self._next_cid
+        while cid in self.channels:
+            cid = cid + 1 & 0xFFFFFFFF
+        self._next_cid = cid + 1 & 0xFFFFFFFF
+        channel = ClientChannel(self, cid, name)
+        self.channels[cid] = channel
+        self._send(c.CMD_CREATE_CHANNEL, _CREATE[self.big].pack(1, cid) + encode_string(name, self.big))
+        return channel
+
+    def _on_create_channel(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+        if end - pos < 9:
+            raise DecodeError("CREATE_CHANNEL is too short")
+        cid, sid = _U32_U32[big].unpack_from(buf, pos)
+        status, _ = Status.decode(buf, pos + 8, end, big=big)
+        channel = self.channels.get(cid)
+        if channel is None:
+            if status.ok:  # given up meanwhile
+                self._send(c.CMD_DESTROY_CHANNEL, _U32_U32[self.big].pack(sid, cid))
+            return
+        if channel.open:
+            raise RemoteProtocolError(f"channel {channel.name!r} was created a second time")
+        if status.ok:
+            channel.sid = sid
+            channel.open = True
+        else:
+            del self.channels[cid]
+        self._events.append(ChannelCreated(channel, status))
+
+    def _on_destroy_channel(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+        if end - pos < 8:
+            raise DecodeError("DESTROY_CHANNEL is too short")
+        sid, cid = _U32_U32[big].unpack_from(buf, pos)
+        channel = self.channels.get(cid)
+        if channel is not None and channel.open and channel.sid == sid:
+            self._drop_channel(channel)
+
+    def _drop_channel(self, channel: ClientChannel) -> None:
+        channel.open = False
+        self.channels.pop(channel.cid, None)
+        for operation in list(channel.operations.values()):
+            operation._drop()
+        self._events.append(ChannelClosed(channel))
+
+    def _on_acl_change(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+        if end - pos < 5:
+            raise DecodeError("ACL_CHANGE is too short")
+        (cid,) = _U32[big].unpack_from(buf, pos)
+        channel = self.channels.get(cid)
+        if channel is not None:
+            channel.permissions = buf[pos + 4]
+            self._events.append(AccessChanged(channel))
+
+    # -- operations ----------------------------------------------------------------------------------
+
+    def _new_ioid(self) -> int:
+        self._require(ConnectionState.READY, "an operation")
+        ioid = self._next_ioid
+        while ioid in self.operations:
+            ioid = ioid + 1 & 0xFFFFFFFF
+        self._next_ioid = ioid + 1 & 0xFFFFFFFF
+        return ioid
+
+    def _on_operation(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+        if end - pos < 5:
+            raise DecodeError("the answer of an operation is too short")
+        (ioid,) = _U32[big].unpack_from(buf, pos)
+        operation = self.operations.get(ioid)
+        if operation is not None:  # else it was destroyed while the answer was on its way
+            operation.receive(buf[pos + 4], buf, pos + 5, end, big)
+
+    def _on_get_field(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+        if end - pos < 5:
+            raise DecodeError("GET_FIELD is too short")
+        (ioid,) = _U32[big].unpack_from(buf, pos)
+        operation = self.operations.get(ioid)
+        if operation is not None:
+            operation.receive_field(buf, pos + 4, end, big)
+
+    def _close(self) -> None:
+        for channel in list(self.channels.values()):
+            self._drop_channel(channel)
+        super()._close()

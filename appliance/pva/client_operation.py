@@ -1,0 +1,311 @@
+"""One operation at the client's end, from INIT to its end."""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import TYPE_CHECKING, Any, Final
+
+from appliance.errors import DecodeError, LocalProtocolError, RemoteProtocolError
+from appliance.pva import commands as c
+from appliance.pva.connection import Buffer
+from appliance.pva.events import (
+    FieldReply,
+    MonitorFinished,
+    MonitorUpdate,
+    OperationClosed,
+    OperationReady,
+    OperationReply,
+)
+from appliance.pva.selection import leaves, wire_bits
+from appliance.pva.states import MONITOR_TRANSITIONS, REQUEST_TRANSITIONS, OperationInput, OperationState
+from appliance.pva.status import OK, Status
+from appliance.pvdata.bitset import decode_bitset, encode_bitset
+from appliance.pvdata.codec import codec
+from appliance.pvdata.fielddesc import decode_type, encode_type
+from appliance.pvdata.types import StructType
+from appliance.pvdata.value import Value
+
+if TYPE_CHECKING:
+    from appliance.pva.client import ClientChannel
+
+__all__ = ["ClientOperation"]
+
+_HEAD: Final = (Struct("<IIB"), Struct(">IIB"))
+_U32: Final = (Struct("<I"), Struct(">I"))
+_U32_U32: Final = (Struct("<II"), Struct(">II"))
+_REQUEST: Final = (Struct("<BBBBIIIB"), Struct(">BBBBIIIB"))
+_HAS_TYPE: Final = frozenset({c.CMD_GET, c.CMD_PUT, c.CMD_PUT_GET, c.CMD_MONITOR})
+
+
+class ClientOperation:
+    """See the module's text. ``context`` is the layer above's to use."""
+
+    __slots__ = (
+        "channel",
+        "command",
+        "connection",
+        "context",
+        "get_type",
+        "ioid",
+        "last_store",
+        "state",
+        "type",
+        "wants_value",
+    )
+
+    def __init__(
+        self, channel: ClientChannel, ioid: int, command: int, request: Value | None, window: int
+    ) -> None:
+        self.channel = channel
+        self.connection = connection = channel.connection
+        self.ioid = ioid
+        self.command = command
+        self.state = OperationState.CREATING
+        self.type: StructType | None = None
+        """The type that is transferred: by PUT_GET, towards the server."""
+        self.get_type: StructType | None = None
+        """PUT_GET: the type of the answer. Elsewhere the same as ``type``."""
+        self.wants_value = False
+        self.last_store: list[Any] | None = None
+        """MONITOR: everything that the updates so far add up to."""
+        self.context: Any = None
+        connection.operations[ioid] = channel.operations[ioid] = self
+        if command == c.CMD_GET_FIELD:
+            self.state = OperationState.EXECUTING
+            return
+        assert request is not None
+        big = connection.big
+        sub = c.SUB_INIT | (c.SUB_ACK if window else 0)
+        body = [
+            _HEAD[big].pack(channel.sid, ioid, sub),
+            encode_type(request.type, big),
+            codec(request.type, big).encode(request.store),
+        ]
+        if window:
+            body.append(_U32[big].pack(window))
+        connection._send(command, b"".join(body))
+
+    @property
+    def name(self) -> str:
+        """What a person calls the command."""
+        return c.OPERATION_NAMES[self.command]
+
+    def _advance(self, what: OperationInput) -> None:
+        table = MONITOR_TRANSITIONS if self.command == c.CMD_MONITOR else REQUEST_TRANSITIONS
+        following = table.get((self.state, what))
+        if following is None:
+            raise LocalProtocolError(f"{self.name} {self.ioid} is {self.state.value}: no {what.value} now")
+        self.state = following
+
+    def _request(self, sub: int, body: bytes = b"") -> None:
+        connection = self.connection
+        connection._send(self.command, _HEAD[connection.big].pack(self.channel.sid, self.ioid, sub) + body)
+
+    # -- to the server ---------------------------------------------------------------------------------
+
+    def get(self) -> None:
+        """Ask for the present value (GET, PUT, PUT_GET)."""
+        if self.state is not OperationState.IDLE:
+            self._advance(OperationInput.EXECUTE)  # raises, and says why
+        self.state = OperationState.EXECUTING
+        self.wants_value = True
+        connection = self.connection
+        connection._out.append(
+            _REQUEST[connection.big].pack(
+                c.MAGIC,
+                c.VERSION,
+                connection._out_flags,
+                self.command,
+                9,
+                self.channel.sid,
+                self.ioid,
+                0 if self.command == c.CMD_GET else c.SUB_GET,
+            )
+        )
+        connection.out_size += 17
+
+    def put(self, value: Value) -> None:
+        """Send the changed fields of ``value``, which is of type ``self.type`` (PUT, PUT_GET)."""
+        kind = self.type
+        if kind is None or value.type != kind:
+            raise LocalProtocolError("the value is not of the type that the server announced")
+        self._advance(OperationInput.EXECUTE)
+        self.wants_value = self.command == c.CMD_PUT_GET
+        big = self.connection.big
+        bits = wire_bits(kind, leaves(kind, value.changed))
+        chunks: list[Buffer] = [
+            _HEAD[big].pack(self.channel.sid, self.ioid, 0) + encode_bitset(bits, big),
+            *codec(kind, big).encode_partial_chunks(value.store, bits),
+        ]
+        self.connection._send_chunks(self.command, chunks)
+
+    def call(self, argument: Value | None) -> None:
+        """Call (RPC); None sends the null type."""
+        self._advance(OperationInput.EXECUTE)
+        self.wants_value = True
+        big = self.connection.big
+        chunks: list[Buffer] = [_HEAD[big].pack(self.channel.sid, self.ioid, 0)]
+        if argument is None:
+            chunks.append(b"\xff")
+        else:
+            chunks.append(encode_type(argument.type, big))
+            chunks.extend(codec(argument.type, big).encode_chunks(argument.store))
+        self.connection._send_chunks(self.command, chunks)
+
+    def process(self) -> None:
+        """Process the record (PROCESS)."""
+        self._advance(OperationInput.EXECUTE)
+        self.wants_value = False
+        self._request(0)
+
+    def start(self) -> None:
+        """Start, or start again, the updates (MONITOR)."""
+        self._advance(OperationInput.START)
+        self._request(c.SUB_MONITOR_START)
+
+    def stop(self) -> None:
+        """Pause the updates (MONITOR)."""
+        self._advance(OperationInput.STOP)
+        self._request(c.SUB_MONITOR_STOP)
+
+    def acknowledge(self, count: int) -> None:
+        """Grant ``count`` more updates (MONITOR with pipeline)."""
+        if self.state in (OperationState.IDLE, OperationState.EXECUTING):
+            self._request(c.SUB_ACK, _U32[self.connection.big].pack(count))
+
+    def cancel(self) -> None:
+        """Abandon the request in progress; its answer, if one comes, is dropped with the operation."""
+        if self.state is OperationState.EXECUTING:
+            connection = self.connection
+            connection._send(c.CMD_CANCEL_REQUEST, _U32_U32[connection.big].pack(self.channel.sid, self.ioid))
+
+    def close(self) -> None:
+        """End the operation here and at the server."""
+        if self.state is OperationState.DEAD:
+            return
+        connection = self.connection
+        connection._send(c.CMD_DESTROY_REQUEST, _U32_U32[connection.big].pack(self.channel.sid, self.ioid))
+        self._forget()
+
+    def _forget(self) -> None:
+        self.state = OperationState.DEAD
+        self.connection.operations.pop(self.ioid, None)
+        self.channel.operations.pop(self.ioid, None)
+
+    def _drop(self) -> None:
+        """The channel took the operation with it."""
+        self._forget()
+        self.connection._events.append(OperationClosed(self))
+
+    # -- from the server -------------------------------------------------------------------------------
+
+    def receive(self, sub: int, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+        """Act on an answer."""
+        if sub & c.SUB_INIT:
+            self._receive_init(buf, pos, end, big)
+        elif self.command == c.CMD_MONITOR:
+            self._receive_monitor(sub, buf, pos, end, big)
+        else:
+            self._receive_reply(buf, pos, end, big)
+
+    def _receive_init(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+        if self.state is not OperationState.CREATING:
+            raise RemoteProtocolError(f"INIT of {self.name} {self.ioid} was answered a second time")
+        status, pos = Status.decode(buf, pos, end, big=big)
+        if status.ok:
+            if self.command in _HAS_TYPE:
+                self.type, pos = self._decode_struct(buf, pos, end, big)
+                self.get_type = self.type
+                if self.command == c.CMD_PUT_GET:
+                    self.get_type, pos = self._decode_struct(buf, pos, end, big)
+            self.state = OperationState.IDLE
+        else:
+            self._forget()
+        self.connection._events.append(OperationReady(self, status))
+
+    def _decode_struct(self, buf: Buffer, pos: int, end: int, big: bool) -> tuple[StructType, int]:  # noqa: FBT001
+        kind, pos = decode_type(buf, pos, end, big, self.connection.types)
+        if not isinstance(kind, StructType):
+            raise DecodeError(f"the type of a {self.name} is not a structure")
+        return kind, pos
+
+    def _receive_reply(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+        if self.state is OperationState.CREATING:
+            raise RemoteProtocolError(f"{self.name} {self.ioid} was answered before its INIT")
+        status, pos = Status.decode(buf, pos, end, big=big)
+        value: Value | None = None
+        if status.kind < 2 and self.wants_value:
+            if self.command == c.CMD_RPC:
+                value, pos = self._decode_any(buf, pos, end, big)
+            else:
+                value, pos = self._decode_partial(buf, pos, end, big)
+        if self.state is OperationState.EXECUTING:
+            self.state = OperationState.IDLE
+            self.connection._events.append(OperationReply(self, status, value))
+
+    def _decode_any(self, buf: Buffer, pos: int, end: int, big: bool) -> tuple[Value | None, int]:  # noqa: FBT001
+        types = self.connection.types
+        kind, pos = decode_type(buf, pos, end, big, types)
+        if kind is None:
+            return None, pos
+        if isinstance(kind, StructType):
+            store, pos = codec(kind, big).decode(buf, pos, end, types)
+            return Value.from_store(kind, store, 1), pos
+        # Some services answer with a bare scalar or array: give it the one name that everyone looks for.
+        leaf, pos = codec(kind, big).decode(buf, pos, end, types)
+        wrapped = StructType((("value", kind),))
+        return Value.from_store(wrapped, [None, leaf], 1), pos
+
+    def _decode_partial(self, buf: Buffer, pos: int, end: int, big: bool) -> tuple[Value, int]:  # noqa: FBT001
+        kind = self.get_type
+        assert kind is not None
+        bits, pos = decode_bitset(buf, pos, end, big)
+        types = self.connection.types
+        if bits == 1:
+            store, pos = codec(kind, big).decode(buf, pos, end, types)
+            return Value.from_store(kind, store, 1), pos
+        if bits > kind.full_mask:
+            raise DecodeError(f"{self.name} {self.ioid} brings a field that its type does not have")
+        value = Value(kind)
+        pos = codec(kind, big).decode_partial(buf, pos, end, bits, value.store, types)
+        value.changed = leaves(kind, bits)
+        return value, pos
+
+    def _receive_monitor(self, sub: int, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+        kind = self.type
+        if kind is None:
+            raise RemoteProtocolError(f"MONITOR {self.ioid} sends updates before its INIT was answered")
+        connection = self.connection
+        if sub & c.SUB_DESTROY:
+            # pvAccessCPP ends a subscription without a Status.
+            status = Status.decode(buf, pos, end, big=big)[0] if pos < end else OK
+            self._forget()
+            connection._events.append(MonitorFinished(self, status))
+            return
+        bits, pos = decode_bitset(buf, pos, end, big)
+        types = connection.types
+        last = self.last_store
+        if bits == 1 or last is None:
+            if bits == 1:
+                store, pos = codec(kind, big).decode(buf, pos, end, types)
+            else:
+                store = Value(kind).store
+        else:
+            store = last.copy()
+        if bits > kind.full_mask:
+            raise DecodeError(f"MONITOR {self.ioid} brings a field that its type does not have")
+        if bits != 1:
+            pos = codec(kind, big).decode_partial(buf, pos, end, bits, store, types)
+        overrun = decode_bitset(buf, pos, end, big)[0] if pos < end else 0
+        self.last_store = store
+        connection._events.append(MonitorUpdate(self, leaves(kind, bits), store, overrun))
+
+    def receive_field(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+        """Act on the answer to GET_FIELD."""
+        status, pos = Status.decode(buf, pos, end, big=big)
+        kind = decode_type(buf, pos, end, big, self.connection.types)[0] if status.ok else None
+        self._forget()
+        self.connection._events.append(FieldReply(self, status, kind))
+
+    def __repr__(self) -> str:
+        return f"<ClientOperation {self.name} {self.channel.name!r} ioid={self.ioid} {self.state.value}>"

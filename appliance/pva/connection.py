@@ -1,0 +1,352 @@
+"""What is the same at both ends of a PVAccess connection: framing, segmentation, echo, output.
+
+No input or output happens here. The shell feeds ``receive_data`` and sends what ``data_to_send`` hands out;
+between the two, everything is a pure function of the bytes.
+
+Source: PVAccess protocol specification, sections 4 (format), 11 (segmentation), 12 (flow control).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from struct import Struct
+from typing import Any, ClassVar, Final, TypeAlias
+
+from appliance.errors import LocalProtocolError, RemoteProtocolError
+from appliance.pva import commands as c
+from appliance.pva.events import Event, RemoteMessage
+from appliance.pva.limits import DEFAULT_LIMITS, Limits
+from appliance.pva.states import ConnectionState
+from appliance.pvdata.fielddesc import TypeReader
+from appliance.pvdata.wire import decode_string, encode_string
+
+__all__ = ["Buffer", "Connection"]
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+_HEADER_LE: Final = Struct("<BBBBI")
+_HEADER_BE: Final = Struct(">BBBBI")
+_U32: Final = (Struct("<I"), Struct(">I"))
+
+COPY_LIMIT: Final = 4096
+"""Octets up to which joining a body to its header is cheaper than sending it as a chunk of its own."""
+
+EVENTS_PER_CALL: Final = 32
+"""Events after which ``receive_data`` stops parsing: what they are answered with must leave before more is
+asked for, or a peer that asks and never reads could make this end hold any number of answers."""
+
+OUT_LIMIT: Final = 4 * 1024 * 1024
+"""Octets of waiting output above which ``receive_data`` stops parsing, for the same reason."""
+
+
+class Connection:
+    """One end of one connection; ServerConnection and ClientConnection add the two roles."""
+
+    IS_SERVER: ClassVar[bool]
+    ACCEPTS: ClassVar[dict[ConnectionState, frozenset[int]]]
+
+    __slots__ = (
+        "_events",
+        "_handlers",
+        "_need",
+        "_out",
+        "_out_flags",
+        "_rx",
+        "_segment_command",
+        "_segments",
+        "_segments_size",
+        "big",
+        "limits",
+        "out_size",
+        "peer_version",
+        "received",
+        "segment_size",
+        "stalled",
+        "state",
+        "types",
+    )
+
+    def __init__(self, *, limits: Limits = DEFAULT_LIMITS, segment_size: int = 0, big: bool = False) -> None:
+        self.limits = limits
+        self.segment_size = segment_size
+        """Octets of payload above which a message leaves in segments; 0 never segments."""
+        self.state = ConnectionState.VALIDATING
+        self.types = TypeReader()
+        self.received = 0
+        """Octets received so far; the shell compares it with an earlier reading to notice a silent peer."""
+        self.out_size = 0
+        """Octets that wait in the output queue."""
+        self.stalled = False
+        """Whether whole messages may wait unparsed: flush the output, then call ``receive_data(b"")``."""
+        self.peer_version = 0
+        self.big = big
+        self._out_flags = (c.FLAG_SERVER if self.IS_SERVER else 0) | (c.FLAG_BIG_ENDIAN if big else 0)
+        self._out: list[Buffer] = []
+        self._events: list[Event] = []
+        self._rx: bytearray | None = None
+        self._need = 8
+        self._segments: list[bytes] | None = None
+        self._segments_size = 0
+        self._segment_command = -1
+        self._handlers: dict[int, Callable[[Buffer, int, int, bool], None]] = {
+            c.CMD_ECHO: self._on_echo,
+            c.CMD_MESSAGE: self._on_message,
+            c.CMD_AUTHNZ: self._on_ignored,
+        }
+
+    # -- input ---------------------------------------------------------------------------------------
+
+    def receive_data(self, data: Buffer) -> list[Event]:
+        """Take what arrived; return what it means, in order.
+
+        Raises RemoteProtocolError when the peer broke the protocol. The events before the fault are lost on
+        purpose, the connection is CLOSED, and what is in the output queue may still be sent; ``receive_eof``
+        tells what the end of the connection ended.
+        """
+        if self.state is ConnectionState.CLOSED:
+            return []
+        self.received += len(data)
+        self.stalled = False
+        rx = self._rx
+        if rx is not None:
+            rx += data
+            if len(rx) < self._need:
+                return []
+            data = rx
+            self._rx = None
+        end = len(data)
+        try:
+            pos = self._parse(data, 0, end)
+        except RemoteProtocolError:
+            self._events = []
+            self._close()
+            raise
+        if pos < end and self.state is not ConnectionState.CLOSED:
+            if pos == 0 and isinstance(data, bytearray):
+                self._rx = data
+            else:
+                self._rx = bytearray(memoryview(data)[pos:])
+        events = self._events
+        if events:
+            self._events = []
+        return events
+
+    def _parse(self, data: Buffer, pos: int, end: int) -> int:
+        """Parse whole messages from ``pos`` on; return where the first one starts that is left for later."""
+        events = self._events
+        while end - pos >= 8:
+            if len(events) >= EVENTS_PER_CALL or self.out_size > OUT_LIMIT:
+                self.stalled = True
+                self._need = 8
+                return pos
+            after = self._message(data, pos, end)
+            if after < 0:
+                return pos
+            pos = after
+            if self.state is ConnectionState.CLOSED:
+                return end
+        self._need = 8
+        return pos
+
+    def _message(self, data: Buffer, pos: int, end: int) -> int:
+        """Act on the message at ``pos``; return where the next one starts, or -1 when it is incomplete."""
+        magic, version, flags, command, size = _HEADER_LE.unpack_from(data, pos)
+        if magic != c.MAGIC or version == 0:
+            raise RemoteProtocolError(
+                f"not a PVAccess message: it starts with 0x{magic:02x} 0x{version:02x} instead of 0xca and a version"
+            )
+        if bool(flags & c.FLAG_SERVER) is self.IS_SERVER:
+            raise RemoteProtocolError("the message's direction bit says that it comes from our own side")
+        big = bool(flags & c.FLAG_BIG_ENDIAN)
+        if big:
+            size = _HEADER_BE.unpack_from(data, pos)[4]
+        self.peer_version = version
+        if flags & c.FLAG_CONTROL:
+            self._control(command, size, big=big)
+            return pos + 8
+        body = pos + 8
+        if size > end - body:
+            self._check_size(size)
+            self._need = 8 + size
+            return -1
+        after = body + size
+        segment = flags & c.FLAG_SEGMENT_MASK
+        if segment or self._segments is not None:
+            whole = self._segment(segment, command, data, body, after)
+            if whole is None:
+                return after
+            self._dispatch(command, whole, 0, len(whole), big)
+        else:
+            self._dispatch(command, data, body, after, big)
+        return after
+
+    def _check_size(self, size: int) -> None:
+        limits = self.limits
+        bound = limits.max_message if self.state is ConnectionState.READY else limits.max_message_unvalidated
+        if size > bound:
+            raise RemoteProtocolError(f"a message of {size} octets exceeds the limit of {bound}")
+
+    def _segment(self, segment: int, command: int, data: Buffer, body: int, after: int) -> Buffer | None:
+        """Collect one segment; return the whole payload after the last one."""
+        parts = self._segments
+        if segment in (c.FLAG_SEGMENT_NONE, c.FLAG_SEGMENT_FIRST):
+            if parts is not None:
+                if segment == c.FLAG_SEGMENT_NONE and command != self._segment_command:
+                    # Section 11.3 lets whole messages of other commands come between segments.
+                    return memoryview(data)[body:after]
+                raise RemoteProtocolError("a new message starts before the last segment of the one before it")
+            self._segments = parts = []
+            self._segments_size = 0
+            self._segment_command = command
+        elif parts is None:
+            raise RemoteProtocolError("a continuation segment came without a first segment")
+        elif command != self._segment_command:
+            raise RemoteProtocolError(
+                f"a segment of command {command} came inside a message of command {self._segment_command}"
+            )
+        self._segments_size += after - body
+        self._check_size(self._segments_size)
+        # The list's own slot and object header are charged too, or empty segments would be free memory.
+        if len(parts) > 64 + self._segments_size // 64:
+            raise RemoteProtocolError("a message came in absurdly small segments")
+        parts.append(bytes(memoryview(data)[body:after]))
+        if segment != c.FLAG_SEGMENT_LAST:
+            return None
+        self._segments = None
+        return b"".join(parts)
+
+    def _dispatch(self, command: int, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+        if command not in self.ACCEPTS[self.state]:
+            if command > c.CMD_ORIGIN_TAG or self.state is ConnectionState.READY:
+                return  # section 16.3: what is unknown is skipped; so is what has no meaning on a stream
+            raise RemoteProtocolError(f"command {command} is not allowed while {self.state.value}")
+        handler = self._handlers.get(command)
+        if handler is not None:
+            handler(buf, pos, end, big)
+
+    def _control(self, command: int, value: int, *, big: bool) -> None:
+        if command == c.CTRL_SET_MARKER:
+            self._control_message(c.CTRL_ACK_MARKER, value)
+        elif command == c.CTRL_SET_ENDIAN and not self.IS_SERVER:
+            # The value field would allow "as you like"; every existing peer means the flag (see conformance.md).
+            self._set_byte_order(big=big)
+
+    def _set_byte_order(self, *, big: bool) -> None:
+        self.big = big
+        self._out_flags = (c.FLAG_SERVER if self.IS_SERVER else 0) | (c.FLAG_BIG_ENDIAN if big else 0)
+
+    def _on_echo(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: ARG002, FBT001
+        if self.IS_SERVER:
+            self._send(c.CMD_ECHO, bytes(memoryview(buf)[pos:end]))
+
+    def _on_message(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+        if end - pos < 5:
+            raise RemoteProtocolError("MESSAGE is too short")
+        (ioid,) = _U32[big].unpack_from(buf, pos)
+        kind = buf[pos + 4]
+        text, _ = decode_string(buf, pos + 5, end, big)
+        self._events.append(RemoteMessage(ioid, kind, text))
+
+    def _on_ignored(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
+        """Tolerate a command that neither end of this package uses (AUTHNZ: section 6.4)."""
+
+    # -- output --------------------------------------------------------------------------------------
+
+    def data_to_send(self) -> list[Buffer]:
+        """Hand out everything that waits to be sent, and forget it."""
+        out = self._out
+        if out:
+            self._out = []
+            self.out_size = 0
+        return out
+
+    def echo(self, payload: bytes = b"") -> None:
+        """Ask the peer for a sign of life (section 12.1)."""
+        self._send(c.CMD_ECHO, payload)
+
+    def send_message(self, ioid: int, kind: int, text: str) -> None:
+        """Tell the peer's operator something about operation ``ioid`` (section 12.4)."""
+        self._send(
+            c.CMD_MESSAGE, _U32[self.big].pack(ioid) + bytes((kind,)) + encode_string(text[:4096], self.big)
+        )
+
+    def _control_message(self, command: int, value: int) -> None:
+        pack = (_HEADER_BE if self.big else _HEADER_LE).pack
+        self._out.append(pack(c.MAGIC, c.VERSION, self._out_flags | c.FLAG_CONTROL, command, value))
+        self.out_size += 8
+
+    def _send(self, command: int, payload: bytes) -> None:
+        size = len(payload)
+        if self.segment_size and size > self.segment_size:
+            self._send_segments(command, payload)
+            return
+        header = (_HEADER_BE if self.big else _HEADER_LE).pack(
+            c.MAGIC, c.VERSION, self._out_flags, command, size
+        )
+        if size <= COPY_LIMIT:
+            self._out.append(header + payload)
+        else:
+            self._out.append(header)
+            self._out.append(payload)
+        self.out_size += 8 + size
+
+    def _send_chunks(self, command: int, chunks: list[Buffer]) -> None:
+        size = sum(map(len, chunks))
+        if size <= COPY_LIMIT or (self.segment_size and size > self.segment_size):
+            self._send(command, b"".join(chunks))
+            return
+        header = (_HEADER_BE if self.big else _HEADER_LE).pack(
+            c.MAGIC, c.VERSION, self._out_flags, command, size
+        )
+        self._out.append(header)
+        self._out.extend(chunks)
+        self.out_size += 8 + size
+
+    def _send_segments(self, command: int, payload: bytes) -> None:
+        view = memoryview(payload)
+        step = self.segment_size
+        last = (len(view) - 1) // step
+        pack = (_HEADER_BE if self.big else _HEADER_LE).pack
+        for index in range(last + 1):
+            part = view[index * step : (index + 1) * step]
+            position = (
+                c.FLAG_SEGMENT_FIRST
+                if index == 0
+                else c.FLAG_SEGMENT_LAST
+                if index == last
+                else c.FLAG_SEGMENT_MIDDLE
+            )
+            self._out.append(pack(c.MAGIC, c.VERSION, self._out_flags | position, command, len(part)))
+            self._out.append(part)
+        self.out_size += len(view) + 8 * (last + 1)
+
+    # -- end -----------------------------------------------------------------------------------------
+
+    def receive_eof(self) -> list[Event]:
+        """The peer has gone; return the events that follow from it."""
+        if self.state is not ConnectionState.CLOSED:
+            self._close()
+        return self.pending_events()
+
+    def pending_events(self) -> list[Event]:
+        """Give the events that methods called outside ``receive_data`` caused."""
+        events = self._events
+        if events:
+            self._events = []
+        return events
+
+    def _close(self) -> None:
+        """Enter CLOSED and drop everything that only an open connection needs."""
+        self.state = ConnectionState.CLOSED
+        self._rx = None
+        self._segments = None
+
+    def _require(self, state: ConnectionState, what: str) -> None:
+        if self.state is not state:
+            raise LocalProtocolError(
+                f"{what} needs a connection that is {state.value}, this one is {self.state.value}"
+            )
+
+    def __repr__(self) -> str:
+        details: dict[str, Any] = {"state": self.state.value, "received": self.received, "out": self.out_size}
+        return f"<{type(self).__name__} {' '.join(f'{key}={value}' for key, value in details.items())}>"

@@ -1,0 +1,33 @@
+"""How much a peer may ask for. Every size that travels on the wire is compared with one of these."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+__all__ = ["DEFAULT_LIMITS", "Limits"]
+
+
+class Limits(NamedTuple):
+    """Bounds for one connection.
+
+    The memory that a peer can make this end hold before any of its own values is decoded is at most
+    ``max_message`` plus one read (256 KiB); before the peer is validated, ``max_message_unvalidated`` plus
+    one read.
+    """
+
+    max_message: int = 256 * 1024 * 1024
+    """Octets of one message, all of its segments together."""
+    max_message_unvalidated: int = 64 * 1024
+    """The same before the connection is validated: an unknown peer gets little."""
+    max_name: int = 2048
+    """Octets of a PV name or of a field's path."""
+    max_channels: int = 250_000
+    max_operations: int = 500_000
+    max_queue_size: int = 65_536
+    """Updates of one subscription that a client may ask the server to keep."""
+    max_search_names: int = 10_000
+    """Names in one SEARCH message."""
+    max_auth_methods: int = 32
+
+
+DEFAULT_LIMITS: Final = Limits()

@@ -1,0 +1,65 @@
+"""Which fields travel: a request's mask, a value's valid fields, and the bit set that goes on the wire.
+
+A bit of a sub-structure on the wire means its whole subtree (section 5.5.5). Inside the package selections
+are kept in *leaf form*, with bits of leaves only, so that intersecting two of them is one ``&``; the wire
+form of "everything" is the single bit 0, which is short and takes the codec's fastest path.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from appliance.pvdata.bitset import encode_bitset, iter_bits
+from appliance.pvdata.codec import codec
+from appliance.pvdata.types import StructType
+from appliance.pva.status import OK_BYTES
+
+__all__ = ["encode_answer", "encode_update", "leaf_mask", "leaves", "wire_bits"]
+
+_LEAF_MASKS: Final[dict[StructType, int]] = {}
+_LEAF_MASKS_MAX: Final = 4096
+
+
+def leaf_mask(kind: StructType) -> int:
+    """Give the bits of all leaves of ``kind``."""
+    mask = _LEAF_MASKS.get(kind)
+    if mask is None:
+        mask = sum(
+            1 << offset for offset, leaf in enumerate(kind.leaf_types) if not isinstance(leaf, StructType)
+        )
+        if len(_LEAF_MASKS) >= _LEAF_MASKS_MAX:
+            _LEAF_MASKS.clear()
+        _LEAF_MASKS[kind] = mask
+    return mask
+
+
+def leaves(kind: StructType, bits: int) -> int:
+    """Bring ``bits`` into leaf form: a set bit of a structure becomes the bits of its leaves."""
+    all_leaves = leaf_mask(kind)
+    if bits & 1:
+        return all_leaves
+    structures = bits & ~all_leaves
+    if structures:
+        masks = kind.masks
+        for offset in iter_bits(structures & kind.full_mask):
+            bits |= masks[offset]
+    return bits & all_leaves
+
+
+def wire_bits(kind: StructType, selected: int) -> int:
+    """Give the wire form of a selection in leaf form."""
+    return 1 if selected == leaf_mask(kind) else selected
+
+
+def encode_answer(kind: StructType, selected: int, store: list[object], *, big: bool) -> bytes:
+    """Serialise what follows the sub-command in the answer to a GET: Status OK, bit set, value."""
+    bits = wire_bits(kind, selected)
+    return OK_BYTES + encode_bitset(bits, big) + codec(kind, big).encode_partial(store, bits)
+
+
+def encode_update(kind: StructType, selected: int, overrun: int, store: list[object], *, big: bool) -> bytes:
+    """Serialise what follows the sub-command in an update of a MONITOR: bit set, value, overrun bit set."""
+    bits = wire_bits(kind, selected)
+    return (
+        encode_bitset(bits, big) + codec(kind, big).encode_partial(store, bits) + encode_bitset(overrun, big)
+    )

@@ -1,0 +1,449 @@
+"""The server's end of a connection.
+
+``receive_data`` answers a GET that has a *prepared answer* on the spot, without an event: the layer above
+keeps the serialised value in ``operation.prepared`` until the next post. Everything else becomes an event
+and is answered by a method of the channel or the operation that the event names.
+
+Source: PVAccess protocol specification, sections 6, 8, 9 and 13; behaviour of pvxs' ``serverconn.cpp``.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Any, ClassVar, Final
+
+from appliance.errors import DecodeError, LocalProtocolError, RemoteProtocolError
+from appliance.pva import commands as c
+from appliance.pva.connection import EVENTS_PER_CALL, OUT_LIMIT, Buffer, Connection
+from appliance.pva.events import (
+    AuthenticationReceived,
+    ChannelClosed,
+    ChannelRequested,
+    FieldRequested,
+    OperationClosed,
+    SearchReceived,
+)
+from appliance.pva.limits import DEFAULT_LIMITS, Limits
+from appliance.pva.search import SearchRequest, SearchResponse
+from appliance.pva.server_operation import PreparedAnswer, ServerOperation
+from appliance.pva.states import SERVER_ACCEPTS, ConnectionState, OperationState
+from appliance.pva.status import OK_BYTES, Status
+from appliance.pvdata.codec import codec
+from appliance.pvdata.fielddesc import decode_type
+from appliance.pvdata.types import StructType
+from appliance.pvdata.value import Value
+from appliance.pvdata.wire import decode_string, encode_size, encode_string
+
+__all__ = ["PreparedAnswer", "ServerChannel", "ServerConnection", "ServerOperation"]
+
+_REQUEST: Final = Struct("<IIIIB")
+"""A GET request as one unit: magic, version, flags and command as one number; size; sid; ioid; sub-command."""
+_GET_PREFIX: Final = c.MAGIC | c.VERSION << 8 | c.CMD_GET << 24
+_HEAD: Final = (Struct("<IIB"), Struct(">IIB"))
+_U32: Final = (Struct("<I"), Struct(">I"))
+_U32_U32: Final = (Struct("<II"), Struct(">II"))
+_U16: Final = (Struct("<H"), Struct(">H"))
+_BUFFER_SIZE: Final = 0x10000
+_REGISTRY_SIZE: Final = 0x7FFF
+
+
+class ServerChannel:
+    """A name that a client opened. ``context`` is the layer above's to use."""
+
+    __slots__ = ("cid", "connection", "context", "name", "open", "operations", "permissions", "sid")
+
+    def __init__(self, connection: ServerConnection, sid: int, cid: int, name: str) -> None:
+        self.connection = connection
+        self.sid = sid
+        self.cid = cid
+        self.name = name
+        self.open = False
+        self.permissions = 0
+        self.operations: dict[int, ServerOperation] = {}
+        self.context: Any = None
+
+    def accept(self, permissions: int = c.PERMIT_ALL) -> None:
+        """Create the channel; its permissions go out first (section 13)."""
+        if self.open:
+            raise LocalProtocolError(f"channel {self.name!r} was accepted already")
+        connection = self.connection
+        connection.channels[self.sid] = self
+        self.open = True
+        self.set_permissions(permissions)
+        connection._send(c.CMD_CREATE_CHANNEL, _U32_U32[connection.big].pack(self.cid, self.sid) + OK_BYTES)
+
+    def reject(self, message: str) -> None:
+        """Refuse to create the channel."""
+        connection = self.connection
+        connection._send(
+            c.CMD_CREATE_CHANNEL,
+            _U32_U32[connection.big].pack(self.cid, 0xFFFFFFFF)
+            + Status.error(message).encode(big=connection.big),
+        )
+
+    def set_permissions(self, permissions: int) -> None:
+        """Tell the client what it may do: a union of ``PERMIT_*`` bits (section 8.2)."""
+        if self.permissions == permissions and self.operations:
+            return
+        self.permissions = permissions
+        connection = self.connection
+        connection._send(c.CMD_ACL_CHANGE, _U32[connection.big].pack(self.cid) + bytes((permissions,)))
+
+    def close(self) -> None:
+        """Take the channel away from the client, which will search for the name again."""
+        if not self.open:
+            return
+        connection = self.connection
+        connection._send(c.CMD_DESTROY_CHANNEL, _U32_U32[connection.big].pack(self.sid, self.cid))
+        connection._drop_channel(self)
+
+    def __repr__(self) -> str:
+        return f"<ServerChannel {self.name!r} sid={self.sid} cid={self.cid}>"
+
+
+class ServerConnection(Connection):
+    """See the module's text. ``context`` is the layer above's to use."""
+
+    IS_SERVER: ClassVar[bool] = True
+    ACCEPTS: ClassVar[dict[ConnectionState, frozenset[int]]] = SERVER_ACCEPTS
+
+    __slots__ = ("_next_sid", "_request_cache", "auth_methods", "channels", "context", "operations")
+
+    def __init__(
+        self,
+        *,
+        auth_methods: tuple[str, ...] = ("anonymous", "ca"),
+        limits: Limits = DEFAULT_LIMITS,
+        segment_size: int = 0,
+        big: bool = False,
+    ) -> None:
+        """Start the handshake; ``auth_methods`` are offered in rising order of preference."""
+        super().__init__(limits=limits, segment_size=segment_size, big=big)
+        self.auth_methods = auth_methods
+        self.channels: dict[int, ServerChannel] = {}
+        self.operations: dict[int, ServerOperation] = {}
+        self.context: Any = None
+        self._next_sid = 1
+        self._request_cache: dict[tuple[bool, bytes], Value] = {}
+        self._handlers.update(
+            {
+                c.CMD_CONNECTION_VALIDATION: self._on_validation,
+                c.CMD_SEARCH: self._on_search,
+                c.CMD_CREATE_CHANNEL: self._on_create_channel,
+                c.CMD_DESTROY_CHANNEL: self._on_destroy_channel,
+                c.CMD_GET: self._on_get,
+                c.CMD_PUT: self._on_put,
+                c.CMD_PUT_GET: self._on_put_get,
+                c.CMD_PROCESS: self._on_process,
+                c.CMD_RPC: self._on_rpc,
+                c.CMD_MONITOR: self._on_monitor,
+                c.CMD_ARRAY: self._on_array,
+                c.CMD_GET_FIELD: self._on_get_field,
+                c.CMD_CANCEL_REQUEST: self._on_cancel,
+                c.CMD_DESTROY_REQUEST: self._on_destroy_request,
+            }
+        )
+        self._control_message(c.CTRL_SET_ENDIAN, 0)
+        self._send(
+            c.CMD_CONNECTION_VALIDATION,
+            b"".join(
+                (
+                    _U32[big].pack(_BUFFER_SIZE),
+                    _U16[big].pack(_REGISTRY_SIZE),
+                    encode_size(len(auth_methods), big),
+                    *(encode_string(method, big) for method in auth_methods),
+                )
+            ),
+        )
+
+    # -- the hot loop --------------------------------------------------------------------------------
+
+    def _parse(self, data: Buffer, pos: int, end: int) -> int:
+        unpack = _REQUEST.unpack_from
+        operations = self.operations
+        append = self._out.append
+        events = self._events
+        size_out = 0
+        idle = OperationState.IDLE
+        while end - pos >= 17:
+            prefix, size, sid, ioid, sub = unpack(data, pos)
+            if prefix == _GET_PREFIX and size == 9 and (sub == 0 or sub == c.SUB_GET):
+                operation = operations.get(ioid)
+                if operation is not None:
+                    prepared = operation.prepared
+                    if (
+                        prepared is not None
+                        and (tail := prepared.tail) is not None
+                        and operation.sid == sid
+                        and operation.state is idle
+                        and self._segments is None
+                        and not events  # what came before must be answered before
+                    ):
+                        # The whole reply is kept too: between two posts a client gets the same octets.
+                        if tail is operation.reply_tail and sub == operation.reply_sub:
+                            reply = operation.reply
+                            append(reply)
+                            size_out += len(reply)
+                        else:
+                            size_out += operation.reply_prepared(tail, sub)
+                        pos += 17
+                        if size_out > OUT_LIMIT:
+                            break
+                        continue
+            if len(events) >= EVENTS_PER_CALL:
+                break
+            self.out_size += size_out
+            size_out = 0
+            after = self._message(data, pos, end)
+            if after < 0:
+                return pos
+            pos = after
+            if self.state is ConnectionState.CLOSED:
+                return end
+        self.out_size += size_out
+        return super()._parse(data, pos, end)
+
+    # -- handshake -----------------------------------------------------------------------------------
+
+    def _on_validation(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+        if self.state is not ConnectionState.VALIDATING:
+            raise RemoteProtocolError("the client validates the connection a second time")
+        if end - pos < 8:
+            raise DecodeError("CONNECTION_VALIDATION is too short")
+        method, pos = decode_string(buf, pos + 8, end, big)
+        payload = self._decode_any(buf, pos, end, big)[0] if pos < end else None
+        self.state = ConnectionState.AUTHENTICATING
+        self._events.append(AuthenticationReceived(method, payload))
+
+    def validated(self, status: Status) -> None:
+        """Answer AuthenticationReceived. After an error the connection is CLOSED once the answer is sent."""
+        self._require(ConnectionState.AUTHENTICATING, "validated()")
+        self._send(c.CMD_CONNECTION_VALIDATED, status.encode(big=self.big))
+        if status.ok:
+            self.state = ConnectionState.READY
+        else:
+            self._close()
+
+    def _on_search(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+        self._events.append(SearchReceived(SearchRequest.decode(buf, pos, end, big=big, limits=self.limits)))
+
+    def search_response(self, response: SearchResponse) -> None:
+        """Answer SearchReceived."""
+        self._send(c.CMD_SEARCH_RESPONSE, response.encode(big=self.big))
+
+    # -- channels ------------------------------------------------------------------------------------
+
+    def _on_create_channel(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+        if end - pos < 2:
+            raise DecodeError("CREATE_CHANNEL is too short")
+        (count,) = _U16[big].unpack_from(buf, pos)
+        pos += 2
+        for _ in range(count):
+            if end - pos < 5:
+                raise DecodeError("CREATE_CHANNEL ends inside its list of names")
+            (cid,) = _U32[big].unpack_from(buf, pos)
+            name, pos = decode_string(buf, pos + 4, end, big)
+            channel = ServerChannel(self, self._new_sid(), cid, name)
+            if not name:
+                channel.reject("the PV name is empty")
+            elif len(name) > self.limits.max_name:
+                channel.reject(f"the PV name is longer than {self.limits.max_name} characters")
+            elif len(self.channels) >= self.limits.max_channels:
+                channel.reject(f"this connection has {self.limits.max_channels} channels already")
+            else:
+                self._events.append(ChannelRequested(channel))
+
+    def _new_sid(self) -> int:
+        sid = self._next_sid
+        while sid in self.channels:
+            sid = sid + 1 & 0xFFFFFFFF
+        self._next_sid = sid + 1 & 0xFFFFFFFF
+        return sid
+
+    def _on_destroy_channel(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+        if end - pos < 8:
+            raise DecodeError("DESTROY_CHANNEL is too short")
+        sid, cid = _U32_U32[big].unpack_from(buf, pos)
+        channel = self.channels.get(sid)
+        if channel is None or channel.cid != cid:
+            return  # our own close crossed it on the wire
+        self._drop_channel(channel)
+        self._send(c.CMD_DESTROY_CHANNEL, _U32_U32[self.big].pack(sid, cid))
+
+    def _drop_channel(self, channel: ServerChannel) -> None:
+        channel.open = False
+        self.channels.pop(channel.sid, None)
+        for operation in list(channel.operations.values()):
+            self._drop_operation(operation)
+        self._events.append(ChannelClosed(channel))
+
+    # -- operations ----------------------------------------------------------------------------------
+
+    def _on_get(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+        self._operation(c.CMD_GET, buf, pos, end, big)
+
+    def _on_put(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+        self._operation(c.CMD_PUT, buf, pos, end, big)
+
+    def _on_put_get(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+        self._operation(c.CMD_PUT_GET, buf, pos, end, big)
+
+    def _on_process(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+        self._operation(c.CMD_PROCESS, buf, pos, end, big)
+
+    def _on_rpc(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+        self._operation(c.CMD_RPC, buf, pos, end, big)
+
+    def _on_monitor(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+        self._operation(c.CMD_MONITOR, buf, pos, end, big)
+
+    def _on_array(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+        sid, ioid, sub = self._head(c.CMD_ARRAY, buf, pos, end, big)
+        if not sub & c.SUB_DESTROY:
+            self._refuse(
+                c.CMD_ARRAY, sid, ioid, sub, "array operations are not served; use GET or PUT of the field"
+            )
+
+    def _head(self, command: int, buf: Buffer, pos: int, end: int, big: bool) -> tuple[int, int, int]:  # noqa: FBT001
+        if end - pos < 9:
+            raise DecodeError(f"{c.OPERATION_NAMES[command]} is too short")
+        return _HEAD[big].unpack_from(buf, pos)
+
+    def _refuse(self, command: int, sid: int, ioid: int, sub: int, message: str) -> None:  # noqa: ARG002
+        """Answer a request that has no operation to answer for it."""
+        reply = _U32[self.big].pack(ioid)
+        if command != c.CMD_GET_FIELD:
+            reply += bytes((sub,))
+        self._send(command, reply + Status.error(message).encode(big=self.big))
+
+    def _operation(self, command: int, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+        sid, ioid, sub = self._head(command, buf, pos, end, big)
+        pos += 9
+        if sub & c.SUB_INIT:
+            self._init(command, sid, ioid, sub, buf, pos, end, big)
+            return
+        operation = self.operations.get(ioid)
+        if operation is None:
+            # Our own end of the operation may have crossed the request; a monitor's ack deserves no answer.
+            if command != c.CMD_MONITOR and not sub & c.SUB_DESTROY:
+                self._refuse(command, sid, ioid, sub, "there is no such operation any more")
+            return
+        if operation.command != command or operation.sid != sid:
+            raise RemoteProtocolError(
+                f"request {ioid} is a {operation.name} on channel {operation.sid}, "
+                f"not a {c.OPERATION_NAMES[command]} on channel {sid}"
+            )
+        operation.receive(sub, buf, pos, end, big)
+
+    def _init(
+        self,
+        command: int,
+        sid: int,
+        ioid: int,
+        sub: int,
+        buf: Buffer,
+        pos: int,
+        end: int,
+        big: bool,  # noqa: FBT001
+    ) -> None:
+        if ioid in self.operations:
+            raise RemoteProtocolError(f"operation {ioid} is created a second time")
+        request, pos = self._decode_request(buf, pos, end, big)
+        window = 0
+        if command == c.CMD_MONITOR and sub & c.SUB_ACK:
+            if end - pos < 4:
+                raise DecodeError("MONITOR ends before its initial window")
+            (window,) = _U32[big].unpack_from(buf, pos)
+        channel = self.channels.get(sid)
+        if channel is None:
+            self._refuse(command, sid, ioid, sub, "there is no such channel any more")
+            return
+        if len(self.operations) >= self.limits.max_operations:
+            self._refuse(command, sid, ioid, sub, "too many operations on this connection")
+            return
+        operation = ServerOperation(channel, ioid, command, sub, request)
+        self.operations[ioid] = channel.operations[ioid] = operation
+        operation.requested(window)
+
+    def _decode_request(self, buf: Buffer, pos: int, end: int, big: bool) -> tuple[Value, int]:  # noqa: FBT001
+        """Decode a pvRequest. Clients send the same few over and over: a small cache by octets pays."""
+        raw = bytes(memoryview(buf)[pos:end])
+        key = (big, raw)
+        cached = self._request_cache.get(key)
+        if cached is not None:
+            return cached, end
+        request, after = self._decode_any(buf, pos, end, big)
+        if request is None:
+            request = Value(_EMPTY)
+        elif not isinstance(request.type, StructType):
+            raise DecodeError("a pvRequest is not a structure")
+        if after == end and len(raw) <= 256 and raw[0] == 0x80:
+            # Only octets that define no cached type mean the same next time.
+            cache = self._request_cache
+            if len(cache) >= 64:
+                cache.clear()
+            cache[key] = request
+        return request, after
+
+    def _decode_any(self, buf: Buffer, pos: int, end: int, big: bool) -> tuple[Value | None, int]:  # noqa: FBT001
+        """Decode a type and a value of it; a null type has no value."""
+        kind, pos = decode_type(buf, pos, end, big, self.types)
+        if kind is None:
+            return None, pos
+        if not isinstance(kind, StructType):
+            raise DecodeError("a structure was expected")
+        store, pos = codec(kind, big).decode(buf, pos, end, self.types)
+        return Value.from_store(kind, store, 1), pos
+
+    def _on_get_field(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+        if end - pos < 9:
+            raise DecodeError("GET_FIELD is too short")
+        sid, ioid = _U32_U32[big].unpack_from(buf, pos)
+        field, _ = decode_string(buf, pos + 8, end, big)
+        if ioid in self.operations:
+            raise RemoteProtocolError(f"operation {ioid} is created a second time")
+        channel = self.channels.get(sid)
+        if channel is None:
+            self._refuse(c.CMD_GET_FIELD, sid, ioid, 0, "there is no such channel any more")
+            return
+        if len(field) > self.limits.max_name:
+            self._refuse(c.CMD_GET_FIELD, sid, ioid, 0, "the field's name is too long")
+            return
+        operation = ServerOperation(channel, ioid, c.CMD_GET_FIELD, 0, None)
+        self.operations[ioid] = channel.operations[ioid] = operation
+        self._events.append(FieldRequested(operation, field))
+
+    def _on_cancel(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+        operation = self._addressed("CANCEL_REQUEST", buf, pos, end, big)
+        if operation is not None:
+            operation.cancel()
+
+    def _on_destroy_request(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+        operation = self._addressed("DESTROY_REQUEST", buf, pos, end, big)
+        if operation is not None:
+            self._drop_operation(operation)
+
+    def _addressed(self, what: str, buf: Buffer, pos: int, end: int, big: bool) -> ServerOperation | None:  # noqa: FBT001
+        if end - pos < 8:
+            raise DecodeError(f"{what} is too short")
+        sid, ioid = _U32_U32[big].unpack_from(buf, pos)
+        operation = self.operations.get(ioid)
+        # Unknown: its end crossed the request. Another channel's: not this client's to touch by that name.
+        return operation if operation is not None and operation.sid == sid else None
+
+    def _drop_operation(self, operation: ServerOperation) -> None:
+        if operation.state is OperationState.DEAD:
+            return
+        operation.state = OperationState.DEAD
+        operation.prepared = None
+        self.operations.pop(operation.ioid, None)
+        operation.channel.operations.pop(operation.ioid, None)
+        self._events.append(OperationClosed(operation))
+
+    def _close(self) -> None:
+        for channel in list(self.channels.values()):
+            self._drop_channel(channel)
+        super()._close()
+
+
+_EMPTY: Final = StructType(())

@@ -1,0 +1,370 @@
+"""One operation at the server's end, from INIT to its end."""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import TYPE_CHECKING, Any, Final
+
+from appliance.errors import DecodeError, LocalProtocolError, RemoteProtocolError
+from appliance.pva import commands as c
+from appliance.pva.connection import COPY_LIMIT, Buffer
+from appliance.pva.events import Execute, MonitorWindow, OperationCancelled, OperationRequested
+from appliance.pva.selection import encode_answer, leaf_mask, leaves
+from appliance.pva.states import MONITOR_TRANSITIONS, REQUEST_TRANSITIONS, OperationInput, OperationState
+from appliance.pva.status import OK, OK_BYTES, Status
+from appliance.pvdata.bitset import decode_bitset
+from appliance.pvdata.codec import codec
+from appliance.pvdata.fielddesc import encode_type
+from appliance.pvdata.pvrequest import request_options
+from appliance.pvdata.types import StructType, TypeDesc
+from appliance.pvdata.value import Value
+
+if TYPE_CHECKING:
+    from appliance.pva.server import ServerChannel
+
+__all__ = ["PreparedAnswer", "ServerOperation"]
+
+_REPLY: Final = (Struct("<BBBBIIB"), Struct(">BBBBIIB"))
+_U32: Final = (Struct("<I"), Struct(">I"))
+_NULL_TYPE: Final = b"\xff"
+_DEFAULT_QUEUE: Final = 4
+
+
+class PreparedAnswer:
+    """The serialised answer to a GET, shared by all operations that would get the same octets.
+
+    ``tail`` is what ``encode_answer`` made, or None while nobody has asked since the last change.
+    """
+
+    __slots__ = ("tail",)
+
+    def __init__(self) -> None:
+        self.tail: bytes | None = None
+
+
+class ServerOperation:
+    """See the module's text. ``context`` is the layer above's to use."""
+
+    __slots__ = (
+        "channel",
+        "command",
+        "connection",
+        "context",
+        "ioid",
+        "last",
+        "mask",
+        "pipeline",
+        "prepared",
+        "queue_size",
+        "reply",
+        "reply_sub",
+        "reply_tail",
+        "request",
+        "sid",
+        "state",
+        "sub",
+        "type",
+        "window",
+    )
+
+    def __init__(
+        self, channel: ServerChannel, ioid: int, command: int, sub: int, request: Value | None
+    ) -> None:
+        self.channel = channel
+        self.connection = channel.connection
+        self.sid = channel.sid
+        self.ioid = ioid
+        self.command = command
+        self.sub = sub
+        """The sub-command of the request in progress, which every reply repeats."""
+        self.request = request
+        self.state = OperationState.CREATING
+        self.type: StructType | None = None
+        self.mask = 0
+        """What the pvRequest selects, in leaf form."""
+        self.last = False
+        """The request in progress ends the operation."""
+        self.prepared: PreparedAnswer | None = None
+        self.reply = b""
+        self.reply_tail: bytes | None = None
+        self.reply_sub = 0
+        self.context: Any = None
+        self.pipeline = False
+        self.window = 0
+        """MONITOR with pipeline: updates that may still be sent before the next acknowledgement."""
+        self.queue_size = _DEFAULT_QUEUE
+
+    @property
+    def name(self) -> str:
+        """What a person calls the command."""
+        return c.OPERATION_NAMES[self.command]
+
+    @property
+    def is_get(self) -> bool:
+        """Whether the request in progress asks for the present value and brings none."""
+        return self.command == c.CMD_GET or bool(
+            self.sub & c.SUB_GET and self.command in (c.CMD_PUT, c.CMD_PUT_GET)
+        )
+
+    def _advance(self, what: OperationInput) -> None:
+        table = MONITOR_TRANSITIONS if self.command == c.CMD_MONITOR else REQUEST_TRANSITIONS
+        following = table.get((self.state, what))
+        if following is None:
+            raise LocalProtocolError(f"{self.name} {self.ioid} is {self.state.value}: no {what.value} now")
+        self.state = following
+
+    # -- from the client -----------------------------------------------------------------------------
+
+    def requested(self, window: int) -> None:
+        """INIT has come: judge the options that belong to the protocol, then ask the layer above."""
+        if self.command == c.CMD_MONITOR and not self._subscribe(window):
+            return
+        self.connection._events.append(OperationRequested(self))
+
+    def _subscribe(self, window: int) -> bool:
+        assert self.request is not None
+        options = request_options(self.request)
+        self.pipeline = options.get("pipeline", "false").lower() in ("true", "1", "yes", "on")
+        self.window = window
+        limit = self.connection.limits.max_queue_size
+        asked = options.get("queueSize")
+        if asked is None:
+            return True
+        try:
+            size = int(asked)
+        except ValueError:
+            size = -1
+        if 1 <= size <= limit:
+            self.queue_size = max(size, 2)
+            return True
+        if self.pipeline:
+            # Both ends count updates by this number, so a compromise would end in a stand-still.
+            self.fail(f"pipeline needs a queueSize from 1 to {limit}, not {asked[:32]!r}")
+            return False
+        self.queue_size = min(max(size, 2), limit) if size > 0 else _DEFAULT_QUEUE
+        self.connection.send_message(
+            self.ioid, c.MESSAGE_WARNING, f"queueSize {asked[:32]!r} is not usable; {self.queue_size} is used"
+        )
+        return True
+
+    def receive(self, sub: int, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+        """Act on a request that follows INIT."""
+        if self.command == c.CMD_MONITOR:
+            self._receive_monitor(sub, buf, pos, end, big)
+            return
+        if self.state is OperationState.CREATING:
+            raise RemoteProtocolError(f"{self.name} {self.ioid} is used before its INIT was answered")
+        if (
+            sub & c.SUB_DESTROY
+            and self.command in (c.CMD_GET, c.CMD_PUT)
+            and end == pos
+            and not sub & c.SUB_GET
+        ):
+            # pvAccessCPP means "get, then destroy" by GET with this bit; a PUT with it brings its value.
+            if self.command == c.CMD_PUT or self.state is not OperationState.IDLE:
+                self.connection._drop_operation(self)
+                return
+        if self.state is not OperationState.IDLE:
+            self.connection._refuse(
+                self.command, self.sid, self.ioid, sub, "the request before this one is still in progress"
+            )
+            return
+        argument = self._argument(sub, buf, pos, end, big)
+        self.sub = sub
+        self.last = bool(sub & c.SUB_DESTROY)
+        self._advance(OperationInput.EXECUTE)
+        self.connection._events.append(Execute(self, argument))
+
+    def _argument(self, sub: int, buf: Buffer, pos: int, end: int, big: bool) -> Value | None:  # noqa: FBT001
+        connection = self.connection
+        if self.command == c.CMD_RPC:
+            return connection._decode_any(buf, pos, end, big)[0]
+        if self.command == c.CMD_PUT:
+            brings_value = not sub & c.SUB_GET
+        else:
+            brings_value = self.command == c.CMD_PUT_GET and not sub & (c.SUB_GET | c.SUB_ACK)
+        if not brings_value:
+            return None
+        kind = self.type
+        assert kind is not None
+        bits, pos = decode_bitset(buf, pos, end, big)
+        if bits > kind.full_mask:
+            raise DecodeError(f"{self.name} {self.ioid} brings a field that its type does not have")
+        value = Value(kind)
+        codec(kind, big).decode_partial(buf, pos, end, bits, value.store, connection.types)
+        value.changed = leaves(kind, bits) & self.mask
+        return value
+
+    def _receive_monitor(self, sub: int, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+        if self.state is OperationState.CREATING and not sub & c.SUB_DESTROY:
+            raise RemoteProtocolError(f"MONITOR {self.ioid} is used before its INIT was answered")
+        if sub & c.SUB_ACK:
+            if end - pos < 4:
+                raise DecodeError("MONITOR ends before its acknowledgement")
+            if self.pipeline:
+                (count,) = _U32[big].unpack_from(buf, pos)
+                self.window = min(self.window + count, 0xFFFFFFFF)
+        if sub & c.SUB_DESTROY:
+            self.connection._drop_operation(self)
+            return
+        if sub & c.SUB_PROCESS:
+            self._advance(OperationInput.START if sub & c.SUB_GET else OperationInput.STOP)
+        self.connection._events.append(MonitorWindow(self))
+
+    def cancel(self) -> None:
+        """Abandon the request in progress; the operation lives on (section 9.9)."""
+        if self.state is OperationState.EXECUTING:
+            self._advance(OperationInput.CANCEL)
+            self.connection._events.append(OperationCancelled(self))
+
+    # -- from the layer above --------------------------------------------------------------------------
+
+    def ready(self, kind: StructType | None = None, mask: int | None = None) -> None:
+        """Answer INIT. ``kind`` is the type that this operation transfers (None for RPC and PROCESS).
+
+        ``mask`` is what the pvRequest selects, in leaf form; None selects everything.
+        """
+        if self.state is OperationState.DEAD:
+            return
+        self._advance(OperationInput.READY)
+        self.type = kind
+        if kind is not None:
+            self.mask = leaf_mask(kind) if mask is None else mask
+        big = self.connection.big
+        parts = [_U32[big].pack(self.ioid), bytes((self.sub,)), OK_BYTES]
+        if self.command not in (c.CMD_RPC, c.CMD_PROCESS):
+            if kind is None:
+                raise LocalProtocolError(f"{self.name} needs a type")
+            described = encode_type(kind, big)
+            parts.append(described)
+            if self.command == c.CMD_PUT_GET:
+                parts.append(described)
+        self.connection._send(self.command, b"".join(parts))
+
+    def fail(self, message: str) -> None:
+        """Answer INIT or the request in progress with an error."""
+        if self.state is OperationState.DEAD:
+            return
+        big = self.connection.big
+        creating = self.state is OperationState.CREATING
+        if not creating and self.state is not OperationState.EXECUTING:
+            return  # cancelled meanwhile
+        head = _U32[big].pack(self.ioid)
+        if self.command != c.CMD_GET_FIELD:
+            head += bytes((self.sub,))
+        self.connection._send(self.command, head + Status.error(message).encode(big=big))
+        if creating or self.last or self.command == c.CMD_MONITOR:
+            self.connection._drop_operation(self)
+        else:
+            self._advance(OperationInput.REPLY)
+
+    def _replied(self) -> None:
+        if self.last:
+            self.connection._drop_operation(self)
+        else:
+            self._advance(OperationInput.REPLY)
+
+    def reply_done(self) -> None:
+        """Answer a PUT or a PROCESS: it is done."""
+        if self.state is OperationState.EXECUTING:
+            self._send_reply(OK_BYTES, self.sub)
+            self._replied()
+
+    def reply_value(self, store: list[Any], valid: int = 1) -> None:
+        """Answer a GET (of any command) with the fields of ``valid`` that the pvRequest selects."""
+        if self.state is not OperationState.EXECUTING:
+            return
+        kind = self.type
+        assert kind is not None
+        self.reply_tail_once(
+            encode_answer(kind, leaves(kind, valid) & self.mask, store, big=self.connection.big)
+        )
+
+    def reply_tail_once(self, tail: bytes) -> None:
+        """Answer the request in progress with octets that ``encode_answer`` made for our mask and byte order."""
+        if self.state is not OperationState.EXECUTING:
+            return
+        self._send_reply(tail, self.sub)
+        self._replied()
+
+    def reply_prepared(self, tail: bytes, sub: int) -> int:
+        """Answer a GET from the hot loop; return how many octets to account for there."""
+        if len(tail) > COPY_LIMIT:
+            self._send_reply(tail, sub)
+            return 0
+        connection = self.connection
+        reply = (
+            _REPLY[connection.big].pack(
+                c.MAGIC, c.VERSION, connection._out_flags, c.CMD_GET, 5 + len(tail), self.ioid, sub
+            )
+            + tail
+        )
+        if not connection.segment_size:
+            self.reply = reply
+            self.reply_tail = tail
+            self.reply_sub = sub
+        connection._out.append(reply)
+        return len(reply)
+
+    def _send_reply(self, tail: bytes, sub: int) -> None:
+        connection = self.connection
+        connection._send_chunks(self.command, [_U32[connection.big].pack(self.ioid) + bytes((sub,)), tail])
+
+    def reply_rpc(self, value: Value | None) -> None:
+        """Answer an RPC; None answers with the null type."""
+        if self.state is not OperationState.EXECUTING:
+            return
+        big = self.connection.big
+        head: list[Buffer] = [_U32[big].pack(self.ioid) + bytes((self.sub,)) + OK_BYTES]
+        if value is None:
+            head.append(_NULL_TYPE)
+        else:
+            head.append(encode_type(value.type, big))
+            head.extend(codec(value.type, big).encode_chunks(value.store))
+        self.connection._send_chunks(self.command, head)
+        self._replied()
+
+    def reply_field(self, kind: TypeDesc) -> None:
+        """Answer GET_FIELD; that ends the operation."""
+        if self.state is OperationState.DEAD:
+            return
+        big = self.connection.big
+        self.connection._send(c.CMD_GET_FIELD, _U32[big].pack(self.ioid) + OK_BYTES + encode_type(kind, big))
+        self.connection._drop_operation(self)
+
+    # -- subscriptions -------------------------------------------------------------------------------
+
+    @property
+    def may_send(self) -> bool:
+        """Whether the client takes an update now: started, and the window of a pipeline is open."""
+        return self.state is OperationState.EXECUTING and (not self.pipeline or self.window > 0)
+
+    def send_update(self, body: bytes) -> None:
+        """Send one update that ``encode_update`` made for our mask and byte order."""
+        connection = self.connection
+        size = 5 + len(body)
+        if len(body) > COPY_LIMIT or connection.segment_size:
+            self._send_reply(body, 0)
+        else:
+            connection._out.append(
+                _REPLY[connection.big].pack(
+                    c.MAGIC, c.VERSION, connection._out_flags, c.CMD_MONITOR, size, self.ioid, 0
+                )
+                + body
+            )
+            connection.out_size += 8 + size
+        if self.pipeline:
+            self.window -= 1
+
+    def finish(self, status: Status = OK) -> None:
+        """End the subscription from this side (sub-command 0x10)."""
+        if self.state in (OperationState.DEAD, OperationState.CREATING):
+            return
+        big = self.connection.big
+        self.connection._send(
+            c.CMD_MONITOR, _U32[big].pack(self.ioid) + bytes((c.SUB_DESTROY,)) + status.encode(big=big)
+        )
+        self.connection._drop_operation(self)
+
+    def __repr__(self) -> str:
+        return f"<ServerOperation {self.name} {self.channel.name!r} ioid={self.ioid} {self.state.value}>"

@@ -1,0 +1,108 @@
+import copy
+import os
+import pickle
+import stat
+
+import pytest
+
+from appliance.config.files import read_private, write_private, write_public
+from appliance.config.secret import Secret
+from appliance.errors import ConfigurationError
+
+
+@pytest.fixture(params=[0o000, 0o077, 0o777])
+def _umask(request):
+    former = os.umask(request.param)
+    yield
+    os.umask(former)
+
+
+@pytest.mark.usefixtures("_umask")
+@pytest.mark.parametrize(("write", "mode"), [(write_private, 0o600), (write_public, 0o644)])
+def test_a_file_is_replaced_whole_with_its_mode_whatever_the_umask(write, mode, tmp_path):
+    path = tmp_path / "key"
+    write(path, b"one")
+    inode = path.stat().st_ino
+    with path.open("rb") as former:
+        write(path, b"two" * 100_000)
+        assert former.read() == b"one"
+    assert path.read_bytes() == b"two" * 100_000
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+    assert path.stat().st_ino != inode
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
+    (tmp_path / "key").mkdir()
+    (tmp_path / "key/x").touch()
+    with pytest.raises(ConfigurationError, match="cannot write"):
+        write_private(tmp_path / "key", b"x")
+    with pytest.raises(ConfigurationError, match="No such file"):
+        write_private(tmp_path / "no/key", b"x")
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+
+
+def test_a_symbolic_link_is_replaced_and_its_target_left_alone(tmp_path):
+    target = tmp_path / "target"
+    target.write_bytes(b"old")
+    (tmp_path / "key").symlink_to(target)
+    write_private(tmp_path / "key", b"new")
+    assert target.read_bytes() == b"old"
+    assert not (tmp_path / "key").is_symlink()
+
+
+@pytest.mark.parametrize(("mode", "finding"), [(0o600, ""), (0o400, ""), (0o640, "group"), (0o660, "group")])
+def test_a_private_file_is_read_and_group_access_reported(mode, finding, tmp_path):
+    path = tmp_path / "key"
+    path.write_bytes(b"x")
+    path.chmod(mode)
+    read = read_private(path, 1)
+    assert read.data == b"x"
+    assert bool(read.finding) == bool(finding)
+    assert finding in read.finding
+
+
+@pytest.mark.parametrize("mode", [0o604, 0o602, 0o644, 0o777])
+def test_a_private_file_that_everybody_may_reach_is_refused(mode, tmp_path):
+    path = tmp_path / "key"
+    path.write_bytes(b"x")
+    path.chmod(mode)
+    with pytest.raises(ConfigurationError, match=f"chmod 600 {path}"):
+        read_private(path, 10)
+    assert "every user" in read_private(path, 10, strict=False).finding
+
+
+@pytest.mark.parametrize(
+    "make", [os.mkdir, os.mkfifo, lambda path: None], ids=["directory", "fifo", "missing"]
+)
+def test_what_is_no_regular_file_is_refused_without_hanging(make, tmp_path):
+    make(tmp_path / "key")
+    with pytest.raises(ConfigurationError):
+        read_private(tmp_path / "key", 10)
+
+
+def test_a_private_file_beyond_its_limit_is_refused(tmp_path):
+    write_private(tmp_path / "key", b"x" * 11)
+    with pytest.raises(ConfigurationError, match="10 bytes"):
+        read_private(tmp_path / "key", 10)
+
+
+def test_a_secret_shows_nowhere(tmp_path):
+    write_private(tmp_path / "pwd", b"geheim\r\n")
+    secret = Secret.from_file(tmp_path / "pwd")
+    assert secret.reveal() == "geheim"
+    assert secret == Secret("geheim") != Secret("other")
+    assert hash(secret) == hash(Secret("geheim"))
+    assert "geheim" not in f"{secret} {secret!r} {secret:>20} {[secret]} %s" % secret
+    assert not Secret()
+    with pytest.raises(TypeError):
+        pickle.dumps(secret)
+    with pytest.raises(TypeError):
+        copy.deepcopy(secret)
+
+
+def test_a_secret_that_is_no_text_is_refused_without_its_bytes(tmp_path):
+    write_private(tmp_path / "pwd", b"geheim\xff")
+    with pytest.raises(ConfigurationError, match="UTF-8") as caught:
+        Secret.from_file(tmp_path / "pwd")
+    assert "geheim" not in repr(caught.value.__context__) or caught.value.__suppress_context__

@@ -1,0 +1,136 @@
+import io
+import json
+import logging
+import os
+import sys
+
+import pytest
+
+from appliance.daemon.logging import configure, level_spec, redact
+
+TOKEN = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJl"
+PEM = "-----BEGIN RSA PRIVATE KEY-----\nMIIEow\nabc\n-----END RSA PRIVATE KEY-----"
+
+
+@pytest.fixture(autouse=True)
+def _clean_logging():
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], logging.getLogger("appliance").level
+    yield
+    root.handlers[:] = handlers
+    logging.getLogger("appliance").setLevel(level)
+    logging.raiseExceptions = True
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def logged(fmt="json", level="DEBUG", environ=None, stream=None, **call):
+    stream = io.StringIO() if stream is None else stream
+    configure(level, fmt, stream=stream, environ=environ or {})
+    logging.getLogger("appliance.cms.service").log(call.pop("at", logging.WARNING), *call.pop("args"), **call)
+    return stream.getvalue()
+
+
+def test_json_lines_carry_time_level_logger_message_and_fields():
+    line = json.loads(logged(args=("cert %d", 7), extra={"serial": 7}))
+    assert line.pop("time").endswith("Z")
+    assert line == {"level": "WARNING", "logger": "appliance.cms.service", "message": "cert 7", "serial": 7}
+
+
+def test_auto_is_text_on_a_terminal_and_json_elsewhere():
+    assert "\x1b[33mWARNING  cms.service: hello\x1b[0m" in logged("auto", stream=Terminal(), args=("hello",))
+    assert "\x1b" not in logged("auto", stream=Terminal(), environ={"NO_COLOR": "1"}, args=("hello",))
+    assert json.loads(logged("auto", args=("hello",)))["message"] == "hello"
+
+
+@pytest.mark.parametrize(("level", "priority"), [(50, 2), (40, 3), (30, 4), (20, 6), (10, 7)])
+def test_every_line_to_the_journal_carries_its_priority(level, priority, tmp_path):
+    with (tmp_path / "journal").open("w+") as stream:
+        status = os.fstat(stream.fileno())
+        environ = {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
+        configure("DEBUG", "text", stream=stream, environ=environ)
+        try:
+            raise ValueError("x")
+        except ValueError:
+            logging.getLogger("appliance.x").log(level, "failed", exc_info=True)
+        stream.seek(0)
+        lines = stream.read().splitlines()
+    assert len(lines) > 3
+    assert all(line.startswith(f"<{priority}>") for line in lines)
+
+
+def test_an_inherited_journal_variable_for_another_stream_does_not_count():
+    assert not logged("text", environ={"JOURNAL_STREAM": "1:2"}, args=("x",)).startswith("<")
+
+
+@pytest.mark.parametrize("fmt", ["text", "json"])
+@pytest.mark.parametrize(
+    "secret", [TOKEN, PEM, TOKEN[: TOKEN.rindex(".")], "password=hunter2", "Bearer abc.def"]
+)
+def test_secrets_are_taken_out_of_message_arguments_fields_and_exceptions(fmt, secret):
+    core = {PEM: "MIIEow", "password=hunter2": "hunter2", "Bearer abc.def": "abc.def"}.get(
+        secret, secret[10:30]
+    )
+    assert core not in logged(fmt, args=(f"got {secret}",))
+    assert core not in logged(fmt, args=("got %s", secret))
+    assert core not in logged(fmt, args=("got",), extra={"header": secret})
+    try:
+        raise ValueError(secret)
+    except ValueError:
+        assert core not in logged(fmt, args=("failed",), exc_info=True)
+
+
+@pytest.mark.parametrize(
+    "text", ["an eyJ of no length", "BEGIN CERTIFICATE", "CERT:STATUS:47530d89:1", "the token was refused"]
+)
+def test_other_text_stays(text):
+    assert redact(text) == text
+
+
+def test_a_peers_text_cannot_start_a_line_of_its_own():
+    text = logged("text", args=("name %s", "x\n2026 INFO all is well\x1b[2J"))
+    assert text.count("\n") == 1
+    assert "\x1b" not in text
+
+
+def test_a_wrong_log_call_still_logs():
+    assert "wrong arguments" in logged("text", args=("%d things", "many"))
+
+
+@pytest.mark.parametrize(("spec", "levels"), [
+    ("", {}), ("debug", {"appliance": 10}), ("*=INFO", {"appliance": 20}), ("pvxs.*=DEBUG", {"appliance": 10}),
+    ("pvxs.stapling*=DEBUG", {"appliance.certmon": 10}), ("pvxs.tcp.io=ERR,pvxs.svr.*=CRIT", {"appliance.transport": 40, "appliance.server": 50}),
+    ("appliance.tls=WARN", {"appliance.tls": 30}), ("tls=INFO", {"appliance.tls": 20}), ("pvxs.unheard.of=INFO", {"appliance": 20}),
+])  # fmt: skip
+def test_level_specifications_of_pvxs_reach_our_loggers(spec, levels):
+    """PVXS log.cpp: $PVXS_LOG."""
+    assert level_spec(spec) == (levels, [])
+
+
+@pytest.mark.parametrize("spec", ["LOUD", "pvxs.*=LOUD", "=INFO", "pvxs.*="])
+def test_a_bad_level_specification_is_named(spec):
+    levels, faults = level_spec(f"{spec},tls=INFO")
+    assert levels == {"appliance.tls": 20}
+    assert repr(spec) in faults[0]
+
+
+def test_configuring_again_replaces_what_was_there():
+    first, second = io.StringIO(), io.StringIO()
+    configure("tls=DEBUG", "json", stream=first, environ={})
+    assert configure("INFO", "json", stream=second, environ={"PVXS_LOG": "pvxs.tcp=DEBUG,bad=bad"}) != []
+    logging.getLogger("appliance.tls").debug("x")
+    logging.getLogger("appliance.transport").debug("y")
+    assert first.getvalue() == ""
+    assert json.loads(second.getvalue())["message"] == "y"
+
+
+def test_the_default_stream_is_stderr(capsys):
+    configure("INFO", "text", environ={})
+    logging.getLogger("appliance.x").info("hello")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "hello" in err
+    assert sys.stderr is not None
