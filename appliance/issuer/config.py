@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from appliance.authn.jwt import uri
-from appliance.config.loader import Settings
+from appliance.config.loader import Settings, default
 from appliance.config.secret import FilePath, Secret
 from appliance.errors import ConfigurationError
 from appliance.issuer import passwords
@@ -44,9 +44,9 @@ class IssuerConfig(Settings, frozen=True, kw_only=True):
     """TCP port; 0: any free one."""
     allow_remote: bool = False
     """Permit addresses beyond loopback. This is a demonstration issuer: think twice."""
-    tls_certificate: FilePath = FilePath()
+    tls_certificate: FilePath = default(FilePath())
     """PEM chain; with it and `tls_key` the issuer speaks https."""
-    tls_key: FilePath = FilePath()
+    tls_key: FilePath = default(FilePath())
     issuer: Annotated[str, Meta(min_length=1, max_length=512)] = "http://localhost:8080/default"
     """The `iss` of tokens."""
     default_audience: Annotated[str, Meta(max_length=512)] = "default"
@@ -55,11 +55,11 @@ class IssuerConfig(Settings, frozen=True, kw_only=True):
     max_exp_secs: Annotated[int, Meta(ge=60, le=366 * 86400)] = 7 * 86400
     """Longest life that a request may ask for, in seconds."""
     algo: Literal["RS256", "HS256"] = "RS256"
-    key_dir: FilePath = FilePath("/data/keys")
+    key_dir: FilePath = default(FilePath("/data/keys"))
     """Where the signing keys are kept."""
     kid: Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._~-]+$")] = "demo-key-1"
     """Name of the first signing key; rotation counts on from it."""
-    hs_secret: Secret = Secret()
+    hs_secret: Secret = default(Secret())
     """The secret for HS256."""
     users: dict[Annotated[str, Meta(min_length=1, max_length=64)], User] = msgspec.field(default_factory=dict)
     demo: bool = False

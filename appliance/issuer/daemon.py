@@ -31,7 +31,6 @@ __all__ = ["main"]
 _NAME: Final = "jwt-issuer"
 _SETTLE_S: Final = 600.0
 """Beyond the life of its last token a retired key stays published for validators that are behind."""
-_UNSET_KEY_DIR: Final = IssuerConfig.__struct_defaults__[IssuerConfig.__struct_fields__.index("key_dir")]
 
 _log = logging.getLogger("appliance.issuer.daemon")
 
@@ -141,7 +140,7 @@ def _open_keys(config: IssuerConfig) -> KeyStore | None:
     try:
         return KeyStore(config.key_dir, config.kid, published_s=published_s, now=now)
     except ConfigurationError as error:
-        if config.key_dir != _UNSET_KEY_DIR:
+        if config.key_dir != DEMO.key_dir:
             raise
         _log.warning("%s; the signing key is kept in memory: its tokens end with this process", error)
         return KeyStore("", config.kid, published_s=published_s, now=now)

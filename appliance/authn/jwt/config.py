@@ -13,6 +13,7 @@ from appliance.authn.jwt import uri
 from appliance.authn.jwt.jwk import SYMMETRIC
 from appliance.authn.jwt.naming import rule_is_valid
 from appliance.authn.jwt.pattern import ResponsePattern
+from appliance.config.loader import default
 from appliance.config.secret import FilePath, Secret
 from appliance.errors import ConfigurationError
 
@@ -95,9 +96,9 @@ class TrustedIssuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """The issuer's published keys (mode jwks)."""
     jwks_stale_s: Annotated[int, Meta(ge=0, le=7 * 86400)] = 86400
     """Seconds for which old keys are still used when new ones cannot be fetched."""
-    shared_secret: Secret = Secret()
+    shared_secret: Secret = default(Secret())
     """Where the secret is kept: ``${credential:NAME}`` or ``${file:/PATH}`` (mode shared_secret)."""
-    ca_file: FilePath = FilePath()
+    ca_file: FilePath = default(FilePath())
     """PEM file of the CA that the endpoint's https certificate comes from; empty: the system's."""
     per_minute: Annotated[float, Meta(ge=0, le=1e6)] = 600.0
     """Submissions per minute for this issuer; 0: no limit."""
