@@ -110,8 +110,8 @@ def _read_password() -> str:
             raise ConfigurationError("the two passwords differ")
     else:
         password = sys.stdin.readline(passwords.MAX_PASSWORD_BYTES + 2).rstrip("\r\n")
-    if not password:
-        raise ConfigurationError("a password must not be empty; give it on standard input")
+    if not password or "\0" in password:
+        raise ConfigurationError("a password must be neither empty nor hold a NUL; give it on standard input")
     if len(password.encode("utf-8", "surrogatepass")) > passwords.MAX_PASSWORD_BYTES:
         raise ConfigurationError(f"a password must not be longer than {passwords.MAX_PASSWORD_BYTES} bytes")
     return password

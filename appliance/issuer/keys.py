@@ -9,6 +9,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from appliance.authn.jwt.jwk import jwk_of, thumbprint
+from appliance.authn.jwt.strict_json import StrictFormatError
 from appliance.config.files import read_private, write_private
 from appliance.errors import ConfigurationError
 
@@ -154,7 +155,7 @@ class KeyStore:
             ][:MAX_RETIRED]
             for key in self._retired:
                 jwk_of(key.pem)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, StrictFormatError):
             raise ConfigurationError(
                 "is damaged; remove it to go on without the retired keys", file=path
             ) from None

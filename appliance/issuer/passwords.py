@@ -51,7 +51,8 @@ def matches(password: str, line: str) -> bool:
     expected = base64.b64decode(match[5])
     n, r, p = (int(number) for number in match.groups()[:3])
     key = _scrypt(password, base64.b64decode(match[4]), n, r=r, p=p, size=len(expected))
-    return hmac.compare_digest(key, expected) and line != UNKNOWN_USER
+    # HMAC fills a short key up with zeros, so a password with NULs at its end would match without them.
+    return hmac.compare_digest(key, expected) and line != UNKNOWN_USER and "\0" not in password
 
 
 def _scrypt(password: str, salt: bytes, log2_n: int, *, r: int, p: int, size: int = 32) -> bytes:

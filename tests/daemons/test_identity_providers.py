@@ -6,7 +6,6 @@ import asyncio
 import base64
 import json
 import os
-import socket
 import sys
 import urllib.parse
 from collections.abc import AsyncIterator
@@ -20,6 +19,7 @@ import pytest
 from appliance.authn.grant import Identity
 from appliance.authn.jwt.config import TrustedIssuer
 from tests.helpers import iam_process
+from tests.helpers.issuer_process import free_port
 from tests.helpers.tokens import Bench
 
 REDIRECT = "http://localhost/callback"
@@ -117,9 +117,7 @@ async def judge(about: dict[str, Any], **settings: Any) -> None:
 
 @pytest.mark.interop
 async def test_oidc_provider_mock() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     origin = f"http://127.0.0.1:{port}"
     async with process("-m", "oidc_provider_mock", "-p", str(port), "--user", "softioc"):
         async with aiohttp.ClientSession() as http:

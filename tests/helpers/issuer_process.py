@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import re
+import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -20,6 +22,18 @@ def environment(changes: Mapping[str, str] = {}) -> dict[str, str]:
         name: value for name, value in os.environ.items() if name not in own and not name.startswith("PVXS")
     }
     return {**base, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **changes}
+
+
+def free_port() -> int:
+    """A port for a server that must know its own address: below the range from which the kernel hands out ports."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 class Issuer:
