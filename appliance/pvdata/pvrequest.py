@@ -122,9 +122,7 @@ class _Parser:
             self.pos += 1
             options: dict[str, str] = {}
             self.assignments(options)
-            known = node.setdefault(OPTIONS, {})
-            assert isinstance(known, dict)
-            known.update(options)
+            self.add(node, OPTIONS).update(options)
         if self.peek() == "{":
             self.pos += 1
             self.list(node, "}", depth + 1)
@@ -133,7 +131,8 @@ class _Parser:
         for name in path.split("."):
             if name:
                 node = into.setdefault(name, {})
-                assert isinstance(node, dict)
+                if isinstance(node, str):
+                    raise self.fail(f"{name!r} is an option and not a field")
                 into = node
         return into
 

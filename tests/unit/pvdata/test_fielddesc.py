@@ -44,7 +44,11 @@ OTHERS = [
     (POINT, POINT_HEX, POINT_HEX),
     (ArrayType(POINT), "88" + POINT_HEX, "88" + POINT_HEX),
     (UnionType([("x", INT32), ("y", INT32)], "p_t"), "81" + POINT_HEX[2:], "81" + POINT_HEX[2:]),
-    (ArrayType(UnionType([("x", INT32), ("y", INT32)], "p_t")), "8981" + POINT_HEX[2:], "8981" + POINT_HEX[2:]),
+    (
+        ArrayType(UnionType([("x", INT32), ("y", INT32)], "p_t")),
+        "8981" + POINT_HEX[2:],
+        "8981" + POINT_HEX[2:],
+    ),
     (ArrayType(INT16, "bounded", 300), "31fe2c010000", "31fe0000012c"),
     (ArrayType(INT16, "fixed", 3), "3903", "3903"),
     (ArrayType(STRING, "bounded", 2), "7002", "7002"),

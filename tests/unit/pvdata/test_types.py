@@ -82,7 +82,9 @@ def test_types_compare_by_structure_names_and_identifier():
     assert ALARM != "alarm_t"
 
 
-@pytest.mark.parametrize("t", [ALARM, ANY, STRING, BoundedString(4), ArrayType(UINT8, "bounded", 2), nt.NTNDArray()])
+@pytest.mark.parametrize(
+    "t", [ALARM, ANY, STRING, BoundedString(4), ArrayType(UINT8, "bounded", 2), nt.NTNDArray()]
+)
 def test_types_can_be_pickled(t):
     assert pickle.loads(pickle.dumps(t)) == t
 
