@@ -7,7 +7,7 @@ pvDataCPP's ``field(a[opt=1])``, ``field(a{b,c})`` and bare lists with commas ar
 from __future__ import annotations
 
 from appliance.errors import PVDataError, PVRequestError
-from appliance.pvdata.types import STRING, StructType, TypeDesc
+from appliance.pvdata.types import MAX_DEPTH, STRING, StructType, TypeDesc
 from appliance.pvdata.value import Value
 
 TYPE_CHECKING = False
@@ -128,7 +128,10 @@ class _Parser:
             self.list(node, "}", depth + 1)
 
     def add(self, into: _Tree, path: str) -> _Tree:
-        for name in path.split("."):
+        names = path.split(".")
+        if len(names) > MAX_DEPTH:
+            raise self.fail(f"more than {MAX_DEPTH} levels")
+        for name in names:
             if name:
                 node = into.setdefault(name, {})
                 if isinstance(node, str):

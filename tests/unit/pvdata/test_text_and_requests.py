@@ -78,6 +78,8 @@ def test_braces_and_bare_lists():
         "field(" + "a{" * 30,
         "field(a[b=c)",
         "field(a[b=c],a._options.b.x)",
+        "a." * 30_000,
+        "field(" + ".".join("a" * 32) + "{b})",
     ],
 )
 def test_what_cannot_be_parsed_is_refused(text):
