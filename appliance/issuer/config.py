@@ -1,8 +1,8 @@
-"""What the issuer can be told: YAML, then the variables of the quick start, then nothing else."""
+"""What the issuer can be told: by its YAML file, then by the variables of the quick start."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -106,15 +106,20 @@ VARIABLES: Final = {
     "KID": "kid",
     "HS_SECRET": "hs_secret",
 }
-"""The environment variables, and the settings that they override when set and not empty."""
+"""The environment variables, and the settings that they give a value to when the file does not."""
 
 
-def with_environment(config: IssuerConfig, environ: Mapping[str, str]) -> IssuerConfig:
-    """`config` with the variables that are set; raises ConfigurationError naming the variable."""
+def with_environment(
+    config: IssuerConfig, environ: Mapping[str, str], *, written: Collection[str] = ()
+) -> IssuerConfig:
+    """`config` with the variables that are set and not empty, but for the settings that are `written` in its file.
+
+    Raises ConfigurationError naming the variable.
+    """
     changes: dict[str, object] = {}
     for variable, field in VARIABLES.items():
         text = environ.get(variable, "")
-        if not text:
+        if not text or field in written:
             continue
         if field in {"port", "default_exp_secs"}:
             try:

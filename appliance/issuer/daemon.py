@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=_NAME,
         description="Demonstration JWT issuer and validator: for trying out token authentication, not for production.",
-        epilog="Variables: PORT ISSUER DEFAULT_AUDIENCE DEFAULT_EXP_SECS ALGO KEY_DIR KID HS_SECRET override the file. "
+        epilog="Variables: PORT ISSUER DEFAULT_AUDIENCE DEFAULT_EXP_SECS ALGO KEY_DIR KID HS_SECRET count where the file says nothing. "
         "SIGHUP makes a new signing key; the old one stays published until its last token has ended.",
     )
     parser.add_argument(
@@ -79,8 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _print(passwords.hash_password(_read_password()) + "\n")
         if options.add_user is not None:
             return _print(_user_lines(options.add_user, passwords.hash_password(_read_password())))
-        config = loader.load(options.config, IssuerConfig) if options.config else DEMO
-        config = with_environment(config, os.environ)
+        config = _configuration(options.config)
         if options.check_config:
             return _print(f"{options.config or 'built-in demo configuration'}: good\n")
         if options.print_config:
@@ -94,6 +93,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         await _serve(daemon, config)
 
     return run(serve, name=_NAME)
+
+
+def _configuration(file: str | None) -> IssuerConfig:
+    if file is None:
+        return with_environment(DEMO, os.environ)
+    document = loader.load_document(file, IssuerConfig)
+    return with_environment(document.value, os.environ, written=document.tree)
 
 
 def _print(text: str) -> int:

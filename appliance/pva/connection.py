@@ -155,6 +155,7 @@ class Connection:
 
     def _message(self, data: Buffer, pos: int, end: int) -> int:
         """Act on the message at ``pos``; return where the next one starts, or -1 when it is incomplete."""
+        size: int
         magic, version, flags, command, size = _HEADER_LE.unpack_from(data, pos)
         if magic != c.MAGIC or version == 0:
             raise RemoteProtocolError(
@@ -240,7 +241,7 @@ class Connection:
         self.big = big
         self._out_flags = (c.FLAG_SERVER if self.IS_SERVER else 0) | (c.FLAG_BIG_ENDIAN if big else 0)
 
-    def _on_echo(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: ARG002
+    def _on_echo(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if self.IS_SERVER:
             self._send(c.CMD_ECHO, bytes(memoryview(buf)[pos:end]))
 

@@ -309,7 +309,7 @@ class ServerConnection(Connection):
             raise DecodeError(f"{c.OPERATION_NAMES[command]} is too short")
         return _HEAD[big].unpack_from(buf, pos)
 
-    def _refuse(self, command: int, sid: int, ioid: int, sub: int, message: str) -> None:  # noqa: ARG002
+    def _refuse(self, command: int, sid: int, ioid: int, sub: int, message: str) -> None:
         """Answer a request that has no operation to answer for it."""
         reply = _U32[self.big].pack(ioid)
         if command != c.CMD_GET_FIELD:

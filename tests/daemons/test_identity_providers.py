@@ -18,6 +18,7 @@ import pytest
 
 from appliance.authn.grant import Identity
 from appliance.authn.jwt.config import TrustedIssuer
+from appliance.config.secret import Secret
 from tests.helpers import iam_process
 from tests.helpers.issuer_process import free_port
 from tests.helpers.tokens import Bench
@@ -115,6 +116,30 @@ async def judge(about: dict[str, Any], **settings: Any) -> None:
         assert await bench.refuse(token, now=now) == "iss_not_trusted"
 
 
+async def introspected(about: dict[str, Any]) -> None:
+    """The same provider by its introspection endpoint (RFC 7662), which wants to know who asks."""
+    credentials = Secret("Basic " + base64.b64encode(f"cms:{SECRET}".encode()).decode())
+    settings = {
+        "issuer": about["issuer"],
+        "trusted_uri": about["introspection_endpoint"],
+        "request_format": "token=#token#",
+        "response_format": '{"active": #response#, *}',
+        "algorithms": ("RS512",),
+        "longest_validity_s": 11 * 86400,
+    }
+    now = datetime.now(UTC)
+    async with Bench(TrustedIssuer(**settings, request_authorization=credentials)) as bench:
+        assert (await bench.accept(about["access_token"], now=now)).identity == Identity(
+            about["issuer"], "softioc"
+        )
+        # It knows access tokens only.
+        header, claims, signature = about["access_token"].split(".")
+        other = signature[:9] + ("A" if signature[9] != "A" else "B") + signature[10:]
+        assert await bench.refuse(f"{header}.{claims}.{other}", now=now) == "introspect_says_invalid"
+    async with Bench(TrustedIssuer(**settings)) as bench:
+        assert await bench.refuse(about["access_token"], now=now) == "introspect_says_invalid"
+
+
 @pytest.mark.interop
 async def test_oidc_provider_mock() -> None:
     port = free_port()
@@ -138,6 +163,7 @@ async def test_pytest_iam() -> None:
         async with aiohttp.ClientSession() as http:
             await answers(http, f"{told['url']}/.well-known/openid-configuration")
             about = await tokens_from(http, told["url"], None)
+        await introspected(about)
         await judge(about, algorithms=("RS512",))
         async with Bench(trusted(about)) as bench:  # it signs by an algorithm that has to be asked for
             assert await bench.refuse(about["id_token"], now=datetime.now(UTC)) == "alg_not_allowed"

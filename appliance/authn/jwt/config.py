@@ -90,6 +90,8 @@ class TrustedIssuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """The validation endpoint (mode introspect)."""
     request_format: Annotated[str, Meta(max_length=4096)] = "#token#"
     request_method: Literal["POST", "GET"] = "POST"
+    request_authorization: Secret = default(Secret())
+    """The Authorization header that the endpoint wants of us, such as ``Basic ...`` (request_method POST only)."""
     response_format: Annotated[str, Meta(max_length=4096)] = "#response#"
     use_response_code: bool = False
     jwks_uri: Annotated[str, Meta(max_length=2048)] = ""
@@ -136,6 +138,7 @@ class TrustedIssuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             )
         if not uri.is_acceptable(where):
             raise ValueError("issuer: must use https, except on this machine's loopback address")
+        _check_host("issuer", where)
 
     def _check_endpoint(self) -> None:
         needed = {"introspect": "trusted_uri", "jwks": "jwks_uri", "shared_secret": "shared_secret"}
@@ -164,11 +167,23 @@ class TrustedIssuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
                 raise ValueError(f"response_format: {error}") from None
             if self.request_method == "POST" and "#token#" not in self.request_format:
                 raise ValueError("request_format: must hold #token#")
+            if self.request_method == "GET" and self.request_authorization:
+                raise ValueError("request_authorization: with GET the Authorization header carries the token")
+            if not self.issuer:
+                _check_host("trusted_uri", where)
 
     @property
     def name(self) -> str:
         """What this issuer is called in logs and audit: its `iss`, or its endpoint where that stands for it."""
         return self.issuer or self.trusted_uri
+
+
+def _check_host(name: str, where: uri.Uri | None) -> None:
+    # It becomes the certificate's organisation (RFC 5280 appendix A, ub-organization-name).
+    if where is not None and len(where.host) > 64:
+        raise ValueError(
+            f"{name}: its host becomes the certificate's organisation, which holds 64 characters"
+        )
 
 
 class JWTConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

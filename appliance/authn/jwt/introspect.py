@@ -52,7 +52,9 @@ class Introspector:
         self._issuer = issuer
         self._fetcher = fetcher
         self._pattern = ResponsePattern(issuer.response_format)
-        self._type = _content_type(issuer.request_format)
+        self._headers = {"Content-Type": _content_type(issuer.request_format)}
+        if issuer.request_authorization:
+            self._headers["Authorization"] = issuer.request_authorization.reveal()
 
     async def check(self, token: Token) -> None:
         """Return when the issuer says that the token is valid; raise TokenRefused in every other case."""
@@ -72,7 +74,7 @@ class Introspector:
                     "POST",
                     issuer.trusted_uri,
                     limit=MAX_RESPONSE_BYTES,
-                    headers={"Content-Type": self._type},
+                    headers=self._headers,
                     body=render(issuer.request_format, token).encode("utf-8"),
                 )
         except FetchError as error:

@@ -53,7 +53,7 @@ class JWKSClient:
         self._fresh_until = float("-inf")
         self._usable_until = float("-inf")
         self._last_failure = float("-inf")
-        self._last_unknown = float("-inf")
+        self._last_refetch = float("-inf")
         self._version = 0
         self._lock = asyncio.Lock()
 
@@ -70,20 +70,31 @@ class JWKSClient:
             self._keys = ()
             raise TokenRefused("jwks_not_available", _CANNOT_FETCH)
         key = select(self._keys, kid=kid, alg=alg)
-        if key is None and not fetched and kid is not None and await self._refetch_for_unknown(kid):
+        # A known key that does not fit the algorithm will not fit after another fetch either.
+        known = kid is not None and any(key.kid == kid for key in self._keys)
+        if key is None and not fetched and not known and await self._refetch():
             key = select(self._keys, kid=kid, alg=alg)
         if key is None:
             raise TokenRefused("key_unknown", _UNKNOWN_KEY)
         return key
 
-    async def _refetch_for_unknown(self, kid: str) -> bool:
-        if any(key.kid == kid for key in self._keys):
-            return False  # the key is known and does not fit the algorithm: fetching again cannot help
+    async def newer_key(self, old: Jwk, kid: str | None, alg: str) -> Jwk | None:
+        """The key that has taken the place of `old`, under which a signature was wrong; None when there is none.
+
+        An issuer that starts afresh may give its new key the old one's name, or may name no keys at all.
+        """
+        if not await self._refetch():
+            return None
+        key = select(self._keys, kid=kid, alg=alg)
+        return None if key is None or key.key == old.key else key
+
+    async def _refetch(self) -> bool:
+        """Fetch on behalf of a token that fits no key, which anyone can send: at most every `REFETCH_S`."""
         now = self._clock()
-        if now - self._last_unknown < REFETCH_S:
+        if now - self._last_refetch < REFETCH_S:
             async with self._lock:  # whoever asked first may be fetching the very key that this token needs
                 return True
-        self._last_unknown = now
+        self._last_refetch = now
         return await self._refresh(self._version)
 
     async def _refresh(self, version: int) -> bool:

@@ -52,7 +52,13 @@ class _Trusted:
             await self._introspector.check(token)
         elif self._jwks is not None:
             key = await self._jwks.key_for(token.kid, token.alg)
-            jwk.check_signature(key, token.alg, token.signing_input, token.signature)
+            try:
+                jwk.check_signature(key, token.alg, token.signing_input, token.signature)
+            except TokenRefused:
+                newer = await self._jwks.newer_key(key, token.kid, token.alg)
+                if newer is None:
+                    raise
+                jwk.check_signature(newer, token.alg, token.signing_input, token.signature)
         else:
             jwk.check_hmac(self._secret, token.alg, token.signing_input, token.signature)
 
@@ -105,6 +111,8 @@ class JWTVerifier:
         """
         facts: dict[str, str] = {"peer": tokens.clean(peer), "usage": tokens.clean(usage)}
         try:
+            if now.tzinfo is None:
+                raise ValueError("now must be aware")  # noqa: TRY301 - a defect like any other: refuse
             return await self._verify(
                 token,
                 usage=usage,

@@ -14,6 +14,7 @@ from appliance.authn.grant import Identity
 from appliance.authn.jwt import token as tokens
 from appliance.authn.jwt.config import TrustedIssuer, from_environment
 from appliance.authn.jwt.introspect import render
+from appliance.config.secret import Secret
 from tests.helpers.tokens import Bench, IdP, raw, rsa_key, running
 
 
@@ -64,6 +65,16 @@ async def test_post_sends_the_format_verbatim(
     assert idp.bodies == [body.format(token=token).encode()]
     assert idp.content_types == [content_type]
     assert idp.authorizations == [""]
+
+
+async def test_an_endpoint_that_wants_to_know_who_asks_is_told(idp: IdP) -> None:
+    idp.introspection = answers("valid")
+    secret = Secret("Basic Y21zOnNlY3JldA==")
+    async with Bench(trusted(idp, request_authorization=secret)) as bench:
+        await bench.accept(idp.token())
+    assert idp.authorizations == ["Basic Y21zOnNlY3JldA=="]
+    with pytest.raises(ValueError, match="request_authorization: with GET"):
+        trusted(idp, request_authorization=secret, request_method="GET")
 
 
 @pytest.mark.parametrize("kid", ['","x":"', "a b", "a&b", "#token#", "\u00e9", "a%20b"])

@@ -148,3 +148,19 @@ async def test_a_hundred_keys_are_read_and_one_more_is_too_many(idp: IdP) -> Non
     idp.keys.append({})
     async with Bench(jwks_issuer(idp)) as bench:
         assert await bench.refuse(idp.token()) == "jwks_not_available"
+
+
+@pytest.mark.parametrize("named", [True, False])
+async def test_an_issuer_that_starts_afresh_under_the_same_name_is_followed(idp: IdP, named: bool) -> None:
+    """A new key with the old kid, or keys without any: only the signature shows that it has changed."""
+    header = {} if named else {"kid": ...}
+    async with Bench(jwks_issuer(idp)) as bench:
+        await bench.accept(idp.token(jti="1", header=header))
+        idp.keys = [jwk(rsa_key(number=1), kid="k1")]
+        await bench.accept(idp.token(jti="2", header=header, key=rsa_key(number=1)))
+        for number in range(9):
+            assert await bench.refuse(idp.token(jti=f"x{number}", header=header)) == "signature_wrong"
+        assert len(idp.requests) == 2
+        bench.clock.now += 30
+        assert await bench.refuse(idp.token(jti="y", header=header)) == "signature_wrong"
+        assert len(idp.requests) == 3

@@ -59,6 +59,11 @@ def test_a_file_is_read_into_structs() -> None:
         (('"*@example.org"', '"*@*"'), "subject_rule"),
         (("#response#", "*#response#"), "response_format"),
         (("    request_method: GET", "    request_format: x"), "request_format: must hold #token#"),
+        (
+            ("https://idp.example.org/realms/epics\n", f"https://{'x' * 61}.org/realms/epics\n"),
+            "issuer: its host becomes",
+        ),
+        (("http://localhost:8080", f"https://{'x' * 61}.org"), "trusted_uri: its host becomes"),
         (("localhost:8080", "cms.example.org:8080"), "trusted_uri: must use https"),
         (
             ("allow_plaintext_token", "- trusted_uri: https://x.example/v\nallow_plaintext_token"),

@@ -642,3 +642,8 @@ async def test_what_the_sender_is_told_does_not_depend_on_secrets(idp: IdP) -> N
             await bench.refuse(token)
             told.add(bench.refusal.public)
     assert told == {"the token was refused"}
+
+
+async def test_a_time_without_a_zone_lets_nobody_in(idp: IdP) -> None:
+    async with Bench(jwks_issuer(idp)) as bench:
+        assert await bench.refuse(idp.token(), now=NOW.replace(tzinfo=None)) == "internal_error"

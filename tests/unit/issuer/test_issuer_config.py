@@ -89,6 +89,11 @@ def test_each_variable_changes_its_own_setting_and_no_other(variable: str, text:
     assert getattr(after, VARIABLES[variable]) == value
 
 
+def test_the_file_counts_more_than_a_variable() -> None:
+    after = with_environment(DEMO, {"PORT": "18080", "KID": "k7"}, written={"port", "demo"})
+    assert (after.port, after.kid) == (8080, "k7")
+
+
 def test_empty_variables_change_nothing() -> None:
     assert with_environment(DEMO, dict.fromkeys(VARIABLES, "")) is DEMO
 
