@@ -6,6 +6,7 @@ are loaded before :func:`ioc_init`, and nothing can be started again after :func
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import re
@@ -144,6 +145,7 @@ def boot(
     if _booted:
         raise ApplianceError("EPICS' database is already loaded in this process")
     _booted = True
+    atexit.register(shutdown)
     folder = _c.epics_base() / "dbd"
     search = str(folder).encode()
     _c.iocshRegisterCommon()
@@ -263,8 +265,8 @@ def ioc_resume() -> None:
 def shutdown() -> None:
     """Stop scan threads and run EPICS' exit handlers (epicsExitCallAtExits); safe to call twice.
 
-    Channels and event hubs must be closed before. Must run before Python ends: an EPICS thread that calls a
-    Python function of a finished interpreter would hang the process.
+    Channels and event hubs must be closed before. :func:`boot` sees to it that it runs before Python ends: an
+    EPICS thread that calls a Python function of a finished interpreter would hang the process.
     """
     _c.epicsExitCallAtExits()
     flush_output()

@@ -297,6 +297,8 @@ class DBChannel:
         if self.address:
             _c.dbChannelDelete(self.address)
             self.address = 0
+            # The short way of a get does not look whether the channel is open.
+            self._is_plain = False
 
     def __enter__(self) -> Self:
         return self
@@ -370,6 +372,7 @@ class DBChannel:
         """Like :meth:`get`, for a caller who holds the record's lock (dbChannelGet); keeps the GIL."""
         if self._is_plain:
             return self._get_plain(_get_held)
+        self._refuse_closed()
         log = self._read_log() if self._has_filters else None
         try:
             if self.elements == 1:
@@ -392,6 +395,7 @@ class DBChannel:
         self, function: Any, target: int, count: int, options: int, log: int | None
     ) -> tuple[int, int]:
         """Read into memory; return which options EPICS supports and how many elements came."""
+        self._refuse_closed()
         control = ctypes.create_string_buffer(16)
         address = ctypes.addressof(control)
         _CONTROL.pack_into(control, 0, options, count)
@@ -467,6 +471,7 @@ class DBChannel:
         """
         import numpy as np
 
+        self._refuse_closed()
         if not self.is_array or self.final_type == _c.DBF_STRING:
             raise PVDataError(f"{self.name} is not an array of numbers")
         pointer = ctypes.c_void_p()
@@ -541,6 +546,10 @@ class DBChannel:
     def _scan(self) -> int:
         return ctypes.c_ushort.from_address(self.record_address + common_place("SCAN")).value
 
+    def _refuse_closed(self) -> None:
+        if not self.address:
+            raise OperationError(f"{self.name} is closed")
+
     def _refuse_disabled(self) -> None:
         if self.put_disabled:
             raise AccessDeniedError(f"{self.record} refuses puts: its field DISP is set")
@@ -551,6 +560,7 @@ class DBChannel:
 
     def _encode(self, value: Any) -> tuple[int, int, int, object]:
         """Return address, elements, DBR type and an owner of that memory."""
+        self._refuse_closed()
         if self.elements == 1:
             return self._encode_scalar(value)
         if self.is_string and self.final_type == _c.DBF_CHAR:

@@ -124,6 +124,7 @@ class EventHub:
         #: events take the way through C
         self.is_direct = ring_works() and not plain_callbacks
         self._rings: dict[int, tuple[Ring, dict[int, Hashable]]] = {}
+        self._subscriptions: set[Subscription] = set()
         self._lock = threading.Lock()
         self._scheduled = False
         self._last_batch = 0
@@ -179,6 +180,7 @@ class EventHub:
                 _c.db_cancel_event(event)
             raise ApplianceError(f"EPICS cannot follow {channel.name} with mask {mask}")
         subscription = Subscription(self, channel, mask, key, event, trigger)
+        self._subscriptions.add(subscription)
         if enabled:
             subscription.enable()
         return subscription
@@ -196,6 +198,7 @@ class EventHub:
 
     def _forget(self, subscription: Subscription) -> None:
         with self._lock:
+            self._subscriptions.discard(subscription)
             entry = self._rings.get(subscription.mask)
             if entry is not None:
                 entry[1].pop(subscription.channel.address, None)
@@ -264,9 +267,11 @@ class EventHub:
                 _log.exception("delivery of %d database events failed", len(changed))
 
     def close(self) -> None:
-        """Stop both threads; all subscriptions must have been cancelled."""
+        """Cancel all subscriptions and stop both threads; their channels must still be open."""
         if self._context.value is None:
             return
+        for subscription in list(self._subscriptions):
+            subscription.cancel()
         self._closed = True
         _c.epicsEventTrigger(self._event)
         if threading.current_thread() is not self._thread:

@@ -151,7 +151,10 @@ def register_function(name: str, function: Callable[[RecordView], int | None]) -
 
     Register before :func:`.boot.ioc_init`. The function runs with the record locked and the GIL held.
     """
-    _c.registryFunctionAdd(name.encode(), ctypes.cast(_guarded(name, function), c_void_p))
+    # The registry keeps the pointer to the name, not a copy.
+    kept = ctypes.create_string_buffer(name.encode())
+    keep(kept)
+    _c.registryFunctionAdd(ctypes.cast(kept, c_char_p), ctypes.cast(_guarded(name, function), c_void_p))
 
 
 def register_device(

@@ -6,6 +6,7 @@ EPICS' database exists once per process, so every test runs in a process of its 
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -86,12 +87,12 @@ def test_an_error_leaves_standard_error_usable_and_warnings_pass_through(tmp_pat
     saved = os.dup(2)
     os.dup2(writer, 2)
     try:
-        dbcore.load_records_text('record(ai, "a") { field(DESC, "$(UNSET)") }')
+        dbcore.load_records_text('record(ai, "-a") {}')
     finally:
         os.dup2(saved, 2)
         os.close(writer)
     with os.fdopen(reader, "rb") as stream:
-        assert b"UNSET" in stream.read()
+        assert b"should not begin with" in stream.read()
 
 
 @isolated
@@ -232,6 +233,23 @@ def test_ten_thousand_records_start_in_under_three_seconds(tmp_path: Path) -> No
     assert took < 3, f"{took:.2f} s"
     assert len(dbcore.records()) == 10_000
     dbcore.shutdown()
+
+
+@isolated
+def test_a_process_that_forgets_to_shut_down_still_ends(tmp_path: Path) -> None:
+    from appliance.ioc import dbcore
+
+    calls = threading.Event()
+
+    def spin(record: dbcore.RecordView) -> int:
+        calls.set()
+        return 0
+
+    dbcore.boot()
+    dbcore.register_function("spin", spin)
+    dbcore.load_records_text('record(sub, "s") { field(SNAM, "spin") field(SCAN, ".1 second") }')
+    dbcore.ioc_init()
+    assert calls.wait(20)
 
 
 @isolated

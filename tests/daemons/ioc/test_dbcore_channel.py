@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import queue
 import threading
 import time
 from pathlib import Path
@@ -148,10 +149,7 @@ def test_every_kind_of_value_survives_a_put_and_a_get(tmp_path: Path) -> None:
         ("strings", ()),
         ("one", 7),
         ("ao.FLNK", "count CA"),
-        ("lso.VAL", ""),
     ):
-        if name == "lso.VAL":
-            continue
         channel = DBChannel(name)
         channel.put(value)
         got = channel.get().value
@@ -231,14 +229,14 @@ def test_text_is_converted_by_the_database_and_nonsense_refused(tmp_path: Path) 
         ("wave", np.zeros((2, 2))),
         ("wave", np.array([1j])),
         ("wave", np.array([True])),
-        ("wave", ["a", 1.5][1:] + [None]),
+        ("wave", [object()]),
         ("bytes", [256]),
         ("strings", "abc"),
         ("long", 5),
     ):
         with pytest.raises(PVDataError):
             DBChannel(name).put(value)
-    with pytest.raises(OperationError, match="cannot write ai.NAME"):
+    with pytest.raises(OperationError, match=r"cannot write ai\.NAME"):
         DBChannel("ai.NAME").put("renamed")
     DBChannel("str").put("y" * 100)
     assert DBChannel("str").get().value == "y" * 39
@@ -359,9 +357,10 @@ def test_blocking_put_waits_for_processing_that_takes_time(tmp_path: Path) -> No
             await put_and_wait(channel, None)
 
     asyncio.run(run())
-    done: list[str | None] = []
-    put_notify(DBChannel("ao"), done.append, 1.0)
-    assert done == [None], "a synchronous record is done when the call returns"
+    answers: queue.Queue[str | None] = queue.Queue()
+    put_notify(DBChannel("ao"), answers.put, 1.0)
+    assert answers.get(timeout=20) is None
+    assert DBChannel("ao").get().value == 1
     shutdown()
 
 
@@ -411,7 +410,7 @@ def test_filters_and_slices_apply_to_gets(tmp_path: Path) -> None:
     DBChannel("wave").put([0.0, 1.0, 2.0, 3.0])
     part = DBChannel("wave.VAL[1:2]")
     assert part.get().value.tolist() == [1, 2]
-    assert DBChannel('wave.VAL{"arr":{"s":-1}}').get().value.tolist() == [3]
+    assert DBChannel('wave.VAL{"arr":{"s":-1}}').get().value == 3, "one element that is left is a scalar"
     stamped = DBChannel('count.VAL{"ts":{}}')
     assert stamped.get().seconds > 1_700_000_000, "the filter gives the time of the get"
     assert [reading.value.size for reading in get_many([part, DBChannel("wave")])] == [2, 4]
@@ -466,7 +465,8 @@ def test_python_subroutines_and_devices_run_under_the_lock_without_deadlock(tmp_
         image_channel.get()
         dbcore.get_many([image_channel, out, bad])
     assert out.get().value.tolist() == list(range(50))
-    dbcore.DBChannel("bad.PROC").put(1)
+    with pytest.raises(OperationError, match="cannot process bad"):
+        dbcore.DBChannel("bad.PROC").put(1)
     assert bad.get().severity == 3
     dbcore.DBChannel("dbl.PROC").put(1)
     double = dbcore.DBChannel("dbl").get()
