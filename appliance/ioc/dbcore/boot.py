@@ -40,6 +40,7 @@ DEFINITIONS: Final = (
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _libc = ctypes.CDLL(None)
 _capturing = threading.Lock()
+_LISTENER: Final = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_char_p)
 
 
 class IocState(IntEnum):
@@ -105,6 +106,25 @@ def _run(function: Callable[[], int]) -> str | None:
         status = function()
         captured.is_reported = status != 0
     return None if not status else captured.plain or _c.status_text(status)
+
+
+@contextmanager
+def heard_errors() -> Iterator[_Captured]:
+    """Collect what EPICS' error log says inside the block, while it is printed as usual (errlogAddListener)."""
+    captured = _Captured()
+
+    def listen(_private: int, message: bytes) -> None:
+        captured.text += message.decode("utf-8", "replace")
+
+    listener = _LISTENER(listen)
+    address = ctypes.cast(listener, ctypes.c_void_p)
+    flush_output()
+    _c.errlogAddListener(address, None)
+    try:
+        yield captured
+    finally:
+        flush_output()
+        _c.errlogRemoveListeners(address, None)
 
 
 def _call(why: str, file: str | None, function: Callable[[], int]) -> None:
@@ -249,7 +269,12 @@ def ioc_init() -> None:
             fails does not count: EPICS reports it on standard error and goes on.
 
     """
-    _call("the IOC cannot be initialised", None, lambda: int(_c.iocInit()))
+    # Printed at once and not held back: records that fail or hang here must leave their trace.
+    with heard_errors() as heard:
+        status = _c.iocInit()
+    if status:
+        said = heard.plain or _c.status_text(status)
+        raise ConfigurationError(f"the IOC cannot be initialised: {said}")
 
 
 def ioc_pause() -> None:

@@ -49,7 +49,11 @@ LINK_TEXT_SIZE: Final = 1024
 _META: Final = _c.DBR_STATUS | _c.DBR_AMSG | _c.DBR_TIME | _c.DBR_UTAG
 # status, severity, acks, ackt, amsg, seconds, nanoseconds, tag
 _META_FORMAT: Final = "4H40sIIQ"
-_META_SIZE: Final = struct.calcsize(_META_FORMAT)
+_META_STRUCT: Final = struct.Struct("=" + _META_FORMAT)
+_META_SIZE: Final = _META_STRUCT.size
+_SCALAR_STRUCTS: Final = tuple(struct.Struct(f"={_META_FORMAT}{code}") for code in _c.STRUCT_CODES)
+_PUT_STRUCTS: Final = tuple(struct.Struct("=" + code) for code in _c.STRUCT_CODES)
+_ITEM_SIZES: Final = tuple(each.size for each in _PUT_STRUCTS)
 
 _PROPERTIES: Final = (
     _c.DBR_UNITS
@@ -153,10 +157,8 @@ class DBChannel:
     __slots__ = (
         "_arguments",
         "_buffer",
-        "_control",
         "_has_filters",
         "_is_plain",
-        "_put_struct",
         "_unpack",
         "address",
         "as_level",
@@ -269,17 +271,16 @@ class DBChannel:
         self._has_filters = bool(channel.pre_chain.count or channel.post_chain.count)
         # An array of at most one element may be empty, and then a get leaves the buffer as it was.
         self._is_plain = self.elements == 1 and not self._has_filters and addr.special != _SPC_DBADDR
-        self._control = ctypes.create_string_buffer(16)
         self._prepare(scalar=self.elements == 1)
 
     def _prepare(self, *, scalar: bool) -> None:
-        code = _c.STRUCT_CODES[self.final_type]
-        size = _META_SIZE + (struct.calcsize(code) if scalar else 0)
-        self._buffer = ctypes.create_string_buffer(max(size, _PROPERTIES_STRUCT.size))
-        self._unpack = struct.Struct("=" + _META_FORMAT + (code if scalar else "")).unpack_from
-        self._put_struct = struct.Struct("=" + code)
-        _CONTROL.pack_into(self._control, 0, _META, 1)
-        control = ctypes.addressof(self._control)
+        size = _META_SIZE + (_ITEM_SIZES[self.final_type] if scalar else 0)
+        # Data, then options and count: one small block per channel, because ten thousand of them are read in turn.
+        end = (size + 7) & ~7
+        self._buffer = ctypes.create_string_buffer(end + _CONTROL.size)
+        _CONTROL.pack_into(self._buffer, end, _META, 1)
+        control = ctypes.addressof(self._buffer) + end
+        self._unpack = (_SCALAR_STRUCTS[self.final_type] if scalar else _META_STRUCT).unpack_from
         self._arguments = (
             ctypes.c_void_p(self.address),
             _SHORT[self.final_type],
@@ -311,7 +312,9 @@ class DBChannel:
     @property
     def access_group(self) -> str:
         """The record's access security group now (field ASG)."""
-        return record_group(self.record_address)
+        # Under the lock: half of an old and half of a new name could be a third group's.
+        with self.locked():
+            return record_group(self.record_address)
 
     @property
     def put_disabled(self) -> bool:
@@ -447,9 +450,10 @@ class DBChannel:
 
     def properties_locked(self) -> Properties:
         """Like :meth:`properties`, for a caller who holds the record's lock."""
-        have, _ = self._raw_get(_c.dbChannelGet, ctypes.addressof(self._buffer), 0, _PROPERTIES, None)
+        data = ctypes.create_string_buffer(_PROPERTIES_STRUCT.size)
+        have, _ = self._raw_get(_c.dbChannelGet, ctypes.addressof(data), 0, _PROPERTIES, None)
         units, precision, number, _, strings, dh, dl, ch, cl, hihi, high, low, lolo = (
-            _PROPERTIES_STRUCT.unpack_from(self._buffer)
+            _PROPERTIES_STRUCT.unpack(data)
         )
         size = _c.MAX_STRING_SIZE
         choices = tuple(_c_text(strings[i * size : (i + 1) * size]) for i in range(min(number, _MAX_CHOICES)))
@@ -588,7 +592,7 @@ class DBChannel:
             data = ctypes.create_string_buffer(8)
             try:
                 number = float(value) if dbr in _FLOATS else int(value)
-                self._put_struct.pack_into(data, 0, number)
+                _PUT_STRUCTS[dbr].pack_into(data, 0, number)
             except (struct.error, OverflowError, ValueError, TypeError) as error:
                 raise PVDataError(
                     f"{value!r} does not fit {self.name}, which is {_c.DBF_NAMES[dbr]}"
@@ -622,7 +626,8 @@ class DBChannel:
 class ManyLock:
     """Locks several records at once, for atomic groups (dbLocker).
 
-    Use as a context manager, any number of times; not recursive, and one thread may hold only one.
+    Use as a context manager, any number of times, by one thread at a time. Not recursive, and a thread may hold
+    only one: EPICS would suspend it for good.
 
     Raises:
         ApplianceError: EPICS cannot make the lock.
@@ -681,5 +686,4 @@ def get_many(channels: Sequence[DBChannel]) -> list[Reading]:
 
 
 _FLOATS: Final = frozenset((_c.DBF_FLOAT, _c.DBF_DOUBLE))
-_ITEM_SIZES: Final = tuple(struct.calcsize(code) for code in _c.STRUCT_CODES)
 _NUMPY_TO_DBR: Final = {code: dbr for dbr, code in enumerate(_c.NUMPY_CODES) if dbr not in {0, _c.DBF_ENUM}}

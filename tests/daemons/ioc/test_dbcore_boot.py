@@ -27,6 +27,8 @@ def test_every_standard_record_type_loads_and_can_be_read(tmp_path: Path) -> Non
     dbcore.load_records_text("".join(f'record({name}, "r:{name}") {{}}\n' for name in types))
     dbcore.ioc_init()
     assert dbcore.ioc_state() is dbcore.IocState.RUNNING
+    with pytest.raises(ConfigurationError, match=r"cannot be initialised: .*uninitialized"):
+        dbcore.ioc_init()
     found = {info.name: info.record_type for info in dbcore.records()}
     assert found == {f"r:{name}": name for name in types}
     readable = set()
