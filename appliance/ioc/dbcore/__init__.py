@@ -80,11 +80,13 @@ from appliance.ioc.dbcore.events import (
 from appliance.ioc.dbcore.notify import BlockingPut, put_and_wait, put_notify
 from appliance.ioc.dbcore.records import RecordInfo, info_items, record_infos, record_types, records
 from appliance.ioc.dbcore.support import (
+    EXIT_RECORDS,
     InitHook,
     RecordView,
     on_init_hook,
     register_command,
     register_device,
+    register_exit,
     register_function,
 )
 
@@ -94,6 +96,7 @@ __all__ = [
     "DBE_ARCHIVE",
     "DBE_PROPERTY",
     "DBE_VALUE",
+    "EXIT_RECORDS",
     "AlarmLimits",
     "BlockingPut",
     "DBChannel",
@@ -131,6 +134,7 @@ __all__ = [
     "records",
     "register_command",
     "register_device",
+    "register_exit",
     "register_function",
     "register_support",
     "shell_command",

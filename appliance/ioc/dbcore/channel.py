@@ -316,6 +316,10 @@ class DBChannel:
         with self.locked():
             return record_group(self.record_address)
 
+    def info(self, name: str) -> str | None:
+        """Return one of the record's ``info()`` items, for instance ``Q:time:tag``; ``None`` if it has none."""
+        return info_of(self.record_address, name)
+
     @property
     def put_disabled(self) -> bool:
         """The record refuses puts to every field but DISP itself (field DISP)."""

@@ -7,6 +7,9 @@ is read once and shows its latest state. EPICS keeps the value at the time of th
 four per subscription, before it squashes in the same way; for arrays and strings it keeps none and reads late,
 as is done here for all types.
 
+EPICS may warn once per queue of "possible queue stall" when a subscription ends while events are waiting for it; that
+is its bookkeeping and no event is late.
+
 Which kind of event it was follows from the subscription: a caller who must tell VALUE from ALARM makes two
 subscriptions with two keys.
 """

@@ -157,6 +157,29 @@ def register_function(name: str, function: Callable[[RecordView], int | None]) -
     _c.registryFunctionAdd(ctypes.cast(kept, c_char_p), ctypes.cast(_guarded(name, function), c_void_p))
 
 
+#: Records of softIoc's ``-x PREFIX``, with the macro IOC; see :func:`register_exit`.
+EXIT_RECORDS: Final = """
+record(sub, "$(IOC):exit") {
+  field(DESC, "A=0 ends well, else with an error") field(SNAM, "exit")
+}
+record(stringin, "$(IOC):BaseVersion") {
+  field(DESC, "EPICS Base Version") field(DTYP, "getenv") field(INP, "@EPICS_VERSION_FULL") field(PINI, "YES")
+}
+"""
+
+
+def register_exit(function: Callable[[int], None]) -> None:
+    """Call a function with the exit status when a record of :data:`EXIT_RECORDS` is processed.
+
+    It runs on an EPICS thread with the record locked, so it may only ask the daemon to end, not end it.
+    """
+
+    def leave(record: RecordView) -> None:
+        function(0 if record["A"] == 0 else 1)
+
+    register_function("exit", leave)
+
+
 def register_device(
     symbol: str,
     process: Callable[[RecordView], int | None],

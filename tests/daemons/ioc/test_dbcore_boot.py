@@ -255,6 +255,22 @@ def test_a_process_that_forgets_to_shut_down_still_ends(tmp_path: Path) -> None:
 
 
 @isolated
+def test_the_exit_record_asks_for_the_end(tmp_path: Path) -> None:
+    from appliance.ioc import dbcore
+
+    asked: list[int] = []
+    dbcore.boot()
+    dbcore.register_exit(asked.append)
+    dbcore.load_records_text(dbcore.EXIT_RECORDS, {"IOC": "my"})
+    dbcore.ioc_init()
+    assert dbcore.DBChannel("my:BaseVersion").get().value.startswith("7.")
+    dbcore.DBChannel("my:exit.A").put(3)
+    dbcore.DBChannel("my:exit.A").put(0)
+    assert asked == [1, 0]
+    dbcore.shutdown()
+
+
+@isolated
 def test_pause_stops_scanning_until_resumed(tmp_path: Path) -> None:
     from appliance.ioc import dbcore
 

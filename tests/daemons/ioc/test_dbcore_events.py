@@ -278,7 +278,7 @@ def test_ten_thousand_records_at_ten_hertz_are_delivered_while_python_is_busy(tm
         await asyncio.sleep(2)
         took = time.perf_counter() - start
         rate = (readings - before) / took
-        assert rate > 30_000, f"{rate:.0f} readings/s"
+        assert rate > 20_000, f"{rate:.0f} readings/s"
         assert (hub.wakeups - wakeups) / took < 300
         for subscription in subscriptions:
             subscription.cancel()
