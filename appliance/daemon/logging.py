@@ -46,7 +46,7 @@ _PVXS: Final = {
 }
 _SECRETS: Final = (
     # A JWT: three base64url parts, the first one the encoding of '{"'. Its head stays, to tell tokens apart.
-    (re.compile(r"\beyJ[\w-]{2,}\.[\w-]+(?:\.[\w-]*)?(?:\.[\w-]*){0,2}"), "eyJ***"),
+    (re.compile(r"(?<![\w-])eyJ[\w-]{2,}\.[\w-]+(?:\.[\w-]*)?(?:\.[\w-]*){0,2}"), "eyJ***"),
     (
         re.compile(
             r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL
@@ -55,6 +55,8 @@ _SECRETS: Final = (
     ),
     (re.compile(r"(?i)\b(bearer\s+|(?:password|passwd|pwd|secret|token)\s*[=:]\s*)[^\s,;&\"']+"), r"\1***"),
 )
+_LONGEST: Final = 32768
+"""Characters of a message: a peer that is quoted in one must not fill the disk."""
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -73,6 +75,8 @@ class Redactor(logging.Filter):
             record.msg = redact(record.getMessage())
         except Exception:  # noqa: BLE001 - a wrong log call must not take the daemon down
             record.msg = redact(f"{record.msg} (wrong arguments)")
+        if len(record.msg) > _LONGEST:
+            record.msg = f"{record.msg[:_LONGEST]}... ({len(record.msg)} characters)"
         record.args = None
         if record.exc_info:
             record.exc_text = redact(logging.Formatter().formatException(record.exc_info))
@@ -128,7 +132,9 @@ def _extra(record: logging.LogRecord) -> dict[str, Any]:
 
 def _body(record: logging.LogRecord) -> str:
     # Peers choose parts of messages: control characters would let them write lines and colours of their own.
-    message = "".join(char if char.isprintable() else repr(char)[1:-1] for char in record.getMessage())
+    message = record.getMessage()
+    if not message.isprintable():
+        message = "".join(char if char.isprintable() else repr(char)[1:-1] for char in message)
     return f"{message}\n{record.exc_text}" if record.exc_text else message
 
 

@@ -131,7 +131,7 @@ class ClientConnection(Connection):
 
     # -- handshake -----------------------------------------------------------------------------------
 
-    def _on_validation(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+    def _on_validation(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if self.state is not ConnectionState.VALIDATING:
             return
         if end - pos < 6:
@@ -158,7 +158,7 @@ class ClientConnection(Connection):
             parts.append(codec(payload.type, big).encode(payload.store))
         self._send(c.CMD_CONNECTION_VALIDATION, b"".join(parts))
 
-    def _on_validated(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+    def _on_validated(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if self.state is not ConnectionState.AUTHENTICATING:
             return
         status, _ = Status.decode(buf, pos, end, big=big)
@@ -174,7 +174,7 @@ class ClientConnection(Connection):
         """Ask a name server."""
         self._send(c.CMD_SEARCH, request.encode(big=self.big))
 
-    def _on_search_response(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+    def _on_search_response(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         self._events.append(SearchAnswered(SearchResponse.decode(buf, pos, end, big=big)))
 
     # -- channels ------------------------------------------------------------------------------------
@@ -191,7 +191,7 @@ class ClientConnection(Connection):
         self._send(c.CMD_CREATE_CHANNEL, _CREATE[self.big].pack(1, cid) + encode_string(name, self.big))
         return channel
 
-    def _on_create_channel(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+    def _on_create_channel(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if end - pos < 9:
             raise DecodeError("CREATE_CHANNEL is too short")
         cid, sid = _U32_U32[big].unpack_from(buf, pos)
@@ -210,7 +210,7 @@ class ClientConnection(Connection):
             del self.channels[cid]
         self._events.append(ChannelCreated(channel, status))
 
-    def _on_destroy_channel(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+    def _on_destroy_channel(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if end - pos < 8:
             raise DecodeError("DESTROY_CHANNEL is too short")
         sid, cid = _U32_U32[big].unpack_from(buf, pos)
@@ -225,7 +225,7 @@ class ClientConnection(Connection):
             operation._drop()
         self._events.append(ChannelClosed(channel))
 
-    def _on_acl_change(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+    def _on_acl_change(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if end - pos < 5:
             raise DecodeError("ACL_CHANGE is too short")
         (cid,) = _U32[big].unpack_from(buf, pos)
@@ -244,7 +244,7 @@ class ClientConnection(Connection):
         self._next_ioid = ioid + 1 & 0xFFFFFFFF
         return ioid
 
-    def _on_operation(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+    def _on_operation(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if end - pos < 5:
             raise DecodeError("the answer of an operation is too short")
         (ioid,) = _U32[big].unpack_from(buf, pos)
@@ -252,7 +252,7 @@ class ClientConnection(Connection):
         if operation is not None:  # else it was destroyed while the answer was on its way
             operation.receive(buf[pos + 4], buf, pos + 5, end, big)
 
-    def _on_get_field(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+    def _on_get_field(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if end - pos < 5:
             raise DecodeError("GET_FIELD is too short")
         (ioid,) = _U32[big].unpack_from(buf, pos)

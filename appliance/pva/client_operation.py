@@ -199,7 +199,7 @@ class ClientOperation:
 
     # -- from the server -------------------------------------------------------------------------------
 
-    def receive(self, sub: int, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+    def receive(self, sub: int, buf: Buffer, pos: int, end: int, big: bool) -> None:
         """Act on an answer."""
         if sub & c.SUB_INIT:
             self._receive_init(buf, pos, end, big)
@@ -208,7 +208,7 @@ class ClientOperation:
         else:
             self._receive_reply(buf, pos, end, big)
 
-    def _receive_init(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+    def _receive_init(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if self.state is not OperationState.CREATING:
             raise RemoteProtocolError(f"INIT of {self.name} {self.ioid} was answered a second time")
         status, pos = Status.decode(buf, pos, end, big=big)
@@ -223,13 +223,13 @@ class ClientOperation:
             self._forget()
         self.connection._events.append(OperationReady(self, status))
 
-    def _decode_struct(self, buf: Buffer, pos: int, end: int, big: bool) -> tuple[StructType, int]:  # noqa: FBT001
+    def _decode_struct(self, buf: Buffer, pos: int, end: int, big: bool) -> tuple[StructType, int]:
         kind, pos = decode_type(buf, pos, end, big, self.connection.types)
         if not isinstance(kind, StructType):
             raise DecodeError(f"the type of a {self.name} is not a structure")
         return kind, pos
 
-    def _receive_reply(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+    def _receive_reply(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if self.state is OperationState.CREATING:
             raise RemoteProtocolError(f"{self.name} {self.ioid} was answered before its INIT")
         status, pos = Status.decode(buf, pos, end, big=big)
@@ -243,7 +243,7 @@ class ClientOperation:
             self.state = OperationState.IDLE
             self.connection._events.append(OperationReply(self, status, value))
 
-    def _decode_any(self, buf: Buffer, pos: int, end: int, big: bool) -> tuple[Value | None, int]:  # noqa: FBT001
+    def _decode_any(self, buf: Buffer, pos: int, end: int, big: bool) -> tuple[Value | None, int]:
         types = self.connection.types
         kind, pos = decode_type(buf, pos, end, big, types)
         if kind is None:
@@ -256,7 +256,7 @@ class ClientOperation:
         wrapped = StructType((("value", kind),))
         return Value.from_store(wrapped, [None, leaf], 1), pos
 
-    def _decode_partial(self, buf: Buffer, pos: int, end: int, big: bool) -> tuple[Value, int]:  # noqa: FBT001
+    def _decode_partial(self, buf: Buffer, pos: int, end: int, big: bool) -> tuple[Value, int]:
         kind = self.get_type
         assert kind is not None
         bits, pos = decode_bitset(buf, pos, end, big)
@@ -271,7 +271,7 @@ class ClientOperation:
         value.changed = leaves(kind, bits)
         return value, pos
 
-    def _receive_monitor(self, sub: int, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+    def _receive_monitor(self, sub: int, buf: Buffer, pos: int, end: int, big: bool) -> None:
         kind = self.type
         if kind is None:
             raise RemoteProtocolError(f"MONITOR {self.ioid} sends updates before its INIT was answered")
@@ -300,7 +300,7 @@ class ClientOperation:
         self.last_store = store
         connection._events.append(MonitorUpdate(self, leaves(kind, bits), store, overrun))
 
-    def receive_field(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+    def receive_field(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         """Act on the answer to GET_FIELD."""
         status, pos = Status.decode(buf, pos, end, big=big)
         kind = decode_type(buf, pos, end, big, self.connection.types)[0] if status.ok else None

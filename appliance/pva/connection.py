@@ -26,6 +26,7 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 
 _HEADER_LE: Final = Struct("<BBBBI")
 _HEADER_BE: Final = Struct(">BBBBI")
+_SIZE_BE: Final = Struct(">I")
 _U32: Final = (Struct("<I"), Struct(">I"))
 
 COPY_LIMIT: Final = 4096
@@ -96,6 +97,10 @@ class Connection:
 
     # -- input ---------------------------------------------------------------------------------------
 
+    @property
+    def _is_closed(self) -> bool:
+        return self.state is ConnectionState.CLOSED
+
     def receive_data(self, data: Buffer) -> list[Event]:
         """Take what arrived; return what it means, in order.
 
@@ -103,7 +108,7 @@ class Connection:
         purpose, the connection is CLOSED, and what is in the output queue may still be sent; ``receive_eof``
         tells what the end of the connection ended.
         """
-        if self.state is ConnectionState.CLOSED:
+        if self._is_closed:
             return []
         self.received += len(data)
         self.stalled = False
@@ -121,7 +126,7 @@ class Connection:
             self._events = []
             self._close()
             raise
-        if pos < end and self.state is not ConnectionState.CLOSED:
+        if pos < end and not self._is_closed:
             if pos == 0 and isinstance(data, bytearray):
                 self._rx = data
             else:
@@ -150,6 +155,7 @@ class Connection:
 
     def _message(self, data: Buffer, pos: int, end: int) -> int:
         """Act on the message at ``pos``; return where the next one starts, or -1 when it is incomplete."""
+        size: int
         magic, version, flags, command, size = _HEADER_LE.unpack_from(data, pos)
         if magic != c.MAGIC or version == 0:
             raise RemoteProtocolError(
@@ -159,7 +165,7 @@ class Connection:
             raise RemoteProtocolError("the message's direction bit says that it comes from our own side")
         big = bool(flags & c.FLAG_BIG_ENDIAN)
         if big:
-            size = _HEADER_BE.unpack_from(data, pos)[4]
+            (size,) = _SIZE_BE.unpack_from(data, pos + 4)
         self.peer_version = version
         if flags & c.FLAG_CONTROL:
             self._control(command, size, big=big)
@@ -215,7 +221,7 @@ class Connection:
         self._segments = None
         return b"".join(parts)
 
-    def _dispatch(self, command: int, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+    def _dispatch(self, command: int, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if command not in self.ACCEPTS[self.state]:
             if command > c.CMD_ORIGIN_TAG or self.state is ConnectionState.READY:
                 return  # section 16.3: what is unknown is skipped; so is what has no meaning on a stream
@@ -235,11 +241,11 @@ class Connection:
         self.big = big
         self._out_flags = (c.FLAG_SERVER if self.IS_SERVER else 0) | (c.FLAG_BIG_ENDIAN if big else 0)
 
-    def _on_echo(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: ARG002, FBT001
+    def _on_echo(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if self.IS_SERVER:
             self._send(c.CMD_ECHO, bytes(memoryview(buf)[pos:end]))
 
-    def _on_message(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+    def _on_message(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if end - pos < 5:
             raise RemoteProtocolError("MESSAGE is too short")
         (ioid,) = _U32[big].unpack_from(buf, pos)

@@ -304,7 +304,7 @@ def split_names(
         yield tuple(batch)
 
 
-def _count(buf: Buffer, pos: int, end: int, big: bool) -> tuple[int, int]:  # noqa: FBT001
+def _count(buf: Buffer, pos: int, end: int, big: bool) -> tuple[int, int]:
     count, pos = decode_size(buf, pos, end, big)
     if count is None or count > end - pos:
         raise DecodeError("a list claims more items than the message has octets")

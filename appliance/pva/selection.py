@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from appliance.pva.status import OK_BYTES
 from appliance.pvdata.bitset import encode_bitset, iter_bits
 from appliance.pvdata.codec import codec
 from appliance.pvdata.types import StructType
-from appliance.pva.status import OK_BYTES
 
 __all__ = ["encode_answer", "encode_update", "leaf_mask", "leaves", "wire_bits"]
 

@@ -167,7 +167,7 @@ class ServerConnection(Connection):
         idle = OperationState.IDLE
         while end - pos >= 17:
             prefix, size, sid, ioid, sub = unpack(data, pos)
-            if prefix == _GET_PREFIX and size == 9 and (sub == 0 or sub == c.SUB_GET):
+            if prefix == _GET_PREFIX and size == 9 and (sub in (0, c.SUB_GET)):
                 operation = operations.get(ioid)
                 if operation is not None:
                     prepared = operation.prepared
@@ -205,7 +205,7 @@ class ServerConnection(Connection):
 
     # -- handshake -----------------------------------------------------------------------------------
 
-    def _on_validation(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+    def _on_validation(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if self.state is not ConnectionState.VALIDATING:
             raise RemoteProtocolError("the client validates the connection a second time")
         if end - pos < 8:
@@ -224,7 +224,7 @@ class ServerConnection(Connection):
         else:
             self._close()
 
-    def _on_search(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+    def _on_search(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         self._events.append(SearchReceived(SearchRequest.decode(buf, pos, end, big=big, limits=self.limits)))
 
     def search_response(self, response: SearchResponse) -> None:
@@ -233,7 +233,7 @@ class ServerConnection(Connection):
 
     # -- channels ------------------------------------------------------------------------------------
 
-    def _on_create_channel(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+    def _on_create_channel(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if end - pos < 2:
             raise DecodeError("CREATE_CHANNEL is too short")
         (count,) = _U16[big].unpack_from(buf, pos)
@@ -260,7 +260,7 @@ class ServerConnection(Connection):
         self._next_sid = sid + 1 & 0xFFFFFFFF
         return sid
 
-    def _on_destroy_channel(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+    def _on_destroy_channel(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if end - pos < 8:
             raise DecodeError("DESTROY_CHANNEL is too short")
         sid, cid = _U32_U32[big].unpack_from(buf, pos)
@@ -279,44 +279,44 @@ class ServerConnection(Connection):
 
     # -- operations ----------------------------------------------------------------------------------
 
-    def _on_get(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+    def _on_get(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         self._operation(c.CMD_GET, buf, pos, end, big)
 
-    def _on_put(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+    def _on_put(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         self._operation(c.CMD_PUT, buf, pos, end, big)
 
-    def _on_put_get(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+    def _on_put_get(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         self._operation(c.CMD_PUT_GET, buf, pos, end, big)
 
-    def _on_process(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+    def _on_process(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         self._operation(c.CMD_PROCESS, buf, pos, end, big)
 
-    def _on_rpc(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+    def _on_rpc(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         self._operation(c.CMD_RPC, buf, pos, end, big)
 
-    def _on_monitor(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+    def _on_monitor(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         self._operation(c.CMD_MONITOR, buf, pos, end, big)
 
-    def _on_array(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+    def _on_array(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         sid, ioid, sub = self._head(c.CMD_ARRAY, buf, pos, end, big)
         if not sub & c.SUB_DESTROY:
             self._refuse(
                 c.CMD_ARRAY, sid, ioid, sub, "array operations are not served; use GET or PUT of the field"
             )
 
-    def _head(self, command: int, buf: Buffer, pos: int, end: int, big: bool) -> tuple[int, int, int]:  # noqa: FBT001
+    def _head(self, command: int, buf: Buffer, pos: int, end: int, big: bool) -> tuple[int, int, int]:
         if end - pos < 9:
             raise DecodeError(f"{c.OPERATION_NAMES[command]} is too short")
         return _HEAD[big].unpack_from(buf, pos)
 
-    def _refuse(self, command: int, sid: int, ioid: int, sub: int, message: str) -> None:  # noqa: ARG002
+    def _refuse(self, command: int, sid: int, ioid: int, sub: int, message: str) -> None:
         """Answer a request that has no operation to answer for it."""
         reply = _U32[self.big].pack(ioid)
         if command != c.CMD_GET_FIELD:
             reply += bytes((sub,))
         self._send(command, reply + Status.error(message).encode(big=self.big))
 
-    def _operation(self, command: int, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+    def _operation(self, command: int, buf: Buffer, pos: int, end: int, big: bool) -> None:
         sid, ioid, sub = self._head(command, buf, pos, end, big)
         pos += 9
         if sub & c.SUB_INIT:
@@ -344,7 +344,7 @@ class ServerConnection(Connection):
         buf: Buffer,
         pos: int,
         end: int,
-        big: bool,  # noqa: FBT001
+        big: bool,
     ) -> None:
         if ioid in self.operations:
             raise RemoteProtocolError(f"operation {ioid} is created a second time")
@@ -365,7 +365,7 @@ class ServerConnection(Connection):
         self.operations[ioid] = channel.operations[ioid] = operation
         operation.requested(window)
 
-    def _decode_request(self, buf: Buffer, pos: int, end: int, big: bool) -> tuple[Value, int]:  # noqa: FBT001
+    def _decode_request(self, buf: Buffer, pos: int, end: int, big: bool) -> tuple[Value, int]:
         """Decode a pvRequest. Clients send the same few over and over: a small cache by octets pays."""
         raw = bytes(memoryview(buf)[pos:end])
         key = (big, raw)
@@ -385,7 +385,7 @@ class ServerConnection(Connection):
             cache[key] = request
         return request, after
 
-    def _decode_any(self, buf: Buffer, pos: int, end: int, big: bool) -> tuple[Value | None, int]:  # noqa: FBT001
+    def _decode_any(self, buf: Buffer, pos: int, end: int, big: bool) -> tuple[Value | None, int]:
         """Decode a type and a value of it; a null type has no value."""
         kind, pos = decode_type(buf, pos, end, big, self.types)
         if kind is None:
@@ -395,7 +395,7 @@ class ServerConnection(Connection):
         store, pos = codec(kind, big).decode(buf, pos, end, self.types)
         return Value.from_store(kind, store, 1), pos
 
-    def _on_get_field(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+    def _on_get_field(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if end - pos < 9:
             raise DecodeError("GET_FIELD is too short")
         sid, ioid = _U32_U32[big].unpack_from(buf, pos)
@@ -413,17 +413,17 @@ class ServerConnection(Connection):
         self.operations[ioid] = channel.operations[ioid] = operation
         self._events.append(FieldRequested(operation, field))
 
-    def _on_cancel(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+    def _on_cancel(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         operation = self._addressed("CANCEL_REQUEST", buf, pos, end, big)
         if operation is not None:
             operation.cancel()
 
-    def _on_destroy_request(self, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+    def _on_destroy_request(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         operation = self._addressed("DESTROY_REQUEST", buf, pos, end, big)
         if operation is not None:
             self._drop_operation(operation)
 
-    def _addressed(self, what: str, buf: Buffer, pos: int, end: int, big: bool) -> ServerOperation | None:  # noqa: FBT001
+    def _addressed(self, what: str, buf: Buffer, pos: int, end: int, big: bool) -> ServerOperation | None:
         if end - pos < 8:
             raise DecodeError(f"{what} is too short")
         sid, ioid = _U32_U32[big].unpack_from(buf, pos)

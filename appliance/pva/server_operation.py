@@ -106,6 +106,10 @@ class ServerOperation:
             self.sub & c.SUB_GET and self.command in (c.CMD_PUT, c.CMD_PUT_GET)
         )
 
+    @property
+    def _idle(self) -> bool:
+        return self.state is OperationState.IDLE
+
     def _advance(self, what: OperationInput) -> None:
         table = MONITOR_TRANSITIONS if self.command == c.CMD_MONITOR else REQUEST_TRANSITIONS
         following = table.get((self.state, what))
@@ -147,24 +151,19 @@ class ServerOperation:
         )
         return True
 
-    def receive(self, sub: int, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+    def receive(self, sub: int, buf: Buffer, pos: int, end: int, big: bool) -> None:
         """Act on a request that follows INIT."""
         if self.command == c.CMD_MONITOR:
             self._receive_monitor(sub, buf, pos, end, big)
             return
         if self.state is OperationState.CREATING:
             raise RemoteProtocolError(f"{self.name} {self.ioid} is used before its INIT was answered")
-        if (
-            sub & c.SUB_DESTROY
-            and self.command in (c.CMD_GET, c.CMD_PUT)
-            and end == pos
-            and not sub & c.SUB_GET
-        ):
-            # pvAccessCPP means "get, then destroy" by GET with this bit; a PUT with it brings its value.
-            if self.command == c.CMD_PUT or self.state is not OperationState.IDLE:
-                self.connection._drop_operation(self)
-                return
-        if self.state is not OperationState.IDLE:
+        if sub == c.SUB_DESTROY and end == pos and not (self.command == c.CMD_GET and self._idle):
+            # The specification means "destroy", pvAccessCPP "get, then destroy" by a GET with this bit alone:
+            # a client of either kind is content with an answer that it may ignore. A PUT brings its value.
+            self.connection._drop_operation(self)
+            return
+        if not self._idle:
             self.connection._refuse(
                 self.command, self.sid, self.ioid, sub, "the request before this one is still in progress"
             )
@@ -175,7 +174,7 @@ class ServerOperation:
         self._advance(OperationInput.EXECUTE)
         self.connection._events.append(Execute(self, argument))
 
-    def _argument(self, sub: int, buf: Buffer, pos: int, end: int, big: bool) -> Value | None:  # noqa: FBT001
+    def _argument(self, sub: int, buf: Buffer, pos: int, end: int, big: bool) -> Value | None:
         connection = self.connection
         if self.command == c.CMD_RPC:
             return connection._decode_any(buf, pos, end, big)[0]
@@ -195,7 +194,7 @@ class ServerOperation:
         value.changed = leaves(kind, bits) & self.mask
         return value
 
-    def _receive_monitor(self, sub: int, buf: Buffer, pos: int, end: int, big: bool) -> None:  # noqa: FBT001
+    def _receive_monitor(self, sub: int, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if self.state is OperationState.CREATING and not sub & c.SUB_DESTROY:
             raise RemoteProtocolError(f"MONITOR {self.ioid} is used before its INIT was answered")
         if sub & c.SUB_ACK:

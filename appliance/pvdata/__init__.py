@@ -1,1 +1,92 @@
-"""PVData: types, values, bit sets, compiled codecs, pvRequest, normative types and text. Pure."""
+"""PVData: types, values, bit sets, compiled codecs, pvRequest, normative types and text. Pure.
+
+Everything here together imports in some milliseconds: no numpy, no typing, no dataclasses.
+"""
+
+from __future__ import annotations
+
+from appliance.pvdata.bitset import decode_bitset, encode_bitset, iter_bits
+from appliance.pvdata.codec import Codec, codec
+from appliance.pvdata.fielddesc import TypeReader, TypeWriter, decode_type, encode_type
+from appliance.pvdata.leaves import AnyValue, UnionValue
+from appliance.pvdata.pvrequest import PVRequest, request_mask, request_options, select_bits
+from appliance.pvdata.render import render, render_type
+from appliance.pvdata.types import (
+    ANY,
+    BOOL,
+    FLOAT32,
+    FLOAT64,
+    INT8,
+    INT16,
+    INT32,
+    INT64,
+    STRING,
+    UINT8,
+    UINT16,
+    UINT32,
+    UINT64,
+    AnyType,
+    ArrayType,
+    BoundedString,
+    ScalarType,
+    StructType,
+    TypeDesc,
+    UnionType,
+)
+from appliance.pvdata.value import Value, View
+from appliance.pvdata.wire import (
+    Limits,
+    decode_count,
+    decode_size,
+    decode_string,
+    encode_size,
+    encode_string,
+)
+
+__all__ = [
+    "ANY",
+    "BOOL",
+    "FLOAT32",
+    "FLOAT64",
+    "INT8",
+    "INT16",
+    "INT32",
+    "INT64",
+    "STRING",
+    "UINT8",
+    "UINT16",
+    "UINT32",
+    "UINT64",
+    "AnyType",
+    "AnyValue",
+    "ArrayType",
+    "BoundedString",
+    "Codec",
+    "Limits",
+    "PVRequest",
+    "ScalarType",
+    "StructType",
+    "TypeDesc",
+    "TypeReader",
+    "TypeWriter",
+    "UnionType",
+    "UnionValue",
+    "Value",
+    "View",
+    "codec",
+    "decode_bitset",
+    "decode_count",
+    "decode_size",
+    "decode_string",
+    "decode_type",
+    "encode_bitset",
+    "encode_size",
+    "encode_string",
+    "encode_type",
+    "iter_bits",
+    "render",
+    "render_type",
+    "request_mask",
+    "request_options",
+    "select_bits",
+]

@@ -3,6 +3,7 @@ import json
 import logging
 import os
 import sys
+import time
 
 import pytest
 
@@ -94,6 +95,21 @@ def test_a_peers_text_cannot_start_a_line_of_its_own():
     text = logged("text", args=("name %s", "x\n2026 INFO all is well\x1b[2J"))
     assert text.count("\n") == 1
     assert "\x1b" not in text
+
+
+@pytest.mark.parametrize(
+    "part", ["eyJaa-", "eyJaa", "-----BEGIN ", "-----BEGIN A PRIVATE KEY-----", "secret ", "bearer "]
+)
+def test_redaction_takes_time_in_proportion_to_the_text(part):
+    start = time.process_time()
+    redact(part * (1_000_000 // len(part)))
+    assert time.process_time() - start < 5
+
+
+def test_a_long_message_is_cut_after_redaction():
+    line = json.loads(logged(args=(f"{'x' * 32000} {PEM} {'y' * 100_000}",)))
+    assert len(line["message"]) < 33000
+    assert "MIIEow" not in line["message"]
 
 
 def test_a_wrong_log_call_still_logs():

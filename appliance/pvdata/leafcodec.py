@@ -1,0 +1,363 @@
+"""One leaf to bytes and back: scalars, strings, arrays, unions, anys and structure arrays.
+
+Every function here keeps to the same signatures, so that plans can string them together:
+``encode(value) -> buffers`` and ``decode(buf, pos, end, types) -> (value, pos)``.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from collections.abc import Callable, Iterable
+
+from appliance.errors import DecodeError
+from appliance.pvdata.fielddesc import TypeReader, decode_type, encode_type
+from appliance.pvdata.leaves import NO_ANY, NO_UNION, AnyValue, UnionValue, numpy, zeros
+from appliance.pvdata.types import (
+    AnyType,
+    ArrayType,
+    BoundedString,
+    ScalarType,
+    StructType,
+    TypeDesc,
+    UnionType,
+)
+from appliance.pvdata.wire import (
+    Buffer,
+    Limits,
+    decode_count,
+    decode_size,
+    decode_string,
+    encode_size,
+    encode_string,
+    truncated,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Part = bytes | memoryview
+
+__all__ = ["ENCODE_ERRORS", "LeafCodec", "leaf_codec"]
+
+ENCODE_ERRORS = (
+    struct.error,
+    TypeError,
+    ValueError,
+    AttributeError,
+    OverflowError,
+    LookupError,
+)
+"""What a wrong value in a store can raise; callers turn it into PVDataError with the field's path."""
+
+_NATIVE_BIG = sys.byteorder == "big"
+
+
+class LeafCodec:
+    """The two functions of one leaf type in one byte order."""
+
+    __slots__ = ("decode", "encode")
+
+    def __init__(
+        self,
+        encode: Callable[[Any], Iterable[Part]],
+        decode: Callable[[Buffer, int, int, TypeReader], tuple[Any, int]],
+    ) -> None:
+        self.encode = encode
+        self.decode = decode
+
+
+def leaf_codec(t: TypeDesc, big: bool) -> LeafCodec:
+    """Return the codec of a leaf; a structure is a leaf inside unions, anys and arrays."""
+    made = t._leaf_codecs[big]
+    if made is None:
+        made = t._leaf_codecs[big] = _build(t, big)
+    return made
+
+
+def _build(t: TypeDesc, big: bool) -> LeafCodec:
+    if isinstance(t, BoundedString):
+        return _bounded_string(t, big)
+    if isinstance(t, ScalarType):
+        return _scalar(t, big) if t.fmt else _string(big)
+    if isinstance(t, ArrayType):
+        element = t.element
+        if isinstance(element, ScalarType):
+            return _number_array(t, element, big) if element.fmt else _string_array(t, big)
+        return _compound_array(element, big)
+    if isinstance(t, UnionType):
+        return _union(t, big)
+    if isinstance(t, AnyType):
+        return _any(big)
+    assert isinstance(t, StructType)
+    return _struct(t, big)
+
+
+def _scalar(t: ScalarType, big: bool) -> LeafCodec:
+    packer = struct.Struct((">" if big else "<") + t.fmt)
+    pack = packer.pack
+    unpack = packer.unpack_from
+    size = t.size
+
+    def encode(value: Any) -> Iterable[Part]:
+        return (pack(value),)
+
+    def decode(buf: Buffer, pos: int, end: int, types: TypeReader) -> tuple[Any, int]:  # noqa: ARG001
+        after = pos + size
+        if after > end:
+            raise truncated(after - 1, end)
+        return unpack(buf, pos)[0], after
+
+    return LeafCodec(encode, decode)
+
+
+def _string(big: bool) -> LeafCodec:
+    def encode(value: Any) -> Iterable[Part]:
+        if not isinstance(value, str):
+            raise TypeError("a string is needed")
+        return (encode_string(value, big),)
+
+    def decode(buf: Buffer, pos: int, end: int, types: TypeReader) -> tuple[Any, int]:  # noqa: ARG001
+        return decode_string(buf, pos, end, big)
+
+    return LeafCodec(encode, decode)
+
+
+def _bounded_string(t: BoundedString, big: bool) -> LeafCodec:
+    bound = t.bound
+
+    def encode(value: Any) -> Iterable[Part]:
+        if not isinstance(value, str):
+            raise TypeError("a string is needed")
+        n = len(value.encode("utf-8", "surrogateescape"))
+        if n > bound:
+            raise ValueError(f"{n} octets; at most {bound} are allowed")
+        return (encode_string(value, big),)
+
+    def decode(buf: Buffer, pos: int, end: int, types: TypeReader) -> tuple[Any, int]:  # noqa: ARG001
+        n, _ = decode_size(buf, pos, end, big)
+        if n is not None and n > bound:
+            raise DecodeError(f"a string of {n} octets in a field of at most {bound}")
+        return decode_string(buf, pos, end, big)
+
+    return LeafCodec(encode, decode)
+
+
+def _check_length(t: ArrayType, n: int) -> None:
+    if t.kind == "fixed" and n != t.size:
+        raise ValueError(f"{n} elements; exactly {t.size} are needed")
+    if t.kind == "bounded" and n > t.size:
+        raise ValueError(f"{n} elements; at most {t.size} are allowed")
+
+
+def _read_length(t: ArrayType, buf: Buffer, pos: int, end: int, big: bool) -> tuple[int, int]:
+    if t.kind == "fixed":
+        return t.size, pos
+    n, pos = decode_count(buf, pos, end, big)
+    if t.kind == "bounded" and n > t.size:
+        raise DecodeError(f"an array of {n} elements in a field of at most {t.size}")
+    return n, pos
+
+
+def _number_array(t: ArrayType, element: ScalarType, big: bool) -> LeafCodec:
+    native = element.np
+    is_bool = element.kind == "bool"
+    width = element.size
+    # A bool travels as one octet in which anything but 0 is true.
+    wire = "u1" if is_bool else (">" if big else "<") + native
+    swap = width > 1 and big is not _NATIVE_BIG
+    simple = t.kind == "variable"
+
+    def encode(value: Any) -> Iterable[Part]:
+        if not isinstance(value, numpy().ndarray) or value.dtype != native or value.ndim != 1:
+            raise TypeError(f"a one-dimensional numpy array of {native} is needed")
+        n = value.size
+        if not simple:
+            _check_length(t, n)
+        header = b"" if t.kind == "fixed" else encode_size(n, big)
+        if not n:
+            return (header,)
+        if swap:
+            value = value.astype(wire)
+        elif not value.flags.c_contiguous:
+            value = value.copy()
+        return (header, value.data.cast("B"))
+
+    def decode(buf: Buffer, pos: int, end: int, types: TypeReader) -> tuple[Any, int]:  # noqa: ARG001
+        n, pos = _read_length(t, buf, pos, end, big)
+        if not n:
+            return zeros(element), pos
+        size = n * width
+        after = pos + size
+        if after > end:
+            raise truncated(after - 1, end)
+        array = numpy().frombuffer(buf, wire, n, pos)
+        if is_bool:
+            array = array != 0
+        elif swap:
+            array = array.astype(native)
+        elif _may_refer(buf, size):
+            return array, after
+        else:
+            array = array.copy()
+        array.flags.writeable = False
+        return array, after
+
+    return LeafCodec(encode, decode)
+
+
+def _may_refer(buf: Buffer, size: int) -> bool:
+    """Tell whether an array of ``size`` octets may point into ``buf`` rather than be copied.
+
+    Only into ``bytes``, which nobody can change, and only if it would not keep alive much more than itself.
+    """
+    owner = buf.obj if type(buf) is memoryview else buf
+    return type(owner) is bytes and 2 * size >= len(owner)
+
+
+def _string_array(t: ArrayType, big: bool) -> LeafCodec:
+    def encode(value: Any) -> Iterable[Part]:
+        if not isinstance(value, (tuple, list)):
+            raise TypeError("a tuple of strings is needed")
+        _check_length(t, len(value))
+        out = [] if t.kind == "fixed" else [encode_size(len(value), big)]
+        for item in value:
+            if not isinstance(item, str):
+                raise TypeError("a tuple of strings is needed")
+            out.append(encode_string(item, big))
+        return (b"".join(out),)
+
+    def decode(buf: Buffer, pos: int, end: int, types: TypeReader) -> tuple[Any, int]:  # noqa: ARG001
+        n, pos = _read_length(t, buf, pos, end, big)
+        if n > end - pos:
+            raise truncated(pos + n - 1, end)
+        out = []
+        for _ in range(n):
+            item, pos = decode_string(buf, pos, end, big)
+            out.append(item)
+        return tuple(out), pos
+
+    return LeafCodec(encode, decode)
+
+
+def _struct(t: StructType, big: bool) -> LeafCodec:
+    from appliance.pvdata.codec import codec
+    from appliance.pvdata.value import Value
+
+    inner = codec(t, big)
+    from_store = Value.from_store
+    # Structures without leaves take no octets: a peer could make us build them by the million.
+    hollow = t.count > 16 + 8 * t.min_bytes
+    marked = t.leaf_mask
+
+    def encode(value: Any) -> Iterable[Part]:
+        if value.type != t:
+            raise TypeError(f"a value of {t!r:.80} is needed")
+        return inner._parts(value.store, 1)
+
+    def decode(buf: Buffer, pos: int, end: int, types: TypeReader) -> tuple[Any, int]:
+        if hollow:
+            raise DecodeError(f"a nested structure with {t.count} fields in {t.min_bytes} octets")
+        store, pos = inner.decode(buf, pos, end, types)
+        return from_store(t, store, marked), pos
+
+    return LeafCodec(encode, decode)
+
+
+def _union(t: UnionType, big: bool) -> LeafCodec:
+    fields = t.fields
+    index = t.index
+
+    def encode(value: Any) -> Iterable[Part]:
+        name, content = value
+        if name is None:
+            return (b"\xff",)
+        number = index[name]
+        return (encode_size(number, big), *leaf_codec(fields[number][1], big).encode(content))
+
+    def decode(buf: Buffer, pos: int, end: int, types: TypeReader) -> tuple[Any, int]:
+        number, pos = decode_size(buf, pos, end, big)
+        if number is None:
+            return NO_UNION, pos
+        if number >= len(fields):
+            raise DecodeError(f"union selector {number}; there are {len(fields)} members")
+        name, member = fields[number]
+        value, pos = _nested(member, big, buf, pos, end, types)
+        return UnionValue(name, value), pos
+
+    return LeafCodec(encode, decode)
+
+
+def _any(big: bool) -> LeafCodec:
+    def encode(value: Any) -> Iterable[Part]:
+        t, content = value
+        if t is None:
+            return (b"\xff",)
+        return (encode_type(t, big), *leaf_codec(t, big).encode(content))
+
+    def decode(buf: Buffer, pos: int, end: int, types: TypeReader) -> tuple[Any, int]:
+        t, pos = decode_type(buf, pos, end, big, types)
+        if t is None:
+            return NO_ANY, pos
+        value, pos = _nested(t, big, buf, pos, end, types)
+        return AnyValue(t, value), pos
+
+    return LeafCodec(encode, decode)
+
+
+def _compound_array(element: TypeDesc, big: bool) -> LeafCodec:
+    empty = {UnionType: NO_UNION, AnyType: NO_ANY}.get(type(element))
+
+    def encode(value: Any) -> Iterable[Part]:
+        item = leaf_codec(element, big).encode
+        out: list[Part] = [encode_size(len(value), big)]
+        for one in value:
+            if one is None:
+                out.append(b"\0")
+            else:
+                out.append(b"\1")
+                out.extend(item(one))
+        return out
+
+    def decode(buf: Buffer, pos: int, end: int, types: TypeReader) -> tuple[Any, int]:
+        n, pos = decode_count(buf, pos, end, big)
+        if n > end - pos:
+            raise truncated(pos + n - 1, end)
+        if not n:
+            return [], pos
+        out: list[Any] = []
+        step = leaf_codec(element, big).decode
+        _enter(types)
+        try:
+            for _ in range(n):
+                if pos >= end:
+                    raise truncated(pos, end)
+                present = buf[pos]
+                pos += 1
+                value = None
+                if present:
+                    value, pos = step(buf, pos, end, types)
+                    if value is empty:
+                        # Present but null: what PVXS also reads as an absent element.
+                        value = None
+                out.append(value)
+        finally:
+            types.level -= 1
+        return out, pos
+
+    return LeafCodec(encode, decode)
+
+
+def _nested(t: TypeDesc, big: bool, buf: Buffer, pos: int, end: int, types: TypeReader) -> tuple[Any, int]:
+    _enter(types)
+    try:
+        return leaf_codec(t, big).decode(buf, pos, end, types)
+    finally:
+        types.level -= 1
+
+
+def _enter(types: TypeReader) -> None:
+    if types.level >= Limits.NESTED_VALUES:
+        raise DecodeError(f"values nest deeper than {Limits.NESTED_VALUES} levels")
+    types.level += 1

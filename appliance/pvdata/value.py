@@ -1,0 +1,401 @@
+"""A value: a type, a flat store and the bits of what has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from appliance.errors import PVDataError
+from appliance.pvdata.coerce import coerce, parse_int
+from appliance.pvdata.leaves import AnyValue, UnionValue, new_store
+from appliance.pvdata.types import ArrayType, ScalarType, StructType, TypeDesc
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["Value", "View"]
+
+
+class _Fields:
+    """What Value and View have in common: fields by dotted path below one structure."""
+
+    __slots__ = ()
+
+    type: TypeDesc
+
+    @property
+    def root(self) -> Value:
+        """The value that owns the store."""
+        raise NotImplementedError
+
+    @property
+    def base(self) -> int:
+        """The number of this structure in the root's store."""
+        raise NotImplementedError
+
+    def __getitem__(self, path: str) -> Any:
+        """Return a leaf as it is in the store, a sub-structure as a View.
+
+        Beside dotted paths, ``union->member``, ``any->`` and ``structs[3]`` lead on into nested values.
+        Raises PVDataError (also a KeyError in spirit) for a path that the type does not have.
+        """
+        number = self.type.offsets.get(path)
+        if number is None:
+            from appliance.pvdata.paths import lookup
+
+            return lookup(self, path)
+        root = self.root
+        number += self.base
+        value = root.store[number]
+        if value is None and isinstance(root.type.leaf_types[number], StructType):
+            return View(root, number)
+        return value
+
+    def __setitem__(self, path: str, x: Any) -> None:
+        """Set and mark a leaf, or assign to a sub-structure. Raises PVDataError naming the path and the reason."""
+        number = self.type.offsets.get(path)
+        if number is None:
+            from appliance.pvdata.paths import store_at
+
+            store_at(self, path, x)
+            return
+        root = self.root
+        number += self.base
+        t = root.type.leaf_types[number]
+        if isinstance(t, StructType):
+            _assign(root, number, x)
+            return
+        try:
+            root.store[number] = coerce(t, x, root.store[number])
+        except PVDataError as e:
+            raise _at(root.type.paths[number], e) from None
+        root.changed |= 1 << number
+
+    def __contains__(self, path: object) -> bool:
+        return path in self.type.offsets
+
+    def get(self, path: str, default: Any = None) -> Any:
+        """Return ``self[path]``, or ``default`` where there is no such field."""
+        if path in self.type.offsets:
+            return self[path]
+        try:
+            return self[path]
+        except PVDataError:
+            return default
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.type.members if isinstance(self.type, StructType) else ())
+
+    def __len__(self) -> int:
+        return len(self.type.members) if isinstance(self.type, StructType) else 0
+
+    def __bool__(self) -> bool:
+        return True
+
+    def keys(self) -> list[str]:
+        """Return the names of the direct members."""
+        return list(self)
+
+    def items(self) -> list[tuple[str, Any]]:
+        """Return (name, value) of the direct members; a sub-structure comes as a View."""
+        return [(name, self[name]) for name in self]
+
+    def assign(self, x: Any) -> None:
+        """Assign from a mapping of paths (nested or dotted), another value, or a scalar.
+
+        A scalar goes to the field ``value`` if there is one; if that is an ``enum_t`` it is an index or a
+        choice's text. From another value the marked fields are taken, or all if none is marked.
+        """
+        _assign(self.root, self.base, x)
+
+    def mark(self, path: str = "") -> None:
+        """Mark a field as changed; a structure's mark stands for everything below it."""
+        self.root.changed |= 1 << self._number(path)
+
+    def unmark(self, path: str = "") -> None:
+        """Clear the mark of a field, of everything below it and of the structures around it."""
+        root = self.root
+        number = self._number(path)
+        root.changed &= ~root.type.masks[number]
+        while number:
+            number = root.type.parents[number]
+            bit = 1 << number
+            if root.changed & bit:
+                # A mark on the whole structure becomes marks on the rest of it.
+                root.changed = (root.changed & ~bit) | self._rest(root.type, number, path)
+
+    def _rest(self, t: TypeDesc, number: int, path: str) -> int:
+        return t.masks[number] & t.leaf_mask & ~t.masks[self._number(path)]
+
+    def is_marked(self, path: str = "") -> bool:
+        """Tell whether the field, something below it or a structure around it is marked."""
+        root = self.root
+        number = self._number(path)
+        if root.changed & root.type.masks[number]:
+            return True
+        while number:
+            number = root.type.parents[number]
+            if root.changed >> number & 1:
+                return True
+        return False
+
+    def _number(self, path: str) -> int:
+        number = self.type.offsets.get(path)
+        if number is None:
+            raise no_field(self.type, path)
+        return number + self.base
+
+    def to_dict(self) -> Any:
+        """Return plain Python: nested dicts, lists for arrays, ``{member: value}`` for unions.
+
+        A value whose type is not a structure comes as what it is.
+        """
+        if not isinstance(self.type, StructType):
+            return plain(self.root.store[0])
+        root = self.root
+        base = self.base
+        out: dict[str, Any] = {}
+        offsets = self.type.offsets
+        for name, t in self.type.fields:
+            number = base + offsets[name]
+            out[name] = (
+                View(root, number).to_dict() if isinstance(t, StructType) else plain(root.store[number])
+            )
+        return out
+
+    def to_value(self) -> Value:
+        """Return an independent copy of this (sub-)structure as a Value of its own."""
+        root = self.root
+        base = self.base
+        end = base + self.type.count
+        copy = Value.from_store(
+            self.type, [_copied(x) for x in root.store[base:end]], root.changed >> base & self.type.full_mask
+        )
+        if self.is_marked() and not copy.changed:
+            copy.changed = 1
+        return copy
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Fields):
+            return NotImplemented
+        if self.type != other.type:
+            return False
+        mine = self.root.store[self.base : self.base + self.type.count]
+        theirs = other.root.store[other.base : other.base + self.type.count]
+        return all(same(a, b) for a, b in zip(mine, theirs, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        t = self.type
+        parts = [] if not t.id else [t.id]
+        store = self.root.store
+        room = 12
+        for number in t.leaves:
+            if room == 0:
+                parts.append("...")
+                break
+            room -= 1
+            value = store[self.base + number]
+            text = f"{len(value)} elements" if hasattr(value, "dtype") and len(value) > 8 else repr(value)
+            parts.append(f"{t.paths[number]}={text if len(text) <= 60 else text[:57] + '...'}")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+class Value(_Fields):
+    """A value of ``type`` with its own ``store`` and ``changed`` bits (docs/architecture.md).
+
+    A type that is not a structure has one field, the empty path: ``v[""]``. ``initial`` is assigned if given.
+    """
+
+    __slots__ = ("changed", "store", "type")
+
+    def __init__(self, t: TypeDesc, initial: Any = None) -> None:
+        self.type = t
+        self.store: list[Any] = new_store(t)
+        self.changed = 0
+        if initial is not None:
+            self.assign(initial)
+
+    @classmethod
+    def from_store(cls, t: TypeDesc, store: list[Any], changed: int = 0) -> Value:
+        """Wrap a store as a codec made it; nothing is checked or copied."""
+        self = cls.__new__(cls)
+        self.type = t
+        self.store = store
+        self.changed = changed
+        return self
+
+    @property
+    def root(self) -> Value:
+        return self
+
+    @property
+    def base(self) -> int:
+        return 0
+
+    def __getitem__(self, path: str) -> Any:
+        number = self.type.offsets.get(path)
+        if number is not None:
+            value = self.store[number]
+            if value is not None:
+                return value
+        return super().__getitem__(path)
+
+    def clone(self) -> Value:
+        """Return an independent copy with the same marks; arrays are shared, being read-only."""
+        return Value.from_store(self.type, [_copied(x) for x in self.store], self.changed)
+
+    def merge(self, store: list[Any], bits: int) -> None:
+        """Take the fields of ``bits`` from another store of the same type and mark them."""
+        if bits & 1:
+            self.store[:] = store
+            self.changed |= 1
+            return
+        from appliance.pvdata.codec import leaves_of
+
+        mine = self.store
+        assert isinstance(self.type, StructType)
+        for number in leaves_of(self.type, bits):
+            mine[number] = store[number]
+        self.changed |= bits & self.type.full_mask
+
+
+class View(_Fields):
+    """A sub-structure of a value: reads and writes go to the value that it belongs to."""
+
+    __slots__ = ("_base", "_root", "type")
+
+    def __init__(self, root: Value, base: int) -> None:
+        self._root = root
+        self._base = base
+        self.type = root.type.leaf_types[base]
+
+    @property
+    def root(self) -> Value:
+        return self._root
+
+    @property
+    def base(self) -> int:
+        return self._base
+
+
+def no_field(t: TypeDesc, path: str) -> PVDataError:
+    """Make the error for a path that ``t`` does not have."""
+    names = ", ".join(list(t.members)[:12]) if isinstance(t, StructType) else ""
+    return PVDataError(f"no field {path!r}" + (f"; there are {names}" if names else ""))
+
+
+def _at(path: str, error: PVDataError) -> PVDataError:
+    text = str(error)
+    if not path:
+        return PVDataError(text)
+    return PVDataError(path + text if text.startswith(("[", "->")) else f"{path}: {text}")
+
+
+def _assign(root: Value, base: int, x: Any) -> None:
+    t = root.type.leaf_types[base]
+    if not isinstance(t, StructType):
+        _Fields.__setitem__(root, root.type.paths[base], x)
+        return
+    target: _Fields = View(root, base) if base else root
+    if isinstance(x, _Fields) and isinstance(x.type, StructType):
+        _assign_fields(target, x)
+    elif isinstance(x, Mapping):
+        for path, item in x.items():
+            if not isinstance(path, str):
+                raise _at(root.type.paths[base], PVDataError(f"field name {path!r} is not a string"))
+            target[path] = item
+    elif _is_enum(t):
+        _assign_enum(root, base, t, x)
+    elif "value" in t.members:
+        target["value"] = x
+    else:
+        error = PVDataError(f"{type(x).__name__} cannot be assigned to a structure without a field 'value'")
+        raise _at(root.type.paths[base], error)
+
+
+def _assign_fields(target: _Fields, x: _Fields) -> None:
+    source = x.root
+    numbers = x.type.leaves
+    wanted = [n for n in numbers if source.changed and x.is_marked(x.type.paths[n])] or numbers
+    for number in wanted:
+        path = x.type.paths[number]
+        if path not in target.type.offsets:
+            raise no_field(target.type, path)
+        target[path] = _copied(source.store[x.base + number])
+
+
+def _is_enum(t: StructType) -> bool:
+    index = t.members.get("index")
+    choices = t.members.get("choices")
+    return (
+        isinstance(index, ScalarType)
+        and index.kind in ("int", "uint")
+        and isinstance(choices, ArrayType)
+        and isinstance(choices.element, ScalarType)
+        and choices.element.kind == "string"
+    )
+
+
+def _assign_enum(root: Value, base: int, t: StructType, x: Any) -> None:
+    index = base + t.offsets["index"]
+    choices = root.store[base + t.offsets["choices"]]
+    if isinstance(x, str):
+        if x in choices:
+            x = choices.index(x)
+        else:
+            try:
+                x = parse_int(x)
+            except PVDataError:
+                known = ", ".join([repr(choice) for choice in choices]) or "none are known"
+                error = PVDataError(f"{x!r} is not one of the choices ({known})")
+                raise _at(root.type.paths[base], error) from None
+    _Fields.__setitem__(root, root.type.paths[index], x)
+
+
+def _copied(x: Any) -> Any:
+    """Copy what can be changed in place: nested values and the lists that hold them."""
+    kind = type(x)
+    if kind is list:
+        return [_copied(item) for item in x]
+    if kind is Value:
+        return x.clone()
+    if kind is UnionValue:
+        return UnionValue(x.name, _copied(x.value))
+    if kind is AnyValue:
+        return AnyValue(x.type, _copied(x.value))
+    return x
+
+
+def same(a: Any, b: Any) -> bool:
+    """Compare two leaves; NaN equals NaN, so that a value equals its copy."""
+    if a is b:
+        return True
+    if hasattr(a, "dtype") and hasattr(b, "dtype"):
+        if a.dtype != b.dtype or a.shape != b.shape:
+            return False
+        equal = a == b
+        if a.dtype.kind == "f":
+            equal |= (a != a) & (b != b)  # noqa: PLR0124 - NaN
+        return bool(equal.all())
+    if isinstance(a, (list, tuple)) and type(a) is type(b):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    if hasattr(a, "dtype") or hasattr(b, "dtype"):
+        return False
+    return bool(a == b) or (a != a and b != b)  # noqa: PLR0124
+
+
+def plain(x: Any) -> Any:
+    """Turn a leaf into plain Python."""
+    if isinstance(x, UnionValue):
+        return None if x.name is None else {x.name: plain(x.value)}
+    if isinstance(x, AnyValue):
+        return plain(x.value)
+    if isinstance(x, _Fields):
+        return x.to_dict()
+    if hasattr(x, "dtype"):
+        return x.tolist()
+    if isinstance(x, (list, tuple)):
+        return [plain(item) for item in x]
+    return x

@@ -1,0 +1,129 @@
+"""How clients find the server: it answers searches and sends beacons (sections 7 and 10)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final
+
+from appliance.config.address import Endpoint
+from appliance.errors import TransportError
+from appliance.pva import commands as c
+from appliance.pva.search import Beacon, Datagram, SearchRequest, SearchResponse, pack_message
+from appliance.transport.interfaces import broadcast_addresses
+from appliance.transport.udp import Origin, UDPPort, resolve_datagram_address
+
+if TYPE_CHECKING:
+    from appliance.server.server import Server
+
+__all__ = ["Announcer"]
+
+_log: Final = logging.getLogger(__name__)
+_BURST: Final = 10
+_SLOWER: Final = 12
+"""After a burst of ten beacons the period grows by this factor (pvxs: 15 s, then 180 s)."""
+
+
+class Announcer:
+    """See the module's text."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._ports: list[UDPPort] = []
+        self._sent = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._ignored: frozenset[tuple[str, int]] = frozenset()
+
+    @property
+    def port(self) -> int:
+        """The UDP port that is really listened on."""
+        return self._ports[0].port
+
+    async def start(self) -> None:
+        """Open the search port and begin to send beacons. Raises TransportError."""
+        config = self._server.config
+        groups = []
+        for endpoint in config.intf_addr_list:
+            resolved = await resolve_datagram_address(endpoint, 0)
+            if resolved is not None and 224 <= int(resolved[0].split(".")[0]) < 240:
+                groups.append((resolved[0], endpoint.interface or ""))
+        ignored = set()
+        for endpoint in config.ignore_addr_list:
+            resolved = await resolve_datagram_address(endpoint, 0)
+            if resolved is None:
+                raise TransportError(f"the ignored address {endpoint} cannot be resolved")
+            ignored.add((resolved[0], endpoint.port or 0))
+        self._ignored = frozenset(ignored)
+        self._ports.append(
+            UDPPort(self._message, port=config.broadcast_port, shared=True, groups=tuple(groups))
+        )
+        self._beacon()
+
+    def stop(self) -> None:
+        """Close the ports."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+        for port in self._ports:
+            port.close()
+
+    # -- searches ------------------------------------------------------------------------------------
+
+    def _message(self, message: Datagram, origin: Origin) -> None:
+        if not isinstance(message, SearchRequest):
+            return
+        source, port = origin.source, origin.address[1]
+        if self._ignored and not self._ignored.isdisjoint(((source, 0), (source, port))):
+            return
+        server = self._server
+        protocol, server_port = server.choose_protocol(message.protocols)
+        if not protocol:
+            return
+        found = tuple(instance for instance, name in message.names if server.claims(name, source))
+        if not found and not message.must_reply:
+            return
+        response = SearchResponse(
+            server.guid, message.sequence, None, server_port, protocol, bool(found), found
+        )
+        data = pack_message(c.CMD_SEARCH_RESPONSE, response.encode(), from_server=True)
+        if not self._ports[0].send(data, origin.address, local=origin.local):
+            _log.debug("the answer to a search of %s:%d could not be sent", *origin.address)
+
+    # -- beacons -------------------------------------------------------------------------------------
+
+    def _beacon(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._task = loop.create_task(self._send_beacons())
+        period = self._server.config.beacon_period
+        self._timer = loop.call_later(period if self._sent < _BURST else period * _SLOWER, self._beacon)
+
+    async def _send_beacons(self) -> None:
+        server = self._server
+        config = server.config
+        protocol, server_port = (
+            ("tls", server.tls_port) if server.tls is not None else ("tcp", server.tcp_port)
+        )
+        beacon = Beacon(server.guid, self._sent, server.change_count, None, server_port, protocol)
+        if protocol == "tls":
+            # A client without TLS looks for "tcp": one beacon for each kind.
+            plain = beacon._replace(port=server.tcp_port, protocol="tcp")
+            data = pack_message(c.CMD_BEACON, plain.encode(), from_server=True)
+            data += pack_message(c.CMD_BEACON, beacon.encode(), from_server=True)
+        else:
+            data = pack_message(c.CMD_BEACON, beacon.encode(), from_server=True)
+        self._sent += 1
+        targets = list(config.beacon_addr_list)
+        if config.auto_beacon_addr_list:
+            only = frozenset(endpoint.host for endpoint in config.intf_addr_list)
+            targets += [Endpoint(address) for address in broadcast_addresses(only)]
+        udp = self._ports[0]
+        for endpoint in targets:
+            resolved = await resolve_datagram_address(endpoint, udp.port)
+            if resolved is None:
+                continue
+            if endpoint.ttl is not None or 224 <= int(resolved[0].split(".")[0]) < 240:
+                udp.send_multicast(data, resolved, ttl=endpoint.ttl or 1, interface=endpoint.interface or "")
+            else:
+                udp.send(data, resolved)

@@ -1,0 +1,72 @@
+"""The PV ``server``, which every server has and none advertises: it lists the names that the server knows.
+
+Source: pvxs ``serversource.cpp``; asked by ``pvxlist``, ``pvlist`` and p4p.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from appliance.pva.commands import CMD_RPC
+from appliance.pva.credentials import Credentials
+from appliance.pvdata.types import STRING, ArrayType, StructType
+from appliance.pvdata.value import Value
+from appliance.server.operation import Operation
+from appliance.server.source import Handler, Source
+
+if TYPE_CHECKING:
+    from appliance.server.server import Server
+
+__all__ = ["BuiltinSource"]
+
+_NAMES = StructType((("value", ArrayType(STRING)),), id="epics:nt/NTScalarArray:1.0")
+_TEXT = StructType((("value", STRING),), id="epics:nt/NTScalar:1.0")
+_INFO = StructType((("implLang", STRING), ("version", STRING)))
+
+
+class _ServerPV(Handler):
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def init(self, operation: Operation) -> None:
+        if operation.command == CMD_RPC:
+            operation.ready()
+        else:
+            operation.fail("the PV server answers RPC only; try op=channels or op=info")
+
+    def rpc(self, operation: Operation, argument: Value | None) -> None:
+        asked: Any = argument
+        if asked is not None and asked.get("query") is not None:
+            asked = asked["query"]
+        if asked is not None and "help" in asked:
+            operation.reply(
+                Value(_TEXT, {"value": "op=channels lists the names of PVs, op=info tells the version"})
+            )
+            return
+        what = asked.get("op", "") if asked is not None else ""
+        if what == "channels":
+            names = sorted(set(self._server.names()))
+            operation.reply(Value(_NAMES, {"value": names}))
+        elif what == "info":
+            from appliance import __version__
+
+            operation.reply(
+                Value(_INFO, {"implLang": "python", "version": f"Secure PVAccess appliance {__version__}"})
+            )
+        else:
+            operation.fail("not known; op is channels or info")
+
+
+class BuiltinSource(Source):
+    """See the module's text."""
+
+    def __init__(self, server: Server) -> None:
+        self._pv = _ServerPV(server)
+
+    def claims(self, name: str, host: str) -> bool:
+        """Never: every server has the name, so that a search for it would find no one in particular."""
+        return False
+
+    def open(self, name: str, peer: Credentials) -> Handler | None:
+        """Give the PV to whoever asks this very server."""
+        return self._pv if name == "server" else None

@@ -1,0 +1,202 @@
+"""One channel of one client at the server: the rights that hold for it and the flow of events to its handler."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+from appliance.errors import ApplianceError
+from appliance.pva import commands as c
+from appliance.pva.credentials import Credentials
+from appliance.pva.server import ServerChannel, ServerOperation
+from appliance.pva.states import OperationState
+from appliance.pva.status import Status
+from appliance.pvdata.value import Value
+from appliance.server.access import Rights
+from appliance.server.operation import Operation, Subscription
+from appliance.server.source import Handler
+from appliance.transport.stream import StreamLink
+
+if TYPE_CHECKING:
+    from appliance.server.peer import Peer
+
+__all__ = ["Channel"]
+
+_log: Final = logging.getLogger(__name__)
+
+_DENIED: Final = {
+    "read": "read access denied by access security",
+    "write": "write access denied by access security",
+    "rpc": "RPC access denied by access security",
+}
+
+
+class Channel:
+    """See the module's text."""
+
+    __slots__ = ("handler", "link", "owner", "rights", "wire")
+
+    def __init__(self, owner: Peer, wire: ServerChannel, handler: Handler, rights: Rights) -> None:
+        self.owner = owner
+        self.link: StreamLink = owner.link
+        self.wire = wire
+        self.handler = handler
+        self.rights = rights
+        wire.context = self
+
+    @property
+    def name(self) -> str:
+        """The PV's name as the client wrote it."""
+        return self.wire.name
+
+    @property
+    def peer(self) -> Credentials:
+        """Who opened the channel."""
+        return self.owner.credentials
+
+    def dirty(self, subscription: Subscription) -> None:
+        """``subscription`` has something to send."""
+        self.owner.dirty(subscription)
+
+    # -- rights --------------------------------------------------------------------------------------
+
+    def _right(self, operation: ServerOperation) -> str:
+        """Name the right that the request in progress needs, or "" when it is there."""
+        command = operation.command
+        rights = self.rights
+        if command == c.CMD_RPC:
+            return "" if rights.rpc else "rpc"
+        if command == c.CMD_PROCESS or (command in (c.CMD_PUT, c.CMD_PUT_GET) and not operation.is_get):
+            return "" if rights.write else "write"
+        return "" if rights.read else "read"
+
+    def review(self, rights: Rights) -> None:
+        """Let ``rights`` hold from now on, for running subscriptions too."""
+        before = self.rights
+        self.rights = rights
+        if not rights.read:
+            for wire in list(self.wire.operations.values()):
+                wire.prepared = None
+                operation = wire.context
+                if isinstance(operation, Subscription):
+                    operation.clear()
+                    if wire.state is OperationState.CREATING:
+                        wire.fail(_DENIED["read"])
+                    else:
+                        wire.finish(Status.error(_DENIED["read"]))
+        if before.permissions != rights.permissions:
+            self.wire.set_permissions(rights.permissions)
+            self.link.schedule_flush()
+
+    def close(self) -> None:
+        """Take the channel away from the client."""
+        self.wire.close()
+        self.link.schedule_flush()
+
+    # -- events --------------------------------------------------------------------------------------
+
+    def requested(self, wire: ServerOperation) -> None:
+        """INIT."""
+        if wire.command == c.CMD_MONITOR:
+            subscription = Subscription(self, wire)
+            if not self.rights.read:
+                subscription.fail(_DENIED["read"])
+                return
+            try:
+                self.handler.subscribe(subscription)
+            except Exception as error:  # noqa: BLE001 - a handler's defect must not end the connection
+                self._broken(subscription, error)
+            return
+        operation = Operation(self, wire)
+        if wire.command == c.CMD_GET and not self.rights.read:
+            operation.fail(_DENIED["read"])
+            return
+        try:
+            self.handler.init(operation)
+        except Exception as error:  # noqa: BLE001
+            self._broken(operation, error)
+
+    def execute(self, wire: ServerOperation, argument: Value | None) -> None:
+        """A request of an initialised operation."""
+        operation: Operation = wire.context
+        missing = self._right(wire)
+        if missing:
+            self.owner.refused(self, missing)
+            operation.fail(_DENIED[missing])
+            return
+        handler = self.handler
+        command = wire.command
+        try:
+            if command == c.CMD_GET or (argument is None and command in (c.CMD_PUT, c.CMD_PUT_GET)):
+                handler.get(operation)
+            elif command == c.CMD_RPC:
+                handler.rpc(operation, argument)
+            elif command == c.CMD_PROCESS:
+                handler.process(operation)
+            elif argument is None:
+                operation.fail("the request brings no value")
+            elif command == c.CMD_PUT:
+                handler.put(operation, argument)
+            elif not self.rights.read:
+                operation.fail(_DENIED["read"])
+            else:
+                handler.put_get(operation, argument)
+        except Exception as error:  # noqa: BLE001
+            self._broken(operation, error)
+
+    def introspect(self, wire: ServerOperation, field: str) -> None:
+        """GET_FIELD."""
+        operation = Operation(self, wire)
+        rights = self.rights
+        if not (rights.read or rights.write or rights.rpc):
+            operation.fail(_DENIED["read"])
+            return
+        try:
+            self.handler.introspect(operation, field)
+        except Exception as error:  # noqa: BLE001
+            self._broken(operation, error)
+
+    def window(self, wire: ServerOperation) -> None:
+        """A subscription was started, stopped or acknowledged."""
+        subscription: Subscription = wire.context
+        running = wire.state is OperationState.EXECUTING
+        if running is not subscription.running:
+            subscription.running = running
+            try:
+                self.handler.flow(subscription)
+            except Exception as error:  # noqa: BLE001
+                self._broken(subscription, error)
+        if subscription.pump():
+            self.owner.dirty(subscription)
+
+    def cancelled(self, wire: ServerOperation) -> None:
+        """The request in progress is no longer wanted."""
+        operation = wire.context
+        if isinstance(operation, Subscription):
+            operation.running = False
+            self.handler.flow(operation)
+        elif operation is not None:
+            self.handler.cancelled(operation)
+
+    def closed(self, wire: ServerOperation) -> None:
+        """An operation is over."""
+        operation = wire.context
+        try:
+            if isinstance(operation, Subscription):
+                operation.finishing = True
+                operation.queue.clear()
+                self.handler.unsubscribe(operation)
+            elif operation is not None:
+                self.handler.closed(operation)
+        except Exception:  # noqa: BLE001 - see requested()
+            _log.exception("closing an operation of %s", self.name)
+
+    def _broken(self, operation: Operation, error: Exception) -> None:
+        if isinstance(error, ApplianceError):
+            operation.fail(str(error))
+            return
+        _log.error("%s of %s: internal error", operation.wire.name, self.name, exc_info=error)
+        operation.fail("internal error; the server's log has the details")
+
+    def __repr__(self) -> str:
+        return f"<Channel {self.name!r} of {self.peer.account or 'anonymous'}@{self.peer.peer}>"

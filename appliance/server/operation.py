@@ -1,0 +1,263 @@
+"""What a handler sees of one operation: who wants what, and the ways to answer."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
+
+from appliance.errors import LocalProtocolError, PVDataError
+from appliance.pva import commands as c
+from appliance.pva.credentials import Credentials
+from appliance.pva.selection import encode_answer, encode_update, leaves
+from appliance.pva.server import PreparedAnswer, ServerOperation
+from appliance.pva.states import OperationState
+from appliance.pvdata.pvrequest import request_mask, request_options
+from appliance.pvdata.types import StructType, TypeDesc
+from appliance.pvdata.value import Value
+
+if TYPE_CHECKING:
+    from appliance.server.channel import Channel
+
+__all__ = ["Operation", "Subscription", "Update"]
+
+
+class Operation:
+    """One GET, PUT, PUT_GET, PROCESS, RPC or GET_FIELD of one client.
+
+    All methods may be called at any time later from the event loop; once the client has gone they do nothing.
+    """
+
+    __slots__ = ("channel", "state", "wire")
+
+    def __init__(self, channel: Channel, wire: ServerOperation) -> None:
+        self.channel = channel
+        self.wire = wire
+        self.state: Any = None
+        """The handler's to use."""
+        wire.context = self
+
+    @property
+    def name(self) -> str:
+        """The PV's name as the client wrote it."""
+        return self.channel.name
+
+    @property
+    def peer(self) -> Credentials:
+        """Who asks."""
+        return self.channel.peer
+
+    @property
+    def command(self) -> int:
+        """``CMD_*``."""
+        return self.wire.command
+
+    @property
+    def request(self) -> Value:
+        """The pvRequest."""
+        request = self.wire.request
+        assert request is not None
+        return request
+
+    @property
+    def options(self) -> dict[str, str]:
+        """The ``record[...]`` options of the pvRequest."""
+        return request_options(self.request)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the client still waits."""
+        return self.wire.state is not OperationState.DEAD
+
+    @property
+    def mask(self) -> int:
+        """Which fields the pvRequest selects, in leaf form; known once the operation is ready."""
+        return self.wire.mask
+
+    @property
+    def type(self) -> StructType | None:
+        """The type that the handler announced."""
+        return self.wire.type
+
+    def ready(self, kind: StructType | None = None) -> None:
+        """Accept the operation. ``kind`` is the PV's type; RPC and PROCESS have none.
+
+        A pvRequest that selects nothing of ``kind`` is answered with an error here.
+        """
+        wire = self.wire
+        if wire.state is OperationState.DEAD:
+            return
+        mask = 0
+        if kind is not None:
+            try:
+                mask = request_mask(self.request, kind) & kind.leaf_mask
+            except PVDataError as error:
+                self.fail(str(error))
+                return
+        wire.ready(kind, mask if kind is not None else None)
+        self._flush()
+
+    def fail(self, message: str) -> None:
+        """Answer with an error that says what is wrong and what to do."""
+        self.wire.fail(message)
+        self._flush()
+
+    def done(self) -> None:
+        """Answer a PUT or a PROCESS: it is done."""
+        self.wire.reply_done()
+        self._flush()
+
+    def reply(self, value: Value | None, valid: int = 1) -> None:
+        """Answer a GET, a PUT_GET or an RPC. ``valid`` are the fields that a GET's ``value`` really holds."""
+        if self.wire.command == c.CMD_RPC:
+            self.wire.reply_rpc(value)
+        elif value is None:
+            raise LocalProtocolError("a GET is answered with a value")
+        else:
+            self.reply_store(value.store, valid)
+        self._flush()
+
+    def reply_store(self, store: list[Any], valid: int = 1) -> None:
+        """Answer a GET with a store of the announced type; the same as ``reply`` without a Value around it."""
+        self.wire.reply_value(store, valid)
+        self.channel.link.schedule_flush()
+
+    def reply_prepared(self, answer: PreparedAnswer, store: list[Any], valid: int) -> None:
+        """Answer a GET and keep the octets in ``answer``, which serves the next one without being asked."""
+        wire = self.wire
+        kind = wire.type
+        assert kind is not None
+        tail = answer.tail
+        if tail is None:
+            tail = encode_answer(kind, leaves(kind, valid) & wire.mask, store, big=wire.connection.big)
+            answer.tail = tail
+        wire.reply_tail_once(tail)
+        self._flush()
+
+    def reply_field(self, kind: TypeDesc) -> None:
+        """Answer GET_FIELD."""
+        self.wire.reply_field(kind)
+        self._flush()
+
+    def warn(self, message: str) -> None:
+        """Send a message for the client's log."""
+        if self.alive:
+            self.wire.connection.send_message(self.wire.ioid, c.MESSAGE_WARNING, message)
+            self._flush()
+
+    def _flush(self) -> None:
+        self.channel.link.schedule_flush()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.wire.name} {self.name!r} of {self.peer.account or 'anonymous'}>"
+
+
+class Update:
+    """One posted change, shared by all subscriptions that it goes to.
+
+    ``store`` is complete and never changes afterwards; ``bits`` (leaf form) are the fields that changed. The
+    octets are made once per mask and byte order and then handed to every subscriber.
+    """
+
+    __slots__ = ("_encoded", "bits", "kind", "overrun", "store")
+
+    def __init__(self, kind: StructType, store: list[Any], bits: int, overrun: int = 0) -> None:
+        self.kind = kind
+        self.store = store
+        self.bits = bits
+        self.overrun = overrun
+        """Fields that lost an earlier change to squashing."""
+        self._encoded: tuple[int, bool, bytes] | dict[tuple[int, bool], bytes] | None = None
+
+    def encoded(self, mask: int, *, big: bool) -> bytes:
+        """Give the octets for a subscription with ``mask``."""
+        known = self._encoded
+        if known is None:
+            body = encode_update(self.kind, self.bits & mask, self.overrun & mask, self.store, big=big)
+            self._encoded = (mask, big, body)
+            return body
+        if type(known) is tuple:
+            if known[0] == mask and known[1] is big:
+                return known[2]
+            known = {(known[0], known[1]): known[2]}
+            self._encoded = known
+        assert isinstance(known, dict)
+        body_ = known.get((mask, big))
+        if body_ is None:
+            body_ = encode_update(self.kind, self.bits & mask, self.overrun & mask, self.store, big=big)
+            known[mask, big] = body_
+        return body_
+
+    def squash(self, later: Update) -> Update:
+        """Give the one update that says what this one and ``later`` said."""
+        lost = self.bits & later.bits
+        return Update(self.kind, later.store, self.bits | later.bits, self.overrun | later.overrun | lost)
+
+
+class Subscription(Operation):
+    """One MONITOR of one client: a bounded queue between the handler, which posts, and the client, which reads.
+
+    When the queue is full the newest entry absorbs what is posted: a slow client skips intermediate values,
+    never the latest one.
+    """
+
+    __slots__ = ("_dirty", "finishing", "posted", "queue", "running", "squashed")
+
+    def __init__(self, channel: Channel, wire: ServerOperation) -> None:
+        super().__init__(channel, wire)
+        self.queue: deque[Update] = deque()
+        self.running = False
+        """Whether the client has started the flow."""
+        self.finishing = False
+        self.posted = 0
+        self.squashed = 0
+        self._dirty = False
+
+    @property
+    def queue_size(self) -> int:
+        """Updates that wait at the most."""
+        return self.wire.queue_size
+
+    def post(self, update: Update) -> None:
+        """Queue ``update`` if it has anything that this client asked for."""
+        queue = self.queue
+        if self.finishing or not (update.bits & self.wire.mask or not self.posted):
+            return
+        self.posted += 1
+        if len(queue) >= self.wire.queue_size:
+            queue[-1] = queue[-1].squash(update)
+            self.squashed += 1
+            return
+        queue.append(update)
+        if not self._dirty:
+            self._dirty = True
+            self.channel.dirty(self)
+
+    def finish(self) -> None:
+        """End the subscription once the client has what is queued."""
+        self.finishing = True
+        if not self._dirty:
+            self._dirty = True
+            self.channel.dirty(self)
+
+    def pump(self) -> bool:
+        """Send what may be sent; return whether something is left that only room in the socket keeps back."""
+        wire = self.wire
+        queue = self.queue
+        big = wire.connection.big
+        mask = wire.mask
+        while queue and wire.may_send:
+            if wire.connection.out_size > PUMP_LIMIT:
+                return True
+            wire.send_update(queue.popleft().encoded(mask, big=big))
+        self._dirty = False
+        if self.finishing and not queue:
+            wire.finish()
+        return False
+
+    def clear(self) -> None:
+        """Drop what waits: the client may no longer see it."""
+        self.queue.clear()
+
+
+PUMP_LIMIT: Final = 1024 * 1024
+"""Octets of waiting output above which updates stay in their queues, where they can still be squashed."""

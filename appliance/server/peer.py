@@ -1,0 +1,222 @@
+"""One client at the server: its identity, its channels and the updates that wait for it."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from appliance.errors import CertificateError
+from appliance.pva.credentials import Credentials
+from appliance.pva.events import (
+    AuthenticationReceived,
+    ChannelClosed,
+    ChannelRequested,
+    Event,
+    Execute,
+    FieldRequested,
+    MonitorWindow,
+    OperationCancelled,
+    OperationClosed,
+    OperationRequested,
+    RemoteMessage,
+    SearchReceived,
+)
+from appliance.pva.search import SearchResponse
+from appliance.pva.server import ServerConnection
+from appliance.pva.status import OK, Status
+from appliance.pvdata.value import Value
+from appliance.server.channel import Channel
+from appliance.server.operation import Subscription
+from appliance.transport.stream import StreamLink
+
+if TYPE_CHECKING:
+    from appliance.server.server import Server
+
+__all__ = ["Peer"]
+
+_log: Final = logging.getLogger(__name__)
+_MAX_ACCOUNT: Final = 256
+
+
+class Peer:
+    """See the module's text."""
+
+    __slots__ = ("_dirty", "_pumping", "connection", "credentials", "link", "server", "validated")
+
+    def __init__(self, server: Server, connection: ServerConnection, link: StreamLink) -> None:
+        self.server = server
+        self.connection = connection
+        self.link = link
+        self.credentials = Credentials()
+        self.validated = False
+        self._dirty: list[Subscription] = []
+        self._pumping = False
+        connection.context = self
+        link.context = self
+
+    # -- identity ------------------------------------------------------------------------------------
+
+    def identify(self) -> bool:
+        """Take the identity that TLS proved, if there is one; False when the link must close."""
+        link = self.link
+        if link.engine is None:
+            self.credentials = Credentials(peer=link.peer, interface=link.interface)
+            return True
+        from appliance.tls.credentials import peer_credentials
+
+        try:
+            self.credentials = peer_credentials(link.engine, peer=link.peer, interface=link.interface)
+        except CertificateError as error:
+            link.close(error)
+            return False
+        return True
+
+    def authenticate(self, method: str, payload: Value | None) -> None:
+        """Judge the client's choice of method (section 6.2)."""
+        offered = self.connection.auth_methods
+        if method not in offered:
+            self.connection.validated(
+                Status.error(
+                    f"authentication method {method[:32]!r} is not offered; use {' or '.join(offered)}"
+                )
+            )
+            return
+        here = self.credentials
+        if method == "x509":
+            if here.method != "x509":
+                self.connection.validated(
+                    Status.error("x509 was chosen, but no client certificate was presented")
+                )
+                return
+        elif method == "ca":
+            account = payload.get("user", "") if payload is not None else ""
+            if (
+                not isinstance(account, str)
+                or not account
+                or len(account) > _MAX_ACCOUNT
+                or not account.isprintable()
+            ):
+                self.credentials = here._replace(method="anonymous", account="")
+            elif here.method != "x509":
+                # A name that was proved is not exchanged for one that is merely claimed.
+                roles = self.server.roles(account)
+                self.credentials = here._replace(method="ca", account=account, roles=roles)
+        elif here.method == "x509":
+            pass  # proved is proved, whatever the client calls it
+        else:
+            self.credentials = here._replace(method="anonymous", account="")
+        if self.credentials.method == "x509":
+            self.credentials = self.credentials._replace(roles=self.server.roles(self.credentials.account))
+        self.server.admit(self)
+
+    def admitted(self, status: Status = OK) -> None:
+        """The server's verdict: go on, or not."""
+        if not self.validated and not self.link.is_closing:
+            self.validated = status.ok
+            self.connection.validated(status)
+            self.link.schedule_flush()
+
+    # -- events --------------------------------------------------------------------------------------
+
+    def events(self, events: list[Event]) -> None:
+        """Act on what the client sent, in order."""
+        item: Any
+        for item in events:
+            kind = type(item)
+            if kind is Execute:
+                operation = item.operation
+                operation.channel.context.execute(operation, item.argument)
+            elif kind is OperationRequested:
+                operation = item.operation
+                operation.channel.context.requested(operation)
+            else:
+                _HANDLERS[kind](self, item)
+
+    def _on_window(self, event: MonitorWindow) -> None:
+        event.operation.channel.context.window(event.operation)
+
+    def _on_closed_operation(self, event: OperationClosed) -> None:
+        channel: Channel | None = event.operation.channel.context
+        if channel is not None:
+            channel.closed(event.operation)  # type: ignore[arg-type]
+
+    def _on_cancelled(self, event: OperationCancelled) -> None:
+        event.operation.channel.context.cancelled(event.operation)
+
+    def _on_field(self, event: FieldRequested) -> None:
+        event.operation.channel.context.introspect(event.operation, event.field)
+
+    def _on_channel(self, event: ChannelRequested) -> None:
+        self.server.open_channel(self, event.channel)
+
+    def _on_closed_channel(self, event: ChannelClosed) -> None:
+        channel = event.channel.context
+        if channel is not None:
+            self.server.channel_closed(channel)
+
+    def _on_authentication(self, event: AuthenticationReceived) -> None:
+        self.authenticate(event.method, event.payload)
+
+    def _on_search(self, event: SearchReceived) -> None:
+        request = event.request
+        protocol, port = self.server.choose_protocol(request.protocols)
+        if not protocol:
+            return
+        host = self.link.peer_address[0]
+        found = tuple(instance for instance, name in request.names if self.server.claims(name, host))
+        if found or request.must_reply:
+            self.connection.search_response(
+                SearchResponse(self.server.guid, request.sequence, None, port, protocol, bool(found), found)
+            )
+
+    def _on_message(self, event: RemoteMessage) -> None:
+        _log.info("message from %s: %s", self.link.peer, event.text[:512])
+
+    # -- updates -------------------------------------------------------------------------------------
+
+    def dirty(self, subscription: Subscription) -> None:
+        """Send what ``subscription`` has at the end of this turn of the event loop."""
+        self._dirty.append(subscription)
+        if not self._pumping:
+            self._pumping = True
+            self.server.pump_soon(self)
+
+    def pump(self) -> None:
+        """Send what the socket takes; the rest stays in its queues."""
+        self._pumping = False
+        link = self.link
+        if not self._dirty or link.is_closing:
+            return
+        todo = self._dirty
+        if not link.writable:
+            return  # link_writable comes back here
+        self._dirty = []
+        left = self._dirty
+        for index, subscription in enumerate(todo):
+            if subscription.pump():
+                left.extend(todo[index:])
+                break
+        link.flush()
+        if left and link.writable and not self._pumping:
+            self._pumping = True
+            self.server.pump_soon(self)
+
+    def refused(self, channel: Channel, right: str) -> None:
+        """Access security refused a request: the server's log of refusals wants to know."""
+        self.server.refused(channel, right)
+
+    def __repr__(self) -> str:
+        return f"<Peer {self.credentials.method}/{self.credentials.account}@{self.link.peer}>"
+
+
+_HANDLERS: Final[dict[type, Any]] = {
+    MonitorWindow: Peer._on_window,
+    OperationClosed: Peer._on_closed_operation,
+    OperationCancelled: Peer._on_cancelled,
+    FieldRequested: Peer._on_field,
+    ChannelRequested: Peer._on_channel,
+    ChannelClosed: Peer._on_closed_channel,
+    AuthenticationReceived: Peer._on_authentication,
+    SearchReceived: Peer._on_search,
+    RemoteMessage: Peer._on_message,
+}

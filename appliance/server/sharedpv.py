@@ -1,0 +1,330 @@
+"""A PV whose one value all clients share, and names that are made up as they are asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from appliance.errors import ApplianceError, PVDataError
+from appliance.pva.commands import CMD_GET, CMD_PROCESS, CMD_RPC
+from appliance.pva.credentials import Credentials
+from appliance.pva.selection import leaves
+from appliance.pva.server import PreparedAnswer
+from appliance.pvdata.types import StructType
+from appliance.pvdata.value import Value
+from appliance.server.operation import Operation, Subscription, Update
+from appliance.server.source import Handler, Source
+
+__all__ = ["SharedPV", "WildcardSource"]
+
+_log: Final = logging.getLogger(__name__)
+
+PutHandler = Callable[["SharedPV", Operation, Value], Awaitable[None] | None]
+RPCHandler = Callable[["SharedPV", Operation, Value | None], Awaitable[Value | None] | Value | None]
+
+
+class SharedPV(Handler):
+    """A PV with a current value.
+
+    ``on_put(pv, operation, value)`` takes a client's PUT: it posts what it accepts and raises an ApplianceError
+    to refuse; when it returns, the PUT is answered. Without it the PV is read only; ``mailbox`` makes a PV
+    that posts whatever is put. ``on_rpc(pv, operation, argument)`` returns the answer. Both may be coroutine
+    functions. ``on_first`` and ``on_last`` are called when the first channel's first subscription comes and the
+    last goes, so that a value may be acquired only while someone looks.
+    """
+
+    __slots__ = (
+        "_answers",
+        "_kind",
+        "_store",
+        "_subscriptions",
+        "_valid",
+        "on_first",
+        "on_last",
+        "on_put",
+        "on_rpc",
+    )
+
+    def __init__(
+        self,
+        initial: Value | StructType | None = None,
+        *,
+        on_put: PutHandler | None = None,
+        on_rpc: RPCHandler | None = None,
+        on_first: Callable[[SharedPV], None] | None = None,
+        on_last: Callable[[SharedPV], None] | None = None,
+    ) -> None:
+        self.on_put = on_put
+        self.on_rpc = on_rpc
+        self.on_first = on_first
+        self.on_last = on_last
+        self._subscriptions: dict[Subscription, None] = {}
+        self._answers: dict[tuple[int, bool], PreparedAnswer] = {}
+        self._kind: StructType | None = None
+        self._store: list[Any] = []
+        self._valid = 0
+        if initial is not None:
+            self.open(initial)
+
+    @classmethod
+    def mailbox(cls, initial: Value | StructType) -> SharedPV:
+        """Make a PV that posts whatever is put."""
+        return cls(initial, on_put=_accept)
+
+    @property
+    def type(self) -> StructType | None:
+        """The type of the value; None while closed."""
+        return self._kind
+
+    @property
+    def current(self) -> Value:
+        """A copy of the value, its ``changed`` bits saying what has ever been set."""
+        if self._kind is None:
+            raise PVDataError("the PV is closed: it has no value")
+        return Value.from_store(self._kind, self._store.copy(), self._valid)
+
+    def open(self, initial: Value | StructType) -> None:
+        """Give the PV its type and first value; the next ``open`` after a ``close`` may give it another type."""
+        value = Value(initial) if isinstance(initial, StructType) else initial
+        kind = value.type
+        if not isinstance(kind, StructType):
+            raise PVDataError("a PV's value must be a structure")
+        self._kind = kind
+        self._store = value.store.copy()
+        self._valid = leaves(kind, value.changed)
+        self._answers = {}
+
+    def close(self) -> None:
+        """Take the value away: subscriptions end, operations fail until ``open``."""
+        self._kind = None
+        for answer in self._answers.values():
+            answer.tail = None
+        self._answers = {}
+        for subscription in list(self._subscriptions):
+            subscription.finish()
+
+    def post(self, value: Any) -> None:
+        """Change the value, and tell the subscribers.
+
+        ``value`` is a Value of the PV's type, whose ``changed`` fields count, or anything that can be assigned to
+        one: a number, a dictionary of fields. Raises PVDataError if it does not fit.
+        """
+        kind = self._kind
+        if kind is None:
+            raise PVDataError("the PV is closed: open it with a value of its type first")
+        if isinstance(value, Value) and (value.type is kind or value.type == kind):
+            bits = leaves(kind, value.changed)
+            if bits == kind.leaf_mask:
+                store = value.store.copy()
+            else:
+                store = self._store.copy()
+                source = value.store
+                for offset in kind.leaves:
+                    if bits >> offset & 1:
+                        store[offset] = source[offset]
+        else:
+            changed = Value.from_store(kind, self._store.copy(), 0)
+            changed.assign(value)
+            store = changed.store
+            bits = leaves(kind, changed.changed)
+        self._store = store
+        self._valid |= bits
+        for answer in self._answers.values():
+            answer.tail = None
+        if self._subscriptions:
+            update = Update(kind, store, bits)
+            for subscription in self._subscriptions:
+                subscription.post(update)
+
+    # -- Handler -------------------------------------------------------------------------------------
+
+    def init(self, operation: Operation) -> None:
+        """Accept GET, PUT and RPC."""
+        kind = self._kind
+        if operation.command == CMD_RPC:
+            if self.on_rpc is None:
+                operation.fail("this PV cannot be called")
+            else:
+                operation.ready()
+        elif operation.command == CMD_PROCESS:
+            operation.fail("this PV is no record: it cannot be processed")
+        elif kind is None:
+            operation.fail("this PV has no value yet")
+        else:
+            operation.ready(kind)
+            wire = operation.wire
+            if operation.command == CMD_GET and operation.alive:
+                key = (wire.mask, wire.connection.big)
+                answer = self._answers.get(key)
+                if answer is None:
+                    answer = self._answers[key] = PreparedAnswer()
+                wire.prepared = answer
+
+    def get(self, operation: Operation) -> None:
+        """Answer with the current value."""
+        if self._kind is None or operation.type is not self._kind:
+            operation.fail("this PV has changed its type or has no value; reconnect")
+            return
+        prepared = operation.wire.prepared
+        if prepared is not None:
+            operation.reply_prepared(prepared, self._store, self._valid)
+        else:
+            operation.reply_store(self._store, self._valid)
+
+    def put(self, operation: Operation, value: Value) -> None:
+        """Let ``on_put`` judge."""
+        if self._kind is None or value.type is not self._kind:
+            operation.fail("this PV has changed its type or has no value; reconnect")
+            return
+        if self.on_put is None:
+            operation.fail("this PV is read only")
+            return
+        result = self.on_put(self, operation, value)
+        if inspect.isawaitable(result):
+            _background(operation, result, lambda _: operation.done())
+        else:
+            operation.done()
+
+    def put_get(self, operation: Operation, value: Value) -> None:
+        """PUT, then answer with what the PV holds."""
+        if self._kind is None or value.type is not self._kind:
+            operation.fail("this PV has changed its type or has no value; reconnect")
+            return
+        if self.on_put is None:
+            operation.fail("this PV is read only")
+            return
+        result = self.on_put(self, operation, value)
+        if inspect.isawaitable(result):
+            _background(operation, result, lambda _: operation.reply_store(self._store, self._valid))
+        else:
+            operation.reply_store(self._store, self._valid)
+
+    def rpc(self, operation: Operation, argument: Value | None) -> None:
+        """Let ``on_rpc`` answer."""
+        if self.on_rpc is None:
+            operation.fail("this PV cannot be called")
+            return
+        result = self.on_rpc(self, operation, argument)
+        if inspect.isawaitable(result):
+            _background(operation, result, operation.reply)
+        else:
+            operation.reply(result)
+
+    def subscribe(self, subscription: Subscription) -> None:
+        """Queue the current value."""
+        kind = self._kind
+        if kind is None:
+            subscription.fail("this PV has no value yet")
+            return
+        subscription.ready(kind)
+        if not subscription.alive:
+            return
+        first = not self._subscriptions
+        self._subscriptions[subscription] = None
+        subscription.post(Update(kind, self._store, self._valid))
+        if first and self.on_first is not None:
+            self.on_first(self)
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """Forget the subscriber."""
+        if self._subscriptions.pop(subscription, self) is None and not self._subscriptions and self.on_last:
+            self.on_last(self)
+
+    def introspect(self, operation: Operation, field: str) -> None:
+        """Tell the type of the value or of a field."""
+        kind = self._kind
+        if kind is None:
+            operation.fail("this PV has no value yet")
+        elif field not in kind.offsets:
+            operation.fail(f"there is no field {field[:64]!r}")
+        else:
+            operation.reply_field(kind.leaf_types[kind.offsets[field]])
+
+    def __repr__(self) -> str:
+        kind = self._kind
+        return f"<SharedPV {'closed' if kind is None else kind.id or 'struct'} {len(self._subscriptions)} subscribers>"
+
+
+def _accept(pv: SharedPV, operation: Operation, value: Value) -> None:  # noqa: ARG001
+    pv.post(value)
+
+
+_tasks: set[asyncio.Future[Any]] = set()
+
+
+def _background(operation: Operation, result: Awaitable[Any], answer: Callable[[Any], None]) -> None:
+    """Answer ``operation`` when ``result`` is there; keep the task alive until then."""
+
+    def finished(task: asyncio.Future[Any]) -> None:
+        _tasks.discard(task)
+        if task.cancelled():
+            operation.fail("the server gave up the request")
+            return
+        error = task.exception()
+        if error is None:
+            answer(task.result())
+        elif isinstance(error, ApplianceError):
+            operation.fail(str(error))
+        else:
+            _log.error("%r: internal error", operation, exc_info=error)
+            operation.fail("internal error; the server's log has the details")
+
+    task = asyncio.ensure_future(result)
+    _tasks.add(task)
+    task.add_done_callback(finished)
+
+
+class WildcardSource(Source):
+    """PVs that come into being when a name that matches a pattern is first opened.
+
+    ``make(name, parts)`` gives the handler, ``parts`` being what the asterisks of ``pattern`` stood for. The
+    handlers are kept, ``max_pvs`` of them at the most: names are chosen by clients.
+    """
+
+    def __init__(
+        self, pattern: str, make: Callable[[str, tuple[str, ...]], Handler | None], *, max_pvs: int = 100_000
+    ) -> None:
+        self.pattern = pattern
+        self.max_pvs = max_pvs
+        self.pvs: dict[str, Handler] = {}
+        self._make = make
+        self._pieces = pattern.split("*")
+
+    def _parts(self, name: str) -> tuple[str, ...] | None:
+        """Match without backtracking: the name is a client's, and must not cost more than its length."""
+        first, *rest = self._pieces
+        if not rest:
+            return () if name == first else None
+        last = rest.pop()
+        if len(name) < len(first) + len(last) or not name.startswith(first) or not name.endswith(last):
+            return None
+        pos = len(first)
+        end = len(name) - len(last)
+        parts = []
+        for piece in rest:
+            found = name.find(piece, pos, end)
+            if found < 0:
+                return None
+            parts.append(name[pos:found])
+            pos = found + len(piece)
+        parts.append(name[pos:end])
+        return tuple(parts)
+
+    def claims(self, name: str, host: str) -> bool:
+        """Whether the name matches."""
+        return self._parts(name) is not None
+
+    def open(self, name: str, peer: Credentials) -> Handler | None:
+        """Give the PV, made now if need be."""
+        handler = self.pvs.get(name)
+        if handler is None:
+            parts = self._parts(name)
+            if parts is None or len(self.pvs) >= self.max_pvs:
+                return None
+            handler = self._make(name, parts)
+            if handler is not None:
+                self.pvs[name] = handler
+        return handler

@@ -1,0 +1,111 @@
+"""Where PVs come from: sources answer searches and open channels; handlers do the work of one PV."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from appliance.pva.credentials import Credentials
+from appliance.pvdata.types import StructType
+from appliance.pvdata.value import Value
+from appliance.server.operation import Operation, Subscription
+
+__all__ = ["Handler", "Source", "StaticSource"]
+
+
+class Handler:
+    """Serves one PV to any number of clients. Every method has a default that refuses.
+
+    Methods run on the event loop and must not block; what takes longer is answered later through the operation.
+    An exception that is an ApplianceError becomes its text in the answer, any other a line in the log and
+    "internal error" in the answer.
+    """
+
+    __slots__ = ()
+
+    def init(self, operation: Operation) -> None:
+        """A client begins GET, PUT, PUT_GET, PROCESS or RPC: call ``operation.ready`` or ``fail``, now or later."""
+        operation.fail("this PV has no such operation")
+
+    def get(self, operation: Operation) -> None:
+        """Answer with ``operation.reply*``."""
+        operation.fail("this PV cannot be read")
+
+    def put(self, operation: Operation, value: Value) -> None:
+        """Take ``value``, whose ``changed`` bits say what the client sent; answer with ``operation.done``."""
+        del value
+        operation.fail("this PV is read only")
+
+    def put_get(self, operation: Operation, value: Value) -> None:
+        """Take ``value`` and answer with what the PV holds afterwards, by ``operation.reply``."""
+        del value
+        operation.fail("this PV has no PUT_GET; use PUT and GET")
+
+    def process(self, operation: Operation) -> None:
+        """Process; answer with ``operation.done``."""
+        operation.fail("this PV cannot be processed")
+
+    def rpc(self, operation: Operation, argument: Value | None) -> None:
+        """Call; answer with ``operation.reply``."""
+        del argument
+        operation.fail("this PV cannot be called")
+
+    def subscribe(self, subscription: Subscription) -> None:
+        """A client begins a MONITOR: call ``ready`` or ``fail``; then ``post`` the present value."""
+        subscription.fail("this PV cannot be monitored")
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """The MONITOR is over."""
+
+    def flow(self, subscription: Subscription) -> None:
+        """The client started or stopped the MONITOR: see ``subscription.running``."""
+
+    def introspect(self, operation: Operation, field: str) -> None:
+        """Answer with ``operation.reply_field``."""
+        del field
+        operation.fail("the type of this PV is not known")
+
+    def cancelled(self, operation: Operation) -> None:
+        """The client no longer wants the request in progress."""
+
+    def closed(self, operation: Operation) -> None:
+        """The operation is over."""
+
+
+class Source:
+    """Names and their handlers."""
+
+    def claims(self, name: str, host: str) -> bool:
+        """Whether a search for ``name`` from ``host`` is answered. Asked often: must be quick."""
+        raise NotImplementedError
+
+    def open(self, name: str, peer: Credentials) -> Handler | None:
+        """Give the handler of ``name``; None leaves the name to the next source."""
+        raise NotImplementedError
+
+    def names(self) -> Iterable[str]:
+        """Names to list (``pvxlist``); a source that makes names up as they are asked for lists none."""
+        return ()
+
+
+class StaticSource(Source):
+    """A dictionary of PVs."""
+
+    def __init__(self) -> None:
+        self.pvs: dict[str, Handler] = {}
+
+    def claims(self, name: str, host: str) -> bool:
+        """Whether there is such a PV."""
+        return name in self.pvs
+
+    def open(self, name: str, peer: Credentials) -> Handler | None:
+        """Give the PV."""
+        return self.pvs.get(name)
+
+    def names(self) -> Iterable[str]:
+        """All of them."""
+        return self.pvs
+
+
+def field_type(kind: StructType, field: str) -> object:
+    """Give the type of a field by its dotted path; raises KeyError."""
+    return kind.leaf_types[kind.offsets[field]]

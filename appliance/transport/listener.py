@@ -1,0 +1,103 @@
+"""Listening sockets, with the fall-back to a free port that operators know from pvxs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import socket
+from collections.abc import Callable
+from typing import Final
+
+from appliance.config.address import Endpoint
+from appliance.errors import TransportError
+from appliance.transport.stream import format_address
+
+__all__ = ["listen"]
+
+_BACKLOG: Final = 512
+
+
+async def listen(
+    accept: Callable[[], asyncio.BaseProtocol],
+    endpoints: tuple[Endpoint, ...],
+    port: int,
+    what: str,
+    log: logging.Logger,
+) -> tuple[int, list[asyncio.Server]]:
+    """Listen on all of ``endpoints`` (none means every address) and return the port and the servers.
+
+    A port that is taken or not permitted is replaced by a free one, with a warning in the words of pvxs.
+    Raises TransportError when an address cannot be listened on at all.
+    """
+    loop = asyncio.get_running_loop()
+    addresses: list[tuple[str, int]] = []
+    for endpoint in endpoints:
+        host = endpoint.host
+        try:
+            found = await loop.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise TransportError(f"the interface address {host} is not known: {error}") from error
+        first = str(found[0][4][0])
+        if first.split(".", maxsplit=1)[0].isdigit() and 224 <= int(first.split(".", maxsplit=1)[0]) < 240:
+            continue  # a multicast group is for searches only
+        addresses.append((first, endpoint.port or port))
+    if not addresses:
+        if endpoints:
+            raise TransportError(
+                "the list of interface addresses has no address that a client could connect to"
+            )
+        addresses.append(("::" if _has_ipv6() else "0.0.0.0", port))  # noqa: S104 - "every address" is asked for
+    servers: list[asyncio.Server] = []
+    actual = 0
+    try:
+        for host, wanted in addresses:
+            sock = _bind(host, wanted, what, log)
+            actual = actual or sock.getsockname()[1]
+            servers.append(await loop.create_server(accept, sock=sock, backlog=_BACKLOG))
+    except BaseException:
+        for server in servers:
+            server.close()
+        raise
+    return actual, servers
+
+
+def _has_ipv6() -> bool:
+    if not socket.has_ipv6:
+        return False
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as sock:
+        sock.bind(("::", 0))
+        return True
+    return False
+
+
+def _bind(host: str, port: int, what: str, log: logging.Logger) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        try:
+            sock.bind((host, port))
+            # Two sockets with SO_REUSEADDR may both bind; only listen() tells that the port is taken.
+            sock.listen(_BACKLOG)
+        except OSError as error:
+            if not port or error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                raise
+            sock.close()
+            sock = _bind(host, 0, what, log)
+            log.warning(
+                "Server unable to bind %s port %d, falling back to %s",
+                what,
+                port,
+                format_address(sock.getsockname()),
+            )
+    except OSError as error:
+        sock.close()
+        raise TransportError(
+            f"cannot listen on {host} port {port} for {what}: {error.strerror or error}"
+        ) from error
+    return sock

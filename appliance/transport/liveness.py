@@ -1,0 +1,66 @@
+"""Noticing a peer that has vanished without a word (section 12.1).
+
+One timer serves all links of an owner: what a tick costs is one comparison a link.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Final, Protocol
+
+from appliance.errors import TransportError
+from appliance.transport.stream import StreamLink
+
+__all__ = ["Liveness"]
+
+TICKS: Final = 8
+"""Ticks in one timeout: a silent peer is given up between one timeout and one eighth more."""
+
+
+class _Links(Protocol):
+    def __call__(self) -> Iterable[StreamLink]: ...
+
+
+class Liveness:
+    """Closes links whose peer has been silent for ``timeout_s`` seconds.
+
+    With ``echo`` (a client's duty) a link that was silent for a quarter of that time is asked for a sign of life,
+    and again every quarter.
+    """
+
+    __slots__ = ("_echo", "_handle", "_links", "_loop", "_period", "timeout_s")
+
+    def __init__(self, links: _Links, timeout_s: float, *, echo: bool) -> None:
+        self.timeout_s = timeout_s
+        self._links = links
+        self._echo = echo
+        self._period = timeout_s / TICKS
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._handle: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Begin; needs a running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._handle = self._loop.call_later(self._period, self._tick)
+
+    def stop(self) -> None:
+        """End."""
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def _tick(self) -> None:
+        assert self._loop is not None
+        self._handle = self._loop.call_later(self._period, self._tick)
+        for link in list(self._links()):
+            if link.heard != link.heard_at_tick:
+                link.heard_at_tick = link.heard
+                link.silent_ticks = 0
+                continue
+            link.silent_ticks += 1
+            if link.silent_ticks >= TICKS:
+                link.abort(TransportError(f"{link.peer} has been silent for {self.timeout_s:.0f} s"))
+            elif self._echo and link.is_up and link.silent_ticks % (TICKS // 4) == 0:
+                link.connection.echo()
+                link.schedule_flush()

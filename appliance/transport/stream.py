@@ -1,0 +1,332 @@
+"""One TCP connection, with or without TLS, under one sans-IO PVAccess connection.
+
+The way of the data: socket -> [TLS engine] -> connection -> events -> owner, and back. All that one call
+produces leaves in one write; what is produced outside a read (a post, a reply from a task) leaves at the end of
+the turn of the event loop in which it was produced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+
+from appliance.errors import ApplianceError, ProtocolError, RemoteProtocolError, TLSError, TransportError
+from appliance.pva.connection import Buffer, Connection
+from appliance.pva.events import Event
+from appliance.pva.states import ConnectionState
+
+if TYPE_CHECKING:  # OpenSSL would double the start-up time of a tool that speaks plain TCP
+    from appliance.tls.engine import TLSEngine
+
+__all__ = ["StreamLink", "StreamOwner", "format_address"]
+
+WRITE_HIGH: Final = 1024 * 1024
+"""Octets in the socket's send queue above which the owner is told to hold back."""
+WRITE_LOW: Final = 256 * 1024
+_JOIN_LIMIT: Final = 256 * 1024
+"""Octets up to which output is joined to one buffer; above, chunks go out as they are."""
+
+
+class StreamOwner(Protocol):
+    """Who acts on what a link brings: a server or a client context."""
+
+    def link_up(self, link: StreamLink) -> None:
+        """The transport is ready: TCP is connected and, with TLS, the handshake is complete."""
+
+    def link_events(self, link: StreamLink, events: list[Event]) -> None:
+        """The peer's messages, in order."""
+
+    def link_writable(self, link: StreamLink) -> None:
+        """The send queue has room again."""
+
+    def link_down(self, link: StreamLink, reason: ApplianceError | None) -> None:
+        """The link is gone for good; ``reason`` is None after an orderly end."""
+
+
+class StreamLink(asyncio.Protocol):
+    """See the module's text. ``context`` is the owner's to use."""
+
+    __slots__ = (
+        "_closing",
+        "_flush_pending",
+        "_loop",
+        "_parked",
+        "_reason",
+        "_transport",
+        "connection",
+        "context",
+        "engine",
+        "heard",
+        "heard_at_tick",
+        "interface",
+        "is_up",
+        "owner",
+        "peer",
+        "peer_address",
+        "sent",
+        "silent_ticks",
+        "writable",
+    )
+
+    def __init__(self, connection: Connection, owner: StreamOwner, engine: TLSEngine | None = None) -> None:
+        self.connection = connection
+        self.owner = owner
+        self.engine = engine
+        self.context: Any = None
+        self.peer = ""
+        """The peer's address and port as text."""
+        self.peer_address: tuple[str, int] = ("", 0)
+        self.interface = ""
+        """The local address and port as text."""
+        self.is_up = False
+        self.writable = True
+        """Whether the send queue has room; monitors hold back while it has none."""
+        self.heard = 0
+        """Octets received; ``Liveness`` compares it with ``heard_at_tick``."""
+        self.heard_at_tick = 0
+        self.sent = 0
+        self.silent_ticks = 0
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._flush_pending = False
+        self._parked = False
+        self._closing = False
+        self._reason: ApplianceError | None = None
+
+    # -- asyncio.Protocol ----------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Start: TLS first where there is an engine, else the link is up."""
+        self._transport = stream = cast("asyncio.Transport", transport)
+        sock = stream.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        peer = stream.get_extra_info("peername")
+        if peer is not None:
+            self.peer_address = (peer[0], peer[1])
+            self.peer = format_address(peer)
+        here = stream.get_extra_info("sockname")
+        if here is not None:
+            self.interface = format_address(here)
+        stream.set_write_buffer_limits(high=WRITE_HIGH, low=WRITE_LOW)
+        if self.engine is None:
+            self._up()
+        elif not self.engine.server_side:
+            self.engine.start()
+            self._write_engine()
+
+    def _up(self) -> None:
+        self.is_up = True
+        self.owner.link_up(self)
+        self.flush()
+
+    def data_received(self, data: bytes) -> None:
+        """Decrypt, parse, hand over, answer."""
+        self.heard += len(data)
+        engine = self.engine
+        if engine is None:
+            self._feed(data)
+            return
+        try:
+            chunks = engine.receive_data(data)
+        except TLSError as error:
+            self._write_engine()  # the alert that tells the peer why
+            self.close(error)
+            return
+        if not self.is_up:
+            self._write_engine()
+            if not engine.handshake_complete:
+                return
+            self._up()
+        if chunks:
+            self._feed(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+        if engine.eof:
+            self.close(None)
+        else:
+            self._write_engine()
+
+    def _feed(self, data: Buffer) -> None:
+        connection = self.connection
+        try:
+            events = connection.receive_data(data)
+            while True:
+                if events:
+                    self.owner.link_events(self, events)
+                self.flush()
+                if not connection.stalled:
+                    break
+                if not self.writable:
+                    self._parked = True
+                    return
+                events = connection.receive_data(b"")
+        except RemoteProtocolError as error:
+            self.flush()
+            self.close(error)
+            return
+        if connection.state is ConnectionState.CLOSED:
+            self.close(None)
+
+    def eof_received(self) -> bool | None:
+        """The peer sends no more; there is no half-open PVAccess."""
+        engine = self.engine
+        if engine is not None:
+            try:
+                engine.receive_eof()
+            except TLSError as error:
+                self._remember(error)
+        return None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the owner, once, what the end of the link ended."""
+        if exc is not None:
+            self._remember(TransportError(f"the connection to {self.peer or 'the peer'} was lost: {exc}"))
+        self.is_up = False
+        self.writable = False
+        self._transport = None
+        events = self.connection.receive_eof()
+        if events:
+            self.owner.link_events(self, events)
+        self.owner.link_down(self, self._reason)
+
+    def pause_writing(self) -> None:
+        """Hold back: the send queue is full.
+
+        A server stops reading too; a client must not, or two ends could wait for each other for ever.
+        """
+        self.writable = False
+        if self.connection.IS_SERVER and self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """The send queue has room: go on with what was put aside."""
+        self.writable = True
+        if self._closing:
+            return
+        self.owner.link_writable(self)
+        if self._parked:
+            self._parked = False
+            self._feed(b"")
+        if self.writable and self._transport is not None and self.connection.IS_SERVER:
+            self._transport.resume_reading()
+
+    # -- output --------------------------------------------------------------------------------------
+
+    def schedule_flush(self) -> None:
+        """Send what waits at the end of this turn of the event loop."""
+        if not self._flush_pending:
+            self._flush_pending = True
+            self._loop.call_soon(self._scheduled_flush)
+
+    def _scheduled_flush(self) -> None:
+        self._flush_pending = False
+        events = self.connection.pending_events()
+        if events:
+            self.owner.link_events(self, events)
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what waits now."""
+        transport = self._transport
+        if not self.is_up or transport is None or self._closing:
+            return
+        chunks = self.connection.data_to_send()
+        if not chunks:
+            return
+        engine = self.engine
+        if engine is None:
+            if len(chunks) == 1:
+                data = chunks[0]
+                self.sent += len(data)
+                transport.write(data)
+                return
+            size = sum(map(len, chunks))
+            self.sent += size
+            if size <= _JOIN_LIMIT:
+                transport.write(b"".join(chunks))
+            else:
+                transport.writelines(chunks)
+            return
+        try:
+            small: list[Buffer] = []
+            size = 0
+            for chunk in chunks:
+                if len(chunk) > _JOIN_LIMIT:
+                    if small:
+                        engine.send(b"".join(small))
+                        small = []
+                        size = 0
+                    engine.send(chunk)
+                else:
+                    small.append(chunk)
+                    size += len(chunk)
+                    if size > _JOIN_LIMIT:
+                        engine.send(b"".join(small))
+                        small = []
+                        size = 0
+            if small:
+                engine.send(small[0] if len(small) == 1 else b"".join(small))
+        except (TLSError, ProtocolError) as error:
+            self.close(error if isinstance(error, TLSError) else TLSError(str(error)))
+            return
+        self._write_engine()
+
+    def _write_engine(self) -> None:
+        engine = self.engine
+        transport = self._transport
+        if engine is None or transport is None:
+            return
+        chunks = engine.chunks_to_send()
+        if chunks:
+            self.sent += sum(map(len, chunks))
+            if len(chunks) == 1:
+                transport.write(chunks[0])
+            else:
+                transport.writelines(chunks)
+
+    # -- end -----------------------------------------------------------------------------------------
+
+    def _remember(self, reason: ApplianceError | None) -> None:
+        if self._reason is None and reason is not None:
+            self._reason = reason
+
+    def close(self, reason: ApplianceError | None = None) -> None:
+        """Send what waits, say good-bye inside TLS, and close; ``link_down`` follows."""
+        transport = self._transport
+        if transport is None or self._closing:
+            return
+        self._remember(reason)
+        self.flush()
+        self._closing = True
+        if self.engine is not None:
+            self.engine.close()
+            self._write_engine()
+        if not self.writable:
+            transport.abort()  # the peer does not read: waiting for it would keep the link for ever
+        else:
+            transport.close()
+
+    def abort(self, reason: ApplianceError | None = None) -> None:
+        """Close at once; what waits is dropped. For a peer that no longer answers, or may hear no more."""
+        transport = self._transport
+        if transport is None:
+            return
+        self._remember(reason)
+        self._closing = True
+        transport.abort()
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether the link is closing or closed."""
+        return self._closing or self._transport is None
+
+    def __repr__(self) -> str:
+        return f"<StreamLink {'TLS' if self.engine else 'TCP'} {self.interface} - {self.peer}>"
+
+
+def format_address(address: tuple[Any, ...]) -> str:
+    """Print a socket address: ``10.0.0.1:5075`` or ``[::1]:5075``; an IPv4-mapped one as the IPv4 that it is."""
+    host, port = str(address[0]), address[1]
+    if host.startswith("::ffff:") and "." in host:
+        host = host[7:]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,211 @@
+"""UDP: searches, their answers and beacons.
+
+A datagram must be answered from the address that it was sent to, or a client behind a firewall or with
+several networks never hears the answer: the kernel tells that address with each datagram (IP_PKTINFO), and
+``send`` takes it back.
+
+Several servers on one host share the search port. The kernel gives a broadcast or multicast to all of them, a
+unicast to only one: that one hands it to all through the group 224.0.0.128 on loopback, with the place to answer
+written into it. Source: PVAccess protocol specification 7.4 and 14, pvxs ``udp_collector.cpp``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from ipaddress import IPv4Address, ip_address
+from struct import Struct
+from typing import Final, NamedTuple
+
+from appliance.config.address import Endpoint
+from appliance.errors import DecodeError, TransportError
+from appliance.pva import commands as c
+from appliance.pva.search import Datagram, OriginTag, SearchRequest, decode_datagram, pack_message
+
+__all__ = ["LOCAL_GROUP", "Origin", "UDPPort", "resolve_datagram_address"]
+
+LOCAL_GROUP: Final = "224.0.0.128"
+_PKTINFO: Final = Struct("=I4s4s")
+_IP_PKTINFO: Final = getattr(socket, "IP_PKTINFO", 8)
+_ANCILLARY_SIZE: Final = socket.CMSG_SPACE(_PKTINFO.size)
+_ANY: Final = "0.0.0.0"  # noqa: S104 - in a multicast request it means the default interface
+_MREQ: Final = Struct("4s4s")
+_READS_PER_TURN: Final = 64
+"""Datagrams handled before the event loop gets its turn: a flood of searches must not starve connections."""
+_RECEIVE_BUFFER: Final = 1 << 20
+
+
+class Origin(NamedTuple):
+    """Where a message came from and how to answer it."""
+
+    address: tuple[str, int]
+    """Where an answer goes."""
+    source: str
+    """The sender's address; of a forwarded search, the address in it."""
+    local: str
+    """The address of ours that the answer must leave by; empty lets the kernel choose."""
+
+
+class UDPPort:
+    """One IPv4 UDP socket. ``on_message(message, origin)`` is called for each message of each datagram."""
+
+    __slots__ = ("_loop", "_on_message", "_sock", "drops", "forwards", "port")
+
+    def __init__(
+        self,
+        on_message: Callable[[Datagram, Origin], None],
+        *,
+        port: int = 0,
+        shared: bool = False,
+        address: str = _ANY,
+        groups: tuple[tuple[str, str], ...] = (),
+    ) -> None:
+        """Open the socket; needs a running event loop.
+
+        ``shared`` lets other sockets of the host use the same port and forwards unicast searches to them;
+        ``groups`` are pairs of a multicast group to join and the address of the interface to join it on.
+        Raises TransportError when the port cannot be bound.
+        """
+        self._on_message = on_message
+        self._loop = asyncio.get_running_loop()
+        self.forwards = shared
+        self.drops = 0
+        """Datagrams that were not PVAccess."""
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            sock.setblocking(False)
+            if shared:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+            sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+            sock.bind((address, port))
+            self.port: int = sock.getsockname()[1]
+            if shared:
+                self._join(sock, LOCAL_GROUP, "127.0.0.1")
+                sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 1)
+        except OSError as error:
+            sock.close()
+            raise TransportError(f"cannot open UDP port {port}: {error.strerror or error}") from error
+        for group, interface in groups:
+            if not self._join(sock, group, interface):
+                sock.close()
+                raise TransportError(
+                    f"cannot join multicast group {group} on interface {interface or 'default'}"
+                )
+        self._sock = sock
+        self._loop.add_reader(sock.fileno(), self._readable)
+
+    @staticmethod
+    def _join(sock: socket.socket, group: str, interface: str) -> bool:
+        try:
+            membership = _MREQ.pack(socket.inet_aton(group), socket.inet_aton(interface or _ANY))
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
+        except OSError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Close the socket."""
+        if self._sock.fileno() >= 0:
+            self._loop.remove_reader(self._sock.fileno())
+            self._sock.close()
+
+    def _readable(self) -> None:
+        for _ in range(_READS_PER_TURN):
+            try:
+                data, ancillary, _, source = self._sock.recvmsg(0x10000, _ANCILLARY_SIZE)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                continue  # an ICMP error of an earlier send; the socket itself is sound
+            target = local = ""
+            for level, kind, value in ancillary:
+                if level == socket.IPPROTO_IP and kind == _IP_PKTINFO and len(value) >= _PKTINFO.size:
+                    _, spec_dst, destination = _PKTINFO.unpack_from(value)
+                    local = socket.inet_ntoa(spec_dst)
+                    target = socket.inet_ntoa(destination)
+            try:
+                self._datagram(data, source, target, local)
+            except DecodeError:
+                self.drops += 1
+
+    def _datagram(self, data: bytes, source: tuple[str, int], target: str, local: str) -> None:
+        forwarded = target == LOCAL_GROUP
+        unicast = bool(target) and target == local
+        host, port = source
+        for message in decode_datagram(data):
+            if isinstance(message, OriginTag):
+                continue
+            if not isinstance(message, SearchRequest):
+                if not forwarded:
+                    self._on_message(message, Origin((host, port), host, local))
+                continue
+            reply_port = message.reply_port or port
+            if message.reply_address is not None:
+                if not isinstance(message.reply_address, IPv4Address) or message.reply_address.is_multicast:
+                    continue  # we have no way to it, and amplify no one's attack
+                reply_host = str(message.reply_address)
+            elif forwarded:
+                continue  # the forwarder forgot to write down where to answer
+            else:
+                reply_host = host
+            if forwarded:
+                # The datagram came from a socket of this host: its own addresses say nothing about the client.
+                self._on_message(message, Origin((reply_host, reply_port), reply_host, ""))
+            elif not (unicast and self.forwards and self._forward(message, (reply_host, reply_port), local)):
+                self._on_message(message, Origin((reply_host, reply_port), host, local))
+
+    def _forward(self, request: SearchRequest, reply: tuple[str, int], local: str) -> bool:
+        """Hand a unicast search to every server of this host, ourselves included; False where that fails."""
+        told = request._replace(unicast=False, reply_address=ip_address(reply[0]), reply_port=reply[1])
+        tag = pack_message(c.CMD_ORIGIN_TAG, OriginTag(IPv4Address(local)).encode(), from_server=False)
+        try:
+            self._sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("127.0.0.1"))
+            self._sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 1)
+            self._sock.sendto(
+                tag + pack_message(c.CMD_SEARCH, told.encode(), from_server=False), (LOCAL_GROUP, self.port)
+            )
+        except OSError:
+            return False
+        return True
+
+    def send(self, data: bytes, address: tuple[str, int], *, local: str = "") -> bool:
+        """Send one datagram, from ``local`` if it is given; return whether the kernel took it."""
+        try:
+            if local:
+                info = _PKTINFO.pack(0, socket.inet_aton(local), bytes(4))
+                self._sock.sendmsg([data], [(socket.IPPROTO_IP, _IP_PKTINFO, info)], 0, address)
+            else:
+                self._sock.sendto(data, address)
+        except OSError:
+            return False
+        return True
+
+    def send_multicast(self, data: bytes, address: tuple[str, int], *, ttl: int, interface: str) -> bool:
+        """Send one datagram to a group, by the interface that has the address ``interface``."""
+        try:
+            self._sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, ttl)
+            self._sock.setsockopt(
+                socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(interface or _ANY)
+            )
+            self._sock.sendto(data, address)
+        except OSError:
+            return False
+        return True
+
+
+async def resolve_datagram_address(endpoint: Endpoint, default_port: int) -> tuple[str, int] | None:
+    """Look the host up, now; None where its name is not known at present."""
+    port = endpoint.port or default_port
+    try:
+        return str(IPv4Address(endpoint.host)), port
+    except ValueError:
+        pass
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(endpoint.host, port, family=socket.AF_INET, type=socket.SOCK_DGRAM)
+    except OSError:
+        return None
+    return (str(found[0][4][0]), port) if found else None
