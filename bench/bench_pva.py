@@ -84,13 +84,18 @@ def client_rate(which: str, mode: str, server: Running) -> float:
 def clients(server: Running) -> Iterator[Row]:
     yield Row(
         "client: 1000 GETs in parallel",
-        *alternate(lambda: client_rate("ours", "parallel", server), lambda: client_rate("p4p", "parallel", server)),
+        *alternate(
+            lambda: client_rate("ours", "parallel", server), lambda: client_rate("p4p", "parallel", server)
+        ),
         "GET/s",
         12,
     )
     yield Row(
         "client: sequential GETs",
-        *alternate(lambda: client_rate("ours", "sequential", server), lambda: client_rate("p4p", "sequential", server)),
+        *alternate(
+            lambda: client_rate("ours", "sequential", server),
+            lambda: client_rate("p4p", "sequential", server),
+        ),
         "GET/s",
         4,
     )

@@ -82,7 +82,9 @@ def get_request(sid: int, ioid: int) -> bytes:
     return struct.pack("<BBBBIIIB", 0xCA, 2, 0, GET, 9, sid, ioid, 0)
 
 
-def pipelined_gets(port: int, name: str, *, tls: bool = False, outstanding: int = 1000, seconds: float = 1.0) -> float:
+def pipelined_gets(
+    port: int, name: str, *, tls: bool = False, outstanding: int = 1000, seconds: float = 1.0
+) -> float:
     """GETs answered per second with ``outstanding`` requests always under way, each of its own operation."""
     driver = Driver(port, tls=tls)
     sid = driver.channel(name, 1)
