@@ -1,0 +1,293 @@
+"""What the client tools share: command line, configuration, context, output, and how they end.
+
+A tool's start-up is most of what its user waits for, so nothing is imported here that printing one value does
+not need: see docs/reference/tools.md for the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+    from contextlib import AbstractAsyncContextManager
+    from typing import Any, NoReturn
+
+    from appliance.client import Context
+    from appliance.config.pva import ClientConfig, Effective
+    from appliance.pvdata.value import Value
+
+__all__ = [
+    "FAILED",
+    "INTERRUPTED",
+    "OK",
+    "Output",
+    "Parser",
+    "add_common",
+    "add_format",
+    "add_json",
+    "array_limit",
+    "complain",
+    "effective_config",
+    "indented",
+    "open_context",
+    "run_tool",
+]
+
+OK, FAILED, INTERRUPTED, PIPE = 0, 1, 2, 141
+"""How a tool ends, as pvxs's tools do; 141 is what a shell says of a program whose reader went away."""
+
+DEFAULT_LIMIT = 20
+"""Elements that are printed of an array, as the SPVA tools do."""
+_FOREVER = 10 * 365 * 86400.0
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, ending as pvxs's tools end: status 1 for a bad command line, since 2 means interrupted."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(FAILED, f"Error: {message}\n")
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from appliance import __version__
+
+        release = ".".join(map(str, sys.version_info[:3]))
+        print(f"Secure PVAccess appliance {__version__}\nPython {release}")
+        parser.exit()
+
+
+class _Completion(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, _: Any, values: Any, __: Any = None) -> NoReturn:
+        import shtab
+
+        print(shtab.complete(parser, shell=values))
+        parser.exit()
+
+
+def add_common(parser: argparse.ArgumentParser, *, timeout: str = "Operation timeout in seconds.") -> None:
+    """Add the options that every client tool has; ``timeout`` says what ``-w`` bounds."""
+    add = parser.add_argument
+    add("-V", action=_Version, nargs=0, help="Print version and exit.")
+    add("-v", dest="verbose", action="store_true", help="Make more noise: the effective configuration.")
+    add("-d", dest="debug", action="store_true", help='Shorthand for $PVXS_LOG="pvxs.*=DEBUG".')
+    add("-w", dest="timeout", metavar="SEC", type=_seconds, default=5.0, help=f"{timeout} Default 5.")
+    add(
+        "--print-completion",
+        action=_Completion,
+        choices=("bash", "zsh", "tcsh"),
+        help="Print a completion script for this shell and exit.",
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add ``--json``."""
+    parser.add_argument(
+        "--json", action="store_true", help="One JSON object a line on standard output, and nothing else."
+    )
+
+
+def add_format(parser: argparse.ArgumentParser, *, default: str = "delta") -> None:
+    """Add ``-F`` and ``-#``."""
+    add = parser.add_argument
+    add(
+        "-F",
+        dest="format",
+        metavar="FMT",
+        default=default,
+        help=f"Output format: delta, tree. Default {default}.",
+    )
+    add(
+        "-#",
+        dest="limit",
+        metavar="CNT",
+        type=_count,
+        default=DEFAULT_LIMIT,
+        help=f"Most elements to print of each array; 0 means all. Default {DEFAULT_LIMIT}.",
+    )
+
+
+def array_limit(options: argparse.Namespace, default: str = "delta") -> tuple[str, int]:
+    """Give the format and limit of ``add_format``; an unknown format is a warning, as in pvxs."""
+    chosen = options.format
+    if chosen not in ("delta", "tree"):
+        complain(f"Warning: ignoring unknown format '{chosen}'")
+        chosen = default
+    return chosen, options.limit
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not value >= 0:  # NaN neither
+        raise argparse.ArgumentTypeError(f"expected seconds, zero or more, not {text!r}")
+    return min(value, _FOREVER)
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"expected a number of elements, zero or more, not {text!r}")
+    return int(text[:18])
+
+
+def complain(text: str) -> None:
+    """Say one line on standard error."""
+    out = sys.stderr
+    if out is not None:
+        sys.stdout.flush()
+        print(_printable(text), file=out, flush=True)
+
+
+def _printable(text: str) -> str:
+    """Make characters that control a terminal visible: servers choose parts of messages."""
+    if text.isprintable():
+        return text
+    return "".join([char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text])
+
+
+class Output:
+    """Standard output: text as pvxs prints it, or JSON lines."""
+
+    __slots__ = ("json", "write")
+
+    def __init__(self, *, json: bool = False) -> None:
+        self.json = json
+        self.write = sys.stdout.write
+
+    def object(self, **fields: Any) -> None:
+        """Print one JSON object."""
+        from json import dumps
+
+        self.write(dumps(fields, allow_nan=False, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+
+    def value(self, name: str, value: Value, fmt: str, limit: int) -> None:
+        """Print a PV's name and its value."""
+        if self.json:
+            from appliance.pvdata.jsonio import to_plain
+
+            self.object(name=name, value=to_plain(value))
+            return
+        from appliance.pvdata.render import render
+
+        self.write(f"{name}\n{indented(render(value, fmt, limit))}")
+        sys.stdout.flush()
+
+    def failure(self, name: str, error: Exception) -> None:
+        """Say why ``name`` has no result, on standard error and in JSON."""
+        text = str(error)
+        complain(f"Error: {text if text.startswith(name) else f'{name}: {text}'}")
+        if self.json:
+            self.object(name=name, error=text)
+
+
+def indented(text: str) -> str:
+    """Move every line to the right by one step."""
+    return "".join([f"    {line}" for line in text.splitlines(keepends=True)])
+
+
+def effective_config(options: argparse.Namespace) -> Effective[ClientConfig]:
+    """Read the configuration: warnings go to standard error, and with ``-v`` the whole of it."""
+    from appliance.config.pva import resolve_client
+
+    effective = resolve_client()
+    for warning in effective.warnings:
+        complain(f"Warning: {warning}")
+    if options.verbose:
+        complain(effective.render())
+    return effective
+
+
+def open_context(effective: Effective[ClientConfig]) -> AbstractAsyncContextManager[Context]:
+    """Open the client: plain, or with the keychain's certificate and the status of certificates followed."""
+    config = effective.config
+    if config.tls_enabled:
+        from appliance import certmon
+
+        open_client: Any = getattr(certmon, "open_client", None)
+        if open_client is not None:
+            opened: AbstractAsyncContextManager[Context] = open_client(effective)
+            return opened
+        complain("Warning: no TLS: this build does not follow the status of certificates")
+    from appliance.client.context import Context
+
+    return Context(config, beacons=False)
+
+
+def run_tool(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    work: Callable[[argparse.Namespace], Coroutine[Any, Any, int]],
+) -> int:
+    """Parse, run ``work``, and turn whatever happens into one line and an exit status."""
+    options = parser.parse_intermixed_args(argv)
+    try:
+        sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+        return _run(options, work)
+    except BrokenPipeError:
+        _discard_output()
+        return PIPE
+    except KeyboardInterrupt:
+        if options.verbose:
+            complain("Interrupted")
+        return INTERRUPTED
+
+
+def _run(options: argparse.Namespace, work: Callable[[argparse.Namespace], Coroutine[Any, Any, int]]) -> int:
+    import asyncio
+    import os
+
+    from appliance.errors import ApplianceError
+
+    _prepare_logging(debug=options.debug, spec=os.environ.get("PVXS_LOG", ""))
+    try:
+        status = asyncio.run(work(options))
+        sys.stdout.flush()
+    except ApplianceError as error:
+        complain(f"Error: {error}")
+        return FAILED
+    return status
+
+
+def _prepare_logging(*, debug: bool, spec: str) -> None:
+    import logging
+
+    if debug or spec:
+        _configure_logging("DEBUG" if debug else "WARNING")
+        return
+
+    class Late(logging.Handler):
+        """Most runs log nothing and need no formatter."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            logger.removeHandler(self)
+            logger.propagate = True
+            _configure_logging("WARNING")
+            logger.handle(record)
+
+    logger = logging.getLogger("appliance")
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
+    logger.addHandler(Late())
+
+
+def _configure_logging(level: str) -> None:
+    from appliance.daemon.logging import configure
+
+    for fault in configure(level, "text"):
+        complain(f"Warning: {fault}")
+
+
+def _discard_output() -> None:
+    """The reader is gone: what is still buffered must not raise again when the interpreter ends."""
+    import os
+
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
