@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
+    from appliance.pvdata.value import Value
+
 __all__ = ["main", "parser"]
 
 
@@ -53,6 +55,15 @@ def arguments_of(items: Sequence[str]) -> dict[str, str]:
     return arguments
 
 
+def _uri(path: str, query: dict[str, str]) -> Value:
+    """Make the NTURI that pvxs's tool sends: no scheme, no authority, all arguments as text."""
+    from appliance.pvdata.nt import NTURI
+    from appliance.pvdata.types import STRING
+    from appliance.pvdata.value import Value
+
+    return Value(NTURI([(name, STRING) for name in query]), {"path": path, "query": query})
+
+
 async def _work(options: argparse.Namespace) -> int:
     from appliance.errors import ApplianceError, OperationTimeoutError
 
@@ -62,7 +73,7 @@ async def _work(options: argparse.Namespace) -> int:
     effective = effective_config(options)
     async with open_context(effective) as context:
         try:
-            value = await context.rpc(options.name, query, timeout=options.timeout)
+            value = await context.rpc(options.name, _uri(options.name, query), timeout=options.timeout)
         except ApplianceError as error:
             out.failure(options.name, error)
             if isinstance(error, OperationTimeoutError):

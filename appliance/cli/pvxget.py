@@ -12,6 +12,7 @@ from appliance.cli.common import (
     add_common,
     add_format,
     add_json,
+    all_of,
     array_limit,
     complain,
     effective_config,
@@ -60,15 +61,13 @@ async def _work(options: argparse.Namespace) -> int:
             late += isinstance(error, OperationTimeoutError)
             out.failure(name, error)
         else:
-            out.value(name, value, fmt, limit)
+            out.value(name, value, options.request, fmt, limit)
 
     async with open_context(effective) as context:
         if len(options.names) == 1:
             await one(context, options.names[0])
         else:
-            from asyncio import gather
-
-            await gather(*(one(context, name) for name in options.names))
+            await all_of(one(context, name) for name in options.names)
     if late:
         complain(f"Timeout with {late} outstanding")
     return FAILED if failed else OK

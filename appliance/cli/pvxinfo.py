@@ -11,6 +11,7 @@ from appliance.cli.common import (
     Parser,
     add_common,
     add_json,
+    all_of,
     complain,
     effective_config,
     open_context,
@@ -72,9 +73,7 @@ async def _work(options: argparse.Namespace) -> int:
             _show(out, name, info, verbose=options.verbose)
 
     async with open_context(effective) as context:
-        from asyncio import gather
-
-        await gather(*(one(context, name) for name in options.names))
+        await all_of(one(context, name) for name in options.names)
     if late:
         complain("Timeout")
     return FAILED if failed else OK

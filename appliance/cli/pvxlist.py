@@ -11,8 +11,10 @@ from appliance.cli.common import (
     Parser,
     add_common,
     add_json,
+    all_of,
     complain,
     effective_config,
+    keep_running,
     open_context,
     run_tool,
 )
@@ -63,13 +65,12 @@ async def _work(options: argparse.Namespace) -> int:
     effective = effective_config(options)
     timeout = options.timeout or None
     async with open_context(effective) as context:
+        keep_running()
         if not options.servers:
             return await _discover(context, options, out, timeout)
 
-        from asyncio import gather
-
-        results = await gather(
-            *(_query(context, effective.config, text, options, out, timeout) for text in options.servers)
+        results = await all_of(
+            _query(context, effective.config, text, options, out, timeout) for text in options.servers
         )
     return OK if all(results) else FAILED
 

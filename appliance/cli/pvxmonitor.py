@@ -12,11 +12,14 @@ from appliance.cli.common import (
     add_common,
     add_format,
     add_json,
+    all_of,
     array_limit,
     complain,
     effective_config,
+    keep_running,
     open_context,
     run_tool,
+    selected,
 )
 
 TYPE_CHECKING = False
@@ -55,10 +58,9 @@ async def _work(options: argparse.Namespace) -> int:
     out = Output(json=options.json)
     effective = effective_config(options)
 
-    from asyncio import gather
-
     async with open_context(effective) as context:
-        results = await gather(*(_follow(context, name, options, out, fmt, limit) for name in options.names))
+        keep_running()
+        results = await all_of(_follow(context, name, options, out, fmt, limit) for name in options.names)
     return FAILED if False in results else OK
 
 
@@ -77,9 +79,9 @@ async def _follow(
                 elif isinstance(item, Disconnected):
                     _tell(out, name, "Disconnected", event="disconnected", why=item.why)
                 elif options.json:
-                    _json_update(out, name, item)
+                    _json_update(out, name, item, options.request)
                 else:
-                    out.value(name, item, fmt, limit)
+                    out.value(name, item, options.request, fmt, limit)
     except ApplianceError as error:
         out.failure(name, error)
         return False
@@ -98,12 +100,14 @@ def _tell(out: Output, name: str, text: str, **fields: str) -> None:
         out.object(name=name, **fields)
 
 
-def _json_update(out: Output, name: str, value: Value) -> None:
+def _json_update(out: Output, name: str, value: Value, request: str) -> None:
     from appliance.pvdata.bitset import iter_bits
-    from appliance.pvdata.jsonio import to_plain
 
-    changed = [value.type.paths[number] for number in iter_bits(value.changed)]
-    out.object(name=name, event="update", value=to_plain(value), changed=changed)
+    if value.changed & 1:
+        changed = value.keys()
+    else:
+        changed = [value.type.paths[number] for number in iter_bits(value.changed)]
+    out.object(name=name, event="update", value=selected(value, request), changed=changed)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -83,8 +83,9 @@ def builder(fields: dict[str, str], show: Callable[[Value], None] | None) -> Cal
                 else:
                     present.assign(item)
             except PVDataError as error:
+                why = str(error).removeprefix(f"{field}: ")
                 raise PVDataError(
-                    f'Unable to assign {field or "the structure"} from "{text}" : {error}'
+                    f'Unable to assign {field or "the structure"} from "{text}" : {why}'
                 ) from None
         if show is not None:
             show(present)
