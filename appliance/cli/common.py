@@ -31,8 +31,10 @@ __all__ = [
     "Output",
     "Parser",
     "add_common",
+    "add_completion",
     "add_format",
     "add_json",
+    "add_version",
     "all_of",
     "array_limit",
     "complain",
@@ -80,11 +82,21 @@ class _Completion(argparse.Action):
 def add_common(parser: argparse.ArgumentParser, *, timeout: str = "Operation timeout in seconds.") -> None:
     """Add the options that every client tool has; ``timeout`` says what ``-w`` bounds."""
     add = parser.add_argument
-    add("-V", action=_Version, nargs=0, help="Print version and exit.")
+    add_version(parser)
     add("-v", dest="verbose", action="store_true", help="Make more noise: the effective configuration.")
     add("-d", dest="debug", action="store_true", help='Shorthand for $PVXS_LOG="pvxs.*=DEBUG".')
     add("-w", dest="timeout", metavar="SEC", type=_seconds, default=5.0, help=f"{timeout} Default 5.")
-    add(
+    add_completion(parser)
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """Add ``-V``."""
+    parser.add_argument("-V", action=_Version, nargs=0, help="Print version and exit.")
+
+
+def add_completion(parser: argparse.ArgumentParser) -> None:
+    """Add ``--print-completion``."""
+    parser.add_argument(
         "--print-completion",
         action=_Completion,
         choices=("bash", "zsh", "tcsh"),
@@ -272,18 +284,18 @@ async def all_of(works: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
 def run_tool(
     parser: argparse.ArgumentParser,
     argv: Sequence[str] | None,
-    work: Callable[[argparse.Namespace], Coroutine[Any, Any, int]],
+    work: Callable[[argparse.Namespace], Coroutine[Any, Any, int]] | None,
 ) -> int:
     """Parse, run ``work``, and turn whatever happens into one line and an exit status.
 
-    Without ``argv`` this is the process itself: it ends here, without the interpreter's tidying up.
+    A parser with sub-commands has each of them say its ``work``. Without ``argv`` this is the process itself: it ends here, without the interpreter's tidying up.
     """
     # 10 ms of start-up; nothing that a single operation makes is worth collecting. See `keep_running`.
     gc.disable()
-    options = parser.parse_intermixed_args(argv)
+    options = parser.parse_args(argv) if work is None else parser.parse_intermixed_args(argv)
     try:
         sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
-        status = _run(options, work)
+        status = _run(options, work or options.work)
         sys.stdout.flush()
     except BrokenPipeError:
         _discard_output()
