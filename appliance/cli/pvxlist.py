@@ -100,6 +100,7 @@ def _show_server(news: Discovered, options: argparse.Namespace, out: Output, lis
             guid=news.guid.hex(),
             protocol=news.protocol,
             server=news.server,
+            version=news.version,
             via=news.source,
         )
     elif options.verbose:
@@ -108,7 +109,8 @@ def _show_server(news: Discovered, options: argparse.Namespace, out: Output, lis
         state = "ONLINE " if news.online else "OFFLINE"
         out.write(
             f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}000 {state} guid: 0x{news.guid.hex()}"
-            f" proto: {news.protocol} server: {news.server} via: {news.source}\n"
+            f" proto: {news.protocol} server: {news.server}"
+            f" ver: {news.version} via: {news.source}\n"
         )
         sys.stdout.flush()
     elif not news.online:
