@@ -193,6 +193,7 @@ class ServerLink:
         self._ended(reason)
 
     def _ended(self, reason: ApplianceError | None) -> None:
+        failed = not self.ready
         self.ready = False
         self.stream = None
         if self._unwatch is not None:
@@ -205,7 +206,7 @@ class ServerLink:
         self.waiting.clear()
         self.context.link_ended(self, reason)
         for channel in channels:
-            channel.lost(why)
+            channel.lost(why, failed=failed)
 
     # -- events --------------------------------------------------------------------------------------
 

@@ -158,13 +158,13 @@ class Searcher:
 
     # -- what is wanted --------------------------------------------------------------------------------
 
-    def want(self, channel: Channel, *, later: bool = False) -> None:
-        """Search for ``channel``, from the end of this turn of the event loop on."""
+    def want(self, channel: Channel, *, later: bool = False, failed: bool = False) -> None:
+        """Search for ``channel``, from the end of this turn of the event loop on, or when its failures allow."""
         if channel.server is not None:
             self._context.connect_direct(channel, delay_s=LATER_S if later else self._delay(channel))
             return
         self._wanted[channel.instance] = channel
-        delay = LATER_S if later else 0.0
+        delay = LATER_S if later else self._delay(channel) if failed else 0.0
         channel.due = self._loop.time() + delay
         heapq.heappush(self._heap, (channel.due, channel.instance))
         self._schedule(channel.due)
