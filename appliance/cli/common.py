@@ -255,13 +255,9 @@ def open_context(effective: Effective[ClientConfig]) -> AbstractAsyncContextMana
     """Open the client: plain, or with the keychain's certificate and the status of certificates followed."""
     config = effective.config
     if config.tls_enabled:
-        from appliance import certmon
+        from appliance.certmon.wiring import open_client
 
-        open_client: Any = getattr(certmon, "open_client", None)
-        if open_client is not None:
-            opened: AbstractAsyncContextManager[Context] = open_client(effective, beacons=False)
-            return opened
-        complain("Warning: no TLS: this build does not follow the status of certificates")
+        return open_client(effective, beacons=False)
     from appliance.client.context import Context
 
     return Context(config, beacons=False)
@@ -375,6 +371,26 @@ def _configure_logging(level: str) -> None:
 
     for fault in configure(level, "text"):
         complain(f"Warning: {fault}")
+    if level != "DEBUG":
+        _tell_once()
+
+
+def _tell_once() -> None:
+    """A tool tries again many times in its seconds: what it says each time is news only once."""
+    import logging
+
+    told: set[str] = set()
+
+    def is_news(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if text in told:
+            return False
+        if len(told) < 1000:
+            told.add(text)
+        return True
+
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(is_news)
 
 
 def _discard_output() -> None:

@@ -147,7 +147,7 @@ async def _query(
             timeout=timeout,
         )
     except ApplianceError as error:
-        complain(f"From {text} : {error}")
+        complain(f"From {text} : {str(error).removeprefix('server: ')}")
         if out.json:
             out.object(server=text, error=str(error))
         return False

@@ -39,6 +39,11 @@ async def work(options: argparse.Namespace) -> int:
     from appliance.client.context import Context
     from appliance.config.pva import resolve_client
 
+    if not options.debug and "PVXS_LOG" not in os.environ:
+        # What the client would log is what the findings say.
+        import logging
+
+        logging.getLogger("appliance").setLevel(logging.CRITICAL + 1)
     report = Report()
     effective = resolve_client()
     config = effective.config

@@ -128,7 +128,7 @@ async def check_name_servers(config: ClientConfig, context: Context, report: Rep
         except ApplianceError as error:
             report.problem(
                 "name servers",
-                f"{endpoint}: {error}",
+                f"{endpoint}: {str(error).removeprefix('server: ')}",
                 "EPICS_PVA_NAME_SERVERS names it; PVs that only it knows are not found",
                 f"check that it runs and that no firewall is between: TCP port {port}",
             )
