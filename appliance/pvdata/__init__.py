@@ -1,47 +1,47 @@
 """PVData: types, values, bit sets, compiled codecs, pvRequest, normative types and text. Pure.
 
-Names are imported from their modules when they are first used, so that a tool loads only what it needs.
+Everything here together imports in some milliseconds: no numpy, no typing, no dataclasses.
 """
 
 from __future__ import annotations
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from appliance.pvdata.bitset import decode_bitset, encode_bitset, iter_bits
-    from appliance.pvdata.codec import Codec, codec
-    from appliance.pvdata.fielddesc import TypeReader, TypeWriter, decode_type, encode_type
-    from appliance.pvdata.leaves import AnyValue, UnionValue
-    from appliance.pvdata.types import (
-        ANY,
-        BOOL,
-        FLOAT32,
-        FLOAT64,
-        INT8,
-        INT16,
-        INT32,
-        INT64,
-        STRING,
-        UINT8,
-        UINT16,
-        UINT32,
-        UINT64,
-        AnyType,
-        ArrayType,
-        BoundedString,
-        ScalarType,
-        StructType,
-        TypeDesc,
-        UnionType,
-    )
-    from appliance.pvdata.value import Value, View
-    from appliance.pvdata.wire import (
-        Limits,
-        decode_count,
-        decode_size,
-        decode_string,
-        encode_size,
-        encode_string,
-    )
+from appliance.pvdata.bitset import decode_bitset, encode_bitset, iter_bits
+from appliance.pvdata.codec import Codec, codec
+from appliance.pvdata.fielddesc import TypeReader, TypeWriter, decode_type, encode_type
+from appliance.pvdata.leaves import AnyValue, UnionValue
+from appliance.pvdata.pvrequest import PVRequest, request_mask, request_options, select_bits
+from appliance.pvdata.render import render, render_type
+from appliance.pvdata.types import (
+    ANY,
+    BOOL,
+    FLOAT32,
+    FLOAT64,
+    INT8,
+    INT16,
+    INT32,
+    INT64,
+    STRING,
+    UINT8,
+    UINT16,
+    UINT32,
+    UINT64,
+    AnyType,
+    ArrayType,
+    BoundedString,
+    ScalarType,
+    StructType,
+    TypeDesc,
+    UnionType,
+)
+from appliance.pvdata.value import Value, View
+from appliance.pvdata.wire import (
+    Limits,
+    decode_count,
+    decode_size,
+    decode_string,
+    encode_size,
+    encode_string,
+)
 
 __all__ = [
     "ANY",
@@ -63,6 +63,7 @@ __all__ = [
     "BoundedString",
     "Codec",
     "Limits",
+    "PVRequest",
     "ScalarType",
     "StructType",
     "TypeDesc",
@@ -83,23 +84,9 @@ __all__ = [
     "encode_string",
     "encode_type",
     "iter_bits",
+    "render",
+    "render_type",
+    "request_mask",
+    "request_options",
+    "select_bits",
 ]
-_HOMES = {
-    "bitset": ("decode_bitset", "encode_bitset", "iter_bits"),
-    "codec": ("Codec", "codec"),
-    "fielddesc": ("TypeReader", "TypeWriter", "decode_type", "encode_type"),
-    "leaves": ("AnyValue", "UnionValue"),
-    "value": ("Value", "View"),
-    "wire": ("Limits", "decode_count", "decode_size", "decode_string", "encode_size", "encode_string"),
-}
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
-
-
-def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    found: object = getattr(import_module(f"{__name__}.{_HOME.get(name, 'types')}"), name)
-    globals()[name] = found
-    return found

@@ -1,0 +1,248 @@
+"""pvRequest: which fields an operation wants, and with which options.
+
+Text: ``field(a,b.c)record[queueSize=4,pipeline=true]``. Semantics are those of PVXS (pvrequest.cpp, clientreq.cpp);
+pvDataCPP's ``field(a[opt=1])``, ``field(a{b,c})`` and bare lists with commas are understood as well.
+"""
+
+from __future__ import annotations
+
+from appliance.errors import PVDataError, PVRequestError
+from appliance.pvdata.types import STRING, StructType, TypeDesc
+from appliance.pvdata.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["PVRequest", "request_mask", "request_options", "select_bits"]
+
+MAX_TEXT = 65536
+_NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.")
+_WORD = _NAME | frozenset("+-:/*%")
+OPTIONS = "_options"
+
+_Tree = dict[str, "_Tree | str"]
+
+
+class PVRequest:
+    """A parsed pvRequest. ``value`` is what goes on the wire, ``options`` are those of the whole request.
+
+    Raises PVRequestError, which shows the place, when the text cannot be parsed.
+    """
+
+    __slots__ = ("options", "text", "value")
+
+    def __init__(self, text: str = "") -> None:
+        self.text = text
+        fields, self.options = _Parser(text).parse()
+        try:
+            self.value = _build(fields, self.options)
+        except PVDataError as e:
+            raise PVRequestError(f"pvRequest {text!r:.80}: {e}") from None
+
+    @property
+    def type(self) -> StructType:
+        """The type of ``value``."""
+        t = self.value.type
+        assert isinstance(t, StructType)
+        return t
+
+    @property
+    def store(self) -> list[Any]:
+        """The store of ``value``."""
+        return self.value.store
+
+    def __repr__(self) -> str:
+        return f"PVRequest({self.text!r})"
+
+
+class _Parser:
+    def __init__(self, text: str) -> None:
+        if len(text) > MAX_TEXT:
+            raise PVRequestError(f"the pvRequest has {len(text)} characters; at most {MAX_TEXT} are allowed")
+        self.text = text
+        self.pos = 0
+        self.fields: _Tree = {}
+        self.options: dict[str, str] = {}
+
+    def fail(self, why: str) -> PVRequestError:
+        return PVRequestError(f"pvRequest {self.text!r:.80}: {why} at character {self.pos + 1}")
+
+    def peek(self) -> str:
+        while self.pos < len(self.text) and self.text[self.pos] == " ":
+            self.pos += 1
+        return self.text[self.pos : self.pos + 1]
+
+    def need(self, c: str) -> None:
+        if self.peek() != c:
+            raise self.fail(f"{c!r} is expected")
+        self.pos += 1
+
+    def word(self, allowed: frozenset[str] = _NAME) -> str:
+        self.peek()
+        start = self.pos
+        while self.pos < len(self.text) and self.text[self.pos] in allowed:
+            self.pos += 1
+        if start == self.pos:
+            raise self.fail("a name is expected")
+        return self.text[start : self.pos]
+
+    def parse(self) -> tuple[_Tree, dict[str, str]]:
+        while c := self.peek():
+            if c == ",":
+                self.pos += 1
+                continue
+            name = self.word()
+            following = self.peek()
+            if name == "field":
+                self.need("(")
+                self.list(self.fields, ")", 0)
+            elif name == "record":
+                self.need("[")
+                self.assignments(self.options)
+            elif following == "(":
+                raise self.fail(f"'field' or 'record' is expected before it, not {name!r},")
+            else:
+                self.details(self.add(self.fields, name), 0)
+        return self.fields, self.options
+
+    def list(self, into: _Tree, close: str, depth: int) -> None:
+        while self.peek() != close:
+            if self.peek() == ",":
+                self.pos += 1
+                continue
+            self.details(self.add(into, self.word()), depth)
+        self.need(close)
+
+    def details(self, node: _Tree, depth: int) -> None:
+        """Read the options and the braces that may follow a field's name."""
+        if depth > 20:
+            raise self.fail("too many levels")
+        if self.peek() == "[":
+            self.pos += 1
+            options: dict[str, str] = {}
+            self.assignments(options)
+            known = node.setdefault(OPTIONS, {})
+            assert isinstance(known, dict)
+            known.update(options)
+        if self.peek() == "{":
+            self.pos += 1
+            self.list(node, "}", depth + 1)
+
+    def add(self, into: _Tree, path: str) -> _Tree:
+        for name in path.split("."):
+            if name:
+                node = into.setdefault(name, {})
+                assert isinstance(node, dict)
+                into = node
+        return into
+
+    def assignments(self, into: dict[str, str]) -> None:
+        if self.peek() == "]":
+            self.pos += 1
+            return
+        while True:
+            key = self.word()
+            self.need("=")
+            into[key] = self.word(_WORD)
+            if self.peek() == ",":
+                self.pos += 1
+                if self.peek() == "]":
+                    break
+                continue
+            break
+        self.need("]")
+
+
+def _build(fields: _Tree, options: dict[str, str]) -> Value:
+    members: list[tuple[str, TypeDesc]] = [("field", _type(fields))]
+    if options:
+        wanted = StructType([(name, STRING) for name in sorted(options)])
+        members.append(("record", StructType([(OPTIONS, wanted)])))
+    value = Value(StructType(members))
+    _fill(value, "field", fields)
+    for name, text in options.items():
+        value[f"record.{OPTIONS}.{name}"] = text
+    return value
+
+
+def _type(tree: _Tree) -> StructType:
+    return StructType(
+        [(name, STRING if isinstance(node, str) else _type(node)) for name, node in tree.items()]
+    )
+
+
+def _fill(value: Value, path: str, tree: _Tree) -> None:
+    for name, node in tree.items():
+        if isinstance(node, str):
+            value[f"{path}.{name}"] = node
+        else:
+            _fill(value, f"{path}.{name}", node)
+
+
+def request_mask(request: Value, t: TypeDesc) -> int:
+    """Return the fields of ``t`` that a pvRequest selects, as bits.
+
+    As in PVXS: bit 0 is always set; no ``field`` or an empty one means everything; unknown names are passed over
+    as long as one is known; naming a structure selects all below it, naming something below it sets its bit as
+    well. So a bit of a structure does not say that everything below is wanted: combine the mask with changes by
+    ``select_bits``. Raises PVRequestError when nothing is selected.
+    """
+    if "field" not in request:
+        return t.full_mask
+    fields = request.type.members["field"]
+    if not isinstance(fields, StructType):
+        raise PVRequestError("the pvRequest's 'field' is not a structure")
+    if not fields.fields:
+        return t.full_mask
+    mask = 1
+    found = False
+    offsets = t.offsets
+    for path, number in fields.offsets.items():
+        asked = fields.leaf_types[number]
+        if not path or not isinstance(asked, StructType):
+            continue
+        here = offsets.get(path)
+        if here is None:
+            continue
+        found = True
+        if asked.members.keys() <= {OPTIONS}:
+            mask |= t.masks[here]
+        else:
+            mask |= 1 << here
+    if not found:
+        raise PVRequestError(
+            f"pvRequest must select at least one field: none of {', '.join(list(fields.members)[:8])} exists"
+        )
+    return mask
+
+
+def select_bits(t: TypeDesc, changed: int, mask: int) -> int:
+    """Return the fields of ``changed`` that ``mask`` lets through, as bits that the codec takes.
+
+    A structure's bit in ``changed`` stands for everything below it, one in ``mask`` does not; so where the mask is
+    not everything, structures are spelled out.
+    """
+    if mask == t.full_mask:
+        return changed & mask
+    from appliance.pvdata.bitset import iter_bits
+
+    spelled = changed & mask
+    for number in iter_bits(changed & t.full_mask):
+        if t.spans[number] > 1:
+            spelled |= t.masks[number] & mask
+    return spelled & t.leaf_mask
+
+
+def request_options(request: Value) -> dict[str, str]:
+    """Return the options of the whole request (``record._options``) as text, whatever their types."""
+    options = request.get(f"record.{OPTIONS}")
+    if options is None or not hasattr(options, "items"):
+        return {}
+    out = {}
+    for name, value in options.items():
+        if isinstance(value, bool):
+            out[name] = "true" if value else "false"
+        elif isinstance(value, (str, int, float)):
+            out[name] = str(value)
+    return out
