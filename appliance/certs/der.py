@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 __all__ = [
     "DERError",
     "context",
@@ -14,6 +16,9 @@ __all__ = [
     "set_of",
     "tlv",
 ]
+
+
+_Buffer = TypeVar("_Buffer", bytes, memoryview)
 
 
 class DERError(ValueError):
@@ -66,7 +71,7 @@ def oid(dotted: str) -> bytes:
     return tlv(0x06, bytes(body))
 
 
-def read_tlv(data: bytes) -> tuple[int, bytes, bytes]:
+def read_tlv(data: _Buffer) -> tuple[int, _Buffer, _Buffer]:
     """The first element's tag and value, and what follows it.
 
     Only low tag numbers and definite lengths in their shortest form. Raises DERError.

@@ -5,19 +5,24 @@ Source: SPVA specification 4.1.1 (keychain profile) and 4.6 (trust anchors).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes, PrivateKeyTypes
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.hashes import SHA1
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from cryptography.hazmat.primitives.serialization.pkcs12 import PKCS12KeyAndCertificates, load_pkcs12
 
+from appliance.certs.der import DERError, read_tlv
+from appliance.certs.pkcs12 import Bag, write_pkcs12
 from appliance.certs.x509 import (
+    UNREADABLE,
     cert_id,
     check_extended_key_usage,
+    common_name,
     is_ca,
     is_self_signed,
     issuer_id,
@@ -31,12 +36,20 @@ __all__ = [
     "Password",
     "Revealing",
     "check_keychain",
+    "dump_key",
+    "dump_keychain",
+    "dump_trust_anchors",
+    "load_key",
     "load_keychain",
+    "make_keychain",
 ]
 
-_MAX_BYTES = 1 << 20
+_MAX_BYTES = 1 << 18
 _MAX_CERTIFICATES = 64
 _MAX_CHAIN = 8
+_MAX_DEPTH = 12
+_MAX_ROUNDS = 2_000_000
+_INTEGER, _OCTET_STRING, _CONSTRUCTED = 0x02, 0x04, 0x20
 
 
 class Revealing(Protocol):
@@ -127,7 +140,7 @@ def load_keychain(data: bytes, password: Password = None) -> Keychain:
         raise KeychainError(msg)
     try:
         return _assemble(key, leaf, pool)
-    except (ValueError, UnsupportedAlgorithm, CertificateError) as exc:
+    except (*UNREADABLE, CertificateError) as exc:
         msg = f"a certificate in the keychain cannot be used: {exc}; request a new certificate"
         raise KeychainError(msg) from exc
 
@@ -163,6 +176,77 @@ def check_keychain(keychain: Keychain, *, now: datetime, usage: str) -> None:
         raise KeychainError(msg) from exc
 
 
+def load_key(data: bytes, password: Password = None) -> PrivateKeyTypes:
+    """The private key of a PKCS#12 file whose certificates need not be usable, to request a new one with it.
+
+    Raises KeychainError.
+    """
+    if not data or len(data) > _MAX_BYTES:
+        msg = "the keychain file is empty or far too large; there is no key to reuse in it"
+        raise KeychainError(msg)
+    key = _parse(data, _password_bytes(password)).key
+    if key is None:
+        msg = "the keychain holds no private key; there is none to reuse in it"
+        raise KeychainError(msg)
+    return key
+
+
+def make_keychain(key: PrivateKeyTypes, certificates: Sequence[x509.Certificate]) -> Keychain:
+    """A keychain from a key, its certificate (first) and the chain, checked as `load_keychain` does.
+
+    Raises KeychainError.
+    """
+    if not certificates:
+        msg = "no certificate came with the key"
+        raise KeychainError(msg)
+    return _assemble(key, certificates[0], list(certificates[1:]))
+
+
+def dump_keychain(keychain: Keychain, password: Password = None) -> bytes:
+    """A PKCS#12 file that OpenSSL, pvxs and Java read: key and certificate linked, the chain and anchors beside.
+
+    AES-256-CBC and a SHA-256 MAC, also under the empty password (specification 4.1.1). Raises KeychainError.
+    """
+    secret = _password_bytes(password)
+    if keychain.key is None or keychain.certificate is None:
+        return dump_trust_anchors(keychain.anchors, password)
+    name = common_name(keychain.certificate.subject) or keychain.cert_id
+    link = keychain.certificate.fingerprint(SHA1())  # noqa: S303
+    others = _unique(c for c in (*keychain.chain, *keychain.anchors) if c != keychain.certificate)
+    bags = [
+        Bag(keychain.certificate.public_bytes(Encoding.DER), name, link),
+        *(_anchor_bag(c) for c in others),
+    ]
+    plain = keychain.key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    return write_pkcs12(bags, Bag(plain, name, link), secret)
+
+
+def dump_key(key: PrivateKeyTypes, password: Password = None) -> bytes:
+    """A PKCS#12 file with a key only, for the time between making a key and getting its certificate."""
+    plain = key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    return write_pkcs12([], Bag(plain, "key"), _password_bytes(password))
+
+
+def dump_trust_anchors(anchors: Iterable[x509.Certificate], password: Password = None) -> bytes:
+    """A PKCS#12 file of trust anchors, marked so that Java takes them for such. Raises KeychainError."""
+    certificates = _unique(anchors)
+    for certificate in certificates:
+        if not (is_ca(certificate) and is_self_signed(certificate)):
+            msg = f"{subject_text(certificate.subject)} is not a self-signed CA certificate and cannot be a trust anchor"
+            raise KeychainError(msg)
+    if not certificates:
+        msg = "there is no trust anchor to write"
+        raise KeychainError(msg)
+    return write_pkcs12(
+        [_anchor_bag(certificate) for certificate in certificates], None, _password_bytes(password)
+    )
+
+
+def _anchor_bag(certificate: x509.Certificate) -> Bag:
+    name = common_name(certificate.subject) or certificate.fingerprint(SHA1()).hex()  # noqa: S303
+    return Bag(certificate.public_bytes(Encoding.DER), name, trusted=True)
+
+
 def _check_dates(what: str, certificate: x509.Certificate, now: datetime, remedy: str) -> None:
     subject = subject_text(certificate.subject)
     if now > certificate.not_valid_after_utc:
@@ -184,7 +268,32 @@ def _password_bytes(password: Password) -> bytes:
     return password.reveal().encode()
 
 
+def _check_effort(data: memoryview, depth: int = 0) -> None:
+    """Refuse key derivations with so many rounds that reading the file would take minutes.
+
+    In PKCS#12 every number of rounds stands behind its salt: an OCTET STRING, then an INTEGER. What is not
+    plain DER is left to the parser proper.
+    """
+    previous = 0
+    while data and depth < _MAX_DEPTH:
+        try:
+            tag, value, data = read_tlv(data)
+        except DERError:
+            return
+        if (
+            tag == _INTEGER
+            and previous == _OCTET_STRING
+            and int.from_bytes(value, "big", signed=True) > _MAX_ROUNDS
+        ):
+            msg = f"the keychain's password protection takes more than {_MAX_ROUNDS} rounds; write it again with fewer"
+            raise KeychainError(msg)
+        if tag & _CONSTRUCTED or tag == _OCTET_STRING:
+            _check_effort(value, depth + 1)
+        previous = tag
+
+
 def _parse(data: bytes, password: bytes) -> PKCS12KeyAndCertificates:
+    _check_effort(memoryview(data))
     failure: Exception | None = None
     for attempt in (password,) if password else (b"", None):
         try:
@@ -195,7 +304,7 @@ def _parse(data: bytes, password: bytes) -> PKCS12KeyAndCertificates:
                 "write it again with `openssl pkcs12 -export`, which uses AES-256"
             )
             raise KeychainError(msg) from exc
-        except (ValueError, TypeError) as exc:
+        except UNREADABLE as exc:
             failure = exc
     if "password" in str(failure).lower():
         msg = (
@@ -268,7 +377,7 @@ def _issued(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
         return False
     try:
         certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+    except UNREADABLE:
         return False
     return True
 

@@ -5,6 +5,7 @@ Source: SPVA specification 4.2 (extensions), 4.3 (status extension), 4.4 (subjec
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TypeVar
 
 from cryptography import x509
@@ -12,23 +13,32 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from appliance.certs.der import DERError, read_tlv
+from appliance.certs.der import DERError, read_tlv, tlv
 from appliance.errors import CertificateError
 
 __all__ = [
     "CONFIG_PV_OID",
     "RENEW_BY_OID",
     "STATUS_PV_OID",
+    "UNREADABLE",
+    "canonical_pv_name",
     "cert_id",
     "check_extended_key_usage",
     "common_name",
     "config_pv",
+    "decode_pv_name",
+    "decode_time",
+    "encode_pv_name",
+    "encode_time",
+    "find_extension",
     "is_ca",
     "is_self_signed",
     "issuer_id",
     "parse_cert_id",
+    "renew_by",
     "san",
     "status_pv",
+    "subject_key_identifier",
     "subject_text",
 ]
 
@@ -39,11 +49,24 @@ CONFIG_PV_OID = x509.ObjectIdentifier("1.3.6.1.4.1.72473.1")
 RENEW_BY_OID = x509.ObjectIdentifier("1.3.6.1.4.1.73639.1")
 """The date by which the certificate must be renewed, an ASN.1 time."""
 
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    InvalidSignature,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What `cryptography` raises over certificates, keychains and answers that are not what they should be."""
+
 MAX_PV_NAME = 500
 """Longest PV name, in bytes, that is accepted in an extension; PVAccess servers refuse longer ones."""
 _T = TypeVar("_T", bound=x509.ExtensionType)
 _MAX_SERIAL = (1 << 64) - 1
 _IA5STRING = 0x16
+_UTC_TIME = 0x17
+_GENERALIZED_TIME = 0x18
 
 _SHORT = {
     NameOID.COMMON_NAME: "CN",
@@ -97,7 +120,7 @@ def issuer_id(ca: x509.Certificate) -> str:
 
 def subject_key_identifier(certificate: x509.Certificate) -> bytes:
     """The subject key identifier, computed where the certificate does not carry it. Raises CertificateError."""
-    found = _extension(certificate, x509.SubjectKeyIdentifier)
+    found = find_extension(certificate, x509.SubjectKeyIdentifier)
     if found is not None and found.digest:
         return found.digest
     return x509.SubjectKeyIdentifier.from_public_key(_public_key(certificate)).digest
@@ -106,7 +129,7 @@ def subject_key_identifier(certificate: x509.Certificate) -> bytes:
 def _public_key(certificate: x509.Certificate) -> CertificatePublicKeyTypes:
     try:
         return certificate.public_key()
-    except (ValueError, UnsupportedAlgorithm) as exc:
+    except UNREADABLE as exc:
         msg = f"the public key of {subject_text(certificate.subject)} cannot be read: {exc}"
         raise CertificateError(msg) from exc
 
@@ -136,7 +159,7 @@ def parse_cert_id(text: str) -> tuple[str, int]:
 
 def is_ca(certificate: x509.Certificate) -> bool:
     """Basic constraints say that the certificate may sign others. Raises CertificateError."""
-    found = _extension(certificate, x509.BasicConstraints)
+    found = find_extension(certificate, x509.BasicConstraints)
     return found is not None and found.ca
 
 
@@ -146,7 +169,7 @@ def is_self_signed(certificate: x509.Certificate) -> bool:
         return False
     try:
         certificate.verify_directly_issued_by(certificate)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+    except UNREADABLE:
         return False
     return True
 
@@ -156,7 +179,7 @@ def check_extended_key_usage(certificate: x509.Certificate, usage: str) -> None:
 
     Raises CertificateError.
     """
-    found = _extension(certificate, x509.ExtendedKeyUsage)
+    found = find_extension(certificate, x509.ExtendedKeyUsage)
     purpose = _PURPOSES[usage]
     if found is None or purpose not in found:
         msg = f"the certificate {subject_text(certificate.subject)} is not for a {usage} (extended key usage lacks it)"
@@ -206,12 +229,79 @@ def decode_pv_name(raw: bytes) -> str:
     return raw.decode("ascii")
 
 
+def encode_pv_name(name: str, *, raw: bool = False) -> bytes:
+    """The value of an extension that names a PV: an IA5String, or bare ASCII. Raises CertificateError.
+
+    At most 127 bytes: the longest that peers read which know only the short form of a DER length.
+    """
+    data = name.encode("ascii", "replace")
+    if not name.isascii() or not 0 < len(data) < 0x80 or not all(0x20 < byte < 0x7F for byte in data):
+        msg = f"the PV name {name[:64]!r} cannot go into a certificate: 1 to 127 printable ASCII characters are allowed"
+        raise CertificateError(msg)
+    return data if raw else tlv(_IA5STRING, data)
+
+
+def canonical_pv_name(name: str) -> str:
+    """The PV name that a peer means which did not decode the extension.
+
+    Peers of 2025 take the extension's bytes, IA5String header and all, for the PV's name and search for that;
+    peers of 2026 decode it, and take a certificate with bare ASCII for one without status. So certificates carry
+    the IA5String, and who serves those PVs answers to both spellings by passing each requested name through here.
+    Other names come back as they are.
+    """
+    if len(name) > 2 and ord(name[0]) == _IA5STRING and ord(name[1]) == len(name) - 2:
+        return name[2:]
+    return name
+
+
+def renew_by(certificate: x509.Certificate) -> datetime | None:
+    """The date by which the certificate must be renewed, ``None`` where there is none. Raises CertificateError."""
+    raw = _raw_extension(certificate, RENEW_BY_OID)
+    if raw is None:
+        return None
+    try:
+        return decode_time(raw)
+    except DERError as exc:
+        msg = (
+            f"the renew-by date in the certificate {subject_text(certificate.subject)} cannot be read: {exc}"
+        )
+        raise CertificateError(msg) from exc
+
+
+def encode_time(when: datetime) -> bytes:
+    """An ASN.1 time in DER: UTCTime up to 2049, GeneralizedTime after (RFC 5280 4.1.2.5)."""
+    utc = when.astimezone(UTC)
+    if 1950 <= utc.year < 2050:
+        return tlv(_UTC_TIME, utc.strftime("%y%m%d%H%M%SZ").encode())
+    return tlv(_GENERALIZED_TIME, f"{utc.year:04d}{utc:%m%d%H%M%S}Z".encode())
+
+
+def decode_time(raw: bytes) -> datetime:
+    """A time as `encode_time` writes it. Raises DERError."""
+    tag, value, rest = read_tlv(raw)
+    text = value.decode("ascii", "replace")
+    digits = text[:-1]
+    if tag == _UTC_TIME and len(digits) == 12:
+        digits = ("20" if digits < "5" else "19") + digits
+    elif tag != _GENERALIZED_TIME or len(digits) != 14:
+        digits = ""
+    if rest or not text.endswith("Z") or not (digits.isascii() and digits.isdigit()):
+        msg = "it is not an ASN.1 time in UTC"
+        raise DERError(msg)
+    parts = [int(digits[:4]), *(int(digits[i : i + 2]) for i in range(4, 14, 2))]
+    try:
+        return datetime(parts[0], parts[1], parts[2], parts[3], parts[4], parts[5], tzinfo=UTC)
+    except ValueError as exc:
+        msg = f"it is not a date: {exc}"
+        raise DERError(msg) from exc
+
+
 def san(certificate: x509.Certificate) -> tuple[tuple[str, str], ...]:
     """Subject alternative names as (``dns`` | ``ip`` | ``uri``, text); other kinds are left out.
 
     Raises CertificateError.
     """
-    found = _extension(certificate, x509.SubjectAlternativeName)
+    found = find_extension(certificate, x509.SubjectAlternativeName)
     names: list[tuple[str, str]] = []
     for name in found or ():
         if isinstance(name, x509.DNSName):
@@ -226,12 +316,13 @@ def san(certificate: x509.Certificate) -> tuple[tuple[str, str], ...]:
 def _extensions(certificate: x509.Certificate) -> x509.Extensions:
     try:
         return certificate.extensions
-    except (ValueError, TypeError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as exc:
+    except UNREADABLE as exc:
         msg = f"the extensions of the certificate {subject_text(certificate.subject)} cannot be read: {exc}"
         raise CertificateError(msg) from exc
 
 
-def _extension(certificate: x509.Certificate, kind: type[_T]) -> _T | None:
+def find_extension(certificate: x509.Certificate, kind: type[_T]) -> _T | None:
+    """An extension's value, ``None`` where the certificate does not carry it. Raises CertificateError."""
     try:
         return _extensions(certificate).get_extension_for_class(kind).value
     except x509.ExtensionNotFound:

@@ -3,7 +3,7 @@
 from appliance.server.access import ALL_RIGHTS, NO_RIGHTS, AccessPolicy, Rights
 from appliance.server.channel import Channel
 from appliance.server.operation import Operation, Subscription, Update
-from appliance.server.server import PeerGate, Server
+from appliance.server.server import Server
 from appliance.server.sharedpv import SharedPV, WildcardSource
 from appliance.server.source import Handler, Source, StaticSource
 
@@ -14,7 +14,6 @@ __all__ = [
     "Channel",
     "Handler",
     "Operation",
-    "PeerGate",
     "Rights",
     "Server",
     "SharedPV",

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Final, Protocol, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from appliance.config.pva import ServerConfig
 from appliance.errors import ApplianceError, TransportError
@@ -23,6 +23,7 @@ from appliance.server.channel import Channel
 from appliance.server.peer import Peer
 from appliance.server.roles import Roles
 from appliance.server.source import Handler, Source, StaticSource
+from appliance.transport.gate import PeerGate
 from appliance.transport.listener import listen
 from appliance.transport.liveness import Liveness
 from appliance.transport.stream import StreamLink
@@ -30,24 +31,13 @@ from appliance.transport.stream import StreamLink
 if TYPE_CHECKING:
     from appliance.tls.context import TLSContext
 
-__all__ = ["PeerGate", "Server"]
+__all__ = ["Server"]
 
 _log: Final = logging.getLogger(__name__)
 _setup_log: Final = logging.getLogger("appliance.server.init")
 
 HANDSHAKE_TIMEOUT_S: Final = 10.0
 """Seconds in which a client must have validated its connection."""
-
-
-class PeerGate(Protocol):
-    """Decides about clients by what lies outside the connection: the live status of their certificates."""
-
-    def watch(self, credentials: Credentials, verdict: Callable[[Status], None]) -> Callable[[], None]:
-        """Call ``verdict`` as soon as it is known whether the client may go on, and whenever that changes.
-
-        Until the first call the client waits; after one that is not ok its connection is closed. Returns what
-        to call when the client has gone.
-        """
 
 
 class Server:

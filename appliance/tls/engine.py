@@ -18,9 +18,10 @@ __all__ = ["TLSEngine"]
 
 _RECORD = 16384
 _READ = 65536
-_SLICE = 262144
-"""Plaintext is encrypted in slices of this size, each taken out of OpenSSL before the next: the memory BIO stays
-in the processor's cache. Measured: 5.7 GB/s, against 1.9 GB/s for 8 MB at once."""
+_SLICE = 65536
+"""Plaintext is encrypted in slices of this size, each taken out of OpenSSL before the next: the memory BIO stays in
+the processor's cache and no piece is so large that each one is mapped and unmapped anew. 8 MB between two
+processes over loopback took 5.8 ms this way, 7.6 ms in slices of 256 KiB, 2.8 ms without TLS."""
 _SLICE_CIPHERTEXT = _SLICE + 4096
 MAX_EARLY = 1 << 20
 """Most bytes that `TLSEngine.send` keeps back until the handshake is complete."""

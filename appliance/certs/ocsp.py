@@ -1,0 +1,240 @@
+"""OCSP answers about certificates (RFC 6960): made and signed by a CA, and verified.
+
+Source: SPVA specification 7.2 (``ocsp_response``), 8.4, 13.
+
+Clocks: an answer may seem to come from up to ``leeway`` in the future, because the service's clock may be ahead
+of ours. Its end is exact: once ``next_update`` has passed here, nothing is known any more (8.4).
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509 import ocsp
+
+from appliance.certs.der import read_tlv
+from appliance.certs.profiles import signature_hash
+from appliance.certs.status import OCSPState
+from appliance.certs.x509 import UNREADABLE, subject_text
+from appliance.errors import CertificateError, CertificateStatusError
+
+__all__ = ["DEFAULT_LEEWAY", "OCSPSigner", "StatusAnswer", "verify_response"]
+
+DEFAULT_LEEWAY = timedelta(seconds=60)
+_MAX_BYTES = 1 << 16
+_STATUS = {
+    OCSPState.GOOD: ocsp.OCSPCertStatus.GOOD,
+    OCSPState.REVOKED: ocsp.OCSPCertStatus.REVOKED,
+    OCSPState.UNKNOWN: ocsp.OCSPCertStatus.UNKNOWN,
+}
+_STATE = {status: state for state, status in _STATUS.items()}
+_HASHES = (hashes.SHA1, hashes.SHA256, hashes.SHA384, hashes.SHA512)
+_SIGNATURE_HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
+
+
+class StatusAnswer(NamedTuple):
+    """A verified OCSP answer. Times are aware UTC."""
+
+    state: OCSPState
+    serial: int
+    this_update: datetime
+    next_update: datetime
+    revocation_date: datetime | None
+    """When the certificate was revoked, only with ``REVOKED``."""
+    der: bytes
+
+
+class OCSPSigner:
+    """Signs status answers in the name of one CA."""
+
+    def __init__(
+        self,
+        key: CertificateIssuerPrivateKeyTypes,
+        certificate: x509.Certificate,
+        chain: tuple[x509.Certificate, ...] = (),
+    ) -> None:
+        """``chain``: what stands above an intermediate CA; peers verify with the certificates in the answer."""
+        if key.public_key() != certificate.public_key():
+            msg = f"the key does not belong to the CA {subject_text(certificate.subject)}"
+            raise CertificateError(msg)
+        self._key = key
+        self._certificates = [certificate, *chain]
+        self._certificate = certificate
+        self._hash = signature_hash(key)
+        self._name_hash, self._key_hash = issuer_hashes(certificate, hashes.SHA1())  # noqa: S303
+
+    def __repr__(self) -> str:
+        return f"<OCSPSigner {subject_text(self._certificate.subject)}>"
+
+    def sign(
+        self,
+        serial: int,
+        state: OCSPState,
+        *,
+        this_update: datetime,
+        next_update: datetime,
+        revocation_date: datetime | None = None,
+    ) -> bytes:
+        """A basic OCSP response in DER, signed by the CA, with a SHA-1 CertID as the peers expect.
+
+        Times are aware; parts of a second are dropped. ``revocation_date`` belongs to REVOKED alone and is
+        ``this_update`` when it is not given.
+        Raises CertificateStatusError for times that make no sense.
+        """
+        this_update, next_update = this_update.replace(microsecond=0), next_update.replace(microsecond=0)
+        if next_update <= this_update:
+            msg = "the status would end before it begins"
+            raise CertificateStatusError(msg)
+        revoked = (revocation_date or this_update) if state is OCSPState.REVOKED else None
+        try:
+            builder = ocsp.OCSPResponseBuilder(
+                responder_id=(self._certificate, ocsp.OCSPResponderEncoding.NAME), certs=self._certificates
+            ).add_response_by_hash(
+                issuer_name_hash=self._name_hash,
+                issuer_key_hash=self._key_hash,
+                serial_number=serial,
+                algorithm=hashes.SHA1(),  # noqa: S303
+                cert_status=_STATUS[state],
+                this_update=this_update,
+                next_update=next_update,
+                revocation_time=revoked.replace(microsecond=0) if revoked else None,
+                revocation_reason=None,
+            )
+            return builder.sign(self._key, self._hash).public_bytes(Encoding.DER)
+        except (ValueError, TypeError) as exc:
+            msg = f"the status of serial {serial} cannot be signed: {exc}"
+            raise CertificateStatusError(msg) from exc
+
+
+def issuer_hashes(issuer: x509.Certificate, algorithm: hashes.HashAlgorithm) -> tuple[bytes, bytes]:
+    """The hashes of a CertID: of the issuer's name and of its public key's bits (RFC 6960 4.1.1)."""
+    name = hashes.Hash(algorithm)
+    name.update(issuer.subject.public_bytes())
+    if isinstance(algorithm, hashes.SHA1):
+        return name.finalize(), x509.SubjectKeyIdentifier.from_public_key(issuer.public_key()).digest
+    key = hashes.Hash(algorithm)
+    spki = issuer.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    _, body, _ = read_tlv(spki)
+    _, _, bit_string = read_tlv(body)
+    key.update(read_tlv(bit_string)[1][1:])
+    return name.finalize(), key.finalize()
+
+
+def verify_response(
+    der: bytes,
+    *,
+    issuer: x509.Certificate,
+    serial: int,
+    now: datetime,
+    leeway: timedelta = DEFAULT_LEEWAY,
+) -> StatusAnswer:
+    """Verify an OCSP answer about ``serial`` of ``issuer`` at ``now`` (aware).
+
+    The issuing CA itself must have signed it: delegated responders are not accepted (13.1 names the trust
+    anchor only). Any doubt raises CertificateStatusError that says what is wrong.
+    """
+    answer = _parse(der, serial, issuer)
+    if answer.this_update > now + leeway:
+        msg = (
+            f"the status is not valid before {answer.this_update:%Y-%m-%d %H:%M:%S} UTC and it is "
+            f"{now:%Y-%m-%d %H:%M:%S} here; check the clocks"
+        )
+        raise CertificateStatusError(msg)
+    if answer.next_update <= now:
+        msg = f"the status was valid until {answer.next_update:%Y-%m-%d %H:%M:%S} UTC; a fresh one is needed"
+        raise CertificateStatusError(msg)
+    return answer
+
+
+def _parse(der: bytes, serial: int, issuer: x509.Certificate) -> StatusAnswer:
+    if not der or len(der) > _MAX_BYTES:
+        msg = f"the OCSP response has {len(der)} bytes; 1 to {_MAX_BYTES} are accepted"
+        raise CertificateStatusError(msg)
+    try:
+        response = ocsp.load_der_ocsp_response(der)
+        if response.response_status is not ocsp.OCSPResponseStatus.SUCCESSFUL:
+            msg = f"the OCSP response says {response.response_status.name}, which is no status"
+            raise CertificateStatusError(msg)
+        _check_responder(response, issuer)
+        _check_signature(response, issuer)
+        singles = list(response.responses)
+        if len(singles) != 1:
+            msg = f"the OCSP response holds {len(singles)} answers; exactly one is accepted"
+            raise CertificateStatusError(msg)
+        single = singles[0]
+        _check_subject(single, serial, issuer)
+        _check_extensions(response)
+        if single.next_update_utc is None:
+            msg = "the OCSP response does not say how long it is valid"
+            raise CertificateStatusError(msg)
+        if single.next_update_utc <= single.this_update_utc:
+            msg = "the OCSP response ends before it begins"
+            raise CertificateStatusError(msg)
+        return StatusAnswer(
+            _STATE[single.certificate_status],
+            single.serial_number,
+            single.this_update_utc,
+            single.next_update_utc,
+            single.revocation_time_utc,
+            der,
+        )
+    except UNREADABLE as exc:
+        msg = f"the OCSP response cannot be read: {exc}"
+        raise CertificateStatusError(msg) from exc
+
+
+def _check_responder(response: ocsp.OCSPResponse, issuer: x509.Certificate) -> None:
+    if response.responder_name is not None:
+        same = response.responder_name == issuer.subject
+    else:
+        same = response.responder_key_hash == issuer_hashes(issuer, hashes.SHA1())[1]  # noqa: S303
+    if not same:
+        msg = f"the OCSP response was not made by the issuing CA {subject_text(issuer.subject)}"
+        raise CertificateStatusError(msg)
+
+
+def _check_signature(response: ocsp.OCSPResponse, issuer: x509.Certificate) -> None:
+    key, algorithm = issuer.public_key(), response.signature_hash_algorithm
+    signature, signed = response.signature, response.tbs_response_bytes
+    if not isinstance(key, ed25519.Ed25519PublicKey) and not isinstance(algorithm, _SIGNATURE_HASHES):
+        msg = f"the OCSP response is signed with {algorithm.name if algorithm else 'an unknown hash'}, which is too weak"
+        raise CertificateStatusError(msg)
+    try:
+        if isinstance(key, rsa.RSAPublicKey) and algorithm is not None:
+            key.verify(signature, signed, padding.PKCS1v15(), algorithm)
+        elif isinstance(key, ec.EllipticCurvePublicKey) and algorithm is not None:
+            key.verify(signature, signed, ec.ECDSA(algorithm))
+        elif isinstance(key, ed25519.Ed25519PublicKey):
+            key.verify(signature, signed)
+        else:
+            msg = f"a CA with a key of the type {type(key).__name__} is not supported"
+            raise CertificateStatusError(msg)
+    except InvalidSignature as exc:
+        msg = f"the OCSP response's signature is not that of the CA {subject_text(issuer.subject)}"
+        raise CertificateStatusError(msg) from exc
+
+
+def _check_subject(single: ocsp.OCSPSingleResponse, serial: int, issuer: x509.Certificate) -> None:
+    if single.serial_number != serial:
+        msg = f"the OCSP response is about serial {single.serial_number}, not {serial}"
+        raise CertificateStatusError(msg)
+    if not isinstance(single.hash_algorithm, _HASHES):
+        msg = f"the OCSP response identifies the CA by {single.hash_algorithm.name}, which is not supported"
+        raise CertificateStatusError(msg)
+    if (single.issuer_name_hash, single.issuer_key_hash) != issuer_hashes(issuer, single.hash_algorithm):
+        msg = f"the OCSP response is about a certificate of another CA than {subject_text(issuer.subject)}"
+        raise CertificateStatusError(msg)
+
+
+def _check_extensions(response: ocsp.OCSPResponse) -> None:
+    for found in (*response.extensions, *response.single_extensions):
+        if found.critical and not isinstance(found.value, x509.OCSPNonce):
+            msg = f"the OCSP response has a critical extension that is not known: {found.oid.dotted_string}"
+            raise CertificateStatusError(msg)

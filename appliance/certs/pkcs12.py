@@ -1,0 +1,113 @@
+"""Writing PKCS#12 (RFC 7292) as the peers read it.
+
+Done here rather than by `cryptography` because keychains usually have an empty password, which that library
+does not write encrypted, and because Java wants its trusted-key-usage attribute on CA certificates that stand
+beside a key. AES-256-CBC under PBKDF2 with HMAC-SHA-256, integrity by HMAC-SHA-256: what OpenSSL 3 writes.
+Reading is `cryptography`'s business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from typing import NamedTuple
+
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+from appliance.certs.der import context, integer, null, octets, oid, sequence, set_of, tlv
+
+__all__ = ["Bag", "write_pkcs12"]
+
+_DATA = oid("1.2.840.113549.1.7.1")
+_ENCRYPTED_DATA = oid("1.2.840.113549.1.7.6")
+_PBES2 = oid("1.2.840.113549.1.5.13")
+_PBKDF2 = oid("1.2.840.113549.1.5.12")
+_HMAC_SHA256 = oid("1.2.840.113549.2.9")
+_AES256_CBC = oid("2.16.840.1.101.3.4.1.42")
+_SHA256 = oid("2.16.840.1.101.3.4.2.1")
+_KEY_BAG = oid("1.2.840.113549.1.12.10.1.2")
+_CERT_BAG = oid("1.2.840.113549.1.12.10.1.3")
+_X509 = oid("1.2.840.113549.1.9.22.1")
+_FRIENDLY_NAME = oid("1.2.840.113549.1.9.20")
+_LOCAL_KEY_ID = oid("1.2.840.113549.1.9.21")
+_JDK_TRUSTED_KEY_USAGE = oid("2.16.840.1.113894.746875.1.1")
+_ANY_EXTENDED_KEY_USAGE = oid("2.5.29.37.0")
+
+_ITERATIONS = 50_000
+_ITERATIONS_WITHOUT_PASSWORD = 2048
+"""With no secret to protect, more rounds only slow every start of every tool."""
+
+
+class Bag(NamedTuple):
+    """One certificate (or key) and the attributes that go with it."""
+
+    der: bytes
+    friendly_name: str = ""
+    local_key_id: bytes = b""
+    trusted: bool = False
+    """Java is to take it for a trust anchor."""
+
+
+def write_pkcs12(certificates: list[Bag], key: Bag | None, password: bytes) -> bytes:
+    """A PKCS#12 file: certificates in one safe, the key (PKCS#8 DER), shrouded, in another.
+
+    ``password`` is UTF-8 and may be empty.
+    """
+    rounds = _ITERATIONS if password else _ITERATIONS_WITHOUT_PASSWORD
+    safes = []
+    if certificates:
+        algorithm, encrypted = _pbes2(sequence(*(_cert_bag(bag) for bag in certificates)), password, rounds)
+        content = sequence(_DATA, algorithm, context(0, encrypted, constructed=False))
+        safes.append(sequence(_ENCRYPTED_DATA, context(0, sequence(integer(0), content))))
+    if key is not None:
+        algorithm, encrypted = _pbes2(key.der, password, rounds)
+        bag = sequence(_KEY_BAG, context(0, sequence(algorithm, octets(encrypted))), _attributes(key))
+        safes.append(sequence(_DATA, context(0, octets(sequence(bag)))))
+    safe = sequence(*safes)
+    salt = secrets.token_bytes(16)
+    mac = hmac.digest(_mac_key(password, salt, rounds), safe, "sha256")
+    return sequence(
+        integer(3),
+        sequence(_DATA, context(0, octets(safe))),
+        sequence(sequence(sequence(_SHA256, null()), octets(mac)), octets(salt), integer(rounds)),
+    )
+
+
+def _cert_bag(bag: Bag) -> bytes:
+    return sequence(_CERT_BAG, context(0, sequence(_X509, context(0, octets(bag.der)))), _attributes(bag))
+
+
+def _attributes(bag: Bag) -> bytes:
+    found = []
+    if bag.friendly_name:
+        found.append(sequence(_FRIENDLY_NAME, set_of(tlv(0x1E, bag.friendly_name.encode("utf-16-be")))))
+    if bag.local_key_id:
+        found.append(sequence(_LOCAL_KEY_ID, set_of(octets(bag.local_key_id))))
+    if bag.trusted:
+        found.append(sequence(_JDK_TRUSTED_KEY_USAGE, set_of(_ANY_EXTENDED_KEY_USAGE)))
+    return set_of(*found) if found else b""
+
+
+def _pbes2(plain: bytes, password: bytes, rounds: int) -> tuple[bytes, bytes]:
+    """Algorithm identifier and ciphertext (RFC 8018 6.2)."""
+    salt, iv = secrets.token_bytes(16), secrets.token_bytes(16)
+    encryptor = Cipher(
+        algorithms.AES256(hashlib.pbkdf2_hmac("sha256", password, salt, rounds, 32)), modes.CBC(iv)
+    ).encryptor()
+    fill = 16 - len(plain) % 16
+    encrypted = encryptor.update(plain + bytes((fill,)) * fill) + encryptor.finalize()
+    derivation = sequence(_PBKDF2, sequence(octets(salt), integer(rounds), sequence(_HMAC_SHA256, null())))
+    return sequence(_PBES2, sequence(derivation, sequence(_AES256_CBC, octets(iv)))), encrypted
+
+
+def _mac_key(password: bytes, salt: bytes, rounds: int) -> bytes:
+    """The 32-byte integrity key (RFC 7292 appendix B.2 with SHA-256 and identifier 3)."""
+    block = 64
+    text = password.decode().encode("utf-16-be") + b"\0\0"
+    size = block * -(-len(text) // block)
+    stretched = (salt * (block // len(salt) + 1))[:block] + (text * (size // len(text) + 1))[:size]
+    key = hashlib.sha256(b"\x03" * block + stretched).digest()
+    for _ in range(rounds - 1):
+        key = hashlib.sha256(key).digest()
+    return key

@@ -1,0 +1,405 @@
+"""X.509 certificates as Secure PVAccess uses them: keys, issuing, and the check that precedes every signature.
+
+Source: SPVA specification 4.2 to 4.5, 4.8; RFC 5280. A certificate is first signed with a throw-away key and
+checked against its profile; only then does the CA's key sign it. So a mistake in a request or in this
+code never carries the CA's signature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from functools import cache
+from ipaddress import ip_address
+from typing import Final, NamedTuple
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric.types import (
+    CertificateIssuerPrivateKeyTypes,
+    CertificatePublicKeyTypes,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from appliance.certs.x509 import (
+    CONFIG_PV_OID,
+    RENEW_BY_OID,
+    STATUS_PV_OID,
+    config_pv,
+    encode_pv_name,
+    encode_time,
+    find_extension,
+    is_ca,
+    renew_by,
+    san,
+    status_pv,
+    subject_key_identifier,
+    subject_text,
+)
+from appliance.errors import CertificateError
+
+__all__ = [
+    "KEY_ALGORITHMS",
+    "USAGES",
+    "Issuer",
+    "build_ca",
+    "build_certificate",
+    "check_ca",
+    "check_certificate",
+    "check_public_key",
+    "generate_key",
+    "signature_hash",
+    "subject_name",
+]
+
+KEY_ALGORITHMS: Final = ("rsa-2048", "rsa-4096", "ec-p256", "ec-p384", "ed25519")
+USAGES: Final = {
+    "client": frozenset({ExtendedKeyUsageOID.CLIENT_AUTH}),
+    "server": frozenset({ExtendedKeyUsageOID.SERVER_AUTH}),
+    "ioc": frozenset({ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH}),
+    "cms": frozenset(
+        {ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.OCSP_SIGNING}
+    ),
+}
+"""Extended key usages of each kind of certificate (4.2). ``cms`` is the certificate service's own."""
+
+_SUBJECT_LIMITS = {
+    NameOID.COMMON_NAME: ("CN", 64),
+    NameOID.COUNTRY_NAME: ("C", 2),
+    NameOID.ORGANIZATION_NAME: ("O", 64),
+    NameOID.ORGANIZATIONAL_UNIT_NAME: ("OU", 64),
+}
+"""The attributes of a subject, and their longest text (RFC 5280 appendix A.1, upper bounds)."""
+_MAX_SERIAL = (1 << 64) - 1
+_MAX_SAN = 100
+
+
+class Issuer(NamedTuple):
+    """A certificate authority's key with its certificate and those above it. Its ``repr`` never shows the key."""
+
+    key: CertificateIssuerPrivateKeyTypes
+    certificate: x509.Certificate
+    chain: tuple[x509.Certificate, ...] = ()
+    """Certificates above ``certificate``, the root last."""
+
+    def __repr__(self) -> str:
+        return f"<Issuer {subject_text(self.certificate.subject)}>"
+
+
+def generate_key(algorithm: str = "rsa-2048") -> CertificateIssuerPrivateKeyTypes:
+    """A new private key of one of `KEY_ALGORITHMS`. Raises CertificateError for another name."""
+    match algorithm:
+        case "rsa-2048" | "rsa-4096":
+            return rsa.generate_private_key(public_exponent=65537, key_size=int(algorithm[4:]))
+        case "ec-p256":
+            return ec.generate_private_key(ec.SECP256R1())
+        case "ec-p384":
+            return ec.generate_private_key(ec.SECP384R1())
+        case "ed25519":
+            return ed25519.Ed25519PrivateKey.generate()
+    msg = f"the key algorithm {algorithm!r} is not known; use one of {', '.join(KEY_ALGORITHMS)}"
+    raise CertificateError(msg)
+
+
+def signature_hash(key: CertificateIssuerPrivateKeyTypes) -> hashes.SHA256 | hashes.SHA384 | None:
+    """The hash to sign with: SHA-384 for P-384, none for Ed25519, else SHA-256."""
+    if isinstance(key, ed25519.Ed25519PrivateKey):
+        return None
+    if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.key_size > 256:
+        return hashes.SHA384()
+    return hashes.SHA256()
+
+
+def subject_name(
+    common_name: str, *, country: str = "", organization: str = "", organizational_unit: str = ""
+) -> x509.Name:
+    """A subject in the order CN, C, O, OU, empty parts left out (4.4).
+
+    Raises CertificateError for a part that is too long, has control characters or outer blanks, or a country
+    that is not two capital letters.
+    """
+    parts = (
+        (NameOID.COMMON_NAME, common_name),
+        (NameOID.COUNTRY_NAME, country),
+        (NameOID.ORGANIZATION_NAME, organization),
+        (NameOID.ORGANIZATIONAL_UNIT_NAME, organizational_unit),
+    )
+    if not common_name:
+        msg = "the name (CN) is empty"
+        raise CertificateError(msg)
+    for oid, text in parts:
+        problem = _subject_problem(oid, text) if text else None
+        if problem:
+            raise CertificateError(problem)
+    return x509.Name([x509.NameAttribute(oid, text) for oid, text in parts if text])
+
+
+def _subject_problem(oid: x509.ObjectIdentifier, text: str | bytes) -> str | None:
+    short, limit = _SUBJECT_LIMITS.get(oid, ("", 0))
+    if not short:
+        return f"the subject has the attribute {oid.dotted_string}; only CN, C, O and OU are used"
+    if not isinstance(text, str) or not text.isprintable() or text != text.strip() or not text:
+        return f"the subject's {short} is empty, or has control characters or blanks at its ends"
+    if len(text) > limit:
+        return f"the subject's {short} has {len(text)} characters; at most {limit} are allowed"
+    if oid == NameOID.COUNTRY_NAME and not (
+        text.isascii() and text.isalpha() and text.isupper() and len(text) == 2
+    ):
+        return f"the subject's C is {text!r}; it must be two capital letters such as US"
+    return None
+
+
+def build_ca(
+    key: CertificateIssuerPrivateKeyTypes,
+    *,
+    subject: x509.Name,
+    not_before: datetime,
+    not_after: datetime,
+    serial: int,
+    issuer: Issuer | None = None,
+    path_length: int | None = None,
+) -> x509.Certificate:
+    """A CA certificate for ``key``: self-signed, or signed by ``issuer`` as an intermediate.
+
+    Raises CertificateError when the result would break its profile.
+    """
+    signer = key if issuer is None else issuer.key
+    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    authority = identifier.digest if issuer is None else subject_key_identifier(issuer.certificate)
+    builder = _builder(subject, subject if issuer is None else issuer.certificate.subject, key.public_key())
+    builder = (
+        _dated(builder, not_before, not_after, serial)
+        .add_extension(identifier, critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier(authority, None, None), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
+        .add_extension(_key_usage("digital_signature", "key_cert_sign", "crl_sign"), critical=True)
+    )
+    check_ca(builder.sign(_lint_key(), hashes.SHA256()))
+    return builder.sign(signer, signature_hash(signer))
+
+
+def build_certificate(
+    issuer: Issuer,
+    *,
+    subject: x509.Name,
+    public_key: CertificatePublicKeyTypes,
+    usage: str,
+    not_before: datetime,
+    not_after: datetime,
+    serial: int,
+    status_pv: str | None = None,
+    config_pv: str | None = None,
+    renew_by: datetime | None = None,
+    san: Sequence[tuple[str, str]] = (),
+    raw_pv_names: bool = False,
+) -> x509.Certificate:
+    """An end entity's certificate for ``usage`` (a key of `USAGES`), checked against its profile, then signed.
+
+    ``status_pv`` and ``config_pv`` are whole PV names. They are written as an IA5String, as the specification (4.3)
+    says and the peers of 2026 read it; ``raw_pv_names`` writes bare ASCII, which is all that the peers of 2025
+    read. See `appliance.certs.x509.canonical_pv_name` for how one certificate serves both.
+    ``san`` holds (``dns`` | ``ip`` | ``uri``, text). Times are aware and whole seconds count.
+
+    Raises CertificateError when the result would break its profile.
+    """
+    if usage not in USAGES:
+        msg = f"the usage {usage!r} is not known; use one of {', '.join(USAGES)}"
+        raise CertificateError(msg)
+    try:
+        authority = x509.AuthorityKeyIdentifier(subject_key_identifier(issuer.certificate), None, None)
+        builder = (
+            _dated(_builder(subject, issuer.certificate.subject, public_key), not_before, not_after, serial)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+            .add_extension(authority, critical=False)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_key_usage(*_key_bits(public_key)), critical=True)
+            .add_extension(
+                x509.ExtendedKeyUsage(sorted(USAGES[usage], key=lambda o: o.dotted_string)), critical=False
+            )
+        )
+        if san:
+            builder = builder.add_extension(x509.SubjectAlternativeName(_general_names(san)), critical=False)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
+        msg = f"the certificate for {subject_text(subject)} cannot be made: {exc}"
+        raise CertificateError(msg) from exc
+    private = (
+        (STATUS_PV_OID, encode_pv_name(status_pv, raw=raw_pv_names) if status_pv else None),
+        (CONFIG_PV_OID, encode_pv_name(config_pv, raw=raw_pv_names) if config_pv else None),
+        (RENEW_BY_OID, encode_time(renew_by) if renew_by is not None else None),
+    )
+    for oid, value in private:
+        if value is not None:
+            builder = builder.add_extension(x509.UnrecognizedExtension(oid, value), critical=False)
+    check_certificate(builder.sign(_lint_key(), hashes.SHA256()), issuer=issuer.certificate, usage=usage)
+    return builder.sign(issuer.key, signature_hash(issuer.key))
+
+
+@cache
+def _lint_key() -> ec.EllipticCurvePrivateKey:
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, public_key: CertificatePublicKeyTypes
+) -> x509.CertificateBuilder:
+    return x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(public_key)
+
+
+def _dated(
+    builder: x509.CertificateBuilder, not_before: datetime, not_after: datetime, serial: int
+) -> x509.CertificateBuilder:
+    if not 0 < serial <= _MAX_SERIAL:
+        msg = "the serial number must be between 1 and 2**64 - 1"
+        raise CertificateError(msg)
+    if not_before.tzinfo is None or not_after.tzinfo is None:
+        msg = "the validity must be given as aware times"
+        raise CertificateError(msg)
+    if not_after <= not_before:
+        msg = f"the validity ends ({not_after:%Y-%m-%d %H:%M:%S}) before it begins ({not_before:%Y-%m-%d %H:%M:%S})"
+        raise CertificateError(msg)
+    return builder.serial_number(serial).not_valid_before(not_before).not_valid_after(not_after)
+
+
+def _key_usage(*bits: str) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        **{
+            bit: bit in bits
+            for bit in (
+                "digital_signature",
+                "content_commitment",
+                "key_encipherment",
+                "data_encipherment",
+                "key_agreement",
+                "key_cert_sign",
+                "crl_sign",
+                "encipher_only",
+                "decipher_only",
+            )
+        }
+    )
+
+
+def _key_bits(key: CertificatePublicKeyTypes) -> tuple[str, ...]:
+    # RFC 5480 3 and RFC 8410 5: key encipherment is RSA's alone, Ed25519 only signs.
+    if isinstance(key, rsa.RSAPublicKey):
+        return ("digital_signature", "key_encipherment")
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        return ("digital_signature", "key_agreement")
+    return ("digital_signature",)
+
+
+def _general_names(entries: Iterable[tuple[str, str]]) -> list[x509.GeneralName]:
+    names: list[x509.GeneralName] = []
+    for kind, text in entries:
+        match kind:
+            case "dns":
+                names.append(x509.DNSName(text))
+            case "ip":
+                names.append(x509.IPAddress(ip_address(text)))
+            case "uri":
+                names.append(x509.UniformResourceIdentifier(text))
+            case _:
+                msg = f"the alternative name {text!r} has the kind {kind!r}; use dns, ip or uri"
+                raise CertificateError(msg)
+    return names
+
+
+# ---------------------------------------------------------------------- the check before signing
+
+
+def check_public_key(key: CertificatePublicKeyTypes) -> str | None:
+    """Why a key may not be certified, or ``None`` (4.8)."""
+    if isinstance(key, rsa.RSAPublicKey):
+        if not 2048 <= key.key_size <= 8192:
+            return f"an RSA key of {key.key_size} bits; 2048 to 8192 are allowed"
+        exponent = key.public_numbers().e
+        return None if exponent >= 65537 and exponent % 2 else f"an RSA key with the exponent {exponent}"
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        return (
+            None
+            if key.curve.name in ("secp256r1", "secp384r1")
+            else f"an EC key on the curve {key.curve.name}"
+        )
+    return None if isinstance(key, ed25519.Ed25519PublicKey) else f"a key of the type {type(key).__name__}"
+
+
+def check_ca(certificate: x509.Certificate) -> None:
+    """Check a CA certificate against its profile. Raises CertificateError that lists every problem."""
+    problems = [*_subject_problems(certificate.subject), *_common_problems(certificate)]
+    if not is_ca(certificate):
+        problems.append("basic constraints do not say CA")
+    usage = find_extension(certificate, x509.KeyUsage)
+    if usage is None or not usage.key_cert_sign:
+        problems.append("key usage does not allow signing certificates")
+    _raise(certificate, problems)
+
+
+def check_certificate(certificate: x509.Certificate, *, issuer: x509.Certificate, usage: str) -> None:
+    """Check an end entity's certificate against its profile, its signature aside.
+
+    Raises CertificateError that lists every problem.
+    """
+    problems = [*_subject_problems(certificate.subject), *_common_problems(certificate)]
+    if certificate.issuer != issuer.subject:
+        problems.append("its issuer is not the subject of the CA")
+    if certificate.not_valid_after_utc > issuer.not_valid_after_utc:
+        problems.append(
+            f"it would outlive its CA, which expires at {issuer.not_valid_after_utc:%Y-%m-%d %H:%M:%S} UTC"
+        )
+    if certificate.public_key() == issuer.public_key():
+        problems.append("its key is the CA's")
+    if not is_ca(issuer):
+        problems.append("its issuer is not a CA")
+    if is_ca(certificate):
+        problems.append("basic constraints say CA")
+    key_usage = find_extension(certificate, x509.KeyUsage)
+    if key_usage != _key_usage(*_key_bits(certificate.public_key())):
+        problems.append("key usage does not fit the key")
+    extended = find_extension(certificate, x509.ExtendedKeyUsage)
+    if extended is None or frozenset(extended) != USAGES[usage]:
+        problems.append(f"extended key usage is not that of {usage}")
+    authority = find_extension(certificate, x509.AuthorityKeyIdentifier)
+    if authority is None or authority.key_identifier != subject_key_identifier(issuer):
+        problems.append("the authority key identifier is not the CA's")
+    if len(san(certificate)) > _MAX_SAN:
+        problems.append(f"more than {_MAX_SAN} alternative names")
+    status_pv(certificate)
+    config_pv(certificate)
+    due = renew_by(certificate)
+    if due is not None and not certificate.not_valid_before_utc <= due <= certificate.not_valid_after_utc:
+        problems.append("the renew-by date is outside the validity")
+    _raise(certificate, problems)
+
+
+def _subject_problems(subject: x509.Name) -> list[str]:
+    problems = [p for p in (_subject_problem(a.oid, a.value) for a in subject) if p]
+    for oid, (short, _) in _SUBJECT_LIMITS.items():
+        count = len(subject.get_attributes_for_oid(oid))
+        if count > 1 or (oid == NameOID.COMMON_NAME and count == 0):
+            problems.append(f"the subject has {count} {short}")
+    return problems
+
+
+def _common_problems(certificate: x509.Certificate) -> list[str]:
+    problems: list[str] = []
+    if certificate.version is not x509.Version.v3:
+        problems.append("it is not of version 3")
+    if not 0 < certificate.serial_number <= _MAX_SERIAL:
+        problems.append("its serial number does not fit 64 bits")
+    weak = check_public_key(certificate.public_key())
+    if weak:
+        problems.append(f"it is for {weak}")
+    if find_extension(certificate, x509.SubjectKeyIdentifier) is None:
+        problems.append("it has no subject key identifier")
+    constraints = find_extension(certificate, x509.BasicConstraints)
+    if constraints is None:
+        problems.append("it has no basic constraints")
+    return problems
+
+
+def _raise(certificate: x509.Certificate, problems: list[str]) -> None:
+    if problems:
+        msg = f"the certificate for {subject_text(certificate.subject)} is not acceptable: {'; '.join(problems)}"
+        raise CertificateError(msg)

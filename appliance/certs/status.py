@@ -1,0 +1,287 @@
+"""Certificate status: states, classes, permitted transitions, and how time and OCSP bear on them.
+
+Source: SPVA specification 4.7, 7.2, 8 and 13.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+from appliance.errors import CertificateStatusError
+
+__all__ = [
+    "DEFAULT_VALIDITY",
+    "INITIAL",
+    "OCSP_CHOICES",
+    "STATE_CHOICES",
+    "STATUS_CLASS",
+    "TRANSITIONS",
+    "CertState",
+    "Judgement",
+    "OCSPState",
+    "StatusClass",
+    "class_of_staple",
+    "effective_state",
+    "format_date",
+    "judge",
+    "may_change",
+    "next_boundary",
+    "ocsp_state",
+    "parse_date",
+    "parse_state",
+    "renewal_due",
+    "state_at_approval",
+]
+
+
+class CertState(StrEnum):
+    """Life cycle states of a certificate (8.2), with the texts that the wire carries."""
+
+    UNKNOWN = "UNKNOWN"
+    VALID = "VALID"
+    PENDING = "PENDING"
+    PENDING_APPROVAL = "PENDING_APPROVAL"
+    PENDING_RENEWAL = "PENDING_RENEWAL"
+    SCHEDULED_OFFLINE = "SCHEDULED_OFFLINE"
+    EXPIRED = "EXPIRED"
+    REVOKED = "REVOKED"
+
+
+class StatusClass(StrEnum):
+    """What a state means for a connection (8.4)."""
+
+    GOOD = "GOOD"
+    """Traffic flows."""
+    SUSPENDED = "SUSPENDED"
+    """The connection stays, monitors pause, PUT and RPC are refused, nobody new is admitted."""
+    UNKNOWN = "UNKNOWN"
+    """No usable decision: nobody new is admitted, a live connection stays and pauses."""
+    BAD = "BAD"
+    """The connection closes."""
+
+
+class OCSPState(StrEnum):
+    """The three answers of OCSP, with the texts that the wire carries (7.2)."""
+
+    GOOD = "OCSP_CERTSTATUS_GOOD"
+    REVOKED = "OCSP_CERTSTATUS_REVOKED"
+    UNKNOWN = "OCSP_CERTSTATUS_UNKNOWN"
+
+
+STATE_CHOICES: Final = tuple(state.value for state in CertState)
+"""Choices of the status PV in the order of 7.2. Peers differ in it: decode by the text, never by the index."""
+OCSP_CHOICES: Final = tuple(state.value for state in OCSPState)
+
+STATUS_CLASS: Final[Mapping[CertState, StatusClass]] = MappingProxyType(
+    {
+        CertState.VALID: StatusClass.GOOD,
+        CertState.SCHEDULED_OFFLINE: StatusClass.SUSPENDED,
+        CertState.PENDING_RENEWAL: StatusClass.SUSPENDED,
+        CertState.REVOKED: StatusClass.BAD,
+        CertState.EXPIRED: StatusClass.BAD,
+        CertState.UNKNOWN: StatusClass.UNKNOWN,
+        CertState.PENDING: StatusClass.UNKNOWN,
+        CertState.PENDING_APPROVAL: StatusClass.UNKNOWN,
+    }
+)
+
+_S = CertState
+INITIAL: Final = frozenset({_S.PENDING_APPROVAL, _S.PENDING, _S.VALID, _S.EXPIRED})
+"""States that a certificate may begin in."""
+
+TRANSITIONS: Final[Mapping[CertState, Mapping[CertState, str]]] = MappingProxyType(
+    {
+        _S.PENDING_APPROVAL: {
+            _S.PENDING: "approve",
+            _S.VALID: "approve",
+            _S.EXPIRED: "approve or clock",
+            _S.REVOKED: "deny or revoke",
+        },
+        _S.PENDING: {
+            _S.VALID: "clock",
+            _S.PENDING_RENEWAL: "clock",
+            _S.EXPIRED: "clock",
+            _S.REVOKED: "revoke",
+        },
+        _S.VALID: {
+            _S.SCHEDULED_OFFLINE: "schedule",
+            _S.PENDING_RENEWAL: "clock",
+            _S.EXPIRED: "clock",
+            _S.REVOKED: "revoke",
+        },
+        _S.SCHEDULED_OFFLINE: {
+            _S.VALID: "schedule",
+            _S.PENDING_RENEWAL: "clock",
+            _S.EXPIRED: "clock",
+            _S.REVOKED: "revoke",
+        },
+        _S.PENDING_RENEWAL: {_S.VALID: "renew", _S.EXPIRED: "clock", _S.REVOKED: "revoke"},
+        _S.EXPIRED: {},
+        _S.REVOKED: {},
+        _S.UNKNOWN: {},
+    }
+)
+"""Every permitted change of state and what causes it (8.3).
+
+Beyond the specification's list, because a service may have been down across several boundaries and an administrator
+must be able to revoke what is not valid yet: PENDING to EXPIRED, PENDING_RENEWAL and REVOKED; PENDING_APPROVAL to
+EXPIRED by the clock; SCHEDULED_OFFLINE to PENDING_RENEWAL.
+"""
+
+
+def may_change(old: CertState | None, new: CertState) -> bool:
+    """A certificate may go from ``old`` (``None``: it is being created) to ``new``."""
+    return new in INITIAL if old is None else new in TRANSITIONS[old]
+
+
+def state_at_approval(now: datetime, not_before: datetime, not_after: datetime) -> CertState:
+    """The state that the clock dictates when a certificate is issued or approved (8.1)."""
+    if now < not_before:
+        return CertState.PENDING
+    return CertState.VALID if now < not_after else CertState.EXPIRED
+
+
+def effective_state(
+    state: CertState,
+    *,
+    now: datetime,
+    not_before: datetime,
+    not_after: datetime,
+    renew_by: datetime | None = None,
+) -> CertState:
+    """The state at ``now`` of a certificate that was last recorded in ``state``.
+
+    A boundary that was crossed counts even if nobody recorded it. A clock that steps back undoes nothing.
+    """
+    if state in (CertState.REVOKED, CertState.EXPIRED, CertState.UNKNOWN):
+        return state
+    if now >= not_after:
+        return CertState.EXPIRED
+    if state is CertState.PENDING and now >= not_before:
+        state = CertState.VALID
+    if state is CertState.VALID and renew_by is not None and now >= renew_by:
+        return CertState.PENDING_RENEWAL
+    return state
+
+
+def next_boundary(
+    state: CertState,
+    *,
+    now: datetime,
+    not_before: datetime,
+    not_after: datetime,
+    renew_by: datetime | None = None,
+) -> datetime | None:
+    """When the clock will next change the effective state, ``None`` if it never will."""
+    current = effective_state(state, now=now, not_before=not_before, not_after=not_after, renew_by=renew_by)
+    if current in (CertState.REVOKED, CertState.EXPIRED, CertState.UNKNOWN):
+        return None
+    if current is CertState.PENDING:
+        return min(not_before, not_after)
+    if current is CertState.VALID and renew_by is not None:
+        return min(renew_by, not_after)
+    return not_after
+
+
+def renewal_due(*, now: datetime, updated: datetime, renew_by: datetime | None) -> bool:
+    """At or past the half of the time between the last status update and ``renew_by`` (4.7.3)."""
+    return renew_by is not None and now >= updated + (renew_by - updated) / 2
+
+
+def ocsp_state(state: CertState) -> OCSPState:
+    """What an OCSP responder says of a certificate in ``state``: all but VALID and REVOKED is unknown."""
+    if state is CertState.VALID:
+        return OCSPState.GOOD
+    return OCSPState.REVOKED if state is CertState.REVOKED else OCSPState.UNKNOWN
+
+
+class Judgement(NamedTuple):
+    """A verified status and how long it may be relied upon."""
+
+    state: CertState
+    status_class: StatusClass
+    valid_until: datetime
+
+
+def judge(signed: OCSPState, claimed: CertState, *, next_update: datetime, now: datetime) -> Judgement:
+    """Combine a verified OCSP answer with the state that came beside it unsigned.
+
+    Only a signature can make a certificate good; an unsigned claim can only make it less. Past ``next_update``
+    nothing is known (8.4).
+    """
+    if now >= next_update:
+        state = CertState.UNKNOWN
+    elif signed is OCSPState.REVOKED:
+        state = CertState.REVOKED
+    elif signed is OCSPState.UNKNOWN and claimed is CertState.VALID:
+        state = CertState.UNKNOWN
+    else:
+        state = claimed
+    return Judgement(state, STATUS_CLASS[state], next_update)
+
+
+def class_of_staple(signed: OCSPState) -> StatusClass:
+    """The class of a verified stapled answer (13.1)."""
+    if signed is OCSPState.GOOD:
+        return StatusClass.GOOD
+    return StatusClass.BAD if signed is OCSPState.REVOKED else StatusClass.UNKNOWN
+
+
+def parse_state(text: str) -> CertState:
+    """The state of that name, UNKNOWN for a name that a later version may bring."""
+    try:
+        return CertState(text)
+    except ValueError:
+        return CertState.UNKNOWN
+
+
+# ---------------------------------------------------------------------- dates as the wire writes them
+
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+def format_date(when: datetime | None) -> str:
+    """``Sat Mar 08 15:23:21 2025 UTC`` whatever the locale; empty for ``None``."""
+    if when is None:
+        return ""
+    utc = when.astimezone(UTC)
+    return (
+        f"{_DAYS[utc.weekday()]} {_MONTHS[utc.month - 1]} {utc.day:02d} "
+        f"{utc.hour:02d}:{utc.minute:02d}:{utc.second:02d} {utc.year:04d} UTC"
+    )
+
+
+def parse_date(text: str) -> datetime | None:
+    """The time of a text as `format_date` writes it, ``None`` for an empty one.
+
+    Raises CertificateStatusError for any other text.
+    """
+    if not text:
+        return None
+    words = text.split()
+    clock = words[3].split(":") if len(words) == 6 else []
+    numbers = [words[4], words[2], *clock] if len(clock) == 3 else []
+    if (
+        not numbers
+        or words[5] != "UTC"
+        or words[0] not in _DAYS
+        or words[1] not in _MONTHS
+        or not all(n.isascii() and n.isdigit() and len(n) <= 4 for n in numbers)
+    ):
+        msg = f"the date {text[:64]!r} is not of the form 'Sat Mar 08 15:23:21 2025 UTC'"
+        raise CertificateStatusError(msg)
+    year, day, hour, minute, second = (int(n) for n in numbers)
+    try:
+        return datetime(year, _MONTHS.index(words[1]) + 1, day, hour, minute, second, tzinfo=UTC)
+    except ValueError as exc:
+        msg = f"the date {text[:64]!r} does not exist: {exc}"
+        raise CertificateStatusError(msg) from exc
+
+
+DEFAULT_VALIDITY: Final = timedelta(minutes=30)
+"""How long a signed status is relied upon unless the service is configured otherwise."""

@@ -1,0 +1,259 @@
+"""``acf-test``: what an access security file lets somebody do, and why."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from appliance.acf import AccessSecurity, Decision, Principal
+
+__all__ = ["main"]
+
+_MAX_BYTES = 4 << 20
+
+_EPILOG = """\
+exit status:
+  0  the question was answered, whatever the answer is
+  1  the file cannot be read, or is wrong; the message says file, line and column
+  2  the command line is wrong
+  3  with --require: the access asked for is not granted
+
+examples:
+  acf-test ioc.acf
+      only check the file, and list its groups and inputs
+  acf-test ioc.acf --asg SPECIAL --user george --method x509 --authority 'EPICS Root Certificate Authority'
+      what george may do over TLS with a certificate that this authority issued
+  acf-test ioc.acf --asg BEAM --user op --method ca --host 10.0.0.7 --input A=1 --require WRITE
+      for scripts: succeeds only if a put would be allowed
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    arguments = argparse.ArgumentParser(
+        prog="acf-test",
+        description="Tell what an access security file (classic or YAML form) permits to a principal, and why.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    arguments.add_argument("file", metavar="FILE", help="access security file; - reads standard input")
+    arguments.add_argument(
+        "--asg", help="access security group of the record; without it the file is only checked"
+    )
+    arguments.add_argument(
+        "--asl", type=int, default=0, help="access security level of the field: 0 (default) or 1"
+    )
+    arguments.add_argument(
+        "--user", default="", help="account: the certificate's common name, or the claimed name"
+    )
+    arguments.add_argument("--host", default="", help="address of the client")
+    arguments.add_argument(
+        "--method", help="x509 (proved), ca (claimed) or anonymous; default ca with --user, else anonymous"
+    )
+    arguments.add_argument(
+        "--authority",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="common name of a certificate authority; repeat for a chain, from the issuer up to the root",
+    )
+    arguments.add_argument(
+        "--protocol", choices=("tls", "tcp"), help="default tls with --method x509, else tcp"
+    )
+    arguments.add_argument(
+        "--role", action="append", default=[], help="group that the account is in; may be repeated"
+    )
+    arguments.add_argument(
+        "--san",
+        action="append",
+        default=[],
+        metavar="KIND=TEXT",
+        help="subject alternative name: dns=... or ip=...",
+    )
+    arguments.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="A=VALUE",
+        help="value of an INP; one not given is not connected",
+    )
+    arguments.add_argument(
+        "--macro", action="append", default=[], metavar="NAME=TEXT", help="value for $(NAME) in the file"
+    )
+    arguments.add_argument(
+        "--resolve", action="store_true", help="look up the host names of HAGs, as a server does"
+    )
+    arguments.add_argument("--gateway", action="store_true", help="read accesses as a gateway does")
+    arguments.add_argument(
+        "--require", choices=("READ", "WRITE", "RPC"), help="exit with status 3 unless this access is granted"
+    )
+    arguments.add_argument("--json", action="store_true", help="answer in JSON")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool; returns its exit status."""
+    command_line = parser()
+    options = command_line.parse_args(argv)
+    try:
+        principal = _principal(options)
+        inputs = {name: _number(value) for name, value in _pairs(options.input, "--input")}
+        macros = dict(_pairs(options.macro, "--macro"))
+    except ValueError as error:
+        command_line.error(str(error))
+    unknown = inputs.keys() - set("ABCDEFGHIJKLMNOPQRSTU")
+    if unknown:
+        command_line.error(f"--input {min(unknown)}: inputs are called A to U")
+    if options.require and options.asg is None:
+        command_line.error("--require needs --asg")
+
+    from appliance.acf import load_acf
+    from appliance.errors import AccessFileError
+
+    try:
+        security = load_acf(
+            _read(options.file),
+            file=options.file,
+            macros=macros,
+            resolve=_resolve if options.resolve else None,
+            gateway=options.gateway,
+        )
+    except AccessFileError as error:
+        print(f"acf-test: {error}", file=sys.stderr)
+        return 1
+    for warning in security.warnings:
+        print(f"acf-test: warning: {warning}", file=sys.stderr)
+    if options.asg is None:
+        _show_file(security, as_json=options.json)
+        return 0
+    decision = security.decide(options.asg, options.asl, principal, inputs)
+    _show_decision(security, options.asg, principal, decision, as_json=options.json)
+    granted = {None: True, "READ": decision.read, "WRITE": decision.write, "RPC": decision.rpc}
+    return 0 if granted[options.require] else 3
+
+
+def _principal(options: argparse.Namespace) -> Principal:
+    from appliance.acf import Principal
+
+    method = (options.method or ("ca" if options.user else "anonymous")).lower()
+    san = tuple((kind.lower(), text) for kind, text in _pairs(options.san, "--san"))
+    if any(kind not in {"dns", "ip"} for kind, _ in san):
+        raise ValueError("--san is written dns=NAME or ip=ADDRESS")
+    return Principal(
+        account=options.user or ("anonymous" if method == "anonymous" else ""),
+        method=method,
+        authority=tuple(options.authority),
+        host=options.host,
+        roles=frozenset(options.role),
+        protocol=options.protocol or ("tls" if method == "x509" else "tcp"),
+        san=san,
+    )
+
+
+def _pairs(items: list[str], option: str) -> list[tuple[str, str]]:
+    pairs = []
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not equals or not name:
+            raise ValueError(f"{option} {item}: expected NAME=VALUE")
+        pairs.append((name, value))
+    return pairs
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"--input: '{text}' is not a number") from None
+
+
+def _read(name: str) -> str:
+    from appliance.errors import AccessFileError
+
+    try:
+        if name == "-":
+            data = sys.stdin.buffer.read(_MAX_BYTES + 1)
+        else:
+            with open(name, "rb") as file:  # noqa: PTH123 - pathlib would be half of the start-up time
+                data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise AccessFileError(f"the file is larger than {_MAX_BYTES} bytes", file=name)
+        return data.decode()
+    except OSError as error:
+        raise AccessFileError(f"cannot be read: {error.strerror or error}", file=name) from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise AccessFileError("not UTF-8 text", file=name, line=line) from None
+
+
+def _resolve(host: str) -> list[str]:
+    import socket
+
+    return sorted({str(item[4][0]) for item in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)})
+
+
+def _show_file(security: AccessSecurity, *, as_json: bool) -> None:
+    groups: list[dict[str, Any]] = [
+        {"asg": group.name, "inputs": dict(group.inputs), "rules": [str(rule) for rule in group.rules]}
+        for group in security.groups.values()
+    ]
+    if as_json:
+        _print_json({"file": security.file, "groups": groups, "warnings": list(security.warnings)})
+        return
+    for group in groups:
+        rules = len(group["rules"])
+        print(f"ASG({group['asg']}): {rules} rule{'' if rules == 1 else 's'}")
+        for letter, pv in group["inputs"].items():
+            print(f"  INP{letter} {pv}")
+    if "DEFAULT" not in security.groups:
+        print("ASG(DEFAULT) is not defined: records in no group, or in one not listed here, allow no access")
+
+
+def _show_decision(
+    security: AccessSecurity, asg: str, principal: Principal, decision: Decision, *, as_json: bool
+) -> None:
+    group = security.group(asg).name
+    if as_json:
+        answer: dict[str, Any] = {
+            "asg": asg,
+            "rules_of": group,
+            "principal": {
+                **principal._asdict(),
+                "authority": list(principal.authority),
+                "roles": sorted(principal.roles),
+                "san": [list(entry) for entry in principal.san],
+            },
+            "access": decision.access,
+            "read": decision.read,
+            "write": decision.write,
+            "rpc": decision.rpc,
+            "uncached": decision.uncached,
+            "trapwrite": decision.trapwrite,
+            "why": list(decision.why),
+            "warnings": list(security.warnings),
+        }
+        _print_json(answer)
+        return
+    who = f"{principal.method}/{principal.account}" if principal.account else principal.method
+    host = f" from {principal.host}" if principal.host else ""
+    print(f"{who}{host} over {principal.protocol} in ASG({asg}): {decision.access}")
+    words = [name for name in ("read", "write", "rpc", "uncached") if getattr(decision, name)]
+    print(f"  may: {', '.join(words) or 'nothing'}{'; puts are logged' if decision.trapwrite else ''}")
+    if group != asg:
+        print(f"  ASG({asg}) is not defined: the rules of ASG({group}) count")
+    for line in decision.why:
+        print(f"  {line}")
+
+
+def _print_json(answer: dict[str, Any]) -> None:
+    import json
+
+    print(json.dumps(answer, indent=2))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

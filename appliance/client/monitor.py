@@ -1,0 +1,225 @@
+"""Subscriptions: a bounded queue between the server, which sends, and the caller, who reads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+
+from appliance.client.requests import Request, Waiter
+from appliance.errors import ApplianceError, ChannelClosedError, RemoteError
+from appliance.pva import commands as c
+from appliance.pva.status import Status
+from appliance.pvdata.value import Value
+
+if TYPE_CHECKING:
+    from appliance.client.channel import Channel
+
+__all__ = ["Connected", "Disconnected", "Subscription"]
+
+
+class Connected(NamedTuple):
+    """The channel is there (again); values follow."""
+
+    server: str
+
+
+class Disconnected(NamedTuple):
+    """The channel was lost; the subscription goes on when it is back."""
+
+    why: str
+
+
+class Subscription(Request):
+    """An asynchronous iterator over a PV's updates.
+
+    ::
+
+        async with context.monitor("pv") as updates:
+            async for value in updates:
+                ...
+
+    Each value is complete; its ``changed`` bits say what this update brought. A caller that is slower than the
+    server skips intermediate values, never the latest one; with ``pipeline`` the server waits for the caller
+    instead. Lost connections are repaired without the caller's help; with ``notify`` they are told in between, as
+    ``Disconnected`` and ``Connected``. ``on_update`` takes updates as they come, instead of the iterator.
+    """
+
+    __slots__ = (
+        "_acknowledged",
+        "_ended",
+        "_event",
+        "_queue",
+        "_taken",
+        "notify",
+        "on_update",
+        "overruns",
+        "pipeline",
+        "queue_size",
+        "request",
+        "squashed",
+    )
+
+    def __init__(
+        self,
+        channel: Channel,
+        request: Value,
+        *,
+        queue_size: int,
+        pipeline: bool,
+        notify: bool,
+        on_update: Callable[[Any], None] | None,
+    ) -> None:
+        super().__init__(channel, Waiter(channel.context.loop))
+        self.request = request
+        self.queue_size = max(2, queue_size)
+        self.pipeline = pipeline
+        self.notify = notify
+        self.on_update = on_update
+        self.squashed = 0
+        """Updates that were merged here because the caller was slower."""
+        self.overruns = 0
+        """Updates that said that the server had merged some."""
+        self._queue: deque[Any] = deque()
+        self._event: asyncio.Future[None] | None = None
+        self._ended: ApplianceError | None = None
+        self._taken = 0
+        self._acknowledged = 0
+
+    # -- Request -------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        channel = self.channel
+        assert channel.wire is not None
+        assert channel.link is not None
+        operation = channel.wire.operation(
+            c.CMD_MONITOR, self.request, window=self.queue_size if self.pipeline else 0
+        )
+        operation.context = self
+        self.operation = operation
+        self._taken = 0
+        channel.link.schedule_flush()
+
+    def ready(self, status: Status) -> None:
+        if not status.ok:
+            try:
+                status.raise_for(self.channel.name)
+            except ApplianceError as error:
+                self.operation = None
+                self._end(error)
+            return
+        assert self.operation is not None
+        if self.notify:
+            assert self.channel.link is not None
+            self._put(Connected(self.channel.link.peer))
+        self.operation.start()
+
+    def update(self, bits: int, store: list[Any], overrun: int) -> None:
+        """One update has come."""
+        if overrun:
+            self.overruns += 1
+        operation = self.operation
+        assert operation is not None
+        kind = operation.type
+        assert kind is not None
+        if self.on_update is not None:
+            self.on_update(Value.from_store(kind, store, bits))
+            if self.pipeline:
+                self._count()
+            return
+        queue = self._queue
+        if len(queue) >= self.queue_size and isinstance(last := queue[-1], Value) and last.type == kind:
+            self.squashed += 1
+            queue[-1] = Value.from_store(kind, store, last.changed | bits)
+            if self.pipeline:
+                self._count()
+            return
+        self._put(Value.from_store(kind, store, bits))
+
+    def finished(self, status: Status) -> None:
+        """The server ended the subscription."""
+        self.operation = None
+        self._end(None if status.ok else RemoteError(f"{self.channel.name}: {status.message}"))
+
+    def disconnected(self, why: str) -> None:
+        super().disconnected(why)
+        if self.notify:
+            self._put(Disconnected(why))
+
+    def fail(self, error: ApplianceError) -> None:
+        self._abandon()
+        self._end(error)
+
+    def _end(self, error: ApplianceError | None) -> None:
+        self.channel.remove(self)
+        if self._ended is None:
+            self._ended = error or _END
+            if self.on_update is not None and error is not None:
+                self.on_update(error)
+            self._wake()
+
+    # -- the caller ----------------------------------------------------------------------------------
+
+    def _put(self, item: Any) -> None:
+        if self.on_update is not None:
+            self.on_update(item)
+            return
+        queue = self._queue
+        if len(queue) >= self.queue_size and not isinstance(item, Value) and not isinstance(queue[-1], Value):
+            queue[-1] = item  # a connection that flaps leaves its latest state
+        else:
+            queue.append(item)
+        self._wake()
+
+    def _wake(self) -> None:
+        event = self._event
+        if event is not None and not event.done():
+            event.set_result(None)
+
+    def _count(self) -> None:
+        """Grant the server as many updates as the caller has taken, half a queue at a time."""
+        self._taken += 1
+        if self._taken * 2 >= self.queue_size and self.operation is not None:
+            self.operation.acknowledge(self._taken)
+            self._taken = 0
+            assert self.channel.link is not None
+            self.channel.link.schedule_flush()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        """Give the next update; raises what ended the subscription, or StopAsyncIteration."""
+        queue = self._queue
+        while not queue:
+            ended = self._ended
+            if ended is not None:
+                if ended is _END:
+                    raise StopAsyncIteration
+                raise ended
+            self._event = asyncio.get_running_loop().create_future()
+            try:
+                await self._event
+            finally:
+                self._event = None
+        item = queue.popleft()
+        if self.pipeline and isinstance(item, Value):
+            self._count()
+        return item
+
+    def close(self) -> None:
+        """End the subscription."""
+        if self._ended is None:
+            self._ended = _END
+            self.cancel()
+            self._wake()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+
+_END: Final = ChannelClosedError("the subscription has ended")
