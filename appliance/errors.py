@@ -20,7 +20,8 @@
     |   |-- TLSError                a handshake failed or a TLS record was not acceptable
     |   |-- KeychainError           a PKCS#12 file cannot be read, written or used
     |   |-- CertificateError        an X.509 certificate is not acceptable
-    |   `-- CertificateStatusError  an OCSP answer is not acceptable
+    |   |-- CertificateStatusError  an OCSP answer is not acceptable
+    |   `-- TokenRefused            a bearer token proves nothing: reason for the audit, one sentence for the sender
     `-- AccessFileError             an access security or pvlist file is wrong; says line and column
 
 Anything else that escapes this package is a defect in it.
@@ -48,6 +49,7 @@ __all__ = [
     "RemoteProtocolError",
     "SecurityError",
     "TLSError",
+    "TokenRefused",
     "TransportError",
 ]
 
@@ -139,6 +141,23 @@ class CertificateError(SecurityError):
 
 class CertificateStatusError(SecurityError):
     """An OCSP answer is not acceptable: wrong signer, wrong certificate, or out of its validity."""
+
+
+class TokenRefused(SecurityError):  # noqa: N818 - a judgement with two readers, not a malfunction
+    """A bearer token does not prove the identity that it claims.
+
+    `reason` is a stable machine-readable code for the audit log, `public` the one sentence that the sender may
+    see: it tells an honest user what to do and an attacker nothing. `facts` holds what is known of the token
+    (iss, sub, kid, a hash of jti), cleaned for logs; the token itself is never part of the exception.
+    """
+
+    def __init__(
+        self, reason: str, public: str = "the token was refused", *, facts: dict[str, str] | None = None
+    ) -> None:
+        self.reason = reason
+        self.public = public
+        self.facts: dict[str, str] = {} if facts is None else facts
+        super().__init__(public)
 
 
 class AccessFileError(ApplianceError):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 IDLE_OPERATIONS = 4
 """Initialised GETs that are kept for the next one, for each pvRequest of a channel."""
 
-__all__ = ["Batch", "FieldRequest", "GetRequest", "Info", "PutRequest", "Request", "RPCRequest", "Waiter"]
+__all__ = ["Batch", "FieldRequest", "GetRequest", "Info", "PutRequest", "RPCRequest", "Request", "Waiter"]
 
 
 class Waiter:

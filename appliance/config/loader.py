@@ -330,7 +330,7 @@ def _dumper() -> type[yaml.SafeDumper]:
     class Dumper(yaml.SafeDumper):
         """Quotes text that our reader would take for a number although YAML 1.1 does not."""
 
-        def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - the signature is PyYAML's
+        def ignore_aliases(self, data: Any) -> bool:
             return True
 
     Dumper.add_implicit_resolver(

@@ -202,7 +202,7 @@ def _read(
     if code in (STRUCT | VARIABLE, UNION | VARIABLE):
         element, pos, room = _read(buf, pos, end, big, cache, depth - 1, room - 1)
         if not isinstance(element, StructType if code == STRUCT | VARIABLE else UnionType):
-            raise DecodeError(f"the element of array kind 0x{code:02x} is {element!r}")
+            raise DecodeError(f"the element of array kind 0x{code:02x} is {element!r:.60}")
         return cache.intern(ArrayType(element)), pos, room
     if code in (ONLY_ID, FULL_WITH_ID):
         if pos + 2 > end:

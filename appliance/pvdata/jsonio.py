@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 
+from appliance.errors import PVDataError
 from appliance.pvdata.value import Value, View
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["to_json", "to_plain"]
+__all__ = ["assign_text", "to_json", "to_plain"]
 
 
 def to_plain(value: Any) -> Any:
@@ -30,6 +31,26 @@ def to_plain(value: Any) -> Any:
 def to_json(value: Any, indent: int | None = None) -> str:
     """Return the value as JSON text."""
     return json.dumps(to_plain(value), allow_nan=False, ensure_ascii=False, indent=indent)
+
+
+def assign_text(value: Value | View, text: str, path: str | None = None) -> None:
+    """Assign what a user typed, as pvxput does: JSON if it begins with ``{``, ``[`` or ``"``, else plain text.
+
+    Without ``path`` a JSON object is for the whole structure and anything else for its field ``value``. Raises
+    PVDataError when the text is no JSON or does not fit.
+    """
+    x: Any = text
+    if text[:1] in ("{", "[", '"'):
+        try:
+            x = json.loads(text)
+        except (ValueError, RecursionError) as e:
+            raise PVDataError(f"{text!r:.60} is not JSON: {e}") from None
+    if path is None:
+        path = "" if text.startswith("{") else "value"
+    if path:
+        value[path] = x
+    else:
+        value.assign(x)
 
 
 def _clean(x: Any) -> Any:

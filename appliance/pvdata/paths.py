@@ -79,7 +79,7 @@ def _stored(t: TypeDesc, value: Any, rest: str, x: Any, path: str) -> Any:
     try:
         if not rest:
             return coerce(t, x, value)
-        if isinstance(t, StructType):
+        if isinstance(t, StructType) and rest.startswith("."):
             made = value if isinstance(value, Value) else Value(t)
             made[rest.removeprefix(".")] = x
             return made

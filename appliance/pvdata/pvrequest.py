@@ -7,7 +7,7 @@ pvDataCPP's ``field(a[opt=1])``, ``field(a{b,c})`` and bare lists with commas ar
 from __future__ import annotations
 
 from appliance.errors import PVDataError, PVRequestError
-from appliance.pvdata.types import STRING, StructType, TypeDesc
+from appliance.pvdata.types import MAX_DEPTH, STRING, StructType, TypeDesc
 from appliance.pvdata.value import Value
 
 TYPE_CHECKING = False
@@ -122,18 +122,20 @@ class _Parser:
             self.pos += 1
             options: dict[str, str] = {}
             self.assignments(options)
-            known = node.setdefault(OPTIONS, {})
-            assert isinstance(known, dict)
-            known.update(options)
+            self.add(node, OPTIONS).update(options)
         if self.peek() == "{":
             self.pos += 1
             self.list(node, "}", depth + 1)
 
     def add(self, into: _Tree, path: str) -> _Tree:
-        for name in path.split("."):
+        names = path.split(".")
+        if len(names) > MAX_DEPTH:
+            raise self.fail(f"more than {MAX_DEPTH} levels")
+        for name in names:
             if name:
                 node = into.setdefault(name, {})
-                assert isinstance(node, dict)
+                if isinstance(node, str):
+                    raise self.fail(f"{name!r} is an option and not a field")
                 into = node
         return into
 

@@ -234,6 +234,14 @@ class Value(_Fields):
     def base(self) -> int:
         return 0
 
+    def __getitem__(self, path: str) -> Any:
+        number = self.type.offsets.get(path)
+        if number is not None:
+            value = self.store[number]
+            if value is not None:
+                return value
+        return super().__getitem__(path)
+
     def clone(self) -> Value:
         """Return an independent copy with the same marks; arrays are shared, being read-only."""
         return Value.from_store(self.type, [_copied(x) for x in self.store], self.changed)

@@ -63,10 +63,10 @@ class BuiltinSource(Source):
     def __init__(self, server: Server) -> None:
         self._pv = _ServerPV(server)
 
-    def claims(self, name: str, host: str) -> bool:  # noqa: ARG002
+    def claims(self, name: str, host: str) -> bool:
         """Never: every server has the name, so that a search for it would find no one in particular."""
         return False
 
-    def open(self, name: str, peer: Credentials) -> Handler | None:  # noqa: ARG002
+    def open(self, name: str, peer: Credentials) -> Handler | None:
         """Give the PV to whoever asks this very server."""
         return self._pv if name == "server" else None

@@ -89,7 +89,7 @@ class Operation:
         mask = 0
         if kind is not None:
             try:
-                mask = leaves(kind, request_mask(self.request, kind))
+                mask = request_mask(self.request, kind) & kind.leaf_mask
             except PVDataError as error:
                 self.fail(str(error))
                 return

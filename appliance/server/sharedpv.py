@@ -313,11 +313,11 @@ class WildcardSource(Source):
         parts.append(name[pos:end])
         return tuple(parts)
 
-    def claims(self, name: str, host: str) -> bool:  # noqa: ARG002
+    def claims(self, name: str, host: str) -> bool:
         """Whether the name matches."""
         return self._parts(name) is not None
 
-    def open(self, name: str, peer: Credentials) -> Handler | None:  # noqa: ARG002
+    def open(self, name: str, peer: Credentials) -> Handler | None:
         """Give the PV, made now if need be."""
         handler = self.pvs.get(name)
         if handler is None:

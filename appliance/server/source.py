@@ -93,11 +93,11 @@ class StaticSource(Source):
     def __init__(self) -> None:
         self.pvs: dict[str, Handler] = {}
 
-    def claims(self, name: str, host: str) -> bool:  # noqa: ARG002 - a name is served to everyone or to no one
+    def claims(self, name: str, host: str) -> bool:
         """Whether there is such a PV."""
         return name in self.pvs
 
-    def open(self, name: str, peer: Credentials) -> Handler | None:  # noqa: ARG002
+    def open(self, name: str, peer: Credentials) -> Handler | None:
         """Give the PV."""
         return self.pvs.get(name)
 

@@ -46,9 +46,11 @@ SCALARS = (
 )
 
 names = st.sampled_from(["value", "a", "b", "c", "severity", "x1", "_y", "Zed", "index"])
-ids = st.sampled_from(["", "alarm_t", "epics:nt/NTScalar:1.0", "my \"odd\" id"])
+ids = st.sampled_from(["", "alarm_t", "epics:nt/NTScalar:1.0", 'my "odd" id'])
 texts = st.one_of(
-    st.sampled_from(["", "ok", "a'b\"c\\d", "line\nfeed\t\x07\x00", "\u00b0C", "\udcb0C", "x" * 253, "y" * 254]),
+    st.sampled_from(
+        ["", "ok", "a'b\"c\\d", "line\nfeed\t\x07\x00", "\u00b0C", "\udcb0C", "x" * 253, "y" * 254]
+    ),
     st.text(st.characters(codec="utf-8"), max_size=12),
 )
 
@@ -59,7 +61,12 @@ def fields(children, max_size=4):
 
 def types(*, sized=True):
     """Every kind of type; ``sized`` adds the bounded and fixed ones, which PVXS refuses."""
-    leaves = [st.sampled_from(SCALARS), st.just(ANY), st.sampled_from(SCALARS).map(ArrayType), st.just(ArrayType(ANY))]
+    leaves = [
+        st.sampled_from(SCALARS),
+        st.just(ANY),
+        st.sampled_from(SCALARS).map(ArrayType),
+        st.just(ArrayType(ANY)),
+    ]
     if sized:
         leaves += [
             st.integers(1, 300).map(BoundedString),

@@ -24,7 +24,9 @@ from appliance.pvdata.jsonio import to_json
 from appliance.pvdata.render import render, render_type
 from tests.helpers.pvdata_strategies import any_struct, not_hollow, types, values
 
-relaxed = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+relaxed = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
 orders = st.booleans()
 
 
@@ -111,7 +113,9 @@ def test_every_value_can_be_shown(v, fmt, limit):
 @given(any_struct())
 def test_plain_python_goes_back_in(v):
     again = Value(v.type)
-    again.assign({path: v.store[number] for path, number in v.type.offsets.items() if number in v.type.leaves})
+    again.assign(
+        {path: v.store[number] for path, number in v.type.offsets.items() if number in v.type.leaves}
+    )
     assert again == v
 
 

@@ -133,12 +133,12 @@ def test_pvrequest_selects_the_fields_that_pvxs_selects(case):
         assert list(iter_bits(request_mask(request, t))) == case["bits"]
 
 
-@pytest.mark.parametrize("case", REQUESTS["bitsets"], ids=lambda c: f"{len(c['bits'])}-{max(c['bits'], default=0)}")
+@pytest.mark.parametrize(
+    "case", REQUESTS["bitsets"], ids=lambda c: f"{len(c['bits'])}-{max(c['bits'], default=0)}"
+)
 @pytest.mark.parametrize("big", [False, True], ids=["little", "big"])
 def test_bit_sets_are_octet_for_octet_those_of_pvxs(case, big):
     raw = bytes.fromhex(case["be" if big else "le"])
     bits = sum(1 << bit for bit in case["bits"])
     assert encode_bitset(bits, big) == raw
     assert decode_bitset(raw, 0, len(raw), big) == (bits, len(raw))
-
-

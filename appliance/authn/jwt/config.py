@@ -1,0 +1,262 @@
+"""Which issuers a site trusts, how far, and how they are asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from appliance.authn.grant import USAGES
+from appliance.authn.jwt import uri
+from appliance.authn.jwt.jwk import SYMMETRIC
+from appliance.authn.jwt.naming import rule_is_valid
+from appliance.authn.jwt.pattern import ResponsePattern
+from appliance.config.loader import default
+from appliance.config.secret import FilePath, Secret
+from appliance.errors import ConfigurationError
+
+__all__ = ["ENVIRONMENT", "ClaimRule", "JWTConfig", "TrustedIssuer", "from_environment"]
+
+Usage = Literal["client", "server", "ioc"]
+Algorithm = Literal[
+    "RS256",
+    "RS384",
+    "RS512",
+    "PS256",
+    "PS384",
+    "PS512",
+    "ES256",
+    "ES384",
+    "ES512",
+    "EdDSA",
+    "HS256",
+    "HS384",
+    "HS512",
+]
+
+
+_MIN_SECRET_BYTES: Final = 32
+"""RFC 7518 section 3.2: an HMAC key is at least as long as the hash."""
+
+
+class ClaimRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A usage is granted only to tokens whose claim holds one of the values.
+
+    `claim` is the claim's name, or a path of names separated by dots (``realm_access.roles``). The claim may be a
+    string, a string of words separated by blanks (as ``scope`` is) or a list of strings.
+    """
+
+    claim: Annotated[str, Meta(min_length=1, max_length=200)]
+    values: Annotated[tuple[str, ...], Meta(min_length=1, max_length=100)]
+
+
+class TrustedIssuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One issuer of tokens. Raises ValueError for settings that contradict each other."""
+
+    mode: Literal["introspect", "jwks", "shared_secret"] = "introspect"
+    """How a token is proven: ask the validation endpoint, check the signature against published keys, or against a
+    secret shared with the issuer."""
+    issuer: Annotated[str, Meta(max_length=512)] = ""
+    """The exact `iss`. Empty, in mode introspect only: whatever fits `trusted_uri`."""
+    audience: tuple[str, ...] = ()
+    """Acceptable `aud` values, one of which a token must name. Required in the modes jwks and shared_secret."""
+    any_audience: bool = False
+    """Accept tokens that were made out to someone else, in the modes that require `audience`."""
+    algorithms: Annotated[tuple[Algorithm, ...], Meta(min_length=1)] = ("RS256", "PS256", "ES256", "EdDSA")
+    """Acceptable `alg` values. HS* only alone."""
+    typ: Annotated[tuple[str, ...], Meta(min_length=1)] = ("JWT", "at+jwt")
+    """Acceptable `typ` values; an empty string accepts a token without one."""
+    leeway_s: Annotated[int, Meta(ge=1, le=600)] = 60
+    """Seconds that the issuer's clock may differ from ours."""
+    longest_validity_s: Annotated[int, Meta(ge=60, le=366 * 86400)] = 7 * 86400
+    """Seconds that a token may still be valid for; a longer one is refused."""
+    require_jti: bool = False
+    """Refuse tokens without an identifier, which could be used more than once."""
+    usages: tuple[Usage, ...] = ("client",)
+    """What a certificate obtained by a token may be used for."""
+    usage_claims: dict[Usage, ClaimRule] = {}
+    """For some usages, a claim that the token must hold as well."""
+    approval: bool = False
+    """Whether an administrator must approve each certificate."""
+    subject_rule: str = "*"
+    """Which part of `sub` becomes the name: literal text with one ``*``."""
+    subject_extra_characters: Annotated[str, Meta(max_length=16)] = ""
+    """Characters that a name may hold beyond ASCII letters, digits and ``._@+-``."""
+    subject_non_ascii: bool = False
+    """Allow letters of other scripts in names."""
+    trusted_uri: Annotated[str, Meta(max_length=2048)] = ""
+    """The validation endpoint (mode introspect)."""
+    request_format: Annotated[str, Meta(max_length=4096)] = "#token#"
+    request_method: Literal["POST", "GET"] = "POST"
+    request_authorization: Secret = default(Secret())
+    """The Authorization header that the endpoint wants of us, such as ``Basic ...`` (request_method POST only)."""
+    response_format: Annotated[str, Meta(max_length=4096)] = "#response#"
+    use_response_code: bool = False
+    jwks_uri: Annotated[str, Meta(max_length=2048)] = ""
+    """The issuer's published keys (mode jwks)."""
+    jwks_stale_s: Annotated[int, Meta(ge=0, le=7 * 86400)] = 86400
+    """Seconds for which old keys are still used when new ones cannot be fetched."""
+    shared_secret: Secret = default(Secret())
+    """Where the secret is kept: ``${credential:NAME}`` or ``${file:/PATH}`` (mode shared_secret)."""
+    ca_file: FilePath = default(FilePath())
+    """PEM file of the CA that the endpoint's https certificate comes from; empty: the system's."""
+    per_minute: Annotated[float, Meta(ge=0, le=1e6)] = 600.0
+    """Submissions per minute for this issuer; 0: no limit."""
+    burst: Annotated[int, Meta(ge=1, le=100_000)] = 100
+
+    def __post_init__(self) -> None:
+        self._check_issuer()
+        symmetric = SYMMETRIC.intersection(self.algorithms)
+        if symmetric and not SYMMETRIC.issuperset(self.algorithms):
+            raise ValueError(
+                "algorithms: HS* cannot be mixed with others: a public key would become a secret"
+            )
+        if self.mode == "jwks" and symmetric:
+            raise ValueError("algorithms: HS* has no published keys; use mode shared_secret")
+        if self.mode == "shared_secret" and not symmetric:
+            raise ValueError("algorithms: mode shared_secret needs HS256, HS384 or HS512")
+        self._check_endpoint()
+        if self.mode != "introspect" and not self.audience and not self.any_audience:
+            raise ValueError(f"audience: required in mode {self.mode} (or set any_audience: true)")
+        if not rule_is_valid(self.subject_rule):
+            raise ValueError("subject_rule: must hold exactly one '*'")
+        stray = set(self.usage_claims) - set(self.usages)
+        if stray:
+            raise ValueError(f"usage_claims: {', '.join(sorted(stray))} is not among usages")
+
+    def _check_issuer(self) -> None:
+        if not self.issuer:
+            if self.mode != "introspect":
+                raise ValueError(f"issuer: required in mode {self.mode}")
+            return
+        where = uri.parse(self.issuer)
+        if where is None:
+            raise ValueError(
+                "issuer: must be a plain http(s) URI without query, fragment or user information"
+            )
+        if not uri.is_acceptable(where):
+            raise ValueError("issuer: must use https, except on this machine's loopback address")
+        _check_host("issuer", where)
+
+    def _check_endpoint(self) -> None:
+        needed = {"introspect": "trusted_uri", "jwks": "jwks_uri", "shared_secret": "shared_secret"}
+        for mode, name in needed.items():
+            value = getattr(self, name)
+            if mode == self.mode and not value:
+                raise ValueError(f"{name}: required in mode {mode}")
+            if mode != self.mode and value:
+                raise ValueError(f"{name}: has no meaning in mode {self.mode}")
+        if self.mode == "shared_secret":
+            if len(self.shared_secret.reveal().encode("utf-8")) < _MIN_SECRET_BYTES:
+                raise ValueError(f"shared_secret: must be at least {_MIN_SECRET_BYTES} bytes long")
+        else:
+            name = needed[self.mode]
+            where = uri.parse(getattr(self, name))
+            if where is None:
+                raise ValueError(
+                    f"{name}: must be a plain http(s) URI without query, fragment or user information"
+                )
+            if not uri.is_acceptable(where):
+                raise ValueError(f"{name}: must use https, except on this machine's loopback address")
+        if self.mode == "introspect":
+            try:
+                ResponsePattern(self.response_format)
+            except ValueError as error:
+                raise ValueError(f"response_format: {error}") from None
+            if self.request_method == "POST" and "#token#" not in self.request_format:
+                raise ValueError("request_format: must hold #token#")
+            if self.request_method == "GET" and self.request_authorization:
+                raise ValueError("request_authorization: with GET the Authorization header carries the token")
+            if not self.issuer:
+                _check_host("trusted_uri", where)
+
+    @property
+    def name(self) -> str:
+        """What this issuer is called in logs and audit: its `iss`, or its endpoint where that stands for it."""
+        return self.issuer or self.trusted_uri
+
+
+def _check_host(name: str, where: uri.Uri | None) -> None:
+    # It becomes the certificate's organisation (RFC 5280 appendix A, ub-organization-name).
+    if where is not None and len(where.host) > 64:
+        raise ValueError(
+            f"{name}: its host becomes the certificate's organisation, which holds 64 characters"
+        )
+
+
+class JWTConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The part of the certificate service's configuration that concerns tokens."""
+
+    issuers: Annotated[tuple[TrustedIssuer, ...], Meta(max_length=100)] = ()
+    allow_plaintext_token: bool = False
+    """Accept tokens that came over plain TCP, where anyone could have read them."""
+    peer_per_minute: Annotated[float, Meta(ge=0, le=1e6)] = 60.0
+    """Submissions per minute from one address; 0: no limit."""
+    peer_burst: Annotated[int, Meta(ge=1, le=100_000)] = 20
+
+    def __post_init__(self) -> None:
+        names = [issuer.name for issuer in self.issuers]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise ValueError(f"issuers: {min(twice)} is listed twice")
+        if sum(not issuer.issuer for issuer in self.issuers) > 1:
+            raise ValueError(
+                "issuers: only one can be known by its trusted_uri alone; name the issuer of the others"
+            )
+
+
+ENVIRONMENT: Final = {
+    "EPICS_AUTH_JWT_REQUEST_FORMAT": "request_format",
+    "EPICS_AUTH_JWT_REQUEST_METHOD": "request_method",
+    "EPICS_AUTH_JWT_RESPONSE_FORMAT": "response_format",
+    "EPICS_AUTH_JWT_TRUSTED_URI": "trusted_uri",
+    "EPICS_AUTH_JWT_USE_RESPONSE_CODE": "use_response_code",
+}
+"""The variables of the quick start, and the setting that each one stands for. The flags ``--jwt-*`` of pvacms are the
+same names in lower case with dashes."""
+
+
+def from_environment(environ: Mapping[str, str]) -> TrustedIssuer | None:
+    """The issuer that the EPICS_AUTH_JWT_* variables describe; None when no trusted URI is set.
+
+    Such an issuer may obtain every usage without approval, as the quick start has it: whoever needs more says it
+    in YAML. Raises ConfigurationError.
+    """
+    settings: dict[str, str | bool] = {}
+    for variable, field in ENVIRONMENT.items():
+        value = environ.get(variable, "")
+        if not value.strip():
+            continue
+        if field == "use_response_code":
+            settings[field] = value.strip().lower() in {"yes", "true", "1"}
+        elif field == "request_method":
+            settings[field] = value.strip().upper()
+        elif field == "trusted_uri":
+            settings[field] = value.strip()
+        else:
+            settings[field] = value
+    if not settings.get("trusted_uri"):
+        if settings:
+            raise ConfigurationError(
+                "needed when any other EPICS_AUTH_JWT_* variable is set; it has no default",
+                key="EPICS_AUTH_JWT_TRUSTED_URI",
+            )
+        return None
+    try:
+        return msgspec.convert({"mode": "introspect", "usages": list(USAGES), **settings}, TrustedIssuer)
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(_why(str(error)), key=_variable(str(error))) from None
+
+
+def _variable(text: str) -> str:
+    for variable, field in ENVIRONMENT.items():
+        if text.startswith(f"{field}:") or f"$.{field}`" in text:
+            return variable
+    return "EPICS_AUTH_JWT_*"
+
+
+def _why(text: str) -> str:
+    head, _, tail = text.partition(": ")
+    return tail if head in ENVIRONMENT.values() else text.partition(" - at ")[0]

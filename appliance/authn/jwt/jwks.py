@@ -1,0 +1,133 @@
+"""The keys that an issuer publishes, fetched rarely, kept for a bounded time, replaced only by better ones."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable
+from typing import Final
+
+from appliance.authn.jwt.fetch import Fetcher, FetchError, check_endpoint
+from appliance.authn.jwt.jwk import Jwk, KeySetError, read_key_set, select
+from appliance.errors import TokenRefused
+
+__all__ = ["FRESH_S", "MAX_JWKS_BYTES", "REFETCH_S", "JWKSClient", "fresh_for"]
+
+MAX_JWKS_BYTES: Final = 1024 * 1024
+FRESH_S: Final = (300.0, 86_400.0)
+"""Keys are taken for fresh at least and at most this long, whatever Cache-Control says."""
+REFETCH_S: Final = 30.0
+"""Between two fetches on behalf of unknown key ids, which anyone can send; and between two failing fetches."""
+_EMPTY_RETRY_S: Final = 5.0
+"""Between two failing fetches while there are no keys at all and nobody can be served."""
+_CANNOT_FETCH: Final = "the issuer's keys could not be fetched; try again later"
+_UNKNOWN_KEY: Final = "the issuer does not publish the key of this token; try again in half a minute"
+_MAX_AGE: Final = re.compile(r"(?:^|[,\s])max-age\s*=\s*\"?([0-9]{1,10})")
+
+_log = logging.getLogger(__name__)
+
+
+def fresh_for(cache_control: str) -> float:
+    """Seconds for which keys with this Cache-Control header (RFC 9111 section 5.2.2) are fresh, clamped to `FRESH_S`."""
+    directives = cache_control.lower()
+    match = _MAX_AGE.search(directives)
+    age = 0.0 if match is None or "no-store" in directives or "no-cache" in directives else float(match[1])
+    return min(max(age, FRESH_S[0]), FRESH_S[1])
+
+
+class JWKSClient:
+    """One issuer's key set. `clock` is monotonic: steps of the wall clock neither age nor revive keys.
+
+    Not safe to share between event loops.
+    """
+
+    def __init__(
+        self, url: str, fetcher: Fetcher, *, clock: Callable[[], float], stale_s: float = 86_400.0
+    ) -> None:
+        self._url = url
+        self._fetcher = fetcher
+        self._clock = clock
+        self._stale_s = stale_s
+        self._keys: tuple[Jwk, ...] = ()
+        self._fresh_until = float("-inf")
+        self._usable_until = float("-inf")
+        self._last_failure = float("-inf")
+        self._last_refetch = float("-inf")
+        self._version = 0
+        self._lock = asyncio.Lock()
+
+    async def key_for(self, kid: str | None, alg: str) -> Jwk:
+        """The key that signed a token with this header.
+
+        Raises TokenRefused: ``jwks_...`` when there are no keys to be had, ``key_unknown`` when none, or more than
+        one, fits.
+        """
+        fetched = False
+        if self._clock() >= self._fresh_until:
+            fetched = await self._refresh(self._version)
+        if self._clock() >= self._usable_until:
+            self._keys = ()
+            raise TokenRefused("jwks_not_available", _CANNOT_FETCH)
+        key = select(self._keys, kid=kid, alg=alg)
+        # A known key that does not fit the algorithm will not fit after another fetch either.
+        known = kid is not None and any(key.kid == kid for key in self._keys)
+        if key is None and not fetched and not known and await self._refetch():
+            key = select(self._keys, kid=kid, alg=alg)
+        if key is None:
+            raise TokenRefused("key_unknown", _UNKNOWN_KEY)
+        return key
+
+    async def newer_key(self, old: Jwk, kid: str | None, alg: str) -> Jwk | None:
+        """The key that has taken the place of `old`, under which a signature was wrong; None when there is none.
+
+        An issuer that starts afresh may give its new key the old one's name, or may name no keys at all.
+        """
+        if not await self._refetch():
+            return None
+        key = select(self._keys, kid=kid, alg=alg)
+        return None if key is None or key.key == old.key else key
+
+    async def _refetch(self) -> bool:
+        """Fetch on behalf of a token that fits no key, which anyone can send: at most every `REFETCH_S`."""
+        now = self._clock()
+        if now - self._last_refetch < REFETCH_S:
+            async with self._lock:  # whoever asked first may be fetching the very key that this token needs
+                return True
+        self._last_refetch = now
+        return await self._refresh(self._version)
+
+    async def _refresh(self, version: int) -> bool:
+        """Fetch unless another task has just done so or the last failure is too recent; whether keys are new."""
+        async with self._lock:
+            if self._version != version:
+                return True
+            now = self._clock()
+            pause = REFETCH_S if now < self._usable_until else _EMPTY_RETRY_S
+            if now - self._last_failure < pause:
+                return False
+            try:
+                keys, fresh_s = await self._fetch()
+            except (FetchError, KeySetError) as error:
+                self._last_failure = self._clock()
+                _log.warning("keys of %s could not be fetched: %s", self._url, error)
+                return False
+            now = self._clock()
+            self._keys = keys
+            self._fresh_until = now + fresh_s
+            self._usable_until = self._fresh_until + self._stale_s
+            self._last_failure = float("-inf")
+            self._version += 1
+            return True
+
+    async def _fetch(self) -> tuple[tuple[Jwk, ...], float]:
+        check_endpoint(self._url)
+        answer = await self._fetcher.request(
+            "GET",
+            self._url,
+            limit=MAX_JWKS_BYTES,
+            headers={"Accept": "application/jwk-set+json, application/json"},
+        )
+        if answer.status != 200:
+            raise FetchError(f"status_{answer.status}")
+        return read_key_set(answer.body), fresh_for(answer.cache_control)

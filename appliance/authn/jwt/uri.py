@@ -1,0 +1,75 @@
+"""URIs of issuers and of their endpoints, compared without surprises.
+
+Only one spelling is accepted: lower-case scheme and host, no user information, no query or fragment, no percent
+sign, no dot segment, no empty segment. What cannot be written in two ways cannot be confused.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+__all__ = ["Uri", "is_acceptable", "is_loopback", "issuer_covers", "parse"]
+
+_SHAPE: Final = re.compile(
+    r"(?P<scheme>https?)://(?P<host>[a-z0-9](?:[a-z0-9.-]{0,252}[a-z0-9])?|\[[0-9a-f:.]{2,45}\])"
+    r"(?::(?P<port>[1-9][0-9]{0,4}))?(?P<path>/[A-Za-z0-9._~/@:+-]*)?"
+)
+_DEFAULT_PORT: Final = {"http": 80, "https": 443}
+
+
+class Uri(NamedTuple):
+    scheme: str
+    host: str
+    port: int
+    path: str
+
+    @property
+    def origin(self) -> tuple[str, str, int]:
+        """Scheme, host and port: what "the same host" means for redirects and for comparison."""
+        return self[:3]
+
+
+def parse(text: str) -> Uri | None:
+    """The parts of `text`, or None when it is not a plain http or https URI."""
+    match = _SHAPE.fullmatch(text)
+    if match is None:
+        return None
+    port = int(match["port"]) if match["port"] else _DEFAULT_PORT[match["scheme"]]
+    path = match["path"] or ""
+    if port > 65535 or ".." in match["host"] or "//" in path or not {".", ".."}.isdisjoint(path.split("/")):
+        return None
+    return Uri(match["scheme"], match["host"].strip("[]"), port, path)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is this machine by definition: ``localhost``, 127.0.0.0/8 or ``::1``."""
+    if host == "localhost":
+        return True
+    import ipaddress
+
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def is_acceptable(uri: Uri) -> bool:
+    """https, or plain http to this very machine."""
+    return uri.scheme == "https" or is_loopback(uri.host)
+
+
+def issuer_covers(issuer: str, trusted_uri: str) -> bool:
+    """Whether an `iss` claim fits an issuer that is known by its validation endpoint alone.
+
+    It does when both are the same text, or when they have the same scheme, host and port and the endpoint's path
+    lies below the issuer's, whole segments only: ``http://localhost:8080/default`` fits
+    ``http://localhost:8080/default/verify``; ``http://localhost:8080/def`` and
+    ``http://localhost:8080/default/verify/x`` do not.
+    """
+    if issuer == trusted_uri:
+        return True
+    claimed, endpoint = parse(issuer), parse(trusted_uri)
+    if claimed is None or endpoint is None or claimed.origin != endpoint.origin:
+        return False
+    return endpoint.path.startswith(claimed.path.removesuffix("/") + "/")

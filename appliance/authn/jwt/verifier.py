@@ -1,0 +1,227 @@
+"""The judge: a token and the circumstances in, a grant or a refusal out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import Any, Final, Self
+
+from appliance.authn.grant import USAGES, Grant, Identity
+from appliance.authn.jwt import jwk, naming, uri
+from appliance.authn.jwt import token as tokens
+from appliance.authn.jwt.config import JWTConfig, TrustedIssuer
+from appliance.authn.jwt.fetch import Fetcher
+from appliance.authn.jwt.introspect import Introspector
+from appliance.authn.jwt.jwks import JWKSClient
+from appliance.authn.jwt.replay import ReplayStore
+from appliance.authn.ratelimit import RateLimiter, peer_key, retry_sentence
+from appliance.errors import TokenRefused
+
+__all__ = ["JWTVerifier"]
+
+_PLAINTEXT: Final = "tokens are accepted over TLS only; this one has crossed the network in the clear: have it withdrawn, fetch a new one"
+_NOT_TRUSTED: Final = "the token's issuer is not trusted here"
+
+_log = logging.getLogger(__name__)
+
+
+class _Trusted:
+    """One trusted issuer at work."""
+
+    def __init__(self, settings: TrustedIssuer, clock: Callable[[], float]) -> None:
+        self.settings = settings
+        self.limiter = RateLimiter(settings.per_minute, settings.burst, clock=clock)
+        self.fetcher = Fetcher(ca_file=settings.ca_file)
+        self._introspector: Introspector | None = None
+        self._jwks: JWKSClient | None = None
+        self._secret = b""
+        if settings.mode == "introspect":
+            self._introspector = Introspector(settings, self.fetcher)
+        elif settings.mode == "jwks":
+            self._jwks = JWKSClient(
+                settings.jwks_uri, self.fetcher, clock=clock, stale_s=float(settings.jwks_stale_s)
+            )
+        else:
+            self._secret = settings.shared_secret.reveal().encode("utf-8")
+
+    async def authenticate(self, token: tokens.Token) -> None:
+        """Raise TokenRefused unless the issuer stands behind the token."""
+        if self._introspector is not None:
+            await self._introspector.check(token)
+        elif self._jwks is not None:
+            key = await self._jwks.key_for(token.kid, token.alg)
+            try:
+                jwk.check_signature(key, token.alg, token.signing_input, token.signature)
+            except TokenRefused:
+                newer = await self._jwks.newer_key(key, token.kid, token.alg)
+                if newer is None:
+                    raise
+                jwk.check_signature(newer, token.alg, token.signing_input, token.signature)
+        else:
+            jwk.check_hmac(self._secret, token.alg, token.signing_input, token.signature)
+
+
+class JWTVerifier:
+    """Judges tokens for the certificate service. Every doubt, and every defect in here, is a refusal.
+
+    `clock` is monotonic and serves caches and rate limits; the wall clock comes with each call as `now`.
+    Use it within one event loop, and `close` it (or use ``async with``).
+    """
+
+    def __init__(
+        self,
+        config: JWTConfig,
+        *,
+        replay: ReplayStore,
+        reserved_names: Iterable[str] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config = config
+        self._replay = replay
+        self._reserved = naming.ReservedNames(reserved_names)
+        self._peers = RateLimiter(config.peer_per_minute, config.peer_burst, clock=clock)
+        self._by_name = {issuer.issuer: _Trusted(issuer, clock) for issuer in config.issuers if issuer.issuer}
+        self._by_uri = next((_Trusted(issuer, clock) for issuer in config.issuers if not issuer.issuer), None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections to the issuers."""
+        for trusted in (*self._by_name.values(), *((self._by_uri,) if self._by_uri else ())):
+            await trusted.fetcher.close()
+
+    def reserve(self, names: Iterable[str]) -> None:
+        """Replace the names that no token may obtain, as when administrators change."""
+        self._reserved = naming.ReservedNames(names)
+
+    async def verify(
+        self, token: str, *, usage: str, public_key: bytes | str, peer: str, now: datetime, is_tls: bool
+    ) -> Grant:
+        """Judge one submission and return what it may obtain.
+
+        `usage` is ``client``, ``server`` or ``ioc``; `public_key` the CCR's, in PEM form; `peer` the sender's address;
+        `now` aware; `is_tls` whether the submission came inside TLS. Raises TokenRefused and nothing else. A token
+        that is accepted counts as used, so the grant must be acted on.
+        """
+        facts: dict[str, str] = {"peer": tokens.clean(peer), "usage": tokens.clean(usage)}
+        try:
+            if now.tzinfo is None:
+                raise ValueError("now must be aware")  # noqa: TRY301 - a defect like any other: refuse
+            return await self._verify(
+                token,
+                usage=usage,
+                public_key=public_key,
+                peer=peer,
+                now=now.timestamp(),
+                is_tls=is_tls,
+                facts=facts,
+            )
+        except TokenRefused as refusal:
+            refusal.facts = facts
+            raise
+        except Exception as error:  # noqa: BLE001 - the last line of defence: whatever fails, nobody is let in
+            # The text of an unforeseen exception may quote its input, so only its kind is told.
+            _log.error("a token was refused because of a defect: %s", type(error).__name__)
+            raise TokenRefused("internal_error", facts=facts) from None
+
+    async def _verify(
+        self,
+        text: str,
+        *,
+        usage: str,
+        public_key: bytes | str,
+        peer: str,
+        now: float,
+        is_tls: bool,
+        facts: dict[str, str],
+    ) -> Grant:
+        if not is_tls and not self._config.allow_plaintext_token:
+            raise TokenRefused("plaintext_transport", _PLAINTEXT)
+        wait_s = self._peers.take(peer_key(peer))
+        if wait_s:
+            raise TokenRefused("rate_limited_peer", retry_sentence(wait_s))
+        token = tokens.parse(text)
+        facts.update(token.facts())
+        trusted = self._choose(token.issuer)
+        settings = trusted.settings
+        facts["mode"] = settings.mode
+        tokens.check_header(token, algorithms=settings.algorithms, types=settings.typ)
+        claims = tokens.check_claims(
+            token,
+            now=now,
+            leeway=settings.leeway_s,
+            longest_validity=settings.longest_validity_s,
+            audience=settings.audience,
+            require_jti=settings.require_jti,
+        )
+        if claims.expires <= now:
+            # Inside the leeway the issuer may be right and our clock ahead, but a certificate ends with its token.
+            raise TokenRefused("no_validity_left", tokens.EXPIRED)
+        _check_usage(settings, token.claims, usage)
+        if claims.confirmation is not None:
+            jwk.confirm(claims.confirmation, public_key)
+        name = naming.common_name(
+            claims.subject,
+            rule=settings.subject_rule,
+            extra_characters=settings.subject_extra_characters,
+            non_ascii=settings.subject_non_ascii,
+            reserved=self._reserved,
+        )
+        wait_s = trusted.limiter.take("")
+        if wait_s:
+            raise TokenRefused("rate_limited_issuer", retry_sentence(wait_s))
+        await trusted.authenticate(token)
+        issuer = claims.issuer or settings.name
+        await self._use_once(issuer, claims, now, settings.leeway_s)
+        where = uri.parse(issuer)
+        if where is None:
+            raise TokenRefused("iss_invalid")
+        begin = next(t for t in (claims.not_before, claims.issued_at, int(now)) if t is not None)
+        return Grant(
+            method="jwt",
+            subject={"CN": name, "O": where.host, "OU": "", "C": ""},
+            not_before=datetime.fromtimestamp(begin, UTC),
+            not_after=datetime.fromtimestamp(claims.expires, UTC),
+            approval_needed=settings.approval,
+            identity=Identity(issuer, claims.subject),
+            audit={**facts, "iss": tokens.clean(issuer)},
+        )
+
+    def _choose(self, issuer: str | None) -> _Trusted:
+        if issuer is not None and issuer in self._by_name:
+            return self._by_name[issuer]
+        fallback = self._by_uri
+        if fallback is None:
+            raise TokenRefused("iss_missing" if issuer is None else "iss_not_trusted", _NOT_TRUSTED)
+        if issuer is not None and not uri.issuer_covers(issuer, fallback.settings.trusted_uri):
+            raise TokenRefused("iss_not_trusted", _NOT_TRUSTED)
+        return fallback
+
+    async def _use_once(self, issuer: str, claims: tokens.Claims, now: float, leeway: int) -> None:
+        if claims.token_id is None:
+            return
+        until = float(claims.expires + leeway)
+        if await self._replay.use(issuer, tokens.hash_id(claims.token_id), until, now) is not True:
+            raise TokenRefused("replayed", "the token was used before; fetch a new one")
+
+
+def _check_usage(settings: TrustedIssuer, claims: dict[str, Any], usage: str) -> None:
+    if usage not in USAGES or usage not in settings.usages:
+        raise TokenRefused("usage_not_allowed", "tokens of this issuer are not accepted for this usage")
+    rule = settings.usage_claims.get(usage)
+    if rule is None:
+        return
+    value: Any = claims.get(rule.claim)
+    if value is None:
+        value = claims
+        for part in rule.claim.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+    held = value.split() if isinstance(value, str) else value
+    if not isinstance(held, list) or not any(isinstance(word, str) and word in rule.values for word in held):
+        raise TokenRefused("usage_claim_missing", "the token does not entitle its holder to this usage")

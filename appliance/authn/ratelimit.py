@@ -1,0 +1,92 @@
+"""Rate limiting of submissions: one token bucket per key, the clock injected.
+
+The clock must be monotonic: a bucket that followed the wall clock would open wide at every time step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Final
+
+__all__ = ["MAX_KEYS", "RateLimiter", "peer_key", "retry_sentence"]
+
+MAX_KEYS: Final = 10_000
+"""Buckets that one limiter keeps; the least recently used one makes room for a new key."""
+
+
+class RateLimiter:
+    """At most `burst` at once and `per_minute` sustained, for every key on its own.
+
+    `per_minute` of 0 switches the limiter off. A refused attempt costs nothing, so a client that keeps on
+    trying is let in as soon as one that waited.
+    """
+
+    __slots__ = ("_buckets", "_burst", "_clock", "_max_keys", "_rate")
+
+    def __init__(
+        self, per_minute: float, burst: int, *, clock: Callable[[], float], max_keys: int = MAX_KEYS
+    ) -> None:
+        if per_minute < 0 or not math.isfinite(per_minute) or burst < 1:
+            raise ValueError("a rate limit needs per_minute >= 0 and burst >= 1")
+        self._rate = per_minute / 60.0
+        self._burst = float(burst)
+        self._clock = clock
+        self._max_keys = max_keys
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, key: str) -> float:
+        """Take one from `key`'s bucket: 0.0 when allowed, else the seconds until the next one is."""
+        if not self._rate:
+            return 0.0
+        now = self._clock()
+        level = self._level(key, now)
+        wait = self._missing(level)
+        self._buckets[key] = (level if wait else level - 1.0, now)
+        self._buckets.move_to_end(key)
+        if len(self._buckets) > self._max_keys:
+            self._buckets.popitem(last=False)
+        return wait
+
+    def wait(self, key: str) -> float:
+        """What `take` would answer, without taking: for limits that only failures count against."""
+        return self._missing(self._level(key, self._clock())) if self._rate else 0.0
+
+    def _level(self, key: str, now: float) -> float:
+        level, then = self._buckets.get(key, (self._burst, now))
+        return min(self._burst, level + max(0.0, now - then) * self._rate)
+
+    def _missing(self, level: float) -> float:
+        return 0.0 if level >= 1.0 else (1.0 - level) / self._rate
+
+
+def retry_sentence(wait_s: float) -> str:
+    """The sentence that a limited client gets; whole seconds, rounded up so that obeying it succeeds."""
+    return f"rate limited, retry in {max(1, math.ceil(wait_s))} s"
+
+
+def peer_key(peer: str) -> str:
+    """The part of a peer's address that a limit applies to.
+
+    The port is left out, or each new connection would get a fresh bucket; of an IPv6 address the first 64 bits
+    count, because one machine owns all addresses below them.
+    """
+    host = peer
+    if host.startswith("["):
+        host = host[1:].partition("]")[0]
+    elif host.count(":") == 1:
+        host = host.partition(":")[0]
+    if ":" not in host:
+        return host
+    from ipaddress import AddressValueError, IPv6Address
+
+    try:
+        address = IPv6Address(host.partition("%")[0])
+    except AddressValueError:
+        return host
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    if address.is_loopback:
+        return "::1"
+    return f"{IPv6Address(int(address) >> 64 << 64)}/64"

@@ -1,0 +1,449 @@
+"""The client: everything that a process does with PVs goes through one Context."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Self, overload
+
+from appliance.client.channel import Channel, ChannelState
+from appliance.client.link import Address, ServerLink
+from appliance.client.monitor import Subscription
+from appliance.client.requests import (
+    Batch,
+    FieldRequest,
+    GetRequest,
+    Info,
+    PutRequest,
+    Request,
+    RPCRequest,
+    Waiter,
+    _BatchItem,
+)
+from appliance.client.search import Discovered, Searcher
+from appliance.config.pva import ClientConfig
+from appliance.errors import ApplianceError, ChannelClosedError, OperationTimeoutError, TransportError
+from appliance.pva.limits import DEFAULT_LIMITS, Limits
+from appliance.pvdata.pvrequest import PVRequest
+from appliance.pvdata.value import Value
+from appliance.transport.gate import PeerGate
+from appliance.transport.liveness import Liveness
+
+if TYPE_CHECKING:
+    from appliance.tls.context import TLSContext
+    from appliance.transport.stream import StreamLink
+
+__all__ = ["Context"]
+
+_log: Final = logging.getLogger(__name__)
+
+IDLE_CHANNEL_S: Final = 10.0
+"""Seconds for which a channel that nobody uses is kept for the next use."""
+DEFAULT_TIMEOUT_S: Final = 5.0
+
+
+class Context:
+    """A PVAccess client.
+
+    ::
+
+        async with Context() as ctx:
+            value = await ctx.get("pv")
+            values = await ctx.get(["pv1", "pv2"])
+            await ctx.put("pv", 4.5)
+            async with ctx.monitor("pv") as updates:
+                async for value in updates:
+                    ...
+
+    ``tls`` is the context of the client's keychain: without it the client speaks plain TCP only. All waiting is
+    bounded by ``timeout`` (seconds; None waits for ever); what fails raises an OperationError that says why.
+    """
+
+    def __init__(
+        self,
+        config: ClientConfig | None = None,
+        *,
+        tls: TLSContext | None = None,
+        gate: PeerGate | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+        segment_size: int = 0,
+        beacons: bool = True,
+    ) -> None:
+        self.config = ClientConfig() if config is None else config
+        self.tls = tls
+        self.gate = gate
+        self.limits = limits
+        self.segment_size = segment_size
+        self.name_servers: list[ServerLink] = []
+        self.searcher: Searcher = None  # type: ignore[assignment]
+        self.loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment]
+        self._beacons = beacons
+        self._channels: dict[tuple[str, Address | None], Channel] = {}
+        self._instances: dict[int, Channel] = {}
+        self._next_instance = itertools.count(1)
+        self._links: dict[Address, ServerLink] = {}
+        self._requests: dict[str, tuple[Value, dict[str, str]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._identity: Value | None = None
+        self._liveness = Liveness(self._streams, self.config.idle_timeout_s, echo=True)
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._closed = False
+        self._started = False
+
+    # -- life ----------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Open the search sockets and connect to the name servers."""
+        self.loop = asyncio.get_running_loop()
+        self._started = True
+        self.searcher = Searcher(self)
+        await self.searcher.start(beacons=self._beacons)
+        self._liveness.start()
+        self._sweeper = self.loop.call_later(IDLE_CHANNEL_S, self._sweep)
+        for endpoint in self.config.name_servers:
+            port = endpoint.port or (self.config.tls_port if endpoint.tls else self.config.server_port)
+            self._name_server((endpoint.host, port, endpoint.tls))
+
+    async def close(self) -> None:
+        """Close all channels and connections."""
+        if self._closed:
+            return
+        self._closed = True
+        if not self._started:
+            return
+        self._liveness.stop()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for channel in list(self._channels.values()):
+            channel.close()
+        self._channels.clear()
+        links = list({*self._links.values(), *self.name_servers})
+        for link in links:
+            link.close()
+        for task in list(self._tasks):
+            task.cancel()
+        self.searcher.stop()
+        await asyncio.sleep(0)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # -- operations ----------------------------------------------------------------------------------
+
+    @overload
+    async def get(  # type: ignore[overload-overlap]
+        self, name: str, request: str = "", *, timeout: float | None = ..., server: Address | None = ...
+    ) -> Value: ...
+
+    @overload
+    async def get(
+        self,
+        name: Sequence[str],
+        request: str = "",
+        *,
+        timeout: float | None = ...,
+        return_exceptions: bool = ...,
+    ) -> list[Any]: ...
+
+    async def get(
+        self,
+        name: str | Sequence[str],
+        request: str = "",
+        *,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
+        server: Address | None = None,
+        return_exceptions: bool = False,
+    ) -> Any:
+        """Read one PV, or many at once.
+
+        Of many, the first failure is raised, unless ``return_exceptions`` puts failures in the list.
+        """
+        prepared = self._request(request)[0]
+        if isinstance(name, str):
+            waiter = Waiter(self.loop)
+            channel = self.channel(name, server)
+            one = GetRequest(channel, waiter, request, prepared)
+            channel.add(one)
+            return await self._wait(waiter, (one,), timeout)
+        if not name:
+            return []
+        batch = Batch(self.loop, len(name))
+        requests: list[GetRequest] = []
+        for index, item in enumerate(name):
+            channel = self.channel(item)
+            get = GetRequest(channel, _BatchItem(batch, index), request, prepared)
+            requests.append(get)
+            channel.add(get)
+        await self._wait(batch, requests, timeout)
+        results = batch.results
+        if not return_exceptions:
+            for result in results:
+                if isinstance(result, ApplianceError):
+                    raise result
+        return results
+
+    async def put(
+        self,
+        name: str,
+        value: Any,
+        request: str = "",
+        *,
+        get: bool = False,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
+        server: Address | None = None,
+    ) -> None:
+        """Write a PV.
+
+        ``value`` is what can be assigned to it (a number, text, a dictionary of fields, a Value), or a function
+        that gets a Value of the PV's type and returns it with what it changed. With ``get`` that Value holds the
+        present value first; an enumeration written by the text of a choice needs it, and has it without asking.
+        """
+        waiter = Waiter(self.loop)
+        channel = self.channel(name, server)
+
+        def build(present: Value) -> Value:
+            if callable(value):
+                changed: Value = value(present)
+                return changed
+            present.assign(value)
+            return present
+
+        put = PutRequest(channel, waiter, self._request(request)[0], build, get=get or _wants_choices(value))
+        channel.add(put)
+        await self._wait(waiter, (put,), timeout)
+
+    async def rpc(
+        self,
+        name: str,
+        argument: Value | Mapping[str, Any] | None = None,
+        request: str = "",
+        *,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
+        server: Address | None = None,
+    ) -> Value | None:
+        """Call. A mapping becomes the query of an NTURI, its values' types being inferred."""
+        if isinstance(argument, Mapping):
+            from appliance.client.uri import uri_value
+
+            argument = uri_value(name, argument)
+        waiter = Waiter(self.loop)
+        channel = self.channel(name, server)
+        call = RPCRequest(channel, waiter, self._request(request)[0], argument)
+        channel.add(call)
+        result: Value | None = await self._wait(waiter, (call,), timeout)
+        return result
+
+    async def info(
+        self,
+        name: str,
+        field: str = "",
+        *,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
+        server: Address | None = None,
+    ) -> Info:
+        """Ask for a PV's type, and learn who serves it."""
+        waiter = Waiter(self.loop)
+        channel = self.channel(name, server)
+        ask = FieldRequest(channel, waiter, field)
+        channel.add(ask)
+        info: Info = await self._wait(waiter, (ask,), timeout)
+        return info
+
+    def monitor(
+        self,
+        name: str,
+        request: str = "",
+        *,
+        notify: bool = False,
+        server: Address | None = None,
+        on_update: Callable[[Any], None] | None = None,
+    ) -> Subscription:
+        """Subscribe; see Subscription. ``request`` may say ``record[queueSize=100,pipeline=true]``."""
+        prepared, options = self._request(request)
+        size = options.get("queueSize", "4")
+        channel = self.channel(name, server)
+        subscription = Subscription(
+            channel,
+            prepared,
+            queue_size=int(size) if size.isdecimal() else 4,
+            pipeline=options.get("pipeline", "").lower() in ("true", "1", "yes"),
+            notify=notify,
+            on_update=on_update,
+        )
+        channel.add(subscription)
+        return subscription
+
+    async def discover(self, *, ping: bool = True) -> AsyncIterator[Discovered]:
+        """Give news of servers, for as long as the caller listens."""
+        queue: asyncio.Queue[Discovered] = asyncio.Queue()
+        self.searcher.listen_for_beacons()
+        unsubscribe = self.searcher.subscribe(queue.put_nowait)
+        try:
+            if ping:
+                self.searcher.ping()
+            while True:
+                yield await queue.get()
+        finally:
+            unsubscribe()
+
+    def hurry_up(self) -> None:
+        """Search for everything that is missing now, whatever the back-off says."""
+        self.searcher.hurry()
+
+    async def _wait(self, waiter: Waiter | Batch, requests: Iterable[Request], timeout: float | None) -> Any:
+        future = waiter.future
+        timer = None
+        if timeout is not None and not future.done():
+            timer = self.loop.call_later(timeout, self._timed_out, requests, timeout)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            for request in requests:
+                request.cancel()
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _timed_out(self, requests: Iterable[Request], timeout: float) -> None:
+        for request in requests:
+            channel = request.channel
+            if request not in channel.requests:
+                continue
+            if channel.state is ChannelState.ACTIVE:
+                why = f"{channel.link.peer if channel.link else 'the server'} did not answer"
+            elif channel.trouble:
+                why = channel.trouble
+            elif channel.link is not None:
+                why = f"{channel.link.peer} answered the search, but the connection is not ready"
+            else:
+                why = "no server answered the search"
+            request.fail(OperationTimeoutError(f"{channel.name}: timeout after {timeout:g} s: {why}"))
+
+    # -- channels ------------------------------------------------------------------------------------
+
+    def _request(self, text: str) -> tuple[Value, dict[str, str]]:
+        known = self._requests.get(text)
+        if known is None:
+            parsed = PVRequest(text)
+            if len(self._requests) >= 256:
+                self._requests.clear()
+            known = self._requests[text] = (Value.from_store(parsed.type, parsed.store, 1), parsed.options)
+        return known
+
+    def channel(self, name: str, server: Address | None = None) -> Channel:
+        """Give the channel of ``name``, which is searched for once something wants it."""
+        key = (name, server)
+        channel = self._channels.get(key)
+        if channel is None:
+            if self._closed or not self._started:
+                raise ChannelClosedError("the client context is not open: use it in 'async with'")
+            if not name:
+                raise ChannelClosedError("the PV name is empty")
+            instance = next(self._next_instance) & 0xFFFFFFFF
+            channel = self._channels[key] = self._instances[instance] = Channel(self, name, server, instance)
+        return channel
+
+    def by_instance(self, instance: int) -> Channel | None:
+        """Give the channel that was searched for by ``instance``."""
+        return self._instances.get(instance)
+
+    def _sweep(self) -> None:
+        """Close channels that nobody has used for a while, and connections without channels."""
+        self._sweeper = self.loop.call_later(IDLE_CHANNEL_S, self._sweep)
+        before = self.loop.time() - IDLE_CHANNEL_S
+        for key, channel in list(self._channels.items()):
+            if not channel.requests and channel.last_used < before:
+                del self._channels[key]
+                self._instances.pop(channel.instance, None)
+                channel.close()
+        for link in list(self._links.values()):
+            if link.ready and not link.channels and not link.is_name_server:
+                link.close()
+
+    def protocols(self) -> tuple[str, ...]:
+        """What a search asks for."""
+        return ("tls", "tcp") if self.tls is not None else ("tcp",)
+
+    def identity(self) -> Value:
+        """Give the payload of authentication method ``ca``."""
+        if self._identity is None:
+            from appliance.client.account import claimed_identity
+
+            self._identity = claimed_identity()
+        return self._identity
+
+    # -- connections -----------------------------------------------------------------------------------
+
+    def connect(self, channel: Channel, address: Address, guid: bytes = b"") -> None:
+        """Have ``channel`` created by the server at ``address``."""
+        link = self._links.get(address)
+        if link is None:
+            link = self._open_link(address)
+        if guid:
+            link.guid = guid
+        link.want(channel)
+
+    def _open_link(self, address: Address) -> ServerLink:
+        link = self._links[address] = ServerLink(self, address)
+        self._spawn(link.connect())
+        return link
+
+    def connect_direct(self, channel: Channel, *, delay_s: float) -> None:
+        """Connect a channel that is not searched for."""
+        assert channel.server is not None
+        address = channel.server
+        if delay_s <= 0:
+            self.loop.call_soon(self._connect_now, channel, address)
+        else:
+            self.loop.call_later(delay_s, self._connect_now, channel, address)
+
+    def _connect_now(self, channel: Channel, address: Address) -> None:
+        if channel.state is ChannelState.SEARCHING and channel.requests and not self._closed:
+            self.connect(channel, address)
+
+    def _name_server(self, address: Address) -> None:
+        if self._closed:
+            return
+        link = self._links.get(address) or self._open_link(address)
+        link.is_name_server = True
+        self.name_servers.append(link)
+
+    def _spawn(self, work: Any) -> None:
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def link_ended(self, link: ServerLink, reason: ApplianceError | None) -> None:
+        """A connection is gone; one to a name server is tried again, its name being looked up anew."""
+        if self._links.get(link.address) is link:
+            del self._links[link.address]
+        if link in self.name_servers:
+            self.name_servers.remove(link)
+            if not self._closed:
+                self.loop.call_later(NAME_SERVER_RETRY_S, self._name_server, link.address)
+
+    def restarted(self, address: Address, guid: bytes) -> None:
+        """Another server process answers at ``address``: a connection to the old one is dead, if there is one."""
+        link = self._links.get(address)
+        if link is not None and link.guid and link.guid != guid and link.stream is not None:
+            link.stream.abort(TransportError(f"{link.peer} was restarted"))
+
+    def _streams(self) -> Iterable[StreamLink]:
+        return [link.stream for link in self._links.values() if link.stream is not None]
+
+
+NAME_SERVER_RETRY_S: Final = 5.0
+
+
+def _wants_choices(value: Any) -> bool:
+    """Whether ``value`` may be the text of an enumeration's choice, which only the present value knows."""
+    if isinstance(value, str):
+        return True
+    return isinstance(value, Mapping) and any(_wants_choices(item) for item in value.values())

@@ -1,0 +1,310 @@
+"""One connection to one server, shared by all channels that the server has for us."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from appliance.client.channel import Channel, ChannelState
+from appliance.client.monitor import Subscription
+from appliance.client.requests import FieldRequest
+from appliance.errors import ApplianceError, CertificateError, TransportError
+from appliance.pva.client import ClientConnection
+from appliance.pva.credentials import Credentials
+from appliance.pva.events import (
+    AccessChanged,
+    AuthenticationOffered,
+    ChannelClosed,
+    ChannelCreated,
+    Event,
+    FieldReply,
+    MonitorFinished,
+    MonitorUpdate,
+    OperationClosed,
+    OperationReady,
+    OperationReply,
+    RemoteMessage,
+    SearchAnswered,
+    Validated,
+)
+from appliance.pva.search import SearchRequest
+from appliance.pva.states import ConnectionState
+from appliance.pva.status import Status
+from appliance.transport.stream import StreamLink, format_address
+
+if TYPE_CHECKING:
+    from appliance.client.context import Context
+
+__all__ = ["ServerLink"]
+
+_log: Final = logging.getLogger(__name__)
+_remote_log: Final = logging.getLogger("appliance.client.remote")
+_LEVELS: Final = {0: logging.INFO, 1: logging.WARNING, 2: logging.ERROR, 3: logging.CRITICAL}
+
+Address = tuple[str, int, bool]
+"""Host, port, whether by TLS."""
+
+
+class ServerLink:
+    """See the module's text. Made when the first channel needs it; the Context keeps it by its address."""
+
+    __slots__ = (
+        "_unwatch",
+        "address",
+        "channels",
+        "connection",
+        "context",
+        "credentials",
+        "guid",
+        "is_name_server",
+        "name",
+        "peer",
+        "ready",
+        "stream",
+        "waiting",
+    )
+
+    def __init__(self, context: Context, address: Address) -> None:
+        self.context = context
+        self.address = address
+        self.peer = format_address(address[:2])
+        self.name = f"{'TLS ' if address[2] else ''}{self.peer}"
+        self.guid = b""
+        """As told by the search response that led here."""
+        self.is_name_server = False
+        self.credentials = Credentials(peer=self.peer)
+        self.connection: ClientConnection | None = None
+        self.stream: StreamLink | None = None
+        self.ready = False
+        self.waiting: list[Channel] = []
+        self.channels: dict[Channel, None] = {}
+        self._unwatch: Callable[[], None] | None = None
+
+    async def connect(self) -> None:
+        """Connect; failure ends the link and sends its channels back to the search."""
+        host, port, tls = self.address
+        loop = self.context.loop
+        engine = None
+        try:
+            if tls:
+                context = self.context.tls
+                if context is None:
+                    raise TransportError(f"{self.peer} wants TLS, and this client has no keychain")
+                from appliance.tls.engine import TLSEngine
+
+                engine = TLSEngine(context, server_side=False)
+            self.connection = ClientConnection(
+                limits=self.context.limits, segment_size=self.context.segment_size
+            )
+            self.stream = StreamLink(self.connection, self, engine)
+            stream = self.stream
+            await loop.create_connection(lambda: stream, host, port)
+        except OSError as error:
+            self.stream = None
+            self._ended(TransportError(f"cannot connect to {self.peer}: {error.strerror or error}"))
+        except ApplianceError as error:
+            self.stream = None
+            self._ended(error)
+
+    # -- channels ------------------------------------------------------------------------------------
+
+    def want(self, channel: Channel) -> None:
+        """Create ``channel`` as soon as the connection is ready."""
+        channel.link = self
+        self.channels[channel] = None
+        if self.ready:
+            self._create(channel)
+        else:
+            channel.state = ChannelState.CONNECTING
+            self.waiting.append(channel)
+
+    def _create(self, channel: Channel) -> None:
+        assert self.connection is not None
+        channel.state = ChannelState.CREATING
+        wire = self.connection.create_channel(channel.name)
+        wire.context = channel
+        self.schedule_flush()
+
+    def forget(self, channel: Channel) -> None:
+        """``channel`` is gone or elsewhere."""
+        self.channels.pop(channel, None)
+        channel.link = None
+
+    def schedule_flush(self) -> None:
+        """Send what waits at the end of this turn of the event loop."""
+        if self.stream is not None:
+            self.stream.schedule_flush()
+
+    def search(self, request: SearchRequest) -> None:
+        """Ask this server by name, as a name server."""
+        if self.ready and self.connection is not None:
+            self.connection.search(request)
+            self.schedule_flush()
+
+    def close(self, reason: ApplianceError | None = None) -> None:
+        """End the link."""
+        if self.stream is not None:
+            self.stream.close(reason)
+
+    # -- StreamOwner ---------------------------------------------------------------------------------
+
+    def link_up(self, link: StreamLink) -> None:
+        """TCP is connected and, with TLS, the server has proved who it is."""
+        if link.engine is None:
+            self.credentials = Credentials(peer=self.peer, interface=link.interface)
+            return
+        from appliance.tls.credentials import peer_credentials
+
+        try:
+            self.credentials = peer_credentials(link.engine, peer=self.peer, interface=link.interface)
+        except CertificateError as error:
+            link.close(error)
+
+    def link_events(self, link: StreamLink, events: list[Event]) -> None:
+        """What the server says."""
+        event: Any
+        for event in events:
+            kind = type(event)
+            if kind is MonitorUpdate:
+                subscription = event.operation.context
+                if subscription is not None:
+                    subscription.update(event.bits, event.store, event.overrun)
+            elif kind is OperationReply:
+                request = event.operation.context
+                if request is not None:
+                    request.reply(event.status, event.value)
+            elif kind is OperationReady:
+                request = event.operation.context
+                if request is not None:
+                    request.ready(event.status)
+            else:
+                _HANDLERS[kind](self, event)
+
+    def link_writable(self, link: StreamLink) -> None:
+        """There is room to send; ours is a trickle and never waits for it."""
+
+    def link_down(self, link: StreamLink, reason: ApplianceError | None) -> None:
+        """The connection is gone."""
+        self._ended(reason)
+
+    def _ended(self, reason: ApplianceError | None) -> None:
+        self.ready = False
+        self.stream = None
+        if self._unwatch is not None:
+            self._unwatch()
+            self._unwatch = None
+        why = str(reason) if reason is not None else f"{self.peer} closed the connection"
+        _log.log(logging.INFO if reason is None else logging.WARNING, "%s: %s", self.name, why)
+        channels = list(self.channels)
+        self.channels.clear()
+        self.waiting.clear()
+        self.context.link_ended(self, reason)
+        for channel in channels:
+            channel.lost(why)
+
+    # -- events --------------------------------------------------------------------------------------
+
+    def _on_offer(self, event: AuthenticationOffered) -> None:
+        gate = self.context.gate
+        stream = self.stream
+        assert stream is not None
+        if gate is None or stream.engine is None:
+            self._authenticate(event.methods)
+            return
+        connection = self.connection
+        assert connection is not None
+
+        def verdict(status: Status) -> None:
+            if self.stream is not stream:
+                return
+            if not status.ok:
+                stream.close(TransportError(f"{self.peer}: {status.message}"))
+            elif connection.state is ConnectionState.AUTHENTICATING:
+                self._authenticate(event.methods)
+
+        self._unwatch = gate.watch(self.credentials, verdict)
+
+    def _authenticate(self, methods: tuple[str, ...]) -> None:
+        connection = self.connection
+        assert connection is not None
+        tls = self.context.tls
+        if "x509" in methods and self.address[2] and tls is not None and tls.keychain.certificate is not None:
+            connection.authenticate("x509")
+        elif "ca" in methods:
+            connection.authenticate("ca", self.context.identity())
+        else:
+            connection.authenticate("anonymous")
+        self.schedule_flush()
+
+    def _on_validated(self, event: Validated) -> None:
+        if not event.status.ok:
+            assert self.stream is not None
+            self.stream.close(
+                TransportError(
+                    f"{self.peer} refused the connection: {event.status.message or 'no reason given'}"
+                )
+            )
+            return
+        self.ready = True
+        waiting = self.waiting
+        self.waiting = []
+        for channel in waiting:
+            if channel in self.channels:
+                self._create(channel)
+        if self.is_name_server:
+            self.context.searcher.poke()
+
+    def _on_channel(self, event: ChannelCreated) -> None:
+        channel: Channel | None = event.channel.context
+        if channel is not None and channel.link is self:
+            channel.created(event.channel, event.status)
+
+    def _on_channel_closed(self, event: ChannelClosed) -> None:
+        channel: Channel | None = event.channel.context
+        if channel is not None and channel.wire is event.channel:
+            self.forget(channel)
+            channel.lost(f"{self.peer} closed the channel")
+
+    def _on_operation_closed(self, event: OperationClosed) -> None:
+        """The channel's end tells its requests."""
+
+    def _on_finished(self, event: MonitorFinished) -> None:
+        subscription: Subscription | None = event.operation.context
+        if subscription is not None:
+            subscription.finished(event.status)
+
+    def _on_field(self, event: FieldReply) -> None:
+        request: FieldRequest | None = event.operation.context
+        if request is not None:
+            request.field_reply(event.status, event.type)
+
+    def _on_search(self, event: SearchAnswered) -> None:
+        self.context.searcher.answered(event.response, self.address[0])
+
+    def _on_access(self, event: AccessChanged) -> None:
+        """The permissions are read where they matter, from the channel."""
+
+    def _on_message(self, event: RemoteMessage) -> None:
+        operation = self.connection.operations.get(event.ioid) if self.connection is not None else None
+        name = operation.channel.name if operation is not None else "-"
+        _remote_log.log(
+            _LEVELS.get(event.kind, logging.CRITICAL), "%s : %s : %s", self.peer, name, event.text[:1024]
+        )
+
+    def __repr__(self) -> str:
+        return f"<ServerLink {self.name} {len(self.channels)} channels>"
+
+
+_HANDLERS: Final[dict[type, Any]] = {
+    AuthenticationOffered: ServerLink._on_offer,
+    Validated: ServerLink._on_validated,
+    ChannelCreated: ServerLink._on_channel,
+    ChannelClosed: ServerLink._on_channel_closed,
+    OperationClosed: ServerLink._on_operation_closed,
+    MonitorFinished: ServerLink._on_finished,
+    FieldReply: ServerLink._on_field,
+    SearchAnswered: ServerLink._on_search,
+    AccessChanged: ServerLink._on_access,
+    RemoteMessage: ServerLink._on_message,
+}

@@ -1,0 +1,344 @@
+"""The search for PVs: who is asked, how often, and what is done with the answers (section 7)."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+import random
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from appliance.client.channel import Channel, ChannelState
+from appliance.config.address import Endpoint
+from appliance.pva import commands as c
+from appliance.pva.search import (
+    Beacon,
+    Datagram,
+    SearchRequest,
+    SearchResponse,
+    pack_message,
+    split_names,
+)
+from appliance.transport.udp import Origin, UDPPort, resolve_datagram_address
+
+if TYPE_CHECKING:
+    from appliance.client.context import Context
+
+__all__ = ["Discovered", "Searcher"]
+
+_log: Final = logging.getLogger(__name__)
+
+INTERVALS_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
+"""Seconds from one search for a name to the next; the last one repeats for ever."""
+LATER_S: Final = 5.0
+"""Seconds after which a name is searched for again whose server refused the channel."""
+RESOLVE_S: Final = 60.0
+"""Seconds for which the addresses of an address list's names are kept."""
+POKE_HOLDOFF_S: Final = 5.0
+"""Seconds in which news of servers hurries the search at most once."""
+DATAGRAMS_PER_TICK: Final = 50
+"""A list of ten thousand names leaves in a stream, not in a flood."""
+_TICK_S: Final = 0.02
+
+
+class Discovered(NamedTuple):
+    """A server was heard of, or is heard of no more."""
+
+    online: bool
+    server: str
+    """Address and port."""
+    protocol: str
+    guid: bytes
+    source: str
+    """Who sent the message."""
+
+
+class _Target(NamedTuple):
+    address: tuple[str, int]
+    ttl: int
+    interface: str
+    multicast: bool
+    unicast: bool
+
+
+class Searcher:
+    """See the module's text."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._loop = context.loop
+        self._wanted: dict[int, Channel] = {}
+        self._heap: list[tuple[float, int]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._sequence = random.getrandbits(32)
+        self._port: UDPPort | None = None
+        self._beacon_port: UDPPort | None = None
+        self._targets: list[_Target] = []
+        self._resolved_at = -RESOLVE_S
+        self._resolving: asyncio.Task[None] | None = None
+        self._poked_at = -POKE_HOLDOFF_S
+        self._servers: dict[tuple[str, int, str], tuple[bytes, float]] = {}
+        self._listeners: dict[Callable[[Discovered], None], None] = {}
+        self._warned: set[str] = set()
+
+    async def start(self, *, beacons: bool) -> None:
+        """Open the sockets. ``beacons`` also listens for new servers."""
+        self._port = UDPPort(self._message)
+        await self._resolve()
+        if beacons:
+            self.listen_for_beacons()
+
+    def listen_for_beacons(self) -> None:
+        """Share the broadcast port, to hear beacons; without it only our own searches find servers."""
+        if self._beacon_port is None:
+            from appliance.errors import TransportError
+
+            try:
+                self._beacon_port = UDPPort(
+                    self._beacon_message, port=self._context.config.broadcast_port, shared=True
+                )
+            except TransportError as error:
+                _log.warning("beacons cannot be heard: %s", error)
+
+    def stop(self) -> None:
+        """Close everything."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._resolving is not None:
+            self._resolving.cancel()
+        for port in (self._port, self._beacon_port):
+            if port is not None:
+                port.close()
+
+    # -- targets -------------------------------------------------------------------------------------
+
+    async def _resolve(self) -> None:
+        """Look the address list's names up again: a server may have moved."""
+        config = self._context.config
+        endpoints = list(config.addr_list)
+        broadcasts: list[str] = []
+        if config.auto_addr_list:
+            from appliance.transport.interfaces import broadcast_addresses
+
+            broadcasts = broadcast_addresses(frozenset(endpoint.host for endpoint in config.intf_addr_list))
+            endpoints += [Endpoint(address) for address in broadcasts]
+        targets: dict[_Target, None] = {}
+        for endpoint in endpoints:
+            address = await resolve_datagram_address(endpoint, config.broadcast_port)
+            if address is None:
+                if endpoint.host not in self._warned:
+                    self._warned.add(endpoint.host)
+                    _log.warning(
+                        "EPICS_PVA_ADDR_LIST: %s is not known at present; it is looked up again",
+                        endpoint.host,
+                    )
+                continue
+            self._warned.discard(endpoint.host)
+            multicast = 224 <= int(address[0].partition(".")[0]) < 240
+            unicast = not multicast and address[0] not in broadcasts and not address[0].endswith(".255")
+            targets[_Target(address, endpoint.ttl or 1, endpoint.interface or "", multicast, unicast)] = None
+        self._targets = list(targets)
+        self._resolved_at = self._loop.time()
+
+    def _resolve_when_stale(self) -> None:
+        now = self._loop.time()
+        if now - self._resolved_at >= RESOLVE_S and (self._resolving is None or self._resolving.done()):
+            self._resolving = self._loop.create_task(self._resolve())
+
+    # -- what is wanted --------------------------------------------------------------------------------
+
+    def want(self, channel: Channel, *, later: bool = False) -> None:
+        """Search for ``channel``, from the end of this turn of the event loop on."""
+        if channel.server is not None:
+            self._context.connect_direct(channel, delay_s=LATER_S if later else self._delay(channel))
+            return
+        self._wanted[channel.instance] = channel
+        delay = LATER_S if later else 0.0
+        channel.due = self._loop.time() + delay
+        heapq.heappush(self._heap, (channel.due, channel.instance))
+        self._schedule(channel.due)
+
+    def _delay(self, channel: Channel) -> float:
+        delay = 0.0 if channel.attempts == 0 else INTERVALS_S[min(channel.attempts, len(INTERVALS_S)) - 1]
+        channel.attempts += 1
+        return delay
+
+    def drop(self, channel: Channel) -> None:
+        """Search no more."""
+        self._wanted.pop(channel.instance, None)
+
+    def poke(self) -> None:
+        """Search for everything now: there is news of a server."""
+        now = self._loop.time()
+        if now - self._poked_at < POKE_HOLDOFF_S:
+            return
+        self._poked_at = now
+        self.hurry()
+
+    def hurry(self) -> None:
+        """Search for everything now."""
+        now = self._loop.time()
+        for channel in self._wanted.values():
+            channel.attempts = 0
+            channel.due = now
+            heapq.heappush(self._heap, (now, channel.instance))
+        if self._wanted:
+            self._schedule(now)
+
+    def _schedule(self, when: float) -> None:
+        if self._timer is not None:
+            if self._timer_at <= when:
+                return
+            self._timer.cancel()
+        self._timer_at = when
+        self._timer = self._loop.call_at(when, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._resolve_when_stale()
+        loop = self._loop
+        now = loop.time() + 0.001
+        heap = self._heap
+        wanted = self._wanted
+        due: list[Channel] = []
+        limit = DATAGRAMS_PER_TICK * 20
+        while heap and heap[0][0] <= now and len(due) < limit:
+            when, instance = heapq.heappop(heap)
+            channel = wanted.get(instance)
+            if channel is None or channel.due != when or channel.state is not ChannelState.SEARCHING:
+                continue
+            interval = INTERVALS_S[min(channel.attempts, len(INTERVALS_S) - 1)]
+            channel.attempts += 1
+            # A swarm of clients that started together must not search together for ever.
+            channel.due = now + interval * random.uniform(0.9, 1.1)  # noqa: S311 - nobody must not guess it
+            heapq.heappush(heap, (channel.due, instance))
+            due.append(channel)
+        if due:
+            self._send(due)
+        if heap:
+            self._schedule(max(heap[0][0], loop.time() + _TICK_S))
+
+    def _send(self, channels: list[Channel]) -> None:
+        context = self._context
+        protocols = context.protocols()
+        port = self._port
+        assert port is not None
+        names = [(channel.instance, channel.name) for channel in channels]
+        for batch in split_names(names, protocols):
+            self._sequence = self._sequence + 1 & 0xFFFFFFFF
+            request = SearchRequest(self._sequence, batch, protocols, reply_port=port.port)
+            self._broadcast(request)
+            for link in context.name_servers:
+                link.search(request)
+
+    def _broadcast(self, request: SearchRequest) -> None:
+        port = self._port
+        assert port is not None
+        everyone = pack_message(c.CMD_SEARCH, request.encode(), from_server=False)
+        one = b""
+        for target in self._targets:
+            if target.unicast:
+                if not one:
+                    one = pack_message(
+                        c.CMD_SEARCH, request._replace(unicast=True).encode(), from_server=False
+                    )
+                sent = port.send(one, target.address)
+            elif target.multicast:
+                sent = port.send_multicast(
+                    everyone, target.address, ttl=target.ttl, interface=target.interface
+                )
+            else:
+                sent = port.send(everyone, target.address)
+            if not sent:
+                _log.debug("a search could not be sent to %s:%d", *target.address)
+
+    def ping(self) -> None:
+        """Ask all servers, whatever they serve, to answer."""
+        port = self._port
+        assert port is not None
+        self._sequence = self._sequence + 1 & 0xFFFFFFFF
+        request = SearchRequest(
+            self._sequence, (), self._context.protocols(), must_reply=True, reply_port=port.port
+        )
+        self._broadcast(request)
+
+    # -- answers -------------------------------------------------------------------------------------
+
+    def _message(self, message: Datagram, origin: Origin) -> None:
+        if isinstance(message, SearchResponse):
+            self.answered(message, origin.address[0])
+
+    def answered(self, response: SearchResponse, source: str) -> None:
+        """A server, or a name server for it, has answered from ``source``."""
+        host = source if response.address is None else str(response.address)
+        if response.protocol not in self._context.protocols() or not response.port:
+            return
+        self._heard(response.guid, host, response.port, response.protocol, source)
+        if not response.found:
+            return
+        for instance in response.instances:
+            channel = self._wanted.pop(instance, None)
+            if channel is None or channel.state is not ChannelState.SEARCHING:
+                self._check_duplicate(instance, response, host)
+                continue
+            self._context.connect(channel, (host, response.port, response.protocol == "tls"), response.guid)
+
+    def _check_duplicate(self, instance: int, response: SearchResponse, host: str) -> None:
+        channel = self._context.by_instance(instance)
+        link = channel.link if channel is not None else None
+        if channel is None or link is None or not link.guid or link.guid == response.guid:
+            return
+        if channel.name not in self._warned:
+            self._warned.add(channel.name)
+            _log.warning(
+                "%s is served by %s and by %s:%d: the first is used",
+                channel.name,
+                link.peer,
+                host,
+                response.port,
+            )
+
+    def _beacon_message(self, message: Datagram, origin: Origin) -> None:
+        if isinstance(message, Beacon):
+            host = origin.address[0] if message.address is None else str(message.address)
+            if self._heard(message.guid, host, message.port, message.protocol, origin.address[0]):
+                self.poke()
+
+    def _heard(self, guid: bytes, host: str, port: int, protocol: str, source: str) -> bool:
+        """Remember a server; return whether it is new or has been restarted."""
+        key = (host, port, protocol)
+        known = self._servers.get(key)
+        now = self._loop.time()
+        if known is None and len(self._servers) >= 10_000:
+            self._forget_old(now)
+        self._servers[key] = (guid, now)
+        if known is not None and known[0] == guid:
+            return False
+        if known is not None:
+            self._tell(Discovered(False, f"{host}:{port}", protocol, known[0], source))
+            self._context.restarted((host, port, protocol == "tls"), guid)
+        self._tell(Discovered(True, f"{host}:{port}", protocol, guid, source))
+        return True
+
+    def _forget_old(self, now: float, age_s: float = 360.0) -> None:
+        for (host, port, protocol), (guid, seen) in list(self._servers.items()):
+            if now - seen > age_s:
+                del self._servers[host, port, protocol]
+                self._tell(Discovered(False, f"{host}:{port}", protocol, guid, ""))
+
+    def _tell(self, news: Discovered) -> None:
+        for listener in list(self._listeners):
+            listener(news)
+
+    def subscribe(self, listener: Callable[[Discovered], None]) -> Callable[[], None]:
+        """Call ``listener`` with what is known of servers now and whenever that changes; returns the way to end it."""
+        for (host, port, protocol), (guid, _) in self._servers.items():
+            listener(Discovered(True, f"{host}:{port}", protocol, guid, ""))
+        self._listeners[listener] = None
+
+        def unsubscribe() -> None:
+            self._listeners.pop(listener, None)
+
+        return unsubscribe

@@ -1,0 +1,143 @@
+"""EPICS Base's record database, driven through ctypes; the only place that knows of ctypes and epicscorelibs.
+
+==============  =============================================================================================
+:mod:`.boot`     definition, records, iocInit, shell, shutdown
+:mod:`.records`  what is loaded: records, aliases, info items
+:mod:`.channel`  a field: get, put, properties, locks
+:mod:`.notify`   puts that wait for processing
+:mod:`.events`   database events in batches
+:mod:`.support`  Python subroutines, device support, shell commands, hooks
+==============  =============================================================================================
+
+How QSRV's semantics map onto it
+--------------------------------
+
+*Type.* ``final_type`` and ``elements`` choose NTScalar or NTScalarArray of that type, NTEnum for ENUM;
+``is_string`` makes it a string. ``form`` is the index of ``display.form``, for the value field only.
+
+*Get.* :meth:`DBChannel.get` for value, ``alarm`` and ``timeStamp``; :meth:`DBChannel.properties` for
+``display``, ``control``, ``valueAlarm`` and ``value.choices``. ``alarm.status`` of PVAccess is a class of
+``Reading.status``; ``alarm.message`` is ``Reading.message`` or else the condition's name. ``Q:time:tag`` takes its
+bits from ``nanoseconds``.
+
+*Monitor.* QSRV marks by the event's mask: VALUE and ARCHIVE mark value and time stamp, ALARM marks ``alarm`` and
+value too, PROPERTY the properties. One subscription per kind, with its own key, tells them apart; one with
+``DBE_VALUE | DBE_ALARM`` is cheaper, and comparing the alarm with that of the last reading says the same, because
+records post ALARM exactly when it changed. Subscribe first, read then. Read a batch with :func:`get_many`.
+
+*Put.* :meth:`DBChannel.put` with ``process``; :func:`put_and_wait` for ``block`` (QSRV ignores ``process=true``
+there). ``old=True`` for the put log.
+
+*Groups.* Atomic: :class:`ManyLock` over all channels, then ``get_locked``, ``put_locked`` and ``process_locked``.
+Not atomic: member by member. Link fields cannot be part of an atomic put.
+
+*Access security.* ``access_group`` and ``as_level`` of a channel. A change of ASG posts DBE_VALUE on the record's
+field ASG: subscribe to ``<record>.ASG`` for the records that have clients. EPICS' own hook for this would run
+Python with the record locked for every such put.
+"""
+
+from __future__ import annotations
+
+from appliance.ioc.dbcore.boot import (
+    IocState,
+    boot,
+    captured_errors,
+    flush_output,
+    interactive_shell,
+    ioc_init,
+    ioc_pause,
+    ioc_resume,
+    ioc_state,
+    load_definition,
+    load_definition_text,
+    load_records,
+    load_records_text,
+    macro_text,
+    register_support,
+    shell_command,
+    shell_script,
+    shutdown,
+)
+from appliance.ioc.dbcore.channel import (
+    ALARM_CONDITIONS,
+    AlarmLimits,
+    DBChannel,
+    Limits,
+    ManyLock,
+    Properties,
+    Reading,
+    exists,
+    get_many,
+)
+from appliance.ioc.dbcore.events import (
+    DBE_ALARM,
+    DBE_ARCHIVE,
+    DBE_PROPERTY,
+    DBE_VALUE,
+    EventHub,
+    Subscription,
+)
+from appliance.ioc.dbcore.notify import BlockingPut, put_and_wait, put_notify
+from appliance.ioc.dbcore.records import RecordInfo, info_items, record_infos, record_types, records
+from appliance.ioc.dbcore.support import (
+    EXIT_RECORDS,
+    InitHook,
+    RecordView,
+    on_init_hook,
+    register_command,
+    register_device,
+    register_exit,
+    register_function,
+)
+
+__all__ = [
+    "ALARM_CONDITIONS",
+    "DBE_ALARM",
+    "DBE_ARCHIVE",
+    "DBE_PROPERTY",
+    "DBE_VALUE",
+    "EXIT_RECORDS",
+    "AlarmLimits",
+    "BlockingPut",
+    "DBChannel",
+    "EventHub",
+    "InitHook",
+    "IocState",
+    "Limits",
+    "ManyLock",
+    "Properties",
+    "Reading",
+    "RecordInfo",
+    "RecordView",
+    "Subscription",
+    "boot",
+    "captured_errors",
+    "exists",
+    "flush_output",
+    "get_many",
+    "info_items",
+    "interactive_shell",
+    "ioc_init",
+    "ioc_pause",
+    "ioc_resume",
+    "ioc_state",
+    "load_definition",
+    "load_definition_text",
+    "load_records",
+    "load_records_text",
+    "macro_text",
+    "on_init_hook",
+    "put_and_wait",
+    "put_notify",
+    "record_infos",
+    "record_types",
+    "records",
+    "register_command",
+    "register_device",
+    "register_exit",
+    "register_function",
+    "register_support",
+    "shell_command",
+    "shell_script",
+    "shutdown",
+]

@@ -1,0 +1,337 @@
+"""Life of the one IOC in this process: definition, records, iocInit, shell, end.
+
+EPICS' database is a singleton of the process and cannot be unloaded: :func:`boot` may be called once, records
+are loaded before :func:`ioc_init`, and nothing can be started again after :func:`shutdown`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import os
+import re
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from enum import IntEnum
+from pathlib import Path
+from typing import Final
+
+from appliance.errors import ApplianceError, ConfigurationError
+from appliance.ioc.dbcore import _c
+
+#: What softIoc.dbd of EPICS Base contains, without the Channel Access server.
+DEFINITIONS: Final = (
+    "menuGlobal.dbd",
+    "menuConvert.dbd",
+    "menuScan.dbd",
+    "stdRecords.dbd",
+    "filters.dbd",
+    "links.dbd",
+    "devSoft.dbd",
+    "asSub.dbd",
+    "dbCore.dbd",
+    "dlload.dbd",
+    "system.dbd",
+)
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_libc = ctypes.CDLL(None)
+_capturing = threading.Lock()
+_LISTENER: Final = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_char_p)
+
+
+class IocState(IntEnum):
+    """iocInit.h: ``enum iocStateEnum``."""
+
+    VOID = 0
+    BUILDING = 1
+    BUILT = 2
+    RUNNING = 3
+    PAUSED = 4
+
+
+class _Captured:
+    """What EPICS wrote to standard error."""
+
+    text = ""
+    #: an error will carry the text, so it need not be passed on
+    is_reported = False
+
+    @property
+    def plain(self) -> str:
+        """One line per message, without colours and blank lines."""
+        lines = (line.rstrip() for line in _ANSI.sub("", self.text).splitlines())
+        return "\n".join(line for line in lines if line and line.strip() != "ERROR:")
+
+
+def flush_output() -> None:
+    """Write out what Python and C hold back for standard output and standard error."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    _c.errlogFlush()
+    _libc.fflush(None)
+
+
+@contextmanager
+def captured_errors() -> Iterator[_Captured]:
+    """Collect what EPICS writes to standard error (file descriptor 2) inside the block.
+
+    The parser prints with ``fprintf(stderr)`` and no listener of errlog ever sees it, so the descriptor itself
+    is turned for a moment. Unless the block says that it reports the text, it is passed on at the end.
+    """
+    captured = _Captured()
+    with _capturing, tempfile.TemporaryFile() as file:
+        flush_output()
+        saved = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield captured
+        finally:
+            flush_output()
+            os.dup2(saved, 2)
+            file.seek(0)
+            data = file.read()
+            captured.text = data.decode("utf-8", "replace")
+            if data and not captured.is_reported:
+                os.write(2, data)
+            os.close(saved)
+
+
+def _run(function: Callable[[], int]) -> str | None:
+    """Call into EPICS; return what it printed if the status that comes back is not zero."""
+    with captured_errors() as captured:
+        status = function()
+        captured.is_reported = status != 0
+    return None if not status else captured.plain or _c.status_text(status)
+
+
+@contextmanager
+def heard_errors() -> Iterator[_Captured]:
+    """Collect what EPICS' error log says inside the block, while it is printed as usual (errlogAddListener)."""
+    captured = _Captured()
+
+    def listen(_private: int, message: bytes) -> None:
+        captured.text += message.decode("utf-8", "replace")
+
+    listener = _LISTENER(listen)
+    address = ctypes.cast(listener, ctypes.c_void_p)
+    flush_output()
+    _c.errlogAddListener(address, None)
+    try:
+        yield captured
+    finally:
+        flush_output()
+        _c.errlogRemoveListeners(address, None)
+
+
+def _call(why: str, file: str | None, function: Callable[[], int]) -> None:
+    said = _run(function)
+    if said is not None:
+        raise ConfigurationError(f"{why}: {said}", file=file)
+
+
+_booted = False
+_kept: list[object] = []
+
+
+def keep(*things: object) -> None:
+    """Hold on to what C code points to for the rest of the process."""
+    _kept.extend(things)
+
+
+def boot(
+    definition: Path | str | None = None,
+    extra: Iterable[Path | str] = (),
+    *,
+    channel_access: bool = False,
+) -> None:
+    """Load the database definition and register record types, devices, links and shell commands.
+
+    Args:
+        definition: a ``.dbd`` file to load instead of the standard record types (softIoc's ``-D``).
+        extra: more ``.dbd`` files; what they declare must be in the loaded libraries or registered before
+            with :mod:`.support`.
+        channel_access: start the Channel Access server with :func:`ioc_init` (``rsrv``).
+
+    Raises:
+        ConfigurationError: a definition cannot be read, or names support that does not exist; the text is
+            what EPICS printed.
+
+    """
+    global _booted  # noqa: PLW0603 - EPICS' database is a singleton of the process
+    if _booted:
+        raise ApplianceError("EPICS' database is already loaded in this process")
+    _booted = True
+    atexit.register(shutdown)
+    folder = _c.epics_base() / "dbd"
+    search = str(folder).encode()
+    _c.iocshRegisterCommon()
+    files: list[str] = []
+    if definition is not None:
+        files.append(str(definition))
+    else:
+        files.extend(DEFINITIONS)
+        if channel_access:
+            files.append("rsrv.dbd")
+    for name in [*files, *map(str, extra)]:
+        load_definition(name, search=search)
+    register_support()
+
+
+def load_definition(file: Path | str, *, search: bytes | None = None) -> None:
+    """Load one more ``.dbd`` file (dbLoadDatabase); only before :func:`ioc_init`."""
+    name = str(file)
+    path = search if search is not None else str(_c.epics_base() / "dbd").encode()
+    _call(
+        "cannot load the database definition",
+        name,
+        lambda: int(_c.dbLoadDatabase(os.fsencode(name), path, None)),
+    )
+
+
+def load_definition_text(definition: str) -> None:
+    """Load database definition text, for instance a ``device()`` line."""
+    with tempfile.NamedTemporaryFile("w", suffix=".dbd", encoding="utf-8") as file:
+        file.write(definition + "\n")
+        file.flush()
+        load_definition(file.name)
+
+
+def register_support() -> None:
+    """Find the C support of everything that is declared by now (registerAllRecordDeviceDrivers)."""
+    _call(
+        "cannot register record and device support",
+        None,
+        lambda: int(_c.registerAllRecordDeviceDrivers(_c.pdbbase())),
+    )
+
+
+def macro_text(macros: Mapping[str, str]) -> str:
+    """Return macros as EPICS writes them, ``A=1,B="x, y"``.
+
+    Raises:
+        ConfigurationError: a name or a value that macLib cannot carry.
+
+    """
+    parts: list[str] = []
+    for name, value in macros.items():
+        if not name or not re.fullmatch(r"[^\s=,\"'\\$(){}]+", name):
+            raise ConfigurationError("is not a usable name of a macro", key=repr(name))
+        if "\n" in value or "\0" in value:
+            raise ConfigurationError("a macro's value must be one line", key=name)
+        quoted = value.replace("\\", "\\\\").replace('"', '\\"')
+        parts.append(f'{name}="{quoted}"' if re.search(r"[\s,\"'\\]", value) else f"{name}={value}")
+    return ",".join(parts)
+
+
+def load_records(path: Path | str, macros: Mapping[str, str] | str | None = None) -> None:
+    """Load a record database (dbLoadRecords).
+
+    Args:
+        path: the ``.db`` file; a relative one is also looked for in ``EPICS_DB_INCLUDE_PATH``.
+        macros: values for ``$(NAME)``, or EPICS' own text ``A=1,B=2``.
+
+    Raises:
+        ConfigurationError: with what EPICS said, file and line included.
+
+    """
+    if ioc_state() is not IocState.VOID:
+        raise ConfigurationError("records must be loaded before the IOC is initialised", file=str(path))
+    values = macros if isinstance(macros, str) or macros is None else macro_text(macros)
+    _call(
+        "cannot load the database",
+        str(path),
+        lambda: int(_c.dbLoadRecords(os.fsencode(path), None if values is None else _c.raw(values))),
+    )
+
+
+def load_records_text(records: str, macros: Mapping[str, str] | str | None = None) -> None:
+    """Load records from text, for those that a program brings along itself."""
+    with tempfile.NamedTemporaryFile("w", suffix=".db", encoding="utf-8") as file:
+        file.write(records + "\n")
+        file.flush()
+        load_records(file.name, macros)
+
+
+def ioc_state() -> IocState:
+    """Return how far the IOC has come (getIocState)."""
+    return IocState(_c.getIocState())
+
+
+def ioc_init() -> None:
+    """Initialise all records and start scanning (iocInit); EPICS prints its banner to standard output.
+
+    Raises:
+        ConfigurationError: EPICS refused; the text is what it printed. A record whose own initialisation
+            fails does not count: EPICS reports it on standard error and goes on.
+
+    """
+    # Printed at once and not held back: records that fail or hang here must leave their trace.
+    with heard_errors() as heard:
+        status = _c.iocInit()
+    if status:
+        said = heard.plain or _c.status_text(status)
+        raise ConfigurationError(f"the IOC cannot be initialised: {said}")
+
+
+def ioc_pause() -> None:
+    """Stop scanning and link processing until :func:`ioc_resume` (iocPause)."""
+    _call("the IOC cannot be paused", None, lambda: int(_c.iocPause()))
+
+
+def ioc_resume() -> None:
+    """Go on after :func:`ioc_pause` (iocRun)."""
+    _call("the IOC cannot go on", None, lambda: int(_c.iocRun()))
+
+
+def shutdown() -> None:
+    """Stop scan threads and run EPICS' exit handlers (epicsExitCallAtExits); safe to call twice.
+
+    Channels and event hubs must be closed before. :func:`boot` sees to it that it runs before Python ends: an
+    EPICS thread that calls a Python function of a finished interpreter would hang the process.
+    """
+    _c.epicsExitCallAtExits()
+    flush_output()
+
+
+def shell_command(command: str) -> None:
+    """Run one line of the IOC shell (iocshCmd); its output goes to standard output.
+
+    Raises:
+        ApplianceError: the command is unknown or failed; with what EPICS printed.
+
+    """
+    said = _run(lambda: int(_c.iocshCmd(_c.raw(command))))
+    if said is not None:
+        raise ApplianceError(f"iocsh: {command}: {said}")
+
+
+def shell_script(path: Path | str, macros: Mapping[str, str] | str | None = None) -> None:
+    """Run a ``st.cmd`` file (iocshLoad); echo, output and errors appear as EPICS prints them.
+
+    Raises:
+        ConfigurationError: the file cannot be opened, or a command failed and ``on error`` asked to stop.
+
+    """
+    flush_output()
+    values = macros if isinstance(macros, str) or macros is None else macro_text(macros)
+    status = _c.iocshLoad(os.fsencode(path), None if values is None else _c.raw(values))
+    flush_output()
+    if status:
+        raise ConfigurationError("a command of the script failed, see above", file=str(path))
+
+
+def interactive_shell() -> bool:
+    """Run the ``epics>`` shell until ``exit`` or end of file (iocsh(NULL)); blocks, releases the GIL.
+
+    Returns:
+        True when it ended in the normal way.
+
+    """
+    flush_output()
+    status = _c.iocsh(None)
+    flush_output()
+    return bool(status == 0)

@@ -1,0 +1,693 @@
+"""A dbChannel: one record's field, with get, put, metadata and lock.
+
+Every get takes value, alarm, time stamp and tag under one lock, so that they belong together. Values come as the
+types that :mod:`appliance.pvdata` keeps in its store: ``int``, ``float``, ``str``, a read-only one-dimensional
+numpy array, ``tuple[str, ...]``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple, Self
+
+from appliance.errors import AccessDeniedError, ApplianceError, OperationError, PVDataError
+from appliance.ioc.dbcore import _c
+from appliance.ioc.dbcore.records import common_place, info_of, record_group, record_name_of, record_type_of
+
+#: Names of the alarm conditions by number (menuAlarmStat; epicsAlarmConditionStrings).
+ALARM_CONDITIONS: Final = [
+    "NO_ALARM",
+    "READ",
+    "WRITE",
+    "HIHI",
+    "HIGH",
+    "LOLO",
+    "LOW",
+    "STATE",
+    "COS",
+    "COMM",
+    "TIMEOUT",
+    "HWLIMIT",
+    "CALC",
+    "SCAN",
+    "LINK",
+    "SOFT",
+    "BAD_SUB",
+    "UDF",
+    "DISABLE",
+    "SIMM",
+    "READ_ACCESS",
+    "WRITE_ACCESS",
+]
+
+#: Characters that a link field may have (QSRV's and RSRV's PVLINK_STRINGSZ).
+LINK_TEXT_SIZE: Final = 1024
+
+_META: Final = _c.DBR_STATUS | _c.DBR_AMSG | _c.DBR_TIME | _c.DBR_UTAG
+# status, severity, acks, ackt, amsg, seconds, nanoseconds, tag
+_META_FORMAT: Final = "4H40sIIQ"
+_META_STRUCT: Final = struct.Struct("=" + _META_FORMAT)
+_META_SIZE: Final = _META_STRUCT.size
+_SCALAR_STRUCTS: Final = tuple(struct.Struct(f"={_META_FORMAT}{code}") for code in _c.STRUCT_CODES)
+_PUT_STRUCTS: Final = tuple(struct.Struct("=" + code) for code in _c.STRUCT_CODES)
+_ITEM_SIZES: Final = tuple(each.size for each in _PUT_STRUCTS)
+
+_PROPERTIES: Final = (
+    _c.DBR_UNITS
+    | _c.DBR_PRECISION
+    | _c.DBR_ENUM_STRS
+    | _c.DBR_GR_DOUBLE
+    | _c.DBR_CTRL_DOUBLE
+    | _c.DBR_AL_DOUBLE
+)
+_MAX_CHOICES: Final = 30
+_SPC_DBADDR: Final = 2
+# units, precision, number of choices, padding, choices, upper and lower display and control limits, and the
+# alarm limits: upper alarm, upper warning, lower warning, lower alarm
+_PROPERTIES_STRUCT: Final = struct.Struct(f"=16sqIi{_MAX_CHOICES * _c.MAX_STRING_SIZE}s2d2d4d")
+
+_SHORT: Final = {code: ctypes.c_short(code) for code in range(12)}
+_NO_LOG: Final = ctypes.c_void_p(None)
+_CONTROL: Final = struct.Struct("=qq")
+_EPOCH_S: Final = _c.EPICS_EPOCH_S
+_get_field_fast: Final = _c.dbChannelGetFieldFast
+_get_held: Final = _c.dbChannelGetHeld
+
+
+class Reading(NamedTuple):
+    """A value and what belongs to it, read under one lock."""
+
+    #: number, text, read-only numpy array, or tuple of strings
+    value: Any
+    #: alarm condition, an index into :data:`ALARM_CONDITIONS`; not the ``alarm_t`` status of PVAccess
+    status: int
+    #: 0 NO_ALARM, 1 MINOR, 2 MAJOR, 3 INVALID
+    severity: int
+    #: text of the alarm; empty when the record gave none
+    message: str
+    #: seconds since 1970-01-01 UTC; 631152000 for a record that was never processed
+    seconds: int
+    nanoseconds: int
+    user_tag: int
+
+
+class Limits(NamedTuple):
+    low: float
+    high: float
+
+
+class AlarmLimits(NamedTuple):
+    """NaN where the record does not watch that limit."""
+
+    low_alarm: float
+    low_warning: float
+    high_warning: float
+    high_alarm: float
+
+
+class Properties(NamedTuple):
+    """What changes with DBE_PROPERTY; ``None`` where the record type does not support it."""
+
+    units: str | None
+    #: digits after the decimal point; only for FLOAT and DOUBLE
+    precision: int | None
+    choices: tuple[str, ...] | None
+    display: Limits | None
+    control: Limits | None
+    alarm: AlarmLimits | None
+    #: the record's DESC
+    description: str
+
+
+_new: Final[Any] = tuple.__new__
+
+
+def exists(name: str) -> bool:
+    """Say whether record and field exist (dbChannelTest); modifiers and filters are not looked at."""
+    return len(name) < 1024 and "\0" not in name and not _c.dbChannelTest(_c.raw(name))
+
+
+def _c_text(data: bytes) -> str:
+    return _c.text(data.partition(b"\0")[0])
+
+
+def _check(status: int, what: str) -> None:
+    if status:
+        raise OperationError(f"{what}: {_c.status_text(status)}")
+
+
+class DBChannel:
+    """An open channel to a field (dbChannelCreate, dbChannelOpen).
+
+    The name is a record or alias with an optional field, ``$`` (as characters) and JSON filters or array slices:
+    ``rec``, ``rec.DESC$``, ``rec.VAL[2:5]``, ``rec.VAL{"dbnd":{"d":1.5}}``. Link fields and strings longer than
+    40 characters are opened as long strings without ``$``, as QSRV does.
+
+    Not for use by two threads at once; a server opens one channel per PV and uses it from its event loop.
+
+    Raises:
+        OperationError: no such record or field, a filter that EPICS does not understand, or a field without
+            data (DBF_NOACCESS).
+
+    """
+
+    __slots__ = (
+        "_arguments",
+        "_buffer",
+        "_has_filters",
+        "_is_plain",
+        "_unpack",
+        "address",
+        "as_level",
+        "dbf_type",
+        "elements",
+        "field",
+        "final_type",
+        "form",
+        "is_array",
+        "is_link",
+        "is_property",
+        "is_string",
+        "is_value_field",
+        "name",
+        "process_passive",
+        "record",
+        "record_address",
+        "record_type",
+    )
+
+    #: the name that was given
+    name: str
+    #: name of the record, never an alias
+    record: str
+    record_type: str
+    #: name of the field, ``VAL`` when none was given
+    field: str
+    #: address of the ``dbChannel``, an identity that events carry; 0 when closed
+    address: int
+    #: address of the record (``dbCommon``)
+    record_address: int
+    #: DBF code of the field in the database definition
+    dbf_type: int
+    #: DBR code of the data as it comes after conversion and filters
+    final_type: int
+    #: most elements that the field can have
+    elements: int
+    #: the data is an array (``elements`` is not 1) and not a long string
+    is_array: bool
+    #: read and written as ``str``: strings, and CHAR arrays that are long strings
+    is_string: bool
+    #: INLINK, OUTLINK or FWDLINK
+    is_link: bool
+    #: the record type's value field, nearly always VAL
+    is_value_field: bool
+    #: a change of this field posts DBE_PROPERTY
+    is_property: bool
+    #: writing processes a passive record, ``pp(TRUE)``
+    process_passive: bool
+    #: access security level of the field, 0 or 1
+    as_level: int
+    #: ``info(Q:form)`` of the value field, ``String`` for long strings, else ``Default``
+    form: str
+
+    def __init__(self, name: str) -> None:
+        self.address = 0
+        if not exists(name):
+            raise OperationError(f"no such record or field: {name}")
+        chan = _c.dbChannelCreate(_c.raw(name))
+        if not chan:
+            raise OperationError(f"the modifiers of {name} are not understood")
+        self.address = ctypes.cast(chan, ctypes.c_void_p).value or 0
+        try:
+            self._open(name, chan)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, name: str, chan: Any) -> None:
+        channel = chan.contents
+        addr = channel.addr
+        description = addr.pfldDes.contents
+        self.name = name
+        self.record_address = addr.precord
+        self.record = record_name_of(addr.precord)
+        self.record_type = record_type_of(addr.precord)
+        self.field = _c.text(description.name)
+        self.dbf_type = description.field_type
+        self.is_link = _c.DBF_INLINK <= self.dbf_type <= _c.DBF_FWDLINK
+        self.is_value_field = bool(_c.dbIsValueField(addr.pfldDes))
+        self.is_property = bool(description.prop)
+        self.process_passive = bool(description.process_passive)
+        self.as_level = description.as_level
+        self.form = "Default"
+        if self.is_value_field:
+            self.form = info_of(addr.precord, "Q:form") or "Default"
+        if (
+            addr.field_type == _c.DBF_STRING
+            and addr.no_elements == 1
+            and addr.field_size > _c.MAX_STRING_SIZE + 1
+        ):
+            addr.no_elements = addr.field_size
+            addr.field_size = 1
+            addr.field_type = addr.dbr_field_type = _c.DBF_CHAR
+            self.form = "String"
+        elif _c.DBF_INLINK <= addr.field_type <= _c.DBF_FWDLINK:
+            addr.no_elements = LINK_TEXT_SIZE
+            addr.field_size = 1
+            addr.dbr_field_type = _c.DBF_CHAR
+            self.form = "String"
+        _check(_c.dbChannelOpen(chan), f"cannot open {name}")
+        final = channel.final_type
+        if not 0 <= final <= _c.DBF_ENUM:
+            raise OperationError(f"{name} has no value that can be read (DBF_NOACCESS)")
+        self.final_type = final
+        self.elements = channel.final_no_elements
+        long_string = final == _c.DBF_CHAR and self.elements != 1 and self.form == "String"
+        self.is_array = self.elements != 1 and not long_string
+        self.is_string = final == _c.DBF_STRING or long_string
+        self._has_filters = bool(channel.pre_chain.count or channel.post_chain.count)
+        # An array of at most one element may be empty, and then a get leaves the buffer as it was.
+        self._is_plain = self.elements == 1 and not self._has_filters and addr.special != _SPC_DBADDR
+        self._prepare(scalar=self.elements == 1)
+
+    def _prepare(self, *, scalar: bool) -> None:
+        size = _META_SIZE + (_ITEM_SIZES[self.final_type] if scalar else 0)
+        # Data, then options and count: one small block per channel, because ten thousand of them are read in turn.
+        end = (size + 7) & ~7
+        self._buffer = ctypes.create_string_buffer(end + _CONTROL.size)
+        _CONTROL.pack_into(self._buffer, end, _META, 1)
+        control = ctypes.addressof(self._buffer) + end
+        self._unpack = (_SCALAR_STRUCTS[self.final_type] if scalar else _META_STRUCT).unpack_from
+        self._arguments = (
+            ctypes.c_void_p(self.address),
+            _SHORT[self.final_type],
+            ctypes.c_void_p(ctypes.addressof(self._buffer)),
+            ctypes.c_void_p(control),
+            ctypes.c_void_p(control + 8),
+            _NO_LOG,
+        )
+
+    def __repr__(self) -> str:
+        return f"<DBChannel {self.name} {_c.DBF_NAMES[self.final_type]}[{self.elements}]>"
+
+    def close(self) -> None:
+        """Give the channel back (dbChannelDelete); its subscriptions must be cancelled before."""
+        if self.address:
+            _c.dbChannelDelete(self.address)
+            self.address = 0
+            # The short way of a get does not look whether the channel is open.
+            self._is_plain = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- facts that can change ---------------------------------------------------------------------------------
+
+    @property
+    def access_group(self) -> str:
+        """The record's access security group now (field ASG)."""
+        # Under the lock: half of an old and half of a new name could be a third group's.
+        with self.locked():
+            return record_group(self.record_address)
+
+    def info(self, name: str) -> str | None:
+        """Return one of the record's ``info()`` items, for instance ``Q:time:tag``; ``None`` if it has none."""
+        return info_of(self.record_address, name)
+
+    @property
+    def put_disabled(self) -> bool:
+        """The record refuses puts to every field but DISP itself (field DISP)."""
+        return self.field != "DISP" and bool(self._byte("DISP"))
+
+    def _byte(self, field: str) -> int:
+        return ctypes.c_ubyte.from_address(self.record_address + common_place(field)).value
+
+    def _set_byte(self, field: str, value: int) -> None:
+        ctypes.c_ubyte.from_address(self.record_address + common_place(field)).value = value
+
+    # -- locks ---------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the record's lock (dbScanLock); it is recursive for the thread.
+
+        No await and nothing slow inside: scan threads wait for this lock.
+        """
+        _c.dbScanLock(self.record_address)
+        try:
+            yield
+        finally:
+            _c.dbScanUnlock(self.record_address)
+
+    # -- get -----------------------------------------------------------------------------------------------------
+
+    def get(self) -> Reading:
+        """Read value, alarm, time and tag under the record's lock (dbChannelGetField).
+
+        Raises:
+            OperationError: EPICS cannot read the field.
+
+        """
+        if self._is_plain:
+            return self._get_plain(_get_field_fast)
+        if self._has_filters:
+            with self.locked():
+                return self.get_locked()
+        if self.elements == 1:
+            return self._get_scalar(_c.dbChannelGetField, None)
+        return self._get_array(_c.dbChannelGetField, None)
+
+    def _get_plain(self, function: Any) -> Reading:
+        # Options and count are in and out; for one plain value they come back as they went in.
+        status = function(*self._arguments)
+        if status:
+            _check(status, f"cannot read {self.name}")
+        st, severity, _, _, amsg, seconds, nanoseconds, tag, value = self._unpack(self._buffer)
+        if self.is_string:
+            value = _c_text(value)
+        message = _c_text(amsg) if amsg[0] else ""
+        reading: Reading = _new(Reading, (value, st, severity, message, seconds + _EPOCH_S, nanoseconds, tag))
+        return reading
+
+    def get_locked(self) -> Reading:
+        """Like :meth:`get`, for a caller who holds the record's lock (dbChannelGet); keeps the GIL."""
+        if self._is_plain:
+            return self._get_plain(_get_held)
+        self._refuse_closed()
+        log = self._read_log() if self._has_filters else None
+        try:
+            if self.elements == 1:
+                return self._get_scalar(_c.dbChannelGet, log)
+            return self._get_array(_c.dbChannelGet, log)
+        finally:
+            if log:
+                _c.db_delete_field_log(log)
+
+    def _read_log(self) -> int | None:
+        """Run the filters over the present value; a filter that drops it leaves the unfiltered value."""
+        log = _c.db_create_read_log(self.address)
+        if log:
+            log = _c.dbChannelRunPreChain(self.address, log)
+        if log:
+            log = _c.dbChannelRunPostChain(self.address, log)
+        return int(log) if log else None
+
+    def _raw_get(
+        self, function: Any, target: int, count: int, options: int, log: int | None
+    ) -> tuple[int, int]:
+        """Read into memory; return which options EPICS supports and how many elements came."""
+        self._refuse_closed()
+        control = ctypes.create_string_buffer(16)
+        address = ctypes.addressof(control)
+        _CONTROL.pack_into(control, 0, options, count)
+        status = function(self.address, self.final_type, target, address, address + 8, log)
+        if status:
+            _check(status, f"cannot read {self.name}")
+        supported, came = _CONTROL.unpack(control)
+        return supported, came
+
+    def _get_scalar(self, function: Any, log: int | None) -> Reading:
+        _, count = self._raw_get(function, ctypes.addressof(self._buffer), 1, _META, log)
+        st, severity, _, _, amsg, seconds, nanoseconds, tag, value = self._unpack(self._buffer)
+        if count < 1:
+            value = b"" if self.is_string else 0
+        if self.is_string:
+            value = _c_text(value)
+        message = _c_text(amsg) if amsg[0] else ""
+        return Reading(value, st, severity, message, seconds + _EPOCH_S, nanoseconds, tag)
+
+    def _get_array(self, function: Any, log: int | None) -> Reading:
+        import numpy as np
+
+        item = _ITEM_SIZES[self.final_type]
+        # EPICS writes straight into the array that is handed out; the metadata lies in front of it.
+        memory = np.empty(_META_SIZE + self.elements * item, np.uint8)
+        address = memory.__array_interface__["data"][0]
+        _, count = self._raw_get(function, address, self.elements, _META, log)
+        st, severity, _, _, amsg, seconds, nanoseconds, tag = self._unpack(memory.data)
+        data = memory[_META_SIZE : _META_SIZE + max(count, 0) * item]
+        if 2 * data.size < memory.size:
+            # A value may live long in somebody's queue: it must not hold memory for elements that are not there.
+            data = data.copy()
+        data.flags.writeable = False
+        value: Any
+        if self.is_string and self.final_type == _c.DBF_CHAR:
+            value = _c_text(data.tobytes())
+        elif self.final_type == _c.DBF_STRING:
+            content = data.tobytes()
+            value = tuple(_c_text(content[i : i + item]) for i in range(0, len(content), item))
+        else:
+            value = data.view(_c.NUMPY_CODES[self.final_type])
+        message = _c_text(amsg) if amsg[0] else ""
+        return Reading(value, st, severity, message, seconds + _EPOCH_S, nanoseconds, tag)
+
+    def properties(self) -> Properties:
+        """Read units, precision, choices, limits and description under the record's lock."""
+        with self.locked():
+            return self.properties_locked()
+
+    def properties_locked(self) -> Properties:
+        """Like :meth:`properties`, for a caller who holds the record's lock."""
+        data = ctypes.create_string_buffer(_PROPERTIES_STRUCT.size)
+        have, _ = self._raw_get(_c.dbChannelGet, ctypes.addressof(data), 0, _PROPERTIES, None)
+        units, precision, number, _, strings, dh, dl, ch, cl, hihi, high, low, lolo = (
+            _PROPERTIES_STRUCT.unpack(data)
+        )
+        size = _c.MAX_STRING_SIZE
+        choices = tuple(_c_text(strings[i * size : (i + 1) * size]) for i in range(min(number, _MAX_CHOICES)))
+        return Properties(
+            _c_text(units) if have & _c.DBR_UNITS else None,
+            precision if have & _c.DBR_PRECISION else None,
+            choices if have & _c.DBR_ENUM_STRS else None,
+            Limits(dl, dh) if have & _c.DBR_GR_DOUBLE else None,
+            Limits(cl, ch) if have & _c.DBR_CTRL_DOUBLE else None,
+            AlarmLimits(lolo, low, high, hihi) if have & _c.DBR_AL_DOUBLE else None,
+            _c.text(ctypes.string_at(self.record_address + common_place("DESC"))),
+        )
+
+    def view(self) -> Any:
+        """Return a numpy array over the record's own memory, its present elements, not copied.
+
+        Only while the record is locked, and only for arrays of numbers; writing through it is writing into
+        the record without telling anyone.
+        """
+        import numpy as np
+
+        self._refuse_closed()
+        if not self.is_array or self.final_type == _c.DBF_STRING:
+            raise PVDataError(f"{self.name} is not an array of numbers")
+        pointer = ctypes.c_void_p()
+        count = ctypes.c_long()
+        offset = ctypes.c_long()
+        _c.dbChannelGetArrayInfo(
+            self.address, ctypes.byref(pointer), ctypes.byref(count), ctypes.byref(offset)
+        )
+        if not pointer.value or offset.value:
+            return np.empty(0, _c.NUMPY_CODES[self.final_type])
+        memory = (ctypes.c_char * (count.value * _ITEM_SIZES[self.final_type])).from_address(pointer.value)
+        return np.frombuffer(memoryview(memory), _c.NUMPY_CODES[self.final_type])
+
+    # -- put -----------------------------------------------------------------------------------------------------
+
+    def put(self, value: Any, process: bool | None = None, *, old: bool = False) -> Reading | None:
+        """Write, and process the record as ``record._options.process`` says.
+
+        Args:
+            value: what :meth:`get` returns for this field; text is converted by EPICS for numbers and enums.
+            process: True processes always, False never, None as the database says: a ``pp(TRUE)`` field of a
+                passive record, and PROC.
+            old: return what was there before, read under the same lock, for the put log.
+
+        Raises:
+            AccessDeniedError: the record's DISP is set.
+            PVDataError: the value does not fit the field.
+            OperationError: EPICS refused: a field that must not be modified, a bad choice ...
+
+        """
+        address, count, dbr, keep = self._encode(value)
+        if self.is_link:
+            # Changing a link changes lock sets: dbPutField takes the locks that it needs itself.
+            before = self.get() if old else None
+            self._refuse_disabled()
+            self._check_put(_c.dbChannelPutField(self.address, dbr, address, count))
+            return before
+        with self.locked():
+            self._refuse_disabled()
+            before = self.get_locked() if old else None
+            self._check_put(_c.dbChannelPut(self.address, dbr, address, count))
+            self.process_locked(process)
+        del keep
+        return before
+
+    def put_locked(self, value: Any) -> None:
+        """Only write (dbChannelPut), for a caller who holds the lock and processes later; links cannot."""
+        address, count, dbr, keep = self._encode(value)
+        self._refuse_disabled()
+        if self.is_link:
+            raise OperationError(f"{self.name} is a link and cannot be written together with other fields")
+        self._check_put(_c.dbChannelPut(self.address, dbr, address, count))
+        del keep
+
+    def process_locked(self, process: bool | None = None) -> bool:
+        """Process the record after a put, for a caller who holds its lock; return whether it was.
+
+        A record that is active (asynchronous device support) is processed again when it is done (RPRO).
+        """
+        wanted = self.field == "PROC" or process is True
+        if not wanted and process is None:
+            wanted = self.process_passive and self._scan() == 0
+        if not wanted:
+            return False
+        if self._byte("PACT"):
+            self._set_byte("RPRO", 1)
+            return True
+        self._set_byte("PUTF", 1)
+        _check(_c.dbProcess(self.record_address), f"cannot process {self.record}")
+        return True
+
+    def _scan(self) -> int:
+        return ctypes.c_ushort.from_address(self.record_address + common_place("SCAN")).value
+
+    def _refuse_closed(self) -> None:
+        if not self.address:
+            raise OperationError(f"{self.name} is closed")
+
+    def _refuse_disabled(self) -> None:
+        if self.put_disabled:
+            raise AccessDeniedError(f"{self.record} refuses puts: its field DISP is set")
+
+    def _check_put(self, status: int) -> None:
+        if status:
+            _check(status, f"cannot write {self.name}")
+
+    def _encode(self, value: Any) -> tuple[int, int, int, object]:
+        """Return address, elements, DBR type and an owner of that memory."""
+        self._refuse_closed()
+        if self.elements == 1:
+            return self._encode_scalar(value)
+        if self.is_string and self.final_type == _c.DBF_CHAR:
+            if not isinstance(value, str):
+                raise PVDataError(f"{self.name} takes text, not {type(value).__name__}")
+            data = ctypes.create_string_buffer(_c.raw(value))
+            return ctypes.addressof(data), len(data), _c.DBF_CHAR, data
+        if self.final_type == _c.DBF_STRING or (
+            not isinstance(value, str)
+            and isinstance(value, (tuple, list))
+            and value
+            and isinstance(value[0], str)
+        ):
+            return self._encode_strings(value)
+        return self._encode_numbers(value)
+
+    def _encode_scalar(self, value: Any) -> tuple[int, int, int, object]:
+        dbr = self.final_type
+        if isinstance(value, str) or dbr == _c.DBF_STRING:
+            dbr = _c.DBF_STRING
+            encoded = _c.raw(value if isinstance(value, str) else str(value))
+            # The reference server cuts silently as well: a field of 40 bytes has room for 39.
+            data = ctypes.create_string_buffer(encoded[: _c.MAX_STRING_SIZE - 1], _c.MAX_STRING_SIZE)
+        else:
+            data = ctypes.create_string_buffer(8)
+            try:
+                number = float(value) if dbr in _FLOATS else int(value)
+                _PUT_STRUCTS[dbr].pack_into(data, 0, number)
+            except (struct.error, OverflowError, ValueError, TypeError) as error:
+                raise PVDataError(
+                    f"{value!r} does not fit {self.name}, which is {_c.DBF_NAMES[dbr]}"
+                ) from error
+        return ctypes.addressof(data), 1, dbr, data
+
+    def _encode_strings(self, value: Sequence[str]) -> tuple[int, int, int, object]:
+        if isinstance(value, str):
+            raise PVDataError(f"{self.name} takes an array of strings")
+        size = _c.MAX_STRING_SIZE
+        parts = [_c.raw(str(each))[: size - 1].ljust(size, b"\0") for each in value]
+        data = ctypes.create_string_buffer(b"".join(parts), max(size * len(parts), 1))
+        return ctypes.addressof(data), len(parts), _c.DBF_STRING, data
+
+    def _encode_numbers(self, value: Any) -> tuple[int, int, int, object]:
+        import numpy as np
+
+        try:
+            if isinstance(value, np.ndarray):
+                array = np.ascontiguousarray(value)
+            else:
+                array = np.array(value, _c.NUMPY_CODES[self.final_type])
+        except (ValueError, TypeError, OverflowError) as error:
+            raise PVDataError(f"the array does not fit {self.name}: {error}") from error
+        dbr = _NUMPY_TO_DBR.get(array.dtype.str[1:]) if array.dtype.isnative else None
+        if dbr is None or array.ndim != 1:
+            raise PVDataError(f"{self.name} takes a one-dimensional array of numbers, not {array.dtype}")
+        return array.__array_interface__["data"][0], array.size, dbr, array
+
+
+class ManyLock:
+    """Locks several records at once, for atomic groups (dbLocker).
+
+    Use as a context manager, any number of times, by one thread at a time. Not recursive, and a thread may hold
+    only one: EPICS would suspend it for good.
+
+    Raises:
+        ApplianceError: EPICS cannot make the lock.
+
+    """
+
+    def __init__(self, channels: Sequence[DBChannel]) -> None:
+        addresses = list(dict.fromkeys(channel.record_address for channel in channels))
+        array = (ctypes.c_void_p * max(len(addresses), 1))(*addresses)
+        self._locker = _c.dbLockerAlloc(ctypes.addressof(array), len(addresses), 0)
+        if not self._locker:
+            raise ApplianceError("cannot make a lock of several records")
+
+    def __enter__(self) -> Self:
+        _c.dbScanLockMany(self._locker)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _c.dbScanUnlockMany(self._locker)
+
+    def close(self) -> None:
+        """Give the lock back (dbLockerFree); it must not be held."""
+        if self._locker:
+            _c.dbLockerFree(self._locker)
+            self._locker = None
+
+
+#: Records locked in one go by :func:`get_many`: some tenths of a millisecond for whoever waits for one of them.
+_MANY: Final = 1024
+
+
+def get_many(channels: Sequence[DBChannel]) -> list[Reading]:
+    """Read many channels with one release of the GIL per thousand.
+
+    A get releases the GIL because it may have to wait for the record. Beside another busy Python thread each
+    release costs milliseconds; here the records are locked together and then read with the GIL held. A
+    thousand readings are also consistent with each other.
+
+    Raises:
+        OperationError: EPICS cannot read one of them.
+
+    """
+    readings: list[Reading] = []
+    for start in range(0, len(channels), _MANY):
+        some = channels[start : start + _MANY]
+        if len(some) == 1:
+            readings.append(some[0].get())
+            continue
+        lock = ManyLock(some)
+        try:
+            with lock:
+                readings.extend([channel.get_locked() for channel in some])
+        finally:
+            lock.close()
+    return readings
+
+
+_FLOATS: Final = frozenset((_c.DBF_FLOAT, _c.DBF_DOUBLE))
+_NUMPY_TO_DBR: Final = {code: dbr for dbr, code in enumerate(_c.NUMPY_CODES) if dbr not in {0, _c.DBF_ENUM}}

@@ -1,0 +1,186 @@
+"""Puts that wait until the record and all that it triggered is done (``record._options.block``; dbNotify.h).
+
+EPICS calls back on its own threads, and during the call itself when nothing had to be waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import itertools
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from appliance.errors import ApplianceError, OperationError
+from appliance.ioc.dbcore import _c
+from appliance.ioc.dbcore.channel import DBChannel
+
+_log = logging.getLogger(__name__)
+
+_PROCESS_REQUEST, _PUT_PROCESS_REQUEST = 0, 1
+_PUT_DISABLED, _PUT_FIELD, _PUT = 0, 1, 2
+_OK, _CANCELED, _ERROR, _DISABLED = 0, 1, 2, 3
+
+_PUT_CALLBACK: Final = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(_c.processNotify), ctypes.c_int)
+_DONE_CALLBACK: Final = ctypes.CFUNCTYPE(None, ctypes.POINTER(_c.processNotify))
+
+
+class BlockingPut:
+    """A put under way; see :func:`put_notify`."""
+
+    def __init__(
+        self, channel: DBChannel, value: Any, done: Callable[[str | None], None], *, has_value: bool
+    ) -> None:
+        self._channel = channel
+        self._encoded = channel._encode(value) if has_value else None
+        self._done = done
+        self._error: str | None = None
+        self._finished = False
+        self._notify: _c.processNotify | None = None
+        self._key = 0
+
+    def cancel(self) -> None:
+        """Stop waiting (dbNotifyCancel): ``done`` is not called any more; processing itself goes on."""
+        with _lock:
+            notify = None if self._finished else self._notify
+            self._finished = True
+            self._done = _nothing
+        if notify is not None:
+            _c.dbNotifyCancel(notify)
+            _retire(self)
+
+    def _put(self, kind: int) -> int:
+        if kind == _PUT_DISABLED:
+            self._error = f"{self._channel.record} refuses puts: its field DISP is set"
+            return 0
+        if self._encoded is None:
+            return 0
+        address, count, dbr, _ = self._encoded
+        # putFieldType: a link, and EPICS holds no lock; putType: EPICS holds the record's lock.
+        put = _c.dbChannelPutField if kind == _PUT_FIELD else _c.dbChannelPut
+        status = put(self._channel.address, dbr, address, count)
+        if status:
+            self._error = f"cannot write {self._channel.name}: {_c.status_text(status)}"
+        return int(not status)
+
+    def _complete(self, status: int) -> None:
+        with _lock:
+            if self._finished:
+                return
+            self._finished = True
+        _retire(self)
+        error = self._error
+        if error is None and status == _DISABLED:
+            error = f"{self._channel.record} refuses puts"
+        elif error is None and status != _OK:
+            error = f"processing of {self._channel.record} did not complete"
+        self._done(error)
+
+
+def _nothing(_: str | None) -> None:
+    """Stand in for a callback that is not wanted any more."""
+
+
+_lock = threading.Lock()
+_keys = itertools.count(1)
+_active: dict[int, BlockingPut] = {}
+# EPICS still writes into a processNotify after its done callback: it may be used again only when pnotifyPvt is
+# NULL, and is never given back to Python's allocator.
+_spare: deque[_c.processNotify] = deque()
+
+
+def _retire(put: BlockingPut) -> None:
+    with _lock:
+        if _active.pop(put._key, None) is not None and put._notify is not None:
+            _spare.append(put._notify)
+
+
+def _on_put(pointer: Any, kind: int) -> int:
+    put = _active.get(pointer.contents.usrPvt or 0)
+    if put is None:
+        return 0
+    try:
+        return put._put(kind)
+    except Exception:  # noqa: BLE001 - an exception must not enter C
+        _log.exception("put of %s failed", put._channel.name)
+        put._error = f"cannot write {put._channel.name}"
+        return 0
+
+
+def _on_done(pointer: Any) -> None:
+    put = _active.get(pointer.contents.usrPvt or 0)
+    if put is not None:
+        try:
+            put._complete(pointer.contents.status)
+        except Exception:  # noqa: BLE001 - an exception must not enter C
+            _log.exception("completion of a put to %s failed", put._channel.name)
+
+
+_put_callback: Final = _PUT_CALLBACK(_on_put)
+_done_callback: Final = _DONE_CALLBACK(_on_done)
+_put_address: Final = ctypes.cast(_put_callback, ctypes.c_void_p)
+_done_address: Final = ctypes.cast(_done_callback, ctypes.c_void_p)
+_NO_VALUE: Final = object()
+
+
+def put_notify(channel: DBChannel, done: Callable[[str | None], None], value: Any = _NO_VALUE) -> BlockingPut:
+    """Write, process and call ``done`` when all of it has completed (dbProcessNotify).
+
+    Args:
+        channel: must stay open until ``done`` or :meth:`BlockingPut.cancel`.
+        done: called once, with ``None`` or the reason of a failure, on any thread, perhaps before this
+            function returns.
+        value: leave it out to write nothing.
+
+    Raises:
+        PVDataError: the value does not fit the field.
+        ApplianceError: the IOC is not running.
+
+    """
+    if _c.getIocState() < 2:
+        raise ApplianceError("the IOC is not initialised: nothing can be processed")
+    put = BlockingPut(channel, None if value is _NO_VALUE else value, done, has_value=value is not _NO_VALUE)
+    with _lock:
+        put._key = next(_keys)
+        notify = _spare.popleft() if _spare and not _spare[0].pnotifyPvt else _c.processNotify()
+        put._notify = notify
+        _active[put._key] = put
+        notify.requestType = _PROCESS_REQUEST if put._encoded is None else _PUT_PROCESS_REQUEST
+        notify.chan = channel.address
+        notify.putCallback = _put_address
+        notify.doneCallback = _done_address
+        notify.usrPvt = put._key
+    _c.dbProcessNotify(notify)
+    return put
+
+
+async def put_and_wait(channel: DBChannel, value: Any) -> None:
+    """Write, process and wait until all of it has completed.
+
+    Cancelling the task cancels the wait, not the processing.
+
+    Raises:
+        OperationError: EPICS refused the put or the processing.
+        PVDataError: the value does not fit the field.
+
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[str | None] = loop.create_future()
+
+    def finish(error: str | None) -> None:
+        if not future.done():
+            future.set_result(error)
+
+    def done(error: str | None) -> None:
+        loop.call_soon_threadsafe(finish, error)
+
+    put = put_notify(channel, done, value)
+    try:
+        error = await future
+    finally:
+        put.cancel()
+    if error is not None:
+        raise OperationError(error)

@@ -1,0 +1,180 @@
+"""What is in the database: records, aliases, record types, info items."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import NamedTuple
+
+from appliance.errors import ApplianceError
+from appliance.ioc.dbcore import _c
+
+
+class RecordInfo(NamedTuple):
+    """One name under which a record can be reached."""
+
+    #: the record's name, or the alias
+    name: str
+    #: ``ai``, ``waveform`` ...
+    record_type: str
+    is_alias: bool
+    #: address of the record (``struct dbCommon *``)
+    address: int
+
+
+@contextmanager
+def entry() -> Iterator[_c.dbEntry]:
+    """A cursor over the static database (dbInitEntry, dbFinishEntry).
+
+    Raises:
+        ApplianceError: no database definition is loaded.
+
+    """
+    base = _c.pdbbase()
+    if not base.value:
+        raise ApplianceError("no database definition is loaded: boot the IOC first")
+    cursor = _c.dbEntry()
+    _c.dbInitEntry(base, cursor)
+    try:
+        yield cursor
+    finally:
+        _c.dbFinishEntry(cursor)
+
+
+def record_types() -> list[str]:
+    """Return the names of all record types that are defined."""
+    names: list[str] = []
+    with entry() as cursor:
+        status = _c.dbFirstRecordType(cursor)
+        while not status:
+            names.append(_c.text(cursor.precordType.contents.name))
+            status = _c.dbNextRecordType(cursor)
+    return names
+
+
+def _each(cursor: _c.dbEntry) -> Iterator[RecordInfo]:
+    type_status = _c.dbFirstRecordType(cursor)
+    while not type_status:
+        record_type = _c.text(cursor.precordType.contents.name)
+        status = _c.dbFirstRecord(cursor)
+        while not status:
+            node = cursor.precnode.contents
+            alias = bool(_c.dbIsAlias(cursor))
+            address = node.aliasedRecnode.contents.precord if alias else node.precord
+            yield RecordInfo(_c.text(node.recordname), record_type, alias, address)
+            status = _c.dbNextRecord(cursor)
+        type_status = _c.dbNextRecordType(cursor)
+
+
+def records() -> list[RecordInfo]:
+    """Return all records and aliases, by record type; within one, in the order in which they were loaded."""
+    with entry() as cursor:
+        return list(_each(cursor))
+
+
+def _infos(cursor: _c.dbEntry) -> Iterator[tuple[str, str]]:
+    status = _c.dbFirstInfo(cursor)
+    while not status:
+        yield _c.text(_c.dbGetInfoName(cursor)), _c.text(_c.dbGetInfoString(cursor))
+        status = _c.dbNextInfo(cursor)
+
+
+def info_items(name: str) -> list[tuple[str, str]]:
+    """Return ``(record name, text)`` of every ``info()`` item of that name, aliases left out.
+
+    They come in the order in which the records were loaded, whatever their types: groups depend on it.
+    """
+    wanted = _c.raw(name)
+    found: list[tuple[int, str, str]] = []
+    with entry() as cursor:
+        for record in _each(cursor):
+            if not record.is_alias:
+                item = _c.dbGetInfo(cursor, wanted)
+                if item is not None:
+                    found.append((cursor.precnode.contents.order, record.name, _c.text(item)))
+    return [(record_name, item) for _, record_name, item in sorted(found, key=lambda each: each[0])]
+
+
+def record_infos(name: str) -> dict[str, str]:
+    """Return all ``info()`` items of one record or alias; empty when there is no such record."""
+    with entry() as cursor:
+        if _c.dbFindRecord(cursor, _c.raw(name)):
+            return {}
+        if _c.dbIsAlias(cursor):
+            _c.dbFollowAlias(cursor)
+        return dict(_infos(cursor))
+
+
+def info_of(address: int, name: str) -> str | None:
+    """Return one ``info()`` item of the record at an address (dbInitEntryFromRecord)."""
+    cursor = _c.dbEntry()
+    _c.dbInitEntryFromRecord(address, cursor)
+    try:
+        item = _c.dbGetInfo(cursor, _c.raw(name))
+        return None if item is None else _c.text(item)
+    finally:
+        _c.dbFinishEntry(cursor)
+
+
+class FieldPlace(NamedTuple):
+    """Where a field lies inside its record."""
+
+    #: bytes from the record's address
+    offset: int
+    #: DBF code
+    field_type: int
+    #: bytes of one element
+    size: int
+
+
+@cache
+def field_place(record_type: str, field: str) -> FieldPlace:
+    """Return where a field lies, from the database definition (dbFldDes).
+
+    Asking the definition instead of repeating EPICS' C structures keeps this right for every version of Base.
+
+    Raises:
+        ApplianceError: the record type has no such field, or no record of that type exists.
+
+    """
+    with entry() as cursor:
+        if _c.dbFindRecordType(cursor, _c.raw(record_type)) or _c.dbFirstRecord(cursor):
+            raise ApplianceError(f"there is no record of type {record_type}")
+        if _c.dbFindField(cursor, _c.raw(field)):
+            raise ApplianceError(f"record type {record_type} has no field {field}")
+        description = cursor.pflddes.contents
+        return FieldPlace(description.offset, description.field_type, description.size)
+
+
+@cache
+def common_place(field: str) -> int:
+    """Return the offset in bytes of a field that all record types share (dbCommon)."""
+    with entry() as cursor:
+        status = _c.dbFirstRecordType(cursor)
+        while not status:
+            if not _c.dbFirstRecord(cursor):
+                return field_place(_c.text(cursor.precordType.contents.name), field).offset
+            status = _c.dbNextRecordType(cursor)
+    raise ApplianceError("no records are loaded")
+
+
+def record_type_of(address: int) -> str:
+    """Return the record type of the record at an address."""
+    cursor = _c.dbEntry()
+    _c.dbInitEntryFromRecord(address, cursor)
+    try:
+        return _c.text(cursor.precordType.contents.name)
+    finally:
+        _c.dbFinishEntry(cursor)
+
+
+def record_name_of(address: int) -> str:
+    """Return the name of the record at an address: ``dbCommon.name`` is its first member."""
+    return _c.text(ctypes.string_at(address))
+
+
+def record_group(address: int) -> str:
+    """Return the access security group of the record at an address, field ASG (empty means DEFAULT)."""
+    return _c.text(ctypes.string_at(address + common_place("ASG")))

@@ -1,0 +1,154 @@
+"""How database events leave EPICS' event thread: through C alone, or through a Python callback.
+
+EPICS calls ``void callback(void *arg, dbChannel *chan, int remaining, db_field_log *log)`` for every event.
+A Python callback must wait for the GIL every time, and with a busy interpreter that throttles the whole event
+thread. libCom has a function that is nearly a callback already::
+
+    int epicsRingPointerPush(epicsRingPointerId ring, void *p)
+
+Called as an event callback with a ring as its argument it pushes the channel's address and ignores the two
+arguments that it does not know. ``epicsEventTrigger(event)`` as the callback of a second subscription wakes the
+reader. C does not define a call with more arguments than parameters; the calling conventions of all 64-bit
+platforms that EPICS runs on do: the caller passes the arguments in registers and cleans up. :func:`ring_works`
+tries it out once, and where it does not work :class:`CallbackRing` does the same with a Python callback.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+import sys
+from collections.abc import Callable
+from ctypes import c_int, c_void_p
+from functools import cache, partial
+from itertools import islice
+from typing import Any, Final, Protocol
+
+from appliance.errors import ApplianceError
+from appliance.ioc.dbcore import _c
+
+#: The C type of an event callback (dbEvent.h: EVENTFUNC).
+EVENT_FUNCTION: Final = ctypes.CFUNCTYPE(None, c_void_p, c_void_p, c_int, c_void_p)
+
+# Bound with the GIL held: each takes a spin lock for some instructions, and a call costs half of what giving
+# the GIL away would cost.
+_held = ctypes.PyDLL(_c.library_file("Com"))
+_pop: Any = _held.epicsRingPointerPop
+_pop.restype = c_void_p
+_used: Any = _held.epicsRingPointerGetUsed
+_high_water: Any = _held.epicsRingPointerGetHighWaterMark
+_reset_high_water: Any = _held.epicsRingPointerResetHighWaterMark
+_reset_high_water.restype = None
+
+
+class Ring(Protocol):
+    """Where events of one mask wait for the reader."""
+
+    #: address of the C function to subscribe with, and its first argument
+    callback: c_void_p
+    argument: c_void_p
+
+    def take(self, limit: int) -> tuple[list[int], bool]:
+        """Return channel addresses in the order of their events, and whether some were lost."""
+        ...
+
+    def waiting(self) -> bool: ...
+
+    def close(self) -> None: ...
+
+
+class PointerRing:
+    """libCom's ring, filled without Python."""
+
+    def __init__(self, size: int) -> None:
+        self._ring = c_void_p(_c.epicsRingPointerLockedCreate(size))
+        if not self._ring.value:
+            raise ApplianceError("cannot allocate the ring for database events")
+        self._size = size
+        self.callback = ctypes.cast(_c.com.epicsRingPointerPush, c_void_p)
+        self.argument = self._ring
+        self._pop = partial(_pop, self._ring)
+
+    def take(self, limit: int) -> tuple[list[int], bool]:
+        """See :class:`Ring`.
+
+        A full ring drops what is pushed, so a ring that was full may have lost events. The mark is reset before
+        anything is taken: what is lost after that moves it up again and is noticed the next time.
+        """
+        lost = _high_water(self._ring) >= self._size
+        if lost:
+            _reset_high_water(self._ring)
+        return list(islice(iter(self._pop, None), limit)), lost
+
+    def waiting(self) -> bool:
+        """Say whether there is something to take."""
+        return bool(_used(self._ring))
+
+    def close(self) -> None:
+        """Free the ring; nothing may be subscribed with it any more."""
+        if self._ring.value:
+            _c.epicsRingPointerDelete(self._ring)
+            self._ring.value = None
+
+
+class CallbackRing:
+    """The same with a Python callback per event: the set of channels with something new."""
+
+    def __init__(self, wake: Callable[[], object]) -> None:
+        self._dirty: dict[int, None] = {}
+        self._wake = wake
+        self._function = EVENT_FUNCTION(self._event)
+        self.callback = ctypes.cast(self._function, c_void_p)
+        self.argument = c_void_p(None)
+
+    def _event(self, _argument: int, channel: int, _remaining: int, _log: int) -> None:
+        first = not self._dirty
+        self._dirty[channel] = None
+        if first:
+            self._wake()
+
+    def take(self, limit: int) -> tuple[list[int], bool]:
+        """See :class:`Ring`; nothing is ever lost, a channel is there once."""
+        if len(self._dirty) <= limit:
+            taken, self._dirty = self._dirty, {}
+            return list(taken), False
+        some = list(islice(self._dirty, limit))
+        for channel in some:
+            del self._dirty[channel]
+        return some, False
+
+    def waiting(self) -> bool:
+        """Say whether there is something to take."""
+        return bool(self._dirty)
+
+    def close(self) -> None:
+        """Forget what is waiting."""
+        self._dirty.clear()
+
+
+@cache
+def ring_works() -> bool:
+    """Try whether C functions of fewer parameters may be called as event callbacks on this machine.
+
+    Never tried where it could do harm: with 32-bit pointers some conventions let the callee clean the stack.
+    """
+    if struct.calcsize("P") != 8 or sys.platform not in {"linux", "darwin"}:
+        return False
+    ring = PointerRing(4)
+    event = c_void_p(_c.epicsEventCreate(0))
+    try:
+        push = EVENT_FUNCTION(ring.callback.value or 0)
+        trigger = EVENT_FUNCTION(ctypes.cast(_c.com.epicsEventTrigger, c_void_p).value or 0)
+        # The last argument stands for a field log: if it were used as one the test would not go by unnoticed.
+        marks = [0x10, 0x20, 0x30]
+        for number, mark in enumerate(marks):
+            push(ring.argument, mark, number, 0x5A)
+            trigger(event, mark, number, 0x5A)
+        return (
+            ring.take(10) == (marks, False)
+            and _c.epicsEventTryWait(event) == 0
+            and _c.epicsEventTryWait(event) != 0
+        )
+    finally:
+        ring.close()
+        _c.epicsEventDestroy(event)

@@ -1,0 +1,245 @@
+"""``jwt-issuer``: the demonstration issuer and validator as a daemon."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from appliance.authn.jwt import uri
+from appliance.config import loader
+from appliance.daemon import logging as daemon_logging
+from appliance.daemon.run import EXIT_FAILURE, EXIT_OK, Daemon, run
+from appliance.errors import ApplianceError, ConfigurationError, TransportError
+from appliance.issuer import passwords
+from appliance.issuer.config import DEMO, IssuerConfig, with_environment
+from appliance.issuer.keys import KeyStore
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
+
+    from aiohttp import web
+
+__all__ = ["main"]
+
+_NAME: Final = "jwt-issuer"
+_SETTLE_S: Final = 600.0
+"""Beyond the life of its last token a retired key stays published for validators that are behind."""
+
+_log = logging.getLogger("appliance.issuer.daemon")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=_NAME,
+        description="Demonstration JWT issuer and validator: for trying out token authentication, not for production.",
+        epilog="Variables: PORT ISSUER DEFAULT_AUDIENCE DEFAULT_EXP_SECS ALGO KEY_DIR KID HS_SECRET count where the file says nothing. "
+        "SIGHUP makes a new signing key; the old one stays published until its last token has ended.",
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML configuration; without one: the demo on 127.0.0.1"
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="log requests of no consequence too")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--check-config", action="store_true", help="check the configuration and exit")
+    what.add_argument(
+        "--print-config", action="store_true", help="print the effective configuration and exit"
+    )
+    what.add_argument(
+        "--print-schema", action="store_true", help="print the JSON schema of the file and exit"
+    )
+    what.add_argument(
+        "--hash-password",
+        action="store_true",
+        help="read a password from standard input, print its hash and exit",
+    )
+    what.add_argument(
+        "--add-user",
+        metavar="NAME",
+        help="read a password from standard input, print the lines for the file's 'users' and exit",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``jwt-issuer``; returns the exit status: 0, or 1 with one sentence on standard error."""
+    options = _parser().parse_args(argv)
+    try:
+        if options.print_schema:
+            return _print(
+                msgspec.json.format(msgspec.json.encode(loader.schema(IssuerConfig))).decode() + "\n"
+            )
+        if options.hash_password:
+            return _print(passwords.hash_password(_read_password()) + "\n")
+        if options.add_user is not None:
+            return _print(_user_lines(options.add_user, passwords.hash_password(_read_password())))
+        config = _configuration(options.config)
+        if options.check_config:
+            return _print(f"{options.config or 'built-in demo configuration'}: good\n")
+        if options.print_config:
+            return _print(_shown(config))
+    except ApplianceError as error:
+        sys.stderr.write(f"{_NAME}: {error}\n")
+        return EXIT_FAILURE
+    daemon_logging.configure(level="DEBUG" if options.verbose else "INFO")
+
+    async def serve(daemon: Daemon) -> None:
+        await _serve(daemon, config)
+
+    return run(serve, name=_NAME)
+
+
+def _configuration(file: str | None) -> IssuerConfig:
+    if file is None:
+        return with_environment(DEMO, os.environ)
+    document = loader.load_document(file, IssuerConfig)
+    return with_environment(document.value, os.environ, written=document.tree)
+
+
+def _print(text: str) -> int:
+    sys.stdout.write(text)
+    return EXIT_OK
+
+
+def _read_password() -> str:
+    if sys.stdin.isatty():
+        import getpass
+
+        password = getpass.getpass("Password: ")
+        if getpass.getpass("Again: ") != password:
+            raise ConfigurationError("the two passwords differ")
+    else:
+        password = sys.stdin.readline(passwords.MAX_PASSWORD_BYTES + 2).rstrip("\r\n")
+    if not password or "\0" in password:
+        raise ConfigurationError("a password must be neither empty nor hold a NUL; give it on standard input")
+    if len(password.encode("utf-8", "surrogatepass")) > passwords.MAX_PASSWORD_BYTES:
+        raise ConfigurationError(f"a password must not be longer than {passwords.MAX_PASSWORD_BYTES} bytes")
+    return password
+
+
+def _user_lines(name: str, line: str) -> str:
+    if not 0 < len(name) <= 64 or not name.isprintable():
+        raise ConfigurationError("a user's name has 1 to 64 printable characters", key="--add-user")
+    # JSON's strings are YAML's double-quoted ones.
+    return f"  {msgspec.json.encode(name).decode()}:\n    password_hash: {line}\n"
+
+
+def _shown(config: IssuerConfig) -> str:
+    if config.hs_secret and not config.hs_secret.source:
+        from appliance.config.secret import Secret
+
+        config = msgspec.structs.replace(config, hs_secret=Secret("*" * 32, source="/from/HS_SECRET"))
+    return loader.dump(config)
+
+
+def _open_keys(config: IssuerConfig) -> KeyStore | None:
+    if config.algo == "HS256":
+        return None
+    published_s = config.max_exp_secs + _SETTLE_S
+    now = time.time()
+    try:
+        return KeyStore(config.key_dir, config.kid, published_s=published_s, now=now)
+    except ConfigurationError as error:
+        if config.key_dir != DEMO.key_dir:
+            raise
+        _log.warning("%s; the signing key is kept in memory: its tokens end with this process", error)
+        return KeyStore("", config.kid, published_s=published_s, now=now)
+
+
+def _tls(config: IssuerConfig) -> SSLContext | None:
+    if not config.tls_certificate:
+        return None
+    import ssl
+
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(config.tls_certificate, config.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigurationError(
+            f"the certificate {config.tls_certificate} or its key {config.tls_key} cannot be used: {error}",
+            key="tls_certificate",
+        ) from None
+    return context
+
+
+class _QuietLogger(logging.LoggerAdapter[logging.Logger]):
+    """aiohttp's view of our log: without stack traces and exception texts, which quote request lines."""
+
+    def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
+        error = kwargs.pop("exc_info", None)
+        kind = type(error).__name__ if isinstance(error, BaseException) else "error"
+        return f"{str(msg).partition(':')[0]} ({kind})", kwargs
+
+
+async def _serve(daemon: Daemon, config: IssuerConfig) -> None:
+    from aiohttp import web
+
+    from appliance.issuer.app import MAX_LINE_BYTES, Issuer
+
+    if config.demo:
+        import warnings
+
+        from jwt.warnings import InsecureKeyLengthWarning
+
+        warnings.simplefilter("ignore", InsecureKeyLengthWarning)
+    keys = _open_keys(config)
+    issuer = Issuer(config, keys)
+    _log.warning("this is a demonstration issuer: do not let a production system trust its tokens")
+    if config.demo:
+        _log.warning("demo configuration: anyone on this machine gets a token for any subject")
+
+    def rotate() -> None:
+        if keys is None:
+            raise ConfigurationError("HS256 has no key to rotate: change hs_secret and restart", key="algo")
+        _log.info("tokens are signed with the new key %s from now on", keys.rotate(time.time()))
+
+    daemon.on_reload(rotate)
+    runner = web.AppRunner(
+        issuer.application(),
+        access_log=None,
+        logger=_QuietLogger(logging.getLogger("appliance.issuer.http"), {}),
+        max_line_size=MAX_LINE_BYTES,
+        max_field_size=MAX_LINE_BYTES,
+        keepalive_timeout=75.0,
+        shutdown_timeout=2.0,
+    )
+    await runner.setup()
+    try:
+        where = await _listen(runner, config)
+        _log.info("listening on %s, issuer %s", " ".join(where), config.issuer)
+        daemon.ready(f"listening on {' '.join(where)}")
+        await daemon.wait()
+    finally:
+        await runner.cleanup()
+
+
+async def _listen(runner: web.AppRunner, config: IssuerConfig) -> list[str]:
+    from aiohttp import web
+
+    tls = _tls(config)
+    scheme = "http" if tls is None else "https"
+    if tls is None and not all(uri.is_loopback(address) for address in config.listen):
+        _log.warning("passwords and tokens cross the network in the clear: set tls_certificate and tls_key")
+    where = []
+    for address in config.listen:
+        site = web.TCPSite(runner, address, config.port, ssl_context=tls)
+        try:
+            await site.start()
+        except OSError as error:
+            raise TransportError(
+                f"cannot listen on {address} port {config.port}: {error.strerror or error}; is another issuer running?"
+            ) from None
+        bound = runner.addresses[-1]
+        host = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
+        where.append(f"{scheme}://{host}:{bound[1]}")
+    return where
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""Tokens of identity providers that nobody here wrote, judged by their published keys."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import sys
+import urllib.parse
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import aiohttp
+import pytest
+
+from appliance.authn.grant import Identity
+from appliance.authn.jwt.config import TrustedIssuer
+from appliance.config.secret import Secret
+from tests.helpers import iam_process
+from tests.helpers.issuer_process import free_port
+from tests.helpers.tokens import Bench
+
+REDIRECT = "http://localhost/callback"
+SECRET = "client-secret-of-a-test"
+
+
+@asynccontextmanager
+async def process(*command: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *command,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    )
+    try:
+        yield child
+    finally:
+        child.kill()
+        await child.communicate()
+
+
+async def answers(http: aiohttp.ClientSession, url: str) -> None:
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                async with http.get(url) as answer:
+                    await answer.read()
+                    return
+            except aiohttp.ClientConnectionError:
+                await asyncio.sleep(0.05)
+
+
+async def tokens_from(
+    http: aiohttp.ClientSession, origin: str, form: dict[str, str] | None
+) -> dict[str, Any]:
+    """The authorization code flow (OpenID Connect Core section 3.1), by the endpoints that discovery names."""
+    async with http.get(f"{origin}/.well-known/openid-configuration") as answer:
+        about = await answer.json()
+    query = {
+        "client_id": "cms",
+        "redirect_uri": REDIRECT,
+        "response_type": "code",
+        "scope": "openid profile",
+        "state": "s",
+        "nonce": "n",
+    }
+    method = "GET" if form is None else "POST"
+    async with http.request(
+        method, about["authorization_endpoint"], params=query, data=form, allow_redirects=False
+    ) as answer:
+        assert answer.status == 302, await answer.text()
+        code = urllib.parse.parse_qs(urllib.parse.urlsplit(answer.headers["Location"]).query)["code"][0]
+    async with http.post(
+        about["token_endpoint"],
+        data={"grant_type": "authorization_code", "code": code, "redirect_uri": REDIRECT},
+        headers={"Authorization": "Basic " + base64.b64encode(f"cms:{SECRET}".encode()).decode()},
+    ) as answer:
+        assert answer.status == 200, await answer.text()
+        return {**about, **await answer.json()}
+
+
+def trusted(about: dict[str, Any], **changes: Any) -> TrustedIssuer:
+    return TrustedIssuer(
+        **{
+            "mode": "jwks",
+            "issuer": about["issuer"],
+            "jwks_uri": about["jwks_uri"],
+            "audience": ("cms",),
+            **changes,
+        }
+    )
+
+
+async def judge(about: dict[str, Any], **settings: Any) -> None:
+    """What must hold for every provider: its token is good here, for us only, unchanged only, and once."""
+    token = about["id_token"]
+    now = datetime.now(UTC)
+    header, claims, signature = token.split(".")
+    async with Bench(trusted(about, **settings)) as bench:
+        grant = await bench.accept(token, now=now)
+        assert grant.identity == Identity(about["issuer"], "softioc")
+        assert grant.subject["CN"] == "softioc"
+        assert grant.subject["O"] == urllib.parse.urlsplit(about["issuer"]).hostname
+        assert grant.not_after > now
+        other = signature[:9] + ("A" if signature[9] != "A" else "B") + signature[10:]
+        assert await bench.refuse(f"{header}.{claims}.{other}", now=now) == "signature_wrong"
+        assert await bench.refuse(token, now=datetime(2100, 1, 1, tzinfo=UTC)) == "expired"
+    async with Bench(trusted(about, audience=("mail",), **settings)) as bench:
+        assert await bench.refuse(token, now=now) == "aud_wrong"
+    async with Bench(trusted(about, issuer=about["issuer"] + "/x", **settings)) as bench:
+        assert await bench.refuse(token, now=now) == "iss_not_trusted"
+
+
+async def introspected(about: dict[str, Any]) -> None:
+    """The same provider by its introspection endpoint (RFC 7662), which wants to know who asks."""
+    credentials = Secret("Basic " + base64.b64encode(f"cms:{SECRET}".encode()).decode())
+    settings = {
+        "issuer": about["issuer"],
+        "trusted_uri": about["introspection_endpoint"],
+        "request_format": "token=#token#",
+        "response_format": '{"active": #response#, *}',
+        "algorithms": ("RS512",),
+        "longest_validity_s": 11 * 86400,
+    }
+    now = datetime.now(UTC)
+    async with Bench(TrustedIssuer(**settings, request_authorization=credentials)) as bench:
+        assert (await bench.accept(about["access_token"], now=now)).identity == Identity(
+            about["issuer"], "softioc"
+        )
+        # It knows access tokens only.
+        header, claims, signature = about["access_token"].split(".")
+        other = signature[:9] + ("A" if signature[9] != "A" else "B") + signature[10:]
+        assert await bench.refuse(f"{header}.{claims}.{other}", now=now) == "introspect_says_invalid"
+    async with Bench(TrustedIssuer(**settings)) as bench:
+        assert await bench.refuse(about["access_token"], now=now) == "introspect_says_invalid"
+
+
+@pytest.mark.interop
+async def test_oidc_provider_mock() -> None:
+    port = free_port()
+    origin = f"http://127.0.0.1:{port}"
+    async with process("-m", "oidc_provider_mock", "-p", str(port), "--user", "softioc"):
+        async with aiohttp.ClientSession() as http:
+            await answers(http, f"{origin}/jwks")
+            about = await tokens_from(http, origin, {"sub": "softioc"})
+            await judge(about)
+            about = await tokens_from(http, origin, {"sub": "boss,CN=admin"})
+            async with Bench(trusted(about)) as bench:
+                assert await bench.refuse(about["id_token"], now=datetime.now(UTC)) == "sub_characters"
+
+
+@pytest.mark.interop
+async def test_pytest_iam() -> None:
+    async with process(iam_process.__file__, "softioc", REDIRECT) as child:
+        assert child.stdout is not None
+        async with asyncio.timeout(60):
+            told = json.loads(await child.stdout.readline())
+        async with aiohttp.ClientSession() as http:
+            await answers(http, f"{told['url']}/.well-known/openid-configuration")
+            about = await tokens_from(http, told["url"], None)
+        await introspected(about)
+        await judge(about, algorithms=("RS512",))
+        async with Bench(trusted(about)) as bench:  # it signs by an algorithm that has to be asked for
+            assert await bench.refuse(about["id_token"], now=datetime.now(UTC)) == "alg_not_allowed"

@@ -1,0 +1,317 @@
+"""Introspection over real sockets: what is sent, what is believed, and what is not."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from aiohttp import web
+
+from appliance.authn.grant import Identity
+from appliance.authn.jwt import token as tokens
+from appliance.authn.jwt.config import TrustedIssuer, from_environment
+from appliance.authn.jwt.introspect import render
+from appliance.config.secret import Secret
+from tests.helpers.tokens import Bench, IdP, raw, rsa_key, running
+
+
+@pytest.fixture
+async def idp() -> AsyncIterator[IdP]:
+    async with running() as server:
+        yield server
+
+
+def answers(text: str, status: int = 200, **headers: str):
+    async def answer(_request: web.Request) -> web.StreamResponse:
+        return web.Response(text=text, status=status, headers=headers)
+
+    return answer
+
+
+def trusted(idp: IdP, **changes) -> TrustedIssuer:
+    return TrustedIssuer(**{"trusted_uri": idp.verify_uri, "usages": ("client",), **changes})
+
+
+async def test_get_sends_the_token_in_the_header_and_as_a_parameter(idp: IdP) -> None:
+    idp.introspection = answers("valid")
+    token = idp.token()
+    async with Bench(trusted(idp, request_method="GET")) as bench:
+        await bench.accept(token)
+    assert idp.requests == [f"GET /realm/verify?token={token}"]
+    assert idp.authorizations == [f"Bearer {token}"]
+
+
+@pytest.mark.parametrize(
+    ("request_format", "body", "content_type"),
+    [
+        ("#token#", "{token}", "text/plain; charset=utf-8"),
+        ('{ "token": "#token#" }', '{{ "token": "{token}" }}', "application/json"),
+        ('{"t":"#token#","k":"#kid#"}', '{{"t":"{token}","k":"k1"}}', "application/json"),
+        ("token=#token#&kid=#kid#", "token={token}&kid=k1", "application/x-www-form-urlencoded"),
+        ("<t>#token#</t><t>#token#</t>", "<t>{token}</t><t>{token}</t>", "text/plain; charset=utf-8"),
+    ],
+)
+async def test_post_sends_the_format_verbatim(
+    idp: IdP, request_format: str, body: str, content_type: str
+) -> None:
+    idp.introspection = answers("valid")
+    token = idp.token()
+    async with Bench(trusted(idp, request_format=request_format)) as bench:
+        await bench.accept(token)
+    assert idp.requests == ["POST /realm/verify"]
+    assert idp.bodies == [body.format(token=token).encode()]
+    assert idp.content_types == [content_type]
+    assert idp.authorizations == [""]
+
+
+async def test_an_endpoint_that_wants_to_know_who_asks_is_told(idp: IdP) -> None:
+    idp.introspection = answers("valid")
+    secret = Secret("Basic Y21zOnNlY3JldA==")
+    async with Bench(trusted(idp, request_authorization=secret)) as bench:
+        await bench.accept(idp.token())
+    assert idp.authorizations == ["Basic Y21zOnNlY3JldA=="]
+    with pytest.raises(ValueError, match="request_authorization: with GET"):
+        trusted(idp, request_authorization=secret, request_method="GET")
+
+
+@pytest.mark.parametrize("kid", ['","x":"', "a b", "a&b", "#token#", "\u00e9", "a%20b"])
+async def test_a_kid_that_could_change_the_request_is_not_sent(idp: IdP, kid: str) -> None:
+    idp.introspection = answers("valid")
+    async with Bench(trusted(idp, request_format='{"t":"#token#","k":"#kid#"}')) as bench:
+        assert await bench.refuse(idp.token(header={"kid": kid})) == "kid_not_plain"
+    async with Bench(trusted(idp)) as bench:
+        await bench.accept(idp.token(header={"kid": kid}))
+
+
+def test_a_missing_kid_is_sent_as_nothing() -> None:
+    idp = IdP()
+    assert render("#kid#|#token#", tokens.parse(idp.token(header={"kid": ...}))).startswith("|eyJ")
+
+
+@pytest.mark.parametrize(
+    ("status", "good"),
+    [(200, True), (201, False), (204, False), (301, False), (400, False), (401, False), (500, False)],
+)
+async def test_response_code_mode_looks_at_the_code_only(idp: IdP, status: int, good: bool) -> None:
+    idp.introspection = answers("false" if status == 200 else "", status)
+    async with Bench(trusted(idp, use_response_code=True)) as bench:
+        if good:
+            await bench.accept(idp.token())
+        else:
+            assert (await bench.refuse(idp.token())).startswith("introspect_")
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "reason"),
+    [
+        ("no", 200, "introspect_says_invalid"),
+        ("valid", 500, "introspect_server_error"),
+        ("valid", 403, "introspect_says_invalid"),
+        ("", 200, "introspect_says_invalid"),
+        ("valid" * 20_000, 200, "introspect_too_large"),
+    ],
+)
+async def test_other_answers_are_refusals(idp: IdP, text: str, status: int, reason: str) -> None:
+    idp.introspection = answers(text, status)
+    async with Bench(trusted(idp)) as bench:
+        assert await bench.refuse(idp.token()) == reason
+
+
+async def test_an_answer_that_is_not_text_is_a_refusal(idp: IdP) -> None:
+    async def binary(_request: web.Request) -> web.StreamResponse:
+        return web.Response(body=b"valid\xff")
+
+    idp.introspection = binary
+    async with Bench(trusted(idp)) as bench:
+        assert await bench.refuse(idp.token()) == "introspect_not_text"
+
+
+async def test_a_valid_answer_does_not_waive_the_rules(idp: IdP) -> None:
+    idp.introspection = answers("valid")
+    async with Bench(trusted(idp, audience=("cms",))) as bench:
+        for changes, reason in (
+            ({"exp": ...}, "exp_missing"),
+            ({"aud": "x"}, "aud_wrong"),
+            ({"sub": "a,b"}, "sub_characters"),
+            ({"iss": "https://evil.example"}, "iss_not_trusted"),
+        ):
+            assert await bench.refuse(idp.token(**changes)) == reason
+        assert (
+            await bench.refuse(raw({"alg": "none", "typ": "JWT"}, idp.claims(), signature=b"x"))
+            == "alg_not_allowed"
+        )
+        assert idp.requests == []
+        token = idp.token()
+        await bench.accept(token)
+        assert await bench.refuse(token) == "replayed"
+
+
+async def test_the_token_is_never_sent_to_another_host(idp: IdP) -> None:
+    async with running() as elsewhere:
+        elsewhere.introspection = answers("valid")
+
+        for method in ("GET", "POST"):
+            for status in (301, 302, 303, 307, 308):
+                idp.introspection = answers("", status, Location=elsewhere.verify_uri)
+                async with Bench(trusted(idp, request_method=method)) as bench:
+                    assert (await bench.refuse(idp.token())).startswith("introspect_")
+        assert elsewhere.requests == []
+
+
+async def test_a_silent_endpoint_is_given_up(idp: IdP) -> None:
+    let_go = asyncio.Event()
+
+    async def silence(_request: web.Request) -> web.StreamResponse:
+        await let_go.wait()
+        return web.Response(text="valid")
+
+    idp.introspection = silence
+    async with Bench(trusted(idp)) as bench:
+        bench.verifier._by_uri.fetcher._timeout_s = 0.2
+        assert await bench.refuse(idp.token()) == "introspect_timeout"
+        assert bench.refusal.public == "the token's issuer could not be asked; try again later"
+    let_go.set()
+
+
+async def test_an_endpoint_that_is_not_there_is_a_refusal_without_the_token_in_the_log(
+    idp: IdP, caplog
+) -> None:
+    issuer = TrustedIssuer(trusted_uri="http://127.0.0.1:9/realm/verify", request_method="GET")
+    idp.origin = "http://127.0.0.1:9"
+    token = idp.token()
+    with caplog.at_level(logging.DEBUG):
+        async with Bench(issuer) as bench:
+            assert await bench.refuse(token) == "introspect_not_reachable"
+    assert token not in caplog.text
+    assert token not in repr(bench.refusal.__cause__)
+
+
+async def test_https_from_an_unknown_ca_is_a_refusal_and_from_the_sites_ca_is_good(tmp_path) -> None:
+    import ssl
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+
+    key = rsa_key()
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = tmp_path / "cert.pem"
+    pem.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    secret = tmp_path / "key.pem"
+    secret.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(pem, secret)
+    idp = IdP()
+    idp.introspection = answers("valid")
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", idp._any)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)
+    await site.start()
+    idp.origin = f"https://localhost:{runner.addresses[0][1]}"
+    try:
+        async with Bench(trusted(idp)) as bench:
+            assert await bench.refuse(idp.token()) == "introspect_certificate_not_trusted"
+        assert idp.requests == []
+        async with Bench(trusted(idp, ca_file=str(pem))) as bench:
+            assert (await bench.accept(idp.token())).subject["O"] == "localhost"
+        async with Bench(trusted(idp, ca_file=str(tmp_path / "none.pem"))) as bench:
+            assert await bench.refuse(idp.token()) == "introspect_ca_file_unreadable"
+    finally:
+        await runner.cleanup()
+
+
+# The comparison of iss with the trusted URI
+
+
+@pytest.mark.parametrize("tail", ["/realm/verify", "/realm", "/realm/", "", "/"])
+async def test_an_issuer_above_the_trusted_uri_is_meant(idp: IdP, tail: str) -> None:
+    idp.introspection = answers("valid")
+    async with Bench(trusted(idp)) as bench:
+        grant = await bench.accept(idp.token(iss=idp.origin + tail))
+    assert grant.identity == Identity(idp.origin + tail, "softioc")
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        "/real",
+        "/realm/verify/x",
+        "/realm/x",
+        "/REALM",
+        "/realm?x",
+        "/realm#x",
+        "/realm/../realm",
+        "//realm",
+        "/%72ealm",
+        "/realm//",
+    ],
+)
+async def test_an_issuer_elsewhere_on_the_host_is_not_meant(idp: IdP, tail: str) -> None:
+    idp.introspection = answers("valid")
+    async with Bench(trusted(idp)) as bench:
+        assert await bench.refuse(idp.token(iss=idp.origin + tail)) == "iss_not_trusted"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda o: o.replace("http:", "https:"),
+        lambda o: o + "1",
+        lambda o: o.replace("127.0.0.1", "127.0.0.2"),
+        lambda o: o.replace("127.0.0.1", "localhost"),
+        lambda o: o.replace("//", "//x@"),
+        lambda o: o.replace("http", "HTTP"),
+    ],
+)
+async def test_an_issuer_of_another_origin_is_not_meant(idp: IdP, change) -> None:
+    idp.introspection = answers("valid")
+    async with Bench(trusted(idp)) as bench:
+        assert await bench.refuse(idp.token(iss=change(idp.origin) + "/realm")) == "iss_not_trusted"
+
+
+async def test_a_token_without_issuer_means_the_trusted_uri(idp: IdP) -> None:
+    idp.introspection = answers("valid")
+    async with Bench(trusted(idp)) as bench:
+        grant = await bench.accept(idp.token(iss=...))
+    assert grant.identity == Identity(idp.verify_uri, "softioc")
+    assert grant.subject["O"] == "127.0.0.1"
+
+
+async def test_an_exact_issuer_is_preferred_and_excludes_others(idp: IdP) -> None:
+    idp.introspection = answers("valid")
+    async with Bench(trusted(idp, issuer=idp.issuer)) as bench:
+        await bench.accept(idp.token())
+        assert await bench.refuse(idp.token(iss=...)) == "iss_missing"
+        assert await bench.refuse(idp.token(iss=idp.origin)) == "iss_not_trusted"
+    exact = trusted(idp, issuer=idp.issuer, approval=True)
+    async with Bench(trusted(idp), exact) as bench:
+        assert (await bench.accept(idp.token())).approval_needed
+
+
+async def test_the_variables_alone_give_every_usage(idp: IdP) -> None:
+    idp.introspection = answers("OK")
+    issuer = from_environment({"EPICS_AUTH_JWT_TRUSTED_URI": idp.verify_uri})
+    async with Bench(issuer) as bench:
+        for number, usage in enumerate(("client", "server", "ioc")):
+            await bench.accept(idp.token(jti=str(number)), usage=usage)

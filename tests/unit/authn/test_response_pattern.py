@@ -1,0 +1,158 @@
+"""The response pattern: the quick start's semantics, and no way round them."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from appliance.authn.jwt.pattern import ACCEPTED, ResponsePattern
+
+SEED = '{ *, "valid": "#response#" }'
+VALID = (
+    '{"claims":{"aud":"default","exp":1755150736,"sub":"softioc"},"header":{"alg":"RS256"},"valid":true}\n'
+)
+INVALID = '{"error":"Signature has expired","valid":false}\n'
+
+
+def test_the_quick_starts_pattern_reads_its_validators_answers() -> None:
+    """The pattern quotes a value that comes unquoted."""
+    pattern = ResponsePattern(SEED)
+    assert pattern.accepts(VALID)
+    assert pattern.accepts(VALID.replace("true", '"true"'))
+    assert not pattern.accepts(INVALID)
+    assert not pattern.accepts(INVALID.replace("false", '"false"'))
+
+
+def test_the_tables_other_examples() -> None:
+    pattern = ResponsePattern('{ "payload": { * },  "valid": #response# }')
+    assert pattern.accepts('{"payload": {"sub": "x"},\n "valid": YES }')
+    assert not pattern.accepts('{"payload": {"sub": "x"},\n "valid": no }')
+    assert not pattern.accepts('{"payload": {"sub": "x"},\n "valid": "yes" }')
+
+
+@pytest.mark.parametrize("word", sorted(ACCEPTED))
+def test_the_accepted_words_in_any_case(word: str) -> None:
+    for spelling in (word, word.upper(), word.title()):
+        assert ResponsePattern("#response#").accepts(spelling)
+        assert ResponsePattern("<r>#response#</r>").accepts(f"<r> {spelling} </r>\n")
+
+
+@pytest.mark.parametrize(
+    "word", ["", "no", "false", "0", "f", "n", "2", "validated", "true!", "okay", "11", "\u0131", "TRUE\0"]
+)
+def test_all_else_means_no(word: str) -> None:
+    assert not ResponsePattern("#response#").accepts(word)
+    assert not ResponsePattern("<r>#response#</r>").accepts(f"<r>{word}</r>")
+
+
+def test_the_raw_form_removes_nothing() -> None:
+    raw = ResponsePattern("#response#")
+    for text in (" true", "true\n", "t rue"):
+        assert not raw.accepts(text)
+        assert ResponsePattern(" #response# ").accepts(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "valid",
+        "#response##response#",
+        "*#response#",
+        '{"valid":#response#*',
+        "*",
+        '{*"valid":"#response#"*}',
+        "#reponse#",
+    ],
+)
+def test_patterns_that_decide_nothing_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"response|quote"):
+        ResponsePattern(text)
+
+
+def test_literal_text_around_is_required() -> None:
+    pattern = ResponsePattern("a*b=#response#;c*d")
+    assert pattern.accepts("a..b=1;c..d")
+    for text in ("b=1;c..d", "a..b=1;c", "a..b=1;d", "xa..b=1;c..d", "a..b=1;c..dx", "ab=d", "", "a"):
+        assert not pattern.accepts(text)
+
+
+def test_parts_do_not_overlap() -> None:
+    assert not ResponsePattern("ab*bc=#response#").accepts("abc=1")
+    assert ResponsePattern("ab*bc=#response#").accepts("abbc=1")
+    assert not ResponsePattern("x#response#ab*bc").accepts("x1abc")
+
+
+@pytest.mark.parametrize("planted", ["true", '"true"', "1"])
+def test_an_answer_planted_in_the_claims_does_not_count(planted: str) -> None:
+    """The response repeats the token's claims, and their author chose them."""
+    inner = f'{{"a":1,"valid":{planted}}}'
+    for pattern in (
+        SEED,
+        '{*,"valid":#response#}',
+        '{*,"valid":#response#,*}',
+        '{*,"valid":"#response#",*}',
+        '*"valid":#response#}*',
+    ):
+        compiled = ResponsePattern(pattern)
+        for text in (
+            f'{{"claims":{inner},"valid":false}}',
+            f'{{"z":0,"valid":false,"claims":{inner}}}',
+            f'{{"claims":{inner},"z":0,"valid":false,"y":1}}',
+            f'{{"z":0,"valid":false,"claims":{inner},"y":1}}',
+        ):
+            assert not compiled.accepts(text), (pattern, text)
+
+
+def test_quotes_in_claims_arrive_escaped_and_do_no_harm() -> None:
+    text = json.dumps({"error": 'x,"valid":true}', "valid": False})
+    assert not ResponsePattern(SEED).accepts(text)
+    text = json.dumps({"claims": {"sub": 'x,"valid":false}'}, "valid": True})
+    assert ResponsePattern(SEED).accepts(text)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [
+        ("*a*a*a*a*a*a*b#response#", "a" * 60_000),
+        ("*a#response#a*", "a" * 60_000),
+        ("*aa#response#aa*aa", "a" * 60_000),
+        ('{*,"valid":#response#,*}', '{,"valid":' * 6000),
+        ('{*,"valid":#response#,*}', "{" + ',"valid":1' * 6000 + ",}"),
+    ],
+)
+def test_matching_is_linear(pattern: str, text: str) -> None:
+    started = time.process_time()
+    ResponsePattern(pattern).accepts(text)
+    assert time.process_time() - started < 0.5
+
+
+@given(
+    st.text(alphabet='ab{}":,*t1 \n', max_size=40),
+    st.text(alphabet='ab{}":,*t1 ', max_size=12),
+    st.text(alphabet='ab{}":,*t1 ', max_size=12),
+)
+def test_any_pattern_and_response_give_an_answer(text: str, before: str, after: str) -> None:
+    try:
+        pattern = ResponsePattern(f"{before}#response#{after}")
+    except ValueError:
+        return
+    assert pattern.accepts(text) in {True, False}
+
+
+@given(
+    st.lists(st.text(alphabet="abc", max_size=5), min_size=1, max_size=4),
+    st.lists(st.text(alphabet="abc", max_size=5), min_size=1, max_size=4),
+    st.sampled_from(["1", "true", "ok", "no", "0"]),
+)
+def test_a_response_made_from_the_pattern_is_read_back(
+    before: list[str], after: list[str], word: str
+) -> None:
+    """With a marker that occurs nowhere else there is one reading."""
+    pattern = ResponsePattern("*".join(before) + "<#response#>" + "*".join(after))
+    text = "xyz".join(before) + f"<{word}>" + "zyx".join(after)
+    assert pattern.accepts(text) is (word in ACCEPTED)
