@@ -12,7 +12,7 @@ from collections.abc import Callable
 from struct import Struct
 from typing import Any, ClassVar, Final, TypeAlias
 
-from appliance.errors import LocalProtocolError, RemoteProtocolError
+from appliance.errors import DecodeError, LocalProtocolError, RemoteProtocolError
 from appliance.pva import commands as c
 from appliance.pva.events import Event, RemoteMessage
 from appliance.pva.limits import DEFAULT_LIMITS, Limits
@@ -249,7 +249,7 @@ class Connection:
 
     def _on_message(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if end - pos < 5:
-            raise RemoteProtocolError("MESSAGE is too short")
+            raise DecodeError("MESSAGE is too short")
         (ioid,) = _U32[big].unpack_from(buf, pos)
         kind = buf[pos + 4]
         text, _ = decode_string(buf, pos + 5, end, big)

@@ -71,7 +71,9 @@ class Talk:
         self.client = ClientConnection()
 
     def server_says(self, *messages: tuple[int, bytes], raw: bytes = b"") -> list:
-        expected = raw + b"".join(frame(command, body, server=True, big=self.big) for command, body in messages)
+        expected = raw + b"".join(
+            frame(command, body, server=True, big=self.big) for command, body in messages
+        )
         said = take(self.server)
         assert said.hex(" ") == expected.hex(" ")
         return feed(self.client, said)
@@ -104,7 +106,9 @@ class Talk:
         assert (channel.sid, channel.permissions) == (1, 5)
         return channel, wanted.channel
 
-    def initialised(self, channel, command: int, answer_types: int, *, sub: int = 8, tail: bytes = b"", window=0):
+    def initialised(
+        self, channel, command: int, answer_types: int, *, sub: int = 8, tail: bytes = b"", window=0
+    ):
         """INIT of operation 1."""
         big = self.big
         operation = channel.operation(command, request(), window=window)
@@ -441,7 +445,9 @@ def test_the_byte_order_of_each_message_is_its_own(talk):
     """Section 4.2: a server reads either order whatever was agreed; section 12.3: only a server sets the order."""
     talk.opened()
     other = not talk.big
-    (event,) = feed(talk.server, frame(c.CMD_CREATE_CHANNEL, u16(1, other) + u32(9, other) + b"\x01x", big=other))
+    (event,) = feed(
+        talk.server, frame(c.CMD_CREATE_CHANNEL, u16(1, other) + u32(9, other) + b"\x01x", big=other)
+    )
     assert (event.channel.cid, event.channel.name) == (9, "x")
     feed(talk.server, bytes((0xCA, 2, 0x81 if other else 0x01, 2, 0, 0, 0, 0)))
     event.channel.reject("")
