@@ -75,7 +75,7 @@ class Connection:
         self.segment_size = segment_size
         """Octets of payload above which a message leaves in segments; 0 never segments."""
         self.state = ConnectionState.VALIDATING
-        self.types = TypeReader()
+        self.types = TypeReader(limits.max_types)
         self.received = 0
         """Octets received so far; the shell compares it with an earlier reading to notice a silent peer."""
         self.out_size = 0

@@ -26,6 +26,8 @@ class Limits(NamedTuple):
     max_operations: int = 500_000
     max_request_octets: int = 16 * 1024 * 1024
     """Octets of the pvRequests of all operations together. Requests that many operations share count once."""
+    max_types: int = 16_384
+    """Types that the peer may define by ID on one connection (section 5.6)."""
     max_queue_size: int = 65_536
     """Updates of one subscription that a client may ask the server to keep."""
     max_search_names: int = 65_535
