@@ -106,8 +106,11 @@ class ServerOperation:
     @property
     def is_get(self) -> bool:
         """Whether the request in progress asks for the present value and brings none."""
-        return self.command == c.CMD_GET or bool(
-            self.sub & c.SUB_GET and self.command in (c.CMD_PUT, c.CMD_PUT_GET)
+        command = self.command
+        return (
+            command == c.CMD_GET
+            or (command == c.CMD_PUT and bool(self.sub & c.SUB_GET))
+            or (command == c.CMD_PUT_GET and bool(self.sub & (c.SUB_GET | c.SUB_ACK)))
         )
 
     @property
