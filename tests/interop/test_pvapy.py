@@ -86,17 +86,27 @@ async def test_our_client_learns_the_type(ctx: Context) -> None:
     assert field.type.element == INT32  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("request_", ["", "record[queueSize=8,pipeline=true]"])
-async def test_our_monitor_follows_to_the_latest_value(ctx: Context, server: Peer, request_: str) -> None:
+async def test_our_monitor_follows_to_the_latest_value(ctx: Context, server: Peer) -> None:
     await ctx.put("pvapy:double", 0.0)
-    async with ctx.monitor("pvapy:double", request_) as updates:
+    async with ctx.monitor("pvapy:double") as updates:
         assert (await anext(updates))["value"] == 0.0
         await server.do("post", pv="double", value=1.0, count=500)
         last = 0.0
         while last != 500.0:
             value = (await anext(updates))["value"]
-            assert value >= last  # pvAccessCPP may tell the first value twice
+            assert value > last
             last = value
+
+
+async def test_our_pipelined_monitor_brings_one_post_after_the_other(ctx: Context, server: Peer) -> None:
+    # No burst: this server loses the end of one in a pipeline, whoever the client is (PVXS and its own too).
+    await ctx.put("pvapy:double", 0.0)
+    async with ctx.monitor("pvapy:double", "record[queueSize=8,pipeline=true]") as updates:
+        await anext(updates)
+        for value in range(1, 30):
+            await server.do("post", pv="double", value=float(value))
+            while (await anext(updates))["value"] != value:
+                pass
 
 
 async def test_our_discovery_finds_the_server(ctx: Context) -> None:
