@@ -145,6 +145,8 @@ class SearchResponse(NamedTuple):
     protocol: str
     found: bool
     instances: tuple[int, ...]
+    version: int = c.VERSION
+    """The protocol version in the header that it came with."""
 
     def encode(self, *, big: bool = False) -> bytes:
         """Encode the payload."""
@@ -192,6 +194,8 @@ class Beacon(NamedTuple):
     address: Address | None
     port: int
     protocol: str
+    version: int = c.VERSION
+    """The protocol version in the header that it came with."""
 
     def encode(self, *, big: bool = False) -> bytes:
         """Encode the payload; there is never a server status."""
@@ -272,9 +276,11 @@ def decode_datagram(buf: Buffer, *, limits: Limits = DEFAULT_LIMITS) -> Iterator
         if command == c.CMD_SEARCH:
             yield SearchRequest.decode(buf, pos, after, big=big, limits=limits)
         elif command == c.CMD_SEARCH_RESPONSE:
-            yield SearchResponse.decode(buf, pos, after, big=big)
+            response = SearchResponse.decode(buf, pos, after, big=big)
+            yield response if version == c.VERSION else response._replace(version=version)
         elif command == c.CMD_BEACON:
-            yield Beacon.decode(buf, pos, after, big=big)
+            beacon = Beacon.decode(buf, pos, after, big=big)
+            yield beacon if version == c.VERSION else beacon._replace(version=version)
         elif command == c.CMD_ORIGIN_TAG:
             yield OriginTag.decode(buf, pos, after)
         pos = after
