@@ -24,6 +24,8 @@ __all__ = ["StreamLink", "StreamOwner", "format_address"]
 WRITE_HIGH: Final = 1024 * 1024
 """Octets in the socket's send queue above which the owner is told to hold back."""
 WRITE_LOW: Final = 256 * 1024
+CUT_S: Final = 0.5
+"""Seconds that a peer who may hear no more has to take its good-bye."""
 _JOIN_LIMIT: Final = 256 * 1024
 """Octets up to which output is joined to one buffer; above, chunks go out as they are."""
 
@@ -305,6 +307,21 @@ class StreamLink(asyncio.Protocol):
             transport.abort()  # the peer does not read: waiting for it would keep the link for ever
         else:
             transport.close()
+
+    def cut(self, reason: ApplianceError) -> None:
+        """Say good-bye inside TLS and close; what waits is dropped, for the peer may hear no more of it."""
+        transport = self._transport
+        if transport is None or self._closing:
+            return
+        self._remember(reason)
+        self._closing = True
+        if self.engine is not None and self.writable:
+            self.engine.close()
+            self._write_engine()
+            transport.close()
+            self._loop.call_later(CUT_S, transport.abort)
+        else:
+            transport.abort()
 
     def abort(self, reason: ApplianceError | None = None) -> None:
         """Close at once; what waits is dropped. For a peer that no longer answers, or may hear no more."""
