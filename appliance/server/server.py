@@ -429,6 +429,10 @@ class Server:
 
     def channel_closed(self, channel: Channel) -> None:
         """A channel is gone."""
+        try:
+            channel.handler.detached(channel)
+        except Exception:  # noqa: BLE001 - a handler's defect must not end the connection
+            _log.exception("closing a channel of %s", channel.name)
 
     def refused(self, channel: Channel, right: str) -> None:
         """Access security refused a request."""
