@@ -59,3 +59,4 @@ class PeerGate(Protocol):
 
     def gave_up(self, guid: bytes) -> None:
         """The server with this GUID has closed a TLS connection before it was validated."""
+        return
