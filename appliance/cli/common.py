@@ -51,6 +51,7 @@ OK, FAILED, INTERRUPTED, PIPE = 0, 1, 2, 141
 
 DEFAULT_LIMIT = 20
 """Elements that are printed of an array, as the SPVA tools do."""
+FORMATS = ("delta", "tree")
 _FOREVER = 10 * 365 * 86400.0
 
 
@@ -75,6 +76,10 @@ class _Completion(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, _: Any, values: Any, __: Any = None) -> NoReturn:
         import shtab
 
+        for action in parser._actions:
+            if action.dest == "format":
+                # Not said to argparse itself: an unknown format is a warning.
+                action.choices = FORMATS
         print(shtab.complete(parser, shell=values))
         parser.exit()
 
@@ -134,7 +139,7 @@ def add_format(parser: argparse.ArgumentParser, *, default: str = "delta") -> No
 def array_limit(options: argparse.Namespace, default: str = "delta") -> tuple[str, int]:
     """Give the format and limit of ``add_format``; an unknown format is a warning, as in pvxs."""
     chosen = options.format
-    if chosen not in ("delta", "tree"):
+    if chosen not in FORMATS:
         complain(f"Warning: ignoring unknown format '{chosen}'")
         chosen = default
     return chosen, options.limit
@@ -213,7 +218,7 @@ def selected(value: Value, request: str) -> Any:
     from appliance.pvdata.jsonio import to_plain
 
     plain = to_plain(value)
-    if "field" not in request:
+    if not request:
         return plain
     from appliance.pvdata.pvrequest import PVRequest, request_mask
 
