@@ -293,8 +293,9 @@ def run_tool(
     """
     # 10 ms of start-up; nothing that a single operation makes is worth collecting. See `keep_running`.
     gc.disable()
-    options = parser.parse_args(argv) if work is None else parser.parse_intermixed_args(argv)
+    options = argparse.Namespace(verbose=False)
     try:
+        options = parser.parse_args(argv) if work is None else parser.parse_intermixed_args(argv)
         sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
         status = _run(options, work or options.work)
         sys.stdout.flush()
