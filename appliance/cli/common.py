@@ -28,8 +28,10 @@ __all__ = [
     "FAILED",
     "INTERRUPTED",
     "OK",
+    "Formatter",
     "Output",
     "Parser",
+    "RawFormatter",
     "add_common",
     "add_completion",
     "add_format",
@@ -55,8 +57,36 @@ FORMATS = ("delta", "tree")
 _FOREVER = 10 * 365 * 86400.0
 
 
+class Formatter(argparse.HelpFormatter):
+    """argparse asks for the terminal's width at every option, and by way of three compression libraries."""
+
+    def __init__(
+        self, prog: str, indent_increment: int = 2, max_help_position: int = 24, width: int | None = None
+    ) -> None:
+        super().__init__(prog, indent_increment, max_help_position, _columns() if width is None else width)
+
+
+class RawFormatter(Formatter, argparse.RawDescriptionHelpFormatter):
+    """Leaves descriptions as they are written."""
+
+
+def _columns() -> int:
+    try:
+        wide = int(os.environ.get("COLUMNS", "")) or 80
+    except ValueError:
+        try:
+            wide = os.get_terminal_size(1).columns or 80
+        except (OSError, ValueError):
+            wide = 80
+    return max(wide - 2, 20)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, ending as pvxs's tools end: status 1 for a bad command line, since 2 means interrupted."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        more.setdefault("formatter_class", Formatter)
+        super().__init__(*arguments, **more)
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
@@ -205,7 +235,8 @@ class Output:
     def failure(self, name: str, error: Exception) -> None:
         """Say why ``name`` has no result, on standard error and in JSON."""
         text = str(error)
-        complain(f"Error: {text if text.startswith(name) else f'{name}: {text}'}")
+        shown = name if len(name) <= 100 else f"{name[:97]}..."
+        complain(f"Error: {text if name and text.startswith(name) else f'{shown}: {text}'}")
         if self.json:
             self.object(name=name, error=text)
 

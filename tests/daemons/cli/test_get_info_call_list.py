@@ -93,7 +93,8 @@ async def test_get_prints_what_pvxs_prints(arguments: list[str], expected: str, 
 
 
 @pytest.mark.parametrize(
-    ("name", "why"), [("", "the PV name is empty"), ("x" * 1301, "has 1301 octets; a search datagram takes 1300")]
+    ("name", "why"),
+    [("", "the PV name is empty"), ("x" * 1301, "has 1301 octets; a search datagram takes 1300")],
 )
 async def test_a_name_that_cannot_be_searched_for_does_not_hide_the_others(
     name: str, why: str, env: dict[str, str]
