@@ -17,7 +17,8 @@ def sections() -> str:
     commands = next(
         action for action in parsers[-1]._actions if isinstance(action, argparse._SubParsersAction)
     )
-    parsers += commands.choices.values()
+    # A command without -h is another program's, with a page of its own.
+    parsers += [made for made in commands.choices.values() if made.add_help]
     return "\n".join(f"## {made.prog}\n\n```text\n{_help(made)}```\n" for made in parsers)
 
 
