@@ -43,6 +43,8 @@ _log: Final = logging.getLogger(__name__)
 IDLE_CHANNEL_S: Final = 10.0
 """Seconds for which a channel that nobody uses is kept for the next use."""
 DEFAULT_TIMEOUT_S: Final = 5.0
+MAX_NAME: Final = 1300
+"""Octets of a PV name that surely fit a search datagram (`appliance.pva.search.MAX_DATAGRAM`)."""
 
 
 class Context:
@@ -354,8 +356,7 @@ class Context:
         if channel is None:
             if self._closed or not self._started:
                 raise ChannelClosedError("the client context is not open: use it in 'async with'")
-            if not name:
-                raise ChannelClosedError("the PV name is empty")
+            _check_name(name)
             instance = next(self._next_instance) & 0xFFFFFFFF
             channel = self._channels[key] = self._instances[instance] = Channel(self, name, server, instance)
         return channel
@@ -530,6 +531,22 @@ class Context:
 
     def _streams(self) -> Iterable[StreamLink]:
         return [link.stream for link in self._links.values() if link.stream is not None]
+
+
+def _check_name(name: str) -> None:
+    """Refuse a name that no search can carry, before it spoils the searches for others."""
+    if not name:
+        raise ChannelClosedError("the PV name is empty")
+    try:
+        size = len(name) if name.isascii() else len(name.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError as error:
+        raise ChannelClosedError(
+            f"the PV name {name!r:.80} cannot be encoded as UTF-8: {error.reason}"
+        ) from None
+    if size > MAX_NAME:
+        raise ChannelClosedError(
+            f"the PV name {name[:40]!r}... has {size} octets; a search datagram takes {MAX_NAME}"
+        )
 
 
 NAME_SERVER_RETRY_S: Final = 5.0
