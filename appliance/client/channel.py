@@ -79,7 +79,7 @@ class Channel:
         if self.state is ChannelState.ACTIVE:
             request.start()
         elif self.state is ChannelState.SEARCHING and len(self.requests) == 1:
-            self.context.searcher.want(self)
+            self.context.searcher.want(self, resume=True)
 
     def remove(self, request: Request) -> None:
         """``request`` needs the channel no more."""
@@ -106,16 +106,19 @@ class Channel:
         """The channel or its connection is gone: search for it again."""
         if self.state is ChannelState.CLOSED:
             return
+        was_active = self.state is ChannelState.ACTIVE
         self.link = None
         self.wire = None
         self.trouble = why
         self.idle.clear()
-        self.search_again(later=False)
+        self.state = ChannelState.SEARCHING
         for request in list(self.requests):
             request.disconnected(why)
+        # A server that answers searches and takes no connection must not be asked in a tight loop.
+        self.search_again(later=not was_active)
 
     def search_again(self, *, later: bool) -> None:
-        """Go back to the search."""
+        """Go back to the search, if there is anything to search for."""
         self.state = ChannelState.SEARCHING
         self.link = None
         if self.requests:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -41,6 +42,9 @@ __all__ = ["ServerLink"]
 _log: Final = logging.getLogger(__name__)
 _remote_log: Final = logging.getLogger("appliance.client.remote")
 _LEVELS: Final = {0: logging.INFO, 1: logging.WARNING, 2: logging.ERROR, 3: logging.CRITICAL}
+
+SUSPICION_S: Final = 2.0
+"""Seconds in which a server that seems to have been restarted must answer an echo."""
 
 Address = tuple[str, int, bool]
 """Host, port, whether by TLS."""
@@ -99,7 +103,11 @@ class ServerLink:
             )
             self.stream = StreamLink(self.connection, self, engine)
             stream = self.stream
-            await loop.create_connection(lambda: stream, host, port)
+            async with asyncio.timeout(self.context.config.idle_timeout_s):
+                await loop.create_connection(lambda: stream, host, port)
+        except TimeoutError:
+            self.stream = None
+            self._ended(TransportError(f"cannot connect to {self.peer}: no answer in {self.context.config.idle_timeout_s:.0f} s"))
         except OSError as error:
             self.stream = None
             self._ended(TransportError(f"cannot connect to {self.peer}: {error.strerror or error}"))
@@ -142,10 +150,34 @@ class ServerLink:
             self.connection.search(request)
             self.schedule_flush()
 
+    @property
+    def is_usable(self) -> bool:
+        """Whether channels can still be created here: False between a close and its completion."""
+        stream = self.stream
+        return stream is None or not self.ready or not stream.is_closing
+
     def close(self, reason: ApplianceError | None = None) -> None:
         """End the link."""
         if self.stream is not None:
             self.stream.close(reason)
+
+    def suspect(self) -> None:
+        """Have the server prove that it is still there, soon: somebody says that it was restarted.
+
+        Beacons and search responses are anyone's to forge: they may cost an echo, never a connection that works.
+        """
+        stream = self.stream
+        if stream is None or not self.ready:
+            return
+        heard = stream.heard
+        stream.connection.echo()
+        stream.schedule_flush()
+
+        def judge() -> None:
+            if self.stream is stream and stream.heard == heard:
+                stream.abort(TransportError(f"{self.peer} was restarted"))
+
+        self.context.loop.call_later(SUSPICION_S, judge)
 
     # -- StreamOwner ---------------------------------------------------------------------------------
 
@@ -253,12 +285,15 @@ class ServerLink:
             if channel in self.channels:
                 self._create(channel)
         if self.is_name_server:
-            self.context.searcher.poke()
+            self.context.searcher.introduce(self)
 
     def _on_channel(self, event: ChannelCreated) -> None:
         channel: Channel | None = event.channel.context
         if channel is not None and channel.link is self:
             channel.created(event.channel, event.status)
+        else:  # given up meanwhile: the server must not keep it for nobody
+            event.channel.close()
+            self.schedule_flush()
 
     def _on_channel_closed(self, event: ChannelClosed) -> None:
         channel: Channel | None = event.channel.context

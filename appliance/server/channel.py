@@ -86,7 +86,8 @@ class Channel:
                         wire.finish(Status.error(_DENIED["read"]))
         if before.permissions != rights.permissions:
             self.wire.set_permissions(rights.permissions)
-            self.link.schedule_flush()
+        # Reading has no bit of its own among the permissions: what ended above must leave in any case.
+        self.link.schedule_flush()
 
     def close(self) -> None:
         """Take the channel away from the client."""
@@ -166,7 +167,8 @@ class Channel:
                 self.handler.flow(subscription)
             except Exception as error:  # noqa: BLE001
                 self._broken(subscription, error)
-        if subscription.pump():
+        if not subscription.waits and subscription.pump():
+            subscription.waits = True
             self.owner.dirty(subscription)
 
     def cancelled(self, wire: ServerOperation) -> None:
