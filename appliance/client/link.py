@@ -107,7 +107,11 @@ class ServerLink:
                 await loop.create_connection(lambda: stream, host, port)
         except TimeoutError:
             self.stream = None
-            self._ended(TransportError(f"cannot connect to {self.peer}: no answer in {self.context.config.idle_timeout_s:.0f} s"))
+            self._ended(
+                TransportError(
+                    f"cannot connect to {self.peer}: no answer in {self.context.config.idle_timeout_s:.0f} s"
+                )
+            )
         except OSError as error:
             self.stream = None
             self._ended(TransportError(f"cannot connect to {self.peer}: {error.strerror or error}"))

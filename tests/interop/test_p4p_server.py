@@ -237,7 +237,7 @@ async def test_discovery_finds_the_server(ctx: Context, peer: Peer) -> None:
 
 
 async def test_a_name_that_nobody_serves_times_out_and_says_so(ctx: Context) -> None:
-    with pytest.raises(OperationTimeoutError, match="p4p:none: timeout after 0.2 s: no server answered"):
+    with pytest.raises(OperationTimeoutError, match=r"p4p:none: timeout after 0\.2 s: no server answered"):
         await ctx.get("p4p:none", timeout=0.2)
 
 
