@@ -5,6 +5,7 @@ import re
 import stat
 from datetime import timedelta
 
+import jwt
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -58,7 +59,9 @@ def test_after_a_revocation_the_next_keychain_has_a_new_key(site):
     assert public(account.keychain()) != public(old)
 
 
-@pytest.mark.parametrize(("begun", "left", "due"), [(DAY, 3 * DAY, False), (3 * DAY, DAY, True), (3 * DAY, -DAY, True)])
+@pytest.mark.parametrize(
+    ("begun", "left", "due"), [(DAY, 3 * DAY, False), (3 * DAY, DAY, True), (3 * DAY, -DAY, True)]
+)
 def test_a_timer_renews_when_two_thirds_of_the_lifetime_are_over(site, begun, left, due):
     account = site.account()
     old = site.issue("service", begun=begun, left=left)
@@ -158,9 +161,12 @@ def test_a_token_on_the_command_line_is_refused_and_not_repeated(site):
 def test_an_expired_token_is_refused_here_with_the_date_and_what_to_do(site):
     account = site.account()
     before = site.audit()
-    done = account.run("authnjwt", "--token-file", account.token_file("late", exp_secs=-3600))
+    file = account.home / "late"
+    file.touch(mode=0o600)
+    file.write_text(jwt.encode({"sub": "late", "exp": 1_700_000_000}, "0" * 32, "HS256"))
+    done = account.run("authnjwt", "--token-file", file)
     assert done.status == 1
-    assert re.search(r"token expired at \w{3} \w{3} \d\d .* UTC; fetch a new one", done.err)
+    assert "token expired at Tue Nov 14 22:13:20 2023 UTC; fetch a new one" in done.err
     assert site.audit() == before, "it never reached the service"
 
 
@@ -172,8 +178,8 @@ def test_what_is_no_token_is_called_so(site, text):
     file.write_text(text)
     done = account.run("authnjwt", "--token-file", file)
     assert done.status == 1
-    assert "token" in done.err or "larger than" in done.err
-    assert text[:100] == "" or text[:100] not in done.err.replace(str(file), "")
+    assert re.search("holds no token|holds no usable JSON Web Token|larger than", done.err)
+    assert len(text) < 10 or text[:100] not in done.err
 
 
 def test_no_secret_shows_in_any_output_log_or_audit(site):
@@ -199,11 +205,14 @@ def test_no_secret_shows_in_any_output_log_or_audit(site):
     assert stat.S_IMODE(account.config.stat().st_mode) == 0o700
 
 
-def test_a_keychain_renewed_by_root_still_belongs_to_its_service(site):
-    if os.geteuid() != 0:
-        return
+def test_a_renewed_keychain_still_belongs_to_its_service(site):
+    """Root renews for services; whoever else renews can only own what is his."""
     account = site.account()
     path = account.place(site.issue("daemon", begun=3 * DAY, left=-DAY))
-    os.chown(path, 65534, 65534)
+    if os.geteuid() == 0:
+        os.chown(path, 65534, 65534)
+    before = path.stat()
     assert obtain(account, "daemon", "--if-due").status == 0
-    assert (path.stat().st_uid, path.stat().st_gid) == (65534, 65534)
+    after = path.stat()
+    assert after.st_ino != before.st_ino
+    assert (after.st_uid, after.st_gid) == (before.st_uid, before.st_gid)

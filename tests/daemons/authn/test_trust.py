@@ -15,7 +15,8 @@ from appliance.config.pva import ServerConfig
 from appliance.pvdata import Value
 from appliance.server import Server, SharedPV
 from appliance.tls.context import server_context
-from tests.helpers.authn import Account
+from tests.helpers.authn import INSIDE, Account
+from tests.helpers.issuer_process import free_port
 from tests.helpers.pki import site as other_site
 from tests.helpers.recording_proxy import RecordingProxy
 
@@ -23,13 +24,12 @@ from tests.helpers.recording_proxy import RecordingProxy
 class Impostor:
     """A PVAccess server that answers to CERT:CREATE and keeps what it is told."""
 
-    def __init__(self, site, keychain=None, *, plain=False, root=None):
+    def __init__(self, site, keychain=None, *, host="127.0.0.1", port=0):
         self.site = site
         self.keychain = keychain
-        self.plain = plain
-        self.root = root if root is not None else site.authority.certificate
+        self.host = host
         self.calls = []
-        self.port = 0
+        self.port = port
         self.tls_port = 0
         self._ready = threading.Event()
         self._end = None
@@ -47,9 +47,9 @@ class Impostor:
         self._loop = asyncio.get_running_loop()
         self._end = asyncio.Event()
         config = ServerConfig(
-            intf_addr_list=(Endpoint("127.0.0.1"),),
+            intf_addr_list=(Endpoint(self.host),),
             auto_beacon_addr_list=False,
-            server_port=0,
+            server_port=self.port,
             tls_port=0,
             broadcast_port=0,
         )
@@ -62,7 +62,9 @@ class Impostor:
 
         server = Server(config, tls=tls)
         for suffix in ("", f":{issuer}"):
-            server.add_pv(f"CERT:ROOT{suffix}", SharedPV(root_value(issuer, self.root, ())))
+            server.add_pv(
+                f"CERT:ROOT{suffix}", SharedPV(root_value(issuer, self.site.authority.certificate, ()))
+            )
             server.add_pv(f"CERT:CREATE{suffix}", SharedPV(CREATED, on_rpc=called))
         async with server:
             self.port, self.tls_port = server.tcp_port, server.tls_port
@@ -109,13 +111,19 @@ def test_no_part_of_a_token_ever_crosses_a_plain_connection(site):
 def test_the_recorder_would_have_seen_a_token_that_was_sent_in_the_clear(site):
     """With the option that permits it, and a service without TLS, the token does cross: so the test above can fail."""
     account = site.account()
-    with Impostor(site) as impostor, RecordingProxy(0, ("127.0.0.1", impostor.port)) as proxy:
-        port = proxy._listener.getsockname()[1]
-        token = account.token_file("loud").read_text().strip()
-        # The relay's port is not the server's, so the channel goes past it: ask the server itself for the call.
-        obtain(account, "loud", "--allow-plaintext-token", "-w", "3", EPICS_PVA_NAME_SERVERS=f"127.0.0.1:{port}")
-        assert len(impostor.calls) == 1
-        assert impostor.calls[0]["query.verifier.token"].count(".") == token.count(".")
+    port = free_port()
+    file = account.token_file("loud")
+    token = file.read_text().strip()
+    with (
+        Impostor(site, host=INSIDE, port=port) as impostor,
+        RecordingProxy(port, (INSIDE, port)) as proxy,
+    ):
+        arguments = ("--token-file", file, "--allow-plaintext-token")
+        account.run("authnjwt", *arguments, EPICS_PVA_NAME_SERVERS=f"127.0.0.1:{port}")
+        recorded = proxy.recorded()
+    assert len(impostor.calls) == 1
+    for piece in pieces(token):
+        assert piece in recorded
 
 
 def test_a_service_without_tls_gets_no_token(site):
@@ -156,7 +164,9 @@ def test_an_anchor_that_changed_is_refused_with_both_fingerprints_and_the_way_ou
     assert fingerprint(stranger) in done.err
     assert fingerprint(site.authority.certificate) in done.err
     assert site.tls.proxy.connections == before, "nobody was even spoken to"
-    confirmed = obtain(account, "moved", "--trust-anchor-fingerprint", fingerprint(site.authority.certificate))
+    confirmed = obtain(
+        account, "moved", "--trust-anchor-fingerprint", fingerprint(site.authority.certificate)
+    )
     assert confirmed.status == 0, confirmed.err
     assert account.keychain().anchors == (site.authority.certificate,)
 
