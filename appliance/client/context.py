@@ -30,6 +30,7 @@ from appliance.pvdata.pvrequest import PVRequest
 from appliance.pvdata.value import Value
 from appliance.transport.gate import PeerGate
 from appliance.transport.liveness import Liveness
+from appliance.transport.stream import format_address
 
 if TYPE_CHECKING:
     from appliance.tls.context import TLSContext
@@ -42,6 +43,8 @@ _log: Final = logging.getLogger(__name__)
 IDLE_CHANNEL_S: Final = 10.0
 """Seconds for which a channel that nobody uses is kept for the next use."""
 DEFAULT_TIMEOUT_S: Final = 5.0
+MAX_NAME: Final = 1300
+"""Octets of a PV name that surely fit a search datagram (`appliance.pva.search.MAX_DATAGRAM`)."""
 
 
 class Context:
@@ -57,8 +60,10 @@ class Context:
                 async for value in updates:
                     ...
 
-    ``tls`` is the context of the client's keychain: without it the client speaks plain TCP only. All waiting is
-    bounded by ``timeout`` (seconds; None waits for ever); what fails raises an OperationError that says why.
+    ``tls`` is the context of the client's keychain: without it the client speaks plain TCP only. With
+    ``require_tls`` no PV is ever used over plain TCP, whoever answers the search; searches themselves are not secret.
+    All waiting is bounded by ``timeout`` (seconds; None waits for ever); what fails raises an OperationError that
+    says why.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class Context:
         config: ClientConfig | None = None,
         *,
         tls: TLSContext | None = None,
+        require_tls: bool = False,
         gate: PeerGate | None = None,
         limits: Limits = DEFAULT_LIMITS,
         segment_size: int = 0,
@@ -73,6 +79,7 @@ class Context:
     ) -> None:
         self.config = ClientConfig() if config is None else config
         self.tls = tls
+        self.require_tls = require_tls
         self.gate = gate
         self.limits = limits
         self.segment_size = segment_size
@@ -126,6 +133,11 @@ class Context:
             task.cancel()
         self.searcher.stop()
         await asyncio.sleep(0)
+
+    @property
+    def closing(self) -> bool:
+        """Whether ``close`` has been called."""
+        return self._closed
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -344,8 +356,7 @@ class Context:
         if channel is None:
             if self._closed or not self._started:
                 raise ChannelClosedError("the client context is not open: use it in 'async with'")
-            if not name:
-                raise ChannelClosedError("the PV name is empty")
+            _check_name(name)
             instance = next(self._next_instance) & 0xFFFFFFFF
             channel = self._channels[key] = self._instances[instance] = Channel(self, name, server, instance)
         return channel
@@ -367,8 +378,86 @@ class Context:
             if link.ready and not link.channels and not link.is_name_server:
                 link.close()
 
+    def set_tls(self, tls: TLSContext | None, reason: ApplianceError | None = None) -> None:
+        """Take another keychain into use for new connections, or none.
+
+        With ``reason`` the TLS connections of the former one are closed; their channels are searched for again. What
+        is connected in the clear moves to TLS where it can.
+        """
+        self.tls = tls
+        if not self._started or self._closed:
+            return
+        if reason is not None:
+            for link in list(self._links.values()):
+                if link.address[2]:
+                    link.close(reason)
+        self.searcher.hurry()
+        self.probe_tls()
+
+    def probe_tls(self, guid: bytes = b"") -> None:
+        """Find out which channels that are connected in the clear can be had over TLS, and move them (SPVA 12.5.2).
+
+        All of them, or those of the server with this GUID. Asked three times: a datagram may be lost. They move when
+        the new connection is validated: one that fails disturbs nobody.
+        """
+        if self.tls is None or self._closed:
+            return
+        for delay in PROBES_S:
+            self.loop.call_later(delay, self._probe, guid)
+
+    def _probe(self, guid: bytes) -> None:
+        if self.tls is None or self._closed:
+            return
+        gate = self.gate
+        self.searcher.probe(
+            [
+                channel
+                for link in self._links.values()
+                if not link.address[2] and not link.is_name_server and guid in (b"", link.guid)
+                if guid or gate is None or not gate.avoids(link.guid)
+                for channel in link.channels
+                if channel.server is None
+            ]
+        )
+
+    def tls_offered(self, instance: int, guid: bytes, address: Address) -> None:
+        """The server to which this channel is connected in the clear offers TLS at ``address``: try it."""
+        channel = self._instances.get(instance)
+        link = channel.link if channel is not None else None
+        if link is None or link.address[2] or link.guid != guid or self.tls is None or link.is_name_server:
+            return
+        trial = self._links.get(address)
+        if trial is None:
+            trial = self._open_link(address)
+            trial.guid = guid
+        elif trial.ready:
+            self.link_ready(trial)
+
+    def link_ready(self, link: ServerLink) -> None:
+        """A connection is validated: what the same server has for us in the clear may move to it."""
+        if not link.address[2] or not link.guid:
+            return
+        for plain in list(self._links.values()):
+            if not plain.address[2] and plain.guid == link.guid and not plain.is_name_server:
+                self._upgrade(plain, self.loop.time() + UPGRADE_PATIENCE_S)
+
+    def _upgrade(self, link: ServerLink, latest: float) -> None:
+        """Move to TLS when no request is in progress, which would be lost or done twice."""
+        if self._links.get(link.address) is not link or link.stream is None or self.tls is None:
+            return
+        busy = any(
+            not isinstance(request, Subscription) for channel in link.channels for request in channel.requests
+        )
+        if busy and self.loop.time() < latest:
+            self.loop.call_later(0.05, self._upgrade, link, latest)
+        else:
+            link.expected = True
+            link.close(TransportError(f"{link.peer} speaks TLS now"))
+
     def protocols(self) -> tuple[str, ...]:
         """What a search asks for."""
+        if self.require_tls:
+            return ("tls",)
         return ("tls", "tcp") if self.tls is not None else ("tcp",)
 
     def identity(self) -> Value:
@@ -383,6 +472,11 @@ class Context:
 
     def connect(self, channel: Channel, address: Address, guid: bytes = b"") -> None:
         """Have ``channel`` created by the server at ``address``."""
+        if self.require_tls and not address[2]:
+            # Whatever led here, a search answer or the caller's own address: this is the last gate before the wire.
+            channel.trouble = f"{format_address(address[:2])} does not speak TLS, which is required here"
+            channel.search_again(later=True)
+            return
         link = self._links.get(address)
         if link is None:
             link = self._open_link(address)
@@ -439,7 +533,27 @@ class Context:
         return [link.stream for link in self._links.values() if link.stream is not None]
 
 
+def _check_name(name: str) -> None:
+    """Refuse a name that no search can carry, before it spoils the searches for others."""
+    if not name:
+        raise ChannelClosedError("the PV name is empty")
+    try:
+        size = len(name) if name.isascii() else len(name.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError as error:
+        raise ChannelClosedError(
+            f"the PV name {name!r:.80} cannot be encoded as UTF-8: {error.reason}"
+        ) from None
+    if size > MAX_NAME:
+        raise ChannelClosedError(
+            f"the PV name {name[:40]!r}... has {size} octets; a search datagram takes {MAX_NAME}"
+        )
+
+
 NAME_SERVER_RETRY_S: Final = 5.0
+PROBES_S: Final = (0.0, 0.3, 2.0)
+"""Seconds after which servers are asked whether they speak TLS now."""
+UPGRADE_PATIENCE_S: Final = 5.0
+"""Seconds for which requests in progress may keep a connection in the clear that could be TLS."""
 
 
 def _wants_choices(value: Any) -> bool:

@@ -23,7 +23,7 @@ from appliance.server.channel import Channel
 from appliance.server.peer import Peer
 from appliance.server.roles import Roles
 from appliance.server.source import Handler, Source, StaticSource
-from appliance.transport.gate import PeerGate
+from appliance.transport.gate import PeerGate, Standing, Verdict
 from appliance.transport.listener import listen
 from appliance.transport.liveness import Liveness
 from appliance.transport.stream import StreamLink
@@ -38,6 +38,13 @@ _setup_log: Final = logging.getLogger("appliance.server.init")
 
 HANDSHAKE_TIMEOUT_S: Final = 10.0
 """Seconds in which a client must have validated its connection."""
+
+
+class _Refusal(asyncio.Protocol):
+    """A connection that is not wanted at present."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.abort()  # type: ignore[attr-defined]
 
 
 class Server:
@@ -81,6 +88,7 @@ class Server:
         self.on_refused: Callable[[Channel, str], None] | None = None
         """Called with the channel and the missing right for each refused request."""
         self._tls = tls
+        self._standby = False
         self._limits = limits
         self._segment_size = segment_size
         self._max_connections = max_connections
@@ -235,6 +243,24 @@ class Server:
         if tls is not None and self._loop is not None and not self._tls_listeners:
             await self._listen_tls()
         self.change_count += 1
+        if self._announcer is not None:
+            self._announcer.hurry()
+
+    def set_standby(self, standby: bool) -> None:
+        """Answer nobody for the time being: searches, beacons and connections wait until it is taken back."""
+        if standby is self._standby:
+            return
+        self._standby = standby
+        self.change_count += 1
+        if self._announcer is not None and not standby:
+            self._announcer.hurry()
+        if standby:
+            self.close_peers(ApplianceError("the server is in standby"))
+
+    @property
+    def standby(self) -> bool:
+        """Whether nobody is answered at present."""
+        return self._standby
 
     def close_peers(self, reason: ApplianceError | None = None, *, tls_only: bool = False) -> None:
         """Close the connections of all clients, or of those that came over TLS."""
@@ -244,6 +270,8 @@ class Server:
 
     def choose_protocol(self, offered: tuple[str, ...]) -> tuple[str, int]:
         """Give the best transport that both ends speak and its port; an empty name where there is none."""
+        if self._standby:
+            return "", 0
         if self._tls is not None and self.tls_port and "tls" in offered:
             return "tls", self.tls_port
         if "tcp" in offered or not offered:
@@ -255,8 +283,9 @@ class Server:
     def _accept_tcp(self) -> StreamLink:
         return self._accept(None)
 
-    def _accept_tls(self) -> StreamLink:
-        return self._accept(self._tls)
+    def _accept_tls(self) -> asyncio.BaseProtocol:
+        # Without a context this port must refuse: what came to speak TLS is not to be answered in the clear.
+        return _Refusal() if self._tls is None else self._accept(self._tls)
 
     def _accept(self, tls: TLSContext | None) -> StreamLink:
         engine = None
@@ -287,8 +316,8 @@ class Server:
             _log.warning("%s refused: there are %d connections already", link.peer, self._max_connections)
             link.abort()
             return
-        if link.engine is not None and self._tls is None:
-            link.close()
+        if self._standby or (link.engine is not None and self._tls is None):
+            link.abort()
             return
         peer: Peer = link.context
         if peer.identify():
@@ -300,17 +329,34 @@ class Server:
             peer.admitted()
             return
         link = peer.link
+        assert link.engine is not None
 
-        def verdict(status: Status) -> None:
+        def verdict(found: Verdict) -> None:
             if link not in self.peers:
                 return
+            standing = found.standing
             if not peer.validated:
-                peer.admitted(status)
-            if not status.ok:
-                _log.warning("%r: %s", peer, status.message)
-                link.close(ApplianceError(status.message))
+                if standing is Standing.GOOD:
+                    peer.admitted()
+                    return
+                # The give-up rule (SPVA 7.3.1): it will not become good on this connection.
+                _log.warning("%r is not admitted: %s", peer, found.message)
+                peer.admitted(Status.error(found.message))
+                link.close(TransportError(found.message))
+            elif standing is Standing.GOOD:
+                peer.resume()
+            elif standing is Standing.BAD:
+                _log.warning("%r is disconnected: %s", peer, found.message)
+                link.cut(TransportError(found.message))
+            else:
+                _log.warning("%r is paused: %s", peer, found.message)
+                peer.hold(found)
 
-        self._unwatch[link] = self.gate.watch(peer.credentials, verdict)
+        unwatch = self.gate.watch(peer.credentials, verdict, engine=link.engine)
+        if link in self.peers:
+            self._unwatch[link] = unwatch
+        else:
+            unwatch()
 
     def link_events(self, link: StreamLink, events: list[Event]) -> None:
         """StreamOwner."""
@@ -362,6 +408,9 @@ class Server:
 
     def open_channel(self, peer: Peer, wire: ServerChannel) -> None:
         """CREATE_CHANNEL."""
+        if peer.held is not None:
+            wire.reject(peer.held.message)
+            return
         for _, label, source in self._sources:
             try:
                 handler = source.open(wire.name, peer.credentials)
