@@ -170,14 +170,16 @@ class IocAccess:
                 self.security.file,
             )
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Stop following."""
-        for follower in (*self._inputs.values(), *self._watched.values()):
-            follower.close()
+        for given in self._inputs.values():
+            given.close()
+        for watched in self._watched.values():
+            watched.close()
         self._inputs.clear()
         self._watched.clear()
         if self._external is not None:
-            self._external.close()
+            await self._external.close()
 
     # -- judging -------------------------------------------------------------------------------------
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import AsyncExitStack
 from typing import Any, Final
 
+from appliance.certmon.wiring import open_client
+from appliance.client import Context, Disconnected
 from appliance.config.pva import resolve_client
 from appliance.errors import ApplianceError
 
@@ -23,8 +26,8 @@ class ExternalInputs:
     def __init__(self, changed: Callable[[str, float | None], None]) -> None:
         self._changed = changed
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._context: Any = None
-        self._opening: asyncio.Task[Any] | None = None
+        self._stack = AsyncExitStack()
+        self._opening: asyncio.Task[Context] | None = None
 
     def follow(self, names: Iterable[str]) -> None:
         """Follow these and no others."""
@@ -37,12 +40,8 @@ class ExternalInputs:
                 self._watch(name), name=f"access security input {name}"
             )
 
-    async def _open(self) -> Any:
-        from appliance.client.context import Context
-
-        context = Context(resolve_client().config)
-        await context.start()
-        return context
+    async def _open(self) -> Context:
+        return await self._stack.enter_async_context(open_client(resolve_client()))
 
     async def _watch(self, name: str) -> None:
         while True:
@@ -54,22 +53,20 @@ class ExternalInputs:
             await asyncio.sleep(_RETRY_S)
 
     async def _values(self, name: str) -> None:
-        from appliance.client import Disconnected
-
         if self._opening is None:
             self._opening = asyncio.get_running_loop().create_task(self._open())
-        context = self._context = await self._opening
+        context = await asyncio.shield(self._opening)
         async with context.monitor(name) as subscription:
             async for item in subscription:
                 self._changed(name, None if isinstance(item, Disconnected) else _number(item))
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Stop."""
         for task in self._tasks.values():
             task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         self._tasks.clear()
-        if self._context is not None:
-            self._closing = asyncio.get_running_loop().create_task(self._context.close())
+        await self._stack.aclose()
 
 
 def _number(value: Any) -> float | None:

@@ -101,7 +101,7 @@ class PutLog:
             "%s (%s from %s) put %s.%s: %r -> %r %s",
             peer.account or "anonymous", peer.method, peer.peer, channel.record, channel.field,
             what.get("old"), what.get("new"), what.get("error", what["result"]),
-            extra={key: value for key, value in record.items() if key not in ("event",)},
+            extra={key: value for key, value in record.items() if key != "event"},
         )  # fmt: skip
         if self._file is not None:
             try:

@@ -200,8 +200,8 @@ class Ioc:
         """The state of the server, for people."""
         server = self.server
         lines = [
-            f"TCP port {server.tcp_port}, TLS port {server.tls_port or 'off'}, UDP port {server.udp_port}, "
-            f"{len(server.peers)} clients, {server.refusals} requests refused"
+            f"TCP port {server.tcp_port}, TLS port {server.tls_port or 'off'}, UDP port {server.udp_port}",
+            f"{len(server.peers)} clients, {server.refusals} requests refused",
         ]
         if level > 0:
             for peer in server.peers.values():
@@ -222,7 +222,7 @@ class Ioc:
     async def stop(self) -> None:
         """Close clients, events and database, in this order."""
         await self._stack.aclose()
-        self.access.close()
+        await self.access.close()
         if self.records is not None:
             self.records.close()
         if self.groups is not None:

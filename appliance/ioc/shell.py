@@ -22,6 +22,7 @@ __all__ = ["register_commands"]
 
 _T = TypeVar("_T")
 _WAIT_S: Final = 10.0
+TOP: Final = '""'
 
 
 class _Commands:
@@ -76,9 +77,9 @@ class _Commands:
             if level > 0:
                 lines.append(f"  atomic={'yes' if group.atomic else 'no'} members={len(group.members)}")
                 for member in group.members:
-                    triggers = ",".join(each.name or '""' for each in member.triggers)
+                    triggers = ",".join(each.name or TOP for each in member.triggers)
                     lines.append(
-                        f"  {member.name or '""'} {member.kind} {member.config.channel}"
+                        f"  {member.name or TOP} {member.kind} {member.config.channel}"
                         f" putorder={member.config.put_order} triggers={triggers or '-'}"
                     )
         return lines

@@ -32,7 +32,8 @@ class Step(NamedTuple):
     """One component of a field's name."""
 
     name: str
-    index: int | None
+    element: int | None
+    """Index in a structure array; None where it is none."""
 
 
 def parse_path(name: str) -> tuple[Step, ...]:
@@ -103,7 +104,7 @@ class TypeTree:
             node = self._members[step.name] = TypeTree()
         elif node._leaf is not None:
             raise ConfigurationError(f"{step.name!r} is a structure in one mapping and a value in another")
-        node._is_array = step.index is not None
+        node._is_array = step.element is not None
         return node
 
     def set_id(self, name: str) -> None:
@@ -146,14 +147,14 @@ class Place(NamedTuple):
             base += here.offsets[step.name]
             here = here.members[step.name]
             if isinstance(here, ArrayType) and isinstance(here.element, StructType):
-                if step.index is None:
+                if step.element is None:
                     raise ConfigurationError(f"{step.name!r} is an array in another mapping: give an index")
-                hops.append((base, step.index, here.element))
+                hops.append((base, step.element, here.element))
                 here = here.element
                 base = 0
-            elif step.index is not None:
+            elif step.element is not None:
                 what = "only a structure can be an element" if position == len(path) - 1 else "it is no array"
-                raise ConfigurationError(f"{step.name}[{step.index}]: {what}")
+                raise ConfigurationError(f"{step.name}[{step.element}]: {what}")
         return cls(tuple(hops), base, here, 1 << hops[0][0] if hops else base)
 
     def store(self, top: list[Any]) -> list[Any]:

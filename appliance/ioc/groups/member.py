@@ -90,7 +90,7 @@ class Member:
         for step in self.path[:-1]:
             tree = tree.descend(step)
         last = self.path[-1]
-        if last.index is not None:
+        if last.element is not None:
             raise ConfigurationError("only a structure can be an element of an array", key=self.name)
         tree.put(last.name, self._leaf())
 
