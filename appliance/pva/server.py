@@ -186,6 +186,9 @@ class ServerConnection(Connection):
                             size_out += len(reply)
                         else:
                             size_out += operation.reply_prepared(tail, sub)
+                            if self.out_size > OUT_LIMIT:  # a large answer is accounted for there, not here
+                                pos += 17
+                                break
                         pos += 17
                         if size_out > OUT_LIMIT:
                             break
