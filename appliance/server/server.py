@@ -301,6 +301,9 @@ class Server:
         assert self._loop is not None
         self._deadlines[link] = self._loop.call_later(HANDSHAKE_TIMEOUT_S, self._too_slow, link)
         self.peers[link] = Peer(self, connection, link)
+        if len(self.peers) > self._max_connections:
+            _log.warning("a connection is refused: there are %d already", self._max_connections)
+            link.abort()
         return link
 
     def _too_slow(self, link: StreamLink) -> None:
@@ -312,10 +315,6 @@ class Server:
 
     def link_up(self, link: StreamLink) -> None:
         """StreamOwner."""
-        if len(self.peers) > self._max_connections:
-            _log.warning("%s refused: there are %d connections already", link.peer, self._max_connections)
-            link.abort()
-            return
         if self._standby or (link.engine is not None and self._tls is None):
             link.abort()
             return
