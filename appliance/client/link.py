@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from appliance.certs.status import StatusClass
 from appliance.client.channel import Channel, ChannelState
 from appliance.client.monitor import Subscription
 from appliance.client.requests import FieldRequest
@@ -30,7 +32,7 @@ from appliance.pva.events import (
 )
 from appliance.pva.search import SearchRequest
 from appliance.pva.states import ConnectionState
-from appliance.transport.gate import Standing, Verdict
+from appliance.transport.gate import Verdict
 from appliance.transport.stream import StreamLink, format_address
 
 if TYPE_CHECKING:
@@ -110,7 +112,10 @@ class ServerLink:
             await loop.create_connection(lambda: stream, host, port)
         except OSError as error:
             self.stream = None
-            self._ended(TransportError(f"cannot connect to {self.peer}: {error.strerror or error}"))
+            # asyncio puts the address into strerror, and only uvloop the reason.
+            code = error.errno
+            why = os.strerror(code) if code is not None and code > 0 else error.strerror or error
+            self._ended(TransportError(f"cannot connect to {self.peer}: {why}"))
         except ApplianceError as error:
             self.stream = None
             self._ended(error)
@@ -241,14 +246,14 @@ class ServerLink:
             if self.stream is not stream:
                 return
             if connection.state is ConnectionState.AUTHENTICATING:
-                if found.standing is Standing.GOOD:
+                if found.status is StatusClass.GOOD:
                     self._authenticate(event.methods)
                 else:
                     # The give-up rule (SPVA 7.3.1): it will not become good on this connection.
                     stream.close(SecurityError(f"{self.peer}: {found.message}"))
-            elif found.standing is Standing.BAD:
+            elif found.status is StatusClass.BAD:
                 stream.cut(SecurityError(f"{self.peer}: {found.message}"))
-            elif found.standing is Standing.GOOD:
+            elif found.status is StatusClass.GOOD:
                 self._resume()
             else:
                 _log.warning("%s is paused: %s", self.name, found.message)
@@ -281,7 +286,7 @@ class ServerLink:
     def refusal(self, *, changes: bool) -> str:
         """Tell why a request must not be made at present, or "" where it may."""
         held = self.held
-        if held is None or (not changes and held.standing is Standing.SUSPENDED):
+        if held is None or (not changes and held.status is StatusClass.SUSPENDED):
             return ""
         return f"{self.peer} is paused: {held.message}"
 
@@ -346,7 +351,7 @@ class ServerLink:
             request.field_reply(event.status, event.type)
 
     def _on_search(self, event: SearchAnswered) -> None:
-        self.context.searcher.answered(event.response, self.address[0])
+        self.context.searcher.answered(event.response, self.address[0], via=self.peer)
 
     def _on_access(self, event: AccessChanged) -> None:
         """The permissions are read where they matter, from the channel."""

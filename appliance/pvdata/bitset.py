@@ -14,15 +14,28 @@ from appliance.pvdata.wire import Buffer, Limits, decode_count, encode_size, tru
 __all__ = ["decode_bitset", "encode_bitset", "iter_bits"]
 
 
+_short: dict[int, bytes] = {}
+"""Encoded bit sets of less than eight octets, which no byte order concerns: subscriptions send the same few."""
+_SHORT_MAX = 4096
+
+
 def encode_bitset(bits: int, big: bool) -> bytes:
     """Encode without trailing zero octets."""
+    known = _short.get(bits)
+    if known is not None:
+        return known
     if bits < 0:
         raise PVDataError("a bit set cannot be negative")
     n = (bits.bit_length() + 7) // 8
     raw = bits.to_bytes(n, "little")
     if big and n >= 8:
         raw = _swap_words(raw)
-    return encode_size(n, big) + raw
+    encoded = encode_size(n, big) + raw
+    if n < 8:
+        if len(_short) >= _SHORT_MAX:
+            _short.clear()
+        _short[bits] = encoded
+    return encoded
 
 
 def decode_bitset(buf: Buffer, pos: int, end: int, big: bool) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from appliance.pva.commands import CMD_GET, CMD_PROCESS, CMD_RPC
 from appliance.pva.credentials import Credentials
 from appliance.pva.selection import leaves
 from appliance.pva.server import PreparedAnswer
-from appliance.pvdata.types import StructType
+from appliance.pvdata.types import BOOL, FLOAT64, STRING, StructType, TypeDesc
 from appliance.pvdata.value import Value
 from appliance.server.operation import Operation, Subscription, Update
 from appliance.server.source import Handler, Source
@@ -42,6 +42,7 @@ class SharedPV(Handler):
         "_store",
         "_subscriptions",
         "_valid",
+        "_value",
         "on_first",
         "on_last",
         "on_put",
@@ -64,6 +65,8 @@ class SharedPV(Handler):
         self._subscriptions: dict[Subscription, None] = {}
         self._answers: dict[tuple[int, bool], PreparedAnswer] = {}
         self._kind: StructType | None = None
+        self._value: tuple[type, int, int] | None = None
+        """The Python type that the field ``value`` takes as it is, its offset and its bit."""
         self._store: list[Any] = []
         self._valid = 0
         if initial is not None:
@@ -96,6 +99,12 @@ class SharedPV(Handler):
         self._store = value.store.copy()
         self._valid = leaves(kind, value.changed)
         self._answers = {}
+        self._value = None
+        if "value" in kind.members:
+            offset = kind.offsets["value"]
+            plain = _PLAIN.get(kind.leaf_types[offset])
+            if plain is not None:
+                self._value = (plain, offset, 1 << offset)
 
     def close(self) -> None:
         """Take the value away: subscriptions end, operations fail until ``open``."""
@@ -115,7 +124,12 @@ class SharedPV(Handler):
         kind = self._kind
         if kind is None:
             raise PVDataError("the PV is closed: open it with a value of its type first")
-        if isinstance(value, Value) and (value.type is kind or value.type == kind):
+        plain = self._value
+        if plain is not None and type(value) is plain[0]:
+            store = self._store.copy()
+            store[plain[1]] = value
+            bits = plain[2]
+        elif isinstance(value, Value) and (value.type is kind or value.type == kind):
             bits = leaves(kind, value.changed)
             if bits == kind.leaf_mask:
                 store = value.store.copy()
@@ -246,6 +260,10 @@ class SharedPV(Handler):
     def __repr__(self) -> str:
         kind = self._kind
         return f"<SharedPV {'closed' if kind is None else kind.id or 'struct'} {len(self._subscriptions)} subscribers>"
+
+
+_PLAIN: Final[dict[TypeDesc, type]] = {FLOAT64: float, STRING: str, BOOL: bool}
+"""Types whose every Python value fits as it is; a post of one goes the short way."""
 
 
 def _accept(pv: SharedPV, operation: Operation, value: Value) -> None:  # noqa: ARG001

@@ -56,7 +56,7 @@ class Subscription:
 
     __slots__ = ("_event", "_hub", "_trigger", "channel", "key", "mask")
 
-    def __init__(  # noqa: PLR0917 - made in one place
+    def __init__(
         self, hub: EventHub, channel: DBChannel, mask: int, key: Hashable, event: int, trigger: int | None
     ) -> None:
         self._hub = hub

@@ -1,0 +1,144 @@
+"""Where everything of the quick start lives, and the environment that each role works in."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+from pathlib import Path
+from typing import Final, NamedTuple
+
+__all__ = ["ROLES", "Layout", "Ports", "free_ports"]
+
+ROLES: Final = ("client", "softioc", "operator", "admin", "pvacms")
+"""Each has its own keychain, below its own XDG directories, as if it were an account of its own."""
+
+
+class Ports(NamedTuple):
+    """Free ports on loopback, so that the quick start disturbs no EPICS that runs on the machine."""
+
+    issuer: int
+    udp: int
+    cms_tcp: int
+    cms_tls: int
+    ioc_tcp: int
+    ioc_tls: int
+
+
+def free_ports() -> Ports:
+    """Find ports that are free now; the UDP one for both UDP and TCP."""
+    held: list[socket.socket] = []
+    numbers: list[int] = []
+    try:
+        for field in Ports._fields:
+            while True:
+                sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+                held.append(sock)
+                sock.bind(("127.0.0.1", 0))
+                number = int(sock.getsockname()[1])
+                if field != "udp":
+                    break
+                datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+                held.append(datagrams)
+                try:
+                    datagrams.bind(("127.0.0.1", number))
+                    break
+                except OSError:
+                    continue
+            numbers.append(number)
+    finally:
+        for sock in held:
+            sock.close()
+    return Ports(*numbers)
+
+
+class Layout:
+    """The directories below ``root`` and the environment of each role."""
+
+    def __init__(self, root: Path, ports: Ports) -> None:
+        self.root = root
+        self.ports = ports
+
+    @property
+    def issuer_url(self) -> str:
+        """The issuer's address, as the seed's quick start names it."""
+        return f"http://localhost:{self.ports.issuer}/default"
+
+    def home(self, role: str) -> Path:
+        """The role's own directory."""
+        return self.root / role
+
+    def config(self, role: str) -> Path:
+        """Where the role's keychains are."""
+        return self.home(role) / "config" / "pva" / "1.3"
+
+    def data(self, role: str) -> Path:
+        """Where the role's data are."""
+        return self.home(role) / "data" / "pva" / "1.3"
+
+    def keychain(self, role: str) -> Path:
+        """The role's PKCS#12 file."""
+        name = {"softioc": "server.p12", "pvacms": "pvacms.p12", "admin": "admin.p12"}.get(role, "client.p12")
+        return self.config(role) / name
+
+    def log(self, name: str) -> Path:
+        """Where a daemon's output goes."""
+        return self.root / "log" / f"{name}.log"
+
+    def make(self) -> None:
+        """Make the directories, for nobody else to look into."""
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for role in ROLES:
+            self.config(role).mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.data(role).mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name in ("env", "log", "issuer"):
+            (self.root / name).mkdir(mode=0o700, exist_ok=True)
+
+    def variables(self, role: str) -> dict[str, str]:
+        """The EPICS_* and XDG_* settings of a role: with them *any* EPICS program joins the stack."""
+        ports = self.ports
+        variables = {
+            "XDG_CONFIG_HOME": str(self.home(role) / "config"),
+            "XDG_DATA_HOME": str(self.home(role) / "data"),
+            "EPICS_PVA_ADDR_LIST": "127.0.0.1",
+            "EPICS_PVA_AUTO_ADDR_LIST": "NO",
+            "EPICS_PVA_BROADCAST_PORT": str(ports.udp),
+            "EPICS_PVA_TLS_KEYCHAIN": str(self.keychain(role)),
+        }
+        tcp, tls = {"pvacms": (ports.cms_tcp, ports.cms_tls), "softioc": (ports.ioc_tcp, ports.ioc_tls)}.get(
+            role, (0, 0)
+        )
+        if tcp:
+            variables |= {
+                "EPICS_PVAS_INTF_ADDR_LIST": "127.0.0.1",
+                "EPICS_PVAS_BEACON_ADDR_LIST": "127.0.0.1",
+                "EPICS_PVAS_AUTO_BEACON_ADDR_LIST": "NO",
+                "EPICS_PVAS_BROADCAST_PORT": str(ports.udp),
+                "EPICS_PVAS_SERVER_PORT": str(tcp),
+                "EPICS_PVAS_TLS_PORT": str(tls),
+                "EPICS_PVAS_TLS_KEYCHAIN": str(self.keychain(role)),
+            }
+        if role == "pvacms":
+            variables |= {
+                "EPICS_AUTH_JWT_REQUEST_FORMAT": "#token#",
+                "EPICS_AUTH_JWT_REQUEST_METHOD": "GET",
+                "EPICS_AUTH_JWT_RESPONSE_FORMAT": '{ *, "valid": "#response#" }',
+                "EPICS_AUTH_JWT_TRUSTED_URI": f"{self.issuer_url}/verify",
+            }
+        return variables
+
+    def environment(self, role: str) -> dict[str, str]:
+        """The whole environment of a role's processes: nothing of EPICS comes from the caller's own."""
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("EPICS_", "XDG_", "PVXS_", "NOTIFY_", "WATCHDOG_", "JOURNAL_"))
+        }
+        return kept | self.variables(role)
+
+    def write_environment_files(self) -> None:
+        """Write ``env/<role>.sh``, to be sourced by a shell that wants to be that role."""
+        for role in ROLES:
+            lines = [f"# source this to be {role!r} in the quick start"]
+            lines += [f"export {name}={shlex.quote(value)}" for name, value in self.variables(role).items()]
+            (self.root / "env" / f"{role}.sh").write_text("\n".join(lines) + "\n")

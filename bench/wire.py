@@ -1,0 +1,213 @@
+"""A neutral driver: raw PVAccess over a blocking socket, with none of the package's own code in it.
+
+It costs the server under test as little as a client can, and both servers the same.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import statistics
+import struct
+import time
+
+GET, MONITOR = 10, 13
+EMPTY_REQUEST = b"\x80\x00\x01\x05field\x80\x00\x00"
+
+
+def text(value: str) -> bytes:
+    raw = value.encode()
+    return bytes((len(raw),)) + raw
+
+
+class Driver:
+    """One connection, anonymous."""
+
+    def __init__(self, port: int, *, tls: bool = False) -> None:
+        sock: socket.socket = socket.create_connection(("127.0.0.1", port))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+            sock = context.wrap_socket(sock)
+        self.sock = sock
+        self.buffer = bytearray()
+        self.wait_for(1)
+        self.send(1, struct.pack("<IHH", 65536, 32767, 0) + text("anonymous") + b"\xff")
+        self.wait_for(9)
+
+    def close(self) -> None:
+        self.sock.close()
+
+    def send(self, command: int, payload: bytes) -> None:
+        self.sock.sendall(struct.pack("<BBBBI", 0xCA, 2, 0, command, len(payload)) + payload)
+
+    def message(self) -> tuple[int, bytes]:
+        buffer = self.buffer
+        while True:
+            if len(buffer) >= 8:
+                _, _, flags, command, size = struct.unpack_from("<BBBBI", buffer)
+                if flags & 1:
+                    del buffer[:8]
+                    continue
+                if len(buffer) >= 8 + size:
+                    payload = bytes(buffer[8 : 8 + size])
+                    del buffer[: 8 + size]
+                    return command, payload
+            data = self.sock.recv(1 << 20)
+            if not data:
+                raise EOFError
+            buffer += data
+
+    def wait_for(self, command: int) -> bytes:
+        while True:
+            got, payload = self.message()
+            if got == command:
+                return payload
+
+    def channel(self, name: str, cid: int) -> int:
+        self.send(7, struct.pack("<HI", 1, cid) + text(name))
+        payload = self.wait_for(7)
+        assert payload[8] == 0xFF, payload
+        return int(struct.unpack_from("<II", payload)[1])
+
+    def init(self, command: int, sid: int, ioid: int) -> None:
+        self.send(command, struct.pack("<IIB", sid, ioid, 8) + EMPTY_REQUEST)
+        payload = self.wait_for(command)
+        assert payload[5] == 0xFF, payload
+
+
+def get_request(sid: int, ioid: int) -> bytes:
+    return struct.pack("<BBBBIIIB", 0xCA, 2, 0, GET, 9, sid, ioid, 0)
+
+
+def pipelined_gets(
+    port: int, name: str, *, tls: bool = False, outstanding: int = 1000, seconds: float = 1.0
+) -> float:
+    """GETs answered per second with ``outstanding`` requests always under way, each of its own operation."""
+    driver = Driver(port, tls=tls)
+    sid = driver.channel(name, 1)
+    for ioid in range(1, outstanding + 1):
+        driver.init(GET, sid, ioid)
+    driver.sock.sendall(get_request(sid, 1))
+    size = 8 + len(driver.wait_for(GET))
+    halves = [
+        b"".join(get_request(sid, ioid) for ioid in numbers)
+        for numbers in (range(1, outstanding // 2 + 1), range(outstanding // 2 + 1, outstanding + 1))
+    ]
+    half_size = size * (outstanding // 2)
+    into = bytearray(1 << 20)
+    driver.sock.sendall(halves[0])
+    driver.sock.sendall(halves[1])
+    got = done = turn = 0
+    start = time.perf_counter()
+    while True:
+        got += driver.sock.recv_into(into)
+        while got >= half_size:
+            got -= half_size
+            done += outstanding // 2
+            elapsed = time.perf_counter() - start
+            if elapsed >= seconds:
+                driver.close()
+                return done / elapsed
+            driver.sock.sendall(halves[turn])
+            turn ^= 1
+
+
+def get_latency(port: int, name: str, *, tls: bool = False, count: int = 5000) -> float:
+    """Median time of one GET, in microseconds."""
+    driver = Driver(port, tls=tls)
+    sid = driver.channel(name, 1)
+    driver.init(GET, sid, 1)
+    request = get_request(sid, 1)
+    times = []
+    clock = time.perf_counter
+    sock = driver.sock
+    for _ in range(count):
+        start = clock()
+        sock.sendall(request)
+        sock.recv(65536)
+        times.append(clock() - start)
+    driver.close()
+    return statistics.median(times) * 1e6
+
+
+def large_get(port: int, name: str, *, tls: bool = False, count: int = 20) -> float:
+    """Octets of a large value read per second, one GET after the other."""
+    driver = Driver(port, tls=tls)
+    sid = driver.channel(name, 1)
+    driver.init(GET, sid, 1)
+    request = get_request(sid, 1)
+    into = bytearray(1 << 22)
+    total = 0
+    start = 0.0
+    for round_ in range(count + 2):
+        if round_ == 2:
+            total, start = 0, time.perf_counter()
+        driver.sock.sendall(request)
+        head = b""
+        while len(head) < 8:
+            head += driver.sock.recv(8 - len(head))
+        left = struct.unpack_from("<I", head, 4)[0]
+        total += left
+        while left:
+            left -= driver.sock.recv_into(into, min(left, len(into)))
+    elapsed = time.perf_counter() - start
+    driver.close()
+    return total / elapsed
+
+
+def count_updates(ports: list[int], names: list[str], *, seconds: float = 2.0) -> float:
+    """Updates received per second by one connection per entry of ``ports``, each subscribed to all ``names``."""
+    drivers = []
+    for port in ports:
+        driver = Driver(port)
+        for number, name in enumerate(names, 1):
+            sid = driver.channel(name, number)
+            driver.send(MONITOR, struct.pack("<IIB", sid, number, 8) + EMPTY_REQUEST)
+            while True:
+                payload = driver.wait_for(MONITOR)
+                if payload[4] == 8:
+                    break
+            assert payload[5] == 0xFF, payload
+            driver.send(MONITOR, struct.pack("<IIB", sid, number, 0x44))
+        drivers.append(driver)
+    import selectors
+
+    selector = selectors.DefaultSelector()
+    for driver in drivers:
+        driver.sock.setblocking(False)
+        selector.register(driver.sock, selectors.EVENT_READ, driver)
+    count = 0
+    warm = time.perf_counter() + 0.3
+    start = 0.0
+    size_of = struct.Struct("<I").unpack_from
+    while True:
+        for key, _ in selector.select(1.0):
+            driver = key.data
+            try:
+                data = driver.sock.recv(1 << 18)
+            except BlockingIOError:
+                continue
+            buffer = driver.buffer
+            buffer += data
+            pos, end = 0, len(buffer)
+            seen = 0
+            while end - pos >= 8:
+                after = pos + 8 + size_of(buffer, pos + 4)[0]
+                if after > end:
+                    break
+                pos = after
+                seen += 1
+            del buffer[:pos]
+            count += seen
+        now = time.perf_counter()
+        if not start:
+            if now >= warm:
+                count, start = 0, now
+        elif now - start >= seconds:
+            break
+    for driver in drivers:
+        driver.close()
+    return count / (now - start)
