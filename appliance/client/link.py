@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from appliance.certs.status import StatusClass
 from appliance.client.channel import Channel, ChannelState
 from appliance.client.monitor import Subscription
 from appliance.client.requests import FieldRequest
-from appliance.errors import ApplianceError, CertificateError, TransportError
+from appliance.errors import ApplianceError, CertificateError, SecurityError, TransportError
 from appliance.pva.client import ClientConnection
 from appliance.pva.credentials import Credentials
 from appliance.pva.events import (
@@ -31,7 +33,7 @@ from appliance.pva.events import (
 )
 from appliance.pva.search import SearchRequest
 from appliance.pva.states import ConnectionState
-from appliance.pva.status import Status
+from appliance.transport.gate import Verdict
 from appliance.transport.stream import StreamLink, format_address
 
 if TYPE_CHECKING:
@@ -43,6 +45,9 @@ _log: Final = logging.getLogger(__name__)
 _remote_log: Final = logging.getLogger("appliance.client.remote")
 _LEVELS: Final = {0: logging.INFO, 1: logging.WARNING, 2: logging.ERROR, 3: logging.CRITICAL}
 
+SUSPICION_S: Final = 2.0
+"""Seconds in which a server that seems to have been restarted must answer an echo."""
+
 Address = tuple[str, int, bool]
 """Host, port, whether by TLS."""
 
@@ -51,13 +56,16 @@ class ServerLink:
     """See the module's text. Made when the first channel needs it; the Context keeps it by its address."""
 
     __slots__ = (
+        "_kept",
         "_unwatch",
         "address",
         "channels",
         "connection",
         "context",
         "credentials",
+        "expected",
         "guid",
+        "held",
         "is_name_server",
         "name",
         "peer",
@@ -74,10 +82,15 @@ class ServerLink:
         self.guid = b""
         """As told by the search response that led here."""
         self.is_name_server = False
+        self.expected = False
+        """Its end is our own doing and no news for anybody."""
         self.credentials = Credentials(peer=self.peer)
         self.connection: ClientConnection | None = None
         self.stream: StreamLink | None = None
         self.ready = False
+        self.held: Verdict | None = None
+        """Why the connection pauses, where it does: the status of a certificate is not good at present."""
+        self._kept: dict[Subscription, tuple[int, list[Any], int]] = {}
         self.waiting: list[Channel] = []
         self.channels: dict[Channel, None] = {}
         self._unwatch: Callable[[], None] | None = None
@@ -100,7 +113,15 @@ class ServerLink:
             )
             self.stream = StreamLink(self.connection, self, engine)
             stream = self.stream
-            await loop.create_connection(lambda: stream, host, port)
+            async with asyncio.timeout(self.context.config.idle_timeout_s):
+                await loop.create_connection(lambda: stream, host, port)
+        except TimeoutError:
+            self.stream = None
+            self._ended(
+                TransportError(
+                    f"cannot connect to {self.peer}: no answer in {self.context.config.idle_timeout_s:.0f} s"
+                )
+            )
         except OSError as error:
             self.stream = None
             # asyncio puts the address into strerror, and only uvloop the reason.
@@ -117,7 +138,7 @@ class ServerLink:
         """Create ``channel`` as soon as the connection is ready."""
         channel.link = self
         self.channels[channel] = None
-        if self.ready:
+        if self.ready and self.held is None:
             self._create(channel)
         else:
             channel.state = ChannelState.CONNECTING
@@ -146,10 +167,34 @@ class ServerLink:
             self.connection.search(request)
             self.schedule_flush()
 
+    @property
+    def is_usable(self) -> bool:
+        """Whether channels can still be created here: False between a close and its completion."""
+        stream = self.stream
+        return stream is None or not self.ready or not stream.is_closing
+
     def close(self, reason: ApplianceError | None = None) -> None:
         """End the link."""
         if self.stream is not None:
             self.stream.close(reason)
+
+    def suspect(self) -> None:
+        """Have the server prove that it is still there, soon: somebody says that it was restarted.
+
+        Beacons and search responses are anyone's to forge: they may cost an echo, never a connection that works.
+        """
+        stream = self.stream
+        if stream is None or not self.ready:
+            return
+        heard = stream.heard
+        stream.connection.echo()
+        stream.schedule_flush()
+
+        def judge() -> None:
+            if self.stream is stream and stream.heard == heard:
+                stream.abort(TransportError(f"{self.peer} was restarted"))
+
+        self.context.loop.call_later(SUSPICION_S, judge)
 
     # -- StreamOwner ---------------------------------------------------------------------------------
 
@@ -173,7 +218,10 @@ class ServerLink:
             if kind is MonitorUpdate:
                 subscription = event.operation.context
                 if subscription is not None:
-                    subscription.update(event.bits, event.store, event.overrun)
+                    if self.held is None:
+                        subscription.update(event.bits, event.store, event.overrun)
+                    else:
+                        self._keep(subscription, event)
             elif kind is OperationReply:
                 request = event.operation.context
                 if request is not None:
@@ -194,13 +242,23 @@ class ServerLink:
 
     def _ended(self, reason: ApplianceError | None) -> None:
         failed = not self.ready
+        gate = self.context.gate
+        ours = self.context.closing
+        if failed and gate is not None and reason is None and self.credentials.is_tls and not ours:
+            # It has found something wrong with our certificate, or could not find out.
+            gate.gave_up(self.guid)
+        if failed and gate is not None and gate.avoids(self.guid):
+            failed = False  # the next search is for TCP: no need to wait
         self.ready = False
+        self.held = None
+        self._kept.clear()
         self.stream = None
         if self._unwatch is not None:
             self._unwatch()
             self._unwatch = None
         why = str(reason) if reason is not None else f"{self.peer} closed the connection"
-        _log.log(logging.INFO if reason is None else logging.WARNING, "%s: %s", self.name, why)
+        level = logging.INFO if reason is None or self.expected else logging.WARNING
+        _log.log(level, "%s: %s", self.name, why)
         channels = list(self.channels)
         self.channels.clear()
         self.waiting.clear()
@@ -220,15 +278,53 @@ class ServerLink:
         connection = self.connection
         assert connection is not None
 
-        def verdict(status: Status) -> None:
+        def verdict(found: Verdict) -> None:
             if self.stream is not stream:
                 return
-            if not status.ok:
-                stream.close(TransportError(f"{self.peer}: {status.message}"))
-            elif connection.state is ConnectionState.AUTHENTICATING:
-                self._authenticate(event.methods)
+            if connection.state is ConnectionState.AUTHENTICATING:
+                if found.status is StatusClass.GOOD:
+                    self._authenticate(event.methods)
+                else:
+                    # The give-up rule (SPVA 7.3.1): it will not become good on this connection.
+                    stream.close(SecurityError(f"{self.peer}: {found.message}"))
+            elif found.status is StatusClass.BAD:
+                stream.cut(SecurityError(f"{self.peer}: {found.message}"))
+            elif found.status is StatusClass.GOOD:
+                self._resume()
+            else:
+                _log.warning("%s is paused: %s", self.name, found.message)
+                self.held = found
 
-        self._unwatch = gate.watch(self.credentials, verdict)
+        unwatch = gate.watch(self.credentials, verdict, engine=stream.engine, guid=self.guid)
+        if self.stream is stream:
+            self._unwatch = unwatch
+        else:
+            unwatch()
+
+    def _keep(self, subscription: Subscription, event: MonitorUpdate) -> None:
+        """Put an update aside until the pause is over; the latest value is what counts."""
+        before = self._kept.get(subscription)
+        bits, overrun = event.bits, event.overrun
+        if before is not None:
+            overrun |= before[2] | (before[0] & bits)
+            bits |= before[0]
+        self._kept[subscription] = (bits, event.store, overrun)
+
+    def _resume(self) -> None:
+        """The pause is over."""
+        self.held = None
+        kept, self._kept = self._kept, {}
+        for subscription, (bits, store, overrun) in kept.items():
+            if subscription.operation is not None:
+                subscription.update(bits, store, overrun)
+        self._create_waiting()
+
+    def refusal(self, *, changes: bool) -> str:
+        """Tell why a request must not be made at present, or "" where it may."""
+        held = self.held
+        if held is None or (not changes and held.status is StatusClass.SUSPENDED):
+            return ""
+        return f"{self.peer} is paused: {held.message}"
 
     def _authenticate(self, methods: tuple[str, ...]) -> None:
         connection = self.connection
@@ -245,6 +341,8 @@ class ServerLink:
     def _on_validated(self, event: Validated) -> None:
         if not event.status.ok:
             assert self.stream is not None
+            if self.context.gate is not None and self.address[2]:
+                self.context.gate.gave_up(self.guid)
             self.stream.close(
                 TransportError(
                     f"{self.peer} refused the connection: {event.status.message or 'no reason given'}"
@@ -252,18 +350,25 @@ class ServerLink:
             )
             return
         self.ready = True
+        self._create_waiting()
+        self.context.link_ready(self)
+        if self.is_name_server:
+            self.context.searcher.introduce(self)
+
+    def _create_waiting(self) -> None:
         waiting = self.waiting
         self.waiting = []
         for channel in waiting:
             if channel in self.channels:
                 self._create(channel)
-        if self.is_name_server:
-            self.context.searcher.poke()
 
     def _on_channel(self, event: ChannelCreated) -> None:
         channel: Channel | None = event.channel.context
         if channel is not None and channel.link is self:
             channel.created(event.channel, event.status)
+        else:  # given up meanwhile: the server must not keep it for nobody
+            event.channel.close()
+            self.schedule_flush()
 
     def _on_channel_closed(self, event: ChannelClosed) -> None:
         channel: Channel | None = event.channel.context

@@ -10,22 +10,26 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from appliance.acf import AccessSecurity, Principal, load_acf
-from appliance.certs.status import CertState
+from appliance.certs.status import STATUS_CLASS, CertState, StatusClass
 from appliance.certs.x509 import canonical_pv_name
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.store import Record
 from appliance.errors import AccessFileError, ApplianceError
 from appliance.pva.credentials import Credentials
-from appliance.pva.status import OK, Status
 from appliance.server import NO_RIGHTS, AccessPolicy, Rights
+from appliance.transport.gate import PeerGate, Verdict
+
+if TYPE_CHECKING:
+    from appliance.tls.engine import TLSEngine
 
 __all__ = ["CertificateGate", "Names", "Policy", "read_acf"]
 
 _log: Final = logging.getLogger(__name__)
 _MAX_BYTES: Final = 4 << 20
+_GOOD: Final = Verdict(StatusClass.GOOD)
 
 
 class Names:
@@ -130,26 +134,33 @@ class Policy(AccessPolicy):
         return NO_RIGHTS
 
 
-class CertificateGate:
+class CertificateGate(PeerGate):
     """Turns away peers whose certificates this service knows as anything but valid, and closes them when that changes."""
 
     def __init__(self, lifecycle: Lifecycle, issuer_id: str, exempt: Callable[[int], bool]) -> None:
         self._lifecycle = lifecycle
         self._issuer_id = issuer_id
         self._exempt = exempt
-        self._watchers: dict[int, dict[int, Callable[[Status], None]]] = {}
+        self._watchers: dict[int, dict[int, Callable[[Verdict], None]]] = {}
         self._next = 0
         self._tasks: set[object] = set()
         lifecycle.listeners.append(self._changed)
 
-    def watch(self, credentials: Credentials, verdict: Callable[[Status], None]) -> Callable[[], None]:
+    def watch(
+        self,
+        credentials: Credentials,
+        verdict: Callable[[Verdict], None],
+        *,
+        engine: TLSEngine,
+        guid: bytes = b"",
+    ) -> Callable[[], None]:
         """PeerGate."""
         serial = credentials.serial
         if credentials.method != "x509" or self._exempt(serial):
-            verdict(OK)
+            verdict(_GOOD)
             return _nothing
         if credentials.issuer_id != self._issuer_id:
-            verdict(Status.error("your certificate was not issued by this certificate service"))
+            verdict(Verdict(StatusClass.BAD, "your certificate was not issued by this certificate service"))
             return _nothing
         self._next += 1
         token = self._next
@@ -178,18 +189,22 @@ class CertificateGate:
             record = await self._lifecycle.find(serial)
         except ApplianceError as error:
             _log.warning("a client's certificate cannot be looked up: %s", error)
-            status = Status.error("the state of your certificate cannot be told now; try again")
+            status = Verdict(
+                StatusClass.UNKNOWN, "the state of your certificate cannot be told now; try again"
+            )
         else:
             status = self._judge(record)
         verdict = self._watchers.get(serial, {}).get(token)
         if verdict is not None:
             verdict(status)
 
-    def _judge(self, record: Record | None) -> Status:
+    def _judge(self, record: Record | None) -> Verdict:
         state = CertState.UNKNOWN if record is None else self._lifecycle.state(record)
         if state is CertState.VALID:
-            return OK
-        return Status.error(f"your certificate is {state}; connect without it or request another one")
+            return _GOOD
+        return Verdict(
+            STATUS_CLASS[state], f"your certificate is {state}; connect without it or request another one"
+        )
 
     def _changed(self, record: Record) -> None:
         watchers = self._watchers.get(record.serial)

@@ -8,13 +8,14 @@ Source: PVAccess protocol specification, sections 6, 8, 9 and 13; behaviour of p
 
 from __future__ import annotations
 
+from functools import partial
 from struct import Struct
 from typing import Any, ClassVar, Final
 
-from appliance.errors import DecodeError, LocalProtocolError, RemoteProtocolError
+from appliance.errors import ChannelClosedError, DecodeError, LocalProtocolError, RemoteProtocolError
 from appliance.pva import commands as c
 from appliance.pva.client_operation import ClientOperation
-from appliance.pva.connection import Buffer, Connection
+from appliance.pva.connection import EVENTS_PER_CALL, Buffer, Connection
 from appliance.pva.events import (
     AccessChanged,
     AuthenticationOffered,
@@ -25,10 +26,10 @@ from appliance.pva.events import (
 )
 from appliance.pva.limits import DEFAULT_LIMITS, Limits
 from appliance.pva.search import SearchRequest, SearchResponse
-from appliance.pva.states import CLIENT_ACCEPTS, ConnectionState
+from appliance.pva.states import CLIENT_ACCEPTS, ConnectionState, OperationState
 from appliance.pva.status import Status
-from appliance.pvdata.codec import codec
-from appliance.pvdata.fielddesc import encode_type
+from appliance.pva.typed import encode_typed
+from appliance.pvdata.fielddesc import decode_type
 from appliance.pvdata.value import Value
 from appliance.pvdata.wire import decode_size, decode_string, encode_string
 
@@ -38,9 +39,13 @@ _U32: Final = (Struct("<I"), Struct(">I"))
 _U32_U32: Final = (Struct("<II"), Struct(">II"))
 _CREATE: Final = (Struct("<HI"), Struct(">HI"))
 _VALIDATION: Final = (Struct("<IHH"), Struct(">IHH"))
+_ANSWER: Final = Struct("<IIIBB")
+"""Magic, version, flags and command as one number; size; ioid; sub-command; the first octet after it."""
+_GET_ANSWER: Final = c.MAGIC | c.VERSION << 8 | c.FLAG_SERVER << 16 | c.CMD_GET << 24
+_UPDATE: Final = c.MAGIC | c.VERSION << 8 | c.FLAG_SERVER << 16 | c.CMD_MONITOR << 24
+_STATUS_OK: Final = 0xFF
 _BUFFER_SIZE: Final = 0x10000
 _REGISTRY_SIZE: Final = 0x7FFF
-_NULL_TYPE: Final = b"\xff"
 
 
 class ClientChannel:
@@ -63,22 +68,28 @@ class ClientChannel:
     def operation(self, command: int, request: Value, *, window: int = 0) -> ClientOperation:
         """Begin an operation: queue its INIT.
 
-        ``window`` is the number of updates that a pipelined MONITOR grants at its start.
+        ``window`` is the number of updates that a pipelined MONITOR grants at its start. Raises
+        ChannelClosedError when the server took the channel away.
         """
-        if not self.open:
-            raise LocalProtocolError(f"channel {self.name!r} is not open")
+        self._require_open()
         return ClientOperation(self, self.connection._new_ioid(), command, request, window)
 
     def get_field(self, field: str = "") -> ClientOperation:
         """Ask for the type of ``field``, empty for the whole (section 9.8)."""
-        if not self.open:
-            raise LocalProtocolError(f"channel {self.name!r} is not open")
+        self._require_open()
         operation = ClientOperation(self, self.connection._new_ioid(), c.CMD_GET_FIELD, None, 0)
         big = self.connection.big
         self.connection._send(
             c.CMD_GET_FIELD, _U32_U32[big].pack(self.sid, operation.ioid) + encode_string(field, big)
         )
         return operation
+
+    def _require_open(self) -> None:
+        if self.open:
+            return
+        if self.connection.channels.get(self.cid) is self:
+            raise LocalProtocolError(f"channel {self.name!r} has not been created yet")
+        raise ChannelClosedError(f"{self.name}: the channel is closed")
 
     def close(self) -> None:
         """Give the channel back to the server."""
@@ -99,13 +110,14 @@ class ClientConnection(Connection):
     IS_SERVER: ClassVar[bool] = False
     ACCEPTS: ClassVar[dict[ConnectionState, frozenset[int]]] = CLIENT_ACCEPTS
 
-    __slots__ = ("_next_cid", "_next_ioid", "channels", "context", "operations")
+    __slots__ = ("_chosen", "_next_cid", "_next_ioid", "channels", "context", "operations")
 
     def __init__(self, *, limits: Limits = DEFAULT_LIMITS, segment_size: int = 0) -> None:
         super().__init__(limits=limits, segment_size=segment_size)
         self.channels: dict[int, ClientChannel] = {}
         self.operations: dict[int, ClientOperation] = {}
         self.context: Any = None
+        self._chosen = False
         self._next_cid = 1
         self._next_ioid = 1
         self._handlers.update(
@@ -116,12 +128,17 @@ class ClientConnection(Connection):
                 c.CMD_ACL_CHANGE: self._on_acl_change,
                 c.CMD_CREATE_CHANNEL: self._on_create_channel,
                 c.CMD_DESTROY_CHANNEL: self._on_destroy_channel,
-                c.CMD_GET: self._on_operation,
-                c.CMD_PUT: self._on_operation,
-                c.CMD_PUT_GET: self._on_operation,
-                c.CMD_PROCESS: self._on_operation,
-                c.CMD_RPC: self._on_operation,
-                c.CMD_MONITOR: self._on_operation,
+                **{
+                    command: partial(self._on_operation, command)
+                    for command in (
+                        c.CMD_GET,
+                        c.CMD_PUT,
+                        c.CMD_PUT_GET,
+                        c.CMD_PROCESS,
+                        c.CMD_RPC,
+                        c.CMD_MONITOR,
+                    )
+                },
                 c.CMD_GET_FIELD: self._on_get_field,
             }
         )
@@ -129,11 +146,41 @@ class ClientConnection(Connection):
     def _on_echo(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         """The answer to our ``echo``: that it came is all it says."""
 
+    # -- the hot loop --------------------------------------------------------------------------------
+
+    def _parse(self, data: Buffer, pos: int, end: int) -> int:
+        """Take answers to GETs and updates by the short way; everything else goes the general one."""
+        unpack = _ANSWER.unpack_from
+        operations = self.operations
+        events = self._events
+        executing = OperationState.EXECUTING
+        while end - pos >= _ANSWER.size and len(events) < EVENTS_PER_CALL:
+            prefix, size, ioid, sub, first = unpack(data, pos)
+            after = pos + 8 + size
+            if after <= end and self._segments is None:
+                operation = operations.get(ioid)
+                if operation is None or operation.state is not executing:
+                    pass
+                elif prefix == _GET_ANSWER:
+                    if first == _STATUS_OK and operation.command == c.CMD_GET:
+                        operation.receive_value(data, pos + _ANSWER.size, after)
+                        pos = after
+                        continue
+                elif prefix == _UPDATE and sub == 0 and operation.command == c.CMD_MONITOR:
+                    operation.receive(sub, data, pos + 13, after, False)
+                    pos = after
+                    continue
+            after = self._message(data, pos, end)
+            if after < 0:
+                return pos
+            pos = after
+            if self._is_closed:
+                return end
+        return super()._parse(data, pos, end)
+
     # -- handshake -----------------------------------------------------------------------------------
 
     def _on_validation(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
-        if self.state is not ConnectionState.VALIDATING:
-            return
         if end - pos < 6:
             raise DecodeError("CONNECTION_VALIDATION is too short")
         count, pos = decode_size(buf, pos + 6, end, big)
@@ -149,18 +196,26 @@ class ClientConnection(Connection):
     def authenticate(self, method: str, payload: Value | None = None) -> None:
         """Answer AuthenticationOffered with the chosen method and what it needs."""
         self._require(ConnectionState.AUTHENTICATING, "authenticate()")
+        if self._chosen:
+            raise LocalProtocolError("authenticate() was called already")
+        self._chosen = True
         big = self.big
-        parts = [_VALIDATION[big].pack(_BUFFER_SIZE, _REGISTRY_SIZE, 0), encode_string(method, big)]
-        if payload is None:
-            parts.append(_NULL_TYPE)
-        else:
-            parts.append(encode_type(payload.type, big))
-            parts.append(codec(payload.type, big).encode(payload.store))
-        self._send(c.CMD_CONNECTION_VALIDATION, b"".join(parts))
+        self._send(
+            c.CMD_CONNECTION_VALIDATION,
+            b"".join(
+                (
+                    _VALIDATION[big].pack(_BUFFER_SIZE, _REGISTRY_SIZE, 0),
+                    encode_string(method, big),
+                    *encode_typed(payload, big=big),
+                )
+            ),
+        )
 
     def _on_validated(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if self.state is not ConnectionState.AUTHENTICATING:
-            return
+            return  # a verdict that is given twice
+        if not self._chosen:
+            raise RemoteProtocolError("the server ended the handshake before the client had chosen")
         status, _ = Status.decode(buf, pos, end, big=big)
         self._events.append(Validated(status))
         if status.ok:
@@ -244,13 +299,17 @@ class ClientConnection(Connection):
         self._next_ioid = ioid + 1 & 0xFFFFFFFF
         return ioid
 
-    def _on_operation(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
+    def _on_operation(self, command: int, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if end - pos < 5:
             raise DecodeError("the answer of an operation is too short")
         (ioid,) = _U32[big].unpack_from(buf, pos)
         operation = self.operations.get(ioid)
         if operation is not None:  # else it was destroyed while the answer was on its way
+            if operation.command != command:
+                raise self._mixed_up(operation, command)
             operation.receive(buf[pos + 4], buf, pos + 5, end, big)
+        elif command == c.CMD_RPC or buf[pos + 4] & c.SUB_INIT:
+            self._learn_types(command, buf, pos + 5, end, big)
 
     def _on_get_field(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if end - pos < 5:
@@ -258,7 +317,26 @@ class ClientConnection(Connection):
         (ioid,) = _U32[big].unpack_from(buf, pos)
         operation = self.operations.get(ioid)
         if operation is not None:
+            if operation.command != c.CMD_GET_FIELD:
+                raise self._mixed_up(operation, c.CMD_GET_FIELD)
             operation.receive_field(buf, pos + 4, end, big)
+        else:
+            self._learn_types(c.CMD_GET_FIELD, buf, pos + 4, end, big)
+
+    @staticmethod
+    def _mixed_up(operation: ClientOperation, command: int) -> RemoteProtocolError:
+        return RemoteProtocolError(
+            f"{operation.name} {operation.ioid} was answered by a {c.OPERATION_NAMES[command]}"
+        )
+
+    def _learn_types(self, command: int, buf: Buffer, pos: int, end: int, big: bool) -> None:
+        """Read the types in an answer that nobody waits for: a later message may refer to them by ID."""
+        status, pos = Status.decode(buf, pos, end, big=big)
+        if not status.ok:
+            return
+        for _ in range(2 if command == c.CMD_PUT_GET else 1):
+            if pos < end:
+                _, pos = decode_type(buf, pos, end, big, self.types)
 
     def _close(self) -> None:
         for channel in list(self.channels.values()):

@@ -136,7 +136,10 @@ class SearchRequest(NamedTuple):
 
 
 class SearchResponse(NamedTuple):
-    """A server's answer (section 7.2). ``found`` is false in an answer that was only asked for by must_reply."""
+    """A server's answer (section 7.2). ``found`` is false in an answer that was only asked for by must_reply.
+
+    pvAccessCPP lists the names that it was asked for in such an answer too: ``instances`` are only what is there.
+    """
 
     guid: bytes
     sequence: int
@@ -179,7 +182,8 @@ class SearchResponse(NamedTuple):
             pos += 2
             if end - pos < 4 * count:
                 raise DecodeError("SEARCH_RESPONSE ends inside its list of names")
-            instances = Struct(f"{'>' if big else '<'}{count}I").unpack_from(buf, pos)
+            if found:
+                instances = Struct(f"{'>' if big else '<'}{count}I").unpack_from(buf, pos)
         elif found:
             raise DecodeError("SEARCH_RESPONSE ends before its number of names")
         return cls(guid, sequence, _unpack_address(raw_address), port, protocol, found, instances)
@@ -300,7 +304,7 @@ def split_names(
         cost = 4 + len(encode_string(name, False))
         if fixed + cost > room:
             raise LocalProtocolError(f"a PV name of {len(name)} characters does not fit a search datagram")
-        if used + cost > room:
+        if used + cost > room or len(batch) == 0xFFFF:
             yield tuple(batch)
             batch = []
             used = fixed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
+from appliance.certs.status import StatusClass
 from appliance.errors import ApplianceError
 from appliance.pva import commands as c
 from appliance.pva.credentials import Credentials
@@ -70,6 +71,13 @@ class Channel:
             return "" if rights.write else "write"
         return "" if rights.read else "read"
 
+    def _held(self, operation: ServerOperation, *, changes: bool) -> str:
+        """Tell why the request has to wait for a good certificate status, or "" when it has not."""
+        held = self.owner.held
+        if held is None or (not changes and held.status is StatusClass.SUSPENDED):
+            return ""
+        return f"{operation.name} is refused for the time being: {held.message}"
+
     def review(self, rights: Rights) -> None:
         """Let ``rights`` hold from now on, for running subscriptions too."""
         before = self.rights
@@ -86,7 +94,8 @@ class Channel:
                         wire.finish(Status.error(_DENIED["read"]))
         if before.permissions != rights.permissions:
             self.wire.set_permissions(rights.permissions)
-            self.link.schedule_flush()
+        # Reading has no bit of its own among the permissions: what ended above must leave in any case.
+        self.link.schedule_flush()
 
     def close(self) -> None:
         """Take the channel away from the client."""
@@ -111,6 +120,11 @@ class Channel:
         if wire.command == c.CMD_GET and not self.rights.read:
             operation.fail(_DENIED["read"])
             return
+        if self.owner.held is not None:
+            why = self._held(wire, changes=wire.command in (c.CMD_RPC, c.CMD_PROCESS))
+            if why:
+                operation.fail(why)
+                return
         try:
             self.handler.init(operation)
         except Exception as error:  # noqa: BLE001
@@ -119,6 +133,11 @@ class Channel:
     def execute(self, wire: ServerOperation, argument: Value | None) -> None:
         """A request of an initialised operation."""
         operation: Operation = wire.context
+        if self.owner.held is not None:
+            why = self._held(wire, changes=wire.command != c.CMD_GET and not wire.is_get)
+            if why:
+                operation.fail(why)
+                return
         missing = self._right(wire)
         if missing:
             self.owner.refused(self, missing)
@@ -166,7 +185,10 @@ class Channel:
                 self.handler.flow(subscription)
             except Exception as error:  # noqa: BLE001
                 self._broken(subscription, error)
-        if subscription.pump():
+        if self.owner.held is not None:
+            subscription.wait()
+        elif not subscription.waits and subscription.pump():
+            subscription.waits = True
             self.owner.dirty(subscription)
 
     def cancelled(self, wire: ServerOperation) -> None:
