@@ -43,7 +43,8 @@ class Subscription(Request):
     Each value is complete; its ``changed`` bits say what this update brought. A caller that is slower than the
     server skips intermediate values, never the latest one; with ``pipeline`` the server waits for the caller
     instead. Lost connections are repaired without the caller's help; with ``notify`` they are told in between, as
-    ``Disconnected`` and ``Connected``. ``on_update`` takes updates as they come, instead of the iterator.
+    ``Disconnected`` and ``Connected``. ``on_update`` takes updates as they come, instead of the iterator,
+    and at last the ApplianceError that says why there will be no more, unless the caller has closed it.
     """
 
     __slots__ = (
@@ -155,8 +156,8 @@ class Subscription(Request):
         self.channel.remove(self)
         if self._ended is None:
             self._ended = error or _END
-            if self.on_update is not None and error is not None:
-                self.on_update(error)
+            if self.on_update is not None:
+                self.on_update(self._ended)
             self._wake()
 
     # -- the caller ----------------------------------------------------------------------------------
