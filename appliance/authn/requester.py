@@ -50,6 +50,7 @@ from appliance.errors import (
     ConfigurationError,
     KeychainError,
     OperationTimeoutError,
+    RemoteError,
     SecurityError,
 )
 
@@ -67,6 +68,8 @@ __all__ = [
 _MAX_KEYCHAIN: Final = 1 << 18
 _LIFETIME_USED: Final = 2 / 3
 """Part of a certificate's lifetime after which it is time for the next one."""
+_DUPLICATE: Final = "Duplicate Certificate Subject"
+"""What the certificate services say, those of the peers too, of a name that has a live certificate."""
 _FUTURE: Final = timedelta(days=1)
 """How far in the future a certificate may begin: clocks differ, but not by days."""
 _PRESENT_S: Final = 2.0
@@ -319,7 +322,19 @@ class Requester:
         public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
         request = make(public.decode("ascii"))
         trust = await self.establish(existing)
-        reply = await self._send(request, trust, secret=secret, allow_plaintext=allow_plaintext)
+        try:
+            reply = await self._send(request, trust, secret=secret, allow_plaintext=allow_plaintext)
+        except RemoteError as error:
+            if not (if_due and existing.is_current(self.now()) and _DUPLICATE in str(error)):
+                raise
+            certificate = existing.certificate
+            assert certificate is not None
+            # For a timer this is no failure: it can do nothing about it, and the keychain that is there is good.
+            self.say(
+                f"{path}: the service gives this name no second certificate while the present one is valid, until "
+                f"{format_date(certificate.not_valid_after_utc)}; ask again then, or have it revoked"
+            )
+            return self._present("not due", existing)
         keychain = check_issued(
             reply, key=key, anchors=trust.anchors, usage=self.settings.usage, subject=subject, now=self.now()
         )
