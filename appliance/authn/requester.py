@@ -307,12 +307,17 @@ class Requester:
                 assert when is not None
                 self.say(f"{path}: not due before {format_date(when)}")
                 return self._present("not due", existing)
-        elif existing.is_current(self.now()) and not force:
-            state = await self._present_state(existing)
-            if state is not CertState.REVOKED:
-                return self._present("kept", existing)._replace(state=state)
+        state = await self._present_state(existing)
+        if state is CertState.REVOKED:
+            if if_due:
+                raise SecurityError(
+                    f"{path}: its certificate was revoked, and a renewal that nobody decided on does not undo that; if the "
+                    "reason is gone, request the next one without --if-due"
+                )
             self.say(f"{path}: its certificate is revoked; a new one is requested, with a new key")
             key = None
+        elif existing.is_current(self.now()) and not force and not if_due:
+            return self._present("kept", existing)._replace(state=state)
         self._check_destination()
         if key is not None and check_public_key(key.public_key()):  # type: ignore[arg-type]
             self.say(f"{path}: its key is weak by today's standards; a new one is made")
@@ -436,9 +441,9 @@ class Requester:
     async def _present_state(self, existing: Existing) -> CertState:
         from appliance.authn.status import fetch_status
 
+        """The status of the certificate that is there, as far as it can be had without waiting for long."""
         keychain = existing.keychain
-        assert keychain is not None
-        if not keychain.status_pv:
+        if keychain is None or not keychain.status_pv:
             return CertState.UNKNOWN
         try:
             async with Context(self.settings.client, beacons=False) as context:

@@ -14,7 +14,7 @@ from appliance.authn.requester import Requester, Trusting
 from appliance.authn.settings import resolve_requester
 from appliance.authn.std.requester import std_request, std_subject
 from appliance.certs.keychain import load_keychain
-from appliance.errors import RemoteError
+from appliance.errors import RemoteError, SecurityError
 
 DAY = timedelta(days=1)
 
@@ -274,3 +274,27 @@ async def test_a_token_renews_while_the_present_certificate_is_valid(site):
     assert public(new) == public(old)
     for keychain in (old, new):
         assert account.run("pvxcert", keychain.cert_id).status == 0
+
+
+async def test_a_timer_does_not_undo_a_revocation(site):
+    account = site.account()
+    token_file = account.token_file("ended", exp_secs=1200)
+    assert account.run("authnjwt", "--token-file", token_file).status == 0
+    before = (account.config / "client.p12").read_bytes()
+    settings = resolve_requester("client", {}, account.environment())
+    late = Requester(
+        settings,
+        Trusting(),
+        say=lambda _: None,
+        timeout_s=10,
+        now=lambda: datetime.now(UTC) + timedelta(minutes=15),
+    )
+    token = read_token(str(account.token_file("ended")), print)
+    assert site.administrator().run("pvxcert", "-R", account.keychain().cert_id).status == 0
+    assert late.renewal_due(late.look())[0]
+    with pytest.raises(SecurityError, match="revoked, and a renewal that nobody decided on"):
+        await late.request(jwt_request(settings, token), subject=None, if_due=True, secret=True)
+    assert (account.config / "client.p12").read_bytes() == before
+    by_hand = account.run("authnjwt", "--force", "--token-file", account.home / "token_file")
+    assert by_hand.status == 0, by_hand.err
+    assert "with a new key" in by_hand.err
