@@ -42,7 +42,9 @@ class Account:
 
     def environment(self, **more: str) -> dict[str, str]:
         kept = {
-            k: v for k, v in os.environ.items() if not k.startswith(("EPICS_", "PVXS_", "XDG_", "LC_", "LANG"))
+            k: v
+            for k, v in os.environ.items()
+            if not k.startswith(("EPICS_", "PVXS_", "XDG_", "LC_", "LANG"))
         }
         return {
             **kept,
@@ -115,7 +117,9 @@ class Site:
 
     def token(self, sub: str, **query: Any) -> str:
         query = {"sub": sub, "password": "secret", **query}
-        with urllib.request.urlopen(f"{self.issuer_url}/default/token?{urllib.parse.urlencode(query)}") as answer:
+        with urllib.request.urlopen(
+            f"{self.issuer_url}/default/token?{urllib.parse.urlencode(query)}"
+        ) as answer:
             text: str = answer.read().decode()
         return text
 

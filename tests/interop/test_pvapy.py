@@ -38,7 +38,9 @@ async def ctx(server: Peer, server_udp: int) -> AsyncIterator[Context]:
 
 
 async def test_our_client_reads_every_kind_of_pv(ctx: Context) -> None:
-    values = await ctx.get([f"pvapy:{name}" for name in ("double", "string", "enum", "table", "image", "struct")])
+    values = await ctx.get(
+        [f"pvapy:{name}" for name in ("double", "string", "enum", "table", "image", "struct")]
+    )
     number, text, enum, table, image, struct = values
     assert number["value"] == 1.5
     assert text["value"] == "grüße ☃"
@@ -169,8 +171,14 @@ async def test_their_client_reads_every_kind_of_pv(client: Peer, pvs: dict[str, 
     assert (await client.do("get", pv=name + "double", request="field(value)"))["value"] == 1.5
     assert (await client.do("get", pv=name + "string"))["value"] == "grüße ☃ 日本 🚀"
     assert (await client.do("get", pv=name + "strings"))["value"] == ["ä", "", "z" * 300]
-    assert (await client.do("get", pv=name + "enum"))["value"] == {"index": 1, "choices": ["OFF", "ON", "BROKEN"]}
-    assert (await client.do("get", pv=name + "table"))["value"] == {"name": ["q1", "q2"], "current": [1.5, 2.0]}
+    assert (await client.do("get", pv=name + "enum"))["value"] == {
+        "index": 1,
+        "choices": ["OFF", "ON", "BROKEN"],
+    }
+    assert (await client.do("get", pv=name + "table"))["value"] == {
+        "name": ["q1", "q2"],
+        "current": [1.5, 2.0],
+    }
     assert "ushortValue" in str((await client.do("get", pv=name + "image"))["value"])
     odd = await client.do("get", pv=name + "odd")
     assert odd["points"] == [{"x": 1.0, "label": "a"}, {"x": 2.0, "label": "b"}]

@@ -24,7 +24,9 @@ def claims(token):
     return json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
 
 
-@pytest.mark.parametrize(("usage", "file"), [("server", "server.p12"), ("client", "client.p12"), ("ioc", "server.p12")])
+@pytest.mark.parametrize(
+    ("usage", "file"), [("server", "server.p12"), ("client", "client.p12"), ("ioc", "server.p12")]
+)
 def test_a_token_becomes_a_valid_keychain_and_every_line_is_the_quick_starts(site, usage, file):
     account = site.account()
     name = f"softioc-{usage}"
@@ -68,7 +70,9 @@ def test_a_token_becomes_a_valid_keychain_and_every_line_is_the_quick_starts(sit
 
 def test_a_name_becomes_a_keychain_that_waits_until_an_administrator_has_found_and_approved_it(site):
     account, administrator = site.account(), site.administrator()
-    done = account.run("authnstd", "-u", "server", "-n", "IOC1", "-o", "KLI:LI01:10", "--ou", "FACET", "-c", "US")
+    done = account.run(
+        "authnstd", "-u", "server", "-n", "IOC1", "-o", "KLI:LI01:10", "--ou", "FACET", "-c", "US"
+    )
     created = CREATED.fullmatch(done.out)
     assert created, done.err
     identifier = created["id"]

@@ -58,7 +58,9 @@ def test_after_a_revocation_the_next_keychain_has_a_new_key(site):
     assert public(account.keychain()) != public(old)
 
 
-@pytest.mark.parametrize(("begun", "left", "due"), [(DAY, 3 * DAY, False), (3 * DAY, DAY, True), (3 * DAY, -DAY, True)])
+@pytest.mark.parametrize(
+    ("begun", "left", "due"), [(DAY, 3 * DAY, False), (3 * DAY, DAY, True), (3 * DAY, -DAY, True)]
+)
 def test_a_timer_renews_when_two_thirds_of_the_lifetime_are_over(site, begun, left, due):
     account = site.account()
     old = site.issue("service", begun=begun, left=left)

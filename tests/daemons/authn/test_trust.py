@@ -113,7 +113,9 @@ def test_the_recorder_would_have_seen_a_token_that_was_sent_in_the_clear(site):
         port = proxy._listener.getsockname()[1]
         token = account.token_file("loud").read_text().strip()
         # The relay's port is not the server's, so the channel goes past it: ask the server itself for the call.
-        obtain(account, "loud", "--allow-plaintext-token", "-w", "3", EPICS_PVA_NAME_SERVERS=f"127.0.0.1:{port}")
+        obtain(
+            account, "loud", "--allow-plaintext-token", "-w", "3", EPICS_PVA_NAME_SERVERS=f"127.0.0.1:{port}"
+        )
         assert len(impostor.calls) == 1
         assert impostor.calls[0]["query.verifier.token"].count(".") == token.count(".")
 
@@ -156,7 +158,9 @@ def test_an_anchor_that_changed_is_refused_with_both_fingerprints_and_the_way_ou
     assert fingerprint(stranger) in done.err
     assert fingerprint(site.authority.certificate) in done.err
     assert site.tls.proxy.connections == before, "nobody was even spoken to"
-    confirmed = obtain(account, "moved", "--trust-anchor-fingerprint", fingerprint(site.authority.certificate))
+    confirmed = obtain(
+        account, "moved", "--trust-anchor-fingerprint", fingerprint(site.authority.certificate)
+    )
     assert confirmed.status == 0, confirmed.err
     assert account.keychain().anchors == (site.authority.certificate,)
 

@@ -11,10 +11,18 @@ from setuptools_dso import find_dso
 import pvxslibs.path
 
 database, access = sys.argv[1:3]
-for name in ("pvxslibs.lib.event_core", "pvxslibs.lib.event_pthread", "pvxslibs.lib.pvxs", "pvxslibs.lib.pvxsIoc"):
+for name in (
+    "pvxslibs.lib.event_core",
+    "pvxslibs.lib.event_pthread",
+    "pvxslibs.lib.pvxs",
+    "pvxslibs.lib.pvxsIoc",
+):
     ctypes.CDLL(find_dso(name), ctypes.RTLD_GLOBAL)
 ioc.iocshRegisterCommon()
-for file, directory in (("base.dbd", os.path.join(path.base_path, "dbd")), ("pvxsIoc.dbd", pvxslibs.path.dbd_path)):
+for file, directory in (
+    ("base.dbd", os.path.join(path.base_path, "dbd")),
+    ("pvxsIoc.dbd", pvxslibs.path.dbd_path),
+):
     if ioc.dbLoadDatabase(file.encode(), directory.encode(), None):
         say(error=f"cannot load {file}")
         sys.exit(1)
