@@ -102,24 +102,28 @@ class Channel:
         for request in list(self.requests):
             request.start()
 
-    def lost(self, why: str) -> None:
-        """The channel or its connection is gone: search for it again."""
+    def lost(self, why: str, *, failed: bool = False) -> None:
+        """The channel or its connection is gone: search for it again.
+
+        After a connection that ``failed`` before it was ready, with growing pauses (SPVA 15.1): the answer to the
+        next search would lead to the same failure as fast as machines can shake hands.
+        """
         if self.state is ChannelState.CLOSED:
             return
         self.link = None
         self.wire = None
         self.trouble = why
         self.idle.clear()
-        self.search_again(later=False)
+        self.search_again(later=False, failed=failed)
         for request in list(self.requests):
             request.disconnected(why)
 
-    def search_again(self, *, later: bool) -> None:
+    def search_again(self, *, later: bool, failed: bool = False) -> None:
         """Go back to the search."""
         self.state = ChannelState.SEARCHING
         self.link = None
         if self.requests:
-            self.context.searcher.want(self, later=later)
+            self.context.searcher.want(self, later=later, failed=failed)
 
     def close(self) -> None:
         """End the channel here and at the server; requests that are left fail."""

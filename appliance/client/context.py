@@ -367,6 +367,18 @@ class Context:
             if link.ready and not link.channels and not link.is_name_server:
                 link.close()
 
+    def set_tls(self, tls: TLSContext | None, reason: ApplianceError) -> None:
+        """Take another keychain into use, or none; TLS connections of the former one are closed with ``reason``.
+
+        Their channels are searched for again, and those that are on plain TCP move to TLS where they can.
+        """
+        self.tls = tls
+        for link in list(self._links.values()):
+            if link.address[2]:
+                link.close(reason)
+        if self._started and not self._closed:
+            self.searcher.hurry()
+
     def protocols(self) -> tuple[str, ...]:
         """What a search asks for."""
         return ("tls", "tcp") if self.tls is not None else ("tcp",)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -102,7 +103,10 @@ class ServerLink:
             await loop.create_connection(lambda: stream, host, port)
         except OSError as error:
             self.stream = None
-            self._ended(TransportError(f"cannot connect to {self.peer}: {error.strerror or error}"))
+            # asyncio puts the address into strerror, and only uvloop the reason.
+            code = error.errno
+            why = os.strerror(code) if code is not None and code > 0 else error.strerror or error
+            self._ended(TransportError(f"cannot connect to {self.peer}: {why}"))
         except ApplianceError as error:
             self.stream = None
             self._ended(error)
@@ -189,6 +193,7 @@ class ServerLink:
         self._ended(reason)
 
     def _ended(self, reason: ApplianceError | None) -> None:
+        failed = not self.ready
         self.ready = False
         self.stream = None
         if self._unwatch is not None:
@@ -201,7 +206,7 @@ class ServerLink:
         self.waiting.clear()
         self.context.link_ended(self, reason)
         for channel in channels:
-            channel.lost(why)
+            channel.lost(why, failed=failed)
 
     # -- events --------------------------------------------------------------------------------------
 
@@ -280,7 +285,7 @@ class ServerLink:
             request.field_reply(event.status, event.type)
 
     def _on_search(self, event: SearchAnswered) -> None:
-        self.context.searcher.answered(event.response, self.address[0])
+        self.context.searcher.answered(event.response, self.address[0], via=self.peer)
 
     def _on_access(self, event: AccessChanged) -> None:
         """The permissions are read where they matter, from the channel."""

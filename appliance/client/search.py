@@ -20,6 +20,7 @@ from appliance.pva.search import (
     pack_message,
     split_names,
 )
+from appliance.transport.stream import format_address
 from appliance.transport.udp import Origin, UDPPort, resolve_datagram_address
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ POKE_HOLDOFF_S: Final = 5.0
 DATAGRAMS_PER_TICK: Final = 50
 """A list of ten thousand names leaves in a stream, not in a flood."""
 _TICK_S: Final = 0.02
+SILENCE_S: Final = 360.0
+"""Seconds without a beacon after which a server counts as gone: two periods of the slow beacons."""
+SWEEP_S: Final = 60.0
 
 
 class Discovered(NamedTuple):
@@ -51,7 +55,9 @@ class Discovered(NamedTuple):
     protocol: str
     guid: bytes
     source: str
-    """Who sent the message."""
+    """Address and port of who sent the message."""
+    version: int
+    """The server's protocol version."""
 
 
 class _Target(NamedTuple):
@@ -79,7 +85,8 @@ class Searcher:
         self._resolved_at = -RESOLVE_S
         self._resolving: asyncio.Task[None] | None = None
         self._poked_at = -POKE_HOLDOFF_S
-        self._servers: dict[tuple[str, int, str], tuple[bytes, float]] = {}
+        self._servers: dict[tuple[str, int, str], tuple[Discovered, float]] = {}
+        self._sweeper: asyncio.TimerHandle | None = None
         self._listeners: dict[Callable[[Discovered], None], None] = {}
         self._warned: set[str] = set()
 
@@ -106,6 +113,8 @@ class Searcher:
         """Close everything."""
         if self._timer is not None:
             self._timer.cancel()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
         if self._resolving is not None:
             self._resolving.cancel()
         for port in (self._port, self._beacon_port):
@@ -149,13 +158,13 @@ class Searcher:
 
     # -- what is wanted --------------------------------------------------------------------------------
 
-    def want(self, channel: Channel, *, later: bool = False) -> None:
-        """Search for ``channel``, from the end of this turn of the event loop on."""
+    def want(self, channel: Channel, *, later: bool = False, failed: bool = False) -> None:
+        """Search for ``channel``, from the end of this turn of the event loop on, or when its failures allow."""
         if channel.server is not None:
             self._context.connect_direct(channel, delay_s=LATER_S if later else self._delay(channel))
             return
         self._wanted[channel.instance] = channel
-        delay = LATER_S if later else 0.0
+        delay = LATER_S if later else self._delay(channel) if failed else 0.0
         channel.due = self._loop.time() + delay
         heapq.heappush(self._heap, (channel.due, channel.instance))
         self._schedule(channel.due)
@@ -268,14 +277,14 @@ class Searcher:
 
     def _message(self, message: Datagram, origin: Origin) -> None:
         if isinstance(message, SearchResponse):
-            self.answered(message, origin.address[0])
+            self.answered(message, origin.address[0], via=format_address(origin.address))
 
-    def answered(self, response: SearchResponse, source: str) -> None:
-        """A server, or a name server for it, has answered from ``source``."""
+    def answered(self, response: SearchResponse, source: str, *, via: str = "") -> None:
+        """A server, or a name server for it, has answered from ``source``; ``via`` has the port as well."""
         host = source if response.address is None else str(response.address)
         if response.protocol not in self._context.protocols() or not response.port:
             return
-        self._heard(response.guid, host, response.port, response.protocol, source)
+        self._heard(response, host, via or source)
         if not response.found:
             return
         for instance in response.instances:
@@ -303,30 +312,37 @@ class Searcher:
     def _beacon_message(self, message: Datagram, origin: Origin) -> None:
         if isinstance(message, Beacon):
             host = origin.address[0] if message.address is None else str(message.address)
-            if self._heard(message.guid, host, message.port, message.protocol, origin.address[0]):
+            if self._heard(message, host, format_address(origin.address)):
                 self.poke()
 
-    def _heard(self, guid: bytes, host: str, port: int, protocol: str, source: str) -> bool:
+    def _heard(self, message: SearchResponse | Beacon, host: str, via: str) -> bool:
         """Remember a server; return whether it is new or has been restarted."""
+        port, protocol, guid = message.port, message.protocol, message.guid
         key = (host, port, protocol)
         known = self._servers.get(key)
         now = self._loop.time()
         if known is None and len(self._servers) >= 10_000:
-            self._forget_old(now)
-        self._servers[key] = (guid, now)
-        if known is not None and known[0] == guid:
+            self._forget_old()
+        news = Discovered(True, f"{host}:{port}", protocol, guid, via, message.version)
+        self._servers[key] = (news, now)
+        if known is not None and known[0].guid == guid:
             return False
         if known is not None:
-            self._tell(Discovered(False, f"{host}:{port}", protocol, known[0], source))
+            self._tell(known[0]._replace(online=False))
             self._context.restarted((host, port, protocol == "tls"), guid)
-        self._tell(Discovered(True, f"{host}:{port}", protocol, guid, source))
+        self._tell(news)
         return True
 
-    def _forget_old(self, now: float, age_s: float = 360.0) -> None:
-        for (host, port, protocol), (guid, seen) in list(self._servers.items()):
-            if now - seen > age_s:
-                del self._servers[host, port, protocol]
-                self._tell(Discovered(False, f"{host}:{port}", protocol, guid, ""))
+    def _forget_old(self) -> None:
+        now = self._loop.time()
+        for key, (news, seen) in list(self._servers.items()):
+            if now - seen > SILENCE_S:
+                del self._servers[key]
+                self._tell(news._replace(online=False))
+
+    def _sweep(self) -> None:
+        self._sweeper = self._loop.call_later(SWEEP_S, self._sweep) if self._listeners else None
+        self._forget_old()
 
     def _tell(self, news: Discovered) -> None:
         for listener in list(self._listeners):
@@ -334,9 +350,11 @@ class Searcher:
 
     def subscribe(self, listener: Callable[[Discovered], None]) -> Callable[[], None]:
         """Call ``listener`` with what is known of servers now and whenever that changes; returns the way to end it."""
-        for (host, port, protocol), (guid, _) in self._servers.items():
-            listener(Discovered(True, f"{host}:{port}", protocol, guid, ""))
+        for news, _ in list(self._servers.values()):
+            listener(news)
         self._listeners[listener] = None
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
 
         def unsubscribe() -> None:
             self._listeners.pop(listener, None)

@@ -105,6 +105,8 @@ class _ClientFields(NamedTuple):
     """Base directory of configuration, without ``pva/1.3``."""
     xdg_data_home: str = ""
     """Base directory of data, without ``pva/1.3``."""
+    tls_keylog_file: str = ""
+    """File to which the secrets of TLS connections are written, for debugging; empty means none."""
 
 
 class _ServerFields(NamedTuple):
@@ -141,6 +143,8 @@ class _ServerFields(NamedTuple):
     """Base directory of configuration, without ``pva/1.3``."""
     xdg_data_home: str = ""
     """Base directory of data, without ``pva/1.3``."""
+    tls_keylog_file: str = ""
+    """File to which the secrets of TLS connections are written, for debugging; empty means none."""
 
 
 class ClientConfig(_ClientFields, _Derived):
@@ -289,6 +293,7 @@ _CLIENT: Final = (
     _Setting("server_port", _client_port, ("EPICS_PVA_SERVER_PORT", "EPICS_PVAS_SERVER_PORT")),
     _Setting("status_cache_dir", _text, ("EPICS_PVA_STATUS_CACHE_DIR",)),
     _Setting("tls_keychain", _text, ("EPICS_PVA_TLS_KEYCHAIN",)),
+    _Setting("tls_keylog_file", _text, ("SSLKEYLOGFILE",)),
     _Setting("tls_options", _options, ("EPICS_PVA_TLS_OPTIONS",)),
     _Setting("tls_port", _port, ("EPICS_PVA_TLS_PORT",)),
 )
@@ -307,6 +312,7 @@ _SERVER: Final = (
     _both("server_port", _port),
     _Setting("status_cache_dir", _text, ("EPICS_PVA_STATUS_CACHE_DIR",)),
     _both("tls_keychain", _text),
+    _Setting("tls_keylog_file", _text, ("SSLKEYLOGFILE",)),
     _both("tls_options", _options),
     _both("tls_port", _port),
     _Setting("tls_stop_if_no_cert", _boolean, ("EPICS_PVAS_TLS_STOP_IF_NO_CERT",)),
@@ -318,7 +324,7 @@ _CMS: Final = tuple(
     for setting in _SERVER
 )
 _PASSWORD: Final = "tls_keychain_pwd_file"  # noqa: S105 - the name of a setting
-_PATHS: Final = frozenset({"tls_keychain", "status_cache_dir"})
+_PATHS: Final = frozenset({"tls_keychain", "tls_keylog_file", "status_cache_dir"})
 _XDG: Final = (
     ("xdg_config_home", "XDG_CONFIG_HOME", ".config"),
     ("xdg_data_home", "XDG_DATA_HOME", ".local/share"),
@@ -550,7 +556,7 @@ def _home(environ: Mapping[str, str]) -> str:
 def _lines(config: ClientConfig | ServerConfig) -> Iterable[tuple[str, str]]:
     """What PVXS prints: nothing for what is empty, and the prefix only where it is not the usual one."""
     for key, value in config._asdict().items():
-        if key in {"xdg_config_home", "xdg_data_home", "beacon_period", "no_status_cache"}:
+        if key in {"xdg_config_home", "xdg_data_home", "beacon_period", "no_status_cache", "tls_keylog_file"}:
             continue
         if key == "conn_tmo" and isinstance(config, ServerConfig):
             continue

@@ -35,6 +35,7 @@ class ClientSettings(Settings, frozen=True, kw_only=True):
     status_cache_dir: FilePath | None = None
     tls_keychain: FilePath | None = None
     tls_keychain_pwd_file: FilePath | None = None
+    tls_keylog_file: FilePath | None = None
     tls_options: _Options | None = None
     tls_port: _Port | None = None
     xdg_config_home: str | None = None
@@ -57,6 +58,7 @@ class ServerSettings(Settings, frozen=True, kw_only=True):
     status_cache_dir: FilePath | None = None
     tls_keychain: FilePath | None = None
     tls_keychain_pwd_file: FilePath | None = None
+    tls_keylog_file: FilePath | None = None
     tls_options: _Options | None = None
     tls_port: _Port | None = None
     tls_stop_if_no_cert: bool | None = None

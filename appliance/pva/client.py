@@ -8,10 +8,11 @@ Source: PVAccess protocol specification, sections 6, 8, 9 and 13; behaviour of p
 
 from __future__ import annotations
 
+from functools import partial
 from struct import Struct
 from typing import Any, ClassVar, Final
 
-from appliance.errors import DecodeError, LocalProtocolError, RemoteProtocolError
+from appliance.errors import ChannelClosedError, DecodeError, LocalProtocolError, RemoteProtocolError
 from appliance.pva import commands as c
 from appliance.pva.client_operation import ClientOperation
 from appliance.pva.connection import Buffer, Connection
@@ -27,8 +28,8 @@ from appliance.pva.limits import DEFAULT_LIMITS, Limits
 from appliance.pva.search import SearchRequest, SearchResponse
 from appliance.pva.states import CLIENT_ACCEPTS, ConnectionState
 from appliance.pva.status import Status
-from appliance.pvdata.codec import codec
-from appliance.pvdata.fielddesc import encode_type
+from appliance.pva.typed import encode_typed
+from appliance.pvdata.fielddesc import decode_type
 from appliance.pvdata.value import Value
 from appliance.pvdata.wire import decode_size, decode_string, encode_string
 
@@ -40,7 +41,6 @@ _CREATE: Final = (Struct("<HI"), Struct(">HI"))
 _VALIDATION: Final = (Struct("<IHH"), Struct(">IHH"))
 _BUFFER_SIZE: Final = 0x10000
 _REGISTRY_SIZE: Final = 0x7FFF
-_NULL_TYPE: Final = b"\xff"
 
 
 class ClientChannel:
@@ -63,22 +63,28 @@ class ClientChannel:
     def operation(self, command: int, request: Value, *, window: int = 0) -> ClientOperation:
         """Begin an operation: queue its INIT.
 
-        ``window`` is the number of updates that a pipelined MONITOR grants at its start.
+        ``window`` is the number of updates that a pipelined MONITOR grants at its start. Raises
+        ChannelClosedError when the server took the channel away.
         """
-        if not self.open:
-            raise LocalProtocolError(f"channel {self.name!r} is not open")
+        self._require_open()
         return ClientOperation(self, self.connection._new_ioid(), command, request, window)
 
     def get_field(self, field: str = "") -> ClientOperation:
         """Ask for the type of ``field``, empty for the whole (section 9.8)."""
-        if not self.open:
-            raise LocalProtocolError(f"channel {self.name!r} is not open")
+        self._require_open()
         operation = ClientOperation(self, self.connection._new_ioid(), c.CMD_GET_FIELD, None, 0)
         big = self.connection.big
         self.connection._send(
             c.CMD_GET_FIELD, _U32_U32[big].pack(self.sid, operation.ioid) + encode_string(field, big)
         )
         return operation
+
+    def _require_open(self) -> None:
+        if self.open:
+            return
+        if self.connection.channels.get(self.cid) is self:
+            raise LocalProtocolError(f"channel {self.name!r} has not been created yet")
+        raise ChannelClosedError(f"{self.name}: the channel is closed")
 
     def close(self) -> None:
         """Give the channel back to the server."""
@@ -99,13 +105,14 @@ class ClientConnection(Connection):
     IS_SERVER: ClassVar[bool] = False
     ACCEPTS: ClassVar[dict[ConnectionState, frozenset[int]]] = CLIENT_ACCEPTS
 
-    __slots__ = ("_next_cid", "_next_ioid", "channels", "context", "operations")
+    __slots__ = ("_chosen", "_next_cid", "_next_ioid", "channels", "context", "operations")
 
     def __init__(self, *, limits: Limits = DEFAULT_LIMITS, segment_size: int = 0) -> None:
         super().__init__(limits=limits, segment_size=segment_size)
         self.channels: dict[int, ClientChannel] = {}
         self.operations: dict[int, ClientOperation] = {}
         self.context: Any = None
+        self._chosen = False
         self._next_cid = 1
         self._next_ioid = 1
         self._handlers.update(
@@ -116,12 +123,17 @@ class ClientConnection(Connection):
                 c.CMD_ACL_CHANGE: self._on_acl_change,
                 c.CMD_CREATE_CHANNEL: self._on_create_channel,
                 c.CMD_DESTROY_CHANNEL: self._on_destroy_channel,
-                c.CMD_GET: self._on_operation,
-                c.CMD_PUT: self._on_operation,
-                c.CMD_PUT_GET: self._on_operation,
-                c.CMD_PROCESS: self._on_operation,
-                c.CMD_RPC: self._on_operation,
-                c.CMD_MONITOR: self._on_operation,
+                **{
+                    command: partial(self._on_operation, command)
+                    for command in (
+                        c.CMD_GET,
+                        c.CMD_PUT,
+                        c.CMD_PUT_GET,
+                        c.CMD_PROCESS,
+                        c.CMD_RPC,
+                        c.CMD_MONITOR,
+                    )
+                },
                 c.CMD_GET_FIELD: self._on_get_field,
             }
         )
@@ -132,8 +144,6 @@ class ClientConnection(Connection):
     # -- handshake -----------------------------------------------------------------------------------
 
     def _on_validation(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
-        if self.state is not ConnectionState.VALIDATING:
-            return
         if end - pos < 6:
             raise DecodeError("CONNECTION_VALIDATION is too short")
         count, pos = decode_size(buf, pos + 6, end, big)
@@ -149,18 +159,26 @@ class ClientConnection(Connection):
     def authenticate(self, method: str, payload: Value | None = None) -> None:
         """Answer AuthenticationOffered with the chosen method and what it needs."""
         self._require(ConnectionState.AUTHENTICATING, "authenticate()")
+        if self._chosen:
+            raise LocalProtocolError("authenticate() was called already")
+        self._chosen = True
         big = self.big
-        parts = [_VALIDATION[big].pack(_BUFFER_SIZE, _REGISTRY_SIZE, 0), encode_string(method, big)]
-        if payload is None:
-            parts.append(_NULL_TYPE)
-        else:
-            parts.append(encode_type(payload.type, big))
-            parts.append(codec(payload.type, big).encode(payload.store))
-        self._send(c.CMD_CONNECTION_VALIDATION, b"".join(parts))
+        self._send(
+            c.CMD_CONNECTION_VALIDATION,
+            b"".join(
+                (
+                    _VALIDATION[big].pack(_BUFFER_SIZE, _REGISTRY_SIZE, 0),
+                    encode_string(method, big),
+                    *encode_typed(payload, big=big),
+                )
+            ),
+        )
 
     def _on_validated(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if self.state is not ConnectionState.AUTHENTICATING:
-            return
+            return  # a verdict that is given twice
+        if not self._chosen:
+            raise RemoteProtocolError("the server ended the handshake before the client had chosen")
         status, _ = Status.decode(buf, pos, end, big=big)
         self._events.append(Validated(status))
         if status.ok:
@@ -244,13 +262,17 @@ class ClientConnection(Connection):
         self._next_ioid = ioid + 1 & 0xFFFFFFFF
         return ioid
 
-    def _on_operation(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
+    def _on_operation(self, command: int, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if end - pos < 5:
             raise DecodeError("the answer of an operation is too short")
         (ioid,) = _U32[big].unpack_from(buf, pos)
         operation = self.operations.get(ioid)
         if operation is not None:  # else it was destroyed while the answer was on its way
+            if operation.command != command:
+                raise self._mixed_up(operation, command)
             operation.receive(buf[pos + 4], buf, pos + 5, end, big)
+        elif command == c.CMD_RPC or buf[pos + 4] & c.SUB_INIT:
+            self._learn_types(command, buf, pos + 5, end, big)
 
     def _on_get_field(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if end - pos < 5:
@@ -258,7 +280,26 @@ class ClientConnection(Connection):
         (ioid,) = _U32[big].unpack_from(buf, pos)
         operation = self.operations.get(ioid)
         if operation is not None:
+            if operation.command != c.CMD_GET_FIELD:
+                raise self._mixed_up(operation, c.CMD_GET_FIELD)
             operation.receive_field(buf, pos + 4, end, big)
+        else:
+            self._learn_types(c.CMD_GET_FIELD, buf, pos + 4, end, big)
+
+    @staticmethod
+    def _mixed_up(operation: ClientOperation, command: int) -> RemoteProtocolError:
+        return RemoteProtocolError(
+            f"{operation.name} {operation.ioid} was answered by a {c.OPERATION_NAMES[command]}"
+        )
+
+    def _learn_types(self, command: int, buf: Buffer, pos: int, end: int, big: bool) -> None:
+        """Read the types in an answer that nobody waits for: a later message may refer to them by ID."""
+        status, pos = Status.decode(buf, pos, end, big=big)
+        if not status.ok:
+            return
+        for _ in range(2 if command == c.CMD_PUT_GET else 1):
+            if pos < end:
+                _, pos = decode_type(buf, pos, end, big, self.types)
 
     def _close(self) -> None:
         for channel in list(self.channels.values()):

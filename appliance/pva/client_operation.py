@@ -5,7 +5,13 @@ from __future__ import annotations
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final
 
-from appliance.errors import DecodeError, LocalProtocolError, RemoteProtocolError
+from appliance.errors import (
+    ChannelClosedError,
+    DecodeError,
+    LocalProtocolError,
+    PVDataError,
+    RemoteProtocolError,
+)
 from appliance.pva import commands as c
 from appliance.pva.connection import Buffer
 from appliance.pva.events import (
@@ -19,9 +25,10 @@ from appliance.pva.events import (
 from appliance.pva.selection import leaves, wire_bits
 from appliance.pva.states import MONITOR_TRANSITIONS, REQUEST_TRANSITIONS, OperationInput, OperationState
 from appliance.pva.status import OK, Status
+from appliance.pva.typed import decode_typed, encode_typed
 from appliance.pvdata.bitset import decode_bitset, encode_bitset
 from appliance.pvdata.codec import codec
-from appliance.pvdata.fielddesc import decode_type, encode_type
+from appliance.pvdata.fielddesc import decode_type
 from appliance.pvdata.types import StructType
 from appliance.pvdata.value import Value
 
@@ -35,12 +42,22 @@ _U32: Final = (Struct("<I"), Struct(">I"))
 _U32_U32: Final = (Struct("<II"), Struct(">II"))
 _REQUEST: Final = (Struct("<BBBBIIIB"), Struct(">BBBBIIIB"))
 _HAS_TYPE: Final = frozenset({c.CMD_GET, c.CMD_PUT, c.CMD_PUT_GET, c.CMD_MONITOR})
+_GETS: Final = frozenset({c.CMD_GET, c.CMD_PUT, c.CMD_PUT_GET})
+_PUTS: Final = frozenset({c.CMD_PUT, c.CMD_PUT_GET})
+_CALLS: Final = frozenset({c.CMD_RPC})
+_PROCESSES: Final = frozenset({c.CMD_PROCESS})
 
 
 class ClientOperation:
-    """See the module's text. ``context`` is the layer above's to use."""
+    """See the module's text. ``context`` is the layer above's to use.
+
+    Requests raise LocalProtocolError where the state tables do not allow them, and ChannelClosedError once the
+    server has ended the operation or its channel, which it may do between two events of one read. Calls that
+    only tell the server something (``start``, ``stop``, ``acknowledge``, ``cancel``, ``close``) do nothing then.
+    """
 
     __slots__ = (
+        "_closed_here",
         "channel",
         "command",
         "connection",
@@ -69,6 +86,7 @@ class ClientOperation:
         self.last_store: list[Any] | None = None
         """MONITOR: everything that the updates so far add up to."""
         self.context: Any = None
+        self._closed_here = False
         connection.operations[ioid] = channel.operations[ioid] = self
         if command == c.CMD_GET_FIELD:
             self.state = OperationState.EXECUTING
@@ -76,11 +94,7 @@ class ClientOperation:
         assert request is not None
         big = connection.big
         sub = c.SUB_INIT | (c.SUB_ACK if window else 0)
-        body = [
-            _HEAD[big].pack(channel.sid, ioid, sub),
-            encode_type(request.type, big),
-            codec(request.type, big).encode(request.store),
-        ]
+        body: list[Buffer] = [_HEAD[big].pack(channel.sid, ioid, sub), *encode_typed(request, big=big)]
         if window:
             body.append(_U32[big].pack(window))
         connection._send(command, b"".join(body))
@@ -94,8 +108,15 @@ class ClientOperation:
         table = MONITOR_TRANSITIONS if self.command == c.CMD_MONITOR else REQUEST_TRANSITIONS
         following = table.get((self.state, what))
         if following is None:
+            if self.state is OperationState.DEAD and not self._closed_here:
+                raise ChannelClosedError(f"{self.channel.name}: the server ended the {self.name}")
             raise LocalProtocolError(f"{self.name} {self.ioid} is {self.state.value}: no {what.value} now")
         self.state = following
+
+    def _execute(self, allowed: frozenset[int]) -> None:
+        if self.command not in allowed:
+            raise LocalProtocolError(f"{self.name} {self.ioid} has no such request")
+        self._advance(OperationInput.EXECUTE)
 
     def _request(self, sub: int, body: bytes = b"") -> None:
         connection = self.connection
@@ -105,8 +126,8 @@ class ClientOperation:
 
     def get(self) -> None:
         """Ask for the present value (GET, PUT, PUT_GET)."""
-        if self.state is not OperationState.IDLE:
-            self._advance(OperationInput.EXECUTE)  # raises, and says why
+        if self.state is not OperationState.IDLE or self.command not in _GETS:
+            self._execute(_GETS)  # raises, and says why
         self.state = OperationState.EXECUTING
         self.wants_value = True
         connection = self.connection
@@ -127,54 +148,68 @@ class ClientOperation:
     def put(self, value: Value) -> None:
         """Send the changed fields of ``value``, which is of type ``self.type`` (PUT, PUT_GET)."""
         kind = self.type
-        if kind is None or value.type != kind:
+        if kind is not None and value.type != kind:
             raise LocalProtocolError("the value is not of the type that the server announced")
-        self._advance(OperationInput.EXECUTE)
-        self.wants_value = self.command == c.CMD_PUT_GET
+        before = self.state
+        self._execute(_PUTS)
+        assert kind is not None
         big = self.connection.big
         bits = wire_bits(kind, leaves(kind, value.changed))
+        try:
+            body = codec(kind, big).encode_partial_chunks(value.store, bits)
+        except PVDataError:
+            self.state = before  # nothing was sent
+            raise
+        self.wants_value = self.command == c.CMD_PUT_GET
         chunks: list[Buffer] = [
             _HEAD[big].pack(self.channel.sid, self.ioid, 0) + encode_bitset(bits, big),
-            *codec(kind, big).encode_partial_chunks(value.store, bits),
+            *body,
         ]
         self.connection._send_chunks(self.command, chunks)
 
     def call(self, argument: Value | None) -> None:
         """Call (RPC); None sends the null type."""
-        self._advance(OperationInput.EXECUTE)
-        self.wants_value = True
         big = self.connection.big
-        chunks: list[Buffer] = [_HEAD[big].pack(self.channel.sid, self.ioid, 0)]
-        if argument is None:
-            chunks.append(b"\xff")
-        else:
-            chunks.append(encode_type(argument.type, big))
-            chunks.extend(codec(argument.type, big).encode_chunks(argument.store))
-        self.connection._send_chunks(self.command, chunks)
+        body = encode_typed(argument, big=big)
+        self._execute(_CALLS)
+        self.wants_value = True
+        self.connection._send_chunks(self.command, [_HEAD[big].pack(self.channel.sid, self.ioid, 0), *body])
 
     def process(self) -> None:
         """Process the record (PROCESS)."""
-        self._advance(OperationInput.EXECUTE)
+        self._execute(_PROCESSES)
         self.wants_value = False
         self._request(0)
 
     def start(self) -> None:
         """Start, or start again, the updates (MONITOR)."""
-        self._advance(OperationInput.START)
-        self._request(c.SUB_MONITOR_START)
+        if not self._ended_there:
+            self._advance(OperationInput.START)
+            self._request(c.SUB_MONITOR_START)
 
     def stop(self) -> None:
-        """Pause the updates (MONITOR)."""
-        self._advance(OperationInput.STOP)
-        self._request(c.SUB_MONITOR_STOP)
+        """Pause the updates (MONITOR). Those that are on their way still come."""
+        if not self._ended_there:
+            self._advance(OperationInput.STOP)
+            self._request(c.SUB_MONITOR_STOP)
+
+    @property
+    def _ended_there(self) -> bool:
+        return self.state is OperationState.DEAD and not self._closed_here
 
     def acknowledge(self, count: int) -> None:
         """Grant ``count`` more updates (MONITOR with pipeline)."""
+        if self.command != c.CMD_MONITOR:
+            raise LocalProtocolError(f"{self.name} {self.ioid} has nothing to acknowledge")
         if self.state in (OperationState.IDLE, OperationState.EXECUTING):
             self._request(c.SUB_ACK, _U32[self.connection.big].pack(count))
 
     def cancel(self) -> None:
-        """Abandon the request in progress; its answer, if one comes, is dropped with the operation."""
+        """Abandon the request in progress.
+
+        Whether its answer still comes nobody can tell (section 9.9), so the only thing to do with the operation
+        afterwards is to close it; a MONITOR may be started again.
+        """
         if self.state is OperationState.EXECUTING:
             connection = self.connection
             connection._send(c.CMD_CANCEL_REQUEST, _U32_U32[connection.big].pack(self.channel.sid, self.ioid))
@@ -185,6 +220,7 @@ class ClientOperation:
             return
         connection = self.connection
         connection._send(c.CMD_DESTROY_REQUEST, _U32_U32[connection.big].pack(self.channel.sid, self.ioid))
+        self._closed_here = True
         self._forget()
 
     def _forget(self) -> None:
@@ -210,7 +246,7 @@ class ClientOperation:
 
     def _receive_init(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if self.state is not OperationState.CREATING:
-            raise RemoteProtocolError(f"INIT of {self.name} {self.ioid} was answered a second time")
+            raise RemoteProtocolError(f"the INIT of {self.name} {self.ioid} was answered a second time")
         status, pos = Status.decode(buf, pos, end, big=big)
         if status.ok:
             if self.command in _HAS_TYPE:
@@ -236,25 +272,12 @@ class ClientOperation:
         value: Value | None = None
         if status.kind < 2 and self.wants_value:
             if self.command == c.CMD_RPC:
-                value, pos = self._decode_any(buf, pos, end, big)
+                value, pos = decode_typed(buf, pos, end, big, self.connection.types)
             else:
                 value, pos = self._decode_partial(buf, pos, end, big)
         if self.state is OperationState.EXECUTING:
             self.state = OperationState.IDLE
             self.connection._events.append(OperationReply(self, status, value))
-
-    def _decode_any(self, buf: Buffer, pos: int, end: int, big: bool) -> tuple[Value | None, int]:
-        types = self.connection.types
-        kind, pos = decode_type(buf, pos, end, big, types)
-        if kind is None:
-            return None, pos
-        if isinstance(kind, StructType):
-            store, pos = codec(kind, big).decode(buf, pos, end, types)
-            return Value.from_store(kind, store, 1), pos
-        # Some services answer with a bare scalar or array: give it the one name that everyone looks for.
-        leaf, pos = codec(kind, big).decode(buf, pos, end, types)
-        wrapped = StructType((("value", kind),))
-        return Value.from_store(wrapped, [None, leaf], 1), pos
 
     def _decode_partial(self, buf: Buffer, pos: int, end: int, big: bool) -> tuple[Value, int]:
         kind = self.get_type
@@ -278,12 +301,17 @@ class ClientOperation:
         connection = self.connection
         if sub & c.SUB_DESTROY:
             # pvAccessCPP ends a subscription without a Status.
-            status = Status.decode(buf, pos, end, big=big)[0] if pos < end else OK
+            status, pos = Status.decode(buf, pos, end, big=big) if pos < end else (OK, pos)
+            if status.ok and pos < end:
+                self._receive_update(kind, buf, pos, end, big)  # the last value may come with the end
             self._forget()
             connection._events.append(MonitorFinished(self, status))
             return
+        self._receive_update(kind, buf, pos, end, big)
+
+    def _receive_update(self, kind: StructType, buf: Buffer, pos: int, end: int, big: bool) -> None:
         bits, pos = decode_bitset(buf, pos, end, big)
-        types = connection.types
+        types = self.connection.types
         last = self.last_store
         if bits == 1 or last is None:
             if bits == 1:
@@ -296,9 +324,9 @@ class ClientOperation:
             raise DecodeError(f"MONITOR {self.ioid} brings a field that its type does not have")
         if bits != 1:
             pos = codec(kind, big).decode_partial(buf, pos, end, bits, store, types)
-        overrun = decode_bitset(buf, pos, end, big)[0] if pos < end else 0
+        overrun = leaves(kind, decode_bitset(buf, pos, end, big)[0]) if pos < end else 0
         self.last_store = store
-        connection._events.append(MonitorUpdate(self, leaves(kind, bits), store, overrun))
+        self.connection._events.append(MonitorUpdate(self, leaves(kind, bits), store, overrun))
 
     def receive_field(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         """Act on the answer to GET_FIELD."""

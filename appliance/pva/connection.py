@@ -12,7 +12,7 @@ from collections.abc import Callable
 from struct import Struct
 from typing import Any, ClassVar, Final, TypeAlias
 
-from appliance.errors import LocalProtocolError, RemoteProtocolError
+from appliance.errors import DecodeError, LocalProtocolError, RemoteProtocolError
 from appliance.pva import commands as c
 from appliance.pva.events import Event, RemoteMessage
 from appliance.pva.limits import DEFAULT_LIMITS, Limits
@@ -36,6 +36,9 @@ EVENTS_PER_CALL: Final = 32
 """Events after which ``receive_data`` stops parsing: what they are answered with must leave before more is
 asked for, or a peer that asks and never reads could make this end hold any number of answers."""
 
+MAX_TEXT: Final = 4096
+"""Characters of a MESSAGE, in and out."""
+
 OUT_LIMIT: Final = 4 * 1024 * 1024
 """Octets of waiting output above which ``receive_data`` stops parsing, for the same reason."""
 
@@ -55,7 +58,7 @@ class Connection:
         "_rx",
         "_segment_command",
         "_segments",
-        "_segments_size",
+        "_small",
         "big",
         "limits",
         "out_size",
@@ -72,7 +75,7 @@ class Connection:
         self.segment_size = segment_size
         """Octets of payload above which a message leaves in segments; 0 never segments."""
         self.state = ConnectionState.VALIDATING
-        self.types = TypeReader()
+        self.types = TypeReader(limits.max_types)
         self.received = 0
         """Octets received so far; the shell compares it with an earlier reading to notice a silent peer."""
         self.out_size = 0
@@ -86,8 +89,8 @@ class Connection:
         self._events: list[Event] = []
         self._rx: bytearray | None = None
         self._need = 8
-        self._segments: list[bytes] | None = None
-        self._segments_size = 0
+        self._small = min(limits.max_message, limits.max_message_unvalidated)
+        self._segments: bytearray | None = None
         self._segment_command = -1
         self._handlers: dict[int, Callable[[Buffer, int, int, bool], None]] = {
             c.CMD_ECHO: self._on_echo,
@@ -127,8 +130,11 @@ class Connection:
             self._close()
             raise
         if pos < end and not self._is_closed:
-            if pos == 0 and isinstance(data, bytearray):
-                self._rx = data
+            if data is rx:
+                # Cutting a bytearray's front moves a pointer; no view into it outlives the parsing, since
+                # decoders copy out of what can change.
+                del rx[:pos]
+                self._rx = rx
             else:
                 self._rx = bytearray(memoryview(data)[pos:])
         events = self._events
@@ -171,8 +177,9 @@ class Connection:
             self._control(command, size, big=big)
             return pos + 8
         body = pos + 8
-        if size > end - body:
+        if size > self._small:
             self._check_size(size)
+        if size > end - body:
             self._need = 8 + size
             return -1
         after = body + size
@@ -201,8 +208,7 @@ class Connection:
                     # Section 11.3 lets whole messages of other commands come between segments.
                     return memoryview(data)[body:after]
                 raise RemoteProtocolError("a new message starts before the last segment of the one before it")
-            self._segments = parts = []
-            self._segments_size = 0
+            self._segments = parts = bytearray()
             self._segment_command = command
         elif parts is None:
             raise RemoteProtocolError("a continuation segment came without a first segment")
@@ -210,16 +216,12 @@ class Connection:
             raise RemoteProtocolError(
                 f"a segment of command {command} came inside a message of command {self._segment_command}"
             )
-        self._segments_size += after - body
-        self._check_size(self._segments_size)
-        # The list's own slot and object header are charged too, or empty segments would be free memory.
-        if len(parts) > 64 + self._segments_size // 64:
-            raise RemoteProtocolError("a message came in absurdly small segments")
-        parts.append(bytes(memoryview(data)[body:after]))
+        self._check_size(len(parts) + after - body)
+        parts += memoryview(data)[body:after]
         if segment != c.FLAG_SEGMENT_LAST:
             return None
         self._segments = None
-        return b"".join(parts)
+        return parts
 
     def _dispatch(self, command: int, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if command not in self.ACCEPTS[self.state]:
@@ -247,11 +249,11 @@ class Connection:
 
     def _on_message(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if end - pos < 5:
-            raise RemoteProtocolError("MESSAGE is too short")
+            raise DecodeError("MESSAGE is too short")
         (ioid,) = _U32[big].unpack_from(buf, pos)
         kind = buf[pos + 4]
         text, _ = decode_string(buf, pos + 5, end, big)
-        self._events.append(RemoteMessage(ioid, kind, text))
+        self._events.append(RemoteMessage(ioid, kind, text[:MAX_TEXT]))
 
     def _on_ignored(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         """Tolerate a command that neither end of this package uses (AUTHNZ: section 6.4)."""
@@ -273,7 +275,8 @@ class Connection:
     def send_message(self, ioid: int, kind: int, text: str) -> None:
         """Tell the peer's operator something about operation ``ioid`` (section 12.4)."""
         self._send(
-            c.CMD_MESSAGE, _U32[self.big].pack(ioid) + bytes((kind,)) + encode_string(text[:4096], self.big)
+            c.CMD_MESSAGE,
+            _U32[self.big].pack(ioid) + bytes((kind,)) + encode_string(text[:MAX_TEXT], self.big),
         )
 
     def _control_message(self, command: int, value: int) -> None:
@@ -344,6 +347,7 @@ class Connection:
     def _close(self) -> None:
         """Enter CLOSED and drop everything that only an open connection needs."""
         self.state = ConnectionState.CLOSED
+        self.stalled = False  # nothing is left to parse: a shell that waits for the rest would wait for ever
         self._rx = None
         self._segments = None
 

@@ -22,11 +22,16 @@ class Limits(NamedTuple):
     max_name: int = 2048
     """Octets of a PV name or of a field's path."""
     max_channels: int = 250_000
+    """Channels, those included that were asked for and not yet accepted or rejected."""
     max_operations: int = 500_000
+    max_request_octets: int = 16 * 1024 * 1024
+    """Octets of the pvRequests of all operations together. Requests that many operations share count once."""
+    max_types: int = 16_384
+    """Types that the peer may define by ID on one connection (section 5.6)."""
     max_queue_size: int = 65_536
     """Updates of one subscription that a client may ask the server to keep."""
-    max_search_names: int = 10_000
-    """Names in one SEARCH message."""
+    max_search_names: int = 65_535
+    """Names in one SEARCH message; section 7.5 allows as many."""
     max_auth_methods: int = 32
 
 

@@ -136,7 +136,10 @@ class SearchRequest(NamedTuple):
 
 
 class SearchResponse(NamedTuple):
-    """A server's answer (section 7.2). ``found`` is false in an answer that was only asked for by must_reply."""
+    """A server's answer (section 7.2). ``found`` is false in an answer that was only asked for by must_reply.
+
+    pvAccessCPP lists the names that it was asked for in such an answer too: ``instances`` are only what is there.
+    """
 
     guid: bytes
     sequence: int
@@ -145,6 +148,8 @@ class SearchResponse(NamedTuple):
     protocol: str
     found: bool
     instances: tuple[int, ...]
+    version: int = c.VERSION
+    """The protocol version in the header that it came with."""
 
     def encode(self, *, big: bool = False) -> bytes:
         """Encode the payload."""
@@ -177,7 +182,8 @@ class SearchResponse(NamedTuple):
             pos += 2
             if end - pos < 4 * count:
                 raise DecodeError("SEARCH_RESPONSE ends inside its list of names")
-            instances = Struct(f"{'>' if big else '<'}{count}I").unpack_from(buf, pos)
+            if found:
+                instances = Struct(f"{'>' if big else '<'}{count}I").unpack_from(buf, pos)
         elif found:
             raise DecodeError("SEARCH_RESPONSE ends before its number of names")
         return cls(guid, sequence, _unpack_address(raw_address), port, protocol, found, instances)
@@ -192,6 +198,8 @@ class Beacon(NamedTuple):
     address: Address | None
     port: int
     protocol: str
+    version: int = c.VERSION
+    """The protocol version in the header that it came with."""
 
     def encode(self, *, big: bool = False) -> bytes:
         """Encode the payload; there is never a server status."""
@@ -272,9 +280,11 @@ def decode_datagram(buf: Buffer, *, limits: Limits = DEFAULT_LIMITS) -> Iterator
         if command == c.CMD_SEARCH:
             yield SearchRequest.decode(buf, pos, after, big=big, limits=limits)
         elif command == c.CMD_SEARCH_RESPONSE:
-            yield SearchResponse.decode(buf, pos, after, big=big)
+            response = SearchResponse.decode(buf, pos, after, big=big)
+            yield response if version == c.VERSION else response._replace(version=version)
         elif command == c.CMD_BEACON:
-            yield Beacon.decode(buf, pos, after, big=big)
+            beacon = Beacon.decode(buf, pos, after, big=big)
+            yield beacon if version == c.VERSION else beacon._replace(version=version)
         elif command == c.CMD_ORIGIN_TAG:
             yield OriginTag.decode(buf, pos, after)
         pos = after
@@ -294,7 +304,7 @@ def split_names(
         cost = 4 + len(encode_string(name, False))
         if fixed + cost > room:
             raise LocalProtocolError(f"a PV name of {len(name)} characters does not fit a search datagram")
-        if used + cost > room:
+        if used + cost > room or len(batch) == 0xFFFF:
             yield tuple(batch)
             batch = []
             used = fixed

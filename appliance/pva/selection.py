@@ -7,35 +7,17 @@ form of "everything" is the single bit 0, which is short and takes the codec's f
 
 from __future__ import annotations
 
-from typing import Final
-
 from appliance.pva.status import OK_BYTES
 from appliance.pvdata.bitset import encode_bitset, iter_bits
 from appliance.pvdata.codec import codec
 from appliance.pvdata.types import StructType
 
-__all__ = ["encode_answer", "encode_update", "leaf_mask", "leaves", "wire_bits"]
-
-_LEAF_MASKS: Final[dict[StructType, int]] = {}
-_LEAF_MASKS_MAX: Final = 4096
-
-
-def leaf_mask(kind: StructType) -> int:
-    """Give the bits of all leaves of ``kind``."""
-    mask = _LEAF_MASKS.get(kind)
-    if mask is None:
-        mask = sum(
-            1 << offset for offset, leaf in enumerate(kind.leaf_types) if not isinstance(leaf, StructType)
-        )
-        if len(_LEAF_MASKS) >= _LEAF_MASKS_MAX:
-            _LEAF_MASKS.clear()
-        _LEAF_MASKS[kind] = mask
-    return mask
+__all__ = ["encode_answer", "encode_update", "leaves", "wire_bits"]
 
 
 def leaves(kind: StructType, bits: int) -> int:
     """Bring ``bits`` into leaf form: a set bit of a structure becomes the bits of its leaves."""
-    all_leaves = leaf_mask(kind)
+    all_leaves = kind.leaf_mask
     if bits & 1:
         return all_leaves
     structures = bits & ~all_leaves
@@ -48,7 +30,7 @@ def leaves(kind: StructType, bits: int) -> int:
 
 def wire_bits(kind: StructType, selected: int) -> int:
     """Give the wire form of a selection in leaf form."""
-    return 1 if selected == leaf_mask(kind) else selected
+    return 1 if selected == kind.leaf_mask else selected
 
 
 def encode_answer(kind: StructType, selected: int, store: list[object], *, big: bool) -> bytes:

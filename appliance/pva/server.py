@@ -12,7 +12,7 @@ from __future__ import annotations
 from struct import Struct
 from typing import Any, ClassVar, Final
 
-from appliance.errors import DecodeError, LocalProtocolError, RemoteProtocolError
+from appliance.errors import DecodeError, RemoteProtocolError
 from appliance.pva import commands as c
 from appliance.pva.connection import EVENTS_PER_CALL, OUT_LIMIT, Buffer, Connection
 from appliance.pva.events import (
@@ -25,11 +25,11 @@ from appliance.pva.events import (
 )
 from appliance.pva.limits import DEFAULT_LIMITS, Limits
 from appliance.pva.search import SearchRequest, SearchResponse
+from appliance.pva.server_channel import ServerChannel
 from appliance.pva.server_operation import PreparedAnswer, ServerOperation
 from appliance.pva.states import SERVER_ACCEPTS, ConnectionState, OperationState
-from appliance.pva.status import OK_BYTES, Status
-from appliance.pvdata.codec import codec
-from appliance.pvdata.fielddesc import decode_type
+from appliance.pva.status import Status
+from appliance.pva.typed import decode_typed
 from appliance.pvdata.types import StructType
 from appliance.pvdata.value import Value
 from appliance.pvdata.wire import decode_string, encode_size, encode_string
@@ -43,62 +43,12 @@ _HEAD: Final = (Struct("<IIB"), Struct(">IIB"))
 _U32: Final = (Struct("<I"), Struct(">I"))
 _U32_U32: Final = (Struct("<II"), Struct(">II"))
 _U16: Final = (Struct("<H"), Struct(">H"))
+_NO_REQUEST: Final = Value(StructType(()))
+_CACHED_REQUEST: Final = 256
+"""Octets of the longest pvRequest that is worth keeping."""
+_USES_TYPE_IDS: Final = frozenset(b"\xfd\xfe")
 _BUFFER_SIZE: Final = 0x10000
 _REGISTRY_SIZE: Final = 0x7FFF
-
-
-class ServerChannel:
-    """A name that a client opened. ``context`` is the layer above's to use."""
-
-    __slots__ = ("cid", "connection", "context", "name", "open", "operations", "permissions", "sid")
-
-    def __init__(self, connection: ServerConnection, sid: int, cid: int, name: str) -> None:
-        self.connection = connection
-        self.sid = sid
-        self.cid = cid
-        self.name = name
-        self.open = False
-        self.permissions = 0
-        self.operations: dict[int, ServerOperation] = {}
-        self.context: Any = None
-
-    def accept(self, permissions: int = c.PERMIT_ALL) -> None:
-        """Create the channel; its permissions go out first (section 13)."""
-        if self.open:
-            raise LocalProtocolError(f"channel {self.name!r} was accepted already")
-        connection = self.connection
-        connection.channels[self.sid] = self
-        self.open = True
-        self.set_permissions(permissions)
-        connection._send(c.CMD_CREATE_CHANNEL, _U32_U32[connection.big].pack(self.cid, self.sid) + OK_BYTES)
-
-    def reject(self, message: str) -> None:
-        """Refuse to create the channel."""
-        connection = self.connection
-        connection._send(
-            c.CMD_CREATE_CHANNEL,
-            _U32_U32[connection.big].pack(self.cid, 0xFFFFFFFF)
-            + Status.error(message).encode(big=connection.big),
-        )
-
-    def set_permissions(self, permissions: int) -> None:
-        """Tell the client what it may do: a union of ``PERMIT_*`` bits (section 8.2)."""
-        if self.permissions == permissions and self.operations:
-            return
-        self.permissions = permissions
-        connection = self.connection
-        connection._send(c.CMD_ACL_CHANGE, _U32[connection.big].pack(self.cid) + bytes((permissions,)))
-
-    def close(self) -> None:
-        """Take the channel away from the client, which will search for the name again."""
-        if not self.open:
-            return
-        connection = self.connection
-        connection._send(c.CMD_DESTROY_CHANNEL, _U32_U32[connection.big].pack(self.sid, self.cid))
-        connection._drop_channel(self)
-
-    def __repr__(self) -> str:
-        return f"<ServerChannel {self.name!r} sid={self.sid} cid={self.cid}>"
 
 
 class ServerConnection(Connection):
@@ -107,7 +57,16 @@ class ServerConnection(Connection):
     IS_SERVER: ClassVar[bool] = True
     ACCEPTS: ClassVar[dict[ConnectionState, frozenset[int]]] = SERVER_ACCEPTS
 
-    __slots__ = ("_next_sid", "_request_cache", "auth_methods", "channels", "context", "operations")
+    __slots__ = (
+        "_next_sid",
+        "_request_cache",
+        "_request_octets",
+        "auth_methods",
+        "channels",
+        "context",
+        "operations",
+        "pending",
+    )
 
     def __init__(
         self,
@@ -121,10 +80,13 @@ class ServerConnection(Connection):
         super().__init__(limits=limits, segment_size=segment_size, big=big)
         self.auth_methods = auth_methods
         self.channels: dict[int, ServerChannel] = {}
+        self.pending: dict[int, ServerChannel] = {}
+        """Channels that the layer above has neither accepted nor rejected, by sid."""
         self.operations: dict[int, ServerOperation] = {}
         self.context: Any = None
         self._next_sid = 1
         self._request_cache: dict[tuple[bool, bytes], Value] = {}
+        self._request_octets = 0
         self._handlers.update(
             {
                 c.CMD_CONNECTION_VALIDATION: self._on_validation,
@@ -164,6 +126,7 @@ class ServerConnection(Connection):
         append = self._out.append
         events = self._events
         size_out = 0
+        room = OUT_LIMIT - self.out_size
         idle = OperationState.IDLE
         while end - pos >= 17:
             prefix, size, sid, ioid, sub = unpack(data, pos)
@@ -186,20 +149,23 @@ class ServerConnection(Connection):
                             size_out += len(reply)
                         else:
                             size_out += operation.reply_prepared(tail, sub)
+                            room = OUT_LIMIT - self.out_size
                         pos += 17
-                        if size_out > OUT_LIMIT:
+                        if size_out > room:
                             break
                         continue
-            if len(events) >= EVENTS_PER_CALL:
-                break
             self.out_size += size_out
             size_out = 0
+            room = OUT_LIMIT - self.out_size
+            if len(events) >= EVENTS_PER_CALL or room < 0:
+                break
             after = self._message(data, pos, end)
             if after < 0:
                 return pos
             pos = after
             if self.state is ConnectionState.CLOSED:
                 return end
+            room = OUT_LIMIT - self.out_size
         self.out_size += size_out
         return super()._parse(data, pos, end)
 
@@ -211,12 +177,17 @@ class ServerConnection(Connection):
         if end - pos < 8:
             raise DecodeError("CONNECTION_VALIDATION is too short")
         method, pos = decode_string(buf, pos + 8, end, big)
-        payload = self._decode_any(buf, pos, end, big)[0] if pos < end else None
+        payload = decode_typed(buf, pos, end, big, self.types)[0] if pos < end else None
         self.state = ConnectionState.AUTHENTICATING
         self._events.append(AuthenticationReceived(method, payload))
 
     def validated(self, status: Status) -> None:
-        """Answer AuthenticationReceived. After an error the connection is CLOSED once the answer is sent."""
+        """Answer AuthenticationReceived. After an error the connection is CLOSED once the answer is sent.
+
+        A verdict that comes when the client has gone does nothing.
+        """
+        if self.state is ConnectionState.CLOSED:
+            return
         self._require(ConnectionState.AUTHENTICATING, "validated()")
         self._send(c.CMD_CONNECTION_VALIDATED, status.encode(big=self.big))
         if status.ok:
@@ -229,7 +200,8 @@ class ServerConnection(Connection):
 
     def search_response(self, response: SearchResponse) -> None:
         """Answer SearchReceived."""
-        self._send(c.CMD_SEARCH_RESPONSE, response.encode(big=self.big))
+        if self.state is not ConnectionState.CLOSED:
+            self._send(c.CMD_SEARCH_RESPONSE, response.encode(big=self.big))
 
     # -- channels ------------------------------------------------------------------------------------
 
@@ -238,6 +210,8 @@ class ServerConnection(Connection):
             raise DecodeError("CREATE_CHANNEL is too short")
         (count,) = _U16[big].unpack_from(buf, pos)
         pos += 2
+        if count * 5 > end - pos:
+            raise DecodeError(f"CREATE_CHANNEL claims {count} names and has no room for them")
         for _ in range(count):
             if end - pos < 5:
                 raise DecodeError("CREATE_CHANNEL ends inside its list of names")
@@ -245,17 +219,18 @@ class ServerConnection(Connection):
             name, pos = decode_string(buf, pos + 4, end, big)
             channel = ServerChannel(self, self._new_sid(), cid, name)
             if not name:
-                channel.reject("the PV name is empty")
+                channel.refuse("the PV name is empty")
             elif len(name) > self.limits.max_name:
-                channel.reject(f"the PV name is longer than {self.limits.max_name} characters")
-            elif len(self.channels) >= self.limits.max_channels:
-                channel.reject(f"this connection has {self.limits.max_channels} channels already")
+                channel.refuse(f"the PV name is longer than {self.limits.max_name} characters")
+            elif len(self.channels) + len(self.pending) >= self.limits.max_channels:
+                channel.refuse(f"this connection has {self.limits.max_channels} channels already")
             else:
+                self.pending[channel.sid] = channel
                 self._events.append(ChannelRequested(channel))
 
     def _new_sid(self) -> int:
         sid = self._next_sid
-        while sid in self.channels:
+        while sid in self.channels or sid in self.pending:
             sid = sid + 1 & 0xFFFFFFFF
         self._next_sid = sid + 1 & 0xFFFFFFFF
         return sid
@@ -265,7 +240,7 @@ class ServerConnection(Connection):
             raise DecodeError("DESTROY_CHANNEL is too short")
         sid, cid = _U32_U32[big].unpack_from(buf, pos)
         channel = self.channels.get(sid)
-        if channel is None or channel.cid != cid:
+        if channel is None:
             return  # our own close crossed it on the wire
         self._drop_channel(channel)
         self._send(c.CMD_DESTROY_CHANNEL, _U32_U32[self.big].pack(sid, cid))
@@ -324,6 +299,10 @@ class ServerConnection(Connection):
             return
         operation = self.operations.get(ioid)
         if operation is None:
+            if command == c.CMD_RPC and pos < end:
+                decode_typed(
+                    buf, pos, end, big, self.types
+                )  # it may define types that later messages refer to
             # Our own end of the operation may have crossed the request; a monitor's ack deserves no answer.
             if command != c.CMD_MONITOR and not sub & c.SUB_DESTROY:
                 self._refuse(command, sid, ioid, sub, "there is no such operation any more")
@@ -348,9 +327,10 @@ class ServerConnection(Connection):
     ) -> None:
         if ioid in self.operations:
             raise RemoteProtocolError(f"operation {ioid} is created a second time")
-        request, pos = self._decode_request(buf, pos, end, big)
+        has_window = command == c.CMD_MONITOR and bool(sub & c.SUB_ACK)
+        request, pos, cost = self._decode_request(buf, pos, end, end - 4 if has_window else end, big)
         window = 0
-        if command == c.CMD_MONITOR and sub & c.SUB_ACK:
+        if has_window:
             if end - pos < 4:
                 raise DecodeError("MONITOR ends before its initial window")
             (window,) = _U32[big].unpack_from(buf, pos)
@@ -361,39 +341,43 @@ class ServerConnection(Connection):
         if len(self.operations) >= self.limits.max_operations:
             self._refuse(command, sid, ioid, sub, "too many operations on this connection")
             return
+        if cost and self._request_octets + cost > self.limits.max_request_octets:
+            self._refuse(
+                command,
+                sid,
+                ioid,
+                sub,
+                f"the pvRequests on this connection exceed {self.limits.max_request_octets} octets",
+            )
+            return
         operation = ServerOperation(channel, ioid, command, sub, request)
+        operation.cost = cost
+        self._request_octets += cost
         self.operations[ioid] = channel.operations[ioid] = operation
         operation.requested(window)
 
-    def _decode_request(self, buf: Buffer, pos: int, end: int, big: bool) -> tuple[Value, int]:
-        """Decode a pvRequest. Clients send the same few over and over: a small cache by octets pays."""
-        raw = bytes(memoryview(buf)[pos:end])
-        key = (big, raw)
-        cached = self._request_cache.get(key)
+    def _decode_request(
+        self, buf: Buffer, pos: int, end: int, expected: int, big: bool
+    ) -> tuple[Value, int, int]:
+        """Decode a pvRequest, which should end at ``expected``; return it, its end and what it costs to keep.
+
+        Clients send the same few over and over: a small cache by octets pays, and what comes out of it is shared
+        and free.
+        """
+        raw = bytes(memoryview(buf)[pos:expected]) if 0 < expected - pos <= _CACHED_REQUEST else b""
+        cached = self._request_cache.get((big, raw))
         if cached is not None:
-            return cached, end
-        request, after = self._decode_any(buf, pos, end, big)
+            return cached, expected, 0
+        request, after = decode_typed(buf, pos, end, big, self.types)
         if request is None:
-            request = Value(_EMPTY)
-        elif not isinstance(request.type, StructType):
-            raise DecodeError("a pvRequest is not a structure")
-        if after == end and len(raw) <= 256 and raw[0] == 0x80:
-            # Only octets that define no cached type mean the same next time.
+            return _NO_REQUEST, after, 0
+        if after == expected and raw and not _USES_TYPE_IDS.intersection(raw):
+            # The octets of a type ID may mean something else the next time.
             cache = self._request_cache
             if len(cache) >= 64:
                 cache.clear()
-            cache[key] = request
-        return request, after
-
-    def _decode_any(self, buf: Buffer, pos: int, end: int, big: bool) -> tuple[Value | None, int]:
-        """Decode a type and a value of it; a null type has no value."""
-        kind, pos = decode_type(buf, pos, end, big, self.types)
-        if kind is None:
-            return None, pos
-        if not isinstance(kind, StructType):
-            raise DecodeError("a structure was expected")
-        store, pos = codec(kind, big).decode(buf, pos, end, self.types)
-        return Value.from_store(kind, store, 1), pos
+            cache[big, raw] = request
+        return request, after, max(after - pos, 8 * request.type.nodes)
 
     def _on_get_field(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if end - pos < 9:
@@ -409,9 +393,13 @@ class ServerConnection(Connection):
         if len(field) > self.limits.max_name:
             self._refuse(c.CMD_GET_FIELD, sid, ioid, 0, "the field's name is too long")
             return
+        if len(self.operations) >= self.limits.max_operations:
+            self._refuse(c.CMD_GET_FIELD, sid, ioid, 0, "too many operations on this connection")
+            return
         operation = ServerOperation(channel, ioid, c.CMD_GET_FIELD, 0, None)
         self.operations[ioid] = channel.operations[ioid] = operation
-        self._events.append(FieldRequested(operation, field))
+        # Section 9.8 writes a nested field with a leading dot, peers write none.
+        self._events.append(FieldRequested(operation, field.removeprefix(".")))
 
     def _on_cancel(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         operation = self._addressed("CANCEL_REQUEST", buf, pos, end, big)
@@ -436,14 +424,13 @@ class ServerConnection(Connection):
             return
         operation.state = OperationState.DEAD
         operation.prepared = None
+        self._request_octets -= operation.cost
         self.operations.pop(operation.ioid, None)
         operation.channel.operations.pop(operation.ioid, None)
         self._events.append(OperationClosed(operation))
 
     def _close(self) -> None:
-        for channel in list(self.channels.values()):
+        for channel in [*self.channels.values(), *self.pending.values()]:
             self._drop_channel(channel)
+        self.pending.clear()
         super()._close()
-
-
-_EMPTY: Final = StructType(())

@@ -9,9 +9,10 @@ from appliance.errors import DecodeError, LocalProtocolError, RemoteProtocolErro
 from appliance.pva import commands as c
 from appliance.pva.connection import COPY_LIMIT, Buffer
 from appliance.pva.events import Execute, MonitorWindow, OperationCancelled, OperationRequested
-from appliance.pva.selection import encode_answer, leaf_mask, leaves
+from appliance.pva.selection import encode_answer, leaves
 from appliance.pva.states import MONITOR_TRANSITIONS, REQUEST_TRANSITIONS, OperationInput, OperationState
 from appliance.pva.status import OK, OK_BYTES, Status
+from appliance.pva.typed import decode_typed, encode_typed
 from appliance.pvdata.bitset import decode_bitset
 from appliance.pvdata.codec import codec
 from appliance.pvdata.fielddesc import encode_type
@@ -26,7 +27,6 @@ __all__ = ["PreparedAnswer", "ServerOperation"]
 
 _REPLY: Final = (Struct("<BBBBIIB"), Struct(">BBBBIIB"))
 _U32: Final = (Struct("<I"), Struct(">I"))
-_NULL_TYPE: Final = b"\xff"
 _DEFAULT_QUEUE: Final = 4
 
 
@@ -50,6 +50,7 @@ class ServerOperation:
         "command",
         "connection",
         "context",
+        "cost",
         "ioid",
         "last",
         "mask",
@@ -78,6 +79,8 @@ class ServerOperation:
         self.sub = sub
         """The sub-command of the request in progress, which every reply repeats."""
         self.request = request
+        self.cost = 0
+        """Octets that ``request`` takes from the connection's ``max_request_octets``."""
         self.state = OperationState.CREATING
         self.type: StructType | None = None
         self.mask = 0
@@ -156,28 +159,36 @@ class ServerOperation:
         if self.command == c.CMD_MONITOR:
             self._receive_monitor(sub, buf, pos, end, big)
             return
-        if self.state is OperationState.CREATING:
-            raise RemoteProtocolError(f"{self.name} {self.ioid} is used before its INIT was answered")
-        if sub == c.SUB_DESTROY and end == pos and not (self.command == c.CMD_GET and self._idle):
-            # The specification means "destroy", pvAccessCPP "get, then destroy" by a GET with this bit alone:
-            # a client of either kind is content with an answer that it may ignore. A PUT brings its value.
+        creating = self.state is OperationState.CREATING
+        if sub == c.SUB_DESTROY and end == pos and (creating or not self._last_without_value):
             self.connection._drop_operation(self)
             return
+        if creating:
+            raise RemoteProtocolError(f"{self.name} {self.ioid} is used before its INIT was answered")
+        argument = self._argument(sub, buf, pos, end, big)  # even if refused: it may define types
         if not self._idle:
             self.connection._refuse(
                 self.command, self.sid, self.ioid, sub, "the request before this one is still in progress"
             )
             return
-        argument = self._argument(sub, buf, pos, end, big)
         self.sub = sub
         self.last = bool(sub & c.SUB_DESTROY)
         self._advance(OperationInput.EXECUTE)
         self.connection._events.append(Execute(self, argument))
 
+    @property
+    def _last_without_value(self) -> bool:
+        """Whether the destroy bit alone, without a value, asks for one last request.
+
+        The specification means "destroy, no answer", pvAccessCPP and PVXS "do it, then destroy": a client of
+        either kind is content with an answer that it may ignore. PUT, PUT_GET and RPC bring a value if they mean it.
+        """
+        return self.command in (c.CMD_GET, c.CMD_PROCESS) and self._idle
+
     def _argument(self, sub: int, buf: Buffer, pos: int, end: int, big: bool) -> Value | None:
         connection = self.connection
         if self.command == c.CMD_RPC:
-            return connection._decode_any(buf, pos, end, big)[0]
+            return decode_typed(buf, pos, end, big, connection.types)[0]
         if self.command == c.CMD_PUT:
             brings_value = not sub & c.SUB_GET
         else:
@@ -225,15 +236,15 @@ class ServerOperation:
         """
         if self.state is OperationState.DEAD:
             return
+        has_type = self.command not in (c.CMD_RPC, c.CMD_PROCESS)
+        if (kind is not None) is not has_type:
+            raise LocalProtocolError(f"{self.name} {'needs a' if has_type else 'has no'} type")
         self._advance(OperationInput.READY)
         self.type = kind
-        if kind is not None:
-            self.mask = leaf_mask(kind) if mask is None else mask
         big = self.connection.big
         parts = [_U32[big].pack(self.ioid), bytes((self.sub,)), OK_BYTES]
-        if self.command not in (c.CMD_RPC, c.CMD_PROCESS):
-            if kind is None:
-                raise LocalProtocolError(f"{self.name} needs a type")
+        if kind is not None:
+            self.mask = kind.leaf_mask if mask is None else mask & kind.leaf_mask
             described = encode_type(kind, big)
             parts.append(described)
             if self.command == c.CMD_PUT_GET:
@@ -241,18 +252,21 @@ class ServerOperation:
         self.connection._send(self.command, b"".join(parts))
 
     def fail(self, message: str) -> None:
-        """Answer INIT or the request in progress with an error."""
+        """Answer INIT or the request in progress with an error; a MONITOR ends with it."""
         if self.state is OperationState.DEAD:
             return
         big = self.connection.big
         creating = self.state is OperationState.CREATING
+        if self.command == c.CMD_MONITOR and not creating:
+            self.finish(Status.error(message))
+            return
         if not creating and self.state is not OperationState.EXECUTING:
             return  # cancelled meanwhile
         head = _U32[big].pack(self.ioid)
         if self.command != c.CMD_GET_FIELD:
             head += bytes((self.sub,))
         self.connection._send(self.command, head + Status.error(message).encode(big=big))
-        if creating or self.last or self.command == c.CMD_MONITOR:
+        if creating or self.last:
             self.connection._drop_operation(self)
         else:
             self._advance(OperationInput.REPLY)
@@ -288,20 +302,19 @@ class ServerOperation:
 
     def reply_prepared(self, tail: bytes, sub: int) -> int:
         """Answer a GET from the hot loop; return how many octets to account for there."""
-        if len(tail) > COPY_LIMIT:
+        connection = self.connection
+        if len(tail) > COPY_LIMIT or connection.segment_size:
             self._send_reply(tail, sub)
             return 0
-        connection = self.connection
         reply = (
             _REPLY[connection.big].pack(
                 c.MAGIC, c.VERSION, connection._out_flags, c.CMD_GET, 5 + len(tail), self.ioid, sub
             )
             + tail
         )
-        if not connection.segment_size:
-            self.reply = reply
-            self.reply_tail = tail
-            self.reply_sub = sub
+        self.reply = reply
+        self.reply_tail = tail
+        self.reply_sub = sub
         connection._out.append(reply)
         return len(reply)
 
@@ -314,13 +327,8 @@ class ServerOperation:
         if self.state is not OperationState.EXECUTING:
             return
         big = self.connection.big
-        head: list[Buffer] = [_U32[big].pack(self.ioid) + bytes((self.sub,)) + OK_BYTES]
-        if value is None:
-            head.append(_NULL_TYPE)
-        else:
-            head.append(encode_type(value.type, big))
-            head.extend(codec(value.type, big).encode_chunks(value.store))
-        self.connection._send_chunks(self.command, head)
+        head: Buffer = _U32[big].pack(self.ioid) + bytes((self.sub,)) + OK_BYTES
+        self.connection._send_chunks(self.command, [head, *encode_typed(value, big=big)])
         self._replied()
 
     def reply_field(self, kind: TypeDesc) -> None:
@@ -339,7 +347,16 @@ class ServerOperation:
         return self.state is OperationState.EXECUTING and (not self.pipeline or self.window > 0)
 
     def send_update(self, body: bytes) -> None:
-        """Send one update that ``encode_update`` made for our mask and byte order."""
+        """Send one update that ``encode_update`` made for our mask and byte order.
+
+        Does nothing once the client has gone; raises LocalProtocolError unless ``may_send``.
+        """
+        if self.state is not OperationState.EXECUTING or (self.pipeline and self.window <= 0):
+            if self.state is OperationState.DEAD:
+                return
+            raise LocalProtocolError(
+                f"MONITOR {self.ioid} is {self.state.value}, window {self.window}: no update now"
+            )
         connection = self.connection
         size = 5 + len(body)
         if len(body) > COPY_LIMIT or connection.segment_size:

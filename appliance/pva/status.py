@@ -11,7 +11,9 @@ __all__ = ["OK", "OK_BYTES", "Status"]
 
 _MAX_TEXT: Final = 4096
 
-_DENIED: Final = ("not permitted", "permission denied", "denied by", "no access", "write access denied")
+_DENIED: Final = ("not permitted", "permission denied", "access denied", "denied by", "no write access")
+"""What servers write when access security refuses: QSRV "Put not permitted", p4p's gateway "Put permission denied
+by gateway" and "Denied", this package "... access denied by access security"."""
 
 
 class Status(NamedTuple):
@@ -59,7 +61,8 @@ class Status(NamedTuple):
             return
         text = self.message or "the server gave no reason"
         lowered = text.lower()
-        kind = AccessDeniedError if any(word in lowered for word in _DENIED) else RemoteError
+        denied = lowered == "denied" or any(word in lowered for word in _DENIED)
+        kind = AccessDeniedError if denied else RemoteError
         raise kind(f"{what}: {text}" if what else text)
 
 

@@ -31,6 +31,7 @@ class Announcer:
         self._server = server
         self._ports: list[UDPPort] = []
         self._sent = 0
+        self._burst_end = _BURST
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._ignored: frozenset[tuple[str, int]] = frozenset()
@@ -97,10 +98,21 @@ class Announcer:
         loop = asyncio.get_running_loop()
         self._task = loop.create_task(self._send_beacons())
         period = self._server.config.beacon_period
-        self._timer = loop.call_later(period if self._sent < _BURST else period * _SLOWER, self._beacon)
+        self._timer = loop.call_later(
+            period if self._sent < self._burst_end else period * _SLOWER, self._beacon
+        )
+
+    def hurry(self) -> None:
+        """Announce again as at the start: something has changed that clients should know soon."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._burst_end = self._sent + _BURST
+            self._beacon()
 
     async def _send_beacons(self) -> None:
         server = self._server
+        if server.standby:
+            return
         config = server.config
         protocol, server_port = (
             ("tls", server.tls_port) if server.tls is not None else ("tcp", server.tcp_port)

@@ -40,6 +40,13 @@ HANDSHAKE_TIMEOUT_S: Final = 10.0
 """Seconds in which a client must have validated its connection."""
 
 
+class _Refusal(asyncio.Protocol):
+    """A connection that is not wanted at present."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.abort()  # type: ignore[attr-defined]
+
+
 class Server:
     """A PVAccess server.
 
@@ -81,6 +88,7 @@ class Server:
         self.on_refused: Callable[[Channel, str], None] | None = None
         """Called with the channel and the missing right for each refused request."""
         self._tls = tls
+        self._standby = False
         self._limits = limits
         self._segment_size = segment_size
         self._max_connections = max_connections
@@ -235,6 +243,24 @@ class Server:
         if tls is not None and self._loop is not None and not self._tls_listeners:
             await self._listen_tls()
         self.change_count += 1
+        if self._announcer is not None:
+            self._announcer.hurry()
+
+    def set_standby(self, standby: bool) -> None:
+        """Answer nobody for the time being: searches, beacons and connections wait until it is taken back."""
+        if standby is self._standby:
+            return
+        self._standby = standby
+        self.change_count += 1
+        if self._announcer is not None and not standby:
+            self._announcer.hurry()
+        if standby:
+            self.close_peers(ApplianceError("the server is in standby"))
+
+    @property
+    def standby(self) -> bool:
+        """Whether nobody is answered at present."""
+        return self._standby
 
     def close_peers(self, reason: ApplianceError | None = None, *, tls_only: bool = False) -> None:
         """Close the connections of all clients, or of those that came over TLS."""
@@ -244,6 +270,8 @@ class Server:
 
     def choose_protocol(self, offered: tuple[str, ...]) -> tuple[str, int]:
         """Give the best transport that both ends speak and its port; an empty name where there is none."""
+        if self._standby:
+            return "", 0
         if self._tls is not None and self.tls_port and "tls" in offered:
             return "tls", self.tls_port
         if "tcp" in offered or not offered:
@@ -255,8 +283,9 @@ class Server:
     def _accept_tcp(self) -> StreamLink:
         return self._accept(None)
 
-    def _accept_tls(self) -> StreamLink:
-        return self._accept(self._tls)
+    def _accept_tls(self) -> asyncio.BaseProtocol:
+        # Without a context this port must refuse: what came to speak TLS is not to be answered in the clear.
+        return _Refusal() if self._tls is None else self._accept(self._tls)
 
     def _accept(self, tls: TLSContext | None) -> StreamLink:
         engine = None
@@ -287,8 +316,8 @@ class Server:
             _log.warning("%s refused: there are %d connections already", link.peer, self._max_connections)
             link.abort()
             return
-        if link.engine is not None and self._tls is None:
-            link.close()
+        if self._standby or (link.engine is not None and self._tls is None):
+            link.abort()
             return
         peer: Peer = link.context
         if peer.identify():

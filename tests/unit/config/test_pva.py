@@ -45,6 +45,7 @@ CLIENT = [
         pva.TLSOptions(on_expiration="standby"),
     ),
     ("EPICS_PVA_TLS_PORT", "8076", "tls_port", 8076),
+    ("SSLKEYLOGFILE", "/run/keys", "tls_keylog_file", "/run/keys"),
     ("XDG_CONFIG_HOME", "/etc/ioc/", "xdg_config_home", "/etc/ioc"),
     ("XDG_DATA_HOME", "/var/lib/ioc", "xdg_data_home", "/var/lib/ioc"),
 ]
@@ -73,6 +74,7 @@ SERVER = [
     ("EPICS_PVAS_TLS_PORT", "0", "tls_port", 0),
     ("EPICS_PVA_TLS_PORT", "8076", "tls_port", 8076),
     ("EPICS_PVAS_TLS_STOP_IF_NO_CERT", "YES", "tls_stop_if_no_cert", True),
+    ("SSLKEYLOGFILE", "/run/keys", "tls_keylog_file", "/run/keys"),
     ("XDG_CONFIG_HOME", "/etc/ioc", "xdg_config_home", "/etc/ioc"),
     ("XDG_DATA_HOME", "/var/lib/ioc", "xdg_data_home", "/var/lib/ioc"),
 ]

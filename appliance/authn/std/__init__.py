@@ -1,0 +1,1 @@
+"""The standard authenticator: a name that is only claimed, and that an administrator approves."""

@@ -1,0 +1,73 @@
+"""What a request without any proof of identity may obtain: what it asks for, within limits, once approved.
+
+Source: SPVA specification 9.1 (type ``std``); the verifier sub-structure is empty.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
+
+from appliance.authn.grant import Grant
+from appliance.errors import CertificateError
+
+__all__ = ["StdRequest", "verify"]
+
+_LATEST: Final = 253_402_300_799
+"""9999-12-31: the last second that an X.509 certificate can name."""
+
+
+class StdRequest(NamedTuple):
+    """The parts of a request that the standard authenticator looks at. Times are POSIX seconds, 0: not given."""
+
+    name: str
+    organization: str
+    organizational_unit: str
+    country: str
+    usage: str
+    not_before: int
+    not_after: int
+
+
+def verify(
+    request: StdRequest,
+    *,
+    now: datetime,
+    default_end: datetime,
+    custom_durations: bool,
+    approval_needed: bool,
+) -> Grant:
+    """Judge a request; ``default_end`` holds where it names no end, or may not.
+
+    Raises CertificateError for a validity that makes no sense. The subject's form is the profile's business.
+    """
+    start = now
+    if request.not_before:
+        start = _time(request.not_before, "begin")
+    end = default_end
+    if request.not_after and custom_durations:
+        end = _time(request.not_after, "end")
+    if end <= now:
+        raise CertificateError(f"the certificate would have ended at {end:%Y-%m-%d %H:%M:%S} UTC already")
+    if end <= start:
+        raise CertificateError(f"the certificate would end ({end:%Y-%m-%d %H:%M:%S}) before it begins")
+    return Grant(
+        method="std",
+        subject={
+            "CN": request.name,
+            "O": request.organization,
+            "OU": request.organizational_unit,
+            "C": request.country,
+        },
+        not_before=start,
+        not_after=end,
+        approval_needed=approval_needed,
+        identity=None,
+        audit={},
+    )
+
+
+def _time(seconds: int, what: str) -> datetime:
+    if not 0 < seconds <= _LATEST:
+        raise CertificateError(f"the time {seconds} at which the certificate should {what} is not a date")
+    return datetime.fromtimestamp(seconds, UTC)

@@ -1,0 +1,44 @@
+"""What an end does with its own certificate: one table for dates, live status and EPICS_PVA_TLS_OPTIONS.
+
+Source: SPVA specification 7.3.1 and 8.4 (own certificate); configuration reference, ``on_expiration``.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from appliance.certmon.identity import Validity
+from appliance.certs.status import StatusClass
+from appliance.config.tls_options import TLSOptions
+
+__all__ = ["Mode", "choose_mode"]
+
+
+class Mode(Enum):
+    """How an end takes part."""
+
+    TLS = "tls"
+    """With its certificate; TCP where the peer has no TLS."""
+    ANONYMOUS = "anonymous"
+    """A client in TLS without a certificate of its own: it authenticates servers only."""
+    TCP = "tcp"
+    """Over plain TCP, for as long as the certificate is no good."""
+    STANDBY = "standby"
+    """A server that answers nothing until it has a good certificate."""
+    SHUTDOWN = "shutdown"
+    """It ends."""
+
+
+def choose_mode(validity: Validity, status: StatusClass, options: TLSOptions, *, server_side: bool) -> Mode:
+    """Judge one's own certificate. ``status`` is GOOD where nobody tells a status."""
+    if validity is Validity.NONE:
+        return Mode.TCP if server_side else Mode.ANONYMOUS
+    ended = validity is Validity.EXPIRED or status is StatusClass.BAD
+    if ended and options.on_expiration != "fallback-to-tcp":
+        # For a client standby is the same as shutdown: it has nobody to keep waiting.
+        return Mode.STANDBY if server_side and options.on_expiration == "standby" else Mode.SHUTDOWN
+    if validity is Validity.EXPIRED and status is not StatusClass.BAD and not server_side:
+        return Mode.ANONYMOUS
+    if validity is Validity.CURRENT and status is StatusClass.GOOD:
+        return Mode.TLS
+    return Mode.TCP

@@ -1,0 +1,400 @@
+"""What the client tools share: command line, configuration, context, output, and how they end.
+
+A tool's start-up is most of what its user waits for, so nothing is imported here that printing one value does
+not need: see docs/reference/tools.md for the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
+    from contextlib import AbstractAsyncContextManager
+    from typing import Any, NoReturn, TypeVar
+
+    from appliance.client import Context
+    from appliance.config.pva import ClientConfig, Effective
+    from appliance.pvdata.types import TypeDesc
+    from appliance.pvdata.value import Value
+
+    _T = TypeVar("_T")
+
+__all__ = [
+    "FAILED",
+    "INTERRUPTED",
+    "OK",
+    "Output",
+    "Parser",
+    "add_common",
+    "add_completion",
+    "add_format",
+    "add_json",
+    "add_version",
+    "all_of",
+    "array_limit",
+    "complain",
+    "effective_config",
+    "indented",
+    "keep_running",
+    "open_context",
+    "run_tool",
+    "selected",
+]
+
+OK, FAILED, INTERRUPTED, PIPE = 0, 1, 2, 141
+"""How a tool ends, as pvxs's tools do; 141 is what a shell says of a program whose reader went away."""
+
+DEFAULT_LIMIT = 20
+"""Elements that are printed of an array, as the SPVA tools do."""
+_FOREVER = 10 * 365 * 86400.0
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, ending as pvxs's tools end: status 1 for a bad command line, since 2 means interrupted."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(FAILED, f"Error: {message}\n")
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from appliance import __version__
+
+        release = ".".join(map(str, sys.version_info[:3]))
+        print(f"Secure PVAccess appliance {__version__}\nPython {release}")
+        parser.exit()
+
+
+class _Completion(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, _: Any, values: Any, __: Any = None) -> NoReturn:
+        import shtab
+
+        print(shtab.complete(parser, shell=values))
+        parser.exit()
+
+
+def add_common(parser: argparse.ArgumentParser, *, timeout: str = "Operation timeout in seconds.") -> None:
+    """Add the options that every client tool has; ``timeout`` says what ``-w`` bounds."""
+    add = parser.add_argument
+    add_version(parser)
+    add("-v", dest="verbose", action="store_true", help="Make more noise: the effective configuration.")
+    add("-d", dest="debug", action="store_true", help='Shorthand for $PVXS_LOG="pvxs.*=DEBUG".')
+    add("-w", dest="timeout", metavar="SEC", type=_seconds, default=5.0, help=f"{timeout} Default 5.")
+    add_completion(parser)
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """Add ``-V``."""
+    parser.add_argument("-V", action=_Version, nargs=0, help="Print version and exit.")
+
+
+def add_completion(parser: argparse.ArgumentParser) -> None:
+    """Add ``--print-completion``."""
+    parser.add_argument(
+        "--print-completion",
+        action=_Completion,
+        choices=("bash", "zsh", "tcsh"),
+        help="Print a completion script for this shell and exit.",
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add ``--json``."""
+    parser.add_argument(
+        "--json", action="store_true", help="One JSON object a line on standard output, and nothing else."
+    )
+
+
+def add_format(parser: argparse.ArgumentParser, *, default: str = "delta") -> None:
+    """Add ``-F`` and ``-#``."""
+    add = parser.add_argument
+    add(
+        "-F",
+        dest="format",
+        metavar="FMT",
+        default=default,
+        help=f"Output format: delta, tree. Default {default}.",
+    )
+    add(
+        "-#",
+        dest="limit",
+        metavar="CNT",
+        type=_count,
+        default=DEFAULT_LIMIT,
+        help=f"Most elements to print of each array; 0 means all. Default {DEFAULT_LIMIT}.",
+    )
+
+
+def array_limit(options: argparse.Namespace, default: str = "delta") -> tuple[str, int]:
+    """Give the format and limit of ``add_format``; an unknown format is a warning, as in pvxs."""
+    chosen = options.format
+    if chosen not in ("delta", "tree"):
+        complain(f"Warning: ignoring unknown format '{chosen}'")
+        chosen = default
+    return chosen, options.limit
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not value >= 0:  # NaN neither
+        raise argparse.ArgumentTypeError(f"expected seconds, zero or more, not {text!r}")
+    return min(value, _FOREVER)
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"expected a number of elements, zero or more, not {text!r}")
+    return int(text[:18])
+
+
+def complain(text: str) -> None:
+    """Say one line on standard error."""
+    out = sys.stderr
+    if out is not None:
+        sys.stdout.flush()
+        print(_printable(text), file=out, flush=True)
+
+
+def _printable(text: str) -> str:
+    """Make characters that control a terminal visible: servers choose parts of messages."""
+    if text.isprintable():
+        return text
+    return "".join([char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text])
+
+
+class Output:
+    """Standard output: text as pvxs prints it, or JSON lines."""
+
+    __slots__ = ("json", "write")
+
+    def __init__(self, *, json: bool = False) -> None:
+        self.json = json
+        self.write = sys.stdout.write
+
+    def object(self, **fields: Any) -> None:
+        """Print one JSON object."""
+        from json import dumps
+
+        self.write(dumps(fields, allow_nan=False, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+
+    def value(self, name: str, value: Value, request: str, fmt: str, limit: int) -> None:
+        """Print a PV's name and its value."""
+        if self.json:
+            self.object(name=name, value=selected(value, request))
+            return
+        from appliance.pvdata.render import render
+
+        self.write(f"{name}\n{indented(render(value, fmt, limit))}")
+        sys.stdout.flush()
+
+    def failure(self, name: str, error: Exception) -> None:
+        """Say why ``name`` has no result, on standard error and in JSON."""
+        text = str(error)
+        complain(f"Error: {text if text.startswith(name) else f'{name}: {text}'}")
+        if self.json:
+            self.object(name=name, error=text)
+
+
+def selected(value: Value, request: str) -> Any:
+    """Give the value as JSON takes it, without the fields that ``request`` does not ask for.
+
+    The type of an answer has all fields: what was not asked for would look like a zero.
+    """
+    from appliance.pvdata.jsonio import to_plain
+
+    plain = to_plain(value)
+    if "field" not in request:
+        return plain
+    from appliance.pvdata.pvrequest import PVRequest, request_mask
+
+    parsed = PVRequest(request)
+    kind = value.type
+    mask = request_mask(type(value).from_store(parsed.type, parsed.store, 1), kind)
+    return _pruned(plain, kind, 0, mask)
+
+
+def _pruned(plain: Any, kind: TypeDesc, base: int, mask: int) -> Any:
+    kept = {}
+    for name, number in kind.offsets.items():
+        if not name or "." in name or not mask >> base + number & 1:
+            continue
+        member = kind.leaf_types[number]
+        item = plain[name]
+        kept[name] = _pruned(item, member, base + number, mask) if member.offsets.keys() - {""} else item
+    return kept
+
+
+def indented(text: str) -> str:
+    """Move every line to the right by one step."""
+    return "".join([f"    {line}" for line in text.splitlines(keepends=True)])
+
+
+def effective_config(options: argparse.Namespace) -> Effective[ClientConfig]:
+    """Read the configuration: warnings go to standard error, and with ``-v`` the whole of it."""
+    from appliance.config.pva import resolve_client
+
+    effective = resolve_client()
+    for warning in effective.warnings:
+        complain(f"Warning: {warning}")
+    if options.verbose:
+        complain(effective.render())
+    return effective
+
+
+def open_context(effective: Effective[ClientConfig]) -> AbstractAsyncContextManager[Context]:
+    """Open the client: plain, or with the keychain's certificate and the status of certificates followed."""
+    config = effective.config
+    if config.tls_enabled:
+        from appliance.certmon.wiring import open_client
+
+        return open_client(effective, beacons=False)
+    from appliance.client.context import Context
+
+    return Context(config, beacons=False)
+
+
+async def all_of(works: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
+    """Do things side by side; the first that raises ends the others, quietly."""
+    from asyncio import ensure_future, gather
+
+    tasks = [ensure_future(work) for work in works]
+    try:
+        return await gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await gather(*tasks, return_exceptions=True)
+        raise
+
+
+def run_tool(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    work: Callable[[argparse.Namespace], Coroutine[Any, Any, int]] | None,
+) -> int:
+    """Parse, run ``work``, and turn whatever happens into one line and an exit status.
+
+    A parser with sub-commands has each of them say its ``work``. Without ``argv`` this is the process itself: it ends here, without the interpreter's tidying up.
+    """
+    # 10 ms of start-up; nothing that a single operation makes is worth collecting. See `keep_running`.
+    gc.disable()
+    options = parser.parse_args(argv) if work is None else parser.parse_intermixed_args(argv)
+    try:
+        sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+        status = _run(options, work or options.work)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_output()
+        status = PIPE
+    except KeyboardInterrupt:
+        if options.verbose:
+            complain("Interrupted")
+        status = INTERRUPTED
+    if argv is None:
+        # 15 ms, in which hundreds of modules would be taken down one by one. All output has been flushed.
+        os._exit(status)
+    gc.enable()
+    return status
+
+
+def keep_running() -> None:
+    """Collect garbage from now on: this tool runs for longer than an operation."""
+    gc.freeze()
+    gc.enable()
+
+
+def _import_asyncio() -> Any:
+    """Import asyncio without the ssl module, a tenth of the start-up: our TLS is not that one's.
+
+    asyncio is made to do without (``ssl = None``); anybody who imports ssl later gets it.
+    """
+    if "asyncio" in sys.modules or "ssl" in sys.modules:
+        import asyncio
+
+        return asyncio
+    sys.modules["ssl"] = None  # type: ignore[assignment]
+    try:
+        import asyncio
+    finally:
+        del sys.modules["ssl"]
+    return asyncio
+
+
+def _run(options: argparse.Namespace, work: Callable[[argparse.Namespace], Coroutine[Any, Any, int]]) -> int:
+    asyncio = _import_asyncio()
+
+    from appliance.errors import ApplianceError
+
+    _prepare_logging(debug=options.debug, spec=os.environ.get("PVXS_LOG", ""))
+    try:
+        status: int = asyncio.run(work(options))
+    except ApplianceError as error:
+        complain(f"Error: {error}")
+        return FAILED
+    return status
+
+
+def _prepare_logging(*, debug: bool, spec: str) -> None:
+    import logging
+
+    if debug or spec:
+        _configure_logging("DEBUG" if debug else "WARNING")
+        return
+
+    class Late(logging.Handler):
+        """Most runs log nothing and need no formatter."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            logger.removeHandler(self)
+            logger.propagate = True
+            _configure_logging("WARNING")
+            logger.handle(record)
+
+    logger = logging.getLogger("appliance")
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
+    logger.addHandler(Late())
+
+
+def _configure_logging(level: str) -> None:
+    from appliance.daemon.logging import configure
+
+    for fault in configure(level, "text"):
+        complain(f"Warning: {fault}")
+    if level != "DEBUG":
+        _tell_once()
+
+
+def _tell_once() -> None:
+    """A tool tries again many times in its seconds: what it says each time is news only once."""
+    import logging
+
+    told: set[str] = set()
+
+    def is_news(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if text in told:
+            return False
+        if len(told) < 1000:
+            told.add(text)
+        return True
+
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(is_news)
+
+
+def _discard_output() -> None:
+    """The reader is gone: what is still buffered must not raise again when the interpreter ends."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)

@@ -1,0 +1,376 @@
+"""Checks of the keychain, its certificates, their status and the clock."""
+
+from __future__ import annotations
+
+import os
+import stat
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from appliance.cli.doctor.report import Report
+from appliance.config.pva import ClientConfig, Effective
+from appliance.errors import ApplianceError, ConfigurationError, KeychainError, OperationTimeoutError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cryptography import x509
+
+    from appliance.certs.keychain import Keychain
+    from appliance.client.context import Context
+
+__all__ = ["check_certificates", "check_clock", "check_configuration", "check_keychain", "check_status"]
+
+_MAX_BYTES: Final = 1 << 18
+_SOON: Final = timedelta(days=7)
+_CLOCK_WARNING_S: Final = 5.0
+_CLOCK_PROBLEM_S: Final = 60.0
+_REQUEST: Final = "request a certificate with authnjwt or authnstd"
+_OLDEST: Final = datetime(2025, 1, 1, tzinfo=UTC)
+"""Older than this program: a machine that believes this has lost its clock."""
+
+
+def check_configuration(
+    effective: Effective[ClientConfig], report: Report, environ: Mapping[str, str]
+) -> None:
+    """Values that could not be used, and variables that do not do what they seem to."""
+    for warning in effective.warnings:
+        report.warning(
+            "configuration",
+            warning,
+            "a value that is not understood is left out, and the default is used",
+            "correct or unset it",
+        )
+    given = sorted({source for source in effective.sources.values() if source != "default"})
+    report.ok("configuration", f"taken from {', '.join(given) if given else 'defaults only'}")
+    home = environ.get("HOME", "").rstrip("/")
+    stray = f"{home}/.config/pva/1.3/client.p12"
+    if home and f"{home}/.config" != effective.config.xdg_config_home and os.path.exists(stray):  # noqa: PTH110 - as everywhere here
+        report.warning(
+            "configuration",
+            f"{stray} is not used",
+            f"HOME says {home}, but the user data base has another home directory, and that one counts: "
+            f"keychains are looked for in {effective.config.config_dir}",
+            f"set XDG_CONFIG_HOME={home}/.config, or EPICS_PVA_TLS_KEYCHAIN={stray}",
+        )
+
+
+def check_keychain(effective: Effective[ClientConfig], report: Report) -> Keychain | None:
+    """The file, its permissions, its password and its chain."""
+    config = effective.config
+    path = config.tls_keychain
+    source = effective.sources.get("tls_keychain", "default")
+    if not path:
+        why = (
+            f"there is no {config.config_dir}/client.p12, and EPICS_PVA_TLS_KEYCHAIN is not set"
+            if source == "default"
+            else f"{source} is set to nothing, which switches TLS off"
+        )
+        report.note(
+            "keychain", "none: this client speaks plain TCP", why, f"{_REQUEST}, if this site uses TLS"
+        )
+        return None
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except OSError as error:
+        report.problem(
+            "keychain",
+            f"{path}: {error.strerror}",
+            f"this path comes from {source}; without its keychain the client falls back to plain TCP",
+            f"correct the path, or {_REQUEST}",
+        )
+        return None
+    _check_permissions(path, status, report)
+    from appliance.certs.keychain import load_keychain
+    from appliance.config.files import read_private
+
+    try:
+        data = read_private(path, _MAX_BYTES, strict=False).data
+    except ConfigurationError as error:
+        report.problem(
+            "keychain",
+            str(error),
+            f"this process runs as user {os.geteuid()} and the file belongs to user {status.st_uid}",
+            f"make the file readable for its user: chown {os.geteuid()} {path}; chmod 600 {path}",
+        )
+        return None
+    password = config.tls_keychain_password
+    try:
+        keychain = load_keychain(data, password)
+    except KeychainError as error:
+        what, _, remedy = str(error).partition("; ")
+        secret = "password" in str(error)
+        named = f"the password was read from {password.source}" if password else "no password file is set"
+        report.problem(
+            "password" if secret else "keychain",
+            f"{path}: {what}",
+            named if secret else "such a keychain is not used: the client falls back to plain TCP",
+            remedy or f"restore the file from its backup, or {_REQUEST}",
+        )
+        return None
+    report.ok("keychain", f"{path} ({source})")
+    report.ok("password", "opens the keychain" if password else "none needed")
+    return keychain
+
+
+def _check_permissions(path: str, status: os.stat_result, report: Report) -> None:
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & 0o077:
+        tell = report.problem if mode & 0o007 else report.warning
+        who = "every user of this machine" if mode & 0o007 else "its group"
+        tell(
+            "keychain",
+            f"{path} has mode {mode:04o}",
+            f"it holds a private key, and {who} gets at it",
+            f"chmod 600 {path}, and request a new certificate if others may have read it",
+        )
+    if status.st_uid not in (os.geteuid(), 0):
+        report.warning(
+            "keychain",
+            f"{path} belongs to user {status.st_uid}, and this process runs as user {os.geteuid()}",
+            "its owner can replace it, and with it this client's identity",
+            f"chown {os.geteuid()} {path}",
+        )
+    directory = os.path.dirname(path) or "."  # noqa: PTH120
+    try:
+        above = os.stat(directory)  # noqa: PTH116
+    except OSError:
+        return
+    if above.st_mode & 0o022 and not above.st_mode & stat.S_ISVTX:
+        report.problem(
+            "keychain",
+            f"the directory {directory} has mode {stat.S_IMODE(above.st_mode):04o}",
+            "others can replace the keychain in it",
+            f"chmod go-w {directory}",
+        )
+
+
+def check_certificates(keychain: Keychain, report: Report, now: datetime) -> None:
+    """Chain, dates and usage."""
+    from appliance.certs.x509 import check_extended_key_usage, find_extension, is_ca, renew_by, subject_text
+
+    leaf = keychain.certificate
+    if leaf is None:
+        names = ", ".join(subject_text(anchor.subject) for anchor in keychain.anchors)
+        report.note(
+            "chain",
+            f"trust anchors only: {names}",
+            "such a client verifies servers, and stays anonymous itself",
+            f"{_REQUEST}, if this client needs a name of its own",
+        )
+    else:
+        links = " <- ".join(subject_text(item.subject) for item in (leaf, *keychain.chain))
+        report.ok("chain", f"{keychain.cert_id} {links}")
+    roles = [("trust anchor", anchor) for anchor in keychain.anchors]
+    roles += [("issuer", item) for item in keychain.chain if item not in keychain.anchors]
+    if leaf is not None:
+        roles.insert(0, ("certificate", leaf))
+    for role, certificate in roles:
+        _check_dates(role, certificate, report, now)
+    if leaf is None:
+        return
+    due = renew_by(leaf)
+    if due is not None and now >= due:
+        report.warning(
+            "expiry",
+            f"the certificate is due for renewal since {_date(due)}",
+            "the certificate service suspends it until it is renewed",
+            "run the authenticator that requested it again",
+        )
+    if is_ca(leaf):
+        report.problem(
+            "usage",
+            "the certificate is a certificate authority's",
+            "servers do not accept it as a client's",
+            f"use another keychain: {_REQUEST}",
+        )
+        return
+    from cryptography.x509 import KeyUsage
+
+    bits = find_extension(leaf, KeyUsage)
+    if bits is not None and not bits.digital_signature:
+        report.problem(
+            "usage",
+            "the certificate's key may not sign (key usage lacks digitalSignature)",
+            "TLS 1.3 proves an identity by a signature",
+            _REQUEST,
+        )
+        return
+    try:
+        check_extended_key_usage(leaf, "client")
+    except ApplianceError as error:
+        report.problem(
+            "usage", str(error), "servers do not accept it as a client's", f"{_REQUEST} for a client"
+        )
+    else:
+        report.ok("usage", "good for a client")
+
+
+def _check_dates(role: str, certificate: x509.Certificate, report: Report, now: datetime) -> None:
+    from appliance.certs.x509 import subject_text
+
+    begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    name = f"{role} {subject_text(certificate.subject)}"
+    if now < begins:
+        report.problem(
+            "clock",
+            f"the {name} is not valid before {_date(begins)}, and it is {_date(now)} here",
+            "either this machine's clock is behind, or the certificate was made for later",
+            "check the clock (timedatectl)",
+        )
+    elif now > ends:
+        report.problem(
+            "expiry",
+            f"the {name} expired at {_date(ends)}",
+            "peers refuse it",
+            _REQUEST if role == "certificate" else "get the site's new trust anchor with a new certificate",
+        )
+    elif ends - now < min(_SOON, (ends - begins) / 10):
+        report.warning(
+            "expiry", f"the {name} expires at {_date(ends)}", "that is soon", f"renew it: {_REQUEST}"
+        )
+    else:
+        report.ok("expiry", f"the {name} is valid until {_date(ends)}")
+
+
+async def check_status(
+    keychain: Keychain, config: ClientConfig, context: Context, report: Report, now: datetime, timeout: float
+) -> None:
+    """Ask the certificate service for the certificate's status, as TLS itself does: over plain TCP."""
+    name = keychain.status_pv
+    if keychain.certificate is None:
+        return
+    if not name:
+        report.note("status", "the certificate names no status PV", "nobody can revoke it before it expires")
+        return
+    if config.tls_options.no_revocation_check:
+        report.warning(
+            "status",
+            "no_revocation_check is set: revoked certificates are accepted",
+            "EPICS_PVA_TLS_OPTIONS says so",
+            "remove it, unless this is a test",
+        )
+    try:
+        value = await context.get(name, timeout=timeout)
+    except OperationTimeoutError as error:
+        effect = (
+            "operations fail"
+            if config.tls_options.on_no_cms == "throw"
+            else "the client may fall back to plain TCP"
+        )
+        report.problem(
+            "status",
+            str(error),
+            f"without the certificate's status {effect}",
+            "check that the certificate service (pvacms) runs, and that the searches of this client reach it",
+        )
+        return
+    except ApplianceError as error:
+        report.problem(
+            "status",
+            str(error),
+            "the certificate service refuses to tell",
+            "ask its administrator to look at its log",
+        )
+        return
+    _judge(keychain, value, report, now)
+
+
+def _judge(keychain: Keychain, value: Any, report: Report, now: datetime) -> None:
+    from appliance.certs.ocsp import verify_response
+    from appliance.certs.status import CertState, judge, parse_state
+
+    issuer = keychain.issuer
+    assert issuer is not None
+    text = str(value.get("state", ""))
+    try:
+        answer = verify_response(
+            bytes(value.get("ocsp_response", b"")), issuer=issuer, serial=keychain.serial, now=now
+        )
+    except ApplianceError as error:
+        report.problem(
+            "status",
+            f"{keychain.status_pv}: {error}",
+            "an answer that does not verify counts for nothing, whatever state it names",
+            "check the clocks, and that this is the certificate service that issued the certificate",
+        )
+        return
+    _compare_clocks((answer.this_update - now).total_seconds(), report)
+    state = judge(answer.state, parse_state(text), next_update=answer.next_update, now=now).state
+    if state is CertState.VALID:
+        report.ok("status", f"{keychain.status_pv} is VALID, certified until {_date(answer.next_update)}")
+        return
+    remedies = {
+        CertState.PENDING_APPROVAL: f"ask an administrator to approve it: pvxcert -A {keychain.cert_id}",
+        CertState.PENDING: "wait until it becomes valid, or check the clock of the certificate service",
+        CertState.PENDING_RENEWAL: "run the authenticator that requested it again",
+        CertState.SCHEDULED_OFFLINE: "wait for its next scheduled time, or ask an administrator",
+    }
+    report.problem(
+        "status",
+        f"{keychain.status_pv} is {state.value}",
+        "servers do not accept the certificate in this state",
+        remedies.get(state, _REQUEST),
+    )
+
+
+def _compare_clocks(ahead_s: float, report: Report) -> None:
+    """``ahead_s``: how far in our future the certificate service signed; the past is no news, answers are kept."""
+    if ahead_s > _CLOCK_WARNING_S:
+        tell = report.problem if ahead_s > _CLOCK_PROBLEM_S else report.warning
+        tell(
+            "clock",
+            f"the certificate service's clock is {ahead_s:.0f} s ahead of this machine's",
+            "a status that seems to come from the future is not accepted beyond one minute",
+            "synchronise both clocks (timedatectl, chronyc tracking)",
+        )
+
+
+def check_clock(report: Report, now: datetime) -> None:
+    """Plausibility, and whether something keeps the clock right."""
+    if now < _OLDEST:
+        report.problem(
+            "clock",
+            f"it is {_date(now)} here",
+            "this program is younger than that: no certificate can be valid",
+            "set the clock (timedatectl)",
+        )
+        return
+    synchronised = _synchronised()
+    if synchronised is None:
+        report.note("clock", f"it is {_date(now)} here; whether that is kept right cannot be told")
+    elif synchronised:
+        report.ok("clock", f"it is {_date(now)} here, synchronised")
+    else:
+        report.warning(
+            "clock",
+            f"it is {_date(now)} here, not synchronised",
+            "certificates and their status are judged by this clock",
+            "start a time service (chronyd, systemd-timesyncd) and wait for it",
+        )
+
+
+def _synchronised() -> bool | None:
+    import shutil
+    import subprocess
+
+    if os.path.exists("/run/systemd/timesync/synchronized"):  # noqa: PTH110
+        return True
+    command = shutil.which("timedatectl")
+    if command is None or not os.path.isdir("/run/systemd/system"):  # noqa: PTH112
+        return None
+    try:
+        done = subprocess.run(  # noqa: S603 - no argument of it comes from outside
+            [command, "show", "--property=NTPSynchronized", "--value"],
+            capture_output=True,
+            timeout=3,
+            check=False,
+            text=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"yes": True, "no": False}.get(done.stdout.strip())
+
+
+def _date(when: datetime) -> str:
+    return f"{when:%Y-%m-%d %H:%M:%S} UTC"

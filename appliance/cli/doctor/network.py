@@ -1,0 +1,178 @@
+"""Checks of ports, interfaces, search destinations, name servers, and of who answers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from typing import TYPE_CHECKING, Final
+
+from appliance.cli.doctor.report import Report
+from appliance.config.address import Endpoint
+from appliance.config.pva import ClientConfig
+from appliance.errors import ApplianceError, TransportError
+from appliance.transport.interfaces import broadcast_addresses, interface_addresses
+from appliance.transport.udp import UDPPort, resolve_datagram_address
+
+if TYPE_CHECKING:
+    from appliance.client.context import Context
+
+__all__ = [
+    "check_interfaces",
+    "check_name_servers",
+    "check_ports",
+    "check_pv",
+    "check_search",
+    "check_servers",
+]
+
+DISCOVERY_S: Final = 1.0
+"""Seconds in which servers must answer to count as reachable."""
+
+
+def check_ports(config: ClientConfig, report: Report) -> None:
+    """The beacons' port can be shared, and the numbers make sense."""
+    try:
+        UDPPort(lambda *_: None, port=config.broadcast_port, shared=True).close()
+    except TransportError as error:
+        report.warning(
+            "ports",
+            f"UDP {config.broadcast_port}: {error}",
+            "another program holds the port for itself: beacons are not heard, and new servers are found later",
+            f"ss -ulpn sport = :{config.broadcast_port} tells which; it should share the port (SO_REUSEPORT)",
+        )
+    else:
+        report.ok("ports", f"UDP {config.broadcast_port} can be listened on for beacons")
+    if config.tls_enabled and config.tls_port == config.server_port:
+        report.problem(
+            "ports",
+            f"TCP {config.server_port} is both the plain port and the TLS port",
+            "a server cannot listen twice on one port",
+            "set EPICS_PVA_TLS_PORT to 5076",
+        )
+
+
+def check_interfaces(config: ClientConfig, report: Report) -> None:
+    """What the client is bound to exists."""
+    own = {str(item.address) for item in interface_addresses()}
+    for endpoint in config.intf_addr_list:
+        if endpoint.host not in own and endpoint.host != "0.0.0.0" and own:  # noqa: S104 - compared, not bound
+            report.problem(
+                "interfaces",
+                f"{endpoint.host} is no address of this machine",
+                f"EPICS_PVA_INTF_ADDR_LIST names it; there are {', '.join(sorted(own))}",
+                "correct or unset it",
+            )
+
+
+async def check_search(config: ClientConfig, report: Report) -> None:
+    """Every destination of searches: its name, its route, the interface that it is reached by."""
+    automatic: list[str] = []
+    if config.auto_addr_list:
+        automatic = broadcast_addresses(frozenset(endpoint.host for endpoint in config.intf_addr_list))
+        if automatic == ["127.255.255.255"]:
+            report.warning(
+                "search",
+                "no interface has a broadcast address: only servers on this machine are found",
+                "EPICS_PVA_AUTO_ADDR_LIST is YES, and there is nothing but loopback",
+                "bring the network up, or name servers in EPICS_PVA_ADDR_LIST or EPICS_PVA_NAME_SERVERS",
+            )
+    elif not config.addr_list and not config.name_servers:
+        report.problem(
+            "search",
+            "searches go nowhere",
+            "EPICS_PVA_AUTO_ADDR_LIST is NO, EPICS_PVA_ADDR_LIST and EPICS_PVA_NAME_SERVERS are empty",
+            "set one of them",
+        )
+    for endpoint in (*config.addr_list, *map(Endpoint, automatic)):
+        await _check_destination(endpoint, config, report)
+
+
+async def _check_destination(endpoint: Endpoint, config: ClientConfig, report: Report) -> None:
+    address = await resolve_datagram_address(endpoint, config.broadcast_port)
+    if address is None:
+        report.problem(
+            "search",
+            f"{endpoint.host} cannot be resolved",
+            "EPICS_PVA_ADDR_LIST names it, and neither the hosts file nor DNS knows it (IPv4)",
+            f"check the spelling, and: getent ahostsv4 {endpoint.host}",
+        )
+        return
+    name = f"{address[0]}:{address[1]}"
+    if endpoint.host != address[0]:
+        name = f"{endpoint.host} ({name})"
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            probe.connect(address)
+            local = probe.getsockname()[0]
+    except OSError as error:
+        report.problem(
+            "search",
+            f"{name}: {error.strerror}",
+            "the kernel has no way to send there",
+            f"check the routes: ip route get {address[0]}",
+        )
+        return
+    report.ok("search", f"{name} by the interface with {local}")
+
+
+async def check_name_servers(config: ClientConfig, context: Context, report: Report, timeout: float) -> None:
+    """Every name server accepts a connection and speaks PVAccess."""
+    for endpoint in config.name_servers:
+        port = endpoint.port or (config.tls_port if endpoint.tls else config.server_port)
+        try:
+            answer = await context.rpc(
+                "server", {"op": "info"}, server=(endpoint.host, port, endpoint.tls), timeout=timeout
+            )
+        except ApplianceError as error:
+            report.problem(
+                "name servers",
+                f"{endpoint}: {str(error).removeprefix('server: ')}",
+                "EPICS_PVA_NAME_SERVERS names it; PVs that only it knows are not found",
+                f"check that it runs and that no firewall is between: TCP port {port}",
+            )
+            continue
+        version = str(answer["version"]) if answer is not None and "version" in answer else "version unknown"
+        report.ok("name servers", f"{endpoint} answers: {version}")
+
+
+async def check_servers(config: ClientConfig, context: Context, report: Report) -> None:
+    """Somebody answers."""
+    found: dict[str, None] = {}
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DISCOVERY_S):
+            async for news in context.discover():
+                if news.online:
+                    found[f"{news.server} ({news.protocol})"] = None
+    if found:
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        report.ok("servers", f"{len(found)} answered: {', '.join(list(found)[:5])}{more}")
+        return
+    tell = report.note if config.name_servers else report.warning
+    tell(
+        "servers",
+        f"none answered a search within {DISCOVERY_S:g} s",
+        "no server runs where searches go, or a firewall drops them, or they go to the wrong place",
+        f"look at the destinations above; UDP port {config.broadcast_port} must be open on the servers, "
+        "and answers come back to a port that this client chooses",
+    )
+
+
+async def check_pv(name: str, context: Context, report: Report, timeout: float) -> None:
+    """One PV is found, and who serves it."""
+    try:
+        info = await context.info(name, timeout=timeout)
+    except ApplianceError as error:
+        report.problem(
+            "pv",
+            str(error),
+            "the reason is what this client saw last",
+            "check the name's spelling, that its server runs, and the findings above",
+        )
+        return
+    peer = info.peer
+    how = "plain TCP: the server's identity is not proved"
+    if peer.is_tls:
+        how = f"TLS, {peer.account} certified by {peer.authority.splitlines()[0] if peer.authority else 'nobody'}"
+    report.ok("pv", f"{name} is served by {info.server} over {how}")

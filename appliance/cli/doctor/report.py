@@ -1,0 +1,78 @@
+"""What the checks found, for people and for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+__all__ = ["NOTE", "OK", "PROBLEM", "WARNING", "Finding", "Report"]
+
+OK: Final = "ok"
+NOTE: Final = "note"
+"""Nothing is wrong, but it is not what everybody expects."""
+WARNING: Final = "warning"
+"""It works, and will not always."""
+PROBLEM: Final = "problem"
+
+
+class Finding(NamedTuple):
+    """One result of one check."""
+
+    check: str
+    """``configuration``, ``keychain``, ``password``, ``chain``, ``expiry``, ``usage``, ``status``, ``clock``,
+    ``ports``, ``interfaces``, ``search``, ``name servers``, ``servers``, ``pv``."""
+    level: str
+    what: str
+    why: str = ""
+    do: str = ""
+
+
+class Report:
+    """Collects findings."""
+
+    def __init__(self) -> None:
+        self.findings: list[Finding] = []
+
+    def ok(self, check: str, what: str) -> None:
+        """All is well."""
+        self.findings.append(Finding(check, OK, what))
+
+    def note(self, check: str, what: str, why: str = "", do: str = "") -> None:
+        """Worth knowing."""
+        self.findings.append(Finding(check, NOTE, what, why, do))
+
+    def warning(self, check: str, what: str, why: str, do: str) -> None:
+        """It works, and will not always."""
+        self.findings.append(Finding(check, WARNING, what, why, do))
+
+    def problem(self, check: str, what: str, why: str, do: str) -> None:
+        """It does not work."""
+        self.findings.append(Finding(check, PROBLEM, what, why, do))
+
+    def count(self, level: str) -> int:
+        """How many findings are of this level."""
+        return sum(finding.level == level for finding in self.findings)
+
+    def lines(self) -> Iterable[str]:
+        """The report for people: one line a finding, below it why and what to do."""
+        for finding in self.findings:
+            label = finding.level.upper() if finding.level == PROBLEM else finding.level
+            yield f"{label:<8} {finding.check}: {finding.what}"
+            if finding.why:
+                yield f"         why: {finding.why}"
+            if finding.do:
+                yield f"         do:  {finding.do}"
+        problems, warnings = self.count(PROBLEM), self.count(WARNING)
+        yield f"{_number(problems, 'problem')}, {_number(warnings, 'warning')}"
+
+    def plain(self) -> dict[str, object]:
+        """The report for programs."""
+        return {
+            "problems": self.count(PROBLEM),
+            "warnings": self.count(WARNING),
+            "findings": [finding._asdict() for finding in self.findings],
+        }
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count or 'no'} {noun}{'' if count == 1 else 's'}"

@@ -1,0 +1,256 @@
+"""``pvacms``: everything wired together."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final
+
+from appliance.daemon.run import EXIT_FAILURE, EXIT_OK, Daemon, run
+from appliance.errors import ApplianceError, ConfigurationError
+
+if TYPE_CHECKING:
+    from appliance.cms.config import Effective
+    from appliance.cms.service import Service
+
+__all__ = ["main"]
+
+_NAME: Final = "pvacms"
+_log: Final = logging.getLogger("appliance.cms")
+_LONGEST_SLEEP_S: Final = 2.0
+"""The wall clock may be set: look at it at least this often."""
+_RULE: Final = "+=======================================+======================================="
+_LINE: Final = "+---------------------------------------+---------------------------------------"
+
+
+def _parser() -> argparse.ArgumentParser:
+    from appliance.cms.config import add_flags
+
+    parser = argparse.ArgumentParser(
+        prog=_NAME,
+        description="PVAccess certificate management service: issues certificates for a Secure PVAccess network, "
+        "manages their life, and tells their status.",
+        epilog="Settings come from flags, the configuration file, EPICS_* variables and defaults, in this order. "
+        "SIGHUP reads the configuration and the access security file again.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML configuration")
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="print the effective configuration, log more"
+    )
+    parser.add_argument("-V", "--version", action="store_true", help="print the version and exit")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--check-config", action="store_true", help="check the configuration and exit")
+    what.add_argument(
+        "--print-config", action="store_true", help="print the effective configuration and exit"
+    )
+    what.add_argument(
+        "--print-schema", action="store_true", help="print the JSON schema of the file and exit"
+    )
+    what.add_argument("--backup", metavar="FILE", help="copy the database, which may be in use, and exit")
+    what.add_argument("--audit-verify", action="store_true", help="check the audit's chain and exit")
+    what.add_argument(
+        "--admin-keychain-new",
+        metavar="NAME",
+        help="make an administrator's keychain, add NAME to the ACF, exit",
+    )
+    what.add_argument(
+        "--admin-keychain-ensure",
+        metavar="NAME",
+        help="make an administrator's keychain if there is none, and serve",
+    )
+    parser.add_argument(
+        "--audit-head", metavar="HASH", help="with --audit-verify: the hash that must come last"
+    )
+    add_flags(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``pvacms``; returns the exit status: 0, 1 with one sentence on standard error, 2 for a bad command line."""
+    options = _parser().parse_args(argv)
+    if options.version:
+        from appliance import __version__
+
+        sys.stdout.write(f"pvacms (Secure PVAccess appliance) {__version__}\n")
+        return EXIT_OK
+    try:
+        done = _one_shot(options)
+        if done is not None:
+            return done
+        effective = _resolve(options)
+        from appliance.daemon import logging as daemon_logging
+
+        level = "DEBUG" if options.verbose else effective.settings.log_level
+        for fault in (*daemon_logging.configure(level=level), *effective.warnings):
+            _log.warning("%s", fault)
+        if options.admin_keychain_new is not None:
+            return _new_administrator(effective, options.admin_keychain_new)
+    except ApplianceError as error:
+        sys.stderr.write(f"{_NAME}: {error}\n")
+        return EXIT_FAILURE
+
+    async def serve(daemon: Daemon) -> None:
+        await _serve(daemon, effective, options)
+
+    return run(serve, name=_NAME)
+
+
+def _resolve(options: argparse.Namespace) -> Effective:
+    from appliance.cms.config import resolve
+
+    return resolve(options, config=options.config)
+
+
+def _one_shot(options: argparse.Namespace) -> int | None:
+    if options.print_schema:
+        import msgspec
+
+        from appliance.cms.config import CMSSettings
+        from appliance.config.loader import schema
+
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(schema(CMSSettings))).decode() + "\n")
+        return EXIT_OK
+    if options.check_config:
+        from appliance.cms.policy import read_acf
+
+        effective = _resolve(options)
+        import os
+
+        if os.path.lexists(effective.settings.acf):
+            read_acf(effective.settings.acf)
+        for warning in effective.warnings:
+            sys.stderr.write(f"{_NAME}: {warning}\n")
+        sys.stdout.write(f"{options.config or 'the configuration'}: good\n")
+        return EXIT_OK
+    if options.print_config:
+        sys.stdout.write(_shown(_resolve(options)))
+        return EXIT_OK
+    if options.backup is not None:
+        from appliance.cms.backup import backup
+
+        sys.stdout.write(
+            f"Database backup created : {backup(_resolve(options).settings.db, options.backup)}\n"
+        )
+        return EXIT_OK
+    if options.audit_verify:
+        from appliance.cms.audit import verify_audit
+
+        verdict = verify_audit(_resolve(options).settings.db, head=options.audit_head)
+        if not verdict.intact:
+            raise ConfigurationError(
+                f"the audit is broken: {verdict.fault}; {verdict.records} records are good"
+            )
+        sys.stdout.write(f"audit intact: {verdict.records} records, head {verdict.head}\n")
+        return EXIT_OK
+    return None
+
+
+def _shown(effective: Effective) -> str:
+    from appliance.config.loader import dump
+
+    server = "".join(f"#   {line}\n" for line in effective.server_lines)
+    return dump(effective.settings) + "# The server:\n" + server
+
+
+def _new_administrator(effective: Effective, name: str) -> int:
+    from appliance.cms.service import Service
+    from appliance.cms.setup import add_administrator, ensure_acf, ensure_administrator, say
+
+    service = Service.open(effective, clock=_now)
+    try:
+        ensure_administrator(effective.settings, service.issuing, name, must_be_new=True)
+        acf = effective.settings.acf
+        if not ensure_acf(acf, service.authority, name):
+            add_administrator(acf, name)
+    finally:
+        service.close()
+    say(f'Admin user "{name}" has been added to list of administrators of this PVACMS')
+    say("Restart the PVACMS, or send it SIGHUP, for it to take effect")
+    return EXIT_OK
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+async def _serve(daemon: Daemon, effective: Effective, options: argparse.Namespace) -> None:
+    from appliance.cms.service import Service
+
+    service = Service.open(effective, clock=_now)
+    try:
+        service.first_start(ensure=options.admin_keychain_ensure)
+        await service.start()
+
+        async def reload() -> None:
+            await service.reload(_resolve(options))
+            _log.info("configuration and access security file were read again")
+
+        daemon.on_reload(reload)
+        if options.verbose:
+            sys.stdout.write("Effective config\n" + _shown(effective))
+        _banner(effective, service)
+        daemon.ready(service.health.summary())
+        clock = asyncio.create_task(_keep_time(service, daemon), name="clock")
+        wait = asyncio.create_task(daemon.wait(), name="stop")
+        try:
+            await asyncio.wait((clock, wait), return_when=asyncio.FIRST_COMPLETED)
+            if clock.done():
+                clock.result()
+        finally:
+            clock.cancel()
+            wait.cancel()
+        sys.stdout.write(f"\n{_RULE}\n| PVACMS [{service.names.issuer_id}] Service Exiting     |\n{_RULE}\n")
+        sys.stdout.flush()
+    finally:
+        await service.stop()
+
+
+def _banner(effective: Effective, service: Service) -> None:
+    from appliance.certs.x509 import subject_text
+
+    settings = effective.settings
+    rows = (
+        ("Certificate Database", service.store._shown()),
+        ("Certificate Authority", subject_text(service.authority.issuer.certificate.subject)),
+        ("Certificate Authority Keychain File", settings.cert_auth_tls_keychain),
+        ("PVACMS Keychain File", effective.server.tls_keychain),
+        ("PVACMS Access Control File", settings.acf),
+    )
+    lines = [_RULE, "| EPICS Secure PVAccess Certificate Management Service", _LINE]
+    lines += [f"| {name:<38}: {value}" for name, value in rows]
+    lines += [_LINE, f"| PVACMS [{service.names.issuer_id}] Service Running     |", _RULE]
+    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.flush()
+
+
+async def _keep_time(service: Service, daemon: Daemon) -> None:
+    """Let the clock's changes happen when they are due, check the health, make the backups."""
+    next_health = 0.0
+    next_backup = time.monotonic() + service.settings.backup_interval_s
+    before = service.clock()
+    while True:
+        now = service.clock()
+        if now < before - timedelta(seconds=1):
+            _log.warning("the clock was set back by %s", before - now)
+            service.publisher.step_back()
+        before = now
+        busy = service.tick()
+        monotonic = time.monotonic()
+        if monotonic >= next_health:
+            next_health = monotonic + service.settings.health_interval_s
+            await service.health.check()
+            daemon.status(service.health.summary())
+        if service.settings.backup_interval_s and monotonic >= next_backup:
+            next_backup = monotonic + service.settings.backup_interval_s
+            await service.backup()
+        await asyncio.sleep(0 if busy else service.pause(_LONGEST_SLEEP_S))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

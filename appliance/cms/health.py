@@ -1,0 +1,150 @@
+"""CERT:HEALTH and CERT:METRICS.
+
+Source: SPVA specification 10.2; shapes as the reference of 2026 has them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from datetime import datetime
+from typing import Final
+
+from appliance.certs.status import CertState
+from appliance.cms.issuing import Issuing
+from appliance.cms.lifecycle import Lifecycle
+from appliance.cms.publisher import Publisher
+from appliance.cms.services import Counters
+from appliance.cms.shapes import HEALTH, METRICS
+from appliance.cms.store import Store, Transaction, counts, is_sqlite
+from appliance.errors import ApplianceError
+from appliance.pvdata import Value
+from appliance.pvdata.nt import now_to_time
+from appliance.server import SharedPV
+
+__all__ = ["Health"]
+
+_MAJOR: Final = 2
+
+
+class Health:
+    """Looks at the service and tells what it sees on two PVs."""
+
+    def __init__(
+        self, store: Store, lifecycle: Lifecycle, issuing: Issuing, publisher: Publisher, counters: Counters
+    ) -> None:
+        self._store = store
+        self._lifecycle = lifecycle
+        self._issuing = issuing
+        self._publisher = publisher
+        self._counters = counters
+        self._started = time.monotonic()
+        self._count = 0
+        self._ok = True
+        health = Value(HEALTH)
+        health["value.choices"] = ("Not OK", "OK")
+        health["display.description"] = "health of the certificate management service"
+        metrics = Value(METRICS)
+        metrics["display.description"] = "Number of active (VALID) certificates"
+        metrics["display.units"] = "certs"
+        self.health = SharedPV(health)
+        self.metrics = SharedPV(metrics)
+
+    async def check(self) -> None:
+        """Look, and post."""
+        now = self._lifecycle.clock()
+        try:
+            by_state = await self._store.submit(_probe)
+            self._count = sum(by_state.values())
+            problem = ""
+        except ApplianceError as error:
+            problem = str(error)
+        db_ok = not problem and self._store.healthy
+        if not db_ok and not problem:
+            problem = "the database could not be written"
+        ca_valid = self._ca_valid(now)
+        if not ca_valid:
+            problem = problem or "the certificate authority is not valid now"
+        if not problem and self._lifecycle.journal.missing:
+            problem = "the revocation journal cannot be written"
+        self._ok = not problem
+        seconds = now.timestamp()
+        uptime = int(time.monotonic() - self._started)
+        stamp = now_to_time(seconds)
+        alarm = {
+            "severity": _MAJOR if problem else 0,
+            "status": 1 if problem else 0,
+            "message": problem[:256],
+        }
+        self.health.post(
+            {
+                "value": {"index": 0 if problem else 1},
+                "alarm": alarm,
+                "timeStamp": stamp,
+                "db_ok": db_ok,
+                "ca_valid": ca_valid,
+                "uptime_secs": uptime,
+                "cert_count": self._count,
+                "last_check": f"{now:%Y-%m-%dT%H:%M:%SZ}",
+            }
+        )
+        live = list(self._lifecycle.live.values())
+        counters = self._counters
+        self.metrics.post(
+            {
+                "value": sum(1 for record in live if record.state is CertState.VALID),
+                "timeStamp": stamp,
+                "certs_created": self._lifecycle.created,
+                "certs_revoked": self._lifecycle.revoked,
+                "avg_ccr_time_ms": counters.average_ms,
+                "db_size_bytes": self._size(),
+                "uptime_secs": uptime,
+                "ccrs_refused": counters.refused,
+                "ccrs_rate_limited": counters.limited,
+                "ccrs_in_flight": counters.in_flight,
+                "certs_pending_approval": sum(
+                    1 for record in live if record.state is CertState.PENDING_APPROVAL
+                ),
+                "status_signed": self._publisher.signed,
+                "db_commits": self._store.commits,
+            }
+        )
+
+    def summary(self) -> str:
+        """One line for the service manager."""
+        live = self._lifecycle.live.values()
+        pending = sum(1 for record in live if record.state is CertState.PENDING_APPROVAL)
+        return (
+            f"issuer {self._issuing.names.issuer_id}, {self._count} certificates, {pending} wait for approval"
+            + ("" if self._ok else "; NOT OK")
+        )
+
+    def _ca_valid(self, now: datetime) -> bool:
+        issuer = self._issuing.issuer
+        return all(
+            certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc
+            for certificate in (issuer.certificate, *issuer.chain)
+        )
+
+    def _size(self) -> int:
+        size = 0
+        if is_sqlite(self._store.where):
+            for suffix in ("", "-wal"):
+                with contextlib.suppress(OSError):
+                    size += os.stat(self._store.where + suffix).st_size  # noqa: PTH116
+        return size
+
+
+def _probe(transaction: Transaction) -> dict[str, int]:
+    """Write something too: a full disk shows before a requester finds it."""
+    import sqlalchemy as sa
+
+    from appliance.cms.schema import meta
+
+    transaction.flush()
+    connection = transaction.connection
+    stamp = str(int(time.time()))
+    if connection.execute(sa.update(meta).where(meta.c.key == "probe").values(value=stamp)).rowcount == 0:
+        connection.execute(sa.insert(meta).values(key="probe", value=stamp))
+    return counts(transaction)

@@ -1,0 +1,354 @@
+"""From a request to a certificate: one path for all authenticators.
+
+Source: SPVA specification 9. A verifier turns the request into a Grant; the grant is recorded and committed; only
+then does the CA's key sign. What the requester names counts only as far as the grant says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any, Final, Literal, NamedTuple, Protocol
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_public_key
+
+from appliance.authn.grant import USAGES, Grant
+from appliance.authn.std.verifier import StdRequest, verify
+from appliance.certs.profiles import Issuer, build_certificate, check_public_key, subject_name
+from appliance.certs.x509 import UNREADABLE, cert_id
+from appliance.cms.lifecycle import Actor, Lifecycle, Refused, Request
+from appliance.cms.policy import Names
+from appliance.cms.store import Record
+from appliance.config.duration import Duration
+from appliance.errors import CertificateError, PVDataError, TokenRefused
+from appliance.pva.credentials import Credentials
+from appliance.pvdata import StructType
+
+__all__ = ["CCR", "Issued", "Issuing", "Rules", "UsageRules", "new_serial", "pem_chain"]
+
+_log: Final = logging.getLogger(__name__)
+_MAX_TEXT: Final = 256
+_MAX_KEY: Final = 16384
+_MAX_TOKEN: Final = 16384
+_USAGE: Final = {1: "client", 2: "server", 3: "ioc", 8: "ioc", 11: "ioc"}
+"""Usages by number. Peers of 2025 have 3 for both; the specification's bit for IOCs is 8."""
+_SERIAL_BITS: Final = 63
+"""Signed 64-bit integers are what databases have; two random serials of this length never meet."""
+
+
+class UsageRules(NamedTuple):
+    """What holds for one usage."""
+
+    approval: bool = True
+    custom_durations: bool = True
+    validity: Duration = Duration(months=6)
+
+
+class Rules(NamedTuple):
+    """What the configuration says about certificates."""
+
+    usages: Mapping[str, UsageRules] = MappingProxyType(dict.fromkeys(USAGES, UsageRules()))
+    status_extension: Literal["yes", "no", "default"] = "default"
+    """Whether certificates name their status PV: always, never, or unless the requester asks for none."""
+    inherit_approval: bool = True
+    raw_pv_names: bool = False
+
+
+class CCR(NamedTuple):
+    """A certificate creation request, checked for form."""
+
+    type: str
+    name: str
+    country: str
+    organization: str
+    organizational_unit: str
+    usage: str
+    not_before: int
+    not_after: int
+    pub_key: str
+    config_uri_base: str
+    no_status: bool
+    token: str
+
+    def __repr__(self) -> str:
+        return f"<CCR {self.type} {self.name!r} {self.usage}>"
+
+    @classmethod
+    def parse(cls, argument: Any) -> CCR:
+        """Read the argument of the RPC. Raises Refused that names the field."""
+        if argument is None:
+            raise Refused(
+                "the request is empty; send an NTURI whose query holds the certificate creation request"
+            )
+        if not isinstance(argument.type, StructType):
+            raise Refused("the request is not a structure; send an NTURI with a query")
+        query = argument.get("query") if "query" in argument else argument
+        if not hasattr(query, "type") or not isinstance(query.type, StructType):
+            raise Refused("the request's query is not a structure")
+        pub_key = _text(query, "pub_key", _MAX_KEY)
+        if not pub_key:
+            return cls("", "", "", "", "", "client", 0, 0, "", "", no_status=False, token="")
+        number = _number(query, "usage")
+        if number not in _USAGE:
+            raise Refused(f"the usage {number} is not known; use 1 (client), 2 (server) or 3 (ioc)")
+        for field in ("schedule", "san"):
+            if query.get(field):
+                raise Refused(f"certificates with {field!r} are not issued here; leave it empty")
+        token = ""
+        if "verifier.token" in query:
+            token = _text(query, "verifier.token", _MAX_TOKEN + 1)
+        no_status = query.get("no_status", default=False)
+        if not isinstance(no_status, bool):
+            raise Refused("the field no_status must be a bool")
+        return cls(
+            type=_text(query, "type", 32) or "std",
+            name=_text(query, "name"),
+            country=_text(query, "country"),
+            organization=_text(query, "organization"),
+            organizational_unit=_text(query, "organization_unit"),
+            usage=_USAGE[number],
+            not_before=_number(query, "not_before"),
+            not_after=_number(query, "not_after"),
+            pub_key=pub_key,
+            config_uri_base=_text(query, "config_uri_base"),
+            no_status=no_status,
+            token=token,
+        )
+
+
+def _text(query: Any, field: str, limit: int = _MAX_TEXT) -> str:
+    try:
+        value = query.get(field, default="")
+    except PVDataError:
+        value = None
+    if not isinstance(value, str):
+        raise Refused(f"the field {field} must be text")
+    if len(value) > limit:
+        raise Refused(f"the field {field} has {len(value)} characters; at most {limit} are accepted")
+    return value
+
+
+def _number(query: Any, field: str) -> int:
+    value = query.get(field, default=0)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise Refused(f"the field {field} must be a whole number that is not negative")
+    return value
+
+
+class Issued(NamedTuple):
+    """A certificate and what the requester is told about it."""
+
+    record: Record
+    certificate: x509.Certificate
+    pem: str
+    """The certificate and the chain above it."""
+    cert_id: str
+    status_pv: str
+
+
+class TokenVerifier(Protocol):
+    """`appliance.authn.jwt.verifier.JWTVerifier`."""
+
+    async def verify(
+        self, token: str, *, usage: str, public_key: bytes | str, peer: str, now: datetime, is_tls: bool
+    ) -> Grant: ...
+
+
+class Issuing:
+    """See the module's text. ``rules`` and ``reserved`` may be replaced when the configuration is read again."""
+
+    def __init__(
+        self,
+        issuer: Issuer,
+        lifecycle: Lifecycle,
+        names: Names,
+        rules: Rules,
+        *,
+        tokens: TokenVerifier | None = None,
+        reserved: Callable[[], frozenset[str]] = frozenset,
+    ) -> None:
+        self.issuer = issuer
+        self.lifecycle = lifecycle
+        self.names = names
+        self.rules = rules
+        self.tokens = tokens
+        self.reserved = reserved
+        self._chain_pem = pem_chain(issuer.certificate, *issuer.chain)
+
+    async def issue(
+        self, ccr: CCR, peer: Credentials, *, wanted: Callable[[], bool] = lambda: True
+    ) -> Issued:
+        """Issue a certificate for a request of ``peer``.
+
+        ``wanted`` tells whether the requester still waits: a certificate that nobody takes is revoked.
+        Raises Refused, CertificateError, StoreError with one sentence for the requester.
+        """
+        actor = Actor(peer.method, peer.account, peer.peer)
+        try:
+            key = _public_key(ccr.pub_key)
+            grant = await self._verify(ccr, peer)
+            subject = subject_name(
+                grant.subject.get("CN", ""),
+                country=grant.subject.get("C", ""),
+                organization=grant.subject.get("O", ""),
+                organizational_unit=grant.subject.get("OU", ""),
+            )
+            issued = await self._apply(ccr, grant, key, subject, actor)
+        except TokenRefused as refusal:
+            facts = {**refusal.facts, "reason": refusal.reason, "why": str(refusal), "type": ccr.type}
+            await self.lifecycle.note("refuse", None, actor, facts)
+            raise
+        except (CertificateError, _Refusal) as refusal:
+            facts = {"why": str(refusal), "type": ccr.type, "name": ccr.name, "usage": ccr.usage}
+            await self.lifecycle.note("refuse", None, actor, facts)
+            raise
+        if not wanted():
+            await self.lifecycle.withdraw(
+                issued.record, "the requester was gone before the certificate was ready"
+            )
+        return issued
+
+    async def _verify(self, ccr: CCR, peer: Credentials) -> Grant:
+        now = self.lifecycle.clock()
+        if ccr.type == "jwt":
+            if self.tokens is None:
+                raise _Refusal("tokens are not accepted here: no issuer of tokens is configured")
+            if not ccr.token:
+                raise _Refusal("the request has no token")
+            return await self.tokens.verify(
+                ccr.token,
+                usage=ccr.usage,
+                public_key=ccr.pub_key,
+                peer=peer.peer,
+                now=now,
+                is_tls=peer.is_tls,
+            )
+        if ccr.type != "std":
+            raise _Refusal(f"requests of the type {ccr.type[:32]!r} are not accepted here; use std or jwt")
+        usage = self.rules.usages[ccr.usage]
+        latest = self.issuer.certificate.not_valid_after_utc
+        grant = verify(
+            StdRequest(
+                ccr.name,
+                ccr.organization,
+                ccr.organizational_unit,
+                ccr.country,
+                ccr.usage,
+                ccr.not_before,
+                ccr.not_after,
+            ),
+            now=now,
+            default_end=min(usage.validity.after(now), latest),
+            custom_durations=usage.custom_durations,
+            approval_needed=usage.approval,
+        )
+        if grant.not_after > latest:
+            raise CertificateError(
+                f"the certificate would outlive the certificate authority, which ends at "
+                f"{latest:%Y-%m-%d %H:%M:%S} UTC; ask for a shorter time"
+            )
+        if ccr.name.casefold() in {name.casefold() for name in self.reserved()}:
+            # A name with privileges is never given away without somebody looking.
+            return grant._replace(approval_needed=True, audit={"reserved": "yes"})
+        return grant
+
+    async def _apply(
+        self, ccr: CCR, grant: Grant, key: CertificatePublicKeyTypes, subject: x509.Name, actor: Actor
+    ) -> Issued:
+        authority = self.issuer.certificate
+        not_before = max(grant.not_before, authority.not_valid_before_utc)
+        not_after = min(grant.not_after, authority.not_valid_after_utc)
+        serial = new_serial()
+        request = Request(
+            serial=serial,
+            subject={part: grant.subject.get(part, "") for part in ("CN", "O", "OU", "C")},
+            usage=ccr.usage,
+            method=grant.method,
+            identity="" if grant.identity is None else f"{grant.identity.issuer}|{grant.identity.subject}",
+            skid=x509.SubjectKeyIdentifier.from_public_key(key).digest.hex(),
+            not_before=not_before,
+            not_after=not_after,
+            approval_needed=grant.approval_needed,
+            inherit=self.rules.inherit_approval and not grant.audit.get("reserved"),
+            roll_over=grant.identity is not None,
+            facts=grant.audit,
+        )
+        record = await self.lifecycle.create(request, actor)
+        with_status = self.rules.status_extension == "yes" or (
+            self.rules.status_extension == "default" and not ccr.no_status
+        )
+        status_pv = self.names.status(serial)
+        config_pv = None
+        if ccr.config_uri_base:
+            config_pv = f"{ccr.config_uri_base}:CONFIG:{self.names.issuer_id}:{request.skid[:8]}"
+        try:
+            certificate = build_certificate(
+                self.issuer,
+                subject=subject,
+                public_key=key,
+                usage=ccr.usage,
+                not_before=not_before.astimezone(UTC).replace(microsecond=0),
+                not_after=not_after.astimezone(UTC).replace(microsecond=0),
+                serial=serial,
+                status_pv=status_pv if with_status else None,
+                config_pv=config_pv,
+                raw_pv_names=self.rules.raw_pv_names,
+            )
+        except CertificateError as error:
+            await self.lifecycle.withdraw(record, f"it could not be signed: {error}")
+            raise
+        pem = certificate.public_bytes(Encoding.PEM).decode("ascii") + self._chain_pem
+        return Issued(record, certificate, pem, cert_id(self.names.issuer_id, serial), status_pv)
+
+    def own_certificate(
+        self,
+        record: Record,
+        subject: x509.Name,
+        key: CertificatePublicKeyTypes,
+        usage: str,
+        *,
+        status: bool,
+    ) -> x509.Certificate:
+        """Sign a certificate that the service itself asked for and that is recorded already."""
+        return build_certificate(
+            self.issuer,
+            subject=subject,
+            public_key=key,
+            usage=usage,
+            not_before=datetime.fromtimestamp(record.not_before, UTC),
+            not_after=datetime.fromtimestamp(record.not_after, UTC),
+            serial=record.serial,
+            status_pv=self.names.status(record.serial) if status else None,
+            raw_pv_names=self.rules.raw_pv_names,
+        )
+
+
+class _Refusal(Refused):
+    """A refusal that the store has not recorded yet."""
+
+
+def _public_key(pem: str) -> CertificatePublicKeyTypes:
+    try:
+        key = load_pem_public_key(pem.encode("ascii"))
+    except (*UNREADABLE, UnicodeEncodeError) as error:
+        raise CertificateError("the public key cannot be read; send it in PEM form") from error
+    problem = check_public_key(key)  # type: ignore[arg-type]
+    if problem:
+        raise CertificateError(f"the public key is not acceptable: {problem}")
+    return key  # type: ignore[return-value]
+
+
+def pem_chain(*certificates: x509.Certificate) -> str:
+    """Certificates in PEM form, one after the other, each once."""
+    seen = dict.fromkeys(c.public_bytes(Encoding.PEM).decode("ascii") for c in certificates)
+    return "".join(seen)
+
+
+def new_serial() -> int:
+    """A random serial number, never 0, of 63 bits."""
+    return secrets.randbits(_SERIAL_BITS - 1) | 1 << (_SERIAL_BITS - 1)

@@ -1,0 +1,107 @@
+"""Revocations beside the database, so that restoring an older database un-revokes nothing.
+
+A file of lines, appended to and synced before a revocation is answered: ``serial date`` in decimal, after a first
+line that names the issuer. At the start it and the database are brought together: what either of them knows as
+revoked is revoked.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Final
+
+from appliance.errors import ApplianceError, ConfigurationError
+
+__all__ = ["Journal", "JournalError"]
+
+_HEADER: Final = "pvacms revocations 1"
+
+
+class JournalError(ApplianceError):
+    """A revocation could not be written beside the database."""
+
+
+class Journal:
+    """See the module's text. ``known`` maps serials to revocation dates (POSIX seconds)."""
+
+    def __init__(self, path: str, issuer: str) -> None:
+        self.path = path
+        self.known: dict[int, int] = {}
+        self.missing: dict[int, int] = {}
+        """Revocations that are not in the file yet because writing failed."""
+        self._issuer = issuer
+        try:
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            self._fd = os.open(path, flags, 0o600)
+        except OSError as error:
+            raise ConfigurationError(f"cannot open: {error.strerror}", file=path) from error
+        try:
+            self._read()
+        except BaseException:
+            self.close()
+            raise
+
+    def _read(self) -> None:
+        size = os.fstat(self._fd).st_size
+        data = b""
+        while len(data) < size:
+            part = os.pread(self._fd, size - len(data), len(data))
+            if not part:
+                break
+            data += part
+        whole = data.rfind(b"\n") + 1
+        if whole != size:
+            # A line that a power cut left incomplete: its revocation was not answered.
+            os.ftruncate(self._fd, whole)
+        section = ""
+        for number, line in enumerate(data[:whole].decode("ascii", "replace").splitlines(), 1):
+            words = line.split()
+            if line.startswith(_HEADER) and len(words) == 4:
+                section = words[3]
+            elif len(words) == 2 and words[0].isdecimal() and words[1].isdecimal() and section:
+                if section == self._issuer:
+                    self.known[int(words[0])] = int(words[1])
+            else:
+                raise ConfigurationError(
+                    "this is not a line of the revocation journal; the file is damaged: repair it by hand, for "
+                    "without it a restored database could un-revoke certificates",
+                    file=self.path,
+                    line=number,
+                )
+        if section != self._issuer:
+            self._append(f"{_HEADER} {self._issuer}\n")
+
+    def add(self, entries: Iterable[tuple[int, int]]) -> None:
+        """Append revocations and wait until they are on disk; with them any that failed before.
+
+        Raises JournalError; the revocations are then kept for the next attempt.
+        """
+        self.missing.update((s, at) for s, at in entries if s not in self.known)
+        if not self.missing:
+            return
+        try:
+            self._append("".join(f"{serial} {at}\n" for serial, at in self.missing.items()))
+        except OSError as error:
+            raise JournalError(
+                f"the revocation journal {self.path} cannot be written: {error.strerror}"
+            ) from error
+        self.known.update(self.missing)
+        self.missing = {}
+
+    def _append(self, text: str) -> None:
+        before = os.fstat(self._fd).st_size
+        try:
+            data = text.encode("ascii")
+            if os.write(self._fd, data) != len(data):
+                raise OSError(28, "No space left on device")  # noqa: TRY301
+            os.fdatasync(self._fd)
+        except OSError:
+            os.ftruncate(self._fd, before)
+            raise
+
+    def close(self) -> None:
+        """Give the file back."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

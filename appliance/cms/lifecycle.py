@@ -1,0 +1,522 @@
+"""The life of certificates: what may become of each, when, and who is told.
+
+Source: SPVA specification 8 and 9.3. The permitted transitions are `appliance.certs.status.TRANSITIONS`.
+
+All certificates whose state can still change are in memory; the others are read from the database when somebody asks.
+Changes are committed before anybody hears of them, except those that the clock makes: these hold by themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple
+
+from appliance.certs.status import CertState, effective_state, may_change, next_boundary, state_at_approval
+from appliance.cms.journal import Journal, JournalError
+from appliance.cms.store import (
+    IN_DOUBT,
+    Record,
+    Store,
+    Transaction,
+    doubt_undelivered,
+    live_records,
+    mark_delivered,
+)
+from appliance.errors import ApplianceError
+
+__all__ = ["Actor", "Lifecycle", "Refused", "Request", "posix", "utc"]
+
+_log: Final = logging.getLogger(__name__)
+_SEPARATOR: Final = "\x1f"
+_FINISHED: Final = 20_000
+"""Finished certificates that are remembered without asking the database."""
+_SOON_S: Final = 0.2
+_AT_ONCE: Final = 500
+"""Crossings of the clock that are recorded in one transaction."""
+
+
+class Refused(ApplianceError):  # noqa: N818 - a decision, not a malfunction
+    """The service does not do what was asked; nothing has changed."""
+
+
+class Actor(NamedTuple):
+    """Who asks, for the audit."""
+
+    method: str = "service"
+    account: str = ""
+    peer: str = ""
+
+    def facts(self) -> dict[str, str]:
+        return {"method": self.method, "account": self.account[:256], "peer": self.peer[:128]}
+
+
+SERVICE: Final = Actor("service", "pvacms", "")
+
+
+class Request(NamedTuple):
+    """A certificate that is to be recorded."""
+
+    serial: int
+    subject: Mapping[str, str]
+    usage: str
+    method: str
+    identity: str
+    skid: str
+    not_before: datetime
+    not_after: datetime
+    approval_needed: bool
+    inherit: bool
+    """An earlier approval of the same subject counts."""
+    roll_over: bool
+    """The subject may have another live certificate: its identity was verified."""
+    facts: Mapping[str, str]
+    """For the audit, without secrets."""
+
+    @property
+    def key(self) -> str:
+        return subject_key(self.subject)
+
+
+def subject_key(subject: Mapping[str, str]) -> str:
+    """A subject as the database compares it."""
+    return _SEPARATOR.join(subject.get(part, "") for part in ("CN", "O", "OU", "C"))
+
+
+def subject_parts(key: str) -> dict[str, str]:
+    """The parts of `subject_key`."""
+    return dict(zip(("CN", "O", "OU", "C"), key.split(_SEPARATOR), strict=True))
+
+
+def posix(when: datetime) -> int:
+    """Whole POSIX seconds."""
+    return int(when.timestamp())
+
+
+def utc(seconds: int) -> datetime:
+    """The aware time of POSIX seconds."""
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def state_now(record: Record, now: datetime) -> CertState:
+    """The state of a record at ``now``: what was recorded and what the clock has done since."""
+    return effective_state(
+        record.state,
+        now=now,
+        not_before=utc(record.not_before),
+        not_after=utc(record.not_after),
+        renew_by=utc(record.renew_by) if record.renew_by else None,
+    )
+
+
+def _boundary(record: Record, now: datetime) -> float | None:
+    when = next_boundary(
+        record.state,
+        now=now,
+        not_before=utc(record.not_before),
+        not_after=utc(record.not_after),
+        renew_by=utc(record.renew_by) if record.renew_by else None,
+    )
+    return None if when is None else when.timestamp()
+
+
+Listener = Callable[[Record], None]
+Finder = Callable[[int], Awaitable[Record | None]]
+
+
+class Lifecycle:
+    """See the module's text. ``clock`` gives the present time, aware.
+
+    ``changed`` is called with the record of each certificate whose state has changed.
+    """
+
+    def __init__(self, store: Store, journal: Journal, clock: Callable[[], datetime]) -> None:
+        self.store = store
+        self.journal = journal
+        self.clock = clock
+        self.live: dict[int, Record] = {}
+        self.created = 0
+        self.revoked = 0
+        self.listeners: list[Listener] = []
+        self._delivered: list[int] = []
+        self._finished: OrderedDict[int, Record] = OrderedDict()
+        self._boundaries: list[tuple[float, int]] = []
+        self._recording: set[asyncio.Task[None]] = set()
+        self._pending: dict[int, Record] = {}
+        """Changes by the clock that wait to be recorded: serial to the record as the database has it."""
+
+    # -- start ---------------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Read the database, before the service starts; apply revocations that only the journal knows."""
+        store, journal = self.store, self.journal
+        now = posix(self.clock())
+
+        def job(transaction: Transaction) -> tuple[list[Record], list[tuple[int, int]]]:
+            doubt_undelivered(transaction)
+            restored = 0
+            for serial, at in journal.known.items():
+                record = transaction.get(serial)
+                if record is None or record.state in (CertState.REVOKED, CertState.EXPIRED):
+                    continue
+                transaction.change(record, CertState.REVOKED, at=at, approved=False)
+                transaction.audit(
+                    now,
+                    "revoke",
+                    serial,
+                    {**SERVICE.facts(), "why": "revoked before the database was restored"},
+                )
+                restored += 1
+            if restored:
+                _log.warning(
+                    "%d certificates were revoked again: the database was restored from a backup", restored
+                )
+            return live_records(transaction), revoked_in(transaction)
+
+        records, revoked = store.run(job)
+        try:
+            journal.add(revoked)
+        except JournalError as error:
+            _log.error("%s", error)
+        for record in records:
+            self.live[record.serial] = record
+        when = self.clock()
+        self._boundaries = [
+            (boundary, record.serial)
+            for record in records
+            if (boundary := _boundary(record._replace(state=record.state), when)) is not None
+        ]
+        heapq.heapify(self._boundaries)
+
+    # -- questions -----------------------------------------------------------------------------------
+
+    def peek(self, serial: int) -> Record | None:
+        """What is known without asking the database."""
+        return self.live.get(serial) or self._finished.get(serial)
+
+    async def find(self, serial: int) -> Record | None:
+        """A certificate. Raises StoreError."""
+        found = self.peek(serial)
+        if found is None:
+            found = await self.store.submit(lambda transaction: transaction.get(serial))
+            known = self.peek(serial)
+            if known is not None:
+                return known
+            if found is not None:
+                self._remember(found)
+        return found
+
+    def state(self, record: Record) -> CertState:
+        """The state of a record now."""
+        return state_now(record, self.clock())
+
+    # -- changes -------------------------------------------------------------------------------------
+
+    async def create(self, request: Request, actor: Actor) -> Record:
+        """Record a certificate; it may be signed when this returns.
+
+        Raises Refused, StoreError.
+        """
+        now = self.clock()
+        at = posix(now)
+        key = request.key
+        superseded: list[Record] = []
+
+        def job(transaction: Transaction) -> Record:
+            superseded.clear()
+            known = transaction.of_subject(key)
+            alive = [r for r in known if state_now(r, now) not in (CertState.EXPIRED, CertState.REVOKED)]
+            if not request.roll_over:
+                if any(record.delivered != IN_DOUBT for record in alive):
+                    parts = request.subject
+                    why = (
+                        f"Duplicate Certificate Subject: cn={parts['CN']}, o={parts['O']}, ou={parts['OU']}, "
+                        f"c={parts['C']}: it has a certificate that is not revoked or expired; have that one revoked first"
+                    )
+                    transaction.audit(at, "refuse", None, {**actor.facts(), **_named(request), "why": why})
+                    raise Refused(why)
+                for record in alive:
+                    # Nobody knows whether the service's last run could hand it over; two must not be live.
+                    superseded.append(
+                        transaction.change(record, CertState.REVOKED, at=at, approved=record.approved)
+                    )
+                    transaction.audit(
+                        at,
+                        "revoke",
+                        record.serial,
+                        {**SERVICE.facts(), "why": "requested again; its delivery was interrupted"},
+                    )
+            needed = request.approval_needed
+            inherited = needed and request.inherit and _approved_before(known, request.usage)
+            if needed and not inherited:
+                state = CertState.PENDING_APPROVAL
+            else:
+                state = state_at_approval(now, request.not_before, request.not_after)
+            record = Record(
+                serial=request.serial,
+                subject=key,
+                usage=request.usage,
+                method=request.method,
+                not_before=posix(request.not_before),
+                not_after=posix(request.not_after),
+                renew_by=0,
+                state=state,
+                state_date=at,
+                approved=state is not CertState.PENDING_APPROVAL and request.method == "std",
+                delivered=0,
+            )
+            parts = request.subject
+            more = {
+                "cn": parts["CN"], "o": parts["O"], "ou": parts["OU"], "c": parts["C"],
+                "identity": request.identity, "skid": request.skid, "created": at,
+            }  # fmt: skip
+            transaction.add(record, more)
+            facts = {**request.facts, **actor.facts(), **_named(request), "state": state.value}
+            facts["why"] = (
+                "approved before" if inherited else "approval needed" if needed else "no approval needed"
+            )
+            transaction.audit(at, "create", request.serial, facts)
+            return record
+
+        record = await self.store.submit(job, key)
+        for old in superseded:
+            self._journal(old)
+            self._announce(old)
+        self.created += 1
+        self._announce(record)
+        return record
+
+    def delivered(self, serial: int) -> None:
+        """Note, without hurry, that a requester has got its certificate."""
+        self._delivered.append(serial)
+        if len(self._delivered) == 1:
+            asyncio.get_running_loop().call_later(_SOON_S, self._flush_delivered)
+
+    def _flush_delivered(self) -> None:
+        serials, self._delivered = self._delivered, []
+        if serials:
+            # Not waited for: if it is lost, the certificates are in doubt after the next start, which is safe.
+            self.store.submit(mark_delivered(serials)).add_done_callback(_ignore)
+
+    async def withdraw(self, record: Record, why: str) -> None:
+        """Revoke a certificate that could not be signed or handed over."""
+        await self._change(
+            record.serial, lambda _r, _s: (CertState.REVOKED, record.approved), "revoke", SERVICE, why
+        )
+
+    async def approve(self, serial: int, actor: Actor) -> Record:
+        """Approve a certificate. Raises Refused, StoreError."""
+
+        def decide(record: Record, state: CertState) -> tuple[CertState, bool]:
+            if state is not CertState.PENDING_APPROVAL:
+                raise Refused(
+                    f"the certificate is {state}: only one that is PENDING_APPROVAL can be approved"
+                )
+            return state_at_approval(self.clock(), utc(record.not_before), utc(record.not_after)), True
+
+        return await self._change(serial, decide, "approve", actor, "")
+
+    async def deny(self, serial: int, actor: Actor) -> Record:
+        """Deny a certificate its approval. Raises Refused, StoreError."""
+
+        def decide(_record: Record, state: CertState) -> tuple[CertState, bool]:
+            if state is not CertState.PENDING_APPROVAL:
+                raise Refused(
+                    f"the certificate is {state}: only one that is PENDING_APPROVAL can be denied; "
+                    "revoke it to end its use"
+                )
+            return CertState.REVOKED, False
+
+        return await self._change(serial, decide, "deny", actor, "")
+
+    async def revoke(self, serial: int, actor: Actor, why: str = "") -> Record:
+        """Revoke a certificate. Raises Refused, StoreError."""
+
+        def decide(_record: Record, state: CertState) -> tuple[CertState, bool]:
+            if state in (CertState.REVOKED, CertState.EXPIRED):
+                raise Refused(f"the certificate is {state} already")
+            return CertState.REVOKED, False
+
+        return await self._change(serial, decide, "revoke", actor, why)
+
+    async def _change(
+        self,
+        serial: int,
+        decide: Callable[[Record, CertState], tuple[CertState, bool]],
+        action: str,
+        actor: Actor,
+        why: str,
+    ) -> Record:
+        now = self.clock()
+        at = posix(now)
+
+        def job(transaction: Transaction) -> Record:
+            recorded = transaction.get(serial)
+            facts: dict[str, Any] = {**actor.facts(), **({"why": why} if why else {})}
+            if recorded is None:
+                raise Refused("the certificate is not known here")
+            state = state_now(recorded, now)
+            try:
+                new, approved = decide(recorded, state)
+            except Refused as refusal:
+                transaction.audit(at, "refuse", serial, {**facts, "asked": action, "why": str(refusal)})
+                raise
+            if state is not recorded.state:
+                # The clock's change comes first, in the order in which it happened.
+                recorded = transaction.change(recorded, state, at=at, approved=recorded.approved)
+                transaction.audit(at, "clock", serial, {"state": state.value})
+            if not may_change(state, new):
+                raise Refused(f"a certificate cannot go from {state} to {new}")
+            changed = transaction.change(recorded, new, at=at, approved=approved)
+            transaction.audit(at, action, serial, {**facts, "from": state.value, "state": new.value})
+            return changed
+
+        record = await self.store.submit(job)
+        if record.state is CertState.REVOKED:
+            self._journal(record)
+            self.revoked += 1
+        self._announce(record)
+        return record
+
+    async def note(self, action: str, serial: int | None, actor: Actor, facts: Mapping[str, str]) -> None:
+        """Add a record to the audit that changes nothing. Raises StoreError."""
+        at = posix(self.clock())
+        await self.store.submit(lambda t: t.audit(at, action, serial, {**facts, **actor.facts()}))
+
+    def _journal(self, record: Record) -> None:
+        try:
+            self.journal.add([(record.serial, record.state_date)])
+        except JournalError as error:
+            # The database has it; the journal guards only against restoring an older one.
+            _log.error("%s; it is tried again with the next revocation", error)
+
+    def _announce(self, record: Record) -> None:
+        if record.state in (CertState.REVOKED, CertState.EXPIRED):
+            self.live.pop(record.serial, None)
+            self._remember(record)
+        else:
+            self.live[record.serial] = record
+            boundary = _boundary(record, self.clock())
+            if boundary is not None:
+                heapq.heappush(self._boundaries, (boundary, record.serial))
+        for listener in self.listeners:
+            listener(record)
+
+    def _remember(self, record: Record) -> None:
+        if record.state not in (CertState.REVOKED, CertState.EXPIRED):
+            self.live[record.serial] = record
+            return
+        self._finished[record.serial] = record
+        self._finished.move_to_end(record.serial)
+        if len(self._finished) > _FINISHED:
+            self._finished.popitem(last=False)
+
+    # -- the clock -----------------------------------------------------------------------------------
+
+    def next_crossing(self) -> float | None:
+        """POSIX time of the next change that the clock will make."""
+        return self._boundaries[0][0] if self._boundaries else None
+
+    def tick(self, limit: int = _AT_ONCE) -> int:
+        """Let the clock's changes happen, ``limit`` at most, and have them recorded; gives their number."""
+        now = self.clock()
+        seconds = now.timestamp()
+        due = 0
+        while self._boundaries and self._boundaries[0][0] <= seconds and due < limit:
+            _, serial = heapq.heappop(self._boundaries)
+            record = self.live.get(serial)
+            if record is None:
+                continue
+            state = state_now(record, now)
+            if state is record.state:
+                boundary = _boundary(record, now)
+                if boundary is not None and boundary > seconds:
+                    heapq.heappush(self._boundaries, (boundary, serial))
+                continue
+            due += 1
+            self._pending.setdefault(serial, record)
+            self._announce(record._replace(state=state, state_date=int(seconds)))
+        if self._pending and not self._recording:
+            task = asyncio.get_running_loop().create_task(self._record())
+            self._recording.add(task)
+            task.add_done_callback(self._recording.discard)
+        return due
+
+    async def _record(self) -> None:
+        while self._pending:
+            batch = dict(list(self._pending.items())[:_AT_ONCE])
+            now = self.clock()
+            at = posix(now)
+
+            def job(
+                transaction: Transaction,
+                serials: tuple[int, ...] = tuple(batch),
+                now: datetime = now,
+                at: int = at,
+            ) -> None:
+                for serial in serials:
+                    recorded = transaction.get(serial)
+                    known = self.peek(serial)
+                    if recorded is None or known is None:
+                        continue
+                    state = (
+                        known.state if may_change(recorded.state, known.state) else state_now(recorded, now)
+                    )
+                    if state is not recorded.state:
+                        transaction.change(recorded, state, at=at, approved=recorded.approved)
+                        transaction.audit(at, "clock", serial, {"state": state.value})
+
+            try:
+                await self.store.submit(job)
+            except ApplianceError as error:
+                # They hold without the record; the next tick tries again.
+                _log.error("%s", error)
+                return
+            for serial in batch:
+                self._pending.pop(serial, None)
+
+    async def settle(self) -> None:
+        """Wait until everything that is not urgent is recorded, too."""
+        self._flush_delivered()
+        while self._recording:
+            await asyncio.wait(self._recording)
+
+
+def _ignore(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()
+
+
+def revoked_in(transaction: Transaction) -> list[tuple[int, int]]:
+    """Serial and date of all certificates that the database knows as revoked."""
+    import sqlalchemy as sa
+
+    from appliance.cms.schema import certs
+
+    query = sa.select(certs.c.serial, certs.c.state_date).where(
+        certs.c.issuer == transaction._issuer, certs.c.state == CertState.REVOKED.value
+    )
+    return [(int(serial), int(at)) for serial, at in transaction.connection.execute(query)]
+
+
+def _approved_before(known: list[Record], usage: str) -> bool:
+    """The most recent certificate of the subject was approved, for at least this usage.
+
+    Only those that the standard authenticator obtained count: a token's approval is the token's.
+    """
+    mine = [record for record in known if record.method == "std"]
+    if not mine:
+        return False
+    last = max(mine, key=lambda record: (record.state_date, record.not_after))
+    return last.approved and last.usage in (usage, "ioc")
+
+
+def _named(request: Request) -> dict[str, str]:
+    named = {"subject": ", ".join(f"{k}={v}" for k, v in request.subject.items() if v)}
+    if request.identity:
+        named["identity"] = request.identity
+    return named | {"usage": request.usage, "type": request.method, "skid": request.skid}

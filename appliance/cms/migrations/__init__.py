@@ -1,0 +1,1 @@
+"""Alembic's side of the database; `appliance.cms.schema.migrate` runs it."""

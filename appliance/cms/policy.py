@@ -1,0 +1,203 @@
+"""Who may do what: the access security file, and the state of the peers' own certificates.
+
+Groups of the file: ``CERT_CREATE`` for requests (everybody where the file does not define it), ``CERT_STATUS`` for
+reading the status (``DEFAULT`` where it is not defined), ``DEFAULT`` for everything else. An administrator is who may
+write a field of level 1 in ``DEFAULT`` and has proved with a certificate, over TLS, who he is.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from typing import Final
+
+from appliance.acf import AccessSecurity, Principal, load_acf
+from appliance.certs.status import CertState
+from appliance.certs.x509 import canonical_pv_name
+from appliance.cms.lifecycle import Lifecycle
+from appliance.cms.store import Record
+from appliance.errors import AccessFileError, ApplianceError
+from appliance.pva.credentials import Credentials
+from appliance.pva.status import OK, Status
+from appliance.server import NO_RIGHTS, AccessPolicy, Rights
+
+__all__ = ["CertificateGate", "Names", "Policy", "read_acf"]
+
+_log: Final = logging.getLogger(__name__)
+_MAX_BYTES: Final = 4 << 20
+
+
+class Names:
+    """The names of the service's PVs."""
+
+    __slots__ = ("_status", "create", "health", "issuer", "issuer_id", "list", "metrics", "prefix", "root")
+
+    def __init__(self, prefix: str, issuer_id: str, *, health: str = "", metrics: str = "") -> None:
+        self.prefix = prefix
+        self.issuer_id = issuer_id
+        self.root, self.issuer, self.create, self.list = (
+            (f"{prefix}:{what}", f"{prefix}:{what}:{issuer_id}")
+            for what in ("ROOT", "ISSUER", "CREATE", "LIST")
+        )
+        self.health = health or f"{prefix}:HEALTH"
+        self.metrics = metrics or f"{prefix}:METRICS"
+        self._status = re.compile(rf"{re.escape(prefix)}:STATUS:{issuer_id}:([0-9]{{1,20}})", re.IGNORECASE)
+
+    def status(self, serial: int) -> str:
+        """The name of a certificate's status PV, as it goes into certificates."""
+        return f"{self.prefix}:STATUS:{self.issuer_id}:{serial:020d}"
+
+    def serial_of(self, name: str) -> int | None:
+        """The serial number in a status PV's name, padded or not; None for any other name."""
+        found = self._status.fullmatch(canonical_pv_name(name))
+        if found is None or not name.isascii():
+            return None
+        serial = int(found[1])
+        return serial if serial < 1 << 64 else None
+
+
+def read_acf(path: str) -> AccessSecurity:
+    """Read the access security file. Raises AccessFileError."""
+    try:
+        with open(path, encoding="utf-8") as file:  # noqa: PTH123 - path is text
+            text = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise AccessFileError(f"cannot read: {error.strerror}", file=path) from error
+    except UnicodeDecodeError as error:
+        raise AccessFileError("not UTF-8 text", file=path) from error
+    if len(text) > _MAX_BYTES:
+        raise AccessFileError(f"larger than {_MAX_BYTES} bytes", file=path)
+    # As a gateway reads it, WRITE includes RPC: so do the files that people have.
+    return load_acf(text, file=path, gateway=True)
+
+
+class Policy(AccessPolicy):
+    """Judges peers by the access security file; `acf` may be replaced at any time."""
+
+    def __init__(self, acf: AccessSecurity, names: Names) -> None:
+        self.acf = acf
+        self.names = names
+
+    def administers(self, peer: Credentials) -> bool:
+        """Whether a peer may approve, deny and revoke."""
+        if peer.method != "x509" or not peer.is_tls:
+            return False
+        return self.acf.decide("DEFAULT", 1, Principal.of(peer)).write
+
+    def owns(self, peer: Credentials, serial: int) -> bool:
+        """Whether a peer proved its identity with this very certificate."""
+        return (
+            peer.method == "x509"
+            and peer.is_tls
+            and peer.serial == serial
+            and peer.issuer_id == self.names.issuer_id
+        )
+
+    def administrators(self) -> frozenset[str]:
+        """Names that access security gives a meaning: nobody obtains them without approval."""
+        return frozenset(
+            name.rpartition("/")[2]
+            for members in self.acf.uags.values()
+            for name in members
+            if not name.startswith("role/")
+        )
+
+    def rights(self, name: str, peer: Credentials) -> Rights:
+        """Judge a channel."""
+        name = canonical_pv_name(name)
+        names, acf = self.names, self.acf
+        principal = Principal.of(peer)
+        if name in names.create:
+            if "CERT_CREATE" in acf.groups:
+                decision = acf.decide("CERT_CREATE", 1, principal)
+                return Rights(read=decision.rpc or decision.write, rpc=decision.rpc or decision.write)
+            return Rights(read=True, rpc=True)
+        serial = names.serial_of(name)
+        if serial is not None:
+            group = "CERT_STATUS" if "CERT_STATUS" in acf.groups else "DEFAULT"
+            write = self.administers(peer) or self.owns(peer, serial)
+            return Rights(read=write or acf.decide(group, 0, principal).read, write=write)
+        if name in names.list:
+            allowed = self.administers(peer)
+            return Rights(read=allowed, rpc=allowed)
+        if name in names.root or name in names.issuer:
+            # Public by nature, and needed before anybody can prove anything.
+            return Rights(read=True)
+        if name in (names.health, names.metrics) or name == "server":
+            read = acf.decide("DEFAULT", 0, principal).read
+            return Rights(read=read, rpc=read)
+        return NO_RIGHTS
+
+
+class CertificateGate:
+    """Turns away peers whose certificates this service knows as anything but valid, and closes them when that changes."""
+
+    def __init__(self, lifecycle: Lifecycle, issuer_id: str, exempt: Callable[[int], bool]) -> None:
+        self._lifecycle = lifecycle
+        self._issuer_id = issuer_id
+        self._exempt = exempt
+        self._watchers: dict[int, dict[int, Callable[[Status], None]]] = {}
+        self._next = 0
+        self._tasks: set[object] = set()
+        lifecycle.listeners.append(self._changed)
+
+    def watch(self, credentials: Credentials, verdict: Callable[[Status], None]) -> Callable[[], None]:
+        """PeerGate."""
+        serial = credentials.serial
+        if credentials.method != "x509" or self._exempt(serial):
+            verdict(OK)
+            return _nothing
+        if credentials.issuer_id != self._issuer_id:
+            verdict(Status.error("your certificate was not issued by this certificate service"))
+            return _nothing
+        self._next += 1
+        token = self._next
+        self._watchers.setdefault(serial, {})[token] = verdict
+
+        def unwatch() -> None:
+            watchers = self._watchers.get(serial)
+            if watchers is not None:
+                watchers.pop(token, None)
+                if not watchers:
+                    del self._watchers[serial]
+
+        record = self._lifecycle.peek(serial)
+        if record is not None:
+            verdict(self._judge(record))
+        else:
+            import asyncio
+
+            task = asyncio.get_running_loop().create_task(self._ask(serial, token))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return unwatch
+
+    async def _ask(self, serial: int, token: int) -> None:
+        try:
+            record = await self._lifecycle.find(serial)
+        except ApplianceError as error:
+            _log.warning("a client's certificate cannot be looked up: %s", error)
+            status = Status.error("the state of your certificate cannot be told now; try again")
+        else:
+            status = self._judge(record)
+        verdict = self._watchers.get(serial, {}).get(token)
+        if verdict is not None:
+            verdict(status)
+
+    def _judge(self, record: Record | None) -> Status:
+        state = CertState.UNKNOWN if record is None else self._lifecycle.state(record)
+        if state is CertState.VALID:
+            return OK
+        return Status.error(f"your certificate is {state}; connect without it or request another one")
+
+    def _changed(self, record: Record) -> None:
+        watchers = self._watchers.get(record.serial)
+        if watchers:
+            status = self._judge(record)
+            for verdict in list(watchers.values()):
+                verdict(status)
+
+
+def _nothing() -> None:
+    return None

@@ -1,0 +1,382 @@
+"""Status answers: signed once per validity period, served from memory, pushed when something changes.
+
+Source: SPVA specification 7 and 13.1. Nothing is signed before somebody asks, so a service with a hundred thousand
+certificates starts at once. An answer that somebody subscribed to is signed again before it runs out; the others are
+signed when they are next asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import logging
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from appliance.certs.ocsp import OCSPSigner
+from appliance.certs.status import (
+    OCSP_CHOICES,
+    CertState,
+    format_date,
+    ocsp_state,
+    renewal_due,
+)
+from appliance.certs.x509 import cert_id
+from appliance.cms.lifecycle import Lifecycle, utc
+from appliance.cms.shapes import STATUS, enum_index, status_template
+from appliance.cms.store import Record
+from appliance.errors import ApplianceError
+from appliance.pva.commands import CMD_GET, CMD_PROCESS, CMD_RPC
+from appliance.pva.server import PreparedAnswer
+from appliance.pvdata import Value
+from appliance.server import Handler, Operation, Subscription, Update
+
+__all__ = ["Publisher", "StatusPV"]
+
+_log: Final = logging.getLogger(__name__)
+_AT_ONCE: Final = 50
+"""Signatures in one turn of the event loop: a hundred thousand that are due together must not stop the service."""
+_RENEW_AT: Final = 5 / 6
+"""Part of its validity after which an answer is signed again."""
+_KEPT: Final = 20_000
+"""PVs that stay in memory without a channel."""
+
+_AT: Final = {path: STATUS.offsets[path] for path in STATUS.offsets}
+_SEVERITY: Final = {
+    CertState.VALID: (0, ""),
+    CertState.UNKNOWN: (3, "not known here"),
+    CertState.EXPIRED: (2, "expired"),
+    CertState.REVOKED: (2, "revoked"),
+    CertState.PENDING: (1, "not valid yet"),
+    CertState.PENDING_APPROVAL: (1, "waits for approval"),
+    CertState.PENDING_RENEWAL: (1, "waits for renewal"),
+    CertState.SCHEDULED_OFFLINE: (1, "offline by schedule"),
+}
+
+PutHandler = Callable[["StatusPV", Operation, Value, Callable[[], None]], None]
+
+
+class StatusPV(Handler):
+    """The status of one certificate."""
+
+    __slots__ = (
+        "__weakref__",
+        "answers",
+        "fetching",
+        "publisher",
+        "serial",
+        "store",
+        "subscriptions",
+        "waiting",
+    )
+
+    def __init__(self, publisher: Publisher, serial: int) -> None:
+        self.publisher = publisher
+        self.serial = serial
+        self.store: list[Any] | None = None
+        """The present answer; None until somebody asks, and when it has run out."""
+        self.answers: dict[tuple[int, bool], PreparedAnswer] = {}
+        self.subscriptions: dict[Subscription, None] = {}
+        self.waiting: list[Callable[[ApplianceError | None], None]] = []
+        self.fetching = False
+
+    def when_ready(self, call: Callable[[ApplianceError | None], None]) -> None:
+        """Call back when there is an answer, now if there is one."""
+        if self.store is None:
+            self.publisher.provide(self)
+        if self.store is None:
+            self.waiting.append(call)
+        else:
+            call(None)
+
+    def set(self, store: list[Any]) -> None:
+        """Take a new answer, and tell the subscribers."""
+        changed = STATUS.leaf_mask if self.store is None else _differences(self.store, store)
+        self.store = store
+        for answer in self.answers.values():
+            answer.tail = None
+        if self.subscriptions:
+            update = Update(STATUS, store, changed)
+            for subscription in self.subscriptions:
+                subscription.post(update)
+
+    def drop(self) -> None:
+        """Forget the answer: it has run out, and nobody subscribes."""
+        self.store = None
+        for answer in self.answers.values():
+            answer.tail = None
+
+    # -- Handler -----------------------------------------------------------------------------------
+
+    def init(self, operation: Operation) -> None:
+        """Accept GET and PUT."""
+        command = operation.command
+        if command == CMD_RPC:
+            operation.fail("a certificate's status is read or monitored; it cannot be called")
+        elif command == CMD_PROCESS:
+            operation.fail("this PV is no record: it cannot be processed")
+        else:
+            operation.ready(STATUS)
+            wire = operation.wire
+            if command == CMD_GET and operation.alive:
+                key = (wire.mask, wire.connection.big)
+                answer = self.answers.get(key)
+                if answer is None:
+                    answer = self.answers[key] = PreparedAnswer()
+                wire.prepared = answer
+
+    def get(self, operation: Operation) -> None:
+        """Answer with the status."""
+
+        def answer(error: ApplianceError | None) -> None:
+            store = self.store
+            if error is not None or store is None:
+                operation.fail(str(error or "the status is not available"))
+                return
+            prepared = operation.wire.prepared
+            if prepared is not None:
+                operation.reply_prepared(prepared, store, STATUS.leaf_mask)
+            else:
+                operation.reply_store(store, STATUS.leaf_mask)
+
+        self.when_ready(answer)
+
+    def put(self, operation: Operation, value: Value) -> None:
+        """Approve, deny or revoke."""
+        self.publisher.on_put(self, operation, value, operation.done)
+
+    def put_get(self, operation: Operation, value: Value) -> None:
+        """Approve, deny or revoke, and answer with the status afterwards."""
+        self.publisher.on_put(self, operation, value, lambda: self.get(operation))
+
+    def subscribe(self, subscription: Subscription) -> None:
+        """Queue the present status, and every later one."""
+        subscription.ready(STATUS)
+        if not subscription.alive:
+            return
+
+        def begin(error: ApplianceError | None) -> None:
+            if not subscription.alive:
+                return
+            if error is not None or self.store is None:
+                subscription.finish()
+                return
+            self.subscriptions[subscription] = None
+            subscription.post(Update(STATUS, self.store, STATUS.leaf_mask))
+
+        self.when_ready(begin)
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """Forget the subscriber."""
+        self.subscriptions.pop(subscription, None)
+
+    def introspect(self, operation: Operation, field: str) -> None:
+        """Tell the type."""
+        if field not in STATUS.offsets:
+            operation.fail(f"there is no field {field[:64]!r}")
+        else:
+            operation.reply_field(STATUS.leaf_types[STATUS.offsets[field]])
+
+    def __repr__(self) -> str:
+        return f"<StatusPV {self.serial} {len(self.subscriptions)} subscribers>"
+
+
+def _differences(old: list[Any], new: list[Any]) -> int:
+    bits = 0
+    for offset in STATUS.leaves:
+        if offset == _AT["ocsp_response"] or old[offset] != new[offset]:
+            bits |= 1 << offset
+    return bits
+
+
+class Publisher:
+    """Makes and keeps status answers. ``on_put`` is called for each PUT on a status PV."""
+
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        signer: OCSPSigner,
+        *,
+        issuer: str,
+        validity: timedelta,
+        node: str = "",
+        always_valid: frozenset[int] = frozenset(),
+    ) -> None:
+        self.lifecycle = lifecycle
+        self.issuer = issuer
+        self.validity = validity
+        self.signed = 0
+        self.on_put: PutHandler = _refuse_put
+        self._signer = signer
+        self._always_valid = always_valid
+        self._template = status_template().store
+        self._template[_AT["pvacms_node_id"]] = node
+        self._pvs: weakref.WeakValueDictionary[int, StatusPV] = weakref.WeakValueDictionary()
+        self._kept: OrderedDict[int, StatusPV] = OrderedDict()
+        self._refreshes: list[tuple[float, int, weakref.ref[StatusPV]]] = []
+        self._count = itertools.count()
+        self._tasks: set[asyncio.Task[None]] = set()
+        lifecycle.listeners.append(self._changed)
+
+    def pv(self, serial: int) -> StatusPV:
+        """The PV of a certificate, whether there is such a certificate or not."""
+        found = self._pvs.get(serial)
+        if found is None:
+            found = self._pvs[serial] = StatusPV(self, serial)
+        self._kept[serial] = found
+        self._kept.move_to_end(serial)
+        if len(self._kept) > _KEPT:
+            self._kept.popitem(last=False)
+        return found
+
+    def provide(self, pv: StatusPV) -> None:
+        """Make a PV's answer, now if its certificate is in memory, else when the database has told."""
+        record = self.lifecycle.peek(pv.serial)
+        if record is not None or pv.serial in self._always_valid:
+            self._publish(pv, record)
+        elif not pv.fetching:
+            pv.fetching = True
+            task = asyncio.get_running_loop().create_task(self._fetch(pv))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _fetch(self, pv: StatusPV) -> None:
+        failure: ApplianceError | None = None
+        try:
+            record = await self.lifecycle.find(pv.serial)
+            if pv.store is None:
+                self._publish(pv, record)
+        except ApplianceError as error:
+            failure = error
+        finally:
+            pv.fetching = False
+        waiting, pv.waiting = pv.waiting, []
+        for call in waiting:
+            call(failure)
+
+    def _changed(self, record: Record) -> None:
+        pv = self._pvs.get(record.serial)
+        if pv is None or (pv.store is None and not pv.subscriptions):
+            return
+        self._publish(pv, record)
+
+    def _publish(self, pv: StatusPV, record: Record | None) -> None:
+        now = self.lifecycle.clock()
+        store, refresh_at = self.make(pv.serial, record, now)
+        pv.set(store)
+        heapq.heappush(self._refreshes, (refresh_at, next(self._count), weakref.ref(pv)))
+        if pv.waiting:
+            waiting, pv.waiting = pv.waiting, []
+            for call in waiting:
+                call(None)
+
+    def make(self, serial: int, record: Record | None, now: datetime) -> tuple[list[Any], float]:
+        """Sign the answer about a certificate; gives it with the time at which to sign again."""
+        import numpy as np
+
+        if record is not None:
+            state = self.lifecycle.state(record)
+        else:
+            state = CertState.VALID if serial in self._always_valid else CertState.UNKNOWN
+        this_update = now.astimezone(UTC).replace(microsecond=0)
+        next_update = this_update + self.validity
+        if record is not None and state is CertState.VALID:
+            # Good, but not for longer than the certificate lives.
+            next_update = max(min(next_update, utc(record.not_after)), this_update + timedelta(seconds=1))
+        revoked = utc(record.state_date) if record is not None and state is CertState.REVOKED else None
+        signed_state = ocsp_state(state)
+        der = self._signer.sign(
+            serial, signed_state, this_update=this_update, next_update=next_update, revocation_date=revoked
+        )
+        self.signed += 1
+        store = self._template.copy()
+        former, present = enum_index(state)
+        severity, message = _SEVERITY[state]
+        seconds = int(this_update.timestamp())
+        renew_by = record.renew_by if record is not None else 0
+        at = _AT
+        store[at["status.value.index"]] = former
+        store[at["value.index"]] = present
+        for part in ("status.", ""):
+            store[at[f"{part}alarm.severity"]] = severity
+            store[at[f"{part}alarm.status"]] = 1 if severity else 0
+            store[at[f"{part}alarm.message"]] = message
+            store[at[f"{part}timeStamp.secondsPastEpoch"]] = seconds
+        store[at["ocsp_status.timeStamp.secondsPastEpoch"]] = seconds
+        store[at["serial"]] = serial
+        store[at["state"]] = state.value
+        store[at["ocsp_status.value.index"]] = OCSP_CHOICES.index(signed_state)
+        store[at["ocsp_state"]] = signed_state.value
+        store[at["ocsp_status_date"]] = format_date(this_update)
+        store[at["ocsp_certified_until"]] = format_date(next_update)
+        store[at["ocsp_revocation_date"]] = format_date(revoked)
+        response = np.frombuffer(der, dtype=np.uint8)
+        store[at["ocsp_response"]] = response
+        store[at["renew_by"]] = renew_by
+        store[at["renewal_due"]] = record is not None and renewal_due(
+            now=now, updated=utc(record.state_date), renew_by=utc(renew_by) if renew_by else None
+        )
+        store[at["display.description"]] = f"status of certificate {cert_id(self.issuer, serial)}"
+        length = (next_update - this_update).total_seconds()
+        return store, seconds + length * _RENEW_AT
+
+    # -- the clock -----------------------------------------------------------------------------------
+
+    def next_refresh(self) -> float | None:
+        """POSIX time at which the next answer is due to be signed again or forgotten."""
+        return self._refreshes[0][0] if self._refreshes else None
+
+    def tick(self, limit: int = _AT_ONCE) -> int:
+        """Sign again what is due, ``limit`` answers at the most; gives how many were due."""
+        now = self.lifecycle.clock().timestamp()
+        done = 0
+        while self._refreshes and self._refreshes[0][0] <= now and done < limit:
+            _, _, reference = heapq.heappop(self._refreshes)
+            pv = reference()
+            if pv is None or pv.store is None:
+                continue
+            until = self._expiry(pv)
+            if until > now:
+                continue  # a later answer is there already, with its own entry
+            done += 1
+            if not pv.subscriptions:
+                pv.drop()
+                continue
+            try:
+                self._publish(pv, self.lifecycle.peek(pv.serial))
+            except ApplianceError as error:
+                _log.error("the status of %s cannot be signed: %s", pv.serial, error)
+                pv.drop()
+        return done
+
+    def step_back(self) -> None:
+        """The clock has been set back: forget all answers, for they seem to come from the future."""
+        for pv in list(self._pvs.values()):
+            if pv.store is None:
+                continue
+            if pv.subscriptions:
+                self._publish(pv, self.lifecycle.peek(pv.serial))
+            else:
+                pv.drop()
+
+    def _expiry(self, pv: StatusPV) -> float:
+        from appliance.certs.status import parse_date
+
+        assert pv.store is not None
+        begin = float(pv.store[_AT["timeStamp.secondsPastEpoch"]])
+        end = parse_date(pv.store[_AT["ocsp_certified_until"]])
+        assert end is not None
+        return begin + (end.timestamp() - begin) * _RENEW_AT
+
+    def ocsp_of(self, serial: int) -> bytes:
+        """The present OCSP response about a certificate in memory, in DER, for stapling and tests."""
+        store, _ = self.make(serial, self.lifecycle.peek(serial), self.lifecycle.clock())
+        return bytes(store[_AT["ocsp_response"]])
+
+
+def _refuse_put(_pv: StatusPV, operation: Operation, _value: Value, _done: Callable[[], None]) -> None:
+    operation.fail("this PV is read only")

@@ -1,0 +1,281 @@
+"""The service in one process: opened, started, ticked, reloaded, stopped. The daemon and the tests drive it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Final
+
+from appliance.authn.ratelimit import RateLimiter
+from appliance.certs.keychain import Keychain
+from appliance.certs.ocsp import OCSPSigner
+from appliance.certs.x509 import common_name
+from appliance.cms.backup import backup, prune, timestamped
+from appliance.cms.config import CMSSettings, Effective
+from appliance.cms.health import Health
+from appliance.cms.issuing import Issuing, TokenVerifier
+from appliance.cms.journal import Journal
+from appliance.cms.lifecycle import Lifecycle
+from appliance.cms.policy import CertificateGate, Names, Policy, read_acf
+from appliance.cms.publisher import Publisher
+from appliance.cms.replay import StoredReplay
+from appliance.cms.services import CMSSource, Counters, CreatePV, ListPV, StatusCommands, Tasks, root_value
+from appliance.cms.setup import (
+    Authority,
+    add_administrator,
+    ensure_acf,
+    ensure_administrator,
+    ensure_authority,
+    ensure_own_keychain,
+    make_directory,
+    say,
+    self_test,
+)
+from appliance.cms.store import Store, is_sqlite
+from appliance.config.pva import ServerConfig
+from appliance.errors import ApplianceError, ConfigurationError
+from appliance.server import Server, SharedPV
+
+__all__ = ["Service"]
+
+_log: Final = logging.getLogger(__name__)
+
+
+class Service:
+    """See the module's text; make one with `open`."""
+
+    def __init__(
+        self,
+        settings: CMSSettings,
+        server_config: ServerConfig,
+        authority: Authority,
+        store: Store,
+        journal: Journal,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self.settings = settings
+        self.server_config = server_config
+        self.authority = authority
+        self.store = store
+        self.journal = journal
+        self.clock = clock
+        self.names = Names(
+            server_config.cert_pv_prefix,
+            authority.issuer_id,
+            health=settings.health_pv_prefix,
+            metrics=settings.metrics_pv_prefix,
+        )
+        self.lifecycle = Lifecycle(store, journal, clock)
+        self.tasks = Tasks()
+        self.counters = Counters()
+        issuer = authority.issuer
+        self._authorities = frozenset(
+            certificate.serial_number for certificate in (issuer.certificate, *issuer.chain)
+        )
+        self.publisher = Publisher(
+            self.lifecycle,
+            OCSPSigner(issuer.key, issuer.certificate, issuer.chain),
+            issuer=authority.issuer_id,
+            validity=_validity(settings),
+            always_valid=self._authorities,
+        )
+        self.issuing = Issuing(issuer, self.lifecycle, self.names, settings.rules(), reserved=self._reserved)
+        self.health = Health(store, self.lifecycle, self.issuing, self.publisher, self.counters)
+        self.policy: Policy | None = None
+        self.server: Server | None = None
+        self.create: CreatePV | None = None
+        self.own_keychain: Keychain | None = None
+
+    @classmethod
+    def open(cls, effective: Effective, *, clock: Callable[[], datetime]) -> Service:
+        """Open what is there and make what is missing; nothing is served yet.
+
+        Raises ConfigurationError, SecurityError with one sentence.
+        """
+        settings = effective.settings
+        if is_sqlite(settings.db):
+            make_directory(settings.db)
+        lock = Store(settings.db, "")
+        # The lock first: two services that start together must not both make an authority.
+        lock.open()
+        try:
+            authority = ensure_authority(settings, clock())
+            self_test(authority, clock())
+            lock.issuer = authority.issuer_id
+            side = settings.db if is_sqlite(settings.db) else f"{effective.server.data_dir}/certs.db"
+            make_directory(side)
+            journal = Journal(side + ".revoked", authority.issuer_id)
+        except BaseException:
+            lock.close()
+            raise
+        service = cls(settings, effective.server, authority, lock, journal, clock)
+        if lock.created:
+            say(f"Certificate DB created  : {lock._shown()}")
+        return service
+
+    def first_start(self, *, ensure: str | None = None) -> None:
+        """Make keychains and the access security file where they are missing."""
+        settings = self.settings
+        name = ensure or settings.admin_name
+        if self.authority.created or ensure:
+            ensure_administrator(settings, self.issuing, name, must_be_new=False)
+        if (
+            not ensure_acf(settings.acf, self.authority, name)
+            and ensure
+            and add_administrator(settings.acf, ensure)
+        ):
+            say(f"Admin user '{ensure}' successfully added to 'CMS_ADMIN'.")
+        self.own_keychain = ensure_own_keychain(settings, self.server_config, self.issuing)
+        # Last, so that what has just been recorded counts as any other certificate.
+        self.lifecycle.load()
+
+    async def start(self) -> None:
+        """Serve. Raises ApplianceError."""
+        from appliance.tls.context import server_context
+
+        settings = self.settings
+        acf = read_acf(settings.acf)
+        for warning in acf.warnings:
+            _log.warning("%s", warning)
+        self.policy = Policy(acf, self.names)
+        self.store.start()
+        self.issuing.tokens = self._tokens(settings)
+        gate = CertificateGate(self.lifecycle, self.names.issuer_id, self._authorities.__contains__)
+        keychain = self.own_keychain
+        assert keychain is not None
+        server = Server(
+            self.server_config,
+            policy=self.policy,
+            tls=server_context(
+                keychain, require_client_cert=self.server_config.tls_options.client_cert_required
+            ),
+            gate=gate,
+        )
+        commands = StatusCommands(self.lifecycle, self.publisher, self.policy, self.names, self.tasks)
+        server.on_refused = commands.channel_refused
+        self.create = CreatePV(
+            self.issuing,
+            self.counters,
+            self.tasks,
+            limiter=_limiter(settings),
+            in_flight=settings.ccr_in_flight,
+        )
+        issuer = self.authority.issuer
+        names = self.names
+        source = CMSSource(names, self.publisher)
+        source.add(self.create, *names.create)
+        source.add(SharedPV(root_value(names.issuer_id, self.authority.root, ())), *names.root)
+        source.add(SharedPV(root_value(names.issuer_id, issuer.certificate, issuer.chain)), *names.issuer)
+        source.add(ListPV(self.lifecycle, names, self.policy, self.tasks), *names.list)
+        source.add(self.health.health, names.health)
+        source.add(self.health.metrics, names.metrics)
+        server.add_source("cms", source)
+        await self.health.check()
+        await server.start()
+        self.server = server
+
+    async def stop(self) -> None:
+        """Finish what is begun and close."""
+        if self.server is not None:
+            await self.server.stop()
+            await self.tasks.finish()
+            await self.lifecycle.settle()
+        await self._close_tokens(self.issuing.tokens)
+        self.close()
+
+    def close(self) -> None:
+        """Give the database back."""
+        self.store.close()
+        self.journal.close()
+
+    async def reload(self, effective: Effective) -> None:
+        """Take a new configuration and the access security file into use; all of it or nothing.
+
+        What only counts at a start (addresses, files) stays. Raises ApplianceError.
+        """
+        settings = effective.settings
+        acf = read_acf(self.settings.acf)
+        if (settings.db, settings.acf, settings.cert_auth_tls_keychain) != (
+            self.settings.db,
+            self.settings.acf,
+            self.settings.cert_auth_tls_keychain,
+        ):
+            raise ConfigurationError(
+                "db, acf and cert_auth_tls_keychain cannot change while the service runs; restart it"
+            )
+        for warning in acf.warnings:
+            _log.warning("%s", warning)
+        assert self.policy is not None
+        assert self.create is not None
+        assert self.server is not None
+        if settings.jwt != self.settings.jwt:
+            former, self.issuing.tokens = self.issuing.tokens, self._tokens(settings)
+            await self._close_tokens(former)
+        self.settings = settings
+        self.policy.acf = acf
+        self._reserve()
+        self.issuing.rules = settings.rules()
+        self.publisher.validity = _validity(settings)
+        self.create.limits(_limiter(settings), settings.ccr_in_flight)
+        self.server.review_access()
+
+    # -- the clock -----------------------------------------------------------------------------------
+
+    def tick(self) -> bool:
+        """Let everything that is due happen; True when there is more."""
+        return bool(self.lifecycle.tick()) | bool(self.publisher.tick())
+
+    def pause(self, longest_s: float) -> float:
+        """Seconds until something is due, ``longest_s`` at the most."""
+        now = self.clock().timestamp()
+        due = [t for t in (self.lifecycle.next_crossing(), self.publisher.next_refresh()) if t is not None]
+        return min(longest_s, max(0.01, min(due, default=now + longest_s) - now))
+
+    async def backup(self) -> None:
+        """Make a periodic backup and remove the oldest."""
+        settings = self.settings
+        target = timestamped(settings.db, settings.backup_dir, time.time())
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, backup, settings.db, target)
+        except ApplianceError as error:
+            _log.error("%s", error)
+            return
+        prune(settings.db, settings.backup_dir, settings.backup_retention)
+        _log.info("database backup %s", target)
+
+    # -- tokens --------------------------------------------------------------------------------------
+
+    def _tokens(self, settings: CMSSettings) -> TokenVerifier | None:
+        if not settings.jwt.issuers:
+            return None
+        from appliance.authn.jwt.verifier import JWTVerifier
+
+        return JWTVerifier(settings.jwt, replay=StoredReplay(self.store), reserved_names=self._reserved())
+
+    async def _close_tokens(self, tokens: TokenVerifier | None) -> None:
+        close = getattr(tokens, "close", None)
+        if close is not None:
+            await close()
+
+    def _reserve(self) -> None:
+        reserve = getattr(self.issuing.tokens, "reserve", None)
+        if reserve is not None:
+            reserve(self._reserved())
+
+    def _reserved(self) -> frozenset[str]:
+        """Names that mean something: administrators, the service's own and the authorities'."""
+        issuer = self.authority.issuer
+        own = {common_name(certificate.subject) for certificate in (issuer.certificate, *issuer.chain)}
+        own |= {self.settings.pvacms_name, self.settings.admin_name}
+        return frozenset(own) | (self.policy.administrators() if self.policy is not None else frozenset())
+
+
+def _limiter(settings: CMSSettings) -> RateLimiter:
+    return RateLimiter(settings.ccr_per_minute, settings.ccr_burst, clock=time.monotonic)
+
+
+def _validity(settings: CMSSettings) -> timedelta:
+    return timedelta(seconds=settings.cert_status_validity_mins.seconds)

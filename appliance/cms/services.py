@@ -1,0 +1,438 @@
+"""The service's PVs, as generic clients meet them: whatever is tried on them, they answer.
+
+Source: SPVA specification 10.2; CERT:LIST is this service's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final
+
+import sqlalchemy as sa
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+
+from appliance.authn.ratelimit import RateLimiter, peer_key, retry_sentence
+from appliance.certs.status import STATE_CHOICES, CertState
+from appliance.certs.x509 import canonical_pv_name, cert_id
+from appliance.cms.issuing import CCR, Issuing, pem_chain
+from appliance.cms.lifecycle import Actor, Lifecycle, Refused
+from appliance.cms.policy import Names, Policy
+from appliance.cms.publisher import Publisher, StatusPV
+from appliance.cms.schema import certs
+from appliance.cms.shapes import CHOICES_2025, CREATED, LIST, ROOT, enum_index
+from appliance.cms.store import Transaction
+from appliance.errors import ApplianceError
+from appliance.pva.commands import CMD_RPC
+from appliance.pva.credentials import Credentials
+from appliance.pvdata import StructType, Value
+from appliance.pvdata.nt import now_to_time
+from appliance.server import Channel, Handler, Operation, Source
+
+__all__ = ["CMSSource", "Counters", "CreatePV", "ListPV", "StatusCommands", "root_value"]
+
+_log: Final = logging.getLogger(__name__)
+_LIST_MAX: Final = 10_000
+_LIST_DEFAULT: Final = 1000
+_ORDER: Final = (
+    CertState.PENDING_APPROVAL,
+    CertState.PENDING_RENEWAL,
+    CertState.PENDING,
+    CertState.VALID,
+    CertState.SCHEDULED_OFFLINE,
+    CertState.EXPIRED,
+    CertState.REVOKED,
+)
+REVOKED_OWN: Final = "REVOKED_OWN"
+"""What an administrator puts to revoke his own certificate on purpose."""
+
+
+class Counters:
+    """What CERT:METRICS tells about requests."""
+
+    __slots__ = ("average_ms", "in_flight", "limited", "refused")
+
+    def __init__(self) -> None:
+        self.refused = 0
+        self.limited = 0
+        self.in_flight = 0
+        self.average_ms = 0.0
+
+    def took(self, seconds: float) -> None:
+        """Take the duration of one request into the moving average."""
+        ms = seconds * 1000
+        self.average_ms = ms if not self.average_ms else self.average_ms + (ms - self.average_ms) / 64
+
+
+class Tasks:
+    """Work that outlives the call that started it."""
+
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[None]] = set()
+
+    def start(self, operation: Operation | None, work: Coroutine[Any, Any, None]) -> None:
+        """Run ``work``; what it raises is the operation's answer."""
+        task = asyncio.get_running_loop().create_task(self._guard(operation, work))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def _guard(self, operation: Operation | None, work: Awaitable[None]) -> None:
+        try:
+            await work
+        except ApplianceError as error:
+            if operation is not None:
+                operation.fail(str(error))
+            else:
+                _log.warning("%s", error)
+        except Exception:  # noqa: BLE001 - a defect must be answered and logged, whoever asked
+            _log.exception("%r: internal error", operation)
+            if operation is not None:
+                operation.fail("internal error; the server's log has the details")
+
+    async def finish(self) -> None:
+        """Wait until everything is done."""
+        while self._running:
+            await asyncio.wait(self._running)
+
+
+class _Callable(Handler):
+    """A PV that is called; it shows the type of its answer to whoever asks for the PV's type."""
+
+    __slots__ = ("_answer", "_hint")
+
+    def __init__(self, answer: StructType, hint: str) -> None:
+        self._answer = answer
+        self._hint = hint
+
+    def init(self, operation: Operation) -> None:
+        """Accept RPC only."""
+        if operation.command == CMD_RPC:
+            operation.ready()
+        else:
+            operation.fail(self._hint)
+
+    def subscribe(self, subscription: Any) -> None:
+        """Refuse."""
+        subscription.fail(self._hint)
+
+    def introspect(self, operation: Operation, field: str) -> None:
+        """Tell the type of the answer."""
+        if field not in self._answer.offsets:
+            operation.fail(f"there is no field {field[:64]!r}")
+        else:
+            operation.reply_field(self._answer.leaf_types[self._answer.offsets[field]])
+
+
+class CreatePV(_Callable):
+    """CERT:CREATE."""
+
+    __slots__ = ("_counters", "_issuing", "_limit", "_limiter", "_tasks", "_template")
+
+    def __init__(
+        self,
+        issuing: Issuing,
+        counters: Counters,
+        tasks: Tasks,
+        *,
+        limiter: RateLimiter,
+        in_flight: int,
+    ) -> None:
+        super().__init__(
+            CREATED, "this PV is called with a certificate creation request; use authnstd or authnjwt"
+        )
+        self._issuing = issuing
+        self._counters = counters
+        self._tasks = tasks
+        self._limiter = limiter
+        self._limit = in_flight
+        self._template = Value(CREATED)
+        self._template["status.value.choices"] = CHOICES_2025
+
+    def limits(self, limiter: RateLimiter, in_flight: int) -> None:
+        """Take other limits into use."""
+        self._limiter = limiter
+        self._limit = in_flight
+
+    def rpc(self, operation: Operation, argument: Value | None) -> None:
+        """Issue a certificate; without a public key give the trust anchor."""
+        counters = self._counters
+        try:
+            ccr = CCR.parse(argument)
+        except Refused:
+            counters.refused += 1
+            raise
+        if not ccr.pub_key:
+            operation.reply(self._anchor())
+            return
+        wait_s = self._limiter.take(peer_key(operation.peer.peer))
+        if wait_s:
+            counters.limited += 1
+            raise Refused(retry_sentence(wait_s))
+        if counters.in_flight >= self._limit:
+            counters.limited += 1
+            raise Refused(retry_sentence(1.0))
+        self._tasks.start(operation, self._create(operation, ccr))
+
+    async def _create(self, operation: Operation, ccr: CCR) -> None:
+        counters = self._counters
+        counters.in_flight += 1
+        started = time.monotonic()
+        try:
+            issued = await self._issuing.issue(ccr, operation.peer, wanted=lambda: operation.alive)
+        except ApplianceError as error:
+            counters.refused += 1
+            _log.info("refused a request of %s: %s", operation.peer.peer, error)
+            raise Refused(f"Failed to create certificate for {_short(ccr)}: {error}") from error
+        finally:
+            counters.in_flight -= 1
+        record = issued.record
+        operation.reply(
+            self._reply(
+                record.state, record.serial, issued.cert_id, issued.status_pv, record.not_after, issued.pem
+            )
+        )
+        counters.took(time.monotonic() - started)
+        delivered = self._issuing.lifecycle.delivered
+        if operation.alive:
+            delivered(record.serial)
+        _log.info("%s %s: %s", issued.cert_id, record.state.value, record.subject.replace("\x1f", " "))
+
+    def _reply(
+        self, state: CertState, serial: int, identifier: str, status_pv: str, expiration: int, pem: str
+    ) -> Value:
+        value = Value.from_store(CREATED, self._template.store.copy(), 1)
+        at, store = CREATED.offsets, value.store
+        store[at["status.value.index"]] = enum_index(state)[0]
+        store[at["status.timeStamp.secondsPastEpoch"]] = int(self._issuing.lifecycle.clock().timestamp())
+        store[at["issuer"]] = self._issuing.names.issuer_id
+        store[at["serial"]] = serial
+        store[at["state"]] = state.value
+        store[at["cert_id"]] = identifier
+        store[at["status_pv"]] = status_pv
+        store[at["expiration"]] = expiration
+        store[at["cert"]] = pem
+        return value
+
+    def _anchor(self) -> Value:
+        issuer = self._issuing.issuer
+        root = issuer.chain[-1] if issuer.chain else issuer.certificate
+        issuer_id = self._issuing.names.issuer_id
+        serial = issuer.certificate.serial_number & ((1 << 64) - 1)
+        return self._reply(
+            CertState.VALID,
+            serial,
+            cert_id(issuer_id, serial),
+            self._issuing.names.status(serial),
+            0,
+            pem_chain(root),
+        )
+
+
+def _short(ccr: CCR) -> str:
+    if ccr.type == "jwt":
+        return "the holder of the token"
+    return f"{ccr.name[:64]}{f' ({ccr.organization[:64]})' if ccr.organization else ''}"
+
+
+class ListPV(_Callable):
+    """CERT:LIST: certificates for administrators, those that wait for approval first."""
+
+    __slots__ = ("_lifecycle", "_names", "_policy", "_tasks", "on_refused")
+
+    def __init__(self, lifecycle: Lifecycle, names: Names, policy: Policy, tasks: Tasks) -> None:
+        super().__init__(
+            LIST.build(), "this PV is called: RPC with the optional queries state, subject and limit"
+        )
+        self._lifecycle = lifecycle
+        self._names = names
+        self._policy = policy
+        self._tasks = tasks
+
+    def rpc(self, operation: Operation, argument: Value | None) -> None:
+        """Answer with a table."""
+        if not self._policy.administers(operation.peer):
+            raise Refused("only administrators may list certificates")
+        query: Any = argument
+        if query is not None and "query" in query:
+            query = query["query"]
+        states = _states(_query(query, "state"))
+        subject = _query(query, "subject")[:256]
+        limit = _query(query, "limit") or str(_LIST_DEFAULT)
+        if not limit.isascii() or not limit.isdecimal() or not 0 < int(limit) <= _LIST_MAX:
+            raise Refused(f"limit must be a number from 1 to {_LIST_MAX}")
+        self._tasks.start(operation, self._list(operation, states, subject, int(limit)))
+
+    async def _list(self, operation: Operation, states: list[str], subject: str, limit: int) -> None:
+        rank = sa.case(
+            {state.value: index for index, state in enumerate(_ORDER)}, value=certs.c.state, else_=99
+        )
+        columns = [certs.c[n] for n in ("serial", "state", "cn", "o", "ou", "c", "usage", "method")]
+        columns += [certs.c[n] for n in ("not_before", "not_after", "state_date", "created")]
+
+        def job(transaction: Transaction) -> list[tuple[Any, ...]]:
+            transaction.flush()
+            query = sa.select(*columns).where(certs.c.issuer == transaction._issuer)
+            if states:
+                query = query.where(certs.c.state.in_(states))
+            if subject:
+                found = [certs.c[n].icontains(subject, autoescape=True) for n in ("cn", "o", "ou", "c")]
+                query = query.where(sa.or_(*found))
+            query = query.order_by(rank, certs.c.created.desc()).limit(limit)
+            return [tuple(row) for row in transaction.connection.execute(query)]
+
+        rows = await self._lifecycle.store.submit(job)
+        value = LIST.create()
+        listed = list(zip(*rows, strict=True)) if rows else [()] * len(columns)
+        value["value.cert_id"] = [cert_id(self._names.issuer_id, serial) for serial in listed[0]]
+        fields: tuple[str, ...] = (
+            "state",
+            "name",
+            "organization",
+            "organization_unit",
+            "country",
+            "usage",
+            "type",
+        )
+        fields += ("not_before", "not_after", "status_date", "created")
+        for field, column in zip(fields, listed[1:], strict=True):
+            value[f"value.{field}"] = list(column)
+        value["timeStamp"] = now_to_time(self._lifecycle.clock().timestamp())
+        operation.reply(value)
+
+
+def _query(query: Any, field: str) -> str:
+    value = "" if query is None else query.get(field, default="")
+    if isinstance(value, str | int) and not isinstance(value, bool):
+        return str(value)
+    raise Refused(f"the query {field} must be text")
+
+
+def _states(text: str) -> list[str]:
+    states = [word.strip().upper() for word in text.split(",") if word.strip()]
+    for state in states:
+        if state not in STATE_CHOICES:
+            raise Refused(f"the state {state[:32]!r} is not known; use {', '.join(STATE_CHOICES)}")
+    return states
+
+
+class StatusCommands:
+    """PUT of ``state`` on a status PV: APPROVED, DENIED, REVOKED, and REVOKED_OWN."""
+
+    def __init__(
+        self, lifecycle: Lifecycle, publisher: Publisher, policy: Policy, names: Names, tasks: Tasks
+    ) -> None:
+        self._lifecycle = lifecycle
+        self._policy = policy
+        self._names = names
+        self._tasks = tasks
+        self._refusals = RateLimiter(30, 30, clock=time.monotonic)
+        self._unrecorded = 0
+        publisher.on_put = self.put
+
+    def put(self, pv: StatusPV, operation: Operation, value: Value, done: Callable[[], None]) -> None:
+        """Do what an administrator, or the owner, asks."""
+        wanted = value["state"] if value.is_marked("state") else ""
+        self._tasks.start(operation, self._put(pv.serial, operation, str(wanted).strip().upper(), done))
+
+    async def _put(self, serial: int, operation: Operation, wanted: str, done: Callable[[], None]) -> None:
+        peer = operation.peer
+        actor = Actor(peer.method, peer.account, peer.peer)
+        administers, owns = self._policy.administers(peer), self._policy.owns(peer, serial)
+        identifier = cert_id(self._names.issuer_id, serial)
+        lifecycle = self._lifecycle
+        why = ""
+        if wanted not in ("APPROVED", "DENIED", "REVOKED", REVOKED_OWN):
+            why = f"the state {wanted[:32]!r} cannot be put; use APPROVED, DENIED or REVOKED"
+        elif wanted == REVOKED_OWN and not owns:
+            why = f"{identifier} is not the certificate that you are connected with; put REVOKED"
+        elif wanted == "REVOKED" and owns and administers:
+            why = (
+                f"{identifier} is your own administrator's certificate: you would lock yourself out. If that is what you "
+                f"want, put {REVOKED_OWN}, or have another administrator revoke it"
+            )
+        elif not (administers or (owns and wanted in ("REVOKED", REVOKED_OWN))):
+            why = f"{wanted} of {identifier} is not permitted to {peer.account or 'an anonymous client'}"
+        if why:
+            self.refused(peer, serial, wanted, why)
+            raise Refused(why)
+        if wanted == "APPROVED":
+            record = await lifecycle.approve(serial, actor)
+        elif wanted == "DENIED":
+            record = await lifecycle.deny(serial, actor)
+        else:
+            record = await lifecycle.revoke(serial, actor, "by its owner" if owns else "")
+        _log.info("%s is %s: %s by %s", identifier, record.state.value, wanted, peer.account)
+        done()
+
+    def refused(self, peer: Credentials, serial: int | None, wanted: str, why: str) -> None:
+        """Have a refused attempt recorded, unless this peer fills the audit with them."""
+        _log.warning("refused %s: %s", peer.peer, why)
+        if self._refusals.take(peer_key(peer.peer)):
+            self._unrecorded += 1
+            return
+        facts = {"asked": wanted[:32], "why": why}
+        if self._unrecorded:
+            facts["unrecorded"] = str(self._unrecorded)
+            self._unrecorded = 0
+        actor = Actor(peer.method, peer.account, peer.peer)
+        self._tasks.start(None, self._lifecycle.note("refuse", serial, actor, facts))
+
+    def channel_refused(self, channel: Channel, right: str) -> None:
+        """Access security refused a request before it got here."""
+        serial = self._names.serial_of(channel.name)
+        self.refused(
+            channel.peer, serial, right, f"access security refused {right} on {channel.name[:128]!r}"
+        )
+
+
+class CMSSource(Source):
+    """Gives the service's PVs their names."""
+
+    def __init__(self, names: Names, publisher: Publisher) -> None:
+        self.names_ = names
+        self.pvs: dict[str, Handler] = {}
+        self._publisher = publisher
+
+    def add(self, handler: Handler, *names: str) -> None:
+        """Serve a PV under some names."""
+        for name in names:
+            self.pvs[name] = handler
+
+    def claims(self, name: str, host: str) -> bool:
+        """Whether the name is one of ours."""
+        return name in self.pvs or self.names_.serial_of(name) is not None
+
+    def open(self, name: str, peer: Credentials) -> Handler | None:
+        """Give the PV."""
+        handler = self.pvs.get(canonical_pv_name(name))
+        if handler is not None:
+            return handler
+        serial = self.names_.serial_of(name)
+        return None if serial is None else self._publisher.pv(serial)
+
+    def names(self) -> list[str]:
+        """All names but those of certificates."""
+        return list(self.pvs)
+
+
+def root_value(issuer_id: str, certificate: x509.Certificate, chain: tuple[x509.Certificate, ...]) -> Value:
+    """CERT:ROOT and CERT:ISSUER: a CA's certificate with those above it."""
+
+    def part(oid: x509.ObjectIdentifier) -> str:
+        found = certificate.subject.get_attributes_for_oid(oid)
+        return str(found[0].value) if found else ""
+
+    return Value(
+        ROOT,
+        {
+            "issuer": issuer_id,
+            "serial": certificate.serial_number & ((1 << 64) - 1),
+            "name": part(NameOID.COMMON_NAME),
+            "org": part(NameOID.ORGANIZATION_NAME),
+            "org_unit": part(NameOID.ORGANIZATIONAL_UNIT_NAME),
+            "cert": pem_chain(certificate, *chain),
+        },
+    )

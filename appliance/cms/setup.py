@@ -1,0 +1,435 @@
+"""The first start, and the self-tests of every start.
+
+What is missing is made: certificate authority, own keychain, administrator's keychain, access security file. What is
+there is checked before it is relied upon; a failure is one sentence.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from typing import Final, NamedTuple
+
+from cryptography import x509
+
+from appliance.acf import load_acf
+from appliance.certs.keychain import (
+    Keychain,
+    check_keychain,
+    dump_keychain,
+    load_keychain,
+    make_keychain,
+)
+from appliance.certs.ocsp import OCSPSigner, verify_response
+from appliance.certs.profiles import (
+    Issuer,
+    build_ca,
+    build_certificate,
+    check_ca,
+    generate_key,
+    subject_name,
+)
+from appliance.certs.status import CertState, OCSPState
+from appliance.certs.x509 import common_name, is_self_signed, issuer_id, status_pv, subject_text
+from appliance.cms.config import CMSSettings, parse_password_file
+from appliance.cms.issuing import Issuing, new_serial
+from appliance.cms.lifecycle import SERVICE, posix, state_now, subject_key
+from appliance.cms.store import Record, Transaction
+from appliance.config.files import read_private, write_private
+from appliance.config.pva import ServerConfig
+from appliance.config.secret import Secret
+from appliance.errors import CertificateError, ConfigurationError, KeychainError
+
+__all__ = [
+    "Authority",
+    "add_administrator",
+    "ensure_acf",
+    "ensure_administrator",
+    "ensure_authority",
+    "ensure_own_keychain",
+    "self_test",
+]
+
+_LIMIT: Final = 1 << 18
+_DAY: Final = timedelta(days=1)
+
+
+def say(text: str) -> None:
+    """Print a line that people and scripts wait for."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+class Authority(NamedTuple):
+    """The certificate authority in use."""
+
+    issuer: Issuer
+    root: x509.Certificate
+    created: bool
+
+    @property
+    def issuer_id(self) -> str:
+        """First eight hex digits of the issuing CA's subject key identifier."""
+        return issuer_id(self.issuer.certificate)
+
+
+def make_directory(path: str) -> None:
+    """Make the directory that a file goes into, for its owner only. Raises ConfigurationError."""
+    directory = os.path.dirname(os.path.abspath(path))  # noqa: PTH100, PTH120 - text in, text out
+    try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)  # noqa: PTH103
+    except OSError as error:
+        raise ConfigurationError(f"cannot make the directory: {error.strerror}", file=directory) from error
+
+
+def _load(path: str, password: Secret, what: str) -> Keychain:
+    read = read_private(path, _LIMIT)
+    try:
+        return load_keychain(read.data, password)
+    except KeychainError as error:
+        raise ConfigurationError(f"{what}: {error}", file=path) from error
+
+
+def _save(path: str, keychain: Keychain, password: Secret) -> None:
+    make_directory(path)
+    write_private(path, dump_keychain(keychain, password))
+    say(f"Keychain file created   : {path}")
+
+
+def ensure_authority(settings: CMSSettings, now: datetime) -> Authority:
+    """Read the certificate authority's keychain, or make it. Raises ConfigurationError, SecurityError."""
+    path = settings.cert_auth_tls_keychain
+    password = parse_password_file(settings.cert_auth_tls_keychain_pwd_file)
+    created = not os.path.lexists(path)
+    if created:
+        key = generate_key(settings.key_algorithm)
+        subject = subject_name(
+            settings.cert_auth_name,
+            country=settings.cert_auth_country,
+            organization=settings.cert_auth_organization,
+            organizational_unit=settings.cert_auth_organizational_unit,
+        )
+        start = now.replace(microsecond=0)
+        certificate = build_ca(
+            key,
+            subject=subject,
+            not_before=start,
+            not_after=settings.cert_auth_validity.after(start),
+            serial=new_serial(),
+        )
+        _save(path, make_keychain(key, [certificate]), password)
+    keychain = _load(path, password, "the certificate authority's keychain")
+    if keychain.certificate is None or keychain.key is None:
+        raise ConfigurationError(
+            "the certificate authority's keychain holds no key, so nothing can be signed; name the keychain "
+            "with the key, or start with an empty directory to make a new authority",
+            file=path,
+        )
+    issuer = Issuer(keychain.key, keychain.certificate, keychain.chain)  # type: ignore[arg-type]
+    root = keychain.chain[-1] if keychain.chain else keychain.certificate
+    return Authority(issuer, root, created)
+
+
+def self_test(authority: Authority, now: datetime) -> None:
+    """Check the authority before anybody relies on it: profile, dates, chain, a signature there and back.
+
+    Raises SecurityError with one sentence.
+    """
+    issuer = authority.issuer
+    certificate = issuer.certificate
+    name = subject_text(certificate.subject)
+    check_ca(certificate)
+    for link in (certificate, *issuer.chain):
+        if not link.not_valid_before_utc <= now < link.not_valid_after_utc:
+            raise CertificateError(
+                f"the certificate authority {subject_text(link.subject)} is valid from "
+                f"{link.not_valid_before_utc:%Y-%m-%d} to {link.not_valid_after_utc:%Y-%m-%d} and it is "
+                f"{now:%Y-%m-%d} now; check the clock, or make a new authority"
+            )
+    if not is_self_signed(authority.root):
+        raise CertificateError(f"the chain above {name} does not end in a self-signed certificate")
+    if issuer.key.public_key() != certificate.public_key():
+        raise KeychainError(f"the key in the keychain is not that of the certificate authority {name}")
+    signer = OCSPSigner(issuer.key, certificate, issuer.chain)
+    der = signer.sign(1, OCSPState.UNKNOWN, this_update=now, next_update=now + timedelta(minutes=1))
+    verify_response(der, issuer=certificate, serial=1, now=now)
+    trial = build_certificate(
+        issuer,
+        subject=subject_name("self-test"),
+        public_key=generate_key("ec-p256").public_key(),
+        usage="client",
+        not_before=now.replace(microsecond=0),
+        not_after=min(now + timedelta(minutes=1), certificate.not_valid_after_utc).replace(microsecond=0),
+        serial=1,
+    )
+    try:
+        trial.verify_directly_issued_by(certificate)
+    except Exception as error:
+        raise KeychainError(f"what the certificate authority {name} signs does not verify") from error
+
+
+def record_own(
+    transaction: Transaction,
+    certificate_subject: Mapping[str, str],
+    *,
+    serial: int,
+    usage: str,
+    skid: str,
+    start: int,
+    end: int,
+    method: str,
+) -> Record:
+    """Record a certificate of the service's own making."""
+    record = Record(
+        serial=serial,
+        subject=subject_key(certificate_subject),
+        usage=usage,
+        method=method,
+        not_before=start,
+        not_after=end,
+        renew_by=0,
+        state=CertState.VALID,
+        state_date=start,
+        approved=True,
+        delivered=1,
+    )
+    parts = {"cn": "CN", "o": "O", "ou": "OU", "c": "C"}
+    more = {column: certificate_subject.get(part, "") for column, part in parts.items()}
+    transaction.add(record, {**more, "identity": "", "skid": skid, "created": start})
+    facts = {**SERVICE.facts(), "subject": record.subject.replace("\x1f", "/"), "usage": usage}
+    transaction.audit(start, "create", serial, {**facts, "state": "VALID", "why": method})
+    return record
+
+
+def _make_own(
+    issuing: Issuing,
+    subject: Mapping[str, str],
+    *,
+    usage: str,
+    lifetime_end: datetime,
+    algorithm: str,
+    status: bool,
+    method: str,
+) -> tuple[Keychain, Record]:
+    lifecycle = issuing.lifecycle
+    now = lifecycle.clock().replace(microsecond=0)
+    key = generate_key(algorithm)
+    name = subject_name(
+        subject["CN"], country=subject["C"], organization=subject["O"], organizational_unit=subject["OU"]
+    )
+    end = min(lifetime_end, issuing.issuer.certificate.not_valid_after_utc)
+    skid = x509.SubjectKeyIdentifier.from_public_key(key.public_key()).digest.hex()
+    record = lifecycle.store.run(
+        lambda transaction: record_own(
+            transaction,
+            subject,
+            serial=new_serial(),
+            usage=usage,
+            skid=skid,
+            start=posix(now),
+            end=posix(end),
+            method=method,
+        )
+    )
+    certificate = issuing.own_certificate(record, name, key.public_key(), usage, status=status)
+    chain = [certificate, issuing.issuer.certificate, *issuing.issuer.chain]
+    return make_keychain(key, chain), record
+
+
+def ensure_own_keychain(settings: CMSSettings, server: ServerConfig, issuing: Issuing) -> Keychain:
+    """Read the service's own keychain, or make it; one that has nearly run out, or is of another CA, is replaced.
+
+    Its certificate carries no status extension: the status of the service that tells the status would be circular.
+    """
+    path = server.tls_keychain
+    now = issuing.lifecycle.clock()
+    authority = issuing.issuer.certificate
+    if os.path.lexists(path):
+        keychain = _load(path, server.tls_keychain_password, "the service's keychain")
+        mine = keychain.issuer == authority
+        if mine and keychain.certificate is not None and not status_pv(keychain.certificate):
+            left = keychain.certificate.not_valid_after_utc - now
+            if left > 7 * _DAY or keychain.certificate.not_valid_after_utc >= authority.not_valid_after_utc:
+                check_keychain(keychain, now=now, usage="server")
+                return keychain
+        elif not mine:
+            raise ConfigurationError(
+                "the service's keychain was issued by another certificate authority than the one in use; "
+                "remove it to have a new one made",
+                file=path,
+            )
+    subject = {
+        "CN": settings.pvacms_name,
+        "O": settings.pvacms_organization,
+        "OU": settings.pvacms_organizational_unit,
+        "C": settings.pvacms_country,
+    }
+    keychain, _ = _make_own(
+        issuing,
+        subject,
+        usage="cms",
+        lifetime_end=now + 365 * _DAY,
+        algorithm=settings.key_algorithm,
+        status=False,
+        method="pvacms",
+    )
+    _save(path, keychain, server.tls_keychain_password)
+    return keychain
+
+
+def ensure_administrator(settings: CMSSettings, issuing: Issuing, name: str, *, must_be_new: bool) -> bool:
+    """Make an administrator's keychain unless it is there; True when it was made.
+
+    With ``must_be_new`` whatever is in the way is an error. Raises ConfigurationError, SecurityError.
+    """
+    path = settings.admin_tls_keychain
+    if os.path.lexists(path):
+        if must_be_new:
+            raise ConfigurationError(
+                f"the keychain of an administrator is there already; move it away, or name another with -a: {path}"
+            )
+        return False
+    country = settings.cert_auth_country
+    subject = {"CN": name, "O": "", "OU": "", "C": country}
+    key = subject_key(subject)
+    lifecycle = issuing.lifecycle
+    now = lifecycle.clock()
+    alive = [
+        record
+        for record in lifecycle.store.run(lambda transaction: transaction.of_subject(key))
+        if state_now(record, now) not in (CertState.REVOKED, CertState.EXPIRED)
+    ]
+    if alive:
+        why = (
+            f"CN={name}, C={country} has a certificate already ({issuing.names.issuer_id}:{alive[0].serial:020d}); "
+            "have that one revoked first"
+        )
+        if must_be_new:
+            raise ConfigurationError(why)
+        sys.stderr.write(f"pvacms: no keychain is made for the administrator: {why}\n")
+        return False
+    keychain, _ = _make_own(
+        issuing,
+        subject,
+        usage="client",
+        lifetime_end=now + 366 * _DAY,
+        algorithm=settings.key_algorithm,
+        status=True,
+        method="administrator",
+    )
+    _save(path, keychain, parse_password_file(settings.admin_tls_keychain_pwd_file))
+    return True
+
+
+# ---------------------------------------------------------------------- access security file
+
+
+def ensure_acf(path: str, authority: Authority, admin: str) -> bool:
+    """Write the default access security file unless there is one; True when it was written."""
+    if os.path.lexists(path):
+        return False
+    chain = [authority.issuer.certificate, *authority.issuer.chain]
+    names = [common_name(certificate.subject) for certificate in reversed(chain)]
+    text = _yaml_acf(names, admin) if path.endswith((".yaml", ".yml")) else _classic_acf(names, admin)
+    load_acf(text, file=path, gateway=True)
+    make_directory(path)
+    write_private(path, text.encode(), 0o644)
+    say(f"Created Default ACF file: {path}")
+    return True
+
+
+def _classic_acf(names: list[str], admin: str) -> str:
+    lines = ["# Who may administer certificates. Everybody may read their status."]
+    inner = f'AUTHORITY(CMS_AUTH, "{names[-1]}")'
+    for name in reversed(names[:-1]):
+        inner = f'AUTHORITY("{name}") {{\n    {inner}\n}}'
+    lines += [inner, "", f"UAG(CMS_ADMIN) {{{_quoted(admin)}}}", ""]
+    lines += [
+        "ASG(DEFAULT) {",
+        "    RULE(0,READ)",
+        "    RULE(1,WRITE) {",
+        "        UAG(CMS_ADMIN)",
+        '        METHOD("x509")',
+        "        AUTHORITY(CMS_AUTH)",
+        "    }",
+        "}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _quoted(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_.-]+", name) else f'"{name}"'
+
+
+def _yaml_acf(names: list[str], admin: str) -> str:
+    import msgspec
+
+    def text(value: str) -> str:
+        return msgspec.json.encode(value).decode()
+
+    lines = ["# EPICS YAML", "version: 1.0", "", "authorities:"]
+    indent = "  "
+    for name in names[:-1]:
+        lines += [f"{indent}- name: {text(name)}", f"{indent}  authorities:"]
+        indent += "    "
+    lines += [f"{indent}- id: CMS_AUTH", f"{indent}  name: {text(names[-1])}", ""]
+    lines += ["uags:", "  - name: CMS_ADMIN", "    users:", f"      - {text(admin)}", ""]
+    lines += [
+        "asgs:",
+        "  - name: DEFAULT",
+        "    rules:",
+        "      - level: 0",
+        "        access: READ",
+        "      - level: 1",
+        "        access: WRITE",
+        "        uags:",
+        "          - CMS_ADMIN",
+        "        methods:",
+        "          - x509",
+        "        authorities:",
+        "          - CMS_AUTH",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def add_administrator(path: str, name: str) -> bool:
+    """Add a name to CMS_ADMIN in the access security file; False when it is there already.
+
+    The rest of the file stays as it is. Raises ConfigurationError.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:  # noqa: PTH123
+            text = file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"cannot read: {error}", file=path) from error
+    known = load_acf(text, file=path, gateway=True).uags.get("CMS_ADMIN")
+    if known is None:
+        raise ConfigurationError(
+            "there is no group CMS_ADMIN in the file; add the administrator by hand", file=path
+        )
+    if name in known:
+        return False
+    classic = re.compile(r"(UAG\s*\(\s*\"?CMS_ADMIN\"?\s*\)\s*\{)([^}]*)(\})")
+    listed = re.compile(r"(- name:\s*\"?CMS_ADMIN\"?\s*\n\s*users:\s*\n)([ \t]*)(-)")
+
+    def in_braces(match: re.Match[str]) -> str:
+        members = match[2].rstrip()
+        return f"{match[1]}{members}{', ' if members.strip() else ''}{_quoted(name)}{match[3]}"
+
+    import msgspec
+
+    def in_list(match: re.Match[str]) -> str:
+        return f"{match[1]}{match[2]}- {msgspec.json.encode(name).decode()}\n{match[2]}{match[3]}"
+
+    replace: Callable[[re.Match[str]], str]
+    for pattern, replace in ((classic, in_braces), (listed, in_list)):
+        changed = pattern.sub(replace, text, count=1)
+        if changed != text and name in load_acf(changed, file=path, gateway=True).uags["CMS_ADMIN"]:
+            write_private(path, changed.encode(), os.stat(path).st_mode & 0o777)  # noqa: PTH116
+            return True
+    raise ConfigurationError("cannot add the administrator to CMS_ADMIN; add the name by hand", file=path)

@@ -1,0 +1,465 @@
+"""The database's only writer: one thread, and one commit for all that wait.
+
+A job is a function of a `Transaction`. It first checks, raising an ApplianceError when it refuses, and then writes;
+so jobs that share a commit cannot hurt each other. A commit that fails fails all of its jobs: nothing is half done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.pool import NullPool
+
+from appliance.certs.status import CertState
+from appliance.cms import schema
+from appliance.daemon.audit import GENESIS, canonical, chain
+from appliance.errors import ApplianceError, ConfigurationError
+
+__all__ = ["IN_DOUBT", "LIVE", "Record", "Store", "StoreError", "Transaction", "engine_for", "is_sqlite"]
+
+_T = TypeVar("_T")
+_GROUP: Final = 512
+IN_DOUBT: Final = 2
+LIVE: Final = (
+    CertState.VALID,
+    CertState.PENDING,
+    CertState.PENDING_APPROVAL,
+    CertState.PENDING_RENEWAL,
+    CertState.SCHEDULED_OFFLINE,
+)
+"""States that can still change."""
+
+
+class StoreError(ApplianceError):
+    """The database did not take or give what was asked; nothing has changed."""
+
+
+class Record(NamedTuple):
+    """One certificate as the database has it. Times are POSIX seconds."""
+
+    serial: int
+    subject: str
+    usage: str
+    method: str
+    not_before: int
+    not_after: int
+    renew_by: int
+    state: CertState
+    state_date: int
+    approved: bool
+    delivered: int
+
+
+_COLUMNS: Final = tuple(schema.certs.c[name] for name in Record._fields)
+
+
+def _record(row: Sequence[Any]) -> Record:
+    (
+        serial,
+        subject,
+        usage,
+        method,
+        not_before,
+        not_after,
+        renew_by,
+        state,
+        state_date,
+        approved,
+        delivered,
+    ) = row
+    return Record(
+        serial,
+        subject,
+        usage,
+        method,
+        not_before,
+        not_after,
+        renew_by,
+        CertState(state),
+        state_date,
+        bool(approved),
+        delivered,
+    )
+
+
+def is_sqlite(where: str) -> bool:
+    """Whether ``where`` is a file and not the URL of a database server."""
+    return "://" not in where
+
+
+def engine_for(where: str, *, read_only: bool = False) -> sa.Engine:
+    """An engine for a file (SQLite) or a URL (such as ``postgresql+psycopg://``)."""
+    if not is_sqlite(where):
+        return sa.create_engine(where, poolclass=NullPool)
+    mode = "?mode=ro" if read_only else ""
+    # As a URI, whatever characters the path has.
+    from urllib.parse import quote
+
+    engine = sa.create_engine(
+        f"sqlite:///file:{quote(os.path.abspath(where))}{mode}{'&' if mode else '?'}uri=true",  # noqa: PTH100
+        poolclass=NullPool,
+        connect_args={"check_same_thread": False, "isolation_level": None, "timeout": 10.0},
+    )
+
+    @sa.event.listens_for(engine, "connect")
+    def configure(connection: Any, _: object) -> None:
+        cursor = connection.cursor()
+        if not read_only:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=FULL")
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.close()
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+class Transaction:
+    """What a job may do. Rows that it adds are written together at the end of the group."""
+
+    def __init__(self, connection: sa.Connection, issuer: str) -> None:
+        self.connection = connection
+        self._issuer = issuer
+        self._new_certs: list[dict[str, Any]] = []
+        self._new_by_subject: dict[str, list[Record]] = {}
+        self._new_audit: list[dict[str, Any]] = []
+        self._by_subject: dict[str, list[Record]] = {}
+        head = connection.execute(
+            sa.select(schema.audit.c.seq, schema.audit.c.hash).order_by(schema.audit.c.seq.desc()).limit(1)
+        ).first()
+        self._seq: int = 0 if head is None else head[0]
+        self._hash: str = GENESIS if head is None else head[1]
+
+    def prefetch(self, subjects: Iterable[str]) -> None:
+        """Read what is known of many subjects at once."""
+        wanted = [subject for subject in set(subjects) if subject not in self._by_subject]
+        if not wanted:
+            return
+        for subject in wanted:
+            self._by_subject[subject] = []
+        query = sa.select(*_COLUMNS).where(
+            schema.certs.c.subject.in_(wanted), schema.certs.c.issuer == self._issuer
+        )
+        for row in self.connection.execute(query):
+            found = _record(row)
+            self._by_subject[found.subject].append(found)
+
+    def of_subject(self, subject: str) -> list[Record]:
+        """All certificates of a subject."""
+        self.prefetch((subject,))
+        return [*self._by_subject[subject], *self._new_by_subject.get(subject, ())]
+
+    def get(self, serial: int) -> Record | None:
+        """One certificate."""
+        self.flush()
+        row = self.connection.execute(
+            sa.select(*_COLUMNS).where(schema.certs.c.serial == serial, schema.certs.c.issuer == self._issuer)
+        ).first()
+        return None if row is None else _record(row)
+
+    def add(self, record: Record, more: Mapping[str, Any]) -> None:
+        """Record a certificate."""
+        row = record._asdict() | dict(more)
+        row["state"] = record.state.value
+        row["issuer"] = self._issuer
+        self._new_certs.append(row)
+        self._new_by_subject.setdefault(record.subject, []).append(record)
+
+    def change(self, record: Record, state: CertState, *, at: int, approved: bool) -> Record:
+        """Give a certificate another state."""
+        self.flush()
+        changed = self.connection.execute(
+            sa.update(schema.certs)
+            .where(schema.certs.c.serial == record.serial, schema.certs.c.state == record.state.value)
+            .values(state=state.value, state_date=at, approved=approved)
+        )
+        if changed.rowcount != 1:
+            raise StoreError("the certificate's state has changed meanwhile; look again")
+        self._by_subject.pop(record.subject, None)
+        return record._replace(state=state, state_date=at, approved=approved)
+
+    def audit(self, at: int, action: str, serial: int | None, facts: Mapping[str, Any]) -> None:
+        """Add a record to the audit, chained to all before it."""
+        self._seq += 1
+        number = "" if serial is None else str(serial)
+        record = {"seq": self._seq, "at": at, "action": action, "serial": number, **facts}
+        self._hash = chain(self._hash, record)
+        self._new_audit.append(
+            {
+                "seq": self._seq,
+                "at": at,
+                "action": action,
+                "serial": number,
+                "record": canonical(record).decode(),
+                "hash": self._hash,
+            }
+        )
+
+    @property
+    def audit_head(self) -> tuple[int, str]:
+        """Sequence number and hash of the last audit record."""
+        return self._seq, self._hash
+
+    def flush(self) -> None:
+        """Write what has been added."""
+        if self._new_certs:
+            self.connection.execute(sa.insert(schema.certs), self._new_certs)
+            for subject, records in self._new_by_subject.items():
+                if subject in self._by_subject:
+                    self._by_subject[subject] += records
+            self._new_by_subject = {}
+            self._new_certs = []
+        if self._new_audit:
+            self.connection.execute(sa.insert(schema.audit), self._new_audit)
+            self._new_audit = []
+
+
+Job = Callable[[Transaction], Any]
+
+
+class _Waiting(NamedTuple):
+    job: Job
+    subjects: tuple[str, ...]
+    future: asyncio.Future[Any]
+    loop: asyncio.AbstractEventLoop
+
+
+class Store:
+    """See the module's text. Use `open` before anything else; `close` waits for what is queued."""
+
+    def __init__(self, where: str, issuer: str) -> None:
+        self.where = where
+        self.issuer = issuer
+        self.created = False
+        """`open` found an empty database."""
+        self.healthy = True
+        """The last commit succeeded."""
+        self.commits = 0
+        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._lock_fd = -1
+        self._engine: sa.Engine | None = None
+        self._connection: sa.Connection | None = None
+        self._thread: threading.Thread | None = None
+
+    # -- life --------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Take the database for this process and bring its schema up to date.
+
+        Raises ConfigurationError when another process has it, or it cannot be used.
+        """
+        if is_sqlite(self.where):
+            self._take_lock()
+        try:
+            self._engine = engine_for(self.where)
+            self._connection = self._engine.connect()
+            self._take_advisory_lock()
+            with self._connection.begin():
+                self.created = schema.migrate(self._connection, where=self._shown())
+            if is_sqlite(self.where):
+                os.chmod(self.where, 0o600)  # noqa: PTH101 - text in
+        except sa.exc.SQLAlchemyError as error:
+            self.close()
+            raise ConfigurationError(
+                f"the database {self._shown()} cannot be used: {_reason(error)}"
+            ) from error
+        except ImportError as error:
+            self.close()
+            raise ConfigurationError(
+                f"the database {self._shown()} needs a driver that is not installed: {error}"
+            ) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _shown(self) -> str:
+        return self.where if is_sqlite(self.where) else sa.make_url(self.where).render_as_string()
+
+    def _take_lock(self) -> None:
+        name = self.where + ".lock"
+        try:
+            self._lock_fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise ConfigurationError(f"cannot open: {error.strerror}", file=name) from error
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+            raise ConfigurationError(
+                f"another pvacms uses the database {self.where}; stop that one, or give this one its own with -d"
+            ) from None
+        # The database appears with the mode of its owner only, never wider for an instant.
+        with contextlib.suppress(OSError):
+            os.close(os.open(self.where, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+    def _take_advisory_lock(self) -> None:
+        assert self._connection is not None
+        if self._connection.dialect.name != "postgresql":
+            return
+        taken = self._connection.execute(sa.text("SELECT pg_try_advisory_lock(37427)")).scalar()
+        self._connection.rollback()
+        if not taken:
+            raise ConfigurationError(f"another pvacms uses the database {self._shown()}")
+
+    def start(self) -> None:
+        """Start the writing thread."""
+        self._thread = threading.Thread(target=self._work, name="store", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Finish what is queued and give the database back."""
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join()
+            self._thread = None
+        if self._connection is not None:
+            with contextlib.suppress(sa.exc.SQLAlchemyError):
+                self._connection.close()
+            self._connection = None
+        if self._engine is not None:
+            self._engine.dispose()
+            self._engine = None
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    # -- work --------------------------------------------------------------------------------------
+
+    def submit(self, job: Callable[[Transaction], _T], *subjects: str) -> asyncio.Future[_T]:
+        """Have a job done; the future is done once its transaction is committed.
+
+        ``subjects`` are those that the job will ask for. The future raises what the job raised, or StoreError.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[_T] = loop.create_future()
+        self._queue.put(_Waiting(job, subjects, future, loop))
+        return future
+
+    def run(self, job: Callable[[Transaction], _T]) -> _T:
+        """Do one job now, before `start`. Raises what the job raises, or StoreError."""
+        result, error = self._commit([job], ())[0]
+        if error is not None:
+            raise error
+        return result  # type: ignore[no-any-return]
+
+    def _work(self) -> None:
+        while True:
+            first = self._queue.get()
+            if first is None:
+                return
+            group = [first]
+            stop = False
+            while len(group) < _GROUP:
+                try:
+                    item = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+                if item is None:
+                    stop = True
+                    break
+                group.append(item)
+            subjects = [subject for item in group for subject in item.subjects]
+            results = self._commit([item.job for item in group], subjects)
+            with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits any more
+                first.loop.call_soon_threadsafe(_deliver, group, results)
+            if stop:
+                return
+
+    def _commit(self, jobs: Sequence[Job], subjects: Iterable[str]) -> list[tuple[Any, Exception | None]]:
+        connection = self._connection
+        if connection is None:
+            return [(None, StoreError("the database is closed"))] * len(jobs)
+        results: list[tuple[Any, Exception | None]] = []
+        try:
+            with connection.begin():
+                transaction = Transaction(connection, self.issuer)
+                transaction.prefetch(subjects)
+                for job in jobs:
+                    try:
+                        results.append((job(transaction), None))
+                    except ApplianceError as error:
+                        results.append((None, error))
+                transaction.flush()
+            self.commits += 1
+            self.healthy = True
+        except Exception as error:  # noqa: BLE001 - whatever it is, nothing was committed and everybody must know
+            self.healthy = False
+            with contextlib.suppress(sa.exc.SQLAlchemyError):
+                connection.rollback()
+            failure = StoreError(
+                f"the certificate database cannot be written: {_reason(error)}; nothing was done"
+            )
+            failure.__cause__ = error
+            return [(None, failure)] * len(jobs)
+        return results
+
+
+def _deliver(group: Sequence[_Waiting], results: Sequence[tuple[Any, Exception | None]]) -> None:
+    for item, (result, error) in zip(group, results, strict=True):
+        if item.future.done():
+            continue
+        if error is None:
+            item.future.set_result(result)
+        else:
+            item.future.set_exception(error)
+
+
+def _reason(error: Exception) -> str:
+    original = getattr(error, "orig", None)
+    return str(original or error).partition("\n")[0]
+
+
+# ---------------------------------------------------------------------- jobs that are only one statement
+
+
+def live_records(transaction: Transaction) -> list[Record]:
+    """Every certificate whose state can still change."""
+    query = sa.select(*_COLUMNS).where(
+        schema.certs.c.issuer == transaction._issuer, schema.certs.c.state.in_([s.value for s in LIVE])
+    )
+    return [_record(row) for row in transaction.connection.execute(query)]
+
+
+def mark_delivered(serials: Sequence[int]) -> Job:
+    """Note that requesters have their certificates."""
+
+    def job(transaction: Transaction) -> None:
+        transaction.flush()
+        transaction.connection.execute(
+            sa.update(schema.certs)
+            .where(schema.certs.c.serial == sa.bindparam("number"))
+            .values(delivered=1),
+            [{"number": serial} for serial in serials],
+        )
+
+    return job
+
+
+def doubt_undelivered(transaction: Transaction) -> int:
+    """At the start: whether these certificates reached anybody is not known any more."""
+    changed = transaction.connection.execute(
+        sa.update(schema.certs).where(schema.certs.c.delivered == 0).values(delivered=IN_DOUBT)
+    )
+    return int(changed.rowcount)
+
+
+def counts(transaction: Transaction) -> dict[str, int]:
+    """Number of certificates by state."""
+    query = (
+        sa.select(schema.certs.c.state, sa.func.count())
+        .where(schema.certs.c.issuer == transaction._issuer)
+        .group_by(schema.certs.c.state)
+    )
+    return {state: int(number) for state, number in transaction.connection.execute(query)}

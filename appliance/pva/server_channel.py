@@ -1,0 +1,93 @@
+"""A channel at the server's end."""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import TYPE_CHECKING, Any, Final
+
+from appliance.errors import LocalProtocolError
+from appliance.pva import commands as c
+from appliance.pva.states import ConnectionState
+from appliance.pva.status import OK_BYTES, Status
+
+if TYPE_CHECKING:
+    from appliance.pva.server import ServerConnection
+    from appliance.pva.server_operation import ServerOperation
+
+__all__ = ["ServerChannel"]
+
+_U32: Final = (Struct("<I"), Struct(">I"))
+_U32_U32: Final = (Struct("<II"), Struct(">II"))
+
+
+class ServerChannel:
+    """A name that a client opened. ``context`` is the layer above's to use.
+
+    Once the connection is gone all methods do nothing: whoever decides late need not know.
+    """
+
+    __slots__ = ("cid", "connection", "context", "name", "open", "operations", "permissions", "sid")
+
+    def __init__(self, connection: ServerConnection, sid: int, cid: int, name: str) -> None:
+        self.connection = connection
+        self.sid = sid
+        self.cid = cid
+        self.name = name
+        self.open = False
+        self.permissions = 0
+        self.operations: dict[int, ServerOperation] = {}
+        self.context: Any = None
+
+    def _answer(self) -> bool:
+        """Leave the channels that wait for an answer; tell whether the client still waits for it."""
+        connection = self.connection
+        if connection.state is ConnectionState.CLOSED:
+            return False
+        if connection.pending.pop(self.sid, None) is None:
+            raise LocalProtocolError(f"channel {self.name!r} was accepted or rejected already")
+        return True
+
+    def accept(self, permissions: int = c.PERMIT_ALL) -> None:
+        """Create the channel; its permissions go out first (section 13)."""
+        if not self._answer():
+            return
+        connection = self.connection
+        connection.channels[self.sid] = self
+        self.open = True
+        self._send_permissions(permissions)
+        connection._send(c.CMD_CREATE_CHANNEL, _U32_U32[connection.big].pack(self.cid, self.sid) + OK_BYTES)
+
+    def reject(self, message: str) -> None:
+        """Refuse to create the channel."""
+        if self._answer():
+            self.refuse(message)
+
+    def refuse(self, message: str) -> None:
+        """Refuse a channel that never waited for an answer."""
+        connection = self.connection
+        connection._send(
+            c.CMD_CREATE_CHANNEL,
+            _U32_U32[connection.big].pack(self.cid, 0xFFFFFFFF)
+            + Status.error(message).encode(big=connection.big),
+        )
+
+    def set_permissions(self, permissions: int) -> None:
+        """Tell the client what it may do: a union of ``PERMIT_*`` bits (section 8.2)."""
+        if self.open and self.permissions != permissions:
+            self._send_permissions(permissions)
+
+    def _send_permissions(self, permissions: int) -> None:
+        self.permissions = permissions
+        connection = self.connection
+        connection._send(c.CMD_ACL_CHANGE, _U32[connection.big].pack(self.cid) + bytes((permissions,)))
+
+    def close(self) -> None:
+        """Take the channel away from the client, which will search for the name again."""
+        if not self.open:
+            return
+        connection = self.connection
+        connection._send(c.CMD_DESTROY_CHANNEL, _U32_U32[connection.big].pack(self.sid, self.cid))
+        connection._drop_channel(self)
+
+    def __repr__(self) -> str:
+        return f"<ServerChannel {self.name!r} sid={self.sid} cid={self.cid}>"
