@@ -79,19 +79,46 @@ class _Completion(argparse.Action):
         parser.exit()
 
 
-def add_common(parser: argparse.ArgumentParser, *, timeout: str = "Operation timeout in seconds.") -> None:
-    """Add the options that every client tool has; ``timeout`` says what ``-w`` bounds."""
-    add = parser.add_argument
-    add_version(parser)
-    add("-v", dest="verbose", action="store_true", help="Make more noise: the effective configuration.")
-    add("-d", dest="debug", action="store_true", help='Shorthand for $PVXS_LOG="pvxs.*=DEBUG".')
-    add("-w", dest="timeout", metavar="SEC", type=_seconds, default=5.0, help=f"{timeout} Default 5.")
+def add_common(
+    parser: argparse.ArgumentParser,
+    *,
+    timeout: str = "Operation timeout in seconds.",
+    default_s: float = 5.0,
+    long_names: bool = False,
+) -> None:
+    """Add the options that every client tool has; ``timeout`` says what ``-w`` bounds.
+
+    ``long_names`` for the certificate tools, whose peers have them.
+    """
+
+    def add(short: str, long: str, **more: Any) -> None:
+        parser.add_argument(*((short, f"--{long}") if long_names else (short,)), **more)
+
+    add_version(parser, long_names=long_names)
+    add(
+        "-v",
+        "verbose",
+        dest="verbose",
+        action="store_true",
+        help="Make more noise: the effective configuration.",
+    )
+    add("-d", "debug", dest="debug", action="store_true", help='Shorthand for $PVXS_LOG="pvxs.*=DEBUG".')
+    add(
+        "-w",
+        "timeout",
+        dest="timeout",
+        metavar="SEC",
+        type=_seconds,
+        default=default_s,
+        help=f"{timeout} Default {default_s:g}.",
+    )
     add_completion(parser)
 
 
-def add_version(parser: argparse.ArgumentParser) -> None:
+def add_version(parser: argparse.ArgumentParser, *, long_names: bool = False) -> None:
     """Add ``-V``."""
-    parser.add_argument("-V", action=_Version, nargs=0, help="Print version and exit.")
+    names = ("-V", "--version") if long_names else ("-V",)
+    parser.add_argument(*names, action=_Version, nargs=0, help="Print version and exit.")
 
 
 def add_completion(parser: argparse.ArgumentParser) -> None:

@@ -30,6 +30,11 @@ def parser() -> argparse.ArgumentParser:
         epilog=doctor.EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    commands.add_parser(
+        "quickstart",
+        help="Start the whole stack on this machine and walk the quick start's story.",
+        add_help=False,
+    )
     doctor.add_arguments(check)
     check.set_defaults(work=doctor.work)
     return made

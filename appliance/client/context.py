@@ -30,6 +30,7 @@ from appliance.pvdata.pvrequest import PVRequest
 from appliance.pvdata.value import Value
 from appliance.transport.gate import PeerGate
 from appliance.transport.liveness import Liveness
+from appliance.transport.stream import format_address
 
 if TYPE_CHECKING:
     from appliance.tls.context import TLSContext
@@ -57,8 +58,10 @@ class Context:
                 async for value in updates:
                     ...
 
-    ``tls`` is the context of the client's keychain: without it the client speaks plain TCP only. All waiting is
-    bounded by ``timeout`` (seconds; None waits for ever); what fails raises an OperationError that says why.
+    ``tls`` is the context of the client's keychain: without it the client speaks plain TCP only. With
+    ``require_tls`` no PV is ever used over plain TCP, whoever answers the search; searches themselves are not secret.
+    All waiting is bounded by ``timeout`` (seconds; None waits for ever); what fails raises an OperationError that
+    says why.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Context:
         config: ClientConfig | None = None,
         *,
         tls: TLSContext | None = None,
+        require_tls: bool = False,
         gate: PeerGate | None = None,
         limits: Limits = DEFAULT_LIMITS,
         segment_size: int = 0,
@@ -73,6 +77,7 @@ class Context:
     ) -> None:
         self.config = ClientConfig() if config is None else config
         self.tls = tls
+        self.require_tls = require_tls
         self.gate = gate
         self.limits = limits
         self.segment_size = segment_size
@@ -381,6 +386,8 @@ class Context:
 
     def protocols(self) -> tuple[str, ...]:
         """What a search asks for."""
+        if self.require_tls:
+            return ("tls",)
         return ("tls", "tcp") if self.tls is not None else ("tcp",)
 
     def identity(self) -> Value:
@@ -395,6 +402,11 @@ class Context:
 
     def connect(self, channel: Channel, address: Address, guid: bytes = b"") -> None:
         """Have ``channel`` created by the server at ``address``."""
+        if self.require_tls and not address[2]:
+            # Whatever led here, a search answer or the caller's own address: this is the last gate before the wire.
+            channel.trouble = f"{format_address(address[:2])} does not speak TLS, which is required here"
+            channel.search_again(later=True)
+            return
         link = self._links.get(address)
         if link is None:
             link = self._open_link(address)

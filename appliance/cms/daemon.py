@@ -195,6 +195,9 @@ async def _serve(daemon: Daemon, effective: Effective, options: argparse.Namespa
         if options.verbose:
             sys.stdout.write("Effective config\n" + _shown(effective))
         _banner(effective, service)
+        server = service.server
+        if server is not None:
+            _log.info("serving on TCP port %d and TLS port %d", server.tcp_port, server.tls_port)
         daemon.ready(service.health.summary())
         clock = asyncio.create_task(_keep_time(service, daemon), name="clock")
         wait = asyncio.create_task(daemon.wait(), name="stop")

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_publ
 from appliance.authn.grant import USAGES, Grant
 from appliance.authn.std.verifier import StdRequest, verify
 from appliance.certs.profiles import Issuer, build_certificate, check_public_key, subject_name
-from appliance.certs.x509 import UNREADABLE, cert_id
+from appliance.certs.x509 import UNREADABLE, cert_id, encode_pv_name
 from appliance.cms.lifecycle import Actor, Lifecycle, Refused, Request
 from appliance.cms.policy import Names
 from appliance.cms.store import Record
@@ -90,6 +90,8 @@ class CCR(NamedTuple):
         query = argument.get("query") if "query" in argument else argument
         if not hasattr(query, "type") or not isinstance(query.type, StructType):
             raise Refused("the request's query is not a structure")
+        if "pub_key" not in query:
+            raise Refused("the request has no field pub_key; send a certificate creation request")
         pub_key = _text(query, "pub_key", _MAX_KEY)
         if not pub_key:
             return cls("", "", "", "", "", "client", 0, 0, "", "", no_status=False, token="")
@@ -278,14 +280,15 @@ class Issuing:
             roll_over=grant.identity is not None,
             facts=grant.audit,
         )
+        config_pv = None
+        if ccr.config_uri_base:
+            config_pv = f"{ccr.config_uri_base}:CONFIG:{self.names.issuer_id}:{request.skid[:8]}"
+            encode_pv_name(config_pv)
         record = await self.lifecycle.create(request, actor)
         with_status = self.rules.status_extension == "yes" or (
             self.rules.status_extension == "default" and not ccr.no_status
         )
         status_pv = self.names.status(serial)
-        config_pv = None
-        if ccr.config_uri_base:
-            config_pv = f"{ccr.config_uri_base}:CONFIG:{self.names.issuer_id}:{request.skid[:8]}"
         try:
             certificate = build_certificate(
                 self.issuer,

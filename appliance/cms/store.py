@@ -27,6 +27,9 @@ __all__ = ["IN_DOUBT", "LIVE", "Record", "Store", "StoreError", "Transaction", "
 
 _T = TypeVar("_T")
 _GROUP: Final = 512
+_LARGEST: Final = (1 << 63) - 1
+"""The largest serial number that is issued, and that the database can hold."""
+_MAX_FACT: Final = 1024
 IN_DOUBT: Final = 2
 LIVE: Final = (
     CertState.VALID,
@@ -162,6 +165,8 @@ class Transaction:
 
     def get(self, serial: int) -> Record | None:
         """One certificate."""
+        if serial > _LARGEST:
+            return None
         self.flush()
         row = self.connection.execute(
             sa.select(*_COLUMNS).where(schema.certs.c.serial == serial, schema.certs.c.issuer == self._issuer)
@@ -191,6 +196,7 @@ class Transaction:
 
     def audit(self, at: int, action: str, serial: int | None, facts: Mapping[str, Any]) -> None:
         """Add a record to the audit, chained to all before it."""
+        facts = {key: clean(value) for key, value in facts.items()}
         self._seq += 1
         number = "" if serial is None else str(serial)
         record = {"seq": self._seq, "at": at, "action": action, "serial": number, **facts}
@@ -233,6 +239,12 @@ class _Waiting(NamedTuple):
     subjects: tuple[str, ...]
     future: asyncio.Future[Any]
     loop: asyncio.AbstractEventLoop
+
+
+def clean(value: object) -> str:
+    """What a peer may have chosen, fit for the audit: bounded, and without control characters or half characters."""
+    text = str(value)[:_MAX_FACT]
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class Store:
@@ -395,9 +407,12 @@ class Store:
             self.commits += 1
             self.healthy = True
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing was committed and everybody must know
-            self.healthy = False
             with contextlib.suppress(sa.exc.SQLAlchemyError):
                 connection.rollback()
+            if len(jobs) > 1:
+                # One of them is to blame, or the disk: each for itself, so that none suffers for another.
+                return [self._commit((job,), ())[0] for job in jobs]
+            self.healthy = not isinstance(error, sa.exc.SQLAlchemyError)
             failure = StoreError(
                 f"the certificate database cannot be written: {_reason(error)}; nothing was done"
             )

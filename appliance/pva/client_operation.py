@@ -279,6 +279,12 @@ class ClientOperation:
             self.state = OperationState.IDLE
             self.connection._events.append(OperationReply(self, status, value))
 
+    def receive_value(self, buf: Buffer, pos: int, end: int) -> None:
+        """Act on the little-endian answer to a GET whose Status was OK; ``pos`` is behind that Status."""
+        value, _ = self._decode_partial(buf, pos, end, False)
+        self.state = OperationState.IDLE
+        self.connection._events.append(OperationReply(self, OK, value))
+
     def _decode_partial(self, buf: Buffer, pos: int, end: int, big: bool) -> tuple[Value, int]:
         kind = self.get_type
         assert kind is not None

@@ -12,6 +12,8 @@ from appliance.pvdata.bitset import encode_bitset, iter_bits
 from appliance.pvdata.codec import codec
 from appliance.pvdata.types import StructType
 
+_NO_OVERRUN = b"\x00"
+
 __all__ = ["encode_answer", "encode_update", "leaves", "wire_bits"]
 
 
@@ -35,13 +37,10 @@ def wire_bits(kind: StructType, selected: int) -> int:
 
 def encode_answer(kind: StructType, selected: int, store: list[object], *, big: bool) -> bytes:
     """Serialise what follows the sub-command in the answer to a GET: Status OK, bit set, value."""
-    bits = wire_bits(kind, selected)
-    return OK_BYTES + encode_bitset(bits, big) + codec(kind, big).encode_partial(store, bits)
+    return OK_BYTES + codec(kind, big).encode_marked(store, wire_bits(kind, selected))
 
 
 def encode_update(kind: StructType, selected: int, overrun: int, store: list[object], *, big: bool) -> bytes:
     """Serialise what follows the sub-command in an update of a MONITOR: bit set, value, overrun bit set."""
-    bits = wire_bits(kind, selected)
-    return (
-        encode_bitset(bits, big) + codec(kind, big).encode_partial(store, bits) + encode_bitset(overrun, big)
-    )
+    body = codec(kind, big).encode_marked(store, 1 if selected == kind.leaf_mask else selected)
+    return body + (encode_bitset(overrun, big) if overrun else _NO_OVERRUN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final
 
@@ -105,8 +106,11 @@ class ServerOperation:
     @property
     def is_get(self) -> bool:
         """Whether the request in progress asks for the present value and brings none."""
-        return self.command == c.CMD_GET or bool(
-            self.sub & c.SUB_GET and self.command in (c.CMD_PUT, c.CMD_PUT_GET)
+        command = self.command
+        return (
+            command == c.CMD_GET
+            or (command == c.CMD_PUT and bool(self.sub & c.SUB_GET))
+            or (command == c.CMD_PUT_GET and bool(self.sub & (c.SUB_GET | c.SUB_ACK)))
         )
 
     @property
@@ -371,6 +375,37 @@ class ServerOperation:
             connection.out_size += 8 + size
         if self.pipeline:
             self.window -= 1
+
+    def drain(self, queue: deque[Any], limit: int) -> bool:
+        """Send updates from ``queue`` while the client takes them.
+
+        Each has a method ``encoded(mask, big)`` that gives what ``encode_update`` makes. Returns whether updates
+        stay behind only because more than ``limit`` octets of output wait already.
+        """
+        if self.state is not OperationState.EXECUTING:
+            return False
+        connection = self.connection
+        mask = self.mask
+        big = connection.big
+        pipeline = self.pipeline
+        while queue:
+            if pipeline and self.window <= 0:
+                return False
+            if connection.out_size > limit:
+                return True
+            if pipeline:
+                self.window -= 1
+            body = queue.popleft().encoded(mask, big)
+            size = 5 + len(body)
+            if size > COPY_LIMIT or connection.segment_size:
+                self._send_reply(body, 0)
+                continue
+            connection._out.append(
+                _REPLY[big].pack(c.MAGIC, c.VERSION, connection._out_flags, c.CMD_MONITOR, size, self.ioid, 0)
+                + body
+            )
+            connection.out_size += 8 + size
+        return False
 
     def finish(self, status: Status = OK) -> None:
         """End the subscription from this side (sub-command 0x10)."""

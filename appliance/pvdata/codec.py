@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from appliance.errors import PVDataError
-from appliance.pvdata.bitset import iter_bits
+from appliance.pvdata.bitset import encode_bitset, iter_bits
 from appliance.pvdata.fielddesc import TypeReader
 from appliance.pvdata.leafcodec import ENCODE_ERRORS, LeafCodec, leaf_codec
 from appliance.pvdata.plans import compile_decoder, compile_encoder, encode_failure
@@ -89,6 +89,13 @@ class Codec:
     def encode_partial(self, store: list[Any], bits: int) -> bytes:
         """Encode the fields of ``bits``; a structure's bit stands for everything below it."""
         return b"".join(self._parts(store, bits))
+
+    def encode_marked(self, store: list[Any], bits: int) -> bytes:
+        """Encode the bit set ``bits`` and then the fields of it, as messages carry them."""
+        plan = self._encoders.get(bits)
+        if plan is None:
+            plan = self._plan_encoder(bits)
+        return b"".join((encode_bitset(bits, self.big), *plan(store)))
 
     def encode_partial_chunks(self, store: list[Any], bits: int) -> list[Part]:
         """Like ``encode_partial``, in buffers as ``encode_chunks``."""

@@ -168,7 +168,7 @@ class Update:
         """Fields that lost an earlier change to squashing."""
         self._encoded: tuple[int, bool, bytes] | dict[tuple[int, bool], bytes] | None = None
 
-    def encoded(self, mask: int, *, big: bool) -> bytes:
+    def encoded(self, mask: int, big: bool) -> bytes:
         """Give the octets for a subscription with ``mask``."""
         known = self._encoded
         if known is None:
@@ -241,17 +241,11 @@ class Subscription(Operation):
 
     def pump(self) -> bool:
         """Send what may be sent; return whether something is left that only room in the socket keeps back."""
-        wire = self.wire
-        queue = self.queue
-        big = wire.connection.big
-        mask = wire.mask
-        while queue and wire.may_send:
-            if wire.connection.out_size > PUMP_LIMIT:
-                return True
-            wire.send_update(queue.popleft().encoded(mask, big=big))
+        if self.wire.drain(self.queue, PUMP_LIMIT):
+            return True
         self._dirty = False
-        if self.finishing and not queue:
-            wire.finish()
+        if self.finishing and not self.queue:
+            self.wire.finish()
         return False
 
     def clear(self) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from appliance.errors import ChannelClosedError, DecodeError, RemoteProtocolError
+from appliance.errors import ApplianceError, ChannelClosedError, DecodeError, RemoteProtocolError
 from appliance.pva import commands as c
 from appliance.pva.client import ClientConnection
 from appliance.pva.events import AuthenticationOffered, ChannelCreated, MonitorUpdate, OperationReady
@@ -19,6 +19,7 @@ from appliance.pva.limits import Limits
 from appliance.pva.search import Beacon, SearchRequest, decode_datagram, pack_message
 from appliance.pva.server import ServerConnection
 from appliance.pva.states import ConnectionState
+from tests.helpers.recording import load, use_server
 from tests.helpers.wire import (
     GUID,
     Responder,
@@ -59,7 +60,12 @@ def recordings() -> list[tuple[bytes, bytes]]:
     return out
 
 
-RECORDED = recordings()
+def spoken(name: str, side: str) -> bytes:
+    return b"".join(octets for who, octets in load(name) if who == side)
+
+
+PEERS = ("pva_client_pvxs.hex", "pva_client_cpp.hex", "pva_server_pvxs.hex", "pva_server_cpp.hex")
+RECORDED = recordings() + [(spoken(name, "C"), spoken(name, "S")) for name in PEERS]
 
 
 def drive_server(data: bytes, chunks) -> ServerConnection:
@@ -148,6 +154,13 @@ def drive_datagram(data: bytes) -> None:
         pass
 
 
+class Recording(bytes):
+    def __repr__(self) -> str:
+        return (
+            f"<{len(self)} octets>"  # hypothesis keeps the example; ten thousand octets are nothing to read
+        )
+
+
 @st.composite
 def mutated(draw, side: int):
     """A recording with pieces overwritten, removed, repeated, or with sizes turned into nonsense."""
@@ -174,7 +187,7 @@ def mutated(draw, side: int):
                 data[at : at + 4] = struct.pack("<I", draw(st.integers(0, 100) | st.integers(0, 2**32 - 1)))
         if not data:
             data = bytearray(b"\xca")
-    return bytes(data)
+    return Recording(data)
 
 
 messages = st.builds(
@@ -263,6 +276,54 @@ DATAGRAM = (
     + pack_message(3, SearchRequest(1, ((1, "a"), (2, "b")), ("tls", "tcp")).encode(), from_server=False)
     + pack_message(0, Beacon(GUID, 1, 2, None, 5075, "tcp").encode(), from_server=True)
 )
+
+
+class EndOfTalk(Exception):  # noqa: N818
+    pass
+
+
+class Distorted:
+    """Replays a server's answers with a few octets changed to a client that goes on as if nothing had happened."""
+
+    def __init__(self, connection: ClientConnection, answers: list[bytes], chunks) -> None:
+        self.connection = connection
+        self.answers = answers
+        self.chunks = chunks
+
+    def __call__(self, kind: type, count: int = 1) -> list:
+        take(self.connection)
+        events: list = []
+        while sum(type(event) is kind for event in events) < count:
+            if not self.answers:
+                raise EndOfTalk
+            for piece in self.chunks(self.answers.pop(0)):
+                try:
+                    events += self.connection.receive_data(piece)
+                except RemoteProtocolError:
+                    assert self.connection.state is ConnectionState.CLOSED
+                    raise EndOfTalk from None
+                except Exception as error:
+                    raise AssertionError(f"{type(error).__name__} escaped") from error
+        return events
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data(), name=st.sampled_from(PEERS[2:]), chunks=st.sampled_from(CHUNKS))
+def test_a_client_in_the_middle_of_a_session_survives_what_a_server_distorts(data, name, chunks):
+    answers = [octets for who, octets in load(name) if who == "S"]
+    for _ in range(data.draw(st.integers(1, 3))):
+        turn = data.draw(st.integers(2, len(answers) - 1))
+        octets = bytearray(answers[turn])
+        octets[data.draw(st.integers(8, max(8, len(octets) - 1))) % len(octets)] = data.draw(
+            st.integers(0, 255) | st.sampled_from([0x80, 0x82, 0x88, 0x8A, 0xFD, 0xFE, 0xFF])
+        )
+        answers[turn] = bytes(octets)
+    client = ClientConnection(limits=SMALL)
+    with contextlib.suppress(EndOfTalk, ApplianceError, KeyError, AttributeError, TypeError, IndexError):
+        # What the script makes of a distorted type is its own affair.
+        use_server(client, Distorted(client, answers, chunks), more="cpp" in name)
+    client.receive_eof()
+    assert not client.operations
 
 
 @settings(max_examples=200, deadline=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
+from appliance.errors import PVDataError
 from appliance.pva import commands as c
 from appliance.pva.client import ClientConnection
 from appliance.pva.connection import Connection
@@ -97,6 +98,8 @@ class Responder:
         self.values = {"d": Value(SCALAR), "prepared": Value(SCALAR), "a": Value(ARRAY)}
         self.answer = PreparedAnswer()
         self.monitors: list = []
+        self.port = 5075
+        """Where a search is told to connect."""
         self.hold: set[type] = set()
         """Events of these kinds are recorded and not acted on."""
 
@@ -118,7 +121,7 @@ class Responder:
                 found = tuple(instance for instance, name in asked.names if not name.startswith("no"))
                 if found or asked.must_reply:
                     connection.search_response(
-                        SearchResponse(GUID, asked.sequence, None, 5075, "tcp", bool(found), found)
+                        SearchResponse(GUID, asked.sequence, None, self.port, "tcp", bool(found), found)
                     )
             case ChannelRequested(channel):
                 if channel.name.startswith("no"):
@@ -143,7 +146,11 @@ class Responder:
             operation.ready()
             return
         kind = self.value(operation.channel.name).type
-        mask = request_mask(operation.request, kind) & kind.leaf_mask
+        try:
+            mask = request_mask(operation.request, kind) & kind.leaf_mask
+        except PVDataError as error:
+            operation.fail(str(error))
+            return
         operation.ready(kind, mask)
         if operation.command == c.CMD_MONITOR:
             operation.context = []
@@ -155,7 +162,7 @@ class Responder:
         if operation.command == c.CMD_RPC:
             operation.reply_rpc(argument)
         elif operation.command == c.CMD_PROCESS:
-            self.values[name]["value"] += 1
+            self.value(name)["value"] += 1
             operation.reply_done()
         elif operation.is_get:
             if name == "prepared" and operation.command == c.CMD_GET:

@@ -1,0 +1,122 @@
+"""A request that carries a JSON Web Token: where the token comes from, and what can be said about it before it is sent.
+
+The token comes from a file or from standard input, never from the command line, where every user of the machine
+could read it. Nothing here proves anything: that is the certificate service's business. What it would refuse for
+certain is refused here, with a sentence that says what to do, before anything leaves the host.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Final
+
+from appliance.authn.ccr import CertRequest
+from appliance.authn.jwt.token import MAX_TOKEN_BYTES, Token, clean, parse
+from appliance.authn.settings import RequesterSettings
+from appliance.certs.status import format_date
+from appliance.config.files import read_private
+from appliance.errors import ConfigurationError, SecurityError, TokenRefused
+
+__all__ = ["TOKEN_VARIABLE", "check_token", "jwt_request", "read_token", "token_source"]
+
+TOKEN_VARIABLE: Final = "EPICS_AUTH_JWT_FILE"  # noqa: S105 - a name, not a secret
+"""Names the file that holds the token where ``--token-file`` does not."""
+_LEEWAY_S: Final = 60
+_WHERE: Final = f"name the file that holds it by --token-file or {TOKEN_VARIABLE}, or give it on standard input with --token-file -"
+
+
+def token_source(option: str | None, environ: Mapping[str, str]) -> str:
+    """Where the token is: a path, or ``-`` for standard input. Raises ConfigurationError where nothing says so."""
+    source = option or environ.get(TOKEN_VARIABLE, "")
+    if not source:
+        raise ConfigurationError(f"no token was given: {_WHERE}")
+    if source.startswith("eyJ") and source.count(".") == 2:
+        # Somebody has pasted the token itself. Its text must not be repeated in the message.
+        raise ConfigurationError(
+            f"a token on the command line or in a variable can be read by other users; consider it exposed, fetch a new one, and {_WHERE}"
+        )
+    if source == "~" or source.startswith("~/"):
+        source = os.path.expanduser(source)  # noqa: PTH111 - start-up time
+    return source
+
+
+def read_token(source: str, say: Callable[[str], None]) -> Token:
+    """Read the token and take it apart.
+
+    Raises ConfigurationError where it cannot be read, SecurityError where it is no token. A file that others can read is
+    a warning: the demonstration's own instructions make one, and refusing to use it would not make it more secret.
+    """
+    if source == "-":
+        text = _from_stdin()
+        where = "standard input"
+    else:
+        read = read_private(source, MAX_TOKEN_BYTES + 1024, strict=False)
+        if read.finding:
+            say(f"Warning: {read.finding}")
+        text, where = _decode(read.data), source
+    if not text:
+        raise ConfigurationError(f"{where} holds no token; fetch one from the issuer first")
+    try:
+        return parse(text)
+    except TokenRefused as error:
+        # From None: the chain of exceptions would hold the text that was looked at.
+        raise SecurityError(
+            f"{where} holds no usable JSON Web Token ({error.reason.replace('_', ' ')}); fetch a new one from the issuer, and "
+            "store its answer as it is"
+        ) from None
+
+
+def _from_stdin() -> str:
+    if sys.stdin is None or sys.stdin.isatty():
+        raise ConfigurationError(f"standard input is a terminal, where a token would be shown: {_WHERE}")
+    return _decode(sys.stdin.buffer.read(MAX_TOKEN_BYTES + 1024))
+
+
+def _decode(data: bytes) -> str:
+    return data.decode("ascii", "replace").strip()
+
+
+def check_token(token: Token, *, now: datetime) -> None:
+    """Refuse a token that the certificate service is bound to refuse. Raises SecurityError that says what to do."""
+    moment = now.timestamp()
+    expires = token.claims.get("exp")
+    if isinstance(expires, int) and not isinstance(expires, bool) and moment >= expires + _LEEWAY_S:
+        raise SecurityError(f"token expired at {_date(expires)}; fetch a new one")
+    starts = token.claims.get("nbf")
+    if isinstance(starts, int) and not isinstance(starts, bool) and starts > moment + 600:
+        raise SecurityError(
+            f"the token is not valid before {_date(starts)} and it is {format_date(now)} here; check this host's clock"
+        )
+    subject = token.claims.get("sub")
+    if not isinstance(subject, str) or not subject:
+        raise SecurityError(
+            "the token has no subject (claim sub), which would become the certificate's name; ask the issuer for a token of "
+            "an account"
+        )
+
+
+def _date(seconds: int) -> str:
+    try:
+        return format_date(datetime.fromtimestamp(seconds, UTC))
+    except (ValueError, OverflowError, OSError):
+        return f"the second {seconds}"
+
+
+def jwt_request(settings: RequesterSettings, token: Token) -> Callable[[str], CertRequest]:
+    """What makes the request from the public key. The name is for the log: the service takes it from the token."""
+    subject = token.claims.get("sub")
+
+    def make(pub_key: str) -> CertRequest:
+        return CertRequest(
+            type="jwt",
+            usage=settings.usage,
+            pub_key=pub_key,
+            name=clean(subject, 64) if isinstance(subject, str) else "",
+            no_status=settings.no_status,
+            verifier={"token": token.text},
+        )
+
+    return make

@@ -1,0 +1,491 @@
+"""The requester's side of every authenticator: a key made here, a request sent, the answer checked, a keychain written.
+
+The private key never leaves this process except into the keychain file. What proves the identity goes only to a peer
+that has proved to be the certificate service (see `cms_only`), before the first byte of it is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Final, NamedTuple
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from appliance.authn.ccr import CertReply, CertRequest, read_reply, request_value
+from appliance.authn.settings import RequesterSettings, keychain_usages
+from appliance.authn.trust import (
+    KnownAnchors,
+    Offer,
+    Trust,
+    decide,
+    load_anchor_file,
+    load_pem,
+    make_directory,
+    read_offer,
+    trust_only,
+)
+from appliance.certs.keychain import (
+    Keychain,
+    check_keychain,
+    dump_keychain,
+    dump_trust_anchors,
+    load_key,
+    load_keychain,
+    make_keychain,
+)
+from appliance.certs.profiles import USAGES, check_public_key, generate_key
+from appliance.certs.status import CertState, format_date
+from appliance.certs.x509 import UNREADABLE, common_name, find_extension, renew_by, subject_text
+from appliance.client.context import Context
+from appliance.config.files import read_private, write_private
+from appliance.errors import (
+    ApplianceError,
+    CertificateError,
+    ConfigurationError,
+    KeychainError,
+    OperationTimeoutError,
+    SecurityError,
+)
+
+__all__ = [
+    "Existing",
+    "Outcome",
+    "Requester",
+    "Trusting",
+    "check_issued",
+    "cms_only",
+    "renewal_time",
+    "shown_id",
+]
+
+_MAX_KEYCHAIN: Final = 1 << 18
+_LIFETIME_USED: Final = 2 / 3
+"""Part of a certificate's lifetime after which it is time for the next one."""
+_FUTURE: Final = timedelta(days=1)
+"""How far in the future a certificate may begin: clocks differ, but not by days."""
+_PRESENT_S: Final = 2.0
+"""Seconds that are spent on the status of a keychain that is there already."""
+
+
+def shown_id(issuer: str, serial: int) -> str:
+    """A certificate identifier as the authenticators print it: the serial number without padding."""
+    return f"{issuer}:{serial}"
+
+
+class Trusting(NamedTuple):
+    """How the certificate service is to prove who it is."""
+
+    file: str = ""
+    """A file of trust anchors, PEM or PKCS#12."""
+    fingerprint: str = ""
+    """``sha256:...`` of the trust anchor."""
+    first_use: bool = True
+    """An anchor may be trusted that nothing is known of."""
+
+
+class Existing(NamedTuple):
+    """What is at the place where the keychain goes."""
+
+    keychain: Keychain | None = None
+    key: PrivateKeyTypes | None = None
+    trouble: str = ""
+    """Why the file that is there cannot be used."""
+
+    @property
+    def certificate(self) -> x509.Certificate | None:
+        """Its certificate, where it has one."""
+        return None if self.keychain is None else self.keychain.certificate
+
+    def is_current(self, now: datetime) -> bool:
+        """It holds a certificate that has not ended."""
+        certificate = self.certificate
+        return certificate is not None and now <= certificate.not_valid_after_utc
+
+
+class Outcome(NamedTuple):
+    """What has become of a request."""
+
+    action: str
+    """``created``, ``kept`` (what was there stays), ``not due``, or ``anchor``."""
+    path: str
+    cert_id: str = ""
+    state: CertState = CertState.UNKNOWN
+    keychain: Keychain | None = None
+
+
+def renewal_time(certificate: x509.Certificate) -> datetime:
+    """When to ask for the next certificate: at two thirds of the lifetime, or of the time until renew-by if that is earlier."""
+    start = certificate.not_valid_before_utc
+    end = certificate.not_valid_after_utc
+    by = renew_by(certificate)
+    if by is not None and start < by < end:
+        end = by
+    return start + (end - start) * _LIFETIME_USED
+
+
+def cms_only(_: bytes | None, chain: tuple[bytes, ...]) -> None:
+    """Refuse, inside the TLS handshake, a server that is not the certificate service itself.
+
+    Any server of the site has a certificate of the same CA, and any of them could answer a search for CERT:CREATE.
+    Only the service's own certificate may sign OCSP responses (SPVA specification 4.2), which the CA never grants to
+    requesters. Raises CertificateError.
+    """
+    try:
+        leaf = x509.load_der_x509_certificate(chain[0])
+        purposes = find_extension(leaf, x509.ExtendedKeyUsage)
+    except (IndexError, *UNREADABLE) as error:
+        raise CertificateError(f"the certificate cannot be read: {error}") from error
+    if purposes is None or ExtendedKeyUsageOID.OCSP_SIGNING not in purposes:
+        raise CertificateError(
+            f"it is {subject_text(leaf.subject)}, a certificate of this site but not the certificate service's own"
+        )
+
+
+def check_issued(
+    reply: CertReply,
+    *,
+    key: PrivateKeyTypes,
+    anchors: tuple[x509.Certificate, ...],
+    usage: str,
+    subject: x509.Name | None,
+    now: datetime,
+) -> Keychain:
+    """Make the keychain from an answer that is what was asked for, and from nothing else.
+
+    The certificate must be for ``key``, lead to one of ``anchors``, be for ``usage`` exactly, have the ``subject`` (None:
+    whatever the service derived from the proof), and be current. Raises SecurityError.
+    """
+    try:
+        found = make_keychain(key, load_pem(reply.cert.encode("utf-8", "replace")))
+        leaf = found.certificate
+        assert leaf is not None
+        root = found.chain[-1] if found.chain else leaf
+        if root not in anchors:
+            raise SecurityError(
+                f"it was signed under {subject_text(root.subject)}, which is not trusted here"
+            )
+        purposes = find_extension(leaf, x509.ExtendedKeyUsage)
+        if purposes is None or frozenset(purposes) != USAGES[usage]:
+            raise SecurityError(f"it is not for the usage {usage} that was asked for")
+        if subject is not None and _parts(leaf.subject) != _parts(subject):
+            raise SecurityError(
+                f"its subject is {subject_text(leaf.subject)} and not {subject_text(subject)} as asked for"
+            )
+        if not common_name(leaf.subject):
+            raise SecurityError("its subject has no common name")
+        if reply.serial and reply.serial != leaf.serial_number:
+            raise SecurityError(
+                f"its serial number is {leaf.serial_number} and not {reply.serial} as the service says"
+            )
+        weak = check_public_key(leaf.public_key())
+        if weak:
+            raise SecurityError(f"it is for {weak}")
+        start, end = leaf.not_valid_before_utc, leaf.not_valid_after_utc
+        if end <= now or start > now + _FUTURE or end <= start:
+            raise SecurityError(
+                f"it is valid from {format_date(start)} to {format_date(end)} and it is {format_date(now)} here; check the "
+                "clocks of this host and of the certificate service"
+            )
+        keychain = Keychain(key, leaf, found.chain, anchors)
+        for end_of_connection in keychain_usages(usage):
+            # A start that is a little ahead is a difference of clocks, or a PENDING certificate: both are fine.
+            check_keychain(keychain, now=max(now, start), usage=end_of_connection)
+    except (ApplianceError, *UNREADABLE) as error:
+        raise SecurityError(
+            f"the certificate service's answer was not used, nothing was written: the certificate is not acceptable: {error}"
+        ) from error
+    return keychain
+
+
+def _parts(name: x509.Name) -> list[tuple[str, str]]:
+    return sorted((a.oid.dotted_string, str(a.value)) for a in name)
+
+
+def utc_now() -> datetime:
+    """The time, aware."""
+    return datetime.now(UTC)
+
+
+class Requester:
+    """One keychain, from what is there to what replaces it.
+
+    ``say`` gets what the user must see beside the result; ``timeout_s`` bounds each question to the service.
+    """
+
+    def __init__(
+        self,
+        settings: RequesterSettings,
+        trusting: Trusting,
+        *,
+        say: Callable[[str], None],
+        timeout_s: float,
+        key_algorithm: str = "rsa-2048",
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self.settings = settings
+        self.trusting = trusting
+        self.say = say
+        self.timeout_s = timeout_s
+        self.key_algorithm = key_algorithm
+        self.now = now
+
+    # -- what is there ---------------------------------------------------------------------------------
+
+    def look(self) -> Existing:
+        """Read the keychain that is there. Raises ConfigurationError where the file cannot even be read."""
+        path = self.settings.keychain
+        if not os.path.lexists(path):
+            return Existing()
+        read = read_private(path, _MAX_KEYCHAIN, strict=False)
+        if read.finding:
+            self.say(f"Warning: {read.finding}")
+        password = self.settings.password
+        try:
+            keychain = load_keychain(read.data, password)
+        except KeychainError as error:
+            trouble = str(error)
+        else:
+            return Existing(keychain, keychain.key)
+        try:
+            return Existing(None, load_key(read.data, password))
+        except KeychainError:
+            return Existing(trouble=trouble)
+
+    def renewal_due(self, existing: Existing) -> tuple[bool, datetime | None]:
+        """Whether it is time for another certificate, and the date from which it is (None: there is none to renew)."""
+        certificate = existing.certificate
+        if certificate is None or existing.keychain is None:
+            return True, None
+        try:
+            when = renewal_time(certificate)
+            for end in keychain_usages(self.settings.usage):
+                check_keychain(
+                    existing.keychain, now=max(self.now(), certificate.not_valid_before_utc), usage=end
+                )
+        except ApplianceError:
+            return True, None
+        return self.now() >= when, when
+
+    # -- requests --------------------------------------------------------------------------------------
+
+    async def request(
+        self,
+        make: Callable[[str], CertRequest],
+        *,
+        subject: x509.Name | None,
+        force: bool = False,
+        if_due: bool = False,
+        secret: bool = False,
+        allow_plaintext: bool = False,
+    ) -> Outcome:
+        """Obtain a certificate and write the keychain.
+
+        ``make`` turns the public key (PEM) into the request; ``subject`` is what the certificate must say. A request that
+        holds a ``secret`` goes over TLS, to the certificate service itself, and nowhere else unless ``allow_plaintext``.
+        With ``if_due`` a certificate in the first two thirds of its lifetime is left alone, and an older one replaced.
+        Raises ApplianceError; the keychain that was there then stays as it was.
+        """
+        existing = self.look()
+        path = self.settings.keychain
+        if existing.trouble and not force:
+            raise KeychainError(
+                f"{path}: {existing.trouble}; it was left as it is: move it away, or replace it with --force"
+            )
+        key = existing.key
+        if if_due:
+            due, when = self.renewal_due(existing)
+            if not due:
+                assert when is not None
+                self.say(f"{path}: not due before {format_date(when)}")
+                return self._present("not due", existing)
+        elif existing.is_current(self.now()) and not force:
+            state = await self._present_state(existing)
+            if state is not CertState.REVOKED:
+                return self._present("kept", existing)._replace(state=state)
+            self.say(f"{path}: its certificate is revoked; a new one is requested, with a new key")
+            key = None
+        self._check_destination()
+        if key is not None and check_public_key(key.public_key()):  # type: ignore[arg-type]
+            self.say(f"{path}: its key is weak by today's standards; a new one is made")
+            key = None
+        if key is None:
+            key = await asyncio.to_thread(generate_key, self.key_algorithm)
+        public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        request = make(public.decode("ascii"))
+        trust = await self.establish(existing)
+        reply = await self._send(request, trust, secret=secret, allow_plaintext=allow_plaintext)
+        keychain = check_issued(
+            reply, key=key, anchors=trust.anchors, usage=self.settings.usage, subject=subject, now=self.now()
+        )
+        identifier = shown_id(keychain.issuer_id, keychain.serial)
+        if reply.state in (CertState.REVOKED, CertState.EXPIRED):
+            raise SecurityError(
+                f"the certificate service calls the new certificate {identifier} {reply.state}"
+            )
+        try:
+            self._write(dump_keychain(keychain, self.settings.password))
+        except ConfigurationError as error:
+            raise ConfigurationError(
+                f"{error}; the certificate {identifier} was issued all the same: have it revoked before you ask again"
+            ) from error
+        return Outcome("created", path, identifier, reply.state, keychain)
+
+    async def trust_anchor(self, *, force: bool = False) -> Outcome:
+        """Write a keychain that holds the trust anchor only. Raises ApplianceError."""
+        existing = self.look()
+        path = self.settings.keychain
+        if (existing.key is not None or existing.trouble) and not force:
+            raise KeychainError(
+                f"{path} holds a key, or cannot be read; a trust anchor alone would destroy it: move it away, or use --force"
+            )
+        self._check_destination()
+        trust = await self.establish(existing)
+        self._write(dump_trust_anchors([trust.anchor], self.settings.password))
+        return Outcome("anchor", path, keychain=trust_only([trust.anchor]))
+
+    async def establish(self, existing: Existing) -> Trust:
+        """Ask the service for its anchor and judge it by what is known here. Raises ApplianceError."""
+        settings, trusting = self.settings, self.trusting
+        given = load_anchor_file(trusting.file) if trusting.file else ()
+        offer = await self._offer()
+        keychain = existing.keychain.anchors if existing.keychain is not None else self._sibling_anchors()
+        return decide(
+            offer,
+            given=given,
+            wanted=trusting.fingerprint,
+            keychain=keychain,
+            known=KnownAnchors(settings.client.config_dir, settings.prefix, settings.issuer),
+            first_use=trusting.first_use,
+            say=self.say,
+        )
+
+    # -- the network -----------------------------------------------------------------------------------
+
+    async def _offer(self) -> Offer:
+        name = self.settings.pv("ROOT")
+        try:
+            async with Context(self.settings.client, beacons=False) as context:
+                value = await context.get(name, timeout=self.timeout_s)
+        except OperationTimeoutError as error:
+            raise OperationTimeoutError(
+                f"{error}. No certificate service was found: check that it runs, and that EPICS_PVA_ADDR_LIST or "
+                "EPICS_PVA_NAME_SERVERS lead to it"
+            ) from error
+        return read_offer(value, now=self.now())
+
+    async def _send(
+        self, request: CertRequest, trust: Trust, *, secret: bool, allow_plaintext: bool
+    ) -> CertReply:
+        from appliance.tls.context import client_context
+
+        require_tls = secret and not allow_plaintext
+        refusals: list[str] = []
+
+        def check(staple: bytes | None, chain: tuple[bytes, ...]) -> None:
+            try:
+                cms_only(staple, chain)
+            except CertificateError as error:
+                refusals.append(str(error))
+                raise
+
+        tls = client_context(
+            trust_only(trust.anchors), want_staple=secret, check_staple=check if secret else None
+        )
+        name = self.settings.pv("CREATE", trust.issuer)
+        argument = request_value(name, request)
+        try:
+            async with Context(
+                self.settings.client, tls=tls, require_tls=require_tls, beacons=False
+            ) as context:
+                return read_reply(await context.rpc(name, argument, timeout=self.timeout_s))
+        except OperationTimeoutError as error:
+            if refusals:
+                raise SecurityError(
+                    f"the server that answers for {name} is not the certificate service: {refusals[-1]}; "
+                    "the token was not sent to it"
+                ) from error
+            if require_tls:
+                raise SecurityError(
+                    f"{error}. The certificate service could not be reached over TLS, and the token was not sent in the clear: "
+                    "see that the service has TLS switched on and that its TLS port can be reached "
+                    "(on a network that you trust entirely, --allow-plaintext-token does without)"
+                ) from error
+            raise
+
+    async def _present_state(self, existing: Existing) -> CertState:
+        from appliance.authn.status import fetch_status
+
+        keychain = existing.keychain
+        assert keychain is not None
+        if not keychain.status_pv:
+            return CertState.UNKNOWN
+        try:
+            async with Context(self.settings.client, beacons=False) as context:
+                report = await fetch_status(
+                    context,
+                    keychain.status_pv,
+                    issuer=keychain.issuer,
+                    serial=keychain.serial,
+                    now=self.now(),
+                    timeout=min(self.timeout_s, _PRESENT_S),
+                    certificate=keychain.certificate,
+                )
+        except ApplianceError:
+            return CertState.UNKNOWN
+        return report.state
+
+    # -- files -----------------------------------------------------------------------------------------
+
+    def _present(self, action: str, existing: Existing) -> Outcome:
+        keychain = existing.keychain
+        assert keychain is not None
+        return Outcome(
+            action,
+            self.settings.keychain,
+            shown_id(keychain.issuer_id, keychain.serial),
+            CertState.UNKNOWN,
+            keychain,
+        )
+
+    def _sibling_anchors(self) -> tuple[x509.Certificate, ...]:
+        """What the same account's other keychain trusts, if there is one; it is a help and never an obstacle."""
+        path, password = self.settings.sibling
+        if not path or path == self.settings.keychain:
+            return ()
+        try:
+            return load_keychain(read_private(path, _MAX_KEYCHAIN).data, password).anchors
+        except ApplianceError:
+            return ()
+
+    def _check_destination(self) -> None:
+        """See that the keychain can be written before a certificate is issued that would have no home."""
+        path = self.settings.keychain
+        directory = os.path.dirname(path) or "."  # noqa: PTH120 - start-up time
+        make_directory(directory)
+        if os.path.isdir(path):  # noqa: PTH112
+            raise ConfigurationError("is a directory; name the keychain file itself", file=path)
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise ConfigurationError(
+                "cannot create files in this directory; run the command as the keychain's owner",
+                file=directory,
+            )
+
+    def _write(self, data: bytes) -> None:
+        path = self.settings.keychain
+        try:
+            before = os.stat(path)  # noqa: PTH116
+        except OSError:
+            before = None
+        write_private(path, data)
+        if before is not None and os.geteuid() == 0 and before.st_uid != 0:
+            # Renewed by root for a service: the service must still be able to read its keychain.
+            try:
+                os.chown(path, before.st_uid, before.st_gid)
+            except OSError as error:
+                self.say(f"Warning: {path}: cannot be given back to its owner: {error.strerror}")

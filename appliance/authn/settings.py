@@ -1,0 +1,142 @@
+"""What the authenticators' commands go by: arguments, then EPICS_PVA[S]_AUTH_* variables, then the account and the host.
+
+Source: SPVA documentation, generic authenticator variables. For servers and IOCs EPICS_PVAS_* comes first and
+EPICS_PVA_* second; clients look at EPICS_PVA_* only.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+from appliance.authn.ccr import USAGE_NUMBERS
+from appliance.config.duration import Duration, parse_duration
+from appliance.config.pva import ClientConfig, resolve_client, resolve_server
+from appliance.config.secret import Secret
+from appliance.errors import ConfigurationError
+
+__all__ = ["RequesterSettings", "keychain_usages", "resolve_requester"]
+
+_HEX: Final = frozenset("0123456789abcdef")
+
+
+class RequesterSettings(NamedTuple):
+    """Everything that one request needs, apart from what proves the identity."""
+
+    usage: str
+    keychain: str
+    """Path of the keychain that is made or replaced."""
+    password: Secret
+    """Of the keychain; may be empty."""
+    name: str
+    organization: str
+    organizational_unit: str
+    country: str
+    validity: Duration | None
+    """How long the certificate should hold; None leaves it to the certificate service."""
+    no_status: bool
+    issuer: str
+    """Issuer ID of the certificate service to ask; empty asks whichever answers."""
+    prefix: str
+    """First part of the names of the certificate service's PVs."""
+    client: ClientConfig
+    """How the certificate service is found; never with a keychain of its own."""
+    warnings: tuple[str, ...]
+    sibling: tuple[str, Secret]
+    """The same account's keychain for the other end of connections, and its password; the path may be empty."""
+
+    @property
+    def create_pv(self) -> str:
+        """Name of the PV that is called for a certificate."""
+        return self.pv("CREATE")
+
+    def pv(self, what: str, issuer: str = "") -> str:
+        """Name of one of the certificate service's PVs, of one issuer where that is known."""
+        issuer = issuer or self.issuer
+        return f"{self.prefix}:{what}:{issuer}" if issuer else f"{self.prefix}:{what}"
+
+
+def keychain_usages(usage: str) -> tuple[str, ...]:
+    """The ends of a connection that a certificate of this usage serves: ``client``, ``server``, or both."""
+    return ("client", "server") if usage == "ioc" else (usage,)
+
+
+def resolve_requester(
+    usage: str, arguments: Mapping[str, Any], environ: Mapping[str, str] | None = None
+) -> RequesterSettings:
+    """Read the settings for a certificate of ``usage``.
+
+    ``arguments`` may have keychain, name, organization, organizational_unit, country, validity, no_status,
+    issuer and cert_pv_prefix; None stands for "not given". Raises ConfigurationError.
+    """
+    if usage not in USAGE_NUMBERS:
+        raise ConfigurationError(f"{usage!r} is not a usage; use one of {', '.join(USAGE_NUMBERS)}")
+    environment = os.environ if environ is None else environ
+    given = {key: value for key, value in arguments.items() if value is not None}
+    for_client = usage == "client"
+    client_arguments = {"cert_pv_prefix": given.get("cert_pv_prefix")}
+    client = resolve_client(client_arguments, environ=environment)
+    warnings = list(client.warnings)
+    server = resolve_server(environ=environment)
+    own, other = (client.config, server.config) if for_client else (server.config, client.config)
+    path = own.tls_keychain
+    if not for_client:
+        warnings += [text for text in server.warnings if text not in warnings]
+    default = f"{client.config.config_dir}/{'client' if for_client else 'server'}.p12"
+
+    def variable(what: str) -> str:
+        names = [f"EPICS_PVA_AUTH_{what}"]
+        if not for_client:
+            names.insert(0, f"EPICS_PVAS_AUTH_{what}")
+        return next((environment[name] for name in names if environment.get(name)), "")
+
+    def text(key: str, what: str, fallback: str) -> str:
+        return str(given.get(key) or variable(what) or fallback)
+
+    validity = given.get("validity") or environment.get("EPICS_PVA_AUTH_CERT_VALIDITY_MINS")
+    issuer = str(
+        given.get("issuer")
+        or environment.get("EPICS_PVA_AUTH_ISSUER")
+        or environment.get("EPICS_PVAS_AUTH_ISSUER")
+        or ""
+    ).lower()
+    if issuer and (len(issuer) != 8 or not _HEX.issuperset(issuer)):
+        raise ConfigurationError(
+            f"{issuer[:64]!r} is not an issuer ID; it is the part of a certificate identifier before the colon, "
+            "eight hex digits such as 47530d89"
+        )
+    return RequesterSettings(
+        usage=usage,
+        keychain=str(given.get("keychain") or path or default),
+        password=own.tls_keychain_password,
+        name=text("name", "NAME", _account()),
+        organization=text("organization", "ORGANIZATION", socket.gethostname()[:64]),
+        organizational_unit=text("organizational_unit", "ORGANIZATIONAL_UNIT", ""),
+        country=text("country", "COUNTRY", _country(environment)).upper(),
+        validity=parse_duration(validity) if validity else None,
+        no_status=bool(given.get("no_status"))
+        or variable("NO_STATUS").strip().upper() in ("YES", "TRUE", "1"),
+        issuer=issuer,
+        prefix=client.config.cert_pv_prefix,
+        client=client.config._replace(tls_keychain="", tls_keychain_password=Secret()),
+        warnings=tuple(warnings),
+        sibling=(other.tls_keychain, other.tls_keychain_password),
+    )
+
+
+def _account() -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
+def _country(environ: Mapping[str, str]) -> str:
+    """The country of the locale, US where it has none, as the peers do."""
+    locale = environ.get("LC_ALL") or environ.get("LANG") or ""
+    code = locale.partition("_")[2][:2]
+    return code.upper() if len(code) == 2 and code.isascii() and code.isalpha() else "US"

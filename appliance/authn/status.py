@@ -1,0 +1,154 @@
+"""One look at a certificate's status: asked over plain TCP, and believed only as far as the CA has signed it.
+
+Source: SPVA specification 7.2, 8.4. Following a status live is `appliance.certmon`'s business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from cryptography import x509
+
+from appliance.certmon.status_pv import StatusReport, decode_status
+from appliance.certs.ocsp import StatusAnswer, verify_response
+from appliance.certs.status import CertState, effective_state, format_date, judge
+from appliance.certs.x509 import UNREADABLE, is_ca, is_self_signed, issuer_id
+from appliance.errors import ApplianceError, CertificateStatusError
+
+if TYPE_CHECKING:
+    from appliance.client.context import Context
+    from appliance.pvdata.value import Value
+
+__all__ = ["Verdict", "fetch_status", "find_issuer", "read_status", "verified_chain"]
+
+_MAX_TEXT: Final = 200
+
+
+class Verdict(NamedTuple):
+    """What is known of a certificate's status."""
+
+    state: CertState
+    """The state to act by: UNKNOWN unless the CA's signature supports what the service says."""
+    claimed: CertState
+    """What the service says, unsigned."""
+    answer: StatusAnswer | None
+    """The verified OCSP answer; None where it could not be verified."""
+    why: str
+    """Why it could not be verified; empty where it was."""
+    issued: str
+    expires: str
+    revoked: str
+    """Dates as text; signed ones where there is a verified answer, else what the service wrote."""
+    report: StatusReport
+    """What the service says, all of it."""
+
+    @property
+    def verified(self) -> bool:
+        """The CA has signed it."""
+        return self.answer is not None
+
+
+def read_status(
+    value: Value,
+    *,
+    issuer: x509.Certificate | None,
+    serial: int,
+    now: datetime,
+    certificate: x509.Certificate | None = None,
+) -> Verdict:
+    """Judge a CERT:STATUS structure about ``serial``. Raises CertificateStatusError where it is none.
+
+    ``issuer`` is the CA's certificate, None where none is known that leads to a trust anchor: then nothing is
+    verified. With the ``certificate`` its own dates count as well.
+    """
+    report = decode_status(value)
+    claimed = report.state
+    answer: StatusAnswer | None = None
+    why = ""
+    if issuer is None:
+        why = "no trust anchor is known here that leads to the certificate's issuer"
+    else:
+        try:
+            answer = verify_response(report.ocsp_response, issuer=issuer, serial=serial, now=now)
+        except CertificateStatusError as error:
+            why = str(error)
+    if answer is None:
+        # An unsigned word can only make a certificate less than it seems, and less than this it cannot be.
+        issued, expires = report.ocsp_status_date[:_MAX_TEXT], report.ocsp_certified_until[:_MAX_TEXT]
+        revoked = report.ocsp_revocation_date[:_MAX_TEXT]
+        return Verdict(CertState.UNKNOWN, claimed, None, why, issued, expires, revoked, report)
+    state = judge(answer.state, claimed, next_update=answer.next_update, now=now).state
+    if certificate is not None:
+        state = effective_state(
+            state,
+            now=now,
+            not_before=certificate.not_valid_before_utc,
+            not_after=certificate.not_valid_after_utc,
+        )
+    return Verdict(
+        state,
+        claimed,
+        answer,
+        "",
+        format_date(answer.this_update),
+        format_date(answer.next_update),
+        format_date(answer.revocation_date),
+        report,
+    )
+
+
+async def fetch_status(
+    context: Context,
+    pv: str,
+    *,
+    issuer: x509.Certificate | None,
+    serial: int,
+    now: datetime,
+    timeout: float,
+    certificate: x509.Certificate | None = None,
+) -> Verdict:
+    """Read a status PV and judge it. Raises OperationError where the service does not answer, CertificateStatusError."""
+    value = await context.get(pv, timeout=timeout)
+    return read_status(value, issuer=issuer, serial=serial, now=now, certificate=certificate)
+
+
+def find_issuer(identifier: str, certificates: Iterable[x509.Certificate]) -> x509.Certificate | None:
+    """The CA certificate that an issuer ID means, among those that are trusted."""
+    for certificate in certificates:
+        try:
+            if is_ca(certificate) and issuer_id(certificate) == identifier:
+                return certificate
+        except ApplianceError:
+            continue
+    return None
+
+
+def verified_chain(
+    chain: Iterable[x509.Certificate], anchors: Iterable[x509.Certificate]
+) -> tuple[x509.Certificate, ...]:
+    """Of some CA certificates, those from which a chain of signatures leads to an anchor."""
+    trusted = list(anchors)
+    waiting = [c for c in chain if c not in trusted]
+    found: list[x509.Certificate] = []
+    progress = True
+    while progress:
+        progress = False
+        for candidate in list(waiting):
+            if any(_signed(candidate, above) for above in trusted):
+                waiting.remove(candidate)
+                trusted.append(candidate)
+                found.append(candidate)
+                progress = True
+    return tuple(found)
+
+
+def _signed(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    try:
+        if not is_ca(certificate) or is_self_signed(certificate) or not is_ca(issuer):
+            return False
+        certificate.verify_directly_issued_by(issuer)
+    except (*UNREADABLE, ApplianceError):
+        return False
+    return True

@@ -1,0 +1,47 @@
+"""A request that only claims a name: the account and the host, or what the user says instead.
+
+Source: SPVA documentation, standard authenticator; specification 9.1 (type ``std``, empty verifier).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+
+from cryptography import x509
+
+from appliance.authn.ccr import CertRequest
+from appliance.authn.settings import RequesterSettings
+from appliance.certs.profiles import subject_name
+
+__all__ = ["std_request", "std_subject"]
+
+
+def std_subject(settings: RequesterSettings) -> x509.Name:
+    """The subject that is asked for. Raises CertificateError for a part that cannot be in a certificate."""
+    return subject_name(
+        settings.name,
+        country=settings.country,
+        organization=settings.organization,
+        organizational_unit=settings.organizational_unit,
+    )
+
+
+def std_request(settings: RequesterSettings, *, now: datetime) -> Callable[[str], CertRequest]:
+    """What makes the request from the public key. Raises ConfigurationError for a duration without an end."""
+    end = settings.validity.after(now) if settings.validity else None
+
+    def make(pub_key: str) -> CertRequest:
+        return CertRequest(
+            type="std",
+            usage=settings.usage,
+            pub_key=pub_key,
+            name=settings.name,
+            country=settings.country,
+            organization=settings.organization,
+            organizational_unit=settings.organizational_unit,
+            not_after=int(end.timestamp()) if end is not None else 0,
+            no_status=settings.no_status,
+        )
+
+    return make

@@ -1,0 +1,264 @@
+"""Which certificate authority a requester trusts, before it has a keychain of its own.
+
+What is known comes first: a file or a fingerprint that the site gave, the keychain that is being renewed, the anchor
+kept from an earlier request. With none, the first answer is trusted, its fingerprint shown, and its anchor kept:
+as ssh does with a host's key. An anchor that differs from what is known is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from appliance.authn.ccr import MAX_PEM_CHARS
+from appliance.certs.keychain import Keychain, Password, load_keychain
+from appliance.certs.x509 import UNREADABLE, is_ca, is_self_signed, issuer_id, subject_text
+from appliance.config.files import write_public
+from appliance.errors import (
+    ApplianceError,
+    CertificateError,
+    ConfigurationError,
+    KeychainError,
+    SecurityError,
+)
+
+if TYPE_CHECKING:
+    from appliance.pvdata.value import Value
+
+__all__ = [
+    "KnownAnchors",
+    "Offer",
+    "Trust",
+    "decide",
+    "fingerprint",
+    "load_anchor_file",
+    "parse_fingerprint",
+    "read_offer",
+    "trust_only",
+]
+
+_MAX_FILE: Final = 256 * 1024
+_MAX_CERTIFICATES: Final = 16
+_PREFIX: Final = "sha256:"
+
+
+def fingerprint(certificate: x509.Certificate) -> str:
+    """``sha256:`` and the hash of the whole certificate in hex: what ``openssl x509 -fingerprint -sha256`` hashes."""
+    return _PREFIX + certificate.fingerprint(SHA256()).hex()
+
+
+def parse_fingerprint(text: str) -> str:
+    """A fingerprint as people paste it, colons and capitals included, as `fingerprint` writes it.
+
+    Raises ConfigurationError.
+    """
+    digits = text.strip().lower().removeprefix("sha256 fingerprint=").removeprefix(_PREFIX).replace(":", "")
+    if len(digits) != 64 or not all(c in "0123456789abcdef" for c in digits):
+        raise ConfigurationError(
+            f"{text[:100]!r} is not a fingerprint; write sha256: and 64 hex digits, as "
+            "'openssl x509 -noout -fingerprint -sha256' shows them"
+        )
+    return _PREFIX + digits
+
+
+def trust_only(anchors: Iterable[x509.Certificate]) -> Keychain:
+    """A keychain that authenticates servers and proves nothing."""
+    return Keychain(None, None, (), tuple(anchors))
+
+
+def load_pem(text: bytes) -> list[x509.Certificate]:
+    """The certificates of a PEM text, a few at most. Raises CertificateError."""
+    if len(text) > MAX_PEM_CHARS:
+        raise CertificateError(f"the certificates have {len(text)} characters; that is far too many")
+    try:
+        found = x509.load_pem_x509_certificates(text)
+    except UNREADABLE as error:
+        raise CertificateError(f"the certificates cannot be read as PEM: {error}") from error
+    if len(found) > _MAX_CERTIFICATES:
+        raise CertificateError(f"there are {len(found)} certificates; at most {_MAX_CERTIFICATES} are read")
+    return found
+
+
+def load_anchor_file(path: str, password: Password = None) -> tuple[x509.Certificate, ...]:
+    """The trust anchors of a file in PEM or PKCS#12 form. Raises ConfigurationError, KeychainError.
+
+    Who can write the file decides whom this host trusts, so one that every user may change is refused.
+    """
+    try:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise ConfigurationError("not a regular file", file=path)
+            if found.st_mode & stat.S_IWOTH:
+                raise ConfigurationError(
+                    f"every user of this machine may change it; use: chmod o-w {path}", file=path
+                )
+            data = file.read(_MAX_FILE + 1)
+    except (OSError, ValueError) as error:
+        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise ConfigurationError(f"cannot read the trust anchor: {why}", file=path) from error
+    if len(data) > _MAX_FILE:
+        raise ConfigurationError(f"larger than {_MAX_FILE} bytes; a trust anchor is small", file=path)
+    if b"-----BEGIN" not in data:
+        try:
+            return load_keychain(data, password).anchors
+        except KeychainError as error:
+            raise KeychainError(f"{path}: {error}") from error
+    try:
+        anchors = tuple(c for c in load_pem(data) if _is_anchor(c))
+    except CertificateError as error:
+        raise KeychainError(f"{path}: {error}") from error
+    if not anchors:
+        raise KeychainError(
+            f"{path}: there is no self-signed certificate of a certificate authority in it, and only such a one is a "
+            "trust anchor"
+        )
+    return anchors
+
+
+def _is_anchor(certificate: x509.Certificate) -> bool:
+    return is_ca(certificate) and is_self_signed(certificate)
+
+
+class KnownAnchors:
+    """The file that keeps the anchor that was trusted on first use, in PEM form."""
+
+    def __init__(self, config_dir: str, prefix: str, issuer: str) -> None:
+        special = [] if prefix == "CERT" else ["".join(c if c.isalnum() else "_" for c in prefix)[:100]]
+        name = "-".join(["trust-anchor", *special, *([issuer] if issuer else [])])
+        self.path = f"{config_dir}/{name}.pem"
+
+    def load(self) -> tuple[x509.Certificate, ...]:
+        """The anchors that were kept, none where there is no file. Raises ConfigurationError, KeychainError."""
+        if not os.path.lexists(self.path):
+            return ()
+        return load_anchor_file(self.path)
+
+    def keep(self, anchor: x509.Certificate) -> None:
+        """Remember an anchor instead of any other. Raises ConfigurationError."""
+        make_directory(os.path.dirname(self.path))  # noqa: PTH120 - start-up time
+        text = f"# {subject_text(anchor.subject)}\n# {fingerprint(anchor)}\n"
+        write_public(self.path, text.encode("utf-8", "replace") + anchor.public_bytes(Encoding.PEM))
+
+
+def make_directory(path: str) -> None:
+    """Create a directory that only its owner may enter, unless it is there. Raises ConfigurationError."""
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)  # noqa: PTH103 - start-up time
+    except OSError as error:
+        raise ConfigurationError(f"cannot create the directory: {error.strerror}", file=path) from error
+
+
+class Offer(NamedTuple):
+    """What the certificate service says its anchor is; unproven."""
+
+    anchor: x509.Certificate
+    chain: tuple[x509.Certificate, ...]
+    """All certificates that came, the issuing one first."""
+    issuer: str
+    """The issuer ID that the service's PVs are named by."""
+
+
+def read_offer(value: Value, *, now: datetime) -> Offer:
+    """Read CERT:ROOT's structure. Raises SecurityError for anything but a current, self-signed CA certificate."""
+    text, named = value.get("cert"), value.get("issuer")
+    if not isinstance(text, str) or not text:
+        raise SecurityError(
+            "the certificate service's answer holds no trust anchor; check that it is a PVACMS"
+        )
+    chain = tuple(load_pem(text.encode("utf-8", "replace")))
+    anchor = next((c for c in reversed(chain) if _is_anchor(c)), None)
+    if anchor is None:
+        raise SecurityError(
+            "what the certificate service offers as trust anchor is no self-signed certificate of a certificate authority"
+        )
+    if not anchor.not_valid_before_utc <= now <= anchor.not_valid_after_utc:
+        raise SecurityError(
+            f"the trust anchor {subject_text(anchor.subject)} is valid from {anchor.not_valid_before_utc:%Y-%m-%d %H:%M} to "
+            f"{anchor.not_valid_after_utc:%Y-%m-%d %H:%M} UTC and it is {now:%Y-%m-%d %H:%M} here; check this host's clock"
+        )
+    named = named.lower() if isinstance(named, str) else ""
+    if len(named) != 8 or not all(c in "0123456789abcdef" for c in named):
+        named = issuer_id(chain[0])
+    return Offer(anchor, chain, named)
+
+
+class Trust(NamedTuple):
+    """The outcome: whom to trust, and how that came about."""
+
+    anchors: tuple[x509.Certificate, ...]
+    """All that may be trusted; the service's own is among them."""
+    anchor: x509.Certificate
+    issuer: str
+    why: str
+    """One of ``file``, ``fingerprint``, ``keychain``, ``kept``, ``first use``."""
+
+
+def decide(
+    offer: Offer,
+    *,
+    given: tuple[x509.Certificate, ...] = (),
+    wanted: str = "",
+    keychain: tuple[x509.Certificate, ...] = (),
+    known: KnownAnchors,
+    first_use: bool,
+    say: Callable[[str], None],
+) -> Trust:
+    """Judge what the service offers against what is known.
+
+    ``given``: from ``--trust-anchor``; ``wanted``: the fingerprint that the site gave; ``keychain``: the anchors of the
+    keychain that is being replaced; ``first_use``: an anchor may be trusted that nothing is known of. ``say`` gets
+    what the user must see. Raises SecurityError with a sentence that tells the two fingerprints.
+    """
+    anchor, shown = offer.anchor, fingerprint(offer.anchor)
+    if given:
+        if anchor not in given:
+            raise _changed(offer, given, "the file given by --trust-anchor holds")
+        return Trust(given, anchor, offer.issuer, "file")
+    if wanted:
+        if shown != wanted:
+            raise SecurityError(
+                f"the certificate service's trust anchor is not the one that was asked for: it offers {shown} "
+                f"({subject_text(anchor.subject)}), and --trust-anchor-fingerprint says {wanted}; nothing was sent to it. "
+                "Somebody may be posing as the certificate service: ask its administrator"
+            )
+        known.keep(anchor)
+        return Trust((anchor,), anchor, offer.issuer, "fingerprint")
+    if keychain:
+        if anchor not in keychain:
+            raise _changed(offer, keychain, "the keychain trusts")
+        return Trust(keychain, anchor, offer.issuer, "keychain")
+    kept = known.load()
+    if kept:
+        if anchor not in kept:
+            raise _changed(offer, kept, f"{known.path} keeps")
+        return Trust(kept, anchor, offer.issuer, "kept")
+    if not first_use:
+        raise SecurityError(
+            f"no trust anchor is known here and none may be trusted on first use; the certificate service offers {shown}: "
+            "compare that with what its administrator says, and give it by --trust-anchor-fingerprint"
+        )
+    say(f"Trust anchor of the certificate service, trusted on first use: {subject_text(anchor.subject)}")
+    say(f"  fingerprint {shown}")
+    try:
+        known.keep(anchor)
+        say(f"  kept in {known.path}; compare the fingerprint with what your administrator published")
+    except ApplianceError as error:
+        say(f"  it could not be kept ({error}), so the next request will trust on first use again")
+    return Trust((anchor,), anchor, offer.issuer, "first use")
+
+
+def _changed(offer: Offer, known: tuple[x509.Certificate, ...], where: str) -> SecurityError:
+    shown = fingerprint(offer.anchor)
+    return SecurityError(
+        f"the certificate service's trust anchor has changed: it offers {shown} ({subject_text(offer.anchor.subject)}), but "
+        f"{where} {', '.join(map(fingerprint, known))}; nothing was sent to it. Somebody may be posing as the certificate "
+        f"service. If its administrator confirms the new one, use --trust-anchor-fingerprint {shown}"
+    )

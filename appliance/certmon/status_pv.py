@@ -1,0 +1,165 @@
+"""The structure of CERT:STATUS PVs, written by the certificate service and read by everybody else.
+
+Source: SPVA specification 7.2, and what the peers of 2025 and 2026 send and expect.
+
+The state is told twice in one structure. Peers of 2025 read ``status`` and take its index for the state, whatever
+the choices say; they do not know SCHEDULED_OFFLINE. Those of 2026 read ``value``. Each finds its own form, in its own
+order, and readers of ours accept either alone: by the text of the choice, never by the number.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+from appliance.certs.status import (
+    OCSP_CHOICES,
+    STATE_CHOICES,
+    CertState,
+    format_date,
+    ocsp_state,
+    parse_state,
+)
+from appliance.errors import CertificateStatusError, PVDataError
+from appliance.pvdata.nt import ALARM, ENUM, TIME, NTEnum
+from appliance.pvdata.types import BOOL, STRING, UINT8, UINT64, ArrayType, StructType
+from appliance.pvdata.value import Value
+
+__all__ = [
+    "CHOICES_2025",
+    "STATUS_TYPE",
+    "StatusReport",
+    "decode_status",
+    "encode_status",
+    "enum_index",
+    "status_template",
+]
+
+CHOICES_2025: Final = tuple(text for text in STATE_CHOICES if text != CertState.SCHEDULED_OFFLINE)
+
+STATUS_TYPE: Final = StructType(
+    [
+        ("status", NTEnum()),
+        ("serial", UINT64),
+        ("state", STRING),
+        ("ocsp_status", NTEnum()),
+        ("ocsp_state", STRING),
+        ("ocsp_status_date", STRING),
+        ("ocsp_certified_until", STRING),
+        ("ocsp_revocation_date", STRING),
+        ("ocsp_response", ArrayType(UINT8)),
+        ("renew_by", UINT64),
+        ("renewal_due", BOOL),
+        ("pvacms_node_id", STRING),
+        (
+            "schedule",
+            ArrayType(StructType([("day_of_week", STRING), ("start_time", STRING), ("end_time", STRING)])),
+        ),
+        ("san", ArrayType(StructType([("type", STRING), ("value", STRING)]))),
+        ("value", ENUM),
+        ("alarm", ALARM),
+        ("timeStamp", TIME),
+        ("display", StructType([("description", STRING)])),
+    ]
+)
+
+
+class StatusReport(NamedTuple):
+    """What one CERT:STATUS value says. Nothing of it is proved: see ``certs.ocsp.verify_response``."""
+
+    state: CertState
+    """UNKNOWN also for a state that this version does not know."""
+    serial: int
+    ocsp_response: bytes
+    """DER; empty where the service has signed nothing."""
+    ocsp_state: str
+    ocsp_status_date: str
+    ocsp_certified_until: str
+    ocsp_revocation_date: str
+    renew_by: int
+    """POSIX seconds; 0 where the certificate needs no renewal."""
+    renewal_due: bool
+
+
+def decode_status(value: Value) -> StatusReport:
+    """Read a CERT:STATUS value of either form. Raises CertificateStatusError for what is none."""
+    try:
+        text = _choice(value, "value") or _choice(value, "status.value")
+        state = _text(value, "state")
+        if not text and not state:
+            raise CertificateStatusError("the PV tells no certificate state: it is no status PV")
+        response = value.get("ocsp_response")
+        return StatusReport(
+            parse_state(text or state),
+            _number(value, "serial"),
+            b"" if response is None else bytes(response),
+            _text(value, "ocsp_state"),
+            _text(value, "ocsp_status_date"),
+            _text(value, "ocsp_certified_until"),
+            _text(value, "ocsp_revocation_date"),
+            _number(value, "renew_by"),
+            value.get("renewal_due") is True,
+        )
+    except (PVDataError, TypeError, ValueError) as error:
+        raise CertificateStatusError(f"the PV is no certificate status: {error}") from error
+
+
+def _choice(value: Value, path: str) -> str:
+    index, choices = value.get(f"{path}.index"), value.get(f"{path}.choices")
+    if not isinstance(index, int) or not isinstance(choices, tuple) or not 0 <= index < len(choices):
+        return ""
+    return str(choices[index])
+
+
+def _text(value: Value, path: str) -> str:
+    found = value.get(path)
+    return found if isinstance(found, str) else ""
+
+
+def _number(value: Value, path: str) -> int:
+    found = value.get(path)
+    return found if isinstance(found, int) and not isinstance(found, bool) else 0
+
+
+def enum_index(state: CertState) -> tuple[int, int]:
+    """Give the index of a state in the choices of 2025, UNKNOWN where it is none of them, and in those of 2026."""
+    return CHOICES_2025.index(state) if state in CHOICES_2025 else 0, STATE_CHOICES.index(state)
+
+
+def status_template() -> Value:
+    """Make a status with everything set that never changes."""
+    value = Value(STATUS_TYPE)
+    value["status.value.choices"] = CHOICES_2025
+    value["value.choices"] = STATE_CHOICES
+    value["ocsp_status.value.choices"] = OCSP_CHOICES
+    return value
+
+
+def encode_status(
+    state: CertState,
+    serial: int,
+    ocsp_response: bytes = b"",
+    *,
+    this_update: datetime,
+    next_update: datetime,
+    revocation_date: datetime | None = None,
+    **more: Any,
+) -> Value:
+    """Make a CERT:STATUS value; ``more`` are further fields (``renew_by``, ``renewal_due`` ...)."""
+    value = status_template()
+    former, present = enum_index(state)
+    seconds = int(this_update.timestamp())
+    signed = ocsp_state(state)
+    value["status.value.index"], value["value.index"] = former, present
+    for path in ("status.timeStamp", "timeStamp", "ocsp_status.timeStamp"):
+        value[f"{path}.secondsPastEpoch"] = seconds
+    value["serial"], value["state"] = serial, state.value
+    value["ocsp_status.value.index"] = OCSP_CHOICES.index(signed)
+    value["ocsp_state"] = signed.value
+    value["ocsp_status_date"] = format_date(this_update)
+    value["ocsp_certified_until"] = format_date(next_update)
+    value["ocsp_revocation_date"] = format_date(revocation_date)
+    value["ocsp_response"] = list(ocsp_response)
+    for path, x in more.items():
+        value[path] = x
+    return value

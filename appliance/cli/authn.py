@@ -1,0 +1,231 @@
+"""What the authenticators' commands share: options, what they print, and how they end."""
+
+from __future__ import annotations
+
+import argparse
+
+from appliance.cli.common import FAILED, OK, Parser, add_common, complain
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from appliance.authn.requester import Outcome, Requester
+    from appliance.authn.settings import RequesterSettings
+
+__all__ = ["EPILOG", "KEPT", "PENDING", "authn_parser", "finish", "requester", "settings_of", "show_due"]
+
+PENDING, KEPT = 3, 4
+"""Exit statuses beside those of all tools: see EPILOG."""
+
+EPILOG = """\
+exit status:
+  0  the keychain was made (or, with --if-due, it was not time for a new one)
+  1  it was not: the message says why, and the keychain that was there is untouched
+  2  interrupted
+  3  the keychain was made, and its certificate waits for an administrator's approval
+  4  nothing was requested: a valid keychain is there (--force replaces it);
+     with --check-due: it is not time yet
+"""
+
+
+def authn_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """A command line with what all authenticators understand."""
+    made = Parser(
+        prog=prog,
+        description=description,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = made.add_argument
+    add(
+        "-u",
+        "--cert-usage",
+        dest="usage",
+        metavar="USAGE",
+        choices=("client", "server", "ioc"),
+        default="client",
+        help="What the certificate is for: client, server or ioc (both). Default client.",
+    )
+    add("--force", action="store_true", help="Replace a keychain that is still valid.")
+    add(
+        "--if-due",
+        action="store_true",
+        help="Replace the keychain if two thirds of its lifetime are over, else do nothing: for timers.",
+    )
+    add(
+        "--check-due",
+        action="store_true",
+        help="Only say by the exit status whether it is time for a new certificate: 0 yes, 4 no.",
+    )
+    add(
+        "-a",
+        "--trust-anchor-only",
+        dest="anchor_only",
+        action="store_true",
+        help="Only fetch the trust anchor into the keychain file: enough to authenticate servers.",
+    )
+    add(
+        "--trust-anchor",
+        dest="anchor_file",
+        metavar="FILE",
+        nargs="?",
+        const="",
+        help="File with the trust anchor of the certificate service, PEM or PKCS#12. Without FILE: the same as -a.",
+    )
+    add(
+        "--trust-anchor-fingerprint",
+        dest="anchor_fingerprint",
+        metavar="sha256:HEX",
+        help="SHA-256 fingerprint of the trust anchor, as its administrator publishes it.",
+    )
+    add(
+        "--no-trust-on-first-use",
+        dest="first_use",
+        action="store_false",
+        help="Refuse a certificate service whose trust anchor is not known here yet.",
+    )
+    add(
+        "-s",
+        "--no-status",
+        dest="no_status",
+        action="store_true",
+        default=None,
+        help="Ask for a certificate whose status need not be checked; the service may not grant it.",
+    )
+    add(
+        "-i",
+        "--issuer",
+        metavar="ID",
+        help="Issuer ID of the certificate service to ask. Default: any that answers.",
+    )
+    add("--cert-pv-prefix", metavar="PREFIX", help="First part of the service's PV names. Default CERT.")
+    add(
+        "--key-algorithm",
+        metavar="ALG",
+        choices=("rsa-2048", "rsa-4096", "ec-p256", "ec-p384", "ed25519"),
+        default="rsa-2048",
+        help="Kind of key to make where there is none yet: rsa-2048, rsa-4096, ec-p256, ec-p384, ed25519. Default rsa-2048.",
+    )
+    add_common(made, timeout="Seconds to wait for each answer.", default_s=10.0, long_names=True)
+    return made
+
+
+def settings_of(options: argparse.Namespace, **arguments: Any) -> RequesterSettings:
+    """Read the settings; warnings go to standard error, and with ``-v`` what is in effect."""
+    from appliance.authn.settings import resolve_requester
+
+    settings = resolve_requester(
+        options.usage,
+        {
+            "issuer": options.issuer,
+            "cert_pv_prefix": options.cert_pv_prefix,
+            "no_status": options.no_status,
+            **arguments,
+        },
+    )
+    for warning in settings.warnings:
+        complain(f"Warning: {warning}")
+    return settings
+
+
+def requester(options: argparse.Namespace, settings: RequesterSettings) -> Requester:
+    """Make the requester as the options say."""
+    from appliance.authn.requester import Requester, Trusting
+    from appliance.authn.trust import parse_fingerprint
+
+    fingerprint = parse_fingerprint(options.anchor_fingerprint) if options.anchor_fingerprint else ""
+    return Requester(
+        settings,
+        Trusting(options.anchor_file or "", fingerprint, options.first_use),
+        say=complain,
+        timeout_s=options.timeout,
+        key_algorithm=options.key_algorithm,
+    )
+
+
+def anchor_wanted(options: argparse.Namespace) -> bool:
+    """Only the trust anchor is asked for: ``-a``, or ``--trust-anchor`` without a file as the peers spell it."""
+    return bool(options.anchor_only or options.anchor_file == "")
+
+
+async def fetch_anchor(options: argparse.Namespace, settings: RequesterSettings) -> int:
+    """Do what ``-a`` says."""
+    from appliance.authn.trust import fingerprint
+
+    outcome = await requester(options, settings).trust_anchor(force=options.force)
+    assert outcome.keychain is not None
+    print("Trust Anchor retrieved")
+    print(f"Keychain file created   : {outcome.path}")
+    complain(f"Trust anchor: {fingerprint(outcome.keychain.anchors[0])}")
+    return OK
+
+
+def show_due(options: argparse.Namespace, settings: RequesterSettings) -> int:
+    """Do what ``--check-due`` says."""
+    from appliance.certs.status import format_date
+
+    asking = requester(options, settings)
+    due, when = asking.renewal_due(asking.look())
+    if options.verbose:
+        since = "there is no usable certificate" if when is None else f"since {format_date(when)}"
+        text = f"due: {since}" if due else f"not due before {format_date(when)}"
+        complain(f"{settings.keychain}: {text}")
+    return OK if due else KEPT
+
+
+def finish(options: argparse.Namespace, outcome: Outcome) -> int:
+    """Tell what has become of the request."""
+    from appliance.certs.status import CertState, format_date
+
+    keychain = outcome.keychain
+    certificate = None if keychain is None else keychain.certificate
+    assert certificate is not None
+    assert keychain is not None
+    if outcome.action == "not due":
+        return OK
+    pending = outcome.state is CertState.PENDING_APPROVAL
+    if outcome.action == "created":
+        print(f"Keychain file created   : {outcome.path}")
+        print(f"Certificate identifier  : {outcome.cert_id}", flush=True)
+    elif not pending:
+        complain(
+            f"{outcome.path}: it holds a valid keychain ({keychain.subject}, {outcome.cert_id}, until "
+            f"{format_date(certificate.not_valid_after_utc)}) and was not replaced; use --force to replace it"
+        )
+    if options.verbose:
+        complain(f"Subject                 : {keychain.subject}")
+        complain(f"Valid from              : {format_date(certificate.not_valid_before_utc)}")
+        complain(f"Expires on              : {format_date(certificate.not_valid_after_utc)}")
+        complain(f"Status                  : {outcome.state.value}")
+    if pending:
+        complain(
+            f"The certificate waits for an administrator's approval (PENDING_APPROVAL) and cannot be used until then. An "
+            f"administrator approves it by: pvxcert --approve {outcome.cert_id}"
+        )
+        return PENDING
+    if outcome.state is CertState.PENDING:
+        complain(
+            f"The certificate becomes valid at {format_date(certificate.not_valid_before_utc)} (PENDING until then)"
+        )
+    return OK if outcome.action == "created" else KEPT
+
+
+def incompatible(options: argparse.Namespace) -> int:
+    """Refuse options that contradict each other; OK where there are none."""
+    chosen = [
+        name
+        for name, given in (
+            ("--force", options.force),
+            ("--if-due", options.if_due),
+            ("--check-due", options.check_due),
+        )
+        if given
+    ]
+    if len(chosen) > 1:
+        complain(f"Error: {' and '.join(chosen)} cannot be used together")
+        return FAILED
+    if anchor_wanted(options) and (options.if_due or options.check_due):
+        complain("Error: a trust anchor is not renewed: -a cannot be used with --if-due or --check-due")
+        return FAILED
+    return OK

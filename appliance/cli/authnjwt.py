@@ -1,0 +1,89 @@
+"""``authnjwt``: a keychain for whom a JSON Web Token names."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from appliance.cli.authn import (
+    anchor_wanted,
+    authn_parser,
+    fetch_anchor,
+    finish,
+    incompatible,
+    requester,
+    settings_of,
+    show_due,
+)
+from appliance.cli.common import complain, run_tool
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from appliance.authn.ccr import CertRequest
+
+__all__ = ["main", "parser"]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = authn_parser(
+        "authnjwt",
+        "JSON Web Token authenticator: exchange a token for a certificate. Name, organization and validity come from\n"
+        "the token. It is sent over TLS to the certificate service itself, and to nobody else.",
+    )
+    add = made.add_argument
+    add(
+        "--token-file",
+        metavar="FILE",
+        help="File that holds the token; - reads standard input. Default: the file named by EPICS_AUTH_JWT_FILE.",
+    )
+    add(
+        "--allow-plaintext-token",
+        action="store_true",
+        help="Send the token in the clear where the service has no TLS: whoever sees it can use it.",
+    )
+    return made
+
+
+async def _work(options: argparse.Namespace) -> int:
+    wrong = incompatible(options)
+    if wrong:
+        return wrong
+    settings = settings_of(options)
+    if options.verbose:
+        complain(f"Keychain                : {settings.keychain}")
+    if options.check_due:
+        return show_due(options, settings)
+    if anchor_wanted(options):
+        return await fetch_anchor(options, settings)
+    from appliance.authn.jwt.requester import check_token, jwt_request, read_token, token_source
+
+    asking = requester(options, settings)
+
+    def make(pub_key: str) -> CertRequest:
+        # Read as late as this: a timer that finds nothing to do needs no token.
+        token = read_token(token_source(options.token_file, os.environ), complain)
+        check_token(token, now=asking.now())
+        return jwt_request(settings, token)(pub_key)
+
+    outcome = await asking.request(
+        make,
+        subject=None,
+        force=options.force,
+        if_due=options.if_due,
+        secret=True,
+        allow_plaintext=options.allow_plaintext_token,
+    )
+    return finish(options, outcome)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool; returns its exit status."""
+    return run_tool(parser(), argv, _work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""``authnstd``: a keychain for a name that an administrator will approve."""
+
+from __future__ import annotations
+
+import sys
+
+from appliance.cli.authn import (
+    anchor_wanted,
+    authn_parser,
+    fetch_anchor,
+    finish,
+    incompatible,
+    requester,
+    settings_of,
+    show_due,
+)
+from appliance.cli.common import complain, run_tool
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+__all__ = ["main", "parser"]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = authn_parser(
+        "authnstd",
+        "Standard authenticator: request a certificate for a name. Nothing proves the name, so the certificate is\n"
+        "PENDING_APPROVAL until an administrator approves it, unless the site decided otherwise.",
+    )
+    add = made.add_argument
+    add("-n", "--name", help="Common name. Default: this account.")
+    add("-o", "--organization", help="Organization. Default: this host's name.")
+    add("--ou", dest="organizational_unit", metavar="OU", help="Organizational unit. Default: none.")
+    add("-c", "--country", metavar="CC", help="Country, two letters. Default: that of the locale, else US.")
+    add(
+        "-t",
+        "--time",
+        dest="validity",
+        metavar="DURATION",
+        help="How long the certificate should hold: minutes, or like 1d, 1y6M, 1y2M3d. Default: the service's.",
+    )
+    return made
+
+
+async def _work(options: argparse.Namespace) -> int:
+    wrong = incompatible(options)
+    if wrong:
+        return wrong
+    settings = settings_of(
+        options,
+        name=options.name,
+        organization=options.organization,
+        organizational_unit=options.organizational_unit,
+        country=options.country,
+        validity=options.validity,
+    )
+    if options.verbose:
+        complain(f"Keychain                : {settings.keychain}")
+    if options.check_due:
+        return show_due(options, settings)
+    if anchor_wanted(options):
+        return await fetch_anchor(options, settings)
+    from appliance.authn.std.requester import std_request, std_subject
+
+    asking = requester(options, settings)
+    outcome = await asking.request(
+        std_request(settings, now=asking.now()),
+        subject=std_subject(settings),
+        force=options.force,
+        if_due=options.if_due,
+    )
+    return finish(options, outcome)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool; returns its exit status."""
+    return run_tool(parser(), argv, _work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

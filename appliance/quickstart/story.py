@@ -1,0 +1,297 @@
+"""The story of the quick start, done for real: each command as a user would type it, with what it printed.
+
+Every step says what it expects of the output; a step that gives anything else ends the story with an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, TextIO
+
+from appliance.errors import ApplianceError
+from appliance.quickstart.layout import Layout
+from appliance.quickstart.services import Service, module_command
+
+__all__ = ["Story"]
+
+COMMAND_TIMEOUT_S: Final = 20.0
+PASSWORD: Final = "secret"  # noqa: S105 - the demonstration issuer's, as in the guide that this follows
+
+
+class Story:
+    """Walks the story on a stack that is laid out in ``layout``; ``services`` collects the daemons that it starts."""
+
+    def __init__(self, layout: Layout, out: TextIO = sys.stdout) -> None:
+        self.layout = layout
+        self.services: list[Service] = []
+        self._out = out
+
+    # -- telling -------------------------------------------------------------------------------------
+
+    def say(self, text: str) -> None:
+        """Print at once: whoever watches wants to see where it is."""
+        print(text, file=self._out, flush=True)
+
+    def chapter(self, title: str) -> None:
+        """Begin a chapter."""
+        self.say(f"\n=== {title} ===")
+
+    async def run(
+        self,
+        role: str,
+        words: list[str],
+        *expected: str,
+        fails: bool = False,
+        stdin: str | None = None,
+    ) -> str:
+        """Run one command as ``role``, print it and its output, and hold it to what is expected."""
+        self.say(f"\n{role}$ {shell_text(words)}")
+        process = await asyncio.create_subprocess_exec(
+            *module_command(words),
+            env=self.layout.environment(role),
+            cwd=self.layout.home(role),
+            stdin=asyncio.subprocess.DEVNULL if stdin is None else asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        try:
+            raw, _ = await asyncio.wait_for(
+                process.communicate(None if stdin is None else stdin.encode()), COMMAND_TIMEOUT_S
+            )
+        except TimeoutError:
+            process.kill()
+            raise ApplianceError(f"{words[0]} did not end in {COMMAND_TIMEOUT_S:.0f} s") from None
+        output = raw.decode("utf-8", "replace").rstrip()
+        if output:
+            self.say(output)
+        status = process.returncode
+        if bool(status) is not fails:
+            raise ApplianceError(
+                f"{words[0]} ended with status {status}; {'an error' if fails else '0'} was expected"
+            )
+        for text in expected:
+            if text not in output:
+                raise ApplianceError(f"{words[0]} did not print {text!r}")
+        return output
+
+    async def serve(self, role: str, name: str, words: list[str]) -> Service:
+        """Start a daemon as ``role`` and wait until it serves."""
+        self.say(f"\n{role}$ {shell_text(words)}   &")
+        service = Service(name, words, self.layout.environment(role), self.layout.log(name))
+        self.services.append(service)
+        start = time.monotonic()
+        await service.start()
+        self.say(
+            f"{name} is ready after {time.monotonic() - start:.1f} s{': ' if service.status else ''}{service.status}"
+        )
+        return service
+
+    async def stop(self) -> None:
+        """Stop all daemons, the latest first."""
+        for service in reversed(self.services):
+            with contextlib.suppress(ProcessLookupError):
+                await service.stop()
+
+    # -- the story -----------------------------------------------------------------------------------
+
+    async def services_up(self) -> None:
+        """The identity provider and the certificate service."""
+        layout = self.layout
+        self.chapter("1. An identity provider and the certificate management service")
+        issuer = {
+            "PORT": str(layout.ports.issuer),
+            "ISSUER": layout.issuer_url,
+            "KEY_DIR": str(layout.root / "issuer"),
+        }
+        service = Service(
+            "jwt-issuer", ["jwt-issuer"], layout.environment("pvacms") | issuer, layout.log("jwt-issuer")
+        )
+        self.services.append(service)
+        self.say(f"\npvacms$ PORT={layout.ports.issuer} jwt-issuer   &")
+        await service.start()
+        self.say(f"jwt-issuer is ready{': ' if service.status else ''}{service.status}")
+        await self.serve(
+            "pvacms",
+            "pvacms",
+            ["pvacms", "--certs-dont-require-approval", "-a", str(layout.keychain("admin"))],
+        )
+
+    async def token(self, role: str, subject: str) -> None:
+        """Get a token, as ``curl`` would, verify it, and put it where only the role can read it."""
+        base = self.layout.issuer_url
+        self.say(
+            f'\n{role}$ TOKEN=$(curl -s "{base}/token?sub={subject}&password={PASSWORD}"); echo ${{TOKEN}} > token_file'
+        )
+        token = await fetch(f"{base}/token?{urllib.parse.urlencode({'sub': subject, 'password': PASSWORD})}")
+        path = self.layout.home(role) / "token_file"
+        path.touch(mode=0o600)
+        path.write_text(token + "\n")
+        self.say(f'\n{role}$ curl -sG --data-urlencode "token=$TOKEN" "{base}/verify"')
+        verdict = await fetch(f"{base}/verify?{urllib.parse.urlencode({'token': token})}")
+        self.say(verdict)
+        if '"valid":true' not in verdict.replace(" ", "") or f'"sub":"{subject}"' not in verdict.replace(
+            " ", ""
+        ):
+            raise ApplianceError("the issuer does not say that its own token is valid")
+
+    async def certificates(self) -> None:
+        """Tokens become certificates."""
+        layout = self.layout
+        self.chapter("2. The IOC's token becomes a server certificate")
+        await self.token("softioc", "softioc")
+        await self.run(
+            "softioc",
+            ["authnjwt", "-u", "server", "--token-file", "token_file"],
+            f"Keychain file created   : {layout.keychain('softioc')}",
+            "Certificate identifier  : ",
+        )
+        await self.run(
+            "softioc",
+            ["pvxcert", "-f", str(layout.keychain("softioc"))],
+            "Entity Subject : CN=softioc, O=localhost",
+            "Status        : VALID",
+        )
+        self.chapter("3. The user's token becomes a client certificate")
+        for role in ("client", "operator"):
+            await self.token(role, role)
+            await self.run(
+                role,
+                ["authnjwt", "--token-file", "token_file"],
+                f"Keychain file created   : {layout.keychain(role)}",
+            )
+        await self.run(
+            "client",
+            ["pvxcert", "-f", str(layout.keychain("client"))],
+            "Entity Subject : CN=client, O=localhost",
+            "Status        : VALID",
+        )
+
+    async def ioc_up(self) -> None:
+        """The IOC, with the example databases."""
+        self.chapter("4. The IOC")
+        data = Path(__file__).parent / "data"
+        words = ["softIocPVX", "-S", "-m", "user=test,N=tst,P=tst"]
+        for name in sorted(path.name for path in data.glob("*.db")):
+            words += ["-d", str(data / name)]
+        for name in sorted(path.name for path in data.glob("*.json")):
+            words += ["-G", str(data / name)]
+        words += ["-a", str(data / "ioc.acf")]
+        await self.serve("softioc", "softioc", words)
+
+    async def secure_reading(self) -> None:
+        """Reading over TLS."""
+        self.chapter("5. Reading over TLS")
+        await self.run("client", ["pvxget", "-F", "tree", "test:structExample"], "test:structExample")
+        await self.run(
+            "client",
+            ["pvxinfo", "-v", "test:enumExample"],
+            "Effective config",
+            "# TLS x509:",
+            "EPICS Root Certificate Authority/softioc@127.0.0.1:",
+            'struct "epics:nt/NTEnum:1.0"',
+        )
+
+    async def access_security(self) -> None:
+        """Who may write what."""
+        self.chapter("6. Access security: the client may not, the operator may")
+        await self.run("client", ["pvxput", "test:spec", "4.5"], "denied", fails=True)
+        await self.run("operator", ["pvxput", "test:spec", "4.5"])
+        await self.run("operator", ["pvxget", "test:spec"], "4.5")
+
+    async def revocation(self) -> None:
+        """An administrator ends a certificate, and with it a live subscription."""
+        self.chapter("7. A revocation closes a live monitor")
+        identifier = certificate_id(
+            await self.run("client", ["pvxcert", "-f", str(self.layout.keychain("client"))])
+        )
+        words = ["pvxmonitor", "test:calcExample"]
+        self.say(f"\nclient$ {shell_text(words)}   &")
+        monitor = await asyncio.create_subprocess_exec(
+            *module_command(words),
+            env=self.layout.environment("client"),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        assert monitor.stdout is not None
+        try:
+            await self._until(monitor.stdout, lambda line: "value" in line)
+            await self.run("admin", ["pvxcert", "-R", identifier])
+            start = time.monotonic()
+            line = await self._until(
+                monitor.stdout, lambda line: "isconnect" in line or "revoked" in line.lower()
+            )
+            took = time.monotonic() - start
+            self.say(f"... the monitor ended {took:.2f} s after the revocation: {line}")
+            if took > 1.0:
+                raise ApplianceError(
+                    f"the revocation took {took:.1f} s to close the connection; one second is promised"
+                )
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                monitor.kill()
+            await monitor.wait()
+        await self.run("client", ["pvxcert", identifier], "REVOKED")
+
+    async def _until(self, stream: asyncio.StreamReader, wanted: Callable[[str], bool]) -> str:
+        shown = 0
+        while True:
+            try:
+                raw = await asyncio.wait_for(stream.readline(), COMMAND_TIMEOUT_S)
+            except TimeoutError:
+                raise ApplianceError("the monitor printed nothing of what was expected") from None
+            if not raw:
+                raise ApplianceError("the monitor ended by itself")
+            line = raw.decode("utf-8", "replace").rstrip()
+            if shown < 8:
+                self.say(line)
+                shown += 1
+            if wanted(line):
+                return line
+
+    async def tell(self) -> None:
+        """The whole story."""
+        await self.services_up()
+        await self.certificates()
+        await self.ioc_up()
+        await self.secure_reading()
+        await self.access_security()
+        await self.revocation()
+
+
+def shell_text(words: list[str]) -> str:
+    """Print a command as one would type it."""
+    import shlex
+
+    return " ".join(shlex.quote(word) for word in words)
+
+
+def certificate_id(output: str) -> str:
+    """Find the identifier in what ``pvxcert`` printed."""
+    for line in output.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "Certificate ID":
+            return value.strip()
+    raise ApplianceError("pvxcert printed no certificate identifier")
+
+
+async def fetch(url: str) -> str:
+    """GET from the issuer, which is on loopback."""
+
+    def get() -> str:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(url, timeout=5) as response:
+            text: str = response.read(65536).decode()
+            return text.strip()
+
+    try:
+        return await asyncio.to_thread(get)
+    except OSError as error:
+        raise ApplianceError(f"the issuer did not answer: {error}") from error
