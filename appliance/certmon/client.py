@@ -6,12 +6,11 @@ import asyncio
 import logging
 from typing import Any, Final
 
-from appliance.certmon.identity import Identity
-from appliance.certmon.policy import Mode, choose_mode
-from appliance.certs.status import StatusClass
+from appliance.certmon.keeper import Keeper
+from appliance.certmon.policy import Mode
 from appliance.client.context import Context
 from appliance.config.pva import ClientConfig
-from appliance.errors import KeychainError, TransportError
+from appliance.errors import KeychainError, SecurityError
 from appliance.tls.context import TLSContext
 
 __all__ = ["ClientKeeper"]
@@ -19,67 +18,77 @@ __all__ = ["ClientKeeper"]
 _log: Final = logging.getLogger(__name__)
 
 
-class ClientKeeper:
-    """An asynchronous context manager that gives a Context and keeps its TLS in step with the keychain."""
+class ClientKeeper(Keeper):
+    """An asynchronous context manager that gives a Context and keeps its TLS in step."""
 
     def __init__(self, config: ClientConfig, options: dict[str, Any]) -> None:
-        self.identity = Identity(config)
+        super().__init__(config, config)
         self._config = config
-        self._options = options
+        self._arguments = options
         self._context: Context | None = None
-        self._generation = 0
-        self._mode: Mode | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Context:
-        identity = self.identity
         try:
-            identity.load()
-        except KeychainError as error:
-            _log.warning("TLS is not used: %s", error)
-        mode = self._choose()
-        if mode is Mode.SHUTDOWN:
-            identity.stop()
-            raise KeychainError(f"{identity.path}: {self._why()}; request a new certificate")
-        self._mode, self._generation = mode, identity.generation
-        self._context = Context(self._config, tls=self._tls(mode), **self._options)
-        await self._context.start()
-        identity.watch(self._changed)
-        return self._context
+            context = await self._start()
+        except BaseException:
+            await self.__aexit__()
+            raise
+        self.watch()
+        # What was heard while the sockets were opened is not lost.
+        self.changed()
+        return context
+
+    async def _start(self) -> Context:
+        identity = self.identity
+        trouble = await self.open()
+        if trouble is not None:
+            _log.warning("TLS is not used: %s", trouble)
+        self.mode, self.generation = self.choose(), identity.generation
+        if self.mode is Mode.SHUTDOWN:
+            raise KeychainError(f"{identity.path}: {self.why()}; request a new certificate")
+        if self.mode is Mode.TCP:
+            _log.warning("%s: %s; plain TCP is used until that changes", identity.path, self.why())
+        self._context = context = Context(self._config, tls=self._tls(), gate=self.gate, **self._arguments)
+        if self.gate is not None:
+            self.gate.recovered = context.probe_tls
+        await context.start()
+        return context
 
     async def __aexit__(self, *_: object) -> None:
-        self.identity.stop()
         if self._context is not None:
             await self._context.close()
+            self._context = None
+        await self.close()
 
-    def _choose(self) -> Mode:
-        return choose_mode(
-            self.identity.validity, StatusClass.GOOD, self._config.tls_options, server_side=False
-        )
-
-    def _why(self) -> str:
-        return f"the certificate is {self.identity.validity.value}"
-
-    def _tls(self, mode: Mode) -> TLSContext | None:
-        if mode is Mode.TLS:
+    def _tls(self) -> TLSContext | None:
+        if self.mode is Mode.TLS:
             return self.identity.full
-        return self.identity.anonymous if mode is Mode.ANONYMOUS else None
+        return self.identity.anonymous if self.mode is Mode.ANONYMOUS else None
 
-    def _changed(self) -> None:
+    def changed(self) -> None:
+        """Apply what is so now."""
         identity, context = self.identity, self._context
-        assert context is not None
-        mode = self._choose()
-        replaced = identity.generation != self._generation
-        if mode is self._mode and not replaced:
+        if context is None or not self.settled:
             return
-        self._mode, self._generation = mode, identity.generation
+        mode = self.choose()
+        replaced = identity.generation != self.generation
+        if mode is self.mode and not replaced:
+            return
+        self.mode, self.generation = mode, identity.generation
+        why = "a new keychain is in use" if replaced else self.why()
         if mode is Mode.SHUTDOWN:
-            _log.error("%s: %s: the client ends, as on_expiration asks for", identity.path, self._why())
+            _log.error("%s: %s: the client ends, as on_expiration asks for", identity.path, self.why())
             task = asyncio.get_running_loop().create_task(context.close())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             return
-        _log.warning("%s: %s", identity.path, "a new keychain is in use" if replaced else self._why())
-        context.set_tls(
-            self._tls(mode), TransportError("the keychain was replaced" if replaced else self._why())
+        _log.log(
+            logging.INFO if mode is Mode.TLS else logging.WARNING,
+            "%s: %s: %s",
+            identity.path,
+            why,
+            mode.value,
         )
+        # Live connections of a certificate that is merely paused stay: the gate holds them.
+        context.set_tls(self._tls(), SecurityError(why) if replaced or self.ended else None)

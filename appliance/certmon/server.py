@@ -7,11 +7,10 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final
 
-from appliance.certmon.identity import Identity
-from appliance.certmon.policy import Mode, choose_mode
-from appliance.certs.status import StatusClass
-from appliance.config.pva import ClientConfig, ServerConfig
-from appliance.errors import KeychainError, TransportError
+from appliance.certmon.keeper import Keeper
+from appliance.certmon.policy import Mode
+from appliance.config.pva import ClientConfig, ServerConfig, resolve_client
+from appliance.errors import KeychainError, SecurityError
 from appliance.server.server import Server
 
 __all__ = ["ServerKeeper"]
@@ -19,8 +18,8 @@ __all__ = ["ServerKeeper"]
 _log: Final = logging.getLogger(__name__)
 
 
-class ServerKeeper:
-    """An asynchronous context manager that gives a Server and keeps its TLS in step with the keychain."""
+class ServerKeeper(Keeper):
+    """An asynchronous context manager that gives a Server and keeps its TLS in step."""
 
     def __init__(
         self,
@@ -29,61 +28,73 @@ class ServerKeeper:
         prepare: Callable[[Server], None] | None,
         status_client: ClientConfig | None,
     ) -> None:
-        self.identity = Identity(config)
+        super().__init__(config, resolve_client().config if status_client is None else status_client)
         self._config = config
-        self._options = options
+        self._arguments = options
         self._prepare = prepare
-        self._status_client = status_client
         self._server: Server | None = None
-        self._generation = 0
-        self._mode: Mode | None = None
-        self._queue: asyncio.Queue[None] = asyncio.Queue()
+        self._news = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Server:
-        identity = self.identity
         try:
-            identity.load()
-        except KeychainError as error:
+            server = await self._start()
+        except BaseException:
+            await self.__aexit__()
+            raise
+        self._worker = asyncio.get_running_loop().create_task(self._work())
+        self.watch()
+        # What was heard while the sockets were opened is not lost.
+        self.changed()
+        return server
+
+    async def _start(self) -> Server:
+        identity = self.identity
+        trouble = await self.open()
+        if trouble is not None:
             if self._config.tls_stop_if_no_cert:
-                raise
-            _log.warning("TLS is not used: %s", error)
-        mode = self._choose()
-        if mode is Mode.SHUTDOWN or (self._config.tls_stop_if_no_cert and mode is not Mode.TLS):
-            identity.stop()
-            raise KeychainError(f"{identity.path}: {self._why()}; request a new certificate")
-        self._mode, self._generation = mode, identity.generation
-        tls = identity.full if mode is Mode.TLS else None
-        self._server = server = Server(self._config, tls=tls, **self._options)
-        server.set_standby(mode is Mode.STANDBY)
+                raise trouble
+            _log.warning("TLS is not used: %s", trouble)
+        self.mode, self.generation = self.choose(), identity.generation
+        if self.mode is Mode.SHUTDOWN:
+            raise KeychainError(f"{identity.path}: {self.why()}; request a new certificate")
+        if self.mode is not Mode.TLS:
+            _log.warning("%s: %s: %s until that changes", identity.path, self.why(), self.mode.value)
+        tls = identity.full if self.mode is Mode.TLS else None
+        self._server = server = Server(self._config, tls=tls, gate=self.gate, **self._arguments)
+        server.set_standby(self.mode is Mode.STANDBY)
         if self._prepare is not None:
             self._prepare(server)
         await server.start()
-        self._worker = asyncio.get_running_loop().create_task(self._work())
-        identity.watch(self._changed)
         return server
 
     async def __aexit__(self, *_: object) -> None:
-        self.identity.stop()
         if self._worker is not None:
             self._worker.cancel()
+            self._worker = None
         if self._server is not None:
             await self._server.stop()
+            self._server = None
+        await self.close()
 
-    def _choose(self) -> Mode:
-        return choose_mode(
-            self.identity.validity, StatusClass.GOOD, self._config.tls_options, server_side=True
-        )
+    def choose(self) -> Mode:
+        """Give the mode; a server that must have a certificate does not go on without."""
+        mode = super().choose()
+        if mode is Mode.TCP and self._config.tls_stop_if_no_cert and self.ended:
+            return Mode.SHUTDOWN
+        return mode
 
-    def _why(self) -> str:
-        return f"the certificate is {self.identity.validity.value}"
-
-    def _changed(self) -> None:
-        self._queue.put_nowait(None)
+    def changed(self) -> None:
+        """Apply what is so now, as soon as the loop allows."""
+        server = self._server
+        if server is not None and self.settled and self.ended and self.mode is Mode.TLS:
+            server.close_peers(SecurityError(self.why()), tls_only=True)
+        self._news.set()
 
     async def _work(self) -> None:
         while True:
-            await self._queue.get()
+            await self._news.wait()
+            self._news.clear()
             try:
                 await self._apply()
             except Exception:  # noqa: BLE001 - the next change must still be served
@@ -92,17 +103,27 @@ class ServerKeeper:
     async def _apply(self) -> None:
         identity, server = self.identity, self._server
         assert server is not None
-        mode = self._choose()
-        replaced = identity.generation != self._generation
-        if mode is self._mode and not replaced:
+        if not self.settled:
             return
-        self._mode, self._generation = mode, identity.generation
-        why = "a new keychain is in use" if replaced else self._why()
-        _log.warning("%s: %s: %s", identity.path, why, mode.value)
+        mode = self.choose()
+        replaced = identity.generation != self.generation
+        if mode is self.mode and not replaced:
+            return
+        self.mode, self.generation = mode, identity.generation
+        why = "a new keychain is in use" if replaced else self.why()
         if mode is Mode.SHUTDOWN:
-            _log.error("%s: %s: the server stops, as on_expiration asks for", identity.path, self._why())
+            _log.error("%s: %s: the server stops, as on_expiration asks for", identity.path, self.why())
             await server.stop()
             return
-        server.set_standby(mode is Mode.STANDBY)
+        _log.log(
+            logging.INFO if mode is Mode.TLS else logging.WARNING,
+            "%s: %s: %s",
+            identity.path,
+            why,
+            mode.value,
+        )
         await server.set_tls(identity.full if mode is Mode.TLS else None)
-        server.close_peers(TransportError(why), tls_only=True)
+        server.set_standby(mode is Mode.STANDBY)
+        if replaced or self.ended:
+            # Live connections of a certificate that is merely paused stay: the gate holds them.
+            server.close_peers(SecurityError(why), tls_only=True)

@@ -37,6 +37,7 @@ class Channel:
         "attempts",
         "context",
         "due",
+        "guid",
         "idle",
         "instance",
         "last_used",
@@ -64,6 +65,8 @@ class Channel:
         self.idle: defaultdict[Any, list[ClientOperation]] = defaultdict(list)
         self.attempts = 0
         self.due = 0.0
+        self.guid = b""
+        """Of the server that last answered the search (SPVA 12.5)."""
         self.last_used = 0.0
         self.trouble = ""
         """The latest reason why there is no connection; told when a request times out."""

@@ -132,6 +132,11 @@ class Context:
         self.searcher.stop()
         await asyncio.sleep(0)
 
+    @property
+    def closing(self) -> bool:
+        """Whether ``close`` has been called."""
+        return self._closed
+
     async def __aenter__(self) -> Self:
         await self.start()
         return self
@@ -372,17 +377,81 @@ class Context:
             if link.ready and not link.channels and not link.is_name_server:
                 link.close()
 
-    def set_tls(self, tls: TLSContext | None, reason: ApplianceError) -> None:
-        """Take another keychain into use, or none; TLS connections of the former one are closed with ``reason``.
+    def set_tls(self, tls: TLSContext | None, reason: ApplianceError | None = None) -> None:
+        """Take another keychain into use for new connections, or none.
 
-        Their channels are searched for again, and those that are on plain TCP move to TLS where they can.
+        With ``reason`` the TLS connections of the former one are closed; their channels are searched for again. What
+        is connected in the clear moves to TLS where it can.
         """
         self.tls = tls
-        for link in list(self._links.values()):
-            if link.address[2]:
-                link.close(reason)
-        if self._started and not self._closed:
-            self.searcher.hurry()
+        if not self._started or self._closed:
+            return
+        if reason is not None:
+            for link in list(self._links.values()):
+                if link.address[2]:
+                    link.close(reason)
+        self.searcher.hurry()
+        self.probe_tls()
+
+    def probe_tls(self, guid: bytes = b"") -> None:
+        """Find out which channels that are connected in the clear can be had over TLS, and move them (SPVA 12.5.2).
+
+        All of them, or those of the server with this GUID. Asked three times: a datagram may be lost. They move when
+        the new connection is validated: one that fails disturbs nobody.
+        """
+        if self.tls is None or self._closed:
+            return
+        for delay in PROBES_S:
+            self.loop.call_later(delay, self._probe, guid)
+
+    def _probe(self, guid: bytes) -> None:
+        if self.tls is None or self._closed:
+            return
+        gate = self.gate
+        self.searcher.probe(
+            [
+                channel
+                for link in self._links.values()
+                if not link.address[2] and not link.is_name_server and guid in (b"", link.guid)
+                if guid or gate is None or not gate.avoids(link.guid)
+                for channel in link.channels
+                if channel.server is None
+            ]
+        )
+
+    def tls_offered(self, instance: int, guid: bytes, address: Address) -> None:
+        """The server to which this channel is connected in the clear offers TLS at ``address``: try it."""
+        channel = self._instances.get(instance)
+        link = channel.link if channel is not None else None
+        if link is None or link.address[2] or link.guid != guid or self.tls is None or link.is_name_server:
+            return
+        trial = self._links.get(address)
+        if trial is None:
+            trial = self._open_link(address)
+            trial.guid = guid
+        elif trial.ready:
+            self.link_ready(trial)
+
+    def link_ready(self, link: ServerLink) -> None:
+        """A connection is validated: what the same server has for us in the clear may move to it."""
+        if not link.address[2] or not link.guid:
+            return
+        for plain in list(self._links.values()):
+            if not plain.address[2] and plain.guid == link.guid and not plain.is_name_server:
+                self._upgrade(plain, self.loop.time() + UPGRADE_PATIENCE_S)
+
+    def _upgrade(self, link: ServerLink, latest: float) -> None:
+        """Move to TLS when no request is in progress, which would be lost or done twice."""
+        if self._links.get(link.address) is not link or link.stream is None or self.tls is None:
+            return
+        busy = any(
+            not isinstance(request, Subscription) for channel in link.channels for request in channel.requests
+        )
+        if busy and self.loop.time() < latest:
+            self.loop.call_later(0.05, self._upgrade, link, latest)
+        else:
+            link.expected = True
+            link.close(TransportError(f"{link.peer} speaks TLS now"))
 
     def protocols(self) -> tuple[str, ...]:
         """What a search asks for."""
@@ -464,6 +533,10 @@ class Context:
 
 
 NAME_SERVER_RETRY_S: Final = 5.0
+PROBES_S: Final = (0.0, 0.3, 2.0)
+"""Seconds after which servers are asked whether they speak TLS now."""
+UPGRADE_PATIENCE_S: Final = 5.0
+"""Seconds for which requests in progress may keep a connection in the clear that could be TLS."""
 
 
 def _wants_choices(value: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from appliance.client.channel import Channel, ChannelState
 from appliance.client.monitor import Subscription
 from appliance.client.requests import FieldRequest
-from appliance.errors import ApplianceError, CertificateError, TransportError
+from appliance.errors import ApplianceError, CertificateError, SecurityError, TransportError
 from appliance.pva.client import ClientConnection
 from appliance.pva.credentials import Credentials
 from appliance.pva.events import (
@@ -31,7 +31,7 @@ from appliance.pva.events import (
 )
 from appliance.pva.search import SearchRequest
 from appliance.pva.states import ConnectionState
-from appliance.pva.status import Status
+from appliance.transport.gate import Standing, Verdict
 from appliance.transport.stream import StreamLink, format_address
 
 if TYPE_CHECKING:
@@ -51,13 +51,16 @@ class ServerLink:
     """See the module's text. Made when the first channel needs it; the Context keeps it by its address."""
 
     __slots__ = (
+        "_kept",
         "_unwatch",
         "address",
         "channels",
         "connection",
         "context",
         "credentials",
+        "expected",
         "guid",
+        "held",
         "is_name_server",
         "name",
         "peer",
@@ -74,10 +77,15 @@ class ServerLink:
         self.guid = b""
         """As told by the search response that led here."""
         self.is_name_server = False
+        self.expected = False
+        """Its end is our own doing and no news for anybody."""
         self.credentials = Credentials(peer=self.peer)
         self.connection: ClientConnection | None = None
         self.stream: StreamLink | None = None
         self.ready = False
+        self.held: Verdict | None = None
+        """Why the connection pauses, where it does: the status of a certificate is not good at present."""
+        self._kept: dict[Subscription, tuple[int, list[Any], int]] = {}
         self.waiting: list[Channel] = []
         self.channels: dict[Channel, None] = {}
         self._unwatch: Callable[[], None] | None = None
@@ -117,7 +125,7 @@ class ServerLink:
         """Create ``channel`` as soon as the connection is ready."""
         channel.link = self
         self.channels[channel] = None
-        if self.ready:
+        if self.ready and self.held is None:
             self._create(channel)
         else:
             channel.state = ChannelState.CONNECTING
@@ -173,7 +181,10 @@ class ServerLink:
             if kind is MonitorUpdate:
                 subscription = event.operation.context
                 if subscription is not None:
-                    subscription.update(event.bits, event.store, event.overrun)
+                    if self.held is None:
+                        subscription.update(event.bits, event.store, event.overrun)
+                    else:
+                        self._keep(subscription, event)
             elif kind is OperationReply:
                 request = event.operation.context
                 if request is not None:
@@ -194,13 +205,23 @@ class ServerLink:
 
     def _ended(self, reason: ApplianceError | None) -> None:
         failed = not self.ready
+        gate = self.context.gate
+        ours = self.context.closing
+        if failed and gate is not None and reason is None and self.credentials.is_tls and not ours:
+            # It has found something wrong with our certificate, or could not find out.
+            gate.gave_up(self.guid)
+        if failed and gate is not None and gate.avoids(self.guid):
+            failed = False  # the next search is for TCP: no need to wait
         self.ready = False
+        self.held = None
+        self._kept.clear()
         self.stream = None
         if self._unwatch is not None:
             self._unwatch()
             self._unwatch = None
         why = str(reason) if reason is not None else f"{self.peer} closed the connection"
-        _log.log(logging.INFO if reason is None else logging.WARNING, "%s: %s", self.name, why)
+        level = logging.INFO if reason is None or self.expected else logging.WARNING
+        _log.log(level, "%s: %s", self.name, why)
         channels = list(self.channels)
         self.channels.clear()
         self.waiting.clear()
@@ -220,15 +241,53 @@ class ServerLink:
         connection = self.connection
         assert connection is not None
 
-        def verdict(status: Status) -> None:
+        def verdict(found: Verdict) -> None:
             if self.stream is not stream:
                 return
-            if not status.ok:
-                stream.close(TransportError(f"{self.peer}: {status.message}"))
-            elif connection.state is ConnectionState.AUTHENTICATING:
-                self._authenticate(event.methods)
+            if connection.state is ConnectionState.AUTHENTICATING:
+                if found.standing is Standing.GOOD:
+                    self._authenticate(event.methods)
+                else:
+                    # The give-up rule (SPVA 7.3.1): it will not become good on this connection.
+                    stream.close(SecurityError(f"{self.peer}: {found.message}"))
+            elif found.standing is Standing.BAD:
+                stream.cut(SecurityError(f"{self.peer}: {found.message}"))
+            elif found.standing is Standing.GOOD:
+                self._resume()
+            else:
+                _log.warning("%s is paused: %s", self.name, found.message)
+                self.held = found
 
-        self._unwatch = gate.watch(self.credentials, verdict)
+        unwatch = gate.watch(self.credentials, verdict, engine=stream.engine, guid=self.guid)
+        if self.stream is stream:
+            self._unwatch = unwatch
+        else:
+            unwatch()
+
+    def _keep(self, subscription: Subscription, event: MonitorUpdate) -> None:
+        """Put an update aside until the pause is over; the latest value is what counts."""
+        before = self._kept.get(subscription)
+        bits, overrun = event.bits, event.overrun
+        if before is not None:
+            overrun |= before[2] | (before[0] & bits)
+            bits |= before[0]
+        self._kept[subscription] = (bits, event.store, overrun)
+
+    def _resume(self) -> None:
+        """The pause is over."""
+        self.held = None
+        kept, self._kept = self._kept, {}
+        for subscription, (bits, store, overrun) in kept.items():
+            if subscription.operation is not None:
+                subscription.update(bits, store, overrun)
+        self._create_waiting()
+
+    def refusal(self, *, changes: bool) -> str:
+        """Tell why a request must not be made at present, or "" where it may."""
+        held = self.held
+        if held is None or (not changes and held.standing is Standing.SUSPENDED):
+            return ""
+        return f"{self.peer} is paused: {held.message}"
 
     def _authenticate(self, methods: tuple[str, ...]) -> None:
         connection = self.connection
@@ -245,6 +304,8 @@ class ServerLink:
     def _on_validated(self, event: Validated) -> None:
         if not event.status.ok:
             assert self.stream is not None
+            if self.context.gate is not None and self.address[2]:
+                self.context.gate.gave_up(self.guid)
             self.stream.close(
                 TransportError(
                     f"{self.peer} refused the connection: {event.status.message or 'no reason given'}"
@@ -252,13 +313,17 @@ class ServerLink:
             )
             return
         self.ready = True
+        self._create_waiting()
+        self.context.link_ready(self)
+        if self.is_name_server:
+            self.context.searcher.poke()
+
+    def _create_waiting(self) -> None:
         waiting = self.waiting
         self.waiting = []
         for channel in waiting:
             if channel in self.channels:
                 self._create(channel)
-        if self.is_name_server:
-            self.context.searcher.poke()
 
     def _on_channel(self, event: ChannelCreated) -> None:
         channel: Channel | None = event.channel.context

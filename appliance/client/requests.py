@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from appliance.errors import ApplianceError, ChannelClosedError
+from appliance.errors import ApplianceError, ChannelClosedError, OperationError
 from appliance.pva import commands as c
 from appliance.pva.client import ClientOperation
 from appliance.pva.status import Status
@@ -95,6 +95,17 @@ class Request:
         """The channel was lost; ``start`` will be called when it is back."""
         self.operation = None
 
+    def _refused(self, *, changes: bool) -> bool:
+        """Fail where the connection pauses; False where it does not."""
+        link = self.channel.link
+        assert link is not None
+        if link.held is None:
+            return False
+        why = link.refusal(changes=changes)
+        if why:
+            self.fail(OperationError(f"{self.channel.name}: {why}"))
+        return bool(why)
+
     def _finish(self, value: Any) -> None:
         self.channel.remove(self)
         self.waiter.result(value)
@@ -152,6 +163,8 @@ class GetRequest(Request):
         self.request = request
 
     def start(self) -> None:
+        if self._refused(changes=False):
+            return
         channel = self.channel
         idle = channel.idle[self.key]
         if idle:
@@ -206,7 +219,8 @@ class PutRequest(Request):
         self._getting = False
 
     def start(self) -> None:
-        self._begin(c.CMD_PUT, self.request)
+        if not self._refused(changes=True):
+            self._begin(c.CMD_PUT, self.request)
 
     def ready(self, status: Status) -> None:
         if self._raise(status):
@@ -264,7 +278,8 @@ class RPCRequest(Request):
         self.sent = False
 
     def start(self) -> None:
-        self._begin(c.CMD_RPC, self.request)
+        if not self._refused(changes=True):
+            self._begin(c.CMD_RPC, self.request)
 
     def ready(self, status: Status) -> None:
         if not self._raise(status):

@@ -174,6 +174,11 @@ class Searcher:
         channel.attempts += 1
         return delay
 
+    def _retry(self, channel: Channel) -> None:
+        channel.due = self._loop.time()
+        heapq.heappush(self._heap, (channel.due, channel.instance))
+        self._schedule(channel.due)
+
     def drop(self, channel: Channel) -> None:
         """Search no more."""
         self._wanted.pop(channel.instance, None)
@@ -230,8 +235,25 @@ class Searcher:
             self._schedule(max(heap[0][0], loop.time() + _TICK_S))
 
     def _send(self, channels: list[Channel]) -> None:
+        """Search; what is on a server to which TLS is of no use at present, for TCP only (SPVA 12.5.1)."""
         context = self._context
         protocols = context.protocols()
+        gate = context.gate
+        if gate is not None and "tls" in protocols:
+            plain = [channel for channel in channels if channel.guid and gate.avoids(channel.guid)]
+            if plain:
+                self._send_for(plain, ("tcp",))
+                channels = [channel for channel in channels if channel not in plain]
+        if channels:
+            self._send_for(channels, protocols)
+
+    def probe(self, channels: list[Channel]) -> None:
+        """Ask whether ``channels``, which are connected in the clear, can be had over TLS."""
+        if channels:
+            self._send_for(channels, ("tls",))
+
+    def _send_for(self, channels: list[Channel], protocols: tuple[str, ...]) -> None:
+        context = self._context
         port = self._port
         assert port is not None
         names = [(channel.instance, channel.name) for channel in channels]
@@ -287,11 +309,26 @@ class Searcher:
         self._heard(response, host, via or source)
         if not response.found:
             return
+        tls = response.protocol == "tls"
+        gate = self._context.gate
+        if tls and gate is not None and gate.avoids(response.guid):
+            # The next search knows better (SPVA 12.5).
+            for instance in response.instances:
+                channel = self._wanted.get(instance)
+                if channel is None:
+                    self._context.tls_offered(instance, response.guid, (host, response.port, True))
+                elif channel.guid != response.guid:
+                    channel.guid = response.guid
+                    self._retry(channel)
+            return
         for instance in response.instances:
             channel = self._wanted.pop(instance, None)
             if channel is None or channel.state is not ChannelState.SEARCHING:
                 self._check_duplicate(instance, response, host)
+                if tls:
+                    self._context.tls_offered(instance, response.guid, (host, response.port, True))
                 continue
+            channel.guid = response.guid
             self._context.connect(channel, (host, response.port, response.protocol == "tls"), response.guid)
 
     def _check_duplicate(self, instance: int, response: SearchResponse, host: str) -> None:
@@ -314,6 +351,8 @@ class Searcher:
             host = origin.address[0] if message.address is None else str(message.address)
             if self._heard(message, host, format_address(origin.address)):
                 self.poke()
+                if message.protocol == "tls":
+                    self._context.probe_tls(message.guid)
 
     def _heard(self, message: SearchResponse | Beacon, host: str, via: str) -> bool:
         """Remember a server; return whether it is new or has been restarted."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from appliance.acf import AccessSecurity, Principal, load_acf
 from appliance.certs.status import CertState
@@ -19,8 +19,11 @@ from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.store import Record
 from appliance.errors import AccessFileError, ApplianceError
 from appliance.pva.credentials import Credentials
-from appliance.pva.status import OK, Status
 from appliance.server import NO_RIGHTS, AccessPolicy, Rights
+from appliance.transport.gate import PeerGate, Standing, Verdict
+
+if TYPE_CHECKING:
+    from appliance.tls.engine import TLSEngine
 
 __all__ = ["CertificateGate", "Names", "Policy", "read_acf"]
 
@@ -130,26 +133,33 @@ class Policy(AccessPolicy):
         return NO_RIGHTS
 
 
-class CertificateGate:
+class CertificateGate(PeerGate):
     """Turns away peers whose certificates this service knows as anything but valid, and closes them when that changes."""
 
     def __init__(self, lifecycle: Lifecycle, issuer_id: str, exempt: Callable[[int], bool]) -> None:
         self._lifecycle = lifecycle
         self._issuer_id = issuer_id
         self._exempt = exempt
-        self._watchers: dict[int, dict[int, Callable[[Status], None]]] = {}
+        self._watchers: dict[int, dict[int, Callable[[Verdict], None]]] = {}
         self._next = 0
         self._tasks: set[object] = set()
         lifecycle.listeners.append(self._changed)
 
-    def watch(self, credentials: Credentials, verdict: Callable[[Status], None]) -> Callable[[], None]:
+    def watch(
+        self,
+        credentials: Credentials,
+        verdict: Callable[[Verdict], None],
+        *,
+        engine: TLSEngine,
+        guid: bytes = b"",
+    ) -> Callable[[], None]:
         """PeerGate."""
         serial = credentials.serial
         if credentials.method != "x509" or self._exempt(serial):
-            verdict(OK)
+            verdict(_GOOD)
             return _nothing
         if credentials.issuer_id != self._issuer_id:
-            verdict(Status.error("your certificate was not issued by this certificate service"))
+            verdict(_bad("your certificate was not issued by this certificate service"))
             return _nothing
         self._next += 1
         token = self._next
@@ -178,18 +188,18 @@ class CertificateGate:
             record = await self._lifecycle.find(serial)
         except ApplianceError as error:
             _log.warning("a client's certificate cannot be looked up: %s", error)
-            status = Status.error("the state of your certificate cannot be told now; try again")
+            status = _bad("the state of your certificate cannot be told now; try again")
         else:
             status = self._judge(record)
         verdict = self._watchers.get(serial, {}).get(token)
         if verdict is not None:
             verdict(status)
 
-    def _judge(self, record: Record | None) -> Status:
+    def _judge(self, record: Record | None) -> Verdict:
         state = CertState.UNKNOWN if record is None else self._lifecycle.state(record)
         if state is CertState.VALID:
-            return OK
-        return Status.error(f"your certificate is {state}; connect without it or request another one")
+            return _GOOD
+        return _bad(f"your certificate is {state}; connect without it or request another one")
 
     def _changed(self, record: Record) -> None:
         watchers = self._watchers.get(record.serial)
@@ -197,6 +207,13 @@ class CertificateGate:
             status = self._judge(record)
             for verdict in list(watchers.values()):
                 verdict(status)
+
+
+_GOOD: Final = Verdict(Standing.GOOD)
+
+
+def _bad(why: str) -> Verdict:
+    return Verdict(Standing.BAD, why)
 
 
 def _nothing() -> None:

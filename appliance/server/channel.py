@@ -15,6 +15,7 @@ from appliance.pvdata.value import Value
 from appliance.server.access import Rights
 from appliance.server.operation import Operation, Subscription
 from appliance.server.source import Handler
+from appliance.transport.gate import Standing
 from appliance.transport.stream import StreamLink
 
 if TYPE_CHECKING:
@@ -70,6 +71,13 @@ class Channel:
             return "" if rights.write else "write"
         return "" if rights.read else "read"
 
+    def _held(self, operation: ServerOperation, *, changes: bool) -> str:
+        """Tell why the request has to wait for a good certificate status, or "" when it has not."""
+        held = self.owner.held
+        if held is None or (not changes and held.standing is Standing.SUSPENDED):
+            return ""
+        return f"{operation.name} is refused for the time being: {held.message}"
+
     def review(self, rights: Rights) -> None:
         """Let ``rights`` hold from now on, for running subscriptions too."""
         before = self.rights
@@ -111,6 +119,11 @@ class Channel:
         if wire.command == c.CMD_GET and not self.rights.read:
             operation.fail(_DENIED["read"])
             return
+        if self.owner.held is not None:
+            why = self._held(wire, changes=wire.command in (c.CMD_RPC, c.CMD_PROCESS))
+            if why:
+                operation.fail(why)
+                return
         try:
             self.handler.init(operation)
         except Exception as error:  # noqa: BLE001
@@ -119,6 +132,11 @@ class Channel:
     def execute(self, wire: ServerOperation, argument: Value | None) -> None:
         """A request of an initialised operation."""
         operation: Operation = wire.context
+        if self.owner.held is not None:
+            why = self._held(wire, changes=wire.command != c.CMD_GET and not wire.is_get)
+            if why:
+                operation.fail(why)
+                return
         missing = self._right(wire)
         if missing:
             self.owner.refused(self, missing)
@@ -166,7 +184,9 @@ class Channel:
                 self.handler.flow(subscription)
             except Exception as error:  # noqa: BLE001
                 self._broken(subscription, error)
-        if subscription.pump():
+        if self.owner.held is not None:
+            subscription.wait()
+        elif subscription.pump():
             self.owner.dirty(subscription)
 
     def cancelled(self, wire: ServerOperation) -> None:

@@ -248,6 +248,12 @@ class Subscription(Operation):
             self.wire.finish()
         return False
 
+    def wait(self) -> None:
+        """Have what is queued sent when the peer's pause is over."""
+        if self.queue and not self._dirty:
+            self._dirty = True
+            self.channel.dirty(self)
+
     def clear(self) -> None:
         """Drop what waits: the client may no longer see it."""
         self.queue.clear()

@@ -27,6 +27,7 @@ from appliance.pva.status import OK, Status
 from appliance.pvdata.value import Value
 from appliance.server.channel import Channel
 from appliance.server.operation import Subscription
+from appliance.transport.gate import Standing, Verdict
 from appliance.transport.stream import StreamLink
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ _MAX_ACCOUNT: Final = 256
 class Peer:
     """See the module's text."""
 
-    __slots__ = ("_dirty", "_pumping", "connection", "credentials", "link", "server", "validated")
+    __slots__ = ("_dirty", "_pumping", "connection", "credentials", "held", "link", "server", "validated")
 
     def __init__(self, server: Server, connection: ServerConnection, link: StreamLink) -> None:
         self.server = server
@@ -49,6 +50,8 @@ class Peer:
         self.link = link
         self.credentials = Credentials()
         self.validated = False
+        self.held: Verdict | None = None
+        """Why the client's requests wait, where they do: the status of a certificate is not good at present."""
         self._dirty: list[Subscription] = []
         self._pumping = False
         connection.context = self
@@ -115,6 +118,22 @@ class Peer:
             self.validated = status.ok
             self.connection.validated(status)
             self.link.schedule_flush()
+
+    def hold(self, verdict: Verdict) -> None:
+        """Pause: updates wait in their queues, and what would change something is refused."""
+        self.held = verdict
+        if verdict.standing is Standing.UNKNOWN:
+            # A prepared answer is given without asking anybody.
+            for channel in self.connection.channels.values():
+                for operation in channel.operations.values():
+                    operation.prepared = None
+
+    def resume(self) -> None:
+        """Go on."""
+        self.held = None
+        if self._dirty and not self._pumping:
+            self._pumping = True
+            self.server.pump_soon(self)
 
     # -- events --------------------------------------------------------------------------------------
 
@@ -185,7 +204,7 @@ class Peer:
         """Send what the socket takes; the rest stays in its queues."""
         self._pumping = False
         link = self.link
-        if not self._dirty or link.is_closing:
+        if not self._dirty or link.is_closing or self.held is not None:
             return
         todo = self._dirty
         if not link.writable:

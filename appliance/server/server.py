@@ -23,7 +23,7 @@ from appliance.server.channel import Channel
 from appliance.server.peer import Peer
 from appliance.server.roles import Roles
 from appliance.server.source import Handler, Source, StaticSource
-from appliance.transport.gate import PeerGate
+from appliance.transport.gate import PeerGate, Standing, Verdict
 from appliance.transport.listener import listen
 from appliance.transport.liveness import Liveness
 from appliance.transport.stream import StreamLink
@@ -329,17 +329,34 @@ class Server:
             peer.admitted()
             return
         link = peer.link
+        assert link.engine is not None
 
-        def verdict(status: Status) -> None:
+        def verdict(found: Verdict) -> None:
             if link not in self.peers:
                 return
+            standing = found.standing
             if not peer.validated:
-                peer.admitted(status)
-            if not status.ok:
-                _log.warning("%r: %s", peer, status.message)
-                link.close(ApplianceError(status.message))
+                if standing is Standing.GOOD:
+                    peer.admitted()
+                    return
+                # The give-up rule (SPVA 7.3.1): it will not become good on this connection.
+                _log.warning("%r is not admitted: %s", peer, found.message)
+                peer.admitted(Status.error(found.message))
+                link.close(TransportError(found.message))
+            elif standing is Standing.GOOD:
+                peer.resume()
+            elif standing is Standing.BAD:
+                _log.warning("%r is disconnected: %s", peer, found.message)
+                link.cut(TransportError(found.message))
+            else:
+                _log.warning("%r is paused: %s", peer, found.message)
+                peer.hold(found)
 
-        self._unwatch[link] = self.gate.watch(peer.credentials, verdict)
+        unwatch = self.gate.watch(peer.credentials, verdict, engine=link.engine)
+        if link in self.peers:
+            self._unwatch[link] = unwatch
+        else:
+            unwatch()
 
     def link_events(self, link: StreamLink, events: list[Event]) -> None:
         """StreamOwner."""
@@ -391,6 +408,9 @@ class Server:
 
     def open_channel(self, peer: Peer, wire: ServerChannel) -> None:
         """CREATE_CHANNEL."""
+        if peer.held is not None:
+            wire.reject(peer.held.message)
+            return
         for _, label, source in self._sources:
             try:
                 handler = source.open(wire.name, peer.credentials)
@@ -409,6 +429,10 @@ class Server:
 
     def channel_closed(self, channel: Channel) -> None:
         """A channel is gone."""
+        try:
+            channel.handler.detached(channel)
+        except Exception:  # noqa: BLE001 - a handler's defect must not end the connection
+            _log.exception("closing a channel of %s", channel.name)
 
     def refused(self, channel: Channel, right: str) -> None:
         """Access security refused a request."""

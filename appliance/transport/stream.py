@@ -28,6 +28,8 @@ WRITE_LOW: Final = 16 * 1024
 TLS_SLICE: Final = 64 * 1024
 """A large value is encrypted and written in turns of this size, so that the kernel copies what the processor's
 cache still holds: measured 8 MB in 5.8 ms, against 7.3 ms when all of it is encrypted first."""
+CUT_S: Final = 0.5
+"""Seconds that a peer who may hear no more has to take its good-bye."""
 _JOIN_LIMIT: Final = 256 * 1024
 """Octets up to which output is joined to one buffer; above, chunks go out as they are."""
 
@@ -312,6 +314,21 @@ class StreamLink(asyncio.Protocol):
             transport.abort()  # the peer does not read: waiting for it would keep the link for ever
         else:
             transport.close()
+
+    def cut(self, reason: ApplianceError) -> None:
+        """Say good-bye inside TLS and close; what waits is dropped, for the peer may hear no more of it."""
+        transport = self._transport
+        if transport is None or self._closing:
+            return
+        self._remember(reason)
+        self._closing = True
+        if self.engine is not None and self.writable:
+            self.engine.close()
+            self._write_engine()
+            transport.close()
+            self._loop.call_later(CUT_S, transport.abort)
+        else:
+            transport.abort()
 
     def abort(self, reason: ApplianceError | None = None) -> None:
         """Close at once; what waits is dropped. For a peer that no longer answers, or may hear no more."""

@@ -316,8 +316,8 @@ async def test_a_keychain_that_appears_later_is_taken_into_use(tmp_path):
     async with open_server(server_config(file)) as server:
         assert server.tls is None
         keychain_file(tmp_path, "server", S.server)
-        await until(lambda: server.tls is not None)
-        assert server.tls_port
+        await until(lambda: server.tls_port)
+        assert server.tls is not None
 
 
 async def test_the_tls_port_of_a_server_without_certificate_answers_nothing_in_the_clear(tmp_path):

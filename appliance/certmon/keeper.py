@@ -1,0 +1,195 @@
+"""What clients and servers have in common: a keychain, the status of its certificate, and a gate for their peers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final
+
+from appliance.certmon.cache import StatusCache
+from appliance.certmon.follow import Following, StatusSource, reference
+from appliance.certmon.gate import PATIENCE_S, StatusGate
+from appliance.certmon.identity import Identity, Validity
+from appliance.certmon.policy import Mode, choose_mode
+from appliance.certs.status import StatusClass
+from appliance.config.pva import ClientConfig, ServerConfig
+from appliance.errors import CertificateError, CertificateStatusError, KeychainError
+
+__all__ = ["Keeper"]
+
+_log: Final = logging.getLogger(__name__)
+
+
+class Keeper:
+    """Keeps one end's TLS in step with its keychain file, the clock and the certificate service.
+
+    ``changed`` is for subclasses: it is called, from the event loop, whenever the answer of ``choose`` or the
+    keychain may have changed.
+    """
+
+    def __init__(self, config: ClientConfig | ServerConfig, status_config: ClientConfig) -> None:
+        self.identity = Identity(config)
+        self.options = config.tls_options
+        self.source: StatusSource | None = None
+        self.gate: StatusGate | None = None
+        self.generation = 0
+        self.mode: Mode | None = None
+        self._own: Following | None = None
+        self._own_generation = 0
+        self._heard = asyncio.Event()
+        self._overdue: asyncio.TimerHandle | None = None
+        self._status_trouble = ""
+        if not self.options.no_revocation_check:
+            cache = StatusCache(config.status_cache) if config.status_cache else None
+            self.source = StatusSource(status_config, cache=cache)
+            self.gate = StatusGate(self.source, self.options, server_side=self.identity.server_side)
+            self.identity.staple = self._staple
+            self.identity.check_staple = self.source.check_staple
+
+    # -- life ----------------------------------------------------------------------------------------
+
+    async def open(self) -> KeychainError | None:
+        """Read the keychain and hear about its certificate; returns what is wrong with the file.
+
+        Waits for the certificate service for a bounded time. Raises CertificateStatusError where nothing could be
+        heard and ``on_no_cms=throw`` is set.
+        """
+        trouble: KeychainError | None = None
+        try:
+            self.identity.load()
+        except KeychainError as error:
+            trouble = error
+        if self.source is not None:
+            await self.source.start()
+            self._follow_own()
+            if self._own is not None and not self._own.status.delivered:
+                try:
+                    await asyncio.wait_for(self._heard.wait(), PATIENCE_S)
+                except TimeoutError:
+                    self._no_cms(self._own)
+        return trouble
+
+    def _no_cms(self, own: Following) -> None:
+        why = (
+            f"no status of {own.ref} could be had in {PATIENCE_S:g} s from {own.ref.status_pv}: "
+            "is the certificate service running, and does the address list lead to it?"
+        )
+        if self.options.on_no_cms == "throw":
+            raise CertificateStatusError(why)
+        _log.warning("%s Plain TCP is used until it answers.", why)
+
+    def watch(self) -> None:
+        """Begin to look at the keychain file."""
+        self.identity.watch(self._identity_changed)
+
+    async def close(self) -> None:
+        """End."""
+        self.identity.stop()
+        if self._overdue is not None:
+            self._overdue.cancel()
+            self._overdue = None
+        if self._own is not None:
+            self._own.close()
+            self._own = None
+        if self.gate is not None:
+            self.gate.close()
+        if self.source is not None:
+            await self.source.close()
+
+    # -- the own certificate -------------------------------------------------------------------------
+
+    def _follow_own(self) -> None:
+        """Follow the certificate that is in use now, and no other."""
+        identity, source, gate = self.identity, self.source, self.gate
+        if source is None or gate is None or self._own_generation == identity.generation:
+            return
+        self._own_generation = identity.generation
+        former, self._own = self._own, None
+        self._status_trouble = ""
+        keychain = identity.keychain
+        if keychain is not None and keychain.certificate is not None and identity.full is not None:
+            try:
+                ref = reference((keychain.certificate, *keychain.chain))
+                if ref is not None:
+                    self._own = source.follow(ref, self._own_changed)
+            except (CertificateError, CertificateStatusError) as error:
+                # A certificate whose status ought to be followed and cannot be is not used.
+                self._status_trouble = str(error)
+                _log.warning("%s: %s", identity.path, error)
+        gate.own = self._own
+        if former is not None:
+            former.close()
+
+    def _own_changed(self) -> None:
+        assert self.gate is not None
+        if self._own is None:
+            return
+        if self._own.status.delivered:
+            self._heard.set()
+        self.gate.own_changed()
+        self.changed()
+
+    def _identity_changed(self) -> None:
+        self._follow_own()
+        if self._own is not None and not self._own.status.delivered:
+            # The new certificate is taken into use with its status, not a moment before: in between there would be
+            # plain TCP. When nothing comes, that is what there will be.
+            if self._overdue is not None:
+                self._overdue.cancel()
+            self._overdue = asyncio.get_running_loop().call_later(PATIENCE_S, self._waited_long_enough)
+        self.changed()
+
+    def _waited_long_enough(self) -> None:
+        self._overdue = None
+        self.changed()
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is time to act: there is word of the own certificate, or none is to be expected."""
+        return self._own is None or self._own.status.delivered or self._overdue is None
+
+    def _staple(self) -> bytes | None:
+        own = self._own
+        if own is None or own.status.status_class is not StatusClass.GOOD:
+            return None
+        return own.status.response or None
+
+    @property
+    def status_class(self) -> StatusClass:
+        """What the service says of the own certificate; GOOD where nobody is to be asked."""
+        if self._status_trouble:
+            return StatusClass.UNKNOWN
+        return StatusClass.GOOD if self._own is None else self._own.status.status_class
+
+    # -- what follows --------------------------------------------------------------------------------
+
+    def choose(self) -> Mode:
+        """Give the mode for things as they are now."""
+        return choose_mode(
+            self.identity.validity, self.status_class, self.options, server_side=self.identity.server_side
+        )
+
+    def why(self) -> str:
+        """Say what is wrong with the own certificate."""
+        if self.identity.validity is not Validity.CURRENT:
+            return {
+                Validity.NONE: "there is no usable certificate",
+                Validity.PENDING: "the certificate is not valid yet",
+                Validity.EXPIRED: "the certificate has expired",
+            }[self.identity.validity]
+        if self._status_trouble:
+            return self._status_trouble
+        return (
+            "the certificate is VALID"
+            if self._own is None
+            else f"the certificate is {self._own.status.state}"
+        )
+
+    @property
+    def ended(self) -> bool:
+        """Whether connections that use the own certificate must go: it is over, not merely paused."""
+        return self.identity.validity is not Validity.CURRENT or self.status_class is StatusClass.BAD
+
+    def changed(self) -> None:
+        """Something may have to be done."""
+        raise NotImplementedError
