@@ -23,6 +23,8 @@ from cryptography.hazmat.primitives.asymmetric.types import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from appliance.certs.der import oid as object_identifier
+from appliance.certs.der import sequence, tlv
 from appliance.certs.x509 import (
     CONFIG_PV_OID,
     RENEW_BY_OID,
@@ -72,6 +74,8 @@ _SUBJECT_LIMITS = {
     NameOID.ORGANIZATIONAL_UNIT_NAME: ("OU", 64),
 }
 """The attributes of a subject, and their longest text (RFC 5280 appendix A.1, upper bounds)."""
+_ECDSA_SHA256: Final = object_identifier("1.2.840.10045.4.3.2")
+_BIT_STRING: Final = 0x03
 _MAX_SERIAL = (1 << 64) - 1
 _MAX_SAN = 100
 
@@ -232,8 +236,20 @@ def build_certificate(
     for oid, value in private:
         if value is not None:
             builder = builder.add_extension(x509.UnrecognizedExtension(oid, value), critical=False)
-    check_certificate(builder.sign(_lint_key(), hashes.SHA256()), issuer=issuer.certificate, usage=usage)
+    checked = builder.sign(_lint_key(), hashes.SHA256())
+    check_certificate(checked, issuer=issuer.certificate, usage=usage)
+    if isinstance(issuer.key, ec.EllipticCurvePrivateKey) and issuer.key.curve.name == "secp256r1":
+        return _signed_again(checked, issuer.key)
     return builder.sign(issuer.key, signature_hash(issuer.key))
+
+
+def _signed_again(checked: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
+    """The very octets that were checked, under the CA's signature: the throw-away key's algorithm is the CA's."""
+    body = checked.tbs_certificate_bytes
+    signature = key.sign(body, ec.ECDSA(hashes.SHA256()))
+    return x509.load_der_x509_certificate(
+        sequence(body, sequence(_ECDSA_SHA256), tlv(_BIT_STRING, b"\0" + signature))
+    )
 
 
 @cache

@@ -16,6 +16,7 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from appliance.authn.ratelimit import RateLimiter, peer_key, retry_sentence
+from appliance.certmon.status_pv import CHOICES_2025, enum_index
 from appliance.certs.status import STATE_CHOICES, CertState
 from appliance.certs.x509 import canonical_pv_name, cert_id
 from appliance.cms.issuing import CCR, Issuing, pem_chain
@@ -23,7 +24,7 @@ from appliance.cms.lifecycle import Actor, Lifecycle, Refused
 from appliance.cms.policy import Names, Policy
 from appliance.cms.publisher import Publisher, StatusPV
 from appliance.cms.schema import certs
-from appliance.cms.shapes import CHOICES_2025, CREATED, LIST, ROOT, enum_index
+from appliance.cms.shapes import CREATED, LIST, ROOT
 from appliance.cms.store import Transaction
 from appliance.errors import ApplianceError
 from appliance.pva.commands import CMD_RPC
@@ -198,7 +199,7 @@ class CreatePV(_Callable):
         delivered = self._issuing.lifecycle.delivered
         if operation.alive:
             delivered(record.serial)
-        _log.info("%s %s: %s", issued.cert_id, record.state.value, record.subject.replace("\x1f", " "))
+        _log.debug("%s %s: %s", issued.cert_id, record.state.value, record.subject.replace("\x1f", " "))
 
     def _reply(
         self, state: CertState, serial: int, identifier: str, status_pv: str, expiration: int, pem: str
