@@ -107,6 +107,7 @@ class ServerLink:
             self.connection = ClientConnection(
                 limits=self.context.limits, segment_size=self.context.segment_size
             )
+            self.connection.types.octets = self.context.octets
             self.stream = StreamLink(self.connection, self, engine)
             stream = self.stream
             await loop.create_connection(lambda: stream, host, port)
