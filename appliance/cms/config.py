@@ -81,7 +81,7 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
     """Name of the health PV. Empty: ``<prefix>:HEALTH``."""
     metrics_pv_prefix: _Text = ""
     """Name of the metrics PV. Empty: ``<prefix>:METRICS``."""
-    health_interval_s: Annotated[float, Meta(ge=0.1, le=3600)] = 5.0
+    health_interval_s: Annotated[float, Meta(ge=0.1, le=3600)] = 10.0
     ccr_per_minute: Annotated[float, Meta(ge=0, le=1e6)] = 60.0
     """Requests per minute from one address; 0: no limit."""
     ccr_burst: Annotated[int, Meta(ge=1, le=100_000)] = 60

@@ -189,6 +189,12 @@ class Lives(RuleBasedStateMachine):
         self.tick()
         return multiple()
 
+    @rule(serial=certificates)
+    def revoke_and_then_restore_an_older_database(self, serial):
+        saved = self.back_up()
+        self.revoke(serial)
+        self.restore(saved)
+
     @invariant()
     def every_served_status_verifies_and_is_what_it_must_be(self):
         if not hasattr(self, "service"):
@@ -237,5 +243,5 @@ class Lives(RuleBasedStateMachine):
 
 TestLives = Lives.TestCase
 TestLives.settings = settings(
-    max_examples=15, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=12, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )
