@@ -29,7 +29,7 @@ _LINE: Final = "+---------------------------------------+-----------------------
 
 
 def _parser() -> argparse.ArgumentParser:
-    from appliance.cms.config import add_flags
+    from appliance.cms.options import add_flags
 
     parser = argparse.ArgumentParser(
         prog=_NAME,

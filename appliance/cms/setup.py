@@ -36,8 +36,8 @@ from appliance.certs.status import CertState, OCSPState
 from appliance.certs.x509 import common_name, is_self_signed, issuer_id, status_pv, subject_text
 from appliance.cms.config import CMSSettings, parse_password_file
 from appliance.cms.issuing import Issuing, new_serial
-from appliance.cms.lifecycle import SERVICE, posix, state_now, subject_key
 from appliance.cms.store import Record, Transaction
+from appliance.cms.terms import SERVICE, posix, state_now, subject_key
 from appliance.config.files import read_private, write_private
 from appliance.config.pva import ServerConfig
 from appliance.config.secret import Secret

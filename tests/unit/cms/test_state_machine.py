@@ -17,9 +17,9 @@ from appliance.certs.status import TRANSITIONS, CertState, OCSPState, ocsp_state
 from appliance.cms.audit import verify_audit
 from appliance.cms.backup import backup
 from appliance.cms.issuing import CCR
-from appliance.cms.lifecycle import Actor, Refused
 from appliance.cms.service import Service
 from appliance.cms.shapes import STATUS
+from appliance.cms.terms import Actor, Refused
 from appliance.pva.credentials import Credentials
 from tests.helpers.cms import Clock, ccr, effective
 
