@@ -132,9 +132,11 @@ class Context:
         links = list({*self._links.values(), *self.name_servers})
         for link in links:
             link.close()
-        for task in list(self._tasks):
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
         self.searcher.stop()
+        await asyncio.gather(*tasks, return_exceptions=True)
         if self._streams():
             self._deserted = asyncio.Event()
             try:

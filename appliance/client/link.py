@@ -374,7 +374,12 @@ class ServerLink:
         channel: Channel | None = event.channel.context
         if channel is not None and channel.wire is event.channel:
             self.forget(channel)
-            channel.lost(f"{self.peer} closed the channel")
+            connection = self.connection
+            if connection is None or connection.state is not ConnectionState.CLOSED:
+                channel.lost(f"{self.peer} closed the channel")
+                return
+            reason = self.stream.reason if self.stream is not None else None
+            channel.lost(str(reason) if reason is not None else f"{self.peer} closed the connection")
 
     def _on_operation_closed(self, event: OperationClosed) -> None:
         """The channel's end tells its requests."""

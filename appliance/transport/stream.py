@@ -353,6 +353,11 @@ class StreamLink(asyncio.Protocol):
         return self._closing or self._transport is None
 
     @property
+    def reason(self) -> ApplianceError | None:
+        """Why the link ended or is about to; None while there is none, and after an orderly end."""
+        return self._reason
+
+    @property
     def drained(self) -> int:
         """Octets that the peer's side has taken off the send queue so far."""
         transport = self._transport

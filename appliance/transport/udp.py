@@ -12,6 +12,7 @@ written into it. Source: PVAccess protocol specification 7.4 and 14, pvxs ``udp_
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable
 from ipaddress import IPv4Address, ip_address
@@ -158,7 +159,9 @@ class UDPPort:
                 reply_host = host
             if forwarded:
                 # The datagram came from a socket of this host: its own addresses say nothing about the client.
-                self._on_message(message, Origin((reply_host, reply_port), reply_host, "", received_on))
+                self._on_message(
+                    message, Origin((reply_host, reply_port), reply_host, received_on, received_on)
+                )
             elif not (unicast and self.forwards and self._forward(message, (reply_host, reply_port), local)):
                 self._on_message(message, Origin((reply_host, reply_port), host, local, received_on))
 
@@ -177,13 +180,14 @@ class UDPPort:
         return True
 
     def send(self, data: bytes, address: tuple[str, int], *, local: str = "") -> bool:
-        """Send one datagram, from ``local`` if it is given; return whether the kernel took it."""
-        try:
-            if local:
-                info = _PKTINFO.pack(0, socket.inet_aton(local), bytes(4))
+        """Send one datagram, from ``local`` if that is an address of ours; return whether the kernel took it."""
+        if local:
+            info = _PKTINFO.pack(0, socket.inet_aton(local), bytes(4))
+            with contextlib.suppress(OSError):
                 self._sock.sendmsg([data], [(socket.IPPROTO_IP, _IP_PKTINFO, info)], 0, address)
-            else:
-                self._sock.sendto(data, address)
+                return True
+        try:
+            self._sock.sendto(data, address)
         except OSError:
             return False
         return True
