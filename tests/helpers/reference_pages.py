@@ -26,7 +26,7 @@ from appliance.cms import daemon as pvacms
 from appliance.cms.config import OPTIONS, CMSSettings
 from appliance.config.duration import Duration
 from appliance.config.loader import schema
-from appliance.config.secret import FilePath, Secret
+from appliance.config.secret import Secret
 from appliance.config.settings import ServerSettings
 from appliance.ioc import daemon as softiocpvx
 from appliance.ioc.config import IocConfig

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from appliance.client import Context, Subscription
-from appliance.errors import AccessDeniedError, ConfigurationError, OperationTimeoutError
 from appliance.config.pva import resolve_client, resolve_server
+from appliance.errors import AccessDeniedError, ConfigurationError, OperationTimeoutError
 from appliance.pva.credentials import Credentials
 from appliance.pvdata.nt import NTScalar
 from appliance.pvdata.types import FLOAT64

@@ -8,7 +8,6 @@ import gc
 import os
 import random
 import resource
-import socket
 import struct
 import subprocess
 import sys
