@@ -474,6 +474,8 @@ async def _act(options: argparse.Namespace, config: ClientConfig) -> int:
             Output(json=True).object(action=action, cert_id=identifier, done=False, error=str(error))
         else:
             print(flush=True)
+            if "REVOKED_OWN" in str(error):
+                complain("To revoke it all the same: pvxcert --revoke --own")
         raise
     if options.json:
         Output(json=True).object(action=action, cert_id=identifier, done=True)

@@ -152,7 +152,8 @@ def _daemon(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int
     if options.check_config:
         from appliance.ioc.check import check
 
-        check(document.value, plan)
+        for warning in check(plan):
+            sys.stderr.write(f"{_NAME}: {warning}\n")
         sys.stdout.write(f"{options.config}: good\n")
         return EXIT_OK
     if options.print_config:
@@ -200,6 +201,7 @@ async def _serve(daemon: Daemon, plan: Plan, config: ServerConfig, status: list[
         loop.call_soon_threadsafe(daemon.stop)
 
     dbcore.register_exit(leave)
+    daemon.on_reload(ioc.access.reload)
     try:
         await ioc.start()
         server = ioc.server

@@ -49,12 +49,8 @@ class EventSink:
 
     __slots__ = ()
 
-    def collect(self, channels: list[dbcore.DBChannel]) -> int:
-        """Append the channels that must be read for this event; return how many."""
-        raise NotImplementedError
-
-    def take(self, readings: list[Reading | None]) -> None:
-        """Post what was read, in the order of :meth:`collect`; None for what EPICS could not read."""
+    def event(self) -> None:
+        """Read what is needed, and post."""
         raise NotImplementedError
 
 
@@ -66,29 +62,20 @@ class EventStream:
 
     def deliver(self, keys: list[Hashable]) -> None:
         """Read everything that the batch concerns, then post it."""
-        channels: list[dbcore.DBChannel] = []
-        work: list[tuple[EventSink, int]] = []
-        feeds: list[Feed] = []
-        values: list[dbcore.DBChannel] = []
-        for key in keys:
-            if type(key) is Feed:
-                feeds.append(key)
-                values.append(key.channel)
-            elif isinstance(key, EventSink):
-                work.append((key, key.collect(channels)))
+        feeds = [key for key in keys if type(key) is Feed]
         if feeds:
-            for feed, reading in zip(feeds, read_all(values), strict=True):
+            readings = read_all([feed.channel for feed in feeds])
+            for feed, reading in zip(feeds, readings, strict=True):
                 if reading is not None:
                     feed.post(reading)
-        if work:
-            readings = read_all(channels)
-            position = 0
-            for sink, count in work:
+            if len(feeds) == len(keys):
+                return
+        for key in keys:
+            if isinstance(key, EventSink) and type(key) is not Feed:
                 try:
-                    sink.take(readings[position : position + count])
+                    key.event()
                 except ApplianceError as error:
-                    _log.warning("%r: %s", sink, error)
-                position += count
+                    _log.warning("%r: %s", key, error)
 
     def close(self) -> None:
         """End it; all channels must still be open."""
@@ -119,11 +106,7 @@ class PropertySink(EventSink):
     def __init__(self, pv: RecordPV) -> None:
         self.pv = pv
 
-    def collect(self, channels: list[dbcore.DBChannel]) -> int:
-        """Nothing: properties are read apart."""
-        return 0
-
-    def take(self, readings: list[Reading | None]) -> None:
+    def event(self) -> None:
         """Post the properties to all clients of the record."""
         if not self.pv.feeds:
             return
@@ -220,15 +203,9 @@ class Feed(EventSink):
         for subscription in self.subscriptions:
             subscription.post(update)
 
-    def collect(self, channels: list[dbcore.DBChannel]) -> int:
-        """One: the record's own."""
-        channels.append(self.channel)
-        return 1
-
-    def take(self, readings: list[Reading | None]) -> None:
-        """Post it."""
-        if readings[0] is not None:
-            self.post(readings[0])
+    def event(self) -> None:
+        """Post what the record has now."""
+        self.post(self.channel.get())
 
     def __repr__(self) -> str:
         return f"<Feed {self.channel.name} mask={self.mask} {len(self.subscriptions)} clients>"

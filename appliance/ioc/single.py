@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from appliance.errors import ApplianceError, OperationError
 from appliance.ioc import dbcore
 from appliance.ioc.answers import LiveAnswer, live_answer
-from appliance.ioc.dbcore import DBChannel, Properties, Reading
-from appliance.ioc.dbcore.whole import WholeReader, can_read_whole
+from appliance.ioc.dbcore import DBChannel, Properties, Reading, WholeReader, can_read_whole
 from appliance.ioc.feed import EventStream, Feed, event_mask, property_subscription
 from appliance.ioc.mapping import NTMapping, nt_mapping, tag_mask
 from appliance.ioc.options import PutOptions, put_options
@@ -28,6 +27,7 @@ from appliance.server.operation import Operation, Subscription
 from appliance.server.source import Handler, Source
 
 if TYPE_CHECKING:
+    from appliance.ioc.access import IocAccess
     from appliance.ioc.putlog import PutLog
 
 __all__ = ["RecordPV", "RecordSource"]
@@ -329,6 +329,7 @@ class RecordSource(Source):
         self.pvs: dict[str, RecordPV] = {}
         """Those that clients have open, by the name that they use."""
         self.put_log: PutLog | None = None
+        self.access: IocAccess | None = None
 
     def claims(self, name: str, host: str) -> bool:
         """Whether there is such a record and field."""
@@ -341,6 +342,8 @@ class RecordSource(Source):
             if not dbcore.exists(name):
                 return None
             pv = self.pvs[name] = RecordPV(self, name)
+            if self.access is not None and self.access.is_restricted:
+                self.access.watch(pv)
         pv.hold()
         return pv
 
@@ -348,6 +351,8 @@ class RecordSource(Source):
         """The PV is being closed."""
         if self.pvs.get(pv.name) is pv:
             del self.pvs[pv.name]
+            if self.access is not None:
+                self.access.unwatch(pv)
 
     def names(self) -> Iterable[str]:
         """Records and aliases."""

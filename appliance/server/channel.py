@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
+from appliance.certs.status import StatusClass
 from appliance.errors import ApplianceError
 from appliance.pva import commands as c
 from appliance.pva.credentials import Credentials
@@ -15,7 +16,6 @@ from appliance.pvdata.value import Value
 from appliance.server.access import Rights
 from appliance.server.operation import Operation, Subscription
 from appliance.server.source import Handler
-from appliance.transport.gate import Standing
 from appliance.transport.stream import StreamLink
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Channel:
     def _held(self, operation: ServerOperation, *, changes: bool) -> str:
         """Tell why the request has to wait for a good certificate status, or "" when it has not."""
         held = self.owner.held
-        if held is None or (not changes and held.standing is Standing.SUSPENDED):
+        if held is None or (not changes and held.status is StatusClass.SUSPENDED):
             return ""
         return f"{operation.name} is refused for the time being: {held.message}"
 
@@ -94,7 +94,8 @@ class Channel:
                         wire.finish(Status.error(_DENIED["read"]))
         if before.permissions != rights.permissions:
             self.wire.set_permissions(rights.permissions)
-            self.link.schedule_flush()
+        # Reading has no bit of its own among the permissions: what ended above must leave in any case.
+        self.link.schedule_flush()
 
     def close(self) -> None:
         """Take the channel away from the client."""
@@ -186,7 +187,8 @@ class Channel:
                 self._broken(subscription, error)
         if self.owner.held is not None:
             subscription.wait()
-        elif subscription.pump():
+        elif not subscription.waits and subscription.pump():
+            subscription.waits = True
             self.owner.dirty(subscription)
 
     def cancelled(self, wire: ServerOperation) -> None:

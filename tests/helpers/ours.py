@@ -29,7 +29,10 @@ POINT = StructType((("x", FLOAT64), ("label", STRING)))
 ODD = StructType(
     (
         ("points", ArrayType(POINT)),
-        ("choice", UnionType((("number", INT32), ("text", STRING), ("point", StructType((("x", FLOAT64),)))))),
+        (
+            "choice",
+            UnionType((("number", INT32), ("text", STRING), ("point", StructType((("x", FLOAT64),))))),
+        ),
         ("choices", ArrayType(UnionType((("number", INT32), ("text", STRING))))),
         ("anything", ANY),
         ("anythings", ArrayType(ANY)),

@@ -132,7 +132,9 @@ class Peer:
                     return result
                 if self._ended or not self._grown.wait(deadline - time.monotonic()):
                     why = "ended" if self._ended else f"was silent for {timeout:g} s"
-                    raise AssertionError(f"{self.script} {why}, waiting for {what}; its output:\n{self.output}")
+                    raise AssertionError(
+                        f"{self.script} {why}, waiting for {what}; its output:\n{self.output}"
+                    )
 
     @property
     def output(self) -> str:

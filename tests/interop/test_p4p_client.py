@@ -52,7 +52,10 @@ async def test_get_reads_every_kind_of_pv(peer: Peer, pvs: dict[str, SharedPV], 
     assert (await peer.do("get", pv=name + "double"))["value"] == 1.5
     assert (await peer.do("get", pv=name + "string"))["value"] == "grüße ☃ 日本 🚀"
     assert (await peer.do("get", pv=name + "strings"))["value"] == ["ä", "", "z" * 300]
-    assert (await peer.do("get", pv=name + "enum"))["value"] == {"index": 1, "choices": ["OFF", "ON", "BROKEN"]}
+    assert (await peer.do("get", pv=name + "enum"))["value"] == {
+        "index": 1,
+        "choices": ["OFF", "ON", "BROKEN"],
+    }
     assert (await peer.do("get", pv=name + "table"))["value"] == {"name": ["q1", "q2"], "current": [1.5, 2.0]}
     image = await peer.do("get", pv=name + "image")
     assert image["value"] == list(range(12))
@@ -67,7 +70,9 @@ async def test_get_reads_every_kind_of_pv(peer: Peer, pvs: dict[str, SharedPV], 
     assert (odd["small"], odd["huge"]) == (-3, 2**63 + 1)
 
 
-async def test_put_writes_what_it_names_and_nothing_else(peer: Peer, pvs: dict[str, SharedPV], name: str) -> None:
+async def test_put_writes_what_it_names_and_nothing_else(
+    peer: Peer, pvs: dict[str, SharedPV], name: str
+) -> None:
     await peer.do("put", pv=name + "double", value=2.5)
     assert pvs["double"].current["value"] == 2.5
     await peer.do("put", pv=name + "string", value="žluťoučký 🐎")
@@ -81,7 +86,9 @@ async def test_put_writes_what_it_names_and_nothing_else(peer: Peer, pvs: dict[s
     assert odd["choice"] == {"text": "ü"}
 
 
-async def test_arrays_of_eight_megabytes_go_both_ways(peer: Peer, pvs: dict[str, SharedPV], name: str) -> None:
+async def test_arrays_of_eight_megabytes_go_both_ways(
+    peer: Peer, pvs: dict[str, SharedPV], name: str
+) -> None:
     value = (await peer.do("get", pv=name + "big"))["value"]
     assert value == {
         "size": SIZE,
@@ -118,8 +125,12 @@ async def test_monitor_starts_with_the_present_value_and_follows(
     await peer.do("unmonitor", pv=name + "array")
 
 
-@pytest.mark.parametrize("request_", ["", "record[queueSize=4,pipeline=true]", "record[queueSize=100,pipeline=true]"])
-async def test_a_burst_ends_with_the_latest_value_in_rising_order(peer: Peer, udp: int, request_: str) -> None:
+@pytest.mark.parametrize(
+    "request_", ["", "record[queueSize=4,pipeline=true]", "record[queueSize=100,pipeline=true]"]
+)
+async def test_a_burst_ends_with_the_latest_value_in_rising_order(
+    peer: Peer, udp: int, request_: str
+) -> None:
     pv = double()
     name = f"burst:{request_}"
     async with served({name: pv}, config=server_config(udp)):
@@ -158,7 +169,9 @@ async def test_access_security_is_told_in_words(peer: Peer, udp: int) -> None:
                 return Rights()
             return Rights(read=True)
 
-    server = served({"acl:ro": double(4.0), "acl:hidden": double()}, config=server_config(udp), policy=Policy())
+    server = served(
+        {"acl:ro": double(4.0), "acl:hidden": double()}, config=server_config(udp), policy=Policy()
+    )
     async with server:
         assert (await peer.do("get", pv="acl:ro"))["value"] == 4.0
         with pytest.raises(PeerError, match="write access denied"):

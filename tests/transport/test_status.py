@@ -11,8 +11,10 @@ import pytest
 from appliance.certmon import gate as gate_module
 from appliance.certmon.wiring import open_client, open_server
 from appliance.certs.ocsp import OCSPSigner
-from appliance.certs.status import CertState, OCSPState
+from appliance.certs.status import CertState, OCSPState, StatusClass
+from appliance.client.monitor import Disconnected
 from appliance.errors import CertificateStatusError, KeychainError, OperationError, OperationTimeoutError
+from appliance.transport.gate import Verdict
 from tests.helpers.live import client_config, keychain_file, number, replace_keychain, server_config, until
 from tests.helpers.pki import site
 from tests.helpers.status_service import StatusService
@@ -314,7 +316,7 @@ async def test_revocation_closes_established_connections(world, whose, watched_b
 
 @pytest.mark.parametrize("whose", ["server", "client"])
 async def test_after_revocation_the_connection_comes_back_in_the_clear(world, whose):
-    server, context, updates = await live(world)
+    _server, context, _updates = await live(world)
     world.tell(REVOKED, world.server_keychain if whose == "server" else world.client_keychain)
     await until(lambda: context.channel("pv").peer is not None and not is_tls(context))
     await context.get("pv")
@@ -322,10 +324,16 @@ async def test_after_revocation_the_connection_comes_back_in_the_clear(world, wh
 
 
 async def test_a_revoked_client_hears_nothing_more(world):
-    """What was posted before the news but not yet sent must not be sent after it."""
-    server, context, updates = await live(world)
-    world.tell(REVOKED, world.client_keychain)
-    await until(lambda: not any(link.engine for link in server.peers))
+    """What was posted before the news but not yet sent is not sent after it."""
+    server, context, _updates = await live(world)
+    news = []
+    context.monitor("pv", notify=True, on_update=news.append)
+    await until(lambda: len(news) == 2)
+    (watch,) = server.gate._watches
+    world.pv.post(99.0)
+    watch._verdict(Verdict(StatusClass.BAD, "REVOKED"))
+    await until(lambda: len(news) > 2)
+    assert isinstance(news[2], Disconnected), "the value comes with the next connection, or never"
 
 
 @pytest.mark.parametrize("state", [OFFLINE, RENEWAL])
@@ -364,7 +372,7 @@ async def test_suspension_pauses_and_resumption_goes_on(world, state, whose, wat
 
 
 async def test_nobody_new_is_admitted_while_the_server_is_suspended(world):
-    server, context, updates = await live(world)
+    server, context, _updates = await live(world)
     world.tell(OFFLINE, world.server_keychain)
     await until(lambda: server.tls is None)
     newcomer = await world.client(server, keychain=S.ca.keychain("late", "client"), name="late")
@@ -376,7 +384,7 @@ async def test_nobody_new_is_admitted_while_the_server_is_suspended(world):
 
 
 async def test_no_new_channel_is_admitted_while_a_client_is_suspended(world):
-    server, context, updates = await live(world)
+    server, context, _updates = await live(world)
     server.add_pv("second", number(2.0))
     world.tell(OFFLINE, world.client_keychain)
     await until(lambda: context.tls is None and all(peer.held for peer in server.peers.values()))
@@ -458,7 +466,7 @@ async def test_on_expiration_shutdown_ends_a_revoked_server_and_client(world):
 
 
 async def test_a_replaced_keychain_with_status_goes_into_use_without_an_interlude_in_the_clear(world):
-    server, context, updates = await live(world)
+    server, _context, _updates = await live(world)
     protocols = []
     accept = server._accept
     server._accept = lambda tls: (protocols.append(tls is not None), accept(tls))[1]
@@ -473,7 +481,7 @@ async def test_a_replaced_keychain_with_status_goes_into_use_without_an_interlud
 
 
 async def test_a_status_signed_by_somebody_else_is_ignored(world, caplog):
-    server, context, updates = await live(world)
+    server, context, _updates = await live(world)
     links = list(server.peers)
     forger = OCSPSigner(S.other_ca.key, S.other_ca.certificate)
     world.tell(REVOKED, signer=forger)
@@ -506,7 +514,7 @@ async def test_a_stale_status_admits_nobody(world, impatient):
 
 async def test_a_revocation_is_never_taken_back(world):
     """An old good answer that somebody replays, and even a new one."""
-    server, context, updates = await live(world)
+    _server, context, _updates = await live(world)
     old = world.cms.last[world.client_keychain.status_pv]
     world.tell(REVOKED, world.client_keychain)
     await until(lambda: context.tls is None)
@@ -638,7 +646,7 @@ async def test_a_revocation_in_the_cache_holds(world, impatient):
 
 async def test_a_warning_names_the_certificate_and_the_state_and_nothing_secret(world, caplog):
     caplog.set_level(logging.DEBUG)
-    server, context, updates = await live(world)
+    server, _context, _updates = await live(world)
     world.tell(REVOKED, world.client_keychain)
     await until(lambda: not any(link.engine for link in server.peers))
     assert "REVOKED" in caplog.text

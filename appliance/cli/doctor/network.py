@@ -141,6 +141,8 @@ async def check_name_servers(config: ClientConfig, context: Context, report: Rep
 
 async def check_servers(config: ClientConfig, context: Context, report: Report) -> None:
     """Somebody answers."""
+    if not config.addr_list and not config.auto_addr_list:
+        return  # nobody is asked; `check_search` has said so
     found: dict[str, None] = {}
     with contextlib.suppress(TimeoutError):
         loop = asyncio.get_running_loop()

@@ -92,6 +92,24 @@ async def test_get_prints_what_pvxs_prints(arguments: list[str], expected: str, 
     assert (done.status, done.out) == (0, expected)
 
 
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("", "the PV name is empty"), ("x" * 1301, "has 1301 octets; a search datagram takes 1300")],
+)
+async def test_a_name_that_cannot_be_searched_for_does_not_hide_the_others(
+    name: str, why: str, env: dict[str, str]
+) -> None:
+    done = await run("pvxget", name, "demo", env=env)
+    assert (done.status, done.out) == (1, DEMO)
+    assert why in done.err
+
+
+async def test_the_longest_name_is_searched_for(env: dict[str, str]) -> None:
+    done = await run("pvxget", "-w", "0.5", "x" * 1300, "demo", env=env)
+    assert (done.status, done.out) == (1, DEMO)
+    assert "no server answered the search" in done.err
+
+
 async def test_several_pvs_and_options_between_them(env: dict[str, str]) -> None:
     done = await run("pvxget", "demo", "-w", "9", "enum", env=env)
     assert done.status == 0

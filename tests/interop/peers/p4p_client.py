@@ -74,4 +74,14 @@ def unmonitor(pv):
     subscriptions.pop(pv).close()
 
 
-serve({"get": get, "put": put, "put_big": put_big, "rpc": rpc, "typeof": typeof, "monitor": monitor, "unmonitor": unmonitor})
+serve(
+    {
+        "get": get,
+        "put": put,
+        "put_big": put_big,
+        "rpc": rpc,
+        "typeof": typeof,
+        "monitor": monitor,
+        "unmonitor": unmonitor,
+    }
+)

@@ -46,7 +46,10 @@ pvs = {
     "array": mailbox(nt=NTScalar("ad"), initial=[1.0, 2.5]),
     "big": mailbox(nt=NTScalar("ad"), initial=big),
     "enum": mailbox(nt=NTEnum(), initial={"index": 1, "choices": ["OFF", "ON", "BROKEN"]}),
-    "table": mailbox(nt=table, initial=[{"name": "q1", "current": 1.5, "turns": 10}, {"name": "q2", "current": 2, "turns": 20}]),
+    "table": mailbox(
+        nt=table,
+        initial=[{"name": "q1", "current": 1.5, "turns": 10}, {"name": "q2", "current": 2, "turns": 20}],
+    ),
     "image": mailbox(initial=NTNDArray().wrap(numpy.arange(12, dtype="u2").reshape(3, 4))),
     "odd": mailbox(
         initial=Value(

@@ -19,7 +19,12 @@ def plain(value):
         return plain(value.toDict())
     if isinstance(value, numpy.ndarray):
         if value.size > 1000:
-            return {"size": value.size, "dtype": str(value.dtype), "last": value[-1].item(), "sum": float(value.sum())}
+            return {
+                "size": value.size,
+                "dtype": str(value.dtype),
+                "last": value[-1].item(),
+                "sum": float(value.sum()),
+            }
         return value.tolist()
     if isinstance(value, numpy.generic):
         return value.item()
@@ -76,4 +81,15 @@ def rpc(pv, **arguments):
     return plain(pva.RpcClient(pv).invoke(request))
 
 
-serve({"get": get, "put": put, "put_big": put_big, "put_get": put_get, "typeof": typeof, "monitor": monitor, "unmonitor": unmonitor, "rpc": rpc})
+serve(
+    {
+        "get": get,
+        "put": put,
+        "put_big": put_big,
+        "put_get": put_get,
+        "typeof": typeof,
+        "monitor": monitor,
+        "unmonitor": unmonitor,
+        "rpc": rpc,
+    }
+)

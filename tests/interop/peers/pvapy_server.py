@@ -21,7 +21,9 @@ pvs["table"].setColumn(1, ["q1", "q2"])
 big = pva.PvObject({"value": [pva.DOUBLE]})
 import numpy  # noqa: E402 - pvaccess must be there first
 
-big.setScalarArray("value", numpy.arange(1_048_576, dtype=float)) if hasattr(big, "setScalarArray") else big.set({"value": numpy.arange(1_048_576, dtype=float)})
+big.setScalarArray("value", numpy.arange(1_048_576, dtype=float)) if hasattr(
+    big, "setScalarArray"
+) else big.set({"value": numpy.arange(1_048_576, dtype=float)})
 pvs["big"] = big
 image = pva.NtNdArray()
 image["dimension"] = [pva.PvDimension(4, 0, 4, 1, False), pva.PvDimension(3, 0, 3, 1, False)]

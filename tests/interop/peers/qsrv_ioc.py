@@ -4,17 +4,24 @@ import ctypes
 import os
 import sys
 
+import pvxslibs.path
 from common import say, serve
 from epicscorelibs import ioc, path
 from setuptools_dso import find_dso
 
-import pvxslibs.path
-
 database, access = sys.argv[1:3]
-for name in ("pvxslibs.lib.event_core", "pvxslibs.lib.event_pthread", "pvxslibs.lib.pvxs", "pvxslibs.lib.pvxsIoc"):
+for name in (
+    "pvxslibs.lib.event_core",
+    "pvxslibs.lib.event_pthread",
+    "pvxslibs.lib.pvxs",
+    "pvxslibs.lib.pvxsIoc",
+):
     ctypes.CDLL(find_dso(name), ctypes.RTLD_GLOBAL)
 ioc.iocshRegisterCommon()
-for file, directory in (("base.dbd", os.path.join(path.base_path, "dbd")), ("pvxsIoc.dbd", pvxslibs.path.dbd_path)):
+for file, directory in (
+    ("base.dbd", os.path.join(path.base_path, "dbd")),
+    ("pvxsIoc.dbd", pvxslibs.path.dbd_path),
+):
     if ioc.dbLoadDatabase(file.encode(), directory.encode(), None):
         say(error=f"cannot load {file}")
         sys.exit(1)
@@ -24,4 +31,4 @@ if ioc.dbLoadRecords(database.encode(), b""):
     sys.exit(1)
 if ioc.iocInit():
     sys.exit(1)
-serve({"sh": lambda line: ioc.ioc(line)})
+serve({"sh": ioc.ioc})

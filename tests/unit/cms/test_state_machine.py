@@ -12,13 +12,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
+from appliance.certmon.status_pv import STATUS_TYPE as STATUS
 from appliance.certs.ocsp import verify_response
 from appliance.certs.status import TRANSITIONS, CertState, OCSPState, ocsp_state
 from appliance.cms.audit import verify_audit
 from appliance.cms.backup import backup
 from appliance.cms.issuing import CCR
 from appliance.cms.service import Service
-from appliance.cms.shapes import STATUS
 from appliance.cms.terms import Actor, Refused
 from appliance.pva.credentials import Credentials
 from tests.helpers.cms import Clock, ccr, effective
