@@ -331,7 +331,7 @@ class StatusSource:
             tls_keychain="", name_servers=tuple(server for server in config.name_servers if not server.tls)
         )
         # In the clear on purpose: a certificate's status cannot depend on the certificate, and it is signed.
-        self.context = Context(plain, beacons=beacons)
+        self.context = Context(plain, beacons=beacons, octets=True)
         self.cache = cache
         self.now = now
         self.max_followed = max_followed

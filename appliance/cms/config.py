@@ -44,31 +44,51 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
     cert_auth_tls_keychain: FilePath = default(FilePath())
     """Keychain of the certificate authority. Empty: ``cert_auth.p12`` in the configuration directory."""
     cert_auth_tls_keychain_pwd_file: FilePath = default(FilePath())
+    """File with its password."""
     cert_auth_name: Annotated[str, Meta(min_length=1, max_length=64)] = "EPICS Root Certificate Authority"
+    """Name (CN) of a certificate authority that is made here."""
     cert_auth_organization: _Text = "certs.epics.org"
+    """The authority's organisation (O)."""
     cert_auth_organizational_unit: _Text = "EPICS Certificate Authority"
+    """The authority's organisational unit (OU)."""
     cert_auth_country: _Country = "US"
+    """The authority's country (C), two capitals."""
     cert_auth_validity: Duration = default(Duration(months=120))
     """Life of a certificate authority that is made here."""
     key_algorithm: KeyAlgorithm = "ec-p256"
     """Of keys that are made here: the certificate authority's, the service's and the administrators'."""
     pvacms_name: Annotated[str, Meta(min_length=1, max_length=64)] = "PVACMS Service"
+    """Name (CN) of the service's own certificate."""
     pvacms_organization: _Text = "certs.epics.org"
+    """The service's organisation (O)."""
     pvacms_organizational_unit: _Text = "EPICS PVA Certificate Management Service"
+    """The service's organisational unit (OU)."""
     pvacms_country: _Country = "US"
+    """The service's country (C), two capitals."""
     admin_tls_keychain: FilePath = default(FilePath())
     """Keychain of the first administrator. Empty: ``admin.p12`` in the configuration directory."""
     admin_tls_keychain_pwd_file: FilePath = default(FilePath())
+    """File with the password of `admin_tls_keychain`."""
     admin_name: Annotated[str, Meta(min_length=1, max_length=64)] = "admin"
+    """Name (CN) of the first administrator."""
     require_client_approval: bool = True
+    """Whether an administrator must approve client certificates that no token vouches for."""
     require_server_approval: bool = True
+    """The same for server certificates."""
     require_ioc_approval: bool = True
+    """The same for certificates of IOCs, which are client and server."""
     cert_validity_client: Duration = default(Duration(months=6))
+    """Life of client certificates whose request asks for none."""
     cert_validity_server: Duration = default(Duration(months=6))
+    """Life of server certificates whose request asks for none."""
     cert_validity_ioc: Duration = default(Duration(months=6))
+    """Life of certificates of IOCs whose request asks for none."""
     disallow_client_custom_duration: bool = False
+    """Ignore the durations that requests for client certificates ask for."""
     disallow_server_custom_duration: bool = False
+    """Ignore the durations that requests for server certificates ask for."""
     disallow_ioc_custom_duration: bool = False
+    """Ignore the durations that requests for certificates of IOCs ask for."""
     inherit_approval: bool = True
     """A subject that an administrator has approved once gets its next certificate without being asked again."""
     cert_status_validity_mins: Duration = default(Duration(seconds=1800))
@@ -82,18 +102,22 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
     metrics_pv_prefix: _Text = ""
     """Name of the metrics PV. Empty: ``<prefix>:METRICS``."""
     health_interval_s: Annotated[float, Meta(ge=0.1, le=3600)] = 10.0
+    """Seconds between looks at the service's own health."""
     ccr_per_minute: Annotated[float, Meta(ge=0, le=1e6)] = 60.0
     """Requests per minute from one address; 0: no limit."""
     ccr_burst: Annotated[int, Meta(ge=1, le=100_000)] = 60
+    """Requests from one address that may come at once."""
     ccr_in_flight: Annotated[int, Meta(ge=1, le=100_000)] = 256
     """Requests that are worked on at the same time."""
     backup_interval_s: Annotated[int, Meta(ge=0, le=366 * 86400)] = 0
     """Seconds between backups; 0: none."""
     backup_dir: FilePath = default(FilePath())
-    """Empty: the directory of the database."""
+    """Directory of the backups. Empty: that of the database."""
     backup_retention: Annotated[int, Meta(ge=1, le=10_000)] = 7
+    """How many backups are kept."""
     jwt: JWTConfig = JWTConfig()
     log_level: str = "INFO"
+    """`DEBUG`, `INFO`, `WARNING` or `ERROR`; `PVXS_LOG` sets single parts."""
 
     def rules(self) -> Rules:
         """What holds for certificates."""

@@ -1,6 +1,7 @@
 """Following a status: what is believed, for how long, and what it costs; a real service, a clock of the test's own."""
 
 import asyncio
+import sys
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -253,3 +254,30 @@ async def test_nothing_is_left_running_after_close(cms, clock):
     await source.close()
     await asyncio.sleep(0)
     await until(lambda: asyncio.all_tasks() <= before)
+
+
+async def test_following_a_status_needs_no_numpy(cms):
+    """A tool that speaks TLS must not wait a tenth of a second for arrays that it does not have."""
+    script = (
+        "import asyncio, sys\n"
+        "from appliance.client.context import Context\n"
+        "from appliance.certmon.status_pv import decode_status\n"
+        "from appliance.config.address import Endpoint\n"
+        "from appliance.config.pva import ClientConfig\n"
+        "async def main():\n"
+        "    config = ClientConfig(addr_list=(Endpoint('127.0.0.1', int(sys.argv[1])),), auto_addr_list=False)\n"
+        "    async with Context(config, beacons=False, octets=True) as context:\n"
+        "        reports = []\n"
+        "        context.monitor(sys.argv[2], on_update=lambda value: reports.append(decode_status(value)))\n"
+        "        while not reports:\n"
+        "            await asyncio.sleep(0.01)\n"
+        "        print(reports[0].state, len(reports[0].ocsp_response) > 300, 'numpy' in sys.modules)\n"
+        "asyncio.run(main())\n"
+    )
+    keychain = certificate()
+    cms.set(keychain, VALID)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", script, str(cms.udp_port), keychain.status_pv, stdout=asyncio.subprocess.PIPE
+    )
+    output, _ = await asyncio.wait_for(process.communicate(), 30)
+    assert output.decode().split() == ["VALID", "True", "False"]
