@@ -24,7 +24,7 @@ from appliance.client.requests import (
 )
 from appliance.client.search import Discovered, Searcher
 from appliance.config.pva import ClientConfig
-from appliance.errors import ApplianceError, ChannelClosedError, OperationTimeoutError
+from appliance.errors import ApplianceError, ChannelClosedError, OperationTimeoutError, TransportError
 from appliance.pva.limits import DEFAULT_LIMITS, Limits
 from appliance.pvdata.pvrequest import PVRequest
 from appliance.pvdata.value import Value
