@@ -18,7 +18,7 @@ from appliance.certmon.follow import CertStatus, Following, StatusSource, refere
 from appliance.certs.status import StatusClass
 from appliance.certs.x509 import cert_id
 from appliance.config.tls_options import TLSOptions
-from appliance.errors import CertificateError, CertificateStatusError
+from appliance.errors import ApplianceError, CertificateStatusError
 from appliance.pva.credentials import Credentials
 from appliance.transport.gate import PeerGate, Verdict
 
@@ -105,9 +105,11 @@ class StatusGate(PeerGate):
                 watch.peer = self.source.follow(ref, watch.judge)
                 if engine.peer_staple:
                     watch.peer.offer(engine.peer_staple)
-        except (CertificateError, CertificateStatusError) as error:
+        except ApplianceError as error:
+            # An unreadable extension, too many certificates, an end that is being closed: no status, no admission.
+            watch.close()
             verdict(Verdict(StatusClass.BAD, str(error)))
-            return watch.close
+            return _nothing
         self._watches[watch] = None
         watch.start()
         return watch.close
@@ -299,6 +301,10 @@ class _Watch:
                 "is the certificate service running, and does the address list lead to it?",
             )
         )
+
+
+def _nothing() -> None:
+    """There is nothing to end."""
 
 
 def _describe(status: CertStatus) -> str:

@@ -78,6 +78,7 @@ class Context:
         limits: Limits = DEFAULT_LIMITS,
         segment_size: int = 0,
         beacons: bool = True,
+        octets: bool = False,
     ) -> None:
         self.config = ClientConfig() if config is None else config
         self.tls = tls
@@ -85,6 +86,8 @@ class Context:
         self.gate = gate
         self.limits = limits
         self.segment_size = segment_size
+        self.octets = octets
+        """Whether ``uint8[]`` is read as ``bytes``, without numpy; for monitors, whose values are read and not changed."""
         self.name_servers: list[ServerLink] = []
         self.searcher: Searcher = None  # type: ignore[assignment]
         self.loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment]

@@ -111,6 +111,7 @@ class ServerLink:
             self.connection = ClientConnection(
                 limits=self.context.limits, segment_size=self.context.segment_size
             )
+            self.connection.types.octets = self.context.octets
             self.stream = StreamLink(self.connection, self, engine)
             stream = self.stream
             async with asyncio.timeout(self.context.config.idle_timeout_s):

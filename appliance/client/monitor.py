@@ -47,7 +47,8 @@ class Subscription(Request):
     Each value is complete; its ``changed`` bits say what this update brought. A caller that is slower than the
     server skips intermediate values, never the latest one; with ``pipeline`` the server waits for the caller
     instead. Lost connections are repaired without the caller's help; with ``notify`` they are told in between, as
-    ``Disconnected`` and ``Connected``. ``on_update`` takes updates as they come, instead of the iterator.
+    ``Disconnected`` and ``Connected``. ``on_update`` takes updates as they come, instead of the iterator,
+    and at last the ApplianceError that says why there will be no more, unless the caller has closed it.
     """
 
     __slots__ = (
@@ -161,8 +162,8 @@ class Subscription(Request):
         self.channel.remove(self)
         if self._ended is None:
             self._ended = error or _END
-            if self.on_update is not None and error is not None:
-                self._call(error)
+            if self.on_update is not None:
+                self._call(self._ended)
             self._wake()
 
     # -- the caller ----------------------------------------------------------------------------------

@@ -28,8 +28,9 @@ from appliance.certs.status import (
     renewal_due,
 )
 from appliance.certs.x509 import cert_id
-from appliance.cms.lifecycle import Lifecycle, utc
+from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.store import Record
+from appliance.cms.terms import utc
 from appliance.errors import ApplianceError
 from appliance.pva.commands import CMD_GET, CMD_PROCESS, CMD_RPC
 from appliance.pva.server import PreparedAnswer

@@ -17,6 +17,7 @@ import socket
 from collections.abc import Callable
 from ipaddress import IPv4Address, ip_address
 from struct import Struct
+from time import monotonic
 from typing import Final, NamedTuple
 
 from appliance.config.address import Endpoint
@@ -33,7 +34,9 @@ _ANCILLARY_SIZE: Final = socket.CMSG_SPACE(_PKTINFO.size)
 _ANY: Final = "0.0.0.0"  # noqa: S104 - in a multicast request it means the default interface
 _MREQ: Final = Struct("4s4s")
 _READS_PER_TURN: Final = 64
-"""Datagrams handled before the event loop gets its turn: a flood of searches must not starve connections."""
+_TURN_S: Final = 0.002
+"""Seconds and datagrams after which the event loop gets its turn: a flood of searches must not starve connections.
+A datagram may hold sixty names or more; what the kernel cannot keep meanwhile is lost, and searched for again."""
 _RECEIVE_BUFFER: Final = 1 << 20
 
 
@@ -116,7 +119,10 @@ class UDPPort:
             self._sock.close()
 
     def _readable(self) -> None:
-        for _ in range(_READS_PER_TURN):
+        until = monotonic() + _TURN_S
+        for count in range(_READS_PER_TURN):
+            if count and monotonic() > until:
+                return
             try:
                 data, ancillary, _, source = self._sock.recvmsg(0x10000, _ANCILLARY_SIZE)
             except (BlockingIOError, InterruptedError):

@@ -11,8 +11,10 @@ import pytest
 from appliance.certmon import gate as gate_module
 from appliance.certmon.wiring import open_client, open_server
 from appliance.certs.ocsp import OCSPSigner
-from appliance.certs.status import CertState, OCSPState
+from appliance.certs.status import CertState, OCSPState, StatusClass
+from appliance.client.monitor import Disconnected
 from appliance.errors import CertificateStatusError, KeychainError, OperationError, OperationTimeoutError
+from appliance.transport.gate import Verdict
 from tests.helpers.live import client_config, keychain_file, number, replace_keychain, server_config, until
 from tests.helpers.pki import site
 from tests.helpers.status_service import StatusService
@@ -322,10 +324,16 @@ async def test_after_revocation_the_connection_comes_back_in_the_clear(world, wh
 
 
 async def test_a_revoked_client_hears_nothing_more(world):
-    """What was posted before the news but not yet sent must not be sent after it."""
-    server, _context, _updates = await live(world)
-    world.tell(REVOKED, world.client_keychain)
-    await until(lambda: not any(link.engine for link in server.peers))
+    """What was posted before the news but not yet sent is not sent after it."""
+    server, context, _updates = await live(world)
+    news = []
+    context.monitor("pv", notify=True, on_update=news.append)
+    await until(lambda: len(news) == 2)
+    (watch,) = server.gate._watches
+    world.pv.post(99.0)
+    watch._verdict(Verdict(StatusClass.BAD, "REVOKED"))
+    await until(lambda: len(news) > 2)
+    assert isinstance(news[2], Disconnected), "the value comes with the next connection, or never"
 
 
 @pytest.mark.parametrize("state", [OFFLINE, RENEWAL])

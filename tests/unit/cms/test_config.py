@@ -5,7 +5,8 @@ import argparse
 import msgspec
 import pytest
 
-from appliance.cms.config import JWT_FLAGS, OPTIONS, CMSSettings, add_flags, resolve
+from appliance.cms.config import CMSSettings, resolve
+from appliance.cms.options import JWT_FLAGS, OPTIONS, add_flags
 from appliance.config.duration import Duration
 from appliance.config.loader import loads
 from appliance.errors import ConfigurationError

@@ -5,10 +5,10 @@ import pytest
 from appliance.acf import Principal
 from appliance.certs.keychain import make_keychain
 from appliance.cms.issuing import CCR
-from appliance.cms.lifecycle import Refused
 from appliance.cms.policy import Names, Policy, read_acf
 from appliance.cms.service import Service
 from appliance.cms.setup import Authority, add_administrator, ensure_acf
+from appliance.cms.terms import Refused
 from appliance.errors import ConfigurationError
 from appliance.pva.credentials import Credentials
 from appliance.pvdata import INT32, STRING, ArrayType, StructType, Value

@@ -12,14 +12,14 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
+from appliance.certmon.status_pv import STATUS_TYPE as STATUS
 from appliance.certs.ocsp import verify_response
 from appliance.certs.status import TRANSITIONS, CertState, OCSPState, ocsp_state
 from appliance.cms.audit import verify_audit
 from appliance.cms.backup import backup
 from appliance.cms.issuing import CCR
-from appliance.cms.lifecycle import Actor, Refused
 from appliance.cms.service import Service
-from appliance.cms.shapes import STATUS
+from appliance.cms.terms import Actor, Refused
 from appliance.pva.credentials import Credentials
 from tests.helpers.cms import Clock, ccr, effective
 
@@ -189,6 +189,12 @@ class Lives(RuleBasedStateMachine):
         self.tick()
         return multiple()
 
+    @rule(serial=certificates)
+    def revoke_and_then_restore_an_older_database(self, serial):
+        saved = self.back_up()
+        self.revoke(serial)
+        self.restore(saved)
+
     @invariant()
     def every_served_status_verifies_and_is_what_it_must_be(self):
         if not hasattr(self, "service"):
@@ -237,5 +243,5 @@ class Lives(RuleBasedStateMachine):
 
 TestLives = Lives.TestCase
 TestLives.settings = settings(
-    max_examples=15, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=12, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )
