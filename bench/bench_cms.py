@@ -1,65 +1,202 @@
-"""The certificate management service: a process on real sockets, against what is wanted of it."""
+"""The certificate management service: processes on real sockets. What each row means: docs/benchmarks.md."""
 
 from __future__ import annotations
 
-import asyncio
+import os
+import statistics
 import tempfile
 import time
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+
+from appliance.certs.profiles import build_ca, generate_key, subject_name
 from appliance.certs.status import CertState
 from appliance.cms.service import Service
 from appliance.cms.store import Record, Transaction
-from bench.table import Row
-from bench.wire import get_latency, pipelined_gets
-from tests.helpers.cms import Process, ccr, client, effective
+from appliance.pva.typed import encode_typed
+from appliance.pvdata import Value
+from bench import revocation, tokens
+from bench.servers import NAMES, running
+from bench.table import Row, alternate
+from bench.wire import calls, first_get, get_latency, pipelined_gets
+from tests.helpers.cms import KEY_PEM, Process, ccr, effective
 
 CERTIFICATES = 100_000
-WANTED = "wanted"
+CREATE = "CERT:CREATE"
 
 
 def run() -> Iterator[Row]:
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Process(Path(folder), "--certs-dont-require-approval") as process,
-    ):
-        process.ready()
-        alone, many, name = asyncio.run(requests(process))
-        yield Row("cms: CCRs (std), 1 in flight", alone, 100, "CCR/s", 1, peer_name=WANTED)
-        yield Row("cms: CCRs (std), 32 in flight", many, 1500, "CCR/s", 1, peer_name=WANTED)
-        rate = max(pipelined_gets(process.tcp_port, name) for _ in range(3))
-        yield Row("cms: status GETs, pipelined", rate, 100_000, "GET/s", 1, peer_name=WANTED)
-        latency = get_latency(process.tcp_port, name)
-        yield Row("cms: status GET, median", latency, 100, "us", 1, less_is_better=True, peer_name=WANTED)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with tokens.issuer(folder / "issuer") as issuer:
+            config = folder / "cms.yml"
+            config.write_text(issuer.config())
+            with Process(folder, "--config", str(config), "--certs-dont-require-approval") as process:
+                process.ready()
+                yield from requests(process, issuer, folder)
+                yield from status(process)
+                yield from closing(process, folder)
     yield Row(
         f"cms: time to READY with {CERTIFICATES:,} certificates",
         ready(),
-        5,
+        0,
         "s",
-        1,
+        0,
         less_is_better=True,
-        peer_name=WANTED,
+        goal=5,
     )
 
 
-async def requests(process: Process) -> tuple[float, float, str]:
-    rates = []
-    async with client(process.tcp_port) as context:
-        for in_flight, count in ((1, 300), (32, 4000)):
-            arguments = iter([ccr(f"u{in_flight}-{number}") for number in range(count)])
+# -- requests ----------------------------------------------------------------------------------------
 
-            async def work(arguments: Iterator[object] = arguments) -> None:
-                for argument in arguments:
-                    await context.rpc("CERT:CREATE", argument, timeout=None)
 
-            start = time.perf_counter()
-            await asyncio.gather(*(work() for _ in range(in_flight)))
-            rates.append(count / (time.perf_counter() - start))
-        reply = await context.rpc("CERT:CREATE", ccr("asked"))
-        await context.get(reply["status_pv"])
-    return rates[0], rates[1], reply["status_pv"]
+def requests(process: Process, issuer: tokens.Issuer, folder: Path) -> Iterator[Row]:
+    turn = iter(range(1000))
+
+    def std(in_flight: int, count: int) -> float:
+        word = f"std{next(turn)}-"
+        return rate(process.tcp_port, [ccr(f"{word}{n}") for n in range(count)], in_flight)
+
+    def jwt(in_flight: int, count: int) -> float:
+        # The first call after the service's start fetches the issuer's keys; tokens go over TLS only.
+        proofs = issuer.tokens(f"jwt{next(turn)}-", count)
+        return rate(process.tls_port, [with_token(token) for token in proofs], in_flight, tls=True)
+
+    std(32, 64)
+    jwt(1, 2)
+    alone, other = "a durable append and a bare certificate", "bare certificates"
+    for what, measure in (("std", std), ("jwt, TLS", jwt)):
+        pair = alternate(lambda measure=measure: measure(1, 100), lambda: bare(100, folder / "append"))
+        yield Row(f"cms: CCRs ({what}), 1 in flight", *pair, "CCR/s", 0.25, peer_name=alone)
+    for what, measure, wanted in (("std", std, 0.2), ("jwt, TLS", jwt, 0.1)):
+        pair = alternate(lambda measure=measure: measure(32, 1000), lambda: bare(1000))
+        goal = 1500 if measure is std else 0
+        yield Row(f"cms: CCRs ({what}), 32 in flight", *pair, "CCR/s", wanted, peer_name=other, goal=goal)
+
+
+def rate(port: int, arguments: Sequence[Value], in_flight: int, *, tls: bool = False) -> float:
+    encoded = [b"".join(encode_typed(argument, big=False)) for argument in arguments]
+    start = time.perf_counter()
+    calls(port, CREATE, encoded, in_flight, tls=tls)
+    return len(encoded) / (time.perf_counter() - start)
+
+
+def with_token(token: str) -> Value:
+    from appliance.authn.ccr import CertRequest, request_value
+
+    return request_value(CREATE, CertRequest("jwt", "client", KEY_PEM, verifier={"token": token}))
+
+
+def bare(count: int, append_to: Path | None = None) -> float:
+    """Certificates per second that `cryptography` builds and signs; each after a synced append to a file, if given."""
+    now = datetime.now(UTC).replace(microsecond=0)
+    key, public = generate_key("ec-p256"), generate_key("ec-p256").public_key()
+    ca = build_ca(
+        key, subject=subject_name("CA"), not_before=now, not_after=now + timedelta(days=9), serial=1
+    )
+    file = None if append_to is None else os.open(append_to, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+    start = time.perf_counter()
+    for number in range(count):
+        if file is not None:
+            os.write(file, bytes(1024))
+            os.fdatasync(file)
+        (
+            x509.CertificateBuilder()
+            .subject_name(subject_name(f"user{number}", organization="lab"))
+            .issuer_name(ca.subject)
+            .public_key(public)
+            .serial_number(1 + number)
+            .not_valid_before(now)
+            .not_valid_after(now + timedelta(days=1))
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .sign(key, hashes.SHA256())
+        )
+    elapsed = time.perf_counter() - start
+    if file is not None:
+        os.close(file)
+    return count / elapsed
+
+
+# -- status ------------------------------------------------------------------------------------------
+
+
+def status(process: Process) -> Iterator[Row]:
+    port = process.tcp_port
+    prefix = f"CERT:STATUS:{process.issuer}"
+    # The service's own certificates are known under serials that only it knows; the newest of ours will do.
+    known = newest(process)
+    name = f"{prefix}:{known[0]}"
+    with running("p4p", "static") as peer:
+        yield Row(
+            "cms: status GETs, pipelined",
+            *alternate(lambda: pipelined_gets(port, name), lambda: pipelined_gets(peer.tcp, NAMES[0])),
+            "GET/s",
+            0.8,
+            goal=100_000,
+        )
+        yield Row(
+            "cms: status GET, median latency",
+            *alternate(lambda: get_latency(port, name), lambda: get_latency(peer.tcp, NAMES[0])),
+            "us",
+            1.5,
+            less_is_better=True,
+        )
+        chunk = iter(range(0, 1_000_000, 200))
+        yield Row(
+            "cms: first GET of an unknown serial, median",
+            *alternate(
+                lambda: first_get(port, [f"{prefix}:{n}" for n in span(next(chunk))]),
+                lambda: first_get(peer.tcp, NAMES[1:201]),
+            ),
+            "us",
+            0,
+            less_is_better=True,
+            goal=10_000,
+        )
+        chunks = iter(known[1 + i : 201 + i] for i in range(0, 600, 200))
+        yield Row(
+            "cms: first GET of a known certificate (signs), median",
+            *alternate(
+                lambda: first_get(port, [f"{prefix}:{n}" for n in next(chunks)]),
+                lambda: first_get(peer.tcp, NAMES[1:201]),
+            ),
+            "us",
+            0,
+            less_is_better=True,
+            goal=10_000,
+        )
+
+
+def span(start: int) -> range:
+    return range(1 + start, 201 + start)
+
+
+def newest(process: Process) -> list[int]:
+    import sqlite3
+
+    with sqlite3.connect(f"file:{process.db}?mode=ro", uri=True) as connection:
+        rows = connection.execute("SELECT serial FROM certs WHERE cn LIKE 'std%' LIMIT 700")
+        return [int(serial) for (serial,) in rows]
+
+
+# -- revocation --------------------------------------------------------------------------------------
+
+
+def closing(process: Process, folder: Path) -> Iterator[Row]:
+    closed = revocation.measure(process, folder)
+    for whose, times in (("a client's", closed.each_client), ("the server's", closed.server)):
+        figures = {"p50": statistics.median(times), "p99": times[int(len(times) * 0.99) - 1]}
+        for part, seconds in figures.items():
+            what = f"cms: {whose} certificate revoked to closed, {part} of {len(times)}"
+            yield Row(what, seconds, 0, "s", 0, less_is_better=True, goal=1)
+
+
+# -- start -------------------------------------------------------------------------------------------
 
 
 def ready() -> float:

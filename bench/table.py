@@ -11,11 +11,14 @@ class Row(NamedTuple):
     what: str
     ours: float
     peer: float
+    """The same of a peer, measured in the same run; 0 where there is none."""
     unit: str
     wanted: float
-    """The ratio that is wanted: at least this for rates, at most this for times."""
+    """The ratio that is wanted: at least this for rates, at most this for times; 0 where only ``goal`` counts."""
     less_is_better: bool = False
     peer_name: str = "p4p"
+    goal: float = 0.0
+    """The figure itself that is wanted, at least or at most; 0 where only the ratio counts."""
 
     @property
     def ratio(self) -> float:
@@ -23,16 +26,22 @@ class Row(NamedTuple):
 
     @property
     def good(self) -> bool:
-        return self.ratio <= self.wanted if self.less_is_better else self.ratio >= self.wanted
+        pairs = [(self.ratio, self.wanted)] * bool(self.wanted) + [(self.ours, self.goal)] * bool(self.goal)
+        return all(got <= wanted if self.less_is_better else got >= wanted for got, wanted in pairs)
 
 
 def show(rows: Iterable[Row]) -> str:
     lines = [f"{'what':<62} {'ours':>12} {'peer':>12} {'unit':<10} {'ratio':>7}  wanted"]
     for row in rows:
         sign = "<=" if row.less_is_better else ">="
+        what = f"{row.what} ({row.peer_name})" if row.peer else row.what
+        peer = figure(row.peer) if row.peer else "-"
+        ratio = f"{row.ratio:.2f}x" if row.peer else "-"
+        wanted = [f"{sign} {row.wanted:g}x"] * bool(row.wanted)
+        wanted += [f"{sign} {figure(row.goal)} {row.unit}"] * bool(row.goal)
         lines.append(
-            f"{row.what + ' (' + row.peer_name + ')':<62} {figure(row.ours):>12} {figure(row.peer):>12} {row.unit:<10} "
-            f"{row.ratio:>6.2f}x  {sign} {row.wanted:g}x {'' if row.good else '  MISSED'}"
+            f"{what:<62} {figure(row.ours):>12} {peer:>12} {row.unit:<10} {ratio:>7}  "
+            f"{', '.join(wanted)}{'' if row.good else '  MISSED'}"
         )
     return "\n".join(lines)
 

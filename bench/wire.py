@@ -10,8 +10,9 @@ import ssl
 import statistics
 import struct
 import time
+from collections.abc import Sequence
 
-GET, MONITOR = 10, 13
+GET, MONITOR, RPC = 10, 13, 20
 EMPTY_REQUEST = b"\x80\x00\x01\x05field\x80\x00\x00"
 
 
@@ -23,14 +24,15 @@ def text(value: str) -> bytes:
 class Driver:
     """One connection, anonymous."""
 
-    def __init__(self, port: int, *, tls: bool = False) -> None:
+    def __init__(self, port: int, *, tls: bool | ssl.SSLContext = False) -> None:
         sock: socket.socket = socket.create_connection(("127.0.0.1", port))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if tls is True:
+            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            tls.check_hostname = False
+            tls.verify_mode = ssl.CERT_NONE
         if tls:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-            sock = context.wrap_socket(sock)
+            sock = tls.wrap_socket(sock)
         self.sock = sock
         self.buffer = bytearray()
         self.wait_for(1)
@@ -103,7 +105,10 @@ def pipelined_gets(
     got = done = turn = 0
     start = time.perf_counter()
     while True:
-        got += driver.sock.recv_into(into)
+        received = driver.sock.recv_into(into)
+        if not received:
+            raise EOFError("the server closed the connection")
+        got += received
         while got >= half_size:
             got -= half_size
             done += outstanding // 2
@@ -113,6 +118,41 @@ def pipelined_gets(
                 return done / elapsed
             driver.sock.sendall(halves[turn])
             turn ^= 1
+
+
+def calls(
+    port: int, name: str, arguments: Sequence[bytes], in_flight: int, *, tls: bool = False
+) -> list[float]:
+    """Call ``name`` once per argument (type and value, encoded); gives the seconds that each call took.
+
+    Raises RuntimeError with the server's words for a call that fails.
+    """
+    driver = Driver(port, tls=tls)
+    sid = driver.channel(name, 1)
+    for ioid in range(in_flight):
+        driver.init(RPC, sid, ioid)
+    clock = time.perf_counter
+    started = [0.0] * in_flight
+    took: list[float] = []
+    waiting = iter(arguments)
+
+    def begin(ioid: int) -> None:
+        argument = next(waiting, None)
+        if argument is not None:
+            started[ioid] = clock()
+            driver.send(RPC, struct.pack("<IIB", sid, ioid, 0) + argument)
+
+    for ioid in range(min(in_flight, len(arguments))):
+        begin(ioid)
+    while len(took) < len(arguments):
+        payload = driver.wait_for(RPC)
+        ioid = int(struct.unpack_from("<I", payload)[0])
+        if payload[5] != 0xFF:
+            raise RuntimeError(payload[6:].decode("utf-8", "replace"))
+        took.append(clock() - started[ioid])
+        begin(ioid)
+    driver.close()
+    return took
 
 
 def get_latency(port: int, name: str, *, tls: bool = False, count: int = 5000) -> float:
@@ -133,6 +173,22 @@ def get_latency(port: int, name: str, *, tls: bool = False, count: int = 5000) -
     return statistics.median(times) * 1e6
 
 
+def first_get(port: int, names: Sequence[str]) -> float:
+    """Median time of the first GET of a name, with its channel and its INIT, in microseconds."""
+    driver = Driver(port)
+    times = []
+    for number, name in enumerate(names, 1):
+        start = time.perf_counter()
+        sid = driver.channel(name, number)
+        driver.init(GET, sid, number)
+        driver.sock.sendall(get_request(sid, number))
+        payload = driver.wait_for(GET)
+        times.append(time.perf_counter() - start)
+        assert payload[5] == 0xFF, payload
+    driver.close()
+    return statistics.median(times) * 1e6
+
+
 def large_get(port: int, name: str, *, tls: bool = False, count: int = 20) -> float:
     """Octets of a large value read per second, one GET after the other."""
     driver = Driver(port, tls=tls)
@@ -148,11 +204,17 @@ def large_get(port: int, name: str, *, tls: bool = False, count: int = 20) -> fl
         driver.sock.sendall(request)
         head = b""
         while len(head) < 8:
-            head += driver.sock.recv(8 - len(head))
+            received = driver.sock.recv(8 - len(head))
+            if not received:
+                raise EOFError("the server closed the connection")
+            head += received
         left = struct.unpack_from("<I", head, 4)[0]
         total += left
         while left:
-            left -= driver.sock.recv_into(into, min(left, len(into)))
+            received = driver.sock.recv_into(into, min(left, len(into)))
+            if not received:
+                raise EOFError("the server closed the connection")
+            left -= received
     elapsed = time.perf_counter() - start
     driver.close()
     return total / elapsed
@@ -190,6 +252,8 @@ def count_updates(ports: list[int], names: list[str], *, seconds: float = 2.0) -
                 data = driver.sock.recv(1 << 18)
             except BlockingIOError:
                 continue
+            if not data:
+                raise EOFError("the server closed the connection")
             buffer = driver.buffer
             buffer += data
             pos, end = 0, len(buffer)

@@ -175,7 +175,8 @@ class Subscription(Request):
         queue = self._queue
         if len(queue) >= self.queue_size + FLAPS:
             # The connection comes and goes while nobody reads: what is oldest is worth the least.
-            if isinstance(queue.popleft(), Value) and self._stale:
+            oldest = queue.popleft()
+            if isinstance(oldest, Value) and self._stale:
                 self._stale -= 1
         queue.append(item)
         self._wake()
@@ -185,7 +186,7 @@ class Subscription(Request):
         assert self.on_update is not None
         try:
             self.on_update(item)
-        except Exception:
+        except Exception:  # noqa: BLE001 - see above
             _log.exception("the function that takes updates of %s failed", self.channel.name)
 
     def _wake(self) -> None:

@@ -28,6 +28,8 @@ __all__ = ["IN_DOUBT", "LIVE", "Record", "Store", "StoreError", "Transaction", "
 
 _T = TypeVar("_T")
 _GROUP: Final = 512
+_AT_ONCE: Final = 16
+"""Results that are handed over in one turn of the event loop."""
 _GATHER_S: Final = 0.00015
 _GATHER_MAX_S: Final = 0.004
 _LARGEST: Final = (1 << 63) - 1
@@ -65,6 +67,16 @@ class Record(NamedTuple):
 
 
 _COLUMNS: Final = tuple(schema.certs.c[name] for name in Record._fields)
+# Made once: SQLAlchemy takes longer to look at a new statement than SQLite takes to run it.
+_OF_ISSUER: Final = sa.select(*_COLUMNS).where(schema.certs.c.issuer == sa.bindparam("by"))
+_OF_SUBJECT: Final = _OF_ISSUER.where(schema.certs.c.subject == sa.bindparam("of"))
+_OF_SUBJECTS: Final = _OF_ISSUER.where(schema.certs.c.subject.in_(sa.bindparam("of", expanding=True)))
+_OF_SERIAL: Final = _OF_ISSUER.where(schema.certs.c.serial == sa.bindparam("number"))
+_ADD_CERTS: Final = sa.insert(schema.certs)
+_ADD_AUDIT: Final = sa.insert(schema.audit)
+_AUDIT_HEAD: Final = (
+    sa.select(schema.audit.c.seq, schema.audit.c.hash).order_by(schema.audit.c.seq.desc()).limit(1)
+)
 
 
 def _record(row: Sequence[Any]) -> Record:
@@ -134,18 +146,19 @@ def engine_for(where: str, *, read_only: bool = False) -> sa.Engine:
 class Transaction:
     """What a job may do. Rows that it adds are written together at the end of the group."""
 
-    def __init__(self, connection: sa.Connection, issuer: str) -> None:
+    def __init__(
+        self, connection: sa.Connection, issuer: str, audit_head: tuple[int, str] | None = None
+    ) -> None:
         self.connection = connection
         self._issuer = issuer
         self._new_certs: list[dict[str, Any]] = []
         self._new_by_subject: dict[str, list[Record]] = {}
         self._new_audit: list[dict[str, Any]] = []
         self._by_subject: dict[str, list[Record]] = {}
-        head = connection.execute(
-            sa.select(schema.audit.c.seq, schema.audit.c.hash).order_by(schema.audit.c.seq.desc()).limit(1)
-        ).first()
-        self._seq: int = 0 if head is None else head[0]
-        self._hash: str = GENESIS if head is None else head[1]
+        if audit_head is None:
+            last = connection.execute(_AUDIT_HEAD).first()
+            audit_head = (0, GENESIS) if last is None else (last[0], last[1])
+        self._seq, self._hash = audit_head
 
     def prefetch(self, subjects: Iterable[str]) -> None:
         """Read what is known of many subjects at once."""
@@ -154,10 +167,11 @@ class Transaction:
             return
         for subject in wanted:
             self._by_subject[subject] = []
-        query = sa.select(*_COLUMNS).where(
-            schema.certs.c.subject.in_(wanted), schema.certs.c.issuer == self._issuer
-        )
-        for row in self.connection.execute(query):
+        if len(wanted) == 1:
+            found_rows = self.connection.execute(_OF_SUBJECT, {"of": wanted[0], "by": self._issuer})
+        else:
+            found_rows = self.connection.execute(_OF_SUBJECTS, {"of": wanted, "by": self._issuer})
+        for row in found_rows:
             found = _record(row)
             self._by_subject[found.subject].append(found)
 
@@ -171,9 +185,7 @@ class Transaction:
         if serial > _LARGEST:
             return None
         self.flush()
-        row = self.connection.execute(
-            sa.select(*_COLUMNS).where(schema.certs.c.serial == serial, schema.certs.c.issuer == self._issuer)
-        ).first()
+        row = self.connection.execute(_OF_SERIAL, {"number": serial, "by": self._issuer}).first()
         return None if row is None else _record(row)
 
     def add(self, record: Record, more: Mapping[str, Any]) -> None:
@@ -223,14 +235,14 @@ class Transaction:
     def flush(self) -> None:
         """Write what has been added."""
         if self._new_certs:
-            self.connection.execute(sa.insert(schema.certs), self._new_certs)
+            self.connection.execute(_ADD_CERTS, self._new_certs)
             for subject, records in self._new_by_subject.items():
                 if subject in self._by_subject:
                     self._by_subject[subject] += records
             self._new_by_subject = {}
             self._new_certs = []
         if self._new_audit:
-            self.connection.execute(sa.insert(schema.audit), self._new_audit)
+            self.connection.execute(_ADD_AUDIT, self._new_audit)
             self._new_audit = []
 
 
@@ -261,6 +273,8 @@ class Store:
         self.healthy = True
         """The last commit succeeded."""
         self.commits = 0
+        self._audit_head: tuple[int, str] | None = None
+        """The audit's last record, while it is certain: nobody else writes."""
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._lock_fd = -1
         self._engine: sa.Engine | None = None
@@ -404,7 +418,8 @@ class Store:
         results: list[tuple[Any, Exception | None]] = []
         try:
             with connection.begin():
-                transaction = Transaction(connection, self.issuer)
+                transaction = Transaction(connection, self.issuer, self._audit_head)
+                self._audit_head = None
                 transaction.prefetch(subjects)
                 for job in jobs:
                     try:
@@ -413,6 +428,7 @@ class Store:
                         results.append((None, error))
                 transaction.flush()
             self.commits += 1
+            self._audit_head = transaction.audit_head
             self.healthy = True
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing was committed and everybody must know
             with contextlib.suppress(sa.exc.SQLAlchemyError):
@@ -430,6 +446,10 @@ class Store:
 
 
 def _deliver(group: Sequence[_Waiting], results: Sequence[tuple[Any, Exception | None]]) -> None:
+    if len(group) > _AT_ONCE:
+        # What follows is a signature for each: meanwhile others' requests are read, and the next commit begins.
+        group[0].loop.call_soon(_deliver, group[_AT_ONCE:], results[_AT_ONCE:])
+        group, results = group[:_AT_ONCE], results[:_AT_ONCE]
     for item, (result, error) in zip(group, results, strict=True):
         if item.future.done():
             continue

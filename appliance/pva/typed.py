@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from appliance.pva.connection import Buffer
 from appliance.pvdata.codec import codec
-from appliance.pvdata.fielddesc import TypeReader, decode_type, encode_type
+from appliance.pvdata.fielddesc import TypeReader, decode_type
 from appliance.pvdata.types import StructType
 from appliance.pvdata.value import Value
 
@@ -32,4 +32,5 @@ def encode_typed(value: Value | None, *, big: bool) -> list[Buffer]:
     """Encode; None is the null type. Large arrays are not copied."""
     if value is None:
         return [b"\xff"]
-    return [encode_type(value.type, big), *codec(value.type, big).encode_chunks(value.store)]
+    made = codec(value.type, big)
+    return [made.description, *made.encode_chunks(value.store)]

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 
 from appliance.errors import PVDataError
 from appliance.pvdata.bitset import encode_bitset, iter_bits
-from appliance.pvdata.fielddesc import TypeReader
+from appliance.pvdata.fielddesc import TypeReader, encode_type
 from appliance.pvdata.leafcodec import ENCODE_ERRORS, LeafCodec, leaf_codec
 from appliance.pvdata.plans import compile_decoder, compile_encoder, encode_failure
 from appliance.pvdata.types import StructType, TypeDesc
@@ -55,7 +55,7 @@ class Codec:
     and are copied otherwise, always once; from a ``bytearray`` they are always copied.
     """
 
-    __slots__ = ("_decoders", "_encoders", "_leaf", "big", "decode", "encode", "type")
+    __slots__ = ("_decoders", "_description", "_encoders", "_leaf", "big", "decode", "encode", "type")
 
     encode: Callable[[Any], bytes]
     """``encode(store) -> bytes``: the full value."""
@@ -68,6 +68,7 @@ class Codec:
         self._decoders: dict[int, Decoder] = {}
         self._encoders: dict[int, Encoder] = {}
         self._leaf: LeafCodec | None = None
+        self._description = b""
         if isinstance(t, StructType):
             self.encode = _FullEncoder(self)
             self.decode = _FullDecoder(self)
@@ -75,6 +76,14 @@ class Codec:
             self._leaf = leaf_codec(t, big)
             self.encode = self._encode_leaf
             self.decode = self._leaf.decode
+
+    @property
+    def description(self) -> bytes:
+        """The type itself as a message carries it in full."""
+        made = self._description
+        if not made:
+            made = self._description = encode_type(self.type, self.big)
+        return made
 
     def encode_chunks(self, store: Any) -> list[Part]:
         """Encode the full value as buffers to be sent one after the other; big arrays are not copied.

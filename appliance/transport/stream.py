@@ -170,7 +170,7 @@ class StreamLink(asyncio.Protocol):
                 self.flush()
                 if not connection.stalled:
                     break
-                if not self.writable:
+                if not self.writable and connection.IS_SERVER:
                     self._parked = True
                     return
                 events = connection.receive_data(b"")

@@ -34,7 +34,7 @@ _ANCILLARY_SIZE: Final = socket.CMSG_SPACE(_PKTINFO.size)
 _ANY: Final = "0.0.0.0"  # noqa: S104 - in a multicast request it means the default interface
 _MREQ: Final = Struct("4s4s")
 _READS_PER_TURN: Final = 64
-_TURN_S: Final = 0.002
+_TURN_S: Final = 0.001
 """Seconds and datagrams after which the event loop gets its turn: a flood of searches must not starve connections.
 A datagram may hold sixty names or more; what the kernel cannot keep meanwhile is lost, and searched for again."""
 _RECEIVE_BUFFER: Final = 1 << 20
