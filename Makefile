@@ -1,3 +1,4 @@
+# make quickstart   the whole stack on this machine, and the story of the quick start
 # make setup   the virtual environment with everything that development needs
 # make lint    ruff, import contracts, types
 # make test    every test that runs on one machine
@@ -8,15 +9,29 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 PYTEST_ARGS ?=
 
-.PHONY: setup lint types test bench format clean
+.PHONY: quickstart setup lint types test bench format clean
+
+QUICKSTART_ARGS ?=
+
+quickstart: $(VENV)/.installed
+	@$(BIN)/appliance quickstart $(QUICKSTART_ARGS)
+
+$(VENV)/.installed: pyproject.toml tools/make-venv
+	@tools/make-venv $(PYTHON) $(VENV)
+	@echo "Installing the appliance and what it needs into $(VENV) (the first time this takes a minute) ..."
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-input --progress-bar on --editable '.[all]' \
+	    | grep --line-buffered -E '^(Collecting|Downloading|Installing|ERROR)' | cut -c 1-100 || true
+	@$(BIN)/python -c 'import appliance, aiohttp, sqlalchemy, epicscorelibs' || \
+	    { echo "The installation failed; run it again to see why: $(BIN)/pip install -e '.[all]'" >&2; exit 1; }
+	@touch $@
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
+$(VENV)/.ready: pyproject.toml tools/make-venv
+	tools/make-venv $(PYTHON) $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	touch $@
+	touch $(VENV)/.installed $@
 
 lint: setup types
 	$(BIN)/ruff format --check appliance tests bench

@@ -7,9 +7,9 @@ code never carries the CA's signature.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from functools import cache
+from functools import cache, lru_cache
 from ipaddress import ip_address
 from typing import Final, NamedTuple
 
@@ -23,6 +23,8 @@ from cryptography.hazmat.primitives.asymmetric.types import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from appliance.certs.der import oid as object_identifier
+from appliance.certs.der import sequence, tlv
 from appliance.certs.x509 import (
     CONFIG_PV_OID,
     RENEW_BY_OID,
@@ -30,6 +32,7 @@ from appliance.certs.x509 import (
     config_pv,
     encode_pv_name,
     encode_time,
+    extension_values,
     find_extension,
     is_ca,
     renew_by,
@@ -72,6 +75,8 @@ _SUBJECT_LIMITS = {
     NameOID.ORGANIZATIONAL_UNIT_NAME: ("OU", 64),
 }
 """The attributes of a subject, and their longest text (RFC 5280 appendix A.1, upper bounds)."""
+_ECDSA_SHA256: Final = object_identifier("1.2.840.10045.4.3.2")
+_BIT_STRING: Final = 0x03
 _MAX_SERIAL = (1 << 64) - 1
 _MAX_SAN = 100
 
@@ -208,17 +213,16 @@ def build_certificate(
         msg = f"the usage {usage!r} is not known; use one of {', '.join(USAGES)}"
         raise CertificateError(msg)
     try:
-        authority = x509.AuthorityKeyIdentifier(subject_key_identifier(issuer.certificate), None, None)
         builder = (
-            _dated(_builder(subject, issuer.certificate.subject, public_key), not_before, not_after, serial)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-            .add_extension(authority, critical=False)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_key_usage(*_key_bits(public_key)), critical=True)
-            .add_extension(
-                x509.ExtendedKeyUsage(sorted(USAGES[usage], key=lambda o: o.dotted_string)), critical=False
+            _dated(
+                _begun(issuer.certificate, usage, _key_bits(public_key))
+                .subject_name(subject)
+                .public_key(public_key),
+                not_before,
+                not_after,
+                serial,
             )
-        )
+        ).add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
         if san:
             builder = builder.add_extension(x509.SubjectAlternativeName(_general_names(san)), critical=False)
     except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
@@ -232,13 +236,63 @@ def build_certificate(
     for oid, value in private:
         if value is not None:
             builder = builder.add_extension(x509.UnrecognizedExtension(oid, value), critical=False)
-    check_certificate(builder.sign(_lint_key(), hashes.SHA256()), issuer=issuer.certificate, usage=usage)
+    checked = builder.sign(_lint_key(), hashes.SHA256())
+    check_certificate(checked, issuer=issuer.certificate, usage=usage)
+    if isinstance(issuer.key, ec.EllipticCurvePrivateKey) and issuer.key.curve.name == "secp256r1":
+        return _signed_again(checked, issuer.key)
     return builder.sign(issuer.key, signature_hash(issuer.key))
+
+
+def _signed_again(checked: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
+    """The very octets that were checked, under the CA's signature: the throw-away key's algorithm is the CA's."""
+    body = checked.tbs_certificate_bytes
+    signature = key.sign(body, ec.ECDSA(hashes.SHA256()))
+    return x509.load_der_x509_certificate(
+        sequence(body, sequence(_ECDSA_SHA256), tlv(_BIT_STRING, b"\0" + signature))
+    )
 
 
 @cache
 def _lint_key() -> ec.EllipticCurvePrivateKey:
     return ec.generate_private_key(ec.SECP256R1())
+
+
+@lru_cache(maxsize=64)
+def _begun(issuer: x509.Certificate, usage: str, key_bits: tuple[str, ...]) -> x509.CertificateBuilder:
+    """What all of an authority's certificates for a usage and a kind of key have in common."""
+    return (
+        x509.CertificateBuilder()
+        .issuer_name(issuer.subject)
+        .add_extension(
+            x509.AuthorityKeyIdentifier(_authority(issuer).key_identifier, None, None), critical=False
+        )
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(*key_bits), critical=True)
+        .add_extension(
+            x509.ExtendedKeyUsage(sorted(USAGES[usage], key=lambda o: o.dotted_string)), critical=False
+        )
+    )
+
+
+class _Authority(NamedTuple):
+    """What every certificate is compared with: read once from the authority's."""
+
+    subject: x509.Name
+    not_after: datetime
+    public_key: CertificatePublicKeyTypes
+    key_identifier: bytes
+    is_ca: bool
+
+
+@lru_cache(maxsize=16)
+def _authority(certificate: x509.Certificate) -> _Authority:
+    return _Authority(
+        certificate.subject,
+        certificate.not_valid_after_utc,
+        certificate.public_key(),
+        subject_key_identifier(certificate),
+        is_ca(certificate),
+    )
 
 
 def _builder(
@@ -262,6 +316,7 @@ def _dated(
     return builder.serial_number(serial).not_valid_before(not_before).not_valid_after(not_after)
 
 
+@cache
 def _key_usage(*bits: str) -> x509.KeyUsage:
     return x509.KeyUsage(
         **{
@@ -327,8 +382,12 @@ def check_public_key(key: CertificatePublicKeyTypes) -> str | None:
 
 def check_ca(certificate: x509.Certificate) -> None:
     """Check a CA certificate against its profile. Raises CertificateError that lists every problem."""
-    problems = [*_subject_problems(certificate.subject), *_common_problems(certificate)]
-    if not is_ca(certificate):
+    values = extension_values(certificate)
+    problems = [
+        *_subject_problems(certificate.subject),
+        *_common_problems(certificate, certificate.public_key(), values),
+    ]
+    if not _says_ca(values):
         problems.append("basic constraints do not say CA")
     usage = find_extension(certificate, x509.KeyUsage)
     if usage is None or not usage.key_cert_sign:
@@ -341,62 +400,84 @@ def check_certificate(certificate: x509.Certificate, *, issuer: x509.Certificate
 
     Raises CertificateError that lists every problem.
     """
-    problems = [*_subject_problems(certificate.subject), *_common_problems(certificate)]
-    if certificate.issuer != issuer.subject:
+    values = extension_values(certificate)
+    key = certificate.public_key()
+    authority = _authority(issuer)
+    problems = [*_subject_problems(certificate.subject), *_common_problems(certificate, key, values)]
+    if certificate.issuer != authority.subject:
         problems.append("its issuer is not the subject of the CA")
-    if certificate.not_valid_after_utc > issuer.not_valid_after_utc:
+    if certificate.not_valid_after_utc > authority.not_after:
         problems.append(
-            f"it would outlive its CA, which expires at {issuer.not_valid_after_utc:%Y-%m-%d %H:%M:%S} UTC"
+            f"it would outlive its CA, which expires at {authority.not_after:%Y-%m-%d %H:%M:%S} UTC"
         )
-    if certificate.public_key() == issuer.public_key():
+    if key == authority.public_key:
         problems.append("its key is the CA's")
-    if not is_ca(issuer):
+    if not authority.is_ca:
         problems.append("its issuer is not a CA")
-    if is_ca(certificate):
+    if _says_ca(values):
         problems.append("basic constraints say CA")
-    key_usage = find_extension(certificate, x509.KeyUsage)
-    if key_usage != _key_usage(*_key_bits(certificate.public_key())):
+    if values.get(x509.KeyUsage.oid) != _key_usage(*_key_bits(key)):
         problems.append("key usage does not fit the key")
-    extended = find_extension(certificate, x509.ExtendedKeyUsage)
-    if extended is None or frozenset(extended) != USAGES[usage]:
+    extended = values.get(x509.ExtendedKeyUsage.oid)
+    if not isinstance(extended, x509.ExtendedKeyUsage) or frozenset(extended) != USAGES[usage]:
         problems.append(f"extended key usage is not that of {usage}")
-    authority = find_extension(certificate, x509.AuthorityKeyIdentifier)
-    if authority is None or authority.key_identifier != subject_key_identifier(issuer):
+    identifier = values.get(x509.AuthorityKeyIdentifier.oid)
+    if (
+        not isinstance(identifier, x509.AuthorityKeyIdentifier)
+        or identifier.key_identifier != authority.key_identifier
+    ):
         problems.append("the authority key identifier is not the CA's")
-    if len(san(certificate)) > _MAX_SAN:
+    if x509.SubjectAlternativeName.oid in values and len(san(certificate)) > _MAX_SAN:
         problems.append(f"more than {_MAX_SAN} alternative names")
-    status_pv(certificate)
-    config_pv(certificate)
-    due = renew_by(certificate)
+    if STATUS_PV_OID in values:
+        status_pv(certificate)
+    if CONFIG_PV_OID in values:
+        config_pv(certificate)
+    due = renew_by(certificate) if RENEW_BY_OID in values else None
     if due is not None and not certificate.not_valid_before_utc <= due <= certificate.not_valid_after_utc:
         problems.append("the renew-by date is outside the validity")
     _raise(certificate, problems)
 
 
 def _subject_problems(subject: x509.Name) -> list[str]:
-    problems = [p for p in (_subject_problem(a.oid, a.value) for a in subject) if p]
-    for oid, (short, _) in _SUBJECT_LIMITS.items():
-        count = len(subject.get_attributes_for_oid(oid))
-        if count > 1 or (oid == NameOID.COMMON_NAME and count == 0):
-            problems.append(f"the subject has {count} {short}")
+    problems = []
+    counts = dict.fromkeys(_SUBJECT_LIMITS, 0)
+    for attribute in subject:
+        oid = attribute.oid
+        problem = _subject_problem(oid, attribute.value)
+        if problem:
+            problems.append(problem)
+        if oid in counts:
+            counts[oid] += 1
+    for oid, count in counts.items():
+        if count > 1 or (count == 0 and oid == NameOID.COMMON_NAME):
+            problems.append(f"the subject has {count} {_SUBJECT_LIMITS[oid][0]}")
     return problems
 
 
-def _common_problems(certificate: x509.Certificate) -> list[str]:
+def _common_problems(
+    certificate: x509.Certificate,
+    key: CertificatePublicKeyTypes,
+    values: Mapping[x509.ObjectIdentifier, x509.ExtensionType],
+) -> list[str]:
     problems: list[str] = []
     if certificate.version is not x509.Version.v3:
         problems.append("it is not of version 3")
     if not 0 < certificate.serial_number <= _MAX_SERIAL:
         problems.append("its serial number does not fit 64 bits")
-    weak = check_public_key(certificate.public_key())
+    weak = check_public_key(key)
     if weak:
         problems.append(f"it is for {weak}")
-    if find_extension(certificate, x509.SubjectKeyIdentifier) is None:
+    if x509.SubjectKeyIdentifier.oid not in values:
         problems.append("it has no subject key identifier")
-    constraints = find_extension(certificate, x509.BasicConstraints)
-    if constraints is None:
+    if x509.BasicConstraints.oid not in values:
         problems.append("it has no basic constraints")
     return problems
+
+
+def _says_ca(values: Mapping[x509.ObjectIdentifier, x509.ExtensionType]) -> bool:
+    found = values.get(x509.BasicConstraints.oid)
+    return isinstance(found, x509.BasicConstraints) and found.ca
 
 
 def _raise(certificate: x509.Certificate, problems: list[str]) -> None:

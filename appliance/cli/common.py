@@ -28,8 +28,10 @@ __all__ = [
     "FAILED",
     "INTERRUPTED",
     "OK",
+    "Formatter",
     "Output",
     "Parser",
+    "RawFormatter",
     "add_common",
     "add_completion",
     "add_format",
@@ -51,11 +53,40 @@ OK, FAILED, INTERRUPTED, PIPE = 0, 1, 2, 141
 
 DEFAULT_LIMIT = 20
 """Elements that are printed of an array, as the SPVA tools do."""
+FORMATS = ("delta", "tree")
 _FOREVER = 10 * 365 * 86400.0
+
+
+class Formatter(argparse.HelpFormatter):
+    """argparse asks for the terminal's width at every option, and by way of three compression libraries."""
+
+    def __init__(
+        self, prog: str, indent_increment: int = 2, max_help_position: int = 24, width: int | None = None
+    ) -> None:
+        super().__init__(prog, indent_increment, max_help_position, _columns() if width is None else width)
+
+
+class RawFormatter(Formatter, argparse.RawDescriptionHelpFormatter):
+    """Leaves descriptions as they are written."""
+
+
+def _columns() -> int:
+    try:
+        wide = int(os.environ.get("COLUMNS", "")) or 80
+    except ValueError:
+        try:
+            wide = os.get_terminal_size(1).columns or 80
+        except (OSError, ValueError):
+            wide = 80
+    return max(wide - 2, 20)
 
 
 class Parser(argparse.ArgumentParser):
     """argparse, ending as pvxs's tools end: status 1 for a bad command line, since 2 means interrupted."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        more.setdefault("formatter_class", Formatter)
+        super().__init__(*arguments, **more)
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
@@ -75,6 +106,10 @@ class _Completion(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, _: Any, values: Any, __: Any = None) -> NoReturn:
         import shtab
 
+        for action in parser._actions:
+            if action.dest == "format":
+                # Not said to argparse itself: an unknown format is a warning.
+                action.choices = FORMATS
         print(shtab.complete(parser, shell=values))
         parser.exit()
 
@@ -161,7 +196,7 @@ def add_format(parser: argparse.ArgumentParser, *, default: str = "delta") -> No
 def array_limit(options: argparse.Namespace, default: str = "delta") -> tuple[str, int]:
     """Give the format and limit of ``add_format``; an unknown format is a warning, as in pvxs."""
     chosen = options.format
-    if chosen not in ("delta", "tree"):
+    if chosen not in FORMATS:
         complain(f"Warning: ignoring unknown format '{chosen}'")
         chosen = default
     return chosen, options.limit
@@ -227,7 +262,8 @@ class Output:
     def failure(self, name: str, error: Exception) -> None:
         """Say why ``name`` has no result, on standard error and in JSON."""
         text = str(error)
-        complain(f"Error: {text if text.startswith(name) else f'{name}: {text}'}")
+        shown = name if len(name) <= 100 else f"{name[:97]}..."
+        complain(f"Error: {text if name and text.startswith(name) else f'{shown}: {text}'}")
         if self.json:
             self.object(name=name, error=text)
 
@@ -240,7 +276,7 @@ def selected(value: Value, request: str) -> Any:
     from appliance.pvdata.jsonio import to_plain
 
     plain = to_plain(value)
-    if "field" not in request:
+    if not request:
         return plain
     from appliance.pvdata.pvrequest import PVRequest, request_mask
 
@@ -315,8 +351,9 @@ def run_tool(
     """
     # 10 ms of start-up; nothing that a single operation makes is worth collecting. See `keep_running`.
     gc.disable()
-    options = parser.parse_args(argv) if work is None else parser.parse_intermixed_args(argv)
+    options = argparse.Namespace(verbose=False)
     try:
+        options = parser.parse_args(argv) if work is None else parser.parse_intermixed_args(argv)
         sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
         status = _run(options, work or options.work)
         sys.stdout.flush()

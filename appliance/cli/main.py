@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from appliance.cli.common import Parser, add_completion, add_version, run_tool
+from appliance.cli.common import Parser, RawFormatter, add_completion, add_version, run_tool
 from appliance.cli.doctor import command as doctor
 
 TYPE_CHECKING = False
@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
         description="Check the set-up of PVAccess clients: configuration, keychain and its password, chain, dates, "
         "usage and status, the clock, ports, search destinations and name servers.",
         epilog=doctor.EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=RawFormatter,
     )
     commands.add_parser(
         "quickstart",

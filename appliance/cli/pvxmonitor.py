@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add_format(made)
     add_json(made)
-    add_common(made)
+    add_common(made, timeout="Accepted for compatibility: a subscription waits for ever.")
     return made
 
 

@@ -82,7 +82,7 @@ class Channel:
         if self.state is ChannelState.ACTIVE:
             request.start()
         elif self.state is ChannelState.SEARCHING and len(self.requests) == 1:
-            self.context.searcher.want(self)
+            self.context.searcher.want(self, resume=True)
 
     def remove(self, request: Request) -> None:
         """``request`` needs the channel no more."""
@@ -113,20 +113,23 @@ class Channel:
         """
         if self.state is ChannelState.CLOSED:
             return
+        was_active = self.state is ChannelState.ACTIVE
         self.link = None
         self.wire = None
         self.trouble = why
         self.idle.clear()
-        self.search_again(later=False, failed=failed)
+        self.state = ChannelState.SEARCHING
         for request in list(self.requests):
             request.disconnected(why)
+        # A server that answers searches and takes no connection must not be asked in a tight loop.
+        self.search_again(later=failed or not was_active)
 
-    def search_again(self, *, later: bool, failed: bool = False) -> None:
-        """Go back to the search."""
+    def search_again(self, *, later: bool) -> None:
+        """Go back to the search, if there is anything to search for."""
         self.state = ChannelState.SEARCHING
         self.link = None
         if self.requests:
-            self.context.searcher.want(self, later=later, failed=failed)
+            self.context.searcher.want(self, later=later)
 
     def close(self) -> None:
         """End the channel here and at the server; requests that are left fail."""

@@ -43,6 +43,10 @@ _log: Final = logging.getLogger(__name__)
 IDLE_CHANNEL_S: Final = 10.0
 """Seconds for which a channel that nobody uses is kept for the next use."""
 DEFAULT_TIMEOUT_S: Final = 5.0
+MAX_NAME: Final = 1300
+"""Octets of a PV name that surely fit a search datagram (`appliance.pva.search.MAX_DATAGRAM`)."""
+CLOSE_S: Final = 1.0
+"""Seconds in which servers must take what is left for them when the context closes."""
 
 
 class Context:
@@ -98,6 +102,7 @@ class Context:
         self._liveness = Liveness(self._streams, self.config.idle_timeout_s, echo=True)
         self._sweeper: asyncio.TimerHandle | None = None
         self._closed = False
+        self._deserted: asyncio.Event | None = None
         self._started = False
 
     # -- life ----------------------------------------------------------------------------------------
@@ -130,9 +135,18 @@ class Context:
         links = list({*self._links.values(), *self.name_servers})
         for link in links:
             link.close()
-        for task in list(self._tasks):
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
         self.searcher.stop()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._streams():
+            self._deserted = asyncio.Event()
+            try:
+                await asyncio.wait_for(self._deserted.wait(), CLOSE_S)
+            except TimeoutError:
+                for stream in self._streams():
+                    stream.abort()
         await asyncio.sleep(0)
 
     @property
@@ -188,8 +202,8 @@ class Context:
             return []
         batch = Batch(self.loop, len(name))
         requests: list[GetRequest] = []
-        for index, item in enumerate(name):
-            channel = self.channel(item)
+        # All names are judged before any is asked for: a bad one must leave nothing behind.
+        for index, channel in enumerate([self.channel(item) for item in name]):
             get = GetRequest(channel, _BatchItem(batch, index), request, prepared)
             requests.append(get)
             channel.add(get)
@@ -296,7 +310,12 @@ class Context:
         """Give news of servers, for as long as the caller listens."""
         queue: asyncio.Queue[Discovered] = asyncio.Queue()
         self.searcher.listen_for_beacons()
-        unsubscribe = self.searcher.subscribe(queue.put_nowait)
+
+        def tell(news: Discovered) -> None:
+            if queue.qsize() < MAX_NEWS:
+                queue.put_nowait(news)
+
+        unsubscribe = self.searcher.subscribe(tell)
         try:
             if ping:
                 self.searcher.ping()
@@ -357,8 +376,7 @@ class Context:
         if channel is None:
             if self._closed or not self._started:
                 raise ChannelClosedError("the client context is not open: use it in 'async with'")
-            if not name:
-                raise ChannelClosedError("the PV name is empty")
+            _check_name(name)
             instance = next(self._next_instance) & 0xFFFFFFFF
             channel = self._channels[key] = self._instances[instance] = Channel(self, name, server, instance)
         return channel
@@ -480,7 +498,7 @@ class Context:
             channel.search_again(later=True)
             return
         link = self._links.get(address)
-        if link is None:
+        if link is None or not link.is_usable:
             link = self._open_link(address)
         if guid:
             link.guid = guid
@@ -510,6 +528,8 @@ class Context:
         link = self._links.get(address) or self._open_link(address)
         link.is_name_server = True
         self.name_servers.append(link)
+        if link.ready:
+            self.searcher.introduce(link)
 
     def _spawn(self, work: Any) -> None:
         task = self.loop.create_task(work)
@@ -520,19 +540,39 @@ class Context:
         """A connection is gone; one to a name server is tried again, its name being looked up anew."""
         if self._links.get(link.address) is link:
             del self._links[link.address]
+        if not self._closed:
+            self.searcher.lost_server()
+        elif self._deserted is not None and not self._streams():
+            self._deserted.set()
         if link in self.name_servers:
             self.name_servers.remove(link)
             if not self._closed:
                 self.loop.call_later(NAME_SERVER_RETRY_S, self._name_server, link.address)
 
     def restarted(self, address: Address, guid: bytes) -> None:
-        """Another server process answers at ``address``: a connection to the old one is dead, if there is one."""
+        """Another server process seems to answer at ``address``: a connection to the old one may be dead."""
         link = self._links.get(address)
-        if link is not None and link.guid and link.guid != guid and link.stream is not None:
-            link.stream.abort(TransportError(f"{link.peer} was restarted"))
+        if link is not None and link.guid and link.guid != guid:
+            link.suspect()
 
-    def _streams(self) -> Iterable[StreamLink]:
+    def _streams(self) -> list[StreamLink]:
         return [link.stream for link in self._links.values() if link.stream is not None]
+
+
+def _check_name(name: str) -> None:
+    """Refuse a name that no search can carry, before it spoils the searches for others."""
+    if not name:
+        raise ChannelClosedError("the PV name is empty")
+    try:
+        size = len(name) if name.isascii() else len(name.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError as error:
+        raise ChannelClosedError(
+            f"the PV name {name!r:.80} cannot be encoded as UTF-8: {error.reason}"
+        ) from None
+    if size > MAX_NAME:
+        raise ChannelClosedError(
+            f"the PV name {name[:40]!r}... has {size} octets; a search datagram takes {MAX_NAME}"
+        )
 
 
 NAME_SERVER_RETRY_S: Final = 5.0
@@ -540,6 +580,8 @@ PROBES_S: Final = (0.0, 0.3, 2.0)
 """Seconds after which servers are asked whether they speak TLS now."""
 UPGRADE_PATIENCE_S: Final = 5.0
 """Seconds for which requests in progress may keep a connection in the clear that could be TLS."""
+MAX_NEWS: Final = 100_000
+"""News of servers that wait for a listener who does not listen; beacons are anyone's to send."""
 
 
 def _wants_choices(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Callable
@@ -43,6 +44,9 @@ __all__ = ["ServerLink"]
 _log: Final = logging.getLogger(__name__)
 _remote_log: Final = logging.getLogger("appliance.client.remote")
 _LEVELS: Final = {0: logging.INFO, 1: logging.WARNING, 2: logging.ERROR, 3: logging.CRITICAL}
+
+SUSPICION_S: Final = 2.0
+"""Seconds in which a server that seems to have been restarted must answer an echo."""
 
 Address = tuple[str, int, bool]
 """Host, port, whether by TLS."""
@@ -110,7 +114,15 @@ class ServerLink:
             self.connection.types.octets = self.context.octets
             self.stream = StreamLink(self.connection, self, engine)
             stream = self.stream
-            await loop.create_connection(lambda: stream, host, port)
+            async with asyncio.timeout(self.context.config.idle_timeout_s):
+                await loop.create_connection(lambda: stream, host, port)
+        except TimeoutError:
+            self.stream = None
+            self._ended(
+                TransportError(
+                    f"cannot connect to {self.peer}: no answer in {self.context.config.idle_timeout_s:.0f} s"
+                )
+            )
         except OSError as error:
             self.stream = None
             # asyncio puts the address into strerror, and only uvloop the reason.
@@ -156,10 +168,34 @@ class ServerLink:
             self.connection.search(request)
             self.schedule_flush()
 
+    @property
+    def is_usable(self) -> bool:
+        """Whether channels can still be created here: False between a close and its completion."""
+        stream = self.stream
+        return stream is None or not self.ready or not stream.is_closing
+
     def close(self, reason: ApplianceError | None = None) -> None:
         """End the link."""
         if self.stream is not None:
             self.stream.close(reason)
+
+    def suspect(self) -> None:
+        """Have the server prove that it is still there, soon: somebody says that it was restarted.
+
+        Beacons and search responses are anyone's to forge: they may cost an echo, never a connection that works.
+        """
+        stream = self.stream
+        if stream is None or not self.ready:
+            return
+        heard = stream.heard
+        stream.connection.echo()
+        stream.schedule_flush()
+
+        def judge() -> None:
+            if self.stream is stream and stream.heard == heard:
+                stream.abort(TransportError(f"{self.peer} was restarted"))
+
+        self.context.loop.call_later(SUSPICION_S, judge)
 
     # -- StreamOwner ---------------------------------------------------------------------------------
 
@@ -318,7 +354,7 @@ class ServerLink:
         self._create_waiting()
         self.context.link_ready(self)
         if self.is_name_server:
-            self.context.searcher.poke()
+            self.context.searcher.introduce(self)
 
     def _create_waiting(self) -> None:
         waiting = self.waiting
@@ -331,12 +367,20 @@ class ServerLink:
         channel: Channel | None = event.channel.context
         if channel is not None and channel.link is self:
             channel.created(event.channel, event.status)
+        else:  # given up meanwhile: the server must not keep it for nobody
+            event.channel.close()
+            self.schedule_flush()
 
     def _on_channel_closed(self, event: ChannelClosed) -> None:
         channel: Channel | None = event.channel.context
         if channel is not None and channel.wire is event.channel:
             self.forget(channel)
-            channel.lost(f"{self.peer} closed the channel")
+            connection = self.connection
+            if connection is None or connection.state is not ConnectionState.CLOSED:
+                channel.lost(f"{self.peer} closed the channel")
+                return
+            reason = self.stream.reason if self.stream is not None else None
+            channel.lost(str(reason) if reason is not None else f"{self.peer} closed the connection")
 
     def _on_operation_closed(self, event: OperationClosed) -> None:
         """The channel's end tells its requests."""

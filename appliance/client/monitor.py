@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from appliance.client.channel import Channel
 
 __all__ = ["Connected", "Disconnected", "Subscription"]
+
+
+_log: Final = logging.getLogger(__name__)
 
 
 class Connected(NamedTuple):
@@ -48,10 +52,10 @@ class Subscription(Request):
     """
 
     __slots__ = (
-        "_acknowledged",
         "_ended",
         "_event",
         "_queue",
+        "_stale",
         "_taken",
         "notify",
         "on_update",
@@ -84,9 +88,10 @@ class Subscription(Request):
         """Updates that said that the server had merged some."""
         self._queue: deque[Any] = deque()
         self._event: asyncio.Future[None] | None = None
-        self._ended: ApplianceError | None = None
+        self._ended: Exception | None = None
         self._taken = 0
-        self._acknowledged = 0
+        self._stale = 0
+        """Values in the queue that an earlier connection brought: the present one must not be granted room for them."""
 
     # -- Request -------------------------------------------------------------------------------------
 
@@ -100,6 +105,7 @@ class Subscription(Request):
         operation.context = self
         self.operation = operation
         self._taken = 0
+        self._stale = sum(isinstance(item, Value) for item in self._queue)
         channel.link.schedule_flush()
 
     def ready(self, status: Status) -> None:
@@ -125,8 +131,8 @@ class Subscription(Request):
         kind = operation.type
         assert kind is not None
         if self.on_update is not None:
-            self.on_update(Value.from_store(kind, store, bits))
-            if self.pipeline:
+            self._call(Value.from_store(kind, store, bits))
+            if self.pipeline and self.operation is not None:
                 self._count()
             return
         queue = self._queue
@@ -148,30 +154,39 @@ class Subscription(Request):
         if self.notify:
             self._put(Disconnected(why))
 
-    def fail(self, error: ApplianceError) -> None:
+    def fail(self, error: Exception) -> None:
         self._abandon()
         self._end(error)
 
-    def _end(self, error: ApplianceError | None) -> None:
+    def _end(self, error: Exception | None) -> None:
         self.channel.remove(self)
         if self._ended is None:
             self._ended = error or _END
             if self.on_update is not None:
-                self.on_update(self._ended)
+                self._call(self._ended)
             self._wake()
 
     # -- the caller ----------------------------------------------------------------------------------
 
     def _put(self, item: Any) -> None:
         if self.on_update is not None:
-            self.on_update(item)
+            self._call(item)
             return
         queue = self._queue
-        if len(queue) >= self.queue_size and not isinstance(item, Value) and not isinstance(queue[-1], Value):
-            queue[-1] = item  # a connection that flaps leaves its latest state
-        else:
-            queue.append(item)
+        if len(queue) >= self.queue_size + FLAPS:
+            # The connection comes and goes while nobody reads: what is oldest is worth the least.
+            if isinstance(queue.popleft(), Value) and self._stale:
+                self._stale -= 1
+        queue.append(item)
         self._wake()
+
+    def _call(self, item: Any) -> None:
+        """Hand over an update; the connection must not suffer from what the caller's function does wrong."""
+        assert self.on_update is not None
+        try:
+            self.on_update(item)
+        except Exception:
+            _log.exception("the function that takes updates of %s failed", self.channel.name)
 
     def _wake(self) -> None:
         event = self._event
@@ -206,7 +221,10 @@ class Subscription(Request):
                 self._event = None
         item = queue.popleft()
         if self.pipeline and isinstance(item, Value):
-            self._count()
+            if self._stale:
+                self._stale -= 1
+            else:
+                self._count()
         return item
 
     def close(self) -> None:
@@ -223,4 +241,6 @@ class Subscription(Request):
         self.close()
 
 
+FLAPS: Final = 8
+"""Items beyond the queue's size that tell of connections lost and found."""
 _END: Final = ChannelClosedError("the subscription has ended")

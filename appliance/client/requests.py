@@ -36,7 +36,7 @@ class Waiter:
         if not self.future.done():
             self.future.set_result(value)
 
-    def error(self, error: ApplianceError) -> None:
+    def error(self, error: Exception) -> None:
         """It did not."""
         if not self.future.done():
             self.future.set_exception(error)
@@ -67,7 +67,7 @@ class _BatchItem(Waiter):
         if not batch.left and not batch.future.done():
             batch.future.set_result(batch.results)
 
-    def error(self, error: ApplianceError) -> None:
+    def error(self, error: Exception) -> None:
         self.result(error)
 
 
@@ -93,7 +93,9 @@ class Request:
 
     def disconnected(self, why: str) -> None:
         """The channel was lost; ``start`` will be called when it is back."""
-        self.operation = None
+        if self.operation is not None:
+            self.operation.context = None
+            self.operation = None
 
     def _refused(self, *, changes: bool) -> bool:
         """Fail where the connection pauses; False where it does not."""
@@ -110,7 +112,7 @@ class Request:
         self.channel.remove(self)
         self.waiter.result(value)
 
-    def fail(self, error: ApplianceError) -> None:
+    def fail(self, error: Exception) -> None:
         """Give up, and say why."""
         self.channel.remove(self)
         self._abandon()
@@ -155,12 +157,14 @@ class Request:
 class GetRequest(Request):
     """GET. The initialised operation is kept for the next one with the same pvRequest."""
 
-    __slots__ = ("key", "request")
+    __slots__ = ("key", "request", "reuses")
 
     def __init__(self, channel: Channel, waiter: Waiter, key: Any, request: Value) -> None:
         super().__init__(channel, waiter)
         self.key = key
         self.request = request
+        self.reuses = False
+        """The operation was initialised for an earlier GET."""
 
     def start(self) -> None:
         if self._refused(changes=False):
@@ -171,6 +175,7 @@ class GetRequest(Request):
             operation = idle.pop()
             operation.context = self
             self.operation = operation
+            self.reuses = True
             operation.get()
             assert channel.link is not None
             channel.link.schedule_flush()
@@ -199,6 +204,11 @@ class GetRequest(Request):
             if not requests:
                 channel.last_used = channel.context.loop.time()
             self.waiter.result(value)
+        elif self.reuses:
+            # The PV may have another type by now; a fresh operation learns it.
+            self.reuses = False
+            self._abandon()
+            self._begin(c.CMD_GET, self.request)
         else:
             self._raise(status)
 
@@ -236,14 +246,13 @@ class PutRequest(Request):
 
     def _put(self, present: Value) -> None:
         present.changed = 0
+        assert self.operation is not None
         try:
-            value = self.build(present)
-        except ApplianceError as error:
+            self.operation.put(self.build(present))
+        except Exception as error:  # noqa: BLE001 - the caller's function: its faults are the caller's, not the connection's
             self.fail(error)
             return
-        assert self.operation is not None
         self.sent = True
-        self.operation.put(value)
 
     def reply(self, status: Status, value: Value | None) -> None:
         if self._raise(status):
@@ -284,8 +293,12 @@ class RPCRequest(Request):
     def ready(self, status: Status) -> None:
         if not self._raise(status):
             assert self.operation is not None
+            try:
+                self.operation.call(self.argument)
+            except ApplianceError as error:
+                self.fail(error)
+                return
             self.sent = True
-            self.operation.call(self.argument)
 
     def reply(self, status: Status, value: Value | None) -> None:
         if not self._raise(status):

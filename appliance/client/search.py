@@ -25,6 +25,7 @@ from appliance.transport.udp import Origin, UDPPort, resolve_datagram_address
 
 if TYPE_CHECKING:
     from appliance.client.context import Context
+    from appliance.client.link import ServerLink
 
 __all__ = ["Discovered", "Searcher"]
 
@@ -32,12 +33,14 @@ _log: Final = logging.getLogger(__name__)
 
 INTERVALS_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
 """Seconds from one search for a name to the next; the last one repeats for ever."""
-LATER_S: Final = 5.0
-"""Seconds after which a name is searched for again whose server refused the channel."""
 RESOLVE_S: Final = 60.0
 """Seconds for which the addresses of an address list's names are kept."""
+RESOLVE_HOLDOFF_S: Final = 1.0
+"""Seconds after the loss of a server in which its name is looked up again."""
 POKE_HOLDOFF_S: Final = 5.0
 """Seconds in which news of servers hurries the search at most once."""
+MAX_SERVERS: Final = 10_000
+"""Servers that are remembered: anyone may send beacons of servers that do not exist."""
 DATAGRAMS_PER_TICK: Final = 50
 """A list of ten thousand names leaves in a stream, not in a flood."""
 _TICK_S: Final = 0.02
@@ -89,6 +92,7 @@ class Searcher:
         self._sweeper: asyncio.TimerHandle | None = None
         self._listeners: dict[Callable[[Discovered], None], None] = {}
         self._warned: set[str] = set()
+        self._swept_at = -POKE_HOLDOFF_S
 
     async def start(self, *, beacons: bool) -> None:
         """Open the sockets. ``beacons`` also listens for new servers."""
@@ -158,13 +162,21 @@ class Searcher:
 
     # -- what is wanted --------------------------------------------------------------------------------
 
-    def want(self, channel: Channel, *, later: bool = False, failed: bool = False) -> None:
-        """Search for ``channel``, from the end of this turn of the event loop on, or when its failures allow."""
+    def want(self, channel: Channel, *, later: bool = False, resume: bool = False) -> None:
+        """Search for ``channel``: from the end of this turn of the event loop on, or ``later``.
+
+        ``resume`` is for a channel that gets its first request: someone waits for it, the back-off starts anew.
+        """
+        if resume:
+            channel.attempts = 0
         if channel.server is not None:
-            self._context.connect_direct(channel, delay_s=LATER_S if later else self._delay(channel))
+            self._context.connect_direct(channel, delay_s=self._delay(channel))
             return
         self._wanted[channel.instance] = channel
-        delay = LATER_S if later else self._delay(channel) if failed else 0.0
+        delay = 0.0
+        if later:
+            delay = INTERVALS_S[min(channel.attempts, len(INTERVALS_S) - 1)]
+            channel.attempts += 1
         channel.due = self._loop.time() + delay
         heapq.heappush(self._heap, (channel.due, channel.instance))
         self._schedule(channel.due)
@@ -194,12 +206,26 @@ class Searcher:
     def hurry(self) -> None:
         """Search for everything now."""
         now = self._loop.time()
+        if len(self._heap) > 1000 + 4 * len(self._wanted):
+            self._heap.clear()  # entries that later ones have overtaken; every name gets a new one below
         for channel in self._wanted.values():
             channel.attempts = 0
             channel.due = now
             heapq.heappush(self._heap, (now, channel.instance))
         if self._wanted:
             self._schedule(now)
+
+    def introduce(self, link: ServerLink) -> None:
+        """Ask a name server that has just become ready for everything that is missing."""
+        names = [(channel.instance, channel.name) for channel in self._wanted.values()]
+        protocols = self._context.protocols()
+        for batch in split_names(names, protocols):
+            self._sequence = self._sequence + 1 & 0xFFFFFFFF
+            link.search(SearchRequest(self._sequence, batch, protocols))
+
+    def lost_server(self) -> None:
+        """A server has gone: it may come back under the same name at another address."""
+        self._resolved_at = min(self._resolved_at, self._loop.time() - RESOLVE_S + RESOLVE_HOLDOFF_S)
 
     def _schedule(self, when: float) -> None:
         if self._timer is not None:
@@ -360,8 +386,12 @@ class Searcher:
         key = (host, port, protocol)
         known = self._servers.get(key)
         now = self._loop.time()
-        if known is None and len(self._servers) >= 10_000:
-            self._forget_old()
+        if known is None and len(self._servers) >= MAX_SERVERS:
+            if now - self._swept_at > POKE_HOLDOFF_S:
+                self._swept_at = now
+                self._forget_old()
+            if len(self._servers) >= MAX_SERVERS:
+                return False
         news = Discovered(True, f"{host}:{port}", protocol, guid, via, message.version)
         self._servers[key] = (news, now)
         if known is not None and known[0].guid == guid:

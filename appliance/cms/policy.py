@@ -7,6 +7,7 @@ write a field of level 1 in ``DEFAULT`` and has proved with a certificate, over 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections.abc import Callable
@@ -30,6 +31,7 @@ __all__ = ["CertificateGate", "Names", "Policy", "read_acf"]
 _log: Final = logging.getLogger(__name__)
 _MAX_BYTES: Final = 4 << 20
 _GOOD: Final = Verdict(StatusClass.GOOD)
+_LAST_WORDS_S: Final = 0.02
 
 
 class Names:
@@ -177,8 +179,6 @@ class CertificateGate(PeerGate):
         if record is not None:
             verdict(self._judge(record))
         else:
-            import asyncio
-
             task = asyncio.get_running_loop().create_task(self._ask(serial, token))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -207,11 +207,14 @@ class CertificateGate(PeerGate):
         )
 
     def _changed(self, record: Record) -> None:
-        watchers = self._watchers.get(record.serial)
-        if watchers:
-            status = self._judge(record)
-            for verdict in list(watchers.values()):
-                verdict(status)
+        if record.serial in self._watchers:
+            # A moment later: who revokes his own certificate gets his answer before his connection goes.
+            asyncio.get_running_loop().call_later(_LAST_WORDS_S, self._tell, record)
+
+    def _tell(self, record: Record) -> None:
+        status = self._judge(self._lifecycle.peek(record.serial) or record)
+        for verdict in list(self._watchers.get(record.serial, {}).values()):
+            verdict(status)
 
 
 def _nothing() -> None:

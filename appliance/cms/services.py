@@ -199,7 +199,7 @@ class CreatePV(_Callable):
         delivered = self._issuing.lifecycle.delivered
         if operation.alive:
             delivered(record.serial)
-        _log.info("%s %s: %s", issued.cert_id, record.state.value, record.subject.replace("\x1f", " "))
+        _log.debug("%s %s: %s", issued.cert_id, record.state.value, record.subject.replace("\x1f", " "))
 
     def _reply(
         self, state: CertState, serial: int, identifier: str, status_pv: str, expiration: int, pem: str

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from appliance.pvdata import BOOL, FLOAT64, STRING, UINT16, UINT64, StructType
+from appliance.authn.ccr import request_type
+from appliance.pvdata import BOOL, FLOAT64, STRING, UINT64, StructType
 from appliance.pvdata.nt import ALARM, NTEnum, NTScalar, NTTable
 
 __all__ = [
@@ -94,31 +95,5 @@ LIST: Final = NTTable(
     ]
 )
 
-REQUEST: Final = StructType(
-    [
-        ("scheme", STRING),
-        ("authority", STRING),
-        ("path", STRING),
-        (
-            "query",
-            StructType(
-                [
-                    ("type", STRING),
-                    ("name", STRING),
-                    ("country", STRING),
-                    ("organization", STRING),
-                    ("organization_unit", STRING),
-                    ("usage", UINT16),
-                    ("not_before", UINT64),
-                    ("not_after", UINT64),
-                    ("pub_key", STRING),
-                    ("config_uri_base", STRING),
-                    ("no_status", BOOL),
-                    ("verifier", StructType([])),
-                ]
-            ),
-        ),
-    ],
-    "epics:nt/NTURI:1.0",
-)
+REQUEST: Final = request_type()
 """A request as the standard authenticator sends it; others put something into ``verifier``."""

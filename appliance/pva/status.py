@@ -11,9 +11,17 @@ __all__ = ["OK", "OK_BYTES", "Status"]
 
 _MAX_TEXT: Final = 4096
 
-_DENIED: Final = ("not permitted", "permission denied", "access denied", "denied by", "no write access")
-"""What servers write when access security refuses: QSRV "Put not permitted", p4p's gateway "Put permission denied
-by gateway" and "Denied", this package "... access denied by access security"."""
+_DENIED: Final = (
+    "not permitted",
+    "permission denied",
+    "access denied",
+    "denied by",
+    "no read access",
+    "no write access",
+    "no process access",
+)
+"""What servers write when access security refuses: QSRV "Put not permitted", pvAccessCPP "no write access", p4p's
+gateway "Put permission denied by gateway" and "Denied", this package "... access denied by access security"."""
 
 
 class Status(NamedTuple):

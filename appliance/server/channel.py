@@ -94,7 +94,8 @@ class Channel:
                         wire.finish(Status.error(_DENIED["read"]))
         if before.permissions != rights.permissions:
             self.wire.set_permissions(rights.permissions)
-            self.link.schedule_flush()
+        # Reading has no bit of its own among the permissions: what ended above must leave in any case.
+        self.link.schedule_flush()
 
     def close(self) -> None:
         """Take the channel away from the client."""
@@ -186,7 +187,8 @@ class Channel:
                 self._broken(subscription, error)
         if self.owner.held is not None:
             subscription.wait()
-        elif subscription.pump():
+        elif not subscription.waits and subscription.pump():
+            subscription.waits = True
             self.owner.dirty(subscription)
 
     def cancelled(self, wire: ServerOperation) -> None:

@@ -200,7 +200,7 @@ class Subscription(Operation):
     never the latest one.
     """
 
-    __slots__ = ("_dirty", "finishing", "posted", "queue", "running", "squashed")
+    __slots__ = ("finishing", "posted", "queue", "running", "squashed", "waits")
 
     def __init__(self, channel: Channel, wire: ServerOperation) -> None:
         super().__init__(channel, wire)
@@ -210,7 +210,8 @@ class Subscription(Operation):
         self.finishing = False
         self.posted = 0
         self.squashed = 0
-        self._dirty = False
+        self.waits = False
+        """Whether the client's list of subscriptions to send for has this one."""
 
     @property
     def queue_size(self) -> int:
@@ -223,35 +224,42 @@ class Subscription(Operation):
         if self.finishing or not (update.bits & self.wire.mask or not self.posted):
             return
         self.posted += 1
-        if len(queue) >= self.wire.queue_size:
+        waiting = len(queue)
+        if waiting >= self.wire.queue_size or (
+            waiting >= QUEUE_UNMEASURED and waiting * self._size_of(update) > QUEUE_LIMIT
+        ):
             queue[-1] = queue[-1].squash(update)
             self.squashed += 1
             return
         queue.append(update)
-        if not self._dirty:
-            self._dirty = True
+        if not self.waits:
+            self.waits = True
             self.channel.dirty(self)
+
+    def _size_of(self, update: Update) -> int:
+        wire = self.wire
+        return len(update.encoded(wire.mask, big=wire.connection.big))
 
     def finish(self) -> None:
         """End the subscription once the client has what is queued."""
         self.finishing = True
-        if not self._dirty:
-            self._dirty = True
+        if not self.waits:
+            self.waits = True
             self.channel.dirty(self)
 
     def pump(self) -> bool:
         """Send what may be sent; return whether something is left that only room in the socket keeps back."""
         if self.wire.drain(self.queue, PUMP_LIMIT):
             return True
-        self._dirty = False
+        self.waits = False
         if self.finishing and not self.queue:
             self.wire.finish()
         return False
 
     def wait(self) -> None:
         """Have what is queued sent when the peer's pause is over."""
-        if self.queue and not self._dirty:
-            self._dirty = True
+        if self.queue and not self.waits:
+            self.waits = True
             self.channel.dirty(self)
 
     def clear(self) -> None:
@@ -259,5 +267,10 @@ class Subscription(Operation):
         self.queue.clear()
 
 
+QUEUE_UNMEASURED: Final = 16
+"""Updates of one queue that are not weighed: all but a few subscriptions ask for fewer."""
+QUEUE_LIMIT: Final = 64 * 1024 * 1024
+"""Octets of one longer queue above which updates are squashed although the client asked for room for more: its
+number of updates alone would let a client that does not read hold thousands of images."""
 PUMP_LIMIT: Final = 1024 * 1024
 """Octets of waiting output above which updates stay in their queues, where they can still be squashed."""

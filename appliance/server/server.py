@@ -302,6 +302,9 @@ class Server:
         assert self._loop is not None
         self._deadlines[link] = self._loop.call_later(HANDSHAKE_TIMEOUT_S, self._too_slow, link)
         self.peers[link] = Peer(self, connection, link)
+        if len(self.peers) > self._max_connections:
+            _log.warning("a connection is refused: there are %d already", self._max_connections)
+            link.abort()
         return link
 
     def _too_slow(self, link: StreamLink) -> None:
@@ -313,10 +316,6 @@ class Server:
 
     def link_up(self, link: StreamLink) -> None:
         """StreamOwner."""
-        if len(self.peers) > self._max_connections:
-            _log.warning("%s refused: there are %d connections already", link.peer, self._max_connections)
-            link.abort()
-            return
         if self._standby or (link.engine is not None and self._tls is None):
             link.abort()
             return
@@ -430,6 +429,10 @@ class Server:
 
     def channel_closed(self, channel: Channel) -> None:
         """A channel is gone."""
+        try:
+            channel.handler.detached(channel)
+        except Exception:  # noqa: BLE001 - a handler's defect must not end the connection
+            _log.exception("closing a channel of %s", channel.name)
 
     def refused(self, channel: Channel, right: str) -> None:
         """Access security refused a request."""

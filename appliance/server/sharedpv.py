@@ -107,13 +107,15 @@ class SharedPV(Handler):
                 self._value = (plain, offset, 1 << offset)
 
     def close(self) -> None:
-        """Take the value away: subscriptions end, operations fail until ``open``."""
+        """Take the value away. Subscribers lose their channels and come back for the next ``open`` (as in PVXS);
+        new operations fail until then.
+        """
         self._kind = None
         for answer in self._answers.values():
             answer.tail = None
         self._answers = {}
         for subscription in list(self._subscriptions):
-            subscription.finish()
+            subscription.channel.close()
 
     def post(self, value: Any) -> None:
         """Change the value, and tell the subscribers.

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from appliance.pva.credentials import Credentials
 from appliance.pvdata.types import StructType
 from appliance.pvdata.value import Value
 from appliance.server.operation import Operation, Subscription
+
+if TYPE_CHECKING:
+    from appliance.server.channel import Channel
 
 __all__ = ["Handler", "Source", "StaticSource"]
 
@@ -69,6 +73,9 @@ class Handler:
 
     def closed(self, operation: Operation) -> None:
         """The operation is over."""
+
+    def detached(self, channel: Channel) -> None:
+        """A channel that ``Source.open`` gave this handler for is gone, and all its operations with it."""
 
 
 class Source:

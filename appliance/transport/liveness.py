@@ -25,6 +25,8 @@ class _Links(Protocol):
 class Liveness:
     """Closes links whose peer has been silent for ``timeout_s`` seconds.
 
+    A peer that reads slowly lives as long as it reads at all.
+
     With ``echo`` (a client's duty) a link that was silent for a quarter of that time is asked for a sign of life,
     and again every quarter.
     """
@@ -54,13 +56,18 @@ class Liveness:
         assert self._loop is not None
         self._handle = self._loop.call_later(self._period, self._tick)
         for link in list(self._links()):
-            if link.heard != link.heard_at_tick:
-                link.heard_at_tick = link.heard
+            heard = link.heard
+            if not link.writable:
+                # We may have stopped reading until the peer reads: that it takes something is a sign of life too.
+                heard += link.drained
+            if heard != link.heard_at_tick:
+                link.heard_at_tick = heard
                 link.silent_ticks = 0
                 continue
             link.silent_ticks += 1
             if link.silent_ticks >= TICKS:
-                link.abort(TransportError(f"{link.peer} has been silent for {self.timeout_s:.0f} s"))
+                did = "has been silent" if link.writable else "has read nothing of what waits for it"
+                link.abort(TransportError(f"{link.peer} {did} for {self.timeout_s:.0f} s"))
             elif self._echo and link.is_up and link.silent_ticks % (TICKS // 4) == 0:
                 link.connection.echo()
                 link.schedule_flush()

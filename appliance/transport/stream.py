@@ -105,6 +105,9 @@ class StreamLink(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start: TLS first where there is an engine, else the link is up."""
         self._transport = stream = cast("asyncio.Transport", transport)
+        if self._closing:  # given up before it began
+            stream.abort()
+            return
         sock = stream.get_extra_info("socket")
         if sock is not None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -169,6 +172,10 @@ class StreamLink(asyncio.Protocol):
         except RemoteProtocolError as error:
             self.flush()
             self.close(error)
+            # The owner must not use what the end of the connection ended, not even until the socket is closed.
+            events = connection.receive_eof()
+            if events:
+                self.owner.link_events(self, events)
             return
         if connection.state is ConnectionState.CLOSED:
             self.close(None)
@@ -302,7 +309,10 @@ class StreamLink(asyncio.Protocol):
     def close(self, reason: ApplianceError | None = None) -> None:
         """Send what waits, say good-bye inside TLS, and close; ``link_down`` follows."""
         transport = self._transport
-        if transport is None or self._closing:
+        if transport is None:
+            self.abort(reason)
+            return
+        if self._closing:
             return
         self._remember(reason)
         self.flush()
@@ -332,17 +342,26 @@ class StreamLink(asyncio.Protocol):
 
     def abort(self, reason: ApplianceError | None = None) -> None:
         """Close at once; what waits is dropped. For a peer that no longer answers, or may hear no more."""
-        transport = self._transport
-        if transport is None:
-            return
         self._remember(reason)
         self._closing = True
-        transport.abort()
+        if self._transport is not None:
+            self._transport.abort()
 
     @property
     def is_closing(self) -> bool:
         """Whether the link is closing or closed."""
         return self._closing or self._transport is None
+
+    @property
+    def reason(self) -> ApplianceError | None:
+        """Why the link ended or is about to; None while there is none, and after an orderly end."""
+        return self._reason
+
+    @property
+    def drained(self) -> int:
+        """Octets that the peer's side has taken off the send queue so far."""
+        transport = self._transport
+        return self.sent - transport.get_write_buffer_size() if transport is not None else self.sent
 
     def __repr__(self) -> str:
         return f"<StreamLink {'TLS' if self.engine else 'TCP'} {self.interface} - {self.peer}>"

@@ -72,7 +72,7 @@ async def finish(process: asyncio.subprocess.Process) -> Done:
         out, err = await process.communicate()
         raise AssertionError(f"it did not end; {out!r} {err!r}") from None
     assert process.returncode is not None
-    return Done(process.returncode, out.decode(errors="surrogateescape"), err.decode())
+    return Done(process.returncode, (out or b"").decode(errors="surrogateescape"), err.decode())
 
 
 async def run(tool: str, *arguments: str, env: Mapping[str, str]) -> Done:

@@ -199,14 +199,13 @@ async def test_a_pipelined_monitor_that_is_read_slowly_stops_the_server_not_the_
     async with ctx.monitor("p4p:int", "record[queueSize=4,pipeline=true]") as updates:
         last = (await anext(updates))["value"]
         for round_ in range(1, 20):
-            # The server notices our acknowledgement with the next post, not by itself.
+            # PVXS notices an acknowledgement with the next post, not by itself: one update for each is sure.
             await peer.do("post", pv="int", value=round_ * 1000, count=100)
             await ctx.get("p4p:int")
-            assert 1 <= len(updates._queue) <= 4
-            for _ in range(2):
-                value = (await anext(updates))["value"]
-                assert value > last
-                last = value
+            assert len(updates._queue) <= 4
+            value = (await anext(updates))["value"]
+            assert value > last
+            last = value
         assert updates.squashed == 0
 
 
@@ -238,7 +237,7 @@ async def test_discovery_finds_the_server(ctx: Context, peer: Peer) -> None:
 
 
 async def test_a_name_that_nobody_serves_times_out_and_says_so(ctx: Context) -> None:
-    with pytest.raises(OperationTimeoutError, match="p4p:none: timeout after 0.2 s: no server answered"):
+    with pytest.raises(OperationTimeoutError, match=r"p4p:none: timeout after 0\.2 s: no server answered"):
         await ctx.get("p4p:none", timeout=0.2)
 
 

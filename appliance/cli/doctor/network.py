@@ -28,6 +28,8 @@ __all__ = [
 
 DISCOVERY_S: Final = 1.0
 """Seconds in which servers must answer to count as reachable."""
+QUIET_S: Final = 0.3
+"""Seconds without another answer after which there are no more."""
 
 
 def check_ports(config: ClientConfig, report: Report) -> None:
@@ -139,12 +141,17 @@ async def check_name_servers(config: ClientConfig, context: Context, report: Rep
 
 async def check_servers(config: ClientConfig, context: Context, report: Report) -> None:
     """Somebody answers."""
+    if not config.addr_list and not config.auto_addr_list:
+        return  # nobody is asked; `check_search` has said so
     found: dict[str, None] = {}
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(DISCOVERY_S):
+        loop = asyncio.get_running_loop()
+        end = loop.time() + DISCOVERY_S
+        async with asyncio.timeout(DISCOVERY_S) as patience:
             async for news in context.discover():
                 if news.online:
                     found[f"{news.server} ({news.protocol})"] = None
+                    patience.reschedule(min(end, loop.time() + QUIET_S))
     if found:
         more = f" and {len(found) - 5} more" if len(found) > 5 else ""
         report.ok("servers", f"{len(found)} answered: {', '.join(list(found)[:5])}{more}")

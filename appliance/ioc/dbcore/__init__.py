@@ -5,7 +5,9 @@
 :mod:`.records`  what is loaded: records, aliases, info items
 :mod:`.channel`  a field: get, put, properties, locks
 :mod:`.notify`   puts that wait for processing
+:mod:`.whole`    value, alarm, time and properties of a number in one call
 :mod:`.events`   database events in batches
+:mod:`.output`   what shell commands print
 :mod:`.support`  Python subroutines, device support, shell commands, hooks
 ==============  =============================================================================================
 
@@ -78,6 +80,7 @@ from appliance.ioc.dbcore.events import (
     Subscription,
 )
 from appliance.ioc.dbcore.notify import BlockingPut, put_and_wait, put_notify
+from appliance.ioc.dbcore.output import shell_capture, shell_print
 from appliance.ioc.dbcore.records import RecordInfo, info_items, record_infos, record_types, records
 from appliance.ioc.dbcore.support import (
     EXIT_RECORDS,
@@ -89,6 +92,7 @@ from appliance.ioc.dbcore.support import (
     register_exit,
     register_function,
 )
+from appliance.ioc.dbcore.whole import WholeReader, can_read_whole
 
 __all__ = [
     "ALARM_CONDITIONS",
@@ -110,7 +114,9 @@ __all__ = [
     "RecordInfo",
     "RecordView",
     "Subscription",
+    "WholeReader",
     "boot",
+    "can_read_whole",
     "captured_errors",
     "exists",
     "flush_output",
@@ -137,7 +143,9 @@ __all__ = [
     "register_exit",
     "register_function",
     "register_support",
+    "shell_capture",
     "shell_command",
+    "shell_print",
     "shell_script",
     "shutdown",
 ]

@@ -68,11 +68,7 @@ async def test_only_administrators_may_change_a_state_and_owners_revoke_their_ow
                 await owner.rpc("CERT:LIST", ccr())
             with pytest.raises(RemoteError, match="not permitted"):
                 await owner.put(own["status_pv"], {"state": "APPROVED"})
-            with pytest.raises(
-                ApplianceError
-            ):  # answered, or the connection is closed first: it is the owner's
-                await owner.put(own["status_pv"], {"state": "REVOKED"}, timeout=5)
-                raise ApplianceError("the answer was faster")
+            await owner.put(own["status_pv"], {"state": "REVOKED"})
         assert (await anyone.get(own["status_pv"]))["state"] == "REVOKED"
         assert (await anyone.get(other["status_pv"]))["state"] == "VALID"
 
@@ -85,9 +81,7 @@ async def test_an_administrator_does_not_revoke_himself_by_accident_but_can_on_p
             with pytest.raises(RemoteError, match="REVOKED_OWN"):
                 await admin.put(name, {"state": "REVOKED"})
             assert (await anyone.get(name))["state"] == "VALID"
-            with pytest.raises(ApplianceError):
-                await admin.put(name, {"state": "REVOKED_OWN"}, timeout=5)
-                raise ApplianceError("the answer was faster")
+            await admin.put(name, {"state": "REVOKED_OWN"})
         assert (await anyone.get(name))["state"] == "REVOKED"
 
 

@@ -4,11 +4,10 @@ import ctypes
 import os
 import sys
 
+import pvxslibs.path
 from common import say, serve
 from epicscorelibs import ioc, path
 from setuptools_dso import find_dso
-
-import pvxslibs.path
 
 database, access = sys.argv[1:3]
 for name in (
@@ -32,4 +31,4 @@ if ioc.dbLoadRecords(database.encode(), b""):
     sys.exit(1)
 if ioc.iocInit():
     sys.exit(1)
-serve({"sh": lambda line: ioc.ioc(line)})
+serve({"sh": ioc.ioc})

@@ -303,6 +303,9 @@ def test_fields_that_the_type_has_not_break_the_protocol():
         "Put permission denied by gateway",  # p4p's gateway
         "RPC permission denied by gateway",
         "Denied",
+        "no read access",  # pvAccessCPP
+        "no write access",
+        "no process access",
         "write access denied by access security",  # ours
         "RPC access denied by access security",
     ],
@@ -336,3 +339,10 @@ def test_a_status_of_unknown_kind_is_refused():
 
 def test_the_text_of_a_status_is_bounded():
     assert len(Status.error("x" * 100_000).message) == 4096
+
+
+def test_an_echo_is_not_echoed_by_a_client():
+    """Section 12.1 lets either end ask; an answer looks like a question, so two that both answer never stop."""
+    connection = ready_client()
+    assert feed(connection, say(c.CMD_ECHO, b"abc")) == []
+    assert take(connection) == b""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import numpy as np
 import pytest
 
@@ -568,3 +570,38 @@ def test_a_payload_may_be_missing_altogether():
     assert connection.state is ConnectionState.READY
     assert [type(event) for event in feed(connection, create("d"))] == [ChannelRequested]
     assert StructType((("value", FLOAT64),)).leaf_mask == 2
+
+
+class Ready:
+    """An update that was serialised before."""
+
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+
+    def encoded(self, mask: int, big: bool) -> bytes:
+        return self.body
+
+
+@pytest.mark.parametrize(("segment_size", "size"), [(0, 10), (0, 5000), (100, 150)])
+def test_a_queue_is_sent_in_order_while_the_client_takes_it(segment_size, size):
+    """Section 9.5.4: as many as the window allows; what cannot leave stays in the queue."""
+    connection = opened(segment_size=segment_size)
+    pipeline = b"\x80\0\x01\x06record\x80\0\x01\x08_options\x80\0\x01\x08pipeline\x60\x04true"
+    (event,) = feed(connection, op(c.CMD_MONITOR, 1, 0x88, pipeline + u32(3)))
+    operation = event.operation
+    operation.ready(SCALAR)
+    take(connection)
+    queue = deque(Ready(bytes((number,)) * size) for number in range(5))
+    assert operation.drain(queue, 1 << 20) is False  # not started
+    assert len(queue) == 5
+    feed(connection, op(c.CMD_MONITOR, 1, 0x44))
+    assert operation.drain(queue, 1 << 20) is False
+    assert (len(queue), operation.window, operation.may_send) == (2, 0, False)
+    out = take(connection)
+    assert [out.count(bytes((number,)) * 10) > 0 for number in (1, 2, 3)] == [True, True, False]
+    feed(connection, op(c.CMD_MONITOR, 1, 0x80, u32(9)))
+    assert operation.drain(queue, 0) is True  # one leaves, then too much waits
+    assert len(queue) == 1
+    feed(connection, frame(c.CMD_DESTROY_REQUEST, u32(1) + u32(1)))
+    assert operation.drain(queue, 1 << 20) is False
+    assert len(queue) == 1

@@ -1,0 +1,236 @@
+"""Certificates and their status as text and as JSON, as ``pvxcert`` shows them.
+
+The blocks are those of the peers' tools, character by character: people and scripts read them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.hashes import SHA256
+
+from appliance.authn.requester import shown_id
+from appliance.authn.status import Verdict
+from appliance.certs.keychain import Keychain
+from appliance.certs.profiles import USAGES
+from appliance.certs.status import CertState, format_date
+from appliance.certs.x509 import (
+    UNREADABLE,
+    config_pv,
+    find_extension,
+    is_ca,
+    issuer_id,
+    renew_by,
+    san,
+    status_pv,
+    subject_key_identifier,
+    subject_text,
+)
+from appliance.errors import ApplianceError
+
+__all__ = [
+    "anchor_lines",
+    "certificate_facts",
+    "details_lines",
+    "dump_lines",
+    "status_facts",
+    "status_lines",
+    "usage_of",
+]
+
+WIDE: Final = "=" * 44
+THIN: Final = "-" * 44
+_KEY_USAGES: Final = (
+    "digital_signature",
+    "content_commitment",
+    "key_encipherment",
+    "data_encipherment",
+    "key_agreement",
+    "key_cert_sign",
+    "crl_sign",
+)
+
+
+def usage_of(certificate: x509.Certificate) -> str:
+    """``client``, ``server``, ``ioc``, ``cms``, ``ca``, or nothing where it is none of them."""
+    try:
+        if is_ca(certificate):
+            return "ca"
+        found = find_extension(certificate, x509.ExtendedKeyUsage)
+    except ApplianceError:
+        return ""
+    purposes = frozenset(found or ())
+    return next((usage for usage, wanted in USAGES.items() if purposes == wanted), "")
+
+
+def details_lines(keychain: Keychain) -> list[str]:
+    """The block ``Certificate Details`` of a keychain that has a certificate."""
+    certificate = keychain.certificate
+    assert certificate is not None
+    lines = [
+        "Certificate Details:",
+        WIDE,
+        f"Certificate ID : {shown_id(keychain.issuer_id, keychain.serial)}",
+        f"Entity Subject : {subject_text(certificate.subject)}",
+        f"Issuer Subject : {subject_text(certificate.issuer)}",
+        f"Valid From     : {format_date(certificate.not_valid_before_utc)}",
+    ]
+    by = renew_by(certificate)
+    if by is not None:
+        lines.append(f"Renew By       : {format_date(by)}")
+    lines.append(f"Expires On     : {format_date(certificate.not_valid_after_utc)}")
+    config = config_pv(certificate)
+    if config:
+        lines.append(f"Config URI     : {config}")
+    return [*lines, THIN]
+
+
+def anchor_lines(anchor: x509.Certificate) -> list[str]:
+    """A trust anchor in the same form, with its fingerprint, for that is what people compare."""
+    return [
+        "Trust Anchor Details:",
+        WIDE,
+        f"Issuer ID      : {issuer_id(anchor)}",
+        f"Entity Subject : {subject_text(anchor.subject)}",
+        f"Valid From     : {format_date(anchor.not_valid_before_utc)}",
+        f"Expires On     : {format_date(anchor.not_valid_after_utc)}",
+        f"Fingerprint    : sha256:{anchor.fingerprint(SHA256()).hex()}",
+        THIN,
+    ]
+
+
+def status_lines(identifier: str, verdict: Verdict) -> list[str]:
+    """The block ``Certificate Status``."""
+    lines = [
+        "Certificate Status:",
+        WIDE,
+        f"Certificate ID: {identifier}",
+        f"Status        : {verdict.state.value}",
+        f"Status Issued : {printable(verdict.issued)}",
+        f"Status Expires: {printable(verdict.expires)}",
+    ]
+    if verdict.state is CertState.REVOKED or verdict.revoked:
+        lines.append(f"Revocation Date: {printable(verdict.revoked)}")
+    return [*lines, THIN]
+
+
+def dump_lines(certificate: x509.Certificate) -> list[str]:
+    """Everything that a certificate says."""
+    lines = [
+        f"Subject        : {subject_text(certificate.subject)}",
+        f"Issuer         : {subject_text(certificate.issuer)}",
+        f"Serial         : {certificate.serial_number} (0x{certificate.serial_number:x})",
+        f"Not Before     : {format_date(certificate.not_valid_before_utc)}",
+        f"Not After      : {format_date(certificate.not_valid_after_utc)}",
+        f"Public Key     : {_key_text(certificate)}",
+        f"Signature      : {_signature_text(certificate)}",
+        f"SHA-256        : {certificate.fingerprint(SHA256()).hex(':').upper()}",
+    ]
+    try:
+        lines += _extension_lines(certificate)
+    except (ApplianceError, *UNREADABLE) as error:
+        lines.append(f"Extensions     : cannot be read: {error}")
+    return lines
+
+
+def _extension_lines(certificate: x509.Certificate) -> list[str]:
+    lines = [f"Key ID (SKID)  : {subject_key_identifier(certificate).hex(':').upper()}"]
+    authority = find_extension(certificate, x509.AuthorityKeyIdentifier)
+    if authority is not None and authority.key_identifier:
+        lines.append(f"Authority (AKID): {authority.key_identifier.hex(':').upper()}")
+    constraints = find_extension(certificate, x509.BasicConstraints)
+    if constraints is not None:
+        length = "" if constraints.path_length is None else f", path length {constraints.path_length}"
+        lines.append(f"CA             : {'yes' if constraints.ca else 'no'}{length}")
+    usage = find_extension(certificate, x509.KeyUsage)
+    if usage is not None:
+        names = [name.replace("_", " ") for name in _KEY_USAGES if getattr(usage, name)]
+        lines.append(f"Key Usage      : {', '.join(names)}")
+    purposes = find_extension(certificate, x509.ExtendedKeyUsage)
+    if purposes is not None:
+        named = ", ".join(p._name if p._name != "Unknown OID" else p.dotted_string for p in purposes)
+        lines.append(f"Extended Usage : {named} ({usage_of(certificate) or 'no usage of SPVA'})")
+    names_ = san(certificate)
+    if names_:
+        lines.append(f"SAN            : {', '.join(f'{kind}={text}' for kind, text in names_)}")
+    for label, text in (
+        ("Status PV      ", status_pv(certificate)),
+        ("Config URI     ", config_pv(certificate)),
+        ("Renew By       ", format_date(renew_by(certificate))),
+    ):
+        if text:
+            lines.append(f"{label}: {text}")
+    known = {
+        "2.5.29.14", "2.5.29.35", "2.5.29.19", "2.5.29.15", "2.5.29.37", "2.5.29.17",
+        "1.3.6.1.4.1.37427.1", "1.3.6.1.4.1.72473.1", "1.3.6.1.4.1.73639.1",
+    }  # fmt: skip
+    for extension in certificate.extensions:
+        if extension.oid.dotted_string not in known:
+            critical = " (critical)" if extension.critical else ""
+            lines.append(f"Extension      : {extension.oid.dotted_string}{critical}")
+    return lines
+
+
+def _key_text(certificate: x509.Certificate) -> str:
+    try:
+        key = certificate.public_key()
+    except UNREADABLE as error:
+        return f"cannot be read: {error}"
+    if isinstance(key, rsa.RSAPublicKey):
+        return f"RSA {key.key_size} bits"
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        return f"EC {key.curve.name}"
+    return "Ed25519" if isinstance(key, ed25519.Ed25519PublicKey) else type(key).__name__
+
+
+def _signature_text(certificate: x509.Certificate) -> str:
+    oid = certificate.signature_algorithm_oid
+    return oid._name if oid._name != "Unknown OID" else oid.dotted_string
+
+
+def certificate_facts(keychain: Keychain, path: str) -> dict[str, Any]:
+    """A keychain for JSON output; dates in ISO form."""
+    certificate = keychain.certificate
+    facts: dict[str, Any] = {"keychain": path}
+    if certificate is not None:
+        by = renew_by(certificate)
+        facts |= {
+            "cert_id": shown_id(keychain.issuer_id, keychain.serial),
+            "subject": subject_text(certificate.subject),
+            "issuer": subject_text(certificate.issuer),
+            "usage": usage_of(certificate),
+            "not_before": certificate.not_valid_before_utc.isoformat(),
+            "not_after": certificate.not_valid_after_utc.isoformat(),
+            "renew_by": None if by is None else by.isoformat(),
+            "status_pv": keychain.status_pv,
+            "chain": [subject_text(c.subject) for c in keychain.chain],
+        }
+    facts["trust_anchors"] = [
+        {"subject": subject_text(a.subject), "fingerprint": f"sha256:{a.fingerprint(SHA256()).hex()}"}
+        for a in keychain.anchors
+    ]
+    return facts
+
+
+def status_facts(verdict: Verdict) -> dict[str, Any]:
+    """A status for JSON output."""
+    answer = verdict.answer
+    return {
+        "state": verdict.state.value,
+        "claimed": verdict.claimed.value,
+        "verified": verdict.verified,
+        "why": verdict.why,
+        "issued": None if answer is None else answer.this_update.isoformat(),
+        "expires": None if answer is None else answer.next_update.isoformat(),
+        "revoked": None
+        if answer is None or answer.revocation_date is None
+        else answer.revocation_date.isoformat(),
+        "renewal_due": verdict.report.renewal_due,
+    }
+
+
+def printable(text: str) -> str:
+    """Text of others on one line of ours."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

@@ -1,0 +1,662 @@
+"""``pvxcert``: look at certificates and their status; approve, deny and revoke them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from appliance.cli.common import (
+    FAILED,
+    OK,
+    Output,
+    Parser,
+    add_common,
+    add_json,
+    complain,
+    effective_config,
+    run_tool,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from cryptography import x509
+
+    from appliance.authn.status import Verdict
+    from appliance.certs.keychain import Keychain
+    from appliance.client.context import Context
+    from appliance.config.pva import ClientConfig
+    from appliance.config.secret import Secret
+
+__all__ = ["EXITS", "main", "parser"]
+
+EXITS = {
+    "VALID": OK,
+    "PENDING_APPROVAL": 3,
+    "REVOKED": 4,
+    "EXPIRED": 5,
+    "PENDING": 6,
+    "PENDING_RENEWAL": 6,
+    "SCHEDULED_OFFLINE": 6,
+    "UNKNOWN": 7,
+}
+"""Exit status by the certificate's state; see the epilog."""
+
+_EPILOG = """\
+A certificate is named by <issuer>:<serial>, as the tools print it, or by the keychain that holds it. Without either,
+this account's own keychain is looked at ($EPICS_PVA_TLS_KEYCHAIN).
+
+exit status:
+  0  the certificate is VALID; or what was asked for is done
+  1  it is not known: no answer, no permission, no such file; the message says why
+  2  interrupted
+  3  PENDING_APPROVAL: an administrator has not approved it yet
+  4  REVOKED
+  5  EXPIRED
+  6  not in use at present: PENDING, PENDING_RENEWAL, SCHEDULED_OFFLINE
+  7  UNKNOWN, or the status is not signed by a trusted authority
+
+examples:
+  pvxcert                                       this account's certificate
+  pvxcert -f ~/.config/pva/1.3/server.p12       a keychain file's certificate
+  pvxcert 47530d89:3826361579604613180          any certificate
+  pvxcert list --pending                        what waits for approval (administrators)
+  pvxcert --approve 47530d89:3826361579604613180
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = Parser(
+        prog="pvxcert",
+        usage="pvxcert [options] [cert_id | list]",
+        description="Show certificates and their status; approve, deny and revoke them.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = made.add_argument
+    add("target", metavar="cert_id", nargs="?", default="", help="<issuer>:<serial>; or the word list.")
+    add("-f", "--file", metavar="FILE", default="", help="Keychain file to look at.")
+    add("-p", "--password", action="store_true", help="Prompt for the keychain's password.")
+    actions = made.add_mutually_exclusive_group()
+    actions.add_argument(
+        "-A",
+        "--approve",
+        dest="action",
+        action="store_const",
+        const="approve",
+        help="Approve a certificate that is PENDING_APPROVAL (administrators).",
+    )
+    actions.add_argument(
+        "-D",
+        "--deny",
+        dest="action",
+        action="store_const",
+        const="deny",
+        help="Deny a certificate its approval (administrators).",
+    )
+    actions.add_argument(
+        "-R",
+        "--revoke",
+        dest="action",
+        action="store_const",
+        const="revoke",
+        help="Revoke a certificate (administrators; its owner without cert_id, or with -f).",
+    )
+    add(
+        "--own",
+        action="store_true",
+        help="With -R: this is an administrator's own certificate, and it is meant to go.",
+    )
+    add("-X", "--dump", action="store_true", help="Show everything that the certificates and the status say.")
+    add(
+        "--trust-anchor",
+        metavar="FILE",
+        default="",
+        help="File with the trust anchor that verifies the status, PEM or PKCS#12. Default: those of this account's keychains.",
+    )
+    add("--cert-pv-prefix", metavar="PREFIX", help="First part of the service's PV names. Default CERT.")
+    listing = made.add_argument_group("list")
+    listing.add_argument(
+        "--state", metavar="STATE", action="append", default=[], help="Only these states; may be repeated."
+    )
+    listing.add_argument("--pending", action="store_true", help="The same as --state PENDING_APPROVAL.")
+    listing.add_argument(
+        "--subject", metavar="TEXT", default="", help="Only subjects that contain the text, in any case."
+    )
+    listing.add_argument("--limit", metavar="N", type=int, default=0, help="At most so many certificates.")
+    add_json(made)
+    add_common(made, long_names=True)
+    return made
+
+
+async def _work(options: argparse.Namespace) -> int:
+    wrong = _contradiction(options)
+    if wrong:
+        complain(f"Error: {wrong}")
+        return FAILED
+    effective = effective_config(options)
+    config = effective.config
+    if options.cert_pv_prefix:
+        config = config._replace(cert_pv_prefix=options.cert_pv_prefix)
+    if options.target == "list":
+        return await _list(options, config)
+    if options.action:
+        return await _act(options, config)
+    if options.target:
+        return await _status_of_id(options, config)
+    return await _status_of_keychain(options, config)
+
+
+def _contradiction(options: argparse.Namespace) -> str:
+    by_id = bool(options.target)
+    if options.file and options.target == "list":
+        return "-f has no meaning with list"
+    if options.file and by_id:
+        return "name the certificate by its identifier or by -f, not by both"
+    if options.action in ("approve", "deny") and (not by_id or options.target == "list"):
+        return f"--{options.action} needs the certificate's identifier, <issuer>:<serial>; see: pvxcert list --pending"
+    if options.action and options.target == "list":
+        return "approve, deny and revoke need the certificate's identifier, not list"
+    if options.password and by_id:
+        return "-p asks for the password of a keychain: use it with -f, or without an identifier"
+    if options.own and options.action != "revoke":
+        return "--own belongs to --revoke"
+    if options.dump and (options.action or options.target == "list"):
+        return "-X shows a certificate; it does not go with an action or with list"
+    filters = options.state or options.pending or options.subject or options.limit
+    if filters and options.target != "list":
+        return "--state, --pending, --subject and --limit belong to: pvxcert list"
+    return ""
+
+
+# ---------------------------------------------------------------------- keychains and trust
+
+
+def _keychain_of(options: argparse.Namespace, config: ClientConfig) -> tuple[Keychain, str]:
+    """The keychain that is meant: ``-f``, else this account's. Raises ConfigurationError, KeychainError."""
+    from appliance.config.secret import Secret
+    from appliance.errors import KeychainError
+
+    path = options.file or config.tls_keychain
+    if not path:
+        raise KeychainError(
+            f"there is no keychain: EPICS_PVA_TLS_KEYCHAIN is not set and there is no {config.config_dir}/client.p12; "
+            "request a certificate with authnjwt or authnstd, or name a keychain with -f"
+        )
+    if options.password:
+        password = Secret(_ask_password())
+    elif options.file:
+        password = _password_for(path, config)
+    else:
+        password = config.tls_keychain_password
+    return _load(path, password), path
+
+
+def _load(path: str, password: Secret) -> Keychain:
+    from appliance.certs.keychain import load_keychain
+    from appliance.config.files import read_private
+    from appliance.errors import KeychainError
+
+    read = read_private(path, 1 << 18, strict=False)
+    if read.finding:
+        complain(f"Warning: {read.finding}")
+    try:
+        return load_keychain(read.data, password)
+    except KeychainError as error:
+        hint = "" if password else " (-p asks for a password)"
+        raise KeychainError(f"{path}: {error}{hint if 'password' in str(error) else ''}") from error
+
+
+def _password_for(path: str, config: ClientConfig) -> Secret:
+    """The password file that belongs to a configured keychain, if this is one."""
+    from appliance.config.pva import resolve_server
+    from appliance.config.secret import Secret
+
+    if path == config.tls_keychain:
+        return config.tls_keychain_password
+    server = resolve_server().config
+    return server.tls_keychain_password if path == server.tls_keychain else Secret()
+
+
+def _ask_password() -> str:
+    if not sys.stdin.isatty():
+        return sys.stdin.readline(4096).rstrip("\r\n")
+    from getpass import getpass
+
+    return getpass("Enter password: ")
+
+
+class _TrustedCAs:
+    """The CA certificates that may verify a status: anchors, and intermediates that lead to them."""
+
+    def __init__(self, options: argparse.Namespace, config: ClientConfig, extra: Sequence[Any] = ()) -> None:
+        from appliance.authn.trust import KnownAnchors, load_anchor_file
+        from appliance.config.pva import resolve_server
+        from appliance.errors import ApplianceError
+
+        self.anchors: list[x509.Certificate] = []
+        self.others: list[x509.Certificate] = []
+        if options.trust_anchor:
+            self.anchors += load_anchor_file(options.trust_anchor)
+            return
+        for keychain in extra:
+            self.anchors += keychain.anchors
+            self.others += keychain.chain
+        server = resolve_server().config
+        for path, password in (
+            (config.tls_keychain, config.tls_keychain_password),
+            (server.tls_keychain, server.tls_keychain_password),
+        ):
+            try:
+                if path:
+                    keychain = _load(path, password)
+                    self.anchors += keychain.anchors
+                    self.others += keychain.chain
+            except ApplianceError:
+                # One unreadable keychain among several must not keep the others from being used.
+                continue
+        try:
+            self.anchors += KnownAnchors(config.config_dir, config.cert_pv_prefix, "").load()
+        except ApplianceError as error:
+            complain(f"Warning: {error}")
+
+    async def issuer(self, identifier: str, context: Context, prefix: str, timeout: float) -> Any:
+        """The issuer's certificate, asked from the service where it is an intermediate that is not known; or None."""
+        from appliance.authn.status import find_issuer, verified_chain
+        from appliance.authn.trust import load_pem
+        from appliance.errors import ApplianceError
+
+        found = find_issuer(identifier, [*self.anchors, *verified_chain(self.others, self.anchors)])
+        if found is not None or not self.anchors:
+            return found
+        try:
+            value = await context.get(f"{prefix}:ISSUER:{identifier}", timeout=timeout)
+            text = value.get("cert")
+            offered = load_pem(text.encode("utf-8", "replace")) if isinstance(text, str) else []
+        except ApplianceError:
+            return None
+        return find_issuer(identifier, verified_chain(offered, self.anchors))
+
+
+# ---------------------------------------------------------------------- status
+
+
+async def _status_of_id(options: argparse.Namespace, config: ClientConfig) -> int:
+    from datetime import UTC, datetime
+
+    from appliance.authn.details import status_facts, status_lines
+    from appliance.authn.status import fetch_status
+    from appliance.certs.x509 import parse_cert_id
+    from appliance.client.context import Context
+
+    issuer, serial = parse_cert_id(options.target)
+    pv = _status_pv(config, options.target)
+    trusted = _TrustedCAs(options, config)
+    async with Context(_plain(config), beacons=False) as context:
+        verdict = await fetch_status(
+            context,
+            pv,
+            issuer=await trusted.issuer(issuer, context, config.cert_pv_prefix, options.timeout),
+            serial=serial,
+            now=datetime.now(UTC),
+            timeout=options.timeout,
+        )
+        server = _server_of(context, pv)
+    identifier = _shown(options.target)
+    if options.json:
+        Output(json=True).object(cert_id=identifier, status_pv=pv, status=status_facts(verdict))
+    else:
+        print("\n".join(status_lines(identifier, verdict)))
+        if options.dump:
+            print("\n".join(_dump_status(verdict, pv, server)))
+    return _judge(verdict)
+
+
+async def _status_of_keychain(options: argparse.Namespace, config: ClientConfig) -> int:
+    from datetime import UTC, datetime
+
+    from appliance.authn.details import (
+        anchor_lines,
+        certificate_facts,
+        details_lines,
+        dump_lines,
+        status_facts,
+        status_lines,
+    )
+    from appliance.authn.requester import shown_id
+    from appliance.authn.status import fetch_status
+    from appliance.client.context import Context
+
+    keychain, path = _keychain_of(options, config)
+    certificate = keychain.certificate
+    facts = certificate_facts(keychain, path)
+    if not options.json:
+        if certificate is None:
+            print("\n\n".join("\n".join(anchor_lines(anchor)) for anchor in keychain.anchors))
+        else:
+            print("\n".join(details_lines(keychain)))
+            if options.dump:
+                for each in (certificate, *keychain.chain):
+                    print("\n" + "\n".join(["Certificate:", "=" * 44, *dump_lines(each), "-" * 44]))
+        sys.stdout.flush()
+    if certificate is None or not keychain.status_pv:
+        if options.json:
+            Output(json=True).object(**facts, status=None)
+        elif certificate is not None:
+            print(
+                f"\nOnline Certificate Status:\n{'=' * 44}\nNot configured: the certificate names no status PV"
+            )
+        now = datetime.now(UTC)
+        ends = [certificate] if certificate is not None else list(keychain.anchors)
+        return EXITS["EXPIRED"] if any(now > each.not_valid_after_utc for each in ends) else OK
+    pv = keychain.status_pv
+    trusted = _TrustedCAs(options, config, [keychain])
+    async with Context(_plain(config), beacons=False) as context:
+        issuer = keychain.issuer
+        if options.trust_anchor:
+            issuer = await trusted.issuer(keychain.issuer_id, context, config.cert_pv_prefix, options.timeout)
+        verdict = await fetch_status(
+            context,
+            pv,
+            issuer=issuer,
+            serial=keychain.serial,
+            now=datetime.now(UTC),
+            timeout=options.timeout,
+            certificate=certificate,
+        )
+        server = _server_of(context, pv)
+    if options.json:
+        Output(json=True).object(**facts, status=status_facts(verdict))
+    else:
+        identifier = shown_id(keychain.issuer_id, keychain.serial)
+        print("\n" + "\n".join(status_lines(identifier, verdict)))
+        if options.dump:
+            print("\n".join(_dump_status(verdict, pv, server)))
+    return _judge(verdict)
+
+
+def _judge(verdict: Verdict) -> int:
+    if not verdict.verified:
+        complain(
+            f"Warning: the certificate service says {verdict.claimed.value}, which is not relied upon: {verdict.why}; "
+            "--trust-anchor names a file with the trust anchor"
+        )
+    return EXITS[verdict.state.value]
+
+
+def _dump_status(verdict: Verdict, pv: str, server: str) -> list[str]:
+    report = verdict.report
+    lines = [
+        "",
+        "Status Details:",
+        "=" * 44,
+        f"Status PV     : {pv}",
+        f"Answered By   : {server}",
+        f"Service Says  : {verdict.claimed.value}",
+        f"Signature     : {'verified' if verdict.verified else f'not verified: {verdict.why}'}",
+        f"OCSP Status   : {verdict.answer.state.value if verdict.answer is not None else report.ocsp_state[:80]}",
+        f"OCSP Response : {len(report.ocsp_response)} bytes",
+    ]
+    if report.renew_by:
+        from datetime import UTC, datetime
+
+        from appliance.certs.status import format_date
+
+        lines.append(f"Renew By      : {format_date(datetime.fromtimestamp(report.renew_by, UTC))}")
+        lines.append(f"Renewal Due   : {'yes' if report.renewal_due else 'no'}")
+    return [*lines, "-" * 44]
+
+
+def _server_of(context: Context, pv: str) -> str:
+    link = context.channel(pv).link
+    return "" if link is None else link.peer
+
+
+def _plain(config: ClientConfig) -> ClientConfig:
+    """A certificate's status is asked for without the certificate: it cannot depend on itself."""
+    from appliance.config.secret import Secret
+
+    return config._replace(tls_keychain="", tls_keychain_password=Secret())
+
+
+def _shown(target: str) -> str:
+    from appliance.authn.requester import shown_id
+    from appliance.certs.x509 import parse_cert_id
+
+    return shown_id(*parse_cert_id(target))
+
+
+def _status_pv(config: ClientConfig, target: str) -> str:
+    """The status PV by an identifier. The digits stay as they were typed: services differ in padding them."""
+    issuer, _, serial = target.strip().partition(":")
+    return f"{config.cert_pv_prefix}:STATUS:{issuer.lower()}:{serial}"
+
+
+# ---------------------------------------------------------------------- actions
+
+_PUT = {"approve": "APPROVED", "deny": "DENIED", "revoke": "REVOKED"}
+
+
+async def _act(options: argparse.Namespace, config: ClientConfig) -> int:
+    from appliance.certs.x509 import parse_cert_id
+    from appliance.errors import ChannelClosedError, KeychainError, OperationTimeoutError
+
+    action = options.action
+    own: Keychain | None = None
+    if options.target:
+        parse_cert_id(options.target)
+        pv, identifier = _status_pv(config, options.target), _shown(options.target)
+        keychain = _identity(options, config)
+    else:
+        own, path = _keychain_of(options, config)
+        if own.certificate is None:
+            raise KeychainError(f"{path}: it holds trust anchors only; there is no certificate to revoke")
+        from appliance.authn.requester import shown_id
+
+        identifier = shown_id(own.issuer_id, own.serial)
+        pv = own.status_pv or f"{config.cert_pv_prefix}:STATUS:{own.cert_id}"
+        keychain = own
+    wanted = "REVOKED_OWN" if options.own else _PUT[action]
+    if not options.json:
+        print(f"{action.capitalize()} ==> {pv}", end="", flush=True)
+    try:
+        try:
+            await _put(config, keychain, pv, wanted, options.timeout)
+        except (ChannelClosedError, OperationTimeoutError):
+            # A service that revokes the certificate of this very connection closes it, perhaps before its answer is out.
+            if action != "revoke" or not await _is_revoked(options, config, pv, keychain, identifier):
+                raise
+    except Exception as error:
+        if options.json:
+            Output(json=True).object(action=action, cert_id=identifier, done=False, error=str(error))
+        else:
+            print(flush=True)
+            if "REVOKED_OWN" in str(error):
+                complain("To revoke it all the same: pvxcert --revoke --own")
+        raise
+    if options.json:
+        Output(json=True).object(action=action, cert_id=identifier, done=True)
+    else:
+        print(" ==> Completed Successfully")
+    return OK
+
+
+def _identity(options: argparse.Namespace, config: ClientConfig) -> Keychain:
+    from appliance.errors import KeychainError
+
+    keychain, path = _keychain_of(options, config)
+    if keychain.certificate is None:
+        raise KeychainError(
+            f"{path}: it holds no certificate of your own; set EPICS_PVA_TLS_KEYCHAIN to an administrator's keychain"
+        )
+    return keychain
+
+
+def _secured(config: ClientConfig, keychain: Keychain) -> Context:
+    """A client that shows ``keychain`` to the certificate service itself, and talks to nobody else.
+
+    Anybody could answer a search for the status PV and report success for what was never done.
+    """
+    from appliance.authn.requester import cms_only
+    from appliance.client.context import Context
+    from appliance.tls.context import client_context
+
+    tls = client_context(keychain, want_staple=True, check_staple=cms_only)
+    return Context(_plain(config), tls=tls, require_tls=True, beacons=False)
+
+
+async def _put(config: ClientConfig, keychain: Keychain, pv: str, state: str, timeout: float) -> None:
+    def change(value: Any) -> Any:
+        value["state"] = state
+        return value
+
+    async with _secured(config, keychain) as context:
+        await context.put(pv, change, timeout=timeout)
+
+
+async def _is_revoked(
+    options: argparse.Namespace, config: ClientConfig, pv: str, keychain: Keychain, identifier: str
+) -> bool:
+    from datetime import UTC, datetime
+
+    from appliance.authn.status import fetch_status, find_issuer
+    from appliance.certs.status import CertState
+    from appliance.certs.x509 import parse_cert_id
+    from appliance.client.context import Context
+    from appliance.errors import ApplianceError
+
+    issuer, serial = parse_cert_id(identifier)
+    try:
+        async with Context(_plain(config), beacons=False) as context:
+            verdict = await fetch_status(
+                context,
+                pv,
+                issuer=find_issuer(issuer, [*keychain.anchors, *keychain.chain]),
+                serial=serial,
+                now=datetime.now(UTC),
+                timeout=options.timeout,
+            )
+    except ApplianceError:
+        return False
+    return verdict.state is CertState.REVOKED
+
+
+# ---------------------------------------------------------------------- list
+
+_COLUMNS = (
+    ("state", "STATE"),
+    ("cert_id", "CERTIFICATE ID"),
+    ("usage", "USAGE"),
+    ("type", "TYPE"),
+    ("not_after", "EXPIRES ON"),
+    ("subject", "SUBJECT"),
+)
+
+
+async def _list(options: argparse.Namespace, config: ClientConfig) -> int:
+    from appliance.errors import OperationTimeoutError, RemoteError
+
+    keychain = _identity(options, config)
+    query: dict[str, Any] = {}
+    states = [*options.state, *(["PENDING_APPROVAL"] if options.pending else [])]
+    if states:
+        query["state"] = ",".join(states)
+    if options.subject:
+        query["subject"] = options.subject
+    if options.limit:
+        query["limit"] = str(options.limit)
+    name = f"{config.cert_pv_prefix}:LIST:{keychain.issuer_id}"
+    try:
+        async with _secured(config, keychain) as context:
+            table = await context.rpc(name, query, timeout=options.timeout)
+    except OperationTimeoutError as error:
+        raise OperationTimeoutError(
+            f"{error}. Not every certificate service has a list of its certificates"
+        ) from error
+    if table is None:
+        raise RemoteError(f"{name}: the answer is empty")
+    rows = _rows(table)
+    if options.json:
+        out = Output(json=True)
+        for row in rows:
+            out.object(**row)
+        return OK
+    _print_table(rows)
+    return OK
+
+
+def _rows(table: Any) -> list[dict[str, Any]]:
+    from appliance.errors import PVDataError, RemoteError
+
+    try:
+        view = table["value"]
+        columns = {name: list(view[name]) for name in view.keys()}  # noqa: SIM118 - a View, no dictionary
+    except (PVDataError, TypeError) as error:
+        raise RemoteError(f"the list of certificates cannot be read: {error}") from error
+    if len({len(column) for column in columns.values()}) > 1 or "cert_id" not in columns:
+        raise RemoteError("the list of certificates is not a table")
+    rows = []
+    for index in range(len(columns["cert_id"])):
+        row: dict[str, Any] = {name: _plain_item(column[index]) for name, column in columns.items()}
+        try:
+            row["cert_id"] = _shown(str(row["cert_id"]))
+        except Exception:  # noqa: BLE001 - shown as it came: a list with one odd row is still a list
+            row["cert_id"] = str(row["cert_id"])
+        rows.append(row)
+    return rows
+
+
+def _plain_item(item: Any) -> Any:
+    return item.item() if hasattr(item, "item") else item
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    from appliance.authn.details import printable
+
+    if not rows:
+        complain("no certificates")
+        return
+    table = [[title for _, title in _COLUMNS]]
+    for row in rows:
+        subject = ", ".join(
+            f"{short}={row[key]}"
+            for short, key in (
+                ("CN", "name"),
+                ("C", "country"),
+                ("O", "organization"),
+                ("OU", "organization_unit"),
+            )
+            if row.get(key)
+        )
+        cells = {**row, "subject": subject, "not_after": _date(row.get("not_after"))}
+        table.append([printable(str(cells.get(key, ""))) for key, _ in _COLUMNS])
+    widths = [max(len(line[i]) for line in table) for i in range(len(_COLUMNS) - 1)]
+    for line in table:
+        print(
+            "  ".join(
+                [*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]
+            ).rstrip()
+        )
+
+
+def _date(seconds: Any) -> str:
+    from datetime import UTC, datetime
+
+    from appliance.certs.status import format_date
+
+    try:
+        return format_date(datetime.fromtimestamp(int(seconds), UTC))
+    except (TypeError, ValueError, OverflowError, OSError):
+        return ""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool; returns its exit status."""
+    return run_tool(parser(), argv, _work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

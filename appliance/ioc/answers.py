@@ -1,0 +1,159 @@
+"""Answers to GET that are made while the request is parsed, straight from the record.
+
+The server answers a GET with a prepared answer inside its parsing loop. For a record the answer cannot be kept,
+since only the record knows when it changes; so it is made each time, but nearly all of its octets are those of the
+last time: properties and alarm are only serialised when they differ.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import TYPE_CHECKING, Any, Final
+
+from appliance.errors import ApplianceError
+from appliance.ioc.dbcore import Reading
+from appliance.ioc.mapping import user_tag
+from appliance.pva.selection import encode_answer, wire_bits
+from appliance.pva.server import PreparedAnswer
+from appliance.pva.status import OK_BYTES
+from appliance.pvdata.bitset import encode_bitset
+from appliance.pvdata.codec import codec
+from appliance.pvdata.types import ScalarType
+
+if TYPE_CHECKING:
+    from appliance.ioc.single import RecordPV
+
+__all__ = ["LiveAnswer", "live_answer"]
+
+_EPOCH_S: Final = 631152000
+_TIME: Final = (Struct("<qii"), Struct(">qii"))
+_MAX_ALARMS: Final = 16
+
+
+class LiveAnswer(PreparedAnswer):
+    """The answer of one record for one selection of fields and byte order, made anew each time it is asked for."""
+
+    __slots__ = (
+        "_alarm",
+        "_alarms",
+        "_back",
+        "_bits",
+        "_description",
+        "_end",
+        "_front",
+        "_head",
+        "_is_fast",
+        "_mask",
+        "_pack_time",
+        "_pack_value",
+        "_raw_alarm",
+        "_read",
+        "_store",
+        "big",
+        "pv",
+    )
+
+    def __init__(self, pv: RecordPV, mask: int, *, big: bool) -> None:
+        self.pv = pv
+        self.big = big
+        assert pv.whole is not None
+        self._read = pv.whole.read
+        self._description = pv.whole.description
+        self._mask = mask
+        mapping = pv.mapping
+        needed = mapping.value_bits | mapping.alarm_bits | mapping.time_bits
+        self._is_fast = mask & needed == needed
+        kind = mapping.type.leaf_types[mapping.value]
+        assert isinstance(kind, ScalarType)
+        self._pack_value = Struct((">" if big else "<") + kind.fmt).pack
+        self._pack_time = _TIME[big].pack
+        self._front: Any = None
+        self._back: Any = None
+        self._store: list[Any] = []
+        self._bits = 0
+        self._head = self._end = self._alarm = b""
+        self._raw_alarm: Any = None
+        self._alarms: dict[Any, bytes] = {}
+
+    @property
+    def tail(self) -> bytes | None:  # type: ignore[override]
+        """The octets; None when EPICS cannot read the record, and then the long way tells why."""
+        try:
+            status, severity, _, _, message, front, seconds, nanoseconds, tag, back, value = self._read()
+        except ApplianceError:
+            return None
+        description = self._description.value
+        if (front, description) != self._front or back != self._back:
+            self._take_properties(front, back, description)
+        if self.pv.tag_bits:
+            tag = nanoseconds & self.pv.tag_bits
+            nanoseconds -= tag
+        elif tag > 0x7FFFFFFF:
+            tag = user_tag(tag)
+        alarm = (status, severity, message)
+        if alarm != self._raw_alarm:
+            self._take_alarm(alarm)
+        if self._is_fast:
+            return b"".join(
+                (
+                    self._head,
+                    self._pack_value(value),
+                    self._alarm,
+                    self._pack_time(seconds + _EPOCH_S, nanoseconds, tag),
+                    self._end,
+                )
+            )
+        mapping = self.pv.mapping
+        store = self._store
+        store[mapping.value] = value
+        at = mapping.meta + 4
+        store[at] = seconds + _EPOCH_S
+        store[at + 1] = nanoseconds
+        store[at + 2] = tag
+        return encode_answer(mapping.type, self._bits & self._mask, store, big=self.big)
+
+    def _take_properties(self, front: bytes, back: bytes, description: bytes) -> None:
+        """Serialise what comes before the value and after the time stamp."""
+        pv = self.pv
+        mapping = pv.mapping
+        assert pv.whole is not None
+        properties = pv.whole.properties(front, back, description)
+        store = pv.empty_store()
+        bits = pv.static_bits | mapping.set_properties(store, 0, properties)
+        bits |= mapping.value_bits | mapping.alarm_bits | mapping.time_bits
+        self._store = store
+        self._bits = bits
+        kind = mapping.type
+        selected = bits & self._mask
+        encode = codec(kind, self.big).encode_partial
+        wire = wire_bits(kind, selected)
+        self._head = OK_BYTES + encode_bitset(wire, self.big)
+        after = selected >> (mapping.meta + 7) << (mapping.meta + 7)
+        self._end = encode(store, after) if after else b""
+        self._alarms = {}
+        self._raw_alarm = None
+        self._front = (front, description)
+        self._back = back
+
+    def _take_alarm(self, alarm: tuple[int, int, bytes]) -> None:
+        """Serialise what lies between the value and the time stamp: the choices of an enum, and the alarm."""
+        if not self._is_fast or (known := self._alarms.get(alarm)) is None:
+            mapping = self.pv.mapping
+            status, severity, raw = alarm
+            message = raw.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+            reading = Reading(0, status, severity, message, 0, 0, 0)
+            mapping.set_alarm(self._store, 0, reading)
+            bits = mapping.alarm_bits
+            if mapping.choices:
+                bits |= self._bits & self._mask & 1 << mapping.choices
+            known = codec(mapping.type, self.big).encode_partial(self._store, bits)
+            if len(self._alarms) >= _MAX_ALARMS:
+                self._alarms.clear()
+            self._alarms[alarm] = known
+        self._alarm = known
+        self._raw_alarm = alarm
+
+
+def live_answer(pv: RecordPV, mask: int, *, big: bool) -> LiveAnswer:
+    """Make the answer of ``pv`` for a selection in leaf form."""
+    return LiveAnswer(pv, mask, big=big)

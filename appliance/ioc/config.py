@@ -1,0 +1,123 @@
+"""What the IOC can be told, by its YAML file or by its command line."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, NamedTuple
+
+import msgspec
+from msgspec import Meta
+
+from appliance.config.loader import Settings, default
+from appliance.config.secret import FilePath
+from appliance.config.settings import ServerSettings
+from appliance.ioc import dbcore
+
+__all__ = ["AccessFile", "Database", "GroupFile", "IocConfig", "LoadStep", "Plan", "plan_of"]
+
+_Name = Annotated[str, Meta(min_length=1, max_length=64)]
+_Macros = dict[_Name, Annotated[str, Meta(max_length=4096)]]
+
+
+class Database(Settings, frozen=True, kw_only=True):
+    """A record database."""
+
+    file: FilePath
+    macros: _Macros = msgspec.field(default_factory=dict)
+    """Values for ``$(NAME)``."""
+
+
+class GroupFile(Settings, frozen=True, kw_only=True):
+    """Group definitions in JSON."""
+
+    file: FilePath
+    macros: _Macros = msgspec.field(default_factory=dict)
+
+
+class AccessFile(Settings, frozen=True, kw_only=True):
+    """An access security file."""
+
+    file: FilePath
+    macros: _Macros = msgspec.field(default_factory=dict)
+
+
+class IocConfig(Settings, frozen=True, kw_only=True):
+    """The IOC's configuration file."""
+
+    definition: FilePath = default(FilePath())
+    """A database definition (``.dbd``) instead of the standard record types."""
+    databases: tuple[Database, ...] = ()
+    groups: tuple[GroupFile, ...] = ()
+    acf: AccessFile | None = None
+    """Access security; without it everybody may do everything."""
+    exit_prefix: Annotated[str, Meta(max_length=40)] = ""
+    """Add the records ``<prefix>:exit`` and ``<prefix>:BaseVersion``."""
+    script: FilePath = default(FilePath())
+    """Commands of the IOC shell, run when all databases are loaded and before iocInit."""
+    console: FilePath = default(FilePath())
+    """A UNIX socket on which operators reach the IOC shell; its group may open it."""
+    console_group: Annotated[str, Meta(max_length=32)] = ""
+    """The group of the console's socket; empty: the daemon's own."""
+    put_log: FilePath = default(FilePath())
+    """A file for the log of puts that access security asks for (TRAPWRITE), each record sealing those before."""
+    channel_access: bool = False
+    """Serve Channel Access too. It knows neither TLS nor identities: anyone who can reach it may use it."""
+    log_level: Annotated[str, Meta(max_length=256)] = "INFO"
+    pva: ServerSettings = msgspec.field(default_factory=ServerSettings)
+
+    def __post_init__(self) -> None:
+        if not self.databases and not self.script:
+            raise ValueError("databases: name at least one, or a script that loads some")
+        if self.console_group and not self.console:
+            raise ValueError("console_group: there is no console")
+
+
+class LoadStep(NamedTuple):
+    """A file and the macros for it, as EPICS writes them."""
+
+    file: str
+    macros: str = ""
+
+
+class Plan(NamedTuple):
+    """What to do at the start."""
+
+    definition: str = ""
+    databases: tuple[LoadStep, ...] = ()
+    groups: tuple[LoadStep, ...] = ()
+    acf: LoadStep | None = None
+    exit_prefix: str = ""
+    script: str = ""
+    is_interactive: bool = False
+    is_verbose: bool = False
+    console: str = ""
+    console_group: str = ""
+    put_log: str = ""
+    channel_access: bool = False
+
+    @property
+    def loads_records(self) -> bool:
+        """Whether the plan itself loads records, and so has to run iocInit."""
+        return bool(self.databases or self.exit_prefix)
+
+
+_NO_MACROS: Final = ""
+
+
+def _step(entry: Database | GroupFile | AccessFile) -> LoadStep:
+    return LoadStep(entry.file, dbcore.macro_text(entry.macros) if entry.macros else _NO_MACROS)
+
+
+def plan_of(config: IocConfig) -> Plan:
+    """What a configuration file asks for. Raises ConfigurationError for macros that EPICS cannot carry."""
+    return Plan(
+        definition=config.definition,
+        databases=tuple(_step(entry) for entry in config.databases),
+        groups=tuple(_step(entry) for entry in config.groups),
+        acf=_step(config.acf) if config.acf is not None else None,
+        exit_prefix=config.exit_prefix,
+        script=config.script,
+        console=config.console,
+        console_group=config.console_group,
+        put_log=config.put_log,
+        channel_access=config.channel_access,
+    )

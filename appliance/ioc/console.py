@@ -1,0 +1,140 @@
+"""The operators' console: the IOC shell on a UNIX socket.
+
+The socket belongs to a group, and nobody else may open it; what is typed is logged with the user who typed it. One
+line is one command; its output comes back, then a prompt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import grp
+import logging
+import os
+import pwd
+import socket
+import stat
+import struct
+from pathlib import Path
+from typing import Final
+
+from appliance.errors import ConfigurationError
+from appliance.ioc import dbcore
+
+__all__ = ["Console"]
+
+_log: Final = logging.getLogger("appliance.ioc.console")
+_PROMPT: Final = b"epics> "
+_LINE: Final = 4096
+_CLIENTS: Final = 16
+_CREDENTIALS: Final = struct.Struct("3i")
+
+
+class Console:
+    """Listens from :meth:`start` to :meth:`stop`."""
+
+    def __init__(self, path: str, group: str = "") -> None:
+        self._path = Path(path)
+        self._group = group
+        self._server: asyncio.AbstractServer | None = None
+        self._clients: set[asyncio.Task[None]] = set()
+        self._one = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Make the socket. Raises ConfigurationError."""
+        path = self._path
+        gid = -1
+        if self._group:
+            try:
+                gid = grp.getgrnam(self._group).gr_gid
+            except KeyError:
+                raise ConfigurationError(f"there is no group {self._group!r}", key="console_group") from None
+        self._remove_stale()
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        before = os.umask(0o777)
+        try:
+            sock.bind(os.fspath(path))
+        except OSError as error:
+            sock.close()
+            raise ConfigurationError(
+                f"cannot make the console {path}: {error.strerror or error}", key="console"
+            ) from None
+        finally:
+            os.umask(before)
+        try:
+            # Nobody could open it so far: first the owner, then the mode.
+            os.chown(path, -1, gid)
+            path.chmod(0o660)
+            self._server = await asyncio.start_unix_server(self._client, sock=sock, limit=_LINE)
+        except OSError as error:
+            sock.close()
+            path.unlink(missing_ok=True)
+            raise ConfigurationError(
+                f"cannot give the console {path} to the group {self._group!r}: {error.strerror or error}",
+                key="console",
+            ) from None
+
+    def _remove_stale(self) -> None:
+        path = self._path
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISSOCK(path.lstat().st_mode):
+                raise ConfigurationError(f"{path} exists and is no socket", key="console")
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                try:
+                    probe.connect(os.fspath(path))
+                except OSError:
+                    path.unlink()
+                else:
+                    raise ConfigurationError(f"another IOC has its console at {path}", key="console")
+
+    async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        who = _user(writer)
+        try:
+            if len(self._clients) >= _CLIENTS:
+                writer.write(b"too many consoles are open\n")
+                return
+            self._clients.add(task)
+            _log.info("%s opened the console", who)
+            await self._serve(reader, writer, who)
+        except (ConnectionError, ValueError, asyncio.LimitOverrunError):
+            pass
+        finally:
+            self._clients.discard(task)
+            writer.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, who: str) -> None:
+        while True:
+            writer.write(_PROMPT)
+            await writer.drain()
+            line = await reader.readline()
+            command = line.decode("utf-8", "replace").strip()
+            if not line or command in ("exit", "quit"):
+                return
+            if not command or command.startswith("#"):
+                continue
+            _log.info("%s: %s", who, command)
+            async with self._one:
+                ok, text = await asyncio.to_thread(dbcore.shell_capture, command)
+            writer.write(text.encode())
+            if not ok:
+                writer.write(b"(failed)\n")
+
+    async def stop(self) -> None:
+        """Close it."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+            self._path.unlink(missing_ok=True)
+        for task in list(self._clients):
+            task.cancel()
+
+
+def _user(writer: asyncio.StreamWriter) -> str:
+    sock = writer.get_extra_info("socket")
+    _, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"

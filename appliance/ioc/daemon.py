@@ -1,0 +1,226 @@
+"""``softIocPVX``: the IOC as a command and as a daemon."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from appliance.config.pva import Effective, ServerConfig, resolve_server
+from appliance.daemon.run import EXIT_FAILURE, EXIT_OK, Daemon, run
+from appliance.errors import ApplianceError
+
+if TYPE_CHECKING:
+    from appliance.ioc.config import IocConfig, Plan
+
+__all__ = ["main"]
+
+_NAME: Final = "softIocPVX"
+_EXIT_USAGE: Final = 2
+
+
+class _Ordered(argparse.Action):
+    """Options whose order counts: a later -m is for the -d, -a and -G that follow it."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        namespace.steps = [*namespace.steps, (option_string, values)]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=_NAME,
+        description="An EPICS IOC that serves its records with Secure PVAccess.",
+        epilog="Any number of -m, -d and -G can be given; each -m replaces the macros for the options after it. "
+        "A st.cmd file runs before iocInit; where no -d was given it must run iocInit itself. "
+        "Settings of the server: EPICS_PVAS_* and EPICS_PVA_* variables.",
+        add_help=False,
+    )
+    parser.set_defaults(steps=[])
+    add = parser.add_argument
+    add("-h", "--help", action="help", help="print this message and exit")
+    add("-V", "--version", action="store_true", help="print versions and exit")
+    add("-v", "--verbose", action="store_true", help="display the steps of the start-up")
+    add("-S", dest="no_shell", action="store_true", help="do not start an interactive shell")
+    add("-s", dest="shell", action="store_true", help=argparse.SUPPRESS)
+    add(
+        "-D",
+        dest="definition",
+        metavar="DBD",
+        default="",
+        help="database definition to load instead of softIoc's",
+    )
+    add("-m", dest="steps", action=_Ordered, metavar="MACRO=VALUE,...", help="macros for what follows")
+    add("-d", dest="steps", action=_Ordered, metavar="DB", help="load records from a file")
+    add("-G", dest="steps", action=_Ordered, metavar="JSON", help="load group definitions from a file")
+    add("-a", dest="steps", action=_Ordered, metavar="ACF", help="access security file")
+    add("-x", dest="exit_prefix", metavar="PREFIX", default="", help="add PREFIX:exit, which ends the IOC")
+    add("--config", metavar="FILE", help="run as a daemon, as a YAML file says; excludes the options above")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--check-config", action="store_true", help="check the --config file and exit")
+    what.add_argument(
+        "--print-config", action="store_true", help="print the effective configuration and exit"
+    )
+    what.add_argument(
+        "--print-schema", action="store_true", help="print the JSON schema of the file and exit"
+    )
+    add("script", nargs="?", metavar="st.cmd", default="", help="commands of the IOC shell")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``softIocPVX``; returns the exit status."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.version:
+        return _versions()
+    try:
+        if options.print_schema:
+            return _print_schema()
+        if options.config is not None:
+            return _daemon(parser, options)
+        if options.check_config or options.print_config:
+            parser.error("name the file: --config FILE")
+        plan = _plan(options)
+    except ApplianceError as error:
+        sys.stderr.write(f"{_NAME}: {error}\n")
+        return EXIT_FAILURE
+    if not plan.is_interactive and not plan.loads_records and not plan.script:
+        parser.print_usage(sys.stderr)
+        sys.stderr.write("Nothing to do!\n")
+        return EXIT_FAILURE
+    return _run(plan, None, level="DEBUG" if options.verbose else "INFO")
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    from appliance.ioc.config import LoadStep, Plan
+
+    macros = ""
+    databases: list[LoadStep] = []
+    groups: list[LoadStep] = []
+    acf: LoadStep | None = None
+    for option, value in options.steps:
+        if option == "-m":
+            macros = value
+        elif option == "-d":
+            databases.append(LoadStep(value, macros))
+        elif option == "-G":
+            groups.append(LoadStep(value, macros))
+        else:
+            acf = LoadStep(value, macros)
+    return Plan(
+        definition=options.definition,
+        databases=tuple(databases),
+        groups=tuple(groups),
+        acf=acf,
+        exit_prefix=options.exit_prefix,
+        script=options.script,
+        is_interactive=not options.no_shell,
+        is_verbose=options.verbose,
+    )
+
+
+def _versions() -> int:
+    import epicscorelibs.version as core
+
+    from appliance import __version__
+
+    sys.stdout.write(f"Secure PVAccess appliance {__version__}\nEPICS {core.version}\n")
+    return EXIT_OK
+
+
+def _print_schema() -> int:
+    import msgspec
+
+    from appliance.config import loader
+    from appliance.ioc.config import IocConfig
+
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(loader.schema(IocConfig))).decode() + "\n")
+    return EXIT_OK
+
+
+def _daemon(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    from appliance.config import loader
+    from appliance.ioc.config import IocConfig, plan_of
+
+    if options.steps or options.definition or options.exit_prefix or options.script:
+        parser.error("--config says everything: no other options with it")
+    document = loader.load_document(options.config, IocConfig)
+    effective = resolve_server(yaml=document.section("pva"))
+    plan = plan_of(document.value)
+    if options.check_config:
+        from appliance.ioc.check import check
+
+        for warning in check(plan):
+            sys.stderr.write(f"{_NAME}: {warning}\n")
+        sys.stdout.write(f"{options.config}: good\n")
+        return EXIT_OK
+    if options.print_config:
+        sys.stdout.write(loader.dump(document.value) + _commented(effective))
+        return EXIT_OK
+    return _run(plan, document.value, level=document.value.log_level, effective=effective)
+
+
+def _commented(effective: Effective[ServerConfig]) -> str:
+    return "".join(f"# {line}\n" for line in effective.render().splitlines())
+
+
+def _run(
+    plan: Plan, config: IocConfig | None, *, level: str, effective: Effective[ServerConfig] | None = None
+) -> int:
+    from appliance.daemon import logging as daemon_logging
+
+    faults = daemon_logging.configure(level=level, fmt="auto" if config is not None else "text")
+    for fault in faults:
+        sys.stderr.write(f"{_NAME}: {fault}\n")
+    status = [EXIT_OK]
+
+    async def serve(daemon: Daemon) -> None:
+        found = resolve_server() if effective is None else effective
+        for warning in found.warnings:
+            sys.stderr.write(f"{_NAME}: {warning}\n")
+        await _serve(daemon, plan, found.config, status)
+
+    return run(serve, name=_NAME) or status[0]
+
+
+async def _serve(daemon: Daemon, plan: Plan, config: ServerConfig, status: list[int]) -> None:
+    import asyncio
+
+    from appliance.ioc import dbcore
+    from appliance.ioc.service import Ioc
+
+    loop = asyncio.get_running_loop()
+    sys.stdout.write("INFO: Secure PVAccess QSRV2 mapping is loaded, permitted, and ENABLED.\n")
+    sys.stdout.flush()
+    ioc = Ioc(plan, config)
+
+    def leave(code: int) -> None:
+        status[0] = code
+        loop.call_soon_threadsafe(daemon.stop)
+
+    dbcore.register_exit(leave)
+    daemon.on_reload(ioc.access.reload)
+    try:
+        await ioc.start()
+        server = ioc.server
+        daemon.ready(
+            f"{len(dbcore.records())} records, TCP port {server.tcp_port}, TLS port {server.tls_port or 'off'}"
+        )
+        if plan.is_interactive:
+            # A thread of its own that nobody waits for: a shell that waits for a line cannot be told to end.
+            threading.Thread(target=_shell, args=(leave,), name="iocsh", daemon=True).start()
+        await daemon.wait()
+    finally:
+        await ioc.stop()
+
+
+def _shell(leave: Any) -> None:
+    from appliance.ioc import dbcore
+
+    leave(EXIT_OK if dbcore.interactive_shell() else EXIT_FAILURE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""Everything about a plain number in one call: value, alarm, time stamp and properties under one lock.
+
+A server that answers a GET needs all of it, and most of it is what it was the last time. So the properties come
+as raw octets, which are compared with those of the last time, and are only taken apart when they differ. No cache
+has to be told of a change, and none can be stale.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from typing import Any, Final
+
+from appliance.errors import OperationError
+from appliance.ioc.dbcore import _c
+from appliance.ioc.dbcore.channel import (
+    _CONTROL,
+    _MAX_CHOICES,
+    _META,
+    _NO_LOG,
+    _PROPERTIES,
+    _SHORT,
+    AlarmLimits,
+    DBChannel,
+    Limits,
+    Properties,
+    _c_text,
+)
+from appliance.ioc.dbcore.records import common_place
+
+_DESC_SIZE: Final = 41
+_UNITS: Final = 16
+_PRECISION: Final = struct.Struct("=q")
+_CHOICES_SIZE: Final = _MAX_CHOICES * _c.MAX_STRING_SIZE
+_NUMBER: Final = struct.Struct("=I")
+_TWO: Final = struct.Struct("=2d")
+_FOUR: Final = struct.Struct("=4d")
+_get: Final = _c.dbChannelGetFieldFast
+
+
+class WholeReader:
+    """Reads a channel of one number (or enum) as a whole; see the module's text.
+
+    ``read()`` returns ``(status, severity, acks, ackt, message, front, seconds, nanoseconds, tag, back, value)`` as
+    EPICS has them: seconds since 1990, the message as 40 octets. ``front``, ``back`` and ``description.value`` are
+    the properties in raw form, for :meth:`properties`.
+
+    Raises:
+        OperationError: the channel has no plain number: an array, a string, or filters.
+
+    """
+
+    __slots__ = (
+        "_arguments",
+        "_buffer",
+        "_channel",
+        "_control",
+        "_options",
+        "_unpack",
+        "_wanted",
+        "description",
+    )
+
+    def __init__(self, channel: DBChannel) -> None:
+        if not can_read_whole(channel):
+            raise OperationError(f"{channel.name} is no plain number")
+        self._channel = channel
+        self._buffer = ctypes.create_string_buffer(2048)
+        self._control = ctypes.create_string_buffer(_CONTROL.size)
+        control = ctypes.addressof(self._control)
+        self._options = ctypes.c_long.from_buffer(self._control)
+        self._arguments = (
+            ctypes.c_void_p(channel.address),
+            _SHORT[channel.final_type],
+            ctypes.c_void_p(ctypes.addressof(self._buffer)),
+            ctypes.c_void_p(control),
+            ctypes.c_void_p(control + 8),
+            _NO_LOG,
+        )
+        #: the record's DESC; its ``value`` are the octets now
+        self.description: Any = (ctypes.c_char * _DESC_SIZE).from_address(
+            channel.record_address + common_place("DESC")
+        )
+        self._probe()
+
+    def _probe(self) -> None:
+        """Ask which options the record type supports for this field: only those are asked for from now on."""
+        _CONTROL.pack_into(self._control, 0, _META | _PROPERTIES, 1)
+        self._check(_get(*self._arguments))
+        self._wanted = have = self._options.value
+        front = (_UNITS if have & _c.DBR_UNITS else 0) + (8 if have & _c.DBR_PRECISION else 0)
+        back = (
+            (8 + _CHOICES_SIZE if have & _c.DBR_ENUM_STRS else 0)
+            + (16 if have & _c.DBR_GR_DOUBLE else 0)
+            + (16 if have & _c.DBR_CTRL_DOUBLE else 0)
+            + (32 if have & _c.DBR_AL_DOUBLE else 0)
+        )
+        code = _c.STRUCT_CODES[self._channel.final_type]
+        self._unpack = struct.Struct(f"=4H40s{front}sIIQ{back}s{code}").unpack_from
+
+    def _check(self, status: int) -> None:
+        if status:
+            raise OperationError(f"cannot read {self._channel.name}: {_c.status_text(status)}")
+
+    def read(self) -> tuple[Any, ...]:
+        """Read; see the class. Raises OperationError when EPICS cannot."""
+        status = _get(*self._arguments)
+        if status:
+            self._check(status)
+        if self._options.value != self._wanted:
+            # What came has the layout of what was asked for, but the next call would ask for less.
+            self._probe()
+            self._check(_get(*self._arguments))
+        return self._unpack(self._buffer)
+
+    def properties(self, front: bytes, back: bytes, description: bytes) -> Properties:
+        """Take the raw properties of a :meth:`read` apart."""
+        have = self._wanted
+        units = precision = choices = display = control = alarm = None
+        if have & _c.DBR_UNITS:
+            units = _c_text(front[:_UNITS])
+            front = front[_UNITS:]
+        if have & _c.DBR_PRECISION:
+            (precision,) = _PRECISION.unpack(front)
+        at = 0
+        if have & _c.DBR_ENUM_STRS:
+            (number,) = _NUMBER.unpack_from(back)
+            size = _c.MAX_STRING_SIZE
+            choices = tuple(
+                _c_text(back[8 + i * size : 8 + (i + 1) * size]) for i in range(min(number, _MAX_CHOICES))
+            )
+            at = 8 + _CHOICES_SIZE
+        if have & _c.DBR_GR_DOUBLE:
+            high, low = _TWO.unpack_from(back, at)
+            display = Limits(low, high)
+            at += 16
+        if have & _c.DBR_CTRL_DOUBLE:
+            high, low = _TWO.unpack_from(back, at)
+            control = Limits(low, high)
+            at += 16
+        if have & _c.DBR_AL_DOUBLE:
+            hihi, high, low, lolo = _FOUR.unpack_from(back, at)
+            alarm = AlarmLimits(lolo, low, high, hihi)
+        return Properties(units, precision, choices, display, control, alarm, _c.text(description))
+
+
+def can_read_whole(channel: DBChannel) -> bool:
+    """Whether :class:`WholeReader` can read it: one number or enum, not an array of one, no filters."""
+    return channel._is_plain and not channel.is_string

@@ -1,0 +1,216 @@
+"""Monitors of single records: database events in, updates out, once for all who watch the same.
+
+A batch of events is read with one release of the GIL per thousand records; each change becomes one Update that is
+encoded once and shared by all clients with the same request and byte order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, Any, Final
+
+from appliance.errors import ApplianceError, OperationError
+from appliance.ioc import dbcore
+from appliance.ioc.dbcore import DBE_ALARM, DBE_ARCHIVE, DBE_PROPERTY, DBE_VALUE, Reading
+from appliance.ioc.mapping import ALARM_STATUS, alarm_message, alarm_status
+from appliance.server.operation import Subscription, Update
+
+if TYPE_CHECKING:
+    from appliance.ioc.single import RecordPV
+
+__all__ = ["DEFAULT_EVENTS", "EventSink", "EventStream", "Feed", "event_mask", "read_all"]
+
+_log: Final = logging.getLogger(__name__)
+DEFAULT_EVENTS: Final = DBE_VALUE | DBE_ALARM
+_NAMES: Final = (("VALUE", DBE_VALUE), ("ARCHIVE", DBE_ARCHIVE), ("ALARM", DBE_ALARM))
+
+
+def event_mask(text: str | None) -> tuple[int, str]:
+    """Read ``record._options.DBE``, names or a number, and give the mask and a complaint for the client."""
+    if not text:
+        return DEFAULT_EVENTS, ""
+    try:
+        mask = int(float(text)) & 0xFF
+    except (ValueError, OverflowError):
+        mask = 0
+        for name, bit in _NAMES:
+            if name in text:
+                mask |= bit
+    mask &= DBE_VALUE | DBE_ARCHIVE | DBE_ALARM
+    if mask:
+        return mask, ""
+    return DEFAULT_EVENTS, f"DBE={text[:64]!r} selects no events; VALUE and ALARM are used"
+
+
+class EventSink:
+    """What a database event leads to. A subclass is the key of its subscription."""
+
+    __slots__ = ()
+
+    def event(self) -> None:
+        """Read what is needed, and post."""
+        raise NotImplementedError
+
+
+class EventStream:
+    """The IOC's one event hub and the loop turn that serves it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.hub = dbcore.EventHub(self.deliver, loop=loop)
+
+    def deliver(self, keys: list[Hashable]) -> None:
+        """Read everything that the batch concerns, then post it."""
+        feeds = [key for key in keys if type(key) is Feed]
+        if feeds:
+            readings = read_all([feed.channel for feed in feeds])
+            for feed, reading in zip(feeds, readings, strict=True):
+                if reading is not None:
+                    feed.post(reading)
+            if len(feeds) == len(keys):
+                return
+        for key in keys:
+            if isinstance(key, EventSink) and type(key) is not Feed:
+                try:
+                    key.event()
+                except ApplianceError as error:
+                    _log.warning("%r: %s", key, error)
+
+    def close(self) -> None:
+        """End it; all channels must still be open."""
+        self.hub.close()
+
+
+def read_all(channels: list[dbcore.DBChannel]) -> list[Reading | None]:
+    """Read many channels; None for those that EPICS cannot read."""
+    try:
+        return list(dbcore.get_many(channels))
+    except OperationError:
+        return [_read(channel) for channel in channels]
+
+
+def _read(channel: dbcore.DBChannel) -> Reading | None:
+    try:
+        return channel.get()
+    except OperationError as error:
+        _log.warning("%s", error)
+        return None
+
+
+class PropertySink(EventSink):
+    """Changes of a record's properties; key of the DBE_PROPERTY subscription."""
+
+    __slots__ = ("pv",)
+
+    def __init__(self, pv: RecordPV) -> None:
+        self.pv = pv
+
+    def event(self) -> None:
+        """Post the properties to all clients of the record."""
+        if not self.pv.feeds:
+            return
+        properties = self.pv.channel.properties()
+        for feed in self.pv.feeds.values():
+            feed.post_properties(properties)
+
+
+class Feed(EventSink):
+    """What the clients of one record with one event mask share."""
+
+    __slots__ = (
+        "_alarm",
+        "_event",
+        "_meta",
+        "_store",
+        "_tells_alarm",
+        "channel",
+        "mask",
+        "pv",
+        "subscriptions",
+    )
+
+    def __init__(self, pv: RecordPV, mask: int) -> None:
+        self.pv = pv
+        self.channel = pv.channel
+        self.mask = mask
+        self.subscriptions: dict[Subscription, None] = {}
+        self._tells_alarm = bool(mask & DBE_ALARM)
+        self._store: list[Any] = []
+        self._alarm: tuple[int, int, str] | None = None
+        self._meta = pv.mapping.meta
+        self._event: dbcore.Subscription | None = pv.stream.hub.subscribe(self.channel, mask, self)
+
+    def join(self, subscription: Subscription) -> None:
+        """Give a client everything as it is now, and what changes from now on."""
+        update = self._snapshot()
+        self.subscriptions[subscription] = None
+        subscription.post(update)
+
+    def _snapshot(self) -> Update:
+        pv = self.pv
+        mapping = pv.mapping
+        store, bits, reading = pv.read()
+        if not self.subscriptions:
+            # Those who watch already have not been told of this alarm yet: the next event does that.
+            self._alarm = (reading.status, reading.severity, reading.message)
+        self._store = store
+        if not self._tells_alarm:
+            bits &= ~mapping.alarm_bits
+        return Update(mapping.type, store, bits)
+
+    def leave(self, subscription: Subscription) -> None:
+        """Forget a client."""
+        self.subscriptions.pop(subscription, None)
+
+    def close(self) -> None:
+        """End the events."""
+        if self._event is not None:
+            self._event.cancel()
+            self._event = None
+
+    def post(self, reading: Reading) -> None:
+        """Tell all clients of a new value."""
+        mapping = self.pv.mapping
+        value, status, severity, message, seconds, nanoseconds, tag = reading
+        store = self._store.copy()
+        store[mapping.value] = value
+        bits = mapping.value_bits | mapping.time_bits
+        at = self._meta
+        if self._tells_alarm:
+            alarm = (status, severity, message)
+            if alarm != self._alarm:
+                self._alarm = alarm
+                store[at] = severity
+                store[at + 1] = ALARM_STATUS[status] if status < len(ALARM_STATUS) else alarm_status(status)
+                store[at + 2] = alarm_message(status, message)
+                bits |= mapping.alarm_bits
+        store[at + 4] = seconds
+        store[at + 5] = nanoseconds
+        store[at + 6] = tag if tag < 0x80000000 else ((tag + 0x80000000) & 0xFFFFFFFF) - 0x80000000
+        self._store = store
+        update = Update(mapping.type, store, bits)
+        for subscription in self.subscriptions:
+            subscription.post(update)
+
+    def post_properties(self, properties: dbcore.Properties) -> None:
+        """Tell all clients of new properties."""
+        mapping = self.pv.mapping
+        store = self._store.copy()
+        bits = mapping.set_properties(store, 0, properties)
+        self._store = store
+        update = Update(mapping.type, store, bits)
+        for subscription in self.subscriptions:
+            subscription.post(update)
+
+    def event(self) -> None:
+        """Post what the record has now."""
+        self.post(self.channel.get())
+
+    def __repr__(self) -> str:
+        return f"<Feed {self.channel.name} mask={self.mask} {len(self.subscriptions)} clients>"
+
+
+def property_subscription(pv: RecordPV) -> dbcore.Subscription:
+    """Follow the properties of a record."""
+    return pv.stream.hub.subscribe(pv.channel, DBE_PROPERTY, PropertySink(pv))

@@ -1,0 +1,126 @@
+"""Monitors of a group: what its triggers make of the events of its records, once for all clients."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from appliance.ioc import dbcore
+from appliance.ioc.dbcore import DBE_ALARM, DBE_ARCHIVE, DBE_PROPERTY, DBE_VALUE, ManyLock
+from appliance.ioc.feed import EventSink
+from appliance.ioc.groups.member import Member
+from appliance.server.operation import Subscription, Update
+
+if TYPE_CHECKING:
+    from appliance.ioc.groups.group import GroupPV
+
+__all__ = ["GroupFeed"]
+
+
+class _ValueSink(EventSink):
+    """A member has a new value or alarm: the members that it triggers are read together and posted."""
+
+    __slots__ = ("_alarm", "_lock", "_self", "_triggered", "feed", "member")
+
+    def __init__(self, feed: GroupFeed, member: Member) -> None:
+        self.feed = feed
+        self.member = member
+        self._triggered = tuple((each, each.channel) for each in member.triggers if each.channel is not None)
+        self._lock = ManyLock([channel for _, channel in self._triggered])
+        self._alarm: tuple[int, int, str] | None = None
+
+    def event(self) -> None:
+        feed = self.feed
+        if not feed.subscriptions:
+            return
+        store = feed.group.copy(feed.store)
+        bits = 0
+        with self._lock:
+            readings = [channel.get_locked() for _, channel in self._triggered]
+        for (member, _), reading in zip(self._triggered, readings, strict=True):
+            changed = True
+            if member is self.member:
+                # Records post ALARM exactly when the alarm has changed; what is triggered comes with its alarm always.
+                alarm = (reading.status, reading.severity, reading.message)
+                changed = alarm != self._alarm
+                self._alarm = alarm
+            bits |= member.fill(store, reading, alarm=changed)
+        feed.post(store, bits)
+
+    def close(self) -> None:
+        """Give the lock back."""
+        self._lock.close()
+
+    def __repr__(self) -> str:
+        return f"<event of {self.feed.group.name}.{self.member.name}>"
+
+
+class _PropertySink(EventSink):
+    """A member has new properties: only they are posted."""
+
+    __slots__ = ("feed", "member")
+
+    def __init__(self, feed: GroupFeed, member: Member) -> None:
+        self.feed = feed
+        self.member = member
+
+    def event(self) -> None:
+        feed = self.feed
+        channel = self.member.channel
+        if feed.subscriptions and channel is not None:
+            store = feed.group.copy(feed.store)
+            with channel.locked():
+                bits = self.member.fill_properties_locked(store)
+            feed.post(store, bits)
+
+    def __repr__(self) -> str:
+        return f"<properties of {self.feed.group.name}.{self.member.name}>"
+
+
+class GroupFeed:
+    """What the clients of one group share."""
+
+    __slots__ = ("_events", "_sinks", "group", "store", "subscriptions")
+
+    def __init__(self, group: GroupPV) -> None:
+        self.group = group
+        self.subscriptions: dict[Subscription, None] = {}
+        self.store: list[Any] = []
+        self._events: list[dbcore.Subscription] = []
+        self._sinks: list[_ValueSink] = []
+        hub = group.stream.hub
+        for member in group.members:
+            channel = member.channel
+            if channel is None:
+                continue
+            if member.triggers:
+                sink = _ValueSink(self, member)
+                self._sinks.append(sink)
+                mask = DBE_ALARM if member.kind == "meta" else DBE_VALUE | DBE_ALARM | DBE_ARCHIVE
+                self._events.append(hub.subscribe(channel, mask, sink))
+            if member.kind == "scalar":
+                self._events.append(hub.subscribe(channel, DBE_PROPERTY, _PropertySink(self, member)))
+
+    def join(self, subscription: Subscription) -> None:
+        """Give a client everything as it is now, and what changes from now on."""
+        store, bits = self.group.first_read(subscription)
+        self.store = store
+        self.subscriptions[subscription] = None
+        subscription.post(Update(self.group.type, store, bits))
+
+    def post(self, store: list[Any], bits: int) -> None:
+        """Tell all clients."""
+        self.store = store
+        if not bits:
+            return
+        update = Update(self.group.type, store, bits)
+        for subscription in self.subscriptions:
+            subscription.post(update)
+
+    def close(self) -> None:
+        """End the events."""
+        for event in self._events:
+            event.cancel()
+        self._events = []
+        for sink in self._sinks:
+            sink.close()
+        self._sinks = []

@@ -1,0 +1,96 @@
+"""All groups of the IOC."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from appliance.errors import ApplianceError, ConfigurationError
+from appliance.ioc import dbcore
+from appliance.ioc.config import LoadStep
+from appliance.ioc.feed import EventStream
+from appliance.ioc.groups.config import GroupConfigs
+from appliance.ioc.groups.group import GroupPV
+from appliance.ioc.macros import expand, parse_macros
+from appliance.pva.credentials import Credentials
+from appliance.server.operation import Operation
+from appliance.server.source import Handler, Source
+
+if TYPE_CHECKING:
+    from appliance.ioc.access import IocAccess
+    from appliance.ioc.putlog import PutLog
+
+__all__ = ["GroupSource", "read_group_file"]
+
+_log: Final = logging.getLogger(__name__)
+_LIMIT: Final = 16 * 1024 * 1024
+
+
+def read_group_file(step: LoadStep) -> str:
+    """Read a file of group definitions and expand its macros. Raises ConfigurationError."""
+    path = Path(step.file)
+    try:
+        if path.stat().st_size > _LIMIT:
+            raise ConfigurationError(f"is larger than {_LIMIT} bytes", file=step.file)
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        raise ConfigurationError(f"cannot read the group definitions: {why}", file=step.file) from None
+    return expand(text, parse_macros(step.macros), file=step.file) if step.macros else text
+
+
+class GroupSource(Source):
+    """Makes the groups when it is made: from the info items ``Q:group`` of all records, then from files.
+
+    A definition that is wrong costs its own group and is logged; a file that cannot be read or parsed at all is a
+    ConfigurationError, as a database would be.
+    """
+
+    def __init__(self, stream: EventStream, files: Iterable[LoadStep] = ()) -> None:
+        self.groups: dict[str, GroupPV] = {}
+        self.access: IocAccess | None = None
+        self.put_log: PutLog | None = None
+        configs = GroupConfigs(self.report)
+        for record, text in dbcore.info_items("Q:group"):
+            try:
+                configs.add(text, record=record)
+            except ConfigurationError as error:
+                _log.error('%s: info("Q:group"): %s', record, error)
+        for step in files:
+            configs.add(read_group_file(step), file=step.file)
+        for name, config in sorted(configs.groups.items()):
+            if dbcore.exists(name):
+                _log.error("group %s is not served: a record has that name", name)
+                continue
+            try:
+                self.groups[name] = GroupPV(self, stream, config)
+            except ApplianceError as error:
+                _log.error("group %s is not served: %s", name, error)
+
+    def report(self, text: str) -> None:
+        """Something in a definition is left out."""
+        _log.warning("group %s", text)
+
+    def may_write(self, operation: Operation, channel: dbcore.DBChannel) -> bool:
+        """Whether access security lets the client write this member."""
+        return self.access is None or self.access.decide(channel, operation.peer).write
+
+    def claims(self, name: str, host: str) -> bool:
+        """Whether there is such a group."""
+        return name in self.groups
+
+    def open(self, name: str, peer: Credentials) -> Handler | None:
+        """Give the group."""
+        return self.groups.get(name)
+
+    def names(self) -> Iterable[str]:
+        """All of them."""
+        return self.groups
+
+    def close(self) -> None:
+        """Close all channels; the server must have stopped."""
+        for group in self.groups.values():
+            group.close()
+        self.groups.clear()

@@ -1,0 +1,242 @@
+"""The IOC as one thing: database, server, access security, shell commands."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from contextlib import AsyncExitStack
+from typing import Final
+
+from appliance.certmon.wiring import open_server
+from appliance.config.pva import ServerConfig
+from appliance.errors import ApplianceError, ConfigurationError
+from appliance.ioc import dbcore
+from appliance.ioc.access import IocAccess, read_access_file
+from appliance.ioc.config import LoadStep, Plan
+from appliance.ioc.console import Console
+from appliance.ioc.dbcore import InitHook
+from appliance.ioc.demo import DEMO_DEFINITION, register_demo
+from appliance.ioc.feed import EventStream
+from appliance.ioc.groups.source import GroupSource, read_group_file
+from appliance.ioc.putlog import PutLog
+from appliance.ioc.shell import register_commands
+from appliance.ioc.single import RecordSource
+from appliance.server.channel import Channel
+from appliance.server.server import Server
+
+__all__ = ["Ioc"]
+
+_log: Final = logging.getLogger(__name__)
+
+
+class Ioc:
+    """One per process: EPICS' database is one. All methods belong to the event loop's thread."""
+
+    def __init__(self, plan: Plan, config: ServerConfig) -> None:
+        self.plan = plan
+        self.config = config
+        self.loop = asyncio.get_running_loop()
+        self.access = IocAccess(self._review)
+        self.access_step = plan.acf
+        """The access security file that iocInit and asInit read."""
+        self.group_files = list(plan.groups)
+        self.put_log: PutLog | None = None
+        self.stream: EventStream | None = None
+        self.records: RecordSource | None = None
+        self.groups: GroupSource | None = None
+        self.console: Console | None = None
+        self.attached = False
+        """Records are served."""
+        self._failure: ApplianceError | None = None
+        self._server: Server | None = None
+        self._stack = AsyncExitStack()
+
+    @property
+    def server(self) -> Server:
+        """The PVAccess server, once started."""
+        assert self._server is not None
+        return self._server
+
+    def _review(self, concerns: object) -> None:
+        if self._server is not None:
+            self._server.review_access(concerns)  # type: ignore[arg-type]
+
+    # -- start ---------------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Load definition and databases. Raises ConfigurationError. Blocks: call it in a thread."""
+        plan = self.plan
+        register_demo()
+        self._say(f'dbLoadDatabase("{plan.definition or "softIoc.dbd"}")')
+        dbcore.boot(plan.definition or None, channel_access=plan.channel_access)
+        dbcore.load_definition_text(DEMO_DEFINITION)
+        dbcore.register_support()
+        dbcore.on_init_hook(self._on_init)
+        if plan.channel_access and plan.acf is not None:
+            # Its server judges by EPICS' own rules: without the file it would let everybody do everything.
+            if plan.acf.macros:
+                dbcore.shell_command(f"asSetSubstitutions({_quoted(plan.acf.macros)})")
+            dbcore.shell_command(f"asSetFilename({_quoted(plan.acf.file)})")
+        register_commands(self)
+        if plan.acf is not None:
+            self._say(f'asSetFilename("{plan.acf.file}")')
+            read_access_file(plan.acf)
+        for group in plan.groups:
+            read_group_file(group)
+        for step in plan.databases:
+            self._say(f'dbLoadRecords("{step.file}"{f", {step.macros!r}" if step.macros else ""})')
+            dbcore.load_records(step.file, step.macros or None)
+        if plan.exit_prefix:
+            dbcore.load_records_text(dbcore.EXIT_RECORDS, {"IOC": plan.exit_prefix})
+
+    def _say(self, text: str) -> None:
+        if self.plan.is_verbose:
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
+
+    async def start(self) -> None:
+        """Listen, run the script, initialise; records are served when this returns.
+
+        Raises ConfigurationError, AccessFileError, KeychainError or TransportError.
+        """
+        plan = self.plan
+        await asyncio.to_thread(self.load)
+        self.put_log = PutLog(self.access, plan.put_log)
+        self._stack.callback(self.put_log.close)
+        self._server = await self._stack.enter_async_context(open_server(self.config, policy=self.access))
+        self._server.on_refused = self.put_log.refused
+        if plan.script:
+            self._say(f"# Begin {plan.script}")
+            await asyncio.to_thread(dbcore.shell_script, plan.script)
+            self._say(f"# End {plan.script}")
+        self._raise_failure()
+        if plan.loads_records and dbcore.ioc_state() is dbcore.IocState.VOID:
+            self._say("iocInit()")
+            await asyncio.to_thread(dbcore.ioc_init)
+        self._raise_failure()
+        if not self.attached and not plan.is_interactive:
+            raise ConfigurationError(
+                "the script ended without iocInit, and nobody is there to type it", file=plan.script
+            )
+        if plan.console:
+            self.console = Console(plan.console, plan.console_group)
+            await self.console.start()
+            self._stack.push_async_callback(self.console.stop)
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _on_init(self, state: int) -> None:
+        """EPICS' hook: called in whatever thread runs iocInit."""
+        if state == InitHook.AFTER_IOC_RUNNING and not self.attached:
+            asyncio.run_coroutine_threadsafe(self._attach(), self.loop).result()
+
+    async def _attach(self) -> None:
+        """Serve the records; where that fails nothing is served, and ``start`` raises why."""
+        if self.attached or self._server is None:
+            return
+        try:
+            if self.access_step is not None:
+                security = await asyncio.to_thread(read_access_file, self.access_step)
+                self.access.use(security, self.access_step)
+            self.stream = EventStream(self.loop)
+            self.records = RecordSource(self.stream)
+            self.groups = GroupSource(self.stream, self.group_files)
+            self.access.attach(self.stream, self.records, self.groups)
+        except ApplianceError as error:
+            self._failure = error
+            _log.critical("no record is served: %s", error)
+            return
+        self.records.put_log = self.groups.put_log = self.put_log
+        self._server.add_source("qsrvSingle", self.records, priority=0)
+        self._server.add_source("qsrvGroup", self.groups, priority=1)
+        self.attached = True
+
+    # -- groups --------------------------------------------------------------------------------------
+
+    def add_groups(self, step: LoadStep) -> None:
+        """Take a file of group definitions; before iocInit. Raises ConfigurationError."""
+        read_group_file(step)
+        self.forget_groups(step.file, step.macros)
+        self.group_files.append(step)
+
+    def forget_groups(self, file: str, macros: str) -> None:
+        """Leave a file out again, or all (``*``)."""
+        self.group_files = [
+            step for step in self.group_files if file != "*" and (step.file, step.macros) != (file, macros)
+        ]
+
+    # -- reports -------------------------------------------------------------------------------------
+
+    def access_lines(self) -> list[str]:
+        """The rules in force, for people."""
+        access = self.access
+        if not access.is_restricted:
+            return ["access security is off: everybody may do everything"]
+        lines = [f"file: {access.security.file}"]
+        for group in access.security.groups.values():
+            lines.append(f"ASG({group.name})")
+            lines += [
+                f"  INP{letter}({pv}) = {access.value_of(pv)}" for letter, pv in sorted(group.inputs.items())
+            ]
+            for rule in group.rules:
+                lines.append(f"  {rule}")
+                for word, names in (
+                    ("UAG", rule.uags),
+                    ("HAG", rule.hags),
+                    ("SAG", rule.sags),
+                    ("METHOD", rule.methods),
+                    ("AUTHORITY", tuple(each.name for each in rule.authorities)),
+                    ("PROTOCOL", rule.protocols),
+                    ("CALC", (rule.calc.text,) if rule.calc is not None else ()),
+                ):
+                    if names:
+                        lines.append(f"    {word}({', '.join(names)})")
+        return lines
+
+    def report_lines(self, level: int) -> list[str]:
+        """The state of the server, for people."""
+        server = self.server
+        lines = [
+            f"TCP port {server.tcp_port}, TLS port {server.tls_port or 'off'}, UDP port {server.udp_port}",
+            f"{len(server.peers)} clients, {server.refusals} requests refused",
+        ]
+        if level > 0:
+            for peer in server.peers.values():
+                who = peer.credentials
+                channels = [
+                    wire.context for wire in peer.connection.channels.values() if wire.context is not None
+                ]
+                protocol = "tls" if who.is_tls else "tcp"
+                lines.append(
+                    f"  {who.method}/{who.account or '-'} {protocol} {who.peer} {len(channels)} channels"
+                )
+                if level > 1:
+                    lines += [f"    {channel.name}{_rights(channel)}" for channel in channels]
+        return lines
+
+    # -- end -----------------------------------------------------------------------------------------
+
+    async def stop(self) -> None:
+        """Close clients, events and database, in this order."""
+        await self._stack.aclose()
+        await self.access.close()
+        if self.records is not None:
+            self.records.close()
+        if self.groups is not None:
+            self.groups.close()
+        if self.stream is not None:
+            self.stream.close()
+        await asyncio.to_thread(dbcore.shutdown)
+
+
+def _rights(channel: Channel) -> str:
+    rights = channel.rights
+    words = [word for word, have in (("read", rights.read), ("write", rights.write)) if have]
+    return f" ({', '.join(words) or 'no access'})"
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,0 +1,113 @@
+"""The tools with a keychain: the identity line, fall-back, and no secret in sight."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from appliance.server import Server
+from appliance.tls.context import server_context
+from tests.helpers.pki import PASSWORD, site, write_keychain
+from tests.helpers.tools import demo_server, environment, run
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    async with demo_server(tls=server_context(site().server, require_client_cert=False)) as running:
+        yield running
+
+
+@pytest.fixture
+def env(server: Server, tmp_path: Path) -> dict[str, str]:
+    directory = tmp_path / "config/pva/1.3"
+    directory.mkdir(parents=True)
+    write_keychain(directory / "client.p12", site().client)
+    return environment(server.udp_port, tmp_path)
+
+
+async def test_info_v_shows_configuration_and_identity_as_the_transcripts_do(
+    server: Server, env: dict[str, str], tmp_path: Path
+) -> None:
+    done = await run("pvxinfo", "-v", "enum", env=env)
+    assert done.status == 0, done.err
+    address = f"127.0.0.1:{server.tls_port}"
+    identity, where, kind, *_ = done.out.splitlines()
+    ca = site().ca
+    assert identity == (
+        f"# TLS x509:{ca.issuer_id}:{site().server.serial}:EPICS Root Certificate Authority/softioc@{address}"
+    )
+    assert where == f"enum from {address}"
+    assert kind == 'struct "epics:nt/NTEnum:1.0" {'
+    config = done.err.splitlines()
+    assert config[0] == "Effective config"
+    assert f"EPICS_PVA_TLS_KEYCHAIN={tmp_path}/config/pva/1.3/client.p12" in config
+    assert config[-1] == f"XDG_DATA_HOME={tmp_path}/data/pva/1.3"
+
+
+async def test_json_tells_who_the_server_is(env: dict[str, str]) -> None:
+    done = await run("pvxinfo", "--json", "enum", env=env)
+    peer = json.loads(done.out)["peer"]
+    assert (peer["tls"], peer["method"], peer["account"]) == (True, "x509", "softioc")
+    assert peer["authority"] == ["EPICS Root Certificate Authority"]
+    assert peer["serial"] == str(site().server.serial)
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "begins"),
+    [
+        ("pvxget", ["demo"], "demo\n    value double = 4.25\n"),
+        ("pvxput", ["demo", "3"], ""),
+        ("pvxcall", ["echo", "a=1"], 'struct "epics:nt/NTURI:1.0" {\n'),
+    ],
+)
+async def test_every_tool_works_over_tls(
+    tool: str, arguments: list[str], begins: str, server: Server, env: dict[str, str]
+) -> None:
+    server_without_tcp = {**env, "EPICS_PVA_SERVER_PORT": "1"}
+    done = await run(tool, *arguments, env=server_without_tcp)
+    assert (done.status, done.err) == (0, "")
+    assert done.out.startswith(begins)
+
+
+async def test_a_server_over_tls_is_listed_with_its_scheme_and_can_be_asked_so(
+    server: Server, env: dict[str, str]
+) -> None:
+    done = await run("pvxlist", "-w", "0.7", env=env)
+    assert done.out == f"pvas://127.0.0.1:{server.tls_port}\n"
+    done = await run("pvxlist", done.out.strip(), env=env)
+    assert (done.status, done.err) == (0, "")
+    assert "demo" in done.out.splitlines()
+
+
+async def test_an_empty_keychain_variable_means_plain_tcp(server: Server, env: dict[str, str]) -> None:
+    done = await run("pvxinfo", "-v", "enum", env={**env, "EPICS_PVA_TLS_KEYCHAIN": ""})
+    assert f"enum from 127.0.0.1:{server.tcp_port}\n" in done.out
+
+
+async def test_a_password_is_read_from_its_file_and_shown_nowhere(
+    env: dict[str, str], tmp_path: Path
+) -> None:
+    keychain = write_keychain(tmp_path / "own.p12", site().client, PASSWORD)
+    secret = tmp_path / "own.pass"
+    secret.touch(mode=0o600)
+    secret.write_bytes(PASSWORD + b"\n")
+    variables = {"EPICS_PVA_TLS_KEYCHAIN": str(keychain), "EPICS_PVA_TLS_KEYCHAIN_PWD_FILE": str(secret)}
+    done = await run("pvxinfo", "-v", "-d", "enum", env={**env, **variables})
+    assert done.status == 0, done.err
+    assert done.out.startswith("# TLS x509:")
+    assert PASSWORD.decode() not in done.out + done.err
+
+
+async def test_a_server_of_another_authority_is_not_spoken_to(env: dict[str, str], tmp_path: Path) -> None:
+    stranger = site().other_ca.keychain("softioc", "server")
+    async with demo_server(tls=server_context(stranger, require_client_cert=False)) as other:
+        done = await run(
+            "pvxget", "-w", "1", "demo", env={**env, "EPICS_PVA_BROADCAST_PORT": str(other.udp_port)}
+        )
+    assert (done.status, done.out) == (1, "")
+    assert "trust anchor" in done.err
+    assert os.fspath(tmp_path) not in done.err

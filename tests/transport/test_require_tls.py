@@ -1,0 +1,64 @@
+"""A client that must not use plain TCP, whoever answers its search and whatever its caller says."""
+
+import pytest
+
+from appliance.client.context import Context
+from appliance.config.address import Endpoint
+from appliance.errors import OperationTimeoutError
+from appliance.server import Server
+from appliance.tls.context import client_context, server_context
+from tests.helpers.live import HOST, client_config, number, server_config
+from tests.helpers.pki import site
+
+S = site()
+
+
+def required(config):
+    tls = client_context(S.ca.trust_only(), want_staple=False)
+    return Context(config, tls=tls, require_tls=True, beacons=False)
+
+
+def serving(keychain=None):
+    tls = None if keychain is None else server_context(keychain, require_client_cert=False)
+    server = Server(server_config(), tls=tls)
+    server.add_pv("pv", number(3.5))
+    return server
+
+
+async def test_a_server_with_tls_is_used_over_tls():
+    async with serving(S.server) as server, required(client_config(server)) as client:
+        assert (await client.get("pv"))["value"] == 3.5
+        assert client.channel("pv").peer.is_tls
+        assert client.channel("pv").peer.account == "softioc"
+
+
+async def test_a_server_without_tls_is_not_used_at_all():
+    async with serving() as server, required(client_config(server)) as client:
+        with pytest.raises(OperationTimeoutError):
+            await client.get("pv", timeout=0.5)
+        assert not server.peers
+
+
+async def test_the_callers_own_address_is_held_to_it_too():
+    async with serving(S.server) as server, required(client_config()) as client:
+        with pytest.raises(OperationTimeoutError, match="TLS, which is required"):
+            await client.get("pv", timeout=0.5, server=(HOST, server.tcp_port, False))
+        assert not server.peers
+        value = await client.get("pv", server=(HOST, server.tls_port, True))
+        assert value["value"] == 3.5
+
+
+async def test_a_plain_name_server_is_asked_but_its_answer_of_plain_tcp_is_not_taken():
+    config = client_config()
+    async with serving() as server:
+        config = config._replace(name_servers=(Endpoint(HOST, server.tcp_port),))
+        async with required(config) as client:
+            with pytest.raises(OperationTimeoutError):
+                await client.get("pv", timeout=0.5)
+            assert server.peers, "it was asked"
+            assert not list(server.channels())
+    async with serving(S.server) as server:
+        config = config._replace(name_servers=(Endpoint(HOST, server.tcp_port),))
+        async with required(config) as client:
+            assert (await client.get("pv"))["value"] == 3.5
+            assert client.channel("pv").peer.is_tls

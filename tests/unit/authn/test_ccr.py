@@ -1,0 +1,67 @@
+"""The certificate creation request on the wire, and answers that are not what they should be (specification 9.1, 9.2)."""
+
+import pytest
+
+from appliance.authn.ccr import MAX_PEM_CHARS, CertRequest, read_reply, request_type, request_value
+from appliance.certs.status import CertState
+from appliance.cms.issuing import CCR
+from appliance.cms.shapes import CREATED, REQUEST
+from appliance.errors import RemoteError
+from appliance.pvdata import INT32, STRING, StructType, Value
+
+SECRET = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJ4In0.c2VjcmV0"
+
+
+def test_a_standard_request_has_the_fields_of_the_peers_in_their_order():
+    assert request_type() == REQUEST
+    query = request_type().members["query"]
+    assert [name for name, _ in query.fields] == [
+        "type", "name", "country", "organization", "organization_unit", "usage", "not_before", "not_after",
+        "pub_key", "config_uri_base", "no_status", "verifier",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("usage", "number"), [("client", 1), ("server", 2), ("ioc", 3)])
+def test_the_service_reads_what_the_requester_wrote(usage, number):
+    request = CertRequest(
+        "jwt", usage, "PEM", "n", "CH", "o", "u", 1, 2, "CERT", no_status=True, verifier={"token": SECRET}
+    )
+    value = request_value("CERT:CREATE", request)
+    assert value["path"] == "CERT:CREATE"
+    assert value["query.usage"] == number
+    read = CCR.parse(value)
+    assert read == CCR("jwt", "n", "CH", "o", "u", usage, 1, 2, "PEM", "CERT", no_status=True, token=SECRET)
+
+
+def test_a_request_shows_no_proof_in_its_repr():
+    request = CertRequest("jwt", "client", "PEM", "n", verifier={"token": SECRET})
+    assert SECRET not in repr(request)
+    assert SECRET not in f"{request}"
+
+
+def test_an_answer_is_read():
+    value = Value(CREATED, {"cert": "PEM", "state": "VALID", "issuer": "ABCD0123", "serial": 7})
+    reply = read_reply(value)
+    assert reply == (CertState.VALID, "abcd0123", 7, "PEM", "")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        Value(StructType([])),
+        Value(StructType([("cert", INT32)]), {"cert": 3}),
+        Value(StructType([("cert", STRING)]), {"cert": "x" * (MAX_PEM_CHARS + 1)}),
+        Value(StructType([("cert", STRING), ("state", STRING)]), {"state": "x" * 65}),
+    ],
+    ids=["nothing", "empty", "number", "huge", "long-state"],
+)
+def test_an_answer_that_is_none_is_a_clear_error(value):
+    with pytest.raises(RemoteError, match="certificate service"):
+        read_reply(value)
+
+
+def test_a_state_of_a_later_version_is_unknown_and_odd_serials_are_nothing():
+    kind = StructType([("cert", STRING), ("state", STRING), ("serial", STRING)])
+    reply = read_reply(Value(kind, {"cert": "c", "state": "FROZEN", "serial": "seven"}))
+    assert (reply.state, reply.serial) == (CertState.UNKNOWN, 0)

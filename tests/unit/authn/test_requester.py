@@ -1,0 +1,385 @@
+"""What a requester accepts as its certificate, when it asks for the next one, and where its settings come from."""
+
+import io
+import json
+from datetime import UTC, datetime, timedelta
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from appliance.authn.ccr import CertReply
+from appliance.authn.jwt.requester import check_token, jwt_request, read_token, token_source
+from appliance.authn.requester import Requester, Trusting, check_issued, cms_only, renewal_time
+from appliance.authn.settings import resolve_requester
+from appliance.authn.std.requester import std_request, std_subject
+from appliance.authn.trust import (
+    KnownAnchors,
+    Offer,
+    decide,
+    fingerprint,
+    load_anchor_file,
+    parse_fingerprint,
+    read_offer,
+)
+from appliance.certs.keychain import dump_keychain, dump_trust_anchors
+from appliance.certs.profiles import generate_key, subject_name
+from appliance.certs.status import CertState
+from appliance.cms.services import root_value
+from appliance.errors import CertificateError, ConfigurationError, KeychainError, SecurityError
+from tests.helpers.pki import DAY, NOW, Authority, site
+
+S = site()
+
+
+def pem(*certificates) -> str:
+    return b"".join(c.public_bytes(Encoding.PEM) for c in certificates).decode()
+
+
+def reply(keychain, *chain, serial=0, cert=None) -> CertReply:
+    text = cert if cert is not None else pem(keychain.certificate, *(chain or keychain.chain))
+    return CertReply(CertState.VALID, "", serial, text, "")
+
+
+def judged(keychain, *, usage="client", subject=None, now=NOW, key=None, anchors=None, answer=None):
+    return check_issued(
+        answer or reply(keychain),
+        key=key or keychain.key,
+        anchors=anchors or (S.ca.certificate,),
+        usage=usage,
+        subject=subject,
+        now=now,
+    )
+
+
+# ---------------------------------------------------------------------- answers
+
+
+def test_the_certificate_that_was_asked_for_becomes_a_keychain():
+    made = judged(S.client, subject=subject_name("client", organization="localhost"))
+    assert made == S.client
+
+
+def test_a_chain_through_an_intermediate_is_accepted_and_kept():
+    below = S.ca.intermediate()
+    keychain = below.keychain("deep")
+    assert judged(keychain).chain == (below.certificate, S.ca.certificate)
+
+
+def test_a_start_that_is_a_little_ahead_is_a_difference_of_clocks():
+    keychain = S.ca.keychain("soon", not_before=NOW + timedelta(minutes=5))
+    assert judged(keychain).serial == keychain.serial
+
+
+WRONG = {
+    "another-key": lambda: judged(S.client, key=generate_key("ec-p256")),
+    "another-authority": lambda: judged(S.other_ca.keychain("client")),
+    "look-alike-authority": lambda: judged(Authority().keychain("client")),
+    "no-chain": lambda: judged(S.client, answer=reply(S.client, cert=pem(S.client.certificate))),
+    "narrower-usage": lambda: judged(S.client, usage="ioc"),
+    "wider-usage": lambda: judged(S.ioc, usage="client"),
+    "other-usage": lambda: judged(S.server, usage="client"),
+    "service-usage": lambda: judged(S.ca.keychain("pvacms", "cms"), usage="ioc"),
+    "other-name": lambda: judged(S.client, subject=subject_name("admin", organization="localhost")),
+    "other-organization": lambda: judged(S.client, subject=subject_name("client", organization="other")),
+    "serial": lambda: judged(S.client, answer=reply(S.client, serial=5)),
+    "expired": lambda: judged(S.ca.expired()),
+    "far-future": lambda: judged(S.ca.keychain("later", not_before=NOW + 3 * DAY, not_after=NOW + 9 * DAY)),
+    "rubbish": lambda: judged(S.client, answer=reply(S.client, cert="rubbish")),
+    "empty": lambda: judged(S.client, answer=reply(S.client, cert="")),
+    "too-many": lambda: judged(S.client, answer=reply(S.client, cert=pem(*[S.ca.certificate] * 17))),
+    "authority-itself": lambda: judged(
+        S.client, key=S.ca.key, answer=reply(S.client, cert=pem(S.ca.certificate))
+    ),
+    "lone-surrogate": lambda: judged(S.client, answer=reply(S.client, cert="\ud800")),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_an_answer_with_one_thing_wrong_is_refused_and_nothing_is_written(case):
+    with pytest.raises(SecurityError, match="nothing was written"):
+        WRONG[case]()
+
+
+def test_only_the_services_own_certificate_may_hear_a_token():
+    own = S.ca.keychain("PVACMS", "cms")
+    cms_only(None, (own.certificate.public_bytes(Encoding.DER),))
+    for other in (S.server, S.ioc, S.client):
+        with pytest.raises(CertificateError, match="not the certificate service's own"):
+            cms_only(None, (other.certificate.public_bytes(Encoding.DER),))
+    for chain in ((), (b"x",)):
+        with pytest.raises(CertificateError, match="cannot be read"):
+            cms_only(None, chain)
+
+
+def test_renewal_is_at_two_thirds_of_the_lifetime_or_of_the_time_until_renew_by():
+    plain = S.ca.keychain(not_before=NOW, not_after=NOW + 30 * DAY).certificate
+    assert renewal_time(plain) == NOW + 20 * DAY
+    early = S.ca.keychain(not_before=NOW, not_after=NOW + 30 * DAY, renew_by=NOW + 15 * DAY).certificate
+    assert renewal_time(early) == NOW + 10 * DAY
+
+
+@pytest.mark.parametrize(
+    ("keychain", "usage", "due"),
+    [
+        (S.ca.keychain(not_before=NOW - DAY, not_after=NOW + 3 * DAY), "client", False),
+        (S.ca.keychain(not_before=NOW - 3 * DAY, not_after=NOW + DAY), "client", True),
+        (S.ca.expired(), "client", True),
+        (S.client, "ioc", True),
+        (S.ca.trust_only(), "client", True),
+        (None, "client", True),
+    ],
+    ids=["young", "old", "expired", "wrong-usage", "anchor-only", "none"],
+)
+def test_what_is_due(tmp_path, keychain, usage, due):
+    path = tmp_path / "k.p12"
+    if keychain is not None:
+        path.touch(mode=0o600)
+        data = dump_trust_anchors(keychain.anchors) if keychain.is_trust_only else dump_keychain(keychain)
+        path.write_bytes(data)
+    settings = resolve_requester(usage, {"keychain": str(path)}, {"XDG_CONFIG_HOME": str(tmp_path)})
+    asking = Requester(settings, Trusting(), say=lambda _: None, timeout_s=1, now=lambda: NOW)
+    assert asking.renewal_due(asking.look())[0] is due
+
+
+# ---------------------------------------------------------------------- trust
+
+
+def offer(authority=S.ca) -> Offer:
+    return Offer(authority.certificate, (authority.certificate,), authority.issuer_id)
+
+
+def decided(tmp_path, authority=S.ca, **more):
+    said = []
+    known = KnownAnchors(str(tmp_path), "CERT", "")
+    more.setdefault("first_use", True)
+    return decide(offer(authority), known=known, say=said.append, **more), said
+
+
+def test_what_is_given_counts_before_what_is_known_and_that_before_first_use(tmp_path):
+    theirs = (S.other_ca.certificate,)
+    KnownAnchors(str(tmp_path), "CERT", "").keep(S.other_ca.certificate)
+    ours = (S.ca.certificate,)
+    assert decided(tmp_path, given=ours, keychain=theirs)[0].why == "file"
+    assert decided(tmp_path, keychain=ours)[0].why == "keychain"
+    with pytest.raises(SecurityError, match="has changed"):
+        decided(tmp_path)
+    with pytest.raises(SecurityError, match="has changed"):
+        decided(tmp_path, given=theirs)
+    with pytest.raises(SecurityError, match="has changed"):
+        decided(tmp_path, keychain=theirs)
+    found, said = decided(tmp_path, wanted=fingerprint(S.ca.certificate), keychain=theirs)
+    assert (found.why, found.anchors, said) == ("fingerprint", ours, [])
+    assert decided(tmp_path)[0].why == "kept"
+
+
+def test_another_prefix_and_another_issuer_have_anchors_of_their_own(tmp_path):
+    names = {KnownAnchors("d", p, i).path for p in ("CERT", "X:Y", "../x") for i in ("", "0123abcd")}
+    assert names == {
+        "d/trust-anchor.pem", "d/trust-anchor-0123abcd.pem", "d/trust-anchor-X_Y.pem", "d/trust-anchor-X_Y-0123abcd.pem",
+        "d/trust-anchor-___x.pem", "d/trust-anchor-___x-0123abcd.pem",
+    }  # fmt: skip
+
+
+def test_an_anchor_that_cannot_be_kept_does_not_stop_the_request(tmp_path):
+    (tmp_path / "file").write_text("")
+    known = KnownAnchors(str(tmp_path / "file" / "below"), "CERT", "")
+    said = []
+    # lexists() of a path below a file says no: as if nothing were kept.
+    assert decide(offer(), known=known, first_use=True, say=said.append).why == "first use"
+    assert "could not be kept" in said[-1]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "sha256:", "sha1:" + "0" * 40, "0" * 63, "g" * 64, "sha256:" + "0" * 65, "\n" * 64]
+)
+def test_what_is_no_fingerprint(text):
+    with pytest.raises(ConfigurationError, match="is not a fingerprint"):
+        parse_fingerprint(text)
+
+
+def test_an_offer_must_hold_a_current_self_signed_authority():
+    good = read_offer(root_value("0123abcd", S.ca.certificate, ()), now=NOW)
+    assert (good.anchor, good.issuer) == (S.ca.certificate, "0123abcd")
+    below = S.ca.intermediate()
+    through = read_offer(root_value("", below.certificate, (S.ca.certificate,)), now=NOW)
+    assert (through.anchor, through.issuer) == (S.ca.certificate, below.issuer_id)
+    for value in (
+        root_value("x", S.client.certificate, ()),
+        root_value("x", below.certificate, ()),
+    ):
+        with pytest.raises(SecurityError, match="no self-signed certificate"):
+            read_offer(value, now=NOW)
+    with pytest.raises(SecurityError, match="clock"):
+        read_offer(root_value("x", S.ca.certificate, ()), now=NOW + 36500 * DAY)
+
+
+def test_anchor_files_of_both_forms_and_none_of_others(tmp_path):
+    path = tmp_path / "anchor"
+    path.write_bytes(
+        b"# text\n"
+        + S.client.certificate.public_bytes(Encoding.PEM)
+        + S.ca.certificate.public_bytes(Encoding.PEM)
+    )
+    assert load_anchor_file(str(path)) == (S.ca.certificate,)
+    path.write_bytes(dump_trust_anchors([S.ca.certificate]))
+    assert load_anchor_file(str(path)) == (S.ca.certificate,)
+    path.write_bytes(S.client.certificate.public_bytes(Encoding.PEM))
+    with pytest.raises(KeychainError, match="no self-signed"):
+        load_anchor_file(str(path))
+    for content in (b"-----BEGIN rubbish", b"", b"x" * (1 << 19)):
+        path.write_bytes(content)
+        with pytest.raises((KeychainError, ConfigurationError)):
+            load_anchor_file(str(path))
+    for bad in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(ConfigurationError):
+            load_anchor_file(str(bad))
+
+
+# ---------------------------------------------------------------------- settings
+
+
+def resolved(usage="client", arguments=None, **environ):
+    return resolve_requester(
+        usage, arguments or {}, {"XDG_CONFIG_HOME": "/c", "XDG_DATA_HOME": "/d", **environ}
+    )
+
+
+@pytest.mark.parametrize("what", ["NAME", "ORGANIZATION", "ORGANIZATIONAL_UNIT", "COUNTRY"])
+def test_servers_look_at_their_own_variable_first_and_clients_at_theirs_only(what):
+    field = what.lower()
+    one, two = ("CH", "DE") if what == "COUNTRY" else ("one", "two")
+    both = {f"EPICS_PVA_AUTH_{what}": one, f"EPICS_PVAS_AUTH_{what}": two}
+    assert getattr(resolved("client", **both), field) == one
+    assert getattr(resolved("server", **both), field) == two
+    assert getattr(resolved("ioc", **both), field) == two
+    assert getattr(resolved("server", **{f"EPICS_PVA_AUTH_{what}": one}), field) == one
+    assert getattr(resolved("client", **{f"EPICS_PVAS_AUTH_{what}": two}), field) not in (one, two)
+    assert getattr(resolved("server", {field: "FR"}, **both), field) == "FR"
+
+
+def test_keychains_by_usage_and_never_a_keychain_for_the_search():
+    assert resolved().keychain == "/c/pva/1.3/client.p12"
+    assert resolved("server").keychain == resolved("ioc").keychain == "/c/pva/1.3/server.p12"
+    variables = {"EPICS_PVA_TLS_KEYCHAIN": "/a.p12", "EPICS_PVAS_TLS_KEYCHAIN": "/b.p12"}
+    assert resolved(**variables).keychain == "/a.p12"
+    assert resolved("server", **variables).keychain == "/b.p12"
+    assert resolved("server", EPICS_PVA_TLS_KEYCHAIN="/a.p12").keychain == "/a.p12"
+    assert resolved(EPICS_PVA_TLS_KEYCHAIN="").keychain == "/c/pva/1.3/client.p12"
+    assert resolved(**variables).client.tls_keychain == ""
+
+
+def test_the_rest_of_the_variables():
+    found = resolved(
+        EPICS_PVA_AUTH_CERT_VALIDITY_MINS="1d",
+        EPICS_PVA_AUTH_ISSUER="ABCD0123",
+        EPICS_PVA_AUTH_NO_STATUS="YES",
+    )
+    assert (str(found.validity), found.issuer, found.no_status) == ("1d", "abcd0123", True)
+    assert found.create_pv == "CERT:CREATE:abcd0123"
+    assert resolved("client", {"cert_pv_prefix": "SITE"}).create_pv == "SITE:CREATE"
+    assert resolved(LANG="de_CH.UTF-8").country == "CH"
+    assert resolved(LANG="C.UTF-8").country == "US"
+
+
+@pytest.mark.parametrize(
+    ("usage", "arguments"),
+    [
+        ("admin", {}),
+        ("client", {"issuer": "xyz"}),
+        ("client", {"validity": "1.5h"}),
+        ("client", {"cert_pv_prefix": "a b"}),
+    ],
+)
+def test_bad_settings_are_refused(usage, arguments):
+    with pytest.raises(ConfigurationError):
+        resolved(usage, arguments)
+
+
+def test_a_standard_request_asks_for_the_end_and_leaves_the_rest_to_the_service():
+    now = datetime(2026, 1, 31, tzinfo=UTC)
+    settings = resolved("ioc", {"name": "n", "organization": "o", "validity": "1M", "country": "ch"})
+    request = std_request(settings, now=now)("PEM")
+    assert request.not_before == 0
+    assert datetime.fromtimestamp(request.not_after, UTC) == datetime(2026, 2, 28, tzinfo=UTC)
+    assert std_request(resolved(), now=now)("PEM").not_after == 0
+    assert std_subject(settings) == subject_name("n", country="CH", organization="o")
+    with pytest.raises(CertificateError):
+        std_subject(settings._replace(name="x" * 65))
+
+
+# ---------------------------------------------------------------------- tokens
+
+
+def token_file(tmp_path, claims, mode=0o600):
+    path = tmp_path / "token"
+    path.touch(mode=0o600)
+    path.write_text(jwt.encode(claims, "0" * 32, "HS256") + "\n")
+    path.chmod(mode)
+    return str(path)
+
+
+def test_a_token_file_that_others_may_read_is_used_with_a_warning(tmp_path):
+    said = []
+    assert read_token(token_file(tmp_path, {"sub": "a"}, 0o644), said.append).claims == {"sub": "a"}
+    assert "chmod 600" in said[0]
+
+
+def test_a_token_shows_in_no_repr_and_in_no_exception(tmp_path):
+    path = token_file(tmp_path, {"sub": "a", "exp": 5})
+    token = read_token(path, print)
+    request = jwt_request(resolved(), token)("PEM")
+    with pytest.raises(SecurityError) as caught:
+        check_token(token, now=NOW)
+    for shown in (repr(token), repr(request), str(caught.value), repr(caught.value)):
+        assert token.text not in shown
+        assert token.text.split(".")[2] not in shown
+    assert request.verifier == {"token": token.text}
+
+
+@pytest.mark.parametrize(
+    ("claims", "why"),
+    [
+        (
+            {"sub": "a", "exp": 1_700_000_000},
+            "token expired at Tue Nov 14 22:13:20 2023 UTC; fetch a new one",
+        ),
+        ({"sub": "a", "nbf": 4_000_000_000}, "check this host's clock"),
+        ({"exp": 4_000_000_000}, "no subject"),
+        ({"sub": 5}, "no subject"),
+        ({"sub": "a", "exp": -(10**30)}, "token expired at"),
+    ],
+)
+def test_a_token_that_would_be_refused_for_certain_is_refused_here(tmp_path, claims, why):
+    import base64
+
+    head = base64.urlsafe_b64encode(b'{"alg":"HS256"}').rstrip(b"=")
+    body = base64.urlsafe_b64encode(json.dumps(claims).encode()).rstrip(b"=")
+    path = tmp_path / "token"
+    path.touch(mode=0o600)
+    path.write_bytes(head + b"." + body + b".c2ln")
+    with pytest.raises(SecurityError, match=why):
+        check_token(read_token(str(path), print), now=NOW)
+
+
+def test_odd_claims_are_left_to_the_service(tmp_path):
+    for claims in ({"sub": "a", "exp": 10**30}, {"sub": "a"}):
+        check_token(read_token(token_file(tmp_path, claims), print), now=NOW)
+
+
+def test_a_terminal_is_no_place_for_a_token(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr("sys.stdin", Terminal("x"))
+    with pytest.raises(ConfigurationError, match="terminal"):
+        read_token("-", print)
+
+
+def test_where_a_token_comes_from():
+    assert token_source("f", {"EPICS_AUTH_JWT_FILE": "g"}) == "f"
+    assert token_source(None, {"EPICS_AUTH_JWT_FILE": "g"}) == "g"
+    assert token_source("~/t", {}).startswith("/")
+    with pytest.raises(ConfigurationError, match="no token was given"):
+        token_source(None, {})

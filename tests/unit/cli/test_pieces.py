@@ -1,0 +1,95 @@
+"""Command lines and values, without a server."""
+
+from __future__ import annotations
+
+import pytest
+
+from appliance.cli.common import array_limit, complain, indented, selected
+from appliance.cli.pvxcall import arguments_of
+from appliance.cli.pvxget import parser as get_parser
+from appliance.cli.pvxput import assignments, builder
+from appliance.errors import ConfigurationError, PVDataError
+from appliance.pvdata import FLOAT64, INT32, ArrayType, StructType, UnionType, Value
+from appliance.pvdata.nt import NTEnum, NTScalar
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (["5"], {"value": "5"}),
+        (["-5"], {"value": "-5"}),
+        ([""], {"value": ""}),
+        (["a=5"], {"a": "5"}),
+        (["a.b=x=y", "c="], {"a.b": "x=y", "c": ""}),
+        (['{"a": "x=y"}'], {"": '{"a": "x=y"}'}),
+        (["[1,2]"], {"value": "[1,2]"}),
+    ],
+)
+def test_assignments(values: list[str], expected: dict[str, str]) -> None:
+    assert assignments(values) == expected
+
+
+@pytest.mark.parametrize("values", [["1", "2"], ["a=1", "2"], ["=1"], ["a=1", "a=1"]])
+def test_what_is_no_assignment_is_refused(values: list[str]) -> None:
+    with pytest.raises(ConfigurationError):
+        assignments(values)
+
+
+def test_a_put_writes_only_what_was_given() -> None:
+    present = Value(NTScalar(FLOAT64), {"value": 1.0, "alarm.severity": 2})
+    present.changed = 0
+    written = builder({"value": "2.5"}, None)(present)
+    assert [written.type.paths[n] for n in range(len(written.store)) if written.changed >> n & 1] == ["value"]
+
+
+def test_a_choice_is_found_in_the_present_value() -> None:
+    present = Value(NTEnum(), {"value.choices": ("a", "b")})
+    present.changed = 0
+    written = builder({"value": "b"}, None)(present)
+    assert written["value.index"] == 1
+    assert not written.is_marked("value.choices")
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"a": }', '"open', "[1, 2", '[1, "x"]', '{"x": 1}', "[[1], [2]]", "[1e999]"]
+)
+def test_hostile_json_is_an_error_of_one_sentence(text: str) -> None:
+    present = Value(StructType([("value", ArrayType(INT32))]))
+    with pytest.raises(PVDataError, match="Unable to assign value from"):
+        builder({"value": text}, None)(present)
+
+
+def test_call_arguments() -> None:
+    assert arguments_of(["a=1", "b=x=y", "c="]) == {"a": "1", "b": "x=y", "c": ""}
+    for wrong in (["a"], ["=1"], ["a=1", "a=2"]):
+        with pytest.raises(ConfigurationError):
+            arguments_of(wrong)
+
+
+def test_selected_gives_what_the_request_names() -> None:
+    value = Value(NTScalar(FLOAT64), {"value": 1.5})
+    assert selected(value, "field(value)") == {"value": 1.5}
+    assert selected(value, "record[queueSize=4]") == {
+        "value": 1.5,
+        "alarm": {"severity": 0, "status": 0, "message": ""},
+        "timeStamp": {"secondsPastEpoch": 0, "nanoseconds": 0, "userTag": 0},
+    }
+    assert selected(value, "field(alarm.status)record[queueSize=4]") == {"alarm": {"status": 0}}
+    union = Value(StructType([("u", UnionType([("a", INT32)])), ("v", INT32)]), {"u": 3})
+    assert selected(union, "field(u)") == {"u": {"a": 3}}
+
+
+def test_indented_moves_every_line() -> None:
+    assert indented("a\nb\n") == "    a\n    b\n"
+    assert indented("") == ""
+
+
+def test_control_characters_of_a_server_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    complain("Error: pv: \x1b]0;owned\x07")
+    assert capsys.readouterr().err == "Error: pv: \\x1b]0;owned\\x07\n"
+
+
+def test_an_unknown_format_falls_back(capsys: pytest.CaptureFixture[str]) -> None:
+    options = get_parser().parse_args(["-F", "xml", "-#", "7", "pv"])
+    assert array_limit(options) == ("delta", 7)
+    assert capsys.readouterr().err == "Warning: ignoring unknown format 'xml'\n"
