@@ -23,7 +23,8 @@ import msgspec
 from appliance.authn.jwt.config import JWTConfig
 from appliance.cli import acf_test, authnjwt, authnstd, main, pvxcert
 from appliance.cms import daemon as pvacms
-from appliance.cms.config import OPTIONS, CMSSettings
+from appliance.cms.config import CMSSettings
+from appliance.cms.options import OPTIONS
 from appliance.config.duration import Duration
 from appliance.config.loader import schema
 from appliance.config.secret import Secret
