@@ -235,13 +235,13 @@ async def test_logged_puts_say_who_from_where_what_old_and_new(files: Path) -> N
     async with running_ioc("--config", config) as ioc, ioc.client() as client:
         await client.put("free", 41.5)
         await client.put("grp", {"m.value": 8.0})
-        assert "SCAN" in await put(client, "free.SCAN", {"value.index": 99})
+        assert "free.OUT" in await put(client, "free.OUT", '{"nonsense":1}')
         await ioc.stop()
     records = [json.loads(line) for line in log.read_text().splitlines()]
     assert [(each["record"], each.get("old"), each["new"], each["result"]) for each in records] == [
         ("free", 1.0, 41.5, "done"),
         ("member", 0.0, 8.0, "done"),
-        ("free", None, 99, "failed"),
+        ("free", None, '{"nonsense":1}', "failed"),
     ]
     assert records[0]["host"].startswith("127.0.0.1:")
     assert records[0]["method"] == "ca"
