@@ -189,7 +189,8 @@ class Context:
     ) -> Any:
         """Read one PV, or many at once.
 
-        Of many, the first failure is raised, unless ``return_exceptions`` puts failures in the list.
+        Of many, the first failure is raised, unless ``return_exceptions`` puts failures in the list. A PV that is
+        named twice is read once.
         """
         prepared = self._request(request)[0]
         if isinstance(name, str):
@@ -200,10 +201,11 @@ class Context:
             return await self._wait(waiter, (one,), timeout)
         if not name:
             return []
-        batch = Batch(self.loop, len(name))
+        places = {item: index for index, item in enumerate(dict.fromkeys(name))}
+        batch = Batch(self.loop, len(places))
         requests: list[GetRequest] = []
         # All names are judged before any is asked for: a bad one must leave nothing behind.
-        for index, channel in enumerate([self.channel(item) for item in name]):
+        for index, channel in enumerate([self.channel(item) for item in places]):
             get = GetRequest(channel, _BatchItem(batch, index), request, prepared)
             requests.append(get)
             channel.add(get)
@@ -213,7 +215,7 @@ class Context:
             for result in results:
                 if isinstance(result, ApplianceError):
                     raise result
-        return results
+        return results if len(results) == len(name) else [results[places[item]] for item in name]
 
     async def put(
         self,

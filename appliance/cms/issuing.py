@@ -7,7 +7,8 @@ then does the CA's key sign. What the requester names counts only as far as the 
 from __future__ import annotations
 
 import logging
-import secrets
+import os
+import struct
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -40,6 +41,11 @@ _USAGE: Final = {1: "client", 2: "server", 3: "ioc", 8: "ioc", 11: "ioc"}
 """Usages by number. Peers of 2025 have 3 for both; the specification's bit for IOCs is 8."""
 _SERIAL_BITS: Final = 63
 """Signed 64-bit integers are what databases have; two random serials of this length never meet."""
+
+
+_RANDOMS: Final = 64
+_randoms: list[int] = []
+"""Random numbers in store: a serial number has to be unpredictable until it is used, and is no secret."""
 
 
 class UsageRules(NamedTuple):
@@ -355,4 +361,7 @@ def pem_chain(*certificates: x509.Certificate) -> str:
 
 def new_serial() -> int:
     """A random serial number, never 0, of 63 bits."""
-    return secrets.randbits(_SERIAL_BITS - 1) | 1 << (_SERIAL_BITS - 1)
+    if not _randoms:
+        # A call of the kernel gives the interpreter to the store's thread, so one call serves many.
+        _randoms.extend(struct.unpack(f"<{_RANDOMS}Q", os.urandom(8 * _RANDOMS)))
+    return _randoms.pop() >> (65 - _SERIAL_BITS) | 1 << (_SERIAL_BITS - 1)

@@ -31,7 +31,7 @@ _GROUP: Final = 512
 _AT_ONCE: Final = 16
 """Results that are handed over in one turn of the event loop."""
 _GATHER_S: Final = 0.00015
-_GATHER_MAX_S: Final = 0.004
+_GATHER_MAX_S: Final = 0.002
 _LARGEST: Final = (1 << 63) - 1
 """The largest serial number that is issued, and that the database can hold."""
 _MAX_FACT: Final = 1024

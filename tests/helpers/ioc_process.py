@@ -132,7 +132,7 @@ async def running_ioc(
 ) -> AsyncIterator[IocProcess]:
     """Our IOC, its records served. A process that ends before fails the test with its output."""
     async with starting_ioc(*arguments, cwd=cwd, **variables) as ioc:
-        await ioc.printed("iocRun: All initialization complete")
+        await ioc.printed(r"serving \d+ records|epics> ")
         yield ioc
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -40,6 +39,14 @@ def impatient(monkeypatch):
     monkeypatch.setattr("appliance.certmon.gate.PATIENCE_S", 0.3)
     monkeypatch.setattr("appliance.certmon.keeper.PATIENCE_S", 0.3)
     monkeypatch.setattr("appliance.certmon.gate.SERVER_PATIENCE_S", 0.5)
+
+
+@pytest.fixture
+def endless(monkeypatch):
+    """Whoever waits for a first word waits too long: what must not wait is seen not to."""
+    monkeypatch.setattr("appliance.certmon.gate.PATIENCE_S", 60)
+    monkeypatch.setattr("appliance.certmon.keeper.PATIENCE_S", 60)
+    monkeypatch.setattr("appliance.certmon.gate.SERVER_PATIENCE_S", 60)
 
 
 class World:
@@ -113,16 +120,14 @@ async def test_good_certificates_at_both_ends_are_admitted(world):
 
 @pytest.mark.parametrize("state", [APPROVAL, PENDING, OFFLINE, RENEWAL, CertState.UNKNOWN, REVOKED])
 @pytest.mark.parametrize("whose", ["server", "client"])
-async def test_a_certificate_that_is_not_good_means_plain_tcp(world, state, whose):
+async def test_a_certificate_that_is_not_good_means_plain_tcp(world, state, whose, endless):
     """SPVA 7.3.1, 8.4: the give-up rule for one's own certificate; nobody waits for a timeout."""
     world.tell(VALID)
     world.tell(state, world.server_keychain if whose == "server" else world.client_keychain)
-    started = time.monotonic()
     server = await world.server()
     context = await world.client(server)
     await context.get("pv", timeout=3)
     assert not is_tls(context)
-    assert time.monotonic() - started < 1.0
     assert (server.tls is None) == (whose == "server")
     assert (context.tls is None) == (whose == "client")
 
@@ -166,25 +171,21 @@ async def test_a_client_that_the_server_gives_up_falls_back_to_tcp(world, tmp_pa
         assert not is_tls(context)
 
 
-async def test_certificates_without_status_are_used_without_asking(world, tmp_path):
+async def test_certificates_without_status_are_used_without_asking(world, endless):
     """SPVA 4.3; so does the certificate service's own: nothing is circular."""
     await world.cms.stop()
-    started = time.monotonic()
     server = await world.server(keychain=S.server)
     context = await world.client(server, keychain=S.client)
     await context.get("pv")
     assert is_tls(context)
-    assert time.monotonic() - started < 1.0
 
 
-async def test_no_revocation_check_asks_nobody(world):
+async def test_no_revocation_check_asks_nobody(world, endless):
     await world.cms.stop()
-    started = time.monotonic()
     server = await world.server("no_revocation_check")
     context = await world.client(server, "no_revocation_check")
     await context.get("pv")
     assert is_tls(context)
-    assert time.monotonic() - started < 1.0
 
 
 async def test_a_client_with_trust_anchors_only_still_checks_the_server(world):
@@ -308,10 +309,8 @@ async def test_revocation_closes_established_connections(world, whose, watched_b
     await until(lambda: updates)
     assert is_tls(context)
     (link,) = server.peers
-    started = time.monotonic()
     world.tell(REVOKED, world.server_keychain if whose == "server" else world.client_keychain)
     await until(lambda: link not in server.peers, 1.0)
-    assert time.monotonic() - started < 1.0
 
 
 @pytest.mark.parametrize("whose", ["server", "client"])
@@ -522,8 +521,7 @@ async def test_a_revocation_is_never_taken_back(world):
     world.tell(VALID, world.client_keychain)
     await asyncio.sleep(0.2)
     assert context.tls is None
-    with pytest.raises(AssertionError):
-        assert is_tls(context)
+    assert not is_tls(context)
 
 
 async def test_the_pv_of_the_extension_is_asked_as_it_stands(world):
@@ -601,7 +599,7 @@ async def test_a_stapled_revocation_ends_the_handshake(world, monkeypatch):
         await context.get("pv", timeout=0.5)
 
 
-async def test_the_cache_opens_tls_while_the_service_is_away(world, impatient):
+async def test_the_cache_opens_tls_while_the_service_is_away(world, endless):
     """SPVA 7.4."""
     cache = {"no_status_cache": False, "status_cache_dir": str(world.tmp_path / "cache")}
     world.tell(VALID)
@@ -611,12 +609,10 @@ async def test_the_cache_opens_tls_while_the_service_is_away(world, impatient):
     assert is_tls(context)
     await world.stack.aclose()
     await world.cms.stop()
-    started = time.monotonic()
     server = await world.server(**cache)
     context = await world.client(server, **cache)
     await context.get("pv")
     assert is_tls(context)
-    assert time.monotonic() - started < 0.3
 
 
 async def test_a_cache_that_somebody_else_wrote_proves_nothing(world, impatient):
