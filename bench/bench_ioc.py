@@ -100,6 +100,7 @@ def watched(server: Ioc, count: int, seconds: float = 5.0) -> tuple[float, float
         driver.send(13, request)
     settle_until = 0.0
     updates = 0
+    seen: set[bytes] = set()
     counting = False
     begin = cpu = 0.0
     buffer = bytearray()
@@ -108,7 +109,7 @@ def watched(server: Ioc, count: int, seconds: float = 5.0) -> tuple[float, float
         now = time.perf_counter()
         if not settle_until:
             # Every subscription has had its first update at least.
-            settle_until = now + 1.0 if updates >= count else 0.0
+            settle_until = now + 1.0 if len(seen) >= count else 0.0
         elif not counting and now > settle_until:
             counting, updates, begin, cpu = True, 0, now, cpu_seconds(server.pid)
         elif counting and now - begin > seconds:
@@ -126,7 +127,10 @@ def watched(server: Ioc, count: int, seconds: float = 5.0) -> tuple[float, float
             )
             if end - position < size:
                 break
-            updates += buffer[position + 3] == 13
+            if buffer[position + 3] == 13:
+                updates += 1
+                if not settle_until:
+                    seen.add(bytes(buffer[position + 8 : position + 12]))
             position += size
         del buffer[:position]
 

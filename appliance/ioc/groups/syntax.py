@@ -109,7 +109,7 @@ class _Parser:
             if here == quote:
                 out.append(text[start:end])
                 self.pos += 1
-                return "".join(out)
+                return _paired("".join(out))
             if here != "\\":
                 self.pos += 1
                 continue
@@ -128,6 +128,13 @@ class _Parser:
             raise self.fail(f"\\{letter} needs {digits} hexadecimal digits")
         self.pos += 2 + digits
         return chr(int(code, 16))
+
+
+def _paired(text: str) -> str:
+    """Make one character of the two halves that JSON escapes those beyond 16 bits by."""
+    if text.isascii() or not re.search("[\ud800-\udfff]", text):
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _number(text: str) -> int | float:
