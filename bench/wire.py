@@ -105,7 +105,10 @@ def pipelined_gets(
     got = done = turn = 0
     start = time.perf_counter()
     while True:
-        got += driver.sock.recv_into(into)
+        received = driver.sock.recv_into(into)
+        if not received:
+            raise EOFError("the server closed the connection")
+        got += received
         while got >= half_size:
             got -= half_size
             done += outstanding // 2
@@ -201,11 +204,17 @@ def large_get(port: int, name: str, *, tls: bool = False, count: int = 20) -> fl
         driver.sock.sendall(request)
         head = b""
         while len(head) < 8:
-            head += driver.sock.recv(8 - len(head))
+            received = driver.sock.recv(8 - len(head))
+            if not received:
+                raise EOFError("the server closed the connection")
+            head += received
         left = struct.unpack_from("<I", head, 4)[0]
         total += left
         while left:
-            left -= driver.sock.recv_into(into, min(left, len(into)))
+            received = driver.sock.recv_into(into, min(left, len(into)))
+            if not received:
+                raise EOFError("the server closed the connection")
+            left -= received
     elapsed = time.perf_counter() - start
     driver.close()
     return total / elapsed
@@ -243,6 +252,8 @@ def count_updates(ports: list[int], names: list[str], *, seconds: float = 2.0) -
                 data = driver.sock.recv(1 << 18)
             except BlockingIOError:
                 continue
+            if not data:
+                raise EOFError("the server closed the connection")
             buffer = driver.buffer
             buffer += data
             pos, end = 0, len(buffer)

@@ -50,6 +50,7 @@ from appliance.errors import (
     ConfigurationError,
     KeychainError,
     OperationTimeoutError,
+    RemoteError,
     SecurityError,
 )
 
@@ -67,6 +68,8 @@ __all__ = [
 _MAX_KEYCHAIN: Final = 1 << 18
 _LIFETIME_USED: Final = 2 / 3
 """Part of a certificate's lifetime after which it is time for the next one."""
+_DUPLICATE: Final = "Duplicate Certificate Subject"
+"""What the certificate services say, those of the peers too, of a name that has a live certificate."""
 _FUTURE: Final = timedelta(days=1)
 """How far in the future a certificate may begin: clocks differ, but not by days."""
 _PRESENT_S: Final = 2.0
@@ -304,12 +307,17 @@ class Requester:
                 assert when is not None
                 self.say(f"{path}: not due before {format_date(when)}")
                 return self._present("not due", existing)
-        elif existing.is_current(self.now()) and not force:
-            state = await self._present_state(existing)
-            if state is not CertState.REVOKED:
-                return self._present("kept", existing)._replace(state=state)
+        state = await self._present_state(existing)
+        if state is CertState.REVOKED:
+            if if_due:
+                raise SecurityError(
+                    f"{path}: its certificate was revoked, and a renewal that nobody decided on does not undo that; if the "
+                    "reason is gone, request the next one without --if-due"
+                )
             self.say(f"{path}: its certificate is revoked; a new one is requested, with a new key")
             key = None
+        elif existing.is_current(self.now()) and not force and not if_due:
+            return self._present("kept", existing)._replace(state=state)
         self._check_destination()
         if key is not None and check_public_key(key.public_key()):  # type: ignore[arg-type]
             self.say(f"{path}: its key is weak by today's standards; a new one is made")
@@ -319,7 +327,19 @@ class Requester:
         public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
         request = make(public.decode("ascii"))
         trust = await self.establish(existing)
-        reply = await self._send(request, trust, secret=secret, allow_plaintext=allow_plaintext)
+        try:
+            reply = await self._send(request, trust, secret=secret, allow_plaintext=allow_plaintext)
+        except RemoteError as error:
+            if not (if_due and existing.is_current(self.now()) and _DUPLICATE in str(error)):
+                raise
+            certificate = existing.certificate
+            assert certificate is not None
+            # For a timer this is no failure: it can do nothing about it, and the keychain that is there is good.
+            self.say(
+                f"{path}: the service gives this name no second certificate while the present one is valid, until "
+                f"{format_date(certificate.not_valid_after_utc)}; ask again then, or have it revoked"
+            )
+            return self._present("not due", existing)
         keychain = check_issued(
             reply, key=key, anchors=trust.anchors, usage=self.settings.usage, subject=subject, now=self.now()
         )
@@ -421,9 +441,9 @@ class Requester:
     async def _present_state(self, existing: Existing) -> CertState:
         from appliance.authn.status import fetch_status
 
+        """The status of the certificate that is there, as far as it can be had without waiting for long."""
         keychain = existing.keychain
-        assert keychain is not None
-        if not keychain.status_pv:
+        if keychain is None or not keychain.status_pv:
             return CertState.UNKNOWN
         try:
             async with Context(self.settings.client, beacons=False) as context:

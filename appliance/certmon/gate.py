@@ -18,9 +18,9 @@ from appliance.certmon.follow import CertStatus, Following, StatusSource, refere
 from appliance.certs.status import StatusClass
 from appliance.certs.x509 import cert_id
 from appliance.config.tls_options import TLSOptions
-from appliance.errors import CertificateError, CertificateStatusError
+from appliance.errors import ApplianceError, CertificateStatusError
 from appliance.pva.credentials import Credentials
-from appliance.transport.gate import PeerGate, Standing, Verdict
+from appliance.transport.gate import PeerGate, Verdict
 
 if TYPE_CHECKING:
     from appliance.tls.engine import TLSEngine
@@ -38,12 +38,6 @@ MAX_AVOIDED: Final = 256
 AVOID_S: Final = (5.0, 10.0, 20.0, 40.0, 60.0)
 """Seconds for which a client leaves TLS with a server that has given it up, growing from time to time."""
 
-_STANDING: Final = {
-    StatusClass.GOOD: Standing.GOOD,
-    StatusClass.SUSPENDED: Standing.SUSPENDED,
-    StatusClass.UNKNOWN: Standing.UNKNOWN,
-    StatusClass.BAD: Standing.BAD,
-}
 _ORDER: Final = (StatusClass.GOOD, StatusClass.SUSPENDED, StatusClass.UNKNOWN, StatusClass.BAD)
 
 
@@ -111,9 +105,11 @@ class StatusGate(PeerGate):
                 watch.peer = self.source.follow(ref, watch.judge)
                 if engine.peer_staple:
                     watch.peer.offer(engine.peer_staple)
-        except (CertificateError, CertificateStatusError) as error:
-            verdict(Verdict(Standing.BAD, str(error)))
-            return watch.close
+        except ApplianceError as error:
+            # An unreadable extension, too many certificates, an end that is being closed: no status, no admission.
+            watch.close()
+            verdict(Verdict(StatusClass.BAD, str(error)))
+            return _nothing
         self._watches[watch] = None
         watch.start()
         return watch.close
@@ -264,7 +260,7 @@ class _Watch:
             status = party.status
             if _ORDER.index(status.status_class) > _ORDER.index(worst):
                 worst, message, culprit = status.status_class, f"{what} {_describe(status)}", party
-        self._say(Verdict(_STANDING[worst], message), culprit)
+        self._say(Verdict(worst, message), culprit)
 
     @property
     def _name(self) -> str:
@@ -280,13 +276,13 @@ class _Watch:
             self._timer.cancel()
             self._timer = None
         gate = self._gate
-        if verdict.standing is Standing.GOOD:
+        if verdict.status is StatusClass.GOOD:
             self._admitted = True
             gate.validated(self._guid)
         elif (
             culprit is not None
             and culprit is self.peer
-            and (not self._admitted or verdict.standing is Standing.BAD)
+            and (not self._admitted or verdict.status is StatusClass.BAD)
         ):
             gate.avoid(self._guid, culprit)
         self._verdict(verdict)
@@ -300,11 +296,15 @@ class _Watch:
         name = self._name if waited is not None else "this end"
         self._say(
             Verdict(
-                Standing.UNKNOWN,
+                StatusClass.UNKNOWN,
                 f"no status of the certificate of {name} could be had in {gate.patience_s:g} s: "
                 "is the certificate service running, and does the address list lead to it?",
             )
         )
+
+
+def _nothing() -> None:
+    """There is nothing to end."""
 
 
 def _describe(status: CertStatus) -> str:

@@ -112,8 +112,19 @@ class Identity:
 
     @property
     def anonymous(self) -> TLSContext | None:
-        """A client's context that shows no certificate: the server alone is authenticated."""
+        """A client's context that shows no certificate: the server alone is authenticated. Made when first asked for."""
+        if self._anonymous is None and self.keychain is not None and not self.server_side:
+            self._anonymous = self._client(Keychain(None, None, (), self.keychain.anchors))
         return self._anonymous
+
+    def _client(self, keychain: Keychain) -> TLSContext:
+        options = self.config.tls_options
+        return client_context(
+            keychain,
+            want_staple=not options.no_stapling and not options.no_revocation_check,
+            check_staple=self._judge_staple,
+            keylog=self._open_keylog(),
+        )
 
     # -- reading -------------------------------------------------------------------------------------
 
@@ -149,7 +160,6 @@ class Identity:
     def _take(self, keychain: Keychain) -> None:
         """Build the contexts of ``keychain`` and put it into use."""
         full: TLSContext | None = None
-        anonymous: TLSContext | None = None
         trouble: KeychainError | None = None
         try:
             self._check(keychain)
@@ -166,18 +176,9 @@ class Identity:
                 staple=None if options.no_stapling else self._give_staple,
                 keylog=self._open_keylog(),
             )
-        else:
-            want = not options.no_stapling and not options.no_revocation_check
-            keylog = self._open_keylog()
-            if trouble is None and not keychain.is_trust_only:
-                full = client_context(
-                    keychain, want_staple=want, check_staple=self._judge_staple, keylog=keylog
-                )
-            anchors = Keychain(None, None, (), keychain.anchors)
-            anonymous = client_context(
-                anchors, want_staple=want, check_staple=self._judge_staple, keylog=keylog
-            )
-        self.keychain, self._full, self._anonymous, self.trouble = keychain, full, anonymous, trouble
+        elif trouble is None and not keychain.is_trust_only:
+            full = self._client(keychain)
+        self.keychain, self._full, self._anonymous, self.trouble = keychain, full, None, trouble
         self.generation += 1
         self._seen = self.validity
         if trouble is not None:

@@ -39,6 +39,7 @@ class Keeper:
         self._heard = asyncio.Event()
         self._overdue: asyncio.TimerHandle | None = None
         self._status_trouble = ""
+        self._renewal_told = False
         if not self.options.no_revocation_check:
             cache = StatusCache(config.status_cache) if config.status_cache else None
             self.source = StatusSource(status_config, cache=cache)
@@ -124,8 +125,14 @@ class Keeper:
         assert self.gate is not None
         if self._own is None:
             return
-        if self._own.status.delivered:
+        status = self._own.status
+        if status.delivered:
             self._heard.set()
+        if status.renewal_due and not self._renewal_told:
+            _log.warning(
+                "%s: the certificate is due for renewal; renew it before it is suspended", self.identity.path
+            )
+        self._renewal_told = status.renewal_due
         self.gate.own_changed()
         self.changed()
 

@@ -126,6 +126,11 @@ def settings_of(options: argparse.Namespace, **arguments: Any) -> RequesterSetti
     )
     for warning in settings.warnings:
         complain(f"Warning: {warning}")
+    if options.verbose:
+        from appliance.config.pva import Effective
+
+        complain(Effective(settings.client, {}, []).render())
+        complain(f"Keychain                : {settings.keychain}")
     return settings
 
 

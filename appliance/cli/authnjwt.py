@@ -53,8 +53,6 @@ async def _work(options: argparse.Namespace) -> int:
     if wrong:
         return wrong
     settings = settings_of(options)
-    if options.verbose:
-        complain(f"Keychain                : {settings.keychain}")
     if options.check_due:
         return show_due(options, settings)
     if anchor_wanted(options):

@@ -14,7 +14,7 @@ from appliance.cli.authn import (
     settings_of,
     show_due,
 )
-from appliance.cli.common import complain, run_tool
+from appliance.cli.common import run_tool
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,8 +58,6 @@ async def _work(options: argparse.Namespace) -> int:
         country=options.country,
         validity=options.validity,
     )
-    if options.verbose:
-        complain(f"Keychain                : {settings.keychain}")
     if options.check_due:
         return show_due(options, settings)
     if anchor_wanted(options):

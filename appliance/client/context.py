@@ -78,6 +78,7 @@ class Context:
         limits: Limits = DEFAULT_LIMITS,
         segment_size: int = 0,
         beacons: bool = True,
+        octets: bool = False,
     ) -> None:
         self.config = ClientConfig() if config is None else config
         self.tls = tls
@@ -85,6 +86,8 @@ class Context:
         self.gate = gate
         self.limits = limits
         self.segment_size = segment_size
+        self.octets = octets
+        """Whether ``uint8[]`` is read as ``bytes``, without numpy; for monitors, whose values are read and not changed."""
         self.name_servers: list[ServerLink] = []
         self.searcher: Searcher = None  # type: ignore[assignment]
         self.loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment]
@@ -132,9 +135,11 @@ class Context:
         links = list({*self._links.values(), *self.name_servers})
         for link in links:
             link.close()
-        for task in list(self._tasks):
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
         self.searcher.stop()
+        await asyncio.gather(*tasks, return_exceptions=True)
         if self._streams():
             self._deserted = asyncio.Event()
             try:
@@ -184,7 +189,8 @@ class Context:
     ) -> Any:
         """Read one PV, or many at once.
 
-        Of many, the first failure is raised, unless ``return_exceptions`` puts failures in the list.
+        Of many, the first failure is raised, unless ``return_exceptions`` puts failures in the list. A PV that is
+        named twice is read once.
         """
         prepared = self._request(request)[0]
         if isinstance(name, str):
@@ -195,10 +201,11 @@ class Context:
             return await self._wait(waiter, (one,), timeout)
         if not name:
             return []
-        batch = Batch(self.loop, len(name))
+        places = {item: index for index, item in enumerate(dict.fromkeys(name))}
+        batch = Batch(self.loop, len(places))
         requests: list[GetRequest] = []
         # All names are judged before any is asked for: a bad one must leave nothing behind.
-        for index, channel in enumerate([self.channel(item) for item in name]):
+        for index, channel in enumerate([self.channel(item) for item in places]):
             get = GetRequest(channel, _BatchItem(batch, index), request, prepared)
             requests.append(get)
             channel.add(get)
@@ -208,7 +215,7 @@ class Context:
             for result in results:
                 if isinstance(result, ApplianceError):
                     raise result
-        return results
+        return results if len(results) == len(name) else [results[places[item]] for item in name]
 
     async def put(
         self,

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from appliance.certs.status import StatusClass
 from appliance.client.channel import Channel, ChannelState
 from appliance.client.monitor import Subscription
 from appliance.client.requests import FieldRequest
@@ -32,7 +33,7 @@ from appliance.pva.events import (
 )
 from appliance.pva.search import SearchRequest
 from appliance.pva.states import ConnectionState
-from appliance.transport.gate import Standing, Verdict
+from appliance.transport.gate import Verdict
 from appliance.transport.stream import StreamLink, format_address
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ class ServerLink:
             self.connection = ClientConnection(
                 limits=self.context.limits, segment_size=self.context.segment_size
             )
+            self.connection.types.octets = self.context.octets
             self.stream = StreamLink(self.connection, self, engine)
             stream = self.stream
             async with asyncio.timeout(self.context.config.idle_timeout_s):
@@ -281,14 +283,14 @@ class ServerLink:
             if self.stream is not stream:
                 return
             if connection.state is ConnectionState.AUTHENTICATING:
-                if found.standing is Standing.GOOD:
+                if found.status is StatusClass.GOOD:
                     self._authenticate(event.methods)
                 else:
                     # The give-up rule (SPVA 7.3.1): it will not become good on this connection.
                     stream.close(SecurityError(f"{self.peer}: {found.message}"))
-            elif found.standing is Standing.BAD:
+            elif found.status is StatusClass.BAD:
                 stream.cut(SecurityError(f"{self.peer}: {found.message}"))
-            elif found.standing is Standing.GOOD:
+            elif found.status is StatusClass.GOOD:
                 self._resume()
             else:
                 _log.warning("%s is paused: %s", self.name, found.message)
@@ -321,7 +323,7 @@ class ServerLink:
     def refusal(self, *, changes: bool) -> str:
         """Tell why a request must not be made at present, or "" where it may."""
         held = self.held
-        if held is None or (not changes and held.standing is Standing.SUSPENDED):
+        if held is None or (not changes and held.status is StatusClass.SUSPENDED):
             return ""
         return f"{self.peer} is paused: {held.message}"
 
@@ -373,7 +375,12 @@ class ServerLink:
         channel: Channel | None = event.channel.context
         if channel is not None and channel.wire is event.channel:
             self.forget(channel)
-            channel.lost(f"{self.peer} closed the channel")
+            connection = self.connection
+            if connection is None or connection.state is not ConnectionState.CLOSED:
+                channel.lost(f"{self.peer} closed the channel")
+                return
+            reason = self.stream.reason if self.stream is not None else None
+            channel.lost(str(reason) if reason is not None else f"{self.peer} closed the connection")
 
     def _on_operation_closed(self, event: OperationClosed) -> None:
         """The channel's end tells its requests."""

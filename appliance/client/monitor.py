@@ -47,7 +47,8 @@ class Subscription(Request):
     Each value is complete; its ``changed`` bits say what this update brought. A caller that is slower than the
     server skips intermediate values, never the latest one; with ``pipeline`` the server waits for the caller
     instead. Lost connections are repaired without the caller's help; with ``notify`` they are told in between, as
-    ``Disconnected`` and ``Connected``. ``on_update`` takes updates as they come, instead of the iterator.
+    ``Disconnected`` and ``Connected``. ``on_update`` takes updates as they come, instead of the iterator,
+    and at last the ApplianceError that says why there will be no more, unless the caller has closed it.
     """
 
     __slots__ = (
@@ -161,8 +162,8 @@ class Subscription(Request):
         self.channel.remove(self)
         if self._ended is None:
             self._ended = error or _END
-            if self.on_update is not None and error is not None:
-                self._call(error)
+            if self.on_update is not None:
+                self._call(self._ended)
             self._wake()
 
     # -- the caller ----------------------------------------------------------------------------------
@@ -174,7 +175,8 @@ class Subscription(Request):
         queue = self._queue
         if len(queue) >= self.queue_size + FLAPS:
             # The connection comes and goes while nobody reads: what is oldest is worth the least.
-            if isinstance(queue.popleft(), Value) and self._stale:
+            oldest = queue.popleft()
+            if isinstance(oldest, Value) and self._stale:
                 self._stale -= 1
         queue.append(item)
         self._wake()
@@ -184,7 +186,7 @@ class Subscription(Request):
         assert self.on_update is not None
         try:
             self.on_update(item)
-        except Exception:
+        except Exception:  # noqa: BLE001 - see above
             _log.exception("the function that takes updates of %s failed", self.channel.name)
 
     def _wake(self) -> None:

@@ -1,15 +1,14 @@
 """The service's settings: flags, YAML, variables, defaults, in this order.
 
-`OPTIONS` is the one table: the flags, the variables and the tests that each changes its own setting and no other all
-come from it. The settings of the PVAccess server itself are resolved by `appliance.config.pva`.
+`appliance.cms.options` is the one table of flags and variables. The settings of the PVAccess server itself are resolved by `appliance.config.pva`.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -17,14 +16,15 @@ from msgspec import Meta
 from appliance.authn.jwt.config import JWTConfig, from_environment
 from appliance.certs.profiles import KEY_ALGORITHMS
 from appliance.cms.issuing import Rules, UsageRules
-from appliance.config.duration import Duration, parse_duration
+from appliance.cms.options import JWT_FLAGS, OPTIONS, Option
+from appliance.config.duration import Duration
 from appliance.config.loader import Document, Settings, default, load_document
 from appliance.config.pva import ServerConfig, resolve_server
 from appliance.config.secret import FilePath, Secret
 from appliance.config.settings import ServerSettings
 from appliance.errors import ConfigurationError
 
-__all__ = ["OPTIONS", "CMSSettings", "Effective", "Option", "add_flags", "resolve"]
+__all__ = ["CMSSettings", "Effective", "parse_password_file", "resolve"]
 
 _Text = Annotated[str, Meta(max_length=64)]
 _Country = Annotated[str, Meta(pattern="^([A-Z]{2})?$")]
@@ -44,31 +44,51 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
     cert_auth_tls_keychain: FilePath = default(FilePath())
     """Keychain of the certificate authority. Empty: ``cert_auth.p12`` in the configuration directory."""
     cert_auth_tls_keychain_pwd_file: FilePath = default(FilePath())
+    """File with its password."""
     cert_auth_name: Annotated[str, Meta(min_length=1, max_length=64)] = "EPICS Root Certificate Authority"
+    """Name (CN) of a certificate authority that is made here."""
     cert_auth_organization: _Text = "certs.epics.org"
+    """The authority's organisation (O)."""
     cert_auth_organizational_unit: _Text = "EPICS Certificate Authority"
+    """The authority's organisational unit (OU)."""
     cert_auth_country: _Country = "US"
+    """The authority's country (C), two capitals."""
     cert_auth_validity: Duration = default(Duration(months=120))
     """Life of a certificate authority that is made here."""
     key_algorithm: KeyAlgorithm = "ec-p256"
     """Of keys that are made here: the certificate authority's, the service's and the administrators'."""
     pvacms_name: Annotated[str, Meta(min_length=1, max_length=64)] = "PVACMS Service"
+    """Name (CN) of the service's own certificate."""
     pvacms_organization: _Text = "certs.epics.org"
+    """The service's organisation (O)."""
     pvacms_organizational_unit: _Text = "EPICS PVA Certificate Management Service"
+    """The service's organisational unit (OU)."""
     pvacms_country: _Country = "US"
+    """The service's country (C), two capitals."""
     admin_tls_keychain: FilePath = default(FilePath())
     """Keychain of the first administrator. Empty: ``admin.p12`` in the configuration directory."""
     admin_tls_keychain_pwd_file: FilePath = default(FilePath())
+    """File with the password of `admin_tls_keychain`."""
     admin_name: Annotated[str, Meta(min_length=1, max_length=64)] = "admin"
+    """Name (CN) of the first administrator."""
     require_client_approval: bool = True
+    """Whether an administrator must approve client certificates that no token vouches for."""
     require_server_approval: bool = True
+    """The same for server certificates."""
     require_ioc_approval: bool = True
+    """The same for certificates of IOCs, which are client and server."""
     cert_validity_client: Duration = default(Duration(months=6))
+    """Life of client certificates whose request asks for none."""
     cert_validity_server: Duration = default(Duration(months=6))
+    """Life of server certificates whose request asks for none."""
     cert_validity_ioc: Duration = default(Duration(months=6))
+    """Life of certificates of IOCs whose request asks for none."""
     disallow_client_custom_duration: bool = False
+    """Ignore the durations that requests for client certificates ask for."""
     disallow_server_custom_duration: bool = False
+    """Ignore the durations that requests for server certificates ask for."""
     disallow_ioc_custom_duration: bool = False
+    """Ignore the durations that requests for certificates of IOCs ask for."""
     inherit_approval: bool = True
     """A subject that an administrator has approved once gets its next certificate without being asked again."""
     cert_status_validity_mins: Duration = default(Duration(seconds=1800))
@@ -81,19 +101,23 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
     """Name of the health PV. Empty: ``<prefix>:HEALTH``."""
     metrics_pv_prefix: _Text = ""
     """Name of the metrics PV. Empty: ``<prefix>:METRICS``."""
-    health_interval_s: Annotated[float, Meta(ge=0.1, le=3600)] = 5.0
+    health_interval_s: Annotated[float, Meta(ge=0.1, le=3600)] = 10.0
+    """Seconds between looks at the service's own health."""
     ccr_per_minute: Annotated[float, Meta(ge=0, le=1e6)] = 60.0
     """Requests per minute from one address; 0: no limit."""
     ccr_burst: Annotated[int, Meta(ge=1, le=100_000)] = 60
+    """Requests from one address that may come at once."""
     ccr_in_flight: Annotated[int, Meta(ge=1, le=100_000)] = 256
     """Requests that are worked on at the same time."""
     backup_interval_s: Annotated[int, Meta(ge=0, le=366 * 86400)] = 0
     """Seconds between backups; 0: none."""
     backup_dir: FilePath = default(FilePath())
-    """Empty: the directory of the database."""
+    """Directory of the backups. Empty: that of the database."""
     backup_retention: Annotated[int, Meta(ge=1, le=10_000)] = 7
+    """How many backups are kept."""
     jwt: JWTConfig = JWTConfig()
     log_level: str = "INFO"
+    """`DEBUG`, `INFO`, `WARNING` or `ERROR`; `PVXS_LOG` sets single parts."""
 
     def rules(self) -> Rules:
         """What holds for certificates."""
@@ -110,314 +134,6 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
             inherit_approval=self.inherit_approval,
             raw_pv_names=self.status_extension_form == "raw",
         )
-
-
-_TRUE: Final = {"yes": True, "true": True, "1": True, "on": True, "enabled": True}
-_FALSE: Final = {"no": False, "false": False, "0": False, "off": False, "disabled": False}
-
-
-def _boolean(text: str) -> bool:
-    answer = {**_TRUE, **_FALSE}.get(text.strip().lower())
-    if answer is None:
-        raise ConfigurationError(f"expected YES or NO, not {text[:32]!r}")
-    return answer
-
-
-def _subscription(text: str) -> str:
-    word = text.strip().lower()
-    return word if word == "default" else "yes" if _boolean(text) else "no"
-
-
-def _path(text: str) -> FilePath:
-    if "\0" in text:
-        raise ConfigurationError("a path must not hold a NUL character")
-    return FilePath(os.path.expanduser(text))  # noqa: PTH111 - text in, text out
-
-
-def _integer(text: str) -> int:
-    if not (text.strip().isascii() and text.strip().isdecimal() and len(text.strip()) < 12):
-        raise ConfigurationError(f"expected a whole number, not {text[:32]!r}")
-    return int(text)
-
-
-def _float(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ConfigurationError(f"expected a number, not {text[:32]!r}") from None
-
-
-def _plain(text: str) -> str:
-    return text
-
-
-class Option(NamedTuple):
-    """One setting as flags and variables know it."""
-
-    keys: tuple[str, ...]
-    """What it sets; more than one only where the name says "all"."""
-    flags: tuple[str, ...]
-    variables: tuple[str, ...]
-    help: str
-    read: Callable[[str], Any] = _plain
-    constant: object = None
-    """What a flag without a value sets."""
-    metavar: str = "TEXT"
-    server: bool = False
-    """A setting of the PVAccess server."""
-
-    @property
-    def destination(self) -> str:
-        """Attribute of the parsed arguments."""
-        return "o_" + self.flags[-1].lstrip("-").replace("-", "_") if self.flags else ""
-
-
-_USAGES: Final = ("client", "server", "ioc")
-
-
-def _per_usage() -> list[Option]:
-    found = [
-        Option(
-            tuple(f"require_{usage}_approval" for usage in _USAGES),
-            ("--certs-dont-require-approval",),
-            ("EPICS_PVACMS_REQUIRE_APPROVAL",),
-            "issue all certificates without approval",
-            _boolean,
-            constant=False,
-        ),
-        Option(
-            tuple(f"cert_validity_{usage}" for usage in _USAGES),
-            ("--cert_validity",),
-            ("EPICS_PVACMS_CERT_VALIDITY",),
-            "default duration of all certificates",
-            parse_duration,
-            metavar="DURATION",
-        ),
-        Option(
-            tuple(f"disallow_{usage}_custom_duration" for usage in _USAGES),
-            ("--disallow-custom-durations",),
-            ("EPICS_PVACMS_DISALLOW_CUSTOM_DURATION",),
-            "ignore the durations that requests ask for",
-            _boolean,
-            constant=True,
-        ),
-    ]
-    for usage in _USAGES:
-        name = usage.upper()
-        found += [
-            Option(
-                (f"require_{usage}_approval",),
-                (f"--{usage}-dont-require-approval",),
-                (f"EPICS_PVACMS_REQUIRE_{name}_APPROVAL", f"EPICS_PVACMS_CERT_{name}_REQUIRE_APPROVAL"),
-                f"issue {usage} certificates without approval",
-                _boolean,
-                constant=False,
-            ),
-            Option(
-                (f"cert_validity_{usage}",),
-                (f"--cert_validity-{usage}",),
-                (f"EPICS_PVACMS_CERT_VALIDITY_{name}",),
-                f"default duration of {usage} certificates",
-                parse_duration,
-                metavar="DURATION",
-            ),
-            Option(
-                (f"disallow_{usage}_custom_duration",),
-                (f"--disallow-custom-durations-{usage}",),
-                (f"EPICS_PVACMS_DISALLOW_{name}_CUSTOM_DURATION",),
-                f"ignore the durations that requests for {usage} certificates ask for",
-                _boolean,
-                constant=True,
-            ),
-        ]
-    return found
-
-
-def _file(key: str, flags: tuple[str, ...], variable: str, what: str) -> Option:
-    return Option((key,), flags, (variable,), what, _path, metavar="FILE")
-
-
-OPTIONS: Final[tuple[Option, ...]] = (
-    _file(
-        "cert_auth_tls_keychain",
-        ("-c", "--cert-auth-keychain"),
-        "EPICS_CERT_AUTH_TLS_KEYCHAIN",
-        "keychain of the certificate authority",
-    ),
-    _file(
-        "cert_auth_tls_keychain_pwd_file",
-        ("--cert-auth-keychain-pwd",),
-        "EPICS_CERT_AUTH_TLS_KEYCHAIN_PWD_FILE",
-        "file with its password",
-    ),
-    Option(
-        ("cert_auth_name",),
-        ("--cert-auth-name",),
-        ("EPICS_CERT_AUTH_NAME",),
-        "name (CN) of a certificate authority that is made",
-    ),
-    Option(
-        ("cert_auth_organization",),
-        ("--cert-auth-org",),
-        ("EPICS_CERT_AUTH_ORGANIZATION",),
-        "its organisation (O)",
-    ),
-    Option(
-        ("cert_auth_organizational_unit",),
-        ("--cert-auth-org-unit",),
-        ("EPICS_CERT_AUTH_ORGANIZATIONAL_UNIT",),
-        "its organisational unit (OU)",
-    ),
-    Option(("cert_auth_country",), ("--cert-auth-country",), ("EPICS_CERT_AUTH_COUNTRY",), "its country (C)"),
-    Option(
-        ("db",),
-        ("-d", "--cert-db"),
-        ("EPICS_PVACMS_DB",),
-        "certificate database: a file, or the URL of a PostgreSQL database",
-        metavar="FILE",
-    ),
-    Option(
-        ("tls_keychain",),
-        ("-p", "--pvacms-keychain"),
-        (),
-        "the service's own keychain (EPICS_PVACMS_TLS_KEYCHAIN)",
-        metavar="FILE",
-        server=True,
-    ),
-    Option(
-        ("tls_keychain_pwd_file",),
-        ("--pvacms-keychain-pwd",),
-        (),
-        "file with its password (EPICS_PVACMS_TLS_KEYCHAIN_PWD_FILE)",
-        metavar="FILE",
-        server=True,
-    ),
-    Option(
-        ("pvacms_name",),
-        ("--pvacms-name",),
-        ("EPICS_PVACMS_NAME",),
-        "name (CN) of the service's certificate",
-    ),
-    Option(
-        ("pvacms_organization",),
-        ("--pvacms-org",),
-        ("EPICS_PVACMS_ORGANIZATION",),
-        "its organisation (O)",
-    ),
-    Option(
-        ("pvacms_organizational_unit",),
-        ("--pvacms-org-unit",),
-        ("EPICS_PVACMS_ORGANIZATIONAL_UNIT",),
-        "its organisational unit (OU)",
-    ),
-    Option(("pvacms_country",), ("--pvacms-country",), ("EPICS_PVACMS_COUNTRY",), "its country (C)"),
-    _file("acf", ("--acf",), "EPICS_PVACMS_ACF", "access security file"),
-    _file(
-        "admin_tls_keychain",
-        ("-a", "--admin-keychain"),
-        "EPICS_ADMIN_TLS_KEYCHAIN",
-        "keychain of an administrator that is made",
-    ),
-    _file(
-        "admin_tls_keychain_pwd_file",
-        ("--admin-keychain-pwd",),
-        "EPICS_ADMIN_TLS_KEYCHAIN_PWD_FILE",
-        "file with its password",
-    ),
-    *_per_usage(),
-    Option(
-        ("cert_status_validity_mins",),
-        ("--status-validity-mins",),
-        ("EPICS_PVACMS_CERT_STATUS_VALIDITY_MINS",),
-        "how long a status answer is valid; a plain number is minutes",
-        parse_duration,
-        metavar="DURATION",
-    ),
-    Option(
-        ("certs_require_subscription",),
-        ("--status-monitoring-enabled",),
-        ("EPICS_PVACMS_CERTS_REQUIRE_SUBSCRIPTION",),
-        "whether certificates name their status PV: YES, NO or DEFAULT (unless the requester asks for none)",
-        _subscription,
-        metavar="YES|NO|DEFAULT",
-    ),
-    Option(
-        ("cert_pv_prefix",),
-        ("--cert-pv-prefix",),
-        (),
-        "first part of the names of the service's PVs (EPICS_PVACMS_CERT_PV_PREFIX)",
-        metavar="PREFIX",
-        server=True,
-    ),
-    Option(
-        ("health_pv_prefix",),
-        ("--health-pv-prefix",),
-        ("EPICS_PVACMS_HEALTH_PV_PREFIX",),
-        "name of the health PV",
-        metavar="NAME",
-    ),
-    Option(
-        ("metrics_pv_prefix",),
-        ("--metrics-pv-prefix",),
-        ("EPICS_PVACMS_METRICS_PV_PREFIX",),
-        "name of the metrics PV",
-        metavar="NAME",
-    ),
-    Option(
-        ("key_algorithm",),
-        ("--key-algorithm",),
-        ("EPICS_PVACMS_KEY_ALGORITHM",),
-        f"algorithm of keys that are made: {', '.join(KEY_ALGORITHMS)}",
-        metavar="NAME",
-    ),
-    Option(
-        ("ccr_per_minute",),
-        ("--ccr-per-minute",),
-        ("EPICS_PVACMS_CCR_PER_MINUTE",),
-        "requests per minute from one address; 0: no limit",
-        _float,
-        metavar="NUMBER",
-    ),
-    Option(
-        ("backup_interval_s",),
-        ("--backup-interval",),
-        ("EPICS_PVACMS_BACKUP_INTERVAL",),
-        "seconds between backups of the database; 0: none",
-        _integer,
-        metavar="SECONDS",
-    ),
-    _file("backup_dir", ("--backup-dir",), "EPICS_PVACMS_BACKUP_DIR", "directory of these backups"),
-    Option(
-        ("backup_retention",),
-        ("--backup-retention",),
-        ("EPICS_PVACMS_BACKUP_RETENTION",),
-        "how many of them are kept",
-        _integer,
-        metavar="NUMBER",
-    ),
-)
-JWT_FLAGS: Final = {
-    "--jwt-request-format": "EPICS_AUTH_JWT_REQUEST_FORMAT",
-    "--jwt-request-method": "EPICS_AUTH_JWT_REQUEST_METHOD",
-    "--jwt-response-format": "EPICS_AUTH_JWT_RESPONSE_FORMAT",
-    "--jwt-trusted-uri": "EPICS_AUTH_JWT_TRUSTED_URI",
-    "--jwt-use-response-code": "EPICS_AUTH_JWT_USE_RESPONSE_CODE",
-}
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for every option of the table, and those of the token verifier."""
-    for option in OPTIONS:
-        text = option.help.replace("%", "%%")
-        if option.constant is not None:
-            parser.add_argument(
-                *option.flags, dest=option.destination, action="store_const", const=True, help=text
-            )
-        else:
-            parser.add_argument(*option.flags, dest=option.destination, metavar=option.metavar, help=text)
-    for flag, variable in JWT_FLAGS.items():
-        dest = "o_" + flag.lstrip("-").replace("-", "_")
-        parser.add_argument(flag, dest=dest, metavar="TEXT", nargs="?", const="YES", help=f"as {variable}")
 
 
 class Effective(NamedTuple):
@@ -539,10 +255,3 @@ def _checked(settings: CMSSettings, values: dict[str, Any]) -> CMSSettings:
 def parse_password_file(path: str) -> Secret:
     """A keychain's password; none for an empty path. Raises ConfigurationError."""
     return Secret.from_file(path) if path else Secret()
-
-
-def explicit(arguments: argparse.Namespace) -> Sequence[str]:
-    """The flags of the table that were given."""
-    return [
-        option.flags[-1] for option in OPTIONS if getattr(arguments, option.destination, None) is not None
-    ]

@@ -29,7 +29,7 @@ _LINE: Final = "+---------------------------------------+-----------------------
 
 
 def _parser() -> argparse.ArgumentParser:
-    from appliance.cms.config import add_flags
+    from appliance.cms.options import add_flags
 
     parser = argparse.ArgumentParser(
         prog=_NAME,
@@ -248,6 +248,7 @@ async def _keep_time(service: Service, daemon: Daemon) -> None:
         if monotonic >= next_health:
             next_health = monotonic + service.settings.health_interval_s
             await service.health.check()
+            await service.renew()
             daemon.status(service.health.summary())
         if service.settings.backup_interval_s and monotonic >= next_backup:
             next_backup = monotonic + service.settings.backup_interval_s

@@ -22,9 +22,10 @@ from appliance.authn.grant import USAGES, Grant
 from appliance.authn.std.verifier import StdRequest, verify
 from appliance.certs.profiles import Issuer, build_certificate, check_public_key, subject_name
 from appliance.certs.x509 import UNREADABLE, cert_id, encode_pv_name
-from appliance.cms.lifecycle import Actor, Lifecycle, Refused, Request
+from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.policy import Names
 from appliance.cms.store import Record
+from appliance.cms.terms import Actor, Refused, Request
 from appliance.config.duration import Duration
 from appliance.errors import CertificateError, PVDataError, TokenRefused
 from appliance.pva.credentials import Credentials

@@ -13,10 +13,10 @@ import heapq
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple
+from datetime import datetime
+from typing import Any, Final
 
-from appliance.certs.status import CertState, effective_state, may_change, next_boundary, state_at_approval
+from appliance.certs.status import CertState, may_change, state_at_approval
 from appliance.cms.journal import Journal, JournalError
 from appliance.cms.store import (
     IN_DOUBT,
@@ -27,101 +27,17 @@ from appliance.cms.store import (
     live_records,
     mark_delivered,
 )
+from appliance.cms.terms import SERVICE, Actor, Refused, Request, boundary_of, posix, state_now, utc
 from appliance.errors import ApplianceError
 
-__all__ = ["Actor", "Lifecycle", "Refused", "Request", "posix", "utc"]
+__all__ = ["Lifecycle"]
 
 _log: Final = logging.getLogger(__name__)
-_SEPARATOR: Final = "\x1f"
 _FINISHED: Final = 20_000
 """Finished certificates that are remembered without asking the database."""
 _SOON_S: Final = 0.2
 _AT_ONCE: Final = 500
 """Crossings of the clock that are recorded in one transaction."""
-
-
-class Refused(ApplianceError):  # noqa: N818 - a decision, not a malfunction
-    """The service does not do what was asked; nothing has changed."""
-
-
-class Actor(NamedTuple):
-    """Who asks, for the audit."""
-
-    method: str = "service"
-    account: str = ""
-    peer: str = ""
-
-    def facts(self) -> dict[str, str]:
-        return {"method": self.method, "account": self.account[:256], "peer": self.peer[:128]}
-
-
-SERVICE: Final = Actor("service", "pvacms", "")
-
-
-class Request(NamedTuple):
-    """A certificate that is to be recorded."""
-
-    serial: int
-    subject: Mapping[str, str]
-    usage: str
-    method: str
-    identity: str
-    skid: str
-    not_before: datetime
-    not_after: datetime
-    approval_needed: bool
-    inherit: bool
-    """An earlier approval of the same subject counts."""
-    roll_over: bool
-    """The subject may have another live certificate: its identity was verified."""
-    facts: Mapping[str, str]
-    """For the audit, without secrets."""
-
-    @property
-    def key(self) -> str:
-        return subject_key(self.subject)
-
-
-def subject_key(subject: Mapping[str, str]) -> str:
-    """A subject as the database compares it."""
-    return _SEPARATOR.join(subject.get(part, "") for part in ("CN", "O", "OU", "C"))
-
-
-def subject_parts(key: str) -> dict[str, str]:
-    """The parts of `subject_key`."""
-    return dict(zip(("CN", "O", "OU", "C"), key.split(_SEPARATOR), strict=True))
-
-
-def posix(when: datetime) -> int:
-    """Whole POSIX seconds."""
-    return int(when.timestamp())
-
-
-def utc(seconds: int) -> datetime:
-    """The aware time of POSIX seconds."""
-    return datetime.fromtimestamp(seconds, UTC)
-
-
-def state_now(record: Record, now: datetime) -> CertState:
-    """The state of a record at ``now``: what was recorded and what the clock has done since."""
-    return effective_state(
-        record.state,
-        now=now,
-        not_before=utc(record.not_before),
-        not_after=utc(record.not_after),
-        renew_by=utc(record.renew_by) if record.renew_by else None,
-    )
-
-
-def _boundary(record: Record, now: datetime) -> float | None:
-    when = next_boundary(
-        record.state,
-        now=now,
-        not_before=utc(record.not_before),
-        not_after=utc(record.not_after),
-        renew_by=utc(record.renew_by) if record.renew_by else None,
-    )
-    return None if when is None else when.timestamp()
 
 
 Listener = Callable[[Record], None]
@@ -188,7 +104,7 @@ class Lifecycle:
         self._boundaries = [
             (boundary, record.serial)
             for record in records
-            if (boundary := _boundary(record._replace(state=record.state), when)) is not None
+            if (boundary := boundary_of(record._replace(state=record.state), when)) is not None
         ]
         heapq.heapify(self._boundaries)
 
@@ -400,7 +316,7 @@ class Lifecycle:
             self._remember(record)
         else:
             self.live[record.serial] = record
-            boundary = _boundary(record, self.clock())
+            boundary = boundary_of(record, self.clock())
             if boundary is not None:
                 heapq.heappush(self._boundaries, (boundary, record.serial))
         for listener in self.listeners:
@@ -433,7 +349,7 @@ class Lifecycle:
                 continue
             state = state_now(record, now)
             if state is record.state:
-                boundary = _boundary(record, now)
+                boundary = boundary_of(record, now)
                 if boundary is not None and boundary > seconds:
                     heapq.heappush(self._boundaries, (boundary, serial))
                 continue

@@ -7,20 +7,21 @@ write a field of level 1 in ``DEFAULT`` and has proved with a certificate, over 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from appliance.acf import AccessSecurity, Principal, load_acf
-from appliance.certs.status import CertState
+from appliance.certs.status import STATUS_CLASS, CertState, StatusClass
 from appliance.certs.x509 import canonical_pv_name
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.store import Record
 from appliance.errors import AccessFileError, ApplianceError
 from appliance.pva.credentials import Credentials
 from appliance.server import NO_RIGHTS, AccessPolicy, Rights
-from appliance.transport.gate import PeerGate, Standing, Verdict
+from appliance.transport.gate import PeerGate, Verdict
 
 if TYPE_CHECKING:
     from appliance.tls.engine import TLSEngine
@@ -29,6 +30,8 @@ __all__ = ["CertificateGate", "Names", "Policy", "read_acf"]
 
 _log: Final = logging.getLogger(__name__)
 _MAX_BYTES: Final = 4 << 20
+_GOOD: Final = Verdict(StatusClass.GOOD)
+_LAST_WORDS_S: Final = 0.02
 
 
 class Names:
@@ -159,7 +162,7 @@ class CertificateGate(PeerGate):
             verdict(_GOOD)
             return _nothing
         if credentials.issuer_id != self._issuer_id:
-            verdict(_bad("your certificate was not issued by this certificate service"))
+            verdict(Verdict(StatusClass.BAD, "your certificate was not issued by this certificate service"))
             return _nothing
         self._next += 1
         token = self._next
@@ -176,8 +179,6 @@ class CertificateGate(PeerGate):
         if record is not None:
             verdict(self._judge(record))
         else:
-            import asyncio
-
             task = asyncio.get_running_loop().create_task(self._ask(serial, token))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -188,7 +189,9 @@ class CertificateGate(PeerGate):
             record = await self._lifecycle.find(serial)
         except ApplianceError as error:
             _log.warning("a client's certificate cannot be looked up: %s", error)
-            status = _bad("the state of your certificate cannot be told now; try again")
+            status = Verdict(
+                StatusClass.UNKNOWN, "the state of your certificate cannot be told now; try again"
+            )
         else:
             status = self._judge(record)
         verdict = self._watchers.get(serial, {}).get(token)
@@ -199,21 +202,19 @@ class CertificateGate(PeerGate):
         state = CertState.UNKNOWN if record is None else self._lifecycle.state(record)
         if state is CertState.VALID:
             return _GOOD
-        return _bad(f"your certificate is {state}; connect without it or request another one")
+        return Verdict(
+            STATUS_CLASS[state], f"your certificate is {state}; connect without it or request another one"
+        )
 
     def _changed(self, record: Record) -> None:
-        watchers = self._watchers.get(record.serial)
-        if watchers:
-            status = self._judge(record)
-            for verdict in list(watchers.values()):
-                verdict(status)
+        if record.serial in self._watchers:
+            # A moment later: who revokes his own certificate gets his answer before his connection goes.
+            asyncio.get_running_loop().call_later(_LAST_WORDS_S, self._tell, record)
 
-
-_GOOD: Final = Verdict(Standing.GOOD)
-
-
-def _bad(why: str) -> Verdict:
-    return Verdict(Standing.BAD, why)
+    def _tell(self, record: Record) -> None:
+        status = self._judge(self._lifecycle.peek(record.serial) or record)
+        for verdict in list(self._watchers.get(record.serial, {}).values()):
+            verdict(status)
 
 
 def _nothing() -> None:

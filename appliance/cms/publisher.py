@@ -17,6 +17,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from appliance.certmon.status_pv import STATUS_TYPE as STATUS
+from appliance.certmon.status_pv import enum_index, status_template
 from appliance.certs.ocsp import OCSPSigner
 from appliance.certs.status import (
     OCSP_CHOICES,
@@ -26,9 +28,9 @@ from appliance.certs.status import (
     renewal_due,
 )
 from appliance.certs.x509 import cert_id
-from appliance.cms.lifecycle import Lifecycle, utc
-from appliance.cms.shapes import STATUS, enum_index, status_template
+from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.store import Record
+from appliance.cms.terms import utc
 from appliance.errors import ApplianceError
 from appliance.pva.commands import CMD_GET, CMD_PROCESS, CMD_RPC
 from appliance.pva.server import PreparedAnswer

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from appliance.authn.ratelimit import RateLimiter
 from appliance.certs.keychain import Keychain
@@ -31,6 +31,8 @@ from appliance.cms.setup import (
     ensure_authority,
     ensure_own_keychain,
     make_directory,
+    outlives,
+    renew_own_keychain,
     say,
     self_test,
 )
@@ -38,6 +40,9 @@ from appliance.cms.store import Store, is_sqlite
 from appliance.config.pva import ServerConfig
 from appliance.errors import ApplianceError, ConfigurationError
 from appliance.server import Server, SharedPV
+
+if TYPE_CHECKING:
+    from appliance.tls.context import TLSContext
 
 __all__ = ["Service"]
 
@@ -134,8 +139,6 @@ class Service:
 
     async def start(self) -> None:
         """Serve. Raises ApplianceError."""
-        from appliance.tls.context import server_context
-
         settings = self.settings
         acf = read_acf(settings.acf)
         for warning in acf.warnings:
@@ -144,14 +147,10 @@ class Service:
         self.store.start()
         self.issuing.tokens = self._tokens(settings)
         gate = CertificateGate(self.lifecycle, self.names.issuer_id, self._authorities.__contains__)
-        keychain = self.own_keychain
-        assert keychain is not None
         server = Server(
             self.server_config,
             policy=self.policy,
-            tls=server_context(
-                keychain, require_client_cert=self.server_config.tls_options.client_cert_required
-            ),
+            tls=self._tls(),
             gate=gate,
         )
         commands = StatusCommands(self.lifecycle, self.publisher, self.policy, self.names, self.tasks)
@@ -233,6 +232,26 @@ class Service:
         now = self.clock().timestamp()
         due = [t for t in (self.lifecycle.next_crossing(), self.publisher.next_refresh()) if t is not None]
         return min(longest_s, max(0.01, min(due, default=now + longest_s) - now))
+
+    async def renew(self) -> None:
+        """Replace the service's own certificate before it runs out; connections that are up stay up."""
+        keychain, server = self.own_keychain, self.server
+        if keychain is None or server is None or outlives(keychain, self.issuing):
+            return
+        try:
+            self.own_keychain = await renew_own_keychain(self.settings, self.server_config, self.issuing)
+            await server.set_tls(self._tls())
+        except ApplianceError as error:
+            _log.error("the service's own certificate cannot be renewed: %s", error)
+        else:
+            _log.info("the service's own certificate was renewed: %s", self.server_config.tls_keychain)
+
+    def _tls(self) -> TLSContext:
+        from appliance.tls.context import server_context
+
+        assert self.own_keychain is not None
+        required = self.server_config.tls_options.client_cert_required
+        return server_context(self.own_keychain, require_client_cert=required)
 
     async def backup(self) -> None:
         """Make a periodic backup and remove the oldest."""

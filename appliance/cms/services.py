@@ -16,15 +16,17 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from appliance.authn.ratelimit import RateLimiter, peer_key, retry_sentence
+from appliance.certmon.status_pv import CHOICES_2025, enum_index
 from appliance.certs.status import STATE_CHOICES, CertState
 from appliance.certs.x509 import canonical_pv_name, cert_id
 from appliance.cms.issuing import CCR, Issuing, pem_chain
-from appliance.cms.lifecycle import Actor, Lifecycle, Refused
+from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.policy import Names, Policy
 from appliance.cms.publisher import Publisher, StatusPV
 from appliance.cms.schema import certs
-from appliance.cms.shapes import CHOICES_2025, CREATED, LIST, ROOT, enum_index
+from appliance.cms.shapes import CREATED, LIST, ROOT
 from appliance.cms.store import Transaction
+from appliance.cms.terms import Actor, Refused
 from appliance.errors import ApplianceError
 from appliance.pva.commands import CMD_RPC
 from appliance.pva.credentials import Credentials

@@ -36,8 +36,8 @@ from appliance.certs.status import CertState, OCSPState
 from appliance.certs.x509 import common_name, is_self_signed, issuer_id, status_pv, subject_text
 from appliance.cms.config import CMSSettings, parse_password_file
 from appliance.cms.issuing import Issuing, new_serial
-from appliance.cms.lifecycle import SERVICE, posix, state_now, subject_key
 from appliance.cms.store import Record, Transaction
+from appliance.cms.terms import SERVICE, posix, state_now, subject_key
 from appliance.config.files import read_private, write_private
 from appliance.config.pva import ServerConfig
 from appliance.config.secret import Secret
@@ -50,6 +50,8 @@ __all__ = [
     "ensure_administrator",
     "ensure_authority",
     "ensure_own_keychain",
+    "outlives",
+    "renew_own_keychain",
     "self_test",
 ]
 
@@ -204,7 +206,14 @@ def record_own(
     return record
 
 
-def _make_own(
+class OwnRequest(NamedTuple):
+    """A certificate of the service's own making: first `job` is committed, then `finish` signs."""
+
+    job: Callable[[Transaction], Record]
+    finish: Callable[[Record], Keychain]
+
+
+def _own_request(
     issuing: Issuing,
     subject: Mapping[str, str],
     *,
@@ -213,30 +222,66 @@ def _make_own(
     algorithm: str,
     status: bool,
     method: str,
-) -> tuple[Keychain, Record]:
-    lifecycle = issuing.lifecycle
-    now = lifecycle.clock().replace(microsecond=0)
+) -> OwnRequest:
+    now = issuing.lifecycle.clock().replace(microsecond=0)
     key = generate_key(algorithm)
     name = subject_name(
         subject["CN"], country=subject["C"], organization=subject["O"], organizational_unit=subject["OU"]
     )
     end = min(lifetime_end, issuing.issuer.certificate.not_valid_after_utc)
     skid = x509.SubjectKeyIdentifier.from_public_key(key.public_key()).digest.hex()
-    record = lifecycle.store.run(
-        lambda transaction: record_own(
+    serial = new_serial()
+
+    def job(transaction: Transaction) -> Record:
+        return record_own(
             transaction,
             subject,
-            serial=new_serial(),
+            serial=serial,
             usage=usage,
             skid=skid,
             start=posix(now),
             end=posix(end),
             method=method,
         )
+
+    def finish(record: Record) -> Keychain:
+        certificate = issuing.own_certificate(record, name, key.public_key(), usage, status=status)
+        return make_keychain(key, [certificate, issuing.issuer.certificate, *issuing.issuer.chain])
+
+    return OwnRequest(job, finish)
+
+
+def _service_request(settings: CMSSettings, issuing: Issuing) -> OwnRequest:
+    subject = {
+        "CN": settings.pvacms_name,
+        "O": settings.pvacms_organization,
+        "OU": settings.pvacms_organizational_unit,
+        "C": settings.pvacms_country,
+    }
+    return _own_request(
+        issuing,
+        subject,
+        usage="cms",
+        lifetime_end=issuing.lifecycle.clock() + 365 * _DAY,
+        algorithm=settings.key_algorithm,
+        status=False,
+        method="pvacms",
     )
-    certificate = issuing.own_certificate(record, name, key.public_key(), usage, status=status)
-    chain = [certificate, issuing.issuer.certificate, *issuing.issuer.chain]
-    return make_keychain(key, chain), record
+
+
+def outlives(keychain: Keychain, issuing: Issuing) -> bool:
+    """Whether the service's certificate is good for another week, or for as long as its authority."""
+    assert keychain.certificate is not None
+    end = keychain.certificate.not_valid_after_utc
+    return end - issuing.lifecycle.clock() > 7 * _DAY or end >= issuing.issuer.certificate.not_valid_after_utc
+
+
+async def renew_own_keychain(settings: CMSSettings, server: ServerConfig, issuing: Issuing) -> Keychain:
+    """Replace the service's keychain while it serves. Raises ApplianceError."""
+    request = _service_request(settings, issuing)
+    keychain = request.finish(await issuing.lifecycle.store.submit(request.job))
+    write_private(server.tls_keychain, dump_keychain(keychain, server.tls_keychain_password))
+    return keychain
 
 
 def ensure_own_keychain(settings: CMSSettings, server: ServerConfig, issuing: Issuing) -> Keychain:
@@ -251,8 +296,7 @@ def ensure_own_keychain(settings: CMSSettings, server: ServerConfig, issuing: Is
         keychain = _load(path, server.tls_keychain_password, "the service's keychain")
         mine = keychain.issuer == authority
         if mine and keychain.certificate is not None and not status_pv(keychain.certificate):
-            left = keychain.certificate.not_valid_after_utc - now
-            if left > 7 * _DAY or keychain.certificate.not_valid_after_utc >= authority.not_valid_after_utc:
+            if outlives(keychain, issuing):
                 check_keychain(keychain, now=now, usage="server")
                 return keychain
         elif not mine:
@@ -261,21 +305,8 @@ def ensure_own_keychain(settings: CMSSettings, server: ServerConfig, issuing: Is
                 "remove it to have a new one made",
                 file=path,
             )
-    subject = {
-        "CN": settings.pvacms_name,
-        "O": settings.pvacms_organization,
-        "OU": settings.pvacms_organizational_unit,
-        "C": settings.pvacms_country,
-    }
-    keychain, _ = _make_own(
-        issuing,
-        subject,
-        usage="cms",
-        lifetime_end=now + 365 * _DAY,
-        algorithm=settings.key_algorithm,
-        status=False,
-        method="pvacms",
-    )
+    request = _service_request(settings, issuing)
+    keychain = request.finish(issuing.lifecycle.store.run(request.job))
     _save(path, keychain, server.tls_keychain_password)
     return keychain
 
@@ -311,7 +342,7 @@ def ensure_administrator(settings: CMSSettings, issuing: Issuing, name: str, *, 
             raise ConfigurationError(why)
         sys.stderr.write(f"pvacms: no keychain is made for the administrator: {why}\n")
         return False
-    keychain, _ = _make_own(
+    request = _own_request(
         issuing,
         subject,
         usage="client",
@@ -320,6 +351,7 @@ def ensure_administrator(settings: CMSSettings, issuing: Issuing, name: str, *, 
         status=True,
         method="administrator",
     )
+    keychain = request.finish(lifecycle.store.run(request.job))
     _save(path, keychain, parse_password_file(settings.admin_tls_keychain_pwd_file))
     return True
 

@@ -22,6 +22,7 @@ class Database(Settings, frozen=True, kw_only=True):
     """A record database."""
 
     file: FilePath
+    """A ``.db`` file."""
     macros: _Macros = msgspec.field(default_factory=dict)
     """Values for ``$(NAME)``."""
 
@@ -30,14 +31,18 @@ class GroupFile(Settings, frozen=True, kw_only=True):
     """Group definitions in JSON."""
 
     file: FilePath
+    """A ``.json`` file."""
     macros: _Macros = msgspec.field(default_factory=dict)
+    """Values for ``$(NAME)``."""
 
 
 class AccessFile(Settings, frozen=True, kw_only=True):
     """An access security file."""
 
     file: FilePath
+    """The file, in the classic form or in YAML."""
     macros: _Macros = msgspec.field(default_factory=dict)
+    """Values for ``$(NAME)``."""
 
 
 class IocConfig(Settings, frozen=True, kw_only=True):
@@ -46,7 +51,9 @@ class IocConfig(Settings, frozen=True, kw_only=True):
     definition: FilePath = default(FilePath())
     """A database definition (``.dbd``) instead of the standard record types."""
     databases: tuple[Database, ...] = ()
+    """Record databases, loaded in this order. At least one, or a script."""
     groups: tuple[GroupFile, ...] = ()
+    """Group definitions, beside those in the databases' ``info(Q:group, ...)``."""
     acf: AccessFile | None = None
     """Access security; without it everybody may do everything."""
     exit_prefix: Annotated[str, Meta(max_length=40)] = ""
@@ -62,6 +69,7 @@ class IocConfig(Settings, frozen=True, kw_only=True):
     channel_access: bool = False
     """Serve Channel Access too. It knows neither TLS nor identities: anyone who can reach it may use it."""
     log_level: Annotated[str, Meta(max_length=256)] = "INFO"
+    """`DEBUG`, `INFO`, `WARNING` or `ERROR`; `PVXS_LOG` sets single parts."""
     pva: ServerSettings = msgspec.field(default_factory=ServerSettings)
 
     def __post_init__(self) -> None:

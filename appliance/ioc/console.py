@@ -63,7 +63,9 @@ class Console:
             os.umask(before)
         try:
             # Nobody could open it so far: first the owner, then the mode.
-            os.chown(path, -1, gid)
+            if gid != -1:
+                # A sandbox may forbid the call itself, even where it would change nothing.
+                os.chown(path, -1, gid)
             path.chmod(0o660)
             self._server = await asyncio.start_unix_server(self._client, sock=sock, limit=_LINE)
         except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import threading
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _NAME: Final = "softIocPVX"
-_EXIT_USAGE: Final = 2
+_log: Final = logging.getLogger(__name__)
 
 
 class _Ordered(argparse.Action):
@@ -205,6 +206,14 @@ async def _serve(daemon: Daemon, plan: Plan, config: ServerConfig, status: list[
     try:
         await ioc.start()
         server = ioc.server
+        if not plan.is_interactive:
+            # With a shell its prompt says the same, where the reference says nothing either.
+            _log.info(
+                "serving %d records on TCP port %d, TLS port %s",
+                len(dbcore.records()),
+                server.tcp_port,
+                server.tls_port or "off",
+            )
         daemon.ready(
             f"{len(dbcore.records())} records, TCP port {server.tcp_port}, TLS port {server.tls_port or 'off'}"
         )

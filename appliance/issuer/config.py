@@ -47,14 +47,17 @@ class IssuerConfig(Settings, frozen=True, kw_only=True):
     tls_certificate: FilePath = default(FilePath())
     """PEM chain; with it and `tls_key` the issuer speaks https."""
     tls_key: FilePath = default(FilePath())
+    """PEM key of `tls_certificate`."""
     issuer: Annotated[str, Meta(min_length=1, max_length=512)] = "http://localhost:8080/default"
     """The `iss` of tokens."""
     default_audience: Annotated[str, Meta(max_length=512)] = "default"
+    """The `aud` of tokens whose request names none."""
     default_exp_secs: Annotated[int, Meta(ge=1)] = 3600
     """Life of a token whose request names none, in seconds."""
     max_exp_secs: Annotated[int, Meta(ge=60, le=366 * 86400)] = 7 * 86400
     """Longest life that a request may ask for, in seconds."""
     algo: Literal["RS256", "HS256"] = "RS256"
+    """How tokens are signed."""
     key_dir: FilePath = default(FilePath("/data/keys"))
     """Where the signing keys are kept."""
     kid: Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._~-]+$")] = "demo-key-1"
@@ -62,6 +65,7 @@ class IssuerConfig(Settings, frozen=True, kw_only=True):
     hs_secret: Secret = default(Secret())
     """The secret for HS256."""
     users: dict[Annotated[str, Meta(min_length=1, max_length=64)], User] = msgspec.field(default_factory=dict)
+    """By name, which is the subject of the user's tokens. Either this or `demo` is needed."""
     demo: bool = False
     """Give a token for any subject to whoever sends the password ``secret``."""
 

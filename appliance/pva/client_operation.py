@@ -29,6 +29,7 @@ from appliance.pva.typed import decode_typed, encode_typed
 from appliance.pvdata.bitset import decode_bitset, encode_bitset
 from appliance.pvdata.codec import codec
 from appliance.pvdata.fielddesc import decode_type
+from appliance.pvdata.leaves import octet_store
 from appliance.pvdata.types import StructType
 from appliance.pvdata.value import Value
 
@@ -323,7 +324,7 @@ class ClientOperation:
             if bits == 1:
                 store, pos = codec(kind, big).decode(buf, pos, end, types)
             else:
-                store = Value(kind).store
+                store = octet_store(kind) if types.octets else Value(kind).store
         else:
             store = last.copy()
         if bits > kind.full_mask:

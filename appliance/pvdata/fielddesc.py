@@ -58,13 +58,15 @@ class TypeReader:
     Lives as long as the connection (pva.rst section 5.6). ``limit`` bounds the number of IDs.
     """
 
-    __slots__ = ("_known", "_nodes", "level", "limit", "types")
+    __slots__ = ("_known", "_nodes", "level", "limit", "octets", "types")
 
     def __init__(self, limit: int = Limits.CACHED_TYPES) -> None:
         self.limit = limit
         self.types: dict[int, TypeDesc] = {}
         self.level = 0
         """Values inside values at this moment; the codec counts here."""
+        self.octets = False
+        """Read ``uint8[]`` as ``bytes``: for who reads signatures, not numbers, and need not wait for numpy."""
         self._nodes = 0
         self._known: dict[TypeDesc, TypeDesc] = {}
 

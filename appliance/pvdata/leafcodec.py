@@ -168,6 +168,7 @@ def _number_array(t: ArrayType, element: ScalarType, big: bool) -> LeafCodec:
     wire = "u1" if is_bool else (">" if big else "<") + native
     swap = width > 1 and big is not _NATIVE_BIG
     simple = t.kind == "variable"
+    is_octet = native == "u1" and not is_bool
 
     def encode(value: Any) -> Iterable[Part]:
         if not isinstance(value, numpy().ndarray) or value.dtype != native or value.ndim != 1:
@@ -184,14 +185,16 @@ def _number_array(t: ArrayType, element: ScalarType, big: bool) -> LeafCodec:
             value = value.copy()
         return (header, value.data.cast("B"))
 
-    def decode(buf: Buffer, pos: int, end: int, types: TypeReader) -> tuple[Any, int]:  # noqa: ARG001
+    def decode(buf: Buffer, pos: int, end: int, types: TypeReader) -> tuple[Any, int]:
         n, pos = _read_length(t, buf, pos, end, big)
         if not n:
-            return zeros(element), pos
+            return (b"" if is_octet and types.octets else zeros(element)), pos
         size = n * width
         after = pos + size
         if after > end:
             raise truncated(after - 1, end)
+        if is_octet and types.octets:
+            return bytes(buf[pos:after]), after
         array = numpy().frombuffer(buf, wire, n, pos)
         if is_bool:
             array = array != 0

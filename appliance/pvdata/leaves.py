@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import namedtuple
 
 from appliance.pvdata.types import (
+    UINT8,
     AnyType,
     ArrayType,
     ScalarType,
@@ -64,6 +65,18 @@ def zeros(element: ScalarType, size: int = 0) -> Any:
         if size <= 1024 and len(_empty) < 256:
             _empty[key] = array
     return array
+
+
+def octet_store(t: TypeDesc) -> list[Any]:
+    """Return a store as ``new_store`` does, but with ``bytes`` for ``uint8[]``; see ``TypeReader.octets``."""
+    return [
+        None
+        if isinstance(leaf, StructType)
+        else b""
+        if isinstance(leaf, ArrayType) and leaf.kind == "variable" and leaf.element == UINT8
+        else default(leaf)
+        for leaf in t.leaf_types
+    ]
 
 
 def default(t: TypeDesc) -> Any:

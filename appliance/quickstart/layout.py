@@ -120,6 +120,7 @@ class Layout:
             }
         if role == "pvacms":
             variables |= {
+                "EPICS_PVACMS_CCR_PER_MINUTE": "0",
                 "EPICS_AUTH_JWT_REQUEST_FORMAT": "#token#",
                 "EPICS_AUTH_JWT_REQUEST_METHOD": "GET",
                 "EPICS_AUTH_JWT_RESPONSE_FORMAT": '{ *, "valid": "#response#" }',

@@ -16,6 +16,8 @@ from appliance.quickstart.story import Story
 
 __all__ = ["main"]
 
+INTERRUPTED = 2
+"""Exit status of a story that was not heard to its end, as of the tools."""
 MARKER = ".spva-quickstart"
 """A directory without it is not ours to empty."""
 
@@ -44,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        return 2
+        return INTERRUPTED
 
 
 async def _quickstart(root: Path, *, once: bool) -> int:
@@ -67,7 +69,7 @@ async def _quickstart(root: Path, *, once: bool) -> int:
         await asyncio.wait((told, stopping), return_when=asyncio.FIRST_COMPLETED)
         if not told.done():
             story.say("\ninterrupted")
-            return 2
+            return INTERRUPTED
         told.result()
         story.say(f"\nThe story took {time.monotonic() - start:.1f} s; every step did what it should.")
         if once:

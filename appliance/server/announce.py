@@ -35,6 +35,8 @@ class Announcer:
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._ignored: frozenset[tuple[str, int]] = frozenset()
+        self._own: frozenset[str] = frozenset()
+        """Addresses that the server listens on; empty means all."""
 
     @property
     def port(self) -> int:
@@ -45,10 +47,17 @@ class Announcer:
         """Open the search port and begin to send beacons. Raises TransportError."""
         config = self._server.config
         groups = []
+        own = set()
         for endpoint in config.intf_addr_list:
             resolved = await resolve_datagram_address(endpoint, 0)
-            if resolved is not None and 224 <= int(resolved[0].split(".")[0]) < 240:
+            if resolved is None:
+                continue  # an IPv6 address: searches are IPv4's
+            if 224 <= int(resolved[0].split(".")[0]) < 240:
                 groups.append((resolved[0], endpoint.interface or ""))
+            else:
+                own.add(resolved[0])
+        if not own & {"0.0.0.0"}:  # noqa: S104 - "every address" is what is looked for
+            self._own = frozenset(own)
         ignored = set()
         for endpoint in config.ignore_addr_list:
             resolved = await resolve_datagram_address(endpoint, 0)
@@ -78,6 +87,8 @@ class Announcer:
         source, port = origin.source, origin.address[1]
         if self._ignored and not self._ignored.isdisjoint(((source, 0), (source, port))):
             return
+        if self._own and origin.received_on and origin.received_on not in self._own:
+            return  # the client would be sent to an address that nobody listens on
         server = self._server
         protocol, server_port = server.choose_protocol(message.protocols)
         if not protocol:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
+from appliance.certs.status import StatusClass
 from appliance.errors import ApplianceError
 from appliance.pva import commands as c
 from appliance.pva.credentials import Credentials
@@ -15,7 +16,6 @@ from appliance.pvdata.value import Value
 from appliance.server.access import Rights
 from appliance.server.operation import Operation, Subscription
 from appliance.server.source import Handler
-from appliance.transport.gate import Standing
 from appliance.transport.stream import StreamLink
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Channel:
     def _held(self, operation: ServerOperation, *, changes: bool) -> str:
         """Tell why the request has to wait for a good certificate status, or "" when it has not."""
         held = self.owner.held
-        if held is None or (not changes and held.standing is Standing.SUSPENDED):
+        if held is None or (not changes and held.status is StatusClass.SUSPENDED):
             return ""
         return f"{operation.name} is refused for the time being: {held.message}"
 

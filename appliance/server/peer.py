@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
+from appliance.certs.status import StatusClass
 from appliance.errors import CertificateError
 from appliance.pva.credentials import Credentials
 from appliance.pva.events import (
@@ -27,7 +28,7 @@ from appliance.pva.status import OK, Status
 from appliance.pvdata.value import Value
 from appliance.server.channel import Channel
 from appliance.server.operation import Subscription
-from appliance.transport.gate import Standing, Verdict
+from appliance.transport.gate import Verdict
 from appliance.transport.stream import StreamLink
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ class Peer:
     def hold(self, verdict: Verdict) -> None:
         """Pause: updates wait in their queues, and what would change something is refused."""
         self.held = verdict
-        if verdict.standing is Standing.UNKNOWN:
+        if verdict.status is StatusClass.UNKNOWN:
             # A prepared answer is given without asking anybody.
             for channel in self.connection.channels.values():
                 for operation in channel.operations.values():

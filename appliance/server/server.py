@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final, Self
 
+from appliance.certs.status import StatusClass
 from appliance.config.pva import ServerConfig
 from appliance.errors import ApplianceError, TransportError
 from appliance.pva.credentials import Credentials
@@ -23,7 +24,7 @@ from appliance.server.channel import Channel
 from appliance.server.peer import Peer
 from appliance.server.roles import Roles
 from appliance.server.source import Handler, Source, StaticSource
-from appliance.transport.gate import PeerGate, Standing, Verdict
+from appliance.transport.gate import PeerGate, Verdict
 from appliance.transport.listener import listen
 from appliance.transport.liveness import Liveness
 from appliance.transport.stream import StreamLink
@@ -301,6 +302,9 @@ class Server:
         assert self._loop is not None
         self._deadlines[link] = self._loop.call_later(HANDSHAKE_TIMEOUT_S, self._too_slow, link)
         self.peers[link] = Peer(self, connection, link)
+        if len(self.peers) > self._max_connections:
+            _log.warning("a connection is refused: there are %d already", self._max_connections)
+            link.abort()
         return link
 
     def _too_slow(self, link: StreamLink) -> None:
@@ -312,10 +316,6 @@ class Server:
 
     def link_up(self, link: StreamLink) -> None:
         """StreamOwner."""
-        if len(self.peers) > self._max_connections:
-            _log.warning("%s refused: there are %d connections already", link.peer, self._max_connections)
-            link.abort()
-            return
         if self._standby or (link.engine is not None and self._tls is None):
             link.abort()
             return
@@ -334,18 +334,18 @@ class Server:
         def verdict(found: Verdict) -> None:
             if link not in self.peers:
                 return
-            standing = found.standing
+            status = found.status
             if not peer.validated:
-                if standing is Standing.GOOD:
+                if status is StatusClass.GOOD:
                     peer.admitted()
                     return
                 # The give-up rule (SPVA 7.3.1): it will not become good on this connection.
                 _log.warning("%r is not admitted: %s", peer, found.message)
                 peer.admitted(Status.error(found.message))
                 link.close(TransportError(found.message))
-            elif standing is Standing.GOOD:
+            elif status is StatusClass.GOOD:
                 peer.resume()
-            elif standing is Standing.BAD:
+            elif status is StatusClass.BAD:
                 _log.warning("%r is disconnected: %s", peer, found.message)
                 link.cut(TransportError(found.message))
             else:

@@ -107,8 +107,9 @@ class SharedPV(Handler):
                 self._value = (plain, offset, 1 << offset)
 
     def close(self) -> None:
-        """Take the value away. Subscribers lose their channels and come back for the next ``open`` (as in PVXS);
-        new operations fail until then.
+        """Take the value away: subscribers lose their channels, and operations fail until ``open``.
+
+        Clients open a lost channel again by themselves (as with PVXS), so a subscription survives a change of type.
         """
         self._kind = None
         for answer in self._answers.values():

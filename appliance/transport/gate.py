@@ -3,35 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from appliance.certs.status import StatusClass
 from appliance.pva.credentials import Credentials
 
 if TYPE_CHECKING:
     from appliance.tls.engine import TLSEngine
 
-__all__ = ["PeerGate", "Standing", "Verdict"]
-
-
-class Standing(Enum):
-    """What a connection may do (SPVA 8.4)."""
-
-    GOOD = "good"
-    """Go on."""
-    SUSPENDED = "suspended"
-    """A connection that is up stays: its monitors pause, PUT, PROCESS and RPC are refused, GET goes on. One that is
-    not yet admitted is given up (7.3.1)."""
-    UNKNOWN = "unknown"
-    """As SUSPENDED, but nothing goes on."""
-    BAD = "bad"
-    """Close."""
+__all__ = ["PeerGate", "Verdict"]
 
 
 class Verdict(NamedTuple):
-    """A gate's word about one connection."""
+    """A gate's word about one connection.
 
-    standing: Standing
+    GOOD lets it go on. SUSPENDED and UNKNOWN give up one that is not yet admitted (7.3.1); one that is up stays, its
+    monitors pause, PUT, PROCESS and RPC are refused, and with UNKNOWN GET too. BAD closes it.
+    """
+
+    status: StatusClass
     message: str = ""
     """Why, fit for the peer's and the operator's eyes."""
 
@@ -58,5 +48,5 @@ class PeerGate(Protocol):
         return False
 
     def gave_up(self, guid: bytes) -> None:
-        """The server with this GUID has closed a TLS connection before it was validated."""
+        """The server with this GUID has closed a TLS connection before it was validated; told to clients' gates."""
         return

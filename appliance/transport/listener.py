@@ -49,16 +49,17 @@ async def listen(
                 "the list of interface addresses has no address that a client could connect to"
             )
         addresses.append(("::" if _has_ipv6() else "0.0.0.0", port))  # noqa: S104 - "every address" is asked for
+    sockets = _bind_all(addresses, port, what, log)
+    actual: int = sockets[0].getsockname()[1]
     servers: list[asyncio.Server] = []
-    actual = 0
     try:
-        for host, wanted in addresses:
-            sock = _bind(host, wanted, what, log)
-            actual = actual or sock.getsockname()[1]
-            servers.append(await loop.create_server(accept, sock=sock, backlog=_BACKLOG))
+        for sock in sockets:
+            servers.append(await loop.create_server(accept, sock=sock, backlog=_BACKLOG))  # noqa: PERF401 - closed below if one fails
     except BaseException:
         for server in servers:
             server.close()
+        for sock in sockets:
+            sock.close()
         raise
     return actual, servers
 
@@ -72,7 +73,40 @@ def _has_ipv6() -> bool:
     return False
 
 
-def _bind(host: str, port: int, what: str, log: logging.Logger) -> socket.socket:
+_ATTEMPTS: Final = 8
+
+
+def _bind_all(
+    addresses: list[tuple[str, int]], port: int, what: str, log: logging.Logger
+) -> list[socket.socket]:
+    """Bind every address; all that ask for ``port`` get the same one, for search responses name only one."""
+    shared = port
+    for attempt in range(_ATTEMPTS):
+        sockets: list[socket.socket] = []
+        try:
+            for host, wanted in addresses:
+                alone = wanted != port
+                fallback = alone or not sockets or attempt == _ATTEMPTS - 1
+                sock = _bind(host, wanted if alone else shared, what, log, fallback=fallback)
+                sockets.append(sock)
+                if not alone:
+                    shared = sock.getsockname()[1]
+        except BlockingIOError:
+            # Taken on a later address only: try another port on all of them.
+            for sock in sockets:
+                sock.close()
+            shared = 0
+        except BaseException:
+            for sock in sockets:
+                sock.close()
+            raise
+        else:
+            return sockets
+    raise AssertionError("unreachable: the last attempt falls back")
+
+
+def _bind(host: str, port: int, what: str, log: logging.Logger, *, fallback: bool) -> socket.socket:
+    """Bind and listen; a port that is taken is a BlockingIOError where it must not be replaced."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -88,13 +122,17 @@ def _bind(host: str, port: int, what: str, log: logging.Logger) -> socket.socket
             if not port or error.errno not in (errno.EADDRINUSE, errno.EACCES):
                 raise
             sock.close()
-            sock = _bind(host, 0, what, log)
+            if not fallback:
+                raise BlockingIOError(error.errno, error.strerror) from error
+            sock = _bind(host, 0, what, log, fallback=True)
             log.warning(
                 "Server unable to bind %s port %d, falling back to %s",
                 what,
                 port,
                 format_address(sock.getsockname()),
             )
+    except BlockingIOError:
+        raise
     except OSError as error:
         sock.close()
         raise TransportError(

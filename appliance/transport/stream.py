@@ -8,7 +8,11 @@ the turn of the event loop in which it was produced.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import socket
+import termios
+from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from appliance.errors import ApplianceError, ProtocolError, RemoteProtocolError, TLSError, TransportError
@@ -30,6 +34,7 @@ TLS_SLICE: Final = 64 * 1024
 cache still holds: measured 8 MB in 5.8 ms, against 7.3 ms when all of it is encrypted first."""
 CUT_S: Final = 0.5
 """Seconds that a peer who may hear no more has to take its good-bye."""
+_U32: Final = Struct("=I")
 _JOIN_LIMIT: Final = 256 * 1024
 """Octets up to which output is joined to one buffer; above, chunks go out as they are."""
 
@@ -165,7 +170,7 @@ class StreamLink(asyncio.Protocol):
                 self.flush()
                 if not connection.stalled:
                     break
-                if not self.writable:
+                if not self.writable and connection.IS_SERVER:
                     self._parked = True
                     return
                 events = connection.receive_data(b"")
@@ -353,10 +358,23 @@ class StreamLink(asyncio.Protocol):
         return self._closing or self._transport is None
 
     @property
+    def reason(self) -> ApplianceError | None:
+        """Why the link ended or is about to; None while there is none, and after an orderly end."""
+        return self._reason
+
+    @property
     def drained(self) -> int:
-        """Octets that the peer's side has taken off the send queue so far."""
+        """Octets that the peer has acknowledged so far, as the kernel knows (SIOCOUTQ, tcp(7))."""
         transport = self._transport
-        return self.sent - transport.get_write_buffer_size() if transport is not None else self.sent
+        if transport is None:
+            return self.sent
+        waiting = transport.get_write_buffer_size()
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            # The kernel's own queue holds megabytes: a slow peer is at work there long before we see any of it.
+            with contextlib.suppress(OSError):
+                waiting += _U32.unpack(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
+        return self.sent - waiting
 
     def __repr__(self) -> str:
         return f"<StreamLink {'TLS' if self.engine else 'TCP'} {self.interface} - {self.peer}>"

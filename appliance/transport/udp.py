@@ -12,10 +12,12 @@ written into it. Source: PVAccess protocol specification 7.4 and 14, pvxs ``udp_
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable
 from ipaddress import IPv4Address, ip_address
 from struct import Struct
+from time import monotonic
 from typing import Final, NamedTuple
 
 from appliance.config.address import Endpoint
@@ -32,7 +34,9 @@ _ANCILLARY_SIZE: Final = socket.CMSG_SPACE(_PKTINFO.size)
 _ANY: Final = "0.0.0.0"  # noqa: S104 - in a multicast request it means the default interface
 _MREQ: Final = Struct("4s4s")
 _READS_PER_TURN: Final = 64
-"""Datagrams handled before the event loop gets its turn: a flood of searches must not starve connections."""
+_TURN_S: Final = 0.001
+"""Seconds and datagrams after which the event loop gets its turn: a flood of searches must not starve connections.
+A datagram may hold sixty names or more; what the kernel cannot keep meanwhile is lost, and searched for again."""
 _RECEIVE_BUFFER: Final = 1 << 20
 
 
@@ -45,6 +49,8 @@ class Origin(NamedTuple):
     """The sender's address; of a forwarded search, the address in it."""
     local: str
     """The address of ours that the answer must leave by; empty lets the kernel choose."""
+    received_on: str = ""
+    """The address of ours that the message came to, whoever of this host's sockets got it; empty if not known."""
 
 
 class UDPPort:
@@ -64,7 +70,7 @@ class UDPPort:
         """Open the socket; needs a running event loop.
 
         ``shared`` lets other sockets of the host use the same port and forwards unicast searches to them;
-        ``groups`` are pairs of a multicast group to join and the address of the interface to join it on.
+        ``groups`` are pairs of a multicast group to join and the name or address of the interface to join it on.
         Raises TransportError when the port cannot be bound.
         """
         self._on_message = on_message
@@ -100,7 +106,7 @@ class UDPPort:
     @staticmethod
     def _join(sock: socket.socket, group: str, interface: str) -> bool:
         try:
-            membership = _MREQ.pack(socket.inet_aton(group), socket.inet_aton(interface or _ANY))
+            membership = _MREQ.pack(socket.inet_aton(group), _interface(interface))
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
         except OSError:
             return False
@@ -113,7 +119,10 @@ class UDPPort:
             self._sock.close()
 
     def _readable(self) -> None:
-        for _ in range(_READS_PER_TURN):
+        until = monotonic() + _TURN_S
+        for count in range(_READS_PER_TURN):
+            if count and monotonic() > until:
+                return
             try:
                 data, ancillary, _, source = self._sock.recvmsg(0x10000, _ANCILLARY_SIZE)
             except (BlockingIOError, InterruptedError):
@@ -135,8 +144,11 @@ class UDPPort:
         forwarded = target == LOCAL_GROUP
         unicast = bool(target) and target == local
         host, port = source
+        received_on = "" if forwarded else local
         for message in decode_datagram(data):
             if isinstance(message, OriginTag):
+                if forwarded and message.address is not None and not message.address.is_multicast:
+                    received_on = str(message.address)
                 continue
             if not isinstance(message, SearchRequest):
                 if not forwarded:
@@ -153,9 +165,11 @@ class UDPPort:
                 reply_host = host
             if forwarded:
                 # The datagram came from a socket of this host: its own addresses say nothing about the client.
-                self._on_message(message, Origin((reply_host, reply_port), reply_host, ""))
+                self._on_message(
+                    message, Origin((reply_host, reply_port), reply_host, received_on, received_on)
+                )
             elif not (unicast and self.forwards and self._forward(message, (reply_host, reply_port), local)):
-                self._on_message(message, Origin((reply_host, reply_port), host, local))
+                self._on_message(message, Origin((reply_host, reply_port), host, local, received_on))
 
     def _forward(self, request: SearchRequest, reply: tuple[str, int], local: str) -> bool:
         """Hand a unicast search to every server of this host, ourselves included; False where that fails."""
@@ -172,28 +186,40 @@ class UDPPort:
         return True
 
     def send(self, data: bytes, address: tuple[str, int], *, local: str = "") -> bool:
-        """Send one datagram, from ``local`` if it is given; return whether the kernel took it."""
-        try:
-            if local:
-                info = _PKTINFO.pack(0, socket.inet_aton(local), bytes(4))
+        """Send one datagram, from ``local`` if that is an address of ours; return whether the kernel took it."""
+        if local:
+            info = _PKTINFO.pack(0, socket.inet_aton(local), bytes(4))
+            with contextlib.suppress(OSError):
                 self._sock.sendmsg([data], [(socket.IPPROTO_IP, _IP_PKTINFO, info)], 0, address)
-            else:
-                self._sock.sendto(data, address)
+                return True
+        try:
+            self._sock.sendto(data, address)
         except OSError:
             return False
         return True
 
     def send_multicast(self, data: bytes, address: tuple[str, int], *, ttl: int, interface: str) -> bool:
-        """Send one datagram to a group, by the interface that has the address ``interface``."""
+        """Send one datagram to a group, by the interface of that name or address."""
         try:
             self._sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, ttl)
-            self._sock.setsockopt(
-                socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(interface or _ANY)
-            )
+            self._sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, _interface(interface))
             self._sock.sendto(data, address)
         except OSError:
             return False
         return True
+
+
+def _interface(interface: str) -> bytes:
+    """Give the packed address of an interface by its address or name; raises OSError for one that is not there."""
+    if not interface or interface[0].isdigit():
+        return socket.inet_aton(interface or _ANY)
+    from appliance.transport.interfaces import interface_addresses
+
+    index = socket.if_nametoindex(interface)
+    for item in interface_addresses():
+        if item.interface == index:
+            return item.address.packed
+    raise OSError(f"interface {interface} has no IPv4 address")
 
 
 async def resolve_datagram_address(endpoint: Endpoint, default_port: int) -> tuple[str, int] | None:

@@ -83,7 +83,7 @@ def _refuse(pv: SharedPV, operation: Operation, value: Value) -> None:
 def _add(pv: SharedPV, operation: Operation, argument: Value | None) -> Value:
     if argument is None:
         raise RemoteError("lhs and rhs are needed")
-    query = argument["query"] if "query" in argument else argument
+    query = argument.get("query", argument)
     return Value(NTScalar(FLOAT64), {"value": float(query["lhs"]) + float(query["rhs"])})
 
 

@@ -8,6 +8,7 @@ input, and events (``{"event": ...}``) in between. It ends when its standard inp
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -180,10 +181,8 @@ class Peer:
     def stop(self) -> None:
         """End it in an orderly way; kill it where that does not help."""
         assert self.process.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
-        except BrokenPipeError:
-            pass
         try:
             self.process.wait(10)
         except subprocess.TimeoutExpired:

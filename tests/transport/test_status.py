@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -11,8 +10,10 @@ import pytest
 from appliance.certmon import gate as gate_module
 from appliance.certmon.wiring import open_client, open_server
 from appliance.certs.ocsp import OCSPSigner
-from appliance.certs.status import CertState, OCSPState
+from appliance.certs.status import CertState, OCSPState, StatusClass
+from appliance.client.monitor import Disconnected
 from appliance.errors import CertificateStatusError, KeychainError, OperationError, OperationTimeoutError
+from appliance.transport.gate import Verdict
 from tests.helpers.live import client_config, keychain_file, number, replace_keychain, server_config, until
 from tests.helpers.pki import site
 from tests.helpers.status_service import StatusService
@@ -38,6 +39,14 @@ def impatient(monkeypatch):
     monkeypatch.setattr("appliance.certmon.gate.PATIENCE_S", 0.3)
     monkeypatch.setattr("appliance.certmon.keeper.PATIENCE_S", 0.3)
     monkeypatch.setattr("appliance.certmon.gate.SERVER_PATIENCE_S", 0.5)
+
+
+@pytest.fixture
+def endless(monkeypatch):
+    """Whoever waits for a first word waits too long: what must not wait is seen not to."""
+    monkeypatch.setattr("appliance.certmon.gate.PATIENCE_S", 60)
+    monkeypatch.setattr("appliance.certmon.keeper.PATIENCE_S", 60)
+    monkeypatch.setattr("appliance.certmon.gate.SERVER_PATIENCE_S", 60)
 
 
 class World:
@@ -111,16 +120,14 @@ async def test_good_certificates_at_both_ends_are_admitted(world):
 
 @pytest.mark.parametrize("state", [APPROVAL, PENDING, OFFLINE, RENEWAL, CertState.UNKNOWN, REVOKED])
 @pytest.mark.parametrize("whose", ["server", "client"])
-async def test_a_certificate_that_is_not_good_means_plain_tcp(world, state, whose):
+async def test_a_certificate_that_is_not_good_means_plain_tcp(world, state, whose, endless):
     """SPVA 7.3.1, 8.4: the give-up rule for one's own certificate; nobody waits for a timeout."""
     world.tell(VALID)
     world.tell(state, world.server_keychain if whose == "server" else world.client_keychain)
-    started = time.monotonic()
     server = await world.server()
     context = await world.client(server)
     await context.get("pv", timeout=3)
     assert not is_tls(context)
-    assert time.monotonic() - started < 1.0
     assert (server.tls is None) == (whose == "server")
     assert (context.tls is None) == (whose == "client")
 
@@ -164,25 +171,21 @@ async def test_a_client_that_the_server_gives_up_falls_back_to_tcp(world, tmp_pa
         assert not is_tls(context)
 
 
-async def test_certificates_without_status_are_used_without_asking(world, tmp_path):
+async def test_certificates_without_status_are_used_without_asking(world, endless):
     """SPVA 4.3; so does the certificate service's own: nothing is circular."""
     await world.cms.stop()
-    started = time.monotonic()
     server = await world.server(keychain=S.server)
     context = await world.client(server, keychain=S.client)
     await context.get("pv")
     assert is_tls(context)
-    assert time.monotonic() - started < 1.0
 
 
-async def test_no_revocation_check_asks_nobody(world):
+async def test_no_revocation_check_asks_nobody(world, endless):
     await world.cms.stop()
-    started = time.monotonic()
     server = await world.server("no_revocation_check")
     context = await world.client(server, "no_revocation_check")
     await context.get("pv")
     assert is_tls(context)
-    assert time.monotonic() - started < 1.0
 
 
 async def test_a_client_with_trust_anchors_only_still_checks_the_server(world):
@@ -306,15 +309,13 @@ async def test_revocation_closes_established_connections(world, whose, watched_b
     await until(lambda: updates)
     assert is_tls(context)
     (link,) = server.peers
-    started = time.monotonic()
     world.tell(REVOKED, world.server_keychain if whose == "server" else world.client_keychain)
     await until(lambda: link not in server.peers, 1.0)
-    assert time.monotonic() - started < 1.0
 
 
 @pytest.mark.parametrize("whose", ["server", "client"])
 async def test_after_revocation_the_connection_comes_back_in_the_clear(world, whose):
-    server, context, updates = await live(world)
+    _server, context, _updates = await live(world)
     world.tell(REVOKED, world.server_keychain if whose == "server" else world.client_keychain)
     await until(lambda: context.channel("pv").peer is not None and not is_tls(context))
     await context.get("pv")
@@ -322,10 +323,16 @@ async def test_after_revocation_the_connection_comes_back_in_the_clear(world, wh
 
 
 async def test_a_revoked_client_hears_nothing_more(world):
-    """What was posted before the news but not yet sent must not be sent after it."""
-    server, context, updates = await live(world)
-    world.tell(REVOKED, world.client_keychain)
-    await until(lambda: not any(link.engine for link in server.peers))
+    """What was posted before the news but not yet sent is not sent after it."""
+    server, context, _updates = await live(world)
+    news = []
+    context.monitor("pv", notify=True, on_update=news.append)
+    await until(lambda: len(news) == 2)
+    (watch,) = server.gate._watches
+    world.pv.post(99.0)
+    watch._verdict(Verdict(StatusClass.BAD, "REVOKED"))
+    await until(lambda: len(news) > 2)
+    assert isinstance(news[2], Disconnected), "the value comes with the next connection, or never"
 
 
 @pytest.mark.parametrize("state", [OFFLINE, RENEWAL])
@@ -364,7 +371,7 @@ async def test_suspension_pauses_and_resumption_goes_on(world, state, whose, wat
 
 
 async def test_nobody_new_is_admitted_while_the_server_is_suspended(world):
-    server, context, updates = await live(world)
+    server, context, _updates = await live(world)
     world.tell(OFFLINE, world.server_keychain)
     await until(lambda: server.tls is None)
     newcomer = await world.client(server, keychain=S.ca.keychain("late", "client"), name="late")
@@ -376,7 +383,7 @@ async def test_nobody_new_is_admitted_while_the_server_is_suspended(world):
 
 
 async def test_no_new_channel_is_admitted_while_a_client_is_suspended(world):
-    server, context, updates = await live(world)
+    server, context, _updates = await live(world)
     server.add_pv("second", number(2.0))
     world.tell(OFFLINE, world.client_keychain)
     await until(lambda: context.tls is None and all(peer.held for peer in server.peers.values()))
@@ -458,7 +465,7 @@ async def test_on_expiration_shutdown_ends_a_revoked_server_and_client(world):
 
 
 async def test_a_replaced_keychain_with_status_goes_into_use_without_an_interlude_in_the_clear(world):
-    server, context, updates = await live(world)
+    server, _context, _updates = await live(world)
     protocols = []
     accept = server._accept
     server._accept = lambda tls: (protocols.append(tls is not None), accept(tls))[1]
@@ -473,7 +480,7 @@ async def test_a_replaced_keychain_with_status_goes_into_use_without_an_interlud
 
 
 async def test_a_status_signed_by_somebody_else_is_ignored(world, caplog):
-    server, context, updates = await live(world)
+    server, context, _updates = await live(world)
     links = list(server.peers)
     forger = OCSPSigner(S.other_ca.key, S.other_ca.certificate)
     world.tell(REVOKED, signer=forger)
@@ -506,7 +513,7 @@ async def test_a_stale_status_admits_nobody(world, impatient):
 
 async def test_a_revocation_is_never_taken_back(world):
     """An old good answer that somebody replays, and even a new one."""
-    server, context, updates = await live(world)
+    _server, context, _updates = await live(world)
     old = world.cms.last[world.client_keychain.status_pv]
     world.tell(REVOKED, world.client_keychain)
     await until(lambda: context.tls is None)
@@ -514,8 +521,7 @@ async def test_a_revocation_is_never_taken_back(world):
     world.tell(VALID, world.client_keychain)
     await asyncio.sleep(0.2)
     assert context.tls is None
-    with pytest.raises(AssertionError):
-        assert is_tls(context)
+    assert not is_tls(context)
 
 
 async def test_the_pv_of_the_extension_is_asked_as_it_stands(world):
@@ -593,7 +599,7 @@ async def test_a_stapled_revocation_ends_the_handshake(world, monkeypatch):
         await context.get("pv", timeout=0.5)
 
 
-async def test_the_cache_opens_tls_while_the_service_is_away(world, impatient):
+async def test_the_cache_opens_tls_while_the_service_is_away(world, endless):
     """SPVA 7.4."""
     cache = {"no_status_cache": False, "status_cache_dir": str(world.tmp_path / "cache")}
     world.tell(VALID)
@@ -603,12 +609,10 @@ async def test_the_cache_opens_tls_while_the_service_is_away(world, impatient):
     assert is_tls(context)
     await world.stack.aclose()
     await world.cms.stop()
-    started = time.monotonic()
     server = await world.server(**cache)
     context = await world.client(server, **cache)
     await context.get("pv")
     assert is_tls(context)
-    assert time.monotonic() - started < 0.3
 
 
 async def test_a_cache_that_somebody_else_wrote_proves_nothing(world, impatient):
@@ -638,7 +642,7 @@ async def test_a_revocation_in_the_cache_holds(world, impatient):
 
 async def test_a_warning_names_the_certificate_and_the_state_and_nothing_secret(world, caplog):
     caplog.set_level(logging.DEBUG)
-    server, context, updates = await live(world)
+    server, _context, _updates = await live(world)
     world.tell(REVOKED, world.client_keychain)
     await until(lambda: not any(link.engine for link in server.peers))
     assert "REVOKED" in caplog.text

@@ -39,6 +39,8 @@ DEFINITIONS: Final = (
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _libc = ctypes.CDLL(None)
+_stdout = ctypes.c_void_p.in_dll(_libc, "stdout")
+_stderr = ctypes.c_void_p.in_dll(_libc, "stderr")
 _capturing = threading.Lock()
 _LISTENER: Final = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_char_p)
 
@@ -72,7 +74,9 @@ def flush_output() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     _c.errlogFlush()
-    _libc.fflush(None)
+    # Not all streams: a shell that waits for a line holds the lock of standard input.
+    _libc.fflush(_stdout)
+    _libc.fflush(_stderr)
 
 
 @contextmanager

@@ -28,6 +28,12 @@ class _ValueSink(EventSink):
         self._lock = ManyLock([channel for _, channel in self._triggered])
         self._alarm: tuple[int, int, str] | None = None
 
+    def prime(self) -> None:
+        """Take the alarm that the first client is about to be told."""
+        if self.member.channel is not None:
+            reading = self.member.channel.get()
+            self._alarm = (reading.status, reading.severity, reading.message)
+
     def event(self) -> None:
         feed = self.feed
         if not feed.subscriptions:
@@ -102,6 +108,9 @@ class GroupFeed:
 
     def join(self, subscription: Subscription) -> None:
         """Give a client everything as it is now, and what changes from now on."""
+        if not self.subscriptions:
+            for sink in self._sinks:
+                sink.prime()
         store, bits = self.group.first_read(subscription)
         self.store = store
         self.subscriptions[subscription] = None

@@ -226,7 +226,11 @@ class GroupPV(Handler):
                 raise
             if watched is not None:
                 watched.done(before, new)
-        channel.process_locked(options.process)
+        process = options.process
+        if member.kind == "proc" and process is False:
+            # Processing is all that such a mapping is for: process=false speaks of those that are written.
+            process = None
+        channel.process_locked(process)
 
     # -- monitor -------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import pytest
 
 from appliance.certs.status import format_date
 from appliance.certs.x509 import status_pv, subject_text
+from tests.helpers.authn import running_site
 
 CREATED = re.compile(
     r"Keychain file created   : (?P<path>/\S+)\n"
@@ -231,3 +232,14 @@ def test_a_keychain_with_a_password_is_opened_with_it_and_with_nothing_else(site
     assert "-p asks for a password" in without.err
     assert account.run("pvxcert", "-p", "-f", keychain, stdin="open sesame\n").status == 0
     assert account.run("pvxcert", "-p", "-f", keychain, stdin="wrong\n").status == 1
+
+
+def test_an_administrator_who_means_it_can_revoke_its_own_certificate(tmp_path):
+    with running_site(tmp_path) as site:
+        administrator = site.administrator()
+        done = administrator.run("pvxcert", "-R", "--own")
+        assert done.status == 0, done.err
+        assert done.out.endswith(" ==> Completed Successfully\n")
+        assert administrator.run("pvxcert").status in (0, 4)
+        refused = administrator.run("pvxcert", "list", "-w", "2")
+        assert refused.status == 1

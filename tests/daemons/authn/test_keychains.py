@@ -3,13 +3,18 @@
 import os
 import re
 import stat
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import jwt
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from appliance.authn.jwt.requester import jwt_request, read_token
+from appliance.authn.requester import Requester, Trusting
+from appliance.authn.settings import resolve_requester
+from appliance.authn.std.requester import std_request, std_subject
 from appliance.certs.keychain import load_keychain
+from appliance.errors import RemoteError, SecurityError
 
 DAY = timedelta(days=1)
 
@@ -216,3 +221,80 @@ def test_a_renewed_keychain_still_belongs_to_its_service(site):
     after = path.stat()
     assert after.st_ino != before.st_ino
     assert (after.st_uid, after.st_gid) == (before.st_uid, before.st_gid)
+
+
+async def test_a_timer_of_a_claimed_name_waits_for_the_end_of_the_present_certificate(site):
+    """The service gives a name that nothing proves no second live certificate; the timer must not fail for that."""
+    account = site.account()
+    assert account.run("authnstd", "-n", "patient", "-t", "30").status == 3
+    before = (account.config / "client.p12").read_bytes()
+    settings = resolve_requester("client", {"name": "patient"}, account.environment())
+    said = []
+    late = Requester(
+        settings,
+        Trusting(),
+        say=said.append,
+        timeout_s=10,
+        now=lambda: datetime.now(UTC) + timedelta(minutes=25),
+    )
+    assert late.renewal_due(late.look())[0]
+    outcome = await late.request(
+        std_request(settings, now=late.now()), subject=std_subject(settings), if_due=True
+    )
+    assert outcome.action == "not due"
+    assert "no second certificate while the present one is valid" in said[0]
+    assert (account.config / "client.p12").read_bytes() == before
+    with pytest.raises(RemoteError, match="Duplicate"):
+        await late.request(std_request(settings, now=late.now()), subject=std_subject(settings), force=True)
+
+
+async def test_a_token_renews_while_the_present_certificate_is_valid(site):
+    """Services must roll over without a gap; what runs takes the new file into use."""
+    account = site.account()
+    assert obtain(account, "rolling", "-u", "ioc").status == 0
+    old = account.keychain("server.p12")
+    settings = resolve_requester("ioc", {}, account.environment())
+    file = str(account.token_file("rolling"))
+    late = Requester(
+        settings,
+        Trusting(first_use=False),
+        say=lambda _: None,
+        timeout_s=10,
+        now=lambda: datetime.now(UTC) + timedelta(minutes=45),
+    )
+    outcome = await late.request(
+        jwt_request(settings, read_token(file, print)),
+        subject=None,
+        if_due=True,
+        secret=True,
+    )
+    assert outcome.action == "created"
+    new = account.keychain("server.p12")
+    assert new.serial != old.serial
+    assert public(new) == public(old)
+    for keychain in (old, new):
+        assert account.run("pvxcert", keychain.cert_id).status == 0
+
+
+async def test_a_timer_does_not_undo_a_revocation(site):
+    account = site.account()
+    token_file = account.token_file("ended", exp_secs=1200)
+    assert account.run("authnjwt", "--token-file", token_file).status == 0
+    before = (account.config / "client.p12").read_bytes()
+    settings = resolve_requester("client", {}, account.environment())
+    late = Requester(
+        settings,
+        Trusting(),
+        say=lambda _: None,
+        timeout_s=10,
+        now=lambda: datetime.now(UTC) + timedelta(minutes=15),
+    )
+    token = read_token(str(account.token_file("ended")), print)
+    assert site.administrator().run("pvxcert", "-R", account.keychain().cert_id).status == 0
+    assert late.renewal_due(late.look())[0]
+    with pytest.raises(SecurityError, match="revoked, and a renewal that nobody decided on"):
+        await late.request(jwt_request(settings, token), subject=None, if_due=True, secret=True)
+    assert (account.config / "client.p12").read_bytes() == before
+    by_hand = account.run("authnjwt", "--force", "--token-file", account.home / "token_file")
+    assert by_hand.status == 0, by_hand.err
+    assert "with a new key" in by_hand.err

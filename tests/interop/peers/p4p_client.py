@@ -1,6 +1,6 @@
 """A client of p4p (PVXS). Values come back as JSON; long arrays as their length, type, first, last and sum."""
 
-import numpy
+import numpy as np
 from common import say, serve
 from p4p import Value
 from p4p.client.thread import Context, Disconnected, Finished, RemoteError
@@ -12,8 +12,8 @@ subscriptions = {}
 
 def plain(value):
     if isinstance(value, Value):
-        return {name: plain(value[name]) for name in value.keys()}
-    if isinstance(value, numpy.ndarray):
+        return {name: plain(value[name]) for name in value.keys()}  # noqa: SIM118 - a Value is no dict
+    if isinstance(value, np.ndarray):
         if value.size > 1000:
             return {
                 "size": value.size,
@@ -23,7 +23,7 @@ def plain(value):
                 "sum": float(value.sum()),
             }
         return value.tolist()
-    if isinstance(value, numpy.generic):
+    if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
@@ -41,7 +41,7 @@ def put(pv, value, request=None, get=True):
 
 
 def put_big(pv, count):
-    context.put(pv, {"value": numpy.arange(count, dtype=float)}, timeout=10)
+    context.put(pv, {"value": np.arange(count, dtype=float)}, timeout=10)
 
 
 def rpc(pv, **arguments):

@@ -2,7 +2,7 @@
 
 import os
 
-import numpy
+import numpy as np
 from common import serve
 from p4p import Type, Value
 from p4p.nt import NTEnum, NTNDArray, NTScalar, NTTable
@@ -37,7 +37,7 @@ odd = Type(
     ],
     id="test:odd",
 )
-big = numpy.arange(1_048_576, dtype=float)
+big = np.arange(1_048_576, dtype=float)
 pvs = {
     "double": mailbox(nt=NTScalar("d", display=True, control=True, valueAlarm=True), initial=1.5),
     "int": mailbox(nt=NTScalar("i"), initial=42),
@@ -50,7 +50,7 @@ pvs = {
         nt=table,
         initial=[{"name": "q1", "current": 1.5, "turns": 10}, {"name": "q2", "current": 2, "turns": 20}],
     ),
-    "image": mailbox(initial=NTNDArray().wrap(numpy.arange(12, dtype="u2").reshape(3, 4))),
+    "image": mailbox(initial=NTNDArray().wrap(np.arange(12, dtype="u2").reshape(3, 4))),
     "odd": mailbox(
         initial=Value(
             odd,

@@ -1,6 +1,6 @@
 """A client of pvapy (pvAccessCPP)."""
 
-import numpy
+import numpy as np
 import pvaccess as pva
 from common import say, serve
 
@@ -17,7 +17,7 @@ def channel(pv):
 def plain(value):
     if isinstance(value, pva.PvObject):
         return plain(value.toDict())
-    if isinstance(value, numpy.ndarray):
+    if isinstance(value, np.ndarray):
         if value.size > 1000:
             return {
                 "size": value.size,
@@ -26,7 +26,7 @@ def plain(value):
                 "sum": float(value.sum()),
             }
         return value.tolist()
-    if isinstance(value, numpy.generic):
+    if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
@@ -45,7 +45,7 @@ def put(pv, value, request="field(value)"):
 
 def put_big(pv, count):
     value = pva.PvObject({"value": [pva.DOUBLE]})
-    value["value"] = numpy.arange(count, dtype=float)
+    value["value"] = np.arange(count, dtype=float)
     channel(pv).put(value, "field(value)")
 
 

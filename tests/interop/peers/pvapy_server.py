@@ -19,15 +19,13 @@ pvs["table"].setLabels(["current", "name"])
 pvs["table"].setColumn(0, [1.5, 2.5])
 pvs["table"].setColumn(1, ["q1", "q2"])
 big = pva.PvObject({"value": [pva.DOUBLE]})
-import numpy  # noqa: E402 - pvaccess must be there first
+import numpy as np  # noqa: E402 - pvaccess must be there first
 
-big.setScalarArray("value", numpy.arange(1_048_576, dtype=float)) if hasattr(
-    big, "setScalarArray"
-) else big.set({"value": numpy.arange(1_048_576, dtype=float)})
+big.set({"value": np.arange(1_048_576, dtype=float)})
 pvs["big"] = big
 image = pva.NtNdArray()
 image["dimension"] = [pva.PvDimension(4, 0, 4, 1, False), pva.PvDimension(3, 0, 3, 1, False)]
-image["value"] = {"ubyteValue": numpy.arange(12, dtype="u1")}
+image["value"] = {"ubyteValue": np.arange(12, dtype="u1")}
 pvs["image"] = image
 for name, pv in pvs.items():
     server.addRecord("pvapy:" + name, pv, None)

@@ -1,7 +1,6 @@
 """An IOC: EPICS Base (epicscorelibs) with QSRV2 (pvxslibs). Arguments: the .db and the .acf file."""
 
 import ctypes
-import os
 import sys
 
 import pvxslibs.path
@@ -19,7 +18,7 @@ for name in (
     ctypes.CDLL(find_dso(name), ctypes.RTLD_GLOBAL)
 ioc.iocshRegisterCommon()
 for file, directory in (
-    ("base.dbd", os.path.join(path.base_path, "dbd")),
+    ("base.dbd", path.base_path + "/dbd"),
     ("pvxsIoc.dbd", pvxslibs.path.dbd_path),
 ):
     if ioc.dbLoadDatabase(file.encode(), directory.encode(), None):

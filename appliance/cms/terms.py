@@ -1,0 +1,110 @@
+"""What a life is made of: who asks, what is asked for, and how a record's state follows from the clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
+
+from appliance.certs.status import CertState, effective_state, next_boundary
+from appliance.cms.store import Record
+from appliance.errors import ApplianceError
+
+__all__ = [
+    "SERVICE",
+    "Actor",
+    "Refused",
+    "Request",
+    "boundary_of",
+    "posix",
+    "state_now",
+    "subject_key",
+    "utc",
+]
+
+_SEPARATOR: Final = "\x1f"
+
+
+class Refused(ApplianceError):  # noqa: N818 - a decision, not a malfunction
+    """The service does not do what was asked; nothing has changed."""
+
+
+class Actor(NamedTuple):
+    """Who asks, for the audit."""
+
+    method: str = "service"
+    account: str = ""
+    peer: str = ""
+
+    def facts(self) -> dict[str, str]:
+        return {"method": self.method, "account": self.account[:256], "peer": self.peer[:128]}
+
+
+SERVICE: Final = Actor("service", "pvacms", "")
+
+
+class Request(NamedTuple):
+    """A certificate that is to be recorded."""
+
+    serial: int
+    subject: Mapping[str, str]
+    usage: str
+    method: str
+    identity: str
+    skid: str
+    not_before: datetime
+    not_after: datetime
+    approval_needed: bool
+    inherit: bool
+    """An earlier approval of the same subject counts."""
+    roll_over: bool
+    """The subject may have another live certificate: its identity was verified."""
+    facts: Mapping[str, str]
+    """For the audit, without secrets."""
+
+    @property
+    def key(self) -> str:
+        return subject_key(self.subject)
+
+
+def subject_key(subject: Mapping[str, str]) -> str:
+    """A subject as the database compares it."""
+    return _SEPARATOR.join(subject.get(part, "") for part in ("CN", "O", "OU", "C"))
+
+
+def subject_parts(key: str) -> dict[str, str]:
+    """The parts of `subject_key`."""
+    return dict(zip(("CN", "O", "OU", "C"), key.split(_SEPARATOR), strict=True))
+
+
+def posix(when: datetime) -> int:
+    """Whole POSIX seconds."""
+    return int(when.timestamp())
+
+
+def utc(seconds: int) -> datetime:
+    """The aware time of POSIX seconds."""
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def state_now(record: Record, now: datetime) -> CertState:
+    """The state of a record at ``now``: what was recorded and what the clock has done since."""
+    return effective_state(
+        record.state,
+        now=now,
+        not_before=utc(record.not_before),
+        not_after=utc(record.not_after),
+        renew_by=utc(record.renew_by) if record.renew_by else None,
+    )
+
+
+def boundary_of(record: Record, now: datetime) -> float | None:
+    """POSIX time of the next change that the clock will make to a record."""
+    when = next_boundary(
+        record.state,
+        now=now,
+        not_before=utc(record.not_before),
+        not_after=utc(record.not_after),
+        renew_by=utc(record.renew_by) if record.renew_by else None,
+    )
+    return None if when is None else when.timestamp()

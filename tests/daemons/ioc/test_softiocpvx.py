@@ -1,0 +1,304 @@
+"""``softIocPVX`` as a process: command line, shell, daemon form, console, access security."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.client import Context
+from appliance.errors import ApplianceError
+from appliance.pvdata import Value
+from tests.helpers.ioc_process import EXAMPLE_FILES, EXAMPLES, loading, running_ioc, starting_ioc
+
+RECORDS = """
+record(ao, "free") { field(ASG, "OPEN") field(VAL, "1") field(PINI, "YES") }
+record(ao, "guarded") { field(ASG, "GUARDED") field(VAL, "2") field(PINI, "YES") }
+record(ao, "fixed") { field(ASG, "RO") field(VAL, "3") field(PINI, "YES") }
+record(ao, "secret") { field(ASG, "NOBODY") field(VAL, "4") field(PINI, "YES") }
+record(bo, "gate") { field(ASG, "OPEN") field(ZNAM, "closed") field(ONAM, "open") field(VAL, "0") field(PINI, "YES") }
+record(ao, "member") { field(ASG, "OPEN") info(Q:group, { "grp": { "m": {+channel:"VAL", +putorder:1} } }) }
+record(ao, "closed") { field(ASG, "RO") info(Q:group, { "grp": { "c": {+channel:"VAL", +putorder:2} } }) }
+record(calcout, "slow") { field(ASG, "OPEN") field(CALC, "A") field(ODLY, "0.3") }
+"""
+RULES = """
+ASG(DEFAULT) { RULE(1, READ) }
+ASG(OPEN) { RULE(1, WRITE, TRAPWRITE) }
+ASG(RO) { RULE(1, READ) }
+ASG(NOBODY) { RULE(1, NONE) }
+ASG(GUARDED) {
+    INPA("gate")
+    RULE(1, READ)
+    RULE(1, WRITE) { CALC("A=1") }
+}
+"""
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    (tmp_path / "records.db").write_text(RECORDS)
+    (tmp_path / "rules.acf").write_text(RULES)
+    return tmp_path
+
+
+async def put(client: Context, name: str, value: Any, request: str = "") -> str:
+    """The error of a PUT, nothing when it was done."""
+    try:
+        await client.put(name, value, request=request, timeout=10)
+    except ApplianceError as error:
+        return str(error)
+    return ""
+
+
+async def until(check: Any) -> None:
+    """Wait for something that another process does."""
+    async with asyncio.timeout(15):
+        while not await check():
+            await asyncio.sleep(0.02)
+
+
+async def test_the_examples_are_served_with_the_banner_of_the_reference() -> None:
+    async with running_ioc(*loading(EXAMPLE_FILES, [EXAMPLES / "image.json"])) as ioc, ioc.client() as client:
+        assert ioc.log.startswith("INFO: ")
+        assert "is loaded, permitted, and ENABLED.\n" in ioc.log
+        assert "## EPICS" in ioc.log
+        value = await client.get("test:enumExample")
+        assert value["value.choices"] == ("zero", "one", "two")
+        image = await client.get("tst:Array2")
+        assert len(image["value->"]) == 100 * 100
+        await client.put("tst:ArraySize0_RBV", 512, request="record[block=true]")
+        await client.put("tst:ArraySize1_RBV", 512, request="record[block=true]")
+        image = await client.get("tst:Array")
+        assert len(image["value->"]) == 512 * 512
+        assert image["dimension[1].size"] == 512
+
+
+async def test_a_taken_port_is_replaced_by_a_free_one_with_a_warning(files: Path) -> None:
+    async with running_ioc("-S", "-d", files / "records.db") as first:
+        taken = {"EPICS_PVAS_SERVER_PORT": str(first.tcp)}
+        async with (
+            running_ioc("-S", "-d", files / "records.db", **taken) as second,
+            second.client() as client,
+        ):
+            assert f"Server unable to bind TCP port {first.tcp}, falling back to 127.0.0.1:" in second.log
+            assert (await client.get("free"))["value"] == 1.0
+
+
+async def test_a_put_that_blocks_is_answered_after_processing(files: Path) -> None:
+    async with running_ioc("-S", "-d", files / "records.db") as ioc, ioc.client() as client:
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        await client.put("slow.A", 1.0, request="record[block=true]")
+        assert loop.time() - start > 0.25
+        start = loop.time()
+        await client.put("slow.A", 2.0)
+        assert loop.time() - start < 0.25
+
+
+async def test_the_shell_runs_commands_and_ends_the_ioc() -> None:
+    arguments = [word for word in loading(EXAMPLE_FILES) if word != "-S"]
+    async with running_ioc(*arguments) as ioc:
+        ioc.type("dbpr test:longExample\n")
+        await ioc.printed("VAL *: *102042")
+        ioc.type("pvxgl 1 test:table*\n")
+        await ioc.printed(r"value\.A plain test:vectorExampleD1\.VAL putorder=1")
+        ioc.type("asdbdump\n")
+        await ioc.printed("access security is off")
+        ioc.type("exit\n")
+        assert await ioc.ended() == 0
+
+
+async def test_a_script_initialises_the_ioc_itself(files: Path) -> None:
+    (files / "grp.json").write_text('{"more": {"v": {"+channel": "$(R).VAL"}}}')
+    script = files / "st.cmd"
+    script.write_text(
+        'asSetFilename("rules.acf")\ndbLoadRecords("records.db")\ndbLoadGroup("grp.json", "R=free")\niocInit\n'
+        'dbpf("free", "7")\n'
+    )
+    async with running_ioc("-S", "st.cmd", cwd=files) as ioc, ioc.client() as client:
+        assert (await client.get("more"))["v.value"] == 7.0
+        assert "denied" in await put(client, "fixed", 1)
+
+
+async def test_the_exit_record_ends_the_ioc_with_a_status(files: Path) -> None:
+    async with running_ioc("-S", "-x", "ioc1", "-d", files / "records.db") as ioc, ioc.client() as client:
+        assert (await client.get("ioc1:BaseVersion")).type.id == "epics:nt/NTScalar:1.0"
+        await client.put("ioc1:exit.A", 3.0)
+        await put(client, "ioc1:exit.PROC", 1)
+        assert await ioc.ended() == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-S", "-d", "nowhere.db"], "nowhere.db"),
+        (["-S", "-d", "records.db", "-a", "nowhere.acf"], "nowhere.acf"),
+        (["-S", "-d", "records.db", "-a", "bad.acf"], "bad.acf:1:"),
+        (["-S", "-d", "records.db", "-G", "bad.json"], "bad.json:2:"),
+        (["-S"], "Nothing to do"),
+        (["-S", "empty.cmd"], "without iocInit"),
+        (["--config", "bad.yml"], "databses"),
+    ],
+)
+async def test_what_cannot_be_loaded_stops_the_start_with_one_sentence(
+    files: Path, arguments: list[str], words: str
+) -> None:
+    (files / "bad.acf").write_text("ASG(DEFAULT) { RULE(1, REED) }\n")
+    (files / "bad.json").write_text('{"g": {\n "a": +}}')
+    (files / "empty.cmd").write_text("\n")
+    (files / "bad.yml").write_text("databses: []\n")
+    async with starting_ioc(*arguments, cwd=files) as ioc:
+        assert await ioc.ended() == 1
+        assert words in ioc.log
+        assert "Traceback" not in ioc.log
+
+
+async def test_rules_hold_for_records_fields_and_groups(files: Path) -> None:
+    async with (
+        running_ioc("-S", "-a", files / "rules.acf", "-d", files / "records.db") as ioc,
+        ioc.client() as client,
+    ):
+        assert await put(client, "free", 2.0) == ""
+        assert "denied" in await put(client, "fixed", 2.0)
+        assert "denied" in await put(client, "fixed.DESC", "x")
+        assert (await client.get("fixed"))["value"] == 3.0
+        with pytest.raises(ApplianceError, match="denied"):
+            await client.get("secret", timeout=5)
+        assert await put(client, "grp", {"m.value": 5.0}) == ""
+        assert "c: write access denied" in await put(client, "grp", {"m.value": 6.0, "c.value": 6.0})
+        assert (await client.get("grp"))["m.value"] == 5.0, "nothing of a refused put is written"
+        await ioc.printed(r"refused write access to fixed")
+
+
+async def test_rules_follow_their_inputs_and_the_records_group(files: Path) -> None:
+    async with (
+        running_ioc("-S", "-a", files / "rules.acf", "-d", files / "records.db") as ioc,
+        ioc.client() as client,
+    ):
+        assert "denied" in await put(client, "guarded", 5.0)
+        assert await put(client, "gate", {"value.index": 1}) == ""
+
+        async def allowed() -> bool:
+            return await put(client, "guarded", 5.0) == ""
+
+        await until(allowed)
+        assert await put(client, "free.ASG", "RO") == ""
+
+        async def refused() -> bool:
+            return await put(client, "free", 9.0) != ""
+
+        await until(refused)
+
+
+async def test_losing_the_right_to_read_ends_a_monitor(files: Path) -> None:
+    async with (
+        running_ioc("-S", "-a", files / "rules.acf", "-d", files / "records.db") as ioc,
+        ioc.client() as client,
+    ):
+        async with client.monitor("free") as subscription:
+            item = await anext(subscription)
+            while not isinstance(item, Value):
+                item = await anext(subscription)
+            assert await put(client, "free.ASG", "NOBODY") == ""
+            with pytest.raises((ApplianceError, StopAsyncIteration)):
+                async with asyncio.timeout(10):
+                    while True:
+                        await anext(subscription)
+        assert ioc.process.returncode is None
+
+
+async def test_a_file_that_is_wrong_keeps_the_former_rules(files: Path) -> None:
+    rules = files / "rules.acf"
+    arguments = ["-a", rules, "-d", files / "records.db"]
+    async with running_ioc(*arguments) as ioc, ioc.client() as client:
+        assert "denied" in await put(client, "fixed", 1.0)
+        rules.write_text("ASG(RO) { RULE(1, WRITE) ")
+        ioc.type("asInit\n")
+        await ioc.printed(r"asInit: .*rules\.acf:1:")
+        assert "denied" in await put(client, "fixed", 1.0)
+        rules.write_text("ASG(RO) { RULE(1, WRITE) }")
+        ioc.type("asInit\nasprules\n")
+        await ioc.printed(r"ASG\(RO\)\s+RULE\(1,WRITE\)")
+        assert await put(client, "fixed", 1.0) == ""
+
+
+async def test_logged_puts_say_who_from_where_what_old_and_new(files: Path) -> None:
+    config = files / "ioc.yml"
+    log = files / "puts.log"
+    config.write_text(
+        f"databases:\n  - file: {files / 'records.db'}\nacf:\n  file: {files / 'rules.acf'}\nput_log: {log}\n"
+    )
+    async with running_ioc("--config", config) as ioc, ioc.client() as client:
+        await client.put("free", 41.5)
+        await client.put("grp", {"m.value": 8.0})
+        assert "free.OUT" in await put(client, "free.OUT", '{"nonsense":1}')
+        await ioc.stop()
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(each["record"], each.get("old"), each["new"], each["result"]) for each in records] == [
+        ("free", 1.0, 41.5, "done"),
+        ("member", 0.0, 8.0, "done"),
+        ("free", None, '{"nonsense":1}', "failed"),
+    ]
+    assert records[0]["host"].startswith("127.0.0.1:")
+    assert records[0]["method"] == "ca"
+    assert records[0]["account"]
+    assert records[0]["protocol"] == "tcp"
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+
+
+async def test_the_console_belongs_to_a_group_and_runs_commands(files: Path) -> None:
+    console = files / "console"
+    (files / "ioc.yml").write_text(f"databases:\n  - file: {files / 'records.db'}\nconsole: {console}\n")
+    async with running_ioc("--config", files / "ioc.yml") as ioc:
+        assert stat.S_IMODE(console.stat().st_mode) == 0o660
+        reader, writer = await asyncio.open_unix_connection(console)
+
+        async def ask(command: str) -> str:
+            writer.write(command.encode() + b"\n")
+            answer = await asyncio.wait_for(reader.readuntil(b"epics> "), 10)
+            return answer.decode()
+
+        assert await asyncio.wait_for(reader.readuntil(b"epics> "), 10) == b"epics> "
+        assert "free" in await ask("dbl")
+        assert "4" in await ask("dbgf secret")
+        assert "TCP port" in await ask("pvxsr 2")
+        assert "(failed)" in await ask("nonsense")
+        writer.write(b"exit\n")
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+        writer.close()
+        await ioc.printed("dbgf secret")
+        assert await ioc.stop() == 0
+    assert not console.exists()
+
+
+async def test_configuration_can_be_checked_printed_and_described(files: Path) -> None:
+    config = files / "ioc.yml"
+    config.write_text(
+        f"databases:\n  - file: {files / 'records.db'}\n    macros: {{user: a}}\npva:\n  server_port: 5075\n"
+    )
+    for option, words in (
+        ("--check-config", "ioc.yml: good"),
+        ("--print-config", "server_port: 5075"),
+    ):
+        async with starting_ioc("--config", config, option) as ioc:
+            assert await ioc.ended() == 0
+            assert words in ioc.log
+    async with starting_ioc("--print-schema") as ioc:
+        assert await ioc.ended() == 0
+        assert "databases" in json.loads(ioc.log)["$defs"]["IocConfig"]["properties"]
+    async with starting_ioc("-V") as ioc:
+        assert await ioc.ended() == 0
+        assert "EPICS" in ioc.log
+
+
+async def test_a_terminated_ioc_ends_cleanly_while_clients_watch(files: Path) -> None:
+    async with running_ioc(*loading(EXAMPLE_FILES)) as ioc, ioc.client() as client:
+        async with client.monitor("test:calcExample") as one, client.monitor("test:structExample") as two:
+            await anext(one)
+            await anext(two)
+            assert await ioc.stop() == 0
+    assert "Traceback" not in ioc.log

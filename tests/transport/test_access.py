@@ -1,0 +1,257 @@
+"""Who a peer is and what it may do, with real sockets and, where it matters, real TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+from typing import Any
+
+import pytest
+
+from appliance.client import Context, Subscription
+from appliance.config.pva import resolve_client, resolve_server
+from appliance.errors import AccessDeniedError, ConfigurationError, OperationTimeoutError
+from appliance.pva.credentials import Credentials
+from appliance.pvdata.nt import NTScalar
+from appliance.pvdata.types import FLOAT64
+from appliance.pvdata.value import Value
+from appliance.server import ALL_RIGHTS, Operation, Rights, Server, SharedPV
+from appliance.tls.context import client_context, server_context
+from tests.helpers.ours import client_config, client_of, double, gallery, served
+from tests.helpers.pki import site
+
+
+class Policy:
+    """What all may do; a test changes it while they do it."""
+
+    def __init__(self, rights: Rights = ALL_RIGHTS) -> None:
+        self.now = rights
+        self.asked: list[tuple[str, Credentials]] = []
+
+    def rights(self, name: str, peer: Credentials) -> Rights:
+        self.asked.append((name, peer))
+        return self.now
+
+
+async def ended(updates: Subscription) -> None:
+    async for _ in updates:
+        pass
+
+
+@pytest.mark.parametrize("write", [True, False])
+async def test_a_monitor_ends_when_the_right_to_read_is_taken_away(write: bool) -> None:
+    # Without the right to write there is no bit of ACL_CHANGE that changes: the end must come all the same.
+    policy = Policy(Rights(read=True, write=write))
+    async with served({"a:pv": double(1.0)}, policy=policy) as server, client_of(server) as ctx:
+        updates = ctx.monitor("a:pv")
+        await anext(updates)
+        policy.now = Rights()
+        server.review_access()
+        async with asyncio.timeout(5):
+            with pytest.raises(Exception, match="read access denied"):
+                await ended(updates)
+        with pytest.raises(AccessDeniedError, match="read access denied"):
+            await ctx.get("a:pv")
+
+
+async def test_what_waits_for_a_reader_who_may_no_longer_read_is_dropped() -> None:
+    policy = Policy()
+    pv = double(1.0)
+    async with served({"a:pv": pv}, policy=policy) as server, client_of(server) as ctx:
+        updates = ctx.monitor("a:pv")
+        assert (await anext(updates))["value"] == 1.0
+        pv.post(666.0)  # queued in this turn of the loop, not sent yet
+        policy.now = Rights(write=True)
+        server.review_access()
+        seen = []
+        with pytest.raises(Exception, match="read access denied"):
+            async for update in updates:
+                seen.append(update["value"])  # noqa: PERF401 - what came before the error counts
+        assert 666.0 not in seen
+
+
+async def test_rights_change_under_a_running_client() -> None:
+    policy = Policy()
+    async with served(gallery("a:"), policy=policy) as server, client_of(server) as ctx:
+        await ctx.put("a:int", 1)
+        assert await ctx.rpc("a:add", {"lhs": 1.0, "rhs": 1.0}) is not None
+        channel = ctx.channel("a:int")
+        assert channel.wire is not None
+        before = channel.wire.permissions
+        policy.now = Rights(read=True)
+        server.review_access()
+        with pytest.raises(AccessDeniedError, match="write access denied"):
+            await ctx.put("a:int", 2)
+        with pytest.raises(AccessDeniedError, match="RPC access denied"):
+            await ctx.rpc("a:add", {"lhs": 1.0, "rhs": 1.0})
+        assert channel.wire.permissions == 0 != before
+        assert (await ctx.get("a:int"))["value"] == 1
+        assert server.refusals == 2
+        policy.now = ALL_RIGHTS
+        server.review_access()
+        await ctx.put("a:int", 3)
+        assert (await ctx.get("a:int"))["value"] == 3
+
+
+async def test_an_initialised_put_is_refused_once_the_right_is_gone() -> None:
+    policy = Policy()
+    async with served({"a:pv": double(1.0)}, policy=policy) as server, client_of(server) as ctx:
+
+        def revoke(present: Value) -> Value:
+            policy.now = Rights(read=True)
+            server.review_access()
+            present["value"] = 2.0
+            return present
+
+        with pytest.raises(AccessDeniedError):
+            await ctx.put("a:pv", revoke, get=True)
+        assert (await ctx.get("a:pv"))["value"] == 1.0
+
+
+async def test_a_policy_that_fails_gives_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        def rights(self, name: str, peer: Credentials) -> Rights:
+            raise RuntimeError("no such group")
+
+    async with served({"a:pv": double()}, policy=Broken()) as server, client_of(server) as ctx:
+        with pytest.raises(AccessDeniedError):
+            await ctx.get("a:pv")
+    assert "no access" in caplog.text
+
+
+async def test_a_handler_sees_the_account_that_a_plain_client_claims() -> None:
+    seen: list[Credentials] = []
+
+    def note(pv: SharedPV, operation: Operation, value: Value) -> None:
+        seen.append(operation.peer)
+
+    policy = Policy()
+    pv = SharedPV(Value(NTScalar(FLOAT64)), on_put=note)
+    async with served({"a:pv": pv}, policy=policy) as server, client_of(server) as ctx:
+        await ctx.put("a:pv", 1.0)
+        (peer,) = seen
+        assert (peer.method, peer.account) == ("ca", getpass.getuser())
+        assert not peer.is_tls
+        assert peer.interface == f"127.0.0.1:{server.tcp_port}"
+        assert peer.peer.startswith("127.0.0.1:")
+        assert getpass.getuser() in peer.roles
+        assert policy.asked[0] == ("a:pv", peer)
+
+
+async def test_a_client_without_a_name_is_anonymous(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with served({"a:pv": double()}) as server, client_of(server) as ctx:
+        identity = ctx.identity()
+        identity["user"] = ""
+        await ctx.get("a:pv")
+        (peer,) = server.peers.values()
+        assert (peer.credentials.method, peer.credentials.account) == ("anonymous", "")
+        assert not peer.credentials.roles
+
+
+def tls_pair(**server_options: Any) -> tuple[Server, Context]:
+    """A server with a certificate and a client with one; the client starts after the server."""
+    world = site()
+    server = served(
+        gallery("t:"), tls=server_context(world.server, require_client_cert=False), **server_options
+    )
+    ctx = Context(client_config(), tls=client_context(world.client, want_staple=False), beacons=False)
+    return server, ctx
+
+
+async def test_tls_proves_both_ends_to_each_other() -> None:
+    server, ctx = tls_pair()
+    async with server:
+        ctx.config = client_config(server.udp_port)
+        async with ctx:
+            info = await ctx.info("t:double")
+            assert info.server == f"127.0.0.1:{server.tls_port}"
+            assert (info.peer.method, info.peer.account, info.peer.is_tls) == ("x509", "softioc", True)
+            (peer,) = server.peers.values()
+            assert (peer.credentials.method, peer.credentials.account) == ("x509", "client")
+            assert peer.credentials.authority == "EPICS Root Certificate Authority"
+            values = await ctx.get(["t:int", "t:string", "t:big"], timeout=20)
+            assert values[2]["value"][-1] == 1_048_575
+            async with ctx.monitor("t:int") as updates:
+                await anext(updates)
+                await ctx.put("t:int", 5)
+                assert (await anext(updates))["value"] == 5
+
+
+async def test_one_server_serves_plain_and_tls_clients() -> None:
+    server, secure = tls_pair()
+    async with server:
+        secure.config = client_config(server.udp_port)
+        async with secure, client_of(server) as plain:
+            assert (await secure.info("t:int")).peer.is_tls
+            assert not (await plain.info("t:int")).peer.is_tls
+
+
+async def test_a_server_of_another_authority_is_not_trusted() -> None:
+    world = site()
+    stranger = world.other_ca.keychain("stranger", "client")
+    server, _ = tls_pair()
+    async with server:
+        ctx = Context(
+            client_config(server.udp_port), tls=client_context(stranger, want_staple=False), beacons=False
+        )
+        async with ctx:
+            with pytest.raises(OperationTimeoutError, match=r"certificate|verif"):
+                await ctx.get("t:int", timeout=0.5)
+        async with asyncio.timeout(5):
+            while server.peers:
+                await asyncio.sleep(0.01)
+
+
+async def test_the_server_stops_in_time_with_half_open_tls_clients() -> None:
+    server, _ = tls_pair()
+    await server.start()
+    writers = [(await asyncio.open_connection("127.0.0.1", server.tls_port))[1] for _ in range(5)]
+    writers[0].write(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")  # the beginning of a ClientHello
+    async with asyncio.timeout(5):
+        while len(server.peers) < 5:
+            await asyncio.sleep(0.01)
+        await server.stop()
+    assert not server.peers
+    for writer in writers:
+        writer.close()
+
+
+async def test_settings_rule_in_the_order_argument_file_variable_default() -> None:
+    async with served({"a:pv": double(7.0)}) as server:
+        environ = {
+            "EPICS_PVA_ADDR_LIST": "127.0.0.1",
+            "EPICS_PVA_AUTO_ADDR_LIST": "NO",
+            "EPICS_PVA_BROADCAST_PORT": "1",
+            "EPICS_PVA_CONN_TMO": "3",
+        }
+        effective = resolve_client(
+            {"broadcast_port": server.udp_port},
+            {"conn_tmo": 6, "broadcast_port": 2, "tls_keychain": ""},
+            environ,
+            home="/nonexistent",
+        )
+        async with Context(effective.config, beacons=False) as ctx:
+            assert (await ctx.get("a:pv"))["value"] == 7.0
+            assert ctx._liveness.timeout_s == 8.0
+        sources = effective.sources
+        assert sources["broadcast_port"] == "argument"
+        assert sources["addr_list"] == "EPICS_PVA_ADDR_LIST"
+        assert sources["tls_port"] == "default"
+        assert f"EPICS_PVA_BROADCAST_PORT={server.udp_port}" in effective.render()
+
+
+async def test_a_server_reads_its_own_variables_before_the_common_ones() -> None:
+    environ = {
+        "EPICS_PVAS_INTF_ADDR_LIST": "127.0.0.1",
+        "EPICS_PVAS_SERVER_PORT": "0",
+        "EPICS_PVA_SERVER_PORT": "1",
+        "EPICS_PVAS_BROADCAST_PORT": "0",
+        "EPICS_PVA_BROADCAST_PORT": "1",
+        "EPICS_PVAS_AUTO_BEACON_ADDR_LIST": "NO",
+    }
+    config = resolve_server(environ=environ, home="/nonexistent").config
+    async with served({"a:pv": double(1.0)}, config=config) as server, client_of(server) as ctx:
+        assert server.tcp_port > 1
+        assert (await ctx.get("a:pv"))["value"] == 1.0
+    with pytest.raises(ConfigurationError):
+        resolve_server(environ={"EPICS_PVAS_INTF_ADDR_LIST": "not an address!:x"}, home="/nonexistent")

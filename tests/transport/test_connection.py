@@ -1,0 +1,411 @@
+"""Connections over real sockets: segments, byte orders, peers that vanish, loss and return, ends of all kinds."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from appliance.client import Connected, Context, Disconnected, Subscription
+from appliance.errors import (
+    ChannelClosedError,
+    OperationTimeoutError,
+    PVDataError,
+    RemoteError,
+)
+from appliance.pva.server import ServerConnection
+from appliance.pvdata.nt import NTScalar, NTScalarArray
+from appliance.pvdata.types import FLOAT64, STRING
+from appliance.pvdata.value import Value
+from appliance.server import Operation, SharedPV
+from tests.helpers.ours import client_config, client_of, double, gallery, served, server_config
+from tests.helpers.peers import free_port
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("size", [64, 1000, 70_000])
+async def test_segmented_messages_go_both_ways(size: int) -> None:
+    pvs = gallery()
+    count = 1000 if size == 64 else 20_000
+    async with served(pvs, segment_size=size) as server, client_of(server, segment_size=size) as ctx:
+        await ctx.put("our:array", {"value": np.arange(count, dtype=float)})
+        assert (await ctx.get("our:array"))["value"].tolist() == list(range(count))
+        async with ctx.monitor("our:string") as updates:
+            assert (await anext(updates))["value"] == "grüße ☃ 日本 🚀"
+        result = await ctx.rpc("our:add", {"lhs": 1.0, "rhs": 2.0})
+        assert result is not None
+        assert result["value"] == 3.0
+
+
+async def test_a_big_endian_server_is_understood_and_answered_in_kind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from appliance.server import server as module
+
+    made: list[ServerConnection] = []
+
+    def big(**options: object) -> ServerConnection:
+        made.append(ServerConnection(**options, big=True))  # type: ignore[arg-type]
+        return made[-1]
+
+    monkeypatch.setattr(module, "ServerConnection", big)
+    pvs = gallery()
+    async with served(pvs) as server, client_of(server) as ctx:
+        for name, pv in pvs.items():
+            if pv.type is not None:
+                assert (await ctx.get(name)).to_dict() == pv.current.to_dict()
+        await ctx.put("our:array", {"value": [1.5, -2.5]})
+        assert pvs["our:array"].current["value"].tolist() == [1.5, -2.5]
+        async with ctx.monitor("our:int") as updates:
+            assert (await anext(updates))["value"] == 42
+        (link,) = ctx._links.values()
+        assert link.connection is not None
+        assert link.connection.big
+    assert made
+
+
+async def test_a_monitor_comes_back_after_a_restart_without_the_callers_help() -> None:
+    udp = free_port()
+    pv = double(1.0)
+    async with Context(client_config(udp), beacons=False) as ctx:
+        async with ctx.monitor("c:pv", notify=True) as updates:
+            async with served({"c:pv": pv}, config=server_config(udp)):
+                assert isinstance(await anext(updates), Connected)
+                assert (await anext(updates))["value"] == 1.0
+            assert isinstance(await anext(updates), Disconnected)
+            async with served({"c:pv": double(2.0)}, config=server_config(udp)):
+                assert isinstance(await anext(updates), Connected)
+                assert (await anext(updates))["value"] == 2.0
+
+
+async def test_a_get_in_flight_is_repeated_at_the_next_server() -> None:
+    udp = free_port()
+
+    class Silent(SharedPV):
+        asked: asyncio.Event
+
+        def get(self, operation: Operation) -> None:
+            self.asked.set()
+
+    silent = Silent(Value(NTScalar(FLOAT64)))
+    silent.asked = asyncio.Event()
+    async with Context(client_config(udp), beacons=False) as ctx:
+        async with served({"c:pv": silent}, config=server_config(udp)):
+            waiting = asyncio.ensure_future(ctx.get("c:pv", timeout=10))
+            await silent.asked.wait()
+        async with served({"c:pv": double(2.0)}, config=server_config(udp)):
+            assert (await waiting)["value"] == 2.0
+
+
+async def test_a_put_in_flight_is_not_repeated() -> None:
+    asked = asyncio.Event()
+    puts: list[float] = []
+
+    async def never(pv: SharedPV, operation: Operation, value: Value) -> None:
+        puts.append(value["value"])
+        asked.set()
+        await asyncio.Event().wait()
+
+    async with Context(client_config(udp := free_port()), beacons=False) as ctx:
+        pv = SharedPV(Value(NTScalar(FLOAT64)), on_put=never)
+        async with served({"c:pv": pv}, config=server_config(udp)):
+            waiting = asyncio.ensure_future(ctx.put("c:pv", 1.0, timeout=10))
+            await asked.wait()
+        with pytest.raises(ChannelClosedError, match="lost the server while it did the put"):
+            await waiting
+    assert puts == [1.0]
+
+
+async def test_a_failed_batch_names_the_bad_and_keeps_the_good() -> None:
+    pvs = {f"c:{n}": double(n) for n in range(50)}
+    async with served(pvs) as server, client_of(server) as ctx:
+        names = [*pvs, "c:none"]
+        values = await ctx.get(names, timeout=0.5, return_exceptions=True)
+        assert [value["value"] for value in values[:-1]] == list(range(50))
+        assert isinstance(values[-1], OperationTimeoutError)
+        with pytest.raises(OperationTimeoutError, match="c:none"):
+            await ctx.get(names, timeout=0.3)
+
+
+async def test_closing_the_context_ends_what_waits() -> None:
+    async with served({"c:pv": double()}) as server:
+        ctx = client_of(server)
+        await ctx.start()
+        await ctx.get("c:pv")
+        get = asyncio.ensure_future(ctx.get("c:none", timeout=None))
+        updates: Subscription = ctx.monitor("c:pv")
+        await anext(updates)
+        nothing = asyncio.ensure_future(anext(updates))
+        await asyncio.sleep(0)
+        await ctx.close()
+        with pytest.raises(ChannelClosedError):
+            await get
+        with pytest.raises(ChannelClosedError):
+            await nothing
+        with pytest.raises(ChannelClosedError, match="not open"):
+            await ctx.get("c:pv")
+        async with asyncio.timeout(5):
+            while server.peers:
+                await asyncio.sleep(0.01)
+
+
+async def test_closing_the_context_while_it_connects_leaves_nothing() -> None:
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(1)
+        ctx = Context(client_config(), beacons=False)
+        await ctx.start()
+        address = ("127.0.0.1", deaf.getsockname()[1], False)
+        waiting = asyncio.ensure_future(ctx.get("c:pv", server=address, timeout=None))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            await ctx.close()
+        with pytest.raises(ChannelClosedError):
+            await waiting
+    assert not ctx._tasks
+
+
+async def test_a_cancelled_get_leaves_nothing_at_either_end() -> None:
+    never = SharedPV(on_rpc=lambda *_: asyncio.Event().wait())  # type: ignore[arg-type,return-value]
+    async with served({"c:pv": never}) as server, client_of(server) as ctx:
+        waiting = asyncio.ensure_future(ctx.rpc("c:pv", {"a": 1}))
+        async with asyncio.timeout(5):
+            while not any(peer.connection.operations for peer in server.peers.values()):
+                await asyncio.sleep(0.01)
+            waiting.cancel()
+            while any(peer.connection.operations for peer in server.peers.values()):
+                await asyncio.sleep(0.01)
+        (channel,) = ctx._channels.values()
+        assert not channel.requests
+
+
+async def test_a_function_of_the_caller_that_fails_hurts_only_its_own_put(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pvs = {"c:pv": double(1.0)}
+    async with served(pvs) as server, client_of(server) as ctx:
+        updates: asyncio.Queue[float] = asyncio.Queue()
+
+        def take(value: Value) -> None:
+            updates.put_nowait(value["value"])
+            raise RuntimeError("a defect of the caller")
+
+        ctx.monitor("c:pv", on_update=take)
+        assert await updates.get() == 1.0
+        with pytest.raises(ZeroDivisionError):
+            await ctx.put("c:pv", lambda present: 1 / 0)
+        with pytest.raises(PVDataError):
+            await ctx.put("c:pv", {"value": [1, 2]})
+        pvs["c:pv"].post(2.0)
+        assert await updates.get() == 2.0
+        assert len(ctx._links) == 1
+        assert "a defect of the caller" in caplog.text
+
+
+async def test_a_pv_that_is_opened_again_with_another_type_is_read_and_followed() -> None:
+    pv = double(1.0)
+    async with served({"c:pv": pv}) as server, client_of(server) as ctx:
+        async with ctx.monitor("c:pv") as updates:
+            assert (await anext(updates))["value"] == 1.0
+            assert (await ctx.get("c:pv"))["value"] == 1.0
+            pv.close()
+            pv.open(Value(NTScalar(STRING), {"value": "text"}))
+            assert (await anext(updates))["value"] == "text"
+            assert (await ctx.get("c:pv"))["value"] == "text"
+
+
+async def test_an_idle_get_survives_a_change_of_type_without_subscribers() -> None:
+    pv = double(1.0)
+    async with served({"c:pv": pv}) as server, client_of(server) as ctx:
+        assert (await ctx.get("c:pv"))["value"] == 1.0
+        pv.close()
+        pv.open(Value(NTScalar(STRING), {"value": "text"}))
+        assert (await ctx.get("c:pv"))["value"] == "text"
+
+
+async def test_a_removed_pv_is_found_at_another_server() -> None:
+    udp = free_port()
+    async with served({"c:pv": double(1.0)}, config=server_config(udp)) as first:
+        async with served({}, config=server_config(udp)) as second:
+            async with Context(client_config(udp), beacons=False) as ctx, ctx.monitor("c:pv") as updates:
+                assert (await anext(updates))["value"] == 1.0
+                first.remove_pv("c:pv")
+                second.add_pv("c:pv", double(2.0))
+                assert (await anext(updates))["value"] == 2.0
+
+
+async def test_links_without_channels_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from appliance.client import context
+
+    monkeypatch.setattr(context, "IDLE_CHANNEL_S", 0.05)
+    async with served({"c:pv": double()}) as server, client_of(server) as ctx:
+        await ctx.get("c:pv")
+        async with asyncio.timeout(5):
+            while server.peers:
+                await asyncio.sleep(0.01)
+        assert not ctx._links
+        assert not ctx._channels
+        assert (await ctx.get("c:pv"))["value"] == 0.0
+
+
+async def test_a_name_servers_link_is_kept_without_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    from appliance.client import context
+
+    monkeypatch.setattr(context, "IDLE_CHANNEL_S", 0.05)
+    async with served({"c:pv": double()}) as server:
+        config = client_config(name_servers=f"127.0.0.1:{server.tcp_port}")
+        async with Context(config, beacons=False) as ctx:
+            await ctx.get("c:pv")
+            (link,) = ctx.name_servers
+            async with asyncio.timeout(5):
+                while ctx._channels:
+                    await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)
+            assert ctx.name_servers == [link]
+            assert link.ready
+
+
+SERVER = """
+import asyncio, sys
+sys.path.insert(0, {root!r})
+from tests.helpers.ours import double, served, server_config
+async def main():
+    async with served({{"v:pv": double(1.0)}}, config=server_config({udp})) as server:
+        print(server.tcp_port, flush=True)
+        await server.wait_closed()
+asyncio.run(main())
+"""
+
+
+async def test_a_server_that_vanishes_is_noticed_and_the_next_one_found() -> None:
+    udp = free_port()
+    code = textwrap.dedent(SERVER.format(root=str(ROOT), udp=udp))
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            await asyncio.to_thread(process.stdout.readline)
+            # The least time-out that there is: 2 s.
+            async with Context(client_config(udp, conn_tmo=1.5), beacons=False) as ctx:
+                async with ctx.monitor("v:pv", notify=True) as updates:
+                    assert isinstance(await anext(updates), Connected)
+                    assert (await anext(updates))["value"] == 1.0
+                    process.send_signal(signal.SIGSTOP)
+                    began = asyncio.get_running_loop().time()
+                    lost = await anext(updates)
+                    assert isinstance(lost, Disconnected)
+                    assert "silent" in lost.why
+                    assert 1.5 < asyncio.get_running_loop().time() - began < 3.5
+                    process.kill()
+                    async with served({"v:pv": double(2.0)}, config=server_config(udp)):
+                        assert isinstance(await anext(updates), Connected)
+                        assert (await anext(updates))["value"] == 2.0
+        finally:
+            process.kill()
+
+
+async def test_a_quiet_connection_is_kept_alive_by_echoes() -> None:
+    config = server_config(conn_tmo=1.5)
+    async with served({"c:pv": double()}, config=config) as server:
+        async with client_of(server, config=client_config(server.udp_port, conn_tmo=1.5)) as ctx:
+            async with ctx.monitor("c:pv") as updates:
+                await anext(updates)
+                (link,) = ctx._links.values()
+                await asyncio.sleep(2.6)  # longer than the time-out of either end
+                assert list(ctx._links.values()) == [link]
+                assert len(server.peers) == 1
+
+
+async def test_a_silent_client_is_given_up_by_the_server() -> None:
+    async with served({"c:pv": double()}, config=server_config(conn_tmo=1.5)) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.tcp_port)
+        async with asyncio.timeout(5):
+            await reader.read(-1)
+        assert not server.peers
+        writer.close()
+
+
+async def test_the_server_stops_in_time_with_half_open_clients() -> None:
+    server = served({"c:pv": double()})
+    await server.start()
+    sockets = [socket.create_connection(("127.0.0.1", server.tcp_port)) for _ in range(5)]
+    async with asyncio.timeout(5):
+        while len(server.peers) < 5:
+            await asyncio.sleep(0.01)
+        await server.stop()
+    assert not server.peers
+    for sock in sockets:
+        sock.close()
+
+
+async def test_errors_of_the_server_reach_the_caller() -> None:
+    async with served(gallery()) as server, client_of(server) as ctx:
+        with pytest.raises(RemoteError, match="interlock is active"):
+            await ctx.put("our:refusing", 1.0)
+        with pytest.raises(RemoteError, match="cannot be called"):
+            await ctx.rpc("our:int", {"a": 1})
+        with pytest.raises(RemoteError, match="no field"):
+            await ctx.info("our:int", "nothing.here")
+        with pytest.raises(RemoteError):
+            await ctx.get("our:int", "field(nothing)")
+
+
+async def test_a_pipelined_monitor_loses_nothing() -> None:
+    pv = double(0.0)
+    async with served({"c:pv": pv}) as server, client_of(server) as ctx:
+        async with ctx.monitor("c:pv", "record[queueSize=50,pipeline=true]") as updates:
+            await anext(updates)
+            for start in range(0, 1000, 40):
+                for value in range(start + 1, start + 41):
+                    pv.post(float(value))
+                assert [(await anext(updates))["value"] for _ in range(40)] == list(
+                    range(start + 1, start + 41)
+                )
+
+
+async def test_a_slow_reader_skips_values_and_has_the_latest() -> None:
+    pv = double(0.0)
+    async with served({"c:pv": pv}) as server, client_of(server) as ctx:
+        async with ctx.monitor("c:pv") as updates:
+            await anext(updates)
+            for value in range(1, 5001):
+                pv.post(float(value))
+                if value % 50 == 0:
+                    await asyncio.sleep(0)
+            await ctx.get("c:pv")
+            assert len(updates._queue) <= updates.queue_size
+            last = 0.0
+            while last != 5000.0:
+                last = (await anext(updates))["value"]
+            assert updates.squashed
+
+
+async def test_a_connection_that_flaps_does_not_fill_the_queue_of_a_reader_who_sleeps() -> None:
+    async with served({"c:pv": double()}) as server, client_of(server) as ctx:
+        async with ctx.monitor("c:pv", notify=True) as updates:
+            await anext(updates)
+            for _ in range(30):
+                async with asyncio.timeout(5):
+                    while updates.channel.state.value != "active" or not updates.operation:
+                        await asyncio.sleep(0)
+                server.close_peers()
+                async with asyncio.timeout(5):
+                    while server.peers:
+                        await asyncio.sleep(0)
+            assert len(updates._queue) <= updates.queue_size + 9
+
+
+async def test_an_array_of_eight_megabytes_goes_both_ways() -> None:
+    pv = SharedPV.mailbox(Value(NTScalarArray(FLOAT64), {"value": np.zeros(1)}))
+    async with served({"c:pv": pv}) as server, client_of(server) as ctx:
+        data = np.random.default_rng(1).random(1_048_576)
+        await ctx.put("c:pv", {"value": data})
+        assert np.array_equal((await ctx.get("c:pv"))["value"], data)

@@ -1,0 +1,51 @@
+"""Revocations beside the database: kept, whole, and of this authority only."""
+
+import pytest
+
+from appliance.cms.journal import Journal
+from appliance.errors import ConfigurationError
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "certs.db.revoked"
+
+
+def test_what_was_added_is_there_after_reopening_and_nobody_else_reads_it(path):
+    journal = Journal(str(path), "01234567")
+    journal.add([(1, 10), (2, 20)])
+    journal.add([(2, 99)])
+    journal.close()
+    assert Journal(str(path), "01234567").known == {1: 10, 2: 20}
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_line_that_a_power_cut_left_incomplete_is_taken_off(path):
+    journal = Journal(str(path), "01234567")
+    journal.add([(1, 10)])
+    journal.close()
+    with path.open("a") as file:
+        file.write("2 2")
+    journal = Journal(str(path), "01234567")
+    assert journal.known == {1: 10}
+    journal.add([(3, 30)])
+    journal.close()
+    assert Journal(str(path), "01234567").known == {1: 10, 3: 30}
+
+
+def test_revocations_of_another_authority_stay_in_the_file_and_do_not_count(path):
+    for issuer, serial in (("01234567", 1), ("89abcdef", 2), ("01234567", 3)):
+        journal = Journal(str(path), issuer)
+        journal.add([(serial, 5)])
+        journal.close()
+    assert Journal(str(path), "01234567").known == {1: 5, 3: 5}
+    assert Journal(str(path), "89abcdef").known == {2: 5}
+
+
+@pytest.mark.parametrize(
+    "text", ["1 2\n", "pvacms revocations 1 01234567\nx y\n", "pvacms revocations 1 01234567\n1\n", "\n"]
+)
+def test_a_damaged_journal_is_refused(path, text):
+    path.write_text(text)
+    with pytest.raises(ConfigurationError, match="damaged"):
+        Journal(str(path), "01234567")

@@ -1,0 +1,104 @@
+"""The store's promises: one commit for many, all or nothing, and nobody hurt by another."""
+
+import asyncio
+import threading
+
+import pytest
+
+from appliance.certs.status import CertState
+from appliance.cms.audit import verify_audit
+from appliance.cms.store import Record, Store, StoreError, clean
+from appliance.cms.terms import Refused
+from appliance.errors import ConfigurationError
+
+
+def record(serial, subject="a\x1f\x1f\x1f"):
+    return Record(serial, subject, "client", "std", 0, 10, 0, CertState.VALID, 0, True, 1)
+
+
+MORE = {"cn": "a", "o": "", "ou": "", "c": "", "identity": "", "skid": "", "created": 0}
+
+
+@pytest.fixture
+def store(tmp_path):
+    made = Store(str(tmp_path / "certs.db"), "01234567")
+    made.open()
+    yield made
+    made.close()
+
+
+async def test_jobs_that_wait_share_one_commit(store):
+    store.start()
+    held = threading.Event()
+    first = store.submit(lambda _: held.wait(10))
+    before = store.commits
+    others = [store.submit(lambda t, i=i: t.add(record(i), MORE)) for i in range(1, 101)]
+    held.set()
+    await asyncio.gather(first, *others)
+    assert store.commits - before <= 2
+    assert await store.submit(lambda t: t.get(57)) == record(57)
+
+
+async def test_a_job_that_refuses_or_breaks_hurts_no_other(store):
+    store.start()
+    held = threading.Event()
+
+    def refuse(transaction):
+        transaction.audit(1, "refuse", None, {"why": "test"})
+        raise Refused("no")
+
+    first = store.submit(lambda _: held.wait(10))
+    jobs = [
+        store.submit(lambda t: t.add(record(1), MORE)),
+        store.submit(refuse),
+        store.submit(lambda t: t.add(record(1), MORE)),
+        store.submit(lambda _: 1 / 0),
+        store.submit(lambda t: t.add(record(2), MORE)),
+    ]
+    held.set()
+    await first
+    done = await asyncio.gather(*jobs, return_exceptions=True)
+    assert isinstance(done[1], Refused)
+    assert isinstance(done[2], StoreError)
+    assert isinstance(done[3], StoreError)
+    assert await store.submit(lambda t: (t.get(1), t.get(2))) == (record(1), record(2))
+    store.close()
+    verdict = verify_audit(store.where)
+    assert (verdict.intact, verdict.records) == (True, 1)
+
+
+def test_what_a_job_adds_it_finds_again_before_the_commit(store):
+    def job(transaction):
+        transaction.add(record(5), MORE)
+        assert transaction.of_subject(record(5).subject) == [record(5)]
+        changed = transaction.change(record(5), CertState.REVOKED, at=7, approved=False)
+        assert transaction.get(5) == changed
+        assert transaction.of_subject(record(5).subject) == [changed]
+        with pytest.raises(StoreError):
+            transaction.change(record(5), CertState.EXPIRED, at=8, approved=False)
+
+    store.run(job)
+
+
+def test_serials_that_cannot_be_in_the_database_are_not_known(store):
+    assert store.run(lambda t: t.get((1 << 64) - 1)) is None
+
+
+def test_certificates_of_another_authority_are_not_known(store):
+    store.run(lambda t: t.add(record(5), MORE))
+    store.issuer = "89abcdef"
+    assert store.run(lambda t: t.get(5)) is None
+
+
+def test_two_stores_do_not_share_a_database(store):
+    other = Store(store.where, "01234567")
+    with pytest.raises(ConfigurationError, match="another pvacms"):
+        other.open()
+
+
+def test_a_peers_text_is_made_fit_for_the_audit(store):
+    assert clean("a\nb\ud800") == r"a\nb\ud800"
+    assert len(clean("x" * 10_000)) == 1024
+    store.run(lambda t: t.audit(1, "refuse", None, {"name": "\ud800\n\0"}))
+    store.close()
+    assert verify_audit(store.where).intact
