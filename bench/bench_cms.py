@@ -6,7 +6,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -69,13 +69,31 @@ def requests(process: Process, issuer: tokens.Issuer, folder: Path) -> Iterator[
     std(32, 64)
     jwt(1, 2)
     alone, other = "a durable append and a bare certificate", "bare certificates"
-    for what, measure in (("std", std), ("jwt, TLS", jwt)):
+    for what, measure, wanted in (("std", std, 0.1), ("jwt, TLS", jwt, 0.05)):
         pair = alternate(lambda measure=measure: measure(1, 100), lambda: bare(100, folder / "append"))
-        yield Row(f"cms: CCRs ({what}), 1 in flight", *pair, "CCR/s", 0.25, peer_name=alone)
-    for what, measure, wanted in (("std", std, 0.2), ("jwt, TLS", jwt, 0.1)):
-        pair = alternate(lambda measure=measure: measure(32, 1000), lambda: bare(1000))
-        goal = 1500 if measure is std else 0
+        yield Row(f"cms: CCRs ({what}), 1 in flight", *pair, "CCR/s", wanted, peer_name=alone)
+    for what, measure, wanted, goal in (("std", std, 0.05, 1500), ("jwt, TLS", jwt, 0.03, 0)):
+        pair = alternate(lambda measure=measure: measure(32, 1500), lambda: bare(1500))
         yield Row(f"cms: CCRs ({what}), 32 in flight", *pair, "CCR/s", wanted, peer_name=other, goal=goal)
+
+    def in_cpu_time() -> float:
+        before = cpu_seconds(process.process.pid)
+        std(32, 1000)
+        return 1000 / (cpu_seconds(process.process.pid) - before)
+
+    yield Row(
+        "cms: CCRs (std), 32 in flight, per second of its CPU time",
+        *alternate(in_cpu_time, lambda: bare(1000, clock=time.process_time)),
+        "CCR/s",
+        0.1,
+        peer_name=other,
+        goal=1500,
+    )
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def rate(port: int, arguments: Sequence[Value], in_flight: int, *, tls: bool = False) -> float:
@@ -91,7 +109,7 @@ def with_token(token: str) -> Value:
     return request_value(CREATE, CertRequest("jwt", "client", KEY_PEM, verifier={"token": token}))
 
 
-def bare(count: int, append_to: Path | None = None) -> float:
+def bare(count: int, append_to: Path | None = None, clock: Callable[[], float] = time.perf_counter) -> float:
     """Certificates per second that `cryptography` builds and signs; each after a synced append to a file, if given."""
     now = datetime.now(UTC).replace(microsecond=0)
     key, public = generate_key("ec-p256"), generate_key("ec-p256").public_key()
@@ -99,7 +117,7 @@ def bare(count: int, append_to: Path | None = None) -> float:
         key, subject=subject_name("CA"), not_before=now, not_after=now + timedelta(days=9), serial=1
     )
     file = None if append_to is None else os.open(append_to, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
-    start = time.perf_counter()
+    start = clock()
     for number in range(count):
         if file is not None:
             os.write(file, bytes(1024))
@@ -116,7 +134,7 @@ def bare(count: int, append_to: Path | None = None) -> float:
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .sign(key, hashes.SHA256())
         )
-    elapsed = time.perf_counter() - start
+    elapsed = clock() - start
     if file is not None:
         os.close(file)
     return count / elapsed
@@ -128,8 +146,7 @@ def bare(count: int, append_to: Path | None = None) -> float:
 def status(process: Process) -> Iterator[Row]:
     port = process.tcp_port
     prefix = f"CERT:STATUS:{process.issuer}"
-    # The service's own certificates are known under serials that only it knows; the newest of ours will do.
-    known = newest(process)
+    known = issued(process)
     name = f"{prefix}:{known[0]}"
     with running("p4p", "static") as peer:
         yield Row(
@@ -176,7 +193,7 @@ def span(start: int) -> range:
     return range(1 + start, 201 + start)
 
 
-def newest(process: Process) -> list[int]:
+def issued(process: Process) -> list[int]:
     import sqlite3
 
     with sqlite3.connect(f"file:{process.db}?mode=ro", uri=True) as connection:
@@ -190,7 +207,7 @@ def newest(process: Process) -> list[int]:
 def closing(process: Process, folder: Path) -> Iterator[Row]:
     closed = revocation.measure(process, folder)
     for whose, times in (("a client's", closed.each_client), ("the server's", closed.server)):
-        figures = {"p50": statistics.median(times), "p99": times[int(len(times) * 0.99) - 1]}
+        figures = {"p50": statistics.median(times), "p99": times[-2 if len(times) >= 100 else -1]}
         for part, seconds in figures.items():
             what = f"cms: {whose} certificate revoked to closed, {part} of {len(times)}"
             yield Row(what, seconds, 0, "s", 0, less_is_better=True, goal=1)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import sqlalchemy as sa
 
 from appliance.cms.schema import replay
 from appliance.cms.store import Store, Transaction
 
 __all__ = ["StoredReplay"]
+
+_USE: Final = sa.text(
+    "INSERT INTO replay (issuer, token, until) VALUES (:issuer, :token, :until) ON CONFLICT DO NOTHING"
+)
+"""The primary key is what decides: one statement, which SQLite and PostgreSQL spell alike."""
 
 
 class StoredReplay:
@@ -28,14 +35,7 @@ class StoredReplay:
             if sweep:
                 # A day late: a clock that was set back must not make old tokens new.
                 connection.execute(sa.delete(replay).where(replay.c.until < int(now) - 86400))
-            known = connection.execute(
-                sa.select(replay.c.until).where(replay.c.issuer == issuer[:512], replay.c.token == token_hash)
-            ).first()
-            if known is not None:
-                return False
-            connection.execute(
-                sa.insert(replay).values(issuer=issuer[:512], token=token_hash, until=int(until) + 1)
-            )
-            return True
+            row = {"issuer": issuer[:512], "token": token_hash, "until": int(until) + 1}
+            return connection.execute(_USE, row).rowcount == 1
 
         return await self._store.submit(job)

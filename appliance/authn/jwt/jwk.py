@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from appliance.authn.jwt.strict_json import StrictFormatError, b64url_decode, b64url_encode, load_object
@@ -154,14 +155,20 @@ def check_signature(key: Jwk, alg: str, signing_input: bytes, signature: bytes) 
     """Raise TokenRefused unless `signature` is `key`'s over `signing_input` by exactly the algorithm `alg`."""
     if alg not in ASYMMETRIC or key.kind != _CURVE_OF.get(alg, "RSA"):
         raise TokenRefused("alg_key_mismatch")
-    from jwt.algorithms import get_default_algorithms
-
+    algorithms = _algorithms()
     try:
-        good = get_default_algorithms()[alg].verify(signing_input, key.key, signature)
+        good = algorithms[alg].verify(signing_input, key.key, signature)
     except Exception:  # noqa: BLE001 - whatever a library says about a signature, only True means good
         good = False
     if good is not True:
         raise TokenRefused("signature_wrong")
+
+
+@cache
+def _algorithms() -> dict[str, Any]:
+    from jwt.algorithms import get_default_algorithms
+
+    return get_default_algorithms()
 
 
 def check_hmac(secret: bytes, alg: str, signing_input: bytes, signature: bytes) -> None:
