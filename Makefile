@@ -1,6 +1,8 @@
 # make quickstart   the whole stack on this machine, and the story of the quick start
 # make setup   the virtual environment with everything that development needs
 # make lint    ruff, import contracts, types
+# make lint-deploy   yamllint, and ansible-lint in its strictest profile, offline
+# make molecule      the deployment on hosts that run a real systemd (root); SCENARIO=default for one of them
 # make test    every test that runs on one machine
 # make bench   ratios against independent peers, measured in the same run
 
@@ -9,7 +11,7 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 PYTEST_ARGS ?=
 
-.PHONY: quickstart setup lint types test bench format clean
+.PHONY: quickstart setup lint types test bench format clean lint-deploy molecule
 
 QUICKSTART_ARGS ?=
 
@@ -33,10 +35,21 @@ $(VENV)/.ready: pyproject.toml tools/make-venv
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $(VENV)/.installed $@
 
-lint: setup types
-	$(BIN)/ruff format --check appliance tests bench
-	$(BIN)/ruff check appliance tests bench
+lint: setup types lint-deploy
+	$(BIN)/ruff format --check appliance tests bench roles
+	$(BIN)/ruff check appliance tests bench roles
 	$(BIN)/lint-imports
+
+lint-deploy: setup
+	$(BIN)/yamllint --strict .
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/ansible-lint --offline -q
+
+# Every scenario, or one; when it ends, however it ends, no host is left.
+SCENARIO ?= default site upgrade restore negative
+molecule: setup
+	for scenario in $(SCENARIO); do \
+	    PATH="$(abspath $(BIN)):$$PATH" molecule/run "$$scenario" || exit 1; \
+	done
 
 types: setup
 	$(BIN)/mypy
@@ -48,8 +61,8 @@ bench: setup
 	$(BIN)/python -m bench
 
 format: setup
-	$(BIN)/ruff format appliance tests bench
-	$(BIN)/ruff check --fix appliance tests bench
+	$(BIN)/ruff format appliance tests bench roles
+	$(BIN)/ruff check --fix appliance tests bench roles
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build dist *.egg-info

@@ -67,7 +67,9 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True, help="directory of the archives")
     parser.add_argument("--extras", default="all", help="optional dependencies, separated by commas")
     parser.add_argument("--python", default="3.11", help="Python version of the hosts")
-    parser.add_argument("--machine", default="x86_64", choices=sorted(PLATFORMS), help="machine type of the hosts")
+    parser.add_argument(
+        "--machine", default="x86_64", choices=sorted(PLATFORMS), help="machine type of the hosts"
+    )
     parser.add_argument("--look", action="store_true", help="build nothing: only tell what would be")
     options = parser.parse_args()
     project = options.project.resolve()

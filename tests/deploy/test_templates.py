@@ -1,0 +1,202 @@
+"""Templates render as Ansible renders them, and the daemons accept what comes out."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+HASH = "scrypt$15$8$1$MnnrVpOO/Nv4CQ6qR5DVTg==$cyUrFnd5kguPpD3tLlxxpxDyAiL/Ns0GCU2KFhtzDiY="
+
+
+def render(tmp_path: Path, role: str, template: str, **variables) -> str:
+    """What ansible-playbook makes of a role's template, with the role's defaults."""
+    out = tmp_path / "rendered"
+    play = [
+        {
+            "name": "Render",
+            "hosts": "localhost",
+            "connection": "local",
+            "gather_facts": False,
+            "vars": {"spva_common_current": "0.0.0 0", **variables},
+            "tasks": [
+                {
+                    "name": "Variables",
+                    "ansible.builtin.import_role": {"name": "spva_common", "tasks_from": "defaults"},
+                },
+                {
+                    "name": "Template",
+                    "ansible.builtin.template": {
+                        "src": str(ROOT / "roles" / role / "templates" / template),
+                        "dest": str(out),
+                    },
+                },
+            ],
+            "vars_files": [
+                str(ROOT / "roles" / role / name)
+                for name in ("defaults/main.yml", "vars/main.yml")
+                if (ROOT / "roles" / role / name).exists()
+            ],
+        }
+    ]
+    (tmp_path / "play.yml").write_text(yaml.safe_dump(play))
+    # What the inventory would say must win over defaults, which are files of the play here.
+    (tmp_path / "extra.json").write_text(json.dumps(variables))
+    done = subprocess.run(
+        [
+            Path(sys.executable).parent / "ansible-playbook",
+            "--inventory=localhost,",
+            f"--extra-vars=@{tmp_path / 'extra.json'}",
+            f"--extra-vars=ansible_python_interpreter={sys.executable}",
+            tmp_path / "play.yml",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+        cwd=ROOT,
+        env={**os.environ, "ANSIBLE_ROLES_PATH": str(ROOT / "roles"), "ANSIBLE_LOCALHOST_WARNING": "false"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out.read_text()
+
+
+def check(tmp_path: Path, module: str, *arguments: str, credentials: tuple[str, ...] = ()) -> None:
+    store = tmp_path / "credentials"
+    store.mkdir(mode=0o700)
+    for name in credentials:
+        (store / name).write_text("x" * 40)
+        (store / name).chmod(0o600)
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        cwd=ROOT,
+        env={**os.environ, "CREDENTIALS_DIRECTORY": str(store)},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"spva_issuer_algo": "HS256", "spva_issuer_hs_secret": "x" * 32},
+        {
+            "spva_issuer_listen": ["0.0.0.0"],
+            "spva_issuer_allow_remote": True,
+            "spva_issuer_tls_certificate": "PEM",
+            "spva_issuer_tls_key": "PEM",
+        },
+    ],
+    ids=["defaults", "HS256", "remote with TLS"],
+)
+def test_issuer_accepts_its_configuration(tmp_path, more):
+    users = [{"name": "soft: ioc", "password_hash": HASH}]
+    (tmp_path / "jwt-issuer.yml").write_text(
+        render(tmp_path, "spva_issuer", "jwt-issuer.yml.j2", spva_issuer_users=users, **more)
+    )
+    check(
+        tmp_path, "appliance.issuer.daemon", "--config", str(tmp_path / "jwt-issuer.yml"), "--check-config",
+        credentials=("hs-secret", "tls.pem", "tls.key"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {
+            "spva_cms_keychain_password": "x" * 12,
+            "spva_cms_admin_keychain_password": "x" * 12,
+            "spva_cms_intf_addr_list": ["10.0.0.1"],
+            "spva_cms_cert_auth_country": "NO",
+            "spva_cms_settings": {"ccr_burst": 5, "server": {"beacon_period": 5}},
+            "spva_cms_credentials": {"ca": "PEM"},
+            "spva_cms_jwt_issuers": [
+                {
+                    "mode": "jwks",
+                    "issuer": "https://idp.example/realm",
+                    "jwks_uri": "https://idp.example/keys",
+                    "ca_file": "${credential:ca}",
+                    "audience": ["spva"],
+                }
+            ],
+        },
+    ],
+    ids=["defaults", "everything"],
+)
+def test_certificate_service_accepts_its_configuration(tmp_path, more):
+    text = render(tmp_path, "spva_cms", "cms.yml.j2", spva_cms_cert_auth_password="x" * 12, **more)
+    (tmp_path / "cms.yml").write_text(text.replace("/etc/spva/pvacms.acf", str(tmp_path / "none.acf")))
+    check(
+        tmp_path, "appliance.cli.pvacms", "--config", str(tmp_path / "cms.yml"), "--check-config",
+        credentials=("cert-auth-password", "keychain-password", "admin-keychain-password", "ca"),
+    )  # fmt: skip
+
+
+def test_administrators_and_nobody_else_may_revoke(tmp_path):
+    names = ["admin", "anna.b@example", "Two Words"]
+    text = render(
+        tmp_path, "spva_cms", "pvacms.acf.j2", spva_cms_cert_auth_password="x", spva_cms_administrators=names
+    )
+    (tmp_path / "cms.acf").write_text(text)
+    allowed = []
+    for name in [*names, "mallory", ""]:
+        done = subprocess.run(
+            [
+                sys.executable, "-m", "appliance.cli.acf_test", "--gateway", "--asg", "DEFAULT", "--asl", "1", "--user", name or "x",
+                "--method", "x509", "--authority", "EPICS Root Certificate Authority", "--require", "WRITE",
+                str(tmp_path / "cms.acf"),
+            ],
+            capture_output=True, text=True, check=False, timeout=60, cwd=ROOT,
+        )  # fmt: skip
+        if done.returncode == 0:
+            allowed.append(name)
+    assert allowed == names
+
+
+def test_ioc_accepts_its_configuration(tmp_path):
+    (tmp_path / "one.db").write_text('record(ai, "$(P)one") {}\n')
+    (tmp_path / "one.acf").write_text("ASG(DEFAULT) { RULE(1, WRITE) }\n")
+    item = {
+        "name": "one",
+        "databases": [{"src": "files/one.db", "macros": {"P": "x:"}}],
+        "acf": "one.acf",
+        "put_log": True,
+        "settings": {"pva": {"beacon_period": 5}, "exit_prefix": "x"},
+    }
+    text = render(tmp_path, "spva_ioc", "ioc.yml.j2", spva_ioc_item=item)
+    assert yaml.safe_load(text)["pva"]["tls_keychain"] == "/var/lib/spva/keychain/one/keychain.p12"
+    text = text.replace("/etc/spva/ioc/one/db", str(tmp_path)).replace(
+        "/etc/spva/ioc/one/access.acf", str(tmp_path / "one.acf")
+    )
+    (tmp_path / "ioc.yml").write_text(text)
+    check(tmp_path, "appliance.cli.softiocpvx", "--config", str(tmp_path / "ioc.yml"), "--check-config")
+
+
+def test_password_of_a_keychain_is_in_no_unit(tmp_path):
+    item = {
+        "name": "one",
+        "token_url": "https://idp.example/token?x=%41",
+        "token_user": "one",
+        "owner": "spva-ioc",
+    }
+    text = render(
+        tmp_path,
+        "spva_keychain",
+        "keychain.conf.j2",
+        item=item,
+        spva_keychain_passwords={"one": "a-secret-indeed"},
+    )
+    assert "a-secret-indeed" not in text
+    assert "password@${CREDENTIALS_DIRECTORY}/password" in text
+    assert "x=%%41" in text  # systemd's own escape
