@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from appliance.errors import ApplianceError, OperationError
 from appliance.ioc import dbcore
 from appliance.ioc.dbcore import DBE_ALARM, DBE_ARCHIVE, DBE_PROPERTY, DBE_VALUE, Reading
-from appliance.ioc.mapping import ALARM_STATUS, alarm_message, alarm_status
+from appliance.ioc.mapping import ALARM_STATUS, EPOCH_S, alarm_message, alarm_status, user_tag
 from appliance.server.operation import Subscription, Update
 
 if TYPE_CHECKING:
@@ -63,6 +63,15 @@ class EventStream:
     def deliver(self, keys: list[Hashable]) -> None:
         """Read everything that the batch concerns, then post it."""
         feeds = [key for key in keys if type(key) is Feed]
+        whole = [feed for feed in feeds if feed.whole is not None]
+        if whole:
+            raws = dbcore.read_whole([feed.whole for feed in whole if feed.whole is not None])
+            for feed, raw in zip(whole, raws, strict=True):
+                if raw is not None:
+                    feed.post_whole(raw)
+            if len(whole) == len(keys):
+                return
+            feeds = [feed for feed in feeds if feed.whole is None]
         if feeds:
             readings = read_all([feed.channel for feed in feeds])
             for feed, reading in zip(feeds, readings, strict=True):
@@ -112,7 +121,8 @@ class PropertySink(EventSink):
             return
         properties = self.pv.channel.properties()
         for feed in self.pv.feeds.values():
-            feed.post_properties(properties)
+            if feed.whole is None:
+                feed.post_properties(properties)
 
 
 class Feed(EventSink):
@@ -121,6 +131,7 @@ class Feed(EventSink):
     __slots__ = (
         "_alarm",
         "_event",
+        "_last",
         "_meta",
         "_store",
         "_tells_alarm",
@@ -128,6 +139,7 @@ class Feed(EventSink):
         "mask",
         "pv",
         "subscriptions",
+        "whole",
     )
 
     def __init__(self, pv: RecordPV, mask: int) -> None:
@@ -139,7 +151,13 @@ class Feed(EventSink):
         self._store: list[Any] = []
         self._alarm: tuple[int, int, str] | None = None
         self._meta = pv.mapping.meta
-        self._event: dbcore.Subscription | None = pv.stream.hub.subscribe(self.channel, mask, self)
+        # A plain number is read with its properties, so that one subscription does for both kinds of events. Not so
+        # for a field that is a property itself: it posts them where nothing that belongs to it differs.
+        is_value = mask == DEFAULT_EVENTS and self.channel.is_value_field
+        self.whole = pv.whole if is_value else None
+        self._last: tuple[Any, ...] = ()
+        events = mask if self.whole is None else mask | DBE_PROPERTY
+        self._event: dbcore.Subscription | None = pv.stream.hub.subscribe(self.channel, events, self)
 
     def join(self, subscription: Subscription) -> None:
         """Give a client everything as it is now, and what changes from now on."""
@@ -150,7 +168,7 @@ class Feed(EventSink):
     def _snapshot(self) -> Update:
         pv = self.pv
         mapping = pv.mapping
-        store, bits, reading = pv.read()
+        store, bits, reading = pv.read(self)
         if not self.subscriptions:
             # Those who watch already have not been told of this alarm yet: the next event does that.
             self._alarm = (reading.status, reading.severity, reading.message)
@@ -168,6 +186,40 @@ class Feed(EventSink):
         if self._event is not None:
             self._event.cancel()
             self._event = None
+
+    def seen(self, raw: tuple[Any, ...]) -> None:
+        """The first client is about to be told this."""
+        if not self.subscriptions:
+            self._last = raw
+
+    def post_whole(self, raw: tuple[Any, ...]) -> None:
+        """Tell all clients of a new value, of new properties, or of both: whatever differs says which."""
+        pv = self.pv
+        mapping = pv.mapping
+        last = self._last
+        self._last = raw
+        status, severity, acks, ackt, message, front, seconds, nanoseconds, tag, back, value = raw
+        store = self._store.copy()
+        bits = 0
+        if last[5] != front or last[9] != back:
+            assert self.whole is not None
+            properties = self.whole.properties(front, back, self.whole.description.value)
+            bits = mapping.set_properties(store, 0, properties)
+        if not bits or last != (
+            status, severity, acks, ackt, message, last[5], seconds, nanoseconds, tag, last[9], value,
+        ):  # fmt: skip
+            at = self._meta
+            store[mapping.value] = value
+            bits |= mapping.value_bits | mapping.time_bits
+            if (last[0], last[1], last[4]) != (status, severity, message):
+                bits |= mapping.set_alarm(store, 0, self.whole.reading(raw))  # type: ignore[union-attr]
+            store[at + 4] = seconds + EPOCH_S
+            store[at + 5] = nanoseconds
+            store[at + 6] = tag if tag < 0x80000000 else user_tag(tag)
+        self._store = store
+        update = Update(mapping.type, store, bits)
+        for subscription in self.subscriptions:
+            subscription.post(update)
 
     def post(self, reading: Reading) -> None:
         """Tell all clients of a new value."""
