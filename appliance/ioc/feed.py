@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Hashable
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from appliance.errors import ApplianceError, OperationError
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_EVENTS", "EventSink", "EventStream", "Feed", "event_mask", "read_all"]
 
 _log: Final = logging.getLogger(__name__)
+_TURN: Final = 1024
+"""Events of one turn of the loop: some milliseconds, after which others are served too."""
 DEFAULT_EVENTS: Final = DBE_VALUE | DBE_ALARM
 _NAMES: Final = (("VALUE", DBE_VALUE), ("ARCHIVE", DBE_ARCHIVE), ("ALARM", DBE_ALARM))
 
@@ -58,29 +61,52 @@ class EventStream:
     """The IOC's one event hub and the loop turn that serves it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._pending: dict[Hashable, None] = {}
+        self._is_busy = False
         self.hub = dbcore.EventHub(self.deliver, loop=loop)
 
     def deliver(self, keys: list[Hashable]) -> None:
-        """Read everything that the batch concerns, then post it."""
-        feeds = [key for key in keys if type(key) is Feed]
+        """Take a batch of events; what is waiting already waits once."""
+        self._pending.update(dict.fromkeys(keys))
+        if not self._is_busy:
+            self._is_busy = True
+            self._turn()
+
+    def _turn(self) -> None:
+        """Post some of what waits, then let the loop send it and answer others."""
+        pending = self._pending
+        batch = list(islice(pending, _TURN))
+        if len(batch) == len(pending):
+            pending.clear()
+        else:
+            for key in batch:
+                del pending[key]
+        try:
+            self._post(batch)
+        finally:
+            self._is_busy = bool(pending)
+            if pending:
+                self._loop.call_soon(self._turn)
+
+    def _post(self, keys: list[Hashable]) -> None:
+        """Read everything that the events concern, then post it."""
+        # A client may have left since: then the channel is closed.
+        feeds = [key for key in keys if type(key) is Feed and key.is_open]
         whole = [feed for feed in feeds if feed.whole is not None]
         if whole:
             raws = dbcore.read_whole([feed.whole for feed in whole if feed.whole is not None])
             for feed, raw in zip(whole, raws, strict=True):
                 if raw is not None:
                     feed.post_whole(raw)
-            if len(whole) == len(keys):
-                return
             feeds = [feed for feed in feeds if feed.whole is None]
         if feeds:
             readings = read_all([feed.channel for feed in feeds])
             for feed, reading in zip(feeds, readings, strict=True):
                 if reading is not None:
                     feed.post(reading)
-            if len(feeds) == len(keys):
-                return
         for key in keys:
-            if isinstance(key, EventSink) and type(key) is not Feed:
+            if type(key) is not Feed and isinstance(key, EventSink):
                 try:
                     key.event()
                 except ApplianceError as error:
@@ -88,6 +114,7 @@ class EventStream:
 
     def close(self) -> None:
         """End it; all channels must still be open."""
+        self._pending.clear()
         self.hub.close()
 
 
@@ -180,6 +207,11 @@ class Feed(EventSink):
     def leave(self, subscription: Subscription) -> None:
         """Forget a client."""
         self.subscriptions.pop(subscription, None)
+
+    @property
+    def is_open(self) -> bool:
+        """Events are wanted."""
+        return self._event is not None
 
     def close(self) -> None:
         """End the events."""
