@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from appliance.errors import ApplianceError
 from appliance.ioc.dbcore import Reading
-from appliance.ioc.mapping import user_tag
+from appliance.ioc.mapping import EPOCH_S, user_tag
 from appliance.pva.selection import encode_answer, wire_bits
 from appliance.pva.server import PreparedAnswer
 from appliance.pva.status import OK_BYTES
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LiveAnswer", "live_answer"]
 
-_EPOCH_S: Final = 631152000
 _TIME: Final = (Struct("<qii"), Struct(">qii"))
 _MAX_ALARMS: Final = 16
 
@@ -99,7 +98,7 @@ class LiveAnswer(PreparedAnswer):
                     self._head,
                     self._pack_value(value),
                     self._alarm,
-                    self._pack_time(seconds + _EPOCH_S, nanoseconds, tag),
+                    self._pack_time(seconds + EPOCH_S, nanoseconds, tag),
                     self._end,
                 )
             )
@@ -107,7 +106,7 @@ class LiveAnswer(PreparedAnswer):
         store = self._store
         store[mapping.value] = value
         at = mapping.meta + 4
-        store[at] = seconds + _EPOCH_S
+        store[at] = seconds + EPOCH_S
         store[at + 1] = nanoseconds
         store[at + 2] = tag
         return encode_answer(mapping.type, self._bits & self._mask, store, big=self.big)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Hashable
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from appliance.errors import ApplianceError, OperationError
 from appliance.ioc import dbcore
 from appliance.ioc.dbcore import DBE_ALARM, DBE_ARCHIVE, DBE_PROPERTY, DBE_VALUE, Reading
-from appliance.ioc.mapping import ALARM_STATUS, alarm_message, alarm_status
+from appliance.ioc.mapping import ALARM_STATUS, EPOCH_S, alarm_message, alarm_status, user_tag
 from appliance.server.operation import Subscription, Update
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_EVENTS", "EventSink", "EventStream", "Feed", "event_mask", "read_all"]
 
 _log: Final = logging.getLogger(__name__)
+_TURN: Final = 1024
+"""Events of one turn of the loop: some milliseconds, after which others are served too."""
 DEFAULT_EVENTS: Final = DBE_VALUE | DBE_ALARM
 _NAMES: Final = (("VALUE", DBE_VALUE), ("ARCHIVE", DBE_ARCHIVE), ("ALARM", DBE_ALARM))
 
@@ -58,20 +61,52 @@ class EventStream:
     """The IOC's one event hub and the loop turn that serves it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._pending: dict[Hashable, None] = {}
+        self._is_busy = False
         self.hub = dbcore.EventHub(self.deliver, loop=loop)
 
     def deliver(self, keys: list[Hashable]) -> None:
-        """Read everything that the batch concerns, then post it."""
-        feeds = [key for key in keys if type(key) is Feed]
+        """Take a batch of events; what is waiting already waits once."""
+        self._pending.update(dict.fromkeys(keys))
+        if not self._is_busy:
+            self._is_busy = True
+            self._turn()
+
+    def _turn(self) -> None:
+        """Post some of what waits, then let the loop send it and answer others."""
+        pending = self._pending
+        batch = list(islice(pending, _TURN))
+        if len(batch) == len(pending):
+            pending.clear()
+        else:
+            for key in batch:
+                del pending[key]
+        try:
+            self._post(batch)
+        finally:
+            self._is_busy = bool(pending)
+            if pending:
+                self._loop.call_soon(self._turn)
+
+    def _post(self, keys: list[Hashable]) -> None:
+        """Read everything that the events concern, then post it."""
+        # A client may have left since: then the channel is closed.
+        feeds = [key for key in keys if type(key) is Feed and key.is_open]
+        whole = [feed for feed in feeds if feed.whole is not None]
+        if whole:
+            raws = dbcore.read_whole([feed.whole for feed in whole if feed.whole is not None])
+            for feed, raw in zip(whole, raws, strict=True):
+                if raw is not None:
+                    feed.post_whole(raw)
+            feeds = [feed for feed in feeds if feed.whole is None]
         if feeds:
             readings = read_all([feed.channel for feed in feeds])
             for feed, reading in zip(feeds, readings, strict=True):
                 if reading is not None:
                     feed.post(reading)
-            if len(feeds) == len(keys):
-                return
         for key in keys:
-            if isinstance(key, EventSink) and type(key) is not Feed:
+            if type(key) is not Feed and isinstance(key, EventSink):
                 try:
                     key.event()
                 except ApplianceError as error:
@@ -79,6 +114,7 @@ class EventStream:
 
     def close(self) -> None:
         """End it; all channels must still be open."""
+        self._pending.clear()
         self.hub.close()
 
 
@@ -112,7 +148,8 @@ class PropertySink(EventSink):
             return
         properties = self.pv.channel.properties()
         for feed in self.pv.feeds.values():
-            feed.post_properties(properties)
+            if feed.whole is None:
+                feed.post_properties(properties)
 
 
 class Feed(EventSink):
@@ -121,6 +158,7 @@ class Feed(EventSink):
     __slots__ = (
         "_alarm",
         "_event",
+        "_last",
         "_meta",
         "_store",
         "_tells_alarm",
@@ -128,6 +166,7 @@ class Feed(EventSink):
         "mask",
         "pv",
         "subscriptions",
+        "whole",
     )
 
     def __init__(self, pv: RecordPV, mask: int) -> None:
@@ -139,7 +178,13 @@ class Feed(EventSink):
         self._store: list[Any] = []
         self._alarm: tuple[int, int, str] | None = None
         self._meta = pv.mapping.meta
-        self._event: dbcore.Subscription | None = pv.stream.hub.subscribe(self.channel, mask, self)
+        # A plain number is read with its properties, so that one subscription does for both kinds of events. Not so
+        # for a field that is a property itself: it posts them where nothing that belongs to it differs.
+        is_value = mask == DEFAULT_EVENTS and self.channel.is_value_field
+        self.whole = pv.whole if is_value else None
+        self._last: tuple[Any, ...] = ()
+        events = mask if self.whole is None else mask | DBE_PROPERTY
+        self._event: dbcore.Subscription | None = pv.stream.hub.subscribe(self.channel, events, self)
 
     def join(self, subscription: Subscription) -> None:
         """Give a client everything as it is now, and what changes from now on."""
@@ -150,7 +195,7 @@ class Feed(EventSink):
     def _snapshot(self) -> Update:
         pv = self.pv
         mapping = pv.mapping
-        store, bits, reading = pv.read()
+        store, bits, reading = pv.read(self)
         if not self.subscriptions:
             # Those who watch already have not been told of this alarm yet: the next event does that.
             self._alarm = (reading.status, reading.severity, reading.message)
@@ -163,11 +208,50 @@ class Feed(EventSink):
         """Forget a client."""
         self.subscriptions.pop(subscription, None)
 
+    @property
+    def is_open(self) -> bool:
+        """Events are wanted."""
+        return self._event is not None
+
     def close(self) -> None:
         """End the events."""
         if self._event is not None:
             self._event.cancel()
             self._event = None
+
+    def seen(self, raw: tuple[Any, ...]) -> None:
+        """The first client is about to be told this."""
+        if not self.subscriptions:
+            self._last = raw
+
+    def post_whole(self, raw: tuple[Any, ...]) -> None:
+        """Tell all clients of a new value, of new properties, or of both: whatever differs says which."""
+        pv = self.pv
+        mapping = pv.mapping
+        last = self._last
+        self._last = raw
+        status, severity, acks, ackt, message, front, seconds, nanoseconds, tag, back, value = raw
+        store = self._store.copy()
+        bits = 0
+        if last[5] != front or last[9] != back:
+            assert self.whole is not None
+            properties = self.whole.properties(front, back, self.whole.description.value)
+            bits = mapping.set_properties(store, 0, properties)
+        if not bits or last != (
+            status, severity, acks, ackt, message, last[5], seconds, nanoseconds, tag, last[9], value,
+        ):  # fmt: skip
+            at = self._meta
+            store[mapping.value] = value
+            bits |= mapping.value_bits | mapping.time_bits
+            if (last[0], last[1], last[4]) != (status, severity, message):
+                bits |= mapping.set_alarm(store, 0, self.whole.reading(raw))  # type: ignore[union-attr]
+            store[at + 4] = seconds + EPOCH_S
+            store[at + 5] = nanoseconds
+            store[at + 6] = tag if tag < 0x80000000 else user_tag(tag)
+        self._store = store
+        update = Update(mapping.type, store, bits)
+        for subscription in self.subscriptions:
+            subscription.post(update)
 
     def post(self, reading: Reading) -> None:
         """Tell all clients of a new value."""

@@ -32,6 +32,7 @@ from appliance.pvdata.types import (
 
 __all__ = [
     "ALARM_STATUS",
+    "EPOCH_S",
     "FORMS",
     "META_FIELDS",
     "NTMapping",
@@ -69,6 +70,8 @@ META_FIELDS: Final = (
     "timeStamp.nanoseconds",
     "timeStamp.userTag",
 )
+EPOCH_S: Final = 631152000
+"""POSIX time of the epoch of the database, 1990-01-01 UTC."""
 _INT64_BAD: Final = 1 << 63
 _TWO_63: Final = 2.0**63
 

@@ -109,13 +109,20 @@ class RecordPV(Handler):
 
     # -- reading -------------------------------------------------------------------------------------
 
-    def read(self) -> tuple[list[Any], int, Reading]:
+    def read(self, feed: Feed | None = None) -> tuple[list[Any], int, Reading]:
         """Read everything: a store of its own, the bits of what is set, and the reading."""
         channel = self.channel
-        if channel.is_array or channel.elements > 1:
+        properties: Properties
+        if self.whole is not None:
+            raw = self.whole.read()
+            reading = self.whole.reading(raw)
+            properties = self.whole.properties(raw[5], raw[9], self.whole.description.value)
+            if feed is not None:
+                feed.seen(raw)
+        elif channel.is_array or channel.elements > 1:
             # Apart, so that scan threads need not wait while an array is copied twice.
             reading = channel.get()
-            properties: Properties = channel.properties()
+            properties = channel.properties()
         else:
             with channel.locked():
                 reading = channel.get_locked()
@@ -296,7 +303,7 @@ class RecordPV(Handler):
         feed = self.feeds.get(mask)
         if feed is None:
             feed = self.feeds[mask] = Feed(self, mask)
-            if self._properties is None:
+            if self._properties is None and feed.whole is None:
                 self._properties = property_subscription(self)
         if subscription not in feed.subscriptions:
             feed.join(subscription)

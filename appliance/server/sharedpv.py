@@ -43,6 +43,7 @@ class SharedPV(Handler):
         "_subscriptions",
         "_valid",
         "_value",
+        "_waiting",
         "on_first",
         "on_last",
         "on_put",
@@ -69,6 +70,8 @@ class SharedPV(Handler):
         """The Python type that the field ``value`` takes as it is, its offset and its bit."""
         self._store: list[Any] = []
         self._valid = 0
+        self._waiting: dict[Operation, Callable[[], None]] = {}
+        """Operations that clients began while there was no type to answer with; ``open`` begins them anew."""
         if initial is not None:
             self.open(initial)
 
@@ -105,9 +108,13 @@ class SharedPV(Handler):
             plain = _PLAIN.get(kind.leaf_types[offset])
             if plain is not None:
                 self._value = (plain, offset, 1 << offset)
+        waiting = self._waiting
+        self._waiting = {}
+        for begin in waiting.values():
+            begin()
 
     def close(self) -> None:
-        """Take the value away: subscribers lose their channels, and operations fail until ``open``.
+        """Take the value away: subscribers lose their channels, and new operations wait for ``open``.
 
         Clients open a lost channel again by themselves (as with PVXS), so a subscription survives a change of type.
         """
@@ -169,7 +176,7 @@ class SharedPV(Handler):
         elif operation.command == CMD_PROCESS:
             operation.fail("this PV is no record: it cannot be processed")
         elif kind is None:
-            operation.fail("this PV has no value yet")
+            self._waiting[operation] = lambda: self.init(operation)
         else:
             operation.ready(kind)
             wire = operation.wire
@@ -234,7 +241,7 @@ class SharedPV(Handler):
         """Queue the current value."""
         kind = self._kind
         if kind is None:
-            subscription.fail("this PV has no value yet")
+            self._waiting[subscription] = lambda: self.subscribe(subscription)
             return
         subscription.ready(kind)
         if not subscription.alive:
@@ -247,14 +254,19 @@ class SharedPV(Handler):
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """Forget the subscriber."""
+        self._waiting.pop(subscription, None)
         if self._subscriptions.pop(subscription, self) is None and not self._subscriptions and self.on_last:
             self.on_last(self)
+
+    def closed(self, operation: Operation) -> None:
+        """Forget an operation that waited in vain."""
+        self._waiting.pop(operation, None)
 
     def introspect(self, operation: Operation, field: str) -> None:
         """Tell the type of the value or of a field."""
         kind = self._kind
         if kind is None:
-            operation.fail("this PV has no value yet")
+            self._waiting[operation] = lambda: self.introspect(operation, field)
         elif field not in kind.offsets:
             operation.fail(f"there is no field {field[:64]!r}")
         else:

@@ -409,3 +409,20 @@ async def test_an_array_of_eight_megabytes_goes_both_ways() -> None:
         data = np.random.default_rng(1).random(1_048_576)
         await ctx.put("c:pv", {"value": data})
         assert np.array_equal((await ctx.get("c:pv"))["value"], data)
+
+
+async def test_what_is_asked_of_a_pv_without_value_is_answered_when_it_has_one() -> None:
+    """As with PVXS: a client that comes early waits, it is not sent away."""
+    pv = SharedPV()
+    async with served({"early": pv}) as server, client_of(server) as ctx, ctx.monitor("early") as updates:
+        read = asyncio.ensure_future(ctx.get("early"))
+        told = asyncio.ensure_future(ctx.info("early"))
+        given_up = asyncio.ensure_future(ctx.get("early", "field(value)", timeout=0.2))
+        with pytest.raises(OperationTimeoutError):
+            await given_up
+        assert not read.done()
+        pv.open(Value(NTScalar(FLOAT64), {"value": 4.5}))
+        assert (await read)["value"] == 4.5
+        assert (await told).type == NTScalar(FLOAT64)
+        assert (await anext(updates))["value"] == 4.5
+        assert not pv._waiting

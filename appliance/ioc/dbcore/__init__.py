@@ -92,7 +92,7 @@ from appliance.ioc.dbcore.support import (
     register_exit,
     register_function,
 )
-from appliance.ioc.dbcore.whole import WholeReader, can_read_whole
+from appliance.ioc.dbcore.whole import WholeReader, can_read_whole, read_whole
 
 __all__ = [
     "ALARM_CONDITIONS",
@@ -135,6 +135,7 @@ __all__ = [
     "on_init_hook",
     "put_and_wait",
     "put_notify",
+    "read_whole",
     "record_infos",
     "record_types",
     "records",

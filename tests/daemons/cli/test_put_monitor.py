@@ -151,8 +151,9 @@ async def test_monitor_of_several_tells_when_a_pv_is_lost_and_ends_when_all_have
         seen = b""
         while not (b"4.25" in seen and b"ON" in seen):
             seen += await process.stdout.readline()
-        pv(server, "demo").close()
-        pv(server, "enum").close()
+        for name in ("demo", "enum"):
+            for subscription in list(pv(server, name)._subscriptions):
+                subscription.finish()
         _, err = await process.communicate()
     assert process.returncode == 0, err
     assert b"demo Finished\n" in err
