@@ -5,6 +5,7 @@ Source: SPVA specification 4.1.1 (keychain profile) and 4.6 (trust anchors).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import NamedTuple, Protocol
@@ -297,7 +298,10 @@ def _parse(data: bytes, password: bytes) -> PKCS12KeyAndCertificates:
     failure: Exception | None = None
     for attempt in (password,) if password else (b"", None):
         try:
-            return load_pkcs12(data, attempt)
+            with warnings.catch_warnings():
+                # cryptography warns of BER, which is what some writers of keychains produce: nobody could act on it.
+                warnings.simplefilter("ignore", UserWarning)
+                return load_pkcs12(data, attempt)
         except UnsupportedAlgorithm as exc:
             msg = (
                 f"the keychain is protected by an algorithm that is not supported here ({exc}); "

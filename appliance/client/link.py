@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from appliance.certs.status import StatusClass
 from appliance.client.channel import Channel, ChannelState
 from appliance.client.monitor import Subscription
 from appliance.client.requests import FieldRequest
@@ -283,14 +282,14 @@ class ServerLink:
             if self.stream is not stream:
                 return
             if connection.state is ConnectionState.AUTHENTICATING:
-                if found.status is StatusClass.GOOD:
+                if found.good:
                     self._authenticate(event.methods)
                 else:
                     # The give-up rule (SPVA 7.3.1): it will not become good on this connection.
                     stream.close(SecurityError(f"{self.peer}: {found.message}"))
-            elif found.status is StatusClass.BAD:
+            elif found.bad:
                 stream.cut(SecurityError(f"{self.peer}: {found.message}"))
-            elif found.status is StatusClass.GOOD:
+            elif found.good:
                 self._resume()
             else:
                 _log.warning("%s is paused: %s", self.name, found.message)
@@ -323,7 +322,7 @@ class ServerLink:
     def refusal(self, *, changes: bool) -> str:
         """Tell why a request must not be made at present, or "" where it may."""
         held = self.held
-        if held is None or (not changes and held.status is StatusClass.SUSPENDED):
+        if held is None or (not changes and held.lets_read):
             return ""
         return f"{self.peer} is paused: {held.message}"
 

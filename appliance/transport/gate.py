@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from appliance.certs.status import StatusClass
 from appliance.pva.credentials import Credentials
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a tool that speaks plain TCP has no use for certificates, and starts faster without them
+    from appliance.certs.status import StatusClass
     from appliance.tls.engine import TLSEngine
 
 __all__ = ["PeerGate", "Verdict"]
@@ -24,6 +24,21 @@ class Verdict(NamedTuple):
     status: StatusClass
     message: str = ""
     """Why, fit for the peer's and the operator's eyes."""
+
+    @property
+    def good(self) -> bool:
+        """Whether the connection may go on."""
+        return self.status.name == "GOOD"
+
+    @property
+    def bad(self) -> bool:
+        """Whether the connection must close."""
+        return self.status.name == "BAD"
+
+    @property
+    def lets_read(self) -> bool:
+        """Whether at least GET goes on."""
+        return self.status.name in ("GOOD", "SUSPENDED")
 
 
 class PeerGate(Protocol):

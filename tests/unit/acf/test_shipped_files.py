@@ -25,8 +25,8 @@ def proved(account, root=ROOT):
         ("DEFAULT", proved("client", "Another"), "READ"),
         ("RO", proved("admin"), "READ"),
         ("SPECIAL", proved("client"), "READ"),
-        ("SPECIAL", proved("admin"), "WRITE"),
-        ("SPECIAL", Principal("admin", "ca", protocol="tls"), "READ"),
+        ("SPECIAL", proved("operator"), "WRITE"),
+        ("SPECIAL", Principal("operator", "ca", protocol="tls"), "READ"),
     ],
 )
 def test_quick_start_grants_special_records_to_proved_operators_only(asg, who, access):
@@ -41,12 +41,12 @@ def test_quick_start_takes_root_and_operator_from_macros():
     text = files("appliance.quickstart").joinpath("data/ioc.acf").read_text()
     security = load_acf(text, macros={"ROOT": "Lab", "OPERATOR": "zoe"})
     assert security.decide("SPECIAL", 1, proved("zoe", "Lab")).write
-    assert not security.decide("SPECIAL", 1, proved("admin")).write
+    assert not security.decide("SPECIAL", 1, proved("operator")).write
 
 
 @pytest.mark.parametrize("form", ["text", "yaml"])
 def test_both_examples_of_the_reference_page_load_and_let_an_operator_write(form):
-    (example,) = re.findall(rf"^```{form}\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    example, *_ = re.findall(rf"^```{form}\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     security = load_acf(example)
     assert security.warnings == ()
     assert security.decide("BEAM", 1, proved("alice"), {"A": 1.0}).write
