@@ -376,6 +376,28 @@ class ServerOperation:
         if self.pipeline:
             self.window -= 1
 
+    def update_head(self, size: int) -> bytes | None:
+        """Give what precedes an update's ``size`` octets in a message; None when it would not leave in one piece."""
+        connection = self.connection
+        if size > COPY_LIMIT or connection.segment_size:
+            return None
+        return _REPLY[connection.big].pack(
+            c.MAGIC, c.VERSION, connection._out_flags, c.CMD_MONITOR, 5 + size, self.ioid, 0
+        )
+
+    def send_message(self, message: bytes, limit: int) -> bool:
+        """Send one update with its head, unless the client takes none now or ``limit`` octets of output wait."""
+        connection = self.connection
+        if self.state is not OperationState.EXECUTING or connection.out_size > limit:
+            return False
+        if self.pipeline:
+            if self.window <= 0:
+                return False
+            self.window -= 1
+        connection._out.append(message)
+        connection.out_size += len(message)
+        return True
+
     def drain(self, queue: deque[Any], limit: int) -> bool:
         """Send updates from ``queue`` while the client takes them.
 

@@ -6,6 +6,7 @@
 :mod:`.channel`  a field: get, put, properties, locks
 :mod:`.notify`   puts that wait for processing
 :mod:`.whole`    value, alarm, time and properties of a number in one call
+:mod:`.view`     a number and its alarm and time where they lie, for updates
 :mod:`.events`   database events in batches
 :mod:`.output`   what shell commands print
 :mod:`.support`  Python subroutines, device support, shell commands, hooks
@@ -92,7 +93,8 @@ from appliance.ioc.dbcore.support import (
     register_exit,
     register_function,
 )
-from appliance.ioc.dbcore.whole import WholeReader, can_read_whole, read_whole
+from appliance.ioc.dbcore.view import NumberView, RawNumber, alarm_parts, can_view, look_at
+from appliance.ioc.dbcore.whole import WholeReader, can_read_whole
 
 __all__ = [
     "ALARM_CONDITIONS",
@@ -109,14 +111,18 @@ __all__ = [
     "IocState",
     "Limits",
     "ManyLock",
+    "NumberView",
     "Properties",
+    "RawNumber",
     "Reading",
     "RecordInfo",
     "RecordView",
     "Subscription",
     "WholeReader",
+    "alarm_parts",
     "boot",
     "can_read_whole",
+    "can_view",
     "captured_errors",
     "exists",
     "flush_output",
@@ -131,11 +137,11 @@ __all__ = [
     "load_definition_text",
     "load_records",
     "load_records_text",
+    "look_at",
     "macro_text",
     "on_init_hook",
     "put_and_wait",
     "put_notify",
-    "read_whole",
     "record_infos",
     "record_types",
     "records",
