@@ -8,9 +8,6 @@ client that is behind) takes the way of all other feeds.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache, partial
-from struct import Struct
 from typing import TYPE_CHECKING, Any
 
 from appliance.errors import OperationError
@@ -18,7 +15,6 @@ from appliance.ioc import dbcore
 from appliance.ioc.dbcore import DBE_PROPERTY
 from appliance.ioc.feed import DEFAULT_EVENTS, Feed, log_unread
 from appliance.ioc.mapping import ALARM_STATUS, EPOCH_S, alarm_message, alarm_status, user_tag
-from appliance.pvdata.bitset import encode_bitset
 from appliance.pvdata.types import ScalarType
 from appliance.server.operation import Subscription, Update
 
@@ -26,12 +22,6 @@ if TYPE_CHECKING:
     from appliance.ioc.single import RecordPV
 
 __all__ = ["NumberFeed"]
-
-
-@cache
-def _packed(head: int, code: str, big: bool) -> Struct:
-    """``head`` octets, value, time stamp, and an overrun bit set that is empty."""
-    return Struct(f"{'>' if big else '<'}{head}s{code}qiix")
 
 
 class NumberFeed(Feed):
@@ -46,7 +36,7 @@ class NumberFeed(Feed):
         assert isinstance(kind, ScalarType)
         self._view = dbcore.NumberView(pv.channel)
         self._bits = mapping.value_bits | mapping.time_bits
-        self._code = kind.fmt
+        self._code = kind.fmt + "qii"
         self._raw: dbcore.RawNumber | None = None
         self._known: tuple[bytes, ...] = ()
         self._properties: tuple[bytes, bytes] = (b"", b"")
@@ -68,8 +58,8 @@ class NumberFeed(Feed):
             if tag > 0x7FFFFFFF:
                 tag = user_tag(tag)
             update: Update | None = None
-            for subscription, pack in feed.subscriptions.items():
-                if pack is None or not subscription.send(pack(value, seconds, nanoseconds, tag)):
+            for subscription, make in feed.subscriptions.items():
+                if make is None or not subscription.send(make(value, seconds, nanoseconds, tag)):
                     if update is None:
                         update = feed._update(raw, feed._bits)
                     subscription.post(update)
@@ -141,21 +131,6 @@ class NumberFeed(Feed):
             # Those who watch already have not been told of this yet: the next event does that.
             self._raw, self._known = raw, known
         super().join(subscription)
-        self.subscriptions[subscription] = self._pack_for(subscription)
+        self.subscriptions[subscription] = subscription.maker(self._bits, self._code)
         if len(self.subscriptions) == 1:
             self._take_properties()
-
-    def _pack_for(self, subscription: Subscription) -> Callable[..., bytes] | None:
-        """How to make messages for a client that wants value and time stamp, all of them."""
-        wire = subscription.wire
-        bits = self._bits
-        if wire.mask & bits != bits:
-            return None
-        big = wire.connection.big
-        marked = encode_bitset(bits, big)
-        size = _packed(0, self._code, big).size
-        head = wire.update_head(len(marked) + size)
-        if head is None:
-            return None
-        head += marked
-        return partial(_packed(len(head), self._code, big).pack, head)

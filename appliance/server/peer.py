@@ -194,11 +194,6 @@ class Peer:
 
     # -- updates -------------------------------------------------------------------------------------
 
-    @property
-    def takes_updates(self) -> bool:
-        """Whether updates may leave now: the socket takes them, and nothing holds the client's requests."""
-        return self.held is None and self.link.writable
-
     def dirty(self, subscription: Subscription) -> None:
         """Send what ``subscription`` has at the end of this turn of the event loop."""
         self._dirty.append(subscription)
