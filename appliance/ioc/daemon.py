@@ -174,13 +174,13 @@ def _run(
 
     faults = daemon_logging.configure(level=level, fmt="auto" if config is not None else "text")
     for fault in faults:
-        sys.stderr.write(f"{_NAME}: {fault}\n")
+        _log.warning("%s", fault)
     status = [EXIT_OK]
 
     async def serve(daemon: Daemon) -> None:
         found = resolve_server() if effective is None else effective
         for warning in found.warnings:
-            sys.stderr.write(f"{_NAME}: {warning}\n")
+            _log.warning("%s", warning)
         await _serve(daemon, plan, found.config, status)
 
     return run(serve, name=_NAME) or status[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import stat
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,22 @@ async def test_a_file_that_is_wrong_keeps_the_former_rules(files: Path) -> None:
         ioc.type("asInit\nasprules\n")
         await ioc.printed(r"ASG\(RO\)\s+RULE\(1,WRITE\)")
         assert await put(client, "fixed", 1.0) == ""
+
+
+async def test_the_daemon_reports_a_reload_that_failed_as_a_record_of_its_log(files: Path) -> None:
+    config, rules = files / "ioc.yml", files / "rules.acf"
+    config.write_text(f"databases:\n  - file: {files / 'records.db'}\nacf:\n  file: {rules}\n")
+    async with running_ioc("--config", config, EPICS_PVAS_SERVER_PORT="nonsense") as ioc, ioc.client() as client:
+        assert "denied" in await put(client, "fixed", 1.0)
+        rules.write_text("ASG(RO) { RULE(1, REED) }\n")
+        ioc.process.send_signal(signal.SIGHUP)
+        await ioc.printed(r"reload failed.*\n")
+        assert "denied" in await put(client, "fixed", 1.0), "the former rules stay"
+        await ioc.stop()
+    records = [json.loads(line) for line in ioc.log.splitlines() if "REED" in line or "nonsense" in line]
+    assert [record["level"] for record in records] == ["WARNING", "ERROR"]
+    assert "the former settings stay" in records[1]["message"]
+    assert f"{rules}:1:" in records[1]["message"]
 
 
 async def test_logged_puts_say_who_from_where_what_old_and_new(files: Path) -> None:
