@@ -230,7 +230,10 @@ async def test_a_file_that_is_wrong_keeps_the_former_rules(files: Path) -> None:
 async def test_the_daemon_reports_a_reload_that_failed_as_a_record_of_its_log(files: Path) -> None:
     config, rules = files / "ioc.yml", files / "rules.acf"
     config.write_text(f"databases:\n  - file: {files / 'records.db'}\nacf:\n  file: {rules}\n")
-    async with running_ioc("--config", config, EPICS_PVAS_SERVER_PORT="nonsense") as ioc, ioc.client() as client:
+    async with (
+        running_ioc("--config", config, EPICS_PVAS_SERVER_PORT="nonsense") as ioc,
+        ioc.client() as client,
+    ):
         assert "denied" in await put(client, "fixed", 1.0)
         rules.write_text("ASG(RO) { RULE(1, REED) }\n")
         ioc.process.send_signal(signal.SIGHUP)
