@@ -22,6 +22,7 @@ from appliance.ioc.groups.source import GroupSource, read_group_file
 from appliance.ioc.putlog import PutLog
 from appliance.ioc.shell import register_commands
 from appliance.ioc.single import RecordSource
+from appliance.ioc.switches import why_not_served
 from appliance.server.channel import Channel
 from appliance.server.server import Server
 
@@ -47,7 +48,9 @@ class Ioc:
         self.groups: GroupSource | None = None
         self.console: Console | None = None
         self.attached = False
-        """Records are served."""
+        """The database runs, and its records are served, unless ``switched_off``."""
+        self.switched_off = ""
+        """The variable that forbids to serve records over PVAccess."""
         self._failure: ApplianceError | None = None
         self._server: Server | None = None
         self._stack = AsyncExitStack()
@@ -141,6 +144,11 @@ class Ioc:
             if self.access_step is not None:
                 security = await asyncio.to_thread(read_access_file, self.access_step)
                 self.access.use(security, self.access_step)
+            self.switched_off = why_not_served(report=True)
+            if self.switched_off:
+                _log.warning("%s: no record is served over PVAccess", self.switched_off)
+                self.attached = True
+                return
             self.stream = EventStream(self.loop)
             self.records = RecordSource(self.stream)
             self.groups = GroupSource(self.stream, self.group_files)
@@ -199,7 +207,8 @@ class Ioc:
     def report_lines(self, level: int) -> list[str]:
         """The state of the server, for people."""
         server = self.server
-        lines = [
+        lines = [f"records are not served: {self.switched_off}"] if self.switched_off else []
+        lines += [
             f"TCP port {server.tcp_port}, TLS port {server.tls_port or 'off'}, UDP port {server.udp_port}",
             f"{len(server.peers)} clients, {server.refusals} requests refused",
         ]

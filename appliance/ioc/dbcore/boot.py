@@ -41,6 +41,7 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _libc = ctypes.CDLL(None)
 _stdout = ctypes.c_void_p.in_dll(_libc, "stdout")
 _stderr = ctypes.c_void_p.in_dll(_libc, "stderr")
+_libc.getenv.restype = ctypes.c_char_p
 _capturing = threading.Lock()
 _LISTENER: Final = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_char_p)
 
@@ -299,6 +300,12 @@ def shutdown() -> None:
     """
     _c.epicsExitCallAtExits()
     flush_output()
+
+
+def environment_value(name: str) -> str | None:
+    """Return a variable as C code sees it: ``epicsEnvSet`` in a script does not reach ``os.environ``."""
+    value = _libc.getenv(name.encode())
+    return None if value is None else _c.text(value)
 
 
 def shell_command(command: str) -> None:
