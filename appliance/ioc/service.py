@@ -8,11 +8,13 @@ import sys
 from contextlib import AsyncExitStack
 from typing import Final
 
+from appliance.acf import AccessSecurity
 from appliance.certmon.wiring import open_server
 from appliance.config.pva import ServerConfig
 from appliance.errors import ApplianceError, ConfigurationError
 from appliance.ioc import dbcore
 from appliance.ioc.access import IocAccess, read_access_file
+from appliance.ioc.channel_access import ChannelAccessRules
 from appliance.ioc.config import LoadStep, Plan
 from appliance.ioc.console import Console
 from appliance.ioc.dbcore import InitHook
@@ -38,10 +40,14 @@ class Ioc:
         self.plan = plan
         self.config = config
         self.loop = asyncio.get_running_loop()
+        self._stack = AsyncExitStack()
         self.access = IocAccess(self._review)
         self.access_step = plan.acf
         """The access security file that iocInit and asInit read."""
         self.group_files = list(plan.groups)
+        self.channel_access = ChannelAccessRules()
+        self.access.before_use = self.channel_access.replace
+        self._stack.callback(self.channel_access.close)
         self.put_log: PutLog | None = None
         self.stream: EventStream | None = None
         self.records: RecordSource | None = None
@@ -53,7 +59,6 @@ class Ioc:
         """The variable that forbids to serve records over PVAccess."""
         self._failure: ApplianceError | None = None
         self._server: Server | None = None
-        self._stack = AsyncExitStack()
 
     @property
     def server(self) -> Server:
@@ -76,11 +81,6 @@ class Ioc:
         dbcore.load_definition_text(DEMO_DEFINITION)
         dbcore.register_support()
         dbcore.on_init_hook(self._on_init)
-        if plan.channel_access and plan.acf is not None:
-            # Its server judges by EPICS' own rules: without the file it would let everybody do everything.
-            if plan.acf.macros:
-                dbcore.shell_command(f"asSetSubstitutions({_quoted(plan.acf.macros)})")
-            dbcore.shell_command(f"asSetFilename({_quoted(plan.acf.file)})")
         register_commands(self)
         if plan.acf is not None:
             self._say(f'asSetFilename("{plan.acf.file}")')
@@ -133,8 +133,22 @@ class Ioc:
 
     def _on_init(self, state: int) -> None:
         """EPICS' hook: called in whatever thread runs iocInit."""
+        if state == InitHook.AT_IOC_BUILD and dbcore.serves_channel_access():
+            self._prepare_channel_access()
         if state == InitHook.AFTER_IOC_RUNNING and not self.attached:
             asyncio.run_coroutine_threadsafe(self._attach(), self.loop).result()
+
+    def _prepare_channel_access(self) -> None:
+        """Its server judges by EPICS Base's own rules: without any it would let everybody do everything."""
+        security = AccessSecurity.unrestricted()
+        try:
+            if self.access_step is not None:
+                security = read_access_file(self.access_step)
+            self.channel_access.prepare(security)
+        except ApplianceError as error:
+            self._failure = error
+            _log.critical("nobody may use Channel Access: %s", error)
+            self.channel_access.prepare(AccessSecurity({}))
 
     async def _attach(self) -> None:
         """Serve the records; where that fails nothing is served, and ``start`` raises why."""
@@ -245,7 +259,3 @@ def _rights(channel: Channel) -> str:
     rights = channel.rights
     words = [word for word, have in (("read", rights.read), ("write", rights.write)) if have]
     return f" ({', '.join(words) or 'no access'})"
-
-
-def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
