@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sys
 from contextlib import AsyncExitStack
@@ -149,6 +150,15 @@ class Ioc:
             self._failure = error
             _log.critical("nobody may use Channel Access: %s", error)
             self.channel_access.prepare(AccessSecurity({}))
+        dbcore.on_trapped_put(self._on_trapped_put)
+
+    def _on_trapped_put(self, put: dbcore.TrappedPut) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the IOC ends
+            self.loop.call_soon_threadsafe(self._log_put, put)
+
+    def _log_put(self, put: dbcore.TrappedPut) -> None:
+        if self.put_log is not None:
+            self.put_log.trapped(put)
 
     async def _attach(self) -> None:
         """Serve the records; where that fails nothing is served, and ``start`` raises why."""

@@ -96,6 +96,7 @@ from appliance.ioc.dbcore.support import (
     register_exit,
     register_function,
 )
+from appliance.ioc.dbcore.traps import TrappedPut, on_trapped_put
 from appliance.ioc.dbcore.whole import WholeReader, can_read_whole, read_whole
 
 __all__ = [
@@ -118,6 +119,7 @@ __all__ = [
     "RecordInfo",
     "RecordView",
     "Subscription",
+    "TrappedPut",
     "WholeReader",
     "boot",
     "can_read_whole",
@@ -139,6 +141,7 @@ __all__ = [
     "load_records_text",
     "macro_text",
     "on_init_hook",
+    "on_trapped_put",
     "put_and_wait",
     "put_notify",
     "read_whole",

@@ -279,6 +279,7 @@ getIocState = _bind(core, c_int, "getIocState")
 asSetFilename = _bind(core, c_int, "asSetFilename", c_char_p)
 asSetSubstitutions = _bind(core, c_int, "asSetSubstitutions", c_char_p)
 asInit = _bind(core, c_int, "asInit")
+asTrapWriteRegisterListener = _bind(com, c_void_p, "asTrapWriteRegisterListener", c_void_p)
 #: Judge by the address of a client and not by the host name that it claims.
 asCheckClientIP: Final = c_int.in_dll(com, "asCheckClientIP")
 

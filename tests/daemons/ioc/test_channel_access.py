@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import json
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -108,6 +109,23 @@ async def test_channel_access_is_granted_what_a_mere_claim_is_worth(files: Path)
             assert await ask(f"get {name}") != 99.0
         assert DENIED in await ask("put secret 99")
         assert "Read access denied" in await ask("get secret")
+
+
+async def test_puts_over_channel_access_are_logged_where_the_rule_asks_for_it(files: Path) -> None:
+    async with both(files, WITH_RULES + "put_log: puts.log\n") as (ioc, ask):
+        assert await ask("put open 41.5") == 41.5
+        assert await ask("put mine 12") == 12.0
+        assert await ask("put open 42.5") == 42.5
+        await ioc.printed("41.5 -> 42.5")
+        await ioc.stop()
+    records = [json.loads(line) for line in (files / "puts.log").read_text().splitlines()]
+    assert [(each["record"], each["field"], each["old"], each["new"]) for each in records] == [
+        ("open", "VAL", 1.0, 41.5),
+        ("open", "VAL", 41.5, 42.5),
+    ]
+    for each in records:
+        assert (each["account"], each["method"], each["protocol"]) == (getpass.getuser(), "ca", "ca")
+        assert each["host"].startswith("127.0.0.1")
 
 
 async def test_the_yaml_form_counts_for_channel_access_too(files: Path) -> None:
