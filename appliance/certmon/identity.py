@@ -242,7 +242,8 @@ class Identity:
         except KeychainError as error:
             self.trouble = error
             kept = "; the keychain that was read before stays in use" if self.keychain is not None else ""
-            _log.warning("%s%s", error, kept)
+            where = "" if self.path in str(error) else f"{self.path}: "
+            _log.warning("%s%s%s", where, error, kept)
             return False
         _log.info("%s: taken into use: %r", self.path, keychain)
         return True

@@ -33,6 +33,7 @@ class ServerKeeper(Keeper):
         self._arguments = options
         self._prepare = prepare
         self._server: Server | None = None
+        self._adopted = False
         self._news = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
 
@@ -68,12 +69,26 @@ class ServerKeeper(Keeper):
         await server.start()
         return server
 
+    async def adopt(self, server: Server) -> None:
+        """Keep the TLS of a server that runs without; its keychain is taken into use like one that is replaced.
+
+        The server stays its owner's to stop, after :meth:`__aexit__`.
+        """
+        self._server, self._adopted = server, True
+        self.mode, self.generation = Mode.TCP, self.identity.generation
+        server.gate = self.gate
+        if self.source is not None:
+            await self.source.start()
+        self._worker = asyncio.get_running_loop().create_task(self._work())
+        self.watch()
+
     async def __aexit__(self, *_: object) -> None:
         if self._worker is not None:
             self._worker.cancel()
             self._worker = None
         if self._server is not None:
-            await self._server.stop()
+            if not self._adopted:
+                await self._server.stop()
             self._server = None
         await self.close()
 

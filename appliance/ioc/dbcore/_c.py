@@ -275,6 +275,14 @@ iocPause = _bind(core, c_int, "iocPause")
 iocShutdown = _bind(core, c_int, "iocShutdown")
 getIocState = _bind(core, c_int, "getIocState")
 
+# EPICS Base's access security, by which its Channel Access server judges
+asSetFilename = _bind(core, c_int, "asSetFilename", c_char_p)
+asSetSubstitutions = _bind(core, c_int, "asSetSubstitutions", c_char_p)
+asInit = _bind(core, c_int, "asInit")
+asTrapWriteRegisterListener = _bind(com, c_void_p, "asTrapWriteRegisterListener", c_void_p)
+#: Judge by the address of a client and not by the host name that it claims.
+asCheckClientIP: Final = c_int.in_dll(com, "asCheckClientIP")
+
 # dbCore: the static database
 dbInitEntry = _bind(core, None, "dbInitEntry", c_void_p, _entry)
 dbInitEntryFromRecord = _bind(core, None, "dbInitEntryFromRecord", c_void_p, _entry)
