@@ -161,7 +161,7 @@ class Peer:
             channel.closed(event.operation)  # type: ignore[arg-type]
 
     def _on_cancelled(self, event: OperationCancelled) -> None:
-        event.operation.channel.context.cancelled(event.operation)
+        event.operation.channel.context.cancelled(event.operation, event.successor)
 
     def _on_field(self, event: FieldRequested) -> None:
         event.operation.channel.context.introspect(event.operation, event.field)
