@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from appliance.certmon.required import check_keychain_set
 from appliance.client.context import Context
 from appliance.config.pva import ClientConfig, Effective, ServerConfig
 
@@ -33,10 +34,11 @@ async def open_client(
     """Open a client that uses its keychain as the configuration says.
 
     ``options`` go to Context. Raises KeychainError where the configuration forbids to go on without a usable
-    certificate (``on_expiration=shutdown`` or ``standby``); else what is wrong with the keychain is a warning and
+    certificate (``on_expiration=shutdown`` or ``standby``, ``tls_required``); else what is wrong with the keychain is a warning and
     the client speaks plain TCP.
     """
     config = effective.config if isinstance(effective, Effective) else effective
+    check_keychain_set(config.tls_options, config.tls_keychain, "EPICS_PVA_TLS_KEYCHAIN")
     if not config.tls_keychain:
         async with Context(config, **options) as context:
             yield context
@@ -60,10 +62,12 @@ async def open_server(
     ``prepare`` adds PVs and sources before the first client can ask for them. ``status_client`` says how the
     certificate service is found; without it the client variables of the environment do. ``options`` go to Server.
     Raises KeychainError where the configuration forbids to serve without a usable certificate
-    (EPICS_PVAS_TLS_STOP_IF_NO_CERT, ``on_expiration=shutdown``); else what is wrong with the keychain is a warning
-    and the server speaks plain TCP.
+    (EPICS_PVAS_TLS_STOP_IF_NO_CERT, ``on_expiration=shutdown``), and where it names no keychain and has
+    ``tls_required``; else what is wrong with the keychain is a warning and the server speaks plain TCP (with
+    ``tls_required``: waits in standby).
     """
     config = effective.config if isinstance(effective, Effective) else effective
+    check_keychain_set(config.tls_options, config.tls_keychain, "EPICS_PVAS_TLS_KEYCHAIN")
     if not config.tls_keychain:
         from appliance.server.server import Server
 

@@ -317,7 +317,7 @@ def effective_config(options: argparse.Namespace) -> Effective[ClientConfig]:
 def open_context(effective: Effective[ClientConfig]) -> AbstractAsyncContextManager[Context]:
     """Open the client: plain, or with the keychain's certificate and the status of certificates followed."""
     config = effective.config
-    if config.tls_enabled:
+    if config.tls_enabled or config.tls_options.tls_required:
         from appliance.certmon.wiring import open_client
 
         return open_client(effective, beacons=False)

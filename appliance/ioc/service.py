@@ -200,7 +200,7 @@ class Ioc:
         """The state of the server, for people."""
         server = self.server
         lines = [
-            f"TCP port {server.tcp_port}, TLS port {server.tls_port or 'off'}, UDP port {server.udp_port}",
+            f"TCP port {server.tcp_port or 'off'}, TLS port {server.tls_port or 'off'}, UDP port {server.udp_port}",
             f"{len(server.peers)} clients, {server.refusals} requests refused",
         ]
         if level > 0:

@@ -58,7 +58,8 @@ class Server:
         async with server:
             await server.wait_closed()
 
-    ``tls`` is the context of the server's own certificate: without it the server speaks plain TCP only.
+    ``tls`` is the context of the server's own certificate: without it the server speaks plain TCP only. With
+    ``require_tls`` it never does: no TCP port is opened, and without ``tls`` nobody is answered.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Server:
         *,
         policy: AccessPolicy | None = None,
         tls: TLSContext | None = None,
+        require_tls: bool = False,
         gate: PeerGate | None = None,
         limits: Limits = DEFAULT_LIMITS,
         segment_size: int = 0,
@@ -78,7 +80,7 @@ class Server:
         self.gate = gate
         self.guid = os.urandom(GUID_SIZE) if guid is None else guid
         self.tcp_port = 0
-        """The port that is really listened on, once started."""
+        """The port that is really listened on, once started; 0 where plain TCP is not served."""
         self.tls_port = 0
         self.udp_port = 0
         self.peers: dict[StreamLink, Peer] = {}
@@ -88,6 +90,7 @@ class Server:
         """Requests that access security refused."""
         self.on_refused: Callable[[Channel, str], None] | None = None
         """Called with the channel and the missing right for each refused request."""
+        self.require_tls = require_tls
         self._tls = tls
         self._standby = False
         self._limits = limits
@@ -171,9 +174,10 @@ class Server:
         self._closed = asyncio.Event()
         config = self.config
         try:
-            self.tcp_port, self._listeners = await listen(
-                self._accept_tcp, config.intf_addr_list, config.server_port, "TCP", _setup_log
-            )
+            if not self.require_tls:
+                self.tcp_port, self._listeners = await listen(
+                    self._accept_tcp, config.intf_addr_list, config.server_port, "TCP", _setup_log
+                )
             if self._tls is not None:
                 await self._listen_tls()
             self._announcer = Announcer(self)
@@ -247,15 +251,18 @@ class Server:
         if self._announcer is not None:
             self._announcer.hurry()
 
-    def set_standby(self, standby: bool) -> None:
-        """Answer nobody for the time being: searches, beacons and connections wait until it is taken back."""
+    def set_standby(self, standby: bool, *, close: bool = True) -> None:
+        """Answer nobody for the time being: searches, beacons and new connections wait until it is taken back.
+
+        ``close`` ends the connections that are up.
+        """
         if standby is self._standby:
             return
         self._standby = standby
         self.change_count += 1
         if self._announcer is not None and not standby:
             self._announcer.hurry()
-        if standby:
+        if standby and close:
             self.close_peers(ApplianceError("the server is in standby"))
 
     @property
@@ -275,7 +282,7 @@ class Server:
             return "", 0
         if self._tls is not None and self.tls_port and "tls" in offered:
             return "tls", self.tls_port
-        if "tcp" in offered or not offered:
+        if self.tcp_port and ("tcp" in offered or not offered):
             return "tcp", self.tcp_port
         return "", 0
 
