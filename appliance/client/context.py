@@ -130,7 +130,7 @@ class Context:
         if self._sweeper is not None:
             self._sweeper.cancel()
         for channel in list(self._channels.values()):
-            channel.close()
+            channel.close(tell=False)
         self._channels.clear()
         links = list({*self._links.values(), *self.name_servers})
         for link in links:

@@ -375,7 +375,7 @@ class Server:
 
     def link_down(self, link: StreamLink, reason: ApplianceError | None) -> None:
         """StreamOwner."""
-        self.peers.pop(link, None)
+        peer = self.peers.pop(link, None)
         if self._deserted is not None and not self.peers:
             self._deserted.set()
         deadline = self._deadlines.pop(link, None)
@@ -384,10 +384,12 @@ class Server:
         unwatch = self._unwatch.pop(link, None)
         if unwatch is not None:
             unwatch()
-        if reason is not None:
-            _log.info("%s disconnected: %s", link.peer, reason)
-        else:
+        if reason is None:
             _log.debug("%s disconnected", link.peer)
+        else:
+            # A client that leaves with an update on its way to it resets the connection: that is every day's end.
+            usual = link.reset and peer is not None and peer.validated
+            _log.log(logging.DEBUG if usual else logging.INFO, "%s disconnected: %s", link.peer, reason)
 
     def pump_soon(self, peer: Peer) -> None:
         """Send the updates that wait for ``peer`` at the end of this turn of the event loop."""

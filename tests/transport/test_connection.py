@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 import struct
@@ -26,8 +27,11 @@ from appliance.pvdata.nt import NTScalar, NTScalarArray
 from appliance.pvdata.types import FLOAT64, STRING
 from appliance.pvdata.value import Value
 from appliance.server import Handler, Operation, SharedPV
+from appliance.tls.context import client_context, server_context
+from tests.helpers.live import until
 from tests.helpers.ours import client_config, client_of, double, gallery, served, server_config
 from tests.helpers.peers import free_port
+from tests.helpers.pki import site
 from tests.helpers.raw import RawClient
 
 ROOT = Path(__file__).parents[2]
@@ -263,6 +267,49 @@ async def test_a_call_that_goes_on_after_cancel_does_not_answer_the_next_one() -
         assert (command, body[4], body[5]) == (20, 0, 0xFF)
         assert struct.pack("<d", 2.0) in body
         assert struct.pack("<d", 1.0) not in body
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["tcp", "tls"])
+async def test_the_end_of_a_client_is_an_orderly_end_for_the_server(
+    tls: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No answer may come to a socket that is closed: that would reset the connection."""
+    caplog.set_level(logging.DEBUG, "appliance.server")
+    context = server_context(site().server, require_client_cert=False) if tls else None
+    mine = client_context(site().client, want_staple=False) if tls else None
+    async with served({"pv": double()}, tls=context) as server:
+        for _ in range(10):
+            async with client_of(server, tls=mine) as ctx:
+                await ctx.get("pv")
+                await ctx.put("pv", 4.0)
+                await ctx.info("pv")
+                async with ctx.monitor("pv") as updates:
+                    async for _value in updates:
+                        break
+        await until(lambda: not server.peers)
+    ends = [record.getMessage() for record in caplog.records if "disconnected" in record.getMessage()]
+    assert len(ends) == 10
+    assert all(end.endswith(" disconnected") for end in ends), ends
+
+
+async def test_a_client_that_leaves_with_something_on_its_way_to_it_is_a_quiet_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG, "appliance.server")
+    pv = double()
+    async with served({"pv": pv}) as server:
+        client = await RawClient.connect(server.tcp_port)
+        await client.monitor("pv")
+        (peer,) = server.peers.values()
+        client.pause()
+        before = peer.link.sent
+        pv.post(1.0)
+        await until(lambda: peer.link.drained > before)
+        await client.close()
+        await until(lambda: not server.peers)
+    (end,) = [record for record in caplog.records if "disconnected" in record.getMessage()]
+    assert end.levelno == logging.DEBUG
+    assert "reset" in end.getMessage()
 
 
 async def test_a_function_of_the_caller_that_fails_hurts_only_its_own_put(
