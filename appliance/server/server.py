@@ -85,6 +85,7 @@ class Server:
         self.udp_port = 0
         self.peers: dict[StreamLink, Peer] = {}
         self.roles = Roles()
+        """The groups of clients' accounts."""
         self.change_count = 0
         self.refusals = 0
         """Requests that access security refused."""
