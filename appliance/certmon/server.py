@@ -62,6 +62,8 @@ class ServerKeeper(Keeper):
         if self.mode is not Mode.TLS:
             _log.warning("%s: %s: %s until that changes", identity.path, self.why(), self.mode.value)
         tls = identity.full if self.mode is Mode.TLS else None
+        if self.options.tls_required:
+            self._arguments["require_tls"] = True
         self._server = server = Server(self._config, tls=tls, gate=self.gate, **self._arguments)
         server.set_standby(self.mode is Mode.STANDBY)
         if self._prepare is not None:
@@ -138,7 +140,7 @@ class ServerKeeper(Keeper):
             mode.value,
         )
         await server.set_tls(identity.full if mode is Mode.TLS else None)
-        server.set_standby(mode is Mode.STANDBY)
+        server.set_standby(mode is Mode.STANDBY, close=self.ended)
         if replaced or self.ended:
             # Live connections of a certificate that is merely paused stay: the gate holds them.
             server.close_peers(SecurityError(why), tls_only=True)

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from appliance.certmon.required import check_keychain_set
 from appliance.client.context import Context
 from appliance.config.pva import ClientConfig, Effective, ServerConfig
 
@@ -39,10 +40,11 @@ async def open_client(
     """Open a client that uses its keychain as the configuration says.
 
     ``options`` go to Context. Raises KeychainError where the configuration forbids to go on without a usable
-    certificate (``on_expiration=shutdown`` or ``standby``); else what is wrong with the keychain is a warning and
+    certificate (``on_expiration=shutdown`` or ``standby``, ``tls_required``); else what is wrong with the keychain is a warning and
     the client speaks plain TCP.
     """
     config = effective.config if isinstance(effective, Effective) else effective
+    check_keychain_set(config.tls_options, config.tls_keychain, "EPICS_PVA_TLS_KEYCHAIN")
     if not config.tls_keychain:
         async with Context(config, **options) as context:
             yield context
@@ -66,11 +68,16 @@ async def open_server(
     ``prepare`` adds PVs and sources before the first client can ask for them. ``status_client`` says how the
     certificate service is found; without it the client variables of the environment do. ``options`` go to Server.
     Raises KeychainError where the configuration forbids to serve without a usable certificate
-    (EPICS_PVAS_TLS_STOP_IF_NO_CERT, ``on_expiration=shutdown``); else what is wrong with the keychain is a warning
-    and the server speaks plain TCP. Where no keychain is named and none is at the usual place, one that appears there
-    later is taken into use.
+    (EPICS_PVAS_TLS_STOP_IF_NO_CERT, ``on_expiration=shutdown``), and where it has ``tls_required`` and no place where a
+    keychain could be; else what is wrong with the keychain is a warning and the server speaks plain TCP (with
+    ``tls_required``: waits in standby). Where no keychain is named and none is at the usual place, one that appears
+    there later is taken into use.
     """
     config = effective.config if isinstance(effective, Effective) else effective
+    if config.tls_options.tls_required and not config.tls_keychain:
+        # A keychain that is missing at a place that is known is waited for in standby.
+        config = config._replace(tls_keychain=config.tls_keychain_default, tls_keychain_default="")
+    check_keychain_set(config.tls_options, config.tls_keychain, "EPICS_PVAS_TLS_KEYCHAIN")
     if not config.tls_keychain:
         from appliance.server.server import Server
 

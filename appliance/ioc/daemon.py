@@ -212,12 +212,14 @@ async def _serve(daemon: Daemon, plan: Plan, config: ServerConfig, status: list[
         if not plan.is_interactive:
             # With a shell its prompt says the same, where the reference says nothing either.
             _log.info(
-                "serving %d records on TCP port %d, TLS port %s",
+                "serving %d records on TCP port %s, TLS port %s",
                 served,
-                server.tcp_port,
+                server.tcp_port or "off",
                 server.tls_port or "off",
             )
-        daemon.ready(f"{served} records, TCP port {server.tcp_port}, TLS port {server.tls_port or 'off'}")
+        daemon.ready(
+            f"{served} records, TCP port {server.tcp_port or 'off'}, TLS port {server.tls_port or 'off'}"
+        )
         if plan.is_interactive:
             # A thread of its own that nobody waits for: a shell that waits for a line cannot be told to end.
             threading.Thread(target=_shell, args=(leave,), name="iocsh", daemon=True).start()

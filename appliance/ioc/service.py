@@ -233,7 +233,7 @@ class Ioc:
         server = self.server
         lines = [f"records are not served: {self.switched_off}"] if self.switched_off else []
         lines += [
-            f"TCP port {server.tcp_port}, TLS port {server.tls_port or 'off'}, UDP port {server.udp_port}",
+            f"TCP port {server.tcp_port or 'off'}, TLS port {server.tls_port or 'off'}, UDP port {server.udp_port}",
             f"{len(server.peers)} clients, {server.refusals} requests refused",
         ]
         if level > 0:

@@ -243,8 +243,8 @@ class RecordPV(Handler):
         self.hold()
 
         def finish(error: str | None) -> None:
-            if options.waiting is None:
-                return  # cancelled
+            if options.waiting is None or not operation.alive:
+                return  # cancelled; what waits now belongs to the next request
             options.waiting = None
             self.release()
             if watched is not None and new is not _NOTHING:

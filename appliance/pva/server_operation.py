@@ -226,10 +226,27 @@ class ServerOperation:
         self.connection._events.append(MonitorWindow(self))
 
     def cancel(self) -> None:
-        """Abandon the request in progress; the operation lives on (section 9.9)."""
-        if self.state is OperationState.EXECUTING:
-            self._advance(OperationInput.CANCEL)
-            self.connection._events.append(OperationCancelled(self))
+        """Abandon the request in progress; the operation lives on (section 9.9).
+
+        What was asked may still be answered by whoever works on it, and the client may have asked the next thing
+        under the same ioid by then. So this object dies, with every answer that still comes to it, and a
+        successor takes its place. A MONITOR has no answer that could be taken for another's: it is stopped.
+        """
+        if self.state is not OperationState.EXECUTING:
+            return
+        self._advance(OperationInput.CANCEL)
+        successor = self
+        if self.command != c.CMD_MONITOR:
+            successor = ServerOperation(self.channel, self.ioid, self.command, self.sub, self.request)
+            successor.cost = self.cost
+            successor.state = self.state
+            successor.type = self.type
+            successor.mask = self.mask
+            successor.prepared = self.prepared
+            self.connection.operations[self.ioid] = self.channel.operations[self.ioid] = successor
+            self.state = OperationState.DEAD
+            self.prepared = None
+        self.connection._events.append(OperationCancelled(self, successor))
 
     # -- from the layer above --------------------------------------------------------------------------
 

@@ -28,7 +28,8 @@ __all__ = ["Operation", "Subscription", "Update"]
 class Operation:
     """One GET, PUT, PUT_GET, PROCESS, RPC or GET_FIELD of one client.
 
-    All methods may be called at any time later from the event loop; once the client has gone they do nothing.
+    All methods may be called at any time later from the event loop; once the client has gone, or has cancelled the
+    request, they do nothing: the next request of the same operation comes with another object.
     """
 
     __slots__ = ("channel", "state", "wire")
