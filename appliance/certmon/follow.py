@@ -308,7 +308,12 @@ class _Follower:
                 if status.status_class is StatusClass.GOOD or not before.delivered
                 else logging.WARNING
             )
-            _log.log(level, "%s: %s -> %s", self.ref, before.state, status.state)
+            told = {
+                "event": "certificate-status",
+                "cert_id": cert_id(self.ref.issuer_id, self.ref.serial),
+                "state": str(status.state),
+            }
+            _log.log(level, "%s: %s -> %s", self.ref, before.state, status.state, extra=told)
         elif before == status:
             return
         for following in list(self.followings):

@@ -244,7 +244,8 @@ class Identity:
             kept = "; the keychain that was read before stays in use" if self.keychain is not None else ""
             _log.warning("%s%s", error, kept)
             return False
-        _log.info("%s: taken into use: %r", self.path, keychain)
+        told = {"event": "keychain-taken", "cert_id": keychain.cert_id, "keychain": str(self.path)}
+        _log.info("%s: taken into use: %r", self.path, keychain, extra=told)
         return True
 
     def stop(self) -> None:

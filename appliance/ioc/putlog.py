@@ -80,6 +80,7 @@ class PutLog:
         _log.warning(
             "%s (%s from %s) was refused %s access to %s",
             peer.account or "anonymous", peer.method, peer.peer, right, operation_channel.name,
+            extra={"event": "access-refused", "pv": operation_channel.name, "right": right, **peer.facts()},
         )  # fmt: skip
 
     def write(self, operation: Operation, channel: DBChannel, what: dict[str, Any]) -> None:
@@ -101,7 +102,10 @@ class PutLog:
             "%s (%s from %s) put %s.%s: %r -> %r %s",
             peer.account or "anonymous", peer.method, peer.peer, channel.record, channel.field,
             what.get("old"), what.get("new"), what.get("error", what["result"]),
-            extra={key: value for key, value in record.items() if key != "event"},
+            extra={
+                "event": "put", "pv": operation.name, "record": channel.record, "field": channel.field,
+                **peer.facts(), **what,
+            },
         )  # fmt: skip
         if self._file is not None:
             try:
