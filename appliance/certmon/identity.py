@@ -17,6 +17,7 @@ from typing import Final
 from cryptography import x509
 
 from appliance.certs.keychain import Keychain, check_keychain, load_keychain
+from appliance.certs.x509 import shown_id
 from appliance.config.files import read_private
 from appliance.config.pva import ClientConfig, ServerConfig
 from appliance.errors import ConfigurationError, KeychainError
@@ -244,7 +245,9 @@ class Identity:
             kept = "; the keychain that was read before stays in use" if self.keychain is not None else ""
             _log.warning("%s%s", error, kept)
             return False
-        told = {"event": "keychain-taken", "cert_id": keychain.cert_id, "keychain": str(self.path)}
+        told = {"event": "keychain-taken", "keychain": str(self.path)}
+        if keychain.certificate is not None:
+            told["cert_id"] = shown_id(keychain.issuer_id, keychain.serial)
         _log.info("%s: taken into use: %r", self.path, keychain, extra=told)
         return True
 

@@ -18,7 +18,7 @@ from cryptography.x509.oid import NameOID
 from appliance.authn.ratelimit import RateLimiter, peer_key, retry_sentence
 from appliance.certmon.status_pv import CHOICES_2025, enum_index
 from appliance.certs.status import STATE_CHOICES, CertState
-from appliance.certs.x509 import canonical_pv_name, cert_id
+from appliance.certs.x509 import canonical_pv_name, cert_id, shown_id
 from appliance.cms.issuing import CCR, Issuing, pem_chain
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.policy import Names, Policy
@@ -209,7 +209,7 @@ class CreatePV(_Callable):
             delivered(record.serial)
         subject = record.subject.replace("\x1f", " ")
         told = {
-            "event": "certificate-issued", "cert_id": issued.cert_id, "state": record.state.value, "subject": subject,
+            "event": "certificate-issued", "cert_id": shown_id(self._issuing.names.issuer_id, record.serial), "state": record.state.value, "subject": subject,
             **operation.peer.facts(),
         }  # fmt: skip
         _log.info("%s is %s: issued to %s", issued.cert_id, record.state.value, subject, extra=told)
@@ -379,7 +379,7 @@ class StatusCommands:
         else:
             record = await lifecycle.revoke(serial, actor, "by its owner" if owns else "")
         told = {
-            "event": _EVENTS[wanted], "cert_id": identifier, "state": record.state.value, **peer.facts()
+            "event": _EVENTS[wanted], "cert_id": shown_id(self._names.issuer_id, serial), "state": record.state.value, **peer.facts()
         }  # fmt: skip
         _log.info("%s is %s: %s by %s", identifier, record.state.value, wanted, peer.account, extra=told)
         done()
@@ -388,7 +388,7 @@ class StatusCommands:
         """Have a refused attempt recorded, unless this peer fills the audit with them."""
         told = {"event": "command-refused", "command": wanted[:32], **peer.facts()}
         if serial is not None:
-            told["cert_id"] = cert_id(self._names.issuer_id, serial)
+            told["cert_id"] = shown_id(self._names.issuer_id, serial)
         _log.warning("refused %s: %s", peer.peer, why, extra=told)
         if self._refusals.take(peer_key(peer.peer)):
             self._unrecorded += 1

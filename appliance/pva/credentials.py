@@ -43,8 +43,8 @@ class Credentials(NamedTuple):
             "protocol": "tls" if self.is_tls else "tcp",
         }
         if self.method == "x509":
-            from appliance.certs.x509 import cert_id
+            from appliance.certs.x509 import shown_id
 
             facts["authority"] = self.authority.split("\n")[0]
-            facts["peer_cert_id"] = cert_id(self.issuer_id, self.serial)
+            facts["peer_cert_id"] = shown_id(self.issuer_id, self.serial)
         return facts
