@@ -50,6 +50,7 @@ molecule: setup
 	for scenario in $(SCENARIO); do \
 	    PATH="$(abspath $(BIN)):$$PATH" molecule/run "$$scenario" || exit 1; \
 	done
+	@$(BIN)/python tests/deploy/times.py show
 
 types: setup
 	$(BIN)/mypy

@@ -11,7 +11,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from appliance.authn.requester import shown_id
 from appliance.authn.status import Verdict
 from appliance.certs.keychain import Keychain
 from appliance.certs.profiles import USAGES
@@ -24,6 +23,7 @@ from appliance.certs.x509 import (
     issuer_id,
     renew_by,
     san,
+    shown_id,
     status_pv,
     subject_key_identifier,
     subject_text,

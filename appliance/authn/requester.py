@@ -41,7 +41,7 @@ from appliance.certs.keychain import (
 )
 from appliance.certs.profiles import USAGES, check_public_key, generate_key
 from appliance.certs.status import CertState, format_date
-from appliance.certs.x509 import UNREADABLE, common_name, find_extension, renew_by, subject_text
+from appliance.certs.x509 import UNREADABLE, common_name, find_extension, renew_by, shown_id, subject_text
 from appliance.client.context import Context
 from appliance.config.files import read_private, write_private
 from appliance.errors import (
@@ -62,7 +62,6 @@ __all__ = [
     "check_issued",
     "cms_only",
     "renewal_time",
-    "shown_id",
 ]
 
 _MAX_KEYCHAIN: Final = 1 << 18
@@ -74,11 +73,6 @@ _FUTURE: Final = timedelta(days=1)
 """How far in the future a certificate may begin: clocks differ, but not by days."""
 _PRESENT_S: Final = 2.0
 """Seconds that are spent on the status of a keychain that is there already."""
-
-
-def shown_id(issuer: str, serial: int) -> str:
-    """A certificate identifier as the authenticators print it: the serial number without padding."""
-    return f"{issuer}:{serial}"
 
 
 class Trusting(NamedTuple):

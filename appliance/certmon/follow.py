@@ -25,7 +25,7 @@ from appliance.certmon.identity import utc_now
 from appliance.certmon.status_pv import decode_status
 from appliance.certs.ocsp import StatusAnswer, verify_response
 from appliance.certs.status import STATUS_CLASS, CertState, OCSPState, StatusClass, judge
-from appliance.certs.x509 import UNREADABLE, cert_id, issuer_id, status_pv, subject_text
+from appliance.certs.x509 import UNREADABLE, cert_id, issuer_id, shown_id, status_pv, subject_text
 from appliance.client.context import Context
 from appliance.config.pva import ClientConfig
 from appliance.errors import ApplianceError, CertificateError, CertificateStatusError
@@ -308,7 +308,12 @@ class _Follower:
                 if status.status_class is StatusClass.GOOD or not before.delivered
                 else logging.WARNING
             )
-            _log.log(level, "%s: %s -> %s", self.ref, before.state, status.state)
+            told = {
+                "event": "certificate-status",
+                "cert_id": shown_id(self.ref.issuer_id, self.ref.serial),
+                "state": str(status.state),
+            }
+            _log.log(level, "%s: %s -> %s", self.ref, before.state, status.state, extra=told)
         elif before == status:
             return
         for following in list(self.followings):

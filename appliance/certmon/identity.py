@@ -17,6 +17,7 @@ from typing import Final
 from cryptography import x509
 
 from appliance.certs.keychain import Keychain, check_keychain, load_keychain
+from appliance.certs.x509 import shown_id
 from appliance.config.files import read_private
 from appliance.config.pva import ClientConfig, ServerConfig
 from appliance.errors import ConfigurationError, KeychainError
@@ -245,7 +246,10 @@ class Identity:
             where = "" if self.path in str(error) else f"{self.path}: "
             _log.warning("%s%s%s", where, error, kept)
             return False
-        _log.info("%s: taken into use: %r", self.path, keychain)
+        told = {"event": "keychain-taken", "keychain": str(self.path)}
+        if keychain.certificate is not None:
+            told["cert_id"] = shown_id(keychain.issuer_id, keychain.serial)
+        _log.info("%s: taken into use: %r", self.path, keychain, extra=told)
         return True
 
     def stop(self) -> None:

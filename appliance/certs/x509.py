@@ -38,6 +38,7 @@ __all__ = [
     "parse_cert_id",
     "renew_by",
     "san",
+    "shown_id",
     "status_pv",
     "subject_key_identifier",
     "subject_text",
@@ -138,6 +139,11 @@ def _public_key(certificate: x509.Certificate) -> CertificatePublicKeyTypes:
 def cert_id(issuer: str, serial: int) -> str:
     """``issuer_id:serial`` with the serial padded to twenty digits (SPVA specification 7.1)."""
     return f"{issuer}:{serial:020d}"
+
+
+def shown_id(issuer: str, serial: int) -> str:
+    """A certificate identifier as tools print it and as the journal's fields have it: the serial without padding."""
+    return f"{issuer}:{serial}"
 
 
 def parse_cert_id(text: str) -> tuple[str, int]:

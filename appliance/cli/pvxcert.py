@@ -326,8 +326,8 @@ async def _status_of_keychain(options: argparse.Namespace, config: ClientConfig)
         status_facts,
         status_lines,
     )
-    from appliance.authn.requester import shown_id
     from appliance.authn.status import fetch_status
+    from appliance.certs.x509 import shown_id
     from appliance.client.context import Context
 
     keychain, path = _keychain_of(options, config)
@@ -423,8 +423,7 @@ def _plain(config: ClientConfig) -> ClientConfig:
 
 
 def _shown(target: str) -> str:
-    from appliance.authn.requester import shown_id
-    from appliance.certs.x509 import parse_cert_id
+    from appliance.certs.x509 import parse_cert_id, shown_id
 
     return shown_id(*parse_cert_id(target))
 
@@ -454,7 +453,7 @@ async def _act(options: argparse.Namespace, config: ClientConfig) -> int:
         own, path = _keychain_of(options, config)
         if own.certificate is None:
             raise KeychainError(f"{path}: it holds trust anchors only; there is no certificate to revoke")
-        from appliance.authn.requester import shown_id
+        from appliance.certs.x509 import shown_id
 
         identifier = shown_id(own.issuer_id, own.serial)
         pv = own.status_pv or f"{config.cert_pv_prefix}:STATUS:{own.cert_id}"

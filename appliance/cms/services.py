@@ -18,7 +18,7 @@ from cryptography.x509.oid import NameOID
 from appliance.authn.ratelimit import RateLimiter, peer_key, retry_sentence
 from appliance.certmon.status_pv import CHOICES_2025, enum_index
 from appliance.certs.status import STATE_CHOICES, CertState
-from appliance.certs.x509 import canonical_pv_name, cert_id
+from appliance.certs.x509 import canonical_pv_name, cert_id, shown_id
 from appliance.cms.issuing import CCR, Issuing, pem_chain
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.policy import Names, Policy
@@ -49,6 +49,12 @@ _ORDER: Final = (
     CertState.REVOKED,
 )
 REVOKED_OWN: Final = "REVOKED_OWN"
+_EVENTS: Final = {
+    "APPROVED": "certificate-approved",
+    "DENIED": "certificate-denied",
+    "REVOKED": "certificate-revoked",
+    REVOKED_OWN: "certificate-revoked",
+}
 """What an administrator puts to revoke his own certificate on purpose."""
 
 
@@ -186,7 +192,8 @@ class CreatePV(_Callable):
             issued = await self._issuing.issue(ccr, operation.peer, wanted=lambda: operation.alive)
         except ApplianceError as error:
             counters.refused += 1
-            _log.info("refused a request of %s: %s", operation.peer.peer, error)
+            told = {"event": "certificate-refused", "subject": ccr.name, **operation.peer.facts()}
+            _log.info("refused a request of %s: %s", operation.peer.peer, error, extra=told)
             raise Refused(f"Failed to create certificate for {_short(ccr)}: {error}") from error
         finally:
             counters.in_flight -= 1
@@ -200,7 +207,12 @@ class CreatePV(_Callable):
         delivered = self._issuing.lifecycle.delivered
         if operation.alive:
             delivered(record.serial)
-        _log.debug("%s %s: %s", issued.cert_id, record.state.value, record.subject.replace("\x1f", " "))
+        subject = record.subject.replace("\x1f", " ")
+        told = {
+            "event": "certificate-issued", "cert_id": shown_id(self._issuing.names.issuer_id, record.serial), "state": record.state.value, "subject": subject,
+            **operation.peer.facts(),
+        }  # fmt: skip
+        _log.info("%s is %s: issued to %s", issued.cert_id, record.state.value, subject, extra=told)
 
     def _reply(
         self, state: CertState, serial: int, identifier: str, status_pv: str, expiration: int, pem: str
@@ -366,12 +378,18 @@ class StatusCommands:
             record = await lifecycle.deny(serial, actor)
         else:
             record = await lifecycle.revoke(serial, actor, "by its owner" if owns else "")
-        _log.info("%s is %s: %s by %s", identifier, record.state.value, wanted, peer.account)
+        told = {
+            "event": _EVENTS[wanted], "cert_id": shown_id(self._names.issuer_id, serial), "state": record.state.value, **peer.facts()
+        }  # fmt: skip
+        _log.info("%s is %s: %s by %s", identifier, record.state.value, wanted, peer.account, extra=told)
         done()
 
     def refused(self, peer: Credentials, serial: int | None, wanted: str, why: str) -> None:
         """Have a refused attempt recorded, unless this peer fills the audit with them."""
-        _log.warning("refused %s: %s", peer.peer, why)
+        told = {"event": "command-refused", "command": wanted[:32], **peer.facts()}
+        if serial is not None:
+            told["cert_id"] = shown_id(self._names.issuer_id, serial)
+        _log.warning("refused %s: %s", peer.peer, why, extra=told)
         if self._refusals.take(peer_key(peer.peer)):
             self._unrecorded += 1
             return

@@ -98,7 +98,7 @@ class Console:
                 writer.write(b"too many consoles are open\n")
                 return
             self._clients.add(task)
-            _log.info("%s opened the console", who)
+            _log.info("%s opened the console", who, extra={"event": "console-opened", "account": who})
             await self._serve(reader, writer, who)
         except (ConnectionError, ValueError, asyncio.LimitOverrunError):
             pass
@@ -116,7 +116,8 @@ class Console:
                 return
             if not command or command.startswith("#"):
                 continue
-            _log.info("%s: %s", who, command)
+            told = {"event": "console-command", "account": who, "command": command}
+            _log.info("%s: %s", who, command, extra=told)
             async with self._one:
                 ok, text = await asyncio.to_thread(dbcore.shell_capture, command)
             writer.write(text.encode())

@@ -80,6 +80,7 @@ class PutLog:
         _log.warning(
             "%s (%s from %s) was refused %s access to %s",
             peer.account or "anonymous", peer.method, peer.peer, right, operation_channel.name,
+            extra={"event": "access-refused", "pv": operation_channel.name, "right": right, **peer.facts()},
         )  # fmt: skip
 
     def write(self, operation: Operation, channel: DBChannel, what: dict[str, Any]) -> None:
@@ -96,7 +97,8 @@ class PutLog:
                 "host": peer.peer,
                 "protocol": "tls" if peer.is_tls else "tcp",
                 **what,
-            }
+            },
+            peer.facts(),
         )
 
     def trapped(self, put: TrappedPut) -> None:
@@ -114,15 +116,17 @@ class PutLog:
                 "old": shown(put.old),
                 "new": shown(put.new),
                 "result": "done",
-            }
+            },
+            {"peer": put.host},
         )
 
-    def _write(self, record: dict[str, Any]) -> None:
+    def _write(self, record: dict[str, Any], facts: dict[str, str]) -> None:
+        """``facts`` say who it is as all records of the log do, ``record`` as the file does."""
         _log.info(
             "%s (%s from %s) put %s.%s: %r -> %r %s",
             record["account"] or "anonymous", record["method"], record["host"], record["record"], record["field"],
             record.get("old"), record.get("new"), record.get("error", record["result"]),
-            extra=record,
+            extra={"event": "put", **facts, **record},
         )  # fmt: skip
         if self._file is not None:
             line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": "put", **record}

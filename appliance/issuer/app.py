@@ -113,6 +113,7 @@ class Issuer:
             request.rel_url.raw_path[:200],
             response.status,
             (self._clock() - started) * 1e3,
+            extra={"event": "http-request", "peer": str(request.remote), "status": response.status},
         )
         return response
 

@@ -33,3 +33,18 @@ class Credentials(NamedTuple):
     """Subject alternative names as (kind, text), kind one of ``dns``, ``ip``, ``uri``."""
     status_pv: str = ""
     """Name of the PV that tells the certificate's status; empty where the certificate names none."""
+
+    def facts(self) -> dict[str, str]:
+        """Who it is, as extra fields of log records."""
+        facts = {
+            "peer": self.peer,
+            "account": self.account,
+            "method": self.method,
+            "protocol": "tls" if self.is_tls else "tcp",
+        }
+        if self.method == "x509":
+            from appliance.certs.x509 import shown_id
+
+            facts["authority"] = self.authority.split("\n")[0]
+            facts["peer_cert_id"] = shown_id(self.issuer_id, self.serial)
+        return facts

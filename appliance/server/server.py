@@ -348,16 +348,19 @@ class Server:
                     peer.admitted()
                     return
                 # The give-up rule (SPVA 7.3.1): it will not become good on this connection.
-                _log.warning("%r is not admitted: %s", peer, found.message)
+                told = {"event": "peer-refused", **peer.credentials.facts()}
+                _log.warning("%r is not admitted: %s", peer, found.message, extra=told)
                 peer.admitted(Status.error(found.message))
                 link.close(TransportError(found.message))
             elif status is StatusClass.GOOD:
                 peer.resume()
             elif status is StatusClass.BAD:
-                _log.warning("%r is disconnected: %s", peer, found.message)
+                told = {"event": "peer-disconnected", **peer.credentials.facts()}
+                _log.warning("%r is disconnected: %s", peer, found.message, extra=told)
                 link.cut(TransportError(found.message))
             else:
-                _log.warning("%r is paused: %s", peer, found.message)
+                told = {"event": "peer-paused", **peer.credentials.facts()}
+                _log.warning("%r is paused: %s", peer, found.message, extra=told)
                 peer.hold(found)
 
         unwatch = self.gate.watch(peer.credentials, verdict, engine=link.engine)

@@ -183,6 +183,30 @@ def test_ioc_accepts_its_configuration(tmp_path):
     check(tmp_path, "appliance.cli.softiocpvx", "--config", str(tmp_path / "ioc.yml"), "--check-config")
 
 
+@pytest.mark.parametrize(
+    ("item", "options"),
+    [
+        ({"token_file": "/run/t"}, "--token-file /run/spva/keychain-one/token"),
+        ({"token_file": "/run/t", "issuer": "47530d89"}, "--issuer 47530d89 --token-file /run/spva/keychain-one/token"),
+        ({"method": "std"}, ""),
+        ({"method": "std", "issuer": "47530d89", "validity": "90d"}, "--issuer 47530d89 --time 90d"),
+    ],
+)  # fmt: skip
+def test_options_of_a_keychain_are_ones_that_its_authenticator_takes(tmp_path, item, options):
+    item = {"name": "one", **item}
+    text = render(tmp_path, "spva_keychain", "keychain.conf.j2", item=item)
+    assert f'\nEnvironment="SPVA_OPTIONS={options}"\n' in text
+    # It reads them all before it asks anybody: there is nobody to ask here.
+    done = subprocess.run(
+        [
+            sys.executable, "-m", f"appliance.cli.authn{item.get('method', 'jwt')}", "--check-due", *options.split(),
+        ],
+        capture_output=True, text=True, check=False, timeout=60, cwd=ROOT,
+        env={**os.environ, "EPICS_PVA_TLS_KEYCHAIN": str(tmp_path / "none.p12")},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_password_of_a_keychain_is_in_no_unit(tmp_path):
     item = {
         "name": "one",

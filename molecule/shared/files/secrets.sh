@@ -2,9 +2,10 @@
 # Looks for the test site's passwords, for tokens and for private keys where they must not be.
 set -u
 secret='canary-[a-z]+-47[0-9]+'
+# In all fields of the journal, command lines too.
 found() { echo "secrets: $*" >&2; exit 1; }
 
-if journalctl --no-pager --output=cat | grep -nE -e "$secret" -e 'eyJ[A-Za-z0-9_-]{8,}[.][A-Za-z0-9_-]{8,}' -e 'BEGIN [A-Z ]*PRIVATE KEY'; then
+if journalctl --no-pager --output=export | grep -a -nE -e "$secret" -e 'eyJ[A-Za-z0-9_-]{8,}[.][A-Za-z0-9_-]{8,}' -e 'BEGIN [A-Z ]*PRIVATE KEY'; then
     found "in the journal"
 fi
 if cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null | tr '\0' '\n' | grep -nE "$secret"; then
