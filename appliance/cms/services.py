@@ -176,11 +176,12 @@ class CreatePV(_Callable):
         if counters.in_flight >= self._limit:
             counters.limited += 1
             raise Refused(retry_sentence(1.0))
+        # Counted here and not in the task: requests that come in one go must not all pass before the first has begun.
+        counters.in_flight += 1
         self._tasks.start(operation, self._create(operation, ccr))
 
     async def _create(self, operation: Operation, ccr: CCR) -> None:
         counters = self._counters
-        counters.in_flight += 1
         started = time.monotonic()
         try:
             issued = await self._issuing.issue(ccr, operation.peer, wanted=lambda: operation.alive)
@@ -263,7 +264,7 @@ class ListPV(_Callable):
         states = _states(_query(query, "state"))
         subject = _query(query, "subject")[:256]
         limit = _query(query, "limit") or str(_LIST_DEFAULT)
-        if not limit.isascii() or not limit.isdecimal() or not 0 < int(limit) <= _LIST_MAX:
+        if not limit.isascii() or not limit.isdecimal() or len(limit) > 9 or not 0 < int(limit) <= _LIST_MAX:
             raise Refused(f"limit must be a number from 1 to {_LIST_MAX}")
         self._tasks.start(operation, self._list(operation, states, subject, int(limit)))
 

@@ -285,6 +285,20 @@ async def test_requests_are_limited_per_peer_and_told_when_to_come_again(tmp_pat
         assert service.counters.limited == 1
 
 
+async def test_requests_that_come_in_one_go_do_not_pass_the_limit_of_those_in_progress(tmp_path):
+    async with running(tmp_path, ccr_in_flight=2, **OPEN) as service, plain(service) as anyone:
+        await anyone.get("CERT:ROOT")
+        replies = await asyncio.gather(
+            *(anyone.rpc("CERT:CREATE", ccr(f"n{number}")) for number in range(12)), return_exceptions=True
+        )
+        refused = [reply for reply in replies if isinstance(reply, RemoteError)]
+        assert all("rate limited, retry in" in str(error) for error in refused)
+        assert service.counters.limited == len(refused) > 0
+        assert len(replies) - len(refused) >= 2
+        assert service.counters.in_flight == 0
+        assert (await anyone.rpc("CERT:CREATE", ccr("later")))["state"] == "VALID"
+
+
 async def test_certificates_and_answers_satisfy_openssl(tmp_path):
     async with running(tmp_path, **OPEN) as service, plain(service) as anyone:
         reply = await anyone.rpc("CERT:CREATE", ccr(usage=3))
