@@ -372,10 +372,10 @@ class StatusCommands:
 
     def refused(self, peer: Credentials, serial: int | None, wanted: str, why: str) -> None:
         """Have a refused attempt recorded, unless this peer fills the audit with them."""
-        _log.warning("refused %s: %s", peer.peer, why)
         if self._refusals.take(peer_key(peer.peer)):
             self._unrecorded += 1
             return
+        _log.warning("refused %s: %s", peer.peer, why)
         facts = {"asked": wanted[:32], "why": why}
         if self._unrecorded:
             facts["unrecorded"] = str(self._unrecorded)
