@@ -192,6 +192,8 @@ class CreatePV(_Callable):
         finally:
             counters.in_flight -= 1
         record = issued.record
+        # Asked now: the reply ends the operation of a client that said that it calls once only.
+        waits = operation.alive
         operation.reply(
             self._reply(
                 record.state, record.serial, issued.cert_id, issued.status_pv, record.not_after, issued.pem
@@ -199,7 +201,7 @@ class CreatePV(_Callable):
         )
         counters.took(time.monotonic() - started)
         delivered = self._issuing.lifecycle.delivered
-        if operation.alive:
+        if waits:
             delivered(record.serial)
         _log.debug("%s %s: %s", issued.cert_id, record.state.value, record.subject.replace("\x1f", " "))
 
