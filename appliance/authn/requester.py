@@ -7,7 +7,9 @@ that has proved to be the certificate service (see `cms_only`), before the first
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import stat
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
@@ -492,14 +494,18 @@ class Requester:
 
     def _write(self, data: bytes) -> None:
         path = self.settings.keychain
-        try:
-            before = os.stat(path)  # noqa: PTH116
-        except OSError:
-            before = None
-        write_private(path, data)
-        if before is not None and os.geteuid() == 0 and before.st_uid != 0:
+        owner = None
+        if os.geteuid() == 0:
             # Renewed by root for a service: the service must still be able to read its keychain.
-            try:
-                os.chown(path, before.st_uid, before.st_gid)
-            except OSError as error:
-                self.say(f"Warning: {path}: cannot be given back to its owner: {error.strerror}")
+            with contextlib.suppress(OSError):
+                before = os.lstat(path)
+                owner = (
+                    (before.st_uid, before.st_gid) if before.st_uid and stat.S_ISREG(before.st_mode) else None
+                )
+        try:
+            write_private(path, data, owner=owner)
+        except ConfigurationError as error:
+            if owner is None:
+                raise
+            write_private(path, data)
+            self.say(f"Warning: {path}: cannot be given back to its owner: {error}")

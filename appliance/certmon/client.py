@@ -45,9 +45,7 @@ class ClientKeeper(Keeper):
         trouble = await self.open()
         if trouble is not None:
             _log.warning("TLS is not used: %s", trouble)
-        self.mode, self.generation = self.choose(), identity.generation
-        if self.mode is Mode.SHUTDOWN:
-            raise KeychainError(f"{identity.path}: {self.why()}; request a new certificate")
+        self.begin()
         tls = self._tls()
         if self.options.tls_required:
             if trouble is not None and tls is None:
@@ -79,27 +77,14 @@ class ClientKeeper(Keeper):
 
     def changed(self) -> None:
         """Apply what is so now."""
-        identity, context = self.identity, self._context
-        if context is None or not self.settled:
+        context = self._context
+        news = self.news() if context is not None else None
+        if context is None or news is None:
             return
-        mode = self.choose()
-        replaced = identity.generation != self.generation
-        if mode is self.mode and not replaced:
-            return
-        self.mode, self.generation = mode, identity.generation
-        why = "a new keychain is in use" if replaced else self.why()
-        if mode is Mode.SHUTDOWN:
-            _log.error("%s: %s: the client ends, as on_expiration asks for", identity.path, self.why())
+        if self.mode is Mode.SHUTDOWN:
             task = asyncio.get_running_loop().create_task(context.close())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             return
-        _log.log(
-            logging.INFO if mode is Mode.TLS else logging.WARNING,
-            "%s: %s: %s",
-            identity.path,
-            why,
-            mode.value,
-        )
-        # Live connections of a certificate that is merely paused stay: the gate holds them.
-        context.set_tls(self._tls(), SecurityError(why) if replaced or self.ended else None)
+        why, must_go = news
+        context.set_tls(self._tls(), SecurityError(why) if must_go else None)

@@ -177,6 +177,36 @@ class Keeper:
             self.identity.validity, self.status_class, self.options, server_side=self.identity.server_side
         )
 
+    def begin(self) -> Mode:
+        """Take the mode that things ask for at the start. Raises KeychainError where it is to end."""
+        self.mode = mode = self.choose()
+        self.generation = self.identity.generation
+        if mode is Mode.SHUTDOWN:
+            raise KeychainError(f"{self.identity.path}: {self.why()}; request a new certificate")
+        return mode
+
+    def news(self) -> tuple[str, bool] | None:
+        """Take the mode that things ask for now; None where nothing has changed, or it is not time to act.
+
+        Else why, and whether TLS connections that are up must go: live connections of a certificate that is merely
+        paused stay, for the gate holds them. The log has been told.
+        """
+        if not self.settled:
+            return None
+        mode, identity = self.choose(), self.identity
+        replaced = identity.generation != self.generation
+        if mode is self.mode and not replaced:
+            return None
+        self.mode, self.generation = mode, identity.generation
+        why = "a new keychain is in use" if replaced else self.why()
+        if mode is Mode.SHUTDOWN:
+            what = "server stops" if identity.server_side else "client ends"
+            _log.error("%s: %s: the %s, as on_expiration asks for", identity.path, self.why(), what)
+        else:
+            level = logging.INFO if mode is Mode.TLS else logging.WARNING
+            _log.log(level, "%s: %s: %s", identity.path, why, mode.value)
+        return why, replaced or self.ended
+
     def why(self) -> str:
         """Say what is wrong with the own certificate."""
         if self.identity.validity is not Validity.CURRENT:

@@ -10,7 +10,7 @@ from typing import Any, Final
 from appliance.certmon.keeper import Keeper
 from appliance.certmon.policy import Mode
 from appliance.config.pva import ClientConfig, ServerConfig, resolve_client
-from appliance.errors import KeychainError, SecurityError
+from appliance.errors import SecurityError
 from appliance.server.server import Server
 
 __all__ = ["ServerKeeper"]
@@ -56,16 +56,14 @@ class ServerKeeper(Keeper):
             if self._config.tls_stop_if_no_cert:
                 raise trouble
             _log.warning("TLS is not used: %s", trouble)
-        self.mode, self.generation = self.choose(), identity.generation
-        if self.mode is Mode.SHUTDOWN:
-            raise KeychainError(f"{identity.path}: {self.why()}; request a new certificate")
-        if self.mode is not Mode.TLS:
-            _log.warning("%s: %s: %s until that changes", identity.path, self.why(), self.mode.value)
-        tls = identity.full if self.mode is Mode.TLS else None
+        mode = self.begin()
+        if mode is not Mode.TLS:
+            _log.warning("%s: %s: %s until that changes", identity.path, self.why(), mode.value)
+        tls = identity.full if mode is Mode.TLS else None
         if self.options.tls_required:
             self._arguments["require_tls"] = True
         self._server = server = Server(self._config, tls=tls, gate=self.gate, **self._arguments)
-        server.set_standby(self.mode is Mode.STANDBY)
+        server.set_standby(mode is Mode.STANDBY)
         if self._prepare is not None:
             self._prepare(server)
         await server.start()
@@ -118,29 +116,16 @@ class ServerKeeper(Keeper):
                 _log.exception("the change of the server's TLS failed")
 
     async def _apply(self) -> None:
-        identity, server = self.identity, self._server
+        server = self._server
         assert server is not None
-        if not self.settled:
+        news = self.news()
+        if news is None:
             return
-        mode = self.choose()
-        replaced = identity.generation != self.generation
-        if mode is self.mode and not replaced:
-            return
-        self.mode, self.generation = mode, identity.generation
-        why = "a new keychain is in use" if replaced else self.why()
-        if mode is Mode.SHUTDOWN:
-            _log.error("%s: %s: the server stops, as on_expiration asks for", identity.path, self.why())
+        if self.mode is Mode.SHUTDOWN:
             await server.stop()
             return
-        _log.log(
-            logging.INFO if mode is Mode.TLS else logging.WARNING,
-            "%s: %s: %s",
-            identity.path,
-            why,
-            mode.value,
-        )
-        await server.set_tls(identity.full if mode is Mode.TLS else None)
-        server.set_standby(mode is Mode.STANDBY, close=self.ended)
-        if replaced or self.ended:
-            # Live connections of a certificate that is merely paused stay: the gate holds them.
+        why, must_go = news
+        await server.set_tls(self.identity.full if self.mode is Mode.TLS else None)
+        server.set_standby(self.mode is Mode.STANDBY, close=self.ended)
+        if must_go:
             server.close_peers(SecurityError(why), tls_only=True)

@@ -32,6 +32,7 @@ __all__ = [
     "decode_status",
     "encode_status",
     "enum_index",
+    "ocsp_response",
     "status_template",
 ]
 
@@ -88,11 +89,10 @@ def decode_status(value: Value) -> StatusReport:
         state = _text(value, "state")
         if not text and not state:
             raise CertificateStatusError("the PV tells no certificate state: it is no status PV")
-        response = value.get("ocsp_response")
         return StatusReport(
             parse_state(text or state),
             _number(value, "serial"),
-            b"" if response is None else bytes(response),
+            ocsp_response(value),
             _text(value, "ocsp_state"),
             _text(value, "ocsp_status_date"),
             _text(value, "ocsp_certified_until"),
@@ -102,6 +102,20 @@ def decode_status(value: Value) -> StatusReport:
         )
     except (PVDataError, TypeError, ValueError) as error:
         raise CertificateStatusError(f"the PV is no certificate status: {error}") from error
+
+
+def ocsp_response(value: Value) -> bytes:
+    """Give the signed answer in a CERT:STATUS value; nothing where there is none.
+
+    Raises CertificateStatusError for a field of another type: anybody can answer for a status PV, and what is a number
+    there would otherwise be taken for how many octets to make.
+    """
+    found = value.get("ocsp_response")
+    if found is None or isinstance(found, bytes):
+        return found or b""
+    if getattr(found, "itemsize", 0) != 1 or not hasattr(found, "tobytes"):
+        raise CertificateStatusError("the PV is no certificate status: ocsp_response is no array of octets")
+    return bytes(found.tobytes())
 
 
 def _choice(value: Value, path: str) -> str:

@@ -457,6 +457,11 @@ class Context:
             return
         trial = self._links.get(address)
         if trial is None:
+            trials = sum(
+                other.guid == guid and other.address[2] and not other.ready for other in self._links.values()
+            )
+            if trials >= MAX_TRIALS:
+                return  # such answers are anyone's to forge, and each names another address
             trial = self._open_link(address)
             trial.guid = guid
         elif trial.ready:
@@ -592,6 +597,8 @@ PROBES_S: Final = (0.0, 0.3, 2.0)
 """Seconds after which servers are asked whether they speak TLS now."""
 UPGRADE_PATIENCE_S: Final = 5.0
 """Seconds for which requests in progress may keep a connection in the clear that could be TLS."""
+MAX_TRIALS: Final = 4
+"""TLS connections that are being tried to one server at the same time."""
 MAX_NEWS: Final = 100_000
 """News of servers that wait for a listener who does not listen; beacons are anyone's to send."""
 

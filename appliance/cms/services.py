@@ -182,11 +182,12 @@ class CreatePV(_Callable):
         if counters.in_flight >= self._limit:
             counters.limited += 1
             raise Refused(retry_sentence(1.0))
+        # Counted here and not in the task: requests that come in one go must not all pass before the first has begun.
+        counters.in_flight += 1
         self._tasks.start(operation, self._create(operation, ccr))
 
     async def _create(self, operation: Operation, ccr: CCR) -> None:
         counters = self._counters
-        counters.in_flight += 1
         started = time.monotonic()
         try:
             issued = await self._issuing.issue(ccr, operation.peer, wanted=lambda: operation.alive)
@@ -198,6 +199,8 @@ class CreatePV(_Callable):
         finally:
             counters.in_flight -= 1
         record = issued.record
+        # Asked now: the reply ends the operation of a client that said that it calls once only.
+        waits = operation.alive
         operation.reply(
             self._reply(
                 record.state, record.serial, issued.cert_id, issued.status_pv, record.not_after, issued.pem
@@ -205,7 +208,7 @@ class CreatePV(_Callable):
         )
         counters.took(time.monotonic() - started)
         delivered = self._issuing.lifecycle.delivered
-        if operation.alive:
+        if waits:
             delivered(record.serial)
         subject = record.subject.replace("\x1f", " ")
         told = {
@@ -275,7 +278,7 @@ class ListPV(_Callable):
         states = _states(_query(query, "state"))
         subject = _query(query, "subject")[:256]
         limit = _query(query, "limit") or str(_LIST_DEFAULT)
-        if not limit.isascii() or not limit.isdecimal() or not 0 < int(limit) <= _LIST_MAX:
+        if not limit.isascii() or not limit.isdecimal() or len(limit) > 9 or not 0 < int(limit) <= _LIST_MAX:
             raise Refused(f"limit must be a number from 1 to {_LIST_MAX}")
         self._tasks.start(operation, self._list(operation, states, subject, int(limit)))
 
@@ -386,13 +389,13 @@ class StatusCommands:
 
     def refused(self, peer: Credentials, serial: int | None, wanted: str, why: str) -> None:
         """Have a refused attempt recorded, unless this peer fills the audit with them."""
+        if self._refusals.take(peer_key(peer.peer)):
+            self._unrecorded += 1
+            return
         told = {"event": "command-refused", "command": wanted[:32], **peer.facts()}
         if serial is not None:
             told["cert_id"] = shown_id(self._names.issuer_id, serial)
         _log.warning("refused %s: %s", peer.peer, why, extra=told)
-        if self._refusals.take(peer_key(peer.peer)):
-            self._unrecorded += 1
-            return
         facts = {"asked": wanted[:32], "why": why}
         if self._unrecorded:
             facts["unrecorded"] = str(self._unrecorded)

@@ -19,11 +19,14 @@ class PrivateRead(NamedTuple):
     """One sentence about permissions that are wider than they should be; empty when all is well."""
 
 
-def write_private(path: str | os.PathLike[str], data: bytes, mode: int = 0o600) -> None:
+def write_private(
+    path: str | os.PathLike[str], data: bytes, mode: int = 0o600, *, owner: tuple[int, int] | None = None
+) -> None:
     """Replace a file in one step, so that a reader or a power cut sees the old content or the new.
 
     The new file is created with ``mode`` (never wider for an instant), synced, renamed over the old one, and its
-    directory is synced. Raises ConfigurationError with the reason when any step fails; the old file then stays.
+    directory is synced. ``owner`` (user and group) is set before the file has its name: whoever owns the directory could
+    put a link there, and ``chown`` by that name would give away whatever the link leads to. Raises ConfigurationError with the reason when any step fails; the old file then stays.
     """
     name = os.fspath(path)
     directory, base = os.path.split(name)
@@ -35,6 +38,8 @@ def write_private(path: str | os.PathLike[str], data: bytes, mode: int = 0o600) 
             try:
                 # The umask may have taken bits that the caller asked for.
                 os.fchmod(fd, mode)
+                if owner is not None:
+                    os.fchown(fd, *owner)
                 view = memoryview(data)
                 while view:
                     view = view[os.write(fd, view) :]

@@ -39,6 +39,8 @@ __all__ = ["Peer"]
 
 _log: Final = logging.getLogger(__name__)
 _MAX_ACCOUNT: Final = 256
+MAX_MESSAGES: Final = 20
+"""Messages for the log that one connection may send."""
 ROLES_PATIENCE_S: Final = 2.0
 """Seconds for which a client waits for its groups; far less than what it takes a client to give up."""
 
@@ -46,7 +48,17 @@ ROLES_PATIENCE_S: Final = 2.0
 class Peer:
     """See the module's text."""
 
-    __slots__ = ("_dirty", "_pumping", "connection", "credentials", "held", "link", "server", "validated")
+    __slots__ = (
+        "_dirty",
+        "_messages",
+        "_pumping",
+        "connection",
+        "credentials",
+        "held",
+        "link",
+        "server",
+        "validated",
+    )
 
     def __init__(self, server: Server, connection: ServerConnection, link: StreamLink) -> None:
         self.server = server
@@ -58,6 +70,7 @@ class Peer:
         """Why the client's requests wait, where they do: the status of a certificate is not good at present."""
         self._dirty: list[Subscription] = []
         self._pumping = False
+        self._messages = 0
         connection.context = self
         link.context = self
 
@@ -230,7 +243,12 @@ class Peer:
             )
 
     def _on_message(self, event: RemoteMessage) -> None:
-        _log.info("message from %s: %s", self.link.peer, event.text[:512])
+        # A client may send as many as it likes, even before it has said who it is.
+        self._messages += 1
+        if self._messages <= MAX_MESSAGES:
+            _log.info("message from %s: %s", self.link.peer, event.text[:512])
+        elif self._messages == MAX_MESSAGES + 1:
+            _log.info("further messages from %s are not logged", self.link.peer)
 
     # -- updates -------------------------------------------------------------------------------------
 

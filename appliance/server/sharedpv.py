@@ -315,11 +315,19 @@ def _accept(pv: SharedPV, operation: Operation, value: Value) -> None:  # noqa: 
     pv.post(value)
 
 
+MAX_TASKS: Final = 10_000
+"""Coroutines of put and RPC functions that may run at the same time in this process."""
 _tasks: set[asyncio.Future[Any]] = set()
 
 
 def _background(operation: Operation, result: Awaitable[Any], answer: Callable[[Any], None]) -> None:
     """Answer ``operation`` when ``result`` is there; keep the task alive until then."""
+    if len(_tasks) >= MAX_TASKS:
+        # A client that asks, gives up and asks again leaves every call behind: what is begun is brought to its end.
+        if inspect.iscoroutine(result):
+            result.close()
+        operation.fail(f"the server has {MAX_TASKS} requests in progress; try again later")
+        return
 
     def finished(task: asyncio.Future[Any]) -> None:
         _tasks.discard(task)

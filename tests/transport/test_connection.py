@@ -312,6 +312,45 @@ async def test_a_client_that_leaves_with_something_on_its_way_to_it_is_a_quiet_l
     assert "reset" in end.getMessage()
 
 
+async def test_calls_that_clients_gave_up_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("appliance.server.sharedpv.MAX_TASKS", 5)
+    go = asyncio.Event()
+    running = 0
+
+    async def call(pv: SharedPV, operation: Operation, argument: Value | None) -> None:
+        nonlocal running
+        running += 1
+        await go.wait()
+        running -= 1
+
+    async with served({"call": SharedPV(on_rpc=call)}) as server, client_of(server) as ctx:
+        for number in range(5):
+            with pytest.raises(OperationTimeoutError):
+                await ctx.rpc("call", timeout=0.05 if number else 1.0)
+        await until(lambda: running == 5)
+        with pytest.raises(RemoteError, match="5 requests in progress; try again later"):
+            await ctx.rpc("call")
+        go.set()
+        await until(lambda: running == 0)
+        assert await ctx.rpc("call") is None
+
+
+async def test_messages_for_the_log_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "appliance.server")
+    async with served({}) as server:
+        client = await RawClient.connect(server.tcp_port)
+        body = struct.pack("<IB", 0, 0) + b"\x02hi"
+        await client.send((b"\xca\x02\x00\x12" + struct.pack("<I", len(body)) + body) * 1000)
+        echo = b"\xca\x02\x00\x02" + struct.pack("<I", 4) + b"done"
+        await client.send(echo)
+        while (await client.message())[1] != b"done":
+            pass
+        await client.close()
+    said = [record.getMessage() for record in caplog.records if "message" in record.getMessage()]
+    assert len(said) == 21
+    assert "further messages" in said[-1]
+
+
 async def test_a_function_of_the_caller_that_fails_hurts_only_its_own_put(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -19,6 +19,7 @@ from tests.helpers.pki import site
 from tests.helpers.status_service import StatusService
 
 S = site()
+PATIENCE_S, SERVER_PATIENCE_S = gate_module.PATIENCE_S, gate_module.SERVER_PATIENCE_S
 VALID, REVOKED, PENDING = CertState.VALID, CertState.REVOKED, CertState.PENDING
 OFFLINE, RENEWAL, APPROVAL = (
     CertState.SCHEDULED_OFFLINE,
@@ -31,6 +32,14 @@ OFFLINE, RENEWAL, APPROVAL = (
 def quick_look(monkeypatch):
     """What is looked at once a second is looked at more often, so that tests need not wait."""
     monkeypatch.setattr("appliance.certmon.identity.POLL_S", 0.05)
+
+
+@pytest.fixture(autouse=True)
+def steady(monkeypatch):
+    """On a busy machine the first status may take longer than the patience for it: that is not what is tested."""
+    monkeypatch.setattr("appliance.certmon.gate.PATIENCE_S", 30)
+    monkeypatch.setattr("appliance.certmon.keeper.PATIENCE_S", 30)
+    monkeypatch.setattr("appliance.certmon.gate.SERVER_PATIENCE_S", 30)
 
 
 @pytest.fixture
@@ -653,5 +662,5 @@ async def test_a_warning_names_the_certificate_and_the_state_and_nothing_secret(
 
 def test_tools_can_wait_twice_within_their_timeout():
     """Own certificate, then the peer's: a tool waits five seconds and must have answered by then."""
-    assert 2 * gate_module.PATIENCE_S < 5.0 - 1.0
-    assert gate_module.SERVER_PATIENCE_S > gate_module.PATIENCE_S
+    assert 2 * PATIENCE_S < 5.0 - 1.0
+    assert SERVER_PATIENCE_S > PATIENCE_S

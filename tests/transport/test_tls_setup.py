@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import socket
 import stat
 from datetime import timedelta
 
@@ -13,6 +14,7 @@ from appliance.certmon.wiring import open_client, open_server
 from appliance.certs.status import CertState
 from appliance.config.secret import Secret
 from appliance.errors import KeychainError, OperationError, OperationTimeoutError
+from appliance.pva.search import SearchResponse
 from tests.helpers.live import (
     HOST,
     client_config,
@@ -506,3 +508,25 @@ async def test_our_client_shakes_hands_with_openssl_s_server(tmp_path, pem):
         async with open_client(client_config(keychain=file)) as context:
             with pytest.raises(OperationError):
                 await context.get("pv", timeout=0.5, server=(HOST, port, True))
+
+
+async def test_forged_offers_of_tls_open_few_connections(tmp_path):
+    """Anybody may answer a search with the GUID of the server that is in use, and name any address."""
+    keychain = keychain_file(tmp_path, "client", S.client)
+    with socket.create_server(("", 0)) as mute:
+        port = mute.getsockname()[1]
+        async with (
+            open_server(server_config(), prepare=Seen().prepare) as server,
+            open_client(
+                client_config(server, keychain=keychain, tls_options="no_revocation_check")
+            ) as context,
+        ):
+            await context.get("pv")
+            channel = context.channel("pv")
+            assert not channel.peer.is_tls
+            for number in range(1, 51):
+                answer = SearchResponse(server.guid, 1, None, port, "tls", True, (channel.instance,))
+                context.searcher.answered(answer, f"127.0.0.{number}")
+            tried = [link for link in context._links.values() if link.address[2]]
+            assert 1 <= len(tried) <= 4
+            await context.get("pv")

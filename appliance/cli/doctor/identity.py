@@ -285,6 +285,7 @@ async def check_status(
 
 
 def _judge(keychain: Keychain, value: Any, report: Report, now: datetime) -> None:
+    from appliance.certmon.status_pv import ocsp_response
     from appliance.certs.ocsp import verify_response
     from appliance.certs.status import CertState, judge, parse_state
 
@@ -292,9 +293,7 @@ def _judge(keychain: Keychain, value: Any, report: Report, now: datetime) -> Non
     assert issuer is not None
     text = str(value.get("state", ""))
     try:
-        answer = verify_response(
-            bytes(value.get("ocsp_response", b"")), issuer=issuer, serial=keychain.serial, now=now
-        )
+        answer = verify_response(ocsp_response(value), issuer=issuer, serial=keychain.serial, now=now)
     except ApplianceError as error:
         report.problem(
             "status",

@@ -1,6 +1,7 @@
 """The service through real sockets, with our own client over TCP and TLS."""
 
 import asyncio
+import struct
 import subprocess
 from datetime import timedelta
 
@@ -13,7 +14,9 @@ from appliance.cms.audit import verify_audit
 from appliance.cms.issuing import CCR
 from appliance.errors import ApplianceError, RemoteError
 from appliance.pva.credentials import Credentials
+from appliance.pva.typed import encode_typed
 from tests.helpers.cms import Clock, admin_keychain, ccr, keychain_of, plain, running, secure, settled
+from tests.helpers.raw import RawClient
 
 OPEN = {"require_client_approval": False, "require_server_approval": False, "require_ioc_approval": False}
 
@@ -283,6 +286,40 @@ async def test_requests_are_limited_per_peer_and_told_when_to_come_again(tmp_pat
         with pytest.raises(RemoteError, match=r"rate limited, retry in [0-9]+ s"):
             await anyone.rpc("CERT:CREATE", ccr("three"))
         assert service.counters.limited == 1
+
+
+async def test_requests_that_come_in_one_go_do_not_pass_the_limit_of_those_in_progress(tmp_path):
+    async with running(tmp_path, ccr_in_flight=2, **OPEN) as service, plain(service) as anyone:
+        await anyone.get("CERT:ROOT")
+        replies = await asyncio.gather(
+            *(anyone.rpc("CERT:CREATE", ccr(f"n{number}")) for number in range(12)), return_exceptions=True
+        )
+        refused = [reply for reply in replies if isinstance(reply, RemoteError)]
+        assert all("rate limited, retry in" in str(error) for error in refused)
+        assert service.counters.limited == len(refused) > 0
+        assert len(replies) - len(refused) >= 2
+        assert service.counters.in_flight == 0
+        assert (await anyone.rpc("CERT:CREATE", ccr("later")))["state"] == "VALID"
+
+
+async def test_a_client_that_calls_once_only_has_got_its_certificate(tmp_path):
+    """The destroy bit ends the operation with its reply; the certificate is not in doubt after the next start."""
+    async with (
+        running(tmp_path, **OPEN) as service,
+        await RawClient.connect(service.server.tcp_port) as peer,
+    ):
+        head = struct.pack("<II", await peer.channel("CERT:CREATE"), 7)
+
+        async def rpc(sub, body):
+            data = head + bytes((sub,)) + body
+            await peer.send(b"\xca\x02\x00\x14" + struct.pack("<I", len(data)) + data)
+            while (answer := await peer.message())[0] != 20:
+                pass
+            assert answer[1][5] == 0xFF, answer
+
+        await rpc(0x08, b"\xff")
+        await rpc(0x10, b"".join(encode_typed(ccr(), big=False)))
+        assert len(service.lifecycle._delivered) == 1
 
 
 async def test_certificates_and_answers_satisfy_openssl(tmp_path):

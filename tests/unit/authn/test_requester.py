@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from datetime import UTC, datetime, timedelta
 
 import jwt
@@ -140,6 +141,26 @@ def test_what_is_due(tmp_path, keychain, usage, due):
     settings = resolve_requester(usage, {"keychain": str(path)}, {"XDG_CONFIG_HOME": str(tmp_path)})
     asking = Requester(settings, Trusting(), say=lambda _: None, timeout_s=1, now=lambda: NOW)
     assert asking.renewal_due(asking.look())[0] is due
+
+
+def test_a_keychain_that_is_renewed_stays_its_owners_and_a_link_in_its_place_gives_nothing_away(tmp_path):
+    owner = 65534 if os.geteuid() == 0 else os.geteuid()
+    precious = tmp_path / "precious"
+    precious.touch(mode=0o600)
+    before = precious.stat()
+    path = tmp_path / "k.p12"
+    settings = resolve_requester("client", {"keychain": str(path)}, {"XDG_CONFIG_HOME": str(tmp_path)})
+    asking = Requester(settings, Trusting(), say=lambda _: None, timeout_s=1)
+    path.touch()
+    os.chown(path, owner, -1)
+    asking._write(b"new")
+    assert (path.read_bytes(), path.stat().st_uid) == (b"new", owner)
+    path.unlink()
+    path.symlink_to(precious)
+    os.chown(path, owner, -1, follow_symlinks=False)
+    asking._write(b"newer")
+    assert (path.read_bytes(), path.is_symlink(), path.stat().st_uid) == (b"newer", False, os.geteuid())
+    assert (precious.stat().st_uid, precious.read_bytes()) == (before.st_uid, b"")
 
 
 # ---------------------------------------------------------------------- trust

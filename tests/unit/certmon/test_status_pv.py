@@ -141,6 +141,28 @@ def test_what_is_no_status_is_refused_or_unknown(value):
         assert decode_status(value).state is CertState.UNKNOWN
 
 
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        (UINT64, 2**40),
+        (UINT64, 2**63),
+        (INT32, 5),
+        (STRING, "abc"),
+        (ArrayType(FLOAT64), [1.0]),
+        (ArrayType(UINT64), [1]),
+        (ArrayType(STRING), ["a"]),
+    ],
+    ids=str,
+)
+def test_an_answer_of_another_type_is_refused(kind, content):
+    """``bytes(2**40)`` would be a terabyte of zeros: anybody can answer the search for a status PV."""
+    value = Value(StructType([("state", STRING), ("ocsp_response", kind)]))
+    value["state"] = "VALID"
+    value["ocsp_response"] = content
+    with pytest.raises(CertificateStatusError, match="ocsp_response is no array of octets"):
+        decode_status(value)
+
+
 @given(
     st.sampled_from([STATUS_TYPE, FORM_2025, FORM_2026]),
     st.integers(-(2**31), 2**31 - 1),

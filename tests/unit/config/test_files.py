@@ -2,6 +2,7 @@ import copy
 import os
 import pickle
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -49,6 +50,24 @@ def test_a_symbolic_link_is_replaced_and_its_target_left_alone(tmp_path):
     write_private(tmp_path / "key", b"new")
     assert target.read_bytes() == b"old"
     assert not (tmp_path / "key").is_symlink()
+
+
+def test_the_owner_is_set_before_the_file_has_its_name(tmp_path, monkeypatch):
+    """A chown by name would follow a link that the directory's owner puts there in time."""
+    named = []
+    rename = os.rename
+
+    def look(source, target):
+        found = Path(source).stat()
+        named.append((found.st_uid, found.st_gid))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", look)
+    owner = (65534, 65534) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+    write_private(tmp_path / "key", b"x", owner=owner)
+    assert named == [owner]
+    status = (tmp_path / "key").stat()
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (*owner, 0o600)
 
 
 @pytest.mark.parametrize(("mode", "finding"), [(0o600, ""), (0o400, ""), (0o640, "group"), (0o660, "group")])

@@ -400,3 +400,13 @@ def test_the_status_cache_lives_below_the_data_directory_unless_told_otherwise()
     assert client().config.status_cache == "/home/client/.local/share/pva/1.3/status_cache"
     assert client({"EPICS_PVA_STATUS_CACHE_DIR": "/c"}).config.status_cache == "/c"
     assert client({"EPICS_PVA_NO_STATUS_CACHE": "1"}).config.status_cache == ""
+
+
+def test_what_clients_and_servers_share_is_the_same_for_both():
+    """Named tuples inherit no fields, so the shared ones stand twice."""
+    client, server = pva.ClientConfig, pva.ServerConfig
+    shared = [name for name in client._fields if name in server._fields]
+    assert len(shared) > 10
+    for name in shared:
+        assert client._field_defaults[name] == server._field_defaults[name], name
+        assert pva._ClientFields.__annotations__[name] == pva._ServerFields.__annotations__[name], name
