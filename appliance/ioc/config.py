@@ -67,7 +67,7 @@ class IocConfig(Settings, frozen=True, kw_only=True):
     put_log: FilePath = default(FilePath())
     """A file for the log of puts that access security asks for (TRAPWRITE), each record sealing those before."""
     channel_access: bool = False
-    """Serve Channel Access too. It knows neither TLS nor identities: anyone who can reach it may use it."""
+    """Serve Channel Access too. It knows neither TLS nor proof: `acf` grants it what a claimed name is worth."""
     log_level: Annotated[str, Meta(max_length=256)] = "INFO"
     """`DEBUG`, `INFO`, `WARNING` or `ERROR`; `PVXS_LOG` sets single parts."""
     pva: ServerSettings = msgspec.field(default_factory=ServerSettings)
