@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from appliance.acf import AccessSecurity, Decision, Principal, load_acf
+from appliance.config.pva import ServerConfig
 from appliance.errors import AccessFileError, ApplianceError
 from appliance.ioc import dbcore
 from appliance.ioc.config import LoadStep
@@ -109,7 +110,11 @@ class _GroupName(EventSink):
 class IocAccess:
     """The AccessPolicy of the IOC's server, and what keeps it current."""
 
-    def __init__(self, review: Callable[[Callable[[Channel], bool] | None], None]) -> None:
+    def __init__(
+        self,
+        review: Callable[[Callable[[Channel], bool] | None], None],
+        config: ServerConfig | None = None,
+    ) -> None:
         self.security = AccessSecurity.unrestricted()
         self.step: LoadStep | None = None
         """The file in force."""
@@ -117,6 +122,7 @@ class IocAccess:
         self.before_use: Callable[[AccessSecurity], None] | None = None
         """Told in a thread of other rules that shall hold; what it raises keeps the former ones in force."""
         self._review = review
+        self._config = config
         self._stream: EventStream | None = None
         self._records: RecordSource | None = None
         self._groups: GroupSource | None = None
@@ -299,7 +305,7 @@ class IocAccess:
                 outside.append(name)
         if outside or self._external is not None:
             if self._external is None:
-                self._external = ExternalInputs(self.input_changed)
+                self._external = ExternalInputs(self.input_changed, self._config)
             self._external.follow(outside)
 
 

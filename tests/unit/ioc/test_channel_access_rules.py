@@ -20,7 +20,7 @@ CLAIMS = ["alice", "bob", "mallory", "x509/alice", "role/shift", "ca/bob", "anon
 CONDITIONS = [
     "UAG(people)", "UAG(proved)", "UAG(people, proved)", "UAG(empty)", "HAG(near)", "HAG(unknown)", "SAG(iocs)",
     "METHOD(ca)", "METHOD(x509)", "METHOD(x509, ca)", "METHOD(anonymous)", "AUTHORITY(SITE)", "PROTOCOL(tls)",
-    "PROTOCOL(tcp)", "PROTOCOL(tcp, tls)", 'CALC("A=1")', 'CALC("B=1")', 'CALC("A=1 && B=1")', 'CALC("C=1")',
+    "PROTOCOL(tcp)", "PROTOCOL(tcp, tls)", 'CALC("A=1")', 'CALC("B=1")', 'CALC("A=1 && B=1")', 'CALC("C=1")', 'CALC("B#1")',
 ]  # fmt: skip
 HEAD = """
 AUTHORITY(SITE, "EPICS Root Certificate Authority")
