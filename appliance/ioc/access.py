@@ -114,6 +114,8 @@ class IocAccess:
         self,
         review: Callable[[Callable[[Channel], bool] | None], None],
         config: ServerConfig | None = None,
+        *,
+        inputs_require_tls: bool = False,
     ) -> None:
         self.security = AccessSecurity.unrestricted()
         self.step: LoadStep | None = None
@@ -122,7 +124,9 @@ class IocAccess:
         self.before_use: Callable[[AccessSecurity], None] | None = None
         """Told in a thread of other rules that shall hold; what it raises keeps the former ones in force."""
         self._review = review
+        self._reloading = asyncio.Lock()
         self._config = config
+        self._inputs_require_tls = inputs_require_tls
         self._stream: EventStream | None = None
         self._records: RecordSource | None = None
         self._groups: GroupSource | None = None
@@ -166,12 +170,14 @@ class IocAccess:
 
     async def reload(self, step: LoadStep | None = None) -> None:
         """Read the file again, or another one. Raises AccessFileError, and then the former rules stay."""
-        step = step or self.step
-        if step is not None:
-            security = await asyncio.to_thread(read_access_file, step)
-            if self.before_use is not None:
-                await asyncio.to_thread(self.before_use, security)
-            self.use(security, step)
+        # One after the other: what Channel Access goes by and what PVAccess goes by must come from the same reading.
+        async with self._reloading:
+            step = step or self.step
+            if step is not None:
+                security = await asyncio.to_thread(read_access_file, step)
+                if self.before_use is not None:
+                    await asyncio.to_thread(self.before_use, security)
+                self.use(security, step)
 
     def _warn(self) -> None:
         if self.is_restricted and not self.security.group("DEFAULT").rules:
@@ -305,7 +311,9 @@ class IocAccess:
                 outside.append(name)
         if outside or self._external is not None:
             if self._external is None:
-                self._external = ExternalInputs(self.input_changed, self._config)
+                self._external = ExternalInputs(
+                    self.input_changed, self._config, require_tls=self._inputs_require_tls
+                )
             self._external.follow(outside)
 
 

@@ -43,6 +43,8 @@ class AccessFile(Settings, frozen=True, kw_only=True):
     """The file, in the classic form or in YAML."""
     macros: _Macros = msgspec.field(default_factory=dict)
     """Values for ``$(NAME)``."""
+    inputs_require_tls: bool = False
+    """Take inputs (INPA ... INPU) of other servers over TLS only; without TLS their rules do not hold."""
 
 
 class IocConfig(Settings, frozen=True, kw_only=True):
@@ -101,6 +103,7 @@ class Plan(NamedTuple):
     console_group: str = ""
     put_log: str = ""
     channel_access: bool = False
+    inputs_require_tls: bool = False
 
     @property
     def loads_records(self) -> bool:
@@ -128,4 +131,5 @@ def plan_of(config: IocConfig) -> Plan:
         console_group=config.console_group,
         put_log=config.put_log,
         channel_access=config.channel_access,
+        inputs_require_tls=config.acf is not None and config.acf.inputs_require_tls,
     )

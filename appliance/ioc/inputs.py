@@ -32,14 +32,19 @@ class ExternalInputs:
     """Calls ``changed(name, value)`` from the event loop; None while a PV is not connected, invalid or no number.
 
     The settings are those of a client (EPICS_PVA_*). Where they do not speak of a keychain, that of ``server`` is used:
-    with one, TLS is used wherever it is offered.
+    with one, TLS is used wherever it is offered, and with ``require_tls`` nothing else.
     """
 
     def __init__(
-        self, changed: Callable[[str, float | None], None], server: ServerConfig | None = None
+        self,
+        changed: Callable[[str, float | None], None],
+        server: ServerConfig | None = None,
+        *,
+        require_tls: bool = False,
     ) -> None:
         self._changed = changed
         self._server = server
+        self._require_tls = require_tls
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stack = AsyncExitStack()
         self._opening: asyncio.Task[Context] | None = None
@@ -69,7 +74,11 @@ class ExternalInputs:
                 tls_keychain=self._server.tls_keychain,
                 tls_keychain_password=self._server.tls_keychain_password,
             )
-        return await self._stack.enter_async_context(open_client(config))
+        if self._require_tls and not config.tls_keychain:
+            _log.error(
+                "inputs of access security must come over TLS, and there is no keychain: rules that use them do not hold"
+            )
+        return await self._stack.enter_async_context(open_client(config, require_tls=self._require_tls))
 
     async def _context(self) -> Context:
         """The client, opened by whoever needs it first, and again after a failure."""

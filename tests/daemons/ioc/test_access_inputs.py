@@ -231,6 +231,30 @@ async def test_over_tls_the_input_comes_from_the_server_that_proved_itself(files
         await ioc.printed("input remote:mode of access security is disconnected")
 
 
+async def test_inputs_that_must_come_over_tls_never_come_in_the_clear(files: Path) -> None:
+    udp = free_port(socket.SOCK_DGRAM)
+    ioc_file = keychain_file(files, "ioc", site().ioc)
+    server_file = keychain_file(files, "other", site().server)
+    (files / "ioc.yml").write_text(
+        "databases: [{file: records.db}]\nacf: {file: rules.acf, inputs_require_tls: true}\n"
+        f"pva: {{tls_keychain: {ioc_file}, tls_port: 0}}\n"
+    )
+    variables: dict[str, str | None] = {
+        "EPICS_PVA_ADDR_LIST": f"127.0.0.1:{udp}",
+        "EPICS_PVA_TLS_KEYCHAIN": None,
+        "XDG_CONFIG_HOME": str(files),
+        "XDG_DATA_HOME": str(files),
+    }
+    async with running_ioc("--config", files / "ioc.yml", **variables) as ioc, ioc.client() as client:
+        await client.get("guarded")
+        async with serving(SharedPV.mailbox(mode(1.0)), udp):
+            await ioc.printed("input remote:mode of access security is not connected")
+            assert await refused(client, "guarded")
+        async with serving(SharedPV.mailbox(mode(1.0)), udp, server_file):
+            await until(lambda: may_write(client, "guarded"), 40.0)
+            assert not await refused(client, "guarded")
+
+
 async def test_an_input_whose_certificate_is_in_doubt_counts_as_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
