@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from appliance.acf import AccessSecurity, Principal, load_acf
 from appliance.errors import AccessFileError
-from appliance.ioc.channel_access import rules_for_channel_access
+from appliance.ioc.claimed import rules_for_channel_access
 from tests.helpers.aslib_oracle import AsLib
 
 LOCAL, REMOTE = "here:pv", "there:pv"
@@ -65,7 +65,7 @@ def files(draw: Any) -> str:
 _value = st.sampled_from([None, 0.0, 1.0, 2.0])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     files(),
     st.lists(
@@ -111,6 +111,12 @@ def test_who_claims_a_name_with_a_slash_is_nobody(aslib: AsLib) -> None:
     rules = rules_for_channel_access(security, lambda _: True)
     questions = [("DEFAULT", 0, user, "10.0.0.1", {}) for user in ("x509/alice", "role/shift", "alice")]
     assert aslib.ask(rules, questions) == [[0, 0]] * 3
+
+
+def test_what_a_later_rule_for_rpc_has_logged_is_logged(aslib: AsLib) -> None:
+    security = load("ASG(DEFAULT) { RULE(1, WRITE) RULE(1, RPC, TRAPWRITE) }")
+    rules = rules_for_channel_access(security, lambda _: True)
+    assert aslib.ask(rules, [("DEFAULT", 0, "alice", "10.0.0.1", {})]) == [[2, 1]]
 
 
 def test_without_a_file_everybody_may_do_everything(aslib: AsLib) -> None:
