@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from appliance.acf import AccessSecurity, Decision, Principal, load_acf
+from appliance.config.pva import ServerConfig
 from appliance.errors import AccessFileError, ApplianceError
 from appliance.ioc import dbcore
 from appliance.ioc.config import LoadStep
@@ -109,7 +110,13 @@ class _GroupName(EventSink):
 class IocAccess:
     """The AccessPolicy of the IOC's server, and what keeps it current."""
 
-    def __init__(self, review: Callable[[Callable[[Channel], bool] | None], None]) -> None:
+    def __init__(
+        self,
+        review: Callable[[Callable[[Channel], bool] | None], None],
+        config: ServerConfig | None = None,
+        *,
+        inputs_require_tls: bool = False,
+    ) -> None:
         self.security = AccessSecurity.unrestricted()
         self.step: LoadStep | None = None
         """The file in force."""
@@ -117,6 +124,9 @@ class IocAccess:
         self.before_use: Callable[[AccessSecurity], None] | None = None
         """Told in a thread of other rules that shall hold; what it raises keeps the former ones in force."""
         self._review = review
+        self._reloading = asyncio.Lock()
+        self._config = config
+        self._inputs_require_tls = inputs_require_tls
         self._stream: EventStream | None = None
         self._records: RecordSource | None = None
         self._groups: GroupSource | None = None
@@ -160,12 +170,14 @@ class IocAccess:
 
     async def reload(self, step: LoadStep | None = None) -> None:
         """Read the file again, or another one. Raises AccessFileError, and then the former rules stay."""
-        step = step or self.step
-        if step is not None:
-            security = await asyncio.to_thread(read_access_file, step)
-            if self.before_use is not None:
-                await asyncio.to_thread(self.before_use, security)
-            self.use(security, step)
+        # One after the other: what Channel Access goes by and what PVAccess goes by must come from the same reading.
+        async with self._reloading:
+            step = step or self.step
+            if step is not None:
+                security = await asyncio.to_thread(read_access_file, step)
+                if self.before_use is not None:
+                    await asyncio.to_thread(self.before_use, security)
+                self.use(security, step)
 
     def _warn(self) -> None:
         if self.is_restricted and not self.security.group("DEFAULT").rules:
@@ -299,7 +311,9 @@ class IocAccess:
                 outside.append(name)
         if outside or self._external is not None:
             if self._external is None:
-                self._external = ExternalInputs(self.input_changed)
+                self._external = ExternalInputs(
+                    self.input_changed, self._config, require_tls=self._inputs_require_tls
+                )
             self._external.follow(outside)
 
 

@@ -6,7 +6,7 @@ import os
 
 from appliance.errors import ConfigurationError
 from appliance.ioc.access import read_access_file
-from appliance.ioc.channel_access import rules_for_channel_access
+from appliance.ioc.claimed import rules_for_channel_access
 from appliance.ioc.config import Plan
 from appliance.ioc.groups.config import GroupConfigs
 from appliance.ioc.groups.source import read_group_file

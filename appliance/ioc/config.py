@@ -43,6 +43,8 @@ class AccessFile(Settings, frozen=True, kw_only=True):
     """The file, in the classic form or in YAML."""
     macros: _Macros = msgspec.field(default_factory=dict)
     """Values for ``$(NAME)``."""
+    inputs_require_tls: bool = False
+    """Take inputs (INPA ... INPU) of other servers over TLS only; without TLS their rules do not hold."""
 
 
 class IocConfig(Settings, frozen=True, kw_only=True):
@@ -67,7 +69,7 @@ class IocConfig(Settings, frozen=True, kw_only=True):
     put_log: FilePath = default(FilePath())
     """A file for the log of puts that access security asks for (TRAPWRITE), each record sealing those before."""
     channel_access: bool = False
-    """Serve Channel Access too. It knows neither TLS nor identities: anyone who can reach it may use it."""
+    """Serve Channel Access too. It knows neither TLS nor proof: `acf` grants it what a claimed name is worth."""
     log_level: Annotated[str, Meta(max_length=256)] = "INFO"
     """`DEBUG`, `INFO`, `WARNING` or `ERROR`; `PVXS_LOG` sets single parts."""
     pva: ServerSettings = msgspec.field(default_factory=ServerSettings)
@@ -101,6 +103,7 @@ class Plan(NamedTuple):
     console_group: str = ""
     put_log: str = ""
     channel_access: bool = False
+    inputs_require_tls: bool = False
 
     @property
     def loads_records(self) -> bool:
@@ -128,4 +131,5 @@ def plan_of(config: IocConfig) -> Plan:
         console_group=config.console_group,
         put_log=config.put_log,
         channel_access=config.channel_access,
+        inputs_require_tls=config.acf is not None and config.acf.inputs_require_tls,
     )

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from appliance.certmon.wiring import open_client
 from appliance.client import Connected, Context, Disconnected, Subscription
-from appliance.config.pva import resolve_client
+from appliance.config.pva import ServerConfig, resolve_client
 from appliance.errors import ApplianceError
 
 __all__ = ["ExternalInputs"]
@@ -31,11 +31,20 @@ _PATIENCE_S: Final = 5.0
 class ExternalInputs:
     """Calls ``changed(name, value)`` from the event loop; None while a PV is not connected, invalid or no number.
 
-    The settings are those of a client (EPICS_PVA_*), its keychain included: with one, TLS is used wherever it is offered.
+    The settings are those of a client (EPICS_PVA_*). Where they do not speak of a keychain, that of ``server`` is used:
+    with one, TLS is used wherever it is offered, and with ``require_tls`` nothing else.
     """
 
-    def __init__(self, changed: Callable[[str, float | None], None]) -> None:
+    def __init__(
+        self,
+        changed: Callable[[str, float | None], None],
+        server: ServerConfig | None = None,
+        *,
+        require_tls: bool = False,
+    ) -> None:
         self._changed = changed
+        self._server = server
+        self._require_tls = require_tls
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stack = AsyncExitStack()
         self._opening: asyncio.Task[Context] | None = None
@@ -55,7 +64,21 @@ class ExternalInputs:
         found = resolve_client()
         for warning in found.warnings:
             _log.warning("inputs of access security: %s", warning)
-        return await self._stack.enter_async_context(open_client(found))
+        config = found.config
+        if (
+            self._server is not None
+            and not config.tls_keychain
+            and found.sources["tls_keychain"] == "default"
+        ):
+            config = config._replace(
+                tls_keychain=self._server.tls_keychain,
+                tls_keychain_password=self._server.tls_keychain_password,
+            )
+        if self._require_tls and not config.tls_keychain:
+            _log.error(
+                "inputs of access security must come over TLS, and there is no keychain: rules that use them do not hold"
+            )
+        return await self._stack.enter_async_context(open_client(config, require_tls=self._require_tls))
 
     async def _context(self) -> Context:
         """The client, opened by whoever needs it first, and again after a failure."""

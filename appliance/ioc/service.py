@@ -42,7 +42,7 @@ class Ioc:
         self.config = config
         self.loop = asyncio.get_running_loop()
         self._stack = AsyncExitStack()
-        self.access = IocAccess(self._review)
+        self.access = IocAccess(self._review, config, inputs_require_tls=plan.inputs_require_tls)
         self.access_step = plan.acf
         """The access security file that iocInit and asInit read."""
         self.group_files = list(plan.groups)

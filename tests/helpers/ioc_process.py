@@ -79,10 +79,10 @@ class IocProcess:
         return Context(resolve_client(settings, environ={}).config)
 
 
-def environment(udp: int, tcp: int, **variables: str) -> dict[str, str]:
-    """Loopback only, nothing from the developer's own settings."""
+def environment(udp: int, tcp: int, **variables: str | None) -> dict[str, str]:
+    """Loopback only, nothing from the developer's own settings; None leaves a variable unset."""
     base = {key: value for key, value in os.environ.items() if not key.startswith(("EPICS_", "PVXS", "XDG_"))}
-    return {
+    found = {
         **base,
         "PYTHONPATH": str(ROOT),
         "PYTHONUNBUFFERED": "1",
@@ -96,10 +96,11 @@ def environment(udp: int, tcp: int, **variables: str) -> dict[str, str]:
         "EPICS_PVAS_TLS_KEYCHAIN": "",
         **variables,
     }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 @asynccontextmanager
-async def _running(*command: str, cwd: Path | None, **variables: str) -> AsyncIterator[IocProcess]:
+async def _running(*command: str, cwd: Path | None, **variables: str | None) -> AsyncIterator[IocProcess]:
     udp, tcp = free_port(socket.SOCK_DGRAM), free_port()
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -119,7 +120,7 @@ async def _running(*command: str, cwd: Path | None, **variables: str) -> AsyncIt
 
 @asynccontextmanager
 async def starting_ioc(
-    *arguments: object, cwd: Path | None = None, **variables: str
+    *arguments: object, cwd: Path | None = None, **variables: str | None
 ) -> AsyncIterator[IocProcess]:
     """Our IOC, not waited for."""
     async with _running("-m", "appliance.cli.softiocpvx", *map(str, arguments), cwd=cwd, **variables) as ioc:
@@ -128,7 +129,7 @@ async def starting_ioc(
 
 @asynccontextmanager
 async def running_ioc(
-    *arguments: object, cwd: Path | None = None, **variables: str
+    *arguments: object, cwd: Path | None = None, **variables: str | None
 ) -> AsyncIterator[IocProcess]:
     """Our IOC, its records served. A process that ends before fails the test with its output."""
     async with starting_ioc(*arguments, cwd=cwd, **variables) as ioc:

@@ -64,7 +64,9 @@ def mode(value: Any = 0.0, severity: int = 0) -> Value:
 
 
 @asynccontextmanager
-async def guarded(files: Path, udp: int, **variables: str) -> AsyncIterator[tuple[IocProcess, Context]]:
+async def guarded(
+    files: Path, udp: int, **variables: str | None
+) -> AsyncIterator[tuple[IocProcess, Context]]:
     """The IOC, whose inputs are searched for at ``udp``, and a client whose channels are open."""
     variables = {"EPICS_PVA_ADDR_LIST": f"127.0.0.1:{udp}", **variables}
     async with (
@@ -200,23 +202,57 @@ async def test_inputs_of_other_types_grant_only_what_they_clearly_say(
         assert await refused(client, "guarded") is not grants
 
 
-async def test_over_tls_the_input_comes_from_the_server_that_proved_itself(files: Path) -> None:
+@pytest.mark.parametrize("whose", ["client", "ioc"])
+async def test_over_tls_the_input_comes_from_the_server_that_proved_itself(files: Path, whose: str) -> None:
+    """With the keychain of the IOC as a client, or else with the one that it serves with."""
     udp = free_port(socket.SOCK_DGRAM)
     server_file = keychain_file(files, "other", site().server)
-    client_file = keychain_file(files, "ioc", site().client)
+    ioc_file = keychain_file(files, "ioc", site().client if whose == "client" else site().ioc)
     pv = SharedPV.mailbox(mode(1.0))
-    secure = {"EPICS_PVA_TLS_KEYCHAIN": str(client_file), "XDG_DATA_HOME": str(files)}
+    secure: dict[str, str | None] = {"XDG_DATA_HOME": str(files), "XDG_CONFIG_HOME": str(files)}
+    if whose == "client":
+        secure["EPICS_PVA_TLS_KEYCHAIN"] = str(ioc_file)
+    else:
+        secure |= {
+            "EPICS_PVA_TLS_KEYCHAIN": None,
+            "EPICS_PVAS_TLS_KEYCHAIN": str(ioc_file),
+            "EPICS_PVAS_TLS_PORT": str(free_port()),
+        }
     async with guarded(files, udp, **secure) as (ioc, client):
         async with serving(pv, udp, server_file) as server:
             await until(lambda: may_write(client, "guarded"), 40.0)
             (peer,) = (peer for peer in server.peers.values() if peer.credentials.is_tls)
-            assert (peer.credentials.method, peer.credentials.account) == ("x509", "client")
+            assert (peer.credentials.method, peer.credentials.account) == ("x509", whose)
             pv.post(mode(0.0))
             await until(lambda: not may_write(client, "guarded"))
             pv.post(mode(1.0))
             await until(lambda: may_write(client, "guarded"))
         await until(lambda: not may_write(client, "guarded"))
         await ioc.printed("input remote:mode of access security is disconnected")
+
+
+async def test_inputs_that_must_come_over_tls_never_come_in_the_clear(files: Path) -> None:
+    udp = free_port(socket.SOCK_DGRAM)
+    ioc_file = keychain_file(files, "ioc", site().ioc)
+    server_file = keychain_file(files, "other", site().server)
+    (files / "ioc.yml").write_text(
+        "databases: [{file: records.db}]\nacf: {file: rules.acf, inputs_require_tls: true}\n"
+        f"pva: {{tls_keychain: {ioc_file}, tls_port: 0}}\n"
+    )
+    variables: dict[str, str | None] = {
+        "EPICS_PVA_ADDR_LIST": f"127.0.0.1:{udp}",
+        "EPICS_PVA_TLS_KEYCHAIN": None,
+        "XDG_CONFIG_HOME": str(files),
+        "XDG_DATA_HOME": str(files),
+    }
+    async with running_ioc("--config", files / "ioc.yml", **variables) as ioc, ioc.client() as client:
+        await client.get("guarded")
+        async with serving(SharedPV.mailbox(mode(1.0)), udp):
+            await ioc.printed("input remote:mode of access security is not connected")
+            assert await refused(client, "guarded")
+        async with serving(SharedPV.mailbox(mode(1.0)), udp, server_file):
+            await until(lambda: may_write(client, "guarded"), 40.0)
+            assert not await refused(client, "guarded")
 
 
 async def test_an_input_whose_certificate_is_in_doubt_counts_as_lost(
