@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from appliance.certmon.keeper import Keeper
 from appliance.certmon.policy import Mode
+from appliance.certmon.required import TLS_REQUIRED
 from appliance.client.context import Context
 from appliance.config.pva import ClientConfig
 from appliance.errors import KeychainError, SecurityError
@@ -47,9 +48,19 @@ class ClientKeeper(Keeper):
         self.mode, self.generation = self.choose(), identity.generation
         if self.mode is Mode.SHUTDOWN:
             raise KeychainError(f"{identity.path}: {self.why()}; request a new certificate")
+        tls = self._tls()
+        if self.options.tls_required:
+            if trouble is not None and tls is None:
+                # The keychain is not there or cannot be read: waiting would help nobody who watches this client start.
+                raise KeychainError(f"{trouble}; {TLS_REQUIRED}")
+            self._arguments["require_tls"] = True
         if self.mode is Mode.TCP:
             _log.warning("%s: %s; plain TCP is used until that changes", identity.path, self.why())
-        self._context = context = Context(self._config, tls=self._tls(), gate=self.gate, **self._arguments)
+        elif self.mode is Mode.STANDBY:
+            _log.warning(
+                "%s: %s; %s: nothing is connected until that changes", identity.path, self.why(), TLS_REQUIRED
+            )
+        self._context = context = Context(self._config, tls=tls, gate=self.gate, **self._arguments)
         if self.gate is not None:
             self.gate.recovered = context.probe_tls
         await context.start()

@@ -243,7 +243,8 @@ class Identity:
         except KeychainError as error:
             self.trouble = error
             kept = "; the keychain that was read before stays in use" if self.keychain is not None else ""
-            _log.warning("%s%s", error, kept)
+            where = "" if self.path in str(error) else f"{self.path}: "
+            _log.warning("%s%s%s", where, error, kept)
             return False
         told = {"event": "keychain-taken", "keychain": str(self.path)}
         if keychain.certificate is not None:

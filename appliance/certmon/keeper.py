@@ -77,7 +77,8 @@ class Keeper:
         )
         if self.options.on_no_cms == "throw":
             raise CertificateStatusError(why)
-        _log.warning("%s Plain TCP is used until it answers.", why)
+        instead = "Nothing is connected" if self.options.tls_required else "Plain TCP is used"
+        _log.warning("%s %s until it answers.", why, instead)
 
     def watch(self) -> None:
         """Begin to look at the keychain file."""

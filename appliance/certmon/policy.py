@@ -24,15 +24,16 @@ class Mode(Enum):
     TCP = "tcp"
     """Over plain TCP, for as long as the certificate is no good."""
     STANDBY = "standby"
-    """A server that answers nothing until it has a good certificate."""
+    """A server that answers nothing, or a client that connects nowhere, until it has a good certificate."""
     SHUTDOWN = "shutdown"
     """It ends."""
 
 
 def choose_mode(validity: Validity, status: StatusClass, options: TLSOptions, *, server_side: bool) -> Mode:
     """Judge one's own certificate. ``status`` is GOOD where nobody tells a status."""
+    without = Mode.STANDBY if options.tls_required else Mode.TCP
     if validity is Validity.NONE:
-        return Mode.TCP if server_side else Mode.ANONYMOUS
+        return without if server_side else Mode.ANONYMOUS
     ended = validity is Validity.EXPIRED or status is StatusClass.BAD
     if ended and options.on_expiration != "fallback-to-tcp":
         # For a client standby is the same as shutdown: it has nobody to keep waiting.
@@ -41,4 +42,4 @@ def choose_mode(validity: Validity, status: StatusClass, options: TLSOptions, *,
         return Mode.ANONYMOUS
     if validity is Validity.CURRENT and status is StatusClass.GOOD:
         return Mode.TLS
-    return Mode.TCP
+    return without

@@ -33,6 +33,7 @@ class ServerKeeper(Keeper):
         self._arguments = options
         self._prepare = prepare
         self._server: Server | None = None
+        self._adopted = False
         self._news = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
 
@@ -61,6 +62,8 @@ class ServerKeeper(Keeper):
         if self.mode is not Mode.TLS:
             _log.warning("%s: %s: %s until that changes", identity.path, self.why(), self.mode.value)
         tls = identity.full if self.mode is Mode.TLS else None
+        if self.options.tls_required:
+            self._arguments["require_tls"] = True
         self._server = server = Server(self._config, tls=tls, gate=self.gate, **self._arguments)
         server.set_standby(self.mode is Mode.STANDBY)
         if self._prepare is not None:
@@ -68,12 +71,26 @@ class ServerKeeper(Keeper):
         await server.start()
         return server
 
+    async def adopt(self, server: Server) -> None:
+        """Keep the TLS of a server that runs without; its keychain is taken into use like one that is replaced.
+
+        The server stays its owner's to stop, after :meth:`__aexit__`.
+        """
+        self._server, self._adopted = server, True
+        self.mode, self.generation = Mode.TCP, self.identity.generation
+        server.gate = self.gate
+        if self.source is not None:
+            await self.source.start()
+        self._worker = asyncio.get_running_loop().create_task(self._work())
+        self.watch()
+
     async def __aexit__(self, *_: object) -> None:
         if self._worker is not None:
             self._worker.cancel()
             self._worker = None
         if self._server is not None:
-            await self._server.stop()
+            if not self._adopted:
+                await self._server.stop()
             self._server = None
         await self.close()
 
@@ -123,7 +140,7 @@ class ServerKeeper(Keeper):
             mode.value,
         )
         await server.set_tls(identity.full if mode is Mode.TLS else None)
-        server.set_standby(mode is Mode.STANDBY)
+        server.set_standby(mode is Mode.STANDBY, close=self.ended)
         if replaced or self.ended:
             # Live connections of a certificate that is merely paused stay: the gate holds them.
             server.close_peers(SecurityError(why), tls_only=True)

@@ -10,20 +10,27 @@ Without a keychain they are plain, and nothing of TLS is imported.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from appliance.certmon.required import check_keychain_set
 from appliance.client.context import Context
 from appliance.config.pva import ClientConfig, Effective, ServerConfig
 
 if TYPE_CHECKING:
+    from appliance.certmon.server import ServerKeeper
     from appliance.server.server import Server
 
 __all__ = ["open_client", "open_server"]
 
 _log: Final = logging.getLogger(__name__)
+
+LATE_POLL_S: Final = 1.0
+"""Seconds between two looks for a keychain that is not there yet."""
 
 
 @asynccontextmanager
@@ -33,10 +40,11 @@ async def open_client(
     """Open a client that uses its keychain as the configuration says.
 
     ``options`` go to Context. Raises KeychainError where the configuration forbids to go on without a usable
-    certificate (``on_expiration=shutdown`` or ``standby``); else what is wrong with the keychain is a warning and
+    certificate (``on_expiration=shutdown`` or ``standby``, ``tls_required``); else what is wrong with the keychain is a warning and
     the client speaks plain TCP.
     """
     config = effective.config if isinstance(effective, Effective) else effective
+    check_keychain_set(config.tls_options, config.tls_keychain, "EPICS_PVA_TLS_KEYCHAIN")
     if not config.tls_keychain:
         async with Context(config, **options) as context:
             yield context
@@ -60,10 +68,16 @@ async def open_server(
     ``prepare`` adds PVs and sources before the first client can ask for them. ``status_client`` says how the
     certificate service is found; without it the client variables of the environment do. ``options`` go to Server.
     Raises KeychainError where the configuration forbids to serve without a usable certificate
-    (EPICS_PVAS_TLS_STOP_IF_NO_CERT, ``on_expiration=shutdown``); else what is wrong with the keychain is a warning
-    and the server speaks plain TCP.
+    (EPICS_PVAS_TLS_STOP_IF_NO_CERT, ``on_expiration=shutdown``), and where it has ``tls_required`` and no place where a
+    keychain could be; else what is wrong with the keychain is a warning and the server speaks plain TCP (with
+    ``tls_required``: waits in standby). Where no keychain is named and none is at the usual place, one that appears
+    there later is taken into use.
     """
     config = effective.config if isinstance(effective, Effective) else effective
+    if config.tls_options.tls_required and not config.tls_keychain:
+        # A keychain that is missing at a place that is known is waited for in standby.
+        config = config._replace(tls_keychain=config.tls_keychain_default, tls_keychain_default="")
+    check_keychain_set(config.tls_options, config.tls_keychain, "EPICS_PVAS_TLS_KEYCHAIN")
     if not config.tls_keychain:
         from appliance.server.server import Server
 
@@ -77,9 +91,46 @@ async def open_server(
         if prepare is not None:
             prepare(server)
         async with server:
-            yield server
+            if not config.tls_keychain_default:
+                yield server
+                return
+            late = _LateKeychain(server, config, status_client)
+            try:
+                yield server
+            finally:
+                await late.close()
         return
     from appliance.certmon.server import ServerKeeper
 
     async with ServerKeeper(config, options, prepare, status_client) as server:
         yield server
+
+
+class _LateKeychain:
+    """Waits for a keychain at the usual place; what it takes to use one is not loaded before there is one."""
+
+    def __init__(self, server: Server, config: ServerConfig, status_client: ClientConfig | None) -> None:
+        self._server = server
+        self._config = config._replace(tls_keychain=config.tls_keychain_default, tls_keychain_default="")
+        self._status_client = status_client
+        self._keeper: ServerKeeper | None = None
+        self._task = asyncio.get_running_loop().create_task(self._wait(), name="waits for a keychain")
+
+    async def _wait(self) -> None:
+        path = self._config.tls_keychain
+        _log.info("there is no keychain at %s: plain TCP until there is one", path)
+        try:
+            while not os.path.exists(path):  # noqa: ASYNC110, ASYNC240, PTH110 - nobody tells; takes microseconds; pathlib costs start-up time
+                await asyncio.sleep(LATE_POLL_S)
+            from appliance.certmon.server import ServerKeeper
+
+            self._keeper = ServerKeeper(self._config, {}, None, self._status_client)
+            await self._keeper.adopt(self._server)
+        except Exception:  # noqa: BLE001 - the server goes on as it is, and somebody must hear of it
+            _log.exception("the keychain %s cannot be followed; start the server again to use it", path)
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        if self._keeper is not None:
+            await self._keeper.__aexit__()

@@ -8,12 +8,13 @@ from appliance.cli.common import FAILED, OK, Parser, add_common, complain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from typing import Any
 
     from appliance.authn.requester import Outcome, Requester
     from appliance.authn.settings import RequesterSettings
 
-__all__ = ["EPILOG", "KEPT", "PENDING", "authn_parser", "finish", "requester", "settings_of", "show_due"]
+__all__ = ["EPILOG", "KEPT", "PENDING", "authenticate", "authn_parser"]
 
 PENDING, KEPT = 3, 4
 """Exit statuses beside those of all tools: see EPILOG."""
@@ -111,7 +112,27 @@ def authn_parser(prog: str, description: str) -> argparse.ArgumentParser:
     return made
 
 
-def settings_of(options: argparse.Namespace, **arguments: Any) -> RequesterSettings:
+async def authenticate(
+    options: argparse.Namespace,
+    ask: Callable[[argparse.Namespace, RequesterSettings, Requester], Awaitable[Outcome]],
+    **identity: Any,
+) -> int:
+    """Do what the options say: tell whether a request is due, fetch the anchor, or have ``ask`` make the request.
+
+    ``identity`` are the settings that only this authenticator has.
+    """
+    wrong = _incompatible(options)
+    if wrong:
+        return wrong
+    settings = _settings(options, **identity)
+    if options.check_due:
+        return _show_due(options, settings)
+    if _anchor_wanted(options):
+        return await _fetch_anchor(options, settings)
+    return _finish(options, await ask(options, settings, _requester(options, settings)))
+
+
+def _settings(options: argparse.Namespace, **arguments: Any) -> RequesterSettings:
     """Read the settings; warnings go to standard error, and with ``-v`` what is in effect."""
     from appliance.authn.settings import resolve_requester
 
@@ -134,7 +155,7 @@ def settings_of(options: argparse.Namespace, **arguments: Any) -> RequesterSetti
     return settings
 
 
-def requester(options: argparse.Namespace, settings: RequesterSettings) -> Requester:
+def _requester(options: argparse.Namespace, settings: RequesterSettings) -> Requester:
     """Make the requester as the options say."""
     from appliance.authn.requester import Requester, Trusting
     from appliance.authn.trust import parse_fingerprint
@@ -149,16 +170,16 @@ def requester(options: argparse.Namespace, settings: RequesterSettings) -> Reque
     )
 
 
-def anchor_wanted(options: argparse.Namespace) -> bool:
+def _anchor_wanted(options: argparse.Namespace) -> bool:
     """Only the trust anchor is asked for: ``-a``, or ``--trust-anchor`` without a file as the peers spell it."""
     return bool(options.anchor_only or options.anchor_file == "")
 
 
-async def fetch_anchor(options: argparse.Namespace, settings: RequesterSettings) -> int:
+async def _fetch_anchor(options: argparse.Namespace, settings: RequesterSettings) -> int:
     """Do what ``-a`` says."""
     from appliance.authn.trust import fingerprint
 
-    outcome = await requester(options, settings).trust_anchor(force=options.force)
+    outcome = await _requester(options, settings).trust_anchor(force=options.force)
     assert outcome.keychain is not None
     print("Trust Anchor retrieved")
     print(f"Keychain file created   : {outcome.path}")
@@ -166,11 +187,11 @@ async def fetch_anchor(options: argparse.Namespace, settings: RequesterSettings)
     return OK
 
 
-def show_due(options: argparse.Namespace, settings: RequesterSettings) -> int:
+def _show_due(options: argparse.Namespace, settings: RequesterSettings) -> int:
     """Do what ``--check-due`` says."""
     from appliance.certs.status import format_date
 
-    asking = requester(options, settings)
+    asking = _requester(options, settings)
     due, when = asking.renewal_due(asking.look())
     if options.verbose:
         since = "there is no usable certificate" if when is None else f"since {format_date(when)}"
@@ -179,7 +200,7 @@ def show_due(options: argparse.Namespace, settings: RequesterSettings) -> int:
     return OK if due else KEPT
 
 
-def finish(options: argparse.Namespace, outcome: Outcome) -> int:
+def _finish(options: argparse.Namespace, outcome: Outcome) -> int:
     """Tell what has become of the request."""
     from appliance.certs.status import CertState, format_date
 
@@ -216,7 +237,7 @@ def finish(options: argparse.Namespace, outcome: Outcome) -> int:
     return OK if outcome.action == "created" else KEPT
 
 
-def incompatible(options: argparse.Namespace) -> int:
+def _incompatible(options: argparse.Namespace) -> int:
     """Refuse options that contradict each other; OK where there are none."""
     chosen = [
         name
@@ -230,7 +251,7 @@ def incompatible(options: argparse.Namespace) -> int:
     if len(chosen) > 1:
         complain(f"Error: {' and '.join(chosen)} cannot be used together")
         return FAILED
-    if anchor_wanted(options) and (options.if_due or options.check_due):
+    if _anchor_wanted(options) and (options.if_due or options.check_due):
         complain("Error: a trust anchor is not renewed: -a cannot be used with --if-due or --check-due")
         return FAILED
     return OK

@@ -5,16 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from appliance.cli.authn import (
-    anchor_wanted,
-    authn_parser,
-    fetch_anchor,
-    finish,
-    incompatible,
-    requester,
-    settings_of,
-    show_due,
-)
+from appliance.cli.authn import authenticate, authn_parser
 from appliance.cli.common import complain, run_tool
 
 TYPE_CHECKING = False
@@ -23,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from appliance.authn.ccr import CertRequest
+    from appliance.authn.requester import Outcome, Requester
+    from appliance.authn.settings import RequesterSettings
 
 __all__ = ["main", "parser"]
 
@@ -48,18 +41,8 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-async def _work(options: argparse.Namespace) -> int:
-    wrong = incompatible(options)
-    if wrong:
-        return wrong
-    settings = settings_of(options)
-    if options.check_due:
-        return show_due(options, settings)
-    if anchor_wanted(options):
-        return await fetch_anchor(options, settings)
+async def _ask(options: argparse.Namespace, settings: RequesterSettings, asking: Requester) -> Outcome:
     from appliance.authn.jwt.requester import check_token, jwt_request, read_token, token_source
-
-    asking = requester(options, settings)
 
     def make(pub_key: str) -> CertRequest:
         # Read as late as this: a timer that finds nothing to do needs no token.
@@ -67,7 +50,7 @@ async def _work(options: argparse.Namespace) -> int:
         check_token(token, now=asking.now())
         return jwt_request(settings, token)(pub_key)
 
-    outcome = await asking.request(
+    return await asking.request(
         make,
         subject=None,
         force=options.force,
@@ -75,7 +58,10 @@ async def _work(options: argparse.Namespace) -> int:
         secret=True,
         allow_plaintext=options.allow_plaintext_token,
     )
-    return finish(options, outcome)
+
+
+async def _work(options: argparse.Namespace) -> int:
+    return await authenticate(options, _ask)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

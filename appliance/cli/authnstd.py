@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import sys
 
-from appliance.cli.authn import (
-    anchor_wanted,
-    authn_parser,
-    fetch_anchor,
-    finish,
-    incompatible,
-    requester,
-    settings_of,
-    show_due,
-)
+from appliance.cli.authn import authenticate, authn_parser
 from appliance.cli.common import run_tool
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
+
+    from appliance.authn.requester import Outcome, Requester
+    from appliance.authn.settings import RequesterSettings
 
 __all__ = ["main", "parser"]
 
@@ -46,32 +40,27 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+async def _ask(options: argparse.Namespace, settings: RequesterSettings, asking: Requester) -> Outcome:
+    from appliance.authn.std.requester import std_request, std_subject
+
+    return await asking.request(
+        std_request(settings, now=asking.now()),
+        subject=std_subject(settings),
+        force=options.force,
+        if_due=options.if_due,
+    )
+
+
 async def _work(options: argparse.Namespace) -> int:
-    wrong = incompatible(options)
-    if wrong:
-        return wrong
-    settings = settings_of(
+    return await authenticate(
         options,
+        _ask,
         name=options.name,
         organization=options.organization,
         organizational_unit=options.organizational_unit,
         country=options.country,
         validity=options.validity,
     )
-    if options.check_due:
-        return show_due(options, settings)
-    if anchor_wanted(options):
-        return await fetch_anchor(options, settings)
-    from appliance.authn.std.requester import std_request, std_subject
-
-    asking = requester(options, settings)
-    outcome = await asking.request(
-        std_request(settings, now=asking.now()),
-        subject=std_subject(settings),
-        force=options.force,
-        if_due=options.if_due,
-    )
-    return finish(options, outcome)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -317,7 +317,7 @@ def effective_config(options: argparse.Namespace) -> Effective[ClientConfig]:
 def open_context(effective: Effective[ClientConfig]) -> AbstractAsyncContextManager[Context]:
     """Open the client: plain, or with the keychain's certificate and the status of certificates followed."""
     config = effective.config
-    if config.tls_enabled:
+    if config.tls_enabled or config.tls_options.tls_required:
         from appliance.certmon.wiring import open_client
 
         return open_client(effective, beacons=False)
@@ -352,6 +352,7 @@ def run_tool(
     # 10 ms of start-up; nothing that a single operation makes is worth collecting. See `keep_running`.
     gc.disable()
     options = argparse.Namespace(verbose=False)
+    restore = _logging_as_it_is() if argv is not None else None
     try:
         options = parser.parse_args(argv) if work is None else parser.parse_intermixed_args(argv)
         sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
@@ -368,6 +369,8 @@ def run_tool(
         # 15 ms, in which hundreds of modules would be taken down one by one. All output has been flushed.
         os._exit(status)
     gc.enable()
+    if restore is not None:
+        restore()
     return status
 
 
@@ -430,6 +433,32 @@ def _prepare_logging(*, debug: bool, spec: str) -> None:
     logger.addHandler(Late())
 
 
+def _logging_as_it_is() -> Callable[[], None]:
+    """Remember how logging is set up, for a caller in the same process; what is returned restores it."""
+    import logging
+
+    def ours() -> list[logging.Logger]:
+        known = logging.Logger.manager.loggerDict.items()
+        named = [
+            item for name, item in known if name.startswith("appliance") and isinstance(item, logging.Logger)
+        ]
+        return [logging.getLogger(), *named]
+
+    before = {logger: (logger.level, logger.propagate, logger.handlers[:]) for logger in ours()}
+    filters = [(handler, handler.filters[:]) for _, _, handlers in before.values() for handler in handlers]
+    raising = logging.raiseExceptions
+
+    def restore() -> None:
+        logging.raiseExceptions = raising
+        for handler, former in filters:
+            handler.filters[:] = former
+        for logger in ours():
+            level, logger.propagate, logger.handlers[:] = before.get(logger, (logging.NOTSET, True, []))
+            logger.setLevel(level)
+
+    return restore
+
+
 def _configure_logging(level: str) -> None:
     from appliance.daemon.logging import configure
 
@@ -454,7 +483,8 @@ def _tell_once() -> None:
         return True
 
     for handler in logging.getLogger().handlers:
-        handler.addFilter(is_news)
+        if getattr(handler, "of_appliance", False):  # not those of a program that the tool is a guest of
+            handler.addFilter(is_news)
 
 
 def _discard_output() -> None:

@@ -131,15 +131,19 @@ class Channel:
         if self.requests:
             self.context.searcher.want(self, later=later)
 
-    def close(self) -> None:
-        """End the channel here and at the server; requests that are left fail."""
+    def close(self, *, tell: bool = True) -> None:
+        """End the channel here and at the server; requests that are left fail.
+
+        Without ``tell`` the server learns it from the end of the connection: its answer would come to a socket that
+        is closed, which resets the connection instead of ending it.
+        """
         if self.state is ChannelState.CLOSED:
             return
         self.state = ChannelState.CLOSED
         self.context.searcher.drop(self)
         wire, link = self.wire, self.link
         self.wire = self.link = None
-        if wire is not None:
+        if wire is not None and tell:
             wire.close()
         if link is not None:
             link.forget(self)

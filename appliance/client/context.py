@@ -130,7 +130,7 @@ class Context:
         if self._sweeper is not None:
             self._sweeper.cancel()
         for channel in list(self._channels.values()):
-            channel.close()
+            channel.close(tell=False)
         self._channels.clear()
         links = list({*self._links.values(), *self.name_servers})
         for link in links:
@@ -356,6 +356,13 @@ class Context:
                 why = channel.trouble
             elif channel.link is not None:
                 why = f"{channel.link.peer} answered the search, but the connection is not ready"
+            elif self.require_tls:
+                why = (
+                    "no server answered the search over TLS, which is required here: a server that has the PV without TLS "
+                    "is not used ('appliance doctor' finds it)"
+                    if self.tls is not None
+                    else "this client has no usable certificate at present, and TLS is required here: nothing is connected"
+                )
             else:
                 why = "no server answered the search"
             request.fail(OperationTimeoutError(f"{channel.name}: timeout after {timeout:g} s: {why}"))
@@ -496,7 +503,10 @@ class Context:
         """Have ``channel`` created by the server at ``address``."""
         if self.require_tls and not address[2]:
             # Whatever led here, a search answer or the caller's own address: this is the last gate before the wire.
-            channel.trouble = f"{format_address(address[:2])} does not speak TLS, which is required here"
+            channel.trouble = (
+                f"{format_address(address[:2])} does not speak TLS, which is required here; give that server a keychain, "
+                "or take tls_required out of this client's TLS options"
+            )
             channel.search_again(later=True)
             return
         link = self._links.get(address)

@@ -103,7 +103,9 @@ class ServerLink:
             if tls:
                 context = self.context.tls
                 if context is None:
-                    raise TransportError(f"{self.peer} wants TLS, and this client has no keychain")
+                    raise TransportError(
+                        f"{self.peer} wants TLS, and this client has no usable certificate at present"
+                    )
                 from appliance.tls.engine import TLSEngine
 
                 engine = TLSEngine(context, server_side=False)

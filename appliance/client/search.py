@@ -265,7 +265,7 @@ class Searcher:
         context = self._context
         protocols = context.protocols()
         gate = context.gate
-        if gate is not None and "tls" in protocols:
+        if gate is not None and len(protocols) > 1:
             plain = [channel for channel in channels if channel.guid and gate.avoids(channel.guid)]
             if plain:
                 self._send_for(plain, ("tcp",))

@@ -144,6 +144,11 @@ class Service:
         for warning in acf.warnings:
             _log.warning("%s", warning)
         self.policy = Policy(acf, self.names)
+        if self.server_config.tls_options.tls_required:
+            _log.warning(
+                "tls_required is not applied to this service: the status of certificates, which is signed, is read over "
+                "plain TCP, by those above all who do not yet know whether TLS can be trusted"
+            )
         self.store.start()
         self.issuing.tokens = self._tokens(settings)
         gate = CertificateGate(self.lifecycle, self.names.issuer_id, self._authorities.__contains__)

@@ -120,6 +120,8 @@ class _ServerFields(NamedTuple):
     """Beacons also go to the broadcast addresses of the interfaces that the server listens on."""
     beacon_period: float = 15.0
     """Seconds between beacons once the first burst is over."""
+    tls_keychain_default: str = ""
+    """Where a keychain may appear later, when none is named and none is at the usual place."""
     tls_stop_if_no_cert: bool = False
     """The server stops when there is no usable certificate, instead of serving plain TCP."""
     broadcast_port: int = 5076
@@ -432,6 +434,8 @@ class _Resolution:
             # The certificate service makes its keychain when there is none; others do without.
             if keychain_name == "pvacms.p12" or self.exists(path):
                 self.values["tls_keychain"] = path
+            elif keychain_name == "server.p12":
+                self.values["tls_keychain_default"] = path
         self.password(next(setting.variables for setting in settings if setting.key == "tls_keychain"))
 
     def refuse_unknown(self, known: set[str]) -> None:
@@ -553,10 +557,22 @@ def _home(environ: Mapping[str, str]) -> str:
         return environ.get("HOME", "").rstrip("/")
 
 
+_NOT_SHOWN: Final = frozenset(
+    {
+        "xdg_config_home",
+        "xdg_data_home",
+        "beacon_period",
+        "no_status_cache",
+        "tls_keychain_default",
+        "tls_keylog_file",
+    }
+)
+
+
 def _lines(config: ClientConfig | ServerConfig) -> Iterable[tuple[str, str]]:
     """What PVXS prints: nothing for what is empty, and the prefix only where it is not the usual one."""
     for key, value in config._asdict().items():
-        if key in {"xdg_config_home", "xdg_data_home", "beacon_period", "no_status_cache", "tls_keylog_file"}:
+        if key in _NOT_SHOWN:
             continue
         if key == "conn_tmo" and isinstance(config, ServerConfig):
             continue

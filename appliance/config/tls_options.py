@@ -12,7 +12,7 @@ _CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "on_expiration": ("fallback-to-tcp", "shutdown", "standby"),
     "on_no_cms": ("fallback-to-tcp", "throw"),
 }
-_FLAGS: Final = ("no_revocation_check", "no_stapling")
+_FLAGS: Final = ("no_revocation_check", "no_stapling", "tls_required")
 # A flag without a value, or with an empty one, is set: "no_revocation_check=" is what people had to write so far.
 _FLAG_VALUES: Final = {
     "": True,
@@ -41,6 +41,8 @@ class TLSOptions(NamedTuple):
     """Certificates are used without asking for their status."""
     no_stapling: bool = False
     """Servers staple no status, clients ask for none."""
+    tls_required: bool = False
+    """Nothing is served and nothing is used over plain TCP. Ours: the reference implementations do not know it."""
 
     @property
     def client_cert_required(self) -> bool:
@@ -76,7 +78,13 @@ def parse_tls_options(text: str | Mapping[str, str | bool]) -> tuple[TLSOptions,
                 warnings.append(f"ignored TLS option {word!r}: expected {_alternatives(key, _CHOICES[key])}")
         elif key in _FLAGS:
             flag = _FLAG_VALUES.get((value or "").lower())
-            if flag is None:
+            if flag is None and key == "tls_required":
+                # Whoever wrote this wanted no plain TCP, in all likelihood: a slip of the pen must not allow it.
+                chosen[key] = True
+                warnings.append(
+                    f"TLS option {word!r} is taken as {key}=yes: expected {key} alone, or {key}=yes or {key}=no"
+                )
+            elif flag is None:
                 warnings.append(
                     f"ignored TLS option {word!r}: expected {key} alone, or {key}=yes or {key}=no"
                 )

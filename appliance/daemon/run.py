@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
@@ -20,6 +21,7 @@ EXIT_FAILURE: Final = 1
 EXIT_DEFECT: Final = 70
 """A defect in the program (EX_SOFTWARE); the stack trace is on stderr."""
 
+_log: Final = logging.getLogger(__name__)
 _Reload = Callable[[], Awaitable[None] | None]
 
 
@@ -80,7 +82,7 @@ class Daemon:
                         await result
                 except ApplianceError as error:
                     faults.append(str(error))
-                    _say(f"{self.name}: reload failed, the former settings stay: {error}")
+                    _log.error("%s: reload failed, the former settings stay: %s", self.name, error)
             if self.started:
                 self.notifier.ready(f"reload failed: {faults[0]}" if faults else self._status)
 
@@ -153,7 +155,7 @@ async def _supervise(
         if not work.done():
             await asyncio.wait([work], timeout=grace_s)
         if not work.done():
-            _say(f"{name}: did not stop within {grace_s:g} s and is cut short")
+            _log.error("%s: did not stop within %g s and is cut short", name, grace_s)
             cut_short = True
             work.cancel()
             await asyncio.wait([work], timeout=grace_s)

@@ -114,6 +114,8 @@ class IocAccess:
         self.step: LoadStep | None = None
         """The file in force."""
         self.is_restricted = False
+        self.before_use: Callable[[AccessSecurity], None] | None = None
+        """Told in a thread of other rules that shall hold; what it raises keeps the former ones in force."""
         self._review = review
         self._stream: EventStream | None = None
         self._records: RecordSource | None = None
@@ -160,7 +162,10 @@ class IocAccess:
         """Read the file again, or another one. Raises AccessFileError, and then the former rules stay."""
         step = step or self.step
         if step is not None:
-            self.use(await asyncio.to_thread(read_access_file, step), step)
+            security = await asyncio.to_thread(read_access_file, step)
+            if self.before_use is not None:
+                await asyncio.to_thread(self.before_use, security)
+            self.use(security, step)
 
     def _warn(self) -> None:
         if self.is_restricted and not self.security.group("DEFAULT").rules:

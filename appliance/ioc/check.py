@@ -6,6 +6,7 @@ import os
 
 from appliance.errors import ConfigurationError
 from appliance.ioc.access import read_access_file
+from appliance.ioc.channel_access import rules_for_channel_access
 from appliance.ioc.config import Plan
 from appliance.ioc.groups.config import GroupConfigs
 from appliance.ioc.groups.source import read_group_file
@@ -27,5 +28,8 @@ def check(plan: Plan) -> list[str]:
     for group in configs.groups.values():
         group.check(warnings.append)
     if plan.acf is not None:
-        warnings.extend(read_access_file(plan.acf).warnings)
+        security = read_access_file(plan.acf)
+        warnings.extend(security.warnings)
+        if plan.channel_access:
+            rules_for_channel_access(security, lambda _: True)
     return warnings

@@ -174,13 +174,13 @@ def _run(
 
     faults = daemon_logging.configure(level=level, fmt="auto" if config is not None else "text")
     for fault in faults:
-        sys.stderr.write(f"{_NAME}: {fault}\n")
+        _log.warning("%s", fault)
     status = [EXIT_OK]
 
     async def serve(daemon: Daemon) -> None:
         found = resolve_server() if effective is None else effective
         for warning in found.warnings:
-            sys.stderr.write(f"{_NAME}: {warning}\n")
+            _log.warning("%s", warning)
         await _serve(daemon, plan, found.config, status)
 
     return run(serve, name=_NAME) or status[0]
@@ -191,10 +191,12 @@ async def _serve(daemon: Daemon, plan: Plan, config: ServerConfig, status: list[
 
     from appliance.ioc import dbcore
     from appliance.ioc.service import Ioc
+    from appliance.ioc.switches import why_not_served
 
     loop = asyncio.get_running_loop()
-    sys.stdout.write("INFO: Secure PVAccess QSRV2 mapping is loaded, permitted, and ENABLED.\n")
-    sys.stdout.flush()
+    if not why_not_served():
+        sys.stdout.write("INFO: Secure PVAccess QSRV2 mapping is loaded, permitted, and ENABLED.\n")
+        sys.stdout.flush()
     ioc = Ioc(plan, config)
 
     def leave(code: int) -> None:
@@ -206,16 +208,17 @@ async def _serve(daemon: Daemon, plan: Plan, config: ServerConfig, status: list[
     try:
         await ioc.start()
         server = ioc.server
+        served = 0 if ioc.switched_off else len(dbcore.records())
         if not plan.is_interactive:
             # With a shell its prompt says the same, where the reference says nothing either.
             _log.info(
-                "serving %d records on TCP port %d, TLS port %s",
-                len(dbcore.records()),
-                server.tcp_port,
+                "serving %d records on TCP port %s, TLS port %s",
+                served,
+                server.tcp_port or "off",
                 server.tls_port or "off",
             )
         daemon.ready(
-            f"{len(dbcore.records())} records, TCP port {server.tcp_port}, TLS port {server.tls_port or 'off'}"
+            f"{served} records, TCP port {server.tcp_port or 'off'}, TLS port {server.tls_port or 'off'}"
         )
         if plan.is_interactive:
             # A thread of its own that nobody waits for: a shell that waits for a line cannot be told to end.

@@ -21,6 +21,7 @@ _READ_ALARM, _COMM_ALARM, _LINK_ALARM = 1, 9, 14
 _DOUBLE = 10
 _GRID = 50
 _WHITE = 65535
+_RADIANS = pi / 180
 
 
 def register_demo() -> None:
@@ -66,7 +67,8 @@ def _spin(record: RecordView) -> int:
         return -1
     count = record["NELM"]
     samples = record.array("BPTR", _DOUBLE, count)
-    np.sin(np.arange(count) * (2 * pi / 100) + phase * pi / 180, out=samples)
+    # In the reference's order of operations: the last bit of each sample is to be the same.
+    np.sin(np.arange(count) * (360.0 * _RADIANS / 100) + phase * _RADIANS, out=samples)
     record["NORD"] = count
     record["UTAG"] = (record["UTAG"] + 1) & 0x7FFFFFFF
     return 0

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from appliance.errors import ApplianceError, OperationError
 from appliance.ioc import dbcore
 from appliance.ioc.dbcore import DBE_ALARM, DBE_ARCHIVE, DBE_PROPERTY, DBE_VALUE, Reading
-from appliance.ioc.mapping import ALARM_STATUS, EPOCH_S, alarm_message, alarm_status, user_tag
+from appliance.ioc.mapping import ALARM_STATUS, alarm_message, alarm_status, user_tag
 from appliance.server.operation import Subscription, Update
 
 if TYPE_CHECKING:
     from appliance.ioc.single import RecordPV
 
-__all__ = ["DEFAULT_EVENTS", "EventSink", "EventStream", "Feed", "event_mask", "read_all"]
+__all__ = ["DEFAULT_EVENTS", "EventSink", "EventStream", "Feed", "event_mask", "log_unread", "read_all"]
 
 _log: Final = logging.getLogger(__name__)
 _TURN: Final = 1024
@@ -55,6 +55,15 @@ class EventSink:
     def event(self) -> None:
         """Read what is needed, and post."""
         raise NotImplementedError
+
+    @classmethod
+    def post_all(cls, sinks: list[Any]) -> None:
+        """Post what the events of many lead to."""
+        for sink in sinks:
+            try:
+                sink.event()
+            except ApplianceError as error:
+                _log.warning("%r: %s", sink, error)
 
 
 class EventStream:
@@ -90,27 +99,13 @@ class EventStream:
                 self._loop.call_soon(self._turn)
 
     def _post(self, keys: list[Hashable]) -> None:
-        """Read everything that the events concern, then post it."""
-        # A client may have left since: then the channel is closed.
-        feeds = [key for key in keys if type(key) is Feed and key.is_open]
-        whole = [feed for feed in feeds if feed.whole is not None]
-        if whole:
-            raws = dbcore.read_whole([feed.whole for feed in whole if feed.whole is not None])
-            for feed, raw in zip(whole, raws, strict=True):
-                if raw is not None:
-                    feed.post_whole(raw)
-            feeds = [feed for feed in feeds if feed.whole is None]
-        if feeds:
-            readings = read_all([feed.channel for feed in feeds])
-            for feed, reading in zip(feeds, readings, strict=True):
-                if reading is not None:
-                    feed.post(reading)
+        """Let each kind of sink read and post all of its events together."""
+        kinds: dict[type[EventSink], list[EventSink]] = {}
         for key in keys:
-            if type(key) is not Feed and isinstance(key, EventSink):
-                try:
-                    key.event()
-                except ApplianceError as error:
-                    _log.warning("%r: %s", key, error)
+            if isinstance(key, EventSink):
+                kinds.setdefault(type(key), []).append(key)
+        for kind, sinks in kinds.items():
+            kind.post_all(sinks)
 
     def close(self) -> None:
         """End it; all channels must still be open."""
@@ -130,8 +125,13 @@ def _read(channel: dbcore.DBChannel) -> Reading | None:
     try:
         return channel.get()
     except OperationError as error:
-        _log.warning("%s", error)
+        log_unread(error)
         return None
+
+
+def log_unread(error: OperationError) -> None:
+    """Note that EPICS could not read a record whose event came: its clients keep what they have."""
+    _log.warning("%s", error)
 
 
 class PropertySink(EventSink):
@@ -148,7 +148,7 @@ class PropertySink(EventSink):
             return
         properties = self.pv.channel.properties()
         for feed in self.pv.feeds.values():
-            if feed.whole is None:
+            if not feed.SEES_PROPERTIES:
                 feed.post_properties(properties)
 
 
@@ -158,7 +158,6 @@ class Feed(EventSink):
     __slots__ = (
         "_alarm",
         "_event",
-        "_last",
         "_meta",
         "_store",
         "_tells_alarm",
@@ -166,25 +165,30 @@ class Feed(EventSink):
         "mask",
         "pv",
         "subscriptions",
-        "whole",
     )
+    SEES_PROPERTIES: ClassVar = False
+    """Whether its own events tell it of other properties, too."""
 
-    def __init__(self, pv: RecordPV, mask: int) -> None:
+    def __init__(self, pv: RecordPV, mask: int, events: int = 0) -> None:
         self.pv = pv
         self.channel = pv.channel
         self.mask = mask
-        self.subscriptions: dict[Subscription, None] = {}
+        self.subscriptions: dict[Subscription, Callable[..., bytes] | None] = {}
+        """Who watches, and how to make a message for it where that is simple."""
         self._tells_alarm = bool(mask & DBE_ALARM)
         self._store: list[Any] = []
         self._alarm: tuple[int, int, str] | None = None
         self._meta = pv.mapping.meta
-        # A plain number is read with its properties, so that one subscription does for both kinds of events. Not so
-        # for a field that is a property itself: it posts them where nothing that belongs to it differs.
-        is_value = mask == DEFAULT_EVENTS and self.channel.is_value_field
-        self.whole = pv.whole if is_value else None
-        self._last: tuple[Any, ...] = ()
-        events = mask if self.whole is None else mask | DBE_PROPERTY
-        self._event: dbcore.Subscription | None = pv.stream.hub.subscribe(self.channel, events, self)
+        self._event: dbcore.Subscription | None = pv.stream.hub.subscribe(self.channel, events or mask, self)
+
+    @classmethod
+    def post_all(cls, sinks: list[Any]) -> None:
+        """Read all of them, then post."""
+        # A client may have left since: then the channel is closed.
+        feeds: list[Feed] = [feed for feed in sinks if feed.is_open]
+        for feed, reading in zip(feeds, read_all([feed.channel for feed in feeds]), strict=True):
+            if reading is not None:
+                feed.post(reading)
 
     def join(self, subscription: Subscription) -> None:
         """Give a client everything as it is now, and what changes from now on."""
@@ -195,7 +199,7 @@ class Feed(EventSink):
     def _snapshot(self) -> Update:
         pv = self.pv
         mapping = pv.mapping
-        store, bits, reading = pv.read(self)
+        store, bits, reading = pv.read()
         if not self.subscriptions:
             # Those who watch already have not been told of this alarm yet: the next event does that.
             self._alarm = (reading.status, reading.severity, reading.message)
@@ -219,40 +223,6 @@ class Feed(EventSink):
             self._event.cancel()
             self._event = None
 
-    def seen(self, raw: tuple[Any, ...]) -> None:
-        """The first client is about to be told this."""
-        if not self.subscriptions:
-            self._last = raw
-
-    def post_whole(self, raw: tuple[Any, ...]) -> None:
-        """Tell all clients of a new value, of new properties, or of both: whatever differs says which."""
-        pv = self.pv
-        mapping = pv.mapping
-        last = self._last
-        self._last = raw
-        status, severity, acks, ackt, message, front, seconds, nanoseconds, tag, back, value = raw
-        store = self._store.copy()
-        bits = 0
-        if last[5] != front or last[9] != back:
-            assert self.whole is not None
-            properties = self.whole.properties(front, back, self.whole.description.value)
-            bits = mapping.set_properties(store, 0, properties)
-        if not bits or last != (
-            status, severity, acks, ackt, message, last[5], seconds, nanoseconds, tag, last[9], value,
-        ):  # fmt: skip
-            at = self._meta
-            store[mapping.value] = value
-            bits |= mapping.value_bits | mapping.time_bits
-            if (last[0], last[1], last[4]) != (status, severity, message):
-                bits |= mapping.set_alarm(store, 0, self.whole.reading(raw))  # type: ignore[union-attr]
-            store[at + 4] = seconds + EPOCH_S
-            store[at + 5] = nanoseconds
-            store[at + 6] = tag if tag < 0x80000000 else user_tag(tag)
-        self._store = store
-        update = Update(mapping.type, store, bits)
-        for subscription in self.subscriptions:
-            subscription.post(update)
-
     def post(self, reading: Reading) -> None:
         """Tell all clients of a new value."""
         mapping = self.pv.mapping
@@ -271,7 +241,7 @@ class Feed(EventSink):
                 bits |= mapping.alarm_bits
         store[at + 4] = seconds
         store[at + 5] = nanoseconds
-        store[at + 6] = tag if tag < 0x80000000 else ((tag + 0x80000000) & 0xFFFFFFFF) - 0x80000000
+        store[at + 6] = user_tag(tag)
         self._store = store
         update = Update(mapping.type, store, bits)
         for subscription in self.subscriptions:

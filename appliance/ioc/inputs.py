@@ -1,4 +1,8 @@
-"""Inputs of access security that live on other servers: followed as a client."""
+"""Inputs of access security that live on other servers: followed as a client.
+
+Doubt takes access away: an input counts as bad (None) from the moment that its connection is lost, its alarm is INVALID
+or its value is no number, and a rule whose CALC reads it does not hold until a good value has come again.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from contextlib import AsyncExitStack
 from typing import Any, Final
 
 from appliance.certmon.wiring import open_client
-from appliance.client import Context, Disconnected
+from appliance.client import Connected, Context, Disconnected, Subscription
 from appliance.config.pva import resolve_client
 from appliance.errors import ApplianceError
 
@@ -18,10 +22,17 @@ __all__ = ["ExternalInputs"]
 _log: Final = logging.getLogger(__name__)
 _INVALID: Final = 3
 _RETRY_S: Final = 5.0
+PAUSE_POLL_S: Final = 1.0
+"""Seconds between two looks whether a connection pauses, as it does when the status of a certificate is not known."""
+_PATIENCE_S: Final = 5.0
+"""Seconds without a connection after which the log says so."""
 
 
 class ExternalInputs:
-    """Calls ``changed(name, value)`` from the event loop; None while a PV is not connected, invalid or no number."""
+    """Calls ``changed(name, value)`` from the event loop; None while a PV is not connected, invalid or no number.
+
+    The settings are those of a client (EPICS_PVA_*), its keychain included: with one, TLS is used wherever it is offered.
+    """
 
     def __init__(self, changed: Callable[[str, float | None], None]) -> None:
         self._changed = changed
@@ -41,32 +52,111 @@ class ExternalInputs:
             )
 
     async def _open(self) -> Context:
-        return await self._stack.enter_async_context(open_client(resolve_client()))
+        found = resolve_client()
+        for warning in found.warnings:
+            _log.warning("inputs of access security: %s", warning)
+        return await self._stack.enter_async_context(open_client(found))
+
+    async def _context(self) -> Context:
+        """The client, opened by whoever needs it first, and again after a failure."""
+        if self._opening is None:
+            self._opening = asyncio.get_running_loop().create_task(self._open())
+        opening = self._opening
+        try:
+            return await asyncio.shield(opening)
+        except ApplianceError:
+            if self._opening is opening:
+                self._opening = None
+            raise
 
     async def _watch(self, name: str) -> None:
         while True:
+            why: object = "the server ended the subscription"
             try:
                 await self._values(name)
             except ApplianceError as error:
-                _log.warning("input %s of access security: %s", name, error)
-            self._changed(name, None)
+                why = error
+            except Exception:  # noqa: BLE001 - an input that nobody follows any more would keep its last value
+                _log.exception("input %s of access security failed", name)
+            finally:
+                self._changed(name, None)
+            _log.warning("input %s of access security: %s; rules that use it do not hold", name, why)
             await asyncio.sleep(_RETRY_S)
 
     async def _values(self, name: str) -> None:
-        if self._opening is None:
-            self._opening = asyncio.get_running_loop().create_task(self._open())
-        context = await asyncio.shield(self._opening)
-        async with context.monitor(name) as subscription:
-            async for item in subscription:
-                self._changed(name, None if isinstance(item, Disconnected) else _number(item))
+        context = await self._context()
+        late = asyncio.get_running_loop().call_later(
+            _PATIENCE_S,
+            _log.warning,
+            "input %s of access security is not connected; rules that use it do not hold",
+            name,
+        )
+        async with context.monitor(name, notify=True) as subscription:
+            given = _Given(lambda value: self._changed(name, value))
+            pauses = asyncio.get_running_loop().create_task(_watch_pauses(name, subscription, given))
+            try:
+                async for item in subscription:
+                    late.cancel()
+                    if isinstance(item, Connected):
+                        _log.info("input %s of access security is connected to %s", name, item.server)
+                    elif isinstance(item, Disconnected):
+                        given.take(None)
+                        _log.warning(
+                            "input %s of access security is disconnected (%s); rules that use it do not hold",
+                            name,
+                            item.why,
+                        )
+                    else:
+                        given.take(_number(item))
+            finally:
+                late.cancel()
+                pauses.cancel()
 
     async def close(self) -> None:
         """Stop."""
-        for task in self._tasks.values():
+        tasks: list[asyncio.Task[Any]] = list(self._tasks.values())
+        if self._opening is not None:
+            tasks.append(self._opening)
+            self._opening = None
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._tasks.clear()
         await self._stack.aclose()
+
+
+class _Given:
+    """The latest value of one input, which counts while nothing holds its connection."""
+
+    __slots__ = ("_tell", "_value", "is_held")
+
+    def __init__(self, tell: Callable[[float | None], None]) -> None:
+        self._tell = tell
+        self._value: float | None = None
+        self.is_held = False
+
+    def take(self, value: float | None) -> None:
+        self._value = value
+        self._tell(None if self.is_held else value)
+
+    def hold(self, is_held: bool) -> None:
+        self.is_held = is_held
+        self.take(self._value)
+
+
+async def _watch_pauses(name: str, subscription: Subscription, given: _Given) -> None:
+    """While a certificate's status is in doubt updates wait: what was known before is then not known any more."""
+    while True:
+        link = subscription.channel.link
+        held = link is not None and link.held is not None
+        if held is not given.is_held:
+            given.hold(held)
+            _log.warning(
+                "input %s of access security %s",
+                name,
+                "waits for a certificate's status; rules that use it do not hold" if held else "goes on",
+            )
+        await asyncio.sleep(PAUSE_POLL_S)
 
 
 def _number(value: Any) -> float | None:

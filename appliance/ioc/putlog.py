@@ -13,7 +13,7 @@ from typing import Any, Final
 from appliance.daemon.audit import AuditLog
 from appliance.errors import ApplianceError
 from appliance.ioc.access import IocAccess
-from appliance.ioc.dbcore import DBChannel
+from appliance.ioc.dbcore import DBChannel, TrappedPut
 from appliance.server.operation import Operation
 
 __all__ = ["PutLog", "shown"]
@@ -86,30 +86,52 @@ class PutLog:
     def write(self, operation: Operation, channel: DBChannel, what: dict[str, Any]) -> None:
         """Write one record."""
         peer = operation.peer
-        record = {
-            "event": "put",
-            "pv": operation.name,
-            "record": channel.record,
-            "field": channel.field,
-            "account": peer.account,
-            "method": peer.method,
-            "authority": peer.authority.split("\n")[0],
-            "host": peer.peer,
-            "protocol": "tls" if peer.is_tls else "tcp",
-            **what,
-        }
+        self._write(
+            {
+                "pv": operation.name,
+                "record": channel.record,
+                "field": channel.field,
+                "account": peer.account,
+                "method": peer.method,
+                "authority": peer.authority.split("\n")[0],
+                "host": peer.peer,
+                "protocol": "tls" if peer.is_tls else "tcp",
+                **what,
+            },
+            peer.facts(),
+        )
+
+    def trapped(self, put: TrappedPut) -> None:
+        """Write a record of a put over Channel Access, whose clients merely claim who they are."""
+        self._write(
+            {
+                "pv": put.pv,
+                "record": put.record,
+                "field": put.field,
+                "account": put.account,
+                "method": "ca",
+                "authority": "",
+                "host": put.host,
+                "protocol": "ca",
+                "old": shown(put.old),
+                "new": shown(put.new),
+                "result": "done",
+            },
+            {"peer": put.host},
+        )
+
+    def _write(self, record: dict[str, Any], facts: dict[str, str]) -> None:
+        """``facts`` say who it is as all records of the log do, ``record`` as the file does."""
         _log.info(
             "%s (%s from %s) put %s.%s: %r -> %r %s",
-            peer.account or "anonymous", peer.method, peer.peer, channel.record, channel.field,
-            what.get("old"), what.get("new"), what.get("error", what["result"]),
-            extra={
-                "event": "put", "pv": operation.name, "record": channel.record, "field": channel.field,
-                **peer.facts(), **what,
-            },
+            record["account"] or "anonymous", record["method"], record["host"], record["record"], record["field"],
+            record.get("old"), record.get("new"), record.get("error", record["result"]),
+            extra={"event": "put", **facts, **record},
         )  # fmt: skip
         if self._file is not None:
+            line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": "put", **record}
             try:
-                self._file.append({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **record})
+                self._file.append(line)
             except ApplianceError as error:
                 _log.error("the put log misses a record: %s", error)
 

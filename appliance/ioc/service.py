@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sys
 from contextlib import AsyncExitStack
 from typing import Final
 
+from appliance.acf import AccessSecurity
 from appliance.certmon.wiring import open_server
 from appliance.config.pva import ServerConfig
 from appliance.errors import ApplianceError, ConfigurationError
 from appliance.ioc import dbcore
 from appliance.ioc.access import IocAccess, read_access_file
+from appliance.ioc.channel_access import ChannelAccessRules
 from appliance.ioc.config import LoadStep, Plan
 from appliance.ioc.console import Console
 from appliance.ioc.dbcore import InitHook
@@ -22,6 +25,7 @@ from appliance.ioc.groups.source import GroupSource, read_group_file
 from appliance.ioc.putlog import PutLog
 from appliance.ioc.shell import register_commands
 from appliance.ioc.single import RecordSource
+from appliance.ioc.switches import why_not_served
 from appliance.server.channel import Channel
 from appliance.server.server import Server
 
@@ -37,20 +41,25 @@ class Ioc:
         self.plan = plan
         self.config = config
         self.loop = asyncio.get_running_loop()
+        self._stack = AsyncExitStack()
         self.access = IocAccess(self._review)
         self.access_step = plan.acf
         """The access security file that iocInit and asInit read."""
         self.group_files = list(plan.groups)
+        self.channel_access = ChannelAccessRules()
+        self.access.before_use = self.channel_access.replace
+        self._stack.callback(self.channel_access.close)
         self.put_log: PutLog | None = None
         self.stream: EventStream | None = None
         self.records: RecordSource | None = None
         self.groups: GroupSource | None = None
         self.console: Console | None = None
         self.attached = False
-        """Records are served."""
+        """The database runs, and its records are served, unless ``switched_off``."""
+        self.switched_off = ""
+        """The variable that forbids to serve records over PVAccess."""
         self._failure: ApplianceError | None = None
         self._server: Server | None = None
-        self._stack = AsyncExitStack()
 
     @property
     def server(self) -> Server:
@@ -73,11 +82,6 @@ class Ioc:
         dbcore.load_definition_text(DEMO_DEFINITION)
         dbcore.register_support()
         dbcore.on_init_hook(self._on_init)
-        if plan.channel_access and plan.acf is not None:
-            # Its server judges by EPICS' own rules: without the file it would let everybody do everything.
-            if plan.acf.macros:
-                dbcore.shell_command(f"asSetSubstitutions({_quoted(plan.acf.macros)})")
-            dbcore.shell_command(f"asSetFilename({_quoted(plan.acf.file)})")
         register_commands(self)
         if plan.acf is not None:
             self._say(f'asSetFilename("{plan.acf.file}")')
@@ -130,8 +134,31 @@ class Ioc:
 
     def _on_init(self, state: int) -> None:
         """EPICS' hook: called in whatever thread runs iocInit."""
+        if state == InitHook.AT_IOC_BUILD and dbcore.serves_channel_access():
+            self._prepare_channel_access()
         if state == InitHook.AFTER_IOC_RUNNING and not self.attached:
             asyncio.run_coroutine_threadsafe(self._attach(), self.loop).result()
+
+    def _prepare_channel_access(self) -> None:
+        """Its server judges by EPICS Base's own rules: without any it would let everybody do everything."""
+        security = AccessSecurity.unrestricted()
+        try:
+            if self.access_step is not None:
+                security = read_access_file(self.access_step)
+            self.channel_access.prepare(security)
+        except ApplianceError as error:
+            self._failure = error
+            _log.critical("nobody may use Channel Access: %s", error)
+            self.channel_access.prepare(AccessSecurity({}))
+        dbcore.on_trapped_put(self._on_trapped_put)
+
+    def _on_trapped_put(self, put: dbcore.TrappedPut) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the IOC ends
+            self.loop.call_soon_threadsafe(self._log_put, put)
+
+    def _log_put(self, put: dbcore.TrappedPut) -> None:
+        if self.put_log is not None:
+            self.put_log.trapped(put)
 
     async def _attach(self) -> None:
         """Serve the records; where that fails nothing is served, and ``start`` raises why."""
@@ -141,6 +168,11 @@ class Ioc:
             if self.access_step is not None:
                 security = await asyncio.to_thread(read_access_file, self.access_step)
                 self.access.use(security, self.access_step)
+            self.switched_off = why_not_served(report=True)
+            if self.switched_off:
+                _log.warning("%s: no record is served over PVAccess", self.switched_off)
+                self.attached = True
+                return
             self.stream = EventStream(self.loop)
             self.records = RecordSource(self.stream)
             self.groups = GroupSource(self.stream, self.group_files)
@@ -199,8 +231,9 @@ class Ioc:
     def report_lines(self, level: int) -> list[str]:
         """The state of the server, for people."""
         server = self.server
-        lines = [
-            f"TCP port {server.tcp_port}, TLS port {server.tls_port or 'off'}, UDP port {server.udp_port}",
+        lines = [f"records are not served: {self.switched_off}"] if self.switched_off else []
+        lines += [
+            f"TCP port {server.tcp_port or 'off'}, TLS port {server.tls_port or 'off'}, UDP port {server.udp_port}",
             f"{len(server.peers)} clients, {server.refusals} requests refused",
         ]
         if level > 0:
@@ -236,7 +269,3 @@ def _rights(channel: Channel) -> str:
     rights = channel.rights
     words = [word for word, have in (("read", rights.read), ("write", rights.write)) if have]
     return f" ({', '.join(words) or 'no access'})"
-
-
-def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -13,8 +13,9 @@ from appliance.errors import ApplianceError, OperationError
 from appliance.ioc import dbcore
 from appliance.ioc.answers import LiveAnswer, live_answer
 from appliance.ioc.dbcore import DBChannel, Properties, Reading, WholeReader, can_read_whole
-from appliance.ioc.feed import EventStream, Feed, event_mask, property_subscription
+from appliance.ioc.feed import DEFAULT_EVENTS, EventStream, Feed, event_mask, property_subscription
 from appliance.ioc.mapping import NTMapping, nt_mapping, tag_mask
+from appliance.ioc.numberfeed import NumberFeed
 from appliance.ioc.options import PutOptions, put_options
 from appliance.pva import commands as c
 from appliance.pva.credentials import Credentials
@@ -109,7 +110,7 @@ class RecordPV(Handler):
 
     # -- reading -------------------------------------------------------------------------------------
 
-    def read(self, feed: Feed | None = None) -> tuple[list[Any], int, Reading]:
+    def read(self) -> tuple[list[Any], int, Reading]:
         """Read everything: a store of its own, the bits of what is set, and the reading."""
         channel = self.channel
         properties: Properties
@@ -117,8 +118,6 @@ class RecordPV(Handler):
             raw = self.whole.read()
             reading = self.whole.reading(raw)
             properties = self.whole.properties(raw[5], raw[9], self.whole.description.value)
-            if feed is not None:
-                feed.seen(raw)
         elif channel.is_array or channel.elements > 1:
             # Apart, so that scan threads need not wait while an array is copied twice.
             reading = channel.get()
@@ -244,8 +243,8 @@ class RecordPV(Handler):
         self.hold()
 
         def finish(error: str | None) -> None:
-            if options.waiting is None:
-                return  # cancelled
+            if options.waiting is None or not operation.alive:
+                return  # cancelled; what waits now belongs to the next request
             options.waiting = None
             self.release()
             if watched is not None and new is not _NOTHING:
@@ -302,8 +301,9 @@ class RecordPV(Handler):
         mask = subscription.state
         feed = self.feeds.get(mask)
         if feed is None:
-            feed = self.feeds[mask] = Feed(self, mask)
-            if self._properties is None and feed.whole is None:
+            is_number = mask == DEFAULT_EVENTS and dbcore.can_view(self.channel)
+            feed = self.feeds[mask] = NumberFeed(self) if is_number else Feed(self, mask)
+            if self._properties is None and not feed.SEES_PROPERTIES:
                 self._properties = property_subscription(self)
         if subscription not in feed.subscriptions:
             feed.join(subscription)

@@ -100,9 +100,13 @@ class MonitorWindow(NamedTuple):
 
 
 class OperationCancelled(NamedTuple):
-    """The client no longer wants the request in progress; the operation lives on."""
+    """The client no longer wants the request in progress, which can no longer be answered.
+
+    The operation lives on as ``successor``; that of a MONITOR, which is stopped, is the same object.
+    """
 
     operation: ServerOperation
+    successor: ServerOperation
 
 
 class OperationClosed(NamedTuple):

@@ -226,10 +226,27 @@ class ServerOperation:
         self.connection._events.append(MonitorWindow(self))
 
     def cancel(self) -> None:
-        """Abandon the request in progress; the operation lives on (section 9.9)."""
-        if self.state is OperationState.EXECUTING:
-            self._advance(OperationInput.CANCEL)
-            self.connection._events.append(OperationCancelled(self))
+        """Abandon the request in progress; the operation lives on (section 9.9).
+
+        What was asked may still be answered by whoever works on it, and the client may have asked the next thing
+        under the same ioid by then. So this object dies, with every answer that still comes to it, and a
+        successor takes its place. A MONITOR has no answer that could be taken for another's: it is stopped.
+        """
+        if self.state is not OperationState.EXECUTING:
+            return
+        self._advance(OperationInput.CANCEL)
+        successor = self
+        if self.command != c.CMD_MONITOR:
+            successor = ServerOperation(self.channel, self.ioid, self.command, self.sub, self.request)
+            successor.cost = self.cost
+            successor.state = self.state
+            successor.type = self.type
+            successor.mask = self.mask
+            successor.prepared = self.prepared
+            self.connection.operations[self.ioid] = self.channel.operations[self.ioid] = successor
+            self.state = OperationState.DEAD
+            self.prepared = None
+        self.connection._events.append(OperationCancelled(self, successor))
 
     # -- from the layer above --------------------------------------------------------------------------
 
@@ -375,6 +392,28 @@ class ServerOperation:
             connection.out_size += 8 + size
         if self.pipeline:
             self.window -= 1
+
+    def update_head(self, size: int) -> bytes | None:
+        """Give what precedes an update's ``size`` octets in a message; None when it would not leave in one piece."""
+        connection = self.connection
+        if size > COPY_LIMIT or connection.segment_size:
+            return None
+        return _REPLY[connection.big].pack(
+            c.MAGIC, c.VERSION, connection._out_flags, c.CMD_MONITOR, 5 + size, self.ioid, 0
+        )
+
+    def send_message(self, message: bytes, limit: int) -> bool:
+        """Send one update with its head, unless the client takes none now or ``limit`` octets of output wait."""
+        connection = self.connection
+        if self.state is not OperationState.EXECUTING or connection.out_size > limit:
+            return False
+        if self.pipeline:
+            if self.window <= 0:
+                return False
+            self.window -= 1
+        connection._out.append(message)
+        connection.out_size += len(message)
+        return True
 
     def drain(self, queue: deque[Any], limit: int) -> bool:
         """Send updates from ``queue`` while the client takes them.

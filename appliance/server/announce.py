@@ -125,17 +125,17 @@ class Announcer:
         if server.standby:
             return
         config = server.config
-        protocol, server_port = (
-            ("tls", server.tls_port) if server.tls is not None else ("tcp", server.tcp_port)
-        )
-        beacon = Beacon(server.guid, self._sent, server.change_count, None, server_port, protocol)
-        if protocol == "tls":
-            # A client without TLS looks for "tcp": one beacon for each kind.
-            plain = beacon._replace(port=server.tcp_port, protocol="tcp")
-            data = pack_message(c.CMD_BEACON, plain.encode(), from_server=True)
-            data += pack_message(c.CMD_BEACON, beacon.encode(), from_server=True)
-        else:
-            data = pack_message(c.CMD_BEACON, beacon.encode(), from_server=True)
+        # A client without TLS looks for "tcp": one beacon for each kind.
+        data = b""
+        for port, protocol in (
+            (server.tcp_port, "tcp"),
+            (server.tls_port if server.tls is not None else 0, "tls"),
+        ):
+            if port:
+                beacon = Beacon(server.guid, self._sent, server.change_count, None, port, protocol)
+                data += pack_message(c.CMD_BEACON, beacon.encode(), from_server=True)
+        if not data:
+            return
         self._sent += 1
         targets = list(config.beacon_addr_list)
         if config.auto_beacon_addr_list:

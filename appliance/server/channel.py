@@ -191,14 +191,19 @@ class Channel:
             subscription.waits = True
             self.owner.dirty(subscription)
 
-    def cancelled(self, wire: ServerOperation) -> None:
-        """The request in progress is no longer wanted."""
+    def cancelled(self, wire: ServerOperation, successor: ServerOperation) -> None:
+        """The request in progress is no longer wanted; ``successor`` takes those that follow."""
         operation = wire.context
-        if isinstance(operation, Subscription):
-            operation.running = False
-            self.handler.flow(operation)
-        elif operation is not None:
-            self.handler.cancelled(operation)
+        try:
+            if isinstance(operation, Subscription):
+                operation.running = False
+                self.handler.flow(operation)
+            else:
+                self.handler.cancelled(operation)
+        except Exception:  # noqa: BLE001 - see requested()
+            _log.exception("cancelling an operation of %s", self.name)
+        if successor is not wire:
+            Operation(self, successor).state = operation.state
 
     def closed(self, wire: ServerOperation) -> None:
         """An operation is over."""

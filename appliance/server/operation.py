@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from functools import cache, partial
+from struct import Struct
 from typing import TYPE_CHECKING, Any, Final
 
 from appliance.errors import LocalProtocolError, PVDataError
 from appliance.pva import commands as c
 from appliance.pva.credentials import Credentials
-from appliance.pva.selection import encode_answer, encode_update, leaves
+from appliance.pva.selection import encode_answer, encode_update, leaves, wire_bits
 from appliance.pva.server import PreparedAnswer, ServerOperation
 from appliance.pva.states import OperationState
+from appliance.pvdata.bitset import encode_bitset
 from appliance.pvdata.pvrequest import request_mask, request_options
 from appliance.pvdata.types import StructType, TypeDesc
 from appliance.pvdata.value import Value
@@ -24,7 +28,8 @@ __all__ = ["Operation", "Subscription", "Update"]
 class Operation:
     """One GET, PUT, PUT_GET, PROCESS, RPC or GET_FIELD of one client.
 
-    All methods may be called at any time later from the event loop; once the client has gone they do nothing.
+    All methods may be called at any time later from the event loop; once the client has gone, or has cancelled the
+    request, they do nothing: the next request of the same operation comes with another object.
     """
 
     __slots__ = ("channel", "state", "wire")
@@ -193,6 +198,12 @@ class Update:
         return Update(self.kind, later.store, self.bits | later.bits, self.overrun | later.overrun | lost)
 
 
+@cache
+def _packed(head: int, code: str, big: bool) -> Struct:
+    """``head`` octets, what ``code`` names, and an overrun bit set that is empty."""
+    return Struct(f"{'>' if big else '<'}{head}s{code}x")
+
+
 class Subscription(Operation):
     """One MONITOR of one client: a bounded queue between the handler, which posts, and the client, which reads.
 
@@ -235,6 +246,43 @@ class Subscription(Operation):
         if not self.waits:
             self.waits = True
             self.channel.dirty(self)
+
+    def maker(self, bits: int, code: str) -> Callable[..., bytes] | None:
+        """Give a function that makes the message of an update of ``bits``, for :meth:`send`.
+
+        For who posts the same few numbers again and again. Its arguments are the values of those fields, whose types
+        ``code`` names as the module ``struct`` does. None when the client has not asked for all of them, or
+        when its messages leave in segments; everything is to be posted then.
+        """
+        wire = self.wire
+        if wire.mask & bits != bits:
+            return None
+        big = wire.connection.big
+        marked = encode_bitset(wire_bits(self.wire.type, bits), big)  # type: ignore[arg-type]
+        head = wire.update_head(len(marked) + _packed(0, code, big).size)
+        if head is None:
+            return None
+        head += marked
+        return partial(_packed(len(head), code, big).pack, head)
+
+    def send(self, message: bytes) -> bool:
+        """Send what :meth:`maker` made, at once; False when something is in the way, and it has to be posted.
+
+        What waits goes first: this only sends while nothing does.
+        """
+        channel = self.channel
+        link = channel.link
+        if (
+            self.queue
+            or self.finishing
+            or channel.owner.held is not None
+            or not link.writable
+            or not self.wire.send_message(message, PUMP_LIMIT)
+        ):
+            return False
+        self.posted += 1
+        link.schedule_flush()
+        return True
 
     def _size_of(self, update: Update) -> int:
         wire = self.wire

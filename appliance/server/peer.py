@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
@@ -38,6 +39,8 @@ __all__ = ["Peer"]
 
 _log: Final = logging.getLogger(__name__)
 _MAX_ACCOUNT: Final = 256
+ROLES_PATIENCE_S: Final = 2.0
+"""Seconds for which a client waits for its groups; far less than what it takes a client to give up."""
 
 
 class Peer:
@@ -103,15 +106,52 @@ class Peer:
                 self.credentials = here._replace(method="anonymous", account="")
             elif here.method != "x509":
                 # A name that was proved is not exchanged for one that is merely claimed.
-                roles = self.server.roles(account)
-                self.credentials = here._replace(method="ca", account=account, roles=roles)
+                self.credentials = here._replace(method="ca", account=account)
         elif here.method == "x509":
             pass  # proved is proved, whatever the client calls it
         else:
             self.credentials = here._replace(method="anonymous", account="")
-        if self.credentials.method == "x509":
-            self.credentials = self.credentials._replace(roles=self.server.roles(self.credentials.account))
+        if self.credentials.method == "anonymous":
+            self.server.admit(self)
+            return
+        roles = self.server.roles.known(self.credentials.account)
+        if roles is None:
+            self._ask_for_roles()
+            return
+        self.credentials = self.credentials._replace(roles=roles)
         self.server.admit(self)
+
+    def _ask_for_roles(self) -> None:
+        """Admit the client when its groups are known, or without any when that takes too long."""
+        server = self.server
+        account = self.credentials.account
+        loop = asyncio.get_running_loop()
+        patient = True
+
+        def too_long() -> None:
+            nonlocal patient
+            patient = False
+            if self.link in server.peers:
+                _log.warning(
+                    "the groups of %.64r are not known after %g s: %s goes without roles until they are",
+                    account,
+                    ROLES_PATIENCE_S,
+                    self.link.peer,
+                )
+                server.admit(self)
+
+        def tell(roles: frozenset[str]) -> None:
+            timer.cancel()
+            if self.link not in server.peers:
+                return
+            self.credentials = self.credentials._replace(roles=roles)
+            if patient:
+                server.admit(self)
+            elif roles:
+                server.review_access(lambda channel: channel.owner is self)
+
+        timer = loop.call_later(ROLES_PATIENCE_S, too_long)
+        server.roles.ask(account, tell, loop)
 
     def admitted(self, status: Status = OK) -> None:
         """The server's verdict: go on, or not."""
@@ -161,7 +201,7 @@ class Peer:
             channel.closed(event.operation)  # type: ignore[arg-type]
 
     def _on_cancelled(self, event: OperationCancelled) -> None:
-        event.operation.channel.context.cancelled(event.operation)
+        event.operation.channel.context.cancelled(event.operation, event.successor)
 
     def _on_field(self, event: FieldRequested) -> None:
         event.operation.channel.context.introspect(event.operation, event.field)

@@ -1,35 +1,99 @@
-"""Which groups this host's own user database gives to an account (pvxs ``osdGetRoles``)."""
+"""Which groups this host's own user database gives to an account (pvxs ``osdGetRoles``).
+
+The database may be a directory service at the other end of a network, which answers late or never: it is asked in
+threads of its own, and nobody has a role until it has said so.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import threading
 import time
+from asyncio import AbstractEventLoop
+from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 __all__ = ["Roles"]
 
+_log: Final = logging.getLogger(__name__)
 _KEEP_S: Final = 60.0
 _MAX: Final = 1024
+"""Accounts that are remembered, accounts that are being looked up, and clients that wait for one of these: all are
+the clients' to choose."""
+_THREADS: Final = 4
+_NONE: Final[frozenset[str]] = frozenset()
+
+_Told = Callable[[frozenset[str]], None]
 
 
 class Roles:
-    """Looks groups up and remembers them for a minute: a name service may be slow, and clients reconnect in swarms."""
+    """Looks groups up and remembers them for a minute: a name service may be slow, and clients reconnect in swarms.
 
-    __slots__ = ("_known",)
+    All methods are the event loop's to call.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_asked", "_known", "_lock", "_look_up", "_pending", "_threads")
+
+    def __init__(self, look_up: Callable[[str], frozenset[str]] | None = None) -> None:
+        self._look_up = _look_up if look_up is None else look_up
         self._known: dict[str, tuple[float, frozenset[str]]] = {}
+        self._pending: dict[str, list[_Told]] = {}
+        self._lock = threading.Lock()
+        self._asked: deque[tuple[AbstractEventLoop, str]] = deque()
+        self._threads = 0
 
-    def __call__(self, account: str) -> frozenset[str]:
-        """Give the groups of ``account``; none for a name that this host does not know."""
-        now = time.monotonic()
-        known = self._known.get(account)
-        if known is not None and now - known[0] < _KEEP_S:
-            return known[1]
-        roles = _look_up(account)
-        if len(self._known) >= _MAX:
-            self._known.clear()
-        self._known[account] = (now, roles)
-        return roles
+    def known(self, account: str) -> frozenset[str] | None:
+        """Give the groups of ``account`` if they are remembered; None if they have to be asked for."""
+        found = self._known.get(account)
+        return found[1] if found is not None and time.monotonic() - found[0] < _KEEP_S else None
+
+    def ask(self, account: str, tell: _Told, loop: AbstractEventLoop) -> None:
+        """Look the groups of ``account`` up and call ``tell`` in ``loop``: with none for a name that this host does not know.
+
+        When too many are being looked up already, ``tell`` is called with none at once.
+        """
+        waiting = self._pending.get(account)
+        if len(self._pending if waiting is None else waiting) >= _MAX:
+            _log.warning("too many accounts are being looked up: %.64r gets no roles", account)
+            tell(_NONE)
+            return
+        if waiting is not None:
+            waiting.append(tell)
+            return
+        self._pending[account] = [tell]
+        with self._lock:
+            self._asked.append((loop, account))
+            if self._threads == _THREADS:
+                return
+            self._threads += 1
+        # A daemon: a database that never answers must not keep the process from ending.
+        threading.Thread(target=self._work, name="roles", daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._asked:
+                    self._threads -= 1
+                    return
+                loop, account = self._asked.popleft()
+            try:
+                roles = self._look_up(account)
+            except Exception:  # noqa: BLE001 - whatever fails, the account has no roles
+                _log.exception("the groups of %.64r cannot be looked up: it gets no roles", account)
+                roles = _NONE
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(self._found, account, roles)
+
+    def _found(self, account: str, roles: frozenset[str]) -> None:
+        known = self._known
+        known.pop(account, None)
+        if len(known) >= _MAX:
+            del known[next(iter(known))]  # the oldest
+        known[account] = (time.monotonic(), roles)
+        for tell in self._pending.pop(account, ()):
+            tell(roles)
 
 
 def _look_up(account: str) -> frozenset[str]:
@@ -41,11 +105,11 @@ def _look_up(account: str) -> frozenset[str]:
         primary = pwd.getpwnam(account).pw_gid
         groups = os.getgrouplist(account, primary)
     except (KeyError, ValueError, OSError):
-        return frozenset()
+        return _NONE
     names = set()
     for group in groups:
         try:
             names.add(grp.getgrgid(group).gr_name)
-        except KeyError:
+        except (KeyError, OSError):
             continue
     return frozenset(names)

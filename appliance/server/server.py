@@ -58,7 +58,8 @@ class Server:
         async with server:
             await server.wait_closed()
 
-    ``tls`` is the context of the server's own certificate: without it the server speaks plain TCP only.
+    ``tls`` is the context of the server's own certificate: without it the server speaks plain TCP only. With
+    ``require_tls`` it never does: no TCP port is opened, and without ``tls`` nobody is answered.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Server:
         *,
         policy: AccessPolicy | None = None,
         tls: TLSContext | None = None,
+        require_tls: bool = False,
         gate: PeerGate | None = None,
         limits: Limits = DEFAULT_LIMITS,
         segment_size: int = 0,
@@ -78,16 +80,18 @@ class Server:
         self.gate = gate
         self.guid = os.urandom(GUID_SIZE) if guid is None else guid
         self.tcp_port = 0
-        """The port that is really listened on, once started."""
+        """The port that is really listened on, once started; 0 where plain TCP is not served."""
         self.tls_port = 0
         self.udp_port = 0
         self.peers: dict[StreamLink, Peer] = {}
         self.roles = Roles()
+        """The groups of clients' accounts."""
         self.change_count = 0
         self.refusals = 0
         """Requests that access security refused."""
         self.on_refused: Callable[[Channel, str], None] | None = None
         """Called with the channel and the missing right for each refused request."""
+        self.require_tls = require_tls
         self._tls = tls
         self._standby = False
         self._limits = limits
@@ -171,9 +175,10 @@ class Server:
         self._closed = asyncio.Event()
         config = self.config
         try:
-            self.tcp_port, self._listeners = await listen(
-                self._accept_tcp, config.intf_addr_list, config.server_port, "TCP", _setup_log
-            )
+            if not self.require_tls:
+                self.tcp_port, self._listeners = await listen(
+                    self._accept_tcp, config.intf_addr_list, config.server_port, "TCP", _setup_log
+                )
             if self._tls is not None:
                 await self._listen_tls()
             self._announcer = Announcer(self)
@@ -247,15 +252,18 @@ class Server:
         if self._announcer is not None:
             self._announcer.hurry()
 
-    def set_standby(self, standby: bool) -> None:
-        """Answer nobody for the time being: searches, beacons and connections wait until it is taken back."""
+    def set_standby(self, standby: bool, *, close: bool = True) -> None:
+        """Answer nobody for the time being: searches, beacons and new connections wait until it is taken back.
+
+        ``close`` ends the connections that are up.
+        """
         if standby is self._standby:
             return
         self._standby = standby
         self.change_count += 1
         if self._announcer is not None and not standby:
             self._announcer.hurry()
-        if standby:
+        if standby and close:
             self.close_peers(ApplianceError("the server is in standby"))
 
     @property
@@ -275,7 +283,7 @@ class Server:
             return "", 0
         if self._tls is not None and self.tls_port and "tls" in offered:
             return "tls", self.tls_port
-        if "tcp" in offered or not offered:
+        if self.tcp_port and ("tcp" in offered or not offered):
             return "tcp", self.tcp_port
         return "", 0
 
@@ -371,7 +379,7 @@ class Server:
 
     def link_down(self, link: StreamLink, reason: ApplianceError | None) -> None:
         """StreamOwner."""
-        self.peers.pop(link, None)
+        peer = self.peers.pop(link, None)
         if self._deserted is not None and not self.peers:
             self._deserted.set()
         deadline = self._deadlines.pop(link, None)
@@ -380,10 +388,12 @@ class Server:
         unwatch = self._unwatch.pop(link, None)
         if unwatch is not None:
             unwatch()
-        if reason is not None:
-            _log.info("%s disconnected: %s", link.peer, reason)
-        else:
+        if reason is None:
             _log.debug("%s disconnected", link.peer)
+        else:
+            # A client that leaves with an update on its way to it resets the connection: that is every day's end.
+            usual = link.reset and peer is not None and peer.validated
+            _log.log(logging.DEBUG if usual else logging.INFO, "%s disconnected: %s", link.peer, reason)
 
     def pump_soon(self, peer: Peer) -> None:
         """Send the updates that wait for ``peer`` at the end of this turn of the event loop."""

@@ -38,6 +38,7 @@ class SharedPV(Handler):
 
     __slots__ = (
         "_answers",
+        "_is_shared",
         "_kind",
         "_store",
         "_subscriptions",
@@ -63,12 +64,15 @@ class SharedPV(Handler):
         self.on_rpc = on_rpc
         self.on_first = on_first
         self.on_last = on_last
-        self._subscriptions: dict[Subscription, None] = {}
+        self._subscriptions: dict[Subscription, Callable[..., bytes] | None] = {}
+        """Who watches, and how to make a message for it of a value alone, where that is simple."""
         self._answers: dict[tuple[int, bool], PreparedAnswer] = {}
         self._kind: StructType | None = None
         self._value: tuple[type, int, int] | None = None
         """The Python type that the field ``value`` takes as it is, its offset and its bit."""
         self._store: list[Any] = []
+        self._is_shared = False
+        """Whether an update holds the store, which then never changes."""
         self._valid = 0
         self._waiting: dict[Operation, Callable[[], None]] = {}
         """Operations that clients began while there was no type to answer with; ``open`` begins them anew."""
@@ -100,6 +104,7 @@ class SharedPV(Handler):
             raise PVDataError("a PV's value must be a structure")
         self._kind = kind
         self._store = value.store.copy()
+        self._is_shared = False
         self._valid = leaves(kind, value.changed)
         self._answers = {}
         self._value = None
@@ -136,10 +141,9 @@ class SharedPV(Handler):
             raise PVDataError("the PV is closed: open it with a value of its type first")
         plain = self._value
         if plain is not None and type(value) is plain[0]:
-            store = self._store.copy()
-            store[plain[1]] = value
-            bits = plain[2]
-        elif isinstance(value, Value) and (value.type is kind or value.type == kind):
+            self._post_plain(value, plain[1], plain[2])
+            return
+        if isinstance(value, Value) and (value.type is kind or value.type == kind):
             bits = leaves(kind, value.changed)
             if bits == kind.leaf_mask:
                 store = value.store.copy()
@@ -154,14 +158,37 @@ class SharedPV(Handler):
             changed.assign(value)
             store = changed.store
             bits = leaves(kind, changed.changed)
+        self._take(store, bits)
+        if self._subscriptions:
+            update = self._update(bits)
+            for subscription in self._subscriptions:
+                subscription.post(update)
+
+    def _post_plain(self, value: Any, offset: int, bits: int) -> None:
+        """Post a value that fits as it is; who is waiting for nothing else is sent the octets."""
+        store = self._store
+        if self._is_shared:
+            store = store.copy()
+            self._is_shared = False
+        store[offset] = value
+        self._take(store, bits)
+        update: Update | None = None
+        for subscription, make in self._subscriptions.items():
+            if make is None or not subscription.send(make(value)):
+                if update is None:
+                    update = self._update(bits)
+                subscription.post(update)
+
+    def _take(self, store: list[Any], bits: int) -> None:
         self._store = store
         self._valid |= bits
         for answer in self._answers.values():
             answer.tail = None
-        if self._subscriptions:
-            update = Update(kind, store, bits)
-            for subscription in self._subscriptions:
-                subscription.post(update)
+
+    def _update(self, bits: int) -> Update:
+        assert self._kind is not None
+        self._is_shared = True
+        return Update(self._kind, self._store, bits)
 
     # -- Handler -------------------------------------------------------------------------------------
 
@@ -247,8 +274,11 @@ class SharedPV(Handler):
         if not subscription.alive:
             return
         first = not self._subscriptions
-        self._subscriptions[subscription] = None
-        subscription.post(Update(kind, self._store, self._valid))
+        plain = self._value
+        self._subscriptions[subscription] = (
+            subscription.maker(plain[2], "d") if plain is not None and plain[0] is float else None
+        )
+        subscription.post(self._update(self._valid))
         if first and self.on_first is not None:
             self.on_first(self)
 

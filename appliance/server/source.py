@@ -69,7 +69,10 @@ class Handler:
         operation.fail("the type of this PV is not known")
 
     def cancelled(self, operation: Operation) -> None:
-        """The client no longer wants the request in progress."""
+        """The client no longer wants the request in progress: ``operation`` is dead, its answers go nowhere.
+
+        The requests that follow come with another Operation, which has the same ``state``.
+        """
 
     def closed(self, operation: Operation) -> None:
         """The operation is over."""

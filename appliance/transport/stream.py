@@ -75,6 +75,7 @@ class StreamLink(asyncio.Protocol):
         "owner",
         "peer",
         "peer_address",
+        "reset",
         "sent",
         "silent_ticks",
         "writable",
@@ -96,6 +97,8 @@ class StreamLink(asyncio.Protocol):
         self.heard = 0
         """Octets received; ``Liveness`` compares it with ``heard_at_tick``."""
         self.heard_at_tick = 0
+        self.reset = False
+        """Whether the peer ended the connection without a FIN, as it does who leaves while something is on its way."""
         self.sent = 0
         self.silent_ticks = 0
         self._loop = asyncio.get_running_loop()
@@ -197,7 +200,8 @@ class StreamLink(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the owner, once, what the end of the link ended."""
-        if exc is not None:
+        self.reset = isinstance(exc, ConnectionError)
+        if exc is not None and not (self._closing and self.reset):  # a peer that left while we did is no news
             self._remember(TransportError(f"the connection to {self.peer or 'the peer'} was lost: {exc}"))
         self.is_up = False
         self.writable = False

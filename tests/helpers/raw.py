@@ -119,6 +119,10 @@ class RawClient:
             pass
         await self.send(_message(13, struct.pack("<IIB", sid, ioid, 0x44)))
 
+    def pause(self) -> None:
+        """Leave in the socket whatever comes from now on."""
+        self._writer.transport.pause_reading()  # type: ignore[attr-defined]
+
     async def close(self) -> None:
         """Close without a word."""
         self._writer.transport.abort()

@@ -154,16 +154,18 @@ def session(wire: Wire) -> None:
     wire.responder.hold = {Execute}
     get.get()
     wire.pump()
+    cancelled = wire.server.operations[get.ioid]
     get.cancel()
     wire.pump()
-    cancelled = wire.server.operations[get.ioid]
-    assert OperationCancelled(cancelled) in wire.responder.events
-    assert cancelled.state is OperationState.IDLE
+    successor = wire.server.operations[get.ioid]
+    assert OperationCancelled(cancelled, successor) in wire.responder.events
+    assert cancelled.state is OperationState.DEAD
+    assert successor.state is OperationState.IDLE
     wire.responder.hold = set()
     get.close()
     wire.pump()
     assert get.ioid not in wire.server.operations
-    assert OperationClosed(cancelled) in wire.responder.events
+    assert OperationClosed(successor) in wire.responder.events
 
     # ECHO, MESSAGE, ACL_CHANGE, sections 12 and 13
     before = wire.client.received

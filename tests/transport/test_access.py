@@ -58,9 +58,10 @@ async def test_what_waits_for_a_reader_who_may_no_longer_read_is_dropped() -> No
     policy = Policy()
     pv = double(1.0)
     async with served({"a:pv": pv}, policy=policy) as server, client_of(server) as ctx:
-        updates = ctx.monitor("a:pv")
+        updates = ctx.monitor("a:pv", "record[queueSize=2,pipeline=true]")
         assert (await anext(updates))["value"] == 1.0
-        pv.post(666.0)  # queued in this turn of the loop, not sent yet
+        for value in (2.0, 3.0, 4.0, 666.0):  # the client has room for two, the rest waits
+            pv.post(value)
         policy.now = Rights(write=True)
         server.review_access()
         seen = []

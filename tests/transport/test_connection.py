@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import textwrap
@@ -24,9 +26,13 @@ from appliance.pva.server import ServerConnection
 from appliance.pvdata.nt import NTScalar, NTScalarArray
 from appliance.pvdata.types import FLOAT64, STRING
 from appliance.pvdata.value import Value
-from appliance.server import Operation, SharedPV
+from appliance.server import Handler, Operation, SharedPV
+from appliance.tls.context import client_context, server_context
+from tests.helpers.live import until
 from tests.helpers.ours import client_config, client_of, double, gallery, served, server_config
 from tests.helpers.peers import free_port
+from tests.helpers.pki import site
+from tests.helpers.raw import RawClient
 
 ROOT = Path(__file__).parents[2]
 
@@ -186,6 +192,124 @@ async def test_a_cancelled_get_leaves_nothing_at_either_end() -> None:
                 await asyncio.sleep(0.01)
         (channel,) = ctx._channels.values()
         assert not channel.requests
+
+
+class _Slow(Handler):
+    """A PV whose GETs wait until a test answers them."""
+
+    __slots__ = ("asked",)
+
+    def __init__(self) -> None:
+        self.asked: asyncio.Queue[Operation] = asyncio.Queue()
+
+    def init(self, operation: Operation) -> None:
+        operation.ready(NTScalar(FLOAT64))
+
+    def get(self, operation: Operation) -> None:
+        operation.state = (operation.state or 0) + 1
+        self.asked.put_nowait(operation)
+
+
+async def test_an_answer_that_comes_after_cancel_is_not_taken_for_the_next_gets() -> None:
+    slow = _Slow()
+    async with served({"slow": slow}) as server, await RawClient.connect(server.tcp_port) as client:
+        get = await client.get_init("slow")
+        cancel = b"\xca\x02\x00\x15" + struct.pack("<I", 8) + get[8:16]
+        await client.send(get)
+        first = await slow.asked.get()
+        assert first.alive
+        await client.send(cancel + get)
+        second = await slow.asked.get()
+        assert not first.alive
+        assert second.state == 2, "what the handler keeps with the operation goes on"
+        first.reply(Value(NTScalar(FLOAT64), {"value": 1.0}))
+        first.fail("too late")
+        second.reply(Value(NTScalar(FLOAT64), {"value": 2.0}))
+        await client.send(get)
+        (await slow.asked.get()).reply(Value(NTScalar(FLOAT64), {"value": 3.0}))
+        answers = [await client.message(), await client.message()]
+        assert [(command, struct.unpack_from("<d", body, 8)[0]) for command, body in answers] == [
+            (10, 2.0),
+            (10, 3.0),
+        ]
+
+
+async def test_a_call_that_goes_on_after_cancel_does_not_answer_the_next_one() -> None:
+    calls: list[asyncio.Future[None]] = []
+    called = asyncio.Event()
+
+    async def call(pv: SharedPV, operation: Operation, argument: Value | None) -> Value:
+        done = asyncio.get_running_loop().create_future()
+        calls.append(done)
+        number = len(calls)
+        called.set()
+        await done
+        return Value(NTScalar(FLOAT64), {"value": float(number)})
+
+    async with (
+        served({"call": SharedPV(on_rpc=call)}) as server,
+        await RawClient.connect(server.tcp_port) as client,
+    ):
+        head = struct.pack("<II", await client.channel("call"), 77)
+
+        def message(command: int, rest: bytes) -> bytes:
+            return b"\xca\x02\x00" + bytes((command,)) + struct.pack("<I", 8 + len(rest)) + head + rest
+
+        await client.send(message(20, b"\x08\xff"))
+        assert (await client.message())[0] == 20
+        await client.send(message(20, b"\x00\xff") + message(21, b"") + message(20, b"\x00\xff"))
+        while len(calls) < 2:
+            called.clear()
+            await called.wait()
+        for done in calls:
+            done.set_result(None)
+        command, body = await client.message()
+        assert (command, body[4], body[5]) == (20, 0, 0xFF)
+        assert struct.pack("<d", 2.0) in body
+        assert struct.pack("<d", 1.0) not in body
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["tcp", "tls"])
+async def test_the_end_of_a_client_is_an_orderly_end_for_the_server(
+    tls: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No answer may come to a socket that is closed: that would reset the connection."""
+    caplog.set_level(logging.DEBUG, "appliance.server")
+    context = server_context(site().server, require_client_cert=False) if tls else None
+    mine = client_context(site().client, want_staple=False) if tls else None
+    async with served({"pv": double()}, tls=context) as server:
+        for _ in range(10):
+            async with client_of(server, tls=mine) as ctx:
+                await ctx.get("pv")
+                await ctx.put("pv", 4.0)
+                await ctx.info("pv")
+                async with ctx.monitor("pv") as updates:
+                    async for _value in updates:
+                        break
+        await until(lambda: not server.peers)
+    ends = [record.getMessage() for record in caplog.records if "disconnected" in record.getMessage()]
+    assert len(ends) == 10
+    assert all(end.endswith(" disconnected") for end in ends), ends
+
+
+async def test_a_client_that_leaves_with_something_on_its_way_to_it_is_a_quiet_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG, "appliance.server")
+    pv = double()
+    async with served({"pv": pv}) as server:
+        client = await RawClient.connect(server.tcp_port)
+        await client.monitor("pv")
+        (peer,) = server.peers.values()
+        client.pause()
+        before = peer.link.sent
+        pv.post(1.0)
+        await until(lambda: peer.link.drained > before)
+        await client.close()
+        await until(lambda: not server.peers)
+    (end,) = [record for record in caplog.records if "disconnected" in record.getMessage()]
+    assert end.levelno == logging.DEBUG
+    assert "reset" in end.getMessage()
 
 
 async def test_a_function_of_the_caller_that_fails_hurts_only_its_own_put(

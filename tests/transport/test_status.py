@@ -93,11 +93,11 @@ def is_tls(context, name="pv"):
     return peer is not None and peer.is_tls
 
 
-async def live(world, **options):
+async def live(world, options=""):
     """A server and a client that are connected over TLS, with a running monitor."""
     world.tell(VALID)
-    server = await world.server()
-    context = await world.client(server)
+    server = await world.server(options)
+    context = await world.client(server, options)
     updates = []
     subscription = context.monitor("pv", on_update=updates.append)
     await until(lambda: updates)
@@ -270,10 +270,11 @@ async def test_what_is_known_stands_while_the_service_is_away(world):
     assert list(server.peers) == links
 
 
-async def test_past_its_validity_a_status_is_unknown_and_connections_pause(world, monkeypatch):
+@pytest.mark.parametrize("options", ["", "tls_required"])
+async def test_past_its_validity_a_status_is_unknown_and_connections_pause(world, options):
     """SPVA 4.7.2, 8.4: the socket stays, operations pause; they go on when the service is back."""
     world.cms.valid = timedelta(seconds=2)
-    server, context, updates = await live(world)
+    server, context, updates = await live(world, options)
     links = list(server.peers)
     await world.cms.stop()
     await until(lambda: all(peer.held is not None for peer in server.peers.values()))

@@ -10,6 +10,7 @@ from datetime import timedelta
 import pytest
 
 from appliance.certmon.wiring import open_client, open_server
+from appliance.certs.status import CertState
 from appliance.config.secret import Secret
 from appliance.errors import KeychainError, OperationError, OperationTimeoutError
 from tests.helpers.live import (
@@ -22,6 +23,7 @@ from tests.helpers.live import (
     until,
 )
 from tests.helpers.pki import DAY, NOW, PASSWORD, site, write_keychain, write_pem
+from tests.helpers.status_service import StatusService
 from tests.helpers.tls import openssl_client, openssl_server
 
 S = site()
@@ -31,6 +33,7 @@ S = site()
 def quick_look(monkeypatch):
     """What is looked at once a second is looked at more often, so that tests need not wait."""
     monkeypatch.setattr("appliance.certmon.identity.POLL_S", 0.05)
+    monkeypatch.setattr("appliance.certmon.wiring.LATE_POLL_S", 0.05)
 
 
 class Seen:
@@ -318,6 +321,73 @@ async def test_a_keychain_that_appears_later_is_taken_into_use(tmp_path):
         keychain_file(tmp_path, "server", S.server)
         await until(lambda: server.tls_port)
         assert server.tls is not None
+
+
+async def test_a_keychain_that_appears_later_at_the_usual_place_is_taken_into_use(tmp_path):
+    seen = Seen()
+    usual = tmp_path / "pva/1.3/server.p12"
+    config = server_config(tls_keychain_default=str(usual))
+    client_file = keychain_file(tmp_path, "client", S.client)
+    async with (
+        open_server(config, prepare=seen.prepare) as server,
+        open_client(client_config(server, keychain=client_file)) as context,
+    ):
+        await context.put("pv", 1)
+        usual.parent.mkdir(parents=True)
+        keychain_file(usual.parent, "server", S.server)
+        await until(lambda: server.tls is not None)
+        assert (await context.get("pv"))["value"] == 1.0, "who is connected in the clear stays"
+        async with open_client(client_config(server, keychain=client_file)) as another:
+            await another.put("pv", 2)
+        # and it is replaced like any other
+        fresh = S.ca.keychain("softioc", "server")
+        replace_keychain(usual, fresh)
+        await until(lambda: server.tls.keychain.serial == fresh.serial)
+        await context.put("pv", 3)
+    assert [peer.method for peer in seen.peers[:2]] == ["ca", "x509"]
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(HOST, server.tcp_port)
+
+
+@pytest.mark.parametrize("what", ["rubbish", "expired", "for clients"])
+async def test_what_appears_at_the_usual_place_and_cannot_be_used_leaves_plain_tcp(tmp_path, what, caplog):
+    caplog.set_level(logging.INFO)
+    async with open_server(server_config(tls_keychain_default=str(tmp_path / "server.p12"))) as server:
+        await until(lambda: "plain TCP until there is one" in caplog.text)
+        if what == "rubbish":
+            write_keychain(tmp_path / "server.p12", S.server)
+            (tmp_path / "server.p12").write_bytes(b"\x30\x82 rubbish")
+        else:
+            keychain_file(
+                tmp_path, "server", S.ca.expired("softioc", "server") if what == "expired" else S.client
+            )
+        await until(lambda: caplog.text.count("server.p12") > 1)
+        assert server.tls is None
+        replace_keychain(tmp_path / "server.p12", S.ca.keychain("softioc", "server"))
+        await until(lambda: server.tls is not None)
+
+
+async def test_a_certificate_that_appears_later_is_used_only_when_its_status_is_good(tmp_path):
+    keychain = S.ca.keychain("softioc", "server", status=True)
+    async with StatusService(S.ca) as cms:
+        cms.set(keychain, CertState.PENDING_APPROVAL)
+        config = server_config(tls_keychain_default=str(tmp_path / "server.p12"))
+        async with open_server(config, status_client=cms.client_config()) as server:
+            keychain_file(tmp_path, "server", keychain)
+            await until(lambda: server.gate is not None and server.gate.own is not None)
+            await until(lambda: server.gate.own.status.delivered)
+            assert server.tls is None
+            cms.set(keychain, CertState.VALID)
+            await until(lambda: server.tls is not None)
+            cms.set(keychain, CertState.REVOKED)
+            await until(lambda: server.tls is None)
+
+
+async def test_a_server_without_a_keychain_that_is_stopped_stops_looking_for_one(tmp_path):
+    async with open_server(server_config(tls_keychain_default=str(tmp_path / "server.p12"))):
+        pass
+    keychain_file(tmp_path, "server", S.server)
+    assert not [task for task in asyncio.all_tasks() if "keychain" in task.get_name()]
 
 
 async def test_the_tls_port_of_a_server_without_certificate_answers_nothing_in_the_clear(tmp_path):

@@ -65,10 +65,13 @@ async def work(options: argparse.Namespace) -> int:
         if keychain is not None:
             await identity.check_status(keychain, config, plain, report, datetime.now(UTC), timeout)
     if config.name_servers or options.names:
+        # Where plain TCP is refused, a PV that is there without TLS could not be told from one that is not there.
+        required = config.tls_options.tls_required
+        effective.config = config._replace(tls_options=config.tls_options._replace(tls_required=False))
         async with open_context(effective) as context:
             await network.check_name_servers(config, context, report, timeout)
             for name in options.names:
-                await network.check_pv(name, context, report, timeout)
+                await network.check_pv(name, context, report, timeout, tls_required=required)
     if options.json:
         from json import dumps
 

@@ -66,9 +66,17 @@ def check_keychain(effective: Effective[ClientConfig], report: Report) -> Keycha
             if source == "default"
             else f"{source} is set to nothing, which switches TLS off"
         )
-        report.note(
-            "keychain", "none: this client speaks plain TCP", why, f"{_REQUEST}, if this site uses TLS"
-        )
+        if config.tls_options.tls_required:
+            report.problem(
+                "keychain",
+                "none, and tls_required refuses plain TCP: this client connects nowhere",
+                why,
+                _REQUEST,
+            )
+        else:
+            report.note(
+                "keychain", "none: this client speaks plain TCP", why, f"{_REQUEST}, if this site uses TLS"
+            )
         return None
     try:
         status = os.stat(path)  # noqa: PTH116

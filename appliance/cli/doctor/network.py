@@ -166,7 +166,9 @@ async def check_servers(config: ClientConfig, context: Context, report: Report) 
     )
 
 
-async def check_pv(name: str, context: Context, report: Report, timeout: float) -> None:
+async def check_pv(
+    name: str, context: Context, report: Report, timeout: float, *, tls_required: bool
+) -> None:
     """One PV is found, and who serves it."""
     try:
         info = await context.info(name, timeout=timeout)
@@ -179,6 +181,14 @@ async def check_pv(name: str, context: Context, report: Report, timeout: float) 
         )
         return
     peer = info.peer
+    if tls_required and not peer.is_tls:
+        report.problem(
+            "pv",
+            f"{name} is served by {info.server} over plain TCP only, at present",
+            "tls_required among the TLS options refuses plain TCP",
+            "see to the keychains of that server and of this client, or take tls_required out of EPICS_PVA_TLS_OPTIONS",
+        )
+        return
     how = "plain TCP: the server's identity is not proved"
     if peer.is_tls:
         how = f"TLS, {peer.account} certified by {peer.authority.splitlines()[0] if peer.authority else 'nobody'}"

@@ -6,6 +6,7 @@
 :mod:`.channel`  a field: get, put, properties, locks
 :mod:`.notify`   puts that wait for processing
 :mod:`.whole`    value, alarm, time and properties of a number in one call
+:mod:`.view`     a number and its alarm and time where they lie, for updates
 :mod:`.events`   database events in batches
 :mod:`.output`   what shell commands print
 :mod:`.support`  Python subroutines, device support, shell commands, hooks
@@ -44,7 +45,9 @@ from appliance.ioc.dbcore.boot import (
     IocState,
     boot,
     captured_errors,
+    environment_value,
     flush_output,
+    init_access_security,
     interactive_shell,
     ioc_init,
     ioc_pause,
@@ -56,6 +59,8 @@ from appliance.ioc.dbcore.boot import (
     load_records_text,
     macro_text,
     register_support,
+    serves_channel_access,
+    set_access_file,
     shell_command,
     shell_script,
     shutdown,
@@ -92,7 +97,9 @@ from appliance.ioc.dbcore.support import (
     register_exit,
     register_function,
 )
-from appliance.ioc.dbcore.whole import WholeReader, can_read_whole, read_whole
+from appliance.ioc.dbcore.traps import TrappedPut, on_trapped_put
+from appliance.ioc.dbcore.view import NumberView, RawNumber, alarm_parts, can_view, look_at
+from appliance.ioc.dbcore.whole import WholeReader, can_read_whole
 
 __all__ = [
     "ALARM_CONDITIONS",
@@ -109,19 +116,26 @@ __all__ = [
     "IocState",
     "Limits",
     "ManyLock",
+    "NumberView",
     "Properties",
+    "RawNumber",
     "Reading",
     "RecordInfo",
     "RecordView",
     "Subscription",
+    "TrappedPut",
     "WholeReader",
+    "alarm_parts",
     "boot",
     "can_read_whole",
+    "can_view",
     "captured_errors",
+    "environment_value",
     "exists",
     "flush_output",
     "get_many",
     "info_items",
+    "init_access_security",
     "interactive_shell",
     "ioc_init",
     "ioc_pause",
@@ -131,11 +145,12 @@ __all__ = [
     "load_definition_text",
     "load_records",
     "load_records_text",
+    "look_at",
     "macro_text",
     "on_init_hook",
+    "on_trapped_put",
     "put_and_wait",
     "put_notify",
-    "read_whole",
     "record_infos",
     "record_types",
     "records",
@@ -144,6 +159,8 @@ __all__ = [
     "register_exit",
     "register_function",
     "register_support",
+    "serves_channel_access",
+    "set_access_file",
     "shell_capture",
     "shell_command",
     "shell_print",

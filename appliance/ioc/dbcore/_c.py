@@ -275,6 +275,14 @@ iocPause = _bind(core, c_int, "iocPause")
 iocShutdown = _bind(core, c_int, "iocShutdown")
 getIocState = _bind(core, c_int, "getIocState")
 
+# EPICS Base's access security, by which its Channel Access server judges
+asSetFilename = _bind(core, c_int, "asSetFilename", c_char_p)
+asSetSubstitutions = _bind(core, c_int, "asSetSubstitutions", c_char_p)
+asInit = _bind(core, c_int, "asInit")
+asTrapWriteRegisterListener = _bind(com, c_void_p, "asTrapWriteRegisterListener", c_void_p)
+#: Judge by the address of a client and not by the host name that it claims.
+asCheckClientIP: Final = c_int.in_dll(com, "asCheckClientIP")
+
 # dbCore: the static database
 dbInitEntry = _bind(core, None, "dbInitEntry", c_void_p, _entry)
 dbInitEntryFromRecord = _bind(core, None, "dbInitEntryFromRecord", c_void_p, _entry)
@@ -286,6 +294,8 @@ dbFirstRecord = _bind(core, c_long, "dbFirstRecord", _entry)
 dbNextRecord = _bind(core, c_long, "dbNextRecord", _entry)
 dbFindRecord = _bind(core, c_long, "dbFindRecord", _entry, c_char_p)
 dbFindField = _bind(core, c_long, "dbFindField", _entry, c_char_p)
+dbFirstField = _bind(core, c_long, "dbFirstField", _entry, c_int)
+dbNextField = _bind(core, c_long, "dbNextField", _entry, c_int)
 dbIsAlias = _bind(core, c_int, "dbIsAlias", _entry)
 dbFollowAlias = _bind(core, c_int, "dbFollowAlias", _entry)
 dbFirstInfo = _bind(core, c_long, "dbFirstInfo", _entry)

@@ -41,6 +41,7 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _libc = ctypes.CDLL(None)
 _stdout = ctypes.c_void_p.in_dll(_libc, "stdout")
 _stderr = ctypes.c_void_p.in_dll(_libc, "stderr")
+_libc.getenv.restype = ctypes.c_char_p
 _capturing = threading.Lock()
 _LISTENER: Final = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_char_p)
 
@@ -281,6 +282,30 @@ def ioc_init() -> None:
         raise ConfigurationError(f"the IOC cannot be initialised: {said}")
 
 
+def serves_channel_access() -> bool:
+    """Whether the definition brings the Channel Access server, asked for or not (``registrar(rsrvRegistrar)``)."""
+    from appliance.ioc.dbcore.output import shell_capture
+
+    return "rsrvRegistrar" in shell_capture("dbDumpRegistrar")[1]
+
+
+def set_access_file(path: str) -> None:
+    """Name the file that :func:`ioc_init` reads for EPICS Base's own access security (asSetFilename).
+
+    Hosts are judged by their address from now on (``asCheckClientIP``), not by the name that a client claims.
+    """
+    _c.asCheckClientIP.value = 1
+    _c.asSetSubstitutions(None)
+    _c.asSetFilename(os.fsencode(path))
+
+
+def init_access_security() -> None:
+    """Have that file read again (asInit). Raises ApplianceError, and then the former rules stay."""
+    said = _run(lambda: int(_c.asInit()))
+    if said is not None:
+        raise ApplianceError(said)
+
+
 def ioc_pause() -> None:
     """Stop scanning and link processing until :func:`ioc_resume` (iocPause)."""
     _call("the IOC cannot be paused", None, lambda: int(_c.iocPause()))
@@ -299,6 +324,12 @@ def shutdown() -> None:
     """
     _c.epicsExitCallAtExits()
     flush_output()
+
+
+def environment_value(name: str) -> str | None:
+    """Return a variable as C code sees it: ``epicsEnvSet`` in a script does not reach ``os.environ``."""
+    value = _libc.getenv(name.encode())
+    return None if value is None else _c.text(value)
 
 
 def shell_command(command: str) -> None:

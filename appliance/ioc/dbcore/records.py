@@ -127,6 +127,12 @@ class FieldPlace(NamedTuple):
     field_type: int
     #: bytes of one element
     size: int
+    #: a change of it posts DBE_PROPERTY (``prop(YES)``)
+    is_property: bool
+
+
+def _place(description: _c.dbFldDes) -> FieldPlace:
+    return FieldPlace(description.offset, description.field_type, description.size, bool(description.prop))
 
 
 @cache
@@ -144,8 +150,27 @@ def field_place(record_type: str, field: str) -> FieldPlace:
             raise ApplianceError(f"there is no record of type {record_type}")
         if _c.dbFindField(cursor, _c.raw(field)):
             raise ApplianceError(f"record type {record_type} has no field {field}")
-        description = cursor.pflddes.contents
-        return FieldPlace(description.offset, description.field_type, description.size)
+        return _place(cursor.pflddes.contents)
+
+
+@cache
+def fields_of(record_type: str) -> dict[str, FieldPlace]:
+    """Return where all fields of a record type lie.
+
+    Raises:
+        ApplianceError: no record of that type exists.
+
+    """
+    with entry() as cursor:
+        if _c.dbFindRecordType(cursor, _c.raw(record_type)) or _c.dbFirstRecord(cursor):
+            raise ApplianceError(f"there is no record of type {record_type}")
+        found: dict[str, FieldPlace] = {}
+        status = _c.dbFirstField(cursor, 0)
+        while not status:
+            description = cursor.pflddes.contents
+            found[_c.text(description.name)] = _place(description)
+            status = _c.dbNextField(cursor, 0)
+        return found
 
 
 @cache

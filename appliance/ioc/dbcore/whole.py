@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Sequence
 from typing import Any, Final
 
 from appliance.errors import OperationError
@@ -17,7 +16,6 @@ from appliance.ioc.dbcore import _c
 from appliance.ioc.dbcore.channel import (
     _CONTROL,
     _EPOCH_S,
-    _MANY,
     _MAX_CHOICES,
     _META,
     _NO_LOG,
@@ -26,7 +24,6 @@ from appliance.ioc.dbcore.channel import (
     AlarmLimits,
     DBChannel,
     Limits,
-    ManyLock,
     Properties,
     Reading,
     _c_text,
@@ -41,7 +38,6 @@ _NUMBER: Final = struct.Struct("=I")
 _TWO: Final = struct.Struct("=2d")
 _FOUR: Final = struct.Struct("=4d")
 _get: Final = _c.dbChannelGetFieldFast
-_get_held: Final = _c.dbChannelGetHeld
 
 
 class WholeReader:
@@ -119,14 +115,6 @@ class WholeReader:
             self._check(_get(*self._arguments))
         return self._unpack(self._buffer)
 
-    def read_locked(self) -> tuple[Any, ...]:
-        """Like :meth:`read`, for a caller who holds the record's lock; keeps the GIL."""
-        status = _get_held(*self._arguments)
-        if status or self._options.value != self._wanted:
-            # Asking anew what is supported takes the record's lock: the next read() does it.
-            raise OperationError(f"cannot read {self._channel.name}: {_c.status_text(status)}")
-        return self._unpack(self._buffer)
-
     def reading(self, raw: tuple[Any, ...]) -> Reading:
         """The value and what belongs to it, out of a :meth:`read`."""
         status, severity, _, _, message, _, seconds, nanoseconds, tag, _, value = raw
@@ -161,24 +149,6 @@ class WholeReader:
             hihi, high, low, lolo = _FOUR.unpack_from(back, at)
             alarm = AlarmLimits(lolo, low, high, hihi)
         return Properties(units, precision, choices, display, control, alarm, _c.text(description))
-
-
-def read_whole(readers: Sequence[WholeReader]) -> list[tuple[Any, ...] | None]:
-    """Read many with one release of the GIL per thousand, as :func:`get_many` does; None for what cannot be read."""
-    found: list[tuple[Any, ...] | None] = []
-    for start in range(0, len(readers), _MANY):
-        some = readers[start : start + _MANY]
-        lock = ManyLock([reader._channel for reader in some])
-        try:
-            with lock:
-                for reader in some:
-                    try:
-                        found.append(reader.read_locked())
-                    except OperationError:
-                        found.append(None)
-        finally:
-            lock.close()
-    return found
 
 
 def can_read_whole(channel: DBChannel) -> bool:

@@ -251,6 +251,27 @@ async def test_the_pv_tells_whether_its_server_is_proved(ask: Ask, server: Serve
     assert "TLS, softioc certified by EPICS Root Certificate Authority" in of(report, "pv", "ok")
 
 
+async def test_where_plain_tcp_is_refused_a_plain_server_is_told_from_none(
+    ask: Ask, env: dict[str, str], server: Server, tmp_path: Path
+) -> None:
+    report = await ask("demo", status=1, EPICS_PVA_TLS_OPTIONS="tls_required")
+    assert "connects nowhere" in of(report, "keychain", "problem")
+    path = keychain_file(tmp_path, site().client)
+    async with demo_server() as plain:
+        report = await ask(
+            "demo",
+            status=1,
+            EPICS_PVA_TLS_KEYCHAIN=path,
+            EPICS_PVA_TLS_OPTIONS="tls_required",
+            **{
+                key: value.replace(str(server.udp_port), str(plain.udp_port))
+                for key, value in env.items()
+                if key in ("EPICS_PVA_ADDR_LIST", "EPICS_PVA_BROADCAST_PORT")
+            },
+        )
+    assert "over plain TCP only" in of(report, "pv", "problem")
+
+
 async def test_it_takes_a_few_seconds_at_most(ask: Ask) -> None:
     async with asyncio.timeout(15):
         await ask("nope1", "nope2", status=1)

@@ -18,12 +18,12 @@ from tests.helpers.ioc_process import EXAMPLE_FILES, EXAMPLES, loading, running_
 
 pytestmark = pytest.mark.interop
 
-DATABASES = [*EXAMPLE_FILES, Path(__file__).with_name("all_types.db")]
+DATABASES = [*EXAMPLE_FILES, *map(Path(__file__).with_name, ("all_types.db", "demo_types.db"))]
 GROUP_FILES = [EXAMPLES / "image.json"]
 COUNTING = ("calcExample", "aiExample", "compressExample", "structExample")
 GROUPS = [
     "test:structExample", "test:tableExample", "tst:Array", "tst:Array2",
-    "t:g:enum", "t:g:constants", "t:g:split", "t:g:mixed",
+    "t:g:enum", "t:g:constants", "t:g:split", "t:g:mixed", "d:wave", "d:list", "d:table",
 ]  # fmt: skip
 FIELDS = [
     "DESC",
@@ -183,6 +183,9 @@ PUTS: list[tuple[str, Any, str]] = [
     ("t:ai", 50.0, ""),
     ("t:mbbi.ZRST", "changed", ""),
     ("t:ai.SCAN", {"value.index": 6}, ""),
+    ("d:shift", 45.5, "record[block=true]"),
+    ("d:sine.PROC", 1, ""),
+    ("d:tag.PROC", 1, ""),
 ]
 GROUP_PUTS: list[tuple[str, dict[str, Any], str]] = [
     ("test:tableExample", {"value.A": np.array([1.0, 2.0]), "value.B": np.array([3.0])}, ""),
@@ -193,6 +196,11 @@ GROUP_PUTS: list[tuple[str, dict[str, Any], str]] = [
     ("t:g:mixed", {"a.value": 9.0}, "record[process=true]"),
     ("t:g:mixed", {"readonly": 3.0}, ""),
     ("tst:Array", {"attribute": [None]}, ""),
+    ("d:wave", {"angle": 3.0}, ""),
+    ("d:list", {"value.index": 2}, ""),
+    ("d:table", {"value.x": np.array([1.5, 2.5]), "value.y": np.array([7, 8], "i4")}, ""),
+    ("d:table", {"value.y": np.array([9], "i4")}, "record[block=true]"),
+    ("d:table", {"value.x": np.array([4.5])}, "record[process=true]"),
 ]  # fmt: skip
 
 

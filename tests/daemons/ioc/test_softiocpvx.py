@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import stat
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,25 @@ async def test_a_file_that_is_wrong_keeps_the_former_rules(files: Path) -> None:
         assert await put(client, "fixed", 1.0) == ""
 
 
+async def test_the_daemon_reports_a_reload_that_failed_as_a_record_of_its_log(files: Path) -> None:
+    config, rules = files / "ioc.yml", files / "rules.acf"
+    config.write_text(f"databases:\n  - file: {files / 'records.db'}\nacf:\n  file: {rules}\n")
+    async with (
+        running_ioc("--config", config, EPICS_PVAS_SERVER_PORT="nonsense") as ioc,
+        ioc.client() as client,
+    ):
+        assert "denied" in await put(client, "fixed", 1.0)
+        rules.write_text("ASG(RO) { RULE(1, REED) }\n")
+        ioc.process.send_signal(signal.SIGHUP)
+        await ioc.printed(r"reload failed.*\n")
+        assert "denied" in await put(client, "fixed", 1.0), "the former rules stay"
+        await ioc.stop()
+    records = [json.loads(line) for line in ioc.log.splitlines() if "REED" in line or "nonsense" in line]
+    assert [record["level"] for record in records] == ["WARNING", "ERROR"]
+    assert "the former settings stay" in records[1]["message"]
+    assert f"{rules}:1:" in records[1]["message"]
+
+
 async def test_logged_puts_say_who_from_where_what_old_and_new(files: Path) -> None:
     config = files / "ioc.yml"
     log = files / "puts.log"
@@ -302,3 +322,51 @@ async def test_a_terminated_ioc_ends_cleanly_while_clients_watch(files: Path) ->
             await anext(two)
             assert await ioc.stop() == 0
     assert "Traceback" not in ioc.log
+
+
+@pytest.mark.parametrize(
+    ("variables", "script", "reason"),
+    [
+        ({"PVXS_QSRV_ENABLE": "NO"}, "", "PVXS_QSRV_ENABLE=NO"),
+        ({"EPICS_IOC_IGNORE_SERVERS": "rsrv qsrv2"}, "", "EPICS_IOC_IGNORE_SERVERS=rsrv qsrv2"),
+        (
+            {"EPICS_IOC_IGNORE_SERVERS": "qsrv2", "PVXS_QSRV_ENABLE": "YES"},
+            "",
+            "EPICS_IOC_IGNORE_SERVERS=qsrv2",
+        ),
+        ({}, 'epicsEnvSet("PVXS_QSRV_ENABLE", "no")\n', "PVXS_QSRV_ENABLE=no"),
+    ],
+)
+async def test_the_switches_of_qsrv_keep_records_from_being_served(
+    files: Path, variables: dict[str, str], script: str, reason: str
+) -> None:
+    (files / "st.cmd").write_text(script)
+    async with running_ioc("-d", files / "records.db", files / "st.cmd", **variables) as ioc:
+        await ioc.printed(f"{reason}: no record is served over PVAccess")
+        assert ("ENABLED" in ioc.log) is (not variables)
+        ioc.type("dbgf free\npvxsr\n")
+        await ioc.printed(r"DBF_DOUBLE: *1\b")
+        await ioc.printed(f"records are not served: {reason}")
+        async with ioc.client() as client:
+            with pytest.raises(ApplianceError):
+                await client.get("free", timeout=0.5)
+            port = int((await ioc.printed(r"TCP port (\d+)"))[1])
+            answer = await client.rpc("server", {"op": "channels"}, server=("127.0.0.1", port, False))
+            assert "free" not in answer["value"]
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"PVXS_QSRV_ENABLE": "yes"},
+        {"PVXS_QSRV_ENABLE": "maybe"},
+        {"EPICS_IOC_IGNORE_SERVERS": "rsrv qsrv qsrv22"},
+    ],
+)
+async def test_other_values_of_the_switches_leave_records_served(
+    files: Path, variables: dict[str, str]
+) -> None:
+    async with running_ioc("-S", "-d", files / "records.db", **variables) as ioc, ioc.client() as client:
+        assert "ENABLED" in ioc.log
+        assert (await client.get("free"))["value"] == 1.0
+        assert ("is neither YES nor NO" in ioc.log) is ("maybe" in variables.values())

@@ -1,7 +1,5 @@
 """Command lines of pvxcert and the authenticators: what contradicts itself is refused before anything is done."""
 
-import logging
-
 import pytest
 
 from appliance.certs.status import CertState
@@ -21,12 +19,6 @@ def nobody(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     monkeypatch.setenv("EPICS_PVA_AUTO_ADDR_LIST", "NO")
-    # A tool owns its process and sets up its logging; here it is a guest.
-    logger = logging.getLogger("appliance")
-    former = logger.level, logger.propagate, list(logger.handlers)
-    yield
-    logger.setLevel(former[0])
-    logger.propagate, logger.handlers[:] = former[1:]
 
 
 @pytest.mark.parametrize(

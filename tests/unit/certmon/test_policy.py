@@ -12,6 +12,7 @@ from appliance.config.tls_options import TLSOptions
 FALL, STOP, STANDBY = (
     TLSOptions(on_expiration=choice) for choice in ("fallback-to-tcp", "shutdown", "standby")
 )
+REQUIRED = TLSOptions(tls_required=True)
 GOOD, SUSPENDED, UNKNOWN, BAD = StatusClass
 NONE, PENDING, CURRENT, EXPIRED = Validity
 
@@ -33,6 +34,13 @@ NONE, PENDING, CURRENT, EXPIRED = Validity
         (PENDING, GOOD, FALL, Mode.TCP, Mode.TCP),
         (PENDING, GOOD, STANDBY, Mode.TCP, Mode.TCP),
         (NONE, GOOD, FALL, Mode.TCP, Mode.ANONYMOUS),
+        (CURRENT, GOOD, REQUIRED, Mode.TLS, Mode.TLS),
+        (CURRENT, UNKNOWN, REQUIRED, Mode.STANDBY, Mode.STANDBY),
+        (CURRENT, BAD, REQUIRED, Mode.STANDBY, Mode.STANDBY),
+        (EXPIRED, GOOD, REQUIRED, Mode.STANDBY, Mode.ANONYMOUS),
+        (PENDING, GOOD, REQUIRED, Mode.STANDBY, Mode.STANDBY),
+        (NONE, GOOD, REQUIRED, Mode.STANDBY, Mode.ANONYMOUS),
+        (CURRENT, BAD, STOP._replace(tls_required=True), Mode.SHUTDOWN, Mode.SHUTDOWN),
     ],
 )
 def test_the_table(validity, status, options, server, client):
@@ -42,7 +50,9 @@ def test_the_table(validity, status, options, server, client):
 
 def test_only_a_current_certificate_with_a_good_status_is_shown():
     for validity, status, options, side in itertools.product(
-        Validity, StatusClass, (FALL, STOP, STANDBY), (True, False)
+        Validity, StatusClass, (FALL, STOP, STANDBY, REQUIRED), (True, False)
     ):
-        if choose_mode(validity, status, options, server_side=side) is Mode.TLS:
+        mode = choose_mode(validity, status, options, server_side=side)
+        if mode is Mode.TLS:
             assert (validity, status) == (CURRENT, GOOD)
+        assert not (options.tls_required and mode is Mode.TCP)

@@ -80,8 +80,12 @@ SERVER = [
 ]
 
 
+FOLLOWS = {"tls_keychain_default"}
+"""What is not set but follows from what is."""
+
+
 def changed(before, after):
-    return {key for key, value in after._asdict().items() if getattr(before, key) != value}
+    return {key for key, value in after._asdict().items() if getattr(before, key) != value} - FOLLOWS
 
 
 @pytest.mark.parametrize(("resolve", "variable", "text", "key", "value"), [
@@ -99,7 +103,7 @@ def test_a_variable_changes_its_own_setting_and_no_other(resolve, variable, text
 def test_the_tables_cover_every_setting():
     own = {"tls_keychain_password"}
     assert {row[2] for row in CLIENT} | own == set(client().config._fields)
-    assert {row[2] for row in SERVER} | own == set(server().config._fields)
+    assert {row[2] for row in SERVER} | own | FOLLOWS == set(server().config._fields)
     assert {row[0] for row in CLIENT} == {name for item in pva._CLIENT for name in item.variables} | {
         "XDG_CONFIG_HOME", "XDG_DATA_HOME"}  # fmt: skip
     assert {row[0] for row in SERVER} == {name for item in pva._SERVER for name in item.variables} | {
@@ -298,6 +302,17 @@ def test_the_default_keychain_counts_only_if_it_exists(resolve, name, tmp_path):
     # Set to nothing it means plain TCP, whatever exists.
     assert resolve(environ | {"EPICS_PVA_TLS_KEYCHAIN": ""}).config.tls_keychain == ""
     assert resolve(environ, {"tls_keychain": ""}).config.tls_keychain == ""
+
+
+def test_a_server_looks_for_its_keychain_at_the_usual_place_unless_it_was_told_otherwise(tmp_path):
+    environ = {"XDG_CONFIG_HOME": str(tmp_path)}
+    usual = f"{tmp_path}/pva/1.3/server.p12"
+    assert server(environ).config.tls_keychain_default == usual
+    assert server(environ | {"EPICS_PVA_TLS_KEYCHAIN": ""}).config.tls_keychain_default == ""
+    assert server(environ, {"tls_keychain": ""}).config.tls_keychain_default == ""
+    assert server(environ | {"EPICS_PVAS_TLS_KEYCHAIN": "/a.p12"}).config.tls_keychain_default == ""
+    assert usual not in server(environ).render()
+    assert server(cms=True).config.tls_keychain_default == ""
 
 
 def test_the_certificate_service_has_a_keychain_path_before_the_file_exists():

@@ -23,6 +23,11 @@ DEFAULTS = "on_expiration=fallback-to-tcp on_no_cms=fallback-to-tcp"
     ("no_revocation_check=no", {}, DEFAULTS),
     ("no_stapling=yes", {"no_stapling": True}, "on_expiration=fallback-to-tcp no_stapling on_no_cms=fallback-to-tcp"),
     ("no_stapling=FALSE", {}, DEFAULTS),
+    ("tls_required", {"tls_required": True},
+     "on_expiration=fallback-to-tcp tls_required on_no_cms=fallback-to-tcp"),
+    ("tls_required=yes", {"tls_required": True},
+     "on_expiration=fallback-to-tcp tls_required on_no_cms=fallback-to-tcp"),
+    ("tls_required=no", {}, DEFAULTS),
     (" no_stapling\tclient_cert=require\n", {"no_stapling": True, "client_cert": "require"},
      "client_cert=require on_expiration=fallback-to-tcp no_stapling on_no_cms=fallback-to-tcp"),
 ])  # fmt: skip
@@ -33,7 +38,7 @@ def test_the_words_and_how_they_are_printed(text, changed, rendered):
     assert warnings == []
     assert options.render() == str(options) == rendered
     assert parse_tls_options(rendered) == (options, [])
-    assert options.client_cert_required == ("require" in text)
+    assert options.client_cert_required == ("client_cert=require" in text)
 
 
 @pytest.mark.parametrize("word", [
@@ -45,6 +50,15 @@ def test_what_is_not_understood_is_named_and_the_rest_counts(word):
     assert options == TLSOptions(on_expiration="standby")
     (warning,) = warnings
     assert repr(word) in warning
+
+
+@pytest.mark.parametrize("word", ["tls_required=maybe", "tls_required=yess", "tls_required=nope"])
+def test_a_slip_of_the_pen_does_not_allow_plain_tcp(word):
+    options, warnings = parse_tls_options(f"{word} on_expiration=standby")
+    assert options == TLSOptions(on_expiration="standby", tls_required=True)
+    (warning,) = warnings
+    assert repr(word) in warning
+    assert "is taken as tls_required=yes" in warning
 
 
 def test_a_mapping_says_the_same():

@@ -408,9 +408,11 @@ def test_cancel_and_destroy(talk):
     operation.get()
     feed(talk.server, take(talk.client))
     operation.cancel()
-    assert talk.client_says((21, u32(1, big) + u32(1, big))) == [OperationCancelled(there)]
+    (event,) = talk.client_says((21, u32(1, big) + u32(1, big)))
+    successor = talk.server.operations[operation.ioid]
+    assert event == OperationCancelled(there, successor)
     operation.close()
-    assert talk.client_says((15, u32(1, big) + u32(1, big))) == [OperationClosed(there)]
+    assert talk.client_says((15, u32(1, big) + u32(1, big))) == [OperationClosed(successor)]
 
 
 def test_echo_and_message(talk):

@@ -464,6 +464,51 @@ def test_destroy_and_cancel_need_the_right_channel():
     assert 1 in connection.operations
 
 
+ANSWERS = {
+    c.CMD_GET: lambda operation: operation.reply_tail_once(VALUE),
+    c.CMD_PUT: lambda operation: operation.reply_done(),
+    c.CMD_PROCESS: lambda operation: operation.reply_done(),
+    c.CMD_RPC: lambda operation: operation.reply_rpc(None),
+}
+PUT_VALUE = b"\x01\x02" + bytes(8)
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["answer", "error"])
+@pytest.mark.parametrize("command", ANSWERS, ids=lambda command: c.OPERATION_NAMES[command])
+def test_the_late_answer_of_a_cancelled_request_is_not_taken_for_the_next_ones(command, fails):
+    """Section 9.9."""
+    connection = opened()
+    operation = ready(connection, command)
+    again = op(command, 1, 0, {c.CMD_PUT: PUT_VALUE, c.CMD_RPC: b"\xff"}.get(command, b""))
+    cancel = frame(c.CMD_CANCEL_REQUEST, u32(1) + u32(1))
+    first, cancelled, second = feed(connection, again + cancel + again)
+    assert first.operation is cancelled.operation is operation
+    assert second.operation is cancelled.successor is not operation
+    if fails:
+        operation.fail("too late")
+    else:
+        ANSWERS[command](operation)
+    assert take(connection) == b""
+    assert second.operation.state is OperationState.EXECUTING
+    ANSWERS[command](second.operation)
+    assert take(connection).count(b"\xca\x02") == 1
+    # The octets that the pvRequest costs are given back once, by the one that lives.
+    (closed,) = feed(connection, frame(c.CMD_DESTROY_REQUEST, u32(1) + u32(1)))
+    assert closed == OperationClosed(second.operation)
+    assert connection._request_octets == 0
+    assert not connection.operations
+
+
+def test_a_cancelled_get_is_answered_at_once_again_while_its_answer_is_prepared():
+    connection = opened()
+    operation = ready(connection, c.CMD_GET)
+    prepared = operation.prepared = PreparedAnswer()
+    feed(connection, op(c.CMD_GET, 1, 0) + frame(c.CMD_CANCEL_REQUEST, u32(1) + u32(1)))
+    prepared.tail = VALUE
+    assert feed(connection, op(c.CMD_GET, 1, 0)) == []
+    assert take(connection) == frame(c.CMD_GET, u32(1) + b"\0" + VALUE, server=True)
+
+
 @pytest.mark.parametrize(
     ("size", "pipeline", "taken", "warned"),
     [

@@ -143,6 +143,9 @@ def test_each_cell_at_the_server(command, table, errors, aliases, cell):
             assert connection.state is ConnectionState.READY
         return
     apply_at_server(command, connection, operation, what)
+    if cell == (X, IN.CANCEL) and command != c.CMD_MONITOR:
+        assert operation.state is D, "what is cancelled is never answered"
+        operation = connection.operations[operation.ioid]
     assert operation.state is table.get(cell, aliases.get(cell, state))
     assert connection.state is ConnectionState.READY
     assert (operation.ioid in connection.operations) is (operation.state is not D)

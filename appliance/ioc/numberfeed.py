@@ -1,0 +1,136 @@
+"""Monitors of plain numbers, which is most of what an IOC posts.
+
+An update of a number is nearly always a new value and a new time stamp. For those the octets are made straight from
+the record's memory, one ``pack`` for each client, and go to the socket's queue without an Update, a store or a
+subscription's queue between. Whatever is not so (another alarm, other properties, a request for some fields only, a
+client that is behind) takes the way of all other feeds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from appliance.errors import OperationError
+from appliance.ioc import dbcore
+from appliance.ioc.dbcore import DBE_PROPERTY
+from appliance.ioc.feed import DEFAULT_EVENTS, Feed, log_unread
+from appliance.ioc.mapping import ALARM_STATUS, EPOCH_S, alarm_message, alarm_status, user_tag
+from appliance.pvdata.types import ScalarType
+from appliance.server.operation import Subscription, Update
+
+if TYPE_CHECKING:
+    from appliance.ioc.single import RecordPV
+
+__all__ = ["NumberFeed"]
+
+
+class NumberFeed(Feed):
+    """What the clients of one record's value, a plain number, share."""
+
+    __slots__ = ("_bits", "_code", "_known", "_properties", "_raw", "_view")
+    SEES_PROPERTIES = True
+
+    def __init__(self, pv: RecordPV) -> None:
+        mapping = pv.mapping
+        kind = mapping.type.leaf_types[mapping.value]
+        assert isinstance(kind, ScalarType)
+        self._view = dbcore.NumberView(pv.channel)
+        self._bits = mapping.value_bits | mapping.time_bits
+        self._code = kind.fmt + "qii"
+        self._raw: dbcore.RawNumber | None = None
+        self._known: tuple[bytes, ...] = ()
+        self._properties: tuple[bytes, bytes] = (b"", b"")
+        # One subscription for both kinds of events: what differs from the last time says which it was.
+        super().__init__(pv, DEFAULT_EVENTS, DEFAULT_EVENTS | DBE_PROPERTY)
+
+    @classmethod
+    def post_all(cls, sinks: list[Any]) -> None:
+        """Read all of them, then post."""
+        feeds: list[NumberFeed] = [feed for feed in sinks if feed._event is not None]
+        for feed, (raw, known) in zip(feeds, dbcore.look_at([feed._view for feed in feeds]), strict=True):
+            last = feed._raw
+            if last is None or raw[0] != last[0] or known != feed._known or raw == last:
+                feed._post_rest(raw, known)
+                continue
+            feed._raw = raw
+            _, seconds, nanoseconds, tag, value = raw
+            seconds += EPOCH_S
+            if tag > 0x7FFFFFFF:
+                tag = user_tag(tag)
+            update: Update | None = None
+            for subscription, make in feed.subscriptions.items():
+                if make is None or not subscription.send(make(value, seconds, nanoseconds, tag)):
+                    if update is None:
+                        update = feed._update(raw, feed._bits)
+                    subscription.post(update)
+
+    def event(self) -> None:
+        """Post what the record has now."""
+        self.post_all([self])
+
+    def _update(self, raw: dbcore.RawNumber, bits: int) -> Update:
+        """Make the update that says all of it: for who cannot be sent the octets."""
+        store = self._store.copy()
+        at = self._meta
+        _, seconds, nanoseconds, tag, value = raw
+        store[self.pv.mapping.value] = value
+        store[at + 4] = seconds + EPOCH_S
+        store[at + 5] = nanoseconds
+        store[at + 6] = user_tag(tag)
+        return Update(self.pv.mapping.type, store, bits)
+
+    def _post_rest(self, raw: dbcore.RawNumber, known: tuple[bytes, ...]) -> None:
+        """Post another alarm, other properties, or what looks the same as the last time."""
+        last = self._raw
+        bits = 0
+        if known != self._known or raw == last:
+            # An event that changed nothing to be seen here may be of properties that the record's support makes up.
+            self._known = known
+            try:
+                bits = self._take_properties()
+            except OperationError as error:
+                log_unread(error)
+        if not bits or raw != last:
+            bits |= self._bits
+            if last is None or raw[0] != last[0]:
+                bits |= self._take_alarm(raw[0])
+        self._raw = raw
+        update = self._update(raw, bits)
+        for subscription in self.subscriptions:
+            subscription.post(update)
+
+    def _take_alarm(self, alarm: bytes) -> int:
+        status, severity, message = dbcore.alarm_parts(alarm)
+        at = self._meta
+        store = self._store = self._store.copy()
+        store[at] = severity
+        store[at + 1] = ALARM_STATUS[status] if status < len(ALARM_STATUS) else alarm_status(status)
+        store[at + 2] = alarm_message(status, message)
+        return self.pv.mapping.alarm_bits
+
+    def _take_properties(self) -> int:
+        """Ask EPICS for the properties, and give the bits of them all if one has changed."""
+        whole = self.pv.whole
+        assert whole is not None
+        raw = whole.read()
+        properties = (raw[5], raw[9])
+        if properties == self._properties:
+            return 0
+        self._properties = properties
+        store = self._store = self._store.copy()
+        return self.pv.mapping.set_properties(
+            store, 0, whole.properties(*properties, whole.description.value)
+        )
+
+    # -- clients -------------------------------------------------------------------------------------
+
+    def join(self, subscription: Subscription) -> None:
+        """Give a client everything as it is now, and what changes from now on."""
+        raw, known = self._view.look()
+        if not self.subscriptions:
+            # Those who watch already have not been told of this yet: the next event does that.
+            self._raw, self._known = raw, known
+        super().join(subscription)
+        self.subscriptions[subscription] = subscription.maker(self._bits, self._code)
+        if len(self.subscriptions) == 1:
+            self._take_properties()
