@@ -27,17 +27,18 @@ class Liveness:
 
     A peer that reads slowly lives as long as it reads at all.
 
-    With ``echo`` (a client's duty) a link that was silent for a quarter of that time is asked for a sign of life,
-    and again every quarter.
+    With ``echo`` (a client's duty) each peer is asked for a sign of life every quarter of that time, those too that talk
+    all the time: a server waits for signs of life of its own, and a client that only listens sends nothing else.
     """
 
-    __slots__ = ("_echo", "_handle", "_links", "_loop", "_period", "timeout_s")
+    __slots__ = ("_echo", "_handle", "_links", "_loop", "_period", "_ticks", "timeout_s")
 
     def __init__(self, links: _Links, timeout_s: float, *, echo: bool) -> None:
         self.timeout_s = timeout_s
         self._links = links
         self._echo = echo
         self._period = timeout_s / TICKS
+        self._ticks = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._handle: asyncio.TimerHandle | None = None
 
@@ -55,6 +56,8 @@ class Liveness:
     def _tick(self) -> None:
         assert self._loop is not None
         self._handle = self._loop.call_later(self._period, self._tick)
+        self._ticks += 1
+        ask = self._echo and self._ticks % (TICKS // 4) == 0
         for link in list(self._links()):
             heard = link.heard
             if not link.writable:
@@ -63,11 +66,11 @@ class Liveness:
             if heard != link.heard_at_tick:
                 link.heard_at_tick = heard
                 link.silent_ticks = 0
-                continue
-            link.silent_ticks += 1
+            else:
+                link.silent_ticks += 1
             if link.silent_ticks >= TICKS:
                 did = "has been silent" if link.writable else "has read nothing of what waits for it"
                 link.abort(TransportError(f"{link.peer} {did} for {self.timeout_s:.0f} s"))
-            elif self._echo and link.is_up and link.silent_ticks % (TICKS // 4) == 0:
+            elif ask and link.is_up:
                 link.connection.echo()
                 link.schedule_flush()

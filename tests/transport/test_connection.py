@@ -487,6 +487,24 @@ async def test_a_quiet_connection_is_kept_alive_by_echoes() -> None:
                 assert len(server.peers) == 1
 
 
+async def test_a_client_that_only_listens_is_not_given_up_by_a_server_that_talks_all_the_time() -> None:
+    """Section 12.1: a server waits for signs of life too, and updates that it sends are none of the client's."""
+    pv = double()
+    async with served({"c:pv": pv}, config=server_config(conn_tmo=1.5)) as server:
+        async with client_of(server, config=client_config(server.udp_port, conn_tmo=1.5)) as ctx:
+            async with ctx.monitor("c:pv", notify=True) as updates:
+                assert isinstance(await anext(updates), Connected)
+                # Longer than the time-out of either end, which is 2 s, and an eighth of it.
+                for number in range(60):
+                    pv.post(float(number))
+                    while True:
+                        update = await anext(updates)
+                        assert not isinstance(update, Disconnected), update.why
+                        if update["value"] == number:
+                            break
+                    await asyncio.sleep(0.05)
+
+
 async def test_a_silent_client_is_given_up_by_the_server() -> None:
     async with served({"c:pv": double()}, config=server_config(conn_tmo=1.5)) as server:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.tcp_port)
