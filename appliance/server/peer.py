@@ -102,13 +102,7 @@ class Peer:
             )
             return
         here = self.credentials
-        if method == "x509":
-            if here.method != "x509":
-                self.connection.validated(
-                    Status.error("x509 was chosen, but no client certificate was presented")
-                )
-                return
-        elif method == "ca":
+        if method == "ca":
             account = payload.get("user", "") if payload is not None else ""
             if (
                 not isinstance(account, str)
@@ -123,6 +117,7 @@ class Peer:
         elif here.method == "x509":
             pass  # proved is proved, whatever the client calls it
         else:
+            # Also who says x509 without a certificate: PVXS does when its keychain holds a trust anchor only.
             self.credentials = here._replace(method="anonymous", account="")
         if self.credentials.method == "anonymous":
             self.server.admit(self)

@@ -19,6 +19,9 @@ def _text(text: str) -> bytes:
     return bytes((len(text),)) + text.encode()
 
 
+ANONYMOUS = _message(1, struct.pack("<IHH", 65536, 32767, 0) + _text("anonymous") + b"\xff")
+
+
 class RawClient:
     """One validated connection, read only when a test reads."""
 
@@ -28,8 +31,13 @@ class RawClient:
         self._next = 1
 
     @classmethod
-    async def connect(cls, port: int, *, receive_buffer: int = 0, tls: bool = False) -> Self:
-        """Connect to 127.0.0.1 as anonymous; small buffers make a reader that does not read felt soon."""
+    async def connect(
+        cls, port: int, *, receive_buffer: int = 0, tls: bool = False, validation: bytes = ANONYMOUS
+    ) -> Self:
+        """Connect to 127.0.0.1 as anonymous; small buffers make a reader that does not read felt soon.
+
+        ``validation`` is the whole message that chooses another method.
+        """
         sock = socket.socket()
         sock.setblocking(False)
         if receive_buffer:
@@ -47,7 +55,7 @@ class RawClient:
         self = cls(reader, writer)
         while (await self.message())[0] != 1:
             pass
-        await self.send(_message(1, struct.pack("<IHH", 65536, 32767, 0) + _text("anonymous") + b"\xff"))
+        await self.send(validation)
         while (await self.message())[0] != 9:
             pass
         return self

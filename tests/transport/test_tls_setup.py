@@ -25,6 +25,7 @@ from tests.helpers.live import (
     until,
 )
 from tests.helpers.pki import DAY, NOW, PASSWORD, site, write_keychain, write_pem
+from tests.helpers.raw import RawClient
 from tests.helpers.status_service import StatusService
 from tests.helpers.tls import openssl_client, openssl_server
 
@@ -234,6 +235,18 @@ async def test_an_expired_client_goes_on_without_a_certificate(tmp_path):
     (peer,) = seen.peers
     assert peer.is_tls
     assert peer.method != "x509"
+
+
+async def test_a_client_that_says_x509_without_a_certificate_is_anonymous(tmp_path):
+    """SPVA 6.2. The message is what PVXS 1.3.1 with TLS sends when its keychain holds a trust anchor and no more."""
+    recorded = bytes.fromhex("ca0200010e00000000000100ff7f00000478353039ff")
+    async with pair(tmp_path, client=None) as (server, _):
+        client = await RawClient.connect(server.tls_port, tls=True, validation=recorded)
+        (peer,) = server.peers.values()
+        assert peer.validated
+        seen = peer.credentials
+        assert (seen.method, seen.account, seen.authority, seen.is_tls) == ("anonymous", "", "", True)
+        await client.close()
 
 
 @pytest.mark.parametrize("choice", ["shutdown", "standby"])

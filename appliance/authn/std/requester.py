@@ -40,6 +40,8 @@ def std_request(settings: RequesterSettings, *, now: datetime) -> Callable[[str]
             country=settings.country,
             organization=settings.organization,
             organizational_unit=settings.organizational_unit,
+            # The C++ service takes a begin of 0 for 1970, which is before its authority's, and refuses.
+            not_before=int(now.timestamp()),
             not_after=int(end.timestamp()) if end is not None else 0,
             no_status=settings.no_status,
         )

@@ -5,7 +5,7 @@ Source: SPVA specification 9.1 (type ``std``); the verifier sub-structure is emp
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
 from appliance.authn.grant import Grant
@@ -15,6 +15,9 @@ __all__ = ["StdRequest", "verify"]
 
 _LATEST: Final = 253_402_300_799
 """9999-12-31: the last second that an X.509 certificate can name."""
+
+_SKEW: Final = timedelta(seconds=60)
+"""A begin this little ahead is the requester's clock: requesters send their time of day (section 9.1)."""
 
 
 class StdRequest(NamedTuple):
@@ -44,6 +47,8 @@ def verify(
     start = now
     if request.not_before:
         start = _time(request.not_before, "begin")
+        if now < start <= now + _SKEW:
+            start = now
     end = default_end
     if request.not_after and custom_durations:
         end = _time(request.not_after, "end")

@@ -317,11 +317,12 @@ def test_bad_settings_are_refused(usage, arguments):
         resolved(usage, arguments)
 
 
-def test_a_standard_request_asks_for_the_end_and_leaves_the_rest_to_the_service():
+def test_a_standard_request_begins_now_and_may_leave_the_end_to_the_service():
+    """SPVA 9.1. PVACMS of PVXS 1.3.1 refuses a begin of 0: "Not before time is before issuer's not before time"."""
     now = datetime(2026, 1, 31, tzinfo=UTC)
     settings = resolved("ioc", {"name": "n", "organization": "o", "validity": "1M", "country": "ch"})
     request = std_request(settings, now=now)("PEM")
-    assert request.not_before == 0
+    assert datetime.fromtimestamp(request.not_before, UTC) == now
     assert datetime.fromtimestamp(request.not_after, UTC) == datetime(2026, 2, 28, tzinfo=UTC)
     assert std_request(resolved(), now=now)("PEM").not_after == 0
     assert std_subject(settings) == subject_name("n", country="CH", organization="o")
