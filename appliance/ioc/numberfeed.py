@@ -110,27 +110,31 @@ class NumberFeed(Feed):
 
     def _take_properties(self) -> int:
         """Ask EPICS for the properties, and give the bits of them all if one has changed."""
-        whole = self.pv.whole
-        assert whole is not None
-        raw = whole.read()
-        properties = (raw[5], raw[9])
+        properties = self._read_properties()
         if properties == self._properties:
             return 0
         self._properties = properties
+        whole = self.pv.whole
+        assert whole is not None
         store = self._store = self._store.copy()
         return self.pv.mapping.set_properties(
             store, 0, whole.properties(*properties, whole.description.value)
         )
 
+    def _read_properties(self) -> tuple[bytes, bytes]:
+        whole = self.pv.whole
+        assert whole is not None
+        raw = whole.read()
+        return raw[5], raw[9]
+
     # -- clients -------------------------------------------------------------------------------------
 
     def join(self, subscription: Subscription) -> None:
         """Give a client everything as it is now, and what changes from now on."""
-        raw, known = self._view.look()
         if not self.subscriptions:
-            # Those who watch already have not been told of this yet: the next event does that.
-            self._raw, self._known = raw, known
+            # Before the snapshot: what changes in between differs from this, and is posted with the next event. Those
+            # who watch already have not been told of what is new: there nothing is taken before that event either.
+            self._raw, self._known = self._view.look()
+            self._properties = self._read_properties()
         super().join(subscription)
         self.subscriptions[subscription] = subscription.maker(self._bits, self._code)
-        if len(self.subscriptions) == 1:
-            self._take_properties()

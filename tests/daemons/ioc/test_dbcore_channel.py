@@ -105,6 +105,44 @@ def test_get_takes_value_alarm_and_time_together(tmp_path: Path) -> None:
 
 
 @isolated
+def test_a_view_of_a_number_sees_what_a_get_tells(tmp_path: Path) -> None:
+    from appliance.errors import OperationError
+    from appliance.ioc import dbcore
+    from appliance.ioc.dbcore import DBChannel, NumberView, can_view
+
+    dbcore.boot()
+    dbcore.load_records(Path(__file__).with_name("all_types.db"))
+    dbcore.ioc_init()
+    viewed = set()
+    for record in dbcore.records():
+        channel = DBChannel(record.name)
+        if not can_view(channel):
+            # The value of an mbbo is an enum or a number, as its states are defined, and an array of one element may be
+            # empty (SPC_DBADDR): EPICS has to be asked.
+            is_other = channel.is_string or channel.is_array or not channel.is_value_field
+            assert is_other or record.record_type in {"mbbo", "waveform"}, record
+            with pytest.raises(OperationError, match="plain number"):
+                NumberView(channel)
+            continue
+        viewed.add(record.record_type)
+        view = NumberView(channel)
+        ((alarm, seconds, nanoseconds, tag, value), known) = view.look()
+        reading = channel.get()
+        assert (value, nanoseconds, tag) == (reading.value, reading.nanoseconds, reading.user_tag), record
+        assert seconds + 631152000 == reading.seconds
+        assert dbcore.alarm_parts(alarm) == (reading.status, reading.severity, reading.message)
+        for field in ("EGU", "HOPR", "ZRST", "ZNAM"):
+            if not channel.put_disabled and dbcore.exists(f"{record.name}.{field}"):
+                DBChannel(f"{record.name}.{field}").put("7")
+                assert view.look()[1] != known, f"{record.name}.{field}"
+                break
+    assert viewed >= set(
+        ["ai", "ao", "bi", "bo", "calc", "longin", "longout", "mbbi", "int64in", "sub", "sel"]
+    )
+    dbcore.shutdown()
+
+
+@isolated
 def test_properties_are_none_where_a_type_has_none(tmp_path: Path) -> None:
     from appliance.ioc.dbcore import DBChannel, Limits, shutdown
 
