@@ -429,9 +429,14 @@ def _shown(target: str) -> str:
 
 
 def _status_pv(config: ClientConfig, target: str) -> str:
-    """The status PV by an identifier. The digits stay as they were typed: services differ in padding them."""
-    issuer, _, serial = target.strip().partition(":")
-    return f"{config.cert_pv_prefix}:STATUS:{issuer.lower()}:{serial}"
+    """The status PV by an identifier: the serial number has 20 digits, as in the name that certificates carry.
+
+    The C++ service answers to a name without the zeros, but what is put there reaches nobody who watches the other.
+    """
+    from appliance.certs.x509 import parse_cert_id
+
+    issuer, serial = parse_cert_id(target)
+    return f"{config.cert_pv_prefix}:STATUS:{issuer}:{serial:020d}"
 
 
 # ---------------------------------------------------------------------- actions
@@ -440,13 +445,11 @@ _PUT = {"approve": "APPROVED", "deny": "DENIED", "revoke": "REVOKED"}
 
 
 async def _act(options: argparse.Namespace, config: ClientConfig) -> int:
-    from appliance.certs.x509 import parse_cert_id
     from appliance.errors import ChannelClosedError, KeychainError, OperationTimeoutError
 
     action = options.action
     own: Keychain | None = None
     if options.target:
-        parse_cert_id(options.target)
         pv, identifier = _status_pv(config, options.target), _shown(options.target)
         keychain = _identity(options, config)
     else:

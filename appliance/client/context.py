@@ -489,10 +489,8 @@ class Context:
             link.close(TransportError(f"{link.peer} speaks TLS now"))
 
     def protocols(self) -> tuple[str, ...]:
-        """What a search asks for."""
-        if self.require_tls:
-            return ("tls",)
-        return ("tls", "tcp") if self.tls is not None else ("tcp",)
+        """What a search asks for: never TLS alone, since PVXS reads no names in a search without ``tcp``."""
+        return ("tls", "tcp") if self.require_tls or self.tls is not None else ("tcp",)
 
     def identity(self) -> Value:
         """Give the payload of authentication method ``ca``."""

@@ -276,7 +276,7 @@ class Searcher:
     def probe(self, channels: list[Channel]) -> None:
         """Ask whether ``channels``, which are connected in the clear, can be had over TLS."""
         if channels:
-            self._send_for(channels, ("tls",))
+            self._send_for(channels, ("tls", "tcp"))
 
     def _send_for(self, channels: list[Channel], protocols: tuple[str, ...]) -> None:
         context = self._context
@@ -331,6 +331,10 @@ class Searcher:
         """A server, or a name server for it, has answered from ``source``; ``via`` has the port as well."""
         host = source if response.address is None else str(response.address)
         if response.protocol not in self._context.protocols() or not response.port:
+            return
+        if self._context.require_tls and response.protocol != "tls":
+            for channel in filter(None, map(self._wanted.get, response.instances)):
+                channel.trouble = f"{host}:{response.port} does not speak TLS, which is required here"
             return
         self._heard(response, host, via or source)
         if not response.found:

@@ -56,7 +56,7 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
     cert_auth_validity: Duration = default(Duration(months=120))
     """Life of a certificate authority that is made here."""
     key_algorithm: KeyAlgorithm = "ec-p256"
-    """Of keys that are made here: the certificate authority's, the service's and the administrators'."""
+    """Of keys that are made here: the certificate authority's and the service's. Administrators' are RSA, ``rsa-2048`` unless this is ``rsa-4096``."""
     pvacms_name: Annotated[str, Meta(min_length=1, max_length=64)] = "PVACMS Service"
     """Name (CN) of the service's own certificate."""
     pvacms_organization: _Text = "certs.epics.org"

@@ -347,7 +347,9 @@ def ensure_administrator(settings: CMSSettings, issuing: Issuing, name: str, *, 
         subject,
         usage="client",
         lifetime_end=now + 366 * _DAY,
-        algorithm=settings.key_algorithm,
+        # PVXS 1.3.1 loads its own chain for RSA keys only, and speaks plain TCP with any other: an administrator
+        # who used its pvxcert would be refused for want of an identity.
+        algorithm=settings.key_algorithm if settings.key_algorithm.startswith("rsa-") else "rsa-2048",
         status=True,
         method="administrator",
     )

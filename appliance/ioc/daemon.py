@@ -15,11 +15,14 @@ from appliance.errors import ApplianceError
 
 if TYPE_CHECKING:
     from appliance.ioc.config import IocConfig, Plan
+    from appliance.server import Server
 
 __all__ = ["main"]
 
 _NAME: Final = "softIocPVX"
 _log: Final = logging.getLogger(__name__)
+_STATUS_S: Final = 2.0
+"""How old the service manager's status line may be."""
 
 
 class _Ordered(argparse.Action):
@@ -217,15 +220,24 @@ async def _serve(daemon: Daemon, plan: Plan, config: ServerConfig, status: list[
                 server.tcp_port or "off",
                 server.tls_port or "off",
             )
-        daemon.ready(
-            f"{served} records, TCP port {server.tcp_port or 'off'}, TLS port {server.tls_port or 'off'}"
-        )
+        told = _summary(served, server)
+        daemon.ready(told)
         if plan.is_interactive:
             # A thread of its own that nobody waits for: a shell that waits for a line cannot be told to end.
             threading.Thread(target=_shell, args=(leave,), name="iocsh", daemon=True).start()
-        await daemon.wait()
+        stopping = asyncio.ensure_future(daemon.wait())
+        while not (await asyncio.wait([stopping], timeout=_STATUS_S))[0]:
+            # A keychain that comes or ends opens or closes the TLS port.
+            before, told = told, _summary(served, server)
+            if told != before:
+                daemon.status(told)
     finally:
         await ioc.stop()
+
+
+def _summary(served: int, server: Server) -> str:
+    """One line for the service manager."""
+    return f"{served} records, TCP port {server.tcp_port or 'off'}, TLS port {server.tls_port if server.tls else 'off'}"
 
 
 def _shell(leave: Any) -> None:

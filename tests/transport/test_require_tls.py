@@ -1,5 +1,8 @@
 """A client that must not use plain TCP, whoever answers its search and whatever its caller says."""
 
+import asyncio
+import socket
+
 import pytest
 
 from appliance.client.context import Context
@@ -34,9 +37,22 @@ async def test_a_server_with_tls_is_used_over_tls():
 
 async def test_a_server_without_tls_is_not_used_at_all():
     async with serving() as server, required(client_config(server)) as client:
-        with pytest.raises(OperationTimeoutError):
+        with pytest.raises(OperationTimeoutError, match="TLS, which is required"):
             await client.get("pv", timeout=0.5)
         assert not server.peers
+
+
+async def test_a_search_lists_tcp_as_well_since_pvxs_reads_no_names_without_it():
+    """PVXS (all versions to 1.5, UDP search): names are taken only if ``tcp`` is among the protocols."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as port:
+        port.bind((HOST, 0))
+        port.setblocking(False)
+        async with required(client_config(port.getsockname()[1])) as client:
+            asking = asyncio.ensure_future(client.get("pv", timeout=5))
+            datagram = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(port, 2048), 5)
+            asking.cancel()
+    assert b"\x02\x03tls\x03tcp\x01\x00" in datagram
+    assert datagram.endswith(b"\x02pv")
 
 
 async def test_the_callers_own_address_is_held_to_it_too():

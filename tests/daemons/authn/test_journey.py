@@ -80,7 +80,8 @@ def test_a_name_becomes_a_keychain_that_waits_until_an_administrator_has_found_a
     assert done.status == 3
     assert f"pvxcert --approve {identifier}" in done.err
     assert "PENDING_APPROVAL" in done.err
-    assert account.keychain("server.p12").subject == "CN=IOC1, C=US, O=KLI:LI01:10, OU=FACET"
+    waiting = account.keychain("server.p12")
+    assert waiting.subject == "CN=IOC1, C=US, O=KLI:LI01:10, OU=FACET"
     assert account.run("pvxcert", identifier).status == 3
     assert account.run("pvxcert", "-f", account.config / "server.p12").status == 3
     again = account.run("authnstd", "-u", "server", "-n", "IOC1")
@@ -93,7 +94,9 @@ def test_a_name_becomes_a_keychain_that_waits_until_an_administrator_has_found_a
     assert table[1].startswith("PENDING_APPROVAL"), "what waits for a decision comes first"
     approved = administrator.run("pvxcert", "--approve", identifier)
     assert approved.status == 0, approved.err
-    assert approved.out == f"Approve ==> CERT:STATUS:{identifier} ==> Completed Successfully\n"
+    assert approved.out == f"Approve ==> {status_pv(waiting.certificate)} ==> Completed Successfully\n", (
+        "the name that the certificate carries, which is the one that others watch"
+    )
     assert account.run("pvxcert", identifier).status == 0
     other_way = account.run("pvxcert", f"{site.cms.issuer.upper()}:{int(identifier.split(':')[1]):020d}")
     assert other_way.status == 0

@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
 from appliance.certs.keychain import load_keychain
 from appliance.certs.ocsp import verify_response
@@ -317,6 +318,8 @@ async def test_keys_of_other_algorithms_and_a_yaml_access_file(tmp_path, algorit
             reply = await anyone.rpc("CERT:CREATE", ccr())
             await administrator.put(reply["status_pv"], {"state": "REVOKED"})
             assert (await anyone.get(reply["status_pv"]))["state"] == "REVOKED"
+        own = load_keychain((process.config_dir / "admin.p12").read_bytes())
+        assert isinstance(own.key, RSAPrivateKey), "PVXS 1.3.1 can use no other as its own"
 
 
 def test_the_command_line_answers_quickly_and_clearly(tmp_path):
