@@ -136,9 +136,7 @@ def test_a_view_of_a_number_sees_what_a_get_tells(tmp_path: Path) -> None:
                 DBChannel(f"{record.name}.{field}").put("7")
                 assert view.look()[1] != known, f"{record.name}.{field}"
                 break
-    assert viewed >= set(
-        ["ai", "ao", "bi", "bo", "calc", "longin", "longout", "mbbi", "int64in", "sub", "sel"]
-    )
+    assert viewed >= {"ai", "ao", "bi", "bo", "calc", "longin", "longout", "mbbi", "int64in", "sub", "sel"}
     dbcore.shutdown()
 
 
