@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from appliance.client.link import ServerLink
     from appliance.client.requests import Request
 
-__all__ = ["Channel", "ChannelState"]
+__all__ = ["Channel", "ChannelState", "refused_without_tls"]
+
+
+def refused_without_tls(address: str) -> str:
+    """Tell why a server that offers plain TCP only is not used."""
+    return (
+        f"{address} does not speak TLS, which is required here; give that server a keychain, or take tls_required out of "
+        "this client's TLS options"
+    )
 
 
 class ChannelState(Enum):

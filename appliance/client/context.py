@@ -8,7 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Self, overload
 
-from appliance.client.channel import Channel, ChannelState
+from appliance.client.channel import Channel, ChannelState, refused_without_tls
 from appliance.client.link import Address, ServerLink
 from appliance.client.monitor import Subscription
 from appliance.client.requests import (
@@ -506,10 +506,7 @@ class Context:
         """Have ``channel`` created by the server at ``address``."""
         if self.require_tls and not address[2]:
             # Whatever led here, a search answer or the caller's own address: this is the last gate before the wire.
-            channel.trouble = (
-                f"{format_address(address[:2])} does not speak TLS, which is required here; give that server a keychain, "
-                "or take tls_required out of this client's TLS options"
-            )
+            channel.trouble = refused_without_tls(format_address(address[:2]))
             channel.search_again(later=True)
             return
         link = self._links.get(address)

@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from appliance.client.channel import Channel, ChannelState
+from appliance.client.channel import Channel, ChannelState, refused_without_tls
 from appliance.config.address import Endpoint
 from appliance.pva import commands as c
 from appliance.pva.search import (
@@ -333,8 +333,9 @@ class Searcher:
         if response.protocol not in self._context.protocols() or not response.port:
             return
         if self._context.require_tls and response.protocol != "tls":
-            for channel in filter(None, map(self._wanted.get, response.instances)):
-                channel.trouble = f"{host}:{response.port} does not speak TLS, which is required here"
+            for instance in response.instances:
+                if instance in self._wanted:
+                    self._wanted[instance].trouble = refused_without_tls(f"{host}:{response.port}")
             return
         self._heard(response, host, via or source)
         if not response.found:
