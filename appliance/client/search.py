@@ -334,7 +334,7 @@ class Searcher:
             return
         if self._context.require_tls and response.protocol != "tls":
             for instance in response.instances:
-                if instance in self._wanted:
+                if self._context.tls is not None and instance in self._wanted:
                     self._wanted[instance].trouble = refused_without_tls(f"{host}:{response.port}")
             return
         self._heard(response, host, via or source)

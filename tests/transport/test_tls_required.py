@@ -62,10 +62,10 @@ async def test_a_client_refuses_a_plain_server_and_says_why_and_what_to_do(tmp_p
     keychain = keychain_file(tmp_path, "client", S.client)
     async with open_server(server_config(), prepare=prepare) as server:
         async with open_client(client_config(server, keychain=keychain, tls_options=ALONE)) as client:
-            with pytest.raises(
-                OperationTimeoutError, match=r"over TLS, which is required here.*appliance doctor"
-            ):
+            with pytest.raises(OperationTimeoutError, match=r"does not speak TLS.*keychain.*tls_required"):
                 await client.get("pv", timeout=0.4)
+            with pytest.raises(OperationTimeoutError, match=r"over TLS, which is required.*appliance doctor"):
+                await client.get("nobody's", timeout=0.4)
             with pytest.raises(OperationTimeoutError, match=r"does not speak TLS.*keychain.*tls_required"):
                 await client.get("pv", timeout=0.4, server=(HOST, server.tcp_port, False))
         assert not server.peers
