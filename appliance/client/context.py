@@ -130,6 +130,9 @@ class Context:
         if self._sweeper is not None:
             self._sweeper.cancel()
         for channel in list(self._channels.values()):
+            # The end of the connection destroys them; an answer to DESTROY_CHANNEL would find the socket closed, and
+            # the reset that comes of it is an error in the log of a PVXS server.
+            channel.wire = None
             channel.close()
         self._channels.clear()
         links = list({*self._links.values(), *self.name_servers})
