@@ -333,8 +333,11 @@ class Searcher:
         if response.protocol not in self._context.protocols() or not response.port:
             return
         if self._context.require_tls and response.protocol != "tls":
-            for channel in filter(None, map(self._wanted.get, response.instances)):
-                channel.trouble = f"{host}:{response.port} does not speak TLS, which is required here"
+            for instance in response.instances:
+                if instance in self._wanted:
+                    self._wanted[
+                        instance
+                    ].trouble = f"{host}:{response.port} does not speak TLS, which is required here"
             return
         self._heard(response, host, via or source)
         if not response.found:
