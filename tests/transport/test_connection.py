@@ -51,6 +51,28 @@ async def test_segmented_messages_go_both_ways(size: int) -> None:
         assert result["value"] == 3.0
 
 
+async def test_a_client_that_ends_leaves_no_answer_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that found the socket closed would come back as a reset, an error in the log of a PVXS server."""
+    received = bytearray()
+
+    class Recording(ServerConnection):
+        __slots__ = ()
+
+        def receive_data(self, data):  # type: ignore[no-untyped-def]
+            received.extend(data)
+            return super().receive_data(data)
+
+    monkeypatch.setattr("appliance.server.server.ServerConnection", Recording)
+    async with served(gallery()) as server:
+        async with client_of(server) as ctx, ctx.monitor("our:string") as updates:
+            await anext(updates)
+            await ctx.get("our:array")
+        while server.peers:
+            await asyncio.sleep(0.005)
+    assert b"\xca\x02\x00\x0a" in received, "GET was seen"
+    assert b"\xca\x02\x00\x08" not in received, "DESTROY_CHANNEL would be answered"
+
+
 async def test_a_big_endian_server_is_understood_and_answered_in_kind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
