@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final, Self
 
@@ -39,6 +40,10 @@ _setup_log: Final = logging.getLogger("appliance.server.init")
 
 HANDSHAKE_TIMEOUT_S: Final = 10.0
 """Seconds in which a client must have validated its connection."""
+_TOLD_FOR_S: Final = 60.0
+"""Seconds for which the log does not repeat why a certificate is not admitted."""
+_MAX_TOLD: Final = 1000
+"""Certificates for which that is remembered."""
 
 
 class _Refusal(asyncio.Protocol):
@@ -108,6 +113,7 @@ class Server:
         self._closed: asyncio.Event | None = None
         self._deserted: asyncio.Event | None = None
         self._unwatch: dict[StreamLink, Callable[[], None]] = {}
+        self._refusals_told: dict[tuple[str, int, str], float] = {}
         self._deadlines: dict[StreamLink, asyncio.TimerHandle] = {}
         self.add_source("__builtin", BuiltinSource(self), priority=-1)
         self.add_source("__static", self._static)
@@ -349,7 +355,8 @@ class Server:
                     return
                 # The give-up rule (SPVA 7.3.1): it will not become good on this connection.
                 told = {"event": "peer-refused", **peer.credentials.facts()}
-                _log.warning("%r is not admitted: %s", peer, found.message, extra=told)
+                level = logging.WARNING if self._is_news(peer, found.message) else logging.DEBUG
+                _log.log(level, "%r is not admitted: %s", peer, found.message, extra=told)
                 peer.admitted(Status.error(found.message))
                 link.close(TransportError(found.message))
             elif status is StatusClass.GOOD:
@@ -368,6 +375,18 @@ class Server:
             self._unwatch[link] = unwatch
         else:
             unwatch()
+
+    def _is_news(self, peer: Peer, why: str) -> bool:
+        """Whether a refusal has to be told: some clients come back with the same certificate several times a second."""
+        told = self._refusals_told
+        who = (peer.credentials.issuer_id, peer.credentials.serial, why)
+        now = time.monotonic()
+        if now - told.get(who, -_TOLD_FOR_S) < _TOLD_FOR_S:
+            return False
+        if len(told) >= _MAX_TOLD:
+            told.clear()
+        told[who] = now
+        return True
 
     def link_events(self, link: StreamLink, events: list[Event]) -> None:
         """StreamOwner."""
@@ -391,8 +410,9 @@ class Server:
         if reason is None:
             _log.debug("%s disconnected", link.peer)
         else:
-            # A client that leaves with an update on its way to it resets the connection: that is every day's end.
-            usual = link.reset and peer is not None and peer.validated
+            # A client that leaves with an update on its way to it resets the connection: that is every day's end. Of one
+            # that was not admitted the log has heard.
+            usual = peer is not None and (link.reset if peer.validated else unwatch is not None)
             _log.log(logging.DEBUG if usual else logging.INFO, "%s disconnected: %s", link.peer, reason)
 
     def pump_soon(self, peer: Peer) -> None:

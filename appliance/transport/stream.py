@@ -98,7 +98,8 @@ class StreamLink(asyncio.Protocol):
         """Octets received; ``Liveness`` compares it with ``heard_at_tick``."""
         self.heard_at_tick = 0
         self.reset = False
-        """Whether the peer ended the connection without a FIN, as it does who leaves while something is on its way."""
+        """Whether the peer ended the connection without ceremony: a reset, or in TLS no close_notify. Who leaves while
+        something is on its way to it does, and some peers always."""
         self.sent = 0
         self.silent_ticks = 0
         self._loop = asyncio.get_running_loop()
@@ -195,13 +196,16 @@ class StreamLink(asyncio.Protocol):
             try:
                 engine.receive_eof()
             except TLSError as error:
+                self.reset = engine.handshake_complete
                 self._remember(error)
         return None
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the owner, once, what the end of the link ended."""
-        self.reset = isinstance(exc, ConnectionError)
-        if exc is not None and not (self._closing and self.reset):  # a peer that left while we did is no news
+        self.reset = self.reset or isinstance(exc, ConnectionError)
+        if exc is not None and not (
+            self._closing and isinstance(exc, ConnectionError)
+        ):  # a peer that left while we did is no news
             self._remember(TransportError(f"the connection to {self.peer or 'the peer'} was lost: {exc}"))
         self.is_up = False
         self.writable = False
