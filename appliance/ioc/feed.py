@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from appliance.errors import ApplianceError, OperationError
 from appliance.ioc import dbcore
 from appliance.ioc.dbcore import DBE_ALARM, DBE_ARCHIVE, DBE_PROPERTY, DBE_VALUE, Reading
-from appliance.ioc.mapping import ALARM_STATUS, alarm_message, alarm_status, user_tag
 from appliance.server.operation import Subscription, Update
 
 if TYPE_CHECKING:
@@ -158,7 +157,6 @@ class Feed(EventSink):
     __slots__ = (
         "_alarm",
         "_event",
-        "_meta",
         "_store",
         "_tells_alarm",
         "channel",
@@ -178,7 +176,6 @@ class Feed(EventSink):
         self._tells_alarm = bool(mask & DBE_ALARM)
         self._store: list[Any] = []
         self._alarm: tuple[int, int, str] | None = None
-        self._meta = pv.mapping.meta
         self._event: dbcore.Subscription | None = pv.stream.hub.subscribe(self.channel, events or mask, self)
 
     @classmethod
@@ -226,22 +223,13 @@ class Feed(EventSink):
     def post(self, reading: Reading) -> None:
         """Tell all clients of a new value."""
         mapping = self.pv.mapping
-        value, status, severity, message, seconds, nanoseconds, tag = reading
         store = self._store.copy()
-        store[mapping.value] = value
-        bits = mapping.value_bits | mapping.time_bits
-        at = self._meta
+        bits = mapping.set_value(store, 0, reading.value) | mapping.set_time(store, 0, reading)
         if self._tells_alarm:
-            alarm = (status, severity, message)
+            alarm = (reading.status, reading.severity, reading.message)
             if alarm != self._alarm:
                 self._alarm = alarm
-                store[at] = severity
-                store[at + 1] = ALARM_STATUS[status] if status < len(ALARM_STATUS) else alarm_status(status)
-                store[at + 2] = alarm_message(status, message)
-                bits |= mapping.alarm_bits
-        store[at + 4] = seconds
-        store[at + 5] = nanoseconds
-        store[at + 6] = user_tag(tag)
+                bits |= mapping.set_alarm(store, 0, reading)
         self._store = store
         update = Update(mapping.type, store, bits)
         for subscription in self.subscriptions:

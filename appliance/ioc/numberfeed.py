@@ -14,7 +14,7 @@ from appliance.errors import OperationError
 from appliance.ioc import dbcore
 from appliance.ioc.dbcore import DBE_PROPERTY
 from appliance.ioc.feed import DEFAULT_EVENTS, Feed, log_unread
-from appliance.ioc.mapping import ALARM_STATUS, EPOCH_S, alarm_message, alarm_status, user_tag
+from appliance.ioc.mapping import EPOCH_S, user_tag
 from appliance.pvdata.types import ScalarType
 from appliance.server.operation import Subscription, Update
 
@@ -70,14 +70,12 @@ class NumberFeed(Feed):
 
     def _update(self, raw: dbcore.RawNumber, bits: int) -> Update:
         """Make the update that says all of it: for who cannot be sent the octets."""
+        mapping = self.pv.mapping
+        reading = dbcore.reading_of(raw)
         store = self._store.copy()
-        at = self._meta
-        _, seconds, nanoseconds, tag, value = raw
-        store[self.pv.mapping.value] = value
-        store[at + 4] = seconds + EPOCH_S
-        store[at + 5] = nanoseconds
-        store[at + 6] = user_tag(tag)
-        return Update(self.pv.mapping.type, store, bits)
+        mapping.set_value(store, 0, reading.value)
+        mapping.set_time(store, 0, reading)
+        return Update(mapping.type, store, bits)
 
     def _post_rest(self, raw: dbcore.RawNumber, known: tuple[bytes, ...]) -> None:
         """Post another alarm, other properties, or what looks the same as the last time."""
@@ -93,20 +91,12 @@ class NumberFeed(Feed):
         if not bits or raw != last:
             bits |= self._bits
             if last is None or raw[0] != last[0]:
-                bits |= self._take_alarm(raw[0])
+                self._store = self._store.copy()
+                bits |= self.pv.mapping.set_alarm(self._store, 0, dbcore.reading_of(raw))
         self._raw = raw
         update = self._update(raw, bits)
         for subscription in self.subscriptions:
             subscription.post(update)
-
-    def _take_alarm(self, alarm: bytes) -> int:
-        status, severity, message = dbcore.alarm_parts(alarm)
-        at = self._meta
-        store = self._store = self._store.copy()
-        store[at] = severity
-        store[at + 1] = ALARM_STATUS[status] if status < len(ALARM_STATUS) else alarm_status(status)
-        store[at + 2] = alarm_message(status, message)
-        return self.pv.mapping.alarm_bits
 
     def _take_properties(self) -> int:
         """Ask EPICS for the properties, and give the bits of them all if one has changed."""

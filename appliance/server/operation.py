@@ -255,10 +255,11 @@ class Subscription(Operation):
         when its messages leave in segments; everything is to be posted then.
         """
         wire = self.wire
+        assert wire.type is not None
         if wire.mask & bits != bits:
             return None
         big = wire.connection.big
-        marked = encode_bitset(wire_bits(self.wire.type, bits), big)  # type: ignore[arg-type]
+        marked = encode_bitset(wire_bits(wire.type, bits), big)
         head = wire.update_head(len(marked) + _packed(0, code, big).size)
         if head is None:
             return None

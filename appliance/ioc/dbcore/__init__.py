@@ -98,7 +98,7 @@ from appliance.ioc.dbcore.support import (
     register_function,
 )
 from appliance.ioc.dbcore.traps import TrappedPut, on_trapped_put
-from appliance.ioc.dbcore.view import NumberView, RawNumber, alarm_parts, can_view, look_at
+from appliance.ioc.dbcore.view import NumberView, RawNumber, can_view, look_at, reading_of
 from appliance.ioc.dbcore.whole import WholeReader, can_read_whole
 
 __all__ = [
@@ -125,7 +125,6 @@ __all__ = [
     "Subscription",
     "TrappedPut",
     "WholeReader",
-    "alarm_parts",
     "boot",
     "can_read_whole",
     "can_view",
@@ -151,6 +150,7 @@ __all__ = [
     "on_trapped_put",
     "put_and_wait",
     "put_notify",
+    "reading_of",
     "record_infos",
     "record_types",
     "records",

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from appliance.errors import OperationError
 from appliance.ioc.dbcore import _c
-from appliance.ioc.dbcore.channel import _MANY, DBChannel, ManyLock
+from appliance.ioc.dbcore.channel import _MANY, DBChannel, ManyLock, Reading
 from appliance.ioc.dbcore.records import common_place, fields_of
 from appliance.ioc.dbcore.whole import can_read_whole
 
@@ -80,10 +80,12 @@ def look_at(views: Sequence[NumberView]) -> list[tuple[RawNumber, tuple[bytes, .
     return found
 
 
-def alarm_parts(alarm: bytes) -> tuple[int, int, str]:
-    """Take the first item of a :data:`RawNumber` apart: status, severity, message."""
+def reading_of(raw: RawNumber) -> Reading:
+    """Tell what a :data:`RawNumber` says, as :meth:`DBChannel.get` does."""
+    alarm, seconds, nanoseconds, tag, value = raw
     status, severity = _TWO.unpack_from(alarm)
-    return status, severity, _c.text(alarm[_MESSAGE_AT:].partition(b"\0")[0])
+    message = _c.text(alarm[_MESSAGE_AT:].partition(b"\0")[0])
+    return Reading(value, status, severity, message, seconds + _c.EPICS_EPOCH_S, nanoseconds, tag)
 
 
 _TWO: Final = struct.Struct("=HH")
