@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 from typing import Final
 
 from appliance.certmon.cache import StatusCache
@@ -20,7 +21,7 @@ __all__ = ["Keeper"]
 _log: Final = logging.getLogger(__name__)
 
 
-class Keeper:
+class Keeper(ABC):
     """Keeps one end's TLS in step with its keychain file, the clock and the certificate service.
 
     ``changed`` is for subclasses: it is called, from the event loop, whenever the answer of ``choose`` or the
@@ -228,6 +229,6 @@ class Keeper:
         """Whether connections that use the own certificate must go: it is over, not merely paused."""
         return self.identity.validity is not Validity.CURRENT or self.status_class is StatusClass.BAD
 
+    @abstractmethod
     def changed(self) -> None:
         """Something may have to be done."""
-        raise NotImplementedError

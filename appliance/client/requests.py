@@ -72,7 +72,7 @@ class _BatchItem(Waiter):
 
 
 class Request:
-    """What wants something of a channel."""
+    """What wants something of a channel. A subclass says how it starts, and what the answers mean to it."""
 
     __slots__ = ("channel", "operation", "waiter")
 

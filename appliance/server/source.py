@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -81,16 +82,16 @@ class Handler:
         """A channel that ``Source.open`` gave this handler for is gone, and all its operations with it."""
 
 
-class Source:
+class Source(ABC):
     """Names and their handlers."""
 
+    @abstractmethod
     def claims(self, name: str, host: str) -> bool:
         """Whether a search for ``name`` from ``host`` is answered. Asked often: must be quick."""
-        raise NotImplementedError
 
+    @abstractmethod
     def open(self, name: str, peer: Credentials) -> Handler | None:
         """Give the handler of ``name``; None leaves the name to the next source."""
-        raise NotImplementedError
 
     def names(self) -> Iterable[str]:
         """Names to list (``pvxlist``); a source that makes names up as they are asked for lists none."""
