@@ -52,36 +52,27 @@ async def answers(server: Server, name: str, times: int = 20) -> None:
             await ctx.get(name)
 
 
-async def test_a_subscriber_that_does_not_read_costs_a_bounded_amount_of_memory() -> None:
+@pytest.mark.parametrize(
+    ("queue_size", "updates", "limit"),
+    # A longer queue is bounded by its octets: 64 MB, and as much of the values that they were made of.
+    [(0, 300, 60 * MB), (60_000, 400, 220 * MB)],
+    ids=["usual queue", "long queue"],
+)
+async def test_a_subscriber_that_does_not_read_costs_a_bounded_amount_of_memory(
+    queue_size: int, updates: int, limit: int
+) -> None:
     fast = array_pv(1)
     async with served({"r:fast": fast, "r:pv": double()}) as server:
         slow = await RawClient.connect(server.tcp_port, receive_buffer=4096)
         async with slow:
-            await slow.monitor("r:fast")
+            await slow.monitor("r:fast", queue_size=queue_size)
             before = resident()
             store = np.zeros(MB // 8)
-            for number in range(300):
+            for number in range(updates):
                 store[0] = number
                 fast.post({"value": store.copy()})
                 await asyncio.sleep(0)
-            assert resident() - before < 60 * MB
-            await answers(server, "r:pv")
-
-
-async def test_a_long_queue_of_large_updates_is_bounded_in_octets() -> None:
-    fast = array_pv(1)
-    async with served({"r:fast": fast, "r:pv": double()}) as server:
-        slow = await RawClient.connect(server.tcp_port, receive_buffer=4096)
-        async with slow:
-            await slow.monitor("r:fast", queue_size=60_000)
-            before = resident()
-            store = np.zeros(MB // 8)
-            for number in range(400):
-                store[0] = number
-                fast.post({"value": store.copy()})
-                await asyncio.sleep(0)
-            # 64 MB of octets and as much of the values that they were made of
-            assert resident() - before < 220 * MB
+            assert resident() - before < limit
             await answers(server, "r:pv")
 
 
