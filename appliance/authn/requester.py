@@ -43,7 +43,16 @@ from appliance.certs.keychain import (
 )
 from appliance.certs.profiles import USAGES, check_public_key, generate_key
 from appliance.certs.status import CertState, format_date
-from appliance.certs.x509 import UNREADABLE, common_name, find_extension, renew_by, shown_id, subject_text
+from appliance.certs.x509 import (
+    UNREADABLE,
+    common_name,
+    find_extension,
+    load_der,
+    renew_by,
+    serial_number,
+    shown_id,
+    subject_text,
+)
 from appliance.client.context import Context
 from appliance.config.files import read_private, write_private
 from appliance.errors import (
@@ -135,11 +144,10 @@ def cms_only(_: bytes | None, chain: tuple[bytes, ...]) -> None:
     Only the service's own certificate may sign OCSP responses (SPVA specification 4.2), which the CA never grants to
     requesters. Raises CertificateError.
     """
-    try:
-        leaf = x509.load_der_x509_certificate(chain[0])
-        purposes = find_extension(leaf, x509.ExtendedKeyUsage)
-    except (IndexError, *UNREADABLE) as error:
-        raise CertificateError(f"the certificate cannot be read: {error}") from error
+    if not chain:
+        raise CertificateError("the certificate cannot be read: there is none")
+    leaf = load_der(chain[0])
+    purposes = find_extension(leaf, x509.ExtendedKeyUsage)
     if purposes is None or ExtendedKeyUsageOID.OCSP_SIGNING not in purposes:
         raise CertificateError(
             f"it is {subject_text(leaf.subject)}, a certificate of this site but not the certificate service's own"
@@ -178,9 +186,9 @@ def check_issued(
             )
         if not common_name(leaf.subject):
             raise SecurityError("its subject has no common name")
-        if reply.serial and reply.serial != leaf.serial_number:
+        if reply.serial and reply.serial != serial_number(leaf):
             raise SecurityError(
-                f"its serial number is {leaf.serial_number} and not {reply.serial} as the service says"
+                f"its serial number is {serial_number(leaf)} and not {reply.serial} as the service says"
             )
         weak = check_public_key(leaf.public_key())
         if weak:

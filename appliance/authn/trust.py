@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from appliance.authn.ccr import MAX_PEM_CHARS
 from appliance.certs.keychain import Keychain, Password, load_keychain
-from appliance.certs.x509 import UNREADABLE, is_ca, is_self_signed, issuer_id, subject_text
+from appliance.certs.x509 import is_ca, is_self_signed, issuer_id, load_pem_text, subject_text
 from appliance.config.files import write_public
 from appliance.errors import (
     ApplianceError,
@@ -77,10 +77,7 @@ def load_pem(text: bytes) -> list[x509.Certificate]:
     """The certificates of a PEM text, a few at most. Raises CertificateError."""
     if len(text) > MAX_PEM_CHARS:
         raise CertificateError(f"the certificates have {len(text)} characters; that is far too many")
-    try:
-        found = x509.load_pem_x509_certificates(text)
-    except UNREADABLE as error:
-        raise CertificateError(f"the certificates cannot be read as PEM: {error}") from error
+    found = load_pem_text(text)
     if len(found) > _MAX_CERTIFICATES:
         raise CertificateError(f"there are {len(found)} certificates; at most {_MAX_CERTIFICATES} are read")
     return found

@@ -5,7 +5,6 @@ Source: SPVA specification 4.1.1 (keychain profile) and 4.6 (trust anchors).
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import NamedTuple, Protocol
@@ -21,12 +20,17 @@ from appliance.certs.der import DERError, read_tlv
 from appliance.certs.pkcs12 import Bag, write_pkcs12
 from appliance.certs.x509 import (
     UNREADABLE,
+    adopt,
     cert_id,
     check_extended_key_usage,
     common_name,
     is_ca,
     is_self_signed,
     issuer_id,
+    public_key,
+    quiet,
+    serial_number,
+    signed_by,
     status_pv,
     subject_text,
 )
@@ -93,7 +97,7 @@ class Keychain(NamedTuple):
     @property
     def serial(self) -> int:
         """The certificate's serial number, 0 without a certificate."""
-        return 0 if self.certificate is None else self.certificate.serial_number
+        return 0 if self.certificate is None else serial_number(self.certificate)
 
     @property
     def cert_id(self) -> str:
@@ -131,16 +135,15 @@ def load_keychain(data: bytes, password: Password = None) -> Keychain:
         msg = f"the keychain is larger than {_MAX_BYTES} bytes; check that the file is a PKCS#12 keychain"
         raise KeychainError(msg)
     parsed = _parse(data, _password_bytes(password))
-    leaf = parsed.cert.certificate if parsed.cert is not None else None
-    pool = [entry.certificate for entry in parsed.additional_certs]
     key = parsed.key
-    if len(pool) > _MAX_CERTIFICATES:
+    if len(parsed.additional_certs) > _MAX_CERTIFICATES:
         msg = (
             f"the keychain holds more than {_MAX_CERTIFICATES} certificates; remove those that are not needed"
         )
         raise KeychainError(msg)
     try:
-        return _assemble(key, leaf, pool)
+        leaf = adopt(parsed.cert.certificate) if parsed.cert is not None else None
+        return _assemble(key, leaf, [adopt(entry.certificate) for entry in parsed.additional_certs])
     except (*UNREADABLE, CertificateError) as exc:
         msg = f"a certificate in the keychain cannot be used: {exc}; request a new certificate"
         raise KeychainError(msg) from exc
@@ -298,9 +301,7 @@ def _parse(data: bytes, password: bytes) -> PKCS12KeyAndCertificates:
     failure: Exception | None = None
     for attempt in (password,) if password else (b"", None):
         try:
-            with warnings.catch_warnings():
-                # cryptography warns of BER, which is what some writers of keychains produce: nobody could act on it.
-                warnings.simplefilter("ignore", UserWarning)
+            with quiet():
                 return load_pkcs12(data, attempt)
         except UnsupportedAlgorithm as exc:
             msg = (
@@ -363,7 +364,7 @@ def _chain(leaf: x509.Certificate, pool: list[x509.Certificate]) -> tuple[x509.C
     chain: list[x509.Certificate] = []
     current = leaf
     while not is_self_signed(current):
-        issuer = next((c for c in pool if is_ca(c) and _issued(c, current)), None)
+        issuer = next((c for c in pool if is_ca(c) and signed_by(current, c)), None)
         if issuer is None or len(chain) == _MAX_CHAIN:
             msg = (
                 f"the keychain's chain is incomplete: the issuer {subject_text(current.issuer)} of "
@@ -376,18 +377,11 @@ def _chain(leaf: x509.Certificate, pool: list[x509.Certificate]) -> tuple[x509.C
     return tuple(chain)
 
 
-def _issued(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
-    if issuer.subject != certificate.issuer:
-        return False
-    try:
-        certificate.verify_directly_issued_by(issuer)
-    except UNREADABLE:
-        return False
-    return True
-
-
 def _same_key(key: PrivateKeyTypes, certificate: x509.Certificate) -> bool:
-    return _spki(key.public_key()) == _spki(certificate.public_key())  # type: ignore[arg-type]
+    try:
+        return _spki(key.public_key()) == _spki(public_key(certificate))  # type: ignore[arg-type]
+    except CertificateError:
+        return False
 
 
 def _spki(key: CertificatePublicKeyTypes) -> bytes:

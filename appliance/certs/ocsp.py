@@ -22,7 +22,7 @@ from cryptography.x509 import ocsp
 from appliance.certs.der import read_tlv
 from appliance.certs.profiles import signature_hash
 from appliance.certs.status import OCSPState
-from appliance.certs.x509 import UNREADABLE, subject_text
+from appliance.certs.x509 import UNREADABLE, quiet, subject_text
 from appliance.errors import CertificateError, CertificateStatusError
 
 __all__ = ["DEFAULT_LEEWAY", "OCSPSigner", "StatusAnswer", "verify_response"]
@@ -140,7 +140,8 @@ def verify_response(
     The issuing CA itself must have signed it: delegated responders are not accepted (13.1 names the trust
     anchor only). Any doubt raises CertificateStatusError that says what is wrong.
     """
-    answer = _parse(der, serial, issuer)
+    with quiet():
+        answer = _parse(der, serial, issuer)
     if answer.this_update > now + leeway:
         msg = (
             f"the status is not valid before {answer.this_update:%Y-%m-%d %H:%M:%S} UTC and it is "

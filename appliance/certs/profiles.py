@@ -35,8 +35,10 @@ from appliance.certs.x509 import (
     extension_values,
     find_extension,
     is_ca,
+    public_key,
     renew_by,
     san,
+    serial_number,
     status_pv,
     subject_key_identifier,
     subject_text,
@@ -385,7 +387,7 @@ def check_ca(certificate: x509.Certificate) -> None:
     values = extension_values(certificate)
     problems = [
         *_subject_problems(certificate.subject),
-        *_common_problems(certificate, certificate.public_key(), values),
+        *_common_problems(certificate, public_key(certificate), values),
     ]
     if not _says_ca(values):
         problems.append("basic constraints do not say CA")
@@ -401,7 +403,7 @@ def check_certificate(certificate: x509.Certificate, *, issuer: x509.Certificate
     Raises CertificateError that lists every problem.
     """
     values = extension_values(certificate)
-    key = certificate.public_key()
+    key = public_key(certificate)
     authority = _authority(issuer)
     problems = [*_subject_problems(certificate.subject), *_common_problems(certificate, key, values)]
     if certificate.issuer != authority.subject:
@@ -463,7 +465,7 @@ def _common_problems(
     problems: list[str] = []
     if certificate.version is not x509.Version.v3:
         problems.append("it is not of version 3")
-    if not 0 < certificate.serial_number <= _MAX_SERIAL:
+    if not 0 < serial_number(certificate) <= _MAX_SERIAL:
         problems.append("its serial number does not fit 64 bits")
     weak = check_public_key(key)
     if weak:

@@ -5,6 +5,9 @@ Source: SPVA specification 4.2 (extensions), 4.3 (status extension), 4.4 (subjec
 
 from __future__ import annotations
 
+import contextlib
+import warnings
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -21,6 +24,7 @@ __all__ = [
     "RENEW_BY_OID",
     "STATUS_PV_OID",
     "UNREADABLE",
+    "adopt",
     "canonical_pv_name",
     "cert_id",
     "check_extended_key_usage",
@@ -35,10 +39,16 @@ __all__ = [
     "is_ca",
     "is_self_signed",
     "issuer_id",
+    "load_der",
+    "load_pem_text",
     "parse_cert_id",
+    "public_key",
+    "quiet",
     "renew_by",
     "san",
+    "serial_number",
     "shown_id",
+    "signed_by",
     "status_pv",
     "subject_key_identifier",
     "subject_text",
@@ -85,6 +95,89 @@ _SHORT = {
 _PURPOSES = {"client": ExtendedKeyUsageOID.CLIENT_AUTH, "server": ExtendedKeyUsageOID.SERVER_AUTH}
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Read what somebody else has made, without the warnings of `cryptography` about it.
+
+    It warns of names that are too long for RFC 5280, of serial numbers that are not positive and of kinds of keys that
+    it will drop. Who runs the program did not make the certificate and cannot act on that. Warnings are also turned
+    into errors by some (``python -W error``), and those nobody expects.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+def adopt(certificate: x509.Certificate) -> x509.Certificate:
+    """Take a certificate that somebody else has made: read now what the library would read, and refuse, only when asked.
+
+    Every certificate from a file or the network passes here, or through `load_der` or `load_pem_text`. After that its names
+    and dates can be used without a second thought. Raises CertificateError where they cannot be read; extensions and
+    the public key may still be refused by what asks for them.
+    """
+    with quiet():
+        try:
+            _ = certificate.subject, certificate.issuer
+            _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        except UNREADABLE as exc:
+            msg = f"the names or dates of a certificate cannot be read: {exc}"
+            raise CertificateError(msg) from exc
+        with contextlib.suppress(*UNREADABLE):
+            _ = certificate.extensions
+    return certificate
+
+
+def load_der(data: bytes) -> x509.Certificate:
+    """Read a certificate in DER form. Raises CertificateError."""
+    try:
+        with quiet():
+            certificate = x509.load_der_x509_certificate(data)
+    except UNREADABLE as exc:
+        msg = f"the certificate cannot be read: {exc}"
+        raise CertificateError(msg) from exc
+    return adopt(certificate)
+
+
+def load_pem_text(text: bytes) -> list[x509.Certificate]:
+    """Read the certificates of a PEM text. Raises CertificateError."""
+    try:
+        with quiet():
+            found = x509.load_pem_x509_certificates(text)
+    except UNREADABLE as exc:
+        msg = f"the certificates cannot be read as PEM: {exc}"
+        raise CertificateError(msg) from exc
+    return [adopt(certificate) for certificate in found]
+
+
+def public_key(certificate: x509.Certificate) -> CertificatePublicKeyTypes:
+    """A certificate's public key. Raises CertificateError where it cannot be read or is of an unknown kind."""
+    try:
+        with quiet():
+            return certificate.public_key()
+    except UNREADABLE as exc:
+        msg = f"the public key of {subject_text(certificate.subject)} cannot be read: {exc}"
+        raise CertificateError(msg) from exc
+
+
+def serial_number(certificate: x509.Certificate) -> int:
+    """A certificate's serial number. 0 and negative ones are against RFC 5280, and roots that have them are in use."""
+    with quiet():
+        return certificate.serial_number
+
+
+def signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """Whether ``issuer`` has the name that the certificate gives for its issuer, and has signed it."""
+    if issuer.subject != certificate.issuer:
+        return False
+    try:
+        with quiet():
+            certificate.verify_directly_issued_by(issuer)
+    except UNREADABLE:
+        return False
+    return True
+
+
 def subject_text(name: x509.Name) -> str:
     """A name in the order it was encoded in: ``CN=softioc, O=localhost``.
 
@@ -125,15 +218,7 @@ def subject_key_identifier(certificate: x509.Certificate) -> bytes:
     found = find_extension(certificate, x509.SubjectKeyIdentifier)
     if found is not None and found.digest:
         return found.digest
-    return x509.SubjectKeyIdentifier.from_public_key(_public_key(certificate)).digest
-
-
-def _public_key(certificate: x509.Certificate) -> CertificatePublicKeyTypes:
-    try:
-        return certificate.public_key()
-    except UNREADABLE as exc:
-        msg = f"the public key of {subject_text(certificate.subject)} cannot be read: {exc}"
-        raise CertificateError(msg) from exc
+    return x509.SubjectKeyIdentifier.from_public_key(public_key(certificate)).digest
 
 
 def cert_id(issuer: str, serial: int) -> str:
@@ -172,13 +257,7 @@ def is_ca(certificate: x509.Certificate) -> bool:
 
 def is_self_signed(certificate: x509.Certificate) -> bool:
     """Subject and issuer are one and the signature verifies with the certificate's own key."""
-    if certificate.subject != certificate.issuer:
-        return False
-    try:
-        certificate.verify_directly_issued_by(certificate)
-    except UNREADABLE:
-        return False
-    return True
+    return signed_by(certificate, certificate)
 
 
 def check_extended_key_usage(certificate: x509.Certificate, usage: str) -> None:

@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Final
 from appliance.authn.ratelimit import RateLimiter
 from appliance.certs.keychain import Keychain
 from appliance.certs.ocsp import OCSPSigner
-from appliance.certs.x509 import common_name
+from appliance.certs.x509 import (
+    common_name,
+    serial_number,
+)
 from appliance.cms.backup import backup, prune, timestamped
 from appliance.cms.config import CMSSettings, Effective
 from appliance.cms.health import Health
@@ -78,7 +81,7 @@ class Service:
         self.counters = Counters()
         issuer = authority.issuer
         self._authorities = frozenset(
-            certificate.serial_number for certificate in (issuer.certificate, *issuer.chain)
+            serial_number(certificate) for certificate in (issuer.certificate, *issuer.chain)
         )
         self.publisher = Publisher(
             self.lifecycle,

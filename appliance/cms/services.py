@@ -18,7 +18,12 @@ from cryptography.x509.oid import NameOID
 from appliance.authn.ratelimit import RateLimiter, peer_key, retry_sentence
 from appliance.certmon.status_pv import CHOICES_2025, enum_index
 from appliance.certs.status import STATE_CHOICES, CertState
-from appliance.certs.x509 import canonical_pv_name, cert_id, shown_id
+from appliance.certs.x509 import (
+    canonical_pv_name,
+    cert_id,
+    serial_number,
+    shown_id,
+)
 from appliance.cms.issuing import CCR, Issuing, pem_chain
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.policy import Names, Policy
@@ -237,7 +242,7 @@ class CreatePV(_Callable):
         issuer = self._issuing.issuer
         root = issuer.chain[-1] if issuer.chain else issuer.certificate
         issuer_id = self._issuing.names.issuer_id
-        serial = issuer.certificate.serial_number & ((1 << 64) - 1)
+        serial = serial_number(issuer.certificate) & ((1 << 64) - 1)
         return self._reply(
             CertState.VALID,
             serial,
@@ -452,7 +457,7 @@ def root_value(issuer_id: str, certificate: x509.Certificate, chain: tuple[x509.
         ROOT,
         {
             "issuer": issuer_id,
-            "serial": certificate.serial_number & ((1 << 64) - 1),
+            "serial": serial_number(certificate) & ((1 << 64) - 1),
             "name": part(NameOID.COMMON_NAME),
             "org": part(NameOID.ORGANIZATION_NAME),
             "org_unit": part(NameOID.ORGANIZATIONAL_UNIT_NAME),

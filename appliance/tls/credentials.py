@@ -5,7 +5,13 @@ Source: SPVA specification 5.3 and 11.1; the printed form is that of pvxs.
 
 from __future__ import annotations
 
-from appliance.certs.x509 import common_name, issuer_id, san, status_pv
+from appliance.certs.x509 import (
+    common_name,
+    issuer_id,
+    san,
+    serial_number,
+    status_pv,
+)
 from appliance.pva.credentials import Credentials
 from appliance.tls.engine import TLSEngine
 
@@ -35,7 +41,7 @@ def peer_credentials(engine: TLSEngine, *, peer: str, interface: str) -> Credent
         authority="\n".join(filter(None, (common_name(c.subject) for c in issuers))),
         is_tls=True,
         issuer_id=issuer_id(issuers[0]),
-        serial=leaf.serial_number,
+        serial=serial_number(leaf),
         san=san(leaf),
         status_pv=status_pv(leaf),
     )
