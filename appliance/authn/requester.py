@@ -37,6 +37,7 @@ from appliance.certs.keychain import (
     check_keychain,
     dump_keychain,
     dump_trust_anchors,
+    ended_anchor_warnings,
     load_key,
     load_keychain,
     make_keychain,
@@ -258,6 +259,8 @@ class Requester:
         except KeychainError as error:
             trouble = str(error)
         else:
+            for warning in ended_anchor_warnings(keychain, self.now()):
+                self.say(f"Warning: {path}: {warning}")
             return Existing(keychain, keychain.key)
         try:
             return Existing(None, load_key(read.data, password))
@@ -488,7 +491,11 @@ class Requester:
             return ()
 
     def _check_destination(self) -> None:
-        """See that the keychain can be written before a certificate is issued that would have no home."""
+        """See that the keychain can be written before a certificate is issued that would have no home.
+
+        A file of a keychain's size is really written: permissions alone say nothing of a full disk, a quota or a file
+        system that is mounted read-only.
+        """
         path = self.settings.keychain
         directory = os.path.dirname(path) or "."  # noqa: PTH120 - start-up time
         make_directory(directory)

@@ -155,6 +155,7 @@ def _check_permissions(path: str, status: os.stat_result, report: Report) -> Non
 
 def check_certificates(keychain: Keychain, report: Report, now: datetime) -> None:
     """Chain, dates and usage."""
+    from appliance.certs.keychain import ended_anchors
     from appliance.certs.x509 import check_extended_key_usage, find_extension, is_ca, renew_by, subject_text
 
     leaf = keychain.certificate
@@ -173,7 +174,18 @@ def check_certificates(keychain: Keychain, report: Report, now: datetime) -> Non
     roles += [("issuer", item) for item in keychain.chain if item not in keychain.anchors]
     if leaf is not None:
         roles.insert(0, ("certificate", leaf))
+    idle = set() if leaf is None else set(keychain.anchors) - {leaf, *keychain.chain}
+    if leaf is None and len(ended_anchors(keychain, now)) < len(keychain.anchors):
+        idle = set(keychain.anchors)
     for role, certificate in roles:
+        if certificate in idle and certificate in ended_anchors(keychain, now):
+            report.warning(
+                "expiry",
+                f"the trust anchor {subject_text(certificate.subject)} ended at {_date(certificate.not_valid_after_utc)}",
+                "it is ignored: nobody is authenticated by it, and the own certificate does not depend on it",
+                f"write the keychain without it: {_REQUEST}",
+            )
+            continue
         _check_dates(role, certificate, report, now)
     if leaf is None:
         return

@@ -23,8 +23,8 @@ from appliance.authn.trust import (
     parse_fingerprint,
     read_offer,
 )
-from appliance.certs.keychain import dump_keychain, dump_trust_anchors
-from appliance.certs.profiles import generate_key, subject_name
+from appliance.certs.keychain import Keychain, dump_keychain, dump_trust_anchors
+from appliance.certs.profiles import build_ca, generate_key, subject_name
 from appliance.certs.status import CertState
 from appliance.cms.services import root_value
 from appliance.errors import CertificateError, ConfigurationError, KeychainError, SecurityError
@@ -120,6 +120,14 @@ def test_renewal_is_at_two_thirds_of_the_lifetime_or_of_the_time_until_renew_by(
     assert renewal_time(early) == NOW + 10 * DAY
 
 
+def with_an_ended_anchor() -> Keychain:
+    own = S.ca.keychain(not_before=NOW - DAY, not_after=NOW + 3 * DAY)
+    key = generate_key("ec-p256")
+    dates = {"not_before": NOW - 9 * DAY, "not_after": NOW - DAY}
+    ended = build_ca(key, subject=subject_name("Old Root"), serial=3, **dates)
+    return own._replace(anchors=(*own.anchors, ended))
+
+
 @pytest.mark.parametrize(
     ("keychain", "usage", "due"),
     [
@@ -128,9 +136,10 @@ def test_renewal_is_at_two_thirds_of_the_lifetime_or_of_the_time_until_renew_by(
         (S.ca.expired(), "client", True),
         (S.client, "ioc", True),
         (S.ca.trust_only(), "client", True),
+        (with_an_ended_anchor(), "client", False),
         (None, "client", True),
     ],
-    ids=["young", "old", "expired", "wrong-usage", "anchor-only", "none"],
+    ids=["young", "old", "expired", "wrong-usage", "anchor-only", "ended-anchor-beside", "none"],
 )
 def test_what_is_due(tmp_path, keychain, usage, due):
     path = tmp_path / "k.p12"
