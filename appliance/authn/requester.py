@@ -7,9 +7,7 @@ that has proved to be the certificate service (see `cms_only`), before the first
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import stat
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
@@ -55,7 +53,7 @@ from appliance.certs.x509 import (
     subject_text,
 )
 from appliance.client.context import Context
-from appliance.config.files import read_private, write_private
+from appliance.config.files import check_replaceable, read_private, replace_private
 from appliance.errors import (
     ApplianceError,
     CertificateError,
@@ -491,36 +489,11 @@ class Requester:
             return ()
 
     def _check_destination(self) -> None:
-        """See that the keychain can be written before a certificate is issued that would have no home.
-
-        A file of a keychain's size is really written: permissions alone say nothing of a full disk, a quota or a file
-        system that is mounted read-only.
-        """
+        """See that the keychain can be written before a certificate is issued that would have no home."""
         path = self.settings.keychain
-        directory = os.path.dirname(path) or "."  # noqa: PTH120 - start-up time
-        make_directory(directory)
-        if os.path.isdir(path):  # noqa: PTH112
-            raise ConfigurationError("is a directory; name the keychain file itself", file=path)
-        if not os.access(directory, os.W_OK | os.X_OK):
-            raise ConfigurationError(
-                "cannot create files in this directory; run the command as the keychain's owner",
-                file=directory,
-            )
+        make_directory(os.path.dirname(path) or ".")  # noqa: PTH120 - start-up time
+        check_replaceable(path)
 
     def _write(self, data: bytes) -> None:
-        path = self.settings.keychain
-        owner = None
-        if os.geteuid() == 0:
-            # Renewed by root for a service: the service must still be able to read its keychain.
-            with contextlib.suppress(OSError):
-                before = os.lstat(path)
-                owner = (
-                    (before.st_uid, before.st_gid) if before.st_uid and stat.S_ISREG(before.st_mode) else None
-                )
-        try:
-            write_private(path, data, owner=owner)
-        except ConfigurationError as error:
-            if owner is None:
-                raise
-            write_private(path, data)
-            self.say(f"Warning: {path}: cannot be given back to its owner: {error}")
+        for warning in replace_private(self.settings.keychain, data):
+            self.say(f"Warning: {warning}")

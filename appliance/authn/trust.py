@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from appliance.authn.ccr import MAX_PEM_CHARS
 from appliance.certs.keychain import Keychain, Password, load_keychain
 from appliance.certs.x509 import is_ca, is_self_signed, issuer_id, load_pem_text, subject_text
-from appliance.config.files import write_public
+from appliance.config.files import make_directories, write_public
 from appliance.errors import (
     ApplianceError,
     CertificateError,
@@ -147,10 +147,7 @@ class KnownAnchors:
 
 def make_directory(path: str) -> None:
     """Create a directory that only its owner may enter, unless it is there. Raises ConfigurationError."""
-    try:
-        os.makedirs(path, mode=0o700, exist_ok=True)  # noqa: PTH103 - start-up time
-    except OSError as error:
-        raise ConfigurationError(f"cannot create the directory: {error.strerror}", file=path) from error
+    make_directories(path)
 
 
 class Offer(NamedTuple):

@@ -38,7 +38,7 @@ from appliance.cms.config import CMSSettings, parse_password_file
 from appliance.cms.issuing import Issuing, new_serial
 from appliance.cms.store import Record, Transaction
 from appliance.cms.terms import SERVICE, posix, state_now, subject_key
-from appliance.config.files import read_private, write_private
+from appliance.config.files import make_directories, read_private, replace_private, write_private
 from appliance.config.pva import ServerConfig
 from appliance.config.secret import Secret
 from appliance.errors import CertificateError, ConfigurationError, KeychainError
@@ -81,10 +81,7 @@ class Authority(NamedTuple):
 def make_directory(path: str) -> None:
     """Make the directory that a file goes into, for its owner only. Raises ConfigurationError."""
     directory = os.path.dirname(os.path.abspath(path))  # noqa: PTH100, PTH120 - text in, text out
-    try:
-        os.makedirs(directory, mode=0o700, exist_ok=True)  # noqa: PTH103
-    except OSError as error:
-        raise ConfigurationError(f"cannot make the directory: {error.strerror}", file=directory) from error
+    make_directories(directory)
 
 
 def _load(path: str, password: Secret, what: str) -> Keychain:
@@ -97,7 +94,8 @@ def _load(path: str, password: Secret, what: str) -> Keychain:
 
 def _save(path: str, keychain: Keychain, password: Secret) -> None:
     make_directory(path)
-    write_private(path, dump_keychain(keychain, password))
+    for warning in replace_private(path, dump_keychain(keychain, password)):
+        say(warning)
     say(f"Keychain file created   : {path}")
 
 
@@ -280,7 +278,7 @@ async def renew_own_keychain(settings: CMSSettings, server: ServerConfig, issuin
     """Replace the service's keychain while it serves. Raises ApplianceError."""
     request = _service_request(settings, issuing)
     keychain = request.finish(await issuing.lifecycle.store.submit(request.job))
-    write_private(server.tls_keychain, dump_keychain(keychain, server.tls_keychain_password))
+    replace_private(server.tls_keychain, dump_keychain(keychain, server.tls_keychain_password))
     return keychain
 
 

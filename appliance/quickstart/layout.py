@@ -8,6 +8,8 @@ import socket
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from appliance.config.files import make_directories
+
 __all__ = ["ROLES", "Layout", "Ports", "free_ports"]
 
 ROLES: Final = ("client", "softioc", "operator", "admin", "pvacms")
@@ -87,12 +89,11 @@ class Layout:
 
     def make(self) -> None:
         """Make the directories, for nobody else to look into."""
-        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         for role in ROLES:
-            self.config(role).mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.data(role).mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_directories(self.config(role))
+            make_directories(self.data(role))
         for name in ("env", "log", "issuer"):
-            (self.root / name).mkdir(mode=0o700, exist_ok=True)
+            make_directories(self.root / name)
 
     def variables(self, role: str) -> dict[str, str]:
         """The EPICS_* and XDG_* settings of a role: with them *any* EPICS program joins the stack."""

@@ -152,24 +152,49 @@ def test_what_is_due(tmp_path, keychain, usage, due):
     assert asking.renewal_due(asking.look())[0] is due
 
 
-def test_a_keychain_that_is_renewed_stays_its_owners_and_a_link_in_its_place_gives_nothing_away(tmp_path):
+def writer(path, said=None):
+    settings = resolve_requester("client", {"keychain": str(path)}, {"XDG_CONFIG_HOME": str(path.parent)})
+    return Requester(settings, Trusting(), say=(said if said is not None else []).append, timeout_s=1)
+
+
+def test_a_keychain_that_is_renewed_stays_its_owners(tmp_path):
     owner = 65534 if os.geteuid() == 0 else os.geteuid()
+    path = tmp_path / "k.p12"
+    path.touch(mode=0o640)
+    path.chmod(0o640)
+    os.chown(path, owner, -1)
+    asking = writer(path)
+    asking._check_destination()
+    asking._write(b"new")
+    found = path.stat()
+    assert (path.read_bytes(), found.st_uid, found.st_mode & 0o777) == (b"new", owner, 0o640)
+
+
+def test_a_link_of_another_user_gives_nothing_away(tmp_path):
+    """Root renews; the user whose directory it is has put a link there to what root alone may write."""
+    owner = 65534 if os.geteuid() == 0 else os.geteuid()
+    (tmp_path / "home").mkdir()
     precious = tmp_path / "precious"
     precious.touch(mode=0o600)
     before = precious.stat()
-    path = tmp_path / "k.p12"
-    settings = resolve_requester("client", {"keychain": str(path)}, {"XDG_CONFIG_HOME": str(tmp_path)})
-    asking = Requester(settings, Trusting(), say=lambda _: None, timeout_s=1)
-    path.touch()
-    os.chown(path, owner, -1)
-    asking._write(b"new")
-    assert (path.read_bytes(), path.stat().st_uid) == (b"new", owner)
-    path.unlink()
+    path = tmp_path / "home/k.p12"
     path.symlink_to(precious)
     os.chown(path, owner, -1, follow_symlinks=False)
-    asking._write(b"newer")
-    assert (path.read_bytes(), path.is_symlink(), path.stat().st_uid) == (b"newer", False, os.geteuid())
-    assert (precious.stat().st_uid, precious.read_bytes()) == (before.st_uid, b"")
+    os.chown(tmp_path / "home", owner, -1)
+    asking = writer(path)
+    if os.geteuid() == 0:
+        for step in (asking._check_destination, lambda: asking._write(b"newer")):
+            with pytest.raises(ConfigurationError, match="not in a directory of that user"):
+                step()
+        assert (precious.stat().st_uid, precious.read_bytes()) == (before.st_uid, b"")
+    real = tmp_path / "home/real.p12"
+    real.touch(mode=0o600)
+    os.chown(real, owner, -1)
+    path.unlink()
+    path.symlink_to(real)
+    os.chown(path, owner, -1, follow_symlinks=False)
+    asking._write(b"newest")
+    assert (real.read_bytes(), real.stat().st_uid, path.is_symlink()) == (b"newest", owner, True)
 
 
 # ---------------------------------------------------------------------- trust
