@@ -21,6 +21,7 @@ MAXIMUM_SIZE: Final = 1 << 20
 """Bytes of a configuration file."""
 MAXIMUM_DEPTH: Final = 32
 """Mappings and lists inside each other."""
+_TOO_DEEP: Final = f"more than {MAXIMUM_DEPTH} mappings and lists inside each other"
 
 _LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _INTEGER: Final = re.compile(r"[-+]?(?:0|[1-9][0-9]*)|0x[0-9a-fA-F]+")
@@ -54,6 +55,9 @@ def read_tree(text: str, file: str) -> tuple[Any, dict[Path, int]]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         why = " ".join(filter(None, (error.context, error.problem))) or "not valid YAML"
+        if "nesting depth" in why:
+            # Newer versions of libyaml have a bound of their own, and reach it before ours is asked.
+            why = _TOO_DEEP
         raise ConfigurationError(
             f"not valid YAML: {why}", file=file, line=mark.line + 1 if mark else None
         ) from error
@@ -95,7 +99,7 @@ class _Builder:
         if isinstance(event, yaml.ScalarEvent):
             return self.scalar(event, path)
         if depth >= MAXIMUM_DEPTH:
-            self.refuse(f"more than {MAXIMUM_DEPTH} mappings and lists inside each other", event, path)
+            self.refuse(_TOO_DEEP, event, path)
         if isinstance(event, yaml.SequenceStartEvent):
             return self.sequence(path, depth)
         return self.mapping(path, depth)
