@@ -21,7 +21,6 @@ MAXIMUM_SIZE: Final = 1 << 20
 """Bytes of a configuration file."""
 MAXIMUM_DEPTH: Final = 32
 """Mappings and lists inside each other."""
-_TOO_DEEP: Final = f"more than {MAXIMUM_DEPTH} mappings and lists inside each other"
 
 _LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _INTEGER: Final = re.compile(r"[-+]?(?:0|[1-9][0-9]*)|0x[0-9a-fA-F]+")
@@ -56,8 +55,8 @@ def read_tree(text: str, file: str) -> tuple[Any, dict[Path, int]]:
         mark = error.problem_mark or error.context_mark
         why = " ".join(filter(None, (error.context, error.problem))) or "not valid YAML"
         if "nesting depth" in why:
-            # Newer versions of libyaml have a bound of their own, and reach it before ours is asked.
-            why = _TOO_DEEP
+            # A newer libyaml has a bound of its own, and reads ahead of us.
+            why = f"more than {MAXIMUM_DEPTH} mappings and lists inside each other"
         raise ConfigurationError(
             f"not valid YAML: {why}", file=file, line=mark.line + 1 if mark else None
         ) from error
@@ -99,7 +98,7 @@ class _Builder:
         if isinstance(event, yaml.ScalarEvent):
             return self.scalar(event, path)
         if depth >= MAXIMUM_DEPTH:
-            self.refuse(_TOO_DEEP, event, path)
+            self.refuse(f"more than {MAXIMUM_DEPTH} mappings and lists inside each other", event, path)
         if isinstance(event, yaml.SequenceStartEvent):
             return self.sequence(path, depth)
         return self.mapping(path, depth)
