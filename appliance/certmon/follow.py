@@ -26,7 +26,6 @@ from appliance.certmon.status_pv import decode_status
 from appliance.certs.ocsp import StatusAnswer, verify_response
 from appliance.certs.status import STATUS_CLASS, CertState, OCSPState, StatusClass, judge
 from appliance.certs.x509 import (
-    cert_id,
     issuer_id,
     load_der,
     serial_number,
@@ -79,7 +78,7 @@ class CertRef(NamedTuple):
         return issuer_id(self.issuer)
 
     def __str__(self) -> str:
-        return f"{self.subject} ({cert_id(self.issuer_id, self.serial)})"
+        return f"{self.subject} ({shown_id(self.issuer_id, self.serial)})"
 
 
 def reference(chain: Sequence[x509.Certificate]) -> CertRef | None:

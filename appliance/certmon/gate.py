@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Final
 
 from appliance.certmon.follow import CertStatus, Following, StatusSource, reference
 from appliance.certs.status import StatusClass
-from appliance.certs.x509 import cert_id
+from appliance.certs.x509 import (
+    shown_id,
+)
 from appliance.config.tls_options import TLSOptions
 from appliance.errors import ApplianceError, CertificateStatusError
 from appliance.pva.credentials import Credentials
@@ -265,7 +267,7 @@ class _Watch:
     @property
     def _name(self) -> str:
         credentials = self._credentials
-        identity = f" ({cert_id(credentials.issuer_id, credentials.serial)})" if credentials.serial else ""
+        identity = f" ({shown_id(credentials.issuer_id, credentials.serial)})" if credentials.serial else ""
         return f"{credentials.account or 'the peer'}{identity}"
 
     def _say(self, verdict: Verdict, culprit: Following | None = None) -> None:

@@ -18,7 +18,6 @@ from appliance.certs.pkcs12 import Bag, write_pkcs12
 from appliance.certs.pkcs12_read import Contents, read_pkcs12
 from appliance.certs.x509 import (
     UNREADABLE,
-    cert_id,
     check_extended_key_usage,
     common_name,
     is_ca,
@@ -27,6 +26,7 @@ from appliance.certs.x509 import (
     load_der,
     public_key,
     serial_number,
+    shown_id,
     signed_by,
     status_pv,
     subject_text,
@@ -97,8 +97,8 @@ class Keychain(NamedTuple):
 
     @property
     def cert_id(self) -> str:
-        """``issuer_id:serial`` as the certificate service names it, empty without a certificate."""
-        return "" if self.certificate is None else cert_id(self.issuer_id, self.serial)
+        """``issuer_id:serial`` as it is shown to people, empty without a certificate."""
+        return "" if self.certificate is None else shown_id(self.issuer_id, self.serial)
 
     @property
     def status_pv(self) -> str:

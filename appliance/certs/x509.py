@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -21,10 +21,12 @@ from appliance.errors import CertificateError
 
 __all__ = [
     "CONFIG_PV_OID",
+    "MAX_SERIAL",
     "RENEW_BY_OID",
     "STATUS_PV_OID",
     "UNREADABLE",
     "adopt",
+    "authority_name",
     "canonical_pv_name",
     "cert_id",
     "check_extended_key_usage",
@@ -48,6 +50,8 @@ __all__ = [
     "san",
     "serial_number",
     "shown_id",
+    "shown_subject",
+    "shown_value",
     "signed_by",
     "status_pv",
     "subject_key_identifier",
@@ -75,7 +79,9 @@ UNREADABLE = (
 MAX_PV_NAME = 500
 """Longest PV name, in bytes, that is accepted in an extension; PVAccess servers refuse longer ones."""
 _T = TypeVar("_T", bound=x509.ExtensionType)
-_MAX_SERIAL = (1 << 64) - 1
+MAX_SERIAL = (1 << 160) - 1
+"""The largest serial number: 20 octets (RFC 5280 4.1.2.2). Ours have 63 bits, those of other authorities 159 as a rule."""
+_SPECIAL = frozenset(',+"\\<>;')
 _IA5STRING = 0x16
 _UTC_TIME = 0x17
 _GENERALIZED_TIME = 0x18
@@ -179,14 +185,34 @@ def signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
 
 
 def subject_text(name: x509.Name) -> str:
-    """A name in the order it was encoded in: ``CN=softioc, O=localhost``.
-
-    Control characters are shown in hexadecimal so that a name cannot forge a second line in a log.
-    """
-    return ", ".join(
-        f"{_SHORT.get(attribute.oid, attribute.oid.dotted_string)}={_printable(_text(attribute.value))}"
-        for attribute in name
+    """A name in the order it was encoded in: ``CN=softioc, O=localhost``. See `shown_subject`."""
+    return shown_subject(
+        (_SHORT.get(attribute.oid, attribute.oid.dotted_string), _text(attribute.value)) for attribute in name
     )
+
+
+def shown_subject(parts: Iterable[tuple[str, str]]) -> str:
+    """A name for people, from its parts and their values; empty parts are left out.
+
+    Every place that shows a name uses this: a value cannot pose as two parts, and not as a second line of a log.
+    """
+    return ", ".join(f"{part}={shown_value(text)}" for part, text in parts if text)
+
+
+def shown_value(text: str) -> str:
+    """The value of one part of a name, with what has a meaning there escaped (RFC 4514 2.4)."""
+    if text.isalnum():
+        return text
+    made = "".join(f"\\{c}" if c in _SPECIAL else c if c.isprintable() else _hexadecimal(c) for c in text)
+    if text[:1] in ("#", " "):
+        made = "\\" + made
+    if len(text) > 1 and text.endswith(" "):
+        made = made[:-1] + "\\ "
+    return made
+
+
+def _hexadecimal(character: str) -> str:
+    return "".join(f"\\{octet:02X}" for octet in character.encode("utf-8", "surrogatepass"))
 
 
 def _text(value: str | bytes) -> str:
@@ -203,6 +229,11 @@ def common_name(name: x509.Name) -> str:
         text = _text(attribute.value)
         return text if text.isprintable() else ""
     return ""
+
+
+def authority_name(ca: x509.Certificate) -> str:
+    """The name by which access rules know an authority: its common name, or all of its name where it has none."""
+    return common_name(ca.subject) or subject_text(ca.subject)
 
 
 def issuer_id(ca: x509.Certificate) -> str:
@@ -222,12 +253,18 @@ def subject_key_identifier(certificate: x509.Certificate) -> bytes:
 
 
 def cert_id(issuer: str, serial: int) -> str:
-    """``issuer_id:serial`` with the serial padded to twenty digits (SPVA specification 7.1)."""
+    """``issuer_id:serial`` with the serial padded to twenty digits: for PVs' names and what goes to peers (SPVA specification 7.1).
+
+    What people read has `shown_id`.
+    """
     return f"{issuer}:{serial:020d}"
 
 
 def shown_id(issuer: str, serial: int) -> str:
-    """A certificate identifier as tools print it and as the journal's fields have it: the serial without padding."""
+    """A certificate identifier in everything that is printed and logged: the serial without padding.
+
+    One spelling, so that a search finds all of it. Input is accepted in both (`parse_cert_id`).
+    """
     return f"{issuer}:{serial}"
 
 
@@ -239,7 +276,7 @@ def parse_cert_id(text: str) -> tuple[str, int]:
         or len(issuer) != 8
         or not all(c in "0123456789abcdefABCDEF" for c in issuer)
         or not (serial.isascii() and serial.isdigit() and len(serial) <= 20)
-        or int(serial) > _MAX_SERIAL
+        or int(serial) >= 1 << 64
     ):
         msg = (
             f"{text[:64]!r} is not a certificate identifier; write eight hex digits, a colon and the serial "

@@ -459,7 +459,7 @@ async def _act(options: argparse.Namespace, config: ClientConfig) -> int:
         from appliance.certs.x509 import shown_id
 
         identifier = shown_id(own.issuer_id, own.serial)
-        pv = own.status_pv or f"{config.cert_pv_prefix}:STATUS:{own.cert_id}"
+        pv = own.status_pv or _status_pv(config, own.cert_id)
         keychain = own
     wanted = "REVOKED_OWN" if options.own else _PUT[action]
     if not options.json:
@@ -617,14 +617,15 @@ def _plain_item(item: Any) -> Any:
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
     from appliance.authn.details import printable
+    from appliance.certs.x509 import shown_subject
 
     if not rows:
         complain("no certificates")
         return
     table = [[title for _, title in _COLUMNS]]
     for row in rows:
-        subject = ", ".join(
-            f"{short}={row[key]}"
+        subject = shown_subject(
+            (short, str(row[key]))
             for short, key in (
                 ("CN", "name"),
                 ("C", "country"),

@@ -17,6 +17,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from appliance.certs.status import CertState, may_change, state_at_approval
+from appliance.certs.x509 import shown_subject, shown_value
 from appliance.cms.journal import Journal, JournalError
 from appliance.cms.store import (
     IN_DOUBT,
@@ -148,10 +149,10 @@ class Lifecycle:
             alive = [r for r in known if state_now(r, now) not in (CertState.EXPIRED, CertState.REVOKED)]
             if not request.roll_over:
                 if any(record.delivered != IN_DOUBT for record in alive):
-                    parts = request.subject
+                    shown = {part: shown_value(text) for part, text in request.subject.items()}
                     why = (
-                        f"Duplicate Certificate Subject: cn={parts['CN']}, o={parts['O']}, ou={parts['OU']}, "
-                        f"c={parts['C']}: it has a certificate that is not revoked or expired; have that one revoked first"
+                        f"Duplicate Certificate Subject: cn={shown['CN']}, o={shown['O']}, ou={shown['OU']}, "
+                        f"c={shown['C']}: it has a certificate that is not revoked or expired; have that one revoked first"
                     )
                     transaction.audit(at, "refuse", None, {**actor.facts(), **_named(request), "why": why})
                     raise Refused(why)
@@ -432,7 +433,7 @@ def _approved_before(known: list[Record], usage: str) -> bool:
 
 
 def _named(request: Request) -> dict[str, str]:
-    named = {"subject": ", ".join(f"{k}={v}" for k, v in request.subject.items() if v)}
+    named = {"subject": shown_subject(request.subject.items())}
     if request.identity:
         named["identity"] = request.identity
     return named | {"usage": request.usage, "type": request.method, "skid": request.skid}

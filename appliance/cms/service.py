@@ -13,7 +13,7 @@ from appliance.authn.ratelimit import RateLimiter
 from appliance.certs.keychain import Keychain
 from appliance.certs.ocsp import OCSPSigner
 from appliance.certs.x509 import (
-    common_name,
+    authority_name,
     serial_number,
 )
 from appliance.cms.backup import backup, prune, timestamped
@@ -295,7 +295,7 @@ class Service:
     def _reserved(self) -> frozenset[str]:
         """Names that mean something: administrators, the service's own and the authorities'."""
         issuer = self.authority.issuer
-        own = {common_name(certificate.subject) for certificate in (issuer.certificate, *issuer.chain)}
+        own = {authority_name(certificate) for certificate in (issuer.certificate, *issuer.chain)}
         own |= {self.settings.pvacms_name, self.settings.admin_name}
         return frozenset(own) | (self.policy.administrators() if self.policy is not None else frozenset())
 

@@ -23,6 +23,7 @@ from appliance.certs.x509 import (
     cert_id,
     serial_number,
     shown_id,
+    shown_subject,
 )
 from appliance.cms.issuing import CCR, Issuing, pem_chain
 from appliance.cms.lifecycle import Lifecycle
@@ -31,7 +32,11 @@ from appliance.cms.publisher import Publisher, StatusPV
 from appliance.cms.schema import certs
 from appliance.cms.shapes import CREATED, LIST, ROOT
 from appliance.cms.store import Transaction
-from appliance.cms.terms import Actor, Refused
+from appliance.cms.terms import (
+    Actor,
+    Refused,
+    subject_parts,
+)
 from appliance.errors import ApplianceError
 from appliance.pva.commands import CMD_RPC
 from appliance.pva.credentials import Credentials
@@ -215,12 +220,12 @@ class CreatePV(_Callable):
         delivered = self._issuing.lifecycle.delivered
         if waits:
             delivered(record.serial)
-        subject = record.subject.replace("\x1f", " ")
+        subject = shown_subject(subject_parts(record.subject).items())
         told = {
             "event": "certificate-issued", "cert_id": shown_id(self._issuing.names.issuer_id, record.serial), "state": record.state.value, "subject": subject,
             **operation.peer.facts(),
         }  # fmt: skip
-        _log.info("%s is %s: issued to %s", issued.cert_id, record.state.value, subject, extra=told)
+        _log.info("%s is %s: issued to %s", told["cert_id"], record.state.value, subject, extra=told)
 
     def _reply(
         self, state: CertState, serial: int, identifier: str, status_pv: str, expiration: int, pem: str
@@ -363,7 +368,7 @@ class StatusCommands:
         peer = operation.peer
         actor = Actor(peer.method, peer.account, peer.peer)
         administers, owns = self._policy.administers(peer), self._policy.owns(peer, serial)
-        identifier = cert_id(self._names.issuer_id, serial)
+        identifier = shown_id(self._names.issuer_id, serial)
         lifecycle = self._lifecycle
         why = ""
         if wanted not in ("APPROVED", "DENIED", "REVOKED", REVOKED_OWN):

@@ -33,7 +33,15 @@ from appliance.certs.profiles import (
     subject_name,
 )
 from appliance.certs.status import CertState, OCSPState
-from appliance.certs.x509 import common_name, is_self_signed, issuer_id, status_pv, subject_text
+from appliance.certs.x509 import (
+    authority_name,
+    is_self_signed,
+    issuer_id,
+    shown_id,
+    shown_subject,
+    status_pv,
+    subject_text,
+)
 from appliance.cms.config import CMSSettings, parse_password_file
 from appliance.cms.issuing import Issuing, new_serial
 from appliance.cms.store import Record, Transaction
@@ -199,7 +207,7 @@ def record_own(
     parts = {"cn": "CN", "o": "O", "ou": "OU", "c": "C"}
     more = {column: certificate_subject.get(part, "") for column, part in parts.items()}
     transaction.add(record, {**more, "identity": "", "skid": skid, "created": start})
-    facts = {**SERVICE.facts(), "subject": record.subject.replace("\x1f", "/"), "usage": usage}
+    facts = {**SERVICE.facts(), "subject": shown_subject(certificate_subject.items()), "usage": usage}
     transaction.audit(start, "create", serial, {**facts, "state": "VALID", "why": method})
     return record
 
@@ -333,7 +341,8 @@ def ensure_administrator(settings: CMSSettings, issuing: Issuing, name: str, *, 
     ]
     if alive:
         why = (
-            f"CN={name}, C={country} has a certificate already ({issuing.names.issuer_id}:{alive[0].serial:020d}); "
+            f"{shown_subject(subject.items())} has a certificate already "
+            f"({shown_id(issuing.names.issuer_id, alive[0].serial)}); "
             "have that one revoked first"
         )
         if must_be_new:
@@ -364,7 +373,7 @@ def ensure_acf(path: str, authority: Authority, admin: str) -> bool:
     if os.path.lexists(path):
         return False
     chain = [authority.issuer.certificate, *authority.issuer.chain]
-    names = [common_name(certificate.subject) for certificate in reversed(chain)]
+    names = [authority_name(certificate) for certificate in reversed(chain)]
     text = _yaml_acf(names, admin) if path.endswith((".yaml", ".yml")) else _classic_acf(names, admin)
     load_acf(text, file=path, gateway=True)
     make_directory(path)

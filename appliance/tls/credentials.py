@@ -6,10 +6,12 @@ Source: SPVA specification 5.3 and 11.1; the printed form is that of pvxs.
 from __future__ import annotations
 
 from appliance.certs.x509 import (
+    authority_name,
     common_name,
     issuer_id,
     san,
     serial_number,
+    shown_value,
     status_pv,
 )
 from appliance.pva.credentials import Credentials
@@ -38,7 +40,7 @@ def peer_credentials(engine: TLSEngine, *, peer: str, interface: str) -> Credent
         account=account,
         peer=peer,
         interface=interface,
-        authority="\n".join(filter(None, (common_name(c.subject) for c in issuers))),
+        authority="\n".join(map(authority_name, issuers)),
         is_tls=True,
         issuer_id=issuer_id(issuers[0]),
         serial=serial_number(leaf),
@@ -58,6 +60,6 @@ def describe(credentials: Credentials) -> str:
     if credentials.serial:
         parts.append(str(credentials.serial))
     if credentials.authority:
-        parts.append(" -> ".join(reversed(credentials.authority.split("\n"))))
+        parts.append(" -> ".join(shown_value(name) for name in reversed(credentials.authority.split("\n"))))
     tls = "TLS " if credentials.is_tls else ""
-    return f"{tls}{':'.join(parts)}/{credentials.account}@{credentials.peer}"
+    return f"{tls}{':'.join(parts)}/{shown_value(credentials.account)}@{credentials.peer}"

@@ -23,6 +23,7 @@ from appliance.certs.keychain import (
     make_keychain,
 )
 from appliance.certs.profiles import build_ca, generate_key
+from appliance.certs.x509 import cert_id
 from appliance.errors import KeychainError
 from tests.helpers.pki import DAY, NOW, PASSWORD, Authority, site, write_pem
 
@@ -52,7 +53,7 @@ def test_what_is_written_is_read_back(algorithm, password):
     assert back[1:] == keychain[1:]
     assert spki(back.key) == spki(keychain.key)
     assert [c.subject for c in back.chain] == [c.subject for c in keychain.chain]
-    assert back.status_pv == f"CERT:STATUS:{back.cert_id}"
+    assert back.status_pv == f"CERT:STATUS:{cert_id(back.issuer_id, back.serial)}"
 
 
 def test_no_password_and_an_empty_one_are_the_same():
