@@ -176,7 +176,7 @@ async def test_without_a_keychain_both_speak_plain_tcp_and_where_tls_is_required
     with pytest.raises(KeychainError, match="EPICS_PVA_TLS_KEYCHAIN"):
         async with Context(require_tls=True):
             pass
-    with pytest.raises(KeychainError, match="EPICS_PVAS_TLS_KEYCHAIN|no keychain|No such file"):
+    with pytest.raises(KeychainError, match=r"EPICS_PVAS_TLS_KEYCHAIN|no keychain|No such file"):
         async with Server(
             resolve_server(
                 {**LOCAL, "tls_keychain": str(keys / "none.p12"), "tls_stop_if_no_cert": True}
