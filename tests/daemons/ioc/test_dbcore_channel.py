@@ -593,7 +593,7 @@ def test_a_text_field_without_an_end_shows_nothing_of_what_lies_behind_it(tmp_pa
     import ctypes
 
     from appliance.ioc import dbcore
-    from appliance.ioc.dbcore import DBChannel, RecordView, WholeReader, look_at, NumberView, shutdown
+    from appliance.ioc.dbcore import DBChannel, NumberView, RecordView, WholeReader, look_at, shutdown
     from appliance.ioc.dbcore.records import fields_of
 
     dbcore.boot()
