@@ -385,7 +385,7 @@ class Requester:
             given=given,
             wanted=trusting.fingerprint,
             keychain=keychain,
-            known=KnownAnchors(settings.client.config_dir, settings.prefix, settings.issuer),
+            known=KnownAnchors(settings.client.config_file, settings.prefix, settings.issuer),
             first_use=trusting.first_use,
             say=self.say,
         )

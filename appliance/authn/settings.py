@@ -96,7 +96,7 @@ def resolve_requester(
     path = own.tls_keychain
     if not for_client:
         warnings += [text for text in server.warnings if text not in warnings]
-    default = f"{client.config.config_dir}/{'client' if for_client else 'server'}.p12"
+    default = client.config.config_file("client.p12" if for_client else "server.p12")
 
     def variable(what: str) -> str:
         names = [f"EPICS_PVA_AUTH_{what}"]

@@ -127,10 +127,11 @@ def _is_anchor(certificate: x509.Certificate) -> bool:
 class KnownAnchors:
     """The file that keeps the anchor that was trusted on first use, in PEM form."""
 
-    def __init__(self, config_dir: str, prefix: str, issuer: str) -> None:
+    def __init__(self, config_file: Callable[[str], str], prefix: str, issuer: str) -> None:
+        """``config_file`` gives the path of a file of the configuration."""
         special = [] if prefix == "CERT" else ["".join(c if c.isalnum() else "_" for c in prefix)[:100]]
         name = "-".join(["trust-anchor", *special, *([issuer] if issuer else [])])
-        self.path = f"{config_dir}/{name}.pem"
+        self.path = config_file(f"{name}.pem")
 
     def load(self) -> tuple[x509.Certificate, ...]:
         """The anchors that were kept, none where there is no file. Raises ConfigurationError, KeychainError."""

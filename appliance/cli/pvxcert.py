@@ -60,7 +60,7 @@ exit status:
 
 examples:
   pvxcert                                       this account's certificate
-  pvxcert -f ~/.config/pva/1.3/server.p12       a keychain file's certificate
+  pvxcert -f ~/.config/pva/1.5/server.p12       a keychain file's certificate
   pvxcert 47530d89:3826361579604613180          any certificate
   pvxcert list --pending                        what waits for approval (administrators)
   pvxcert --approve 47530d89:3826361579604613180
@@ -259,7 +259,7 @@ class _TrustedCAs:
                 # One unreadable keychain among several must not keep the others from being used.
                 continue
         try:
-            self.anchors += KnownAnchors(config.config_dir, config.cert_pv_prefix, "").load()
+            self.anchors += KnownAnchors(config.config_file, config.cert_pv_prefix, "").load()
         except ApplianceError as error:
             complain(f"Warning: {error}")
 

@@ -212,10 +212,10 @@ def _read(option: Option, raw: str, source: str) -> Any:
 
 def _paths(values: dict[str, Any], server: ServerConfig) -> dict[str, Any]:
     defaults = {
-        "acf": f"{server.config_dir}/pvacms.acf",
-        "cert_auth_tls_keychain": f"{server.config_dir}/cert_auth.p12",
-        "admin_tls_keychain": f"{server.config_dir}/admin.p12",
-        "db": f"{server.data_dir}/certs.db",
+        "acf": server.config_file("pvacms.acf"),
+        "cert_auth_tls_keychain": server.config_file("cert_auth.p12"),
+        "admin_tls_keychain": server.config_file("admin.p12"),
+        "db": server.data_file("certs.db"),
     }
     return {key: FilePath(path) for key, path in defaults.items() if not values[key]}
 

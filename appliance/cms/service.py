@@ -113,7 +113,7 @@ class Service:
             authority = ensure_authority(settings, clock())
             self_test(authority, clock())
             lock.issuer = authority.issuer_id
-            side = settings.db if is_sqlite(settings.db) else f"{effective.server.data_dir}/certs.db"
+            side = settings.db if is_sqlite(settings.db) else effective.server.data_file("certs.db")
             make_directory(side)
             journal = Journal(side + ".revoked", authority.issuer_id)
         except BaseException:

@@ -73,11 +73,11 @@ class Layout:
 
     def config(self, role: str) -> Path:
         """Where the role's keychains are."""
-        return self.home(role) / "config" / "pva" / "1.3"
+        return self.home(role) / "config" / "pva" / "1.5"
 
     def data(self, role: str) -> Path:
         """Where the role's data are."""
-        return self.home(role) / "data" / "pva" / "1.3"
+        return self.home(role) / "data" / "pva" / "1.5"
 
     def keychain(self, role: str) -> Path:
         """The role's PKCS#12 file."""

@@ -352,7 +352,7 @@ async def test_a_keychain_that_appears_later_is_taken_into_use(tmp_path):
 
 async def test_a_keychain_that_appears_later_at_the_usual_place_is_taken_into_use(tmp_path):
     seen = Seen()
-    usual = tmp_path / "pva/1.3/server.p12"
+    usual = tmp_path / "pva/1.5/server.p12"
     config = server_config(tls_keychain_default=str(usual))
     client_file = keychain_file(tmp_path, "client", S.client)
     async with (

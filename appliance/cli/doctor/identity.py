@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from appliance.cli.doctor.report import Report
-from appliance.config.pva import ClientConfig, Effective, ServerConfig
+from appliance.config.pva import DIRECTORY_VERSIONS, ClientConfig, Effective, ServerConfig, versioned
 from appliance.errors import ApplianceError, ConfigurationError, KeychainError, OperationTimeoutError
 
 if TYPE_CHECKING:
@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     from appliance.certs.keychain import Keychain
     from appliance.client.context import Context
 
-__all__ = ["check_certificates", "check_clock", "check_configuration", "check_keychain", "check_status"]
+__all__ = [
+    "check_certificates",
+    "check_clock",
+    "check_configuration",
+    "check_directories",
+    "check_keychain",
+    "check_status",
+]
 
 _MAX_BYTES: Final = 1 << 18
 _SOON: Final = timedelta(days=7)
@@ -46,7 +53,7 @@ def check_configuration(
     given = sorted({source for source in effective.sources.values() if source != "default"})
     report.ok("configuration", f"taken from {', '.join(given) if given else 'defaults only'}")
     home = environ.get("HOME", "").rstrip("/")
-    stray = f"{home}/.config/pva/1.3/{role}.p12"
+    stray = versioned(f"{home}/.config", f"{role}.p12")
     if home and f"{home}/.config" != effective.config.xdg_config_home and os.path.exists(stray):  # noqa: PTH110 - as everywhere here
         report.warning(
             "configuration",
@@ -54,6 +61,20 @@ def check_configuration(
             f"HOME says {home}, but the user data base has another home directory, and that one counts: "
             f"keychains are looked for in {effective.config.config_dir}",
             f"set XDG_CONFIG_HOME={home}/.config, or EPICS_PVA_TLS_KEYCHAIN={stray}",
+        )
+
+
+def check_directories(effective: Effective[Any], report: Report) -> None:
+    """Tell of directories of an older version, which other tools of today do not look into."""
+    for path in effective.config.older_directories():
+        new = f"{os.path.dirname(path)}/{DIRECTORY_VERSIONS[0]}"  # noqa: PTH120
+        report.note(
+            "configuration",
+            f"{path} is of an older version, and what is only there is used there",
+            f"the C++ tools of 2026 look into {new} alone",
+            f"if this account uses those too: stop what runs, then mv {path} {new}"
+            if not os.path.exists(new)  # noqa: PTH110
+            else f"if this account uses those too: stop what runs, then move what is missing in {new} there",
         )
 
 

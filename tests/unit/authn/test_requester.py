@@ -206,14 +206,14 @@ def offer(authority=S.ca) -> Offer:
 
 def decided(tmp_path, authority=S.ca, **more):
     said = []
-    known = KnownAnchors(str(tmp_path), "CERT", "")
+    known = KnownAnchors(f"{tmp_path}/{{}}".format, "CERT", "")
     more.setdefault("first_use", True)
     return decide(offer(authority), known=known, say=said.append, **more), said
 
 
 def test_what_is_given_counts_before_what_is_known_and_that_before_first_use(tmp_path):
     theirs = (S.other_ca.certificate,)
-    KnownAnchors(str(tmp_path), "CERT", "").keep(S.other_ca.certificate)
+    KnownAnchors(f"{tmp_path}/{{}}".format, "CERT", "").keep(S.other_ca.certificate)
     ours = (S.ca.certificate,)
     assert decided(tmp_path, given=ours, keychain=theirs)[0].why == "file"
     assert decided(tmp_path, keychain=ours)[0].why == "keychain"
@@ -229,7 +229,9 @@ def test_what_is_given_counts_before_what_is_known_and_that_before_first_use(tmp
 
 
 def test_another_prefix_and_another_issuer_have_anchors_of_their_own(tmp_path):
-    names = {KnownAnchors("d", p, i).path for p in ("CERT", "X:Y", "../x") for i in ("", "0123abcd")}
+    names = {
+        KnownAnchors("d/{}".format, p, i).path for p in ("CERT", "X:Y", "../x") for i in ("", "0123abcd")
+    }
     assert names == {
         "d/trust-anchor.pem", "d/trust-anchor-0123abcd.pem", "d/trust-anchor-X_Y.pem", "d/trust-anchor-X_Y-0123abcd.pem",
         "d/trust-anchor-___x.pem", "d/trust-anchor-___x-0123abcd.pem",
@@ -238,7 +240,7 @@ def test_another_prefix_and_another_issuer_have_anchors_of_their_own(tmp_path):
 
 def test_an_anchor_that_cannot_be_kept_does_not_stop_the_request(tmp_path):
     (tmp_path / "file").write_text("")
-    known = KnownAnchors(str(tmp_path / "file" / "below"), "CERT", "")
+    known = KnownAnchors(f"{tmp_path}/file/below/{{}}".format, "CERT", "")
     said = []
     # lexists() of a path below a file says no: as if nothing were kept.
     assert decide(offer(), known=known, first_use=True, say=said.append).why == "first use"
@@ -314,13 +316,13 @@ def test_servers_look_at_their_own_variable_first_and_clients_at_theirs_only(wha
 
 
 def test_keychains_by_usage_and_never_a_keychain_for_the_search():
-    assert resolved().keychain == "/c/pva/1.3/client.p12"
-    assert resolved("server").keychain == resolved("ioc").keychain == "/c/pva/1.3/server.p12"
+    assert resolved().keychain == "/c/pva/1.5/client.p12"
+    assert resolved("server").keychain == resolved("ioc").keychain == "/c/pva/1.5/server.p12"
     variables = {"EPICS_PVA_TLS_KEYCHAIN": "/a.p12", "EPICS_PVAS_TLS_KEYCHAIN": "/b.p12"}
     assert resolved(**variables).keychain == "/a.p12"
     assert resolved("server", **variables).keychain == "/b.p12"
     assert resolved("server", EPICS_PVA_TLS_KEYCHAIN="/a.p12").keychain == "/a.p12"
-    assert resolved(EPICS_PVA_TLS_KEYCHAIN="").keychain == "/c/pva/1.3/client.p12"
+    assert resolved(EPICS_PVA_TLS_KEYCHAIN="").keychain == "/c/pva/1.5/client.p12"
     assert resolved(**variables).client.tls_keychain == ""
 
 
