@@ -265,6 +265,26 @@ class Requester:
         except KeychainError:
             return Existing(trouble=trouble)
 
+    def certificate_there(self) -> x509.Certificate | None:
+        """The certificate of the keychain that is there, without a word about what is wrong with it."""
+        told, self.say = self.say, lambda _: None
+        try:
+            return self.look().certificate
+        except ApplianceError:
+            return None
+        finally:
+            self.say = told
+
+    def _check_identity(self, existing: Existing, subject: x509.Name | None) -> None:
+        """Refuse to replace a keychain by one for somebody else, unless it is forced."""
+        certificate = existing.certificate
+        if certificate is None or subject is None or _parts(certificate.subject) == _parts(subject):
+            return
+        raise KeychainError(
+            f"{self.settings.keychain}: it is the keychain of {subject_text(certificate.subject)}, and {subject_text(subject)} "
+            "is asked for; nothing was requested: name another keychain, ask for the same name, or replace it with --force"
+        )
+
     def renewal_due(self, existing: Existing) -> tuple[bool, datetime | None]:
         """Whether it is time for another certificate, and the date from which it is (None: there is none to renew)."""
         certificate = existing.certificate
@@ -305,6 +325,8 @@ class Requester:
             raise KeychainError(
                 f"{path}: {existing.trouble}; it was left as it is: move it away, or replace it with --force"
             )
+        if not force:
+            self._check_identity(existing, subject)
         key = existing.key
         if if_due:
             due, when = self.renewal_due(existing)
@@ -349,6 +371,9 @@ class Requester:
             reply, key=key, anchors=trust.anchors, usage=self.settings.usage, subject=subject, now=self.now()
         )
         identifier = shown_id(keychain.issuer_id, keychain.serial)
+        if not (force or if_due):
+            # Whom a token stands for is known when the certificate is there.
+            self._check_token_identity(existing, keychain, identifier)
         if reply.state in (CertState.REVOKED, CertState.EXPIRED):
             raise SecurityError(
                 f"the certificate service calls the new certificate {identifier} {reply.state}"
@@ -464,6 +489,16 @@ class Requester:
         except ApplianceError:
             return CertState.UNKNOWN
         return report.state
+
+    def _check_token_identity(self, existing: Existing, keychain: Keychain, identifier: str) -> None:
+        certificate, issued = existing.certificate, keychain.certificate
+        if certificate is None or issued is None or _parts(certificate.subject) == _parts(issued.subject):
+            return
+        raise KeychainError(
+            f"{self.settings.keychain}: it is the keychain of {subject_text(certificate.subject)}, and the certificate "
+            f"{identifier} that came is for {subject_text(issued.subject)}; nothing was written, and the new key is gone: name "
+            "another keychain, or replace this one with --force"
+        )
 
     # -- files -----------------------------------------------------------------------------------------
 

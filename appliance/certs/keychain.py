@@ -130,7 +130,7 @@ def load_keychain(data: bytes, password: Password = None) -> Keychain:
     if len(data) > _MAX_BYTES:
         msg = f"the keychain is larger than {_MAX_BYTES} bytes; check that the file is a PKCS#12 keychain"
         raise KeychainError(msg)
-    found = read_pkcs12(data, _password_bytes(password))
+    found = read_pkcs12(data, _password_bytes(password), source=str(getattr(password, "source", "")))
     if len(found.certificates) > _MAX_CERTIFICATES:
         msg = (
             f"the keychain holds more than {_MAX_CERTIFICATES} certificates; remove those that are not needed"
@@ -197,7 +197,7 @@ def load_key(data: bytes, password: Password = None) -> PrivateKeyTypes:
     if not data or len(data) > _MAX_BYTES:
         msg = "the keychain file is empty or far too large; there is no key to reuse in it"
         raise KeychainError(msg)
-    key = read_pkcs12(data, _password_bytes(password)).key
+    key = read_pkcs12(data, _password_bytes(password), source=str(getattr(password, "source", ""))).key
     if key is None:
         msg = "the keychain holds no private key; there is none to reuse in it"
         raise KeychainError(msg)

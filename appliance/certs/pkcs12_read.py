@@ -110,11 +110,11 @@ class _WrongPasswordError(Exception):
     """What was decrypted makes no sense."""
 
 
-def read_pkcs12(data: bytes, password: bytes) -> Contents:
+def read_pkcs12(data: bytes, password: bytes, *, source: str = "") -> Contents:
     """Read a file of at most a few hundred KB. No password and an empty one are both tried for an empty one.
 
     Derivations run without the interpreter's lock where OpenSSL does them, so that a thread that reads does not hold up an
-    event loop. Raises KeychainError with a sentence that says what to do.
+    event loop. ``source`` says where the password came from, for messages. Raises KeychainError with a sentence that says what to do.
     """
     reader = _Reader(password)
     try:
@@ -124,6 +124,9 @@ def read_pkcs12(data: bytes, password: bytes) -> Contents:
         msg = (
             "the keychain's password is wrong, or the file is damaged; check the password file that belongs to it"
             if password
+            else f"the keychain is protected by a password, and the file that should hold it is empty: {source}; "
+            "write the password into its first line"
+            if source
             else "the keychain is protected by a password and none was given, or the file is damaged; "
             "set its password file"
         )

@@ -19,7 +19,7 @@ from appliance.cms.issuing import Rules, UsageRules
 from appliance.cms.options import JWT_FLAGS, OPTIONS, Option
 from appliance.config.duration import Duration
 from appliance.config.loader import Document, Settings, default, load_document
-from appliance.config.pva import ServerConfig, resolve_server
+from appliance.config.pva import ServerConfig, refuse_password, resolve_server
 from appliance.config.secret import FilePath, Secret
 from appliance.config.settings import ServerSettings
 from appliance.errors import ConfigurationError
@@ -191,6 +191,8 @@ def resolve(
         if issuer is not None:
             values["jwt"] = msgspec.structs.replace(settings.jwt, issuers=(issuer,))
     settings = _checked(settings, values)
+    for key in ("cert_auth_tls_keychain", "admin_tls_keychain"):
+        refuse_password(getattr(settings, key), key)
     return Effective(settings, server.config, server.warnings, document, server.explain().splitlines())
 
 
@@ -252,6 +254,6 @@ def _checked(settings: CMSSettings, values: dict[str, Any]) -> CMSSettings:
     return replaced
 
 
-def parse_password_file(path: str) -> Secret:
-    """A keychain's password; none for an empty path. Raises ConfigurationError."""
-    return Secret.from_file(path) if path else Secret()
+def parse_password_file(path: str, setting: str) -> Secret:
+    """A keychain's password, the first line of the file that ``setting`` names; none for an empty path. Raises ConfigurationError."""
+    return Secret.first_line(path, setting=setting) if path else Secret()

@@ -110,7 +110,9 @@ def _save(path: str, keychain: Keychain, password: Secret) -> None:
 def ensure_authority(settings: CMSSettings, now: datetime) -> Authority:
     """Read the certificate authority's keychain, or make it. Raises ConfigurationError, SecurityError."""
     path = settings.cert_auth_tls_keychain
-    password = parse_password_file(settings.cert_auth_tls_keychain_pwd_file)
+    password = parse_password_file(
+        settings.cert_auth_tls_keychain_pwd_file, "cert_auth_tls_keychain_pwd_file"
+    )
     created = not os.path.lexists(path)
     if created:
         key = generate_key(settings.key_algorithm)
@@ -361,7 +363,11 @@ def ensure_administrator(settings: CMSSettings, issuing: Issuing, name: str, *, 
         method="administrator",
     )
     keychain = request.finish(lifecycle.store.run(request.job))
-    _save(path, keychain, parse_password_file(settings.admin_tls_keychain_pwd_file))
+    _save(
+        path,
+        keychain,
+        parse_password_file(settings.admin_tls_keychain_pwd_file, "admin_tls_keychain_pwd_file"),
+    )
     return True
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "ClientConfig",
     "Effective",
     "ServerConfig",
+    "refuse_password",
     "resolve_client",
     "resolve_server",
     "variables",
@@ -41,6 +42,18 @@ def versioned(base: str, name: str) -> str:
     """The path of a file below an XDG directory: where it is, or where it goes if it is nowhere yet."""
     paths = [f"{base}/pva/{version}/{name}" for version in DIRECTORY_VERSIONS]
     return next((path for path in paths if os.path.lexists(path)), paths[0])
+
+
+def refuse_password(path: object, setting: str) -> None:
+    """Refuse ``FILE;PASSWORD``, which other tools take for a keychain and its password. Raises ConfigurationError.
+
+    The text is in no message: what follows the semicolon is a secret.
+    """
+    if ";" in str(path):
+        raise ConfigurationError(
+            f"{setting} names a keychain with a semicolon in it; a password behind the file's name is not understood here: "
+            "put it into a file of its own (chmod 600) and name that with the setting of the same name and _PWD_FILE"
+        )
 
 
 class _Derived:
@@ -474,6 +487,8 @@ class _Resolution:
         for setting in settings:
             if not self.override(setting.key, setting.read):
                 self.from_environment(setting)
+            if setting.key == "tls_keychain" and setting.key in self.values:
+                refuse_password(self.values[setting.key], self.sources[setting.key])
             if setting.key in _PATHS and setting.key in self.values:
                 self.values[setting.key] = self.expand(self.values[setting.key])
         if "tls_keychain" not in self.values:
@@ -546,7 +561,9 @@ class _Resolution:
             if not path:
                 return
             try:
-                secret = Secret.from_file(self.expand(path))
+                secret = Secret.first_line(
+                    self.expand(path), setting=source if source != "argument" else _PASSWORD
+                )
             except ConfigurationError as error:
                 raise self.fault(str(error), _PASSWORD, source) from error
         else:
@@ -557,7 +574,7 @@ class _Resolution:
             if not source:
                 return
             try:
-                secret = Secret.from_file(self.expand(self.environ[source]), strict=False)
+                secret = Secret.first_line(self.expand(self.environ[source]), setting=source, strict=False)
             except ConfigurationError as error:
                 self.warnings.append(f"{source} ignored: {error}")
                 return

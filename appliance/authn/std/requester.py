@@ -9,12 +9,13 @@ from collections.abc import Callable
 from datetime import datetime
 
 from cryptography import x509
+from cryptography.x509.oid import NameOID
 
 from appliance.authn.ccr import CertRequest
 from appliance.authn.settings import RequesterSettings
 from appliance.certs.profiles import subject_name
 
-__all__ = ["std_request", "std_subject"]
+__all__ = ["as_before", "std_request", "std_subject"]
 
 
 def std_subject(settings: RequesterSettings) -> x509.Name:
@@ -24,6 +25,35 @@ def std_subject(settings: RequesterSettings) -> x509.Name:
         country=settings.country,
         organization=settings.organization,
         organizational_unit=settings.organizational_unit,
+    )
+
+
+def as_before(settings: RequesterSettings, certificate: x509.Certificate | None) -> RequesterSettings:
+    """The settings for a request that keeps the identity of the keychain that is there, unless somebody named another.
+
+    A keychain is renewed more often than it is made for somebody else. Subjects with parts that a request cannot have
+    are left alone; the request is then refused, since it would be for another subject.
+    """
+    if settings.named or certificate is None:
+        return settings
+    parts = {a.oid: str(a.value) for a in certificate.subject}
+    known = {
+        NameOID.COMMON_NAME,
+        NameOID.ORGANIZATION_NAME,
+        NameOID.ORGANIZATIONAL_UNIT_NAME,
+        NameOID.COUNTRY_NAME,
+    }
+    if (
+        not parts.get(NameOID.COMMON_NAME)
+        or not known.issuperset(parts)
+        or len(parts) != len(list(certificate.subject))
+    ):
+        return settings
+    return settings._replace(
+        name=parts[NameOID.COMMON_NAME],
+        organization=parts.get(NameOID.ORGANIZATION_NAME, ""),
+        organizational_unit=parts.get(NameOID.ORGANIZATIONAL_UNIT_NAME, ""),
+        country=parts.get(NameOID.COUNTRY_NAME, ""),
     )
 
 

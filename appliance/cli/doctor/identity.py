@@ -132,6 +132,9 @@ def check_keychain(effective: Effective[Any], report: Report, role: str) -> Keyc
         what, _, remedy = str(error).partition("; ")
         secret = "password" in str(error)
         named = f"the password was read from {password.source}" if password else "no password file is set"
+        if not password and password.source:
+            named = f"the password file {password.source} is empty, or begins with an empty line"
+            remedy = "write the password into the first line of that file"
         report.problem(
             "password" if secret else "keychain",
             f"{path}: {what}",

@@ -13,7 +13,7 @@ from appliance.authn.ccr import CertReply
 from appliance.authn.jwt.requester import check_token, jwt_request, read_token, token_source
 from appliance.authn.requester import Requester, Trusting, check_issued, cms_only, renewal_time
 from appliance.authn.settings import resolve_requester
-from appliance.authn.std.requester import std_request, std_subject
+from appliance.authn.std.requester import as_before, std_request, std_subject
 from appliance.authn.trust import (
     KnownAnchors,
     Offer,
@@ -441,3 +441,48 @@ def test_where_a_token_comes_from():
     assert token_source("~/t", {}).startswith("/")
     with pytest.raises(ConfigurationError, match="no token was given"):
         token_source(None, {})
+
+
+# ---------------------------------------------------------------------- whose keychain it is
+
+
+def std_settings(tmp_path, keychain=None, **arguments):
+    path = tmp_path / "k.p12"
+    if keychain is not None:
+        path.touch(mode=0o600)
+        path.write_bytes(dump_keychain(keychain))
+    environ = {"XDG_CONFIG_HOME": str(tmp_path)}
+    return resolve_requester("client", {"keychain": str(path), **arguments}, environ)
+
+
+def test_a_request_without_a_name_keeps_that_of_the_keychain_that_is_there(tmp_path):
+    """What appliance doctor proposes for a certificate that has ended is authnstd without more."""
+    settings = std_settings(tmp_path, S.ca.expired("operator"))
+    asking = Requester(settings, Trusting(), say=lambda _: None, timeout_s=1)
+    there = asking.certificate_there()
+    assert std_subject(as_before(settings, there)) == there.subject != std_subject(settings)
+    assert as_before(settings, None) == settings
+
+
+async def test_another_subject_in_a_keychain_that_is_there_needs_force(tmp_path):
+    settings = std_settings(tmp_path, S.ca.expired("operator"), name="alice")
+    asking = Requester(settings, Trusting(), say=lambda _: None, timeout_s=1)
+    assert as_before(settings, asking.certificate_there()) == settings
+    before = (tmp_path / "k.p12").read_bytes()
+
+    def never(_):
+        raise AssertionError
+
+    for if_due in (True, False):
+        with pytest.raises(KeychainError, match=r"keychain of CN=operator.*CN=alice.*--force"):
+            await asking.request(never, subject=std_subject(settings), if_due=if_due)
+    assert (tmp_path / "k.p12").read_bytes() == before
+
+
+def test_what_a_token_stands_for_does_not_replace_somebody_elses_keychain(tmp_path):
+    settings = std_settings(tmp_path, S.ca.keychain("operator"))
+    asking = Requester(settings, Trusting(), say=lambda _: None, timeout_s=1)
+    existing = asking.look()
+    asking._check_token_identity(existing, S.ca.keychain("operator"), "x:1")
+    with pytest.raises(KeychainError, match=r"keychain of CN=operator.*x:1.*CN=bob.*--force"):
+        asking._check_token_identity(existing, S.ca.keychain("bob"), "x:1")

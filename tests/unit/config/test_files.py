@@ -5,6 +5,7 @@ import stat
 
 import pytest
 
+from appliance.certs.keychain import dump_keychain, load_keychain
 from appliance.config.files import (
     check_replaceable,
     make_directories,
@@ -14,7 +15,8 @@ from appliance.config.files import (
     write_public,
 )
 from appliance.config.secret import Secret
-from appliance.errors import ConfigurationError
+from appliance.errors import ConfigurationError, KeychainError
+from tests.helpers.pki import site
 
 
 @pytest.fixture(params=[0o000, 0o077, 0o777])
@@ -217,3 +219,24 @@ def test_a_secret_that_is_no_text_is_refused_without_its_bytes(tmp_path):
     with pytest.raises(ConfigurationError, match="UTF-8") as caught:
         Secret.from_file(tmp_path / "pwd")
     assert "geheim" not in repr(caught.value.__context__) or caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize(
+    "content", [b"secret", b"secret\n", b"secret\r\n", b"secret\n\n", b"secret\nsecond", b"secret\n\xff"]
+)
+def test_a_password_is_the_first_line_of_its_file(tmp_path, content):
+    """As ``openssl -passin file:`` takes it."""
+    write_private(tmp_path / "pwd", content)
+    secret = Secret.first_line(tmp_path / "pwd", setting="EPICS_PVA_TLS_KEYCHAIN_PWD_FILE")
+    assert (secret.reveal(), secret.finding) == ("secret", "")
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"\nsecret"])
+def test_an_empty_password_file_is_named_with_the_setting_that_names_it(tmp_path, content):
+    write_private(tmp_path / "pwd", content)
+    secret = Secret.first_line(tmp_path / "pwd", setting="EPICS_PVA_TLS_KEYCHAIN_PWD_FILE")
+    assert not secret
+    assert f"{tmp_path}/pwd, named by EPICS_PVA_TLS_KEYCHAIN_PWD_FILE, is empty" in secret.finding
+    with pytest.raises(KeychainError, match=r"the file that should hold it is empty: .*PWD_FILE") as caught:
+        load_keychain(dump_keychain(site().client, b"secret"), secret)
+    assert "none was given" not in str(caught.value)

@@ -7,6 +7,7 @@ import pytest
 
 from appliance.config import pva
 from appliance.config.address import Endpoint
+from appliance.config.files import write_private
 from appliance.config.loader import Settings, loads_document
 from appliance.config.pva import resolve_client, resolve_server
 from appliance.config.section import Section
@@ -448,3 +449,34 @@ def test_each_file_of_a_service_stays_where_it_is(tmp_path):
     assert config.data_file("certs.db") == f"{tmp_path}/pva/1.3/certs.db"
     assert config.status_cache == f"{tmp_path}/pva/1.3/status_cache"
     assert config.tls_keychain == f"{tmp_path}/pva/1.3/pvacms.p12"
+
+
+@pytest.mark.parametrize("where", ["environment", "argument", "yaml"])
+@pytest.mark.parametrize(
+    ("resolve", "variable", "more"),
+    [
+        (client, "EPICS_PVA_TLS_KEYCHAIN", {}),
+        (server, "EPICS_PVA_TLS_KEYCHAIN", {}),
+        (server, "EPICS_PVAS_TLS_KEYCHAIN", {}),
+        (server, "EPICS_PVACMS_TLS_KEYCHAIN", {"cms": True}),
+    ],
+)
+def test_a_password_behind_the_keychains_name_is_refused_and_not_repeated(resolve, variable, more, where):
+    value = "/home/u/client.p12;secret"
+    calls = {
+        "environment": lambda: resolve({variable: value}, **more),
+        "argument": lambda: resolve({}, {"tls_keychain": value}, **more),
+        "yaml": lambda: resolve({}, None, {"tls_keychain": value}, **more),
+    }
+    with pytest.raises(ConfigurationError, match="semicolon") as caught:
+        calls[where]()
+    assert "_PWD_FILE" in str(caught.value)
+    assert "secret" not in repr(caught.value)
+    assert where != "environment" or variable in str(caught.value)
+
+
+def test_an_empty_password_file_is_warned_about(tmp_path):
+    write_private(tmp_path / "pwd", b"\n")
+    found = client({"EPICS_PVA_TLS_KEYCHAIN": "/a", "EPICS_PVA_TLS_KEYCHAIN_PWD_FILE": str(tmp_path / "pwd")})
+    (warning,) = found.warnings
+    assert "EPICS_PVA_TLS_KEYCHAIN_PWD_FILE, is empty" in warning
