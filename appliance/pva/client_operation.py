@@ -255,6 +255,8 @@ class ClientOperation:
                 self.get_type = self.type
                 if self.command == c.CMD_PUT_GET:
                     self.get_type, pos = self._decode_struct(buf, pos, end, big)
+            if self.state is not OperationState.CREATING:
+                return  # it was given up while a long type was read
             self.state = OperationState.IDLE
         else:
             self._forget()
@@ -332,6 +334,8 @@ class ClientOperation:
         if bits != 1:
             pos = codec(kind, big).decode_partial(buf, pos, end, bits, store, types)
         overrun = leaves(kind, decode_bitset(buf, pos, end, big)[0]) if pos < end else 0
+        if self.state is OperationState.DEAD:
+            return  # it was given up while a long value was read
         self.last_store = store
         self.connection._events.append(MonitorUpdate(self, leaves(kind, bits), store, overrun))
 
@@ -339,6 +343,8 @@ class ClientOperation:
         """Act on the answer to GET_FIELD."""
         status, pos = Status.decode(buf, pos, end, big=big)
         kind = decode_type(buf, pos, end, big, self.connection.types)[0] if status.ok else None
+        if self.state is OperationState.DEAD:
+            return
         self._forget()
         self.connection._events.append(FieldReply(self, status, kind))
 

@@ -186,10 +186,17 @@ class Peer:
 
     # -- events --------------------------------------------------------------------------------------
 
-    def events(self, events: list[Event]) -> None:
-        """Act on what the client sent, in order."""
+    def events(self, events: list[Event]) -> list[Event] | None:
+        """Act on what the client sent, in order; return what has to wait until others have had their turn."""
         item: Any
-        for item in events:
+        link = self.link
+        due = link.due
+        if link.ended_here:
+            # It was shut out meanwhile, perhaps since its certificate was revoked: only what ended is told.
+            events = [item for item in events if type(item) in _ENDS]
+        for done, item in enumerate(events):
+            if done and due():
+                return events[done:]
             kind = type(item)
             if kind is Execute:
                 operation = item.operation
@@ -199,6 +206,7 @@ class Peer:
                 operation.channel.context.requested(operation)
             else:
                 _HANDLERS[kind](self, item)
+        return None
 
     def _on_window(self, event: MonitorWindow) -> None:
         event.operation.channel.context.window(event.operation)
@@ -265,9 +273,13 @@ class Peer:
             return  # link_writable comes back here
         self._dirty = []
         left = self._dirty
+        due = link.due
         for index, subscription in enumerate(todo):
             if subscription.pump():
                 left.extend(todo[index:])
+                break
+            if not index & 63 and index and due():
+                left.extend(todo[index + 1 :])
                 break
         link.flush()
         if left and link.writable and not self._pumping:
@@ -282,6 +294,7 @@ class Peer:
         return f"<Peer {self.credentials.method}/{self.credentials.account}@{self.link.peer}>"
 
 
+_ENDS: Final = frozenset((OperationClosed, ChannelClosed))
 _HANDLERS: Final[dict[type, Any]] = {
     MonitorWindow: Peer._on_window,
     OperationClosed: Peer._on_closed_operation,
