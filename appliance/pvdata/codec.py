@@ -59,7 +59,17 @@ class Codec:
     and are copied otherwise, always once; from a ``bytearray`` they are always copied.
     """
 
-    __slots__ = ("_decoders", "_description", "_encoders", "_leaf", "_max_plans", "big", "decode", "encode", "type")
+    __slots__ = (
+        "_decoders",
+        "_description",
+        "_encoders",
+        "_leaf",
+        "_max_plans",
+        "big",
+        "decode",
+        "encode",
+        "type",
+    )
 
     encode: Callable[[Any], bytes]
     """``encode(store) -> bytes``: the full value."""

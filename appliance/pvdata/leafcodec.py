@@ -331,6 +331,7 @@ def _any(big: bool) -> LeafCodec:
 
 def _compound_array(element: TypeDesc, big: bool) -> LeafCodec:
     empty = {UnionType: NO_UNION, AnyType: NO_ANY}.get(type(element))
+    values = element.count
 
     def encode(value: Any) -> Iterable[Part]:
         item = leaf_codec(element, big).encode
@@ -355,7 +356,7 @@ def _compound_array(element: TypeDesc, big: bool) -> LeafCodec:
         try:
             for number in range(n):
                 if not number & 31:
-                    breathe(min(n - number, 32))
+                    breathe(min(n - number, 32) * values)
                 if pos >= end:
                     raise truncated(pos, end)
                 present = buf[pos]
@@ -377,6 +378,7 @@ def _compound_array(element: TypeDesc, big: bool) -> LeafCodec:
 def _nested(t: TypeDesc, big: bool, buf: Buffer, pos: int, end: int, types: TypeReader) -> tuple[Any, int]:
     _enter(types)
     try:
+        breathe(1)
         return leaf_codec(t, big).decode(buf, pos, end, types)
     finally:
         types.level -= 1

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_VALUES", "Pace", "breathe"]
 
-MAX_VALUES = 1 << 20
-"""Values, strings and descriptions of fields in one message, numbers in arrays not counted. Each takes some hundred
-octets of memory when it is decoded, whatever it takes in the message."""
+MAX_VALUES = 1 << 19
+"""Values, strings and descriptions of fields in one message; numbers in arrays are not counted. Each takes some hundred
+octets of memory, whatever it takes in the message, and some time when it is freed again, all at once."""
 
 _running: Pace | None = None
 

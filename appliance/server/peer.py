@@ -212,9 +212,11 @@ class Peer:
         event.operation.channel.context.window(event.operation)
 
     def _on_closed_operation(self, event: OperationClosed) -> None:
-        channel: Channel | None = event.operation.channel.context
+        wire: Any = event.operation
+        channel: Channel | None = wire.channel.context
         if channel is not None:
-            channel.closed(event.operation)  # type: ignore[arg-type]
+            channel.closed(wire)
+            wire.context = None  # without a cycle it is gone now, and not when garbage is collected
 
     def _on_cancelled(self, event: OperationCancelled) -> None:
         event.operation.channel.context.cancelled(event.operation, event.successor)
@@ -229,6 +231,7 @@ class Peer:
         channel = event.channel.context
         if channel is not None:
             self.server.channel_closed(channel)
+            event.channel.context = None
 
     def _on_authentication(self, event: AuthenticationReceived) -> None:
         self.authenticate(event.method, event.payload)

@@ -413,6 +413,9 @@ class Server:
         unwatch = self._unwatch.pop(link, None)
         if unwatch is not None:
             unwatch()
+        link.context = None
+        if peer is not None:
+            peer.connection.context = None
         if reason is None:
             _log.debug("%s disconnected", link.peer)
         else:
