@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 from bench.bench_ioc import PEER, ioc, message
 from bench.table import Row
@@ -130,7 +131,7 @@ class Watcher:
         self.ended = threading.Event()
         self.threads = [threading.Thread(target=self.read), threading.Thread(target=self.connect)]
 
-    def __enter__(self) -> Watcher:
+    def __enter__(self) -> Self:
         for thread in self.threads:
             thread.start()
         return self

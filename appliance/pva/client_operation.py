@@ -195,6 +195,10 @@ class ClientOperation:
             self._request(c.SUB_MONITOR_STOP)
 
     @property
+    def _is_dead(self) -> bool:
+        return self.state is OperationState.DEAD
+
+    @property
     def _ended_there(self) -> bool:
         return self.state is OperationState.DEAD and not self._closed_here
 
@@ -255,7 +259,7 @@ class ClientOperation:
                 self.get_type = self.type
                 if self.command == c.CMD_PUT_GET:
                     self.get_type, pos = self._decode_struct(buf, pos, end, big)
-            if self.state is not OperationState.CREATING:
+            if self._is_dead:
                 return  # it was given up while a long type was read
             self.state = OperationState.IDLE
         else:
@@ -334,7 +338,7 @@ class ClientOperation:
         if bits != 1:
             pos = codec(kind, big).decode_partial(buf, pos, end, bits, store, types)
         overrun = leaves(kind, decode_bitset(buf, pos, end, big)[0]) if pos < end else 0
-        if self.state is OperationState.DEAD:
+        if self._is_dead:
             return  # it was given up while a long value was read
         self.last_store = store
         self.connection._events.append(MonitorUpdate(self, leaves(kind, bits), store, overrun))
@@ -343,7 +347,7 @@ class ClientOperation:
         """Act on the answer to GET_FIELD."""
         status, pos = Status.decode(buf, pos, end, big=big)
         kind = decode_type(buf, pos, end, big, self.connection.types)[0] if status.ok else None
-        if self.state is OperationState.DEAD:
+        if self._is_dead:
             return
         self._forget()
         self.connection._events.append(FieldReply(self, status, kind))

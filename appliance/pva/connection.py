@@ -132,6 +132,8 @@ class Connection:
         tells what the end of the connection ended.
         """
         if self._is_closed:
+            if self._remains is None:
+                return []
             self._work_off()
             return self.pending_events()
         self.received += len(data)

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 
 from appliance.errors import DecodeError
 from appliance.pvdata.fielddesc import TypeReader, decode_type, encode_type
-from appliance.pvdata.pace import breathe
 from appliance.pvdata.leaves import NO_ANY, NO_UNION, AnyValue, UnionValue, numpy, zeros
+from appliance.pvdata.pace import breathe
 from appliance.pvdata.types import (
     AnyType,
     ArrayType,

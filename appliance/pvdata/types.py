@@ -452,7 +452,8 @@ class StructType(_FieldsType):
                 types.append(t)
                 spans.append(1)
                 parents.append(0)
-        self.offsets = offsets = {}
+        offsets: dict[str, int] = {}
+        self.offsets = offsets
         for start in range(0, len(paths), 4096):
             breathe()
             offsets.update(zip(paths[start : start + 4096], range(start, len(paths)), strict=False))
