@@ -373,7 +373,13 @@ class _FieldsType(TypeDesc):
 
     def _take(self, fields: Iterable[tuple[str, TypeDesc]], id: str, *, lenient: bool) -> None:  # noqa: A002 - PVData's word
         self.fields = taken = tuple([(name, t) for name, t in fields])
-        members: dict[str, TypeDesc] = {}
+        breathe()
+        members = dict(taken)
+        if len(members) != len(taken):
+            seen: set[str] = set()
+            twice = next(name for name, _ in taken if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+            raise PVDataError(f"field name {twice!r} appears twice")
+        breathe()
         check = _is_wire_name if lenient else _is_name
         nodes = depth = 1
         least = 1 if isinstance(self, UnionType) else 0
@@ -386,9 +392,6 @@ class _FieldsType(TypeDesc):
                 hashed = hash((hashed, taken[number : number + 256]))
             if not check(name):
                 raise PVDataError(f"invalid field name {name!r}: letters, digits and underscores are allowed")
-            if name in members:
-                raise PVDataError(f"field name {name!r} appears twice")
-            members[name] = t
             nodes += t.nodes
             depth = max(depth, 1 + t.depth)
             chars += t.path_chars + (len(name) + 1) * t.count
