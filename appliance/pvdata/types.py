@@ -8,7 +8,6 @@ field that has number 0. The layout is computed when it is first asked for.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
 
 from appliance.errors import PVDataError
 from appliance.pvdata.pace import breathe
@@ -59,9 +58,9 @@ _LAYOUT = frozenset(
 )
 
 
-WEIGHT: Final = 1024
+WEIGHT = 1024
 """Octets of memory for a type itself: its object, its two codecs, and its place in what is above it. Measured."""
-_FIELD_WEIGHT: Final = 200
+_FIELD_WEIGHT = 200
 """The same for each field of a structure or union: name, paths, layout and steps of codecs."""
 
 
