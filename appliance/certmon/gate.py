@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from appliance.certmon.follow import CertStatus, Following, StatusSource, reference
 from appliance.certs.status import StatusClass
-from appliance.certs.x509 import cert_id
+from appliance.certs.x509 import NO_STATUS, cert_id, names_status
 from appliance.config.tls_options import TLSOptions
 from appliance.errors import ApplianceError, CertificateStatusError
 from appliance.pva.credentials import Credentials
@@ -100,7 +100,10 @@ class StatusGate(PeerGate):
         """See PeerGate. The certificate that counts is the one that TLS has verified."""
         watch = _Watch(self, credentials, verdict, guid)
         try:
-            ref = reference(engine.peer_chain)
+            chain = engine.peer_chain
+            ref = reference(chain)
+            if ref is None and self.source.follows_issuer_of(chain) and not names_status(chain):
+                raise CertificateStatusError(NO_STATUS)
             if ref is not None:
                 watch.peer = self.source.follow(ref, watch.judge)
                 if engine.peer_staple:

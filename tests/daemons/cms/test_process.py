@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
 from appliance.certs.keychain import load_keychain
 from appliance.certs.ocsp import verify_response
+from appliance.certs.profiles import generate_key
 from appliance.certs.status import OCSPState
 from appliance.errors import ApplianceError, RemoteError
 from tests.helpers.cms import Process, ccr, client, keychain_of
@@ -152,13 +153,13 @@ async def test_a_reload_takes_a_new_access_file_and_keeps_the_old_one_when_it_is
 async def test_kill_9_leaves_every_delivered_certificate_known_and_revocable(tmp_path):
     """Whoever has a certificate can be stopped, whenever the service died; and nobody is locked out."""
     delivered = []
-    asked = [f"user{i}" for i in range(400)]
+    asked = {f"user{i}": generate_key("ec-p256") for i in range(400)}
     with Process(tmp_path, OPEN) as process:
         process.ready()
         async with client(process.tcp_port) as anyone:
 
             async def ask(name):
-                reply = await anyone.rpc("CERT:CREATE", ccr(name), timeout=None)
+                reply = await anyone.rpc("CERT:CREATE", ccr(name, key=asked[name]), timeout=None)
                 delivered.append((name, reply))
                 if len(delivered) == 60:
                     process.process.kill()
@@ -180,7 +181,7 @@ async def test_kill_9_leaves_every_delivered_certificate_known_and_revocable(tmp
             assert (await anyone.get(delivered[0][1]["status_pv"]))["state"] == "REVOKED"
             got = {name for name, _ in delivered}
             for name in [name for name in asked if name not in got][:40]:
-                assert (await anyone.rpc("CERT:CREATE", ccr(name)))["state"] == "VALID"
+                assert (await anyone.rpc("CERT:CREATE", ccr(name, key=asked[name])))["state"] == "VALID"
         process.stop()
     status, out, log = once(tmp_path, "--audit-verify")
     assert status == 0, log
