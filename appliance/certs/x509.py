@@ -206,7 +206,10 @@ def status_pv(certificate: x509.Certificate) -> str:
     return _pv_extension(certificate, STATUS_PV_OID, "status")
 
 
-NO_STATUS = "your certificate names no status PV, so nobody could see that it is revoked; request another one, without --no-status"
+NO_STATUS = (
+    "names no status PV, so nobody could see that it is revoked; have another one made, without --no-status"
+)
+"""Finishes a sentence about a certificate that is not admitted."""
 
 
 def names_status(chain: Sequence[x509.Certificate]) -> bool:

@@ -172,7 +172,7 @@ class CertificateGate(PeerGate):
             verdict(Verdict(StatusClass.BAD, "your certificate was not issued by this certificate service"))
             return _nothing
         if self._status_required() and not names_status(engine.peer_chain):
-            verdict(Verdict(StatusClass.BAD, NO_STATUS))
+            verdict(Verdict(StatusClass.BAD, f"your certificate {NO_STATUS}"))
             return _nothing
         self._next += 1
         token = self._next
