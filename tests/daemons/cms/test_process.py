@@ -264,6 +264,9 @@ async def test_the_audit_shows_what_was_done_and_that_it_was_changed(tmp_path):
         process.ready()
         async with client(process.tcp_port) as anyone, admin(process) as administrator:
             reply = await anyone.rpc("CERT:CREATE", ccr())
+            status, out, _ = await asyncio.to_thread(once, tmp_path, "--audit-verify")
+            assert status == 0
+            early = out.split()[-1]
             with pytest.raises(RemoteError):
                 await anyone.put(reply["status_pv"], {"state": "APPROVED"})
             await administrator.put(reply["status_pv"], {"state": "REVOKED"})
@@ -271,7 +274,13 @@ async def test_the_audit_shows_what_was_done_and_that_it_was_changed(tmp_path):
     status, out, _ = once(tmp_path, "--audit-verify")
     assert status == 0
     head = out.split()[-1]
-    assert once(tmp_path, "--audit-verify", "--audit-head", head)[0] == 0
+    assert early != head
+    for known in (early, head):
+        assert once(tmp_path, "--audit-verify", "--audit-head", known)[0] == 0
+    status, _, log = once(tmp_path, "--audit-verify", "--audit-head", "0123456789abcdef" * 4)
+    assert (status, "the head that was kept is not among" in log) == (1, True)
+    status, _, log = once(tmp_path, "--audit-verify", "--audit-head", "x")
+    assert (status, "is not the hash of an audit record" in log) == (1, True)
     connection = sqlite3.connect(process.db)
     rows = connection.execute(
         "SELECT action, record FROM audit WHERE serial = ? ORDER BY seq", (str(reply["serial"]),)
