@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -22,6 +22,7 @@ from appliance.errors import CertificateError
 __all__ = [
     "CONFIG_PV_OID",
     "MAX_SERIAL",
+    "NO_STATUS",
     "RENEW_BY_OID",
     "STATUS_PV_OID",
     "UNREADABLE",
@@ -43,6 +44,7 @@ __all__ = [
     "issuer_id",
     "load_der",
     "load_pem_text",
+    "names_status",
     "parse_cert_id",
     "public_key",
     "quiet",
@@ -317,6 +319,29 @@ def status_pv(certificate: x509.Certificate) -> str:
     asks for status checks that would never happen.
     """
     return _pv_extension(certificate, STATUS_PV_OID, "status")
+
+
+NO_STATUS = (
+    "names no status PV, so nobody could see that it is revoked; have another one made, without --no-status"
+)
+"""Finishes a sentence about a certificate that is not admitted."""
+
+
+def names_status(chain: Sequence[x509.Certificate]) -> bool:
+    """Whether a peer's certificate (the first of its chain) names its status PV, or is the certificate service's own.
+
+    That one must not (`appliance.cms.setup`), and only the authority can give its usage, OCSP signing, to anybody.
+    An extension that cannot be read is none.
+    """
+    if not chain:
+        return False
+    try:
+        if status_pv(chain[0]):
+            return True
+        purposes = find_extension(chain[0], x509.ExtendedKeyUsage)
+    except CertificateError:
+        return False
+    return purposes is not None and ExtendedKeyUsageOID.OCSP_SIGNING in purposes
 
 
 def config_pv(certificate: x509.Certificate) -> str:
