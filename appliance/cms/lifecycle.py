@@ -17,7 +17,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from appliance.certs.status import CertState, may_change, state_at_approval
-from appliance.certs.x509 import shown_subject
+from appliance.certs.x509 import shown_subject, shown_value
 from appliance.cms.inherit import BARRED, approved_before, key_problem, may_supersede, proves_the_name
 from appliance.cms.journal import Journal, JournalError
 from appliance.cms.store import (
