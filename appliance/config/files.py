@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
-from typing import NamedTuple
+import time
+from typing import Final, NamedTuple
 
 from appliance.errors import ConfigurationError
 
@@ -15,9 +17,15 @@ __all__ = [
     "make_directories",
     "read_private",
     "replace_private",
+    "sweep",
     "write_private",
     "write_public",
 ]
+
+_TEMPORARY: Final = re.compile(r"\.(.+)\.([0-9a-f]{1,8})\.[0-9a-f]{12}")
+"""The names that `write_private` gives to files that are not complete: the file's own, a process, something random."""
+_OLD_S: Final = 60.0
+_YOUNG_S: Final = 2.0
 
 
 class PrivateRead(NamedTuple):
@@ -72,6 +80,43 @@ def write_private(
             os.close(directory)
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"cannot write: {_reason(error)}", file=name) from error
+    _sweep_beside(name)
+
+
+def sweep(directory: str, base: str = "") -> None:
+    """Remove what writers have left here that were killed before they could rename it; ``base``: of this file only.
+
+    A file goes whose process is gone, or that is older than any write takes: the process may run on another host.
+    """
+    start = f".{base[:200]}." if base else "."
+    try:
+        with os.scandir(directory) as entries:
+            found = [entry for entry in entries if entry.name.startswith(start)]
+        for entry in found:
+            match = _TEMPORARY.fullmatch(entry.name)
+            if match is None or (base and match[1] != base[:200]):
+                continue
+            status = entry.stat(follow_symlinks=False)
+            age_s = time.time() - status.st_mtime
+            abandoned = age_s > _OLD_S or (age_s > _YOUNG_S and not _runs(int(match[2], 16)))
+            if abandoned and stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
+                os.unlink(entry.path)  # noqa: PTH108 - start-up time
+    except OSError:
+        return
+
+
+def _sweep_beside(path: str) -> None:
+    sweep(os.path.dirname(path) or ".", os.path.basename(path))  # noqa: PTH119, PTH120
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def replace_private(path: str | os.PathLike[str], data: bytes) -> list[str]:
@@ -90,12 +135,15 @@ def replace_private(path: str | os.PathLike[str], data: bytes) -> list[str]:
                 before = os.stat(os.path.basename(place), dir_fd=directory, follow_symlinks=False)  # noqa: PTH119
             except FileNotFoundError:
                 _replace(directory, place, data, 0o600, None)
-                return []
-            return _replace_like(directory, place, data, before)
+                said = []
+            else:
+                said = _replace_like(directory, place, data, before)
         finally:
             os.close(directory)
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"cannot write: {_reason(error)}", file=name) from error
+    _sweep_beside(place)
+    return said
 
 
 def check_replaceable(path: str | os.PathLike[str], size: int = 16384) -> None:

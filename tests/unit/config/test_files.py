@@ -2,6 +2,9 @@ import copy
 import os
 import pickle
 import stat
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -11,6 +14,7 @@ from appliance.config.files import (
     make_directories,
     read_private,
     replace_private,
+    sweep,
     write_private,
     write_public,
 )
@@ -240,3 +244,36 @@ def test_an_empty_password_file_is_named_with_the_setting_that_names_it(tmp_path
     with pytest.raises(KeychainError, match=r"the file that should hold it is empty: .*PWD_FILE") as caught:
         load_keychain(dump_keychain(site().client, b"secret"), secret)
     assert "none was given" not in str(caught.value)
+
+
+def left(directory, name, *, process, age_s):
+    path = directory / f".{name}.{process:x}.{age_s:012x}"
+    path.write_bytes(b"half")
+    then = time.time() - age_s
+    os.utime(path, (then, then))
+    return path
+
+
+def test_what_killed_writers_have_left_is_swept_and_nothing_else(tmp_path):
+    gone = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
+    )
+    dead = int(gone.stdout)
+    swept = [
+        left(tmp_path, "file", process=dead, age_s=5),
+        left(tmp_path, "file", process=os.getpid(), age_s=120),
+    ]
+    kept = [
+        left(tmp_path, "file", process=os.getpid(), age_s=5),
+        left(tmp_path, "other", process=dead, age_s=120),
+        tmp_path / ".file.0123456789ab",
+        tmp_path / "file.1.0123456789ab",
+    ]
+    for path in kept[2:]:
+        path.write_bytes(b"mine")
+    write_private(tmp_path / "file", b"whole")
+    assert not any(path.exists() for path in swept)
+    assert all(path.exists() for path in kept)
+    sweep(str(tmp_path))
+    assert not kept[1].exists()
+    assert all(path.exists() for path in (kept[0], *kept[2:]))
