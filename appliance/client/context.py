@@ -394,7 +394,7 @@ class Context:
             elif channel.trouble:
                 why = channel.trouble
             elif channel.link is not None:
-                why = f"{channel.link.peer} answered the search, but the connection is not ready"
+                why = channel.link.why_not_ready()
             elif self.require_tls:
                 why = (
                     "no server answered the search over TLS, which is required here: a server that has the PV without TLS "

@@ -297,6 +297,13 @@ class Searcher:
         for batch in split_names(names, protocols):
             self._sequence = self._sequence + 1 & 0xFFFFFFFF
             request = SearchRequest(self._sequence, batch, protocols, reply_port=port.port)
+            if _log.isEnabledFor(logging.DEBUG):
+                _log.debug(
+                    "search %d over %s: %s",
+                    self._sequence,
+                    " and ".join(protocols),
+                    _some([name for _, name in batch]),
+                )
             self._broadcast(request)
             for link in context.name_servers:
                 link.search(request)
@@ -306,6 +313,7 @@ class Searcher:
         assert port is not None
         everyone = pack_message(c.CMD_SEARCH, request.encode(), from_server=False)
         one = b""
+        debugging = _log.isEnabledFor(logging.DEBUG)
         for target in self._targets:
             if target.unicast:
                 if not one:
@@ -321,6 +329,8 @@ class Searcher:
                 sent = port.send(everyone, target.address)
             if not sent:
                 _log.debug("a search could not be sent to %s:%d", *target.address)
+            elif debugging:
+                _log.debug("%s <- SEARCH (%d octets)", format_address(target.address), len(everyone))
 
     def ping(self) -> None:
         """Ask all servers, whatever they serve, to answer."""
@@ -362,6 +372,8 @@ class Searcher:
     def answered(self, response: SearchResponse, source: str, *, via: str = "") -> None:
         """A server, or a name server for it, has answered from ``source``; ``via`` has the port as well."""
         host = source if response.address is None else str(response.address)
+        if _log.isEnabledFor(logging.DEBUG):
+            self._tell_answer(response, host, via or source)
         if self._locating and response.found and response.port:
             for instance in response.instances:
                 tell = self._locating.get(instance)
@@ -399,6 +411,22 @@ class Searcher:
             channel.guid = response.guid
             self._context.connect(channel, (host, response.port, response.protocol == "tls"), response.guid)
 
+    def _tell_answer(self, response: SearchResponse, host: str, via: str) -> None:
+        names = [
+            channel.name
+            for instance in response.instances
+            if (channel := self._context.by_instance(instance)) is not None
+        ]
+        _log.debug(
+            "%s -> SEARCH_RESPONSE: the server %s:%d, over %s, %s %s",
+            via,
+            host,
+            response.port,
+            response.protocol[:16],
+            "has" if response.found else "does not have",
+            _some(names),
+        )
+
     def _check_duplicate(self, instance: int, response: SearchResponse, host: str) -> None:
         channel = self._context.by_instance(instance)
         link = channel.link if channel is not None else None
@@ -417,6 +445,7 @@ class Searcher:
     def _beacon_message(self, message: Datagram, origin: Origin) -> None:
         if isinstance(message, Beacon):
             host = origin.address[0] if message.address is None else str(message.address)
+            _log.debug("%s -> BEACON of the server %s:%d", format_address(origin.address), host, message.port)
             if self._heard(message, host, format_address(origin.address)):
                 self.poke()
                 if message.protocol == "tls":
@@ -471,3 +500,9 @@ class Searcher:
             self._listeners.pop(listener, None)
 
         return unsubscribe
+
+
+def _some(names: list[str]) -> str:
+    """A few names for the log."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{', '.join(names[:5])}{more}" if names else "no channel of this client"

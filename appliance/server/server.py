@@ -334,8 +334,19 @@ class Server:
             link.abort()
             return
         peer: Peer = link.context
-        if peer.identify():
-            _log.debug("%s connected", link.peer)
+        if peer.identify() and _log.isEnabledFor(logging.DEBUG):
+            if link.engine is None:
+                _log.debug("%s connected", link.peer)
+            else:
+                from appliance.tls.credentials import describe
+
+                _log.debug(
+                    "%s: TLS handshake complete: %s, %s; the client is %s",
+                    link.peer,
+                    link.engine.version,
+                    link.engine.cipher,
+                    describe(peer.credentials),
+                )
 
     def admit(self, peer: Peer) -> None:
         """Let the gate judge a client whose identity is known, or let it in."""

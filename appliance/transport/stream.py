@@ -19,6 +19,7 @@ from appliance.errors import ApplianceError, ProtocolError, RemoteProtocolError,
 from appliance.pva.connection import Buffer, Connection
 from appliance.pva.events import Event
 from appliance.pva.states import ConnectionState
+from appliance.transport.messages import tapped
 
 if TYPE_CHECKING:  # OpenSSL would double the start-up time of a tool that speaks plain TCP
     from appliance.tls.engine import TLSEngine
@@ -82,7 +83,7 @@ class StreamLink(asyncio.Protocol):
     )
 
     def __init__(self, connection: Connection, owner: StreamOwner, engine: TLSEngine | None = None) -> None:
-        self.connection = connection
+        self.connection: Connection = tapped(connection, lambda: self.peer)
         self.owner = owner
         self.engine = engine
         self.context: Any = None
