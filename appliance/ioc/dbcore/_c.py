@@ -21,6 +21,7 @@ from ctypes import POINTER, Structure, c_char_p, c_double, c_int, c_long, c_shor
 from pathlib import Path
 from typing import Any, Final
 
+from appliance.daemon.extras import require
 from appliance.errors import ConfigurationError
 
 #: Bytes of one EPICS string, terminating nul included (epicsTypes.h).
@@ -212,9 +213,8 @@ def epics_base() -> Path:
     """
     spec = importlib.util.find_spec("epicscorelibs")
     if spec is None or spec.origin is None:
-        raise ConfigurationError(
-            "the IOC needs the package epicscorelibs: install spva-appliance with the extra 'ioc'"
-        )
+        require("ioc")
+        raise ConfigurationError("the package epicscorelibs is not whole; install it again")
     return Path(spec.origin).parent
 
 

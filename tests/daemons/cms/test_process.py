@@ -338,4 +338,4 @@ def test_the_command_line_answers_quickly_and_clearly(tmp_path):
     config.write_text("require_client_approval: false\njwt: {allow_plaintext_token: false}\n")
     assert call("--config", str(config), "--check-config").returncode == 0
     assert "require_client_approval: false" in call("--config", str(config), "--print-config").stdout
-    assert call("--nonsense").returncode == 2
+    assert call("--nonsense").returncode == 1
