@@ -98,7 +98,7 @@ def add_version(parser: argparse.ArgumentParser, more: Callable[[], str] | None 
 
     class Version(argparse.Action):
         def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-            from appliance import __version__
+            from appliance.version import __version__
 
             release = ".".join(map(str, sys.version_info[:3]))
             lines = [f"Secure PVAccess appliance {__version__}", f"Python {release}"]
