@@ -66,6 +66,7 @@ __all__ = [
     "renewal_time",
 ]
 
+DEFAULT_KEY_ALGORITHM: Final = "rsa-2048"
 _MAX_KEYCHAIN: Final = 1 << 18
 _LIFETIME_USED: Final = 2 / 3
 """Part of a certificate's lifetime after which it is time for the next one."""
@@ -225,7 +226,7 @@ class Requester:
         *,
         say: Callable[[str], None],
         timeout_s: float,
-        key_algorithm: str = "rsa-2048",
+        key_algorithm: str | None = None,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         self.settings = settings
@@ -320,7 +321,12 @@ class Requester:
             self.say(f"{path}: its key is weak by today's standards; a new one is made")
             key = None
         if key is None:
-            key = await asyncio.to_thread(generate_key, self.key_algorithm)
+            key = await asyncio.to_thread(generate_key, self.key_algorithm or DEFAULT_KEY_ALGORITHM)
+        elif self.key_algorithm is not None:
+            self.say(
+                f"Warning: --key-algorithm has no effect: {path} has a key, which is kept; "
+                "move the file away for another kind of key"
+            )
         public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
         request = make(public.decode("ascii"))
         trust = await self.establish(existing)

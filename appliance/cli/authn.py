@@ -106,7 +106,6 @@ def authn_parser(prog: str, description: str, examples: str) -> argparse.Argumen
         "--key-algorithm",
         metavar="ALG",
         choices=("rsa-2048", "rsa-4096", "ec-p256", "ec-p384", "ed25519"),
-        default="rsa-2048",
         help="Kind of key to make where there is none yet: rsa-2048, rsa-4096, ec-p256, ec-p384, ed25519. Default rsa-2048.",
     )
     add_common(made, timeout="Seconds to wait for each answer.", default_s=10.0)

@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         "doctor",
         help="Tell what is wrong with a client's or a server's set-up, why, and what to do.",
         description="Check the set-up of this user's PVAccess clients, or of a server: configuration, keychain and its "
-        "password,\nchain, dates, usage and status, the clock, ports, search destinations and name servers.",
+        "password, chain, dates, usage and status, the clock, ports, search destinations and name servers.",
         epilog=doctor.EPILOG,
     )
     commands.add_parser(

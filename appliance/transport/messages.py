@@ -1,6 +1,7 @@
 """Each message of a connection in the log: name, size, direction. Nothing is done where nobody wants to see it.
 
-Whether it is wanted is asked once, when a connection begins; a connection that is not watched is not touched at all.
+Whether it is wanted is asked once, when a connection begins (`StreamLink`): one that is not watched is not touched at
+all, and this module not imported.
 """
 
 from __future__ import annotations
@@ -105,10 +106,10 @@ class _Tap:
 
 
 def tapped(connection: Any, peer: Callable[[], str]) -> Any:
-    """Give ``connection``, or what tells of its messages where the log wants them.
+    """Give ``connection`` as something that tells of its messages.
 
     Args:
         connection: sends and receives through `receive_data` and `data_to_send`.
         peer: gives the peer's address for the log.
     """
-    return _Tap(connection, peer) if _log.isEnabledFor(logging.DEBUG) else connection
+    return _Tap(connection, peer)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import logging
 import socket
 import termios
 from struct import Struct
@@ -19,7 +20,6 @@ from appliance.errors import ApplianceError, ProtocolError, RemoteProtocolError,
 from appliance.pva.connection import Buffer, Connection
 from appliance.pva.events import Event
 from appliance.pva.states import ConnectionState
-from appliance.transport.messages import tapped
 
 if TYPE_CHECKING:  # OpenSSL would double the start-up time of a tool that speaks plain TCP
     from appliance.tls.engine import TLSEngine
@@ -39,6 +39,7 @@ LINGER_S: Final = 1.0
 """Seconds that a peer who was told why it is refused may go on sending before it reads that."""
 LINGER_OCTETS: Final = 64 * 1024
 """Octets that such a peer may go on sending."""
+_messages: Final = logging.getLogger("appliance.transport.messages")
 _U32: Final = Struct("=I")
 _JOIN_LIMIT: Final = 256 * 1024
 """Octets up to which output is joined to one buffer; above, chunks go out as they are."""
@@ -87,7 +88,11 @@ class StreamLink(asyncio.Protocol):
     )
 
     def __init__(self, connection: Connection, owner: StreamOwner, engine: TLSEngine | None = None) -> None:
-        self.connection: Connection = tapped(connection, lambda: self.peer)
+        self.connection = connection
+        if _messages.isEnabledFor(logging.DEBUG):
+            from appliance.transport import messages
+
+            self.connection = messages.tapped(connection, lambda: str(self.peer))
         self.owner = owner
         self.engine = engine
         self.context: Any = None

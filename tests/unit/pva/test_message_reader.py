@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 
 from appliance.pva import commands as c
-from appliance.transport.messages import MessageReader, tapped
+from appliance.transport.messages import MessageReader
 
 
 def message(command: int, size: int, flags: int = 0) -> bytes:
@@ -49,15 +50,18 @@ def test_what_is_no_message_ends_the_telling() -> None:
     assert told == ["ECHO"]
 
 
-def test_a_connection_that_nobody_watches_is_not_touched(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_connection_that_nobody_watches_is_not_touched(caplog: pytest.LogCaptureFixture) -> None:
     from appliance.pva.client import ClientConnection
+    from appliance.transport.stream import StreamLink
 
     connection = ClientConnection()
+    owner: Any = None
     caplog.set_level(logging.WARNING, "appliance")
-    assert tapped(connection, lambda: "peer") is connection
+    assert StreamLink(connection, owner).connection is connection
     caplog.set_level(logging.DEBUG, "appliance")
-    watched = tapped(connection, lambda: "peer")
-    assert watched is not connection
-    watched.receive_data(message(c.CTRL_SET_ENDIAN, 0, c.FLAG_CONTROL | c.FLAG_SERVER))
-    assert "peer -> SET_ENDIAN (0 octets)" in caplog.text
-    assert watched.state is connection.state
+    watched = StreamLink(connection, owner)
+    assert watched.connection is not connection
+    watched.peer = "10.0.0.1:5075"
+    watched.connection.receive_data(message(c.CTRL_SET_ENDIAN, 0, c.FLAG_CONTROL | c.FLAG_SERVER))
+    assert "10.0.0.1:5075 -> SET_ENDIAN (0 octets)" in caplog.text
+    assert watched.connection.state is connection.state
