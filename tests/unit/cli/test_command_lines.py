@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import subprocess
 import sys
+import tempfile
 import tomllib
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -20,75 +24,6 @@ COMMANDS = {name: [] for name in PROJECT["scripts"]} | {
     "appliance quickstart": ["quickstart"],
 }
 OPTIONAL = sorted({package for packages in EXTRAS.values() for package in packages})
-CODE = (
-    "import sys, importlib\n"
-    "module, function, blocked, *sys.argv = sys.argv[1:]\n"
-    "for name in filter(None, blocked.split(',')): sys.modules[name] = None\n"
-    "sys.exit(getattr(importlib.import_module(module), function)())"
-)
-
-
-def run(command: str, *words: str, blocked: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a command as its entry point does, with packages that cannot be imported."""
-    module, _, function = PROJECT["scripts"][command.split()[0]].partition(":")
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("EPICS_", "PVXS_", "XDG_", "SPVA_"))
-    }
-    return subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            CODE,
-            module,
-            function,
-            blocked,
-            command.split()[0],
-            *COMMANDS[command],
-            *words,
-        ],
-        env={**kept, "PYTHONPATH": str(ROOT), "COLUMNS": "80", "EPICS_PVA_AUTO_ADDR_LIST": "NO", **variables},
-        capture_output=True,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_fits_eighty_columns_and_has_examples(command: str) -> None:
-    # Without the optional parts, which no help needs.
-    done = run(command, "--help", blocked=",".join(OPTIONAL))
-    assert (done.returncode, done.stderr) == (0, "")
-    assert [line for line in done.stdout.splitlines() if len(line) > 80] == []
-    examples = done.stdout.partition("\nexamples:\n")[2]
-    assert f"  {command}" in examples or f" {command}" in examples
-    assert "-V, --version" in done.stdout
-    assert "--print-completion" in done.stdout
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_versions_are_told_alike(command: str) -> None:
-    from appliance import __version__
-
-    short, long = run(command, "-V", blocked=",".join(OPTIONAL)), run(command, "--version")
-    assert short.returncode == long.returncode == 0
-    assert short.stdout.splitlines()[:2] == long.stdout.splitlines()[:2]
-    assert short.stdout.startswith(f"Secure PVAccess appliance {__version__}\nPython 3.")
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_wrong_command_line_is_status_1_and_an_error_line(command: str) -> None:
-    done = run(command, "--no-such-option")
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert done.stderr.startswith("usage: ")
-    assert done.stderr.splitlines()[-1].startswith("Error: ")
-    assert "Traceback" not in done.stderr
-
-
 WORK = {
     "acf-test": ["none.acf"],
     "appliance": ["doctor", "-w", "0"],
@@ -107,7 +42,105 @@ WORK = {
     "pvxput": ["-w", "0", "x", "1"],
     "softIocPVX": ["-S", "-d", "none.db"],
 }
+"""What each command can do without a network."""
 NEEDS = {"appliance quickstart": "all", "jwt-issuer": "issuer", "pvacms": "cms", "softIocPVX": "ioc"}
+CODE = """
+import contextlib, importlib, io, json, sys
+module, function, blocked, runs = json.loads(sys.argv[1])
+for name in blocked:
+    sys.modules[name] = None
+main = getattr(importlib.import_module(module), function)
+told = []
+for words in runs:
+    out, err = io.TextIOWrapper(io.BytesIO()), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = main(words)
+        except SystemExit as end:
+            status = end.code or 0
+        out.flush()
+    told.append((status, out.buffer.getvalue().decode(), err.getvalue()))
+print(json.dumps(told))
+"""
+
+
+class Said(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+@cache
+def said(command: str) -> dict[str, Said]:
+    """What a command says after ``pip install .``, that is without the packages of the extras; each in one process."""
+    module, _, function = PROJECT["scripts"][command.split()[0]].partition(":")
+    runs = {
+        "help": ["--help"],
+        "short": ["-V"],
+        "long": ["--version"],
+        "wrong": ["--no-such-option"],
+        "work": WORK[command],
+    }
+    with tempfile.TemporaryDirectory() as home:
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("EPICS_", "PVXS_", "XDG_", "SPVA_"))
+        }
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                CODE,
+                json.dumps(
+                    [module, function, OPTIONAL, [COMMANDS[command] + words for words in runs.values()]]
+                ),
+            ],
+            env={
+                **kept,
+                "PYTHONPATH": str(ROOT),
+                "COLUMNS": "80",
+                "EPICS_PVA_AUTO_ADDR_LIST": "NO",
+                "HOME": home,
+            },
+            cwd=home,
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    return {name: Said(*told) for name, told in zip(runs, json.loads(done.stdout), strict=True)}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_fits_eighty_columns_and_has_examples(command: str) -> None:
+    done = said(command)["help"]
+    assert (done.status, done.err) == (0, "")
+    assert [line for line in done.out.splitlines() if len(line) > 80] == []
+    examples = done.out.partition("\nexamples:\n")[2]
+    assert f"  {command}" in examples or f" {command}" in examples
+    assert "-V, --version" in done.out
+    assert "--print-completion" in done.out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_versions_are_told_alike(command: str) -> None:
+    from appliance import __version__
+
+    short, long = said(command)["short"], said(command)["long"]
+    assert short == long
+    assert (short.status, short.err) == (0, "")
+    assert short.out.startswith(f"Secure PVAccess appliance {__version__}\nPython 3.")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_wrong_command_line_is_status_1_and_an_error_line(command: str) -> None:
+    done = said(command)["wrong"]
+    assert (done.status, done.out) == (1, "")
+    assert done.err.startswith("usage: ")
+    assert done.err.splitlines()[-1].startswith("Error: ")
 
 
 def test_every_command_is_tried_without_extras() -> None:
@@ -116,31 +149,32 @@ def test_every_command_is_tried_without_extras() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_without_extras_a_command_works_or_says_which_one_to_install(command: str, tmp_path: Path) -> None:
-    """As after ``pip install .``."""
-    done = run(
-        command, *WORK[command], blocked=",".join(OPTIONAL), HOME=str(tmp_path), XDG_DATA_HOME=str(tmp_path)
-    )
-    assert "Traceback" not in done.stderr
-    assert "defect" not in done.stderr
+def test_without_extras_a_command_works_or_says_which_one_to_install(command: str) -> None:
+    done = said(command)["work"]
+    assert "Traceback" not in done.err
+    assert "defect" not in done.err
     extra = NEEDS.get(command)
     if extra is None:
-        assert "not installed" not in done.stderr
+        assert "not installed" not in done.err
     else:
-        assert done.returncode == 1
-        (line,) = done.stderr.splitlines()
+        assert done.status == 1
+        (line,) = done.err.splitlines()
         assert line.startswith("Error: the package")
         assert line.endswith(f"install the appliance with its extra '{extra}': pip install '.[{extra}]'")
 
 
 @pytest.mark.parametrize("package", OPTIONAL)
 @pytest.mark.parametrize("command", NEEDS)
-def test_each_package_of_an_extra_is_missed(command: str, package: str, tmp_path: Path) -> None:
+def test_each_package_of_an_extra_is_missed(
+    command: str, package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     extras = EXTRAS if NEEDS[command] == "all" else (NEEDS[command],)
     if any(package in EXTRAS[extra] for extra in extras):
-        done = run(command, *WORK[command], blocked=package, HOME=str(tmp_path), XDG_DATA_HOME=str(tmp_path))
-        assert done.returncode == 1
-        assert done.stderr.startswith(f"Error: the package {package} is not installed; ")
+        module, _, function = PROJECT["scripts"][command.split()[0]].partition(":")
+        main = getattr(importlib.import_module(module), function)
+        monkeypatch.setitem(sys.modules, package, None)
+        assert main(COMMANDS[command] + WORK[command]) == 1
+        assert capsys.readouterr().err.startswith(f"Error: the package {package} is not installed; ")
 
 
 @pytest.mark.parametrize(
@@ -214,6 +248,8 @@ def test_a_password_is_asked_for_where_a_keychain_is_used(
     assert "open sesame" not in shown.err + shown.out
 
 
-def test_a_time_out_that_a_monitor_does_not_have_is_said() -> None:
-    done = run("pvxmonitor", "-w", "3", "-r", "(", "x")
-    assert done.stderr.startswith("Warning: -w has no effect: a subscription waits for ever")
+def test_a_time_out_that_a_monitor_does_not_have_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    from appliance.cli.pvxmonitor import main
+
+    assert main(["-w", "3", "-r", "(", "x"]) == 1
+    assert capsys.readouterr().err.startswith("Warning: -w has no effect: a subscription waits for ever")
