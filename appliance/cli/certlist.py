@@ -34,7 +34,9 @@ _COLUMNS = (
     ("cert_id", "CERTIFICATE ID"),
     ("usage", "USAGE"),
     ("type", "TYPE"),
+    ("not_before", "VALID FROM"),
     ("not_after", "EXPIRES ON"),
+    ("status_extension", "STATUS"),
     ("subject", "SUBJECT"),
 )
 
@@ -168,7 +170,8 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
             )
             if row.get(key)
         )
-        cells = {**row, "subject": subject, "not_after": _date(row.get("not_after"))}
+        cells = {**row, "subject": subject}
+        cells |= {name: _date(row.get(name)) for name in ("not_before", "not_after")}
         table.append([printable(str(cells.get(key, ""))) for key, _ in _COLUMNS])
     widths = [max(len(line[i]) for line in table) for i in range(len(_COLUMNS) - 1)]
     for line in table:

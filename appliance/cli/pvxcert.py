@@ -330,7 +330,7 @@ class _TrustedCAs:
 async def _status_of_id(options: argparse.Namespace, config: ClientConfig, target: str) -> int:
     from datetime import UTC, datetime
 
-    from appliance.authn.details import status_facts, status_lines
+    from appliance.authn.details import life_lines, status_facts, status_lines
     from appliance.authn.status import fetch_status
     from appliance.certs.x509 import parse_cert_id
     from appliance.client.context import Context
@@ -352,7 +352,7 @@ async def _status_of_id(options: argparse.Namespace, config: ClientConfig, targe
     if options.json:
         Output(json=True).object(cert_id=identifier, status_pv=pv, status=status_facts(verdict))
     else:
-        print("\n".join(status_lines(identifier, verdict)))
+        print("\n".join([*status_lines(identifier, verdict), *life_lines(verdict.report)]))
         if options.dump:
             print("\n".join(_dump_status(verdict, pv, server)))
     return _judge(verdict)
