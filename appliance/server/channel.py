@@ -111,6 +111,11 @@ class Channel:
             if not self.rights.read:
                 subscription.fail(_DENIED["read"])
                 return
+            full = self.owner.count_subscription(self.handler)
+            if full:
+                subscription.fail(full)
+                return
+            subscription.counts = True
             try:
                 self.handler.subscribe(subscription)
             except Exception as error:  # noqa: BLE001 - a handler's defect must not end the connection
@@ -212,6 +217,9 @@ class Channel:
             if isinstance(operation, Subscription):
                 operation.finishing = True
                 operation.queue.clear()
+                if operation.counts:
+                    operation.counts = False
+                    self.owner.forget_subscription(self.handler)
                 self.handler.unsubscribe(operation)
             elif operation is not None:
                 self.handler.closed(operation)
