@@ -384,10 +384,10 @@ class _FieldsType(TypeDesc):
             if not number & 255:
                 breathe()
                 hashed = hash((hashed, taken[number : number + 256]))
-            if not check(name):
-                raise PVDataError(f"invalid field name {name!r}: letters, digits and underscores are allowed")
             if name in members:
                 raise PVDataError(f"field name {name!r} appears twice")
+            if not check(name):
+                raise PVDataError(f"invalid field name {name!r}: letters, digits and underscores are allowed")
             members[name] = t
             nodes += t.nodes
             depth = max(depth, 1 + t.depth)
