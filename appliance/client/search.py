@@ -20,6 +20,7 @@ from appliance.pva.search import (
     pack_message,
     split_names,
 )
+from appliance.pvdata.pace import breathe
 from appliance.transport.stream import format_address
 from appliance.transport.udp import Origin, UDPPort, resolve_datagram_address
 
@@ -389,7 +390,9 @@ class Searcher:
                     channel.guid = response.guid
                     self._retry(channel)
             return
-        for instance in response.instances:
+        for number, instance in enumerate(response.instances):
+            if not number & 63:
+                breathe()
             channel = self._wanted.pop(instance, None)
             if channel is None or channel.state is not ChannelState.SEARCHING:
                 self._check_duplicate(instance, response, host)

@@ -10,6 +10,7 @@ from appliance.config.address import Endpoint
 from appliance.errors import TransportError
 from appliance.pva import commands as c
 from appliance.pva.search import Beacon, Datagram, SearchRequest, SearchResponse, pack_message
+from appliance.pvdata.pace import breathe
 from appliance.transport.interfaces import broadcast_addresses
 from appliance.transport.udp import Origin, UDPPort, resolve_datagram_address
 
@@ -93,11 +94,16 @@ class Announcer:
         protocol, server_port = server.choose_protocol(message.protocols)
         if not protocol:
             return
-        found = tuple(instance for instance, name in message.names if server.claims(name, source))
+        found = []
+        for number, (instance, name) in enumerate(message.names):
+            if not number & 31:
+                breathe()
+            if server.claims(name, source):
+                found.append(instance)
         if not found and not message.must_reply:
             return
         response = SearchResponse(
-            server.guid, message.sequence, None, server_port, protocol, bool(found), found
+            server.guid, message.sequence, None, server_port, protocol, bool(found), tuple(found)
         )
         data = pack_message(c.CMD_SEARCH_RESPONSE, response.encode(), from_server=True)
         if not self._ports[0].send(data, origin.address, local=origin.local):

@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable
+from functools import partial
 from ipaddress import IPv4Address, ip_address
 from struct import Struct
 from time import monotonic
@@ -23,6 +24,7 @@ from typing import Final, NamedTuple
 from appliance.config.address import Endpoint
 from appliance.errors import DecodeError, TransportError
 from appliance.pva import commands as c
+from appliance.pvdata.pace import Pace
 from appliance.pva.search import Datagram, OriginTag, SearchRequest, decode_datagram, pack_message
 
 __all__ = ["LOCAL_GROUP", "Origin", "UDPPort", "resolve_datagram_address"]
@@ -37,6 +39,8 @@ _READS_PER_TURN: Final = 64
 _TURN_S: Final = 0.001
 """Seconds and datagrams after which the event loop gets its turn: a flood of searches must not starve connections.
 A datagram may hold sixty names or more; what the kernel cannot keep meanwhile is lost, and searched for again."""
+_LONG: Final = 2048
+"""Octets of a datagram that no client sends: it is worked on in pieces."""
 _RECEIVE_BUFFER: Final = 1 << 20
 
 
@@ -56,7 +60,17 @@ class Origin(NamedTuple):
 class UDPPort:
     """One IPv4 UDP socket. ``on_message(message, origin)`` is called for each message of each datagram."""
 
-    __slots__ = ("_loop", "_on_message", "_sock", "drops", "forwards", "port")
+    __slots__ = (
+        "_goes_on",
+        "_loop",
+        "_on_message",
+        "_pace",
+        "_sock",
+        "_until",
+        "drops",
+        "forwards",
+        "port",
+    )
 
     def __init__(
         self,
@@ -75,6 +89,10 @@ class UDPPort:
         """
         self._on_message = on_message
         self._loop = asyncio.get_running_loop()
+        self._pace: Pace | None = None
+        """The datagram in hand, where a turn's time did not suffice for it."""
+        self._goes_on = False
+        self._until = 0.0
         self.forwards = shared
         self.drops = 0
         """Datagrams that were not PVAccess."""
@@ -116,12 +134,37 @@ class UDPPort:
         """Close the socket."""
         if self._sock.fileno() >= 0:
             self._loop.remove_reader(self._sock.fileno())
+            if self._pace is not None:
+                self._pace.drop()
+                self._pace = None
             self._sock.close()
 
     def _readable(self) -> None:
-        until = monotonic() + _TURN_S
+        if not self._goes_on:
+            self._work()
+
+    def _go_on(self) -> None:
+        self._goes_on = False
+        if self._sock.fileno() >= 0:
+            self._work()
+
+    def _due(self) -> bool:
+        return monotonic() > self._until
+
+    def _work(self) -> None:
+        """Take what came, a millisecond of it; the datagram in hand comes first."""
+        self._until = monotonic() + _TURN_S
         for count in range(_READS_PER_TURN):
-            if count and monotonic() > until:
+            if self._pace is not None:
+                try:
+                    if not self._pace.go_on():
+                        self._goes_on = True
+                        self._loop.call_soon(self._go_on)
+                        return
+                except DecodeError:
+                    self.drops += 1
+                self._pace = None
+            if count and self._due():
                 return
             try:
                 data, ancillary, _, source = self._sock.recvmsg(0x10000, _ANCILLARY_SIZE)
@@ -135,6 +178,10 @@ class UDPPort:
                     _, spec_dst, destination = _PKTINFO.unpack_from(value)
                     local = socket.inet_ntoa(spec_dst)
                     target = socket.inet_ntoa(destination)
+            if len(data) > _LONG:
+                # It may hold thousands of names, and each of them has to be looked up.
+                self._pace = Pace(partial(self._datagram, data, source, target, local), self._due)
+                continue
             try:
                 self._datagram(data, source, target, local)
             except DecodeError:
