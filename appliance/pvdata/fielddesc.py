@@ -5,8 +5,6 @@ Source: pva.rst section 5.4; for arrays of structures and unions the peers' form
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from appliance.errors import DecodeError, PVDataError
 from appliance.pvdata.pace import breathe
 from appliance.pvdata.types import (
@@ -64,7 +62,7 @@ class TypeReader:
 
     __slots__ = ("_known", "_known_weight", "_weight", "level", "limit", "octets", "types")
 
-    held: ClassVar[int] = 0
+    held = 0
     """Octets of memory for the types of all connections of this process together."""
 
     def __init__(self, limit: int = Limits.CACHED_TYPES) -> None:

@@ -8,7 +8,6 @@ field that has number 0. The layout is computed when it is first asked for.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
 
 from appliance.errors import PVDataError
 from appliance.pvdata.pace import breathe
@@ -59,9 +58,9 @@ _LAYOUT = frozenset(
 )
 
 
-WEIGHT: Final = 1024
+WEIGHT = 1024
 """Octets of memory for a type itself: its object, its two codecs, and its place in what is above it. Measured."""
-_FIELD_WEIGHT: Final = 200
+_FIELD_WEIGHT = 200
 """The same for each field of a structure or union: name, paths, layout and steps of codecs."""
 
 
@@ -373,7 +372,13 @@ class _FieldsType(TypeDesc):
 
     def _take(self, fields: Iterable[tuple[str, TypeDesc]], id: str, *, lenient: bool) -> None:  # noqa: A002 - PVData's word
         self.fields = taken = tuple([(name, t) for name, t in fields])
-        members: dict[str, TypeDesc] = {}
+        breathe()
+        members = dict(taken)
+        if len(members) != len(taken):
+            seen: set[str] = set()
+            twice = next(name for name, _ in taken if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+            raise PVDataError(f"field name {twice!r} appears twice")
+        breathe()
         check = _is_wire_name if lenient else _is_name
         nodes = depth = 1
         least = 1 if isinstance(self, UnionType) else 0
@@ -384,11 +389,8 @@ class _FieldsType(TypeDesc):
             if not number & 255:
                 breathe()
                 hashed = hash((hashed, taken[number : number + 256]))
-            if name in members:
-                raise PVDataError(f"field name {name!r} appears twice")
             if not check(name):
                 raise PVDataError(f"invalid field name {name!r}: letters, digits and underscores are allowed")
-            members[name] = t
             nodes += t.nodes
             depth = max(depth, 1 + t.depth)
             chars += t.path_chars + (len(name) + 1) * t.count
