@@ -72,6 +72,7 @@ class Connection:
         "_small",
         "big",
         "due",
+        "held",
         "limits",
         "out_size",
         "peer_version",
@@ -96,6 +97,9 @@ class Connection:
         """Whether whole messages may wait unparsed: flush the output, then call ``receive_data(b"")``."""
         self.due: Callable[[], bool] | None = None
         """Tells when it is time to give way, also in the middle of a message; ``stalled`` says so then."""
+        self.held = False
+        """Server: whether requests wait unparsed for the verdict on the client: read no more from it until then, which
+        is what bounds them. The verdict makes the connection ``stalled``."""
         self.peer_version = 0
         self.big = big
         self._out_flags = (c.FLAG_SERVER if self.IS_SERVER else 0) | (c.FLAG_BIG_ENDIAN if big else 0)
@@ -404,6 +408,7 @@ class Connection:
             return
         self.state = ConnectionState.CLOSED
         self.stalled = False  # nothing is left to parse: a shell that waits for the rest would wait for ever
+        self.held = False
         self._rx = None
         self._segments = None
         if self._pace is not None:

@@ -13,7 +13,11 @@ from collections.abc import Iterator
 from tests.helpers.raw import ANONYMOUS
 
 
-NAMED = struct.pack("<BBBBI", 0xCA, 2, 0, 1, 26) + struct.pack("<IHH", 65536, 32767, 0) + b"\x02ca\x80\0\x01\x04user\x60\x05alice"
+NAMED = (
+    struct.pack("<BBBBI", 0xCA, 2, 0, 1, 26)
+    + struct.pack("<IHH", 65536, 32767, 0)
+    + b"\x02ca\x80\0\x01\x04user\x60\x05alice"
+)
 """A client's choice of method ``ca``."""
 
 

@@ -241,7 +241,14 @@ RATE = 3_000_000
 def datagram(what: str) -> bytes:
     if what == "many names":
         asked = [u32(number) + name for number, name in enumerate(names(6_500, "x"))]
-        body = u32(1) + bytes(4) + bytes(16) + struct.pack("<H", 9) + b"\x01\x03tcp" + struct.pack("<H", len(asked))
+        body = (
+            u32(1)
+            + bytes(4)
+            + bytes(16)
+            + struct.pack("<H", 9)
+            + b"\x01\x03tcp"
+            + struct.pack("<H", len(asked))
+        )
         return frame(3, body + b"".join(asked))
     one = frame(3, u32(1) + b"\x01" + bytes(3) + bytes(16) + struct.pack("<H", 9) + b"\x01\x03tcp" + bytes(2))
     return one * (DATAGRAM // len(one))
@@ -282,7 +289,8 @@ async def test_a_name_in_a_long_datagram_is_found() -> None:
             sock.bind(("127.0.0.1", 0))
             told = request._replace(reply_port=sock.getsockname()[1])
             sock.sendto(
-                pack_message(c.CMD_SEARCH, told.encode(), from_server=False), ("127.255.255.255", server.udp_port)
+                pack_message(c.CMD_SEARCH, told.encode(), from_server=False),
+                ("127.255.255.255", server.udp_port),
             )
             async with asyncio.timeout(10):
                 (answer,) = decode_datagram(await loop.sock_recv(sock, 65536))

@@ -27,7 +27,9 @@ async def clients() -> AsyncIterator[list[Hostile]]:
             hostile.close()
 
 
-async def join(held: list[Hostile], port: int, *names: str, source: str = OTHER, named: bool = False) -> Hostile:
+async def join(
+    held: list[Hostile], port: int, *names: str, source: str = OTHER, named: bool = False
+) -> Hostile:
     options = {"validation": NAMED} if named else {}
     hostile = await asyncio.to_thread(lambda: Hostile(port, *names, source=source, **options))
     held.append(hostile)
