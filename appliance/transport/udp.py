@@ -24,8 +24,8 @@ from typing import Final, NamedTuple
 from appliance.config.address import Endpoint
 from appliance.errors import DecodeError, TransportError
 from appliance.pva import commands as c
-from appliance.pvdata.pace import Pace
 from appliance.pva.search import Datagram, OriginTag, SearchRequest, decode_datagram, pack_message
+from appliance.pvdata.pace import Pace
 
 __all__ = ["LOCAL_GROUP", "Origin", "UDPPort", "resolve_datagram_address"]
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 
 from tests.helpers.raw import ANONYMOUS
 
-
 NAMED = (
     struct.pack("<BBBBI", 0xCA, 2, 0, 1, 26)
     + struct.pack("<IHH", 65536, 32767, 0)
