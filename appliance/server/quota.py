@@ -15,7 +15,7 @@ class Quota(NamedTuple):
     """What one address may have. An IPv6 address stands for its network of 64 bits, which one host has for itself."""
 
     connections: int = 1024
-    anonymous_connections: int = 256
+    anonymous_connections: int = 512
     """Of those, connections that are anonymous."""
     channels: int = 500_000
     """Channels of all its connections together."""
