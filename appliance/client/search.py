@@ -462,11 +462,10 @@ class Searcher:
         if channel.name not in self._warned:
             self._warned.add(channel.name)
             _log.warning(
-                "%s is served by %s and by %s:%d: the first is used",
+                "%s is served by %s and by %s: the first is used",
                 channel.name,
                 link.peer,
-                host,
-                response.port,
+                format_address((host, response.port)),
             )
 
     def _beacon_message(self, message: Datagram, origin: Origin) -> None:
