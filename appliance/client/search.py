@@ -425,7 +425,9 @@ class Searcher:
         if self._context.require_tls and response.protocol != "tls":
             for instance in response.instances:
                 if self._context.tls is not None and instance in self._wanted:
-                    self._wanted[instance].trouble = refused_without_tls(format_address((host, response.port)))
+                    self._wanted[instance].trouble = refused_without_tls(
+                        format_address((host, response.port))
+                    )
             return
         self._heard(response, host, via or source)
         if not response.found:
