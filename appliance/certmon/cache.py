@@ -10,7 +10,7 @@ import logging
 import os
 from typing import Final
 
-from appliance.config.files import read_private, write_private
+from appliance.config.files import read_private, sweep, write_private
 from appliance.errors import ConfigurationError
 
 __all__ = ["StatusCache"]
@@ -59,6 +59,7 @@ class StatusCache:
             return
 
     def _prune(self) -> None:
+        sweep(self.directory)
         with os.scandir(self.directory) as entries:
             found = [(entry.stat(follow_symlinks=False).st_mtime, entry.path) for entry in entries
                      if entry.name.endswith(_SUFFIX)]  # fmt: skip

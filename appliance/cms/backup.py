@@ -70,6 +70,7 @@ def timestamped(where: str, directory: str, now: float) -> str:
 def prune(where: str, directory: str, keep: int) -> None:
     """Remove all periodic backups but the latest ``keep``."""
     directory = directory or os.path.dirname(os.path.abspath(where))  # noqa: PTH100, PTH120
+    _sweep(directory)
     try:
         names = sorted(n for n in os.listdir(directory) if n.startswith(_PREFIX) and n.endswith(".db"))  # noqa: PTH208
     except OSError:
@@ -77,6 +78,15 @@ def prune(where: str, directory: str, keep: int) -> None:
     for name in names[:-keep]:
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(directory, name))  # noqa: PTH108, PTH118
+
+
+def _sweep(directory: str) -> None:
+    """Remove copies that a sudden end left incomplete more than an hour ago."""
+    with contextlib.suppress(OSError), os.scandir(directory) as entries:
+        for entry in entries:
+            partial = entry.name.startswith(_PREFIX) and entry.name.endswith(".partial")
+            if partial and time.time() - entry.stat(follow_symlinks=False).st_mtime > 3600:
+                os.unlink(entry.path)  # noqa: PTH108
 
 
 def _quoted(path: str) -> str:

@@ -21,6 +21,7 @@ from sqlalchemy.pool import NullPool
 
 from appliance.certs.status import CertState
 from appliance.cms import schema
+from appliance.cms.inuse import InUse
 from appliance.daemon.audit import GENESIS, canonical, chain
 from appliance.errors import ApplianceError, ConfigurationError
 
@@ -312,6 +313,7 @@ class Store:
         """The audit's last record, while it is certain: nobody else writes."""
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._lock_fd = -1
+        self._in_use = InUse()
         self._engine: sa.Engine | None = None
         self._connection: sa.Connection | None = None
         self._thread: threading.Thread | None = None
@@ -333,6 +335,7 @@ class Store:
                 self.created = schema.migrate(self._connection, where=self._shown())
             if is_sqlite(self.where):
                 os.chmod(self.where, 0o600)  # noqa: PTH101 - text in
+                self._in_use.remember(self.where, self.where + ".lock")
         except sa.exc.SQLAlchemyError as error:
             self.close()
             raise ConfigurationError(
@@ -446,11 +449,26 @@ class Store:
             if stop:
                 return
 
+    def _lost(self) -> StoreError | None:
+        """What is to be said when the database is no longer the file that its name leads to."""
+        path = self._in_use.lost()
+        if not path:
+            return None
+        self.healthy = False
+        return StoreError(
+            f"the certificate database cannot be used: {path} was removed or replaced while the service ran; nothing is "
+            "issued, approved or revoked until the service is stopped, the file put back or a backup restored, and the "
+            "service started again"
+        )
+
     def _commit(self, jobs: Sequence[Job], subjects: Iterable[str]) -> list[tuple[Any, Exception | None]]:
         connection = self._connection
         if connection is None:
             return [(None, StoreError("the database is closed"))] * len(jobs)
         results: list[tuple[Any, Exception | None]] = []
+        lost = self._lost()
+        if lost is not None:
+            return [(None, lost)] * len(jobs)
         try:
             with connection.begin():
                 transaction = Transaction(connection, self.issuer, self._audit_head)
@@ -464,7 +482,13 @@ class Store:
                 transaction.flush()
             self.commits += 1
             self._audit_head = transaction.audit_head
+            if is_sqlite(self.where):
+                self._in_use.remember(self.where + "-wal")
             self.healthy = True
+            # What was committed to a file that nobody will find again was not done.
+            lost = self._lost()
+            if lost is not None:
+                return [(None, lost)] * len(jobs)
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing was committed and everybody must know
             with contextlib.suppress(sa.exc.SQLAlchemyError):
                 connection.rollback()
