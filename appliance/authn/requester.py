@@ -41,6 +41,7 @@ from appliance.certs.keychain import (
     load_keychain,
     make_keychain,
 )
+from appliance.certs.pkcs12 import signing_time
 from appliance.certs.profiles import USAGES, check_public_key, generate_key
 from appliance.certs.status import CertState, format_date
 from appliance.certs.x509 import UNREADABLE, common_name, find_extension, renew_by, shown_id, subject_text
@@ -95,6 +96,8 @@ class Existing(NamedTuple):
     key: PrivateKeyTypes | None = None
     trouble: str = ""
     """Why the file that is there cannot be used."""
+    issued: datetime | None = None
+    """When its certificate was issued, where the file tells."""
 
     @property
     def certificate(self) -> x509.Certificate | None:
@@ -118,10 +121,16 @@ class Outcome(NamedTuple):
     keychain: Keychain | None = None
 
 
-def renewal_time(certificate: x509.Certificate) -> datetime:
-    """When to ask for the next certificate: at two thirds of the lifetime, or of the time until renew-by if that is earlier."""
+def renewal_time(certificate: x509.Certificate, issued: datetime | None = None) -> datetime:
+    """When to ask for the next certificate: at two thirds of the lifetime, or of the time until renew-by if that is earlier.
+
+    A certificate may be valid from long before it was ``issued``, since a token's `nbf` says so. Then the lifetime is what
+    was left of it at that moment, or every certificate would be due at once.
+    """
     start = certificate.not_valid_before_utc
     end = certificate.not_valid_after_utc
+    if issued is not None and start < issued < end:
+        start = issued
     by = renew_by(certificate)
     if by is not None and start < by < end:
         end = by
@@ -250,7 +259,7 @@ class Requester:
         except KeychainError as error:
             trouble = str(error)
         else:
-            return Existing(keychain, keychain.key)
+            return Existing(keychain, keychain.key, issued=signing_time(read.data))
         try:
             return Existing(None, load_key(read.data, password))
         except KeychainError:
@@ -262,7 +271,7 @@ class Requester:
         if certificate is None or existing.keychain is None:
             return True, None
         try:
-            when = renewal_time(certificate)
+            when = renewal_time(certificate, existing.issued)
             for end in keychain_usages(self.settings.usage):
                 check_keychain(
                     existing.keychain, now=max(self.now(), certificate.not_valid_before_utc), usage=end
@@ -345,7 +354,7 @@ class Requester:
                 f"the certificate service calls the new certificate {identifier} {reply.state}"
             )
         try:
-            self._write(dump_keychain(keychain, self.settings.password))
+            self._write(dump_keychain(keychain, self.settings.password, issued=self.now()))
         except ConfigurationError as error:
             raise ConfigurationError(
                 f"{error}; the certificate {identifier} was issued all the same: have it revoked before you ask again"
