@@ -27,7 +27,7 @@ from appliance.cms.schema import certs
 from appliance.cms.shapes import CREATED, LIST, ROOT
 from appliance.cms.store import Transaction
 from appliance.cms.terms import Actor, Refused
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, TokenRefused
 from appliance.pva.commands import CMD_RPC
 from appliance.pva.credentials import Credentials
 from appliance.pvdata import StructType, Value
@@ -194,7 +194,7 @@ class CreatePV(_Callable):
         except ApplianceError as error:
             counters.refused += 1
             told = {"event": "certificate-refused", "subject": ccr.name, **operation.peer.facts()}
-            _log.info("refused a request of %s: %s", operation.peer.peer, error, extra=told)
+            _log.info("refused a request of %s: %s%s", operation.peer.peer, error, _cause(error), extra=told)
             raise Refused(f"Failed to create certificate for {_short(ccr)}: {error}") from error
         finally:
             counters.in_flight -= 1
@@ -246,6 +246,14 @@ class CreatePV(_Callable):
             0,
             pem_chain(root),
         )
+
+
+def _cause(error: ApplianceError) -> str:
+    """Why a token was refused, in the words of the audit: the requester is told less."""
+    if not isinstance(error, TokenRefused):
+        return ""
+    answer = error.facts.get("issuer_answer")
+    return f" ({error.reason}{f'; its issuer answered: {answer}' if answer else ''})"
 
 
 def _short(ccr: CCR) -> str:
