@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -22,7 +23,7 @@ from appliance.client.requests import (
     Waiter,
     _BatchItem,
 )
-from appliance.client.search import Discovered, Searcher
+from appliance.client.search import Discovered, Located, Searcher
 from appliance.config.pva import ClientConfig
 from appliance.errors import ApplianceError, ChannelClosedError, OperationTimeoutError, TransportError
 from appliance.pva.limits import DEFAULT_LIMITS, Limits
@@ -326,6 +327,44 @@ class Context:
         finally:
             unsubscribe()
 
+    async def locate(self, name: str, *, patience_s: float = 1.0, quiet_s: float = 0.3) -> list[Located]:
+        """Find every server that answers a search for ``name``, without connecting to any.
+
+        A server that offers both TLS and plain TCP is listed with both ports.
+
+        Args:
+            name: The PV's name.
+            patience_s: Seconds to wait for the first answer.
+            quiet_s: Seconds without another answer after which there are no more.
+
+        Returns:
+            The places in the order of their answers; none where nobody has the PV.
+
+        Raises:
+            ChannelClosedError: The context is not open, or no search can carry the name.
+
+        """
+        if self._closed or not self._started:
+            raise ChannelClosedError("the client context is not open: use it in 'async with'")
+        _check_name(name)
+        places: dict[Located, None] = {}
+        loop = self.loop
+        latest = loop.time() + patience_s
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(latest) as waiting:
+
+                def found(place: Located) -> None:
+                    if len(places) < MAX_PLACES and not waiting.expired():
+                        places[place] = None
+                        waiting.reschedule(min(latest, loop.time() + quiet_s))
+
+                end = self.searcher.locate(next(self._next_instance) & 0xFFFFFFFF, name, found)
+                try:
+                    await loop.create_future()
+                finally:
+                    end()
+        return list(places)
+
     def hurry_up(self) -> None:
         """Search for everything that is missing now, whatever the back-off says."""
         self.searcher.hurry()
@@ -594,6 +633,8 @@ UPGRADE_PATIENCE_S: Final = 5.0
 """Seconds for which requests in progress may keep a connection in the clear that could be TLS."""
 MAX_TRIALS: Final = 4
 """TLS connections that are being tried to one server at the same time."""
+MAX_PLACES: Final = 1000
+"""Answers to one ``locate`` that are kept; anyone on the network may send them."""
 MAX_NEWS: Final = 100_000
 """News of servers that wait for a listener who does not listen; beacons are anyone's to send."""
 

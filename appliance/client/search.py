@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from appliance.client.context import Context
     from appliance.client.link import ServerLink
 
-__all__ = ["Discovered", "Searcher"]
+__all__ = ["Discovered", "Located", "Searcher"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -63,6 +63,16 @@ class Discovered(NamedTuple):
     """The server's protocol version."""
 
 
+class Located(NamedTuple):
+    """One place at which a server says that it has a PV."""
+
+    host: str
+    port: int
+    tls: bool
+    guid: bytes
+    """Tells servers apart: one server may answer at several addresses."""
+
+
 class _Target(NamedTuple):
     address: tuple[str, int]
     ttl: int
@@ -78,6 +88,7 @@ class Searcher:
         self._context = context
         self._loop = context.loop
         self._wanted: dict[int, Channel] = {}
+        self._locating: dict[int, Callable[[Located], None]] = {}
         self._heap: list[tuple[float, int]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -321,6 +332,27 @@ class Searcher:
         )
         self._broadcast(request)
 
+    def locate(self, instance: int, name: str, found: Callable[[Located], None]) -> Callable[[], None]:
+        """Search for ``name`` once, over TLS and over TCP, and call ``found`` with every answer.
+
+        ``instance`` is a search instance ID that no channel has. Returns a function that ends it.
+        """
+        port = self._port
+        assert port is not None
+        self._locating[instance] = found
+        # A server names one port in an answer, so each protocol is asked for in a search of its own.
+        for protocols in (("tls", "tcp"), ("tcp",)):
+            self._sequence = self._sequence + 1 & 0xFFFFFFFF
+            request = SearchRequest(self._sequence, ((instance, name),), protocols, reply_port=port.port)
+            self._broadcast(request)
+            for link in self._context.name_servers:
+                link.search(request)
+
+        def end() -> None:
+            self._locating.pop(instance, None)
+
+        return end
+
     # -- answers -------------------------------------------------------------------------------------
 
     def _message(self, message: Datagram, origin: Origin) -> None:
@@ -330,6 +362,11 @@ class Searcher:
     def answered(self, response: SearchResponse, source: str, *, via: str = "") -> None:
         """A server, or a name server for it, has answered from ``source``; ``via`` has the port as well."""
         host = source if response.address is None else str(response.address)
+        if self._locating and response.found and response.port:
+            for instance in response.instances:
+                tell = self._locating.get(instance)
+                if tell is not None:
+                    tell(Located(host, response.port, response.protocol == "tls", response.guid))
         if response.protocol not in self._context.protocols() or not response.port:
             return
         if self._context.require_tls and response.protocol != "tls":

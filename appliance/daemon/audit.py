@@ -10,19 +10,67 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal, NamedTuple, Self
 
 from appliance.errors import ApplianceError, ConfigurationError
 
-__all__ = ["GENESIS", "AuditLog", "Verdict", "canonical", "chain", "verify", "verify_file"]
+__all__ = ["GENESIS", "AuditLog", "Verdict", "canonical", "chain", "total", "verify", "verify_file"]
 
 GENESIS: Final = "0" * 64
 """What stands for the hash before the first record."""
 
 _HASH: Final = "hash"
 _LIMIT: Final = 1 << 20
+_DEPTH: Final = 16
+
+
+def total(value: Any, depth: int = _DEPTH) -> Any:
+    """Give a value a JSON form, whatever it is: what comes from a peer must never be the reason for a missing record.
+
+    Args:
+        value: anything. What JSON has stays as it is.
+        depth: levels of lists and mappings that are looked into; below them a value is written as text.
+
+    Returns:
+        The value itself, or text instead of what JSON does not have: infinity, NaN, octets, other types. Text that
+        is no UTF-8 becomes ``{"octets": hex, "text": escaped}``.
+
+    """
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, str):
+        if value.isascii():
+            return value
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return {
+                "octets": value.encode(
+                    "utf-8", "surrogateescape" if _is_escaped(value) else "surrogatepass"
+                ).hex(),
+                "text": value.encode("utf-8", "backslashreplace").decode(),
+            }
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if depth > 0 and isinstance(value, Mapping):
+        return {_key(key): total(item, depth - 1) for key, item in value.items()}
+    if depth > 0 and isinstance(value, (list, tuple, set, frozenset)):
+        return [total(item, depth - 1) for item in value]
+    return total(repr(value))
+
+
+def _is_escaped(text: str) -> bool:
+    """Whether all surrogates stand for octets (PEP 383)."""
+    return all("\udc80" <= character <= "\udcff" for character in text if "\ud800" <= character <= "\udfff")
+
+
+def _key(key: object) -> str:
+    text = key if isinstance(key, str) else repr(key)
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def canonical(record: Mapping[str, Any]) -> bytes:
@@ -116,11 +164,17 @@ class AuditLog:
         """Add a record and give its hash. Raises ApplianceError when it did not reach the file; nothing is half written."""
         if _HASH in record:
             raise ConfigurationError(f"an audit record must not have a field {_HASH!r}")
+        record = total(record)
         sealed = chain(self.head, record)
         line = canonical({**record, _HASH: sealed}) + b"\n"
         if len(line) > _LIMIT:
             raise ConfigurationError(f"an audit record is larger than {_LIMIT} bytes")
-        before = os.fstat(self._fd).st_size
+        there = os.fstat(self._fd)
+        if not there.st_nlink:
+            raise ApplianceError(
+                f"{self.path}: the file was removed while it was in use, and its records with it; restart to begin another"
+            )
+        before = there.st_size
         try:
             written = os.write(self._fd, line)
             if written != len(line):

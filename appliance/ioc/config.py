@@ -68,6 +68,8 @@ class IocConfig(Settings, frozen=True, kw_only=True):
     """The group of the console's socket; empty: the daemon's own."""
     put_log: FilePath = default(FilePath())
     """A file for the log of puts that access security asks for (TRAPWRITE), each record sealing those before."""
+    put_log_required: bool = True
+    """Refuse puts that must be logged while `put_log` cannot be written; false: do them, and log an error."""
     channel_access: bool = False
     """Serve Channel Access too. It knows neither TLS nor proof: `acf` grants it what a claimed name is worth."""
     log_level: Annotated[str, Meta(max_length=256)] = "INFO"
@@ -79,6 +81,8 @@ class IocConfig(Settings, frozen=True, kw_only=True):
             raise ValueError("databases: name at least one, or a script that loads some")
         if self.console_group and not self.console:
             raise ValueError("console_group: there is no console")
+        if not self.put_log_required and not self.put_log:
+            raise ValueError("put_log_required: there is no put_log")
 
 
 class LoadStep(NamedTuple):
@@ -102,6 +106,7 @@ class Plan(NamedTuple):
     console: str = ""
     console_group: str = ""
     put_log: str = ""
+    put_log_required: bool = True
     channel_access: bool = False
     inputs_require_tls: bool = False
 
@@ -130,6 +135,7 @@ def plan_of(config: IocConfig) -> Plan:
         console=config.console,
         console_group=config.console_group,
         put_log=config.put_log,
+        put_log_required=config.put_log_required,
         channel_access=config.channel_access,
         inputs_require_tls=config.acf is not None and config.acf.inputs_require_tls,
     )

@@ -1,80 +1,104 @@
-"""The log of puts: who wrote what, from where, and what was there before.
+"""The log of puts: who is about to write what, from where, and what was there before.
 
 Access security says which puts are logged (TRAPWRITE). Each becomes a record of the logger ``appliance.ioc.putlog``, and
 where a file is configured a line of JSON in it that seals those before (:class:`appliance.daemon.audit.AuditLog`).
+
+A record is written *before* its put is done, in the thread that does it and with the record locked: nothing that a client
+does afterwards, such as closing its connection, can make a put that is in no log. A put that then fails has a second record.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from appliance.daemon.audit import AuditLog
-from appliance.errors import ApplianceError
-from appliance.ioc.access import IocAccess
-from appliance.ioc.dbcore import DBChannel, TrappedPut
-from appliance.server.operation import Operation
+from appliance.daemon.audit import AuditLog, total
+from appliance.errors import ApplianceError, OperationError
 
-__all__ = ["PutLog", "shown"]
+if TYPE_CHECKING:
+    from appliance.ioc.access import IocAccess
+    from appliance.ioc.dbcore import DBChannel, TrappedPut
+    from appliance.server.channel import Channel
+    from appliance.server.operation import Operation
+
+__all__ = ["NOTHING", "PutLog", "Watched", "shown"]
 
 _log: Final = logging.getLogger("appliance.ioc.putlog")
 _TEXT: Final = 256
 _ELEMENTS: Final = 16
 
+NOTHING: Final[Any] = object()
+"""The value of a put that writes nothing and only processes the record."""
+
 
 def shown(value: Any) -> Any:
-    """A value as the log has it: numbers as they are, long text and arrays cut with their size told."""
+    """A value as the log has it: numbers as they are, long text and arrays cut with their size told. Total."""
     if isinstance(value, str):
-        return value if len(value) <= _TEXT else f"{value[:_TEXT]}... ({len(value)} characters)"
+        return total(value if len(value) <= _TEXT else f"{value[:_TEXT]}... ({len(value)} characters)")
     if hasattr(value, "dtype"):
-        first = value[:_ELEMENTS].tolist()
+        first = value[:_ELEMENTS].tolist() if value.ndim else [value.item()]
     elif isinstance(value, (tuple, list)):
-        first = [shown(item) for item in value[:_ELEMENTS]]
-    elif value is None or isinstance(value, (bool, int)):
-        return value
+        first = list(value[:_ELEMENTS])
     else:
-        # JSON has no NaN.
-        return value if value == value and abs(value) != float("inf") else str(value)  # noqa: PLR0124
-    first = [item if isinstance(item, (int, str)) or item == item else str(item) for item in first]  # noqa: PLR0124
+        return total(value if value is None or isinstance(value, (bool, int, float)) else repr(value)[:_TEXT])
+    first = [shown(item) for item in first]
     return first if len(value) <= _ELEMENTS else [*first, f"... ({len(value)} elements)"]
 
 
 class Watched:
-    """One put that is logged."""
+    """One put that is logged; the :class:`~appliance.ioc.dbcore.PutWatch` of it."""
 
-    __slots__ = ("_channel", "_log", "_operation")
+    __slots__ = ("_channel", "_log", "_new", "_operation")
 
-    def __init__(self, log: PutLog, operation: Operation, channel: DBChannel) -> None:
+    def __init__(self, log: PutLog, operation: Operation, channel: DBChannel, new: Any) -> None:
         self._log = log
         self._operation = operation
         self._channel = channel
+        self._new = new
 
-    def done(self, old: Any, new: Any) -> None:
-        """It succeeded."""
-        self._log.write(
-            self._operation, self._channel, {"old": shown(old), "new": shown(new), "result": "done"}
-        )
+    def _what(self, **more: Any) -> dict[str, Any]:
+        if self._new is NOTHING:
+            return {"event": "process", **more}
+        return {"event": "put", **more, "new": shown(self._new)}
 
-    def failed(self, new: Any, error: object) -> None:
-        """EPICS refused it."""
-        self._log.write(
-            self._operation, self._channel, {"new": shown(new), "result": "failed", "error": str(error)}
-        )
+    def begin(self, old: Any) -> None:
+        """Write it down. Raises OperationError when it cannot be, and the put must not be done then."""
+        what = self._what() if self._new is NOTHING else self._what(old=shown(old))
+        self._log.write(self._operation, self._channel, {**what, "result": "accepted"})
+
+    def failed(self, error: object) -> None:
+        """It was not done."""
+        self._log.write(self._operation, self._channel, self._what(result="failed", error=str(error)))
 
 
 class PutLog:
-    """See the module's text. Raises ConfigurationError when the file cannot be opened."""
+    """See the module's text. All methods may be called in any thread.
 
-    def __init__(self, access: IocAccess, file: str = "") -> None:
+    Args:
+        access: says which puts are logged.
+        file: the sealed log; empty for none.
+        required: refuse puts that the file cannot take. Otherwise they are done, with an error in the daemon's log.
+
+    Raises:
+        ConfigurationError: the file cannot be opened.
+
+    """
+
+    def __init__(self, access: IocAccess, file: str = "", *, required: bool = True) -> None:
         self._access = access
         self._file = AuditLog(file, sync="never") if file else None
+        self._required = required
+        self._lock = threading.Lock()
 
-    def concerns(self, operation: Operation, channel: DBChannel) -> Watched | None:
-        """Start a record if this put must be logged."""
-        return Watched(self, operation, channel) if self._access.traps(channel, operation.peer) else None
+    def concerns(self, operation: Operation, channel: DBChannel, new: Any) -> Watched | None:
+        """Give what must be told of this put, if it must be logged; ``new`` is its value, or NOTHING."""
+        if not self._access.traps(channel, operation.peer):
+            return None
+        return Watched(self, operation, channel, new)
 
-    def refused(self, operation_channel: Any, right: str) -> None:
+    def refused(self, operation_channel: Channel, right: str) -> None:
         """Access security refused a request for lack of a right."""
         peer = operation_channel.peer
         _log.warning(
@@ -84,7 +108,12 @@ class PutLog:
         )  # fmt: skip
 
     def write(self, operation: Operation, channel: DBChannel, what: dict[str, Any]) -> None:
-        """Write one record."""
+        """Write one record.
+
+        Raises:
+            OperationError: it announces a put and the file cannot take it.
+
+        """
         peer = operation.peer
         self._write(
             {
@@ -102,7 +131,12 @@ class PutLog:
         )
 
     def trapped(self, put: TrappedPut) -> None:
-        """Write a record of a put over Channel Access, whose clients merely claim who they are."""
+        """Write a record of a put over Channel Access, whose clients merely claim who they are.
+
+        Raises:
+            OperationError: the file cannot take it.
+
+        """
         self._write(
             {
                 "pv": put.pv,
@@ -113,29 +147,44 @@ class PutLog:
                 "authority": "",
                 "host": put.host,
                 "protocol": "ca",
+                "event": "put",
                 "old": shown(put.old),
                 "new": shown(put.new),
-                "result": "done",
+                "result": "accepted",
             },
             {"peer": put.host},
         )
 
     def _write(self, record: dict[str, Any], facts: dict[str, str]) -> None:
         """``facts`` say who it is as all records of the log do, ``record`` as the file does."""
-        _log.info(
-            "%s (%s from %s) put %s.%s: %r -> %r %s",
+        record = total(record)
+        what = (
+            "process" if record["event"] == "process" else f"put {record.get('old')!r} -> {record['new']!r}"
+        )
+        failed = record["result"] == "failed"
+        _log.log(
+            logging.WARNING if failed else logging.INFO,
+            "%s (%s from %s) %s.%s: %s%s",
             record["account"] or "anonymous", record["method"], record["host"], record["record"], record["field"],
-            record.get("old"), record.get("new"), record.get("error", record["result"]),
-            extra={"event": "put", **facts, **record},
+            what, f" failed: {record['error']}" if failed else "",
+            extra={**facts, **record},
         )  # fmt: skip
-        if self._file is not None:
-            line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": "put", **record}
-            try:
+        if self._file is None:
+            return
+        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **record}
+        try:
+            with self._lock:
                 self._file.append(line)
-            except ApplianceError as error:
-                _log.error("the put log misses a record: %s", error)
+        except ApplianceError as error:
+            _log.error("the put log misses a record: %s", error, extra={"event": "put-log-failed"})
+            if self._required and not failed:
+                raise OperationError(
+                    "the put log cannot be written, and puts that it must record are refused until it can be; "
+                    "the IOC's log says why"
+                ) from error
 
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
-            self._file.close()
+            with self._lock:
+                self._file.close()

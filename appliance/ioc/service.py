@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import sys
 from contextlib import AsyncExitStack
@@ -12,7 +11,7 @@ from typing import Final
 from appliance.acf import AccessSecurity
 from appliance.certmon.wiring import open_server
 from appliance.config.pva import ServerConfig
-from appliance.errors import ApplianceError, ConfigurationError
+from appliance.errors import ApplianceError, ConfigurationError, OperationError
 from appliance.ioc import dbcore
 from appliance.ioc.access import IocAccess, read_access_file
 from appliance.ioc.channel_access import ChannelAccessRules
@@ -106,7 +105,7 @@ class Ioc:
         """
         plan = self.plan
         await asyncio.to_thread(self.load)
-        self.put_log = PutLog(self.access, plan.put_log)
+        self.put_log = PutLog(self.access, plan.put_log, required=plan.put_log_required)
         self._stack.callback(self.put_log.close)
         self._server = await self._stack.enter_async_context(open_server(self.config, policy=self.access))
         self._server.on_refused = self.put_log.refused
@@ -153,12 +152,9 @@ class Ioc:
         dbcore.on_trapped_put(self._on_trapped_put)
 
     def _on_trapped_put(self, put: dbcore.TrappedPut) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the IOC ends
-            self.loop.call_soon_threadsafe(self._log_put, put)
-
-    def _log_put(self, put: dbcore.TrappedPut) -> None:
-        if self.put_log is not None:
-            self.put_log.trapped(put)
+        if self.put_log is None:
+            raise OperationError("there is no put log yet")
+        self.put_log.trapped(put)
 
     async def _attach(self) -> None:
         """Serve the records; where that fails nothing is served, and ``start`` raises why."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from appliance.errors import ApplianceError, OperationError
 from appliance.ioc import dbcore
@@ -17,6 +17,7 @@ from appliance.ioc.feed import DEFAULT_EVENTS, EventStream, Feed, event_mask, pr
 from appliance.ioc.mapping import NTMapping, nt_mapping, tag_mask
 from appliance.ioc.numberfeed import NumberFeed
 from appliance.ioc.options import PutOptions, put_options
+from appliance.ioc.putlog import NOTHING
 from appliance.pva import commands as c
 from appliance.pva.credentials import Credentials
 from appliance.pva.selection import leaves
@@ -29,7 +30,7 @@ from appliance.server.source import Handler, Source
 
 if TYPE_CHECKING:
     from appliance.ioc.access import IocAccess
-    from appliance.ioc.putlog import PutLog
+    from appliance.ioc.putlog import PutLog, Watched
 
 __all__ = ["RecordPV", "RecordSource"]
 
@@ -201,45 +202,48 @@ class RecordPV(Handler):
         if not has_value and mapping.is_enum and written >> mapping.choices & 1:
             operation.fail("the choices of an enum cannot be written, only value.index")
             return
-        new = value.store[mapping.value]
-        log = self.source.put_log
-        watched = log.concerns(operation, self.channel) if log is not None else None
+        new = value.store[mapping.value] if has_value else NOTHING
         if options.block:
-            self._put_and_wait(operation, new if has_value else _NOTHING, watched, then_get=then_get)
+            self._put_and_wait(operation, new, then_get=then_get)
             return
         if has_value:
-            try:
-                before = self.channel.put(new, options.process, old=watched is not None)
-            except ApplianceError as error:
-                if watched is not None:
-                    watched.failed(new, error)
-                raise
-            if watched is not None:
-                watched.done(None if before is None else before.value, new)
+            self.channel.put(new, options.process, watch=self._watch(operation, new))
         elif options.process is not False:
-            self._process()
+            self._process(operation)
         if then_get:
             self.get(operation)
         else:
             operation.done()
 
-    def _process(self) -> None:
+    def _watch(self, operation: Operation, new: Any) -> Watched | None:
+        log = self.source.put_log
+        return log.concerns(operation, self.channel, new) if log is not None else None
+
+    def _process(self, operation: Operation) -> None:
         channel = self.channel
-        if channel.put_disabled:
-            raise OperationError(f"{channel.record} refuses puts: its field DISP is set")
-        with channel.locked():
-            channel.process_locked(process=True)
+        watch = self._watch(operation, NOTHING)
+        try:
+            if channel.put_disabled:
+                raise OperationError(f"{channel.record} refuses puts: its field DISP is set")
+            if watch is not None:
+                watch.begin(None)
+            with channel.locked():
+                channel.process_locked(process=True)
+        except ApplianceError as error:
+            if watch is not None:
+                watch.failed(error)
+            raise
 
     def process(self, operation: Operation) -> None:
         """Process the record."""
-        self._process()
+        self._process(operation)
         operation.done()
 
-    def _put_and_wait(self, operation: Operation, new: Any, watched: Any, *, then_get: bool) -> None:
+    def _put_and_wait(self, operation: Operation, new: Any, *, then_get: bool) -> None:
         loop = asyncio.get_running_loop()
         options: PutOptions = operation.state
         channel = self.channel
-        before = channel.get().value if watched is not None and new is not _NOTHING else None
+        watch = self._watch(operation, new)
         self.hold()
 
         def finish(error: str | None) -> None:
@@ -247,11 +251,6 @@ class RecordPV(Handler):
                 return  # cancelled; what waits now belongs to the next request
             options.waiting = None
             self.release()
-            if watched is not None and new is not _NOTHING:
-                if error is None:
-                    watched.done(before, new)
-                else:
-                    watched.failed(new, error)
             if error is not None:
                 operation.fail(error)
             elif then_get:
@@ -263,10 +262,10 @@ class RecordPV(Handler):
             loop.call_soon_threadsafe(finish, error)
 
         try:
-            if new is _NOTHING:
-                options.waiting = dbcore.put_notify(channel, done)
+            if new is NOTHING:
+                options.waiting = dbcore.put_notify(channel, done, watch=watch)
             else:
-                options.waiting = dbcore.put_notify(channel, done, new)
+                options.waiting = dbcore.put_notify(channel, done, new, watch=watch)
         except ApplianceError:
             self.release()
             raise
@@ -323,9 +322,6 @@ class RecordPV(Handler):
 
     def __repr__(self) -> str:
         return f"<RecordPV {self.name}>"
-
-
-_NOTHING: Final = object()
 
 
 class RecordSource(Source):

@@ -11,15 +11,15 @@ from typing import Self
 _EMPTY_REQUEST = b"\x80\x00\x01\x05field\x80\x00\x00"
 
 
-def _message(command: int, body: bytes) -> bytes:
+def message(command: int, body: bytes) -> bytes:
     return struct.pack("<BBBBI", 0xCA, 2, 0, command, len(body)) + body
 
 
-def _text(text: str) -> bytes:
+def text(text: str) -> bytes:
     return bytes((len(text),)) + text.encode()
 
 
-ANONYMOUS = _message(1, struct.pack("<IHH", 65536, 32767, 0) + _text("anonymous") + b"\xff")
+ANONYMOUS = message(1, struct.pack("<IHH", 65536, 32767, 0) + text("anonymous") + b"\xff")
 
 
 class RawClient:
@@ -89,7 +89,7 @@ class RawClient:
         """Create a channel and give its server-side number."""
         number = self._next
         self._next += 1
-        await self.send(_message(7, struct.pack("<HI", 1, number) + _text(name)))
+        await self.send(message(7, struct.pack("<HI", 1, number) + text(name)))
         while True:
             command, body = await self.message()
             if command == 7:
@@ -101,10 +101,10 @@ class RawClient:
         sid = await self.channel(name)
         ioid = self._next
         self._next += 1
-        await self.send(_message(10, struct.pack("<IIB", sid, ioid, 8) + _EMPTY_REQUEST))
+        await self.send(message(10, struct.pack("<IIB", sid, ioid, 8) + _EMPTY_REQUEST))
         while (await self.message())[0] != 10:
             pass
-        return _message(10, struct.pack("<IIB", sid, ioid, 0))
+        return message(10, struct.pack("<IIB", sid, ioid, 0))
 
     async def monitor(self, name: str, queue_size: int = 0) -> None:
         """Subscribe and start; nothing that comes is read."""
@@ -113,19 +113,19 @@ class RawClient:
         self._next += 1
         request = _EMPTY_REQUEST
         if queue_size:
-            options = b"\x80\x00\x01" + _text("queueSize") + b"\x60"
+            options = b"\x80\x00\x01" + text("queueSize") + b"\x60"
             request = (
                 b"\x80\x00\x01"
-                + _text("record")
+                + text("record")
                 + b"\x80\x00\x01"
-                + _text("_options")
+                + text("_options")
                 + options
-                + _text(str(queue_size))
+                + text(str(queue_size))
             )
-        await self.send(_message(13, struct.pack("<IIB", sid, ioid, 8) + request))
+        await self.send(message(13, struct.pack("<IIB", sid, ioid, 8) + request))
         while (await self.message())[0] != 13:
             pass
-        await self.send(_message(13, struct.pack("<IIB", sid, ioid, 0x44)))
+        await self.send(message(13, struct.pack("<IIB", sid, ioid, 0x44)))
 
     def pause(self) -> None:
         """Leave in the socket whatever comes from now on."""

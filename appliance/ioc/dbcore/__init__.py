@@ -29,7 +29,7 @@ value too, PROPERTY the properties. One subscription per kind, with its own key,
 records post ALARM exactly when it changed. Subscribe first, read then. Read a batch with :func:`get_many`.
 
 *Put.* :meth:`DBChannel.put` with ``process``; :func:`put_and_wait` for ``block`` (QSRV ignores ``process=true``
-there). ``old=True`` for the put log.
+there). ``watch`` for the put log.
 
 *Groups.* Atomic: :class:`ManyLock` over all channels, then ``get_locked``, ``put_locked`` and ``process_locked``.
 Not atomic: member by member. Link fields cannot be part of an atomic put.
@@ -72,6 +72,7 @@ from appliance.ioc.dbcore.channel import (
     Limits,
     ManyLock,
     Properties,
+    PutWatch,
     Reading,
     exists,
     get_many,
@@ -118,6 +119,7 @@ __all__ = [
     "ManyLock",
     "NumberView",
     "Properties",
+    "PutWatch",
     "RawNumber",
     "Reading",
     "RecordInfo",

@@ -378,6 +378,11 @@ def text(raw: bytes | None) -> str:
     return "" if raw is None else raw.decode("utf-8", "surrogateescape")
 
 
+def c_text(data: bytes) -> str:
+    """Decode a field of fixed size, up to its nul or its end, whichever comes first."""
+    return text(data.partition(b"\0")[0])
+
+
 def raw(value: str) -> bytes:
     """Encode text for EPICS; the inverse of :func:`text`."""
     return value.encode("utf-8", "surrogateescape")

@@ -11,7 +11,7 @@ import ctypes
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Protocol, Self
 
 from appliance.errors import AccessDeniedError, ApplianceError, OperationError, PVDataError
 from appliance.ioc.dbcore import _c
@@ -122,6 +122,19 @@ class Properties(NamedTuple):
     description: str
 
 
+class PutWatch(Protocol):
+    """Who has to know of a put before it is done, such as a log."""
+
+    def begin(self, old: Any) -> None:
+        """Take note of a put that is about to be done; ``old`` is the value in the same lock.
+
+        Called in whatever thread puts, with the record locked. An ApplianceError prevents the put.
+        """
+
+    def failed(self, error: object) -> None:
+        """Take note that it was not done, whether or not it had begun."""
+
+
 _new: Final[Any] = tuple.__new__
 
 
@@ -130,8 +143,7 @@ def exists(name: str) -> bool:
     return len(name) < 1024 and "\0" not in name and not _c.dbChannelTest(_c.raw(name))
 
 
-def _c_text(data: bytes) -> str:
-    return _c.text(data.partition(b"\0")[0])
+_c_text: Final = _c.c_text
 
 
 def _check(status: int, what: str) -> None:
@@ -495,14 +507,14 @@ class DBChannel:
 
     # -- put -----------------------------------------------------------------------------------------------------
 
-    def put(self, value: Any, process: bool | None = None, *, old: bool = False) -> Reading | None:
+    def put(self, value: Any, process: bool | None = None, *, watch: PutWatch | None = None) -> None:
         """Write, and process the record as ``record._options.process`` says.
 
         Args:
             value: what :meth:`get` returns for this field; text is converted by EPICS for numbers and enums.
             process: True processes always, False never, None as the database says: a ``pp(TRUE)`` field of a
                 passive record, and PROC.
-            old: return what was there before, read under the same lock, for the put log.
+            watch: told before it is done, and when it fails.
 
         Raises:
             AccessDeniedError: the record's DISP is set.
@@ -510,20 +522,31 @@ class DBChannel:
             OperationError: EPICS refused: a field that must not be modified, a bad choice ...
 
         """
+        if watch is None:
+            self._put(value, process, None)
+            return
+        try:
+            self._put(value, process, watch)
+        except ApplianceError as error:
+            watch.failed(error)
+            raise
+
+    def _put(self, value: Any, process: bool | None, watch: PutWatch | None) -> None:
         address, count, dbr, keep = self._encode(value)
         if self.is_link:
             # Changing a link changes lock sets: dbPutField takes the locks that it needs itself.
-            before = self.get() if old else None
             self._refuse_disabled()
+            if watch is not None:
+                watch.begin(self.get().value)
             self._check_put(_c.dbChannelPutField(self.address, dbr, address, count))
-            return before
+            return
         with self.locked():
             self._refuse_disabled()
-            before = self.get_locked() if old else None
+            if watch is not None:
+                watch.begin(self.get_locked().value)
             self._check_put(_c.dbChannelPut(self.address, dbr, address, count))
             self.process_locked(process)
         del keep
-        return before
 
     def put_locked(self, value: Any) -> None:
         """Only write (dbChannelPut), for a caller who holds the lock and processes later; links cannot."""

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from appliance.errors import ApplianceError, OperationError
 from appliance.ioc.dbcore import _c
-from appliance.ioc.dbcore.channel import DBChannel
+from appliance.ioc.dbcore.channel import DBChannel, PutWatch
 
 _log = logging.getLogger(__name__)
 
@@ -32,10 +32,19 @@ class BlockingPut:
     """A put under way; see :func:`put_notify`."""
 
     def __init__(
-        self, channel: DBChannel, value: Any, done: Callable[[str | None], None], *, has_value: bool
+        self,
+        channel: DBChannel,
+        value: Any,
+        done: Callable[[str | None], None],
+        *,
+        has_value: bool,
+        watch: PutWatch | None = None,
     ) -> None:
         self._channel = channel
+        self._watch = watch
         self._encoded = channel._encode(value) if has_value else None
+        # The put may be done in a thread of EPICS, while this channel is read in another.
+        self._own = DBChannel(channel.name) if watch is not None and has_value else None
         self._done = done
         self._error: str | None = None
         self._finished = False
@@ -54,17 +63,27 @@ class BlockingPut:
 
     def _put(self, kind: int) -> int:
         if kind == _PUT_DISABLED:
-            self._error = f"{self._channel.record} refuses puts: its field DISP is set"
-            return 0
+            return self._refuse(f"{self._channel.record} refuses puts: its field DISP is set")
         if self._encoded is None:
             return 0
         address, count, dbr, _ = self._encoded
+        if self._own is not None and self._watch is not None:
+            try:
+                self._watch.begin(self._own.get().value)
+            except ApplianceError as error:
+                return self._refuse(str(error))
         # putFieldType: a link, and EPICS holds no lock; putType: EPICS holds the record's lock.
         put = _c.dbChannelPutField if kind == _PUT_FIELD else _c.dbChannelPut
         status = put(self._channel.address, dbr, address, count)
         if status:
-            self._error = f"cannot write {self._channel.name}: {_c.status_text(status)}"
-        return int(not status)
+            return self._refuse(f"cannot write {self._channel.name}: {_c.status_text(status)}")
+        return 1
+
+    def _refuse(self, error: str) -> int:
+        self._error = error
+        if self._watch is not None:
+            self._watch.failed(error)
+        return 0
 
     def _complete(self, status: int) -> None:
         with _lock:
@@ -96,6 +115,8 @@ def _retire(put: BlockingPut) -> None:
     with _lock:
         if _active.pop(put._key, None) is not None and put._notify is not None:
             _spare.append(put._notify)
+    if put._own is not None:
+        put._own.close()
 
 
 def _on_put(pointer: Any, kind: int) -> int:
@@ -126,7 +147,13 @@ _done_address: Final = ctypes.cast(_done_callback, ctypes.c_void_p)
 _NO_VALUE: Final = object()
 
 
-def put_notify(channel: DBChannel, done: Callable[[str | None], None], value: Any = _NO_VALUE) -> BlockingPut:
+def put_notify(
+    channel: DBChannel,
+    done: Callable[[str | None], None],
+    value: Any = _NO_VALUE,
+    *,
+    watch: PutWatch | None = None,
+) -> BlockingPut:
     """Write, process and call ``done`` when all of it has completed (dbProcessNotify).
 
     Args:
@@ -134,15 +161,25 @@ def put_notify(channel: DBChannel, done: Callable[[str | None], None], value: An
         done: called once, with ``None`` or the reason of a failure, on any thread, perhaps before this
             function returns.
         value: leave it out to write nothing.
+        watch: told before it is done, in whatever thread EPICS then does it, and when it fails; a client that
+            does not wait for the end changes nothing about that.
 
     Raises:
         PVDataError: the value does not fit the field.
-        ApplianceError: the IOC is not running.
+        ApplianceError: the IOC is not running, or ``watch`` refuses.
 
     """
     if _c.getIocState() < 2:
         raise ApplianceError("the IOC is not initialised: nothing can be processed")
-    put = BlockingPut(channel, None if value is _NO_VALUE else value, done, has_value=value is not _NO_VALUE)
+    has_value = value is not _NO_VALUE
+    try:
+        put = BlockingPut(channel, value, done, has_value=has_value, watch=watch)
+        if watch is not None and not has_value:
+            watch.begin(None)
+    except ApplianceError as error:
+        if watch is not None:
+            watch.failed(error)
+        raise
     with _lock:
         put._key = next(_keys)
         notify = _spare.popleft() if _spare and not _spare[0].pnotifyPvt else _c.processNotify()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import itertools
 import logging
+import threading
 from collections.abc import Callable
 from ctypes import POINTER, Structure, c_char_p, c_int, c_void_p
 from typing import Any, Final, NamedTuple
@@ -13,10 +13,13 @@ from appliance.errors import ApplianceError
 from appliance.ioc.dbcore import _c
 from appliance.ioc.dbcore.boot import keep
 from appliance.ioc.dbcore.channel import DBChannel
+from appliance.ioc.dbcore.records import common_place
 
 __all__ = ["TrappedPut", "on_trapped_put"]
 
 _log: Final = logging.getLogger(__name__)
+_SHOWN: Final = 1024
+"""Elements of a value that are told; a log shows fewer."""
 
 
 class _Message(Structure):
@@ -32,10 +35,15 @@ class _Message(Structure):
 
 
 _LISTENER: Final = ctypes.CFUNCTYPE(None, POINTER(_Message), c_int)
+_CODES: Final = ("S40", "i2", "f4", "u2", "i1", "i4", "f8")
+"""numpy type strings of Channel Access' own types, by number: STRING SHORT FLOAT ENUM CHAR LONG DOUBLE."""
+_CHAR: Final = 4
+_ACKNOWLEDGE: Final = (35, 36)
+"""DBR_PUT_ACKT and DBR_PUT_ACKS: a number of 16 bits."""
 
 
 class TrappedPut(NamedTuple):
-    """One put, as it was done."""
+    """One put that is about to be done."""
 
     account: str
     """What the client claims."""
@@ -45,49 +53,112 @@ class TrappedPut(NamedTuple):
     field: str
     old: Any
     new: Any
-    """What the field had afterwards; the same as before where the put failed, which EPICS does not tell."""
+    """What the client sent."""
 
 
-class _Seen(NamedTuple):
-    record: str
-    field: str
-    value: Any
+def _sent(message: _Message) -> Any:
+    """The value that a client sent, the first elements of a long one."""
+    import numpy as np
+
+    kind, count = message.dbrType, min(max(message.no_elements, 0), _SHOWN)
+    code = "u2" if kind in _ACKNOWLEDGE else _CODES[kind] if 0 <= kind < len(_CODES) else ""
+    if not code or not message.data or not count:
+        return None
+    dtype = np.dtype(code)
+    data = ctypes.string_at(message.data, count * dtype.itemsize)
+    if code == "S40":
+        texts = [_c.c_text(data[at : at + dtype.itemsize]) for at in range(0, len(data), dtype.itemsize)]
+        return texts[0] if message.no_elements == 1 else texts
+    field_type = message.channel.contents.addr.pfldDes.contents.field_type
+    if kind == _CHAR and (field_type == _c.DBF_STRING or _c.DBF_INLINK <= field_type <= _c.DBF_FWDLINK):
+        return _c.c_text(data)
+    numbers = np.frombuffer(data, dtype)
+    return numbers[0].item() if message.no_elements == 1 else numbers
 
 
-def _read(name: str) -> _Seen:
-    channel = DBChannel(name)
-    try:
-        return _Seen(channel.record, channel.field, channel.get().value)
-    finally:
-        channel.close()
+class _Vetoes:
+    """Makes EPICS refuse a put that its listener may not refuse: by the record's field DISP, for as long as it lasts.
+
+    DISP is marked so that a value which somebody else writes meanwhile is left alone.
+    """
+
+    _MARK: Final = 0x80
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._records: dict[int, int] = {}
+
+    def begin(self, message: _Message) -> None:
+        """Have this put refused."""
+        address = message.channel.contents.addr
+        disabled = ctypes.c_ubyte.from_address(address.precord + common_place("DISP"))
+        if address.pfield == ctypes.addressof(disabled):
+            # DISP does not guard itself: what the client sent is replaced by what there is.
+            _overwrite(message, disabled.value & ~self._MARK)
+            return
+        with self._lock:
+            self._records[address.precord] = self._records.get(address.precord, 0) + 1
+            disabled.value |= self._MARK
+
+    def end(self, message: _Message) -> None:
+        """The put was refused."""
+        address = message.channel.contents.addr
+        disabled = ctypes.c_ubyte.from_address(address.precord + common_place("DISP"))
+        if address.pfield == ctypes.addressof(disabled):
+            return
+        with self._lock:
+            left = self._records[address.precord] - 1
+            if left:
+                self._records[address.precord] = left
+                return
+            del self._records[address.precord]
+            if disabled.value & self._MARK:
+                disabled.value &= ~self._MARK
+
+
+def _overwrite(message: _Message, value: int) -> None:
+    """Put a number in the place of all that the client sent."""
+    import numpy as np
+
+    if not message.data or not 0 <= message.dbrType < len(_CODES):
+        return
+    code = _CODES[message.dbrType]
+    new = np.array([str(value).encode() if code == "S40" else value] * max(message.no_elements, 1), code)
+    ctypes.memmove(message.data, new.tobytes(), new.nbytes)
 
 
 def on_trapped_put(function: Callable[[TrappedPut], None]) -> None:
-    """Call a function, in threads of EPICS, after each put of the Channel Access server that must be logged."""
-    begun: dict[int, _Seen] = {}
-    numbers = itertools.count(1)
+    """Call a function, in threads of EPICS, before each put of the Channel Access server that must be logged.
 
-    def handle(message: _Message, after: int) -> None:
-        name = _c.text(message.channel.contents.name)
-        if not after:
-            number = next(numbers)
-            message.private = number
-            begun[number] = _read(name)
-            return
-        before = begun.pop(message.private or 0, None)
-        now = _read(name)
-        old = None if before is None else before.value
-        function(
-            TrappedPut(
-                _c.text(message.userid), _c.text(message.hostid), name, now.record, now.field, old, now.value
-            )
-        )
+    A put for which the function raises is not done.
+    """
+    vetoes = _Vetoes()
 
-    def listen(message: Any, after: int) -> None:
+    def handle(message: _Message) -> None:
+        channel = DBChannel(_c.text(message.channel.contents.name))
         try:
-            handle(message.contents, after)
-        except ApplianceError as error:
-            _log.error("the put log misses a put over Channel Access: %s", error)
+            put = TrappedPut(
+                _c.text(message.userid), _c.text(message.hostid), channel.name, channel.record, channel.field,
+                channel.get().value, _sent(message),
+            )  # fmt: skip
+        finally:
+            channel.close()
+        function(put)
+
+    def listen(pointer: Any, after: int) -> None:
+        message = pointer.contents
+        try:
+            if after:
+                if message.private:
+                    vetoes.end(message)
+                return
+            try:
+                handle(message)
+            except Exception as error:
+                message.private = 1
+                vetoes.begin(message)
+                if not isinstance(error, ApplianceError):
+                    raise
         except Exception:  # noqa: BLE001 - an exception must not enter C
             _log.exception("the put log misses a put over Channel Access")
 

@@ -26,7 +26,6 @@ from appliance.ioc.dbcore.channel import (
     Limits,
     Properties,
     Reading,
-    _c_text,
 )
 from appliance.ioc.dbcore.records import common_place
 
@@ -118,14 +117,14 @@ class WholeReader:
     def reading(self, raw: tuple[Any, ...]) -> Reading:
         """The value and what belongs to it, out of a :meth:`read`."""
         status, severity, _, _, message, _, seconds, nanoseconds, tag, _, value = raw
-        return Reading(value, status, severity, _c_text(message), seconds + _EPOCH_S, nanoseconds, tag)
+        return Reading(value, status, severity, _c.c_text(message), seconds + _EPOCH_S, nanoseconds, tag)
 
     def properties(self, front: bytes, back: bytes, description: bytes) -> Properties:
         """Take the raw properties of a :meth:`read` apart."""
         have = self._wanted
         units = precision = choices = display = control = alarm = None
         if have & _c.DBR_UNITS:
-            units = _c_text(front[:_UNITS])
+            units = _c.c_text(front[:_UNITS])
             front = front[_UNITS:]
         if have & _c.DBR_PRECISION:
             (precision,) = _PRECISION.unpack(front)
@@ -134,7 +133,7 @@ class WholeReader:
             (number,) = _NUMBER.unpack_from(back)
             size = _c.MAX_STRING_SIZE
             choices = tuple(
-                _c_text(back[8 + i * size : 8 + (i + 1) * size]) for i in range(min(number, _MAX_CHOICES))
+                _c.c_text(back[8 + i * size : 8 + (i + 1) * size]) for i in range(min(number, _MAX_CHOICES))
             )
             at = 8 + _CHOICES_SIZE
         if have & _c.DBR_GR_DOUBLE:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from appliance.errors import AccessDeniedError, ApplianceError, ConfigurationError, OperationError
 from appliance.ioc.dbcore import DBChannel, ManyLock
@@ -14,6 +14,7 @@ from appliance.ioc.groups.feed import GroupFeed
 from appliance.ioc.groups.layout import OPTIONS, TypeTree
 from appliance.ioc.groups.member import Member
 from appliance.ioc.options import PutOptions, boolean, put_options
+from appliance.ioc.putlog import NOTHING
 from appliance.pva import commands as c
 from appliance.pva.selection import leaves
 from appliance.pvdata.leaves import new_store
@@ -24,6 +25,7 @@ from appliance.server.source import Handler
 
 if TYPE_CHECKING:
     from appliance.ioc.groups.source import GroupSource
+    from appliance.ioc.putlog import Watched
 
 __all__ = ["GroupPV"]
 
@@ -195,42 +197,33 @@ class GroupPV(Handler):
         for member, _, _ in work:
             assert member.channel is not None
             if not self.source.may_write(operation, member.channel):
+                operation.channel.owner.refused(operation.channel, "write")
                 raise AccessDeniedError(f"{member.name}: write access denied by access security")
             if member.channel.put_disabled:
                 raise AccessDeniedError(f"{member.channel.record} refuses puts: its field DISP is set")
         options: PutOptions = operation.state
+        changes = [
+            self._change(operation, member, new if has_value else NOTHING, options)
+            for member, has_value, new in work
+        ]
         if self._is_atomic(operation) and self._lock is not None:
             with self._lock:
-                for member, has_value, new in work:
-                    self._write(operation, member, new, options, has_value=has_value)
+                _do(changes)
         else:
-            for member, has_value, new in work:
-                assert member.channel is not None
-                with member.channel.locked():
-                    self._write(operation, member, new, options, has_value=has_value)
+            for change in changes:
+                with change.channel.locked():
+                    _do([change])
 
-    def _write(
-        self, operation: Operation, member: Member, new: Any, options: PutOptions, *, has_value: bool
-    ) -> None:
+    def _change(self, operation: Operation, member: Member, new: Any, options: PutOptions) -> _Change:
         channel = member.channel
         assert channel is not None
-        if has_value:
-            log = self.source.put_log
-            watched = log.concerns(operation, channel) if log is not None else None
-            before = channel.get_locked().value if watched is not None else None
-            try:
-                channel.put_locked(new)
-            except ApplianceError as error:
-                if watched is not None:
-                    watched.failed(new, error)
-                raise
-            if watched is not None:
-                watched.done(before, new)
         process = options.process
         if member.kind == "proc" and process is False:
             # Processing is all that such a mapping is for: process=false speaks of those that are written.
             process = None
-        channel.process_locked(process)
+        log = self.source.put_log
+        watch = log.concerns(operation, channel, new) if log is not None else None
+        return _Change(channel, new, process, watch)
 
     # -- monitor -------------------------------------------------------------------------------------
 
@@ -274,3 +267,30 @@ class GroupPV(Handler):
 
     def __repr__(self) -> str:
         return f"<GroupPV {self.name}>"
+
+
+class _Change(NamedTuple):
+    """What a put does to one member."""
+
+    channel: DBChannel
+    new: Any
+    process: bool | None
+    watch: Watched | None
+
+
+def _do(changes: list[_Change]) -> None:
+    """Write and process in order, the records being locked; what is to be logged is logged before the first of them."""
+    at = 0
+    try:
+        for channel, new, _, watch in changes:
+            if watch is not None:
+                watch.begin(None if new is NOTHING else channel.get_locked().value)
+        for at, (channel, new, process, _) in enumerate(changes):  # noqa: B007 - told to those after it
+            if new is not NOTHING:
+                channel.put_locked(new)
+            channel.process_locked(process)
+    except ApplianceError as error:
+        for change in changes[at:]:
+            if change.watch is not None:
+                change.watch.failed(error)
+        raise

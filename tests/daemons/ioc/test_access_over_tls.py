@@ -172,7 +172,7 @@ async def test_the_put_log_has_the_identity_that_the_certificate_proves(world: W
             "proved",
             2.0,
             41.5,
-            "done",
+            "accepted",
         )
 
 

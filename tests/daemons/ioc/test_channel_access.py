@@ -123,6 +123,7 @@ async def test_puts_over_channel_access_are_logged_where_the_rule_asks_for_it(fi
         ("open", "VAL", 1.0, 41.5),
         ("open", "VAL", 41.5, 42.5),
     ]
+    assert {each["result"] for each in records} == {"accepted"}
     for each in records:
         assert (each["account"], each["method"], each["protocol"]) == (getpass.getuser(), "ca", "ca")
         assert each["host"].startswith("127.0.0.1")

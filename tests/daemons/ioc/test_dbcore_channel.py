@@ -277,6 +277,20 @@ def test_text_is_converted_by_the_database_and_nonsense_refused(tmp_path: Path) 
     shutdown()
 
 
+class _Watch:
+    def __init__(self) -> None:
+        self.told: list[object] = []
+        self.refuses = False
+
+    def begin(self, old: object) -> None:
+        self.told.append(old)
+        if self.refuses:
+            raise OperationError("not now")
+
+    def failed(self, error: object) -> None:
+        self.told.append(f"failed: {error}")
+
+
 @isolated
 def test_links_carry_values_and_can_be_changed_at_run_time(tmp_path: Path) -> None:
     from appliance.ioc.dbcore import DBChannel, shutdown
@@ -289,9 +303,9 @@ def test_links_carry_values_and_can_be_changed_at_run_time(tmp_path: Path) -> No
     assert link.is_link
     assert link.is_string
     assert link.get().value == "ai PP NMS"
-    previous = link.put("lo PP", old=True)
-    assert previous is not None
-    assert previous.value == "ai PP NMS"
+    watch = _Watch()
+    link.put("lo PP", watch=watch)
+    assert watch.told == ["ai PP NMS"]
     ao.put(7)
     assert (ai.get().value, DBChannel("lo").get().value) == (4.5, 7)
     with link.locked(), pytest.raises(OperationError, match="link"):
@@ -345,16 +359,23 @@ def test_disp_refuses_all_puts_but_to_itself(tmp_path: Path) -> None:
 
 
 @isolated
-def test_old_value_is_what_was_there_in_the_same_lock(tmp_path: Path) -> None:
-    from appliance.ioc.dbcore import DBChannel, shutdown
+def test_who_watches_a_put_is_told_the_old_value_before_it_is_done_and_may_prevent_it(tmp_path: Path) -> None:
+    from appliance.ioc.dbcore import DBChannel, put_notify, shutdown
 
     _start()
     channel = DBChannel("lo")
-    channel.put(1)
-    assert channel.put(2) is None
-    old = channel.put(3, old=True)
-    assert old is not None
-    assert old.value == 2
+    channel.put(2)
+    watch = _Watch()
+    channel.put(3, watch=watch)
+    assert watch.told == [2]
+    watch.refuses = True
+    with pytest.raises(OperationError, match="not now"):
+        channel.put(4, watch=watch)
+    answers: list[str | None] = []
+    put_notify(channel, answers.append, 5, watch=watch)
+    assert answers == ["not now"]
+    assert watch.told == [2, 3, "failed: not now", 3, "failed: not now"]
+    assert channel.get().value == 3
     shutdown()
 
 

@@ -259,8 +259,9 @@ async def test_logged_puts_say_who_from_where_what_old_and_new(files: Path) -> N
         await ioc.stop()
     records = [json.loads(line) for line in log.read_text().splitlines()]
     assert [(each["record"], each.get("old"), each["new"], each["result"]) for each in records] == [
-        ("free", 1.0, 41.5, "done"),
-        ("member", 0.0, 8.0, "done"),
+        ("free", 1.0, 41.5, "accepted"),
+        ("member", 0.0, 8.0, "accepted"),
+        ("free", "", '{"nonsense":1}', "accepted"),
         ("free", None, '{"nonsense":1}', "failed"),
     ]
     assert records[0]["host"].startswith("127.0.0.1:")

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.daemon.audit import GENESIS, AuditLog, canonical, chain, verify, verify_file
-from appliance.errors import ConfigurationError
+from appliance.daemon.audit import GENESIS, AuditLog, canonical, chain, total, verify, verify_file
+from appliance.errors import ApplianceError, ConfigurationError
 
 RECORDS = [
     {"event": "issued", "serial": 1},
@@ -165,3 +165,35 @@ def test_what_is_written_verifies(tmp_path_factory, records):
                 continue
             written += 1
         assert verify_file(path, head=log.head) == (written, log.head, "")
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.binary() | st.complex_numbers()
+    | st.text(st.characters(categories=None), max_size=8),
+    lambda inner: st.lists(inner, max_size=4)
+    | st.dictionaries(st.text(st.characters(categories=None), max_size=4) | st.integers(), inner, max_size=4),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@given(values=st.lists(anything, max_size=4))
+def test_every_record_can_be_written_and_verified(tmp_path_factory, values):
+    path = tmp_path_factory.mktemp("audit") / "log"
+    with AuditLog(path, sync="never") as log:
+        for value in values:
+            log.append({"value": value})
+    assert verify_file(path, head=log.head) == (len(values), log.head, "")
+
+
+def test_octets_that_are_no_text_are_told_from_text_that_looks_like_them():
+    assert total("a\udcff") == {"octets": "61ff", "text": "a\\udcff"}
+    assert total("a\\udcff") == "a\\udcff"
+    assert total([float("inf"), float("nan"), 1.5, "é"]) == ["inf", "nan", 1.5, "é"]
+
+
+def test_a_file_that_was_removed_takes_no_more_records(tmp_path):
+    with AuditLog(tmp_path / "log") as log:
+        log.append({"a": 1})
+        (tmp_path / "log").unlink()
+        with pytest.raises(ApplianceError, match="removed while it was in use"):
+            log.append({"a": 2})
