@@ -9,6 +9,7 @@ Changes are committed before anybody hears of them, except those that the clock 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import logging
 from collections import OrderedDict
@@ -308,7 +309,13 @@ class Lifecycle:
             self.journal.add([(record.serial, record.state_date)])
         except JournalError as error:
             # The database has it; the journal guards only against restoring an older one.
-            _log.error("%s; it is tried again with the next revocation", error)
+            _log.error("%s; it is tried again soon", error)
+
+    def catch_up_journal(self) -> None:
+        """Write what the journal could not take before, if there is anything; called now and then."""
+        if self.journal.missing:
+            with contextlib.suppress(JournalError):
+                self.journal.add(())
 
     def _announce(self, record: Record) -> None:
         if record.state in (CertState.REVOKED, CertState.EXPIRED):
@@ -389,8 +396,8 @@ class Lifecycle:
             try:
                 await self.store.submit(job)
             except ApplianceError as error:
-                # They hold without the record; the next tick tries again.
-                _log.error("%s", error)
+                # They hold without the record; the next tick tries again, and the store says what is wrong.
+                _log.debug("%s", error)
                 return
             for serial in batch:
                 self._pending.pop(serial, None)

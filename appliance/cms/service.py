@@ -13,7 +13,7 @@ from appliance.authn.ratelimit import RateLimiter
 from appliance.certs.keychain import Keychain
 from appliance.certs.ocsp import OCSPSigner
 from appliance.certs.x509 import common_name
-from appliance.cms.backup import backup, prune, timestamped
+from appliance.cms.backup import Backups
 from appliance.cms.config import CMSSettings, Effective
 from appliance.cms.health import Health
 from appliance.cms.issuing import Issuing, TokenVerifier
@@ -261,14 +261,15 @@ class Service:
     async def backup(self) -> None:
         """Make a periodic backup and remove the oldest."""
         settings = self.settings
-        target = timestamped(settings.db, settings.backup_dir, time.time())
+        backups = Backups(settings.db, settings.backup_dir, self.names.issuer_id)
         try:
-            await asyncio.get_running_loop().run_in_executor(None, backup, settings.db, target)
+            made = await asyncio.get_running_loop().run_in_executor(
+                None, backups.make, time.time(), settings.backup_retention
+            )
         except ApplianceError as error:
             _log.error("%s", error)
             return
-        prune(settings.db, settings.backup_dir, settings.backup_retention)
-        _log.info("database backup %s", target)
+        _log.info("database backup %s", made)
 
     # -- tokens --------------------------------------------------------------------------------------
 
