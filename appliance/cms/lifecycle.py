@@ -109,6 +109,12 @@ class Lifecycle:
         ]
         heapq.heapify(self._boundaries)
 
+    async def adopt(self) -> None:
+        """Take in what a command beside this service has recorded. Raises StoreError."""
+        for record in await self.store.submit(live_records):
+            if self.peek(record.serial) is None:
+                self._remember(record)
+
     # -- questions -----------------------------------------------------------------------------------
 
     def peek(self, serial: int) -> Record | None:
@@ -320,18 +326,16 @@ class Lifecycle:
     def _announce(self, record: Record) -> None:
         if record.state in (CertState.REVOKED, CertState.EXPIRED):
             self.live.pop(record.serial, None)
-            self._remember(record)
-        else:
-            self.live[record.serial] = record
-            boundary = boundary_of(record, self.clock())
-            if boundary is not None:
-                heapq.heappush(self._boundaries, (boundary, record.serial))
+        self._remember(record)
         for listener in self.listeners:
             listener(record)
 
     def _remember(self, record: Record) -> None:
         if record.state not in (CertState.REVOKED, CertState.EXPIRED):
             self.live[record.serial] = record
+            boundary = boundary_of(record, self.clock())
+            if boundary is not None:
+                heapq.heappush(self._boundaries, (boundary, record.serial))
             return
         self._finished[record.serial] = record
         self._finished.move_to_end(record.serial)

@@ -279,9 +279,13 @@ class Store:
         self._failed = 0
         self._told_at = float("-inf")
         self._told = False
+        self.beside = False
+        """Another process has the database, and this one only uses it."""
         self.commits = 0
         self._audit_head: tuple[int, str] | None = None
-        """The audit's last record, while it is certain: nobody else writes."""
+        """The audit's last record, while it is certain."""
+        self._version = -1
+        """What SQLite says of the commits of others: a one-shot command may have worked beside us."""
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._lock_fd = -1
         self._engine: sa.Engine | None = None
@@ -300,18 +304,23 @@ class Store:
 
     # -- life --------------------------------------------------------------------------------------
 
-    def open(self) -> None:
+    def open(self, *, beside: bool = False) -> None:
         """Take the database for this process and bring its schema up to date.
 
-        Raises ConfigurationError when another process has it, or it cannot be used.
+        ``beside``: where another process has the database, use it beside that one, for a few short transactions; ``beside`` of
+        this object then tells so. Raises ConfigurationError when another process has it, or it cannot be used.
         """
         if is_sqlite(self.where):
-            self._take_lock()
+            self._take_lock(beside=beside)
         try:
             self._engine = engine_for(self.where)
             self._connection = self._engine.connect()
-            self._take_advisory_lock()
+            self._take_advisory_lock(beside=beside)
             with self._connection.begin():
+                if self.beside and not schema.is_current(self._connection):
+                    raise ConfigurationError(  # noqa: TRY301 - the handler below closes what is open
+                        f"the database {self._shown()} is in use by a pvacms of another version; stop that one first"
+                    )
                 self.created = schema.migrate(self._connection, where=self._shown())
             if is_sqlite(self.where):
                 os.chmod(self.where, 0o600)  # noqa: PTH101 - text in
@@ -332,7 +341,7 @@ class Store:
     def _shown(self) -> str:
         return self.where if is_sqlite(self.where) else sa.make_url(self.where).render_as_string()
 
-    def _take_lock(self) -> None:
+    def _take_lock(self, *, beside: bool) -> None:
         name = self.where + ".lock"
         try:
             self._lock_fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -343,6 +352,9 @@ class Store:
         except OSError:
             os.close(self._lock_fd)
             self._lock_fd = -1
+            if beside:
+                self.beside = True
+                return
             raise ConfigurationError(
                 f"another pvacms uses the database {self.where}; stop that one, or give this one its own with -d"
             ) from None
@@ -350,14 +362,15 @@ class Store:
         with contextlib.suppress(OSError):
             os.close(os.open(self.where, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
-    def _take_advisory_lock(self) -> None:
+    def _take_advisory_lock(self, *, beside: bool) -> None:
         assert self._connection is not None
         if self._connection.dialect.name != "postgresql":
             return
         taken = self._connection.execute(sa.text("SELECT pg_try_advisory_lock(37427)")).scalar()
         self._connection.rollback()
-        if not taken:
+        if not taken and not beside:
             raise ConfigurationError(f"another pvacms uses the database {self._shown()}")
+        self.beside = not taken
 
     def start(self) -> None:
         """Start the writing thread."""
@@ -441,7 +454,8 @@ class Store:
         results: list[tuple[Any, Exception | None]] = []
         try:
             with connection.begin():
-                transaction = Transaction(connection, self.issuer, self._audit_head)
+                known = self._audit_head if self._alone(connection) else None
+                transaction = Transaction(connection, self.issuer, known)
                 self._audit_head = None
                 transaction.prefetch(subjects)
                 for job in jobs:
@@ -467,6 +481,14 @@ class Store:
             failure.__cause__ = error
             return [(None, failure)] * len(jobs)
         return results
+
+    def _alone(self, connection: sa.Connection) -> bool:
+        """Whether nobody else has committed since this was asked last; call it inside a transaction."""
+        if connection.dialect.name != "sqlite":
+            return False
+        before = self._version
+        self._version = int(connection.exec_driver_sql("PRAGMA data_version").scalar() or 0)
+        return self._version == before
 
     def _tell(self, error: Exception) -> None:
         """Say, once a minute, that nothing can be written."""
