@@ -25,7 +25,7 @@ from appliance.cms.policy import Names, Policy
 from appliance.cms.publisher import Publisher, StatusPV
 from appliance.cms.schema import certs
 from appliance.cms.shapes import CREATED, LIST, ROOT
-from appliance.cms.store import Transaction
+from appliance.cms.store import StoreError, Transaction
 from appliance.cms.terms import Actor, Refused
 from appliance.errors import ApplianceError, TokenRefused
 from appliance.pva.commands import CMD_RPC
@@ -354,6 +354,7 @@ class StatusCommands:
         self._names = names
         self._tasks = tasks
         self._refusals = RateLimiter(30, 30, clock=time.monotonic)
+        self._failures = RateLimiter(60, 60, clock=time.monotonic)
         self._unrecorded = 0
         publisher.on_put = self.put
 
@@ -383,12 +384,23 @@ class StatusCommands:
         if why:
             self.refused(peer, serial, wanted, why)
             raise Refused(why)
-        if wanted == "APPROVED":
-            record = await lifecycle.approve(serial, actor)
-        elif wanted == "DENIED":
-            record = await lifecycle.deny(serial, actor)
-        else:
-            record = await lifecycle.revoke(serial, actor, "by its owner" if owns else "")
+        try:
+            if wanted == "APPROVED":
+                record = await lifecycle.approve(serial, actor)
+            elif wanted == "DENIED":
+                record = await lifecycle.deny(serial, actor)
+            else:
+                record = await lifecycle.revoke(serial, actor, "by its owner" if owns else "")
+        except StoreError as error:
+            # The audit, which is in the same database, cannot have it.
+            if not self._failures.take(""):
+                told = {
+                    "event": "command-failed", "command": wanted, "cert_id": shown_id(self._names.issuer_id, serial), **peer.facts()
+                }  # fmt: skip
+                _log.error(
+                    "%s of %s by %s was NOT done: %s", wanted, identifier, peer.account, error, extra=told
+                )
+            raise
         told = {
             "event": _EVENTS[wanted], "cert_id": shown_id(self._names.issuer_id, serial), "state": record.state.value, **peer.facts()
         }  # fmt: skip
