@@ -71,6 +71,11 @@ class Channel:
             return "" if rights.write else "write"
         return "" if rights.read else "read"
 
+    def _denied(self, right: str) -> str:
+        """Say that access security refuses, and why this may be for the time being only."""
+        plight = "" if self.peer.is_tls else self.owner.server.plight
+        return f"{_DENIED[right]}; {plight}" if plight else _DENIED[right]
+
     def _held(self, operation: ServerOperation, *, changes: bool) -> str:
         """Tell why the request has to wait for a good certificate status, or "" when it has not."""
         held = self.owner.held
@@ -89,9 +94,9 @@ class Channel:
                 if isinstance(operation, Subscription):
                     operation.clear()
                     if wire.state is OperationState.CREATING:
-                        wire.fail(_DENIED["read"])
+                        wire.fail(self._denied("read"))
                     else:
-                        wire.finish(Status.error(_DENIED["read"]))
+                        wire.finish(Status.error(self._denied("read")))
         if before.permissions != rights.permissions:
             self.wire.set_permissions(rights.permissions)
         # Reading has no bit of its own among the permissions: what ended above must leave in any case.
@@ -109,7 +114,7 @@ class Channel:
         if wire.command == c.CMD_MONITOR:
             subscription = Subscription(self, wire)
             if not self.rights.read:
-                subscription.fail(_DENIED["read"])
+                subscription.fail(self._denied("read"))
                 return
             try:
                 self.handler.subscribe(subscription)
@@ -118,7 +123,7 @@ class Channel:
             return
         operation = Operation(self, wire)
         if wire.command == c.CMD_GET and not self.rights.read:
-            operation.fail(_DENIED["read"])
+            operation.fail(self._denied("read"))
             return
         if self.owner.held is not None:
             why = self._held(wire, changes=wire.command in (c.CMD_RPC, c.CMD_PROCESS))
@@ -141,7 +146,7 @@ class Channel:
         missing = self._right(wire)
         if missing:
             self.owner.refused(self, missing)
-            operation.fail(_DENIED[missing])
+            operation.fail(self._denied(missing))
             return
         handler = self.handler
         command = wire.command
@@ -157,7 +162,7 @@ class Channel:
             elif command == c.CMD_PUT:
                 handler.put(operation, argument)
             elif not self.rights.read:
-                operation.fail(_DENIED["read"])
+                operation.fail(self._denied("read"))
             else:
                 handler.put_get(operation, argument)
         except Exception as error:  # noqa: BLE001
@@ -168,7 +173,7 @@ class Channel:
         operation = Operation(self, wire)
         rights = self.rights
         if not (rights.read or rights.write or rights.rpc):
-            operation.fail(_DENIED["read"])
+            operation.fail(self._denied("read"))
             return
         try:
             self.handler.introspect(operation, field)

@@ -120,6 +120,36 @@ def test_a_token_without_a_beginning_is_not_due_at_once(tmp_path):
             assert later.renewal_due(later.look())[0] is due
 
 
+@pytest.mark.parametrize("arguments", [[], ["--if-due"]])
+@pytest.mark.parametrize("tool", ["authnjwt", "authnstd"])
+def test_a_certificate_that_the_service_does_not_know_counts_as_ended(site, tool, arguments):
+    """As after a restore of the service's database: it needs no --force, and a timer renews it."""
+    account = site.account()
+    old = site.issue("forgotten", begun=DAY, left=3 * DAY, status=True)
+    account.place(old)
+    verbose = account.run(tool, "--check-due", "-v")
+    assert verbose.status == 0
+    assert "does not know its certificate" in verbose.err
+    name = f"forgotten-{tool}{len(arguments)}"
+    proof = ["--token-file", account.token_file(name)] if tool == "authnjwt" else ["-n", name]
+    done = account.run(tool, *proof, *arguments)
+    assert done.status == (0 if tool == "authnjwt" else 3), done.err
+    assert "does not know its certificate, as after a restore" in done.err
+    new = account.keychain()
+    assert new.serial != old.serial
+    assert public(new) == public(old)
+
+
+def test_a_certificate_of_which_nothing_is_heard_is_left_alone(site):
+    account = site.account()
+    account.place(site.issue("silent", begun=DAY, left=3 * DAY, status=True))
+    before = (account.config / "client.p12").read_bytes()
+    nobody = {"EPICS_PVA_NAME_SERVERS": "127.0.0.1:9"}
+    assert account.run("authnjwt", "--check-due", **nobody).status == 4
+    assert account.run("authnjwt", "--if-due", **nobody).status == 0
+    assert (account.config / "client.p12").read_bytes() == before
+
+
 def test_a_timer_makes_the_first_keychain_too(site):
     account = site.account()
     assert account.run("authnstd", "--check-due", "-u", "server").status == 0
