@@ -15,7 +15,15 @@ from typing import Any, Final, NamedTuple, Protocol, Self
 
 from appliance.errors import AccessDeniedError, ApplianceError, OperationError, PVDataError
 from appliance.ioc.dbcore import _c
-from appliance.ioc.dbcore.records import common_place, info_of, record_group, record_name_of, record_type_of
+from appliance.ioc.dbcore.records import (
+    common_field,
+    common_place,
+    info_of,
+    record_group,
+    record_name_of,
+    record_type_of,
+    text_at,
+)
 
 #: Names of the alarm conditions by number (menuAlarmStat; epicsAlarmConditionStrings).
 ALARM_CONDITIONS: Final = [
@@ -169,6 +177,7 @@ class DBChannel:
     __slots__ = (
         "_arguments",
         "_buffer",
+        "_ends",
         "_has_filters",
         "_is_plain",
         "_unpack",
@@ -255,6 +264,7 @@ class DBChannel:
         self.process_passive = bool(description.process_passive)
         self.as_level = description.as_level
         self.form = "Default"
+        was_text = addr.field_type == _c.DBF_STRING
         if self.is_value_field:
             self.form = info_of(addr.precord, "Q:form") or "Default"
         if (
@@ -272,6 +282,8 @@ class DBChannel:
             addr.dbr_field_type = _c.DBF_CHAR
             self.form = "String"
         _check(_c.dbChannelOpen(chan), f"cannot open {name}")
+        # Octets into the memory of a string: EPICS copies them and ends nothing.
+        self._ends = addr.field_type == _c.DBF_CHAR and (was_text or description.field_type == _c.DBF_STRING)
         final = channel.final_type
         if not 0 <= final <= _c.DBF_ENUM:
             raise OperationError(f"{name} has no value that can be read (DBF_NOACCESS)")
@@ -443,7 +455,7 @@ class DBChannel:
         address = memory.__array_interface__["data"][0]
         _, count = self._raw_get(function, address, self.elements, _META, log)
         st, severity, _, _, amsg, seconds, nanoseconds, tag = self._unpack(memory.data)
-        data = memory[_META_SIZE : _META_SIZE + max(count, 0) * item]
+        data = memory[_META_SIZE : _META_SIZE + min(max(count, 0), self.elements) * item]
         if 2 * data.size < memory.size:
             # A value may live long in somebody's queue: it must not hold memory for elements that are not there.
             data = data.copy()
@@ -480,7 +492,7 @@ class DBChannel:
             Limits(dl, dh) if have & _c.DBR_GR_DOUBLE else None,
             Limits(cl, ch) if have & _c.DBR_CTRL_DOUBLE else None,
             AlarmLimits(lolo, low, high, hihi) if have & _c.DBR_AL_DOUBLE else None,
-            _c.text(ctypes.string_at(self.record_address + common_place("DESC"))),
+            text_at(self.record_address, common_field("DESC")),
         )
 
     def view(self) -> Any:
@@ -500,9 +512,10 @@ class DBChannel:
         _c.dbChannelGetArrayInfo(
             self.address, ctypes.byref(pointer), ctypes.byref(count), ctypes.byref(offset)
         )
-        if not pointer.value or offset.value:
+        if not pointer.value or offset.value or self._has_filters:
             return np.empty(0, _c.NUMPY_CODES[self.final_type])
-        memory = (ctypes.c_char * (count.value * _ITEM_SIZES[self.final_type])).from_address(pointer.value)
+        elements = min(max(count.value, 0), self.elements)
+        memory = (ctypes.c_char * (elements * _ITEM_SIZES[self.final_type])).from_address(pointer.value)
         return np.frombuffer(memoryview(memory), _c.NUMPY_CODES[self.final_type])
 
     # -- put -----------------------------------------------------------------------------------------------------
@@ -597,7 +610,8 @@ class DBChannel:
         if self.is_string and self.final_type == _c.DBF_CHAR:
             if not isinstance(value, str):
                 raise PVDataError(f"{self.name} takes text, not {type(value).__name__}")
-            data = ctypes.create_string_buffer(_c.raw(value))
+            encoded = _c.raw(value)
+            data = ctypes.create_string_buffer(encoded[: self.elements - 1] if self._ends else encoded)
             return ctypes.addressof(data), len(data), _c.DBF_CHAR, data
         if self.final_type == _c.DBF_STRING or (
             not isinstance(value, str)
@@ -630,6 +644,8 @@ class DBChannel:
         if isinstance(value, str):
             raise PVDataError(f"{self.name} takes an array of strings")
         size = _c.MAX_STRING_SIZE
+        if self._ends:
+            value = [*value[: self.elements - 1], "0"]
         parts = [_c.raw(str(each))[: size - 1].ljust(size, b"\0") for each in value]
         data = ctypes.create_string_buffer(b"".join(parts), max(size * len(parts), 1))
         return ctypes.addressof(data), len(parts), _c.DBF_STRING, data
@@ -647,6 +663,8 @@ class DBChannel:
         dbr = _NUMPY_TO_DBR.get(array.dtype.str[1:]) if array.dtype.isnative else None
         if dbr is None or array.ndim != 1:
             raise PVDataError(f"{self.name} takes a one-dimensional array of numbers, not {array.dtype}")
+        if self._ends:
+            array = np.append(array[: self.elements - 1], array.dtype.type(0))
         return array.__array_interface__["data"][0], array.size, dbr, array
 
 

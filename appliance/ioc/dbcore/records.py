@@ -174,15 +174,29 @@ def fields_of(record_type: str) -> dict[str, FieldPlace]:
 
 
 @cache
-def common_place(field: str) -> int:
-    """Return the offset in bytes of a field that all record types share (dbCommon)."""
+def common_field(field: str) -> FieldPlace:
+    """Return where a field lies that all record types share (dbCommon)."""
     with entry() as cursor:
         status = _c.dbFirstRecordType(cursor)
         while not status:
             if not _c.dbFirstRecord(cursor):
-                return field_place(_c.text(cursor.precordType.contents.name), field).offset
+                return field_place(_c.text(cursor.precordType.contents.name), field)
             status = _c.dbNextRecordType(cursor)
     raise ApplianceError("no records are loaded")
+
+
+def common_place(field: str) -> int:
+    """Return the offset in bytes of a field that all record types share (dbCommon)."""
+    return common_field(field).offset
+
+
+def text_at(address: int, place: FieldPlace) -> str:
+    """Read a text field (DBF_STRING) out of the memory of the record at an address.
+
+    Such a field may have no end: what EPICS writes into it as octets fills it to the last one. So its size bounds the
+    reading, for behind it lies another field, which may not be the reader's to see.
+    """
+    return _c.c_text(ctypes.string_at(address + place.offset, place.size))
 
 
 def record_type_of(address: int) -> str:
@@ -196,10 +210,10 @@ def record_type_of(address: int) -> str:
 
 
 def record_name_of(address: int) -> str:
-    """Return the name of the record at an address: ``dbCommon.name`` is its first member."""
-    return _c.text(ctypes.string_at(address))
+    """Return the name of the record at an address."""
+    return text_at(address, common_field("NAME"))
 
 
 def record_group(address: int) -> str:
     """Return the access security group of the record at an address, field ASG (empty means DEFAULT)."""
-    return _c.text(ctypes.string_at(address + common_place("ASG")))
+    return text_at(address, common_field("ASG"))

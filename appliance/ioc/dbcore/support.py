@@ -16,7 +16,7 @@ from typing import Any, Final
 from appliance.errors import ApplianceError, PVDataError
 from appliance.ioc.dbcore import _c
 from appliance.ioc.dbcore.boot import keep
-from appliance.ioc.dbcore.records import field_place, record_name_of, record_type_of
+from appliance.ioc.dbcore.records import field_place, record_name_of, record_type_of, text_at
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class RecordView:
     def __getitem__(self, field: str) -> Any:
         place = field_place(self._type, field)
         if place.field_type == _c.DBF_STRING:
-            return _c.text(ctypes.string_at(self.address + place.offset))
+            return text_at(self.address, place)
         return self._scalar(field).value
 
     def __setitem__(self, field: str, value: float | str) -> None:

@@ -27,9 +27,8 @@ from appliance.ioc.dbcore.channel import (
     Properties,
     Reading,
 )
-from appliance.ioc.dbcore.records import common_place
+from appliance.ioc.dbcore.records import common_field
 
-_DESC_SIZE: Final = 41
 _UNITS: Final = 16
 _PRECISION: Final = struct.Struct("=q")
 _CHOICES_SIZE: Final = _MAX_CHOICES * _c.MAX_STRING_SIZE
@@ -79,8 +78,9 @@ class WholeReader:
             _NO_LOG,
         )
         #: the record's DESC; its ``value`` are the octets now
-        self.description: Any = (ctypes.c_char * _DESC_SIZE).from_address(
-            channel.record_address + common_place("DESC")
+        place = common_field("DESC")
+        self.description: Any = (ctypes.c_char * place.size).from_address(
+            channel.record_address + place.offset
         )
         self._probe()
 

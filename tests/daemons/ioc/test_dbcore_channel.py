@@ -543,3 +543,94 @@ def test_closed_channels_and_records_stay_apart(tmp_path: Path) -> None:
     with pytest.raises(OperationError, match="closed"):
         channel.put(1)
     shutdown()
+
+
+@isolated
+def test_no_put_leaves_a_text_field_of_any_record_type_without_an_end(tmp_path: Path) -> None:
+    import ctypes
+
+    from appliance.ioc import dbcore
+    from appliance.ioc.dbcore import DBChannel, _c, shutdown
+    from appliance.ioc.dbcore.records import fields_of, text_at
+
+    dbcore.boot()
+    types = dbcore.record_types()
+    dbcore.load_records_text("".join(f'record({each}, "t:{each}") {{}}\n' for each in types))
+    dbcore.ioc_init()
+    tried = 0
+    for each in types:
+        for field, place in fields_of(each).items():
+            if place.field_type != _c.DBF_STRING:
+                continue
+            name = f"t:{each}.{field}"
+            for wanted, value in (
+                (name, "x" * 200),
+                (f"{name}$", [65] * 200),
+                (f"{name}$", ("65",) * 200),
+                (f"{name}$", [65] * place.size),
+                (f"{name}$", [65] * (place.size - 1)),
+                (f"{name}$", []),
+            ):
+                channel = DBChannel(wanted)
+                try:
+                    channel.put(value, False)
+                except OperationError:
+                    continue  # NAME and others must not be modified
+                finally:
+                    address = channel.record_address
+                    channel.close()
+                memory = ctypes.string_at(address + place.offset, place.size)
+                assert b"\0" in memory, wanted
+                tried += 1
+                if value and wanted.endswith("$") and field != "ASG":
+                    assert text_at(address, place) == "A" * (place.size - 1), wanted
+    assert tried > 200
+    shutdown()
+
+
+@isolated
+def test_a_text_field_without_an_end_shows_nothing_of_what_lies_behind_it(tmp_path: Path) -> None:
+    import ctypes
+
+    from appliance.ioc import dbcore
+    from appliance.ioc.dbcore import DBChannel, NumberView, RecordView, WholeReader, look_at, shutdown
+    from appliance.ioc.dbcore.records import fields_of
+
+    dbcore.boot()
+    dbcore.load_records_text(
+        'record(ao, "n") { field(ASG, "SECRET") field(EGU, "V") }\n'
+        'record(printf, "f") { field(SIZV, "200") field(IVLS, "HIDDEN") }\n'
+        'record(mbbo, "m") { field(ASG, "SECRET") }\n'
+    )
+    dbcore.ioc_init()
+
+    def fill(name: str, field: str) -> int:
+        """As Channel Access may leave it."""
+        channel = DBChannel(name)
+        place = fields_of(channel.record_type)[field]
+        ctypes.memset(channel.record_address + place.offset, ord("A"), place.size)
+        channel.close()
+        return place.size
+
+    size = fill("n", "DESC")
+    fill("n", "EGU")
+    number = DBChannel("n")
+    assert number.properties().description == "A" * size
+    assert len(number.properties().units or "") <= 16
+    whole = WholeReader(number)
+    raw = whole.read()
+    assert whole.properties(raw[5], raw[9], whole.description.value).description == "A" * size
+    assert look_at([NumberView(number)])
+    assert RecordView(number.record_address)["DESC"] == "A" * size
+    assert len(DBChannel("n.DESC$").get().value) <= size
+    assert set(DBChannel("n.DESC").get().value) == {"A"}
+    group = fill("n", "ASG")
+    assert number.access_group == "A" * group
+    fill("f", "FMT")
+    assert set(DBChannel("f.FMT").get().value) == {"A"}
+    for field in ("ZRST", "ONST", "FFST"):
+        fill("m", field)
+    for choice in DBChannel("m").properties().choices or ():
+        assert set(choice) <= {"A"}
+        assert len(choice) <= 26
+    shutdown()
