@@ -197,7 +197,10 @@ async def _serve(daemon: Daemon, effective: Effective, options: argparse.Namespa
         await service.start()
 
         async def reload() -> None:
-            await service.reload(_resolve(options))
+            fresh = _resolve(options)
+            for warning in fresh.warnings:
+                _log.warning("%s", warning)
+            await service.reload(fresh)
             _log.info("configuration and access security file were read again")
 
         daemon.on_reload(reload)

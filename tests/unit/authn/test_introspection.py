@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import logging
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -277,6 +278,29 @@ async def test_published_keys_that_cannot_be_fetched_are_told_with_the_status(id
         assert bench.refusal.facts["http_status"] == "503"
         assert "HTTP status 503" in bench.refusal.facts["issuer_answer"]
     assert "HTTP status 503" in caplog.text
+
+
+async def test_an_answer_in_pieces_is_read_and_a_compressed_one_is_not(idp: IdP) -> None:
+    async def in_pieces(request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse(headers={"Content-Type": "text/html"})
+        answer.enable_chunked_encoding()
+        await answer.prepare(request)
+        for piece in (b'{"exp":1,"act', b'ive":tr', b"ue}"):
+            await answer.write(piece)
+        return answer
+
+    async def compressed(_request: web.Request) -> web.StreamResponse:
+        body = gzip.compress(b'{"active":true}')
+        return web.Response(body=body, headers={"Content-Encoding": "gzip"})
+
+    async with Bench(trusted(idp, response_member="active")) as bench:
+        idp.introspection = in_pieces
+        await bench.accept(idp.token())
+        idp.introspection = compressed
+        assert await bench.refuse(idp.token(jti="x")) == "introspect_compressed"
+        assert bench.refusal.facts["http_status"] == "200"
+        idp.introspection = answers('{"active":true,"x":"\u00e9"}')
+        await bench.accept(idp.token(jti="y"))
 
 
 async def test_a_valid_answer_does_not_waive_the_rules(idp: IdP) -> None:
