@@ -131,7 +131,7 @@ async def test_audit_log_and_requester_learn_why_an_issuer_did_not_answer(tmp_pa
             async with secure(service, trusting(service)) as holder:
                 for more in ({}, {}, {}, {"iss": gone.issuer}):
                     with pytest.raises(RemoteError) as refusal:
-                        await holder.rpc("CERT:CREATE", request(idp.token(**more)))
+                        await holder.rpc("CERT:CREATE", jwt_request(idp.token(**more)))
                     said.append(str(refusal.value))
     connection = sqlite3.connect(tmp_path / "certs.db")
     rows = connection.execute("SELECT record FROM audit WHERE action = 'refuse' ORDER BY seq").fetchall()
