@@ -10,7 +10,7 @@ import logging
 import os
 from typing import Final
 
-from appliance.config.files import read_private, write_private
+from appliance.config.files import read_private, sweep, write_private
 from appliance.errors import ConfigurationError
 
 __all__ = ["StatusCache"]
@@ -61,6 +61,7 @@ class StatusCache:
 
     def _prune(self, newest: str) -> None:
         """Remove the oldest. The clock may be behind the files' dates: what was just written stays, whatever its date."""
+        sweep(self.directory)
         with os.scandir(self.directory) as entries:
             found = [(entry.stat(follow_symlinks=False).st_mtime, entry.path) for entry in entries
                      if entry.name.endswith(_SUFFIX) and entry.path != newest]  # fmt: skip

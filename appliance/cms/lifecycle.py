@@ -95,15 +95,15 @@ class Lifecycle:
         store, journal = self.store, self.journal
         now = posix(self.clock())
 
-        def job(transaction: Transaction) -> tuple[list[Record], list[tuple[int, int]]]:
+        def job(transaction: Transaction) -> tuple[list[Record], list[tuple[int, int, bool]]]:
             doubt_undelivered(transaction)
             restored = 0
             for serial, at in journal.known.items():
                 record = transaction.get(serial)
                 if record is None or record.state in (CertState.REVOKED, CertState.EXPIRED):
                     continue
-                # Whether it was revoked or only denied is not in the journal: in doubt its key is not certified again.
-                transaction.change(record, CertState.REVOKED, at=at, approved=False, bar_key=True)
+                bar_key = serial in journal.barred
+                transaction.change(record, CertState.REVOKED, at=at, approved=False, bar_key=bar_key)
                 transaction.audit(
                     now,
                     "revoke",
@@ -119,7 +119,10 @@ class Lifecycle:
 
         records, revoked = store.run(job)
         try:
-            journal.add(revoked)
+            journal.add(
+                [(serial, at) for serial, at, _ in revoked],
+                barred=[serial for serial, _, barred in revoked if barred],
+            )
         except JournalError as error:
             _log.error("%s", error)
         for record in records:
@@ -361,7 +364,7 @@ class Lifecycle:
 
         record = await self.store.submit(job)
         if record.state is CertState.REVOKED:
-            self._journal(record)
+            self._journal(record, bar_key=bar_key)
             self.revoked += 1
         self._announce(record)
         return record
@@ -371,9 +374,9 @@ class Lifecycle:
         at = posix(self.clock())
         await self.store.submit(lambda t: t.audit(at, action, serial, {**facts, **actor.facts()}))
 
-    def _journal(self, record: Record) -> None:
+    def _journal(self, record: Record, *, bar_key: bool = False) -> None:
         try:
-            self.journal.add([(record.serial, record.state_date)])
+            self.journal.add([(record.serial, record.state_date)], barred=(record.serial,) if bar_key else ())
         except JournalError as error:
             # The database has it; the journal guards only against restoring an older one.
             _log.error("%s; it is tried again soon", error)
@@ -511,16 +514,18 @@ def _ignore(future: asyncio.Future[Any]) -> None:
         future.exception()
 
 
-def revoked_in(transaction: Transaction) -> list[tuple[int, int]]:
-    """Serial and date of all certificates that the database knows as revoked."""
+def revoked_in(transaction: Transaction) -> list[tuple[int, int, bool]]:
+    """Serial and date of all certificates that the database knows as revoked, and whether their keys are barred."""
     import sqlalchemy as sa
 
     from appliance.cms.schema import certs
 
-    query = sa.select(certs.c.serial, certs.c.state_date).where(
+    query = sa.select(certs.c.serial, certs.c.state_date, certs.c.barred).where(
         certs.c.issuer == transaction._issuer, certs.c.state == CertState.REVOKED.value
     )
-    return [(int(serial), int(at)) for serial, at in transaction.connection.execute(query)]
+    return [
+        (int(serial), int(at), bool(barred)) for serial, at, barred in transaction.connection.execute(query)
+    ]
 
 
 def _duplicate(request: Request, state: CertState) -> str:

@@ -23,11 +23,14 @@ from appliance.cms.journal import Journal, OthersJournal
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.policy import CertificateGate, Names, Policy, read_acf
 from appliance.cms.publisher import Publisher
-from appliance.cms.replay import StoredReplay
+from appliance.cms.replay import StoredReplay, TokenJournal
 from appliance.cms.services import CMSSource, Counters, CreatePV, ListPV, StatusCommands, Tasks, root_value
 from appliance.cms.setup import (
+    JOURNAL,
     Authority,
     add_administrator,
+    any_certificate,
+    check_not_lost,
     ensure_acf,
     ensure_administrator,
     ensure_authority,
@@ -61,6 +64,7 @@ class Service:
         authority: Authority,
         store: Store,
         journal: Journal,
+        tokens: TokenJournal,
         clock: Callable[[], datetime],
     ) -> None:
         self.settings = settings
@@ -68,6 +72,8 @@ class Service:
         self.authority = authority
         self.store = store
         self.journal = journal
+        self.token_journal = tokens
+        self.replay = StoredReplay(store, tokens)
         self.clock = clock
         self.names = Names(
             server_config.cert_pv_prefix,
@@ -107,6 +113,7 @@ class Service:
         settings = effective.settings
         if is_sqlite(settings.db):
             make_directory(settings.db)
+            check_not_lost(settings.db)
         lock = Store(settings.db, "")
         # The lock first: two services that start together must not both make an authority.
         lock.open(beside=beside)
@@ -117,17 +124,18 @@ class Service:
                     "authority that it has",
                     file=settings.cert_auth_tls_keychain,
                 )
-            authority = ensure_authority(settings, clock())
+            authority = ensure_authority(settings, clock(), may_make=not lock.run(any_certificate))
             self_test(authority, clock())
             lock.issuer = authority.issuer_id
             side = settings.db if is_sqlite(settings.db) else f"{effective.server.data_dir}/certs.db"
             make_directory(side)
             kind = OthersJournal if lock.beside else Journal
-            journal = kind(side + ".revoked", authority.issuer_id)
+            journal = kind(side + JOURNAL, authority.issuer_id)
+            tokens = TokenJournal(side + ".tokens")
         except BaseException:
             lock.close()
             raise
-        service = cls(settings, effective.server, authority, lock, journal, clock)
+        service = cls(settings, effective.server, authority, lock, journal, tokens, clock)
         if lock.created:
             say(f"Certificate DB created  : {lock._shown()}")
         return service
@@ -147,6 +155,7 @@ class Service:
         self.own_keychain = ensure_own_keychain(settings, self.server_config, self.issuing)
         # Last, so that what has just been recorded counts as any other certificate.
         self.lifecycle.load()
+        self.replay.load(self.clock().timestamp())
 
     async def start(self) -> None:
         """Serve. Raises ApplianceError."""
@@ -190,6 +199,12 @@ class Service:
         source.add(self.health.health, names.health)
         source.add(self.health.metrics, names.metrics)
         server.add_source("cms", source)
+        self.health.others.append(lambda: self.token_journal.lost)
+        self.health.files = {
+            settings.cert_auth_tls_keychain: "the certificate authority's keychain",
+            self.server_config.tls_keychain: "the service's keychain",
+            settings.acf: "the access security file",
+        }
         await self.health.check()
         await server.start()
         self.server = server
@@ -207,6 +222,7 @@ class Service:
         """Give the database back."""
         self.store.close()
         self.journal.close()
+        self.token_journal.close()
 
     async def reload(self, effective: Effective) -> None:
         """Take a new configuration and the access security file into use; all of it or nothing.
@@ -283,7 +299,9 @@ class Service:
             )
         except ApplianceError as error:
             _log.error("%s", error)
+            self.health.backup = str(error)
             return
+        self.health.backup = ""
         _log.info("database backup %s", made)
 
     # -- tokens --------------------------------------------------------------------------------------
@@ -293,7 +311,7 @@ class Service:
             return None
         from appliance.authn.jwt.verifier import JWTVerifier
 
-        return JWTVerifier(settings.jwt, replay=StoredReplay(self.store), reserved_names=self._reserved())
+        return JWTVerifier(settings.jwt, replay=self.replay, reserved_names=self._reserved())
 
     async def _close_tokens(self, tokens: TokenVerifier | None) -> None:
         close = getattr(tokens, "close", None)

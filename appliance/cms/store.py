@@ -22,6 +22,7 @@ from sqlalchemy.pool import NullPool
 
 from appliance.certs.status import CertState
 from appliance.cms import schema
+from appliance.cms.inuse import InUse
 from appliance.daemon.audit import GENESIS, canonical, chain
 from appliance.errors import ApplianceError, ConfigurationError
 
@@ -323,6 +324,7 @@ class Store:
         """What SQLite says of the commits of others: a one-shot command may have worked beside us."""
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._lock_fd = -1
+        self._in_use = InUse()
         self._engine: sa.Engine | None = None
         self._connection: sa.Connection | None = None
         self._thread: threading.Thread | None = None
@@ -359,6 +361,7 @@ class Store:
                 self.created = schema.migrate(self._connection, where=self._shown())
             if is_sqlite(self.where):
                 os.chmod(self.where, 0o600)  # noqa: PTH101 - text in
+                self._in_use.remember(self.where, self.where + ".lock")
         except sa.exc.SQLAlchemyError as error:
             self.close()
             raise ConfigurationError(
@@ -480,6 +483,18 @@ class Store:
             if stop:
                 return
 
+    def _lost(self) -> StoreError | None:
+        """What is to be said when the database is no longer the file that its name leads to."""
+        path = self._in_use.lost()
+        if not path:
+            return None
+        self._tell(f"{path} was removed or replaced while the service ran")
+        return StoreError(
+            f"the certificate database cannot be used: {path} was removed or replaced while the service ran; nothing is "
+            "issued, approved or revoked until the service is stopped, the file put back or a backup restored, and the "
+            "service started again"
+        )
+
     def _commit(
         self, jobs: Sequence[Job], subjects: Iterable[str], *, trial: bool = False
     ) -> list[tuple[Any, Exception | None]]:
@@ -487,6 +502,9 @@ class Store:
         if connection is None:
             return [(None, StoreError("the database is closed"))] * len(jobs)
         results: list[tuple[Any, Exception | None]] = []
+        lost = self._lost()
+        if lost is not None:
+            return [(None, lost)] * len(jobs)
         try:
             with connection.begin():
                 known = self._audit_head if self._alone(connection) else None
@@ -501,6 +519,12 @@ class Store:
                 transaction.flush()
             self.commits += 1
             self._audit_head = transaction.audit_head
+            if is_sqlite(self.where):
+                self._in_use.remember(self.where + "-wal")
+            # What was committed to a file that nobody will find again was not done.
+            lost = self._lost()
+            if lost is not None:
+                return [(None, lost)] * len(jobs)
             if self._failed_at is not None and (not trial or self.healthy):
                 self._recovered()
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing was committed and everybody must know
@@ -509,7 +533,7 @@ class Store:
             if len(jobs) > 1:
                 # One of them is to blame, or the disk: each for itself, so that none suffers for another.
                 return [self._commit((job,), ())[0] for job in jobs]
-            self._tell(error)
+            self._tell(_reason(error), defect=None if isinstance(error, sa.exc.SQLAlchemyError) else error)
             failure = StoreError(
                 f"the certificate database cannot be written: {_reason(error)}; nothing was done"
             )
@@ -525,12 +549,11 @@ class Store:
         self._version = int(connection.exec_driver_sql("PRAGMA data_version").scalar() or 0)
         return self._version == before
 
-    def _tell(self, error: Exception) -> None:
+    def _tell(self, why: str, *, defect: Exception | None = None) -> None:
         """Say, once a minute, that nothing can be written."""
         self._failed += 1
-        defect = not isinstance(error, sa.exc.SQLAlchemyError)
         now = time.monotonic()
-        if not defect:
+        if defect is None:
             self._failed_at = now
         if now - self._told_at < TOLD_EVERY_S:
             return
@@ -539,9 +562,9 @@ class Store:
             "the certificate database %s cannot be written: %s; until it can, nothing is issued, approved, denied or revoked "
             "(%d attempts failed so far)",
             self._shown(),
-            _reason(error),
+            why,
             self._failed,
-            exc_info=error if defect else None,
+            exc_info=defect,
             extra={"event": "database-failed"},
         )
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 from appliance.config.pva import Effective, ServerConfig, resolve_server
 from appliance.daemon.run import EXIT_FAILURE, EXIT_OK, Daemon, run
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, ConfigurationError
 
 if TYPE_CHECKING:
     from appliance.ioc.config import IocConfig, Plan
@@ -21,6 +23,14 @@ __all__ = ["main"]
 
 _NAME: Final = "softIocPVX"
 _log: Final = logging.getLogger(__name__)
+_PATHS: Final = (
+    "EPICS_PVA_TLS_KEYCHAIN",
+    "EPICS_PVA_TLS_KEYCHAIN_PWD_FILE",
+    "EPICS_PVAS_TLS_KEYCHAIN",
+    "EPICS_PVAS_TLS_KEYCHAIN_PWD_FILE",
+    "EPICS_PVA_STATUS_CACHE_DIR",
+    "SSLKEYLOGFILE",
+)
 _STATUS_S: Final = 2.0
 """How old the service manager's status line may be."""
 
@@ -152,7 +162,7 @@ def _daemon(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int
         parser.error("--config says everything: no other options with it")
     document = loader.load_document(options.config, IocConfig)
     effective = resolve_server(yaml=document.section("pva"))
-    plan = plan_of(document.value)
+    plan = plan_of(document.value, os.path.dirname(os.path.abspath(options.config)))  # noqa: PTH100, PTH120
     if options.check_config:
         from appliance.ioc.check import check
 
@@ -186,7 +196,16 @@ def _run(
             _log.warning("%s", warning)
         await _serve(daemon, plan, found.config, status)
 
-    return run(serve, name=_NAME) or status[0]
+    with _terminal_kept(plan):
+        return run(serve, name=_NAME) or status[0]
+
+
+def _terminal_kept(plan: Plan) -> AbstractContextManager[None]:
+    if not plan.is_interactive:
+        return nullcontext()
+    from appliance.ioc.terminal import terminal_kept
+
+    return terminal_kept()
 
 
 async def _serve(daemon: Daemon, plan: Plan, config: ServerConfig, status: list[int]) -> None:
@@ -197,6 +216,8 @@ async def _serve(daemon: Daemon, plan: Plan, config: ServerConfig, status: list[
     from appliance.ioc.switches import why_not_served
 
     loop = asyncio.get_running_loop()
+    if plan.folder:
+        config = _moved(config, plan.folder)
     if not why_not_served():
         sys.stdout.write("INFO: Secure PVAccess QSRV2 mapping is loaded, permitted, and ENABLED.\n")
         sys.stdout.flush()
@@ -235,15 +256,36 @@ async def _serve(daemon: Daemon, plan: Plan, config: ServerConfig, status: list[
         await ioc.stop()
 
 
+def _moved(config: ServerConfig, folder: str) -> ServerConfig:
+    """Go to the folder of the configuration file: what a start script names is relative to it.
+
+    Paths that the environment names stay relative to where the program was started.
+    """
+    for name in _PATHS:
+        value = os.environ.get(name)
+        if value:
+            os.environ[name] = os.path.abspath(value)  # noqa: PTH100 - text in, text out
+    paths: dict[str, Any] = {
+        field: os.path.abspath(value)  # noqa: PTH100
+        for field in ("tls_keychain", "tls_keylog_file", "status_cache_dir", "tls_keychain_default")
+        if (value := getattr(config, field, ""))
+    }
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise ConfigurationError(f"cannot be entered: {error.strerror or error}", file=folder) from None
+    return config._replace(**paths)
+
+
 def _summary(served: int, server: Server) -> str:
     """One line for the service manager."""
     return f"{served} records, TCP port {server.tcp_port or 'off'}, TLS port {server.tls_port if server.tls else 'off'}"
 
 
 def _shell(leave: Any) -> None:
-    from appliance.ioc import dbcore
+    from appliance.ioc.terminal import run_terminal
 
-    leave(EXIT_OK if dbcore.interactive_shell() else EXIT_FAILURE)
+    leave(EXIT_OK if run_terminal() else EXIT_FAILURE)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ from appliance.errors import TokenRefused
 __all__ = ["JWTVerifier"]
 
 _PLAINTEXT: Final = "tokens are accepted over TLS only; this one has crossed the network in the clear: have it withdrawn, fetch a new one"
+_MAX_HOST: Final = 64
+"""The host becomes the certificate's organization (O)."""
 _NOT_TRUSTED: Final = "the token's issuer is not trusted here"
 
 _log = logging.getLogger(__name__)
@@ -178,10 +180,15 @@ class JWTVerifier:
             raise TokenRefused("rate_limited_issuer", retry_sentence(wait_s))
         await trusted.authenticate(token)
         issuer = claims.issuer or settings.name
-        await self._use_once(issuer, claims, now, settings.leeway_s)
         where = uri.parse(issuer)
         if where is None:
             raise TokenRefused("iss_invalid")
+        if len(where.host) > _MAX_HOST:
+            raise TokenRefused(
+                "iss_host_too_long",
+                f"a certificate cannot name an issuer's host of more than {_MAX_HOST} characters",
+            )
+        await self._use_once(issuer, claims, now, settings.leeway_s)
         end = datetime.fromtimestamp(claims.expires, UTC)
         begin = next((t for t in (claims.not_before, claims.issued_at) if t is not None), None)
         return Grant(
@@ -210,7 +217,8 @@ class JWTVerifier:
         if claims.token_id is None:
             return
         until = float(claims.expires + leeway)
-        if await self._replay.use(issuer, tokens.hash_id(claims.token_id), until, now) is not True:
+        issued = claims.issued_at if claims.issued_at is not None else claims.not_before
+        if await self._replay.use(issuer, tokens.hash_id(claims.token_id), until, now, issued) is not True:
             raise TokenRefused("replayed", "the token was used before; fetch a new one")
 
 

@@ -15,6 +15,7 @@ from appliance.client.uri import uri_value
 from appliance.config.duration import Duration
 from appliance.errors import ApplianceError, RemoteError
 from tests.helpers.cms import (
+    KEY,
     KEY_PEM,
     Clock,
     admin_keychain,
@@ -245,7 +246,7 @@ async def test_no_status_and_validity_are_listed_shown_and_audited(tmp_path):
             rows = await listed(service, tmp_path)
             for reply, word in ((without, "no"), (with_one, "yes")):
                 row = rows[reply["cert_id"]]
-                certificate = keychain_of(reply, STRANGER if reply is without else _KEY()).certificate
+                certificate = keychain_of(reply, STRANGER if reply is without else KEY).certificate
                 assert row["status_extension"] == word
                 assert row["not_before"] == int(certificate.not_valid_before_utc.timestamp())
                 assert row["not_after"] == int(certificate.not_valid_after_utc.timestamp())
@@ -258,12 +259,6 @@ async def test_no_status_and_validity_are_listed_shown_and_audited(tmp_path):
                 assert record["not_after"] == f"{certificate.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}"
                 assert record["not_before"] == f"{certificate.not_valid_before_utc:%Y-%m-%dT%H:%M:%SZ}"
                 assert record["proof"] == "key"
-
-
-def _KEY():
-    from tests.helpers import cms
-
-    return cms._KEY
 
 
 # -- keys ----------------------------------------------------------------------------------------------

@@ -341,6 +341,10 @@ def test_a_standard_request_begins_now_and_may_leave_the_end_to_the_service():
     assert std_subject(settings) == subject_name("n", country="CH", organization="o")
     with pytest.raises(CertificateError):
         std_subject(settings._replace(name="x" * 65))
+    for part in ("name", "organization", "organizational_unit"):
+        # 33 characters, which is fewer than 64.
+        with pytest.raises(CertificateError, match="66 octets in UTF-8; at most 64 are allowed"):
+            std_subject(settings._replace(**{part: "\u00e9" * 33}))
 
 
 # ---------------------------------------------------------------------- tokens

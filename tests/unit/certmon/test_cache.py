@@ -81,3 +81,14 @@ def test_what_is_no_answer_is_not_read(tmp_path):
     assert cache.read(ID, 2) == b""
     (tmp_path / f"{ID}-{3:020d}.ocsp").write_bytes(b"x" * 100_000)
     assert cache.read(ID, 3) == b""
+
+
+def test_what_a_killed_tool_has_left_is_swept_with_the_next_answer(tmp_path):
+    cache = StatusCache(str(tmp_path / "cache"))
+    cache.write(ID, 7, b"answer")
+    left = tmp_path / "cache" / f".{ID}-{8:020d}.ocsp.1.0123456789ab"
+    left.write_bytes(b"half")
+    os.utime(left, (1, 1))
+    cache.write(ID, 9, b"answer")
+    assert not left.exists()
+    assert len(list((tmp_path / "cache").iterdir())) == 2
