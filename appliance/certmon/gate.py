@@ -326,7 +326,10 @@ def _nothing() -> None:
 def _describe(status: CertStatus) -> str:
     """Finish the sentence that begins with a certificate."""
     if status.status_class is StatusClass.UNKNOWN and status.valid_until is not None:
-        return f"is {status.state}: its last status is valid no longer, or the service does not know it"
+        return (
+            f"is {status.state}: its status is not known at present; its last status is valid no longer, or the service does not "
+            "know it"
+        )
     return f"is {status.state}"
 
 

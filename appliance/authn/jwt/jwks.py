@@ -21,7 +21,7 @@ REFETCH_S: Final = 30.0
 """Between two fetches on behalf of unknown key ids, which anyone can send; and between two failing fetches."""
 _EMPTY_RETRY_S: Final = 5.0
 """Between two failing fetches while there are no keys at all and nobody can be served."""
-_CANNOT_FETCH: Final = "the issuer's keys could not be fetched; try again later"
+_CANNOT_FETCH: Final = "the issuer's keys could not be fetched{}; try again later"
 _UNKNOWN_KEY: Final = "the issuer does not publish the key of this token; try again in half a minute"
 _TWICE: Final = (
     "the issuer publishes the key of this token more than once; its key set must list each key once"
@@ -78,9 +78,11 @@ class JWKSClient:
         if self._clock() >= self._usable_until:
             self._keys = ()
             facts = {"issuer_answer": self._failure}
+            answered = ""
             if self._failure_status:
                 facts["http_status"] = str(self._failure_status)
-            raise TokenRefused("jwks_not_available", _CANNOT_FETCH, facts=facts)
+                answered = f" (HTTP status {self._failure_status})"
+            raise TokenRefused("jwks_not_available", _CANNOT_FETCH.format(answered), facts=facts)
         key = select(self._keys, kid=kid, alg=alg)
         # A known key that does not fit the algorithm will not fit after another fetch either.
         known = kid is not None and any(key.kid == kid for key in self._keys)

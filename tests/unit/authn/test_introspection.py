@@ -277,6 +277,7 @@ async def test_published_keys_that_cannot_be_fetched_are_told_with_the_status(id
         assert await bench.refuse(idp.token()) == "jwks_not_available"
         assert bench.refusal.facts["http_status"] == "503"
         assert "HTTP status 503" in bench.refusal.facts["issuer_answer"]
+        assert "(HTTP status 503)" in bench.refusal.public
     assert "HTTP status 503" in caplog.text
 
 
