@@ -55,7 +55,7 @@ async def test_the_service_moves_to_another_host_and_nobody_notices(tmp_path):
     with Process(new, "--version") as empty:
         empty.wait()
         move([config / name for name in ("cert_auth.p12", "pvacms.p12", "pvacms.acf")], empty.config_dir)
-        move([copy, data / "certs.db.revoked"], empty.db.parent)
+        move([copy, data / "certs.db.revoked", data / "certs.db.tokens"], empty.db.parent)
     # The head of the audit's chain is the same, so nothing was lost and nothing was added.
     assert once(new, "--audit-verify")[1] == audit
     with Process(new, OPEN, **ports) as process:
