@@ -200,6 +200,10 @@ class ServerLink:
 
     # -- StreamOwner ---------------------------------------------------------------------------------
 
+    def link_made(self, link: StreamLink) -> bool:
+        """TCP is connected."""
+        return True
+
     def link_up(self, link: StreamLink) -> None:
         """TCP is connected and, with TLS, the server has proved who it is."""
         if link.engine is None:

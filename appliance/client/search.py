@@ -20,8 +20,10 @@ from appliance.pva.search import (
     pack_message,
     split_names,
 )
+from appliance.pvdata.pace import breathe
+from appliance.transport.interfaces import broadcast_addresses
 from appliance.transport.stream import format_address
-from appliance.transport.udp import Origin, UDPPort, resolve_datagram_address
+from appliance.transport.udp import Origin, UDPPort, is_multicast, resolve_datagram_address
 
 if TYPE_CHECKING:
     from appliance.client.context import Context
@@ -49,6 +51,8 @@ _TICK_S: Final = 0.02
 SILENCE_S: Final = 360.0
 """Seconds without a beacon after which a server counts as gone: two periods of the slow beacons."""
 SWEEP_S: Final = 60.0
+_LIMITED: Final = "255.255.255.255"
+_LOOPBACK: Final = "127.255.255.255"
 
 
 class Discovered(NamedTuple):
@@ -96,7 +100,8 @@ class Searcher:
         self._timer_at = 0.0
         self._sequence = random.getrandbits(32)
         self._port: UDPPort | None = None
-        self._beacon_port: UDPPort | None = None
+        self._port6: UDPPort | None = None
+        self._beacon_ports: list[UDPPort] = []
         self._targets: list[_Target] = []
         self._resolved_at = -RESOLVE_S
         self._resolving: asyncio.Task[None] | None = None
@@ -119,15 +124,32 @@ class Searcher:
 
     def listen_for_beacons(self) -> None:
         """Share the broadcast port, to hear beacons; without it only our own searches find servers."""
-        if self._beacon_port is None:
+        if not self._beacon_ports:
             from appliance.errors import TransportError
 
-            try:
-                self._beacon_port = UDPPort(
-                    self._beacon_message, port=self._context.config.broadcast_port, shared=True
-                )
-            except TransportError as error:
-                _log.warning("beacons cannot be heard: %s", error)
+            config = self._context.config
+            groups = [
+                (item.host, item.interface or "") for item in config.intf_addr_list if is_multicast(item.host)
+            ]
+            # Only what no unicast comes to: a server of this host must not lose its searches to us.
+            hosts = dict.fromkeys((*broadcast_addresses(), _LIMITED, _LOOPBACK))
+            for host, interface in [*((host, "") for host in hosts), *groups]:
+                joined = ((host, interface),) if is_multicast(host) else ()
+                scope = f"%{interface}" if ":" in host and interface else ""
+                try:
+                    port = UDPPort(
+                        self._beacon_message,
+                        port=config.broadcast_port,
+                        shared=True,
+                        address=host + scope,
+                        groups=joined,
+                    )
+                except TransportError as error:
+                    _log.debug("beacons to %s cannot be heard: %s", host, error)
+                else:
+                    self._beacon_ports.append(port)
+            if not self._beacon_ports:
+                _log.warning("beacons cannot be heard on UDP port %d", config.broadcast_port)
 
     def stop(self) -> None:
         """Close everything."""
@@ -138,7 +160,7 @@ class Searcher:
                 timer.cancel()
         if self._resolving is not None:
             self._resolving.cancel()
-        for port in (self._port, self._beacon_port):
+        for port in (self._port, self._port6, *self._beacon_ports):
             if port is not None:
                 port.close()
 
@@ -150,8 +172,6 @@ class Searcher:
         endpoints = list(config.addr_list)
         broadcasts: list[str] = []
         if config.auto_addr_list:
-            from appliance.transport.interfaces import broadcast_addresses
-
             broadcasts = broadcast_addresses(frozenset(endpoint.host for endpoint in config.intf_addr_list))
             endpoints += [Endpoint(address) for address in broadcasts]
         targets: dict[_Target, None] = {}
@@ -166,11 +186,29 @@ class Searcher:
                     )
                 continue
             self._warned.discard(endpoint.host)
-            multicast = 224 <= int(address[0].partition(".")[0]) < 240
+            multicast = is_multicast(address[0])
+            if ":" in address[0] and not self._open_ipv6():
+                continue
             unicast = not multicast and address[0] not in broadcasts and not address[0].endswith(".255")
             targets[_Target(address, endpoint.ttl or 1, endpoint.interface or "", multicast, unicast)] = None
         self._targets = list(targets)
         self._resolved_at = self._loop.time()
+
+    def _open_ipv6(self) -> bool:
+        """Have a socket for IPv6; tell whether the host has that."""
+        if self._port6 is None:
+            from appliance.errors import TransportError
+
+            try:
+                self._port6 = UDPPort(self._message, address="::")
+            except TransportError as error:
+                if "ipv6" not in self._warned:
+                    self._warned.add("ipv6")
+                    _log.warning(
+                        "EPICS_PVA_ADDR_LIST names IPv6 addresses, and this host has no IPv6: %s", error
+                    )
+                return False
+        return True
 
     def _resolve_when_stale(self) -> None:
         now = self._loop.time()
@@ -328,23 +366,23 @@ class Searcher:
     def _broadcast(self, request: SearchRequest) -> None:
         port = self._port
         assert port is not None
-        everyone = pack_message(c.CMD_SEARCH, request.encode(), from_server=False)
-        one = b""
+        packed: dict[tuple[bool, bool], bytes] = {}
         for target in self._targets:
-            if target.unicast:
-                if not one:
-                    one = pack_message(
-                        c.CMD_SEARCH, request._replace(unicast=True).encode(), from_server=False
-                    )
-                sent = port.send(one, target.address)
-            elif target.multicast:
-                sent = port.send_multicast(
-                    everyone, target.address, ttl=target.ttl, interface=target.interface
-                )
+            is_ipv6 = ":" in target.address[0]
+            by = self._port6 if is_ipv6 else port
+            if by is None:
+                continue
+            data = packed.get((is_ipv6, target.unicast))
+            if data is None:
+                told = request._replace(unicast=target.unicast, reply_port=by.port)
+                data = pack_message(c.CMD_SEARCH, told.encode(), from_server=False)
+                packed[is_ipv6, target.unicast] = data
+            if target.multicast:
+                sent = by.send_multicast(data, target.address, ttl=target.ttl, interface=target.interface)
             else:
-                sent = port.send(everyone, target.address)
+                sent = by.send(data, target.address)
             if not sent:
-                _log.debug("a search could not be sent to %s:%d", *target.address)
+                _log.debug("a search could not be sent to %s", format_address(target.address))
 
     def ping(self) -> None:
         """Ask all servers, whatever they serve, to answer."""
@@ -409,7 +447,9 @@ class Searcher:
         if self._context.require_tls and response.protocol != "tls":
             for instance in response.instances:
                 if self._context.tls is not None and instance in self._wanted:
-                    self._wanted[instance].trouble = refused_without_tls(f"{host}:{response.port}")
+                    self._wanted[instance].trouble = refused_without_tls(
+                        format_address((host, response.port))
+                    )
             return
         news = self._heard(response, host, via or source)
         self._take(response, host)
@@ -432,7 +472,9 @@ class Searcher:
                     channel.guid = response.guid
                     self._retry(channel)
             return
-        for instance in response.instances:
+        for number, instance in enumerate(response.instances):
+            if not number & 63:
+                breathe()
             channel = self._wanted.pop(instance, None)
             if channel is None or channel.state is not ChannelState.SEARCHING:
                 self._check_duplicate(instance, response, host)
@@ -450,11 +492,10 @@ class Searcher:
         if channel.name not in self._warned:
             self._warned.add(channel.name)
             _log.warning(
-                "%s is served by %s and by %s:%d: the first is used",
+                "%s is served by %s and by %s: the first is used",
                 channel.name,
                 link.peer,
-                host,
-                response.port,
+                format_address((host, response.port)),
             )
 
     def _beacon_message(self, message: Datagram, origin: Origin) -> None:
@@ -502,7 +543,7 @@ class Searcher:
                 self._forget_old()
             if len(self._servers) >= MAX_SERVERS:
                 return False
-        news = Discovered(True, f"{host}:{port}", protocol, guid, via, message.version)
+        news = Discovered(True, format_address((host, port)), protocol, guid, via, message.version)
         self._servers[key] = (news, now)
         if known is not None and known[0].guid == guid:
             return False

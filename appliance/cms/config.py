@@ -143,6 +143,7 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
             )
             if not self.inherit_approval:
                 found.append("inherit_approval_unproven has no effect, for inherit_approval is false")
+        found += shared_hosts(self.jwt)
         if self.certs_require_subscription in ("no", "requester"):
             who = "no certificate" if self.certs_require_subscription == "no" else "what a requester asks for"
             found.append(
@@ -168,6 +169,23 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
             inherit_unproven=self.inherit_approval_unproven,
             raw_pv_names=self.status_extension_form == "raw",
         )
+
+
+def shared_hosts(config: JWTConfig) -> list[str]:
+    """A sentence for each host that several issuers of tokens share: certificates name the host alone."""
+    from appliance.authn.jwt import uri
+
+    hosts: dict[str, list[str]] = {}
+    for issuer in config.issuers:
+        name = issuer.issuer or issuer.trusted_uri
+        where = uri.parse(name)
+        hosts.setdefault(where.host if where else name, []).append(name)
+    return [
+        f"the token issuers {' and '.join(names)} share the host {host}, which is all that a certificate says of its issuer (O): "
+        "access rules cannot tell their accounts apart. A name that one holds is refused to the other while its certificate lives"
+        for host, names in hosts.items()
+        if len(names) > 1
+    ]
 
 
 class Effective(NamedTuple):

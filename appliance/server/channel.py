@@ -156,6 +156,11 @@ class Channel:
             self._broken(operation, error)
 
     def _subscribe(self, subscription: Subscription) -> None:
+        full = self.owner.count_subscription(self.handler)
+        if full:
+            subscription.fail(full)
+            return
+        subscription.counts = True
         try:
             self.handler.subscribe(subscription)
         except Exception as error:  # noqa: BLE001 - a handler's defect must not end the connection
@@ -245,6 +250,9 @@ class Channel:
                     self._waiting.pop(operation, None)
                 operation.finishing = True
                 operation.queue.clear()
+                if operation.counts:
+                    operation.counts = False
+                    self.owner.forget_subscription(self.handler)
                 self.handler.unsubscribe(operation)
             elif operation is not None:
                 self.handler.closed(operation)
