@@ -47,6 +47,9 @@ _JOIN_LIMIT: Final = 256 * 1024
 class StreamOwner(Protocol):
     """Who acts on what a link brings: a server or a client context."""
 
+    def link_made(self, link: StreamLink) -> bool:
+        """TCP is connected; tells whether the connection is wanted."""
+
     def link_up(self, link: StreamLink) -> None:
         """The transport is ready: TCP is connected and, with TLS, the handshake is complete."""
 
@@ -147,6 +150,9 @@ class StreamLink(asyncio.Protocol):
         here = stream.get_extra_info("sockname")
         if here is not None:
             self.interface = format_address(here)
+        if not self.owner.link_made(self):
+            self.abort()
+            return
         stream.set_write_buffer_limits(high=WRITE_HIGH, low=WRITE_LOW)
         if self.engine is None:
             self._up()
