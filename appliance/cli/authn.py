@@ -127,7 +127,7 @@ async def authenticate(
     _refuse_without_effect(options)
     settings = _settings(options, **identity)
     if options.check_due:
-        return _show_due(options, settings)
+        return await _show_due(options, settings)
     if _anchor_wanted(options):
         return await _fetch_anchor(options, settings)
     return _finish(options, await ask(options, settings, _requester(options, settings)))
@@ -188,14 +188,14 @@ async def _fetch_anchor(options: argparse.Namespace, settings: RequesterSettings
     return OK
 
 
-def _show_due(options: argparse.Namespace, settings: RequesterSettings) -> int:
+async def _show_due(options: argparse.Namespace, settings: RequesterSettings) -> int:
     """Do what ``--check-due`` says."""
     from appliance.certs.status import format_date
 
     asking = _requester(options, settings)
-    due, when = asking.renewal_due(asking.look())
+    due, when, why = await asking.due(asking.look())
     if options.verbose:
-        since = "there is no usable certificate" if when is None else f"since {format_date(when)}"
+        since = (why or "there is no usable certificate") if when is None else f"since {format_date(when)}"
         text = f"due: {since}" if due else f"not due before {format_date(when)}"
         complain(f"{settings.keychain}: {text}")
     return OK if due else KEPT

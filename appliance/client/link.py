@@ -261,7 +261,8 @@ class ServerLink:
         self._ended(reason)
 
     def _ended(self, reason: ApplianceError | None) -> None:
-        failed = not self.ready
+        was_ready = self.ready
+        failed = not was_ready
         gate = self.context.gate
         ours = self.context.closing
         if failed and gate is not None and reason is None and self.credentials.is_tls and not ours:
@@ -282,7 +283,7 @@ class ServerLink:
         channels = list(self.channels)
         self.channels.clear()
         self.waiting.clear()
-        self.context.link_ended(self, reason)
+        self.context.link_ended(self, reason, was_ready=was_ready)
         for channel in channels:
             channel.lost(why, failed=failed)
 

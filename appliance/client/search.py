@@ -40,7 +40,9 @@ RESOLVE_S: Final = 60.0
 RESOLVE_HOLDOFF_S: Final = 1.0
 """Seconds after the loss of a server in which its name is looked up again."""
 POKE_HOLDOFF_S: Final = 5.0
-"""Seconds in which news of servers hurries the search at most once."""
+"""Seconds in which news of servers hurries the search at most once; what comes earlier is heeded at their end."""
+_PATIENT: Final = 4
+"""Searches after which a name is looked for so seldom that the news of a server is worth another one at once."""
 MAX_SERVERS: Final = 10_000
 """Servers that are remembered: anyone may send beacons of servers that do not exist."""
 DATAGRAMS_PER_TICK: Final = 50
@@ -104,6 +106,7 @@ class Searcher:
         self._resolved_at = -RESOLVE_S
         self._resolving: asyncio.Task[None] | None = None
         self._poked_at = -POKE_HOLDOFF_S
+        self._poke_timer: asyncio.TimerHandle | None = None
         self._servers: dict[tuple[str, int, str], tuple[Discovered, float]] = {}
         self._changes: dict[tuple[str, int, str], tuple[int, float]] = {}
         """What each beacon last said of its server's changes, and when that was acted upon."""
@@ -152,8 +155,9 @@ class Searcher:
         """Close everything."""
         if self._timer is not None:
             self._timer.cancel()
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        for timer in (self._sweeper, self._poke_timer):
+            if timer is not None:
+                timer.cancel()
         if self._resolving is not None:
             self._resolving.cancel()
         for port in (self._port, self._port6, *self._beacon_ports):
@@ -226,16 +230,20 @@ class Searcher:
         self._wanted[channel.instance] = channel
         delay = 0.0
         if later:
-            delay = INTERVALS_S[min(channel.attempts, len(INTERVALS_S) - 1)]
+            delay = self._interval(channel)
             channel.attempts += 1
         channel.due = self._loop.time() + delay
         heapq.heappush(self._heap, (channel.due, channel.instance))
         self._schedule(channel.due)
 
+    def _interval(self, channel: Channel) -> float:
+        interval = INTERVALS_S[min(channel.attempts, len(INTERVALS_S) - 1)]
+        return min(interval, self._context.longest_search_s)
+
     def _delay(self, channel: Channel) -> float:
         delay = 0.0 if channel.attempts == 0 else INTERVALS_S[min(channel.attempts, len(INTERVALS_S)) - 1]
         channel.attempts += 1
-        return delay
+        return min(delay, self._context.longest_search_s)
 
     def _retry(self, channel: Channel) -> None:
         channel.due = self._loop.time()
@@ -248,10 +256,17 @@ class Searcher:
 
     def poke(self) -> None:
         """Search for everything now: there is news of a server."""
-        now = self._loop.time()
-        if now - self._poked_at < POKE_HOLDOFF_S:
+        if self._poke_timer is not None:
             return
-        self._poked_at = now
+        wait = self._poked_at + POKE_HOLDOFF_S - self._loop.time()
+        if wait > 0:
+            self._poke_timer = self._loop.call_later(wait, self._poke)
+        else:
+            self._poke()
+
+    def _poke(self) -> None:
+        self._poke_timer = None
+        self._poked_at = self._loop.time()
         self.hurry()
 
     def hurry(self) -> None:
@@ -274,8 +289,15 @@ class Searcher:
             self._sequence = self._sequence + 1 & 0xFFFFFFFF
             link.search(SearchRequest(self._sequence, batch, protocols))
 
-    def lost_server(self) -> None:
-        """A server has gone: it may come back under the same name at another address."""
+    def lost_server(self, address: tuple[str, int, bool], *, unexpected: bool = False) -> None:
+        """A server has gone: it may come back under the same name at another address.
+
+        ``unexpected``: its connection had been in use. When it is heard of again, as the same process too, that is news.
+        """
+        if unexpected:
+            known = self._servers.pop((address[0], address[1], "tls" if address[2] else "tcp"), None)
+            if known is not None:
+                self._tell(known[0]._replace(online=False))
         self._resolved_at = min(self._resolved_at, self._loop.time() - RESOLVE_S + RESOLVE_HOLDOFF_S)
 
     def _schedule(self, when: float) -> None:
@@ -300,7 +322,7 @@ class Searcher:
             channel = wanted.get(instance)
             if channel is None or channel.due != when or channel.state is not ChannelState.SEARCHING:
                 continue
-            interval = INTERVALS_S[min(channel.attempts, len(INTERVALS_S) - 1)]
+            interval = self._interval(channel)
             channel.attempts += 1
             # A swarm of clients that started together must not search together for ever.
             channel.due = now + interval * random.uniform(0.9, 1.1)  # noqa: S311 - nobody must not guess it
@@ -441,7 +463,13 @@ class Searcher:
                         format_address((host, response.port))
                     )
             return
-        self._heard(response, host, via or source)
+        news = self._heard(response, host, via or source)
+        self._take(response, host)
+        # Where one name has waited long for this server, others have too.
+        if news and any(channel.attempts > _PATIENT for channel in self._wanted.values()):
+            self.poke()
+
+    def _take(self, response: SearchResponse, host: str) -> None:
         if not response.found:
             return
         tls = response.protocol == "tls"

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from appliance.authn.jwt.config import JWTConfig, from_environment
+from appliance.authn.jwt.config import ENVIRONMENT, JWTConfig, from_environment
 from appliance.certs.profiles import KEY_ALGORITHMS
 from appliance.cms.issuing import Rules, UsageRules
 from appliance.cms.options import JWT_FLAGS, OPTIONS, Option
@@ -238,12 +238,16 @@ def resolve(
         values["db"] = _database(settings.db, config)
     elif "db" in values:
         values["db"] = _database(values["db"], None)
+    warnings = [*server.warnings]
     if "jwt" not in written or _jwt_flags(arguments):
         issuer = from_environment({**environ, **_jwt_flags(arguments)})
         if issuer is not None:
             values["jwt"] = msgspec.structs.replace(settings.jwt, issuers=(issuer,))
+    elif unused := sorted(name for name in ENVIRONMENT if environ.get(name, "").strip()):
+        warnings.append(f"{', '.join(unused)}: no effect, because {config} has the section jwt")
     settings = _checked(settings, values)
-    return Effective(settings, server.config, server.warnings, document, server.explain().splitlines())
+    warnings += [warning for issuer in settings.jwt.issuers for warning in issuer.warnings()]
+    return Effective(settings, server.config, warnings, document, server.explain().splitlines())
 
 
 def _jwt_flags(arguments: argparse.Namespace | None) -> dict[str, str]:

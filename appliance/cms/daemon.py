@@ -185,7 +185,7 @@ def _new_administrator(effective: Effective, name: str) -> int:
     from appliance.cms.service import Service
     from appliance.cms.setup import add_administrator, ensure_acf, ensure_administrator, say
 
-    service = Service.open(effective, clock=_now)
+    service = Service.open(effective, clock=_now, beside=True)
     try:
         ensure_administrator(effective.settings, service.issuing, name, must_be_new=True)
         acf = effective.settings.acf
@@ -211,7 +211,10 @@ async def _serve(daemon: Daemon, effective: Effective, options: argparse.Namespa
         await service.start()
 
         async def reload() -> None:
-            await service.reload(_resolve(options))
+            fresh = _resolve(options)
+            for warning in fresh.warnings:
+                _log.warning("%s", warning)
+            await service.reload(fresh)
             _log.info("configuration and access security file were read again")
 
         daemon.on_reload(reload)
@@ -238,12 +241,15 @@ async def _serve(daemon: Daemon, effective: Effective, options: argparse.Namespa
 
 
 def _banner(effective: Effective, service: Service) -> None:
+    from appliance.authn.trust import fingerprint
     from appliance.certs.x509 import subject_text
 
     settings = effective.settings
+    anchor = fingerprint(service.authority.root)
     rows = (
         ("Certificate Database", service.store._shown()),
         ("Certificate Authority", subject_text(service.authority.issuer.certificate.subject)),
+        ("Certificate Authority Fingerprint", anchor),
         ("Certificate Authority Keychain File", settings.cert_auth_tls_keychain),
         ("PVACMS Keychain File", effective.server.tls_keychain),
         ("PVACMS Access Control File", settings.acf),
@@ -253,6 +259,8 @@ def _banner(effective: Effective, service: Service) -> None:
     lines += [_LINE, f"| PVACMS [{service.names.issuer_id}] Service Running     |", _RULE]
     sys.stdout.write("\n".join(lines) + "\n")
     sys.stdout.flush()
+    # For those who have the journal and not the screen.
+    _log.info("the fingerprint of the trust anchor, to be published, is %s", anchor)
 
 
 async def _keep_time(service: Service, daemon: Daemon) -> None:

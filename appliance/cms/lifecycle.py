@@ -9,6 +9,7 @@ Changes are committed before anybody hears of them, except those that the clock 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import logging
 from collections import OrderedDict
@@ -164,6 +165,12 @@ class Lifecycle:
             if (boundary := self._boundary(record, when)) is not None
         ]
         heapq.heapify(self._boundaries)
+
+    async def adopt(self) -> None:
+        """Take in what a command beside this service has recorded. Raises StoreError."""
+        for record in await self.store.submit(live_records):
+            if self.peek(record.serial) is None:
+                self._remember(record)
 
     def wait_for_approval(self, pending_s: int) -> None:
         """Change for how long requests wait."""
@@ -409,7 +416,13 @@ class Lifecycle:
             self.journal.add([(record.serial, record.state_date)], barred=(record.serial,) if bar_key else ())
         except JournalError as error:
             # The database has it; the journal guards only against restoring an older one.
-            _log.error("%s; it is tried again with the next revocation", error)
+            _log.error("%s; it is tried again soon", error)
+
+    def catch_up_journal(self) -> None:
+        """Write what the journal could not take before, if there is anything; called now and then."""
+        if self.journal.missing:
+            with contextlib.suppress(JournalError):
+                self.journal.add(())
 
     def _announce(self, record: Record) -> None:
         if record.state is CertState.PENDING_APPROVAL:
@@ -418,18 +431,16 @@ class Lifecycle:
             self.waiting.came_from.pop(record.serial, None)
         if record.state in (CertState.REVOKED, CertState.EXPIRED):
             self.live.pop(record.serial, None)
-            self._remember(record)
-        else:
-            self.live[record.serial] = record
-            boundary = self._boundary(record, self.clock())
-            if boundary is not None:
-                heapq.heappush(self._boundaries, (boundary, record.serial))
+        self._remember(record)
         for listener in self.listeners:
             listener(record)
 
     def _remember(self, record: Record) -> None:
         if record.state not in (CertState.REVOKED, CertState.EXPIRED):
             self.live[record.serial] = record
+            boundary = self._boundary(record, self.clock())
+            if boundary is not None:
+                heapq.heappush(self._boundaries, (boundary, record.serial))
             return
         self._finished[record.serial] = record
         self._finished.move_to_end(record.serial)
@@ -526,8 +537,8 @@ class Lifecycle:
             try:
                 await self.store.submit(job)
             except ApplianceError as error:
-                # They hold without the record; the next tick tries again.
-                _log.error("%s", error)
+                # They hold without the record; the next tick tries again, and the store says what is wrong.
+                _log.debug("%s", error)
                 return
             for serial in batch:
                 self._pending.pop(serial, None)

@@ -105,6 +105,8 @@ class Server:
         self.change_count = 0
         self.refusals = 0
         """Requests that access security refused."""
+        self.plight = ""
+        """What is added to a refusal over plain TCP: why nobody can prove who he is at present."""
         self.on_refused: Callable[[Channel, str], None] | None = None
         """Called with the channel and the missing right for each refused request."""
         self.require_tls = require_tls
