@@ -365,3 +365,30 @@ async def test_a_timer_does_not_undo_a_revocation(site):
     by_hand = account.run("authnjwt", "--force", "--token-file", account.home / "token_file")
     assert by_hand.status == 0, by_hand.err
     assert "with a new key" in by_hand.err
+
+
+def test_authnstd_proves_its_key_so_it_asks_again_for_its_own_name_and_a_stranger_does_not(tmp_path):
+    with running_site(tmp_path) as site:
+        account, stranger = site.account(), site.account()
+        asked = ("authnstd", "-n", "operator", "-o", "lab", "-c", "US")
+        assert account.run(*asked).status == 3
+        first = account.keychain()
+        refused = stranger.run(*asked)
+        assert refused.status == 1
+        assert "an administrator has to approve or deny it" in refused.err
+        # Nobody has approved it yet; the same key asks again, and the first request gives way.
+        assert account.run(*asked, "--force").status == 3
+        second = account.keychain()
+        assert public(second) == public(first)
+        assert second.serial != first.serial
+        assert account.run("pvxcert", first.cert_id).status == 4
+        assert site.administrator().run("pvxcert", "-A", second.cert_id).status == 0
+        shown = account.run("pvxcert", second.cert_id)
+        assert shown.status == 0
+        assert "Valid From    :" in shown.out
+        wish = stranger.run("authnstd", "-n", "other", "-o", "lab", "-c", "US", "--no-status")
+        assert wish.status == 1
+        assert "certificates without a status are not issued here" in wish.err
+        long = stranger.run("authnstd", "-n", "\u00e9" * 33, "-o", "lab", "-c", "US")
+        assert long.status == 1
+        assert "66 octets in UTF-8; at most 64 are allowed" in long.err
