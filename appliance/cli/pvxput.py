@@ -28,9 +28,21 @@ if TYPE_CHECKING:
 __all__ = ["main", "parser"]
 
 _EPILOG = """\
-A single value without "=" goes to the field "value"; a single JSON object goes to the whole structure.
-A value that begins with {, [ or " is JSON: pvxput wave [1,2,3]; others are text that must fit the field.
-Text that looks like one of these needs JSON's quotes: pvxput text '"a=b"'; pvxput rec.INP '"{const:7}"'.
+A single value without "=" goes to the field "value"; a single JSON object goes
+to the whole structure.
+A value that begins with {, [ or " is JSON; others are text that must fit the
+field. Text that looks like one of these needs JSON's quotes.
+
+examples:
+  pvxput test:spec 12.5
+  pvxput test:enumExample one
+      a choice by its text or its number
+  pvxput test:wave '[1,2,3]'
+      an array
+  pvxput test:text '"a=b"'; pvxput rec.INP '"{const:7}"'
+      text that looks like an assignment or like JSON
+  pvxput test:structExample value=4 alarm.message=moved
+      several fields at once
 """
 _NEGATIVE = r"-(?:0[xX][0-9a-fA-F]+|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[iI][nN][fF](?:inity)?|[nN][aA][nN])"
 
@@ -179,6 +191,9 @@ async def _work(options: argparse.Namespace) -> int:
             if isinstance(error, OperationTimeoutError):
                 complain("Timeout")
             return FAILED
+    from appliance.cli.names import remember
+
+    remember([options.name])
     if options.json:
         out.object(name=options.name, written=sorted(fields))
     return OK

@@ -71,7 +71,7 @@ class Health:
         """Look, and post."""
         now = self._lifecycle.clock()
         try:
-            by_state = await self._store.submit(_probe)
+            by_state = await self._store.submit(_probe, trial=True)
             self._count = sum(by_state.values())
             problem = ""
         except ApplianceError as error:
@@ -82,6 +82,7 @@ class Health:
         ca_valid = self._ca_valid(now)
         if not ca_valid:
             problem = problem or "the certificate authority is not valid now"
+        self._lifecycle.catch_up_journal()
         if not problem and self._lifecycle.journal.missing:
             problem = "the revocation journal cannot be written"
         problem = problem or self._lifecycle.journal.lost or self._gone() or self.backup

@@ -14,7 +14,7 @@ from typing import Final
 from appliance.cms.inuse import is_at
 from appliance.errors import ApplianceError, ConfigurationError
 
-__all__ = ["Journal", "JournalError"]
+__all__ = ["Journal", "JournalError", "OthersJournal"]
 
 _HEADER: Final = "pvacms revocations 1"
 _KEY: Final = "key"
@@ -134,3 +134,21 @@ class Journal:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+class OthersJournal(Journal):
+    """The journal of a running service, for a command that works beside it: never opened, and nothing is written to it."""
+
+    def __init__(self, path: str, issuer: str) -> None:
+        self.path = path
+        self.known = {}
+        self.missing = {}
+        self.barred = set()
+        self._issuer = issuer
+        self._fd = -1
+
+    def add(self, entries: Iterable[tuple[int, int]], *, barred: Iterable[int] = ()) -> None:
+        """Refuse. Raises JournalError."""
+        del barred
+        if tuple(entries):
+            raise JournalError(f"the revocation journal {self.path} is kept by the service that runs")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -14,11 +15,11 @@ from appliance.certs.keychain import Keychain
 from appliance.certs.ocsp import OCSPSigner
 from appliance.certs.public_keys import key_identity
 from appliance.certs.x509 import authority_name, serial_number
-from appliance.cms.backup import backup, prune, timestamped
+from appliance.cms.backup import Backups
 from appliance.cms.config import CMSSettings, Effective
 from appliance.cms.health import Health
 from appliance.cms.issuing import Issuing, TokenVerifier
-from appliance.cms.journal import Journal
+from appliance.cms.journal import Journal, OthersJournal
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.policy import CertificateGate, Names, Policy, read_acf
 from appliance.cms.publisher import Publisher
@@ -104,10 +105,10 @@ class Service:
         self.own_keychain: Keychain | None = None
 
     @classmethod
-    def open(cls, effective: Effective, *, clock: Callable[[], datetime]) -> Service:
+    def open(cls, effective: Effective, *, clock: Callable[[], datetime], beside: bool = False) -> Service:
         """Open what is there and make what is missing; nothing is served yet.
 
-        Raises ConfigurationError, SecurityError with one sentence.
+        ``beside``: a command that records a certificate, also while the service runs. Raises ConfigurationError, SecurityError with one sentence.
         """
         settings = effective.settings
         if is_sqlite(settings.db):
@@ -115,14 +116,21 @@ class Service:
             check_not_lost(settings.db)
         lock = Store(settings.db, "")
         # The lock first: two services that start together must not both make an authority.
-        lock.open()
+        lock.open(beside=beside)
         try:
+            if lock.beside and not os.path.lexists(settings.cert_auth_tls_keychain):
+                raise ConfigurationError(  # noqa: TRY301 - the handler below gives the database back
+                    "there is no such keychain, but a service that uses the database runs: name the certificate "
+                    "authority that it has",
+                    file=settings.cert_auth_tls_keychain,
+                )
             authority = ensure_authority(settings, clock(), may_make=not lock.run(any_certificate))
             self_test(authority, clock())
             lock.issuer = authority.issuer_id
             side = settings.db if is_sqlite(settings.db) else effective.server.data_file("certs.db")
             make_directory(side)
-            journal = Journal(side + JOURNAL, authority.issuer_id)
+            kind = OthersJournal if lock.beside else Journal
+            journal = kind(side + JOURNAL, authority.issuer_id)
             tokens = TokenJournal(side + ".tokens")
         except BaseException:
             lock.close()
@@ -242,6 +250,7 @@ class Service:
         self.settings = settings
         self.policy.acf = acf
         self._reserve()
+        await self.lifecycle.adopt()
         self.issuing.rules = settings.rules()
         self.lifecycle.wait_for_approval(settings.pending_approval_ends.seconds)
         self.publisher.validity = _validity(settings)
@@ -283,16 +292,17 @@ class Service:
     async def backup(self) -> None:
         """Make a periodic backup and remove the oldest."""
         settings = self.settings
-        target = timestamped(settings.db, settings.backup_dir, time.time())
+        backups = Backups(settings.db, settings.backup_dir, self.names.issuer_id)
         try:
-            await asyncio.get_running_loop().run_in_executor(None, backup, settings.db, target)
+            made = await asyncio.get_running_loop().run_in_executor(
+                None, backups.make, time.time(), settings.backup_retention
+            )
         except ApplianceError as error:
             _log.error("%s", error)
             self.health.backup = str(error)
             return
         self.health.backup = ""
-        prune(settings.db, settings.backup_dir, settings.backup_retention)
-        _log.info("database backup %s", target)
+        _log.info("database backup %s", made)
 
     # -- tokens --------------------------------------------------------------------------------------
 

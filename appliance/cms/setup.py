@@ -388,7 +388,8 @@ def ensure_administrator(settings: CMSSettings, issuing: Issuing, name: str, *, 
         why = (
             f"{shown_subject(subject.items())} has a certificate already "
             f"({shown_id(issuing.names.issuer_id, alive[0].serial)}); "
-            "have that one revoked first"
+            "have that one revoked first; if nobody can, because it is the only administrator's and is lost, choose another "
+            "name here, and revoke it with the new keychain"
         )
         if must_be_new:
             raise ConfigurationError(why)
@@ -520,6 +521,9 @@ def add_administrator(path: str, name: str) -> bool:
     for pattern, replace in ((classic, in_braces), (listed, in_list)):
         changed = pattern.sub(replace, text, count=1)
         if changed != text and name in load_acf(changed, file=path, gateway=True).uags["CMS_ADMIN"]:
-            write_private(path, changed.encode(), os.stat(path).st_mode & 0o777)  # noqa: PTH116
+            before = os.stat(path)  # noqa: PTH116
+            # By root beside a service of another account, which must still be able to read it.
+            owner = (before.st_uid, before.st_gid) if os.geteuid() == 0 else None
+            write_private(path, changed.encode(), before.st_mode & 0o777, owner=owner)
             return True
     raise ConfigurationError("cannot add the administrator to CMS_ADMIN; add the name by hand", file=path)

@@ -191,7 +191,8 @@ class Autosave:
 
     def _set_save_path(self, path: str | None, subpath: str | None) -> None:
         self._save_path = _joined(path, subpath)
-        if not Path(self._save_path).is_dir():
+        # A service manager may make it just before the start.
+        if not self._is_trial and not Path(self._save_path).is_dir():
             raise ConfigurationError("is no directory: make it, writable for this IOC", file=self._save_path)
 
     def _add_restore(self, number: int, file: str | None, macros: str | None) -> None:
@@ -491,7 +492,7 @@ def _given(text: str | None, what: str) -> str:
 
 
 def _joined(path: str | None, subpath: str | None) -> str:
-    return os.path.join(path or "", subpath or "")  # noqa: PTH118 - text in, text out
+    return os.path.join(path or "", subpath) if subpath else path or ""  # noqa: PTH118 - text in, text out
 
 
 def _read(path: Path, what: str) -> str:

@@ -11,7 +11,7 @@ __all__ = ["check"]
 
 def check(plan: Plan) -> list[str]:
     """Load everything that the plan names and return warnings. Raises ConfigurationError for the first fault."""
-    finding = Trial(plan).finding()
+    finding = Trial(plan._replace(is_check=True)).finding()
     if finding.faults:
         others = len(finding.faults) - 1
         raise ConfigurationError(finding.faults[0] + (f" (and {others} more)" if others else ""))

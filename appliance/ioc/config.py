@@ -128,6 +128,9 @@ class Plan(NamedTuple):
     folder: str = ""
     """The folder that relative paths in the script and in databases start from; empty: where the program was started."""
 
+    is_check: bool = False
+    """Nothing is started: what costs time may be looked at too."""
+
     @property
     def loads_anything(self) -> bool:
         """Whether there is a file that could be wrong."""

@@ -12,6 +12,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 from appliance.config.pva import Effective, ServerConfig, resolve_server
+from appliance.daemon.commandline import Parser, add_completion, add_version
+from appliance.daemon.extras import require
 from appliance.daemon.run import EXIT_FAILURE, EXIT_OK, Daemon, run
 from appliance.errors import ApplianceError, ConfigurationError
 
@@ -23,6 +25,20 @@ __all__ = ["main"]
 
 _NAME: Final = "softIocPVX"
 _log: Final = logging.getLogger(__name__)
+_EPILOG: Final = """\
+Any number of -m, -d and -G can be given; each -m replaces the macros for the
+options after it. A st.cmd file runs before iocInit; where no -d was given it
+must run iocInit itself. Settings of the server: EPICS_PVAS_* and EPICS_PVA_*
+variables.
+
+examples:
+  softIocPVX -m user=test -d records.db -a rules.acf
+      records, access security, and the shell of the IOC
+  softIocPVX -S -d records.db -G groups.json
+      no shell: until it is stopped
+  softIocPVX --config /etc/spva/ioc/pressure/ioc.yml --check-config
+      only check the file
+"""
 _PATHS: Final = (
     "EPICS_PVA_TLS_KEYCHAIN",
     "EPICS_PVA_TLS_KEYCHAIN_PWD_FILE",
@@ -43,18 +59,16 @@ class _Ordered(argparse.Action):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=_NAME,
+        usage="softIocPVX [options] [st.cmd]\n       softIocPVX --config FILE",
         description="An EPICS IOC that serves its records with Secure PVAccess.",
-        epilog="Any number of -m, -d and -G can be given; each -m replaces the macros for the options after it. "
-        "A st.cmd file runs before iocInit; where no -d was given it must run iocInit itself. "
-        "Settings of the server: EPICS_PVAS_* and EPICS_PVA_* variables.",
-        add_help=False,
+        epilog=_EPILOG,
     )
+    add_version(parser, _base_version)
+    add_completion(parser)
     parser.set_defaults(steps=[])
     add = parser.add_argument
-    add("-h", "--help", action="help", help="print this message and exit")
-    add("-V", "--version", action="store_true", help="print versions and exit")
     add("-v", "--verbose", action="store_true", help="display the steps of the start-up")
     add("-S", dest="no_shell", action="store_true", help="do not start an interactive shell")
     add("-s", dest="shell", action="store_true", help=argparse.SUPPRESS)
@@ -87,18 +101,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``softIocPVX``; returns the exit status."""
     parser = _parser()
     options = parser.parse_args(argv)
-    if options.version:
-        return _versions()
     try:
         if options.print_schema:
             return _print_schema()
+        require("ioc")
         if options.config is not None:
             return _daemon(parser, options)
         if options.check_config or options.print_config:
             parser.error("name the file: --config FILE")
         plan = _plan(options)
     except ApplianceError as error:
-        sys.stderr.write(f"{_NAME}: {error}\n")
+        sys.stderr.write(f"Error: {error}\n")
         return EXIT_FAILURE
     if not plan.is_interactive and not plan.loads_records and not plan.script:
         parser.print_usage(sys.stderr)
@@ -135,13 +148,12 @@ def _plan(options: argparse.Namespace) -> Plan:
     )
 
 
-def _versions() -> int:
-    import epicscorelibs.version as core
-
-    from appliance.version import __version__
-
-    sys.stdout.write(f"Secure PVAccess appliance {__version__}\nEPICS {core.version}\n")
-    return EXIT_OK
+def _base_version() -> str:
+    try:
+        import epicscorelibs.version as core
+    except ModuleNotFoundError:
+        return "EPICS Base is not installed"
+    return f"EPICS {core.version}"
 
 
 def _print_schema() -> int:
@@ -158,7 +170,15 @@ def _daemon(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int
     from appliance.config import loader
     from appliance.ioc.config import IocConfig, plan_of
 
-    if options.steps or options.definition or options.exit_prefix or options.script:
+    if (
+        options.steps
+        or options.definition
+        or options.exit_prefix
+        or options.script
+        or options.no_shell
+        or options.shell
+        or options.verbose
+    ):
         parser.error("--config says everything: no other options with it")
     document = loader.load_document(options.config, IocConfig)
     effective = resolve_server(yaml=document.section("pva"))
@@ -167,7 +187,7 @@ def _daemon(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int
         from appliance.ioc.check import check
 
         for warning in check(plan):
-            sys.stderr.write(f"{_NAME}: {warning}\n")
+            sys.stderr.write(f"Warning: {warning}\n")
         sys.stdout.write(f"{options.config}: good\n")
         return EXIT_OK
     if options.print_config:

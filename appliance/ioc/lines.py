@@ -11,7 +11,7 @@ from typing import Final
 from appliance.errors import ApplianceError
 from appliance.ioc import dbcore
 
-__all__ = ["explained", "run_line", "words_of"]
+__all__ = ["captured_line", "explained", "run_line", "words_of"]
 
 _WORD: Final = re.compile(r'"((?:[^"\\]|\\.)*)"|\'((?:[^\'\\]|\\.)*)\'|([^\s,()"\']+)')
 _NOT_FOUND: Final = re.compile(r"Command '?([^\s']+)'? not (?:found|registered)")
@@ -43,6 +43,13 @@ def explained(name: str) -> str:
         if name.startswith(beginnings):
             return f"{name}: {why}; {_PAGE}"
     return f"{name}: there is no such command; 'help' lists those that there are, and {_PAGE}"
+
+
+def captured_line(line: str) -> tuple[bool, str]:
+    """Run it; return whether it succeeded, and what it printed or why it failed."""
+    ok, text = dbcore.shell_capture(line)
+    missing = None if ok else _NOT_FOUND.search(text)
+    return ok, text if missing is None else explained(missing[1]) + "\n"
 
 
 def run_line(line: str) -> ApplianceError | None:

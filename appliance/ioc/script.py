@@ -34,6 +34,8 @@ class ScriptRunner:
     def __init__(self, *, on_error: str = "stop") -> None:
         self.on_error = on_error
         self.before: Callable[[str, list[str]], bool] | None = None
+        self.where: tuple[str, int] = ("", 0)
+        """File and line of the command that runs."""
         self.failures: list[ConfigurationError] = []
         """Those that the script went on after."""
 
@@ -57,6 +59,7 @@ class ScriptRunner:
             if words[:2] == ["on", "error"]:
                 on_error = _POLICIES.get(words[2] if len(words) > 2 else "", on_error)
                 continue
+            self.where = path, number
             try:
                 if self.is_script(line, words):
                     self._include(line, words, macros, on_error, depth)

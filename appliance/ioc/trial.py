@@ -92,11 +92,16 @@ class Trial:
         said = self._said.read(_SAID).decode("utf-8", "replace")
         self._said.close()
         told = [json.loads(line) for line in answer.decode().splitlines()]
-        at = LoadStep(*told[-1]["reading"]) if told and "reading" in told[-1] else None
-        if not told or "end" not in told[-1]:
+        last = told[-1] if told else {}
+        at = LoadStep(*last["reading"]) if "reading" in last else None
+        if "running" in last:
+            file, line, command = last["running"]
+            name = _died(self._child.returncode)
+            raise ConfigurationError(f"EPICS Base crashes ({name}) in: {command[:200]}", file=file, line=line)
+        if "end" not in last:
             with chdir(self._plan.folder or "."):
                 raise _crashed(self._child.returncode, at, said)
-        end = told[-1]["end"]
+        end = last["end"]
         if (error := end.get("error")) is not None:
             raise ConfigurationError(**error)
         return Finding(
@@ -119,9 +124,12 @@ def _packages() -> str:
     return os.pathsep.join(part for part in (_PACKAGES, before) if part)
 
 
+def _died(status: int) -> str:
+    return signal.Signals(-status).name if -status in set(signal.Signals) else f"exit status {status}"
+
+
 def _crashed(status: int, at: LoadStep | None, said: str) -> ConfigurationError:
-    name = signal.Signals(-status).name if -status in set(signal.Signals) else f"exit status {status}"
-    why = f"EPICS Base crashes ({name})"
+    why = f"EPICS Base crashes ({_died(status)})"
     if at is None:
         last = plain(said).splitlines()
         return ConfigurationError(

@@ -54,6 +54,7 @@ class _Child:
         self.tell(reading=list(step))
 
     def before(self, line: str, words: list[str]) -> bool:
+        self.tell(running=[*self.loading.script.where, line])
         if words[:1] == ["dlload"]:
             raise _Ended("it loads C code (dlload), which a trial must not run")
         if words[:1] in (["iocInit"], ["iocBuild"]):
@@ -120,9 +121,32 @@ class _Child:
         loading = self.loading
         if loading.access_step is not None:
             self.warnings.extend(read_access_file(loading.access_step).warnings)
+        if loading.plan.is_check:
+            self.links()
         groups = GroupSource(None, loading.group_files, place=loading.place, report=self.warnings.append)
         if groups.faults:
             raise groups.faults[0]
+
+    def links(self) -> None:
+        """Look where the links of all records lead."""
+        for record, field, text in dbcore.database_links():
+            name = text.split()[0]
+            if dbcore.exists(name):
+                continue
+            if dbcore.exists(name.partition(".")[0]):
+                self.faults.append(
+                    self.located(f"{record}.{field}: a link to {name}, and that record has no such field")
+                )
+            else:
+                place = locate.find(self.loading.loaded, record, field)
+                warning = ConfigurationError(
+                    f"{record}.{field}: {name} is no record of this IOC: it is looked for over Channel Access",
+                    file=place.file if place else None,
+                    line=place.line if place else None,
+                )
+                self.warnings.append(str(warning))
+            if len(self.warnings) + len(self.faults) >= _MOST:
+                return
 
     def located(self, text: str) -> str:
         """Put file and line in front of a message that names a record, or a record's field."""

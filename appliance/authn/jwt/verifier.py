@@ -40,7 +40,7 @@ class _Trusted:
         self._jwks: JWKSClient | None = None
         self._secret = b""
         if settings.mode == "introspect":
-            self._introspector = Introspector(settings, self.fetcher)
+            self._introspector = Introspector(settings, self.fetcher, clock=clock)
         elif settings.mode == "jwks":
             self._jwks = JWKSClient(
                 settings.jwks_uri, self.fetcher, clock=clock, stale_s=float(settings.jwks_stale_s)
@@ -125,7 +125,7 @@ class JWTVerifier:
                 facts=facts,
             )
         except TokenRefused as refusal:
-            refusal.facts = facts
+            refusal.facts = {**facts, **refusal.facts}
             raise
         except Exception as error:  # noqa: BLE001 - the last line of defence: whatever fails, nobody is let in
             # The text of an unforeseen exception may quote its input, so only its kind is told.
@@ -228,11 +228,5 @@ def _check_usage(settings: TrustedIssuer, claims: dict[str, Any], usage: str) ->
     rule = settings.usage_claims.get(usage)
     if rule is None:
         return
-    value: Any = claims.get(rule.claim)
-    if value is None:
-        value = claims
-        for part in rule.claim.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-    held = value.split() if isinstance(value, str) else value
-    if not isinstance(held, list) or not any(isinstance(word, str) and word in rule.values for word in held):
+    if not rule.holds(claims):
         raise TokenRefused("usage_claim_missing", "the token does not entitle its holder to this usage")

@@ -91,7 +91,14 @@ from appliance.ioc.dbcore.events import (
 from appliance.ioc.dbcore.many import ManyLock, get_many
 from appliance.ioc.dbcore.notify import BlockingPut, put_and_wait, put_notify
 from appliance.ioc.dbcore.output import shell_capture, shell_commands, shell_line, shell_print
-from appliance.ioc.dbcore.records import RecordInfo, info_items, record_infos, record_types, records
+from appliance.ioc.dbcore.records import (
+    RecordInfo,
+    database_links,
+    info_items,
+    record_infos,
+    record_types,
+    records,
+)
 from appliance.ioc.dbcore.restore import restore
 from appliance.ioc.dbcore.support import (
     EXIT_RECORDS,
@@ -137,6 +144,7 @@ __all__ = [
     "can_read_whole",
     "can_view",
     "captured_errors",
+    "database_links",
     "environment_value",
     "exists",
     "expand_environment",

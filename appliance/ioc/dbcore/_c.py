@@ -21,6 +21,7 @@ from ctypes import POINTER, Structure, c_char_p, c_double, c_int, c_long, c_shor
 from pathlib import Path
 from typing import Any, Final
 
+from appliance.daemon.extras import require
 from appliance.errors import ConfigurationError
 
 #: Bytes of one EPICS string, terminating nul included (epicsTypes.h).
@@ -224,9 +225,8 @@ def epics_base() -> Path:
     """
     spec = importlib.util.find_spec("epicscorelibs")
     if spec is None or spec.origin is None:
-        raise ConfigurationError(
-            "the IOC needs the package epicscorelibs: install spva-appliance with the extra 'ioc'"
-        )
+        require("ioc")
+        raise ConfigurationError("the package epicscorelibs is not whole; install it again")
     return Path(spec.origin).parent
 
 
@@ -309,6 +309,7 @@ dbFindRecordType = _bind(core, c_long, "dbFindRecordType", _entry, c_char_p)
 dbFirstRecord = _bind(core, c_long, "dbFirstRecord", _entry)
 dbNextRecord = _bind(core, c_long, "dbNextRecord", _entry)
 dbFindRecord = _bind(core, c_long, "dbFindRecord", _entry, c_char_p)
+dbGetString = _bind(core, c_char_p, "dbGetString", _entry)
 dbPutString = _bind(core, c_long, "dbPutString", _entry, c_char_p)
 dbPutMenuIndex = _bind(core, c_long, "dbPutMenuIndex", _entry, c_int)
 dbFindField = _bind(core, c_long, "dbFindField", _entry, c_char_p)

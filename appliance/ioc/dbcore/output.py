@@ -47,7 +47,7 @@ def shell_capture(command: str) -> tuple[bool, str]:
     Only the calling thread's output is turned aside (epicsSetThreadStdout). What EPICS reports through its error
     log goes where that goes.
     """
-    with _stream() as (descriptor, stream):
+    with _stream() as (descriptor, stream), kept_failures() as failures:
         _set_stdout(stream)
         _set_stderr(stream)
         try:
@@ -58,7 +58,7 @@ def shell_capture(command: str) -> tuple[bool, str]:
             _libc.fflush(stream)
         flush_output()
         text = _written(descriptor)
-    return status == 0, text.replace(_BREAK, "")
+    return status == 0, text.replace(_BREAK, "") + "".join(f"{failure}\n" for failure in failures)
 
 
 def shell_line(command: str) -> ApplianceError | None:

@@ -21,6 +21,7 @@ _MODULE: Final = re.compile(r"#\s*define\s+(M_\w+)\s+\(\s*(\d+)\s*<<\s*16\s*\)")
 _WHERE: Final = re.compile(r'(?:path "(?P<path>[^"]*)"\s+)?file "(?P<file>[^"\n]+)" line (?P<line>\d+)')
 _UNDEFINED: Final = re.compile(r"macro (\S+) is undefined")
 _WARNED: Final = re.compile(r"'(?P<file>[^'\n]+)' line (?P<line>\d+) has undefined macros")
+_LINK_TYPE: Final = re.compile(r"(?:dbJLinkInit: )?Link type '(\w+)' not found")
 _TEMPLATE: Final = re.compile(r"^line (?P<line>\d+): '(?P<near>[^'\n]*)'", re.MULTILINE)
 # What repeats the place or the text of the file, which the sentence names once.
 _NOISE: Final = re.compile(
@@ -98,6 +99,9 @@ def complaint(said: str, why: str, file: str | None) -> ConfigurationError:
             told.append(f"near {template['near']!r}")
     for each in text.splitlines():
         message = re.sub(r"^(?:(?:ERROR|WARNING):?\s*)+", "", each.strip()).strip()
+        message = _LINK_TYPE.sub(
+            r"this IOC has no links of type \1 (see 'What this IOC does not have')", message
+        )
         if (
             message
             and "\ufffd" not in message

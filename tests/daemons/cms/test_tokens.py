@@ -1,13 +1,15 @@
 """Tokens as proof of identity, through the service: inside TLS, once each, rolling over without a gap."""
 
+import logging
 import shutil
 import sqlite3
 from datetime import timedelta
 
 import msgspec
 import pytest
+from aiohttp import web
 
-from appliance.authn.jwt.config import JWTConfig
+from appliance.authn.jwt.config import JWTConfig, TrustedIssuer
 from appliance.certs.keychain import dump_trust_anchors, load_keychain
 from appliance.client.uri import uri_value
 from appliance.cms.backup import backup
@@ -112,6 +114,45 @@ async def test_the_audit_knows_the_identity_and_the_reason_and_never_the_token(t
     for token in (good, bad):
         assert token.encode() not in data
         assert token.split(".")[2].encode() not in data
+
+
+async def test_audit_log_and_requester_learn_why_an_issuer_did_not_answer(tmp_path, idp, caplog):
+    """Refused is not unreachable, and the HTTP status is told."""
+
+    async def answer(request):
+        return web.Response(status=statuses.pop(0), text="no")
+
+    idp.introspection = answer
+    asked = TrustedIssuer(trusted_uri=idp.verify_uri)
+    gone = TrustedIssuer(issuer="http://127.0.0.1:9/realm", trusted_uri="http://127.0.0.1:9/realm/verify")
+    jwt = JWTConfig(issuers=(asked, gone), peer_per_minute=0.0)
+    statuses = [405, 500, 200]
+    said, facts = [], []
+    with caplog.at_level(logging.INFO):
+        async with running(tmp_path, Clock(NOW), jwt=jwt) as service:
+            async with secure(service, trusting(service)) as holder:
+                for more in ({}, {}, {}, {"iss": gone.issuer}):
+                    with pytest.raises(RemoteError) as refusal:
+                        await holder.rpc("CERT:CREATE", jwt_request(idp.token(**more)))
+                    said.append(str(refusal.value))
+    connection = sqlite3.connect(tmp_path / "certs.db")
+    rows = connection.execute("SELECT record FROM audit WHERE action = 'refuse' ORDER BY seq").fetchall()
+    connection.close()
+    for (text,) in rows:
+        record = msgspec.json.decode(text)
+        facts.append((record["reason"], record.get("http_status", ""), record["issuer_answer"]))
+    assert facts == [
+        ("introspect_unexpected_status", "405", "HTTP status 405"),
+        ("introspect_server_error", "500", "HTTP status 500"),
+        ("introspect_says_invalid", "200", "HTTP status 200"),
+        ("introspect_not_reachable", "", "not reachable"),
+    ]
+    assert "HTTP status 405" in said[0]
+    assert "HTTP status 500" in said[1]
+    assert "does not say that the token is valid" in said[2]
+    assert "could not be asked; try again later" in said[3]
+    for reason, _, answered in facts:
+        assert f"({reason}; its issuer answered: {answered})" in caplog.text
 
 
 async def test_without_an_issuer_of_tokens_the_list_of_types_is_told(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,11 @@ FAULTS = {
         "UNDEF is not defined",
     ),
     "json-link.db": ('record(ai, "L:1") { field(INP, {const:}) }\n', ":1: ", "syntax error"),
-    "pva-link.db": ('record(ai, "L:1") {\n field(INP, {pva:"x"}) }\n', ":2: ", "Link type 'pva' not found"),
+    "pva-link.db": (
+        'record(ai, "L:1") {\n field(INP, {pva:"x"}) }\n',
+        ":2: ",
+        "this IOC has no links of type pva",
+    ),
     "link-type.db": (
         'record(ai, "L:1") { field(DTYP,"Soft Channel")\n field(INP,"@asyn(P)") }\n',
         ":2: ",
@@ -150,6 +155,31 @@ async def test_what_is_typed_into_the_shell_does_not_crash_it_either(files: Path
         assert await ioc.ended() == 0
 
 
+async def test_links_that_lead_nowhere_are_told_by_a_check(files: Path) -> None:
+    config = files / "ioc.yml"
+    config.write_text("databases: [{file: links.db}]\n")
+    (files / "links.db").write_text(
+        'record(ai, "L:1") { field(INP, "elsewhere:pv CP") field(FLNK, "L:2") }\n'
+        'record(ai, "L:2") { field(INP, 4.5)\n field(SDIS, "L:1.VAL NPP MS") }\n'
+    )
+    log = await said("--config", config, "--check-config", status=0)
+    assert "links.db:1: L:1.INP: elsewhere:pv is no record of this IOC" in log
+    assert "ioc.yml: good" in log
+    (files / "links.db").write_text(
+        'record(ai, "L:1") {}\nrecord(ai, "L:2") {\n field(INP, "L:1.NOSUCH") }\n'
+    )
+    log = await said("--config", config, "--check-config", status=1)
+    assert "links.db:3: L:2.INP: a link to L:1.NOSUCH, and that record has no such field" in log
+
+
+def test_a_crash_of_a_command_is_a_sentence_with_its_line(files: Path) -> None:
+    (files / "st.cmd").write_text('dbLoadRecords("db/good.db")\ndbLoadDatabase("wrong.dbd")\niocInit\n')
+    (files / "wrong.dbd").write_text("recordtype(")
+    sentence = refused(Plan(script="st.cmd", folder=str(files)))
+    assert "st.cmd:2: " in sentence
+    assert "good.db" not in sentence
+
+
 async def test_group_files_are_checked_against_the_records(files: Path) -> None:
     config = files / "ioc.yml"
     config.write_text("databases: [{file: db/good.db}]\ngroups: [{file: group.json}]\n")
@@ -202,7 +232,6 @@ async def test_paths_of_a_start_script_are_relative_to_the_configuration(files: 
         ("drvAsynIPPortConfigure P host:1", "no asyn"),
         ("myApp_nosuchthing pdbbase", "there is no such command"),
         ('asSetFilename("nowhere.acf")', "nowhere.acf"),
-        ('set_savefile_path("/nowhere/at/all")', "is no directory"),
         ('create_monitor_set("nowhere.req", 5)', "nowhere.req"),
     ],
 )
@@ -217,6 +246,10 @@ async def test_the_start_goes_on_after_a_failure_only_where_it_is_told_to(files:
     (files / "st.cmd").write_text('dbLoadRecords("db/good.db")\ndbLoadTemplate("nowhere.subs")\niocInit\n')
     (files / "ioc.yml").write_text("script: st.cmd\n")
     assert "nowhere.subs: cannot be read" in await said("--config", files / "ioc.yml", status=1)
+    (files / "st.cmd").write_text('set_savefile_path("/nowhere")\ndbLoadRecords("db/good.db")\niocInit\n')
+    assert re.search(
+        r"st\.cmd:1.*/nowhere: is no directory", await said("--config", files / "ioc.yml", status=1)
+    )
     (files / "ioc.yml").write_text("script: st.cmd\non_error: continue\n")
     async with running_ioc("--config", files / "ioc.yml") as ioc:
         await ioc.printed("the script goes on")

@@ -128,6 +128,19 @@ def with_an_ended_anchor() -> Keychain:
     return own._replace(anchors=(*own.anchors, ended))
 
 
+def test_renewal_is_reckoned_from_the_life_that_was_left_at_issue():
+    """A token's nbf may be 0, and the certificate is valid from then on."""
+    old = S.ca.keychain(not_before=NOW - 9999 * DAY, not_after=NOW + 30 * DAY).certificate
+    assert renewal_time(old, NOW) == NOW + 20 * DAY
+    assert renewal_time(old) < NOW
+    for senseless in (NOW - 10_000 * DAY, NOW + 31 * DAY):
+        assert renewal_time(old, senseless) == renewal_time(old)
+    due = S.ca.keychain(
+        not_before=NOW - 9999 * DAY, not_after=NOW + 30 * DAY, renew_by=NOW + 15 * DAY
+    ).certificate
+    assert renewal_time(due, NOW) == NOW + 10 * DAY
+
+
 @pytest.mark.parametrize(
     ("keychain", "usage", "due"),
     [

@@ -47,6 +47,17 @@ def test_the_oldest_go_first_and_other_files_stay(tmp_path):
     assert (tmp_path / "README").exists()
 
 
+def test_what_was_just_written_stays_though_the_clock_is_behind(tmp_path):
+    cache = StatusCache(str(tmp_path), max_entries=3)
+    for serial in range(3):
+        cache.write(ID, serial, b"answer")
+    for path in tmp_path.glob("*.ocsp"):
+        os.utime(path, (4e9, 4e9))
+    cache.write(ID, 9, b"answer")
+    assert cache.read(ID, 9) == b"answer"
+    assert len(list(tmp_path.glob("*.ocsp"))) == 3
+
+
 @pytest.mark.parametrize("obstacle", ["file", "link to nowhere"])
 def test_a_directory_that_cannot_be_had_is_one_warning_and_no_failure(tmp_path, obstacle, caplog):
     place = tmp_path / "cache"

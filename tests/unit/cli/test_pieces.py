@@ -128,4 +128,4 @@ def test_control_characters_of_a_server_do_not_reach_the_terminal(capsys: pytest
 def test_an_unknown_format_falls_back(capsys: pytest.CaptureFixture[str]) -> None:
     options = get_parser().parse_args(["-F", "xml", "-#", "7", "pv"])
     assert array_limit(options) == ("delta", 7)
-    assert capsys.readouterr().err == "Warning: ignoring unknown format 'xml'\n"
+    assert capsys.readouterr().err == "Warning: ignoring unknown format 'xml'; known are delta, tree, nt\n"
