@@ -603,7 +603,10 @@ class Requester:
 
     def _check_token_identity(self, existing: Existing, keychain: Keychain, identifier: str) -> None:
         certificate, issued = existing.certificate, keychain.certificate
-        if certificate is None or issued is None or _parts(certificate.subject) == _parts(issued.subject):
+        if certificate is None or issued is None:
+            return
+        # What stands beside the name is the service's rule, and may change between two certificates of one person.
+        if common_name(certificate.subject) == common_name(issued.subject):
             return
         raise KeychainError(
             f"{self.settings.keychain}: it is the keychain of {subject_text(certificate.subject)}, and the certificate "

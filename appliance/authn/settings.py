@@ -58,8 +58,9 @@ class RequesterSettings(NamedTuple):
     warnings: tuple[str, ...]
     sibling: tuple[str, Secret]
     """The same account's keychain for the other end of connections, and its password; the path may be empty."""
-    named: bool = False
-    """Somebody said what the subject is to be; else it is made from the account, the host and the locale."""
+    named: frozenset[str] = frozenset()
+    """The parts of the subject (``name``, ``organization`` ...) that somebody said; the others come from the account, the host
+    and the locale."""
 
     @property
     def create_pv(self) -> str:
@@ -137,9 +138,10 @@ def resolve_requester(
         client=client.config._replace(tls_keychain="", tls_keychain_password=Secret()),
         warnings=tuple(warnings),
         sibling=(other.tls_keychain, other.tls_keychain_password),
-        named=any(
-            given.get(what.lower()) or variable(what)
+        named=frozenset(
+            what.lower()
             for what in ("NAME", "ORGANIZATION", "ORGANIZATIONAL_UNIT", "COUNTRY")
+            if given.get(what.lower()) or variable(what)
         ),
     )
 

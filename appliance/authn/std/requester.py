@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
+from typing import Any, Final
 
 from cryptography import x509
 from cryptography.x509.oid import NameOID
@@ -28,33 +29,29 @@ def std_subject(settings: RequesterSettings) -> x509.Name:
     )
 
 
+_PARTS: Final = {
+    "name": NameOID.COMMON_NAME,
+    "organization": NameOID.ORGANIZATION_NAME,
+    "organizational_unit": NameOID.ORGANIZATIONAL_UNIT_NAME,
+    "country": NameOID.COUNTRY_NAME,
+}
+
+
 def as_before(settings: RequesterSettings, certificate: x509.Certificate | None) -> RequesterSettings:
-    """The settings for a request that keeps the identity of the keychain that is there, unless somebody named another.
+    """The settings for a request that keeps the identity of the keychain that is there, but for what somebody named.
 
     A keychain is renewed more often than it is made for somebody else. Subjects with parts that a request cannot have
     are left alone; the request is then refused, since it would be for another subject.
     """
-    if settings.named or certificate is None:
+    if certificate is None:
         return settings
-    parts = {a.oid: str(a.value) for a in certificate.subject}
-    known = {
-        NameOID.COMMON_NAME,
-        NameOID.ORGANIZATION_NAME,
-        NameOID.ORGANIZATIONAL_UNIT_NAME,
-        NameOID.COUNTRY_NAME,
+    there = {attribute.oid: str(attribute.value) for attribute in certificate.subject}
+    if not set(_PARTS.values()).issuperset(there) or len(there) != len(list(certificate.subject)):
+        return settings
+    kept: dict[str, Any] = {
+        part: there.get(oid, "") for part, oid in _PARTS.items() if part not in settings.named
     }
-    if (
-        not parts.get(NameOID.COMMON_NAME)
-        or not known.issuperset(parts)
-        or len(parts) != len(list(certificate.subject))
-    ):
-        return settings
-    return settings._replace(
-        name=parts[NameOID.COMMON_NAME],
-        organization=parts.get(NameOID.ORGANIZATION_NAME, ""),
-        organizational_unit=parts.get(NameOID.ORGANIZATIONAL_UNIT_NAME, ""),
-        country=parts.get(NameOID.COUNTRY_NAME, ""),
-    )
+    return settings._replace(**kept)
 
 
 def std_request(settings: RequesterSettings, *, now: datetime) -> Callable[[str], CertRequest]:

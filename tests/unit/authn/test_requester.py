@@ -481,10 +481,18 @@ def test_a_request_without_a_name_keeps_that_of_the_keychain_that_is_there(tmp_p
     assert as_before(settings, None) == settings
 
 
+def test_a_part_that_is_named_counts_before_that_of_the_keychain(tmp_path):
+    settings = std_settings(tmp_path, S.ca.expired("operator"), name="operator", organization="lab")
+    asking = Requester(settings, Trusting(), say=lambda _: None, timeout_s=1)
+    kept = as_before(settings, asking.certificate_there())
+    assert (kept.name, kept.organization, kept.country) == ("operator", "lab", "")
+
+
 async def test_another_subject_in_a_keychain_that_is_there_needs_force(tmp_path):
     settings = std_settings(tmp_path, S.ca.expired("operator"), name="alice")
     asking = Requester(settings, Trusting(), say=lambda _: None, timeout_s=1)
-    assert as_before(settings, asking.certificate_there()) == settings
+    settings = as_before(settings, asking.certificate_there())
+    assert settings.name == "alice"
     before = (tmp_path / "k.p12").read_bytes()
 
     def never(_):
