@@ -488,7 +488,8 @@ class Store:
         path = self._in_use.lost()
         if not path:
             return None
-        self._tell(f"{path} was removed or replaced while the service ran")
+        # Once it is back that is seen, so it needs no cure by a commit as a full disk does.
+        self._tell(f"{path} was removed or replaced while the service ran", is_seen=True)
         return StoreError(
             f"the certificate database cannot be used: {path} was removed or replaced while the service ran; nothing is "
             "issued, approved or revoked until the service is stopped, the file put back or a backup restored, and the "
@@ -525,7 +526,7 @@ class Store:
             lost = self._lost()
             if lost is not None:
                 return [(None, lost)] * len(jobs)
-            if self._failed_at is not None and (not trial or self.healthy):
+            if (self._told or self._failed_at is not None) and (not trial or self.healthy):
                 self._recovered()
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing was committed and everybody must know
             with contextlib.suppress(sa.exc.SQLAlchemyError):
@@ -549,11 +550,11 @@ class Store:
         self._version = int(connection.exec_driver_sql("PRAGMA data_version").scalar() or 0)
         return self._version == before
 
-    def _tell(self, why: str, *, defect: Exception | None = None) -> None:
-        """Say, once a minute, that nothing can be written."""
+    def _tell(self, why: str, *, defect: Exception | None = None, is_seen: bool = False) -> None:
+        """Say, once a minute, that nothing can be written; ``is_seen``: the next commit sees whether it still is so."""
         self._failed += 1
         now = time.monotonic()
-        if defect is None:
+        if defect is None and not is_seen:
             self._failed_at = now
         if now - self._told_at < TOLD_EVERY_S:
             return
