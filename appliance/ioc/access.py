@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any, Final
 
@@ -116,6 +116,7 @@ class IocAccess:
         config: ServerConfig | None = None,
         *,
         inputs_require_tls: bool = False,
+        organizations: Container[str] = (),
     ) -> None:
         self.security = AccessSecurity.unrestricted()
         self.step: LoadStep | None = None
@@ -127,6 +128,7 @@ class IocAccess:
         self._reloading = asyncio.Lock()
         self._config = config
         self._inputs_require_tls = inputs_require_tls
+        self._organizations = organizations
         self._stream: EventStream | None = None
         self._records: RecordSource | None = None
         self._groups: GroupSource | None = None
@@ -205,7 +207,7 @@ class IocAccess:
         if found is None:
             if len(self._principals) >= _MAX_PRINCIPALS:
                 self._principals.clear()
-            found = self._principals[peer] = Principal.of(peer)
+            found = self._principals[peer] = Principal.of(peer, self._organizations)
         return found
 
     def decide(self, channel: DBChannel, peer: Credentials) -> Decision:

@@ -15,6 +15,7 @@ from appliance.ioc import dbcore
 __all__ = ["AccessFile", "Database", "GroupFile", "IocConfig", "LoadStep", "Plan", "plan_of"]
 
 _Name = Annotated[str, Meta(min_length=1, max_length=64)]
+_Organization = Annotated[str, Meta(min_length=1, max_length=64)]
 _Macros = dict[_Name, Annotated[str, Meta(max_length=4096)]]
 
 
@@ -45,6 +46,8 @@ class AccessFile(Settings, frozen=True, kw_only=True):
     """Values for ``$(NAME)``."""
     inputs_require_tls: bool = False
     """Take inputs (INPA ... INPU) of other servers over TLS only; without TLS their rules do not hold."""
+    organizations: tuple[_Organization, ...] = ()
+    """Organizations (O) whose people a name alone in a UAG means, beside that of the IOC's own certificate; `*`: all."""
 
 
 class IocConfig(Settings, frozen=True, kw_only=True):
@@ -109,6 +112,7 @@ class Plan(NamedTuple):
     put_log_required: bool = True
     channel_access: bool = False
     inputs_require_tls: bool = False
+    organizations: tuple[str, ...] = ()
 
     @property
     def loads_records(self) -> bool:
@@ -138,4 +142,5 @@ def plan_of(config: IocConfig) -> Plan:
         put_log_required=config.put_log_required,
         channel_access=config.channel_access,
         inputs_require_tls=config.acf is not None and config.acf.inputs_require_tls,
+        organizations=config.acf.organizations if config.acf is not None else (),
     )

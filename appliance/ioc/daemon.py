@@ -59,6 +59,15 @@ def _parser() -> argparse.ArgumentParser:
     add("-d", dest="steps", action=_Ordered, metavar="DB", help="load records from a file")
     add("-G", dest="steps", action=_Ordered, metavar="JSON", help="load group definitions from a file")
     add("-a", dest="steps", action=_Ordered, metavar="ACF", help="access security file")
+    add(
+        "--organization",
+        dest="organizations",
+        action="append",
+        default=[],
+        metavar="O",
+        help="an organization whose people a name alone in a UAG means, beside that of the IOC's own certificate; "
+        "*: all",
+    )
     add("-x", dest="exit_prefix", metavar="PREFIX", default="", help="add PREFIX:exit, which ends the IOC")
     add("--config", metavar="FILE", help="run as a daemon, as a YAML file says; excludes the options above")
     what = parser.add_mutually_exclusive_group()
@@ -122,6 +131,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         script=options.script,
         is_interactive=not options.no_shell,
         is_verbose=options.verbose,
+        organizations=tuple(options.organizations),
     )
 
 
@@ -148,7 +158,7 @@ def _daemon(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int
     from appliance.config import loader
     from appliance.ioc.config import IocConfig, plan_of
 
-    if options.steps or options.definition or options.exit_prefix or options.script:
+    if options.steps or options.definition or options.exit_prefix or options.script or options.organizations:
         parser.error("--config says everything: no other options with it")
     document = loader.load_document(options.config, IocConfig)
     effective = resolve_server(yaml=document.section("pva"))

@@ -41,7 +41,12 @@ class Ioc:
         self.config = config
         self.loop = asyncio.get_running_loop()
         self._stack = AsyncExitStack()
-        self.access = IocAccess(self._review, config, inputs_require_tls=plan.inputs_require_tls)
+        self.access = IocAccess(
+            self._review,
+            config,
+            inputs_require_tls=plan.inputs_require_tls,
+            organizations=frozenset(plan.organizations),
+        )
         self.access_step = plan.acf
         """The access security file that iocInit and asInit read."""
         self.group_files = list(plan.groups)

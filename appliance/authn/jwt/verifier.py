@@ -82,6 +82,7 @@ class JWTVerifier:
         self._replay = replay
         self._reserved = naming.ReservedNames(reserved_names)
         self._peers = RateLimiter(config.peer_per_minute, config.peer_burst, clock=clock)
+        self._organizations = config.organizations()
         self._by_name = {issuer.issuer: _Trusted(issuer, clock) for issuer in config.issuers if issuer.issuer}
         self._by_uri = next((_Trusted(issuer, clock) for issuer in config.issuers if not issuer.issuer), None)
 
@@ -179,13 +180,12 @@ class JWTVerifier:
         await trusted.authenticate(token)
         issuer = claims.issuer or settings.name
         await self._use_once(issuer, claims, now, settings.leeway_s)
-        where = uri.parse(issuer)
-        if where is None:
+        if uri.parse(issuer) is None:
             raise TokenRefused("iss_invalid")
         begin = next(t for t in (claims.not_before, claims.issued_at, int(now)) if t is not None)
         return Grant(
             method="jwt",
-            subject={"CN": name, "O": where.host, "OU": "", "C": ""},
+            subject={"CN": name, "O": self._organizations[settings.name], "OU": "", "C": ""},
             not_before=datetime.fromtimestamp(begin, UTC),
             not_after=datetime.fromtimestamp(claims.expires, UTC),
             approval_needed=settings.approval,

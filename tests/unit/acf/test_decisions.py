@@ -336,6 +336,8 @@ def test_principal_of_a_connection_has_everything_that_rules_ask_for():
         roles=frozenset({"wheel"}),
         is_tls=True,
         san=(("dns", "a.example.org"),),
+        subject=(("CN", "george"), ("O", "example.org")),
+        home="example.org",
     )
     assert Principal.of(credentials) == Principal(
         "george",
@@ -345,6 +347,7 @@ def test_principal_of_a_connection_has_everything_that_rules_ask_for():
         frozenset({"wheel"}),
         "tls",
         (("dns", "a.example.org"),),
+        (("CN", "george"), ("O", "example.org")),
     )
     assert Principal.of(Credentials()).protocol == "tcp"
 
