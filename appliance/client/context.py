@@ -391,6 +391,11 @@ class Context:
                 continue
             if channel.state is ChannelState.ACTIVE:
                 why = f"{channel.link.peer if channel.link else 'the server'} did not answer"
+            elif channel.state is ChannelState.CREATING and channel.link is not None:
+                why = (
+                    f"{channel.link.peer} answered the search and took the connection, but never answered the request to "
+                    "create the channel; see whether the server has this PV, and its log"
+                )
             elif channel.trouble:
                 why = channel.trouble
             elif channel.link is not None:
@@ -600,11 +605,14 @@ class Context:
             if not self._closed:
                 self.loop.call_later(NAME_SERVER_RETRY_S, self._name_server, link.address)
 
-    def restarted(self, address: Address, guid: bytes) -> None:
-        """Another server process seems to answer at ``address``: a connection to the old one may be dead."""
-        link = self._links.get(address)
-        if link is not None and link.guid and link.guid != guid:
-            link.suspect()
+    def restarted(self, address: Address, guid: bytes, *, before: bytes = b"") -> None:
+        """Another server process seems to answer at ``address``: connections to the one ``before`` may be dead.
+
+        Those at that address, and those over TLS, whose port no beacon names.
+        """
+        for link in list(self._links.values()):
+            if link.guid and link.guid != guid and (link.address == address or link.guid == before):
+                link.suspect()
 
     def _streams(self) -> list[StreamLink]:
         return [link.stream for link in self._links.values() if link.stream is not None]

@@ -18,7 +18,7 @@ from appliance.pva.limits import DEFAULT_LIMITS, Limits
 from appliance.pva.search import GUID_SIZE
 from appliance.pva.server import ServerChannel, ServerConnection
 from appliance.pva.status import Status
-from appliance.server.access import ALL_RIGHTS, NO_RIGHTS, AccessPolicy, Rights
+from appliance.server.access import ALL_RIGHTS, NO_RIGHTS, AccessPolicy, LostReaders, Rights
 from appliance.server.announce import Announcer
 from appliance.server.builtin import BuiltinSource
 from appliance.server.channel import Channel
@@ -91,6 +91,7 @@ class Server:
         self.peers: dict[StreamLink, Peer] = {}
         self.roles = Roles()
         """The groups of clients' accounts."""
+        self.lost_readers = LostReaders()
         self.change_count = 0
         self.refusals = 0
         """Requests that access security refused."""
@@ -358,7 +359,7 @@ class Server:
                 level = logging.WARNING if self._is_news(peer, found.message) else logging.DEBUG
                 _log.log(level, "%r is not admitted: %s", peer, found.message, extra=told)
                 peer.admitted(Status.error(found.message))
-                link.close(TransportError(found.message))
+                link.close(TransportError(found.message), linger=True)
             elif status is StatusClass.GOOD:
                 peer.resume()
             elif status is StatusClass.BAD:
@@ -455,8 +456,11 @@ class Server:
                 wire.reject("internal error; the server's log has the details")
                 return
             if handler is not None:
-                channel = Channel(peer, wire, handler, self._rights(wire.name, peer.credentials))
-                wire.accept(channel.rights.permissions)
+                rights = self._rights(wire.name, peer.credentials)
+                if rights.read:
+                    self.lost_readers.discard(wire.name, peer.credentials)
+                Channel(peer, wire, handler, rights)
+                wire.accept(rights.permissions)
                 return
         wire.reject(f"there is no PV {wire.name[:256]!r} here")
 

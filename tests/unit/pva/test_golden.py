@@ -9,6 +9,7 @@ import struct
 
 import pytest
 
+from appliance.errors import RemoteProtocolError
 from appliance.pva import commands as c
 from appliance.pva.client import ClientConnection
 from appliance.pva.events import (
@@ -159,6 +160,58 @@ def test_a_refused_client_is_told_why_and_both_ends_are_closed(talk):
     assert talk.server.state is talk.client.state is ConnectionState.CLOSED
 
 
+def test_a_verdict_that_comes_before_the_choice_is_passed_over(talk):
+    """PVXS 1.5 with certificate status says VALIDATED when the client's status is good, and again when it has chosen."""
+    big = talk.big
+    early = frame(9, OCTETS_OK, server=True, big=big)
+    assert feed(talk.client, early) == []
+    feed(talk.client, take(talk.server))
+    assert feed(talk.client, early) == []
+    assert talk.client.state is ConnectionState.AUTHENTICATING
+    talk.client.authenticate("anonymous")
+    assert len(feed(talk.server, take(talk.client))) == 1
+    talk.server.validated(OK)
+    assert talk.server_says((9, OCTETS_OK)) == [Validated(OK)]
+    assert feed(talk.client, early) == []
+    assert talk.client.state is ConnectionState.READY
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_channels_asked_for_before_the_verdict_wait_for_it(talk, together):
+    """PVXS 1.5 with certificate status creates channels as soon as the server's status is good."""
+    big = talk.big
+    feed(talk.client, take(talk.server))
+    talk.client.authenticate("anonymous")
+    early = frame(7, u16(1, big) + u32(1, big) + b"\x02pv", big=big) + frame(2, b"x", big=big)
+    pieces = [take(talk.client) + early] if together else [take(talk.client), early[:20], early[20:]]
+    events = [event for piece in pieces for event in feed(talk.server, piece)]
+    assert events == [AuthenticationReceived("anonymous", None)]
+    assert talk.server.held
+    assert not talk.server.stalled
+    assert feed(talk.server, frame(2, b"y", big=big)) == []
+    talk.server.validated(OK)
+    assert (talk.server.held, talk.server.stalled) == (False, True)
+    (wanted,) = feed(talk.server, b"")
+    assert type(wanted) is ChannelRequested
+    echoes = (2, b"x"), (2, b"y")
+    assert talk.server_says((9, OCTETS_OK), *echoes) == [Validated(OK)]
+
+
+def test_channels_asked_for_before_a_refusal_are_not_looked_at(talk):
+    big = talk.big
+    feed(talk.client, take(talk.server))
+    talk.client.authenticate("anonymous")
+    feed(talk.server, take(talk.client) + frame(7, u16(1, big) + u32(1, big) + b"\x02pv", big=big))
+    talk.server.validated(Status.error("no"))
+    assert (talk.server.held, talk.server.stalled) == (False, False)
+    assert feed(talk.server, b"") == []
+
+
+def test_a_client_that_has_not_chosen_may_not_create_channels(talk):
+    with pytest.raises(RemoteProtocolError, match="not allowed while validating"):
+        talk.server.receive_data(frame(7, u16(1, talk.big) + u32(1, talk.big) + b"\x02pv", big=talk.big))
+
+
 def test_search_over_the_stream(talk):
     """Sections 7.1 and 7.2."""
     talk.opened()
@@ -173,6 +226,17 @@ def test_search_over_the_stream(talk):
     octets = b"0123456789ab" + u32(258, big) + bytes(10) + b"\xff\xff" + bytes(4) + u16(5076, big)
     octets += b"\x03tls\x01" + u16(1, big) + u32(2, big)
     assert talk.server_says((4, octets)) == [SearchAnswered(answer)]
+
+
+def test_an_answer_over_the_stream_may_have_port_zero(talk):
+    """Section 7.2; what Phoebus' server sends over TCP, and means the connection by it."""
+    big = talk.big
+    feed(talk.client, take(talk.server))
+    octets = (
+        b"0123456789ab" + u32(7, big) + bytes(16) + u16(0, big) + b"\x03tcp\x01" + u16(1, big) + u32(2, big)
+    )
+    (event,) = feed(talk.client, frame(4, octets, server=True, big=big))
+    assert event == SearchAnswered(SearchResponse(b"0123456789ab", 7, None, 0, "tcp", True, (2,)))
 
 
 def test_channels_are_refused_and_destroyed(talk):
@@ -376,7 +440,9 @@ def test_pipeline(talk):
     there = event.operation
     assert (there.pipeline, there.window, there.queue_size) == (True, 2, 2)
     there.ready(KIND)
-    feed(talk.client, take(talk.server))
+    # 0x80 belongs to the request alone (9.2.1, 9.5.1): Phoebus waits for 0x08
+    answer = u32(1, big) + b"\x08" + OCTETS_OK + KIND_OCTETS
+    assert talk.server_says((13, answer)) == [OperationReady(operation, OK)]
     operation.start()
     feed(talk.server, take(talk.client))
     update = encode_update(KIND, 2, 0, kind_value(1.0, 0, "").store, big=big)
@@ -387,6 +453,28 @@ def test_pipeline(talk):
     operation.acknowledge(3)
     assert talk.client_says((13, u32(1, big) + u32(1, big) + b"\x80" + u32(3, big))) == [MonitorWindow(there)]
     assert there.window == 3
+
+
+def test_a_pipelined_init_is_refused_without_the_bit_of_its_window(talk):
+    """Sections 9.2.1 and 9.5.1: whatever goes wrong, the answer to INIT is 0x08."""
+    channel, there = talk.opened()
+    big = talk.big
+    pipelined = request("record[pipeline=true,queueSize=2]")
+    channel.operation(c.CMD_MONITOR, pipelined, window=2)
+    (event,) = feed(talk.server, take(talk.client))
+    event.operation.fail("no")
+    refused = talk.server_says((13, u32(1, big) + b"\x08\x02\x02no\0"))
+    assert [type(event) for event in refused] == [OperationReady]
+    channel.operation(c.CMD_MONITOR, request("record[pipeline=true,queueSize=0]"), window=2)
+    feed(talk.server, take(talk.client))
+    text = b"pipeline needs a queueSize from 1 to 65536, not '0'"
+    talk.server_says((13, u32(2, big) + b"\x08\x02" + bytes((len(text),)) + text + b"\0"))
+    channel.operation(c.CMD_MONITOR, pipelined, window=2)
+    there.close()
+    feed(talk.server, take(talk.client))
+    text = b"there is no such channel any more"
+    gone = (13, u32(3, big) + b"\x08\x02" + bytes((len(text),)) + text + b"\0")
+    talk.server_says((8, u32(1, big) + u32(1, big)), gone)
 
 
 @pytest.mark.parametrize("status", [OK, Status(2, "gone")])
