@@ -123,7 +123,7 @@ def test_whatever_is_written_is_refused_or_has_a_value_and_no_more_is_taken_than
 
 @pytest.mark.parametrize(
     "text",
-    ["FMOD A+(A,A)", "ATAN2 A*(A,B)", "FMOD(A)+(B,C)"],
+    ["FMOD A+(A,A)", "ATAN2 A*(A,B)", "FMOD(A)+(B,C)", "1?max(1,2:3)"],
 )
 def test_an_operator_that_lacks_an_operand_is_refused_at_load(text: str) -> None:
     with pytest.raises(AccessFileError, match="CALC"):
