@@ -24,7 +24,7 @@ from appliance.client.requests import (
     _BatchItem,
 )
 from appliance.client.search import Discovered, Located, Searcher
-from appliance.config.pva import ClientConfig
+from appliance.config.pva import ClientConfig, resolve_client
 from appliance.errors import ApplianceError, ChannelClosedError, OperationTimeoutError, TransportError
 from appliance.pva.limits import DEFAULT_LIMITS, Limits
 from appliance.pvdata.pvrequest import PVRequest
@@ -63,7 +63,7 @@ class Context:
                 async for value in updates:
                     ...
 
-    ``tls`` is the context of the client's keychain: without it the client speaks plain TCP only. With
+    ``config`` defaults to the settings of the environment. ``tls`` is the context of the client's keychain: without it the client speaks plain TCP only. With
     ``require_tls`` no PV is ever used over plain TCP, whoever answers the search; searches themselves are not secret.
     All waiting is bounded by ``timeout`` (seconds; None waits for ever); what fails raises an OperationError that
     says why.
@@ -81,7 +81,14 @@ class Context:
         beacons: bool = True,
         octets: bool = False,
     ) -> None:
-        self.config = ClientConfig() if config is None else config
+        if config is None:
+            config = resolve_client().config
+            if config.tls_keychain and tls is None:
+                _log.warning(
+                    "%s is not used: appliance.client.Context is given its TLS; 'from appliance import Context' reads it",
+                    config.tls_keychain,
+                )
+        self.config = config
         self.tls = tls
         self.require_tls = require_tls
         self.gate = gate
@@ -195,18 +202,19 @@ class Context:
         """
         prepared = self._request(request)[0]
         if isinstance(name, str):
-            waiter = Waiter(self.loop)
             channel = self.channel(name, server)
+            waiter = Waiter(self.loop)
             one = GetRequest(channel, waiter, request, prepared)
             channel.add(one)
             return await self._wait(waiter, (one,), timeout)
         if not name:
             return []
         places = {item: index for index, item in enumerate(dict.fromkeys(name))}
+        # All names are judged before any is asked for: a bad one must leave nothing behind.
+        channels = [self.channel(item) for item in places]
         batch = Batch(self.loop, len(places))
         requests: list[GetRequest] = []
-        # All names are judged before any is asked for: a bad one must leave nothing behind.
-        for index, channel in enumerate([self.channel(item) for item in places]):
+        for index, channel in enumerate(channels):
             get = GetRequest(channel, _BatchItem(batch, index), request, prepared)
             requests.append(get)
             channel.add(get)
@@ -234,8 +242,8 @@ class Context:
         that gets a Value of the PV's type and returns it with what it changed. With ``get`` that Value holds the
         present value first; an enumeration written by the text of a choice needs it, and has it without asking.
         """
-        waiter = Waiter(self.loop)
         channel = self.channel(name, server)
+        waiter = Waiter(self.loop)
 
         def build(present: Value) -> Value:
             if callable(value):
@@ -262,8 +270,8 @@ class Context:
             from appliance.client.uri import uri_value
 
             argument = uri_value(name, argument)
-        waiter = Waiter(self.loop)
         channel = self.channel(name, server)
+        waiter = Waiter(self.loop)
         call = RPCRequest(channel, waiter, self._request(request)[0], argument)
         channel.add(call)
         result: Value | None = await self._wait(waiter, (call,), timeout)
@@ -278,8 +286,8 @@ class Context:
         server: Address | None = None,
     ) -> Info:
         """Ask for a PV's type, and learn who serves it."""
-        waiter = Waiter(self.loop)
         channel = self.channel(name, server)
+        waiter = Waiter(self.loop)
         ask = FieldRequest(channel, waiter, field)
         channel.add(ask)
         info: Info = await self._wait(waiter, (ask,), timeout)
@@ -311,6 +319,7 @@ class Context:
 
     async def discover(self, *, ping: bool = True) -> AsyncIterator[Discovered]:
         """Give news of servers, for as long as the caller listens."""
+        self._check_open()
         queue: asyncio.Queue[Discovered] = asyncio.Queue()
         self.searcher.listen_for_beacons()
 
@@ -344,8 +353,7 @@ class Context:
             ChannelClosedError: The context is not open, or no search can carry the name.
 
         """
-        if self._closed or not self._started:
-            raise ChannelClosedError("the client context is not open: use it in 'async with'")
+        self._check_open()
         _check_name(name)
         places: dict[Located, None] = {}
         loop = self.loop
@@ -367,6 +375,7 @@ class Context:
 
     def hurry_up(self) -> None:
         """Search for everything that is missing now, whatever the back-off says."""
+        self._check_open()
         self.searcher.hurry()
 
     async def _wait(self, waiter: Waiter | Batch, requests: Iterable[Request], timeout: float | None) -> Any:
@@ -427,12 +436,19 @@ class Context:
         key = (name, server)
         channel = self._channels.get(key)
         if channel is None:
-            if self._closed or not self._started:
-                raise ChannelClosedError("the client context is not open: use it in 'async with'")
+            self._check_open()
             _check_name(name)
             instance = next(self._next_instance) & 0xFFFFFFFF
             channel = self._channels[key] = self._instances[instance] = Channel(self, name, server, instance)
         return channel
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ChannelClosedError("the client context is closed; make a new one")
+        if not self._started:
+            raise ChannelClosedError(
+                "the client context is not open; use it in 'async with', or call 'await context.start()' first"
+            )
 
     def by_instance(self, instance: int) -> Channel | None:
         """Give the channel that was searched for by ``instance``."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final, Self
 
 from appliance.certs.status import StatusClass
-from appliance.config.pva import ServerConfig
+from appliance.config.pva import ServerConfig, resolve_server
 from appliance.errors import ApplianceError, TransportError
 from appliance.pva.credentials import Credentials
 from appliance.pva.events import Event
@@ -63,7 +63,7 @@ class Server:
         async with server:
             await server.wait_closed()
 
-    ``tls`` is the context of the server's own certificate: without it the server speaks plain TCP only. With
+    ``config`` defaults to the settings of the environment. ``tls`` is the context of the server's own certificate: without it the server speaks plain TCP only. With
     ``require_tls`` it never does: no TCP port is opened, and without ``tls`` nobody is answered.
     """
 
@@ -80,7 +80,14 @@ class Server:
         max_connections: int = 4096,
         guid: bytes | None = None,
     ) -> None:
-        self.config = ServerConfig() if config is None else config
+        if config is None:
+            config = resolve_server().config
+            if config.tls_keychain and tls is None:
+                _log.warning(
+                    "%s is not used: appliance.server.Server is given its TLS; 'from appliance import Server' reads it",
+                    config.tls_keychain,
+                )
+        self.config = config
         self.policy = policy
         self.gate = gate
         self.guid = os.urandom(GUID_SIZE) if guid is None else guid
