@@ -25,6 +25,7 @@ $(VENV)/.installed: pyproject.toml tools/make-venv
 	    | grep --line-buffered -E '^(Collecting|Downloading|Installing|ERROR)' | cut -c 1-100 || true
 	@$(BIN)/python -c 'import appliance, aiohttp, sqlalchemy, epicscorelibs' || \
 	    { echo "The installation failed; run it again to see why: $(BIN)/pip install -e '.[all]'" >&2; exit 1; }
+	@rm -f $(VENV)/.making
 	@touch $@
 
 setup: $(VENV)/.ready
@@ -33,6 +34,7 @@ $(VENV)/.ready: pyproject.toml tools/make-venv
 	tools/make-venv $(PYTHON) $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	rm -f $(VENV)/.making
 	touch $(VENV)/.installed $@
 
 lint: setup types lint-deploy

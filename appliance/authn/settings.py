@@ -17,9 +17,21 @@ from appliance.config.pva import ClientConfig, resolve_client, resolve_server
 from appliance.config.secret import Secret
 from appliance.errors import ConfigurationError
 
-__all__ = ["RequesterSettings", "keychain_usages", "resolve_requester"]
+__all__ = ["VARIABLES", "RequesterSettings", "keychain_usages", "resolve_requester"]
 
 _HEX: Final = frozenset("0123456789abcdef")
+VARIABLES: Final = frozenset(
+    {
+        "EPICS_AUTH_JWT_FILE",
+        "EPICS_PVA_AUTH_CERT_VALIDITY_MINS",
+        *(
+            f"EPICS_{end}_AUTH_{what}"
+            for end in ("PVA", "PVAS")
+            for what in ("NAME", "ORGANIZATION", "ORGANIZATIONAL_UNIT", "COUNTRY", "NO_STATUS", "ISSUER")
+        ),
+    }
+)
+"""Every variable that an authenticator's command reads, apart from those of PVAccess."""
 
 
 class RequesterSettings(NamedTuple):

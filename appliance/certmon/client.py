@@ -22,8 +22,10 @@ _log: Final = logging.getLogger(__name__)
 class ClientKeeper(Keeper):
     """An asynchronous context manager that gives a Context and keeps its TLS in step."""
 
-    def __init__(self, config: ClientConfig, options: dict[str, Any]) -> None:
+    def __init__(self, config: ClientConfig, options: dict[str, Any], context: Context | None = None) -> None:
+        """Keep the TLS of a Context that is made with ``options``, or of ``context``, which was not started yet."""
         super().__init__(config, config)
+        self._given = context
         self._config = config
         self._arguments = options
         self._context: Context | None = None
@@ -58,15 +60,22 @@ class ClientKeeper(Keeper):
             _log.warning(
                 "%s: %s; %s: nothing is connected until that changes", identity.path, self.why(), TLS_REQUIRED
             )
-        self._context = context = Context(self._config, tls=tls, gate=self.gate, **self._arguments)
+        context = self._given
+        if context is None:
+            context = Context(self._config, tls=tls, gate=self.gate, **self._arguments)
+        else:
+            context.tls, context.gate = tls, self.gate
+            context.require_tls = context.require_tls or self.options.tls_required
+        self._context = context
         if self.gate is not None:
             self.gate.recovered = context.probe_tls
-        await context.start()
+        # The class's own: a subclass's start is what led here.
+        await Context.start(context)
         return context
 
     async def __aexit__(self, *_: object) -> None:
         if self._context is not None:
-            await self._context.close()
+            await Context.close(self._context)
             self._context = None
         await self.close()
 

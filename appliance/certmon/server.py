@@ -27,11 +27,14 @@ class ServerKeeper(Keeper):
         options: dict[str, Any],
         prepare: Callable[[Server], None] | None,
         status_client: ClientConfig | None,
+        server: Server | None = None,
     ) -> None:
+        """Keep the TLS of a Server that is made with ``options``, or of ``server``, which was not started yet."""
         super().__init__(config, resolve_client().config if status_client is None else status_client)
         self._config = config
         self._arguments = options
         self._prepare = prepare
+        self._given = server
         self._server: Server | None = None
         self._adopted = False
         self._news = asyncio.Event()
@@ -62,11 +65,19 @@ class ServerKeeper(Keeper):
         tls = identity.full if mode is Mode.TLS else None
         if self.options.tls_required:
             self._arguments["require_tls"] = True
-        self._server = server = Server(self._config, tls=tls, gate=self.gate, **self._arguments)
+        server = self._given
+        if server is None:
+            server = Server(self._config, tls=tls, gate=self.gate, **self._arguments)
+        else:
+            server.gate = self.gate
+            server.require_tls = server.require_tls or self.options.tls_required
+            await server.set_tls(tls)
+        self._server = server
         server.set_standby(mode is Mode.STANDBY)
         if self._prepare is not None:
             self._prepare(server)
-        await server.start()
+        # The class's own: a subclass's start is what led here.
+        await Server.start(server)
         return server
 
     async def adopt(self, server: Server) -> None:
@@ -88,7 +99,7 @@ class ServerKeeper(Keeper):
             self._worker = None
         if self._server is not None:
             if not self._adopted:
-                await self._server.stop()
+                await Server.stop(self._server)
             self._server = None
         await self.close()
 
@@ -122,7 +133,7 @@ class ServerKeeper(Keeper):
         if news is None:
             return
         if self.mode is Mode.SHUTDOWN:
-            await server.stop()
+            await Server.stop(server)
             return
         why, must_go = news
         await server.set_tls(self.identity.full if self.mode is Mode.TLS else None)

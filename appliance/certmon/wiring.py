@@ -35,24 +35,29 @@ LATE_POLL_S: Final = 1.0
 
 @asynccontextmanager
 async def open_client(
-    effective: Effective[ClientConfig] | ClientConfig, **options: Any
+    effective: Effective[ClientConfig] | ClientConfig, *, context: Context | None = None, **options: Any
 ) -> AsyncIterator[Context]:
     """Open a client that uses its keychain as the configuration says.
 
-    ``options`` go to Context. Raises KeychainError where the configuration forbids to go on without a usable
+    ``options`` go to Context; ``context`` is one that was made already, with these settings and without TLS. Raises KeychainError where the configuration forbids to go on without a usable
     certificate (``on_expiration=shutdown`` or ``standby``, ``tls_required``); else what is wrong with the keychain is a warning and
     the client speaks plain TCP.
     """
     config = effective.config if isinstance(effective, Effective) else effective
     check_keychain_set(config.tls_options, config.tls_keychain, "EPICS_PVA_TLS_KEYCHAIN")
     if not config.tls_keychain:
-        async with Context(config, **options) as context:
-            yield context
+        plain = Context(config, **options) if context is None else context
+        # The classes' own start and close: a subclass may have come here from its start.
+        await Context.start(plain)
+        try:
+            yield plain
+        finally:
+            await Context.close(plain)
         return
     from appliance.certmon.client import ClientKeeper
 
-    async with ClientKeeper(config, options) as context:
-        yield context
+    async with ClientKeeper(config, options, context) as secure:
+        yield secure
 
 
 @asynccontextmanager
@@ -61,13 +66,14 @@ async def open_server(
     *,
     prepare: Callable[[Server], None] | None = None,
     status_client: ClientConfig | None = None,
+    server: Server | None = None,
     **options: Any,
 ) -> AsyncIterator[Server]:
     """Open a server that uses its keychain as the configuration says.
 
     ``prepare`` adds PVs and sources before the first client can ask for them. ``status_client`` says how the
-    certificate service is found; without it the client variables of the environment do. ``options`` go to Server.
-    Raises KeychainError where the configuration forbids to serve without a usable certificate
+    certificate service is found; without it the client variables of the environment do. ``options`` go to Server;
+    ``server`` is one that was made already, with these settings and without TLS. Raises KeychainError where the configuration forbids to serve without a usable certificate
     (EPICS_PVAS_TLS_STOP_IF_NO_CERT, ``on_expiration=shutdown``), and where it has ``tls_required`` and no place where a
     keychain could be; else what is wrong with the keychain is a warning and the server speaks plain TCP (with
     ``tls_required``: waits in standby). Where no keychain is named and none is at the usual place, one that appears
@@ -87,23 +93,27 @@ async def open_server(
             raise KeychainError(
                 "EPICS_PVAS_TLS_STOP_IF_NO_CERT is set and there is no keychain; set EPICS_PVAS_TLS_KEYCHAIN"
             )
-        server = Server(config, **options)
+        plain = Server(config, **options) if server is None else server
         if prepare is not None:
-            prepare(server)
-        async with server:
+            prepare(plain)
+        # The classes' own start and stop: a subclass may have come here from its start.
+        await Server.start(plain)
+        try:
             if not config.tls_keychain_default:
-                yield server
+                yield plain
                 return
-            late = _LateKeychain(server, config, status_client)
+            late = _LateKeychain(plain, config, status_client)
             try:
-                yield server
+                yield plain
             finally:
                 await late.close()
+        finally:
+            await Server.stop(plain)
         return
     from appliance.certmon.server import ServerKeeper
 
-    async with ServerKeeper(config, options, prepare, status_client) as server:
-        yield server
+    async with ServerKeeper(config, options, prepare, status_client, server) as secure:
+        yield secure
 
 
 class _LateKeychain:

@@ -95,7 +95,7 @@ class Parser(argparse.ArgumentParser):
 
 class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        from appliance import __version__
+        from appliance.version import __version__
 
         release = ".".join(map(str, sys.version_info[:3]))
         print(f"Secure PVAccess appliance {__version__}\nPython {release}")

@@ -12,9 +12,9 @@ def print_host_information() -> None:
     """Print versions, interfaces and the configuration of clients and servers, each value with its source."""
     import platform
 
-    from appliance import __version__
     from appliance.config.pva import resolve_client, resolve_server
     from appliance.transport.interfaces import interface_addresses
+    from appliance.version import __version__
 
     print(f"Secure PVAccess appliance {__version__}")
     print(f"Python {sys.version.split()[0]} {sys.executable}")

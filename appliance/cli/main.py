@@ -24,9 +24,9 @@ def parser() -> argparse.ArgumentParser:
     # A module with add_arguments(parser) and an asynchronous work(options) is a command.
     check = commands.add_parser(
         "doctor",
-        help="Tell what is wrong with this user's client set-up, why, and what to do.",
-        description="Check the set-up of PVAccess clients: configuration, keychain and its password, chain, dates, "
-        "usage and status, the clock, ports, search destinations and name servers.",
+        help="Tell what is wrong with a client's or a server's set-up, why, and what to do.",
+        description="Check the set-up of this user's PVAccess clients, or of a server: configuration, keychain and its "
+        "password,\nchain, dates, usage and status, the clock, ports, search destinations and name servers.",
         epilog=doctor.EPILOG,
         formatter_class=RawFormatter,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -22,8 +23,8 @@ from appliance.client.requests import (
     Waiter,
     _BatchItem,
 )
-from appliance.client.search import Discovered, Searcher
-from appliance.config.pva import ClientConfig
+from appliance.client.search import Discovered, Located, Searcher
+from appliance.config.pva import ClientConfig, resolve_client
 from appliance.errors import ApplianceError, ChannelClosedError, OperationTimeoutError, TransportError
 from appliance.pva.limits import DEFAULT_LIMITS, Limits
 from appliance.pvdata.pvrequest import PVRequest
@@ -62,7 +63,7 @@ class Context:
                 async for value in updates:
                     ...
 
-    ``tls`` is the context of the client's keychain: without it the client speaks plain TCP only. With
+    ``config`` defaults to the settings of the environment. ``tls`` is the context of the client's keychain: without it the client speaks plain TCP only. With
     ``require_tls`` no PV is ever used over plain TCP, whoever answers the search; searches themselves are not secret.
     All waiting is bounded by ``timeout`` (seconds; None waits for ever); what fails raises an OperationError that
     says why.
@@ -80,7 +81,14 @@ class Context:
         beacons: bool = True,
         octets: bool = False,
     ) -> None:
-        self.config = ClientConfig() if config is None else config
+        if config is None:
+            config = resolve_client().config
+            if config.tls_keychain and tls is None:
+                _log.warning(
+                    "%s is not used: appliance.client.Context is given its TLS; 'from appliance import Context' reads it",
+                    config.tls_keychain,
+                )
+        self.config = config
         self.tls = tls
         self.require_tls = require_tls
         self.gate = gate
@@ -194,18 +202,19 @@ class Context:
         """
         prepared = self._request(request)[0]
         if isinstance(name, str):
-            waiter = Waiter(self.loop)
             channel = self.channel(name, server)
+            waiter = Waiter(self.loop)
             one = GetRequest(channel, waiter, request, prepared)
             channel.add(one)
             return await self._wait(waiter, (one,), timeout)
         if not name:
             return []
         places = {item: index for index, item in enumerate(dict.fromkeys(name))}
+        # All names are judged before any is asked for: a bad one must leave nothing behind.
+        channels = [self.channel(item) for item in places]
         batch = Batch(self.loop, len(places))
         requests: list[GetRequest] = []
-        # All names are judged before any is asked for: a bad one must leave nothing behind.
-        for index, channel in enumerate([self.channel(item) for item in places]):
+        for index, channel in enumerate(channels):
             get = GetRequest(channel, _BatchItem(batch, index), request, prepared)
             requests.append(get)
             channel.add(get)
@@ -233,8 +242,8 @@ class Context:
         that gets a Value of the PV's type and returns it with what it changed. With ``get`` that Value holds the
         present value first; an enumeration written by the text of a choice needs it, and has it without asking.
         """
-        waiter = Waiter(self.loop)
         channel = self.channel(name, server)
+        waiter = Waiter(self.loop)
 
         def build(present: Value) -> Value:
             if callable(value):
@@ -261,8 +270,8 @@ class Context:
             from appliance.client.uri import uri_value
 
             argument = uri_value(name, argument)
-        waiter = Waiter(self.loop)
         channel = self.channel(name, server)
+        waiter = Waiter(self.loop)
         call = RPCRequest(channel, waiter, self._request(request)[0], argument)
         channel.add(call)
         result: Value | None = await self._wait(waiter, (call,), timeout)
@@ -277,8 +286,8 @@ class Context:
         server: Address | None = None,
     ) -> Info:
         """Ask for a PV's type, and learn who serves it."""
-        waiter = Waiter(self.loop)
         channel = self.channel(name, server)
+        waiter = Waiter(self.loop)
         ask = FieldRequest(channel, waiter, field)
         channel.add(ask)
         info: Info = await self._wait(waiter, (ask,), timeout)
@@ -310,6 +319,7 @@ class Context:
 
     async def discover(self, *, ping: bool = True) -> AsyncIterator[Discovered]:
         """Give news of servers, for as long as the caller listens."""
+        self._check_open()
         queue: asyncio.Queue[Discovered] = asyncio.Queue()
         self.searcher.listen_for_beacons()
 
@@ -326,8 +336,46 @@ class Context:
         finally:
             unsubscribe()
 
+    async def locate(self, name: str, *, patience_s: float = 1.0, quiet_s: float = 0.3) -> list[Located]:
+        """Find every server that answers a search for ``name``, without connecting to any.
+
+        A server that offers both TLS and plain TCP is listed with both ports.
+
+        Args:
+            name: The PV's name.
+            patience_s: Seconds to wait for the first answer.
+            quiet_s: Seconds without another answer after which there are no more.
+
+        Returns:
+            The places in the order of their answers; none where nobody has the PV.
+
+        Raises:
+            ChannelClosedError: The context is not open, or no search can carry the name.
+
+        """
+        self._check_open()
+        _check_name(name)
+        places: dict[Located, None] = {}
+        loop = self.loop
+        latest = loop.time() + patience_s
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(latest) as waiting:
+
+                def found(place: Located) -> None:
+                    if len(places) < MAX_PLACES and not waiting.expired():
+                        places[place] = None
+                        waiting.reschedule(min(latest, loop.time() + quiet_s))
+
+                end = self.searcher.locate(next(self._next_instance) & 0xFFFFFFFF, name, found)
+                try:
+                    await loop.create_future()
+                finally:
+                    end()
+        return list(places)
+
     def hurry_up(self) -> None:
         """Search for everything that is missing now, whatever the back-off says."""
+        self._check_open()
         self.searcher.hurry()
 
     async def _wait(self, waiter: Waiter | Batch, requests: Iterable[Request], timeout: float | None) -> Any:
@@ -352,6 +400,11 @@ class Context:
                 continue
             if channel.state is ChannelState.ACTIVE:
                 why = f"{channel.link.peer if channel.link else 'the server'} did not answer"
+            elif channel.state is ChannelState.CREATING and channel.link is not None:
+                why = (
+                    f"{channel.link.peer} answered the search and took the connection, but never answered the request to "
+                    "create the channel; see whether the server has this PV, and its log"
+                )
             elif channel.trouble:
                 why = channel.trouble
             elif channel.link is not None:
@@ -383,12 +436,19 @@ class Context:
         key = (name, server)
         channel = self._channels.get(key)
         if channel is None:
-            if self._closed or not self._started:
-                raise ChannelClosedError("the client context is not open: use it in 'async with'")
+            self._check_open()
             _check_name(name)
             instance = next(self._next_instance) & 0xFFFFFFFF
             channel = self._channels[key] = self._instances[instance] = Channel(self, name, server, instance)
         return channel
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ChannelClosedError("the client context is closed; make a new one")
+        if not self._started:
+            raise ChannelClosedError(
+                "the client context is not open; use it in 'async with', or call 'await context.start()' first"
+            )
 
     def by_instance(self, instance: int) -> Channel | None:
         """Give the channel that was searched for by ``instance``."""
@@ -561,11 +621,14 @@ class Context:
             if not self._closed:
                 self.loop.call_later(NAME_SERVER_RETRY_S, self._name_server, link.address)
 
-    def restarted(self, address: Address, guid: bytes) -> None:
-        """Another server process seems to answer at ``address``: a connection to the old one may be dead."""
-        link = self._links.get(address)
-        if link is not None and link.guid and link.guid != guid:
-            link.suspect()
+    def restarted(self, address: Address, guid: bytes, *, before: bytes = b"") -> None:
+        """Another server process seems to answer at ``address``: connections to the one ``before`` may be dead.
+
+        Those at that address, and those over TLS, whose port no beacon names.
+        """
+        for link in list(self._links.values()):
+            if link.guid and link.guid != guid and (link.address == address or link.guid == before):
+                link.suspect()
 
     def _streams(self) -> list[StreamLink]:
         return [link.stream for link in self._links.values() if link.stream is not None]
@@ -594,6 +657,8 @@ UPGRADE_PATIENCE_S: Final = 5.0
 """Seconds for which requests in progress may keep a connection in the clear that could be TLS."""
 MAX_TRIALS: Final = 4
 """TLS connections that are being tried to one server at the same time."""
+MAX_PLACES: Final = 1000
+"""Answers to one ``locate`` that are kept; anyone on the network may send them."""
 MAX_NEWS: Final = 100_000
 """News of servers that wait for a listener who does not listen; beacons are anyone's to send."""
 

@@ -281,7 +281,7 @@ class ServerLink:
         assert connection is not None
 
         def verdict(found: Verdict) -> None:
-            if self.stream is not stream:
+            if self.stream is not stream or connection.state is ConnectionState.CLOSED:
                 return
             if connection.state is ConnectionState.AUTHENTICATING:
                 if found.good:
@@ -397,7 +397,7 @@ class ServerLink:
             request.field_reply(event.status, event.type)
 
     def _on_search(self, event: SearchAnswered) -> None:
-        self.context.searcher.answered(event.response, self.address[0], via=self.peer)
+        self.context.searcher.answered(event.response, self.address[0], via=self.peer, link=self.address)
 
     def _on_access(self, event: AccessChanged) -> None:
         """The permissions are read where they matter, from the channel."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from appliance.client.context import Context
     from appliance.client.link import ServerLink
 
-__all__ = ["Discovered", "Searcher"]
+__all__ = ["Discovered", "Located", "Searcher"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -63,6 +63,16 @@ class Discovered(NamedTuple):
     """The server's protocol version."""
 
 
+class Located(NamedTuple):
+    """One place at which a server says that it has a PV."""
+
+    host: str
+    port: int
+    tls: bool
+    guid: bytes
+    """Tells servers apart: one server may answer at several addresses."""
+
+
 class _Target(NamedTuple):
     address: tuple[str, int]
     ttl: int
@@ -78,6 +88,7 @@ class Searcher:
         self._context = context
         self._loop = context.loop
         self._wanted: dict[int, Channel] = {}
+        self._locating: dict[int, Callable[[Located], None]] = {}
         self._heap: list[tuple[float, int]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -89,6 +100,8 @@ class Searcher:
         self._resolving: asyncio.Task[None] | None = None
         self._poked_at = -POKE_HOLDOFF_S
         self._servers: dict[tuple[str, int, str], tuple[Discovered, float]] = {}
+        self._changes: dict[tuple[str, int, str], tuple[int, float]] = {}
+        """What each beacon last said of its server's changes, and when that was acted upon."""
         self._sweeper: asyncio.TimerHandle | None = None
         self._listeners: dict[Callable[[Discovered], None], None] = {}
         self._warned: set[str] = set()
@@ -321,15 +334,54 @@ class Searcher:
         )
         self._broadcast(request)
 
+    def locate(self, instance: int, name: str, found: Callable[[Located], None]) -> Callable[[], None]:
+        """Search for ``name`` once, over TLS and over TCP, and call ``found`` with every answer.
+
+        ``instance`` is a search instance ID that no channel has. Returns a function that ends it.
+        """
+        port = self._port
+        assert port is not None
+        self._locating[instance] = found
+        # A server names one port in an answer, so each protocol is asked for in a search of its own.
+        for protocols in (("tls", "tcp"), ("tcp",)):
+            self._sequence = self._sequence + 1 & 0xFFFFFFFF
+            request = SearchRequest(self._sequence, ((instance, name),), protocols, reply_port=port.port)
+            self._broadcast(request)
+            for link in self._context.name_servers:
+                link.search(request)
+
+        def end() -> None:
+            self._locating.pop(instance, None)
+
+        return end
+
     # -- answers -------------------------------------------------------------------------------------
 
     def _message(self, message: Datagram, origin: Origin) -> None:
         if isinstance(message, SearchResponse):
             self.answered(message, origin.address[0], via=format_address(origin.address))
 
-    def answered(self, response: SearchResponse, source: str, *, via: str = "") -> None:
-        """A server, or a name server for it, has answered from ``source``; ``via`` has the port as well."""
+    def answered(
+        self,
+        response: SearchResponse,
+        source: str,
+        *,
+        via: str = "",
+        link: tuple[str, int, bool] | None = None,
+    ) -> None:
+        """A server, or a name server for it, has answered from ``source``; ``via`` has the port as well.
+
+        ``link`` is the address of the connection that the answer came by, where it did: port 0 means this one.
+        """
         host = source if response.address is None else str(response.address)
+        if not response.port and link is not None:
+            host, port, over_tls = link
+            response = response._replace(port=port, protocol="tls" if over_tls else "tcp")
+        if self._locating and response.found and response.port:
+            for instance in response.instances:
+                tell = self._locating.get(instance)
+                if tell is not None:
+                    tell(Located(host, response.port, response.protocol == "tls", response.guid))
         if response.protocol not in self._context.protocols() or not response.port:
             return
         if self._context.require_tls and response.protocol != "tls":
@@ -382,13 +434,38 @@ class Searcher:
             host = origin.address[0] if message.address is None else str(message.address)
             if self._heard(message, host, format_address(origin.address)):
                 self.poke()
-                if message.protocol == "tls":
-                    self._context.probe_tls(message.guid)
+            if self._has_changed(message, host):
+                self._context.probe_tls(message.guid)
+
+    def _has_changed(self, beacon: Beacon, host: str) -> bool:
+        """Whether the server announces a change: beacons do not say that it speaks TLS now, so it is asked.
+
+        Not more often than once in POKE_HOLDOFF_S: beacons are anyone's to send. A change that falls into that time is
+        announced again.
+        """
+        key = (host, beacon.port, beacon.protocol)
+        now = self._loop.time()
+        known = self._changes.get(key)
+        if known is not None and (known[0] == beacon.change_count or now - known[1] < POKE_HOLDOFF_S):
+            return False
+        if known is None and len(self._changes) >= MAX_SERVERS:
+            return False
+        self._changes[key] = (beacon.change_count, now)
+        return True
 
     def _heard(self, message: SearchResponse | Beacon, host: str, via: str) -> bool:
         """Remember a server; return whether it is new or has been restarted."""
         port, protocol, guid = message.port, message.protocol, message.guid
         key = (host, port, protocol)
+        if protocol == "tls":
+            # The beacon of a server that speaks TLS only names its port, and "tcp" as every beacon does.
+            announced = self._servers.get((host, port, "tcp"))
+            if announced is not None and announced[0].guid == guid:
+                del self._servers[host, port, "tcp"]
+                self._tell(announced[0]._replace(online=False))
+        elif isinstance(message, Beacon) and (host, port, "tls") in self._servers:
+            protocol = "tls"
+            key = (host, port, protocol)
         known = self._servers.get(key)
         now = self._loop.time()
         if known is None and len(self._servers) >= MAX_SERVERS:
@@ -403,7 +480,7 @@ class Searcher:
             return False
         if known is not None:
             self._tell(known[0]._replace(online=False))
-            self._context.restarted((host, port, protocol == "tls"), guid)
+            self._context.restarted((host, port, protocol == "tls"), guid, before=known[0].guid)
         self._tell(news)
         return True
 
@@ -412,6 +489,7 @@ class Searcher:
         for key, (news, seen) in list(self._servers.items()):
             if now - seen > SILENCE_S:
                 del self._servers[key]
+                self._changes.pop(key, None)
                 self._tell(news._replace(online=False))
 
     def _sweep(self) -> None:

@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``pvacms``; returns the exit status: 0, 1 with one sentence on standard error, 2 for a bad command line."""
     options = _parser().parse_args(argv)
     if options.version:
-        from appliance import __version__
+        from appliance.version import __version__
 
         sys.stdout.write(f"pvacms (Secure PVAccess appliance) {__version__}\n")
         return EXIT_OK

@@ -12,7 +12,7 @@ from appliance.config.duration import parse_duration
 from appliance.config.secret import FilePath
 from appliance.errors import ConfigurationError
 
-__all__ = ["JWT_FLAGS", "OPTIONS", "Option", "add_flags"]
+__all__ = ["JWT_FLAGS", "OPTIONS", "VARIABLES", "Option", "add_flags"]
 
 _TRUE: Final = {"yes": True, "true": True, "1": True, "on": True, "enabled": True}
 _FALSE: Final = {"no": False, "false": False, "0": False, "off": False, "disabled": False}
@@ -305,6 +305,10 @@ JWT_FLAGS: Final = {
     "--jwt-trusted-uri": "EPICS_AUTH_JWT_TRUSTED_URI",
     "--jwt-use-response-code": "EPICS_AUTH_JWT_USE_RESPONSE_CODE",
 }
+VARIABLES: Final = frozenset(
+    {*JWT_FLAGS.values(), *(variable for option in OPTIONS for variable in option.variables)}
+)
+"""Every variable of the certificate service, apart from those of PVAccess."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -23,6 +23,7 @@ __all__ = [
     "ServerConfig",
     "resolve_client",
     "resolve_server",
+    "variables",
 ]
 
 DIRECTORY_VERSION: Final = "1.3"
@@ -331,6 +332,20 @@ _XDG: Final = (
     ("xdg_config_home", "XDG_CONFIG_HOME", ".config"),
     ("xdg_data_home", "XDG_DATA_HOME", ".local/share"),
 )
+
+
+def variables() -> frozenset[str]:
+    """Give the name of every variable that a client, a server or the certificate service reads for PVAccess."""
+    return frozenset(
+        {
+            variable
+            for table in (_CLIENT, _SERVER, _CMS)
+            for setting in table
+            for variable in setting.variables
+        }
+        | {f"{prefix}TLS_KEYCHAIN_PWD_FILE" for prefix in (_A, _S, _M)}
+        | {variable for _, variable, _ in _XDG}
+    )
 
 
 class Effective(Generic[_C]):

@@ -54,6 +54,9 @@ def read_tree(text: str, file: str) -> tuple[Any, dict[Path, int]]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         why = " ".join(filter(None, (error.context, error.problem))) or "not valid YAML"
+        if "nesting depth" in why:
+            # A newer libyaml has a bound of its own, and reads ahead of us.
+            why = f"more than {MAXIMUM_DEPTH} mappings and lists inside each other"
         raise ConfigurationError(
             f"not valid YAML: {why}", file=file, line=mark.line + 1 if mark else None
         ) from error

@@ -144,7 +144,7 @@ def _plan(options: argparse.Namespace) -> Plan:
 def _versions() -> int:
     import epicscorelibs.version as core
 
-    from appliance import __version__
+    from appliance.version import __version__
 
     sys.stdout.write(f"Secure PVAccess appliance {__version__}\nEPICS {core.version}\n")
     return EXIT_OK

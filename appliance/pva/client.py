@@ -212,11 +212,14 @@ class ClientConnection(Connection):
         )
 
     def _on_validated(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
-        if self.state is not ConnectionState.AUTHENTICATING:
-            return  # a verdict that is given twice
-        if not self._chosen:
-            raise RemoteProtocolError("the server ended the handshake before the client had chosen")
         status, _ = Status.decode(buf, pos, end, big=big)
+        if status.ok and (self.state is not ConnectionState.AUTHENTICATING or not self._chosen):
+            # PVXS 1.5 with certificate status gives a verdict when the client's certificate is known to be good, and
+            # another one when the client has chosen: only what follows our choice is the answer to it.
+            return
+        if not status.ok and self.state is ConnectionState.AUTHENTICATING and not self._chosen:
+            # Raised, not told: the caller, which hears of the offer in the same read, would answer a dead connection.
+            raise RemoteProtocolError(f"the server refused the client before it had chosen: {status.message}")
         self._events.append(Validated(status))
         if status.ok:
             self.state = ConnectionState.READY

@@ -60,6 +60,7 @@ class Connection:
         "_segments",
         "_small",
         "big",
+        "held",
         "limits",
         "out_size",
         "peer_version",
@@ -82,6 +83,9 @@ class Connection:
         """Octets that wait in the output queue."""
         self.stalled = False
         """Whether whole messages may wait unparsed: flush the output, then call ``receive_data(b"")``."""
+        self.held = False
+        """Server: whether requests wait unparsed for the verdict on the client: read no more from it until then, which
+        is what bounds them. The verdict makes the connection ``stalled``."""
         self.peer_version = 0
         self.big = big
         self._out_flags = (c.FLAG_SERVER if self.IS_SERVER else 0) | (c.FLAG_BIG_ENDIAN if big else 0)
@@ -348,6 +352,7 @@ class Connection:
         """Enter CLOSED and drop everything that only an open connection needs."""
         self.state = ConnectionState.CLOSED
         self.stalled = False  # nothing is left to parse: a shell that waits for the rest would wait for ever
+        self.held = False
         self._rx = None
         self._segments = None
 

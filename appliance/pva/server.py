@@ -26,8 +26,8 @@ from appliance.pva.events import (
 from appliance.pva.limits import DEFAULT_LIMITS, Limits
 from appliance.pva.search import SearchRequest, SearchResponse
 from appliance.pva.server_channel import ServerChannel
-from appliance.pva.server_operation import PreparedAnswer, ServerOperation
-from appliance.pva.states import SERVER_ACCEPTS, ConnectionState, OperationState
+from appliance.pva.server_operation import PreparedAnswer, ServerOperation, init_answer
+from appliance.pva.states import SERVER_ACCEPTS, SERVER_HOLDS, ConnectionState, OperationState
 from appliance.pva.status import Status
 from appliance.pva.typed import decode_typed
 from appliance.pvdata.types import StructType
@@ -121,6 +121,9 @@ class ServerConnection(Connection):
     # -- the hot loop --------------------------------------------------------------------------------
 
     def _parse(self, data: Buffer, pos: int, end: int) -> int:
+        state = self.state
+        if state is not ConnectionState.READY:
+            return self._parse_handshake(data, pos, end)
         unpack = _REQUEST.unpack_from
         operations = self.operations
         append = self._out.append
@@ -171,6 +174,30 @@ class ServerConnection(Connection):
 
     # -- handshake -----------------------------------------------------------------------------------
 
+    def _parse_handshake(self, data: Buffer, pos: int, end: int) -> int:
+        """Parse up to the first request that must wait for our verdict."""
+        events = self._events
+        while end - pos >= 8:
+            if (
+                self.state is ConnectionState.AUTHENTICATING
+                and data[pos] == c.MAGIC
+                and not data[pos + 2] & c.FLAG_CONTROL
+                and data[pos + 3] in SERVER_HOLDS
+            ):
+                self.held = True
+                break
+            if len(events) >= EVENTS_PER_CALL or self.out_size > OUT_LIMIT:
+                self.stalled = True
+                break
+            after = self._message(data, pos, end)
+            if after < 0:
+                return pos
+            pos = after
+            if self._is_closed:
+                return end
+        self._need = 8
+        return pos
+
     def _on_validation(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if self.state is not ConnectionState.VALIDATING:
             raise RemoteProtocolError("the client validates the connection a second time")
@@ -192,6 +219,8 @@ class ServerConnection(Connection):
         self._send(c.CMD_CONNECTION_VALIDATED, status.encode(big=self.big))
         if status.ok:
             self.state = ConnectionState.READY
+            self.stalled = self.stalled or self.held
+            self.held = False
         else:
             self._close()
 
@@ -288,7 +317,7 @@ class ServerConnection(Connection):
         """Answer a request that has no operation to answer for it."""
         reply = _U32[self.big].pack(ioid)
         if command != c.CMD_GET_FIELD:
-            reply += bytes((sub,))
+            reply += bytes((init_answer(sub) if sub & c.SUB_INIT else sub,))
         self._send(command, reply + Status.error(message).encode(big=self.big))
 
     def _operation(self, command: int, buf: Buffer, pos: int, end: int, big: bool) -> None:

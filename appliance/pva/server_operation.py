@@ -24,11 +24,19 @@ from appliance.pvdata.value import Value
 if TYPE_CHECKING:
     from appliance.pva.server import ServerChannel
 
-__all__ = ["PreparedAnswer", "ServerOperation"]
+__all__ = ["PreparedAnswer", "ServerOperation", "init_answer"]
 
 _REPLY: Final = (Struct("<BBBBIIB"), Struct(">BBBBIIB"))
 _U32: Final = (Struct("<I"), Struct(">I"))
 _DEFAULT_QUEUE: Final = 4
+
+
+def init_answer(sub: int) -> int:
+    """Give the sub-command that answers an INIT: 0x80 only says that a pipelined MONITOR's INIT brings a window.
+
+    Sections 9.2.1 and 9.5.1 have 0x08 in the answer, so does PVXS; Phoebus takes nothing else for it.
+    """
+    return sub & ~c.SUB_ACK & 0xFF
 
 
 class PreparedAnswer:
@@ -263,7 +271,7 @@ class ServerOperation:
         self._advance(OperationInput.READY)
         self.type = kind
         big = self.connection.big
-        parts = [_U32[big].pack(self.ioid), bytes((self.sub,)), OK_BYTES]
+        parts = [_U32[big].pack(self.ioid), bytes((init_answer(self.sub),)), OK_BYTES]
         if kind is not None:
             self.mask = kind.leaf_mask if mask is None else mask & kind.leaf_mask
             described = encode_type(kind, big)
@@ -285,7 +293,7 @@ class ServerOperation:
             return  # cancelled meanwhile
         head = _U32[big].pack(self.ioid)
         if self.command != c.CMD_GET_FIELD:
-            head += bytes((self.sub,))
+            head += bytes((init_answer(self.sub) if creating else self.sub,))
         self.connection._send(self.command, head + Status.error(message).encode(big=big))
         if creating or self.last:
             self.connection._drop_operation(self)

@@ -137,8 +137,13 @@ SERVER_ACCEPTS: Final[dict[ConnectionState, frozenset[int]]] = {
 """Commands that a server acts on, by state. Others of the specification break the protocol; unknown
 ones are skipped (section 16.3)."""
 
+SERVER_HOLDS: Final = SERVER_ACCEPTS[ConnectionState.READY] - SERVER_ACCEPTS[ConnectionState.VALIDATING]
+"""Commands that wait while AUTHENTICATING: PVXS 1.5 with certificate status does not wait for the verdict before it creates
+its channels."""
+
 CLIENT_ACCEPTS: Final[dict[ConnectionState, frozenset[int]]] = {
-    ConnectionState.VALIDATING: _ANY_TIME | {CMD_CONNECTION_VALIDATION, CMD_SEARCH_RESPONSE},
+    ConnectionState.VALIDATING: _ANY_TIME
+    | {CMD_CONNECTION_VALIDATION, CMD_CONNECTION_VALIDATED, CMD_SEARCH_RESPONSE},
     ConnectionState.AUTHENTICATING: _ANY_TIME | {CMD_CONNECTION_VALIDATED, CMD_AUTHNZ, CMD_SEARCH_RESPONSE},
     ConnectionState.READY: _ANY_TIME
     | {

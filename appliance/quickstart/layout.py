@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import socket
+import sysconfig
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -138,8 +139,41 @@ class Layout:
         return kept | self.variables(role)
 
     def write_environment_files(self) -> None:
-        """Write ``env/<role>.sh``, to be sourced by a shell that wants to be that role."""
+        """Write ``env/<role>.sh``, to be sourced by a shell (sh, bash, zsh) that wants to be that role."""
         for role in ROLES:
-            lines = [f"# source this to be {role!r} in the quick start"]
-            lines += [f"export {name}={shlex.quote(value)}" for name, value in self.variables(role).items()]
-            (self.root / "env" / f"{role}.sh").write_text("\n".join(lines) + "\n")
+            (self.root / "env" / f"{role}.sh").write_text(self.environment_file(role))
+
+    def environment_file(self, role: str) -> str:
+        """Give the text of ``env/<role>.sh``: it makes a shell the role, whatever role it was before."""
+        programs = shlex.quote(sysconfig.get_path("scripts"))
+        settings = [f"export {name}={shlex.quote(value)}" for name, value in self.variables(role).items()]
+        return "\n".join(
+            [
+                f"# Source this to be {role!r} in the quick start; another role's file makes the shell that role.",
+                *_FORGET,
+                *settings,
+                f'case "$PATH" in {programs}:*) ;; *) export PATH={programs}:"$PATH" ;; esac',
+                *_PROMPT,
+                f"SPVA_QUICKSTART_ROLE={role}",
+                f'if [ -n "${{PS1-}}" ]; then PS1="({role}) $PS1"; fi',
+                "",
+            ]
+        )
+
+
+_FORGET: Final = (
+    "# What another role's file, or this shell's owner, has set for PVAccess and its certificates.",
+    "for spva_name in $(env | sed -n 's/^\\(EPICS_\\(PVA\\|AUTH_\\|CERT_\\|ADMIN_\\)[A-Z0-9_]*\\)=.*/\\1/p'); do",
+    '    unset "$spva_name"',
+    "done",
+    "unset spva_name",
+)
+_PROMPT: Final = (
+    "# The prompt shows the role, and no former one.",
+    'if [ -n "${SPVA_QUICKSTART_ROLE-}" ]; then',
+    '    case "${PS1-}" in',
+    '        *"($SPVA_QUICKSTART_ROLE) "*)',
+    '            PS1="${PS1%%"($SPVA_QUICKSTART_ROLE) "*}${PS1#*"($SPVA_QUICKSTART_ROLE) "}" ;;',
+    "    esac",
+    "fi",
+)

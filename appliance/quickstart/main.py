@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import shutil
+import contextlib
+import errno
 import signal
 import sys
 import time
 from pathlib import Path
 
 from appliance.errors import ApplianceError
+from appliance.quickstart.directory import Hold
 from appliance.quickstart.layout import ROLES, Layout, free_ports
+from appliance.quickstart.renewal import Renewal
 from appliance.quickstart.story import Story
 
 __all__ = ["main"]
 
 INTERRUPTED = 2
 """Exit status of a story that was not heard to its end, as of the tools."""
-MARKER = ".spva-quickstart"
-"""A directory without it is not ours to empty."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,24 +48,39 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return INTERRUPTED
+    except OSError as error:
+        # The screen is gone; what the files and sockets of the stack have to say is an ApplianceError.
+        with contextlib.suppress(OSError):
+            print(f"Error: {error}", file=sys.stderr)
+        return INTERRUPTED if isinstance(error, BrokenPipeError) or error.errno == errno.EIO else 1
 
 
 async def _quickstart(root: Path, *, once: bool) -> int:
-    prepare(root)
+    hold = Hold(root)
+    try:
+        return await _hold_and_tell(hold, once=once)
+    finally:
+        hold.release()
+
+
+async def _hold_and_tell(hold: Hold, *, once: bool) -> int:
+    root = hold.root
     layout = Layout(root, free_ports())
     layout.make()
-    (root / MARKER).touch()
     layout.write_environment_files()
     story = Story(layout)
+    story.hold = hold
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     task = asyncio.current_task()
     assert task is not None
-    for number in (signal.SIGINT, signal.SIGTERM):
+    # SIGHUP: the terminal is closed, and nothing of the stack is to stay behind.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, stop.set)
     start = time.monotonic()
     told = asyncio.ensure_future(story.tell())
     stopping = asyncio.ensure_future(stop.wait())
+    renewing = asyncio.ensure_future(Renewal(story).run())
     try:
         await asyncio.wait((told, stopping), return_when=asyncio.FIRST_COMPLETED)
         if not told.done():
@@ -75,25 +91,16 @@ async def _quickstart(root: Path, *, once: bool) -> int:
         if once:
             return 0
         story.say(_how_to_go_on(root))
-        await stopping
+        await asyncio.wait((stopping, renewing), return_when=asyncio.FIRST_COMPLETED)
+        if not stopping.done():
+            renewing.result()
         story.say("\nstopping")
         return 0
     finally:
-        told.cancel()
-        stopping.cancel()
-        await asyncio.gather(told, stopping, return_exceptions=True)
+        for each in (told, stopping, renewing):
+            each.cancel()
+        await asyncio.gather(told, stopping, renewing, return_exceptions=True)
         await story.stop()
-
-
-def prepare(root: Path) -> None:
-    """Make sure that ``root`` is new or an earlier quick start's, which is removed: each story begins afresh."""
-    if not root.exists():
-        return
-    if not root.is_dir() or (any(root.iterdir()) and not (root / MARKER).exists()):
-        raise ApplianceError(
-            f"{root} exists and is not an earlier quick start's directory; choose another with --dir"
-        )
-    shutil.rmtree(root)
 
 
 def _how_to_go_on(root: Path) -> str:
@@ -108,4 +115,5 @@ The stack is running; Ctrl-C stops it. In a second terminal, be any of {", ".joi
     . {root}/env/admin.sh
     pvxcert list
 
+Certificates hold for an hour, and are renewed as long as this runs; the client's was revoked and is not.
 Any EPICS program joins with the same settings. Logs are in {root}/log."""

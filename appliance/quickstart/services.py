@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -39,13 +40,21 @@ def module_command(words: list[str]) -> list[str]:
 class Service:
     """One daemon. What it prints goes to ``log``; that it serves, it says as it would say it to systemd."""
 
-    def __init__(self, name: str, words: list[str], environment: dict[str, str], log: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        words: list[str],
+        environment: dict[str, str],
+        log: Path,
+        inherited: Sequence[int] = (),
+    ) -> None:
         self.name = name
         self.words = words
         self.environment = environment
         self.log = log
         self.status = ""
         """The daemon's latest word on what it does."""
+        self._inherited = inherited
         self._process: asyncio.subprocess.Process | None = None
         self._socket: socket.socket | None = None
 
@@ -66,6 +75,7 @@ class Service:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                pass_fds=self._inherited,
             )
         ready = asyncio.ensure_future(self._until_ready(loop))
         ended = asyncio.ensure_future(self._process.wait())
@@ -92,6 +102,11 @@ class Service:
                     self.status = line[7:]
             if "READY=1" in message.splitlines():
                 return
+
+    @property
+    def pid(self) -> int:
+        """The process' number, 0 before it was started."""
+        return 0 if self._process is None else self._process.pid
 
     @property
     def running(self) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 import time
 import urllib.parse
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Final, TextIO
 
 from appliance.errors import ApplianceError
+from appliance.quickstart.directory import Hold
 from appliance.quickstart.layout import Layout
 from appliance.quickstart.services import Service, module_command
 
@@ -33,6 +35,12 @@ class Story:
     def __init__(self, layout: Layout, out: TextIO = sys.stdout) -> None:
         self.layout = layout
         self.services: list[Service] = []
+        self.renewed: dict[str, str] = {}
+        """Roles whose certificates came from tokens and are to be renewed, each with its usage."""
+        self.hold: Hold | None = None
+        """What the daemons inherit; None where nobody else can come (tests)."""
+        self.token_life_s: int | None = None
+        """What is asked of the issuer; None: what it gives by itself, an hour."""
         self._out = out
 
     # -- telling -------------------------------------------------------------------------------------
@@ -51,9 +59,14 @@ class Story:
         words: list[str],
         *expected: str,
         status: int = 0,
+        quiet: bool = False,
     ) -> str:
-        """Run one command as ``role``, print it and its output, and hold it to what is expected."""
-        self.say(f"\n{role}$ {shell_text(words)}")
+        """Run one command as ``role``, print it and its output, and hold it to what is expected.
+
+        With ``quiet`` nothing is printed; what the command said is then part of the error.
+        """
+        if not quiet:
+            self.say(f"\n{role}$ {shell_text(words)}")
         process = await asyncio.create_subprocess_exec(
             *module_command(words),
             env=self.layout.environment(role),
@@ -65,13 +78,17 @@ class Story:
         try:
             raw, _ = await asyncio.wait_for(process.communicate(), COMMAND_TIMEOUT_S)
         except TimeoutError:
-            process.kill()
             raise ApplianceError(f"{words[0]} did not end in {COMMAND_TIMEOUT_S:.0f} s") from None
+        finally:
+            await ended(process)
         output = raw.decode("utf-8", "replace").rstrip()
-        if output:
+        if output and not quiet:
             self.say(output)
         if process.returncode != status:
-            raise ApplianceError(f"{words[0]} ended with status {process.returncode}; {status} was expected")
+            said = f": {output.splitlines()[-1]}" if quiet and output else ""
+            raise ApplianceError(
+                f"{words[0]} ended with status {process.returncode}; {status} was expected{said}"
+            )
         for text in expected:
             if text not in output:
                 raise ApplianceError(f"{words[0]} did not print {text!r}")
@@ -80,13 +97,22 @@ class Story:
     async def serve(self, role: str, name: str, words: list[str]) -> Service:
         """Start a daemon as ``role`` and wait until it serves."""
         self.say(f"\n{role}$ {shell_text(words)}   &")
-        service = Service(name, words, self.layout.environment(role), self.layout.log(name))
-        self.services.append(service)
         start = time.monotonic()
-        await service.start()
+        service = await self._start(name, words, self.layout.environment(role))
         self.say(
             f"{name} is ready after {time.monotonic() - start:.1f} s{': ' if service.status else ''}{service.status}"
         )
+        return service
+
+    async def _start(self, name: str, words: list[str], environment: dict[str, str]) -> Service:
+        hold = self.hold
+        service = Service(
+            name, words, environment, self.layout.log(name), inherited=() if hold is None else (hold.fd,)
+        )
+        self.services.append(service)
+        await service.start()
+        if hold is not None:
+            hold.write_down([os.getpid(), *(each.pid for each in self.services)])
         return service
 
     async def stop(self) -> None:
@@ -106,12 +132,8 @@ class Story:
             "ISSUER": layout.issuer_url,
             "KEY_DIR": str(layout.root / "issuer"),
         }
-        service = Service(
-            "jwt-issuer", ["jwt-issuer"], layout.environment("pvacms") | issuer, layout.log("jwt-issuer")
-        )
-        self.services.append(service)
         self.say(f"\npvacms$ PORT={layout.ports.issuer} jwt-issuer   &")
-        await service.start()
+        service = await self._start("jwt-issuer", ["jwt-issuer"], layout.environment("pvacms") | issuer)
         self.say(f"jwt-issuer is ready{': ' if service.status else ''}{service.status}")
         await self.serve(
             "pvacms",
@@ -119,35 +141,46 @@ class Story:
             ["pvacms", "--certs-dont-require-approval", "-a", str(layout.keychain("admin"))],
         )
 
-    async def token(self, role: str, subject: str) -> None:
+    async def token(self, role: str, subject: str, *, quiet: bool = False) -> None:
         """Get a token, as ``curl`` would, verify it, and put it where only the role can read it."""
         base = self.layout.issuer_url
-        self.say(
+        say = (lambda _: None) if quiet else self.say
+        say(
             f'\n{role}$ TOKEN=$(curl -s "{base}/token?sub={subject}&password={PASSWORD}"); echo ${{TOKEN}} > token_file'
         )
-        token = await fetch(f"{base}/token?{urllib.parse.urlencode({'sub': subject, 'password': PASSWORD})}")
+        query = {"sub": subject, "password": PASSWORD}
+        if self.token_life_s is not None:
+            query["exp_secs"] = str(self.token_life_s)
+        token = await fetch(f"{base}/token?{urllib.parse.urlencode(query)}")
         path = self.layout.home(role) / "token_file"
         path.touch(mode=0o600)
         path.write_text(token + "\n")
-        self.say(f'\n{role}$ curl -sG --data-urlencode "token=$TOKEN" "{base}/verify"')
+        say(f'\n{role}$ curl -sG --data-urlencode "token=$TOKEN" "{base}/verify"')
         verdict = await fetch(f"{base}/verify?{urllib.parse.urlencode({'token': token})}")
-        self.say(verdict)
+        say(verdict)
         if '"valid":true' not in verdict.replace(" ", "") or f'"sub":"{subject}"' not in verdict.replace(
             " ", ""
         ):
             raise ApplianceError("the issuer does not say that its own token is valid")
 
+    async def request(self, role: str, usage: str, *options: str, quiet: bool = False) -> None:
+        """Get a token for the role, and a certificate for the token; from now on it is renewed."""
+        await self.token(role, role, quiet=quiet)
+        words = ["authnjwt", *(() if usage == "client" else ("-u", usage)), "--token-file", "token_file"]
+        await self.run(
+            role,
+            [*words, *options],
+            f"Keychain file created   : {self.layout.keychain(role)}",
+            "Certificate identifier  : ",
+            quiet=quiet,
+        )
+        self.renewed[role] = usage
+
     async def certificates(self) -> None:
         """Tokens become certificates."""
         layout = self.layout
         self.chapter("2. The IOC's token becomes a server certificate")
-        await self.token("softioc", "softioc")
-        await self.run(
-            "softioc",
-            ["authnjwt", "-u", "server", "--token-file", "token_file"],
-            f"Keychain file created   : {layout.keychain('softioc')}",
-            "Certificate identifier  : ",
-        )
+        await self.request("softioc", "server")
         await self.run(
             "softioc",
             ["pvxcert", "-f", str(layout.keychain("softioc"))],
@@ -156,12 +189,7 @@ class Story:
         )
         self.chapter("3. The user's token becomes a client certificate")
         for role in ("client", "operator"):
-            await self.token(role, role)
-            await self.run(
-                role,
-                ["authnjwt", "--token-file", "token_file"],
-                f"Keychain file created   : {layout.keychain(role)}",
-            )
+            await self.request(role, "client")
         await self.run(
             "client",
             ["pvxcert", "-f", str(layout.keychain("client"))],
@@ -204,6 +232,7 @@ class Story:
     async def revocation(self) -> None:
         """An administrator ends a certificate, and with it a live subscription."""
         self.chapter("7. A revocation closes a live monitor")
+        self.renewed.pop("client", None)
         identifier = certificate_id(
             await self.run("client", ["pvxcert", "-f", str(self.layout.keychain("client"))])
         )
@@ -229,9 +258,7 @@ class Story:
                     f"the revocation took {took:.1f} s to close the connection; one second is promised"
                 )
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                monitor.kill()
-            await monitor.wait()
+            await ended(monitor)
         await self.run("client", ["pvxcert", identifier], "Status        : REVOKED", status=REVOKED)
 
     async def _until(self, stream: asyncio.StreamReader, wanted: Callable[[str], bool]) -> str:
@@ -265,6 +292,14 @@ def shell_text(words: list[str]) -> str:
     import shlex
 
     return " ".join(shlex.quote(word) for word in words)
+
+
+async def ended(process: asyncio.subprocess.Process) -> None:
+    """Make sure that a command has ended, also where the story is interrupted in its middle."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
 
 
 def certificate_id(output: str) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Final, NamedTuple, Protocol
 
 from appliance.pva import commands as c
 from appliance.pva.credentials import Credentials
 
-__all__ = ["ALL_RIGHTS", "NO_RIGHTS", "AccessPolicy", "Rights"]
+__all__ = ["ALL_RIGHTS", "NO_RIGHTS", "AccessPolicy", "LostReaders", "Rights"]
+
+MAX_LOST_READERS: Final = 10_000
+"""Pairs of a reader and a PV that are remembered; the oldest is forgotten first."""
 
 
 class Rights(NamedTuple):
@@ -37,3 +41,36 @@ class AccessPolicy(Protocol):
 
     def rights(self, name: str, peer: Credentials) -> Rights:
         """Judge. Whatever this raises counts as NO_RIGHTS."""
+
+
+class LostReaders:
+    """Who lost the right to read which PV while it watched.
+
+    Such a client had its channel taken away, which every client shows as disconnected, and opens it again at once: its
+    subscription waits until reading is allowed again, where anybody else's is refused. A client may come back over
+    another connection, so this is not kept with the connection.
+    """
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[str, ...], None] = OrderedDict()
+
+    @staticmethod
+    def _key(name: str, peer: Credentials) -> tuple[str, ...]:
+        return name, peer.method, peer.account, peer.authority, peer.peer.rpartition(":")[0]
+
+    def add(self, name: str, peer: Credentials) -> None:
+        """``peer`` may read ``name`` no more."""
+        key = self._key(name, peer)
+        self._known[key] = None
+        self._known.move_to_end(key)
+        if len(self._known) > MAX_LOST_READERS:
+            self._known.popitem(last=False)
+
+    def discard(self, name: str, peer: Credentials) -> None:
+        """``peer`` may read ``name`` again."""
+        if self._known:
+            self._known.pop(self._key(name, peer), None)
+
+    def has(self, name: str, peer: Credentials) -> bool:
+        """Whether ``peer`` had the right to read ``name`` and lost it while it watched."""
+        return bool(self._known) and self._key(name, peer) in self._known

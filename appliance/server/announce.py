@@ -125,17 +125,13 @@ class Announcer:
         if server.standby:
             return
         config = server.config
-        # A client without TLS looks for "tcp": one beacon for each kind.
-        data = b""
-        for port, protocol in (
-            (server.tcp_port, "tcp"),
-            (server.tls_port if server.tls is not None else 0, "tls"),
-        ):
-            if port:
-                beacon = Beacon(server.guid, self._sent, server.change_count, None, port, protocol)
-                data += pack_message(c.CMD_BEACON, beacon.encode(), from_server=True)
-        if not data:
+        # One beacon, of "tcp", as PVXS sends it: Phoebus logs a warning for each that names anything else. A beacon only
+        # says that a server is there; which transport it offers is what the search is answered with.
+        port = server.tcp_port or (server.tls_port if server.tls is not None else 0)
+        if not port:
             return
+        beacon = Beacon(server.guid, self._sent, server.change_count, None, port, "tcp")
+        data = pack_message(c.CMD_BEACON, beacon.encode(), from_server=True)
         self._sent += 1
         targets = list(config.beacon_addr_list)
         if config.auto_beacon_addr_list:

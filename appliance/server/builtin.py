@@ -48,7 +48,7 @@ class _ServerPV(Handler):
             names = sorted(set(self._server.names()))
             operation.reply(Value(_NAMES, {"value": names}))
         elif what == "info":
-            from appliance import __version__
+            from appliance.version import __version__
 
             operation.reply(
                 Value(_INFO, {"implLang": "python", "version": f"Secure PVAccess appliance {__version__}"})

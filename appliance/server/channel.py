@@ -11,7 +11,6 @@ from appliance.pva import commands as c
 from appliance.pva.credentials import Credentials
 from appliance.pva.server import ServerChannel, ServerOperation
 from appliance.pva.states import OperationState
-from appliance.pva.status import Status
 from appliance.pvdata.value import Value
 from appliance.server.access import Rights
 from appliance.server.operation import Operation, Subscription
@@ -25,6 +24,9 @@ __all__ = ["Channel"]
 
 _log: Final = logging.getLogger(__name__)
 
+_WAITS: Final = (
+    "read access denied by access security; the subscription goes on when reading is allowed again"
+)
 _DENIED: Final = {
     "read": "read access denied by access security",
     "write": "write access denied by access security",
@@ -35,7 +37,7 @@ _DENIED: Final = {
 class Channel:
     """See the module's text."""
 
-    __slots__ = ("handler", "link", "owner", "rights", "wire")
+    __slots__ = ("_waiting", "handler", "link", "owner", "rights", "wire")
 
     def __init__(self, owner: Peer, wire: ServerChannel, handler: Handler, rights: Rights) -> None:
         self.owner = owner
@@ -43,6 +45,8 @@ class Channel:
         self.wire = wire
         self.handler = handler
         self.rights = rights
+        self._waiting: dict[Subscription, None] | None = None
+        """Subscriptions of a client that lost the right to read while it watched: begun when it has it again."""
         wire.context = self
 
     @property
@@ -79,19 +83,33 @@ class Channel:
         return f"{operation.name} is refused for the time being: {held.message}"
 
     def review(self, rights: Rights) -> None:
-        """Let ``rights`` hold from now on, for running subscriptions too."""
+        """Let ``rights`` hold from now on, for running subscriptions too.
+
+        Who watches and may read no longer loses the channel. An end of the subscription with an error would be the
+        plainer word, but Phoebus passes over it and goes on showing the last value as if it were the present one.
+        """
         before = self.rights
         self.rights = rights
-        if not rights.read:
+        server = self.owner.server
+        if rights.read:
+            server.lost_readers.discard(self.name, self.peer)
+            waiting, self._waiting = self._waiting, None
+            for subscription in waiting or ():
+                if subscription.alive:
+                    self._subscribe(subscription)
+        else:
+            watched = False
             for wire in list(self.wire.operations.values()):
                 wire.prepared = None
                 operation = wire.context
-                if isinstance(operation, Subscription):
+                if isinstance(operation, Subscription) and operation not in (self._waiting or ()):
                     operation.clear()
-                    if wire.state is OperationState.CREATING:
-                        wire.fail(_DENIED["read"])
-                    else:
-                        wire.finish(Status.error(_DENIED["read"]))
+                    operation.warn(f"{self.name}: {_WAITS}")
+                    watched = True
+            if watched:
+                server.lost_readers.add(self.name, self.peer)
+                self.close()
+                return
         if before.permissions != rights.permissions:
             self.wire.set_permissions(rights.permissions)
         # Reading has no bit of its own among the permissions: what ended above must leave in any case.
@@ -108,13 +126,15 @@ class Channel:
         """INIT."""
         if wire.command == c.CMD_MONITOR:
             subscription = Subscription(self, wire)
-            if not self.rights.read:
+            if self.rights.read:
+                self._subscribe(subscription)
+            elif self.owner.server.lost_readers.has(self.name, self.peer):
+                if self._waiting is None:
+                    self._waiting = {}
+                self._waiting[subscription] = None
+                subscription.warn(f"{self.name}: {_WAITS}")
+            else:
                 subscription.fail(_DENIED["read"])
-                return
-            try:
-                self.handler.subscribe(subscription)
-            except Exception as error:  # noqa: BLE001 - a handler's defect must not end the connection
-                self._broken(subscription, error)
             return
         operation = Operation(self, wire)
         if wire.command == c.CMD_GET and not self.rights.read:
@@ -129,6 +149,12 @@ class Channel:
             self.handler.init(operation)
         except Exception as error:  # noqa: BLE001
             self._broken(operation, error)
+
+    def _subscribe(self, subscription: Subscription) -> None:
+        try:
+            self.handler.subscribe(subscription)
+        except Exception as error:  # noqa: BLE001 - a handler's defect must not end the connection
+            self._broken(subscription, error)
 
     def execute(self, wire: ServerOperation, argument: Value | None) -> None:
         """A request of an initialised operation."""
@@ -210,6 +236,8 @@ class Channel:
         operation = wire.context
         try:
             if isinstance(operation, Subscription):
+                if self._waiting is not None:
+                    self._waiting.pop(operation, None)
                 operation.finishing = True
                 operation.queue.clear()
                 self.handler.unsubscribe(operation)

@@ -165,8 +165,12 @@ class Peer:
         """The server's verdict: go on, or not."""
         if not self.validated and not self.link.is_closing:
             self.validated = status.ok
+            held = self.connection.held
             self.connection.validated(status)
-            self.link.schedule_flush()
+            if held:
+                self.link.proceed()
+            else:
+                self.link.schedule_flush()
 
     def hold(self, verdict: Verdict) -> None:
         """Pause: updates wait in their queues, and what would change something is refused."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final, Self
 
 from appliance.certs.status import StatusClass
-from appliance.config.pva import ServerConfig
+from appliance.config.pva import ServerConfig, resolve_server
 from appliance.errors import ApplianceError, TransportError
 from appliance.pva.credentials import Credentials
 from appliance.pva.events import Event
@@ -18,7 +18,7 @@ from appliance.pva.limits import DEFAULT_LIMITS, Limits
 from appliance.pva.search import GUID_SIZE
 from appliance.pva.server import ServerChannel, ServerConnection
 from appliance.pva.status import Status
-from appliance.server.access import ALL_RIGHTS, NO_RIGHTS, AccessPolicy, Rights
+from appliance.server.access import ALL_RIGHTS, NO_RIGHTS, AccessPolicy, LostReaders, Rights
 from appliance.server.announce import Announcer
 from appliance.server.builtin import BuiltinSource
 from appliance.server.channel import Channel
@@ -63,7 +63,7 @@ class Server:
         async with server:
             await server.wait_closed()
 
-    ``tls`` is the context of the server's own certificate: without it the server speaks plain TCP only. With
+    ``config`` defaults to the settings of the environment. ``tls`` is the context of the server's own certificate: without it the server speaks plain TCP only. With
     ``require_tls`` it never does: no TCP port is opened, and without ``tls`` nobody is answered.
     """
 
@@ -80,7 +80,14 @@ class Server:
         max_connections: int = 4096,
         guid: bytes | None = None,
     ) -> None:
-        self.config = ServerConfig() if config is None else config
+        if config is None:
+            config = resolve_server().config
+            if config.tls_keychain and tls is None:
+                _log.warning(
+                    "%s is not used: appliance.server.Server is given its TLS; 'from appliance import Server' reads it",
+                    config.tls_keychain,
+                )
+        self.config = config
         self.policy = policy
         self.gate = gate
         self.guid = os.urandom(GUID_SIZE) if guid is None else guid
@@ -91,6 +98,7 @@ class Server:
         self.peers: dict[StreamLink, Peer] = {}
         self.roles = Roles()
         """The groups of clients' accounts."""
+        self.lost_readers = LostReaders()
         self.change_count = 0
         self.refusals = 0
         """Requests that access security refused."""
@@ -358,7 +366,7 @@ class Server:
                 level = logging.WARNING if self._is_news(peer, found.message) else logging.DEBUG
                 _log.log(level, "%r is not admitted: %s", peer, found.message, extra=told)
                 peer.admitted(Status.error(found.message))
-                link.close(TransportError(found.message))
+                link.close(TransportError(found.message), linger=True)
             elif status is StatusClass.GOOD:
                 peer.resume()
             elif status is StatusClass.BAD:
@@ -455,8 +463,11 @@ class Server:
                 wire.reject("internal error; the server's log has the details")
                 return
             if handler is not None:
-                channel = Channel(peer, wire, handler, self._rights(wire.name, peer.credentials))
-                wire.accept(channel.rights.permissions)
+                rights = self._rights(wire.name, peer.credentials)
+                if rights.read:
+                    self.lost_readers.discard(wire.name, peer.credentials)
+                Channel(peer, wire, handler, rights)
+                wire.accept(rights.permissions)
                 return
         wire.reject(f"there is no PV {wire.name[:256]!r} here")
 

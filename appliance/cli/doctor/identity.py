@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from appliance.cli.doctor.report import Report
-from appliance.config.pva import ClientConfig, Effective
+from appliance.config.pva import ClientConfig, Effective, ServerConfig
 from appliance.errors import ApplianceError, ConfigurationError, KeychainError, OperationTimeoutError
 
 if TYPE_CHECKING:
@@ -26,12 +26,14 @@ _SOON: Final = timedelta(days=7)
 _CLOCK_WARNING_S: Final = 5.0
 _CLOCK_PROBLEM_S: Final = 60.0
 _REQUEST: Final = "request a certificate with authnjwt or authnstd"
+VARIABLES: Final = {"client": "EPICS_PVA_TLS_KEYCHAIN", "server": "EPICS_PVAS_TLS_KEYCHAIN"}
+"""Where each role's keychain is named."""
 _OLDEST: Final = datetime(2025, 1, 1, tzinfo=UTC)
 """Older than this program: a machine that believes this has lost its clock."""
 
 
 def check_configuration(
-    effective: Effective[ClientConfig], report: Report, environ: Mapping[str, str]
+    effective: Effective[Any], report: Report, environ: Mapping[str, str], role: str
 ) -> None:
     """Values that could not be used, and variables that do not do what they seem to."""
     for warning in effective.warnings:
@@ -44,7 +46,7 @@ def check_configuration(
     given = sorted({source for source in effective.sources.values() if source != "default"})
     report.ok("configuration", f"taken from {', '.join(given) if given else 'defaults only'}")
     home = environ.get("HOME", "").rstrip("/")
-    stray = f"{home}/.config/pva/1.3/client.p12"
+    stray = f"{home}/.config/pva/1.3/{role}.p12"
     if home and f"{home}/.config" != effective.config.xdg_config_home and os.path.exists(stray):  # noqa: PTH110 - as everywhere here
         report.warning(
             "configuration",
@@ -55,27 +57,27 @@ def check_configuration(
         )
 
 
-def check_keychain(effective: Effective[ClientConfig], report: Report) -> Keychain | None:
-    """The file, its permissions, its password and its chain."""
+def check_keychain(effective: Effective[Any], report: Report, role: str) -> Keychain | None:
+    """Check the file of a ``client`` or a ``server``, its permissions, its password and its chain."""
     config = effective.config
     path = config.tls_keychain
     source = effective.sources.get("tls_keychain", "default")
     if not path:
         why = (
-            f"there is no {config.config_dir}/client.p12, and EPICS_PVA_TLS_KEYCHAIN is not set"
+            f"there is no {config.config_dir}/{role}.p12, and {VARIABLES[role]} is not set"
             if source == "default"
             else f"{source} is set to nothing, which switches TLS off"
         )
         if config.tls_options.tls_required:
             report.problem(
                 "keychain",
-                "none, and tls_required refuses plain TCP: this client connects nowhere",
+                f"none, and tls_required refuses plain TCP: this {role} connects nowhere",
                 why,
                 _REQUEST,
             )
         else:
             report.note(
-                "keychain", "none: this client speaks plain TCP", why, f"{_REQUEST}, if this site uses TLS"
+                "keychain", f"none: this {role} speaks plain TCP", why, f"{_REQUEST}, if this site uses TLS"
             )
         return None
     try:
@@ -84,7 +86,7 @@ def check_keychain(effective: Effective[ClientConfig], report: Report) -> Keycha
         report.problem(
             "keychain",
             f"{path}: {error.strerror}",
-            f"this path comes from {source}; without its keychain the client falls back to plain TCP",
+            f"this path comes from {source}; without its keychain the {role} speaks plain TCP",
             f"correct the path, or {_REQUEST}",
         )
         return None
@@ -112,7 +114,7 @@ def check_keychain(effective: Effective[ClientConfig], report: Report) -> Keycha
         report.problem(
             "password" if secret else "keychain",
             f"{path}: {what}",
-            named if secret else "such a keychain is not used: the client falls back to plain TCP",
+            named if secret else f"such a keychain is not used: the {role} speaks plain TCP",
             remedy or f"restore the file from its backup, or {_REQUEST}",
         )
         return None
@@ -153,8 +155,8 @@ def _check_permissions(path: str, status: os.stat_result, report: Report) -> Non
         )
 
 
-def check_certificates(keychain: Keychain, report: Report, now: datetime) -> None:
-    """Chain, dates and usage."""
+def check_certificates(keychain: Keychain, report: Report, now: datetime, role: str) -> None:
+    """Check the chain, the dates and the usage for a ``client`` or a ``server``."""
     from appliance.certs.x509 import check_extended_key_usage, find_extension, is_ca, renew_by, subject_text
 
     leaf = keychain.certificate
@@ -163,8 +165,10 @@ def check_certificates(keychain: Keychain, report: Report, now: datetime) -> Non
         report.note(
             "chain",
             f"trust anchors only: {names}",
-            "such a client verifies servers, and stays anonymous itself",
-            f"{_REQUEST}, if this client needs a name of its own",
+            "such a client verifies servers, and stays anonymous itself"
+            if role == "client"
+            else "a server needs a certificate and its key; without them it speaks plain TCP",
+            f"{_REQUEST}, if this {role} needs a name of its own",
         )
     else:
         links = " <- ".join(subject_text(item.subject) for item in (leaf, *keychain.chain))
@@ -173,8 +177,8 @@ def check_certificates(keychain: Keychain, report: Report, now: datetime) -> Non
     roles += [("issuer", item) for item in keychain.chain if item not in keychain.anchors]
     if leaf is not None:
         roles.insert(0, ("certificate", leaf))
-    for role, certificate in roles:
-        _check_dates(role, certificate, report, now)
+    for title, certificate in roles:
+        _check_dates(title, certificate, report, now)
     if leaf is None:
         return
     due = renew_by(leaf)
@@ -189,7 +193,7 @@ def check_certificates(keychain: Keychain, report: Report, now: datetime) -> Non
         report.problem(
             "usage",
             "the certificate is a certificate authority's",
-            "servers do not accept it as a client's",
+            f"peers do not accept it as a {role}'s",
             f"use another keychain: {_REQUEST}",
         )
         return
@@ -205,13 +209,13 @@ def check_certificates(keychain: Keychain, report: Report, now: datetime) -> Non
         )
         return
     try:
-        check_extended_key_usage(leaf, "client")
+        check_extended_key_usage(leaf, role)
     except ApplianceError as error:
         report.problem(
-            "usage", str(error), "servers do not accept it as a client's", f"{_REQUEST} for a client"
+            "usage", str(error), f"peers do not accept it as a {role}'s", f"{_REQUEST} for a {role}"
         )
     else:
-        report.ok("usage", "good for a client")
+        report.ok("usage", f"good for a {role}")
 
 
 def _check_dates(role: str, certificate: x509.Certificate, report: Report, now: datetime) -> None:
@@ -242,7 +246,12 @@ def _check_dates(role: str, certificate: x509.Certificate, report: Report, now: 
 
 
 async def check_status(
-    keychain: Keychain, config: ClientConfig, context: Context, report: Report, now: datetime, timeout: float
+    keychain: Keychain,
+    config: ClientConfig | ServerConfig,
+    context: Context,
+    report: Report,
+    now: datetime,
+    timeout: float,
 ) -> None:
     """Ask the certificate service for the certificate's status, as TLS itself does: over plain TCP."""
     name = keychain.status_pv
@@ -261,15 +270,11 @@ async def check_status(
     try:
         value = await context.get(name, timeout=timeout)
     except OperationTimeoutError as error:
-        effect = (
-            "operations fail"
-            if config.tls_options.on_no_cms == "throw"
-            else "the client may fall back to plain TCP"
-        )
+        effect = "operations fail" if config.tls_options.on_no_cms == "throw" else "plain TCP may be used"
         report.problem(
             "status",
             str(error),
-            f"without the certificate's status {effect}",
+            f"{_kept_answer(keychain, config, now)}; without the certificate's status {effect}",
             "check that the certificate service (pvacms) runs, and that the searches of this client reach it",
         )
         return
@@ -281,10 +286,34 @@ async def check_status(
             "ask its administrator to look at its log",
         )
         return
-    _judge(keychain, value, report, now)
+    _judge(keychain, value, config, report, now)
 
 
-def _judge(keychain: Keychain, value: Any, report: Report, now: datetime) -> None:
+def _kept_answer(keychain: Keychain, config: ClientConfig | ServerConfig, now: datetime) -> str:
+    """What the status cache holds, and until when peers and this end go by it."""
+    from appliance.certmon.cache import StatusCache
+    from appliance.certs.ocsp import verify_response
+    from appliance.certs.x509 import issuer_id
+
+    issuer = keychain.issuer
+    if not config.status_cache or issuer is None:
+        return "no earlier answer is kept, since the status cache is switched off"
+    der = StatusCache(config.status_cache).read(issuer_id(issuer), keychain.serial)
+    if not der:
+        return f"no earlier answer is kept in {config.status_cache}"
+    try:
+        answer = verify_response(der, issuer=issuer, serial=keychain.serial, now=now)
+    except ApplianceError as error:
+        return f"the answer kept in {config.status_cache} does not count any more: {error}"
+    return (
+        f"the last answer, {answer.state.name}, is kept in {config.status_cache} and counts until "
+        f"{_date(answer.next_update)}"
+    )
+
+
+def _judge(
+    keychain: Keychain, value: Any, config: ClientConfig | ServerConfig, report: Report, now: datetime
+) -> None:
     from appliance.certmon.status_pv import ocsp_response
     from appliance.certs.ocsp import verify_response
     from appliance.certs.status import CertState, judge, parse_state
@@ -295,6 +324,8 @@ def _judge(keychain: Keychain, value: Any, report: Report, now: datetime) -> Non
     try:
         answer = verify_response(ocsp_response(value), issuer=issuer, serial=keychain.serial, now=now)
     except ApplianceError as error:
+        if _blame_the_clock(keychain, ocsp_response(value), report, now):
+            return
         report.problem(
             "status",
             f"{keychain.status_pv}: {error}",
@@ -306,6 +337,10 @@ def _judge(keychain: Keychain, value: Any, report: Report, now: datetime) -> Non
     state = judge(answer.state, parse_state(text), next_update=answer.next_update, now=now).state
     if state is CertState.VALID:
         report.ok("status", f"{keychain.status_pv} is VALID, certified until {_date(answer.next_update)}")
+        if config.status_cache:
+            report.ok(
+                "status", f"should the certificate service stop now: {_kept_answer(keychain, config, now)}"
+            )
         return
     remedies = {
         CertState.PENDING_APPROVAL: f"ask an administrator to approve it: pvxcert -A {keychain.cert_id}",
@@ -321,13 +356,43 @@ def _judge(keychain: Keychain, value: Any, report: Report, now: datetime) -> Non
     )
 
 
+def _blame_the_clock(keychain: Keychain, der: bytes, report: Report, now: datetime) -> bool:
+    """Report an answer that is genuine and not of this time; return whether it is such a one."""
+    from appliance.certs.ocsp import read_response
+
+    issuer = keychain.issuer
+    assert issuer is not None
+    try:
+        answer = read_response(der, issuer=issuer, serial=keychain.serial)
+    except ApplianceError:
+        return False
+    if answer.this_update > now:
+        _compare_clocks((answer.this_update - now).total_seconds(), report)
+    else:
+        report.problem(
+            "clock",
+            f"the certificate service's present answer ended at {_date(answer.next_update)}, and it is {_date(now)} here",
+            f"this machine's clock is ahead by {_span((now - answer.next_update).total_seconds())} or more, or the "
+            "certificate service's clock is behind: a running service signs a new answer before the old one ends",
+            "compare 'date -u' on both machines, and synchronise their clocks (timedatectl, chronyc tracking)",
+        )
+    return True
+
+
+def _span(seconds: float) -> str:
+    minutes = int(seconds // 60)
+    if minutes < 120:
+        return f"{minutes} min" if minutes else f"{seconds:.0f} s"
+    return f"{minutes // 60} h" if minutes < 2880 else f"{minutes // 1440} days"
+
+
 def _compare_clocks(ahead_s: float, report: Report) -> None:
     """``ahead_s``: how far in our future the certificate service signed; the past is no news, answers are kept."""
     if ahead_s > _CLOCK_WARNING_S:
         tell = report.problem if ahead_s > _CLOCK_PROBLEM_S else report.warning
         tell(
             "clock",
-            f"the certificate service's clock is {ahead_s:.0f} s ahead of this machine's",
+            f"the certificate service's clock is {_span(ahead_s)} ahead of this machine's",
             "a status that seems to come from the future is not accepted beyond one minute",
             "synchronise both clocks (timedatectl, chronyc tracking)",
         )

@@ -18,33 +18,43 @@ if TYPE_CHECKING:
     from appliance.client.context import Context
 
 __all__ = [
+    "check_destination",
     "check_interfaces",
     "check_name_servers",
     "check_ports",
-    "check_pv",
     "check_search",
     "check_servers",
+    "check_udp_port",
 ]
 
 DISCOVERY_S: Final = 1.0
 """Seconds in which servers must answer to count as reachable."""
+USUAL_PORT: Final = 5076
+"""The UDP port at which servers hear searches, unless their configuration says otherwise."""
 QUIET_S: Final = 0.3
 """Seconds without another answer after which there are no more."""
 
 
-def check_ports(config: ClientConfig, report: Report) -> None:
-    """The beacons' port can be shared, and the numbers make sense."""
+def check_udp_port(port: int, purpose: str, loss: str, report: Report) -> None:
+    """Check that the search port can be shared; ``purpose`` is what it is for, ``loss`` what goes wrong without."""
     try:
-        UDPPort(lambda *_: None, port=config.broadcast_port, shared=True).close()
+        UDPPort(lambda *_: None, port=port, shared=True).close()
     except TransportError as error:
         report.warning(
             "ports",
-            f"UDP {config.broadcast_port}: {error}",
-            "another program holds the port for itself: beacons are not heard, and new servers are found later",
-            f"ss -ulpn sport = :{config.broadcast_port} tells which; it should share the port (SO_REUSEPORT)",
+            f"UDP {port}: {error}",
+            f"another program holds the port for itself: {loss}",
+            f"ss -ulpn sport = :{port} tells which; it should share the port (SO_REUSEPORT)",
         )
     else:
-        report.ok("ports", f"UDP {config.broadcast_port} can be listened on for beacons")
+        report.ok("ports", f"UDP {port} can be listened on for {purpose}")
+
+
+def check_ports(config: ClientConfig, report: Report) -> None:
+    """Check that beacons can be heard, and that the port numbers make sense."""
+    check_udp_port(
+        config.broadcast_port, "beacons", "beacons are not heard, and new servers are found later", report
+    )
     if config.tls_enabled and config.tls_port == config.server_port:
         report.problem(
             "ports",
@@ -54,15 +64,15 @@ def check_ports(config: ClientConfig, report: Report) -> None:
         )
 
 
-def check_interfaces(config: ClientConfig, report: Report) -> None:
-    """What the client is bound to exists."""
+def check_interfaces(endpoints: tuple[Endpoint, ...], variable: str, report: Report) -> None:
+    """Check that the addresses of ``variable``, to which this end is bound, are this machine's."""
     own = {str(item.address) for item in interface_addresses()}
-    for endpoint in config.intf_addr_list:
+    for endpoint in endpoints:
         if endpoint.host not in own and endpoint.host != "0.0.0.0" and own:  # noqa: S104 - compared, not bound
             report.problem(
                 "interfaces",
                 f"{endpoint.host} is no address of this machine",
-                f"EPICS_PVA_INTF_ADDR_LIST names it; there are {', '.join(sorted(own))}",
+                f"{variable} names it; there are {', '.join(sorted(own))}",
                 "correct or unset it",
             )
 
@@ -87,16 +97,20 @@ async def check_search(config: ClientConfig, report: Report) -> None:
             "set one of them",
         )
     for endpoint in (*config.addr_list, *map(Endpoint, automatic)):
-        await _check_destination(endpoint, config, report)
+        await check_destination(endpoint, config.broadcast_port, "search", "EPICS_PVA_ADDR_LIST", report)
 
 
-async def _check_destination(endpoint: Endpoint, config: ClientConfig, report: Report) -> None:
-    address = await resolve_datagram_address(endpoint, config.broadcast_port)
+async def check_destination(endpoint: Endpoint, port: int, check: str, variable: str, report: Report) -> None:
+    """Check one UDP destination: its name, its route, and the interface that it is reached by.
+
+    ``port`` is for an endpoint without one, ``variable`` names the list in which the endpoint stands.
+    """
+    address = await resolve_datagram_address(endpoint, port)
     if address is None:
         report.problem(
-            "search",
+            check,
             f"{endpoint.host} cannot be resolved",
-            "EPICS_PVA_ADDR_LIST names it, and neither the hosts file nor DNS knows it (IPv4)",
+            f"{variable} names it, and neither the hosts file nor DNS knows it (IPv4)",
             f"check the spelling, and: getent ahostsv4 {endpoint.host}",
         )
         return
@@ -110,13 +124,13 @@ async def _check_destination(endpoint: Endpoint, config: ClientConfig, report: R
             local = probe.getsockname()[0]
     except OSError as error:
         report.problem(
-            "search",
+            check,
             f"{name}: {error.strerror}",
             "the kernel has no way to send there",
             f"check the routes: ip route get {address[0]}",
         )
         return
-    report.ok("search", f"{name} by the interface with {local}")
+    report.ok(check, f"{name} by the interface with {local}")
 
 
 async def check_name_servers(config: ClientConfig, context: Context, report: Report, timeout: float) -> None:
@@ -139,10 +153,8 @@ async def check_name_servers(config: ClientConfig, context: Context, report: Rep
         report.ok("name servers", f"{endpoint} answers: {version}")
 
 
-async def check_servers(config: ClientConfig, context: Context, report: Report) -> None:
-    """Somebody answers."""
-    if not config.addr_list and not config.auto_addr_list:
-        return  # nobody is asked; `check_search` has said so
+async def _who_answers(context: Context) -> list[str]:
+    """Servers that answer a search for nothing in particular."""
     found: dict[str, None] = {}
     with contextlib.suppress(TimeoutError):
         loop = asyncio.get_running_loop()
@@ -152,9 +164,43 @@ async def check_servers(config: ClientConfig, context: Context, report: Report) 
                 if news.online:
                     found[f"{news.server} ({news.protocol})"] = None
                     patience.reschedule(min(end, loop.time() + QUIET_S))
+    return list(found)
+
+
+async def _who_answers_at_the_usual_port(config: ClientConfig) -> list[str]:
+    """Servers that would answer if this client searched at the port that servers have unless told otherwise."""
+    from appliance.client.context import Context
+
+    usual = tuple(endpoint._replace(port=None) for endpoint in config.addr_list)
+    if config.broadcast_port == USUAL_PORT and usual == config.addr_list:
+        return []
+    changed = config._replace(broadcast_port=USUAL_PORT, addr_list=usual, name_servers=(), tls_keychain="")
+    async with Context(changed, beacons=False) as context:
+        return await _who_answers(context)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+async def check_servers(config: ClientConfig, context: Context, report: Report) -> None:
+    """Somebody answers."""
+    if not config.addr_list and not config.auto_addr_list:
+        return  # nobody is asked; `check_search` has said so
+    found = await _who_answers(context)
     if found:
-        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-        report.ok("servers", f"{len(found)} answered: {', '.join(list(found)[:5])}{more}")
+        report.ok("servers", f"{len(found)} answered: {_some(found)}")
+        return
+    elsewhere = await _who_answers_at_the_usual_port(config)
+    if elsewhere:
+        report.problem(
+            "servers",
+            f"none answered a search at UDP {config.broadcast_port}, and {len(elsewhere)} answered at UDP {USUAL_PORT}: "
+            f"{_some(elsewhere)}",
+            f"servers listen for searches at the usual port {USUAL_PORT}, and this client sends them to another one",
+            "unset EPICS_PVA_BROADCAST_PORT, and take port numbers out of EPICS_PVA_ADDR_LIST, or set them to "
+            f"{USUAL_PORT}",
+        )
         return
     tell = report.note if config.name_servers else report.warning
     tell(
@@ -164,32 +210,3 @@ async def check_servers(config: ClientConfig, context: Context, report: Report) 
         f"look at the destinations above; UDP port {config.broadcast_port} must be open on the servers, "
         "and answers come back to a port that this client chooses",
     )
-
-
-async def check_pv(
-    name: str, context: Context, report: Report, timeout: float, *, tls_required: bool
-) -> None:
-    """One PV is found, and who serves it."""
-    try:
-        info = await context.info(name, timeout=timeout)
-    except ApplianceError as error:
-        report.problem(
-            "pv",
-            str(error),
-            "the reason is what this client saw last",
-            "check the name's spelling, that its server runs, and the findings above",
-        )
-        return
-    peer = info.peer
-    if tls_required and not peer.is_tls:
-        report.problem(
-            "pv",
-            f"{name} is served by {info.server} over plain TCP only, at present",
-            "tls_required among the TLS options refuses plain TCP",
-            "see to the keychains of that server and of this client, or take tls_required out of EPICS_PVA_TLS_OPTIONS",
-        )
-        return
-    how = "plain TCP: the server's identity is not proved"
-    if peer.is_tls:
-        how = f"TLS, {peer.account} certified by {peer.authority.splitlines()[0] if peer.authority else 'nobody'}"
-    report.ok("pv", f"{name} is served by {info.server} over {how}")

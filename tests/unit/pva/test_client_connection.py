@@ -59,11 +59,18 @@ def reply(operation, body: bytes, sub: int = 0) -> bytes:
 # -- handshake -----------------------------------------------------------------------------------------
 
 
-def test_a_verdict_before_the_choice_breaks_the_protocol():
+def test_a_refusal_before_the_choice_ends_the_connection_with_its_reason():
     """Otherwise the caller, told of the offer in the same read, would find its answer refused as its own fault."""
     connection = ClientConnection()
-    with pytest.raises(RemoteProtocolError, match="before the client had chosen"):
-        connection.receive_data(say(1, bytes(7)) + say(9, b"\xff"))
+    with pytest.raises(RemoteProtocolError, match="before it had chosen: revoked"):
+        connection.receive_data(say(1, bytes(7)) + say(9, b"\x02\x07revoked\0"))
+    assert connection.state is ConnectionState.CLOSED
+
+
+def test_a_refusal_after_the_verdict_ends_the_connection():
+    connection = ready_client()
+    assert feed(connection, say(9, b"\x02\x02no\0")) == [Validated(Status(2, "no"))]
+    assert connection.state is ConnectionState.CLOSED
 
 
 def test_a_choice_is_made_once():

@@ -9,6 +9,7 @@ import struct
 
 import pytest
 
+from appliance.errors import RemoteProtocolError
 from appliance.pva import commands as c
 from appliance.pva.client import ClientConnection
 from appliance.pva.events import (
@@ -39,7 +40,7 @@ from appliance.pva.selection import encode_update
 from appliance.pva.server import ServerConnection
 from appliance.pva.states import ConnectionState, OperationState
 from appliance.pva.status import OK, Status
-from appliance.pvdata import FLOAT64, INT32, STRING, StructType, Value
+from appliance.pvdata import FLOAT64, INT32, STRING, ArrayType, StructType, Value
 from tests.helpers.wire import feed, frame, request, take, u16, u32
 
 ALARM = StructType((("severity", INT32), ("message", STRING)), "alarm_t")
@@ -159,6 +160,58 @@ def test_a_refused_client_is_told_why_and_both_ends_are_closed(talk):
     assert talk.server.state is talk.client.state is ConnectionState.CLOSED
 
 
+def test_a_verdict_that_comes_before_the_choice_is_passed_over(talk):
+    """PVXS 1.5 with certificate status says VALIDATED when the client's status is good, and again when it has chosen."""
+    big = talk.big
+    early = frame(9, OCTETS_OK, server=True, big=big)
+    assert feed(talk.client, early) == []
+    feed(talk.client, take(talk.server))
+    assert feed(talk.client, early) == []
+    assert talk.client.state is ConnectionState.AUTHENTICATING
+    talk.client.authenticate("anonymous")
+    assert len(feed(talk.server, take(talk.client))) == 1
+    talk.server.validated(OK)
+    assert talk.server_says((9, OCTETS_OK)) == [Validated(OK)]
+    assert feed(talk.client, early) == []
+    assert talk.client.state is ConnectionState.READY
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_channels_asked_for_before_the_verdict_wait_for_it(talk, together):
+    """PVXS 1.5 with certificate status creates channels as soon as the server's status is good."""
+    big = talk.big
+    feed(talk.client, take(talk.server))
+    talk.client.authenticate("anonymous")
+    early = frame(7, u16(1, big) + u32(1, big) + b"\x02pv", big=big) + frame(2, b"x", big=big)
+    pieces = [take(talk.client) + early] if together else [take(talk.client), early[:20], early[20:]]
+    events = [event for piece in pieces for event in feed(talk.server, piece)]
+    assert events == [AuthenticationReceived("anonymous", None)]
+    assert talk.server.held
+    assert not talk.server.stalled
+    assert feed(talk.server, frame(2, b"y", big=big)) == []
+    talk.server.validated(OK)
+    assert (talk.server.held, talk.server.stalled) == (False, True)
+    (wanted,) = feed(talk.server, b"")
+    assert type(wanted) is ChannelRequested
+    echoes = (2, b"x"), (2, b"y")
+    assert talk.server_says((9, OCTETS_OK), *echoes) == [Validated(OK)]
+
+
+def test_channels_asked_for_before_a_refusal_are_not_looked_at(talk):
+    big = talk.big
+    feed(talk.client, take(talk.server))
+    talk.client.authenticate("anonymous")
+    feed(talk.server, take(talk.client) + frame(7, u16(1, big) + u32(1, big) + b"\x02pv", big=big))
+    talk.server.validated(Status.error("no"))
+    assert (talk.server.held, talk.server.stalled) == (False, False)
+    assert feed(talk.server, b"") == []
+
+
+def test_a_client_that_has_not_chosen_may_not_create_channels(talk):
+    with pytest.raises(RemoteProtocolError, match="not allowed while validating"):
+        talk.server.receive_data(frame(7, u16(1, talk.big) + u32(1, talk.big) + b"\x02pv", big=talk.big))
+
+
 def test_search_over_the_stream(talk):
     """Sections 7.1 and 7.2."""
     talk.opened()
@@ -173,6 +226,17 @@ def test_search_over_the_stream(talk):
     octets = b"0123456789ab" + u32(258, big) + bytes(10) + b"\xff\xff" + bytes(4) + u16(5076, big)
     octets += b"\x03tls\x01" + u16(1, big) + u32(2, big)
     assert talk.server_says((4, octets)) == [SearchAnswered(answer)]
+
+
+def test_an_answer_over_the_stream_may_have_port_zero(talk):
+    """Section 7.2; what Phoebus' server sends over TCP, and means the connection by it."""
+    big = talk.big
+    feed(talk.client, take(talk.server))
+    octets = (
+        b"0123456789ab" + u32(7, big) + bytes(16) + u16(0, big) + b"\x03tcp\x01" + u16(1, big) + u32(2, big)
+    )
+    (event,) = feed(talk.client, frame(4, octets, server=True, big=big))
+    assert event == SearchAnswered(SearchResponse(b"0123456789ab", 7, None, 0, "tcp", True, (2,)))
 
 
 def test_channels_are_refused_and_destroyed(talk):
@@ -217,7 +281,7 @@ def test_get(talk):
     feed(talk.server, take(talk.client))
     there.reply_value(kind_value(0, 3, "").store, 0b100)
     (reply,) = talk.server_says((10, u32(1, big) + b"\0" + OCTETS_OK + b"\x01\x18" + u32(3, big) + b"\0"))
-    assert (reply.value.changed, reply.value["alarm.severity"]) == (0b11000, 3)
+    assert (reply.value.changed, reply.value.store) == (1, [None, 1.5, None, 3, ""])
     # an error brings no value
     operation.get()
     feed(talk.server, take(talk.client))
@@ -225,6 +289,80 @@ def test_get(talk):
     assert talk.server_says((10, u32(1, big) + b"\0\x02\x02no\0")) == [
         OperationReply(operation, Status(2, "no"), None)
     ]
+
+
+@pytest.mark.parametrize("command", [c.CMD_GET, c.CMD_PUT, c.CMD_PUT_GET], ids=["get", "put", "put-get"])
+@pytest.mark.parametrize("whole_first", [True, False])
+def test_a_read_that_is_repeated_is_answered_with_what_has_changed(talk, command, whole_first):
+    """pvAccessCPP's servers do (section 9.2.2 sends the changed fields): what was read before still holds."""
+    channel, _ = talk.opened()
+    operation, _ = talk.initialised(channel, command, 2 if command == c.CMD_PUT_GET else 1)
+    big = talk.big
+    sub = b"\0" if command == c.CMD_GET else b"\x40"
+
+    def read(bits: bytes, body: bytes):
+        operation.get()
+        take(talk.client)
+        (reply,) = feed(
+            talk.client, frame(command, u32(1, big) + sub + OCTETS_OK + bits + body, server=True, big=big)
+        )
+        return reply.value
+
+    first = f64(1.5, big) + u32(2, big) + b"\x03hot"
+    value = read(*((b"\x01\x01", first) if whole_first else (b"\x01\x1a", first)))
+    assert (value.changed, value.store) == (1, [None, 1.5, None, 2, "hot"])
+    value["alarm.message"] = "the caller's own"
+    value = read(b"\0", b"")
+    assert (value.changed, value.store) == (1, [None, 1.5, None, 2, "hot"])
+    value = read(b"\x01\x02", f64(2.5, big))
+    assert (value.changed, value.store) == (1, [None, 2.5, None, 2, "hot"])
+    value = read(b"\x01\x04", u32(0, big) + b"\0")
+    assert (value.changed, value.store) == (1, [None, 2.5, None, 0, ""])
+
+
+def test_what_a_server_has_never_sent_is_not_said_to_be_there(talk):
+    channel, _ = talk.opened()
+    operation, _ = talk.initialised(channel, c.CMD_GET, 1)
+    big = talk.big
+    for bits, body, changed in (
+        (b"\x01\x02", f64(1.5, big), 0b10),
+        (b"\x01\x08", u32(2, big), 0b1010),
+        (b"\0", b"", 0b1010),
+    ):
+        operation.get()
+        (reply,) = feed(talk.client, frame(10, u32(1, big) + b"\0\xff" + bits + body, server=True, big=big))
+        assert reply.value.changed == changed
+
+
+def test_structures_that_a_caller_changes_in_its_value_are_not_in_the_next_answer(talk):
+    channel, _ = talk.opened()
+    big = talk.big
+    operation = channel.operation(c.CMD_GET, request())
+    take(talk.client)
+    kind = StructType((("list", ArrayType(StructType((("n", INT32),)))),))
+    octets = b"\x80\0\x01\x04list\x88\x80\0\x01\x01n\x22"
+    feed(talk.client, frame(10, u32(1, big) + b"\x08\xff" + octets, server=True, big=big))
+    assert operation.type == kind
+    whole = b"\x01\x01\x01\x01" + u32(7, big)
+    for answer in (whole, b"\0"):
+        operation.get()
+        (reply,) = feed(talk.client, frame(10, u32(1, big) + b"\0\xff" + answer, server=True, big=big))
+        assert reply.value["list"][0]["n"] == 7
+        reply.value["list"][0]["n"] = 8
+
+
+def test_the_answers_to_calls_are_whole_each(talk):
+    """Section 9.6: each result brings its type; nothing of the one before is left in it."""
+    channel, _ = talk.opened()
+    operation, _ = talk.initialised(channel, c.CMD_RPC, 0)
+    big = talk.big
+    for octets, store in (
+        (KIND_OCTETS + f64(3.0, big) + u32(1, big) + b"\x01x", [None, 3.0, None, 1, "x"]),
+        (b"\x80\0\x01\x05value\x43" + f64(4.0, big), [None, 4.0]),
+    ):
+        operation.call(None)
+        (reply,) = feed(talk.client, frame(20, u32(1, big) + b"\0\xff" + octets, server=True, big=big))
+        assert reply.value.store == store
 
 
 def test_get_as_the_specification_writes_it(talk):
@@ -376,7 +514,9 @@ def test_pipeline(talk):
     there = event.operation
     assert (there.pipeline, there.window, there.queue_size) == (True, 2, 2)
     there.ready(KIND)
-    feed(talk.client, take(talk.server))
+    # 0x80 belongs to the request alone (9.2.1, 9.5.1): Phoebus waits for 0x08
+    answer = u32(1, big) + b"\x08" + OCTETS_OK + KIND_OCTETS
+    assert talk.server_says((13, answer)) == [OperationReady(operation, OK)]
     operation.start()
     feed(talk.server, take(talk.client))
     update = encode_update(KIND, 2, 0, kind_value(1.0, 0, "").store, big=big)
@@ -387,6 +527,28 @@ def test_pipeline(talk):
     operation.acknowledge(3)
     assert talk.client_says((13, u32(1, big) + u32(1, big) + b"\x80" + u32(3, big))) == [MonitorWindow(there)]
     assert there.window == 3
+
+
+def test_a_pipelined_init_is_refused_without_the_bit_of_its_window(talk):
+    """Sections 9.2.1 and 9.5.1: whatever goes wrong, the answer to INIT is 0x08."""
+    channel, there = talk.opened()
+    big = talk.big
+    pipelined = request("record[pipeline=true,queueSize=2]")
+    channel.operation(c.CMD_MONITOR, pipelined, window=2)
+    (event,) = feed(talk.server, take(talk.client))
+    event.operation.fail("no")
+    refused = talk.server_says((13, u32(1, big) + b"\x08\x02\x02no\0"))
+    assert [type(event) for event in refused] == [OperationReady]
+    channel.operation(c.CMD_MONITOR, request("record[pipeline=true,queueSize=0]"), window=2)
+    feed(talk.server, take(talk.client))
+    text = b"pipeline needs a queueSize from 1 to 65536, not '0'"
+    talk.server_says((13, u32(2, big) + b"\x08\x02" + bytes((len(text),)) + text + b"\0"))
+    channel.operation(c.CMD_MONITOR, pipelined, window=2)
+    there.close()
+    feed(talk.server, take(talk.client))
+    text = b"there is no such channel any more"
+    gone = (13, u32(3, big) + b"\x08\x02" + bytes((len(text),)) + text + b"\0")
+    talk.server_says((8, u32(1, big) + u32(1, big)), gone)
 
 
 @pytest.mark.parametrize("status", [OK, Status(2, "gone")])

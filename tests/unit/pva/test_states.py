@@ -16,6 +16,7 @@ from appliance.pva.states import (
     MONITOR_TRANSITIONS,
     REQUEST_TRANSITIONS,
     SERVER_ACCEPTS,
+    SERVER_HOLDS,
     ConnectionState,
     OperationInput,
     OperationState,
@@ -343,17 +344,14 @@ def test_each_command_in_each_state(make, accepts, server, state, command):
     connection = make(state)
     message = frame(command, b"", server=server)
     tolerates_empty = command in (c.CMD_ECHO, c.CMD_AUTHNZ, c.CMD_MULTIPLE_DATA) or (
-        server
-        and command in (c.CMD_ARRAY, c.CMD_DESTROY_REQUEST, c.CMD_CANCEL_REQUEST, c.CMD_CONNECTION_VALIDATED)
+        server and command in (c.CMD_ARRAY, c.CMD_DESTROY_REQUEST, c.CMD_CANCEL_REQUEST)
     )
     if state is ConnectionState.CLOSED:
         assert connection.receive_data(message) == []
         assert take(connection) == b""
         return
     if command in accepts[state]:
-        if tolerates_empty and not (
-            command == c.CMD_CONNECTION_VALIDATED and state is ConnectionState.AUTHENTICATING
-        ):
+        if tolerates_empty:
             assert connection.receive_data(message) == []
             assert connection.state is state
         elif command == c.CMD_CONNECTION_VALIDATION and state is ConnectionState.READY:
@@ -363,6 +361,9 @@ def test_each_command_in_each_state(make, accepts, server, state, command):
             with pytest.raises(DecodeError):
                 connection.receive_data(message)
             assert connection.state is ConnectionState.CLOSED
+    elif not server and state is ConnectionState.AUTHENTICATING and command in SERVER_HOLDS:
+        assert connection.receive_data(message) == []
+        assert connection.held
     elif command <= c.CMD_ORIGIN_TAG and state is not ConnectionState.READY:
         with pytest.raises(RemoteProtocolError, match="is not allowed while"):
             connection.receive_data(message)

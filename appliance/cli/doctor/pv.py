@@ -1,0 +1,154 @@
+"""Checks of one PV: who has it, whether its ports can be reached, and over what a client reads it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from appliance.cli.doctor.report import Report
+from appliance.errors import ApplianceError
+
+if TYPE_CHECKING:
+    from appliance.client.context import Context
+    from appliance.client.requests import Info
+    from appliance.client.search import Located
+
+__all__ = ["check_pv"]
+
+CONNECT_S: Final = 1.0
+"""Seconds in which a port must take a TCP connection to count as reachable."""
+_MAX_PROBES: Final = 8
+"""Places whose ports are tried: anyone on the network can answer a search."""
+_AUTHORITY: Final = "does not trust"
+"""Words of the error for a peer whose certificate leads to an authority that is not among the trust anchors."""
+
+
+async def check_pv(
+    name: str, context: Context, report: Report, timeout: float, *, tls_required: bool, has_keychain: bool
+) -> None:
+    """Check that a PV is found and by whom, that its ports can be reached, and over what it is read.
+
+    Args:
+        name: The PV's name.
+        context: A running client with this user's own configuration.
+        report: Gets the findings.
+        timeout: Seconds for the connection.
+        tls_required: Whether this user's configuration refuses plain TCP; ``context`` itself does not.
+        has_keychain: Whether this client has a keychain that opens.
+    """
+    try:
+        places = await context.locate(name)
+    except ApplianceError as error:
+        report.problem("pv", str(error), "no search can carry this name", "correct the name")
+        return
+    dead = await _try_ports(name, places, report)
+    _tell_of_several(name, places, report)
+    try:
+        info = await context.info(name, timeout=timeout)
+    except ApplianceError as error:
+        _explain(str(error), dead, report)
+        return
+    _tell_how(name, info, places, report, tls_required=tls_required, has_keychain=has_keychain)
+
+
+async def _try_ports(name: str, places: list[Located], report: Report) -> bool:
+    """Report ports that do not take a connection; return whether there is one."""
+    tried = places[:_MAX_PROBES]
+    faults = await asyncio.gather(*(_try_port(place) for place in tried))
+    open_ports = [_address(place) for place, fault in zip(tried, faults, strict=True) if not fault]
+    for place, fault in zip(tried, faults, strict=True):
+        if fault:
+            rest = f"; {', '.join(open_ports)} can be reached" if open_ports else ""
+            report.problem(
+                "pv",
+                f"{_address(place)}{' (TLS)' if place.tls else ''}: {fault}",
+                f"a server answers the search for {name} with this port, and a firewall between here and there drops or "
+                f"rejects connections to it, or the server has just ended{rest}",
+                f"open TCP port {place.port} in the firewall of {place.host} and of each network in between",
+            )
+    return any(faults)
+
+
+async def _try_port(place: Located) -> str:
+    """What is wrong with a connection to a place; nothing when it can be made."""
+    try:
+        async with asyncio.timeout(CONNECT_S):
+            _, writer = await asyncio.open_connection(place.host, place.port)
+    except TimeoutError:
+        return f"no connection within {CONNECT_S:g} s"
+    except OSError as error:
+        return error.strerror or str(error)
+    writer.transport.abort()
+    return ""
+
+
+def _tell_of_several(name: str, places: list[Located], report: Report) -> None:
+    servers: dict[bytes, list[str]] = {}
+    for place in places:
+        servers.setdefault(place.guid, []).append(_address(place))
+    if len(servers) > 1:
+        report.warning(
+            "pv",
+            f"{len(servers)} servers have {name}: {'; '.join(', '.join(found) for found in servers.values())}",
+            "a client uses whichever answers first, so two clients may read different values",
+            "stop one of them, rename its PV, or search one of them only (EPICS_PVA_ADDR_LIST); a gateway and the "
+            "server behind it may both answer: then keep clients out of one of the two networks",
+        )
+
+
+def _explain(why: str, dead_port: bool, report: Report) -> None:
+    if _AUTHORITY in why:
+        report.problem(
+            "pv",
+            why,
+            "the keychains of this client and of the server come from different certificate authorities",
+            "request both certificates from the same certificate service; pvxcert -f FILE shows who issued a keychain",
+        )
+        return
+    report.problem(
+        "pv",
+        why,
+        "no connection could be made to a port that the server named"
+        if dead_port
+        else "the reason is what this client saw last",
+        "see the port's finding above"
+        if dead_port
+        else "check the name's spelling, that its server runs, and the findings above",
+    )
+
+
+def _tell_how(
+    name: str, info: Info, places: list[Located], report: Report, *, tls_required: bool, has_keychain: bool
+) -> None:
+    peer = info.peer
+    offers_tls = any(place.tls for place in places)
+    if peer.is_tls:
+        by = peer.authority.splitlines()[0] if peer.authority else "nobody"
+        report.ok("pv", f"{name} is served by {info.server} over TLS, {peer.account} certified by {by}")
+    elif tls_required:
+        report.problem(
+            "pv",
+            f"{name} is served by {info.server} over plain TCP only, at present",
+            "tls_required among the TLS options refuses plain TCP",
+            "give that server a keychain, or take tls_required out of EPICS_PVA_TLS_OPTIONS",
+        )
+    elif has_keychain:
+        why = (
+            "the server offers TLS too, but it was not used: the certificate of one of the two sides is not good at present"
+            if offers_tls
+            else "the server does not offer TLS: it has no keychain, or its certificate is not good at present"
+        )
+        report.warning(
+            "pv",
+            f"{name} is served by {info.server} over plain TCP, although this client has a keychain",
+            f"{why}. Nothing proves the server's identity, and the server does not know this client",
+            "on the server's host, run 'appliance doctor --server' with the server's own environment",
+        )
+    else:
+        report.ok(
+            "pv", f"{name} is served by {info.server} over plain TCP: the server's identity is not proved"
+        )
+
+
+def _address(place: Located) -> str:
+    return f"[{place.host}]:{place.port}" if ":" in place.host else f"{place.host}:{place.port}"
