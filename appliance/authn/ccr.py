@@ -108,31 +108,44 @@ class CertReply(NamedTuple):
     issuer: str
     serial: int
     cert: str
-    """The certificate and the chain above it, in PEM form."""
+    """The certificate and the chain above it, in PEM form; empty where the one that the requester has was renewed."""
     status_pv: str
+    renew_by: int = 0
+    """As it was sent: see ``certs.status.read_renew_by``."""
 
 
 def read_reply(value: Value | None) -> CertReply:
     """Read the answer of CERT:CREATE.
 
-    Raises RemoteError for one that has not the fields, or fields that are far too long.
+    One without certificate, that tells a state and a serial number, says that the certificate of that number was renewed
+    (9.2, 9.4). Raises RemoteError for one that has not the fields, or fields that are far too long.
     """
     if value is None:
         raise RemoteError("the certificate service answered without a certificate; check that it is a PVACMS")
     texts: dict[str, str] = {}
     for field, limit in (("cert", MAX_PEM_CHARS), ("state", 64), ("issuer", 64), ("status_pv", _MAX_NAME)):
-        texts[field] = _text(value, field, limit, required=field == "cert")
-    serial = _field(value, "serial")
-    if not isinstance(serial, int) or isinstance(serial, bool) or serial < 0:
-        serial = 0
+        texts[field] = _text(value, field, limit)
+    serial = _number(value, "serial")
+    if not texts["cert"] and not (texts["state"] and serial):
+        raise RemoteError("the certificate service's answer has no usable field 'cert'")
     return CertReply(
-        parse_state(texts["state"]), texts["issuer"].lower(), serial, texts["cert"], texts["status_pv"]
+        parse_state(texts["state"]),
+        texts["issuer"].lower(),
+        serial,
+        texts["cert"],
+        texts["status_pv"],
+        _number(value, "renew_by"),
     )
 
 
-def _text(value: Value, field: str, limit: int, *, required: bool) -> str:
+def _number(value: Value, field: str) -> int:
+    found = _field(value, field)
+    return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else 0
+
+
+def _text(value: Value, field: str, limit: int) -> str:
     text = _field(value, field)
-    if text is None and not required:
+    if text is None:
         return ""
     if not isinstance(text, str) or len(text) > limit:
         raise RemoteError(f"the certificate service's answer has no usable field {field!r}")

@@ -42,7 +42,7 @@ from appliance.certs.keychain import (
     make_keychain,
 )
 from appliance.certs.profiles import USAGES, check_public_key, generate_key
-from appliance.certs.status import CertState, format_date
+from appliance.certs.status import CertState, format_date, read_renew_by
 from appliance.certs.x509 import UNREADABLE, common_name, find_extension, renew_by, shown_id, subject_text
 from appliance.client.context import Context
 from appliance.config.files import read_private, write_private
@@ -111,7 +111,8 @@ class Outcome(NamedTuple):
     """What has become of a request."""
 
     action: str
-    """``created``, ``kept`` (what was there stays), ``not due``, or ``anchor``."""
+    """``created``, ``renewed`` (the service renewed what was there, which stays), ``kept`` (what was there stays),
+    ``not due``, or ``anchor``."""
     path: str
     cert_id: str = ""
     state: CertState = CertState.UNKNOWN
@@ -336,6 +337,8 @@ class Requester:
                 f"{format_date(certificate.not_valid_after_utc)}; ask again then, or have it revoked"
             )
             return self._present("not due", existing)
+        if not reply.cert:
+            return self._renewed(reply, existing, public)
         keychain = check_issued(
             reply, key=key, anchors=trust.anchors, usage=self.settings.usage, subject=subject, now=self.now()
         )
@@ -351,6 +354,39 @@ class Requester:
                 f"{error}; the certificate {identifier} was issued all the same: have it revoked before you ask again"
             ) from error
         return Outcome("created", path, identifier, reply.state, keychain)
+
+    def _renewed(self, reply: CertReply, existing: Existing, public: bytes) -> Outcome:
+        """The service renewed a certificate instead of issuing one: the keychain stays, if it holds that one.
+
+        Raises SecurityError where it does not.
+        """
+        path = self.settings.keychain
+        named = shown_id(reply.issuer, reply.serial)
+        keychain, certificate = existing.keychain, existing.certificate
+        same = (
+            keychain is not None
+            and certificate is not None
+            and existing.is_current(self.now())
+            and reply.serial == certificate.serial_number
+            and reply.issuer in ("", keychain.issuer_id)
+            and certificate.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+            == public
+        )
+        if not same:
+            raise SecurityError(
+                f"the certificate service issued nothing: it renewed the certificate {named}, which has this name and is not "
+                f"the one in {path}; nothing was written. Renew it where its keychain is, or have it revoked (pvxcert "
+                f"--revoke {named}) and ask again"
+            )
+        if reply.state in (CertState.REVOKED, CertState.EXPIRED):
+            raise SecurityError(f"the certificate service calls the certificate {named} {reply.state}")
+        assert certificate is not None
+        until = read_renew_by(reply.renew_by, certificate.not_valid_before_utc)
+        dated = f", until {format_date(until)}" if until is not None else ""
+        self.say(
+            f"{path}: the certificate service renewed the certificate {named} in it{dated}; the keychain stays as it is"
+        )
+        return self._present("renewed", existing)._replace(state=reply.state)
 
     async def trust_anchor(self, *, force: bool = False) -> Outcome:
         """Write a keychain that holds the trust anchor only. Raises ApplianceError."""

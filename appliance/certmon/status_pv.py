@@ -2,9 +2,10 @@
 
 Source: SPVA specification 7.2, and what the peers of 2025 and 2026 send and expect.
 
-The state is told twice in one structure. Peers of 2025 read ``status`` and take its index for the state, whatever
-the choices say; they do not know SCHEDULED_OFFLINE. Those of 2026 read ``value``. Each finds its own form, in its own
-order, and readers of ours accept either alone: by the text of the choice, never by the number.
+The state is told twice in one structure. Peers of 2025 read ``status``, those of 2026 ``value``. Many take the index
+for the state, whatever the choices say, and know seven states, without SCHEDULED_OFFLINE: so both have these seven
+(docs/decisions/0031-seven-states-on-the-wire.md). Readers of ours accept either form alone, seven states or eight: by
+the text of the choice, never by the number.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from typing import Any, Final, NamedTuple
 
 from appliance.certs.status import (
     OCSP_CHOICES,
-    STATE_CHOICES,
+    STATUS_CLASS,
+    WIRE_CHOICES,
     CertState,
+    StatusClass,
     format_date,
     ocsp_state,
     parse_state,
@@ -26,7 +29,6 @@ from appliance.pvdata.types import BOOL, STRING, UINT8, UINT64, ArrayType, Struc
 from appliance.pvdata.value import Value
 
 __all__ = [
-    "CHOICES_2025",
     "STATUS_TYPE",
     "StatusReport",
     "decode_status",
@@ -36,7 +38,7 @@ __all__ = [
     "status_template",
 ]
 
-CHOICES_2025: Final = tuple(text for text in STATE_CHOICES if text != CertState.SCHEDULED_OFFLINE)
+_WORST_FIRST: Final = (StatusClass.BAD, StatusClass.UNKNOWN, StatusClass.SUSPENDED, StatusClass.GOOD)
 
 STATUS_TYPE: Final = StructType(
     [
@@ -78,19 +80,15 @@ class StatusReport(NamedTuple):
     ocsp_certified_until: str
     ocsp_revocation_date: str
     renew_by: int
-    """POSIX seconds; 0 where the certificate needs no renewal."""
+    """As it was sent, 0 where the certificate needs no renewal: see ``certs.status.read_renew_by``."""
     renewal_due: bool
 
 
 def decode_status(value: Value) -> StatusReport:
     """Read a CERT:STATUS value of either form. Raises CertificateStatusError for what is none."""
     try:
-        text = _choice(value, "value") or _choice(value, "status.value")
-        state = _text(value, "state")
-        if not text and not state:
-            raise CertificateStatusError("the PV tells no certificate state: it is no status PV")
         return StatusReport(
-            parse_state(text or state),
+            _state(value),
             _number(value, "serial"),
             ocsp_response(value),
             _text(value, "ocsp_state"),
@@ -102,6 +100,25 @@ def decode_status(value: Value) -> StatusReport:
         )
     except (PVDataError, TypeError, ValueError) as error:
         raise CertificateStatusError(f"the PV is no certificate status: {error}") from error
+
+
+def _state(value: Value) -> CertState:
+    """The state that ``value`` tells: where it tells more than one, the one that lets less.
+
+    A state that this version does not know, and an index without a choice, are UNKNOWN whatever stands beside them.
+    """
+    choices = [text for path in ("value", "status.value") if (text := _choice(value, path)) is not None]
+    state = _text(value, "state")
+    if not state and not any(choices):
+        raise CertificateStatusError("the PV tells no certificate state: it is no status PV")
+    if state == CertState.SCHEDULED_OFFLINE:
+        choices = [
+            text for text in choices if text != CertState.UNKNOWN
+        ]  # all that seven states can say of it
+    told = [parse_state(text) for text in choices]
+    if state:
+        told.append(parse_state(state))
+    return min(told, key=lambda state: _WORST_FIRST.index(STATUS_CLASS[state]))
 
 
 def ocsp_response(value: Value) -> bytes:
@@ -118,11 +135,12 @@ def ocsp_response(value: Value) -> bytes:
     return bytes(found.tobytes())
 
 
-def _choice(value: Value, path: str) -> str:
+def _choice(value: Value, path: str) -> str | None:
+    """The text of the choice, "" where the index means none, None where there is no such enumeration."""
     index, choices = value.get(f"{path}.index"), value.get(f"{path}.choices")
-    if not isinstance(index, int) or not isinstance(choices, tuple) or not 0 <= index < len(choices):
-        return ""
-    return str(choices[index])
+    if not isinstance(index, int) or not isinstance(choices, tuple) or not choices:
+        return None
+    return str(choices[index]) if 0 <= index < len(choices) else ""
 
 
 def _text(value: Value, path: str) -> str:
@@ -135,16 +153,15 @@ def _number(value: Value, path: str) -> int:
     return found if isinstance(found, int) and not isinstance(found, bool) else 0
 
 
-def enum_index(state: CertState) -> tuple[int, int]:
-    """Give the index of a state in the choices of 2025, UNKNOWN where it is none of them, and in those of 2026."""
-    return CHOICES_2025.index(state) if state in CHOICES_2025 else 0, STATE_CHOICES.index(state)
+def enum_index(state: CertState) -> int:
+    """Give the index of a state in ``WIRE_CHOICES``, that of UNKNOWN where it is none of them."""
+    return WIRE_CHOICES.index(state) if state in WIRE_CHOICES else 0
 
 
 def status_template() -> Value:
     """Make a status with everything set that never changes."""
     value = Value(STATUS_TYPE)
-    value["status.value.choices"] = CHOICES_2025
-    value["value.choices"] = STATE_CHOICES
+    value["status.value.choices"] = value["value.choices"] = WIRE_CHOICES
     value["ocsp_status.value.choices"] = OCSP_CHOICES
     return value
 
@@ -161,10 +178,9 @@ def encode_status(
 ) -> Value:
     """Make a CERT:STATUS value; ``more`` are further fields (``renew_by``, ``renewal_due`` ...)."""
     value = status_template()
-    former, present = enum_index(state)
     seconds = int(this_update.timestamp())
     signed = ocsp_state(state)
-    value["status.value.index"], value["value.index"] = former, present
+    value["status.value.index"] = value["value.index"] = enum_index(state)
     for path in ("status.timeStamp", "timeStamp", "ocsp_status.timeStamp"):
         value[f"{path}.secondsPastEpoch"] = seconds
     value["serial"], value["state"] = serial, state.value

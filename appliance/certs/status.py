@@ -20,6 +20,7 @@ __all__ = [
     "STATE_CHOICES",
     "STATUS_CLASS",
     "TRANSITIONS",
+    "WIRE_CHOICES",
     "CertState",
     "Judgement",
     "OCSPState",
@@ -33,6 +34,7 @@ __all__ = [
     "ocsp_state",
     "parse_date",
     "parse_state",
+    "read_renew_by",
     "renewal_due",
     "state_at_approval",
 ]
@@ -73,7 +75,9 @@ class OCSPState(StrEnum):
 
 
 STATE_CHOICES: Final = tuple(state.value for state in CertState)
-"""Choices of the status PV in the order of 7.2. Peers differ in it: decode by the text, never by the index."""
+"""All states in the order of 7.2. Peers differ in it: decode by the text, never by the index."""
+WIRE_CHOICES: Final = tuple(state.value for state in CertState if state is not CertState.SCHEDULED_OFFLINE)
+"""Choices of the status PV: the seven that peers of 2025, and PVXS 1.5 with certificate status, read by their index."""
 OCSP_CHOICES: Final = tuple(state.value for state in OCSPState)
 
 STATUS_CLASS: Final[Mapping[CertState, StatusClass]] = MappingProxyType(
@@ -240,6 +244,28 @@ def parse_state(text: str) -> CertState:
 
 
 # ---------------------------------------------------------------------- dates as the wire writes them
+
+_EPICS_EPOCH_S: Final = 631_152_000
+"""POSIX seconds of the begin of 1990."""
+_BEFORE_ALL: Final = datetime(2015, 1, 1, tzinfo=UTC)
+"""No certificate of Secure PVAccess is as old as this."""
+_LAST: Final = 253_402_300_799
+"""POSIX seconds of the end of the year 9999."""
+
+
+def read_renew_by(seconds: int, not_before: datetime | None = None) -> datetime | None:
+    """The date that ``renew_by`` of CERT:STATUS or of an answer to CERT:CREATE means; ``None`` where there is none.
+
+    It counts from 1970 (7.2), in pvxs-cms of 2026 from 1990: what comes out before ``not_before``, the begin of the
+    certificate's validity, was counted from there. Without a ``not_before`` the year 2015 stands for it.
+    """
+    if seconds <= 0:
+        return None
+    earliest = not_before if not_before is not None else _BEFORE_ALL
+    if seconds < earliest.timestamp():
+        seconds += _EPICS_EPOCH_S
+    return datetime.fromtimestamp(seconds, UTC) if seconds <= _LAST else None
+
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")

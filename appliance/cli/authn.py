@@ -214,6 +214,8 @@ def _finish(options: argparse.Namespace, outcome: Outcome) -> int:
     if outcome.action == "created":
         print(f"Keychain file created   : {outcome.path}")
         print(f"Certificate identifier  : {outcome.cert_id}", flush=True)
+    elif outcome.action == "renewed":
+        print(f"Certificate identifier  : {outcome.cert_id}", flush=True)
     elif not pending:
         complain(
             f"{outcome.path}: it holds a valid keychain ({keychain.subject}, {outcome.cert_id}, until "
@@ -234,7 +236,7 @@ def _finish(options: argparse.Namespace, outcome: Outcome) -> int:
         complain(
             f"The certificate becomes valid at {format_date(certificate.not_valid_before_utc)} (PENDING until then)"
         )
-    return OK if outcome.action == "created" else KEPT
+    return OK if outcome.action in ("created", "renewed") else KEPT
 
 
 def _incompatible(options: argparse.Namespace) -> int:

@@ -401,11 +401,9 @@ def _dump_status(verdict: Verdict, pv: str, server: str) -> list[str]:
         f"OCSP Response : {len(report.ocsp_response)} bytes",
     ]
     if report.renew_by:
-        from datetime import UTC, datetime
+        from appliance.certs.status import format_date, read_renew_by
 
-        from appliance.certs.status import format_date
-
-        lines.append(f"Renew By      : {format_date(datetime.fromtimestamp(report.renew_by, UTC))}")
+        lines.append(f"Renew By      : {format_date(read_renew_by(report.renew_by)) or 'no date'}")
         lines.append(f"Renewal Due   : {'yes' if report.renewal_due else 'no'}")
     return [*lines, "-" * 44]
 

@@ -45,6 +45,9 @@ class Health:
         health = Value(HEALTH)
         health["value.choices"] = ("Not OK", "OK")
         health["display.description"] = "health of the certificate management service"
+        # There is no cluster. The C++ pvxcert reads both whether they are there or not; it calls a lone service one member.
+        health["cluster_mode"] = False
+        health["cluster_members"] = 1
         metrics = Value(METRICS)
         metrics["display.description"] = "Number of active (VALID) certificates"
         metrics["display.units"] = "certs"

@@ -108,14 +108,15 @@ class CCR(NamedTuple):
         for field in ("schedule", "san"):
             if query.get(field):
                 raise Refused(f"certificates with {field!r} are not issued here; leave it empty")
+        kind = _text(query, "type", 32) or "std"
         token = ""
-        if "verifier.token" in query:
+        if kind == "jwt" and "verifier.token" in query:  # that of krb is octets, and none of ours
             token = _text(query, "verifier.token", _MAX_TOKEN + 1)
         no_status = query.get("no_status", default=False)
         if not isinstance(no_status, bool):
             raise Refused("the field no_status must be a bool")
         return cls(
-            type=_text(query, "type", 32) or "std",
+            type=kind,
             name=_text(query, "name"),
             country=_text(query, "country"),
             organization=_text(query, "organization"),
@@ -238,7 +239,11 @@ class Issuing:
                 is_tls=peer.is_tls,
             )
         if ccr.type != "std":
-            raise _Refusal(f"requests of the type {ccr.type[:32]!r} are not accepted here; use std or jwt")
+            known = {"krb": " (Kerberos)", "ldap": " (LDAP)"}.get(ccr.type, "")
+            raise _Refusal(
+                f"certificate requests of the type {ccr.type[:32]!r}{known} are not accepted here: this service has no such "
+                "authenticator; ask with authnstd (type 'std') or authnjwt (type 'jwt')"
+            )
         usage = self.rules.usages[ccr.usage]
         latest = self.issuer.certificate.not_valid_after_utc
         grant = verify(

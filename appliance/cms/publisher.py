@@ -296,13 +296,11 @@ class Publisher:
         )
         self.signed += 1
         store = self._template.copy()
-        former, present = enum_index(state)
         severity, message = _SEVERITY[state]
         seconds = int(this_update.timestamp())
         renew_by = record.renew_by if record is not None else 0
         at = _AT
-        store[at["status.value.index"]] = former
-        store[at["value.index"]] = present
+        store[at["status.value.index"]] = store[at["value.index"]] = enum_index(state)
         for part in ("status.", ""):
             store[at[f"{part}alarm.severity"]] = severity
             store[at[f"{part}alarm.status"]] = 1 if severity else 0

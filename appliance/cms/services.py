@@ -16,8 +16,8 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from appliance.authn.ratelimit import RateLimiter, peer_key, retry_sentence
-from appliance.certmon.status_pv import CHOICES_2025, enum_index
-from appliance.certs.status import STATE_CHOICES, CertState
+from appliance.certmon.status_pv import enum_index
+from appliance.certs.status import STATE_CHOICES, WIRE_CHOICES, CertState
 from appliance.certs.x509 import canonical_pv_name, cert_id, shown_id
 from appliance.cms.issuing import CCR, Issuing, pem_chain
 from appliance.cms.lifecycle import Lifecycle
@@ -157,7 +157,7 @@ class CreatePV(_Callable):
         self._limiter = limiter
         self._limit = in_flight
         self._template = Value(CREATED)
-        self._template["status.value.choices"] = CHOICES_2025
+        self._template["status.value.choices"] = WIRE_CHOICES
 
     def limits(self, limiter: RateLimiter, in_flight: int) -> None:
         """Take other limits into use."""
@@ -222,7 +222,7 @@ class CreatePV(_Callable):
     ) -> Value:
         value = Value.from_store(CREATED, self._template.store.copy(), 1)
         at, store = CREATED.offsets, value.store
-        store[at["status.value.index"]] = enum_index(state)[0]
+        store[at["status.value.index"]] = enum_index(state)
         store[at["status.timeStamp.secondsPastEpoch"]] = int(self._issuing.lifecycle.clock().timestamp())
         store[at["issuer"]] = self._issuing.names.issuer_id
         store[at["serial"]] = serial

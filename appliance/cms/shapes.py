@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from appliance.authn.ccr import request_type
-from appliance.pvdata import BOOL, FLOAT64, STRING, UINT64, StructType
+from appliance.pvdata import BOOL, FLOAT64, STRING, UINT32, UINT64, StructType
 from appliance.pvdata.nt import ALARM, NTEnum, NTScalar, NTTable
 
 __all__ = [
@@ -55,6 +55,8 @@ HEALTH: Final = StructType(
         ("ca_valid", BOOL),
         ("uptime_secs", UINT64),
         ("cert_count", UINT64),
+        ("cluster_mode", BOOL),
+        ("cluster_members", UINT32),
         ("last_check", STRING),
     ],
     "epics:nt/NTEnum:1.0",

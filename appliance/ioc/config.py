@@ -61,6 +61,8 @@ class IocConfig(Settings, frozen=True, kw_only=True):
     """Group definitions, beside those in the databases' ``info(Q:group, ...)``."""
     acf: AccessFile | None = None
     """Access security; without it everybody may do everything."""
+    enforce_read: bool = True
+    """Let `acf` judge reading too; false: writing only, as the reference's IOC does."""
     exit_prefix: Annotated[str, Meta(max_length=40)] = ""
     """Add the records ``<prefix>:exit`` and ``<prefix>:BaseVersion``."""
     script: FilePath = default(FilePath())
@@ -113,6 +115,8 @@ class Plan(NamedTuple):
     channel_access: bool = False
     inputs_require_tls: bool = False
     organizations: tuple[str, ...] = ()
+    enforce_read: bool = False
+    """Nothing that is meant for the reference's IOC asks for it; the configuration file does."""
 
     @property
     def loads_records(self) -> bool:
@@ -143,4 +147,5 @@ def plan_of(config: IocConfig) -> Plan:
         channel_access=config.channel_access,
         inputs_require_tls=config.acf is not None and config.acf.inputs_require_tls,
         organizations=config.acf.organizations if config.acf is not None else (),
+        enforce_read=config.enforce_read,
     )

@@ -60,6 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     add("-G", dest="steps", action=_Ordered, metavar="JSON", help="load group definitions from a file")
     add("-a", dest="steps", action=_Ordered, metavar="ACF", help="access security file")
     add(
+        "--enforce-read",
+        action="store_true",
+        help="let the access security file judge reading too; without it, as in the reference's IOC, writing only",
+    )
+    add(
         "--organization",
         dest="organizations",
         action="append",
@@ -132,6 +137,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         is_interactive=not options.no_shell,
         is_verbose=options.verbose,
         organizations=tuple(options.organizations),
+        enforce_read=options.enforce_read,
     )
 
 
@@ -158,7 +164,8 @@ def _daemon(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int
     from appliance.config import loader
     from appliance.ioc.config import IocConfig, plan_of
 
-    if options.steps or options.definition or options.exit_prefix or options.script or options.organizations:
+    plain = ("steps", "definition", "exit_prefix", "script", "organizations", "enforce_read")
+    if any(getattr(options, name) for name in plain):
         parser.error("--config says everything: no other options with it")
     document = loader.load_document(options.config, IocConfig)
     effective = resolve_server(yaml=document.section("pva"))

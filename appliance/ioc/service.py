@@ -46,6 +46,7 @@ class Ioc:
             config,
             inputs_require_tls=plan.inputs_require_tls,
             organizations=frozenset(plan.organizations),
+            enforce_read=plan.enforce_read,
         )
         self.access_step = plan.acf
         """The access security file that iocInit and asInit read."""
@@ -178,6 +179,7 @@ class Ioc:
             self.records = RecordSource(self.stream)
             self.groups = GroupSource(self.stream, self.group_files)
             self.access.attach(self.stream, self.records, self.groups)
+            await self.access.report()
         except ApplianceError as error:
             self._failure = error
             _log.critical("no record is served: %s", error)

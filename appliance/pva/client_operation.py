@@ -30,7 +30,7 @@ from appliance.pvdata.bitset import decode_bitset, encode_bitset
 from appliance.pvdata.codec import codec
 from appliance.pvdata.fielddesc import decode_type
 from appliance.pvdata.leaves import octet_store
-from appliance.pvdata.types import StructType
+from appliance.pvdata.types import AnyType, ArrayType, ScalarType, StructType, TypeDesc, UnionType
 from appliance.pvdata.value import Value
 
 if TYPE_CHECKING:
@@ -49,6 +49,13 @@ _CALLS: Final = frozenset({c.CMD_RPC})
 _PROCESSES: Final = frozenset({c.CMD_PROCESS})
 
 
+def _is_deep(leaf: TypeDesc) -> bool:
+    """Whether values of this type hold what a caller may change in place."""
+    if isinstance(leaf, ArrayType):
+        return not isinstance(leaf.element, ScalarType)
+    return isinstance(leaf, UnionType | AnyType)
+
+
 class ClientOperation:
     """See the module's text. ``context`` is the layer above's to use.
 
@@ -59,12 +66,14 @@ class ClientOperation:
 
     __slots__ = (
         "_closed_here",
+        "_deep",
         "channel",
         "command",
         "connection",
         "context",
         "get_type",
         "ioid",
+        "last_bits",
         "last_store",
         "state",
         "type",
@@ -85,7 +94,11 @@ class ClientOperation:
         """PUT_GET: the type of the answer. Elsewhere the same as ``type``."""
         self.wants_value = False
         self.last_store: list[Any] | None = None
-        """MONITOR: everything that the updates so far add up to."""
+        """Everything that the updates of a MONITOR, or the answers to the reads of another operation, add up to."""
+        self.last_bits = 0
+        """Reads: which fields of it the server has ever sent, in leaf form."""
+        self._deep = False
+        """Whether values hold what is changed in place: structures in arrays, unions and anys."""
         self.context: Any = None
         self._closed_here = False
         connection.operations[ioid] = channel.operations[ioid] = self
@@ -255,6 +268,8 @@ class ClientOperation:
                 self.get_type = self.type
                 if self.command == c.CMD_PUT_GET:
                     self.get_type, pos = self._decode_struct(buf, pos, end, big)
+                if self.command in _GETS:
+                    self._deep = any(_is_deep(leaf) for leaf in self.get_type.leaf_types)
             self.state = OperationState.IDLE
         else:
             self._forget()
@@ -293,12 +308,19 @@ class ClientOperation:
         types = self.connection.types
         if bits == 1:
             store, pos = codec(kind, big).decode(buf, pos, end, types)
-            return Value.from_store(kind, store, 1), pos
-        if bits > kind.full_mask:
-            raise DecodeError(f"{self.name} {self.ioid} brings a field that its type does not have")
-        value = Value(kind)
-        pos = codec(kind, big).decode_partial(buf, pos, end, bits, value.store, types)
-        value.changed = leaves(kind, bits)
+            value = Value.from_store(kind, store, 1)
+            self.last_bits = kind.leaf_mask
+        else:
+            if bits > kind.full_mask:
+                raise DecodeError(f"{self.name} {self.ioid} brings a field that its type does not have")
+            # pvAccessCPP answers a read with what has changed since the one before it, often nothing.
+            last = self.last_store
+            value = Value(kind) if last is None else Value.from_store(kind, last)
+            pos = codec(kind, big).decode_partial(buf, pos, end, bits, value.store, types)
+            self.last_bits |= leaves(kind, bits)
+            value.changed = wire_bits(kind, self.last_bits)
+        # The value is the caller's, to change as it likes; what it has read is ours, for the next answer.
+        self.last_store = value.clone().store if self._deep else value.store.copy()
         return value, pos
 
     def _receive_monitor(self, sub: int, buf: Buffer, pos: int, end: int, big: bool) -> None:

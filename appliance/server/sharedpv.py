@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -13,7 +14,8 @@ from appliance.pva.commands import CMD_GET, CMD_PROCESS, CMD_RPC
 from appliance.pva.credentials import Credentials
 from appliance.pva.selection import leaves
 from appliance.pva.server import PreparedAnswer
-from appliance.pvdata.types import BOOL, FLOAT64, STRING, StructType, TypeDesc
+from appliance.pvdata.nt import now_to_time
+from appliance.pvdata.types import BOOL, FLOAT64, STRING, ScalarType, StructType, TypeDesc
 from appliance.pvdata.value import Value
 from appliance.server.operation import Operation, Subscription, Update
 from appliance.server.source import Handler, Source
@@ -81,7 +83,7 @@ class SharedPV(Handler):
 
     @classmethod
     def mailbox(cls, initial: Value | StructType) -> SharedPV:
-        """Make a PV that posts whatever is put."""
+        """Make a PV that posts whatever is put, with the present time where the client sets none."""
         return cls(initial, on_put=_accept)
 
     @property
@@ -285,7 +287,8 @@ class SharedPV(Handler):
     def unsubscribe(self, subscription: Subscription) -> None:
         """Forget the subscriber."""
         self._waiting.pop(subscription, None)
-        if self._subscriptions.pop(subscription, self) is None and not self._subscriptions and self.on_last:
+        known = self._subscriptions.pop(subscription, self) is not self
+        if known and not self._subscriptions and self.on_last is not None:
             self.on_last(self)
 
     def closed(self, operation: Operation) -> None:
@@ -312,6 +315,14 @@ _PLAIN: Final[dict[TypeDesc, type]] = {FLOAT64: float, STRING: str, BOOL: bool}
 
 
 def _accept(pv: SharedPV, operation: Operation, value: Value) -> None:  # noqa: ARG001
+    kind = value.type
+    offset = kind.offsets.get("timeStamp")
+    if offset is not None and not value.changed & kind.masks[offset]:
+        # As PVXS: a value without a time of its own is as old as the put that brought it.
+        for name, number in now_to_time(time.time()).items():
+            path = f"timeStamp.{name}"
+            if isinstance(kind.leaf_types[kind.offsets.get(path, 0)], ScalarType):
+                value[path] = number
     pv.post(value)
 
 

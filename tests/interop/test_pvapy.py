@@ -56,6 +56,20 @@ async def test_our_client_reads_every_kind_of_pv(ctx: Context) -> None:
     }
 
 
+async def test_a_read_that_is_repeated_gives_the_whole_value_each_time(ctx: Context) -> None:
+    """pvAccessCPP answers the second and later reads of one operation with what has changed, often nothing."""
+    names = [f"pvapy:{name}" for name in ("double", "enum", "struct")]
+    first = [value.to_dict() for value in await ctx.get(names)]
+    assert first[1]["value"] == {"index": 1, "choices": ["OFF", "ON"]}
+    for _ in range(3):
+        assert [value.to_dict() for value in await ctx.get(names)] == first
+        assert (await ctx.get("pvapy:double")).to_dict() == first[0]
+    await ctx.put("pvapy:enum", "OFF")
+    assert (await ctx.get("pvapy:enum"))["value"].to_dict() == {"index": 0, "choices": ["OFF", "ON"]}
+    await ctx.put("pvapy:enum", "ON")
+    assert (await ctx.get("pvapy:enum"))["value"].to_dict() == first[1]["value"]
+
+
 async def test_our_client_writes(ctx: Context) -> None:
     await ctx.put("pvapy:double", 7.25)
     assert (await ctx.get("pvapy:double"))["value"] == 7.25

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import ssl
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ import pytest
 from appliance.client import Context
 from appliance.errors import OperationTimeoutError
 from appliance.pva.search import SearchResponse
+from appliance.pvdata import FLOAT64, INT64, STRING, StructType, Value
+from appliance.pvdata.nt import NTScalar
+from appliance.server import SharedPV
 from appliance.server.roles import Roles
 from appliance.tls.context import client_context, server_context
 from tests.helpers.live import until
@@ -209,3 +213,41 @@ async def test_beacons_with_ever_new_changes_are_acted_upon_now_and_then() -> No
             client.searcher._beacon_message(beacon, Origin(("127.0.0.1", 5076), "127.0.0.1", ""))
         assert probes == 1
         assert len(client.searcher._changes) == 1
+
+
+async def test_a_mailbox_has_the_time_of_the_put_where_the_client_sets_none() -> None:
+    """As PVXS' mailbox; a struct or a clock of another shape is left alone."""
+    odd = StructType((("value", FLOAT64), ("timeStamp", STRING)))
+    bare = StructType((("value", FLOAT64), ("timeStamp", StructType((("secondsPastEpoch", INT64),)))))
+    pvs = {"pv": double(1.0), "odd": SharedPV.mailbox(odd), "bare": SharedPV.mailbox(bare)}
+    async with served(pvs) as server, client_of(server) as client:
+        before = time.time()
+        await client.put("pv", 2.5)
+        stamp = (await client.get("pv"))["timeStamp"]
+        seconds = stamp["secondsPastEpoch"] + stamp["nanoseconds"] * 1e-9
+        assert before - 0.001 <= seconds <= time.time() + 0.001
+        await client.put("pv", {"value": 3.0, "timeStamp": {"secondsPastEpoch": 7}})
+        stamp = (await client.get("pv"))["timeStamp"]
+        assert stamp["secondsPastEpoch"] == 7
+        async with client.monitor("pv") as updates:
+            await anext(updates)
+            await client.put("pv", 4.0)
+            assert (await anext(updates))["timeStamp.secondsPastEpoch"] >= int(before)
+        for name in ("odd", "bare"):
+            await client.put(name, 5.0)
+            assert (await client.get(name))["value"] == 5.0
+        assert (await client.get("bare"))["timeStamp.secondsPastEpoch"] >= int(before)
+
+
+async def test_a_pv_that_nobody_watches_any_more_is_told_so() -> None:
+    told: list[str] = []
+    pv = SharedPV(
+        Value(NTScalar(FLOAT64), {"value": 1.0}),
+        on_first=lambda pv: told.append("first"),
+        on_last=lambda pv: told.append("last"),
+    )
+    async with served({"pv": pv}) as server, client_of(server) as client, asyncio.timeout(20):
+        for count in (1, 2):
+            async with client.monitor("pv") as updates:
+                await anext(updates)
+            await until(lambda count=count: told == ["first", "last"] * count)

@@ -87,7 +87,14 @@ from appliance.ioc.dbcore.events import (
 )
 from appliance.ioc.dbcore.notify import BlockingPut, put_and_wait, put_notify
 from appliance.ioc.dbcore.output import shell_capture, shell_print
-from appliance.ioc.dbcore.records import RecordInfo, info_items, record_infos, record_types, records
+from appliance.ioc.dbcore.records import (
+    RecordInfo,
+    info_items,
+    record_group,
+    record_infos,
+    record_types,
+    records,
+)
 from appliance.ioc.dbcore.support import (
     EXIT_RECORDS,
     InitHook,
@@ -153,6 +160,7 @@ __all__ = [
     "put_and_wait",
     "put_notify",
     "reading_of",
+    "record_group",
     "record_infos",
     "record_types",
     "records",

@@ -15,6 +15,7 @@ from appliance.cms.issuing import CCR
 from appliance.errors import ApplianceError, RemoteError
 from appliance.pva.credentials import Credentials
 from appliance.pva.typed import encode_typed
+from appliance.pvdata import INT8, STRING, UINT16, ArrayType, StructType, Value
 from tests.helpers.cms import Clock, admin_keychain, ccr, keychain_of, plain, running, secure, settled
 from tests.helpers.raw import RawClient
 
@@ -263,6 +264,39 @@ async def test_a_wrong_request_is_answered_with_what_is_wrong(tmp_path, fields, 
         with pytest.raises(RemoteError, match=why):
             await anyone.rpc("CERT:CREATE", ccr(**fields))
         assert (await anyone.rpc("CERT:CREATE", ccr("next")))["state"] == "VALID"
+
+
+@pytest.mark.parametrize(
+    ("kind", "verifier"),
+    [
+        ("krb", Value(StructType([("token", ArrayType(INT8)), ("mic", ArrayType(INT8))]), {"token": [96, -126], "mic": [1]})),
+        ("ldap", Value(StructType([("signature", STRING)]), {"signature": "c2ln"})),
+    ],
+    ids=["krb", "ldap"],
+)  # fmt: skip
+async def test_requests_of_authenticators_that_are_not_here_are_refused_by_their_type(
+    tmp_path, kind, verifier
+):
+    """What pvxs-cms' authnkrb and authnldap send; a word about the token would lead to the token."""
+    query = StructType(
+        [
+            ("type", STRING),
+            ("name", STRING),
+            ("usage", UINT16),
+            ("pub_key", STRING),
+            ("verifier", verifier.type),
+        ]
+    )
+    argument = Value(StructType([("query", query)], "epics:nt/NTURI:1.0"))
+    argument["query.type"], argument["query.name"], argument["query.usage"] = kind, "alice", 1
+    argument["query.pub_key"] = ccr()["query.pub_key"]
+    argument["query.verifier"] = verifier
+    async with running(tmp_path, **OPEN) as service, plain(service) as anyone:
+        with pytest.raises(
+            RemoteError, match=f"of the type '{kind}' .*not accepted here.*authnstd"
+        ) as refusal:
+            await anyone.rpc("CERT:CREATE", argument)
+        assert "token" not in str(refusal.value)
 
 
 async def test_without_a_public_key_the_trust_anchor_comes(tmp_path):

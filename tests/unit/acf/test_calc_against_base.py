@@ -9,7 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from appliance.acf.calc import _BINARY, _CONSTANTS, _PAIR, _UNARY, _VARIADIC, Calc, compile_calc
+from appliance.acf.calc import _BINARY as _ALL_BINARY
+from appliance.acf.calc import _CONSTANTS, _PAIR, _UNARY, _VARIADIC, Calc, compile_calc
 from appliance.errors import AccessFileError
 
 _com = ctypes.CDLL(epicscorelibs.path.get_lib("Com"))
@@ -18,6 +19,8 @@ _com.postfix.argtypes = (c_char_p, c_char_p, POINTER(c_short))
 _com.calcPerform.argtypes = (POINTER(c_double), POINTER(c_double), c_char_p)
 
 LETTERS = "ABCDEFGHIJKL"
+_BINARY = [name for name in _ALL_BINARY if name != "%"]
+"""Without the remainder: Base divides INT_MIN by -1 and dies of it. It has its cases in test_calc.py."""
 NUMBERS = (
     "0",
     "1",

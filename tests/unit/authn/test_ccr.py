@@ -42,7 +42,7 @@ def test_a_request_shows_no_proof_in_its_repr():
 def test_an_answer_is_read():
     value = Value(CREATED, {"cert": "PEM", "state": "VALID", "issuer": "ABCD0123", "serial": 7})
     reply = read_reply(value)
-    assert reply == (CertState.VALID, "abcd0123", 7, "PEM", "")
+    assert reply == (CertState.VALID, "abcd0123", 7, "PEM", "", 0)
 
 
 @pytest.mark.parametrize(
@@ -53,8 +53,9 @@ def test_an_answer_is_read():
         Value(StructType([("cert", INT32)]), {"cert": 3}),
         Value(StructType([("cert", STRING)]), {"cert": "x" * (MAX_PEM_CHARS + 1)}),
         Value(StructType([("cert", STRING), ("state", STRING)]), {"state": "x" * 65}),
+        Value(StructType([("cert", STRING), ("state", STRING)]), {"state": "VALID"}),
     ],
-    ids=["nothing", "empty", "number", "huge", "long-state"],
+    ids=["nothing", "empty", "number", "huge", "long-state", "neither certificate nor number"],
 )
 def test_an_answer_that_is_none_is_a_clear_error(value):
     with pytest.raises(RemoteError, match="certificate service"):

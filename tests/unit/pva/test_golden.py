@@ -40,7 +40,7 @@ from appliance.pva.selection import encode_update
 from appliance.pva.server import ServerConnection
 from appliance.pva.states import ConnectionState, OperationState
 from appliance.pva.status import OK, Status
-from appliance.pvdata import FLOAT64, INT32, STRING, StructType, Value
+from appliance.pvdata import FLOAT64, INT32, STRING, ArrayType, StructType, Value
 from tests.helpers.wire import feed, frame, request, take, u16, u32
 
 ALARM = StructType((("severity", INT32), ("message", STRING)), "alarm_t")
@@ -281,7 +281,7 @@ def test_get(talk):
     feed(talk.server, take(talk.client))
     there.reply_value(kind_value(0, 3, "").store, 0b100)
     (reply,) = talk.server_says((10, u32(1, big) + b"\0" + OCTETS_OK + b"\x01\x18" + u32(3, big) + b"\0"))
-    assert (reply.value.changed, reply.value["alarm.severity"]) == (0b11000, 3)
+    assert (reply.value.changed, reply.value.store) == (1, [None, 1.5, None, 3, ""])
     # an error brings no value
     operation.get()
     feed(talk.server, take(talk.client))
@@ -289,6 +289,80 @@ def test_get(talk):
     assert talk.server_says((10, u32(1, big) + b"\0\x02\x02no\0")) == [
         OperationReply(operation, Status(2, "no"), None)
     ]
+
+
+@pytest.mark.parametrize("command", [c.CMD_GET, c.CMD_PUT, c.CMD_PUT_GET], ids=["get", "put", "put-get"])
+@pytest.mark.parametrize("whole_first", [True, False])
+def test_a_read_that_is_repeated_is_answered_with_what_has_changed(talk, command, whole_first):
+    """pvAccessCPP's servers do (section 9.2.2 sends the changed fields): what was read before still holds."""
+    channel, _ = talk.opened()
+    operation, _ = talk.initialised(channel, command, 2 if command == c.CMD_PUT_GET else 1)
+    big = talk.big
+    sub = b"\0" if command == c.CMD_GET else b"\x40"
+
+    def read(bits: bytes, body: bytes):
+        operation.get()
+        take(talk.client)
+        (reply,) = feed(
+            talk.client, frame(command, u32(1, big) + sub + OCTETS_OK + bits + body, server=True, big=big)
+        )
+        return reply.value
+
+    first = f64(1.5, big) + u32(2, big) + b"\x03hot"
+    value = read(*((b"\x01\x01", first) if whole_first else (b"\x01\x1a", first)))
+    assert (value.changed, value.store) == (1, [None, 1.5, None, 2, "hot"])
+    value["alarm.message"] = "the caller's own"
+    value = read(b"\0", b"")
+    assert (value.changed, value.store) == (1, [None, 1.5, None, 2, "hot"])
+    value = read(b"\x01\x02", f64(2.5, big))
+    assert (value.changed, value.store) == (1, [None, 2.5, None, 2, "hot"])
+    value = read(b"\x01\x04", u32(0, big) + b"\0")
+    assert (value.changed, value.store) == (1, [None, 2.5, None, 0, ""])
+
+
+def test_what_a_server_has_never_sent_is_not_said_to_be_there(talk):
+    channel, _ = talk.opened()
+    operation, _ = talk.initialised(channel, c.CMD_GET, 1)
+    big = talk.big
+    for bits, body, changed in (
+        (b"\x01\x02", f64(1.5, big), 0b10),
+        (b"\x01\x08", u32(2, big), 0b1010),
+        (b"\0", b"", 0b1010),
+    ):
+        operation.get()
+        (reply,) = feed(talk.client, frame(10, u32(1, big) + b"\0\xff" + bits + body, server=True, big=big))
+        assert reply.value.changed == changed
+
+
+def test_structures_that_a_caller_changes_in_its_value_are_not_in_the_next_answer(talk):
+    channel, _ = talk.opened()
+    big = talk.big
+    operation = channel.operation(c.CMD_GET, request())
+    take(talk.client)
+    kind = StructType((("list", ArrayType(StructType((("n", INT32),)))),))
+    octets = b"\x80\0\x01\x04list\x88\x80\0\x01\x01n\x22"
+    feed(talk.client, frame(10, u32(1, big) + b"\x08\xff" + octets, server=True, big=big))
+    assert operation.type == kind
+    whole = b"\x01\x01\x01\x01" + u32(7, big)
+    for answer in (whole, b"\0"):
+        operation.get()
+        (reply,) = feed(talk.client, frame(10, u32(1, big) + b"\0\xff" + answer, server=True, big=big))
+        assert reply.value["list"][0]["n"] == 7
+        reply.value["list"][0]["n"] = 8
+
+
+def test_the_answers_to_calls_are_whole_each(talk):
+    """Section 9.6: each result brings its type; nothing of the one before is left in it."""
+    channel, _ = talk.opened()
+    operation, _ = talk.initialised(channel, c.CMD_RPC, 0)
+    big = talk.big
+    for octets, store in (
+        (KIND_OCTETS + f64(3.0, big) + u32(1, big) + b"\x01x", [None, 3.0, None, 1, "x"]),
+        (b"\x80\0\x01\x05value\x43" + f64(4.0, big), [None, 4.0]),
+    ):
+        operation.call(None)
+        (reply,) = feed(talk.client, frame(20, u32(1, big) + b"\0\xff" + octets, server=True, big=big))
+        assert reply.value.store == store
 
 
 def test_get_as_the_specification_writes_it(talk):
