@@ -19,6 +19,7 @@ from appliance.ioc.config import LoadStep, Plan
 from appliance.ioc.console import Console
 from appliance.ioc.dbcore import InitHook
 from appliance.ioc.demo import DEMO_DEFINITION, register_demo
+from appliance.ioc.epicslog import EpicsLog
 from appliance.ioc.feed import EventStream
 from appliance.ioc.groups.source import GroupSource, read_group_file
 from appliance.ioc.putlog import PutLog
@@ -166,6 +167,7 @@ class Ioc:
         """Serve the records; where that fails nothing is served, and ``start`` raises why."""
         if self.attached or self._server is None:
             return
+        dbcore.take_errors(EpicsLog())
         try:
             if self.access_step is not None:
                 security = await asyncio.to_thread(read_access_file, self.access_step)

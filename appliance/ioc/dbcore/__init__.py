@@ -9,6 +9,7 @@
 :mod:`.view`     a number and its alarm and time where they lie, for updates
 :mod:`.events`   database events in batches
 :mod:`.output`   what shell commands print
+:mod:`.errlog`   what EPICS reports while it serves
 :mod:`.support`  Python subroutines, device support, shell commands, hooks
 ==============  =============================================================================================
 
@@ -77,6 +78,7 @@ from appliance.ioc.dbcore.channel import (
     exists,
     get_many,
 )
+from appliance.ioc.dbcore.errlog import give_errors_back, take_errors
 from appliance.ioc.dbcore.events import (
     DBE_ALARM,
     DBE_ARCHIVE,
@@ -142,6 +144,7 @@ __all__ = [
     "exists",
     "flush_output",
     "get_many",
+    "give_errors_back",
     "info_items",
     "init_access_security",
     "interactive_shell",
@@ -176,4 +179,5 @@ __all__ = [
     "shell_print",
     "shell_script",
     "shutdown",
+    "take_errors",
 ]
