@@ -5,6 +5,7 @@ The blocks are those of the peers' tools, character by character: people and scr
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from cryptography import x509
@@ -12,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from appliance.authn.status import Verdict
+from appliance.certmon.status_pv import StatusReport
 from appliance.certs.keychain import Keychain
 from appliance.certs.profiles import USAGES
 from appliance.certs.status import CertState, format_date
@@ -35,6 +37,7 @@ __all__ = [
     "certificate_facts",
     "details_lines",
     "dump_lines",
+    "life_lines",
     "status_facts",
     "status_lines",
     "usage_of",
@@ -114,6 +117,23 @@ def status_lines(identifier: str, verdict: Verdict) -> list[str]:
     if verdict.state is CertState.REVOKED or verdict.revoked:
         lines.append(f"Revocation Date: {printable(verdict.revoked)}")
     return [*lines, THIN]
+
+
+def life_lines(report: StatusReport) -> list[str]:
+    """What the service says of a certificate beside its status, unsigned; nothing where it says nothing."""
+    if not report.not_after:
+        return []
+    lines = [f"Valid From    : {_date(report.not_before)}", f"Expires On    : {_date(report.not_after)}"]
+    if report.no_status:
+        lines.append("Status PV     : none; whoever holds this certificate is not stopped by its revocation")
+    return [*lines, THIN]
+
+
+def _date(seconds: int) -> str:
+    try:
+        return format_date(datetime.fromtimestamp(seconds, UTC))
+    except (ValueError, OverflowError, OSError):
+        return f"the second {seconds}"
 
 
 def dump_lines(certificate: x509.Certificate) -> list[str]:
@@ -228,7 +248,17 @@ def status_facts(verdict: Verdict) -> dict[str, Any]:
         if answer is None or answer.revocation_date is None
         else answer.revocation_date.isoformat(),
         "renewal_due": verdict.report.renewal_due,
+        "not_before": _iso(verdict.report.not_before),
+        "not_after": _iso(verdict.report.not_after),
+        "no_status": verdict.report.no_status,
     }
+
+
+def _iso(seconds: int) -> str | None:
+    try:
+        return datetime.fromtimestamp(seconds, UTC).isoformat() if seconds else None
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def printable(text: str) -> str:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
-__all__ = ["USAGES", "Grant", "Identity"]
+__all__ = ["USAGES", "Grant", "Identity", "backdated"]
 
 USAGES: Final = ("client", "server", "ioc")
 """The usages that a certificate can be asked for, by name."""
+
+
+_BACK: Final = timedelta(minutes=5)
+
+
+def backdated(now: datetime, end: datetime) -> datetime:
+    """The begin of a certificate that is to be used at once, also where the clock is some minutes behind.
+
+    For one that lives less than an hour it is a tenth of its life, so that two thirds of that are still ahead.
+    """
+    return now - min(_BACK, max((end - now) / 10, timedelta()))
 
 
 class Identity(NamedTuple):

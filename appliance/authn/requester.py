@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from appliance.authn.ccr import CertReply, CertRequest, read_reply, request_value
+from appliance.authn.proof import PROOF_FIELD, make_proof
 from appliance.authn.settings import RequesterSettings, keychain_usages
 from appliance.authn.trust import (
     KnownAnchors,
@@ -323,6 +324,10 @@ class Requester:
             key = await asyncio.to_thread(generate_key, self.key_algorithm)
         public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
         request = make(public.decode("ascii"))
+        proof = make_proof(
+            request, key, made=int(self.now().timestamp()), token=request.verifier.get("token", "")
+        )
+        request = request._replace(verifier={**request.verifier, PROOF_FIELD: proof})
         trust = await self.establish(existing)
         try:
             reply = await self._send(request, trust, secret=secret, allow_plaintext=allow_plaintext)
@@ -347,6 +352,7 @@ class Requester:
             raise SecurityError(
                 f"the certificate service calls the new certificate {identifier} {reply.state}"
             )
+        self._tell_if_shorter(request, keychain)
         try:
             self._write(dump_keychain(keychain, self.settings.password))
         except ConfigurationError as error:
@@ -354,6 +360,15 @@ class Requester:
                 f"{error}; the certificate {identifier} was issued all the same: have it revoked before you ask again"
             ) from error
         return Outcome("created", path, identifier, reply.state, keychain)
+
+    def _tell_if_shorter(self, request: CertRequest, keychain: Keychain) -> None:
+        assert keychain.certificate is not None
+        end = keychain.certificate.not_valid_after_utc
+        if request.not_after and end.timestamp() < request.not_after - 60:
+            asked = format_date(datetime.fromtimestamp(request.not_after, UTC))
+            self.say(
+                f"The certificate was asked for until {asked}; the service gives it until {format_date(end)}"
+            )
 
     def _renewed(self, reply: CertReply, existing: Existing, public: bytes) -> Outcome:
         """The service renewed a certificate instead of issuing one: the keychain stays, if it holds that one.

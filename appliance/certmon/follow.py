@@ -25,7 +25,15 @@ from appliance.certmon.identity import utc_now
 from appliance.certmon.status_pv import decode_status
 from appliance.certs.ocsp import StatusAnswer, verify_response
 from appliance.certs.status import STATUS_CLASS, CertState, OCSPState, StatusClass, judge
-from appliance.certs.x509 import UNREADABLE, cert_id, issuer_id, shown_id, status_pv, subject_text
+from appliance.certs.x509 import (
+    UNREADABLE,
+    cert_id,
+    issuer_id,
+    shown_id,
+    status_pv,
+    subject_key_identifier,
+    subject_text,
+)
 from appliance.client.context import Context
 from appliance.config.pva import ClientConfig
 from appliance.errors import ApplianceError, CertificateError, CertificateStatusError
@@ -320,6 +328,11 @@ class _Follower:
             following.changed()
 
 
+def _authority(certificate: x509.Certificate) -> bytes:
+    """What all certificates of one authority have in common, those that other authorities have signed for it included."""
+    return certificate.subject.public_bytes() + subject_key_identifier(certificate)
+
+
 class StatusSource:
     """Follows certificates for one process. ``start`` it before the first ``follow``."""
 
@@ -342,6 +355,7 @@ class StatusSource:
         self.max_followed = max_followed
         self.running = False
         self.loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment]
+        self._authorities: set[bytes] = set()
         self._followers: OrderedDict[tuple[bytes, int, str], _Follower] = OrderedDict()
         self._background: set[asyncio.Future[None]] = set()
 
@@ -366,12 +380,21 @@ class StatusSource:
         """Certificates that are followed at present."""
         return len(self._followers)
 
+    def follows_issuer_of(self, chain: Sequence[x509.Certificate]) -> bool:
+        """Whether the authority of a verified chain is one whose certificates have a status.
+
+        That is known from those that were met: this end's own, above all. An authority that is always run without a
+        certificate service has none.
+        """
+        return len(chain) > 1 and _authority(chain[1]) in self._authorities
+
     def follow(self, ref: CertRef, changed: Callable[[], None]) -> Following:
         """Call ``changed`` whenever the status of a certificate changes; it is not called from inside here.
 
         All who follow one certificate share one subscription. Raises CertificateStatusError when there are too
         many certificates.
         """
+        self._authorities.add(_authority(ref.issuer))
         follower = self._followers.get(ref.key)
         if follower is None:
             if len(self._followers) >= self.max_followed and not self._make_room():

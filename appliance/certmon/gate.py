@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from appliance.certmon.follow import CertStatus, Following, StatusSource, reference
 from appliance.certs.status import StatusClass
-from appliance.certs.x509 import cert_id
+from appliance.certs.x509 import NO_STATUS, cert_id, names_status
 from appliance.config.tls_options import TLSOptions
 from appliance.errors import ApplianceError, CertificateStatusError
 from appliance.pva.credentials import Credentials
@@ -100,7 +100,10 @@ class StatusGate(PeerGate):
         """See PeerGate. The certificate that counts is the one that TLS has verified."""
         watch = _Watch(self, credentials, verdict, guid)
         try:
-            ref = reference(engine.peer_chain)
+            chain = engine.peer_chain
+            ref = reference(chain)
+            if ref is None and self.source.follows_issuer_of(chain) and not names_status(chain):
+                raise CertificateStatusError(f"the certificate of {watch.name} {NO_STATUS}")
             if ref is not None:
                 watch.peer = self.source.follow(ref, watch.judge)
                 if engine.peer_staple:
@@ -242,7 +245,7 @@ class _Watch:
         own, peer = gate.own, self.peer
         parties: list[tuple[str, Following]] = []
         if peer is not None:
-            parties.append((f"the certificate of {self._name}", peer))
+            parties.append((f"the certificate of {self.name}", peer))
         if own is not None:
             # Said to peers too, so without more than what is their business.
             parties.append((f"this {'server' if gate.server_side else 'client'}'s certificate", own))
@@ -263,7 +266,8 @@ class _Watch:
         self._say(Verdict(worst, message), culprit)
 
     @property
-    def _name(self) -> str:
+    def name(self) -> str:
+        """The peer, for sentences."""
         credentials = self._credentials
         identity = f" ({cert_id(credentials.issuer_id, credentials.serial)})" if credentials.serial else ""
         return f"{credentials.account or 'the peer'}{identity}"
@@ -293,7 +297,7 @@ class _Watch:
         waited = self.peer if self.peer is not None and not self.peer.status.delivered else None
         if waited is not None and gate.options.on_no_cms == "fallback-to-tcp":
             gate.avoid(self._guid, waited)
-        name = self._name if waited is not None else "this end"
+        name = self.name if waited is not None else "this end"
         self._say(
             Verdict(
                 StatusClass.UNKNOWN,

@@ -63,6 +63,9 @@ STATUS_TYPE: Final = StructType(
         ("alarm", ALARM),
         ("timeStamp", TIME),
         ("display", StructType([("description", STRING)])),
+        ("not_before", UINT64),
+        ("not_after", UINT64),
+        ("no_status", BOOL),
     ]
 )
 
@@ -82,6 +85,12 @@ class StatusReport(NamedTuple):
     renew_by: int
     """As it was sent, 0 where the certificate needs no renewal: see ``certs.status.read_renew_by``."""
     renewal_due: bool
+    not_before: int = 0
+    """POSIX seconds; 0 where the service does not tell, as those of others do not."""
+    not_after: int = 0
+    """The same."""
+    no_status: bool = False
+    """The certificate itself names no status PV, so nobody follows its status."""
 
 
 def decode_status(value: Value) -> StatusReport:
@@ -97,6 +106,9 @@ def decode_status(value: Value) -> StatusReport:
             _text(value, "ocsp_revocation_date"),
             _number(value, "renew_by"),
             value.get("renewal_due") is True,
+            _number(value, "not_before"),
+            _number(value, "not_after"),
+            value.get("no_status") is True,
         )
     except (PVDataError, TypeError, ValueError) as error:
         raise CertificateStatusError(f"the PV is no certificate status: {error}") from error

@@ -25,6 +25,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from appliance.certs.der import oid as object_identifier
 from appliance.certs.der import sequence, tlv
+from appliance.certs.public_keys import ed25519_problem, rsa_problem
 from appliance.certs.x509 import (
     CONFIG_PV_OID,
     RENEW_BY_OID,
@@ -74,7 +75,10 @@ _SUBJECT_LIMITS = {
     NameOID.ORGANIZATION_NAME: ("O", 64),
     NameOID.ORGANIZATIONAL_UNIT_NAME: ("OU", 64),
 }
-"""The attributes of a subject, and their longest text (RFC 5280 appendix A.1, upper bounds)."""
+"""The attributes of a subject, and their longest text (RFC 5280 appendix A.1, upper bounds).
+
+There they are characters. Counted here are the octets of UTF-8, which is what many readers of certificates count.
+"""
 _ECDSA_SHA256: Final = object_identifier("1.2.840.10045.4.3.2")
 _BIT_STRING: Final = 0x03
 _MAX_SERIAL = (1 << 64) - 1
@@ -147,8 +151,10 @@ def _subject_problem(oid: x509.ObjectIdentifier, text: str | bytes) -> str | Non
         return f"the subject has the attribute {oid.dotted_string}; only CN, C, O and OU are used"
     if not isinstance(text, str) or not text.isprintable() or text != text.strip() or not text:
         return f"the subject's {short} is empty, or has control characters or blanks at its ends"
-    if len(text) > limit:
-        return f"the subject's {short} has {len(text)} characters; at most {limit} are allowed"
+    octets = len(text.encode("utf-8", "surrogatepass"))
+    if octets > limit:
+        counted = f"{len(text)} characters" if octets == len(text) else f"{octets} octets in UTF-8"
+        return f"the subject's {short} has {counted}; at most {limit} are allowed: choose a shorter one"
     if oid == NameOID.COUNTRY_NAME and not (
         text.isascii() and text.isalpha() and text.isupper() and len(text) == 2
     ):
@@ -365,19 +371,24 @@ def _general_names(entries: Iterable[tuple[str, str]]) -> list[x509.GeneralName]
 
 
 def check_public_key(key: CertificatePublicKeyTypes) -> str | None:
-    """Why a key may not be certified, or ``None`` (4.8)."""
+    """Why a key may not be certified, or ``None`` (4.8).
+
+    What takes long, whether an RSA modulus is a prime, is `appliance.certs.public_keys.composite_steps`'s business.
+    """
     if isinstance(key, rsa.RSAPublicKey):
         if not 2048 <= key.key_size <= 8192:
             return f"an RSA key of {key.key_size} bits; 2048 to 8192 are allowed"
-        exponent = key.public_numbers().e
-        return None if exponent >= 65537 and exponent % 2 else f"an RSA key with the exponent {exponent}"
+        numbers = key.public_numbers()
+        return rsa_problem(numbers.n, numbers.e)
     if isinstance(key, ec.EllipticCurvePublicKey):
         return (
             None
             if key.curve.name in ("secp256r1", "secp384r1")
             else f"an EC key on the curve {key.curve.name}"
         )
-    return None if isinstance(key, ed25519.Ed25519PublicKey) else f"a key of the type {type(key).__name__}"
+    if isinstance(key, ed25519.Ed25519PublicKey):
+        return ed25519_problem(key)
+    return f"a key of the type {type(key).__name__}"
 
 
 def check_ca(certificate: x509.Certificate) -> None:

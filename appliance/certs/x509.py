@@ -5,6 +5,7 @@ Source: SPVA specification 4.2 (extensions), 4.3 (status extension), 4.4 (subjec
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -18,6 +19,7 @@ from appliance.errors import CertificateError
 
 __all__ = [
     "CONFIG_PV_OID",
+    "NO_STATUS",
     "RENEW_BY_OID",
     "STATUS_PV_OID",
     "UNREADABLE",
@@ -35,6 +37,7 @@ __all__ = [
     "is_ca",
     "is_self_signed",
     "issuer_id",
+    "names_status",
     "parse_cert_id",
     "renew_by",
     "san",
@@ -208,6 +211,29 @@ def status_pv(certificate: x509.Certificate) -> str:
     asks for status checks that would never happen.
     """
     return _pv_extension(certificate, STATUS_PV_OID, "status")
+
+
+NO_STATUS = (
+    "names no status PV, so nobody could see that it is revoked; have another one made, without --no-status"
+)
+"""Finishes a sentence about a certificate that is not admitted."""
+
+
+def names_status(chain: Sequence[x509.Certificate]) -> bool:
+    """Whether a peer's certificate (the first of its chain) names its status PV, or is the certificate service's own.
+
+    That one must not (`appliance.cms.setup`), and only the authority can give its usage, OCSP signing, to anybody.
+    An extension that cannot be read is none.
+    """
+    if not chain:
+        return False
+    try:
+        if status_pv(chain[0]):
+            return True
+        purposes = find_extension(chain[0], x509.ExtendedKeyUsage)
+    except CertificateError:
+        return False
+    return purposes is not None and ExtendedKeyUsageOID.OCSP_SIGNING in purposes
 
 
 def config_pv(certificate: x509.Certificate) -> str:

@@ -287,7 +287,7 @@ class _TrustedCAs:
 async def _status_of_id(options: argparse.Namespace, config: ClientConfig) -> int:
     from datetime import UTC, datetime
 
-    from appliance.authn.details import status_facts, status_lines
+    from appliance.authn.details import life_lines, status_facts, status_lines
     from appliance.authn.status import fetch_status
     from appliance.certs.x509 import parse_cert_id
     from appliance.client.context import Context
@@ -309,7 +309,7 @@ async def _status_of_id(options: argparse.Namespace, config: ClientConfig) -> in
     if options.json:
         Output(json=True).object(cert_id=identifier, status_pv=pv, status=status_facts(verdict))
     else:
-        print("\n".join(status_lines(identifier, verdict)))
+        print("\n".join([*status_lines(identifier, verdict), *life_lines(verdict.report)]))
         if options.dump:
             print("\n".join(_dump_status(verdict, pv, server)))
     return _judge(verdict)
@@ -551,7 +551,9 @@ _COLUMNS = (
     ("cert_id", "CERTIFICATE ID"),
     ("usage", "USAGE"),
     ("type", "TYPE"),
+    ("not_before", "VALID FROM"),
     ("not_after", "EXPIRES ON"),
+    ("status_extension", "STATUS"),
     ("subject", "SUBJECT"),
 )
 
@@ -631,7 +633,8 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
             )
             if row.get(key)
         )
-        cells = {**row, "subject": subject, "not_after": _date(row.get("not_after"))}
+        cells = {**row, "subject": subject}
+        cells |= {name: _date(row.get(name)) for name in ("not_before", "not_after")}
         table.append([printable(str(cells.get(key, ""))) for key, _ in _COLUMNS])
     widths = [max(len(line[i]) for line in table) for i in range(len(_COLUMNS) - 1)]
     for line in table:

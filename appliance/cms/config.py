@@ -92,12 +92,26 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
     """Ignore the durations that requests for server certificates ask for."""
     disallow_ioc_custom_duration: bool = False
     """Ignore the durations that requests for certificates of IOCs ask for."""
+    cert_validity_longest_client: Duration = default(Duration(months=12))
+    """Longest life of client certificates, whatever requests or tokens ask for; never shorter than `cert_validity_client`."""
+    cert_validity_longest_server: Duration = default(Duration(months=24))
+    """The same for server certificates."""
+    cert_validity_longest_ioc: Duration = default(Duration(months=24))
+    """The same for certificates of IOCs."""
     inherit_approval: bool = True
-    """A subject that an administrator has approved once gets its next certificate without being asked again."""
+    """A subject that an administrator has approved once gets its next certificate without being asked again, if its requester
+    proves that it holds the key of the approved one, or that its token names the same identity."""
+    inherit_approval_unproven: bool = False
+    """As the reference does it: the next certificate goes to whoever claims the name, with any key. This gives away every name
+    that was ever approved: only for networks on which nobody may lie."""
+    pending_approval_ends: Duration = default(Duration(seconds=14 * 86400))
+    """How long a request waits for its approval before it is denied, so that nobody blocks a name for ever."""
     cert_status_validity_mins: Duration = default(Duration(seconds=1800))
     """How long a status answer may be relied upon."""
-    certs_require_subscription: Literal["yes", "no", "default"] = "default"
-    """Whether certificates name their status PV: always, never, or unless the requester asks for none."""
+    certs_require_subscription: Literal["yes", "no", "requester", "default"] = "default"
+    """Whether certificates name their status PV. ``default``: always, and who asks for one without is refused; ``yes``: always,
+    and that wish is passed over; ``requester``: unless the requester asks for none, which gives away that his certificate can be
+    revoked; ``no``: never, so no certificate can be revoked."""
     status_extension_form: Literal["ia5string", "raw"] = "ia5string"
     """How the status PV's name is written into certificates; ``raw`` only for peers of 2025 alone."""
     health_pv_prefix: _Text = ""
@@ -128,6 +142,24 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
         # Of several none is the obvious one: their people are called by their organization, or it is listed.
         return frozenset(self.organizations) | (issuers if len(issuers) == 1 else frozenset())
 
+    def warnings(self) -> list[str]:
+        """What these settings give away, one sentence each."""
+        found = []
+        if self.inherit_approval_unproven:
+            found.append(
+                "inherit_approval_unproven: whoever claims a name that was approved once gets a certificate for it, with a key "
+                "of his own; nobody is asked"
+            )
+            if not self.inherit_approval:
+                found.append("inherit_approval_unproven has no effect, for inherit_approval is false")
+        if self.certs_require_subscription in ("no", "requester"):
+            who = "no certificate" if self.certs_require_subscription == "no" else "what a requester asks for"
+            found.append(
+                f"certs_require_subscription is {self.certs_require_subscription}: {who} names a status PV, so that its revocation "
+                "reaches nobody; servers and clients that follow statuses do not admit it"
+            )
+        return found
+
     def rules(self) -> Rules:
         """What holds for certificates."""
         return Rules(
@@ -136,11 +168,13 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
                     approval=getattr(self, f"require_{usage}_approval"),
                     custom_durations=not getattr(self, f"disallow_{usage}_custom_duration"),
                     validity=getattr(self, f"cert_validity_{usage}"),
+                    longest=getattr(self, f"cert_validity_longest_{usage}"),
                 )
                 for usage in ("client", "server", "ioc")
             },
             status_extension=self.certs_require_subscription,
             inherit_approval=self.inherit_approval,
+            inherit_unproven=self.inherit_approval_unproven,
             raw_pv_names=self.status_extension_form == "raw",
         )
 
@@ -251,13 +285,16 @@ def _checked(settings: CMSSettings, values: dict[str, Any]) -> CMSSettings:
         "cert_validity_client",
         "cert_validity_server",
         "cert_validity_ioc",
+        "cert_validity_longest_client",
+        "cert_validity_longest_server",
+        "cert_validity_longest_ioc",
+        "pending_approval_ends",
     ):
         if not getattr(replaced, key):
             raise ConfigurationError("must be longer than nothing", key=key)
-    if replaced.cert_status_validity_mins.months:
-        raise ConfigurationError(
-            "must be given in weeks, days, hours, minutes or seconds", key="cert_status_validity_mins"
-        )
+    for key in ("cert_status_validity_mins", "pending_approval_ends"):
+        if getattr(replaced, key).months:
+            raise ConfigurationError("must be given in weeks, days, hours, minutes or seconds", key=key)
     return replaced
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -65,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
         help="make an administrator's keychain if there is none, and serve",
     )
     parser.add_argument(
-        "--audit-head", metavar="HASH", help="with --audit-verify: the hash that must come last"
+        "--audit-head",
+        metavar="HASH",
+        help="with --audit-verify: a hash that was shown as the head before, and must still be in the chain",
     )
     add_flags(parser)
     return parser
@@ -141,7 +144,13 @@ def _one_shot(options: argparse.Namespace) -> int | None:
     if options.audit_verify:
         from appliance.cms.audit import verify_audit
 
-        verdict = verify_audit(_resolve(options).settings.db, head=options.audit_head)
+        head = options.audit_head
+        if head is not None and not re.fullmatch("[0-9a-f]{64}", head):
+            raise ConfigurationError(
+                f"--audit-head {head[:80]!r} is not the hash of an audit record; give the 64 hex digits that an earlier "
+                "--audit-verify has shown as head"
+            )
+        verdict = verify_audit(_resolve(options).settings.db, head=head)
         if not verdict.intact:
             raise ConfigurationError(
                 f"the audit is broken: {verdict.fault}; {verdict.records} records are good"

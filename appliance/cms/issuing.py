@@ -19,13 +19,17 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_public_key
 
 from appliance.authn.grant import USAGES, Grant
+from appliance.authn.jwt.naming import ReservedNames
+from appliance.authn.proof import MAX_PROOF, PROOF_FIELD, check_proof
 from appliance.authn.std.verifier import StdRequest, verify
 from appliance.certs.profiles import Issuer, build_certificate, check_public_key, subject_name
+from appliance.certs.public_keys import key_identity
 from appliance.certs.x509 import UNREADABLE, cert_id, encode_pv_name
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.policy import Names
+from appliance.cms.soundness import Soundness
 from appliance.cms.store import Record
-from appliance.cms.terms import Actor, Refused, Request
+from appliance.cms.terms import Actor, Refused, Request, shown_time
 from appliance.config.duration import Duration
 from appliance.errors import CertificateError, PVDataError, TokenRefused
 from appliance.pva.credentials import Credentials
@@ -54,15 +58,23 @@ class UsageRules(NamedTuple):
     approval: bool = True
     custom_durations: bool = True
     validity: Duration = Duration(months=6)
+    longest: Duration = Duration(months=12)
+    """No certificate of this usage lives longer, unless ``validity`` is longer itself."""
+
+    def latest(self, now: datetime) -> datetime:
+        """The latest end of a certificate that is issued now."""
+        return max(self.longest.after(now), self.validity.after(now))
 
 
 class Rules(NamedTuple):
     """What the configuration says about certificates."""
 
     usages: Mapping[str, UsageRules] = MappingProxyType(dict.fromkeys(USAGES, UsageRules()))
-    status_extension: Literal["yes", "no", "default"] = "default"
-    """Whether certificates name their status PV: always, never, or unless the requester asks for none."""
+    status_extension: Literal["yes", "no", "requester", "default"] = "default"
+    """Whether certificates name their status PV: always, never, unless the requester asks for none, or always and who asks for
+    none is refused."""
     inherit_approval: bool = True
+    inherit_unproven: bool = False
     raw_pv_names: bool = False
 
 
@@ -81,6 +93,8 @@ class CCR(NamedTuple):
     config_uri_base: str
     no_status: bool
     token: str
+    proof: str = ""
+    """That the requester holds the private key: `appliance.authn.proof`."""
 
     def __repr__(self) -> str:
         return f"<CCR {self.type} {self.name!r} {self.usage}>"
@@ -109,9 +123,11 @@ class CCR(NamedTuple):
             if query.get(field):
                 raise Refused(f"certificates with {field!r} are not issued here; leave it empty")
         kind = _text(query, "type", 32) or "std"
-        token = ""
+        token = proof = ""
         if kind == "jwt" and "verifier.token" in query:  # that of krb is octets, and none of ours
             token = _text(query, "verifier.token", _MAX_TOKEN + 1)
+        if kind in ("std", "jwt") and f"verifier.{PROOF_FIELD}" in query:
+            proof = _text(query, f"verifier.{PROOF_FIELD}", MAX_PROOF)
         no_status = query.get("no_status", default=False)
         if not isinstance(no_status, bool):
             raise Refused("the field no_status must be a bool")
@@ -128,6 +144,7 @@ class CCR(NamedTuple):
             config_uri_base=_text(query, "config_uri_base"),
             no_status=no_status,
             token=token,
+            proof=proof,
         )
 
 
@@ -188,6 +205,14 @@ class Issuing:
         self.rules = rules
         self.tokens = tokens
         self.reserved = reserved
+        self.proven_organizations: Callable[[], frozenset[str]] = frozenset
+        """Organizations (O) that tokens prove: who only claims one waits for approval."""
+        self.own_keys: Callable[[], frozenset[str]] = frozenset
+        """Keys of the service itself, by `key_identity`; those of the authorities are known."""
+        self._authority_keys = frozenset(
+            key_identity(certificate.public_key()) for certificate in (issuer.certificate, *issuer.chain)
+        )
+        self._soundness = Soundness()
         self._chain_pem = pem_chain(issuer.certificate, *issuer.chain)
 
     async def issue(
@@ -201,6 +226,11 @@ class Issuing:
         actor = Actor(peer.method, peer.account, peer.peer)
         try:
             key = _public_key(ccr.pub_key)
+            key_id = key_identity(key)
+            self._check_request(ccr, key_id)
+            now = self.lifecycle.clock().timestamp()
+            proved = check_proof(ccr.proof, ccr, key, now=now, token=ccr.token)
+            await self._soundness.check(key, key_id)
             grant = await self._verify(ccr, peer)
             subject = subject_name(
                 grant.subject.get("CN", ""),
@@ -208,7 +238,9 @@ class Issuing:
                 organization=grant.subject.get("O", ""),
                 organizational_unit=grant.subject.get("OU", ""),
             )
-            issued = await self._apply(ccr, grant, key, subject, actor)
+            by = peer.serial if peer.method == "x509" and peer.is_tls else 0
+            known = _Known(key, key_id, proved, by if peer.issuer_id == self.names.issuer_id else 0)
+            issued = await self._apply(ccr, grant, known, subject, actor)
         except TokenRefused as refusal:
             facts = {**refusal.facts, "reason": refusal.reason, "why": str(refusal), "type": ccr.type}
             await self.lifecycle.note("refuse", None, actor, facts)
@@ -222,6 +254,15 @@ class Issuing:
                 issued.record, "the requester was gone before the certificate was ready"
             )
         return issued
+
+    def _check_request(self, ccr: CCR, key_id: str) -> None:
+        if key_id in self._authority_keys or key_id in self.own_keys():
+            raise _Refusal("the key is the certificate service's own; request with a key of your own")
+        if ccr.no_status and self.rules.status_extension == "default":
+            raise _Refusal(
+                "certificates without a status are not issued here, for nobody would hear of it when one is revoked; ask "
+                "for one with a status (without --no-status). certs_require_subscription of the service decides"
+            )
 
     async def _verify(self, ccr: CCR, peer: Credentials) -> Grant:
         now = self.lifecycle.clock()
@@ -266,17 +307,31 @@ class Issuing:
                 f"the certificate would outlive the certificate authority, which ends at "
                 f"{latest:%Y-%m-%d %H:%M:%S} UTC; ask for a shorter time"
             )
-        if ccr.name.casefold() in {name.casefold() for name in self.reserved()}:
+        if ccr.name in ReservedNames(self.reserved()):
             # A name with privileges is never given away without somebody looking.
             return grant._replace(approval_needed=True, audit={"reserved": "yes"})
+        if ccr.organization.casefold() in self.proven_organizations():
+            # Nor is one that a token would have to prove.
+            return grant._replace(approval_needed=True, audit={"reserved": "organization of a token issuer"})
         return grant
 
-    async def _apply(
-        self, ccr: CCR, grant: Grant, key: CertificatePublicKeyTypes, subject: x509.Name, actor: Actor
-    ) -> Issued:
+    async def _apply(self, ccr: CCR, grant: Grant, known: _Known, subject: x509.Name, actor: Actor) -> Issued:
         authority = self.issuer.certificate
+        key = known.key
         not_before = max(grant.not_before, authority.not_valid_before_utc)
-        not_after = min(grant.not_after, authority.not_valid_after_utc)
+        latest = self.rules.usages[ccr.usage].latest(self.lifecycle.clock())
+        not_after = min(grant.not_after, latest, authority.not_valid_after_utc)
+        if not_after <= not_before:
+            raise CertificateError(
+                f"the certificate would begin at {shown_time(not_before)}, and certificates for {ccr.usage} end at "
+                f"{shown_time(not_after)} at the latest; ask for an earlier begin"
+            )
+        with_status = self.rules.status_extension in ("yes", "default") or (
+            self.rules.status_extension == "requester" and not ccr.no_status
+        )
+        facts = dict(grant.audit)
+        if not_after < grant.not_after:
+            facts["asked_not_after"] = shown_time(grant.not_after)
         serial = new_serial()
         request = Request(
             serial=serial,
@@ -290,16 +345,18 @@ class Issuing:
             approval_needed=grant.approval_needed,
             inherit=self.rules.inherit_approval and not grant.audit.get("reserved"),
             roll_over=grant.identity is not None,
-            facts=grant.audit,
+            facts=facts,
+            key_id=known.key_id,
+            proved=known.proved,
+            peer_serial=known.peer_serial,
+            inherit_unproven=self.rules.inherit_unproven,
+            no_status=not with_status,
         )
         config_pv = None
         if ccr.config_uri_base:
             config_pv = f"{ccr.config_uri_base}:CONFIG:{self.names.issuer_id}:{request.skid[:8]}"
             encode_pv_name(config_pv)
         record = await self.lifecycle.create(request, actor)
-        with_status = self.rules.status_extension == "yes" or (
-            self.rules.status_extension == "default" and not ccr.no_status
-        )
         status_pv = self.names.status(serial)
         try:
             certificate = build_certificate(
@@ -341,6 +398,15 @@ class Issuing:
             status_pv=self.names.status(record.serial) if status else None,
             raw_pv_names=self.rules.raw_pv_names,
         )
+
+
+class _Known(NamedTuple):
+    """A public key and what is known of who sent it."""
+
+    key: CertificatePublicKeyTypes
+    key_id: str
+    proved: bool
+    peer_serial: int
 
 
 class _Refusal(Refused):

@@ -12,14 +12,14 @@ import asyncio
 import heapq
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from datetime import datetime
 from typing import Any, Final
 
 from appliance.certs.status import CertState, may_change, state_at_approval
+from appliance.cms.inherit import BARRED, approved_before, key_problem, may_supersede, proves_the_name
 from appliance.cms.journal import Journal, JournalError
 from appliance.cms.store import (
-    IN_DOUBT,
     Record,
     Store,
     Transaction,
@@ -27,7 +27,17 @@ from appliance.cms.store import (
     live_records,
     mark_delivered,
 )
-from appliance.cms.terms import SERVICE, Actor, Refused, Request, boundary_of, posix, state_now, utc
+from appliance.cms.terms import (
+    SERVICE,
+    Actor,
+    Refused,
+    Request,
+    boundary_of,
+    posix,
+    shown_time,
+    state_now,
+    utc,
+)
 from appliance.errors import ApplianceError
 
 __all__ = ["Lifecycle"]
@@ -36,6 +46,8 @@ _log: Final = logging.getLogger(__name__)
 _FINISHED: Final = 20_000
 """Finished certificates that are remembered without asking the database."""
 _SOON_S: Final = 0.2
+_AGAIN_S: Final = 10.0
+"""Seconds after which the end of a request is tried again that could not be recorded."""
 _AT_ONCE: Final = 500
 """Crossings of the clock that are recorded in one transaction."""
 
@@ -50,10 +62,19 @@ class Lifecycle:
     ``changed`` is called with the record of each certificate whose state has changed.
     """
 
-    def __init__(self, store: Store, journal: Journal, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        journal: Journal,
+        clock: Callable[[], datetime],
+        *,
+        pending_s: int = 14 * 86400,
+    ) -> None:
         self.store = store
         self.journal = journal
         self.clock = clock
+        self.pending_s = pending_s
+        """Seconds for which a request waits for its approval."""
         self.live: dict[int, Record] = {}
         self.created = 0
         self.revoked = 0
@@ -62,6 +83,7 @@ class Lifecycle:
         self._finished: OrderedDict[int, Record] = OrderedDict()
         self._boundaries: list[tuple[float, int]] = []
         self._recording: set[asyncio.Task[None]] = set()
+        self._noting = False
         self._pending: dict[int, Record] = {}
         """Changes by the clock that wait to be recorded: serial to the record as the database has it."""
 
@@ -79,7 +101,8 @@ class Lifecycle:
                 record = transaction.get(serial)
                 if record is None or record.state in (CertState.REVOKED, CertState.EXPIRED):
                     continue
-                transaction.change(record, CertState.REVOKED, at=at, approved=False)
+                # Whether it was revoked or only denied is not in the journal: in doubt its key is not certified again.
+                transaction.change(record, CertState.REVOKED, at=at, approved=False, bar_key=True)
                 transaction.audit(
                     now,
                     "revoke",
@@ -104,9 +127,23 @@ class Lifecycle:
         self._boundaries = [
             (boundary, record.serial)
             for record in records
-            if (boundary := boundary_of(record._replace(state=record.state), when)) is not None
+            if (boundary := self._boundary(record, when)) is not None
         ]
         heapq.heapify(self._boundaries)
+
+    def wait_for_approval(self, pending_s: int) -> None:
+        """Change for how long requests wait."""
+        if pending_s != self.pending_s:
+            self.pending_s = pending_s
+            for record in self.live.values():
+                if record.state is CertState.PENDING_APPROVAL:
+                    heapq.heappush(self._boundaries, (record.state_date + pending_s, record.serial))
+
+    def _boundary(self, record: Record, now: datetime) -> float | None:
+        boundary = boundary_of(record, now)
+        if boundary is not None and record.state is CertState.PENDING_APPROVAL:
+            return min(boundary, record.state_date + self.pending_s)
+        return boundary
 
     # -- questions -----------------------------------------------------------------------------------
 
@@ -142,36 +179,37 @@ class Lifecycle:
         key = request.key
         superseded: list[Record] = []
 
+        def refuse(transaction: Transaction, why: str) -> Refused:
+            transaction.audit(at, "refuse", None, {**actor.facts(), **_named(request), "why": why})
+            return Refused(why)
+
         def job(transaction: Transaction) -> Record:
             superseded.clear()
+            why = key_problem(request, transaction.of_key(request.key_id, request.skid))
+            if why:
+                raise refuse(transaction, why)
             known = transaction.of_subject(key)
-            alive = [r for r in known if state_now(r, now) not in (CertState.EXPIRED, CertState.REVOKED)]
-            if not request.roll_over:
-                if any(record.delivered != IN_DOUBT for record in alive):
-                    parts = request.subject
-                    why = (
-                        f"Duplicate Certificate Subject: cn={parts['CN']}, o={parts['O']}, ou={parts['OU']}, "
-                        f"c={parts['C']}: it has a certificate that is not revoked or expired; have that one revoked first"
-                    )
-                    transaction.audit(at, "refuse", None, {**actor.facts(), **_named(request), "why": why})
-                    raise Refused(why)
-                for record in alive:
-                    # Nobody knows whether the service's last run could hand it over; two must not be live.
-                    superseded.append(
-                        transaction.change(record, CertState.REVOKED, at=at, approved=record.approved)
-                    )
-                    transaction.audit(
-                        at,
-                        "revoke",
-                        record.serial,
-                        {**SERVICE.facts(), "why": "requested again; its delivery was interrupted"},
-                    )
             needed = request.approval_needed
-            inherited = needed and request.inherit and _approved_before(known, request.usage)
-            if needed and not inherited:
-                state = CertState.PENDING_APPROVAL
-            else:
+            inherited = needed and approved_before(request, known)
+            granted = not needed or inherited
+            proven = proves_the_name(request, known)
+            giving_way: list[tuple[Record, str]] = []
+            for old in known:
+                state = state_now(old, now)
+                if state in (CertState.EXPIRED, CertState.REVOKED):
+                    continue
+                reason = may_supersede(request, old, state, granted=granted, proven=proven)
+                if reason:
+                    giving_way.append((old, reason))
+                elif not request.roll_over:
+                    raise refuse(transaction, _duplicate(request, state))
+            for old, reason in giving_way:
+                superseded.append(transaction.change(old, CertState.REVOKED, at=at, approved=False))
+                transaction.audit(at, "revoke", old.serial, {**SERVICE.facts(), "why": reason})
+            if granted:
                 state = state_at_approval(now, request.not_before, request.not_after)
+            else:
+                state = CertState.PENDING_APPROVAL
             record = Record(
                 serial=request.serial,
                 subject=key,
@@ -182,16 +220,24 @@ class Lifecycle:
                 renew_by=0,
                 state=state,
                 state_date=at,
-                approved=state is not CertState.PENDING_APPROVAL and request.method == "std",
+                # What needed no approval has none that others could inherit.
+                approved=inherited,
                 delivered=0,
+                skid=request.skid,
+                identity=request.identity,
+                no_status=request.no_status,
             )
             parts = request.subject
             more = {
-                "cn": parts["CN"], "o": parts["O"], "ou": parts["OU"], "c": parts["C"],
-                "identity": request.identity, "skid": request.skid, "created": at,
+                "cn": parts["CN"], "o": parts["O"], "ou": parts["OU"], "c": parts["C"], "created": at,
+                "key_id": request.key_id,
             }  # fmt: skip
             transaction.add(record, more)
             facts = {**request.facts, **actor.facts(), **_named(request), "state": state.value}
+            facts |= {
+                "not_before": shown_time(request.not_before), "not_after": shown_time(request.not_after),
+                "no_status": "yes" if request.no_status else "no", "proof": request.proof,
+            }  # fmt: skip
             facts["why"] = (
                 "approved before" if inherited else "approval needed" if needed else "no approval needed"
             )
@@ -234,7 +280,11 @@ class Lifecycle:
                 )
             return state_at_approval(self.clock(), utc(record.not_before), utc(record.not_after)), True
 
-        return await self._change(serial, decide, "approve", actor, "")
+        def check(transaction: Transaction) -> None:
+            if any(use.barred for use in transaction.of_key(*transaction.key_of(serial))):
+                raise Refused(f"{BARRED}; deny this one, and have its requester make a new key")
+
+        return await self._change(serial, decide, "approve", actor, "", check=check)
 
     async def deny(self, serial: int, actor: Actor) -> Record:
         """Deny a certificate its approval. Raises Refused, StoreError."""
@@ -252,12 +302,18 @@ class Lifecycle:
     async def revoke(self, serial: int, actor: Actor, why: str = "") -> Record:
         """Revoke a certificate. Raises Refused, StoreError."""
 
-        def decide(_record: Record, state: CertState) -> tuple[CertState, bool]:
+        def decide(record: Record, state: CertState) -> tuple[CertState, bool]:
+            if record.usage == "cms":
+                raise Refused(
+                    "it is the certificate service's own certificate: nobody follows its status, so revoking it would stop "
+                    "nobody. It is renewed by itself; if its key is lost to somebody, stop the service, remove its keychain "
+                    "and start it again, and if the authority's key is, make a new authority"
+                )
             if state in (CertState.REVOKED, CertState.EXPIRED):
                 raise Refused(f"the certificate is {state} already")
             return CertState.REVOKED, False
 
-        return await self._change(serial, decide, "revoke", actor, why)
+        return await self._change(serial, decide, "revoke", actor, why, bar_key=True)
 
     async def _change(
         self,
@@ -266,6 +322,9 @@ class Lifecycle:
         action: str,
         actor: Actor,
         why: str,
+        *,
+        check: Callable[[Transaction], None] | None = None,
+        bar_key: bool = False,
     ) -> Record:
         now = self.clock()
         at = posix(now)
@@ -278,6 +337,8 @@ class Lifecycle:
             state = state_now(recorded, now)
             try:
                 new, approved = decide(recorded, state)
+                if check is not None:
+                    check(transaction)
             except Refused as refusal:
                 transaction.audit(at, "refuse", serial, {**facts, "asked": action, "why": str(refusal)})
                 raise
@@ -287,7 +348,7 @@ class Lifecycle:
                 transaction.audit(at, "clock", serial, {"state": state.value})
             if not may_change(state, new):
                 raise Refused(f"a certificate cannot go from {state} to {new}")
-            changed = transaction.change(recorded, new, at=at, approved=approved)
+            changed = transaction.change(recorded, new, at=at, approved=approved, bar_key=bar_key)
             transaction.audit(at, action, serial, {**facts, "from": state.value, "state": new.value})
             return changed
 
@@ -316,7 +377,7 @@ class Lifecycle:
             self._remember(record)
         else:
             self.live[record.serial] = record
-            boundary = boundary_of(record, self.clock())
+            boundary = self._boundary(record, self.clock())
             if boundary is not None:
                 heapq.heappush(self._boundaries, (boundary, record.serial))
         for listener in self.listeners:
@@ -349,20 +410,52 @@ class Lifecycle:
                 continue
             state = state_now(record, now)
             if state is record.state:
-                boundary = boundary_of(record, now)
+                boundary = self._boundary(record, now)
                 if boundary is not None and boundary > seconds:
                     heapq.heappush(self._boundaries, (boundary, serial))
+                elif boundary is not None and record.state is CertState.PENDING_APPROVAL:
+                    due += 1
+                    self._start(self._lapse(record))
                 continue
             due += 1
             self._pending.setdefault(serial, record)
             self._announce(record._replace(state=state, state_date=int(seconds)))
-        if self._pending and not self._recording:
-            task = asyncio.get_running_loop().create_task(self._record())
-            self._recording.add(task)
-            task.add_done_callback(self._recording.discard)
+        if self._pending and not self._noting:
+            self._noting = True
+            self._start(self._record())
         return due
 
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._recording.add(task)
+        task.add_done_callback(self._recording.discard)
+
+    async def _lapse(self, record: Record) -> None:
+        """End a request that nobody has decided about."""
+
+        def decide(_record: Record, state: CertState) -> tuple[CertState, bool]:
+            if state is not CertState.PENDING_APPROVAL:
+                raise Refused("it was decided meanwhile")
+            return CertState.REVOKED, False
+
+        why = f"nobody has approved it in {self.pending_s // 86400} days" if self.pending_s >= 86400 else (
+            f"nobody has approved it in {self.pending_s} s"
+        )  # fmt: skip
+        try:
+            await self._change(record.serial, decide, "lapse", SERVICE, why)
+        except Refused:
+            return
+        except ApplianceError as error:
+            _log.error("%s", error)
+            heapq.heappush(self._boundaries, (self.clock().timestamp() + _AGAIN_S, record.serial))
+
     async def _record(self) -> None:
+        try:
+            await self._record_all()
+        finally:
+            self._noting = False
+
+    async def _record_all(self) -> None:
         while self._pending:
             batch = dict(list(self._pending.items())[:_AT_ONCE])
             now = self.clock()
@@ -419,16 +512,17 @@ def revoked_in(transaction: Transaction) -> list[tuple[int, int]]:
     return [(int(serial), int(at)) for serial, at in transaction.connection.execute(query)]
 
 
-def _approved_before(known: list[Record], usage: str) -> bool:
-    """The most recent certificate of the subject was approved, for at least this usage.
-
-    Only those that the standard authenticator obtained count: a token's approval is the token's.
-    """
-    mine = [record for record in known if record.method == "std"]
-    if not mine:
-        return False
-    last = max(mine, key=lambda record: (record.state_date, record.not_after))
-    return last.approved and last.usage in (usage, "ioc")
+def _duplicate(request: Request, state: CertState) -> str:
+    parts = request.subject
+    cure = (
+        "an administrator has to approve or deny it"
+        if state is CertState.PENDING_APPROVAL
+        else "have that one revoked first"
+    )
+    return (
+        f"Duplicate Certificate Subject: cn={parts['CN']}, o={parts['O']}, ou={parts['OU']}, "
+        f"c={parts['C']}: it has a certificate that is not revoked or expired; {cure}"
+    )
 
 
 def _named(request: Request) -> dict[str, str]:

@@ -27,7 +27,7 @@ def _boolean(text: str) -> bool:
 
 def _subscription(text: str) -> str:
     word = text.strip().lower()
-    return word if word == "default" else "yes" if _boolean(text) else "no"
+    return word if word in ("default", "requester") else "yes" if _boolean(text) else "no"
 
 
 def _path(text: str) -> FilePath:
@@ -239,9 +239,9 @@ OPTIONS: Final[tuple[Option, ...]] = (
         ("certs_require_subscription",),
         ("--status-monitoring-enabled",),
         ("EPICS_PVACMS_CERTS_REQUIRE_SUBSCRIPTION",),
-        "whether certificates name their status PV: YES, NO or DEFAULT (unless the requester asks for none)",
+        "whether certificates name their status PV: YES, NO, REQUESTER (unless it asks for none) or DEFAULT (who asks for none is refused)",
         _subscription,
-        metavar="YES|NO|DEFAULT",
+        metavar="YES|NO|REQUESTER|DEFAULT",
     ),
     Option(
         ("cert_pv_prefix",),

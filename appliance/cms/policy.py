@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from appliance.acf import AccessSecurity, Principal, load_acf
 from appliance.certs.status import STATUS_CLASS, CertState, StatusClass
-from appliance.certs.x509 import canonical_pv_name
+from appliance.certs.x509 import NO_STATUS, canonical_pv_name, names_status
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.store import Record
 from appliance.errors import AccessFileError, ApplianceError
@@ -145,10 +145,17 @@ class Policy(AccessPolicy):
 class CertificateGate(PeerGate):
     """Turns away peers whose certificates this service knows as anything but valid, and closes them when that changes."""
 
-    def __init__(self, lifecycle: Lifecycle, issuer_id: str, exempt: Callable[[int], bool]) -> None:
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        issuer_id: str,
+        exempt: Callable[[int], bool],
+        status_required: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._lifecycle = lifecycle
         self._issuer_id = issuer_id
         self._exempt = exempt
+        self._status_required = status_required
         self._watchers: dict[int, dict[int, Callable[[Verdict], None]]] = {}
         self._next = 0
         self._tasks: set[object] = set()
@@ -169,6 +176,9 @@ class CertificateGate(PeerGate):
             return _nothing
         if credentials.issuer_id != self._issuer_id:
             verdict(Verdict(StatusClass.BAD, "your certificate was not issued by this certificate service"))
+            return _nothing
+        if self._status_required() and not names_status(engine.peer_chain):
+            verdict(Verdict(StatusClass.BAD, f"your certificate {NO_STATUS}"))
             return _nothing
         self._next += 1
         token = self._next

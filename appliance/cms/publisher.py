@@ -317,6 +317,9 @@ class Publisher:
         response = np.frombuffer(der, dtype=np.uint8)
         store[at["ocsp_response"]] = response
         store[at["renew_by"]] = renew_by
+        if record is not None:
+            store[at["not_before"]], store[at["not_after"]] = record.not_before, record.not_after
+            store[at["no_status"]] = record.no_status is True
         store[at["renewal_due"]] = record is not None and renewal_due(
             now=now, updated=utc(record.state_date), renew_by=utc(renew_by) if renew_by else None
         )

@@ -15,6 +15,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    false,
     inspect,
     select,
     text,
@@ -24,7 +25,7 @@ from appliance.errors import ConfigurationError
 
 __all__ = ["HEAD", "audit", "certs", "meta", "migrate", "replay"]
 
-HEAD: Final = "0001"
+HEAD: Final = "0002"
 """The revision that this code works with: the last file in ``migrations/versions``."""
 
 metadata: Final = MetaData()
@@ -51,13 +52,19 @@ certs: Final = Table(
     Column("approved", Boolean(create_constraint=False), nullable=False),
     Column("delivered", Integer, nullable=False),
     Column("created", BigInteger, nullable=False),
+    Column("key_id", String(64), nullable=False, default="", server_default=""),
+    Column("barred", Boolean(create_constraint=False), nullable=False, default=False, server_default=false()),
+    Column("no_status", Boolean(create_constraint=False), nullable=True),
     Index("certs_subject", "subject"),
     Index("certs_state", "state", "not_after"),
+    Index("certs_skid", "skid"),
+    Index("certs_key", "key_id"),
 )
 """One row per certificate, written before it is signed. Times are POSIX seconds.
 
 ``subject`` is the parts of the name joined by U+001F; ``delivered`` 0: just recorded, 1: the requester has it, 2: the
-service stopped before it could tell.
+service stopped before it could tell. ``key_id`` tells keys apart (`appliance.certs.public_keys.key_identity`; empty in rows
+of the first version), ``barred`` keys are not certified again, ``no_status`` certificates name no status PV (null: not known).
 """
 
 audit: Final = Table(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from appliance.authn.ratelimit import RateLimiter
 from appliance.certs.keychain import Keychain
 from appliance.certs.ocsp import OCSPSigner
+from appliance.certs.public_keys import key_identity
 from appliance.certs.x509 import common_name
 from appliance.cms.backup import backup, prune, timestamped
 from appliance.cms.config import CMSSettings, Effective
@@ -73,7 +74,7 @@ class Service:
             health=settings.health_pv_prefix,
             metrics=settings.metrics_pv_prefix,
         )
-        self.lifecycle = Lifecycle(store, journal, clock)
+        self.lifecycle = Lifecycle(store, journal, clock, pending_s=settings.pending_approval_ends.seconds)
         self.tasks = Tasks()
         self.counters = Counters()
         issuer = authority.issuer
@@ -88,6 +89,8 @@ class Service:
             always_valid=self._authorities,
         )
         self.issuing = Issuing(issuer, self.lifecycle, self.names, settings.rules(), reserved=self._reserved)
+        self.issuing.proven_organizations = self._proven_organizations
+        self.issuing.own_keys = self._own_keys
         self.health = Health(store, self.lifecycle, self.issuing, self.publisher, self.counters)
         self.policy: Policy | None = None
         self.server: Server | None = None
@@ -141,7 +144,7 @@ class Service:
         """Serve. Raises ApplianceError."""
         settings = self.settings
         acf = read_acf(settings.acf)
-        for warning in (*acf.warnings, *several_issuers(settings)):
+        for warning in (*settings.warnings(), *acf.warnings, *several_issuers(settings)):
             _log.warning("%s", warning)
         self.policy = Policy(acf, self.names, settings.at_home())
         if self.server_config.tls_options.tls_required:
@@ -151,7 +154,9 @@ class Service:
             )
         self.store.start()
         self.issuing.tokens = self._tokens(settings)
-        gate = CertificateGate(self.lifecycle, self.names.issuer_id, self._authorities.__contains__)
+        gate = CertificateGate(
+            self.lifecycle, self.names.issuer_id, self._authorities.__contains__, self._status_is_required
+        )
         server = Server(
             self.server_config,
             policy=self.policy,
@@ -210,7 +215,7 @@ class Service:
             raise ConfigurationError(
                 "db, acf and cert_auth_tls_keychain cannot change while the service runs; restart it"
             )
-        for warning in (*acf.warnings, *several_issuers(settings)):
+        for warning in (*settings.warnings(), *acf.warnings, *several_issuers(settings)):
             _log.warning("%s", warning)
         assert self.policy is not None
         assert self.create is not None
@@ -223,6 +228,7 @@ class Service:
         self.policy.organizations = settings.at_home()
         self._reserve()
         self.issuing.rules = settings.rules()
+        self.lifecycle.wait_for_approval(settings.pending_approval_ends.seconds)
         self.publisher.validity = _validity(settings)
         self.create.limits(_limiter(settings), settings.ccr_in_flight)
         self.server.review_access()
@@ -289,6 +295,24 @@ class Service:
         reserve = getattr(self.issuing.tokens, "reserve", None)
         if reserve is not None:
             reserve(self._reserved())
+
+    def _status_is_required(self) -> bool:
+        return self.issuing.rules.status_extension in ("yes", "default")
+
+    def _own_keys(self) -> frozenset[str]:
+        own = self.own_keychain
+        if own is None or own.certificate is None:
+            return frozenset()
+        return frozenset({key_identity(own.certificate.public_key())})
+
+    def _proven_organizations(self) -> frozenset[str]:
+        """The organizations that tokens of the configured issuers have in their certificates."""
+        if not self.settings.jwt.issuers:
+            return frozenset()
+        from appliance.authn.jwt import uri
+
+        found = (uri.parse(issuer.issuer or issuer.trusted_uri) for issuer in self.settings.jwt.issuers)
+        return frozenset(where.host.casefold() for where in found if where is not None)
 
     def _reserved(self) -> frozenset[str]:
         """Names that mean something: administrators, the service's own and the authorities'."""

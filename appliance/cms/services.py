@@ -48,6 +48,8 @@ _ORDER: Final = (
     CertState.EXPIRED,
     CertState.REVOKED,
 )
+_EXTENSION: Final = {None: "unknown", False: "yes", True: "no"}
+"""Whether a certificate names its status PV, by what the database says of ``no_status``."""
 REVOKED_OWN: Final = "REVOKED_OWN"
 _EVENTS: Final = {
     "APPROVED": "certificate-approved",
@@ -287,7 +289,7 @@ class ListPV(_Callable):
             {state.value: index for index, state in enumerate(_ORDER)}, value=certs.c.state, else_=99
         )
         columns = [certs.c[n] for n in ("serial", "state", "cn", "o", "ou", "c", "usage", "method")]
-        columns += [certs.c[n] for n in ("not_before", "not_after", "state_date", "created")]
+        columns += [certs.c[n] for n in ("not_before", "not_after", "state_date", "created", "no_status")]
 
         def job(transaction: Transaction) -> list[tuple[Any, ...]]:
             transaction.flush()
@@ -314,7 +316,8 @@ class ListPV(_Callable):
             "type",
         )
         fields += ("not_before", "not_after", "status_date", "created")
-        for field, column in zip(fields, listed[1:], strict=True):
+        value["value.status_extension"] = [_EXTENSION[without] for without in listed[-1]]
+        for field, column in zip(fields, listed[1:], strict=False):
             value[f"value.{field}"] = list(column)
         value["timeStamp"] = now_to_time(self._lifecycle.clock().timestamp())
         operation.reply(value)

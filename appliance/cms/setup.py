@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 from cryptography import x509
 
 from appliance.acf import load_acf
+from appliance.authn.grant import backdated
 from appliance.certs.keychain import (
     Keychain,
     check_keychain,
@@ -32,12 +33,13 @@ from appliance.certs.profiles import (
     generate_key,
     subject_name,
 )
+from appliance.certs.public_keys import key_identity
 from appliance.certs.status import CertState, OCSPState
 from appliance.certs.x509 import common_name, is_self_signed, issuer_id, status_pv, subject_text
 from appliance.cms.config import CMSSettings, parse_password_file
 from appliance.cms.issuing import Issuing, new_serial
 from appliance.cms.store import Record, Transaction
-from appliance.cms.terms import SERVICE, posix, state_now, subject_key
+from appliance.cms.terms import SERVICE, posix, shown_time, state_now, subject_key, utc
 from appliance.config.files import read_private, write_private
 from appliance.config.pva import ServerConfig
 from appliance.config.secret import Secret
@@ -115,11 +117,12 @@ def ensure_authority(settings: CMSSettings, now: datetime) -> Authority:
             organizational_unit=settings.cert_auth_organizational_unit,
         )
         start = now.replace(microsecond=0)
+        end = settings.cert_auth_validity.after(start)
         certificate = build_ca(
             key,
             subject=subject,
-            not_before=start,
-            not_after=settings.cert_auth_validity.after(start),
+            not_before=backdated(start, end),
+            not_after=end,
             serial=new_serial(),
         )
         _save(path, make_keychain(key, [certificate]), password)
@@ -181,7 +184,10 @@ def record_own(
     usage: str,
     skid: str,
     start: int,
+    begin: int,
     end: int,
+    key_id: str,
+    no_status: bool,
     method: str,
 ) -> Record:
     """Record a certificate of the service's own making."""
@@ -190,18 +196,23 @@ def record_own(
         subject=subject_key(certificate_subject),
         usage=usage,
         method=method,
-        not_before=start,
+        not_before=begin,
         not_after=end,
         renew_by=0,
         state=CertState.VALID,
         state_date=start,
         approved=True,
         delivered=1,
+        skid=skid,
+        no_status=no_status,
     )
     parts = {"cn": "CN", "o": "O", "ou": "OU", "c": "C"}
     more = {column: certificate_subject.get(part, "") for column, part in parts.items()}
-    transaction.add(record, {**more, "identity": "", "skid": skid, "created": start})
+    transaction.add(record, {**more, "created": start, "key_id": key_id})
     facts = {**SERVICE.facts(), "subject": record.subject.replace("\x1f", "/"), "usage": usage}
+    facts |= {
+        "not_before": shown_time(utc(begin)), "not_after": shown_time(utc(end)), "no_status": "yes" if no_status else "no"
+    }  # fmt: skip
     transaction.audit(start, "create", serial, {**facts, "state": "VALID", "why": method})
     return record
 
@@ -240,7 +251,10 @@ def _own_request(
             usage=usage,
             skid=skid,
             start=posix(now),
+            begin=max(posix(backdated(now, end)), posix(issuing.issuer.certificate.not_valid_before_utc)),
             end=posix(end),
+            key_id=key_identity(key.public_key()),
+            no_status=not status,
             method=method,
         )
 

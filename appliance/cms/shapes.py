@@ -94,6 +94,7 @@ LIST: Final = NTTable(
         ("not_after", UINT64),
         ("status_date", UINT64),
         ("created", UINT64),
+        ("status_extension", STRING),
     ]
 )
 

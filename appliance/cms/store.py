@@ -24,7 +24,17 @@ from appliance.cms import schema
 from appliance.daemon.audit import GENESIS, canonical, chain
 from appliance.errors import ApplianceError, ConfigurationError
 
-__all__ = ["IN_DOUBT", "LIVE", "Record", "Store", "StoreError", "Transaction", "engine_for", "is_sqlite"]
+__all__ = [
+    "IN_DOUBT",
+    "LIVE",
+    "KeyUse",
+    "Record",
+    "Store",
+    "StoreError",
+    "Transaction",
+    "engine_for",
+    "is_sqlite",
+]
 
 _T = TypeVar("_T")
 _GROUP: Final = 512
@@ -63,7 +73,22 @@ class Record(NamedTuple):
     state: CertState
     state_date: int
     approved: bool
+    """An administrator has approved it, or an earlier one that its requester proved to be his."""
     delivered: int
+    skid: str = ""
+    identity: str = ""
+    """Whom a token proved, as ``issuer|subject``; empty where none did."""
+    no_status: bool | None = None
+    """It names no status PV; None where that is not known any more."""
+
+
+class KeyUse(NamedTuple):
+    """A certificate that a key has been used for."""
+
+    serial: int
+    subject: str
+    usage: str
+    barred: bool
 
 
 _COLUMNS: Final = tuple(schema.certs.c[name] for name in Record._fields)
@@ -71,6 +96,10 @@ _COLUMNS: Final = tuple(schema.certs.c[name] for name in Record._fields)
 _OF_ISSUER: Final = sa.select(*_COLUMNS).where(schema.certs.c.issuer == sa.bindparam("by"))
 _OF_SUBJECT: Final = _OF_ISSUER.where(schema.certs.c.subject == sa.bindparam("of"))
 _OF_SUBJECTS: Final = _OF_ISSUER.where(schema.certs.c.subject.in_(sa.bindparam("of", expanding=True)))
+_OF_KEY: Final = sa.select(*(schema.certs.c[name] for name in KeyUse._fields)).where(
+    schema.certs.c.issuer == sa.bindparam("by"),
+    sa.or_(schema.certs.c.key_id == sa.bindparam("key"), schema.certs.c.skid == sa.bindparam("name")),
+)
 _OF_SERIAL: Final = _OF_ISSUER.where(schema.certs.c.serial == sa.bindparam("number"))
 _ADD_CERTS: Final = sa.insert(schema.certs)
 _ADD_AUDIT: Final = sa.insert(schema.audit)
@@ -80,31 +109,11 @@ _AUDIT_HEAD: Final = (
 
 
 def _record(row: Sequence[Any]) -> Record:
-    (
-        serial,
-        subject,
-        usage,
-        method,
-        not_before,
-        not_after,
-        renew_by,
-        state,
-        state_date,
-        approved,
-        delivered,
-    ) = row
-    return Record(
-        serial,
-        subject,
-        usage,
-        method,
-        not_before,
-        not_after,
-        renew_by,
-        CertState(state),
-        state_date,
-        bool(approved),
-        delivered,
+    record = Record(*row)
+    return record._replace(
+        state=CertState(record.state),
+        approved=bool(record.approved),
+        no_status=None if record.no_status is None else bool(record.no_status),
     )
 
 
@@ -153,6 +162,7 @@ class Transaction:
         self._issuer = issuer
         self._new_certs: list[dict[str, Any]] = []
         self._new_by_subject: dict[str, list[Record]] = {}
+        self._new_by_key: dict[str, list[KeyUse]] = {}
         self._new_audit: list[dict[str, Any]] = []
         self._by_subject: dict[str, list[Record]] = {}
         if audit_head is None:
@@ -180,6 +190,21 @@ class Transaction:
         self.prefetch((subject,))
         return [*self._by_subject[subject], *self._new_by_subject.get(subject, ())]
 
+    def of_key(self, key_id: str, skid: str) -> list[KeyUse]:
+        """All certificates of a key, whatever has become of them."""
+        found = [
+            KeyUse(row[0], row[1], row[2], bool(row[3]))
+            for row in self.connection.execute(_OF_KEY, {"by": self._issuer, "key": key_id, "name": skid})
+        ]
+        return found + self._new_by_key.get(key_id, [])
+
+    def key_of(self, serial: int) -> tuple[str, str]:
+        """A certificate's ``key_id`` and ``skid``."""
+        self.flush()
+        columns = (schema.certs.c.key_id, schema.certs.c.skid)
+        row = self.connection.execute(sa.select(*columns).where(schema.certs.c.serial == serial)).first()
+        return ("", "") if row is None else (row[0], row[1])
+
     def get(self, serial: int) -> Record | None:
         """One certificate."""
         if serial > _LARGEST:
@@ -193,16 +218,25 @@ class Transaction:
         row = record._asdict() | dict(more)
         row["state"] = record.state.value
         row["issuer"] = self._issuer
+        row = {"key_id": "", "barred": False, **row}
         self._new_certs.append(row)
+        if row["key_id"]:
+            use = KeyUse(record.serial, record.subject, record.usage, barred=False)
+            self._new_by_key.setdefault(row["key_id"], []).append(use)
         self._new_by_subject.setdefault(record.subject, []).append(record)
 
-    def change(self, record: Record, state: CertState, *, at: int, approved: bool) -> Record:
-        """Give a certificate another state."""
+    def change(
+        self, record: Record, state: CertState, *, at: int, approved: bool, bar_key: bool = False
+    ) -> Record:
+        """Give a certificate another state; with ``bar_key`` its key is never certified again."""
         self.flush()
+        values: dict[str, Any] = {"state": state.value, "state_date": at, "approved": approved}
+        if bar_key:
+            values["barred"] = True
         changed = self.connection.execute(
             sa.update(schema.certs)
             .where(schema.certs.c.serial == record.serial, schema.certs.c.state == record.state.value)
-            .values(state=state.value, state_date=at, approved=approved)
+            .values(**values)
         )
         if changed.rowcount != 1:
             raise StoreError("the certificate's state has changed meanwhile; look again")
@@ -240,6 +274,7 @@ class Transaction:
                 if subject in self._by_subject:
                     self._by_subject[subject] += records
             self._new_by_subject = {}
+            self._new_by_key = {}
             self._new_certs = []
         if self._new_audit:
             self.connection.execute(_ADD_AUDIT, self._new_audit)

@@ -17,6 +17,7 @@ __all__ = [
     "Request",
     "boundary_of",
     "posix",
+    "shown_time",
     "state_now",
     "subject_key",
     "utc",
@@ -56,15 +57,42 @@ class Request(NamedTuple):
     not_after: datetime
     approval_needed: bool
     inherit: bool
-    """An earlier approval of the same subject counts."""
+    """An earlier approval of the same subject counts, for who proves that it was his."""
     roll_over: bool
     """The subject may have another live certificate: its identity was verified."""
     facts: Mapping[str, str]
     """For the audit, without secrets."""
+    key_id: str = ""
+    """What tells the key from others: `appliance.certs.public_keys.key_identity`."""
+    proved: bool = False
+    """The requester has proved that it holds the private key."""
+    peer_serial: int = 0
+    """The certificate of ours by which the requester is connected; 0: none."""
+    inherit_unproven: bool = False
+    """An earlier approval counts for whoever claims the same subject."""
+    no_status: bool = False
+    """The certificate is to name no status PV."""
 
     @property
     def key(self) -> str:
         return subject_key(self.subject)
+
+    def is_of(self, record: Record) -> bool:
+        """Whether the requester has proved that a certificate of the same subject is his."""
+        return (
+            (self.proved and record.skid == self.skid)
+            or record.serial == self.peer_serial
+            or (bool(self.identity) and record.identity == self.identity)
+        )
+
+    @property
+    def proof(self) -> str:
+        """What was proved, for the audit."""
+        if self.identity:
+            return "token and key" if self.proved else "token"
+        if self.peer_serial:
+            return "certificate"
+        return "key" if self.proved else "none"
 
 
 def subject_key(subject: Mapping[str, str]) -> str:
@@ -108,3 +136,8 @@ def boundary_of(record: Record, now: datetime) -> float | None:
         renew_by=utc(record.renew_by) if record.renew_by else None,
     )
     return None if when is None else when.timestamp()
+
+
+def shown_time(when: datetime) -> str:
+    """A time as the audit has it."""
+    return f"{when.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"

@@ -108,13 +108,18 @@ class Verdict(NamedTuple):
 
 
 def verify(records: Iterable[tuple[Mapping[str, Any], str]], *, head: str | None = None) -> Verdict:
-    """Check records, each with the hash that was stored for it; ``head`` is the last hash, where it is known."""
+    """Check records, each with the hash that was stored for it.
+
+    ``head`` is the hash that was last at some time: it must still be in the chain, and everything after it is newer.
+    """
     previous, count = GENESIS, 0
+    met = head in (None, GENESIS)
     for record, stored in records:
         if chain(previous, record) != stored:
             return Verdict(count, previous, f"record {count + 1} was changed, or one before it is missing")
         previous, count = stored, count + 1
-    return _ended(count, previous, head)
+        met = met or stored == head
+    return _ended(count, previous, met=met)
 
 
 class AuditLog:
@@ -208,6 +213,7 @@ def verify_file(path: str | os.PathLike[str], *, head: str | None = None) -> Ver
     """Check a file that `AuditLog` wrote; a line that is no record counts as a break."""
     name = os.fspath(path)
     previous, count = GENESIS, 0
+    met = head in (None, GENESIS)
     try:
         with open(name, "rb") as file:  # noqa: PTH123 - name is text already
             while line := file.readline(_LIMIT + 1):
@@ -223,15 +229,18 @@ def verify_file(path: str | os.PathLike[str], *, head: str | None = None) -> Ver
                 if chain(previous, record) != stored:
                     return Verdict(count, previous, f"{where} was changed, or one before it is missing")
                 previous, count = stored, count + 1
+                met = met or stored == head
     except OSError as error:
         raise ConfigurationError(f"cannot read the audit log: {error.strerror}", file=name) from error
-    return _ended(count, previous, head)
+    return _ended(count, previous, met=met)
 
 
-def _ended(count: int, last: str, head: str | None) -> Verdict:
-    if head is not None and head != last:
+def _ended(count: int, last: str, *, met: bool) -> Verdict:
+    if not met:
         return Verdict(
-            count, last, f"the last record is not the expected one: records after {count} are missing"
+            count,
+            last,
+            f"the head that was kept is not among the {count} records: those up to it are missing",
         )
     return Verdict(count, last)
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
+from appliance.daemon.garbage import LOOK_S, Collector
 from appliance.daemon.notify import Notifier
 from appliance.errors import ApplianceError
 
@@ -86,6 +87,11 @@ class Daemon:
             if self.started:
                 self.notifier.ready(f"reload failed: {faults[0]}" if faults else self._status)
 
+    async def _tidy(self, collector: Collector) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            collector.look()
+
     async def _feeder(self, period_s: float) -> None:
         # On the loop itself, on purpose: a loop that is stuck sends nothing, and the manager restarts the service.
         while True:
@@ -129,6 +135,8 @@ async def _supervise(
 ) -> int:
     loop = asyncio.get_running_loop()
     daemon = Daemon(name, notifier)
+    collector = Collector()
+    collector.start()
     work = loop.create_task(main(daemon), name=name)
 
     def on_stop() -> None:
@@ -140,6 +148,7 @@ async def _supervise(
         loop.add_signal_handler(number, on_stop)
     loop.add_signal_handler(signal.SIGHUP, daemon.reload)
     helpers = [loop.create_task(daemon._reloader(), name=f"{name} reload")]
+    helpers.append(loop.create_task(daemon._tidy(collector), name=f"{name} garbage"))
     if notifier.watchdog_s:
         helpers.append(loop.create_task(daemon._feeder(notifier.watchdog_s / 2), name=f"{name} watchdog"))
     stop = loop.create_task(daemon.stopping.wait(), name=f"{name} stop")
@@ -167,6 +176,7 @@ async def _supervise(
         for task in (work, stop, *helpers):
             task.cancel()
         await asyncio.gather(stop, *helpers, return_exceptions=True)
+        collector.stop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.remove_signal_handler(number)
     if work.done() and not work.cancelled():

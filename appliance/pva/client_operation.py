@@ -208,6 +208,10 @@ class ClientOperation:
             self._request(c.SUB_MONITOR_STOP)
 
     @property
+    def _is_dead(self) -> bool:
+        return self.state is OperationState.DEAD
+
+    @property
     def _ended_there(self) -> bool:
         return self.state is OperationState.DEAD and not self._closed_here
 
@@ -270,6 +274,8 @@ class ClientOperation:
                     self.get_type, pos = self._decode_struct(buf, pos, end, big)
                 if self.command in _GETS:
                     self._deep = any(_is_deep(leaf) for leaf in self.get_type.leaf_types)
+            if self._is_dead:
+                return  # it was given up while a long type was read
             self.state = OperationState.IDLE
         else:
             self._forget()
@@ -354,6 +360,8 @@ class ClientOperation:
         if bits != 1:
             pos = codec(kind, big).decode_partial(buf, pos, end, bits, store, types)
         overrun = leaves(kind, decode_bitset(buf, pos, end, big)[0]) if pos < end else 0
+        if self._is_dead:
+            return  # it was given up while a long value was read
         self.last_store = store
         self.connection._events.append(MonitorUpdate(self, leaves(kind, bits), store, overrun))
 
@@ -361,6 +369,8 @@ class ClientOperation:
         """Act on the answer to GET_FIELD."""
         status, pos = Status.decode(buf, pos, end, big=big)
         kind = decode_type(buf, pos, end, big, self.connection.types)[0] if status.ok else None
+        if self._is_dead:
+            return
         self._forget()
         self.connection._events.append(FieldReply(self, status, kind))
 

@@ -8,7 +8,8 @@ Source: PVAccess protocol specification, sections 4 (format), 11 (segmentation),
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from struct import Struct
 from typing import Any, ClassVar, Final, TypeAlias
 
@@ -18,6 +19,7 @@ from appliance.pva.events import Event, RemoteMessage
 from appliance.pva.limits import DEFAULT_LIMITS, Limits
 from appliance.pva.states import ConnectionState
 from appliance.pvdata.fielddesc import TypeReader
+from appliance.pvdata.pace import Pace
 from appliance.pvdata.wire import decode_string, encode_string
 
 __all__ = ["Buffer", "Connection"]
@@ -35,6 +37,12 @@ COPY_LIMIT: Final = 4096
 EVENTS_PER_CALL: Final = 32
 """Events after which ``receive_data`` stops parsing: what they are answered with must leave before more is
 asked for, or a peer that asks and never reads could make this end hold any number of answers."""
+
+UNPACED: Final = 2048
+"""Octets of the longest message that is parsed without asking for the time inside it."""
+
+MESSAGES_PER_CALL: Final = 64
+"""Messages after which ``receive_data`` stops parsing, also those that lead to nothing: so that time is asked for."""
 
 MAX_TEXT: Final = 4096
 """Characters of a MESSAGE, in and out."""
@@ -55,11 +63,15 @@ class Connection:
         "_need",
         "_out",
         "_out_flags",
+        "_pace",
+        "_paced",
+        "_remains",
         "_rx",
         "_segment_command",
         "_segments",
         "_small",
         "big",
+        "due",
         "held",
         "limits",
         "out_size",
@@ -83,6 +95,8 @@ class Connection:
         """Octets that wait in the output queue."""
         self.stalled = False
         """Whether whole messages may wait unparsed: flush the output, then call ``receive_data(b"")``."""
+        self.due: Callable[[], bool] | None = None
+        """Tells when it is time to give way, also in the middle of a message; ``stalled`` says so then."""
         self.held = False
         """Server: whether requests wait unparsed for the verdict on the client: read no more from it until then, which
         is what bounds them. The verdict makes the connection ``stalled``."""
@@ -92,6 +106,12 @@ class Connection:
         self._out: list[Buffer] = []
         self._events: list[Event] = []
         self._rx: bytearray | None = None
+        self._pace: Pace | None = None
+        """The message that is being worked on, where that takes more than a call's time."""
+        self._paced: Buffer | None = None
+        """What it lies in."""
+        self._remains: Iterator[None] | None = None
+        """What is left to be done of the end: see ``_end``."""
         self._need = 8
         self._small = min(limits.max_message, limits.max_message_unvalidated)
         self._segments: bytearray | None = None
@@ -116,25 +136,30 @@ class Connection:
         tells what the end of the connection ended.
         """
         if self._is_closed:
-            return []
+            if self._remains is None:
+                return []
+            self._work_off()
+            return self.pending_events()
         self.received += len(data)
         self.stalled = False
         rx = self._rx
         if rx is not None:
             rx += data
-            if len(rx) < self._need:
+            if len(rx) < self._need and self._pace is None:
                 return []
             data = rx
             self._rx = None
         end = len(data)
         try:
-            pos = self._parse(data, 0, end)
+            pos = 0
+            if self._pace is None or self._go_on():
+                pos = self._parse(data, 0, end)
         except RemoteProtocolError:
             self._events = []
             self._close()
             raise
         if pos < end and not self._is_closed:
-            if data is rx:
+            if data is rx and data is not self._paced:
                 # Cutting a bytearray's front moves a pointer; no view into it outlives the parsing, since
                 # decoders copy out of what can change.
                 del rx[:pos]
@@ -149,19 +174,37 @@ class Connection:
     def _parse(self, data: Buffer, pos: int, end: int) -> int:
         """Parse whole messages from ``pos`` on; return where the first one starts that is left for later."""
         events = self._events
-        while end - pos >= 8:
-            if len(events) >= EVENTS_PER_CALL or self.out_size > OUT_LIMIT:
+        due = self.due
+        count = 0
+        while end - pos >= 8 and not self.stalled:
+            if (
+                count >= MESSAGES_PER_CALL
+                or len(events) >= EVENTS_PER_CALL
+                or self.out_size > OUT_LIMIT
+                or (count and due is not None and due())
+            ):
                 self.stalled = True
-                self._need = 8
-                return pos
+                break
             after = self._message(data, pos, end)
             if after < 0:
                 return pos
             pos = after
+            count += 1
             if self.state is ConnectionState.CLOSED:
                 return end
         self._need = 8
         return pos
+
+    def _go_on(self) -> bool:
+        """Work on the message that takes its time; tell whether it is done."""
+        pace = self._pace
+        assert pace is not None
+        if pace.go_on():
+            self._pace = None
+            self._paced = None
+            return True
+        self.stalled = True
+        return False
 
     def _message(self, data: Buffer, pos: int, end: int) -> int:
         """Act on the message at ``pos``; return where the next one starts, or -1 when it is incomplete."""
@@ -233,8 +276,14 @@ class Connection:
                 return  # section 16.3: what is unknown is skipped; so is what has no meaning on a stream
             raise RemoteProtocolError(f"command {command} is not allowed while {self.state.value}")
         handler = self._handlers.get(command)
-        if handler is not None:
+        if handler is None:
+            return
+        if end - pos <= UNPACED:
             handler(buf, pos, end, big)
+            return
+        self._pace = Pace(partial(handler, buf, pos, end, big), self.due)
+        self._paced = buf
+        self._go_on()
 
     def _control(self, command: int, value: int, *, big: bool) -> None:
         if command == c.CTRL_SET_MARKER:
@@ -336,9 +385,14 @@ class Connection:
     # -- end -----------------------------------------------------------------------------------------
 
     def receive_eof(self) -> list[Event]:
-        """The peer has gone; return the events that follow from it."""
+        """The peer has gone; return the events that follow from it.
+
+        With ``due`` they may come in parts: while ``stalled``, call ``receive_data(b"")`` for the next one.
+        """
         if self.state is not ConnectionState.CLOSED:
             self._close()
+        elif not self._events:
+            self._work_off()
         return self.pending_events()
 
     def pending_events(self) -> list[Event]:
@@ -350,11 +404,36 @@ class Connection:
 
     def _close(self) -> None:
         """Enter CLOSED and drop everything that only an open connection needs."""
+        if self.state is ConnectionState.CLOSED:
+            return
         self.state = ConnectionState.CLOSED
         self.stalled = False  # nothing is left to parse: a shell that waits for the rest would wait for ever
         self.held = False
         self._rx = None
         self._segments = None
+        if self._pace is not None:
+            self._pace.drop()
+            self._pace = self._paced = None
+        self.types.clear()
+        self._remains = self._end()
+        self._work_off()
+
+    def _work_off(self) -> None:
+        """Do some of what the end of the connection leaves to be done."""
+        remains = self._remains
+        if remains is None:
+            return
+        due = self.due
+        self.stalled = False
+        for _ in remains:
+            if due is not None and (len(self._events) >= EVENTS_PER_CALL or due()):
+                self.stalled = True
+                return
+        self._remains = None
+
+    def _end(self) -> Iterator[None]:
+        """Drop what the connection held, one after the other, with the events that tell of it."""
+        yield from ()
 
     def _require(self, state: ConnectionState, what: str) -> None:
         if self.state is not state:

@@ -24,8 +24,8 @@ class Limits(NamedTuple):
     max_channels: int = 250_000
     """Channels, those included that were asked for and not yet accepted or rejected."""
     max_operations: int = 500_000
-    max_request_octets: int = 16 * 1024 * 1024
-    """Octets of the pvRequests of all operations together. Requests that many operations share count once."""
+    max_request_octets: int = 64 * 1024 * 1024
+    """Octets of memory for the pvRequests of all operations together. Requests that many operations share count once."""
     max_types: int = 16_384
     """Types that the peer may define by ID on one connection (section 5.6)."""
     max_queue_size: int = 65_536

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple, TypeAlias
 from appliance.errors import DecodeError, LocalProtocolError
 from appliance.pva import commands as c
 from appliance.pva.limits import DEFAULT_LIMITS, Limits
+from appliance.pvdata.pace import breathe
 from appliance.pvdata.wire import decode_size, decode_string, encode_size, encode_string
 
 __all__ = [
@@ -116,7 +117,9 @@ class SearchRequest(NamedTuple):
             raise DecodeError(f"SEARCH for {count} names exceeds the limit of {limits.max_search_names}")
         u32 = _U32[big]
         names = []
-        for _ in range(count):
+        for number in range(count):
+            if not number & 255:
+                breathe()
             if end - pos < 5:
                 raise DecodeError("SEARCH ends inside its list of names")
             (instance,) = u32.unpack_from(buf, pos)

@@ -9,6 +9,7 @@ Source: PVAccess protocol specification, sections 6, 8, 9 and 13; behaviour of p
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from struct import Struct
 from typing import Any, ClassVar, Final
 
@@ -30,6 +31,7 @@ from appliance.pva.server_operation import PreparedAnswer, ServerOperation, init
 from appliance.pva.states import SERVER_ACCEPTS, SERVER_HOLDS, ConnectionState, OperationState
 from appliance.pva.status import Status
 from appliance.pva.typed import decode_typed
+from appliance.pvdata.pace import breathe
 from appliance.pvdata.types import StructType
 from appliance.pvdata.value import Value
 from appliance.pvdata.wire import decode_string, encode_size, encode_string
@@ -47,6 +49,10 @@ _NO_REQUEST: Final = Value(StructType(()))
 _CACHED_REQUEST: Final = 256
 """Octets of the longest pvRequest that is worth keeping."""
 _USES_TYPE_IDS: Final = frozenset(b"\xfd\xfe")
+_GETS_PER_CALL: Final = 1024
+"""GETs of the hot loop after which ``receive_data`` stops, so that time is asked for; about half a millisecond."""
+_NAMES_PER_EVENT: Final = 256
+"""Names of one SearchReceived: whoever looks them up can do other things between two of them."""
 _BUFFER_SIZE: Final = 0x10000
 _REGISTRY_SIZE: Final = 0x7FFF
 
@@ -131,7 +137,9 @@ class ServerConnection(Connection):
         size_out = 0
         room = OUT_LIMIT - self.out_size
         idle = OperationState.IDLE
-        while end - pos >= 17:
+        due = self.due
+        turn = min(end, pos + _GETS_PER_CALL * 17)
+        while turn - pos >= 17:
             prefix, size, sid, ioid, sub = unpack(data, pos)
             if prefix == _GET_PREFIX and size == 9 and (sub in (0, c.SUB_GET)):
                 operation = operations.get(ioid)
@@ -160,7 +168,7 @@ class ServerConnection(Connection):
             self.out_size += size_out
             size_out = 0
             room = OUT_LIMIT - self.out_size
-            if len(events) >= EVENTS_PER_CALL or room < 0:
+            if len(events) >= EVENTS_PER_CALL or room < 0 or self.stalled:
                 break
             after = self._message(data, pos, end)
             if after < 0:
@@ -168,8 +176,12 @@ class ServerConnection(Connection):
             pos = after
             if self.state is ConnectionState.CLOSED:
                 return end
+            if due is not None and due():
+                self.stalled = True
             room = OUT_LIMIT - self.out_size
         self.out_size += size_out
+        if turn < end and turn - pos < 17:
+            self.stalled = True
         return super()._parse(data, pos, end)
 
     # -- handshake -----------------------------------------------------------------------------------
@@ -177,7 +189,8 @@ class ServerConnection(Connection):
     def _parse_handshake(self, data: Buffer, pos: int, end: int) -> int:
         """Parse up to the first request that must wait for our verdict."""
         events = self._events
-        while end - pos >= 8:
+        due = self.due
+        while end - pos >= 8 and not self.stalled:
             if (
                 self.state is ConnectionState.AUTHENTICATING
                 and data[pos] == c.MAGIC
@@ -195,6 +208,8 @@ class ServerConnection(Connection):
             pos = after
             if self._is_closed:
                 return end
+            if due is not None and due():
+                self.stalled = True
         self._need = 8
         return pos
 
@@ -225,7 +240,11 @@ class ServerConnection(Connection):
             self._close()
 
     def _on_search(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
-        self._events.append(SearchReceived(SearchRequest.decode(buf, pos, end, big=big, limits=self.limits)))
+        request = SearchRequest.decode(buf, pos, end, big=big, limits=self.limits)
+        names = request.names
+        for start in range(0, max(len(names), 1), _NAMES_PER_EVENT):
+            part = names[start : start + _NAMES_PER_EVENT]
+            self._events.append(SearchReceived(request._replace(names=part)))
 
     def search_response(self, response: SearchResponse) -> None:
         """Answer SearchReceived."""
@@ -241,7 +260,11 @@ class ServerConnection(Connection):
         pos += 2
         if count * 5 > end - pos:
             raise DecodeError(f"CREATE_CHANNEL claims {count} names and has no room for them")
-        for _ in range(count):
+        for number in range(count):
+            if not number & 31:
+                breathe()
+                if self.state is ConnectionState.CLOSED:
+                    return
             if end - pos < 5:
                 raise DecodeError("CREATE_CHANNEL ends inside its list of names")
             (cid,) = _U32[big].unpack_from(buf, pos)
@@ -406,7 +429,7 @@ class ServerConnection(Connection):
             if len(cache) >= 64:
                 cache.clear()
             cache[big, raw] = request
-        return request, after, max(after - pos, 8 * request.type.nodes)
+        return request, after, after - pos + request.type.weight
 
     def _on_get_field(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if end - pos < 9:
@@ -458,8 +481,13 @@ class ServerConnection(Connection):
         operation.channel.operations.pop(operation.ioid, None)
         self._events.append(OperationClosed(operation))
 
-    def _close(self) -> None:
+    def _end(self) -> Iterator[None]:
         for channel in [*self.channels.values(), *self.pending.values()]:
+            if not channel.open and channel.sid not in self.pending:
+                continue  # closed meanwhile
+            for operation in list(channel.operations.values()):
+                self._drop_operation(operation)
+                yield
             self._drop_channel(channel)
+            yield
         self.pending.clear()
-        super()._close()

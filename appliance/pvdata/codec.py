@@ -20,6 +20,7 @@ from appliance.errors import PVDataError
 from appliance.pvdata.bitset import encode_bitset, iter_bits
 from appliance.pvdata.fielddesc import TypeReader, encode_type
 from appliance.pvdata.leafcodec import ENCODE_ERRORS, LeafCodec, leaf_codec
+from appliance.pvdata.pace import breathe
 from appliance.pvdata.plans import compile_decoder, compile_encoder, encode_failure
 from appliance.pvdata.types import StructType, TypeDesc
 from appliance.pvdata.wire import Buffer
@@ -39,11 +40,14 @@ COMPILE_AFTER = 6
 COMPILE_LEAVES = 400
 """A plan of more fields is never compiled: the time would be the peer's to spend."""
 MAX_PLANS = 64
+_PLANNED_FIELDS = 1 << 16
+"""Fields in all plans of one codec together, where two plans do not have more: bit sets are the peer's choice."""
 CHUNK = 4096
 """Arrays of at least so many bytes are handed out by reference."""
 
 _CACHED = 512
-_CACHED_NODES = 1 << 17
+_CACHED_OCTETS = 32 << 20
+"""Octets of memory for the types of the codecs that are kept, as ``TypeDesc.weight`` reckons."""
 
 
 class Codec:
@@ -55,7 +59,17 @@ class Codec:
     and are copied otherwise, always once; from a ``bytearray`` they are always copied.
     """
 
-    __slots__ = ("_decoders", "_description", "_encoders", "_leaf", "big", "decode", "encode", "type")
+    __slots__ = (
+        "_decoders",
+        "_description",
+        "_encoders",
+        "_leaf",
+        "_max_plans",
+        "big",
+        "decode",
+        "encode",
+        "type",
+    )
 
     encode: Callable[[Any], bytes]
     """``encode(store) -> bytes``: the full value."""
@@ -69,6 +83,7 @@ class Codec:
         self._encoders: dict[int, Encoder] = {}
         self._leaf: LeafCodec | None = None
         self._description = b""
+        self._max_plans = min(MAX_PLANS, max(_PLANNED_FIELDS // t.count, 2))
         if isinstance(t, StructType):
             self.encode = _FullEncoder(self)
             self.decode = _FullDecoder(self)
@@ -145,14 +160,14 @@ class Codec:
 
     def _plan_decoder(self, bits: int) -> Decoder:
         plan: Decoder = _LoopDecoder(self, bits, self._select(bits))
-        if len(self._decoders) >= MAX_PLANS:
+        if len(self._decoders) >= self._max_plans:
             self._decoders.clear()
         self._decoders[bits] = plan
         return plan
 
     def _plan_encoder(self, bits: int) -> Encoder:
         plan: Encoder = _LoopEncoder(self, bits, self._select(bits))
-        if len(self._encoders) >= MAX_PLANS:
+        if len(self._encoders) >= self._max_plans:
             self._encoders.clear()
         self._encoders[bits] = plan
         return plan
@@ -162,7 +177,7 @@ class Codec:
 
 
 _codecs: dict[tuple[TypeDesc, bool], Codec] = {}
-_codec_nodes = 0
+_codec_weight = 0
 
 
 def codec(t: TypeDesc, big: bool) -> Codec:
@@ -170,15 +185,15 @@ def codec(t: TypeDesc, big: bool) -> Codec:
     made = t._codecs[big]
     if made is not None:
         return made
-    global _codec_nodes  # noqa: PLW0603
+    global _codec_weight  # noqa: PLW0603
     made = _codecs.get((t, big))
     if made is None:
         made = Codec(t, big)
-        _codec_nodes += t.nodes
-        while _codecs and (len(_codecs) >= _CACHED or _codec_nodes > _CACHED_NODES):
+        _codec_weight += t.weight
+        while _codecs and (len(_codecs) >= _CACHED or _codec_weight > _CACHED_OCTETS):
             oldest = next(iter(_codecs))
             del _codecs[oldest]
-            _codec_nodes -= oldest[0].nodes
+            _codec_weight -= oldest[0].weight
         _codecs[(t, big)] = made
     t._codecs[big] = made
     return made
@@ -269,6 +284,7 @@ class _LoopDecoder:
         self.bits = bits
         self.leaves = leaves
         types = owner.type.leaf_types
+        breathe()
         self.steps = [leaf_codec(types[i], owner.big).decode for i in leaves]
         self.uses = 0
 
@@ -283,9 +299,17 @@ class _LoopDecoder:
 
     def run(self, buf: Buffer, pos: int, end: int, store: list[Any], types: TypeReader) -> int:
         values = []
-        for step in self.steps:
-            value, pos = step(buf, pos, end, types)
-            values.append(value)
+        if len(self.steps) > COMPILE_LEAVES:
+            for number, step in enumerate(self.steps):
+                if not number & 255:
+                    breathe(256)
+                value, pos = step(buf, pos, end, types)
+                values.append(value)
+        else:
+            for step in self.steps:
+                value, pos = step(buf, pos, end, types)
+                values.append(value)
+        breathe()
         for number, value in zip(self.leaves, values, strict=True):
             store[number] = value
         return pos

@@ -6,6 +6,7 @@ Source: pva.rst section 5.4; for arrays of structures and unions the peers' form
 from __future__ import annotations
 
 from appliance.errors import DecodeError, PVDataError
+from appliance.pvdata.pace import breathe
 from appliance.pvdata.types import (
     ANY,
     MAX_DEPTH,
@@ -55,10 +56,14 @@ _SIZED |= {t.code | FIXED: (t, "fixed") for t in SCALARS.values()}
 class TypeReader:
     """The types that the peer has given an ID on one connection, and what one decoding needs to know.
 
-    Lives as long as the connection (pva.rst section 5.6). ``limit`` bounds the number of IDs.
+    Lives as long as the connection (pva.rst section 5.6). ``limit`` bounds the number of IDs; their memory is bounded
+    here, for one connection and for the process.
     """
 
-    __slots__ = ("_known", "_nodes", "level", "limit", "octets", "types")
+    __slots__ = ("_known", "_known_weight", "_weight", "level", "limit", "octets", "types")
+
+    held = 0
+    """Octets of memory for the types of all connections of this process together."""
 
     def __init__(self, limit: int = Limits.CACHED_TYPES) -> None:
         self.limit = limit
@@ -67,18 +72,35 @@ class TypeReader:
         """Values inside values at this moment; the codec counts here."""
         self.octets = False
         """Read ``uint8[]`` as ``bytes``: for who reads signatures, not numbers, and need not wait for numpy."""
-        self._nodes = 0
+        self._weight = 0
         self._known: dict[TypeDesc, TypeDesc] = {}
+        self._known_weight = 0
 
     def define(self, type_id: int, t: TypeDesc) -> None:
         """Remember ``t``; raises DecodeError when the peer defines more than the limits allow."""
         old = self.types.get(type_id)
         if old is None and len(self.types) >= self.limit:
             raise DecodeError(f"the peer defines more than {self.limit} type IDs")
-        self._nodes += t.nodes - (old.nodes if old is not None else 0)
-        if self._nodes > Limits.CACHED_NODES:
-            raise DecodeError(f"the types that the peer defines have more than {Limits.CACHED_NODES} fields")
+        more = t.weight - (old.weight if old is not None else 0)
+        if self._weight + more > Limits.CACHED_OCTETS:
+            raise DecodeError(f"the types that the peer defines take more than {Limits.CACHED_OCTETS} octets")
+        if more > 0 and TypeReader.held + more > Limits.ALL_CACHED_OCTETS:
+            raise DecodeError(
+                f"the types that all peers define take more than {Limits.ALL_CACHED_OCTETS} octets; try again later"
+            )
+        self._weight += more
+        TypeReader.held += more
         self.types[type_id] = t
+
+    def clear(self) -> None:
+        """Forget everything: the connection is over."""
+        TypeReader.held -= self._weight
+        self._weight = self._known_weight = 0
+        self.types = {}
+        self._known = {}
+
+    def __del__(self) -> None:
+        TypeReader.held -= self._weight
 
     def intern(self, t: TypeDesc) -> TypeDesc:
         """Return an equal type met before, so that equal types are one object with one codec."""
@@ -87,8 +109,10 @@ class TypeReader:
         known = self._known.get(t)
         if known is not None:
             return known
-        if len(self._known) >= 64:
+        self._known_weight += t.weight
+        if len(self._known) >= 64 or self._known_weight > Limits.KNOWN_OCTETS:
             self._known.clear()
+            self._known_weight = t.weight
         self._known[t] = t
         return t
 
@@ -195,7 +219,9 @@ def _read(
         fields: list[tuple[str, TypeDesc]] = []
         room -= 1
         ident = name
-        for _ in range(count):
+        for number in range(count):
+            if not number & 63:
+                breathe(min(count - number, 64))
             name, pos = decode_string(buf, pos, end, big)
             child, pos, room = _read(buf, pos, end, big, cache, depth - 1, room)
             fields.append((name, child))
@@ -223,9 +249,9 @@ def _read(
         return defined, pos, room
     if code == BOUNDED_STRING:
         bound, pos = decode_count(buf, pos, end, big)
-        return (BoundedString(bound) if bound else STRING), pos, room - 1
+        return (cache.intern(BoundedString(bound)) if bound else STRING), pos, room - 1
     sized = _SIZED.get(code)
     if sized is not None:
         size, pos = decode_count(buf, pos, end, big)
-        return ArrayType(sized[0], sized[1], size), pos, room - 2
+        return cache.intern(ArrayType(sized[0], sized[1], size)), pos, room - 2
     raise DecodeError(f"unknown type code 0x{code:02x} at byte {pos - 1}")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from appliance.errors import DecodeError
 from appliance.pvdata.fielddesc import TypeReader, decode_type, encode_type
 from appliance.pvdata.leaves import NO_ANY, NO_UNION, AnyValue, UnionValue, numpy, zeros
+from appliance.pvdata.pace import breathe
 from appliance.pvdata.types import (
     AnyType,
     ArrayType,
@@ -196,18 +197,35 @@ def _number_array(t: ArrayType, element: ScalarType, big: bool) -> LeafCodec:
         if is_octet and types.octets:
             return bytes(buf[pos:after]), after
         array = numpy().frombuffer(buf, wire, n, pos)
-        if is_bool:
+        if not is_bool and not swap and _may_refer(buf, size):
+            return array, after
+        if size > _SLICE:
+            array = _copy_slowly(array, native, width, is_bool=is_bool)
+        elif is_bool:
             array = array != 0
         elif swap:
             array = array.astype(native)
-        elif _may_refer(buf, size):
-            return array, after
         else:
             array = array.copy()
         array.flags.writeable = False
         return array, after
 
     return LeafCodec(encode, decode)
+
+
+_SLICE = 1 << 20
+"""Octets of an array that are copied at a time: less than a millisecond's work."""
+
+
+def _copy_slowly(array: Any, native: str, width: int, *, is_bool: bool) -> Any:
+    """Copy a large array in pieces, with time for others between them."""
+    copied = numpy().empty(array.size, "?" if is_bool else native)
+    step = _SLICE // width
+    for start in range(0, array.size, step):
+        breathe()
+        piece = array[start : start + step]
+        copied[start : start + step] = piece != 0 if is_bool else piece
+    return copied
 
 
 def _may_refer(buf: Buffer, size: int) -> bool:
@@ -236,7 +254,9 @@ def _string_array(t: ArrayType, big: bool) -> LeafCodec:
         if n > end - pos:
             raise truncated(pos + n - 1, end)
         out = []
-        for _ in range(n):
+        for number in range(n):
+            if not number & 255:
+                breathe(min(n - number, 256))
             item, pos = decode_string(buf, pos, end, big)
             out.append(item)
         return tuple(out), pos
@@ -311,6 +331,7 @@ def _any(big: bool) -> LeafCodec:
 
 def _compound_array(element: TypeDesc, big: bool) -> LeafCodec:
     empty = {UnionType: NO_UNION, AnyType: NO_ANY}.get(type(element))
+    values = element.count
 
     def encode(value: Any) -> Iterable[Part]:
         item = leaf_codec(element, big).encode
@@ -333,7 +354,9 @@ def _compound_array(element: TypeDesc, big: bool) -> LeafCodec:
         step = leaf_codec(element, big).decode
         _enter(types)
         try:
-            for _ in range(n):
+            for number in range(n):
+                if not number & 31:
+                    breathe(min(n - number, 32) * values)
                 if pos >= end:
                     raise truncated(pos, end)
                 present = buf[pos]
@@ -355,6 +378,7 @@ def _compound_array(element: TypeDesc, big: bool) -> LeafCodec:
 def _nested(t: TypeDesc, big: bool, buf: Buffer, pos: int, end: int, types: TypeReader) -> tuple[Any, int]:
     _enter(types)
     try:
+        breathe(1)
         return leaf_codec(t, big).decode(buf, pos, end, types)
     finally:
         types.level -= 1

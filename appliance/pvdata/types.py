@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from appliance.errors import PVDataError
+from appliance.pvdata.pace import breathe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,6 +58,24 @@ _LAYOUT = frozenset(
 )
 
 
+WEIGHT = 1024
+"""Octets of memory for a type itself: its object, its two codecs, and its place in what is above it. Measured."""
+_FIELD_WEIGHT = 200
+"""The same for each field of a structure or union: name, paths, layout and steps of codecs."""
+
+
+class Masks:
+    """By number, the bits of a sub-tree, made when they are asked for: all of them would take octets by the square."""
+
+    __slots__ = ("_spans",)
+
+    def __init__(self, spans: tuple[int, ...]) -> None:
+        self._spans = spans
+
+    def __getitem__(self, number: int) -> int:
+        return ((1 << self._spans[number]) - 1) << number
+
+
 class TypeDesc:
     """A PVData type. Compares by structure, names and identifiers included; hashes in constant time."""
 
@@ -82,6 +101,7 @@ class TypeDesc:
         "path_chars",
         "paths",
         "spans",
+        "weight",
     )
 
     id: str
@@ -97,6 +117,8 @@ class TypeDesc:
     fixed_bytes: int
     """Octets that the fixed-length arrays of a default value take."""
     path_chars: int
+    weight: int
+    """About how many octets of memory the type takes once it has been used, with all that is below it."""
     members: dict[str, TypeDesc]
     """Types by member name, of a structure or a union."""
     offsets: dict[str, int]
@@ -109,7 +131,7 @@ class TypeDesc:
     """The numbers that have storage, in wire order: all but those of structures."""
     spans: tuple[int, ...]
     """By number, how many numbers the sub-tree has."""
-    masks: tuple[int, ...]
+    masks: Masks
     """By number, the bits of the sub-tree."""
     parents: tuple[int, ...]
     """By number, the number of the enclosing structure; 0 for the top."""
@@ -130,6 +152,7 @@ class TypeDesc:
         self.min_bytes = min_bytes
         self.fixed_bytes = 0
         self.path_chars = 0
+        self.weight = WEIGHT
         self.members = {}
         self._defaults = None
         # By byte order; here, so that they live as long as the type does and need no bound of their own.
@@ -149,7 +172,7 @@ class TypeDesc:
         self.leaf_types = (self,)
         self.leaves = (0,)
         self.spans = (1,)
-        self.masks = (1,)
+        self.masks = Masks(self.spans)
         self.parents = (0,)
         self.full_mask = self.leaf_mask = 1
 
@@ -321,6 +344,7 @@ class ArrayType(TypeDesc):
         fixed = size if kind == "fixed" else 0
         self._init(1 + element.nodes, 1 + element.depth, fixed * element.min_bytes if kind == "fixed" else 1)
         self.fixed_bytes = fixed * width
+        self.weight = WEIGHT + (0 if isinstance(element, ScalarType) else element.weight)
         _check_limits(self)
         self.element = element
         self.kind = kind
@@ -347,23 +371,33 @@ class _FieldsType(TypeDesc):
     fields: tuple[tuple[str, TypeDesc], ...]
 
     def _take(self, fields: Iterable[tuple[str, TypeDesc]], id: str, *, lenient: bool) -> None:  # noqa: A002 - PVData's word
-        self.fields = tuple([(name, t) for name, t in fields])
-        members = dict(self.fields)
-        if len(members) != len(self.fields):
+        self.fields = taken = tuple([(name, t) for name, t in fields])
+        breathe()
+        members = dict(taken)
+        if len(members) != len(taken):
             seen: set[str] = set()
-            twice = next(name for name, _ in self.fields if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+            twice = next(name for name, _ in taken if name in seen or seen.add(name))  # type: ignore[func-returns-value]
             raise PVDataError(f"field name {twice!r} appears twice")
+        breathe()
         check = _is_wire_name if lenient else _is_name
         nodes = depth = 1
         least = 1 if isinstance(self, UnionType) else 0
         fixed = chars = 0
-        for name, t in self.fields:
+        weight = WEIGHT + 4 * len(id)
+        hashed = hash((type(self), id))
+        for number, (name, t) in enumerate(taken):
+            if not number & 255:
+                breathe()
+                hashed = hash((hashed, taken[number : number + 256]))
             if not check(name):
                 raise PVDataError(f"invalid field name {name!r}: letters, digits and underscores are allowed")
             nodes += t.nodes
             depth = max(depth, 1 + t.depth)
             chars += t.path_chars + (len(name) + 1) * t.count
             fixed += t.fixed_bytes
+            weight += _FIELD_WEIGHT + 2 * len(name)
+            if not isinstance(t, ScalarType):
+                weight += t.weight
             if not isinstance(self, UnionType):
                 least += t.min_bytes
         self._init(nodes, depth, least)
@@ -371,8 +405,9 @@ class _FieldsType(TypeDesc):
         self.members = members
         self.fixed_bytes = fixed
         self.path_chars = chars
+        self.weight = weight + 2 * chars
         _check_limits(self)
-        self._hash = hash((type(self), id, self.fields))
+        self._hash = hashed
 
     def _key(self) -> object:
         return (self.id, self.fields)
@@ -402,7 +437,9 @@ class StructType(_FieldsType):
         types: list[TypeDesc] = [self]
         spans = [self.count]
         parents = [0]
-        for name, t in self.fields:
+        for number, (name, t) in enumerate(self.fields):
+            if not number & 255:
+                breathe()
             base = len(paths)
             if isinstance(t, StructType):
                 dot = name + "."
@@ -417,13 +454,19 @@ class StructType(_FieldsType):
                 types.append(t)
                 spans.append(1)
                 parents.append(0)
-        self.offsets = {path: number for number, path in enumerate(paths)}
+        offsets: dict[str, int] = {}
+        self.offsets = offsets
+        for start in range(0, len(paths), 4096):
+            breathe()
+            offsets.update(zip(paths[start : start + 4096], range(start, len(paths)), strict=False))
         self.paths = tuple(paths)
         self.leaf_types = tuple(types)
+        breathe()
         self.leaves = tuple([i for i, t in enumerate(types) if not isinstance(t, StructType)])
         self.spans = tuple(spans)
-        self.masks = tuple([((1 << span) - 1) << i for i, span in enumerate(spans)])
+        self.masks = Masks(self.spans)
         self.parents = tuple(parents)
+        breathe()
         self.full_mask = (1 << self.count) - 1
         self.leaf_mask = int("".join(["0" if isinstance(t, StructType) else "1" for t in reversed(types)]), 2)
 

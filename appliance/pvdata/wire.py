@@ -18,8 +18,12 @@ class Limits:
 
     CACHED_TYPES = 16384
     """Type IDs that one connection may define."""
-    CACHED_NODES = 1 << 18
-    """Nodes of all types of one connection's cache together."""
+    CACHED_OCTETS = 32 << 20
+    """Octets of memory for all types of one connection's cache together, as ``TypeDesc.weight`` reckons."""
+    ALL_CACHED_OCTETS = 256 << 20
+    """The same for all connections of a process."""
+    KNOWN_OCTETS = 1 << 20
+    """The same for types that one connection has met without an ID, and keeps to find them equal."""
     BITSET_BYTES = 8192
     """Octets of a bit set: 65536 fields."""
     NESTED_VALUES = 32

@@ -190,10 +190,17 @@ class Peer:
 
     # -- events --------------------------------------------------------------------------------------
 
-    def events(self, events: list[Event]) -> None:
-        """Act on what the client sent, in order."""
+    def events(self, events: list[Event]) -> list[Event] | None:
+        """Act on what the client sent, in order; return what has to wait until others have had their turn."""
         item: Any
-        for item in events:
+        link = self.link
+        due = link.due
+        if link.ended_here:
+            # It was shut out meanwhile, perhaps since its certificate was revoked: only what ended is told.
+            events = [item for item in events if type(item) in _ENDS]
+        for done, item in enumerate(events):
+            if done and due():
+                return events[done:]
             kind = type(item)
             if kind is Execute:
                 operation = item.operation
@@ -203,14 +210,17 @@ class Peer:
                 operation.channel.context.requested(operation)
             else:
                 _HANDLERS[kind](self, item)
+        return None
 
     def _on_window(self, event: MonitorWindow) -> None:
         event.operation.channel.context.window(event.operation)
 
     def _on_closed_operation(self, event: OperationClosed) -> None:
-        channel: Channel | None = event.operation.channel.context
+        wire: Any = event.operation
+        channel: Channel | None = wire.channel.context
         if channel is not None:
-            channel.closed(event.operation)  # type: ignore[arg-type]
+            channel.closed(wire)
+            wire.context = None  # without a cycle it is gone now, and not when garbage is collected
 
     def _on_cancelled(self, event: OperationCancelled) -> None:
         event.operation.channel.context.cancelled(event.operation, event.successor)
@@ -225,6 +235,7 @@ class Peer:
         channel = event.channel.context
         if channel is not None:
             self.server.channel_closed(channel)
+            event.channel.context = None
 
     def _on_authentication(self, event: AuthenticationReceived) -> None:
         self.authenticate(event.method, event.payload)
@@ -269,9 +280,13 @@ class Peer:
             return  # link_writable comes back here
         self._dirty = []
         left = self._dirty
+        due = link.due
         for index, subscription in enumerate(todo):
             if subscription.pump():
                 left.extend(todo[index:])
+                break
+            if not index & 63 and index and due():
+                left.extend(todo[index + 1 :])
                 break
         link.flush()
         if left and link.writable and not self._pumping:
@@ -286,6 +301,7 @@ class Peer:
         return f"<Peer {self.credentials.method}/{self.credentials.account}@{self.link.peer}>"
 
 
+_ENDS: Final = frozenset((OperationClosed, ChannelClosed))
 _HANDLERS: Final[dict[type, Any]] = {
     MonitorWindow: Peer._on_window,
     OperationClosed: Peer._on_closed_operation,

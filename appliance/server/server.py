@@ -29,6 +29,7 @@ from appliance.transport.gate import PeerGate, Verdict
 from appliance.transport.listener import listen
 from appliance.transport.liveness import Liveness
 from appliance.transport.stream import StreamLink
+from appliance.transport.turns import Turns, turns_of
 
 if TYPE_CHECKING:
     from appliance.tls.context import TLSContext
@@ -118,6 +119,7 @@ class Server:
         self._liveness = Liveness(lambda: self.peers, self.config.idle_timeout_s, echo=False)
         self._to_pump: list[Peer] = []
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._turns: Turns | None = None
         self._closed: asyncio.Event | None = None
         self._deserted: asyncio.Event | None = None
         self._unwatch: dict[StreamLink, Callable[[], None]] = {}
@@ -186,6 +188,7 @@ class Server:
         if self._loop is not None:
             raise ValueError("the server was started already")
         self._loop = asyncio.get_running_loop()
+        self._turns = turns_of(self._loop)
         self._closed = asyncio.Event()
         config = self.config
         try:
@@ -234,6 +237,8 @@ class Server:
             for link in list(self.peers):
                 link.abort()
             await asyncio.sleep(0)
+            for link in list(self.peers):
+                link.settle()
 
     async def wait_closed(self) -> None:
         """Wait until ``stop`` has been called."""
@@ -396,9 +401,10 @@ class Server:
         told[who] = now
         return True
 
-    def link_events(self, link: StreamLink, events: list[Event]) -> None:
+    def link_events(self, link: StreamLink, events: list[Event]) -> list[Event] | None:
         """StreamOwner."""
-        link.context.events(events)
+        left: list[Event] | None = link.context.events(events)
+        return left
 
     def link_writable(self, link: StreamLink) -> None:
         """StreamOwner."""
@@ -415,6 +421,9 @@ class Server:
         unwatch = self._unwatch.pop(link, None)
         if unwatch is not None:
             unwatch()
+        link.context = None
+        if peer is not None:
+            peer.connection.context = None
         if reason is None:
             _log.debug("%s disconnected", link.peer)
         else:
@@ -433,8 +442,18 @@ class Server:
     def _pump(self) -> None:
         peers = self._to_pump
         self._to_pump = []
-        for peer in peers:
+        turns = self._turns
+        assert turns is not None
+        assert self._loop is not None
+        for index, peer in enumerate(peers):
+            if turns.is_full:
+                # The others are next; what they wait for is squashed where it becomes too much.
+                self._to_pump[:0] = peers[index:]
+                self._loop.call_soon(self._pump)
+                return
+            turns.begin()
             peer.pump()
+            turns.end()
 
     # -- channels ------------------------------------------------------------------------------------
 

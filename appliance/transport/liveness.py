@@ -63,7 +63,7 @@ class Liveness:
             if not link.writable:
                 # We may have stopped reading until the peer reads: that it takes something is a sign of life too.
                 heard += link.drained
-            if heard != link.heard_at_tick:
+            if heard != link.heard_at_tick or link.waits:
                 link.heard_at_tick = heard
                 link.silent_ticks = 0
             else:

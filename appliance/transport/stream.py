@@ -19,6 +19,7 @@ from appliance.errors import ApplianceError, ProtocolError, RemoteProtocolError,
 from appliance.pva.connection import Buffer, Connection
 from appliance.pva.events import Event
 from appliance.pva.states import ConnectionState
+from appliance.transport.turns import turns_of
 
 if TYPE_CHECKING:  # OpenSSL would double the start-up time of a tool that speaks plain TCP
     from appliance.tls.engine import TLSEngine
@@ -49,8 +50,8 @@ class StreamOwner(Protocol):
     def link_up(self, link: StreamLink) -> None:
         """The transport is ready: TCP is connected and, with TLS, the handshake is complete."""
 
-    def link_events(self, link: StreamLink, events: list[Event]) -> None:
-        """The peer's messages, in order."""
+    def link_events(self, link: StreamLink, events: list[Event]) -> list[Event] | None:
+        """The peer's messages, in order. Returns those that have to wait: when ``link.due()``, others go first."""
 
     def link_writable(self, link: StreamLink) -> None:
         """The send queue has room again."""
@@ -63,14 +64,18 @@ class StreamLink(asyncio.Protocol):
     """See the module's text. ``context`` is the owner's to use."""
 
     __slots__ = (
+        "_backlog",
         "_closing",
         "_flush_pending",
         "_loop",
         "_parked",
         "_reason",
         "_transport",
+        "_turns",
+        "_unfed",
         "connection",
         "context",
+        "due",
         "engine",
         "heard",
         "heard_at_tick",
@@ -82,6 +87,7 @@ class StreamLink(asyncio.Protocol):
         "reset",
         "sent",
         "silent_ticks",
+        "waits",
         "writable",
     )
 
@@ -106,7 +112,17 @@ class StreamLink(asyncio.Protocol):
         something is on its way to it does, and some peers always."""
         self.sent = 0
         self.silent_ticks = 0
+        self.waits = False
+        """Whether something of what came waits for its turn; nothing is read meanwhile."""
         self._loop = asyncio.get_running_loop()
+        self._turns = turns_of(self._loop)
+        self.due = self._turns.due
+        """Tells when it is time to let others go first."""
+        connection.due = self.due
+        self._backlog: list[Event] = []
+        """Events that wait."""
+        self._unfed: list[bytes] = []
+        """What came and was not even decrypted, since it waits."""
         self._transport: asyncio.Transport | None = None
         self._flush_pending = False
         self._parked = False
@@ -146,6 +162,17 @@ class StreamLink(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Decrypt, parse, hand over, answer."""
         self.heard += len(data)
+        turns = self._turns
+        if self.waits or (not self.is_up and turns.is_full):
+            # A handshake takes as long as hundreds of requests.
+            self._unfed.append(data)
+            self._wait()
+            return
+        turns.begin()
+        self._received(data)
+        turns.end()
+
+    def _received(self, data: bytes) -> None:
         engine = self.engine
         if engine is None:
             self._feed(data)
@@ -163,32 +190,40 @@ class StreamLink(asyncio.Protocol):
             self._up()
         if chunks:
             self._feed(chunks[0] if len(chunks) == 1 else b"".join(chunks))
-        if engine.eof:
+        if engine.eof and not self.waits:
             self.close(None)
         else:
             self._write_engine()
 
     def _feed(self, data: Buffer) -> None:
+        """Take decrypted octets, or go on with what is there."""
         connection = self.connection
         try:
-            events = connection.receive_data(data)
+            events = self._backlog
+            if events:
+                self._backlog = []
+            else:
+                events = connection.receive_data(data)
             while True:
                 if events:
-                    self.owner.link_events(self, events)
+                    self._hand_over(events)
                 self.flush()
-                if not connection.stalled:
+                if not connection.stalled and not self._backlog:
                     break
                 if not self.writable and connection.IS_SERVER:
                     self._parked = True
+                    return
+                if self._backlog or self.due():
+                    self._wait()
                     return
                 events = connection.receive_data(b"")
         except RemoteProtocolError as error:
             self.flush()
             self.close(error)
             # The owner must not use what the end of the connection ended, not even until the socket is closed.
-            events = connection.receive_eof()
-            if events:
-                self.owner.link_events(self, events)
+            self._hand_over(connection.receive_eof())
+            if self._backlog or connection.stalled:
+                self._wait()
             return
         if connection.state is ConnectionState.CLOSED:
             self.close(None, linger=connection.IS_SERVER)
@@ -200,14 +235,82 @@ class StreamLink(asyncio.Protocol):
         self._loop.call_soon(self._proceed)
 
     def _proceed(self) -> None:
-        if self._closing or self._transport is None:
+        if self._closing or self._transport is None or self.waits:
             return
+        turns = self._turns
+        turns.begin()
         if self.connection.stalled:
             self._feed(b"")
         else:
             self.flush()
-        if self.writable and not self.connection.held:
-            self._transport.resume_reading()
+        turns.end()
+        self._read_on()
+
+    def _hand_over(self, events: list[Event]) -> None:
+        left = self.owner.link_events(self, events) if events else None
+        if left:
+            self._backlog = left
+
+    def _wait(self) -> None:
+        """Go on in the next turn of the event loop; until then nothing more is read."""
+        if self.waits:
+            return
+        self.waits = True
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
+            transport.pause_reading()
+        self._turns.wait(self)
+
+    def go_on(self) -> None:
+        """Do more of what had to wait."""
+        self.waits = False
+        if self._transport is None:
+            self._wind_up()
+            return
+        unfed = self._unfed
+        if unfed:
+            self._unfed = []
+            self._received(b"".join(unfed))
+        else:
+            self._feed(b"")
+            engine = self.engine
+            if engine is not None and engine.eof and not self.waits:
+                self.close(None)
+        self._read_on()
+
+    def _read_on(self) -> None:
+        """Read again, unless something still waits for its turn or for the peer to read."""
+        transport = self._transport
+        if (
+            transport is not None
+            and not self.waits
+            and not self.connection.held
+            and (self.writable or not self.connection.IS_SERVER)
+            and not transport.is_closing()
+        ):
+            transport.resume_reading()
+
+    def _wind_up(self) -> None:
+        """Tell the owner what the end of the link ended, then that it has ended."""
+        connection = self.connection
+        while True:
+            events = self._backlog
+            if events:
+                self._backlog = []
+                self._hand_over(events)
+            if self._backlog or (connection.stalled and self.due()):
+                self._wait()
+                return
+            if not connection.stalled:
+                break
+            self._backlog = connection.receive_data(b"")
+        self.owner.link_down(self, self._reason)
+
+    def settle(self) -> None:
+        """Do now what had to wait: the event loop is about to end."""
+        if self.waits and self._transport is None:
+            self._turns.hurry()
+            self._wind_up()
 
     def eof_received(self) -> bool | None:
         """The peer sends no more; there is no half-open PVAccess."""
@@ -230,10 +333,13 @@ class StreamLink(asyncio.Protocol):
         self.is_up = False
         self.writable = False
         self._transport = None
-        events = self.connection.receive_eof()
-        if events:
-            self.owner.link_events(self, events)
-        self.owner.link_down(self, self._reason)
+        self._unfed.clear()
+        turns = self._turns
+        turns.begin()
+        self._backlog += self.connection.receive_eof()
+        if not self.waits:
+            self._wind_up()
+        turns.end()
 
     def pause_writing(self) -> None:
         """Hold back: the send queue is full.
@@ -249,17 +355,15 @@ class StreamLink(asyncio.Protocol):
         self.writable = True
         if self._closing:
             return
+        turns = self._turns
+        turns.begin()
         self.owner.link_writable(self)
         if self._parked:
             self._parked = False
             self._feed(b"")
-        if (
-            self.writable
-            and self._transport is not None
-            and self.connection.IS_SERVER
-            and not self.connection.held
-        ):
-            self._transport.resume_reading()
+        turns.end()
+        if self.connection.IS_SERVER:
+            self._read_on()
 
     # -- output --------------------------------------------------------------------------------------
 
@@ -272,8 +376,14 @@ class StreamLink(asyncio.Protocol):
     def _scheduled_flush(self) -> None:
         self._flush_pending = False
         events = self.connection.pending_events()
-        if events:
-            self.owner.link_events(self, events)
+        if self._backlog or self.waits:
+            self._backlog += events
+        elif events:
+            self._turns.begin()
+            self._hand_over(events)
+            self._turns.end()
+            if self._backlog:
+                self._wait()
         self.flush()
 
     def flush(self) -> None:
@@ -394,6 +504,11 @@ class StreamLink(asyncio.Protocol):
         self._closing = True
         if self._transport is not None:
             self._transport.abort()
+
+    @property
+    def ended_here(self) -> bool:
+        """Whether this end has closed the link: what the peer asked for before is not to be done any more."""
+        return self._closing
 
     @property
     def is_closing(self) -> bool:

@@ -17,10 +17,13 @@ from typing import Any, Self
 import msgspec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from appliance.authn.ccr import request_type
+from appliance.authn.proof import PROOF_FIELD, make_proof
 from appliance.certs.keychain import Keychain, load_keychain, make_keychain
 from appliance.certs.profiles import generate_key
 from appliance.client.context import Context
 from appliance.cms.config import CMSSettings, Effective
+from appliance.cms.issuing import CCR
 from appliance.cms.service import Service
 from appliance.cms.shapes import REQUEST
 from appliance.config.address import Endpoint
@@ -112,10 +115,37 @@ _KEY = generate_key("ec-p256")
 KEY_PEM = pem(_KEY)
 
 
-def ccr(name: str = "alice", *, usage: int = 1, pub_key: str = KEY_PEM, **query: Any) -> Value:
-    """A certificate creation request as authnstd sends it."""
-    value = Value(REQUEST, {"scheme": "pva", "path": "CERT:CREATE"})
-    fields = {"type": "std", "name": name, "organization": "lab", "usage": usage, "pub_key": pub_key, **query}
+def ccr(
+    name: str = "alice",
+    *,
+    usage: int = 1,
+    pub_key: str | None = None,
+    key: Any = None,
+    clock: Any = None,
+    **query: Any,
+) -> Value:
+    """A certificate creation request as authnstd sends it, with the proof that the requester holds ``key``.
+
+    With ``pub_key`` it comes from an implementation that sends no proof. ``clock`` is the requester's.
+    """
+    proving = pub_key is None
+    key = key or _KEY
+    fields = {"type": "std", "name": name, "organization": "lab", "usage": usage, **query}
+    fields["pub_key"] = pem(key) if pub_key is None else pub_key
+    value = Value(request_type(PROOF_FIELD) if proving else REQUEST, {"scheme": "pva", "path": "CERT:CREATE"})
+    for field, content in fields.items():
+        value[f"query.{field}"] = content
+    if proving and usage in (1, 2, 3, 8, 11) and fields["pub_key"]:
+        made = int((clock or Clock())().timestamp())
+        value[f"query.verifier.{PROOF_FIELD}"] = make_proof(CCR.parse(value), key, made=made)
+    value.mark()
+    return value
+
+
+def jwt_request(token: str, pub_key: str = KEY_PEM, usage: int = 1) -> Value:
+    """A request with a token, from an implementation that sends no proof beside it."""
+    value = Value(request_type("token"), {"scheme": "pva", "path": "CERT:CREATE"})
+    fields = {"type": "jwt", "usage": usage, "pub_key": pub_key, "verifier.token": token}
     for field, content in fields.items():
         value[f"query.{field}"] = content
     value.mark()

@@ -169,7 +169,7 @@ def use_server(client: ClientConnection, exchange, *, more: bool) -> dict:
     refused = client.create_channel("no such pv")
     if not more:
         told["refused"] = exchange(ChannelCreated)[-1].status
-        assert refused.cid not in client.channels
+        assert told["refused"].ok or refused.cid not in client.channels
     channel.close()
     exchange(ChannelClosed, 0)
     return told

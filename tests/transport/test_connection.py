@@ -178,7 +178,7 @@ async def test_closing_the_context_ends_what_waits() -> None:
             await get
         with pytest.raises(ChannelClosedError):
             await nothing
-        with pytest.raises(ChannelClosedError, match="not open"):
+        with pytest.raises(ChannelClosedError, match="context is closed"):
             await ctx.get("c:pv")
         async with asyncio.timeout(5):
             while server.peers:

@@ -553,6 +553,38 @@ async def test_the_pv_of_the_extension_is_asked_as_it_stands(world):
     assert is_tls(context)
 
 
+@pytest.mark.parametrize("whose", ["server", "client"])
+async def test_a_peer_of_this_authority_without_status_extension_is_not_admitted(world, whose, endless):
+    """Nobody could see that it is revoked: neither a server's gate nor a client's lets it pass."""
+    world.tell(VALID)
+    without = S.ca.keychain(whose, whose)
+    server = await world.server(keychain=without if whose == "server" else None)
+    context = await world.client(server, keychain=without if whose == "client" else None)
+    if whose == "client":
+        # It is told, and goes on without a proved name.
+        await context.get("pv", timeout=3)
+        assert not is_tls(context)
+    else:
+        with pytest.raises(OperationTimeoutError, match=r"the certificate of .* names no status PV"):
+            await context.get("pv", timeout=1)
+
+
+async def test_where_no_status_is_followed_certificates_without_one_are_admitted(world):
+    server = await world.server(keychain=S.ca.keychain("softioc", "server"))
+    context = await world.client(server, keychain=S.ca.keychain("operator", "client"))
+    await context.get("pv", timeout=3)
+    assert is_tls(context)
+
+
+async def test_the_certificate_service_itself_is_admitted_without_status(world):
+    """Its certificate names none on purpose; only the authority gives the usage that tells it."""
+    world.tell(VALID)
+    server = await world.server(keychain=S.ca.keychain("PVACMS Service", "cms"))
+    context = await world.client(server)
+    await context.get("pv", timeout=3)
+    assert is_tls(context)
+
+
 async def test_one_subscription_serves_all_connections_of_a_certificate(world):
     """SPVA 7.4."""
     world.tell(VALID)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any, Final, Self
 
-from appliance.authn.grant import USAGES, Grant, Identity
+from appliance.authn.grant import USAGES, Grant, Identity, backdated
 from appliance.authn.jwt import jwk, naming, uri
 from appliance.authn.jwt import token as tokens
 from appliance.authn.jwt.config import JWTConfig, TrustedIssuer
@@ -182,12 +182,15 @@ class JWTVerifier:
         await self._use_once(issuer, claims, now, settings.leeway_s)
         if uri.parse(issuer) is None:
             raise TokenRefused("iss_invalid")
-        begin = next(t for t in (claims.not_before, claims.issued_at, int(now)) if t is not None)
+        end = datetime.fromtimestamp(claims.expires, UTC)
+        begin = next((t for t in (claims.not_before, claims.issued_at) if t is not None), None)
         return Grant(
             method="jwt",
             subject={"CN": name, "O": self._organizations[settings.name], "OU": "", "C": ""},
-            not_before=datetime.fromtimestamp(begin, UTC),
-            not_after=datetime.fromtimestamp(claims.expires, UTC),
+            not_before=backdated(datetime.fromtimestamp(int(now), UTC), end)
+            if begin is None
+            else datetime.fromtimestamp(begin, UTC),
+            not_after=end,
             approval_needed=settings.approval,
             identity=Identity(issuer, claims.subject),
             audit={**facts, "iss": tokens.clean(issuer)},

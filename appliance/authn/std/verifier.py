@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
-from appliance.authn.grant import Grant
+from appliance.authn.grant import Grant, backdated
 from appliance.errors import CertificateError
 
 __all__ = ["StdRequest", "verify"]
@@ -44,14 +44,12 @@ def verify(
 
     Raises CertificateError for a validity that makes no sense. The subject's form is the profile's business.
     """
-    start = now
-    if request.not_before:
-        start = _time(request.not_before, "begin")
-        if now < start <= now + _SKEW:
-            start = now
     end = default_end
     if request.not_after and custom_durations:
         end = _time(request.not_after, "end")
+    start = _time(request.not_before, "begin") if request.not_before else now
+    if start <= now + _SKEW:
+        start = backdated(now, end)
     if end <= now:
         raise CertificateError(f"the certificate would have ended at {end:%Y-%m-%d %H:%M:%S} UTC already")
     if end <= start:

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
 from appliance.certs.keychain import load_keychain
 from appliance.certs.ocsp import verify_response
+from appliance.certs.profiles import generate_key
 from appliance.certs.status import OCSPState
 from appliance.errors import ApplianceError, RemoteError
 from tests.helpers.cms import Process, ccr, client, keychain_of
@@ -152,13 +153,13 @@ async def test_a_reload_takes_a_new_access_file_and_keeps_the_old_one_when_it_is
 async def test_kill_9_leaves_every_delivered_certificate_known_and_revocable(tmp_path):
     """Whoever has a certificate can be stopped, whenever the service died; and nobody is locked out."""
     delivered = []
-    asked = [f"user{i}" for i in range(400)]
+    asked = {f"user{i}": generate_key("ec-p256") for i in range(400)}
     with Process(tmp_path, OPEN) as process:
         process.ready()
         async with client(process.tcp_port) as anyone:
 
             async def ask(name):
-                reply = await anyone.rpc("CERT:CREATE", ccr(name), timeout=None)
+                reply = await anyone.rpc("CERT:CREATE", ccr(name, key=asked[name]), timeout=None)
                 delivered.append((name, reply))
                 if len(delivered) == 60:
                     process.process.kill()
@@ -180,7 +181,7 @@ async def test_kill_9_leaves_every_delivered_certificate_known_and_revocable(tmp
             assert (await anyone.get(delivered[0][1]["status_pv"]))["state"] == "REVOKED"
             got = {name for name, _ in delivered}
             for name in [name for name in asked if name not in got][:40]:
-                assert (await anyone.rpc("CERT:CREATE", ccr(name)))["state"] == "VALID"
+                assert (await anyone.rpc("CERT:CREATE", ccr(name, key=asked[name])))["state"] == "VALID"
         process.stop()
     status, out, log = once(tmp_path, "--audit-verify")
     assert status == 0, log
@@ -263,6 +264,9 @@ async def test_the_audit_shows_what_was_done_and_that_it_was_changed(tmp_path):
         process.ready()
         async with client(process.tcp_port) as anyone, admin(process) as administrator:
             reply = await anyone.rpc("CERT:CREATE", ccr())
+            status, out, _ = await asyncio.to_thread(once, tmp_path, "--audit-verify")
+            assert status == 0
+            early = out.split()[-1]
             with pytest.raises(RemoteError):
                 await anyone.put(reply["status_pv"], {"state": "APPROVED"})
             await administrator.put(reply["status_pv"], {"state": "REVOKED"})
@@ -270,7 +274,13 @@ async def test_the_audit_shows_what_was_done_and_that_it_was_changed(tmp_path):
     status, out, _ = once(tmp_path, "--audit-verify")
     assert status == 0
     head = out.split()[-1]
-    assert once(tmp_path, "--audit-verify", "--audit-head", head)[0] == 0
+    assert early != head
+    for known in (early, head):
+        assert once(tmp_path, "--audit-verify", "--audit-head", known)[0] == 0
+    status, _, log = once(tmp_path, "--audit-verify", "--audit-head", "0123456789abcdef" * 4)
+    assert (status, "the head that was kept is not among" in log) == (1, True)
+    status, _, log = once(tmp_path, "--audit-verify", "--audit-head", "x")
+    assert (status, "is not the hash of an audit record" in log) == (1, True)
     connection = sqlite3.connect(process.db)
     rows = connection.execute(
         "SELECT action, record FROM audit WHERE serial = ? ORDER BY seq", (str(reply["serial"]),)

@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 
 from appliance.certs.ocsp import verify_response
+from appliance.certs.profiles import generate_key
 from appliance.certs.status import CertState, OCSPState
 from appliance.certs.x509 import cert_id, status_pv
 from appliance.cms.audit import verify_audit
@@ -19,6 +20,7 @@ from appliance.pvdata import INT8, STRING, UINT16, ArrayType, StructType, Value
 from tests.helpers.cms import Clock, admin_keychain, ccr, keychain_of, plain, running, secure, settled
 from tests.helpers.raw import RawClient
 
+OTHER_KEY = generate_key("ec-p256")
 OPEN = {"require_client_approval": False, "require_server_approval": False, "require_ioc_approval": False}
 
 
@@ -207,22 +209,22 @@ async def test_a_second_certificate_for_a_subject_is_refused_and_an_approval_is_
     async with running(tmp_path, clock) as service, plain(service) as anyone:
         reply = await anyone.rpc("CERT:CREATE", ccr())
         with pytest.raises(RemoteError, match="Duplicate Certificate Subject: cn=alice, o=lab, ou=, c=:"):
-            await anyone.rpc("CERT:CREATE", ccr())
+            await anyone.rpc("CERT:CREATE", ccr(key=OTHER_KEY))
         async with secure(service, admin_keychain(tmp_path)) as admin:
             await admin.put(reply["status_pv"], {"state": "APPROVED"})
             clock.advance(days=190)
             await settled(service)
             assert (await anyone.get(reply["status_pv"]))["state"] == "EXPIRED"
-            wider = await anyone.rpc("CERT:CREATE", ccr(usage=3))
+            wider = await anyone.rpc("CERT:CREATE", ccr(usage=3, clock=clock))
             assert wider["state"] == "PENDING_APPROVAL"
             await admin.put(wider["status_pv"], {"state": "DENIED"})
             assert (await anyone.get(wider["status_pv"]))["state"] == "REVOKED"
-            assert (await anyone.rpc("CERT:CREATE", ccr()))["state"] == "PENDING_APPROVAL"
-        other = await anyone.rpc("CERT:CREATE", ccr("bob"))
+            assert (await anyone.rpc("CERT:CREATE", ccr(clock=clock)))["state"] == "PENDING_APPROVAL"
+        other = await anyone.rpc("CERT:CREATE", ccr("bob", clock=clock))
         assert other["state"] == "PENDING_APPROVAL"
 
 
-async def test_an_approved_subject_gets_its_next_certificate_at_once(tmp_path):
+async def test_who_has_the_key_of_an_approved_certificate_gets_the_next_one_at_once(tmp_path):
     clock = Clock()
     async with running(tmp_path, clock) as service, plain(service) as anyone:
         reply = await anyone.rpc("CERT:CREATE", ccr())
@@ -230,10 +232,13 @@ async def test_an_approved_subject_gets_its_next_certificate_at_once(tmp_path):
             await admin.put(reply["status_pv"], {"state": "APPROVED"})
         clock.advance(days=190)
         await settled(service)
-        assert (await anyone.rpc("CERT:CREATE", ccr()))["state"] == "VALID"
+        assert (await anyone.rpc("CERT:CREATE", ccr(clock=clock)))["state"] == "VALID"
 
 
-@pytest.mark.parametrize("name", ["admin", "ADMIN", "PVACMS Service", "EPICS Root Certificate Authority"])
+@pytest.mark.parametrize(
+    "name",
+    ["admin", "ADMIN", "adm1n", "PVACMS  Service", "PVACMS Service", "EPICS Root Certificate Authority"],
+)
 async def test_a_name_with_privileges_is_never_given_away_without_approval(tmp_path, name):
     async with running(tmp_path, **OPEN) as service, plain(service) as anyone:
         reply = await anyone.rpc("CERT:CREATE", ccr(name))
@@ -380,16 +385,25 @@ async def test_certificates_and_answers_satisfy_openssl(tmp_path):
     assert "leaf.pem: good" in checked.stdout
 
 
-async def test_no_status_is_the_requesters_choice_unless_the_configuration_decides(tmp_path):
+async def test_the_configuration_and_never_a_request_alone_decides_about_certificates_without_status(
+    tmp_path,
+):
     async with running(tmp_path, **OPEN) as service, plain(service) as anyone:
         for choice, asked, expected in (
-            ("default", True, False),
+            ("default", True, None),
             ("default", False, True),
+            ("requester", True, False),
+            ("requester", False, True),
             ("yes", True, True),
             ("no", False, False),
         ):
             service.issuing.rules = service.issuing.rules._replace(status_extension=choice)
-            reply = await anyone.rpc("CERT:CREATE", ccr(f"{choice}{asked}", no_status=asked))
+            request = ccr(f"{choice}{asked}", no_status=asked)
+            if expected is None:
+                with pytest.raises(RemoteError, match="certificates without a status are not issued here"):
+                    await anyone.rpc("CERT:CREATE", request)
+                continue
+            reply = await anyone.rpc("CERT:CREATE", request)
             assert bool(status_pv(keychain_of(reply).certificate)) is expected
 
 

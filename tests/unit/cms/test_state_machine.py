@@ -14,6 +14,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from appliance.certmon.status_pv import STATUS_TYPE as STATUS
 from appliance.certs.ocsp import verify_response
+from appliance.certs.profiles import generate_key
 from appliance.certs.status import TRANSITIONS, CertState, OCSPState, ocsp_state
 from appliance.cms.audit import verify_audit
 from appliance.cms.backup import backup
@@ -93,7 +94,15 @@ class Lives(RuleBasedStateMachine):
         self.service.issuing.rules = rules._replace(usages=usages)
         self.names += 1
         now = int(self.clock().timestamp())
-        request = CCR.parse(ccr(f"n{self.names}", not_before=now + delay, not_after=now + delay + life))
+        # A key of its own: one that was revoked is not certified again.
+        asked = ccr(
+            f"n{self.names}",
+            key=generate_key("ec-p256"),
+            clock=self.clock,
+            not_before=now + delay,
+            not_after=now + delay + life,
+        )
+        request = CCR.parse(asked)
         issued = self.run(self.service.issuing.issue(request, PEER))
         start, end = (datetime.fromtimestamp(now + d, UTC) for d in (delay, delay + life))
         state = CertState.PENDING_APPROVAL if approval else CertState.PENDING if delay else CertState.VALID

@@ -37,6 +37,8 @@ def test_a_good_chain_is_intact():
     assert verdict.intact
     assert verdict == (3, sealed(RECORDS)[-1][1], "")
     assert verify(sealed(RECORDS), head=verdict.head).intact
+    for _, former in sealed(RECORDS):
+        assert verify(sealed(RECORDS), head=former).intact, "a head of earlier on"
     assert verify([]) == (0, GENESIS, "")
 
 

@@ -198,18 +198,18 @@ def test_operations_are_limited_whatever_their_command():
 
 
 def test_requests_that_are_all_different_are_limited_and_equal_ones_are_free():
-    connection = opened(limits=Limits(max_request_octets=3000))
+    connection = opened(limits=Limits(max_request_octets=100_000))
     for ioid in range(1, 1001):
         ready(connection, c.CMD_GET, ioid)
     window = op(c.CMD_MONITOR, 1001, 0x88, EMPTY + u32(4))
     assert len(feed(connection, window)) == 1
     used = connection._request_octets
-    assert used < 100
+    assert used < 3000
     ioid = 2000
     while feed(connection, op(c.CMD_GET, ioid, 8, b"\x80\0\x01\x07f%06d\x80\0\0" % ioid)):
         ioid += 1
-    assert 2020 < ioid < 2400
-    assert b"pvRequests on this connection exceed 3000 octets" in take(connection)
+    assert 2020 < ioid < 2100
+    assert b"pvRequests on this connection exceed 100000 octets" in take(connection)
     feed(connection, frame(c.CMD_DESTROY_REQUEST, u32(1) + u32(2000)))
     assert len(feed(connection, op(c.CMD_GET, 3000, 8, b"\x80\0\x01\x07f003000\x80\0\0"))) == 1
     feed(connection, frame(c.CMD_DESTROY_CHANNEL, u32(1) + u32(1)))

@@ -1,0 +1,98 @@
+"""Proof that who asks for a certificate holds the private key: a signature over the whole request.
+
+It travels as the text ``proof`` in the request's ``verifier`` structure, beside what the authenticator puts there:
+``1.<POSIX seconds>.<signature in base64url>``. Of the implementations that are known only ours sends it; others pass over it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable
+from typing import Final, Protocol
+
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes, PrivateKeyTypes
+
+from appliance.certs.public_keys import has_signed, sign
+from appliance.errors import CertificateError
+
+__all__ = ["MAX_PROOF", "PROOF_FIELD", "check_proof", "make_proof"]
+
+PROOF_FIELD: Final = "proof"
+"""Its name in the ``verifier`` structure."""
+MAX_PROOF: Final = 2048
+"""Longest proof in characters: an RSA signature of 8192 bits takes 1366."""
+FRESH_S: Final = 900
+"""Seconds for which a proof counts: what somebody recorded on the network must not be of use for long."""
+_CONTEXT: Final = b"EPICS SPVA certificate creation request, proof 1\0"
+
+
+class Request(Protocol):
+    """The parts of a request that are sealed; the requester's and the service's form of it both have them."""
+
+    @property
+    def type(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def country(self) -> str: ...
+    @property
+    def organization(self) -> str: ...
+    @property
+    def organizational_unit(self) -> str: ...
+    @property
+    def usage(self) -> str: ...
+    @property
+    def not_before(self) -> int: ...
+    @property
+    def not_after(self) -> int: ...
+    @property
+    def pub_key(self) -> str: ...
+    @property
+    def config_uri_base(self) -> str: ...
+    @property
+    def no_status(self) -> bool: ...
+
+
+def _message(request: Request, token: str, made: int) -> bytes:
+    texts: Iterable[str] = (
+        request.type, request.name, request.country, request.organization, request.organizational_unit, request.usage,
+        str(request.not_before), str(request.not_after), request.pub_key, request.config_uri_base,
+        "no status" if request.no_status else "", token, str(made),
+    )  # fmt: skip
+    parts = [text.encode("utf-8", "surrogatepass") for text in texts]
+    # Each with its length in front: otherwise text could wander from one field into the next.
+    return _CONTEXT + b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+
+
+def make_proof(request: Request, key: PrivateKeyTypes, *, made: int, token: str = "") -> str:
+    """The proof for a request; ``made`` is the present time in POSIX seconds. Raises CertificateError."""
+    signature = sign(key, _message(request, token, made))
+    return f"1.{made}.{base64.urlsafe_b64encode(signature).decode('ascii')}"
+
+
+def check_proof(
+    proof: str, request: Request, key: CertificatePublicKeyTypes, *, now: float, token: str = ""
+) -> bool:
+    """Whether the requester has proved that it holds the private half of ``key``.
+
+    Without a proof it has not, nor with one of another version or another time of day: a wrong clock is no attack, and
+    such a request is what those of other implementations are. Raises CertificateError for a proof that is false.
+    """
+    version, _, rest = proof.partition(".")
+    if version != "1":
+        return False
+    text, _, encoded = rest.partition(".")
+    if not (text.isascii() and text.isdecimal() and len(text) <= 12) or len(proof) > MAX_PROOF:
+        raise CertificateError("the proof that the requester holds the private key cannot be read; ask again")
+    try:
+        signature = base64.b64decode(encoded, altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        signature = b""
+    made = int(text)
+    if not has_signed(key, signature, _message(request, token, made)):
+        raise CertificateError(
+            "the proof that the requester holds the private key is false: the request was changed on its way, or the key "
+            "belongs to somebody else; ask again"
+        )
+    return abs(now - made) <= FRESH_S

@@ -1,0 +1,77 @@
+"""What a request gets from the certificates that its subject and its key have had: an approval, their place, or a refusal.
+
+A name is only claimed. What counts is who proves it: by the private key of an earlier certificate, by being connected
+with it, or by a token of the same identity. See docs/explanation/trust-model.md, "What rests on what".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from appliance.certs.status import CertState
+from appliance.cms.store import IN_DOUBT, KeyUse, Record
+from appliance.cms.terms import Request
+
+__all__ = ["BARRED", "approved_before", "key_problem", "may_supersede", "proves_the_name"]
+
+BARRED: Final = "the key is that of a certificate that was revoked, and is never certified again"
+
+
+def key_problem(request: Request, uses: Iterable[KeyUse]) -> str:
+    """Why a key is not certified for this request; empty where nothing speaks against it."""
+    for use in uses:
+        if use.barred:
+            return f"{BARRED}; request with a new key (move the keychain away)"
+        if use.usage == "cms":
+            return "the key is the certificate service's own; request with a key of your own"
+        if use.subject != request.key and not request.proved:
+            # Whoever has somebody's key certified for himself, and that certificate revoked, would have it barred.
+            return (
+                "the key is that of another subject's certificate, and the request does not prove that you hold it; "
+                "request with a new key"
+            )
+    return ""
+
+
+def approved_before(request: Request, known: Iterable[Record]) -> bool:
+    """Whether the last certificate that counts was approved, for at least this usage.
+
+    Those count that the requester proves to be his; with ``inherit_unproven`` all that the standard authenticator obtained.
+    """
+    if not request.inherit:
+        return False
+    mine = [record for record in known if record.state is not CertState.PENDING_APPROVAL]
+    if request.inherit_unproven and not request.identity:
+        mine = [record for record in mine if record.method == "std"]
+    else:
+        mine = [record for record in mine if request.is_of(record)]
+    if not mine:
+        return False
+    last = max(mine, key=lambda record: (record.state_date, record.not_after))
+    return last.approved and last.usage in (request.usage, "ioc")
+
+
+def proves_the_name(request: Request, known: Iterable[Record]) -> bool:
+    """Whether a token, or an earlier certificate that an administrator approved, says that the name is the requester's."""
+    return bool(request.identity) or any(record.approved and request.is_of(record) for record in known)
+
+
+def may_supersede(request: Request, old: Record, state: CertState, *, granted: bool, proven: bool) -> str:
+    """Why a live certificate of the same subject gives way to the request; empty where it does not.
+
+    ``granted``: the request needs no approval, or has one; ``proven``: see `proves_the_name`.
+    """
+    if state is CertState.PENDING_APPROVAL:
+        if request.is_of(old):
+            return "requested again by the same requester"
+        if proven:
+            return "somebody else has proved that the name is his"
+    if (
+        old.delivered == IN_DOUBT
+        and not request.roll_over
+        and (granted or state is CertState.PENDING_APPROVAL or old.skid == request.skid)
+    ):
+        # Nobody knows whether the service's last run could hand it over; two must not be live.
+        return "requested again; its delivery was interrupted"
+    return ""

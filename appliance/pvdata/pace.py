@@ -1,0 +1,91 @@
+"""Long decodings give way: work that stops at many places inside itself, and goes on there later.
+
+A message may hold hundreds of thousands of values, and types with tens of thousands of fields. Decoders are plain
+functions, since generators would make every message slower; so what may take long runs on a stack of its own
+(a greenlet), and ``breathe`` in its loops leaves that stack when the time is up. Where nobody paces, ``breathe``
+costs a look at one variable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from appliance.errors import DecodeError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from greenlet import greenlet
+
+__all__ = ["MAX_VALUES", "Pace", "breathe"]
+
+MAX_VALUES = 1 << 19
+"""Values, strings and descriptions of fields in one message; numbers in arrays are not counted. Each takes some hundred
+octets of memory, whatever it takes in the message, and some time when it is freed again, all at once."""
+
+_running: Pace | None = None
+
+
+class Pace:
+    """One piece of work, and where it stands.
+
+    ``due`` tells whether it is time to give way; None never is, and then the work is only counted.
+    """
+
+    __slots__ = ("_due", "_fiber", "_left", "_work")
+
+    def __init__(self, work: Callable[[], None], due: Callable[[], bool] | None) -> None:
+        self._work = work
+        self._due = due
+        self._left = MAX_VALUES
+        self._fiber: greenlet | None = None
+
+    def go_on(self) -> bool:
+        """Work until it is done or due; return whether it is done. Raises what the work raises."""
+        global _running  # noqa: PLW0603
+        before = _running
+        _running = self
+        try:
+            if self._due is None:
+                self._work()
+                return True
+            from greenlet import getcurrent, greenlet
+
+            if self._fiber is None:
+                self._fiber = greenlet(self._work)
+            self._fiber.parent = getcurrent()
+            self._fiber.switch()
+            return bool(self._fiber.dead)
+        finally:
+            _running = before
+
+    def drop(self) -> None:
+        """Give up what is not done: it ends where it stands."""
+        if self._fiber is not None and not self._fiber.dead:
+            from greenlet import getcurrent
+
+            if self._fiber is not getcurrent():
+                self._fiber.parent = getcurrent()
+                self._fiber.throw()
+
+    def _breathe(self, values: int) -> None:
+        self._left -= values
+        if self._left < 0:
+            raise DecodeError(f"a message holds more than {MAX_VALUES} values")
+        if self._due is not None and self._due():
+            fiber = self._fiber
+            assert fiber is not None
+            from greenlet import getcurrent
+
+            if fiber is getcurrent():  # not in another thread that decodes at the same time
+                assert fiber.parent is not None
+                fiber.parent.switch()
+
+
+def breathe(values: int = 0) -> None:
+    """Let others go first if it is time to, and count ``values`` that were met since the last call.
+
+    Raises DecodeError when a paced message holds too many.
+    """
+    pace = _running
+    if pace is not None:
+        pace._breathe(values)

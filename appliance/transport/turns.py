@@ -1,0 +1,110 @@
+"""Shares the time of one event loop among its connections.
+
+Whatever a peer sends is worked on for a slice of time; what is left waits for the next turn of the event loop, in which
+all that wait go on one after the other: the hosts take turns, and the connections of a host. So a peer that asks for
+very much at once waits for itself, and who asks for little is answered between two of its slices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from time import monotonic
+from typing import Final, Protocol
+from weakref import WeakKeyDictionary
+
+__all__ = ["SLICE_S", "TURN_S", "Turns", "turns_of"]
+
+SLICE_S: Final = 0.001
+"""Seconds that one connection works before another one may."""
+TURN_S: Final = 0.004
+"""Seconds of one turn of the event loop for all that waits, and the same for what has just come."""
+_NOTICE_S: Final = 0.0005
+"""Seconds of work in one turn that are not worth counting."""
+
+
+class Waiting(Protocol):
+    """Something that can go on."""
+
+    peer_address: tuple[str, int]
+
+    def go_on(self) -> None:
+        """Work until done or ``Turns.due``, then call ``Turns.wait`` again."""
+
+
+class Turns:
+    """See the module's text. One for each event loop: ``turns_of``."""
+
+    __slots__ = ("__weakref__", "_began", "_is_scheduled", "_loop", "_until", "_used", "_waiting")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: dict[str, deque[Waiting]] = {}
+        self._is_scheduled = False
+        self._began = 0.0
+        self._until = 0.0
+        self._used = 0.0
+        """Seconds of the present turn of the event loop that went into what has just come."""
+
+    def begin(self) -> None:
+        """Work on something that has just come begins."""
+        self._began = now = monotonic()
+        self._until = now + SLICE_S if self._used < TURN_S else now
+
+    def end(self) -> None:
+        """That work ends, or waits."""
+        self._used += monotonic() - self._began
+        if self._used > _NOTICE_S and not self._is_scheduled:
+            self._schedule()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether this turn of the event loop has had enough of what has just come."""
+        return self._used >= TURN_S
+
+    def due(self) -> bool:
+        """Whether it is time to give way."""
+        return monotonic() >= self._until
+
+    def hurry(self) -> None:
+        """Let whatever comes next take the time that it needs: there will be no other turn."""
+        self._until = float("inf")
+
+    def wait(self, who: Waiting) -> None:
+        """Have ``who`` go on in the next turn."""
+        self._waiting.setdefault(who.peer_address[0], deque()).append(who)
+        if not self._is_scheduled:
+            self._schedule()
+
+    def _schedule(self) -> None:
+        self._is_scheduled = True
+        self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._is_scheduled = False
+        self._used = 0.0
+        waiting = self._waiting
+        end = monotonic() + TURN_S
+        while waiting:
+            host = next(iter(waiting))
+            line = waiting.pop(host)
+            who = line.popleft()
+            if line:
+                waiting[host] = line  # behind the other hosts
+            self._until = min(monotonic() + SLICE_S, end)
+            who.go_on()
+            if monotonic() >= end:
+                break
+        if waiting and not self._is_scheduled:
+            self._schedule()
+
+
+_all: WeakKeyDictionary[asyncio.AbstractEventLoop, Turns] = WeakKeyDictionary()
+
+
+def turns_of(loop: asyncio.AbstractEventLoop) -> Turns:
+    """Give the one of ``loop``."""
+    found = _all.get(loop)
+    if found is None:
+        found = _all[loop] = Turns(loop)
+    return found
