@@ -23,7 +23,7 @@ from bench import revocation, tokens
 from bench.servers import NAMES, running
 from bench.table import Row, alternate
 from bench.wire import calls, first_get, get_latency, pipelined_gets
-from tests.helpers.cms import KEY_PEM, Process, ccr, effective
+from tests.helpers.cms import KEY, KEY_PEM, Process, ccr, effective
 
 CERTIFICATES = 100_000
 CREATE = "CERT:CREATE"
@@ -105,8 +105,11 @@ def rate(port: int, arguments: Sequence[Value], in_flight: int, *, tls: bool = F
 
 def with_token(token: str) -> Value:
     from appliance.authn.ccr import CertRequest, request_value
+    from appliance.authn.proof import PROOF_FIELD, make_proof
 
-    return request_value(CREATE, CertRequest("jwt", "client", KEY_PEM, verifier={"token": token}))
+    request = CertRequest("jwt", "client", KEY_PEM)
+    proof = make_proof(request, KEY, made=int(time.time()), token=token)
+    return request_value(CREATE, request._replace(verifier={"token": token, PROOF_FIELD: proof}))
 
 
 def bare(count: int, append_to: Path | None = None, clock: Callable[[], float] = time.perf_counter) -> float:

@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
@@ -42,8 +42,9 @@ from appliance.certs.keychain import (
     load_keychain,
     make_keychain,
 )
+from appliance.certs.pkcs12 import signing_time
 from appliance.certs.profiles import USAGES, check_public_key, generate_key
-from appliance.certs.status import CertState, format_date, read_renew_by
+from appliance.certs.status import CertState, OCSPState, format_date, read_renew_by
 from appliance.certs.x509 import UNREADABLE, common_name, find_extension, renew_by, shown_id, subject_text
 from appliance.client.context import Context
 from appliance.config.files import read_private, write_private
@@ -57,6 +58,9 @@ from appliance.errors import (
     SecurityError,
 )
 
+if TYPE_CHECKING:
+    from appliance.authn.status import Verdict
+
 __all__ = [
     "Existing",
     "Outcome",
@@ -67,6 +71,7 @@ __all__ = [
     "renewal_time",
 ]
 
+DEFAULT_KEY_ALGORITHM: Final = "rsa-2048"
 _MAX_KEYCHAIN: Final = 1 << 18
 _LIFETIME_USED: Final = 2 / 3
 """Part of a certificate's lifetime after which it is time for the next one."""
@@ -75,6 +80,7 @@ _DUPLICATE: Final = "Duplicate Certificate Subject"
 _FUTURE: Final = timedelta(days=1)
 """How far in the future a certificate may begin: clocks differ, but not by days."""
 _PRESENT_S: Final = 2.0
+_FORGOTTEN: Final = "the certificate service does not know its certificate, as after a restore of the service's database, so it is of no use"
 """Seconds that are spent on the status of a keychain that is there already."""
 
 
@@ -96,6 +102,8 @@ class Existing(NamedTuple):
     key: PrivateKeyTypes | None = None
     trouble: str = ""
     """Why the file that is there cannot be used."""
+    issued: datetime | None = None
+    """When its certificate was issued, where the file tells."""
 
     @property
     def certificate(self) -> x509.Certificate | None:
@@ -120,14 +128,29 @@ class Outcome(NamedTuple):
     keychain: Keychain | None = None
 
 
-def renewal_time(certificate: x509.Certificate) -> datetime:
-    """When to ask for the next certificate: at two thirds of the lifetime, or of the time until renew-by if that is earlier."""
+def renewal_time(certificate: x509.Certificate, issued: datetime | None = None) -> datetime:
+    """When to ask for the next certificate: at two thirds of the lifetime, or of the time until renew-by if that is earlier.
+
+    A certificate may be valid from long before it was ``issued``, since a token's `nbf` says so. Then the lifetime is what
+    was left of it at that moment, or every certificate would be due at once.
+    """
     start = certificate.not_valid_before_utc
     end = certificate.not_valid_after_utc
+    if issued is not None and start < issued < end:
+        start = issued
     by = renew_by(certificate)
     if by is not None and start < by < end:
         end = by
     return start + (end - start) * _LIFETIME_USED
+
+
+def _unknown_for_good(report: Verdict) -> bool:
+    """Whether the service that issued a certificate has signed that it does not know it: it is of no use any more.
+
+    So it is after a restore of the service's database, for what was issued since the backup.
+    """
+    answer = report.answer
+    return answer is not None and answer.state is OCSPState.UNKNOWN and report.claimed is CertState.UNKNOWN
 
 
 def cms_only(_: bytes | None, chain: tuple[bytes, ...]) -> None:
@@ -226,7 +249,7 @@ class Requester:
         *,
         say: Callable[[str], None],
         timeout_s: float,
-        key_algorithm: str = "rsa-2048",
+        key_algorithm: str | None = None,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         self.settings = settings
@@ -252,7 +275,7 @@ class Requester:
         except KeychainError as error:
             trouble = str(error)
         else:
-            return Existing(keychain, keychain.key)
+            return Existing(keychain, keychain.key, issued=signing_time(read.data))
         try:
             return Existing(None, load_key(read.data, password))
         except KeychainError:
@@ -264,7 +287,7 @@ class Requester:
         if certificate is None or existing.keychain is None:
             return True, None
         try:
-            when = renewal_time(certificate)
+            when = renewal_time(certificate, existing.issued)
             for end in keychain_usages(self.settings.usage):
                 check_keychain(
                     existing.keychain, now=max(self.now(), certificate.not_valid_before_utc), usage=end
@@ -272,6 +295,19 @@ class Requester:
         except ApplianceError:
             return True, None
         return self.now() >= when, when
+
+    async def due(self, existing: Existing) -> tuple[bool, datetime | None, str]:
+        """As `renewal_due`, and whether the certificate service says that the certificate is over before its time.
+
+        Asks the service only where the certificate itself gives no reason; the third part is what the service says.
+        """
+        due, when = self.renewal_due(existing)
+        if due:
+            return due, when, ""
+        report = await self._report(existing)
+        if report is not None and _unknown_for_good(report):
+            return True, None, _FORGOTTEN
+        return False, when, ""
 
     # -- requests --------------------------------------------------------------------------------------
 
@@ -300,13 +336,20 @@ class Requester:
             )
         key = existing.key
         if if_due:
-            due, when = self.renewal_due(existing)
+            due, when, why = await self.due(existing)
             if not due:
                 assert when is not None
                 self.say(f"{path}: not due before {format_date(when)}")
                 return self._present("not due", existing)
-        state = await self._present_state(existing)
-        if state is CertState.REVOKED:
+            if why:
+                self.say(f"{path}: {why}; a new one is requested")
+        report = await self._report(existing)
+        state = CertState.UNKNOWN if report is None else report.state
+        forgotten = report is not None and _unknown_for_good(report)
+        if forgotten:
+            if not if_due:
+                self.say(f"{path}: {_FORGOTTEN}; a new one is requested")
+        elif state is CertState.REVOKED:
             if if_due:
                 raise SecurityError(
                     f"{path}: its certificate was revoked, and a renewal that nobody decided on does not undo that; if the "
@@ -321,7 +364,12 @@ class Requester:
             self.say(f"{path}: its key is weak by today's standards; a new one is made")
             key = None
         if key is None:
-            key = await asyncio.to_thread(generate_key, self.key_algorithm)
+            key = await asyncio.to_thread(generate_key, self.key_algorithm or DEFAULT_KEY_ALGORITHM)
+        elif self.key_algorithm is not None:
+            self.say(
+                f"Warning: --key-algorithm has no effect: {path} has a key, which is kept; "
+                "move the file away for another kind of key"
+            )
         public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
         request = make(public.decode("ascii"))
         proof = make_proof(
@@ -332,7 +380,7 @@ class Requester:
         try:
             reply = await self._send(request, trust, secret=secret, allow_plaintext=allow_plaintext)
         except RemoteError as error:
-            if not (if_due and existing.is_current(self.now()) and _DUPLICATE in str(error)):
+            if forgotten or not (if_due and existing.is_current(self.now()) and _DUPLICATE in str(error)):
                 raise
             certificate = existing.certificate
             assert certificate is not None
@@ -354,7 +402,7 @@ class Requester:
             )
         self._tell_if_shorter(request, keychain)
         try:
-            self._write(dump_keychain(keychain, self.settings.password))
+            self._write(dump_keychain(keychain, self.settings.password, issued=self.now()))
         except ConfigurationError as error:
             raise ConfigurationError(
                 f"{error}; the certificate {identifier} was issued all the same: have it revoked before you ask again"
@@ -485,16 +533,16 @@ class Requester:
                 ) from error
             raise
 
-    async def _present_state(self, existing: Existing) -> CertState:
+    async def _report(self, existing: Existing) -> Verdict | None:
+        """The status of the certificate that is there, as far as it can be had without waiting for long."""
         from appliance.authn.status import fetch_status
 
-        """The status of the certificate that is there, as far as it can be had without waiting for long."""
         keychain = existing.keychain
         if keychain is None or not keychain.status_pv:
-            return CertState.UNKNOWN
+            return None
         try:
             async with Context(self.settings.client, beacons=False) as context:
-                report = await fetch_status(
+                return await fetch_status(
                     context,
                     keychain.status_pv,
                     issuer=keychain.issuer,
@@ -504,8 +552,7 @@ class Requester:
                     certificate=keychain.certificate,
                 )
         except ApplianceError:
-            return CertState.UNKNOWN
-        return report.state
+            return None
 
     # -- files -----------------------------------------------------------------------------------------
 

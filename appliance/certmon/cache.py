@@ -10,7 +10,7 @@ import logging
 import os
 from typing import Final
 
-from appliance.config.files import read_private, write_private
+from appliance.config.files import read_private, sweep, write_private
 from appliance.errors import ConfigurationError
 
 __all__ = ["StatusCache"]
@@ -44,8 +44,9 @@ class StatusCache:
         """Keep ``answer`` in one step. Takes milliseconds: the file is synced."""
         try:
             os.makedirs(self.directory, mode=0o700, exist_ok=True)  # noqa: PTH103 - start-up time
-            write_private(self._path(issuer_id, serial), answer)
-            self._prune()
+            path = self._path(issuer_id, serial)
+            write_private(path, answer)
+            self._prune(path)
         except (ConfigurationError, OSError) as error:
             if not self._failed:
                 self._failed = True
@@ -58,14 +59,16 @@ class StatusCache:
         except OSError:
             return
 
-    def _prune(self) -> None:
+    def _prune(self, newest: str) -> None:
+        """Remove the oldest. The clock may be behind the files' dates: what was just written stays, whatever its date."""
+        sweep(self.directory)
         with os.scandir(self.directory) as entries:
             found = [(entry.stat(follow_symlinks=False).st_mtime, entry.path) for entry in entries
-                     if entry.name.endswith(_SUFFIX)]  # fmt: skip
-        if len(found) <= self.max_entries:
+                     if entry.name.endswith(_SUFFIX) and entry.path != newest]  # fmt: skip
+        if len(found) < self.max_entries:
             return
         found.sort()
-        for _, path in found[: len(found) - self.max_entries]:
+        for _, path in found[: len(found) - self.max_entries + 1]:
             try:
                 os.unlink(path)  # noqa: PTH108 - start-up time
             except OSError:

@@ -47,6 +47,8 @@ LINGER_S: Final = 30.0
 """Seconds for which a certificate is followed that nobody asks about any more: clients come back."""
 AGAIN_S: Final = 5.0
 """Seconds after which a subscription is opened again that its server has ended."""
+SEARCH_S: Final = 5.0
+"""Seconds between two searches for a status PV, at the most: while it is not found, people are kept from their work."""
 _LONGEST_SLEEP_S: Final = 60.0
 """The clock may be set while a timer runs: look at it again at least that often."""
 _EVER: Final = datetime.max.replace(tzinfo=UTC)
@@ -349,7 +351,7 @@ class StatusSource:
             tls_keychain="", name_servers=tuple(server for server in config.name_servers if not server.tls)
         )
         # In the clear on purpose: a certificate's status cannot depend on the certificate, and it is signed.
-        self.context = Context(plain, beacons=beacons, octets=True)
+        self.context = Context(plain, beacons=beacons, octets=True, longest_search_s=SEARCH_S)
         self.cache = cache
         self.now = now
         self.max_followed = max_followed

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from appliance.certmon.follow import CertStatus, Following, StatusSource, reference
-from appliance.certs.status import StatusClass
+from appliance.certs.status import CertState, StatusClass
 from appliance.certs.x509 import NO_STATUS, cert_id, names_status
 from appliance.config.tls_options import TLSOptions
 from appliance.errors import ApplianceError, CertificateStatusError
@@ -25,7 +25,7 @@ from appliance.transport.gate import PeerGate, Verdict
 if TYPE_CHECKING:
     from appliance.tls.engine import TLSEngine
 
-__all__ = ["StatusGate"]
+__all__ = ["StatusGate", "describe_plight"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -129,6 +129,18 @@ class StatusGate(PeerGate):
         if entry.following is not None and entry.following.status.status_class is not StatusClass.GOOD:
             return True
         return entry.until > self.source.loop.time()
+
+    def plight(self, guid: bytes) -> str:
+        """See PeerGate."""
+        if self._own is not None and self._own.status.status_class is not StatusClass.GOOD:
+            return f"this client used plain TCP, where it has no proved name: {describe_plight(self._own.status)}"
+        entry = self._avoided.get(guid)
+        if entry is None or not self.avoids(guid):
+            return ""
+        why = "TLS with this server failed a moment ago"
+        if entry.following is not None and entry.following.status.status_class is not StatusClass.GOOD:
+            why = describe_plight(entry.following.status, "the server's certificate")
+        return f"this client used plain TCP, where it has no proved name: {why}"
 
     def gave_up(self, guid: bytes) -> None:
         """The server cannot accept our certificate, and does not say why: in the clear for a while."""
@@ -314,5 +326,17 @@ def _nothing() -> None:
 def _describe(status: CertStatus) -> str:
     """Finish the sentence that begins with a certificate."""
     if status.status_class is StatusClass.UNKNOWN and status.valid_until is not None:
-        return f"is {status.state}: its last status is valid no longer, or the service does not know it"
+        return (
+            f"is {status.state}: its status is not known at present; its last status is valid no longer, or the service does not "
+            "know it"
+        )
     return f"is {status.state}"
+
+
+def describe_plight(status: CertStatus, whose: str = "its certificate") -> str:
+    """Say, to who is refused for it, that a certificate is of no use now."""
+    if status.state is CertState.UNKNOWN:
+        return (
+            f"the status of {whose} is not known at present; try again when the certificate service answers"
+        )
+    return f"{whose} is {status.state}"

@@ -9,7 +9,7 @@ from typing import Final
 
 from appliance.certmon.cache import StatusCache
 from appliance.certmon.follow import Following, StatusSource, reference
-from appliance.certmon.gate import PATIENCE_S, StatusGate
+from appliance.certmon.gate import PATIENCE_S, StatusGate, describe_plight
 from appliance.certmon.identity import Identity, Validity
 from appliance.certmon.policy import Mode, choose_mode
 from appliance.certs.status import StatusClass
@@ -223,6 +223,14 @@ class Keeper(ABC):
             if self._own is None
             else f"the certificate is {self._own.status.state}"
         )
+
+    def plight(self) -> str:
+        """Why identities cannot be proved over this end's connections now, for those who are refused; empty where they can."""
+        if self.mode is not Mode.TCP:
+            return ""
+        if self.identity.validity is Validity.CURRENT and self._own is not None:
+            return describe_plight(self._own.status)
+        return self.why()
 
     @property
     def ended(self) -> bool:

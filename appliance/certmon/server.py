@@ -74,6 +74,7 @@ class ServerKeeper(Keeper):
             await server.set_tls(tls)
         self._server = server
         server.set_standby(mode is Mode.STANDBY)
+        self._tell_plight(server)
         if self._prepare is not None:
             self._prepare(server)
         # The class's own: a subclass's start is what led here.
@@ -102,6 +103,11 @@ class ServerKeeper(Keeper):
                 await Server.stop(self._server)
             self._server = None
         await self.close()
+
+    def _tell_plight(self, server: Server) -> None:
+        """Have those who are refused told that nobody can prove who he is while this server has no TLS."""
+        why = self.plight()
+        server.plight = f"this server cannot tell at present who you are: {why}" if why else ""
 
     def choose(self) -> Mode:
         """Give the mode; a server that must have a certificate does not go on without."""
@@ -136,6 +142,7 @@ class ServerKeeper(Keeper):
             await Server.stop(server)
             return
         why, must_go = news
+        self._tell_plight(server)
         await server.set_tls(self.identity.full if self.mode is Mode.TLS else None)
         server.set_standby(self.mode is Mode.STANDBY, close=self.ended)
         if must_go:

@@ -203,10 +203,11 @@ def make_keychain(key: PrivateKeyTypes, certificates: Sequence[x509.Certificate]
     return _assemble(key, certificates[0], list(certificates[1:]))
 
 
-def dump_keychain(keychain: Keychain, password: Password = None) -> bytes:
+def dump_keychain(keychain: Keychain, password: Password = None, *, issued: datetime | None = None) -> bytes:
     """A PKCS#12 file that OpenSSL, pvxs and Java read: key and certificate linked, the chain and anchors beside.
 
-    AES-256-CBC and a SHA-256 MAC, also under the empty password (specification 4.1.1). Raises KeychainError.
+    AES-256-CBC and a SHA-256 MAC, also under the empty password (specification 4.1.1). ``issued`` is noted with the key,
+    for `signing_time`. Raises KeychainError.
     """
     secret = _password_bytes(password)
     if keychain.key is None or keychain.certificate is None:
@@ -219,7 +220,7 @@ def dump_keychain(keychain: Keychain, password: Password = None) -> bytes:
         *(_anchor_bag(c) for c in others),
     ]
     plain = keychain.key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
-    return write_pkcs12(bags, Bag(plain, name, link), secret)
+    return write_pkcs12(bags, Bag(plain, name, link, signed=issued), secret)
 
 
 def dump_key(key: PrivateKeyTypes, password: Password = None) -> bytes:

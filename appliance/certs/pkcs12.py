@@ -11,13 +11,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from appliance.certs.der import context, integer, null, octets, oid, sequence, set_of, tlv
+from appliance.certs.der import DERError, context, integer, null, octets, oid, read_tlv, sequence, set_of, tlv
 
-__all__ = ["Bag", "write_pkcs12"]
+__all__ = ["Bag", "signing_time", "write_pkcs12"]
 
 _DATA = oid("1.2.840.113549.1.7.1")
 _ENCRYPTED_DATA = oid("1.2.840.113549.1.7.6")
@@ -31,12 +32,16 @@ _CERT_BAG = oid("1.2.840.113549.1.12.10.1.3")
 _X509 = oid("1.2.840.113549.1.9.22.1")
 _FRIENDLY_NAME = oid("1.2.840.113549.1.9.20")
 _LOCAL_KEY_ID = oid("1.2.840.113549.1.9.21")
+_SIGNING_TIME = oid("1.2.840.113549.1.9.5")
 _JDK_TRUSTED_KEY_USAGE = oid("2.16.840.1.113894.746875.1.1")
 _ANY_EXTENDED_KEY_USAGE = oid("2.5.29.37.0")
 
 _ITERATIONS = 50_000
 _ITERATIONS_WITHOUT_PASSWORD = 2048
 """With no secret to protect, more rounds only slow every start of every tool."""
+
+_GENERALIZED_TIME = 0x18
+_TIME = "%Y%m%d%H%M%SZ"
 
 
 class Bag(NamedTuple):
@@ -47,6 +52,28 @@ class Bag(NamedTuple):
     local_key_id: bytes = b""
     trusted: bool = False
     """Java is to take it for a trust anchor."""
+    signed: datetime | None = None
+    """When its certificate was issued (PKCS #9 signingTime), where that is known."""
+
+
+def signing_time(data: bytes) -> datetime | None:
+    """When the certificate of a keychain was issued, as `write_pkcs12` noted it with the key; None where it is not there.
+
+    The certificate itself does not tell: its validity may begin long before. The caller has read ``data`` as a keychain
+    before, so that its integrity is proven.
+    """
+    place = data.find(_SIGNING_TIME)
+    if place < 0:
+        return None
+    try:
+        _, value, _ = read_tlv(memoryview(data)[place + len(_SIGNING_TIME) :])
+        tag, text, _ = read_tlv(value)
+        if tag != _GENERALIZED_TIME:
+            return None
+        written = bytes(text).decode("ascii")
+        return datetime.fromisoformat(f"{written[:8]}T{written[8:]}").astimezone(UTC)
+    except (DERError, ValueError, OverflowError):
+        return None
 
 
 def write_pkcs12(certificates: list[Bag], key: Bag | None, password: bytes) -> bytes:
@@ -86,6 +113,9 @@ def _attributes(bag: Bag) -> bytes:
         found.append(sequence(_LOCAL_KEY_ID, set_of(octets(bag.local_key_id))))
     if bag.trusted:
         found.append(sequence(_JDK_TRUSTED_KEY_USAGE, set_of(_ANY_EXTENDED_KEY_USAGE)))
+    if bag.signed is not None:
+        moment = bag.signed.astimezone(UTC).strftime(_TIME).encode()
+        found.append(sequence(_SIGNING_TIME, set_of(tlv(_GENERALIZED_TIME, moment))))
     return set_of(*found) if found else b""
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
+from appliance.daemon.commandline import Parser, add_completion, add_version, is_given
+
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
     from appliance.acf import AccessSecurity, Decision, Principal
@@ -18,43 +20,52 @@ _MAX_BYTES = 4 << 20
 _EPILOG = """\
 exit status:
   0  the question was answered, whatever the answer is
-  1  the file cannot be read, or is wrong; the message says file, line and column
-  2  the command line is wrong
+  1  the file cannot be read, or is wrong; the message says file, line and
+     column. Or the command line is wrong
   3  with --require: the access asked for is not granted
 
 examples:
   acf-test ioc.acf
       only check the file, and list its groups and inputs
-  acf-test ioc.acf --asg SPECIAL --user george --method x509 --authority 'EPICS Root Certificate Authority'
+  acf-test ioc.acf --asg SPECIAL --user george --method x509 \\
+      --authority 'EPICS Root Certificate Authority'
       what george may do over TLS with a certificate that this authority issued
-  acf-test ioc.acf --asg SPECIAL --user george --method x509 --organization guest.example --home example.org
+  acf-test ioc.acf --asg SPECIAL --user george --method x509 \\
+      --organization guest.example --home example.org
       the same for a george whom another organization vouches for, at a server of example.org
-  acf-test ioc.acf --asg BEAM --user op --method ca --host 10.0.0.7 --input A=1 --require WRITE
+  acf-test ioc.acf --asg BEAM --user op --method ca --host 10.0.0.7 \\
+      --input A=1 --require WRITE
       for scripts: succeeds only if a put would be allowed
 """
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    arguments = argparse.ArgumentParser(
+    arguments = Parser(
         prog="acf-test",
         description="Tell what an access security file (classic or YAML form) permits to a principal, and why.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_version(arguments)
+    add_completion(arguments)
     arguments.add_argument("file", metavar="FILE", help="access security file; - reads standard input")
     arguments.add_argument(
         "--asg", help="access security group of the record; without it the file is only checked"
     )
     arguments.add_argument(
-        "--asl", type=int, default=0, help="access security level of the field: 0 (default) or 1"
+        "--asl",
+        type=int,
+        default=0,
+        help="access security level of the field: 0 (default) or 1",
     )
     arguments.add_argument(
         "--user", default="", help="account: the certificate's common name, or the claimed name"
     )
     arguments.add_argument("--host", default="", help="address of the client")
     arguments.add_argument(
-        "--method", help="x509 (proved), ca (claimed) or anonymous; default ca with --user, else anonymous"
+        "--method",
+        choices=("x509", "ca", "anonymous"),
+        help="x509 (proved), ca (claimed) or anonymous; default ca with --user, else anonymous",
     )
     arguments.add_argument(
         "--authority",
@@ -123,8 +134,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     unknown = inputs.keys() - set("ABCDEFGHIJKLMNOPQRSTU")
     if unknown:
         command_line.error(f"--input {min(unknown)}: inputs are called A to U")
-    if options.require and options.asg is None:
-        command_line.error("--require needs --asg")
+    wrong = _without_effect(options, command_line)
+    if wrong:
+        command_line.error(wrong)
 
     from appliance.acf import load_acf
     from appliance.errors import AccessFileError
@@ -138,10 +150,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             gateway=options.gateway,
         )
     except AccessFileError as error:
-        print(f"acf-test: {error}", file=sys.stderr)
+        print(f"Error: {error}", file=sys.stderr)
         return 1
     for warning in security.warnings:
-        print(f"acf-test: warning: {warning}", file=sys.stderr)
+        print(f"Warning: {warning}", file=sys.stderr)
     if options.asg is None:
         _show_file(security, as_json=options.json)
         return 0
@@ -149,6 +161,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     _show_decision(security, options.asg, principal, decision, as_json=options.json)
     granted = {None: True, "READ": decision.read, "WRITE": decision.write, "RPC": decision.rpc}
     return 0 if granted[options.require] else 3
+
+
+_OF_A_QUESTION = ("user", "host", "method", "authority", "protocol", "role", "san", "input", "asl", "require")
+
+
+def _without_effect(options: argparse.Namespace, command_line: argparse.ArgumentParser) -> str:
+    """Say which option would count for nothing, and what to do; empty where none would."""
+    if options.asg is None:
+        for name in _OF_A_QUESTION:
+            if is_given(options, command_line, name):
+                return f"--{name} asks what is permitted: say in which group, with --asg"
+        return ""
+    if options.method == "anonymous" and options.user:
+        return "--method anonymous has no --user: leave out the one or the other"
+    if options.method != "x509":
+        for name in ("authority", "san"):
+            if is_given(options, command_line, name):
+                return f"--{name} is proved by a certificate: it needs --method x509"
+    return ""
 
 
 def _principal(options: argparse.Namespace) -> Principal:

@@ -22,21 +22,22 @@ PENDING, KEPT = 3, 4
 EPILOG = """\
 exit status:
   0  the keychain was made (or, with --if-due, it was not time for a new one)
-  1  it was not: the message says why, and the keychain that was there is untouched
+  1  it was not: the message says why, and the keychain that was there is
+     untouched
   2  interrupted
-  3  the keychain was made, and its certificate waits for an administrator's approval
+  3  the keychain was made, and its certificate waits for an administrator's
+     approval
   4  nothing was requested: a valid keychain is there (--force replaces it);
      with --check-due: it is not time yet
 """
 
 
-def authn_parser(prog: str, description: str) -> argparse.ArgumentParser:
+def authn_parser(prog: str, description: str, examples: str) -> argparse.ArgumentParser:
     """A command line with what all authenticators understand."""
     made = Parser(
         prog=prog,
         description=description,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EPILOG + examples,
     )
     add = made.add_argument
     add(
@@ -105,10 +106,9 @@ def authn_parser(prog: str, description: str) -> argparse.ArgumentParser:
         "--key-algorithm",
         metavar="ALG",
         choices=("rsa-2048", "rsa-4096", "ec-p256", "ec-p384", "ed25519"),
-        default="rsa-2048",
         help="Kind of key to make where there is none yet: rsa-2048, rsa-4096, ec-p256, ec-p384, ed25519. Default rsa-2048.",
     )
-    add_common(made, timeout="Seconds to wait for each answer.", default_s=10.0, long_names=True)
+    add_common(made, timeout="Seconds to wait for each answer.", default_s=10.0)
     return made
 
 
@@ -124,9 +124,10 @@ async def authenticate(
     wrong = _incompatible(options)
     if wrong:
         return wrong
+    _refuse_without_effect(options)
     settings = _settings(options, **identity)
     if options.check_due:
-        return _show_due(options, settings)
+        return await _show_due(options, settings)
     if _anchor_wanted(options):
         return await _fetch_anchor(options, settings)
     return _finish(options, await ask(options, settings, _requester(options, settings)))
@@ -187,14 +188,14 @@ async def _fetch_anchor(options: argparse.Namespace, settings: RequesterSettings
     return OK
 
 
-def _show_due(options: argparse.Namespace, settings: RequesterSettings) -> int:
+async def _show_due(options: argparse.Namespace, settings: RequesterSettings) -> int:
     """Do what ``--check-due`` says."""
     from appliance.certs.status import format_date
 
     asking = _requester(options, settings)
-    due, when = asking.renewal_due(asking.look())
+    due, when, why = await asking.due(asking.look())
     if options.verbose:
-        since = "there is no usable certificate" if when is None else f"since {format_date(when)}"
+        since = (why or "there is no usable certificate") if when is None else f"since {format_date(when)}"
         text = f"due: {since}" if due else f"not due before {format_date(when)}"
         complain(f"{settings.keychain}: {text}")
     return OK if due else KEPT
@@ -237,6 +238,31 @@ def _finish(options: argparse.Namespace, outcome: Outcome) -> int:
             f"The certificate becomes valid at {format_date(certificate.not_valid_before_utc)} (PENDING until then)"
         )
     return OK if outcome.action in ("created", "renewed") else KEPT
+
+
+_OF_A_REQUEST = {
+    "name": "-n",
+    "organization": "-o",
+    "organizational_unit": "--ou",
+    "country": "-c",
+    "validity": "-t",
+    "no_status": "--no-status",
+    "token_file": "--token-file",
+    "allow_plaintext_token": "--allow-plaintext-token",
+}
+"""Options that are for a request only; each authenticator has some of them."""
+
+
+def _refuse_without_effect(options: argparse.Namespace) -> None:
+    """Raise ConfigurationError where an option is for a request, and none is made."""
+    other = "-a" if _anchor_wanted(options) else "--check-due" if options.check_due else ""
+    given = [flag for name, flag in _OF_A_REQUEST.items() if getattr(options, name, None)]
+    if other and given:
+        from appliance.errors import ConfigurationError
+
+        raise ConfigurationError(
+            f"{given[0]} has no effect with {other}, which makes no request; leave it out"
+        )
 
 
 def _incompatible(options: argparse.Namespace) -> int:

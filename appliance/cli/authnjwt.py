@@ -19,13 +19,22 @@ if TYPE_CHECKING:
 
 __all__ = ["main", "parser"]
 
+_EXAMPLES = """
+examples:
+  authnjwt --token-file token_file
+      a client certificate for whom the token names
+  authnjwt -u ioc --token-file /run/token --if-due
+      for a timer: a certificate for an IOC, when it is time for one
+"""
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = authn_parser(
         "authnjwt",
-        "JSON Web Token authenticator: exchange a token for a certificate. Name, organization and validity come from\n"
+        "JSON Web Token authenticator: exchange a token for a certificate. Name, organization and validity come from "
         "the token. It is sent over TLS to the certificate service itself, and to nobody else.",
+        _EXAMPLES,
     )
     add = made.add_argument
     add(

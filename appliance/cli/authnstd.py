@@ -17,13 +17,24 @@ if TYPE_CHECKING:
 
 __all__ = ["main", "parser"]
 
+_EXAMPLES = """
+examples:
+  authnstd
+      a client certificate for this account at this host
+  authnstd -u ioc -n pressure-ioc -o example.org -t 1y
+      a certificate for an IOC, for one year
+  authnstd -a --trust-anchor-fingerprint sha256:HEX
+      only the trust anchor, to authenticate servers
+"""
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = authn_parser(
         "authnstd",
-        "Standard authenticator: request a certificate for a name. Nothing proves the name, so the certificate is\n"
+        "Standard authenticator: request a certificate for a name. Nothing proves the name, so the certificate is "
         "PENDING_APPROVAL until an administrator approves it, unless the site decided otherwise.",
+        _EXAMPLES,
     )
     add = made.add_argument
     add("-n", "--name", help="Common name. Default: this account.")

@@ -12,11 +12,13 @@ import os
 import re
 import sys
 
+from appliance.daemon.commandline import FORMATS, Parser, add_completion, add_version
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Sequence
     from contextlib import AbstractAsyncContextManager
-    from typing import Any, NoReturn, TypeVar
+    from typing import Any, TypeVar
 
     from appliance.client import Context
     from appliance.config.pva import ClientConfig, Effective
@@ -29,10 +31,8 @@ __all__ = [
     "FAILED",
     "INTERRUPTED",
     "OK",
-    "Formatter",
     "Output",
     "Parser",
-    "RawFormatter",
     "add_common",
     "add_completion",
     "add_format",
@@ -47,6 +47,7 @@ __all__ = [
     "open_context",
     "run_tool",
     "selected",
+    "shown",
 ]
 
 OK, FAILED, INTERRUPTED, PIPE = 0, 1, 2, 141
@@ -54,65 +55,7 @@ OK, FAILED, INTERRUPTED, PIPE = 0, 1, 2, 141
 
 DEFAULT_LIMIT = 20
 """Elements that are printed of an array, as the SPVA tools do."""
-FORMATS = ("delta", "tree")
 _FOREVER = 10 * 365 * 86400.0
-
-
-class Formatter(argparse.HelpFormatter):
-    """argparse asks for the terminal's width at every option, and by way of three compression libraries."""
-
-    def __init__(
-        self, prog: str, indent_increment: int = 2, max_help_position: int = 24, width: int | None = None
-    ) -> None:
-        super().__init__(prog, indent_increment, max_help_position, _columns() if width is None else width)
-
-
-class RawFormatter(Formatter, argparse.RawDescriptionHelpFormatter):
-    """Leaves descriptions as they are written."""
-
-
-def _columns() -> int:
-    try:
-        wide = int(os.environ.get("COLUMNS", "")) or 80
-    except ValueError:
-        try:
-            wide = os.get_terminal_size(1).columns or 80
-        except (OSError, ValueError):
-            wide = 80
-    return max(wide - 2, 20)
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, ending as pvxs's tools end: status 1 for a bad command line, since 2 means interrupted."""
-
-    def __init__(self, *arguments: Any, **more: Any) -> None:
-        more.setdefault("formatter_class", Formatter)
-        super().__init__(*arguments, **more)
-
-    def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(FAILED, f"Error: {message}\n")
-
-
-class _Version(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        from appliance.version import __version__
-
-        release = ".".join(map(str, sys.version_info[:3]))
-        print(f"Secure PVAccess appliance {__version__}\nPython {release}")
-        parser.exit()
-
-
-class _Completion(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, _: Any, values: Any, __: Any = None) -> NoReturn:
-        import shtab
-
-        for action in parser._actions:
-            if action.dest == "format":
-                # Not said to argparse itself: an unknown format is a warning.
-                action.choices = FORMATS
-        print(shtab.complete(parser, shell=values))
-        parser.exit()
 
 
 def add_common(
@@ -120,28 +63,20 @@ def add_common(
     *,
     timeout: str = "Operation timeout in seconds.",
     default_s: float = 5.0,
-    long_names: bool = False,
 ) -> None:
-    """Add the options that every client tool has; ``timeout`` says what ``-w`` bounds.
-
-    ``long_names`` for the certificate tools, whose peers have them.
-    """
-
-    def add(short: str, long: str, **more: Any) -> None:
-        parser.add_argument(*((short, f"--{long}") if long_names else (short,)), **more)
-
-    add_version(parser, long_names=long_names)
+    """Add the options that every client tool has; ``timeout`` says what ``-w`` bounds."""
+    add_version(parser)
+    add = parser.add_argument
+    add("-v", "--verbose", action="store_true", help="Make more noise: the effective configuration.")
     add(
-        "-v",
-        "verbose",
-        dest="verbose",
+        "-d",
+        "--debug",
         action="store_true",
-        help="Make more noise: the effective configuration.",
+        help='Shorthand for $PVXS_LOG="pvxs.*=DEBUG": searches, connections, TLS, status, messages.',
     )
-    add("-d", "debug", dest="debug", action="store_true", help='Shorthand for $PVXS_LOG="pvxs.*=DEBUG".')
     add(
         "-w",
-        "timeout",
+        "--timeout",
         dest="timeout",
         metavar="SEC",
         type=_seconds,
@@ -149,22 +84,6 @@ def add_common(
         help=f"{timeout} Default {default_s:g}.",
     )
     add_completion(parser)
-
-
-def add_version(parser: argparse.ArgumentParser, *, long_names: bool = False) -> None:
-    """Add ``-V``."""
-    names = ("-V", "--version") if long_names else ("-V",)
-    parser.add_argument(*names, action=_Version, nargs=0, help="Print version and exit.")
-
-
-def add_completion(parser: argparse.ArgumentParser) -> None:
-    """Add ``--print-completion``."""
-    parser.add_argument(
-        "--print-completion",
-        action=_Completion,
-        choices=("bash", "zsh", "tcsh"),
-        help="Print a completion script for this shell and exit.",
-    )
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -179,28 +98,40 @@ def add_format(parser: argparse.ArgumentParser, *, default: str = "delta") -> No
     add = parser.add_argument
     add(
         "-F",
+        "--format",
         dest="format",
         metavar="FMT",
-        default=default,
-        help=f"Output format: delta, tree. Default {default}.",
+        help=f"Output format: delta, tree, or nt, one short line for people. Default $SPVA_FORMAT, else {default}.",
     )
     add(
         "-#",
         dest="limit",
         metavar="CNT",
         type=_count,
-        default=DEFAULT_LIMIT,
         help=f"Most elements to print of each array; 0 means all. Default {DEFAULT_LIMIT}.",
     )
 
 
 def array_limit(options: argparse.Namespace, default: str = "delta") -> tuple[str, int]:
-    """Give the format and limit of ``add_format``; an unknown format is a warning, as in pvxs."""
-    chosen = options.format
-    if chosen not in FORMATS:
-        complain(f"Warning: ignoring unknown format '{chosen}'")
-        chosen = default
-    return chosen, options.limit
+    """Give the format and limit of ``add_format``; an unknown format is a warning, as in pvxs.
+
+    Raises ConfigurationError where they would have no effect.
+    """
+    if options.json and (options.format is not None or options.limit is not None):
+        from appliance.errors import ConfigurationError
+
+        given = "-F" if options.format is not None else "-#"
+        raise ConfigurationError(
+            f"{given} has no effect with --json, which has one form and all elements; leave it out"
+        )
+    limit = DEFAULT_LIMIT if options.limit is None else options.limit
+    setting = "" if options.json else os.environ.get("SPVA_FORMAT", "")
+    for chosen, source in ((options.format, ""), (setting, " of SPVA_FORMAT")):
+        if chosen in FORMATS:
+            return chosen, limit
+        if chosen:
+            complain(f"Warning: ignoring unknown format '{chosen}'{source}; known are {', '.join(FORMATS)}")
+    return default, limit
 
 
 def _seconds(text: str) -> float:
@@ -268,9 +199,7 @@ class Output:
         if self.json:
             self.object(name=name, value=selected(value, request))
             return
-        from appliance.pvdata.render import render
-
-        self.write(f"{name}\n{indented(render(value, fmt, limit))}")
+        self.write(shown(name, value, request, fmt, limit))
         sys.stdout.flush()
 
     def failure(self, name: str, error: Exception) -> None:
@@ -280,6 +209,20 @@ class Output:
         complain(f"Error: {text if name and text.startswith(name) else f'{shown}: {text}'}")
         if self.json:
             self.object(name=name, error=text)
+
+
+def shown(name: str, value: Value, request: str, fmt: str, limit: int) -> str:
+    """Give a PV's name and value as text; what has no short form is shown as a tree."""
+    if fmt == "nt":
+        from appliance.cli.nt import short
+
+        line = short(name, selected(value, request), limit)
+        if line is not None:
+            return line
+        fmt = "tree"
+    from appliance.pvdata.render import render
+
+    return f"{name}\n{indented(render(value, fmt, limit))}"
 
 
 def selected(value: Value, request: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from appliance.cli.common import Parser, RawFormatter, add_completion, add_version, run_tool
+from appliance.cli.common import Parser, add_completion, add_version, run_tool
 from appliance.cli.doctor import command as doctor
 
 TYPE_CHECKING = False
@@ -14,10 +14,18 @@ if TYPE_CHECKING:
 
 __all__ = ["main", "parser"]
 
+_EPILOG = """\
+examples:
+  appliance quickstart
+      the whole stack on this machine; `make quickstart` does the same
+  appliance doctor test:calcExample
+      why this PV cannot be reached, or who serves it
+"""
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = Parser(prog="appliance", description="Secure PVAccess appliance.")
+    made = Parser(prog="appliance", description="Secure PVAccess appliance.", epilog=_EPILOG)
     add_version(made)
     add_completion(made)
     commands = made.add_subparsers(metavar="command", required=True)
@@ -26,9 +34,8 @@ def parser() -> argparse.ArgumentParser:
         "doctor",
         help="Tell what is wrong with a client's or a server's set-up, why, and what to do.",
         description="Check the set-up of this user's PVAccess clients, or of a server: configuration, keychain and its "
-        "password,\nchain, dates, usage and status, the clock, ports, search destinations and name servers.",
+        "password, chain, dates, usage and status, the clock, ports, search destinations and name servers.",
         epilog=doctor.EPILOG,
-        formatter_class=RawFormatter,
     )
     commands.add_parser(
         "quickstart",

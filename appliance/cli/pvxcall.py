@@ -28,10 +28,20 @@ if TYPE_CHECKING:
 
 __all__ = ["main", "parser"]
 
+_EPILOG = """\
+examples:
+  pvxcall test:adder a=1 b=2.5
+      the answer of the PV to these arguments
+  pvxcall --json test:adder a=1 b=2.5
+      for scripts
+"""
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = Parser(prog="pvxcall", description="Call a PV with arguments (RPC) and print the answer.")
+    made = Parser(
+        prog="pvxcall", description="Call a PV with arguments (RPC) and print the answer.", epilog=_EPILOG
+    )
     made.add_argument("name", metavar="pvname", help="PV to call.")
     made.add_argument("arguments", metavar="name=value", nargs="*", help="Argument; it is sent as text.")
     add_format(made, default="tree")
@@ -83,6 +93,10 @@ async def _work(options: argparse.Namespace) -> int:
         from appliance.pvdata.jsonio import to_plain
 
         out.object(name=options.name, value=None if value is None else to_plain(value))
+    elif value is not None and fmt == "nt":
+        from appliance.cli.common import shown
+
+        out.write(shown(options.name, value, "", fmt, limit))
     elif value is not None:
         from appliance.pvdata.render import render
 

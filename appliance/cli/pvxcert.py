@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from appliance.cli.certlist import STATES
 from appliance.cli.common import (
     FAILED,
     OK,
@@ -45,25 +46,37 @@ EXITS = {
 """Exit status by the certificate's state; see the epilog."""
 
 _EPILOG = """\
-A certificate is named by <issuer>:<serial>, as the tools print it, or by the keychain that holds it. Without either,
-this account's own keychain is looked at ($EPICS_PVA_TLS_KEYCHAIN).
+A certificate is named by <issuer>:<serial>, as the tools print it, or by the
+keychain that holds it. Without either, this account's own keychain is looked
+at ($EPICS_PVA_TLS_KEYCHAIN).
 
 exit status:
   0  the certificate is VALID; or what was asked for is done
-  1  it is not known: no answer, no permission, no such file; the message says why
+  1  it is not known: no answer, no permission, no such file; the message says
+     why
   2  interrupted
   3  PENDING_APPROVAL: an administrator has not approved it yet
   4  REVOKED
   5  EXPIRED
   6  not in use at present: PENDING, PENDING_RENEWAL, SCHEDULED_OFFLINE
   7  UNKNOWN, or the status is not signed by a trusted authority
+  8  list --expiring: there is at least one such certificate
+With several identifiers: that of the first which is not VALID; for actions 1 if
+any of them failed.
 
 examples:
-  pvxcert                                       this account's certificate
-  pvxcert -f ~/.config/pva/1.3/server.p12       a keychain file's certificate
-  pvxcert 47530d89:3826361579604613180          any certificate
-  pvxcert list --pending                        what waits for approval (administrators)
-  pvxcert --approve 47530d89:3826361579604613180
+  pvxcert
+      this account's certificate
+  pvxcert -f server.p12
+      a keychain file's certificate
+  pvxcert 47530d89:3826361579604613180
+      any certificate
+  pvxcert list --pending
+      what waits for approval (administrators)
+  pvxcert list --expiring 30d
+      what ends within 30 days; status 8 if there is any (administrators)
+  pvxcert --approve 47530d89:3826361579604613180 47530d89:15177030356392297708
+      several at once
 """
 
 
@@ -71,15 +84,19 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = Parser(
         prog="pvxcert",
-        usage="pvxcert [options] [cert_id | list]",
+        usage="pvxcert [options] [cert_id ... | list]",
         description="Show certificates and their status; approve, deny and revoke them.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = made.add_argument
-    add("target", metavar="cert_id", nargs="?", default="", help="<issuer>:<serial>; or the word list.")
+    add("targets", metavar="cert_id", nargs="*", help="<issuer>:<serial>; or the word list.")
     add("-f", "--file", metavar="FILE", default="", help="Keychain file to look at.")
-    add("-p", "--password", action="store_true", help="Prompt for the keychain's password.")
+    add(
+        "-p",
+        "--password",
+        action="store_true",
+        help="Prompt for the password of the keychain that is looked at, or used for an action or a list.",
+    )
     actions = made.add_mutually_exclusive_group()
     actions.add_argument(
         "-A",
@@ -120,16 +137,33 @@ def parser() -> argparse.ArgumentParser:
     add("--cert-pv-prefix", metavar="PREFIX", help="First part of the service's PV names. Default CERT.")
     listing = made.add_argument_group("list")
     listing.add_argument(
-        "--state", metavar="STATE", action="append", default=[], help="Only these states; may be repeated."
+        "--state",
+        metavar="STATE",
+        action="append",
+        default=[],
+        choices=STATES,
+        help=f"Only these states; may be repeated. One of {', '.join(STATES)}.",
+    )
+    listing.add_argument(
+        "--expiring",
+        metavar="DURATION",
+        default="",
+        help="Only those that end within this time, like 30d, and are not over; status 8 if there is any.",
     )
     listing.add_argument("--pending", action="store_true", help="The same as --state PENDING_APPROVAL.")
     listing.add_argument(
         "--subject", metavar="TEXT", default="", help="Only subjects that contain the text, in any case."
     )
-    listing.add_argument("--limit", metavar="N", type=int, default=0, help="At most so many certificates.")
+    listing.add_argument("--limit", metavar="N", type=_limit, default=0, help="At most so many certificates.")
     add_json(made)
-    add_common(made, long_names=True)
+    add_common(made)
     return made
+
+
+def _limit(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and 0 < len(text) < 10 and int(text)):
+        raise argparse.ArgumentTypeError(f"expected a number of certificates, at least 1, not {text!r}")
+    return int(text)
 
 
 async def _work(options: argparse.Namespace) -> int:
@@ -141,34 +175,43 @@ async def _work(options: argparse.Namespace) -> int:
     config = effective.config
     if options.cert_pv_prefix:
         config = config._replace(cert_pv_prefix=options.cert_pv_prefix)
-    if options.target == "list":
+    if options.targets == ["list"]:
         return await _list(options, config)
     if options.action:
         return await _act(options, config)
-    if options.target:
-        return await _status_of_id(options, config)
-    return await _status_of_keychain(options, config)
+    if not options.targets:
+        return await _status_of_keychain(options, config)
+    # The first that is not VALID says what the whole is, as a monitor wants it.
+    answers = [await _status_of_id(options, config, target) for target in options.targets]
+    return next((answer for answer in answers if answer != OK), OK)
 
 
 def _contradiction(options: argparse.Namespace) -> str:
-    by_id = bool(options.target)
-    if options.file and options.target == "list":
+    by_id = bool(options.targets)
+    is_list = options.targets == ["list"]
+    if "list" in options.targets and not is_list:
+        return "list stands alone: pvxcert list"
+    if options.file and is_list:
         return "-f has no meaning with list"
     if options.file and by_id:
         return "name the certificate by its identifier or by -f, not by both"
-    if options.action in ("approve", "deny") and (not by_id or options.target == "list"):
+    if options.action in ("approve", "deny") and (not by_id or is_list):
         return f"--{options.action} needs the certificate's identifier, <issuer>:<serial>; see: pvxcert list --pending"
-    if options.action and options.target == "list":
+    if options.action and is_list:
         return "approve, deny and revoke need the certificate's identifier, not list"
-    if options.password and by_id:
-        return "-p asks for the password of a keychain: use it with -f, or without an identifier"
+    if options.password and by_id and not (options.action or is_list):
+        return "-p asks for the password of a keychain, and none is used to look at a certificate by its identifier"
+    if options.trust_anchor and (options.action or is_list):
+        return "--trust-anchor verifies a status; actions and list trust what this account's keychain trusts"
+    if len(set(options.targets)) < len(options.targets):
+        return "an identifier is given twice"
     if options.own and options.action != "revoke":
         return "--own belongs to --revoke"
-    if options.dump and (options.action or options.target == "list"):
+    if options.dump and (options.action or is_list):
         return "-X shows a certificate; it does not go with an action or with list"
-    filters = options.state or options.pending or options.subject or options.limit
-    if filters and options.target != "list":
-        return "--state, --pending, --subject and --limit belong to: pvxcert list"
+    filters = options.state or options.pending or options.subject or options.limit or options.expiring
+    if filters and not is_list:
+        return "--state, --pending, --subject, --limit and --expiring belong to: pvxcert list"
     return ""
 
 
@@ -284,7 +327,7 @@ class _TrustedCAs:
 # ---------------------------------------------------------------------- status
 
 
-async def _status_of_id(options: argparse.Namespace, config: ClientConfig) -> int:
+async def _status_of_id(options: argparse.Namespace, config: ClientConfig, target: str) -> int:
     from datetime import UTC, datetime
 
     from appliance.authn.details import life_lines, status_facts, status_lines
@@ -292,8 +335,8 @@ async def _status_of_id(options: argparse.Namespace, config: ClientConfig) -> in
     from appliance.certs.x509 import parse_cert_id
     from appliance.client.context import Context
 
-    issuer, serial = parse_cert_id(options.target)
-    pv = _status_pv(config, options.target)
+    issuer, serial = parse_cert_id(target)
+    pv = _status_pv(config, target)
     trusted = _TrustedCAs(options, config)
     async with Context(_plain(config), beacons=False) as context:
         verdict = await fetch_status(
@@ -305,7 +348,7 @@ async def _status_of_id(options: argparse.Namespace, config: ClientConfig) -> in
             timeout=options.timeout,
         )
         server = _server_of(context, pv)
-    identifier = _shown(options.target)
+    identifier = _shown(target)
     if options.json:
         Output(json=True).object(cert_id=identifier, status_pv=pv, status=status_facts(verdict))
     else:
@@ -443,22 +486,37 @@ _PUT = {"approve": "APPROVED", "deny": "DENIED", "revoke": "REVOKED"}
 
 
 async def _act(options: argparse.Namespace, config: ClientConfig) -> int:
-    from appliance.errors import ChannelClosedError, KeychainError, OperationTimeoutError
+    from appliance.errors import ApplianceError, KeychainError
 
-    action = options.action
-    own: Keychain | None = None
-    if options.target:
-        pv, identifier = _status_pv(config, options.target), _shown(options.target)
-        keychain = _identity(options, config)
-    else:
+    if not options.targets:
         own, path = _keychain_of(options, config)
         if own.certificate is None:
             raise KeychainError(f"{path}: it holds trust anchors only; there is no certificate to revoke")
         from appliance.certs.x509 import shown_id
 
-        identifier = shown_id(own.issuer_id, own.serial)
         pv = own.status_pv or f"{config.cert_pv_prefix}:STATUS:{own.cert_id}"
-        keychain = own
+        await _act_on(options, config, own, pv, shown_id(own.issuer_id, own.serial))
+        return OK
+    # All of them are read before anything is done: a slip in the last one must not leave the first ones done.
+    named = [(_status_pv(config, target), _shown(target)) for target in options.targets]
+    keychain = _identity(options, config)
+    status = OK
+    for pv, identifier in named:
+        try:
+            await _act_on(options, config, keychain, pv, identifier)
+        except ApplianceError as error:
+            # Each stands for itself: the others are done all the same.
+            complain(f"Error: {identifier}: {error}" if len(named) > 1 else f"Error: {error}")
+            status = FAILED
+    return status
+
+
+async def _act_on(
+    options: argparse.Namespace, config: ClientConfig, keychain: Keychain, pv: str, identifier: str
+) -> None:
+    from appliance.errors import ChannelClosedError, OperationTimeoutError
+
+    action = options.action
     wanted = "REVOKED_OWN" if options.own else _PUT[action]
     if not options.json:
         print(f"{action.capitalize()} ==> {pv}", end="", flush=True)
@@ -480,8 +538,7 @@ async def _act(options: argparse.Namespace, config: ClientConfig) -> int:
     if options.json:
         Output(json=True).object(action=action, cert_id=identifier, done=True)
     else:
-        print(" ==> Completed Successfully")
-    return OK
+        print(" ==> Completed Successfully", flush=True)
 
 
 def _identity(options: argparse.Namespace, config: ClientConfig) -> Keychain:
@@ -544,116 +601,25 @@ async def _is_revoked(
     return verdict.state is CertState.REVOKED
 
 
-# ---------------------------------------------------------------------- list
-
-_COLUMNS = (
-    ("state", "STATE"),
-    ("cert_id", "CERTIFICATE ID"),
-    ("usage", "USAGE"),
-    ("type", "TYPE"),
-    ("not_before", "VALID FROM"),
-    ("not_after", "EXPIRES ON"),
-    ("status_extension", "STATUS"),
-    ("subject", "SUBJECT"),
-)
-
-
 async def _list(options: argparse.Namespace, config: ClientConfig) -> int:
-    from appliance.errors import OperationTimeoutError, RemoteError
-
-    keychain = _identity(options, config)
-    query: dict[str, Any] = {}
-    states = [*options.state, *(["PENDING_APPROVAL"] if options.pending else [])]
-    if states:
-        query["state"] = ",".join(states)
-    if options.subject:
-        query["subject"] = options.subject
-    if options.limit:
-        query["limit"] = str(options.limit)
-    name = f"{config.cert_pv_prefix}:LIST:{keychain.issuer_id}"
-    try:
-        async with _secured(config, keychain) as context:
-            table = await context.rpc(name, query, timeout=options.timeout)
-    except OperationTimeoutError as error:
-        raise OperationTimeoutError(
-            f"{error}. Not every certificate service has a list of its certificates"
-        ) from error
-    if table is None:
-        raise RemoteError(f"{name}: the answer is empty")
-    rows = _rows(table)
-    if options.json:
-        out = Output(json=True)
-        for row in rows:
-            out.object(**row)
-        return OK
-    _print_table(rows)
-    return OK
-
-
-def _rows(table: Any) -> list[dict[str, Any]]:
-    from appliance.errors import PVDataError, RemoteError
-
-    try:
-        view = table["value"]
-        columns = {name: list(view[name]) for name in view.keys()}  # noqa: SIM118 - a View, no dictionary
-    except (PVDataError, TypeError) as error:
-        raise RemoteError(f"the list of certificates cannot be read: {error}") from error
-    if len({len(column) for column in columns.values()}) > 1 or "cert_id" not in columns:
-        raise RemoteError("the list of certificates is not a table")
-    rows = []
-    for index in range(len(columns["cert_id"])):
-        row: dict[str, Any] = {name: _plain_item(column[index]) for name, column in columns.items()}
-        try:
-            row["cert_id"] = _shown(str(row["cert_id"]))
-        except Exception:  # noqa: BLE001 - shown as it came: a list with one odd row is still a list
-            row["cert_id"] = str(row["cert_id"])
-        rows.append(row)
-    return rows
-
-
-def _plain_item(item: Any) -> Any:
-    return item.item() if hasattr(item, "item") else item
-
-
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    from appliance.authn.details import printable
-
-    if not rows:
-        complain("no certificates")
-        return
-    table = [[title for _, title in _COLUMNS]]
-    for row in rows:
-        subject = ", ".join(
-            f"{short}={row[key]}"
-            for short, key in (
-                ("CN", "name"),
-                ("C", "country"),
-                ("O", "organization"),
-                ("OU", "organization_unit"),
-            )
-            if row.get(key)
-        )
-        cells = {**row, "subject": subject}
-        cells |= {name: _date(row.get(name)) for name in ("not_before", "not_after")}
-        table.append([printable(str(cells.get(key, ""))) for key, _ in _COLUMNS])
-    widths = [max(len(line[i]) for line in table) for i in range(len(_COLUMNS) - 1)]
-    for line in table:
-        print(
-            "  ".join(
-                [*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]
-            ).rstrip()
-        )
-
-
-def _date(seconds: Any) -> str:
     from datetime import UTC, datetime
 
-    from appliance.certs.status import format_date
+    from appliance.cli.certlist import Filters, list_certificates
 
-    try:
-        return format_date(datetime.fromtimestamp(int(seconds), UTC))
-    except (TypeError, ValueError, OverflowError, OSError):
-        return ""
+    expiring = None
+    if options.expiring:
+        from appliance.config.duration import parse_duration
+
+        expiring = parse_duration(options.expiring).after(datetime.now(UTC))
+    keychain = _identity(options, config)
+    states = [*options.state, *(["PENDING_APPROVAL"] if options.pending else [])]
+    return await list_certificates(
+        _secured(config, keychain),
+        f"{config.cert_pv_prefix}:LIST:{keychain.issuer_id}",
+        Filters(states, options.subject, options.limit, expiring),
+        as_json=options.json,
+        timeout=options.timeout,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -29,10 +29,22 @@ if TYPE_CHECKING:
 
 __all__ = ["main", "parser"]
 
+_EPILOG = """\
+examples:
+  pvxget test:calcExample
+      every field that the server set, as PVXS prints it
+  pvxget -F nt test:calcExample test:enumExample
+      one short line for each: time, value or choice, units, alarm
+  pvxget -F tree -r 'field(value,alarm)' test:structExample
+      the fields that are asked for, nested
+  pvxget --json -w 1 test:calcExample
+      for scripts
+"""
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = Parser(prog="pvxget", description="Read PVs and print their values.")
+    made = Parser(prog="pvxget", description="Read PVs and print their values.", epilog=_EPILOG)
     made.add_argument("names", metavar="pvname", nargs="+", help="PV to read.")
     made.add_argument(
         "-r", dest="request", metavar="REQ", default="", help="pvRequest condition, e.g. field(value)."
@@ -49,7 +61,9 @@ async def _work(options: argparse.Namespace) -> int:
     effective = effective_config(options)
     timeout = options.timeout
     failed = late = 0
+    good: list[str] = []
 
+    from appliance.cli.names import remember
     from appliance.errors import ApplianceError, OperationTimeoutError
 
     async def one(context: Context, name: str) -> None:
@@ -61,6 +75,7 @@ async def _work(options: argparse.Namespace) -> int:
             late += isinstance(error, OperationTimeoutError)
             out.failure(name, error)
         else:
+            good.append(name)
             out.value(name, value, options.request, fmt, limit)
 
     async with open_context(effective) as context:
@@ -68,6 +83,7 @@ async def _work(options: argparse.Namespace) -> int:
             await one(context, options.names[0])
         else:
             await all_of(one(context, name) for name in options.names)
+    remember(good)
     if late:
         complain(f"Timeout with {late} outstanding")
     return FAILED if failed else OK

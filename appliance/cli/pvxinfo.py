@@ -30,10 +30,22 @@ if TYPE_CHECKING:
 
 __all__ = ["main", "parser"]
 
+_EPILOG = """\
+examples:
+  pvxinfo test:enumExample
+      its type, and the server that has it
+  pvxinfo -v test:enumExample
+      also who the server is, and the settings in effect
+  pvxinfo -D
+      what to send to whoever helps you
+"""
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = Parser(prog="pvxinfo", description="Print the types of PVs and the servers that have them.")
+    made = Parser(
+        prog="pvxinfo", description="Print the types of PVs and the servers that have them.", epilog=_EPILOG
+    )
     made.add_argument("names", metavar="pvname", nargs="*", help="PV to ask for.")
     made.add_argument(
         "-D",
@@ -47,6 +59,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 async def _work(options: argparse.Namespace) -> int:
+    if options.host and (options.names or options.json):
+        complain("Error: -D tells of this host only: use it without PV names and without --json")
+        return FAILED
     if options.host:
         from appliance.cli.hostinfo import print_host_information
 
@@ -58,7 +73,9 @@ async def _work(options: argparse.Namespace) -> int:
     out = Output(json=options.json)
     effective = effective_config(options)
     failed = late = 0
+    good: list[str] = []
 
+    from appliance.cli.names import remember
     from appliance.errors import ApplianceError, OperationTimeoutError
 
     async def one(context: Context, name: str) -> None:
@@ -70,10 +87,12 @@ async def _work(options: argparse.Namespace) -> int:
             late += isinstance(error, OperationTimeoutError)
             out.failure(name, error)
         else:
+            good.append(name)
             _show(out, name, info, verbose=options.verbose)
 
     async with open_context(effective) as context:
         await all_of(one(context, name) for name in options.names)
+    remember(good)
     if late:
         complain("Timeout")
     return FAILED if failed else OK

@@ -31,8 +31,17 @@ if TYPE_CHECKING:
 __all__ = ["main", "parser"]
 
 _EPILOG = """\
-Without addresses: discover servers until the timeout (-w 0: until interrupted). With addresses: list the PVs of
-these servers. A server that is reached by TLS is written pvas://HOST:PORT, on the command line too.
+Without addresses: discover servers until the timeout (-w 0: until
+interrupted). With addresses: list the PVs of these servers. A server that is
+reached by TLS is written pvas://HOST:PORT, on the command line too.
+
+examples:
+  pvxlist
+      the servers that answer within five seconds
+  pvxlist 10.0.0.7:5075
+      the PVs of one server
+  pvxlist -i pvas://10.0.0.7:5076
+      what the server is, asked over TLS
 """
 
 
@@ -42,15 +51,20 @@ def parser() -> argparse.ArgumentParser:
         prog="pvxlist", description="Discover servers, list their PVs, or ask what they are.", epilog=_EPILOG
     )
     made.add_argument("servers", metavar="host[:port]", nargs="*", help="Server to ask.")
-    made.add_argument(
+    how = made.add_mutually_exclusive_group()
+    how.add_argument(
         "-A",
         dest="active",
         action="store_true",
-        default=True,
+        default=None,
         help="Active discovery (default): ask all servers to answer, then go on listening for beacons.",
     )
-    made.add_argument(
-        "-p", dest="active", action="store_false", help="Passive discovery: only listen for beacons."
+    how.add_argument(
+        "-p",
+        dest="active",
+        action="store_false",
+        default=None,
+        help="Passive discovery: only listen for beacons.",
     )
     made.add_argument("-i", dest="info", action="store_true", help="Query server info. Requires addresses.")
     add_json(made)
@@ -61,6 +75,12 @@ def parser() -> argparse.ArgumentParser:
 async def _work(options: argparse.Namespace) -> int:
     if options.info and not options.servers:
         complain("Error: -i requires at least one server")
+        return FAILED
+    if options.active is not None and options.servers:
+        complain(
+            f"Error: -{'A' if options.active else 'p'} is for discovery, and servers to ask are named: "
+            "leave out the one or the other"
+        )
         return FAILED
     out = Output(json=options.json)
     effective = effective_config(options)
@@ -82,7 +102,7 @@ async def _discover(context: Context, options: argparse.Namespace, out: Output, 
     listed: set[bytes] = set()
     try:
         async with asyncio.timeout(timeout):
-            async for news in context.discover(ping=options.active):
+            async for news in context.discover(ping=options.active is not False):
                 _show_server(news, options, out, listed)
     except TimeoutError:
         pass
@@ -171,6 +191,9 @@ async def _query(
         out.write(f"{text}{''.join(words)}\n")
     else:
         names = list(answer["value"]) if answer is not None and "value" in answer else []
+        from appliance.cli.names import remember
+
+        remember(names)
         if out.json:
             out.object(server=text, names=names)
             return True

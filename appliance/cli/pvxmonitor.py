@@ -33,11 +33,23 @@ if TYPE_CHECKING:
 
 __all__ = ["main", "parser"]
 
+_EPILOG = """\
+examples:
+  pvxmonitor test:calcExample
+      every update: the fields that changed
+  pvxmonitor -F nt test:calcExample test:enumExample
+      every update as one short line
+  pvxmonitor -r 'field(value)record[queueSize=100,pipeline=true]' test:fast
+      a longer queue, with flow control
+"""
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = Parser(
-        prog="pvxmonitor", description="Subscribe to PVs and print every update, until interrupted."
+        prog="pvxmonitor",
+        description="Subscribe to PVs and print every update, until interrupted.",
+        epilog=_EPILOG,
     )
     made.add_argument("names", metavar="pvname", nargs="+", help="PV to subscribe to.")
     made.add_argument(
@@ -54,6 +66,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 async def _work(options: argparse.Namespace) -> int:
+    if options.timeout != parser().get_default("timeout"):
+        complain("Warning: -w has no effect: a subscription waits for ever; Ctrl-C ends it")
     fmt, limit = array_limit(options)
     out = Output(json=options.json)
     effective = effective_config(options)
@@ -67,6 +81,7 @@ async def _work(options: argparse.Namespace) -> int:
 async def _follow(
     context: Context, name: str, options: argparse.Namespace, out: Output, fmt: str, limit: int
 ) -> bool:
+    from appliance.cli.names import remember
     from appliance.client.monitor import Connected, Disconnected
     from appliance.errors import ApplianceError
 
@@ -75,6 +90,7 @@ async def _follow(
         async with context.monitor(name, options.request, notify=True) as subscription:
             async for item in subscription:
                 if isinstance(item, Connected):
+                    remember([name])
                     _tell(out, name, f"Connected to {item.server}", event="connected", server=item.server)
                 elif isinstance(item, Disconnected):
                     _tell(out, name, "Disconnected", event="disconnected", why=item.why)

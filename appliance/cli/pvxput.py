@@ -28,9 +28,23 @@ if TYPE_CHECKING:
 __all__ = ["main", "parser"]
 
 _EPILOG = """\
-A single value without "=" goes to the field "value"; a single JSON object goes to the whole structure.
-A value that begins with {, [ or " is JSON: pvxput wave [1,2,3]; others are text that must fit the field.
+A single value without "=" goes to the field "value"; a single JSON object goes
+to the whole structure.
+A value that begins with {, [ or " is JSON; others are text that must fit the
+field. Text that looks like one of these needs JSON's quotes.
+
+examples:
+  pvxput test:spec 12.5
+  pvxput test:enumExample one
+      a choice by its text or its number
+  pvxput test:wave '[1,2,3]'
+      an array
+  pvxput test:text '"a=b"'; pvxput rec.INP '"{const:7}"'
+      text that looks like an assignment or like JSON
+  pvxput test:structExample value=4 alarm.message=moved
+      several fields at once
 """
+_NEGATIVE = r"-(?:0[xX][0-9a-fA-F]+|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[iI][nN][fF](?:inity)?|[nN][aA][nN])"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -53,17 +67,45 @@ def assignments(values: Sequence[str]) -> dict[str, str]:
     """
     from appliance.errors import ConfigurationError
 
-    if len(values) == 1 and (values[0].startswith("{") or "=" not in values[0]):
+    if len(values) == 1 and (values[0][:1] in ("{", "[", '"') or "=" not in values[0]):
         return {"" if values[0].startswith("{") else "value": values[0]}
     fields: dict[str, str] = {}
     for item in values:
         field, equals, value = item.partition("=")
         if not equals or not field:
-            raise ConfigurationError(f'expected <fld>=<value> not "{item}"')
+            hint = (
+                "" if any("=" in each for each in values) else f"; an array is one value: {_as_array(values)}"
+            )
+            raise ConfigurationError(f'expected <fld>=<value> not "{item}"{hint}')
         if field in fields:
             raise ConfigurationError(f"field {field} is given twice")
         fields[field] = value
     return fields
+
+
+def _as_array(values: Sequence[str]) -> str:
+    """The words of a command line as the array that was meant, for a shell."""
+    import re
+    from json import dumps
+    from shlex import quote
+
+    is_number = all(re.fullmatch(r"-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", value) for value in values)
+    text = ",".join(values if is_number else map(dumps, values))
+    return quote(f"[{text}]")
+
+
+def _protected(argv: Sequence[str]) -> list[str]:
+    """Keep the parser from taking a negative number for an option: a blank in front makes it a value."""
+    import re
+
+    return [f" {word}" if re.fullmatch(_NEGATIVE, word) else word for word in argv]
+
+
+def _given(words: Sequence[str]) -> list[str]:
+    """The other end of :func:`_protected`."""
+    import re
+
+    return [word[1:] if re.fullmatch(f" {_NEGATIVE}", word) else word for word in words]
 
 
 def builder(fields: dict[str, str], show: Callable[[Value], None] | None) -> Callable[[Value], Value]:
@@ -85,13 +127,31 @@ def builder(fields: dict[str, str], show: Callable[[Value], None] | None) -> Cal
             except PVDataError as error:
                 why = str(error).removeprefix(f"{field}: ")
                 raise PVDataError(
-                    f'Unable to assign {field or "the structure"} from "{text}" : {why}'
+                    f'Unable to assign {field or "the structure"} from "{text}" : {why}{_hint(fields, field)}'
                 ) from None
         if show is not None:
             show(present)
         return present
 
     return build
+
+
+def _hint(fields: dict[str, str], field: str) -> str:
+    """How to write as text what has been taken for JSON, or for a field and its value."""
+    from json import dumps
+    from shlex import quote
+
+    text = fields[field]
+    if text[:1] in ("{", "[", '"'):
+        try:
+            _json(text)
+        except ValueError:
+            whole = dumps(text) if len(fields) == 1 and field in ("", "value") else f"{field}={dumps(text)}"
+            return f"; to write this text as it stands: {quote(whole)}"
+        return ""
+    if len(fields) == 1 and field not in ("", "value"):
+        return f"; to write this text as it stands: {quote(dumps(f'{field}={text}'))}"
+    return ""
 
 
 def _json(text: str) -> object:
@@ -117,7 +177,7 @@ async def _work(options: argparse.Namespace) -> int:
 
     out = Output(json=options.json)
     try:
-        fields = assignments(options.values)
+        fields = assignments(_given(options.values))
     except ConfigurationError as error:
         complain(f"Error: {error}")
         return FAILED
@@ -131,6 +191,9 @@ async def _work(options: argparse.Namespace) -> int:
             if isinstance(error, OperationTimeoutError):
                 complain("Timeout")
             return FAILED
+    from appliance.cli.names import remember
+
+    remember([options.name])
     if options.json:
         out.object(name=options.name, written=sorted(fields))
     return OK
@@ -138,7 +201,7 @@ async def _work(options: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status."""
-    return run_tool(parser(), argv, _work)
+    return run_tool(parser(), _protected(sys.argv[1:] if argv is None else argv), _work)
 
 
 if __name__ == "__main__":

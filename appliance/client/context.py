@@ -80,6 +80,7 @@ class Context:
         segment_size: int = 0,
         beacons: bool = True,
         octets: bool = False,
+        longest_search_s: float = 30.0,
     ) -> None:
         if config is None:
             config = resolve_client().config
@@ -96,6 +97,8 @@ class Context:
         self.segment_size = segment_size
         self.octets = octets
         """Whether ``uint8[]`` is read as ``bytes``, without numpy; for monitors, whose values are read and not changed."""
+        self.longest_search_s = longest_search_s
+        """Seconds between two searches for a name that nobody serves, at the most."""
         self.name_servers: list[ServerLink] = []
         self.searcher: Searcher = None  # type: ignore[assignment]
         self.loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment]
@@ -408,7 +411,7 @@ class Context:
             elif channel.trouble:
                 why = channel.trouble
             elif channel.link is not None:
-                why = f"{channel.link.peer} answered the search, but the connection is not ready"
+                why = channel.link.why_not_ready()
             elif self.require_tls:
                 why = (
                     "no server answered the search over TLS, which is required here: a server that has the PV without TLS "
@@ -486,7 +489,7 @@ class Context:
     def probe_tls(self, guid: bytes = b"") -> None:
         """Find out which channels that are connected in the clear can be had over TLS, and move them (SPVA 12.5.2).
 
-        All of them, or those of the server with this GUID. Asked three times: a datagram may be lost. They move when
+        All of them, or those of the server with this GUID. Asked several times: a datagram may be lost. They move when
         the new connection is validated: one that fails disturbs nobody.
         """
         if self.tls is None or self._closed:
@@ -608,12 +611,12 @@ class Context:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def link_ended(self, link: ServerLink, reason: ApplianceError | None) -> None:
+    def link_ended(self, link: ServerLink, reason: ApplianceError | None, *, was_ready: bool) -> None:
         """A connection is gone; one to a name server is tried again, its name being looked up anew."""
         if self._links.get(link.address) is link:
             del self._links[link.address]
         if not self._closed:
-            self.searcher.lost_server()
+            self.searcher.lost_server(link.address, unexpected=was_ready and not link.expected)
         elif self._deserted is not None and not self._streams():
             self._deserted.set()
         if link in self.name_servers:
@@ -651,8 +654,9 @@ def _check_name(name: str) -> None:
 
 
 NAME_SERVER_RETRY_S: Final = 5.0
-PROBES_S: Final = (0.0, 0.3, 2.0)
-"""Seconds after which servers are asked whether they speak TLS now."""
+PROBES_S: Final = (0.0, 0.3, 2.0, 6.0, 12.0)
+"""Seconds after which servers are asked whether they speak TLS now: after an outage they hear of their status when we do,
+or one search later."""
 UPGRADE_PATIENCE_S: Final = 5.0
 """Seconds for which requests in progress may keep a connection in the clear that could be TLS."""
 MAX_TRIALS: Final = 4

@@ -115,6 +115,7 @@ class ServerLink:
             self.connection.types.octets = self.context.octets
             self.stream = StreamLink(self.connection, self, engine)
             stream = self.stream
+            _log.debug("%s: connecting", self.name)
             async with asyncio.timeout(self.context.config.idle_timeout_s):
                 await loop.create_connection(lambda: stream, host, port)
         except TimeoutError:
@@ -200,10 +201,15 @@ class ServerLink:
 
     # -- StreamOwner ---------------------------------------------------------------------------------
 
+    def link_made(self, link: StreamLink) -> bool:
+        """TCP is connected."""
+        return True
+
     def link_up(self, link: StreamLink) -> None:
         """TCP is connected and, with TLS, the server has proved who it is."""
         if link.engine is None:
             self.credentials = Credentials(peer=self.peer, interface=link.interface)
+            _log.debug("%s: connected from %s", self.name, link.interface)
             return
         from appliance.tls.credentials import peer_credentials
 
@@ -211,6 +217,18 @@ class ServerLink:
             self.credentials = peer_credentials(link.engine, peer=self.peer, interface=link.interface)
         except CertificateError as error:
             link.close(error)
+            return
+        if _log.isEnabledFor(logging.DEBUG):
+            from appliance.tls.credentials import describe
+
+            engine = link.engine
+            _log.debug(
+                "%s: TLS handshake complete: %s, %s; the server is %s",
+                self.name,
+                engine.version,
+                engine.cipher,
+                describe(self.credentials),
+            )
 
     def link_events(self, link: StreamLink, events: list[Event]) -> None:
         """What the server says."""
@@ -243,7 +261,8 @@ class ServerLink:
         self._ended(reason)
 
     def _ended(self, reason: ApplianceError | None) -> None:
-        failed = not self.ready
+        was_ready = self.ready
+        failed = not was_ready
         gate = self.context.gate
         ours = self.context.closing
         if failed and gate is not None and reason is None and self.credentials.is_tls and not ours:
@@ -264,7 +283,7 @@ class ServerLink:
         channels = list(self.channels)
         self.channels.clear()
         self.waiting.clear()
-        self.context.link_ended(self, reason)
+        self.context.link_ended(self, reason, was_ready=was_ready)
         for channel in channels:
             channel.lost(why, failed=failed)
 
@@ -285,6 +304,7 @@ class ServerLink:
                 return
             if connection.state is ConnectionState.AUTHENTICATING:
                 if found.good:
+                    _log.debug("%s: the status of both certificates is good", self.name)
                     self._authenticate(event.methods)
                 else:
                     # The give-up rule (SPVA 7.3.1): it will not become good on this connection.
@@ -292,6 +312,7 @@ class ServerLink:
             elif found.bad:
                 stream.cut(SecurityError(f"{self.peer}: {found.message}"))
             elif found.good:
+                _log.debug("%s: the status of both certificates is good", self.name)
                 self._resume()
             else:
                 _log.warning("%s is paused: %s", self.name, found.message)
@@ -320,6 +341,18 @@ class ServerLink:
             if subscription.operation is not None:
                 subscription.update(bits, store, overrun)
         self._create_waiting()
+
+    def why_not_ready(self) -> str:
+        """Say how far the connection has come, and what may be wrong."""
+        stream = self.stream
+        if stream is None or not stream.is_up:
+            return f"the connection to {self.peer} is not established"
+        if not self.address[2] and not stream.heard:
+            return (
+                f"{self.peer} accepted the connection and says nothing, as a TLS port does: "
+                f"by TLS it is pvas://{self.peer}"
+            )
+        return f"{self.peer} was connected, but the connection is not ready"
 
     def refusal(self, *, changes: bool) -> str:
         """Tell why a request must not be made at present, or "" where it may."""
@@ -352,6 +385,7 @@ class ServerLink:
             )
             return
         self.ready = True
+        _log.debug("%s: the connection is ready", self.name)
         self._create_waiting()
         self.context.link_ready(self)
         if self.is_name_server:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from appliance.errors import ApplianceError, ChannelClosedError, OperationError
+from appliance.errors import AccessDeniedError, ApplianceError, ChannelClosedError, OperationError
 from appliance.pva import commands as c
 from appliance.pva.client import ClientOperation
 from appliance.pva.status import Status
@@ -139,6 +139,11 @@ class Request:
             return False
         try:
             status.raise_for(self.channel.name)
+        except AccessDeniedError as error:
+            link = self.channel.link
+            gate = None if link is None or link.address[2] else link.context.gate
+            why = gate.plight(link.guid) if gate is not None and link is not None else ""
+            self.fail(AccessDeniedError(f"{error}; {why}") if why else error)
         except ApplianceError as error:
             self.fail(error)
         return True

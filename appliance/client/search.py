@@ -20,8 +20,10 @@ from appliance.pva.search import (
     pack_message,
     split_names,
 )
+from appliance.pvdata.pace import breathe
+from appliance.transport.interfaces import broadcast_addresses
 from appliance.transport.stream import format_address
-from appliance.transport.udp import Origin, UDPPort, resolve_datagram_address
+from appliance.transport.udp import Origin, UDPPort, is_multicast, resolve_datagram_address
 
 if TYPE_CHECKING:
     from appliance.client.context import Context
@@ -38,7 +40,9 @@ RESOLVE_S: Final = 60.0
 RESOLVE_HOLDOFF_S: Final = 1.0
 """Seconds after the loss of a server in which its name is looked up again."""
 POKE_HOLDOFF_S: Final = 5.0
-"""Seconds in which news of servers hurries the search at most once."""
+"""Seconds in which news of servers hurries the search at most once; what comes earlier is heeded at their end."""
+_PATIENT: Final = 4
+"""Searches after which a name is looked for so seldom that the news of a server is worth another one at once."""
 MAX_SERVERS: Final = 10_000
 """Servers that are remembered: anyone may send beacons of servers that do not exist."""
 DATAGRAMS_PER_TICK: Final = 50
@@ -47,6 +51,8 @@ _TICK_S: Final = 0.02
 SILENCE_S: Final = 360.0
 """Seconds without a beacon after which a server counts as gone: two periods of the slow beacons."""
 SWEEP_S: Final = 60.0
+_LIMITED: Final = "255.255.255.255"
+_LOOPBACK: Final = "127.255.255.255"
 
 
 class Discovered(NamedTuple):
@@ -94,11 +100,13 @@ class Searcher:
         self._timer_at = 0.0
         self._sequence = random.getrandbits(32)
         self._port: UDPPort | None = None
-        self._beacon_port: UDPPort | None = None
+        self._port6: UDPPort | None = None
+        self._beacon_ports: list[UDPPort] = []
         self._targets: list[_Target] = []
         self._resolved_at = -RESOLVE_S
         self._resolving: asyncio.Task[None] | None = None
         self._poked_at = -POKE_HOLDOFF_S
+        self._poke_timer: asyncio.TimerHandle | None = None
         self._servers: dict[tuple[str, int, str], tuple[Discovered, float]] = {}
         self._changes: dict[tuple[str, int, str], tuple[int, float]] = {}
         """What each beacon last said of its server's changes, and when that was acted upon."""
@@ -116,25 +124,43 @@ class Searcher:
 
     def listen_for_beacons(self) -> None:
         """Share the broadcast port, to hear beacons; without it only our own searches find servers."""
-        if self._beacon_port is None:
+        if not self._beacon_ports:
             from appliance.errors import TransportError
 
-            try:
-                self._beacon_port = UDPPort(
-                    self._beacon_message, port=self._context.config.broadcast_port, shared=True
-                )
-            except TransportError as error:
-                _log.warning("beacons cannot be heard: %s", error)
+            config = self._context.config
+            groups = [
+                (item.host, item.interface or "") for item in config.intf_addr_list if is_multicast(item.host)
+            ]
+            # Only what no unicast comes to: a server of this host must not lose its searches to us.
+            hosts = dict.fromkeys((*broadcast_addresses(), _LIMITED, _LOOPBACK))
+            for host, interface in [*((host, "") for host in hosts), *groups]:
+                joined = ((host, interface),) if is_multicast(host) else ()
+                scope = f"%{interface}" if ":" in host and interface else ""
+                try:
+                    port = UDPPort(
+                        self._beacon_message,
+                        port=config.broadcast_port,
+                        shared=True,
+                        address=host + scope,
+                        groups=joined,
+                    )
+                except TransportError as error:
+                    _log.debug("beacons to %s cannot be heard: %s", host, error)
+                else:
+                    self._beacon_ports.append(port)
+            if not self._beacon_ports:
+                _log.warning("beacons cannot be heard on UDP port %d", config.broadcast_port)
 
     def stop(self) -> None:
         """Close everything."""
         if self._timer is not None:
             self._timer.cancel()
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        for timer in (self._sweeper, self._poke_timer):
+            if timer is not None:
+                timer.cancel()
         if self._resolving is not None:
             self._resolving.cancel()
-        for port in (self._port, self._beacon_port):
+        for port in (self._port, self._port6, *self._beacon_ports):
             if port is not None:
                 port.close()
 
@@ -146,8 +172,6 @@ class Searcher:
         endpoints = list(config.addr_list)
         broadcasts: list[str] = []
         if config.auto_addr_list:
-            from appliance.transport.interfaces import broadcast_addresses
-
             broadcasts = broadcast_addresses(frozenset(endpoint.host for endpoint in config.intf_addr_list))
             endpoints += [Endpoint(address) for address in broadcasts]
         targets: dict[_Target, None] = {}
@@ -162,11 +186,29 @@ class Searcher:
                     )
                 continue
             self._warned.discard(endpoint.host)
-            multicast = 224 <= int(address[0].partition(".")[0]) < 240
+            multicast = is_multicast(address[0])
+            if ":" in address[0] and not self._open_ipv6():
+                continue
             unicast = not multicast and address[0] not in broadcasts and not address[0].endswith(".255")
             targets[_Target(address, endpoint.ttl or 1, endpoint.interface or "", multicast, unicast)] = None
         self._targets = list(targets)
         self._resolved_at = self._loop.time()
+
+    def _open_ipv6(self) -> bool:
+        """Have a socket for IPv6; tell whether the host has that."""
+        if self._port6 is None:
+            from appliance.errors import TransportError
+
+            try:
+                self._port6 = UDPPort(self._message, address="::")
+            except TransportError as error:
+                if "ipv6" not in self._warned:
+                    self._warned.add("ipv6")
+                    _log.warning(
+                        "EPICS_PVA_ADDR_LIST names IPv6 addresses, and this host has no IPv6: %s", error
+                    )
+                return False
+        return True
 
     def _resolve_when_stale(self) -> None:
         now = self._loop.time()
@@ -188,16 +230,20 @@ class Searcher:
         self._wanted[channel.instance] = channel
         delay = 0.0
         if later:
-            delay = INTERVALS_S[min(channel.attempts, len(INTERVALS_S) - 1)]
+            delay = self._interval(channel)
             channel.attempts += 1
         channel.due = self._loop.time() + delay
         heapq.heappush(self._heap, (channel.due, channel.instance))
         self._schedule(channel.due)
 
+    def _interval(self, channel: Channel) -> float:
+        interval = INTERVALS_S[min(channel.attempts, len(INTERVALS_S) - 1)]
+        return min(interval, self._context.longest_search_s)
+
     def _delay(self, channel: Channel) -> float:
         delay = 0.0 if channel.attempts == 0 else INTERVALS_S[min(channel.attempts, len(INTERVALS_S)) - 1]
         channel.attempts += 1
-        return delay
+        return min(delay, self._context.longest_search_s)
 
     def _retry(self, channel: Channel) -> None:
         channel.due = self._loop.time()
@@ -210,10 +256,17 @@ class Searcher:
 
     def poke(self) -> None:
         """Search for everything now: there is news of a server."""
-        now = self._loop.time()
-        if now - self._poked_at < POKE_HOLDOFF_S:
+        if self._poke_timer is not None:
             return
-        self._poked_at = now
+        wait = self._poked_at + POKE_HOLDOFF_S - self._loop.time()
+        if wait > 0:
+            self._poke_timer = self._loop.call_later(wait, self._poke)
+        else:
+            self._poke()
+
+    def _poke(self) -> None:
+        self._poke_timer = None
+        self._poked_at = self._loop.time()
         self.hurry()
 
     def hurry(self) -> None:
@@ -236,8 +289,15 @@ class Searcher:
             self._sequence = self._sequence + 1 & 0xFFFFFFFF
             link.search(SearchRequest(self._sequence, batch, protocols))
 
-    def lost_server(self) -> None:
-        """A server has gone: it may come back under the same name at another address."""
+    def lost_server(self, address: tuple[str, int, bool], *, unexpected: bool = False) -> None:
+        """A server has gone: it may come back under the same name at another address.
+
+        ``unexpected``: its connection had been in use. When it is heard of again, as the same process too, that is news.
+        """
+        if unexpected:
+            known = self._servers.pop((address[0], address[1], "tls" if address[2] else "tcp"), None)
+            if known is not None:
+                self._tell(known[0]._replace(online=False))
         self._resolved_at = min(self._resolved_at, self._loop.time() - RESOLVE_S + RESOLVE_HOLDOFF_S)
 
     def _schedule(self, when: float) -> None:
@@ -262,7 +322,7 @@ class Searcher:
             channel = wanted.get(instance)
             if channel is None or channel.due != when or channel.state is not ChannelState.SEARCHING:
                 continue
-            interval = INTERVALS_S[min(channel.attempts, len(INTERVALS_S) - 1)]
+            interval = self._interval(channel)
             channel.attempts += 1
             # A swarm of clients that started together must not search together for ever.
             channel.due = now + interval * random.uniform(0.9, 1.1)  # noqa: S311 - nobody must not guess it
@@ -299,6 +359,13 @@ class Searcher:
         for batch in split_names(names, protocols):
             self._sequence = self._sequence + 1 & 0xFFFFFFFF
             request = SearchRequest(self._sequence, batch, protocols, reply_port=port.port)
+            if _log.isEnabledFor(logging.DEBUG):
+                _log.debug(
+                    "search %d over %s: %s",
+                    self._sequence,
+                    " and ".join(protocols),
+                    _some([name for _, name in batch]),
+                )
             self._broadcast(request)
             for link in context.name_servers:
                 link.search(request)
@@ -306,23 +373,26 @@ class Searcher:
     def _broadcast(self, request: SearchRequest) -> None:
         port = self._port
         assert port is not None
-        everyone = pack_message(c.CMD_SEARCH, request.encode(), from_server=False)
-        one = b""
+        packed: dict[tuple[bool, bool], bytes] = {}
+        debugging = _log.isEnabledFor(logging.DEBUG)
         for target in self._targets:
-            if target.unicast:
-                if not one:
-                    one = pack_message(
-                        c.CMD_SEARCH, request._replace(unicast=True).encode(), from_server=False
-                    )
-                sent = port.send(one, target.address)
-            elif target.multicast:
-                sent = port.send_multicast(
-                    everyone, target.address, ttl=target.ttl, interface=target.interface
-                )
+            is_ipv6 = ":" in target.address[0]
+            by = self._port6 if is_ipv6 else port
+            if by is None:
+                continue
+            data = packed.get((is_ipv6, target.unicast))
+            if data is None:
+                told = request._replace(unicast=target.unicast, reply_port=by.port)
+                data = pack_message(c.CMD_SEARCH, told.encode(), from_server=False)
+                packed[is_ipv6, target.unicast] = data
+            if target.multicast:
+                sent = by.send_multicast(data, target.address, ttl=target.ttl, interface=target.interface)
             else:
-                sent = port.send(everyone, target.address)
+                sent = by.send(data, target.address)
             if not sent:
-                _log.debug("a search could not be sent to %s:%d", *target.address)
+                _log.debug("a search could not be sent to %s", format_address(target.address))
+            elif debugging:
+                _log.debug("%s <- SEARCH (%d octets)", format_address(target.address), len(data))
 
     def ping(self) -> None:
         """Ask all servers, whatever they serve, to answer."""
@@ -377,6 +447,8 @@ class Searcher:
         if not response.port and link is not None:
             host, port, over_tls = link
             response = response._replace(port=port, protocol="tls" if over_tls else "tcp")
+        if _log.isEnabledFor(logging.DEBUG):
+            self._tell_answer(response, host, via or source)
         if self._locating and response.found and response.port:
             for instance in response.instances:
                 tell = self._locating.get(instance)
@@ -387,9 +459,17 @@ class Searcher:
         if self._context.require_tls and response.protocol != "tls":
             for instance in response.instances:
                 if self._context.tls is not None and instance in self._wanted:
-                    self._wanted[instance].trouble = refused_without_tls(f"{host}:{response.port}")
+                    self._wanted[instance].trouble = refused_without_tls(
+                        format_address((host, response.port))
+                    )
             return
-        self._heard(response, host, via or source)
+        news = self._heard(response, host, via or source)
+        self._take(response, host)
+        # Where one name has waited long for this server, others have too.
+        if news and any(channel.attempts > _PATIENT for channel in self._wanted.values()):
+            self.poke()
+
+    def _take(self, response: SearchResponse, host: str) -> None:
         if not response.found:
             return
         tls = response.protocol == "tls"
@@ -404,7 +484,9 @@ class Searcher:
                     channel.guid = response.guid
                     self._retry(channel)
             return
-        for instance in response.instances:
+        for number, instance in enumerate(response.instances):
+            if not number & 63:
+                breathe()
             channel = self._wanted.pop(instance, None)
             if channel is None or channel.state is not ChannelState.SEARCHING:
                 self._check_duplicate(instance, response, host)
@@ -414,6 +496,22 @@ class Searcher:
             channel.guid = response.guid
             self._context.connect(channel, (host, response.port, response.protocol == "tls"), response.guid)
 
+    def _tell_answer(self, response: SearchResponse, host: str, via: str) -> None:
+        names = [
+            channel.name
+            for instance in response.instances
+            if (channel := self._context.by_instance(instance)) is not None
+        ]
+        _log.debug(
+            "%s -> SEARCH_RESPONSE: the server %s:%d, over %s, %s %s",
+            via,
+            host,
+            response.port,
+            response.protocol[:16],
+            "has" if response.found else "does not have",
+            _some(names),
+        )
+
     def _check_duplicate(self, instance: int, response: SearchResponse, host: str) -> None:
         channel = self._context.by_instance(instance)
         link = channel.link if channel is not None else None
@@ -422,16 +520,16 @@ class Searcher:
         if channel.name not in self._warned:
             self._warned.add(channel.name)
             _log.warning(
-                "%s is served by %s and by %s:%d: the first is used",
+                "%s is served by %s and by %s: the first is used",
                 channel.name,
                 link.peer,
-                host,
-                response.port,
+                format_address((host, response.port)),
             )
 
     def _beacon_message(self, message: Datagram, origin: Origin) -> None:
         if isinstance(message, Beacon):
             host = origin.address[0] if message.address is None else str(message.address)
+            _log.debug("%s -> BEACON of the server %s:%d", format_address(origin.address), host, message.port)
             if self._heard(message, host, format_address(origin.address)):
                 self.poke()
             if self._has_changed(message, host):
@@ -474,7 +572,7 @@ class Searcher:
                 self._forget_old()
             if len(self._servers) >= MAX_SERVERS:
                 return False
-        news = Discovered(True, f"{host}:{port}", protocol, guid, via, message.version)
+        news = Discovered(True, format_address((host, port)), protocol, guid, via, message.version)
         self._servers[key] = (news, now)
         if known is not None and known[0].guid == guid:
             return False
@@ -512,3 +610,9 @@ class Searcher:
             self._listeners.pop(listener, None)
 
         return unsubscribe
+
+
+def _some(names: list[str]) -> str:
+    """A few names for the log."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{', '.join(names[:5])}{more}" if names else "no channel of this client"

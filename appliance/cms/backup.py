@@ -7,7 +7,9 @@ and they are no use any more. What was revoked since stays revoked: see `applian
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import re
 import sqlite3
 import time
 from typing import Final
@@ -15,7 +17,7 @@ from typing import Final
 from appliance.cms.store import is_sqlite
 from appliance.errors import ConfigurationError
 
-__all__ = ["backup", "prune", "timestamped"]
+__all__ = ["Backups", "backup"]
 
 _PREFIX: Final = "certs_backup_"
 
@@ -61,22 +63,53 @@ def backup(where: str, target: str) -> str:
     return target
 
 
-def timestamped(where: str, directory: str, now: float) -> str:
-    """The name of a periodic backup."""
-    directory = directory or os.path.dirname(os.path.abspath(where))  # noqa: PTH100, PTH120
-    return os.path.join(directory, f"{_PREFIX}{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(now))}.db")  # noqa: PTH118
+class Backups:
+    """The periodic backups of one database in one directory, which may hold those of other services too.
 
+    Their names have a mark of the service, a number that only grows, and a date. What is oldest is told by the number: the
+    clock may have been years ahead when a name was made. Without that mark a file is never removed.
+    """
 
-def prune(where: str, directory: str, keep: int) -> None:
-    """Remove all periodic backups but the latest ``keep``."""
-    directory = directory or os.path.dirname(os.path.abspath(where))  # noqa: PTH100, PTH120
-    try:
-        names = sorted(n for n in os.listdir(directory) if n.startswith(_PREFIX) and n.endswith(".db"))  # noqa: PTH208
-    except OSError:
-        return
-    for name in names[:-keep]:
-        with contextlib.suppress(OSError):
-            os.unlink(os.path.join(directory, name))  # noqa: PTH108, PTH118
+    def __init__(self, where: str, directory: str, issuer: str) -> None:
+        self._where = where
+        self.directory = directory or os.path.dirname(os.path.abspath(where))  # noqa: PTH100, PTH120
+        # The same authority may serve from two hosts or two databases, and the same path may be used on two hosts.
+        place = f"{os.uname().nodename}\n{os.path.realpath(where)}"
+        self._mark = f"{_PREFIX}{issuer}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
+        self._name = re.compile(rf"{re.escape(self._mark)}_([0-9]{{6,12}})_[0-9TZ]+\.db")
+
+    def make(self, now: float, keep: int) -> str:
+        """Make the next backup, and remove all but the latest ``keep``, never the one that was just made.
+
+        Gives its name. Raises ConfigurationError.
+        """
+        numbers = [number for number, _ in self._found()]
+        self._sweep()
+        date = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
+        name = f"{self._mark}_{max(numbers, default=0) + 1:06d}_{date}.db"
+        made = backup(self._where, os.path.join(self.directory, name))  # noqa: PTH118
+        for _, old in self._found()[: -max(keep, 1)]:
+            if old != name:
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(self.directory, old))  # noqa: PTH108, PTH118
+        return made
+
+    def _sweep(self) -> None:
+        """Remove what an end in the middle of a backup has left: nobody else makes files with this mark."""
+        for name in os.listdir(self.directory):  # noqa: PTH208
+            if name.startswith(self._mark) and name.endswith(".partial"):
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(self.directory, name))  # noqa: PTH108, PTH118
+
+    def _found(self) -> list[tuple[int, str]]:
+        """The backups of this service with their numbers, the oldest first."""
+        try:
+            names = os.listdir(self.directory)  # noqa: PTH208
+        except OSError as error:
+            raise ConfigurationError(
+                f"the directory of the backups cannot be read: {error.strerror}", file=self.directory
+            ) from error
+        return sorted((int(found[1]), name) for name in names if (found := self._name.fullmatch(name)))
 
 
 def _quoted(path: str) -> str:

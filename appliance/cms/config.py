@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from appliance.authn.jwt.config import JWTConfig, from_environment
+from appliance.authn.jwt.config import ENVIRONMENT, JWTConfig, from_environment
 from appliance.certs.profiles import KEY_ALGORITHMS
 from appliance.cms.issuing import Rules, UsageRules
 from appliance.cms.options import JWT_FLAGS, OPTIONS, Option
@@ -152,6 +152,7 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
             )
             if not self.inherit_approval:
                 found.append("inherit_approval_unproven has no effect, for inherit_approval is false")
+        found += shared_hosts(self.jwt)
         if self.certs_require_subscription in ("no", "requester"):
             who = "no certificate" if self.certs_require_subscription == "no" else "what a requester asks for"
             found.append(
@@ -177,6 +178,23 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
             inherit_unproven=self.inherit_approval_unproven,
             raw_pv_names=self.status_extension_form == "raw",
         )
+
+
+def shared_hosts(config: JWTConfig) -> list[str]:
+    """A sentence for each host that several issuers of tokens share: certificates name the host alone."""
+    from appliance.authn.jwt import uri
+
+    hosts: dict[str, list[str]] = {}
+    for issuer in config.issuers:
+        name = issuer.issuer or issuer.trusted_uri
+        where = uri.parse(name)
+        hosts.setdefault(where.host if where else name, []).append(name)
+    return [
+        f"the token issuers {' and '.join(names)} share the host {host}, which is all that a certificate says of its issuer (O): "
+        "access rules cannot tell their accounts apart. A name that one holds is refused to the other while its certificate lives"
+        for host, names in hosts.items()
+        if len(names) > 1
+    ]
 
 
 class Effective(NamedTuple):
@@ -229,12 +247,16 @@ def resolve(
         values["db"] = _database(settings.db, config)
     elif "db" in values:
         values["db"] = _database(values["db"], None)
+    warnings = [*server.warnings]
     if "jwt" not in written or _jwt_flags(arguments):
         issuer = from_environment({**environ, **_jwt_flags(arguments)})
         if issuer is not None:
             values["jwt"] = msgspec.structs.replace(settings.jwt, issuers=(issuer,))
+    elif unused := sorted(name for name in ENVIRONMENT if environ.get(name, "").strip()):
+        warnings.append(f"{', '.join(unused)}: no effect, because {config} has the section jwt")
     settings = _checked(settings, values)
-    return Effective(settings, server.config, server.warnings, document, server.explain().splitlines())
+    warnings += [warning for issuer in settings.jwt.issuers for warning in issuer.warnings()]
+    return Effective(settings, server.config, warnings, document, server.explain().splitlines())
 
 
 def _jwt_flags(arguments: argparse.Namespace | None) -> dict[str, str]:

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
+from appliance.daemon.commandline import Parser, add_completion, add_version
+from appliance.daemon.extras import require
 from appliance.daemon.run import EXIT_FAILURE, EXIT_OK, Daemon, run
 from appliance.errors import ApplianceError, ConfigurationError
 
@@ -23,6 +25,19 @@ __all__ = ["main"]
 
 _NAME: Final = "pvacms"
 _log: Final = logging.getLogger("appliance.cms")
+_EPILOG: Final = """\
+Settings come from flags, the configuration file, EPICS_* variables and
+defaults, in this order. SIGHUP reads the configuration and the access security
+file again.
+
+examples:
+  pvacms
+      serve, with the settings of this account
+  pvacms --config /etc/spva/pvacms.yml --check-config
+      only check the file
+  pvacms --config /etc/spva/pvacms.yml --backup certs.db.copy
+      copy the database, also while the service runs
+"""
 _LONGEST_SLEEP_S: Final = 2.0
 """The wall clock may be set: look at it at least this often."""
 _RULE: Final = "+=======================================+======================================="
@@ -32,19 +47,19 @@ _LINE: Final = "+---------------------------------------+-----------------------
 def _parser() -> argparse.ArgumentParser:
     from appliance.cms.options import add_flags
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=_NAME,
+        usage="pvacms [options]",
         description="PVAccess certificate management service: issues certificates for a Secure PVAccess network, "
         "manages their life, and tells their status.",
-        epilog="Settings come from flags, the configuration file, EPICS_* variables and defaults, in this order. "
-        "SIGHUP reads the configuration and the access security file again.",
-        allow_abbrev=False,
+        epilog=_EPILOG,
     )
+    add_version(parser)
+    add_completion(parser)
     parser.add_argument("--config", metavar="FILE", help="YAML configuration")
     parser.add_argument(
         "-v", "--verbose", action="store_true", help="print the effective configuration, log more"
     )
-    parser.add_argument("-V", "--version", action="store_true", help="print the version and exit")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--check-config", action="store_true", help="check the configuration and exit")
     what.add_argument(
@@ -75,14 +90,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``pvacms``; returns the exit status: 0, 1 with one sentence on standard error, 2 for a bad command line."""
+    """Run ``pvacms``; returns the exit status: 0, or 1 with one sentence on standard error."""
     options = _parser().parse_args(argv)
-    if options.version:
-        from appliance.version import __version__
-
-        sys.stdout.write(f"pvacms (Secure PVAccess appliance) {__version__}\n")
-        return EXIT_OK
     try:
+        if options.audit_head is not None and not options.audit_verify:
+            raise ConfigurationError("--audit-head has no effect without --audit-verify; add it")
+        if not options.print_schema:
+            require("cms")
         done = _one_shot(options)
         if done is not None:
             return done
@@ -95,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.admin_keychain_new is not None:
             return _new_administrator(effective, options.admin_keychain_new)
     except ApplianceError as error:
-        sys.stderr.write(f"{_NAME}: {error}\n")
+        sys.stderr.write(f"Error: {error}\n")
         return EXIT_FAILURE
 
     async def serve(daemon: Daemon) -> None:
@@ -171,7 +185,7 @@ def _new_administrator(effective: Effective, name: str) -> int:
     from appliance.cms.service import Service
     from appliance.cms.setup import add_administrator, ensure_acf, ensure_administrator, say
 
-    service = Service.open(effective, clock=_now)
+    service = Service.open(effective, clock=_now, beside=True)
     try:
         ensure_administrator(effective.settings, service.issuing, name, must_be_new=True)
         acf = effective.settings.acf
@@ -197,7 +211,10 @@ async def _serve(daemon: Daemon, effective: Effective, options: argparse.Namespa
         await service.start()
 
         async def reload() -> None:
-            await service.reload(_resolve(options))
+            fresh = _resolve(options)
+            for warning in fresh.warnings:
+                _log.warning("%s", warning)
+            await service.reload(fresh)
             _log.info("configuration and access security file were read again")
 
         daemon.on_reload(reload)
@@ -224,12 +241,15 @@ async def _serve(daemon: Daemon, effective: Effective, options: argparse.Namespa
 
 
 def _banner(effective: Effective, service: Service) -> None:
+    from appliance.authn.trust import fingerprint
     from appliance.certs.x509 import subject_text
 
     settings = effective.settings
+    anchor = fingerprint(service.authority.root)
     rows = (
         ("Certificate Database", service.store._shown()),
         ("Certificate Authority", subject_text(service.authority.issuer.certificate.subject)),
+        ("Certificate Authority Fingerprint", anchor),
         ("Certificate Authority Keychain File", settings.cert_auth_tls_keychain),
         ("PVACMS Keychain File", effective.server.tls_keychain),
         ("PVACMS Access Control File", settings.acf),
@@ -239,6 +259,8 @@ def _banner(effective: Effective, service: Service) -> None:
     lines += [_LINE, f"| PVACMS [{service.names.issuer_id}] Service Running     |", _RULE]
     sys.stdout.write("\n".join(lines) + "\n")
     sys.stdout.flush()
+    # For those who have the journal and not the screen.
+    _log.info("the fingerprint of the trust anchor, to be published, is %s", anchor)
 
 
 async def _keep_time(service: Service, daemon: Daemon) -> None:

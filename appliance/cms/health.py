@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Callable
 from datetime import datetime
 from typing import Final
 
@@ -42,6 +43,12 @@ class Health:
         self._started = time.monotonic()
         self._count = 0
         self._ok = True
+        self.files: dict[str, str] = {}
+        """Files that the next start needs: path to what they are."""
+        self.others: list[Callable[[], str]] = []
+        """Further looks, each telling what is wrong, or nothing."""
+        self.backup = ""
+        """Why the last backup failed."""
         health = Value(HEALTH)
         health["value.choices"] = ("Not OK", "OK")
         health["display.description"] = "health of the certificate management service"
@@ -54,11 +61,17 @@ class Health:
         self.health = SharedPV(health)
         self.metrics = SharedPV(metrics)
 
+    def _gone(self) -> str:
+        for path, what in self.files.items():
+            if not os.path.exists(path):  # noqa: PTH110 - a microsecond, and pathlib costs start-up time
+                return f"{what} {path} is gone; what was read from it stays in use: put it back before the next start"
+        return ""
+
     async def check(self) -> None:
         """Look, and post."""
         now = self._lifecycle.clock()
         try:
-            by_state = await self._store.submit(_probe)
+            by_state = await self._store.submit(_probe, trial=True)
             self._count = sum(by_state.values())
             problem = ""
         except ApplianceError as error:
@@ -69,8 +82,11 @@ class Health:
         ca_valid = self._ca_valid(now)
         if not ca_valid:
             problem = problem or "the certificate authority is not valid now"
+        self._lifecycle.catch_up_journal()
         if not problem and self._lifecycle.journal.missing:
             problem = "the revocation journal cannot be written"
+        problem = problem or self._lifecycle.journal.lost or self._gone() or self.backup
+        problem = problem or next((said for look in self.others if (said := look())), "")
         self._ok = not problem
         seconds = now.timestamp()
         uptime = int(time.monotonic() - self._started)

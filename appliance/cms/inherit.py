@@ -13,7 +13,7 @@ from appliance.certs.status import CertState
 from appliance.cms.store import IN_DOUBT, KeyUse, Record
 from appliance.cms.terms import Request
 
-__all__ = ["BARRED", "approved_before", "key_problem", "may_supersede", "proves_the_name"]
+__all__ = ["BARRED", "approved_before", "key_problem", "may_supersede", "other_holder", "proves_the_name"]
 
 BARRED: Final = "the key is that of a certificate that was revoked, and is never certified again"
 
@@ -50,6 +50,19 @@ def approved_before(request: Request, known: Iterable[Record]) -> bool:
         return False
     last = max(mine, key=lambda record: (record.state_date, record.not_after))
     return last.approved and last.usage in (request.usage, "ioc")
+
+
+def other_holder(request: Request, live: Iterable[Record]) -> str:
+    """Why a token does not get a name that another identity holds; empty where none does.
+
+    An identity is an issuer with a subject, and the certificate names only the issuer's host.
+    """
+    if request.identity and any(r.identity and r.identity != request.identity for r in live):
+        return (
+            "the name belongs to another identity: a token of another issuer on the same host, or for another account, has a "
+            "certificate of this name that is not revoked or expired"
+        )
+    return ""
 
 
 def proves_the_name(request: Request, known: Iterable[Record]) -> bool:

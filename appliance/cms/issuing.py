@@ -332,6 +332,8 @@ class Issuing:
         facts = dict(grant.audit)
         if not_after < grant.not_after:
             facts["asked_not_after"] = shown_time(grant.not_after)
+        if ccr.no_status and with_status:
+            facts["asked_no_status"] = "passed over"
         serial = new_serial()
         request = Request(
             serial=serial,

@@ -1,7 +1,7 @@
 """Revocations beside the database, so that restoring an older database un-revokes nothing.
 
-A file of lines, appended to and synced before a revocation is answered: ``serial date`` in decimal, after a first
-line that names the issuer. At the start it and the database are brought together: what either of them knows as
+A file of lines, appended to and synced before a revocation is answered: ``serial date`` in decimal and whether the
+``key`` is revoked with the certificate or ``only`` that, after a first line that names the issuer. At the start it and the database are brought together: what either of them knows as
 revoked is revoked.
 """
 
@@ -11,11 +11,14 @@ import os
 from collections.abc import Iterable
 from typing import Final
 
+from appliance.cms.inuse import is_at
 from appliance.errors import ApplianceError, ConfigurationError
 
-__all__ = ["Journal", "JournalError"]
+__all__ = ["Journal", "JournalError", "OthersJournal"]
 
 _HEADER: Final = "pvacms revocations 1"
+_KEY: Final = "key"
+_ONLY: Final = "only"
 
 
 class JournalError(ApplianceError):
@@ -30,6 +33,8 @@ class Journal:
         self.known: dict[int, int] = {}
         self.missing: dict[int, int] = {}
         """Revocations that are not in the file yet because writing failed."""
+        self.barred: set[int] = set()
+        """Those whose key must not be certified again; of a line without third word that is not known, and assumed."""
         self._issuer = issuer
         try:
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -59,9 +64,17 @@ class Journal:
             words = line.split()
             if line.startswith(_HEADER) and len(words) == 4:
                 section = words[3]
-            elif len(words) == 2 and words[0].isdecimal() and words[1].isdecimal() and section:
+            elif (
+                len(words) in (2, 3)
+                and words[0].isdecimal()
+                and words[1].isdecimal()
+                and words[2:] in ([], [_KEY], [_ONLY])
+                and section
+            ):
                 if section == self._issuer:
                     self.known[int(words[0])] = int(words[1])
+                    if words[2:] != [_ONLY]:
+                        self.barred.add(int(words[0]))
             else:
                 raise ConfigurationError(
                     "this is not a line of the revocation journal; the file is damaged: repair it by hand, for "
@@ -72,22 +85,38 @@ class Journal:
         if section != self._issuer:
             self._append(f"{_HEADER} {self._issuer}\n")
 
-    def add(self, entries: Iterable[tuple[int, int]]) -> None:
-        """Append revocations and wait until they are on disk; with them any that failed before.
+    def add(self, entries: Iterable[tuple[int, int]], *, barred: Iterable[int] = ()) -> None:
+        """Append revocations, those ``barred`` with their keys, and wait until they are on disk; with them any that failed before.
 
         Raises JournalError; the revocations are then kept for the next attempt.
         """
+        self.barred.update(barred)
         self.missing.update((s, at) for s, at in entries if s not in self.known)
         if not self.missing:
             return
+        if self.lost:
+            raise JournalError(f"the revocation journal cannot be written: {self.lost}")
         try:
-            self._append("".join(f"{serial} {at}\n" for serial, at in self.missing.items()))
+            self._append("".join(self._line(serial, at) for serial, at in self.missing.items()))
         except OSError as error:
             raise JournalError(
                 f"the revocation journal {self.path} cannot be written: {error.strerror}"
             ) from error
         self.known.update(self.missing)
         self.missing = {}
+
+    def _line(self, serial: int, at: int) -> str:
+        return f"{serial} {at} {_KEY if serial in self.barred else _ONLY}\n"
+
+    @property
+    def lost(self) -> str:
+        """That the file is not what is found by its name any more; empty where all is well."""
+        if is_at(self._fd, self.path):
+            return ""
+        return (
+            f"{self.path} was removed or replaced while the service ran; put it back, or start the service again, which writes "
+            "all revocations that the database knows to a new one"
+        )
 
     def _append(self, text: str) -> None:
         before = os.fstat(self._fd).st_size
@@ -105,3 +134,21 @@ class Journal:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+class OthersJournal(Journal):
+    """The journal of a running service, for a command that works beside it: never opened, and nothing is written to it."""
+
+    def __init__(self, path: str, issuer: str) -> None:
+        self.path = path
+        self.known = {}
+        self.missing = {}
+        self.barred = set()
+        self._issuer = issuer
+        self._fd = -1
+
+    def add(self, entries: Iterable[tuple[int, int]], *, barred: Iterable[int] = ()) -> None:
+        """Refuse. Raises JournalError."""
+        del barred
+        if tuple(entries):
+            raise JournalError(f"the revocation journal {self.path} is kept by the service that runs")

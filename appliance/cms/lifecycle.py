@@ -9,6 +9,7 @@ Changes are committed before anybody hears of them, except those that the clock 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import logging
 from collections import OrderedDict
@@ -16,8 +17,16 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from datetime import datetime
 from typing import Any, Final
 
+from appliance.authn.ratelimit import peer_key
 from appliance.certs.status import CertState, may_change, state_at_approval
-from appliance.cms.inherit import BARRED, approved_before, key_problem, may_supersede, proves_the_name
+from appliance.cms.inherit import (
+    BARRED,
+    approved_before,
+    key_problem,
+    may_supersede,
+    other_holder,
+    proves_the_name,
+)
 from appliance.cms.journal import Journal, JournalError
 from appliance.cms.store import (
     Record,
@@ -45,11 +54,31 @@ __all__ = ["Lifecycle"]
 _log: Final = logging.getLogger(__name__)
 _FINISHED: Final = 20_000
 """Finished certificates that are remembered without asking the database."""
+_MOST_WAITING: Final = 10_000
+_MOST_OF_ONE: Final = 500
+"""Requests that wait for approval: all, and those of one address."""
 _SOON_S: Final = 0.2
 _AGAIN_S: Final = 10.0
 """Seconds after which the end of a request is tried again that could not be recorded."""
 _AT_ONCE: Final = 500
 """Crossings of the clock that are recorded in one transaction."""
+
+
+class Waiting:
+    """The requests that wait for approval: serial to the address that each came from, empty after a restart."""
+
+    def __init__(self) -> None:
+        self.came_from: dict[int, str] = {}
+
+    def check(self, address: str) -> None:
+        """Refuse another one of this address where it has too many. Raises Refused."""
+        here = self.came_from
+        if len(here) >= _MOST_WAITING or (
+            len(here) >= _MOST_OF_ONE and sum(other == address for other in here.values()) >= _MOST_OF_ONE
+        ):
+            raise Refused(
+                f"{len(here)} requests wait for approval, and no more are taken for now; ask an administrator to approve or deny them"
+            )
 
 
 Listener = Callable[[Record], None]
@@ -76,6 +105,7 @@ class Lifecycle:
         self.pending_s = pending_s
         """Seconds for which a request waits for its approval."""
         self.live: dict[int, Record] = {}
+        self.waiting = Waiting()
         self.created = 0
         self.revoked = 0
         self.listeners: list[Listener] = []
@@ -94,15 +124,15 @@ class Lifecycle:
         store, journal = self.store, self.journal
         now = posix(self.clock())
 
-        def job(transaction: Transaction) -> tuple[list[Record], list[tuple[int, int]]]:
+        def job(transaction: Transaction) -> tuple[list[Record], list[tuple[int, int, bool]]]:
             doubt_undelivered(transaction)
             restored = 0
             for serial, at in journal.known.items():
                 record = transaction.get(serial)
                 if record is None or record.state in (CertState.REVOKED, CertState.EXPIRED):
                     continue
-                # Whether it was revoked or only denied is not in the journal: in doubt its key is not certified again.
-                transaction.change(record, CertState.REVOKED, at=at, approved=False, bar_key=True)
+                bar_key = serial in journal.barred
+                transaction.change(record, CertState.REVOKED, at=at, approved=False, bar_key=bar_key)
                 transaction.audit(
                     now,
                     "revoke",
@@ -118,11 +148,16 @@ class Lifecycle:
 
         records, revoked = store.run(job)
         try:
-            journal.add(revoked)
+            journal.add(
+                [(serial, at) for serial, at, _ in revoked],
+                barred=[serial for serial, _, barred in revoked if barred],
+            )
         except JournalError as error:
             _log.error("%s", error)
         for record in records:
             self.live[record.serial] = record
+            if record.state is CertState.PENDING_APPROVAL:
+                self.waiting.came_from[record.serial] = ""
         when = self.clock()
         self._boundaries = [
             (boundary, record.serial)
@@ -130,6 +165,12 @@ class Lifecycle:
             if (boundary := self._boundary(record, when)) is not None
         ]
         heapq.heapify(self._boundaries)
+
+    async def adopt(self) -> None:
+        """Take in what a command beside this service has recorded. Raises StoreError."""
+        for record in await self.store.submit(live_records):
+            if self.peek(record.serial) is None:
+                self._remember(record)
 
     def wait_for_approval(self, pending_s: int) -> None:
         """Change for how long requests wait."""
@@ -177,6 +218,8 @@ class Lifecycle:
         now = self.clock()
         at = posix(now)
         key = request.key
+        if request.approval_needed:
+            self.waiting.check(peer_key(actor.peer))
         superseded: list[Record] = []
 
         def refuse(transaction: Transaction, why: str) -> Refused:
@@ -194,10 +237,12 @@ class Lifecycle:
             granted = not needed or inherited
             proven = proves_the_name(request, known)
             giving_way: list[tuple[Record, str]] = []
-            for old in known:
-                state = state_now(old, now)
-                if state in (CertState.EXPIRED, CertState.REVOKED):
-                    continue
+            ended = (CertState.EXPIRED, CertState.REVOKED)
+            live = [(old, state) for old in known if (state := state_now(old, now)) not in ended]
+            why = other_holder(request, [old for old, _ in live])
+            if why:
+                raise refuse(transaction, why)
+            for old, state in live:
                 reason = may_supersede(request, old, state, granted=granted, proven=proven)
                 if reason:
                     giving_way.append((old, reason))
@@ -249,6 +294,8 @@ class Lifecycle:
             self._journal(old)
             self._announce(old)
         self.created += 1
+        if record.state is CertState.PENDING_APPROVAL:
+            self.waiting.came_from[record.serial] = peer_key(actor.peer)
         self._announce(record)
         return record
 
@@ -354,7 +401,7 @@ class Lifecycle:
 
         record = await self.store.submit(job)
         if record.state is CertState.REVOKED:
-            self._journal(record)
+            self._journal(record, bar_key=bar_key)
             self.revoked += 1
         self._announce(record)
         return record
@@ -364,28 +411,36 @@ class Lifecycle:
         at = posix(self.clock())
         await self.store.submit(lambda t: t.audit(at, action, serial, {**facts, **actor.facts()}))
 
-    def _journal(self, record: Record) -> None:
+    def _journal(self, record: Record, *, bar_key: bool = False) -> None:
         try:
-            self.journal.add([(record.serial, record.state_date)])
+            self.journal.add([(record.serial, record.state_date)], barred=(record.serial,) if bar_key else ())
         except JournalError as error:
             # The database has it; the journal guards only against restoring an older one.
-            _log.error("%s; it is tried again with the next revocation", error)
+            _log.error("%s; it is tried again soon", error)
+
+    def catch_up_journal(self) -> None:
+        """Write what the journal could not take before, if there is anything; called now and then."""
+        if self.journal.missing:
+            with contextlib.suppress(JournalError):
+                self.journal.add(())
 
     def _announce(self, record: Record) -> None:
+        if record.state is CertState.PENDING_APPROVAL:
+            self.waiting.came_from.setdefault(record.serial, "")
+        else:
+            self.waiting.came_from.pop(record.serial, None)
         if record.state in (CertState.REVOKED, CertState.EXPIRED):
             self.live.pop(record.serial, None)
-            self._remember(record)
-        else:
-            self.live[record.serial] = record
-            boundary = self._boundary(record, self.clock())
-            if boundary is not None:
-                heapq.heappush(self._boundaries, (boundary, record.serial))
+        self._remember(record)
         for listener in self.listeners:
             listener(record)
 
     def _remember(self, record: Record) -> None:
         if record.state not in (CertState.REVOKED, CertState.EXPIRED):
             self.live[record.serial] = record
+            boundary = self._boundary(record, self.clock())
+            if boundary is not None:
+                heapq.heappush(self._boundaries, (boundary, record.serial))
             return
         self._finished[record.serial] = record
         self._finished.move_to_end(record.serial)
@@ -482,8 +537,8 @@ class Lifecycle:
             try:
                 await self.store.submit(job)
             except ApplianceError as error:
-                # They hold without the record; the next tick tries again.
-                _log.error("%s", error)
+                # They hold without the record; the next tick tries again, and the store says what is wrong.
+                _log.debug("%s", error)
                 return
             for serial in batch:
                 self._pending.pop(serial, None)
@@ -500,16 +555,18 @@ def _ignore(future: asyncio.Future[Any]) -> None:
         future.exception()
 
 
-def revoked_in(transaction: Transaction) -> list[tuple[int, int]]:
-    """Serial and date of all certificates that the database knows as revoked."""
+def revoked_in(transaction: Transaction) -> list[tuple[int, int, bool]]:
+    """Serial and date of all certificates that the database knows as revoked, and whether their keys are barred."""
     import sqlalchemy as sa
 
     from appliance.cms.schema import certs
 
-    query = sa.select(certs.c.serial, certs.c.state_date).where(
+    query = sa.select(certs.c.serial, certs.c.state_date, certs.c.barred).where(
         certs.c.issuer == transaction._issuer, certs.c.state == CertState.REVOKED.value
     )
-    return [(int(serial), int(at)) for serial, at in transaction.connection.execute(query)]
+    return [
+        (int(serial), int(at), bool(barred)) for serial, at, barred in transaction.connection.execute(query)
+    ]
 
 
 def _duplicate(request: Request, state: CertState) -> str:

@@ -1,41 +1,195 @@
-"""Used tokens in the database: each counts once, across restarts."""
+"""Used tokens: each counts once, across restarts, set clocks and restored databases.
+
+They are in the database and, before a use is answered, in a file beside it, which restoring a backup does not touch.
+Where the database remembers such a file and there is none (a backup on a blank host), nobody knows which tokens were used since
+the backup: those that were issued before this moment are void.
+"""
 
 from __future__ import annotations
 
-from typing import Final
+import os
+from collections.abc import Iterable
+from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
-from appliance.cms.schema import replay
-from appliance.cms.store import Store, Transaction
+from appliance.cms.inuse import is_at
+from appliance.cms.schema import known, meta, replay
+from appliance.cms.store import Store, StoreError, Transaction
+from appliance.config.files import write_private
+from appliance.errors import ApplianceError, ConfigurationError
 
-__all__ = ["StoredReplay"]
+__all__ = ["StoredReplay", "TokenJournal"]
 
 _USE: Final = sa.text(
     "INSERT INTO replay (issuer, token, until) VALUES (:issuer, :token, :until) ON CONFLICT DO NOTHING"
 )
 """The primary key is what decides: one statement, which SQLite and PostgreSQL spell alike."""
+_HEADER: Final = "pvacms tokens 1\n"
+_KEPT_S: Final = 86400
+_LARGE: Final = 1 << 20
+FORGOTTEN: Final = "tokens_forgotten"
+"""In the table ``meta``: the latest end of a token that was forgotten. Whatever ended no later may have been used."""
+VOID: Final = "tokens_void"
+"""The same: tokens that were issued before this second may have been used."""
+BESIDE: Final = "tokens_beside"
+"""The same: that there is a file beside the database."""
+
+
+class _Use(NamedTuple):
+    issuer: str
+    token: str
+    until: int
+
+
+class TokenJournal:
+    """The file beside the database. Only the database's thread writes to it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._fd = -1
+
+    def read(self) -> list[_Use] | None:
+        """What the file says; None where there is none. Raises ConfigurationError."""
+        try:
+            with open(self.path, "rb") as file:  # noqa: PTH123 - path is text
+                text = file.read().decode("utf-8", "replace")
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ConfigurationError(f"cannot read: {error.strerror}", file=self.path) from error
+        found = []
+        # A last line without its end was not answered.
+        for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), 1):
+            words = line.split(" ", 2)
+            if len(words) == 3 and words[0].isdecimal() and len(words[1]) == 64:
+                found.append(_Use(words[2], words[1], int(words[0])))
+            elif line + "\n" != _HEADER:
+                raise ConfigurationError(
+                    "this is not a line of the file of used tokens; the file is damaged: move it away, and tokens that were "
+                    "issued before now are refused",
+                    file=self.path,
+                    line=number,
+                )
+        return found
+
+    def write(self, uses: Iterable[_Use]) -> None:
+        """Replace the file. Raises ConfigurationError."""
+        lines = "".join(f"{use.until} {use.token} {use.issuer}\n" for use in uses)
+        write_private(self.path, (_HEADER + lines).encode())
+        self.close()
+        try:
+            self._fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError as error:
+            raise ConfigurationError(f"cannot open: {error.strerror}", file=self.path) from error
+
+    def add(self, use: _Use) -> bool:
+        """Append a use and wait until it is on disk; True when the file has become large. Raises StoreError."""
+        if self.lost:
+            raise StoreError(self.lost)
+        line = f"{use.until} {use.token} {use.issuer}\n".encode()
+        before = os.fstat(self._fd).st_size
+        try:
+            if os.write(self._fd, line) != len(line):
+                raise OSError(28, "No space left on device")  # noqa: TRY301
+            os.fdatasync(self._fd)
+        except OSError as error:
+            os.ftruncate(self._fd, before)
+            raise StoreError(
+                f"the file of used tokens {self.path} cannot be written: {error.strerror}"
+            ) from error
+        return before > _LARGE
+
+    @property
+    def lost(self) -> str:
+        """That the file is not what is found by its name any more; empty where all is well."""
+        if self._fd < 0 or is_at(self._fd, self.path):
+            return ""
+        return (
+            f"the file of used tokens {self.path} was removed or replaced while the service ran; put it back, or start the "
+            "service again: tokens that were issued before are then refused"
+        )
+
+    def close(self) -> None:
+        """Give the file back."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 class StoredReplay:
     """`appliance.authn.jwt.replay.ReplayStore` in the certificate database."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, journal: TokenJournal) -> None:
         self._store = store
+        self._journal = journal
         self._swept = 0.0
 
-    async def use(self, issuer: str, token_hash: str, until: float, now: float) -> bool:
-        """Record a use, committed before this returns; False when the token was used before. Raises StoreError."""
+    def load(self, now: float) -> None:
+        """Bring the database and the file beside it together, before the service starts. Raises ApplianceError."""
+        journal = self._journal
+        beside = journal.read()
+
+        def job(transaction: Transaction) -> list[_Use]:
+            connection = transaction.connection
+            if beside:
+                connection.execute(_USE, [use._asdict() for use in beside])
+            elif beside is None and known(connection, BESIDE):
+                _set(connection, VOID, int(now))
+            _set(connection, BESIDE, 1)
+            return _uses(connection)
+
+        journal.write(self._store.run(job))
+
+    async def use(
+        self, issuer: str, token_hash: str, until: float, now: float, issued: float | None = None
+    ) -> bool:
+        """Record a use, committed before this returns; False when the token was used before, or may have been.
+
+        Raises StoreError.
+        """
         sweep = now - self._swept > 600
         if sweep:
             self._swept = now
+        use = _Use(issuer[:512], token_hash, int(until) + 1)
 
         def job(transaction: Transaction) -> bool:
             connection = transaction.connection
             if sweep:
-                # A day late: a clock that was set back must not make old tokens new.
-                connection.execute(sa.delete(replay).where(replay.c.until < int(now) - 86400))
-            row = {"issuer": issuer[:512], "token": token_hash, "until": int(until) + 1}
-            return connection.execute(_USE, row).rowcount == 1
+                _sweep(connection, int(now))
+            if use.until <= int(known(connection, FORGOTTEN) or 0):
+                return False
+            void = int(known(connection, VOID) or 0)
+            if issued is None and use.until <= void + _KEPT_S:
+                return False
+            if issued is not None and issued < void:
+                return False
+            if connection.execute(_USE, use._asdict()).rowcount != 1:
+                return False
+            if self._journal.add(use):
+                try:
+                    self._journal.write(_uses(connection))
+                except ApplianceError as error:
+                    raise StoreError(str(error)) from error
+            return True
 
         return await self._store.submit(job)
+
+
+def _sweep(connection: sa.Connection, now: int) -> None:
+    """Forget tokens that ended more than a day ago, and remember up to when: the clock may be set back."""
+    old = replay.c.until < now - _KEPT_S
+    latest = connection.execute(sa.select(sa.func.max(replay.c.until)).where(old)).scalar()
+    if latest is not None:
+        connection.execute(sa.delete(replay).where(old))
+        _set(connection, FORGOTTEN, max(int(latest), int(known(connection, FORGOTTEN) or 0)))
+
+
+def _uses(connection: sa.Connection) -> list[_Use]:
+    query = sa.select(replay.c.issuer, replay.c.token, replay.c.until).order_by(replay.c.until)
+    return [_Use(*row) for row in connection.execute(query)]
+
+
+def _set(connection: sa.Connection, key: str, value: int) -> None:
+    if connection.execute(sa.update(meta).where(meta.c.key == key).values(value=str(value))).rowcount == 0:
+        connection.execute(sa.insert(meta).values(key=key, value=str(value)))

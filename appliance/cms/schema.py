@@ -23,7 +23,7 @@ from sqlalchemy import (
 
 from appliance.errors import ConfigurationError
 
-__all__ = ["HEAD", "audit", "certs", "meta", "migrate", "replay"]
+__all__ = ["HEAD", "audit", "certs", "is_current", "meta", "migrate", "replay"]
 
 HEAD: Final = "0002"
 """The revision that this code works with: the last file in ``migrations/versions``."""
@@ -118,6 +118,13 @@ def migrate(connection: Connection, *, where: str) -> bool:
         )
     _upgrade(connection)
     return found is None
+
+
+def is_current(connection: Connection) -> bool:
+    """Whether the database is of the revision `HEAD`."""
+    if "alembic_version" not in inspect(connection).get_table_names():
+        return False
+    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == HEAD
 
 
 def _upgrade(connection: Connection) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -14,19 +15,22 @@ from appliance.certs.keychain import Keychain
 from appliance.certs.ocsp import OCSPSigner
 from appliance.certs.public_keys import key_identity
 from appliance.certs.x509 import common_name
-from appliance.cms.backup import backup, prune, timestamped
+from appliance.cms.backup import Backups
 from appliance.cms.config import CMSSettings, Effective
 from appliance.cms.health import Health
 from appliance.cms.issuing import Issuing, TokenVerifier
-from appliance.cms.journal import Journal
+from appliance.cms.journal import Journal, OthersJournal
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.policy import CertificateGate, Names, Policy, read_acf
 from appliance.cms.publisher import Publisher
-from appliance.cms.replay import StoredReplay
+from appliance.cms.replay import StoredReplay, TokenJournal
 from appliance.cms.services import CMSSource, Counters, CreatePV, ListPV, StatusCommands, Tasks, root_value
 from appliance.cms.setup import (
+    JOURNAL,
     Authority,
     add_administrator,
+    any_certificate,
+    check_not_lost,
     ensure_acf,
     ensure_administrator,
     ensure_authority,
@@ -60,6 +64,7 @@ class Service:
         authority: Authority,
         store: Store,
         journal: Journal,
+        tokens: TokenJournal,
         clock: Callable[[], datetime],
     ) -> None:
         self.settings = settings
@@ -67,6 +72,8 @@ class Service:
         self.authority = authority
         self.store = store
         self.journal = journal
+        self.token_journal = tokens
+        self.replay = StoredReplay(store, tokens)
         self.clock = clock
         self.names = Names(
             server_config.cert_pv_prefix,
@@ -98,28 +105,37 @@ class Service:
         self.own_keychain: Keychain | None = None
 
     @classmethod
-    def open(cls, effective: Effective, *, clock: Callable[[], datetime]) -> Service:
+    def open(cls, effective: Effective, *, clock: Callable[[], datetime], beside: bool = False) -> Service:
         """Open what is there and make what is missing; nothing is served yet.
 
-        Raises ConfigurationError, SecurityError with one sentence.
+        ``beside``: a command that records a certificate, also while the service runs. Raises ConfigurationError, SecurityError with one sentence.
         """
         settings = effective.settings
         if is_sqlite(settings.db):
             make_directory(settings.db)
+            check_not_lost(settings.db)
         lock = Store(settings.db, "")
         # The lock first: two services that start together must not both make an authority.
-        lock.open()
+        lock.open(beside=beside)
         try:
-            authority = ensure_authority(settings, clock())
+            if lock.beside and not os.path.lexists(settings.cert_auth_tls_keychain):
+                raise ConfigurationError(  # noqa: TRY301 - the handler below gives the database back
+                    "there is no such keychain, but a service that uses the database runs: name the certificate "
+                    "authority that it has",
+                    file=settings.cert_auth_tls_keychain,
+                )
+            authority = ensure_authority(settings, clock(), may_make=not lock.run(any_certificate))
             self_test(authority, clock())
             lock.issuer = authority.issuer_id
             side = settings.db if is_sqlite(settings.db) else f"{effective.server.data_dir}/certs.db"
             make_directory(side)
-            journal = Journal(side + ".revoked", authority.issuer_id)
+            kind = OthersJournal if lock.beside else Journal
+            journal = kind(side + JOURNAL, authority.issuer_id)
+            tokens = TokenJournal(side + ".tokens")
         except BaseException:
             lock.close()
             raise
-        service = cls(settings, effective.server, authority, lock, journal, clock)
+        service = cls(settings, effective.server, authority, lock, journal, tokens, clock)
         if lock.created:
             say(f"Certificate DB created  : {lock._shown()}")
         return service
@@ -139,6 +155,7 @@ class Service:
         self.own_keychain = ensure_own_keychain(settings, self.server_config, self.issuing)
         # Last, so that what has just been recorded counts as any other certificate.
         self.lifecycle.load()
+        self.replay.load(self.clock().timestamp())
 
     async def start(self) -> None:
         """Serve. Raises ApplianceError."""
@@ -182,6 +199,12 @@ class Service:
         source.add(self.health.health, names.health)
         source.add(self.health.metrics, names.metrics)
         server.add_source("cms", source)
+        self.health.others.append(lambda: self.token_journal.lost)
+        self.health.files = {
+            settings.cert_auth_tls_keychain: "the certificate authority's keychain",
+            self.server_config.tls_keychain: "the service's keychain",
+            settings.acf: "the access security file",
+        }
         await self.health.check()
         await server.start()
         self.server = server
@@ -199,6 +222,7 @@ class Service:
         """Give the database back."""
         self.store.close()
         self.journal.close()
+        self.token_journal.close()
 
     async def reload(self, effective: Effective) -> None:
         """Take a new configuration and the access security file into use; all of it or nothing.
@@ -227,6 +251,7 @@ class Service:
         self.policy.acf = acf
         self.policy.organizations = settings.at_home()
         self._reserve()
+        await self.lifecycle.adopt()
         self.issuing.rules = settings.rules()
         self.lifecycle.wait_for_approval(settings.pending_approval_ends.seconds)
         self.publisher.validity = _validity(settings)
@@ -268,14 +293,17 @@ class Service:
     async def backup(self) -> None:
         """Make a periodic backup and remove the oldest."""
         settings = self.settings
-        target = timestamped(settings.db, settings.backup_dir, time.time())
+        backups = Backups(settings.db, settings.backup_dir, self.names.issuer_id)
         try:
-            await asyncio.get_running_loop().run_in_executor(None, backup, settings.db, target)
+            made = await asyncio.get_running_loop().run_in_executor(
+                None, backups.make, time.time(), settings.backup_retention
+            )
         except ApplianceError as error:
             _log.error("%s", error)
+            self.health.backup = str(error)
             return
-        prune(settings.db, settings.backup_dir, settings.backup_retention)
-        _log.info("database backup %s", target)
+        self.health.backup = ""
+        _log.info("database backup %s", made)
 
     # -- tokens --------------------------------------------------------------------------------------
 
@@ -284,7 +312,7 @@ class Service:
             return None
         from appliance.authn.jwt.verifier import JWTVerifier
 
-        return JWTVerifier(settings.jwt, replay=StoredReplay(self.store), reserved_names=self._reserved())
+        return JWTVerifier(settings.jwt, replay=self.replay, reserved_names=self._reserved())
 
     async def _close_tokens(self, tokens: TokenVerifier | None) -> None:
         close = getattr(tokens, "close", None)

@@ -25,9 +25,9 @@ from appliance.cms.policy import Names, Policy
 from appliance.cms.publisher import Publisher, StatusPV
 from appliance.cms.schema import certs
 from appliance.cms.shapes import CREATED, LIST, ROOT
-from appliance.cms.store import Transaction
+from appliance.cms.store import StoreError, Transaction
 from appliance.cms.terms import Actor, Refused
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, TokenRefused
 from appliance.pva.commands import CMD_RPC
 from appliance.pva.credentials import Credentials
 from appliance.pvdata import StructType, Value
@@ -196,7 +196,7 @@ class CreatePV(_Callable):
         except ApplianceError as error:
             counters.refused += 1
             told = {"event": "certificate-refused", "subject": ccr.name, **operation.peer.facts()}
-            _log.info("refused a request of %s: %s", operation.peer.peer, error, extra=told)
+            _log.info("refused a request of %s: %s%s", operation.peer.peer, error, _cause(error), extra=told)
             raise Refused(f"Failed to create certificate for {_short(ccr)}: {error}") from error
         finally:
             counters.in_flight -= 1
@@ -248,6 +248,14 @@ class CreatePV(_Callable):
             0,
             pem_chain(root),
         )
+
+
+def _cause(error: ApplianceError) -> str:
+    """Why a token was refused, in the words of the audit: the requester is told less."""
+    if not isinstance(error, TokenRefused):
+        return ""
+    answer = error.facts.get("issuer_answer")
+    return f" ({error.reason}{f'; its issuer answered: {answer}' if answer else ''})"
 
 
 def _short(ccr: CCR) -> str:
@@ -349,6 +357,7 @@ class StatusCommands:
         self._names = names
         self._tasks = tasks
         self._refusals = RateLimiter(30, 30, clock=time.monotonic)
+        self._failures = RateLimiter(60, 60, clock=time.monotonic)
         self._unrecorded = 0
         publisher.on_put = self.put
 
@@ -378,12 +387,23 @@ class StatusCommands:
         if why:
             self.refused(peer, serial, wanted, why)
             raise Refused(why)
-        if wanted == "APPROVED":
-            record = await lifecycle.approve(serial, actor)
-        elif wanted == "DENIED":
-            record = await lifecycle.deny(serial, actor)
-        else:
-            record = await lifecycle.revoke(serial, actor, "by its owner" if owns else "")
+        try:
+            if wanted == "APPROVED":
+                record = await lifecycle.approve(serial, actor)
+            elif wanted == "DENIED":
+                record = await lifecycle.deny(serial, actor)
+            else:
+                record = await lifecycle.revoke(serial, actor, "by its owner" if owns else "")
+        except StoreError as error:
+            # The audit, which is in the same database, cannot have it.
+            if not self._failures.take(""):
+                told = {
+                    "event": "command-failed", "command": wanted, "cert_id": shown_id(self._names.issuer_id, serial), **peer.facts()
+                }  # fmt: skip
+                _log.error(
+                    "%s of %s by %s was NOT done: %s", wanted, identifier, peer.account, error, extra=told
+                )
+            raise
         told = {
             "event": _EVENTS[wanted], "cert_id": shown_id(self._names.issuer_id, serial), "state": record.state.value, **peer.facts()
         }  # fmt: skip

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
+import sqlalchemy as sa
 from cryptography import x509
 
 from appliance.acf import load_acf
@@ -38,6 +39,7 @@ from appliance.certs.status import CertState, OCSPState
 from appliance.certs.x509 import common_name, is_self_signed, issuer_id, status_pv, subject_text
 from appliance.cms.config import CMSSettings, parse_password_file
 from appliance.cms.issuing import Issuing, new_serial
+from appliance.cms.schema import certs
 from appliance.cms.store import Record, Transaction
 from appliance.cms.terms import SERVICE, posix, shown_time, state_now, subject_key, utc
 from appliance.config.files import read_private, write_private
@@ -46,8 +48,11 @@ from appliance.config.secret import Secret
 from appliance.errors import CertificateError, ConfigurationError, KeychainError
 
 __all__ = [
+    "JOURNAL",
     "Authority",
     "add_administrator",
+    "any_certificate",
+    "check_not_lost",
     "ensure_acf",
     "ensure_administrator",
     "ensure_authority",
@@ -58,6 +63,8 @@ __all__ = [
 ]
 
 _LIMIT: Final = 1 << 18
+JOURNAL: Final = ".revoked"
+"""What the name of the journal of revocations ends in, beside the database's."""
 _DAY: Final = timedelta(days=1)
 
 
@@ -103,11 +110,33 @@ def _save(path: str, keychain: Keychain, password: Secret) -> None:
     say(f"Keychain file created   : {path}")
 
 
-def ensure_authority(settings: CMSSettings, now: datetime) -> Authority:
+def check_not_lost(db: str) -> None:
+    """Refuse to begin a new database where there was one. Raises ConfigurationError."""
+    if not os.path.lexists(db) and os.path.lexists(db + JOURNAL):
+        raise ConfigurationError(
+            f"the database is missing, though its journal of revocations is there ({db}{JOURNAL}): with an empty one every "
+            "certificate would be UNKNOWN, the administrators' too. Put it back, or restore a backup; to begin anew, move the "
+            "journal away as well",
+            file=db,
+        )
+
+
+def any_certificate(transaction: Transaction) -> bool:
+    """Whether the database has certificates, of whichever authority."""
+    return transaction.connection.execute(sa.select(certs.c.serial).limit(1)).first() is not None
+
+
+def ensure_authority(settings: CMSSettings, now: datetime, *, may_make: bool = True) -> Authority:
     """Read the certificate authority's keychain, or make it. Raises ConfigurationError, SecurityError."""
     path = settings.cert_auth_tls_keychain
     password = parse_password_file(settings.cert_auth_tls_keychain_pwd_file)
     created = not os.path.lexists(path)
+    if created and not may_make:
+        raise ConfigurationError(
+            "the certificate authority's keychain is missing, and the database has certificates of an authority; a new one would "
+            "make them all worthless: put the keychain back, or restore it from its backup; to begin anew, name another database",
+            file=path,
+        )
     if created:
         key = generate_key(settings.key_algorithm)
         subject = subject_name(
@@ -350,7 +379,8 @@ def ensure_administrator(settings: CMSSettings, issuing: Issuing, name: str, *, 
     if alive:
         why = (
             f"CN={name}, C={country} has a certificate already ({issuing.names.issuer_id}:{alive[0].serial:020d}); "
-            "have that one revoked first"
+            "have that one revoked first; if nobody can, because it is the only administrator's and is lost, choose another "
+            "name here, and revoke it with the new keychain"
         )
         if must_be_new:
             raise ConfigurationError(why)
@@ -478,6 +508,9 @@ def add_administrator(path: str, name: str) -> bool:
     for pattern, replace in ((classic, in_braces), (listed, in_list)):
         changed = pattern.sub(replace, text, count=1)
         if changed != text and name in load_acf(changed, file=path, gateway=True).uags["CMS_ADMIN"]:
-            write_private(path, changed.encode(), os.stat(path).st_mode & 0o777)  # noqa: PTH116
+            before = os.stat(path)  # noqa: PTH116
+            # By root beside a service of another account, which must still be able to read it.
+            owner = (before.st_uid, before.st_gid) if os.geteuid() == 0 else None
+            write_private(path, changed.encode(), before.st_mode & 0o777, owner=owner)
             return True
     raise ConfigurationError("cannot add the administrator to CMS_ADMIN; add the name by hand", file=path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import logging
 import os
 import queue
 import threading
@@ -21,6 +22,7 @@ from sqlalchemy.pool import NullPool
 
 from appliance.certs.status import CertState
 from appliance.cms import schema
+from appliance.cms.inuse import InUse
 from appliance.daemon.audit import GENESIS, canonical, chain
 from appliance.errors import ApplianceError, ConfigurationError
 
@@ -36,6 +38,7 @@ __all__ = [
     "is_sqlite",
 ]
 
+_log: Final = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _GROUP: Final = 512
 _AT_ONCE: Final = 16
@@ -45,6 +48,8 @@ _GATHER_MAX_S: Final = 0.002
 _LARGEST: Final = (1 << 63) - 1
 """The largest serial number that is issued, and that the database can hold."""
 _MAX_FACT: Final = 1024
+TOLD_EVERY_S: Final = 60.0
+"""Seconds between two lines of the log that say that the database cannot be written."""
 IN_DOUBT: Final = 2
 LIVE: Final = (
     CertState.VALID,
@@ -289,6 +294,7 @@ class _Waiting(NamedTuple):
     subjects: tuple[str, ...]
     future: asyncio.Future[Any]
     loop: asyncio.AbstractEventLoop
+    trial: bool
 
 
 def clean(value: object) -> str:
@@ -305,34 +311,57 @@ class Store:
         self.issuer = issuer
         self.created = False
         """`open` found an empty database."""
-        self.healthy = True
-        """The last commit succeeded."""
+        self._failed_at: float | None = None
+        self._failed = 0
+        self._told_at = float("-inf")
+        self._told = False
+        self.beside = False
+        """Another process has the database, and this one only uses it."""
         self.commits = 0
         self._audit_head: tuple[int, str] | None = None
-        """The audit's last record, while it is certain: nobody else writes."""
+        """The audit's last record, while it is certain."""
+        self._version = -1
+        """What SQLite says of the commits of others: a one-shot command may have worked beside us."""
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._lock_fd = -1
+        self._in_use = InUse()
         self._engine: sa.Engine | None = None
         self._connection: sa.Connection | None = None
         self._thread: threading.Thread | None = None
 
+    @property
+    def healthy(self) -> bool:
+        """Whether the database can be written, as far as is known.
+
+        A small write may find room on a full disk where a certificate does not, so after a failure only a commit
+        of the service's own work counts as a cure, or a minute without another failure.
+        """
+        failed_at = self._failed_at
+        return failed_at is None or time.monotonic() - failed_at >= TOLD_EVERY_S
+
     # -- life --------------------------------------------------------------------------------------
 
-    def open(self) -> None:
+    def open(self, *, beside: bool = False) -> None:
         """Take the database for this process and bring its schema up to date.
 
-        Raises ConfigurationError when another process has it, or it cannot be used.
+        ``beside``: where another process has the database, use it beside that one, for a few short transactions; ``beside`` of
+        this object then tells so. Raises ConfigurationError when another process has it, or it cannot be used.
         """
         if is_sqlite(self.where):
-            self._take_lock()
+            self._take_lock(beside=beside)
         try:
             self._engine = engine_for(self.where)
             self._connection = self._engine.connect()
-            self._take_advisory_lock()
+            self._take_advisory_lock(beside=beside)
             with self._connection.begin():
+                if self.beside and not schema.is_current(self._connection):
+                    raise ConfigurationError(  # noqa: TRY301 - the handler below closes what is open
+                        f"the database {self._shown()} is in use by a pvacms of another version; stop that one first"
+                    )
                 self.created = schema.migrate(self._connection, where=self._shown())
             if is_sqlite(self.where):
                 os.chmod(self.where, 0o600)  # noqa: PTH101 - text in
+                self._in_use.remember(self.where, self.where + ".lock")
         except sa.exc.SQLAlchemyError as error:
             self.close()
             raise ConfigurationError(
@@ -350,7 +379,7 @@ class Store:
     def _shown(self) -> str:
         return self.where if is_sqlite(self.where) else sa.make_url(self.where).render_as_string()
 
-    def _take_lock(self) -> None:
+    def _take_lock(self, *, beside: bool) -> None:
         name = self.where + ".lock"
         try:
             self._lock_fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -361,6 +390,9 @@ class Store:
         except OSError:
             os.close(self._lock_fd)
             self._lock_fd = -1
+            if beside:
+                self.beside = True
+                return
             raise ConfigurationError(
                 f"another pvacms uses the database {self.where}; stop that one, or give this one its own with -d"
             ) from None
@@ -368,14 +400,15 @@ class Store:
         with contextlib.suppress(OSError):
             os.close(os.open(self.where, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
-    def _take_advisory_lock(self) -> None:
+    def _take_advisory_lock(self, *, beside: bool) -> None:
         assert self._connection is not None
         if self._connection.dialect.name != "postgresql":
             return
         taken = self._connection.execute(sa.text("SELECT pg_try_advisory_lock(37427)")).scalar()
         self._connection.rollback()
-        if not taken:
+        if not taken and not beside:
             raise ConfigurationError(f"another pvacms uses the database {self._shown()}")
+        self.beside = not taken
 
     def start(self) -> None:
         """Start the writing thread."""
@@ -401,14 +434,17 @@ class Store:
 
     # -- work --------------------------------------------------------------------------------------
 
-    def submit(self, job: Callable[[Transaction], _T], *subjects: str) -> asyncio.Future[_T]:
+    def submit(
+        self, job: Callable[[Transaction], _T], *subjects: str, trial: bool = False
+    ) -> asyncio.Future[_T]:
         """Have a job done; the future is done once its transaction is committed.
 
-        ``subjects`` are those that the job will ask for. The future raises what the job raised, or StoreError.
+        ``subjects`` are those that the job will ask for; ``trial``: it only tries whether the database can be written. The
+        future raises what the job raised, or StoreError.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[_T] = loop.create_future()
-        self._queue.put(_Waiting(job, subjects, future, loop))
+        self._queue.put(_Waiting(job, subjects, future, loop, trial))
         return future
 
     def run(self, job: Callable[[Transaction], _T]) -> _T:
@@ -440,20 +476,39 @@ class Store:
                 group.append(item)
             busy = len(group)
             subjects = [subject for item in group for subject in item.subjects]
-            results = self._commit([item.job for item in group], subjects)
+            trial = all(item.trial for item in group)
+            results = self._commit([item.job for item in group], subjects, trial=trial)
             with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits any more
                 first.loop.call_soon_threadsafe(_deliver, group, results)
             if stop:
                 return
 
-    def _commit(self, jobs: Sequence[Job], subjects: Iterable[str]) -> list[tuple[Any, Exception | None]]:
+    def _lost(self) -> StoreError | None:
+        """What is to be said when the database is no longer the file that its name leads to."""
+        path = self._in_use.lost()
+        if not path:
+            return None
+        self._tell(f"{path} was removed or replaced while the service ran")
+        return StoreError(
+            f"the certificate database cannot be used: {path} was removed or replaced while the service ran; nothing is "
+            "issued, approved or revoked until the service is stopped, the file put back or a backup restored, and the "
+            "service started again"
+        )
+
+    def _commit(
+        self, jobs: Sequence[Job], subjects: Iterable[str], *, trial: bool = False
+    ) -> list[tuple[Any, Exception | None]]:
         connection = self._connection
         if connection is None:
             return [(None, StoreError("the database is closed"))] * len(jobs)
         results: list[tuple[Any, Exception | None]] = []
+        lost = self._lost()
+        if lost is not None:
+            return [(None, lost)] * len(jobs)
         try:
             with connection.begin():
-                transaction = Transaction(connection, self.issuer, self._audit_head)
+                known = self._audit_head if self._alone(connection) else None
+                transaction = Transaction(connection, self.issuer, known)
                 self._audit_head = None
                 transaction.prefetch(subjects)
                 for job in jobs:
@@ -464,20 +519,65 @@ class Store:
                 transaction.flush()
             self.commits += 1
             self._audit_head = transaction.audit_head
-            self.healthy = True
+            if is_sqlite(self.where):
+                self._in_use.remember(self.where + "-wal")
+            # What was committed to a file that nobody will find again was not done.
+            lost = self._lost()
+            if lost is not None:
+                return [(None, lost)] * len(jobs)
+            if self._failed_at is not None and (not trial or self.healthy):
+                self._recovered()
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing was committed and everybody must know
             with contextlib.suppress(sa.exc.SQLAlchemyError):
                 connection.rollback()
             if len(jobs) > 1:
                 # One of them is to blame, or the disk: each for itself, so that none suffers for another.
                 return [self._commit((job,), ())[0] for job in jobs]
-            self.healthy = not isinstance(error, sa.exc.SQLAlchemyError)
+            self._tell(_reason(error), defect=None if isinstance(error, sa.exc.SQLAlchemyError) else error)
             failure = StoreError(
                 f"the certificate database cannot be written: {_reason(error)}; nothing was done"
             )
             failure.__cause__ = error
             return [(None, failure)] * len(jobs)
         return results
+
+    def _alone(self, connection: sa.Connection) -> bool:
+        """Whether nobody else has committed since this was asked last; call it inside a transaction."""
+        if connection.dialect.name != "sqlite":
+            return False
+        before = self._version
+        self._version = int(connection.exec_driver_sql("PRAGMA data_version").scalar() or 0)
+        return self._version == before
+
+    def _tell(self, why: str, *, defect: Exception | None = None) -> None:
+        """Say, once a minute, that nothing can be written."""
+        self._failed += 1
+        now = time.monotonic()
+        if defect is None:
+            self._failed_at = now
+        if now - self._told_at < TOLD_EVERY_S:
+            return
+        self._told_at, self._told = now, True
+        _log.error(
+            "the certificate database %s cannot be written: %s; until it can, nothing is issued, approved, denied or revoked "
+            "(%d attempts failed so far)",
+            self._shown(),
+            why,
+            self._failed,
+            exc_info=defect,
+            extra={"event": "database-failed"},
+        )
+
+    def _recovered(self) -> None:
+        self._failed_at = None
+        if self._told:
+            self._told = False
+            _log.warning(
+                "the certificate database is written again; %d attempts failed meanwhile, and were refused",
+                self._failed,
+                extra={"event": "database-recovered"},
+            )
+            self._failed = 0
 
 
 def _deliver(group: Sequence[_Waiting], results: Sequence[tuple[Any, Exception | None]]) -> None:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
-from typing import NamedTuple
+import time
+from typing import Final, NamedTuple
 
 from appliance.errors import ConfigurationError
 
-__all__ = ["PrivateRead", "read_private", "write_private", "write_public"]
+__all__ = ["PrivateRead", "read_private", "sweep", "write_private", "write_public"]
+
+
+_TEMPORARY: Final = re.compile(r"\.(.+)\.([0-9a-f]{1,8})\.[0-9a-f]{12}")
+"""The names that `write_private` gives to files that are not complete: the file's own, a process, something random."""
+_OLD_S: Final = 60.0
+_YOUNG_S: Final = 2.0
 
 
 class PrivateRead(NamedTuple):
@@ -53,6 +61,39 @@ def write_private(
         _sync_directory(directory)
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"cannot write: {_reason(error)}", file=name) from error
+    sweep(directory, base)
+
+
+def sweep(directory: str, base: str = "") -> None:
+    """Remove what writers have left here that were killed before they could rename it; ``base``: of this file only.
+
+    A file goes whose process is gone, or that is older than any write takes: the process may run on another host.
+    """
+    start = f".{base[:200]}." if base else "."
+    try:
+        with os.scandir(directory) as entries:
+            found = [entry for entry in entries if entry.name.startswith(start)]
+        for entry in found:
+            match = _TEMPORARY.fullmatch(entry.name)
+            if match is None or (base and match[1] != base[:200]):
+                continue
+            status = entry.stat(follow_symlinks=False)
+            age_s = time.time() - status.st_mtime
+            abandoned = age_s > _OLD_S or (age_s > _YOUNG_S and not _runs(int(match[2], 16)))
+            if abandoned and stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
+                os.unlink(entry.path)  # noqa: PTH108 - start-up time
+    except OSError:
+        return
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def write_public(path: str | os.PathLike[str], data: bytes) -> None:

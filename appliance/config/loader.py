@@ -14,6 +14,7 @@ import msgspec
 import yaml
 
 from appliance.config.duration import Duration, parse_duration
+from appliance.config.hints import shaped, unknown
 from appliance.config.secret import FilePath, Secret, resolve_reference
 from appliance.config.section import Path, Section
 from appliance.config.tree import MAXIMUM_SIZE, dotted, read_tree
@@ -216,7 +217,10 @@ def _explain(value: Any, kind: Any, path: Path, hook: _Hook, faults: list[_Fault
         before = len(faults)
         _explain_parts(value, kind, path, hook, faults)
         if len(faults) == before:
-            faults.append(_fault(error, path))
+            fault = _fault(error, path)
+            # A rule of the struct itself or a hook of ours has its own sentence.
+            mine = isinstance(error, msgspec.ValidationError) and fault.path == path
+            faults.append(_Fault(fault.path, shaped(fault.why, value, kind, path)) if mine else fault)
 
 
 def _explain_parts(value: Any, kind: Any, path: Path, hook: _Hook, faults: list[_Fault]) -> None:
@@ -247,7 +251,7 @@ def _explain_struct(value: dict[str, Any], kind: Any, path: Path, hook: _Hook, f
         if key in fields:
             _explain(item, fields[key].type, (*path, key), hook, faults)
         elif key != tag:
-            faults.append(_Fault((*path, key), f"unknown key; known are {', '.join(sorted(fields))}"))
+            faults.append(_Fault((*path, key), unknown("key", key, fields)))
     missing = [name for name, field in fields.items() if field.required and name not in value]
     if missing:
         faults.append(_Fault(path, f"missing: {', '.join(missing)}"))

@@ -119,7 +119,7 @@ def run(
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_supervise(main, name, grace_s, notifier))
     except ApplianceError as error:
-        _say(f"{name}: {error}")
+        _say(f"Error: {error}")
         return EXIT_FAILURE
     except Exception:  # noqa: BLE001 - the last line of defence turns a defect into a status and a trace
         import traceback

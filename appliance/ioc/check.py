@@ -1,35 +1,21 @@
-"""``softIocPVX --check-config``: whatever can be known without starting the IOC."""
+"""``softIocPVX --check-config``: a start in a child process that ends before a record is processed."""
 
 from __future__ import annotations
 
-import os
-
 from appliance.errors import ConfigurationError
-from appliance.ioc.access import read_access_file
-from appliance.ioc.claimed import rules_for_channel_access
 from appliance.ioc.config import Plan
-from appliance.ioc.groups.config import GroupConfigs
-from appliance.ioc.groups.source import read_group_file
+from appliance.ioc.trial import Trial
 
 __all__ = ["check"]
 
 
 def check(plan: Plan) -> list[str]:
-    """Look at all files that the plan names and return warnings. Raises an ApplianceError for the first fault."""
-    warnings: list[str] = []
-    files = [plan.definition, plan.script, *(step.file for step in plan.databases)]
-    for file in filter(None, files):
-        # Databases may also lie in EPICS_DB_INCLUDE_PATH: only what is named with a folder is known to be missing.
-        if "/" in file and not os.access(file, os.R_OK):
-            raise ConfigurationError("cannot be read", file=file)
-    configs = GroupConfigs(warnings.append)
-    for step in plan.groups:
-        configs.add(read_group_file(step), file=step.file)
-    for group in configs.groups.values():
-        group.check(warnings.append)
-    if plan.acf is not None:
-        security = read_access_file(plan.acf)
-        warnings.extend(security.warnings)
-        if plan.channel_access:
-            rules_for_channel_access(security, lambda _: True)
+    """Load everything that the plan names and return warnings. Raises ConfigurationError for the first fault."""
+    finding = Trial(plan._replace(is_check=True)).finding()
+    if finding.faults:
+        others = len(finding.faults) - 1
+        raise ConfigurationError(finding.faults[0] + (f" (and {others} more)" if others else ""))
+    warnings = list(finding.warnings)
+    if finding.left_out:
+        warnings.append(f"links and groups are not checked: {finding.left_out}")
     return warnings

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Final, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -12,10 +12,21 @@ from appliance.config.secret import FilePath
 from appliance.config.settings import ServerSettings
 from appliance.ioc import dbcore
 
-__all__ = ["AccessFile", "Database", "GroupFile", "IocConfig", "LoadStep", "Plan", "plan_of"]
+__all__ = [
+    "AccessFile",
+    "Database",
+    "GroupFile",
+    "IocConfig",
+    "LoadStep",
+    "OnError",
+    "Plan",
+    "is_substitutions",
+    "plan_of",
+]
 
 _Name = Annotated[str, Meta(min_length=1, max_length=64)]
 _Organization = Annotated[str, Meta(min_length=1, max_length=64)]
+OnError = Literal["stop", "continue"]
 _Macros = dict[_Name, Annotated[str, Meta(max_length=4096)]]
 
 
@@ -23,7 +34,7 @@ class Database(Settings, frozen=True, kw_only=True):
     """A record database."""
 
     file: FilePath
-    """A ``.db`` file."""
+    """A record database (``.db``), or a substitution file (``.substitutions``, ``.subs``, ``.sub``)."""
     macros: _Macros = msgspec.field(default_factory=dict)
     """Values for ``$(NAME)``."""
 
@@ -66,7 +77,9 @@ class IocConfig(Settings, frozen=True, kw_only=True):
     exit_prefix: Annotated[str, Meta(max_length=40)] = ""
     """Add the records ``<prefix>:exit`` and ``<prefix>:BaseVersion``."""
     script: FilePath = default(FilePath())
-    """Commands of the IOC shell, run when all databases are loaded and before iocInit."""
+    """Commands of the IOC shell, run when all databases are loaded and before iocInit; paths in it are relative to this file's folder."""
+    on_error: OnError = "stop"
+    """What a command of `script` that fails does: `stop` ends the start, `continue` tells of it and goes on."""
     console: FilePath = default(FilePath())
     """A UNIX socket on which operators reach the IOC shell; its group may open it."""
     console_group: Annotated[str, Meta(max_length=32)] = ""
@@ -84,6 +97,8 @@ class IocConfig(Settings, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not self.databases and not self.script:
             raise ValueError("databases: name at least one, or a script that loads some")
+        if self.on_error != "stop" and not self.script:
+            raise ValueError("on_error: there is no script")
         if self.console_group and not self.console:
             raise ValueError("console_group: there is no console")
         if not self.put_log_required and not self.put_log:
@@ -117,6 +132,17 @@ class Plan(NamedTuple):
     organizations: tuple[str, ...] = ()
     enforce_read: bool = False
     """Nothing that is meant for the reference's IOC asks for it; the configuration file does."""
+    on_error: OnError = "stop"
+    folder: str = ""
+    """The folder that relative paths in the script and in databases start from; empty: where the program was started."""
+
+    is_check: bool = False
+    """Nothing is started: what costs time may be looked at too."""
+
+    @property
+    def loads_anything(self) -> bool:
+        """Whether there is a file that could be wrong."""
+        return bool(self.databases or self.groups or self.acf or self.script or self.definition)
 
     @property
     def loads_records(self) -> bool:
@@ -131,8 +157,13 @@ def _step(entry: Database | GroupFile | AccessFile) -> LoadStep:
     return LoadStep(entry.file, dbcore.macro_text(entry.macros) if entry.macros else _NO_MACROS)
 
 
-def plan_of(config: IocConfig) -> Plan:
-    """What a configuration file asks for. Raises ConfigurationError for macros that EPICS cannot carry."""
+def is_substitutions(file: str) -> bool:
+    """Whether a name is that of a substitution file, which EPICS loads with ``dbLoadTemplate``."""
+    return file.endswith((".substitutions", ".subs", ".sub"))
+
+
+def plan_of(config: IocConfig, folder: str = "") -> Plan:
+    """What a configuration file in ``folder`` asks for. Raises ConfigurationError for macros that EPICS cannot carry."""
     return Plan(
         definition=config.definition,
         databases=tuple(_step(entry) for entry in config.databases),
@@ -148,4 +179,6 @@ def plan_of(config: IocConfig) -> Plan:
         inputs_require_tls=config.acf is not None and config.acf.inputs_require_tls,
         organizations=config.acf.organizations if config.acf is not None else (),
         enforce_read=config.enforce_read,
+        on_error=config.on_error,
+        folder=folder,
     )

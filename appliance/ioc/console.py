@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from appliance.errors import ConfigurationError
-from appliance.ioc import dbcore
+from appliance.ioc.lines import captured_line
 
 __all__ = ["Console"]
 
@@ -119,7 +119,7 @@ class Console:
             told = {"event": "console-command", "account": who, "command": command}
             _log.info("%s: %s", who, command, extra=told)
             async with self._one:
-                ok, text = await asyncio.to_thread(dbcore.shell_capture, command)
+                ok, text = await asyncio.to_thread(captured_line, command)
             writer.write(text.encode())
             if not ok:
                 writer.write(b"(failed)\n")

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 from appliance.config.pva import Effective, ServerConfig, resolve_server
+from appliance.daemon.commandline import Parser, add_completion, add_version
+from appliance.daemon.extras import require
 from appliance.daemon.run import EXIT_FAILURE, EXIT_OK, Daemon, run
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, ConfigurationError
 
 if TYPE_CHECKING:
     from appliance.ioc.config import IocConfig, Plan
@@ -21,6 +25,28 @@ __all__ = ["main"]
 
 _NAME: Final = "softIocPVX"
 _log: Final = logging.getLogger(__name__)
+_EPILOG: Final = """\
+Any number of -m, -d and -G can be given; each -m replaces the macros for the
+options after it. A st.cmd file runs before iocInit; where no -d was given it
+must run iocInit itself. Settings of the server: EPICS_PVAS_* and EPICS_PVA_*
+variables.
+
+examples:
+  softIocPVX -m user=test -d records.db -a rules.acf
+      records, access security, and the shell of the IOC
+  softIocPVX -S -d records.db -G groups.json
+      no shell: until it is stopped
+  softIocPVX --config /etc/spva/ioc/pressure/ioc.yml --check-config
+      only check the file
+"""
+_PATHS: Final = (
+    "EPICS_PVA_TLS_KEYCHAIN",
+    "EPICS_PVA_TLS_KEYCHAIN_PWD_FILE",
+    "EPICS_PVAS_TLS_KEYCHAIN",
+    "EPICS_PVAS_TLS_KEYCHAIN_PWD_FILE",
+    "EPICS_PVA_STATUS_CACHE_DIR",
+    "SSLKEYLOGFILE",
+)
 _STATUS_S: Final = 2.0
 """How old the service manager's status line may be."""
 
@@ -33,18 +59,16 @@ class _Ordered(argparse.Action):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=_NAME,
+        usage="softIocPVX [options] [st.cmd]\n       softIocPVX --config FILE",
         description="An EPICS IOC that serves its records with Secure PVAccess.",
-        epilog="Any number of -m, -d and -G can be given; each -m replaces the macros for the options after it. "
-        "A st.cmd file runs before iocInit; where no -d was given it must run iocInit itself. "
-        "Settings of the server: EPICS_PVAS_* and EPICS_PVA_* variables.",
-        add_help=False,
+        epilog=_EPILOG,
     )
+    add_version(parser, _base_version)
+    add_completion(parser)
     parser.set_defaults(steps=[])
     add = parser.add_argument
-    add("-h", "--help", action="help", help="print this message and exit")
-    add("-V", "--version", action="store_true", help="print versions and exit")
     add("-v", "--verbose", action="store_true", help="display the steps of the start-up")
     add("-S", dest="no_shell", action="store_true", help="do not start an interactive shell")
     add("-s", dest="shell", action="store_true", help=argparse.SUPPRESS)
@@ -91,18 +115,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``softIocPVX``; returns the exit status."""
     parser = _parser()
     options = parser.parse_args(argv)
-    if options.version:
-        return _versions()
     try:
         if options.print_schema:
             return _print_schema()
+        require("ioc")
         if options.config is not None:
             return _daemon(parser, options)
         if options.check_config or options.print_config:
             parser.error("name the file: --config FILE")
         plan = _plan(options)
     except ApplianceError as error:
-        sys.stderr.write(f"{_NAME}: {error}\n")
+        sys.stderr.write(f"Error: {error}\n")
         return EXIT_FAILURE
     if not plan.is_interactive and not plan.loads_records and not plan.script:
         parser.print_usage(sys.stderr)
@@ -141,13 +164,12 @@ def _plan(options: argparse.Namespace) -> Plan:
     )
 
 
-def _versions() -> int:
-    import epicscorelibs.version as core
-
-    from appliance.version import __version__
-
-    sys.stdout.write(f"Secure PVAccess appliance {__version__}\nEPICS {core.version}\n")
-    return EXIT_OK
+def _base_version() -> str:
+    try:
+        import epicscorelibs.version as core
+    except ModuleNotFoundError:
+        return "EPICS Base is not installed"
+    return f"EPICS {core.version}"
 
 
 def _print_schema() -> int:
@@ -164,17 +186,19 @@ def _daemon(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int
     from appliance.config import loader
     from appliance.ioc.config import IocConfig, plan_of
 
-    plain = ("steps", "definition", "exit_prefix", "script", "organizations", "enforce_read")
+    plain = (
+        "steps", "definition", "exit_prefix", "script", "no_shell", "shell", "verbose", "organizations", "enforce_read",
+    )  # fmt: skip
     if any(getattr(options, name) for name in plain):
         parser.error("--config says everything: no other options with it")
     document = loader.load_document(options.config, IocConfig)
     effective = resolve_server(yaml=document.section("pva"))
-    plan = plan_of(document.value)
+    plan = plan_of(document.value, os.path.dirname(os.path.abspath(options.config)))  # noqa: PTH100, PTH120
     if options.check_config:
         from appliance.ioc.check import check
 
         for warning in check(plan):
-            sys.stderr.write(f"{_NAME}: {warning}\n")
+            sys.stderr.write(f"Warning: {warning}\n")
         sys.stdout.write(f"{options.config}: good\n")
         return EXIT_OK
     if options.print_config:
@@ -203,7 +227,16 @@ def _run(
             _log.warning("%s", warning)
         await _serve(daemon, plan, found.config, status)
 
-    return run(serve, name=_NAME) or status[0]
+    with _terminal_kept(plan):
+        return run(serve, name=_NAME) or status[0]
+
+
+def _terminal_kept(plan: Plan) -> AbstractContextManager[None]:
+    if not plan.is_interactive:
+        return nullcontext()
+    from appliance.ioc.terminal import terminal_kept
+
+    return terminal_kept()
 
 
 async def _serve(daemon: Daemon, plan: Plan, config: ServerConfig, status: list[int]) -> None:
@@ -214,6 +247,8 @@ async def _serve(daemon: Daemon, plan: Plan, config: ServerConfig, status: list[
     from appliance.ioc.switches import why_not_served
 
     loop = asyncio.get_running_loop()
+    if plan.folder:
+        config = _moved(config, plan.folder)
     if not why_not_served():
         sys.stdout.write("INFO: Secure PVAccess QSRV2 mapping is loaded, permitted, and ENABLED.\n")
         sys.stdout.flush()
@@ -252,15 +287,36 @@ async def _serve(daemon: Daemon, plan: Plan, config: ServerConfig, status: list[
         await ioc.stop()
 
 
+def _moved(config: ServerConfig, folder: str) -> ServerConfig:
+    """Go to the folder of the configuration file: what a start script names is relative to it.
+
+    Paths that the environment names stay relative to where the program was started.
+    """
+    for name in _PATHS:
+        value = os.environ.get(name)
+        if value:
+            os.environ[name] = os.path.abspath(value)  # noqa: PTH100 - text in, text out
+    paths: dict[str, Any] = {
+        field: os.path.abspath(value)  # noqa: PTH100
+        for field in ("tls_keychain", "tls_keylog_file", "status_cache_dir", "tls_keychain_default")
+        if (value := getattr(config, field, ""))
+    }
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise ConfigurationError(f"cannot be entered: {error.strerror or error}", file=folder) from None
+    return config._replace(**paths)
+
+
 def _summary(served: int, server: Server) -> str:
     """One line for the service manager."""
     return f"{served} records, TCP port {server.tcp_port or 'off'}, TLS port {server.tls_port if server.tls else 'off'}"
 
 
 def _shell(leave: Any) -> None:
-    from appliance.ioc import dbcore
+    from appliance.ioc.terminal import run_terminal
 
-    leave(EXIT_OK if dbcore.interactive_shell() else EXIT_FAILURE)
+    leave(EXIT_OK if run_terminal() else EXIT_FAILURE)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from typing import Final
 
 from appliance.acf.text import expand_macros
 from appliance.errors import AccessFileError, ConfigurationError
 
-__all__ = ["expand", "parse_macros"]
+__all__ = ["expand", "expand_known", "parse_macros"]
+
+_REFERENCE: Final = re.compile(r"\$(?:\(([^\s=(){},]+)(?:=([^(){}]*))?\)|\{([^\s=(){},]+)(?:=([^(){}]*))?\})")
+_ROUNDS: Final = 8
 
 
 def parse_macros(text: str) -> dict[str, str]:
@@ -75,3 +80,18 @@ def expand(text: str, macros: Mapping[str, str], *, file: str) -> str:
         except AccessFileError as error:
             raise ConfigurationError(error.why, file=file, line=number) from None
     return "\n".join(lines)
+
+
+def expand_known(text: str, macros: Mapping[str, str]) -> str:
+    """Replace the references whose macros are given or have a default, and leave all others as they stand."""
+
+    def value(match: re.Match[str]) -> str:
+        name, default = match[1] or match[3], match[2] if match[1] else match[4]
+        found = macros.get(name, default)
+        return match.group() if found is None else found
+
+    for _ in range(_ROUNDS):
+        text, before = _REFERENCE.sub(value, text), text
+        if text == before:
+            break
+    return text

@@ -72,8 +72,8 @@ META_FIELDS: Final = (
 )
 EPOCH_S: Final = 631152000
 """POSIX time of the epoch of the database, 1990-01-01 UTC."""
-_INT64_BAD: Final = 1 << 63
-_TWO_63: Final = 2.0**63
+_TWO_63: Final = 1 << 63
+_TWO_64: Final = 1 << 64
 
 
 def value_type(channel: DBChannel) -> ScalarType | ArrayType:
@@ -119,14 +119,19 @@ def _converter(kind: ScalarType) -> Any:
         return _single if kind.size == 4 else float
     bits = kind.size * 8
     if kind.kind == "uint":
-        return lambda number: _whole(number) & ((1 << bits) - 1)
+        return lambda number: _whole(number, _TWO_64) & ((1 << bits) - 1)
     half = 1 << (bits - 1)
     return lambda number: ((_whole(number, _TWO_63) + half) & ((1 << bits) - 1)) - half
 
 
-def _whole(number: float, limit: float = 2 * _TWO_63) -> int:
-    """A double as the processor makes a whole number of it, for what does not fit (and NaN) too."""
-    return int(number) if -_TWO_63 <= number < limit else _INT64_BAD
+def _whole(number: float, limit: int) -> int:
+    """A double as the processor makes a whole number of it, for NaN and what is too small as well.
+
+    No double is the largest number of 64 bits: the one beside it stands for it.
+    """
+    if number >= limit:
+        return limit - 1
+    return int(number) if number >= -_TWO_63 else _TWO_63
 
 
 def _single(number: float) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 from contextlib import AsyncExitStack
 from typing import Final
 
@@ -14,18 +13,20 @@ from appliance.config.pva import ServerConfig
 from appliance.errors import ApplianceError, ConfigurationError, OperationError
 from appliance.ioc import dbcore
 from appliance.ioc.access import IocAccess, read_access_file
+from appliance.ioc.autosave import Autosave
 from appliance.ioc.channel_access import ChannelAccessRules
 from appliance.ioc.config import LoadStep, Plan
 from appliance.ioc.console import Console
 from appliance.ioc.dbcore import InitHook
-from appliance.ioc.demo import DEMO_DEFINITION, register_demo
 from appliance.ioc.epicslog import EpicsLog
 from appliance.ioc.feed import EventStream
-from appliance.ioc.groups.source import GroupSource, read_group_file
+from appliance.ioc.groups.source import GroupSource
+from appliance.ioc.loading import Loading
 from appliance.ioc.putlog import PutLog
 from appliance.ioc.shell import register_commands
 from appliance.ioc.single import RecordSource
 from appliance.ioc.switches import why_not_served
+from appliance.ioc.trial import Finding, Trial, check_file
 from appliance.server.channel import Channel
 from appliance.server.server import Server
 
@@ -49,12 +50,11 @@ class Ioc:
             organizations=frozenset(plan.organizations),
             enforce_read=plan.enforce_read,
         )
-        self.access_step = plan.acf
-        """The access security file that iocInit and asInit read."""
-        self.group_files = list(plan.groups)
+        self.loading = Loading(plan)
         self.channel_access = ChannelAccessRules()
         self.access.before_use = self.channel_access.replace
         self._stack.callback(self.channel_access.close)
+        self.autosave = Autosave()
         self.put_log: PutLog | None = None
         self.stream: EventStream | None = None
         self.records: RecordSource | None = None
@@ -80,30 +80,28 @@ class Ioc:
     # -- start ---------------------------------------------------------------------------------------
 
     def load(self) -> None:
-        """Load definition and databases. Raises ConfigurationError. Blocks: call it in a thread."""
-        plan = self.plan
-        register_demo()
-        self._say(f'dbLoadDatabase("{plan.definition or "softIoc.dbd"}")')
-        dbcore.boot(plan.definition or None, channel_access=plan.channel_access)
-        dbcore.load_definition_text(DEMO_DEFINITION)
-        dbcore.register_support()
-        dbcore.on_init_hook(self._on_init)
-        register_commands(self)
-        if plan.acf is not None:
-            self._say(f'asSetFilename("{plan.acf.file}")')
-            read_access_file(plan.acf)
-        for group in plan.groups:
-            read_group_file(group)
-        for step in plan.databases:
-            self._say(f'dbLoadRecords("{step.file}"{f", {step.macros!r}" if step.macros else ""})')
-            dbcore.load_records(step.file, step.macros or None)
-        if plan.exit_prefix:
-            dbcore.load_records_text(dbcore.EXIT_RECORDS, {"IOC": plan.exit_prefix})
+        """Load definition and databases, after a trial. Raises ConfigurationError. Blocks: call it in a thread."""
+        trial = Trial(self.plan) if self.plan.loads_anything else None
+        try:
+            self.loading.definition()
+            finding = trial.finding() if trial is not None else Finding()
+        except BaseException:
+            if trial is not None:
+                trial.close()
+            raise
+        for warning in finding.warnings:
+            _log.warning("%s", warning)
 
-    def _say(self, text: str) -> None:
-        if self.plan.is_verbose:
-            sys.stdout.write(text + "\n")
-            sys.stdout.flush()
+        def guard(step: LoadStep) -> None:
+            if step not in finding.loaded:
+                check_file(self.plan, step)
+
+        self.loading.guard = guard
+        dbcore.on_init_hook(self._on_init)
+        self.loading.register_commands()
+        register_commands(self)
+        self.autosave.register_commands()
+        self.loading.files()
 
     async def start(self) -> None:
         """Listen, run the script, initialise; records are served when this returns.
@@ -117,12 +115,9 @@ class Ioc:
         self._server = await self._stack.enter_async_context(open_server(self.config, policy=self.access))
         self._server.on_refused = self.put_log.refused
         if plan.script:
-            self._say(f"# Begin {plan.script}")
-            await asyncio.to_thread(dbcore.shell_script, plan.script)
-            self._say(f"# End {plan.script}")
+            await asyncio.to_thread(self.loading.script.run, plan.script)
         self._raise_failure()
         if plan.loads_records and dbcore.ioc_state() is dbcore.IocState.VOID:
-            self._say("iocInit()")
             await asyncio.to_thread(dbcore.ioc_init)
         self._raise_failure()
         if not self.attached and not plan.is_interactive:
@@ -140,6 +135,7 @@ class Ioc:
 
     def _on_init(self, state: int) -> None:
         """EPICS' hook: called in whatever thread runs iocInit."""
+        self.autosave.on_init(state)
         if state == InitHook.AT_IOC_BUILD and dbcore.serves_channel_access():
             self._prepare_channel_access()
         if state == InitHook.AFTER_IOC_RUNNING and not self.attached:
@@ -149,8 +145,8 @@ class Ioc:
         """Its server judges by EPICS Base's own rules: without any it would let everybody do everything."""
         security = AccessSecurity.unrestricted()
         try:
-            if self.access_step is not None:
-                security = read_access_file(self.access_step)
+            if self.loading.access_step is not None:
+                security = read_access_file(self.loading.access_step)
             self.channel_access.prepare(security)
         except ApplianceError as error:
             self._failure = error
@@ -169,9 +165,9 @@ class Ioc:
             return
         dbcore.take_errors(EpicsLog())
         try:
-            if self.access_step is not None:
-                security = await asyncio.to_thread(read_access_file, self.access_step)
-                self.access.use(security, self.access_step)
+            if self.loading.access_step is not None:
+                security = await asyncio.to_thread(read_access_file, self.loading.access_step)
+                self.access.use(security, self.loading.access_step)
             self.switched_off = why_not_served(report=True)
             if self.switched_off:
                 _log.warning("%s: no record is served over PVAccess", self.switched_off)
@@ -179,7 +175,7 @@ class Ioc:
                 return
             self.stream = EventStream(self.loop)
             self.records = RecordSource(self.stream)
-            self.groups = GroupSource(self.stream, self.group_files)
+            self.groups = GroupSource(self.stream, self.loading.group_files, place=self.loading.place)
             self.access.attach(self.stream, self.records, self.groups)
             await self.access.report()
         except ApplianceError as error:
@@ -190,20 +186,6 @@ class Ioc:
         self._server.add_source("qsrvSingle", self.records, priority=0)
         self._server.add_source("qsrvGroup", self.groups, priority=1)
         self.attached = True
-
-    # -- groups --------------------------------------------------------------------------------------
-
-    def add_groups(self, step: LoadStep) -> None:
-        """Take a file of group definitions; before iocInit. Raises ConfigurationError."""
-        read_group_file(step)
-        self.forget_groups(step.file, step.macros)
-        self.group_files.append(step)
-
-    def forget_groups(self, file: str, macros: str) -> None:
-        """Leave a file out again, or all (``*``)."""
-        self.group_files = [
-            step for step in self.group_files if file != "*" and (step.file, step.macros) != (file, macros)
-        ]
 
     # -- reports -------------------------------------------------------------------------------------
 
@@ -260,6 +242,7 @@ class Ioc:
     async def stop(self) -> None:
         """Close clients, events and database, in this order."""
         await self._stack.aclose()
+        await asyncio.to_thread(self.autosave.close)
         await self.access.close()
         if self.records is not None:
             self.records.close()

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from appliance.errors import ApplianceError
 from appliance.ioc import dbcore
-from appliance.ioc.config import LoadStep
 from appliance.ioc.dbcore import shell_print
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ TOP: Final = '""'
 class _Commands:
     def __init__(self, ioc: Ioc) -> None:
         self.ioc = ioc
-        self.macros = ""
 
     def ask(self, function: Callable[[], _T]) -> _T:
         """Run a function on the event loop and wait for its result."""
@@ -40,14 +38,8 @@ class _Commands:
 
     # -- access security -----------------------------------------------------------------------------
 
-    def set_substitutions(self, macros: str | None) -> None:
-        self.macros = macros or ""
-
-    def set_filename(self, file: str | None) -> None:
-        self.ioc.access_step = LoadStep(file, self.macros) if file else None
-
     def init(self) -> None:
-        step = self.ioc.access_step
+        step = self.ioc.loading.access_step
         if step is None:
             raise ApplianceError('no access security file is set: use asSetFilename("file") first')
         future = asyncio.run_coroutine_threadsafe(self.ioc.access.reload(step), self.ioc.loop)
@@ -84,28 +76,11 @@ class _Commands:
                     )
         return lines
 
-    def load_group(self, file: str | None, macros: str | None) -> None:
-        if not file:
-            raise ApplianceError('usage: dbLoadGroup("file.json", "MACRO=value,...")')
-        if dbcore.ioc_state() is not dbcore.IocState.VOID:
-            raise ApplianceError("groups must be loaded before iocInit")
-        if file.startswith("-"):
-            self.ioc.forget_groups(file[1:], macros or "")
-        else:
-            self.ioc.add_groups(LoadStep(file, macros or ""))
-
 
 def register_commands(ioc: Ioc) -> None:
     """Add the commands; after :func:`.dbcore.boot`, so that they replace those of EPICS."""
     commands = _Commands(ioc)
     add: Any = dbcore.register_command
-    add("asSetSubstitutions", [("macros", str)], commands.set_substitutions, "Macros for asSetFilename.\n")
-    add(
-        "asSetFilename",
-        [("file", str)],
-        commands.set_filename,
-        "Access security file; in force with iocInit or asInit.\n",
-    )
     add(
         "asInit",
         [],
@@ -116,9 +91,3 @@ def register_commands(ioc: Ioc) -> None:
     add("asprules", [], commands.dump, "Show the access security rules in force.\n")
     add("pvxsr", [("level", int)], commands.report, "Server report: 0 addresses, 1 clients, 2 channels.\n")
     add("pvxgl", [("level", int), ("pattern", str)], commands.groups, "List groups; level 1 shows members.\n")
-    add(
-        "dbLoadGroup",
-        [("file", str), ("macros", str)],
-        commands.load_group,
-        'Load group definitions; "-file" or "-*" removes.\n',
-    )

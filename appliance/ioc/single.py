@@ -265,7 +265,7 @@ class RecordPV(Handler):
             if new is NOTHING:
                 options.waiting = dbcore.put_notify(channel, done, watch=watch)
             else:
-                options.waiting = dbcore.put_notify(channel, done, new, watch=watch)
+                options.waiting = dbcore.put_notify(channel, done, new, process=options.process, watch=watch)
         except ApplianceError:
             self.release()
             raise

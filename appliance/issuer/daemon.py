@@ -15,6 +15,8 @@ import msgspec
 from appliance.authn.jwt import uri
 from appliance.config import loader
 from appliance.daemon import logging as daemon_logging
+from appliance.daemon.commandline import Parser, add_completion, add_version
+from appliance.daemon.extras import require
 from appliance.daemon.run import EXIT_FAILURE, EXIT_OK, Daemon, run
 from appliance.errors import ApplianceError, ConfigurationError, TransportError
 from appliance.issuer import passwords
@@ -29,6 +31,19 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _NAME: Final = "jwt-issuer"
+_EPILOG: Final = """\
+Variables: PORT ISSUER DEFAULT_AUDIENCE DEFAULT_EXP_SECS ALGO KEY_DIR KID
+HS_SECRET count where the file says nothing. SIGHUP makes a new signing key; the
+old one stays published until its last token has ended.
+
+examples:
+  KEY_DIR=keys jwt-issuer
+      the demonstration on 127.0.0.1:8080
+  jwt-issuer --config issuer.yml --check-config
+      only check the file
+  jwt-issuer --add-user alice < password_file
+      the lines for the file's users
+"""
 _SETTLE_S: Final = 600.0
 """Beyond the life of its last token a retired key stays published for validators that are behind."""
 
@@ -36,12 +51,14 @@ _log = logging.getLogger("appliance.issuer.daemon")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=_NAME,
+        usage="jwt-issuer [options]",
         description="Demonstration JWT issuer and validator: for trying out token authentication, not for production.",
-        epilog="Variables: PORT ISSUER DEFAULT_AUDIENCE DEFAULT_EXP_SECS ALGO KEY_DIR KID HS_SECRET count where the file says nothing. "
-        "SIGHUP makes a new signing key; the old one stays published until its last token has ended.",
+        epilog=_EPILOG,
     )
+    add_version(parser)
+    add_completion(parser)
     parser.add_argument(
         "--config", metavar="FILE", help="YAML configuration; without one: the demo on 127.0.0.1"
     )
@@ -71,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``jwt-issuer``; returns the exit status: 0, or 1 with one sentence on standard error."""
     options = _parser().parse_args(argv)
     try:
+        _check_options(options)
         if options.print_schema:
             return _print(
                 msgspec.json.format(msgspec.json.encode(loader.schema(IssuerConfig))).decode() + "\n"
@@ -84,8 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _print(f"{options.config or 'built-in demo configuration'}: good\n")
         if options.print_config:
             return _print(_shown(config))
+        require("issuer")
     except ApplianceError as error:
-        sys.stderr.write(f"{_NAME}: {error}\n")
+        sys.stderr.write(f"Error: {error}\n")
         return EXIT_FAILURE
     daemon_logging.configure(level="DEBUG" if options.verbose else "INFO")
 
@@ -93,6 +112,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         await _serve(daemon, config)
 
     return run(serve, name=_NAME)
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    """Refuse a file that what is asked for does not look at."""
+    for name in ("print_schema", "hash_password", "add_user"):
+        if options.config is not None and getattr(options, name) not in (None, False):
+            raise ConfigurationError(f"--config has no effect with --{name.replace('_', '-')}; leave it out")
 
 
 def _configuration(file: str | None) -> IssuerConfig:

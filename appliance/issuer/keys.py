@@ -65,7 +65,8 @@ class KeyStore:
             self._write(_KEY_FILE, _private_pem(private))
         self._write(_PUBLIC_FILE, _public_pem(private.public_key()).encode())
         self.current = SigningKey(self._kids.get(_thumb(private.public_key()), first_kid), private)
-        self._forget(now)
+        # Only here, where the files still have what is left out: while this runs, the clock may be wrong for a moment.
+        self._retired = self._published(now)
 
     def rotate(self, now: float) -> str:
         """Retire the current key, sign with a new one from now on, and return the new key's id."""
@@ -79,14 +80,12 @@ class KeyStore:
         self._write(_KEY_FILE, _private_pem(new.private))
         self._write(_PUBLIC_FILE, _public_pem(new.private.public_key()).encode())
         self.current = new
-        self._forget(now)
         return new.kid
 
     def jwks(self, now: float) -> list[dict[str, str]]:
         """The published keys as JWKs, the current one first."""
-        self._forget(now)
         pairs = [(self.current.kid, _public_pem(self.current.private.public_key()))]
-        pairs += [(key.kid, key.pem) for key in self._retired]
+        pairs += [(key.kid, key.pem) for key in self._published(now)]
         return [{**jwk_of(pem), "kid": kid, "alg": "RS256", "use": "sig"} for kid, pem in pairs]
 
     def public_key(self, kid: str | None, now: float) -> RSAPublicKey:
@@ -94,17 +93,17 @@ class KeyStore:
         from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
         from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-        self._forget(now)
-        for key in self._retired:
+        for key in self._published(now):
             if key.kid == kid:
                 public = load_pem_public_key(key.pem.encode())
                 assert isinstance(public, RSAPublicKey)
                 return public
         return self.current.private.public_key()
 
-    def _forget(self, now: float) -> None:
+    def _published(self, now: float) -> list[_Retired]:
+        """The retired keys whose time is not over."""
         mine = self.current.kid
-        self._retired = [key for key in self._retired if key.until > now and key.kid != mine]
+        return [key for key in self._retired if key.until > now and key.kid != mine]
 
     def _next_kid(self) -> str:
         taken = {self.current.kid, *(key.kid for key in self._retired)}

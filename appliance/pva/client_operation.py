@@ -272,7 +272,7 @@ class ClientOperation:
                 self.get_type = self.type
                 if self.command == c.CMD_PUT_GET:
                     self.get_type, pos = self._decode_struct(buf, pos, end, big)
-                if self.command in _GETS:
+                if self.command in _HAS_TYPE:
                     self._deep = any(_is_deep(leaf) for leaf in self.get_type.leaf_types)
             if self._is_dead:
                 return  # it was given up while a long type was read
@@ -326,8 +326,12 @@ class ClientOperation:
             self.last_bits |= leaves(kind, bits)
             value.changed = wire_bits(kind, self.last_bits)
         # The value is the caller's, to change as it likes; what it has read is ours, for the next answer.
-        self.last_store = value.clone().store if self._deep else value.store.copy()
+        self.last_store = self._own(kind, value.store)
         return value, pos
+
+    def _own(self, kind: StructType, store: list[Any]) -> list[Any]:
+        """Copy a store so far that nothing which one of the two may change in place is in both."""
+        return Value.from_store(kind, store).clone().store if self._deep else store.copy()
 
     def _receive_monitor(self, sub: int, buf: Buffer, pos: int, end: int, big: bool) -> None:
         kind = self.type
@@ -347,23 +351,21 @@ class ClientOperation:
     def _receive_update(self, kind: StructType, buf: Buffer, pos: int, end: int, big: bool) -> None:
         bits, pos = decode_bitset(buf, pos, end, big)
         types = self.connection.types
-        last = self.last_store
-        if bits == 1 or last is None:
-            if bits == 1:
-                store, pos = codec(kind, big).decode(buf, pos, end, types)
-            else:
-                store = octet_store(kind) if types.octets else Value(kind).store
+        # As with reads: what is handed out is the caller's to change, the last value is ours.
+        if bits == 1:
+            last, pos = codec(kind, big).decode(buf, pos, end, types)
         else:
-            store = last.copy()
-        if bits > kind.full_mask:
-            raise DecodeError(f"MONITOR {self.ioid} brings a field that its type does not have")
-        if bits != 1:
-            pos = codec(kind, big).decode_partial(buf, pos, end, bits, store, types)
+            if bits > kind.full_mask:
+                raise DecodeError(f"MONITOR {self.ioid} brings a field that its type does not have")
+            last = self.last_store or (octet_store(kind) if types.octets else Value(kind).store)
+            pos = codec(kind, big).decode_partial(buf, pos, end, bits, last, types)
         overrun = leaves(kind, decode_bitset(buf, pos, end, big)[0]) if pos < end else 0
         if self._is_dead:
             return  # it was given up while a long value was read
-        self.last_store = store
-        self.connection._events.append(MonitorUpdate(self, leaves(kind, bits), store, overrun))
+        self.last_store = last
+        self.connection._events.append(
+            MonitorUpdate(self, leaves(kind, bits), self._own(kind, last), overrun)
+        )
 
     def receive_field(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         """Act on the answer to GET_FIELD."""

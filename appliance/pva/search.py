@@ -89,7 +89,9 @@ class SearchRequest(NamedTuple):
             *(encode_string(protocol, big) for protocol in self.protocols),
             _U16[big].pack(len(self.names)),
         ]
-        for instance, name in self.names:
+        for number, (instance, name) in enumerate(self.names):
+            if not number & 255:
+                breathe()
             parts.append(u32.pack(instance))
             parts.append(encode_string(name, big))
         return b"".join(parts)
@@ -267,6 +269,7 @@ def decode_datagram(buf: Buffer, *, limits: Limits = DEFAULT_LIMITS) -> Iterator
     pos = 0
     end = len(buf)
     while end - pos >= 8:
+        breathe()
         magic, version, flags, command, size = _HEADER[0].unpack_from(buf, pos)
         if magic != c.MAGIC or version == 0:
             raise DecodeError("the datagram is not PVAccess")

@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+from appliance.daemon.commandline import Parser, add_completion, add_version
+from appliance.daemon.extras import EXTRAS, require
 from appliance.errors import ApplianceError
 from appliance.quickstart.directory import Hold
 from appliance.quickstart.layout import ROLES, Layout, free_ports
@@ -19,21 +21,36 @@ from appliance.quickstart.story import Story
 
 __all__ = ["main"]
 
+_EPILOG = """\
+exit status:
+  0  the story was told to its end, and Ctrl-C ended what stayed
+  1  a step did not do what it should, or the directory is in use
+  2  interrupted before the story's end
+
+examples:
+  appliance quickstart
+      tell the story, and stay; Ctrl-C stops everything
+  appliance quickstart --once --dir /tmp/spva
+      tell the story and end: for a check of an installation
+"""
 INTERRUPTED = 2
 """Exit status of a story that was not heard to its end, as of the tools."""
 
 
 def parser() -> argparse.ArgumentParser:
     """Build the command line."""
-    built = argparse.ArgumentParser(
+    built = Parser(
         prog="appliance quickstart",
         description="Start issuer, certificate service and IOC on free loopback ports, and walk the quick start's story.",
+        epilog=_EPILOG,
+    )
+    add_version(built)
+    add_completion(built)
+    built.add_argument(
+        "--dir", default=".quickstart", metavar="DIR", help="Directory for all state. Default %(default)s."
     )
     built.add_argument(
-        "--dir", default=".quickstart", metavar="DIR", help="directory for all state (default: %(default)s)"
-    )
-    built.add_argument(
-        "--once", action="store_true", help="end after the story; status 0 only if every step did as told"
+        "--once", action="store_true", help="End after the story; status 0 only if every step did as told."
     )
     return built
 
@@ -42,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run; returns the exit status."""
     arguments = parser().parse_args(argv)
     try:
+        require(*EXTRAS)
         return asyncio.run(_quickstart(Path(arguments.dir).absolute(), once=arguments.once))
     except ApplianceError as error:
         print(f"Error: {error}", file=sys.stderr)

@@ -10,8 +10,9 @@ from appliance.config.address import Endpoint
 from appliance.errors import TransportError
 from appliance.pva import commands as c
 from appliance.pva.search import Beacon, Datagram, SearchRequest, SearchResponse, pack_message
-from appliance.transport.interfaces import broadcast_addresses
-from appliance.transport.udp import Origin, UDPPort, resolve_datagram_address
+from appliance.pvdata.pace import breathe
+from appliance.transport.interfaces import broadcast_addresses, interface_addresses
+from appliance.transport.udp import Origin, UDPPort, is_multicast, resolve_datagram_address
 
 if TYPE_CHECKING:
     from appliance.server.server import Server
@@ -20,6 +21,7 @@ __all__ = ["Announcer"]
 
 _log: Final = logging.getLogger(__name__)
 _BURST: Final = 10
+_ANY: Final = "0.0.0.0"  # noqa: S104 - "every address" is what is looked for
 _SLOWER: Final = 12
 """After a burst of ten beacons the period grows by this factor (pvxs: 15 s, then 180 s)."""
 
@@ -36,7 +38,9 @@ class Announcer:
         self._task: asyncio.Task[None] | None = None
         self._ignored: frozenset[tuple[str, int]] = frozenset()
         self._own: frozenset[str] = frozenset()
-        """Addresses that the server listens on; empty means all."""
+        """IPv4 addresses that the server listens on; empty means all."""
+        self._by_address: dict[str, UDPPort] = {}
+        """The sockets for one IPv4 address each."""
 
     @property
     def port(self) -> int:
@@ -48,15 +52,19 @@ class Announcer:
         config = self._server.config
         groups = []
         own = set()
+        ipv6 = []
         for endpoint in config.intf_addr_list:
             resolved = await resolve_datagram_address(endpoint, 0)
             if resolved is None:
-                continue  # an IPv6 address: searches are IPv4's
-            if 224 <= int(resolved[0].split(".")[0]) < 240:
+                raise TransportError(f"the interface address {endpoint} cannot be resolved")
+            if ":" in resolved[0]:
+                ipv6.append((resolved[0], endpoint.interface or ""))
+            elif is_multicast(resolved[0]):
                 groups.append((resolved[0], endpoint.interface or ""))
             else:
                 own.add(resolved[0])
-        if not own & {"0.0.0.0"}:  # noqa: S104 - "every address" is what is looked for
+        every = not config.intf_addr_list or _ANY in own
+        if not every:
             self._own = frozenset(own)
         ignored = set()
         for endpoint in config.ignore_addr_list:
@@ -65,10 +73,50 @@ class Announcer:
                 raise TransportError(f"the ignored address {endpoint} cannot be resolved")
             ignored.add((resolved[0], endpoint.port or 0))
         self._ignored = frozenset(ignored)
-        self._ports.append(
-            UDPPort(self._message, port=config.broadcast_port, shared=True, groups=tuple(groups))
-        )
+        if every or own or groups:
+            self._listen_ipv4(config.broadcast_port, tuple(groups))
+        self._listen_ipv6(ipv6, every=every)
         self._beacon()
+
+    def _listen_ipv4(self, port: int, groups: tuple[tuple[str, str], ...]) -> None:
+        """Listen on all addresses at once, for broadcasts and groups, and on each for itself."""
+        first = UDPPort(self._message, port=port, shared=True, groups=groups)
+        self._ports.append(first)
+        self._listen_to_addresses()
+
+    def _listen_to_addresses(self) -> None:
+        """Have a socket for each address of the host that we serve: nobody else's can take its unicast by chance."""
+        if not self._ports or self._ports[0].is_ipv6:
+            return
+        first = self._ports[0]
+        wanted = self._own or {str(item.address) for item in interface_addresses()}
+        for address in [address for address in self._by_address if address not in wanted]:
+            self._by_address.pop(address).close()
+        for address in wanted - self._by_address.keys():
+            try:
+                self._by_address[address] = UDPPort(
+                    self._message, port=first.port, shared=True, address=address, forwarder=first
+                )
+            except TransportError as error:
+                _log.debug("searches to %s come by the socket for all addresses: %s", address, error)
+
+    def _listen_ipv6(self, listed: list[tuple[str, str]], *, every: bool) -> None:
+        """Listen on the IPv6 addresses and groups that are listed, or on all addresses."""
+        groups = tuple(item for item in listed if is_multicast(item[0]))
+        hosts = [host for host, _ in listed if not is_multicast(host)]
+        if not hosts and (every or groups):
+            hosts = ["::"]
+        for host in hosts:
+            port = self._ports[0].port if self._ports else self._server.config.broadcast_port
+            try:
+                self._ports.append(
+                    UDPPort(self._message, port=port, shared=True, address=host, groups=groups)
+                )
+            except TransportError as error:
+                if listed:
+                    raise
+                _log.debug("no searches over IPv6: %s", error)
+            groups = ()
 
     def stop(self) -> None:
         """Close the ports."""
@@ -76,7 +124,7 @@ class Announcer:
             self._timer.cancel()
         if self._task is not None:
             self._task.cancel()
-        for port in self._ports:
+        for port in (*self._ports, *self._by_address.values()):
             port.close()
 
     # -- searches ------------------------------------------------------------------------------------
@@ -87,26 +135,33 @@ class Announcer:
         source, port = origin.source, origin.address[1]
         if self._ignored and not self._ignored.isdisjoint(((source, 0), (source, port))):
             return
-        if self._own and origin.received_on and origin.received_on not in self._own:
+        if self._own and ":" not in source and origin.received_on and origin.received_on not in self._own:
             return  # the client would be sent to an address that nobody listens on
         server = self._server
         protocol, server_port = server.choose_protocol(message.protocols)
         if not protocol:
             return
-        found = tuple(instance for instance, name in message.names if server.claims(name, source))
+        found = []
+        for number, (instance, name) in enumerate(message.names):
+            if not number & 31:
+                breathe()
+            if server.claims(name, source):
+                found.append(instance)
         if not found and not message.must_reply:
             return
         response = SearchResponse(
-            server.guid, message.sequence, None, server_port, protocol, bool(found), found
+            server.guid, message.sequence, None, server_port, protocol, bool(found), tuple(found)
         )
         data = pack_message(c.CMD_SEARCH_RESPONSE, response.encode(), from_server=True)
-        if not self._ports[0].send(data, origin.address, local=origin.local):
+        port_ = origin.port or self._ports[0]
+        if not port_.send(data, origin.address, local=origin.local):
             _log.debug("the answer to a search of %s:%d could not be sent", *origin.address)
 
     # -- beacons -------------------------------------------------------------------------------------
 
     def _beacon(self) -> None:
         loop = asyncio.get_running_loop()
+        self._listen_to_addresses()  # interfaces come and go
         self._task = loop.create_task(self._send_beacons())
         period = self._server.config.beacon_period
         self._timer = loop.call_later(
@@ -137,12 +192,14 @@ class Announcer:
         if config.auto_beacon_addr_list:
             only = frozenset(endpoint.host for endpoint in config.intf_addr_list)
             targets += [Endpoint(address) for address in broadcast_addresses(only)]
-        udp = self._ports[0]
         for endpoint in targets:
-            resolved = await resolve_datagram_address(endpoint, udp.port)
+            resolved = await resolve_datagram_address(endpoint, self.port)
             if resolved is None:
                 continue
-            if endpoint.ttl is not None or 224 <= int(resolved[0].split(".")[0]) < 240:
+            udp = next((port for port in self._ports if port.is_ipv6 is (":" in resolved[0])), None)
+            if udp is None:
+                continue  # no socket of that kind: the server listens on addresses of the other kind only
+            if endpoint.ttl is not None or is_multicast(resolved[0]):
                 udp.send_multicast(data, resolved, ttl=endpoint.ttl or 1, interface=endpoint.interface or "")
             else:
                 udp.send(data, resolved)

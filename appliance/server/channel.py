@@ -75,6 +75,11 @@ class Channel:
             return "" if rights.write else "write"
         return "" if rights.read else "read"
 
+    def _denied(self, right: str) -> str:
+        """Say that access security refuses, and why this may be for the time being only."""
+        plight = "" if self.peer.is_tls else self.owner.server.plight
+        return f"{_DENIED[right]}; {plight}" if plight else _DENIED[right]
+
     def _held(self, operation: ServerOperation, *, changes: bool) -> str:
         """Tell why the request has to wait for a good certificate status, or "" when it has not."""
         held = self.owner.held
@@ -134,11 +139,11 @@ class Channel:
                 self._waiting[subscription] = None
                 subscription.warn(f"{self.name}: {_WAITS}")
             else:
-                subscription.fail(_DENIED["read"])
+                subscription.fail(self._denied("read"))
             return
         operation = Operation(self, wire)
         if wire.command == c.CMD_GET and not self.rights.read:
-            operation.fail(_DENIED["read"])
+            operation.fail(self._denied("read"))
             return
         if self.owner.held is not None:
             why = self._held(wire, changes=wire.command in (c.CMD_RPC, c.CMD_PROCESS))
@@ -151,6 +156,11 @@ class Channel:
             self._broken(operation, error)
 
     def _subscribe(self, subscription: Subscription) -> None:
+        full = self.owner.count_subscription(self.handler)
+        if full:
+            subscription.fail(full)
+            return
+        subscription.counts = True
         try:
             self.handler.subscribe(subscription)
         except Exception as error:  # noqa: BLE001 - a handler's defect must not end the connection
@@ -167,7 +177,7 @@ class Channel:
         missing = self._right(wire)
         if missing:
             self.owner.refused(self, missing)
-            operation.fail(_DENIED[missing])
+            operation.fail(self._denied(missing))
             return
         handler = self.handler
         command = wire.command
@@ -183,7 +193,7 @@ class Channel:
             elif command == c.CMD_PUT:
                 handler.put(operation, argument)
             elif not self.rights.read:
-                operation.fail(_DENIED["read"])
+                operation.fail(self._denied("read"))
             else:
                 handler.put_get(operation, argument)
         except Exception as error:  # noqa: BLE001
@@ -194,7 +204,7 @@ class Channel:
         operation = Operation(self, wire)
         rights = self.rights
         if not (rights.read or rights.write or rights.rpc):
-            operation.fail(_DENIED["read"])
+            operation.fail(self._denied("read"))
             return
         try:
             self.handler.introspect(operation, field)
@@ -240,6 +250,9 @@ class Channel:
                     self._waiting.pop(operation, None)
                 operation.finishing = True
                 operation.queue.clear()
+                if operation.counts:
+                    operation.counts = False
+                    self.owner.forget_subscription(self.handler)
                 self.handler.unsubscribe(operation)
             elif operation is not None:
                 self.handler.closed(operation)

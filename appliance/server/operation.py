@@ -211,7 +211,7 @@ class Subscription(Operation):
     never the latest one.
     """
 
-    __slots__ = ("finishing", "posted", "queue", "running", "squashed", "waits")
+    __slots__ = ("counts", "finishing", "posted", "queue", "running", "squashed", "waits")
 
     def __init__(self, channel: Channel, wire: ServerOperation) -> None:
         super().__init__(channel, wire)
@@ -219,6 +219,8 @@ class Subscription(Operation):
         self.running = False
         """Whether the client has started the flow."""
         self.finishing = False
+        self.counts = False
+        """Whether it is one of those that its client's address has of this PV."""
         self.posted = 0
         self.squashed = 0
         self.waits = False

@@ -29,6 +29,8 @@ from appliance.pva.status import OK, Status
 from appliance.pvdata.value import Value
 from appliance.server.channel import Channel
 from appliance.server.operation import Subscription
+from appliance.server.quota import Share
+from appliance.server.source import Handler
 from appliance.transport.gate import Verdict
 from appliance.transport.stream import StreamLink
 
@@ -55,8 +57,10 @@ class Peer:
         "connection",
         "credentials",
         "held",
+        "is_anonymous",
         "link",
         "server",
+        "share",
         "validated",
     )
 
@@ -66,6 +70,10 @@ class Peer:
         self.link = link
         self.credentials = Credentials()
         self.validated = False
+        self.share: Share | None = None
+        """What the client's address has of the server, this connection included."""
+        self.is_anonymous = False
+        """Whether it counts among its address's anonymous connections."""
         self.held: Verdict | None = None
         """Why the client's requests wait, where they do: the status of a certificate is not good at present."""
         self._dirty: list[Subscription] = []
@@ -120,7 +128,11 @@ class Peer:
             # Also who says x509 without a certificate: PVXS does when its keychain holds a trust anchor only.
             self.credentials = here._replace(method="anonymous", account="")
         if self.credentials.method == "anonymous":
-            self.server.admit(self)
+            why = self._counts_as_anonymous()
+            if why:
+                self.connection.validated(Status.error(why))
+            else:
+                self.server.admit(self)
             return
         roles = self.server.roles.known(self.credentials.account)
         if roles is None:
@@ -128,6 +140,61 @@ class Peer:
             return
         self.credentials = self.credentials._replace(roles=roles)
         self.server.admit(self)
+
+    def _counts_as_anonymous(self) -> str:
+        """Take one of its address's places for anonymous clients; tell why not where there is none left."""
+        share = self.share
+        if share is None:
+            return ""
+        most = self.server.shares.quota.anonymous_connections
+        if share.anonymous >= most:
+            return f"your address has {most} anonymous connections already; close some, or say who you are"
+        self.is_anonymous = True
+        share.anonymous += 1
+        return ""
+
+    def has_enough_channels(self) -> str:
+        """Tell why the client's address gets no more channels, or "" while it does."""
+        share = self.share
+        if share is None:
+            return ""
+        quota = self.server.shares.quota
+        if self.is_anonymous and share.anonymous_channels >= quota.anonymous_channels:
+            return f"your address has {quota.anonymous_channels} channels of anonymous clients already; close some, or say who you are"
+        if share.channels >= quota.channels:
+            return f"your address has {quota.channels} channels already; close some"
+        return ""
+
+    def count_channel(self, more: int) -> None:
+        """Count a channel that was opened, or with -1 one that is gone."""
+        share = self.share
+        if share is not None:
+            share.channels += more
+            if self.is_anonymous:
+                share.anonymous_channels += more
+
+    def count_subscription(self, handler: Handler) -> str:
+        """Count one more subscription of a PV; tell why not where the client's address has too many of it."""
+        share = self.share
+        if share is None:
+            return ""
+        quota = self.server.shares.quota
+        most = quota.anonymous_subscriptions if self.is_anonymous else quota.subscriptions
+        count = share.watching.get(handler, 0)
+        if count >= most:
+            return f"your address watches this PV {most} times already; share one subscription among those that show it"
+        share.watching[handler] = count + 1
+        return ""
+
+    def forget_subscription(self, handler: Handler) -> None:
+        """Count one less."""
+        share = self.share
+        if share is not None:
+            count = share.watching.get(handler, 0) - 1
+            if count > 0:
+                share.watching[handler] = count
+            else:
+                share.watching.pop(handler, None)
 
     def _ask_for_roles(self) -> None:
         """Admit the client when its groups are known, or without any when that takes too long."""

@@ -23,6 +23,7 @@ from appliance.server.announce import Announcer
 from appliance.server.builtin import BuiltinSource
 from appliance.server.channel import Channel
 from appliance.server.peer import Peer
+from appliance.server.quota import DEFAULT_QUOTA, Quota, Shares
 from appliance.server.roles import Roles
 from appliance.server.source import Handler, Source, StaticSource
 from appliance.transport.gate import PeerGate, Verdict
@@ -79,6 +80,7 @@ class Server:
         limits: Limits = DEFAULT_LIMITS,
         segment_size: int = 0,
         max_connections: int = 4096,
+        quota: Quota = DEFAULT_QUOTA,
         guid: bytes | None = None,
     ) -> None:
         if config is None:
@@ -103,6 +105,8 @@ class Server:
         self.change_count = 0
         self.refusals = 0
         """Requests that access security refused."""
+        self.plight = ""
+        """What is added to a refusal over plain TCP: why nobody can prove who he is at present."""
         self.on_refused: Callable[[Channel, str], None] | None = None
         """Called with the channel and the missing right for each refused request."""
         self.require_tls = require_tls
@@ -111,6 +115,8 @@ class Server:
         self._limits = limits
         self._segment_size = segment_size
         self._max_connections = max_connections
+        self.shares = Shares(quota)
+        """What each client's address has of this server."""
         self._static = StaticSource()
         self._sources: list[tuple[int, str, Source]] = []
         self._listeners: list[asyncio.Server] = []
@@ -341,14 +347,38 @@ class Server:
                 TransportError(f"{link.peer} did not validate its connection in {HANDSHAKE_TIMEOUT_S:.0f} s")
             )
 
+    def link_made(self, link: StreamLink) -> bool:
+        """StreamOwner: whether there is room for one more connection of this address."""
+        peer: Peer = link.context
+        host = link.peer_address[0]
+        share = peer.share = self.shares.join(host)
+        most = self.shares.quota.connections
+        if share.connections <= most:
+            return True
+        if not share.told:
+            share.told = True
+            _log.warning("connections of %s are refused: it has %d already", host, most)
+        return False
+
     def link_up(self, link: StreamLink) -> None:
         """StreamOwner."""
         if self._standby or (link.engine is not None and self._tls is None):
             link.abort()
             return
         peer: Peer = link.context
-        if peer.identify():
-            _log.debug("%s connected", link.peer)
+        if peer.identify() and _log.isEnabledFor(logging.DEBUG):
+            if link.engine is None:
+                _log.debug("%s connected", link.peer)
+            else:
+                from appliance.tls.credentials import describe
+
+                _log.debug(
+                    "%s: TLS handshake complete: %s, %s; the client is %s",
+                    link.peer,
+                    link.engine.version,
+                    link.engine.cipher,
+                    describe(peer.credentials),
+                )
 
     def admit(self, peer: Peer) -> None:
         """Let the gate judge a client whose identity is known, or let it in."""
@@ -424,6 +454,10 @@ class Server:
         link.context = None
         if peer is not None:
             peer.connection.context = None
+            if peer.share is not None:
+                if peer.is_anonymous:
+                    peer.share.anonymous -= 1
+                self.shares.leave(link.peer_address[0], peer.share)
         if reason is None:
             _log.debug("%s disconnected", link.peer)
         else:
@@ -471,6 +505,10 @@ class Server:
         if peer.held is not None:
             wire.reject(peer.held.message)
             return
+        full = peer.has_enough_channels()
+        if full:
+            wire.reject(full)
+            return
         for _, label, source in self._sources:
             try:
                 handler = source.open(wire.name, peer.credentials)
@@ -486,12 +524,14 @@ class Server:
                 if rights.read:
                     self.lost_readers.discard(wire.name, peer.credentials)
                 Channel(peer, wire, handler, rights)
+                peer.count_channel(1)
                 wire.accept(rights.permissions)
                 return
         wire.reject(f"there is no PV {wire.name[:256]!r} here")
 
     def channel_closed(self, channel: Channel) -> None:
         """A channel is gone."""
+        channel.owner.count_channel(-1)
         try:
             channel.handler.detached(channel)
         except Exception:  # noqa: BLE001 - a handler's defect must not end the connection

@@ -62,6 +62,10 @@ class PeerGate(Protocol):
         """Whether TLS to the server with this GUID is of no use at present (12.5); asked by clients only."""
         return False
 
+    def plight(self, guid: bytes) -> str:
+        """Why this client speaks plain TCP with the server of this GUID, where the gate knows; else the empty text."""
+        return ""
+
     def gave_up(self, guid: bytes) -> None:
         """The server with this GUID has closed a TLS connection before it was validated; told to clients' gates."""
         return

@@ -13,6 +13,7 @@ from typing import Final
 from appliance.config.address import Endpoint
 from appliance.errors import TransportError
 from appliance.transport.stream import format_address
+from appliance.transport.udp import is_multicast
 
 __all__ = ["listen"]
 
@@ -40,7 +41,7 @@ async def listen(
         except OSError as error:
             raise TransportError(f"the interface address {host} is not known: {error}") from error
         first = str(found[0][4][0])
-        if first.split(".", maxsplit=1)[0].isdigit() and 224 <= int(first.split(".", maxsplit=1)[0]) < 240:
+        if is_multicast(first):
             continue  # a multicast group is for searches only
         addresses.append((first, endpoint.port or port))
     if not addresses:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import logging
 import socket
 import termios
 from struct import Struct
@@ -39,6 +40,7 @@ LINGER_S: Final = 1.0
 """Seconds that a peer who was told why it is refused may go on sending before it reads that."""
 LINGER_OCTETS: Final = 64 * 1024
 """Octets that such a peer may go on sending."""
+_messages: Final = logging.getLogger("appliance.transport.messages")
 _U32: Final = Struct("=I")
 _JOIN_LIMIT: Final = 256 * 1024
 """Octets up to which output is joined to one buffer; above, chunks go out as they are."""
@@ -46,6 +48,9 @@ _JOIN_LIMIT: Final = 256 * 1024
 
 class StreamOwner(Protocol):
     """Who acts on what a link brings: a server or a client context."""
+
+    def link_made(self, link: StreamLink) -> bool:
+        """TCP is connected; tells whether the connection is wanted."""
 
     def link_up(self, link: StreamLink) -> None:
         """The transport is ready: TCP is connected and, with TLS, the handshake is complete."""
@@ -93,6 +98,10 @@ class StreamLink(asyncio.Protocol):
 
     def __init__(self, connection: Connection, owner: StreamOwner, engine: TLSEngine | None = None) -> None:
         self.connection = connection
+        if _messages.isEnabledFor(logging.DEBUG):
+            from appliance.transport import messages
+
+            self.connection = messages.tapped(connection, lambda: str(self.peer))
         self.owner = owner
         self.engine = engine
         self.context: Any = None
@@ -147,6 +156,9 @@ class StreamLink(asyncio.Protocol):
         here = stream.get_extra_info("sockname")
         if here is not None:
             self.interface = format_address(here)
+        if not self.owner.link_made(self):
+            self.abort()
+            return
         stream.set_write_buffer_limits(high=WRITE_HIGH, low=WRITE_LOW)
         if self.engine is None:
             self._up()

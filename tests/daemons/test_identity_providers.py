@@ -128,6 +128,11 @@ async def introspected(about: dict[str, Any]) -> None:
         "longest_validity_s": 11 * 86400,
     }
     now = datetime.now(UTC)
+    by_member = {**settings, "response_format": "#response#", "response_member": "active"}
+    async with Bench(TrustedIssuer(**by_member, request_authorization=credentials)) as bench:
+        await bench.accept(about["access_token"], now=now)
+        stranger = about["access_token"][:-9] + "AAAAAAAAA"
+        assert await bench.refuse(stranger, now=now) == "introspect_says_invalid"
     async with Bench(TrustedIssuer(**settings, request_authorization=credentials)) as bench:
         assert (await bench.accept(about["access_token"], now=now)).identity == Identity(
             about["issuer"], "softioc"
@@ -138,6 +143,7 @@ async def introspected(about: dict[str, Any]) -> None:
         assert await bench.refuse(f"{header}.{claims}.{other}", now=now) == "introspect_says_invalid"
     async with Bench(TrustedIssuer(**settings)) as bench:
         assert await bench.refuse(about["access_token"], now=now) == "introspect_says_invalid"
+        assert bench.refusal.facts["http_status"] == "401"
 
 
 @pytest.mark.interop

@@ -206,7 +206,7 @@ async def test_helpers_refuse_what_cannot_be_a_password() -> None:
     for given, name in (("", "--hash-password"), ("\n", "--hash-password"), ("x" * 2000, "--hash-password")):
         status, out, err = await once(name, given=given)
         assert (status, out) == (1, "")
-        assert err.startswith("jwt-issuer: a password must")
+        assert err.startswith("Error: a password must")
     status, out, err = await once("--add-user", "a\nb", given="x\n")
     assert (status, out) == (1, "")
 
@@ -225,9 +225,9 @@ async def test_checking_and_printing_the_configuration(tmp_path) -> None:
     file.write_text("demo: true\nprot: 8123\n")
     status, out, err = await once("--config", str(file), "--check-config")
     assert (status, out) == (1, "")
-    assert err.startswith(f"jwt-issuer: {file}:2: prot: unknown key")
+    assert err.startswith(f"Error: {file}:2: prot: unknown key")
     status, out, err = await once("--check-config", PORT="eighty")
-    assert (status, out, err) == (1, "", "jwt-issuer: PORT: must be an integer\n")
+    assert (status, out, err) == (1, "", "Error: PORT: must be an integer\n")
 
 
 async def test_a_taken_port_is_one_sentence(tmp_path) -> None:

@@ -160,7 +160,7 @@ def test_an_appliance_error_is_one_sentence_and_status_1(manager):
         async def main(daemon):
             raise ApplianceError("keychain /x.p12: no such file")
     """)
-    assert finished(process) == (1, "", "testd: keychain /x.p12: no such file\n")
+    assert finished(process) == (1, "", "Error: keychain /x.p12: no such file\n")
 
 
 @pytest.mark.parametrize("where", ["main", "reload"])

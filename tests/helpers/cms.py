@@ -111,8 +111,8 @@ def pem(key: Any) -> str:
     return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
 
-_KEY = generate_key("ec-p256")
-KEY_PEM = pem(_KEY)
+KEY = generate_key("ec-p256")
+KEY_PEM = pem(KEY)
 
 
 def ccr(
@@ -129,7 +129,7 @@ def ccr(
     With ``pub_key`` it comes from an implementation that sends no proof. ``clock`` is the requester's.
     """
     proving = pub_key is None
-    key = key or _KEY
+    key = key or KEY
     fields = {"type": "std", "name": name, "organization": "lab", "usage": usage, **query}
     fields["pub_key"] = pem(key) if pub_key is None else pub_key
     value = Value(request_type(PROOF_FIELD) if proving else REQUEST, {"scheme": "pva", "path": "CERT:CREATE"})
@@ -152,7 +152,7 @@ def jwt_request(token: str, pub_key: str = KEY_PEM, usage: int = 1) -> Value:
     return value
 
 
-def keychain_of(reply: Any, key: Any = _KEY) -> Keychain:
+def keychain_of(reply: Any, key: Any = KEY) -> Keychain:
     """A keychain from a reply to a CCR."""
     from cryptography import x509
 

@@ -12,6 +12,13 @@ from collections.abc import Iterator
 
 from tests.helpers.raw import ANONYMOUS
 
+NAMED = (
+    struct.pack("<BBBBI", 0xCA, 2, 0, 1, 26)
+    + struct.pack("<IHH", 65536, 32767, 0)
+    + b"\x02ca\x80\0\x01\x04user\x60\x05alice"
+)
+"""A client's choice of method ``ca``."""
+
 
 class Longest:
     """Seconds of the longest turn so far."""
@@ -54,17 +61,19 @@ class Hostile:
     """A client with a blocking socket: to be used in a thread, so that what it takes is not the event loop's time."""
 
     def __init__(
-        self, port: int, *names: str, validation: bytes = ANONYMOUS, host: str = "127.0.0.1"
+        self, port: int, *names: str, validation: bytes = ANONYMOUS, source: str = "127.0.0.1"
     ) -> None:
-        self.sock = socket.create_connection((host, port), timeout=60)
+        self.sock = socket.create_connection(("127.0.0.1", port), timeout=60, source_address=(source, 0))
         self.file = self.sock.makefile("rb")
         self.wait_for(1)
         self.sock.sendall(validation)
         self.wait_for(9)
-        self.sids = []
+        self.last = b""
+        self.sids: list[int] = []
         for cid, name in enumerate(names, 1):
             self.sock.sendall(frame(7, struct.pack("<HI", 1, cid) + bytes((len(name),)) + name.encode()))
-            self.sids.append(struct.unpack_from("<II", self.wait_for(7))[1])
+            self.last = self.wait_for(7)
+            self.sids.append(struct.unpack_from("<II", self.last)[1])
 
     def wait_for(self, command: int, count: int = 1) -> bytes:
         """Read until ``count`` messages of ``command`` have come; give the last one's body. EOFError at the end."""
@@ -78,6 +87,14 @@ class Hostile:
                 count -= 1
                 if not count:
                     return body
+
+    def monitor(self, sid: int, ioid: int) -> bytes:
+        """Begin a subscription and give the status of the answer."""
+        self.sock.sendall(frame(13, struct.pack("<IIB", sid, ioid, 8) + b"\xff"))
+        while True:
+            body = self.wait_for(13)
+            if body[4] == 8:
+                return body[5:]
 
     def rpc_init(self, ioid: int = 1) -> None:
         """Initialise an RPC of the first channel."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import struct
+import threading
 from collections.abc import Callable
 
 import pytest
 
+from appliance.pva import commands as c
+from appliance.pva.search import SearchRequest, SearchResponse, decode_datagram, pack_message
 from appliance.pvdata.fielddesc import TypeReader
 from appliance.pvdata.nt import NTScalar
 from appliance.pvdata.pace import MAX_VALUES
@@ -228,3 +232,67 @@ async def test_small_types_that_all_peers_define_are_bounded_together(
         for hostile in clients:
             hostile.close()
     assert "the types that all peers define take more than" in caplog.text
+
+
+DATAGRAM = 65_000
+RATE = 3_000_000
+
+
+def datagram(what: str) -> bytes:
+    if what == "many names":
+        asked = [u32(number) + name for number, name in enumerate(names(6_500, "x"))]
+        body = (
+            u32(1)
+            + bytes(4)
+            + bytes(16)
+            + struct.pack("<H", 9)
+            + b"\x01\x03tcp"
+            + struct.pack("<H", len(asked))
+        )
+        return frame(3, body + b"".join(asked))
+    one = frame(3, u32(1) + b"\x01" + bytes(3) + bytes(16) + struct.pack("<H", 9) + b"\x01\x03tcp" + bytes(2))
+    return one * (DATAGRAM // len(one))
+
+
+@pytest.mark.parametrize("what", ["many names", "many messages"])
+async def test_the_bound_per_turn_holds_whatever_a_datagram_holds(what: str) -> None:
+    data = datagram(what)
+    assert 40_000 < len(data) < 65_507
+    ended = threading.Event()
+
+    def flood(port: int) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            while not ended.wait(len(data) / RATE):
+                sock.sendto(data, ("127.255.255.255", port))
+
+    async with served({"pv": double()}) as server, client_of(server) as ctx:
+        await ctx.get("pv")
+        with longest_turn() as longest:
+            flooding = asyncio.create_task(asyncio.to_thread(flood, server.udp_port))
+            for _ in range(50):
+                await ctx.get("pv")
+                await asyncio.sleep(0.01)
+            ended.set()
+            await flooding
+        assert longest.seconds < BUSY * GIVES_WAY_S
+
+
+async def test_a_name_in_a_long_datagram_is_found() -> None:
+    asked = [(number, f"absent:{number}") for number in range(3000)]
+    request = SearchRequest(7, (*asked, (4711, "pv")), ("tcp",))
+    loop = asyncio.get_running_loop()
+    async with served({"pv": double()}) as server:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            sock.bind(("127.0.0.1", 0))
+            told = request._replace(reply_port=sock.getsockname()[1])
+            sock.sendto(
+                pack_message(c.CMD_SEARCH, told.encode(), from_server=False),
+                ("127.255.255.255", server.udp_port),
+            )
+            async with asyncio.timeout(10):
+                (answer,) = decode_datagram(await loop.sock_recv(sock, 65536))
+        assert isinstance(answer, SearchResponse)
+        assert answer.instances == (4711,)

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 SERVER = """
     config = resolve_server({
         "intf_addr_list": INTERFACES, "server_port": 0, "broadcast_port": 5076, "tls_keychain": "",
-        "beacon_period": 0.2,
+        "beacon_period": 0.2, "beacon_addr_list": TARGETS,
     }, environ={}).config
     async with served({"n:pv": double(1.0)}, config=config) as server:
         print("ready", server.tcp_port, flush=True)
@@ -78,6 +78,10 @@ class Networks:
                 address = f"10.91.{number}.{last}/24"
                 ip("-n", self.names[host], "addr", "add", address, "brd", "+", "dev", device)
                 ip("-n", self.names[host], "link", "set", device, "up")
+        for number, client in ((1, "one"), (2, "two")):
+            for host, device, last in (("server", f"veth{number}", 1), (client, "eth0", 2)):
+                address = f"fd91:{number}::{last}/64"
+                ip("-n", self.names[host], "addr", "add", address, "dev", device, "nodad")
         # A second address on the first network, which the kernel would not choose by itself.
         ip("-n", self.names["server"], "addr", "add", "10.91.1.11/24", "brd", "+", "dev", "veth1")
         # Client one knows the way to the server's other network.
@@ -115,11 +119,11 @@ def networks() -> Iterator[Networks]:
 
 
 @pytest.fixture
-def serve(networks: Networks) -> Iterator[Callable[[str], int]]:
+def serve(networks: Networks) -> Iterator[Callable[..., int]]:
     processes: list[subprocess.Popen[str]] = []
 
-    def start(interfaces: str) -> int:
-        process = networks.run("server", SERVER, INTERFACES=interfaces)
+    def start(interfaces: str, beacons: str = "") -> int:
+        process = networks.run("server", SERVER, INTERFACES=interfaces, TARGETS=beacons)
         processes.append(process)
         assert process.stdout is not None
         word, port = process.stdout.readline().split()
@@ -161,6 +165,37 @@ def test_a_multicast_group_is_joined_on_the_interface_that_is_named(
 ) -> None:
     port = serve("0.0.0.0 224.0.1.99@veth2")
     assert networks.ask("two", "224.0.1.99,1@eth0") == f"found 10.91.2.1:{port}"
+
+
+@pytest.mark.parametrize("interfaces", ["", "[fd91:1::1]"])
+def test_a_search_over_ipv6_is_answered_over_ipv6(
+    networks: Networks, serve: Callable[[str], int], interfaces: str
+) -> None:
+    port = serve(interfaces)
+    assert networks.ask("one", "[fd91:1::1]") == f"found [fd91:1::1]:{port}"
+
+
+def test_an_ipv6_group_is_joined_on_the_interface_that_is_named(
+    networks: Networks, serve: Callable[[str], int]
+) -> None:
+    port = serve("[::] [ff02::42:1]@veth1")
+    found = networks.ask("one", "[ff02::42:1],1@eth0")
+    assert found.startswith("found [fe80::")
+    assert found.endswith(f"]:{port}")
+    assert networks.ask("two", "[ff02::42:1],1@eth0", timeout=0.5).startswith("error n:pv: timeout")
+
+
+def test_beacons_go_to_an_ipv6_group(networks: Networks, serve: Callable[..., int]) -> None:
+    hear = BEACONS.replace('"addr_list": ""', '"addr_list": "", "intf_addr_list": "[ff02::42:1]@eth0"')
+    with networks.run("two", hear) as two:
+        port = serve("[::]", "[ff02::42:1],1@veth2")
+        try:
+            assert two.stdout is not None
+            found = two.stdout.readline().strip()
+            assert found.startswith("found [fe80::")
+            assert found.endswith(f"]:{port}")
+        finally:
+            two.kill()
 
 
 def test_beacons_are_sent_on_all_networks(networks: Networks, serve: Callable[[str], int]) -> None:

@@ -186,7 +186,7 @@ async def test_a_beacon_that_tells_of_a_change_has_the_server_asked_for_tls() ->
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as port:
         port.bind(("127.0.0.1", 0))
         udp = port.getsockname()[1]
-    config = server_config(udp, beacon_addr_list="127.0.0.1", beacon_period=0.1)
+    config = server_config(udp, beacon_addr_list="127.255.255.255", beacon_period=0.1)
     client = Context(client_config(udp), tls=client_context(pki.client, want_staple=False))
     async with served({"pv": double(4.0)}, config=config) as server, client, asyncio.timeout(20):
         async with client.monitor("pv") as updates:

@@ -53,12 +53,61 @@ async def test_a_unicast_search_is_heard_by_every_server_of_the_host() -> None:
                 await server.stop()
 
 
-async def test_a_client_that_listens_for_beacons_hands_searches_on() -> None:
+async def test_a_client_that_listens_for_beacons_takes_no_searches_from_a_server() -> None:
     udp = free_port()
     async with served({"s:pv": double(1.0)}, config=server_config(udp)):
-        # This client opened the port last: the kernel gives unicast to it.
-        async with Context(client_config(udp)), Context(client_config(udp), beacons=False) as ctx:
+        # This client opened the port last: the kernel would give unicast to it.
+        async with (
+            Context(client_config(udp)) as listening,
+            Context(client_config(udp), beacons=False) as ctx,
+        ):
+            for port in listening.searcher._beacon_ports:
+                assert port._sock.getsockname()[0] != "0.0.0.0"
+                port.close()
+                port._on_message = None  # whatever comes is lost
             assert (await ctx.get("s:pv"))["value"] == 1.0
+
+
+async def test_a_process_that_binds_the_search_port_does_not_take_the_searches_of_the_host() -> None:
+    """It may be a client that was stopped, or anybody else: what it is given it never reads."""
+    udp = free_port()
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as before,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as after,
+    ):
+        for sock in (before, after):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        before.bind(("", udp))
+        async with (
+            served({"s:one": double(1.0)}, config=server_config(udp)),
+            served({"s:two": double(2.0)}, config=server_config(udp)),
+        ):
+            after.bind(("", udp))
+            async with Context(client_config(udp), beacons=False) as ctx:
+                assert (await ctx.get("s:one"))["value"] == 1.0
+                assert (await ctx.get("s:two"))["value"] == 2.0
+
+
+async def test_a_server_of_ipv6_only_is_found_and_opens_nothing_of_ipv4() -> None:
+    config = server_config(intf_addr_list="[::1]")
+    async with served({"s:pv": double(6.0)}, config=config) as server:
+        assert [port.is_ipv6 for port in server._announcer._ports] == [True]
+        assert not server._announcer._by_address
+        client = client_config(server.udp_port, addr_list="[::1]")
+        async with Context(client, beacons=False) as ctx:
+            assert (await ctx.get("s:pv"))["value"] == 6.0
+            assert (await ctx.info("s:pv")).server == f"[::1]:{server.tcp_port}"
+
+
+async def test_a_list_of_both_kinds_finds_servers_of_both_kinds() -> None:
+    udp = free_port()
+    four = server_config(udp)
+    six = server_config(udp, intf_addr_list="[::1]")
+    async with served({"s:four": double(4.0)}, config=four), served({"s:six": double(6.0)}, config=six):
+        client = client_config(udp, addr_list="127.0.0.1 [::1]")
+        async with Context(client, beacons=False) as ctx:
+            values = await ctx.get(["s:four", "s:six"])
+            assert [value["value"] for value in values] == [4.0, 6.0]
 
 
 async def test_a_direct_server_needs_no_search() -> None:

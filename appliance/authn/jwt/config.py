@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -12,7 +12,7 @@ from appliance.authn.grant import USAGES
 from appliance.authn.jwt import uri
 from appliance.authn.jwt.jwk import SYMMETRIC
 from appliance.authn.jwt.naming import rule_is_valid
-from appliance.authn.jwt.pattern import ResponsePattern
+from appliance.authn.jwt.pattern import RAW, ResponsePattern
 from appliance.config.loader import default
 from appliance.config.secret import FilePath, Secret
 from appliance.errors import ConfigurationError
@@ -31,6 +31,7 @@ Algorithm = Literal[
     "ES384",
     "ES512",
     "EdDSA",
+    "Ed25519",
     "HS256",
     "HS384",
     "HS512",
@@ -39,17 +40,44 @@ Algorithm = Literal[
 
 _MIN_SECRET_BYTES: Final = 32
 """RFC 7518 section 3.2: an HMAC key is at least as long as the hash."""
+_TOKEN: Final = "#token#"  # noqa: S105 - what stands for one
+
+_WORDS: Final = frozenset(("scope", "scp"))
+"""The claims that are lists of words when they are strings; in all others a blank is a character like any other."""
 
 
 class ClaimRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A usage is granted only to tokens whose claim holds one of the values.
 
-    `claim` is the claim's name, or a path of names separated by dots (``realm_access.roles``). The claim may be a
-    string, a string of words separated by blanks (as ``scope`` is) or a list of strings.
+    `claim` is the claim's name, or a path of names separated by dots (``realm_access.roles``). A claim that is a
+    string is one value, and one that is an array is as many values as it has strings. Only `scope` and `scp` are
+    strings of words (RFC 6749 section 3.3, RFC 8693 section 4.2). Booleans and numbers never match.
+    Raises ValueError for a value that no claim can hold.
     """
 
     claim: Annotated[str, Meta(min_length=1, max_length=200)]
-    values: Annotated[tuple[str, ...], Meta(min_length=1, max_length=100)]
+    values: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...], Meta(min_length=1, max_length=100)
+    ]
+
+    def __post_init__(self) -> None:
+        for value in self.values:
+            if self.claim in _WORDS and " " in value:
+                raise ValueError(
+                    f"values: {value!r} has a blank, and a {self.claim} is words with blanks between them; "
+                    "write each word as a value of its own"
+                )
+
+    def holds(self, claims: dict[str, Any]) -> bool:
+        """Whether a token with these claims holds one of the values."""
+        value: Any = claims.get(self.claim)
+        if value is None:
+            value = claims
+            for part in self.claim.split("."):
+                value = value.get(part) if isinstance(value, dict) else None
+        if isinstance(value, str):
+            value = value.split(" ") if self.claim in _WORDS else [value]
+        return isinstance(value, list) and any(isinstance(v, str) and v in self.values for v in value)
 
 
 class TrustedIssuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -90,11 +118,13 @@ class TrustedIssuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """Allow letters of other scripts in names."""
     trusted_uri: Annotated[str, Meta(max_length=2048)] = ""
     """The validation endpoint (mode introspect)."""
-    request_format: Annotated[str, Meta(max_length=4096)] = "#token#"
+    request_format: Annotated[str, Meta(max_length=4096)] = _TOKEN
     request_method: Literal["POST", "GET"] = "POST"
     request_authorization: Secret = default(Secret())
     """The Authorization header that the endpoint wants of us, such as ``Basic ...`` (request_method POST only)."""
     response_format: Annotated[str, Meta(max_length=4096)] = "#response#"
+    response_member: Annotated[str, Meta(max_length=200)] = ""
+    """The member of a JSON answer that says whether the token is valid, instead of a `response_format`."""
     use_response_code: bool = False
     jwks_uri: Annotated[str, Meta(max_length=2048)] = ""
     """The issuer's published keys (mode jwks)."""
@@ -135,9 +165,7 @@ class TrustedIssuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             return
         where = uri.parse(self.issuer)
         if where is None:
-            raise ValueError(
-                "issuer: must be a plain http(s) URI without query, fragment or user information"
-            )
+            raise ValueError(f"issuer: {uri.fault(self.issuer)}")
         if not uri.is_acceptable(where):
             raise ValueError("issuer: must use https, except on this machine's loopback address")
         _check_host("issuer", where)
@@ -150,6 +178,10 @@ class TrustedIssuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
                 raise ValueError(f"{name}: required in mode {mode}")
             if mode != self.mode and value:
                 raise ValueError(f"{name}: has no meaning in mode {self.mode}")
+        for mode, names in _OF_MODE.items():
+            for name in names:
+                if mode != self.mode and _is_set(self, name):
+                    raise ValueError(f"{name}: has no meaning in mode {self.mode}")
         if self.mode == "shared_secret":
             if len(self.shared_secret.reveal().encode("utf-8")) < _MIN_SECRET_BYTES:
                 raise ValueError(f"shared_secret: must be at least {_MIN_SECRET_BYTES} bytes long")
@@ -157,27 +189,60 @@ class TrustedIssuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             name = needed[self.mode]
             where = uri.parse(getattr(self, name))
             if where is None:
-                raise ValueError(
-                    f"{name}: must be a plain http(s) URI without query, fragment or user information"
-                )
+                raise ValueError(f"{name}: {uri.fault(getattr(self, name))}")
             if not uri.is_acceptable(where):
                 raise ValueError(f"{name}: must use https, except on this machine's loopback address")
+        if self.response_member and (self.response_format != RAW or self.use_response_code):
+            other = "use_response_code" if self.use_response_code else "response_format"
+            raise ValueError(f"response_member: leaves nothing for {other} to decide; set one of them")
         if self.mode == "introspect":
             try:
                 ResponsePattern(self.response_format)
             except ValueError as error:
                 raise ValueError(f"response_format: {error}") from None
-            if self.request_method == "POST" and "#token#" not in self.request_format:
+            if self.request_method == "POST" and _TOKEN not in self.request_format:
                 raise ValueError("request_format: must hold #token#")
             if self.request_method == "GET" and self.request_authorization:
                 raise ValueError("request_authorization: with GET the Authorization header carries the token")
             if not self.issuer:
                 _check_host("trusted_uri", where)
 
+    def warnings(self) -> list[str]:
+        """What is not wrong with these settings, but is hardly meant, in words for the log."""
+        found = []
+        if self.mode == "introspect":
+            found.append(ResponsePattern(self.response_format).warning())
+            if self.use_response_code and self.response_format != RAW:
+                found.append("it has no effect with use_response_code, which looks at the HTTP status alone")
+            found = [f"response_format: {text}" for text in found if text]
+            if self.request_method == "GET" and self.request_format != _TOKEN:
+                found.append("request_format: it has no effect with request_method GET")
+        return [f"issuer {self.name}: {text}" for text in found]
+
     @property
     def name(self) -> str:
         """What this issuer is called in logs and audit: its `iss`, or its endpoint where that stands for it."""
         return self.issuer or self.trusted_uri
+
+
+_OF_MODE: Final = {
+    "introspect": (
+        "request_format",
+        "request_method",
+        "request_authorization",
+        "response_format",
+        "response_member",
+        "use_response_code",
+    ),
+    "jwks": ("jwks_stale_s",),
+}
+"""Settings that only one mode looks at."""
+
+
+def _is_set(issuer: TrustedIssuer, name: str) -> bool:
+    value = getattr(issuer, name)
+    default = next(field.default for field in msgspec.structs.fields(issuer) if field.name == name)
+    return bool(value) if default is msgspec.NODEFAULT else value != default
 
 
 def _check_host(name: str, where: uri.Uri | None) -> None:

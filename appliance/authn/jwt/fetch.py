@@ -25,18 +25,42 @@ _REDIRECTS_ANY_METHOD: Final = frozenset((307, 308))
 _REDIRECTS_GET: Final = frozenset((301, 302, 303, 307, 308))
 
 
-class FetchError(ApplianceError):
-    """A request that brought no usable answer; `reason` is a stable code."""
+_UNANSWERED: Final = frozenset(
+    (
+        "timeout",
+        "name_not_found",
+        "not_reachable",
+        "certificate_not_trusted",
+        "tls_failure",
+        "http_failure",
+        "ca_file_unreadable",
+        "endpoint_not_acceptable",
+    )
+)
 
-    def __init__(self, reason: str) -> None:
+
+class FetchError(ApplianceError):
+    """A request that brought no usable answer; `reason` is a stable code, `status` the HTTP status if there was one."""
+
+    def __init__(self, reason: str, status: int = 0) -> None:
         self.reason = reason
-        super().__init__(reason.replace("_", " "))
+        self.status = status
+        super().__init__(reason.replace("_", " ") + (f" (HTTP status {status})" if status else ""))
+
+    @property
+    def answered(self) -> bool:
+        """Whether the other end was reached and said something."""
+        return self.reason not in _UNANSWERED
 
 
 class Response(NamedTuple):
     status: int
     body: bytes
     cache_control: str
+    allow: str = ""
+    """The methods that a server would take instead (RFC 9110 section 10.2.1)."""
+    retry_after: str = ""
+    """When to come again (RFC 9110 section 10.2.3)."""
 
     def __repr__(self) -> str:
         return f"<Response {self.status} {len(self.body)} bytes>"
@@ -98,6 +122,10 @@ class Fetcher:
             raise FetchError("timeout") from None
         except aiohttp.ClientConnectorCertificateError:
             raise FetchError("certificate_not_trusted") from None
+        except aiohttp.ClientConnectorDNSError:
+            raise FetchError("name_not_found") from None
+        except aiohttp.ClientSSLError:
+            raise FetchError("tls_failure") from None
         except aiohttp.ClientConnectorError:
             raise FetchError("not_reachable") from None
         except (aiohttp.ClientError, OSError, ValueError):
@@ -129,20 +157,27 @@ class Fetcher:
                 if answer.status in redirects:
                     target = target.join(URL(answer.headers.get("Location", "")))
                     if target.origin() != origin:
-                        raise FetchError("redirect_elsewhere")
+                        raise FetchError("redirect_elsewhere", answer.status)
                     continue
                 if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
-                    raise FetchError("compressed")
+                    raise FetchError("compressed", answer.status)
                 if answer.content_length is not None and answer.content_length > limit:
                     answer.close()
-                    raise FetchError("too_large")
+                    raise FetchError("too_large", answer.status)
                 data = bytearray()
                 async for chunk in answer.content.iter_any():
                     data += chunk
                     if len(data) > limit:
                         answer.close()
-                        raise FetchError("too_large")
-                return Response(answer.status, bytes(data), answer.headers.get("Cache-Control", ""))
+                        raise FetchError("too_large", answer.status)
+                head = answer.headers
+                return Response(
+                    answer.status,
+                    bytes(data),
+                    head.get("Cache-Control", ""),
+                    head.get("Allow", ""),
+                    head.get("Retry-After", ""),
+                )
         raise FetchError("too_many_redirects")
 
 

@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from typing import Final
+from collections.abc import Callable
+from typing import Final, NoReturn
 
 from appliance.authn.jwt.config import TrustedIssuer
-from appliance.authn.jwt.fetch import Fetcher, FetchError, check_endpoint
-from appliance.authn.jwt.pattern import ResponsePattern
-from appliance.authn.jwt.token import Token
+from appliance.authn.jwt.fetch import Fetcher, FetchError, Response, check_endpoint
+from appliance.authn.jwt.pattern import NO_PLACE, SAYS_NO, response_reader
+from appliance.authn.jwt.token import Token, clean
+from appliance.authn.ratelimit import RateLimiter
 from appliance.errors import TokenRefused
 
 __all__ = ["CANNOT_ASK", "MAX_RESPONSE_BYTES", "Introspector", "render"]
 
 MAX_RESPONSE_BYTES: Final = 64 * 1024
 CANNOT_ASK: Final = "the token's issuer could not be asked; try again later"
+_INVALID: Final = "the token's issuer does not say that the token is valid; fetch a new one and try again"
+_UNCLEAR: Final = "the token's issuer answered the certificate service, but not about the token{}; tell who runs the service"
+_SAY_NO: Final = frozenset((400, 401, 403))
+"""What endpoints answer for a token that is not good; every other status but 2xx says nothing of the token."""
+_HINTS: Final = {
+    "GET": {
+        404: "check EPICS_AUTH_JWT_TRUSTED_URI (trusted_uri)",
+        405: "it may know POST only: set EPICS_AUTH_JWT_REQUEST_METHOD=POST (request_method: POST)",
+    },
+    "POST": {
+        400: "check EPICS_AUTH_JWT_REQUEST_FORMAT (request_format)",
+        401: "it may want to know who asks: set request_authorization",
+        403: "it may want to know who asks: set request_authorization",
+        404: "check EPICS_AUTH_JWT_TRUSTED_URI (trusted_uri), and EPICS_AUTH_JWT_REQUEST_METHOD (request_method)",
+        405: "it may know GET only: set EPICS_AUTH_JWT_REQUEST_METHOD=GET (request_method: GET)",
+        415: "check EPICS_AUTH_JWT_REQUEST_FORMAT (request_format)",
+        501: "it may know GET only: set EPICS_AUTH_JWT_REQUEST_METHOD=GET (request_method: GET)",
+    },
+}
+_log = logging.getLogger(__name__)
 _PLAIN_KID: Final = re.compile(r"[A-Za-z0-9._~-]+")
 
 
@@ -45,51 +68,99 @@ class Introspector:
     """Asks one issuer about tokens.
 
     With GET the token travels as the bearer in the Authorization header and as the query parameter ``token`` too, and
-    `request_format` has no meaning; with POST the payload is the rendered format.
+    `request_format` has no meaning; with POST the payload is the rendered format. `clock` is monotonic: the log tells of
+    each kind of failure once a minute.
     """
 
-    def __init__(self, issuer: TrustedIssuer, fetcher: Fetcher) -> None:
+    def __init__(self, issuer: TrustedIssuer, fetcher: Fetcher, *, clock: Callable[[], float]) -> None:
         self._issuer = issuer
         self._fetcher = fetcher
-        self._pattern = ResponsePattern(issuer.response_format)
+        self._read = response_reader(issuer.response_member, issuer.response_format)
         self._headers = {"Content-Type": _content_type(issuer.request_format)}
         if issuer.request_authorization:
             self._headers["Authorization"] = issuer.request_authorization.reveal()
+        self._told = RateLimiter(1, 1, clock=clock)
 
     async def check(self, token: Token) -> None:
         """Return when the issuer says that the token is valid; raise TokenRefused in every other case."""
-        issuer = self._issuer
         try:
-            check_endpoint(issuer.trusted_uri)
-            if issuer.request_method == "GET":
-                answer = await self._fetcher.request(
-                    "GET",
-                    issuer.trusted_uri,
-                    limit=MAX_RESPONSE_BYTES,
-                    params={"token": token.text},
-                    headers={"Authorization": f"Bearer {token.text}"},
-                )
-            else:
-                answer = await self._fetcher.request(
-                    "POST",
-                    issuer.trusted_uri,
-                    limit=MAX_RESPONSE_BYTES,
-                    headers=self._headers,
-                    body=render(issuer.request_format, token).encode("utf-8"),
-                )
+            answer = await self._ask(token)
         except FetchError as error:
-            raise TokenRefused(f"introspect_{error.reason}", CANNOT_ASK) from None
-        if issuer.use_response_code:
-            if answer.status != 200:
-                raise TokenRefused("introspect_says_invalid")
+            public = _UNCLEAR.format(f" ({error})") if error.answered else CANNOT_ASK
+            self._refuse(error.reason, public, str(error), status=error.status)
+        status = answer.status
+        said = f"HTTP status {status}"
+        if status == 200 and self._issuer.use_response_code:
             return
-        if not 200 <= answer.status < 300:
-            raise TokenRefused(
-                "introspect_says_invalid" if answer.status < 500 else "introspect_server_error", CANNOT_ASK
+        if 200 <= status < 300 and not self._issuer.use_response_code:
+            reason = self._read(answer.body)
+            if reason == SAYS_NO:
+                self._refuse(reason, _INVALID, said, status=status)
+            if reason is not None:
+                said += f", but not as {self._setting()} has it: {reason.replace('_', ' ')}"
+                # An answer of another form is no yes, and often a short form of no: {"active":false}.
+                self._refuse(SAYS_NO if reason == NO_PLACE else reason, _INVALID, said, status=status)
+            return
+        if status in _SAY_NO or 200 <= status < 300:
+            self._refuse(SAYS_NO, _INVALID, said, status=status, hint=self._hint(answer))
+        if status == 429:
+            wait = f"; come again after {clean(answer.retry_after, 40)}" if answer.retry_after else ""
+            self._refuse(
+                "asked_too_often",
+                "the token's issuer is asked too often (HTTP status 429); try again later",
+                said + wait,
+                status=status,
             )
-        try:
-            text = answer.body.decode("utf-8")
-        except UnicodeDecodeError:
-            raise TokenRefused("introspect_not_text") from None
-        if not self._pattern.accepts(text):
-            raise TokenRefused("introspect_says_invalid")
+        self._refuse(
+            "server_error" if status >= 500 else "unexpected_status",
+            _UNCLEAR.format(f" ({said})"),
+            said,
+            status=status,
+            hint=self._hint(answer),
+        )
+
+    async def _ask(self, token: Token) -> Response:
+        issuer = self._issuer
+        check_endpoint(issuer.trusted_uri)
+        if issuer.request_method == "GET":
+            return await self._fetcher.request(
+                "GET",
+                issuer.trusted_uri,
+                limit=MAX_RESPONSE_BYTES,
+                params={"token": token.text},
+                headers={"Authorization": f"Bearer {token.text}"},
+            )
+        return await self._fetcher.request(
+            "POST",
+            issuer.trusted_uri,
+            limit=MAX_RESPONSE_BYTES,
+            headers=self._headers,
+            body=render(issuer.request_format, token).encode("utf-8"),
+        )
+
+    def _setting(self) -> str:
+        issuer = self._issuer
+        if issuer.response_member:
+            return f"response_member: {clean(issuer.response_member)}"
+        return f"EPICS_AUTH_JWT_RESPONSE_FORMAT (response_format: {clean(issuer.response_format)!r})"
+
+    def _hint(self, answer: Response) -> str:
+        issuer = self._issuer
+        if answer.status in (401, 403) and issuer.request_authorization:
+            return "check request_authorization"
+        hint = _HINTS[issuer.request_method].get(answer.status, "")
+        if answer.status == 405 and answer.allow:
+            allowed = {method.strip().upper() for method in answer.allow.split(",")}
+            hint = hint if allowed & ({"GET", "POST"} - {issuer.request_method}) else ""
+            hint += f"{'; ' if hint else ''}it allows {clean(answer.allow, 100)}"
+        return hint
+
+    def _refuse(self, reason: str, public: str, said: str, *, status: int, hint: str = "") -> NoReturn:
+        facts = {"issuer_answer": said}
+        if status:
+            facts["http_status"] = str(status)
+        plain_no = reason == SAYS_NO and not hint and said == f"HTTP status {status}"
+        if not plain_no and not self._told.take(f"{reason} {status}"):
+            asked = f"{self._issuer.request_method} {self._issuer.trusted_uri}"
+            _log.warning("the issuer's endpoint (%s): %s%s", asked, said, f"; {hint}" if hint else "")
+        raise TokenRefused(f"introspect_{reason}", public, facts=facts) from None

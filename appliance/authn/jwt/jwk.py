@@ -9,6 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from appliance.authn.jwt.strict_json import StrictFormatError, b64url_decode, b64url_encode, load_object
+from appliance.authn.jwt.token import canonical_algorithm, clean
 from appliance.errors import TokenRefused
 
 if TYPE_CHECKING:
@@ -27,25 +28,37 @@ __all__ = [
     "check_hmac",
     "check_signature",
     "confirm",
+    "fitting",
     "read_key_set",
     "select",
     "thumbprint",
 ]
 
 ASYMMETRIC: Final = frozenset(
-    ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
+    ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519")
 )
 SYMMETRIC: Final = frozenset(("HS256", "HS384", "HS512"))
 MAX_KEYS: Final = 100
+_MAX_TOLD: Final = 5
+"""Keys of which the log tells why they are left out."""
 _RSA_BITS: Final = (2048, 8192)
 """Below, keys can be broken; above, each check of a signature becomes a gift to whoever wants us busy."""
-_CURVE_OF: Final = {"ES256": "P-256", "ES384": "P-384", "ES512": "P-521", "EdDSA": "Ed25519"}
+_CURVE_OF: Final = {
+    "ES256": "P-256", "ES384": "P-384", "ES512": "P-521", "EdDSA": "Ed25519", "Ed25519": "Ed25519"
+}  # fmt: skip
 _MEMBERS: Final = {"RSA": ("e", "n"), "EC": ("crv", "x", "y"), "OKP": ("crv", "x")}
 _PRIVATE: Final = frozenset(("d", "p", "q", "dp", "dq", "qi", "oth", "k"))
 
 
 class KeySetError(StrictFormatError):
-    """A JWKS document that cannot be used; `reason` is a stable code."""
+    """A JWKS document that cannot be used; `reason` is a stable code, `why` tells more about its keys."""
+
+    def __init__(self, reason: str, why: str = "") -> None:
+        super().__init__(reason)
+        self.why = why
+
+    def __str__(self) -> str:
+        return super().__str__() + (f": {self.why}" if self.why else "")
 
 
 class Jwk(NamedTuple):
@@ -73,27 +86,44 @@ def read_key_set(data: bytes) -> tuple[Jwk, ...]:
         raise KeySetError("jwks_without_keys")
     if len(entries) > MAX_KEYS:
         raise KeySetError("jwks_too_many_keys")
-    keys = tuple(
-        key for entry in entries if isinstance(entry, dict) and (key := _read_key(entry)) is not None
-    )
+    keys, left_out = [], []
+    for entry in entries:
+        try:
+            keys.append(_read_key(entry))
+        except _Unusable as why:
+            left_out.append(str(why))
     if not keys:
-        raise KeySetError("jwks_no_usable_key")
-    return keys
+        raise KeySetError("jwks_no_usable_key", "; ".join(left_out[:_MAX_TOLD]))
+    return tuple(keys)
 
 
-def _read_key(entry: dict[str, Any]) -> Jwk | None:
+class _Unusable(Exception):  # noqa: N818 - a key that is left out is no error
+    """Why a key is left out."""
+
+
+def _read_key(entry: Any) -> Jwk:
+    if not isinstance(entry, dict):
+        raise _Unusable("an entry is not an object")
+    # Serialisers of some platforms write out every member that a key could have: what is empty is not there.
+    entry = {name: value for name, value in entry.items() if value is not None and value not in ("", [], {})}
     kid, alg = entry.get("kid"), entry.get("alg")
-    if not isinstance(kid, str | None) or not isinstance(alg, str | None) or kid == "":
-        return None
-    if entry.get("use", "sig") != "sig" or not _PRIVATE.isdisjoint(entry):
-        return None
+    name = f"key {clean(kid, 40)!r}" if isinstance(kid, str) else "a key without kid"
+    if not isinstance(kid, str | None) or not isinstance(alg, str | None):
+        raise _Unusable(f"{name}: kid or alg is not text")
+    if entry.get("use", "sig") != "sig":
+        raise _Unusable(f"{name} is not for signatures (use)")
+    private = _PRIVATE.intersection(entry)
+    if private:
+        raise _Unusable(f"{name} is a private or secret key (it has {', '.join(sorted(private))})")
     operations = entry.get("key_ops", ["verify"])
     if not isinstance(operations, list) or "verify" not in operations:
-        return None
+        raise _Unusable(f"{name} is not for checking signatures (key_ops)")
     try:
         kind, key = _public_key(entry)
-    except (StrictFormatError, ValueError, TypeError, KeyError):
-        return None
+    except KeyError as error:
+        raise _Unusable(f"{name}: {clean(str(error), 40)} is missing or not known") from None
+    except (StrictFormatError, ValueError, TypeError) as error:
+        raise _Unusable(f"{name}: {clean(str(error), 100)}") from None
     return Jwk(kid, kind, alg, key)
 
 
@@ -134,21 +164,26 @@ def _public_key(entry: dict[str, Any]) -> tuple[str, PublicKey]:
     raise ValueError("key type not accepted")
 
 
-def select(keys: tuple[Jwk, ...], *, kid: str | None, alg: str) -> Jwk | None:
-    """The one key that may have signed a token with this header, or None.
-
-    With a `kid` it must match exactly; without one, exactly one key must fit the algorithm. Two keys that fit are
-    none: choosing would be guessing.
-    """
+def fitting(keys: tuple[Jwk, ...], *, kid: str | None, alg: str) -> list[Jwk]:
+    """The keys that may have signed a token with this header: its `kid` must match exactly where it has one."""
     kind = _CURVE_OF.get(alg, "RSA")
-    fitting = [
+    names = (None, canonical_algorithm(alg))
+    return [
         key
         for key in keys
         if key.kind == kind
-        and key.alg in (None, alg)
+        and (key.alg and canonical_algorithm(key.alg)) in names
         and (kid is None or (key.kid is not None and key.kid == kid))
     ]
-    return fitting[0] if len(fitting) == 1 else None
+
+
+def select(keys: tuple[Jwk, ...], *, kid: str | None, alg: str) -> Jwk | None:
+    """The one key that may have signed a token with this header, or None.
+
+    Two keys that fit are none: choosing would be guessing.
+    """
+    found = fitting(keys, kid=kid, alg=alg)
+    return found[0] if len(found) == 1 else None
 
 
 def check_signature(key: Jwk, alg: str, signing_input: bytes, signature: bytes) -> None:
@@ -157,7 +192,7 @@ def check_signature(key: Jwk, alg: str, signing_input: bytes, signature: bytes) 
         raise TokenRefused("alg_key_mismatch")
     algorithms = _algorithms()
     try:
-        good = algorithms[alg].verify(signing_input, key.key, signature)
+        good = algorithms[canonical_algorithm(alg)].verify(signing_input, key.key, signature)
     except Exception:  # noqa: BLE001 - whatever a library says about a signature, only True means good
         good = False
     if good is not True:

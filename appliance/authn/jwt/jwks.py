@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 from appliance.authn.jwt.fetch import Fetcher, FetchError, check_endpoint
-from appliance.authn.jwt.jwk import Jwk, KeySetError, read_key_set, select
+from appliance.authn.jwt.jwk import Jwk, KeySetError, fitting, read_key_set, select
 from appliance.errors import TokenRefused
 
 __all__ = ["FRESH_S", "MAX_JWKS_BYTES", "REFETCH_S", "JWKSClient", "fresh_for"]
@@ -21,8 +21,15 @@ REFETCH_S: Final = 30.0
 """Between two fetches on behalf of unknown key ids, which anyone can send; and between two failing fetches."""
 _EMPTY_RETRY_S: Final = 5.0
 """Between two failing fetches while there are no keys at all and nobody can be served."""
-_CANNOT_FETCH: Final = "the issuer's keys could not be fetched; try again later"
+_CANNOT_FETCH: Final = "the issuer's keys could not be fetched{}; try again later"
 _UNKNOWN_KEY: Final = "the issuer does not publish the key of this token; try again in half a minute"
+_TWICE: Final = (
+    "the issuer publishes the key of this token more than once; its key set must list each key once"
+)
+_SEVERAL: Final = (
+    "the issuer publishes several keys that fit this token; each of its keys must have a kid of its own, and its tokens "
+    "must name it"
+)
 _MAX_AGE: Final = re.compile(r"(?:^|[,\s])max-age\s*=\s*\"?([0-9]{1,10})")
 
 _log = logging.getLogger(__name__)
@@ -54,27 +61,38 @@ class JWKSClient:
         self._usable_until = float("-inf")
         self._last_failure = float("-inf")
         self._last_refetch = float("-inf")
+        self._failure = ""
+        self._failure_status = 0
         self._version = 0
         self._lock = asyncio.Lock()
 
     async def key_for(self, kid: str | None, alg: str) -> Jwk:
         """The key that signed a token with this header.
 
-        Raises TokenRefused: ``jwks_...`` when there are no keys to be had, ``key_unknown`` when none, or more than
-        one, fits.
+        Raises TokenRefused: ``jwks_...`` when there are no keys to be had, ``key_unknown`` when none fits,
+        ``key_ambiguous`` when more than one does.
         """
         fetched = False
         if self._clock() >= self._fresh_until:
             fetched = await self._refresh(self._version)
         if self._clock() >= self._usable_until:
             self._keys = ()
-            raise TokenRefused("jwks_not_available", _CANNOT_FETCH)
+            facts = {"issuer_answer": self._failure}
+            answered = ""
+            if self._failure_status:
+                facts["http_status"] = str(self._failure_status)
+                answered = f" (HTTP status {self._failure_status})"
+            raise TokenRefused("jwks_not_available", _CANNOT_FETCH.format(answered), facts=facts)
         key = select(self._keys, kid=kid, alg=alg)
         # A known key that does not fit the algorithm will not fit after another fetch either.
         known = kid is not None and any(key.kid == kid for key in self._keys)
         if key is None and not fetched and not known and await self._refetch():
             key = select(self._keys, kid=kid, alg=alg)
         if key is None:
+            found = fitting(self._keys, kid=kid, alg=alg)
+            if len(found) > 1:
+                same = all(other.key == found[0].key for other in found)
+                raise TokenRefused("key_ambiguous", _TWICE if same else _SEVERAL)
             raise TokenRefused("key_unknown", _UNKNOWN_KEY)
         return key
 
@@ -110,6 +128,8 @@ class JWKSClient:
                 keys, fresh_s = await self._fetch()
             except (FetchError, KeySetError) as error:
                 self._last_failure = self._clock()
+                self._failure = str(error)
+                self._failure_status = error.status if isinstance(error, FetchError) else 0
                 _log.warning("keys of %s could not be fetched: %s", self._url, error)
                 return False
             now = self._clock()
@@ -129,5 +149,5 @@ class JWKSClient:
             headers={"Accept": "application/jwk-set+json, application/json"},
         )
         if answer.status != 200:
-            raise FetchError(f"status_{answer.status}")
+            raise FetchError("unexpected_status", answer.status)
         return read_key_set(answer.body), fresh_for(answer.cache_control)

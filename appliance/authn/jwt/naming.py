@@ -17,7 +17,7 @@ __all__ = ["ReservedNames", "common_name", "rule_is_valid", "skeleton"]
 _ALPHABET: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._@+-")
 _NEVER: Final = frozenset(",;=/\\\"<>#*|&$`'(){}[]!?^%~:")
 """Characters with a meaning to DNs, access security files, shells or log readers."""
-_MAX_CHARS: Final = 64
+_MAX_OCTETS: Final = 64
 
 # Letters of other scripts that look like ASCII ones in the fonts of terminals and browsers. After case folding, so
 # only small letters; NFKC has taken care of full-width, mathematical and other styled forms before.
@@ -92,7 +92,7 @@ def common_name(
     ):
         raise TokenRefused("sub_rule")
     name = subject[len(prefix) : len(subject) - len(suffix)]
-    if not 0 < len(name) <= _MAX_CHARS:
+    if not 0 < len(name.encode("utf-8", "surrogatepass")) <= _MAX_OCTETS:
         raise TokenRefused("sub_rule")
     allowed = _ALPHABET | (frozenset(extra_characters) - _NEVER)
     for char in name:

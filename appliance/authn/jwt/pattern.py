@@ -1,25 +1,73 @@
-"""The response pattern of EPICS_AUTH_JWT_RESPONSE_FORMAT, matched in linear time.
+"""How an issuer's answer is read: by a member of its JSON, or by the pattern of EPICS_AUTH_JWT_RESPONSE_FORMAT.
 
 A pattern is literal text with one ``#response#`` and any number of ``*``. White space is removed from pattern and
-response alike; what ``#response#`` stands for is the answer. Where a ``*`` leaves room for several readings of one
-response, every reading must say yes: parts of a response repeat the token's claims, so their author could
-otherwise plant the reading that he needs.
+response alike; what ``#response#`` stands for is the answer. Parts of a response repeat the token's claims, so their
+author could plant a word where the pattern finds it. Therefore a response that can be read in two ways is refused, and
+in a response that is JSON the pattern must mean a member of the outermost object, unless all that stands before
+``#response#`` is literal text, which leaves one place only. Matching takes linear time.
 """
 
 from __future__ import annotations
 
-from typing import Final
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
-__all__ = ["ACCEPTED", "RAW", "ResponsePattern"]
+from appliance.authn.jwt.strict_json import StrictFormatError, load_object
+
+__all__ = ["ACCEPTED", "RAW", "ResponsePattern", "response_reader"]
 
 RAW: Final = "#response#"
 ACCEPTED: Final = frozenset(("valid", "ok", "true", "t", "yes", "y", "1"))
 """Answers that mean yes, in lower case. All else means no."""
 _LONGEST: Final = max(map(len, ACCEPTED)) + len('""')
+_BOM: Final = "\ufeff"
+SAYS_NO: Final = "says_invalid"
+NO_PLACE: Final = "not_understood"
+TWO_PLACES: Final = "ambiguous"
+NOT_JSON: Final = "not_json"
+NO_MEMBER: Final = "member_missing"
+_LEXEME: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[][{}:,]')
+_NAMED: Final = re.compile(r'"([^"\\*]+)":"?$')
+
+Reader = Callable[[bytes], str | None]
+"""Takes the body of a response and gives None where it says that the token is valid, else a code of the reason."""
+
+
+def response_reader(member: str, pattern: str) -> Reader:
+    """What reads the responses of one issuer: by `member` where it is named, else by `pattern`."""
+    return _Member(member) if member else ResponsePattern(pattern).judge
 
 
 def _squeeze(text: str) -> str:
     return "".join(text.split())
+
+
+def _says_yes(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return value == 1
+    return isinstance(value, str) and _squeeze(value).lower() in ACCEPTED
+
+
+class _Member:
+    """Reads one member of the outermost object, wherever in it the member stands."""
+
+    __slots__ = ("_name",)
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self, body: bytes) -> str | None:
+        try:
+            answer = load_object(body.removeprefix(_BOM.encode()))
+        except StrictFormatError:
+            return NOT_JSON
+        if self._name not in answer:
+            return NO_MEMBER
+        return None if _says_yes(answer[self._name]) else SAYS_NO
 
 
 class ResponsePattern:
@@ -54,38 +102,95 @@ class ResponsePattern:
         self._before = before.split("*")
         self._after = after.split("*")
 
+    def warning(self) -> str:
+        """Why this pattern may refuse good answers, in words for the log; empty where it cannot."""
+        if len(self._before) < 2:
+            return ""
+        named = _NAMED.search(self._before[-1])
+        instead = f"; if the answers are JSON, write response_member: {named[1]}" if named else ""
+        if len(self._after) > 1:
+            return (
+                f"{self.text!r} has a '*' before and after #response#, so an answer may fit in several ways; one that "
+                f"does, or that fits below the outermost level, is refused{instead or '; write more of the text'}"
+            )
+        if self._before[0].startswith("{") and named is None:
+            return (
+                f'{self.text!r} does not have the whole name of a member, such as "active":, before #response#, '
+                "so every answer that is JSON is refused; write response_member: NAME"
+            )
+        return ""
+
     def accepts(self, response: str) -> bool:
         """Whether `response` says that the token is valid."""
+        return self.judge(response.encode("utf-8", "surrogatepass")) is None
+
+    def judge(self, body: bytes) -> str | None:
+        """Read a response; see `Reader`."""
+        try:
+            response = body.decode("utf-8")
+        except UnicodeDecodeError:
+            return "not_text"
         if not self._before:
-            return response.lower() in ACCEPTED
-        return _accepts(_squeeze(response), self._before, self._after, self._words)
+            return None if response.lower() in ACCEPTED else SAYS_NO
+        text = _squeeze(response.removeprefix(_BOM))
+        found: tuple[int, int] | None = None
+        for reading in _readings(text, self._before, self._after):
+            if found is not None:
+                return TWO_PLACES
+            found = reading
+        if found is None:
+            return NO_PLACE
+        begin, stop = found
+        if stop - begin > _LONGEST or text[begin:stop].lower() not in self._words:
+            return SAYS_NO
+        return self._outermost(text, begin) if text[:1] in {"{", "["} else None
+
+    def _outermost(self, text: str, begin: int) -> str | None:
+        """Where the response is JSON, make sure that this place in it is the one that is meant."""
+        try:
+            answer: dict[str, Any] | None = load_object(text.encode("utf-8", "surrogatepass"))
+        except StrictFormatError as error:
+            if error.reason not in {"json_invalid", "json_not_an_object"}:
+                # Two members of one name, say: JSON, but not one meaning for everybody who reads it.
+                return TWO_PLACES
+            # An answer such as {"valid": YES} is no JSON, but is built like it: its levels can be told all the same.
+            answer = None
+        if len(self._before) == 1:
+            return None
+        place = _member_at(text, begin)
+        if place is None or place[0] < begin - len(self._before[-1]):
+            return TWO_PLACES
+        if answer is None or place[2] != begin:
+            return None
+        try:
+            name = json.loads(place[1])
+        except ValueError:
+            return TWO_PLACES
+        return None if _says_yes(answer.get(name)) else TWO_PLACES
 
 
-def _accepts(text: str, before: list[str], after: list[str], words: frozenset[str]) -> bool:
+def _readings(text: str, before: list[str], after: list[str]) -> Iterator[tuple[int, int]]:
+    """Where ``#response#`` can begin and end in `text`, the shortest reading for each beginning."""
     begin = _skip(text, before)
     limit = _skip(text[::-1], [part[::-1] for part in reversed(after)])
     if begin is None or limit is None:
-        return False
+        return
     # `begin` is where the text before the answer ends at the earliest, `end` where the text after it begins at the
     # latest. A side without a '*' is fixed there; a side with one moves over every further occurrence of its edge.
-    # Each turn looks at few characters or ends the loop, so the whole is linear in the response.
+    # Who reads takes two readings at the most, so the whole is linear in the response.
     end = len(text) - limit
     left, right = before[-1], after[0]
-    seen = False
     while begin <= end:
         stop = end if len(after) == 1 else text.find(right, begin, end + len(right))
         if stop < 0:
-            break
-        if stop - begin > _LONGEST or text[begin:stop].lower() not in words:
-            return False
-        seen = True
+            return
+        yield begin, stop
         if len(before) == 1:
-            break
+            return
         found = text.find(left, begin - len(left) + 1)
         if found < 0:
-            break
+            return
         begin = found + len(left)
-    return seen
 
 
 def _skip(text: str, parts: list[str]) -> int | None:
@@ -99,3 +204,40 @@ def _skip(text: str, parts: list[str]) -> int | None:
             return None
         place = found + len(part)
     return place
+
+
+def _member_at(text: str, place: int) -> tuple[int, str, int] | None:
+    """The member of the outermost object that has `place` in its value.
+
+    Gives where its name begins, the name as it is written, and where its value begins; None where `place` is at another
+    level, or not in a value.
+    """
+    levels: list[str] = []
+    name: tuple[int, str] | None = None
+    value = -1
+    for lexeme in _LEXEME.finditer(text):
+        if lexeme.start() > place or (lexeme.start() == place and lexeme[0] in {",", "}", "]"}):
+            break
+        kind = lexeme[0]
+        if kind in {"{", "["}:
+            if lexeme.start() == place:
+                break
+            levels.append(kind)
+        elif kind in {"}", "]"}:
+            if not levels:
+                return None
+            levels.pop()
+        elif len(levels) != 1:
+            if lexeme.start() < place < lexeme.end():
+                return None
+        elif kind == ",":
+            name, value = None, -1
+        elif kind == ":":
+            value = lexeme.end()
+        elif value < 0:
+            if lexeme.start() <= place < lexeme.end():
+                return None
+            name = (lexeme.start(), kind)
+    if levels != ["{"] or name is None or value < 0:
+        return None
+    return *name, value

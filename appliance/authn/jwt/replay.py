@@ -13,11 +13,13 @@ _MAX_TOKENS: Final = 1_000_000
 class ReplayStore(Protocol):
     """Remembers used tokens. The certificate service keeps them in its database, across restarts."""
 
-    async def use(self, issuer: str, token_hash: str, until: float, now: float) -> bool:
+    async def use(
+        self, issuer: str, token_hash: str, until: float, now: float, issued: float | None = None
+    ) -> bool:
         """Record the use of a token, atomically; False when it was used before, or when that cannot be told.
 
         `token_hash` is the SHA-256 of its jti in hex; `until` is the time from which on it is refused for its age
-        anyway; both times are POSIX seconds. Whoever raises instead of answering causes a refusal.
+        anyway, `issued` when it was issued, where it says so; times are POSIX seconds. Whoever raises instead of answering causes a refusal.
         """
         ...
 
@@ -33,7 +35,14 @@ class MemoryReplayStore:
         self._forgotten_until = float("-inf")
         self._limit = limit
 
-    async def use(self, issuer: str, token_hash: str, until: float, now: float) -> bool:
+    async def use(
+        self,
+        issuer: str,
+        token_hash: str,
+        until: float,
+        now: float,
+        issued: float | None = None,
+    ) -> bool:
         """Record one use; see `ReplayStore.use`."""
         while self._by_end and (self._by_end[0][0] <= now or len(self._by_end) >= self._limit):
             end, token = heapq.heappop(self._by_end)

@@ -17,6 +17,7 @@ __all__ = [
     "NOT_YET_VALID",
     "Claims",
     "Token",
+    "canonical_algorithm",
     "check_claims",
     "check_header",
     "clean",
@@ -30,8 +31,9 @@ _MAX_ISSUER_CHARS: Final = 512
 _MAX_ID_CHARS: Final = 256
 _LAST_SECOND: Final = 253_402_300_799
 """9999-12-31T23:59:59Z, the last time that a certificate can hold (RFC 5280 section 4.1.2.5)."""
-_KEY_HINTS: Final = frozenset(("jku", "jwk", "x5u", "x5c", "x5t", "x5t#S256"))
-"""Where a token says that its key is: never read; the key comes from the configured issuer alone."""
+_KEY_HINTS: Final = frozenset(("jku", "jwk", "x5u", "x5c"))
+"""Where a token brings its key, or says where to fetch it: never read; the key comes from the configured issuer alone.
+The thumbprints ``x5t`` and ``x5t#S256`` are neither, and are passed over."""
 
 EXPIRED: Final = "the token has expired; fetch a new one and try again"
 NOT_YET_VALID: Final = "the token is not valid yet; check the clocks of the issuer, this host and the CMS"
@@ -103,6 +105,11 @@ def hash_id(token_id: str) -> str:
     return hashlib.sha256(token_id.encode("utf-8")).hexdigest()
 
 
+def canonical_algorithm(name: str) -> str:
+    """One name per algorithm: ``Ed25519`` (RFC 9864) is ``EdDSA`` with that curve, the only one of it that is used here."""
+    return "EdDSA" if name == "Ed25519" else name
+
+
 def parse(text: str) -> Token:
     """Take a compact JWS apart (RFC 7515 section 7.1).
 
@@ -164,7 +171,7 @@ def check_header(token: Token, *, algorithms: tuple[str, ...], types: tuple[str,
     stands for a token without `typ`. A token with key hints is refused rather than read without them: an honest
     issuer has no reason to send them to us, and a library below that did look at them could not be noticed.
     """
-    if token.alg not in algorithms:
+    if canonical_algorithm(token.alg) not in map(canonical_algorithm, algorithms):
         raise TokenRefused("alg_not_allowed")
     typ = (token.typ or "").casefold().removeprefix("application/")
     if typ not in {name.casefold().removeprefix("application/") for name in types}:

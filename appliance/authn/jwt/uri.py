@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
-__all__ = ["Uri", "is_acceptable", "is_loopback", "issuer_covers", "parse"]
+__all__ = ["Uri", "fault", "is_acceptable", "is_loopback", "issuer_covers", "parse"]
 
 _SHAPE: Final = re.compile(
     r"(?P<scheme>https?)://(?P<host>[a-z0-9](?:[a-z0-9.-]{0,252}[a-z0-9])?|\[[0-9a-f:.]{2,45}\])"
@@ -40,6 +40,39 @@ def parse(text: str) -> Uri | None:
     if port > 65535 or ".." in match["host"] or "//" in path or not {".", ".."}.isdisjoint(path.split("/")):
         return None
     return Uri(match["scheme"], match["host"].strip("[]"), port, path)
+
+
+def fault(text: str) -> str:
+    """Why `parse` takes `text` for no plain URI, for the one who has to write another; call it only where that is so."""
+    scheme, colon, rest = text.partition("://")
+    authority, _, path = rest.partition("/")
+    host = authority.rpartition("@")[2]
+    if not colon or scheme.lower() not in _DEFAULT_PORT:
+        return "must be a plain URI that begins with http:// or https://"
+    if any(c.isspace() or not c.isprintable() for c in text):
+        return "must be a plain http(s) URI: it has white space or control characters in it"
+    if "?" in text or "#" in text:
+        return "must be a plain http(s) URI without query or fragment: leave out what follows '?' or '#'"
+    if "@" in authority:
+        return "must be a plain http(s) URI without user information: leave out what stands before '@'"
+    if "%" in text:
+        return (
+            "must be a plain http(s) URI: it has a percent sign, and what can be written in two ways can be confused; "
+            "have the issuer use a name without escapes"
+        )
+    if scheme != scheme.lower() or host != host.lower():
+        return (
+            f"must be a plain http(s) URI: scheme and host must be in lower case ({scheme.lower()}://{host.lower()}); a "
+            "token's iss is compared letter by letter, so its issuer must write it like this too"
+        )
+    if "//" in path or not {".", ".."}.isdisjoint(path.split("/")):
+        return "must be a plain http(s) URI: its path has an empty part, '.' or '..'"
+    if not text.isascii():
+        return "must be a plain http(s) URI: write a host of other scripts in its xn-- form"
+    name, _, port = host.rpartition(":") if not host.endswith("]") else (host, "", "")
+    if name and not (port.isdecimal() and port[:1] != "0" and len(port) < 6 and int(port) <= 65535):
+        return "must be a plain http(s) URI: the port must be a number from 1 to 65535"
+    return "must be a plain http(s) URI: a host, perhaps a port, and a path of letters, digits and ._~@:+-"
 
 
 def is_loopback(host: str) -> bool:

@@ -22,6 +22,8 @@ from appliance.errors import TokenRefused
 __all__ = ["JWTVerifier"]
 
 _PLAINTEXT: Final = "tokens are accepted over TLS only; this one has crossed the network in the clear: have it withdrawn, fetch a new one"
+_MAX_HOST: Final = 64
+"""The host becomes the certificate's organization (O)."""
 _NOT_TRUSTED: Final = "the token's issuer is not trusted here"
 
 _log = logging.getLogger(__name__)
@@ -38,7 +40,7 @@ class _Trusted:
         self._jwks: JWKSClient | None = None
         self._secret = b""
         if settings.mode == "introspect":
-            self._introspector = Introspector(settings, self.fetcher)
+            self._introspector = Introspector(settings, self.fetcher, clock=clock)
         elif settings.mode == "jwks":
             self._jwks = JWKSClient(
                 settings.jwks_uri, self.fetcher, clock=clock, stale_s=float(settings.jwks_stale_s)
@@ -124,7 +126,7 @@ class JWTVerifier:
                 facts=facts,
             )
         except TokenRefused as refusal:
-            refusal.facts = facts
+            refusal.facts = {**facts, **refusal.facts}
             raise
         except Exception as error:  # noqa: BLE001 - the last line of defence: whatever fails, nobody is let in
             # The text of an unforeseen exception may quote its input, so only its kind is told.
@@ -179,9 +181,15 @@ class JWTVerifier:
             raise TokenRefused("rate_limited_issuer", retry_sentence(wait_s))
         await trusted.authenticate(token)
         issuer = claims.issuer or settings.name
-        await self._use_once(issuer, claims, now, settings.leeway_s)
-        if uri.parse(issuer) is None:
+        where = uri.parse(issuer)
+        if where is None:
             raise TokenRefused("iss_invalid")
+        if len(where.host) > _MAX_HOST:
+            raise TokenRefused(
+                "iss_host_too_long",
+                f"a certificate cannot name an issuer's host of more than {_MAX_HOST} characters",
+            )
+        await self._use_once(issuer, claims, now, settings.leeway_s)
         end = datetime.fromtimestamp(claims.expires, UTC)
         begin = next((t for t in (claims.not_before, claims.issued_at) if t is not None), None)
         return Grant(
@@ -210,7 +218,8 @@ class JWTVerifier:
         if claims.token_id is None:
             return
         until = float(claims.expires + leeway)
-        if await self._replay.use(issuer, tokens.hash_id(claims.token_id), until, now) is not True:
+        issued = claims.issued_at if claims.issued_at is not None else claims.not_before
+        if await self._replay.use(issuer, tokens.hash_id(claims.token_id), until, now, issued) is not True:
             raise TokenRefused("replayed", "the token was used before; fetch a new one")
 
 
@@ -220,11 +229,5 @@ def _check_usage(settings: TrustedIssuer, claims: dict[str, Any], usage: str) ->
     rule = settings.usage_claims.get(usage)
     if rule is None:
         return
-    value: Any = claims.get(rule.claim)
-    if value is None:
-        value = claims
-        for part in rule.claim.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-    held = value.split() if isinstance(value, str) else value
-    if not isinstance(held, list) or not any(isinstance(word, str) and word in rule.values for word in held):
+    if not rule.holds(claims):
         raise TokenRefused("usage_claim_missing", "the token does not entitle its holder to this usage")

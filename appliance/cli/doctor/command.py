@@ -19,6 +19,12 @@ EPILOG = """\
 exit status:
   0  nothing is wrong; there may be warnings
   1  there are problems, or the command line is wrong
+
+examples:
+  appliance doctor
+      this user's settings, keychain, clock and network
+  appliance doctor test:calcExample
+      also whether the PV is found, and who serves it
 """
 
 

@@ -4,12 +4,15 @@
 :mod:`.boot`     definition, records, iocInit, shell, shutdown
 :mod:`.records`  what is loaded: records, aliases, info items
 :mod:`.channel`  a field: get, put, properties, locks
+:mod:`.many`     a lock of several records, reading many
 :mod:`.notify`   puts that wait for processing
 :mod:`.whole`    value, alarm, time and properties of a number in one call
 :mod:`.view`     a number and its alarm and time where they lie, for updates
 :mod:`.events`   database events in batches
 :mod:`.output`   what shell commands print
 :mod:`.errlog`   what EPICS reports while it serves
+:mod:`.restore`  saved values, put back before and after records are initialised
+:mod:`.words`    words for EPICS' numbers, file and line of its complaints
 :mod:`.support`  Python subroutines, device support, shell commands, hooks
 ==============  =============================================================================================
 
@@ -45,25 +48,27 @@ from __future__ import annotations
 from appliance.ioc.dbcore.boot import (
     IocState,
     boot,
+    build_isolated,
     captured_errors,
     environment_value,
+    expand_environment,
     flush_output,
     init_access_security,
-    interactive_shell,
     ioc_init,
     ioc_pause,
     ioc_resume,
     ioc_state,
+    keep_errors_in_place,
     load_definition,
     load_definition_text,
     load_records,
     load_records_text,
+    load_template,
     macro_text,
     register_support,
     serves_channel_access,
     set_access_file,
     shell_command,
-    shell_script,
     shutdown,
 )
 from appliance.ioc.dbcore.channel import (
@@ -71,12 +76,10 @@ from appliance.ioc.dbcore.channel import (
     AlarmLimits,
     DBChannel,
     Limits,
-    ManyLock,
     Properties,
     PutWatch,
     Reading,
     exists,
-    get_many,
 )
 from appliance.ioc.dbcore.errlog import give_errors_back, take_errors
 from appliance.ioc.dbcore.events import (
@@ -87,16 +90,19 @@ from appliance.ioc.dbcore.events import (
     EventHub,
     Subscription,
 )
+from appliance.ioc.dbcore.many import ManyLock, get_many
 from appliance.ioc.dbcore.notify import BlockingPut, put_and_wait, put_notify
-from appliance.ioc.dbcore.output import shell_capture, shell_print
+from appliance.ioc.dbcore.output import shell_capture, shell_commands, shell_line, shell_print
 from appliance.ioc.dbcore.records import (
     RecordInfo,
+    database_links,
     info_items,
     record_group,
     record_infos,
     record_types,
     records,
 )
+from appliance.ioc.dbcore.restore import restore
 from appliance.ioc.dbcore.support import (
     EXIT_RECORDS,
     InitHook,
@@ -137,25 +143,29 @@ __all__ = [
     "TrappedPut",
     "WholeReader",
     "boot",
+    "build_isolated",
     "can_read_whole",
     "can_view",
     "captured_errors",
+    "database_links",
     "environment_value",
     "exists",
+    "expand_environment",
     "flush_output",
     "get_many",
     "give_errors_back",
     "info_items",
     "init_access_security",
-    "interactive_shell",
     "ioc_init",
     "ioc_pause",
     "ioc_resume",
     "ioc_state",
+    "keep_errors_in_place",
     "load_definition",
     "load_definition_text",
     "load_records",
     "load_records_text",
+    "load_template",
     "look_at",
     "macro_text",
     "on_init_hook",
@@ -172,12 +182,14 @@ __all__ = [
     "register_exit",
     "register_function",
     "register_support",
+    "restore",
     "serves_channel_access",
     "set_access_file",
     "shell_capture",
     "shell_command",
+    "shell_commands",
+    "shell_line",
     "shell_print",
-    "shell_script",
     "shutdown",
     "take_errors",
 ]

@@ -21,6 +21,7 @@ from ctypes import POINTER, Structure, c_char_p, c_double, c_int, c_long, c_shor
 from pathlib import Path
 from typing import Any, Final
 
+from appliance.daemon.extras import require
 from appliance.errors import ConfigurationError
 
 #: Bytes of one EPICS string, terminating nul included (epicsTypes.h).
@@ -109,6 +110,18 @@ class dbFldDes(Structure):
         ("size", c_short),
         ("offset", ctypes.c_ushort),
     )
+
+
+class dbMenu(Structure):
+    """dbBase.h: the start of what ``dbFldDes.ftPvt`` points to for DBF_MENU."""
+
+    _fields_ = (("node", ELLNODE), ("name", c_char_p), ("nChoice", c_int))
+
+
+class dbDeviceMenu(Structure):
+    """dbStaticPvt.h: the start of what it points to for DBF_DEVICE."""
+
+    _fields_ = (("nChoice", c_int),)
 
 
 class dbAddr(Structure):
@@ -212,9 +225,8 @@ def epics_base() -> Path:
     """
     spec = importlib.util.find_spec("epicscorelibs")
     if spec is None or spec.origin is None:
-        raise ConfigurationError(
-            "the IOC needs the package epicscorelibs: install spva-appliance with the extra 'ioc'"
-        )
+        require("ioc")
+        raise ConfigurationError("the package epicscorelibs is not whole; install it again")
     return Path(spec.origin).parent
 
 
@@ -253,6 +265,8 @@ epicsEventTryWait = _bind(com, c_int, "epicsEventTryWait", c_void_p)
 epicsEventWaitWithTimeout = _bind(com, c_int, "epicsEventWaitWithTimeout", c_void_p, c_double)
 epicsExitCallAtExits = _bind(com, None, "epicsExitCallAtExits")
 errSymLookup = _bind(com, None, "errSymLookup", c_long, c_char_p, ctypes.c_size_t)
+errSymBld = _bind(com, c_int, "errSymBld")
+errSymbolAdd = _bind(com, c_int, "errSymbolAdd", c_long, c_char_p)
 errlogFlush = _bind(com, None, "errlogFlush")
 errlogAddListener = _bind(com, None, "errlogAddListener", c_void_p, c_void_p)
 errlogRemoveListeners = _bind(com, c_int, "errlogRemoveListeners", c_void_p, c_void_p)
@@ -269,6 +283,8 @@ dbLoadRecords = _bind(core, c_int, "dbLoadRecords", c_char_p, c_char_p)
 registerAllRecordDeviceDrivers = _bind(core, c_long, "registerAllRecordDeviceDrivers", c_void_p)
 registryFunctionAdd = _bind(core, c_int, "registryFunctionAdd", c_char_p, c_void_p)
 registryDeviceSupportAdd = _bind(core, c_int, "registryDeviceSupportAdd", c_char_p, c_void_p)
+dbLoadTemplate = _bind(core, c_int, "dbLoadTemplate", c_char_p, c_char_p)
+iocBuildIsolated = _bind(core, c_int, "iocBuildIsolated")
 iocInit = _bind(core, c_int, "iocInit")
 iocRun = _bind(core, c_int, "iocRun")
 iocPause = _bind(core, c_int, "iocPause")
@@ -293,6 +309,9 @@ dbFindRecordType = _bind(core, c_long, "dbFindRecordType", _entry, c_char_p)
 dbFirstRecord = _bind(core, c_long, "dbFirstRecord", _entry)
 dbNextRecord = _bind(core, c_long, "dbNextRecord", _entry)
 dbFindRecord = _bind(core, c_long, "dbFindRecord", _entry, c_char_p)
+dbGetString = _bind(core, c_char_p, "dbGetString", _entry)
+dbPutString = _bind(core, c_long, "dbPutString", _entry, c_char_p)
+dbPutMenuIndex = _bind(core, c_long, "dbPutMenuIndex", _entry, c_int)
 dbFindField = _bind(core, c_long, "dbFindField", _entry, c_char_p)
 dbFirstField = _bind(core, c_long, "dbFirstField", _entry, c_int)
 dbNextField = _bind(core, c_long, "dbNextField", _entry, c_int)
@@ -360,13 +379,6 @@ db_post_single_event = _bind(core, None, "db_post_single_event", c_void_p)
 def pdbbase() -> c_void_p:
     """Return the one database of this process; its value is ``None`` before a definition was loaded."""
     return c_void_p.in_dll(core, "pdbbase")
-
-
-def status_text(status: int) -> str:
-    """Return EPICS' text for a status code (errSymLookup)."""
-    buffer = ctypes.create_string_buffer(256)
-    errSymLookup(status, buffer, len(buffer))
-    return buffer.value.decode("utf-8", "replace").strip() or f"EPICS status {status}"
 
 
 def text(raw: bytes | None) -> str:

@@ -22,6 +22,7 @@ from typing import Final
 from appliance.errors import ApplianceError, ConfigurationError
 from appliance.ioc.dbcore import _c
 from appliance.ioc.dbcore.errlog import give_errors_back, is_taken, print_errors
+from appliance.ioc.dbcore.words import complaint, plain, status_text, teach_words
 
 #: What softIoc.dbd of EPICS Base contains, without the Channel Access server.
 DEFINITIONS: Final = (
@@ -38,7 +39,6 @@ DEFINITIONS: Final = (
     "system.dbd",
 )
 
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _libc = ctypes.CDLL(None)
 _stdout = ctypes.c_void_p.in_dll(_libc, "stdout")
 _stderr = ctypes.c_void_p.in_dll(_libc, "stderr")
@@ -67,8 +67,7 @@ class _Captured:
     @property
     def plain(self) -> str:
         """One line per message, without colours and blank lines."""
-        lines = (line.rstrip() for line in _ANSI.sub("", self.text).splitlines())
-        return "\n".join(line for line in lines if line and line.strip() != "ERROR:")
+        return plain(self.text)
 
 
 def flush_output() -> None:
@@ -81,6 +80,15 @@ def flush_output() -> None:
     _libc.fflush(_stderr)
 
 
+_errors_stay = False
+
+
+def keep_errors_in_place() -> None:
+    """Say that standard error is a file that can be read: what EPICS writes stays there, whatever becomes of the process."""
+    global _errors_stay  # noqa: PLW0603 - standard error is one per process
+    _errors_stay = True
+
+
 @contextmanager
 def captured_errors() -> Iterator[_Captured]:
     """Collect what EPICS writes to standard error (file descriptor 2) inside the block.
@@ -89,6 +97,15 @@ def captured_errors() -> Iterator[_Captured]:
     is turned for a moment. Unless the block says that it reports the text, it is passed on at the end.
     """
     captured = _Captured()
+    if _errors_stay:
+        with _capturing:
+            flush_output()
+            before = os.lseek(2, 0, os.SEEK_CUR)
+            yield captured
+            flush_output()
+            size = os.lseek(2, 0, os.SEEK_CUR) - before
+            captured.text = os.pread(2, max(size, 0), before).decode("utf-8", "replace")
+        return
     with _capturing, tempfile.TemporaryFile() as file:
         flush_output()
         saved = os.dup(2)
@@ -113,7 +130,7 @@ def _run(function: Callable[[], int]) -> str | None:
     with captured_errors() as captured:
         status = function()
         captured.is_reported = status != 0
-    return None if not status else captured.plain or _c.status_text(status)
+    return None if not status else captured.plain or status_text(status)
 
 
 @contextmanager
@@ -138,7 +155,7 @@ def heard_errors() -> Iterator[_Captured]:
 def _call(why: str, file: str | None, function: Callable[[], int]) -> None:
     said = _run(function)
     if said is not None:
-        raise ConfigurationError(f"{why}: {said}", file=file)
+        raise complaint(said, why, file)
 
 
 _booted = False
@@ -175,7 +192,8 @@ def boot(
     _booted = True
     atexit.register(shutdown)
     folder = _c.epics_base() / "dbd"
-    search = str(folder).encode()
+    search = f"{folder}:.".encode()
+    teach_words()
     _c.iocshRegisterCommon()
     files: list[str] = []
     if definition is not None:
@@ -256,6 +274,15 @@ def load_records(path: Path | str, macros: Mapping[str, str] | str | None = None
     )
 
 
+def load_template(path: Path | str, macros: str | None = None) -> None:
+    """Load a substitution file (dbLoadTemplate); arguments and errors are those of :func:`load_records`."""
+    _call(
+        "cannot load the substitution file",
+        str(path),
+        lambda: int(_c.dbLoadTemplate(os.fsencode(path), None if macros is None else _c.raw(macros))),
+    )
+
+
 def load_records_text(records: str, macros: Mapping[str, str] | str | None = None) -> None:
     """Load records from text, for those that a program brings along itself."""
     with tempfile.NamedTemporaryFile("w", suffix=".db", encoding="utf-8") as file:
@@ -281,8 +308,13 @@ def ioc_init() -> None:
     with heard_errors() as heard:
         status = _c.iocInit()
     if status:
-        said = heard.plain or _c.status_text(status)
+        said = heard.plain or status_text(status)
         raise ConfigurationError(f"the IOC cannot be initialised: {said}")
+
+
+def build_isolated() -> None:
+    """Initialise without servers and without Channel Access links, and scan nothing (iocBuildIsolated)."""
+    _call("the IOC cannot be initialised", None, lambda: int(_c.iocBuildIsolated()))
 
 
 def serves_channel_access() -> bool:
@@ -330,6 +362,16 @@ def shutdown() -> None:
     flush_output()
 
 
+def expand_environment(text: str) -> str:
+    """Replace ``$(NAME)`` and ``${NAME}`` by variables as C code sees them."""
+
+    def value(match: re.Match[str]) -> str:
+        found = environment_value(match[1] or match[2])
+        return match.group() if found is None else found
+
+    return re.sub(r"\$(?:\((\w+)\)|\{(\w+)\})", value, text)
+
+
 def environment_value(name: str) -> str | None:
     """Return a variable as C code sees it: ``epicsEnvSet`` in a script does not reach ``os.environ``."""
     value = _libc.getenv(name.encode())
@@ -346,31 +388,3 @@ def shell_command(command: str) -> None:
     said = _run(lambda: int(_c.iocshCmd(_c.raw(command))))
     if said is not None:
         raise ApplianceError(f"iocsh: {command}: {said}")
-
-
-def shell_script(path: Path | str, macros: Mapping[str, str] | str | None = None) -> None:
-    """Run a ``st.cmd`` file (iocshLoad); echo, output and errors appear as EPICS prints them.
-
-    Raises:
-        ConfigurationError: the file cannot be opened, or a command failed and ``on error`` asked to stop.
-
-    """
-    flush_output()
-    values = macros if isinstance(macros, str) or macros is None else macro_text(macros)
-    status = _c.iocshLoad(os.fsencode(path), None if values is None else _c.raw(values))
-    flush_output()
-    if status:
-        raise ConfigurationError("a command of the script failed, see above", file=str(path))
-
-
-def interactive_shell() -> bool:
-    """Run the ``epics>`` shell until ``exit`` or end of file (iocsh(NULL)); blocks, releases the GIL.
-
-    Returns:
-        True when it ended in the normal way.
-
-    """
-    flush_output()
-    status = _c.iocsh(None)
-    flush_output()
-    return bool(status == 0)

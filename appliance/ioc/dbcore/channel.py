@@ -26,6 +26,7 @@ from appliance.ioc.dbcore.records import (
     record_type_of,
     text_at,
 )
+from appliance.ioc.dbcore.words import status_text
 
 #: Names of the alarm conditions by number (menuAlarmStat; epicsAlarmConditionStrings).
 ALARM_CONDITIONS: Final = [
@@ -146,6 +147,17 @@ class PutWatch(Protocol):
 
 
 _new: Final[Any] = tuple.__new__
+#: A field as long text; neither records nor fields have a dot or a dollar in their names.
+_AS_TEXT: Final = re.compile(r"[^.]*\.\w+\$")
+
+
+def _menu_size(description: _c.dbFldDes) -> int | None:
+    """How many choices a menu field has; None for fields of other kinds."""
+    kinds: dict[int, Any] = {_c.DBF_MENU: _c.dbMenu, _c.DBF_DEVICE: _c.dbDeviceMenu}
+    kind = kinds.get(description.field_type)
+    if kind is None or not description.ftPvt:
+        return None
+    return int(kind.from_address(description.ftPvt).nChoice)
 
 
 _CONTROL_CHARACTER: Final = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]")
@@ -164,7 +176,7 @@ _c_text: Final = _c.c_text
 
 def _check(status: int, what: str) -> None:
     if status:
-        raise OperationError(f"{what}: {_c.status_text(status)}")
+        raise OperationError(f"{what}: {status_text(status)}")
 
 
 def _create(name: str) -> tuple[Any, str]:
@@ -195,9 +207,11 @@ class DBChannel:
     __slots__ = (
         "_arguments",
         "_buffer",
+        "_choices",
         "_ends",
         "_has_filters",
         "_is_plain",
+        "_process_channel",
         "_unpack",
         "address",
         "as_level",
@@ -254,6 +268,7 @@ class DBChannel:
 
     def __init__(self, name: str) -> None:
         self.address = 0
+        self._process_channel: DBChannel | None = None
         if not exists(name):
             raise OperationError(f"no such record or field: {name}")
         chan, why = _create(name)
@@ -281,6 +296,7 @@ class DBChannel:
         self.is_property = bool(description.prop)
         self.process_passive = bool(description.process_passive)
         self.as_level = description.as_level
+        self._choices = _menu_size(description)
         self.form = "Default"
         was_text = addr.field_type == _c.DBF_STRING
         if self.is_value_field:
@@ -294,6 +310,8 @@ class DBChannel:
             addr.field_size = 1
             addr.field_type = addr.dbr_field_type = _c.DBF_CHAR
             self.form = "String"
+        elif addr.dbr_field_type == _c.DBF_CHAR and _AS_TEXT.match(name):
+            self.form = "String"
         elif _c.DBF_INLINK <= addr.field_type <= _c.DBF_FWDLINK:
             addr.no_elements = LINK_TEXT_SIZE
             addr.field_size = 1
@@ -301,7 +319,9 @@ class DBChannel:
             self.form = "String"
         _check(_c.dbChannelOpen(chan), f"cannot open {name}")
         # Octets into the memory of a string: EPICS copies them and ends nothing.
-        self._ends = addr.field_type == _c.DBF_CHAR and (was_text or description.field_type == _c.DBF_STRING)
+        self._ends = addr.field_type == _c.DBF_CHAR and (
+            was_text or description.field_type == _c.DBF_STRING or _AS_TEXT.match(name) is not None
+        )
         final = channel.final_type
         if not 0 <= final <= _c.DBF_ENUM:
             raise OperationError(f"{name} has no value that can be read (DBF_NOACCESS)")
@@ -337,6 +357,9 @@ class DBChannel:
 
     def close(self) -> None:
         """Give the channel back (dbChannelDelete); its subscriptions must be cancelled before."""
+        if self._process_channel is not None:
+            self._process_channel.close()
+            self._process_channel = None
         if self.address:
             _c.dbChannelDelete(self.address)
             self.address = 0
@@ -357,6 +380,13 @@ class DBChannel:
         # Under the lock: half of an old and half of a new name could be a third group's.
         with self.locked():
             return record_group(self.record_address)
+
+    @property
+    def process_channel(self) -> DBChannel:
+        """The record's field PROC, which processes it whatever its SCAN is; open as long as this one."""
+        if self._process_channel is None:
+            self._process_channel = DBChannel(self.record + ".PROC")
+        return self._process_channel
 
     def info(self, name: str) -> str | None:
         """Return one of the record's ``info()`` items, for instance ``Q:time:tag``; ``None`` if it has none."""
@@ -651,6 +681,11 @@ class DBChannel:
             data = ctypes.create_string_buffer(8)
             try:
                 number = float(value) if dbr in _FLOATS else int(value)
+                if self._choices is not None and number >= self._choices:
+                    # EPICS writes any number into a menu field, and the record then has no such choice.
+                    raise OperationError(
+                        f"cannot write {self.name}: illegal choice {number}, there are {self._choices} from 0"
+                    )
                 _PUT_STRUCTS[dbr].pack_into(data, 0, number)
             except (struct.error, OverflowError, ValueError, TypeError) as error:
                 raise PVDataError(
@@ -684,68 +719,6 @@ class DBChannel:
         if self._ends:
             array = np.append(array[: self.elements - 1], array.dtype.type(0))
         return array.__array_interface__["data"][0], array.size, dbr, array
-
-
-class ManyLock:
-    """Locks several records at once, for atomic groups (dbLocker).
-
-    Use as a context manager, any number of times, by one thread at a time. Not recursive, and a thread may hold
-    only one: EPICS would suspend it for good.
-
-    Raises:
-        ApplianceError: EPICS cannot make the lock.
-
-    """
-
-    def __init__(self, channels: Sequence[DBChannel]) -> None:
-        addresses = list(dict.fromkeys(channel.record_address for channel in channels))
-        array = (ctypes.c_void_p * max(len(addresses), 1))(*addresses)
-        self._locker = _c.dbLockerAlloc(ctypes.addressof(array), len(addresses), 0)
-        if not self._locker:
-            raise ApplianceError("cannot make a lock of several records")
-
-    def __enter__(self) -> Self:
-        _c.dbScanLockMany(self._locker)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        _c.dbScanUnlockMany(self._locker)
-
-    def close(self) -> None:
-        """Give the lock back (dbLockerFree); it must not be held."""
-        if self._locker:
-            _c.dbLockerFree(self._locker)
-            self._locker = None
-
-
-#: Records locked in one go by :func:`get_many`: some tenths of a millisecond for whoever waits for one of them.
-_MANY: Final = 1024
-
-
-def get_many(channels: Sequence[DBChannel]) -> list[Reading]:
-    """Read many channels with one release of the GIL per thousand.
-
-    A get releases the GIL because it may have to wait for the record. Beside another busy Python thread each
-    release costs milliseconds; here the records are locked together and then read with the GIL held. A
-    thousand readings are also consistent with each other.
-
-    Raises:
-        OperationError: EPICS cannot read one of them.
-
-    """
-    readings: list[Reading] = []
-    for start in range(0, len(channels), _MANY):
-        some = channels[start : start + _MANY]
-        if len(some) == 1:
-            readings.append(some[0].get())
-            continue
-        lock = ManyLock(some)
-        try:
-            with lock:
-                readings.extend([channel.get_locked() for channel in some])
-        finally:
-            lock.close()
-    return readings
 
 
 _FLOATS: Final = frozenset((_c.DBF_FLOAT, _c.DBF_DOUBLE))

@@ -17,10 +17,11 @@ from typing import Any, Final
 from appliance.errors import ApplianceError, OperationError
 from appliance.ioc.dbcore import _c
 from appliance.ioc.dbcore.channel import DBChannel, PutWatch
+from appliance.ioc.dbcore.words import status_text
 
 _log = logging.getLogger(__name__)
 
-_PROCESS_REQUEST, _PUT_PROCESS_REQUEST = 0, 1
+_PUT_PROCESS_REQUEST = 1
 _PUT_DISABLED, _PUT_FIELD, _PUT = 0, 1, 2
 _OK, _CANCELED, _ERROR, _DISABLED = 0, 1, 2, 3
 
@@ -38,9 +39,11 @@ class BlockingPut:
         done: Callable[[str | None], None],
         *,
         has_value: bool,
+        always: bool,
         watch: PutWatch | None = None,
     ) -> None:
         self._channel = channel
+        self._always = always
         self._watch = watch
         self._encoded = channel._encode(value) if has_value else None
         # The put may be done in a thread of EPICS, while this channel is read in another.
@@ -65,7 +68,7 @@ class BlockingPut:
         if kind == _PUT_DISABLED:
             return self._refuse(f"{self._channel.record} refuses puts: its field DISP is set")
         if self._encoded is None:
-            return 0
+            return int(self._always)
         address, count, dbr, _ = self._encoded
         if self._own is not None and self._watch is not None:
             try:
@@ -76,7 +79,7 @@ class BlockingPut:
         put = _c.dbChannelPutField if kind == _PUT_FIELD else _c.dbChannelPut
         status = put(self._channel.address, dbr, address, count)
         if status:
-            return self._refuse(f"cannot write {self._channel.name}: {_c.status_text(status)}")
+            return self._refuse(f"cannot write {self._channel.name}: {status_text(status)}")
         return 1
 
     def _refuse(self, error: str) -> int:
@@ -152,6 +155,7 @@ def put_notify(
     done: Callable[[str | None], None],
     value: Any = _NO_VALUE,
     *,
+    process: bool | None = None,
     watch: PutWatch | None = None,
 ) -> BlockingPut:
     """Write, process and call ``done`` when all of it has completed (dbProcessNotify).
@@ -160,7 +164,8 @@ def put_notify(
         channel: must stay open until ``done`` or :meth:`BlockingPut.cancel`.
         done: called once, with ``None`` or the reason of a failure, on any thread, perhaps before this
             function returns.
-        value: leave it out to write nothing.
+        value: leave it out to write nothing, and to process the record.
+        process: True processes whatever field is written and whatever SCAN says; None as the database says.
         watch: told before it is done, in whatever thread EPICS then does it, and when it fails; a client that
             does not wait for the end changes nothing about that.
 
@@ -172,21 +177,30 @@ def put_notify(
     if _c.getIocState() < 2:
         raise ApplianceError("the IOC is not initialised: nothing can be processed")
     has_value = value is not _NO_VALUE
+    always = process is True or not has_value
+    if always and has_value and (channel.is_link or channel.field == "DISP"):
+        # Links need locks of their own, and DISP decides whether there is processing: both are written before it.
+        channel.put(value, process=False, watch=watch)
+        has_value, watch = False, None
     try:
-        put = BlockingPut(channel, value, done, has_value=has_value, watch=watch)
+        put = BlockingPut(
+            channel, value if has_value else None, done, has_value=has_value, always=always, watch=watch
+        )
         if watch is not None and not has_value:
             watch.begin(None)
     except ApplianceError as error:
         if watch is not None:
             watch.failed(error)
         raise
+    # A put to PROC processes whatever SCAN is; the value is written under the same lock, before that.
+    target = channel.process_channel if always else channel
     with _lock:
         put._key = next(_keys)
         notify = _spare.popleft() if _spare and not _spare[0].pnotifyPvt else _c.processNotify()
         put._notify = notify
         _active[put._key] = put
-        notify.requestType = _PROCESS_REQUEST if put._encoded is None else _PUT_PROCESS_REQUEST
-        notify.chan = channel.address
+        notify.requestType = _PUT_PROCESS_REQUEST
+        notify.chan = target.address
         notify.putCallback = _put_address
         notify.doneCallback = _done_address
         notify.usrPvt = put._key

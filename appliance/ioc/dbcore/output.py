@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ctypes import c_char_p, c_int, c_void_p
 
+from appliance.errors import ApplianceError
 from appliance.ioc.dbcore import _c
 from appliance.ioc.dbcore.boot import flush_output
+from appliance.ioc.dbcore.support import kept_failures
+from appliance.ioc.dbcore.words import plain
 
 _libc = ctypes.CDLL(None)
 _libc.fdopen.restype = c_void_p
@@ -24,6 +29,9 @@ _set_stderr = _c.com.epicsSetThreadStderr
 _set_stderr.argtypes = (c_void_p,)
 _set_stderr.restype = None
 
+#: What EPICS adds to each failure of a line that is run by itself.
+_BREAK = "iocsh Error: Break\n"
+
 #: Octets of output that a captured command may leave; what is beyond it is cut off.
 MAX_OUTPUT = 1 << 20
 
@@ -39,9 +47,7 @@ def shell_capture(command: str) -> tuple[bool, str]:
     Only the calling thread's output is turned aside (epicsSetThreadStdout). What EPICS reports through its error
     log goes where that goes.
     """
-    descriptor = os.memfd_create("iocsh")
-    try:
-        stream = _libc.fdopen(os.dup(descriptor), b"w")
+    with _stream() as (descriptor, stream), kept_failures() as failures:
         _set_stdout(stream)
         _set_stderr(stream)
         try:
@@ -49,11 +55,57 @@ def shell_capture(command: str) -> tuple[bool, str]:
         finally:
             _set_stdout(None)
             _set_stderr(None)
-            _libc.fclose(stream)
+            _libc.fflush(stream)
         flush_output()
-        size = os.fstat(descriptor).st_size
-        data = os.pread(descriptor, min(size, MAX_OUTPUT), 0)
+        text = _written(descriptor)
+    return status == 0, text.replace(_BREAK, "") + "".join(f"{failure}\n" for failure in failures)
+
+
+def shell_line(command: str) -> ApplianceError | None:
+    """Run one line of the IOC shell; return why it failed, or None.
+
+    What it prints to standard output appears there at once. What it says to the thread's standard error is passed on at its
+    end, or is the reason of the failure.
+    """
+    with _stream() as (descriptor, stream), kept_failures() as failures:
+        _set_stderr(stream)
+        try:
+            status = _c.iocshCmd(_c.raw(command))
+        finally:
+            _set_stderr(None)
+            _libc.fflush(stream)
+        flush_output()
+        said = plain(_written(descriptor).replace(_BREAK, ""))
+    if status:
+        if failures:
+            return failures[0]
+        return ApplianceError("; ".join(said.splitlines()) or "the command failed, see above")
+    if said:
+        os.write(2, (said + "\n").encode("utf-8", "replace"))
+    return None
+
+
+def shell_commands() -> list[str]:
+    """Return the names of all commands of the IOC shell."""
+    _, text = shell_capture("help")
+    return text.partition("\n\n")[0].split()
+
+
+@contextmanager
+def _stream() -> Iterator[tuple[int, int]]:
+    """A file in memory, and a C stream that writes to it."""
+    descriptor = os.memfd_create("iocsh")
+    try:
+        stream = _libc.fdopen(os.dup(descriptor), b"w")
+        try:
+            yield descriptor, stream
+        finally:
+            _libc.fclose(stream)
     finally:
         os.close(descriptor)
-    text = data.decode("utf-8", "replace")
-    return status == 0, text if size <= MAX_OUTPUT else text + f"\n... ({size} octets)\n"
+
+
+def _written(descriptor: int) -> str:
+    size = os.fstat(descriptor).st_size
+    text = os.pread(descriptor, min(size, MAX_OUTPUT), 0).decode("utf-8", "replace")
+    return text if size <= MAX_OUTPUT else text + f"\n... ({size} octets)\n"

@@ -107,6 +107,40 @@ def record_infos(name: str) -> dict[str, str]:
         return dict(_infos(cursor))
 
 
+def database_links() -> Iterator[tuple[str, str, str]]:
+    """Yield record, field and text of the links that name another PV, as they stand in the database.
+
+    Constants, hardware addresses and JSON links name none.
+    """
+    names: dict[str, list[str]] = {}
+    with entry() as cursor, entry() as other:
+        for record in _each(cursor):
+            if record.is_alias:
+                continue
+            kind = record.record_type
+            if kind not in names:
+                places = fields_of(kind).items()
+                names[kind] = [
+                    field for field, place in places if _c.DBF_INLINK <= place.field_type <= _c.DBF_FWDLINK
+                ]
+            if _c.dbFindRecord(other, _c.raw(record.name)):
+                continue
+            for field in names[kind]:
+                if _c.dbFindField(other, field.encode()):
+                    continue
+                text = _c.text(_c.dbGetString(other)).strip()
+                if text and text[0] not in "@#{[" and not _is_number(text):
+                    yield record.name, field, text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return text.lower().startswith("0x")
+    return True
+
+
 def info_of(address: int, name: str) -> str | None:
     """Return one ``info()`` item of the record at an address (dbInitEntryFromRecord)."""
     cursor = _c.dbEntry()

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from ctypes import c_char_p, c_double, c_int, c_long, c_void_p
 from enum import IntEnum
 from typing import Any, Final
@@ -17,6 +19,7 @@ from appliance.errors import ApplianceError, PVDataError
 from appliance.ioc.dbcore import _c
 from appliance.ioc.dbcore.boot import keep
 from appliance.ioc.dbcore.records import field_place, record_name_of, record_type_of, text_at
+from appliance.ioc.dbcore.words import status_text
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +49,7 @@ class InitHook(IntEnum):
     """initHooks.h: the states that a server cares about, in the order of iocInit."""
 
     AT_IOC_BUILD = 0
+    AFTER_INIT_DEVICE_SUPPORT = 6
     AFTER_INIT_DATABASE = 7
     AFTER_IOC_BUILT = 12
     AT_IOC_RUN = 13
@@ -124,7 +128,7 @@ class RecordView:
         link = self.address + field_place(self._type, field).offset
         status = _c.dbGetLink(link, _c.DBF_DOUBLE, ctypes.addressof(value), None, None)
         if status:
-            raise ApplianceError(f"{self.name}.{field}: {_c.status_text(status)}")
+            raise ApplianceError(f"{self.name}.{field}: {status_text(status)}")
         return value.value
 
     def set_invalid(self, condition: int = _SOFT_ALARM) -> None:
@@ -203,6 +207,21 @@ def register_device(
     _c.registryDeviceSupportAdd(ctypes.cast(name, c_char_p), ctypes.addressof(table))
 
 
+_keeping: Final = threading.local()
+
+
+@contextmanager
+def kept_failures() -> Iterator[list[ApplianceError]]:
+    """Collect why commands of :func:`register_command` fail in this thread, instead of logging it."""
+    found: list[ApplianceError] = []
+    before = getattr(_keeping, "failures", None)
+    _keeping.failures = found
+    try:
+        yield found
+    finally:
+        _keeping.failures = before
+
+
 class _ShellArgument(ctypes.Structure):
     _fields_ = (("name", c_char_p), ("type", c_int))
 
@@ -259,7 +278,11 @@ def register_command(
                 values.append(value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value)
             function(*values)
         except ApplianceError as error:
-            _log.error("%s: %s", name, error)
+            failures = getattr(_keeping, "failures", None)
+            if failures is None:
+                _log.error("%s: %s", name, error)
+            else:
+                failures.append(error)
             _c.com.iocshSetError(-1)
         except Exception:  # noqa: BLE001 - an exception must not enter C
             _log.exception("command %s failed", name)

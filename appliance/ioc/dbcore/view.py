@@ -16,7 +16,8 @@ from typing import Any, Final
 
 from appliance.errors import OperationError
 from appliance.ioc.dbcore import _c
-from appliance.ioc.dbcore.channel import _MANY, DBChannel, ManyLock, Reading
+from appliance.ioc.dbcore.channel import DBChannel, Reading
+from appliance.ioc.dbcore.many import _MANY, ManyLock
 from appliance.ioc.dbcore.records import common_place, fields_of
 from appliance.ioc.dbcore.whole import can_read_whole
 

@@ -28,6 +28,7 @@ from appliance.ioc.dbcore.channel import (
     Reading,
 )
 from appliance.ioc.dbcore.records import common_field
+from appliance.ioc.dbcore.words import status_text
 
 _UNITS: Final = 16
 _PRECISION: Final = struct.Struct("=q")
@@ -101,7 +102,7 @@ class WholeReader:
 
     def _check(self, status: int) -> None:
         if status:
-            raise OperationError(f"cannot read {self._channel.name}: {_c.status_text(status)}")
+            raise OperationError(f"cannot read {self._channel.name}: {status_text(status)}")
 
     def read(self) -> tuple[Any, ...]:
         """Read; see the class. Raises OperationError when EPICS cannot."""

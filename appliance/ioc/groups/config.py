@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from appliance.errors import ConfigurationError
-from appliance.ioc.groups.syntax import parse_json
+from appliance.ioc.groups.syntax import Tree, parse_json
 
-__all__ = ["KINDS", "FieldConfig", "GroupConfig", "GroupConfigs"]
+__all__ = ["KINDS", "FieldConfig", "GroupConfig", "GroupConfigs", "GroupError", "Origin"]
 
 KINDS: Final = ("scalar", "plain", "any", "meta", "proc", "structure", "const")
 _WITH_CHANNEL: Final = frozenset(("scalar", "plain", "any", "meta", "proc"))
@@ -16,12 +16,31 @@ _INT64: Final = 1 << 63
 Report = Callable[[str], None]
 
 
+class Origin(NamedTuple):
+    """Where a part of a definition comes from: a record's info item, or a line of a file."""
+
+    record: str | None
+    file: str | None
+    line: int | None = None
+
+
+class GroupError(ConfigurationError):
+    """A group that cannot be, and the definition that is to blame."""
+
+    def __init__(self, why: str, *, key: str, origin: Origin | None, near: str = "") -> None:
+        super().__init__(why, key=key)
+        self.origin = origin
+        self.near = near
+        """A word of the definition, by which its line is found."""
+
+
 class FieldConfig:
     """One mapping."""
 
-    __slots__ = ("channel", "const", "id", "kind", "put_order", "trigger")
+    __slots__ = ("channel", "const", "id", "kind", "origin", "put_order", "trigger")
 
-    def __init__(self) -> None:
+    def __init__(self, origin: Origin | None = None) -> None:
+        self.origin = origin
         self.kind = "scalar"
         self.channel = ""
         self.id = ""
@@ -33,10 +52,11 @@ class FieldConfig:
 class GroupConfig:
     """One group."""
 
-    __slots__ = ("atomic", "fields", "id", "name")
+    __slots__ = ("atomic", "fields", "id", "name", "origin")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, origin: Origin | None = None) -> None:
         self.name = name
+        self.origin = origin
         self.id = ""
         self.atomic: bool | None = None
         self.fields: dict[str, FieldConfig] = {}
@@ -48,16 +68,21 @@ class GroupConfig:
             key=lambda item: (-_INT64 if item[1].put_order is None else item[1].put_order, item[0]),
         )
 
+    def fault(self, name: str, why: str) -> GroupError:
+        """An error about one of the fields."""
+        field = self.fields[name]
+        return GroupError(why, key=f"{self.name}.{name}", origin=field.origin or self.origin, near=name)
+
     def check(self, report: Report) -> None:
-        """Raise ConfigurationError for a group that cannot be; report what is left out."""
+        """Raise GroupError for a group that cannot be; report what is left out."""
         for name, field in self.fields.items():
             if field.kind in _WITH_CHANNEL and not field.channel:
-                raise ConfigurationError(f"field {name!r} of type {field.kind} needs a +channel")
+                raise self.fault(name, f"field {name!r} of type {field.kind} needs a +channel")
             if field.kind not in _WITH_CHANNEL and field.channel:
                 report(f"{self.name}: field {name!r} of type {field.kind} ignores its +channel")
                 field.channel = ""
             if not name and field.kind != "meta":
-                raise ConfigurationError('only +type:"meta" can be mapped at the top, ""')
+                raise self.fault(name, 'only +type:"meta" can be mapped at the top, ""')
 
     def triggers(self, report: Report) -> dict[str, tuple[str, ...]]:
         """Which fields an update brings when a field's record changes, by field name.
@@ -87,74 +112,84 @@ class GroupConfigs:
     def __init__(self, report: Report) -> None:
         self.groups: dict[str, GroupConfig] = {}
         self._report = report
+        self._record: str | None = None
+        self._file: str | None = None
 
     def add(self, text: str, *, record: str | None = None, file: str | None = None) -> None:
         """Take in one definition; channels of a record's own are names of its fields.
 
         Raises ConfigurationError.
         """
+        self._record, self._file = record, file
         tree = parse_json(text, file=file)
         if not isinstance(tree, dict):
-            raise ConfigurationError('a group definition is an object: {"name": {...}}', file=file)
-        prefix = "" if record is None else record + "."
+            raise self._wrong('a group definition is an object: {"name": {...}}', "", tree)
         for name, group in tree.items():
             if not name:
-                raise ConfigurationError("a group needs a name", file=file)
+                raise self._wrong("a group needs a name", "", tree)
             if not isinstance(group, dict):
-                raise ConfigurationError("an object of fields is expected", file=file, key=name)
-            self._group(name, group, prefix, file)
+                raise self._wrong("an object of fields is expected", name, tree)
+            self._group(name, group, self._origin(tree, name))
 
-    def _group(self, name: str, tree: dict[str, Any], prefix: str, file: str | None) -> None:
-        group = self.groups.setdefault(name, GroupConfig(name))
+    def _origin(self, tree: Any, key: str) -> Origin:
+        line = tree.lines.get(key) if isinstance(tree, Tree) else None
+        return Origin(self._record, self._file, line)
+
+    def _wrong(self, why: str, key: str, tree: Any) -> GroupError:
+        last = key if isinstance(tree, dict) and key in tree else key.rpartition(".")[2]
+        return GroupError(why, key=key, origin=self._origin(tree, last), near=last)
+
+    def _group(self, name: str, tree: dict[str, Any], origin: Origin) -> None:
+        group = self.groups.setdefault(name, GroupConfig(name, origin))
         for key, value in tree.items():
             if isinstance(value, dict):
                 field = group.fields.setdefault(key, FieldConfig())
-                for option, setting in value.items():
-                    self._option(field, option, setting, prefix, f"{name}.{key}.{option}", file)
+                field.origin = self._origin(tree, key)
+                for option in value:
+                    self._option(field, option, f"{name}.{key}.{option}", value)
             elif key == "+id":
-                group.id = _text(value, f"{name}.+id", file)
+                group.id = self._text(f"{name}.+id", tree)
             elif key == "+atomic":
-                atomic = _truth(value, f"{name}.+atomic", file)
+                atomic = self._truth(f"{name}.+atomic", tree)
                 if group.atomic is not None and group.atomic != atomic:
                     self._report(f"{name}: +atomic is given twice and differs; {str(atomic).lower()} is used")
                 group.atomic = atomic
             else:
                 self._report(f"{name}: the option {key!r} is not known")
 
-    def _option(
-        self, field: FieldConfig, option: str, value: Any, prefix: str, key: str, file: str | None
-    ) -> None:
+    def _option(self, field: FieldConfig, option: str, key: str, tree: dict[str, Any]) -> None:
+        value = tree[option]
         if option == "+type":
             if value in KINDS:
                 field.kind = value
             else:
                 self._report(f"{key}: {value!r} is not a type; there are {', '.join(KINDS)}")
         elif option == "+channel":
-            field.channel = prefix + _text(value, key, file)
+            field.channel = ("" if self._record is None else self._record + ".") + self._text(key, tree)
         elif option == "+id":
-            field.id = _text(value, key, file)
+            field.id = self._text(key, tree)
         elif option == "+trigger":
-            names = _text(value, key, file).split(",")
+            names = self._text(key, tree).split(",")
             field.trigger = tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
         elif option == "+putorder":
             if isinstance(value, bool) or not isinstance(value, int) or not -_INT64 <= value < _INT64:
-                raise ConfigurationError("must be a whole number", file=file, key=key)
+                raise self._wrong("must be a whole number", key, tree)
             field.put_order = max(value, 1 - _INT64)
         elif option == "+const":
             field.const = value
         else:
             self._report(f"{key}: the option is not known")
 
+    def _text(self, key: str, tree: dict[str, Any]) -> str:
+        value = tree[key.rpartition(".")[2]]
+        if isinstance(value, str):
+            return value
+        raise self._wrong("must be text", key, tree)
 
-def _text(value: Any, key: str, file: str | None) -> str:
-    if isinstance(value, str):
-        return value
-    raise ConfigurationError("must be text", file=file, key=key)
-
-
-def _truth(value: Any, key: str, file: str | None) -> bool:
-    if isinstance(value, (bool, int)):
-        return bool(value)
-    if isinstance(value, str) and value in ("true", "false"):
-        return value == "true"
-    raise ConfigurationError("must be true or false", file=file, key=key)
+    def _truth(self, key: str, tree: dict[str, Any]) -> bool:
+        value = tree[key.rpartition(".")[2]]
+        if isinstance(value, (bool, int)):
+            return bool(value)
+        if isinstance(value, str) and value in ("true", "false"):
+            return value == "true"
+        raise self._wrong("must be true or false", key, tree)

@@ -93,6 +93,7 @@ class GroupFeed:
         self.store: list[Any] = []
         self._events: list[dbcore.Subscription] = []
         self._sinks: list[_ValueSink] = []
+        assert group.stream is not None
         hub = group.stream.hub
         for member in group.members:
             channel = member.channel

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from appliance.errors import AccessDeniedError, ApplianceError, ConfigurationError, OperationError
 from appliance.ioc.dbcore import DBChannel, ManyLock
 from appliance.ioc.feed import EventStream
-from appliance.ioc.groups.config import GroupConfig
+from appliance.ioc.groups.config import GroupConfig, GroupError
 from appliance.ioc.groups.feed import GroupFeed
 from appliance.ioc.groups.layout import OPTIONS, TypeTree
 from appliance.ioc.groups.member import Member
@@ -28,6 +28,20 @@ if TYPE_CHECKING:
     from appliance.ioc.putlog import Watched
 
 __all__ = ["GroupPV"]
+
+
+@contextmanager
+def _blaming(config: GroupConfig, name: str) -> Iterator[None]:
+    """Say which mapping an error is about."""
+    try:
+        yield
+    except GroupError:
+        raise
+    except ConfigurationError as error:
+        raise config.fault(name, error.why) from None
+    except ApplianceError as error:
+        raise config.fault(name, str(error)) from None
+
 
 _QUEUE_SIZE: Final = "record._options.queueSize"
 _ATOMIC: Final = "record._options.atomic"
@@ -50,7 +64,7 @@ class GroupPV(Handler):
         "type",
     )
 
-    def __init__(self, source: GroupSource, stream: EventStream, config: GroupConfig) -> None:
+    def __init__(self, source: GroupSource, stream: EventStream | None, config: GroupConfig) -> None:
         self.source = source
         self.stream = stream
         self.name = config.name
@@ -67,23 +81,24 @@ class GroupPV(Handler):
     def _build(self, config: GroupConfig) -> None:
         config.check(self.source.report)
         for name, field in config.ordered():
-            try:
+            with _blaming(config, name):
                 self.members.append(Member(name, field))
-            except OperationError as error:
-                raise ConfigurationError(str(error), key=f"{config.name}.{name}") from None
         tree = TypeTree(StructType([("record", OPTIONS)], config.id))
         for member in self.members:
-            member.describe(tree)
+            with _blaming(config, member.name):
+                member.describe(tree)
         self.type = tree.structure()
         by_name = {member.name: member for member in self.members}
         for member in self.members:
-            member.locate(self.type)
+            with _blaming(config, member.name):
+                member.locate(self.type)
         for name, targets in config.triggers(self.source.report).items():
             by_name[name].triggers = tuple(by_name[target] for target in targets)
         self._static = new_store(self.type)
         self._static_bits = 0
         for member in self.members:
-            self._static_bits |= member.fill_static(self._static)
+            with _blaming(config, member.name):
+                self._static_bits |= member.fill_static(self._static)
         self._has_elements = any(member.place is not None and member.place.hops for member in self.members)
         channels = self.channels()
         self._lock = ManyLock(channels) if channels else None

@@ -94,8 +94,9 @@ class TypeTree:
             known.merge(kind)
         elif isinstance(kind, StructType) or known._leaf is None:
             raise ConfigurationError(f"{name!r} is a structure in one mapping and a value in another")
-        else:
-            known._leaf = kind
+        elif known._leaf != kind:
+            # Elements of an array of structures have one type.
+            raise ConfigurationError(f"{name!r} is {known._leaf} in one mapping and {kind} in another")
 
     def descend(self, step: Step) -> TypeTree:
         """The structure below a component, made if need be; the last mapping says whether it is an array."""

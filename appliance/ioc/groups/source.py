@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -11,7 +11,7 @@ from appliance.errors import ApplianceError, ConfigurationError
 from appliance.ioc import dbcore
 from appliance.ioc.config import LoadStep
 from appliance.ioc.feed import EventStream
-from appliance.ioc.groups.config import GroupConfigs
+from appliance.ioc.groups.config import GroupConfigs, GroupError, Origin
 from appliance.ioc.groups.group import GroupPV
 from appliance.ioc.macros import expand, parse_macros
 from appliance.pva.credentials import Credentials
@@ -20,6 +20,7 @@ from appliance.server.source import Handler, Source
 
 if TYPE_CHECKING:
     from appliance.ioc.access import IocAccess
+    from appliance.ioc.locate import Place
     from appliance.ioc.putlog import PutLog
 
 __all__ = ["GroupSource", "read_group_file"]
@@ -44,34 +45,77 @@ def read_group_file(step: LoadStep) -> str:
 class GroupSource(Source):
     """Makes the groups when it is made: from the info items ``Q:group`` of all records, then from files.
 
-    A definition that is wrong costs its own group and is logged; a file that cannot be read or parsed at all is a
-    ConfigurationError, as a database would be.
+    A definition that is wrong costs its own group, is logged, and is one of ``faults``: the trial before a start refuses it. A file
+    that cannot be read or parsed at all is a ConfigurationError, as a database would be.
+
+    Args:
+        stream: events for monitors; None where nothing is served.
+        files: definitions beside those of the records.
+        place: says where a part of a definition is written.
+        report: told what is left out of definitions; the log, unless given.
+
     """
 
-    def __init__(self, stream: EventStream, files: Iterable[LoadStep] = ()) -> None:
+    def __init__(
+        self,
+        stream: EventStream | None,
+        files: Iterable[LoadStep] = (),
+        *,
+        place: Callable[[Origin | None, str], Place | None] = lambda _origin, _near: None,
+        report: Callable[[str], None] | None = None,
+    ) -> None:
         self.groups: dict[str, GroupPV] = {}
         self.access: IocAccess | None = None
         self.put_log: PutLog | None = None
+        self.faults: list[ConfigurationError] = []
+        """Why groups are not served."""
+        self._place = place
+        self._tell = report or (lambda text: _log.warning("group %s", text))
         configs = GroupConfigs(self.report)
         for record, text in dbcore.info_items("Q:group"):
             try:
                 configs.add(text, record=record)
+            except GroupError as error:
+                self._refuse(error, f'{record}: info("Q:group")')
             except ConfigurationError as error:
-                _log.error('%s: info("Q:group"): %s', record, error)
+                self._refuse(
+                    GroupError(error.why, key=f'{record}: info("Q:group")', origin=Origin(record, None))
+                )
         for step in files:
-            configs.add(read_group_file(step), file=step.file)
+            try:
+                configs.add(read_group_file(step), file=step.file)
+            except GroupError as error:
+                raise self._located(error) from None
         for name, config in sorted(configs.groups.items()):
             if dbcore.exists(name):
-                _log.error("group %s is not served: a record has that name", name)
+                self._refuse(
+                    GroupError(
+                        "a record has the name of this group", key=name, origin=config.origin, near=name
+                    )
+                )
                 continue
             try:
                 self.groups[name] = GroupPV(self, stream, config)
+            except GroupError as error:
+                self._refuse(error)
             except ApplianceError as error:
-                _log.error("group %s is not served: %s", name, error)
+                self._refuse(GroupError(str(error), key=name, origin=config.origin, near=name))
+
+    def _located(self, fault: GroupError, prefix: str = "") -> ConfigurationError:
+        place = self._place(fault.origin, fault.near)
+        key = f"group {fault.key}" if not prefix else f"{prefix}: {fault.key}"
+        if place is None:
+            return ConfigurationError(fault.why, key=key, file=fault.origin.file if fault.origin else None)
+        return ConfigurationError(fault.why, key=key, file=place.file, line=place.line)
+
+    def _refuse(self, fault: GroupError, prefix: str = "") -> None:
+        error = self._located(fault, prefix)
+        self.faults.append(error)
+        _log.error("%s: this group is not served", error)
 
     def report(self, text: str) -> None:
         """Something in a definition is left out."""
-        _log.warning("group %s", text)
+        self._tell(text)
 
     def may_write(self, operation: Operation, channel: dbcore.DBChannel) -> bool:
         """Whether access security lets the client write this member."""

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from appliance.errors import ConfigurationError
 
-__all__ = ["MAX_DEPTH", "parse_json"]
+__all__ = ["MAX_DEPTH", "Tree", "parse_json"]
 
 MAX_DEPTH: Final = 8
 _SPACE: Final = re.compile(r"(?:\s+|//[^\n]*|#[^\n]*|/\*.*?\*/)+", re.DOTALL)
@@ -20,15 +20,31 @@ _WORDS: Final[dict[str, Any]] = {"true": True, "false": False, "null": None}
 _ESCAPES: Final = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "0": "\0", "\n": ""}
 
 
+class Tree(dict[str, Any]):
+    """An object, and the line of each of its keys."""
+
+    __slots__ = ("lines",)
+
+    def __init__(self) -> None:
+        self.lines: dict[str, int] = {}
+
+
 class _Parser:
     def __init__(self, text: str, file: str | None) -> None:
         self.text = text
         self.file = file
         self.pos = 0
+        self._line = 1
+        self._counted = 0
+
+    def line(self) -> int:
+        """The line of the present position; positions only grow."""
+        self._line += self.text.count("\n", self._counted, self.pos)
+        self._counted = self.pos
+        return self._line
 
     def fail(self, why: str) -> ConfigurationError:
-        line = self.text.count("\n", 0, self.pos) + 1
-        return ConfigurationError(why, file=self.file, line=line if self.file is not None else None)
+        return ConfigurationError(why, file=self.file, line=self.line() if self.file is not None else None)
 
     def peek(self) -> str:
         match = _SPACE.match(self.text, self.pos)
@@ -58,9 +74,11 @@ class _Parser:
 
     def object(self, depth: int) -> dict[str, Any]:
         self.pos += 1
-        found: dict[str, Any] = {}
+        found = Tree()
         while self.peek() != "}":
+            found_at = self.line()
             key = self.key()
+            found.lines[key] = found_at
             if self.peek() != ":":
                 raise self.fail(f"':' is expected after the key {key!r}")
             self.pos += 1

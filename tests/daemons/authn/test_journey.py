@@ -3,7 +3,7 @@
 import json
 import re
 import stat
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -101,6 +101,43 @@ def test_a_name_becomes_a_keychain_that_waits_until_an_administrator_has_found_a
     other_way = account.run("pvxcert", f"{site.cms.issuer.upper()}:{int(identifier.split(':')[1]):020d}")
     assert other_way.status == 0
     assert f"Certificate ID: {identifier}\n" in other_way.out
+
+
+def test_several_identifiers_at_once_and_what_ends_soon_for_a_monitor(site):
+    administrator = site.administrator()
+    accounts = [site.account() for _ in range(2)]
+    identifiers = [
+        CREATED.fullmatch(account.run("authnstd", "-n", name, "-t", validity).out)["id"]
+        for account, name, validity in zip(accounts, ("soon", "later"), ("10d", "60d"), strict=True)
+    ]
+    issuer = identifiers[0].partition(":")[0]
+    unknown = f"{issuer}:1"
+    assert accounts[0].run("pvxcert", *identifiers).status == 3
+    slip = administrator.run("pvxcert", "-A", *identifiers, "nonsense")
+    assert slip.status == 1
+    assert "==>" not in slip.out, "nothing is done when one of them cannot be read"
+    done = administrator.run("pvxcert", "-A", unknown, *identifiers)
+    assert done.status == 1, "one of them is not known"
+    assert f"Error: {unknown.partition(':')[0]}:" in done.err
+    assert done.out.count("Completed Successfully") == 2
+    assert accounts[0].run("pvxcert", *identifiers).status == 0
+
+    listed = administrator.run("pvxcert", "list", "--expiring", "30d", "--subject", "soon", "--json")
+    assert listed.status == 8, listed.err
+    (row,) = [json.loads(line) for line in listed.out.splitlines()]
+    assert row["cert_id"] == identifiers[0]
+    ends = datetime.fromisoformat(row["not_after"])
+    assert timedelta(days=9) < ends - datetime.now(UTC) <= timedelta(days=10)
+    assert datetime.fromisoformat(row["not_before"]) < datetime.fromisoformat(row["status_date"]) + timedelta(
+        1
+    )
+    nothing = administrator.run("pvxcert", "list", "--expiring", "30d", "--subject", "later")
+    assert (nothing.status, nothing.out) == (0, "")
+    both = administrator.run("pvxcert", "list", "--expiring", "61d", "--limit", "1", "--json")
+    assert both.status == 8
+    assert json.loads(both.out)["cert_id"] != identifiers[1], "what ends first is first"
+    assert administrator.run("pvxcert", "-R", *identifiers).status == 0
+    assert administrator.run("pvxcert", "list", "--expiring", "61d", "--subject", "later").status == 0
 
 
 def test_a_denied_certificate_is_revoked_and_says_when(site):

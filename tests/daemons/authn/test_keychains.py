@@ -13,8 +13,10 @@ from appliance.authn.jwt.requester import jwt_request, read_token
 from appliance.authn.requester import Requester, Trusting
 from appliance.authn.settings import resolve_requester
 from appliance.authn.std.requester import std_request, std_subject
-from appliance.certs.keychain import load_keychain
+from appliance.certs.keychain import dump_keychain, load_keychain, make_keychain
+from appliance.certs.profiles import build_ca, generate_key, subject_name
 from appliance.errors import RemoteError, SecurityError
+from tests.helpers.authn import running_site
 
 DAY = timedelta(days=1)
 
@@ -81,6 +83,71 @@ def test_a_timer_renews_when_two_thirds_of_the_lifetime_are_over(site, begun, le
     assert bool(done.out) is due
     if due:
         assert public(account.keychain()) == public(old)
+
+
+def test_a_token_without_a_beginning_is_not_due_at_once(tmp_path):
+    """Its nbf is 0, so the certificate is as old as its authority: due is reckoned from what was left of it at issue."""
+    now = datetime.now(UTC).replace(microsecond=0)
+    key = generate_key("ec-p256")
+    authority = build_ca(
+        key, subject=subject_name("Old CA"), not_before=now - 700 * DAY, not_after=now + 700 * DAY, serial=7
+    )
+    path = tmp_path / "old_authority.p12"
+    path.touch(mode=0o600)
+    path.write_bytes(dump_keychain(make_keychain(key, [authority])))
+    with running_site(tmp_path, EPICS_CERT_AUTH_TLS_KEYCHAIN=str(path)) as site:
+        account = site.account()
+        claims = jwt.decode(site.token("eternal"), options={"verify_signature": False})
+        header = jwt.get_unverified_header(site.token("eternal"))
+        signer = (site.directory / "issuer" / "id_rsa.pem").read_bytes()
+        token = jwt.encode({**claims, "nbf": 0, "jti": "eternal"}, signer, algorithm="RS256", headers=header)
+        done = account.run("authnjwt", "--token-file", "-", stdin=token)
+        assert done.status == 0, done.err
+        assert account.keychain().certificate.not_valid_before_utc == now - 700 * DAY
+        before = (account.config / "client.p12").read_bytes()
+        assert account.run("authnjwt", "--check-due").status == 4
+        assert account.run("authnjwt", "--if-due").status == 0
+        assert (account.config / "client.p12").read_bytes() == before
+        settings = resolve_requester("client", {}, account.environment())
+        for minutes, due in ((38, False), (42, True)):
+            later = Requester(
+                settings,
+                Trusting(),
+                say=print,
+                timeout_s=1,
+                now=lambda minutes=minutes: datetime.now(UTC) + timedelta(minutes=minutes),
+            )
+            assert later.renewal_due(later.look())[0] is due
+
+
+@pytest.mark.parametrize("arguments", [[], ["--if-due"]])
+@pytest.mark.parametrize("tool", ["authnjwt", "authnstd"])
+def test_a_certificate_that_the_service_does_not_know_counts_as_ended(site, tool, arguments):
+    """As after a restore of the service's database: it needs no --force, and a timer renews it."""
+    account = site.account()
+    old = site.issue("forgotten", begun=DAY, left=3 * DAY, status=True)
+    account.place(old)
+    verbose = account.run(tool, "--check-due", "-v")
+    assert verbose.status == 0
+    assert "does not know its certificate" in verbose.err
+    name = f"forgotten-{tool}{len(arguments)}"
+    proof = ["--token-file", account.token_file(name)] if tool == "authnjwt" else ["-n", name]
+    done = account.run(tool, *proof, *arguments)
+    assert done.status == (0 if tool == "authnjwt" else 3), done.err
+    assert "does not know its certificate, as after a restore" in done.err
+    new = account.keychain()
+    assert new.serial != old.serial
+    assert public(new) == public(old)
+
+
+def test_a_certificate_of_which_nothing_is_heard_is_left_alone(site):
+    account = site.account()
+    account.place(site.issue("silent", begun=DAY, left=3 * DAY, status=True))
+    before = (account.config / "client.p12").read_bytes()
+    nobody = {"EPICS_PVA_NAME_SERVERS": "127.0.0.1:9"}
+    assert account.run("authnjwt", "--check-due", **nobody).status == 4
+    assert account.run("authnjwt", "--if-due", **nobody).status == 0
+    assert (account.config / "client.p12").read_bytes() == before
 
 
 def test_a_timer_makes_the_first_keychain_too(site):
@@ -298,3 +365,30 @@ async def test_a_timer_does_not_undo_a_revocation(site):
     by_hand = account.run("authnjwt", "--force", "--token-file", account.home / "token_file")
     assert by_hand.status == 0, by_hand.err
     assert "with a new key" in by_hand.err
+
+
+def test_authnstd_proves_its_key_so_it_asks_again_for_its_own_name_and_a_stranger_does_not(tmp_path):
+    with running_site(tmp_path) as site:
+        account, stranger = site.account(), site.account()
+        asked = ("authnstd", "-n", "operator", "-o", "lab", "-c", "US")
+        assert account.run(*asked).status == 3
+        first = account.keychain()
+        refused = stranger.run(*asked)
+        assert refused.status == 1
+        assert "an administrator has to approve or deny it" in refused.err
+        # Nobody has approved it yet; the same key asks again, and the first request gives way.
+        assert account.run(*asked, "--force").status == 3
+        second = account.keychain()
+        assert public(second) == public(first)
+        assert second.serial != first.serial
+        assert account.run("pvxcert", first.cert_id).status == 4
+        assert site.administrator().run("pvxcert", "-A", second.cert_id).status == 0
+        shown = account.run("pvxcert", second.cert_id)
+        assert shown.status == 0
+        assert "Valid From    :" in shown.out
+        wish = stranger.run("authnstd", "-n", "other", "-o", "lab", "-c", "US", "--no-status")
+        assert wish.status == 1
+        assert "certificates without a status are not issued here" in wish.err
+        long = stranger.run("authnstd", "-n", "\u00e9" * 33, "-o", "lab", "-c", "US")
+        assert long.status == 1
+        assert "66 octets in UTF-8; at most 64 are allowed" in long.err

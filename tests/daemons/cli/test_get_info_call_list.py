@@ -127,7 +127,7 @@ async def test_arrays_are_cut_at_twenty_and_zero_means_all(env: dict[str, str]) 
 async def test_an_unknown_format_is_a_warning(env: dict[str, str]) -> None:
     assert (
         await run("pvxget", "-F", "bogus", "demo", env=env)
-    ).err == "Warning: ignoring unknown format 'bogus'\n"
+    ).err == "Warning: ignoring unknown format 'bogus'; known are delta, tree, nt\n"
 
 
 async def test_a_timeout_says_which_and_why_and_does_not_hide_the_others(env: dict[str, str]) -> None:
@@ -185,8 +185,8 @@ async def test_json_has_only_the_fields_that_were_asked_for(env: dict[str, str])
     ("arguments", "why"),
     [
         ([], "the following arguments are required: pvname"),
-        (["-w", "x", "demo"], "argument -w: expected seconds, zero or more, not 'x'"),
-        (["-w", "nan", "demo"], "argument -w: expected seconds, zero or more, not 'nan'"),
+        (["-w", "x", "demo"], "argument -w/--timeout: expected seconds, zero or more, not 'x'"),
+        (["-w", "nan", "demo"], "argument -w/--timeout: expected seconds, zero or more, not 'nan'"),
         (["-#", "-1", "demo"], "argument -#: expected a number of elements, zero or more, not '-1'"),
         (["--nope", "demo"], "unrecognized arguments: --nope"),
     ],
@@ -370,3 +370,42 @@ async def test_eight_hundred_pvs_at_once(env: dict[str, str], server: Server) ->
     assert done.status == 0, done.err
     assert {json.loads(line)["name"] for line in done.out.splitlines()} == set(names)
     assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize(("arguments", "spec"), [(["-d"], ""), ([], "pvxs.*=DEBUG")])
+async def test_debugging_shows_searches_answers_connections_and_messages(
+    env: dict[str, str], server: Server, arguments: list[str], spec: str
+) -> None:
+    done = await run("pvxget", *arguments, "demo", env={**env, "PVXS_LOG": spec})
+    assert done.out == DEMO
+    peer = f"127.0.0.1:{server.tcp_port}"
+    for sign in (
+        r"client\.search: search \d+ over tcp: demo",
+        rf"127\.0\.0\.1:{server.udp_port} <- SEARCH \(\d+ octets\)",
+        rf"-> SEARCH_RESPONSE: the server {peer}, over tcp, has demo",
+        rf"{peer}: connecting",
+        rf"{peer}: connected from 127\.0\.0\.1:\d+",
+        rf"{peer} -> CONNECTION_VALIDATION \(\d+ octets\)",
+        rf"{peer} <- CREATE_CHANNEL \(\d+ octets\)",
+        rf"{peer}: the connection is ready",
+        rf"{peer} <- GET \(\d+ octets\)",
+        rf"{peer} -> GET \(\d+ octets\)",
+    ):
+        assert re.search(sign, done.err), f"{sign}\n{done.err}"
+
+
+async def test_a_port_that_says_nothing_may_be_a_tls_port(env: dict[str, str]) -> None:
+    """A TLS port waits for the client to begin; so does a plain client."""
+
+    async def silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(60)
+
+    listening = await asyncio.start_server(silent, "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    done = await run("pvxlist", "-w", "1", f"127.0.0.1:{port}", env=env)
+    assert done.status == 1
+    assert done.err == (
+        f"From 127.0.0.1:{port} : timeout after 1 s: 127.0.0.1:{port} accepted the connection and says nothing, "
+        f"as a TLS port does: by TLS it is pvas://127.0.0.1:{port}\n"
+    )
+    listening.close()

@@ -111,3 +111,26 @@ async def test_a_server_of_another_authority_is_not_spoken_to(env: dict[str, str
     assert (done.status, done.out) == (1, "")
     assert "trust anchor" in done.err
     assert os.fspath(tmp_path) not in done.err
+
+
+async def test_debugging_shows_the_handshake_and_who_the_server_is(
+    server: Server, env: dict[str, str]
+) -> None:
+    done = await run("pvxget", "-d", "enum", env=env)
+    assert done.status == 0, done.err
+    peer = f"127.0.0.1:{server.tls_port}"
+    assert f"TLS {peer}: connecting" in done.err
+    assert f"TLS {peer}: TLS handshake complete: TLSv1.3, TLS_" in done.err
+    assert f"EPICS Root Certificate Authority/softioc@{peer}" in done.err
+    assert f"{peer} <- GET (" in done.err
+
+
+async def test_the_list_of_a_tls_port_hints_at_how_tls_is_written(
+    server: Server, env: dict[str, str]
+) -> None:
+    peer = f"127.0.0.1:{server.tls_port}"
+    plain = await run("pvxlist", "-w", "1", peer, env=env)
+    assert plain.status == 1
+    assert f"pvas://{peer}" in plain.err
+    listed = await run("pvxlist", f"pvas://{peer}", env=env)
+    assert (listed.status, "enum" in listed.out.split()) == (0, True), listed.err

@@ -12,6 +12,7 @@ import sys
 import pytest
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
+from appliance.authn.trust import fingerprint
 from appliance.certs.keychain import load_keychain
 from appliance.certs.ocsp import verify_response
 from appliance.certs.profiles import generate_key
@@ -51,6 +52,10 @@ def test_the_first_start_makes_what_is_missing_and_says_so(tmp_path):
             assert stat.S_IMODE((directory / secret).stat().st_mode) == 0o600
         for path in process.db.parent.iterdir():
             assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+        # What the administrator publishes, and a requester compares: see the how-to of the migration.
+        anchor = load_keychain((directory / "cert_auth.p12").read_bytes()).anchors[0]
+        assert any(f": {fingerprint(anchor)}\n" in line for line in process.lines)
+        assert process.log_line(f"to be published, is {fingerprint(anchor)}")
         status, out, _ = process.stop()
         assert status == 0
         assert out.rstrip().endswith("=")
@@ -319,6 +324,50 @@ def test_a_new_administrator_gets_a_keychain_and_a_place_in_the_access_file(tmp_
         assert keychain.exists()
 
 
+async def test_a_lost_administrators_keychain_is_replaced_beside_the_running_service(tmp_path):
+    with Process(tmp_path, OPEN) as process:
+        process.ready()
+        lost = load_keychain((process.config_dir / "admin.p12").read_bytes())
+        (process.config_dir / "admin.p12").unlink()
+        keychain = tmp_path / "second.p12"
+        async with client(process.tcp_port) as anyone:
+            before = await anyone.rpc("CERT:CREATE", ccr("before"))
+            status, _, log = await asyncio.to_thread(once, tmp_path, "--admin-keychain-new", "admin")
+            assert (status, "choose another name here, and revoke it with the new keychain" in log) == (
+                1,
+                True,
+            )
+            command = ("--admin-keychain-new", "second", "-a", str(keychain))
+            status, out, log = await asyncio.to_thread(once, tmp_path, *command)
+            assert status == 0, log
+            assert "send it SIGHUP" in out
+            # What the service writes next is chained to what the command has written.
+            after = await anyone.rpc("CERT:CREATE", ccr("after"))
+            process.process.send_signal(signal.SIGHUP)
+            await asyncio.to_thread(process.log_line, "were read again")
+            async with client(process.tls_port, load_keychain(keychain.read_bytes())) as administrator:
+                for reply in (before, after):
+                    await administrator.put(reply["status_pv"], {"state": "REVOKED"})
+                await administrator.put(lost.status_pv, {"state": "REVOKED"})
+            assert (await anyone.get(lost.status_pv))["state"] == "REVOKED"
+        process.stop()
+    status, out, log = once(tmp_path, "--audit-verify")
+    assert status == 0, log
+
+
+def test_beside_a_running_service_no_other_authority_is_made(tmp_path):
+    with Process(tmp_path) as process:
+        process.ready()
+        other = tmp_path / "other.p12"
+        command = ("--admin-keychain-new", "boss", "-a", str(tmp_path / "boss.p12"), "-c", str(other))
+        status, _, log = once(tmp_path, *command)
+        assert status == 1
+        assert "name the certificate authority that it has" in log
+        assert not other.exists()
+        status, _, log = once(tmp_path)
+        assert (status, "another pvacms uses the database" in log) == (1, True)
+
+
 @pytest.mark.parametrize("algorithm", ["rsa-2048", "ec-p384", "ed25519"])
 async def test_keys_of_other_algorithms_and_a_yaml_access_file(tmp_path, algorithm):
     arguments = (OPEN, "--key-algorithm", algorithm, "--acf", str(tmp_path / "cms.yaml"))
@@ -348,4 +397,4 @@ def test_the_command_line_answers_quickly_and_clearly(tmp_path):
     config.write_text("require_client_approval: false\njwt: {allow_plaintext_token: false}\n")
     assert call("--config", str(config), "--check-config").returncode == 0
     assert "require_client_approval: false" in call("--config", str(config), "--print-config").stdout
-    assert call("--nonsense").returncode == 2
+    assert call("--nonsense").returncode == 1

@@ -9,12 +9,16 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+from appliance.authn.details import life_lines
+from appliance.certmon.status_pv import decode_status
 from appliance.certs.profiles import generate_key
+from appliance.certs.status import format_date
 from appliance.certs.x509 import shown_id, status_pv
 from appliance.client.uri import uri_value
 from appliance.config.duration import Duration
 from appliance.errors import ApplianceError, RemoteError
 from tests.helpers.cms import (
+    KEY,
     KEY_PEM,
     Clock,
     admin_keychain,
@@ -237,6 +241,26 @@ async def test_a_certificate_without_status_is_not_admitted_where_the_service_is
                 await holder.get("CERT:HEALTH", timeout=0.5)
 
 
+async def test_the_list_on_the_screen_shows_status_and_validity(tmp_path, capsys):
+    from appliance.cli.pvxcert import _print_table, _rows
+
+    async with running(tmp_path, **OPEN, certs_require_subscription="requester") as service:
+        async with plain(service) as anyone:
+            reply = await create(anyone, "without", no_status=True)
+        async with secure(service, admin_keychain(tmp_path)) as admin:
+            table = await admin.rpc("CERT:LIST", uri_value("CERT:LIST", {"subject": "without"}))
+    capsys.readouterr()
+    _print_table(_rows(table))
+    head, line = capsys.readouterr().out.splitlines()
+    certificate = keychain_of(reply).certificate
+    for title, cell in (
+        ("VALID FROM", format_date(certificate.not_valid_before_utc)),
+        ("EXPIRES ON", format_date(certificate.not_valid_after_utc)),
+        ("STATUS ", "no "),
+    ):
+        assert line[head.index(title) :].startswith(cell)
+
+
 async def test_no_status_and_validity_are_listed_shown_and_audited(tmp_path):
     async with running(tmp_path, **OPEN, certs_require_subscription="requester") as service:
         async with plain(service) as anyone:
@@ -245,7 +269,7 @@ async def test_no_status_and_validity_are_listed_shown_and_audited(tmp_path):
             rows = await listed(service, tmp_path)
             for reply, word in ((without, "no"), (with_one, "yes")):
                 row = rows[reply["cert_id"]]
-                certificate = keychain_of(reply, STRANGER if reply is without else _KEY()).certificate
+                certificate = keychain_of(reply, STRANGER if reply is without else KEY).certificate
                 assert row["status_extension"] == word
                 assert row["not_before"] == int(certificate.not_valid_before_utc.timestamp())
                 assert row["not_after"] == int(certificate.not_valid_after_utc.timestamp())
@@ -253,17 +277,15 @@ async def test_no_status_and_validity_are_listed_shown_and_audited(tmp_path):
                 assert status["no_status"] is (word == "no")
                 assert status["not_after"] == row["not_after"]
                 assert status["not_before"] == row["not_before"]
+                shown = "\n".join(life_lines(decode_status(status)))
+                assert format_date(certificate.not_valid_after_utc) in shown
+                assert format_date(certificate.not_valid_before_utc) in shown
+                assert ("Status PV     : none" in shown) is (word == "no")
                 (record,) = audited(tmp_path, reply["serial"])
                 assert record["no_status"] == ("yes" if word == "no" else "no")
                 assert record["not_after"] == f"{certificate.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}"
                 assert record["not_before"] == f"{certificate.not_valid_before_utc:%Y-%m-%dT%H:%M:%SZ}"
                 assert record["proof"] == "key"
-
-
-def _KEY():
-    from tests.helpers import cms
-
-    return cms._KEY
 
 
 # -- keys ----------------------------------------------------------------------------------------------
@@ -502,9 +524,7 @@ def test_the_identifier_is_shown_without_padding():
 
 
 async def test_many_large_keys_at_once_do_not_stop_the_service(tmp_path):
-    numbers = [(1 << 8191) + 12345 * 2 + (1 << 5000) + 2 * i + 1 for i in range(40)]
-    good = [n for n in numbers if all(n % p for p in range(3, 752, 2))][:3]
-    assert good
+    good = _large_moduli(3)
     async with running(tmp_path, **OPEN) as service, plain(service) as anyone:
         await anyone.get("CERT:HEALTH")
         asked = [asyncio.ensure_future(create(anyone, f"n{i}", pub_key=bent(n))) for i, n in enumerate(good)]
@@ -518,3 +538,61 @@ async def test_many_large_keys_at_once_do_not_stop_the_service(tmp_path):
         for request in asked:
             request.cancel()
         await asyncio.gather(*asked, return_exceptions=True)
+
+
+async def test_a_name_that_one_identity_holds_is_not_given_to_another_of_the_same_host(tmp_path, caplog):
+    """A certificate names the issuer's host alone: two realms of one host would be one person."""
+    from appliance.authn.jwt.config import JWTConfig
+
+    clock = Clock(NOW)
+    async with running_idp() as idp:
+        other = f"{idp.origin}/guests"
+        trusted = (jwks_issuer(idp), jwks_issuer(idp, issuer=other))
+        config = JWTConfig(issuers=trusted, peer_per_minute=0.0, allow_plaintext_token=True)
+        async with running(tmp_path, clock, jwt=config) as service, plain(service) as anyone:
+            assert "share the host 127.0.0.1" in caplog.text
+            staff = jwt_request(idp.token(sub="operator"), KEY_PEM)
+            assert (await anyone.rpc("CERT:CREATE", staff))["state"] == "VALID"
+            guest = jwt_request(idp.token(sub="operator", iss=other), pem(STRANGER))
+            with pytest.raises(RemoteError, match="the name belongs to another identity"):
+                await anyone.rpc("CERT:CREATE", guest)
+            renewed = jwt_request(idp.token(sub="operator", more=1), pem(MORE))
+            assert (await anyone.rpc("CERT:CREATE", renewed))["state"] == "VALID"
+
+
+async def test_one_address_can_have_so_many_requests_wait_and_no_more(tmp_path, monkeypatch):
+    monkeypatch.setattr("appliance.cms.lifecycle._MOST_OF_ONE", 3)
+    async with running(tmp_path) as service, plain(service) as anyone:
+        waits = [await create(anyone, f"n{number}") for number in range(3)]
+        with pytest.raises(RemoteError, match="3 requests wait for approval, and no more are taken"):
+            await create(anyone, "n3")
+        await decide(service, tmp_path, waits[0], "DENIED")
+        assert (await create(anyone, "n3"))["state"] == "PENDING_APPROVAL"
+    monkeypatch.setattr("appliance.cms.lifecycle._MOST_WAITING", 3)
+    async with running(tmp_path) as service, plain(service) as anyone:
+        with pytest.raises(RemoteError, match="3 requests wait for approval"):
+            await create(anyone, "n4")
+
+
+async def test_keys_that_take_long_to_look_at_do_not_take_all_places(tmp_path, monkeypatch):
+    monkeypatch.setattr("appliance.cms.soundness._MOST_LARGE", 1)
+    large = [bent(n) for n in _large_moduli(3)]
+    async with running(tmp_path, **OPEN) as service, plain(service) as anyone:
+        await anyone.get("CERT:HEALTH")
+        asked = [asyncio.ensure_future(create(anyone, f"n{i}", pub_key=key)) for i, key in enumerate(large)]
+        done, waiting = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+        assert "too many RSA keys of this size" in str(done.pop().exception())
+        assert (await create(anyone, "another"))["state"] == "VALID"
+        for request in waiting:
+            request.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+
+
+def _large_moduli(count):
+    found = []
+    candidate = (1 << 8191) + (1 << 5000) + 1
+    while len(found) < count:
+        candidate += 2
+        if all(candidate % p for p in range(3, 752, 2)):
+            found.append(candidate)
+    return found

@@ -27,7 +27,6 @@ GROUPS = [
 ]  # fmt: skip
 FIELDS = [
     "DESC",
-    "DESC$",
     "SCAN",
     "PINI",
     "PREC",
@@ -39,14 +38,17 @@ FIELDS = [
     "STAT",
     "SEVR",
     "DTYP",
-    "NAME$",
     "PACT",
 ]
 MORE = [
     "t:wf:double.VAL[1:3]", 't:ai{"dbnd":{"d":1.5}}', 't:wf:short{"arr":{"s":0,"e":2}}', "t:calc.A", "t:calc.CALC",
-    "tst:extra:alias", "tst:extra:alias.ZNAM", "t:mbbi.ZRST", "t:mbbi.RVAL", "t:longin.HIGH", "t:ai.HIHI", "t:lso.VAL$",
+    "tst:extra:alias", "tst:extra:alias.ZNAM", "t:mbbi.ZRST", "t:mbbi.RVAL", "t:longin.HIGH", "t:ai.HIHI",
     "t:lso.LEN", "t:wf:text.NORD", "t:printf.FMT", "t:dfanout.OUTA", "t:sel.SELM", "t:int64in.LOLO", "t:asub.A", "t:ai.LINR",
 ]  # fmt: skip
+
+
+BEYOND = (str(2**63 - 1), str(-(2**63)))
+"""The highest limit of 64 bits, here and as the reference's processor makes it of a double."""
 
 
 def names() -> list[str]:
@@ -143,6 +145,11 @@ async def test_every_pv_and_group_is_the_same_by_info_get_and_monitor(both: tupl
             mine, other = ours.pop("monitor"), theirs.pop("monitor")
             assert set(other["marked"]) < set(mine["marked"])
             assert mine["list[1].b"] == ours["get"]["list[1].b"] == "1"
+        for way, leaves in theirs.items():
+            if way != "error" and way in ours:
+                leaves.update(
+                    (key, ours[way][key]) for key in leaves if (ours[way].get(key), leaves[key]) == BEYOND
+                )
         if ours != theirs and not any(word in name for word in COUNTING):
             differences[name] = {
                 way: {

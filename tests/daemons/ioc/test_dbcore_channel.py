@@ -208,7 +208,47 @@ def test_every_kind_of_value_survives_a_put_and_a_get(tmp_path: Path) -> None:
     raw.put(np.array([0, 255], np.uint8))
     assert raw.get().value.tolist() == [0, 255]
     assert raw.get().value.dtype == np.uint8
-    assert DBChannel("ai.DESC$").is_array
+    assert DBChannel("ai.DESC$").is_string
+    shutdown()
+
+
+@isolated
+def test_a_dollar_makes_text_of_a_field_in_and_out(tmp_path: Path) -> None:
+    from appliance.ioc.dbcore import DBChannel, boot, ioc_init, load_records_text, shutdown
+
+    boot()
+    load_records_text('record(ai, "a") { field(DESC, "first") } record(lso, "l") { field(SIZV, "100") }')
+    ioc_init()
+    for name, text in (("a.DESC$", "text"), ("a.DESC$", "x" * 60), ("a.INP$", "l"), ("l.VAL$", "y" * 80)):
+        with DBChannel(name) as channel:
+            assert channel.is_string
+            assert not channel.is_array
+            channel.put(text)
+            read = channel.get().value
+            assert isinstance(read, str)
+            # A field of 41 octets has room for 40.
+            assert read.split(" ")[0] == text[: 40 if "DESC" in name else None]
+    shutdown()
+
+
+@isolated
+def test_words_of_epics_stand_for_its_numbers(tmp_path: Path) -> None:
+    from appliance.ioc.dbcore import DBChannel, boot, ioc_init, load_records_text, shutdown
+    from appliance.ioc.dbcore.words import _texts, status_text
+
+    boot()
+    load_records_text('record(mbbo, "m") { field(ZRST, "zero") } record(ao, "a") {}')
+    ioc_init()
+    with pytest.raises(OperationError, match=r"^cannot write a\.SEVR: field may not be modified$"):
+        DBChannel("a.SEVR").put(1)
+    for name in ("m", "a.SCAN", "a.OMSL"):
+        with pytest.raises(OperationError, match="illegal choice"):
+            DBChannel(name).put("nonsense")
+    for name in ("a.SCAN", "a.OMSL", "a.DTYP"):
+        with pytest.raises(OperationError, match="illegal choice 99"):
+            DBChannel(name).put(99)
+    assert len(_texts()) > 100
+    assert not [number for number in _texts() if "Error (" in status_text(number[0] << 16 | number[1])]
     shutdown()
 
 
@@ -565,11 +605,10 @@ def test_no_put_leaves_a_text_field_of_any_record_type_without_an_end(tmp_path: 
             name = f"t:{each}.{field}"
             for wanted, value in (
                 (name, "x" * 200),
-                (f"{name}$", [65] * 200),
-                (f"{name}$", ("65",) * 200),
-                (f"{name}$", [65] * place.size),
-                (f"{name}$", [65] * (place.size - 1)),
-                (f"{name}$", []),
+                (f"{name}$", "A" * 200),
+                (f"{name}$", "A" * place.size),
+                (f"{name}$", "A" * (place.size - 1)),
+                (f"{name}$", ""),
             ):
                 channel = DBChannel(wanted)
                 try:

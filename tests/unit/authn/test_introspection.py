@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import logging
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -15,7 +16,7 @@ from appliance.authn.jwt import token as tokens
 from appliance.authn.jwt.config import TrustedIssuer, from_environment
 from appliance.authn.jwt.introspect import render
 from appliance.config.secret import Secret
-from tests.helpers.tokens import Bench, IdP, raw, rsa_key, running
+from tests.helpers.tokens import Bench, IdP, jwks_issuer, raw, rsa_key, running
 
 
 @pytest.fixture
@@ -127,6 +128,180 @@ async def test_an_answer_that_is_not_text_is_a_refusal(idp: IdP) -> None:
     idp.introspection = binary
     async with Bench(trusted(idp)) as bench:
         assert await bench.refuse(idp.token()) == "introspect_not_text"
+
+
+@pytest.mark.parametrize("answer", ['{"exp":1,"active":true}', '{"active":true}', '{"active":true,"exp":1}'])
+async def test_a_member_of_the_answer_can_be_named(idp: IdP, answer: str) -> None:
+    """RFC 7662: the order of the members is the issuer's."""
+    idp.introspection = answers(answer)
+    async with Bench(trusted(idp, response_member="active", request_format="token=#token#")) as bench:
+        await bench.accept(idp.token())
+        idp.introspection = answers('{"active":false}')
+        assert await bench.refuse(idp.token(jti="x")) == "introspect_says_invalid"
+        idp.introspection = answers('{"valid":true}')
+        assert await bench.refuse(idp.token(jti="x")) == "introspect_member_missing"
+
+
+async def test_a_word_that_was_planted_in_the_claims_does_not_count(idp: IdP) -> None:
+    idp.introspection = answers('{"ext":{"active":true,"x":1},"sub":"a","active":false}')
+    async with Bench(trusted(idp, response_format='{*"active": #response#,*}')) as bench:
+        assert await bench.refuse(idp.token()) == "introspect_ambiguous"
+
+
+# What the issuer answered, and who is told of it
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (302, "introspect_unexpected_status"),
+        (400, "introspect_says_invalid"),
+        (401, "introspect_says_invalid"),
+        (403, "introspect_says_invalid"),
+        (404, "introspect_unexpected_status"),
+        (405, "introspect_unexpected_status"),
+        (429, "introspect_asked_too_often"),
+        (500, "introspect_server_error"),
+        (503, "introspect_server_error"),
+    ],
+)
+async def test_log_facts_and_requester_learn_the_status(
+    idp: IdP, status: int, reason: str, method: str, caplog
+) -> None:
+    idp.introspection = answers("", status)
+    async with Bench(trusted(idp, request_method=method)) as bench:
+        got = await bench.refuse(idp.token())
+    if method == "GET" and status == 302:  # followed, and never arrives
+        assert got in {
+            "introspect_too_many_redirects",
+            "introspect_redirect_elsewhere",
+            "introspect_http_failure",
+        }
+        return
+    assert got == reason
+    facts = bench.refusal.facts
+    assert facts["http_status"] == str(status)
+    assert f"HTTP status {status}" in facts["issuer_answer"]
+    if reason != "introspect_says_invalid":
+        assert f"HTTP status {status}" in bench.refusal.public
+        assert f"HTTP status {status}" in caplog.text
+
+
+async def test_an_issuer_that_cannot_be_reached_is_no_issuer_that_refuses(idp: IdP, caplog) -> None:
+    token = idp.token()
+    idp.introspection = answers("no")
+    async with Bench(trusted(idp)) as bench:
+        assert await bench.refuse(token) == "introspect_says_invalid"
+        refused = bench.refusal
+    gone = trusted(idp, issuer=idp.issuer, trusted_uri="http://127.0.0.1:9/verify")
+    nameless = trusted(idp, issuer=idp.issuer, trusted_uri="https://no-such-host.invalid/verify")
+    for issuer, reason in ((gone, "introspect_not_reachable"), (nameless, "introspect_name_not_found")):
+        async with Bench(issuer) as bench:
+            assert await bench.refuse(token) == reason
+        assert bench.refusal.public == "the token's issuer could not be asked; try again later"
+        assert "http_status" not in bench.refusal.facts
+        assert bench.refusal.facts["issuer_answer"] == reason.removeprefix("introspect_").replace("_", " ")
+        assert f"{issuer.trusted_uri}): {bench.refusal.facts['issuer_answer']}" in caplog.text
+    assert "does not say that the token is valid" in refused.public
+    assert refused.facts["issuer_answer"] == "HTTP status 200"
+
+
+async def test_an_issuer_that_knows_get_only_is_hinted_at_once_a_minute(idp: IdP, caplog) -> None:
+    """The quick start's supervisor file names no method, so the endpoint is asked by POST."""
+
+    async def get_only(request: web.Request) -> web.StreamResponse:
+        if request.method != "GET":
+            raise web.HTTPMethodNotAllowed(request.method, ["GET", "HEAD", "OPTIONS"])
+        return web.Response(text='{"claims":{},"valid":true}')
+
+    idp.introspection = get_only
+    variables = {
+        "EPICS_AUTH_JWT_RESPONSE_FORMAT": '{ *, "valid": "#response#" }',
+        "EPICS_AUTH_JWT_TRUSTED_URI": idp.verify_uri,
+    }
+    async with Bench(from_environment(variables)) as bench:
+        assert await bench.refuse(idp.token()) == "introspect_unexpected_status"
+        assert await bench.refuse(idp.token(jti="again")) == "introspect_unexpected_status"
+        assert caplog.text.count("set EPICS_AUTH_JWT_REQUEST_METHOD=GET") == 1
+        assert "HTTP status 405" in caplog.text
+        assert "it allows GET,HEAD,OPTIONS" in caplog.text
+        bench.clock.now += 60
+        await bench.refuse(idp.token(jti="later"))
+        assert caplog.text.count("set EPICS_AUTH_JWT_REQUEST_METHOD=GET") == 2
+    caplog.clear()
+    async with Bench(from_environment({**variables, "EPICS_AUTH_JWT_REQUEST_METHOD": "GET"})) as bench:
+        await bench.accept(idp.token())
+    assert not caplog.text
+
+
+async def test_other_settings_that_do_not_fit_are_hinted_at(idp: IdP, caplog) -> None:
+    for method, status, headers, hint in (
+        ("GET", 405, {"Allow": "POST"}, "EPICS_AUTH_JWT_REQUEST_METHOD=POST"),
+        ("POST", 404, {}, "EPICS_AUTH_JWT_TRUSTED_URI"),
+        ("GET", 404, {}, "EPICS_AUTH_JWT_TRUSTED_URI"),
+        ("POST", 415, {}, "EPICS_AUTH_JWT_REQUEST_FORMAT"),
+        ("POST", 401, {}, "set request_authorization"),
+        ("POST", 429, {"Retry-After": "120"}, "come again after 120"),
+    ):
+        idp.introspection = answers("", status, **headers)
+        caplog.clear()
+        async with Bench(trusted(idp, request_method=method)) as bench:
+            await bench.refuse(idp.token())
+        assert hint in caplog.text
+    idp.introspection = answers('{"active":true}')
+    caplog.clear()
+    async with Bench(trusted(idp, response_format='{*,"active":#response#}')) as bench:
+        assert await bench.refuse(idp.token()) == "introspect_says_invalid"
+    assert "but not as EPICS_AUTH_JWT_RESPONSE_FORMAT" in caplog.text
+
+
+async def test_a_method_that_is_not_allowed_either_is_not_hinted_at(idp: IdP, caplog) -> None:
+    idp.introspection = answers("", 405, Allow="PUT")
+    async with Bench(trusted(idp)) as bench:
+        await bench.refuse(idp.token())
+    assert "REQUEST_METHOD" not in caplog.text
+    assert "it allows PUT" in caplog.text
+
+
+async def test_a_tls_port_that_speaks_no_tls_is_a_failure_of_tls(idp: IdP) -> None:
+    issuer = trusted(idp, issuer=idp.issuer, trusted_uri=idp.verify_uri.replace("http:", "https:"))
+    async with Bench(issuer) as bench:
+        assert await bench.refuse(idp.token()) == "introspect_tls_failure"
+        assert bench.refusal.public == "the token's issuer could not be asked; try again later"
+
+
+async def test_published_keys_that_cannot_be_fetched_are_told_with_the_status(idp: IdP, caplog) -> None:
+    idp.jwks = answers("", 503)
+    async with Bench(jwks_issuer(idp)) as bench:
+        assert await bench.refuse(idp.token()) == "jwks_not_available"
+        assert bench.refusal.facts["http_status"] == "503"
+        assert "HTTP status 503" in bench.refusal.facts["issuer_answer"]
+        assert "(HTTP status 503)" in bench.refusal.public
+    assert "HTTP status 503" in caplog.text
+
+
+async def test_an_answer_in_pieces_is_read_and_a_compressed_one_is_not(idp: IdP) -> None:
+    async def in_pieces(request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse(headers={"Content-Type": "text/html"})
+        answer.enable_chunked_encoding()
+        await answer.prepare(request)
+        for piece in (b'{"exp":1,"act', b'ive":tr', b"ue}"):
+            await answer.write(piece)
+        return answer
+
+    async def compressed(_request: web.Request) -> web.StreamResponse:
+        body = gzip.compress(b'{"active":true}')
+        return web.Response(body=body, headers={"Content-Encoding": "gzip"})
+
+    async with Bench(trusted(idp, response_member="active")) as bench:
+        idp.introspection = in_pieces
+        await bench.accept(idp.token())
+        idp.introspection = compressed
+        assert await bench.refuse(idp.token(jti="x")) == "introspect_compressed"
+        assert bench.refusal.facts["http_status"] == "200"
+        idp.introspection = answers('{"active":true,"x":"\u00e9"}')
+        await bench.accept(idp.token(jti="y"))
 
 
 async def test_a_valid_answer_does_not_waive_the_rules(idp: IdP) -> None:

@@ -66,6 +66,53 @@ def test_a_file_is_read_into_structs() -> None:
         (("http://localhost:8080", f"https://{'x' * 61}.org"), "trusted_uri: its host becomes"),
         (("localhost:8080", "cms.example.org:8080"), "trusted_uri: must use https"),
         (
+            ("https://idp.example.org/realms/epics\n", "https://IdP.example.org/epics\n"),
+            "must be in lower case",
+        ),
+        (
+            ("https://idp.example.org/realms/epics\n", "HTTPS://idp.example.org/epics\n"),
+            "must be in lower case",
+        ),
+        (
+            ("https://idp.example.org/realms/epics\n", "https://idp.example.org/my%20realm\n"),
+            "a percent sign",
+        ),
+        (
+            ("https://idp.example.org/realms/epics\n", "https://me@idp.example.org/\n"),
+            "without user information",
+        ),
+        (
+            ("https://idp.example.org/realms/epics\n", "https://idp.example.org/#x\n"),
+            "without query or fragment",
+        ),
+        (("https://idp.example.org/realms/epics\n", "https://idp.example.org:0/x\n"), "the port must be"),
+        (("https://idp.example.org/realms/epics\n", "https://idp.example.org/a//b\n"), "an empty part"),
+        (("https://idp.example.org/realms/epics\n", "idp.example.org\n"), "begins with http:// or https://"),
+        (("https://idp.example.org/realms/epics\n", "'https://idp.example.org/my realm'\n"), "white space"),
+        (("localhost:8080", "LOCALHOST:8080"), "trusted_uri: must be a plain http(s) URI: scheme and host"),
+        (("values: [ioc-hosts]", "values: ['']"), "values"),
+        (("claim: groups, values: [ioc-hosts]", "claim: scope, values: [IOC Hosts]"), "each word as a value"),
+        (("    request_method: GET", "    response_member: active"), "nothing for response_format"),
+        (
+            (
+                '    response_format: \'{ *, "valid": "#response#" }\'',
+                "    response_member: a\n    use_response_code: true",
+            ),
+            "nothing for use_response_code",
+        ),
+        (
+            ("mode: jwks", "mode: jwks\n    response_member: active"),
+            "response_member: has no meaning in mode jwks",
+        ),
+        (
+            ("mode: jwks", "mode: jwks\n    use_response_code: true"),
+            "use_response_code: has no meaning in mode jwks",
+        ),
+        (
+            ("    request_method: GET", "    request_method: GET\n    jwks_stale_s: 7"),
+            "jwks_stale_s: has no meaning",
+        ),
+        (
             ("allow_plaintext_token", "- trusted_uri: https://x.example/v\nallow_plaintext_token"),
             "only one can be known",
         ),
@@ -81,6 +128,33 @@ def test_settings_that_cannot_be_meant_are_refused(change: tuple[str, str], why:
     with pytest.raises(ConfigurationError) as refused:
         loader.loads(text, JWTConfig)
     assert why in str(refused.value)
+
+
+def test_settings_without_effect_or_with_several_meanings_are_warned_of() -> None:
+    base = "https://i.example/v"
+    for settings, said in (
+        ({"response_format": '{*"active":#response#,*}'}, "response_member: active"),
+        ({"response_format": "<#response#>", "use_response_code": True}, "response_format: it has no effect"),
+        ({"request_format": "t=#token#", "request_method": "GET"}, "request_format: it has no effect"),
+    ):
+        (warning,) = TrustedIssuer(trusted_uri=base, **settings).warnings()
+        assert said in warning
+        assert base in warning
+    assert not loader.loads(GOOD, JWTConfig).issuers[1].warnings()
+    assert not TrustedIssuer(trusted_uri=base).warnings()
+
+
+def test_pvacms_tells_these_warnings_and_variables_that_the_file_overrides(tmp_path) -> None:
+    from appliance.cms.config import resolve
+
+    file = tmp_path / "cms.yaml"
+    file.write_text(
+        "jwt:\n  issuers:\n    - trusted_uri: https://i.example/v\n      response_format: '{*\"a\":#response#,*}'\n"
+    )
+    environ = {"EPICS_AUTH_JWT_TRUSTED_URI": "https://other.example/v", "XDG_CONFIG_HOME": str(tmp_path)}
+    warnings = "\n".join(resolve(config=str(file), environ=environ).warnings)
+    assert "response_member: a" in warnings
+    assert "EPICS_AUTH_JWT_TRUSTED_URI: no effect" in warnings
 
 
 def test_a_shared_secret_comes_from_a_file_and_is_long_enough(tmp_path) -> None:

@@ -300,13 +300,52 @@ async def test_without_kid_exactly_one_key_must_fit(idp: IdP) -> None:
         await bench.accept(idp.token(header={"kid": ...}))
     idp.keys = [jwk(rsa_key(), kid="k1"), jwk(rsa_key(number=1), kid="k2")]
     async with Bench(jwks_issuer(idp)) as bench:
-        assert await bench.refuse(idp.token(header={"kid": ...})) == "key_unknown"
+        assert await bench.refuse(idp.token(header={"kid": ...})) == "key_ambiguous"
 
 
 async def test_two_keys_of_one_kid_are_no_key(idp: IdP) -> None:
     idp.keys = [jwk(rsa_key(), kid="k1"), jwk(rsa_key(number=1), kid="k1")]
     async with Bench(jwks_issuer(idp)) as bench:
-        assert await bench.refuse(idp.token()) == "key_unknown"
+        assert await bench.refuse(idp.token()) == "key_ambiguous"
+        assert "several keys that fit" in bench.refusal.public
+
+
+async def test_a_key_that_is_listed_twice_is_named_as_the_cause(idp: IdP) -> None:
+    idp.keys *= 2
+    async with Bench(jwks_issuer(idp)) as bench:
+        assert await bench.refuse(idp.token()) == "key_ambiguous"
+        assert "publishes the key of this token more than once" in bench.refusal.public
+        assert await bench.refuse(idp.token(header={"kid": "k2"})) == "key_unknown"
+
+
+@pytest.mark.parametrize("listed", ["EdDSA", "Ed25519"])
+@pytest.mark.parametrize("published", ["EdDSA", "Ed25519", None])
+@pytest.mark.parametrize("alg", ["EdDSA", "Ed25519"])
+async def test_ed25519_is_eddsa_with_that_curve(idp: IdP, alg: str, published, listed: str) -> None:
+    """RFC 9864 gave the algorithm a name of its own."""
+    idp.keys = [jwk(ed_key(), kid="k1", **({"alg": published} if published else {}))]
+    async with Bench(jwks_issuer(idp, algorithms=(listed,))) as bench:
+        await bench.accept(idp.token(header={"alg": alg}, key=ed_key(), alg="EdDSA"))
+        wrong = idp.token(header={"alg": alg}, key=ed_key(1), alg="EdDSA", jti="wrong")
+        assert await bench.refuse(wrong) == "signature_wrong"
+    async with Bench(jwks_issuer(idp, algorithms=("RS256",))) as bench:
+        assert (
+            await bench.refuse(idp.token(header={"alg": alg}, key=ed_key(), alg="EdDSA")) == "alg_not_allowed"
+        )
+
+
+async def test_ed25519_is_a_default(idp: IdP) -> None:
+    idp.keys = [jwk(ed_key(), kid="k1")]
+    async with Bench(jwks_issuer(idp)) as bench:
+        await bench.accept(idp.token(header={"alg": "Ed25519"}, key=ed_key(), alg="EdDSA"))
+
+
+async def test_thumbprints_of_keys_are_passed_over(idp: IdP) -> None:
+    """They are neither keys nor places to fetch one; tokens of some widespread providers have them."""
+    async with Bench(jwks_issuer(idp)) as bench:
+        await bench.accept(idp.token(header={"x5t": "AAAA", "x5t#S256": "BBBB"}))
+        wrong = idp.token(header={"x5t": "AAAA"}, key=rsa_key(number=3), jti="wrong")
+        assert await bench.refuse(wrong) == "signature_wrong"
 
 
 # Rule 9
@@ -470,7 +509,9 @@ async def test_a_refused_token_is_not_used_up(idp: IdP) -> None:
 
 async def test_a_store_that_fails_lets_nobody_in(idp: IdP, caplog) -> None:
     class Broken:
-        async def use(self, issuer: str, token_hash: str, until: float, now: float) -> bool:
+        async def use(
+            self, issuer: str, token_hash: str, until: float, now: float, issued: float | None = None
+        ) -> bool:
             raise OSError("disk full near eyJhbGciOi")
 
     async with Bench(jwks_issuer(idp)) as bench:
@@ -553,6 +594,21 @@ async def test_only_configured_usages_are_granted(idp: IdP) -> None:
         ("groups", {"groups": {"iocs": True}}, False),
         ("groups", {"groups": [["iocs"]]}, False),
         ("groups", {"groups": True}, False),
+        ("groups", {"groups": "applicants for iocs"}, False),
+        ("groups", {"groups": "iocs "}, False),
+        ("groups", {"groups": ["applicants for iocs"]}, False),
+        ("groups", {"groups": [1, None, "iocs"]}, True),
+        ("realm_access.roles", {"realm_access": {"roles": "not iocs"}}, False),
+        ("realm_access.scope", {"realm_access": {"scope": "not iocs"}}, False),
+        ("realm_access.roles", {"realm_access": None, "roles": "iocs"}, False),
+        ("scope", {"scope": "iocs"}, True),
+        ("scope", {"scope": ["openid iocs"]}, False),
+        ("scope", {"scope": "openid\tiocs"}, False),
+        ("scope", {"scope": "openid\u00a0iocs"}, False),
+        ("scp", {"scp": "openid iocs"}, True),
+        ("scp", {"scp": ["openid", "iocs"]}, True),
+        ("scp", {"scp": {"iocs": 1}}, False),
+        ("Scope", {"Scope": "openid iocs"}, False),
     ],
 )
 async def test_a_usage_can_depend_on_a_claim(idp: IdP, claim: str, claims, good: bool) -> None:
@@ -563,6 +619,33 @@ async def test_a_usage_can_depend_on_a_claim(idp: IdP, claim: str, claims, good:
         else:
             assert await bench.refuse(idp.token(**claims), usage="ioc") == "usage_claim_missing"
         await bench.accept(idp.token(jti="client needs no claim", **claims), usage="client")
+
+
+async def test_a_string_is_one_value_blanks_and_all(idp: IdP) -> None:
+    rule = ClaimRule(claim="group", values=("ioc-hosts", "IOC Hosts"))
+    async with Bench(jwks_issuer(idp, usage_claims={"ioc": rule})) as bench:
+        assert (
+            await bench.refuse(idp.token(group="applicants for ioc-hosts"), usage="ioc")
+            == "usage_claim_missing"
+        )
+        await bench.accept(idp.token(group="IOC Hosts"), usage="ioc")
+        await bench.accept(idp.token(group=["staff", "IOC Hosts"]), usage="ioc")
+        assert await bench.refuse(idp.token(group=["IOC", "Hosts"]), usage="ioc") == "usage_claim_missing"
+
+
+@pytest.mark.parametrize("held", [True, 1, 1.0, None, [True], [1]])
+async def test_booleans_and_numbers_match_no_text(idp: IdP, held) -> None:
+    rule = ClaimRule(claim="admin", values=("true", "True", "1", "1.0", "null", "None"))
+    async with Bench(jwks_issuer(idp, usage_claims={"ioc": rule})) as bench:
+        assert await bench.refuse(idp.token(admin=held), usage="ioc") == "usage_claim_missing"
+
+
+def test_a_word_with_a_blank_in_it_is_refused_at_the_start() -> None:
+    """No token could ever match it."""
+    for claim in ("scope", "scp"):
+        with pytest.raises(ValueError, match="write each word as a value of its own"):
+            ClaimRule(claim=claim, values=("IOC Hosts",))
+    ClaimRule(claim="groups", values=("IOC Hosts",))
 
 
 async def test_approval_is_the_issuers_setting(idp: IdP) -> None:

@@ -120,6 +120,19 @@ def test_renewal_is_at_two_thirds_of_the_lifetime_or_of_the_time_until_renew_by(
     assert renewal_time(early) == NOW + 10 * DAY
 
 
+def test_renewal_is_reckoned_from_the_life_that_was_left_at_issue():
+    """A token's nbf may be 0, and the certificate is valid from then on."""
+    old = S.ca.keychain(not_before=NOW - 9999 * DAY, not_after=NOW + 30 * DAY).certificate
+    assert renewal_time(old, NOW) == NOW + 20 * DAY
+    assert renewal_time(old) < NOW
+    for senseless in (NOW - 10_000 * DAY, NOW + 31 * DAY):
+        assert renewal_time(old, senseless) == renewal_time(old)
+    due = S.ca.keychain(
+        not_before=NOW - 9999 * DAY, not_after=NOW + 30 * DAY, renew_by=NOW + 15 * DAY
+    ).certificate
+    assert renewal_time(due, NOW) == NOW + 10 * DAY
+
+
 @pytest.mark.parametrize(
     ("keychain", "usage", "due"),
     [
@@ -328,6 +341,10 @@ def test_a_standard_request_begins_now_and_may_leave_the_end_to_the_service():
     assert std_subject(settings) == subject_name("n", country="CH", organization="o")
     with pytest.raises(CertificateError):
         std_subject(settings._replace(name="x" * 65))
+    for part in ("name", "organization", "organizational_unit"):
+        # 33 characters, which is fewer than 64.
+        with pytest.raises(CertificateError, match="66 octets in UTF-8; at most 64 are allowed"):
+            std_subject(settings._replace(**{part: "\u00e9" * 33}))
 
 
 # ---------------------------------------------------------------------- tokens

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.authn.jwt.pattern import ACCEPTED, ResponsePattern
+from appliance.authn.jwt.pattern import ACCEPTED, ResponsePattern, response_reader
 
 SEED = '{ *, "valid": "#response#" }'
 VALID = (
@@ -106,6 +106,132 @@ def test_an_answer_planted_in_the_claims_does_not_count(planted: str) -> None:
             f'{{"z":0,"valid":false,"claims":{inner},"y":1}}',
         ):
             assert not compiled.accepts(text), (pattern, text)
+
+
+BOTH_SIDES = '{*"active": #response#,*}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"ext":{"active":true,"x":1},"sub":"a","active":false}',
+        '{"ext":{"active":true,"x":1},"sub":"a"}',
+        '{"ext":{"active":true,"x":1},"active":true,"y":1}',
+        '{"ext":[{"active":true,"x":1}],"active":false}',
+        '{"active":true,"x":{"active":true,"y":1}}',
+        '{"x":1,"active":true,"active":true,"y":1}',
+        '{"active":true,"y":1,"\\u0061ctive":false}',
+        '{"inactive":false,"y":"\\"active\\":true,","active":false}',
+        '[{"x":1,"active":true,"y":1}]',
+        '[{"active":true,"y":1},{"active":false}]',
+        '\ufeff{"ext":{"active":true,"x":1},"active":false}',
+        '{"ext":{"a":NaN,"active":true,"x":1},"active":false}',
+        '{"ext":{"active":yes,"x":1},"active":no}',
+    ],
+)
+def test_in_json_a_pattern_means_one_member_of_the_outermost_object(text: str) -> None:
+    assert not ResponsePattern(BOTH_SIDES).accepts(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"active":true,"exp":1}',
+        '{"exp":1,"active":true,"sub":"a"}',
+        '{"ext":{"a":[1,{"b":"}"}]},"active":true,"sub":"a"}',
+        '{ "exp" : 1 , "active" : "YES" , "s" : 1 }'.replace('"YES"', "1"),
+        '\ufeff{"active":true,"exp":1}',
+    ],
+)
+def test_in_json_a_member_of_the_outermost_object_is_found(text: str) -> None:
+    assert ResponsePattern(BOTH_SIDES).accepts(text)
+
+
+def test_a_response_that_can_be_read_in_two_ways_is_refused_whatever_it_says() -> None:
+    pattern = ResponsePattern("*status=#response#;*")
+    assert pattern.accepts("a=1;status=ok;b=2;")
+    assert not pattern.accepts("a=1;status=ok;status=ok;")
+    assert pattern.judge(b"a=1;status=ok;status=ok;") == "ambiguous"
+
+
+def test_literal_text_up_to_the_answer_may_name_a_deeper_member() -> None:
+    pattern = ResponsePattern('{"data":{"valid":#response#},*}')
+    assert pattern.accepts('{"data":{"valid":true},"x":1}')
+    assert not pattern.accepts('{"data":{"valid":false},"x":{"data":{"valid":true},"y":1}}')
+    assert not ResponsePattern('{*"data":{"valid":#response#},*}').accepts('{"data":{"valid":true},"x":1}')
+
+
+def test_the_end_of_another_name_is_not_the_member() -> None:
+    pattern = ResponsePattern('{*active":#response#,*}')
+    assert not pattern.accepts('{"inactive":true,"x":1}')
+    assert not pattern.accepts('{"active":true,"x":1}')
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        (BOTH_SIDES, "write response_member: active"),
+        ('{*,"valid":"#response#",*}', "write response_member: valid"),
+        ("*status=#response#;*", "write more of the text"),
+        ('{*tive":#response#}', "does not have the whole name of a member"),
+    ],
+)
+def test_a_pattern_that_can_be_read_in_several_ways_is_warned_of(pattern: str, said: str) -> None:
+    assert said in ResponsePattern(pattern).warning()
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "#response#",
+        SEED,
+        '{ "payload": { * },  "valid": #response# }',
+        '{"active": #response#, *}',
+        "<r>#response#</r>",
+    ],
+)
+def test_the_seeds_patterns_are_not_warned_of(pattern: str) -> None:
+    assert ResponsePattern(pattern).warning() == ""
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ('{"exp":1,"active":true}', None),
+        ('{"active":true}', None),
+        ('{"active":true,"exp":1}', None),
+        ('{"ext":{"active":false},"active":true}', None),
+        ('{"active":"true"}', None),
+        ('{"active":"Yes"}', None),
+        ('{"active":1}', None),
+        ('\ufeff{"active":true}', None),
+        ('{"active":false}', "says_invalid"),
+        ('{"active":null}', "says_invalid"),
+        ('{"active":"no"}', "says_invalid"),
+        ('{"active":0}', "says_invalid"),
+        ('{"active":1.0}', "says_invalid"),
+        ('{"active":2}', "says_invalid"),
+        ('{"active":[true]}', "says_invalid"),
+        ('{"active":{"active":true}}', "says_invalid"),
+        ('{"Active":true}', "member_missing"),
+        ('{"ext":{"active":true}}', "member_missing"),
+        ("{}", "member_missing"),
+        ('{"active":true,"active":true}', "not_json"),
+        ('[{"active":true}]', "not_json"),
+        ("true", "not_json"),
+        ('{"active":yes}', "not_json"),
+        ('{"active":true} x', "not_json"),
+        ("", "not_json"),
+        ("{" * 100_000, "not_json"),
+    ],
+)
+def test_a_member_of_a_json_answer_is_read_wherever_it_stands(body: str, reason: str | None) -> None:
+    assert response_reader("active", "#response#")(body.encode()) == reason
+
+
+def test_a_body_that_is_not_utf_8_says_nothing() -> None:
+    assert response_reader("active", "#response#")(b'{"active":true,"x":"\xff"}') == "not_json"
+    assert response_reader("", SEED)(b'{"x":"\xff","valid":true}') == "not_text"
 
 
 def test_quotes_in_claims_arrive_escaped_and_do_no_harm() -> None:

@@ -47,6 +47,17 @@ def test_the_oldest_go_first_and_other_files_stay(tmp_path):
     assert (tmp_path / "README").exists()
 
 
+def test_what_was_just_written_stays_though_the_clock_is_behind(tmp_path):
+    cache = StatusCache(str(tmp_path), max_entries=3)
+    for serial in range(3):
+        cache.write(ID, serial, b"answer")
+    for path in tmp_path.glob("*.ocsp"):
+        os.utime(path, (4e9, 4e9))
+    cache.write(ID, 9, b"answer")
+    assert cache.read(ID, 9) == b"answer"
+    assert len(list(tmp_path.glob("*.ocsp"))) == 3
+
+
 @pytest.mark.parametrize("obstacle", ["file", "link to nowhere"])
 def test_a_directory_that_cannot_be_had_is_one_warning_and_no_failure(tmp_path, obstacle, caplog):
     place = tmp_path / "cache"
@@ -70,3 +81,14 @@ def test_what_is_no_answer_is_not_read(tmp_path):
     assert cache.read(ID, 2) == b""
     (tmp_path / f"{ID}-{3:020d}.ocsp").write_bytes(b"x" * 100_000)
     assert cache.read(ID, 3) == b""
+
+
+def test_what_a_killed_tool_has_left_is_swept_with_the_next_answer(tmp_path):
+    cache = StatusCache(str(tmp_path / "cache"))
+    cache.write(ID, 7, b"answer")
+    left = tmp_path / "cache" / f".{ID}-{8:020d}.ocsp.1.0123456789ab"
+    left.write_bytes(b"half")
+    os.utime(left, (1, 1))
+    cache.write(ID, 9, b"answer")
+    assert not left.exists()
+    assert len(list((tmp_path / "cache").iterdir())) == 2

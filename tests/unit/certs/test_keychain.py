@@ -1,6 +1,7 @@
 """PKCS#12 keychains: SPVA specification 4.1.1."""
 
 import subprocess
+from datetime import UTC, datetime
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -19,6 +20,7 @@ from appliance.certs.keychain import (
     load_keychain,
     make_keychain,
 )
+from appliance.certs.pkcs12 import signing_time
 from appliance.certs.profiles import generate_key
 from appliance.errors import KeychainError
 from tests.helpers.pki import DAY, NOW, PASSWORD, Authority, site, write_pem
@@ -76,6 +78,27 @@ def test_openssl_reads_what_is_written(tmp_path, password):
     assert len(set(local_key_ids)) == 1
     assert text.count("friendlyName: softioc") == 2
     assert text.count("2.16.840.1.113894.746875.1.1") == 1, "Java's trusted key usage marks the CA alone"
+
+
+@pytest.mark.parametrize("password", ["", "secret"])
+def test_the_moment_of_issue_is_kept_with_the_key(tmp_path, password):
+    """The certificate does not tell it: a token's nbf may lie years before."""
+    moment = datetime(2026, 3, 1, 12, 30, 15, 999_999, tzinfo=UTC)
+    path = tmp_path / "k.p12"
+    path.write_bytes(dump_keychain(site().client, password.encode(), issued=moment))
+    assert signing_time(path.read_bytes()) == moment.replace(microsecond=0)
+    assert load_keychain(path.read_bytes(), password.encode())[1:] == site().client[1:]
+    text = openssl("pkcs12", "-in", path, "-passin", f"pass:{password}", "-nodes")
+    assert "signingTime" in text
+    assert text.count("localKeyID") == 2
+    assert signing_time(dump_keychain(site().client)) is None
+
+
+@pytest.mark.parametrize(
+    "tail", [b"", b"\x31", b"\x31\x02\x18\x00", b"\x31\x03\x18\x01x", b"\x31\x11\x18\x0f20269901000000Z"]
+)
+def test_a_moment_of_issue_that_is_none_is_not_there(tail):
+    assert signing_time(oid("1.2.840.113549.1.9.5") + tail) is None
 
 
 def test_trust_anchors_carry_javas_attribute_and_nothing_secret(tmp_path):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from appliance.cli.common import array_limit, complain, indented, selected
 from appliance.cli.pvxcall import arguments_of
 from appliance.cli.pvxget import parser as get_parser
-from appliance.cli.pvxput import assignments, builder
+from appliance.cli.pvxput import _given, _protected, assignments, builder
+from appliance.cli.pvxput import parser as put_parser
 from appliance.errors import ConfigurationError, PVDataError
-from appliance.pvdata import FLOAT64, INT32, ArrayType, StructType, UnionType, Value
+from appliance.pvdata import FLOAT64, INT32, STRING, ArrayType, StructType, UnionType, Value
 from appliance.pvdata.nt import NTEnum, NTScalar
 
 
@@ -23,10 +26,43 @@ from appliance.pvdata.nt import NTEnum, NTScalar
         (["a.b=x=y", "c="], {"a.b": "x=y", "c": ""}),
         (['{"a": "x=y"}'], {"": '{"a": "x=y"}'}),
         (["[1,2]"], {"value": "[1,2]"}),
+        (['["a","d=e"]'], {"value": '["a","d=e"]'}),
+        (['"a=b"'], {"value": '"a=b"'}),
     ],
 )
 def test_assignments(values: list[str], expected: dict[str, str]) -> None:
     assert assignments(values) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "hint"),
+    [(["1", "2", "3"], "'[1,2,3]'"), (["-1e3", ".5"], "'[-1e3,.5]'"), (["a", "b c"], """'["a","b c"]'""")],
+)
+def test_words_that_are_an_array_are_told_how_to_write_one(values: list[str], hint: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(hint)):
+        assignments(values)
+
+
+@pytest.mark.parametrize("word", ["-1e-3", "-inf", "-Infinity", "-nan", "-0x10", "-.5", "-5.", "-12"])
+def test_negative_numbers_are_values_and_no_options(word: str) -> None:
+    options = put_parser().parse_args(_protected(["-w", "5", "name", word, "-d"]))
+    assert _given(options.values) == [word]
+    assert options.debug
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["value={const:7}"], """'"{const:7}"'"""),
+        (["{const:7}"], """'"{const:7}"'"""),
+        (["description={const:7}", "value=1"], """'description="{const:7}"'"""),
+        (["a=b"], """'"a=b"'"""),
+    ],
+)
+def test_text_that_looks_like_something_else_is_told_how_it_is_quoted(words: list[str], hint: str) -> None:
+    present = Value(NTScalar(STRING))
+    with pytest.raises(PVDataError, match=re.escape(f"to write this text as it stands: {hint}")):
+        builder(assignments(words), None)(present)
 
 
 @pytest.mark.parametrize("values", [["1", "2"], ["a=1", "2"], ["=1"], ["a=1", "a=1"]])
@@ -92,4 +128,4 @@ def test_control_characters_of_a_server_do_not_reach_the_terminal(capsys: pytest
 def test_an_unknown_format_falls_back(capsys: pytest.CaptureFixture[str]) -> None:
     options = get_parser().parse_args(["-F", "xml", "-#", "7", "pv"])
     assert array_limit(options) == ("delta", 7)
-    assert capsys.readouterr().err == "Warning: ignoring unknown format 'xml'\n"
+    assert capsys.readouterr().err == "Warning: ignoring unknown format 'xml'; known are delta, tree, nt\n"

@@ -97,7 +97,7 @@ def test_bash_completes_options_and_formats(tmp_path: Path) -> None:
         COMP_WORDS=(pvxget -F ""); COMP_CWORD=2; _shtab_pvxget; echo "${{COMPREPLY[@]}}"
     """
     done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, timeout=30, check=False)
-    assert done.stdout.splitlines() == ["--json", "delta tree"], done.stderr
+    assert done.stdout.splitlines() == ["--json", "delta tree nt"], done.stderr
 
 
 def test_every_tool_tells_its_version() -> None:

@@ -1,8 +1,11 @@
 """Revocations beside the database: kept, whole, and of this authority only."""
 
+import os
+
 import pytest
 
-from appliance.cms.journal import Journal
+from appliance.cms.journal import Journal, JournalError
+from appliance.cms.lifecycle import Lifecycle
 from appliance.errors import ConfigurationError
 
 
@@ -49,3 +52,18 @@ def test_a_damaged_journal_is_refused(path, text):
     path.write_text(text)
     with pytest.raises(ConfigurationError, match="damaged"):
         Journal(str(path), "01234567")
+
+
+def test_what_could_not_be_written_is_written_later(path):
+    journal = Journal(str(path), "01234567")
+    writable, journal._fd = journal._fd, os.open(path, os.O_RDONLY)
+    with pytest.raises(JournalError, match="cannot be written"):
+        journal.add([(1, 10)])
+    os.close(journal._fd)
+    journal._fd = writable
+    lifecycle = Lifecycle(None, journal, None)
+    lifecycle.catch_up_journal()
+    assert not journal.missing
+    lifecycle.catch_up_journal()
+    journal.close()
+    assert Journal(str(path), "01234567").known == {1: 10}

@@ -2,11 +2,14 @@ import copy
 import os
 import pickle
 import stat
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from appliance.config.files import read_private, write_private, write_public
+from appliance.config.files import read_private, sweep, write_private, write_public
 from appliance.config.secret import Secret
 from appliance.errors import ConfigurationError
 
@@ -125,3 +128,36 @@ def test_a_secret_that_is_no_text_is_refused_without_its_bytes(tmp_path):
     with pytest.raises(ConfigurationError, match="UTF-8") as caught:
         Secret.from_file(tmp_path / "pwd")
     assert "geheim" not in repr(caught.value.__context__) or caught.value.__suppress_context__
+
+
+def left(directory, name, *, process, age_s):
+    path = directory / f".{name}.{process:x}.{age_s:012x}"
+    path.write_bytes(b"half")
+    then = time.time() - age_s
+    os.utime(path, (then, then))
+    return path
+
+
+def test_what_killed_writers_have_left_is_swept_and_nothing_else(tmp_path):
+    gone = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
+    )
+    dead = int(gone.stdout)
+    swept = [
+        left(tmp_path, "file", process=dead, age_s=5),
+        left(tmp_path, "file", process=os.getpid(), age_s=120),
+    ]
+    kept = [
+        left(tmp_path, "file", process=os.getpid(), age_s=5),
+        left(tmp_path, "other", process=dead, age_s=120),
+        tmp_path / ".file.0123456789ab",
+        tmp_path / "file.1.0123456789ab",
+    ]
+    for path in kept[2:]:
+        path.write_bytes(b"mine")
+    write_private(tmp_path / "file", b"whole")
+    assert not any(path.exists() for path in swept)
+    assert all(path.exists() for path in kept)
+    sweep(str(tmp_path))
+    assert not kept[1].exists()
+    assert all(path.exists() for path in (kept[0], *kept[2:]))

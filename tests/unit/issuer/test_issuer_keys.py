@@ -81,6 +81,16 @@ def test_a_rotation_cut_off_between_its_files_loses_nothing(tmp_path, monkeypatc
     assert again.rotate(12) == "demo-key-2"
 
 
+def test_a_clock_that_is_ahead_for_a_moment_loses_no_published_key(tmp_path) -> None:
+    keys = store(tmp_path)
+    keys.rotate(0)
+    before = keys.jwks(1)
+    assert kids(keys, 10 * 365 * 86400) == ["demo-key-2"]
+    assert keys.jwks(2) == before
+    keys.rotate(10 * 365 * 86400)
+    assert kids(keys, 3) == ["demo-key-3", "demo-key-2", "demo-key-1"]
+
+
 def test_retired_keys_are_bounded_in_number(tmp_path) -> None:
     keys = store("")
     for _ in range(MAX_RETIRED + 3):

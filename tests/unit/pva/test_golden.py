@@ -334,6 +334,21 @@ def test_what_a_server_has_never_sent_is_not_said_to_be_there(talk):
         assert reply.value.changed == changed
 
 
+def test_what_a_caller_changes_in_an_update_is_not_in_the_next_one(talk):
+    channel, _ = talk.opened()
+    talk.initialised(channel, c.CMD_MONITOR, 1)
+    big = talk.big
+    first = b"\x01\x01" + f64(1.0, big) + u32(2, big) + b"\x01a\0"
+    second = b"\x01\x02" + f64(2.0, big) + b"\0"
+    third = b"\x01\x08" + u32(3, big) + b"\0"
+    stores = []
+    for octets in (first, second, third):
+        (event,) = feed(talk.client, frame(13, u32(1, big) + b"\0" + octets, server=True, big=big))
+        stores.append(event.store.copy())
+        event.store[:] = [None, -1.0, None, -1, "the caller's own"]
+    assert stores == [[None, 1.0, None, 2, "a"], [None, 2.0, None, 2, "a"], [None, 2.0, None, 3, "a"]]
+
+
 def test_structures_that_a_caller_changes_in_its_value_are_not_in_the_next_answer(talk):
     channel, _ = talk.opened()
     big = talk.big

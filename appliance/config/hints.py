@@ -1,0 +1,138 @@
+"""What to write instead: for a key that is misspelt, and for a value that has another shape than it must have."""
+
+from __future__ import annotations
+
+import json
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any, Final
+
+import msgspec
+
+from appliance.config.secret import FilePath
+
+__all__ = ["shaped", "unknown"]
+
+_LONGEST: Final = 60
+_NAMES: Final[dict[Any, str]] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+_SHAPES: Final = ((dict, "a mapping"), (list, "a list"), (bool, "true or false"), (str, "text"))
+
+
+def unknown(what: str, word: object, known: Iterable[str]) -> str:
+    """Say that a word is not known, which one is meant if one is like it, and all that are."""
+    from difflib import get_close_matches
+
+    names = sorted(known)
+    folded = {name.lower().replace("-", "_"): name for name in names}
+    like = get_close_matches(str(word)[:_LONGEST].lower().replace("-", "_"), folded, n=1, cutoff=0.7)
+    meant = f"did you mean {folded[like[0]]}? Known" if like else "known"
+    return f"unknown {what}; {meant} are {', '.join(names)}"
+
+
+def shaped(why: str, value: Any, kind: Any, path: tuple[str | int, ...]) -> str:
+    """Say in words of YAML that a value has the wrong shape, and how it is written; else ``why`` as it is.
+
+    Args:
+        why: msgspec's sentence, as "Expected object | null, got str".
+        value: what stands in the file.
+        kind: the type that it should have.
+        path: where it stands.
+    """
+    if why.startswith("Invalid enum value"):
+        words = _literals(kind)
+        return unknown(f"value {_shown(value)}", value, words) if words else why
+    if not why.startswith("Expected ") or ", got " not in why:
+        return why
+    arms = _arms(kind)
+    if not arms:
+        return why
+    text = f"expected {_wanted(arms)}, not {_got(value)}"
+    sample = _sample(kind, value)
+    if sample is None:
+        return f"{text}; write it in quotes" if isinstance(value, bool) and str in arms else text
+    key = path[-1] if path else ""
+    return f"{text}; write: {f'{key}: {sample}' if isinstance(key, str) else f'- {sample}'}"
+
+
+def _wanted(arms: list[Any]) -> str:
+    struct = next((arm for arm in arms if _is_struct(arm)), None)
+    if struct is not None:
+        keys = ", ".join(field.encode_name for field in msgspec.structs.fields(struct))
+        return f"a mapping with the keys {keys}"
+    names = [
+        "a list"
+        if _is_list(arm)
+        else "a mapping"
+        if typing.get_origin(arm) is dict
+        else _NAMES.get(arm, "text")
+        for arm in arms
+    ]
+    return " or ".join(dict.fromkeys(names))
+
+
+def _sample(kind: Any, value: Any) -> str | None:
+    """How ``value`` is written where ``kind`` is wanted, or None where it has no place there."""
+    if not isinstance(value, str | int | float):
+        return None
+    arms = _arms(kind)
+    for arm in arms:
+        if arm in (str, FilePath) and isinstance(value, str):
+            return _shown(value)
+        if arm is str and not isinstance(value, bool):
+            return f'"{value}"'
+        if _is_list(arm):
+            inner = _sample(typing.get_args(arm)[0], value)
+            return None if inner is None else f"[{inner}]"
+        if _is_struct(arm):
+            fields = msgspec.structs.fields(arm)
+            needed = [field for field in fields if field.required]
+            only = needed[0] if len(needed) == 1 else fields[0] if fields and not needed else None
+            inner = None if only is None or not _is_text(only.type) else _sample(only.type, value)
+            return None if inner is None or only is None else f"{{{only.encode_name}: {inner}}}"
+    return None
+
+
+def _is_text(kind: Any) -> bool:
+    return _arms(kind)[:1] in ([str], [FilePath])
+
+
+def _arms(kind: Any) -> list[Any]:
+    """The alternatives of a type, without None and without what only bounds it."""
+    if typing.get_origin(kind) is typing.Annotated:
+        return _arms(typing.get_args(kind)[0])
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return [part for arm in typing.get_args(kind) for part in _arms(arm)]
+    return [] if kind in (None, type(None)) else [kind]
+
+
+def _is_struct(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+
+
+def _is_list(kind: Any) -> bool:
+    return typing.get_origin(kind) in (list, tuple, set, frozenset)
+
+
+def _literals(kind: Any) -> list[str]:
+    return [
+        str(word)
+        for arm in _arms(kind)
+        if typing.get_origin(arm) is typing.Literal
+        for word in typing.get_args(arm)
+    ]
+
+
+def _got(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    return next((name for kind, name in _SHAPES if isinstance(value, kind)), "a number")
+
+
+def _shown(value: Any) -> str:
+    """A short value as YAML takes it, in one line."""
+    if isinstance(value, str):
+        short = value if len(value) <= _LONGEST else value[: _LONGEST - 3] + "..."
+        plain = short.isprintable() and short and all(char.isalnum() or char in "._/-~" for char in short)
+        return short if plain and not short[0].isdigit() else json.dumps(short, ensure_ascii=True)
+    return json.dumps(value)[:_LONGEST]

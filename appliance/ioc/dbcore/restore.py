@@ -1,0 +1,77 @@
+"""Putting saved values back into records while the IOC is initialised (dbStaticLib), as autosave does it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from appliance.errors import ApplianceError, OperationError
+from appliance.ioc.dbcore import _c
+from appliance.ioc.dbcore.channel import DBChannel
+from appliance.ioc.dbcore.records import entry
+from appliance.ioc.dbcore.words import status_text
+
+__all__ = ["restore"]
+
+
+def restore(name: str, value: str | tuple[str, ...], *, is_late: bool) -> bool:
+    """Put one saved value back; nothing is processed.
+
+    Args:
+        name: record and field.
+        value: the saved text, or those of an array's elements.
+        is_late: records are initialised. Links can only be restored before, arrays only after that.
+
+    Returns:
+        Whether it was: what has to be done in the other pass is left out.
+
+    Raises:
+        ApplianceError: no such record or field, or a value that does not fit.
+
+    """
+    with entry() as cursor:
+        plain = name.removesuffix("$")
+        missing = _c.dbFindRecord(cursor, _c.raw(plain))
+        if not missing and not cursor.pflddes:
+            missing = _c.dbFindField(cursor, b"VAL")
+        if missing or not cursor.pflddes:
+            raise ApplianceError(f"there is no {name}")
+        if _c.dbIsAlias(cursor):
+            raise ApplianceError(f"{name} is an alias; autosave takes records by their own names")
+        kind = cursor.pflddes.contents.field_type
+        if kind == _c.DBF_NOACCESS or isinstance(value, tuple):
+            if is_late:
+                _late(name, value)
+            return is_late
+        if _c.DBF_INLINK <= kind <= _c.DBF_FWDLINK and is_late:
+            return False
+        if kind == _c.DBF_MENU and value.lstrip("-").isdecimal():
+            status = _c.dbPutMenuIndex(cursor, int(value))
+        else:
+            status = _c.dbPutString(cursor, _c.raw(value))
+        if status:
+            raise ApplianceError(f"{name}: {value[:64]!r}: {status_text(status)}")
+        return True
+
+
+def _late(name: str, value: str | tuple[str, ...]) -> None:
+    with DBChannel(name) as channel:
+        new: Any = value
+        if channel.is_array:
+            texts = (value,) if isinstance(value, str) else value
+            if len(texts) > channel.elements:
+                raise OperationError(f"{name} takes {channel.elements} elements, not {len(texts)}")
+            new = texts if channel.final_type == _c.DBF_STRING else [_number(text) for text in texts]
+        elif isinstance(value, tuple):
+            new = value[0] if value else ""
+        with channel.locked():
+            channel.put_locked(new)
+
+
+def _number(text: str) -> float | int:
+    try:
+        return int(text)
+    except ValueError:
+        try:
+            return float(text)
+        except ValueError:
+            raise OperationError(f"{text[:64]!r} is no number") from None

@@ -1,0 +1,120 @@
+"""What EPICS says, as sentences: words for its numbers, and file and line of what its parser complains about.
+
+The libraries that we load come without most of EPICS' error texts: they know a status as ``Error (511,5)``. The texts
+stand in the header files that are installed beside the libraries, and :func:`teach_words` gives them to EPICS.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from typing import Final
+
+from appliance.errors import ConfigurationError
+from appliance.ioc.dbcore import _c
+
+__all__ = ["complaint", "plain", "status_text", "teach_words"]
+
+_ANSI: Final = re.compile(r"\x1b\[[0-9;]*m")
+_DEFINED: Final = re.compile(r"#\s*define\s+S_\w+\s+\(\s*(M_\w+)\s*\|\s*(\d+)\s*\)\s*/\*\s*(.*?)\s*\*/")
+_MODULE: Final = re.compile(r"#\s*define\s+(M_\w+)\s+\(\s*(\d+)\s*<<\s*16\s*\)")
+_WHERE: Final = re.compile(r'(?:path "(?P<path>[^"]*)"\s+)?file "(?P<file>[^"\n]+)" line (?P<line>\d+)')
+_UNDEFINED: Final = re.compile(r"macro (\S+) is undefined")
+_WARNED: Final = re.compile(r"'(?P<file>[^'\n]+)' line (?P<line>\d+) has undefined macros")
+_LINK_TYPE: Final = re.compile(r"(?:dbJLinkInit: )?Link type '(\w+)' not found")
+_TEMPLATE: Final = re.compile(r"^line (?P<line>\d+): '(?P<near>[^'\n]*)'", re.MULTILINE)
+# What repeats the place or the text of the file, which the sentence names once.
+_NOISE: Final = re.compile(
+    r"^\s*\d+ \| |^\s*at or before '|^Failed to load |^macLib: |has undefined macros$|^line \d+: '|^iocsh Error: |^dbReadCOM: |^\W*$"
+)
+_OWN: Final = {(511, 5): "field may not be modified"}
+"""Where EPICS' text names an identifier of its source."""
+_kept: Final[list[object]] = []
+_MOST: Final = 4
+"""Complaints that one sentence tells."""
+
+
+def _texts() -> dict[tuple[int, int], str]:
+    found: dict[tuple[int, int], str] = {}
+    modules: dict[str, int] = {}
+    sources = []
+    for header in sorted((_c.epics_base() / "include").glob("*.h")):
+        source = header.read_text(encoding="latin-1")
+        if "define" in source and "M_" in source:
+            modules.update((name, int(number)) for name, number in _MODULE.findall(source))
+            sources.append(source)
+    for source in sources:
+        for module, number, text in _DEFINED.findall(source):
+            if module in modules and text:
+                # In the middle of a sentence; abbreviations stay.
+                start = text[0].lower() if text[1:2].islower() or text[1:2] == " " else text[0]
+                found.setdefault((modules[module], int(number)), start + text[1:])
+    return found | _OWN
+
+
+def teach_words() -> None:
+    """Give EPICS the words that it lacks; what the shell and the error log print has them too (errSymBld, errSymbolAdd)."""
+    _c.errSymBld()
+    for (module, number), text in _texts().items():
+        if not status_text(module << 16 | number).startswith("Error ("):
+            continue
+        # EPICS keeps the pointer.
+        kept = ctypes.create_string_buffer(text.encode())
+        _kept.append(kept)
+        _c.errSymbolAdd(module << 16 | number, ctypes.cast(kept, ctypes.c_char_p))
+
+
+def status_text(status: int) -> str:
+    """Return EPICS' words for a status code."""
+    buffer = ctypes.create_string_buffer(256)
+    _c.errSymLookup(status, buffer, len(buffer))
+    return buffer.value.decode("utf-8", "replace").strip() or f"EPICS status {status}"
+
+
+def plain(text: str) -> str:
+    """One line per message, without colours and blank lines."""
+    lines = (line.rstrip() for line in _ANSI.sub("", text).splitlines())
+    return "\n".join(line for line in lines if line and line.strip() != "ERROR:")
+
+
+def complaint(said: str, why: str, file: str | None) -> ConfigurationError:
+    """Make one sentence with file and line of what EPICS printed while it read a file.
+
+    Args:
+        said: its output.
+        why: what could not be done, for output that says nothing.
+        file: the file that it was told to read; the place may be in one that this includes.
+
+    """
+    text = plain(said)
+    where = _WHERE.search(text) or _WARNED.search(text)
+    line = int(where["line"]) if where is not None else None
+    if where is not None:
+        file = _named(where.groupdict(), file)
+    undefined = dict.fromkeys(_UNDEFINED.findall(text))
+    told = [f"the macro {name} is not defined" for name in list(undefined)[:_MOST]]
+    if where is None and (template := _TEMPLATE.search(text)) is not None:
+        line = int(template["line"])
+        if template["near"].isprintable() and "\ufffd" not in template["near"]:
+            told.append(f"near {template['near']!r}")
+    for each in text.splitlines():
+        message = re.sub(r"^(?:(?:ERROR|WARNING):?\s*)+", "", each.strip()).strip()
+        message = _LINK_TYPE.sub(
+            r"this IOC has no links of type \1 (see 'What this IOC does not have')", message
+        )
+        if (
+            message
+            and "\ufffd" not in message
+            and not _NOISE.search(message)
+            and message not in told
+            and len(told) < _MOST
+        ):
+            told.append(message.rstrip("."))
+    return ConfigurationError("; ".join(told) or why, file=file, line=line)
+
+
+def _named(where: dict[str, str], file: str | None) -> str:
+    name, path = where["file"], where.get("path")
+    if file is not None and (file == name or file.endswith("/" + name)):
+        return file
+    return name if path in (None, "", ".") or name.startswith("/") else f"{path}/{name}"

@@ -1,0 +1,72 @@
+"""One line of the IOC shell, from a script, a terminal or the console: run, and where it fails said why in one sentence.
+
+Start scripts that were written for other IOCs name commands of their C code. Each of those is answered by what this IOC has instead.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from appliance.errors import ApplianceError
+from appliance.ioc import dbcore
+
+__all__ = ["captured_line", "explained", "run_line", "words_of"]
+
+_WORD: Final = re.compile(r'"((?:[^"\\]|\\.)*)"|\'((?:[^\'\\]|\\.)*)\'|([^\s,()"\']+)')
+_NOT_FOUND: Final = re.compile(r"Command '?([^\s']+)'? not (?:found|registered)")
+_REGISTRAR: Final = "_registerRecordDeviceDriver"
+_PAGE: Final = "see 'What this IOC does not have' in its documentation"
+_MISSING: Final = (
+    (("seq", "seqShow", "seqChanShow", "seqStop", "seqcar", "seqQueueShow"), "this IOC has no sequencer: run a client beside it"),
+    (("drvAsyn", "asyn", "Stream", "streamSet", "vxi11", "Modbus", "modbus", "drvModbus", "motor", "asynMotor"), "this IOC has no asyn and no drivers in C"),
+    (("NDStd", "ND", "ADCore", "simDetector", "startPVA"), "this IOC has no areaDetector"),
+    (("caPutLog", "caPutJsonLog"), "puts are logged by TRAPWRITE in the access security file, and by 'put_log' of the configuration"),
+    (("autosaveBuild", "asVerify", "configMenu", "fdblist"), "this part of autosave is not here; makeAutosaveFiles makes request files"),
+    (("devIocStats", "iocAdmin"), "this IOC has no iocStats"),
+    (("pvasr", "startPVAServer", "stopPVAServer", "pvxs_target_info", "pvxsl", "pvxsi", "pvxs_log_config"), "PVAccess is served with iocInit; 'pvxsr' and 'pvxgl' show what is served"),
+    (("scriptAlarm", "luash", "luaSpawn", "py", "pydev", "ipython"), "this IOC runs no other language's scripts"),
+)  # fmt: skip
+"""Beginnings of commands, and what to say of them."""
+
+
+def words_of(line: str) -> list[str]:
+    """Split a line of the shell into its words, without brackets, commas and quotes."""
+    return [match[1] or match[2] or match[3] or "" for match in _WORD.finditer(line)]
+
+
+def explained(name: str) -> str:
+    """Say why there is no such command."""
+    if name.endswith(_REGISTRAR):
+        return f"{name}: what it registers is C code, which is not part of this IOC; {_PAGE}"
+    for beginnings, why in _MISSING:
+        if name.startswith(beginnings):
+            return f"{name}: {why}; {_PAGE}"
+    return f"{name}: there is no such command; 'help' lists those that there are, and {_PAGE}"
+
+
+def captured_line(line: str) -> tuple[bool, str]:
+    """Run it; return whether it succeeded, and what it printed or why it failed."""
+    ok, text = dbcore.shell_capture(line)
+    missing = None if ok else _NOT_FOUND.search(text)
+    return ok, text if missing is None else explained(missing[1]) + "\n"
+
+
+def run_line(line: str) -> ApplianceError | None:
+    """Run it; return why it failed, or None."""
+    words = words_of(line)
+    if words and words[0].endswith(_REGISTRAR):
+        return _register(words[0])
+    error = dbcore.shell_line(line)
+    if error is not None and (missing := _NOT_FOUND.search(str(error))) is not None:
+        return ApplianceError(explained(missing[1]))
+    return error
+
+
+def _register(name: str) -> ApplianceError | None:
+    """What all of these commands do: find the support of whatever is declared by now."""
+    try:
+        dbcore.register_support()
+    except ApplianceError as error:
+        return ApplianceError(f"{explained(name)} ({error})")
+    return None

@@ -1,0 +1,165 @@
+"""What is loaded before iocInit, in which order: for the IOC itself, and for the trial in a child process."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Final
+
+from appliance.errors import ApplianceError, ConfigurationError
+from appliance.ioc import dbcore, locate
+from appliance.ioc.access import read_access_file
+from appliance.ioc.config import LoadStep, Plan, is_substitutions
+from appliance.ioc.demo import DEMO_DEFINITION, register_demo
+from appliance.ioc.groups.config import Origin
+from appliance.ioc.groups.source import read_group_file
+from appliance.ioc.script import ScriptRunner
+
+__all__ = ["Loading"]
+
+_BEFORE: Final = "before iocInit: EPICS takes no records afterwards"
+
+
+class Loading:
+    """One per process. ``guard`` is asked before a file that no trial has seen is given to EPICS' parser."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.access_step = plan.acf
+        """The access security file that iocInit and asInit read."""
+        self.group_files = list(plan.groups)
+        self.loaded: list[LoadStep] = []
+        """Databases and substitution files, in this order."""
+        self.macros = ""
+        """Those of ``asSetSubstitutions``."""
+        self.guard: Callable[[LoadStep], None] | None = None
+        self.script = ScriptRunner(on_error=plan.on_error)
+
+    # -- the plan ------------------------------------------------------------------------------------
+
+    def definition(self) -> None:
+        """Load the database definition. Raises ConfigurationError."""
+        plan = self.plan
+        register_demo()
+        self._say(f'dbLoadDatabase("{plan.definition or "softIoc.dbd"}")')
+        dbcore.boot(plan.definition or None, channel_access=plan.channel_access)
+        dbcore.load_definition_text(DEMO_DEFINITION)
+        dbcore.register_support()
+
+    def files(self) -> None:
+        """Read access security and groups, load databases. Raises ConfigurationError or AccessFileError."""
+        plan = self.plan
+        if plan.acf is not None:
+            self._say(f'asSetFilename("{plan.acf.file}")')
+            read_access_file(plan.acf)
+        for group in plan.groups:
+            read_group_file(group)
+        for step in plan.databases:
+            command = "dbLoadTemplate" if is_substitutions(step.file) else "dbLoadRecords"
+            self._say(f'{command}("{step.file}"{f", {step.macros!r}" if step.macros else ""})')
+            self.load(step)
+        if plan.exit_prefix:
+            dbcore.load_records_text(dbcore.EXIT_RECORDS, {"IOC": plan.exit_prefix})
+
+    def load(self, step: LoadStep, *, as_template: bool | None = None) -> None:
+        """Load one database or substitution file. Raises ConfigurationError."""
+        if dbcore.ioc_state() is not dbcore.IocState.VOID:
+            raise ConfigurationError(f"must be loaded {_BEFORE}", file=step.file)
+        template = is_substitutions(step.file) if as_template is None else as_template
+        if template and not os.access(step.file, os.R_OK):
+            # EPICS' reader of substitution files crashes on a file that is not there.
+            raise ConfigurationError(
+                "cannot be read: there is no such file, or no permission", file=step.file
+            )
+        if self.guard is not None:
+            self.guard(step)
+        self.loaded.append(step)
+        try:
+            if template:
+                dbcore.load_template(step.file, step.macros or None)
+            else:
+                dbcore.load_records(step.file, step.macros or None)
+        except ConfigurationError as error:
+            raise locate.better(error, step) from None
+
+    def _say(self, text: str) -> None:
+        if self.plan.is_verbose:
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
+
+    # -- shell ---------------------------------------------------------------------------------------
+
+    def register_commands(self) -> None:
+        """Add the commands of the shell that load; after :meth:`definition`, so that they replace those of EPICS."""
+        add = dbcore.register_command
+        both: list[tuple[str, type]] = [("file", str), ("macros", str)]
+        add(
+            "dbLoadRecords",
+            both,
+            self._load_records,
+            'Load a record database: "file.db", "MACRO=value,...".\n',
+        )
+        add(
+            "dbLoadTemplate",
+            both,
+            self._load_template,
+            'Load a substitution file: "file.substitutions", "MACRO=value,...".\n',
+        )
+        add("asSetSubstitutions", [("macros", str)], self._set_macros, "Macros for asSetFilename.\n")
+        add(
+            "asSetFilename",
+            [("file", str)],
+            self._set_filename,
+            "Access security file; in force with iocInit or asInit.\n",
+        )
+        add("dbLoadGroup", both, self._load_group, 'Load group definitions; "-file" or "-*" removes.\n')
+
+    def _load_records(self, file: str | None, macros: str | None) -> None:
+        if not file:
+            raise ApplianceError('usage: dbLoadRecords("file.db", "MACRO=value,...")')
+        self.load(LoadStep(file, macros or ""), as_template=False)
+
+    def _load_template(self, file: str | None, macros: str | None) -> None:
+        if not file:
+            raise ApplianceError('usage: dbLoadTemplate("file.substitutions", "MACRO=value,...")')
+        self.load(LoadStep(file, macros or ""), as_template=True)
+
+    def _set_macros(self, macros: str | None) -> None:
+        self.macros = macros or ""
+
+    def _set_filename(self, file: str | None) -> None:
+        step = LoadStep(file, self.macros) if file else None
+        if step is not None and dbcore.ioc_state() is dbcore.IocState.VOID:
+            # A command that fails here ends a start script at its line; iocInit reads the file again.
+            read_access_file(step)
+        self.access_step = step
+
+    def _load_group(self, file: str | None, macros: str | None) -> None:
+        if not file:
+            raise ApplianceError('usage: dbLoadGroup("file.json", "MACRO=value,...")')
+        if dbcore.ioc_state() is not dbcore.IocState.VOID:
+            raise ApplianceError("groups must be loaded before iocInit")
+        if file.startswith("-"):
+            self._forget_groups(file[1:], macros or "")
+        else:
+            step = LoadStep(file, macros or "")
+            read_group_file(step)
+            self._forget_groups(file, macros or "")
+            self.group_files.append(step)
+
+    def _forget_groups(self, file: str, macros: str) -> None:
+        self.group_files = [
+            step for step in self.group_files if file != "*" and (step.file, step.macros) != (file, macros)
+        ]
+
+    # -- places --------------------------------------------------------------------------------------
+
+    def place(self, origin: Origin | None, near: str = "") -> locate.Place | None:
+        """Say where a part of a group definition is written."""
+        if origin is None:
+            return None
+        if origin.file is not None:
+            return locate.Place(origin.file, origin.line) if origin.line else None
+        assert origin.record is not None
+        return locate.find(self.loaded, origin.record, "info(Q:group)", near)

@@ -1,0 +1,218 @@
+"""Where in its files a record, a field or an info item is written.
+
+EPICS Base forgets that when it has read a database. Faults that show later, in links and groups, are to name file and line
+all the same, and so is a crash of its parser. This reads the files again, only for a message: what it does not understand costs
+the line number and nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from appliance.errors import ApplianceError, ConfigurationError
+from appliance.ioc.config import LoadStep, is_substitutions
+from appliance.ioc.dbcore import environment_value
+from appliance.ioc.macros import expand_known, parse_macros
+
+__all__ = ["Item", "Place", "better", "find", "unclosed"]
+
+_TOKEN: Final = re.compile(r'#[^\n]*|"(?:[^"\\\n]|\\.)*"|[{}(),]|[^\s{}(),"#]+|"')
+_LIMIT: Final = 64 << 20
+_DEPTH: Final = 16
+
+
+class Place(NamedTuple):
+    """A line of a file."""
+
+    file: str
+    line: int
+
+
+class Item(NamedTuple):
+    """Something that a database says of a record: ``record``, a field's name, or ``info(name)``."""
+
+    record: str
+    name: str
+    place: Place
+    text: str
+    """What follows in the file, macros expanded."""
+
+
+def _open(name: str) -> str | None:
+    """The text of a database, looked for where EPICS does."""
+    folders = [""] if "/" in name else (environment_value("EPICS_DB_INCLUDE_PATH") or ".").split(":")
+    for folder in folders:
+        path = Path(folder, name)
+        try:
+            if path.stat().st_size <= _LIMIT:
+                return path.read_bytes().decode("utf-8", "surrogateescape")
+        except OSError:
+            continue
+    return None
+
+
+def _tokens(text: str) -> Iterator[tuple[str, int, int]]:
+    line, seen = 1, 0
+    for match in _TOKEN.finditer(text):
+        line += text.count("\n", seen, match.start())
+        seen = match.start()
+        if not match.group().startswith("#"):
+            yield match.group(), line, match.end()
+
+
+def _bare(word: str) -> str:
+    return word[1:-1] if len(word) > 1 and word[0] == '"' == word[-1] else word
+
+
+def _items(step: LoadStep, depth: int = 0) -> Iterator[Item]:
+    text = _open(step.file)
+    if text is None or depth > _DEPTH:
+        return
+    macros = parse_macros(step.macros)
+    if is_substitutions(step.file):
+        for file, values in _templates(text, macros):
+            yield from _database(file, values, depth + 1)
+    else:
+        yield from _database(step.file, macros, depth)
+
+
+def _database(file: str, macros: Mapping[str, str], depth: int) -> Iterator[Item]:
+    text = _open(file)
+    if text is None or depth > _DEPTH:
+        return
+    text = expand_known(text, macros)
+    tokens = list(_tokens(text))
+    record = ""
+    nested = 0
+    for index, (word, line, end) in enumerate(tokens):
+        following = [each for each, _, _ in tokens[index + 1 : index + 5]]
+        if word == "{":
+            nested += 1
+        elif word == "}":
+            nested = max(nested - 1, 0)
+        elif word == "include" and nested == 0 and following:
+            yield from _database(_bare(following[0]), macros, depth + 1)
+        elif word in ("record", "grecord") and following[:1] == ["("] and len(following) == 4:
+            record = _bare(following[3])
+            nested = 0
+            yield Item(record, "record", Place(file, line), "")
+        elif word in ("field", "info") and following[:1] == ["("] and len(following) > 1:
+            name = _bare(following[1])
+            yield Item(
+                record,
+                name if word == "field" else f"info({name})",
+                Place(file, line),
+                text[end : end + 65536],
+            )
+
+
+def _templates(text: str, given: Mapping[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """The files that a substitution file loads, each with its macros."""
+    tokens = [_bare(word) for word, _, _ in _tokens(expand_known(text, given)) if word not in {"(", ")"}]
+    common: dict[str, str] = {}
+    at = 0
+    while at < len(tokens):
+        if tokens[at] == "global" and tokens[at + 1 : at + 2] == ["{"]:
+            values, at = _set(tokens, at + 2)
+            common.update(_pairs(values))
+        elif tokens[at] == "file" and tokens[at + 2 : at + 3] == ["{"]:
+            file = tokens[at + 1]
+            at += 3
+            names: list[str] | None = None
+            while at < len(tokens) and tokens[at] != "}":
+                if tokens[at] == "pattern" and tokens[at + 1 : at + 2] == ["{"]:
+                    names, at = _set(tokens, at + 2)
+                elif tokens[at] == "{":
+                    values, at = _set(tokens, at + 1)
+                    own = dict(zip(names, values, strict=False)) if names is not None else _pairs(values)
+                    yield file, {**given, **common, **own}
+                else:
+                    at += 1
+            at += 1
+        else:
+            at += 1
+
+
+def _set(tokens: list[str], at: int) -> tuple[list[str], int]:
+    values = []
+    while at < len(tokens) and tokens[at] != "}":
+        if tokens[at] != ",":
+            values.append(tokens[at])
+        at += 1
+    return values, at + 1
+
+
+def _pairs(values: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    name = ""
+    for value in values:
+        before, equals, after = value.partition("=")
+        if equals:
+            name = before
+            found[name] = after
+        elif name:
+            # NAME="text" comes as two tokens.
+            found[name], name = value, ""
+    return found
+
+
+def find(steps: Iterable[LoadStep], record: str, name: str = "record", near: str = "") -> Place | None:
+    """Say where a record, one of its fields or ``info(...)`` items is written; the last place, which counts.
+
+    Args:
+        steps: what was loaded.
+        record: the record's name.
+        name: ``record``, a field's name, or ``info(NAME)``.
+        near: a word in what follows whose own line is wanted.
+
+    """
+    found: Place | None = None
+    for step in steps:
+        try:
+            for item in _items(step):
+                if item.record != record or item.name not in (name, "record"):
+                    continue
+                if item.name == name or found is None:
+                    found = item.place
+                    if near and (at := item.text.find(near)) >= 0:
+                        found = Place(found.file, found.line + item.text.count("\n", 0, at))
+        except (ApplianceError, ValueError, IndexError):
+            continue
+    return found
+
+
+def unclosed(step: LoadStep) -> Place | None:
+    """Say where a brace opens that nothing closes, in a file or in those that a substitution file names; None where there is none."""
+    files = {step.file: None}
+    text = _open(step.file)
+    if text is not None and is_substitutions(step.file):
+        files.update((file, None) for file, _ in _templates(text, {}))
+    for file in files:
+        if (line := _unclosed_in(_open(file) or "")) is not None:
+            return Place(file, line)
+    return None
+
+
+def _unclosed_in(text: str) -> int | None:
+    opened: list[int] = []
+    for word, line, _ in _tokens(text):
+        if word == "{":
+            opened.append(line)
+        elif word == "}" and opened:
+            opened.pop()
+        elif word == "record" and opened:
+            # No record begins inside braces: the one before has not ended.
+            return opened[0]
+    return opened[0] if opened else None
+
+
+def better(error: ConfigurationError, step: LoadStep) -> ConfigurationError:
+    """The same error, or what is known better of a file of which EPICS names no line."""
+    if error.line is None and (place := unclosed(step)) is not None:
+        return ConfigurationError(
+            "a brace is opened here that nothing closes: a '}' is missing", file=place.file, line=place.line
+        )
+    return error

@@ -1,0 +1,123 @@
+"""Start scripts, line by line: a command that fails is named with file and line, and ends the start unless told otherwise.
+
+EPICS Base's own reader of scripts goes on after a failure. Each line is still EPICS' to parse and to run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+from appliance.errors import ApplianceError, ConfigurationError
+from appliance.ioc import dbcore
+from appliance.ioc.lines import run_line, words_of
+from appliance.ioc.macros import expand_known, parse_macros
+
+__all__ = ["ScriptRunner"]
+
+_LIMIT: Final = 4 << 20
+_DEPTH: Final = 16
+_INCLUDED: Final = re.compile(r"\s*<\s*([^<>\s]+)\s*$")
+_POLICIES: Final = {"continue": "continue", "break": "stop", "halt": "stop"}
+
+
+class ScriptRunner:
+    """Runs scripts; one per process.
+
+    ``before`` is told each command, and says whether it is to be run: the trial leaves out what would act outside.
+    """
+
+    def __init__(self, *, on_error: str = "stop") -> None:
+        self.on_error = on_error
+        self.before: Callable[[str, list[str]], bool] | None = None
+        self.where: tuple[str, int] = ("", 0)
+        """File and line of the command that runs."""
+        self.failures: list[ConfigurationError] = []
+        """Those that the script went on after."""
+
+    def run(self, path: str) -> None:
+        """Run a script. Blocks. Raises ConfigurationError for the first command that fails, unless told to go on."""
+        os.environ.setdefault("IOCSH_STARTUP_SCRIPT", path)
+        self._run(path, {}, self.on_error, 0)
+
+    def _run(self, path: str, macros: Mapping[str, str], on_error: str, depth: int) -> None:
+        if depth > _DEPTH:
+            raise ConfigurationError(f"scripts call each other more than {_DEPTH} deep", file=path)
+        for number, raw in enumerate(self._read(path).splitlines(), 1):
+            line = expand_known(raw, macros).strip() if macros else raw.strip()
+            if not line.startswith("#-"):
+                sys.stdout.write(line + "\n" if line else "")
+            if not line or line.startswith("#"):
+                continue
+            words = words_of(line)
+            if words[:1] == ["exit"]:
+                break
+            if words[:2] == ["on", "error"]:
+                on_error = _POLICIES.get(words[2] if len(words) > 2 else "", on_error)
+                continue
+            self.where = path, number
+            try:
+                if self.is_script(line, words):
+                    self._include(line, words, macros, on_error, depth)
+                elif self.before is None or self.before(line, words):
+                    sys.stdout.flush()
+                    if (why := run_line(line)) is not None:
+                        raise why
+            except ApplianceError as error:
+                found = _placed(error, path, number)
+                if on_error == "stop":
+                    raise found from None
+                dbcore.flush_output()
+                sys.stderr.write(f"{found}: the script goes on\n")
+                self.failures.append(found)
+
+    @staticmethod
+    def is_script(line: str, words: list[str]) -> bool:
+        """Whether a line runs another script."""
+        return words[:1] == ["iocshLoad"] or _INCLUDED.match(line) is not None
+
+    def run_typed(self, line: str, words: list[str]) -> None:
+        """Run the script that a line names. Raises ConfigurationError."""
+        self._include(line, words, {}, self.on_error, 0)
+
+    def _include(
+        self, line: str, words: list[str], macros: Mapping[str, str], on_error: str, depth: int
+    ) -> None:
+        given: Mapping[str, str] = macros
+        included = _INCLUDED.match(line)
+        if included is not None:
+            file = included[1].strip('"')
+        else:
+            if len(words) < 2:
+                raise ConfigurationError('usage: iocshLoad("file.cmd", "MACRO=value,...")')
+            file = words[1]
+            given = {**macros, **(parse_macros(words[2]) if len(words) > 2 else {})}
+        self._run(dbcore.expand_environment(file), given, on_error, depth + 1)
+
+    @staticmethod
+    def _read(path: str) -> str:
+        try:
+            with Path(path).open("rb") as file:
+                data = file.read(_LIMIT + 1)
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot read the script: {error.strerror or error}", file=path
+            ) from None
+        if len(data) > _LIMIT:
+            raise ConfigurationError(f"is larger than {_LIMIT} octets, which no script is", file=path)
+        return data.decode("utf-8", "surrogateescape")
+
+
+def _placed(error: ApplianceError, path: str, number: int) -> ConfigurationError:
+    """Name the line of the script, unless the error names a line of its own."""
+    if isinstance(error, ConfigurationError) and error.line is not None:
+        if "(run by " in error.why or error.file == path:
+            return error
+        return ConfigurationError(
+            f"{error.why} (run by {path}:{number})", file=error.file, line=error.line, key=error.key
+        )
+    return ConfigurationError(str(error), file=path, line=number)

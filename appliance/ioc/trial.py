@@ -1,0 +1,154 @@
+"""Try a start in a child process first: EPICS Base's parsers crash on some files, and nothing that is loaded can be unloaded.
+
+The child loads what the plan names, runs the start script up to iocInit, initialises without servers, without Channel Access links
+and without processing a record, and makes the groups. What it finds comes back as a sentence with file and line. So does its own
+death: then the sentence names the file that EPICS Base was reading.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import chdir
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from appliance.errors import ConfigurationError
+from appliance.ioc import locate
+from appliance.ioc.config import LoadStep, Plan
+from appliance.ioc.dbcore.words import complaint, plain
+
+__all__ = ["Finding", "Trial", "check_file", "plan_from_json"]
+
+_TIMEOUT_S: Final = 300.0
+_SAID: Final = 1 << 20
+_MANAGER: Final = ("NOTIFY_", "WATCHDOG_", "LISTEN_", "CREDENTIALS_")
+_PACKAGES: Final = str(Path(__file__).parents[2])
+
+
+class Finding(NamedTuple):
+    """What the child found."""
+
+    warnings: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
+    """What EPICS complains of and starts all the same, by sentence: links, initialisation of records."""
+    loaded: frozenset[LoadStep] = frozenset()
+    """Files that EPICS' parser reads without a crash."""
+    left_out: str = ""
+    """Why the trial ended before iocInit; empty when it came that far."""
+
+
+def plan_from_json(text: str) -> Plan:
+    """The other end of what :class:`Trial` sends."""
+    found: dict[str, Any] = json.loads(text)
+    for name in ("databases", "groups"):
+        found[name] = tuple(LoadStep(*step) for step in found[name])
+    found["acf"] = LoadStep(*found["acf"]) if found["acf"] else None
+    return Plan(**found)
+
+
+class Trial:
+    """A child under way, from its making to :meth:`finding`; the caller goes on meanwhile."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed by finding()
+        # -P: nothing is imported from the folder that the start happens in.
+        self._child = subprocess.Popen(
+            [sys.executable, "-P", "-m", "appliance.ioc.trial_child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            cwd=plan.folder or None,
+            env={
+                # What a service manager hands over is for the daemon alone.
+                **{name: value for name, value in os.environ.items() if not name.startswith(_MANAGER)},
+                "PYTHONPATH": _packages(),
+            },
+        )
+        assert self._child.stdin is not None
+        try:
+            self._child.stdin.write(json.dumps(plan._asdict()).encode())
+            self._child.stdin.close()
+        except BrokenPipeError:
+            pass
+        self._child.stdin = None
+
+    def finding(self) -> Finding:
+        """Wait for the child. Raises ConfigurationError for what cannot be started."""
+        try:
+            answer, _ = self._child.communicate(timeout=_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            raise ConfigurationError(
+                f"the databases are not loaded within {_TIMEOUT_S:.0f} s: what is read may wait for somebody"
+            ) from None
+        finally:
+            self.close()
+        self._said.seek(0)
+        said = self._said.read(_SAID).decode("utf-8", "replace")
+        self._said.close()
+        told = [json.loads(line) for line in answer.decode().splitlines()]
+        last = told[-1] if told else {}
+        at = LoadStep(*last["reading"]) if "reading" in last else None
+        if "running" in last:
+            file, line, command = last["running"]
+            name = _died(self._child.returncode)
+            raise ConfigurationError(f"EPICS Base crashes ({name}) in: {command[:200]}", file=file, line=line)
+        if "end" not in last:
+            with chdir(self._plan.folder or "."):
+                raise _crashed(self._child.returncode, at, said)
+        end = last["end"]
+        if (error := end.get("error")) is not None:
+            raise ConfigurationError(**error)
+        return Finding(
+            tuple(end["warnings"]),
+            tuple(end["faults"]),
+            frozenset(LoadStep(*each) for each in end["loaded"]),
+            end["left_out"],
+        )
+
+    def close(self) -> None:
+        """End the child if it is still there."""
+        if self._child.poll() is None:
+            self._child.kill()
+            self._child.wait()
+
+
+def _packages() -> str:
+    """Where the child finds this package, whatever folder it runs in."""
+    before = os.environ.get("PYTHONPATH", "")
+    return os.pathsep.join(part for part in (_PACKAGES, before) if part)
+
+
+def _died(status: int) -> str:
+    return signal.Signals(-status).name if -status in set(signal.Signals) else f"exit status {status}"
+
+
+def _crashed(status: int, at: LoadStep | None, said: str) -> ConfigurationError:
+    why = f"EPICS Base crashes ({_died(status)})"
+    if at is None:
+        last = plain(said).splitlines()
+        return ConfigurationError(
+            f"{why} before anything is loaded: {last[-1] if last else 'it said nothing'}"
+        )
+    if at.file == "iocInit":
+        last = plain(said).splitlines()
+        return ConfigurationError(
+            f"{why} in iocInit; the last that it said: {last[-1] if last else 'nothing'}"
+        )
+    return locate.better(complaint(said, f"{why} on it", at.file), at)
+
+
+def check_file(plan: Plan, step: LoadStep) -> None:
+    """Raise ConfigurationError for a file on which EPICS' parser crashes; all else it tells itself when it is loaded."""
+    alone = Plan(definition=plan.definition, databases=(step,), folder=str(Path.cwd()))
+    trial = Trial(alone)
+    try:
+        trial.finding()
+    except ConfigurationError:
+        if trial._child.returncode < 0:
+            raise

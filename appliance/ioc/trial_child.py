@@ -1,0 +1,199 @@
+"""The child of :mod:`appliance.ioc.trial`: reads a plan from standard input, answers on what was standard output.
+
+It never serves, never processes a record, and leaves out commands of a script that act outside the process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from typing import Any, Final, NoReturn
+
+from appliance.errors import ApplianceError, ConfigurationError
+from appliance.ioc import dbcore, locate
+from appliance.ioc.access import read_access_file
+from appliance.ioc.autosave import Autosave
+from appliance.ioc.claimed import rules_for_channel_access
+from appliance.ioc.config import LoadStep
+from appliance.ioc.dbcore import InitHook
+from appliance.ioc.dbcore.words import plain
+from appliance.ioc.groups.source import GroupSource
+from appliance.ioc.loading import Loading
+from appliance.ioc.trial import plan_from_json
+
+__all__ = ["main"]
+
+_OUTSIDE: Final = frozenset(("system", "epicsThreadSleep", "iocLogInit", "dbLoadGroupTest", "exit"))
+"""Commands that the trial does not run."""
+_FIELD: Final = re.compile(r"\b([^\s.:'\"]\S*?)\.([A-Z][A-Z0-9_]*)\b")
+_MOST: Final = 20
+
+
+class _Ended(Exception):  # noqa: N818 - no error
+    """The script does what a trial must not: the reason is its text."""
+
+
+class _Child:
+    def __init__(self, answer: int) -> None:
+        self.answer = answer
+        self.loading = Loading(plan_from_json(sys.stdin.read()))
+        self.loading.guard = self.reading
+        self.loading.script.before = self.before
+        self.autosave = Autosave(is_trial=True)
+        self.warnings: list[str] = []
+        self.faults: list[str] = []
+        self.said = 0
+        self.left_out = ""
+
+    def tell(self, **what: Any) -> None:
+        os.write(self.answer, (json.dumps(what) + "\n").encode())
+
+    def reading(self, step: LoadStep) -> None:
+        self.tell(reading=list(step))
+
+    def before(self, line: str, words: list[str]) -> bool:
+        self.tell(running=[*self.loading.script.where, line])
+        if words[:1] == ["dlload"]:
+            raise _Ended("it loads C code (dlload), which a trial must not run")
+        if words[:1] in (["iocInit"], ["iocBuild"]):
+            self.initialise()
+        unquoted = re.sub(r'"(?:[^"\\]|\\.)*"', "", line)
+        return bool(words) and words[0] not in _OUTSIDE and ">" not in unquoted
+
+    def run(self) -> NoReturn:
+        loading = self.loading
+        try:
+            if loading.plan.definition:
+                self.reading(LoadStep(loading.plan.definition))
+            loading.definition()
+            loading.register_commands()
+            self.autosave.register_commands()
+            _register_server_commands()
+            loading.files()
+            if loading.plan.acf is not None and loading.plan.channel_access:
+                rules_for_channel_access(read_access_file(loading.plan.acf), lambda _: True)
+            if loading.plan.script:
+                loading.script.run(loading.plan.script)
+            if loading.plan.loads_records:
+                self.initialise()
+            self.left_out = "nothing initialises the IOC"
+        except _Ended as why:
+            self.left_out = str(why)
+        except ConfigurationError as error:
+            self.end(error={"why": error.why, "file": error.file, "line": error.line, "key": error.key})
+        except ApplianceError as error:
+            self.end(error={"why": str(error)})
+        self.end()
+
+    def initialise(self) -> NoReturn:
+        """Everything of iocInit that comes before a record is processed, then the groups."""
+        self.tell(reading=["iocInit", ""])
+
+        def hook(state: int) -> None:
+            if state == InitHook.AFTER_INIT_DATABASE:
+                try:
+                    self.groups()
+                except ConfigurationError as error:
+                    self.end(
+                        error={"why": error.why, "file": error.file, "line": error.line, "key": error.key}
+                    )
+                except ApplianceError as error:
+                    self.end(error={"why": str(error)})
+                except BaseException as error:  # noqa: BLE001 - an exception must not enter C
+                    self.end(error={"why": f"{type(error).__name__}: {error}"})
+                self.end()
+
+        dbcore.on_init_hook(hook)
+        dbcore.flush_output()
+        self.said = os.lseek(2, 0, os.SEEK_CUR)
+        dbcore.build_isolated()
+        self.end(error={"why": "the IOC cannot be initialised"})
+
+    def groups(self) -> None:
+        dbcore.flush_output()
+        size = os.lseek(2, 0, os.SEEK_CUR)
+        said = plain(os.pread(2, max(size - self.said, 0), self.said).decode("utf-8", "replace"))
+        for line in said.splitlines():
+            if not line.startswith(("Starting iocInit", "iocRun:", "#")):
+                self.faults.append(self.located(line))
+        loading = self.loading
+        if loading.access_step is not None:
+            self.warnings.extend(read_access_file(loading.access_step).warnings)
+        if loading.plan.is_check:
+            self.links()
+        groups = GroupSource(None, loading.group_files, place=loading.place, report=self.warnings.append)
+        if groups.faults:
+            raise groups.faults[0]
+
+    def links(self) -> None:
+        """Look where the links of all records lead."""
+        for record, field, text in dbcore.database_links():
+            name = text.split()[0]
+            if dbcore.exists(name):
+                continue
+            if dbcore.exists(name.partition(".")[0]):
+                self.faults.append(
+                    self.located(f"{record}.{field}: a link to {name}, and that record has no such field")
+                )
+            else:
+                place = locate.find(self.loading.loaded, record, field)
+                warning = ConfigurationError(
+                    f"{record}.{field}: {name} is no record of this IOC: it is looked for over Channel Access",
+                    file=place.file if place else None,
+                    line=place.line if place else None,
+                )
+                self.warnings.append(str(warning))
+            if len(self.warnings) + len(self.faults) >= _MOST:
+                return
+
+    def located(self, text: str) -> str:
+        """Put file and line in front of a message that names a record, or a record's field."""
+        message = re.sub(r"^(?:(?:ERROR|WARNING):?\s*)+", "", text.strip())
+        for match in _FIELD.finditer(message):
+            record, field = match[1].lstrip("'\"("), match[2]
+            place = locate.find(self.loading.loaded, record, field)
+            if place is not None:
+                return str(ConfigurationError(message, file=place.file, line=place.line))
+        for word in re.findall(r"[^\s'\"(),]+", message):
+            name = word.rstrip(":.")
+            if dbcore.exists(name) and (place := locate.find(self.loading.loaded, name)) is not None:
+                return str(ConfigurationError(message, file=place.file, line=place.line))
+        return message
+
+    def end(self, error: dict[str, Any] | None = None) -> NoReturn:
+        if error is not None:
+            self.tell(end={"error": error})
+        else:
+            loaded = [list(step) for step in self.loading.loaded]
+            self.warnings.extend(str(failure) for failure in self.loading.script.failures)
+            self.tell(
+                end={
+                    "warnings": self.warnings[:_MOST],
+                    "faults": self.faults[:_MOST],
+                    "loaded": loaded,
+                    "left_out": self.left_out,
+                }
+            )
+        dbcore.flush_output()
+        os._exit(0)
+
+
+def _register_server_commands() -> None:
+    """Commands that need the server: a script may use them, and there is nothing to see yet."""
+    for name in ("pvxsr", "pvxgl", "asInit", "asdbdump", "asprules"):
+        dbcore.register_command(name, [], lambda *_: None)
+
+
+def main() -> None:
+    """Run the trial; never returns."""
+    answer = os.dup(1)
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)
+    dbcore.keep_errors_in_place()
+    _Child(answer).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Anyone may ask for the status of any serial number: who asks for thousands waits, the others do not."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from pathlib import Path
+
+from tests.helpers.cms import plain, running
+from tests.helpers.turns import Hostile, frame, longest_turn
+
+COUNT = 3000
+
+
+def ask(hostile: Hostile, issuer: str) -> None:
+    """Open a channel for each serial, and begin a GET of each."""
+    names = [f"CERT:STATUS:{issuer}:{serial}".encode() for serial in range(1, COUNT + 1)]
+    items = [struct.pack("<I", cid) + bytes((len(name),)) + name for cid, name in enumerate(names, 1)]
+    hostile.sock.sendall(frame(7, struct.pack("<H", COUNT) + b"".join(items)))
+    hostile.wait_for(7, COUNT)
+    hostile.sock.sendall(
+        b"".join(frame(10, struct.pack("<IIB", n, n, 8) + b"\xff") for n in range(1, COUNT + 1))
+    )
+    hostile.wait_for(10, COUNT)
+    hostile.sock.sendall(b"".join(frame(10, struct.pack("<IIB", n, n, 0)) for n in range(1, COUNT + 1)))
+
+
+async def test_who_asks_for_thousands_of_unknown_serials_waits_for_itself_only(tmp_path: Path) -> None:
+    async with running(tmp_path) as service, plain(service) as anyone:
+        issuer = service.names.issuer_id
+        await anyone.get(f"CERT:STATUS:{issuer}:900000001")
+        hostile = await asyncio.to_thread(Hostile, service.server.tcp_port, source="127.0.0.2")
+        signed = service.publisher.signed
+        with longest_turn() as longest:
+            await asyncio.to_thread(ask, hostile, issuer)
+            for serial in range(900_000_002, 900_000_012):
+                status = await anyone.get(f"CERT:STATUS:{issuer}:{serial}")
+                assert status["state"] == "UNKNOWN"
+            # They were answered between the others, long before all of these.
+            assert service.publisher.signed - signed < COUNT
+            await asyncio.to_thread(hostile.wait_for, 10, COUNT)
+        assert service.publisher.signed - signed == COUNT + 10
+        assert longest.seconds < 0.06
+        hostile.close()

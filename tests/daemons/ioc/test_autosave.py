@@ -1,0 +1,199 @@
+"""The commands of autosave: restored before and after initialisation, saved while the IOC runs, in autosave's own format."""
+
+from __future__ import annotations
+
+import asyncio
+import stat
+from pathlib import Path
+
+import pytest
+
+from appliance.ioc.savefile import parse_saved
+from tests.helpers.ioc_process import IocProcess, running_ioc, starting_ioc
+
+RECORDS = """
+record(ao, "$(P):ao") { field(VAL, "1") field(PINI, "YES") field(PREC, "2") }
+record(ao, "$(P):start") { field(OMSL, "closed_loop") field(DOL, "5") field(PINI, "YES") }
+record(mbbo, "$(P):choice") { field(ZRST, "zero") field(ONST, "one") field(TWST, "two") info(autosaveFields, "VAL DESC") }
+record(stringout, "$(P):text") {}
+record(lso, "$(P):long") { field(SIZV, "200") }
+record(waveform, "$(P):wave") { field(FTVL, "DOUBLE") field(NELM, "5") }
+record(waveform, "$(P):names") { field(FTVL, "STRING") field(NELM, "3") }
+record(bo, "$(P):trigger") {}
+"""
+REQUEST = """# a comment
+$(P):ao.VAL
+$(P):ao.SCAN
+$(P):ao.DESC
+file "more.req" R=$(P)
+$(P):elsewhere.VAL
+"""
+MORE = "$(R):choice\n$(R):text\n$(R):long.VAL$\n$(R):wave\n$(R):names\n$(R):start.DOL\n"
+SCRIPT = """
+set_requestfile_path(".", "req")
+set_savefile_path("sav")
+save_restoreSet_DatedBackupFiles(1)
+save_restoreSet_NumSeqFiles(2)
+set_pass0_restoreFile("all.sav")
+set_pass1_restoreFile("all.sav")
+dbLoadRecords("my.db", "P=L")
+iocInit
+create_monitor_set("all.req", 1, "P=L")
+"""
+WRITTEN_ELSEWHERE = """# save/restore V5.9\tAutomatically generated - DO NOT MODIFY - 2021-03-04
+L:ao.VAL 42.5
+L:ao.SCAN 6
+L:ao.DESC from \\"afar\\"
+L:choice 2
+L:start.DOL 8
+L:text some  text
+L:long.VAL$ long text
+L:wave @array@ { "1" "2.5" "-3" }
+L:names @array@ { "a b" "c" }
+L:gone.VAL 7
+<END>
+"""
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    for folder in ("req", "sav"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "my.db").write_text(RECORDS)
+    (tmp_path / "req" / "all.req").write_text(REQUEST)
+    (tmp_path / "req" / "more.req").write_text(MORE)
+    (tmp_path / "st.cmd").write_text(SCRIPT)
+    return tmp_path
+
+
+async def saved(path: Path, name: str, value: object) -> None:
+    """Wait until a save file holds a value."""
+    async with asyncio.timeout(30):
+        while True:
+            if path.exists() and dict(parse_saved(path.read_text(), {}, file="").values).get(name) == value:
+                return
+            await asyncio.sleep(0.02)
+
+
+async def values(ioc: IocProcess) -> dict[str, object]:
+    """What the records hold."""
+    names = ["ao", "ao.SCAN", "ao.DESC", "choice", "start", "text", "long", "wave", "names"]
+    async with ioc.client() as client:
+        found = [await client.get(f"L:{name}") for name in names]
+    plain = [each["value.index"] if "value.index" in each else each["value"] for each in found]
+    return dict(
+        zip(names, [each.tolist() if hasattr(each, "tolist") else each for each in plain], strict=True)
+    )
+
+
+RESTORED = {
+    "ao": 42.5,
+    "ao.SCAN": 6,
+    "ao.DESC": 'from "afar"',
+    "choice": 2,
+    "start": 8.0,
+    "text": "some  text",
+    "long": "long text",
+    "wave": [1.0, 2.5, -3.0],
+    "names": ("a b", "c"),
+}
+
+
+async def test_a_file_of_another_ioc_is_restored_before_and_after_initialisation(files: Path) -> None:
+    (files / "sav" / "all.sav").write_text(WRITTEN_ELSEWHERE)
+    async with running_ioc("-S", "st.cmd", cwd=files) as ioc:
+        assert await values(ioc) == RESTORED
+        await ioc.printed("L:gone.VAL")
+        await ioc.printed("save_restoreSet_DatedBackupFiles has no effect: ")
+
+
+async def test_what_is_saved_comes_back_with_the_next_start(files: Path) -> None:
+    path = files / "sav" / "all.sav"
+    async with running_ioc("-S", "st.cmd", cwd=files) as ioc, ioc.client() as client:
+        await saved(path, "L:ao.VAL", "1.0")
+        await client.put("L:ao", 42.5)
+        await client.put("L:ao.SCAN", {"value.index": 6})
+        await client.put("L:ao.DESC", 'from "afar"')
+        await client.put("L:choice", {"value.index": 2})
+        await client.put("L:start.DOL", "8")
+        await client.put("L:text", "some  text")
+        await client.put("L:long", "long text")
+        await client.put("L:wave", [1.0, 2.5, -3.0])
+        await client.put("L:names", ["a b", "c"])
+        await saved(path, "L:names", ("a b", "c"))
+        assert await ioc.stop() == 0
+    text = path.read_text()
+    assert text.startswith("# save/restore V")
+    assert text.endswith("<END>\n")
+    assert "! 1 channel(s) not connected" in text
+    assert "#L:elsewhere.VAL " in text
+    assert not stat.S_IMODE(path.stat().st_mode) & 0o002
+    assert (files / "sav" / "all.savB").exists()
+    assert (files / "sav" / "all.sav0").exists()
+    async with running_ioc("-S", "st.cmd", cwd=files) as ioc:
+        assert await values(ioc) == RESTORED
+
+
+async def test_what_changed_last_is_saved_when_the_ioc_ends(files: Path) -> None:
+    (files / "st.cmd").write_text(SCRIPT.replace('"all.req", 1', '"all.req", 3600'))
+    path = files / "sav" / "all.sav"
+    async with running_ioc("-S", "st.cmd", cwd=files) as ioc, ioc.client() as client:
+        await saved(path, "L:ao.VAL", "1.0")
+        await client.put("L:ao", 77.0)
+        await ioc.stop()
+    await saved(path, "L:ao.VAL", "77.0")
+
+
+async def test_a_damaged_file_is_replaced_by_its_backup_and_no_file_is_no_failure(files: Path) -> None:
+    (files / "sav" / "all.sav").write_text(WRITTEN_ELSEWHERE.replace("<END>\n", ""))
+    (files / "sav" / "all.savB").write_text(WRITTEN_ELSEWHERE.replace("42.5", "43.5"))
+    async with running_ioc("-S", "st.cmd", cwd=files) as ioc:
+        assert (await values(ioc))["ao"] == 43.5
+        await ioc.printed(r"<END> is missing; .*all\.savB is restored instead")
+    for path in (files / "sav").iterdir():
+        path.unlink()
+    async with running_ioc("-S", "st.cmd", cwd=files) as ioc:
+        assert (await values(ioc))["ao"] == 1.0
+        await ioc.printed("not restored: .*all.sav: cannot read the save file")
+
+
+async def test_incomplete_files_are_refused_where_that_is_asked_for(files: Path) -> None:
+    (files / "sav" / "all.sav").write_text(WRITTEN_ELSEWHERE.replace("L:ao.VAL", "! 3 channels\nL:ao.VAL", 1))
+    (files / "st.cmd").write_text("save_restoreSet_IncompleteSetsOk(0)\n" + SCRIPT)
+    async with running_ioc("-S", "st.cmd", cwd=files) as ioc:
+        assert (await values(ioc))["ao"] == 1.0
+        await ioc.printed("3 PVs had no value when it was written")
+
+
+async def test_sets_are_saved_by_hand_by_time_and_by_a_trigger(files: Path) -> None:
+    for name in ("hand", "timed", "triggered"):
+        (files / "req" / f"{name}.req").write_text("L:ao\n")
+    (files / "st.cmd").write_text(
+        SCRIPT + 'create_manual_set("hand.req")\ncreate_periodic_set("timed.req", 1)\n'
+        'create_triggered_set("triggered.req", "L:trigger")\nmakeAutosaveFileFromDbInfo("info.req", "autosaveFields")\n'
+    )
+    sav = files / "sav"
+    async with running_ioc("st.cmd", cwd=files) as ioc, ioc.client() as client:
+        await saved(sav / "timed.sav", "L:ao", "1.0")
+        assert not (sav / "hand.sav").exists()
+        await client.put("L:ao", 5.0)
+        ioc.type("manual_save hand.req\n")
+        await saved(sav / "hand.sav", "L:ao", "5.0")
+        assert not (sav / "triggered.sav").exists()
+        await client.put("L:trigger", {"value.index": 1})
+        await saved(sav / "triggered.sav", "L:ao", "5.0")
+        await client.put("L:ao", 6.0)
+        ioc.type("fdbrestore hand.sav\nsave_restoreShow\n")
+        await ioc.printed(r"saved by manual_save: hand\.sav: 1 PVs, saved ")
+        assert (await client.get("L:ao"))["value"] == 5.0
+        ioc.type("remove_data_set nonsense.req\n")
+        await ioc.printed(r"remove_data_set: there is no set nonsense\.req")
+    assert (files / "info.req").read_text() == "L:choice.VAL\nL:choice.DESC\n"
+
+
+async def test_a_request_file_that_is_wrong_ends_the_start_with_file_and_line(files: Path) -> None:
+    (files / "req" / "all.req").write_text("L:ao\n$(NOSUCH):x\n")
+    (files / "st.cmd").write_text(SCRIPT.replace("iocInit\n", "", 1) + "iocInit\n")
+    async with starting_ioc("-S", "st.cmd", cwd=files) as ioc:
+        assert await ioc.ended() == 1
+        assert "all.req:2: a macro of $(NOSUCH):x is not defined" in ioc.log
