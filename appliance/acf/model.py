@@ -304,7 +304,8 @@ class Access:
                 continue
             if rule.grants & ~have:
                 # Base logs by the rule that raised the access to what it is; the gateway by any that applied.
-                trapwrite = rule.trapwrite or (trapwrite and self._owner.gateway)
+                # A rule that adds RPC to WRITE says nothing about puts: they stay logged.
+                trapwrite = rule.trapwrite or (trapwrite and bool(self._owner.gateway or have & WRITE))
                 have |= rule.grants
             elif self._owner.gateway:
                 trapwrite |= rule.trapwrite

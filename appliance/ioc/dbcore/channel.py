@@ -168,7 +168,9 @@ def exists(name: str) -> bool:
 
     A name with control characters is nobody's, whatever its modifiers would say: EPICS would print it.
     """
-    return len(name) < 1024 and _CONTROL_CHARACTER.search(name) is None and not _c.dbChannelTest(_c.raw(name))
+    if len(name) >= 1024 or (not name.isprintable() and _CONTROL_CHARACTER.search(name) is not None):
+        return False
+    return not _c.dbChannelTest(_c.raw(name))
 
 
 _c_text: Final = _c.c_text

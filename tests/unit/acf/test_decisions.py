@@ -228,6 +228,8 @@ def test_the_highest_access_of_all_rules_is_granted(rules, gateway, access):
         ("RULE(1,READ) RULE(1,WRITE,TRAPWRITE)", False, True),
         ("RULE(1,WRITE) RULE(1,WRITE,TRAPWRITE)", False, False),
         ("RULE(1,WRITE,NOTRAPWRITE)", False, False),
+        ("RULE(1,WRITE,TRAPWRITE) RULE(1,RPC)", False, True),
+        ("RULE(1,WRITE) RULE(1,RPC,TRAPWRITE)", False, True),
         ("RULE(1,WRITE) RULE(1,WRITE,TRAPWRITE)", True, True),
         ("RULE(1,PUT,TRAPWRITE) RULE(1,RPC)", True, True),
     ],
