@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -196,15 +197,9 @@ def test_options_of_a_keychain_are_ones_that_its_authenticator_takes(tmp_path, i
     item = {"name": "one", **item}
     text = render(tmp_path, "spva_keychain", "keychain.conf.j2", item=item)
     assert f'\nEnvironment="SPVA_OPTIONS={options}"\n' in text
-    # It reads them all before it asks anybody: there is nobody to ask here.
-    done = subprocess.run(
-        [
-            sys.executable, "-m", f"appliance.cli.authn{item.get('method', 'jwt')}", "--check-due", *options.split(),
-        ],
-        capture_output=True, text=True, check=False, timeout=60, cwd=ROOT,
-        env={**os.environ, "EPICS_PVA_TLS_KEYCHAIN": str(tmp_path / "none.p12")},
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")
+    # Options without an effect are refused with --check-due, so the command line itself is asked.
+    module = importlib.import_module(f"appliance.cli.authn{item.get('method', 'jwt')}")
+    module.parser().parse_args(options.split())
 
 
 def test_password_of_a_keychain_is_in_no_unit(tmp_path):

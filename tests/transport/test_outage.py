@@ -70,7 +70,7 @@ async def test_a_beacon_of_the_server_that_was_lost_hurries_the_search(same_proc
     """The same process too: it is the network that was cut."""
     port, heard = free_udp_port(), free_udp_port()
     config = server_config()._replace(
-        broadcast_port=port, beacon_addr_list=(Endpoint(HOST, heard),), beacon_period=0.2
+        broadcast_port=port, beacon_addr_list=(Endpoint("127.255.255.255", heard),), beacon_period=0.2
     )
     first = serving(Server(config), "pv")
     settings = client_config(port)._replace(broadcast_port=heard)
