@@ -23,14 +23,16 @@ from appliance.certs.x509 import (
     find_extension,
     is_ca,
     issuer_id,
+    public_key,
     renew_by,
     san,
+    serial_number,
     shown_id,
     status_pv,
     subject_key_identifier,
     subject_text,
 )
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, CertificateError
 
 __all__ = [
     "anchor_lines",
@@ -141,7 +143,7 @@ def dump_lines(certificate: x509.Certificate) -> list[str]:
     lines = [
         f"Subject        : {subject_text(certificate.subject)}",
         f"Issuer         : {subject_text(certificate.issuer)}",
-        f"Serial         : {certificate.serial_number} (0x{certificate.serial_number:x})",
+        f"Serial         : {serial_number(certificate)} (0x{serial_number(certificate):x})",
         f"Not Before     : {format_date(certificate.not_valid_before_utc)}",
         f"Not After      : {format_date(certificate.not_valid_after_utc)}",
         f"Public Key     : {_key_text(certificate)}",
@@ -195,9 +197,9 @@ def _extension_lines(certificate: x509.Certificate) -> list[str]:
 
 def _key_text(certificate: x509.Certificate) -> str:
     try:
-        key = certificate.public_key()
-    except UNREADABLE as error:
-        return f"cannot be read: {error}"
+        key = public_key(certificate)
+    except CertificateError:
+        return "cannot be read"
     if isinstance(key, rsa.RSAPublicKey):
         return f"RSA {key.key_size} bits"
     if isinstance(key, ec.EllipticCurvePublicKey):

@@ -7,9 +7,7 @@ that has proved to be the certificate service (see `cms_only`), before the first
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import stat
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -38,6 +36,7 @@ from appliance.certs.keychain import (
     check_keychain,
     dump_keychain,
     dump_trust_anchors,
+    ended_anchor_warnings,
     load_key,
     load_keychain,
     make_keychain,
@@ -45,9 +44,18 @@ from appliance.certs.keychain import (
 from appliance.certs.pkcs12 import signing_time
 from appliance.certs.profiles import USAGES, check_public_key, generate_key
 from appliance.certs.status import CertState, OCSPState, format_date, read_renew_by
-from appliance.certs.x509 import UNREADABLE, common_name, find_extension, renew_by, shown_id, subject_text
+from appliance.certs.x509 import (
+    UNREADABLE,
+    common_name,
+    find_extension,
+    load_der,
+    renew_by,
+    serial_number,
+    shown_id,
+    subject_text,
+)
 from appliance.client.context import Context
-from appliance.config.files import read_private, write_private
+from appliance.config.files import check_replaceable, read_private, replace_private
 from appliance.errors import (
     ApplianceError,
     CertificateError,
@@ -80,6 +88,7 @@ _DUPLICATE: Final = "Duplicate Certificate Subject"
 _FUTURE: Final = timedelta(days=1)
 """How far in the future a certificate may begin: clocks differ, but not by days."""
 _PRESENT_S: Final = 2.0
+_ENDED: Final = "the certificate service says that its certificate has EXPIRED, whatever its date says, so it is of no use"
 _FORGOTTEN: Final = "the certificate service does not know its certificate, as after a restore of the service's database, so it is of no use"
 """Seconds that are spent on the status of a keychain that is there already."""
 
@@ -153,6 +162,19 @@ def _unknown_for_good(report: Verdict) -> bool:
     return answer is not None and answer.state is OCSPState.UNKNOWN and report.claimed is CertState.UNKNOWN
 
 
+def _over(report: Verdict | None) -> str:
+    """Why the service's signed word ends a certificate before its own date does; empty where it does not.
+
+    A service whose clock was ahead for a moment has recorded EXPIRED, and that stays.
+    """
+    if report is None:
+        return ""
+    if _unknown_for_good(report):
+        return _FORGOTTEN
+    expired = report.claimed is CertState.EXPIRED and report.answer is not None
+    return _ENDED if expired and report.state is CertState.EXPIRED else ""
+
+
 def cms_only(_: bytes | None, chain: tuple[bytes, ...]) -> None:
     """Refuse, inside the TLS handshake, a server that is not the certificate service itself.
 
@@ -160,11 +182,10 @@ def cms_only(_: bytes | None, chain: tuple[bytes, ...]) -> None:
     Only the service's own certificate may sign OCSP responses (SPVA specification 4.2), which the CA never grants to
     requesters. Raises CertificateError.
     """
-    try:
-        leaf = x509.load_der_x509_certificate(chain[0])
-        purposes = find_extension(leaf, x509.ExtendedKeyUsage)
-    except (IndexError, *UNREADABLE) as error:
-        raise CertificateError(f"the certificate cannot be read: {error}") from error
+    if not chain:
+        raise CertificateError("the certificate cannot be read: there is none")
+    leaf = load_der(chain[0])
+    purposes = find_extension(leaf, x509.ExtendedKeyUsage)
     if purposes is None or ExtendedKeyUsageOID.OCSP_SIGNING not in purposes:
         raise CertificateError(
             f"it is {subject_text(leaf.subject)}, a certificate of this site but not the certificate service's own"
@@ -203,9 +224,9 @@ def check_issued(
             )
         if not common_name(leaf.subject):
             raise SecurityError("its subject has no common name")
-        if reply.serial and reply.serial != leaf.serial_number:
+        if reply.serial and reply.serial != serial_number(leaf):
             raise SecurityError(
-                f"its serial number is {leaf.serial_number} and not {reply.serial} as the service says"
+                f"its serial number is {serial_number(leaf)} and not {reply.serial} as the service says"
             )
         weak = check_public_key(leaf.public_key())
         if weak:
@@ -275,11 +296,33 @@ class Requester:
         except KeychainError as error:
             trouble = str(error)
         else:
+            for warning in ended_anchor_warnings(keychain, self.now()):
+                self.say(f"Warning: {path}: {warning}")
             return Existing(keychain, keychain.key, issued=signing_time(read.data))
         try:
             return Existing(None, load_key(read.data, password))
         except KeychainError:
             return Existing(trouble=trouble)
+
+    def certificate_there(self) -> x509.Certificate | None:
+        """The certificate of the keychain that is there, without a word about what is wrong with it."""
+        told, self.say = self.say, lambda _: None
+        try:
+            return self.look().certificate
+        except ApplianceError:
+            return None
+        finally:
+            self.say = told
+
+    def _check_identity(self, existing: Existing, subject: x509.Name | None) -> None:
+        """Refuse to replace a keychain by one for somebody else, unless it is forced."""
+        certificate = existing.certificate
+        if certificate is None or subject is None or _parts(certificate.subject) == _parts(subject):
+            return
+        raise KeychainError(
+            f"{self.settings.keychain}: it is the keychain of {subject_text(certificate.subject)}, and {subject_text(subject)} "
+            "is asked for; nothing was requested: name another keychain, ask for the same name, or replace it with --force"
+        )
 
     def renewal_due(self, existing: Existing) -> tuple[bool, datetime | None]:
         """Whether it is time for another certificate, and the date from which it is (None: there is none to renew)."""
@@ -305,9 +348,8 @@ class Requester:
         if due:
             return due, when, ""
         report = await self._report(existing)
-        if report is not None and _unknown_for_good(report):
-            return True, None, _FORGOTTEN
-        return False, when, ""
+        why = _over(report)
+        return (True, None, why) if why else (False, when, "")
 
     # -- requests --------------------------------------------------------------------------------------
 
@@ -334,6 +376,8 @@ class Requester:
             raise KeychainError(
                 f"{path}: {existing.trouble}; it was left as it is: move it away, or replace it with --force"
             )
+        if not force:
+            self._check_identity(existing, subject)
         key = existing.key
         if if_due:
             due, when, why = await self.due(existing)
@@ -345,10 +389,10 @@ class Requester:
                 self.say(f"{path}: {why}; a new one is requested")
         report = await self._report(existing)
         state = CertState.UNKNOWN if report is None else report.state
-        forgotten = report is not None and _unknown_for_good(report)
-        if forgotten:
+        over = _over(report)
+        if over:
             if not if_due:
-                self.say(f"{path}: {_FORGOTTEN}; a new one is requested")
+                self.say(f"{path}: {over}; a new one is requested")
         elif state is CertState.REVOKED:
             if if_due:
                 raise SecurityError(
@@ -380,7 +424,7 @@ class Requester:
         try:
             reply = await self._send(request, trust, secret=secret, allow_plaintext=allow_plaintext)
         except RemoteError as error:
-            if forgotten or not (if_due and existing.is_current(self.now()) and _DUPLICATE in str(error)):
+            if over or not (if_due and existing.is_current(self.now()) and _DUPLICATE in str(error)):
                 raise
             certificate = existing.certificate
             assert certificate is not None
@@ -396,6 +440,9 @@ class Requester:
             reply, key=key, anchors=trust.anchors, usage=self.settings.usage, subject=subject, now=self.now()
         )
         identifier = shown_id(keychain.issuer_id, keychain.serial)
+        if not (force or if_due):
+            # Whom a token stands for is known when the certificate is there.
+            self._check_token_identity(existing, keychain, identifier)
         if reply.state in (CertState.REVOKED, CertState.EXPIRED):
             raise SecurityError(
                 f"the certificate service calls the new certificate {identifier} {reply.state}"
@@ -475,7 +522,7 @@ class Requester:
             given=given,
             wanted=trusting.fingerprint,
             keychain=keychain,
-            known=KnownAnchors(settings.client.config_dir, settings.prefix, settings.issuer),
+            known=KnownAnchors(settings.client.config_file, settings.prefix, settings.issuer),
             first_use=trusting.first_use,
             say=self.say,
         )
@@ -554,6 +601,19 @@ class Requester:
         except ApplianceError:
             return None
 
+    def _check_token_identity(self, existing: Existing, keychain: Keychain, identifier: str) -> None:
+        certificate, issued = existing.certificate, keychain.certificate
+        if certificate is None or issued is None:
+            return
+        # What stands beside the name is the service's rule, and may change between two certificates of one person.
+        if common_name(certificate.subject) == common_name(issued.subject):
+            return
+        raise KeychainError(
+            f"{self.settings.keychain}: it is the keychain of {subject_text(certificate.subject)}, and the certificate "
+            f"{identifier} that came is for {subject_text(issued.subject)}; nothing was written, and the new key is gone: name "
+            "another keychain, or replace this one with --force"
+        )
+
     # -- files -----------------------------------------------------------------------------------------
 
     def _present(self, action: str, existing: Existing) -> Outcome:
@@ -580,30 +640,9 @@ class Requester:
     def _check_destination(self) -> None:
         """See that the keychain can be written before a certificate is issued that would have no home."""
         path = self.settings.keychain
-        directory = os.path.dirname(path) or "."  # noqa: PTH120 - start-up time
-        make_directory(directory)
-        if os.path.isdir(path):  # noqa: PTH112
-            raise ConfigurationError("is a directory; name the keychain file itself", file=path)
-        if not os.access(directory, os.W_OK | os.X_OK):
-            raise ConfigurationError(
-                "cannot create files in this directory; run the command as the keychain's owner",
-                file=directory,
-            )
+        make_directory(os.path.dirname(path) or ".")  # noqa: PTH120 - start-up time
+        check_replaceable(path)
 
     def _write(self, data: bytes) -> None:
-        path = self.settings.keychain
-        owner = None
-        if os.geteuid() == 0:
-            # Renewed by root for a service: the service must still be able to read its keychain.
-            with contextlib.suppress(OSError):
-                before = os.lstat(path)
-                owner = (
-                    (before.st_uid, before.st_gid) if before.st_uid and stat.S_ISREG(before.st_mode) else None
-                )
-        try:
-            write_private(path, data, owner=owner)
-        except ConfigurationError as error:
-            if owner is None:
-                raise
-            write_private(path, data)
-            self.say(f"Warning: {path}: cannot be given back to its owner: {error}")
+        for warning in replace_private(self.settings.keychain, data):
+            self.say(f"Warning: {warning}")

@@ -58,6 +58,9 @@ class RequesterSettings(NamedTuple):
     warnings: tuple[str, ...]
     sibling: tuple[str, Secret]
     """The same account's keychain for the other end of connections, and its password; the path may be empty."""
+    named: frozenset[str] = frozenset()
+    """The parts of the subject (``name``, ``organization`` ...) that somebody said; the others come from the account, the host
+    and the locale."""
 
     @property
     def create_pv(self) -> str:
@@ -96,7 +99,7 @@ def resolve_requester(
     path = own.tls_keychain
     if not for_client:
         warnings += [text for text in server.warnings if text not in warnings]
-    default = f"{client.config.config_dir}/{'client' if for_client else 'server'}.p12"
+    default = client.config.config_file("client.p12" if for_client else "server.p12")
 
     def variable(what: str) -> str:
         names = [f"EPICS_PVA_AUTH_{what}"]
@@ -135,6 +138,11 @@ def resolve_requester(
         client=client.config._replace(tls_keychain="", tls_keychain_password=Secret()),
         warnings=tuple(warnings),
         sibling=(other.tls_keychain, other.tls_keychain_password),
+        named=frozenset(
+            what.lower()
+            for what in ("NAME", "ORGANIZATION", "ORGANIZATIONAL_UNIT", "COUNTRY")
+            if given.get(what.lower()) or variable(what)
+        ),
     )
 
 

@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from appliance.authn.ccr import MAX_PEM_CHARS
 from appliance.certs.keychain import Keychain, Password, load_keychain
-from appliance.certs.x509 import UNREADABLE, is_ca, is_self_signed, issuer_id, subject_text
-from appliance.config.files import write_public
+from appliance.certs.x509 import is_ca, is_self_signed, issuer_id, load_pem_text, subject_text
+from appliance.config.files import make_directories, write_public
 from appliance.errors import (
     ApplianceError,
     CertificateError,
@@ -77,10 +77,7 @@ def load_pem(text: bytes) -> list[x509.Certificate]:
     """The certificates of a PEM text, a few at most. Raises CertificateError."""
     if len(text) > MAX_PEM_CHARS:
         raise CertificateError(f"the certificates have {len(text)} characters; that is far too many")
-    try:
-        found = x509.load_pem_x509_certificates(text)
-    except UNREADABLE as error:
-        raise CertificateError(f"the certificates cannot be read as PEM: {error}") from error
+    found = load_pem_text(text)
     if len(found) > _MAX_CERTIFICATES:
         raise CertificateError(f"there are {len(found)} certificates; at most {_MAX_CERTIFICATES} are read")
     return found
@@ -130,10 +127,11 @@ def _is_anchor(certificate: x509.Certificate) -> bool:
 class KnownAnchors:
     """The file that keeps the anchor that was trusted on first use, in PEM form."""
 
-    def __init__(self, config_dir: str, prefix: str, issuer: str) -> None:
+    def __init__(self, config_file: Callable[[str], str], prefix: str, issuer: str) -> None:
+        """``config_file`` gives the path of a file of the configuration."""
         special = [] if prefix == "CERT" else ["".join(c if c.isalnum() else "_" for c in prefix)[:100]]
         name = "-".join(["trust-anchor", *special, *([issuer] if issuer else [])])
-        self.path = f"{config_dir}/{name}.pem"
+        self.path = config_file(f"{name}.pem")
 
     def load(self) -> tuple[x509.Certificate, ...]:
         """The anchors that were kept, none where there is no file. Raises ConfigurationError, KeychainError."""
@@ -150,10 +148,7 @@ class KnownAnchors:
 
 def make_directory(path: str) -> None:
     """Create a directory that only its owner may enter, unless it is there. Raises ConfigurationError."""
-    try:
-        os.makedirs(path, mode=0o700, exist_ok=True)  # noqa: PTH103 - start-up time
-    except OSError as error:
-        raise ConfigurationError(f"cannot create the directory: {error.strerror}", file=path) from error
+    make_directories(path)
 
 
 class Offer(NamedTuple):

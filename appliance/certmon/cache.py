@@ -10,7 +10,7 @@ import logging
 import os
 from typing import Final
 
-from appliance.config.files import read_private, sweep, write_private
+from appliance.config.files import make_directories, read_private, sweep, write_private
 from appliance.errors import ConfigurationError
 
 __all__ = ["StatusCache"]
@@ -43,7 +43,7 @@ class StatusCache:
     def write(self, issuer_id: str, serial: int, answer: bytes) -> None:
         """Keep ``answer`` in one step. Takes milliseconds: the file is synced."""
         try:
-            os.makedirs(self.directory, mode=0o700, exist_ok=True)  # noqa: PTH103 - start-up time
+            make_directories(self.directory)
             path = self._path(issuer_id, serial)
             write_private(path, answer)
             self._prune(path)

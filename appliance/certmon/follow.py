@@ -26,9 +26,9 @@ from appliance.certmon.status_pv import decode_status
 from appliance.certs.ocsp import StatusAnswer, verify_response
 from appliance.certs.status import STATUS_CLASS, CertState, OCSPState, StatusClass, judge
 from appliance.certs.x509 import (
-    UNREADABLE,
-    cert_id,
     issuer_id,
+    load_der,
+    serial_number,
     shown_id,
     status_pv,
     subject_key_identifier,
@@ -81,7 +81,7 @@ class CertRef(NamedTuple):
         return issuer_id(self.issuer)
 
     def __str__(self) -> str:
-        return f"{self.subject} ({cert_id(self.issuer_id, self.serial)})"
+        return f"{self.subject} ({shown_id(self.issuer_id, self.serial)})"
 
 
 def reference(chain: Sequence[x509.Certificate]) -> CertRef | None:
@@ -97,7 +97,7 @@ def reference(chain: Sequence[x509.Certificate]) -> CertRef | None:
         return None
     return CertRef(
         chain[1] if len(chain) > 1 else leaf,
-        leaf.serial_number,
+        serial_number(leaf),
         name,
         leaf.not_valid_after_utc,
         subject_text(leaf.subject),
@@ -437,10 +437,10 @@ class StatusSource:
         if not staple or not chain:
             return
         try:
-            leaf, *above = (x509.load_der_x509_certificate(der) for der in chain)
+            leaf, *above = map(load_der, chain)
             issuer = above[0] if above else leaf
-            answer = verify_response(staple, issuer=issuer, serial=leaf.serial_number, now=self.now())
-        except (*UNREADABLE, CertificateError, CertificateStatusError) as error:
+            answer = verify_response(staple, issuer=issuer, serial=serial_number(leaf), now=self.now())
+        except (CertificateError, CertificateStatusError) as error:
             _log.warning("a stapled status is ignored: %s", error)
             return
         if answer.state is OCSPState.REVOKED:

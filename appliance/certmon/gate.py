@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from appliance.certmon.follow import CertStatus, Following, StatusSource, reference
 from appliance.certs.status import CertState, StatusClass
-from appliance.certs.x509 import NO_STATUS, cert_id, names_status
+from appliance.certs.x509 import NO_STATUS, names_status, shown_id
 from appliance.config.tls_options import TLSOptions
 from appliance.errors import ApplianceError, CertificateStatusError
 from appliance.pva.credentials import Credentials
@@ -281,7 +281,7 @@ class _Watch:
     def name(self) -> str:
         """The peer, for sentences."""
         credentials = self._credentials
-        identity = f" ({cert_id(credentials.issuer_id, credentials.serial)})" if credentials.serial else ""
+        identity = f" ({shown_id(credentials.issuer_id, credentials.serial)})" if credentials.serial else ""
         return f"{credentials.account or 'the peer'}{identity}"
 
     def _say(self, verdict: Verdict, culprit: Following | None = None) -> None:

@@ -16,7 +16,7 @@ from typing import Final
 
 from cryptography import x509
 
-from appliance.certs.keychain import Keychain, check_keychain, load_keychain
+from appliance.certs.keychain import Keychain, check_keychain, ended_anchor_warnings, load_keychain
 from appliance.certs.x509 import shown_id
 from appliance.config.files import read_private
 from appliance.config.pva import ClientConfig, ServerConfig
@@ -182,6 +182,8 @@ class Identity:
         self.keychain, self._full, self._anonymous, self.trouble = keychain, full, None, trouble
         self.generation += 1
         self._seen = self.validity
+        for warning in ended_anchor_warnings(keychain, self._now()):
+            _log.warning("%s: %s", self.path, warning)
         if trouble is not None:
             _log.warning("%s: %s; servers are authenticated, this client is anonymous", self.path, trouble)
 

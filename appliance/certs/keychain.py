@@ -5,28 +5,29 @@ Source: SPVA specification 4.1.1 (keychain profile) and 4.6 (trust anchors).
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes, PrivateKeyTypes
 from cryptography.hazmat.primitives.hashes import SHA1
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
-from cryptography.hazmat.primitives.serialization.pkcs12 import PKCS12KeyAndCertificates, load_pkcs12
 
-from appliance.certs.der import DERError, read_tlv
 from appliance.certs.pkcs12 import Bag, write_pkcs12
+from appliance.certs.pkcs12_read import Contents, read_pkcs12
 from appliance.certs.x509 import (
     UNREADABLE,
-    cert_id,
     check_extended_key_usage,
     common_name,
     is_ca,
     is_self_signed,
     issuer_id,
+    load_der,
+    public_key,
+    serial_number,
+    shown_id,
+    signed_by,
     status_pv,
     subject_text,
 )
@@ -40,6 +41,8 @@ __all__ = [
     "dump_key",
     "dump_keychain",
     "dump_trust_anchors",
+    "ended_anchor_warnings",
+    "ended_anchors",
     "load_key",
     "load_keychain",
     "make_keychain",
@@ -48,9 +51,6 @@ __all__ = [
 _MAX_BYTES = 1 << 18
 _MAX_CERTIFICATES = 64
 _MAX_CHAIN = 8
-_MAX_DEPTH = 12
-_MAX_ROUNDS = 2_000_000
-_INTEGER, _OCTET_STRING, _CONSTRUCTED = 0x02, 0x04, 0x20
 
 
 class Revealing(Protocol):
@@ -93,12 +93,12 @@ class Keychain(NamedTuple):
     @property
     def serial(self) -> int:
         """The certificate's serial number, 0 without a certificate."""
-        return 0 if self.certificate is None else self.certificate.serial_number
+        return 0 if self.certificate is None else serial_number(self.certificate)
 
     @property
     def cert_id(self) -> str:
-        """``issuer_id:serial`` as the certificate service names it, empty without a certificate."""
-        return "" if self.certificate is None else cert_id(self.issuer_id, self.serial)
+        """``issuer_id:serial`` as it is shown to people, empty without a certificate."""
+        return "" if self.certificate is None else shown_id(self.issuer_id, self.serial)
 
     @property
     def status_pv(self) -> str:
@@ -130,17 +130,14 @@ def load_keychain(data: bytes, password: Password = None) -> Keychain:
     if len(data) > _MAX_BYTES:
         msg = f"the keychain is larger than {_MAX_BYTES} bytes; check that the file is a PKCS#12 keychain"
         raise KeychainError(msg)
-    parsed = _parse(data, _password_bytes(password))
-    leaf = parsed.cert.certificate if parsed.cert is not None else None
-    pool = [entry.certificate for entry in parsed.additional_certs]
-    key = parsed.key
-    if len(pool) > _MAX_CERTIFICATES:
+    found = read_pkcs12(data, _password_bytes(password), source=str(getattr(password, "source", "")))
+    if len(found.certificates) > _MAX_CERTIFICATES:
         msg = (
             f"the keychain holds more than {_MAX_CERTIFICATES} certificates; remove those that are not needed"
         )
         raise KeychainError(msg)
     try:
-        return _assemble(key, leaf, pool)
+        return _assemble(found.key, *_sorted(found))
     except (*UNREADABLE, CertificateError) as exc:
         msg = f"a certificate in the keychain cannot be used: {exc}; request a new certificate"
         raise KeychainError(msg) from exc
@@ -149,11 +146,12 @@ def load_keychain(data: bytes, password: Password = None) -> Keychain:
 def check_keychain(keychain: Keychain, *, now: datetime, usage: str) -> None:
     """Refuse a keychain that a peer would refuse.
 
-    ``usage`` is ``client`` or ``server``; ``now`` is an aware time. Trust anchors are checked too.
-    Raises KeychainError.
+    ``usage`` is ``client`` or ``server``; ``now`` is an aware time. A trust anchor outside the own chain may have ended:
+    nobody is authenticated by it then, and the others are good (see `ended_anchors`). Raises KeychainError.
     """
-    for anchor in keychain.anchors:
-        _check_dates("trust anchor", anchor, now, "get the site's new trust anchor")
+    if keychain.anchors and len(ended_anchors(keychain, now)) == len(keychain.anchors):
+        for anchor in keychain.anchors:
+            _check_dates("trust anchor", anchor, now, "get the site's new trust anchor")
     if keychain.certificate is None:
         if usage == "server":
             msg = "the keychain holds trust anchors only; a server needs its own certificate: request one"
@@ -177,6 +175,20 @@ def check_keychain(keychain: Keychain, *, now: datetime, usage: str) -> None:
         raise KeychainError(msg) from exc
 
 
+def ended_anchors(keychain: Keychain, now: datetime) -> tuple[x509.Certificate, ...]:
+    """The trust anchors by which nobody can be authenticated at ``now``, since they have ended or have not begun."""
+    return tuple(c for c in keychain.anchors if not c.not_valid_before_utc <= now <= c.not_valid_after_utc)
+
+
+def ended_anchor_warnings(keychain: Keychain, now: datetime) -> list[str]:
+    """One sentence for each trust anchor that is not used since its dates do not allow it."""
+    return [
+        f"the trust anchor {subject_text(c.subject)} is valid from {c.not_valid_before_utc:%Y-%m-%d} to "
+        f"{c.not_valid_after_utc:%Y-%m-%d} only and is ignored; the keychain is better written without it"
+        for c in ended_anchors(keychain, now)
+    ]
+
+
 def load_key(data: bytes, password: Password = None) -> PrivateKeyTypes:
     """The private key of a PKCS#12 file whose certificates need not be usable, to request a new one with it.
 
@@ -185,7 +197,7 @@ def load_key(data: bytes, password: Password = None) -> PrivateKeyTypes:
     if not data or len(data) > _MAX_BYTES:
         msg = "the keychain file is empty or far too large; there is no key to reuse in it"
         raise KeychainError(msg)
-    key = _parse(data, _password_bytes(password)).key
+    key = read_pkcs12(data, _password_bytes(password), source=str(getattr(password, "source", ""))).key
     if key is None:
         msg = "the keychain holds no private key; there is none to reuse in it"
         raise KeychainError(msg)
@@ -270,57 +282,15 @@ def _password_bytes(password: Password) -> bytes:
     return password.reveal().encode()
 
 
-def _check_effort(data: memoryview, depth: int = 0) -> None:
-    """Refuse key derivations with so many rounds that reading the file would take minutes.
-
-    In PKCS#12 every number of rounds stands behind its salt: an OCTET STRING, then an INTEGER. What is not
-    plain DER is left to the parser proper.
-    """
-    previous = 0
-    while data and depth < _MAX_DEPTH:
-        try:
-            tag, value, data = read_tlv(data)
-        except DERError:
-            return
-        if (
-            tag == _INTEGER
-            and previous == _OCTET_STRING
-            and int.from_bytes(value, "big", signed=True) > _MAX_ROUNDS
-        ):
-            msg = f"the keychain's password protection takes more than {_MAX_ROUNDS} rounds; write it again with fewer"
-            raise KeychainError(msg)
-        if tag & _CONSTRUCTED or tag == _OCTET_STRING:
-            _check_effort(value, depth + 1)
-        previous = tag
-
-
-def _parse(data: bytes, password: bytes) -> PKCS12KeyAndCertificates:
-    _check_effort(memoryview(data))
-    failure: Exception | None = None
-    for attempt in (password,) if password else (b"", None):
-        try:
-            with warnings.catch_warnings():
-                # cryptography warns of BER, which is what some writers of keychains produce: nobody could act on it.
-                warnings.simplefilter("ignore", UserWarning)
-                return load_pkcs12(data, attempt)
-        except UnsupportedAlgorithm as exc:
-            msg = (
-                f"the keychain is protected by an algorithm that is not supported here ({exc}); "
-                "write it again with `openssl pkcs12 -export`, which uses AES-256"
-            )
-            raise KeychainError(msg) from exc
-        except UNREADABLE as exc:
-            failure = exc
-    if "password" in str(failure).lower():
-        msg = (
-            "the keychain's password is wrong, or the file is damaged; check the password file that belongs to it"
-            if password
-            else "the keychain is protected by a password and none was given, or the file is damaged; "
-            "set its password file"
-        )
-    else:
-        msg = "the file is not a PKCS#12 keychain, or is damaged; restore it or request a new certificate"
-    raise KeychainError(msg) from failure
+def _sorted(found: Contents) -> tuple[x509.Certificate | None, list[x509.Certificate]]:
+    """The key's own certificate, and the others. Of several for one key, the one that is linked to it counts."""
+    everything = [(load_der(bag.der), bag.local_key_id) for bag in found.certificates]
+    leaf = None
+    if found.key is not None:
+        own = [(linked, c) for c, linked in everything if _same_key(found.key, c)]
+        leaf = next((c for linked, c in own if linked and linked == found.local_key_id), None)
+        leaf = leaf or next((c for _, c in own), None)
+    return leaf, [c for c, _ in everything if c is not leaf]
 
 
 def _assemble(
@@ -361,34 +331,47 @@ def _assemble(
 
 
 def _chain(leaf: x509.Certificate, pool: list[x509.Certificate]) -> tuple[x509.Certificate, ...]:
-    chain: list[x509.Certificate] = []
-    current = leaf
-    while not is_self_signed(current):
-        issuer = next((c for c in pool if is_ca(c) and _issued(c, current)), None)
-        if issuer is None or len(chain) == _MAX_CHAIN:
-            msg = (
-                f"the keychain's chain is incomplete: the issuer {subject_text(current.issuer)} of "
-                f"{subject_text(current.subject)} is missing or did not sign it; "
-                "write the keychain again with the whole chain"
-            )
-            raise KeychainError(msg)
-        chain.append(issuer)
-        current = issuer
-    return tuple(chain)
+    """The certificates above ``leaf`` up to a self-signed one. Of several ways, the one that lasts longest.
 
-
-def _issued(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
-    if issuer.subject != certificate.issuer:
-        return False
-    try:
-        certificate.verify_directly_issued_by(issuer)
-    except UNREADABLE:
-        return False
-    return True
+    An authority may be there twice, self-signed and cross-signed by another one that has ended or is not there. So
+    the ways are found from their upper ends down: each authority is reached by the best of its ways, and by it alone.
+    """
+    if is_self_signed(leaf):
+        return ()
+    authorities = [c for c in pool if is_ca(c) and c != leaf]
+    ways: dict[x509.Certificate, tuple[x509.Certificate, ...]] = {
+        c: (c,) for c in authorities if is_self_signed(c)
+    }
+    waiting = [c for c in authorities if c not in ways]
+    while ways:
+        best = max(ways, key=lambda c: (min(a.not_valid_after_utc for a in ways[c]), -len(ways[c])))
+        way = ways.pop(best)
+        if signed_by(leaf, best):
+            return way
+        if len(way) == _MAX_CHAIN:
+            continue
+        for below in [c for c in waiting if signed_by(c, best)]:
+            waiting.remove(below)
+            ways[below] = (below, *way)
+    broken = leaf
+    for _ in range(_MAX_CHAIN):
+        above = next((c for c in authorities if signed_by(broken, c)), None)
+        if above is None:
+            break
+        broken = above
+    msg = (
+        f"the keychain's chain is incomplete: the issuer {subject_text(broken.issuer)} of "
+        f"{subject_text(broken.subject)} is missing or did not sign it; "
+        "write the keychain again with the whole chain"
+    )
+    raise KeychainError(msg)
 
 
 def _same_key(key: PrivateKeyTypes, certificate: x509.Certificate) -> bool:
-    return _spki(key.public_key()) == _spki(certificate.public_key())  # type: ignore[arg-type]
+    try:
+        return _spki(key.public_key()) == _spki(public_key(certificate))  # type: ignore[arg-type]
+    except CertificateError:
+        return False
 
 
 def _spki(key: CertificatePublicKeyTypes) -> bytes:

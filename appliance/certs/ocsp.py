@@ -22,7 +22,7 @@ from cryptography.x509 import ocsp
 from appliance.certs.der import read_tlv
 from appliance.certs.profiles import signature_hash
 from appliance.certs.status import OCSPState
-from appliance.certs.x509 import UNREADABLE, subject_text
+from appliance.certs.x509 import UNREADABLE, quiet, subject_text
 from appliance.errors import CertificateError, CertificateStatusError
 
 __all__ = ["DEFAULT_LEEWAY", "OCSPSigner", "StatusAnswer", "read_response", "verify_response"]
@@ -153,6 +153,7 @@ def verify_response(
     return answer
 
 
+@quiet()
 def read_response(der: bytes, *, issuer: x509.Certificate, serial: int) -> StatusAnswer:
     """Verify all of an OCSP answer but its times, to tell a wrong clock from a wrong answer.
 

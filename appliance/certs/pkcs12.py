@@ -3,7 +3,7 @@
 Done here rather than by `cryptography` because keychains usually have an empty password, which that library
 does not write encrypted, and because Java wants its trusted-key-usage attribute on CA certificates that stand
 beside a key. AES-256-CBC under PBKDF2 with HMAC-SHA-256, integrity by HMAC-SHA-256: what OpenSSL 3 writes.
-Reading is `cryptography`'s business.
+Reading is in `appliance.certs.pkcs12_read`.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from appliance.certs.der import DERError, context, integer, null, octets, oid, read_tlv, sequence, set_of, tlv
 
-__all__ = ["Bag", "signing_time", "write_pkcs12"]
+__all__ = ["Bag", "derive", "signing_time", "wide_passwords", "write_pkcs12"]
 
 _DATA = oid("1.2.840.113549.1.7.1")
 _ENCRYPTED_DATA = oid("1.2.840.113549.1.7.6")
@@ -93,7 +94,8 @@ def write_pkcs12(certificates: list[Bag], key: Bag | None, password: bytes) -> b
         safes.append(sequence(_DATA, context(0, octets(sequence(bag)))))
     safe = sequence(*safes)
     salt = secrets.token_bytes(16)
-    mac = hmac.digest(_mac_key(password, salt, rounds), safe, "sha256")
+    mac_key = derive("sha256", 3, wide_passwords(password)[0], salt, rounds, 32)
+    mac = hmac.digest(mac_key, safe, "sha256")
     return sequence(
         integer(3),
         sequence(_DATA, context(0, octets(safe))),
@@ -131,13 +133,39 @@ def _pbes2(plain: bytes, password: bytes, rounds: int) -> tuple[bytes, bytes]:
     return sequence(_PBES2, sequence(derivation, sequence(_AES256_CBC, octets(iv)))), encrypted
 
 
-def _mac_key(password: bytes, salt: bytes, rounds: int) -> bytes:
-    """The 32-byte integrity key (RFC 7292 appendix B.2 with SHA-256 and identifier 3)."""
-    block = 64
-    text = password.decode().encode("utf-16-be") + b"\0\0"
-    size = block * -(-len(text) // block)
-    stretched = (salt * (block // len(salt) + 1))[:block] + (text * (size // len(text) + 1))[:size]
-    key = hashlib.sha256(b"\x03" * block + stretched).digest()
-    for _ in range(rounds - 1):
-        key = hashlib.sha256(key).digest()
-    return key
+def wide_passwords(password: bytes) -> tuple[bytes, ...]:
+    """The forms of a password in the derivation of PKCS#12: 16-bit characters and a closing zero (RFC 7292 B.1).
+
+    Of an empty password there are two forms in use, the zero alone and nothing at all.
+    """
+    text = password.decode("utf-8", "surrogateescape")
+    wide = text.encode("utf-16-be", "surrogatepass") + b"\0\0"
+    return (wide,) if password else (wide, b"")
+
+
+def derive(name: str, purpose: int, password: bytes, salt: bytes, rounds: int, size: int) -> bytes:
+    """A key (``purpose`` 1), an initial vector (2) or an integrity key (3) of ``size`` octets (RFC 7292 B.2).
+
+    ``name`` is the hash's, ``password`` one of `wide_passwords`.
+    """
+    digest: Callable[..., Any] = getattr(hashlib, name)
+    block = digest().block_size
+
+    def stretched(text: bytes) -> bytes:
+        whole = block * -(-len(text) // block)
+        return (text * (whole // len(text) + 1))[:whole] if text else b""
+
+    start = bytes((purpose,)) * block
+    mixed = bytearray(stretched(salt) + stretched(password))
+    made = bytearray()
+    while True:
+        octets_ = digest(start + mixed).digest()
+        for _ in range(rounds - 1):
+            octets_ = digest(octets_).digest()
+        made += octets_
+        if len(made) >= size:
+            return bytes(made[:size])
+        addend = int.from_bytes(stretched(octets_)[:block], "big") + 1
+        for at in range(0, len(mixed), block):
+            total = int.from_bytes(mixed[at : at + block], "big") + addend
+            mixed[at : at + block] = (total & ((1 << 8 * block) - 1)).to_bytes(block, "big")

@@ -28,6 +28,7 @@ from appliance.certs.der import sequence, tlv
 from appliance.certs.public_keys import ed25519_problem, rsa_problem
 from appliance.certs.x509 import (
     CONFIG_PV_OID,
+    MAX_SERIAL,
     RENEW_BY_OID,
     STATUS_PV_OID,
     config_pv,
@@ -36,8 +37,10 @@ from appliance.certs.x509 import (
     extension_values,
     find_extension,
     is_ca,
+    public_key,
     renew_by,
     san,
+    serial_number,
     status_pv,
     subject_key_identifier,
     subject_text,
@@ -81,7 +84,6 @@ There they are characters. Counted here are the octets of UTF-8, which is what m
 """
 _ECDSA_SHA256: Final = object_identifier("1.2.840.10045.4.3.2")
 _BIT_STRING: Final = 0x03
-_MAX_SERIAL = (1 << 64) - 1
 _MAX_SAN = 100
 
 
@@ -187,7 +189,9 @@ def build_ca(
         .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
         .add_extension(_key_usage("digital_signature", "key_cert_sign", "crl_sign"), critical=True)
     )
-    check_ca(builder.sign(_lint_key(), hashes.SHA256()))
+    made = builder.sign(_lint_key(), hashes.SHA256())
+    _raise(made, _subject_problems(subject))
+    check_ca(made)
     return builder.sign(signer, signature_hash(signer))
 
 
@@ -310,7 +314,7 @@ def _builder(
 def _dated(
     builder: x509.CertificateBuilder, not_before: datetime, not_after: datetime, serial: int
 ) -> x509.CertificateBuilder:
-    if not 0 < serial <= _MAX_SERIAL:
+    if not 0 < serial < 1 << 64:
         msg = "the serial number must be between 1 and 2**64 - 1"
         raise CertificateError(msg)
     if not_before.tzinfo is None or not_after.tzinfo is None:
@@ -392,16 +396,19 @@ def check_public_key(key: CertificatePublicKeyTypes) -> str | None:
 
 
 def check_ca(certificate: x509.Certificate) -> None:
-    """Check a CA certificate against its profile. Raises CertificateError that lists every problem."""
+    """Check that a CA certificate can sign for this site. Raises CertificateError that lists every problem.
+
+    It may come from elsewhere: any name, a serial number of up to 20 octets, no key usage (which allows all, RFC 5280 4.2.1.3),
+    and no subject key identifier, which is computed then.
+    """
     values = extension_values(certificate)
-    problems = [
-        *_subject_problems(certificate.subject),
-        *_common_problems(certificate, certificate.public_key(), values),
-    ]
+    problems = _common_problems(certificate, public_key(certificate), values)
+    if not list(certificate.subject):
+        problems.append("the subject is empty")
     if not _says_ca(values):
         problems.append("basic constraints do not say CA")
     usage = find_extension(certificate, x509.KeyUsage)
-    if usage is None or not usage.key_cert_sign:
+    if usage is not None and not usage.key_cert_sign:
         problems.append("key usage does not allow signing certificates")
     _raise(certificate, problems)
 
@@ -412,9 +419,14 @@ def check_certificate(certificate: x509.Certificate, *, issuer: x509.Certificate
     Raises CertificateError that lists every problem.
     """
     values = extension_values(certificate)
-    key = certificate.public_key()
+    key = public_key(certificate)
     authority = _authority(issuer)
-    problems = [*_subject_problems(certificate.subject), *_common_problems(certificate, key, values)]
+    problems = _subject_problems(certificate.subject)
+    if x509.SubjectKeyIdentifier.oid not in values:
+        problems.append("it has no subject key identifier")
+    problems += _common_problems(certificate, key, values)
+    if serial_number(certificate) >= 1 << 64:
+        problems.append("its serial number does not fit 64 bits")
     if certificate.issuer != authority.subject:
         problems.append("its issuer is not the subject of the CA")
     if certificate.not_valid_after_utc > authority.not_after:
@@ -474,13 +486,11 @@ def _common_problems(
     problems: list[str] = []
     if certificate.version is not x509.Version.v3:
         problems.append("it is not of version 3")
-    if not 0 < certificate.serial_number <= _MAX_SERIAL:
-        problems.append("its serial number does not fit 64 bits")
+    if not 0 < serial_number(certificate) <= MAX_SERIAL:
+        problems.append("its serial number is not positive, or has more than 20 octets")
     weak = check_public_key(key)
     if weak:
         problems.append(f"it is for {weak}")
-    if x509.SubjectKeyIdentifier.oid not in values:
-        problems.append("it has no subject key identifier")
     if x509.BasicConstraints.oid not in values:
         problems.append("it has no basic constraints")
     return problems

@@ -5,7 +5,9 @@ Source: SPVA specification 4.2 (extensions), 4.3 (status extension), 4.4 (subjec
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -19,10 +21,13 @@ from appliance.errors import CertificateError
 
 __all__ = [
     "CONFIG_PV_OID",
+    "MAX_SERIAL",
     "NO_STATUS",
     "RENEW_BY_OID",
     "STATUS_PV_OID",
     "UNREADABLE",
+    "adopt",
+    "authority_name",
     "canonical_pv_name",
     "cert_id",
     "check_extended_key_usage",
@@ -37,11 +42,19 @@ __all__ = [
     "is_ca",
     "is_self_signed",
     "issuer_id",
+    "load_der",
+    "load_pem_text",
     "names_status",
     "parse_cert_id",
+    "public_key",
+    "quiet",
     "renew_by",
     "san",
+    "serial_number",
     "shown_id",
+    "shown_subject",
+    "shown_value",
+    "signed_by",
     "status_pv",
     "subject_key_identifier",
     "subject_text",
@@ -68,7 +81,9 @@ UNREADABLE = (
 MAX_PV_NAME = 500
 """Longest PV name, in bytes, that is accepted in an extension; PVAccess servers refuse longer ones."""
 _T = TypeVar("_T", bound=x509.ExtensionType)
-_MAX_SERIAL = (1 << 64) - 1
+MAX_SERIAL = (1 << 160) - 1
+"""The largest serial number: 20 octets (RFC 5280 4.1.2.2). Ours have 63 bits, those of other authorities 159 as a rule."""
+_SPECIAL = frozenset(',+"\\<>;')
 _IA5STRING = 0x16
 _UTC_TIME = 0x17
 _GENERALIZED_TIME = 0x18
@@ -88,15 +103,118 @@ _SHORT = {
 _PURPOSES = {"client": ExtendedKeyUsageOID.CLIENT_AUTH, "server": ExtendedKeyUsageOID.SERVER_AUTH}
 
 
-def subject_text(name: x509.Name) -> str:
-    """A name in the order it was encoded in: ``CN=softioc, O=localhost``.
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Read what somebody else has made, without the warnings of `cryptography` about it.
 
-    Control characters are shown in hexadecimal so that a name cannot forge a second line in a log.
+    It warns of names that are too long for RFC 5280, of serial numbers that are not positive and of kinds of keys that
+    it will drop. Who runs the program did not make the certificate and cannot act on that. Warnings are also turned
+    into errors by some (``python -W error``), and those nobody expects.
     """
-    return ", ".join(
-        f"{_SHORT.get(attribute.oid, attribute.oid.dotted_string)}={_printable(_text(attribute.value))}"
-        for attribute in name
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+def adopt(certificate: x509.Certificate) -> x509.Certificate:
+    """Take a certificate that somebody else has made: read now what the library would read, and refuse, only when asked.
+
+    Every certificate from a file or the network passes here, or through `load_der` or `load_pem_text`. After that its names
+    and dates can be used without a second thought. Raises CertificateError where they cannot be read; extensions and
+    the public key may still be refused by what asks for them.
+    """
+    with quiet():
+        try:
+            _ = certificate.subject, certificate.issuer
+            _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        except UNREADABLE as exc:
+            msg = f"the names or dates of a certificate cannot be read: {exc}"
+            raise CertificateError(msg) from exc
+        with contextlib.suppress(*UNREADABLE):
+            _ = certificate.extensions
+    return certificate
+
+
+def load_der(data: bytes) -> x509.Certificate:
+    """Read a certificate in DER form. Raises CertificateError."""
+    try:
+        with quiet():
+            certificate = x509.load_der_x509_certificate(data)
+    except UNREADABLE as exc:
+        msg = f"the certificate cannot be read: {exc}"
+        raise CertificateError(msg) from exc
+    return adopt(certificate)
+
+
+def load_pem_text(text: bytes) -> list[x509.Certificate]:
+    """Read the certificates of a PEM text. Raises CertificateError."""
+    try:
+        with quiet():
+            found = x509.load_pem_x509_certificates(text)
+    except UNREADABLE as exc:
+        msg = f"the certificates cannot be read as PEM: {exc}"
+        raise CertificateError(msg) from exc
+    return [adopt(certificate) for certificate in found]
+
+
+def public_key(certificate: x509.Certificate) -> CertificatePublicKeyTypes:
+    """A certificate's public key. Raises CertificateError where it cannot be read or is of an unknown kind."""
+    try:
+        with quiet():
+            return certificate.public_key()
+    except UNREADABLE as exc:
+        msg = f"the public key of {subject_text(certificate.subject)} cannot be read: {exc}"
+        raise CertificateError(msg) from exc
+
+
+def serial_number(certificate: x509.Certificate) -> int:
+    """A certificate's serial number. 0 and negative ones are against RFC 5280, and roots that have them are in use."""
+    with quiet():
+        return certificate.serial_number
+
+
+def signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """Whether ``issuer`` has the name that the certificate gives for its issuer, and has signed it."""
+    if issuer.subject != certificate.issuer:
+        return False
+    try:
+        with quiet():
+            certificate.verify_directly_issued_by(issuer)
+    except UNREADABLE:
+        return False
+    return True
+
+
+def subject_text(name: x509.Name) -> str:
+    """A name in the order it was encoded in: ``CN=softioc, O=localhost``. See `shown_subject`."""
+    return shown_subject(
+        (_SHORT.get(attribute.oid, attribute.oid.dotted_string), _text(attribute.value)) for attribute in name
     )
+
+
+def shown_subject(parts: Iterable[tuple[str, str]]) -> str:
+    """A name for people, from its parts and their values; empty parts are left out.
+
+    Every place that shows a name uses this: a value cannot pose as two parts, and not as a second line of a log.
+    """
+    return ", ".join(f"{part}={shown_value(text)}" for part, text in parts if text)
+
+
+def shown_value(text: str) -> str:
+    """The value of one part of a name, with what has a meaning there escaped (RFC 4514 2.4)."""
+    if text.isalnum():
+        return text
+    made = "".join(f"\\{c}" if c in _SPECIAL else c if c.isprintable() else _hexadecimal(c) for c in text)
+    if text[:1] in ("#", " "):
+        made = "\\" + made
+    if len(text) > 1 and text.endswith(" "):
+        made = made[:-1] + "\\ "
+    return made
+
+
+def _hexadecimal(character: str) -> str:
+    return "".join(f"\\{octet:02X}" for octet in character.encode("utf-8", "surrogatepass"))
 
 
 def _text(value: str | bytes) -> str:
@@ -122,6 +240,11 @@ def common_name(name: x509.Name) -> str:
     return ""
 
 
+def authority_name(ca: x509.Certificate) -> str:
+    """The name by which access rules know an authority: its common name, or all of its name where it has none."""
+    return common_name(ca.subject) or subject_text(ca.subject)
+
+
 def issuer_id(ca: x509.Certificate) -> str:
     """First eight hex digits of a CA's subject key identifier (SPVA specification 7.1).
 
@@ -135,24 +258,22 @@ def subject_key_identifier(certificate: x509.Certificate) -> bytes:
     found = find_extension(certificate, x509.SubjectKeyIdentifier)
     if found is not None and found.digest:
         return found.digest
-    return x509.SubjectKeyIdentifier.from_public_key(_public_key(certificate)).digest
-
-
-def _public_key(certificate: x509.Certificate) -> CertificatePublicKeyTypes:
-    try:
-        return certificate.public_key()
-    except UNREADABLE as exc:
-        msg = f"the public key of {subject_text(certificate.subject)} cannot be read: {exc}"
-        raise CertificateError(msg) from exc
+    return x509.SubjectKeyIdentifier.from_public_key(public_key(certificate)).digest
 
 
 def cert_id(issuer: str, serial: int) -> str:
-    """``issuer_id:serial`` with the serial padded to twenty digits (SPVA specification 7.1)."""
+    """``issuer_id:serial`` with the serial padded to twenty digits: for PVs' names and what goes to peers (SPVA specification 7.1).
+
+    What people read has `shown_id`.
+    """
     return f"{issuer}:{serial:020d}"
 
 
 def shown_id(issuer: str, serial: int) -> str:
-    """A certificate identifier as tools print it and as the journal's fields have it: the serial without padding."""
+    """A certificate identifier in everything that is printed and logged: the serial without padding.
+
+    One spelling, so that a search finds all of it. Input is accepted in both (`parse_cert_id`).
+    """
     return f"{issuer}:{serial}"
 
 
@@ -164,7 +285,7 @@ def parse_cert_id(text: str) -> tuple[str, int]:
         or len(issuer) != 8
         or not all(c in "0123456789abcdefABCDEF" for c in issuer)
         or not (serial.isascii() and serial.isdigit() and len(serial) <= 20)
-        or int(serial) > _MAX_SERIAL
+        or int(serial) >= 1 << 64
     ):
         msg = (
             f"{text[:64]!r} is not a certificate identifier; write eight hex digits, a colon and the serial "
@@ -182,13 +303,7 @@ def is_ca(certificate: x509.Certificate) -> bool:
 
 def is_self_signed(certificate: x509.Certificate) -> bool:
     """Subject and issuer are one and the signature verifies with the certificate's own key."""
-    if certificate.subject != certificate.issuer:
-        return False
-    try:
-        certificate.verify_directly_issued_by(certificate)
-    except UNREADABLE:
-        return False
-    return True
+    return signed_by(certificate, certificate)
 
 
 def check_extended_key_usage(certificate: x509.Certificate, usage: str) -> None:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+import traceback
 
-from appliance.cli.common import FAILED, OK, Parser, add_common, complain
+from appliance.cli.common import FAILED, OK, Parser, add_common, complain, run_tool
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
     from typing import Any
 
     from appliance.authn.requester import Outcome, Requester
     from appliance.authn.settings import RequesterSettings
 
-__all__ = ["EPILOG", "KEPT", "PENDING", "authenticate", "authn_parser"]
+__all__ = ["CANNOT_TELL", "EPILOG", "KEPT", "PENDING", "authenticate", "authn_parser", "run_authenticator"]
 
-PENDING, KEPT = 3, 4
+PENDING, KEPT, CANNOT_TELL = 3, 4, 255
 """Exit statuses beside those of all tools: see EPILOG."""
 
 EPILOG = """\
@@ -29,6 +32,8 @@ exit status:
      approval
   4  nothing was requested: a valid keychain is there (--force replaces it);
      with --check-due: it is not time yet
+  255 with --check-due: it cannot be told, for whatever reason (systemd takes
+     anything below for "nothing to do")
 """
 
 
@@ -110,6 +115,37 @@ def authn_parser(prog: str, description: str, examples: str) -> argparse.Argumen
     )
     add_common(made, timeout="Seconds to wait for each answer.", default_s=10.0)
     return made
+
+
+def run_authenticator(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    work: Callable[[argparse.Namespace], Coroutine[Any, Any, int]],
+) -> int:
+    """`run_tool`, but with ``--check-due`` whatever is no answer ends with 255.
+
+    systemd takes 1 to 254 of ExecCondition= for "nothing to do": a renewal that cannot run would be skipped for ever, in
+    silence. Only 255 makes it a failed unit.
+    """
+    given = sys.argv[1:] if argv is None else list(argv)
+    if not any(len(word) > 4 and "--check-due".startswith(word) for word in given):
+        return run_tool(parser, argv, work)
+    try:
+        status = run_tool(parser, given, work)
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else CANNOT_TELL
+        if status == OK:
+            raise
+    except Exception:  # noqa: BLE001 - the condition of a unit must not fail as one that does not hold
+        traceback.print_exc()
+        status = CANNOT_TELL
+    if status not in (OK, KEPT):
+        status = CANNOT_TELL
+    if argv is None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 async def authenticate(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-from appliance.cli.authn import authenticate, authn_parser
-from appliance.cli.common import complain, run_tool
+from appliance.cli.authn import authenticate, authn_parser, run_authenticator
+from appliance.cli.common import complain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ async def _work(options: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status."""
-    return run_tool(parser(), argv, _work)
+    return run_authenticator(parser(), argv, _work)
 
 
 if __name__ == "__main__":

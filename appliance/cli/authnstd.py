@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from appliance.cli.authn import authenticate, authn_parser
-from appliance.cli.common import run_tool
+from appliance.cli.authn import authenticate, authn_parser, run_authenticator
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,8 +51,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 async def _ask(options: argparse.Namespace, settings: RequesterSettings, asking: Requester) -> Outcome:
-    from appliance.authn.std.requester import std_request, std_subject
+    from appliance.authn.std.requester import as_before, std_request, std_subject
 
+    if not options.force:
+        # With --force the keychain is made anew, for whom this account is.
+        settings = as_before(settings, asking.certificate_there())
     return await asking.request(
         std_request(settings, now=asking.now()),
         subject=std_subject(settings),
@@ -76,7 +78,7 @@ async def _work(options: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status."""
-    return run_tool(parser(), argv, _work)
+    return run_authenticator(parser(), argv, _work)
 
 
 if __name__ == "__main__":

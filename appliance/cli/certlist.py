@@ -154,14 +154,15 @@ def _plain_item(item: Any) -> Any:
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
     from appliance.authn.details import printable
+    from appliance.certs.x509 import shown_subject
 
     if not rows:
         complain("no certificates")
         return
     table = [[title for _, title in _COLUMNS]]
     for row in rows:
-        subject = ", ".join(
-            f"{short}={row[key]}"
+        subject = shown_subject(
+            (short, str(row[key]))
             for short, key in (
                 ("CN", "name"),
                 ("C", "country"),

@@ -322,12 +322,14 @@ def run_tool(
         if options.verbose:
             complain("Interrupted")
         status = INTERRUPTED
+    finally:
+        # Also when a command line is refused, or a defect escapes: the caller goes on.
+        if restore is not None:
+            gc.enable()
+            restore()
     if argv is None:
         # 15 ms, in which hundreds of modules would be taken down one by one. All output has been flushed.
         os._exit(status)
-    gc.enable()
-    if restore is not None:
-        restore()
     return status
 
 

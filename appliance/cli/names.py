@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import sys
 
+from appliance.config.files import make_directories
+from appliance.errors import ConfigurationError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
 
 __all__ = ["MOST", "path", "remember"]
 
@@ -36,12 +40,12 @@ def remember(names: Iterable[str]) -> None:
         kept = list(dict.fromkeys([*good[:MOST], *known]))[:MOST]
         if not good or kept == known:
             return
-        os.makedirs(os.path.dirname(file), mode=0o700, exist_ok=True)  # noqa: PTH103, PTH120
+        make_directories(os.path.dirname(file))  # noqa: PTH120
         new = f"{file}.{os.getpid()}"
         with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as out:
             out.writelines(f"{name}\n" for name in kept)
         os.replace(new, file)  # noqa: PTH105
-    except (OSError, ValueError):
+    except (OSError, ValueError, ConfigurationError):
         return
 
 

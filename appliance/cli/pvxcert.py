@@ -302,7 +302,7 @@ class _TrustedCAs:
                 # One unreadable keychain among several must not keep the others from being used.
                 continue
         try:
-            self.anchors += KnownAnchors(config.config_dir, config.cert_pv_prefix, "").load()
+            self.anchors += KnownAnchors(config.config_file, config.cert_pv_prefix, "").load()
         except ApplianceError as error:
             complain(f"Warning: {error}")
 
@@ -494,7 +494,7 @@ async def _act(options: argparse.Namespace, config: ClientConfig) -> int:
             raise KeychainError(f"{path}: it holds trust anchors only; there is no certificate to revoke")
         from appliance.certs.x509 import shown_id
 
-        pv = own.status_pv or f"{config.cert_pv_prefix}:STATUS:{own.cert_id}"
+        pv = own.status_pv or _status_pv(config, own.cert_id)
         await _act_on(options, config, own, pv, shown_id(own.issuer_id, own.serial))
         return OK
     # All of them are read before anything is done: a slip in the last one must not leave the first ones done.

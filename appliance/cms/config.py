@@ -19,7 +19,7 @@ from appliance.cms.issuing import Rules, UsageRules
 from appliance.cms.options import JWT_FLAGS, OPTIONS, Option
 from appliance.config.duration import Duration
 from appliance.config.loader import Document, Settings, default, load_document
-from appliance.config.pva import ServerConfig, resolve_server
+from appliance.config.pva import ServerConfig, refuse_password, resolve_server
 from appliance.config.secret import FilePath, Secret
 from appliance.config.settings import ServerSettings
 from appliance.errors import ConfigurationError
@@ -255,6 +255,8 @@ def resolve(
     elif unused := sorted(name for name in ENVIRONMENT if environ.get(name, "").strip()):
         warnings.append(f"{', '.join(unused)}: no effect, because {config} has the section jwt")
     settings = _checked(settings, values)
+    for key in ("cert_auth_tls_keychain", "admin_tls_keychain"):
+        refuse_password(getattr(settings, key), key)
     warnings += [warning for issuer in settings.jwt.issuers for warning in issuer.warnings()]
     return Effective(settings, server.config, warnings, document, server.explain().splitlines())
 
@@ -277,10 +279,10 @@ def _read(option: Option, raw: str, source: str) -> Any:
 
 def _paths(values: dict[str, Any], server: ServerConfig) -> dict[str, Any]:
     defaults = {
-        "acf": f"{server.config_dir}/pvacms.acf",
-        "cert_auth_tls_keychain": f"{server.config_dir}/cert_auth.p12",
-        "admin_tls_keychain": f"{server.config_dir}/admin.p12",
-        "db": f"{server.data_dir}/certs.db",
+        "acf": server.config_file("pvacms.acf"),
+        "cert_auth_tls_keychain": server.config_file("cert_auth.p12"),
+        "admin_tls_keychain": server.config_file("admin.p12"),
+        "db": server.data_file("certs.db"),
     }
     return {key: FilePath(path) for key, path in defaults.items() if not values[key]}
 
@@ -320,6 +322,6 @@ def _checked(settings: CMSSettings, values: dict[str, Any]) -> CMSSettings:
     return replaced
 
 
-def parse_password_file(path: str) -> Secret:
-    """A keychain's password; none for an empty path. Raises ConfigurationError."""
-    return Secret.from_file(path) if path else Secret()
+def parse_password_file(path: str, setting: str) -> Secret:
+    """A keychain's password, the first line of the file that ``setting`` names; none for an empty path. Raises ConfigurationError."""
+    return Secret.first_line(path, setting=setting) if path else Secret()

@@ -24,7 +24,7 @@ from appliance.authn.proof import MAX_PROOF, PROOF_FIELD, check_proof
 from appliance.authn.std.verifier import StdRequest, verify
 from appliance.certs.profiles import Issuer, build_certificate, check_public_key, subject_name
 from appliance.certs.public_keys import key_identity
-from appliance.certs.x509 import UNREADABLE, cert_id, encode_pv_name
+from appliance.certs.x509 import UNREADABLE, cert_id, encode_pv_name, quiet
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.policy import Names
 from appliance.cms.soundness import Soundness
@@ -417,7 +417,8 @@ class _Refusal(Refused):
 
 def _public_key(pem: str) -> CertificatePublicKeyTypes:
     try:
-        key = load_pem_public_key(pem.encode("ascii"))
+        with quiet():
+            key = load_pem_public_key(pem.encode("ascii"))
     except (*UNREADABLE, UnicodeEncodeError) as error:
         raise CertificateError("the public key cannot be read; send it in PEM form") from error
     problem = check_public_key(key)  # type: ignore[arg-type]

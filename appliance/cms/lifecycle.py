@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from appliance.authn.ratelimit import peer_key
 from appliance.certs.status import CertState, may_change, state_at_approval
+from appliance.certs.x509 import shown_subject, shown_value
 from appliance.cms.inherit import (
     BARRED,
     approved_before,
@@ -570,7 +571,7 @@ def revoked_in(transaction: Transaction) -> list[tuple[int, int, bool]]:
 
 
 def _duplicate(request: Request, state: CertState) -> str:
-    parts = request.subject
+    parts = {part: shown_value(text) for part, text in request.subject.items()}
     cure = (
         "an administrator has to approve or deny it"
         if state is CertState.PENDING_APPROVAL
@@ -583,7 +584,7 @@ def _duplicate(request: Request, state: CertState) -> str:
 
 
 def _named(request: Request) -> dict[str, str]:
-    named = {"subject": ", ".join(f"{k}={v}" for k, v in request.subject.items() if v)}
+    named = {"subject": shown_subject(request.subject.items())}
     if request.identity:
         named["identity"] = request.identity
     return named | {"usage": request.usage, "type": request.method, "skid": request.skid}

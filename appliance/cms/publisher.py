@@ -27,7 +27,9 @@ from appliance.certs.status import (
     ocsp_state,
     renewal_due,
 )
-from appliance.certs.x509 import cert_id
+from appliance.certs.x509 import (
+    shown_id,
+)
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.store import Record
 from appliance.cms.terms import utc
@@ -350,7 +352,7 @@ class Publisher:
         store[at["renewal_due"]] = record is not None and renewal_due(
             now=now, updated=utc(record.state_date), renew_by=utc(renew_by) if renew_by else None
         )
-        store[at["display.description"]] = f"status of certificate {cert_id(self.issuer, serial)}"
+        store[at["display.description"]] = f"status of certificate {shown_id(self.issuer, serial)}"
         length = (next_update - this_update).total_seconds()
         return store, seconds + length * _RENEW_AT
 

@@ -14,7 +14,7 @@ from appliance.authn.ratelimit import RateLimiter
 from appliance.certs.keychain import Keychain
 from appliance.certs.ocsp import OCSPSigner
 from appliance.certs.public_keys import key_identity
-from appliance.certs.x509 import common_name
+from appliance.certs.x509 import authority_name, serial_number
 from appliance.cms.backup import Backups
 from appliance.cms.config import CMSSettings, Effective
 from appliance.cms.health import Health
@@ -86,7 +86,7 @@ class Service:
         self.counters = Counters()
         issuer = authority.issuer
         self._authorities = frozenset(
-            certificate.serial_number for certificate in (issuer.certificate, *issuer.chain)
+            serial_number(certificate) for certificate in (issuer.certificate, *issuer.chain)
         )
         self.publisher = Publisher(
             self.lifecycle,
@@ -127,7 +127,7 @@ class Service:
             authority = ensure_authority(settings, clock(), may_make=not lock.run(any_certificate))
             self_test(authority, clock())
             lock.issuer = authority.issuer_id
-            side = settings.db if is_sqlite(settings.db) else f"{effective.server.data_dir}/certs.db"
+            side = settings.db if is_sqlite(settings.db) else effective.server.data_file("certs.db")
             make_directory(side)
             kind = OthersJournal if lock.beside else Journal
             journal = kind(side + JOURNAL, authority.issuer_id)
@@ -345,7 +345,7 @@ class Service:
     def _reserved(self) -> frozenset[str]:
         """Names that mean something: administrators, the service's own and the authorities'."""
         issuer = self.authority.issuer
-        own = {common_name(certificate.subject) for certificate in (issuer.certificate, *issuer.chain)}
+        own = {authority_name(certificate) for certificate in (issuer.certificate, *issuer.chain)}
         own |= {self.settings.pvacms_name, self.settings.admin_name}
         return frozenset(own) | (self.policy.administrators() if self.policy is not None else frozenset())
 

@@ -18,7 +18,13 @@ from cryptography.x509.oid import NameOID
 from appliance.authn.ratelimit import RateLimiter, peer_key, retry_sentence
 from appliance.certmon.status_pv import enum_index
 from appliance.certs.status import STATE_CHOICES, WIRE_CHOICES, CertState
-from appliance.certs.x509 import canonical_pv_name, cert_id, shown_id
+from appliance.certs.x509 import (
+    canonical_pv_name,
+    cert_id,
+    serial_number,
+    shown_id,
+    shown_subject,
+)
 from appliance.cms.issuing import CCR, Issuing, pem_chain
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.policy import Names, Policy
@@ -26,7 +32,7 @@ from appliance.cms.publisher import Publisher, StatusPV
 from appliance.cms.schema import certs
 from appliance.cms.shapes import CREATED, LIST, ROOT
 from appliance.cms.store import StoreError, Transaction
-from appliance.cms.terms import Actor, Refused
+from appliance.cms.terms import Actor, Refused, subject_parts
 from appliance.errors import ApplianceError, TokenRefused
 from appliance.pva.commands import CMD_RPC
 from appliance.pva.credentials import Credentials
@@ -212,12 +218,12 @@ class CreatePV(_Callable):
         delivered = self._issuing.lifecycle.delivered
         if waits:
             delivered(record.serial)
-        subject = record.subject.replace("\x1f", " ")
+        subject = shown_subject(subject_parts(record.subject).items())
         told = {
             "event": "certificate-issued", "cert_id": shown_id(self._issuing.names.issuer_id, record.serial), "state": record.state.value, "subject": subject,
             **operation.peer.facts(),
         }  # fmt: skip
-        _log.info("%s is %s: issued to %s", issued.cert_id, record.state.value, subject, extra=told)
+        _log.info("%s is %s: issued to %s", told["cert_id"], record.state.value, subject, extra=told)
 
     def _reply(
         self, state: CertState, serial: int, identifier: str, status_pv: str, expiration: int, pem: str
@@ -239,7 +245,7 @@ class CreatePV(_Callable):
         issuer = self._issuing.issuer
         root = issuer.chain[-1] if issuer.chain else issuer.certificate
         issuer_id = self._issuing.names.issuer_id
-        serial = issuer.certificate.serial_number & ((1 << 64) - 1)
+        serial = serial_number(issuer.certificate) & ((1 << 64) - 1)
         return self._reply(
             CertState.VALID,
             serial,
@@ -370,7 +376,7 @@ class StatusCommands:
         peer = operation.peer
         actor = Actor(peer.method, peer.account, peer.peer)
         administers, owns = self._policy.administers(peer), self._policy.owns(peer, serial)
-        identifier = cert_id(self._names.issuer_id, serial)
+        identifier = shown_id(self._names.issuer_id, serial)
         lifecycle = self._lifecycle
         why = ""
         if wanted not in ("APPROVED", "DENIED", "REVOKED", REVOKED_OWN):
@@ -475,7 +481,7 @@ def root_value(issuer_id: str, certificate: x509.Certificate, chain: tuple[x509.
         ROOT,
         {
             "issuer": issuer_id,
-            "serial": certificate.serial_number & ((1 << 64) - 1),
+            "serial": serial_number(certificate) & ((1 << 64) - 1),
             "name": part(NameOID.COMMON_NAME),
             "org": part(NameOID.ORGANIZATION_NAME),
             "org_unit": part(NameOID.ORGANIZATIONAL_UNIT_NAME),

@@ -36,13 +36,21 @@ from appliance.certs.profiles import (
 )
 from appliance.certs.public_keys import key_identity
 from appliance.certs.status import CertState, OCSPState
-from appliance.certs.x509 import common_name, is_self_signed, issuer_id, status_pv, subject_text
+from appliance.certs.x509 import (
+    authority_name,
+    is_self_signed,
+    issuer_id,
+    shown_id,
+    shown_subject,
+    status_pv,
+    subject_text,
+)
 from appliance.cms.config import CMSSettings, parse_password_file
 from appliance.cms.issuing import Issuing, new_serial
 from appliance.cms.schema import certs
 from appliance.cms.store import Record, Transaction
 from appliance.cms.terms import SERVICE, posix, shown_time, state_now, subject_key, utc
-from appliance.config.files import read_private, write_private
+from appliance.config.files import make_directories, read_private, replace_private, write_private
 from appliance.config.pva import ServerConfig
 from appliance.config.secret import Secret
 from appliance.errors import CertificateError, ConfigurationError, KeychainError
@@ -90,10 +98,7 @@ class Authority(NamedTuple):
 def make_directory(path: str) -> None:
     """Make the directory that a file goes into, for its owner only. Raises ConfigurationError."""
     directory = os.path.dirname(os.path.abspath(path))  # noqa: PTH100, PTH120 - text in, text out
-    try:
-        os.makedirs(directory, mode=0o700, exist_ok=True)  # noqa: PTH103
-    except OSError as error:
-        raise ConfigurationError(f"cannot make the directory: {error.strerror}", file=directory) from error
+    make_directories(directory)
 
 
 def _load(path: str, password: Secret, what: str) -> Keychain:
@@ -106,7 +111,8 @@ def _load(path: str, password: Secret, what: str) -> Keychain:
 
 def _save(path: str, keychain: Keychain, password: Secret) -> None:
     make_directory(path)
-    write_private(path, dump_keychain(keychain, password))
+    for warning in replace_private(path, dump_keychain(keychain, password)):
+        say(warning)
     say(f"Keychain file created   : {path}")
 
 
@@ -129,7 +135,9 @@ def any_certificate(transaction: Transaction) -> bool:
 def ensure_authority(settings: CMSSettings, now: datetime, *, may_make: bool = True) -> Authority:
     """Read the certificate authority's keychain, or make it. Raises ConfigurationError, SecurityError."""
     path = settings.cert_auth_tls_keychain
-    password = parse_password_file(settings.cert_auth_tls_keychain_pwd_file)
+    password = parse_password_file(
+        settings.cert_auth_tls_keychain_pwd_file, "cert_auth_tls_keychain_pwd_file"
+    )
     created = not os.path.lexists(path)
     if created and not may_make:
         raise ConfigurationError(
@@ -238,7 +246,7 @@ def record_own(
     parts = {"cn": "CN", "o": "O", "ou": "OU", "c": "C"}
     more = {column: certificate_subject.get(part, "") for column, part in parts.items()}
     transaction.add(record, {**more, "created": start, "key_id": key_id})
-    facts = {**SERVICE.facts(), "subject": record.subject.replace("\x1f", "/"), "usage": usage}
+    facts = {**SERVICE.facts(), "subject": shown_subject(certificate_subject.items()), "usage": usage}
     facts |= {
         "not_before": shown_time(utc(begin)), "not_after": shown_time(utc(end)), "no_status": "yes" if no_status else "no"
     }  # fmt: skip
@@ -323,7 +331,7 @@ async def renew_own_keychain(settings: CMSSettings, server: ServerConfig, issuin
     """Replace the service's keychain while it serves. Raises ApplianceError."""
     request = _service_request(settings, issuing)
     keychain = request.finish(await issuing.lifecycle.store.submit(request.job))
-    write_private(server.tls_keychain, dump_keychain(keychain, server.tls_keychain_password))
+    replace_private(server.tls_keychain, dump_keychain(keychain, server.tls_keychain_password))
     return keychain
 
 
@@ -378,7 +386,8 @@ def ensure_administrator(settings: CMSSettings, issuing: Issuing, name: str, *, 
     ]
     if alive:
         why = (
-            f"CN={name}, C={country} has a certificate already ({issuing.names.issuer_id}:{alive[0].serial:020d}); "
+            f"{shown_subject(subject.items())} has a certificate already "
+            f"({shown_id(issuing.names.issuer_id, alive[0].serial)}); "
             "have that one revoked first; if nobody can, because it is the only administrator's and is lost, choose another "
             "name here, and revoke it with the new keychain"
         )
@@ -398,7 +407,11 @@ def ensure_administrator(settings: CMSSettings, issuing: Issuing, name: str, *, 
         method="administrator",
     )
     keychain = request.finish(lifecycle.store.run(request.job))
-    _save(path, keychain, parse_password_file(settings.admin_tls_keychain_pwd_file))
+    _save(
+        path,
+        keychain,
+        parse_password_file(settings.admin_tls_keychain_pwd_file, "admin_tls_keychain_pwd_file"),
+    )
     return True
 
 
@@ -410,7 +423,7 @@ def ensure_acf(path: str, authority: Authority, admin: str) -> bool:
     if os.path.lexists(path):
         return False
     chain = [authority.issuer.certificate, *authority.issuer.chain]
-    names = [common_name(certificate.subject) for certificate in reversed(chain)]
+    names = [authority_name(certificate) for certificate in reversed(chain)]
     text = _yaml_acf(names, admin) if path.endswith((".yaml", ".yml")) else _classic_acf(names, admin)
     load_acf(text, file=path, gateway=True)
     make_directory(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -10,8 +11,16 @@ from typing import Final, NamedTuple
 
 from appliance.errors import ConfigurationError
 
-__all__ = ["PrivateRead", "read_private", "sweep", "write_private", "write_public"]
-
+__all__ = [
+    "PrivateRead",
+    "check_replaceable",
+    "make_directories",
+    "read_private",
+    "replace_private",
+    "sweep",
+    "write_private",
+    "write_public",
+]
 
 _TEMPORARY: Final = re.compile(r"\.(.+)\.([0-9a-f]{1,8})\.[0-9a-f]{12}")
 """The names that `write_private` gives to files that are not complete: the file's own, a process, something random."""
@@ -27,6 +36,31 @@ class PrivateRead(NamedTuple):
     """One sentence about permissions that are wider than they should be; empty when all is well."""
 
 
+def make_directories(path: str | os.PathLike[str]) -> None:
+    """Make a directory and what is missing above it, each for its owner only, whatever the umask.
+
+    ``os.makedirs`` gives its mode to the last one alone. Raises ConfigurationError.
+    """
+    name = os.fspath(path)
+    missing = []
+    while name and not os.path.isdir(name):  # noqa: PTH112 - pathlib costs start-up time
+        missing.append(name)
+        name = os.path.dirname(name.rstrip("/"))  # noqa: PTH120
+    for directory in reversed(missing):
+        try:
+            os.mkdir(directory, 0o700)  # noqa: PTH102
+        except FileExistsError:
+            if os.path.isdir(directory):  # noqa: PTH112 - somebody else was faster
+                continue
+            raise ConfigurationError(
+                "cannot make the directory: a file is in its place", file=directory
+            ) from None
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(
+                f"cannot make the directory: {_reason(error)}", file=directory
+            ) from error
+
+
 def write_private(
     path: str | os.PathLike[str], data: bytes, mode: int = 0o600, *, owner: tuple[int, int] | None = None
 ) -> None:
@@ -34,34 +68,19 @@ def write_private(
 
     The new file is created with ``mode`` (never wider for an instant), synced, renamed over the old one, and its
     directory is synced. ``owner`` (user and group) is set before the file has its name: whoever owns the directory could
-    put a link there, and ``chown`` by that name would give away whatever the link leads to. Raises ConfigurationError with the reason when any step fails; the old file then stays.
+    put a link there, and ``chown`` by that name would give away whatever the link leads to. A link is replaced, never
+    followed: see `replace_private`. Raises ConfigurationError with the reason when any step fails; the old file then stays.
     """
     name = os.fspath(path)
-    directory, base = os.path.split(name)
-    directory = directory or "."
-    temporary = os.path.join(directory, f".{base[:200]}.{os.getpid():x}.{os.urandom(6).hex()}")  # noqa: PTH118 - start-up time
     try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+        directory = _open_directory(name)
         try:
-            try:
-                # The umask may have taken bits that the caller asked for.
-                os.fchmod(fd, mode)
-                if owner is not None:
-                    os.fchown(fd, *owner)
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(fd, view) :]
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            os.rename(temporary, name)  # noqa: PTH104 - start-up time
-        except BaseException:
-            os.unlink(temporary)  # noqa: PTH108 - start-up time
-            raise
-        _sync_directory(directory)
+            _replace(directory, name, data, mode, owner)
+        finally:
+            os.close(directory)
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"cannot write: {_reason(error)}", file=name) from error
-    sweep(directory, base)
+    _sweep_beside(name)
 
 
 def sweep(directory: str, base: str = "") -> None:
@@ -86,6 +105,10 @@ def sweep(directory: str, base: str = "") -> None:
         return
 
 
+def _sweep_beside(path: str) -> None:
+    sweep(os.path.dirname(path) or ".", os.path.basename(path))  # noqa: PTH119, PTH120
+
+
 def _runs(process: int) -> bool:
     try:
         os.kill(process, 0)
@@ -94,6 +117,148 @@ def _runs(process: int) -> bool:
     except (OSError, OverflowError):
         return True
     return True
+
+
+def replace_private(path: str | os.PathLike[str], data: bytes) -> list[str]:
+    """`write_private` for a file that may be there already: written where a link leads, with the owner and mode that are there.
+
+    So a service whose keychain root renews can still read it. What was open to every user is closed to them. Root
+    follows a link of another user only into a directory of that user: others could name any file of the system by it.
+
+    Returns sentences for the user, about what could not be kept. Raises ConfigurationError; the old file then stays.
+    """
+    name = os.fspath(path)
+    try:
+        directory, place = _place(name)
+        try:
+            try:
+                before = os.stat(os.path.basename(place), dir_fd=directory, follow_symlinks=False)  # noqa: PTH119
+            except FileNotFoundError:
+                _replace(directory, place, data, 0o600, None)
+                said = []
+            else:
+                said = _replace_like(directory, place, data, before)
+        finally:
+            os.close(directory)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"cannot write: {_reason(error)}", file=name) from error
+    _sweep_beside(place)
+    return said
+
+
+def check_replaceable(path: str | os.PathLike[str], size: int = 16384) -> None:
+    """See now that `replace_private` will work, by writing a file of that size beside it.
+
+    Permissions alone say nothing of a full disk, a quota or a file system that is mounted read-only. Raises ConfigurationError.
+    """
+    name = os.fspath(path)
+    if os.path.isdir(name):  # noqa: PTH112
+        raise ConfigurationError("is a directory; name the file itself", file=name)
+    try:
+        directory, place = _place(name)
+        try:
+            temporary = _written(directory, place, bytes(size), 0o600, None)
+            os.unlink(temporary, dir_fd=directory)
+        finally:
+            os.close(directory)
+    except PermissionError as error:
+        where = os.path.dirname(name) or "."  # noqa: PTH120
+        raise ConfigurationError(
+            "cannot create files in this directory; run the command as the keychain's owner", file=where
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"cannot be written: {_reason(error)}", file=name) from error
+
+
+def _place(name: str) -> tuple[int, str]:
+    """The directory (open) and the path that ``name`` leads to."""
+    try:
+        link = os.lstat(name)
+    except FileNotFoundError:
+        return _open_directory(name), name
+    if not stat.S_ISLNK(link.st_mode):
+        if not stat.S_ISREG(link.st_mode):
+            raise ConfigurationError("not a regular file", file=name)
+        return _open_directory(name), name
+    with contextlib.suppress(FileNotFoundError):
+        os.stat(name)  # noqa: PTH116 - a circle of links is an error here
+    place = os.path.realpath(name)
+    directory = _open_directory(place)
+    foreign = link.st_uid not in (0, os.geteuid())
+    if foreign and os.fstat(directory).st_uid != link.st_uid:
+        os.close(directory)
+        raise ConfigurationError(
+            f"a link of user {link.st_uid} that leads to {place}, which is not in a directory of that user: it is not "
+            "followed; name the file itself",
+            file=name,
+        )
+    return directory, place
+
+
+def _open_directory(name: str) -> int:
+    return os.open(os.path.dirname(name) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # noqa: PTH120
+
+
+def _replace_like(directory: int, place: str, data: bytes, before: os.stat_result) -> list[str]:
+    """Replace a regular file by one with its owner, group and mode, as far as this process may."""
+    if not stat.S_ISREG(before.st_mode):
+        raise ConfigurationError("not a regular file", file=place)
+    said = []
+    mode = stat.S_IMODE(before.st_mode) & 0o770
+    if mode != stat.S_IMODE(before.st_mode):
+        said.append(f"{place}: every user of this machine could get at it; its mode is now {mode:04o}")
+    mode |= 0o600
+    wanted = (before.st_uid, before.st_gid)
+    for owner in dict.fromkeys((wanted, (-1, before.st_gid))):
+        try:
+            _replace(directory, place, data, mode, owner)
+        except PermissionError:
+            continue
+        if owner != wanted and before.st_uid != os.geteuid():
+            said.append(
+                f"{place}: belongs to user {os.geteuid()} now, it cannot be given back to {before.st_uid}"
+            )
+        return said
+    # Access for a group makes sense with the group that was there, and not with another.
+    _replace(directory, place, data, 0o600, None)
+    said.append(
+        f"{place}: cannot be given back to its group {before.st_gid}; only user {os.geteuid()} can read it now"
+    )
+    return said
+
+
+def _replace(directory: int, name: str, data: bytes, mode: int, owner: tuple[int, int] | None) -> None:
+    temporary = _written(directory, name, data, mode, owner)
+    try:
+        os.rename(temporary, os.path.basename(name), src_dir_fd=directory, dst_dir_fd=directory)  # noqa: PTH119
+    except BaseException:
+        os.unlink(temporary, dir_fd=directory)
+        raise
+    os.fsync(directory)
+
+
+def _written(directory: int, name: str, data: bytes, mode: int, owner: tuple[int, int] | None) -> str:
+    """The name of a new file in ``directory`` that is whole and on disk."""
+    base = os.path.basename(name)  # noqa: PTH119
+    temporary = f".{base[:200]}.{os.getpid():x}.{os.urandom(6).hex()}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    fd = os.open(temporary, flags, mode, dir_fd=directory)
+    try:
+        try:
+            if owner is not None:
+                os.fchown(fd, *owner)
+            # The umask may have taken bits that the caller asked for, and chown takes some.
+            os.fchmod(fd, mode)
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except BaseException:
+        os.unlink(temporary, dir_fd=directory)
+        raise
+    return temporary
 
 
 def write_public(path: str | os.PathLike[str], data: bytes) -> None:
@@ -139,14 +304,6 @@ def read_private(path: str | os.PathLike[str], limit: int, *, strict: bool = Tru
     elif mode & 0o070:
         finding = f"{name}: mode {mode:04o} lets its group at a secret; use chmod 600 unless that is meant"
     return PrivateRead(b"".join(chunks), finding)
-
-
-def _sync_directory(directory: str) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _reason(error: Exception) -> str:

@@ -18,18 +18,42 @@ from appliance.config.tls_options import TLSOptions, parse_tls_options
 from appliance.errors import ConfigurationError
 
 __all__ = [
+    "DIRECTORY_VERSIONS",
     "ClientConfig",
     "Effective",
     "ServerConfig",
+    "refuse_password",
     "resolve_client",
     "resolve_server",
     "variables",
+    "versioned",
 ]
 
-DIRECTORY_VERSION: Final = "1.3"
-"""Keychains and data live in ``pva/<this>`` below the XDG directories; the reference tools share them."""
+DIRECTORY_VERSIONS: Final = ("1.5", "1.3")
+"""Keychains and data live in ``pva/<the first>`` below the XDG directories, where the peers' tools of 2026 look.
+
+What is there in an older one only is used there: a copy would be renewed in one place and go stale in the other.
+"""
 
 _TMO_SCALE: Final = 4.0 / 3.0
+
+
+def versioned(base: str, name: str) -> str:
+    """The path of a file below an XDG directory: where it is, or where it goes if it is nowhere yet."""
+    paths = [f"{base}/pva/{version}/{name}" for version in DIRECTORY_VERSIONS]
+    return next((path for path in paths if os.path.lexists(path)), paths[0])
+
+
+def refuse_password(path: object, setting: str) -> None:
+    """Refuse ``FILE;PASSWORD``, which other tools take for a keychain and its password. Raises ConfigurationError.
+
+    The text is in no message: what follows the semicolon is a secret.
+    """
+    if ";" in str(path):
+        raise ConfigurationError(
+            f"{setting} names a keychain with a semicolon in it; a password behind the file's name is not understood here: "
+            "put it into a file of its own (chmod 600) and name that with the setting of the same name and _PWD_FILE"
+        )
 
 
 class _Derived:
@@ -45,18 +69,35 @@ class _Derived:
 
     @property
     def config_dir(self) -> str:
-        """Where keychains live by default."""
-        return f"{self.xdg_config_home}/pva/{DIRECTORY_VERSION}"
+        """Where keychains are made by default. Where one is, `config_file` says."""
+        return f"{self.xdg_config_home}/pva/{DIRECTORY_VERSIONS[0]}"
 
     @property
     def data_dir(self) -> str:
-        """Where data bases and caches live by default."""
-        return f"{self.xdg_data_home}/pva/{DIRECTORY_VERSION}"
+        """Where data bases and caches are made by default. Where one is, `data_file` says."""
+        return f"{self.xdg_data_home}/pva/{DIRECTORY_VERSIONS[0]}"
+
+    def config_file(self, name: str) -> str:
+        """A keychain or what belongs to it, in the directory of the present version or in an older one."""
+        return versioned(self.xdg_config_home, name)
+
+    def data_file(self, name: str) -> str:
+        """A data base or a cache, in the directory of the present version or in an older one."""
+        return versioned(self.xdg_data_home, name)
+
+    def older_directories(self) -> list[str]:
+        """The directories of older versions that are there, and are read."""
+        paths = [
+            f"{base}/pva/{version}"
+            for base in (self.xdg_config_home, self.xdg_data_home)
+            for version in DIRECTORY_VERSIONS[1:]
+        ]
+        return [path for path in paths if os.path.isdir(path)]  # noqa: PTH112 - pathlib costs start-up time
 
     @property
     def status_cache(self) -> str:
         """The directory of the certificate status cache, or nothing where it is switched off."""
-        return "" if self.no_status_cache else self.status_cache_dir or f"{self.data_dir}/status_cache"
+        return "" if self.no_status_cache else self.status_cache_dir or self.data_file("status_cache")
 
     @property
     def idle_timeout_s(self) -> float:
@@ -103,9 +144,9 @@ class _ClientFields(NamedTuple):
     """Directory of the certificate status cache; empty stands for ``data_dir/status_cache``."""
     no_status_cache: bool = False
     xdg_config_home: str = ""
-    """Base directory of configuration, without ``pva/1.3``."""
+    """Base directory of configuration, without ``pva/1.5``."""
     xdg_data_home: str = ""
-    """Base directory of data, without ``pva/1.3``."""
+    """Base directory of data, without ``pva/1.5``."""
     tls_keylog_file: str = ""
     """File to which the secrets of TLS connections are written, for debugging; empty means none."""
 
@@ -143,9 +184,9 @@ class _ServerFields(NamedTuple):
     """Directory of the certificate status cache; empty stands for ``data_dir/status_cache``."""
     no_status_cache: bool = False
     xdg_config_home: str = ""
-    """Base directory of configuration, without ``pva/1.3``."""
+    """Base directory of configuration, without ``pva/1.5``."""
     xdg_data_home: str = ""
-    """Base directory of data, without ``pva/1.3``."""
+    """Base directory of data, without ``pva/1.5``."""
     tls_keylog_file: str = ""
     """File to which the secrets of TLS connections are written, for debugging; empty means none."""
 
@@ -368,7 +409,11 @@ class Effective(Generic[_C]):
         if as_client:
             values["XDG_CONFIG_HOME"] = self.config.config_dir
             values["XDG_DATA_HOME"] = self.config.data_dir
-        return "\n".join(["Effective config", *(f"{name}={values[name]}" for name in sorted(values))])
+        notes = [
+            f"# {path} is of an older version; what is in it, and not in pva/{DIRECTORY_VERSIONS[0]} beside it, is used"
+            for path in self.config.older_directories()
+        ]
+        return "\n".join(["Effective config", *(f"{name}={values[name]}" for name in sorted(values)), *notes])
 
     def explain(self) -> str:
         """Every value with its source, one a line."""
@@ -442,10 +487,12 @@ class _Resolution:
         for setting in settings:
             if not self.override(setting.key, setting.read):
                 self.from_environment(setting)
+            if setting.key == "tls_keychain" and setting.key in self.values:
+                refuse_password(self.values[setting.key], self.sources[setting.key])
             if setting.key in _PATHS and setting.key in self.values:
                 self.values[setting.key] = self.expand(self.values[setting.key])
         if "tls_keychain" not in self.values:
-            path = f"{self.values['xdg_config_home']}/pva/{DIRECTORY_VERSION}/{keychain_name}"
+            path = versioned(self.values["xdg_config_home"], keychain_name)
             # The certificate service makes its keychain when there is none; others do without.
             if keychain_name == "pvacms.p12" or self.exists(path):
                 self.values["tls_keychain"] = path
@@ -514,7 +561,9 @@ class _Resolution:
             if not path:
                 return
             try:
-                secret = Secret.from_file(self.expand(path))
+                secret = Secret.first_line(
+                    self.expand(path), setting=source if source != "argument" else _PASSWORD
+                )
             except ConfigurationError as error:
                 raise self.fault(str(error), _PASSWORD, source) from error
         else:
@@ -525,7 +574,7 @@ class _Resolution:
             if not source:
                 return
             try:
-                secret = Secret.from_file(self.expand(self.environ[source]), strict=False)
+                secret = Secret.first_line(self.expand(self.environ[source]), setting=source, strict=False)
             except ConfigurationError as error:
                 self.warnings.append(f"{source} ignored: {error}")
                 return

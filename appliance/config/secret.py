@@ -45,6 +45,25 @@ class Secret:
         return cls(text.removesuffix("\n").removesuffix("\r"), source=name, finding=read.finding)
 
     @classmethod
+    def first_line(cls, path: str | os.PathLike[str], *, setting: str, strict: bool = True) -> Secret:
+        """The password in the first line of a file, as openssl takes it (``-passin file:``); what follows does not count.
+
+        ``setting`` is the variable or the key that names the file, for messages. An empty line is no password, which the
+        finding says: such a file is a setting without effect. Raises ConfigurationError as `from_file`, but for later lines.
+        """
+        name = os.fspath(path)
+        read = read_private(name, _LIMIT, strict=strict)
+        try:
+            text = read.data.partition(b"\n")[0].removesuffix(b"\r").decode()
+        except UnicodeDecodeError:
+            raise ConfigurationError("a password must be UTF-8 text", file=name) from None
+        finding = read.finding
+        if not text:
+            empty = f"{name}, named by {setting}, is empty or begins with an empty line: there is no password in it"
+            finding = f"{empty}; {finding}" if finding else empty
+        return cls(text, source=f"{name} ({setting})", finding=finding)
+
+    @classmethod
     def from_credential(cls, name: str, environ: Mapping[str, str] | None = None) -> Secret:
         """A credential that systemd handed over (``LoadCredential=``, ``SetCredential=``)."""
         return cls.from_file(credential_path(name, environ))

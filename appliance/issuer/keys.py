@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from appliance.authn.jwt.jwk import jwk_of, thumbprint
 from appliance.authn.jwt.strict_json import StrictFormatError
-from appliance.config.files import read_private, write_private
+from appliance.config.files import make_directories, read_private, write_private
 from appliance.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -118,7 +118,10 @@ class KeyStore:
 
     def _prepare(self) -> None:
         try:
-            os.makedirs(self._directory, mode=0o700, exist_ok=True)  # noqa: PTH103
+            make_directories(self._directory)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"cannot be used: {error}", key="key_dir") from error
+        try:
             if os.stat(self._directory).st_mode & 0o077:  # noqa: PTH116
                 os.chmod(self._directory, 0o700)  # noqa: PTH101
                 _log.warning("%s was open to others; its mode is now 0700", self._directory)

@@ -9,6 +9,8 @@ import sysconfig
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from appliance.config.files import make_directories
+
 __all__ = ["ROLES", "Layout", "Ports", "free_ports"]
 
 ROLES: Final = ("client", "softioc", "operator", "admin", "pvacms")
@@ -71,11 +73,11 @@ class Layout:
 
     def config(self, role: str) -> Path:
         """Where the role's keychains are."""
-        return self.home(role) / "config" / "pva" / "1.3"
+        return self.home(role) / "config" / "pva" / "1.5"
 
     def data(self, role: str) -> Path:
         """Where the role's data are."""
-        return self.home(role) / "data" / "pva" / "1.3"
+        return self.home(role) / "data" / "pva" / "1.5"
 
     def keychain(self, role: str) -> Path:
         """The role's PKCS#12 file."""
@@ -88,12 +90,11 @@ class Layout:
 
     def make(self) -> None:
         """Make the directories, for nobody else to look into."""
-        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         for role in ROLES:
-            self.config(role).mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.data(role).mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_directories(self.config(role))
+            make_directories(self.data(role))
         for name in ("env", "log", "issuer"):
-            (self.root / name).mkdir(mode=0o700, exist_ok=True)
+            make_directories(self.root / name)
 
     def variables(self, role: str) -> dict[str, str]:
         """The EPICS_* and XDG_* settings of a role: with them *any* EPICS program joins the stack."""

@@ -11,13 +11,20 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
-from OpenSSL.crypto import X509
+from OpenSSL.crypto import FILETYPE_ASN1, X509, dump_certificate
 
 from appliance.certs.keychain import Keychain
-from appliance.certs.x509 import UNREADABLE, check_extended_key_usage, subject_text
+from appliance.certs.x509 import check_extended_key_usage, load_der, subject_text
 from appliance.errors import ApplianceError, CertificateError, CertificateStatusError, KeychainError
 
-__all__ = ["HandshakeNotes", "StapleCheck", "TLSContext", "client_context", "server_context"]
+__all__ = [
+    "HandshakeNotes",
+    "StapleCheck",
+    "TLSContext",
+    "client_context",
+    "server_context",
+    "verified_chain",
+]
 
 ALPN = (b"pva/1",)
 _CIPHER_SUITES = b"TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256:TLS_AES_128_GCM_SHA256"
@@ -132,9 +139,8 @@ def client_context(
             notes.staple = staple or None
             if check_staple is None:
                 return True
-            chain = connection.get_verified_chain(as_cryptography=True) or []
             try:
-                check_staple(notes.staple, tuple(c.public_bytes(Encoding.DER) for c in chain))
+                check_staple(notes.staple, tuple(map(certificate_der, verified_chain(connection))))
             except (CertificateStatusError, CertificateError) as exc:
                 notes.refusal = str(exc)
                 return False
@@ -197,8 +203,8 @@ def _verify_callback(usage: str) -> Callable[[SSL.Connection, X509, int, int, in
             return False
         if depth == 0:
             try:
-                check_extended_key_usage(certificate.to_cryptography(), usage)
-            except (*UNREADABLE, CertificateError):
+                check_extended_key_usage(_read(certificate), usage)
+            except CertificateError:
                 notes.verification = (SSL.X509VerificationCodes.ERR_INVALID_PURPOSE, _subject(certificate))
                 return False
         return True
@@ -208,9 +214,21 @@ def _verify_callback(usage: str) -> Callable[[SSL.Connection, X509, int, int, in
 
 def _subject(certificate: X509) -> str:
     try:
-        return subject_text(certificate.to_cryptography().subject)
-    except UNREADABLE:
+        return subject_text(_read(certificate).subject)
+    except CertificateError:
         return "(unreadable)"
+
+
+def _read(certificate: X509) -> x509.Certificate:
+    return load_der(dump_certificate(FILETYPE_ASN1, certificate))
+
+
+def verified_chain(connection: SSL.Connection) -> tuple[x509.Certificate, ...]:
+    """The chain that OpenSSL has verified, from the peer's certificate up to the trust anchor; empty where there is none.
+
+    Raises CertificateError where OpenSSL reads a certificate and this program cannot.
+    """
+    return tuple(map(_read, connection.get_verified_chain() or ()))
 
 
 def certificate_der(certificate: x509.Certificate) -> bytes:

@@ -9,7 +9,17 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from appliance.certs.keychain import Keychain
-from appliance.certs.x509 import common_name, issuer_id, san, status_pv, subject_parts
+from appliance.certs.x509 import (
+    authority_name,
+    common_name,
+    issuer_id,
+    public_key,
+    san,
+    serial_number,
+    shown_value,
+    status_pv,
+    subject_parts,
+)
 from appliance.pva.credentials import Credentials
 from appliance.tls.engine import TLSEngine
 
@@ -33,7 +43,7 @@ def peer_credentials(engine: TLSEngine, *, peer: str, interface: str) -> Credent
     leaf = chain[0]
     issuers = chain[1:] or chain
     home = _home(engine.keychain, issuers[-1])
-    names = [common_name(each.subject) for each in issuers]
+    names = [authority_name(each) for each in issuers]
     if home is None and names[-1] == _root_name(engine.keychain):
         # Most authorities have the default's name: one that is trusted beside our own is told apart by its key.
         names[-1] += f" [{issuer_id(issuers[-1])}]"
@@ -42,10 +52,10 @@ def peer_credentials(engine: TLSEngine, *, peer: str, interface: str) -> Credent
         account=account,
         peer=peer,
         interface=interface,
-        authority="\n".join(filter(None, names)),
+        authority="\n".join(names),
         is_tls=True,
         issuer_id=issuer_id(issuers[0]),
-        serial=leaf.serial_number,
+        serial=serial_number(leaf),
         san=san(leaf),
         status_pv=status_pv(leaf),
         subject=subject_parts(leaf.subject),
@@ -62,11 +72,11 @@ def _home(own: Keychain, root: x509.Certificate) -> str | None:
 
 def _root_name(own: Keychain) -> str:
     roots = own.chain or ((own.certificate,) if own.certificate is not None else ())
-    return common_name(roots[-1].subject) if roots else ""
+    return authority_name(roots[-1]) if roots else ""
 
 
 def _key(certificate: x509.Certificate) -> bytes:
-    return certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return public_key(certificate).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 def describe(credentials: Credentials) -> str:
@@ -80,6 +90,6 @@ def describe(credentials: Credentials) -> str:
     if credentials.serial:
         parts.append(str(credentials.serial))
     if credentials.authority:
-        parts.append(" -> ".join(reversed(credentials.authority.split("\n"))))
+        parts.append(" -> ".join(shown_value(name) for name in reversed(credentials.authority.split("\n"))))
     tls = "TLS " if credentials.is_tls else ""
-    return f"{tls}{':'.join(parts)}/{credentials.account}@{credentials.peer}"
+    return f"{tls}{':'.join(parts)}/{shown_value(credentials.account)}@{credentials.peer}"

@@ -12,7 +12,7 @@ from OpenSSL import SSL
 
 from appliance.certs.keychain import Keychain
 from appliance.errors import LocalProtocolError, TLSError
-from appliance.tls.context import HandshakeNotes, TLSContext, certificate_der
+from appliance.tls.context import HandshakeNotes, TLSContext, certificate_der, verified_chain
 from appliance.tls.reasons import explain_error, explain_verification
 
 __all__ = ["TLSEngine"]
@@ -251,10 +251,13 @@ class TLSEngine:
 
     @property
     def peer_chain(self) -> tuple[x509.Certificate, ...]:
-        """The verified chain from the peer's certificate up to the trust anchor, parsed."""
+        """The verified chain from the peer's certificate up to the trust anchor, parsed.
+
+        Raises CertificateError where OpenSSL reads a certificate of it and this program cannot.
+        """
         if not self.handshake_complete:
             return ()
-        return tuple(self._connection.get_verified_chain(as_cryptography=True) or ())
+        return verified_chain(self._connection)
 
     @property
     def peer_staple(self) -> bytes | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -31,7 +32,11 @@ def root(tmp_path_factory) -> Path:
         (root / "etc/systemd/system/spva-.service.d/15-back-off.conf").unlink()
     shutil.copytree("/usr/lib/systemd/system", root / "usr/lib/systemd/system", symlinks=True)
     (root / "lib").symlink_to("usr/lib")
-    for name in [f"opt/spva/current/bin/{program}" for program in PROGRAMS] + ["bin/kill", "usr/bin/env"]:
+    for name in [f"opt/spva/current/bin/{program}" for program in PROGRAMS] + [
+        "bin/kill",
+        "bin/sh",
+        "usr/bin/env",
+    ]:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("#!/bin/sh\n")
@@ -98,3 +103,17 @@ def test_no_unit_names_a_secret():
     for path in UNITS.rglob("*"):
         if path.is_file():
             assert not re.search(r"(?i)password=|secret=|token=", path.read_text()), path
+
+
+@pytest.mark.parametrize(("program", "status"), [(0, 0), (4, 4), (1, 255), (2, 255), (139, 255), (None, 255)])
+def test_a_renewal_that_cannot_be_judged_is_a_failed_unit(tmp_path, program, status):
+    """systemd skips a unit for 1 to 254 of its condition, also where the program is not there at all (127)."""
+    text = (UNITS / "spva-keychain@.service").read_text()
+    (line,) = [line for line in text.splitlines() if line.startswith("ExecCondition=")]
+    command = line.removeprefix("ExecCondition=").replace("$$", "$").replace("${SPVA_METHOD}", "std")
+    command = command.replace("${SPVA_USAGE}", "client").replace("/opt/spva/current/bin/", f"{tmp_path}/")
+    if program is not None:
+        tool = tmp_path / "authnstd"
+        tool.write_text(f"#!/bin/sh\nexit {program}\n")
+        tool.chmod(0o755)
+    assert subprocess.run(shlex.split(command), check=False, capture_output=True).returncode == status

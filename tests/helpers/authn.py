@@ -38,7 +38,7 @@ class Account:
 
     @property
     def config(self) -> Path:
-        return self.home / "config" / "pva" / "1.3"
+        return self.home / "config" / "pva" / "1.5"
 
     def environment(self, **more: str) -> dict[str, str]:
         kept = {

@@ -204,11 +204,11 @@ class Process:
 
     @property
     def config_dir(self) -> Path:
-        return self.directory / "config" / "pva" / "1.3"
+        return self.directory / "config" / "pva" / "1.5"
 
     @property
     def db(self) -> Path:
-        return self.directory / "data" / "pva" / "1.3" / "certs.db"
+        return self.directory / "data" / "pva" / "1.5" / "certs.db"
 
     def ready(self, limit_s: float = 60.0) -> Process:
         """Wait until it serves."""

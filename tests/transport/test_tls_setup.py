@@ -11,6 +11,7 @@ from datetime import timedelta
 import pytest
 
 from appliance.certmon.wiring import open_client, open_server
+from appliance.certs.profiles import build_ca, generate_key, subject_name
 from appliance.certs.status import CertState
 from appliance.config.secret import Secret
 from appliance.errors import KeychainError, OperationError, OperationTimeoutError
@@ -95,6 +96,17 @@ async def test_a_keychain_of_trust_anchors_authenticates_the_server_only(tmp_pat
         assert context.channel("pv").peer.account == "softioc"
     (peer,) = seen.peers
     assert (peer.is_tls, peer.method in ("ca", "anonymous")) == (True, True)
+
+
+async def test_a_second_trust_anchor_that_has_ended_is_ignored_with_a_warning(tmp_path, caplog):
+    key = generate_key("ec-p256")
+    name = subject_name("Old Root")
+    dates = {"not_before": NOW - 9 * DAY, "not_after": NOW - DAY}
+    ended = build_ca(key, subject=name, serial=3, **dates)
+    server, client = (k._replace(anchors=(*k.anchors, ended)) for k in (S.server, S.client))
+    async with pair(tmp_path, server=server, client=client) as (_, context):
+        assert (await context.info("pv")).peer.is_tls
+    assert caplog.text.count("the trust anchor CN=Old Root") == 2
 
 
 async def test_a_required_client_certificate_is_required(tmp_path):
@@ -340,7 +352,7 @@ async def test_a_keychain_that_appears_later_is_taken_into_use(tmp_path):
 
 async def test_a_keychain_that_appears_later_at_the_usual_place_is_taken_into_use(tmp_path):
     seen = Seen()
-    usual = tmp_path / "pva/1.3/server.p12"
+    usual = tmp_path / "pva/1.5/server.p12"
     config = server_config(tls_keychain_default=str(usual))
     client_file = keychain_file(tmp_path, "client", S.client)
     async with (

@@ -231,9 +231,12 @@ def jwk_of(public_key: bytes | str) -> dict[str, str]:
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+    from appliance.certs.x509 import quiet
+
     data = public_key.encode("utf-8") if isinstance(public_key, str) else public_key
     try:
-        key = load_pem_public_key(data)
+        with quiet():
+            key = load_pem_public_key(data)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         raise StrictFormatError("public_key_unreadable") from None
     if isinstance(key, rsa.RSAPublicKey):

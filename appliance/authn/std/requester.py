@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
+from typing import Any, Final
 
 from cryptography import x509
+from cryptography.x509.oid import NameOID
 
 from appliance.authn.ccr import CertRequest
 from appliance.authn.settings import RequesterSettings
 from appliance.certs.profiles import subject_name
 
-__all__ = ["std_request", "std_subject"]
+__all__ = ["as_before", "std_request", "std_subject"]
 
 
 def std_subject(settings: RequesterSettings) -> x509.Name:
@@ -25,6 +27,31 @@ def std_subject(settings: RequesterSettings) -> x509.Name:
         organization=settings.organization,
         organizational_unit=settings.organizational_unit,
     )
+
+
+_PARTS: Final = {
+    "name": NameOID.COMMON_NAME,
+    "organization": NameOID.ORGANIZATION_NAME,
+    "organizational_unit": NameOID.ORGANIZATIONAL_UNIT_NAME,
+    "country": NameOID.COUNTRY_NAME,
+}
+
+
+def as_before(settings: RequesterSettings, certificate: x509.Certificate | None) -> RequesterSettings:
+    """The settings for a request that keeps the identity of the keychain that is there, but for what somebody named.
+
+    A keychain is renewed more often than it is made for somebody else. Subjects with parts that a request cannot have
+    are left alone; the request is then refused, since it would be for another subject.
+    """
+    if certificate is None:
+        return settings
+    there = {attribute.oid: str(attribute.value) for attribute in certificate.subject}
+    if not set(_PARTS.values()).issuperset(there) or len(there) != len(list(certificate.subject)):
+        return settings
+    kept: dict[str, Any] = {
+        part: there.get(oid, "") for part, oid in _PARTS.items() if part not in settings.named
+    }
+    return settings._replace(**kept)
 
 
 def std_request(settings: RequesterSettings, *, now: datetime) -> Callable[[str], CertRequest]:

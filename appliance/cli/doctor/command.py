@@ -155,6 +155,7 @@ def _check_identity(
         print(effective.explain(), file=sys.stderr)
     now = datetime.now(UTC)
     identity.check_configuration(effective, report, os.environ, role)
+    identity.check_directories(effective, report)
     keychain = identity.check_keychain(effective, report, role)
     if keychain is not None:
         identity.check_certificates(keychain, report, now, role)

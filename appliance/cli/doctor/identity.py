@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from appliance.cli.doctor.report import Report
-from appliance.config.pva import ClientConfig, Effective, ServerConfig
+from appliance.config.pva import DIRECTORY_VERSIONS, ClientConfig, Effective, ServerConfig, versioned
 from appliance.errors import ApplianceError, ConfigurationError, KeychainError, OperationTimeoutError
 
 if TYPE_CHECKING:
@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     from appliance.certs.keychain import Keychain
     from appliance.client.context import Context
 
-__all__ = ["check_certificates", "check_clock", "check_configuration", "check_keychain", "check_status"]
+__all__ = [
+    "check_certificates",
+    "check_clock",
+    "check_configuration",
+    "check_directories",
+    "check_keychain",
+    "check_status",
+]
 
 _MAX_BYTES: Final = 1 << 18
 _SOON: Final = timedelta(days=7)
@@ -46,7 +53,7 @@ def check_configuration(
     given = sorted({source for source in effective.sources.values() if source != "default"})
     report.ok("configuration", f"taken from {', '.join(given) if given else 'defaults only'}")
     home = environ.get("HOME", "").rstrip("/")
-    stray = f"{home}/.config/pva/1.3/{role}.p12"
+    stray = versioned(f"{home}/.config", f"{role}.p12")
     if home and f"{home}/.config" != effective.config.xdg_config_home and os.path.exists(stray):  # noqa: PTH110 - as everywhere here
         report.warning(
             "configuration",
@@ -54,6 +61,20 @@ def check_configuration(
             f"HOME says {home}, but the user data base has another home directory, and that one counts: "
             f"keychains are looked for in {effective.config.config_dir}",
             f"set XDG_CONFIG_HOME={home}/.config, or EPICS_PVA_TLS_KEYCHAIN={stray}",
+        )
+
+
+def check_directories(effective: Effective[Any], report: Report) -> None:
+    """Tell of directories of an older version, which other tools of today do not look into."""
+    for path in effective.config.older_directories():
+        new = f"{os.path.dirname(path)}/{DIRECTORY_VERSIONS[0]}"  # noqa: PTH120
+        report.note(
+            "configuration",
+            f"{path} is of an older version, and what is only there is used there",
+            f"the C++ tools of 2026 look into {new} alone",
+            f"if this account uses those too: stop what runs, then mv {path} {new}"
+            if not os.path.exists(new)  # noqa: PTH110
+            else f"if this account uses those too: stop what runs, then move what is missing in {new} there",
         )
 
 
@@ -111,6 +132,9 @@ def check_keychain(effective: Effective[Any], report: Report, role: str) -> Keyc
         what, _, remedy = str(error).partition("; ")
         secret = "password" in str(error)
         named = f"the password was read from {password.source}" if password else "no password file is set"
+        if not password and password.source:
+            named = f"the password file {password.source} is empty, or begins with an empty line"
+            remedy = "write the password into the first line of that file"
         report.problem(
             "password" if secret else "keychain",
             f"{path}: {what}",
@@ -157,6 +181,7 @@ def _check_permissions(path: str, status: os.stat_result, report: Report) -> Non
 
 def check_certificates(keychain: Keychain, report: Report, now: datetime, role: str) -> None:
     """Check the chain, the dates and the usage for a ``client`` or a ``server``."""
+    from appliance.certs.keychain import ended_anchors
     from appliance.certs.x509 import check_extended_key_usage, find_extension, is_ca, renew_by, subject_text
 
     leaf = keychain.certificate
@@ -177,7 +202,18 @@ def check_certificates(keychain: Keychain, report: Report, now: datetime, role: 
     roles += [("issuer", item) for item in keychain.chain if item not in keychain.anchors]
     if leaf is not None:
         roles.insert(0, ("certificate", leaf))
+    idle = set() if leaf is None else set(keychain.anchors) - {leaf, *keychain.chain}
+    if leaf is None and len(ended_anchors(keychain, now)) < len(keychain.anchors):
+        idle = set(keychain.anchors)
     for title, certificate in roles:
+        if certificate in idle and certificate in ended_anchors(keychain, now):
+            report.warning(
+                "expiry",
+                f"the trust anchor {subject_text(certificate.subject)} ended at {_date(certificate.not_valid_after_utc)}",
+                "it is ignored: nobody is authenticated by it, and the own certificate does not depend on it",
+                f"write the keychain without it: {_REQUEST}",
+            )
+            continue
         _check_dates(title, certificate, report, now)
     if leaf is None:
         return

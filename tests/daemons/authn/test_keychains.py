@@ -125,12 +125,12 @@ def test_a_token_without_a_beginning_is_not_due_at_once(tmp_path):
 def test_a_certificate_that_the_service_does_not_know_counts_as_ended(site, tool, arguments):
     """As after a restore of the service's database: it needs no --force, and a timer renews it."""
     account = site.account()
-    old = site.issue("forgotten", begun=DAY, left=3 * DAY, status=True)
+    name = f"forgotten-{tool}{len(arguments)}"
+    old = site.issue(name, begun=DAY, left=3 * DAY, status=True)
     account.place(old)
     verbose = account.run(tool, "--check-due", "-v")
     assert verbose.status == 0
     assert "does not know its certificate" in verbose.err
-    name = f"forgotten-{tool}{len(arguments)}"
     proof = ["--token-file", account.token_file(name)] if tool == "authnjwt" else ["-n", name]
     done = account.run(tool, *proof, *arguments)
     assert done.status == (0 if tool == "authnjwt" else 3), done.err

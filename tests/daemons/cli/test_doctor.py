@@ -230,7 +230,7 @@ async def test_an_interface_that_is_not_ours(ask: Ask) -> None:
 
 
 async def test_configuration_warnings_and_a_home_that_does_not_count(ask: Ask, tmp_path: Path) -> None:
-    stray = tmp_path / ".config/pva/1.3/client.p12"
+    stray = tmp_path / ".config/pva/1.5/client.p12"
     stray.parent.mkdir(parents=True)
     stray.touch()
     report = await ask(status=0, EPICS_PVA_CONN_TMO="soon", HOME=str(tmp_path))

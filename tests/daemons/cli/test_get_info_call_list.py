@@ -153,8 +153,8 @@ async def test_the_effective_configuration_goes_to_standard_error(
         f"EPICS_PVA_SERVER_PORT={env['EPICS_PVA_SERVER_PORT']}\n"
         "EPICS_PVA_TLS_OPTIONS=on_expiration=fallback-to-tcp on_no_cms=fallback-to-tcp\n"
         "EPICS_PVA_TLS_PORT=5076\n"
-        f"XDG_CONFIG_HOME={tmp_path}/config/pva/1.3\n"
-        f"XDG_DATA_HOME={tmp_path}/data/pva/1.3\n"
+        f"XDG_CONFIG_HOME={tmp_path}/config/pva/1.5\n"
+        f"XDG_DATA_HOME={tmp_path}/data/pva/1.5\n"
     )
 
 
@@ -211,7 +211,7 @@ async def test_ctrl_c_ends_with_status_2_and_says_so_only_when_asked(tool: str, 
     more = ["1"] if tool == "pvxput" else []
     process = await start(tool, "-v", "-w", "60", "nope", *more, env=env)
     assert process.stderr is not None
-    config = await process.stderr.readuntil(b"data/pva/1.3\n")
+    config = await process.stderr.readuntil(b"data/pva/1.5\n")
     assert b"Effective config" in config
     done = await interrupt(process)
     assert (done.status, done.out, done.err) == (2, "", "Interrupted\n")

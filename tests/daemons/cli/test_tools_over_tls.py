@@ -23,7 +23,7 @@ async def server() -> AsyncIterator[Server]:
 
 @pytest.fixture
 def env(server: Server, tmp_path: Path) -> dict[str, str]:
-    directory = tmp_path / "config/pva/1.3"
+    directory = tmp_path / "config/pva/1.5"
     directory.mkdir(parents=True)
     write_keychain(directory / "client.p12", site().client)
     return environment(server.udp_port, tmp_path)
@@ -44,8 +44,8 @@ async def test_info_v_shows_configuration_and_identity_as_the_transcripts_do(
     assert kind == 'struct "epics:nt/NTEnum:1.0" {'
     config = done.err.splitlines()
     assert config[0] == "Effective config"
-    assert f"EPICS_PVA_TLS_KEYCHAIN={tmp_path}/config/pva/1.3/client.p12" in config
-    assert config[-1] == f"XDG_DATA_HOME={tmp_path}/data/pva/1.3"
+    assert f"EPICS_PVA_TLS_KEYCHAIN={tmp_path}/config/pva/1.5/client.p12" in config
+    assert config[-1] == f"XDG_DATA_HOME={tmp_path}/data/pva/1.5"
 
 
 async def test_json_tells_who_the_server_is(env: dict[str, str]) -> None:

@@ -35,8 +35,8 @@ def test_every_step_of_the_story_does_what_it_should(tmp_path):
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr
     for line in (
-        f"Keychain file created   : {directory}/softioc/config/pva/1.3/server.p12",
-        f"Keychain file created   : {directory}/client/config/pva/1.3/client.p12",
+        f"Keychain file created   : {directory}/softioc/config/pva/1.5/server.p12",
+        f"Keychain file created   : {directory}/client/config/pva/1.5/client.p12",
         "Entity Subject : CN=softioc, O=localhost",
         "Entity Subject : CN=client, O=localhost",
         "# TLS x509:",

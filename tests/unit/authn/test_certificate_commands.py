@@ -2,8 +2,10 @@
 
 import pytest
 
+from appliance.certs.keychain import dump_keychain
 from appliance.certs.status import CertState
 from appliance.cli import authnjwt, authnstd, pvxcert
+from tests.helpers.pki import DAY, NOW, site
 
 ID = "47530d89:3826361579604613180"
 
@@ -75,7 +77,7 @@ def test_every_state_has_an_exit_status_and_only_valid_is_success():
     ],
 )
 def test_the_authenticators_refuse_what_contradicts_itself(tool, arguments, capsys):
-    assert tool.main(arguments) == 1
+    assert tool.main(arguments) == (255 if "--check-due" in arguments else 1)
     assert "cannot be used" in capsys.readouterr().err
 
 
@@ -104,3 +106,49 @@ def test_help_tells_the_exit_statuses(tool, capsys):
     text = capsys.readouterr().out
     assert "exit status:" in text
     assert "  3  " in text
+
+
+def never_zero(capsys, monkeypatch, arguments, **environ):
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    status = authnstd.main(["--check-due", *arguments])
+    return status, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ"),
+    [
+        (["--no-such-option"], {}),
+        (["-u", "cook"], {}),
+        (["--force"], {}),
+        (["-a"], {}),
+        ([], {"EPICS_PVA_AUTH_ISSUER": "zz"}),
+        ([], {"EPICS_PVA_AUTH_CERT_VALIDITY_MINS": "soon"}),
+        ([], {"EPICS_PVA_TLS_KEYCHAIN": "/x.p12;secret"}),
+        ([], {"EPICS_PVA_TLS_KEYCHAIN": "/"}),
+    ],
+    ids=["option", "choice", "force", "anchor", "issuer", "duration", "password", "directory"],
+)
+def test_check_due_that_cannot_tell_ends_with_255(capsys, monkeypatch, tmp_path, arguments, environ):
+    """systemd takes 1 to 254 of ExecCondition= for "skip": a renewal that cannot run must be a failed unit."""
+    status, said = never_zero(capsys, monkeypatch, arguments, XDG_CONFIG_HOME=str(tmp_path), **environ)
+    assert (status, "Error: " in said) == (255, True), said
+    assert "secret" not in said
+
+
+def test_check_due_that_fails_within_ends_with_255(capsys, monkeypatch, tmp_path):
+    def broken(*_, **__):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("appliance.authn.settings.resolve_requester", broken)
+    status, said = never_zero(capsys, monkeypatch, [], XDG_CONFIG_HOME=str(tmp_path))
+    assert (status, "ZeroDivisionError" in said) == (255, True)
+
+
+def test_check_due_still_says_yes_and_no(capsys, monkeypatch, tmp_path):
+    path = tmp_path / "k.p12"
+    places = {"XDG_CONFIG_HOME": str(tmp_path), "EPICS_PVA_TLS_KEYCHAIN": str(path)}
+    assert never_zero(capsys, monkeypatch, [], **places)[0] == 0
+    path.touch(mode=0o600)
+    path.write_bytes(dump_keychain(site().ca.keychain(not_after=NOW + 9 * DAY)))
+    assert never_zero(capsys, monkeypatch, [], **places)[0] == 4

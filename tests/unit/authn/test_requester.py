@@ -13,7 +13,7 @@ from appliance.authn.ccr import CertReply
 from appliance.authn.jwt.requester import check_token, jwt_request, read_token, token_source
 from appliance.authn.requester import Requester, Trusting, check_issued, cms_only, renewal_time
 from appliance.authn.settings import resolve_requester
-from appliance.authn.std.requester import std_request, std_subject
+from appliance.authn.std.requester import as_before, std_request, std_subject
 from appliance.authn.trust import (
     KnownAnchors,
     Offer,
@@ -23,8 +23,8 @@ from appliance.authn.trust import (
     parse_fingerprint,
     read_offer,
 )
-from appliance.certs.keychain import dump_keychain, dump_trust_anchors
-from appliance.certs.profiles import generate_key, subject_name
+from appliance.certs.keychain import Keychain, dump_keychain, dump_trust_anchors
+from appliance.certs.profiles import build_ca, generate_key, subject_name
 from appliance.certs.status import CertState
 from appliance.cms.services import root_value
 from appliance.errors import CertificateError, ConfigurationError, KeychainError, SecurityError
@@ -120,6 +120,14 @@ def test_renewal_is_at_two_thirds_of_the_lifetime_or_of_the_time_until_renew_by(
     assert renewal_time(early) == NOW + 10 * DAY
 
 
+def with_an_ended_anchor() -> Keychain:
+    own = S.ca.keychain(not_before=NOW - DAY, not_after=NOW + 3 * DAY)
+    key = generate_key("ec-p256")
+    dates = {"not_before": NOW - 9 * DAY, "not_after": NOW - DAY}
+    ended = build_ca(key, subject=subject_name("Old Root"), serial=3, **dates)
+    return own._replace(anchors=(*own.anchors, ended))
+
+
 def test_renewal_is_reckoned_from_the_life_that_was_left_at_issue():
     """A token's nbf may be 0, and the certificate is valid from then on."""
     old = S.ca.keychain(not_before=NOW - 9999 * DAY, not_after=NOW + 30 * DAY).certificate
@@ -141,9 +149,10 @@ def test_renewal_is_reckoned_from_the_life_that_was_left_at_issue():
         (S.ca.expired(), "client", True),
         (S.client, "ioc", True),
         (S.ca.trust_only(), "client", True),
+        (with_an_ended_anchor(), "client", False),
         (None, "client", True),
     ],
-    ids=["young", "old", "expired", "wrong-usage", "anchor-only", "none"],
+    ids=["young", "old", "expired", "wrong-usage", "anchor-only", "ended-anchor-beside", "none"],
 )
 def test_what_is_due(tmp_path, keychain, usage, due):
     path = tmp_path / "k.p12"
@@ -156,24 +165,49 @@ def test_what_is_due(tmp_path, keychain, usage, due):
     assert asking.renewal_due(asking.look())[0] is due
 
 
-def test_a_keychain_that_is_renewed_stays_its_owners_and_a_link_in_its_place_gives_nothing_away(tmp_path):
+def writer(path, said=None):
+    settings = resolve_requester("client", {"keychain": str(path)}, {"XDG_CONFIG_HOME": str(path.parent)})
+    return Requester(settings, Trusting(), say=(said if said is not None else []).append, timeout_s=1)
+
+
+def test_a_keychain_that_is_renewed_stays_its_owners(tmp_path):
     owner = 65534 if os.geteuid() == 0 else os.geteuid()
+    path = tmp_path / "k.p12"
+    path.touch(mode=0o640)
+    path.chmod(0o640)
+    os.chown(path, owner, -1)
+    asking = writer(path)
+    asking._check_destination()
+    asking._write(b"new")
+    found = path.stat()
+    assert (path.read_bytes(), found.st_uid, found.st_mode & 0o777) == (b"new", owner, 0o640)
+
+
+def test_a_link_of_another_user_gives_nothing_away(tmp_path):
+    """Root renews; the user whose directory it is has put a link there to what root alone may write."""
+    owner = 65534 if os.geteuid() == 0 else os.geteuid()
+    (tmp_path / "home").mkdir()
     precious = tmp_path / "precious"
     precious.touch(mode=0o600)
     before = precious.stat()
-    path = tmp_path / "k.p12"
-    settings = resolve_requester("client", {"keychain": str(path)}, {"XDG_CONFIG_HOME": str(tmp_path)})
-    asking = Requester(settings, Trusting(), say=lambda _: None, timeout_s=1)
-    path.touch()
-    os.chown(path, owner, -1)
-    asking._write(b"new")
-    assert (path.read_bytes(), path.stat().st_uid) == (b"new", owner)
-    path.unlink()
+    path = tmp_path / "home/k.p12"
     path.symlink_to(precious)
     os.chown(path, owner, -1, follow_symlinks=False)
-    asking._write(b"newer")
-    assert (path.read_bytes(), path.is_symlink(), path.stat().st_uid) == (b"newer", False, os.geteuid())
-    assert (precious.stat().st_uid, precious.read_bytes()) == (before.st_uid, b"")
+    os.chown(tmp_path / "home", owner, -1)
+    asking = writer(path)
+    if os.geteuid() == 0:
+        for step in (asking._check_destination, lambda: asking._write(b"newer")):
+            with pytest.raises(ConfigurationError, match="not in a directory of that user"):
+                step()
+        assert (precious.stat().st_uid, precious.read_bytes()) == (before.st_uid, b"")
+    real = tmp_path / "home/real.p12"
+    real.touch(mode=0o600)
+    os.chown(real, owner, -1)
+    path.unlink()
+    path.symlink_to(real)
+    os.chown(path, owner, -1, follow_symlinks=False)
+    asking._write(b"newest")
+    assert (real.read_bytes(), real.stat().st_uid, path.is_symlink()) == (b"newest", owner, True)
 
 
 # ---------------------------------------------------------------------- trust
@@ -185,14 +219,14 @@ def offer(authority=S.ca) -> Offer:
 
 def decided(tmp_path, authority=S.ca, **more):
     said = []
-    known = KnownAnchors(str(tmp_path), "CERT", "")
+    known = KnownAnchors(f"{tmp_path}/{{}}".format, "CERT", "")
     more.setdefault("first_use", True)
     return decide(offer(authority), known=known, say=said.append, **more), said
 
 
 def test_what_is_given_counts_before_what_is_known_and_that_before_first_use(tmp_path):
     theirs = (S.other_ca.certificate,)
-    KnownAnchors(str(tmp_path), "CERT", "").keep(S.other_ca.certificate)
+    KnownAnchors(f"{tmp_path}/{{}}".format, "CERT", "").keep(S.other_ca.certificate)
     ours = (S.ca.certificate,)
     assert decided(tmp_path, given=ours, keychain=theirs)[0].why == "file"
     assert decided(tmp_path, keychain=ours)[0].why == "keychain"
@@ -208,7 +242,9 @@ def test_what_is_given_counts_before_what_is_known_and_that_before_first_use(tmp
 
 
 def test_another_prefix_and_another_issuer_have_anchors_of_their_own(tmp_path):
-    names = {KnownAnchors("d", p, i).path for p in ("CERT", "X:Y", "../x") for i in ("", "0123abcd")}
+    names = {
+        KnownAnchors("d/{}".format, p, i).path for p in ("CERT", "X:Y", "../x") for i in ("", "0123abcd")
+    }
     assert names == {
         "d/trust-anchor.pem", "d/trust-anchor-0123abcd.pem", "d/trust-anchor-X_Y.pem", "d/trust-anchor-X_Y-0123abcd.pem",
         "d/trust-anchor-___x.pem", "d/trust-anchor-___x-0123abcd.pem",
@@ -217,7 +253,7 @@ def test_another_prefix_and_another_issuer_have_anchors_of_their_own(tmp_path):
 
 def test_an_anchor_that_cannot_be_kept_does_not_stop_the_request(tmp_path):
     (tmp_path / "file").write_text("")
-    known = KnownAnchors(str(tmp_path / "file" / "below"), "CERT", "")
+    known = KnownAnchors(f"{tmp_path}/file/below/{{}}".format, "CERT", "")
     said = []
     # lexists() of a path below a file says no: as if nothing were kept.
     assert decide(offer(), known=known, first_use=True, say=said.append).why == "first use"
@@ -293,13 +329,13 @@ def test_servers_look_at_their_own_variable_first_and_clients_at_theirs_only(wha
 
 
 def test_keychains_by_usage_and_never_a_keychain_for_the_search():
-    assert resolved().keychain == "/c/pva/1.3/client.p12"
-    assert resolved("server").keychain == resolved("ioc").keychain == "/c/pva/1.3/server.p12"
+    assert resolved().keychain == "/c/pva/1.5/client.p12"
+    assert resolved("server").keychain == resolved("ioc").keychain == "/c/pva/1.5/server.p12"
     variables = {"EPICS_PVA_TLS_KEYCHAIN": "/a.p12", "EPICS_PVAS_TLS_KEYCHAIN": "/b.p12"}
     assert resolved(**variables).keychain == "/a.p12"
     assert resolved("server", **variables).keychain == "/b.p12"
     assert resolved("server", EPICS_PVA_TLS_KEYCHAIN="/a.p12").keychain == "/a.p12"
-    assert resolved(EPICS_PVA_TLS_KEYCHAIN="").keychain == "/c/pva/1.3/client.p12"
+    assert resolved(EPICS_PVA_TLS_KEYCHAIN="").keychain == "/c/pva/1.5/client.p12"
     assert resolved(**variables).client.tls_keychain == ""
 
 
@@ -422,3 +458,56 @@ def test_where_a_token_comes_from():
     assert token_source("~/t", {}).startswith("/")
     with pytest.raises(ConfigurationError, match="no token was given"):
         token_source(None, {})
+
+
+# ---------------------------------------------------------------------- whose keychain it is
+
+
+def std_settings(tmp_path, keychain=None, **arguments):
+    path = tmp_path / "k.p12"
+    if keychain is not None:
+        path.touch(mode=0o600)
+        path.write_bytes(dump_keychain(keychain))
+    environ = {"XDG_CONFIG_HOME": str(tmp_path)}
+    return resolve_requester("client", {"keychain": str(path), **arguments}, environ)
+
+
+def test_a_request_without_a_name_keeps_that_of_the_keychain_that_is_there(tmp_path):
+    """What appliance doctor proposes for a certificate that has ended is authnstd without more."""
+    settings = std_settings(tmp_path, S.ca.expired("operator"))
+    asking = Requester(settings, Trusting(), say=lambda _: None, timeout_s=1)
+    there = asking.certificate_there()
+    assert std_subject(as_before(settings, there)) == there.subject != std_subject(settings)
+    assert as_before(settings, None) == settings
+
+
+def test_a_part_that_is_named_counts_before_that_of_the_keychain(tmp_path):
+    settings = std_settings(tmp_path, S.ca.expired("operator"), name="operator", organization="lab")
+    asking = Requester(settings, Trusting(), say=lambda _: None, timeout_s=1)
+    kept = as_before(settings, asking.certificate_there())
+    assert (kept.name, kept.organization, kept.country) == ("operator", "lab", "")
+
+
+async def test_another_subject_in_a_keychain_that_is_there_needs_force(tmp_path):
+    settings = std_settings(tmp_path, S.ca.expired("operator"), name="alice")
+    asking = Requester(settings, Trusting(), say=lambda _: None, timeout_s=1)
+    settings = as_before(settings, asking.certificate_there())
+    assert settings.name == "alice"
+    before = (tmp_path / "k.p12").read_bytes()
+
+    def never(_):
+        raise AssertionError
+
+    for if_due in (True, False):
+        with pytest.raises(KeychainError, match=r"keychain of CN=operator.*CN=alice.*--force"):
+            await asking.request(never, subject=std_subject(settings), if_due=if_due)
+    assert (tmp_path / "k.p12").read_bytes() == before
+
+
+def test_what_a_token_stands_for_does_not_replace_somebody_elses_keychain(tmp_path):
+    settings = std_settings(tmp_path, S.ca.keychain("operator"))
+    asking = Requester(settings, Trusting(), say=lambda _: None, timeout_s=1)
+    existing = asking.look()
+    asking._check_token_identity(existing, S.ca.keychain("operator"), "x:1")
+    with pytest.raises(KeychainError, match=r"keychain of CN=operator.*x:1.*CN=bob.*--force"):
+        asking._check_token_identity(existing, S.ca.keychain("bob"), "x:1")

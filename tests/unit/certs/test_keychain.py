@@ -1,27 +1,31 @@
 """PKCS#12 keychains: SPVA specification 4.1.1."""
 
+import itertools
 import subprocess
 from datetime import UTC, datetime
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.serialization import pkcs12
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance.certs.der import context, integer, null, octets, oid, read_tlv, sequence
+from appliance.certs.der import integer, oid, read_tlv, sequence
 from appliance.certs.keychain import (
     Keychain,
     check_keychain,
     dump_key,
     dump_keychain,
     dump_trust_anchors,
+    ended_anchor_warnings,
     load_key,
     load_keychain,
     make_keychain,
 )
 from appliance.certs.pkcs12 import signing_time
-from appliance.certs.profiles import generate_key
+from appliance.certs.profiles import build_ca, generate_key
+from appliance.certs.x509 import cert_id
 from appliance.errors import KeychainError
 from tests.helpers.pki import DAY, NOW, PASSWORD, Authority, site, write_pem
 
@@ -51,7 +55,7 @@ def test_what_is_written_is_read_back(algorithm, password):
     assert back[1:] == keychain[1:]
     assert spki(back.key) == spki(keychain.key)
     assert [c.subject for c in back.chain] == [c.subject for c in keychain.chain]
-    assert back.status_pv == f"CERT:STATUS:{back.cert_id}"
+    assert back.status_pv == f"CERT:STATUS:{cert_id(back.issuer_id, back.serial)}"
 
 
 def test_no_password_and_an_empty_one_are_the_same():
@@ -245,21 +249,6 @@ def test_check_refuses_what_a_peer_would_refuse():
             check_keychain(keychain, now=now, usage=usage)
 
 
-@pytest.mark.timeout(10)
-def test_a_file_that_would_take_minutes_to_unlock_is_refused():
-    """RFC 7292 4: the number of rounds is the file's choice."""
-    salt = octets(b"12345678")
-    mac = sequence(
-        sequence(sequence(oid("2.16.840.1.101.3.4.2.1"), null()), octets(bytes(32))), salt, integer(1 << 30)
-    )
-    data = sequence(integer(3), sequence(oid("1.2.840.113549.1.7.1"), context(0, octets(sequence()))), mac)
-    assert "rounds" in refused(data)
-    _, body, _ = read_tlv(dump_keychain(site().client, PASSWORD))
-    slow = body.replace(integer(50_000), integer(2_000_001))
-    assert len(slow) == len(body)
-    assert "rounds" in refused(sequence(slow), PASSWORD)
-
-
 GOOD = dump_keychain(site().client)
 
 
@@ -303,3 +292,67 @@ def test_damaged_certificates_inside_give_only_a_keychain_error(changes):
         load_keychain(sequence(integer(3), sequence(bytes(data))))
     except KeychainError:
         return
+
+
+# ------------------------------------------------------------- several ways to an anchor
+
+
+def crossed(root: Authority, below: Authority, **more) -> x509.Certificate:
+    """The certificate of ``below`` as another authority has signed it."""
+    dates = {"not_before": NOW - 30 * DAY, "not_after": NOW + 3000 * DAY, **more}
+    subject = below.certificate.subject
+    return build_ca(below.key, subject=subject, serial=99, issuer=root.issuer, **dates)
+
+
+def old_root() -> Authority:
+    old = Authority("Old Root")
+    old.certificate = build_ca(
+        old.key,
+        subject=old.certificate.subject,
+        not_before=NOW - 900 * DAY,
+        not_after=NOW - DAY,
+        serial=3,
+    )
+    return old
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+@pytest.mark.parametrize("with_old_root", [True, False])
+def test_of_several_ways_to_an_anchor_one_that_holds_is_taken_in_any_order(order, with_old_root):
+    """An authority that is there twice: self-signed, and cross-signed by a root that has ended, or is not there."""
+    old, new = old_root(), Authority("New Root")
+    own = new.keychain("ioc1")
+    there = [crossed(old, new), new.certificate, old.certificate if with_old_root else site().ca.certificate]
+    keychain = make_keychain(own.key, [own.certificate, *(there[i] for i in order)])
+    assert keychain.chain == (new.certificate,)
+    check_keychain(keychain, now=NOW, usage="client")
+
+
+def test_a_way_through_a_cross_signed_authority_is_taken_where_it_is_the_only_one():
+    old, new = Authority("Old Root"), Authority("New Root")
+    own, bridge = new.keychain("ioc1"), crossed(old, new)
+    assert make_keychain(own.key, [own.certificate, bridge, old.certificate]).chain == (
+        bridge,
+        old.certificate,
+    )
+
+
+def test_authorities_that_sign_each_other_in_a_circle_are_an_incomplete_chain():
+    one, other = Authority("One"), Authority("Other")
+    own = one.keychain("ioc1")
+    circle = [crossed(other, one), crossed(one, other), site().ca.certificate]
+    with pytest.raises(KeychainError, match="incomplete"):
+        make_keychain(own.key, [own.certificate, *circle])
+
+
+def test_a_trust_anchor_outside_the_own_chain_that_has_ended_is_ignored_with_a_warning():
+    own, old = site().client, old_root().certificate
+    keychain = make_keychain(own.key, [own.certificate, site().ca.certificate, old])
+    check_keychain(keychain, now=NOW, usage="client")
+    (warning,) = ended_anchor_warnings(keychain, NOW)
+    assert "CN=Old Root" in warning
+    assert "is ignored" in warning
+    trusting = load_keychain(dump_trust_anchors([site().ca.certificate, old]))
+    check_keychain(trusting, now=NOW, usage="client")
+    with pytest.raises(KeychainError, match=r"trust anchor .* expired"):
+        check_keychain(load_keychain(dump_trust_anchors([old])), now=NOW, usage="client")

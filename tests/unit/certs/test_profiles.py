@@ -40,6 +40,8 @@ from appliance.certs.x509 import (
     parse_cert_id,
     renew_by,
     san,
+    shown_subject,
+    shown_value,
     status_pv,
     subject_text,
 )
@@ -147,7 +149,7 @@ def test_names_read_as_in_the_reference():
         "CN=EPICS Root Certificate Authority, C=US, O=certs.epics.org, OU=EPICS Certificate Authority"
     )
     text = subject_text(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a\nCN=root")]))
-    assert text == "CN=a\\x0aCN=root"
+    assert text == "CN=a\\0ACN=root"
     assert common_name(S.client.certificate.subject) == "client"
 
 
@@ -426,3 +428,25 @@ def test_the_configuration_pv_has_its_own_extension():
     certificate = build(config_pv="CERT:CONFIG:47530d89:abc")
     assert certificate.extensions.get_extension_for_oid(CONFIG_PV_OID).critical is False
     assert config_pv(certificate) == "CERT:CONFIG:47530d89:abc"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("operator, O=control-room, OU=shift", r"operator\, O=control-room\, OU=shift"),
+        ("a+b", r"a\+b"),
+        ('say "x"', r"say \"x\""),
+        (r"back\slash", r"back\\slash"),
+        ("a<b>c;d", r"a\<b\>c\;d"),
+        ("#hash", r"\#hash"),
+        (" blanks ", r"\ blanks\ "),
+        (" ", r"\ "),
+        ("line\nend", r"line\0Aend"),
+        ("\u202eright to left", r"\E2\80\AEright to left"),
+        ("Größe", "Größe"),
+    ],
+)
+def test_a_names_value_is_shown_as_one_value(value, shown):
+    """RFC 4514 2.4: who asks for a name cannot have it shown as two parts, or as two lines."""
+    assert shown_value(value) == shown
+    assert shown_subject([("CN", value), ("OU", ""), ("C", "US")]) == f"CN={shown}, C=US"

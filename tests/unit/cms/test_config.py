@@ -191,11 +191,11 @@ def test_the_flags_of_tokens_do_what_their_variables_do():
 def test_the_defaults_are_those_of_the_reference():
     effective = resolve(parse(), environ=HOME)
     settings = effective.settings
-    assert settings.db == "/nowhere/data/pva/1.3/certs.db"
-    assert settings.acf == "/nowhere/config/pva/1.3/pvacms.acf"
-    assert settings.cert_auth_tls_keychain == "/nowhere/config/pva/1.3/cert_auth.p12"
-    assert settings.admin_tls_keychain == "/nowhere/config/pva/1.3/admin.p12"
-    assert effective.server.tls_keychain == "/nowhere/config/pva/1.3/pvacms.p12"
+    assert settings.db == "/nowhere/data/pva/1.5/certs.db"
+    assert settings.acf == "/nowhere/config/pva/1.5/pvacms.acf"
+    assert settings.cert_auth_tls_keychain == "/nowhere/config/pva/1.5/cert_auth.p12"
+    assert settings.admin_tls_keychain == "/nowhere/config/pva/1.5/admin.p12"
+    assert effective.server.tls_keychain == "/nowhere/config/pva/1.5/pvacms.p12"
     assert settings.cert_status_validity_mins == Duration(seconds=1800)
     assert settings.cert_validity_client == Duration(months=6)
 

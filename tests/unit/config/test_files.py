@@ -5,13 +5,22 @@ import stat
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-from appliance.config.files import read_private, sweep, write_private, write_public
+from appliance.certs.keychain import dump_keychain, load_keychain
+from appliance.config.files import (
+    check_replaceable,
+    make_directories,
+    read_private,
+    replace_private,
+    sweep,
+    write_private,
+    write_public,
+)
 from appliance.config.secret import Secret
-from appliance.errors import ConfigurationError
+from appliance.errors import ConfigurationError, KeychainError
+from tests.helpers.pki import site
 
 
 @pytest.fixture(params=[0o000, 0o077, 0o777])
@@ -60,10 +69,10 @@ def test_the_owner_is_set_before_the_file_has_its_name(tmp_path, monkeypatch):
     named = []
     rename = os.rename
 
-    def look(source, target):
-        found = Path(source).stat()
+    def look(source, target, **directories):
+        found = (tmp_path / source).stat()
         named.append((found.st_uid, found.st_gid))
-        rename(source, target)
+        rename(source, target, **directories)
 
     monkeypatch.setattr(os, "rename", look)
     owner = (65534, 65534) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
@@ -71,6 +80,92 @@ def test_the_owner_is_set_before_the_file_has_its_name(tmp_path, monkeypatch):
     assert named == [owner]
     status = (tmp_path / "key").stat()
     assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (*owner, 0o600)
+
+
+@pytest.mark.usefixtures("_umask")
+def test_missing_directories_are_their_owners_only_all_the_way_up_whatever_the_umask(tmp_path):
+    make_directories(tmp_path / "a/b/c")
+    for path in ("a", "a/b", "a/b/c"):
+        assert not stat.S_IMODE((tmp_path / path).lstat().st_mode) & 0o077
+
+
+def test_directories_that_are_there_stay_as_they_are(tmp_path):
+    (tmp_path / "a").mkdir(mode=0o755)
+    make_directories(tmp_path / "a/b")
+    make_directories(f"{tmp_path}/a/b/")
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o755
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match="cannot make the directory"):
+        make_directories(tmp_path / "file/b")
+
+
+@pytest.mark.usefixtures("_umask")
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o660])
+def test_a_replaced_file_keeps_owner_group_and_mode(tmp_path, mode):
+    path = tmp_path / "k.p12"
+    path.write_bytes(b"old")
+    root = os.geteuid() == 0
+    os.chown(path, 0 if root else -1, 12 if root else -1)
+    path.chmod(mode)
+    assert replace_private(path, b"new") == []
+    found = path.stat()
+    assert path.read_bytes() == b"new"
+    assert (found.st_gid, stat.S_IMODE(found.st_mode)) == (12 if root else os.getegid(), mode)
+
+
+def test_a_replaced_file_is_closed_to_every_user(tmp_path):
+    path = tmp_path / "k.p12"
+    path.write_bytes(b"old")
+    path.chmod(0o644)
+    (said,) = replace_private(path, b"new")
+    assert "its mode is now 0640" in said
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+def test_a_new_file_is_its_owners_only(tmp_path):
+    assert replace_private(tmp_path / "k.p12", b"new") == []
+    assert stat.S_IMODE((tmp_path / "k.p12").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_where_a_link_leads_is_written_and_the_link_stays(tmp_path, relative):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real/k.p12").write_bytes(b"old")
+    (tmp_path / "real/k.p12").chmod(0o640)
+    link = tmp_path / "k.p12"
+    link.symlink_to("real/k.p12" if relative else tmp_path / "real/k.p12")
+    check_replaceable(link)
+    replace_private(link, b"new")
+    assert link.is_symlink()
+    assert (tmp_path / "real/k.p12").read_bytes() == b"new"
+    assert stat.S_IMODE((tmp_path / "real/k.p12").stat().st_mode) == 0o640
+    assert [path.name for path in (tmp_path / "real").iterdir()] == ["k.p12"]
+
+
+def test_a_link_that_leads_nowhere_yet_is_written_where_it_leads(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "k.p12").symlink_to("real/k.p12")
+    replace_private(tmp_path / "k.p12", b"new")
+    assert (tmp_path / "real/k.p12").read_bytes() == b"new"
+
+
+def test_a_place_that_cannot_be_written_is_known_before_it_is_needed(tmp_path):
+    with pytest.raises(ConfigurationError, match="No such file"):
+        check_replaceable(tmp_path / "no/k.p12")
+    with pytest.raises(ConfigurationError, match="is a directory"):
+        check_replaceable(tmp_path)
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(ConfigurationError, match="not a regular file"):
+        check_replaceable(tmp_path / "fifo")
+    with pytest.raises(ConfigurationError, match="not a regular file"):
+        replace_private(tmp_path / "fifo", b"new")
+    if os.path.ismount("/sys"):
+        with pytest.raises(ConfigurationError):
+            check_replaceable("/sys/k.p12")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ConfigurationError):
+        check_replaceable(tmp_path / "loop")
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 @pytest.mark.parametrize(("mode", "finding"), [(0o600, ""), (0o400, ""), (0o640, "group"), (0o660, "group")])
@@ -128,6 +223,27 @@ def test_a_secret_that_is_no_text_is_refused_without_its_bytes(tmp_path):
     with pytest.raises(ConfigurationError, match="UTF-8") as caught:
         Secret.from_file(tmp_path / "pwd")
     assert "geheim" not in repr(caught.value.__context__) or caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize(
+    "content", [b"secret", b"secret\n", b"secret\r\n", b"secret\n\n", b"secret\nsecond", b"secret\n\xff"]
+)
+def test_a_password_is_the_first_line_of_its_file(tmp_path, content):
+    """As ``openssl -passin file:`` takes it."""
+    write_private(tmp_path / "pwd", content)
+    secret = Secret.first_line(tmp_path / "pwd", setting="EPICS_PVA_TLS_KEYCHAIN_PWD_FILE")
+    assert (secret.reveal(), secret.finding) == ("secret", "")
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"\nsecret"])
+def test_an_empty_password_file_is_named_with_the_setting_that_names_it(tmp_path, content):
+    write_private(tmp_path / "pwd", content)
+    secret = Secret.first_line(tmp_path / "pwd", setting="EPICS_PVA_TLS_KEYCHAIN_PWD_FILE")
+    assert not secret
+    assert f"{tmp_path}/pwd, named by EPICS_PVA_TLS_KEYCHAIN_PWD_FILE, is empty" in secret.finding
+    with pytest.raises(KeychainError, match=r"the file that should hold it is empty: .*PWD_FILE") as caught:
+        load_keychain(dump_keychain(site().client, b"secret"), secret)
+    assert "none was given" not in str(caught.value)
 
 
 def left(directory, name, *, process, age_s):

@@ -7,6 +7,7 @@ import pytest
 
 from appliance.config import pva
 from appliance.config.address import Endpoint
+from appliance.config.files import write_private
 from appliance.config.loader import Settings, loads_document
 from appliance.config.pva import resolve_client, resolve_server
 from appliance.config.section import Section
@@ -157,7 +158,7 @@ def test_argument_beats_yaml_beats_environment_beats_default():
 
 
 def test_effective_config_reads_as_in_the_quick_start(tmp_path):
-    keychain = tmp_path / "pva/1.3/client.p12"
+    keychain = tmp_path / "pva/1.5/client.p12"
     keychain.parent.mkdir(parents=True)
     keychain.write_bytes(b"x")
     effective = client({"XDG_CONFIG_HOME": str(tmp_path), "XDG_DATA_HOME": "/home/client/.local/share"})
@@ -172,8 +173,8 @@ EPICS_PVA_SERVER_PORT=5075
 EPICS_PVA_TLS_KEYCHAIN={keychain}
 EPICS_PVA_TLS_OPTIONS=on_expiration=fallback-to-tcp on_no_cms=fallback-to-tcp
 EPICS_PVA_TLS_PORT=5076
-XDG_CONFIG_HOME={tmp_path}/pva/1.3
-XDG_DATA_HOME=/home/client/.local/share/pva/1.3"""
+XDG_CONFIG_HOME={tmp_path}/pva/1.5
+XDG_DATA_HOME=/home/client/.local/share/pva/1.5"""
     )
 
 
@@ -295,7 +296,7 @@ def test_the_default_keychain_counts_only_if_it_exists(resolve, name, tmp_path):
     environ = {"XDG_CONFIG_HOME": str(tmp_path)}
     assert resolve(environ).config.tls_keychain == ""
     assert not resolve(environ).config.tls_enabled
-    path = tmp_path / "pva/1.3" / name
+    path = tmp_path / "pva/1.5" / name
     path.parent.mkdir(parents=True)
     path.write_bytes(b"")
     assert resolve(environ).config.tls_keychain == str(path)
@@ -306,7 +307,7 @@ def test_the_default_keychain_counts_only_if_it_exists(resolve, name, tmp_path):
 
 def test_a_server_looks_for_its_keychain_at_the_usual_place_unless_it_was_told_otherwise(tmp_path):
     environ = {"XDG_CONFIG_HOME": str(tmp_path)}
-    usual = f"{tmp_path}/pva/1.3/server.p12"
+    usual = f"{tmp_path}/pva/1.5/server.p12"
     assert server(environ).config.tls_keychain_default == usual
     assert server(environ | {"EPICS_PVA_TLS_KEYCHAIN": ""}).config.tls_keychain_default == ""
     assert server(environ, {"tls_keychain": ""}).config.tls_keychain_default == ""
@@ -316,7 +317,7 @@ def test_a_server_looks_for_its_keychain_at_the_usual_place_unless_it_was_told_o
 
 
 def test_the_certificate_service_has_a_keychain_path_before_the_file_exists():
-    assert server(cms=True).config.tls_keychain == "/home/client/.config/pva/1.3/pvacms.p12"
+    assert server(cms=True).config.tls_keychain == "/home/client/.config/pva/1.5/pvacms.p12"
 
 
 def test_a_password_belongs_to_the_keychain_of_the_same_prefix(tmp_path):
@@ -356,7 +357,7 @@ def test_a_missing_password_file_is_a_warning():
 @pytest.mark.parametrize("value", ["", "relative/dir"])
 def test_an_xdg_directory_that_is_empty_or_relative_counts_as_not_set(value):
     effective = client({"XDG_CONFIG_HOME": value, "HOME": "/elsewhere"})
-    assert effective.config.config_dir == "/home/client/.config/pva/1.3"
+    assert effective.config.config_dir == "/home/client/.config/pva/1.5"
     assert len(effective.warnings) == bool(value)
 
 
@@ -397,7 +398,7 @@ def test_a_keychain_may_be_a_systemd_credential():
 
 
 def test_the_status_cache_lives_below_the_data_directory_unless_told_otherwise():
-    assert client().config.status_cache == "/home/client/.local/share/pva/1.3/status_cache"
+    assert client().config.status_cache == "/home/client/.local/share/pva/1.5/status_cache"
     assert client({"EPICS_PVA_STATUS_CACHE_DIR": "/c"}).config.status_cache == "/c"
     assert client({"EPICS_PVA_NO_STATUS_CACHE": "1"}).config.status_cache == ""
 
@@ -410,3 +411,72 @@ def test_what_clients_and_servers_share_is_the_same_for_both():
     for name in shared:
         assert client._field_defaults[name] == server._field_defaults[name], name
         assert pva._ClientFields.__annotations__[name] == pva._ServerFields.__annotations__[name], name
+
+
+@pytest.mark.parametrize(("resolve", "name"), [(client, "client.p12"), (server, "server.p12")])
+def test_a_keychain_of_an_older_version_is_used_where_it_is_until_there_is_one_of_today(
+    resolve, name, tmp_path
+):
+    environ = {"XDG_CONFIG_HOME": str(tmp_path)}
+    old, new = tmp_path / "pva/1.3" / name, tmp_path / "pva/1.5" / name
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"")
+    found = resolve(environ)
+    assert found.config.tls_keychain == found.config.config_file(name) == str(old)
+    assert f"# {tmp_path}/pva/1.3 is of an older version" in found.render()
+    assert not new.parent.exists(), "nothing is copied"
+    new.parent.mkdir()
+    new.write_bytes(b"")
+    assert resolve(environ).config.tls_keychain == str(new)
+
+
+def test_what_is_made_goes_where_the_tools_of_2026_look(tmp_path):
+    environ = {"XDG_CONFIG_HOME": f"{tmp_path}/c", "XDG_DATA_HOME": f"{tmp_path}/d"}
+    config = server(environ).config
+    assert config.config_file("server.p12") == f"{tmp_path}/c/pva/1.5/server.p12"
+    assert config.data_file("certs.db") == f"{tmp_path}/d/pva/1.5/certs.db"
+    assert "older version" not in server(environ).render()
+
+
+def test_each_file_of_a_service_stays_where_it_is(tmp_path):
+    """A directory of today beside that of an older version must not make a second authority, or a second database."""
+    environ = {"XDG_CONFIG_HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path)}
+    for version in ("1.3", "1.5"):
+        (tmp_path / "pva" / version).mkdir(parents=True)
+    for name in ("certs.db", "status_cache", "pvacms.p12"):
+        (tmp_path / "pva/1.3" / name).touch()
+    config = server(environ, cms=True).config
+    assert config.data_file("certs.db") == f"{tmp_path}/pva/1.3/certs.db"
+    assert config.status_cache == f"{tmp_path}/pva/1.3/status_cache"
+    assert config.tls_keychain == f"{tmp_path}/pva/1.3/pvacms.p12"
+
+
+@pytest.mark.parametrize("where", ["environment", "argument", "yaml"])
+@pytest.mark.parametrize(
+    ("resolve", "variable", "more"),
+    [
+        (client, "EPICS_PVA_TLS_KEYCHAIN", {}),
+        (server, "EPICS_PVA_TLS_KEYCHAIN", {}),
+        (server, "EPICS_PVAS_TLS_KEYCHAIN", {}),
+        (server, "EPICS_PVACMS_TLS_KEYCHAIN", {"cms": True}),
+    ],
+)
+def test_a_password_behind_the_keychains_name_is_refused_and_not_repeated(resolve, variable, more, where):
+    value = "/home/u/client.p12;secret"
+    calls = {
+        "environment": lambda: resolve({variable: value}, **more),
+        "argument": lambda: resolve({}, {"tls_keychain": value}, **more),
+        "yaml": lambda: resolve({}, None, {"tls_keychain": value}, **more),
+    }
+    with pytest.raises(ConfigurationError, match="semicolon") as caught:
+        calls[where]()
+    assert "_PWD_FILE" in str(caught.value)
+    assert "secret" not in repr(caught.value)
+    assert where != "environment" or variable in str(caught.value)
+
+
+def test_an_empty_password_file_is_warned_about(tmp_path):
+    write_private(tmp_path / "pwd", b"\n")
+    found = client({"EPICS_PVA_TLS_KEYCHAIN": "/a", "EPICS_PVA_TLS_KEYCHAIN_PWD_FILE": str(tmp_path / "pwd")})
+    (warning,) = found.warnings
+    assert "EPICS_PVA_TLS_KEYCHAIN_PWD_FILE, is empty" in warning

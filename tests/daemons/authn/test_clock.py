@@ -1,0 +1,39 @@
+"""A certificate service whose clock was wrong for a moment."""
+
+from appliance.authn.requester import Requester, Trusting
+from appliance.authn.settings import resolve_requester
+from appliance.authn.std.requester import std_request, std_subject
+from tests.helpers.cms import Clock, running, settled
+
+
+async def test_a_certificate_that_the_service_calls_expired_is_due(tmp_path):
+    """EXPIRED stays when the clock is right again, so waiting for the certificate's own date would be in vain."""
+    clock, said = Clock(), []
+    async with running(tmp_path / "cms", clock, require_client_approval=False) as service:
+        environ = {
+            "XDG_CONFIG_HOME": str(tmp_path / "account"),
+            "EPICS_PVA_AUTO_ADDR_LIST": "NO",
+            "EPICS_PVA_NAME_SERVERS": f"127.0.0.1:{service.server.tcp_port}",
+        }
+        settings = resolve_requester("client", {"name": "operator", "validity": "1d"}, environ)
+        asking = Requester(settings, Trusting(), say=said.append, timeout_s=10)
+
+        async def ask(**more):
+            make = std_request(settings, now=asking.now())
+            return await asking.request(make, subject=std_subject(settings), **more)
+
+        first = await ask()
+        assert (await ask(if_due=True)).action == "not due"
+        assert (await asking.due(asking.look()))[0] is False
+        clock.advance(days=2)
+        await settled(service)
+        clock.advance(days=-2)
+        service.publisher.step_back()
+        due, _, why = await asking.due(asking.look())
+        assert (due, "EXPIRED" in why) == (True, True)
+        for more in ({"if_due": True}, {}):
+            renewed = await ask(**more)
+            if more:
+                assert (renewed.action, renewed.cert_id != first.cert_id) == ("created", True)
+            else:
+                assert renewed.action == "kept", "the new one is good"
