@@ -127,7 +127,7 @@ def read_reply(value: Value | None) -> CertReply:
         texts[field] = _text(value, field, limit)
     serial = _number(value, "serial")
     if not texts["cert"] and not (texts["state"] and serial):
-        raise RemoteError("the certificate service's answer has no usable field 'cert'")
+        raise RemoteError("the certificate service's answer has no usable field 'cert'; nothing was written")
     return CertReply(
         parse_state(texts["state"]),
         texts["issuer"].lower(),

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,3 +103,83 @@ def test_no_environment_carries_a_secret():
     for path in [*(ROOT / "roles").rglob("*.yml"), *(ROOT / "playbooks").rglob("*.yml")]:
         for task in every_task(load(path)):
             assert not re.search(r"passw|secret|token", str(task.get("environment", "")), re.IGNORECASE), path
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "roles").glob("*/tasks/*.yml")), ids=lambda p: "/".join(p.parts[-3::2])
+)
+def test_apt_is_asked_in_one_place_for_what_is_missing_alone(path):
+    """A host that has all packages must not need an archive."""
+    apt = [task for task in every_task(load(path)) if "ansible.builtin.apt" in task]
+    if path.parts[-3:] != ("spva_common", "tasks", "packages.yml"):
+        assert not apt
+        return
+    (task,) = apt
+    assert task["ansible.builtin.apt"]["name"] == "{{ spva_common_missing }}"
+    assert "spva_common_missing | length > 0" in task["when"]
+
+
+@pytest.mark.parametrize(
+    ("there", "missing"),
+    [(["dpkg"], []), (["dpkg", "no-such-package-anywhere"], ["no-such-package-anywhere"])],
+)
+def test_what_is_missing_is_told_by_dpkg(tmp_path, there, missing):
+    play = tmp_path / "play.yml"
+    tasks = load(ROOT / "roles/spva_common/tasks/packages.yml")
+    apt = tasks[1].pop("ansible.builtin.apt")
+    for word in ("retries", "delay", "until", "register"):
+        tasks[1].pop(word)
+    tasks[1]["ansible.builtin.debug"] = {"msg": f"MISSING {apt['name']}"}
+    host = {"hosts": "localhost", "connection": "local", "gather_facts": False}
+    host["vars"] = {"spva_common_need": there, "spva_common_blank": False}
+    play.write_text(yaml.safe_dump([{**host, "tasks": tasks}]))
+    done = subprocess.run(
+        [Path(sys.executable).parent / "ansible-playbook", "-i", "localhost,", play],
+        capture_output=True, text=True, check=False, timeout=100, env={**os.environ, "ANSIBLE_NOCOLOR": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ("MISSING" in done.stdout) == bool(missing)
+    assert all(name in done.stdout for name in missing)
+
+
+def test_a_release_is_marked_complete_after_a_trial_without_rights():
+    names = [
+        next(iter(task)) and task for task in every_task(load(ROOT / "roles/spva_common/tasks/install.yml"))
+    ]
+    included = [task.get("ansible.builtin.include_tasks", {}) for task in names]
+    trial = next(
+        i for i, task in enumerate(included) if isinstance(task, dict) and task.get("file") == "modes.yml"
+    )
+    mark = next(i for i, task in enumerate(names) if ".complete" in str(task.get("ansible.builtin.copy", "")))
+    assert trial < mark
+
+
+def test_a_release_that_others_cannot_read_is_mended(tmp_path):
+    """As umask 077 leaves it, also on a host where it was marked complete before. Without root nothing can be tried as nobody."""
+    (task,) = load(ROOT / "roles/spva_common/tasks/modes.yml")
+    script = task["ansible.builtin.command"]["argv"][2]
+    release = tmp_path / "release"
+    (release / "bin").mkdir(parents=True)
+    (release / "bin/python").write_text("#!/bin/sh\nexit 0\n")
+    (release / "pyvenv.cfg").write_text("home = /usr/bin\n")
+    for path in (release, release / "bin", release / "bin/python"):
+        path.chmod(0o700)
+    (release / "pyvenv.cfg").chmod(0o600)
+    if os.geteuid() != 0:
+        script = script.replace("setpriv --reuid=nobody --regid=nogroup --clear-groups --", "false")
+    else:
+        for above in (tmp_path, *tmp_path.parents):
+            if above.stat().st_uid == 0 and above.parts[:2] == ("/", "tmp") and len(above.parts) > 2:
+                above.chmod(0o755)
+    done = subprocess.run(
+        ["/bin/sh", "-euc", script, "sh", release], capture_output=True, text=True, check=False
+    )
+    assert "modes were set" in done.stdout
+    assert stat.S_IMODE((release / "pyvenv.cfg").stat().st_mode) == 0o644
+    assert stat.S_IMODE((release / "bin/python").stat().st_mode) == 0o755
+    if os.geteuid() == 0:
+        assert done.returncode == 0, done.stderr
+        again = subprocess.run(
+            ["/bin/sh", "-euc", script, "sh", release], capture_output=True, text=True, check=True
+        )
+        assert again.stdout == ""

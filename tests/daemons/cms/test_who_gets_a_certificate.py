@@ -242,7 +242,7 @@ async def test_a_certificate_without_status_is_not_admitted_where_the_service_is
 
 
 async def test_the_list_on_the_screen_shows_status_and_validity(tmp_path, capsys):
-    from appliance.cli.pvxcert import _print_table, _rows
+    from appliance.cli.certlist import _print_table, _rows
 
     async with running(tmp_path, **OPEN, certs_require_subscription="requester") as service:
         async with plain(service) as anyone:
