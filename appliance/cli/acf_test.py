@@ -32,7 +32,7 @@ examples:
       what george may do over TLS with a certificate that this authority issued
   acf-test ioc.acf --asg SPECIAL --user george --method x509 \\
       --organization guest.example --home example.org
-      the same for a george whom another organization vouches for, at a server of example.org
+      the same for a george of another organization, at a server of example.org
   acf-test ioc.acf --asg BEAM --user op --method ca --host 10.0.0.7 \\
       --input A=1 --require WRITE
       for scripts: succeeds only if a put would be allowed
