@@ -19,6 +19,7 @@ from appliance.acf.model import (
     Group,
     Rule,
     SanGroup,
+    SubjectEntry,
 )
 from appliance.errors import AccessFileError
 
@@ -45,7 +46,9 @@ _GATEWAY_ACCESS: Final = {
 
 _METHODS: Final = frozenset(("x509", "ca", "anonymous"))
 _PROTOCOLS: Final = ("tls", "tcp")
-_SUBJECT: Final = re.compile(r"\s*(?:CN|OU|O|C)\s*=", re.IGNORECASE)
+_SUBJECT: Final = re.compile(r"\s*(?:CN|OU|O|C|AUTHORITY)\s*=", re.IGNORECASE)
+_SUBJECT_PART: Final = re.compile(r"\s*([A-Za-z]+)\s*=\s*((?:[^,\\]|\\.)*)(,|$)")
+_SUBJECT_KEYS: Final = ("CN", "O", "OU", "C")
 _IPV4_NETWORK: Final = re.compile(r"(\d{1,3}(?:\.\d{1,3}){3})(?:/(\d{1,2}))?", re.ASCII)
 _DNS_PATTERN: Final = re.compile(r"[a-z0-9_.*?\-]+", re.ASCII)
 
@@ -103,6 +106,7 @@ class Builder:
         self._gateway = gateway
         self._grants = _GATEWAY_ACCESS if gateway else _ACCESS
         self._uags: dict[str, frozenset[str]] = {}
+        self._subjects: dict[str, list[tuple[str, dict[str, str], Place]]] = {}
         self._hags: dict[str, frozenset[str]] = {}
         self._sags: dict[str, SanGroup] = {}
         self._authorities: dict[str, AuthorityRef] = {}
@@ -124,15 +128,43 @@ class Builder:
             if not user:
                 raise self.error(f"UAG({name}) lists an empty user name", where)
             if _SUBJECT.match(user):
-                raise self.error(
-                    f"'{user}' in UAG({name}) reads like conditions on a certificate's subject, which are not "
-                    "supported here; list the common name alone and restrict the issuer with AUTHORITY",
-                    where,
-                )
+                parts = self._subject(name, user, where)
+                self._subjects.setdefault(name, []).append((user, parts, where))
+                continue
             if user in members:
                 self.warn(f"UAG({name}) lists '{user}' twice", where)
             members.add(user)
         self._uags[name] = frozenset(members)
+
+    def _subject(self, name: str, user: str, place: Place) -> dict[str, str]:
+        """Read ``CN=operator, O=example.org, AUTHORITY=SITE``; a backslash takes the special meaning from a comma."""
+        parts: dict[str, str] = {}
+        at = 0
+        while at < len(user):
+            part = _SUBJECT_PART.match(user, at)
+            key = part[1].upper() if part else ""
+            if part is None or key not in (*_SUBJECT_KEYS, "AUTHORITY") or key in parts:
+                raise self.error(
+                    f"'{user}' in UAG({name}) is not understood; conditions on a certificate are written "
+                    '"CN=operator, O=example.org", with any of CN, O, OU, C and AUTHORITY once, and \\, for a comma in a value',
+                    place,
+                )
+            value = re.sub(r"\\(.)", r"\1", part[2].rstrip())
+            if not value:
+                raise self.error(
+                    f"{key} in '{user}' of UAG({name}) has no value; leave it out, or give one", place
+                )
+            if value == "*" and key != "O":
+                raise self.error(
+                    f"{key}=* in '{user}' of UAG({name}): only O can be any; leave {key} out", place
+                )
+            parts[key] = value
+            at = part.end()
+            if part[3] and at == len(user):
+                raise self.error(f"'{user}' in UAG({name}) ends with a comma", place)
+        if not parts.keys() & {"CN", "O", "OU"}:
+            raise self.error(f"'{user}' in UAG({name}) must say CN, O or OU", place)
+        return parts
 
     def add_hag(self, name: str, hosts: Iterable[tuple[str, Place]], place: Place) -> None:
         self._new("HAG", name, self._hags, place)
@@ -263,12 +295,22 @@ class Builder:
         return AccessSecurity(
             groups,
             uags=self._uags,
+            subjects={name: tuple(map(self._entry, found)) for name, found in self._subjects.items()},
             hags=self._hags,
             sags=self._sags,
             authorities=self._authorities,
             gateway=self._gateway,
             file=self._file,
             warnings=tuple(self._warnings),
+        )
+
+    def _entry(self, entry: tuple[str, dict[str, str], Place]) -> SubjectEntry:
+        text, parts, place = entry
+        issuer = parts.get("AUTHORITY")
+        return SubjectEntry(
+            text,
+            tuple((key, value) for key, value in parts.items() if key != "AUTHORITY"),
+            None if issuer is None else self._authority(issuer, (place, True)),
         )
 
     def _group(self, draft: GroupDraft) -> Group:

@@ -246,6 +246,10 @@ _SMALLEST_NORMAL: Final = 2.2250738585072014e-308
 _PUSH, _FETCH, _CALL1, _CALL2, _CALLN, _IF, _ELSE, _END = range(8)
 
 
+_TAKES: Final = {_PUSH: 0, _FETCH: 0, _CALL1: 1, _CALL2: 2, _IF: 1, _ELSE: 0, _END: 0}
+"""What instructions take from the stack; those that call leave one value."""
+
+
 class _Variadic(NamedTuple):
     function: Callable[[list[float]], float]
     arity: int
@@ -511,4 +515,34 @@ class _Translation:
                     open_conditions += 1
             else:
                 raise self.fail("'?' and ':' do not belong together")
+        self.verify(code)
         return tuple(code)
+
+    def verify(self, code: list[tuple[int, object]]) -> None:
+        """Prove that no way through the code takes more from the stack than there is, and that each leaves one value.
+
+        Translation counts what operators leave, not what they find: FMOD A+(A,A) counts right and finds one operand.
+        Base evaluates such a text with whatever lies below its stack.
+        """
+        depths: list[int | None] = [None] * (len(code) + 1)
+        depths[0] = 0
+        for at, (kind, operand) in enumerate(code):
+            depth = depths[at]
+            if depth is None:
+                continue
+            takes = operand.arity if isinstance(operand, _Variadic) else _TAKES[kind]
+            if depth < takes:
+                raise self.fail(
+                    "an operator lacks an operand; write the arguments of a function in parentheses"
+                )
+            depth += (kind not in {_IF, _ELSE, _END}) - takes
+            if depth >= _MAX_STACK:
+                raise self.fail("too deeply nested")
+            ways = [operand] if kind == _ELSE else [at + 1, operand] if kind == _IF else [at + 1]
+            for way in ways:
+                assert isinstance(way, int)
+                if depths[way] not in {None, depth}:
+                    raise self.fail("the branches of '?' and ':' do not leave one value each")
+                depths[way] = depth
+        if depths[-1] != 1:
+            raise self.fail("incomplete: it does not leave one value")

@@ -9,7 +9,7 @@ invalid does not hold.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol
 
@@ -33,6 +33,7 @@ __all__ = [
     "PrincipalAccess",
     "Rule",
     "SanGroup",
+    "SubjectEntry",
 ]
 
 READ: Final = 1
@@ -67,6 +68,10 @@ class PeerIdentity(Protocol):
     def is_tls(self) -> bool: ...
     @property
     def san(self) -> tuple[tuple[str, str], ...]: ...
+    @property
+    def subject(self) -> tuple[tuple[str, str], ...]: ...
+    @property
+    def home(self) -> str | None: ...
 
 
 class Principal(NamedTuple):
@@ -85,10 +90,25 @@ class Principal(NamedTuple):
     roles: frozenset[str] = frozenset()
     protocol: str = "tcp"
     san: tuple[tuple[str, str], ...] = ()
+    subject: tuple[tuple[str, str], ...] = ()
+    own_authority: bool = True
+    """Whether the certificate leads to the same root as the server's own."""
+    at_home: bool = True
+    """Whether names without an organisation mean this principal: it is of the server's own authority, and of an
+    organisation that the server calls its own. Counts for proved names only."""
 
     @classmethod
-    def of(cls, identity: PeerIdentity) -> Principal:
-        """The principal behind a connection."""
+    def of(cls, identity: PeerIdentity, organizations: Container[str] = ()) -> Principal:
+        """The principal behind a connection.
+
+        Args:
+            identity: what the connection knows.
+            organizations: those whose members the server's rules call by their bare names, beside the server's own;
+                ``*`` stands for all.
+
+        """
+        own = identity.home is not None
+        named = [text for attribute, text in identity.subject if attribute == "O"]
         return cls(
             account=identity.account,
             method=identity.method,
@@ -97,7 +117,21 @@ class Principal(NamedTuple):
             roles=identity.roles,
             protocol="tls" if identity.is_tls else "tcp",
             san=identity.san,
+            subject=identity.subject,
+            own_authority=own,
+            # Who has no organisation was named by the authority itself: whoever proves a token has its issuer's.
+            at_home=own
+            and (
+                not named
+                or "*" in organizations
+                or (len(named) == 1 and (named[0] == identity.home or named[0] in organizations))
+            ),
         )
+
+    @property
+    def organization(self) -> str:
+        """The organisation that the certificate proves; empty where it names none."""
+        return ", ".join(text for attribute, text in self.subject if attribute == "O")
 
     def names(self) -> frozenset[str]:
         """What a UAG may list to mean this principal.
@@ -105,12 +139,16 @@ class Principal(NamedTuple):
         The account itself, ``<method>/<account>`` and ``role/<group>`` for each group. The part before a
         slash is the server's to say and never the peer's: an account that contains one matches by its last
         part where it was merely claimed, and with the method in front where it was proved.
+        A name that was proved is nobody's without its organisation where that is not at home here: ``alice`` of
+        another organisation is another person, and the server's user database does not know her.
         Source: pvxs ``ioc/credentials.cpp``, both the plain and the SPVA variant.
         """
         method = self.method.lower()
         if method == ANONYMOUS:
             return frozenset((ANONYMOUS, f"{ANONYMOUS}/{ANONYMOUS}"))
-        if (method == X509 and self.protocol != "tls") or method == "role" or not method.isalnum():
+        if method == X509 and (self.protocol != "tls" or not self.at_home):
+            return frozenset()
+        if method == "role" or not method.isalnum():
             return frozenset()
         names = {f"role/{role}" for role in self.roles}
         account = self.account
@@ -128,6 +166,36 @@ class AuthorityRef(NamedTuple):
 
     name: str
     path: tuple[str, ...]
+
+
+class SubjectEntry(NamedTuple):
+    """A member of a UAG by what its certificate says: all parts must be so."""
+
+    text: str
+    """As it is written."""
+    parts: tuple[tuple[str, str], ...]
+    """Attribute and value; ``*`` for an organisation means any."""
+    authority: AuthorityRef | None = None
+    """The authority that must have issued it; None: the server's own."""
+
+    def covers(self, who: Principal) -> bool:
+        """Whether it means a principal whose certificate may be believed."""
+        if self.authority is None:
+            if not who.own_authority:
+                return False
+        elif not _follows(self.authority.path, who.authority):
+            return False
+        stated = False
+        for attribute, wanted in self.parts:
+            values = [text for name, text in who.subject if name == attribute]
+            if attribute == "O":
+                stated = True
+                if wanted == "*":
+                    continue
+            # A certificate with two of a kind is in doubt, and so is nobody's.
+            if values != [wanted]:
+                return False
+        return stated or self.authority is not None or who.at_home
 
 
 class SanGroup(NamedTuple):
@@ -236,7 +304,8 @@ class Access:
                 continue
             if rule.grants & ~have:
                 # Base logs by the rule that raised the access to what it is; the gateway by any that applied.
-                trapwrite = rule.trapwrite or (trapwrite and self._owner.gateway)
+                # A rule that adds RPC to WRITE says nothing about puts: they stay logged.
+                trapwrite = rule.trapwrite or (trapwrite and bool(self._owner.gateway or have & WRITE))
                 have |= rule.grants
             elif self._owner.gateway:
                 trapwrite |= rule.trapwrite
@@ -294,8 +363,8 @@ class PrincipalAccess:
                 return f"METHOD({', '.join(rule.methods)}): the peer's method is {_shown(self._method)}"
             if self._method == X509 and not self._trusted:
                 return "METHOD(x509): a certificate is only believed over TLS"
-        if rule.uags and not any(self._names & owner.uags[name] for name in rule.uags):
-            return f"UAG({', '.join(rule.uags)}): {self._called()} is not in it"
+        if rule.uags and not any(self._in_uag(name) for name in rule.uags):
+            return f"UAG({', '.join(rule.uags)}): {self._called()} is not in it{self._hint(rule.uags)}"
         if rule.hags and not any(self._host in owner.hags[name] for name in rule.hags):
             return f"HAG({', '.join(rule.hags)}): host '{_shown(who.host)}' is not in it"
         if rule.authorities and not (
@@ -315,7 +384,28 @@ class PrincipalAccess:
     def _called(self) -> str:
         account = f"'{_shown(self.principal.account)}'" if self.principal.account else "a peer without a name"
         roles = "".join(f", 'role/{role}'" for role in sorted(self.principal.roles))
-        return f"{account} ({_shown(self._method)}){roles}"
+        organization = f" of O={_shown(self.principal.organization)}" if self.principal.organization else ""
+        return f"{account}{organization} ({_shown(self._method)}){roles}"
+
+    def _in_uag(self, name: str) -> bool:
+        owner = self._owner
+        if self._names & owner.uags[name]:
+            return True
+        return self._trusted and any(entry.covers(self.principal) for entry in owner.subjects.get(name, ()))
+
+    def _hint(self, uags: tuple[str, ...]) -> str:
+        """Whose name is listed, but not with the peer's organisation, is told so."""
+        who = self.principal
+        if not self._trusted or who.at_home:
+            return ""
+        if not any(who._replace(at_home=True).names() & self._owner.uags[name] for name in uags):
+            return ""
+        if not who.own_authority:
+            return ": names without an authority mean this server's own authority only"
+        return (
+            ": names without an organization mean members of this server's own; to mean this one write "
+            f'"CN={_shown(who.account)}, O={_shown(who.organization)}"'
+        )
 
     def _in_sag(self, group: SanGroup) -> bool:
         for kind, text in self.principal.san:
@@ -346,7 +436,8 @@ class AccessSecurity:
     """One access security file, ready to judge; immutable apart from what it remembers."""
 
     __slots__ = (
-        "_compiled", "_default", "_open", "authorities", "file", "gateway", "groups", "hags", "sags", "uags", "warnings",
+        "_compiled", "_default", "_open", "authorities", "file", "gateway", "groups", "hags", "sags", "subjects", "uags",
+        "warnings",
     )  # fmt: skip
 
     def __init__(
@@ -354,6 +445,7 @@ class AccessSecurity:
         groups: Mapping[str, Group],
         *,
         uags: Mapping[str, frozenset[str]] = MappingProxyType({}),
+        subjects: Mapping[str, tuple[SubjectEntry, ...]] = MappingProxyType({}),
         hags: Mapping[str, frozenset[str]] = MappingProxyType({}),
         sags: Mapping[str, SanGroup] = MappingProxyType({}),
         authorities: Mapping[str, AuthorityRef] = MappingProxyType({}),
@@ -363,6 +455,9 @@ class AccessSecurity:
     ) -> None:
         self.groups: Final[Mapping[str, Group]] = MappingProxyType(dict(groups))
         self.uags: Final = MappingProxyType(dict(uags))
+        """Members by their names."""
+        self.subjects: Final = MappingProxyType(dict(subjects))
+        """Members by what their certificates say, of those UAGs that have such."""
         self.hags: Final = MappingProxyType(dict(hags))
         """Hosts in canonical form; an entry that has no address is kept as one that no peer can have."""
         self.sags: Final = MappingProxyType(dict(sags))

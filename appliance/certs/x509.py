@@ -225,6 +225,13 @@ def _printable(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
+def subject_parts(name: x509.Name) -> tuple[tuple[str, str], ...]:
+    """The attributes of a name as (short name, text), in the order in which they were encoded."""
+    return tuple(
+        (_SHORT.get(attribute.oid, attribute.oid.dotted_string), _text(attribute.value)) for attribute in name
+    )
+
+
 def common_name(name: x509.Name) -> str:
     """The first common name, as the peers read it; empty where there is none or it has control characters."""
     for attribute in name.get_attributes_for_oid(NameOID.COMMON_NAME):

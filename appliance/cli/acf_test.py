@@ -30,6 +30,9 @@ examples:
   acf-test ioc.acf --asg SPECIAL --user george --method x509 \\
       --authority 'EPICS Root Certificate Authority'
       what george may do over TLS with a certificate that this authority issued
+  acf-test ioc.acf --asg SPECIAL --user george --method x509 \\
+      --organization guest.example --home example.org
+      the same for a george of another organization, at a server of example.org
   acf-test ioc.acf --asg BEAM --user op --method ca --host 10.0.0.7 \\
       --input A=1 --require WRITE
       for scripts: succeeds only if a put would be allowed
@@ -70,6 +73,19 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME",
         help="common name of a certificate authority; repeat for a chain, from the issuer up to the root",
+    )
+    arguments.add_argument(
+        "--organization",
+        metavar="O",
+        help="organization in the certificate; default: the server's own, whose people a UAG calls by their names alone",
+    )
+    arguments.add_argument("--unit", metavar="OU", default="", help="organizational unit in the certificate")
+    arguments.add_argument(
+        "--home",
+        action="append",
+        default=[],
+        metavar="O",
+        help="an organization that the server calls its own, by its certificate or its settings; *: all; may be repeated",
     )
     arguments.add_argument(
         "--protocol", choices=("tls", "tcp"), help="default tls with --method x509, else tcp"
@@ -173,7 +189,15 @@ def _principal(options: argparse.Namespace) -> Principal:
     san = tuple((kind.lower(), text) for kind, text in _pairs(options.san, "--san"))
     if any(kind not in {"dns", "ip"} for kind, _ in san):
         raise ValueError("--san is written dns=NAME or ip=ADDRESS")
+    if method != "x509" and (options.organization or options.unit or options.home):
+        raise ValueError(
+            "--organization, --unit and --home are about certificates: use them with --method x509"
+        )
+    organization = options.organization or ""
+    subject = (("CN", options.user), ("O", organization), ("OU", options.unit)) if method == "x509" else ()
     return Principal(
+        subject=tuple(part for part in subject if part[1]),
+        at_home=not organization or organization in options.home or "*" in options.home,
         account=options.user or ("anonymous" if method == "anonymous" else ""),
         method=method,
         authority=tuple(options.authority),
@@ -227,18 +251,31 @@ def _resolve(host: str) -> list[str]:
 
 
 def _show_file(security: AccessSecurity, *, as_json: bool) -> None:
+    uags: dict[str, list[str]] = {
+        name: sorted(names) + [entry.text for entry in security.subjects.get(name, ())]
+        for name, names in security.uags.items()
+    }
     groups: list[dict[str, Any]] = [
         {"asg": group.name, "inputs": dict(group.inputs), "rules": [str(rule) for rule in group.rules]}
         for group in security.groups.values()
     ]
     if as_json:
-        _print_json({"file": security.file, "groups": groups, "warnings": list(security.warnings)})
+        _print_json(
+            {"file": security.file, "groups": groups, "users": uags, "warnings": list(security.warnings)}
+        )
         return
     for group in groups:
         rules = len(group["rules"])
         print(f"ASG({group['asg']}): {rules} rule{'' if rules == 1 else 's'}")
         for letter, pv in group["inputs"].items():
             print(f"  INP{letter} {pv}")
+    for name, members in uags.items():
+        print(f"UAG({name}): {', '.join(members) or 'nobody'}")
+    if any(name != "anonymous" and "/" not in name for names in security.uags.values() for name in names):
+        print(
+            "a name alone in a UAG, when it is proved by a certificate, means a member of the server's own organization; "
+            "ask with --organization and --home"
+        )
     if "DEFAULT" not in security.groups:
         print("ASG(DEFAULT) is not defined: records in no group, or in one not listed here, allow no access")
 
@@ -256,6 +293,7 @@ def _show_decision(
                 "authority": list(principal.authority),
                 "roles": sorted(principal.roles),
                 "san": [list(entry) for entry in principal.san],
+                "subject": [list(entry) for entry in principal.subject],
             },
             "access": decision.access,
             "read": decision.read,
@@ -269,6 +307,8 @@ def _show_decision(
         _print_json(answer)
         return
     who = f"{principal.method}/{principal.account}" if principal.account else principal.method
+    if principal.organization:
+        who += f" of O={principal.organization}"
     host = f" from {principal.host}" if principal.host else ""
     print(f"{who}{host} over {principal.protocol} in ASG({asg}): {decision.access}")
     words = [name for name in ("read", "write", "rpc", "uncached") if getattr(decision, name)]

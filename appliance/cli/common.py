@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import re
 import sys
 
 from appliance.daemon.commandline import FORMATS, Parser, add_completion, add_version
@@ -157,27 +158,40 @@ def complain(text: str) -> None:
         print(_printable(text), file=out, flush=True)
 
 
+_CONTROL = re.compile(
+    "[\\x00-\\x09\\x0b-\\x1f\\x7f-\\x9f\\u200b-\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ufeff]"
+)
+"""What controls a terminal, or the order in which it shows text; all but the end of a line."""
+
+
 def _printable(text: str) -> str:
     """Make characters that control a terminal visible: servers choose parts of messages."""
-    if text.isprintable():
-        return text
-    return "".join([char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text])
+    return text if _CONTROL.search(text) is None else _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def one_line(text: str) -> str:
+    """Likewise for what must not begin a line of its own, such as a name."""
+    return _printable(text).replace("\n", "\\n")
 
 
 class Output:
     """Standard output: text as pvxs prints it, or JSON lines."""
 
-    __slots__ = ("json", "write")
+    __slots__ = ("json",)
 
     def __init__(self, *, json: bool = False) -> None:
         self.json = json
-        self.write = sys.stdout.write
+
+    def write(self, text: str) -> None:
+        """Print text, from the network too."""
+        sys.stdout.write(_printable(text))
 
     def object(self, **fields: Any) -> None:
         """Print one JSON object."""
         from json import dumps
 
-        self.write(dumps(fields, allow_nan=False, ensure_ascii=False) + "\n")
+        text = dumps(fields, allow_nan=False, ensure_ascii=False)
+        sys.stdout.write(_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
         sys.stdout.flush()
 
     def value(self, name: str, value: Value, request: str, fmt: str, limit: int) -> None:
@@ -190,7 +204,7 @@ class Output:
 
     def failure(self, name: str, error: Exception) -> None:
         """Say why ``name`` has no result, on standard error and in JSON."""
-        text = str(error)
+        text = one_line(str(error))
         shown = name if len(name) <= 100 else f"{name[:97]}..."
         complain(f"Error: {text if name and text.startswith(name) else f'{shown}: {text}'}")
         if self.json:

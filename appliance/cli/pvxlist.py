@@ -15,6 +15,7 @@ from appliance.cli.common import (
     complain,
     effective_config,
     keep_running,
+    one_line,
     open_context,
     run_tool,
 )
@@ -167,7 +168,7 @@ async def _query(
             timeout=timeout,
         )
     except ApplianceError as error:
-        complain(f"From {text} : {str(error).removeprefix('server: ')}")
+        complain(one_line(f"From {text} : {str(error).removeprefix('server: ')}"))
         if out.json:
             out.object(server=text, error=str(error))
         return False
@@ -198,7 +199,7 @@ async def _query(
             return True
         if options.verbose:
             out.write(f"# From {text}\n")
-        out.write("".join([f"{name}\n" for name in names]))
+        out.write("".join([f"{one_line(name)}\n" for name in names]))
     sys.stdout.flush()
     return True
 

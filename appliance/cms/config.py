@@ -65,6 +65,9 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
     """The service's organisational unit (OU)."""
     pvacms_country: _Country = "US"
     """The service's country (C), two capitals."""
+    organizations: tuple[Annotated[str, Meta(min_length=1, max_length=64)], ...] = ()
+    """Organizations (O) whose people a name alone in the access security file means, beside the service's own and that
+    of the only issuer of tokens; `*`: all."""
     admin_tls_keychain: FilePath = default(FilePath())
     """Keychain of the first administrator. Empty: ``admin.p12`` in the configuration directory."""
     admin_tls_keychain_pwd_file: FilePath = default(FilePath())
@@ -132,6 +135,12 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
     jwt: JWTConfig = JWTConfig()
     log_level: str = "INFO"
     """`DEBUG`, `INFO`, `WARNING` or `ERROR`; `PVXS_LOG` sets single parts."""
+
+    def at_home(self) -> frozenset[str]:
+        """Organizations whose people the access security file calls by their names alone, beside the service's own."""
+        issuers = set(self.jwt.organizations().values())
+        # Of several none is the obvious one: their people are called by their organization, or it is listed.
+        return frozenset(self.organizations) | (issuers if len(issuers) == 1 else frozenset())
 
     def warnings(self) -> list[str]:
         """What these settings give away, one sentence each."""

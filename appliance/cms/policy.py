@@ -81,15 +81,19 @@ def read_acf(path: str) -> AccessSecurity:
 class Policy(AccessPolicy):
     """Judges peers by the access security file; `acf` may be replaced at any time."""
 
-    def __init__(self, acf: AccessSecurity, names: Names) -> None:
+    def __init__(
+        self, acf: AccessSecurity, names: Names, organizations: frozenset[str] = frozenset()
+    ) -> None:
         self.acf = acf
         self.names = names
+        self.organizations = organizations
+        """Those whose people the file calls by their names alone, beside the service's own."""
 
     def administers(self, peer: Credentials) -> bool:
         """Whether a peer may approve, deny and revoke."""
         if peer.method != "x509" or not peer.is_tls:
             return False
-        return self.acf.decide("DEFAULT", 1, Principal.of(peer)).write
+        return self.acf.decide("DEFAULT", 1, Principal.of(peer, self.organizations)).write
 
     def owns(self, peer: Credentials, serial: int) -> bool:
         """Whether a peer proved its identity with this very certificate."""
@@ -102,18 +106,20 @@ class Policy(AccessPolicy):
 
     def administrators(self) -> frozenset[str]:
         """Names that access security gives a meaning: nobody obtains them without approval."""
-        return frozenset(
+        names = {
             name.rpartition("/")[2]
             for members in self.acf.uags.values()
             for name in members
             if not name.startswith("role/")
-        )
+        }
+        entries = (entry for found in self.acf.subjects.values() for entry in found)
+        return frozenset(names | {text for entry in entries for key, text in entry.parts if key == "CN"})
 
     def rights(self, name: str, peer: Credentials) -> Rights:
         """Judge a channel."""
         name = canonical_pv_name(name)
         names, acf = self.names, self.acf
-        principal = Principal.of(peer)
+        principal = Principal.of(peer, self.organizations)
         if name in names.create:
             if "CERT_CREATE" in acf.groups:
                 decision = acf.decide("CERT_CREATE", 1, principal)

@@ -49,7 +49,7 @@ from appliance.server import Server, SharedPV
 if TYPE_CHECKING:
     from appliance.tls.context import TLSContext
 
-__all__ = ["Service"]
+__all__ = ["Service", "several_issuers"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -161,9 +161,9 @@ class Service:
         """Serve. Raises ApplianceError."""
         settings = self.settings
         acf = read_acf(settings.acf)
-        for warning in (*settings.warnings(), *acf.warnings):
+        for warning in (*settings.warnings(), *acf.warnings, *several_issuers(settings)):
             _log.warning("%s", warning)
-        self.policy = Policy(acf, self.names)
+        self.policy = Policy(acf, self.names, settings.at_home())
         if self.server_config.tls_options.tls_required:
             _log.warning(
                 "tls_required is not applied to this service: the status of certificates, which is signed, is read over "
@@ -239,7 +239,7 @@ class Service:
             raise ConfigurationError(
                 "db, acf and cert_auth_tls_keychain cannot change while the service runs; restart it"
             )
-        for warning in (*settings.warnings(), *acf.warnings):
+        for warning in (*settings.warnings(), *acf.warnings, *several_issuers(settings)):
             _log.warning("%s", warning)
         assert self.policy is not None
         assert self.create is not None
@@ -249,6 +249,7 @@ class Service:
             await self._close_tokens(former)
         self.settings = settings
         self.policy.acf = acf
+        self.policy.organizations = settings.at_home()
         self._reserve()
         await self.lifecycle.adopt()
         self.issuing.rules = settings.rules()
@@ -351,6 +352,22 @@ class Service:
 
 def _limiter(settings: CMSSettings) -> RateLimiter:
     return RateLimiter(settings.ccr_per_minute, settings.ccr_burst, clock=time.monotonic)
+
+
+def several_issuers(settings: CMSSettings) -> list[str]:
+    """What to think of where more than one issuer vouches for names."""
+    found = sorted(set(settings.jwt.organizations().values()))
+    left = [name for name in found if name not in settings.organizations]
+    if len(found) < 2 or not left or "*" in settings.organizations:
+        return []
+    return [
+        (
+            f"tokens of {len(found)} organizations are accepted ({', '.join(found)}), and the same name may be somebody else in "
+            f"each: a name alone in the access security file means nobody of {', '.join(left)}; write "
+            f'"CN=alice, O={left[0]}" there, or list an organization in the setting organizations. At IOCs a name alone means '
+            "the organization of the IOC's own certificate, and those that its setting acf.organizations lists"
+        )
+    ]
 
 
 def _validity(settings: CMSSettings) -> timedelta:

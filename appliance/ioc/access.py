@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any, Final
 
-from appliance.acf import AccessSecurity, Decision, Principal, load_acf
+from appliance.acf import AccessSecurity, Decision, Principal, Rule, load_acf
+from appliance.acf.model import READ
 from appliance.config.pva import ServerConfig
 from appliance.errors import AccessFileError, ApplianceError
 from appliance.ioc import dbcore
@@ -34,6 +35,8 @@ _log: Final = logging.getLogger(__name__)
 _LIMIT: Final = 4 << 20
 _INVALID: Final = 3
 _MAX_PRINCIPALS: Final = 4096
+_NAMED: Final = 5
+"""Names in one line of the log."""
 
 
 def _resolve(host: str) -> list[str]:
@@ -116,6 +119,8 @@ class IocAccess:
         config: ServerConfig | None = None,
         *,
         inputs_require_tls: bool = False,
+        organizations: Container[str] = (),
+        enforce_read: bool = True,
     ) -> None:
         self.security = AccessSecurity.unrestricted()
         self.step: LoadStep | None = None
@@ -127,6 +132,8 @@ class IocAccess:
         self._reloading = asyncio.Lock()
         self._config = config
         self._inputs_require_tls = inputs_require_tls
+        self._organizations = organizations
+        self._enforce_read = enforce_read
         self._stream: EventStream | None = None
         self._records: RecordSource | None = None
         self._groups: GroupSource | None = None
@@ -147,7 +154,6 @@ class IocAccess:
         records.access = self
         groups.access = self
         self._follow()
-        self._warn()
 
     def use(self, security: AccessSecurity, step: LoadStep) -> None:
         """Let other rules hold from now on, for all channels that are open too."""
@@ -165,7 +171,6 @@ class IocAccess:
             for pv in list(self._records.pvs.values() if self._records is not None else ()):
                 self.watch(pv)
             self._follow()
-            self._warn()
             self._review(None)
 
     async def reload(self, step: LoadStep | None = None) -> None:
@@ -178,14 +183,36 @@ class IocAccess:
                 if self.before_use is not None:
                     await asyncio.to_thread(self.before_use, security)
                 self.use(security, step)
+                await self.report()
 
-    def _warn(self) -> None:
-        if self.is_restricted and not self.security.group("DEFAULT").rules:
-            _log.warning(
-                "%s: ASG(DEFAULT) has no rules: nobody can read or write records outside the other groups; "
-                "add ASG(DEFAULT) { RULE(1,READ) } to let everybody read",
-                self.security.file,
+    async def report(self) -> None:
+        """Tell the log what is judged, and which records nobody can read, or could if reading were judged."""
+        if not self.is_restricted or self._stream is None:
+            return
+        file = self.security.file
+        if self._enforce_read:
+            _log.info("access security %s: reading and writing are judged", file)
+        else:
+            _log.info(
+                "access security %s: writing is judged, reading is not, as in the reference's IOC; "
+                "--enforce-read has it judged (enforce_read: true in a --config file)",
+                file,
             )
+        hidden = await asyncio.to_thread(_unreadable, self.security)
+        if not hidden:
+            return
+        names = ", ".join(name for name, _ in hidden[:_NAMED])
+        more = f" and {len(hidden) - _NAMED} more" if len(hidden) > _NAMED else ""
+        groups = ", ".join(f"ASG({group})" for group in sorted({group for _, group in hidden})[:_NAMED])
+        _log.log(
+            logging.WARNING if self._enforce_read else logging.INFO,
+            "%s %s%s: %s to nobody; give it a RULE(1,READ) to let everybody read%s",
+            "nobody can read" if self._enforce_read else "if reading were judged nobody could read",
+            names,
+            more,
+            f"{groups} grants reading" if groups else "",
+            "" if self._enforce_read else " then",
+        )
 
     async def close(self) -> None:
         """Stop following."""
@@ -205,7 +232,7 @@ class IocAccess:
         if found is None:
             if len(self._principals) >= _MAX_PRINCIPALS:
                 self._principals.clear()
-            found = self._principals[peer] = Principal.of(peer)
+            found = self._principals[peer] = Principal.of(peer, self._organizations)
         return found
 
     def decide(self, channel: DBChannel, peer: Credentials) -> Decision:
@@ -216,6 +243,9 @@ class IocAccess:
         if not access.inputs:
             return access.decide()
         return access.decide({letter: self._values.get(pv) for letter, pv in access.inputs.items()})
+
+    def _may_read(self, decision: Decision) -> bool:
+        return decision.read or not self._enforce_read
 
     def value_of(self, name: str) -> float | None:
         """What an input has now; None while it is not connected, invalid or no number."""
@@ -232,7 +262,7 @@ class IocAccess:
         pv = self._records.pvs.get(name) if self._records is not None else None
         if pv is not None:
             decision = self.decide(pv.channel, peer)
-            return Rights(decision.read, decision.write, decision.rpc, "; ".join(decision.why))
+            return Rights(self._may_read(decision), decision.write, decision.rpc, "; ".join(decision.why))
         group = self._groups.groups.get(name) if self._groups is not None else None
         if group is None:
             # The server's own PVs, which list names: no record is behind them.
@@ -244,7 +274,7 @@ class IocAccess:
         ]
         # Whoever reads a group reads all of its members. Of those to write, each put is judged member by member.
         return Rights(
-            read=all(decision.read for _, decision in members),
+            read=all(self._may_read(decision) for _, decision in members),
             write=any(
                 decision.write
                 for member, decision in members
@@ -315,6 +345,29 @@ class IocAccess:
                     self.input_changed, self._config, require_tls=self._inputs_require_tls
                 )
             self._external.follow(outside)
+
+
+def _unreadable(security: AccessSecurity) -> list[tuple[str, str]]:
+    """Name and group of each record whose group has no rule by which anybody could read."""
+
+    def opens(rule: Rule) -> bool:
+        members = not rule.uags or any(
+            security.uags[name] or security.subjects.get(name) for name in rule.uags
+        )
+        hosts = not rule.hags or any(security.hags[name] for name in rule.hags)
+        return bool(rule.grants & READ) and members and hosts
+
+    known: dict[str, bool] = {}
+    found = []
+    for record in dbcore.records():
+        if record.is_alias:
+            continue
+        group = security.group(dbcore.record_group(record.address))
+        if group.name not in known:
+            known[group.name] = any(map(opens, group.rules))
+        if not known[group.name]:
+            found.append((record.name, group.name))
+    return found
 
 
 def _channels_of(channel: Channel) -> list[DBChannel]:

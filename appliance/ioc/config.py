@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 _Name = Annotated[str, Meta(min_length=1, max_length=64)]
+_Organization = Annotated[str, Meta(min_length=1, max_length=64)]
 OnError = Literal["stop", "continue"]
 _Macros = dict[_Name, Annotated[str, Meta(max_length=4096)]]
 
@@ -56,6 +57,8 @@ class AccessFile(Settings, frozen=True, kw_only=True):
     """Values for ``$(NAME)``."""
     inputs_require_tls: bool = False
     """Take inputs (INPA ... INPU) of other servers over TLS only; without TLS their rules do not hold."""
+    organizations: tuple[_Organization, ...] = ()
+    """Organizations (O) whose people a name alone in a UAG means, beside that of the IOC's own certificate; `*`: all."""
 
 
 class IocConfig(Settings, frozen=True, kw_only=True):
@@ -69,6 +72,8 @@ class IocConfig(Settings, frozen=True, kw_only=True):
     """Group definitions, beside those in the databases' ``info(Q:group, ...)``."""
     acf: AccessFile | None = None
     """Access security; without it everybody may do everything."""
+    enforce_read: bool = True
+    """Let `acf` judge reading too; false: writing only, as the reference's IOC does."""
     exit_prefix: Annotated[str, Meta(max_length=40)] = ""
     """Add the records ``<prefix>:exit`` and ``<prefix>:BaseVersion``."""
     script: FilePath = default(FilePath())
@@ -124,6 +129,9 @@ class Plan(NamedTuple):
     put_log_required: bool = True
     channel_access: bool = False
     inputs_require_tls: bool = False
+    organizations: tuple[str, ...] = ()
+    enforce_read: bool = False
+    """Nothing that is meant for the reference's IOC asks for it; the configuration file does."""
     on_error: OnError = "stop"
     folder: str = ""
     """The folder that relative paths in the script and in databases start from; empty: where the program was started."""
@@ -169,6 +177,8 @@ def plan_of(config: IocConfig, folder: str = "") -> Plan:
         put_log_required=config.put_log_required,
         channel_access=config.channel_access,
         inputs_require_tls=config.acf is not None and config.acf.inputs_require_tls,
+        organizations=config.acf.organizations if config.acf is not None else (),
+        enforce_read=config.enforce_read,
         on_error=config.on_error,
         folder=folder,
     )

@@ -83,6 +83,20 @@ def _parser() -> argparse.ArgumentParser:
     add("-d", dest="steps", action=_Ordered, metavar="DB", help="load records from a file")
     add("-G", dest="steps", action=_Ordered, metavar="JSON", help="load group definitions from a file")
     add("-a", dest="steps", action=_Ordered, metavar="ACF", help="access security file")
+    add(
+        "--enforce-read",
+        action="store_true",
+        help="let the access security file judge reading too; without it, as in the reference's IOC, writing only",
+    )
+    add(
+        "--organization",
+        dest="organizations",
+        action="append",
+        default=[],
+        metavar="O",
+        help="an organization whose people a name alone in a UAG means, beside that of the IOC's own certificate; "
+        "*: all",
+    )
     add("-x", dest="exit_prefix", metavar="PREFIX", default="", help="add PREFIX:exit, which ends the IOC")
     add("--config", metavar="FILE", help="run as a daemon, as a YAML file says; excludes the options above")
     what = parser.add_mutually_exclusive_group()
@@ -145,6 +159,8 @@ def _plan(options: argparse.Namespace) -> Plan:
         script=options.script,
         is_interactive=not options.no_shell,
         is_verbose=options.verbose,
+        organizations=tuple(options.organizations),
+        enforce_read=options.enforce_read,
     )
 
 
@@ -170,15 +186,10 @@ def _daemon(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int
     from appliance.config import loader
     from appliance.ioc.config import IocConfig, plan_of
 
-    if (
-        options.steps
-        or options.definition
-        or options.exit_prefix
-        or options.script
-        or options.no_shell
-        or options.shell
-        or options.verbose
-    ):
+    plain = (
+        "steps", "definition", "exit_prefix", "script", "no_shell", "shell", "verbose", "organizations", "enforce_read",
+    )  # fmt: skip
+    if any(getattr(options, name) for name in plain):
         parser.error("--config says everything: no other options with it")
     document = loader.load_document(options.config, IocConfig)
     effective = resolve_server(yaml=document.section("pva"))

@@ -18,6 +18,7 @@ from appliance.ioc.channel_access import ChannelAccessRules
 from appliance.ioc.config import LoadStep, Plan
 from appliance.ioc.console import Console
 from appliance.ioc.dbcore import InitHook
+from appliance.ioc.epicslog import EpicsLog
 from appliance.ioc.feed import EventStream
 from appliance.ioc.groups.source import GroupSource
 from appliance.ioc.loading import Loading
@@ -42,7 +43,13 @@ class Ioc:
         self.config = config
         self.loop = asyncio.get_running_loop()
         self._stack = AsyncExitStack()
-        self.access = IocAccess(self._review, config, inputs_require_tls=plan.inputs_require_tls)
+        self.access = IocAccess(
+            self._review,
+            config,
+            inputs_require_tls=plan.inputs_require_tls,
+            organizations=frozenset(plan.organizations),
+            enforce_read=plan.enforce_read,
+        )
         self.loading = Loading(plan)
         self.channel_access = ChannelAccessRules()
         self.access.before_use = self.channel_access.replace
@@ -156,6 +163,7 @@ class Ioc:
         """Serve the records; where that fails nothing is served, and ``start`` raises why."""
         if self.attached or self._server is None:
             return
+        dbcore.take_errors(EpicsLog())
         try:
             if self.loading.access_step is not None:
                 security = await asyncio.to_thread(read_access_file, self.loading.access_step)
@@ -169,6 +177,7 @@ class Ioc:
             self.records = RecordSource(self.stream)
             self.groups = GroupSource(self.stream, self.loading.group_files, place=self.loading.place)
             self.access.attach(self.stream, self.records, self.groups)
+            await self.access.report()
         except ApplianceError as error:
             self._failure = error
             _log.critical("no record is served: %s", error)

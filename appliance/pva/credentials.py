@@ -33,6 +33,15 @@ class Credentials(NamedTuple):
     """Subject alternative names as (kind, text), kind one of ``dns``, ``ip``, ``uri``."""
     status_pv: str = ""
     """Name of the PV that tells the certificate's status; empty where the certificate names none."""
+    subject: tuple[tuple[str, str], ...] = ()
+    """The certificate's subject as (attribute, text), attribute one of ``CN``, ``O``, ``OU``, ``C`` ..."""
+    home: str | None = None
+    """Organisation (O) of this end's own certificate, where the peer's is of the same root authority; else None."""
+
+    @property
+    def organization(self) -> str:
+        """The organisation (O) that the peer's certificate proves; empty where it names none."""
+        return "\n".join(text for attribute, text in self.subject if attribute == "O")
 
     def facts(self) -> dict[str, str]:
         """Who it is, as extra fields of log records."""
@@ -46,5 +55,6 @@ class Credentials(NamedTuple):
             from appliance.certs.x509 import shown_id
 
             facts["authority"] = self.authority.split("\n")[0]
+            facts["organization"] = self.organization
             facts["peer_cert_id"] = shown_id(self.issuer_id, self.serial)
         return facts

@@ -82,7 +82,7 @@ def _show_type(out: list[str], t: TypeDesc, name: str, indent: str) -> None:
     inner = t.element if isinstance(t, ArrayType) else t
     out.append(type_name(t))
     if t.id:
-        out.append(f' "{t.id}"')
+        out.append(f' "{escape(t.id)}"')
     if isinstance(inner, (StructType, UnionType)):
         out.append(" {")
         if inner.fields:
@@ -203,7 +203,7 @@ def _tree(out: list[str], t: TypeDesc | None, x: Any, name: str, indent: str, li
         return
     out.append(type_name(t))
     if t.id:
-        out.append(f' "{t.id}"')
+        out.append(f' "{escape(t.id)}"')
     title = f" {name}" if name else ""
     if isinstance(t, ScalarType):
         out.append(f'{title} = "{escape(x)}"\n' if t.kind == "string" else f"{title} = {number(x)}\n")

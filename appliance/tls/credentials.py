@@ -5,14 +5,20 @@ Source: SPVA specification 5.3 and 11.1; the printed form is that of pvxs.
 
 from __future__ import annotations
 
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from appliance.certs.keychain import Keychain
 from appliance.certs.x509 import (
     authority_name,
     common_name,
     issuer_id,
+    public_key,
     san,
     serial_number,
     shown_value,
     status_pv,
+    subject_parts,
 )
 from appliance.pva.credentials import Credentials
 from appliance.tls.engine import TLSEngine
@@ -23,6 +29,7 @@ __all__ = ["describe", "peer_credentials"]
 def peer_credentials(engine: TLSEngine, *, peer: str, interface: str) -> Credentials:
     """Who is at the other end of ``engine``.
 
+    A root authority that bears the name of this end's own and is another has its identifier behind its name.
     ``anonymous`` where the peer sent no certificate, or one without a usable common name. ``authority`` goes from
     the direct issuer up to the root, one common name a line (11.1; pvxs prints the root first).
     Raises CertificateError when an extension that decides about access cannot be read.
@@ -35,18 +42,41 @@ def peer_credentials(engine: TLSEngine, *, peer: str, interface: str) -> Credent
         )
     leaf = chain[0]
     issuers = chain[1:] or chain
+    home = _home(engine.keychain, issuers[-1])
+    names = [authority_name(each) for each in issuers]
+    if home is None and names[-1] == _root_name(engine.keychain):
+        # Most authorities have the default's name: one that is trusted beside our own is told apart by its key.
+        names[-1] += f" [{issuer_id(issuers[-1])}]"
     return Credentials(
         method="x509",
         account=account,
         peer=peer,
         interface=interface,
-        authority="\n".join(map(authority_name, issuers)),
+        authority="\n".join(names),
         is_tls=True,
         issuer_id=issuer_id(issuers[0]),
         serial=serial_number(leaf),
         san=san(leaf),
         status_pv=status_pv(leaf),
+        subject=subject_parts(leaf.subject),
+        home=home,
     )
+
+
+def _home(own: Keychain, root: x509.Certificate) -> str | None:
+    """The organisation of this end's certificate; None where it has none, or one of another root authority."""
+    if own.certificate is None or _key(own.chain[-1] if own.chain else own.certificate) != _key(root):
+        return None
+    return "\n".join(text for attribute, text in subject_parts(own.certificate.subject) if attribute == "O")
+
+
+def _root_name(own: Keychain) -> str:
+    roots = own.chain or ((own.certificate,) if own.certificate is not None else ())
+    return authority_name(roots[-1]) if roots else ""
+
+
+def _key(certificate: x509.Certificate) -> bytes:
+    return public_key(certificate).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 def describe(credentials: Credentials) -> str:

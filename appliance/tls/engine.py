@@ -10,6 +10,7 @@ from __future__ import annotations
 from cryptography import x509
 from OpenSSL import SSL
 
+from appliance.certs.keychain import Keychain
 from appliance.errors import LocalProtocolError, TLSError
 from appliance.tls.context import HandshakeNotes, TLSContext, certificate_der, verified_chain
 from appliance.tls.reasons import explain_error, explain_verification
@@ -231,6 +232,11 @@ class TLSEngine:
     @property
     def server_side(self) -> bool:
         return self._context.server_side
+
+    @property
+    def keychain(self) -> Keychain:
+        """The own keychain of this end."""
+        return self._context.keychain
 
     @property
     def peer_certificate_der(self) -> bytes | None:

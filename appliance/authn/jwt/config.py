@@ -88,6 +88,8 @@ class TrustedIssuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     secret shared with the issuer."""
     issuer: Annotated[str, Meta(max_length=512)] = ""
     """The exact `iss`. Empty, in mode introspect only: whatever fits `trusted_uri`."""
+    organization: Annotated[str, Meta(max_length=64)] = ""
+    """The organization (O) of its subjects. Empty: the issuer's host; with port and path where it shares that host."""
     audience: tuple[str, ...] = ()
     """Acceptable `aud` values, one of which a token must name. Required in the modes jwks and shared_secret."""
     any_audience: bool = False
@@ -266,10 +268,31 @@ class JWTConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         twice = {name for name in names if names.count(name) > 1}
         if twice:
             raise ValueError(f"issuers: {min(twice)} is listed twice")
+        for name, organization in self.organizations().items():
+            if len(organization) > 64:
+                raise ValueError(
+                    f"issuers: {name} shares its host with another issuer, and {organization!r} is too long to tell their "
+                    "people apart in certificates (64 characters); give it an organization"
+                )
         if sum(not issuer.issuer for issuer in self.issuers) > 1:
             raise ValueError(
                 "issuers: only one can be known by its trusted_uri alone; name the issuer of the others"
             )
+
+    def organizations(self) -> dict[str, str]:
+        """The organization (O) in the certificates of each issuer's subjects, by the issuer's name.
+
+        It is the issuer's host. Issuers on one host, such as two realms, get port and path as well: the same name is
+        somebody else at each.
+        """
+        places = {issuer.name: uri.parse(issuer.name) for issuer in self.issuers}
+        hosts = {name: "" if where is None else where.host for name, where in places.items()}
+        found = {issuer.name: issuer.organization or hosts[issuer.name] for issuer in self.issuers}
+        taken = list(found.values())
+        for issuer in self.issuers:
+            if not issuer.organization and taken.count(found[issuer.name]) > 1:
+                found[issuer.name] = issuer.name.partition("://")[2].rstrip("/")
+        return found
 
 
 ENVIRONMENT: Final = {

@@ -84,6 +84,7 @@ class JWTVerifier:
         self._replay = replay
         self._reserved = naming.ReservedNames(reserved_names)
         self._peers = RateLimiter(config.peer_per_minute, config.peer_burst, clock=clock)
+        self._organizations = config.organizations()
         self._by_name = {issuer.issuer: _Trusted(issuer, clock) for issuer in config.issuers if issuer.issuer}
         self._by_uri = next((_Trusted(issuer, clock) for issuer in config.issuers if not issuer.issuer), None)
 
@@ -193,7 +194,7 @@ class JWTVerifier:
         begin = next((t for t in (claims.not_before, claims.issued_at) if t is not None), None)
         return Grant(
             method="jwt",
-            subject={"CN": name, "O": where.host, "OU": "", "C": ""},
+            subject={"CN": name, "O": self._organizations[settings.name], "OU": "", "C": ""},
             not_before=backdated(datetime.fromtimestamp(int(now), UTC), end)
             if begin is None
             else datetime.fromtimestamp(begin, UTC),

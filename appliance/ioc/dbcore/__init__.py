@@ -10,6 +10,7 @@
 :mod:`.view`     a number and its alarm and time where they lie, for updates
 :mod:`.events`   database events in batches
 :mod:`.output`   what shell commands print
+:mod:`.errlog`   what EPICS reports while it serves
 :mod:`.restore`  saved values, put back before and after records are initialised
 :mod:`.words`    words for EPICS' numbers, file and line of its complaints
 :mod:`.support`  Python subroutines, device support, shell commands, hooks
@@ -80,6 +81,7 @@ from appliance.ioc.dbcore.channel import (
     Reading,
     exists,
 )
+from appliance.ioc.dbcore.errlog import give_errors_back, take_errors
 from appliance.ioc.dbcore.events import (
     DBE_ALARM,
     DBE_ARCHIVE,
@@ -95,6 +97,7 @@ from appliance.ioc.dbcore.records import (
     RecordInfo,
     database_links,
     info_items,
+    record_group,
     record_infos,
     record_types,
     records,
@@ -150,6 +153,7 @@ __all__ = [
     "expand_environment",
     "flush_output",
     "get_many",
+    "give_errors_back",
     "info_items",
     "init_access_security",
     "ioc_init",
@@ -169,6 +173,7 @@ __all__ = [
     "put_and_wait",
     "put_notify",
     "reading_of",
+    "record_group",
     "record_infos",
     "record_types",
     "records",
@@ -186,4 +191,5 @@ __all__ = [
     "shell_line",
     "shell_print",
     "shutdown",
+    "take_errors",
 ]

@@ -21,6 +21,7 @@ from typing import Final
 
 from appliance.errors import ApplianceError, ConfigurationError
 from appliance.ioc.dbcore import _c
+from appliance.ioc.dbcore.errlog import give_errors_back, is_taken, print_errors
 from appliance.ioc.dbcore.words import complaint, plain, status_text, teach_words
 
 #: What softIoc.dbd of EPICS Base contains, without the Channel Access server.
@@ -109,10 +110,12 @@ def captured_errors() -> Iterator[_Captured]:
         flush_output()
         saved = os.dup(2)
         os.dup2(file.fileno(), 2)
+        print_errors(really=True)
         try:
             yield captured
         finally:
             flush_output()
+            print_errors(really=not is_taken())
             os.dup2(saved, 2)
             file.seek(0)
             data = file.read()
@@ -354,6 +357,7 @@ def shutdown() -> None:
     Channels and event hubs must be closed before. :func:`boot` sees to it that it runs before Python ends: an
     EPICS thread that calls a Python function of a finished interpreter would hang the process.
     """
+    give_errors_back()
     _c.epicsExitCallAtExits()
     flush_output()
 

@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple, Protocol, Self
 
 from appliance.errors import AccessDeniedError, ApplianceError, OperationError, PVDataError
 from appliance.ioc.dbcore import _c
+from appliance.ioc.dbcore.errlog import printed_aside
 from appliance.ioc.dbcore.records import (
     common_field,
     common_place,
@@ -159,9 +160,17 @@ def _menu_size(description: _c.dbFldDes) -> int | None:
     return int(kind.from_address(description.ftPvt).nChoice)
 
 
+_CONTROL_CHARACTER: Final = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]")
+
+
 def exists(name: str) -> bool:
-    """Say whether record and field exist (dbChannelTest); modifiers and filters are not looked at."""
-    return len(name) < 1024 and "\0" not in name and not _c.dbChannelTest(_c.raw(name))
+    """Say whether record and field exist (dbChannelTest); modifiers and filters are not looked at.
+
+    A name with control characters is nobody's, whatever its modifiers would say: EPICS would print it.
+    """
+    if len(name) >= 1024 or (not name.isprintable() and _CONTROL_CHARACTER.search(name) is not None):
+        return False
+    return not _c.dbChannelTest(_c.raw(name))
 
 
 _c_text: Final = _c.c_text
@@ -170,6 +179,16 @@ _c_text: Final = _c.c_text
 def _check(status: int, what: str) -> None:
     if status:
         raise OperationError(f"{what}: {status_text(status)}")
+
+
+def _create(name: str) -> tuple[Any, str]:
+    """Make a channel; and what EPICS says where it cannot, which it would print."""
+    if "{" not in name:
+        return _c.dbChannelCreate(_c.raw(name)), ""
+    with printed_aside() as printed:
+        chan = _c.dbChannelCreate(_c.raw(name))
+    said = printed.text.partition("\n")[0].removeprefix("dbChannelCreate: ").strip(" .")
+    return chan, f": {said}" if said else ""
 
 
 class DBChannel:
@@ -254,9 +273,9 @@ class DBChannel:
         self._process_channel: DBChannel | None = None
         if not exists(name):
             raise OperationError(f"no such record or field: {name}")
-        chan = _c.dbChannelCreate(_c.raw(name))
+        chan, why = _create(name)
         if not chan:
-            raise OperationError(f"the modifiers of {name} are not understood")
+            raise OperationError(f"the modifiers of {name} are not understood{why}")
         self.address = ctypes.cast(chan, ctypes.c_void_p).value or 0
         try:
             self._open(name, chan)

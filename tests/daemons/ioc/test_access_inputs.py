@@ -71,7 +71,9 @@ async def guarded(
     """The IOC, whose inputs are searched for at ``udp``, and a client whose channels are open."""
     variables = {"EPICS_PVA_ADDR_LIST": f"127.0.0.1:{udp}", **variables}
     async with (
-        running_ioc("-v", "-S", "-a", files / "rules.acf", "-d", files / "records.db", **variables) as ioc,
+        running_ioc(
+            "-v", "-S", "--enforce-read", "-a", files / "rules.acf", "-d", files / "records.db", **variables
+        ) as ioc,
         ioc.client() as client,
     ):
         await client.get("guarded")

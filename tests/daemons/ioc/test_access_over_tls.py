@@ -159,6 +159,20 @@ async def test_rules_tell_who_proved_it_by_which_authority_over_which_protocol(w
     }  # fmt: skip
 
 
+async def test_a_name_that_another_organization_vouches_for_is_somebody_else(world: World) -> None:
+    guest = world.site.account()
+    done = await asyncio.to_thread(guest.run, "authnstd", "-n", "operator", "-o", "guest-idp.example")
+    assert done.status == 3, done.err  # it waits for approval
+    words = "pvxcert", "-A", await asyncio.to_thread(identifier, guest)
+    done = await asyncio.to_thread(world.site.administrator().run, *words)
+    assert done.status == 0, done.err
+    assert await rights(await world.client(guest)) == {
+        "open": "r", "proved": "r", "foreign": "r", "tls": "rw", "clear": "r", "hidden": "r", "nobody": "",
+    }  # fmt: skip
+    refused = (await world.ioc.printed(r'\{[^\n]*"event": ?"access-refused"[^\n]*\}\n'))[0]
+    assert json.loads(refused)["organization"] == "guest-idp.example"
+
+
 async def test_the_put_log_has_the_identity_that_the_certificate_proves(world: World) -> None:
     account = await asyncio.to_thread(certified, world.site, "operator")
     client = await world.client(account)
@@ -167,6 +181,7 @@ async def test_the_put_log_has_the_identity_that_the_certificate_proves(world: W
     for record in (json.loads(line), json.loads(world.log.read_text().splitlines()[-1])):
         assert (record["account"], record["method"], record["protocol"]) == ("operator", "x509", "tls")
         assert record["authority"] == "EPICS Root Certificate Authority"
+        assert record["organization"] in ("127.0.0.1", "localhost")
         assert record["host"].startswith("127.0.0.1:")
         assert (record["record"], record["old"], record["new"], record["result"]) == (
             "proved",

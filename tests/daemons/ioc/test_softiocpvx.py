@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import stat
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,14 @@ import pytest
 from appliance.client import Context, Disconnected
 from appliance.errors import ApplianceError
 from appliance.pvdata import Value
-from tests.helpers.ioc_process import EXAMPLE_FILES, EXAMPLES, loading, running_ioc, starting_ioc
+from tests.helpers.ioc_process import (
+    EXAMPLE_FILES,
+    EXAMPLES,
+    environment,
+    loading,
+    running_ioc,
+    starting_ioc,
+)
 
 RECORDS = """
 record(ao, "free") { field(ASG, "OPEN") field(VAL, "1") field(PINI, "YES") }
@@ -211,7 +219,7 @@ async def test_what_cannot_be_loaded_stops_the_start_with_one_sentence(
 
 async def test_rules_hold_for_records_fields_and_groups(files: Path) -> None:
     async with (
-        running_ioc("-S", "-a", files / "rules.acf", "-d", files / "records.db") as ioc,
+        running_ioc("-S", "--enforce-read", "-a", files / "rules.acf", "-d", files / "records.db") as ioc,
         ioc.client() as client,
     ):
         assert await put(client, "free", 2.0) == ""
@@ -226,9 +234,70 @@ async def test_rules_hold_for_records_fields_and_groups(files: Path) -> None:
         await ioc.printed(r"refused write access to fixed")
 
 
+SEED_RULES = """
+UAG(DEFAULT) { "george" }
+UAG(BAR) { "michael" }
+AUTHORITY(EPICS_ROOT, "EPICS Root Certificate Authority")
+ASG(RO) { RULE(1,READ,TRAPWRITE) }
+ASG(SPECIAL) {
+    RULE(1,WRITE,TRAPWRITE) { UAG(DEFAULT) UAG(BAR) AUTHORITY(EPICS_ROOT) METHOD(x509) PROTOCOL(tls) }
+}
+"""
+
+
+async def test_the_command_line_of_the_reference_does_not_judge_reading(files: Path) -> None:
+    (files / "seed.acf").write_text(SEED_RULES)
+    words = loading(EXAMPLE_FILES)
+    async with running_ioc(*words, "-a", files / "seed.acf") as ioc, ioc.client() as client:
+        environ = environment(ioc.udp, ioc.tcp)
+        for tool, *arguments in (
+            ("pvxinfo", "-v", "test:enumExample"),
+            ("pvxget", "-F", "tree", "test:structExample"),
+        ):
+            done = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", f"appliance.cli.{tool}", *arguments,
+                stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=environ,
+            )  # fmt: skip
+            out, err = await asyncio.wait_for(done.communicate(), 30)
+            assert done.returncode == 0, err
+            assert arguments[-1].encode() in out
+        async with client.monitor("test:enumExample") as updates:
+            await anext(updates)
+        assert "denied" in await put(client, "test:enumExample", {"value.index": 1})
+        await ioc.printed("writing is judged, reading is not")
+        await ioc.printed(
+            r"if reading were judged nobody could read test:.* and \d+ more: ASG\(DEFAULT\) grants reading"
+        )
+
+
+async def test_with_enforce_read_reading_is_judged_and_the_log_says_who_is_hidden(files: Path) -> None:
+    (files / "seed.acf").write_text(SEED_RULES)
+    words = loading(EXAMPLE_FILES)
+    async with running_ioc(*words, "-a", files / "seed.acf", "--enforce-read") as ioc, ioc.client() as client:
+        for name in ("test:enumExample", "test:structExample"):
+            with pytest.raises(ApplianceError, match="read access denied"):
+                await client.get(name, timeout=5)
+        await ioc.printed("reading and writing are judged")
+        await ioc.printed(r"nobody can read test:.* and \d+ more: ASG\(DEFAULT\) grants reading to nobody")
+
+
+@pytest.mark.parametrize(("more", "readable"), [("", False), ("enforce_read: false\n", True)])
+async def test_the_configuration_file_has_reading_judged_unless_it_says_otherwise(
+    files: Path, more: str, readable: bool
+) -> None:
+    (files / "ioc.yml").write_text(f"databases: [{{file: records.db}}]\nacf: {{file: rules.acf}}\n{more}")
+    async with running_ioc("--config", "ioc.yml", cwd=files) as ioc, ioc.client() as client:
+        if readable:
+            assert (await client.get("secret"))["value"] == 4.0
+        else:
+            with pytest.raises(ApplianceError, match="read access denied"):
+                await client.get("secret", timeout=5)
+        assert "denied" in await put(client, "secret", 1.0)
+
+
 async def test_rules_follow_their_inputs_and_the_records_group(files: Path) -> None:
     async with (
-        running_ioc("-S", "-a", files / "rules.acf", "-d", files / "records.db") as ioc,
+        running_ioc("-S", "--enforce-read", "-a", files / "rules.acf", "-d", files / "records.db") as ioc,
         ioc.client() as client,
     ):
         assert "denied" in await put(client, "guarded", 5.0)
@@ -248,7 +317,7 @@ async def test_rules_follow_their_inputs_and_the_records_group(files: Path) -> N
 
 async def test_losing_the_right_to_read_takes_a_monitor_its_channel(files: Path) -> None:
     async with (
-        running_ioc("-S", "-a", files / "rules.acf", "-d", files / "records.db") as ioc,
+        running_ioc("-S", "--enforce-read", "-a", files / "rules.acf", "-d", files / "records.db") as ioc,
         ioc.client() as client,
     ):
         async with client.monitor("free", notify=True) as subscription, asyncio.timeout(30):

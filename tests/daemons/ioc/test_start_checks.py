@@ -117,7 +117,7 @@ async def test_check_config_says_so_and_fails(files: Path, name: str) -> None:
     config = files / "ioc.yml"
     config.write_text(f"databases: [{{file: {name}}}]\n")
     log = await said("--config", config, "--check-config", status=1)
-    sentence = next(each for each in log.splitlines() if each.startswith("softIocPVX: "))
+    sentence = next(each for each in log.splitlines() if each.startswith("Error: "))
     assert f"{files / name}{line}" in sentence
     assert words in sentence
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from tests.helpers.ioc_process import running_ioc
 
 RECORDS = """
@@ -20,7 +18,7 @@ async def test_octets_that_fill_a_text_field_do_not_show_the_next_field(tmp_path
         await client.put("P:pf.FMT", "x" * 120)
         await client.put("P:pf.PROC", 1)
         assert (await client.get("P:pf"))["value"] == "x" * 80
-        await client.put("P:so.DESC$", np.full(60, 65, np.int8))
+        await client.put("P:so.DESC$", "A" * 60)
         for name in ("P:so", "P:so.SEVR", "P:so.OUT"):
             assert (await client.get(name))["display.description"] == "A" * 40
         assert (await client.get("P:so.DESC"))["value"] == "A" * 39

@@ -80,7 +80,9 @@ def test_a_group_that_is_not_defined_has_the_rules_of_default(site, capsys):
 def test_without_a_group_the_file_is_checked_and_listed(site, capsys):
     assert main([site, "--macro", "P=LAB"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "ASG(DEFAULT): 1 rule", "ASG(SPECIAL): 4 rules", "  INPA LAB:MODE",
+        "ASG(DEFAULT): 1 rule", "ASG(SPECIAL): 4 rules", "  INPA LAB:MODE", "UAG(owners): george, role/wheel",
+        ("a name alone in a UAG, when it is proved by a certificate, means a member of the server's own organization; "
+        "ask with --organization and --home"),
     ]  # fmt: skip
     assert main([site, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["groups"][1]["inputs"] == {"A": "SYS:MODE"}

@@ -84,7 +84,7 @@ def test_expression_has_the_value_that_epics_gives_it(text, value):
      "1/0", "-1/0", "0/0", "ceil(-0.5)", "1/ceil(-0.5)", "floor(2.5)", "fmod(5,0)", "fmod(-5,3)", "acos(2)", "nan&&1",
      "nan?1:2", "1e999", "1e-320", "0x1FFFFFFFF", "0x", "0.1e", "1,2", "max(1,2", "max()", "()", "A B", "A;", "A;B",
      "1)", "(1", "?1:2", "1?2", "1:2", "", "+1", "AND 1", "1 AND", "NOTA", "atan2(1)", "atan2(1,2,3)", "isnan(1,2,nan)",
-     "(1,2)", "1?max(1,2:3)", "1?2:3:4", "1?2?3:4:5", "((((1))))", "1 ? 2 : (3 ? 4 : 5)", "\v1", "é", "010", "1.", ".5", "."],
+     "(1,2)", "1?2:3:4", "1?2?3:4:5", "((((1))))", "1 ? 2 : (3 ? 4 : 5)", "\v1", "é", "010", "1.", ".5", "."],
 )  # fmt: skip
 def test_corner_cases_are_accepted_refused_and_evaluated_as_in_epics(text):
     assert same(ours(text, {}), base(text, {}))

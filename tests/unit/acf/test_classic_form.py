@@ -49,7 +49,7 @@ from appliance.errors import AccessFileError
         ('UAG(A) {x, ""}', 1, 12, "empty user"),
         ("UAG(A) {role/x}", 1, 9, "quotes"),
         ("UAG(A) {x@y}", 1, 9, "quotes"),
-        ('UAG(A) {"CN=bob,O=lab"}', 1, 9, "certificate's subject"),
+        ('UAG(A) {"CN=bob,L=lab"}', 1, 9, "conditions on a certificate"),
         ("UAG(A) {x y}", 1, 11, "expected ',' or '}' after 'x', found 'y'"),
         ("UAG(A) {x,}", 1, 11, "expected a user name"),
         ("UAG(A) {}", 1, 9, "expected a user name"),

@@ -228,6 +228,8 @@ def test_the_highest_access_of_all_rules_is_granted(rules, gateway, access):
         ("RULE(1,READ) RULE(1,WRITE,TRAPWRITE)", False, True),
         ("RULE(1,WRITE) RULE(1,WRITE,TRAPWRITE)", False, False),
         ("RULE(1,WRITE,NOTRAPWRITE)", False, False),
+        ("RULE(1,WRITE,TRAPWRITE) RULE(1,RPC)", False, True),
+        ("RULE(1,WRITE) RULE(1,RPC,TRAPWRITE)", False, True),
         ("RULE(1,WRITE) RULE(1,WRITE,TRAPWRITE)", True, True),
         ("RULE(1,PUT,TRAPWRITE) RULE(1,RPC)", True, True),
     ],
@@ -336,6 +338,8 @@ def test_principal_of_a_connection_has_everything_that_rules_ask_for():
         roles=frozenset({"wheel"}),
         is_tls=True,
         san=(("dns", "a.example.org"),),
+        subject=(("CN", "george"), ("O", "example.org")),
+        home="example.org",
     )
     assert Principal.of(credentials) == Principal(
         "george",
@@ -345,6 +349,7 @@ def test_principal_of_a_connection_has_everything_that_rules_ask_for():
         frozenset({"wheel"}),
         "tls",
         (("dns", "a.example.org"),),
+        (("CN", "george"), ("O", "example.org")),
     )
     assert Principal.of(Credentials()).protocol == "tcp"
 

@@ -116,6 +116,7 @@ def test_a_key_of_the_file_changes_its_own_setting_and_no_other(key, tmp_path):
             "key_algorithm": "ed25519",
             "certs_require_subscription": '"no"',
             "status_extension_form": "raw",
+            "organizations": "[example.org]",
         }
         text = choices.get(key, "/some/thing")
     file = tmp_path / "cms.yml"

@@ -3,12 +3,15 @@
 import pytest
 
 from appliance.acf import Principal
+from appliance.authn.jwt.config import JWTConfig, TrustedIssuer
 from appliance.certs.keychain import make_keychain
+from appliance.cms.config import CMSSettings
 from appliance.cms.issuing import CCR
 from appliance.cms.policy import Names, Policy, read_acf
-from appliance.cms.service import Service
+from appliance.cms.service import Service, several_issuers
 from appliance.cms.setup import Authority, add_administrator, ensure_acf
 from appliance.cms.terms import Refused
+from appliance.config.secret import Secret
 from appliance.errors import ConfigurationError
 from appliance.pva.credentials import Credentials
 from appliance.pvdata import INT32, STRING, ArrayType, StructType, Value
@@ -69,6 +72,57 @@ def test_a_file_that_gives_everybody_write_makes_nobody_an_administrator_without
         assert not policy.rights("CERT:STATUS:01234567:5", peer).write
         assert not policy.rights("CERT:LIST", peer).rpc
     assert policy.administers(Credentials("x509", "a", is_tls=True))
+
+
+def test_an_administrators_name_that_another_organization_vouches_for_administers_nothing(tmp_path):
+    path = str(tmp_path / "x.acf")
+    ensure_acf(path, authority(CA), "admin")
+    add_administrator(path, "alice")
+    text = (tmp_path / "x.acf").read_text().replace("alice", 'alice, "CN=bob, O=b.example"')
+    (tmp_path / "x.acf").write_text(text)
+    policy = Policy(read_acf(path), Names("CERT", "01234567"), frozenset({"a.example"}))
+
+    def administers(name, organization):
+        subject = (("CN", name), *((("O", organization),) if organization else ()))
+        root = "EPICS Root Certificate Authority"
+        peer = Credentials("x509", name, is_tls=True, authority=root, subject=subject, home="certs.epics.org")
+        return policy.administers(peer)
+
+    assert administers("admin", "")
+    assert administers("alice", "certs.epics.org")
+    assert administers("alice", "a.example")
+    assert not administers("alice", "b.example")
+    assert administers("bob", "b.example")
+    assert not administers("bob", "a.example")
+    assert policy.administrators() == {"admin", "alice", "bob"}
+
+
+def test_the_organization_of_one_issuer_is_at_home_and_of_several_none_unless_it_is_listed():
+    def issuer(host, **more):
+        return TrustedIssuer(
+            mode="shared_secret",
+            issuer=host,
+            audience=("a",),
+            algorithms=("HS256",),
+            shared_secret=Secret("x" * 32),
+            **more,
+        )
+
+    one, two = issuer("https://a.example"), issuer("https://b.example/realm")
+    assert CMSSettings(jwt=JWTConfig(issuers=(one,))).at_home() == {"a.example"}
+    assert CMSSettings(jwt=JWTConfig(issuers=(one, two))).at_home() == frozenset()
+    (warning,) = several_issuers(CMSSettings(jwt=JWTConfig(issuers=(one, two))))
+    assert "a.example, b.example" in warning
+    listed = CMSSettings(jwt=JWTConfig(issuers=(one, two)), organizations=("a.example",))
+    assert listed.at_home() == {"a.example"}
+    assert several_issuers(listed)
+    assert not several_issuers(CMSSettings(jwt=JWTConfig(issuers=(one, two)), organizations=("*",)))
+    assert not several_issuers(CMSSettings(jwt=JWTConfig(issuers=(one,))))
+    # Two realms of one host are two organizations.
+    realms = JWTConfig(issuers=(two, issuer("https://b.example/other")))
+    assert sorted(realms.organizations().values()) == ["b.example/other", "b.example/realm"]
+    named = JWTConfig(issuers=(two, issuer("https://b.example/other", organization="lab")))
+    assert sorted(named.organizations().values()) == ["b.example", "lab"]
 
 
 def test_requests_can_be_limited_by_a_group_of_their_own(tmp_path):

@@ -41,7 +41,25 @@ def test_a_certificate_gives_an_x509_identity():
         serial=3826361579604613181,
         san=(("dns", "host.example.org"), ("ip", "10.0.0.2"), ("ip", "2001:db8::1"), ("uri", "urn:x")),
         status_pv=f"CERT:STATUS:{S.ca.issuer_id}:03826361579604613181",
+        subject=(("CN", "client"), ("O", "localhost")),
+        home="localhost",
     )
+
+
+def test_whose_authority_is_another_is_not_at_home():
+    # Its name is the same, as that of most sites is.
+    partner = site.__wrapped__()
+    server, _ = connected(
+        server_context(
+            S.server._replace(anchors=(*S.server.anchors, *partner.server.anchors)), require_client_cert=False
+        ),
+        client_context(
+            partner.client._replace(anchors=(*partner.client.anchors, *S.server.anchors)), want_staple=False
+        ),
+    )
+    found = peer_credentials(server, peer="10.0.0.2:40000", interface="10.0.0.1")
+    assert (found.method, found.organization, found.home) == ("x509", "localhost", None)
+    assert found.authority == f"EPICS Root Certificate Authority [{partner.ca.issuer_id}]"
 
 
 def test_the_server_is_known_to_the_client_as_well():
