@@ -219,6 +219,19 @@ async def test_variables_of_other_programs_are_not_called_misspelt(name: str, as
     assert f"no program reads {name}" not in str(report)
 
 
+async def test_an_empty_password_file_is_named_with_its_variable(ask: Ask, tmp_path: Path) -> None:
+    from tests.helpers.pki import PASSWORD
+
+    path = keychain_file(tmp_path, site().client, PASSWORD)
+    empty = tmp_path / "empty"
+    empty.touch(mode=0o600)
+    report = await ask(status=1, EPICS_PVA_TLS_KEYCHAIN=path, EPICS_PVA_TLS_KEYCHAIN_PWD_FILE=str(empty))
+    text = of(report, "password", "problem")
+    assert str(empty) in text
+    assert "is empty" in text
+    assert "EPICS_PVA_TLS_KEYCHAIN_PWD_FILE" in text
+
+
 # -- a server's own set-up -------------------------------------------------------------------------------
 
 
