@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -397,15 +398,12 @@ async def test_debugging_shows_searches_answers_connections_and_messages(
 async def test_a_port_that_says_nothing_may_be_a_tls_port(env: dict[str, str]) -> None:
     """A TLS port waits for the client to begin; so does a plain client."""
 
-    async def silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(60)
-
-    listening = await asyncio.start_server(silent, "127.0.0.1", 0)
-    port = listening.sockets[0].getsockname()[1]
-    done = await run("pvxlist", "-w", "1", f"127.0.0.1:{port}", env=env)
+    # The kernel takes connections for whoever listens; nobody here reads or writes them.
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        done = await run("pvxlist", "-w", "1", f"127.0.0.1:{port}", env=env)
     assert done.status == 1
     assert done.err == (
         f"From 127.0.0.1:{port} : timeout after 1 s: 127.0.0.1:{port} accepted the connection and says nothing, "
         f"as a TLS port does: by TLS it is pvas://127.0.0.1:{port}\n"
     )
-    listening.close()
