@@ -22,6 +22,8 @@ _WHERE: Final = re.compile(r'(?:path "(?P<path>[^"]*)"\s+)?file "(?P<file>[^"\n]
 _UNDEFINED: Final = re.compile(r"macro (\S+) is undefined")
 _WARNED: Final = re.compile(r"'(?P<file>[^'\n]+)' line (?P<line>\d+) has undefined macros")
 _LINK_TYPE: Final = re.compile(r"(?:dbJLinkInit: )?Link type '(\w+)' not found")
+_ASIDE: Final = re.compile(r"dbJLinkInit: Link type '\w+' not found\n")
+"""What the thread of EPICS' error log prints, perhaps in the middle of a line that the parser is printing."""
 _TEMPLATE: Final = re.compile(r"^line (?P<line>\d+): '(?P<near>[^'\n]*)'", re.MULTILINE)
 # What repeats the place or the text of the file, which the sentence names once.
 _NOISE: Final = re.compile(
@@ -86,7 +88,7 @@ def complaint(said: str, why: str, file: str | None) -> ConfigurationError:
         file: the file that it was told to read; the place may be in one that this includes.
 
     """
-    text = plain(said)
+    text = plain("".join(_ASIDE.findall(said)) + _ASIDE.sub("", said))
     where = _WHERE.search(text) or _WARNED.search(text)
     line = int(where["line"]) if where is not None else None
     if where is not None:
