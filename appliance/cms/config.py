@@ -152,7 +152,7 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
             )
             if not self.inherit_approval:
                 found.append("inherit_approval_unproven has no effect, for inherit_approval is false")
-        found += shared_hosts(self.jwt)
+        found += shared_organizations(self.jwt)
         if self.certs_require_subscription in ("no", "requester"):
             who = "no certificate" if self.certs_require_subscription == "no" else "what a requester asks for"
             found.append(
@@ -180,19 +180,16 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
         )
 
 
-def shared_hosts(config: JWTConfig) -> list[str]:
-    """A sentence for each host that several issuers of tokens share: certificates name the host alone."""
-    from appliance.authn.jwt import uri
-
-    hosts: dict[str, list[str]] = {}
-    for issuer in config.issuers:
-        name = issuer.issuer or issuer.trusted_uri
-        where = uri.parse(name)
-        hosts.setdefault(where.host if where else name, []).append(name)
+def shared_organizations(config: JWTConfig) -> list[str]:
+    """Make a sentence for each organization that several issuers of tokens share."""
+    sharing: dict[str, list[str]] = {}
+    for name, organization in config.organizations().items():
+        sharing.setdefault(organization, []).append(name)
     return [
-        f"the token issuers {' and '.join(names)} share the host {host}, which is all that a certificate says of its issuer (O): "
-        "access rules cannot tell their accounts apart. A name that one holds is refused to the other while its certificate lives"
-        for host, names in hosts.items()
+        f"the token issuers {' and '.join(names)} share the organization {organization}, which is all that a certificate says of "
+        "its issuer (O): access rules cannot tell their accounts apart. A name that one holds is refused to the other while its "
+        "certificate lives"
+        for organization, names in sharing.items()
         if len(names) > 1
     ]
 

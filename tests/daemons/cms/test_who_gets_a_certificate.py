@@ -5,6 +5,7 @@ import json
 import sqlite3
 from datetime import timedelta
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
@@ -540,17 +541,23 @@ async def test_many_large_keys_at_once_do_not_stop_the_service(tmp_path):
         await asyncio.gather(*asked, return_exceptions=True)
 
 
-async def test_a_name_that_one_identity_holds_is_not_given_to_another_of_the_same_host(tmp_path, caplog):
-    """A certificate names the issuer's host alone: two realms of one host would be one person."""
+async def test_a_name_that_one_identity_holds_is_not_given_to_another_of_the_same_organization(
+    tmp_path, caplog
+):
+    """A certificate names the issuer's organization alone: where two issuers share it, they would be one person."""
     from appliance.authn.jwt.config import JWTConfig
 
     clock = Clock(NOW)
     async with running_idp() as idp:
         other = f"{idp.origin}/guests"
         trusted = (jwks_issuer(idp), jwks_issuer(idp, issuer=other))
-        config = JWTConfig(issuers=trusted, peer_per_minute=0.0, allow_plaintext_token=True)
+        config = JWTConfig(
+            issuers=tuple(msgspec.structs.replace(each, organization="site.example") for each in trusted),
+            peer_per_minute=0.0,
+            allow_plaintext_token=True,
+        )
         async with running(tmp_path, clock, jwt=config) as service, plain(service) as anyone:
-            assert "share the host 127.0.0.1" in caplog.text
+            assert "share the organization site.example" in caplog.text
             staff = jwt_request(idp.token(sub="operator"), KEY_PEM)
             assert (await anyone.rpc("CERT:CREATE", staff))["state"] == "VALID"
             guest = jwt_request(idp.token(sub="operator", iss=other), pem(STRANGER))

@@ -17,7 +17,7 @@ from appliance.issuer.config import IssuerConfig
         (
             IocConfig,
             "acf: file.acf",
-            "macros, inputs_require_tls, not text; write: acf: {file: file.acf}",
+            "macros, inputs_require_tls, organizations, not text; write: acf: {file: file.acf}",
         ),
         (IocConfig, "chanel_access: true", "1: chanel_access: unknown key; did you mean channel_access? Known are acf, "),
         (IocConfig, "channel-access: true", "did you mean channel_access?"),
