@@ -19,7 +19,8 @@ _ANSI: Final = re.compile(r"\x1b\[[0-9;]*m")
 _DEFINED: Final = re.compile(r"#\s*define\s+S_\w+\s+\(\s*(M_\w+)\s*\|\s*(\d+)\s*\)\s*/\*\s*(.*?)\s*\*/")
 _MODULE: Final = re.compile(r"#\s*define\s+(M_\w+)\s+\(\s*(\d+)\s*<<\s*16\s*\)")
 _WHERE: Final = re.compile(r'(?:path "(?P<path>[^"]*)"\s+)?file "(?P<file>[^"\n]+)" line (?P<line>\d+)')
-_UNDEFINED: Final = re.compile(r"macro (\S+) is undefined")
+_UNDEFINED: Final = re.compile(r"macro (\S+) is undefined|\$[({]([^,(){}\s]+),undefined[)}]")
+"""As the error log says it, perhaps too late, and as macLib writes it into the text that the parser then complains of."""
 _WARNED: Final = re.compile(r"'(?P<file>[^'\n]+)' line (?P<line>\d+) has undefined macros")
 _LINK_TYPE: Final = re.compile(r"(?:dbJLinkInit: )?Link type '(\w+)' not found")
 _ASIDE: Final = re.compile(r"dbJLinkInit: Link type '\w+' not found\n")
@@ -93,7 +94,7 @@ def complaint(said: str, why: str, file: str | None) -> ConfigurationError:
     line = int(where["line"]) if where is not None else None
     if where is not None:
         file = _named(where.groupdict(), file)
-    undefined = dict.fromkeys(_UNDEFINED.findall(text))
+    undefined = dict.fromkeys(one or other for one, other in _UNDEFINED.findall(text))
     told = [f"the macro {name} is not defined" for name in list(undefined)[:_MOST]]
     if where is None and (template := _TEMPLATE.search(text)) is not None:
         line = int(template["line"])
