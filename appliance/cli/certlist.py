@@ -27,7 +27,7 @@ STATES = (
     "UNKNOWN",
 )
 _OVER = frozenset({"EXPIRED", "REVOKED"})
-_DATES = ("not_before", "not_after", "status_date", "renew_by")
+_DATES = ("not_before", "not_after", "status_date", "created", "renew_by")
 """Columns that are times: POSIX seconds on the wire, 0 where there is none."""
 _COLUMNS = (
     ("state", "STATE"),

@@ -133,6 +133,8 @@ class Plan(NamedTuple):
     enforce_read: bool = False
     """Nothing that is meant for the reference's IOC asks for it; the configuration file does."""
     on_error: OnError = "stop"
+    initialises: bool = False
+    """iocInit follows the script where that has not run it, as a configuration file promises; a st.cmd runs it itself."""
     folder: str = ""
     """The folder that relative paths in the script and in databases start from; empty: where the program was started."""
 
@@ -147,7 +149,7 @@ class Plan(NamedTuple):
     @property
     def loads_records(self) -> bool:
         """Whether the plan itself loads records, and so has to run iocInit."""
-        return bool(self.databases or self.exit_prefix)
+        return bool(self.databases or self.exit_prefix or self.initialises)
 
 
 _NO_MACROS: Final = ""
@@ -180,5 +182,6 @@ def plan_of(config: IocConfig, folder: str = "") -> Plan:
         organizations=config.acf.organizations if config.acf is not None else (),
         enforce_read=config.enforce_read,
         on_error=config.on_error,
+        initialises=True,
         folder=folder,
     )

@@ -41,12 +41,13 @@ def check_spelling(report: Report, environ: Mapping[str, str]) -> None:
             continue
         close = difflib.get_close_matches(name, known, 1, _ALIKE)
         if close:
-            state = "is set as well" if close[0] in environ else "is not set"
+            # A value that is there may be the right one: nobody may be told to overwrite it.
+            is_set = close[0] in environ
             report.warning(
                 "configuration",
                 f"no program reads {name}",
-                f"it looks like {close[0]}, which {state}",
-                f'rename it: export {close[0]}="${name}"; unset {name}',
+                f"it looks like {close[0]}, which {'is set as well, and counts' if is_set else 'is not set'}",
+                f"unset {name}" if is_set else f'rename it: export {close[0]}="${name}"; unset {name}',
             )
         elif name.startswith(_OURS):
             report.warning(

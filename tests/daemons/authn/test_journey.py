@@ -127,6 +127,7 @@ def test_several_identifiers_at_once_and_what_ends_soon_for_a_monitor(site):
     (row,) = [json.loads(line) for line in listed.out.splitlines()]
     assert row["cert_id"] == identifiers[0]
     ends = datetime.fromisoformat(row["not_after"])
+    assert datetime.fromisoformat(row["created"]) <= datetime.now(UTC)
     assert timedelta(days=9) < ends - datetime.now(UTC) <= timedelta(days=10)
     assert datetime.fromisoformat(row["not_before"]) < datetime.fromisoformat(row["status_date"]) + timedelta(
         1

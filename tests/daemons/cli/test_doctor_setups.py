@@ -211,6 +211,13 @@ async def test_a_misspelt_variable_is_named_and_its_value_is_not_shown(ask: Ask)
     assert "secret-place" not in str(report)
 
 
+async def test_a_misspelt_variable_is_not_to_replace_one_that_is_set(ask: Ask) -> None:
+    text = of(await ask(status=0, EPICS_PVA_ADR_LIST="192.0.2.1"), "configuration", "warning")
+    assert "it looks like EPICS_PVA_ADDR_LIST, which is set as well" in text
+    assert text.endswith("unset EPICS_PVA_ADR_LIST")
+    assert "export" not in text
+
+
 @pytest.mark.parametrize(
     "name", ["EPICS_CA_ADDR_LIST", "EPICS_HOST_ARCH", "EPICS_PVACMS_DB", "EPICS_PVAS_AUTH_NAME", "EPICS_BASE"]
 )

@@ -141,6 +141,18 @@ async def test_a_start_ends_with_the_same_sentence_and_never_with_a_crash(
     assert "iocRun" not in log
 
 
+async def test_a_configuration_with_only_a_script_is_initialised_after_it(files: Path) -> None:
+    config = files / "ioc.yml"
+    config.write_text("script: only.cmd\n")
+    (files / "only.cmd").write_text("dbLoadRecords db/good.db\n")
+    log = await said("--config", config, "--check-config", status=0)
+    assert "ioc.yml: good" in log
+    assert "not checked" not in log
+    (files / "only.cmd").write_text("dbLoadRecords group-types.db\n")
+    log = await said("--config", config, "--check-config", status=1)
+    assert f"group-types.db{FAULTS['group-types.db'][1]}" in log
+
+
 async def test_what_is_typed_into_the_shell_does_not_crash_it_either(files: Path) -> None:
     async with starting_ioc(cwd=files) as ioc:
         ioc.type('dbLoadRecords("no-brace.db")\n')
