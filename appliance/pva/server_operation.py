@@ -17,7 +17,7 @@ from appliance.pva.typed import decode_typed, encode_typed
 from appliance.pvdata.bitset import decode_bitset
 from appliance.pvdata.codec import codec
 from appliance.pvdata.fielddesc import encode_type
-from appliance.pvdata.pvrequest import request_options
+from appliance.pvdata.pvrequest import is_on, request_options
 from appliance.pvdata.types import StructType, TypeDesc
 from appliance.pvdata.value import Value
 
@@ -143,7 +143,7 @@ class ServerOperation:
     def _subscribe(self, window: int) -> bool:
         assert self.request is not None
         options = request_options(self.request)
-        self.pipeline = options.get("pipeline", "false").lower() in ("true", "1", "yes", "on")
+        self.pipeline = is_on(options.get("pipeline", ""))
         self.window = window
         limit = self.connection.limits.max_queue_size
         asked = options.get("queueSize")

@@ -14,12 +14,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["PVRequest", "request_mask", "request_options", "select_bits"]
+__all__ = ["PVRequest", "is_on", "request_mask", "request_options", "select_bits"]
 
 MAX_TEXT = 65536
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.")
 _WORD = _NAME | frozenset("+-:/*%")
 OPTIONS = "_options"
+_ON = frozenset(("true", "1", "yes", "on"))
 
 _Tree = dict[str, "_Tree | str"]
 
@@ -35,6 +36,9 @@ class PVRequest:
     def __init__(self, text: str = "") -> None:
         self.text = text
         fields, self.options = _Parser(text).parse()
+        if is_on(self.options.get("pipeline", "")):
+            # Both ends count updates or neither does: the server must understand the word as we do.
+            self.options["pipeline"] = "true"
         try:
             self.value = _build(fields, self.options)
         except PVDataError as e:
@@ -180,6 +184,14 @@ def _fill(value: Value, path: str, tree: _Tree) -> None:
             value[f"{path}.{name}"] = node
         else:
             _fill(value, f"{path}.{name}", node)
+
+
+def is_on(word: str) -> bool:
+    """Whether the text of a pvRequest's option says yes: ``true``, ``yes``, ``on`` or ``1``, in any case.
+
+    A client and a server that read the same request must agree, so both ask here.
+    """
+    return word.lower() in _ON
 
 
 def request_mask(request: Value, t: TypeDesc) -> int:
