@@ -150,11 +150,6 @@ class Searcher:
         if name is not None:
             name.attempts = 0
 
-    @property
-    def wanted(self) -> int:
-        """How many names are searched for."""
-        return len(self._wanted)
-
     # -- the back-off --------------------------------------------------------------------------------
 
     def want(self, instance: int, *, later: bool = False, resume: bool = False) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from appliance.client import Context, Subscription
+from appliance.client import Context, Monitor
 from appliance.client.monitor import Connected, Disconnected
 from appliance.config.pva import resolve_client, resolve_server
 from appliance.errors import AccessDeniedError, ConfigurationError, OperationTimeoutError
@@ -36,7 +36,7 @@ class Policy:
         return self.now
 
 
-async def ended(updates: Subscription) -> None:
+async def ended(updates: Monitor) -> None:
     async for _ in updates:
         pass
 
