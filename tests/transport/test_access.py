@@ -205,7 +205,7 @@ async def test_a_handler_sees_the_account_that_a_plain_client_claims() -> None:
 
 async def test_a_client_without_a_name_is_anonymous(monkeypatch: pytest.MonkeyPatch) -> None:
     async with served({"a:pv": double()}) as server, client_of(server) as ctx:
-        identity = ctx.identity()
+        identity = ctx._end.claimed_identity()
         identity["user"] = ""
         await ctx.get("a:pv")
         (peer,) = server.peers.values()
@@ -297,7 +297,7 @@ async def test_settings_rule_in_the_order_argument_file_variable_default() -> No
         )
         async with Context(effective.config, beacons=False) as ctx:
             assert (await ctx.get("a:pv"))["value"] == 7.0
-            assert ctx._liveness.timeout_s == 8.0
+            assert ctx._links._liveness.timeout_s == 8.0
         sources = effective.sources
         assert sources["broadcast_port"] == "argument"
         assert sources["addr_list"] == "EPICS_PVA_ADDR_LIST"

@@ -200,7 +200,7 @@ async def test_closing_the_context_while_it_connects_leaves_nothing() -> None:
             await ctx.close()
         with pytest.raises(ChannelClosedError):
             await waiting
-    assert not ctx._tasks
+    assert not ctx._links._tasks
 
 
 async def test_a_cancelled_get_leaves_nothing_at_either_end() -> None:
