@@ -26,7 +26,7 @@ from appliance.acf.model import (
 )
 from appliance.acf.parser import parse_classic
 from appliance.acf.pvlist import PVList, PVListMatch
-from appliance.acf.text import Source
+from appliance.acf.lexer import Source
 from appliance.acf.tree import Path, Position, acf_from_tree
 from appliance.errors import AccessFileError, ConfigurationError
 

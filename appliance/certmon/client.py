@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import Any, Final
 
-from appliance.certmon.keeper import Keeper
+from appliance.certmon.tls_manager import Keeper
 from appliance.certmon.policy import Mode
 from appliance.certmon.required import TLS_REQUIRED
 from appliance.client.context import Context

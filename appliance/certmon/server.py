@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final
 
-from appliance.certmon.keeper import Keeper
+from appliance.certmon.tls_manager import Keeper
 from appliance.certmon.policy import Mode
 from appliance.config.pva import ClientConfig, ServerConfig, resolve_client
 from appliance.errors import SecurityError

@@ -330,7 +330,7 @@ class _TrustedCAs:
 async def _status_of_id(options: argparse.Namespace, config: ClientConfig, target: str) -> int:
     from datetime import UTC, datetime
 
-    from appliance.authn.details import life_lines, status_facts, status_lines
+    from appliance.authn.report import life_lines, status_facts, status_lines
     from appliance.authn.status import fetch_status
     from appliance.certs.x509 import parse_cert_id
     from appliance.client.context import Context
@@ -361,7 +361,7 @@ async def _status_of_id(options: argparse.Namespace, config: ClientConfig, targe
 async def _status_of_keychain(options: argparse.Namespace, config: ClientConfig) -> int:
     from datetime import UTC, datetime
 
-    from appliance.authn.details import (
+    from appliance.authn.report import (
         anchor_lines,
         certificate_facts,
         details_lines,

@@ -11,7 +11,7 @@ from typing import Final
 
 from appliance.certs.status import CertState
 from appliance.cms.store import IN_DOUBT, KeyUse, Record
-from appliance.cms.terms import Request
+from appliance.cms.model import Request
 
 __all__ = ["BARRED", "approved_before", "key_problem", "may_supersede", "other_holder", "proves_the_name"]
 

@@ -29,7 +29,7 @@ from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.policy import Names
 from appliance.cms.soundness import Soundness
 from appliance.cms.store import Record
-from appliance.cms.terms import Actor, Refused, Request, shown_time
+from appliance.cms.model import Actor, Refused, Request, shown_time
 from appliance.config.duration import Duration
 from appliance.errors import CertificateError, PVDataError, TokenRefused
 from appliance.pva.credentials import Credentials

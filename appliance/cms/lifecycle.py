@@ -37,7 +37,7 @@ from appliance.cms.store import (
     live_records,
     mark_delivered,
 )
-from appliance.cms.terms import (
+from appliance.cms.model import (
     SERVICE,
     Actor,
     Refused,

@@ -32,7 +32,7 @@ from appliance.certs.x509 import (
 )
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.store import Record
-from appliance.cms.terms import utc
+from appliance.cms.model import utc
 from appliance.errors import ApplianceError
 from appliance.pva.commands import CMD_GET, CMD_PROCESS, CMD_RPC
 from appliance.pva.server import PreparedAnswer

@@ -32,7 +32,7 @@ from appliance.cms.publisher import Publisher, StatusPV
 from appliance.cms.schema import certs
 from appliance.cms.shapes import CREATED, LIST, ROOT
 from appliance.cms.store import StoreError, Transaction
-from appliance.cms.terms import Actor, Refused, subject_parts
+from appliance.cms.model import Actor, Refused, subject_parts
 from appliance.errors import ApplianceError, TokenRefused
 from appliance.pva.commands import CMD_RPC
 from appliance.pva.credentials import Credentials

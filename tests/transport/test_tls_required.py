@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from appliance.certmon.wiring import open_client, open_server
+from appliance.certmon.endpoints import open_client, open_server
 from appliance.cli.common import open_context
 from appliance.client import Context
 from appliance.config.address import Endpoint

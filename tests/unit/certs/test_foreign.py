@@ -16,10 +16,10 @@ from cryptography.x509.oid import NameOID
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from appliance.authn import details, trust
+from appliance.authn import report, trust
 from appliance.authn.requester import cms_only
 from appliance.authn.status import verified_chain
-from appliance.certmon.follow import reference
+from appliance.certmon.status_source import reference
 from appliance.certs.keychain import check_keychain, load_keychain, make_keychain
 from appliance.certs.ocsp import OCSPSigner, verify_response
 from appliance.certs.profiles import check_ca, check_certificate, generate_key

@@ -10,7 +10,7 @@ from appliance.cms.issuing import CCR
 from appliance.cms.policy import Names, Policy, read_acf
 from appliance.cms.service import Service, several_issuers
 from appliance.cms.setup import Authority, add_administrator, ensure_acf
-from appliance.cms.terms import Refused
+from appliance.cms.model import Refused
 from appliance.config.secret import Secret
 from appliance.errors import ConfigurationError
 from appliance.pva.credentials import Credentials

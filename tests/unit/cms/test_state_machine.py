@@ -20,7 +20,7 @@ from appliance.cms.audit import verify_audit
 from appliance.cms.backup import backup
 from appliance.cms.issuing import CCR
 from appliance.cms.service import Service
-from appliance.cms.terms import Actor, Refused
+from appliance.cms.model import Actor, Refused
 from appliance.pva.credentials import Credentials
 from tests.helpers.cms import Clock, ccr, effective
 

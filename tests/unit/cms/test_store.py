@@ -8,7 +8,7 @@ import pytest
 from appliance.certs.status import CertState
 from appliance.cms.audit import verify_audit
 from appliance.cms.store import Record, Store, StoreError, clean
-from appliance.cms.terms import Refused
+from appliance.cms.model import Refused
 from appliance.errors import ConfigurationError
 
 

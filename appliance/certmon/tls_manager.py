@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from typing import Final
 
 from appliance.certmon.cache import StatusCache
-from appliance.certmon.follow import Following, StatusSource, reference
+from appliance.certmon.status_source import Following, StatusSource, reference
 from appliance.certmon.gate import PATIENCE_S, StatusGate, describe_plight
 from appliance.certmon.identity import Identity, Validity
 from appliance.certmon.policy import Mode, choose_mode
