@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from appliance.certmon.cache import StatusCache
-from appliance.certmon.status_source import StatusSource, reference
 from appliance.certmon.status_pv import encode_status
+from appliance.certmon.status_source import StatusSource, reference
 from appliance.certs.status import CertState, OCSPState, StatusClass
 from appliance.errors import CertificateStatusError
 from tests.helpers.live import until

@@ -6,8 +6,8 @@ from datetime import timedelta
 
 import pytest
 
-from appliance.certmon.status_source import SEARCH_S, StatusSource, reference
 from appliance.certmon.endpoints import open_client, open_server
+from appliance.certmon.status_source import SEARCH_S, StatusSource, reference
 from appliance.certs.status import CertState, StatusClass
 from appliance.client.channel import ChannelState
 from appliance.client.context import Context

@@ -36,7 +36,7 @@ S = site()
 @pytest.fixture(autouse=True)
 def quick_look(monkeypatch):
     """What is looked at once a second is looked at more often, so that tests need not wait."""
-    monkeypatch.setattr("appliance.certmon.identity.POLL_S", 0.05)
+    monkeypatch.setattr("appliance.certmon.live_keychain.POLL_S", 0.05)
     monkeypatch.setattr("appliance.certmon.endpoints.LATE_POLL_S", 0.05)
 
 

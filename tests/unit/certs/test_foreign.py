@@ -54,9 +54,9 @@ def everything_that_is_asked(der: bytes):
     ca = site().ca.certificate
     yield lambda: cms_only(None, (der,))
     (found,) = trust.load_pem(pem(der))
-    yield lambda: details.dump_lines(found)
-    yield lambda: details.anchor_lines(found)
-    yield lambda: details.usage_of(found)
+    yield lambda: report.dump_lines(found)
+    yield lambda: report.anchor_lines(found)
+    yield lambda: report.usage_of(found)
     yield lambda: common_name(found.subject) + subject_text(found.issuer)
     yield lambda: (is_ca(found), is_self_signed(found), san(found), status_pv(found), renew_by(found))
     yield lambda: subject_key_identifier(found)
@@ -66,7 +66,7 @@ def everything_that_is_asked(der: bytes):
     yield lambda: check_certificate(found, issuer=ca, usage="ioc")
     yield lambda: repr(make_keychain(IOC.key, [found, ca]))
     yield lambda: repr(make_keychain(IOC.key, [IOC.certificate, ca, found]))
-    yield lambda: details.details_lines(make_keychain(IOC.key, [found, ca]))
+    yield lambda: report.details_lines(make_keychain(IOC.key, [found, ca]))
     yield lambda: check_keychain(make_keychain(IOC.key, [found, ca]), now=NOW, usage="client")
 
 
