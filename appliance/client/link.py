@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Protocol
 
 from appliance.client.channel import Channel, ChannelRequest
@@ -31,6 +30,7 @@ from appliance.pva.events import (
 )
 from appliance.pva.search import SearchRequest, SearchResponse
 from appliance.pva.states import ConnectionState
+from appliance.transport.admission import Admission
 from appliance.transport.gate import Verdict
 from appliance.transport.stream import StreamLink, format_address
 
@@ -72,10 +72,11 @@ class ServerLink:
     """
 
     __slots__ = (
+        "_admission",
         "_end",
         "_kept",
+        "_methods",
         "_owner",
-        "_unwatch",
         "_waiting",
         "address",
         "channels",
@@ -114,7 +115,9 @@ class ServerLink:
         self._waiting: list[Channel] = []
         self._kept: dict[Monitor, _Kept] = {}
         """What came for monitors during a pause."""
-        self._unwatch: Callable[[], None] | None = None
+        self._methods: tuple[str, ...] = ()
+        """Ways to say who we are that the server offers."""
+        self._admission = Admission(self)
 
     async def connect(self) -> None:
         """Connect; failure ends the link and sends its channels back to the search."""
@@ -190,6 +193,25 @@ class ServerLink:
         """Whether channels can still be created here: False between a close and its completion."""
         stream = self.stream
         return stream is None or not self.ready or not stream.is_closing
+
+    def refusal(self, *, changes: bool) -> str:
+        """Tell why a request must not be made at present, or "" where it may."""
+        held = self.held
+        if held is None or (not changes and held.lets_read):
+            return ""
+        return f"{self.peer} is paused: {held.message}"
+
+    def why_not_ready(self) -> str:
+        """Say how far the connection has come, and what may be wrong."""
+        stream = self.stream
+        if stream is None or not stream.is_up:
+            return f"the connection to {self.peer} is not established"
+        if not self.address.tls and not stream.heard:
+            return (
+                f"{self.peer} accepted the connection and says nothing, as a TLS port does: "
+                f"by TLS it is pvas://{self.peer}"
+            )
+        return f"{self.peer} was connected, but the connection is not ready"
 
     def close(self, reason: ApplianceError | None = None, *, expected: bool = False) -> None:
         """End the link. An ``expected`` end is our own doing and no news for anybody."""
@@ -267,6 +289,15 @@ class ServerLink:
             else:
                 self._on_event(event)
 
+    def _keep(self, monitor: Monitor, event: MonitorUpdate) -> None:
+        """Put an update aside until the pause is over; the latest value is what counts."""
+        before = self._kept.get(monitor)
+        bits, overrun = event.bits, event.overrun
+        if before is not None:
+            overrun |= before.overrun | (before.bits & bits)
+            bits |= before.bits
+        self._kept[monitor] = _Kept(bits, event.store, overrun)
+
     def link_writable(self, link: StreamLink) -> None:
         """There is room to send; ours is a trickle and never waits for it."""
 
@@ -288,9 +319,7 @@ class ServerLink:
         self.held = None
         self._kept.clear()
         self.stream = None
-        if self._unwatch is not None:
-            self._unwatch()
-            self._unwatch = None
+        self._admission.end()
         why = str(reason) if reason is not None else f"{self.peer} closed the connection"
         level = logging.INFO if reason is None or self.expected else logging.WARNING
         _log.log(level, "%s: %s", self.name, why)
@@ -323,102 +352,15 @@ class ServerLink:
             case RemoteMessage():
                 self._on_message(event)
             case AuthenticationOffered():
-                self._on_offer(event)
+                self._methods = event.methods
+                engine = self.stream.engine if self.stream is not None else None
+                self._admission.begin(self._end.gate, self.credentials, engine, guid=self.guid)
             case Validated():
                 self._on_validated(event)
             case _:
                 # The end of a channel tells its requests that their operations have ended; permissions are read
                 # where they matter, from the channel.
                 pass
-
-    def _on_offer(self, event: AuthenticationOffered) -> None:
-        gate = self._end.gate
-        stream = self.stream
-        assert stream is not None
-        if gate is None or stream.engine is None:
-            self._authenticate(event.methods)
-            return
-        connection = self.connection
-        assert connection is not None
-
-        def verdict(found: Verdict) -> None:
-            if self.stream is not stream or connection.state is ConnectionState.CLOSED:
-                return
-            if connection.state is ConnectionState.AUTHENTICATING:
-                if found.good:
-                    _log.debug("%s: the status of both certificates is good", self.name)
-                    self._authenticate(event.methods)
-                else:
-                    # The give-up rule (SPVA 7.3.1): it will not become good on this connection.
-                    stream.close(SecurityError(f"{self.peer}: {found.message}"))
-            elif found.bad:
-                stream.cut(SecurityError(f"{self.peer}: {found.message}"))
-            elif found.good:
-                _log.debug("%s: the status of both certificates is good", self.name)
-                self._resume()
-            else:
-                _log.warning("%s is paused: %s", self.name, found.message)
-                self.held = found
-
-        unwatch = gate.watch(self.credentials, verdict, engine=stream.engine, guid=self.guid)
-        if self.stream is stream:
-            self._unwatch = unwatch
-        else:
-            unwatch()
-
-    def _keep(self, monitor: Monitor, event: MonitorUpdate) -> None:
-        """Put an update aside until the pause is over; the latest value is what counts."""
-        before = self._kept.get(monitor)
-        bits, overrun = event.bits, event.overrun
-        if before is not None:
-            overrun |= before.overrun | (before.bits & bits)
-            bits |= before.bits
-        self._kept[monitor] = _Kept(bits, event.store, overrun)
-
-    def _resume(self) -> None:
-        """The pause is over."""
-        self.held = None
-        kept, self._kept = self._kept, {}
-        for monitor, (bits, store, overrun) in kept.items():
-            if monitor.operation is not None:
-                monitor.update(bits, store, overrun)
-        self._create_waiting()
-
-    def why_not_ready(self) -> str:
-        """Say how far the connection has come, and what may be wrong."""
-        stream = self.stream
-        if stream is None or not stream.is_up:
-            return f"the connection to {self.peer} is not established"
-        if not self.address.tls and not stream.heard:
-            return (
-                f"{self.peer} accepted the connection and says nothing, as a TLS port does: "
-                f"by TLS it is pvas://{self.peer}"
-            )
-        return f"{self.peer} was connected, but the connection is not ready"
-
-    def refusal(self, *, changes: bool) -> str:
-        """Tell why a request must not be made at present, or "" where it may."""
-        held = self.held
-        if held is None or (not changes and held.lets_read):
-            return ""
-        return f"{self.peer} is paused: {held.message}"
-
-    def _authenticate(self, methods: tuple[str, ...]) -> None:
-        connection = self.connection
-        assert connection is not None
-        tls = self._end.tls
-        if (
-            "x509" in methods
-            and self.address.tls
-            and tls is not None
-            and tls.keychain.certificate is not None
-        ):
-            connection.authenticate("x509")
-        elif "ca" in methods:
-            connection.authenticate("ca", self._end.claimed_identity())
-        else:
-            connection.authenticate("anonymous")
-        self.schedule_flush()
 
     def _on_validated(self, event: Validated) -> None:
         if not event.status.ok:
@@ -461,6 +403,59 @@ class ServerLink:
         _remote_log.log(
             _LEVELS.get(event.kind, logging.CRITICAL), "%s : %s : %s", self.peer, name, event.text[:1024]
         )
+
+    # -- AdmissionOwner ------------------------------------------------------------------------------
+
+    @property
+    def validated(self) -> bool:
+        """Whether the server has let us in."""
+        return self.ready
+
+    def admit(self) -> None:
+        """Say who we are: the server may be dealt with."""
+        connection = self.connection
+        assert connection is not None
+        if connection.state is not ConnectionState.AUTHENTICATING:
+            return
+        if self._admission.is_watched:
+            _log.debug("%s: the status of both certificates is good", self.name)
+        tls = self._end.tls
+        if (
+            "x509" in self._methods
+            and self.address.tls
+            and tls is not None
+            and tls.keychain.certificate is not None
+        ):
+            connection.authenticate("x509")
+        elif "ca" in self._methods:
+            connection.authenticate("ca", self._end.claimed_identity())
+        else:
+            connection.authenticate("anonymous")
+        self.schedule_flush()
+
+    def refuse(self, verdict: Verdict) -> None:
+        """Give the connection up before it is validated: the status will not become good on it (SPVA 7.3.1)."""
+        self.close(SecurityError(f"{self.peer}: {verdict.message}"))
+
+    def pause(self, verdict: Verdict) -> None:
+        """Put aside what comes, and make no requests that ``verdict`` forbids."""
+        _log.warning("%s is paused: %s", self.name, verdict.message)
+        self.held = verdict
+
+    def resume(self) -> None:
+        """Go on after a pause, with the latest of what came meanwhile."""
+        _log.debug("%s: the status of both certificates is good", self.name)
+        self.held = None
+        kept, self._kept = self._kept, {}
+        for monitor, (bits, store, overrun) in kept.items():
+            if monitor.operation is not None:
+                monitor.update(bits, store, overrun)
+        self._create_waiting()
+
+    def cut(self, verdict: Verdict) -> None:
+        """End the connection at once: a certificate is bad."""
+        if self.stream is not None:
+            self.stream.cut(SecurityError(f"{self.peer}: {verdict.message}"))
 
     def __repr__(self) -> str:
         return f"<ServerLink {self.name} {len(self.channels)} channels>"
