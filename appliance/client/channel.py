@@ -22,10 +22,10 @@ class Finder(Protocol):
     """What a channel needs of the search. Names are told apart by their search instance IDs."""
 
     def want(self, instance: int, *, later: bool = False, resume: bool = False) -> None:
-        """Find a server for this name: now, or ``later`` by the back-off, which ``resume`` starts anew."""
+        """Find a server for a name: now, or ``later`` by the back-off, which ``resume`` starts anew."""
 
     def settle(self, instance: int) -> None:
-        """The channel is active: the next search for this name starts its back-off anew."""
+        """Start the back-off anew at the next search: the channel is active."""
 
     def remove(self, instance: int) -> None:
         """Forget a name."""
@@ -36,35 +36,35 @@ class ChannelLink(Protocol):
 
     @property
     def address(self) -> ServerAddress:
-        """Where the server is."""
+        """Return where the server is."""
 
     @property
     def peer(self) -> str:
-        """The server's address and port as text."""
+        """Return the server's address and port as text."""
 
     @property
     def guid(self) -> bytes:
-        """The server's GUID, empty where it is not known."""
+        """Return the server's GUID, empty where it is not known."""
 
     @property
     def credentials(self) -> Credentials:
-        """Who the server is."""
+        """Return who the server is."""
 
     @property
     def held(self) -> Verdict | None:
-        """Why the connection pauses; None where it does not."""
+        """Return why the connection pauses; None where it does not."""
 
     def remove(self, channel: Channel) -> None:
-        """``channel`` is gone or elsewhere."""
+        """Forget ``channel``, which is gone or elsewhere."""
 
     def schedule_flush(self) -> None:
         """Send what waits at the end of this turn of the event loop."""
 
     def refusal(self, *, changes: bool) -> str:
-        """Tell why a request must not be made at present, or "" where it may."""
+        """Return why a request must not be made at present, or "" where it may."""
 
     def why_not_ready(self) -> str:
-        """Tell how far the connection has come, and what may be wrong."""
+        """Return how far the connection has come, and what may be wrong."""
 
 
 class Waiter:
@@ -76,12 +76,12 @@ class Waiter:
         self.future: asyncio.Future[Any] = loop.create_future()
 
     def result(self, value: Any) -> None:
-        """It worked."""
+        """Hand over what came."""
         if not self.future.done():
             self.future.set_result(value)
 
     def error(self, error: Exception) -> None:
-        """It did not."""
+        """Hand over why nothing came."""
         if not self.future.done():
             self.future.set_exception(error)
 
@@ -100,17 +100,17 @@ class ChannelRequest:
         self.operation: ClientOperation | None = None
 
     def start(self) -> None:
-        """The channel is there: send the first message."""
+        """Send the first message: the channel is there."""
         raise NotImplementedError
 
     def ready(self, status: Status) -> None:
-        """INIT was answered."""
+        """Go on after the answer to INIT."""
 
     def reply(self, status: Status, value: Value | None) -> None:
-        """The request was answered."""
+        """Take the answer to the request."""
 
     def disconnected(self, why: str) -> None:
-        """The channel was lost; ``start`` will be called when it is back."""
+        """Give up what was begun: the channel was lost. ``start`` will be called when it is back."""
         if self.operation is not None:
             self.operation.context = None
             self.operation = None
@@ -122,7 +122,7 @@ class ChannelRequest:
         self.waiter.error(error)
 
     def cancel(self) -> None:
-        """Nobody waits any more."""
+        """End the request: nobody waits any more."""
         self.channel.remove(self)
         self._abandon()
 
@@ -139,7 +139,7 @@ class ChannelRequest:
         return operation
 
     def _refused(self, *, changes: bool) -> bool:
-        """Fail where the connection pauses; False where it does not."""
+        """Fail where the connection pauses; return whether it does."""
         link = self.channel.link
         assert link is not None
         if link.held is None:
@@ -150,7 +150,7 @@ class ChannelRequest:
         return bool(why)
 
     def _failed(self, status: Status) -> bool:
-        """Fail with the server's reason; False where there is none."""
+        """Fail with the server's reason; return whether there is one."""
         if status.ok:
             return False
         try:
@@ -189,7 +189,7 @@ class ChannelState(Enum):
 
 
 class Channel:
-    """See the module's text. One channel serves all who use the same name.
+    """One PV, for all who use the same name.
 
     Args:
         end: What the parts of this client share.
@@ -238,7 +238,7 @@ class Channel:
 
     @property
     def peer(self) -> Credentials | None:
-        """Who the server is; None while there is none."""
+        """Return who the server is; None while there is none."""
         return self.link.credentials if self.link is not None else None
 
     @property
@@ -257,24 +257,24 @@ class Channel:
             self.finder.want(self.instance, resume=True)
 
     def remove(self, request: ChannelRequest) -> None:
-        """``request`` needs the channel no more."""
+        """Forget ``request``, which needs the channel no more."""
         self.requests.pop(request, None)
         if not self.requests:
             self.last_used = self.end.now()
 
     # -- what becomes of it --------------------------------------------------------------------------
 
-    def joins(self, link: ChannelLink) -> None:
-        """A server has the PV, and ``link`` leads there."""
+    def join(self, link: ChannelLink) -> None:
+        """Be on ``link``: it leads to a server that has the PV."""
         self.link = link
         self.state = ChannelState.CONNECTING
 
-    def is_being_created(self) -> None:
-        """CREATE_CHANNEL was sent."""
+    def await_creation(self) -> None:
+        """Wait for the server's answer: CREATE_CHANNEL was sent."""
         self.state = ChannelState.CREATING
 
     def created(self, wire: ClientChannel, status: Status) -> None:
-        """The server has answered CREATE_CHANNEL."""
+        """Act on the server's answer to CREATE_CHANNEL."""
         if not status.ok:
             assert self.link is not None
             self.trouble = f"{self.link.peer} refused the channel: {status.message}"
@@ -289,7 +289,7 @@ class Channel:
             request.start()
 
     def lost(self, why: str, *, failed: bool = False) -> None:
-        """The channel or its connection is gone: search for it again.
+        """Search again: the channel or its connection is gone.
 
         After a connection that ``failed`` before it was ready, with growing pauses (SPVA 15.1): the answer to the
         next search would lead to the same failure as fast as machines can shake hands.
@@ -339,7 +339,7 @@ class Channel:
     # -- why -----------------------------------------------------------------------------------------
 
     def why_waiting(self) -> str:
-        """Tell why a request of this channel has no answer yet."""
+        """Return why a request of this channel has no answer yet."""
         link = self.link
         if self.state is ChannelState.ACTIVE:
             return f"{link.peer if link is not None else 'the server'} did not answer"
@@ -362,7 +362,7 @@ class Channel:
         )
 
     def why_plain(self) -> str:
-        """Tell why this channel is used over plain TCP, where the gate knows; else the empty text."""
+        """Return why this channel is used over plain TCP, where the gate knows; else the empty text."""
         link, gate = self.link, self.end.gate
         return "" if link is None or link.address.tls or gate is None else gate.plight(link.guid)
 

@@ -110,7 +110,6 @@ class Context:
                     "%s is not used: appliance.client.Context is given its TLS; 'from appliance import Context' reads it",
                     config.tls_keychain,
                 )
-        self.config = config
         self._end = ClientEnd(
             config,
             tls=tls,
@@ -157,20 +156,31 @@ class Context:
             "the client context is not open; use it in 'async with', or call 'await context.start()' first"
         )
 
+    @property
+    def config(self) -> ClientConfig:
+        """Return the settings."""
+        return self._end.config
+
     # -- TLS -----------------------------------------------------------------------------------------
 
     @property
     def tls(self) -> TLSContext | None:
-        """The TLS context for new connections; None while the client speaks plain TCP only."""
+        """Return the TLS context for new connections; None while the client speaks plain TCP only."""
         return self._end.tls
 
     @property
     def gate(self) -> PeerGate | None:
-        """What judges TLS connections by the status of certificates."""
+        """Return what judges TLS connections by the status of certificates."""
         return self._end.gate
 
     def prepare_tls(self, tls: TLSContext | None, gate: PeerGate | None, *, require_tls: bool) -> None:
-        """Say before ``start`` what TLS to use; see the class's arguments. What requires TLS already still does."""
+        """Say before ``start`` what TLS to use. A client that requires TLS already still does.
+
+        Args:
+            tls: See the class.
+            gate: See the class.
+            require_tls: See the class.
+        """
         self._end.tls = tls
         self._end.gate = gate
         self._end.require_tls = self._end.require_tls or require_tls
@@ -196,7 +206,7 @@ class Context:
     # -- operations ----------------------------------------------------------------------------------
 
     def channel(self, name: str, server: Server | None = None) -> Channel:
-        """Give the channel of ``name``, which is searched for once something wants it.
+        """Return the channel of ``name``, which is searched for once something wants it.
 
         Raises:
             ChannelClosedError: The context is not open, or no search can carry the name.
@@ -241,8 +251,18 @@ class Context:
     ) -> Any:
         """Read one PV, or many at once.
 
-        Of many, the first failure is raised, unless ``return_exceptions`` puts failures in the list. A PV that is
-        named twice is read once.
+        Args:
+            name: The PV's name, or several names. A PV that is named twice is read once.
+            request: The pvRequest, which says what fields are wanted; empty for all.
+            timeout: Seconds to wait at the most; None waits for ever.
+            server: Where the PV is; without it the PV is searched for.
+            return_exceptions: Of many, whether failures take the places of values, instead of the first being raised.
+
+        Returns:
+            The value, or a list of values in the order of the names.
+
+        Raises:
+            OperationError: The PV could not be read; it says why.
         """
         prepared = self._prepared(request).value
         if isinstance(name, str):
@@ -283,9 +303,18 @@ class Context:
     ) -> None:
         """Write a PV.
 
-        ``value`` is what can be assigned to it (a number, text, a dictionary of fields, a Value), or a function
-        that gets a Value of the PV's type and returns it with what it changed. With ``get`` that Value holds the
-        present value first; an enumeration written by the text of a choice needs it, and has it without asking.
+        Args:
+            name: The PV's name.
+            value: What can be assigned to it (a number, text, a dictionary of fields, a Value), or a function that
+                gets a Value of the PV's type and returns it with what it changed.
+            request: The pvRequest.
+            get: Whether that Value holds the PV's present value first. An enumeration that is written by the text of a
+                choice needs it, and has it without asking.
+            timeout: Seconds to wait at the most; None waits for ever.
+            server: Where the PV is; without it the PV is searched for.
+
+        Raises:
+            OperationError: The PV was not written, or nobody knows whether it was; it says why.
         """
         channel = self.channel(name, server)
         waiter = Waiter(self._end.loop)
@@ -312,7 +341,21 @@ class Context:
         timeout: float | None = DEFAULT_TIMEOUT_S,
         server: Server | None = None,
     ) -> Value | None:
-        """Call. A mapping becomes the query of an NTURI, its values' types being inferred."""
+        """Call a PV that takes arguments.
+
+        Args:
+            name: The PV's name.
+            argument: The argument. A mapping becomes the query of an NTURI, its values' types being inferred.
+            request: The pvRequest.
+            timeout: Seconds to wait at the most; None waits for ever.
+            server: Where the PV is; without it the PV is searched for.
+
+        Returns:
+            The answer; None where it is empty.
+
+        Raises:
+            OperationError: The call failed, or nobody knows whether it was done; it says why.
+        """
         if isinstance(argument, Mapping):
             from appliance.client.uri import uri_value
 
@@ -332,7 +375,17 @@ class Context:
         timeout: float | None = DEFAULT_TIMEOUT_S,
         server: Server | None = None,
     ) -> Info:
-        """Ask for a PV's type, and learn who serves it."""
+        """Ask for a PV's type, and learn who serves it.
+
+        Args:
+            name: The PV's name.
+            field: The field whose type is wanted; empty for the whole.
+            timeout: Seconds to wait at the most; None waits for ever.
+            server: Where the PV is; without it the PV is searched for.
+
+        Raises:
+            OperationError: Nobody answered, or the server refused; it says why.
+        """
         channel = self.channel(name, server)
         waiter = Waiter(self._end.loop)
         ask = FieldRequest(channel, waiter, field)
@@ -375,7 +428,7 @@ class Context:
     # -- servers -------------------------------------------------------------------------------------
 
     async def discover(self, *, ping: bool = True) -> AsyncIterator[Discovered]:
-        """Give news of servers, for as long as the caller listens.
+        """Yield news of servers, for as long as the caller listens.
 
         Args:
             ping: Whether to ask all servers to answer, instead of waiting for their beacons.

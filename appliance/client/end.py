@@ -69,7 +69,7 @@ class Timer(Protocol):
     """Something that will happen, unless it is cancelled."""
 
     def cancel(self) -> None:
-        """Let it not happen."""
+        """Prevent it."""
 
 
 class Clock(Protocol):

@@ -45,13 +45,13 @@ class LinkOwner(Protocol):
     """Hears from a link what is of interest beyond it."""
 
     def link_ready(self, link: ServerLink) -> None:
-        """The connection is validated: channels can be created."""
+        """Hear that the connection is validated: channels can be created."""
 
     def link_ended(self, link: ServerLink, reason: ApplianceError | None, *, was_ready: bool) -> None:
-        """The connection is gone, or could not be made. Its channels are told after this."""
+        """Hear that the connection is gone, or could not be made. Its channels are told after this."""
 
     def search_answered(self, link: ServerLink, response: SearchResponse) -> None:
-        """The server, as a name server, has answered a search."""
+        """Hear that the server, as a name server, has answered a search."""
 
 
 class _Kept(NamedTuple):
@@ -63,7 +63,7 @@ class _Kept(NamedTuple):
 
 
 class ServerLink:
-    """See the module's text. Made when the first channel needs it.
+    """One connection to one server, made when the first channel needs it.
 
     Args:
         end: What the parts of this client share.
@@ -154,7 +154,7 @@ class ServerLink:
     def add(self, channel: Channel) -> None:
         """Create ``channel`` as soon as the connection is ready."""
         self.channels[channel] = None
-        channel.joins(self)
+        channel.join(self)
         if self.ready and self.held is None:
             self._create(channel)
         else:
@@ -164,7 +164,7 @@ class ServerLink:
         assert self.connection is not None
         wire = self.connection.create_channel(channel.name)
         wire.context = channel
-        channel.is_being_created()
+        channel.await_creation()
         self.schedule_flush()
 
     def _create_waiting(self) -> None:
@@ -174,7 +174,7 @@ class ServerLink:
                 self._create(channel)
 
     def remove(self, channel: Channel) -> None:
-        """``channel`` is gone or elsewhere."""
+        """Forget ``channel``, which is gone or elsewhere."""
         self.channels.pop(channel, None)
 
     def schedule_flush(self) -> None:
@@ -195,14 +195,14 @@ class ServerLink:
         return stream is None or not self.ready or not stream.is_closing
 
     def refusal(self, *, changes: bool) -> str:
-        """Tell why a request must not be made at present, or "" where it may."""
+        """Return why a request must not be made at present, or "" where it may."""
         held = self.held
         if held is None or (not changes and held.lets_read):
             return ""
         return f"{self.peer} is paused: {held.message}"
 
     def why_not_ready(self) -> str:
-        """Say how far the connection has come, and what may be wrong."""
+        """Return how far the connection has come, and what may be wrong."""
         stream = self.stream
         if stream is None or not stream.is_up:
             return f"the connection to {self.peer} is not established"
@@ -240,11 +240,11 @@ class ServerLink:
     # -- StreamOwner ---------------------------------------------------------------------------------
 
     def link_made(self, link: StreamLink) -> bool:
-        """TCP is connected."""
+        """Want the connection."""
         return True
 
     def link_up(self, link: StreamLink) -> None:
-        """TCP is connected and, with TLS, the server has proved who it is."""
+        """Learn who the server is: TCP is connected and, with TLS, the server has proved its identity."""
         if link.engine is None:
             self.credentials = Credentials(peer=self.peer, interface=link.interface)
             _log.debug("%s: connected from %s", self.name, link.interface)
@@ -269,7 +269,7 @@ class ServerLink:
             )
 
     def link_events(self, link: StreamLink, events: list[Event]) -> None:
-        """What the server says."""
+        """Act on what the server says."""
         for event in events:
             if type(event) is MonitorUpdate:
                 monitor: Monitor | None = event.operation.context
@@ -299,10 +299,10 @@ class ServerLink:
         self._kept[monitor] = _Kept(bits, event.store, overrun)
 
     def link_writable(self, link: StreamLink) -> None:
-        """There is room to send; ours is a trickle and never waits for it."""
+        """Do nothing: what a client sends is little and never waits for room."""
 
     def link_down(self, link: StreamLink, reason: ApplianceError | None) -> None:
-        """The connection is gone."""
+        """End: the connection is gone."""
         self._ended(reason)
 
     def _ended(self, reason: ApplianceError | None) -> None:

@@ -136,13 +136,13 @@ class Links:
     # -- LinkOwner -----------------------------------------------------------------------------------
 
     def link_ready(self, link: ServerLink) -> None:
-        """A connection is validated: what the same server has for us in the clear may move to it."""
+        """Move to a connection that is validated what the same server has for us in the clear."""
         self._move_to(link)
         if link in self.name_servers:
             self.searcher.introduce(link.search)
 
     def link_ended(self, link: ServerLink, reason: ApplianceError | None, *, was_ready: bool) -> None:
-        """A connection is gone; one to a name server is tried again, its name being looked up anew."""
+        """Forget a connection that is gone; one to a name server is tried again, its name being looked up anew."""
         if self.by_address.get(link.address) is link:
             del self.by_address[link.address]
         if not self._end.closed:
@@ -159,7 +159,7 @@ class Links:
                 )
 
     def search_answered(self, link: ServerLink, response: SearchResponse) -> None:
-        """A name server has answered a search."""
+        """Pass on what a name server has answered."""
         self.searcher.answered(response, link.address.host, via=link.peer, server=link.address)
 
     # -- SearchOwner ---------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ class Links:
                 link.search(told)
 
     def found(self, instance: int, place: Located) -> None:
-        """A server has a PV that was searched for: connect its channel."""
+        """Connect the channel of a PV that was searched for."""
         channel = self.channels.by_instance(instance)
         if channel is None or channel.state is not ChannelState.SEARCHING or self._end.closed:
             return
@@ -185,7 +185,7 @@ class Links:
             self._connect(channel, place)
 
     def found_again(self, instance: int, place: Located) -> None:
-        """A server has a PV whose channel is elsewhere: another server, or the same one that offers TLS."""
+        """Act on a server that has a PV whose channel is elsewhere: another server, or the same one that offers TLS."""
         channel = self.channels.by_instance(instance)
         link = channel.link if channel is not None else None
         if channel is None or link is None or not link.guid:
@@ -203,19 +203,19 @@ class Links:
             )
 
     def unusable(self, instance: int, why: str) -> None:
-        """A server has a PV, and must not be used."""
+        """Keep why a server that has a PV must not be used."""
         channel = self.channels.by_instance(instance)
         if channel is not None:
             channel.trouble = why
 
     def has_changed(self, guid: bytes) -> None:
-        """A server announces a change: ask whether it speaks TLS now."""
+        """Ask a server that announces a change whether it speaks TLS now."""
         self.probe_tls(guid)
 
     def restarted(self, address: ServerAddress, guid: bytes, before: bytes = b"") -> None:
-        """Another server process seems to answer at ``address``: connections to the one ``before`` may be dead.
+        """Doubt the connections to a server that seems to have been restarted: they may be dead.
 
-        Those at that address, and those over TLS, whose port no beacon names.
+        Another process, of this ``guid``, seems to answer at ``address`` now, where there was one ``before``. Doubted are those at that address, and those over TLS, whose port no beacon names.
         """
         for link in list(self.by_address.values()):
             if link.guid and link.guid != guid and (link.address == address or link.guid == before):
@@ -224,7 +224,7 @@ class Links:
     # -- moving to TLS -------------------------------------------------------------------------------
 
     def tls_changed(self, reason: ApplianceError | None) -> None:
-        """The client has another TLS context, or none.
+        """Follow a change of the client's TLS context, which another one or none replaces.
 
         With ``reason`` the TLS connections of the former one are closed; their channels are searched for again.
         """
@@ -261,7 +261,7 @@ class Links:
         )
 
     def _try_tls(self, plain: ChannelLink, place: Located) -> None:
-        """The server to which ``plain`` leads offers TLS at ``place``: connect there too."""
+        """Connect over TLS, at ``place``, to the server to which ``plain`` leads."""
         if plain.address.tls or self._end.tls is None or plain in self.name_servers:
             return
         trial = self.by_address.get(place.address)

@@ -121,7 +121,7 @@ class Monitor(ChannelRequest):
         self.operation.start()
 
     def update(self, bits: int, store: list[Any], overrun: int) -> None:
-        """One update has come."""
+        """Take an update."""
         if overrun:
             self.overruns += 1
         operation = self.operation
@@ -143,7 +143,7 @@ class Monitor(ChannelRequest):
         self._put(Value.from_store(kind, store, bits))
 
     def finished(self, status: Status) -> None:
-        """The server ended the subscription."""
+        """End: the server has ended the subscription."""
         self.operation = None
         self._end(None if status.ok else RemoteError(f"{self.channel.name}: {status.message}"))
 
@@ -205,7 +205,7 @@ class Monitor(ChannelRequest):
         return self
 
     async def __anext__(self) -> Any:
-        """Give the next update; raises what ended the subscription, or StopAsyncIteration."""
+        """Return the next update; raises what ended the subscription, or StopAsyncIteration."""
         queue = self._queue
         while not queue:
             ended = self._ended

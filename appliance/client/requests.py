@@ -275,7 +275,7 @@ class FieldRequest(ChannelRequest):
         channel.link.schedule_flush()
 
     def field_reply(self, status: Status, kind: TypeDesc | None) -> None:
-        """GET_FIELD was answered."""
+        """Take the answer."""
         self.operation = None
         if self._failed(status):
             return

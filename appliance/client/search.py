@@ -40,7 +40,7 @@ class Located(NamedTuple):
 
     @property
     def address(self) -> ServerAddress:
-        """Where the server takes connections."""
+        """Return where the server takes connections."""
         return ServerAddress(self.host, self.port, self.tls)
 
 
@@ -54,20 +54,20 @@ class SearchOwner(Protocol):
         """Send a search to all name servers that are connected."""
 
     def found(self, instance: int, place: Located) -> None:
-        """A server has the name. It is searched for no more, until it is wanted again."""
+        """Hear that a server has a name. It is searched for no more, until it is wanted again."""
 
     def found_again(self, instance: int, place: Located) -> None:
-        """A server has a name that was not searched for, or not any more; or TLS, which is of no use at present."""
+        """Hear that a server has a name that is not searched for at present."""
 
     def unusable(self, instance: int, why: str) -> None:
-        """A server has the name, and must not be used."""
+        """Hear that a server has a name, and why it must not be used."""
 
     def has_changed(self, guid: bytes) -> None:
-        """The server with this GUID announces a change, which may be that it speaks TLS now."""
+        """Hear that the server with this GUID announces a change, which may be that it speaks TLS now."""
 
 
 def refused_without_tls(address: str) -> str:
-    """Tell why a server that offers plain TCP only is not used."""
+    """Return why a server that offers plain TCP only is not used."""
     return (
         f"{address} does not speak TLS, which is required here; give that server a keychain, or take tls_required out of "
         "this client's TLS options"
@@ -92,7 +92,7 @@ class _Name:
 
 
 class Searcher:
-    """See the module's text. It is the `Finder` of channels.
+    """Searches for names and judges the answers. It is the `Finder` of channels.
 
     Args:
         end: What the parts of this client share.
@@ -145,7 +145,7 @@ class Searcher:
         self._wanted.pop(instance, None)
 
     def settle(self, instance: int) -> None:
-        """The name is in use: its next search starts its back-off anew."""
+        """Start the back-off of a name anew at its next search: it is in use."""
         name = self._names.get(instance)
         if name is not None:
             name.attempts = 0

@@ -106,14 +106,14 @@ class SearchPorts:
 
     @property
     def reply_port(self) -> int:
-        """The UDP port that takes answers to searches."""
+        """Return the UDP port that takes answers to searches."""
         assert self._port is not None
         return self._port.port
 
     # -- where to ------------------------------------------------------------------------------------
 
     def expect_moved_servers(self) -> None:
-        """A server has gone, and may come back under the same name at another address: look names up again soon."""
+        """Look names up again soon: a server has gone, and may come back under the same name at another address."""
         timings = self._end.timings
         self._resolved_at = min(
             self._resolved_at, self._end.now() - timings.resolve_s + timings.resolve_holdoff_s

@@ -138,7 +138,7 @@ class Servers:
         return True
 
     def lost(self, address: ServerAddress) -> None:
-        """A connection that was in use has ended. When its server is heard of again, as the same process too, that is news."""
+        """Forget a server whose connection was in use and has ended: to hear of it again, as the same process too, is news."""
         known = self._seen.pop(_Place(address.host, address.port, "tls" if address.tls else "tcp"), None)
         if known is not None:
             self._tell(known.news._replace(online=False))

@@ -213,21 +213,19 @@ async def test_a_client_without_a_name_is_anonymous(monkeypatch: pytest.MonkeyPa
         assert not peer.credentials.roles
 
 
-def tls_pair(**server_options: Any) -> tuple[Server, Context]:
-    """A server with a certificate and a client with one; the client starts after the server."""
-    world = site()
-    server = served(
-        gallery("t:"), tls=server_context(world.server, require_client_cert=False), **server_options
-    )
-    ctx = Context(client_config(), tls=client_context(world.client, want_staple=False), beacons=False)
-    return server, ctx
+def tls_server(**options: Any) -> Server:
+    """A server with a certificate; not yet started."""
+    return served(gallery("t:"), tls=server_context(site().server, require_client_cert=False), **options)
+
+
+def tls_client(server: Server) -> Context:
+    """A client with a certificate that finds ``server``; not yet started."""
+    return client_of(server, tls=client_context(site().client, want_staple=False))
 
 
 async def test_tls_proves_both_ends_to_each_other() -> None:
-    server, ctx = tls_pair()
-    async with server:
-        ctx.config = client_config(server.udp_port)
-        async with ctx:
+    async with tls_server() as server:
+        async with tls_client(server) as ctx:
             info = await ctx.info("t:double")
             assert info.server == f"127.0.0.1:{server.tls_port}"
             assert (info.peer.method, info.peer.account, info.peer.is_tls) == ("x509", "softioc", True)
@@ -243,10 +241,8 @@ async def test_tls_proves_both_ends_to_each_other() -> None:
 
 
 async def test_one_server_serves_plain_and_tls_clients() -> None:
-    server, secure = tls_pair()
-    async with server:
-        secure.config = client_config(server.udp_port)
-        async with secure, client_of(server) as plain:
+    async with tls_server() as server:
+        async with tls_client(server) as secure, client_of(server) as plain:
             assert (await secure.info("t:int")).peer.is_tls
             assert not (await plain.info("t:int")).peer.is_tls
 
@@ -254,8 +250,7 @@ async def test_one_server_serves_plain_and_tls_clients() -> None:
 async def test_a_server_of_another_authority_is_not_trusted() -> None:
     world = site()
     stranger = world.other_ca.keychain("stranger", "client")
-    server, _ = tls_pair()
-    async with server:
+    async with tls_server() as server:
         ctx = Context(
             client_config(server.udp_port), tls=client_context(stranger, want_staple=False), beacons=False
         )
@@ -268,7 +263,7 @@ async def test_a_server_of_another_authority_is_not_trusted() -> None:
 
 
 async def test_the_server_stops_in_time_with_half_open_tls_clients() -> None:
-    server, _ = tls_pair()
+    server = tls_server()
     await server.start()
     writers = [(await asyncio.open_connection("127.0.0.1", server.tls_port))[1] for _ in range(5)]
     writers[0].write(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")  # the beginning of a ClientHello

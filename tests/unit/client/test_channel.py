@@ -92,8 +92,8 @@ class Bench:
         return ClientChannel(ClientConnection(), 1, "pv")
 
     def activate(self) -> None:
-        self.channel.joins(self.link)
-        self.channel.is_being_created()
+        self.channel.join(self.link)
+        self.channel.await_creation()
         self.channel.created(self.wire(), OK)
 
 
@@ -108,9 +108,9 @@ async def test_requests_start_when_the_channel_is_created_and_later_ones_at_once
     bench = Bench()
     first, second = Asked(bench.channel), Asked(bench.channel)
     bench.channel.add(first)
-    bench.channel.joins(bench.link)
+    bench.channel.join(bench.link)
     assert bench.channel.state is ChannelState.CONNECTING
-    bench.channel.is_being_created()
+    bench.channel.await_creation()
     assert bench.channel.state is ChannelState.CREATING
     assert not first.told
     bench.channel.created(bench.wire(), OK)
@@ -143,7 +143,7 @@ async def test_a_server_that_takes_no_connection_is_not_asked_in_a_tight_loop(wa
         bench.activate()
         bench.channel.lost("cut", failed=True)
     else:
-        bench.channel.joins(bench.link)
+        bench.channel.join(bench.link)
         bench.channel.lost("refused")
     assert bench.finder.asked[-1] == "later"
 
@@ -151,7 +151,7 @@ async def test_a_server_that_takes_no_connection_is_not_asked_in_a_tight_loop(wa
 async def test_a_server_that_refuses_the_channel_is_named_and_asked_later():
     bench = Bench()
     bench.channel.add(Asked(bench.channel))
-    bench.channel.joins(bench.link)
+    bench.channel.join(bench.link)
     bench.channel.created(bench.wire(), Status.error("no such PV"))
     assert bench.channel.state is ChannelState.SEARCHING
     assert bench.link.removed == [bench.channel]
@@ -188,9 +188,9 @@ async def test_why_a_request_waits_is_told_step_by_step():
     channel, link = bench.channel, bench.link
     channel.add(Asked(channel))
     assert channel.why_waiting() == "no server answered the search"
-    channel.joins(link)
+    channel.join(link)
     assert channel.why_waiting() == "10.0.0.1:5075 was connected, but the connection is not ready"
-    channel.is_being_created()
+    channel.await_creation()
     assert "never answered the request to create the channel" in channel.why_waiting()
     channel.created(bench.wire(), OK)
     assert channel.why_waiting() == "10.0.0.1:5075 did not answer"
