@@ -1,6 +1,7 @@
 """Every option changes its own effective setting and no other, from wherever it comes."""
 
 import argparse
+from dataclasses import asdict
 
 import msgspec
 import pytest
@@ -48,7 +49,7 @@ def flat(effective):
     """All settings, those of the server too, by key."""
     values = msgspec.structs.asdict(effective.settings)
     values.pop("server")
-    values |= {f"server.{key}": value for key, value in effective.server._asdict().items()}
+    values |= {f"server.{key}": value for key, value in asdict(effective.server).items()}
     return values
 
 
