@@ -64,7 +64,7 @@ _NO_OPTIONS: Final = TLSOptions()
 # Dataclasses, not msgspec structs: every tool imports this module, and msgspec alone costs 20 ms of start-up.
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class _Shared:
     """What clients and servers have in common, and what follows from it."""
 
@@ -147,7 +147,7 @@ class _Shared:
         return bool(self.tls_keychain)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ClientConfig(_Shared):
     """What a PVAccess client goes by; immutable, ``_replace`` makes a changed copy."""
 
@@ -161,7 +161,7 @@ class ClientConfig(_Shared):
     """Local interfaces for searches and beacons; empty means all."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ServerConfig(_Shared):
     """What a PVAccess server goes by; immutable, ``_replace`` makes a changed copy."""
 

@@ -1,7 +1,6 @@
 """Every option changes its own effective setting and no other, from wherever it comes."""
 
 import argparse
-from dataclasses import asdict
 
 import msgspec
 import pytest
@@ -49,7 +48,7 @@ def flat(effective):
     """All settings, those of the server too, by key."""
     values = msgspec.structs.asdict(effective.settings)
     values.pop("server")
-    values |= {f"server.{key}": value for key, value in asdict(effective.server).items()}
+    values |= {f"server.{key}": value for key, value in vars(effective.server).items()}
     return values
 
 
