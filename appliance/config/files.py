@@ -284,9 +284,7 @@ def read_private(path: str | os.PathLike[str], limit: int, *, strict: bool = Tru
     """
     name = os.fspath(path)
     data, mode = _read_regular(name, limit)
-    everybody = (
-        f"mode {mode:04o} lets every user read or change this secret; run: chmod 600 {name}"
-    )
+    everybody = f"mode {mode:04o} lets every user read or change this secret; run: chmod 600 {name}"
     if mode & 0o007:
         if strict:
             raise ConfigurationError(everybody, file=name)
