@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from appliance.pva.connection import Buffer
 from appliance.pvdata.codec import codec
 from appliance.pvdata.fielddesc import TypeReader, decode_type
 from appliance.pvdata.types import StructType
 from appliance.pvdata.value import Value
+from appliance.pvdata.wire import Buffer
 
 __all__ = ["decode_typed", "encode_typed"]
 

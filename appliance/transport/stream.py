@@ -17,9 +17,10 @@ from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from appliance.errors import ApplianceError, ProtocolError, RemoteProtocolError, TLSError, TransportError
-from appliance.pva.connection import Buffer, Connection
+from appliance.pva.connection import Connection
 from appliance.pva.events import Event
 from appliance.pva.states import ConnectionState
+from appliance.pvdata.wire import Buffer
 from appliance.transport.turns import turns_of
 
 if TYPE_CHECKING:  # OpenSSL would double the start-up time of a tool that speaks plain TCP

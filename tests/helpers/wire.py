@@ -59,7 +59,7 @@ def cut(sizes: list[int]) -> Chunks:
 def take(connection: Connection) -> bytes:
     """Give what the connection wants to send."""
     data = b"".join(bytes(chunk) for chunk in connection.data_to_send())
-    assert connection.out_size == 0
+    assert connection.outbox.size == 0
     return data
 
 
@@ -246,7 +246,7 @@ class Wire:
             self.to_server += up
             for piece in self.chunks(up) if up else ():
                 self._serve(piece)
-            if not up and not down and not self.server._out:
+            if not up and not down and not self.server.outbox.chunks:
                 return self.events[start:]
 
     def _serve(self, piece: bytes) -> None:

@@ -190,7 +190,7 @@ def session(wire: Wire) -> None:
     assert not wire.server.operations
     assert not wire.client.channels
     assert not wire.client.operations
-    assert wire.server._request_octets == 0
+    assert wire.server.request_octets == 0
     assert wire.client.receive_eof() == []
     assert wire.server.receive_eof() == []
     assert wire.server.state is wire.client.state is ConnectionState.CLOSED
