@@ -23,6 +23,7 @@ from appliance.pva.events import (
     AuthenticationOffered,
     ChannelClosed,
     ChannelCreated,
+    ClientEvent,
     SearchAnswered,
     Validated,
 )
@@ -51,7 +52,7 @@ _BUFFER_SIZE: Final = 0x10000
 _REGISTRY_SIZE: Final = 0x7FFF
 
 
-class ClientConnection(Connection):
+class ClientConnection(Connection[ClientEvent]):
     """A client's side of the protocol: octets in, events out. ``context`` is the layer above's to use."""
 
     IS_SERVER: ClassVar[bool] = False

@@ -13,7 +13,7 @@ from appliance.errors import (
 )
 from appliance.pva import commands as c
 from appliance.pva.events import (
-    Event,
+    ClientEvent,
     FieldReply,
     MonitorFinished,
     MonitorUpdate,
@@ -55,7 +55,7 @@ class OperationOwner(Protocol):
     """What an operation needs of its connection."""
 
     outbox: Outbox
-    events: list[Event]
+    events: list[ClientEvent]
     types: TypeReader
     operations: dict[int, ClientOperation]
 

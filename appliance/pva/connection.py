@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Generic, TypeVar
 
 from appliance.errors import DecodeError, LocalProtocolError, RemoteProtocolError
 from appliance.pva import commands as c
@@ -45,7 +45,10 @@ OUT_LIMIT: Final = 4 * 1024 * 1024
 """Octets of waiting output above which ``receive_data`` stops parsing, for the same reason."""
 
 
-class Connection:
+EventT = TypeVar("EventT", bound=Event)
+
+
+class Connection(Generic[EventT]):
     """One end of one connection; ServerConnection and ClientConnection add the two roles."""
 
     IS_SERVER: ClassVar[bool]
@@ -76,7 +79,7 @@ class Connection:
     def __init__(self, *, limits: Limits = DEFAULT_LIMITS, segment_size: int = 0, big: bool = False) -> None:
         self.limits = limits
         self.outbox = Outbox(from_server=self.IS_SERVER, big=big, segment_size=segment_size)
-        self.events: list[Event] = []
+        self.events: list[EventT | RemoteMessage] = []
         """What has happened and was not handed out yet. The list is replaced when it is: keep no reference to it."""
         self.state = ConnectionState.VALIDATING
         self.types = TypeReader(limits.max_types)
@@ -113,7 +116,7 @@ class Connection:
     def _is_closed(self) -> bool:
         return self.state is ConnectionState.CLOSED
 
-    def receive_data(self, data: Buffer) -> list[Event]:
+    def receive_data(self, data: Buffer) -> list[EventT | RemoteMessage]:
         """Take what arrived; return what it means, in order.
 
         Raises RemoteProtocolError when the peer broke the protocol. The events before the fault are lost on
@@ -318,7 +321,7 @@ class Connection:
 
     # -- end -----------------------------------------------------------------------------------------
 
-    def receive_eof(self) -> list[Event]:
+    def receive_eof(self) -> list[EventT | RemoteMessage]:
         """The peer has gone; return the events that follow from it.
 
         With ``due`` they may come in parts: while ``stalled``, call ``receive_data(b"")`` for the next one.
@@ -329,7 +332,7 @@ class Connection:
             self._work_off()
         return self.pending_events()
 
-    def pending_events(self) -> list[Event]:
+    def pending_events(self) -> list[EventT | RemoteMessage]:
         """Give the events that methods called outside ``receive_data`` caused."""
         events = self.events
         if events:

@@ -23,6 +23,7 @@ from appliance.pva.events import (
     FieldRequested,
     OperationClosed,
     SearchReceived,
+    ServerEvent,
 )
 from appliance.pva.limits import DEFAULT_LIMITS, Limits
 from appliance.pva.packing import REQUEST_HEAD, U16, U32, U32_U32
@@ -54,7 +55,7 @@ _BUFFER_SIZE: Final = 0x10000
 _REGISTRY_SIZE: Final = 0x7FFF
 
 
-class ServerConnection(Connection):
+class ServerConnection(Connection[ServerEvent]):
     """A server's side of the protocol: octets in, events out. ``context`` is the layer above's to use."""
 
     IS_SERVER: ClassVar[bool] = True

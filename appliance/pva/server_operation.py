@@ -7,7 +7,7 @@ from typing import Any, Final, Protocol
 
 from appliance.errors import DecodeError, LocalProtocolError, RemoteProtocolError
 from appliance.pva import commands as c
-from appliance.pva.events import Event, Execute, MonitorWindow, OperationCancelled, OperationRequested
+from appliance.pva.events import Execute, MonitorWindow, OperationCancelled, OperationRequested, ServerEvent
 from appliance.pva.limits import Limits
 from appliance.pva.outbox import Outbox
 from appliance.pva.packing import REPLY, U32
@@ -53,7 +53,7 @@ class OperationOwner(Protocol):
 
     limits: Limits
     outbox: Outbox
-    events: list[Event]
+    events: list[ServerEvent]
     types: TypeReader
     operations: dict[int, ServerOperation]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, assert_never
 
 from appliance.certs.status import StatusClass
 from appliance.errors import CertificateError
@@ -13,7 +13,6 @@ from appliance.pva.events import (
     AuthenticationReceived,
     ChannelClosed,
     ChannelRequested,
-    Event,
     Execute,
     FieldRequested,
     MonitorWindow,
@@ -22,9 +21,12 @@ from appliance.pva.events import (
     OperationRequested,
     RemoteMessage,
     SearchReceived,
+    ServerEvent,
 )
 from appliance.pva.search import SearchResponse
 from appliance.pva.server import ServerConnection
+from appliance.pva.server_channel import ServerChannel
+from appliance.pva.server_operation import ServerOperation
 from appliance.pva.status import OK, Status
 from appliance.pvdata.value import Value
 from appliance.server.channel import Channel
@@ -257,9 +259,8 @@ class Peer:
 
     # -- events --------------------------------------------------------------------------------------
 
-    def events(self, events: list[Event]) -> list[Event] | None:
+    def events(self, events: list[ServerEvent]) -> list[ServerEvent] | None:
         """Act on what the client sent, in order; return what has to wait until others have had their turn."""
-        item: Any
         link = self.link
         due = link.due
         if link.ended_here:
@@ -268,44 +269,45 @@ class Peer:
         for done, item in enumerate(events):
             if done and due():
                 return events[done:]
-            kind = type(item)
-            if kind is Execute:
+            if type(item) is Execute:
                 operation = item.operation
                 operation.channel.context.execute(operation, item.argument)
-            elif kind is OperationRequested:
+            elif type(item) is OperationRequested:
                 operation = item.operation
                 operation.channel.context.requested(operation)
+            elif type(item) is MonitorWindow:
+                item.operation.channel.context.window(item.operation)
+            elif type(item) is OperationClosed:
+                self._on_closed_operation(item.operation)
+            elif type(item) is ChannelRequested:
+                self.server.open_channel(self, item.channel)
+            elif type(item) is ChannelClosed:
+                self._on_closed_channel(item.channel)
+            elif type(item) is OperationCancelled:
+                item.operation.channel.context.cancelled(item.operation, item.successor)
+            elif type(item) is FieldRequested:
+                item.operation.channel.context.introspect(item.operation, item.field)
+            elif type(item) is AuthenticationReceived:
+                self.authenticate(item.method, item.payload)
+            elif type(item) is SearchReceived:
+                self._on_search(item)
+            elif type(item) is RemoteMessage:
+                self._on_message(item)
             else:
-                _HANDLERS[kind](self, item)
+                assert_never(item)
         return None
 
-    def _on_window(self, event: MonitorWindow) -> None:
-        event.operation.channel.context.window(event.operation)
-
-    def _on_closed_operation(self, event: OperationClosed) -> None:
-        wire: Any = event.operation
+    def _on_closed_operation(self, wire: ServerOperation) -> None:
         channel: Channel | None = wire.channel.context
         if channel is not None:
             channel.closed(wire)
             wire.context = None  # without a cycle it is gone now, and not when garbage is collected
 
-    def _on_cancelled(self, event: OperationCancelled) -> None:
-        event.operation.channel.context.cancelled(event.operation, event.successor)
-
-    def _on_field(self, event: FieldRequested) -> None:
-        event.operation.channel.context.introspect(event.operation, event.field)
-
-    def _on_channel(self, event: ChannelRequested) -> None:
-        self.server.open_channel(self, event.channel)
-
-    def _on_closed_channel(self, event: ChannelClosed) -> None:
-        channel = event.channel.context
+    def _on_closed_channel(self, wire: ServerChannel) -> None:
+        channel: Channel | None = wire.context
         if channel is not None:
             self.server.channel_closed(channel)
-            event.channel.context = None
-
-    def _on_authentication(self, event: AuthenticationReceived) -> None:
-        self.authenticate(event.method, event.payload)
+            wire.context = None
 
     def _on_search(self, event: SearchReceived) -> None:
         request = event.request
@@ -368,15 +370,4 @@ class Peer:
         return f"<Peer {self.credentials.method}/{self.credentials.account}@{self.link.peer}>"
 
 
-_ENDS: Final = frozenset((OperationClosed, ChannelClosed))
-_HANDLERS: Final[dict[type, Any]] = {
-    MonitorWindow: Peer._on_window,
-    OperationClosed: Peer._on_closed_operation,
-    OperationCancelled: Peer._on_cancelled,
-    FieldRequested: Peer._on_field,
-    ChannelRequested: Peer._on_channel,
-    ChannelClosed: Peer._on_closed_channel,
-    AuthenticationReceived: Peer._on_authentication,
-    SearchReceived: Peer._on_search,
-    RemoteMessage: Peer._on_message,
-}
+_ENDS: Final[frozenset[type]] = frozenset((OperationClosed, ChannelClosed))

@@ -13,7 +13,7 @@ from appliance.certs.status import StatusClass
 from appliance.config.pva import ServerConfig, resolve_server
 from appliance.errors import ApplianceError, TransportError
 from appliance.pva.credentials import Credentials
-from appliance.pva.events import Event
+from appliance.pva.events import ServerEvent
 from appliance.pva.limits import DEFAULT_LIMITS, Limits
 from appliance.pva.search import GUID_SIZE
 from appliance.pva.server import ServerChannel, ServerConnection
@@ -431,9 +431,9 @@ class Server:
         told[who] = now
         return True
 
-    def link_events(self, link: StreamLink, events: list[Event]) -> list[Event] | None:
+    def link_events(self, link: StreamLink, events: list[ServerEvent]) -> list[ServerEvent] | None:
         """StreamOwner."""
-        left: list[Event] | None = link.context.events(events)
+        left: list[ServerEvent] | None = link.context.events(events)
         return left
 
     def link_writable(self, link: StreamLink) -> None:

@@ -14,7 +14,7 @@ import logging
 import socket
 import termios
 from struct import Struct
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 from appliance.errors import ApplianceError, ProtocolError, RemoteProtocolError, TLSError, TransportError
 from appliance.pva.connection import Connection
@@ -47,7 +47,10 @@ _JOIN_LIMIT: Final = 256 * 1024
 """Octets up to which output is joined to one buffer; above, chunks go out as they are."""
 
 
-class StreamOwner(Protocol):
+EventT = TypeVar("EventT", bound=Event)
+
+
+class StreamOwner(Protocol[EventT]):
     """Who acts on what a link brings: a server or a client context."""
 
     def link_made(self, link: StreamLink) -> bool:
@@ -56,7 +59,7 @@ class StreamOwner(Protocol):
     def link_up(self, link: StreamLink) -> None:
         """The transport is ready: TCP is connected and, with TLS, the handshake is complete."""
 
-    def link_events(self, link: StreamLink, events: list[Event]) -> list[Event] | None:
+    def link_events(self, link: StreamLink, events: list[EventT]) -> list[EventT] | None:
         """The peer's messages, in order. Returns those that have to wait: when ``link.due()``, others go first."""
 
     def link_writable(self, link: StreamLink) -> None:
@@ -97,13 +100,16 @@ class StreamLink(asyncio.Protocol):
         "writable",
     )
 
-    def __init__(self, connection: Connection, owner: StreamOwner, engine: TLSEngine | None = None) -> None:
-        self.connection = connection
+    def __init__(
+        self, connection: Connection[EventT], owner: StreamOwner[EventT], engine: TLSEngine | None = None
+    ) -> None:
+        # Connection and owner play the same role. From here on their events are only handed over.
+        self.connection: Connection[Any] = connection
         if _messages.isEnabledFor(logging.DEBUG):
             from appliance.transport import messages
 
             self.connection = messages.tapped(connection, lambda: str(self.peer))
-        self.owner = owner
+        self.owner: StreamOwner[Any] = owner
         self.engine = engine
         self.context: Any = None
         self.peer = ""
@@ -129,7 +135,7 @@ class StreamLink(asyncio.Protocol):
         self.due = self._turns.due
         """Tells when it is time to let others go first."""
         connection.due = self.due
-        self._backlog: list[Event] = []
+        self._backlog: list[Any] = []
         """Events that wait."""
         self._unfed: list[bytes] = []
         """What came and was not even decrypted, since it waits."""
@@ -259,7 +265,7 @@ class StreamLink(asyncio.Protocol):
         turns.end()
         self._read_on()
 
-    def _hand_over(self, events: list[Event]) -> None:
+    def _hand_over(self, events: list[Any]) -> None:
         left = self.owner.link_events(self, events) if events else None
         if left:
             self._backlog = left
