@@ -67,7 +67,7 @@ from appliance.errors import (
 )
 
 if TYPE_CHECKING:
-    from appliance.authn.status import Verdict
+    from appliance.authn.status import CheckedStatus
 
 __all__ = [
     "Existing",
@@ -111,6 +111,8 @@ class Existing(NamedTuple):
     key: PrivateKeyTypes | None = None
     trouble: str = ""
     """Why the file that is there cannot be used."""
+    unusable: str = ""
+    """Why its certificates cannot be used, where its key can."""
     issued: datetime | None = None
     """When its certificate was issued, where the file tells."""
 
@@ -153,7 +155,7 @@ def renewal_time(certificate: x509.Certificate, issued: datetime | None = None) 
     return start + (end - start) * _LIFETIME_USED
 
 
-def _unknown_for_good(report: Verdict) -> bool:
+def _unknown_for_good(report: CheckedStatus) -> bool:
     """Whether the service that issued a certificate has signed that it does not know it: it is of no use any more.
 
     So it is after a restore of the service's database, for what was issued since the backup.
@@ -162,7 +164,7 @@ def _unknown_for_good(report: Verdict) -> bool:
     return answer is not None and answer.state is OCSPState.UNKNOWN and report.claimed is CertState.UNKNOWN
 
 
-def _over(report: Verdict | None) -> str:
+def _over(report: CheckedStatus | None) -> str:
     """Why the service's signed word ends a certificate before its own date does; empty where it does not.
 
     A service whose clock was ahead for a moment has recorded EXPIRED, and that stays.
@@ -285,8 +287,13 @@ class Requester:
     def look(self) -> Existing:
         """Read the keychain that is there. Raises ConfigurationError where the file cannot even be read."""
         path = self.settings.keychain
-        if not os.path.lexists(path):
+        try:
+            os.stat(path)  # noqa: PTH116 - start-up time
+        except FileNotFoundError:
+            # Also where a link leads to a file that is not made yet: `_write` makes it there.
             return Existing()
+        except (OSError, ValueError):
+            pass  # reading says why
         read = read_private(path, _MAX_KEYCHAIN, strict=False)
         if read.finding:
             self.say(f"Warning: {read.finding}")
@@ -300,7 +307,7 @@ class Requester:
                 self.say(f"Warning: {path}: {warning}")
             return Existing(keychain, keychain.key, issued=signing_time(read.data))
         try:
-            return Existing(None, load_key(read.data, password))
+            return Existing(None, load_key(read.data, password), unusable=trouble)
         except KeychainError:
             return Existing(trouble=trouble)
 
@@ -313,6 +320,13 @@ class Requester:
             return None
         finally:
             self.say = told
+
+    def _refuse_unreadable(self, existing: Existing) -> None:
+        """Raise KeychainError where there is a file of which not even the key can be read."""
+        if existing.trouble:
+            raise KeychainError(
+                f"{self.settings.keychain}: {existing.trouble}; it was left as it is: move it away, or replace it with --force"
+            )
 
     def _check_identity(self, existing: Existing, subject: x509.Name | None) -> None:
         """Refuse to replace a keychain by one for somebody else, unless it is forced."""
@@ -342,11 +356,14 @@ class Requester:
     async def due(self, existing: Existing) -> tuple[bool, datetime | None, str]:
         """As `renewal_due`, and whether the certificate service says that the certificate is over before its time.
 
-        Asks the service only where the certificate itself gives no reason; the third part is what the service says.
+        Asks the service only where the certificate itself gives no reason; the third part says what is wrong with the
+        certificate, where it is not only its age. Raises KeychainError where the keychain cannot be read: then it is
+        neither due nor not due.
         """
+        self._refuse_unreadable(existing)
         due, when = self.renewal_due(existing)
         if due:
-            return due, when, ""
+            return due, when, existing.unusable
         report = await self._report(existing)
         why = _over(report)
         return (True, None, why) if why else (False, when, "")
@@ -372,11 +389,8 @@ class Requester:
         """
         existing = self.look()
         path = self.settings.keychain
-        if existing.trouble and not force:
-            raise KeychainError(
-                f"{path}: {existing.trouble}; it was left as it is: move it away, or replace it with --force"
-            )
         if not force:
+            self._refuse_unreadable(existing)
             self._check_identity(existing, subject)
         key = existing.key
         if if_due:
@@ -580,7 +594,7 @@ class Requester:
                 ) from error
             raise
 
-    async def _report(self, existing: Existing) -> Verdict | None:
+    async def _report(self, existing: Existing) -> CheckedStatus | None:
         """The status of the certificate that is there, as far as it can be had without waiting for long."""
         from appliance.authn.status import fetch_status
 

@@ -13,6 +13,7 @@ import re
 import sys
 
 from appliance.daemon.commandline import FORMATS, Parser, add_completion, add_version
+from appliance.daemon.names import identified
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def complain(text: str) -> None:
     out = sys.stderr
     if out is not None:
         sys.stdout.flush()
-        print(_printable(text), file=out, flush=True)
+        print(_printable(identified(text)), file=out, flush=True)
 
 
 _CONTROL = re.compile(
@@ -275,7 +276,7 @@ def open_context(effective: Effective[ClientConfig]) -> AbstractAsyncContextMana
     """Open the client: plain, or with the keychain's certificate and the status of certificates followed."""
     config = effective.config
     if config.tls_enabled or config.tls_options.tls_required:
-        from appliance.certmon.wiring import open_client
+        from appliance.certmon.endpoints import open_client
 
         return open_client(effective, beacons=False)
     from appliance.client.context import Context

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from cryptography import x509
 
-    from appliance.authn.status import Verdict
+    from appliance.authn.status import CheckedStatus
     from appliance.certs.keychain import Keychain
     from appliance.client.context import Context
     from appliance.config.pva import ClientConfig
@@ -167,6 +167,7 @@ def _limit(text: str) -> int:
 
 
 async def _work(options: argparse.Namespace) -> int:
+    _refuse_passwords(options)
     wrong = _contradiction(options)
     if wrong:
         complain(f"Error: {wrong}")
@@ -184,6 +185,21 @@ async def _work(options: argparse.Namespace) -> int:
     # The first that is not VALID says what the whole is, as a monitor wants it.
     answers = [await _status_of_id(options, config, target) for target in options.targets]
     return next((answer for answer in answers if answer != OK), OK)
+
+
+def _refuse_passwords(options: argparse.Namespace) -> None:
+    """Raise ConfigurationError for ``FILE;PASSWORD``, before any other sentence could repeat it."""
+    given = (
+        ("-f", options.file),
+        ("--trust-anchor", options.trust_anchor),
+        *(("cert_id", t) for t in options.targets),
+    )
+    if any(";" in path for _, path in given):
+        from appliance.config.pva import refuse_password
+
+        anchor = "write the trust anchor into a file without a password (authnstd -a)"
+        for setting, path in given:
+            refuse_password(path, setting, anchor if setting == "--trust-anchor" else "-p asks for it")
 
 
 def _contradiction(options: argparse.Namespace) -> str:
@@ -330,7 +346,7 @@ class _TrustedCAs:
 async def _status_of_id(options: argparse.Namespace, config: ClientConfig, target: str) -> int:
     from datetime import UTC, datetime
 
-    from appliance.authn.details import life_lines, status_facts, status_lines
+    from appliance.authn.report import life_lines, status_facts, status_lines
     from appliance.authn.status import fetch_status
     from appliance.certs.x509 import parse_cert_id
     from appliance.client.context import Context
@@ -361,7 +377,7 @@ async def _status_of_id(options: argparse.Namespace, config: ClientConfig, targe
 async def _status_of_keychain(options: argparse.Namespace, config: ClientConfig) -> int:
     from datetime import UTC, datetime
 
-    from appliance.authn.details import (
+    from appliance.authn.report import (
         anchor_lines,
         certificate_facts,
         details_lines,
@@ -421,7 +437,7 @@ async def _status_of_keychain(options: argparse.Namespace, config: ClientConfig)
     return _judge(verdict)
 
 
-def _judge(verdict: Verdict) -> int:
+def _judge(verdict: CheckedStatus) -> int:
     if not verdict.verified:
         complain(
             f"Warning: the certificate service says {verdict.claimed.value}, which is not relied upon: {verdict.why}; "
@@ -430,7 +446,7 @@ def _judge(verdict: Verdict) -> int:
     return EXITS[verdict.state.value]
 
 
-def _dump_status(verdict: Verdict, pv: str, server: str) -> list[str]:
+def _dump_status(verdict: CheckedStatus, pv: str, server: str) -> list[str]:
     report = verdict.report
     lines = [
         "",

@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from appliance.certmon import gate as gate_module
-from appliance.certmon.wiring import open_client, open_server
+from appliance.certmon.endpoints import open_client, open_server
+from appliance.certmon.status_source import reference
 from appliance.certs.ocsp import OCSPSigner
 from appliance.certs.status import CertState, OCSPState, StatusClass
 from appliance.client.monitor import Disconnected
@@ -31,14 +32,14 @@ OFFLINE, RENEWAL, APPROVAL = (
 @pytest.fixture(autouse=True)
 def quick_look(monkeypatch):
     """What is looked at once a second is looked at more often, so that tests need not wait."""
-    monkeypatch.setattr("appliance.certmon.identity.POLL_S", 0.05)
+    monkeypatch.setattr("appliance.certmon.live_keychain.POLL_S", 0.05)
 
 
 @pytest.fixture(autouse=True)
 def steady(monkeypatch):
     """On a busy machine the first status may take longer than the patience for it: that is not what is tested."""
     monkeypatch.setattr("appliance.certmon.gate.PATIENCE_S", 30)
-    monkeypatch.setattr("appliance.certmon.keeper.PATIENCE_S", 30)
+    monkeypatch.setattr("appliance.certmon.tls_manager.PATIENCE_S", 30)
     monkeypatch.setattr("appliance.certmon.gate.SERVER_PATIENCE_S", 30)
 
 
@@ -46,7 +47,7 @@ def steady(monkeypatch):
 def impatient(monkeypatch):
     """Waiting for a service that is not there takes less."""
     monkeypatch.setattr("appliance.certmon.gate.PATIENCE_S", 0.8)
-    monkeypatch.setattr("appliance.certmon.keeper.PATIENCE_S", 0.8)
+    monkeypatch.setattr("appliance.certmon.tls_manager.PATIENCE_S", 0.8)
     monkeypatch.setattr("appliance.certmon.gate.SERVER_PATIENCE_S", 1.0)
 
 
@@ -54,7 +55,7 @@ def impatient(monkeypatch):
 def endless(monkeypatch):
     """Whoever waits for a first word waits too long: what must not wait is seen not to."""
     monkeypatch.setattr("appliance.certmon.gate.PATIENCE_S", 60)
-    monkeypatch.setattr("appliance.certmon.keeper.PATIENCE_S", 60)
+    monkeypatch.setattr("appliance.certmon.tls_manager.PATIENCE_S", 60)
     monkeypatch.setattr("appliance.certmon.gate.SERVER_PATIENCE_S", 60)
 
 
@@ -567,6 +568,22 @@ async def test_a_peer_of_this_authority_without_status_extension_is_not_admitted
     else:
         with pytest.raises(OperationTimeoutError, match=r"the certificate of .* names no status PV"):
             await context.get("pv", timeout=1)
+
+
+async def test_a_client_with_trust_anchors_only_learns_from_the_first_status_that_its_authority_has_them(
+    world,
+):
+    """Until then it does as the specification says (4.3)."""
+    world.tell(VALID)
+    without = await world.server(keychain=S.ca.keychain("without", "server"))
+    context = await world.client(without, keychain=S.ca.trust_only(), name="anchors")
+    await context.get("pv", timeout=3)
+    assert is_tls(context)
+    source = context.gate.source
+    chain = [world.server_keychain.certificate, *world.server_keychain.chain]
+    assert not source.follows_issuer_of(chain)
+    source.follow(reference(chain), bool).close()
+    assert source.follows_issuer_of(chain)
 
 
 async def test_where_no_status_is_followed_certificates_without_one_are_admitted(world):
