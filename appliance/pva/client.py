@@ -37,7 +37,7 @@ from appliance.pvdata.fielddesc import decode_type
 from appliance.pvdata.value import Value
 from appliance.pvdata.wire import Buffer, decode_size, decode_string, encode_string
 
-__all__ = ["ClientChannel", "ClientConnection", "ClientOperation"]
+__all__ = ["ClientConnection"]
 
 _CREATE: Final = (Struct("<HI"), Struct(">HI"))
 _VALIDATION: Final = (Struct("<IHH"), Struct(">IHH"))

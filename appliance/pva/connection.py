@@ -69,7 +69,6 @@ class Connection(Generic[EventT]):
         "held",
         "limits",
         "outbox",
-        "peer_version",
         "received",
         "stalled",
         "state",
@@ -92,7 +91,6 @@ class Connection(Generic[EventT]):
         self.held = False
         """Server: whether requests wait unparsed for the verdict on the client: read no more from it until then, which
         is what bounds them. The verdict makes the connection ``stalled``."""
-        self.peer_version = 0
         self._rx: bytearray | None = None
         self._pace: Pace | None = None
         """The message that is being worked on, where that takes more than a call's time."""
@@ -208,7 +206,6 @@ class Connection(Generic[EventT]):
         big = bool(flags & c.FLAG_BIG_ENDIAN)
         if big:
             (size,) = _SIZE_BE.unpack_from(data, pos + 4)
-        self.peer_version = version
         if flags & c.FLAG_CONTROL:
             self._control(command, size, big=big)
             return pos + 8

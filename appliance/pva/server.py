@@ -29,7 +29,7 @@ from appliance.pva.limits import DEFAULT_LIMITS, Limits
 from appliance.pva.packing import REQUEST_HEAD, U16, U32, U32_U32
 from appliance.pva.search import SearchRequest, SearchResponse
 from appliance.pva.server_channel import ServerChannel
-from appliance.pva.server_operation import PreparedAnswer, ServerOperation, init_answer
+from appliance.pva.server_operation import ServerOperation, init_answer
 from appliance.pva.states import SERVER_ACCEPTS, SERVER_HOLDS, ConnectionState, OperationState
 from appliance.pva.status import Status
 from appliance.pva.typed import decode_typed
@@ -38,7 +38,7 @@ from appliance.pvdata.types import StructType
 from appliance.pvdata.value import Value
 from appliance.pvdata.wire import Buffer, decode_string, encode_size, encode_string
 
-__all__ = ["PreparedAnswer", "ServerChannel", "ServerConnection", "ServerOperation"]
+__all__ = ["ServerConnection"]
 
 _REQUEST: Final = Struct("<IIIIB")
 """A GET request as one unit: magic, version, flags and command as one number; size; sid; ioid; sub-command."""

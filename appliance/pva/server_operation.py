@@ -18,7 +18,7 @@ from appliance.pva.typed import decode_typed, encode_typed
 from appliance.pvdata.bitset import decode_bitset
 from appliance.pvdata.codec import codec
 from appliance.pvdata.fielddesc import TypeReader, encode_type
-from appliance.pvdata.pvrequest import request_options
+from appliance.pvdata.pvrequest import request_options, truth
 from appliance.pvdata.types import StructType, TypeDesc
 from appliance.pvdata.value import Value
 from appliance.pvdata.wire import Buffer
@@ -178,7 +178,7 @@ class ServerOperation:
     def _subscribe(self, window: int) -> bool:
         assert self.request is not None
         options = request_options(self.request)
-        self.pipeline = options.get("pipeline", "false").lower() in ("true", "1", "yes", "on")
+        self.pipeline = truth(options.get("pipeline")) is True
         self.window = window
         limit = self.connection.limits.max_queue_size
         asked = options.get("queueSize")

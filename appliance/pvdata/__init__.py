@@ -35,7 +35,7 @@ from appliance.pvdata.types import (
 )
 from appliance.pvdata.value import Value, View
 from appliance.pvdata.wire import (
-    Limits,
+    DecodeLimits,
     decode_count,
     decode_size,
     decode_string,
@@ -62,7 +62,7 @@ __all__ = [
     "ArrayType",
     "BoundedString",
     "Codec",
-    "Limits",
+    "DecodeLimits",
     "PVRequest",
     "ScalarType",
     "StructType",

@@ -25,7 +25,7 @@ from appliance.pvdata.types import (
 )
 from appliance.pvdata.wire import (
     Buffer,
-    Limits,
+    DecodeLimits,
     decode_count,
     decode_size,
     decode_string,
@@ -385,6 +385,6 @@ def _nested(t: TypeDesc, big: bool, buf: Buffer, pos: int, end: int, types: Type
 
 
 def _enter(types: TypeReader) -> None:
-    if types.level >= Limits.NESTED_VALUES:
-        raise DecodeError(f"values nest deeper than {Limits.NESTED_VALUES} levels")
+    if types.level >= DecodeLimits.NESTED_VALUES:
+        raise DecodeError(f"values nest deeper than {DecodeLimits.NESTED_VALUES} levels")
     types.level += 1

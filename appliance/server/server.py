@@ -16,7 +16,8 @@ from appliance.pva.credentials import Credentials
 from appliance.pva.events import ServerEvent
 from appliance.pva.limits import DEFAULT_LIMITS, Limits
 from appliance.pva.search import GUID_SIZE
-from appliance.pva.server import ServerChannel, ServerConnection
+from appliance.pva.server import ServerConnection
+from appliance.pva.server_channel import ServerChannel
 from appliance.pva.status import Status
 from appliance.server.access import ALL_RIGHTS, NO_RIGHTS, AccessPolicy, LostReaders, Rights
 from appliance.server.announce import Announcer

@@ -20,7 +20,8 @@ from appliance.pva.events import (
 )
 from appliance.pva.search import SearchResponse
 from appliance.pva.selection import encode_update, leaves
-from appliance.pva.server import PreparedAnswer, ServerConnection
+from appliance.pva.server import ServerConnection
+from appliance.pva.server_operation import PreparedAnswer
 from appliance.pva.status import OK
 from appliance.pvdata import FLOAT64, INT32, STRING, ArrayType, StructType, Value
 from appliance.pvdata.pvrequest import PVRequest, request_mask
