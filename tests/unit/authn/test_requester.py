@@ -17,6 +17,7 @@ from appliance.authn.std.requester import as_before, std_request, std_subject
 from appliance.authn.trust import (
     KnownAnchors,
     Offer,
+    Trust,
     decide,
     fingerprint,
     load_anchor_file,
@@ -282,6 +283,32 @@ def test_an_offer_must_hold_a_current_self_signed_authority():
             read_offer(value, now=NOW)
     with pytest.raises(SecurityError, match="clock"):
         read_offer(root_value("x", S.ca.certificate, ()), now=NOW + 36500 * DAY)
+
+
+def test_an_authority_whose_certificates_would_not_be_accepted_is_asked_for_none():
+    below = S.ca.intermediate("Ended")
+    offer = root_value("", below.certificate, (S.ca.certificate,))
+    assert read_offer(offer, now=NOW).anchor == S.ca.certificate
+    with pytest.raises(SecurityError, match=r"signs with CN=Ended.*nothing was requested"):
+        read_offer(offer, now=NOW + 3001 * DAY)
+
+
+async def test_a_keychain_that_could_not_be_read_again_is_known_before_anything_is_requested(tmp_path):
+    settings = std_settings(tmp_path, S.ca.expired(), name="client")
+    key = generate_key("ec-p256")
+    dates = {"not_before": NOW - DAY, "not_after": NOW + DAY}
+    many = [build_ca(key, subject=subject_name(f"Root {n}"), serial=n + 9, **dates) for n in range(65)]
+    asking = Requester(settings, Trusting(), say=lambda _: None, timeout_s=1)
+
+    async def trust(_):
+        return Trust((S.ca.certificate, *many), S.ca.certificate, "0123abcd", "file")
+
+    async def never(*_, **__):
+        raise AssertionError
+
+    asking.establish, asking._send = trust, never
+    with pytest.raises(KeychainError, match=r"more than 64 certificates.*nothing was requested"):
+        await asking.request(std_request(settings, now=NOW), subject=None, force=True)
 
 
 def test_anchor_files_of_both_forms_and_none_of_others(tmp_path):
