@@ -181,7 +181,7 @@ class Service:
             gate=gate,
         )
         commands = StatusCommands(self.lifecycle, self.publisher, self.policy, self.names, self.tasks)
-        server.on_refused = commands.channel_refused
+        server.access.on_refused = commands.channel_refused
         self.create = CreatePV(
             self.issuing,
             self.counters,

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from appliance.pva.credentials import Credentials
-from appliance.pvdata.types import StructType
 from appliance.pvdata.value import Value
+from appliance.server.channel import Channel
 from appliance.server.operation import Operation, Subscription
-
-if TYPE_CHECKING:
-    from appliance.server.channel import Channel
 
 __all__ = ["Handler", "Source", "StaticSource"]
 
@@ -115,8 +111,3 @@ class StaticSource(Source):
     def names(self) -> Iterable[str]:
         """All of them."""
         return self.pvs
-
-
-def field_type(kind: StructType, field: str) -> object:
-    """Give the type of a field by its dotted path; raises KeyError."""
-    return kind.leaf_types[kind.offsets[field]]

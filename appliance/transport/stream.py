@@ -65,8 +65,36 @@ class StreamOwner(Protocol):
         """The link is gone for good; ``reason`` is None after an orderly end."""
 
 
+class _Nobody:
+    """The owner of a link that has ended."""
+
+    def link_made(self, link: StreamLink) -> bool:
+        return False
+
+    def link_up(self, link: StreamLink) -> None:
+        pass
+
+    def link_events(self, link: StreamLink, events: list[Event]) -> list[Event] | None:
+        return None
+
+    def link_writable(self, link: StreamLink) -> None:
+        pass
+
+    def link_down(self, link: StreamLink, reason: ApplianceError | None) -> None:
+        pass
+
+
+_NOBODY: Final = _Nobody()
+
+
 class StreamLink(asyncio.Protocol):
-    """See the module's text. ``context`` is the owner's to use."""
+    """One connection and its socket.
+
+    Args:
+        connection: the protocol's state.
+        owner: acts on what the peer sends; until ``link_down``, the link is its.
+        engine: TLS; None for plain TCP.
+    """
 
     __slots__ = (
         "_backlog",
@@ -79,7 +107,6 @@ class StreamLink(asyncio.Protocol):
         "_turns",
         "_unfed",
         "connection",
-        "context",
         "due",
         "engine",
         "heard",
@@ -102,9 +129,8 @@ class StreamLink(asyncio.Protocol):
             from appliance.transport import messages
 
             self.connection = messages.tapped(connection, lambda: str(self.peer))
-        self.owner = owner
+        self.owner: StreamOwner = owner
         self.engine = engine
-        self.context: Any = None
         self.peer = ""
         """The peer's address and port as text."""
         self.peer_address: tuple[str, int] = ("", 0)
@@ -316,7 +342,9 @@ class StreamLink(asyncio.Protocol):
             if not connection.stalled:
                 break
             self._backlog = connection.receive_data(b"")
-        self.owner.link_down(self, self._reason)
+        owner = self.owner
+        self.owner = _NOBODY  # without a cycle owner and link are gone now, and not when garbage is collected
+        owner.link_down(self, self._reason)
 
     def settle(self) -> None:
         """Do now what had to wait: the event loop is about to end."""
