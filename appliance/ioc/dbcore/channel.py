@@ -661,7 +661,7 @@ class DBChannel:
             if not isinstance(value, str):
                 raise PVDataError(f"{self.name} takes text, not {type(value).__name__}")
             encoded = _c.raw(value)
-            data = ctypes.create_string_buffer(encoded[: self.elements - 1] if self._ends else encoded)
+            data = ctypes.create_string_buffer(_c.cut(encoded, self.elements - 1) if self._ends else encoded)
             return ctypes.addressof(data), len(data), _c.DBF_CHAR, data
         if self.final_type == _c.DBF_STRING or (
             not isinstance(value, str)
@@ -678,7 +678,7 @@ class DBChannel:
             dbr = _c.DBF_STRING
             encoded = _c.raw(value if isinstance(value, str) else str(value))
             # The reference server cuts silently as well: a field of 40 bytes has room for 39.
-            data = ctypes.create_string_buffer(encoded[: _c.MAX_STRING_SIZE - 1], _c.MAX_STRING_SIZE)
+            data = ctypes.create_string_buffer(_c.cut(encoded, _c.MAX_STRING_SIZE - 1), _c.MAX_STRING_SIZE)
         else:
             data = ctypes.create_string_buffer(8)
             try:
@@ -701,7 +701,7 @@ class DBChannel:
         size = _c.MAX_STRING_SIZE
         if self._ends:
             value = [*value[: self.elements - 1], "0"]
-        parts = [_c.raw(str(each))[: size - 1].ljust(size, b"\0") for each in value]
+        parts = [_c.cut(_c.raw(str(each)), size - 1).ljust(size, b"\0") for each in value]
         data = ctypes.create_string_buffer(b"".join(parts), max(size * len(parts), 1))
         return ctypes.addressof(data), len(parts), _c.DBF_STRING, data
 
@@ -719,7 +719,10 @@ class DBChannel:
         if dbr is None or array.ndim != 1:
             raise PVDataError(f"{self.name} takes a one-dimensional array of numbers, not {array.dtype}")
         if self._ends:
-            array = np.append(array[: self.elements - 1], array.dtype.type(0))
+            room = self.elements - 1
+            if array.itemsize == 1:
+                room = len(_c.cut(array[: self.elements].tobytes(), room))
+            array = np.append(array[:room], array.dtype.type(0))
         return array.__array_interface__["data"][0], array.size, dbr, array
 
 
