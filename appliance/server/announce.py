@@ -11,8 +11,9 @@ from appliance.config.pva import ServerConfig
 from appliance.errors import TransportError
 from appliance.pva import commands as c
 from appliance.pva.search import Beacon, Datagram, SearchRequest, SearchResponse, pack_message
+from appliance.transport.address import is_multicast
 from appliance.transport.interfaces import broadcast_addresses, interface_addresses
-from appliance.transport.udp import Origin, UDPPort, is_multicast, resolve_datagram_address
+from appliance.transport.udp import Origin, UDPPort, resolve_datagram_address
 
 __all__ = ["Announcer"]
 
@@ -72,12 +73,13 @@ class Announcer:
             resolved = await resolve_datagram_address(endpoint, 0)
             if resolved is None:
                 raise TransportError(f"the interface address {endpoint} cannot be resolved")
-            if ":" in resolved[0]:
-                ipv6.append((resolved[0], endpoint.interface or ""))
-            elif is_multicast(resolved[0]):
-                groups.append((resolved[0], endpoint.interface or ""))
+            host = resolved.host
+            if ":" in host:
+                ipv6.append((host, endpoint.interface or ""))
+            elif is_multicast(host):
+                groups.append((host, endpoint.interface or ""))
             else:
-                own.add(resolved[0])
+                own.add(host)
         every = not config.intf_addr_list or _ANY in own
         if not every:
             self._own = frozenset(own)
@@ -86,7 +88,7 @@ class Announcer:
             resolved = await resolve_datagram_address(endpoint, 0)
             if resolved is None:
                 raise TransportError(f"the ignored address {endpoint} cannot be resolved")
-            ignored.add((resolved[0], endpoint.port or 0))
+            ignored.add((resolved.host, endpoint.port or 0))
         self._ignored = frozenset(ignored)
         if every or own or groups:
             self._listen_ipv4(config.broadcast_port, tuple(groups))
@@ -117,7 +119,7 @@ class Announcer:
 
     def _listen_ipv6(self, listed: list[tuple[str, str]], *, every: bool) -> None:
         """Listen on the IPv6 addresses and groups that are listed, or on all addresses."""
-        groups = tuple(item for item in listed if is_multicast(item[0]))
+        groups = tuple((host, interface) for host, interface in listed if is_multicast(host))
         hosts = [host for host, _ in listed if not is_multicast(host)]
         if not hosts and (every or groups):
             hosts = ["::"]
@@ -147,7 +149,7 @@ class Announcer:
     def _message(self, message: Datagram, origin: Origin) -> None:
         if not isinstance(message, SearchRequest):
             return
-        source, port = origin.source, origin.address[1]
+        source, port = origin.source, origin.address.port
         if self._ignored and not self._ignored.isdisjoint(((source, 0), (source, port))):
             return
         if self._own and ":" not in source and origin.received_on and origin.received_on not in self._own:
@@ -193,10 +195,10 @@ class Announcer:
             resolved = await resolve_datagram_address(endpoint, self.port)
             if resolved is None:
                 continue
-            udp = next((port for port in self._ports if port.is_ipv6 is (":" in resolved[0])), None)
+            udp = next((port for port in self._ports if port.is_ipv6 is (":" in resolved.host)), None)
             if udp is None:
                 continue  # no socket of that kind: the server listens on addresses of the other kind only
-            if endpoint.ttl is not None or is_multicast(resolved[0]):
+            if endpoint.ttl is not None or is_multicast(resolved.host):
                 udp.send_multicast(data, resolved, ttl=endpoint.ttl or 1, interface=endpoint.interface or "")
             else:
                 udp.send(data, resolved)

@@ -134,7 +134,7 @@ class Peer:
 
     def link_made(self, link: StreamLink) -> bool:
         """Whether there is room for one more connection of this address."""
-        return self.allowance.join(link.peer_address[0])
+        return self.allowance.join(link.peer_address.host)
 
     def link_up(self, link: StreamLink) -> None:
         """Take the identity that TLS proved, where there is one."""
@@ -364,7 +364,7 @@ class Peer:
             event.channel.context = None
 
     def _on_search(self, event: SearchReceived) -> None:
-        answer = self._host.answer_search(event.request, self.stream.peer_address[0])
+        answer = self._host.answer_search(event.request, self.stream.peer_address.host)
         if answer is not None:
             self.connection.search_response(answer)
 

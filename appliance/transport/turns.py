@@ -13,6 +13,8 @@ from time import monotonic
 from typing import Final, Protocol
 from weakref import WeakKeyDictionary
 
+from appliance.transport.address import SocketAddress
+
 __all__ = ["SLICE_S", "TURN_S", "Turns", "turns_of"]
 
 SLICE_S: Final = 0.001
@@ -26,7 +28,7 @@ _NOTICE_S: Final = 0.0005
 class Waiting(Protocol):
     """Something that can go on."""
 
-    peer_address: tuple[str, int]
+    peer_address: SocketAddress
 
     def go_on(self) -> None:
         """Work until done or ``Turns.due``, then call ``Turns.wait`` again."""
@@ -72,7 +74,7 @@ class Turns:
 
     def wait(self, who: Waiting) -> None:
         """Have ``who`` go on in the next turn."""
-        self._waiting.setdefault(who.peer_address[0], deque()).append(who)
+        self._waiting.setdefault(who.peer_address.host, deque()).append(who)
         if not self._is_scheduled:
             self._schedule()
 

@@ -166,7 +166,7 @@ async def test_an_expired_client_reads_why_it_is_refused_though_it_is_still_writ
 
 @pytest.mark.parametrize("how", ["silent", "talkative"])
 async def test_a_refused_peer_that_does_not_end_is_cut_off(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("appliance.transport.stream.LINGER_S", 0.2 if how == "silent" else 60.0)
+    monkeypatch.setattr("appliance.transport.lingering.LINGER_S", 0.2 if how == "silent" else 60.0)
     tls = server_context(site().server, require_client_cert=False)
     async with served({"pv": double(4.0)}, tls=tls) as server, asyncio.timeout(20):
         sock = socket.create_connection(("127.0.0.1", server.tls_port))
