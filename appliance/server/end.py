@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import NamedTuple
 
 from appliance.pva.limits import Limits
@@ -24,6 +25,8 @@ class ServerEnd(NamedTuple):
     """What each client's address has of this server."""
     pump: Pump
     """Sends the updates that wait."""
+    loop: asyncio.AbstractEventLoop
+    """Runs them all, and measures the time."""
     limits: Limits
     """What one connection may have."""
     segment_size: int

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -120,9 +119,7 @@ class Peer:
         self._dirty: list[Pumped] = []
         self._pumping = False
         self._messages = 0
-        self._deadline = asyncio.get_running_loop().call_later(
-            end.entrance.timings.handshake_s, self._too_slow
-        )
+        self._deadline = end.loop.call_later(end.entrance.timings.handshake_s, self._too_slow)
 
     def channels(self) -> Iterator[ServedChannel]:
         """All channels that are open."""
@@ -212,8 +209,9 @@ class Peer:
             else:
                 self._ask_gate()
             return
-        entrance = self._end.entrance
-        self._roles = RolesWait(self, entrance.roles, entrance.timings.roles_s, asyncio.get_running_loop())
+        end = self._end
+        entrance = end.entrance
+        self._roles = RolesWait(self, entrance.roles, entrance.timings.roles_s, end.loop)
         self._roles.begin(self.credentials.account)
 
     def roles_known(self, roles: frozenset[str]) -> None:

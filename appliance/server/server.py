@@ -174,8 +174,10 @@ class Server:
         """Listen. Raises TransportError where no address of the configuration can be listened on."""
         if self._end is not None:
             raise ValueError("the server was started already")
-        pump = Pump(asyncio.get_running_loop())
-        self._end = ServerEnd(self.entrance, self.access, self.shares, pump, self._limits, self._segment_size)
+        loop = asyncio.get_running_loop()
+        self._end = ServerEnd(
+            self.entrance, self.access, self.shares, Pump(loop), loop, self._limits, self._segment_size
+        )
         self._closed = asyncio.Event()
         config = self.config
         try:

@@ -47,6 +47,7 @@ class SharedPV(Handler):
         "_subscriptions",
         "_valid",
         "_value_at",
+        "_value_bits",
         "_waiting",
         "on_first",
         "on_last",
@@ -74,7 +75,8 @@ class SharedPV(Handler):
         self._plain: type | None = None
         """The Python type that the field ``value`` takes as it is; None where there is none."""
         self._value_at = 0
-        """The offset of that field."""
+        """The offset of that field, and below its bit."""
+        self._value_bits = 0
         self._store: list[Any] = []
         self._is_shared = False
         """Whether an update holds the store, which then never changes."""
@@ -115,6 +117,7 @@ class SharedPV(Handler):
         self._plain = None
         if "value" in kind.members:
             self._value_at = kind.offsets["value"]
+            self._value_bits = 1 << self._value_at
             self._plain = _PLAIN.get(kind.leaf_types[self._value_at])
         waiting = self._waiting
         self._waiting = {}
@@ -168,13 +171,12 @@ class SharedPV(Handler):
 
     def _post_plain(self, value: Any) -> None:
         """Post a value that fits as it is; who is waiting for nothing else is sent the octets."""
-        offset = self._value_at
-        bits = 1 << offset
+        bits = self._value_bits
         store = self._store
         if self._is_shared:
             store = store.copy()
             self._is_shared = False
-        store[offset] = value
+        store[self._value_at] = value
         self._take(store, bits)
         update: Update | None = None
         for subscription, make in self._subscriptions.items():
@@ -272,7 +274,7 @@ class SharedPV(Handler):
             return
         first = not self._subscriptions
         self._subscriptions[subscription] = (
-            subscription.maker(1 << self._value_at, "d") if self._plain is float else None
+            subscription.maker(self._value_bits, "d") if self._plain is float else None
         )
         subscription.post(self._update(self._valid))
         if first and self.on_first is not None:
