@@ -35,7 +35,11 @@ class Waiting(Protocol):
 
 
 class Turns:
-    """See the module's text. One for each event loop: ``turns_of``."""
+    """Whose turn it is on one event loop. There is one for each: `turns_of`.
+
+    Args:
+        loop: runs the connections.
+    """
 
     __slots__ = ("__weakref__", "_began", "_is_scheduled", "_loop", "_until", "_used", "_waiting")
 
