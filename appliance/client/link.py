@@ -33,8 +33,9 @@ from appliance.pva.events import (
 )
 from appliance.pva.search import SearchRequest
 from appliance.pva.states import ConnectionState
+from appliance.transport.address import format_address
 from appliance.transport.gate import Verdict
-from appliance.transport.stream import StreamLink, format_address
+from appliance.transport.stream import StreamLink
 
 if TYPE_CHECKING:
     from appliance.client.context import Context

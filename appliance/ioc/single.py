@@ -169,7 +169,7 @@ class RecordPV(Handler):
             tail = wire.prepared.tail if wire.prepared is not None else None
             if tail is not None:
                 wire.reply_tail_once(tail)
-                operation.channel.link.schedule_flush()
+                operation.channel.stream.schedule_flush()
                 return
         store, bits, reading = self.read()
         if self.tag_bits:

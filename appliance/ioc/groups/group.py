@@ -213,7 +213,7 @@ class GroupPV(Handler):
         for member, _, _ in work:
             assert member.channel is not None
             if not self.source.may_write(operation, member.channel):
-                operation.channel.owner.refused(operation.channel, "write")
+                operation.channel.refused("write")
                 raise AccessDeniedError(f"{member.name}: write access denied by access security")
             if member.channel.put_disabled:
                 raise AccessDeniedError(f"{member.channel.record} refuses puts: its field DISP is set")
