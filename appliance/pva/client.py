@@ -34,8 +34,8 @@ from appliance.pva.states import CLIENT_ACCEPTS, ConnectionState, OperationState
 from appliance.pva.status import Status
 from appliance.pva.typed import encode_typed
 from appliance.pvdata.fielddesc import decode_type
+from appliance.pvdata.primitives import Buffer, decode_size, decode_string, encode_string
 from appliance.pvdata.value import Value
-from appliance.pvdata.wire import Buffer, decode_size, decode_string, encode_string
 
 __all__ = ["ClientConnection"]
 

@@ -8,8 +8,8 @@ from appliance.errors import ChannelClosedError, LocalProtocolError
 from appliance.pva import commands as c
 from appliance.pva.client_operation import ClientOperation, OperationOwner
 from appliance.pva.packing import U32_U32
+from appliance.pvdata.primitives import encode_string
 from appliance.pvdata.value import Value
-from appliance.pvdata.wire import encode_string
 
 __all__ = ["ChannelOwner", "ClientChannel"]
 

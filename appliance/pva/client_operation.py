@@ -30,10 +30,10 @@ from appliance.pva.typed import decode_typed, encode_typed
 from appliance.pvdata.bitset import decode_bitset, encode_bitset
 from appliance.pvdata.codec import codec
 from appliance.pvdata.fielddesc import TypeReader, decode_type
-from appliance.pvdata.leaves import octet_store
+from appliance.pvdata.primitives import Buffer
+from appliance.pvdata.store import octet_store
 from appliance.pvdata.types import AnyType, ArrayType, ScalarType, StructType, TypeDesc, UnionType
 from appliance.pvdata.value import Value
-from appliance.pvdata.wire import Buffer
 
 __all__ = ["ClientOperation", "OperationOwner"]
 

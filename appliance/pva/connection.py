@@ -21,7 +21,7 @@ from appliance.pva.packing import HEADER, U32
 from appliance.pva.states import ConnectionState
 from appliance.pvdata.fielddesc import TypeReader
 from appliance.pvdata.pace import Pace
-from appliance.pvdata.wire import Buffer, decode_string, encode_string
+from appliance.pvdata.primitives import Buffer, decode_string, encode_string
 
 __all__ = ["Connection"]
 

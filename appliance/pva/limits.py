@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from appliance.pvdata.wire import DecodeLimits
+from appliance.pvdata.primitives import DecodeLimits
 
 __all__ = ["DEFAULT_LIMITS", "Limits"]
 

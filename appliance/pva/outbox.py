@@ -11,7 +11,7 @@ from typing import Final
 
 from appliance.pva import commands as c
 from appliance.pva.packing import HEADER
-from appliance.pvdata.wire import Buffer
+from appliance.pvdata.primitives import Buffer
 
 __all__ = ["COPY_LIMIT", "Outbox"]
 

@@ -17,7 +17,7 @@ from appliance.pva import commands as c
 from appliance.pva.limits import DEFAULT_LIMITS, Limits
 from appliance.pva.packing import HEADER, U16, U32
 from appliance.pvdata.pace import breathe
-from appliance.pvdata.wire import Buffer, decode_size, decode_string, encode_size, encode_string
+from appliance.pvdata.primitives import Buffer, decode_size, decode_string, encode_size, encode_string
 
 __all__ = [
     "GUID_SIZE",

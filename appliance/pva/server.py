@@ -34,9 +34,9 @@ from appliance.pva.states import SERVER_ACCEPTS, SERVER_HOLDS, ConnectionState, 
 from appliance.pva.status import Status
 from appliance.pva.typed import decode_typed
 from appliance.pvdata.pace import breathe
+from appliance.pvdata.primitives import Buffer, decode_string, encode_size, encode_string
 from appliance.pvdata.types import StructType
 from appliance.pvdata.value import Value
-from appliance.pvdata.wire import Buffer, decode_string, encode_size, encode_string
 
 __all__ = ["ServerConnection"]
 

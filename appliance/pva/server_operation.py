@@ -18,10 +18,10 @@ from appliance.pva.typed import decode_typed, encode_typed
 from appliance.pvdata.bitset import decode_bitset
 from appliance.pvdata.codec import codec
 from appliance.pvdata.fielddesc import TypeReader, encode_type
+from appliance.pvdata.primitives import Buffer
 from appliance.pvdata.pvrequest import request_options, truth
 from appliance.pvdata.types import StructType, TypeDesc
 from appliance.pvdata.value import Value
-from appliance.pvdata.wire import Buffer
 
 __all__ = ["OperationOwner", "PreparedAnswer", "ServerOperation", "init_answer"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from appliance.errors import AccessDeniedError, DecodeError, RemoteError
-from appliance.pvdata.wire import Buffer, decode_string, encode_string
+from appliance.pvdata.primitives import Buffer, decode_string, encode_string
 
 __all__ = ["OK", "OK_BYTES", "Status"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from appliance.pvdata.codec import codec
 from appliance.pvdata.fielddesc import TypeReader, decode_type
+from appliance.pvdata.primitives import Buffer
 from appliance.pvdata.types import StructType
 from appliance.pvdata.value import Value
-from appliance.pvdata.wire import Buffer
 
 __all__ = ["decode_typed", "encode_typed"]
 

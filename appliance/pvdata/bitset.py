@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from appliance.errors import DecodeError, PVDataError
-from appliance.pvdata.wire import Buffer, DecodeLimits, decode_count, encode_size, truncated
+from appliance.pvdata.primitives import Buffer, DecodeLimits, decode_count, encode_size, truncated
 
 __all__ = ["decode_bitset", "encode_bitset", "iter_bits"]
 

@@ -7,6 +7,15 @@ from __future__ import annotations
 
 from appliance.errors import DecodeError, PVDataError
 from appliance.pvdata.pace import breathe
+from appliance.pvdata.primitives import (
+    Buffer,
+    DecodeLimits,
+    decode_count,
+    decode_string,
+    encode_size,
+    encode_string,
+    truncated,
+)
 from appliance.pvdata.types import (
     ANY,
     MAX_DEPTH,
@@ -21,15 +30,6 @@ from appliance.pvdata.types import (
     TypeDesc,
     UnionType,
     from_wire,
-)
-from appliance.pvdata.wire import (
-    Buffer,
-    DecodeLimits,
-    decode_count,
-    decode_string,
-    encode_size,
-    encode_string,
-    truncated,
 )
 
 __all__ = ["TypeReader", "TypeWriter", "decode_type", "encode_type"]

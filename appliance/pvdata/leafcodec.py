@@ -12,18 +12,8 @@ from collections.abc import Callable, Iterable
 
 from appliance.errors import DecodeError
 from appliance.pvdata.fielddesc import TypeReader, decode_type, encode_type
-from appliance.pvdata.leaves import NO_ANY, NO_UNION, AnyValue, UnionValue, numpy, zeros
 from appliance.pvdata.pace import breathe
-from appliance.pvdata.types import (
-    AnyType,
-    ArrayType,
-    BoundedString,
-    ScalarType,
-    StructType,
-    TypeDesc,
-    UnionType,
-)
-from appliance.pvdata.wire import (
+from appliance.pvdata.primitives import (
     Buffer,
     DecodeLimits,
     decode_count,
@@ -32,6 +22,16 @@ from appliance.pvdata.wire import (
     encode_size,
     encode_string,
     truncated,
+)
+from appliance.pvdata.store import NO_ANY, NO_UNION, AnyValue, UnionValue, numpy, zeros
+from appliance.pvdata.types import (
+    AnyType,
+    ArrayType,
+    BoundedString,
+    ScalarType,
+    StructType,
+    TypeDesc,
+    UnionType,
 )
 
 TYPE_CHECKING = False

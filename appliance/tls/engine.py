@@ -12,7 +12,7 @@ from OpenSSL import SSL
 
 from appliance.certs.keychain import Keychain
 from appliance.errors import LocalProtocolError, TLSError
-from appliance.pvdata.wire import Buffer
+from appliance.pvdata.primitives import Buffer
 from appliance.tls.context import HandshakeNotes, TLSContext, certificate_der, verified_chain
 from appliance.tls.reasons import explain_error, explain_verification
 

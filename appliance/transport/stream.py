@@ -20,7 +20,7 @@ from appliance.errors import ApplianceError, ProtocolError, RemoteProtocolError,
 from appliance.pva.connection import Connection
 from appliance.pva.events import Event
 from appliance.pva.states import ConnectionState
-from appliance.pvdata.wire import Buffer
+from appliance.pvdata.primitives import Buffer
 from appliance.transport import lingering
 from appliance.transport.address import NOWHERE, SocketAddress, format_address
 from appliance.transport.turns import turns_of

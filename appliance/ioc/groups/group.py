@@ -17,8 +17,8 @@ from appliance.ioc.options import PutOptions, put_options
 from appliance.ioc.putlog import NOTHING
 from appliance.pva import commands as c
 from appliance.pva.selection import leaves
-from appliance.pvdata.leaves import new_store
 from appliance.pvdata.pvrequest import truth
+from appliance.pvdata.store import new_store
 from appliance.pvdata.types import StructType
 from appliance.pvdata.value import Value, _copied
 from appliance.server.operation import Operation, Subscription
