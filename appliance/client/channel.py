@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Protocol
 
 from appliance.client.end import ClientEnd, ServerAddress
 from appliance.errors import AccessDeniedError, ApplianceError, ChannelClosedError, OperationError
-from appliance.pva.client import ClientChannel, ClientOperation
+from appliance.pva.client_channel import ClientChannel
+from appliance.pva.client_operation import ClientOperation
 from appliance.pva.credentials import Credentials
 from appliance.pva.status import Status
 from appliance.pvdata.value import Value

@@ -27,7 +27,7 @@ from appliance.client.servers import Discovered
 from appliance.config.pva import ClientConfig, resolve_client
 from appliance.errors import ApplianceError, ChannelClosedError
 from appliance.pva.limits import DEFAULT_LIMITS, Limits
-from appliance.pvdata.pvrequest import PVRequest, is_on
+from appliance.pvdata.pvrequest import PVRequest, truth
 from appliance.pvdata.value import Value
 from appliance.transport.gate import PeerGate
 
@@ -418,7 +418,7 @@ class Context:
             channel,
             prepared,
             queue_size=int(size) if size.isdecimal() else DEFAULT_QUEUE_SIZE,
-            pipeline=is_on(options.get("pipeline", "")),
+            pipeline=truth(options.get("pipeline")) is True,
             notify=notify,
             on_update=on_update,
         )

@@ -13,15 +13,18 @@ from appliance.client.monitor import Monitor
 from appliance.client.requests import FieldRequest
 from appliance.errors import ApplianceError, CertificateError, SecurityError, TransportError
 from appliance.pva.client import ClientConnection
+from appliance.pva.client_channel import ClientChannel
 from appliance.pva.credentials import Credentials
 from appliance.pva.events import (
+    AccessChanged,
     AuthenticationOffered,
     ChannelClosed,
     ChannelCreated,
-    Event,
+    ClientEvent,
     FieldReply,
     MonitorFinished,
     MonitorUpdate,
+    OperationClosed,
     OperationReady,
     OperationReply,
     RemoteMessage,
@@ -30,9 +33,10 @@ from appliance.pva.events import (
 )
 from appliance.pva.search import SearchRequest, SearchResponse
 from appliance.pva.states import ConnectionState
+from appliance.transport.address import format_address
 from appliance.transport.admission import Admission
 from appliance.transport.gate import Verdict
-from appliance.transport.stream import StreamLink, format_address
+from appliance.transport.stream import StreamLink
 
 __all__ = ["LinkOwner", "ServerLink"]
 
@@ -268,7 +272,7 @@ class ServerLink:
                 describe(self.credentials),
             )
 
-    def link_events(self, link: StreamLink, events: list[Event]) -> None:
+    def link_events(self, link: StreamLink, events: list[ClientEvent]) -> None:
         """Act on what the server says."""
         for event in events:
             if type(event) is MonitorUpdate:
@@ -332,7 +336,7 @@ class ServerLink:
 
     # -- events --------------------------------------------------------------------------------------
 
-    def _on_event(self, event: Event) -> None:
+    def _on_event(self, event: ClientEvent) -> None:
         """Act on what comes seldom."""
         match event:
             case ChannelCreated():
@@ -357,10 +361,10 @@ class ServerLink:
                 self._admission.begin(self._end.gate, self.credentials, engine, guid=self.guid)
             case Validated():
                 self._on_validated(event)
-            case _:
-                # The end of a channel tells its requests that their operations have ended; permissions are read
-                # where they matter, from the channel.
-                pass
+            case OperationClosed():
+                pass  # the channel's end tells its requests
+            case AccessChanged():
+                pass  # the permissions are read where they matter, from the channel
 
     def _on_validated(self, event: Validated) -> None:
         if not event.status.ok:
@@ -386,7 +390,7 @@ class ServerLink:
             event.channel.close()
             self.schedule_flush()
 
-    def _on_channel_closed(self, event: ChannelClosed) -> None:
+    def _on_channel_closed(self, event: ChannelClosed[ClientChannel]) -> None:
         channel: Channel | None = event.channel.context
         if channel is not None and channel.wire is event.channel:
             self.remove(channel)

@@ -15,8 +15,9 @@ from appliance.client.search_ports import SearchPorts
 from appliance.client.servers import Servers
 from appliance.errors import ApplianceError, TransportError
 from appliance.pva.search import SearchRequest, SearchResponse
+from appliance.transport.address import format_address
 from appliance.transport.liveness import Liveness
-from appliance.transport.stream import StreamLink, format_address
+from appliance.transport.stream import StreamLink
 
 __all__ = ["Links"]
 

@@ -16,7 +16,7 @@ from appliance.client.end import ClientEnd, ServerAddress, Timer
 from appliance.client.servers import Servers
 from appliance.pva.search import Beacon, Datagram, SearchRequest, SearchResponse, split_names
 from appliance.pvdata.pace import breathe
-from appliance.transport.stream import format_address
+from appliance.transport.address import format_address
 from appliance.transport.udp import Origin
 
 __all__ = ["Located", "SearchOwner", "Searcher", "refused_without_tls"]

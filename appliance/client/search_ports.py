@@ -11,9 +11,9 @@ from appliance.client.end import ClientEnd
 from appliance.config.address import Endpoint
 from appliance.pva import commands as c
 from appliance.pva.search import Datagram, SearchRequest, pack_message
+from appliance.transport.address import format_address, is_multicast
 from appliance.transport.interfaces import broadcast_addresses
-from appliance.transport.stream import format_address
-from appliance.transport.udp import Origin, UDPPort, is_multicast, resolve_datagram_address
+from appliance.transport.udp import Origin, UDPPort, resolve_datagram_address
 
 __all__ = ["SearchPorts"]
 

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from appliance.client.end import ClientEnd, ServerAddress, Timer
 from appliance.pva.search import Beacon, SearchResponse
-from appliance.transport.stream import format_address
+from appliance.transport.address import format_address
 
 __all__ = ["Discovered", "Servers"]
 

@@ -14,13 +14,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["PVRequest", "is_on", "request_mask", "request_options", "select_bits"]
+__all__ = ["PVRequest", "request_mask", "request_options", "select_bits", "truth"]
 
 MAX_TEXT = 65536
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.")
 _WORD = _NAME | frozenset("+-:/*%")
 OPTIONS = "_options"
-_ON = frozenset(("true", "1", "yes", "on"))
+
+_TRUE = frozenset(("true", "1", "yes", "on"))
+_FALSE = frozenset(("false", "0", "no", "off"))
 
 _Tree = dict[str, "_Tree | str"]
 
@@ -36,8 +38,8 @@ class PVRequest:
     def __init__(self, text: str = "") -> None:
         self.text = text
         fields, self.options = _Parser(text).parse()
-        if is_on(self.options.get("pipeline", "")):
-            # Both ends count updates or neither does: the server must understand the word as we do.
+        if truth(self.options.get("pipeline")):
+            # Both ends count updates or neither does, and other servers know fewer words than we do.
             self.options["pipeline"] = "true"
         try:
             self.value = _build(fields, self.options)
@@ -186,14 +188,6 @@ def _fill(value: Value, path: str, tree: _Tree) -> None:
             _fill(value, f"{path}.{name}", node)
 
 
-def is_on(word: str) -> bool:
-    """Whether the text of a pvRequest's option says yes: ``true``, ``yes``, ``on`` or ``1``, in any case.
-
-    A client and a server that read the same request must agree, so both ask here.
-    """
-    return word.lower() in _ON
-
-
 def request_mask(request: Value, t: TypeDesc) -> int:
     """Return the fields of ``t`` that a pvRequest selects, as bits.
 
@@ -260,3 +254,18 @@ def request_options(request: Value) -> dict[str, str]:
         elif isinstance(value, (str, int, float)):
             out[name] = str(value)
     return out
+
+
+def truth(text: str | None) -> bool | None:
+    """Read an option that is true or false, such as ``pipeline`` or ``process``.
+
+    Args:
+        text: The option's text; None where the request does not have it.
+
+    Returns:
+        None where the option is absent or its text is neither.
+    """
+    word = (text or "").strip().lower()
+    if word in _TRUE:
+        return True
+    return False if word in _FALSE else None
