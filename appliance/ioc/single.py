@@ -21,8 +21,8 @@ from appliance.ioc.putlog import NOTHING
 from appliance.pva import commands as c
 from appliance.pva.credentials import Credentials
 from appliance.pva.selection import leaves
-from appliance.pvdata.leaves import new_store
 from appliance.pvdata.pvrequest import request_options
+from appliance.pvdata.store import new_store
 from appliance.pvdata.value import Value
 from appliance.server.channel import Channel
 from appliance.server.operation import Operation, Subscription

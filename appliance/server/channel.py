@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from appliance.pva.credentials import Credentials
-from appliance.pva.server import ServerChannel
+from appliance.pva.server_channel import ServerChannel
 from appliance.server.access import AccessControl, Rights
 from appliance.server.quota import Allowance
 from appliance.transport.gate import Verdict

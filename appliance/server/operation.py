@@ -12,7 +12,7 @@ from appliance.errors import LocalProtocolError, PVDataError
 from appliance.pva import commands as c
 from appliance.pva.credentials import Credentials
 from appliance.pva.selection import encode_answer, encode_update, leaves, wire_bits
-from appliance.pva.server import PreparedAnswer, ServerOperation
+from appliance.pva.server_operation import PreparedAnswer, ServerOperation
 from appliance.pva.states import OperationState
 from appliance.pvdata.bitset import encode_bitset
 from appliance.pvdata.pvrequest import request_mask, request_options

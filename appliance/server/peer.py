@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, assert_never
 
 from appliance.errors import ApplianceError, CertificateError, SecurityError, TransportError
 from appliance.pva.credentials import Credentials
@@ -12,7 +12,6 @@ from appliance.pva.events import (
     AuthenticationReceived,
     ChannelClosed,
     ChannelRequested,
-    Event,
     Execute,
     FieldRequested,
     MonitorWindow,
@@ -21,9 +20,12 @@ from appliance.pva.events import (
     OperationRequested,
     RemoteMessage,
     SearchReceived,
+    ServerEvent,
 )
 from appliance.pva.search import SearchRequest, SearchResponse
-from appliance.pva.server import ServerChannel, ServerConnection
+from appliance.pva.server import ServerConnection
+from appliance.pva.server_channel import ServerChannel
+from appliance.pva.server_operation import ServerOperation
 from appliance.pva.status import OK, Status
 from appliance.server.access import AccessControl
 from appliance.server.admission import RolesWait, choose_identity
@@ -295,9 +297,8 @@ class Peer:
 
     # -- events --------------------------------------------------------------------------------------
 
-    def link_events(self, link: StreamLink, events: list[Event]) -> list[Event] | None:
+    def link_events(self, link: StreamLink, events: list[ServerEvent]) -> list[ServerEvent] | None:
         """Act on what the client sent, in order; return what has to wait until others have had their turn."""
-        item: Any
         due = link.due
         if link.ended_here:
             # It was shut out meanwhile, perhaps since its certificate was revoked: only what ended is told.
@@ -305,35 +306,39 @@ class Peer:
         for done, item in enumerate(events):
             if done and due():
                 return events[done:]
-            kind = type(item)
-            if kind is Execute:
+            if type(item) is Execute:
                 operation = item.operation
                 operation.channel.context.execute(operation, item.argument)
-            elif kind is OperationRequested:
+            elif type(item) is OperationRequested:
                 operation = item.operation
                 operation.channel.context.requested(operation)
+            elif type(item) is MonitorWindow:
+                item.operation.channel.context.window(item.operation)
+            elif type(item) is OperationClosed:
+                self._on_closed_operation(item.operation)
+            elif type(item) is ChannelRequested:
+                self.open_channel(item.channel)
+            elif type(item) is ChannelClosed:
+                self._on_closed_channel(item.channel)
+            elif type(item) is OperationCancelled:
+                item.operation.channel.context.cancelled(item.operation, item.successor)
+            elif type(item) is FieldRequested:
+                item.operation.channel.context.introspect(item.operation, item.field)
+            elif type(item) is AuthenticationReceived:
+                self._on_authentication(item)
+            elif type(item) is SearchReceived:
+                self._on_search(item)
+            elif type(item) is RemoteMessage:
+                self._on_message(item)
             else:
-                _HANDLERS[kind](self, item)
+                assert_never(item)
         return None
 
-    def _on_window(self, event: MonitorWindow) -> None:
-        event.operation.channel.context.window(event.operation)
-
-    def _on_closed_operation(self, event: OperationClosed) -> None:
-        wire: Any = event.operation
+    def _on_closed_operation(self, wire: ServerOperation) -> None:
         channel: ServedChannel | None = wire.channel.context
         if channel is not None:
             channel.closed(wire)
             wire.context = None  # without a cycle it is gone now, and not when garbage is collected
-
-    def _on_cancelled(self, event: OperationCancelled) -> None:
-        event.operation.channel.context.cancelled(event.operation, event.successor)
-
-    def _on_field(self, event: FieldRequested) -> None:
-        event.operation.channel.context.introspect(event.operation, event.field)
-
-    def _on_channel(self, event: ChannelRequested) -> None:
-        self.open_channel(event.channel)
 
     def open_channel(self, wire: ServerChannel) -> None:
         """Answer CREATE_CHANNEL."""
@@ -355,11 +360,11 @@ class Peer:
         ServedChannel(self, wire, handler, rights)
         wire.accept(rights.permissions)
 
-    def _on_closed_channel(self, event: ChannelClosed) -> None:
-        channel: ServedChannel | None = event.channel.context
+    def _on_closed_channel(self, wire: ServerChannel) -> None:
+        channel: ServedChannel | None = wire.context
         if channel is not None:
             channel.gone()
-            event.channel.context = None
+            wire.context = None
 
     def _on_search(self, event: SearchReceived) -> None:
         answer = self._host.answer_search(event.request, self.stream.peer_address.host)
@@ -411,15 +416,4 @@ class Peer:
         return f"<Peer {self.credentials.method}/{self.credentials.account}@{self.stream.peer}>"
 
 
-_ENDS: Final = frozenset((OperationClosed, ChannelClosed))
-_HANDLERS: Final[dict[type, Any]] = {
-    MonitorWindow: Peer._on_window,
-    OperationClosed: Peer._on_closed_operation,
-    OperationCancelled: Peer._on_cancelled,
-    FieldRequested: Peer._on_field,
-    ChannelRequested: Peer._on_channel,
-    ChannelClosed: Peer._on_closed_channel,
-    AuthenticationReceived: Peer._on_authentication,
-    SearchReceived: Peer._on_search,
-    RemoteMessage: Peer._on_message,
-}
+_ENDS: Final[frozenset[type]] = frozenset((OperationClosed, ChannelClosed))

@@ -7,7 +7,8 @@ from typing import Final
 
 from appliance.errors import ApplianceError
 from appliance.pva import commands as c
-from appliance.pva.server import ServerChannel, ServerOperation
+from appliance.pva.server_channel import ServerChannel
+from appliance.pva.server_operation import ServerOperation
 from appliance.pva.states import OperationState
 from appliance.pvdata.value import Value
 from appliance.server.access import Rights

@@ -12,7 +12,7 @@ from typing import Any, Final
 from appliance.errors import ApplianceError, PVDataError
 from appliance.pva.commands import CMD_GET, CMD_PROCESS, CMD_RPC
 from appliance.pva.selection import leaves
-from appliance.pva.server import PreparedAnswer
+from appliance.pva.server_operation import PreparedAnswer
 from appliance.pvdata.nt import now_to_time
 from appliance.pvdata.types import BOOL, FLOAT64, STRING, ScalarType, StructType, TypeDesc
 from appliance.pvdata.value import Value

@@ -14,12 +14,13 @@ import logging
 import socket
 import termios
 from struct import Struct
-from typing import TYPE_CHECKING, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 from appliance.errors import ApplianceError, ProtocolError, RemoteProtocolError, TLSError, TransportError
-from appliance.pva.connection import Buffer, Connection
+from appliance.pva.connection import Connection
 from appliance.pva.events import Event
 from appliance.pva.states import ConnectionState
+from appliance.pvdata.primitives import Buffer
 from appliance.transport import lingering
 from appliance.transport.address import NOWHERE, SocketAddress, format_address
 from appliance.transport.turns import turns_of
@@ -44,7 +45,10 @@ _JOIN_LIMIT: Final = 256 * 1024
 """Octets up to which output is joined to one buffer; above, chunks go out as they are."""
 
 
-class StreamOwner(Protocol):
+EventT = TypeVar("EventT", bound=Event)
+
+
+class StreamOwner(Protocol[EventT]):
     """Who acts on what a link brings: a server or a client context."""
 
     def link_made(self, link: StreamLink) -> bool:
@@ -53,7 +57,7 @@ class StreamOwner(Protocol):
     def link_up(self, link: StreamLink) -> None:
         """The transport is ready: TCP is connected and, with TLS, the handshake is complete."""
 
-    def link_events(self, link: StreamLink, events: list[Event]) -> list[Event] | None:
+    def link_events(self, link: StreamLink, events: list[EventT]) -> list[EventT] | None:
         """The peer's messages, in order. Returns those that have to wait: when ``link.due()``, others go first."""
 
     def link_writable(self, link: StreamLink) -> None:
@@ -72,7 +76,7 @@ class _Nobody:
     def link_up(self, link: StreamLink) -> None:
         pass
 
-    def link_events(self, link: StreamLink, events: list[Event]) -> list[Event] | None:
+    def link_events(self, link: StreamLink, events: list[Any]) -> list[Any] | None:
         return None
 
     def link_writable(self, link: StreamLink) -> None:
@@ -121,13 +125,16 @@ class StreamLink(asyncio.Protocol):
         "writable",
     )
 
-    def __init__(self, connection: Connection, owner: StreamOwner, engine: TLSEngine | None = None) -> None:
-        self.connection = connection
+    def __init__(
+        self, connection: Connection[EventT], owner: StreamOwner[EventT], engine: TLSEngine | None = None
+    ) -> None:
+        # Connection and owner play the same role. From here on their events are only handed over.
+        self.connection: Connection[Any] = connection
         if _messages.isEnabledFor(logging.DEBUG):
             from appliance.transport import messages
 
             self.connection = messages.tapped(connection, lambda: str(self.peer))
-        self.owner: StreamOwner = owner
+        self.owner: StreamOwner[Any] = owner
         self.engine = engine
         self.peer = ""
         """The peer's address and port as text."""
@@ -152,7 +159,7 @@ class StreamLink(asyncio.Protocol):
         self.due = self._turns.due
         """Tells when it is time to let others go first."""
         connection.due = self.due
-        self._backlog: list[Event] = []
+        self._backlog: list[Any] = []
         """Events that wait."""
         self._unfed: list[bytes] = []
         """What came and was not even decrypted, since it waits."""
@@ -282,7 +289,7 @@ class StreamLink(asyncio.Protocol):
         turns.end()
         self._read_on()
 
-    def _hand_over(self, events: list[Event]) -> None:
+    def _hand_over(self, events: list[Any]) -> None:
         left = self.owner.link_events(self, events) if events else None
         if left:
             self._backlog = left

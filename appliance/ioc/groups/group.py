@@ -13,11 +13,12 @@ from appliance.ioc.groups.config import GroupConfig, GroupError
 from appliance.ioc.groups.feed import GroupFeed
 from appliance.ioc.groups.layout import OPTIONS, TypeTree
 from appliance.ioc.groups.member import Member
-from appliance.ioc.options import PutOptions, boolean, put_options
+from appliance.ioc.options import PutOptions, put_options
 from appliance.ioc.putlog import NOTHING
 from appliance.pva import commands as c
 from appliance.pva.selection import leaves
-from appliance.pvdata.leaves import new_store
+from appliance.pvdata.pvrequest import truth
+from appliance.pvdata.store import new_store
 from appliance.pvdata.types import StructType
 from appliance.pvdata.value import Value, _copied
 from appliance.server.operation import Operation, Subscription
@@ -160,7 +161,7 @@ class GroupPV(Handler):
         else:
             operation.ready(self.type)
             operation.state = (
-                PutOptions(None, block=False, atomic=boolean(operation.options.get("atomic")))
+                PutOptions(None, block=False, atomic=truth(operation.options.get("atomic")))
                 if command == c.CMD_GET
                 else put_options(operation)
             )
