@@ -156,11 +156,11 @@ def _subject_problem(oid: x509.ObjectIdentifier, text: str | bytes) -> str | Non
     if not text:
         return f"the subject's {short} is empty"
     if text != text.strip():
-        return f"the subject's {short} has blanks at its ends: {ascii(text[:limit])}"
+        return f"the subject's {short} has blanks at its ends: {text[:limit]!a}"
     if any("\ud800" <= char <= "\udfff" for char in text):
-        return f"the subject's {short} is not UTF-8: {ascii(text[:limit])}"
+        return f"the subject's {short} is not UTF-8: {text[:limit]!a}"
     if not text.isprintable():
-        return f"the subject's {short} has control characters, or others that cannot be printed: {ascii(text[:limit])}"
+        return f"the subject's {short} has control characters, or others that cannot be printed: {text[:limit]!a}"
     octets = len(text.encode("utf-8", "surrogatepass"))
     if octets > limit:
         counted = f"{len(text)} characters" if octets == len(text) else f"{octets} octets in UTF-8"

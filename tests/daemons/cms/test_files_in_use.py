@@ -30,7 +30,7 @@ async def test_without_its_database_the_service_does_nothing_and_says_so(tmp_pat
         path = tmp_path / f"certs.db{suffix}"
         spoil(path)
         with pytest.raises(
-            RemoteError, match="while the service ran.*until the same file is put back, or the"
+            RemoteError, match=r"while the service ran.*until the same file is put back, or the"
         ):
             await anyone.rpc("CERT:CREATE", ccr("bob"))
         async with secure(service, admin_keychain(tmp_path)) as admin:
