@@ -167,6 +167,17 @@ def read_offer(value: Value, *, now: datetime) -> Offer:
     named = named.lower() if isinstance(named, str) else ""
     if len(named) != 8 or not all(c in "0123456789abcdef" for c in named):
         named = issuer_id(chain[0])
+    for signer in chain:
+        if (
+            issuer_id(signer) == named
+            and not signer.not_valid_before_utc <= now <= signer.not_valid_after_utc
+        ):
+            raise SecurityError(
+                f"the certificate service signs with {subject_text(signer.subject)}, which is valid from "
+                f"{signer.not_valid_before_utc:%Y-%m-%d %H:%M} to {signer.not_valid_after_utc:%Y-%m-%d %H:%M} UTC, and it is "
+                f"{now:%Y-%m-%d %H:%M} here: what it issues would not be accepted, so nothing was requested; check this host's "
+                "clock, else ask its administrator"
+            )
     return Offer(anchor, chain, named)
 
 
