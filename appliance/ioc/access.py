@@ -27,7 +27,7 @@ from appliance.ioc.macros import parse_macros
 from appliance.ioc.single import RecordPV, RecordSource
 from appliance.pva.credentials import Credentials
 from appliance.server.access import ALL_RIGHTS, Rights
-from appliance.server.channel import Channel
+from appliance.server.served_channel import ServedChannel
 
 __all__ = ["IocAccess", "read_access_file"]
 
@@ -115,7 +115,7 @@ class IocAccess:
 
     def __init__(
         self,
-        review: Callable[[Callable[[Channel], bool] | None], None],
+        review: Callable[[Callable[[ServedChannel], bool] | None], None],
         config: ServerConfig | None = None,
         *,
         inputs_require_tls: bool = False,
@@ -317,7 +317,7 @@ class IocAccess:
         concerned = {group.name for group in self.security.groups.values() if name in group.inputs.values()}
         self._review(lambda channel: not concerned.isdisjoint(self._groups_of(channel)))
 
-    def _groups_of(self, channel: Channel) -> set[str]:
+    def _groups_of(self, channel: ServedChannel) -> set[str]:
         return {self.security.group(each.access_group).name for each in _channels_of(channel)}
 
     def _follow(self) -> None:
@@ -370,7 +370,7 @@ def _unreadable(security: AccessSecurity) -> list[tuple[str, str]]:
     return found
 
 
-def _channels_of(channel: Channel) -> list[DBChannel]:
+def _channels_of(channel: ServedChannel) -> list[DBChannel]:
     handler: Any = channel.handler
     if isinstance(handler, RecordPV):
         return [handler.channel]
@@ -378,5 +378,5 @@ def _channels_of(channel: Channel) -> list[DBChannel]:
     return list(channels()) if channels is not None else []
 
 
-def _records_of(channel: Channel) -> set[str]:
+def _records_of(channel: ServedChannel) -> set[str]:
     return {each.record for each in _channels_of(channel)}

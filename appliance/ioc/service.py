@@ -113,7 +113,7 @@ class Ioc:
         self.put_log = PutLog(self.access, plan.put_log, required=plan.put_log_required)
         self._stack.callback(self.put_log.close)
         self._server = await self._stack.enter_async_context(open_server(self.config, policy=self.access))
-        self._server.on_refused = self.put_log.refused
+        self._server.access.on_refused = self.put_log.refused
         if plan.script:
             await asyncio.to_thread(self.loading.script.run, plan.script)
         self._raise_failure()
@@ -221,7 +221,7 @@ class Ioc:
         lines = [f"records are not served: {self.switched_off}"] if self.switched_off else []
         lines += [
             f"TCP port {server.tcp_port or 'off'}, TLS port {server.tls_port or 'off'}, UDP port {server.udp_port}",
-            f"{len(server.peers)} clients, {server.refusals} requests refused",
+            f"{len(server.peers)} clients, {server.access.refusals} requests refused",
         ]
         if level > 0:
             for peer in server.peers.values():

@@ -21,8 +21,8 @@ from appliance.ioc.putlog import NOTHING
 from appliance.pva import commands as c
 from appliance.pva.credentials import Credentials
 from appliance.pva.selection import leaves
-from appliance.pvdata.leaves import new_store
 from appliance.pvdata.pvrequest import request_options
+from appliance.pvdata.store import new_store
 from appliance.pvdata.value import Value
 from appliance.server.channel import Channel
 from appliance.server.operation import Operation, Subscription
@@ -169,7 +169,7 @@ class RecordPV(Handler):
             tail = wire.prepared.tail if wire.prepared is not None else None
             if tail is not None:
                 wire.reply_tail_once(tail)
-                operation.channel.link.schedule_flush()
+                operation.channel.stream.schedule_flush()
                 return
         store, bits, reading = self.read()
         if self.tag_bits:

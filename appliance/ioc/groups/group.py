@@ -13,11 +13,12 @@ from appliance.ioc.groups.config import GroupConfig, GroupError
 from appliance.ioc.groups.feed import GroupFeed
 from appliance.ioc.groups.layout import OPTIONS, TypeTree
 from appliance.ioc.groups.member import Member
-from appliance.ioc.options import PutOptions, boolean, put_options
+from appliance.ioc.options import PutOptions, put_options
 from appliance.ioc.putlog import NOTHING
 from appliance.pva import commands as c
 from appliance.pva.selection import leaves
-from appliance.pvdata.leaves import new_store
+from appliance.pvdata.pvrequest import truth
+from appliance.pvdata.store import new_store
 from appliance.pvdata.types import StructType
 from appliance.pvdata.value import Value, _copied
 from appliance.server.operation import Operation, Subscription
@@ -160,7 +161,7 @@ class GroupPV(Handler):
         else:
             operation.ready(self.type)
             operation.state = (
-                PutOptions(None, block=False, atomic=boolean(operation.options.get("atomic")))
+                PutOptions(None, block=False, atomic=truth(operation.options.get("atomic")))
                 if command == c.CMD_GET
                 else put_options(operation)
             )
@@ -212,7 +213,7 @@ class GroupPV(Handler):
         for member, _, _ in work:
             assert member.channel is not None
             if not self.source.may_write(operation, member.channel):
-                operation.channel.owner.refused(operation.channel, "write")
+                operation.channel.refused("write")
                 raise AccessDeniedError(f"{member.name}: write access denied by access security")
             if member.channel.put_disabled:
                 raise AccessDeniedError(f"{member.channel.record} refuses puts: its field DISP is set")
