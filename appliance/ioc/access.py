@@ -18,13 +18,13 @@ from appliance.acf.model import READ
 from appliance.config.pva import ServerConfig
 from appliance.errors import AccessFileError, ApplianceError
 from appliance.ioc import dbcore
+from appliance.ioc.acf_inputs import ExternalInputs
 from appliance.ioc.config import LoadStep
 from appliance.ioc.dbcore import DBE_ALARM, DBE_VALUE, DBChannel
 from appliance.ioc.feed import EventSink, EventStream
 from appliance.ioc.groups.source import GroupSource
-from appliance.ioc.inputs import ExternalInputs
 from appliance.ioc.macros import parse_macros
-from appliance.ioc.single import RecordPV, RecordSource
+from appliance.ioc.record_pv import RecordPV, RecordSource
 from appliance.pva.credentials import Credentials
 from appliance.server.access import ALL_RIGHTS, Rights
 from appliance.server.channel import Channel

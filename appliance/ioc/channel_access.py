@@ -8,7 +8,7 @@ from typing import Any
 from appliance.acf import AccessSecurity
 from appliance.errors import AccessFileError, ApplianceError
 from appliance.ioc import dbcore
-from appliance.ioc.claimed import rules_for_channel_access
+from appliance.ioc.ca_rules import rules_for_channel_access
 
 __all__ = ["ChannelAccessRules"]
 

@@ -243,8 +243,8 @@ async def _serve(daemon: Daemon, plan: Plan, config: ServerConfig, status: list[
     import asyncio
 
     from appliance.ioc import dbcore
-    from appliance.ioc.service import Ioc
-    from appliance.ioc.switches import why_not_served
+    from appliance.ioc.ioc import Ioc
+    from appliance.ioc.qsrv_env import why_not_served
 
     loop = asyncio.get_running_loop()
     if plan.folder:

@@ -18,7 +18,7 @@ from appliance.ioc.dbcore import DBE_ALARM, DBE_ARCHIVE, DBE_PROPERTY, DBE_VALUE
 from appliance.server.operation import Subscription, Update
 
 if TYPE_CHECKING:
-    from appliance.ioc.single import RecordPV
+    from appliance.ioc.record_pv import RecordPV
 
 __all__ = ["DEFAULT_EVENTS", "EventSink", "EventStream", "Feed", "event_mask", "log_unread", "read_all"]
 
@@ -179,7 +179,9 @@ class Feed(EventSink):
         self._tells_alarm = bool(mask & DBE_ALARM)
         self._store: list[Any] = []
         self._alarm: tuple[int, int, str] | None = None
-        self._event: dbcore.Subscription | None = pv.stream.hub.subscribe(self.channel, events or mask, self)
+        self._event: dbcore.EventSubscription | None = pv.stream.hub.subscribe(
+            self.channel, events or mask, self
+        )
 
     @classmethod
     def post_all(cls, sinks: list[Any]) -> None:
@@ -256,6 +258,6 @@ class Feed(EventSink):
         return f"<Feed {self.channel.name} mask={self.mask} {len(self.subscriptions)} clients>"
 
 
-def property_subscription(pv: RecordPV) -> dbcore.Subscription:
+def property_subscription(pv: RecordPV) -> dbcore.EventSubscription:
     """Follow the properties of a record."""
     return pv.stream.hub.subscribe(pv.channel, DBE_PROPERTY, PropertySink(pv))

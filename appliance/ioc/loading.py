@@ -155,11 +155,11 @@ class Loading:
 
     # -- places --------------------------------------------------------------------------------------
 
-    def place(self, origin: Origin | None, near: str = "") -> locate.Place | None:
+    def place(self, origin: Origin | None, near: str = "") -> locate.FileLine | None:
         """Say where a part of a group definition is written."""
         if origin is None:
             return None
         if origin.file is not None:
-            return locate.Place(origin.file, origin.line) if origin.line else None
+            return locate.FileLine(origin.file, origin.line) if origin.line else None
         assert origin.record is not None
         return locate.find(self.loaded, origin.record, "info(Q:group)", near)

@@ -17,14 +17,14 @@ from appliance.ioc.config import LoadStep, is_substitutions
 from appliance.ioc.dbcore import environment_value
 from appliance.ioc.macros import expand_known, parse_macros
 
-__all__ = ["Item", "Place", "better", "find", "unclosed"]
+__all__ = ["FileLine", "Item", "better", "find", "unclosed"]
 
 _TOKEN: Final = re.compile(r'#[^\n]*|"(?:[^"\\\n]|\\.)*"|[{}(),]|[^\s{}(),"#]+|"')
 _LIMIT: Final = 64 << 20
 _DEPTH: Final = 16
 
 
-class Place(NamedTuple):
+class FileLine(NamedTuple):
     """A line of a file."""
 
     file: str
@@ -36,7 +36,7 @@ class Item(NamedTuple):
 
     record: str
     name: str
-    place: Place
+    place: FileLine
     text: str
     """What follows in the file, macros expanded."""
 
@@ -98,13 +98,13 @@ def _database(file: str, macros: Mapping[str, str], depth: int) -> Iterator[Item
         elif word in ("record", "grecord") and following[:1] == ["("] and len(following) == 4:
             record = _bare(following[3])
             nested = 0
-            yield Item(record, "record", Place(file, line), "")
+            yield Item(record, "record", FileLine(file, line), "")
         elif word in ("field", "info") and following[:1] == ["("] and len(following) > 1:
             name = _bare(following[1])
             yield Item(
                 record,
                 name if word == "field" else f"info({name})",
-                Place(file, line),
+                FileLine(file, line),
                 text[end : end + 65536],
             )
 
@@ -159,7 +159,7 @@ def _pairs(values: list[str]) -> dict[str, str]:
     return found
 
 
-def find(steps: Iterable[LoadStep], record: str, name: str = "record", near: str = "") -> Place | None:
+def find(steps: Iterable[LoadStep], record: str, name: str = "record", near: str = "") -> FileLine | None:
     """Say where a record, one of its fields or ``info(...)`` items is written; the last place, which counts.
 
     Args:
@@ -169,7 +169,7 @@ def find(steps: Iterable[LoadStep], record: str, name: str = "record", near: str
         near: a word in what follows whose own line is wanted.
 
     """
-    found: Place | None = None
+    found: FileLine | None = None
     for step in steps:
         try:
             for item in _items(step):
@@ -178,13 +178,13 @@ def find(steps: Iterable[LoadStep], record: str, name: str = "record", near: str
                 if item.name == name or found is None:
                     found = item.place
                     if near and (at := item.text.find(near)) >= 0:
-                        found = Place(found.file, found.line + item.text.count("\n", 0, at))
+                        found = FileLine(found.file, found.line + item.text.count("\n", 0, at))
         except (ApplianceError, ValueError, IndexError):
             continue
     return found
 
 
-def unclosed(step: LoadStep) -> Place | None:
+def unclosed(step: LoadStep) -> FileLine | None:
     """Say where a brace opens that nothing closes, in a file or in those that a substitution file names; None where there is none."""
     files = {step.file: None}
     text = _open(step.file)
@@ -192,7 +192,7 @@ def unclosed(step: LoadStep) -> Place | None:
         files.update((file, None) for file, _ in _templates(text, {}))
     for file in files:
         if (line := _unclosed_in(_open(file) or "")) is not None:
-            return Place(file, line)
+            return FileLine(file, line)
     return None
 
 

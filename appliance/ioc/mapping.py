@@ -34,7 +34,6 @@ __all__ = [
     "ALARM_STATUS",
     "EPOCH_S",
     "FORMS",
-    "META_FIELDS",
     "NTMapping",
     "alarm_message",
     "nt_mapping",
@@ -62,14 +61,6 @@ _STATUS: Final = {
 ALARM_STATUS: Final = tuple(_STATUS.get(name, _UNDEFINED) for name in ALARM_CONDITIONS)
 """``alarm.status`` of PVAccess by the database's alarm condition."""
 
-META_FIELDS: Final = (
-    "alarm.severity",
-    "alarm.status",
-    "alarm.message",
-    "timeStamp.secondsPastEpoch",
-    "timeStamp.nanoseconds",
-    "timeStamp.userTag",
-)
 EPOCH_S: Final = 631152000
 """POSIX time of the epoch of the database, 1990-01-01 UTC."""
 _TWO_63: Final = 1 << 63

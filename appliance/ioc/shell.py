@@ -15,7 +15,7 @@ from appliance.ioc import dbcore
 from appliance.ioc.dbcore import shell_print
 
 if TYPE_CHECKING:
-    from appliance.ioc.service import Ioc
+    from appliance.ioc.ioc import Ioc
 
 __all__ = ["register_commands"]
 

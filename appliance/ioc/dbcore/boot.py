@@ -178,7 +178,7 @@ def boot(
     Args:
         definition: a ``.dbd`` file to load instead of the standard record types (softIoc's ``-D``).
         extra: more ``.dbd`` files; what they declare must be in the loaded libraries or registered before
-            with :mod:`.support`.
+            with :mod:`.callbacks`.
         channel_access: start the Channel Access server with :func:`ioc_init` (``rsrv``).
 
     Raises:
@@ -315,13 +315,6 @@ def ioc_init() -> None:
 def build_isolated() -> None:
     """Initialise without servers and without Channel Access links, and scan nothing (iocBuildIsolated)."""
     _call("the IOC cannot be initialised", None, lambda: int(_c.iocBuildIsolated()))
-
-
-def serves_channel_access() -> bool:
-    """Whether the definition brings the Channel Access server, asked for or not (``registrar(rsrvRegistrar)``)."""
-    from appliance.ioc.dbcore.output import shell_capture
-
-    return "rsrvRegistrar" in shell_capture("dbDumpRegistrar")[1]
 
 
 def set_access_file(path: str) -> None:

@@ -105,7 +105,7 @@ class Reading(NamedTuple):
     user_tag: int
 
 
-class Limits(NamedTuple):
+class Range(NamedTuple):
     low: float
     high: float
 
@@ -126,8 +126,8 @@ class Properties(NamedTuple):
     #: digits after the decimal point; only for FLOAT and DOUBLE
     precision: int | None
     choices: tuple[str, ...] | None
-    display: Limits | None
-    control: Limits | None
+    display: Range | None
+    control: Range | None
     alarm: AlarmLimits | None
     #: the record's DESC
     description: str
@@ -539,8 +539,8 @@ class DBChannel:
             _c_text(units) if have & _c.DBR_UNITS else None,
             precision if have & _c.DBR_PRECISION else None,
             choices if have & _c.DBR_ENUM_STRS else None,
-            Limits(dl, dh) if have & _c.DBR_GR_DOUBLE else None,
-            Limits(cl, ch) if have & _c.DBR_CTRL_DOUBLE else None,
+            Range(dl, dh) if have & _c.DBR_GR_DOUBLE else None,
+            Range(cl, ch) if have & _c.DBR_CTRL_DOUBLE else None,
             AlarmLimits(lolo, low, high, hihi) if have & _c.DBR_AL_DOUBLE else None,
             text_at(self.record_address, common_field("DESC")),
         )

@@ -91,7 +91,7 @@ class GroupFeed:
         self.group = group
         self.subscriptions: dict[Subscription, None] = {}
         self.store: list[Any] = []
-        self._events: list[dbcore.Subscription] = []
+        self._events: list[dbcore.EventSubscription] = []
         self._sinks: list[_ValueSink] = []
         assert group.stream is not None
         hub = group.stream.hub

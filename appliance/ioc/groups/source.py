@@ -20,7 +20,7 @@ from appliance.server.source import Handler, Source
 
 if TYPE_CHECKING:
     from appliance.ioc.access import IocAccess
-    from appliance.ioc.locate import Place
+    from appliance.ioc.locate import FileLine
     from appliance.ioc.putlog import PutLog
 
 __all__ = ["GroupSource", "read_group_file"]
@@ -61,7 +61,7 @@ class GroupSource(Source):
         stream: EventStream | None,
         files: Iterable[LoadStep] = (),
         *,
-        place: Callable[[Origin | None, str], Place | None] = lambda _origin, _near: None,
+        place: Callable[[Origin | None, str], FileLine | None] = lambda _origin, _near: None,
         report: Callable[[str], None] | None = None,
     ) -> None:
         self.groups: dict[str, GroupPV] = {}

@@ -108,7 +108,7 @@ def test_get_takes_value_alarm_and_time_together(tmp_path: Path) -> None:
 def test_a_view_of_a_number_sees_what_a_get_tells(tmp_path: Path) -> None:
     from appliance.errors import OperationError
     from appliance.ioc import dbcore
-    from appliance.ioc.dbcore import DBChannel, NumberView, can_view
+    from appliance.ioc.dbcore import DBChannel, NumberView, can_view_number
 
     dbcore.boot()
     dbcore.load_records(Path(__file__).with_name("all_types.db"))
@@ -116,7 +116,7 @@ def test_a_view_of_a_number_sees_what_a_get_tells(tmp_path: Path) -> None:
     viewed = set()
     for record in dbcore.records():
         channel = DBChannel(record.name)
-        if not can_view(channel):
+        if not can_view_number(channel):
             # The value of an mbbo is an enum or a number, as its states are defined, and an array of one element may be
             # empty (SPC_DBADDR): EPICS has to be asked.
             is_other = channel.is_string or channel.is_array or not channel.is_value_field
@@ -139,18 +139,18 @@ def test_a_view_of_a_number_sees_what_a_get_tells(tmp_path: Path) -> None:
 
 @isolated
 def test_properties_are_none_where_a_type_has_none(tmp_path: Path) -> None:
-    from appliance.ioc.dbcore import DBChannel, Limits, shutdown
+    from appliance.ioc.dbcore import DBChannel, Range, shutdown
 
     _start()
     properties = DBChannel("ai").properties()
     assert (properties.units, properties.precision, properties.choices) == ("mbar", 3, None)
     assert properties.description == "a pressure"
-    assert properties.display == Limits(-100, 100)
+    assert properties.display == Range(-100, 100)
     assert properties.alarm is not None
     low_alarm, low_warning, high_warning, high_alarm = properties.alarm
     assert (low_alarm, high_warning, high_alarm) == (-80, 60, 80)
     assert math.isnan(low_warning)
-    assert DBChannel("ao").properties().control == Limits(-10, 10)
+    assert DBChannel("ao").properties().control == Range(-10, 10)
     menu = DBChannel("menu").properties()
     assert menu.choices == ("zero", "one")
     assert menu.units is None
@@ -632,7 +632,7 @@ def test_a_text_field_without_an_end_shows_nothing_of_what_lies_behind_it(tmp_pa
     import ctypes
 
     from appliance.ioc import dbcore
-    from appliance.ioc.dbcore import DBChannel, NumberView, RecordView, WholeReader, look_at, shutdown
+    from appliance.ioc.dbcore import DBChannel, NumberReader, NumberView, RecordView, shutdown, view_numbers
     from appliance.ioc.dbcore.records import fields_of
 
     dbcore.boot()
@@ -656,10 +656,10 @@ def test_a_text_field_without_an_end_shows_nothing_of_what_lies_behind_it(tmp_pa
     number = DBChannel("n")
     assert number.properties().description == "A" * size
     assert len(number.properties().units or "") <= 16
-    whole = WholeReader(number)
+    whole = NumberReader(number)
     raw = whole.read()
     assert whole.properties(raw[5], raw[9], whole.description.value).description == "A" * size
-    assert look_at([NumberView(number)])
+    assert view_numbers([NumberView(number)])
     assert RecordView(number.record_address)["DESC"] == "A" * size
     assert len(DBChannel("n.DESC$").get().value) <= size
     assert set(DBChannel("n.DESC").get().value) == {"A"}

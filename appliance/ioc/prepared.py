@@ -21,7 +21,7 @@ from appliance.pvdata.codec import codec
 from appliance.pvdata.types import ScalarType
 
 if TYPE_CHECKING:
-    from appliance.ioc.single import RecordPV
+    from appliance.ioc.record_pv import RecordPV
 
 __all__ = ["LiveAnswer", "live_answer"]
 

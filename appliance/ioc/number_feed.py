@@ -19,7 +19,7 @@ from appliance.pvdata.types import ScalarType
 from appliance.server.operation import Subscription, Update
 
 if TYPE_CHECKING:
-    from appliance.ioc.single import RecordPV
+    from appliance.ioc.record_pv import RecordPV
 
 __all__ = ["NumberFeed"]
 
@@ -47,7 +47,9 @@ class NumberFeed(Feed):
     def post_all(cls, sinks: list[Any]) -> None:
         """Read all of them, then post."""
         feeds: list[NumberFeed] = [feed for feed in sinks if feed._event is not None]
-        for feed, (raw, known) in zip(feeds, dbcore.look_at([feed._view for feed in feeds]), strict=True):
+        for feed, (raw, known) in zip(
+            feeds, dbcore.view_numbers([feed._view for feed in feeds]), strict=True
+        ):
             last = feed._raw
             if last is None or raw[0] != last[0] or known != feed._known or raw == last:
                 feed._post_rest(raw, known)

@@ -23,8 +23,8 @@ from appliance.ioc.dbcore.channel import (
     _SHORT,
     AlarmLimits,
     DBChannel,
-    Limits,
     Properties,
+    Range,
     Reading,
 )
 from appliance.ioc.dbcore.records import common_field
@@ -39,7 +39,7 @@ _FOUR: Final = struct.Struct("=4d")
 _get: Final = _c.dbChannelGetFieldFast
 
 
-class WholeReader:
+class NumberReader:
     """Reads a channel of one number (or enum) as a whole; see the module's text.
 
     ``read()`` returns ``(status, severity, acks, ackt, message, front, seconds, nanoseconds, tag, back, value)`` as
@@ -63,7 +63,7 @@ class WholeReader:
     )
 
     def __init__(self, channel: DBChannel) -> None:
-        if not can_read_whole(channel):
+        if not can_read_number(channel):
             raise OperationError(f"{channel.name} is no plain number")
         self._channel = channel
         self._buffer = ctypes.create_string_buffer(2048)
@@ -139,11 +139,11 @@ class WholeReader:
             at = 8 + _CHOICES_SIZE
         if have & _c.DBR_GR_DOUBLE:
             high, low = _TWO.unpack_from(back, at)
-            display = Limits(low, high)
+            display = Range(low, high)
             at += 16
         if have & _c.DBR_CTRL_DOUBLE:
             high, low = _TWO.unpack_from(back, at)
-            control = Limits(low, high)
+            control = Range(low, high)
             at += 16
         if have & _c.DBR_AL_DOUBLE:
             hihi, high, low, lolo = _FOUR.unpack_from(back, at)
@@ -151,6 +151,6 @@ class WholeReader:
         return Properties(units, precision, choices, display, control, alarm, _c.text(description))
 
 
-def can_read_whole(channel: DBChannel) -> bool:
-    """Whether :class:`WholeReader` can read it: one number or enum, not an array of one, no filters."""
+def can_read_number(channel: DBChannel) -> bool:
+    """Whether :class:`NumberReader` can read it: one number or enum, not an array of one, no filters."""
     return channel._is_plain and not channel.is_string

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from appliance.errors import ApplianceError, OperationError
 from appliance.ioc import dbcore
-from appliance.ioc.answers import LiveAnswer, live_answer
-from appliance.ioc.dbcore import DBChannel, Properties, Reading, WholeReader, can_read_whole
+from appliance.ioc.dbcore import DBChannel, NumberReader, Properties, Reading, can_read_number
 from appliance.ioc.feed import DEFAULT_EVENTS, EventStream, Feed, event_mask, property_subscription
 from appliance.ioc.mapping import NTMapping, nt_mapping, tag_mask
-from appliance.ioc.numberfeed import NumberFeed
+from appliance.ioc.number_feed import NumberFeed
 from appliance.ioc.options import PutOptions, put_options
+from appliance.ioc.prepared import LiveAnswer, live_answer
 from appliance.ioc.putlog import NOTHING
 from appliance.pva import commands as c
 from appliance.pva.credentials import Credentials
@@ -64,12 +64,12 @@ class RecordPV(Handler):
             self.tag_bits = tag_mask(channel)
             self._template = new_store(self.mapping.type)
             self._init_bits = self.mapping.initialize(self._template, 0, channel)
-            self.whole = WholeReader(channel) if can_read_whole(channel) else None
+            self.whole = NumberReader(channel) if can_read_number(channel) else None
         except BaseException:
             channel.close()
             raise
         self.feeds: dict[int, Feed] = {}
-        self._properties: dbcore.Subscription | None = None
+        self._properties: dbcore.EventSubscription | None = None
         self._answers: dict[tuple[int, bool], LiveAnswer] = {}
         self._users = 0
 
@@ -300,7 +300,7 @@ class RecordPV(Handler):
         mask = subscription.state
         feed = self.feeds.get(mask)
         if feed is None:
-            is_number = mask == DEFAULT_EVENTS and dbcore.can_view(self.channel)
+            is_number = mask == DEFAULT_EVENTS and dbcore.can_view_number(self.channel)
             feed = self.feeds[mask] = NumberFeed(self) if is_number else Feed(self, mask)
             if self._properties is None and not feed.SEES_PROPERTIES:
                 self._properties = property_subscription(self)

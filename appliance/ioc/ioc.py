@@ -23,9 +23,9 @@ from appliance.ioc.feed import EventStream
 from appliance.ioc.groups.source import GroupSource
 from appliance.ioc.loading import Loading
 from appliance.ioc.putlog import PutLog
+from appliance.ioc.qsrv_env import why_not_served
+from appliance.ioc.record_pv import RecordSource
 from appliance.ioc.shell import register_commands
-from appliance.ioc.single import RecordSource
-from appliance.ioc.switches import why_not_served
 from appliance.ioc.trial import Finding, Trial, check_file
 from appliance.server.channel import Channel
 from appliance.server.server import Server
