@@ -4,6 +4,9 @@
 :mod:`.boot`          definition, records, iocInit, shutdown
 :mod:`.records`       what is loaded: records, aliases, info items
 :mod:`.channel`       a field: get, put, properties, locks
+:mod:`.reading`       what is read: value with alarm and time, properties
+:mod:`.put_value`     a value in the memory that a put reads
+:mod:`.dbr`           options of dbChannelGet and the layout of what it writes
 :mod:`.many`          a lock of several records, reading many
 :mod:`.blocking_put`  puts that wait until processing ends
 :mod:`.number_read`   value, alarm, time and properties of a number in one call
@@ -82,16 +85,7 @@ from appliance.ioc.dbcore.callbacks import (
     register_exit,
     register_function,
 )
-from appliance.ioc.dbcore.channel import (
-    ALARM_CONDITIONS,
-    AlarmLimits,
-    DBChannel,
-    Properties,
-    PutWatch,
-    Range,
-    Reading,
-    exists,
-)
+from appliance.ioc.dbcore.channel import DBChannel, PutWatch, exists
 from appliance.ioc.dbcore.errlog import give_errors_back, take_errors
 from appliance.ioc.dbcore.events import (
     DBE_ALARM,
@@ -111,6 +105,7 @@ from appliance.ioc.dbcore.output import (
     shell_line,
     shell_print,
 )
+from appliance.ioc.dbcore.reading import ALARM_CONDITIONS, AlarmLimits, Properties, Range, Reading
 from appliance.ioc.dbcore.records import (
     RecordInfo,
     database_links,

@@ -13,26 +13,15 @@ from typing import Any, Final
 
 from appliance.errors import OperationError
 from appliance.ioc.dbcore import _c
-from appliance.ioc.dbcore.channel import (
-    _CONTROL,
-    _EPOCH_S,
-    _MAX_CHOICES,
-    _META,
-    _NO_LOG,
-    _PROPERTIES,
-    _SHORT,
-    AlarmLimits,
-    DBChannel,
-    Properties,
-    Range,
-    Reading,
-)
+from appliance.ioc.dbcore.channel import DBChannel
+from appliance.ioc.dbcore.dbr import CODES, CONTROL, MAX_CHOICES, META, NO_LOG, PROPERTIES
+from appliance.ioc.dbcore.reading import AlarmLimits, Properties, Range, Reading
 from appliance.ioc.dbcore.records import common_field
 from appliance.ioc.dbcore.words import status_text
 
 _UNITS: Final = 16
 _PRECISION: Final = struct.Struct("=q")
-_CHOICES_SIZE: Final = _MAX_CHOICES * _c.MAX_STRING_SIZE
+_CHOICES_SIZE: Final = MAX_CHOICES * _c.MAX_STRING_SIZE
 _NUMBER: Final = struct.Struct("=I")
 _TWO: Final = struct.Struct("=2d")
 _FOUR: Final = struct.Struct("=4d")
@@ -67,16 +56,16 @@ class NumberReader:
             raise OperationError(f"{channel.name} is no plain number")
         self._channel = channel
         self._buffer = ctypes.create_string_buffer(2048)
-        self._control = ctypes.create_string_buffer(_CONTROL.size)
+        self._control = ctypes.create_string_buffer(CONTROL.size)
         control = ctypes.addressof(self._control)
         self._options = ctypes.c_long.from_buffer(self._control)
         self._arguments = (
             ctypes.c_void_p(channel.address),
-            _SHORT[channel.final_type],
+            CODES[channel.final_type],
             ctypes.c_void_p(ctypes.addressof(self._buffer)),
             ctypes.c_void_p(control),
             ctypes.c_void_p(control + 8),
-            _NO_LOG,
+            NO_LOG,
         )
         #: the record's DESC; its ``value`` are the octets now
         place = common_field("DESC")
@@ -87,7 +76,7 @@ class NumberReader:
 
     def _probe(self) -> None:
         """Ask which options the record type supports for this field: only those are asked for from now on."""
-        _CONTROL.pack_into(self._control, 0, _META | _PROPERTIES, 1)
+        CONTROL.pack_into(self._control, 0, META | PROPERTIES, 1)
         self._check(_get(*self._arguments))
         self._wanted = have = self._options.value
         front = (_UNITS if have & _c.DBR_UNITS else 0) + (8 if have & _c.DBR_PRECISION else 0)
@@ -118,7 +107,9 @@ class NumberReader:
     def reading(self, raw: tuple[Any, ...]) -> Reading:
         """The value and what belongs to it, out of a :meth:`read`."""
         status, severity, _, _, message, _, seconds, nanoseconds, tag, _, value = raw
-        return Reading(value, status, severity, _c.c_text(message), seconds + _EPOCH_S, nanoseconds, tag)
+        return Reading(
+            value, status, severity, _c.c_text(message), seconds + _c.EPICS_EPOCH_S, nanoseconds, tag
+        )
 
     def properties(self, front: bytes, back: bytes, description: bytes) -> Properties:
         """Take the raw properties of a :meth:`read` apart."""
@@ -134,7 +125,7 @@ class NumberReader:
             (number,) = _NUMBER.unpack_from(back)
             size = _c.MAX_STRING_SIZE
             choices = tuple(
-                _c.c_text(back[8 + i * size : 8 + (i + 1) * size]) for i in range(min(number, _MAX_CHOICES))
+                _c.c_text(back[8 + i * size : 8 + (i + 1) * size]) for i in range(min(number, MAX_CHOICES))
             )
             at = 8 + _CHOICES_SIZE
         if have & _c.DBR_GR_DOUBLE:
@@ -153,4 +144,4 @@ class NumberReader:
 
 def can_read_number(channel: DBChannel) -> bool:
     """Whether :class:`NumberReader` can read it: one number or enum, not an array of one, no filters."""
-    return channel._is_plain and not channel.is_string
+    return channel.is_plain and not channel.is_string

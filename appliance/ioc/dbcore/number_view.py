@@ -16,9 +16,10 @@ from typing import Any, Final
 
 from appliance.errors import OperationError
 from appliance.ioc.dbcore import _c
-from appliance.ioc.dbcore.channel import DBChannel, Reading
+from appliance.ioc.dbcore.channel import DBChannel
 from appliance.ioc.dbcore.many import _MANY, ManyLock
 from appliance.ioc.dbcore.number_read import can_read_number
+from appliance.ioc.dbcore.reading import Reading
 from appliance.ioc.dbcore.records import common_place, fields_of
 
 _MESSAGE_SIZE: Final = 40
