@@ -13,7 +13,7 @@ from appliance.ioc.access import read_access_file
 from appliance.ioc.config import LoadStep, Plan, is_substitutions
 from appliance.ioc.demo import DEMO_DEFINITION, register_demo
 from appliance.ioc.groups.config import Origin
-from appliance.ioc.groups.source import read_group_file
+from appliance.ioc.groups.definitions import read_group_file
 from appliance.ioc.script import ScriptRunner
 
 __all__ = ["Loading"]

@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from appliance.daemon.audit import AuditLog, total
 from appliance.errors import ApplianceError, OperationError
-
-if TYPE_CHECKING:
-    from appliance.ioc.access import IocAccess
-    from appliance.ioc.dbcore import DBChannel, TrappedPut
-    from appliance.server.channel import Channel
-    from appliance.server.operation import Operation
+from appliance.ioc.dbcore import DBChannel, TrappedPut
+from appliance.pva.credentials import Credentials
+from appliance.server.channel import Channel
+from appliance.server.operation import Operation
 
 __all__ = ["NOTHING", "PutLog", "Watched", "shown"]
 
@@ -74,10 +73,10 @@ class Watched:
 
 
 class PutLog:
-    """See the module's text. All methods may be called in any thread.
+    """Writes down the puts that access security wants logged. All methods may be called in any thread.
 
     Args:
-        access: says which puts are logged.
+        traps: says of a field and who writes it whether the put must be logged.
         file: the sealed log; empty for none.
         required: refuse puts that the file cannot take. Otherwise they are done, with an error in the daemon's log.
 
@@ -86,15 +85,17 @@ class PutLog:
 
     """
 
-    def __init__(self, access: IocAccess, file: str = "", *, required: bool = True) -> None:
-        self._access = access
+    def __init__(
+        self, traps: Callable[[DBChannel, Credentials], bool], file: str = "", *, required: bool = True
+    ) -> None:
+        self._traps = traps
         self._file = AuditLog(file, sync="never") if file else None
         self._required = required
         self._lock = threading.Lock()
 
     def concerns(self, operation: Operation, channel: DBChannel, new: Any) -> Watched | None:
         """Give what must be told of this put, if it must be logged; ``new`` is its value, or NOTHING."""
-        if not self._access.traps(channel, operation.peer):
+        if not self._traps(channel, operation.peer):
             return None
         return Watched(self, operation, channel, new)
 

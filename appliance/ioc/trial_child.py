@@ -19,7 +19,7 @@ from appliance.ioc.ca_rules import rules_for_channel_access
 from appliance.ioc.config import LoadStep
 from appliance.ioc.dbcore import InitHook
 from appliance.ioc.dbcore.words import plain
-from appliance.ioc.groups.source import GroupSource
+from appliance.ioc.groups.definitions import Groups
 from appliance.ioc.loading import Loading
 from appliance.ioc.trial import plan_from_json
 
@@ -123,7 +123,7 @@ class _Child:
             self.warnings.extend(read_access_file(loading.access_step).warnings)
         if loading.plan.is_check:
             self.links()
-        groups = GroupSource(None, loading.group_files, place=loading.place, report=self.warnings.append)
+        groups = Groups(loading.group_files, place=loading.place, report=self.warnings.append)
         if groups.faults:
             raise groups.faults[0]
 

@@ -96,7 +96,7 @@ from appliance.ioc.dbcore.events import (
     EventSubscription,
 )
 from appliance.ioc.dbcore.many import ManyLock, get_many
-from appliance.ioc.dbcore.number_read import NumberReader, can_read_number
+from appliance.ioc.dbcore.number_read import NumberReader, RawProperties, can_read_number
 from appliance.ioc.dbcore.number_view import NumberView, RawNumber, can_view_number, reading_of, view_numbers
 from appliance.ioc.dbcore.output import (
     serves_channel_access,
@@ -139,6 +139,7 @@ __all__ = [
     "PutWatch",
     "Range",
     "RawNumber",
+    "RawProperties",
     "Reading",
     "RecordInfo",
     "RecordView",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from appliance.errors import OperationError
 from appliance.ioc.dbcore import _c
@@ -28,12 +28,23 @@ _FOUR: Final = struct.Struct("=4d")
 _get: Final = _c.dbChannelGetFieldFast
 
 
+class RawProperties(NamedTuple):
+    """Properties as EPICS has them, to be compared with earlier ones; :meth:`NumberReader.properties` reads them."""
+
+    #: units and precision
+    front: bytes
+    #: choices and limits
+    back: bytes
+    #: the record's DESC, which may have no end
+    description: bytes
+
+
 class NumberReader:
-    """Reads a channel of one number (or enum) as a whole; see the module's text.
+    """Reads value, alarm, time and properties of one number (or enum) in one call.
 
     ``read()`` returns ``(status, severity, acks, ackt, message, front, seconds, nanoseconds, tag, back, value)`` as
     EPICS has them: seconds since 1990, the message as 40 octets. ``front``, ``back`` and ``description.value`` are
-    the properties in raw form, for :meth:`properties`.
+    the parts of :class:`RawProperties`. It is a bare tuple for the sake of GETs, which are answered from it.
 
     Raises:
         OperationError: the channel has no plain number: an array, a string, or filters.
@@ -104,15 +115,22 @@ class NumberReader:
             self._check(_get(*self._arguments))
         return self._unpack(self._buffer)
 
-    def reading(self, raw: tuple[Any, ...]) -> Reading:
-        """The value and what belongs to it, out of a :meth:`read`."""
-        status, severity, _, _, message, _, seconds, nanoseconds, tag, _, value = raw
-        return Reading(
+    def read_all(self) -> tuple[Reading, Properties]:
+        """Read the value and what belongs to it, and the properties. Raises OperationError when EPICS cannot."""
+        status, severity, _, _, message, front, seconds, nanoseconds, tag, back, value = self.read()
+        reading = Reading(
             value, status, severity, _c.c_text(message), seconds + _c.EPICS_EPOCH_S, nanoseconds, tag
         )
+        return reading, self.properties(RawProperties(front, back, self.description.value))
 
-    def properties(self, front: bytes, back: bytes, description: bytes) -> Properties:
-        """Take the raw properties of a :meth:`read` apart."""
+    def read_properties(self) -> RawProperties:
+        """Read the properties alone. Raises OperationError when EPICS cannot."""
+        _, _, _, _, _, front, _, _, _, back, _ = self.read()
+        return RawProperties(front, back, self.description.value)
+
+    def properties(self, raw: RawProperties) -> Properties:
+        """Take raw properties apart."""
+        front, back, description = raw
         have = self._wanted
         units = precision = choices = display = control = alarm = None
         if have & _c.DBR_UNITS:

@@ -656,9 +656,9 @@ def test_a_text_field_without_an_end_shows_nothing_of_what_lies_behind_it(tmp_pa
     number = DBChannel("n")
     assert number.properties().description == "A" * size
     assert len(number.properties().units or "") <= 16
-    whole = NumberReader(number)
-    raw = whole.read()
-    assert whole.properties(raw[5], raw[9], whole.description.value).description == "A" * size
+    reader = NumberReader(number)
+    assert reader.properties(reader.read_properties()).description == "A" * size
+    assert reader.read_all()[1].description == "A" * size
     assert view_numbers([NumberView(number)])
     assert RecordView(number.record_address)["DESC"] == "A" * size
     assert len(DBChannel("n.DESC$").get().value) <= size
