@@ -14,7 +14,7 @@ from appliance.config.pva import ServerConfig
 from appliance.errors import ApplianceError, ConfigurationError, OperationError
 from appliance.ioc import dbcore, reports
 from appliance.ioc.access import FieldAccess, read_access_file
-from appliance.ioc.autosave import Autosave
+from appliance.ioc.autosave.commands import Autosave
 from appliance.ioc.channel_access import ChannelAccessRules
 from appliance.ioc.config import LoadStep, Plan
 from appliance.ioc.console import Console

@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn
 from appliance.errors import ApplianceError, ConfigurationError
 from appliance.ioc import dbcore, locate
 from appliance.ioc.access import read_access_file
-from appliance.ioc.autosave import Autosave
+from appliance.ioc.autosave.commands import Autosave
 from appliance.ioc.ca_rules import rules_for_channel_access
 from appliance.ioc.config import LoadStep
 from appliance.ioc.dbcore import InitHook
