@@ -29,7 +29,7 @@ from appliance.ioc.putlog import PutLog
 from appliance.ioc.qsrv_env import why_not_served
 from appliance.ioc.record_source import RecordSource
 from appliance.ioc.shell import register_commands
-from appliance.ioc.trial import Finding, Trial, check_file
+from appliance.ioc.trial import Trial, TrialResult, check_file
 from appliance.server.server import Server
 
 __all__ = ["Ioc"]
@@ -92,16 +92,16 @@ class Ioc:
         trial = Trial(self.plan) if self.plan.loads_anything else None
         try:
             self.loading.definition()
-            finding = trial.finding() if trial is not None else Finding()
+            result = trial.result() if trial is not None else TrialResult()
         except BaseException:
             if trial is not None:
                 trial.close()
             raise
-        for warning in finding.warnings:
+        for warning in result.warnings:
             _log.warning("%s", warning)
 
         def guard(step: LoadStep) -> None:
-            if step not in finding.loaded:
+            if step not in result.loaded:
                 check_file(self.plan, step)
 
         self.loading.guard = guard

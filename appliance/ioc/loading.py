@@ -12,7 +12,7 @@ from appliance.ioc import dbcore, locate
 from appliance.ioc.access import read_access_file
 from appliance.ioc.config import LoadStep, Plan, is_substitutions
 from appliance.ioc.demo import DEMO_DEFINITION, register_demo
-from appliance.ioc.groups.config import Origin
+from appliance.ioc.groups.config import DefinitionOrigin
 from appliance.ioc.groups.definitions import read_group_file
 from appliance.ioc.script import ScriptRunner
 
@@ -155,7 +155,7 @@ class Loading:
 
     # -- places --------------------------------------------------------------------------------------
 
-    def place(self, origin: Origin | None, near: str = "") -> locate.FileLine | None:
+    def place(self, origin: DefinitionOrigin | None, near: str = "") -> locate.FileLine | None:
         """Say where a part of a group definition is written."""
         if origin is None:
             return None

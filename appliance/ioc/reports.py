@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from appliance.ioc.access import FieldAccess
-from appliance.ioc.groups.group import Group
+from appliance.ioc.groups.group import RecordGroup
 from appliance.server.channel import Channel
 from appliance.server.server import Server
 
@@ -77,7 +77,7 @@ def _rights(channel: Channel) -> str:
     return f" ({', '.join(words) or 'no access'})"
 
 
-def group_lines(groups: Iterable[Group], level: int, pattern: str) -> list[str]:
+def group_lines(groups: Iterable[RecordGroup], level: int, pattern: str) -> list[str]:
     """Groups by name; from level 1 on with their members. A pattern (``*``, ``?``) picks some."""
     lines = []
     for group in sorted(groups, key=lambda each: each.name):

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 from appliance.errors import ConfigurationError
 from appliance.ioc.groups.syntax import Tree, parse_json
 
-__all__ = ["KINDS", "FieldConfig", "GroupConfig", "GroupConfigs", "GroupError", "Origin"]
+__all__ = ["KINDS", "DefinitionOrigin", "FieldConfig", "GroupConfig", "GroupConfigs", "GroupError"]
 
 KINDS: Final = ("scalar", "plain", "any", "meta", "proc", "structure", "const")
 _WITH_CHANNEL: Final = frozenset(("scalar", "plain", "any", "meta", "proc"))
@@ -16,7 +16,7 @@ _INT64: Final = 1 << 63
 Report = Callable[[str], None]
 
 
-class Origin(NamedTuple):
+class DefinitionOrigin(NamedTuple):
     """Where a part of a definition comes from: a record's info item, or a line of a file."""
 
     record: str | None
@@ -27,7 +27,7 @@ class Origin(NamedTuple):
 class GroupError(ConfigurationError):
     """A group that cannot be, and the definition that is to blame."""
 
-    def __init__(self, why: str, *, key: str, origin: Origin | None, near: str = "") -> None:
+    def __init__(self, why: str, *, key: str, origin: DefinitionOrigin | None, near: str = "") -> None:
         super().__init__(why, key=key)
         self.origin = origin
         self.near = near
@@ -39,7 +39,7 @@ class FieldConfig:
 
     __slots__ = ("channel", "const", "id", "kind", "origin", "put_order", "trigger")
 
-    def __init__(self, origin: Origin | None = None) -> None:
+    def __init__(self, origin: DefinitionOrigin | None = None) -> None:
         self.origin = origin
         self.kind = "scalar"
         self.channel = ""
@@ -54,7 +54,7 @@ class GroupConfig:
 
     __slots__ = ("atomic", "fields", "id", "name", "origin")
 
-    def __init__(self, name: str, origin: Origin | None = None) -> None:
+    def __init__(self, name: str, origin: DefinitionOrigin | None = None) -> None:
         self.name = name
         self.origin = origin
         self.id = ""
@@ -131,15 +131,15 @@ class GroupConfigs:
                 raise self._wrong("an object of fields is expected", name, tree)
             self._group(name, group, self._origin(tree, name))
 
-    def _origin(self, tree: Any, key: str) -> Origin:
+    def _origin(self, tree: Any, key: str) -> DefinitionOrigin:
         line = tree.lines.get(key) if isinstance(tree, Tree) else None
-        return Origin(self._record, self._file, line)
+        return DefinitionOrigin(self._record, self._file, line)
 
     def _wrong(self, why: str, key: str, tree: Any) -> GroupError:
         last = key if isinstance(tree, dict) and key in tree else key.rpartition(".")[2]
         return GroupError(why, key=key, origin=self._origin(tree, last), near=last)
 
-    def _group(self, name: str, tree: dict[str, Any], origin: Origin) -> None:
+    def _group(self, name: str, tree: dict[str, Any], origin: DefinitionOrigin) -> None:
         group = self.groups.setdefault(name, GroupConfig(name, origin))
         for key, value in tree.items():
             if isinstance(value, dict):

@@ -10,8 +10,8 @@ from typing import Final
 from appliance.errors import ApplianceError, ConfigurationError
 from appliance.ioc import dbcore
 from appliance.ioc.config import LoadStep
-from appliance.ioc.groups.config import GroupConfigs, GroupError, Origin
-from appliance.ioc.groups.group import Group
+from appliance.ioc.groups.config import DefinitionOrigin, GroupConfigs, GroupError
+from appliance.ioc.groups.group import RecordGroup
 from appliance.ioc.locate import FileLine
 from appliance.ioc.macros import expand, parse_macros
 
@@ -51,10 +51,10 @@ class Groups:
         self,
         files: Iterable[LoadStep] = (),
         *,
-        place: Callable[[Origin | None, str], FileLine | None] = lambda _origin, _near: None,
+        place: Callable[[DefinitionOrigin | None, str], FileLine | None] = lambda _origin, _near: None,
         report: Callable[[str], None] | None = None,
     ) -> None:
-        self.groups: dict[str, Group] = {}
+        self.groups: dict[str, RecordGroup] = {}
         self.faults: list[ConfigurationError] = []
         """Why groups are not served."""
         self._place = place
@@ -67,7 +67,9 @@ class Groups:
                 self._refuse(error, f'{record}: info("Q:group")')
             except ConfigurationError as error:
                 self._refuse(
-                    GroupError(error.why, key=f'{record}: info("Q:group")', origin=Origin(record, None))
+                    GroupError(
+                        error.why, key=f'{record}: info("Q:group")', origin=DefinitionOrigin(record, None)
+                    )
                 )
         for step in files:
             try:
@@ -83,7 +85,7 @@ class Groups:
                 )
                 continue
             try:
-                self.groups[name] = Group(config, self._tell)
+                self.groups[name] = RecordGroup(config, self._tell)
             except GroupError as error:
                 self._refuse(error)
             except ApplianceError as error:

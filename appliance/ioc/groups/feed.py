@@ -7,7 +7,7 @@ from typing import Any, Final
 from appliance.ioc import dbcore
 from appliance.ioc.dbcore import DBE_ALARM, DBE_ARCHIVE, DBE_PROPERTY, DBE_VALUE, ManyLock
 from appliance.ioc.event_stream import EventSink, EventStream
-from appliance.ioc.groups.group import Group
+from appliance.ioc.groups.group import RecordGroup
 from appliance.ioc.groups.member import Member
 from appliance.server.operation import Subscription, Update
 
@@ -93,7 +93,7 @@ class GroupFeed:
 
     __slots__ = ("_events", "_sinks", "group", "store", "subscriptions")
 
-    def __init__(self, group: Group, stream: EventStream) -> None:
+    def __init__(self, group: RecordGroup, stream: EventStream) -> None:
         self.group = group
         self.subscriptions: dict[Subscription, None] = {}
         self.store: list[Any] = []

@@ -15,7 +15,7 @@ from appliance.pvdata.leaves import new_store
 from appliance.pvdata.types import StructType
 from appliance.pvdata.value import _copied
 
-__all__ = ["Group"]
+__all__ = ["RecordGroup"]
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def _blaming(config: GroupConfig, name: str) -> Iterator[None]:
 _ATOMIC: Final = "record._options.atomic"
 
 
-class Group:
+class RecordGroup:
     """One group, whose channels are open until :meth:`close`.
 
     Args:
@@ -146,4 +146,4 @@ class Group:
                 yield
 
     def __repr__(self) -> str:
-        return f"<Group {self.name}>"
+        return f"<RecordGroup {self.name}>"

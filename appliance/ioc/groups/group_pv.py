@@ -10,7 +10,7 @@ from appliance.ioc.access import FieldAccess
 from appliance.ioc.dbcore import DBChannel
 from appliance.ioc.event_stream import EventStream
 from appliance.ioc.groups.feed import GroupFeed
-from appliance.ioc.groups.group import Group
+from appliance.ioc.groups.group import RecordGroup
 from appliance.ioc.groups.member import Member
 from appliance.ioc.options import PutOptions, boolean, put_options
 from appliance.ioc.putlog import NOTHING, PutLog, Watched
@@ -38,7 +38,7 @@ class GroupPV(Handler):
 
     __slots__ = ("_access", "_feed", "_put_log", "_stream", "group")
 
-    def __init__(self, group: Group, stream: EventStream, access: FieldAccess, put_log: PutLog) -> None:
+    def __init__(self, group: RecordGroup, stream: EventStream, access: FieldAccess, put_log: PutLog) -> None:
         self.group = group
         self._stream = stream
         self._access = access

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from appliance.ioc.access import FieldAccess
 from appliance.ioc.event_stream import EventStream
-from appliance.ioc.groups.group import Group
+from appliance.ioc.groups.group import RecordGroup
 from appliance.ioc.groups.group_pv import GroupPV
 from appliance.ioc.putlog import PutLog
 from appliance.pva.credentials import Credentials
@@ -27,7 +27,7 @@ class GroupSource(Source):
     """
 
     def __init__(
-        self, groups: Iterable[Group], stream: EventStream, access: FieldAccess, put_log: PutLog
+        self, groups: Iterable[RecordGroup], stream: EventStream, access: FieldAccess, put_log: PutLog
     ) -> None:
         self._pvs = {group.name: GroupPV(group, stream, access, put_log) for group in groups}
 
@@ -43,7 +43,7 @@ class GroupSource(Source):
         """Give the group."""
         return self._pvs.get(name)
 
-    def groups(self) -> Iterable[Group]:
+    def groups(self) -> Iterable[RecordGroup]:
         """All groups."""
         return [pv.group for pv in self._pvs.values()]
 
