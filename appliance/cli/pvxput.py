@@ -127,7 +127,7 @@ def builder(fields: dict[str, str], show: Callable[[Value], None] | None) -> Cal
             except PVDataError as error:
                 why = str(error).removeprefix(f"{field}: ")
                 raise PVDataError(
-                    f'Unable to assign {field or "the structure"} from "{text}" : {why}{_hint(fields, field)}'
+                    f'Unable to assign {field or "the structure"} from "{text}" : {why}{_hint(fields, field, present)}'
                 ) from None
         if show is not None:
             show(present)
@@ -136,22 +136,28 @@ def builder(fields: dict[str, str], show: Callable[[Value], None] | None) -> Cal
     return build
 
 
-def _hint(fields: dict[str, str], field: str) -> str:
+def _hint(fields: dict[str, str], field: str, present: Value) -> str:
     """How to write as text what has been taken for JSON, or for a field and its value."""
     from json import dumps
     from shlex import quote
 
     text = fields[field]
     if text[:1] in ("{", "[", '"'):
-        try:
-            _json(text)
-        except ValueError:
+        if isinstance(present.get(field or "value"), str) or not _is_json(text):
             whole = dumps(text) if len(fields) == 1 and field in ("", "value") else f"{field}={dumps(text)}"
             return f"; to write this text as it stands: {quote(whole)}"
         return ""
     if len(fields) == 1 and field not in ("", "value"):
         return f"; to write this text as it stands: {quote(dumps(f'{field}={text}'))}"
     return ""
+
+
+def _is_json(text: str) -> bool:
+    try:
+        _json(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _json(text: str) -> object:

@@ -351,8 +351,8 @@ def _assign_enum(root: Value, base: int, t: StructType, x: Any) -> None:
             try:
                 x = parse_int(x)
             except PVDataError:
-                known = ", ".join([repr(choice) for choice in choices]) or "none are known"
-                error = PVDataError(f"{x!r} is not one of the choices ({known})")
+                known = ", ".join([repr(choice) for choice in choices]) or "not known"
+                error = PVDataError(f"illegal choice {x!r}; the choices are {known}")
                 raise _at(root.type.paths[base], error) from None
     _Fields.__setitem__(root, root.type.paths[index], x)
 

@@ -40,6 +40,14 @@ class Verdict(NamedTuple):
         """Whether at least GET goes on."""
         return self.status.name in ("GOOD", "SUSPENDED")
 
+    def forbids(self, *, changes: bool) -> bool:
+        """Whether a request has to be refused while this verdict holds.
+
+        Args:
+            changes: whether the request may change something: PUT, PROCESS and RPC.
+        """
+        return not (self.good or (self.lets_read and not changes))
+
 
 class PeerGate(Protocol):
     """Decides about connections by what lies outside them: the status of the certificates at both ends."""

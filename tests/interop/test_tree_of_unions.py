@@ -21,6 +21,7 @@ EMPTY = AnyValue(None, None)
 WITHIN = AnyValue(ANY, EMPTY)
 """An any that holds an any, which is empty: what areaDetector's codec.parameters may be."""
 CHOICE = UnionType([("a", INT32), ("b", STRING)])
+OF_ANY = UnionType([("x", ANY)])
 INNER = StructType([("p", ANY), ("q", CHOICE)])
 KIND = StructType(
     [
@@ -31,6 +32,8 @@ KIND = StructType(
         ("choice", CHOICE),
         ("chosen", CHOICE),
         ("choices", ArrayType(CHOICE)),
+        ("of_any", OF_ANY),
+        ("of_any_within", OF_ANY),
         ("inner", INNER),
         ("inners", ArrayType(INNER)),
         ("nothing", ArrayType(INNER)),
@@ -58,6 +61,8 @@ def store() -> Value:
         ("choice", UnionValue(None, None)),
         ("chosen", UnionValue("a", 3)),
         ("choices", [UnionValue("b", "y"), UnionValue(None, None), None]),
+        ("of_any", UnionValue("x", EMPTY)),
+        ("of_any_within", UnionValue("x", WITHIN)),
         ("inner.p", WITHIN),
         ("inners", [inner, None]),
     ):
@@ -84,4 +89,7 @@ async def test_what_is_empty_is_shown_as_pvxs_shows_it(tmp_path: Path) -> None:
                 theirs, _ = await process.communicate()
             shown = "".join(line[4:] for line in ours.out.splitlines(keepends=True)[1:])
             assert shown.strip() == theirs.decode().strip()
+            if name == "unions":
+                assert "    any parameters null\n" in ours.out
+                assert "    union of_any.x any null\n" in ours.out
         assert "any parameters any null\n" in ours.out

@@ -398,3 +398,20 @@ def c_text(data: bytes) -> str:
 def raw(value: str) -> bytes:
     """Encode text for EPICS; the inverse of :func:`text`."""
     return value.encode("utf-8", "surrogateescape")
+
+
+def cut(data: bytes, room: int) -> bytes:
+    """Cut what EPICS calls a string to ``room`` octets, and never within a character of UTF-8.
+
+    Octets that are not UTF-8 are cut at ``room``.
+    """
+    if len(data) <= room:
+        return data
+    # A character has at most three octets behind its first.
+    for start in range(room, max(room - 4, -1), -1):
+        if data[start] & 0xC0 != 0x80:
+            length = (
+                4 if data[start] >= 0xF0 else 3 if data[start] >= 0xE0 else 2 if data[start] >= 0xC0 else 1
+            )
+            return data[:start] if start + length > room else data[:room]
+    return data[:room]

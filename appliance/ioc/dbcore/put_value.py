@@ -59,7 +59,9 @@ def encode(field: Field, value: Any) -> Encoded:
         if not isinstance(value, str):
             raise PVDataError(f"{field.name} takes text, not {type(value).__name__}")
         encoded = _c.raw(value)
-        data = ctypes.create_string_buffer(encoded[: field.elements - 1] if field.ends_text else encoded)
+        data = ctypes.create_string_buffer(
+            _c.cut(encoded, field.elements - 1) if field.ends_text else encoded
+        )
         return Encoded(ctypes.addressof(data), len(data), _c.DBF_CHAR, data)
     if field.final_type == _c.DBF_STRING or (
         not isinstance(value, str)
@@ -77,7 +79,7 @@ def _scalar(field: Field, value: Any) -> Encoded:
         dbr = _c.DBF_STRING
         encoded = _c.raw(value if isinstance(value, str) else str(value))
         # The reference server cuts silently as well: a field of 40 bytes has room for 39.
-        data = ctypes.create_string_buffer(encoded[: _c.MAX_STRING_SIZE - 1], _c.MAX_STRING_SIZE)
+        data = ctypes.create_string_buffer(_c.cut(encoded, _c.MAX_STRING_SIZE - 1), _c.MAX_STRING_SIZE)
     else:
         data = ctypes.create_string_buffer(8)
         try:
@@ -99,7 +101,7 @@ def _strings(field: Field, value: Sequence[str]) -> Encoded:
     size = _c.MAX_STRING_SIZE
     if field.ends_text:
         value = [*value[: field.elements - 1], "0"]
-    parts = [_c.raw(str(each))[: size - 1].ljust(size, b"\0") for each in value]
+    parts = [_c.cut(_c.raw(str(each)), size - 1).ljust(size, b"\0") for each in value]
     data = ctypes.create_string_buffer(b"".join(parts), max(size * len(parts), 1))
     return Encoded(ctypes.addressof(data), len(parts), _c.DBF_STRING, data)
 
@@ -118,5 +120,8 @@ def _numbers(field: Field, value: Any) -> Encoded:
     if dbr is None or array.ndim != 1:
         raise PVDataError(f"{field.name} takes a one-dimensional array of numbers, not {array.dtype}")
     if field.ends_text:
-        array = np.append(array[: field.elements - 1], array.dtype.type(0))
+        room = field.elements - 1
+        if array.itemsize == 1:
+            room = len(_c.cut(array[: field.elements].tobytes(), room))
+        array = np.append(array[:room], array.dtype.type(0))
     return Encoded(array.__array_interface__["data"][0], array.size, dbr, array)

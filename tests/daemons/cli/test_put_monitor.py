@@ -84,7 +84,7 @@ async def test_put_in_json(env: dict[str, str]) -> None:
         (["demo", "[1,"], 'demo: Unable to assign value from "[1," : not JSON: '),
         (
             ["enum", "MAYBE"],
-            "demo: Unable to assign value from \"MAYBE\" : 'MAYBE' is not one of the choices",
+            "demo: Unable to assign value from \"MAYBE\" : illegal choice 'MAYBE'; the choices are ",
         ),
         (["demo", "1", "2"], 'expected <fld>=<value> not "1"'),
         (["demo", "a=1", "a=2"], "field a is given twice"),

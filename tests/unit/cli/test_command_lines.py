@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -253,3 +254,15 @@ def test_a_time_out_that_a_monitor_does_not_have_is_said(capsys: pytest.CaptureF
 
     assert main(["-w", "3", "-r", "(", "x"]) == 1
     assert capsys.readouterr().err.startswith("Warning: -w has no effect: a subscription waits for ever")
+
+
+def test_every_page_that_tells_exit_statuses_says_1_of_a_wrong_command_line() -> None:
+    told = 0
+    for page in sorted((ROOT / "docs/reference").glob("*.md")):
+        text = " ".join(page.read_text().split())
+        for name, sentence in re.findall(
+            r"(\d)[^.;|]{0,60}(?:wrong|bad) command line|command line is status (\d)", text
+        ):
+            told += 1
+            assert (name or sentence) == "1", page.name
+    assert told >= 4

@@ -55,6 +55,11 @@ def test_negative_numbers_are_values_and_no_options(word: str) -> None:
     [
         (["value={const:7}"], """'"{const:7}"'"""),
         (["{const:7}"], """'"{const:7}"'"""),
+        (['value={"const":7}'], """'"{\\"const\\":7}"'"""),
+        (['{"const":7}'], """'"{\\"const\\":7}"'"""),
+        (["[1,2]"], """'"[1,2]"'"""),
+        (["value=[1,2]"], """'"[1,2]"'"""),
+        (['{pva:{pv:"a"}}'], """'"{pva:{pv:\\"a\\"}}"'"""),
         (["description={const:7}", "value=1"], """'description="{const:7}"'"""),
         (["a=b"], """'"a=b"'"""),
     ],

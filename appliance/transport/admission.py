@@ -1,0 +1,115 @@
+"""Turns a gate's verdicts into what happens to one connection. Client and server follow the same rule.
+
+Source: SPVA specification 7.3.1 (the give-up rule) and 8.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from appliance.pva.credentials import Credentials
+from appliance.transport.gate import PeerGate, Verdict
+
+if TYPE_CHECKING:  # a tool that speaks plain TCP starts faster without OpenSSL
+    from appliance.tls.engine import TLSEngine
+
+__all__ = ["Admission", "AdmissionOwner"]
+
+
+class AdmissionOwner(Protocol):
+    """One end of a connection, which does what the rule says. All methods are called in the event loop."""
+
+    @property
+    def validated(self) -> bool:
+        """Whether the peer was let in: the connection has been validated (PVAccess 6.2)."""
+
+    def admit(self) -> None:
+        """Let the peer in, or begin to. Called once at the most, and before `pause`, `resume` and `cut`."""
+
+    def refuse(self, verdict: Verdict) -> None:
+        """Give up a connection that is not validated. Nothing else is called afterwards."""
+
+    def pause(self, verdict: Verdict) -> None:
+        """Hold a validated connection back. A pause may follow a pause, for another reason."""
+
+    def resume(self) -> None:
+        """Go on. Also called where nothing is paused."""
+
+    def cut(self, verdict: Verdict) -> None:
+        """Close a validated connection at once. Nothing else is called afterwards."""
+
+
+class Admission:
+    """The admission of one peer, from the moment its identity is known to the end of the connection.
+
+    | verdict | connection that is not validated | connection that is |
+    |---|---|---|
+    | GOOD | the peer is admitted | goes on |
+    | SUSPENDED, UNKNOWN | is given up: the status will not become good while it waits | pauses |
+    | BAD | is given up | is cut off |
+
+    Args:
+        owner: does what the rule says.
+    """
+
+    __slots__ = ("_admitted", "_ended", "_over", "_owner", "_unwatch", "is_watched")
+
+    def __init__(self, owner: AdmissionOwner) -> None:
+        self._owner = owner
+        self._admitted = False
+        """Whether `admit` was called; a client is validated a moment later, when the server answers."""
+        self._over = False
+        """Whether the peer was refused or cut off, or has gone: a later verdict changes nothing."""
+        self._ended = False
+        self._unwatch: Callable[[], None] | None = None
+        self.is_watched = False
+        """Whether a gate judges the peer, or did until it left."""
+
+    def begin(
+        self, gate: PeerGate | None, credentials: Credentials, engine: TLSEngine | None, *, guid: bytes = b""
+    ) -> None:
+        """Have the peer judged from now on; admit it at once where nobody judges it.
+
+        Args:
+            gate: judges peers; None where nothing but the identity counts.
+            credentials: who the peer is.
+            engine: the connection's TLS; None over plain TCP, where there is no certificate to judge.
+            guid: the server's, where this end is the client.
+        """
+        if gate is None or engine is None:
+            self._admitted = True
+            self._owner.admit()
+            return
+        self.is_watched = True
+        unwatch = gate.watch(credentials, self._judge, engine=engine, guid=guid)
+        if self._ended:  # the first verdict came from inside `watch` and ended the connection
+            unwatch()
+        else:
+            self._unwatch = unwatch
+
+    def end(self) -> None:
+        """Judge no more: the connection has ended. Harmless when repeated."""
+        self._ended = self._over = True
+        unwatch, self._unwatch = self._unwatch, None
+        if unwatch is not None:
+            unwatch()
+
+    def _judge(self, verdict: Verdict) -> None:
+        if self._over:
+            return
+        owner = self._owner
+        if not owner.validated:
+            if not verdict.good:
+                self._over = True
+                owner.refuse(verdict)
+            elif not self._admitted:
+                self._admitted = True
+                owner.admit()
+        elif verdict.good:
+            owner.resume()
+        elif verdict.bad:
+            self._over = True
+            owner.cut(verdict)
+        else:
+            owner.pause(verdict)
