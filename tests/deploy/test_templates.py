@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -68,7 +69,9 @@ def render(tmp_path: Path, role: str, template: str, **variables) -> str:
     return out.read_text()
 
 
-def check(tmp_path: Path, module: str, *arguments: str, credentials: tuple[str, ...] = ()) -> None:
+def check(
+    tmp_path: Path, module: str, *arguments: str, credentials: tuple[str, ...] = (), **variables: str
+) -> str:
     store = tmp_path / "credentials"
     store.mkdir(mode=0o700)
     for name in credentials:
@@ -81,9 +84,10 @@ def check(tmp_path: Path, module: str, *arguments: str, credentials: tuple[str, 
         check=False,
         timeout=60,
         cwd=ROOT,
-        env={**os.environ, "CREDENTIALS_DIRECTORY": str(store)},
+        env={**os.environ, "CREDENTIALS_DIRECTORY": str(store), **variables},
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
@@ -182,6 +186,97 @@ def test_ioc_accepts_its_configuration(tmp_path):
     )
     (tmp_path / "ioc.yml").write_text(text)
     check(tmp_path, "appliance.cli.softiocpvx", "--config", str(tmp_path / "ioc.yml"), "--check-config")
+
+
+def test_ioc_loads_a_substitution_file_with_its_templates(tmp_path):
+    home = tmp_path / "one"
+    (home / "db").mkdir(parents=True)
+    (home / "db/all.substitutions").write_text(
+        'file "ai.template" { { N=1 } }\nfile "db/ao.template" { { N=2 } }\n'
+    )
+    (home / "db/ai.template").write_text('include "common.db"\nrecord(ai, "t:$(N)") {}\n')
+    (home / "db/common.db").write_text('record(ai, "common:$(N)") {}\n')
+    (home / "db/ao.template").write_text('record(ao, "t:$(N)") {}\n')
+    (home / "db/more.db").write_text('record(ai, "more") {}\n')
+    (home / "db/st.cmd").write_text('nonsense\ndbLoadRecords("more.db")\n')
+    names = ("ai.template", "ao.template", "common.db", "more.db")
+    item = {
+        "name": "one",
+        "databases": [{"src": "files/all.substitutions"}],
+        "templates": [f"files/{name}" for name in names],
+        "script": "files/st.cmd",
+        "on_error": "continue",
+        "keychain": "",
+        "console": False,
+    }
+    text = render(tmp_path, "spva_ioc", "ioc.yml.j2", spva_ioc_item=item)
+    assert yaml.safe_load(text)["on_error"] == "continue"
+    (home / "ioc.yml").write_text(text.replace("/etc/spva/ioc/one", str(home)))
+    unit = (ROOT / "systemd/spva-ioc@.service").read_text()
+    include = re.search("EPICS_DB_INCLUDE_PATH=(.*)", unit)[1]
+    task = (ROOT / "roles/spva_ioc/tasks/instance.yml").read_text()
+    assert include.replace("%i", "{{ spva_ioc_item.name }}") in task
+    said = check(
+        tmp_path,
+        "appliance.cli.softiocpvx",
+        "--config",
+        str(home / "ioc.yml"),
+        "--check-config",
+        EPICS_DB_INCLUDE_PATH=include.replace("/etc/spva/ioc/%i", str(home)),
+    )
+    assert "ioc.yml: good" in said
+    assert said.count("Warning: ") == 1  # the command that there is not
+
+
+@pytest.mark.parametrize(
+    ("item", "says"),
+    [
+        ({"templates": ["a/one.db", "c.template"]}, None),
+        ({"templates": ["b/one.db"]}, "two files of one IOC have the same name.*(one)"),
+        ({"templates": ["none.template"]}, "missing on the machine that runs Ansible: .*none.template"),
+        ({"on_error": "continue"}, "there is no script"),
+        ({"on_error": "ignore"}, "value of on_error must be one of"),
+    ],
+)
+def test_files_of_an_ioc_are_checked_before_anything_is_copied(tmp_path, item, says):
+    for name in ("a/one.db", "b/one.db", "c.template"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    ioc = {"name": "one", "databases": [{"src": str(tmp_path / "a/one.db")}], "keychain": "", **item}
+    ioc["templates"] = [str(tmp_path / name) for name in item.get("templates", [])]
+    play = {
+        "name": "Preflight",
+        "hosts": "localhost",
+        "connection": "local",
+        "gather_facts": False,
+        "vars": {"spva_ioc_instances": [ioc]},
+        "tasks": [
+            {
+                "name": "Preflight",
+                "ansible.builtin.import_role": {"name": "spva_ioc", "tasks_from": "preflight"},
+            }
+        ],
+    }
+    (tmp_path / "play.yml").write_text(yaml.safe_dump([play]))
+    done = subprocess.run(
+        [
+            Path(sys.executable).parent / "ansible-playbook",
+            "--inventory=localhost,",
+            f"--extra-vars=ansible_python_interpreter={sys.executable}",
+            tmp_path / "play.yml",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+        cwd=ROOT,
+        env={**os.environ, "ANSIBLE_ROLES_PATH": str(ROOT / "roles"), "ANSIBLE_LOCALHOST_WARNING": "false"},
+    )
+    if says is None:
+        assert done.returncode == 0, done.stdout + done.stderr
+    else:
+        assert done.returncode != 0
+        assert re.search(says, done.stdout + done.stderr), done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
