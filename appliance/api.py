@@ -10,7 +10,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from typing import Any
 
-from appliance.certmon.wiring import open_client, open_server
+from appliance.certmon.endpoints import open_client, open_server
 from appliance.client.context import Context as _Context
 from appliance.config.pva import ClientConfig, ServerConfig, resolve_client, resolve_server
 from appliance.server.server import Server as _Server

@@ -22,6 +22,7 @@
     |   |-- CertificateError        an X.509 certificate is not acceptable
     |   |-- CertificateStatusError  an OCSP answer is not acceptable
     |   `-- TokenRefused            a bearer token proves nothing: reason for the audit, one sentence for the sender
+    |-- RequestRefused              a service does not do what was asked; nothing has changed
     `-- AccessFileError             an access security or pvlist file is wrong; says line and column
 
 Anything else that escapes this package is a defect in it.
@@ -47,6 +48,7 @@ __all__ = [
     "ProtocolError",
     "RemoteError",
     "RemoteProtocolError",
+    "RequestRefused",
     "SecurityError",
     "TLSError",
     "TokenRefused",
@@ -141,6 +143,10 @@ class CertificateError(SecurityError):
 
 class CertificateStatusError(SecurityError):
     """An OCSP answer is not acceptable: wrong signer, wrong certificate, or out of its validity."""
+
+
+class RequestRefused(ApplianceError):  # noqa: N818 - a decision, not a malfunction
+    """A service does not do what was asked; nothing has changed. The text tells the sender what to do."""
 
 
 class TokenRefused(SecurityError):  # noqa: N818 - a judgement with two readers, not a malfunction

@@ -63,7 +63,7 @@ async def measure(folder: Path) -> list[Row]:
 
 async def revocation(folder: Path, cms: Any, ca: Any, states: Any, *, own_server: bool) -> list[float]:
     """Seconds from the revocation to the end of each connection, as the server sees it."""
-    from appliance.certmon.wiring import open_client, open_server
+    from appliance.certmon.endpoints import open_client, open_server
     from tests.helpers.live import client_config, keychain_file, number, server_config, until
 
     mine = ca.keychain("softioc", "server", status=True)
@@ -109,7 +109,7 @@ async def revocation(folder: Path, cms: Any, ca: Any, states: Any, *, own_server
 
 async def connects(folder: Path, cms: Any, ca: Any, states: Any) -> tuple[float, float]:
     """Median seconds of opening a client and reading a PV over TLS, with status and without."""
-    from appliance.certmon.wiring import open_client, open_server
+    from appliance.certmon.endpoints import open_client, open_server
     from tests.helpers.live import client_config, keychain_file, number, server_config
 
     mine, other = (

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes
 
 from appliance.certs.profiles import build_ca, generate_key, subject_name
 from appliance.certs.status import CertState
-from appliance.cms.service import Service
+from appliance.cms.service import CertificateService
 from appliance.cms.store import Record, Transaction
 from appliance.pva.typed import encode_typed
 from appliance.pvdata import Value
@@ -235,7 +235,7 @@ def ready() -> float:
 
 def fill(process: Process) -> None:
     settings = effective(process.config_dir, db=str(process.db))
-    service = Service.open(settings, clock=lambda: datetime.now(UTC))
+    service = CertificateService.open(settings, clock=lambda: datetime.now(UTC))
     now = int(time.time())
 
     def job(transaction: Transaction) -> None:

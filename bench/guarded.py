@@ -6,7 +6,7 @@ import sys
 
 import uvloop
 
-from appliance.certmon.wiring import open_server
+from appliance.certmon.endpoints import open_server
 from appliance.config.address import Endpoint
 from appliance.config.pva import ClientConfig, resolve_server
 from appliance.pvdata.nt import NTScalar

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from appliance.acf.builder import Builder
+from appliance.acf.lexer import Source
 from appliance.acf.match import Resolver
 from appliance.acf.model import (
     Access,
@@ -26,7 +27,6 @@ from appliance.acf.model import (
 )
 from appliance.acf.parser import parse_classic
 from appliance.acf.pvlist import PVList, PVListMatch
-from appliance.acf.text import Source
 from appliance.acf.tree import Path, Position, acf_from_tree
 from appliance.errors import AccessFileError, ConfigurationError
 

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Final
 
 from appliance.acf.builder import MAX_CHAIN, Builder, GroupDraft, Place, RuleDraft
+from appliance.acf.lexer import END, STRING, WORD, Source, Token
 from appliance.acf.model import AccessSecurity
-from appliance.acf.text import END, STRING, WORD, Source, Token
 from appliance.errors import AccessFileError
 
 __all__ = ["parse_classic"]

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from appliance.acf.builder import MAX_CHAIN, Builder, GroupDraft, Place, RuleDraft
+from appliance.acf.lexer import expand_macros
 from appliance.acf.match import Resolver
 from appliance.acf.model import AccessSecurity
-from appliance.acf.text import expand_macros
 from appliance.errors import AccessFileError
 
 __all__ = ["Path", "Position", "acf_from_tree"]

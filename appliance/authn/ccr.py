@@ -6,17 +6,21 @@ Source: SPVA specification 9.1 and 9.2; peers of 2025 and 2026 send the same fie
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
+from appliance.authn.proof import MAX_PROOF, PROOF_FIELD
 from appliance.certs.status import CertState, parse_state
-from appliance.errors import PVDataError, RemoteError
+from appliance.errors import PVDataError, RemoteError, RequestRefused
+from appliance.pvdata.nt import ALARM, NTEnum
 from appliance.pvdata.types import BOOL, STRING, UINT16, UINT64, StructType
 from appliance.pvdata.value import Value
 
 __all__ = [
+    "REPLY_TYPE",
     "USAGE_NUMBERS",
     "CertReply",
     "CertRequest",
+    "parse_request",
     "read_reply",
     "request_type",
     "request_value",
@@ -25,6 +29,14 @@ __all__ = [
 USAGE_NUMBERS: Final[Mapping[str, int]] = {"client": 1, "server": 2, "ioc": 3}
 """How the wire spells a certificate's usage; ``ioc`` is both ends of a connection."""
 
+_USAGES: Final[Mapping[int, str]] = {number: usage for usage, number in USAGE_NUMBERS.items()} | {
+    8: "ioc",
+    11: "ioc",
+}
+"""Usages by number. Peers of 2025 have 3 for both ends; the specification's bit for IOCs is 8."""
+_MAX_TEXT: Final = 256
+_MAX_KEY: Final = 16384
+_MAX_TOKEN: Final = 16384
 MAX_PEM_CHARS: Final = 256 * 1024
 """Longest certificate chain, as text, that is read from an answer."""
 _MAX_NAME: Final = 500
@@ -51,6 +63,16 @@ class CertRequest(NamedTuple):
     no_status: bool = False
     verifier: Mapping[str, str] = {}
     """What the authenticator needs beyond that, such as the token of ``jwt``: may hold secrets."""
+
+    @property
+    def token(self) -> str:
+        """The bearer token; empty where the authenticator needs none."""
+        return self.verifier.get("token", "")
+
+    @property
+    def proof(self) -> str:
+        """That the requester holds the private key (`appliance.authn.proof`); empty where it sent none."""
+        return self.verifier.get(PROOF_FIELD, "")
 
     def __repr__(self) -> str:
         return f"<CertRequest {self.type} {self.usage} {self.name!r}>"
@@ -99,6 +121,99 @@ def request_value(path: str, request: CertRequest) -> Value:
         value[f"query.verifier.{name}"] = text
     value.mark()
     return value
+
+
+def parse_request(argument: Any) -> CertRequest:
+    """Read the argument of a call of CERT:CREATE, which may be anything at all.
+
+    Args:
+        argument: What the client sent; None where it sent nothing.
+
+    Returns:
+        The request, checked for form. One without a public key asks for the trust anchor only, and holds nothing else.
+
+    Raises:
+        RequestRefused: The argument is no certificate creation request; the text names the field.
+    """
+    if argument is None:
+        raise RequestRefused(
+            "the request is empty; send an NTURI whose query holds the certificate creation request"
+        )
+    if not isinstance(argument.type, StructType):
+        raise RequestRefused("the request is not a structure; send an NTURI with a query")
+    query = argument.get("query") if "query" in argument else argument
+    if not hasattr(query, "type") or not isinstance(query.type, StructType):
+        raise RequestRefused("the request's query is not a structure")
+    if "pub_key" not in query:
+        raise RequestRefused("the request has no field pub_key; send a certificate creation request")
+    pub_key = _asked_text(query, "pub_key", _MAX_KEY)
+    if not pub_key:
+        return CertRequest("", "client")
+    number = _asked_number(query, "usage")
+    if number not in _USAGES:
+        raise RequestRefused(f"the usage {number} is not known; use 1 (client), 2 (server) or 3 (ioc)")
+    for field in ("schedule", "san"):
+        if query.get(field):
+            raise RequestRefused(f"certificates with {field!r} are not issued here; leave it empty")
+    kind = _asked_text(query, "type", 32) or "std"
+    verifier = {}
+    if kind == "jwt" and "verifier.token" in query:  # that of krb is octets, and none of ours
+        verifier["token"] = _asked_text(query, "verifier.token", _MAX_TOKEN + 1)
+    if kind in ("std", "jwt") and f"verifier.{PROOF_FIELD}" in query:
+        verifier[PROOF_FIELD] = _asked_text(query, f"verifier.{PROOF_FIELD}", MAX_PROOF)
+    no_status = query.get("no_status", default=False)
+    if not isinstance(no_status, bool):
+        raise RequestRefused("the field no_status must be a bool")
+    return CertRequest(
+        type=kind,
+        usage=_USAGES[number],
+        pub_key=pub_key,
+        name=_asked_text(query, "name"),
+        country=_asked_text(query, "country"),
+        organization=_asked_text(query, "organization"),
+        organizational_unit=_asked_text(query, "organization_unit"),
+        not_before=_asked_number(query, "not_before"),
+        not_after=_asked_number(query, "not_after"),
+        config_uri_base=_asked_text(query, "config_uri_base"),
+        no_status=no_status,
+        verifier=verifier,
+    )
+
+
+def _asked_text(query: Any, field: str, limit: int = _MAX_TEXT) -> str:
+    try:
+        value = query.get(field, default="")
+    except PVDataError:
+        value = None
+    if not isinstance(value, str):
+        raise RequestRefused(f"the field {field} must be text")
+    if len(value) > limit:
+        raise RequestRefused(f"the field {field} has {len(value)} characters; at most {limit} are accepted")
+    return value
+
+
+def _asked_number(query: Any, field: str) -> int:
+    value = query.get(field, default=0)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise RequestRefused(f"the field {field} must be a whole number that is not negative")
+    return value
+
+
+REPLY_TYPE: Final = StructType(
+    [
+        ("status", NTEnum()),
+        ("issuer", STRING),
+        ("serial", UINT64),
+        ("state", STRING),
+        ("cert_id", STRING),
+        ("status_pv", STRING),
+        ("renew_by", UINT64),
+        ("expiration", UINT64),
+        ("cert", STRING),
+        ("alarm", ALARM),
+    ]
+)
+"""What CERT:CREATE answers (9.2)."""
 
 
 class CertReply(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
-__all__ = ["USAGES", "Grant", "Identity", "backdated"]
+__all__ = ["USAGES", "Grant", "ProvenIdentity", "backdated"]
 
 USAGES: Final = ("client", "server", "ioc")
 """The usages that a certificate can be asked for, by name."""
@@ -22,7 +22,7 @@ def backdated(now: datetime, end: datetime) -> datetime:
     return now - min(_BACK, max((end - now) / 10, timedelta()))
 
 
-class Identity(NamedTuple):
+class ProvenIdentity(NamedTuple):
     """Who was proven: the pair, because a subject means nothing without its issuer."""
 
     issuer: str
@@ -45,7 +45,7 @@ class Grant(NamedTuple):
     """Latest end of the certificate's validity, aware, UTC."""
     approval_needed: bool
     """Whether an administrator must approve before the certificate becomes VALID."""
-    identity: Identity | None
+    identity: ProvenIdentity | None
     """The verified identity, or None where the method proves none."""
     audit: dict[str, str]
     """Facts for the audit log, free of secrets and of control characters."""

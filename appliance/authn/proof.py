@@ -27,7 +27,7 @@ FRESH_S: Final = 900
 _CONTEXT: Final = b"EPICS SPVA certificate creation request, proof 1\0"
 
 
-class Request(Protocol):
+class ProvableRequest(Protocol):
     """The parts of a request that are sealed; the requester's and the service's form of it both have them."""
 
     @property
@@ -54,7 +54,7 @@ class Request(Protocol):
     def no_status(self) -> bool: ...
 
 
-def _message(request: Request, token: str, made: int) -> bytes:
+def _message(request: ProvableRequest, token: str, made: int) -> bytes:
     texts: Iterable[str] = (
         request.type, request.name, request.country, request.organization, request.organizational_unit, request.usage,
         str(request.not_before), str(request.not_after), request.pub_key, request.config_uri_base,
@@ -65,14 +65,14 @@ def _message(request: Request, token: str, made: int) -> bytes:
     return _CONTEXT + b"".join(len(part).to_bytes(4, "big") + part for part in parts)
 
 
-def make_proof(request: Request, key: PrivateKeyTypes, *, made: int, token: str = "") -> str:
+def make_proof(request: ProvableRequest, key: PrivateKeyTypes, *, made: int, token: str = "") -> str:
     """The proof for a request; ``made`` is the present time in POSIX seconds. Raises CertificateError."""
     signature = sign(key, _message(request, token, made))
     return f"1.{made}.{base64.urlsafe_b64encode(signature).decode('ascii')}"
 
 
 def check_proof(
-    proof: str, request: Request, key: CertificatePublicKeyTypes, *, now: float, token: str = ""
+    proof: str, request: ProvableRequest, key: CertificatePublicKeyTypes, *, now: float, token: str = ""
 ) -> bool:
     """Whether the requester has proved that it holds the private half of ``key``.
 

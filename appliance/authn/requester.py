@@ -67,7 +67,7 @@ from appliance.errors import (
 )
 
 if TYPE_CHECKING:
-    from appliance.authn.status import Verdict
+    from appliance.authn.status import CheckedStatus
 
 __all__ = [
     "Existing",
@@ -153,7 +153,7 @@ def renewal_time(certificate: x509.Certificate, issued: datetime | None = None) 
     return start + (end - start) * _LIFETIME_USED
 
 
-def _unknown_for_good(report: Verdict) -> bool:
+def _unknown_for_good(report: CheckedStatus) -> bool:
     """Whether the service that issued a certificate has signed that it does not know it: it is of no use any more.
 
     So it is after a restore of the service's database, for what was issued since the backup.
@@ -162,7 +162,7 @@ def _unknown_for_good(report: Verdict) -> bool:
     return answer is not None and answer.state is OCSPState.UNKNOWN and report.claimed is CertState.UNKNOWN
 
 
-def _over(report: Verdict | None) -> str:
+def _over(report: CheckedStatus | None) -> str:
     """Why the service's signed word ends a certificate before its own date does; empty where it does not.
 
     A service whose clock was ahead for a moment has recorded EXPIRED, and that stays.
@@ -580,7 +580,7 @@ class Requester:
                 ) from error
             raise
 
-    async def _report(self, existing: Existing) -> Verdict | None:
+    async def _report(self, existing: Existing) -> CheckedStatus | None:
         """The status of the certificate that is there, as far as it can be had without waiting for long."""
         from appliance.authn.status import fetch_status
 

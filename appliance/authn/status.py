@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from appliance.client.context import Context
     from appliance.pvdata.value import Value
 
-__all__ = ["Verdict", "fetch_status", "find_issuer", "read_status", "verified_chain"]
+__all__ = ["CheckedStatus", "fetch_status", "find_issuer", "read_status", "verified_chain"]
 
 _MAX_TEXT: Final = 200
 
 
-class Verdict(NamedTuple):
+class CheckedStatus(NamedTuple):
     """What is known of a certificate's status."""
 
     state: CertState
@@ -57,7 +57,7 @@ def read_status(
     serial: int,
     now: datetime,
     certificate: x509.Certificate | None = None,
-) -> Verdict:
+) -> CheckedStatus:
     """Judge a CERT:STATUS structure about ``serial``. Raises CertificateStatusError where it is none.
 
     ``issuer`` is the CA's certificate, None where none is known that leads to a trust anchor: then nothing is
@@ -78,7 +78,7 @@ def read_status(
         # An unsigned word can only make a certificate less than it seems, and less than this it cannot be.
         issued, expires = report.ocsp_status_date[:_MAX_TEXT], report.ocsp_certified_until[:_MAX_TEXT]
         revoked = report.ocsp_revocation_date[:_MAX_TEXT]
-        return Verdict(CertState.UNKNOWN, claimed, None, why, issued, expires, revoked, report)
+        return CheckedStatus(CertState.UNKNOWN, claimed, None, why, issued, expires, revoked, report)
     state = judge(answer.state, claimed, next_update=answer.next_update, now=now).state
     if certificate is not None:
         state = effective_state(
@@ -87,7 +87,7 @@ def read_status(
             not_before=certificate.not_valid_before_utc,
             not_after=certificate.not_valid_after_utc,
         )
-    return Verdict(
+    return CheckedStatus(
         state,
         claimed,
         answer,
@@ -108,7 +108,7 @@ async def fetch_status(
     now: datetime,
     timeout: float,
     certificate: x509.Certificate | None = None,
-) -> Verdict:
+) -> CheckedStatus:
     """Read a status PV and judge it. Raises OperationError where the service does not answer, CertificateStatusError."""
     value = await context.get(pv, timeout=timeout)
     return read_status(value, issuer=issuer, serial=serial, now=now, certificate=certificate)

@@ -6,20 +6,19 @@ import asyncio
 import logging
 from typing import Any, Final
 
-from appliance.certmon.keeper import Keeper
-from appliance.certmon.policy import Mode
-from appliance.certmon.required import TLS_REQUIRED
+from appliance.certmon.policy import TLS_REQUIRED, Mode
+from appliance.certmon.tls_manager import TLSManager
 from appliance.client.context import Context
 from appliance.config.pva import ClientConfig
 from appliance.errors import KeychainError, SecurityError
 from appliance.tls.context import TLSContext
 
-__all__ = ["ClientKeeper"]
+__all__ = ["ClientTLSManager"]
 
 _log: Final = logging.getLogger(__name__)
 
 
-class ClientKeeper(Keeper):
+class ClientTLSManager(TLSManager):
     """An asynchronous context manager that gives a Context and keeps its TLS in step."""
 
     def __init__(self, config: ClientConfig, options: dict[str, Any], context: Context | None = None) -> None:

@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from appliance.certmon.follow import CertStatus, Following, StatusSource, reference
+from appliance.certmon.status_source import CertStatus, Following, StatusSource, reference
 from appliance.certs.status import CertState, StatusClass
 from appliance.certs.x509 import NO_STATUS, names_status, shown_id
 from appliance.config.tls_options import TLSOptions

@@ -6,12 +6,26 @@ Source: SPVA specification 7.3.1 and 8.4 (own certificate); configuration refere
 from __future__ import annotations
 
 from enum import Enum
+from typing import Final
 
-from appliance.certmon.identity import Validity
 from appliance.certs.status import StatusClass
 from appliance.config.tls_options import TLSOptions
+from appliance.errors import KeychainError
 
-__all__ = ["Mode", "choose_mode"]
+__all__ = ["TLS_REQUIRED", "Mode", "Validity", "check_keychain_set", "choose_mode"]
+
+TLS_REQUIRED: Final = "plain TCP is refused, as tls_required among the TLS options asks for"
+
+
+class Validity(Enum):
+    """What the dates of the own certificate say."""
+
+    NONE = "none"
+    """There is no certificate of our own that could be used."""
+    PENDING = "pending"
+    """It is not valid yet."""
+    CURRENT = "current"
+    EXPIRED = "expired"
 
 
 class Mode(Enum):
@@ -43,3 +57,12 @@ def choose_mode(validity: Validity, status: StatusClass, options: TLSOptions, *,
     if validity is Validity.CURRENT and status is StatusClass.GOOD:
         return Mode.TLS
     return without
+
+
+def check_keychain_set(options: TLSOptions, keychain: str, variable: str) -> None:
+    """Raise KeychainError where TLS is required and no keychain is configured; ``variable`` would name one."""
+    if options.tls_required and not keychain:
+        raise KeychainError(
+            f"there is no keychain, and {TLS_REQUIRED}; set {variable} to a keychain, or have one made by "
+            "authnstd or authnjwt"
+        )

@@ -7,18 +7,18 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final
 
-from appliance.certmon.keeper import Keeper
 from appliance.certmon.policy import Mode
+from appliance.certmon.tls_manager import TLSManager
 from appliance.config.pva import ClientConfig, ServerConfig, resolve_client
 from appliance.errors import SecurityError
 from appliance.server.server import Server
 
-__all__ = ["ServerKeeper"]
+__all__ = ["ServerTLSManager"]
 
 _log: Final = logging.getLogger(__name__)
 
 
-class ServerKeeper(Keeper):
+class ServerTLSManager(TLSManager):
     """An asynchronous context manager that gives a Server and keeps its TLS in step."""
 
     def __init__(

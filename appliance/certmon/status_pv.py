@@ -36,6 +36,7 @@ __all__ = [
     "enum_index",
     "ocsp_response",
     "status_template",
+    "write_status",
 ]
 
 _WORST_FIRST: Final = (StatusClass.BAD, StatusClass.UNKNOWN, StatusClass.SUSPENDED, StatusClass.GOOD)
@@ -68,6 +69,19 @@ STATUS_TYPE: Final = StructType(
         ("no_status", BOOL),
     ]
 )
+
+_AT: Final = {path: STATUS_TYPE.offsets[path] for path in STATUS_TYPE.offsets}
+_ALARMS: Final = {
+    CertState.VALID: (0, ""),
+    CertState.UNKNOWN: (3, "not known here"),
+    CertState.EXPIRED: (2, "expired"),
+    CertState.REVOKED: (2, "revoked"),
+    CertState.PENDING: (1, "not valid yet"),
+    CertState.PENDING_APPROVAL: (1, "waits for approval"),
+    CertState.PENDING_RENEWAL: (1, "waits for renewal"),
+    CertState.SCHEDULED_OFFLINE: (1, "offline by schedule"),
+}
+"""Severity and message of the alarm that each state is."""
 
 
 class StatusReport(NamedTuple):
@@ -178,6 +192,48 @@ def status_template() -> Value:
     return value
 
 
+def write_status(
+    store: list[Any],
+    state: CertState,
+    serial: int,
+    ocsp_response: Any,
+    *,
+    this_update: datetime,
+    next_update: datetime,
+    revocation_date: datetime | None = None,
+) -> None:
+    """Write a status into the store of a `status_template`.
+
+    Args:
+        store: A copy of the template's store; the fields that are not named here stay as they are.
+        state: The certificate's state.
+        serial: The certificate's serial number.
+        ocsp_response: The signed answer in DER, as an array of octets.
+        this_update: When the answer was made, aware.
+        next_update: Until when it holds, aware.
+        revocation_date: When the certificate was revoked, aware; None where it was not.
+    """
+    at = _AT
+    severity, message = _ALARMS[state]
+    seconds = int(this_update.timestamp())
+    signed = ocsp_state(state)
+    store[at["status.value.index"]] = store[at["value.index"]] = enum_index(state)
+    for part in ("status.", ""):
+        store[at[f"{part}alarm.severity"]] = severity
+        store[at[f"{part}alarm.status"]] = 1 if severity else 0
+        store[at[f"{part}alarm.message"]] = message
+        store[at[f"{part}timeStamp.secondsPastEpoch"]] = seconds
+    store[at["ocsp_status.timeStamp.secondsPastEpoch"]] = seconds
+    store[at["serial"]] = serial
+    store[at["state"]] = state.value
+    store[at["ocsp_status.value.index"]] = OCSP_CHOICES.index(signed)
+    store[at["ocsp_state"]] = signed.value
+    store[at["ocsp_status_date"]] = format_date(this_update)
+    store[at["ocsp_certified_until"]] = format_date(next_update)
+    store[at["ocsp_revocation_date"]] = format_date(revocation_date)
+    store[at["ocsp_response"]] = ocsp_response
+
+
 def encode_status(
     state: CertState,
     serial: int,
@@ -190,18 +246,17 @@ def encode_status(
 ) -> Value:
     """Make a CERT:STATUS value; ``more`` are further fields (``renew_by``, ``renewal_due`` ...)."""
     value = status_template()
-    seconds = int(this_update.timestamp())
-    signed = ocsp_state(state)
-    value["status.value.index"] = value["value.index"] = enum_index(state)
-    for path in ("status.timeStamp", "timeStamp", "ocsp_status.timeStamp"):
-        value[f"{path}.secondsPastEpoch"] = seconds
-    value["serial"], value["state"] = serial, state.value
-    value["ocsp_status.value.index"] = OCSP_CHOICES.index(signed)
-    value["ocsp_state"] = signed.value
-    value["ocsp_status_date"] = format_date(this_update)
-    value["ocsp_certified_until"] = format_date(next_update)
-    value["ocsp_revocation_date"] = format_date(revocation_date)
     value["ocsp_response"] = list(ocsp_response)
+    write_status(
+        value.store,
+        state,
+        serial,
+        value.store[_AT["ocsp_response"]],
+        this_update=this_update,
+        next_update=next_update,
+        revocation_date=revocation_date,
+    )
     for path, x in more.items():
         value[path] = x
+    value.mark()
     return value

@@ -38,7 +38,6 @@ __all__ = [
     "Password",
     "Revealing",
     "check_keychain",
-    "dump_key",
     "dump_keychain",
     "dump_trust_anchors",
     "ended_anchor_warnings",
@@ -233,12 +232,6 @@ def dump_keychain(keychain: Keychain, password: Password = None, *, issued: date
     ]
     plain = keychain.key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
     return write_pkcs12(bags, Bag(plain, name, link, signed=issued), secret)
-
-
-def dump_key(key: PrivateKeyTypes, password: Password = None) -> bytes:
-    """A PKCS#12 file with a key only, for the time between making a key and getting its certificate."""
-    plain = key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
-    return write_pkcs12([], Bag(plain, "key"), _password_bytes(password))
 
 
 def dump_trust_anchors(anchors: Iterable[x509.Certificate], password: Password = None) -> bytes:

@@ -25,7 +25,6 @@ __all__ = [
     "Judgement",
     "OCSPState",
     "StatusClass",
-    "class_of_staple",
     "effective_state",
     "format_date",
     "judge",
@@ -226,13 +225,6 @@ def judge(signed: OCSPState, claimed: CertState, *, next_update: datetime, now: 
     else:
         state = claimed
     return Judgement(state, STATUS_CLASS[state], next_update)
-
-
-def class_of_staple(signed: OCSPState) -> StatusClass:
-    """The class of a verified stapled answer (13.1)."""
-    if signed is OCSPState.GOOD:
-        return StatusClass.GOOD
-    return StatusClass.BAD if signed is OCSPState.REVOKED else StatusClass.UNKNOWN
 
 
 def parse_state(text: str) -> CertState:

@@ -153,7 +153,7 @@ def _plain_item(item: Any) -> Any:
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
-    from appliance.authn.details import printable
+    from appliance.authn.report import printable
     from appliance.certs.x509 import shown_subject
 
     if not rows:

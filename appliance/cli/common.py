@@ -275,7 +275,7 @@ def open_context(effective: Effective[ClientConfig]) -> AbstractAsyncContextMana
     """Open the client: plain, or with the keychain's certificate and the status of certificates followed."""
     config = effective.config
     if config.tls_enabled or config.tls_options.tls_required:
-        from appliance.certmon.wiring import open_client
+        from appliance.certmon.endpoints import open_client
 
         return open_client(effective, beacons=False)
     from appliance.client.context import Context

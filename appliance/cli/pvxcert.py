@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from cryptography import x509
 
-    from appliance.authn.status import Verdict
+    from appliance.authn.status import CheckedStatus
     from appliance.certs.keychain import Keychain
     from appliance.client.context import Context
     from appliance.config.pva import ClientConfig
@@ -330,7 +330,7 @@ class _TrustedCAs:
 async def _status_of_id(options: argparse.Namespace, config: ClientConfig, target: str) -> int:
     from datetime import UTC, datetime
 
-    from appliance.authn.details import life_lines, status_facts, status_lines
+    from appliance.authn.report import life_lines, status_facts, status_lines
     from appliance.authn.status import fetch_status
     from appliance.certs.x509 import parse_cert_id
     from appliance.client.context import Context
@@ -361,7 +361,7 @@ async def _status_of_id(options: argparse.Namespace, config: ClientConfig, targe
 async def _status_of_keychain(options: argparse.Namespace, config: ClientConfig) -> int:
     from datetime import UTC, datetime
 
-    from appliance.authn.details import (
+    from appliance.authn.report import (
         anchor_lines,
         certificate_facts,
         details_lines,
@@ -421,7 +421,7 @@ async def _status_of_keychain(options: argparse.Namespace, config: ClientConfig)
     return _judge(verdict)
 
 
-def _judge(verdict: Verdict) -> int:
+def _judge(verdict: CheckedStatus) -> int:
     if not verdict.verified:
         complain(
             f"Warning: the certificate service says {verdict.claimed.value}, which is not relied upon: {verdict.why}; "
@@ -430,7 +430,7 @@ def _judge(verdict: Verdict) -> int:
     return EXITS[verdict.state.value]
 
 
-def _dump_status(verdict: Verdict, pv: str, server: str) -> list[str]:
+def _dump_status(verdict: CheckedStatus, pv: str, server: str) -> list[str]:
     report = verdict.report
     lines = [
         "",

@@ -10,13 +10,13 @@ import sqlalchemy as sa
 
 from appliance.cms.schema import audit
 from appliance.cms.store import engine_for, is_sqlite
-from appliance.daemon.audit import Verdict, canonical, verify
+from appliance.daemon.audit import AuditFinding, canonical, verify
 from appliance.errors import ConfigurationError
 
 __all__ = ["verify_audit"]
 
 
-def verify_audit(where: str, *, head: str | None = None) -> Verdict:
+def verify_audit(where: str, *, head: str | None = None) -> AuditFinding:
     """Check the whole chain of a database, which may be in use. Raises ConfigurationError."""
     import os
 

@@ -19,7 +19,7 @@ from appliance.errors import ApplianceError, ConfigurationError
 
 if TYPE_CHECKING:
     from appliance.cms.config import Effective
-    from appliance.cms.service import Service
+    from appliance.cms.service import CertificateService
 
 __all__ = ["main"]
 
@@ -182,10 +182,10 @@ def _shown(effective: Effective) -> str:
 
 
 def _new_administrator(effective: Effective, name: str) -> int:
-    from appliance.cms.service import Service
+    from appliance.cms.service import CertificateService
     from appliance.cms.setup import add_administrator, ensure_acf, ensure_administrator, say
 
-    service = Service.open(effective, clock=_now, beside=True)
+    service = CertificateService.open(effective, clock=_now, beside=True)
     try:
         ensure_administrator(effective.settings, service.issuing, name, must_be_new=True)
         acf = effective.settings.acf
@@ -203,9 +203,9 @@ def _now() -> datetime:
 
 
 async def _serve(daemon: Daemon, effective: Effective, options: argparse.Namespace) -> None:
-    from appliance.cms.service import Service
+    from appliance.cms.service import CertificateService
 
-    service = Service.open(effective, clock=_now)
+    service = CertificateService.open(effective, clock=_now)
     try:
         service.first_start(ensure=options.admin_keychain_ensure)
         await service.start()
@@ -240,7 +240,7 @@ async def _serve(daemon: Daemon, effective: Effective, options: argparse.Namespa
         await service.stop()
 
 
-def _banner(effective: Effective, service: Service) -> None:
+def _banner(effective: Effective, service: CertificateService) -> None:
     from appliance.authn.trust import fingerprint
     from appliance.certs.x509 import subject_text
 
@@ -263,7 +263,7 @@ def _banner(effective: Effective, service: Service) -> None:
     _log.info("the fingerprint of the trust anchor, to be published, is %s", anchor)
 
 
-async def _keep_time(service: Service, daemon: Daemon) -> None:
+async def _keep_time(service: CertificateService, daemon: Daemon) -> None:
     """Let the clock's changes happen when they are due, check the health, make the backups."""
     next_health = 0.0
     next_backup = time.monotonic() + service.settings.backup_interval_s

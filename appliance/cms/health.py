@@ -16,8 +16,7 @@ from appliance.certs.status import CertState
 from appliance.cms.issuing import Issuing
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.publisher import Publisher
-from appliance.cms.services import Counters
-from appliance.cms.shapes import HEALTH, METRICS
+from appliance.cms.pvs import HEALTH, METRICS, Counters
 from appliance.cms.store import Store, Transaction, counts, is_sqlite
 from appliance.errors import ApplianceError
 from appliance.pvdata import Value

@@ -10,15 +10,15 @@ from collections.abc import Iterable
 from typing import Final
 
 from appliance.certs.status import CertState
+from appliance.cms.model import NewCertificate
 from appliance.cms.store import IN_DOUBT, KeyUse, Record
-from appliance.cms.terms import Request
 
 __all__ = ["BARRED", "approved_before", "key_problem", "may_supersede", "other_holder", "proves_the_name"]
 
 BARRED: Final = "the key is that of a certificate that was revoked, and is never certified again"
 
 
-def key_problem(request: Request, uses: Iterable[KeyUse]) -> str:
+def key_problem(request: NewCertificate, uses: Iterable[KeyUse]) -> str:
     """Why a key is not certified for this request; empty where nothing speaks against it."""
     for use in uses:
         if use.barred:
@@ -34,7 +34,7 @@ def key_problem(request: Request, uses: Iterable[KeyUse]) -> str:
     return ""
 
 
-def approved_before(request: Request, known: Iterable[Record]) -> bool:
+def approved_before(request: NewCertificate, known: Iterable[Record]) -> bool:
     """Whether the last certificate that counts was approved, for at least this usage.
 
     Those count that the requester proves to be his; with ``inherit_unproven`` all that the standard authenticator obtained.
@@ -52,7 +52,7 @@ def approved_before(request: Request, known: Iterable[Record]) -> bool:
     return last.approved and last.usage in (request.usage, "ioc")
 
 
-def other_holder(request: Request, live: Iterable[Record]) -> str:
+def other_holder(request: NewCertificate, live: Iterable[Record]) -> str:
     """Why a token does not get a name that another identity holds; empty where none does.
 
     An identity is an issuer with a subject, and the certificate names only the issuer's host.
@@ -65,12 +65,14 @@ def other_holder(request: Request, live: Iterable[Record]) -> str:
     return ""
 
 
-def proves_the_name(request: Request, known: Iterable[Record]) -> bool:
+def proves_the_name(request: NewCertificate, known: Iterable[Record]) -> bool:
     """Whether a token, or an earlier certificate that an administrator approved, says that the name is the requester's."""
     return bool(request.identity) or any(record.approved and request.is_of(record) for record in known)
 
 
-def may_supersede(request: Request, old: Record, state: CertState, *, granted: bool, proven: bool) -> str:
+def may_supersede(
+    request: NewCertificate, old: Record, state: CertState, *, granted: bool, proven: bool
+) -> str:
     """Why a live certificate of the same subject gives way to the request; empty where it does not.
 
     ``granted``: the request needs no approval, or has one; ``proven``: see `proves_the_name`.

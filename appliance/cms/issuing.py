@@ -12,37 +12,32 @@ import struct
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_public_key
 
+from appliance.authn.ccr import CertRequest
 from appliance.authn.grant import USAGES, Grant
 from appliance.authn.jwt.naming import ReservedNames
-from appliance.authn.proof import MAX_PROOF, PROOF_FIELD, check_proof
+from appliance.authn.proof import check_proof
 from appliance.authn.std.verifier import StdRequest, verify
 from appliance.certs.profiles import Issuer, build_certificate, check_public_key, subject_name
 from appliance.certs.public_keys import key_identity
 from appliance.certs.x509 import UNREADABLE, cert_id, encode_pv_name, quiet
 from appliance.cms.lifecycle import Lifecycle
+from appliance.cms.model import Actor, NewCertificate, shown_time
 from appliance.cms.policy import Names
 from appliance.cms.soundness import Soundness
 from appliance.cms.store import Record
-from appliance.cms.terms import Actor, Refused, Request, shown_time
 from appliance.config.duration import Duration
-from appliance.errors import CertificateError, PVDataError, TokenRefused
+from appliance.errors import CertificateError, RequestRefused, TokenRefused
 from appliance.pva.credentials import Credentials
-from appliance.pvdata import StructType
 
-__all__ = ["CCR", "Issued", "Issuing", "Rules", "UsageRules", "new_serial", "pem_chain"]
+__all__ = ["Issued", "Issuing", "Rules", "UsageRules", "new_serial", "pem_chain"]
 
 _log: Final = logging.getLogger(__name__)
-_MAX_TEXT: Final = 256
-_MAX_KEY: Final = 16384
-_MAX_TOKEN: Final = 16384
-_USAGE: Final = {1: "client", 2: "server", 3: "ioc", 8: "ioc", 11: "ioc"}
-"""Usages by number. Peers of 2025 have 3 for both; the specification's bit for IOCs is 8."""
 _SERIAL_BITS: Final = 63
 """Signed 64-bit integers are what databases have; two random serials of this length never meet."""
 
@@ -76,95 +71,6 @@ class Rules(NamedTuple):
     inherit_approval: bool = True
     inherit_unproven: bool = False
     raw_pv_names: bool = False
-
-
-class CCR(NamedTuple):
-    """A certificate creation request, checked for form."""
-
-    type: str
-    name: str
-    country: str
-    organization: str
-    organizational_unit: str
-    usage: str
-    not_before: int
-    not_after: int
-    pub_key: str
-    config_uri_base: str
-    no_status: bool
-    token: str
-    proof: str = ""
-    """That the requester holds the private key: `appliance.authn.proof`."""
-
-    def __repr__(self) -> str:
-        return f"<CCR {self.type} {self.name!r} {self.usage}>"
-
-    @classmethod
-    def parse(cls, argument: Any) -> CCR:
-        """Read the argument of the RPC. Raises Refused that names the field."""
-        if argument is None:
-            raise Refused(
-                "the request is empty; send an NTURI whose query holds the certificate creation request"
-            )
-        if not isinstance(argument.type, StructType):
-            raise Refused("the request is not a structure; send an NTURI with a query")
-        query = argument.get("query") if "query" in argument else argument
-        if not hasattr(query, "type") or not isinstance(query.type, StructType):
-            raise Refused("the request's query is not a structure")
-        if "pub_key" not in query:
-            raise Refused("the request has no field pub_key; send a certificate creation request")
-        pub_key = _text(query, "pub_key", _MAX_KEY)
-        if not pub_key:
-            return cls("", "", "", "", "", "client", 0, 0, "", "", no_status=False, token="")
-        number = _number(query, "usage")
-        if number not in _USAGE:
-            raise Refused(f"the usage {number} is not known; use 1 (client), 2 (server) or 3 (ioc)")
-        for field in ("schedule", "san"):
-            if query.get(field):
-                raise Refused(f"certificates with {field!r} are not issued here; leave it empty")
-        kind = _text(query, "type", 32) or "std"
-        token = proof = ""
-        if kind == "jwt" and "verifier.token" in query:  # that of krb is octets, and none of ours
-            token = _text(query, "verifier.token", _MAX_TOKEN + 1)
-        if kind in ("std", "jwt") and f"verifier.{PROOF_FIELD}" in query:
-            proof = _text(query, f"verifier.{PROOF_FIELD}", MAX_PROOF)
-        no_status = query.get("no_status", default=False)
-        if not isinstance(no_status, bool):
-            raise Refused("the field no_status must be a bool")
-        return cls(
-            type=kind,
-            name=_text(query, "name"),
-            country=_text(query, "country"),
-            organization=_text(query, "organization"),
-            organizational_unit=_text(query, "organization_unit"),
-            usage=_USAGE[number],
-            not_before=_number(query, "not_before"),
-            not_after=_number(query, "not_after"),
-            pub_key=pub_key,
-            config_uri_base=_text(query, "config_uri_base"),
-            no_status=no_status,
-            token=token,
-            proof=proof,
-        )
-
-
-def _text(query: Any, field: str, limit: int = _MAX_TEXT) -> str:
-    try:
-        value = query.get(field, default="")
-    except PVDataError:
-        value = None
-    if not isinstance(value, str):
-        raise Refused(f"the field {field} must be text")
-    if len(value) > limit:
-        raise Refused(f"the field {field} has {len(value)} characters; at most {limit} are accepted")
-    return value
-
-
-def _number(query: Any, field: str) -> int:
-    value = query.get(field, default=0)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise Refused(f"the field {field} must be a whole number that is not negative")
-    return value
 
 
 class Issued(NamedTuple):
@@ -216,12 +122,12 @@ class Issuing:
         self._chain_pem = pem_chain(issuer.certificate, *issuer.chain)
 
     async def issue(
-        self, ccr: CCR, peer: Credentials, *, wanted: Callable[[], bool] = lambda: True
+        self, ccr: CertRequest, peer: Credentials, *, wanted: Callable[[], bool] = lambda: True
     ) -> Issued:
         """Issue a certificate for a request of ``peer``.
 
         ``wanted`` tells whether the requester still waits: a certificate that nobody takes is revoked.
-        Raises Refused, CertificateError, StoreError with one sentence for the requester.
+        Raises RequestRefused, CertificateError, StoreError with one sentence for the requester.
         """
         actor = Actor(peer.method, peer.account, peer.peer)
         try:
@@ -255,7 +161,7 @@ class Issuing:
             )
         return issued
 
-    def _check_request(self, ccr: CCR, key_id: str) -> None:
+    def _check_request(self, ccr: CertRequest, key_id: str) -> None:
         if key_id in self._authority_keys or key_id in self.own_keys():
             raise _Refusal("the key is the certificate service's own; request with a key of your own")
         if ccr.no_status and self.rules.status_extension == "default":
@@ -264,7 +170,7 @@ class Issuing:
                 "for one with a status (without --no-status). certs_require_subscription of the service decides"
             )
 
-    async def _verify(self, ccr: CCR, peer: Credentials) -> Grant:
+    async def _verify(self, ccr: CertRequest, peer: Credentials) -> Grant:
         now = self.lifecycle.clock()
         if ccr.type == "jwt":
             if self.tokens is None:
@@ -315,7 +221,9 @@ class Issuing:
             return grant._replace(approval_needed=True, audit={"reserved": "organization of a token issuer"})
         return grant
 
-    async def _apply(self, ccr: CCR, grant: Grant, known: _Known, subject: x509.Name, actor: Actor) -> Issued:
+    async def _apply(
+        self, ccr: CertRequest, grant: Grant, known: _Known, subject: x509.Name, actor: Actor
+    ) -> Issued:
         authority = self.issuer.certificate
         key = known.key
         not_before = max(grant.not_before, authority.not_valid_before_utc)
@@ -335,7 +243,7 @@ class Issuing:
         if ccr.no_status and with_status:
             facts["asked_no_status"] = "passed over"
         serial = new_serial()
-        request = Request(
+        request = NewCertificate(
             serial=serial,
             subject={part: grant.subject.get(part, "") for part in ("CN", "O", "OU", "C")},
             usage=ccr.usage,
@@ -411,7 +319,7 @@ class _Known(NamedTuple):
     peer_serial: int
 
 
-class _Refusal(Refused):
+class _Refusal(RequestRefused):
     """A refusal that the store has not recorded yet."""
 
 

@@ -13,7 +13,7 @@ import contextlib
 import heapq
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime
 from typing import Any, Final
 
@@ -29,6 +29,16 @@ from appliance.cms.inherit import (
     proves_the_name,
 )
 from appliance.cms.journal import Journal, JournalError
+from appliance.cms.model import (
+    SERVICE,
+    Actor,
+    NewCertificate,
+    boundary_of,
+    posix,
+    shown_time,
+    state_now,
+    utc,
+)
 from appliance.cms.store import (
     Record,
     Store,
@@ -37,18 +47,7 @@ from appliance.cms.store import (
     live_records,
     mark_delivered,
 )
-from appliance.cms.terms import (
-    SERVICE,
-    Actor,
-    Refused,
-    Request,
-    boundary_of,
-    posix,
-    shown_time,
-    state_now,
-    utc,
-)
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, RequestRefused
 
 __all__ = ["Lifecycle"]
 
@@ -77,13 +76,12 @@ class Waiting:
         if len(here) >= _MOST_WAITING or (
             len(here) >= _MOST_OF_ONE and sum(other == address for other in here.values()) >= _MOST_OF_ONE
         ):
-            raise Refused(
+            raise RequestRefused(
                 f"{len(here)} requests wait for approval, and no more are taken for now; ask an administrator to approve or deny them"
             )
 
 
 Listener = Callable[[Record], None]
-Finder = Callable[[int], Awaitable[Record | None]]
 
 
 class Lifecycle:
@@ -211,10 +209,10 @@ class Lifecycle:
 
     # -- changes -------------------------------------------------------------------------------------
 
-    async def create(self, request: Request, actor: Actor) -> Record:
+    async def create(self, request: NewCertificate, actor: Actor) -> Record:
         """Record a certificate; it may be signed when this returns.
 
-        Raises Refused, StoreError.
+        Raises RequestRefused, StoreError.
         """
         now = self.clock()
         at = posix(now)
@@ -223,9 +221,9 @@ class Lifecycle:
             self.waiting.check(peer_key(actor.peer))
         superseded: list[Record] = []
 
-        def refuse(transaction: Transaction, why: str) -> Refused:
+        def refuse(transaction: Transaction, why: str) -> RequestRefused:
             transaction.audit(at, "refuse", None, {**actor.facts(), **_named(request), "why": why})
-            return Refused(why)
+            return RequestRefused(why)
 
         def job(transaction: Transaction) -> Record:
             superseded.clear()
@@ -319,27 +317,27 @@ class Lifecycle:
         )
 
     async def approve(self, serial: int, actor: Actor) -> Record:
-        """Approve a certificate. Raises Refused, StoreError."""
+        """Approve a certificate. Raises RequestRefused, StoreError."""
 
         def decide(record: Record, state: CertState) -> tuple[CertState, bool]:
             if state is not CertState.PENDING_APPROVAL:
-                raise Refused(
+                raise RequestRefused(
                     f"the certificate is {state}: only one that is PENDING_APPROVAL can be approved"
                 )
             return state_at_approval(self.clock(), utc(record.not_before), utc(record.not_after)), True
 
         def check(transaction: Transaction) -> None:
             if any(use.barred for use in transaction.of_key(*transaction.key_of(serial))):
-                raise Refused(f"{BARRED}; deny this one, and have its requester make a new key")
+                raise RequestRefused(f"{BARRED}; deny this one, and have its requester make a new key")
 
         return await self._change(serial, decide, "approve", actor, "", check=check)
 
     async def deny(self, serial: int, actor: Actor) -> Record:
-        """Deny a certificate its approval. Raises Refused, StoreError."""
+        """Deny a certificate its approval. Raises RequestRefused, StoreError."""
 
         def decide(_record: Record, state: CertState) -> tuple[CertState, bool]:
             if state is not CertState.PENDING_APPROVAL:
-                raise Refused(
+                raise RequestRefused(
                     f"the certificate is {state}: only one that is PENDING_APPROVAL can be denied; "
                     "revoke it to end its use"
                 )
@@ -348,17 +346,17 @@ class Lifecycle:
         return await self._change(serial, decide, "deny", actor, "")
 
     async def revoke(self, serial: int, actor: Actor, why: str = "") -> Record:
-        """Revoke a certificate. Raises Refused, StoreError."""
+        """Revoke a certificate. Raises RequestRefused, StoreError."""
 
         def decide(record: Record, state: CertState) -> tuple[CertState, bool]:
             if record.usage == "cms":
-                raise Refused(
+                raise RequestRefused(
                     "it is the certificate service's own certificate: nobody follows its status, so revoking it would stop "
                     "nobody. It is renewed by itself; if its key is lost to somebody, stop the service, remove its keychain "
                     "and start it again, and if the authority's key is, make a new authority"
                 )
             if state in (CertState.REVOKED, CertState.EXPIRED):
-                raise Refused(f"the certificate is {state} already")
+                raise RequestRefused(f"the certificate is {state} already")
             return CertState.REVOKED, False
 
         return await self._change(serial, decide, "revoke", actor, why, bar_key=True)
@@ -381,13 +379,13 @@ class Lifecycle:
             recorded = transaction.get(serial)
             facts: dict[str, Any] = {**actor.facts(), **({"why": why} if why else {})}
             if recorded is None:
-                raise Refused("the certificate is not known here")
+                raise RequestRefused("the certificate is not known here")
             state = state_now(recorded, now)
             try:
                 new, approved = decide(recorded, state)
                 if check is not None:
                     check(transaction)
-            except Refused as refusal:
+            except RequestRefused as refusal:
                 transaction.audit(at, "refuse", serial, {**facts, "asked": action, "why": str(refusal)})
                 raise
             if state is not recorded.state:
@@ -395,7 +393,7 @@ class Lifecycle:
                 recorded = transaction.change(recorded, state, at=at, approved=recorded.approved)
                 transaction.audit(at, "clock", serial, {"state": state.value})
             if not may_change(state, new):
-                raise Refused(f"a certificate cannot go from {state} to {new}")
+                raise RequestRefused(f"a certificate cannot go from {state} to {new}")
             changed = transaction.change(recorded, new, at=at, approved=approved, bar_key=bar_key)
             transaction.audit(at, action, serial, {**facts, "from": state.value, "state": new.value})
             return changed
@@ -491,7 +489,7 @@ class Lifecycle:
 
         def decide(_record: Record, state: CertState) -> tuple[CertState, bool]:
             if state is not CertState.PENDING_APPROVAL:
-                raise Refused("it was decided meanwhile")
+                raise RequestRefused("it was decided meanwhile")
             return CertState.REVOKED, False
 
         why = f"nobody has approved it in {self.pending_s // 86400} days" if self.pending_s >= 86400 else (
@@ -499,7 +497,7 @@ class Lifecycle:
         )  # fmt: skip
         try:
             await self._change(record.serial, decide, "lapse", SERVICE, why)
-        except Refused:
+        except RequestRefused:
             return
         except ApplianceError as error:
             _log.error("%s", error)
@@ -570,7 +568,7 @@ def revoked_in(transaction: Transaction) -> list[tuple[int, int, bool]]:
     ]
 
 
-def _duplicate(request: Request, state: CertState) -> str:
+def _duplicate(request: NewCertificate, state: CertState) -> str:
     parts = {part: shown_value(text) for part, text in request.subject.items()}
     cure = (
         "an administrator has to approve or deny it"
@@ -583,7 +581,7 @@ def _duplicate(request: Request, state: CertState) -> str:
     )
 
 
-def _named(request: Request) -> dict[str, str]:
+def _named(request: NewCertificate) -> dict[str, str]:
     named = {"subject": shown_subject(request.subject.items())}
     if request.identity:
         named["identity"] = request.identity

@@ -18,12 +18,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from appliance.certmon.status_pv import STATUS_TYPE as STATUS
-from appliance.certmon.status_pv import enum_index, status_template
+from appliance.certmon.status_pv import status_template, write_status
 from appliance.certs.ocsp import OCSPSigner
 from appliance.certs.status import (
-    OCSP_CHOICES,
     CertState,
-    format_date,
     ocsp_state,
     renewal_due,
 )
@@ -31,8 +29,8 @@ from appliance.certs.x509 import (
     shown_id,
 )
 from appliance.cms.lifecycle import Lifecycle
+from appliance.cms.model import utc
 from appliance.cms.store import Record
-from appliance.cms.terms import utc
 from appliance.errors import ApplianceError
 from appliance.pva.commands import CMD_GET, CMD_PROCESS, CMD_RPC
 from appliance.pva.server import PreparedAnswer
@@ -52,16 +50,6 @@ _KEPT: Final = 20_000
 """PVs that stay in memory without a channel."""
 
 _AT: Final = {path: STATUS.offsets[path] for path in STATUS.offsets}
-_SEVERITY: Final = {
-    CertState.VALID: (0, ""),
-    CertState.UNKNOWN: (3, "not known here"),
-    CertState.EXPIRED: (2, "expired"),
-    CertState.REVOKED: (2, "revoked"),
-    CertState.PENDING: (1, "not valid yet"),
-    CertState.PENDING_APPROVAL: (1, "waits for approval"),
-    CertState.PENDING_RENEWAL: (1, "waits for renewal"),
-    CertState.SCHEDULED_OFFLINE: (1, "offline by schedule"),
-}
 
 PutHandler = Callable[["StatusPV", Operation, Value, Callable[[], None]], None]
 
@@ -319,32 +307,26 @@ class Publisher:
             # Good, but not for longer than the certificate lives.
             next_update = max(min(next_update, utc(record.not_after)), this_update + timedelta(seconds=1))
         revoked = utc(record.state_date) if record is not None and state is CertState.REVOKED else None
-        signed_state = ocsp_state(state)
         der = self._signer.sign(
-            serial, signed_state, this_update=this_update, next_update=next_update, revocation_date=revoked
+            serial,
+            ocsp_state(state),
+            this_update=this_update,
+            next_update=next_update,
+            revocation_date=revoked,
         )
         self.signed += 1
         store = self._template.copy()
-        severity, message = _SEVERITY[state]
-        seconds = int(this_update.timestamp())
-        renew_by = record.renew_by if record is not None else 0
+        write_status(
+            store,
+            state,
+            serial,
+            np.frombuffer(der, dtype=np.uint8),
+            this_update=this_update,
+            next_update=next_update,
+            revocation_date=revoked,
+        )
         at = _AT
-        store[at["status.value.index"]] = store[at["value.index"]] = enum_index(state)
-        for part in ("status.", ""):
-            store[at[f"{part}alarm.severity"]] = severity
-            store[at[f"{part}alarm.status"]] = 1 if severity else 0
-            store[at[f"{part}alarm.message"]] = message
-            store[at[f"{part}timeStamp.secondsPastEpoch"]] = seconds
-        store[at["ocsp_status.timeStamp.secondsPastEpoch"]] = seconds
-        store[at["serial"]] = serial
-        store[at["state"]] = state.value
-        store[at["ocsp_status.value.index"]] = OCSP_CHOICES.index(signed_state)
-        store[at["ocsp_state"]] = signed_state.value
-        store[at["ocsp_status_date"]] = format_date(this_update)
-        store[at["ocsp_certified_until"]] = format_date(next_update)
-        store[at["ocsp_revocation_date"]] = format_date(revoked)
-        response = np.frombuffer(der, dtype=np.uint8)
-        store[at["ocsp_response"]] = response
+        renew_by = record.renew_by if record is not None else 0
         store[at["renew_by"]] = renew_by
         if record is not None:
             store[at["not_before"]], store[at["not_after"]] = record.not_before, record.not_after
@@ -354,7 +336,7 @@ class Publisher:
         )
         store[at["display.description"]] = f"status of certificate {shown_id(self.issuer, serial)}"
         length = (next_update - this_update).total_seconds()
-        return store, seconds + length * _RENEW_AT
+        return store, this_update.timestamp() + length * _RENEW_AT
 
     # -- the clock -----------------------------------------------------------------------------------
 
@@ -403,11 +385,6 @@ class Publisher:
         end = parse_date(pv.store[_AT["ocsp_certified_until"]])
         assert end is not None
         return begin + (end.timestamp() - begin) * _RENEW_AT
-
-    def ocsp_of(self, serial: int) -> bytes:
-        """The present OCSP response about a certificate in memory, in DER, for stapling and tests."""
-        store, _ = self.make(serial, self.lifecycle.peek(serial), self.lifecycle.clock())
-        return bytes(store[_AT["ocsp_response"]])
 
 
 def _refuse_put(_pv: StatusPV, operation: Operation, _value: Value, _done: Callable[[], None]) -> None:

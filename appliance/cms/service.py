@@ -23,8 +23,8 @@ from appliance.cms.journal import Journal, OthersJournal
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.policy import CertificateGate, Names, Policy, read_acf
 from appliance.cms.publisher import Publisher
+from appliance.cms.pvs import CMSSource, Counters, CreatePV, ListPV, StatusCommands, Tasks, root_value
 from appliance.cms.replay import StoredReplay, TokenJournal
-from appliance.cms.services import CMSSource, Counters, CreatePV, ListPV, StatusCommands, Tasks, root_value
 from appliance.cms.setup import (
     JOURNAL,
     Authority,
@@ -49,12 +49,12 @@ from appliance.server import Server, SharedPV
 if TYPE_CHECKING:
     from appliance.tls.context import TLSContext
 
-__all__ = ["Service", "several_issuers"]
+__all__ = ["CertificateService", "several_issuers"]
 
 _log: Final = logging.getLogger(__name__)
 
 
-class Service:
+class CertificateService:
     """See the module's text; make one with `open`."""
 
     def __init__(
@@ -105,7 +105,9 @@ class Service:
         self.own_keychain: Keychain | None = None
 
     @classmethod
-    def open(cls, effective: Effective, *, clock: Callable[[], datetime], beside: bool = False) -> Service:
+    def open(
+        cls, effective: Effective, *, clock: Callable[[], datetime], beside: bool = False
+    ) -> CertificateService:
         """Open what is there and make what is missing; nothing is served yet.
 
         ``beside``: a command that records a certificate, also while the service runs. Raises ConfigurationError, SecurityError with one sentence.

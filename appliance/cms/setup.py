@@ -47,9 +47,9 @@ from appliance.certs.x509 import (
 )
 from appliance.cms.config import CMSSettings, parse_password_file
 from appliance.cms.issuing import Issuing, new_serial
+from appliance.cms.model import SERVICE, posix, shown_time, state_now, subject_key, utc
 from appliance.cms.schema import certs
 from appliance.cms.store import Record, Transaction
-from appliance.cms.terms import SERVICE, posix, shown_time, state_now, subject_key, utc
 from appliance.config.files import make_directories, read_private, replace_private, write_private
 from appliance.config.pva import ServerConfig
 from appliance.config.secret import Secret

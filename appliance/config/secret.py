@@ -63,11 +63,6 @@ class Secret:
             finding = f"{empty}; {finding}" if finding else empty
         return cls(text, source=f"{name} ({setting})", finding=finding)
 
-    @classmethod
-    def from_credential(cls, name: str, environ: Mapping[str, str] | None = None) -> Secret:
-        """A credential that systemd handed over (``LoadCredential=``, ``SetCredential=``)."""
-        return cls.from_file(credential_path(name, environ))
-
     def reveal(self) -> str:
         """The secret itself."""
         return self._text

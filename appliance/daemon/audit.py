@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, NamedTuple, Self
 
 from appliance.errors import ApplianceError, ConfigurationError
 
-__all__ = ["GENESIS", "AuditLog", "Verdict", "canonical", "chain", "total", "verify", "verify_file"]
+__all__ = ["GENESIS", "AuditFinding", "AuditLog", "canonical", "chain", "total", "verify", "verify_file"]
 
 GENESIS: Final = "0" * 64
 """What stands for the hash before the first record."""
@@ -91,7 +91,7 @@ def chain(previous: str, record: Mapping[str, Any]) -> str:
     return hashlib.sha256(start + canonical(record)).hexdigest()
 
 
-class Verdict(NamedTuple):
+class AuditFinding(NamedTuple):
     """What a verification found."""
 
     records: int
@@ -107,7 +107,7 @@ class Verdict(NamedTuple):
         return not self.fault
 
 
-def verify(records: Iterable[tuple[Mapping[str, Any], str]], *, head: str | None = None) -> Verdict:
+def verify(records: Iterable[tuple[Mapping[str, Any], str]], *, head: str | None = None) -> AuditFinding:
     """Check records, each with the hash that was stored for it.
 
     ``head`` is the hash that was last at some time: it must still be in the chain, and everything after it is newer.
@@ -116,7 +116,9 @@ def verify(records: Iterable[tuple[Mapping[str, Any], str]], *, head: str | None
     met = head in (None, GENESIS)
     for record, stored in records:
         if chain(previous, record) != stored:
-            return Verdict(count, previous, f"record {count + 1} was changed, or one before it is missing")
+            return AuditFinding(
+                count, previous, f"record {count + 1} was changed, or one before it is missing"
+            )
         previous, count = stored, count + 1
         met = met or stored == head
     return _ended(count, previous, met=met)
@@ -209,7 +211,7 @@ class AuditLog:
         self.close()
 
 
-def verify_file(path: str | os.PathLike[str], *, head: str | None = None) -> Verdict:
+def verify_file(path: str | os.PathLike[str], *, head: str | None = None) -> AuditFinding:
     """Check a file that `AuditLog` wrote; a line that is no record counts as a break."""
     name = os.fspath(path)
     previous, count = GENESIS, 0
@@ -223,11 +225,13 @@ def verify_file(path: str | os.PathLike[str], *, head: str | None = None) -> Ver
                     same = line.endswith(b"\n") and canonical(record) + b"\n" == line
                     stored = record.pop(_HASH)
                 except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ConfigurationError):
-                    return Verdict(count, previous, f"{where} is not an audit record")
+                    return AuditFinding(count, previous, f"{where} is not an audit record")
                 if not same:
-                    return Verdict(count, previous, f"{where} is not in the form in which it was written")
+                    return AuditFinding(
+                        count, previous, f"{where} is not in the form in which it was written"
+                    )
                 if chain(previous, record) != stored:
-                    return Verdict(count, previous, f"{where} was changed, or one before it is missing")
+                    return AuditFinding(count, previous, f"{where} was changed, or one before it is missing")
                 previous, count = stored, count + 1
                 met = met or stored == head
     except OSError as error:
@@ -235,14 +239,14 @@ def verify_file(path: str | os.PathLike[str], *, head: str | None = None) -> Ver
     return _ended(count, previous, met=met)
 
 
-def _ended(count: int, last: str, *, met: bool) -> Verdict:
+def _ended(count: int, last: str, *, met: bool) -> AuditFinding:
     if not met:
-        return Verdict(
+        return AuditFinding(
             count,
             last,
             f"the head that was kept is not among the {count} records: those up to it are missing",
         )
-    return Verdict(count, last)
+    return AuditFinding(count, last)
 
 
 def _whole_lines(fd: int, size: int) -> int:

@@ -1,6 +1,6 @@
 """The service manager's side of a daemon: readiness, status, watchdog and inherited sockets.
 
-Source: sd_notify(3), sd_watchdog_enabled(3), sd_listen_fds(3).
+Source: sd_notify(3), sd_watchdog_enabled(3).
 """
 
 from __future__ import annotations
@@ -9,11 +9,8 @@ import os
 import socket
 import time
 from collections.abc import Mapping
-from typing import Final
 
-__all__ = ["Notifier", "listen_fds"]
-
-_FIRST_FD: Final = 3
+__all__ = ["Notifier"]
 
 
 class Notifier:
@@ -81,18 +78,3 @@ class Notifier:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-
-
-def listen_fds(environ: Mapping[str, str] | None = None) -> list[tuple[str, socket.socket]]:
-    """Sockets that the manager opened for this process, each with its name (``FileDescriptorName=``)."""
-    environ = os.environ if environ is None else environ
-    count = environ.get("LISTEN_FDS", "")
-    if environ.get("LISTEN_PID") != str(os.getpid()) or not count.isdecimal() or len(count) > 4:
-        return []
-    names = environ.get("LISTEN_FDNAMES", "").split(":")
-    sockets = []
-    for index in range(int(count)):
-        os.set_inheritable(_FIRST_FD + index, False)
-        name = names[index] if index < len(names) else "unknown"
-        sockets.append((name or "unknown", socket.socket(fileno=_FIRST_FD + index)))
-    return sockets

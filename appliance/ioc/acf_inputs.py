@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from typing import Any, Final
 
-from appliance.certmon.wiring import open_client
+from appliance.certmon.endpoints import open_client
 from appliance.client import Connected, Context, Disconnected, Subscription
 from appliance.config.pva import ServerConfig, resolve_client
 from appliance.errors import ApplianceError

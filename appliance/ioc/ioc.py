@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from typing import Final
 
 from appliance.acf import AccessSecurity
-from appliance.certmon.wiring import open_server
+from appliance.certmon.endpoints import open_server
 from appliance.config.pva import ServerConfig
 from appliance.errors import ApplianceError, ConfigurationError, OperationError
 from appliance.ioc import dbcore, reports

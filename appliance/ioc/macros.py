@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from appliance.acf.text import expand_macros
+from appliance.acf.lexer import expand_macros
 from appliance.errors import AccessFileError, ConfigurationError
 
 __all__ = ["expand", "expand_known", "parse_macros"]

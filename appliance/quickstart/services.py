@@ -13,7 +13,7 @@ from typing import Final
 
 from appliance.errors import ApplianceError
 
-__all__ = ["Service", "module_command"]
+__all__ = ["ChildDaemon", "module_command"]
 
 READY_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 10.0
@@ -37,7 +37,7 @@ def module_command(words: list[str]) -> list[str]:
     return [sys.executable, "-m", MODULES[words[0]], *words[1:]]
 
 
-class Service:
+class ChildDaemon:
     """One daemon. What it prints goes to ``log``; that it serves, it says as it would say it to systemd."""
 
     def __init__(

@@ -19,7 +19,7 @@ from typing import Final, TextIO
 from appliance.errors import ApplianceError
 from appliance.quickstart.directory import Hold
 from appliance.quickstart.layout import Layout
-from appliance.quickstart.services import Service, module_command
+from appliance.quickstart.services import ChildDaemon, module_command
 
 __all__ = ["Story"]
 
@@ -34,7 +34,7 @@ class Story:
 
     def __init__(self, layout: Layout, out: TextIO = sys.stdout) -> None:
         self.layout = layout
-        self.services: list[Service] = []
+        self.services: list[ChildDaemon] = []
         self.renewed: dict[str, str] = {}
         """Roles whose certificates came from tokens and are to be renewed, each with its usage."""
         self.hold: Hold | None = None
@@ -94,7 +94,7 @@ class Story:
                 raise ApplianceError(f"{words[0]} did not print {text!r}")
         return output
 
-    async def serve(self, role: str, name: str, words: list[str]) -> Service:
+    async def serve(self, role: str, name: str, words: list[str]) -> ChildDaemon:
         """Start a daemon as ``role`` and wait until it serves."""
         self.say(f"\n{role}$ {shell_text(words)}   &")
         start = time.monotonic()
@@ -104,9 +104,9 @@ class Story:
         )
         return service
 
-    async def _start(self, name: str, words: list[str], environment: dict[str, str]) -> Service:
+    async def _start(self, name: str, words: list[str], environment: dict[str, str]) -> ChildDaemon:
         hold = self.hold
-        service = Service(
+        service = ChildDaemon(
             name, words, environment, self.layout.log(name), inherited=() if hold is None else (hold.fd,)
         )
         self.services.append(service)

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from appliance.pva.credentials import Credentials
-from appliance.pvdata.types import StructType
 from appliance.pvdata.value import Value
 from appliance.server.operation import Operation, Subscription
 
@@ -115,8 +114,3 @@ class StaticSource(Source):
     def names(self) -> Iterable[str]:
         """All of them."""
         return self.pvs
-
-
-def field_type(kind: StructType, field: str) -> object:
-    """Give the type of a field by its dotted path; raises KeyError."""
-    return kind.leaf_types[kind.offsets[field]]

@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from appliance.authn.grant import Identity
+from appliance.authn.grant import ProvenIdentity
 from appliance.authn.jwt.config import TrustedIssuer
 from appliance.config.secret import Secret
 from tests.helpers import iam_process
@@ -103,7 +103,7 @@ async def judge(about: dict[str, Any], **settings: Any) -> None:
     header, claims, signature = token.split(".")
     async with Bench(trusted(about, **settings)) as bench:
         grant = await bench.accept(token, now=now)
-        assert grant.identity == Identity(about["issuer"], "softioc")
+        assert grant.identity == ProvenIdentity(about["issuer"], "softioc")
         assert grant.subject["CN"] == "softioc"
         assert grant.subject["O"] == urllib.parse.urlsplit(about["issuer"]).hostname
         assert grant.not_after > now
@@ -134,7 +134,7 @@ async def introspected(about: dict[str, Any]) -> None:
         stranger = about["access_token"][:-9] + "AAAAAAAAA"
         assert await bench.refuse(stranger, now=now) == "introspect_says_invalid"
     async with Bench(TrustedIssuer(**settings, request_authorization=credentials)) as bench:
-        assert (await bench.accept(about["access_token"], now=now)).identity == Identity(
+        assert (await bench.accept(about["access_token"], now=now)).identity == ProvenIdentity(
             about["issuer"], "softioc"
         )
         # It knows access tokens only.

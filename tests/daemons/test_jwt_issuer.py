@@ -14,7 +14,7 @@ import aiohttp
 import jwt
 import pytest
 
-from appliance.authn.grant import Identity
+from appliance.authn.grant import ProvenIdentity
 from appliance.authn.jwt.config import TrustedIssuer, from_environment
 from appliance.config import loader
 from appliance.issuer import passwords
@@ -63,7 +63,7 @@ async def test_the_quick_starts_settings_work_against_its_validator(tmp_path) ->
                 assert grant.subject == {"CN": usage, "O": "localhost", "OU": "", "C": ""}
                 assert grant.not_before == datetime.fromtimestamp(claims["nbf"], UTC)
                 assert grant.not_after == datetime.fromtimestamp(claims["exp"], UTC)
-                assert grant.identity == Identity(iss, usage)
+                assert grant.identity == ProvenIdentity(iss, usage)
                 assert not grant.approval_needed
                 assert await bench.refuse(token, usage=usage, now=datetime.now(UTC)) == "replayed"
             good = jwt.decode(token, options={"verify_signature": False})

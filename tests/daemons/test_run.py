@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -11,7 +10,7 @@ import textwrap
 
 import pytest
 
-from appliance.daemon.notify import Notifier, listen_fds
+from appliance.daemon.notify import Notifier
 
 LIMIT_S = 30.0
 
@@ -242,37 +241,3 @@ def test_a_manager_that_does_not_read_does_not_block_us(tmp_path):
         assert sent[0]
         assert not sent[-1]
         notifier.close()
-
-
-INHERIT = """
-import os, sys
-from appliance.daemon.notify import listen_fds
-os.environ["LISTEN_PID"] = str(os.getpid())
-[(name, listener)] = listen_fds()
-print(name, listener.getsockname()[1], os.get_inheritable(listener.fileno()))
-"""
-
-
-def test_inherited_sockets_come_with_their_names():
-    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as server:
-        descriptor = server.fileno()
-        script = f"import os; os.dup2({descriptor}, 3); exec({INHERIT!r})"
-        done = subprocess.run(
-            [sys.executable, "-c", script],
-            check=False,
-            env=os.environ | {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "http"},
-            pass_fds=[descriptor],
-            capture_output=True,
-            text=True,
-            timeout=LIMIT_S,
-        )
-        assert done.stdout == f"http {server.getsockname()[1]} False\n", done.stderr
-        assert select.select([server], [], [], 0) == ([], [], [])
-
-
-@pytest.mark.parametrize(
-    "environ",
-    [{}, {"LISTEN_FDS": "1", "LISTEN_PID": "1"}, {"LISTEN_FDS": "x", "LISTEN_PID": str(os.getpid())}],
-)
-def test_sockets_for_another_process_are_left_alone(environ):
-    assert listen_fds(environ) == []

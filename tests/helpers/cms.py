@@ -17,15 +17,13 @@ from typing import Any, Self
 import msgspec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from appliance.authn.ccr import request_type
+from appliance.authn.ccr import parse_request, request_type
 from appliance.authn.proof import PROOF_FIELD, make_proof
 from appliance.certs.keychain import Keychain, load_keychain, make_keychain
 from appliance.certs.profiles import generate_key
 from appliance.client.context import Context
 from appliance.cms.config import CMSSettings, Effective
-from appliance.cms.issuing import CCR
-from appliance.cms.service import Service
-from appliance.cms.shapes import REQUEST
+from appliance.cms.service import CertificateService
 from appliance.config.address import Endpoint
 from appliance.config.pva import ClientConfig, ServerConfig
 from appliance.config.secret import FilePath
@@ -73,7 +71,7 @@ def effective(directory: Path, *, server: dict[str, Any] | None = None, **settin
 @contextlib.asynccontextmanager
 async def running(directory: Path, clock: Clock | None = None, **settings: Any):
     """A service that serves; its clock moves only when the test calls ``tick``."""
-    service = Service.open(effective(directory, **settings), clock=clock or Clock())
+    service = CertificateService.open(effective(directory, **settings), clock=clock or Clock())
     try:
         service.first_start()
         await service.start()
@@ -95,11 +93,11 @@ async def client(port: int, keychain: Keychain | None = None, **config: Any):
         yield context
 
 
-def plain(service: Service):
+def plain(service: CertificateService):
     return client(service.server.tcp_port)
 
 
-def secure(service: Service, keychain: Keychain):
+def secure(service: CertificateService, keychain: Keychain):
     return client(service.server.tls_port, keychain)
 
 
@@ -132,12 +130,12 @@ def ccr(
     key = key or KEY
     fields = {"type": "std", "name": name, "organization": "lab", "usage": usage, **query}
     fields["pub_key"] = pem(key) if pub_key is None else pub_key
-    value = Value(request_type(PROOF_FIELD) if proving else REQUEST, {"scheme": "pva", "path": "CERT:CREATE"})
+    value = Value(request_type(*([PROOF_FIELD] if proving else [])), {"scheme": "pva", "path": "CERT:CREATE"})
     for field, content in fields.items():
         value[f"query.{field}"] = content
     if proving and usage in (1, 2, 3, 8, 11) and fields["pub_key"]:
         made = int((clock or Clock())().timestamp())
-        value[f"query.verifier.{PROOF_FIELD}"] = make_proof(CCR.parse(value), key, made=made)
+        value[f"query.verifier.{PROOF_FIELD}"] = make_proof(parse_request(value), key, made=made)
     value.mark()
     return value
 
@@ -159,7 +157,7 @@ def keychain_of(reply: Any, key: Any = KEY) -> Keychain:
     return make_keychain(key, x509.load_pem_x509_certificates(reply["cert"].encode()))
 
 
-async def settled(service: Service, *, until: Any = None) -> None:
+async def settled(service: CertificateService, *, until: Any = None) -> None:
     """Let the service's clock do what is due, and wait until it is recorded."""
     import asyncio
 

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from appliance.certmon.cache import StatusCache
-from appliance.certmon.follow import StatusSource, reference
 from appliance.certmon.status_pv import encode_status
+from appliance.certmon.status_source import StatusSource, reference
 from appliance.certs.status import CertState, OCSPState, StatusClass
 from appliance.errors import CertificateStatusError
 from tests.helpers.live import until
@@ -153,7 +153,7 @@ async def test_a_good_signature_does_not_make_up_for_a_worse_word(cms, source):
 
 
 async def test_a_subscription_that_ends_is_opened_again(cms, source, monkeypatch):
-    monkeypatch.setattr("appliance.certmon.follow.AGAIN_S", 0.05)
+    monkeypatch.setattr("appliance.certmon.status_source.AGAIN_S", 0.05)
     keychain = certificate()
     cms.set(keychain, VALID)
     following = await follow(source, keychain)
@@ -177,7 +177,7 @@ async def test_all_who_follow_one_certificate_share_a_subscription(cms, source):
 
 
 async def test_a_certificate_that_nobody_asks_about_is_forgotten(cms, source, monkeypatch):
-    monkeypatch.setattr("appliance.certmon.follow.LINGER_S", 0.02)
+    monkeypatch.setattr("appliance.certmon.status_source.LINGER_S", 0.02)
     keychain = certificate()
     cms.set(keychain, VALID)
     following = await follow(source, keychain)

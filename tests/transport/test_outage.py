@@ -6,8 +6,8 @@ from datetime import timedelta
 
 import pytest
 
-from appliance.certmon.follow import SEARCH_S, StatusSource, reference
-from appliance.certmon.wiring import open_client, open_server
+from appliance.certmon.endpoints import open_client, open_server
+from appliance.certmon.status_source import SEARCH_S, StatusSource, reference
 from appliance.certs.status import CertState, StatusClass
 from appliance.client.channel import ChannelState
 from appliance.client.context import Context
@@ -126,7 +126,7 @@ class ProvedWrite(AccessPolicy):
 
 @pytest.mark.parametrize("unknown", ["server", "client"])
 async def test_a_refusal_says_that_a_status_is_not_known_at_present(tmp_path, unknown, monkeypatch):
-    monkeypatch.setattr("appliance.certmon.keeper.PATIENCE_S", 30)
+    monkeypatch.setattr("appliance.certmon.tls_manager.PATIENCE_S", 30)
     keychains = {
         "server": S.ca.keychain("softioc", "server", status=True),
         "client": S.ca.keychain("operator", "client", status=True),

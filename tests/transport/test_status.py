@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from appliance.certmon import gate as gate_module
-from appliance.certmon.wiring import open_client, open_server
+from appliance.certmon.endpoints import open_client, open_server
 from appliance.certs.ocsp import OCSPSigner
 from appliance.certs.status import CertState, OCSPState, StatusClass
 from appliance.client.monitor import Disconnected
@@ -31,14 +31,14 @@ OFFLINE, RENEWAL, APPROVAL = (
 @pytest.fixture(autouse=True)
 def quick_look(monkeypatch):
     """What is looked at once a second is looked at more often, so that tests need not wait."""
-    monkeypatch.setattr("appliance.certmon.identity.POLL_S", 0.05)
+    monkeypatch.setattr("appliance.certmon.live_keychain.POLL_S", 0.05)
 
 
 @pytest.fixture(autouse=True)
 def steady(monkeypatch):
     """On a busy machine the first status may take longer than the patience for it: that is not what is tested."""
     monkeypatch.setattr("appliance.certmon.gate.PATIENCE_S", 30)
-    monkeypatch.setattr("appliance.certmon.keeper.PATIENCE_S", 30)
+    monkeypatch.setattr("appliance.certmon.tls_manager.PATIENCE_S", 30)
     monkeypatch.setattr("appliance.certmon.gate.SERVER_PATIENCE_S", 30)
 
 
@@ -46,7 +46,7 @@ def steady(monkeypatch):
 def impatient(monkeypatch):
     """Waiting for a service that is not there takes less."""
     monkeypatch.setattr("appliance.certmon.gate.PATIENCE_S", 0.8)
-    monkeypatch.setattr("appliance.certmon.keeper.PATIENCE_S", 0.8)
+    monkeypatch.setattr("appliance.certmon.tls_manager.PATIENCE_S", 0.8)
     monkeypatch.setattr("appliance.certmon.gate.SERVER_PATIENCE_S", 1.0)
 
 
@@ -54,7 +54,7 @@ def impatient(monkeypatch):
 def endless(monkeypatch):
     """Whoever waits for a first word waits too long: what must not wait is seen not to."""
     monkeypatch.setattr("appliance.certmon.gate.PATIENCE_S", 60)
-    monkeypatch.setattr("appliance.certmon.keeper.PATIENCE_S", 60)
+    monkeypatch.setattr("appliance.certmon.tls_manager.PATIENCE_S", 60)
     monkeypatch.setattr("appliance.certmon.gate.SERVER_PATIENCE_S", 60)
 
 

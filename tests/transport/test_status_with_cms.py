@@ -3,7 +3,7 @@
 import asyncio
 import time
 
-from appliance.certmon.wiring import open_client, open_server
+from appliance.certmon.endpoints import open_client, open_server
 from appliance.certs.profiles import generate_key
 from tests.helpers.cms import admin_keychain, ccr, keychain_of, pem, plain, running, secure
 from tests.helpers.live import client_config, keychain_file, number, server_config, until

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from appliance.certmon.wiring import open_client, open_server
+from appliance.certmon.endpoints import open_client, open_server
 from appliance.cli.common import open_context
 from appliance.client import Context
 from appliance.config.address import Endpoint
@@ -34,7 +34,7 @@ ALONE = "tls_required no_revocation_check"
 @pytest.fixture(autouse=True)
 def quick_look(monkeypatch):
     """What is looked at once a second is looked at more often, so that tests need not wait."""
-    monkeypatch.setattr("appliance.certmon.identity.POLL_S", 0.05)
+    monkeypatch.setattr("appliance.certmon.live_keychain.POLL_S", 0.05)
 
 
 def prepare(server):

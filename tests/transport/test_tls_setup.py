@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import pytest
 
-from appliance.certmon.wiring import open_client, open_server
+from appliance.certmon.endpoints import open_client, open_server
 from appliance.certs.profiles import build_ca, generate_key, subject_name
 from appliance.certs.status import CertState
 from appliance.config.secret import Secret
@@ -36,8 +36,8 @@ S = site()
 @pytest.fixture(autouse=True)
 def quick_look(monkeypatch):
     """What is looked at once a second is looked at more often, so that tests need not wait."""
-    monkeypatch.setattr("appliance.certmon.identity.POLL_S", 0.05)
-    monkeypatch.setattr("appliance.certmon.wiring.LATE_POLL_S", 0.05)
+    monkeypatch.setattr("appliance.certmon.live_keychain.POLL_S", 0.05)
+    monkeypatch.setattr("appliance.certmon.endpoints.LATE_POLL_S", 0.05)
 
 
 class Seen:

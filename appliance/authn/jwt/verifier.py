@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any, Final, Self
 
-from appliance.authn.grant import USAGES, Grant, Identity, backdated
+from appliance.authn.grant import USAGES, Grant, ProvenIdentity, backdated
 from appliance.authn.jwt import jwk, naming, uri
 from appliance.authn.jwt import token as tokens
 from appliance.authn.jwt.config import JWTConfig, TrustedIssuer
@@ -200,7 +200,7 @@ class JWTVerifier:
             else datetime.fromtimestamp(begin, UTC),
             not_after=end,
             approval_needed=settings.approval,
-            identity=Identity(issuer, claims.subject),
+            identity=ProvenIdentity(issuer, claims.subject),
             audit={**facts, "iss": tokens.clean(issuer)},
         )
 

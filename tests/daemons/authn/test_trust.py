@@ -7,9 +7,9 @@ import threading
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from appliance.authn.ccr import REPLY_TYPE
 from appliance.authn.trust import fingerprint
-from appliance.cms.services import root_value
-from appliance.cms.shapes import CREATED
+from appliance.cms.pvs import root_value
 from appliance.config.address import Endpoint
 from appliance.config.pva import ServerConfig
 from appliance.pvdata import Value
@@ -58,14 +58,14 @@ class Impostor:
 
         def called(_pv, _operation, argument):
             self.calls.append(argument)
-            return Value(CREATED)
+            return Value(REPLY_TYPE)
 
         server = Server(config, tls=tls)
         for suffix in ("", f":{issuer}"):
             server.add_pv(
                 f"CERT:ROOT{suffix}", SharedPV(root_value(issuer, self.site.authority.certificate, ()))
             )
-            server.add_pv(f"CERT:CREATE{suffix}", SharedPV(CREATED, on_rpc=called))
+            server.add_pv(f"CERT:CREATE{suffix}", SharedPV(REPLY_TYPE, on_rpc=called))
         async with server:
             self.port, self.tls_port = server.tcp_port, server.tls_port
             self._ready.set()

@@ -7,12 +7,12 @@ from datetime import timedelta
 
 import pytest
 
+from appliance.authn.ccr import parse_request
 from appliance.certs.ocsp import verify_response
 from appliance.certs.profiles import generate_key
 from appliance.certs.status import CertState, OCSPState
 from appliance.certs.x509 import cert_id, status_pv
 from appliance.cms.audit import verify_audit
-from appliance.cms.issuing import CCR
 from appliance.errors import ApplianceError, RemoteError
 from appliance.pva.credentials import Credentials
 from appliance.pva.typed import encode_typed
@@ -409,10 +409,12 @@ async def test_the_configuration_and_never_a_request_alone_decides_about_certifi
 
 async def test_a_certificate_that_nobody_takes_is_revoked(tmp_path):
     async with running(tmp_path, **OPEN) as service:
-        issued = await service.issuing.issue(CCR.parse(ccr()), Credentials(peer="gone"), wanted=lambda: False)
+        issued = await service.issuing.issue(
+            parse_request(ccr()), Credentials(peer="gone"), wanted=lambda: False
+        )
         record = await service.lifecycle.find(issued.record.serial)
         assert record.state is CertState.REVOKED
-        again = await service.issuing.issue(CCR.parse(ccr()), Credentials(peer="back"))
+        again = await service.issuing.issue(parse_request(ccr()), Credentials(peer="back"))
         assert again.record.state is CertState.VALID
 
 

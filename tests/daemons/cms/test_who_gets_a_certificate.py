@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from appliance.authn.details import life_lines
+from appliance.authn.report import life_lines
 from appliance.certmon.status_pv import decode_status
 from appliance.certs.profiles import generate_key
 from appliance.certs.status import format_date

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from appliance.certmon.wiring import open_server
+from appliance.certmon.endpoints import open_server
 from appliance.certs.status import CertState
 from appliance.client import Context
 from appliance.client.monitor import Connected, Disconnected

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.certmon.wiring import open_client
+from appliance.certmon.endpoints import open_client
 from appliance.client import Connected, Context, Disconnected, Subscription
 from appliance.config.pva import resolve_client
 from appliance.errors import AccessDeniedError, ApplianceError

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.acf import AccessSecurity, Principal, load_acf
-from appliance.acf.text import MAX_TEXT
+from appliance.acf.lexer import MAX_TEXT
 from appliance.errors import AccessFileError
 
 

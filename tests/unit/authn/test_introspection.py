@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from aiohttp import web
 
-from appliance.authn.grant import Identity
+from appliance.authn.grant import ProvenIdentity
 from appliance.authn.jwt import token as tokens
 from appliance.authn.jwt.config import TrustedIssuer, from_environment
 from appliance.authn.jwt.introspect import render
@@ -424,7 +424,7 @@ async def test_an_issuer_above_the_trusted_uri_is_meant(idp: IdP, tail: str) -> 
     idp.introspection = answers("valid")
     async with Bench(trusted(idp)) as bench:
         grant = await bench.accept(idp.token(iss=idp.origin + tail))
-    assert grant.identity == Identity(idp.origin + tail, "softioc")
+    assert grant.identity == ProvenIdentity(idp.origin + tail, "softioc")
 
 
 @pytest.mark.parametrize(
@@ -469,7 +469,7 @@ async def test_a_token_without_issuer_means_the_trusted_uri(idp: IdP) -> None:
     idp.introspection = answers("valid")
     async with Bench(trusted(idp)) as bench:
         grant = await bench.accept(idp.token(iss=...))
-    assert grant.identity == Identity(idp.verify_uri, "softioc")
+    assert grant.identity == ProvenIdentity(idp.verify_uri, "softioc")
     assert grant.subject["O"] == "127.0.0.1"
 
 

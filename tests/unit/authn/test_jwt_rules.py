@@ -9,7 +9,7 @@ from datetime import timedelta
 
 import pytest
 
-from appliance.authn.grant import Identity
+from appliance.authn.grant import ProvenIdentity
 from appliance.authn.jwt import token as tokens
 from appliance.authn.jwt.config import ClaimRule
 from appliance.config.secret import Secret
@@ -44,7 +44,7 @@ async def test_a_good_token_gives_the_grant_of_the_mapping(idp: IdP) -> None:
     assert grant.not_before == NOW - timedelta(seconds=10)
     assert grant.not_after == NOW + timedelta(seconds=3000)
     assert not grant.approval_needed
-    assert grant.identity == Identity(idp.issuer, "softioc")
+    assert grant.identity == ProvenIdentity(idp.issuer, "softioc")
     assert grant.audit["iss"] == idp.issuer
     assert grant.audit["kid"] == "k1"
     assert len(grant.audit["jti_hash"]) == 64
@@ -461,7 +461,7 @@ async def test_a_rule_takes_the_name_from_the_subject(idp: IdP) -> None:
     async with Bench(jwks_issuer(idp, subject_rule="*@example.org")) as bench:
         grant = await bench.accept(idp.token(sub="jane@example.org"))
         assert grant.subject["CN"] == "jane"
-        assert grant.identity == Identity(idp.issuer, "jane@example.org")
+        assert grant.identity == ProvenIdentity(idp.issuer, "jane@example.org")
         for other in ("jane@example.org.evil", "jane@example.net", "@example.org", "example.org"):
             assert await bench.refuse(idp.token(sub=other)) == "sub_rule"
 

@@ -26,7 +26,7 @@ from appliance.authn.trust import (
 from appliance.certs.keychain import Keychain, dump_keychain, dump_trust_anchors
 from appliance.certs.profiles import build_ca, generate_key, subject_name
 from appliance.certs.status import CertState
-from appliance.cms.services import root_value
+from appliance.cms.pvs import root_value
 from appliance.errors import CertificateError, ConfigurationError, KeychainError, SecurityError
 from tests.helpers.pki import DAY, NOW, Authority, site
 

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from appliance.authn.details import (
+from appliance.authn.report import (
     anchor_lines,
     details_lines,
     dump_lines,

@@ -10,11 +10,10 @@ from datetime import UTC, datetime
 
 import pytest
 
-from appliance.authn.ccr import read_reply
+from appliance.authn.ccr import parse_request, read_reply
 from appliance.certmon.status_pv import decode_status, encode_status
 from appliance.certs.status import CertState, read_renew_by
-from appliance.cms.issuing import CCR
-from appliance.cms.shapes import HEALTH
+from appliance.cms.pvs import HEALTH
 from appliance.errors import CertificateStatusError
 from appliance.pva.typed import decode_typed, encode_typed
 from appliance.pvdata.fielddesc import TypeReader, encode_type
@@ -164,5 +163,5 @@ LDAP = request_octets("ldap", b"\x80\x00\x01\x09signature\x60", b"\x04c2ln")
 @pytest.mark.parametrize(("octets", "kind"), [(KRB, "krb"), (LDAP, "ldap")], ids=["krb", "ldap"])
 def test_a_request_of_another_authenticator_is_read_without_a_word_about_its_proof(octets, kind):
     """The ``token`` of krb is octets: whoever looks for text there says something that misleads."""
-    ccr = CCR.parse(read(octets))
+    ccr = parse_request(read(octets))
     assert (ccr.type, ccr.token, ccr.usage) == (kind, "", "client")

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from appliance.certmon.identity import Validity
+from appliance.certmon.live_keychain import Validity
 from appliance.certmon.policy import Mode, choose_mode
 from appliance.certs.status import StatusClass
 from appliance.config.tls_options import TLSOptions

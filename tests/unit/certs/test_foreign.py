@@ -16,10 +16,10 @@ from cryptography.x509.oid import NameOID
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from appliance.authn import details, trust
+from appliance.authn import report, trust
 from appliance.authn.requester import cms_only
 from appliance.authn.status import verified_chain
-from appliance.certmon.follow import reference
+from appliance.certmon.status_source import reference
 from appliance.certs.keychain import check_keychain, load_keychain, make_keychain
 from appliance.certs.ocsp import OCSPSigner, verify_response
 from appliance.certs.profiles import check_ca, check_certificate, generate_key
@@ -54,9 +54,9 @@ def everything_that_is_asked(der: bytes):
     ca = site().ca.certificate
     yield lambda: cms_only(None, (der,))
     (found,) = trust.load_pem(pem(der))
-    yield lambda: details.dump_lines(found)
-    yield lambda: details.anchor_lines(found)
-    yield lambda: details.usage_of(found)
+    yield lambda: report.dump_lines(found)
+    yield lambda: report.anchor_lines(found)
+    yield lambda: report.usage_of(found)
     yield lambda: common_name(found.subject) + subject_text(found.issuer)
     yield lambda: (is_ca(found), is_self_signed(found), san(found), status_pv(found), renew_by(found))
     yield lambda: subject_key_identifier(found)
@@ -66,7 +66,7 @@ def everything_that_is_asked(der: bytes):
     yield lambda: check_certificate(found, issuer=ca, usage="ioc")
     yield lambda: repr(make_keychain(IOC.key, [found, ca]))
     yield lambda: repr(make_keychain(IOC.key, [IOC.certificate, ca, found]))
-    yield lambda: details.details_lines(make_keychain(IOC.key, [found, ca]))
+    yield lambda: report.details_lines(make_keychain(IOC.key, [found, ca]))
     yield lambda: check_keychain(make_keychain(IOC.key, [found, ca]), now=NOW, usage="client")
 
 

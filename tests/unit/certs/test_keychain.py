@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.serialization import pkcs12
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, NoEncryption, pkcs12
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +15,6 @@ from appliance.certs.der import integer, oid, read_tlv, sequence
 from appliance.certs.keychain import (
     Keychain,
     check_keychain,
-    dump_key,
     dump_keychain,
     dump_trust_anchors,
     ended_anchor_warnings,
@@ -162,10 +161,12 @@ def test_a_ca_and_its_key_are_a_keychain():
 
 def test_the_key_can_be_kept_alone():
     key = generate_key("ec-p256")
-    assert spki(load_key(dump_key(key, PASSWORD), PASSWORD)) == spki(key)
+    alone = pkcs12.serialize_key_and_certificates(b"key", key, None, None, BestAvailableEncryption(PASSWORD))
+    open_ = pkcs12.serialize_key_and_certificates(b"key", key, None, None, NoEncryption())
+    assert spki(load_key(alone, PASSWORD)) == spki(key)
     assert spki(load_key(dump_keychain(site().client))) == spki(site().client.key)
     with pytest.raises(KeychainError, match="no certificate for it; request"):
-        load_keychain(dump_key(key))
+        load_keychain(open_)
     with pytest.raises(KeychainError, match="no private key"):
         load_key(dump_trust_anchors([site().ca.certificate]))
 

@@ -18,7 +18,6 @@ from appliance.certs.status import (
     CertState,
     OCSPState,
     StatusClass,
-    class_of_staple,
     effective_state,
     format_date,
     judge,
@@ -167,9 +166,6 @@ def test_renewal_is_due_from_the_half_of_the_way():
 def test_ocsp_says_good_for_valid_alone():
     assert {state for state in S if ocsp_state(state) is OCSPState.GOOD} == {S.VALID}
     assert {state for state in S if ocsp_state(state) is OCSPState.REVOKED} == {S.REVOKED}
-    assert class_of_staple(OCSPState.GOOD) is StatusClass.GOOD
-    assert class_of_staple(OCSPState.REVOKED) is StatusClass.BAD
-    assert class_of_staple(OCSPState.UNKNOWN) is StatusClass.UNKNOWN
 
 
 @pytest.mark.parametrize(("signed", "claimed"), list(product(OCSPState, S)))

@@ -3,16 +3,15 @@
 import pytest
 
 from appliance.acf import Principal
+from appliance.authn.ccr import parse_request
 from appliance.authn.jwt.config import JWTConfig, TrustedIssuer
 from appliance.certs.keychain import make_keychain
 from appliance.cms.config import CMSSettings
-from appliance.cms.issuing import CCR
 from appliance.cms.policy import Names, Policy, read_acf
-from appliance.cms.service import Service, several_issuers
+from appliance.cms.service import CertificateService, several_issuers
 from appliance.cms.setup import Authority, add_administrator, ensure_acf
-from appliance.cms.terms import Refused
 from appliance.config.secret import Secret
-from appliance.errors import ConfigurationError
+from appliance.errors import ConfigurationError, RequestRefused
 from appliance.pva.credentials import Credentials
 from appliance.pvdata import INT32, STRING, ArrayType, StructType, Value
 from tests.helpers import pki
@@ -156,11 +155,11 @@ def test_names_of_status_pvs(name, serial):
 async def test_an_intermediate_authority_serves_its_chain(tmp_path):
     ca = make_keychain(BELOW.key, [BELOW.certificate, *BELOW.chain])
     pki.write_keychain(tmp_path / "cert_auth.p12", ca)
-    service = Service.open(effective(tmp_path, require_client_approval=False), clock=Clock())
+    service = CertificateService.open(effective(tmp_path, require_client_approval=False), clock=Clock())
     try:
         service.first_start()
         service.store.start()
-        issued = await service.issuing.issue(CCR.parse(ccr()), Credentials(peer="x"))
+        issued = await service.issuing.issue(parse_request(ccr()), Credentials(peer="x"))
         assert issued.pem.count("BEGIN CERTIFICATE") == 3
         assert service.names.issuer_id == BELOW.issuer_id
     finally:
@@ -182,13 +181,13 @@ async def test_an_intermediate_authority_serves_its_chain(tmp_path):
 def test_a_field_of_a_wrong_kind_is_named(query):
     from appliance.client.uri import uri_value
 
-    with pytest.raises(Refused):
-        CCR.parse(uri_value("CERT:CREATE", query))
+    with pytest.raises(RequestRefused):
+        parse_request(uri_value("CERT:CREATE", query))
 
 
 def test_alternative_names_and_schedules_are_refused_and_not_ignored():
     san = ArrayType(StructType([("type", STRING), ("value", STRING)]))
     kind = StructType([("query", StructType([("pub_key", STRING), ("usage", INT32), ("san", san)]))])
     value = Value(kind, {"query": {"pub_key": "x", "usage": 1, "san": [{"type": "dns", "value": "x"}]}})
-    with pytest.raises(Refused, match="san"):
-        CCR.parse(value)
+    with pytest.raises(RequestRefused, match="san"):
+        parse_request(value)

@@ -12,15 +12,16 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
+from appliance.authn.ccr import parse_request
 from appliance.certmon.status_pv import STATUS_TYPE as STATUS
 from appliance.certs.ocsp import verify_response
 from appliance.certs.profiles import generate_key
 from appliance.certs.status import TRANSITIONS, CertState, OCSPState, ocsp_state
 from appliance.cms.audit import verify_audit
 from appliance.cms.backup import backup
-from appliance.cms.issuing import CCR
-from appliance.cms.service import Service
-from appliance.cms.terms import Actor, Refused
+from appliance.cms.model import Actor
+from appliance.cms.service import CertificateService
+from appliance.errors import RequestRefused
 from appliance.pva.credentials import Credentials
 from tests.helpers.cms import Clock, ccr, effective
 
@@ -48,7 +49,7 @@ class Lives(RuleBasedStateMachine):
 
     def open(self):
         async def work():
-            self.service = Service.open(effective(self.directory), clock=self.clock)
+            self.service = CertificateService.open(effective(self.directory), clock=self.clock)
             self.service.first_start()
             self.service.store.start()
 
@@ -102,7 +103,7 @@ class Lives(RuleBasedStateMachine):
             not_before=now + delay,
             not_after=now + delay + life,
         )
-        request = CCR.parse(asked)
+        request = parse_request(asked)
         issued = self.run(self.service.issuing.issue(request, PEER))
         start, end = (datetime.fromtimestamp(now + d, UTC) for d in (delay, delay + life))
         state = CertState.PENDING_APPROVAL if approval else CertState.PENDING if delay else CertState.VALID
@@ -116,7 +117,7 @@ class Lives(RuleBasedStateMachine):
         state = self.model.get(serial, (CertState.UNKNOWN, None, None))[0]
         try:
             record = self.run(work)
-        except Refused:
+        except RequestRefused:
             assert state not in allowed
             return
         assert state in allowed

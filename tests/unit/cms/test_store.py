@@ -8,8 +8,7 @@ import pytest
 from appliance.certs.status import CertState
 from appliance.cms.audit import verify_audit
 from appliance.cms.store import Record, Store, StoreError, clean
-from appliance.cms.terms import Refused
-from appliance.errors import ConfigurationError
+from appliance.errors import ConfigurationError, RequestRefused
 
 
 def record(serial, subject="a\x1f\x1f\x1f"):
@@ -45,7 +44,7 @@ async def test_a_job_that_refuses_or_breaks_hurts_no_other(store):
 
     def refuse(transaction):
         transaction.audit(1, "refuse", None, {"why": "test"})
-        raise Refused("no")
+        raise RequestRefused("no")
 
     first = store.submit(lambda _: held.wait(10))
     jobs = [
@@ -58,7 +57,7 @@ async def test_a_job_that_refuses_or_breaks_hurts_no_other(store):
     held.set()
     await first
     done = await asyncio.gather(*jobs, return_exceptions=True)
-    assert isinstance(done[1], Refused)
+    assert isinstance(done[1], RequestRefused)
     assert isinstance(done[2], StoreError)
     assert isinstance(done[3], StoreError)
     assert await store.submit(lambda t: (t.get(1), t.get(2))) == (record(1), record(2))

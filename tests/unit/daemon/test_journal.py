@@ -79,7 +79,7 @@ def log(journald, stream):
     status = os.fstat(stream.fileno())
     environ = {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
     configure("DEBUG", stream=stream, environ=environ, journal_socket=journald.path)
-    yield logging.getLogger("appliance.cms.services")
+    yield logging.getLogger("appliance.cms.pvs")
     for handler in root.handlers:
         if handler not in handlers:
             handler.close()
@@ -129,7 +129,7 @@ def test_a_record_becomes_fields(log, journald, stream):
         "MESSAGE": "alice was refused",
         "PRIORITY": "4",
         "CODE_FUNC": "test_a_record_becomes_fields",
-        "SPVA_LOGGER": "appliance.cms.services",
+        "SPVA_LOGGER": "appliance.cms.pvs",
         "SPVA_EVENT": "access-refused",
         "SPVA_PEER": "10.0.0.7:4711",
         "SPVA_OLD": '[1, "a"]',
@@ -182,7 +182,7 @@ def test_without_journald_nothing_is_lost(log, journald, stream, how):
     line = written(stream)
     assert line.startswith("<3>{")
     assert json.loads(line[3:]) | {"time": ""} == {
-        "time": "", "level": "ERROR", "logger": "appliance.cms.services", "message": "still told", "event": "x",
+        "time": "", "level": "ERROR", "logger": "appliance.cms.pvs", "message": "still told", "event": "x",
     }  # fmt: skip
 
 

@@ -8,20 +8,20 @@ from abc import ABC, abstractmethod
 from typing import Final
 
 from appliance.certmon.cache import StatusCache
-from appliance.certmon.follow import Following, StatusSource, reference
 from appliance.certmon.gate import PATIENCE_S, StatusGate, describe_plight
-from appliance.certmon.identity import Identity, Validity
-from appliance.certmon.policy import Mode, choose_mode
+from appliance.certmon.live_keychain import LiveKeychain
+from appliance.certmon.policy import Mode, Validity, choose_mode
+from appliance.certmon.status_source import Following, StatusSource, reference
 from appliance.certs.status import StatusClass
 from appliance.config.pva import ClientConfig, ServerConfig
 from appliance.errors import CertificateError, CertificateStatusError, KeychainError
 
-__all__ = ["Keeper"]
+__all__ = ["TLSManager"]
 
 _log: Final = logging.getLogger(__name__)
 
 
-class Keeper(ABC):
+class TLSManager(ABC):
     """Keeps one end's TLS in step with its keychain file, the clock and the certificate service.
 
     ``changed`` is for subclasses: it is called, from the event loop, whenever the answer of ``choose`` or the
@@ -29,7 +29,7 @@ class Keeper(ABC):
     """
 
     def __init__(self, config: ClientConfig | ServerConfig, status_config: ClientConfig) -> None:
-        self.identity = Identity(config)
+        self.identity = LiveKeychain(config)
         self.options = config.tls_options
         self.source: StatusSource | None = None
         self.gate: StatusGate | None = None

@@ -21,7 +21,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from appliance.certmon.cache import StatusCache
-from appliance.certmon.identity import utc_now
+from appliance.certmon.live_keychain import utc_now
 from appliance.certmon.status_pv import decode_status
 from appliance.certs.ocsp import StatusAnswer, verify_response
 from appliance.certs.status import STATUS_CLASS, CertState, OCSPState, StatusClass, judge

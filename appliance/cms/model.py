@@ -8,13 +8,11 @@ from typing import Final, NamedTuple
 
 from appliance.certs.status import CertState, effective_state, next_boundary
 from appliance.cms.store import Record
-from appliance.errors import ApplianceError
 
 __all__ = [
     "SERVICE",
     "Actor",
-    "Refused",
-    "Request",
+    "NewCertificate",
     "boundary_of",
     "posix",
     "shown_time",
@@ -24,10 +22,6 @@ __all__ = [
 ]
 
 _SEPARATOR: Final = "\x1f"
-
-
-class Refused(ApplianceError):  # noqa: N818 - a decision, not a malfunction
-    """The service does not do what was asked; nothing has changed."""
 
 
 class Actor(NamedTuple):
@@ -44,7 +38,7 @@ class Actor(NamedTuple):
 SERVICE: Final = Actor("service", "pvacms", "")
 
 
-class Request(NamedTuple):
+class NewCertificate(NamedTuple):
     """A certificate that is to be recorded."""
 
     serial: int
@@ -100,7 +94,7 @@ def subject_key(subject: Mapping[str, str]) -> str:
     return _SEPARATOR.join(subject.get(part, "") for part in ("CN", "O", "OU", "C"))
 
 
-def subject_parts(key: str) -> dict[str, str]:
+def split_subject_key(key: str) -> dict[str, str]:
     """The parts of `subject_key`."""
     return dict(zip(("CN", "O", "OU", "C"), key.split(_SEPARATOR), strict=True))
 

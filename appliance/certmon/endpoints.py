@@ -17,12 +17,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from appliance.certmon.required import check_keychain_set
+from appliance.certmon.policy import check_keychain_set
 from appliance.client.context import Context
 from appliance.config.pva import ClientConfig, Effective, ServerConfig
 
 if TYPE_CHECKING:
-    from appliance.certmon.server import ServerKeeper
+    from appliance.certmon.server import ServerTLSManager
     from appliance.server.server import Server
 
 __all__ = ["open_client", "open_server"]
@@ -54,9 +54,9 @@ async def open_client(
         finally:
             await Context.close(plain)
         return
-    from appliance.certmon.client import ClientKeeper
+    from appliance.certmon.client import ClientTLSManager
 
-    async with ClientKeeper(config, options, context) as secure:
+    async with ClientTLSManager(config, options, context) as secure:
         yield secure
 
 
@@ -110,9 +110,9 @@ async def open_server(
         finally:
             await Server.stop(plain)
         return
-    from appliance.certmon.server import ServerKeeper
+    from appliance.certmon.server import ServerTLSManager
 
-    async with ServerKeeper(config, options, prepare, status_client, server) as secure:
+    async with ServerTLSManager(config, options, prepare, status_client, server) as secure:
         yield secure
 
 
@@ -123,7 +123,7 @@ class _LateKeychain:
         self._server = server
         self._config = config._replace(tls_keychain=config.tls_keychain_default, tls_keychain_default="")
         self._status_client = status_client
-        self._keeper: ServerKeeper | None = None
+        self._keeper: ServerTLSManager | None = None
         self._task = asyncio.get_running_loop().create_task(self._wait(), name="waits for a keychain")
 
     async def _wait(self) -> None:
@@ -132,9 +132,9 @@ class _LateKeychain:
         try:
             while not os.path.exists(path):  # noqa: ASYNC110, ASYNC240, PTH110 - nobody tells; takes microseconds; pathlib costs start-up time
                 await asyncio.sleep(LATE_POLL_S)
-            from appliance.certmon.server import ServerKeeper
+            from appliance.certmon.server import ServerTLSManager
 
-            self._keeper = ServerKeeper(self._config, {}, None, self._status_client)
+            self._keeper = ServerTLSManager(self._config, {}, None, self._status_client)
             await self._keeper.adopt(self._server)
         except Exception:  # noqa: BLE001 - the server goes on as it is, and somebody must hear of it
             _log.exception("the keychain %s cannot be followed; start the server again to use it", path)

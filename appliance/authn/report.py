@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from appliance.authn.status import Verdict
+from appliance.authn.status import CheckedStatus
 from appliance.certmon.status_pv import StatusReport
 from appliance.certs.keychain import Keychain
 from appliance.certs.profiles import USAGES
@@ -106,7 +106,7 @@ def anchor_lines(anchor: x509.Certificate) -> list[str]:
     ]
 
 
-def status_lines(identifier: str, verdict: Verdict) -> list[str]:
+def status_lines(identifier: str, verdict: CheckedStatus) -> list[str]:
     """The block ``Certificate Status``."""
     lines = [
         "Certificate Status:",
@@ -236,7 +236,7 @@ def certificate_facts(keychain: Keychain, path: str) -> dict[str, Any]:
     return facts
 
 
-def status_facts(verdict: Verdict) -> dict[str, Any]:
+def status_facts(verdict: CheckedStatus) -> dict[str, Any]:
     """A status for JSON output."""
     answer = verdict.answer
     return {

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
+from appliance.authn.ccr import REPLY_TYPE, CertRequest, parse_request
 from appliance.authn.ratelimit import RateLimiter, peer_key, retry_sentence
 from appliance.certmon.status_pv import enum_index
 from appliance.certs.status import STATE_CHOICES, WIRE_CHOICES, CertState
@@ -25,19 +26,18 @@ from appliance.certs.x509 import (
     shown_id,
     shown_subject,
 )
-from appliance.cms.issuing import CCR, Issuing, pem_chain
+from appliance.cms.issuing import Issuing, pem_chain
 from appliance.cms.lifecycle import Lifecycle
+from appliance.cms.model import Actor, split_subject_key
 from appliance.cms.policy import Names, Policy
 from appliance.cms.publisher import Publisher, StatusPV
 from appliance.cms.schema import certs
-from appliance.cms.shapes import CREATED, LIST, ROOT
 from appliance.cms.store import StoreError, Transaction
-from appliance.cms.terms import Actor, Refused, subject_parts
-from appliance.errors import ApplianceError, TokenRefused
+from appliance.errors import ApplianceError, RequestRefused, TokenRefused
 from appliance.pva.commands import CMD_RPC
 from appliance.pva.credentials import Credentials
-from appliance.pvdata import StructType, Value
-from appliance.pvdata.nt import now_to_time
+from appliance.pvdata import BOOL, FLOAT64, STRING, UINT32, UINT64, StructType, Value
+from appliance.pvdata.nt import ALARM, NTEnum, NTScalar, NTTable, now_to_time
 from appliance.server import Channel, Handler, Operation, Source
 
 __all__ = ["CMSSource", "Counters", "CreatePV", "ListPV", "StatusCommands", "root_value"]
@@ -64,6 +64,69 @@ _EVENTS: Final = {
     REVOKED_OWN: "certificate-revoked",
 }
 """What an administrator puts to revoke his own certificate on purpose."""
+
+
+ROOT: Final = StructType(
+    [
+        ("issuer", STRING),
+        ("serial", UINT64),
+        ("name", STRING),
+        ("org", STRING),
+        ("org_unit", STRING),
+        ("cert", STRING),
+        ("alarm", ALARM),
+    ]
+)
+
+HEALTH: Final = StructType(
+    [
+        *NTEnum().fields,
+        ("db_ok", BOOL),
+        ("ca_valid", BOOL),
+        ("uptime_secs", UINT64),
+        ("cert_count", UINT64),
+        ("cluster_mode", BOOL),
+        ("cluster_members", UINT32),
+        ("last_check", STRING),
+    ],
+    "epics:nt/NTEnum:1.0",
+)
+
+METRICS: Final = StructType(
+    [
+        *NTScalar(UINT64, display=True).fields,
+        ("certs_created", UINT64),
+        ("certs_revoked", UINT64),
+        ("avg_ccr_time_ms", FLOAT64),
+        ("db_size_bytes", UINT64),
+        ("uptime_secs", UINT64),
+        ("ccrs_refused", UINT64),
+        ("ccrs_rate_limited", UINT64),
+        ("ccrs_in_flight", UINT64),
+        ("certs_pending_approval", UINT64),
+        ("status_signed", UINT64),
+        ("db_commits", UINT64),
+    ],
+    "epics:nt/NTScalar:1.0",
+)
+
+LIST: Final = NTTable(
+    [
+        ("cert_id", STRING),
+        ("state", STRING),
+        ("name", STRING),
+        ("organization", STRING),
+        ("organization_unit", STRING),
+        ("country", STRING),
+        ("usage", STRING),
+        ("type", STRING),
+        ("not_before", UINT64),
+        ("not_after", UINT64),
+        ("status_date", UINT64),
+        ("created", UINT64),
+        ("status_extension", STRING),
+    ]
+)
 
 
 class Counters:
@@ -157,14 +220,14 @@ class CreatePV(_Callable):
         in_flight: int,
     ) -> None:
         super().__init__(
-            CREATED, "this PV is called with a certificate creation request; use authnstd or authnjwt"
+            REPLY_TYPE, "this PV is called with a certificate creation request; use authnstd or authnjwt"
         )
         self._issuing = issuing
         self._counters = counters
         self._tasks = tasks
         self._limiter = limiter
         self._limit = in_flight
-        self._template = Value(CREATED)
+        self._template = Value(REPLY_TYPE)
         self._template["status.value.choices"] = WIRE_CHOICES
 
     def limits(self, limiter: RateLimiter, in_flight: int) -> None:
@@ -176,8 +239,8 @@ class CreatePV(_Callable):
         """Issue a certificate; without a public key give the trust anchor."""
         counters = self._counters
         try:
-            ccr = CCR.parse(argument)
-        except Refused:
+            ccr = parse_request(argument)
+        except RequestRefused:
             counters.refused += 1
             raise
         if not ccr.pub_key:
@@ -186,15 +249,15 @@ class CreatePV(_Callable):
         wait_s = self._limiter.take(peer_key(operation.peer.peer))
         if wait_s:
             counters.limited += 1
-            raise Refused(retry_sentence(wait_s))
+            raise RequestRefused(retry_sentence(wait_s))
         if counters.in_flight >= self._limit:
             counters.limited += 1
-            raise Refused(retry_sentence(1.0))
+            raise RequestRefused(retry_sentence(1.0))
         # Counted here and not in the task: requests that come in one go must not all pass before the first has begun.
         counters.in_flight += 1
         self._tasks.start(operation, self._create(operation, ccr))
 
-    async def _create(self, operation: Operation, ccr: CCR) -> None:
+    async def _create(self, operation: Operation, ccr: CertRequest) -> None:
         counters = self._counters
         started = time.monotonic()
         try:
@@ -203,7 +266,7 @@ class CreatePV(_Callable):
             counters.refused += 1
             told = {"event": "certificate-refused", "subject": ccr.name, **operation.peer.facts()}
             _log.info("refused a request of %s: %s%s", operation.peer.peer, error, _cause(error), extra=told)
-            raise Refused(f"Failed to create certificate for {_short(ccr)}: {error}") from error
+            raise RequestRefused(f"Failed to create certificate for {_short(ccr)}: {error}") from error
         finally:
             counters.in_flight -= 1
         record = issued.record
@@ -218,7 +281,7 @@ class CreatePV(_Callable):
         delivered = self._issuing.lifecycle.delivered
         if waits:
             delivered(record.serial)
-        subject = shown_subject(subject_parts(record.subject).items())
+        subject = shown_subject(split_subject_key(record.subject).items())
         told = {
             "event": "certificate-issued", "cert_id": shown_id(self._issuing.names.issuer_id, record.serial), "state": record.state.value, "subject": subject,
             **operation.peer.facts(),
@@ -228,8 +291,8 @@ class CreatePV(_Callable):
     def _reply(
         self, state: CertState, serial: int, identifier: str, status_pv: str, expiration: int, pem: str
     ) -> Value:
-        value = Value.from_store(CREATED, self._template.store.copy(), 1)
-        at, store = CREATED.offsets, value.store
+        value = Value.from_store(REPLY_TYPE, self._template.store.copy(), 1)
+        at, store = REPLY_TYPE.offsets, value.store
         store[at["status.value.index"]] = enum_index(state)
         store[at["status.timeStamp.secondsPastEpoch"]] = int(self._issuing.lifecycle.clock().timestamp())
         store[at["issuer"]] = self._issuing.names.issuer_id
@@ -264,7 +327,7 @@ def _cause(error: ApplianceError) -> str:
     return f" ({error.reason}{f'; its issuer answered: {answer}' if answer else ''})"
 
 
-def _short(ccr: CCR) -> str:
+def _short(ccr: CertRequest) -> str:
     if ccr.type == "jwt":
         return "the holder of the token"
     return f"{ccr.name[:64]}{f' ({ccr.organization[:64]})' if ccr.organization else ''}"
@@ -287,7 +350,7 @@ class ListPV(_Callable):
     def rpc(self, operation: Operation, argument: Value | None) -> None:
         """Answer with a table."""
         if not self._policy.administers(operation.peer):
-            raise Refused("only administrators may list certificates")
+            raise RequestRefused("only administrators may list certificates")
         query: Any = argument
         if query is not None and "query" in query:
             query = query["query"]
@@ -295,7 +358,7 @@ class ListPV(_Callable):
         subject = _query(query, "subject")[:256]
         limit = _query(query, "limit") or str(_LIST_DEFAULT)
         if not limit.isascii() or not limit.isdecimal() or len(limit) > 9 or not 0 < int(limit) <= _LIST_MAX:
-            raise Refused(f"limit must be a number from 1 to {_LIST_MAX}")
+            raise RequestRefused(f"limit must be a number from 1 to {_LIST_MAX}")
         self._tasks.start(operation, self._list(operation, states, subject, int(limit)))
 
     async def _list(self, operation: Operation, states: list[str], subject: str, limit: int) -> None:
@@ -341,14 +404,14 @@ def _query(query: Any, field: str) -> str:
     value = "" if query is None else query.get(field, default="")
     if isinstance(value, str | int) and not isinstance(value, bool):
         return str(value)
-    raise Refused(f"the query {field} must be text")
+    raise RequestRefused(f"the query {field} must be text")
 
 
 def _states(text: str) -> list[str]:
     states = [word.strip().upper() for word in text.split(",") if word.strip()]
     for state in states:
         if state not in STATE_CHOICES:
-            raise Refused(f"the state {state[:32]!r} is not known; use {', '.join(STATE_CHOICES)}")
+            raise RequestRefused(f"the state {state[:32]!r} is not known; use {', '.join(STATE_CHOICES)}")
     return states
 
 
@@ -392,7 +455,7 @@ class StatusCommands:
             why = f"{wanted} of {identifier} is not permitted to {peer.account or 'an anonymous client'}"
         if why:
             self.refused(peer, serial, wanted, why)
-            raise Refused(why)
+            raise RequestRefused(why)
         try:
             if wanted == "APPROVED":
                 record = await lifecycle.approve(serial, actor)

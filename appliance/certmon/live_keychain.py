@@ -11,11 +11,11 @@ import os
 import stat
 from collections.abc import Callable
 from datetime import UTC, datetime
-from enum import Enum
 from typing import Final
 
 from cryptography import x509
 
+from appliance.certmon.policy import Validity
 from appliance.certs.keychain import Keychain, check_keychain, ended_anchor_warnings, load_keychain
 from appliance.certs.x509 import shown_id
 from appliance.config.files import read_private
@@ -23,7 +23,7 @@ from appliance.config.pva import ClientConfig, ServerConfig
 from appliance.errors import ConfigurationError, KeychainError
 from appliance.tls.context import StapleCheck, TLSContext, client_context, server_context
 
-__all__ = ["Identity", "Validity", "utc_now"]
+__all__ = ["LiveKeychain", "utc_now"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -37,21 +37,10 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-class Validity(Enum):
-    """What the dates of the own certificate say."""
-
-    NONE = "none"
-    """There is no certificate of our own that could be used."""
-    PENDING = "pending"
-    """It is not valid yet."""
-    CURRENT = "current"
-    EXPIRED = "expired"
-
-
 _Signature = tuple[int, int, int, int]
 
 
-class Identity:
+class LiveKeychain:
     """Keeps one keychain file in use, from its first reading to its latest replacement.
 
     ``load`` reads it; ``watch`` then looks at it once a second. A new file that cannot be used changes nothing but
@@ -302,7 +291,7 @@ class Identity:
                 _log.warning("SSLKEYLOGFILE: %s", error.strerror)
 
     def __repr__(self) -> str:
-        return f"<Identity {self.usage} {self.path} {self.validity.value}>"
+        return f"<LiveKeychain {self.usage} {self.path} {self.validity.value}>"
 
 
 def _same(one: Keychain, other: Keychain | None) -> bool:
