@@ -67,7 +67,7 @@ class _Input(EventSink):
         self.access.input_changed(self.name, self.value())
 
     def value(self) -> float | None:
-        """What the record has now; None when it is INVALID or no number."""
+        """Read what the record has now; None when it is INVALID or no number."""
         reading = self.channel.get()
         if reading.severity >= _INVALID:
             return None
@@ -154,7 +154,7 @@ class FieldAccess:
     # -- life ----------------------------------------------------------------------------------------
 
     def attach(self, stream: EventStream) -> None:
-        """The database runs: follow the inputs."""
+        """Follow the inputs: the database runs."""
         self._stream = stream
         self._follow()
 
@@ -239,7 +239,7 @@ class FieldAccess:
         return found
 
     def decide(self, channel: DBChannel, peer: Credentials) -> Decision:
-        """What a peer may do with a field."""
+        """Judge what a peer may do with a field."""
         access = self.security.compile_for(self._principal(peer)).access(
             channel.access_group, channel.as_level
         )
@@ -252,7 +252,7 @@ class FieldAccess:
         return decision.read or not self._enforce_read
 
     def value_of(self, name: str) -> float | None:
-        """What an input has now; None while it is not connected, invalid or no number."""
+        """Return what an input has now; None while it is not connected, invalid or no number."""
         return self._values.get(name)
 
     def traps(self, channel: DBChannel, peer: Credentials) -> bool:
@@ -260,20 +260,20 @@ class FieldAccess:
         return self._traps and self.decide(channel, peer).trapwrite
 
     def rights(self, channel: DBChannel, peer: Credentials) -> Rights:
-        """What a peer may do with a field, for the server."""
+        """Judge what a peer may do with a field, for the server."""
         decision = self.decide(channel, peer)
         return Rights(self.may_read(decision), decision.write, decision.rpc, "; ".join(decision.why))
 
     # -- changes -------------------------------------------------------------------------------------
 
     def watch(self, record: str) -> None:
-        """A record has one more user: follow its ASG."""
+        """Count one more user of a record, and follow its ASG."""
         self._users[record] = self._users.get(record, 0) + 1
         if self.is_restricted and self._stream is not None and record not in self._watched:
             self._follow_group(self._stream, record)
 
     def unwatch(self, record: str) -> None:
-        """The other end of :meth:`watch`."""
+        """Undo one :meth:`watch`."""
         users = self._users.get(record, 0) - 1
         if users > 0:
             self._users[record] = users
@@ -286,11 +286,11 @@ class FieldAccess:
         self._watched[record] = _GroupName(self, stream, record)
 
     def group_changed(self, record: str) -> None:
-        """A record has another ASG."""
+        """Have the fields of a record judged again: it has another ASG."""
         self._review(lambda channel: channel.record == record)
 
     def input_changed(self, name: str, value: float | None) -> None:
-        """An input has another value."""
+        """Take another value of an input, and have the fields judged again that it concerns."""
         if name in self._values and self._values[name] == value:
             return
         self._values[name] = value

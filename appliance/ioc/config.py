@@ -165,7 +165,7 @@ def is_substitutions(file: str) -> bool:
 
 
 def plan_of(config: IocConfig, folder: str = "") -> Plan:
-    """What a configuration file in ``folder`` asks for. Raises ConfigurationError for macros that EPICS cannot carry."""
+    """Return what a configuration file in ``folder`` asks for. Raises ConfigurationError for macros that EPICS cannot carry."""
     return Plan(
         definition=config.definition,
         databases=tuple(_step(entry) for entry in config.databases),

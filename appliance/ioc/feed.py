@@ -158,7 +158,7 @@ class Feed(EventSink):
 
     @property
     def is_open(self) -> bool:
-        """Events are wanted."""
+        """Whether events are wanted."""
         return self._event is not None
 
     def close(self) -> None:

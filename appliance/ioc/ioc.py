@@ -206,15 +206,15 @@ class Ioc:
         await self.access.reload(step)
 
     def access_lines(self) -> list[str]:
-        """The rules in force, for people."""
+        """Tell people the rules in force."""
         return reports.access_lines(self.access)
 
     def server_lines(self, level: int) -> list[str]:
-        """The state of the server, for people."""
+        """Tell people the state of the server."""
         return reports.server_lines(self.server, level, self.switched_off)
 
     def group_lines(self, level: int, pattern: str) -> list[str]:
-        """Groups, for people."""
+        """Tell people which groups there are."""
         return reports.group_lines(self.groups.groups() if self.groups is not None else (), level, pattern)
 
     # -- end -----------------------------------------------------------------------------------------

@@ -210,7 +210,7 @@ def _unclosed_in(text: str) -> int | None:
 
 
 def better(error: ConfigurationError, step: LoadStep) -> ConfigurationError:
-    """The same error, or what is known better of a file of which EPICS names no line."""
+    """Return the same error, or what is known better of a file of which EPICS names no line."""
     if error.line is None and (place := unclosed(step)) is not None:
         return ConfigurationError(
             "a brace is opened here that nothing closes: a '}' is missing", file=place.file, line=place.line

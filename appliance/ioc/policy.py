@@ -17,7 +17,7 @@ class HasChannels(Protocol):
     """A PV over fields of records."""
 
     def channels(self) -> Sequence[DBChannel]:
-        """The fields that it shows."""
+        """Return the fields that it shows."""
 
     def rights(self, peer: Credentials) -> Rights:
         """Judge what a client may do with it."""
@@ -38,7 +38,7 @@ class IocPolicy:
         self._sources: tuple[OpenPVs, ...] = ()
 
     def attach(self, *sources: OpenPVs) -> None:
-        """The database runs, and these serve it; of a name that several have the first counts."""
+        """Take the sources that serve the database; of a name that several have the first counts."""
         self._sources = sources
 
     def _find(self, name: str) -> HasChannels | None:

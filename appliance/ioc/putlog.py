@@ -33,7 +33,7 @@ NOTHING: Final[Any] = object()
 
 
 def shown(value: Any) -> Any:
-    """A value as the log has it: numbers as they are, long text and arrays cut with their size told. Total."""
+    """Return a value as the log has it: numbers as they are, long text and arrays cut with their size told. Never fails."""
     if isinstance(value, str):
         return total(value if len(value) <= _TEXT else f"{value[:_TEXT]}... ({len(value)} characters)")
     if hasattr(value, "dtype"):
@@ -68,7 +68,7 @@ class Watched:
         self._log.write(self._operation, self._channel, {**what, "result": "accepted"})
 
     def failed(self, error: object) -> None:
-        """It was not done."""
+        """Write down that it was not done."""
         self._log.write(self._operation, self._channel, self._what(result="failed", error=str(error)))
 
 
@@ -100,7 +100,7 @@ class PutLog:
         return Watched(self, operation, channel, new)
 
     def refused(self, operation_channel: Channel, right: str) -> None:
-        """Access security refused a request for lack of a right."""
+        """Log that access security refused a request for lack of a right."""
         peer = operation_channel.peer
         _log.warning(
             "%s (%s from %s) was refused %s access to %s",

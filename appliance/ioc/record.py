@@ -47,7 +47,7 @@ class Record:
         self.channel.close()
 
     def empty_store(self) -> list[Any]:
-        """A store with nothing but what never changes."""
+        """Make a store with nothing but what never changes."""
         return self._template.copy()
 
     def read(self) -> tuple[list[Any], int, Reading]:

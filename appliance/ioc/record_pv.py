@@ -78,7 +78,7 @@ class RecordPV(Handler):
     # -- access security -----------------------------------------------------------------------------
 
     def channels(self) -> Sequence[DBChannel]:
-        """The one field that it shows."""
+        """Return the one field that it shows."""
         return (self.record.channel,)
 
     def rights(self, peer: Credentials) -> Rights:
@@ -88,11 +88,11 @@ class RecordPV(Handler):
     # -- life ----------------------------------------------------------------------------------------
 
     def hold(self) -> None:
-        """Somebody uses it: keep the record open."""
+        """Keep the record open for one more user."""
         self._users += 1
 
     def release(self) -> None:
-        """The other end of :meth:`hold`; the last one closes the record."""
+        """Undo one :meth:`hold`; the last one closes the record."""
         self._users -= 1
         if self._users <= 0:
             self.close()
@@ -109,7 +109,7 @@ class RecordPV(Handler):
         self.record.close()
 
     def detached(self, channel: Channel) -> None:
-        """A client closed its channel."""
+        """Release the record: a client closed its channel."""
         self.release()
 
     # -- reading -------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ class RecordPV(Handler):
             self.release()
 
     def closed(self, operation: Operation) -> None:
-        """Likewise."""
+        """Stop waiting for processing."""
         self.cancelled(operation)
 
     # -- monitors ------------------------------------------------------------------------------------

@@ -59,14 +59,14 @@ class RecordSource(Source):
         return self._pvs.get(name)
 
     def _forget(self, pv: RecordPV) -> None:
-        """A PV is being closed."""
+        """Forget a PV that is being closed."""
         channel = pv.record.channel
         if self._pvs.get(channel.name) is pv:
             del self._pvs[channel.name]
             self._access.unwatch(channel.record)
 
     def names(self) -> Iterable[str]:
-        """Records and aliases."""
+        """Return the names of all records and aliases."""
         return [record.name for record in dbcore.records()]
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ _TOP: Final = '""'
 
 
 def access_lines(access: FieldAccess) -> list[str]:
-    """The access security rules in force."""
+    """Show the access security rules in force."""
     if not access.is_restricted:
         return ["access security is off: everybody may do everything"]
     lines = [f"file: {access.security.file}"]
@@ -43,7 +43,7 @@ def access_lines(access: FieldAccess) -> list[str]:
 
 
 def server_lines(server: Server, level: int, switched_off: str) -> list[str]:
-    """The state of the server.
+    """Show the state of the server.
 
     Args:
         server: the server.
@@ -78,7 +78,7 @@ def _rights(channel: Channel) -> str:
 
 
 def group_lines(groups: Iterable[RecordGroup], level: int, pattern: str) -> list[str]:
-    """Groups by name; from level 1 on with their members. A pattern (``*``, ``?``) picks some."""
+    """List groups by name; from level 1 on with their members. A pattern (``*``, ``?``) picks some."""
     lines = []
     for group in sorted(groups, key=lambda each: each.name):
         if pattern and not fnmatch.fnmatchcase(group.name, pattern):

@@ -27,13 +27,13 @@ class ShellHost(Protocol):
         """Read the access security file again. Raises ApplianceError."""
 
     def access_lines(self) -> list[str]:
-        """The rules in force."""
+        """Tell people the rules in force."""
 
     def server_lines(self, level: int) -> list[str]:
-        """The state of the server: 0 addresses, 1 clients, 2 channels."""
+        """Tell people the state of the server: 0 addresses, 1 clients, 2 channels."""
 
     def group_lines(self, level: int, pattern: str) -> list[str]:
-        """Groups whose names match; level 1 has their members."""
+        """Tell people which groups have a matching name; level 1 tells their members."""
 
 
 class _Commands:

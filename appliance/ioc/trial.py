@@ -43,7 +43,7 @@ class TrialResult(NamedTuple):
 
 
 def plan_from_json(text: str) -> Plan:
-    """The other end of what :class:`Trial` sends."""
+    """Read the plan that :class:`Trial` sends."""
     found: dict[str, Any] = json.loads(text)
     for name in ("databases", "groups"):
         found[name] = tuple(LoadStep(*step) for step in found[name])

@@ -88,7 +88,7 @@ class _Child:
         self.end()
 
     def initialise(self) -> NoReturn:
-        """Everything of iocInit that comes before a record is processed, then the groups."""
+        """Do what iocInit does before a record is processed, then make the groups."""
         self.tell(reading=["iocInit", ""])
 
         def hook(state: int) -> None:

@@ -63,7 +63,7 @@ class Restorer:
         self._restore(file, macros, _put)
 
     def lines(self) -> list[str]:
-        """What was restored, for people."""
+        """Tell people what was restored."""
         return [
             f"restored {'after' if named.is_late else 'before'} initialisation: {named.file}: {told}"
             for named, told in self._told.items()

@@ -112,7 +112,7 @@ class Saver:
         return found
 
     def lines(self) -> list[str]:
-        """The state of all sets, for people."""
+        """Tell people the state of all sets."""
         with self._lock:
             return [
                 f"saved {each.when()}: {each.file}: {len(each.names)} PVs, {each.state}"

@@ -374,7 +374,7 @@ class DBChannel:
         return reading
 
     def get_locked(self) -> Reading:
-        """Like :meth:`get`, for a caller who holds the record's lock (dbChannelGet); keeps the GIL."""
+        """Read like :meth:`get`, for a caller who holds the record's lock (dbChannelGet); keeps the GIL."""
         if self.is_plain:
             return self._get_plain(_get_held)
         self.refuse_closed()
@@ -451,7 +451,7 @@ class DBChannel:
             return self.properties_locked()
 
     def properties_locked(self) -> Properties:
-        """Like :meth:`properties`, for a caller who holds the record's lock."""
+        """Read like :meth:`properties`, for a caller who holds the record's lock."""
         data = ctypes.create_string_buffer(PROPERTIES_STRUCT.size)
         have, _ = self._raw_get(_c.dbChannelGet, ctypes.addressof(data), 0, PROPERTIES, None)
         units, precision, number, _, strings, dh, dl, ch, cl, hihi, high, low, lolo = (
@@ -536,7 +536,7 @@ class DBChannel:
             self.process_locked(process)
 
     def put_locked(self, value: Any) -> None:
-        """Only write (dbChannelPut), for a caller who holds the lock and processes later; links cannot."""
+        """Write without processing (dbChannelPut), for a caller who holds the lock; links cannot be written so."""
         self.refuse_closed()
         data = encode(self, value)
         self._refuse_disabled()

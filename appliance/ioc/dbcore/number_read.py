@@ -105,7 +105,7 @@ class NumberReader:
             raise OperationError(f"cannot read {self._channel.name}: {status_text(status)}")
 
     def read(self) -> tuple[Any, ...]:
-        """Read; see the class. Raises OperationError when EPICS cannot."""
+        """Read everything, as the class says. Raises OperationError when EPICS cannot."""
         status = _get(*self._arguments)
         if status:
             self._check(status)

@@ -26,7 +26,7 @@ class RecordInfo(NamedTuple):
 
 @contextmanager
 def entry() -> Iterator[_c.dbEntry]:
-    """A cursor over the static database (dbInitEntry, dbFinishEntry).
+    """Give a cursor over the static database (dbInitEntry, dbFinishEntry).
 
     Raises:
         ApplianceError: no database definition is loaded.

@@ -62,14 +62,14 @@ class GroupConfig:
         self.fields: dict[str, FieldConfig] = {}
 
     def ordered(self) -> list[tuple[str, FieldConfig]]:
-        """The mappings in the order of puts, and of the structure's fields: by put order, then by name."""
+        """Return the mappings in the order of puts, and of the structure's fields: by put order, then by name."""
         return sorted(
             self.fields.items(),
             key=lambda item: (-_INT64 if item[1].put_order is None else item[1].put_order, item[0]),
         )
 
     def fault(self, name: str, why: str) -> GroupError:
-        """An error about one of the fields."""
+        """Make an error about one of the fields."""
         field = self.fields[name]
         return GroupError(why, key=f"{self.name}.{name}", origin=field.origin or self.origin, near=name)
 
@@ -85,7 +85,7 @@ class GroupConfig:
                 raise self.fault(name, 'only +type:"meta" can be mapped at the top, ""')
 
     def triggers(self, report: Report) -> dict[str, tuple[str, ...]]:
-        """Which fields an update brings when a field's record changes, by field name.
+        """Return which fields an update brings when a field's record changes, by field name.
 
         Where no trigger is given at all every field triggers itself.
         """

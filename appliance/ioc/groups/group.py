@@ -95,7 +95,7 @@ class RecordGroup:
         self._lock = ManyLock(channels) if channels else None
 
     def channels(self) -> list[DBChannel]:
-        """All channels of the group."""
+        """Return all channels of the group."""
         return [member.channel for member in self.members if member.channel is not None]
 
     def close(self) -> None:
@@ -107,7 +107,7 @@ class RecordGroup:
             member.close()
 
     def copy(self, store: list[Any]) -> list[Any]:
-        """A store that can be changed without changing the other one."""
+        """Make a store that can be changed without changing the other one."""
         return [_copied(item) for item in store] if self._has_elements else store.copy()
 
     def read(self, *, atomic: bool) -> tuple[list[Any], int]:

@@ -55,7 +55,7 @@ class GroupPV(Handler):
     # -- access security -----------------------------------------------------------------------------
 
     def channels(self) -> Sequence[DBChannel]:
-        """The fields of all members."""
+        """Return the fields of all members."""
         return self.group.channels()
 
     def rights(self, peer: Credentials) -> Rights:

@@ -51,7 +51,7 @@ def parse_path(name: str) -> tuple[Step, ...]:
 
 
 def const_type(value: Any) -> ScalarType:
-    """The type of a constant. Raises ConfigurationError."""
+    """Return the type of a constant. Raises ConfigurationError."""
     if isinstance(value, bool):
         return BOOL
     if isinstance(value, int) and -(1 << 63) <= value < 1 << 63:
@@ -99,7 +99,7 @@ class TypeTree:
             raise ConfigurationError(f"{name!r} is {known._leaf} in one mapping and {kind} in another")
 
     def descend(self, step: Step) -> TypeTree:
-        """The structure below a component, made if need be; the last mapping says whether it is an array."""
+        """Return the structure below a component, made if need be; the last mapping says whether it is an array."""
         node = self._members.get(step.name)
         if node is None:
             node = self._members[step.name] = TypeTree()
@@ -159,7 +159,7 @@ class Place(NamedTuple):
         return cls(tuple(hops), base, here, 1 << hops[0][0] if hops else base)
 
     def store(self, top: list[Any]) -> list[Any]:
-        """The innermost store, for writing; elements that are not there are made."""
+        """Return the innermost store, for writing; elements that are not there are made."""
         for number, index, kind in self.hops:
             elements = top[number]
             if len(elements) <= index:
@@ -171,7 +171,7 @@ class Place(NamedTuple):
         return top
 
     def look(self, top: list[Any]) -> list[Any] | None:
-        """The innermost store, for reading; None when it is not there."""
+        """Return the innermost store, for reading; None when it is not there."""
         for number, index, _ in self.hops:
             elements = top[number]
             if len(elements) <= index or elements[index] is None:
@@ -180,7 +180,7 @@ class Place(NamedTuple):
         return top
 
     def bits(self, relative: int) -> int:
-        """Bits of the field in the bits of the group."""
+        """Return bits of the field as bits of the group."""
         if self.hops:
             return self.mark if relative else 0
         return relative << self.base

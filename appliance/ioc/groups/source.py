@@ -44,11 +44,11 @@ class GroupSource(Source):
         return self._pvs.get(name)
 
     def groups(self) -> Iterable[RecordGroup]:
-        """All groups."""
+        """Return all groups."""
         return [pv.group for pv in self._pvs.values()]
 
     def names(self) -> Iterable[str]:
-        """The names of all groups."""
+        """Return the names of all groups."""
         return self._pvs
 
     def close(self) -> None:
