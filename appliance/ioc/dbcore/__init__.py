@@ -36,7 +36,7 @@ value too, PROPERTY the properties. One subscription per kind, with its own key,
 ``DBE_VALUE | DBE_ALARM`` is cheaper, and comparing the alarm with that of the last reading says the same, because
 records post ALARM exactly when it changed. Subscribe first, read then. Read a batch with :func:`get_many`.
 
-*Put.* :meth:`DBChannel.put` with ``process``; :func:`put_and_wait` for ``block`` (QSRV ignores ``process=true``
+*Put.* :meth:`DBChannel.put` with ``process``; :func:`put_notify` for ``block`` (QSRV ignores ``process=true``
 there). ``watch`` for the put log.
 
 *Groups.* Atomic: :class:`ManyLock` over all channels, then ``get_locked``, ``put_locked`` and ``process_locked``.
@@ -49,7 +49,7 @@ Python with the record locked for every such put.
 
 from __future__ import annotations
 
-from appliance.ioc.dbcore.blocking_put import BlockingPut, put_and_wait, put_notify
+from appliance.ioc.dbcore.blocking_put import BlockingPut, put_notify
 from appliance.ioc.dbcore.boot import (
     IocState,
     boot,
@@ -60,8 +60,6 @@ from appliance.ioc.dbcore.boot import (
     flush_output,
     init_access_security,
     ioc_init,
-    ioc_pause,
-    ioc_resume,
     ioc_state,
     keep_errors_in_place,
     load_definition,
@@ -111,7 +109,6 @@ from appliance.ioc.dbcore.records import (
     database_links,
     info_items,
     record_group,
-    record_infos,
     record_types,
     records,
 )
@@ -159,8 +156,6 @@ __all__ = [
     "info_items",
     "init_access_security",
     "ioc_init",
-    "ioc_pause",
-    "ioc_resume",
     "ioc_state",
     "keep_errors_in_place",
     "load_definition",
@@ -171,11 +166,9 @@ __all__ = [
     "macro_text",
     "on_init_hook",
     "on_trapped_put",
-    "put_and_wait",
     "put_notify",
     "reading_of",
     "record_group",
-    "record_infos",
     "record_types",
     "records",
     "register_command",

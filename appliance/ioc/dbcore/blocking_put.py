@@ -5,7 +5,6 @@ EPICS calls back on its own threads, and during the call itself when nothing had
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import itertools
 import logging
@@ -14,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from appliance.errors import ApplianceError, OperationError
+from appliance.errors import ApplianceError
 from appliance.ioc.dbcore import _c
 from appliance.ioc.dbcore.channel import DBChannel, PutWatch
 from appliance.ioc.dbcore.put_value import encode
@@ -208,32 +207,3 @@ def put_notify(
         notify.usrPvt = put._key
     _c.dbProcessNotify(notify)
     return put
-
-
-async def put_and_wait(channel: DBChannel, value: Any) -> None:
-    """Write, process and wait until all of it has completed.
-
-    Cancelling the task cancels the wait, not the processing.
-
-    Raises:
-        OperationError: EPICS refused the put or the processing.
-        PVDataError: the value does not fit the field.
-
-    """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[str | None] = loop.create_future()
-
-    def finish(error: str | None) -> None:
-        if not future.done():
-            future.set_result(error)
-
-    def done(error: str | None) -> None:
-        loop.call_soon_threadsafe(finish, error)
-
-    put = put_notify(channel, done, value)
-    try:
-        error = await future
-    finally:
-        put.cancel()
-    if error is not None:
-        raise OperationError(error)

@@ -334,16 +334,6 @@ def init_access_security() -> None:
         raise ApplianceError(said)
 
 
-def ioc_pause() -> None:
-    """Stop scanning and link processing until :func:`ioc_resume` (iocPause)."""
-    _call("the IOC cannot be paused", None, lambda: int(_c.iocPause()))
-
-
-def ioc_resume() -> None:
-    """Go on after :func:`ioc_pause` (iocRun)."""
-    _call("the IOC cannot go on", None, lambda: int(_c.iocRun()))
-
-
 def shutdown() -> None:
     """Stop scan threads and run EPICS' exit handlers (epicsExitCallAtExits); safe to call twice.
 

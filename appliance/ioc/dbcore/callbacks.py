@@ -46,17 +46,12 @@ _SCALARS: Final[dict[int, Any]] = {
 
 
 class InitHook(IntEnum):
-    """initHooks.h: the states that a server cares about, in the order of iocInit."""
+    """initHooks.h: the states of iocInit at which this IOC does something, in their order."""
 
     AT_IOC_BUILD = 0
     AFTER_INIT_DEVICE_SUPPORT = 6
     AFTER_INIT_DATABASE = 7
-    AFTER_IOC_BUILT = 12
-    AT_IOC_RUN = 13
     AFTER_IOC_RUNNING = 16
-    AT_IOC_PAUSE = 17
-    AFTER_IOC_PAUSED = 20
-    AT_SHUTDOWN = 21
 
 
 class RecordView:

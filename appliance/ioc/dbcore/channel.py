@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Protocol, Self
 
-from appliance.errors import AccessDeniedError, ApplianceError, OperationError, PVDataError
+from appliance.errors import AccessDeniedError, ApplianceError, OperationError
 from appliance.ioc.dbcore import _c
 from appliance.ioc.dbcore.dbr import (
     CODES,
@@ -133,7 +133,6 @@ class DBChannel:
         "address",
         "as_level",
         "choices",
-        "dbf_type",
         "elements",
         "ends_text",
         "field",
@@ -142,7 +141,6 @@ class DBChannel:
         "is_array",
         "is_link",
         "is_plain",
-        "is_property",
         "is_string",
         "is_value_field",
         "name",
@@ -163,8 +161,6 @@ class DBChannel:
     address: int
     #: address of the record (``dbCommon``)
     record_address: int
-    #: DBF code of the field in the database definition
-    dbf_type: int
     #: DBR code of the data as it comes after conversion and filters
     final_type: int
     #: most elements that the field can have
@@ -183,8 +179,6 @@ class DBChannel:
     ends_text: bool
     #: the record type's value field, nearly always VAL
     is_value_field: bool
-    #: a change of this field posts DBE_PROPERTY
-    is_property: bool
     #: writing processes a passive record, ``pp(TRUE)``
     process_passive: bool
     #: access security level of the field, 0 or 1
@@ -216,10 +210,8 @@ class DBChannel:
         self.record = record_name_of(addr.precord)
         self.record_type = record_type_of(addr.precord)
         self.field = _c.text(description.name)
-        self.dbf_type = description.field_type
-        self.is_link = _c.DBF_INLINK <= self.dbf_type <= _c.DBF_FWDLINK
+        self.is_link = _c.DBF_INLINK <= description.field_type <= _c.DBF_FWDLINK
         self.is_value_field = bool(_c.dbIsValueField(addr.pfldDes))
-        self.is_property = bool(description.prop)
         self.process_passive = bool(description.process_passive)
         self.as_level = description.as_level
         self.choices = _menu_size(description)
@@ -468,29 +460,6 @@ class DBChannel:
             AlarmLimits(lolo, low, high, hihi) if have & _c.DBR_AL_DOUBLE else None,
             text_at(self.record_address, common_field("DESC")),
         )
-
-    def view(self) -> Any:
-        """Return a numpy array over the record's own memory, its present elements, not copied.
-
-        Only while the record is locked, and only for arrays of numbers; writing through it is writing into
-        the record without telling anyone.
-        """
-        import numpy as np
-
-        self.refuse_closed()
-        if not self.is_array or self.final_type == _c.DBF_STRING:
-            raise PVDataError(f"{self.name} is not an array of numbers")
-        pointer = ctypes.c_void_p()
-        count = ctypes.c_long()
-        offset = ctypes.c_long()
-        _c.dbChannelGetArrayInfo(
-            self.address, ctypes.byref(pointer), ctypes.byref(count), ctypes.byref(offset)
-        )
-        if not pointer.value or offset.value or self._has_filters:
-            return np.empty(0, _c.NUMPY_CODES[self.final_type])
-        elements = min(max(count.value, 0), self.elements)
-        memory = (ctypes.c_char * (elements * ITEM_SIZES[self.final_type])).from_address(pointer.value)
-        return np.frombuffer(memoryview(memory), _c.NUMPY_CODES[self.final_type])
 
     # -- put -----------------------------------------------------------------------------------------------------
 

@@ -134,7 +134,7 @@ class EventHub:
         self._closed = False
         #: counters since the start: wake-ups of the loop, events taken from the rings, keys delivered, and how
         #: often events were lost and all channels of a mask delivered instead
-        self.wakeups = self.events = self.delivered = self.overflows = 0
+        self.wakeups = self.events = self.overflows = 0
         self._event = c_void_p(_c.epicsEventCreate(0))
         self._context = c_void_p(_c.db_init_events())
         if not self._event.value or not self._context.value:
@@ -263,7 +263,6 @@ class EventHub:
         if more:
             _c.epicsEventTrigger(self._event)
         if changed:
-            self.delivered += len(changed)
             try:
                 self._deliver(list(changed))
             except Exception:  # noqa: BLE001 - one bad batch must not end all monitors

@@ -26,7 +26,6 @@ _MESSAGE_SIZE: Final = 40
 _SEVERITY_AT: Final = 2
 _MESSAGE_AT: Final = 4
 _ALARM_SIZE: Final = _MESSAGE_AT + _MESSAGE_SIZE
-_STAMP_SIZE: Final = 8
 _NEAR: Final = 8
 """Octets between two properties that are taken along: alignment, mostly."""
 
