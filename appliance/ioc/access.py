@@ -37,7 +37,8 @@ _NAMED: Final = 5
 
 
 def _resolve(host: str) -> list[str]:
-    return [str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return [str(address) for *_, (address, *_) in found]
 
 
 def read_access_file(step: LoadStep) -> AccessSecurity:

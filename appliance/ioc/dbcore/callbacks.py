@@ -179,6 +179,10 @@ def register_exit(function: Callable[[int], None]) -> None:
     register_function("exit", leave)
 
 
+# Functions of soft device support (devSup.h): how many there are, and the places of those that are made here.
+_FUNCTIONS, _INIT_RECORD, _PROCESS = 5, 2, 4
+
+
 def register_device(
     symbol: str,
     process: Callable[[RecordView], int | None],
@@ -191,12 +195,12 @@ def register_device(
     """
 
     class Table(ctypes.Structure):
-        _fields_ = (("number", c_long), ("functions", c_void_p * 5))
+        _fields_ = (("number", c_long), ("functions", c_void_p * _FUNCTIONS))
 
-    table = Table(5)
+    table = Table(_FUNCTIONS)
     if init_record is not None:
-        table.functions[2] = ctypes.cast(_guarded(symbol, init_record), c_void_p).value
-    table.functions[4] = ctypes.cast(_guarded(symbol, process), c_void_p).value
+        table.functions[_INIT_RECORD] = ctypes.cast(_guarded(symbol, init_record), c_void_p).value
+    table.functions[_PROCESS] = ctypes.cast(_guarded(symbol, process), c_void_p).value
     name = ctypes.create_string_buffer(symbol.encode())
     keep(table, name)
     _c.registryDeviceSupportAdd(ctypes.cast(name, c_char_p), ctypes.addressof(table))

@@ -202,9 +202,9 @@ class EventHub:
     def _forget(self, subscription: EventSubscription) -> None:
         with self._lock:
             self._subscriptions.discard(subscription)
-            entry = self._rings.get(subscription.mask)
-            if entry is not None:
-                entry[1].pop(subscription.channel.address, None)
+            if subscription.mask in self._rings:
+                _, keys = self._rings[subscription.mask]
+                keys.pop(subscription.channel.address, None)
 
     # -- the waiting thread ------------------------------------------------------------------------------------
 

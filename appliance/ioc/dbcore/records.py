@@ -87,7 +87,8 @@ def info_items(name: str) -> list[tuple[str, str]]:
                 item = _c.dbGetInfo(cursor, wanted)
                 if item is not None:
                     found.append((cursor.precnode.contents.order, record.name, _c.text(item)))
-    return [(record_name, item) for _, record_name, item in sorted(found, key=lambda each: each[0])]
+    # By the order alone, which is each record's own.
+    return [(record_name, item) for _, record_name, item in sorted(found)]
 
 
 def database_links() -> Iterator[tuple[str, str, str]]:

@@ -63,10 +63,12 @@ class GroupConfig:
 
     def ordered(self) -> list[tuple[str, FieldConfig]]:
         """Return the mappings in the order of puts, and of the structure's fields: by put order, then by name."""
-        return sorted(
-            self.fields.items(),
-            key=lambda item: (-_INT64 if item[1].put_order is None else item[1].put_order, item[0]),
-        )
+
+        def place(mapping: tuple[str, FieldConfig]) -> tuple[int, str]:
+            name, field = mapping
+            return (-_INT64 if field.put_order is None else field.put_order), name
+
+        return sorted(self.fields.items(), key=place)
 
     def fault(self, name: str, why: str) -> GroupError:
         """Make an error about one of the fields."""
