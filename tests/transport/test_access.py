@@ -135,6 +135,23 @@ async def test_what_waits_for_a_reader_who_may_no_longer_read_is_dropped() -> No
         assert 666.0 not in seen
 
 
+async def test_a_monitor_that_is_refused_at_its_start_is_told_and_a_new_one_is_live_when_the_rule_changes() -> (
+    None
+):
+    policy = Policy()
+    policy.now = Rights(write=True)
+    async with served({"a:pv": double(1.0)}, policy=policy) as server, client_of(server) as ctx:
+        refused = ctx.monitor("a:pv")
+        with pytest.raises(AccessDeniedError, match="read access denied"):
+            await anext(refused)
+        policy.now = ALL_RIGHTS
+        server.review_access()
+        assert not any(peer.connection.operations for peer in server.peers.values())
+        with pytest.raises((AccessDeniedError, StopAsyncIteration)):
+            await anext(refused)
+        assert (await anext(ctx.monitor("a:pv")))["value"] == 1.0
+
+
 async def test_rights_change_under_a_running_client() -> None:
     policy = Policy()
     async with served(gallery("a:"), policy=policy) as server, client_of(server) as ctx:

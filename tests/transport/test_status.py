@@ -9,6 +9,7 @@ import pytest
 
 from appliance.certmon import gate as gate_module
 from appliance.certmon.endpoints import open_client, open_server
+from appliance.certmon.status_source import reference
 from appliance.certs.ocsp import OCSPSigner
 from appliance.certs.status import CertState, OCSPState, StatusClass
 from appliance.client.monitor import Disconnected
@@ -567,6 +568,22 @@ async def test_a_peer_of_this_authority_without_status_extension_is_not_admitted
     else:
         with pytest.raises(OperationTimeoutError, match=r"the certificate of .* names no status PV"):
             await context.get("pv", timeout=1)
+
+
+async def test_a_client_with_trust_anchors_only_learns_from_the_first_status_that_its_authority_has_them(
+    world,
+):
+    """Until then it does as the specification says (4.3)."""
+    world.tell(VALID)
+    without = await world.server(keychain=S.ca.keychain("without", "server"))
+    context = await world.client(without, keychain=S.ca.trust_only(), name="anchors")
+    await context.get("pv", timeout=3)
+    assert is_tls(context)
+    source = context.gate.source
+    chain = [world.server_keychain.certificate, *world.server_keychain.chain]
+    assert not source.follows_issuer_of(chain)
+    source.follow(reference(chain), bool).close()
+    assert source.follows_issuer_of(chain)
 
 
 async def test_where_no_status_is_followed_certificates_without_one_are_admitted(world):
