@@ -1,4 +1,4 @@
-"""Keeps EPICS Base's own access security, by which its Channel Access server judges, in step with ours."""
+"""Give our rules to EPICS Base, whose Channel Access server judges by them, at the start and after each reload."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The IOC as one thing: database, server, access security, shell commands."""
+"""The whole IOC: makes database, server, access security and shell commands, and connects them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Where in its files a record, a field or an info item is written.
 
-EPICS Base forgets that when it has read a database. Faults that show later, in links and groups, are to name file and line
-all the same, and so is a crash of its parser. This reads the files again, only for a message: what it does not understand costs
-the line number and nothing else.
+EPICS Base forgets this when it has read a database. But messages about links, groups and crashes of its parser must name
+file and line. So the files are read again, only for the message: what is not understood costs the line number, nothing else.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Options of dbChannelGet, and the layout of what it writes into our memory (db_access.h, dbAccessDefs.h).
 
-EPICS writes one block per option, in the order of the options' bits, and the value last. It takes the options and the
-number of elements in and out.
+EPICS writes one block for each option, in an order of its own, and the value last. It takes the options and the
+number of elements by address, and puts there what it supports and how many elements came.
 """
 
 from __future__ import annotations
