@@ -111,6 +111,8 @@ class Existing(NamedTuple):
     key: PrivateKeyTypes | None = None
     trouble: str = ""
     """Why the file that is there cannot be used."""
+    unusable: str = ""
+    """Why its certificates cannot be used, where its key can."""
     issued: datetime | None = None
     """When its certificate was issued, where the file tells."""
 
@@ -285,8 +287,13 @@ class Requester:
     def look(self) -> Existing:
         """Read the keychain that is there. Raises ConfigurationError where the file cannot even be read."""
         path = self.settings.keychain
-        if not os.path.lexists(path):
+        try:
+            os.stat(path)  # noqa: PTH116 - start-up time
+        except FileNotFoundError:
+            # Also where a link leads to a file that is not made yet: `_write` makes it there.
             return Existing()
+        except (OSError, ValueError):
+            pass  # reading says why
         read = read_private(path, _MAX_KEYCHAIN, strict=False)
         if read.finding:
             self.say(f"Warning: {read.finding}")
@@ -300,7 +307,7 @@ class Requester:
                 self.say(f"Warning: {path}: {warning}")
             return Existing(keychain, keychain.key, issued=signing_time(read.data))
         try:
-            return Existing(None, load_key(read.data, password))
+            return Existing(None, load_key(read.data, password), unusable=trouble)
         except KeychainError:
             return Existing(trouble=trouble)
 
@@ -313,6 +320,13 @@ class Requester:
             return None
         finally:
             self.say = told
+
+    def _refuse_unreadable(self, existing: Existing) -> None:
+        """Raise KeychainError where there is a file of which not even the key can be read."""
+        if existing.trouble:
+            raise KeychainError(
+                f"{self.settings.keychain}: {existing.trouble}; it was left as it is: move it away, or replace it with --force"
+            )
 
     def _check_identity(self, existing: Existing, subject: x509.Name | None) -> None:
         """Refuse to replace a keychain by one for somebody else, unless it is forced."""
@@ -342,11 +356,14 @@ class Requester:
     async def due(self, existing: Existing) -> tuple[bool, datetime | None, str]:
         """As `renewal_due`, and whether the certificate service says that the certificate is over before its time.
 
-        Asks the service only where the certificate itself gives no reason; the third part is what the service says.
+        Asks the service only where the certificate itself gives no reason; the third part says what is wrong with the
+        certificate, where it is not only its age. Raises KeychainError where the keychain cannot be read: then it is
+        neither due nor not due.
         """
+        self._refuse_unreadable(existing)
         due, when = self.renewal_due(existing)
         if due:
-            return due, when, ""
+            return due, when, existing.unusable
         report = await self._report(existing)
         why = _over(report)
         return (True, None, why) if why else (False, when, "")
@@ -372,11 +389,8 @@ class Requester:
         """
         existing = self.look()
         path = self.settings.keychain
-        if existing.trouble and not force:
-            raise KeychainError(
-                f"{path}: {existing.trouble}; it was left as it is: move it away, or replace it with --force"
-            )
         if not force:
+            self._refuse_unreadable(existing)
             self._check_identity(existing, subject)
         key = existing.key
         if if_due:

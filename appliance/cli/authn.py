@@ -128,7 +128,7 @@ def run_authenticator(
     silence. Only 255 makes it a failed unit.
     """
     given = sys.argv[1:] if argv is None else list(argv)
-    if not any(len(word) > 4 and "--check-due".startswith(word) for word in given):
+    if not any(len(word) > 4 and "--check-due".startswith(word.partition("=")[0]) for word in given):
         return run_tool(parser, argv, work)
     try:
         status = run_tool(parser, given, work)
@@ -157,6 +157,12 @@ async def authenticate(
 
     ``identity`` are the settings that only this authenticator has.
     """
+    if options.anchor_file and ";" in options.anchor_file:
+        from appliance.config.pva import refuse_password
+
+        refuse_password(
+            options.anchor_file, "--trust-anchor", "name a file that has none (PEM, or authnstd -a)"
+        )
     wrong = _incompatible(options)
     if wrong:
         return wrong
@@ -230,7 +236,7 @@ async def _show_due(options: argparse.Namespace, settings: RequesterSettings) ->
 
     asking = _requester(options, settings)
     due, when, why = await asking.due(asking.look())
-    if options.verbose:
+    if options.verbose or why:
         since = (why or "there is no usable certificate") if when is None else f"since {format_date(when)}"
         text = f"due: {since}" if due else f"not due before {format_date(when)}"
         complain(f"{settings.keychain}: {text}")

@@ -13,6 +13,7 @@ import re
 import sys
 
 from appliance.daemon.commandline import FORMATS, Parser, add_completion, add_version
+from appliance.daemon.names import identified
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def complain(text: str) -> None:
     out = sys.stderr
     if out is not None:
         sys.stdout.flush()
-        print(_printable(text), file=out, flush=True)
+        print(_printable(identified(text)), file=out, flush=True)
 
 
 _CONTROL = re.compile(

@@ -167,6 +167,7 @@ def _limit(text: str) -> int:
 
 
 async def _work(options: argparse.Namespace) -> int:
+    _refuse_passwords(options)
     wrong = _contradiction(options)
     if wrong:
         complain(f"Error: {wrong}")
@@ -184,6 +185,21 @@ async def _work(options: argparse.Namespace) -> int:
     # The first that is not VALID says what the whole is, as a monitor wants it.
     answers = [await _status_of_id(options, config, target) for target in options.targets]
     return next((answer for answer in answers if answer != OK), OK)
+
+
+def _refuse_passwords(options: argparse.Namespace) -> None:
+    """Raise ConfigurationError for ``FILE;PASSWORD``, before any other sentence could repeat it."""
+    given = (
+        ("-f", options.file),
+        ("--trust-anchor", options.trust_anchor),
+        *(("cert_id", t) for t in options.targets),
+    )
+    if any(";" in path for _, path in given):
+        from appliance.config.pva import refuse_password
+
+        anchor = "write the trust anchor into a file without a password (authnstd -a)"
+        for setting, path in given:
+            refuse_password(path, setting, anchor if setting == "--trust-anchor" else "-p asks for it")
 
 
 def _contradiction(options: argparse.Namespace) -> str:

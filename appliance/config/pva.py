@@ -44,15 +44,19 @@ def versioned(base: str, name: str) -> str:
     return next((path for path in paths if os.path.lexists(path)), paths[0])
 
 
-def refuse_password(path: object, setting: str) -> None:
+def refuse_password(path: object, setting: str, instead: str = "") -> None:
     """Refuse ``FILE;PASSWORD``, which other tools take for a keychain and its password. Raises ConfigurationError.
 
-    The text is in no message: what follows the semicolon is a secret.
+    The text is in no message: what follows the semicolon is a secret. ``instead`` says how the password is given, where
+    no setting of the same name and _PWD_FILE is beside ``setting``.
     """
     if ";" in str(path):
+        instead = instead or (
+            "put it into a file of its own (chmod 600) and name that with the setting of the same name and _PWD_FILE"
+        )
         raise ConfigurationError(
             f"{setting} names a keychain with a semicolon in it; a password behind the file's name is not understood here: "
-            "put it into a file of its own (chmod 600) and name that with the setting of the same name and _PWD_FILE"
+            f"{instead}"
         )
 
 

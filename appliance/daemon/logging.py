@@ -16,6 +16,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, TextIO
 
+from appliance.daemon.names import identified
+
 if TYPE_CHECKING:
     from appliance.daemon.journal import JournalSender
 
@@ -77,7 +79,7 @@ class Redactor(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         try:
-            record.msg = redact(record.getMessage())
+            record.msg = identified(redact(record.getMessage()))
         except Exception:  # noqa: BLE001 - a wrong log call must not take the daemon down
             record.msg = redact(f"{record.msg} (wrong arguments)")
         if len(record.msg) > _LONGEST:

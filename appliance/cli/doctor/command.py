@@ -102,12 +102,19 @@ async def _check_client(options: argparse.Namespace, report: Report) -> None:
     if config.name_servers or options.names:
         # Where plain TCP is refused, a PV that is there without TLS could not be told from one that is not there.
         required = config.tls_options.tls_required
+        own_fault = report.own_fault() if keychain is not None else ""
         effective.config = config._replace(tls_options=config.tls_options._replace(tls_required=False))
         async with open_context(effective) as context:
             await network.check_name_servers(config, context, report, timeout)
             for name in options.names:
                 await check_pv(
-                    name, context, report, timeout, tls_required=required, has_keychain=keychain is not None
+                    name,
+                    context,
+                    report,
+                    timeout,
+                    tls_required=required,
+                    has_keychain=keychain is not None,
+                    own_fault=own_fault,
                 )
 
 

@@ -203,6 +203,23 @@ async def check_servers(config: ClientConfig, context: Context, report: Report) 
         )
         return
     tell = report.note if config.name_servers else report.warning
+    listed = [str(endpoint) for endpoint in config.addr_list if endpoint.port not in (None, USUAL_PORT)]
+    odd = (
+        [f"EPICS_PVA_BROADCAST_PORT is {config.broadcast_port}"]
+        if config.broadcast_port != USUAL_PORT
+        else []
+    )
+    odd += [f"EPICS_PVA_ADDR_LIST names {_some(listed)}"] if listed else []
+    if odd:
+        tell(
+            "servers",
+            f"none answered a search within {DISCOVERY_S:g} s, at UDP {USUAL_PORT} neither",
+            f"perhaps the port is wrong: {' and '.join(odd)}, and servers listen at {USUAL_PORT} unless they are told "
+            "otherwise (EPICS_PVAS_BROADCAST_PORT); or no server runs where searches go, or a firewall drops them",
+            f"set the port to that of the servers (without a setting it is {USUAL_PORT}); then look at the destinations "
+            "above: that UDP port must be open on the servers",
+        )
+        return
     tell(
         "servers",
         f"none answered a search within {DISCOVERY_S:g} s",

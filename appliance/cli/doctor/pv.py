@@ -22,9 +22,19 @@ _MAX_PROBES: Final = 8
 _AUTHORITY: Final = "does not trust"
 """Words of the error for a peer whose certificate leads to an authority that is not among the trust anchors."""
 
+_OWN_WHY: Final = "this client's own certificate is not good at present, so it does not use TLS"
+_OWN_CURE: Final = "cure that first, as its finding above says; nothing is known to be wrong with the server"
+
 
 async def check_pv(
-    name: str, context: Context, report: Report, timeout: float, *, tls_required: bool, has_keychain: bool
+    name: str,
+    context: Context,
+    report: Report,
+    timeout: float,
+    *,
+    tls_required: bool,
+    has_keychain: bool,
+    own_fault: str = "",
 ) -> None:
     """Check that a PV is found and by whom, that its ports can be reached, and over what it is read.
 
@@ -35,6 +45,7 @@ async def check_pv(
         timeout: Seconds for the connection.
         tls_required: Whether this user's configuration refuses plain TCP; ``context`` itself does not.
         has_keychain: Whether this client has a keychain that opens.
+        own_fault: The finding that keeps this client's own certificate from being accepted, if there is one.
     """
     try:
         places = await context.locate(name)
@@ -46,9 +57,11 @@ async def check_pv(
     try:
         info = await context.info(name, timeout=timeout)
     except ApplianceError as error:
-        _explain(str(error), dead, report)
+        _explain(str(error), report, dead_port=dead, own_fault=own_fault if places else "")
         return
-    _tell_how(name, info, places, report, tls_required=tls_required, has_keychain=has_keychain)
+    _tell_how(
+        name, info, places, report, tls_required=tls_required, has_keychain=has_keychain, own_fault=own_fault
+    )
 
 
 async def _try_ports(name: str, places: list[Located], report: Report) -> bool:
@@ -96,7 +109,7 @@ def _tell_of_several(name: str, places: list[Located], report: Report) -> None:
         )
 
 
-def _explain(why: str, dead_port: bool, report: Report) -> None:
+def _explain(why: str, report: Report, *, dead_port: bool, own_fault: str) -> None:
     if _AUTHORITY in why:
         report.problem(
             "pv",
@@ -104,6 +117,9 @@ def _explain(why: str, dead_port: bool, report: Report) -> None:
             "the keychains of this client and of the server come from different certificate authorities",
             "request both certificates from the same certificate service; pvxcert -f FILE shows who issued a keychain",
         )
+        return
+    if own_fault and not dead_port:
+        report.problem("pv", why, f"{_OWN_WHY} ({own_fault})", _OWN_CURE)
         return
     report.problem(
         "pv",
@@ -118,13 +134,28 @@ def _explain(why: str, dead_port: bool, report: Report) -> None:
 
 
 def _tell_how(
-    name: str, info: Info, places: list[Located], report: Report, *, tls_required: bool, has_keychain: bool
+    name: str,
+    info: Info,
+    places: list[Located],
+    report: Report,
+    *,
+    tls_required: bool,
+    has_keychain: bool,
+    own_fault: str,
 ) -> None:
     peer = info.peer
     offers_tls = any(place.tls for place in places)
     if peer.is_tls:
         by = peer.authority.splitlines()[0] if peer.authority else "nobody"
         report.ok("pv", f"{name} is served by {info.server} over TLS, {peer.account} certified by {by}")
+    elif own_fault:
+        # Whether the server would offer TLS cannot be told: this client does not even search for it.
+        report.warning(
+            "pv",
+            f"{name} is served by {info.server} over plain TCP, although this client has a keychain",
+            f"{_OWN_WHY} ({own_fault})",
+            _OWN_CURE,
+        )
     elif tls_required:
         report.problem(
             "pv",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
+from appliance.daemon.names import identified
+
 __all__ = ["NOTE", "OK", "PROBLEM", "WARNING", "Finding", "Report"]
 
 OK: Final = "ok"
@@ -13,6 +15,9 @@ NOTE: Final = "note"
 WARNING: Final = "warning"
 """It works, and will not always."""
 PROBLEM: Final = "problem"
+
+_OWN: Final = ("chain", "clock", "expiry", "usage", "status")
+"""Checks whose problems are those of this end's own certificate."""
 
 
 class Finding(NamedTuple):
@@ -35,19 +40,33 @@ class Report:
 
     def ok(self, check: str, what: str) -> None:
         """All is well."""
-        self.findings.append(Finding(check, OK, what))
+        self._add(check, OK, what)
 
     def note(self, check: str, what: str, why: str = "", do: str = "") -> None:
         """Worth knowing."""
-        self.findings.append(Finding(check, NOTE, what, why, do))
+        self._add(check, NOTE, what, why, do)
 
     def warning(self, check: str, what: str, why: str, do: str) -> None:
         """It works, and will not always."""
-        self.findings.append(Finding(check, WARNING, what, why, do))
+        self._add(check, WARNING, what, why, do)
 
     def problem(self, check: str, what: str, why: str, do: str) -> None:
         """It does not work."""
-        self.findings.append(Finding(check, PROBLEM, what, why, do))
+        self._add(check, PROBLEM, what, why, do)
+
+    def _add(self, check: str, level: str, what: str, why: str = "", do: str = "") -> None:
+        self.findings.append(Finding(check, level, identified(what), identified(why), do))
+
+    def own_fault(self) -> str:
+        """What keeps this end's certificate from being accepted, as the finding says it; empty where nothing does."""
+        return next(
+            (
+                f"{each.check}: {each.what}"
+                for each in self.findings
+                if each.level == PROBLEM and each.check in _OWN
+            ),
+            "",
+        )
 
     def count(self, level: str) -> int:
         """How many findings are of this level."""

@@ -275,3 +275,32 @@ async def test_where_plain_tcp_is_refused_a_plain_server_is_told_from_none(
 async def test_it_takes_a_few_seconds_at_most(ask: Ask) -> None:
     async with asyncio.timeout(15):
         await ask("nope1", "nope2", status=1)
+
+
+async def test_a_revoked_client_is_the_cause_and_the_server_is_not_blamed(
+    ask: Ask, server: Server, tmp_path: Path
+) -> None:
+    path = keychain_file(tmp_path, certified(server, "REVOKED", OCSPState.REVOKED))
+    report = await ask("demo", status=1, EPICS_PVA_TLS_KEYCHAIN=path)
+    pv = of(report, "pv", "warning")
+    assert "this client's own certificate is not good" in pv
+    assert "is REVOKED" in pv
+    assert "doctor --server" not in json.dumps(report)
+
+
+async def test_an_identifier_is_found_as_everything_else_spells_it(
+    ask: Ask, server: Server, env: dict[str, str], tmp_path: Path
+) -> None:
+    """The status PV's name has the serial with twenty digits."""
+    keychain = site().ca.keychain("client", "client", status=True, serial=8132)
+    der = site().ca.status(keychain.serial, OCSPState.GOOD)
+    server.add_pv(keychain.status_pv, SharedPV(Value(STATUS, {"state": "VALID", "ocsp_response": der})))
+    path = keychain_file(tmp_path, keychain)
+    told = (await ask(status=0, EPICS_PVA_TLS_KEYCHAIN=path))["findings"]
+    status = [item["what"] for item in told if "STATUS" in item["what"]]
+    assert status
+    assert all(keychain.cert_id in text for text in status), status
+    done = await run("pvxget", "-d", "demo", env={**env, "EPICS_PVA_TLS_KEYCHAIN": path})
+    lines = [line for line in done.err.splitlines() if ":STATUS:" in line]
+    assert lines
+    assert all(keychain.cert_id in line for line in lines), lines

@@ -299,3 +299,26 @@ async def test_a_file_without_server_is_refused(env: dict[str, str], tmp_path: P
     done = await run("main", "doctor", "--config", str(tmp_path / "ioc.yml"), env=env)
     assert done.status == 1
     assert "--config goes with --server" in done.err
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"EPICS_PVA_BROADCAST_PORT": "5999"}, "EPICS_PVA_BROADCAST_PORT is 5999"),
+        (
+            {"EPICS_PVA_BROADCAST_PORT": "5076", "EPICS_PVA_ADDR_LIST": "127.0.0.1:5999"},
+            "EPICS_PVA_ADDR_LIST names 127.0.0.1:5999",
+        ),
+    ],
+)
+async def test_where_nobody_answers_an_unusual_port_is_named_as_what_may_be_wrong(
+    own_network: list[str], tmp_path: Path, changed: dict[str, str], named: str
+) -> None:
+    doctor = await asyncio.create_subprocess_exec(
+        *own_network, sys.executable, "-m", "appliance.cli.main", "doctor", "-w", "1",
+        env=environment(5076, tmp_path, **changed),
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    done = await finish(doctor)
+    assert f"perhaps the port is wrong: {named}" in done.out
+    assert "or a firewall drops them" in done.out

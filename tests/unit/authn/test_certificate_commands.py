@@ -1,6 +1,10 @@
 """Command lines of pvxcert and the authenticators: what contradicts itself is refused before anything is done."""
 
+import os
+import subprocess
+
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from appliance.certs.keychain import dump_keychain
 from appliance.certs.status import CertState
@@ -13,8 +17,6 @@ ID = "47530d89:3826361579604613180"
 @pytest.fixture(autouse=True)
 def nobody(monkeypatch, tmp_path):
     """An account that has nothing, on a host that reaches nobody."""
-    import os
-
     for name in list(os.environ):
         if name.startswith(("EPICS_", "PVXS_")):
             monkeypatch.delenv(name)
@@ -152,3 +154,90 @@ def test_check_due_still_says_yes_and_no(capsys, monkeypatch, tmp_path):
     path.touch(mode=0o600)
     path.write_bytes(dump_keychain(site().ca.keychain(not_after=NOW + 9 * DAY)))
     assert never_zero(capsys, monkeypatch, [], **places)[0] == 4
+
+
+def damaged(path, kind):
+    whole = dump_keychain(site().client)
+    if kind == "circle":
+        path.symlink_to(path)
+    elif kind == "fifo":
+        os.mkfifo(path, 0o600)
+    elif kind == "rounds":
+        pem = path.with_suffix(".pem")
+        key = site().client.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        pem.write_bytes(key + site().client.certificate.public_bytes(Encoding.PEM))
+        slow = ["openssl", "pkcs12", "-export", "-in", pem, "-out", path, "-iter", "2100000", "-nomaciter"]
+        subprocess.run([*slow, "-passout", "pass:"], check=True)
+    else:
+        content = {
+            "junk": b"junk\n",
+            "empty": b"",
+            "cut": whole[:100],
+            "password": dump_keychain(site().client, b"x"),
+        }
+        path.touch(mode=0o600)
+        path.write_bytes(content[kind])
+
+
+@pytest.mark.parametrize("tool", [authnstd, authnjwt])
+@pytest.mark.parametrize("kind", ["junk", "empty", "cut", "rounds", "password", "circle", "fifo"])
+def test_a_keychain_that_cannot_be_read_is_neither_due_nor_not_due(capsys, monkeypatch, tmp_path, tool, kind):
+    """A unit's condition must fail aloud: the renewal behind it would refuse that file too."""
+    path = tmp_path / "k.p12"
+    damaged(path, kind)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setenv("EPICS_PVA_TLS_KEYCHAIN", str(path))
+    status = tool.main(["--check-due"])
+    said = capsys.readouterr().err
+    assert (status, said.count("Error: ")) == (255, 1)
+    assert str(path) in said
+
+
+def test_a_wrong_command_line_with_check_due_is_no_condition_that_does_not_hold(capsys):
+    assert authnstd.main(["--check-due=1"]) == 255
+    assert "Error: " in capsys.readouterr().err
+
+
+def test_a_link_to_a_file_that_is_not_made_yet_is_due_and_no_error(capsys, monkeypatch, tmp_path):
+    path = tmp_path / "k.p12"
+    path.symlink_to(tmp_path / "later.p12")
+    places = {"XDG_CONFIG_HOME": str(tmp_path), "EPICS_PVA_TLS_KEYCHAIN": str(path)}
+    assert never_zero(capsys, monkeypatch, [], **places) == (0, "")
+
+
+def test_a_keychain_whose_certificate_cannot_be_used_is_due_and_says_why(capsys, monkeypatch, tmp_path):
+    path = tmp_path / "k.p12"
+    path.touch(mode=0o600)
+    below = site().ca.intermediate().keychain("deep")
+    path.write_bytes(dump_keychain(below._replace(chain=(), anchors=site().other_ca.trust_only().anchors)))
+    places = {"XDG_CONFIG_HOME": str(tmp_path), "EPICS_PVA_TLS_KEYCHAIN": str(path)}
+    status, said = never_zero(capsys, monkeypatch, [], **places)
+    assert (status, "incomplete" in said) == (0, True), said
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments"),
+    [
+        (pvxcert, ["-f", "/x.p12;geheim"]),
+        (pvxcert, ["-f", "/x.p12;geheim", "list"]),
+        (pvxcert, ["-R", "-f", "/x.p12;geheim"]),
+        (pvxcert, ["-f", "/x.p12;geheim", "--json"]),
+        (pvxcert, ["/x.p12;geheim"]),
+        (pvxcert, ["-A", "/x.p12;geheim"]),
+        (pvxcert, ["--trust-anchor", "/x.p12;geheim", "47530d89:1"]),
+        (authnstd, ["--trust-anchor", "/x.p12;geheim"]),
+        (authnjwt, ["--trust-anchor", "/x.p12;geheim"]),
+        (authnstd, ["-a", "--trust-anchor", "/x.p12;geheim"]),
+    ],
+)
+def test_a_password_behind_a_keychains_name_is_refused_by_every_option(
+    capsys, caplog, monkeypatch, tmp_path, tool, arguments
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    arguments = [text.replace("/x.p12", str(tmp_path / "x.p12")) for text in arguments]
+    assert tool.main(["-d", *arguments]) == 1
+    told = capsys.readouterr()
+    assert "semicolon" in told.err
+    assert "geheim" not in told.out + told.err + caplog.text
+    assert list(tmp_path.iterdir()) == []

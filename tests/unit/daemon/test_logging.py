@@ -150,3 +150,19 @@ def test_the_default_stream_is_stderr(capsys):
     assert out == ""
     assert "hello" in err
     assert sys.stderr is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("no CERT:STATUS:3070e289:00000000000000008132", " (3070e289:8132)"),
+        ("PRE:STATUS:3070e289:08132000000000000000: lost", " (3070e289:8132000000000000000): lost"),
+        ("CERT:STATUS:3070e289:00000000000000008132 of 3070e289:8132", ""),
+        ("CERT:STATUS:3070e289:13812345678901234567", ""),
+    ],
+)
+def test_a_status_pv_is_logged_with_the_identifier_as_everything_else_spells_it(text, shown):
+    name = text.partition(":STATUS:")[2][:29]
+    said = json.loads(logged(args=("%s", text)))["message"]
+    assert name in said
+    assert said == text.replace(name, name + shown.partition(")")[0] + ")" if shown else name)

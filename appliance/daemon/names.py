@@ -1,0 +1,26 @@
+"""Names of status PVs in text for people, with the certificate's identifier as everything else spells it."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+__all__ = ["identified"]
+
+_PADDED: Final = re.compile(r":STATUS:([0-9a-f]{8}):0+([0-9]{1,19})(?![0-9])")
+
+
+def identified(text: str) -> str:
+    """Say the certificate's identifier beside a status PV whose serial number is padded with zeros.
+
+    On the wire the name has twenty digits (SPVA specification 7.1), and identifiers are printed and logged without
+    leading zeros: whoever searches for one must find these lines too.
+    """
+    if ":STATUS:" not in text:
+        return text
+
+    def beside(found: re.Match[str]) -> str:
+        identifier = f"{found[1]}:{found[2]}"
+        return found[0] if identifier in text else f"{found[0]} ({identifier})"
+
+    return _PADDED.sub(beside, text)
