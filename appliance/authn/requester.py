@@ -435,6 +435,7 @@ class Requester:
         )
         request = request._replace(verifier={**request.verifier, PROOF_FIELD: proof})
         trust = await self.establish(existing)
+        self._rehearse(trust)
         try:
             reply = await self._send(request, trust, secret=secret, allow_plaintext=allow_plaintext)
         except RemoteError as error:
@@ -656,6 +657,24 @@ class Requester:
         path = self.settings.keychain
         make_directory(os.path.dirname(path) or ".")  # noqa: PTH120 - start-up time
         check_replaceable(path)
+
+    def _rehearse(self, trust: Trust) -> None:
+        """See, before a certificate is requested, that a keychain with these anchors and this password can be read again.
+
+        Raises ApplianceError.
+        """
+        password = self.settings.password
+        try:
+            check_keychain(
+                load_keychain(dump_trust_anchors(trust.anchors, password), password),
+                now=self.now(),
+                usage="client",
+            )
+        except KeychainError as error:
+            raise KeychainError(
+                f"{self.settings.keychain}: a keychain with the trust anchors and the password that are given here could not "
+                f"be used: {error}; nothing was requested"
+            ) from error
 
     def _write(self, data: bytes) -> None:
         for warning in replace_private(self.settings.keychain, data):

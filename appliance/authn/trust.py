@@ -8,7 +8,6 @@ as ssh does with a host's key. An anchor that differs from what is known is refu
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -20,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from appliance.authn.ccr import MAX_PEM_CHARS
 from appliance.certs.keychain import Keychain, Password, load_keychain
 from appliance.certs.x509 import is_ca, is_self_signed, issuer_id, load_pem_text, subject_text
-from appliance.config.files import make_directories, write_public
+from appliance.config.files import make_directories, read_trusted, write_public
 from appliance.errors import (
     ApplianceError,
     CertificateError,
@@ -88,21 +87,7 @@ def load_anchor_file(path: str, password: Password = None) -> tuple[x509.Certifi
 
     Who can write the file decides whom this host trusts, so one that every user may change is refused.
     """
-    try:
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode):
-                raise ConfigurationError("not a regular file", file=path)
-            if found.st_mode & stat.S_IWOTH:
-                raise ConfigurationError(
-                    f"every user of this machine may change it; use: chmod o-w {path}", file=path
-                )
-            data = file.read(_MAX_FILE + 1)
-    except (OSError, ValueError) as error:
-        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise ConfigurationError(f"cannot read the trust anchor: {why}", file=path) from error
-    if len(data) > _MAX_FILE:
-        raise ConfigurationError(f"larger than {_MAX_FILE} bytes; a trust anchor is small", file=path)
+    data = read_trusted(path, _MAX_FILE)
     if b"-----BEGIN" not in data:
         try:
             return load_keychain(data, password).anchors
@@ -182,6 +167,17 @@ def read_offer(value: Value, *, now: datetime) -> Offer:
     named = named.lower() if isinstance(named, str) else ""
     if len(named) != 8 or not all(c in "0123456789abcdef" for c in named):
         named = issuer_id(chain[0])
+    for signer in chain:
+        if (
+            issuer_id(signer) == named
+            and not signer.not_valid_before_utc <= now <= signer.not_valid_after_utc
+        ):
+            raise SecurityError(
+                f"the certificate service signs with {subject_text(signer.subject)}, which is valid from "
+                f"{signer.not_valid_before_utc:%Y-%m-%d %H:%M} to {signer.not_valid_after_utc:%Y-%m-%d %H:%M} UTC, and it is "
+                f"{now:%Y-%m-%d %H:%M} here: what it issues would not be accepted, so nothing was requested; check this host's "
+                "clock, else ask its administrator"
+            )
     return Offer(anchor, chain, named)
 
 

@@ -98,6 +98,7 @@ _SHORT = {
     NameOID.DOMAIN_COMPONENT: "DC",
     NameOID.EMAIL_ADDRESS: "emailAddress",
     NameOID.SERIAL_NUMBER: "serialNumber",
+    NameOID.STREET_ADDRESS: "STREET",
     NameOID.USER_ID: "UID",
 }
 _PURPOSES = {"client": ExtendedKeyUsageOID.CLIENT_AUTH, "server": ExtendedKeyUsageOID.SERVER_AUTH}

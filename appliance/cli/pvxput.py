@@ -147,7 +147,8 @@ def _hint(fields: dict[str, str], field: str, present: Value) -> str:
             whole = dumps(text) if len(fields) == 1 and field in ("", "value") else f"{field}={dumps(text)}"
             return f"; to write this text as it stands: {quote(whole)}"
         return ""
-    if len(fields) == 1 and field not in ("", "value"):
+    is_field = field in present and not isinstance(present.get("value"), str)
+    if len(fields) == 1 and field not in ("", "value") and not is_field:
         return f"; to write this text as it stands: {quote(dumps(f'{field}={text}'))}"
     return ""
 

@@ -16,6 +16,7 @@ __all__ = [
     "check_replaceable",
     "make_directories",
     "read_private",
+    "read_trusted",
     "replace_private",
     "sweep",
     "write_private",
@@ -269,41 +270,66 @@ def write_public(path: str | os.PathLike[str], data: bytes) -> None:
 def read_private(path: str | os.PathLike[str], limit: int, *, strict: bool = True) -> PrivateRead:
     """Read a file that holds a secret.
 
-    Raises ConfigurationError when it is missing, is no regular file, is larger than ``limit`` bytes or, if
-    ``strict``, may be read or written by every user. Access for its group is reported as a finding: sites share
-    keys with a group on purpose.
+    Args:
+        path: The file.
+        limit: Most bytes that are read.
+        strict: Refuse a file that every user may read or write.
+
+    Returns:
+        The contents, and a finding where others than the owner have access. Access for the group is a finding only:
+        sites share keys with a group on purpose.
+
+    Raises:
+        ConfigurationError: The file is missing, is no regular file, is too large or is open to every user.
     """
     name = os.fspath(path)
+    data, mode = _read_regular(name, limit)
+    everybody = f"mode {mode:04o} lets every user read or change this secret; run: chmod 600 {name}"
+    if mode & 0o007:
+        if strict:
+            raise ConfigurationError(everybody, file=name)
+        return PrivateRead(data, f"{name}: {everybody}")
+    if mode & 0o070:
+        return PrivateRead(
+            data,
+            f"{name}: mode {mode:04o} lets its group read or change this secret; run chmod 600 unless that is meant",
+        )
+    return PrivateRead(data, "")
+
+
+def read_trusted(path: str | os.PathLike[str], limit: int) -> bytes:
+    """Read a file whose writer decides what this program does, such as a configuration or a trust anchor.
+
+    Args:
+        path: The file.
+        limit: Most bytes that are read.
+
+    Raises:
+        ConfigurationError: The file is missing, is no regular file, is too large, or every user may change it.
+    """
+    name = os.fspath(path)
+    data, mode = _read_regular(name, limit)
+    if mode & stat.S_IWOTH:
+        raise ConfigurationError(
+            f"every user of this machine may change it; run: chmod o-w {name}", file=name
+        )
+    return data
+
+
+def _read_regular(name: str, limit: int) -> tuple[bytes, int]:
+    """The contents of a regular file and its mode."""
     try:
         # O_NONBLOCK: opening a FIFO that somebody put there must not hang the service.
-        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with os.fdopen(os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ConfigurationError("not a regular file", file=name)
+            data = file.read(limit + 1)
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"cannot read: {_reason(error)}", file=name) from error
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise ConfigurationError("not a regular file", file=name)
-        mode = stat.S_IMODE(status.st_mode)
-        everybody = f"mode {mode:04o} lets every user of this machine at a secret; use: chmod 600 {name}"
-        if strict and mode & 0o007:
-            raise ConfigurationError(everybody, file=name)
-        chunks = []
-        size = 0
-        while chunk := os.read(fd, min(65536, limit + 1 - size)):
-            chunks.append(chunk)
-            size += len(chunk)
-            if size > limit:
-                raise ConfigurationError(f"larger than the {limit} bytes that are allowed here", file=name)
-    except OSError as error:
-        raise ConfigurationError(f"cannot read: {_reason(error)}", file=name) from error
-    finally:
-        os.close(fd)
-    finding = ""
-    if mode & 0o007:
-        finding = f"{name}: {everybody}"
-    elif mode & 0o070:
-        finding = f"{name}: mode {mode:04o} lets its group at a secret; use chmod 600 unless that is meant"
-    return PrivateRead(b"".join(chunks), finding)
+    if len(data) > limit:
+        raise ConfigurationError(f"larger than the {limit} bytes that are allowed here", file=name)
+    return data, stat.S_IMODE(status.st_mode)
 
 
 def _reason(error: Exception) -> str:

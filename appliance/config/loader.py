@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 import typing
 from collections.abc import Callable, Hashable, Mapping
 from functools import lru_cache, partial
@@ -14,6 +13,7 @@ import msgspec
 import yaml
 
 from appliance.config.duration import Duration, parse_duration
+from appliance.config.files import read_trusted
 from appliance.config.hints import shaped, unknown
 from appliance.config.secret import FilePath, Secret, resolve_reference
 from appliance.config.section import Path, Section
@@ -100,19 +100,7 @@ def load_document(
 ) -> Document[_T]:
     """`load`, and the lines of all keys."""
     name = os.fspath(path)
-    try:
-        with os.fdopen(os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise ConfigurationError("not a regular file", file=name)
-            if status.st_mode & stat.S_IWOTH:
-                raise ConfigurationError(
-                    f"every user of this machine may change it; use: chmod o-w {name}", file=name
-                )
-            data = file.read(MAXIMUM_SIZE + 1)
-    except (OSError, ValueError) as error:
-        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise ConfigurationError(f"cannot read: {why}", file=name) from error
+    data = read_trusted(name, MAXIMUM_SIZE)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

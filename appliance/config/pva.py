@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Final, Generic, NamedTuple, Self, TypeVar
 
 from appliance.config.address import Endpoint, parse_endpoints
 from appliance.config.secret import Secret, resolve_reference
@@ -60,16 +61,48 @@ def refuse_password(path: object, setting: str, instead: str = "") -> None:
         )
 
 
-class _Derived:
-    """What follows from the settings that clients and servers share."""
+_NO_SECRET: Final = Secret()
+_NO_OPTIONS: Final = TLSOptions()
 
-    __slots__ = ()
-    conn_tmo: float
-    tls_keychain: str
-    status_cache_dir: str
-    no_status_cache: bool
-    xdg_config_home: str
-    xdg_data_home: str
+
+# Dataclasses, not msgspec structs: every tool imports this module, and msgspec alone costs 20 ms of start-up.
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shared:
+    """What clients and servers have in common, and what follows from it."""
+
+    broadcast_port: int = 5076
+    """UDP port of searches and beacons."""
+    server_port: int = 5075
+    """TCP port; 0 lets a server take any free one."""
+    conn_tmo: float = 30.0
+    """Seconds, as configured; see ``idle_timeout_s`` for what it means."""
+    tls_port: int = 5076
+    """TCP port of TLS connections."""
+    tls_keychain: str = ""
+    """Path of the PKCS#12 file; empty means plain TCP."""
+    tls_keychain_password: Secret = _NO_SECRET
+    tls_options: TLSOptions = _NO_OPTIONS
+    cert_pv_prefix: str = "CERT"
+    """First part of the names of the certificate service's PVs."""
+    status_cache_dir: str = ""
+    """Directory of the certificate status cache; empty stands for ``data_dir/status_cache``."""
+    no_status_cache: bool = False
+    xdg_config_home: str = ""
+    """Base directory of configuration, without ``pva/1.5``."""
+    xdg_data_home: str = ""
+    """Base directory of data, without ``pva/1.5``."""
+    tls_keylog_file: str = ""
+    """File to which the secrets of TLS connections are written, for debugging; empty means none."""
+
+    def _replace(self, **changes: Any) -> Self:
+        """Make a changed copy.
+
+        Args:
+            changes: The fields that differ, by name.
+        """
+        return replace(self, **changes)
 
     @property
     def config_dir(self) -> str:
@@ -118,10 +151,10 @@ class _Derived:
         return bool(self.tls_keychain)
 
 
-# Named tuples, not msgspec structs: every tool imports this module, and msgspec alone costs 20 ms of start-up.
+@dataclass(frozen=True, kw_only=True)
+class ClientConfig(_Shared):
+    """What a PVAccess client goes by; immutable, ``_replace`` makes a changed copy."""
 
-
-class _ClientFields(NamedTuple):
     addr_list: tuple[Endpoint, ...] = ()
     """Where UDP searches go."""
     auto_addr_list: bool = True
@@ -130,32 +163,12 @@ class _ClientFields(NamedTuple):
     """Servers that are searched over TCP or TLS."""
     intf_addr_list: tuple[Endpoint, ...] = ()
     """Local interfaces for searches and beacons; empty means all."""
-    broadcast_port: int = 5076
-    """UDP port of searches and beacons."""
-    server_port: int = 5075
-    """TCP port; 0 lets a server take any free one."""
-    conn_tmo: float = 30.0
-    """Seconds, as configured; see ``idle_timeout_s`` for what it means."""
-    tls_port: int = 5076
-    """TCP port of TLS connections."""
-    tls_keychain: str = ""
-    """Path of the PKCS#12 file; empty means plain TCP."""
-    tls_keychain_password: Secret = Secret()
-    tls_options: TLSOptions = TLSOptions()
-    cert_pv_prefix: str = "CERT"
-    """First part of the names of the certificate service's PVs."""
-    status_cache_dir: str = ""
-    """Directory of the certificate status cache; empty stands for ``data_dir/status_cache``."""
-    no_status_cache: bool = False
-    xdg_config_home: str = ""
-    """Base directory of configuration, without ``pva/1.5``."""
-    xdg_data_home: str = ""
-    """Base directory of data, without ``pva/1.5``."""
-    tls_keylog_file: str = ""
-    """File to which the secrets of TLS connections are written, for debugging; empty means none."""
 
 
-class _ServerFields(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig(_Shared):
+    """What a PVAccess server goes by; immutable, ``_replace`` makes a changed copy."""
+
     intf_addr_list: tuple[Endpoint, ...] = ()
     """Local addresses to listen on; empty means all."""
     ignore_addr_list: tuple[Endpoint, ...] = ()
@@ -170,41 +183,6 @@ class _ServerFields(NamedTuple):
     """Where a keychain may appear later, when none is named and none is at the usual place."""
     tls_stop_if_no_cert: bool = False
     """The server stops when there is no usable certificate, instead of serving plain TCP."""
-    broadcast_port: int = 5076
-    """UDP port of searches and beacons."""
-    server_port: int = 5075
-    """TCP port; 0 lets a server take any free one."""
-    conn_tmo: float = 30.0
-    """Seconds, as configured; see ``idle_timeout_s`` for what it means."""
-    tls_port: int = 5076
-    """TCP port of TLS connections."""
-    tls_keychain: str = ""
-    """Path of the PKCS#12 file; empty means plain TCP."""
-    tls_keychain_password: Secret = Secret()
-    tls_options: TLSOptions = TLSOptions()
-    cert_pv_prefix: str = "CERT"
-    """First part of the names of the certificate service's PVs."""
-    status_cache_dir: str = ""
-    """Directory of the certificate status cache; empty stands for ``data_dir/status_cache``."""
-    no_status_cache: bool = False
-    xdg_config_home: str = ""
-    """Base directory of configuration, without ``pva/1.5``."""
-    xdg_data_home: str = ""
-    """Base directory of data, without ``pva/1.5``."""
-    tls_keylog_file: str = ""
-    """File to which the secrets of TLS connections are written, for debugging; empty means none."""
-
-
-class ClientConfig(_ClientFields, _Derived):
-    """What a PVAccess client goes by; immutable, ``_replace`` makes a changed copy."""
-
-    __slots__ = ()
-
-
-class ServerConfig(_ServerFields, _Derived):
-    """What a PVAccess server goes by; immutable, ``_replace`` makes a changed copy."""
-
-    __slots__ = ()
 
 
 _C = TypeVar("_C", bound=ClientConfig | ServerConfig)
@@ -625,22 +603,33 @@ def _home(environ: Mapping[str, str]) -> str:
         return environ.get("HOME", "").rstrip("/")
 
 
-_NOT_SHOWN: Final = frozenset(
-    {
-        "xdg_config_home",
-        "xdg_data_home",
-        "beacon_period",
-        "no_status_cache",
-        "tls_keychain_default",
-        "tls_keylog_file",
-    }
+_SHOWN: Final = (
+    "addr_list",
+    "auto_addr_list",
+    "name_servers",
+    "intf_addr_list",
+    "ignore_addr_list",
+    "beacon_addr_list",
+    "auto_beacon_addr_list",
+    "tls_stop_if_no_cert",
+    "broadcast_port",
+    "server_port",
+    "conn_tmo",
+    "tls_port",
+    "tls_keychain",
+    "tls_keychain_password",
+    "tls_options",
+    "cert_pv_prefix",
+    "status_cache_dir",
 )
+"""Settings in the order in which PVXS prints them."""
 
 
 def _lines(config: ClientConfig | ServerConfig) -> Iterable[tuple[str, str]]:
     """What PVXS prints: nothing for what is empty, and the prefix only where it is not the usual one."""
-    for key, value in config._asdict().items():
-        if key in _NOT_SHOWN:
+    for key in _SHOWN:
+        value = getattr(config, key, None)
+        if value is None:
             continue
         if key == "conn_tmo" and isinstance(config, ServerConfig):
             continue

@@ -131,6 +131,9 @@ class _Completion(argparse.Action):
             if action.nargs == argparse.SUPPRESS:
                 # argparse looks at options first (parse_intermixed_args), and has put the positional ones aside.
                 action.nargs = getattr(action, "save_nargs", "*")
+            if action.metavar == "cert_id":
+                # The one word that may stand in an identifier's place.
+                action.choices = ("list",)
             if action.metavar in _FILES:
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
             elif action.metavar in _NAMES:

@@ -345,7 +345,7 @@ async def test_a_keychain_that_appears_later_is_taken_into_use(tmp_path):
     file = tmp_path / "server.p12"
     async with open_server(server_config(file)) as server:
         assert server.tls is None
-        keychain_file(tmp_path, "server", S.server)
+        replace_keychain(file, S.server)
         await until(lambda: server.tls_port)
         assert server.tls is not None
 
@@ -361,8 +361,9 @@ async def test_a_keychain_that_appears_later_at_the_usual_place_is_taken_into_us
     ):
         await context.put("pv", 1)
         usual.parent.mkdir(parents=True)
-        keychain_file(usual.parent, "server", S.server)
-        await until(lambda: server.tls is not None)
+        replace_keychain(usual, S.server)
+        # The port is the last thing to come: a client that searches before it is there finds plain TCP.
+        await until(lambda: server.tls_port)
         assert (await context.get("pv"))["value"] == 1.0, "who is connected in the clear stays"
         async with open_client(client_config(server, keychain=client_file)) as another:
             await another.put("pv", 2)

@@ -114,6 +114,11 @@ def test_every_command_completes_its_options(bash: Bash, command: str) -> None:
     assert bash.complete(f"{command} --print-completion zs") == f"{command} --print-completion zsh "
 
 
+def test_the_word_list_is_completed(bash: Bash) -> None:
+    bash.load(script_of("pvxcert"))
+    assert bash.complete("pvxcert li") == "pvxcert list "
+
+
 def test_names_that_answered_lately_are_completed(bash: Bash) -> None:
     cache = bash.home / ".cache/pva"
     cache.mkdir(parents=True)

@@ -17,6 +17,7 @@ from appliance.authn.std.requester import as_before, std_request, std_subject
 from appliance.authn.trust import (
     KnownAnchors,
     Offer,
+    Trust,
     decide,
     fingerprint,
     load_anchor_file,
@@ -26,6 +27,7 @@ from appliance.authn.trust import (
 from appliance.certs.keychain import Keychain, dump_keychain, dump_trust_anchors
 from appliance.certs.profiles import build_ca, generate_key, subject_name
 from appliance.certs.status import CertState
+from appliance.certs.x509 import subject_text
 from appliance.cms.pvs import root_value
 from appliance.errors import CertificateError, ConfigurationError, KeychainError, SecurityError
 from tests.helpers.pki import DAY, NOW, Authority, site
@@ -284,6 +286,32 @@ def test_an_offer_must_hold_a_current_self_signed_authority():
         read_offer(root_value("x", S.ca.certificate, ()), now=NOW + 36500 * DAY)
 
 
+def test_an_authority_whose_certificates_would_not_be_accepted_is_asked_for_none():
+    below = S.ca.intermediate("Ended")
+    offer = root_value("", below.certificate, (S.ca.certificate,))
+    assert read_offer(offer, now=NOW).anchor == S.ca.certificate
+    with pytest.raises(SecurityError, match=r"signs with CN=Ended.*nothing was requested"):
+        read_offer(offer, now=NOW + 3001 * DAY)
+
+
+async def test_a_keychain_that_could_not_be_read_again_is_known_before_anything_is_requested(tmp_path):
+    settings = std_settings(tmp_path, S.ca.expired(), name="client")
+    key = generate_key("ec-p256")
+    dates = {"not_before": NOW - DAY, "not_after": NOW + DAY}
+    many = [build_ca(key, subject=subject_name(f"Root {n}"), serial=n + 9, **dates) for n in range(65)]
+    asking = Requester(settings, Trusting(), say=lambda _: None, timeout_s=1)
+
+    async def trust(_):
+        return Trust((S.ca.certificate, *many), S.ca.certificate, "0123abcd", "file")
+
+    async def never(*_, **__):
+        raise AssertionError
+
+    asking.establish, asking._send = trust, never
+    with pytest.raises(KeychainError, match=r"more than 64 certificates.*nothing was requested"):
+        await asking.request(std_request(settings, now=NOW), subject=None, force=True)
+
+
 def test_anchor_files_of_both_forms_and_none_of_others(tmp_path):
     path = tmp_path / "anchor"
     path.write_bytes(
@@ -485,7 +513,18 @@ def test_a_part_that_is_named_counts_before_that_of_the_keychain(tmp_path):
     settings = std_settings(tmp_path, S.ca.expired("operator"), name="operator", organization="lab")
     asking = Requester(settings, Trusting(), say=lambda _: None, timeout_s=1)
     kept = as_before(settings, asking.certificate_there())
-    assert (kept.name, kept.organization, kept.country) == ("operator", "lab", "")
+    assert (kept.name, kept.organization) == ("operator", "lab")
+
+
+@pytest.mark.parametrize("named", [{"name": "visitor"}, {"organization": "lab"}, {"country": "FR"}])
+async def test_the_refusal_names_the_subject_that_force_gets(tmp_path, named):
+    settings = std_settings(tmp_path, S.ca.expired("operator"), **named)
+    forced = std_subject(settings)
+    asking = Requester(settings, Trusting(), say=lambda _: None, timeout_s=1)
+    kept = as_before(settings, asking.certificate_there())
+    with pytest.raises(KeychainError) as refused:
+        await asking.request(std_request(kept, now=asking.now()), subject=std_subject(kept))
+    assert f"and {subject_text(forced)} is asked for" in str(refused.value)
 
 
 async def test_another_subject_in_a_keychain_that_is_there_needs_force(tmp_path):

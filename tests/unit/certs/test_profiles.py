@@ -450,3 +450,8 @@ def test_a_names_value_is_shown_as_one_value(value, shown):
     """RFC 4514 2.4: who asks for a name cannot have it shown as two parts, or as two lines."""
     assert shown_value(value) == shown
     assert shown_subject([("CN", value), ("OU", ""), ("C", "US")]) == f"CN={shown}, C=US"
+
+
+def test_a_street_is_shown_by_the_word_of_rfc_4514():
+    street = x509.Name([x509.NameAttribute(x509.NameOID.STREET_ADDRESS, "Weg 1, links")])
+    assert subject_text(street) == r"STREET=Weg 1\, links"

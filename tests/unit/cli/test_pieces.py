@@ -70,6 +70,13 @@ def test_text_that_looks_like_something_else_is_told_how_it_is_quoted(words: lis
         builder(assignments(words), None)(present)
 
 
+def test_a_field_that_there_is_was_meant() -> None:
+    present = Value(NTScalar(FLOAT64))
+    with pytest.raises(PVDataError, match="is not an integer") as refused:
+        builder(assignments(["alarm.severity=bad"]), None)(present)
+    assert "as it stands" not in str(refused.value)
+
+
 @pytest.mark.parametrize("values", [["1", "2"], ["a=1", "2"], ["=1"], ["a=1", "a=1"]])
 def test_what_is_no_assignment_is_refused(values: list[str]) -> None:
     with pytest.raises(ConfigurationError):

@@ -48,7 +48,7 @@ def flat(effective):
     """All settings, those of the server too, by key."""
     values = msgspec.structs.asdict(effective.settings)
     values.pop("server")
-    values |= {f"server.{key}": value for key, value in effective.server._asdict().items()}
+    values |= {f"server.{key}": value for key, value in vars(effective.server).items()}
     return values
 
 
