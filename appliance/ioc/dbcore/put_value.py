@@ -13,6 +13,7 @@ from appliance.ioc.dbcore.dbr import VALUE_STRUCTS
 
 __all__ = ["Encoded", "Field", "encode"]
 
+_new: Final[Any] = tuple.__new__
 _FLOATS: Final = frozenset((_c.DBF_FLOAT, _c.DBF_DOUBLE))
 _NUMPY_TO_DBR: Final = {code: dbr for dbr, code in enumerate(_c.NUMPY_CODES) if dbr not in {0, _c.DBF_ENUM}}
 
@@ -92,7 +93,8 @@ def _scalar(field: Field, value: Any) -> Encoded:
             VALUE_STRUCTS[dbr].pack_into(data, 0, number)
         except (struct.error, OverflowError, ValueError, TypeError) as error:
             raise PVDataError(f"{value!r} does not fit {field.name}, which is {_c.DBF_NAMES[dbr]}") from error
-    return Encoded(ctypes.addressof(data), 1, dbr, data)
+    found: Encoded = _new(Encoded, (ctypes.addressof(data), 1, dbr, data))
+    return found
 
 
 def _strings(field: Field, value: Sequence[str]) -> Encoded:
