@@ -7,7 +7,8 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from appliance.errors import ChannelClosedError
-from appliance.pva.client import ClientChannel, ClientOperation
+from appliance.pva.client_channel import ClientChannel
+from appliance.pva.client_operation import ClientOperation
 from appliance.pva.credentials import Credentials
 from appliance.pva.status import Status
 

@@ -29,9 +29,9 @@ from appliance.errors import ApplianceError, ChannelClosedError, OperationTimeou
 from appliance.pva.limits import DEFAULT_LIMITS, Limits
 from appliance.pvdata.pvrequest import PVRequest
 from appliance.pvdata.value import Value
+from appliance.transport.address import format_address
 from appliance.transport.gate import PeerGate
 from appliance.transport.liveness import Liveness
-from appliance.transport.stream import format_address
 
 if TYPE_CHECKING:
     from appliance.tls.context import TLSContext

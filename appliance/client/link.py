@@ -6,20 +6,21 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, assert_never
 
 from appliance.client.channel import Channel, ChannelState
 from appliance.client.monitor import Subscription
 from appliance.client.requests import FieldRequest
 from appliance.errors import ApplianceError, CertificateError, SecurityError, TransportError
 from appliance.pva.client import ClientConnection
+from appliance.pva.client_channel import ClientChannel
 from appliance.pva.credentials import Credentials
 from appliance.pva.events import (
     AccessChanged,
     AuthenticationOffered,
     ChannelClosed,
     ChannelCreated,
-    Event,
+    ClientEvent,
     FieldReply,
     MonitorFinished,
     MonitorUpdate,
@@ -32,8 +33,9 @@ from appliance.pva.events import (
 )
 from appliance.pva.search import SearchRequest
 from appliance.pva.states import ConnectionState
+from appliance.transport.address import format_address
 from appliance.transport.gate import Verdict
-from appliance.transport.stream import StreamLink, format_address
+from appliance.transport.stream import StreamLink
 
 if TYPE_CHECKING:
     from appliance.client.context import Context
@@ -230,28 +232,46 @@ class ServerLink:
                 describe(self.credentials),
             )
 
-    def link_events(self, link: StreamLink, events: list[Event]) -> None:
+    def link_events(self, link: StreamLink, events: list[ClientEvent]) -> None:
         """What the server says."""
-        event: Any
         for event in events:
-            kind = type(event)
-            if kind is MonitorUpdate:
+            if type(event) is MonitorUpdate:
                 subscription = event.operation.context
                 if subscription is not None:
                     if self.held is None:
                         subscription.update(event.bits, event.store, event.overrun)
                     else:
                         self._keep(subscription, event)
-            elif kind is OperationReply:
+            elif type(event) is OperationReply:
                 request = event.operation.context
                 if request is not None:
                     request.reply(event.status, event.value)
-            elif kind is OperationReady:
+            elif type(event) is OperationReady:
                 request = event.operation.context
                 if request is not None:
                     request.ready(event.status)
+            elif type(event) is ChannelCreated:
+                self._on_channel(event)
+            elif type(event) is ChannelClosed:
+                self._on_channel_closed(event)
+            elif type(event) is MonitorFinished:
+                self._on_finished(event)
+            elif type(event) is FieldReply:
+                self._on_field(event)
+            elif type(event) is SearchAnswered:
+                self._on_search(event)
+            elif type(event) is RemoteMessage:
+                self._on_message(event)
+            elif type(event) is AuthenticationOffered:
+                self._on_offer(event)
+            elif type(event) is Validated:
+                self._on_validated(event)
+            elif type(event) is OperationClosed:
+                pass  # the channel's end tells its requests
+            elif type(event) is AccessChanged:
+                pass  # the permissions are read where they matter, from the channel
             else:
-                _HANDLERS[kind](self, event)
+                assert_never(event)
 
     def link_writable(self, link: StreamLink) -> None:
         """There is room to send; ours is a trickle and never waits for it."""
@@ -406,7 +426,7 @@ class ServerLink:
             event.channel.close()
             self.schedule_flush()
 
-    def _on_channel_closed(self, event: ChannelClosed) -> None:
+    def _on_channel_closed(self, event: ChannelClosed[ClientChannel]) -> None:
         channel: Channel | None = event.channel.context
         if channel is not None and channel.wire is event.channel:
             self.forget(channel)
@@ -416,9 +436,6 @@ class ServerLink:
                 return
             reason = self.stream.reason if self.stream is not None else None
             channel.lost(str(reason) if reason is not None else f"{self.peer} closed the connection")
-
-    def _on_operation_closed(self, event: OperationClosed) -> None:
-        """The channel's end tells its requests."""
 
     def _on_finished(self, event: MonitorFinished) -> None:
         subscription: Subscription | None = event.operation.context
@@ -433,9 +450,6 @@ class ServerLink:
     def _on_search(self, event: SearchAnswered) -> None:
         self.context.searcher.answered(event.response, self.address[0], via=self.peer, link=self.address)
 
-    def _on_access(self, event: AccessChanged) -> None:
-        """The permissions are read where they matter, from the channel."""
-
     def _on_message(self, event: RemoteMessage) -> None:
         operation = self.connection.operations.get(event.ioid) if self.connection is not None else None
         name = operation.channel.name if operation is not None else "-"
@@ -445,17 +459,3 @@ class ServerLink:
 
     def __repr__(self) -> str:
         return f"<ServerLink {self.name} {len(self.channels)} channels>"
-
-
-_HANDLERS: Final[dict[type, Any]] = {
-    AuthenticationOffered: ServerLink._on_offer,
-    Validated: ServerLink._on_validated,
-    ChannelCreated: ServerLink._on_channel,
-    ChannelClosed: ServerLink._on_channel_closed,
-    OperationClosed: ServerLink._on_operation_closed,
-    MonitorFinished: ServerLink._on_finished,
-    FieldReply: ServerLink._on_field,
-    SearchAnswered: ServerLink._on_search,
-    AccessChanged: ServerLink._on_access,
-    RemoteMessage: ServerLink._on_message,
-}

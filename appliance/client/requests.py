@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from appliance.errors import AccessDeniedError, ApplianceError, ChannelClosedError, OperationError
 from appliance.pva import commands as c
-from appliance.pva.client import ClientOperation
+from appliance.pva.client_operation import ClientOperation
 from appliance.pva.status import Status
 from appliance.pvdata.types import StructType, TypeDesc
 from appliance.pvdata.value import Value

@@ -21,9 +21,9 @@ from appliance.pva.search import (
     split_names,
 )
 from appliance.pvdata.pace import breathe
+from appliance.transport.address import format_address, is_multicast
 from appliance.transport.interfaces import broadcast_addresses
-from appliance.transport.stream import format_address
-from appliance.transport.udp import Origin, UDPPort, is_multicast, resolve_datagram_address
+from appliance.transport.udp import Origin, UDPPort, resolve_datagram_address
 
 if TYPE_CHECKING:
     from appliance.client.context import Context

@@ -121,7 +121,7 @@ class Ioc:
         self.put_log = PutLog(self.access.traps, plan.put_log, required=plan.put_log_required)
         self._stack.callback(self.put_log.close)
         self._server = await self._stack.enter_async_context(open_server(self.config, policy=self.policy))
-        self._server.on_refused = self.put_log.refused
+        self._server.access.on_refused = self.put_log.refused
         if plan.script:
             await asyncio.to_thread(self.loading.script.run, plan.script)
         self._raise_failure()

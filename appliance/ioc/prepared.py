@@ -15,7 +15,7 @@ from appliance.ioc.dbcore import RawProperties, Reading
 from appliance.ioc.mapping import EPOCH_S, user_tag
 from appliance.ioc.record import Record
 from appliance.pva.selection import encode_answer, wire_bits
-from appliance.pva.server import PreparedAnswer
+from appliance.pva.server_operation import PreparedAnswer
 from appliance.pva.status import OK_BYTES
 from appliance.pvdata.bitset import encode_bitset
 from appliance.pvdata.codec import codec

@@ -19,7 +19,6 @@ from appliance.daemon.audit import AuditLog, total
 from appliance.errors import ApplianceError, OperationError
 from appliance.ioc.dbcore import DBChannel, TrappedPut
 from appliance.pva.credentials import Credentials
-from appliance.server.channel import Channel
 from appliance.server.operation import Operation
 
 __all__ = ["NOTHING", "PutLog", "Watched", "shown"]
@@ -99,13 +98,12 @@ class PutLog:
             return None
         return Watched(self, operation, channel, new)
 
-    def refused(self, operation_channel: Channel, right: str) -> None:
+    def refused(self, name: str, peer: Credentials, right: str) -> None:
         """Log that access security refused a request for lack of a right."""
-        peer = operation_channel.peer
         _log.warning(
             "%s (%s from %s) was refused %s access to %s",
-            peer.account or "anonymous", peer.method, peer.peer, right, operation_channel.name,
-            extra={"event": "access-refused", "pv": operation_channel.name, "right": right, **peer.facts()},
+            peer.account or "anonymous", peer.method, peer.peer, right, name,
+            extra={"event": "access-refused", "pv": name, "right": right, **peer.facts()},
         )  # fmt: skip
 
     def write(self, operation: Operation, channel: DBChannel, what: dict[str, Any]) -> None:

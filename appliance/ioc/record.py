@@ -9,7 +9,7 @@ from typing import Any
 
 from appliance.ioc.dbcore import DBChannel, NumberReader, Reading, can_read_number
 from appliance.ioc.mapping import NTMapping, nt_mapping, tag_mask
-from appliance.pvdata.leaves import new_store
+from appliance.pvdata.store import new_store
 
 __all__ = ["Record"]
 

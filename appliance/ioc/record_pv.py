@@ -149,7 +149,7 @@ class RecordPV(Handler):
             tail = wire.prepared.make_tail() if wire.prepared is not None else None
             if tail is not None:
                 wire.reply_tail_once(tail)
-                operation.channel.link.schedule_flush()
+                operation.channel.stream.schedule_flush()
                 return
         store, bits, reading = record.read()
         if record.tag_bits:

@@ -54,7 +54,7 @@ def server_lines(server: Server, level: int, switched_off: str) -> list[str]:
     lines = [f"records are not served: {switched_off}"] if switched_off else []
     lines += [
         f"TCP port {server.tcp_port or 'off'}, TLS port {server.tls_port or 'off'}, UDP port {server.udp_port}",
-        f"{len(server.peers)} clients, {server.refusals} requests refused",
+        f"{len(server.peers)} clients, {server.access.refusals} requests refused",
     ]
     if level > 0:
         for peer in server.peers.values():

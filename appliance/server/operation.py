@@ -6,21 +6,19 @@ from collections import deque
 from collections.abc import Callable
 from functools import cache, partial
 from struct import Struct
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from appliance.errors import LocalProtocolError, PVDataError
 from appliance.pva import commands as c
 from appliance.pva.credentials import Credentials
 from appliance.pva.selection import encode_answer, encode_update, leaves, wire_bits
-from appliance.pva.server import PreparedAnswer, ServerOperation
+from appliance.pva.server_operation import PreparedAnswer, ServerOperation
 from appliance.pva.states import OperationState
 from appliance.pvdata.bitset import encode_bitset
 from appliance.pvdata.pvrequest import request_mask, request_options
 from appliance.pvdata.types import StructType, TypeDesc
 from appliance.pvdata.value import Value
-
-if TYPE_CHECKING:
-    from appliance.server.channel import Channel
+from appliance.server.channel import Channel
 
 __all__ = ["Operation", "Subscription", "Update"]
 
@@ -124,7 +122,7 @@ class Operation:
     def reply_store(self, store: list[Any], valid: int = 1) -> None:
         """Answer a GET with a store of the announced type; the same as ``reply`` without a Value around it."""
         self.wire.reply_value(store, valid)
-        self.channel.link.schedule_flush()
+        self.channel.stream.schedule_flush()
 
     def reply_prepared(self, answer: PreparedAnswer, store: list[Any], valid: int) -> None:
         """Answer a GET and keep the octets in ``answer``, which serves the next one without being asked."""
@@ -150,7 +148,7 @@ class Operation:
             self._flush()
 
     def _flush(self) -> None:
-        self.channel.link.schedule_flush()
+        self.channel.stream.schedule_flush()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.wire.name} {self.name!r} of {self.peer.account or 'anonymous'}>"
@@ -274,17 +272,17 @@ class Subscription(Operation):
         What waits goes first: this only sends while nothing does.
         """
         channel = self.channel
-        link = channel.link
+        stream = channel.stream
         if (
             self.queue
             or self.finishing
             or channel.owner.held is not None
-            or not link.writable
+            or not stream.writable
             or not self.wire.send_message(message, PUMP_LIMIT)
         ):
             return False
         self.posted += 1
-        link.schedule_flush()
+        stream.schedule_flush()
         return True
 
     def _size_of(self, update: Update) -> int:

@@ -13,7 +13,7 @@ from appliance.errors import ApplianceError, PVDataError
 from appliance.pva.commands import CMD_GET, CMD_PROCESS, CMD_RPC
 from appliance.pva.credentials import Credentials
 from appliance.pva.selection import leaves
-from appliance.pva.server import PreparedAnswer
+from appliance.pva.server_operation import PreparedAnswer
 from appliance.pvdata.nt import now_to_time
 from appliance.pvdata.types import BOOL, FLOAT64, STRING, ScalarType, StructType, TypeDesc
 from appliance.pvdata.value import Value
@@ -42,10 +42,12 @@ class SharedPV(Handler):
         "_answers",
         "_is_shared",
         "_kind",
+        "_plain",
         "_store",
         "_subscriptions",
         "_valid",
-        "_value",
+        "_value_at",
+        "_value_bits",
         "_waiting",
         "on_first",
         "on_last",
@@ -70,8 +72,11 @@ class SharedPV(Handler):
         """Who watches, and how to make a message for it of a value alone, where that is simple."""
         self._answers: dict[tuple[int, bool], PreparedAnswer] = {}
         self._kind: StructType | None = None
-        self._value: tuple[type, int, int] | None = None
-        """The Python type that the field ``value`` takes as it is, its offset and its bit."""
+        self._plain: type | None = None
+        """The Python type that the field ``value`` takes as it is; None where there is none."""
+        self._value_at = 0
+        """The offset of that field, and below its bit."""
+        self._value_bits = 0
         self._store: list[Any] = []
         self._is_shared = False
         """Whether an update holds the store, which then never changes."""
@@ -109,12 +114,11 @@ class SharedPV(Handler):
         self._is_shared = False
         self._valid = leaves(kind, value.changed)
         self._answers = {}
-        self._value = None
+        self._plain = None
         if "value" in kind.members:
-            offset = kind.offsets["value"]
-            plain = _PLAIN.get(kind.leaf_types[offset])
-            if plain is not None:
-                self._value = (plain, offset, 1 << offset)
+            self._value_at = kind.offsets["value"]
+            self._value_bits = 1 << self._value_at
+            self._plain = _PLAIN.get(kind.leaf_types[self._value_at])
         waiting = self._waiting
         self._waiting = {}
         for begin in waiting.values():
@@ -141,9 +145,8 @@ class SharedPV(Handler):
         kind = self._kind
         if kind is None:
             raise PVDataError("the PV is closed: open it with a value of its type first")
-        plain = self._value
-        if plain is not None and type(value) is plain[0]:
-            self._post_plain(value, plain[1], plain[2])
+        if type(value) is self._plain:
+            self._post_plain(value)
             return
         if isinstance(value, Value) and (value.type is kind or value.type == kind):
             bits = leaves(kind, value.changed)
@@ -166,13 +169,14 @@ class SharedPV(Handler):
             for subscription in self._subscriptions:
                 subscription.post(update)
 
-    def _post_plain(self, value: Any, offset: int, bits: int) -> None:
+    def _post_plain(self, value: Any) -> None:
         """Post a value that fits as it is; who is waiting for nothing else is sent the octets."""
+        bits = self._value_bits
         store = self._store
         if self._is_shared:
             store = store.copy()
             self._is_shared = False
-        store[offset] = value
+        store[self._value_at] = value
         self._take(store, bits)
         update: Update | None = None
         for subscription, make in self._subscriptions.items():
@@ -229,20 +233,13 @@ class SharedPV(Handler):
 
     def put(self, operation: Operation, value: Value) -> None:
         """Let ``on_put`` judge."""
-        if self._kind is None or value.type is not self._kind:
-            operation.fail("this PV has changed its type or has no value; reconnect")
-            return
-        if self.on_put is None:
-            operation.fail("this PV is read only")
-            return
-        result = self.on_put(self, operation, value)
-        if inspect.isawaitable(result):
-            _background(operation, result, lambda _: operation.done())
-        else:
-            operation.done()
+        self._put(operation, value, operation.done)
 
     def put_get(self, operation: Operation, value: Value) -> None:
         """PUT, then answer with what the PV holds."""
+        self._put(operation, value, lambda: operation.reply_store(self._store, self._valid))
+
+    def _put(self, operation: Operation, value: Value, answer: Callable[[], None]) -> None:
         if self._kind is None or value.type is not self._kind:
             operation.fail("this PV has changed its type or has no value; reconnect")
             return
@@ -251,9 +248,9 @@ class SharedPV(Handler):
             return
         result = self.on_put(self, operation, value)
         if inspect.isawaitable(result):
-            _background(operation, result, lambda _: operation.reply_store(self._store, self._valid))
+            _background(operation, result, lambda _: answer())
         else:
-            operation.reply_store(self._store, self._valid)
+            answer()
 
     def rpc(self, operation: Operation, argument: Value | None) -> None:
         """Let ``on_rpc`` answer."""
@@ -276,9 +273,8 @@ class SharedPV(Handler):
         if not subscription.alive:
             return
         first = not self._subscriptions
-        plain = self._value
         self._subscriptions[subscription] = (
-            subscription.maker(plain[2], "d") if plain is not None and plain[0] is float else None
+            subscription.maker(self._value_bits, "d") if self._plain is float else None
         )
         subscription.post(self._update(self._valid))
         if first and self.on_first is not None:

@@ -12,8 +12,7 @@ from typing import Final
 
 from appliance.config.address import Endpoint
 from appliance.errors import TransportError
-from appliance.transport.stream import format_address
-from appliance.transport.udp import is_multicast
+from appliance.transport.address import format_address, is_multicast
 
 __all__ = ["listen"]
 
@@ -40,7 +39,8 @@ async def listen(
             found = await loop.getaddrinfo(host, None, type=socket.SOCK_STREAM)
         except OSError as error:
             raise TransportError(f"the interface address {host} is not known: {error}") from error
-        first = str(found[0][4][0])
+        *_, address = found[0]
+        first = str(address[0])
         if is_multicast(first):
             continue  # a multicast group is for searches only
         addresses.append((first, endpoint.port or port))

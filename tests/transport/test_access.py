@@ -71,7 +71,7 @@ async def test_a_monitor_is_disconnected_when_the_right_to_read_is_taken_away_an
             assert isinstance(await anext(updates), Connected)
             assert (await anext(updates))["value"] == value
         assert "goes on when reading is allowed again" in caplog.text
-        assert not server.lost_readers._known
+        assert not server.access.lost_readers._known
 
 
 async def test_a_client_that_lost_the_right_to_read_comes_back_over_another_connection_too() -> None:
@@ -83,7 +83,7 @@ async def test_a_client_that_lost_the_right_to_read_comes_back_over_another_conn
                 await anext(updates)
                 policy.now = Rights()
                 server.review_access()
-                await until(lambda: server.lost_readers._known)
+                await until(lambda: server.access.lost_readers._known)
         async with client_of(server) as second, second.monitor("a:pv") as updates:
             await until(lambda: any(peer.connection.operations for peer in server.peers.values()))
             policy.now = ALL_RIGHTS
@@ -168,7 +168,7 @@ async def test_rights_change_under_a_running_client() -> None:
             await ctx.rpc("a:add", {"lhs": 1.0, "rhs": 1.0})
         assert channel.wire.permissions == 0 != before
         assert (await ctx.get("a:int"))["value"] == 1
-        assert server.refusals == 2
+        assert server.access.refusals == 2
         policy.now = ALL_RIGHTS
         server.review_access()
         await ctx.put("a:int", 3)

@@ -62,7 +62,7 @@ async def test_a_client_that_ends_leaves_no_answer_under_way(monkeypatch: pytest
             received.extend(data)
             return super().receive_data(data)
 
-    monkeypatch.setattr("appliance.server.server.ServerConnection", Recording)
+    monkeypatch.setattr("appliance.server.peer.ServerConnection", Recording)
     async with served(gallery()) as server:
         async with client_of(server) as ctx, ctx.monitor("our:string") as updates:
             await anext(updates)
@@ -76,7 +76,7 @@ async def test_a_client_that_ends_leaves_no_answer_under_way(monkeypatch: pytest
 async def test_a_big_endian_server_is_understood_and_answered_in_kind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from appliance.server import server as module
+    from appliance.server import peer as module
 
     made: list[ServerConnection] = []
 
@@ -324,9 +324,9 @@ async def test_a_client_that_leaves_with_something_on_its_way_to_it_is_a_quiet_l
         await client.monitor("pv")
         (peer,) = server.peers.values()
         client.pause()
-        before = peer.link.sent
+        before = peer.stream.sent
         pv.post(1.0)
-        await until(lambda: peer.link.drained > before)
+        await until(lambda: peer.stream.drained > before)
         await client.close()
         await until(lambda: not server.peers)
     (end,) = [record for record in caplog.records if "disconnected" in record.getMessage()]

@@ -150,7 +150,7 @@ async def test_a_refusal_says_that_a_status_is_not_known_at_present(tmp_path, un
                 assert said in str(refusal.value)
                 cms.set(keychains[unknown], CertState.VALID)
                 await until(lambda: server.tls is not None and context.tls is not None)
-            assert server.plight == ""
+            assert server.access.plight == ""
             # Who comes now is let in.
             async with open_client(config) as context:
                 await context.put("pv", 2.0)
@@ -192,7 +192,7 @@ async def test_both_ends_are_back_soon_after_the_service(tmp_path, monkeypatch):
         ):
             await context.put("pv", 1.0)
             await cms.stop()
-            sources = [gate.source for gate in (server.gate, context.gate)]
+            sources = [gate.source for gate in (server.entrance.gate, context.gate)]
             await until(lambda: server.tls is None and context.tls is None)
             for source in sources:
                 await until(lambda source=source: len(source.context.searcher._wanted) == 2)

@@ -17,6 +17,8 @@ from appliance.pva.search import SearchResponse
 from appliance.pvdata import FLOAT64, INT64, STRING, StructType, Value
 from appliance.pvdata.nt import NTScalar
 from appliance.server import SharedPV
+from appliance.server.admission import Timings
+from appliance.server.peer import Peer
 from appliance.server.roles import Roles
 from appliance.tls.context import client_context, server_context
 from tests.helpers.live import until
@@ -44,12 +46,12 @@ async def test_channels_asked_for_before_the_verdict_are_created_after_it_howeve
     directory = Directory("operators")
     count = 50_000
     async with served({"pv": double(1.0)}) as server, asyncio.timeout(60):
-        server.roles = Roles(directory)
+        server.entrance.roles = Roles(directory)
         reader, writer = await asyncio.open_connection("127.0.0.1", server.tcp_port)
         writer.write(CHOICE + b"".join(create(number) for number in range(count)))
         (peer,) = server.peers.values()
         await until(lambda: peer.connection.held)
-        assert peer.link.heard < 1 << 19
+        assert peer.stream.heard < 1 << 19
         assert len(peer.connection._rx or b"") < 1 << 19
         assert not peer.validated
         assert not peer.connection.pending
@@ -65,11 +67,10 @@ async def test_channels_asked_for_before_the_verdict_are_created_after_it_howeve
         writer.close()
 
 
-async def test_a_client_that_leaves_before_the_verdict_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("appliance.server.peer.ROLES_PATIENCE_S", 0.2)
+async def test_a_client_that_leaves_before_the_verdict_is_forgotten() -> None:
     directory = Directory()
-    async with served({"pv": double(1.0)}) as server, asyncio.timeout(20):
-        server.roles = Roles(directory)
+    async with served({"pv": double(1.0)}, timings=Timings(roles_s=0.2)) as server, asyncio.timeout(20):
+        server.entrance.roles = Roles(directory)
         _, writer = await asyncio.open_connection("127.0.0.1", server.tcp_port)
         writer.write(CHOICE + create(1))
         (peer,) = server.peers.values()
@@ -110,10 +111,12 @@ async def test_port_zero_over_a_plain_connection_is_never_taken_for_tls() -> Non
             await asking
 
 
-async def test_a_server_that_never_creates_the_channel_is_named_as_the_cause() -> None:
+async def test_a_server_that_never_creates_the_channel_is_named_as_the_cause(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Phoebus' server does not answer CREATE_CHANNEL for a name that it does not know."""
+    monkeypatch.setattr(Peer, "open_channel", lambda peer, wire: None)
     async with served({"pv": double(4.0)}) as server:
-        server.open_channel = lambda peer, channel: None  # type: ignore[method-assign]
         async with client_of(server) as client:
             with pytest.raises(
                 OperationTimeoutError, match="never answered the request to create the channel"
@@ -163,7 +166,7 @@ async def test_an_expired_client_reads_why_it_is_refused_though_it_is_still_writ
 
 @pytest.mark.parametrize("how", ["silent", "talkative"])
 async def test_a_refused_peer_that_does_not_end_is_cut_off(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("appliance.transport.stream.LINGER_S", 0.2 if how == "silent" else 60.0)
+    monkeypatch.setattr("appliance.transport.lingering.LINGER_S", 0.2 if how == "silent" else 60.0)
     tls = server_context(site().server, require_client_cert=False)
     async with served({"pv": double(4.0)}, tls=tls) as server, asyncio.timeout(20):
         sock = socket.create_connection(("127.0.0.1", server.tls_port))

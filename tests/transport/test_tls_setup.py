@@ -402,8 +402,8 @@ async def test_a_certificate_that_appears_later_is_used_only_when_its_status_is_
         config = server_config(tls_keychain_default=str(tmp_path / "server.p12"))
         async with open_server(config, status_client=cms.client_config()) as server:
             keychain_file(tmp_path, "server", keychain)
-            await until(lambda: server.gate is not None and server.gate.own is not None)
-            await until(lambda: server.gate.own.status.delivered)
+            await until(lambda: server.entrance.gate is not None and server.entrance.gate.own is not None)
+            await until(lambda: server.entrance.gate.own.status.delivered)
             assert server.tls is None
             cms.set(keychain, CertState.VALID)
             await until(lambda: server.tls is not None)

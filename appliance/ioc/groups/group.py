@@ -11,7 +11,7 @@ from appliance.ioc.dbcore import DBChannel, ManyLock
 from appliance.ioc.groups.config import GroupConfig, GroupError
 from appliance.ioc.groups.layout import OPTIONS, TypeTree
 from appliance.ioc.groups.member import Member
-from appliance.pvdata.leaves import new_store
+from appliance.pvdata.store import new_store
 from appliance.pvdata.types import StructType
 from appliance.pvdata.value import _copied
 

@@ -12,11 +12,12 @@ from appliance.ioc.event_stream import EventStream
 from appliance.ioc.groups.feed import GroupFeed
 from appliance.ioc.groups.group import RecordGroup
 from appliance.ioc.groups.member import Member
-from appliance.ioc.options import PutOptions, boolean, put_options
+from appliance.ioc.options import PutOptions, put_options
 from appliance.ioc.putlog import NOTHING, PutLog, Watched
 from appliance.pva import commands as c
 from appliance.pva.credentials import Credentials
 from appliance.pva.selection import leaves
+from appliance.pvdata.pvrequest import truth
 from appliance.pvdata.value import Value
 from appliance.server.access import Rights
 from appliance.server.operation import Operation, Subscription
@@ -91,7 +92,7 @@ class GroupPV(Handler):
         else:
             operation.ready(self.group.type)
             operation.state = (
-                PutOptions(None, block=False, atomic=boolean(operation.options.get("atomic")))
+                PutOptions(None, block=False, atomic=truth(operation.options.get("atomic")))
                 if command == c.CMD_GET
                 else put_options(operation)
             )
@@ -143,7 +144,7 @@ class GroupPV(Handler):
         for member, _, _ in work:
             assert member.channel is not None
             if not self._access.decide(member.channel, operation.peer).write:
-                operation.channel.owner.refused(operation.channel, "write")
+                operation.channel.refused("write")
                 raise AccessDeniedError(f"{member.name}: write access denied by access security")
             if member.channel.put_disabled:
                 raise AccessDeniedError(f"{member.channel.record} refuses puts: its field DISP is set")

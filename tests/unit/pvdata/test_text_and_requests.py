@@ -30,6 +30,7 @@ from appliance.pvdata import (
     select_bits,
 )
 from appliance.pvdata.jsonio import assign_text, to_json, to_plain
+from appliance.pvdata.pvrequest import truth
 
 SCALAR = nt.NTScalar(FLOAT64)
 
@@ -220,3 +221,15 @@ def test_a_scalar_brings_in_no_numpy():
         text=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *((word, True) for word in ("true", "1", "YES", " on ")),
+        *((word, False) for word in ("false", "0", "NO", "off")),
+        *((word, None) for word in ("passive", "", None)),
+    ],
+)
+def test_an_option_that_is_true_or_false_is_read_alike_at_both_ends(text, value):
+    assert truth(text) is value

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from appliance.errors import DecodeError, PVDataError
 
-__all__ = ["Limits", "decode_count", "decode_size", "decode_string", "encode_size", "encode_string"]
+__all__ = ["DecodeLimits", "decode_count", "decode_size", "decode_string", "encode_size", "encode_string"]
 
 Buffer = bytes | bytearray | memoryview
 
 
-class Limits:
+class DecodeLimits:
     """What one peer may make us hold."""
 
     CACHED_TYPES = 16384

@@ -1,4 +1,7 @@
-"""What a leaf of a store may be, and the value that it starts with."""
+"""A store: what its leaves may be, and the values that they start with.
+
+A store is the flat list in which a Value keeps its fields; see docs/architecture.md.
+"""
 
 from __future__ import annotations
 
