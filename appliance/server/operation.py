@@ -179,9 +179,10 @@ class Update:
             self._encoded = (mask, big, body)
             return body
         if type(known) is tuple:
-            if known[0] == mask and known[1] is big:
-                return known[2]
-            known = {(known[0], known[1]): known[2]}
+            known_mask, known_big, body = known
+            if known_mask == mask and known_big is big:
+                return body
+            known = {(known_mask, known_big): body}
             self._encoded = known
         assert isinstance(known, dict)
         body_ = known.get((mask, big))
