@@ -210,16 +210,17 @@ def _run(
     faults = daemon_logging.configure(level=level, fmt="auto" if config is not None else "text")
     for fault in faults:
         _log.warning("%s", fault)
-    status = [EXIT_OK]
+    status = EXIT_OK
 
     async def serve(daemon: Daemon) -> None:
+        nonlocal status
         found = resolve_server() if effective is None else effective
         for warning in found.warnings:
             _log.warning("%s", warning)
-        await _serve(daemon, plan, found.config, status)
+        status = await _serve(daemon, plan, found.config)
 
     with _terminal_kept(plan):
-        return run(serve, name=_NAME) or status[0]
+        return run(serve, name=_NAME) or status
 
 
 def _terminal_kept(plan: Plan) -> AbstractContextManager[None]:
@@ -230,12 +231,13 @@ def _terminal_kept(plan: Plan) -> AbstractContextManager[None]:
     return terminal_kept()
 
 
-async def _serve(daemon: Daemon, plan: Plan, config: ServerConfig, status: list[int]) -> None:
+async def _serve(daemon: Daemon, plan: Plan, config: ServerConfig) -> int:
+    """Serve until the end is wanted; return the exit status that an exit record or the shell asks for."""
     import asyncio
 
     from appliance.ioc import dbcore
-    from appliance.ioc.service import Ioc
-    from appliance.ioc.switches import why_not_served
+    from appliance.ioc.ioc import Ioc
+    from appliance.ioc.qsrv_env import why_not_served
 
     loop = asyncio.get_running_loop()
     if plan.folder:
@@ -244,9 +246,11 @@ async def _serve(daemon: Daemon, plan: Plan, config: ServerConfig, status: list[
         sys.stdout.write("INFO: Secure PVAccess QSRV2 mapping is loaded, permitted, and ENABLED.\n")
         sys.stdout.flush()
     ioc = Ioc(plan, config)
+    status = EXIT_OK
 
     def leave(code: int) -> None:
-        status[0] = code
+        nonlocal status
+        status = code
         loop.call_soon_threadsafe(daemon.stop)
 
     dbcore.register_exit(leave)
@@ -269,13 +273,17 @@ async def _serve(daemon: Daemon, plan: Plan, config: ServerConfig, status: list[
             # A thread of its own that nobody waits for: a shell that waits for a line cannot be told to end.
             threading.Thread(target=_shell, args=(leave,), name="iocsh", daemon=True).start()
         stopping = asyncio.ensure_future(daemon.wait())
-        while not (await asyncio.wait([stopping], timeout=_STATUS_S))[0]:
+        while True:
+            done, _ = await asyncio.wait([stopping], timeout=_STATUS_S)
+            if done:
+                break
             # A keychain that comes or ends opens or closes the TLS port.
             before, told = told, _summary(served, server)
             if told != before:
                 daemon.status(told)
     finally:
         await ioc.stop()
+    return status
 
 
 def _moved(config: ServerConfig, folder: str) -> ServerConfig:
