@@ -1,4 +1,4 @@
-"""A PV whose one value all clients share, and names that are made up as they are asked for."""
+"""A PV whose one value all clients share."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from typing import Any, Final
 
 from appliance.errors import ApplianceError, PVDataError
 from appliance.pva.commands import CMD_GET, CMD_PROCESS, CMD_RPC
-from appliance.pva.credentials import Credentials
 from appliance.pva.selection import leaves
 from appliance.pva.server_operation import PreparedAnswer
 from appliance.pvdata.nt import now_to_time
 from appliance.pvdata.types import BOOL, FLOAT64, STRING, ScalarType, StructType, TypeDesc
 from appliance.pvdata.value import Value
 from appliance.server.operation import Operation, Subscription, Update
-from appliance.server.source import Handler, Source
+from appliance.server.source import Handler
 
-__all__ = ["SharedPV", "WildcardSource"]
+__all__ = ["SharedPV"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -31,11 +30,14 @@ RPCHandler = Callable[["SharedPV", Operation, Value | None], Awaitable[Value | N
 class SharedPV(Handler):
     """A PV with a current value.
 
-    ``on_put(pv, operation, value)`` takes a client's PUT: it posts what it accepts and raises an ApplianceError
-    to refuse; when it returns, the PUT is answered. Without it the PV is read only; ``mailbox`` makes a PV
-    that posts whatever is put. ``on_rpc(pv, operation, argument)`` returns the answer. Both may be coroutine
-    functions. ``on_first`` and ``on_last`` are called when the first channel's first subscription comes and the
-    last goes, so that a value may be acquired only while someone looks.
+    Args:
+        initial: the first value, or its type; without it the PV has neither until `open`.
+        on_put: takes a client's PUT: it posts what it accepts and raises an ApplianceError to refuse. When it returns,
+            the PUT is answered. It may be a coroutine function. Without it the PV is read only; `mailbox` makes a PV
+            that posts whatever is put.
+        on_rpc: returns the answer to a call, or raises an ApplianceError. It may be a coroutine function.
+        on_first: is called when the first subscription comes, so that a value is acquired only while someone looks.
+        on_last: is called when the last subscription has gone.
     """
 
     __slots__ = (
@@ -353,56 +355,3 @@ def _background(operation: Operation, result: Awaitable[Any], answer: Callable[[
     task = asyncio.ensure_future(result)
     _tasks.add(task)
     task.add_done_callback(finished)
-
-
-class WildcardSource(Source):
-    """PVs that come into being when a name that matches a pattern is first opened.
-
-    ``make(name, parts)`` gives the handler, ``parts`` being what the asterisks of ``pattern`` stood for. The
-    handlers are kept, ``max_pvs`` of them at the most: names are chosen by clients.
-    """
-
-    def __init__(
-        self, pattern: str, make: Callable[[str, tuple[str, ...]], Handler | None], *, max_pvs: int = 100_000
-    ) -> None:
-        self.pattern = pattern
-        self.max_pvs = max_pvs
-        self.pvs: dict[str, Handler] = {}
-        self._make = make
-        self._pieces = pattern.split("*")
-
-    def _parts(self, name: str) -> tuple[str, ...] | None:
-        """Match without backtracking: the name is a client's, and must not cost more than its length."""
-        first, *rest = self._pieces
-        if not rest:
-            return () if name == first else None
-        last = rest.pop()
-        if len(name) < len(first) + len(last) or not name.startswith(first) or not name.endswith(last):
-            return None
-        pos = len(first)
-        end = len(name) - len(last)
-        parts = []
-        for piece in rest:
-            found = name.find(piece, pos, end)
-            if found < 0:
-                return None
-            parts.append(name[pos:found])
-            pos = found + len(piece)
-        parts.append(name[pos:end])
-        return tuple(parts)
-
-    def claims(self, name: str, host: str) -> bool:
-        """Whether the name matches."""
-        return self._parts(name) is not None
-
-    def open(self, name: str, peer: Credentials) -> Handler | None:
-        """Give the PV, made now if need be."""
-        handler = self.pvs.get(name)
-        if handler is None:
-            parts = self._parts(name)
-            if parts is None or len(self.pvs) >= self.max_pvs:
-                return None
-            handler = self._make(name, parts)
-            if handler is not None:
-                self.pvs[name] = handler
-        return handler
