@@ -147,7 +147,7 @@ class ServerConnection(Connection[ServerEvent]):
                     prepared = operation.prepared
                     if (
                         prepared is not None
-                        and (tail := prepared.tail) is not None
+                        and (tail := prepared.tail or prepared.make_tail()) is not None
                         and operation.sid == sid
                         and operation.state is idle
                         and self._segments is None

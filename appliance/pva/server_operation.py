@@ -47,6 +47,10 @@ class PreparedAnswer:
     def __init__(self) -> None:
         self.tail: bytes | None = None
 
+    def make_tail(self) -> bytes | None:
+        """Make the octets for one GET where they cannot be kept; None has the handler answer."""
+        return None
+
 
 class OperationOwner(Protocol):
     """What an operation needs of its connection."""

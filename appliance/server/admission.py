@@ -16,14 +16,14 @@ from appliance.pvdata.value import Value
 from appliance.server.roles import Roles
 from appliance.transport.gate import PeerGate
 
-__all__ = ["DEFAULT_TIMINGS", "Entrance", "RefusalLog", "RolesWait", "Timings", "choose_identity"]
+__all__ = ["DEFAULT_TIMINGS", "AdmissionTimings", "Entrance", "RefusalLog", "RolesWait", "choose_identity"]
 
 _MAX_ACCOUNT: Final = 256
 _TOLD_FOR_S: Final = 60.0
 _MAX_TOLD: Final = 1000
 
 
-class Timings(NamedTuple):
+class AdmissionTimings(NamedTuple):
     """How long a server waits for a client that is not let in yet, in seconds."""
 
     handshake_s: float = 10.0
@@ -32,7 +32,7 @@ class Timings(NamedTuple):
     """For its groups; far less than what it takes a client to give up."""
 
 
-DEFAULT_TIMINGS: Final = Timings()
+DEFAULT_TIMINGS: Final = AdmissionTimings()
 
 
 class RefusalLog:
@@ -71,7 +71,7 @@ class Entrance:
 
     __slots__ = ("gate", "refusals", "roles", "timings")
 
-    def __init__(self, gate: PeerGate | None = None, timings: Timings = DEFAULT_TIMINGS) -> None:
+    def __init__(self, gate: PeerGate | None = None, timings: AdmissionTimings = DEFAULT_TIMINGS) -> None:
         self.gate = gate
         self.timings = timings
         self.roles = Roles()

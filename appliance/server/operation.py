@@ -157,8 +157,13 @@ class Operation:
 class Update:
     """One posted change, shared by all subscriptions that it goes to.
 
-    ``store`` is complete and never changes afterwards; ``bits`` (leaf form) are the fields that changed. The
-    octets are made once per mask and byte order and then handed to every subscriber.
+    The octets are made once per mask and byte order and then handed to every subscriber.
+
+    Args:
+        kind: the PV's type.
+        store: the complete value, which never changes afterwards.
+        bits: the fields that changed, in leaf form.
+        overrun: the fields that lost an earlier change to squashing.
     """
 
     __slots__ = ("_encoded", "bits", "kind", "overrun", "store")
@@ -249,11 +254,15 @@ class Subscription(Operation):
             self.channel.dirty(self)
 
     def maker(self, bits: int, code: str) -> Callable[..., bytes] | None:
-        """Give a function that makes the message of an update of ``bits``, for :meth:`send`.
+        """Give a function that makes the messages of a handler which posts the same few numbers again and again.
 
-        For who posts the same few numbers again and again. Its arguments are the values of those fields, whose types
-        ``code`` names as the module ``struct`` does. None when the client has not asked for all of them, or
-        when its messages leave in segments; everything is to be posted then.
+        Args:
+            bits: the fields, in leaf form.
+            code: their types, as the module ``struct`` names them.
+
+        Returns:
+            A function that takes the fields' values and gives a message for `send`. None where the client has not
+            asked for all of them, or its messages leave in segments: then everything is to be posted.
         """
         wire = self.wire
         assert wire.type is not None
@@ -268,9 +277,10 @@ class Subscription(Operation):
         return partial(_packed(len(head), code, big).pack, head)
 
     def send(self, message: bytes) -> bool:
-        """Send what :meth:`maker` made, at once; False when something is in the way, and it has to be posted.
+        """Send what `maker` made, at once, where nothing else waits to be sent.
 
-        What waits goes first: this only sends while nothing does.
+        Returns:
+            Whether it was sent; if not, it has to be posted.
         """
         channel = self.channel
         stream = channel.stream

@@ -15,7 +15,7 @@ from appliance.pva.limits import DEFAULT_LIMITS, Limits
 from appliance.pva.search import GUID_SIZE, Beacon, SearchRequest, SearchResponse
 from appliance.pvdata.pace import breathe
 from appliance.server.access import AccessControl, AccessPolicy
-from appliance.server.admission import DEFAULT_TIMINGS, Entrance, Timings
+from appliance.server.admission import DEFAULT_TIMINGS, AdmissionTimings, Entrance
 from appliance.server.announce import Announcer
 from appliance.server.builtin import BuiltinSource
 from appliance.server.end import ServerEnd
@@ -83,7 +83,7 @@ class Server:
         max_connections: int = 4096,
         quota: Quota = DEFAULT_QUOTA,
         guid: bytes | None = None,
-        timings: Timings = DEFAULT_TIMINGS,
+        timings: AdmissionTimings = DEFAULT_TIMINGS,
     ) -> None:
         if config is None:
             config = resolve_server().config

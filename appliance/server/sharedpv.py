@@ -30,11 +30,14 @@ RPCHandler = Callable[["SharedPV", Operation, Value | None], Awaitable[Value | N
 class SharedPV(Handler):
     """A PV with a current value.
 
-    ``on_put(pv, operation, value)`` takes a client's PUT: it posts what it accepts and raises an ApplianceError
-    to refuse; when it returns, the PUT is answered. Without it the PV is read only; ``mailbox`` makes a PV
-    that posts whatever is put. ``on_rpc(pv, operation, argument)`` returns the answer. Both may be coroutine
-    functions. ``on_first`` and ``on_last`` are called when the first channel's first subscription comes and the
-    last goes, so that a value may be acquired only while someone looks.
+    Args:
+        initial: the first value, or its type; without it the PV has neither until `open`.
+        on_put: takes a client's PUT: it posts what it accepts and raises an ApplianceError to refuse. When it returns,
+            the PUT is answered. It may be a coroutine function. Without it the PV is read only; `mailbox` makes a PV
+            that posts whatever is put.
+        on_rpc: returns the answer to a call, or raises an ApplianceError. It may be a coroutine function.
+        on_first: is called when the first subscription comes, so that a value is acquired only while someone looks.
+        on_last: is called when the last subscription has gone.
     """
 
     __slots__ = (

@@ -69,7 +69,19 @@ class Origin(NamedTuple):
 
 
 class UDPPort:
-    """One UDP socket, of IPv4 or IPv6 as its address is. ``on_message(message, origin)`` is called for each message of each datagram."""
+    """One UDP socket, of IPv4 or IPv6 as its address is.
+
+    Args:
+        on_message: is called with each message of each datagram, and where it came from.
+        port: the port; 0 takes a free one.
+        shared: whether other sockets of the host may use the same port, and get the unicast searches that come here.
+        address: the address to listen on.
+        groups: pairs of a multicast group to join and the name or address of the interface to join it on.
+        forwarder: the socket that hands unicast searches on, where that is not this one.
+
+    Raises:
+        TransportError: the port cannot be bound, or a group cannot be joined.
+    """
 
     __slots__ = (
         "_forwarder",
@@ -95,12 +107,7 @@ class UDPPort:
         groups: tuple[tuple[str, str], ...] = (),
         forwarder: UDPPort | None = None,
     ) -> None:
-        """Open the socket; needs a running event loop.
-
-        ``shared`` lets other sockets of the host use the same port and forwards unicast searches to them, by
-        ``forwarder`` if that is not itself; ``groups`` are pairs of a multicast group to join and the name or address
-        of the interface to join it on. Raises TransportError when the port cannot be bound.
-        """
+        """Open the socket; needs a running event loop."""
         self.is_ipv6 = ":" in address
         self._forwarder = forwarder
         self._on_message = on_message

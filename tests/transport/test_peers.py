@@ -18,7 +18,7 @@ from appliance.pva.search import SearchResponse
 from appliance.pvdata import FLOAT64, INT64, STRING, StructType, Value
 from appliance.pvdata.nt import NTScalar
 from appliance.server import SharedPV
-from appliance.server.admission import Timings
+from appliance.server.admission import AdmissionTimings
 from appliance.server.peer import Peer
 from appliance.server.roles import Roles
 from appliance.tls.context import client_context, server_context
@@ -70,7 +70,10 @@ async def test_channels_asked_for_before_the_verdict_are_created_after_it_howeve
 
 async def test_a_client_that_leaves_before_the_verdict_is_forgotten() -> None:
     directory = Directory()
-    async with served({"pv": double(1.0)}, timings=Timings(roles_s=0.2)) as server, asyncio.timeout(20):
+    async with (
+        served({"pv": double(1.0)}, timings=AdmissionTimings(roles_s=0.2)) as server,
+        asyncio.timeout(20),
+    ):
         server.entrance.roles = Roles(directory)
         _, writer = await asyncio.open_connection("127.0.0.1", server.tcp_port)
         writer.write(CHOICE + create(1))

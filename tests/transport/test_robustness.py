@@ -25,7 +25,7 @@ from appliance.pvdata.nt import NTScalarArray
 from appliance.pvdata.types import FLOAT64
 from appliance.pvdata.value import Value
 from appliance.server import Server, SharedPV
-from appliance.server.admission import Timings
+from appliance.server.admission import AdmissionTimings
 from appliance.server.peer import Peer
 from appliance.tls.context import server_context
 from tests.helpers.live import until
@@ -224,7 +224,7 @@ async def test_garbage_of_every_kind_leaves_the_server_serving() -> None:
 
 async def test_clients_that_never_finish_their_handshake_are_cut_off() -> None:
     context = server_context(site().server, require_client_cert=False)
-    timings = Timings(handshake_s=0.3)
+    timings = AdmissionTimings(handshake_s=0.3)
     async with served({"r:pv": double()}, tls=context, timings=timings) as server:
         ports = (server.tcp_port, server.tls_port) * 3
         lorises = [await asyncio.open_connection("127.0.0.1", port) for port in ports]

@@ -12,7 +12,7 @@ from appliance.errors import AccessDeniedError
 from appliance.pva.credentials import Credentials
 from appliance.server import roles as roles_module
 from appliance.server.access import ALL_RIGHTS, NO_RIGHTS, Rights
-from appliance.server.admission import Timings
+from appliance.server.admission import AdmissionTimings
 from appliance.server.roles import Roles
 from tests.helpers.live import until
 from tests.helpers.ours import client_of, double, served
@@ -64,7 +64,7 @@ async def test_a_directory_that_takes_too_long_gives_no_role_until_it_answers(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     directory = Directory("operators")
-    timings = Timings(roles_s=0.05)
+    timings = AdmissionTimings(roles_s=0.05)
     async with served({"pv": double(1.0)}, policy=Operators(), timings=timings) as server:
         server.entrance.roles = Roles(directory)
         async with client_of(server) as ctx:

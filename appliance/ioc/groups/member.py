@@ -20,7 +20,7 @@ _META_MAPPING = NTMapping(STRING, is_enum=False)
 
 
 class Member:
-    """See the module's text. The channel is open until :meth:`close`."""
+    """One mapping of a group; its channel is open until :meth:`close`."""
 
     __slots__ = (
         "_any",

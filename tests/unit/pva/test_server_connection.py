@@ -510,6 +510,24 @@ def test_a_cancelled_get_is_answered_at_once_again_while_its_answer_is_prepared(
     assert take(connection) == frame(c.CMD_GET, u32(1) + b"\0" + VALUE, server=True)
 
 
+def test_an_answer_that_cannot_be_kept_is_made_for_each_get_and_the_handler_asked_where_it_cannot_be_made():
+    class Live(PreparedAnswer):
+        __slots__ = ("made",)
+
+        def make_tail(self):
+            return self.made.pop(0)
+
+    connection = opened()
+    operation = ready(connection, c.CMD_GET)
+    live = operation.prepared = Live()
+    live.made = [b"\xff\x01", b"\xff\x02", None]
+    assert feed(connection, op(c.CMD_GET, 1, 0) * 2) == []
+    answers = [frame(c.CMD_GET, u32(1) + b"\0" + made, server=True) for made in (b"\xff\x01", b"\xff\x02")]
+    assert take(connection) == b"".join(answers)
+    assert [event.operation for event in feed(connection, op(c.CMD_GET, 1, 0))] == [operation]
+    assert live.made == []
+
+
 @pytest.mark.parametrize(
     ("size", "pipeline", "taken", "warned"),
     [

@@ -46,17 +46,12 @@ _SCALARS: Final[dict[int, Any]] = {
 
 
 class InitHook(IntEnum):
-    """initHooks.h: the states that a server cares about, in the order of iocInit."""
+    """initHooks.h: the states of iocInit at which this IOC does something, in their order."""
 
     AT_IOC_BUILD = 0
     AFTER_INIT_DEVICE_SUPPORT = 6
     AFTER_INIT_DATABASE = 7
-    AFTER_IOC_BUILT = 12
-    AT_IOC_RUN = 13
     AFTER_IOC_RUNNING = 16
-    AT_IOC_PAUSE = 17
-    AFTER_IOC_PAUSED = 20
-    AT_SHUTDOWN = 21
 
 
 class RecordView:
@@ -184,6 +179,10 @@ def register_exit(function: Callable[[int], None]) -> None:
     register_function("exit", leave)
 
 
+# Functions of soft device support (devSup.h): how many there are, and the places of those that are made here.
+_FUNCTIONS, _INIT_RECORD, _PROCESS = 5, 2, 4
+
+
 def register_device(
     symbol: str,
     process: Callable[[RecordView], int | None],
@@ -196,12 +195,12 @@ def register_device(
     """
 
     class Table(ctypes.Structure):
-        _fields_ = (("number", c_long), ("functions", c_void_p * 5))
+        _fields_ = (("number", c_long), ("functions", c_void_p * _FUNCTIONS))
 
-    table = Table(5)
+    table = Table(_FUNCTIONS)
     if init_record is not None:
-        table.functions[2] = ctypes.cast(_guarded(symbol, init_record), c_void_p).value
-    table.functions[4] = ctypes.cast(_guarded(symbol, process), c_void_p).value
+        table.functions[_INIT_RECORD] = ctypes.cast(_guarded(symbol, init_record), c_void_p).value
+    table.functions[_PROCESS] = ctypes.cast(_guarded(symbol, process), c_void_p).value
     name = ctypes.create_string_buffer(symbol.encode())
     keep(table, name)
     _c.registryDeviceSupportAdd(ctypes.cast(name, c_char_p), ctypes.addressof(table))

@@ -6,134 +6,113 @@ Source: behaviour of pvxs ``ioc/singlesource.cpp``; pvxs documentation ``ioc.rst
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from appliance.errors import ApplianceError, OperationError
 from appliance.ioc import dbcore
-from appliance.ioc.answers import LiveAnswer, live_answer
-from appliance.ioc.dbcore import DBChannel, Properties, Reading, WholeReader, can_read_whole
-from appliance.ioc.feed import DEFAULT_EVENTS, EventStream, Feed, event_mask, property_subscription
-from appliance.ioc.mapping import NTMapping, nt_mapping, tag_mask
-from appliance.ioc.numberfeed import NumberFeed
+from appliance.ioc.access import FieldAccess
+from appliance.ioc.dbcore import DBE_PROPERTY, DBChannel
+from appliance.ioc.event_stream import EventStream
+from appliance.ioc.feed import DEFAULT_EVENTS, Feed, PropertySink, event_mask
+from appliance.ioc.number_feed import NumberFeed
 from appliance.ioc.options import PutOptions, put_options
-from appliance.ioc.putlog import NOTHING
+from appliance.ioc.prepared import LiveAnswer
+from appliance.ioc.putlog import NOTHING, PutLog, Watched
+from appliance.ioc.record import Record
 from appliance.pva import commands as c
 from appliance.pva.credentials import Credentials
 from appliance.pva.selection import leaves
 from appliance.pvdata.pvrequest import request_options
-from appliance.pvdata.store import new_store
 from appliance.pvdata.value import Value
+from appliance.server.access import Rights
 from appliance.server.channel import Channel
 from appliance.server.operation import Operation, Subscription
-from appliance.server.source import Handler, Source
+from appliance.server.source import Handler
 
-if TYPE_CHECKING:
-    from appliance.ioc.access import IocAccess
-    from appliance.ioc.putlog import PutLog, Watched
-
-__all__ = ["RecordPV", "RecordSource"]
+__all__ = ["RecordPV"]
 
 
 class RecordPV(Handler):
-    """One field of one record, for all clients that use the same name for it."""
+    """One field of one record, for all clients that use the same name for it.
+
+    Args:
+        record: the field, which this PV closes.
+        stream: where its events come from.
+        access: judges who may do what with it.
+        put_log: told of puts.
+        closed: called when its last user is gone.
+
+    """
 
     __slots__ = (
+        "_access",
         "_answers",
-        "_init_bits",
+        "_closed",
+        "_feeds",
         "_properties",
-        "_template",
+        "_put_log",
+        "_stream",
         "_users",
-        "channel",
-        "feeds",
-        "mapping",
-        "name",
-        "source",
-        "stream",
-        "tag_bits",
-        "whole",
+        "record",
     )
 
-    def __init__(self, source: RecordSource, name: str) -> None:
-        self.source = source
-        self.stream = source.stream
-        self.name = name
-        self.channel = channel = DBChannel(name)
-        try:
-            self.mapping: NTMapping = nt_mapping(channel)
-            self.tag_bits = tag_mask(channel)
-            self._template = new_store(self.mapping.type)
-            self._init_bits = self.mapping.initialize(self._template, 0, channel)
-            self.whole = WholeReader(channel) if can_read_whole(channel) else None
-        except BaseException:
-            channel.close()
-            raise
-        self.feeds: dict[int, Feed] = {}
-        self._properties: dbcore.Subscription | None = None
+    def __init__(
+        self,
+        record: Record,
+        stream: EventStream,
+        access: FieldAccess,
+        put_log: PutLog,
+        closed: Callable[[RecordPV], None],
+    ) -> None:
+        self.record = record
+        self._stream = stream
+        self._access = access
+        self._put_log = put_log
+        self._closed = closed
+        self._feeds: dict[int, Feed] = {}
+        self._properties: dbcore.EventSubscription | None = None
         self._answers: dict[tuple[int, bool], LiveAnswer] = {}
         self._users = 0
 
-    @property
-    def static_bits(self) -> int:
-        """What is set once and for all."""
-        return self._init_bits
+    # -- access security -----------------------------------------------------------------------------
 
-    def empty_store(self) -> list[Any]:
-        """A store with nothing but that."""
-        return self._template.copy()
+    def channels(self) -> Sequence[DBChannel]:
+        """Return the one field that it shows."""
+        return (self.record.channel,)
+
+    def rights(self, peer: Credentials) -> Rights:
+        """Judge what a client may do."""
+        return self._access.rights(self.record.channel, peer)
 
     # -- life ----------------------------------------------------------------------------------------
 
     def hold(self) -> None:
-        """Somebody uses it: keep the channel open."""
+        """Keep the record open for one more user."""
         self._users += 1
 
     def release(self) -> None:
-        """The other end of :meth:`hold`; the last one closes the channel."""
+        """Undo one :meth:`hold`; the last one closes the record."""
         self._users -= 1
         if self._users <= 0:
             self.close()
 
     def close(self) -> None:
-        """Give the database's channel back."""
-        self.source.forget(self)
-        for feed in list(self.feeds.values()):
+        """Give the record back."""
+        self._closed(self)
+        for feed in list(self._feeds.values()):
             feed.close()
-        self.feeds.clear()
+        self._feeds.clear()
         if self._properties is not None:
             self._properties.cancel()
             self._properties = None
-        self.channel.close()
+        self.record.close()
 
     def detached(self, channel: Channel) -> None:
-        """A client closed its channel."""
+        """Release the record: a client closed its channel."""
         self.release()
 
     # -- reading -------------------------------------------------------------------------------------
-
-    def read(self) -> tuple[list[Any], int, Reading]:
-        """Read everything: a store of its own, the bits of what is set, and the reading."""
-        channel = self.channel
-        properties: Properties
-        if self.whole is not None:
-            raw = self.whole.read()
-            reading = self.whole.reading(raw)
-            properties = self.whole.properties(raw[5], raw[9], self.whole.description.value)
-        elif channel.is_array or channel.elements > 1:
-            # Apart, so that scan threads need not wait while an array is copied twice.
-            reading = channel.get()
-            properties = channel.properties()
-        else:
-            with channel.locked():
-                reading = channel.get_locked()
-                properties = channel.properties_locked()
-        mapping = self.mapping
-        store = self._template.copy()
-        bits = self._init_bits | mapping.set_properties(store, 0, properties)
-        bits |= mapping.set_alarm(store, 0, reading)
-        bits |= mapping.set_time(store, 0, reading)
-        bits |= mapping.set_value(store, 0, reading.value)
-        return store, bits, reading
 
     def init(self, operation: Operation) -> None:
         """Accept GET, PUT, PUT_GET and PROCESS."""
@@ -143,7 +122,7 @@ class RecordPV(Handler):
         elif command == c.CMD_PROCESS:
             operation.ready()
         else:
-            operation.ready(self.mapping.type)
+            operation.ready(self.record.mapping.type)
             if command == c.CMD_GET:
                 self._prepare(operation)
             else:
@@ -152,33 +131,34 @@ class RecordPV(Handler):
     def _prepare(self, operation: Operation) -> None:
         """Let GETs be answered while they are parsed."""
         wire = operation.wire
-        if self.whole is None or not operation.alive:
+        if self.record.reader is None or not operation.alive:
             return
         key = (wire.mask, wire.connection.big)
         answer = self._answers.get(key)
         if answer is None:
-            answer = self._answers[key] = live_answer(self, wire.mask, big=wire.connection.big)
+            answer = self._answers[key] = LiveAnswer(self.record, wire.mask, big=wire.connection.big)
         wire.prepared = answer
 
     def get(self, operation: Operation) -> None:
         """Answer from the record."""
+        record = self.record
         wire = operation.wire
-        if operation.command == c.CMD_GET and self.whole is not None and operation.channel.rights.read:
+        if operation.command == c.CMD_GET and record.reader is not None and operation.channel.rights.read:
             if wire.prepared is None:
                 self._prepare(operation)
-            tail = wire.prepared.tail if wire.prepared is not None else None
+            tail = wire.prepared.make_tail() if wire.prepared is not None else None
             if tail is not None:
                 wire.reply_tail_once(tail)
                 operation.channel.stream.schedule_flush()
                 return
-        store, bits, reading = self.read()
-        if self.tag_bits:
-            self.mapping.set_time(store, 0, reading, self.tag_bits)
+        store, bits, reading = record.read()
+        if record.tag_bits:
+            record.mapping.set_time(store, 0, reading, record.tag_bits)
         operation.reply_store(store, bits)
 
     def introspect(self, operation: Operation, field: str) -> None:
         """Tell the type of the value or of a field."""
-        kind = self.mapping.type
+        kind = self.record.mapping.type
         if field in kind.offsets:
             operation.reply_field(kind.leaf_types[kind.offsets[field]])
         else:
@@ -196,7 +176,7 @@ class RecordPV(Handler):
 
     def _put(self, operation: Operation, value: Value, *, then_get: bool) -> None:
         options: PutOptions = operation.state
-        mapping = self.mapping
+        mapping = self.record.mapping
         written = leaves(mapping.type, value.changed)
         has_value = bool(written & mapping.value_bits)
         if not has_value and mapping.is_enum and written >> mapping.choices & 1:
@@ -207,7 +187,7 @@ class RecordPV(Handler):
             self._put_and_wait(operation, new, then_get=then_get)
             return
         if has_value:
-            self.channel.put(new, options.process, watch=self._watch(operation, new))
+            self.record.channel.put(new, options.process, watch=self._watch(operation, new))
         elif options.process is not False:
             self._process(operation)
         if then_get:
@@ -216,11 +196,10 @@ class RecordPV(Handler):
             operation.done()
 
     def _watch(self, operation: Operation, new: Any) -> Watched | None:
-        log = self.source.put_log
-        return log.concerns(operation, self.channel, new) if log is not None else None
+        return self._put_log.concerns(operation, self.record.channel, new)
 
     def _process(self, operation: Operation) -> None:
-        channel = self.channel
+        channel = self.record.channel
         watch = self._watch(operation, NOTHING)
         try:
             if channel.put_disabled:
@@ -242,7 +221,7 @@ class RecordPV(Handler):
     def _put_and_wait(self, operation: Operation, new: Any, *, then_get: bool) -> None:
         loop = asyncio.get_running_loop()
         options: PutOptions = operation.state
-        channel = self.channel
+        channel = self.record.channel
         watch = self._watch(operation, new)
         self.hold()
 
@@ -279,7 +258,7 @@ class RecordPV(Handler):
             self.release()
 
     def closed(self, operation: Operation) -> None:
-        """Likewise."""
+        """Stop waiting for processing."""
         self.cancelled(operation)
 
     # -- monitors ------------------------------------------------------------------------------------
@@ -290,7 +269,7 @@ class RecordPV(Handler):
         if complaint:
             subscription.warn(complaint)
         subscription.state = mask
-        subscription.ready(self.mapping.type)
+        subscription.ready(self.record.mapping.type)
 
     def flow(self, subscription: Subscription) -> None:
         """Let events come while the client wants them; each start brings everything once."""
@@ -298,70 +277,33 @@ class RecordPV(Handler):
             self.unsubscribe(subscription)
             return
         mask = subscription.state
-        feed = self.feeds.get(mask)
+        feed = self._feeds.get(mask)
         if feed is None:
-            is_number = mask == DEFAULT_EVENTS and dbcore.can_view(self.channel)
-            feed = self.feeds[mask] = NumberFeed(self) if is_number else Feed(self, mask)
+            feed = self._feeds[mask] = self._feed(mask)
             if self._properties is None and not feed.SEES_PROPERTIES:
-                self._properties = property_subscription(self)
+                self._properties = self._stream.hub.subscribe(
+                    self.record.channel, DBE_PROPERTY, PropertySink(self.record, self._feeds)
+                )
         if subscription not in feed.subscriptions:
             feed.join(subscription)
 
+    def _feed(self, mask: int) -> Feed:
+        if mask == DEFAULT_EVENTS and dbcore.can_view_number(self.record.channel):
+            return NumberFeed(self.record, self._stream)
+        return Feed(self.record, self._stream, mask)
+
     def unsubscribe(self, subscription: Subscription) -> None:
         """Forget the client; the last one ends the events."""
-        feed = self.feeds.get(subscription.state)
+        feed = self._feeds.get(subscription.state)
         if feed is None:
             return
         feed.leave(subscription)
         if not feed.subscriptions:
             feed.close()
-            del self.feeds[feed.mask]
-            if not self.feeds and self._properties is not None:
+            del self._feeds[feed.mask]
+            if not self._feeds and self._properties is not None:
                 self._properties.cancel()
                 self._properties = None
 
     def __repr__(self) -> str:
-        return f"<RecordPV {self.name}>"
-
-
-class RecordSource(Source):
-    """All records of the database, their aliases and fields."""
-
-    def __init__(self, stream: EventStream) -> None:
-        self.stream = stream
-        self.pvs: dict[str, RecordPV] = {}
-        """Those that clients have open, by the name that they use."""
-        self.put_log: PutLog | None = None
-        self.access: IocAccess | None = None
-
-    def claims(self, name: str, host: str) -> bool:
-        """Whether there is such a record and field."""
-        return name in self.pvs or dbcore.exists(name)
-
-    def open(self, name: str, peer: Credentials) -> Handler | None:
-        """Give the PV; raises OperationError for a name with a filter that EPICS does not understand."""
-        pv = self.pvs.get(name)
-        if pv is None:
-            if not dbcore.exists(name):
-                return None
-            pv = self.pvs[name] = RecordPV(self, name)
-            if self.access is not None and self.access.is_restricted:
-                self.access.watch(pv)
-        pv.hold()
-        return pv
-
-    def forget(self, pv: RecordPV) -> None:
-        """The PV is being closed."""
-        if self.pvs.get(pv.name) is pv:
-            del self.pvs[pv.name]
-            if self.access is not None:
-                self.access.unwatch(pv)
-
-    def names(self) -> Iterable[str]:
-        """Records and aliases."""
-        return [record.name for record in dbcore.records()]
-
-    def close(self) -> None:
-        """Close what clients have left open; the server must have stopped."""
-        for pv in list(self.pvs.values()):
-            pv.close()
+        return f"<RecordPV {self.record.channel.name}>"

@@ -46,7 +46,7 @@ def escaped(text: str) -> str:
 
 
 def unescaped(text: str) -> str:
-    """Read it back; octets beyond ASCII that are escaped become text again as UTF-8."""
+    """Undo :func:`escaped`; octets beyond ASCII that are escaped become text again as UTF-8."""
     if "\\" not in text:
         return text
     out = bytearray()

@@ -136,7 +136,7 @@ class ExternalInputs:
                 pauses.cancel()
 
     async def close(self) -> None:
-        """Stop."""
+        """Follow nothing any more, and close the client."""
         tasks: list[asyncio.Task[Any]] = list(self._tasks.values())
         if self._opening is not None:
             tasks.append(self._opening)

@@ -21,7 +21,7 @@ _NAME: Final = "qsrv2"
 
 
 def why_not_served(*, report: bool = False) -> str:
-    """Which variable forbids to serve records over PVAccess; empty where none does. ``report`` logs a bad value."""
+    """Return which variable forbids to serve records over PVAccess; empty where none does. ``report`` logs a bad value."""
     ignored = dbcore.environment_value(_IGNORE_SERVERS) or ""
     if _NAME in ignored.split():
         return f"{_IGNORE_SERVERS}={ignored}"

@@ -8,11 +8,12 @@ last time: properties and alarm are only serialised when they differ.
 from __future__ import annotations
 
 from struct import Struct
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from appliance.errors import ApplianceError
-from appliance.ioc.dbcore import Reading
+from appliance.ioc.dbcore import RawProperties, Reading
 from appliance.ioc.mapping import EPOCH_S, user_tag
+from appliance.ioc.record import Record
 from appliance.pva.selection import encode_answer, wire_bits
 from appliance.pva.server_operation import PreparedAnswer
 from appliance.pva.status import OK_BYTES
@@ -20,17 +21,21 @@ from appliance.pvdata.bitset import encode_bitset
 from appliance.pvdata.codec import codec
 from appliance.pvdata.types import ScalarType
 
-if TYPE_CHECKING:
-    from appliance.ioc.single import RecordPV
-
-__all__ = ["LiveAnswer", "live_answer"]
+__all__ = ["LiveAnswer"]
 
 _TIME: Final = (Struct("<qii"), Struct(">qii"))
 _MAX_ALARMS: Final = 16
 
 
 class LiveAnswer(PreparedAnswer):
-    """The answer of one record for one selection of fields and byte order, made anew each time it is asked for."""
+    """The answer of one record for one selection of fields and byte order, made anew each time it is asked for.
+
+    Args:
+        record: a plain number: one that has a ``reader``.
+        mask: the selected fields, in leaf form.
+        big: whether the client's byte order is big-endian.
+
+    """
 
     __slots__ = (
         "_alarm",
@@ -49,17 +54,18 @@ class LiveAnswer(PreparedAnswer):
         "_read",
         "_store",
         "big",
-        "pv",
+        "record",
     )
 
-    def __init__(self, pv: RecordPV, mask: int, *, big: bool) -> None:
-        self.pv = pv
+    def __init__(self, record: Record, mask: int, *, big: bool) -> None:
+        super().__init__()
+        self.record = record
         self.big = big
-        assert pv.whole is not None
-        self._read = pv.whole.read
-        self._description = pv.whole.description
+        assert record.reader is not None
+        self._read = record.reader.read
+        self._description = record.reader.description
         self._mask = mask
-        mapping = pv.mapping
+        mapping = record.mapping
         needed = mapping.value_bits | mapping.alarm_bits | mapping.time_bits
         self._is_fast = mask & needed == needed
         kind = mapping.type.leaf_types[mapping.value]
@@ -74,9 +80,8 @@ class LiveAnswer(PreparedAnswer):
         self._raw_alarm: Any = None
         self._alarms: dict[Any, bytes] = {}
 
-    @property
-    def tail(self) -> bytes | None:  # type: ignore[override]
-        """The octets; None when EPICS cannot read the record, and then the long way tells why."""
+    def make_tail(self) -> bytes | None:
+        """Read the record and make the octets; None when EPICS cannot read it, and then the long way tells why."""
         try:
             status, severity, _, _, message, front, seconds, nanoseconds, tag, back, value = self._read()
         except ApplianceError:
@@ -84,8 +89,8 @@ class LiveAnswer(PreparedAnswer):
         description = self._description.value
         if (front, description) != self._front or back != self._back:
             self._take_properties(front, back, description)
-        if self.pv.tag_bits:
-            tag = nanoseconds & self.pv.tag_bits
+        if self.record.tag_bits:
+            tag = nanoseconds & self.record.tag_bits
             nanoseconds -= tag
         elif tag > 0x7FFFFFFF:
             tag = user_tag(tag)
@@ -102,7 +107,7 @@ class LiveAnswer(PreparedAnswer):
                     self._end,
                 )
             )
-        mapping = self.pv.mapping
+        mapping = self.record.mapping
         store = self._store
         store[mapping.value] = value
         at = mapping.meta + 4
@@ -113,12 +118,12 @@ class LiveAnswer(PreparedAnswer):
 
     def _take_properties(self, front: bytes, back: bytes, description: bytes) -> None:
         """Serialise what comes before the value and after the time stamp."""
-        pv = self.pv
-        mapping = pv.mapping
-        assert pv.whole is not None
-        properties = pv.whole.properties(front, back, description)
-        store = pv.empty_store()
-        bits = pv.static_bits | mapping.set_properties(store, 0, properties)
+        record = self.record
+        mapping = record.mapping
+        assert record.reader is not None
+        properties = record.reader.properties(RawProperties(front, back, description))
+        store = record.empty_store()
+        bits = record.static_bits | mapping.set_properties(store, 0, properties)
         bits |= mapping.value_bits | mapping.alarm_bits | mapping.time_bits
         self._store = store
         self._bits = bits
@@ -137,7 +142,7 @@ class LiveAnswer(PreparedAnswer):
     def _take_alarm(self, alarm: tuple[int, int, bytes]) -> None:
         """Serialise what lies between the value and the time stamp: the choices of an enum, and the alarm."""
         if not self._is_fast or (known := self._alarms.get(alarm)) is None:
-            mapping = self.pv.mapping
+            mapping = self.record.mapping
             status, severity, raw = alarm
             message = raw.partition(b"\0")[0].decode("utf-8", "surrogateescape")
             reading = Reading(0, status, severity, message, 0, 0, 0)
@@ -151,8 +156,3 @@ class LiveAnswer(PreparedAnswer):
             self._alarms[alarm] = known
         self._alarm = known
         self._raw_alarm = alarm
-
-
-def live_answer(pv: RecordPV, mask: int, *, big: bool) -> LiveAnswer:
-    """Make the answer of ``pv`` for a selection in leaf form."""
-    return LiveAnswer(pv, mask, big=big)

@@ -16,16 +16,16 @@ from typing import Any, Final
 
 from appliance.errors import OperationError
 from appliance.ioc.dbcore import _c
-from appliance.ioc.dbcore.channel import DBChannel, Reading
+from appliance.ioc.dbcore.channel import DBChannel
 from appliance.ioc.dbcore.many import _MANY, ManyLock
+from appliance.ioc.dbcore.number_read import can_read_number
+from appliance.ioc.dbcore.reading import Reading
 from appliance.ioc.dbcore.records import common_place, fields_of
-from appliance.ioc.dbcore.whole import can_read_whole
 
 _MESSAGE_SIZE: Final = 40
 _SEVERITY_AT: Final = 2
 _MESSAGE_AT: Final = 4
 _ALARM_SIZE: Final = _MESSAGE_AT + _MESSAGE_SIZE
-_STAMP_SIZE: Final = 8
 _NEAR: Final = 8
 """Octets between two properties that are taken along: alignment, mostly."""
 
@@ -40,7 +40,7 @@ class NumberView:
     the record is locked and the channel is open.
 
     Raises:
-        OperationError: the channel is something else, see :func:`can_view`.
+        OperationError: the channel is something else, see :func:`can_view_number`.
 
     """
 
@@ -62,12 +62,12 @@ class NumberView:
             return self.read(), self.properties()
 
 
-def can_view(channel: DBChannel) -> bool:
+def can_view_number(channel: DBChannel) -> bool:
     """Whether :class:`NumberView` can: a value field with one number in the record's own memory, no filters."""
     return _layout_of(channel) is not None
 
 
-def look_at(views: Sequence[NumberView]) -> list[tuple[RawNumber, tuple[bytes, ...]]]:
+def view_numbers(views: Sequence[NumberView]) -> list[tuple[RawNumber, tuple[bytes, ...]]]:
     """Read many, with one release of the GIL per thousand."""
     found: list[tuple[RawNumber, tuple[bytes, ...]]] = []
     for start in range(0, len(views), _MANY):
@@ -93,7 +93,7 @@ _TWO: Final = struct.Struct("=HH")
 
 
 def _layout_of(channel: DBChannel) -> tuple[struct.Struct, struct.Struct, int] | None:
-    if not channel.is_value_field or not can_read_whole(channel):
+    if not channel.is_value_field or not can_read_number(channel):
         return None
     return _layout(channel.record_type, channel.field, channel.final_type)
 

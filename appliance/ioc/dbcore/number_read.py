@@ -9,42 +9,42 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from appliance.errors import OperationError
 from appliance.ioc.dbcore import _c
-from appliance.ioc.dbcore.channel import (
-    _CONTROL,
-    _EPOCH_S,
-    _MAX_CHOICES,
-    _META,
-    _NO_LOG,
-    _PROPERTIES,
-    _SHORT,
-    AlarmLimits,
-    DBChannel,
-    Limits,
-    Properties,
-    Reading,
-)
+from appliance.ioc.dbcore.channel import DBChannel
+from appliance.ioc.dbcore.dbr import CODES, CONTROL, MAX_CHOICES, META, NO_LOG, PROPERTIES
+from appliance.ioc.dbcore.reading import AlarmLimits, Properties, Range, Reading
 from appliance.ioc.dbcore.records import common_field
 from appliance.ioc.dbcore.words import status_text
 
 _UNITS: Final = 16
 _PRECISION: Final = struct.Struct("=q")
-_CHOICES_SIZE: Final = _MAX_CHOICES * _c.MAX_STRING_SIZE
+_CHOICES_SIZE: Final = MAX_CHOICES * _c.MAX_STRING_SIZE
 _NUMBER: Final = struct.Struct("=I")
 _TWO: Final = struct.Struct("=2d")
 _FOUR: Final = struct.Struct("=4d")
 _get: Final = _c.dbChannelGetFieldFast
 
 
-class WholeReader:
-    """Reads a channel of one number (or enum) as a whole; see the module's text.
+class RawProperties(NamedTuple):
+    """Properties as EPICS has them, to be compared with earlier ones; :meth:`NumberReader.properties` reads them."""
+
+    #: units and precision
+    front: bytes
+    #: choices and limits
+    back: bytes
+    #: the record's DESC, which may have no end
+    description: bytes
+
+
+class NumberReader:
+    """Reads value, alarm, time and properties of one number (or enum) in one call.
 
     ``read()`` returns ``(status, severity, acks, ackt, message, front, seconds, nanoseconds, tag, back, value)`` as
     EPICS has them: seconds since 1990, the message as 40 octets. ``front``, ``back`` and ``description.value`` are
-    the properties in raw form, for :meth:`properties`.
+    the parts of :class:`RawProperties`. It is a bare tuple for the sake of GETs, which are answered from it.
 
     Raises:
         OperationError: the channel has no plain number: an array, a string, or filters.
@@ -63,20 +63,20 @@ class WholeReader:
     )
 
     def __init__(self, channel: DBChannel) -> None:
-        if not can_read_whole(channel):
+        if not can_read_number(channel):
             raise OperationError(f"{channel.name} is no plain number")
         self._channel = channel
         self._buffer = ctypes.create_string_buffer(2048)
-        self._control = ctypes.create_string_buffer(_CONTROL.size)
+        self._control = ctypes.create_string_buffer(CONTROL.size)
         control = ctypes.addressof(self._control)
         self._options = ctypes.c_long.from_buffer(self._control)
         self._arguments = (
             ctypes.c_void_p(channel.address),
-            _SHORT[channel.final_type],
+            CODES[channel.final_type],
             ctypes.c_void_p(ctypes.addressof(self._buffer)),
             ctypes.c_void_p(control),
             ctypes.c_void_p(control + 8),
-            _NO_LOG,
+            NO_LOG,
         )
         #: the record's DESC; its ``value`` are the octets now
         place = common_field("DESC")
@@ -87,7 +87,7 @@ class WholeReader:
 
     def _probe(self) -> None:
         """Ask which options the record type supports for this field: only those are asked for from now on."""
-        _CONTROL.pack_into(self._control, 0, _META | _PROPERTIES, 1)
+        CONTROL.pack_into(self._control, 0, META | PROPERTIES, 1)
         self._check(_get(*self._arguments))
         self._wanted = have = self._options.value
         front = (_UNITS if have & _c.DBR_UNITS else 0) + (8 if have & _c.DBR_PRECISION else 0)
@@ -105,7 +105,7 @@ class WholeReader:
             raise OperationError(f"cannot read {self._channel.name}: {status_text(status)}")
 
     def read(self) -> tuple[Any, ...]:
-        """Read; see the class. Raises OperationError when EPICS cannot."""
+        """Read everything, as the class says. Raises OperationError when EPICS cannot."""
         status = _get(*self._arguments)
         if status:
             self._check(status)
@@ -115,13 +115,22 @@ class WholeReader:
             self._check(_get(*self._arguments))
         return self._unpack(self._buffer)
 
-    def reading(self, raw: tuple[Any, ...]) -> Reading:
-        """The value and what belongs to it, out of a :meth:`read`."""
-        status, severity, _, _, message, _, seconds, nanoseconds, tag, _, value = raw
-        return Reading(value, status, severity, _c.c_text(message), seconds + _EPOCH_S, nanoseconds, tag)
+    def read_all(self) -> tuple[Reading, Properties]:
+        """Read the value and what belongs to it, and the properties. Raises OperationError when EPICS cannot."""
+        status, severity, _, _, message, front, seconds, nanoseconds, tag, back, value = self.read()
+        reading = Reading(
+            value, status, severity, _c.c_text(message), seconds + _c.EPICS_EPOCH_S, nanoseconds, tag
+        )
+        return reading, self.properties(RawProperties(front, back, self.description.value))
 
-    def properties(self, front: bytes, back: bytes, description: bytes) -> Properties:
-        """Take the raw properties of a :meth:`read` apart."""
+    def read_properties(self) -> RawProperties:
+        """Read the properties alone. Raises OperationError when EPICS cannot."""
+        _, _, _, _, _, front, _, _, _, back, _ = self.read()
+        return RawProperties(front, back, self.description.value)
+
+    def properties(self, raw: RawProperties) -> Properties:
+        """Take raw properties apart."""
+        front, back, description = raw
         have = self._wanted
         units = precision = choices = display = control = alarm = None
         if have & _c.DBR_UNITS:
@@ -134,16 +143,16 @@ class WholeReader:
             (number,) = _NUMBER.unpack_from(back)
             size = _c.MAX_STRING_SIZE
             choices = tuple(
-                _c.c_text(back[8 + i * size : 8 + (i + 1) * size]) for i in range(min(number, _MAX_CHOICES))
+                _c.c_text(back[8 + i * size : 8 + (i + 1) * size]) for i in range(min(number, MAX_CHOICES))
             )
             at = 8 + _CHOICES_SIZE
         if have & _c.DBR_GR_DOUBLE:
             high, low = _TWO.unpack_from(back, at)
-            display = Limits(low, high)
+            display = Range(low, high)
             at += 16
         if have & _c.DBR_CTRL_DOUBLE:
             high, low = _TWO.unpack_from(back, at)
-            control = Limits(low, high)
+            control = Range(low, high)
             at += 16
         if have & _c.DBR_AL_DOUBLE:
             hihi, high, low, lolo = _FOUR.unpack_from(back, at)
@@ -151,6 +160,6 @@ class WholeReader:
         return Properties(units, precision, choices, display, control, alarm, _c.text(description))
 
 
-def can_read_whole(channel: DBChannel) -> bool:
-    """Whether :class:`WholeReader` can read it: one number or enum, not an array of one, no filters."""
-    return channel._is_plain and not channel.is_string
+def can_read_number(channel: DBChannel) -> bool:
+    """Whether :class:`NumberReader` can read it: one number or enum, not an array of one, no filters."""
+    return channel.is_plain and not channel.is_string

@@ -1,9 +1,10 @@
-"""The IOC as one thing: database, server, access security, shell commands."""
+"""The whole IOC: makes database, server, access security and shell commands, and connects them."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Final
 
@@ -11,23 +12,24 @@ from appliance.acf import AccessSecurity
 from appliance.certmon.endpoints import open_server
 from appliance.config.pva import ServerConfig
 from appliance.errors import ApplianceError, ConfigurationError, OperationError
-from appliance.ioc import dbcore
-from appliance.ioc.access import IocAccess, read_access_file
-from appliance.ioc.autosave import Autosave
+from appliance.ioc import dbcore, reports
+from appliance.ioc.access import FieldAccess, read_access_file
+from appliance.ioc.autosave.commands import Autosave
 from appliance.ioc.channel_access import ChannelAccessRules
 from appliance.ioc.config import LoadStep, Plan
 from appliance.ioc.console import Console
-from appliance.ioc.dbcore import InitHook
+from appliance.ioc.dbcore import DBChannel, InitHook
 from appliance.ioc.epicslog import EpicsLog
-from appliance.ioc.feed import EventStream
+from appliance.ioc.event_stream import EventStream
+from appliance.ioc.groups.definitions import Groups
 from appliance.ioc.groups.source import GroupSource
 from appliance.ioc.loading import Loading
+from appliance.ioc.policy import IocPolicy
 from appliance.ioc.putlog import PutLog
+from appliance.ioc.qsrv_env import why_not_served
+from appliance.ioc.record_source import RecordSource
 from appliance.ioc.shell import register_commands
-from appliance.ioc.single import RecordSource
-from appliance.ioc.switches import why_not_served
-from appliance.ioc.trial import Finding, Trial, check_file
-from appliance.server.channel import Channel
+from appliance.ioc.trial import Trial, TrialResult, check_file
 from appliance.server.server import Server
 
 __all__ = ["Ioc"]
@@ -43,17 +45,18 @@ class Ioc:
         self.config = config
         self.loop = asyncio.get_running_loop()
         self._stack = AsyncExitStack()
-        self.access = IocAccess(
+        self.channel_access = ChannelAccessRules()
+        self._stack.callback(self.channel_access.close)
+        self.access = FieldAccess(
             self._review,
+            self.channel_access.replace,
             config,
             inputs_require_tls=plan.inputs_require_tls,
             organizations=frozenset(plan.organizations),
             enforce_read=plan.enforce_read,
         )
+        self.policy = IocPolicy(self.access)
         self.loading = Loading(plan)
-        self.channel_access = ChannelAccessRules()
-        self.access.before_use = self.channel_access.replace
-        self._stack.callback(self.channel_access.close)
         self.autosave = Autosave()
         self.put_log: PutLog | None = None
         self.stream: EventStream | None = None
@@ -73,9 +76,14 @@ class Ioc:
         assert self._server is not None
         return self._server
 
-    def _review(self, concerns: object) -> None:
-        if self._server is not None:
-            self._server.review_access(concerns)  # type: ignore[arg-type]
+    def _review(self, is_concerned: Callable[[DBChannel], bool] | None) -> None:
+        """Have the server judge again who may do what with some fields, or with all."""
+        if self._server is None:
+            return
+        if is_concerned is None:
+            self._server.review_access()
+        else:
+            self._server.review_access(lambda channel: self.policy.concerns(channel.name, is_concerned))
 
     # -- start ---------------------------------------------------------------------------------------
 
@@ -84,16 +92,16 @@ class Ioc:
         trial = Trial(self.plan) if self.plan.loads_anything else None
         try:
             self.loading.definition()
-            finding = trial.finding() if trial is not None else Finding()
+            result = trial.result() if trial is not None else TrialResult()
         except BaseException:
             if trial is not None:
                 trial.close()
             raise
-        for warning in finding.warnings:
+        for warning in result.warnings:
             _log.warning("%s", warning)
 
         def guard(step: LoadStep) -> None:
-            if step not in finding.loaded:
+            if step not in result.loaded:
                 check_file(self.plan, step)
 
         self.loading.guard = guard
@@ -110,9 +118,9 @@ class Ioc:
         """
         plan = self.plan
         await asyncio.to_thread(self.load)
-        self.put_log = PutLog(self.access, plan.put_log, required=plan.put_log_required)
+        self.put_log = PutLog(self.access.traps, plan.put_log, required=plan.put_log_required)
         self._stack.callback(self.put_log.close)
-        self._server = await self._stack.enter_async_context(open_server(self.config, policy=self.access))
+        self._server = await self._stack.enter_async_context(open_server(self.config, policy=self.policy))
         self._server.access.on_refused = self.put_log.refused
         if plan.script:
             await asyncio.to_thread(self.loading.script.run, plan.script)
@@ -161,7 +169,7 @@ class Ioc:
 
     async def _attach(self) -> None:
         """Serve the records; where that fails nothing is served, and ``start`` raises why."""
-        if self.attached or self._server is None:
+        if self.attached or self._server is None or self.put_log is None:
             return
         dbcore.take_errors(EpicsLog())
         try:
@@ -174,68 +182,40 @@ class Ioc:
                 self.attached = True
                 return
             self.stream = EventStream(self.loop)
-            self.records = RecordSource(self.stream)
-            self.groups = GroupSource(self.stream, self.loading.group_files, place=self.loading.place)
-            self.access.attach(self.stream, self.records, self.groups)
+            self.records = RecordSource(self.stream, self.access, self.put_log)
+            groups = Groups(self.loading.group_files, place=self.loading.place)
+            self.groups = GroupSource(groups.groups.values(), self.stream, self.access, self.put_log)
+            self.policy.attach(self.records, self.groups)
+            self.access.attach(self.stream)
             await self.access.report()
         except ApplianceError as error:
             self._failure = error
             _log.critical("no record is served: %s", error)
             return
-        self.records.put_log = self.groups.put_log = self.put_log
         self._server.add_source("qsrvSingle", self.records, priority=0)
         self._server.add_source("qsrvGroup", self.groups, priority=1)
         self.attached = True
 
     # -- reports -------------------------------------------------------------------------------------
 
-    def access_lines(self) -> list[str]:
-        """The rules in force, for people."""
-        access = self.access
-        if not access.is_restricted:
-            return ["access security is off: everybody may do everything"]
-        lines = [f"file: {access.security.file}"]
-        for group in access.security.groups.values():
-            lines.append(f"ASG({group.name})")
-            lines += [
-                f"  INP{letter}({pv}) = {access.value_of(pv)}" for letter, pv in sorted(group.inputs.items())
-            ]
-            for rule in group.rules:
-                lines.append(f"  {rule}")
-                for word, names in (
-                    ("UAG", rule.uags),
-                    ("HAG", rule.hags),
-                    ("SAG", rule.sags),
-                    ("METHOD", rule.methods),
-                    ("AUTHORITY", tuple(each.name for each in rule.authorities)),
-                    ("PROTOCOL", rule.protocols),
-                    ("CALC", (rule.calc.text,) if rule.calc is not None else ()),
-                ):
-                    if names:
-                        lines.append(f"    {word}({', '.join(names)})")
-        return lines
+    async def reload_access(self) -> None:
+        """Read the access security file again, or the one that is named since. Raises ApplianceError."""
+        step = self.loading.access_step
+        if step is None:
+            raise ApplianceError('no access security file is set: use asSetFilename("file") first')
+        await self.access.reload(step)
 
-    def report_lines(self, level: int) -> list[str]:
-        """The state of the server, for people."""
-        server = self.server
-        lines = [f"records are not served: {self.switched_off}"] if self.switched_off else []
-        lines += [
-            f"TCP port {server.tcp_port or 'off'}, TLS port {server.tls_port or 'off'}, UDP port {server.udp_port}",
-            f"{len(server.peers)} clients, {server.access.refusals} requests refused",
-        ]
-        if level > 0:
-            for peer in server.peers.values():
-                who = peer.credentials
-                channels = [
-                    wire.context for wire in peer.connection.channels.values() if wire.context is not None
-                ]
-                protocol = "tls" if who.is_tls else "tcp"
-                lines.append(
-                    f"  {who.method}/{who.account or '-'} {protocol} {who.peer} {len(channels)} channels"
-                )
-                if level > 1:
-                    lines += [f"    {channel.name}{_rights(channel)}" for channel in channels]
-        return lines
+    def access_lines(self) -> list[str]:
+        """Tell people the rules in force."""
+        return reports.access_lines(self.access)
+
+    def server_lines(self, level: int) -> list[str]:
+        """Tell people the state of the server."""
+        return reports.server_lines(self.server, level, self.switched_off)
+
+    def group_lines(self, level: int, pattern: str) -> list[str]:
+        """Tell people which groups there are."""
+        return reports.group_lines(self.groups.groups() if self.groups is not None else (), level, pattern)
 
     # -- end -----------------------------------------------------------------------------------------
 
@@ -251,9 +231,3 @@ class Ioc:
         if self.stream is not None:
             self.stream.close()
         await asyncio.to_thread(dbcore.shutdown)
-
-
-def _rights(channel: Channel) -> str:
-    rights = channel.rights
-    words = [word for word, have in (("read", rights.read), ("write", rights.write)) if have]
-    return f" ({', '.join(words) or 'no access'})"

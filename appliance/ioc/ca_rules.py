@@ -1,8 +1,8 @@
-"""The access security that the Channel Access server goes by: EPICS Base's own (asLib), and not ours.
+"""Translate our rules into EPICS Base's format for its Channel Access server, which judges by its own library (asLib).
 
-It is given those of our rules that somebody can satisfy who merely claims a name over plain TCP, in the form that EPICS
-Base reads. Whatever it could not judge as we do is left out, and a rule that is left out grants nothing: METHOD(x509),
-AUTHORITY, SAG, PROTOCOL(tls), roles, and CALC with inputs that are no records of this IOC.
+Only rules that an unauthenticated name can satisfy over plain TCP are exported. What EPICS Base cannot judge as we do is
+left out, and a rule that is left out grants nothing: METHOD(x509), AUTHORITY, SAG, PROTOCOL(tls), roles, and CALC with
+inputs that are not records of this IOC.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ EPICS calls back on its own threads, and during the call itself when nothing had
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import itertools
 import logging
@@ -14,9 +13,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from appliance.errors import ApplianceError, OperationError
+from appliance.errors import ApplianceError
 from appliance.ioc.dbcore import _c
 from appliance.ioc.dbcore.channel import DBChannel, PutWatch
+from appliance.ioc.dbcore.put_value import encode
 from appliance.ioc.dbcore.words import status_text
 
 _log = logging.getLogger(__name__)
@@ -45,7 +45,8 @@ class BlockingPut:
         self._channel = channel
         self._always = always
         self._watch = watch
-        self._encoded = channel._encode(value) if has_value else None
+        channel.refuse_closed()
+        self._encoded = encode(channel, value) if has_value else None
         # The put may be done in a thread of EPICS, while this channel is read in another.
         self._own = DBChannel(channel.name) if watch is not None and has_value else None
         self._done = done
@@ -69,7 +70,7 @@ class BlockingPut:
             return self._refuse(f"{self._channel.record} refuses puts: its field DISP is set")
         if self._encoded is None:
             return int(self._always)
-        address, count, dbr, _ = self._encoded
+        data = self._encoded
         if self._own is not None and self._watch is not None:
             try:
                 self._watch.begin(self._own.get().value)
@@ -77,7 +78,7 @@ class BlockingPut:
                 return self._refuse(str(error))
         # putFieldType: a link, and EPICS holds no lock; putType: EPICS holds the record's lock.
         put = _c.dbChannelPutField if kind == _PUT_FIELD else _c.dbChannelPut
-        status = put(self._channel.address, dbr, address, count)
+        status = put(self._channel.address, data.dbr, data.address, data.elements)
         if status:
             return self._refuse(f"cannot write {self._channel.name}: {status_text(status)}")
         return 1
@@ -206,32 +207,3 @@ def put_notify(
         notify.usrPvt = put._key
     _c.dbProcessNotify(notify)
     return put
-
-
-async def put_and_wait(channel: DBChannel, value: Any) -> None:
-    """Write, process and wait until all of it has completed.
-
-    Cancelling the task cancels the wait, not the processing.
-
-    Raises:
-        OperationError: EPICS refused the put or the processing.
-        PVDataError: the value does not fit the field.
-
-    """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[str | None] = loop.create_future()
-
-    def finish(error: str | None) -> None:
-        if not future.done():
-            future.set_result(error)
-
-    def done(error: str | None) -> None:
-        loop.call_soon_threadsafe(finish, error)
-
-    put = put_notify(channel, done, value)
-    try:
-        error = await future
-    finally:
-        put.cancel()
-    if error is not None:
-        raise OperationError(error)
