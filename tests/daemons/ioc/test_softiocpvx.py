@@ -184,6 +184,17 @@ async def test_a_script_initialises_the_ioc_itself(files: Path) -> None:
         assert "denied" in await put(client, "fixed", 1)
 
 
+async def test_a_setting_that_a_script_makes_too_late_is_named_without_its_value(files: Path) -> None:
+    (files / "late.cmd").write_text(
+        'epicsEnvSet("EPICS_PVAS_TLS_KEYCHAIN", "/x/server.p12;secret")\n'
+        'epicsEnvSet("OTHER", "1")\ndbLoadRecords("records.db")\niocInit()\n'
+    )
+    async with running_ioc("-S", "late.cmd", cwd=files) as ioc:
+        told = await ioc.printed(r"[^\n]*EPICS_PVAS_TLS_KEYCHAIN was set in the IOC shell, which is too late[^\n]*")
+        assert "secret" not in told[0]
+        assert "OTHER was set" not in ioc.log
+
+
 async def test_the_exit_record_ends_the_ioc_with_a_status(files: Path) -> None:
     async with running_ioc("-S", "-x", "ioc1", "-d", files / "records.db") as ioc, ioc.client() as client:
         assert (await client.get("ioc1:BaseVersion")).type.id == "epics:nt/NTScalar:1.0"
