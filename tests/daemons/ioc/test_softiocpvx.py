@@ -190,7 +190,9 @@ async def test_a_setting_that_a_script_makes_too_late_is_named_without_its_value
         'epicsEnvSet("OTHER", "1")\ndbLoadRecords("records.db")\niocInit()\n'
     )
     async with running_ioc("-S", "late.cmd", cwd=files) as ioc:
-        told = await ioc.printed(r"[^\n]*EPICS_PVAS_TLS_KEYCHAIN was set in the IOC shell, which is too late[^\n]*")
+        told = await ioc.printed(
+            r"[^\n]*EPICS_PVAS_TLS_KEYCHAIN was set in the IOC shell, which is too late[^\n]*"
+        )
         assert "secret" not in told[0]
         assert "OTHER was set" not in ioc.log
 
