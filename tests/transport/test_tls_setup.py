@@ -550,7 +550,7 @@ async def test_forged_offers_of_tls_open_few_connections(tmp_path):
             assert not channel.peer.is_tls
             for number in range(1, 51):
                 answer = SearchResponse(server.guid, 1, None, port, "tls", True, (channel.instance,))
-                context.searcher.answered(answer, f"127.0.0.{number}")
-            tried = [link for link in context._links.values() if link.address[2]]
+                context._links.searcher.answered(answer, f"127.0.0.{number}")
+            tried = [link for link in context._links.by_address.values() if link.address.tls]
             assert 1 <= len(tried) <= 4
             await context.get("pv")
