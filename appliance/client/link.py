@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, assert_never
 
 from appliance.client.channel import Channel, ChannelRequest
 from appliance.client.end import ClientEnd, ServerAddress
 from appliance.client.monitor import Monitor
 from appliance.client.requests import FieldRequest
 from appliance.errors import ApplianceError, CertificateError, SecurityError, TransportError
+from appliance.pva import commands as c
 from appliance.pva.client import ClientConnection
 from appliance.pva.client_channel import ClientChannel
 from appliance.pva.credentials import Credentials
@@ -42,7 +43,12 @@ __all__ = ["LinkOwner", "ServerLink"]
 
 _log: Final = logging.getLogger(__name__)
 _remote_log: Final = logging.getLogger("appliance.client.remote")
-_LEVELS: Final = {0: logging.INFO, 1: logging.WARNING, 2: logging.ERROR, 3: logging.CRITICAL}
+_LEVELS: Final = {
+    c.MESSAGE_INFO: logging.INFO,
+    c.MESSAGE_WARNING: logging.WARNING,
+    c.MESSAGE_ERROR: logging.ERROR,
+    c.MESSAGE_FATAL: logging.CRITICAL,
+}
 
 
 class LinkOwner(Protocol):
@@ -365,6 +371,8 @@ class ServerLink:
                 pass  # the channel's end tells its requests
             case AccessChanged():
                 pass  # the permissions are read where they matter, from the channel
+            case _:
+                assert_never(event)
 
     def _on_validated(self, event: Validated) -> None:
         if not event.status.ok:
