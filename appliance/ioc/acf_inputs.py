@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack
 from typing import Any, Final
 
 from appliance.certmon.endpoints import open_client
-from appliance.client import Connected, Context, Disconnected, Subscription
+from appliance.client import Connected, Context, Disconnected, Monitor
 from appliance.config.pva import ServerConfig, resolve_client
 from appliance.errors import ApplianceError
 
@@ -167,11 +167,10 @@ class _Given:
         self.take(self._value)
 
 
-async def _watch_pauses(name: str, subscription: Subscription, given: _Given) -> None:
+async def _watch_pauses(name: str, monitor: Monitor, given: _Given) -> None:
     """While a certificate's status is in doubt updates wait: what was known before is then not known any more."""
     while True:
-        link = subscription.channel.link
-        held = link is not None and link.held is not None
+        held = monitor.channel.is_paused
         if held is not given.is_held:
             given.hold(held)
             _log.warning(

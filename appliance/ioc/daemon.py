@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 from appliance.config.pva import Effective, ServerConfig, resolve_server
-from appliance.daemon.commandline import Parser, add_completion, add_version
+from appliance.daemon.commandline import Parser, add_completion, add_config_actions, add_version
 from appliance.daemon.extras import require
 from appliance.daemon.run import EXIT_FAILURE, EXIT_OK, Daemon, run
 from appliance.errors import ApplianceError, ConfigurationError
@@ -99,14 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("-x", dest="exit_prefix", metavar="PREFIX", default="", help="add PREFIX:exit, which ends the IOC")
     add("--config", metavar="FILE", help="run as a daemon, as a YAML file says; excludes the options above")
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--check-config", action="store_true", help="check the --config file and exit")
-    what.add_argument(
-        "--print-config", action="store_true", help="print the effective configuration and exit"
-    )
-    what.add_argument(
-        "--print-schema", action="store_true", help="print the JSON schema of the file and exit"
-    )
+    add_config_actions(parser)
     add("script", nargs="?", metavar="st.cmd", default="", help="commands of the IOC shell")
     return parser
 
@@ -173,12 +166,10 @@ def _base_version() -> str:
 
 
 def _print_schema() -> int:
-    import msgspec
-
     from appliance.config import loader
     from appliance.ioc.config import IocConfig
 
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(loader.schema(IocConfig))).decode() + "\n")
+    sys.stdout.write(loader.schema_text(IocConfig))
     return EXIT_OK
 
 

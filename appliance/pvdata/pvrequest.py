@@ -38,6 +38,9 @@ class PVRequest:
     def __init__(self, text: str = "") -> None:
         self.text = text
         fields, self.options = _Parser(text).parse()
+        if truth(self.options.get("pipeline")):
+            # Both ends count updates or neither does, and other servers know fewer words than we do.
+            self.options["pipeline"] = "true"
         try:
             self.value = _build(fields, self.options)
         except PVDataError as e:

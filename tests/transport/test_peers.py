@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from appliance.client import Context
+from appliance.client.end import ServerAddress
 from appliance.errors import OperationTimeoutError
 from appliance.pva.search import SearchResponse
 from appliance.pvdata import FLOAT64, INT64, STRING, StructType, Value
@@ -107,9 +108,9 @@ async def test_port_zero_over_a_plain_connection_is_never_taken_for_tls() -> Non
     async with Context(config, beacons=False, tls=tls, require_tls=True) as client:
         asking = asyncio.ensure_future(client.get("pv", timeout=0.3))
         await asyncio.sleep(0)
-        (channel,) = client._channels.values()
+        (channel,) = client._links.channels
         answer = SearchResponse(bytes(12), 1, None, 0, "tls", True, (channel.instance,))
-        client.searcher.answered(answer, "127.0.0.1", link=("127.0.0.1", 1, False))
+        client._links.searcher.answered(answer, "127.0.0.1", server=ServerAddress("127.0.0.1", 1, tls=False))
         with pytest.raises(OperationTimeoutError, match="does not speak TLS"):
             await asking
 
@@ -200,25 +201,6 @@ async def test_a_beacon_that_tells_of_a_change_has_the_server_asked_for_tls() ->
             assert not client.channel("pv").peer.is_tls  # type: ignore[union-attr]
             await server.set_tls(server_context(pki.server, require_client_cert=False))
             await until(lambda: client.channel("pv").peer is not None and client.channel("pv").peer.is_tls)
-
-
-async def test_beacons_with_ever_new_changes_are_acted_upon_now_and_then() -> None:
-    from appliance.pva.search import Beacon
-    from appliance.transport.udp import Origin
-
-    probes = 0
-
-    def probe(guid: bytes) -> None:
-        nonlocal probes
-        probes += 1
-
-    async with Context(client_config(9), beacons=False) as client:
-        client.probe_tls = probe  # type: ignore[method-assign]
-        for count in range(100):
-            beacon = Beacon(bytes(12), count, count, None, 5075, "tcp")
-            client.searcher._beacon_message(beacon, Origin(("127.0.0.1", 5076), "127.0.0.1", ""))
-        assert probes == 1
-        assert len(client.searcher._changes) == 1
 
 
 async def test_a_mailbox_has_the_time_of_the_put_where_the_client_sets_none() -> None:

@@ -165,10 +165,7 @@ async def test_channels_and_operations_leave_nothing_in_a_long_connection() -> N
     async with served({f"r:{n}": double(n) for n in range(200)}) as server, client_of(server) as ctx:
         for _ in range(10):
             await ctx.get([f"r:{n}" for n in range(200)])
-            for channel in list(ctx._channels.values()):
-                channel.close()
-            ctx._channels.clear()
-            ctx._instances.clear()
+            ctx._links.channels.close(tell=True)
         await ctx.get("r:0")
         (peer,) = server.peers.values()
         assert len(peer.connection.channels) == 1

@@ -479,7 +479,7 @@ async def test_on_expiration_shutdown_ends_a_revoked_server_and_client(world):
     await context.get("pv")
     world.tell(REVOKED)
     await asyncio.wait_for(server.wait_closed(), 2)
-    await until(lambda: context._closed)
+    await until(lambda: context._end.closed)
     with pytest.raises(KeychainError, match="REVOKED"):
         await world.server("on_expiration=shutdown")
 

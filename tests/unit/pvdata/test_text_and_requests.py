@@ -43,6 +43,26 @@ def test_options_of_the_request():
     assert request_options(PVRequest("field(record)").value) == {}
 
 
+@pytest.mark.parametrize(
+    ("word", "on"),
+    [
+        ("true", True),
+        ("yes", True),
+        ("ON", True),
+        ("1", True),
+        ("false", False),
+        ("off", False),
+        ("maybe", False),
+    ],
+)
+def test_client_and_server_agree_on_who_pipelines_whatever_word_is_used(word, on):
+    request = PVRequest(f"record[pipeline={word}]")
+    assert (truth(request.options["pipeline"]) is True) is on
+    assert (truth(request_options(request.value)["pipeline"]) is True) is on
+    # Other servers know fewer words.
+    assert not on or request.options["pipeline"] == request_options(request.value)["pipeline"] == "true"
+
+
 def test_options_that_are_no_strings_are_read_too():
     """PVXS sends record options with the type that the caller gave."""
     t = StructType(
