@@ -220,10 +220,8 @@ class UDPPort:
                 # It may hold thousands of names, and each of them has to be looked up.
                 self._pace = Pace(partial(self._datagram, data, source, target, local), self._due)
                 continue
-            try:
+            with contextlib.suppress(DecodeError):  # it was not PVAccess
                 self._datagram(data, source, target, local)
-            except DecodeError:
-                pass  # not PVAccess
 
     def _datagram(self, data: bytes, source: tuple[str, int], target: str, local: str) -> None:
         forwarded = target == LOCAL_GROUP
