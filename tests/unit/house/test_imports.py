@@ -44,9 +44,10 @@ def top_level(body: list[ast.stmt], typing_too: bool):
     for node in body:
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield node
-        elif isinstance(node, ast.If | ast.Try):
-            if typing_too or "TYPE_CHECKING" not in ast.unparse(node)[:20]:
-                yield from top_level(node.body, typing_too)
+        elif isinstance(node, ast.If | ast.Try) and (
+            typing_too or "TYPE_CHECKING" not in ast.unparse(node)[:20]
+        ):
+            yield from top_level(node.body, typing_too)
 
 
 def graph(package: str) -> dict[str, set[str]]:
