@@ -482,10 +482,6 @@ class AccessSecurity:
         """The group of that name, or ``DEFAULT``."""
         return self.groups.get(asg, self._default)
 
-    def inputs_of(self, asg: str) -> Mapping[str, str]:
-        """PV name by input letter, for the rules of a group; the caller follows these PVs."""
-        return self.group(asg).inputs
-
     def compile_for(self, principal: Principal) -> PrincipalAccess:
         """The principal's access with everything decided that does not depend on inputs. Remembered."""
         found = self._compiled.get(principal)

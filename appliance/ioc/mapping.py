@@ -32,7 +32,6 @@ from appliance.pvdata.types import (
 
 __all__ = [
     "ALARM_STATUS",
-    "EPOCH_S",
     "FORMS",
     "NTMapping",
     "alarm_message",
@@ -61,8 +60,6 @@ _STATUS: Final = {
 ALARM_STATUS: Final = tuple(_STATUS.get(name, _UNDEFINED) for name in ALARM_CONDITIONS)
 """``alarm.status`` of PVAccess by the database's alarm condition."""
 
-EPOCH_S: Final = 631152000
-"""POSIX time of the epoch of the database, 1990-01-01 UTC."""
 _TWO_63: Final = 1 << 63
 _TWO_64: Final = 1 << 64
 

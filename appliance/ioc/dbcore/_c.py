@@ -71,9 +71,6 @@ DBR_GR_DOUBLE: Final = 0x100
 DBR_CTRL_DOUBLE: Final = 0x400
 DBR_AL_DOUBLE: Final = 0x1000
 
-#: Seconds from the epoch of POSIX to that of EPICS, 1990-01-01 00:00 UTC (epicsTime.h).
-EPICS_EPOCH_S: Final = 631152000
-
 
 class ELLNODE(Structure):
     """ellLib.h."""

@@ -11,6 +11,7 @@ import ctypes
 import struct
 from typing import Any, Final, NamedTuple
 
+from appliance.epoch import EPICS_EPOCH_S
 from appliance.errors import OperationError
 from appliance.ioc.dbcore import _c
 from appliance.ioc.dbcore.channel import DBChannel
@@ -119,7 +120,7 @@ class NumberReader:
         """Read the value and what belongs to it, and the properties. Raises OperationError when EPICS cannot."""
         status, severity, _, _, message, front, seconds, nanoseconds, tag, back, value = self.read()
         reading = Reading(
-            value, status, severity, _c.c_text(message), seconds + _c.EPICS_EPOCH_S, nanoseconds, tag
+            value, status, severity, _c.c_text(message), seconds + EPICS_EPOCH_S, nanoseconds, tag
         )
         return reading, self.properties(RawProperties(front, back, self.description.value))
 

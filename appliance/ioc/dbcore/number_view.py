@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any, Final
 
+from appliance.epoch import EPICS_EPOCH_S
 from appliance.errors import OperationError
 from appliance.ioc.dbcore import _c
 from appliance.ioc.dbcore.channel import DBChannel
@@ -86,7 +87,7 @@ def reading_of(raw: RawNumber) -> Reading:
     alarm, seconds, nanoseconds, tag, value = raw
     status, severity = _TWO.unpack_from(alarm)
     message = _c.text(alarm[_MESSAGE_AT:].partition(b"\0")[0])
-    return Reading(value, status, severity, message, seconds + _c.EPICS_EPOCH_S, nanoseconds, tag)
+    return Reading(value, status, severity, message, seconds + EPICS_EPOCH_S, nanoseconds, tag)
 
 
 _TWO: Final = struct.Struct("=HH")
