@@ -1,4 +1,4 @@
-"""Subscriptions: a bounded queue between the server, which sends, and the caller, who reads."""
+"""Monitors: a bounded queue between the server, which sends, and the caller, who reads."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from typing import Any, ClassVar, Final, NamedTuple, Self
 
-from appliance.client.requests import Request, Waiter
+from appliance.client.channel import Channel, ChannelRequest, Waiter
 from appliance.errors import ApplianceError, ChannelClosedError, RemoteError
 from appliance.pva import commands as c
 from appliance.pva.status import Status
 from appliance.pvdata.value import Value
 
-if TYPE_CHECKING:
-    from appliance.client.channel import Channel
-
-__all__ = ["Connected", "Disconnected", "Subscription"]
-
+__all__ = ["Connected", "Disconnected", "Monitor"]
 
 _log: Final = logging.getLogger(__name__)
+
+FLAPS: Final = 8
+"""Items beyond the queue's size that tell of connections lost and found."""
 
 
 class Connected(NamedTuple):
@@ -30,12 +29,16 @@ class Connected(NamedTuple):
 
 
 class Disconnected(NamedTuple):
-    """The channel was lost; the subscription goes on when it is back."""
+    """The channel was lost; the monitor goes on when it is back."""
 
     why: str
 
 
-class Subscription(Request):
+Item = Value | Connected | Disconnected
+"""What a monitor brings; the latter two only with ``notify``."""
+
+
+class Monitor(ChannelRequest):
     """An asynchronous iterator over a PV's updates.
 
     ::
@@ -66,6 +69,8 @@ class Subscription(Request):
         "squashed",
     )
 
+    LASTS: ClassVar[bool] = True
+
     def __init__(
         self,
         channel: Channel,
@@ -76,7 +81,7 @@ class Subscription(Request):
         notify: bool,
         on_update: Callable[[Any], None] | None,
     ) -> None:
-        super().__init__(channel, Waiter(channel.context.loop))
+        super().__init__(channel, Waiter(channel.end.loop))
         self.request = request
         self.queue_size = max(2, queue_size)
         self.pipeline = pipeline
@@ -86,14 +91,14 @@ class Subscription(Request):
         """Updates that were merged here because the caller was slower."""
         self.overruns = 0
         """Updates that said that the server had merged some."""
-        self._queue: deque[Any] = deque()
+        self._queue: deque[Item] = deque()
         self._event: asyncio.Future[None] | None = None
         self._ended: Exception | None = None
         self._taken = 0
         self._stale = 0
         """Values in the queue that an earlier connection brought: the present one must not be granted room for them."""
 
-    # -- Request -------------------------------------------------------------------------------------
+    # -- ChannelRequest ------------------------------------------------------------------------------
 
     def start(self) -> None:
         channel = self.channel
@@ -123,7 +128,7 @@ class Subscription(Request):
         self.operation.start()
 
     def update(self, bits: int, store: list[Any], overrun: int) -> None:
-        """One update has come."""
+        """Take an update."""
         if overrun:
             self.overruns += 1
         operation = self.operation
@@ -145,7 +150,7 @@ class Subscription(Request):
         self._put(Value.from_store(kind, store, bits))
 
     def finished(self, status: Status) -> None:
-        """The server ended the subscription."""
+        """End: the server has ended the subscription."""
         self.operation = None
         self._end(None if status.ok else RemoteError(f"{self.channel.name}: {status.message}"))
 
@@ -168,7 +173,7 @@ class Subscription(Request):
 
     # -- the caller ----------------------------------------------------------------------------------
 
-    def _put(self, item: Any) -> None:
+    def _put(self, item: Item) -> None:
         if self.on_update is not None:
             self._call(item)
             return
@@ -181,7 +186,7 @@ class Subscription(Request):
         queue.append(item)
         self._wake()
 
-    def _call(self, item: Any) -> None:
+    def _call(self, item: Item | Exception) -> None:
         """Hand over an update; the connection must not suffer from what the caller's function does wrong."""
         assert self.on_update is not None
         try:
@@ -207,7 +212,7 @@ class Subscription(Request):
         return self
 
     async def __anext__(self) -> Any:
-        """Give the next update; raises what ended the subscription, or StopAsyncIteration."""
+        """Return the next update; raises what ended the subscription, or StopAsyncIteration."""
         queue = self._queue
         while not queue:
             ended = self._ended
@@ -242,6 +247,4 @@ class Subscription(Request):
         self.close()
 
 
-FLAPS: Final = 8
-"""Items beyond the queue's size that tell of connections lost and found."""
 _END: Final = ChannelClosedError("the subscription has ended")

@@ -24,11 +24,10 @@ from appliance.certs.x509 import (
     cert_id,
     serial_number,
     shown_id,
-    shown_subject,
 )
 from appliance.cms.issuing import Issuing, pem_chain
 from appliance.cms.lifecycle import Lifecycle
-from appliance.cms.model import Actor, split_subject_key
+from appliance.cms.model import Actor, shown_name, split_subject_key
 from appliance.cms.policy import Names, Policy
 from appliance.cms.publisher import Publisher, StatusPV
 from appliance.cms.schema import certs
@@ -38,7 +37,7 @@ from appliance.pva.commands import CMD_RPC
 from appliance.pva.credentials import Credentials
 from appliance.pvdata import BOOL, FLOAT64, STRING, UINT32, UINT64, StructType, Value
 from appliance.pvdata.nt import ALARM, NTEnum, NTScalar, NTTable, now_to_time
-from appliance.server import Channel, Handler, Operation, Source
+from appliance.server import Handler, Operation, Source
 
 __all__ = ["CMSSource", "Counters", "CreatePV", "ListPV", "StatusCommands", "root_value"]
 
@@ -281,7 +280,7 @@ class CreatePV(_Callable):
         delivered = self._issuing.lifecycle.delivered
         if waits:
             delivered(record.serial)
-        subject = shown_subject(split_subject_key(record.subject).items())
+        subject = shown_name(split_subject_key(record.subject))
         told = {
             "event": "certificate-issued", "cert_id": shown_id(self._issuing.names.issuer_id, record.serial), "state": record.state.value, "subject": subject,
             **operation.peer.facts(),
@@ -495,12 +494,10 @@ class StatusCommands:
         actor = Actor(peer.method, peer.account, peer.peer)
         self._tasks.start(None, self._lifecycle.note("refuse", serial, actor, facts))
 
-    def channel_refused(self, channel: Channel, right: str) -> None:
+    def channel_refused(self, name: str, peer: Credentials, right: str) -> None:
         """Access security refused a request before it got here."""
-        serial = self._names.serial_of(channel.name)
-        self.refused(
-            channel.peer, serial, right, f"access security refused {right} on {channel.name[:128]!r}"
-        )
+        serial = self._names.serial_of(name)
+        self.refused(peer, serial, right, f"access security refused {right} on {name[:128]!r}")
 
 
 class CMSSource(Source):

@@ -183,7 +183,7 @@ class CertificateService:
             gate=gate,
         )
         commands = StatusCommands(self.lifecycle, self.publisher, self.policy, self.names, self.tasks)
-        server.on_refused = commands.channel_refused
+        server.access.on_refused = commands.channel_refused
         self.create = CreatePV(
             self.issuing,
             self.counters,
@@ -215,6 +215,7 @@ class CertificateService:
         """Finish what is begun and close."""
         if self.server is not None:
             await self.server.stop()
+            await self.publisher.stop()
             await self.tasks.finish()
             await self.lifecycle.settle()
         await self._close_tokens(self.issuing.tokens)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Hashable, Iterable
 
 from appliance.pva.credentials import Credentials
 from appliance.pvdata.value import Value
+from appliance.server.channel import Channel
 from appliance.server.operation import Operation, Subscription
-
-if TYPE_CHECKING:
-    from appliance.server.channel import Channel
 
 __all__ = ["Handler", "Source", "StaticSource"]
 
@@ -56,6 +53,10 @@ class Handler:
     def subscribe(self, subscription: Subscription) -> None:
         """A client begins a MONITOR: call ``ready`` or ``fail``; then ``post`` the present value."""
         subscription.fail("this PV cannot be monitored")
+
+    def counted_as(self) -> Hashable:
+        """Give what subscriptions are counted by: PVs that change together give the same. It must not change."""
+        return self
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """The MONITOR is over."""

@@ -165,16 +165,22 @@ def _public_key(entry: dict[str, Any]) -> tuple[str, PublicKey]:
 
 
 def fitting(keys: tuple[Jwk, ...], *, kid: str | None, alg: str) -> list[Jwk]:
-    """The keys that may have signed a token with this header: its `kid` must match exactly where it has one."""
+    """The keys that may have signed a token with this header: its `kid` must match exactly where it has one.
+
+    A key that is listed twice is one key. Numbers are compared, as the thumbprint of RFC 7638 does, whatever else is said of it.
+    """
     kind = _CURVE_OF.get(alg, "RSA")
     names = (None, canonical_algorithm(alg))
-    return [
-        key
-        for key in keys
-        if key.kind == kind
-        and (key.alg and canonical_algorithm(key.alg)) in names
-        and (kid is None or (key.kid is not None and key.kid == kid))
-    ]
+    found: list[Jwk] = []
+    for key in keys:
+        if (
+            key.kind == kind
+            and (key.alg and canonical_algorithm(key.alg)) in names
+            and (kid is None or (key.kid is not None and key.kid == kid))
+            and not any(key.key == other.key for other in found)
+        ):
+            found.append(key)
+    return found
 
 
 def select(keys: tuple[Jwk, ...], *, kid: str | None, alg: str) -> Jwk | None:

@@ -22,8 +22,6 @@ from appliance.errors import TokenRefused
 __all__ = ["JWTVerifier"]
 
 _PLAINTEXT: Final = "tokens are accepted over TLS only; this one has crossed the network in the clear: have it withdrawn, fetch a new one"
-_MAX_HOST: Final = 64
-"""The host becomes the certificate's organization (O)."""
 _NOT_TRUSTED: Final = "the token's issuer is not trusted here"
 
 _log = logging.getLogger(__name__)
@@ -181,14 +179,6 @@ class JWTVerifier:
             raise TokenRefused("rate_limited_issuer", retry_sentence(wait_s))
         await trusted.authenticate(token)
         issuer = claims.issuer or settings.name
-        where = uri.parse(issuer)
-        if where is None:
-            raise TokenRefused("iss_invalid")
-        if len(where.host) > _MAX_HOST:
-            raise TokenRefused(
-                "iss_host_too_long",
-                f"a certificate cannot name an issuer's host of more than {_MAX_HOST} characters",
-            )
         await self._use_once(issuer, claims, now, settings.leeway_s)
         end = datetime.fromtimestamp(claims.expires, UTC)
         begin = next((t for t in (claims.not_before, claims.issued_at) if t is not None), None)
@@ -208,11 +198,26 @@ class JWTVerifier:
         if issuer is not None and issuer in self._by_name:
             return self._by_name[issuer]
         fallback = self._by_uri
-        if fallback is None:
-            raise TokenRefused("iss_missing" if issuer is None else "iss_not_trusted", _NOT_TRUSTED)
-        if issuer is not None and not uri.issuer_covers(issuer, fallback.settings.trusted_uri):
-            raise TokenRefused("iss_not_trusted", _NOT_TRUSTED)
+        if issuer is None:
+            if fallback is None:
+                raise TokenRefused("iss_missing", _NOT_TRUSTED)
+            return fallback
+        if fallback is None or not uri.issuer_covers(issuer, fallback.settings.trusted_uri):
+            raise TokenRefused("iss_not_trusted", self._not_trusted(issuer))
         return fallback
+
+    def _not_trusted(self, issuer: str) -> str:
+        """Why an issuer is not trusted: with what it was compared, for whoever comes that near to it."""
+        for name in self._by_name:
+            if uri.nearly(issuer) == uri.nearly(name):
+                return f"{_NOT_TRUSTED}: its iss is {tokens.clean(issuer)!r}, compared letter by letter with {name!r}"
+        fallback = self._by_uri
+        if fallback is not None and uri.issuer_covers(uri.nearly(issuer), fallback.settings.trusted_uri):
+            return (
+                f"{_NOT_TRUSTED}: its iss is {tokens.clean(issuer)!r}, compared letter by letter with the beginning of "
+                f"{fallback.settings.trusted_uri!r}"
+            )
+        return f"{_NOT_TRUSTED}: its iss is {tokens.clean(issuer)!r}, and none of the issuers of this service is like it"
 
     async def _use_once(self, issuer: str, claims: tokens.Claims, now: float, leeway: int) -> None:
         if claims.token_id is None:

@@ -41,7 +41,8 @@ def as_before(settings: RequesterSettings, certificate: x509.Certificate | None)
     """The settings for a request that keeps the identity of the keychain that is there, but for what somebody named.
 
     A keychain is renewed more often than it is made for somebody else. Subjects with parts that a request cannot have
-    are left alone; the request is then refused, since it would be for another subject.
+    are left alone; the request is then refused, since it would be for another subject. So it is where somebody named another
+    subject: then nothing is taken over from the keychain, so that the refusal names what --force gets.
     """
     if certificate is None:
         return settings
@@ -51,7 +52,9 @@ def as_before(settings: RequesterSettings, certificate: x509.Certificate | None)
     kept: dict[str, Any] = {
         part: there.get(oid, "") for part, oid in _PARTS.items() if part not in settings.named
     }
-    return settings._replace(**kept)
+    same = settings._replace(**kept)
+    named = {part: getattr(same, part) for part in _PARTS}
+    return same if named == {part: there.get(oid, "") for part, oid in _PARTS.items()} else settings
 
 
 def std_request(settings: RequesterSettings, *, now: datetime) -> Callable[[str], CertRequest]:

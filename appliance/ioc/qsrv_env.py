@@ -1,0 +1,53 @@
+"""The variables by which EPICS users switch servers of an IOC on and off; the same as for QSRV2 and EPICS Base.
+
+They are looked at with ``iocInit``, in the environment that ``epicsEnvSet`` changes too. EPICS Base itself obeys
+EPICS_IOC_IGNORE_SERVERS for its Channel Access server (``rsrv``).
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from appliance.config.pva import variables
+from appliance.ioc import dbcore
+
+__all__ = ["LateSettings", "why_not_served"]
+
+_log: Final = logging.getLogger(__name__)
+
+_QSRV_ENABLE: Final = "PVXS_QSRV_ENABLE"
+_IGNORE_SERVERS: Final = "EPICS_IOC_IGNORE_SERVERS"
+_NAME: Final = "qsrv2"
+
+
+def why_not_served(*, report: bool = False) -> str:
+    """Return which variable forbids to serve records over PVAccess; empty where none does. ``report`` logs a bad value."""
+    ignored = dbcore.environment_value(_IGNORE_SERVERS) or ""
+    if _NAME in ignored.split():
+        return f"{_IGNORE_SERVERS}={ignored}"
+    enable = dbcore.environment_value(_QSRV_ENABLE)
+    if enable is not None and enable.upper() == "NO":
+        return f"{_QSRV_ENABLE}={enable}"
+    if report and enable is not None and enable.upper() != "YES":
+        _log.error("%s=%s is neither YES nor NO: YES is assumed", _QSRV_ENABLE, enable)
+    return ""
+
+
+class LateSettings:
+    """Notices variables of PVAccess that a script sets after they were read: they have no effect, as with QSRV2."""
+
+    def __init__(self) -> None:
+        self._before = {name: dbcore.environment_value(name) for name in sorted(variables())}
+
+    def report(self) -> None:
+        """Log each variable that has changed since. A value is not shown: it may hold a password."""
+        for name, before in self._before.items():
+            now = dbcore.environment_value(name)
+            if now != before:
+                self._before[name] = now
+                _log.warning(
+                    "%s was set in the IOC shell, which is too late: PVAccess settings are read when the IOC starts; set "
+                    "the variable before softIocPVX is started, or write the setting under 'pva' in a --config file",
+                    name,
+                )
