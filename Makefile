@@ -38,6 +38,7 @@ lint: setup types lint-deploy  ## check format, rules, types, import contracts a
 	$(BIN)/ruff format --check appliance tests bench roles
 	$(BIN)/ruff check appliance tests bench roles
 	$(BIN)/lint-imports
+	$(BIN)/vulture
 
 lint-deploy: setup  ## check YAML files and Ansible roles (strictest profile, offline)
 	$(BIN)/yamllint --strict .
