@@ -347,7 +347,7 @@ class Channel:
         if self.state is ChannelState.CREATING and link is not None:
             return (
                 f"{link.peer} answered the search and took the connection, but never answered the request to "
-                "create the channel; see whether the server has this PV, and its log"
+                "create the channel; check that the server has this PV, and read its log"
             )
         if self.trouble:
             return self.trouble
@@ -356,9 +356,9 @@ class Channel:
         if not self.end.require_tls:
             return "no server answered the search"
         if self.end.tls is None:
-            return "this client has no usable certificate at present, and TLS is required here: nothing is connected"
+            return "TLS is required here, but this client has no usable certificate at present; it connects to nothing"
         return (
-            "no server answered the search over TLS, which is required here: a server that has the PV without TLS "
+            "no server answered the search over TLS, and TLS is required here; a server that has the PV without TLS "
             "is not used ('appliance doctor' finds it)"
         )
 

@@ -107,7 +107,7 @@ class Context:
             config = resolve_client().config
             if config.tls_keychain and tls is None:
                 _log.warning(
-                    "%s is not used: appliance.client.Context is given its TLS; 'from appliance import Context' reads it",
+                    "%s is not used: appliance.client.Context does not read a keychain; use 'from appliance import Context', which does",
                     config.tls_keychain,
                 )
         self._end = ClientEnd(

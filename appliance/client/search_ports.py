@@ -139,7 +139,7 @@ class SearchPorts:
                 if endpoint.host not in self._warned:
                     self._warned.add(endpoint.host)
                     _log.warning(
-                        "EPICS_PVA_ADDR_LIST: %s is not known at present; it is looked up again",
+                        "EPICS_PVA_ADDR_LIST: cannot find the address of %s at present; trying again later",
                         endpoint.host,
                     )
                 continue
@@ -164,7 +164,7 @@ class SearchPorts:
                 if "ipv6" not in self._warned:
                     self._warned.add("ipv6")
                     _log.warning(
-                        "EPICS_PVA_ADDR_LIST names IPv6 addresses, and this host has no IPv6: %s", error
+                        "EPICS_PVA_ADDR_LIST names IPv6 addresses, but this host has no IPv6: %s", error
                     )
                 return False
         return True

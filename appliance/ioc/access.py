@@ -194,11 +194,11 @@ class FieldAccess:
             return
         file = self.security.file
         if self._enforce_read:
-            _log.info("access security %s: reading and writing are judged", file)
+            _log.info("access security file %s: its rules apply to reading and writing", file)
         else:
             _log.info(
-                "access security %s: writing is judged, reading is not, as in the reference's IOC; "
-                "--enforce-read has it judged (enforce_read: true in a --config file)",
+                "access security file %s: its rules apply to writing only, as in the reference's IOC; "
+                "to apply them to reading too, use --enforce-read (enforce_read: true in a --config file)",
                 file,
             )
         hidden = await asyncio.to_thread(_unreadable, self.security)
@@ -209,12 +209,12 @@ class FieldAccess:
         groups = ", ".join(f"ASG({group})" for group in sorted({group for _, group in hidden})[:_NAMED])
         _log.log(
             logging.WARNING if self._enforce_read else logging.INFO,
-            "%s %s%s: %s to nobody; give it a RULE(1,READ) to let everybody read%s",
-            "nobody can read" if self._enforce_read else "if reading were judged nobody could read",
+            "%s %s%s: %s to nobody; add RULE(1,READ) to it to let everybody read%s",
+            "nobody can read" if self._enforce_read else "with --enforce-read, nobody could read",
             names,
             more,
             f"{groups} grants reading" if groups else "",
-            "" if self._enforce_read else " then",
+            "" if self._enforce_read else " in that case",
         )
 
     async def close(self) -> None:

@@ -43,7 +43,7 @@ def rules_for_channel_access(security: AccessSecurity, is_record: Callable[[str]
     for group in groups.values():
         if not _is_safe(group.name):
             raise AccessFileError(
-                f"ASG({group.name!r}): Channel Access cannot use a group of this name; rename it, or do without Channel Access",
+                f"ASG({group.name!r}): Channel Access cannot use a group with this name; rename it, or switch Channel Access off",
                 file=security.file,
             )
         lines += _asg(group, is_record)

@@ -18,7 +18,7 @@ from appliance.ioc.script import ScriptRunner
 
 __all__ = ["Loading"]
 
-_BEFORE: Final = "before iocInit: EPICS takes no records afterwards"
+_BEFORE: Final = "before iocInit; EPICS accepts no records afterwards"
 
 
 class Loading:

@@ -180,7 +180,7 @@ class PutLog:
             _log.error("the put log misses a record: %s", error, extra={"event": "put-log-failed"})
             if self._required and not failed:
                 raise OperationError(
-                    "the put log cannot be written, and puts that it must record are refused until it can be; "
+                    "the put log cannot be written; puts that it must record are refused until that is repaired; "
                     "the IOC's log says why"
                 ) from error
 

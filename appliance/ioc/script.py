@@ -72,7 +72,7 @@ class ScriptRunner:
                 if on_error == "stop":
                     raise found from None
                 dbcore.flush_output()
-                sys.stderr.write(f"{found}: the script goes on\n")
+                sys.stderr.write(f"{found}: the script continues\n")
                 self.failures.append(found)
 
     @staticmethod

@@ -64,7 +64,7 @@ class NumberReader:
 
     def __init__(self, channel: DBChannel) -> None:
         if not can_read_number(channel):
-            raise OperationError(f"{channel.name} is no plain number")
+            raise OperationError(f"{channel.name} is not a plain number")
         self._channel = channel
         self._buffer = ctypes.create_string_buffer(2048)
         self._control = ctypes.create_string_buffer(CONTROL.size)

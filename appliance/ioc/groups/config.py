@@ -154,7 +154,9 @@ class GroupConfigs:
             elif key == "+atomic":
                 atomic = self._truth(f"{name}.+atomic", tree)
                 if group.atomic is not None and group.atomic != atomic:
-                    self._report(f"{name}: +atomic is given twice and differs; {str(atomic).lower()} is used")
+                    self._report(
+                        f"{name}: +atomic is given twice with different values; {str(atomic).lower()} is used"
+                    )
                 group.atomic = atomic
             else:
                 self._report(f"{name}: the option {key!r} is not known")

@@ -201,7 +201,7 @@ class Member:
 
 
 def _plain_any(content: AnyValue) -> Any:
-    """What a client put into an any: a number, text or an array of either, or a structure with such a value."""
+    """Return what a client put into an any: a number, text, an array of them, or a structure with such a value."""
     kind, value = content
     if isinstance(value, Value):
         found = value.get("value")
