@@ -42,7 +42,11 @@ def _resolve(host: str) -> list[str]:
 
 
 def read_access_file(step: LoadStep) -> AccessSecurity:
-    """Read a file and look its hosts up. Raises AccessFileError. Blocks."""
+    """Read a file and look its hosts up; blocks.
+
+    Raises:
+        AccessFileError: The file cannot be read, or it is wrong.
+    """
     try:
         with Path(step.file).open("rb") as file:
             data = file.read(_LIMIT + 1)
@@ -178,7 +182,11 @@ class FieldAccess:
             self._review(None)
 
     async def reload(self, step: LoadStep | None = None) -> None:
-        """Read the file again, or another one. Raises AccessFileError, and then the former rules stay."""
+        """Read the file again, or another one.
+
+        Raises:
+            AccessFileError: The file cannot be read, or it is wrong; the former rules stay in force.
+        """
         # One after the other: what Channel Access goes by and what PVAccess goes by must come from the same reading.
         async with self._reloading:
             step = step or self.step

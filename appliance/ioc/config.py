@@ -169,7 +169,11 @@ def is_substitutions(file: str) -> bool:
 
 
 def plan_of(config: IocConfig, folder: str = "") -> Plan:
-    """Return what a configuration file in ``folder`` asks for. Raises ConfigurationError for macros that EPICS cannot carry."""
+    """Return the plan that a configuration file in ``folder`` asks for.
+
+    Raises:
+        ConfigurationError: A macro has a name or a value that EPICS does not accept.
+    """
     return Plan(
         definition=config.definition,
         databases=tuple(_step(entry) for entry in config.databases),

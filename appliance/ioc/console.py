@@ -41,7 +41,11 @@ class Console:
         self._one = asyncio.Lock()
 
     async def start(self) -> None:
-        """Make the socket. Raises ConfigurationError."""
+        """Make the socket.
+
+        Raises:
+            ConfigurationError: The group does not exist, or the socket cannot be made.
+        """
         path = self._path
         gid = -1
         if self._group:

@@ -62,7 +62,11 @@ class Watched:
         return {"event": "put", **more, "new": shown(self._new)}
 
     def begin(self, old: Any) -> None:
-        """Write it down. Raises OperationError when it cannot be, and the put must not be done then."""
+        """Log the put before it is done.
+
+        Raises:
+            OperationError: The log cannot be written; the put must not be done.
+        """
         what = self._what() if self._new is NOTHING else self._what(old=shown(old))
         self._log.write(self._operation, self._channel, {**what, "result": "accepted"})
 

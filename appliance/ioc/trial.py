@@ -79,7 +79,11 @@ class Trial:
         self._child.stdin = None
 
     def result(self) -> TrialResult:
-        """Wait for the child. Raises ConfigurationError for what cannot be started."""
+        """Wait for the child and return what it found.
+
+        Raises:
+            ConfigurationError: The plan cannot be started.
+        """
         try:
             answer, _ = self._child.communicate(timeout=_TIMEOUT_S)
         except subprocess.TimeoutExpired:

@@ -59,7 +59,11 @@ class Restorer:
             self._told[named] = told
 
     def restore_now(self, file: str, macros: str) -> None:
-        """Put the values of a file into running records. Raises ApplianceError."""
+        """Put the values of a file into running records.
+
+        Raises:
+            ApplianceError: The file cannot be read, or it is not complete.
+        """
         self._restore(file, macros, _put)
 
     def lines(self) -> list[str]:

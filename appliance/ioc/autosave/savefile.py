@@ -92,7 +92,11 @@ def _element(text: str) -> str:
 
 
 def parse_saved(text: str, macros: Mapping[str, str], *, file: str) -> Saved:
-    """Read a save file. Raises ConfigurationError for one that was not written to its end."""
+    """Read the text of a save file.
+
+    Raises:
+        ConfigurationError: The file is incomplete: it was not written to its end.
+    """
     if not text.rstrip().endswith(_END):
         raise ConfigurationError("is incomplete: its last line <END> is missing", file=file)
     values: list[tuple[str, str | tuple[str, ...]]] = []

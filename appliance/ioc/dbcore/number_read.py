@@ -105,7 +105,11 @@ class NumberReader:
             raise OperationError(f"cannot read {self._channel.name}: {status_text(status)}")
 
     def read(self) -> tuple[Any, ...]:
-        """Read everything, as the class says. Raises OperationError when EPICS cannot."""
+        """Read everything; the class describes the result.
+
+        Raises:
+            OperationError: EPICS cannot read the field.
+        """
         status = _get(*self._arguments)
         if status:
             self._check(status)
@@ -116,7 +120,11 @@ class NumberReader:
         return self._unpack(self._buffer)
 
     def read_all(self) -> tuple[Reading, Properties]:
-        """Read the value and what belongs to it, and the properties. Raises OperationError when EPICS cannot."""
+        """Read the value with alarm and time, and the properties.
+
+        Raises:
+            OperationError: EPICS cannot read the field.
+        """
         status, severity, _, _, message, front, seconds, nanoseconds, tag, back, value = self.read()
         reading = Reading(
             value, status, severity, _c.c_text(message), seconds + _c.EPICS_EPOCH_S, nanoseconds, tag
@@ -124,7 +132,11 @@ class NumberReader:
         return reading, self.properties(RawProperties(front, back, self.description.value))
 
     def read_properties(self) -> RawProperties:
-        """Read the properties alone. Raises OperationError when EPICS cannot."""
+        """Read only the properties.
+
+        Raises:
+            OperationError: EPICS cannot read the field.
+        """
         _, _, _, _, _, front, _, _, _, back, _ = self.read()
         return RawProperties(front, back, self.description.value)
 

@@ -118,9 +118,10 @@ class GroupConfigs:
         self._file: str | None = None
 
     def add(self, text: str, *, record: str | None = None, file: str | None = None) -> None:
-        """Take in one definition; channels of a record's own are names of its fields.
+        """Add one definition; in a record's own definition a channel is the name of one of its fields.
 
-        Raises ConfigurationError.
+        Raises:
+            ConfigurationError: The definition is wrong.
         """
         self._record, self._file = record, file
         tree = parse_json(text, file=file)

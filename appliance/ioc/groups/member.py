@@ -74,7 +74,11 @@ class Member:
     # -- type ----------------------------------------------------------------------------------------
 
     def describe(self, tree: TypeTree) -> None:
-        """Add what this mapping contributes to the type of the group. Raises ConfigurationError."""
+        """Add the fields of this mapping to the type of the group.
+
+        Raises:
+            ConfigurationError: Another mapping contradicts this one.
+        """
         if self.kind == "proc":
             return
         if self.kind == "meta":
@@ -105,7 +109,11 @@ class Member:
         return value_type(self.channel)
 
     def locate(self, kind: StructType) -> None:
-        """Find the place in the finished type. Raises ConfigurationError."""
+        """Find the place of this mapping in the finished type.
+
+        Raises:
+            ConfigurationError: The type has no such place.
+        """
         if self.kind in ("proc", "structure"):
             return
         self.place = place = Place.find(kind, self.path)
