@@ -281,7 +281,7 @@ async def test_the_command_line_of_the_reference_does_not_judge_reading(files: P
         assert "denied" in await put(client, "test:enumExample", {"value.index": 1})
         await ioc.printed("writing is judged, reading is not")
         await ioc.printed(
-            r"if reading were judged nobody could read test:.* and \d+ more: ASG\(DEFAULT\) grants reading"
+            r"with --enforce-read, nobody could read test:.* and \d+ more: ASG\(DEFAULT\) grants reading"
         )
 
 
