@@ -113,7 +113,7 @@ def _converter(kind: ScalarType) -> Any:
 
 
 def _whole(number: float, limit: int) -> int:
-    """A double as the processor makes a whole number of it, for NaN and what is too small as well.
+    """Convert a double to a whole number as the processor does, also NaN and values that are too small.
 
     No double is the largest number of 64 bits: the one beside it stands for it.
     """

@@ -161,7 +161,7 @@ def _tell_how(
             "pv",
             f"{name} is served by {info.server} over plain TCP only, at present",
             "tls_required among the TLS options refuses plain TCP",
-            "give that server a keychain, or take tls_required out of EPICS_PVA_TLS_OPTIONS",
+            "give that server a keychain, or remove tls_required from EPICS_PVA_TLS_OPTIONS",
         )
     elif has_keychain:
         why = (

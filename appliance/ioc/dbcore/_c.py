@@ -223,7 +223,7 @@ def epics_base() -> Path:
     spec = importlib.util.find_spec("epicscorelibs")
     if spec is None or spec.origin is None:
         require("ioc")
-        raise ConfigurationError("the package epicscorelibs is not whole; install it again")
+        raise ConfigurationError("the package epicscorelibs is incomplete; install it again")
     return Path(spec.origin).parent
 
 

@@ -50,7 +50,7 @@ class NumberView:
     def __init__(self, channel: DBChannel) -> None:
         layout = _layout_of(channel)
         if layout is None:
-            raise OperationError(f"{channel.name} cannot be viewed: it is no plain number")
+            raise OperationError(f"{channel.name} cannot be viewed: it is not a plain number")
         common, properties, size = layout
         memory = memoryview((ctypes.c_char * size).from_address(channel.record_address)).cast("B")
         self.channel = channel
