@@ -1,4 +1,4 @@
-"""What the IOC can be told, by its YAML file or by its command line."""
+"""The settings of the IOC, from its YAML file or its command line."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class LoadStep(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What to do at the start."""
+    """The steps of a start."""
 
     definition: str = ""
     databases: tuple[LoadStep, ...] = ()
@@ -135,24 +135,24 @@ class Plan(NamedTuple):
     inputs_require_tls: bool = False
     organizations: tuple[str, ...] = ()
     enforce_read: bool = False
-    """Off on the command line, as in the reference's IOC; on in a configuration file."""
+    """False on the command line, as in the reference's IOC; true in a configuration file."""
     on_error: OnError = "stop"
     initialises: bool = False
-    """iocInit follows the script where that has not run it, as a configuration file promises; a st.cmd runs it itself."""
+    """Whether iocInit follows a script that has not run it, as with a configuration file; a st.cmd must run it itself."""
     folder: str = ""
-    """The folder that relative paths in the script and in databases start from; empty: where the program was started."""
+    """The folder for relative paths in the script and in databases; empty: the folder where the program was started."""
 
     is_check: bool = False
-    """Nothing is started: what costs time may be looked at too."""
+    """Whether this is only a check; then slow checks are done too."""
 
     @property
     def loads_anything(self) -> bool:
-        """Whether there is a file that could be wrong."""
+        """Whether the plan names any file."""
         return bool(self.databases or self.groups or self.acf or self.script or self.definition)
 
     @property
     def loads_records(self) -> bool:
-        """Whether the plan itself loads records, and so has to run iocInit."""
+        """Whether the plan itself loads records, so that it must run iocInit."""
         return bool(self.databases or self.exit_prefix or self.initialises)
 
 
@@ -164,7 +164,7 @@ def _step(entry: Database | GroupFile | AccessFile) -> LoadStep:
 
 
 def is_substitutions(file: str) -> bool:
-    """Whether a name is that of a substitution file, which EPICS loads with ``dbLoadTemplate``."""
+    """Whether ``file`` is the name of a substitution file, which EPICS loads with ``dbLoadTemplate``."""
     return file.endswith((".substitutions", ".subs", ".sub"))
 
 
