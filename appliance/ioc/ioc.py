@@ -151,7 +151,7 @@ class Ioc:
             raise self._failure
 
     def _on_init(self, state: int) -> None:
-        """EPICS' hook: called in whatever thread runs iocInit."""
+        """Handle a state of iocInit; EPICS calls this in the thread that runs iocInit."""
         self.autosave.on_init(state)
         if state == InitHook.AT_IOC_BUILD and dbcore.serves_channel_access():
             self._prepare_channel_access()

@@ -98,8 +98,8 @@ class Autosave:
             self._restore_now,
             "Put the values of a save file, with macros, into the running records.\n",
         )
-        add("dbrestoreShow", [], self._show, "What was restored and what is saved.\n")
-        add("save_restoreShow", [("level", int)], self._show, "What was restored and what is saved.\n")
+        add("dbrestoreShow", [], self._show, "Show what was restored and what is saved.\n")
+        add("save_restoreShow", [("level", int)], self._show, "Show what was restored and what is saved.\n")
         add(
             "makeAutosaveFileFromDbInfo",
             [("file", str), ("info", str)],
