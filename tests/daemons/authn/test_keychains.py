@@ -54,6 +54,18 @@ def test_an_expired_keychain_is_renewed_without_force_and_keeps_its_key(site):
     assert public(account.keychain()) == public(old)
 
 
+def test_authnstd_without_a_name_keeps_the_name_of_an_ended_keychain(site):
+    """It is the cure that the doctor proposes: the account's own name must not take the operator's place."""
+    account = site.account()
+    old = site.issue("operator", begun=2 * DAY, left=-DAY)
+    account.place(old)
+    done = account.run("authnstd")
+    assert done.status in (0, 3), done.err
+    assert account.keychain().serial != old.serial
+    assert account.keychain().subject == old.subject
+    assert public(account.keychain()) == public(old)
+
+
 def test_after_a_revocation_the_next_keychain_has_a_new_key(site):
     """The key may be what was lost."""
     account = site.account()

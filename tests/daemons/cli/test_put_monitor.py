@@ -38,6 +38,10 @@ def pv(server: Server, name: str) -> SharedPV:
     [
         (["demo", "5.5"], "value", 5.5),
         (["demo", "-5.5"], "value", -5.5),
+        (["demo", "-1e-3"], "value", -1e-3),
+        (["demo", "-inf"], "value", float("-inf")),
+        (["demo", "-0x10"], "value", -16.0),
+        (["text", '"a=b"'], "value", "a=b"),
         (["demo", "value=6", "alarm.message=quiet"], "value", 6.0),
         (["demo", "alarm.message=a=b"], "alarm.message", "a=b"),
         (["demo", '{"value": 7, "alarm": {"severity": 2}}'], "alarm.severity", 2),
