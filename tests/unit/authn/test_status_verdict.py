@@ -74,7 +74,7 @@ def test_without_a_good_signature_nothing_is_believed(case):
 def test_without_an_authority_nothing_is_believed():
     found = verdict(told(CertState.VALID), issuer=None)
     assert (found.state, found.verified) == (CertState.UNKNOWN, False)
-    assert "no trust anchor" in found.why
+    assert "no known trust anchor" in found.why
 
 
 def test_a_word_can_only_make_less_of_what_is_signed():
