@@ -63,8 +63,7 @@ class ClientTLSManager(TLSManager):
         if context is None:
             context = Context(self._config, tls=tls, gate=self.gate, **self._arguments)
         else:
-            context.tls, context.gate = tls, self.gate
-            context.require_tls = context.require_tls or self.options.tls_required
+            context.prepare_tls(tls, self.gate, require_tls=self.options.tls_required)
         self._context = context
         if self.gate is not None:
             self.gate.recovered = context.probe_tls

@@ -292,14 +292,10 @@ class _Watch:
             self._timer.cancel()
             self._timer = None
         gate = self._gate
-        if verdict.status is StatusClass.GOOD:
+        if verdict.good:
             self._admitted = True
             gate.validated(self._guid)
-        elif (
-            culprit is not None
-            and culprit is self.peer
-            and (not self._admitted or verdict.status is StatusClass.BAD)
-        ):
+        elif culprit is not None and culprit is self.peer and (not self._admitted or verdict.bad):
             gate.avoid(self._guid, culprit)
         self._verdict(verdict)
 

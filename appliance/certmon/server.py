@@ -69,7 +69,7 @@ class ServerTLSManager(TLSManager):
         if server is None:
             server = Server(self._config, tls=tls, gate=self.gate, **self._arguments)
         else:
-            server.gate = self.gate
+            server.entrance.gate = self.gate
             server.require_tls = server.require_tls or self.options.tls_required
             await server.set_tls(tls)
         self._server = server
@@ -88,7 +88,7 @@ class ServerTLSManager(TLSManager):
         """
         self._server, self._adopted = server, True
         self.mode, self.generation = Mode.TCP, self.identity.generation
-        server.gate = self.gate
+        server.entrance.gate = self.gate
         if self.source is not None:
             await self.source.start()
         self._worker = asyncio.get_running_loop().create_task(self._work())
@@ -107,7 +107,7 @@ class ServerTLSManager(TLSManager):
     def _tell_plight(self, server: Server) -> None:
         """Have those who are refused told that nobody can prove who he is while this server has no TLS."""
         why = self.plight()
-        server.plight = f"this server cannot tell at present who you are: {why}" if why else ""
+        server.access.plight = f"this server cannot tell at present who you are: {why}" if why else ""
 
     def choose(self) -> Mode:
         """Give the mode; a server that must have a certificate does not go on without."""

@@ -35,6 +35,7 @@ from appliance.certs.x509 import (
     subject_text,
 )
 from appliance.client.context import Context
+from appliance.client.end import Timings
 from appliance.config.pva import ClientConfig
 from appliance.errors import ApplianceError, CertificateError, CertificateStatusError
 from appliance.pvdata.value import Value
@@ -351,7 +352,9 @@ class StatusSource:
             tls_keychain="", name_servers=tuple(server for server in config.name_servers if not server.tls)
         )
         # In the clear on purpose: a certificate's status cannot depend on the certificate, and it is signed.
-        self.context = Context(plain, beacons=beacons, octets=True, longest_search_s=SEARCH_S)
+        self.context = Context(
+            plain, beacons=beacons, octets=True, timings=Timings(longest_search_s=SEARCH_S)
+        )
         self.cache = cache
         self.now = now
         self.max_followed = max_followed

@@ -151,8 +151,16 @@ def _subject_problem(oid: x509.ObjectIdentifier, text: str | bytes) -> str | Non
     short, limit = _SUBJECT_LIMITS.get(oid, ("", 0))
     if not short:
         return f"the subject has the attribute {oid.dotted_string}; only CN, C, O and OU are used"
-    if not isinstance(text, str) or not text.isprintable() or text != text.strip() or not text:
-        return f"the subject's {short} is empty, or has control characters or blanks at its ends"
+    if not isinstance(text, str):
+        return f"the subject's {short} is not text"
+    if not text:
+        return f"the subject's {short} is empty"
+    if text != text.strip():
+        return f"the subject's {short} has blanks at its ends: {text[:limit]!a}"
+    if any("\ud800" <= char <= "\udfff" for char in text):
+        return f"the subject's {short} is not UTF-8: {text[:limit]!a}"
+    if not text.isprintable():
+        return f"the subject's {short} has control characters, or others that cannot be printed: {text[:limit]!a}"
     octets = len(text.encode("utf-8", "surrogatepass"))
     if octets > limit:
         counted = f"{len(text)} characters" if octets == len(text) else f"{octets} octets in UTF-8"

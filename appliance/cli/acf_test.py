@@ -58,9 +58,7 @@ def parser() -> argparse.ArgumentParser:
         default=0,
         help="access security level of the field: 0 (default) or 1",
     )
-    arguments.add_argument(
-        "--user", default="", help="account: the certificate's common name, or the claimed name"
-    )
+    arguments.add_argument("--user", help="account: the certificate's common name, or the claimed name")
     arguments.add_argument("--host", default="", help="address of the client")
     arguments.add_argument(
         "--method",
@@ -79,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="O",
         help="organization in the certificate; default: the server's own, whose people a UAG calls by their names alone",
     )
-    arguments.add_argument("--unit", metavar="OU", default="", help="organizational unit in the certificate")
+    arguments.add_argument("--unit", metavar="OU", help="organizational unit in the certificate")
     arguments.add_argument(
         "--home",
         action="append",
@@ -163,11 +161,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if granted[options.require] else 3
 
 
-_OF_A_QUESTION = ("user", "host", "method", "authority", "protocol", "role", "san", "input", "asl", "require")
+_OF_A_QUESTION = (
+    "user",
+    "host",
+    "method",
+    "authority",
+    "protocol",
+    "role",
+    "san",
+    "organization",
+    "unit",
+    "home",
+    "input",
+    "asl",
+    "require",
+)
 
 
 def _without_effect(options: argparse.Namespace, command_line: argparse.ArgumentParser) -> str:
     """Say which option would count for nothing, and what to do; empty where none would."""
+    for name in ("user", "organization", "unit"):
+        if getattr(options, name) == "":
+            return f"--{name} is empty: write a value, or leave the option out"
     if options.asg is None:
         for name in _OF_A_QUESTION:
             if is_given(options, command_line, name):
@@ -176,7 +191,7 @@ def _without_effect(options: argparse.Namespace, command_line: argparse.Argument
     if options.method == "anonymous" and options.user:
         return "--method anonymous has no --user: leave out the one or the other"
     if options.method != "x509":
-        for name in ("authority", "san"):
+        for name in ("authority", "san", "organization", "unit", "home"):
             if is_given(options, command_line, name):
                 return f"--{name} is proved by a certificate: it needs --method x509"
     return ""
@@ -189,14 +204,10 @@ def _principal(options: argparse.Namespace) -> Principal:
     san = tuple((kind.lower(), text) for kind, text in _pairs(options.san, "--san"))
     if any(kind not in {"dns", "ip"} for kind, _ in san):
         raise ValueError("--san is written dns=NAME or ip=ADDRESS")
-    if method != "x509" and (options.organization or options.unit or options.home):
-        raise ValueError(
-            "--organization, --unit and --home are about certificates: use them with --method x509"
-        )
     organization = options.organization or ""
     subject = (("CN", options.user), ("O", organization), ("OU", options.unit)) if method == "x509" else ()
     return Principal(
-        subject=tuple(part for part in subject if part[1]),
+        subject=tuple((key, text) for key, text in subject if text),
         at_home=not organization or organization in options.home or "*" in options.home,
         account=options.user or ("anonymous" if method == "anonymous" else ""),
         method=method,

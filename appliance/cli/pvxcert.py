@@ -468,8 +468,8 @@ def _dump_status(verdict: CheckedStatus, pv: str, server: str) -> list[str]:
 
 
 def _server_of(context: Context, pv: str) -> str:
-    link = context.channel(pv).link
-    return "" if link is None else link.peer
+    server = context.channel(pv).peer
+    return "" if server is None else server.peer
 
 
 def _plain(config: ClientConfig) -> ClientConfig:

@@ -14,7 +14,7 @@ _CA = StructType((("user", STRING), ("host", STRING)))
 
 
 def claimed_identity() -> Value:
-    """Give the payload of method ``ca``: the account that runs this process, and this host's name."""
+    """Return the payload of method ``ca``: the account that runs this process, and this host's name."""
     import pwd
 
     try:

@@ -2,28 +2,180 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Protocol
 
-from appliance.errors import ChannelClosedError
-from appliance.pva.client import ClientChannel, ClientOperation
+from appliance.client.end import ClientEnd, ServerAddress
+from appliance.errors import AccessDeniedError, ApplianceError, ChannelClosedError, OperationError
+from appliance.pva.client_channel import ClientChannel
+from appliance.pva.client_operation import ClientOperation
 from appliance.pva.credentials import Credentials
 from appliance.pva.status import Status
+from appliance.pvdata.value import Value
+from appliance.transport.gate import Verdict
 
-if TYPE_CHECKING:
-    from appliance.client.link import ServerLink
-    from appliance.client.requests import Request
-
-__all__ = ["Channel", "ChannelState", "refused_without_tls"]
+__all__ = ["Channel", "ChannelLink", "ChannelRequest", "ChannelState", "Finder", "Waiter"]
 
 
-def refused_without_tls(address: str) -> str:
-    """Tell why a server that offers plain TCP only is not used."""
-    return (
-        f"{address} does not speak TLS, which is required here; give that server a keychain, or take tls_required out of "
-        "this client's TLS options"
-    )
+class Finder(Protocol):
+    """What a channel needs of the search. Names are told apart by their search instance IDs."""
+
+    def want(self, instance: int, *, later: bool = False, resume: bool = False) -> None:
+        """Find a server for a name: now, or ``later`` by the back-off, which ``resume`` starts anew."""
+
+    def settle(self, instance: int) -> None:
+        """Start the back-off anew at the next search: the channel is active."""
+
+    def remove(self, instance: int) -> None:
+        """Forget a name."""
+
+
+class ChannelLink(Protocol):
+    """What a channel and its requests need of the connection that they are on."""
+
+    @property
+    def address(self) -> ServerAddress:
+        """Return where the server is."""
+
+    @property
+    def peer(self) -> str:
+        """Return the server's address and port as text."""
+
+    @property
+    def guid(self) -> bytes:
+        """Return the server's GUID, empty where it is not known."""
+
+    @property
+    def credentials(self) -> Credentials:
+        """Return who the server is."""
+
+    @property
+    def held(self) -> Verdict | None:
+        """Return why the connection pauses; None where it does not."""
+
+    def remove(self, channel: Channel) -> None:
+        """Forget ``channel``, which is gone or elsewhere."""
+
+    def schedule_flush(self) -> None:
+        """Send what waits at the end of this turn of the event loop."""
+
+    def refusal(self, *, changes: bool) -> str:
+        """Return why a request must not be made at present, or "" where it may."""
+
+    def why_not_ready(self) -> str:
+        """Return how far the connection has come, and what may be wrong."""
+
+
+class Waiter:
+    """Takes the outcome of one request."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.future: asyncio.Future[Any] = loop.create_future()
+
+    def result(self, value: Any) -> None:
+        """Hand over what came."""
+        if not self.future.done():
+            self.future.set_result(value)
+
+    def error(self, error: Exception) -> None:
+        """Hand over why nothing came."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class ChannelRequest:
+    """Something that is wanted of a channel. A subclass says how it starts, and what the answers mean to it."""
+
+    __slots__ = ("channel", "operation", "waiter")
+
+    LASTS: ClassVar[bool] = False
+    """Whether it goes on for ever, and so loses nothing when its connection is closed and replaced."""
+
+    def __init__(self, channel: Channel, waiter: Waiter) -> None:
+        self.channel = channel
+        self.waiter = waiter
+        self.operation: ClientOperation | None = None
+
+    def start(self) -> None:
+        """Send the first message: the channel is there."""
+        raise NotImplementedError
+
+    def ready(self, status: Status) -> None:
+        """Go on after the answer to INIT."""
+
+    def reply(self, status: Status, value: Value | None) -> None:
+        """Take the answer to the request."""
+
+    def disconnected(self, why: str) -> None:
+        """Give up what was begun: the channel was lost. ``start`` will be called when it is back."""
+        if self.operation is not None:
+            self.operation.context = None
+            self.operation = None
+
+    def fail(self, error: Exception) -> None:
+        """Give up, and say why."""
+        self.channel.remove(self)
+        self._abandon()
+        self.waiter.error(error)
+
+    def cancel(self) -> None:
+        """End the request: nobody waits any more."""
+        self.channel.remove(self)
+        self._abandon()
+
+    # -- for subclasses ------------------------------------------------------------------------------
+
+    def _begin(self, command: int, request: Value) -> ClientOperation:
+        channel = self.channel
+        assert channel.wire is not None
+        assert channel.link is not None
+        operation = channel.wire.operation(command, request)
+        operation.context = self
+        self.operation = operation
+        channel.link.schedule_flush()
+        return operation
+
+    def _refused(self, *, changes: bool) -> bool:
+        """Fail where the connection pauses; return whether it does."""
+        link = self.channel.link
+        assert link is not None
+        if link.held is None:
+            return False
+        why = link.refusal(changes=changes)
+        if why:
+            self.fail(OperationError(f"{self.channel.name}: {why}"))
+        return bool(why)
+
+    def _failed(self, status: Status) -> bool:
+        """Fail with the server's reason; return whether there is one."""
+        if status.ok:
+            return False
+        try:
+            status.raise_for(self.channel.name)
+        except AccessDeniedError as error:
+            why = self.channel.why_plain()
+            self.fail(AccessDeniedError(f"{error}; {why}") if why else error)
+        except ApplianceError as error:
+            self.fail(error)
+        return True
+
+    def _finish(self, value: Any) -> None:
+        self.channel.remove(self)
+        self.waiter.result(value)
+
+    def _abandon(self) -> None:
+        operation = self.operation
+        self.operation = None
+        if operation is not None:
+            operation.context = None
+            operation.close()
+            link = self.channel.link
+            if link is not None:
+                link.schedule_flush()
 
 
 class ChannelState(Enum):
@@ -38,14 +190,20 @@ class ChannelState(Enum):
 
 
 class Channel:
-    """See the module's text. Channels belong to the Context and are shared by all that use the same name."""
+    """One PV, for all who use the same name.
+
+    Args:
+        end: What the parts of this client share.
+        finder: Finds a server for the name.
+        name: The PV's name.
+        instance: Stands for the name in searches.
+        server: Where the channel must be, without a search.
+    """
 
     __slots__ = (
         "__weakref__",
-        "attempts",
-        "context",
-        "due",
-        "guid",
+        "end",
+        "finder",
         "idle",
         "instance",
         "last_used",
@@ -58,63 +216,81 @@ class Channel:
         "wire",
     )
 
-    def __init__(self, context: Any, name: str, server: tuple[str, int, bool] | None, instance: int) -> None:
-        self.context = context
+    def __init__(
+        self, end: ClientEnd, finder: Finder, name: str, instance: int, server: ServerAddress | None = None
+    ) -> None:
+        self.end = end
+        self.finder = finder
         self.name = name
-        self.server = server
-        """Where the channel must be, without a search: host, port, whether by TLS."""
         self.instance = instance
-        """Search instance ID."""
+        self.server = server
         self.state = ChannelState.SEARCHING
-        self.link: ServerLink | None = None
+        self.link: ChannelLink | None = None
+        """The connection that the channel is on, or is about to be on."""
         self.wire: ClientChannel | None = None
-        self.requests: dict[Request, None] = {}
-        """Everything that wants the channel: one-time requests until they are answered, subscriptions for good."""
-        self.idle: defaultdict[Any, list[ClientOperation]] = defaultdict(list)
-        self.attempts = 0
-        self.due = 0.0
-        self.guid = b""
-        """Of the server that last answered the search (SPVA 12.5)."""
+        """The channel in the protocol; there while the state is ACTIVE."""
+        self.requests: dict[ChannelRequest, None] = {}
+        """Everything that wants the channel: one-time requests until they are answered, monitors for good."""
+        self.idle: defaultdict[str, list[ClientOperation]] = defaultdict(list)
+        """Initialised GETs that nobody uses at present, by the text of their pvRequest."""
         self.last_used = 0.0
         self.trouble = ""
         """The latest reason why there is no connection; told when a request times out."""
 
     @property
     def peer(self) -> Credentials | None:
-        """The server's identity; None while not connected."""
+        """Return who the server is; None while there is none."""
         return self.link.credentials if self.link is not None else None
 
-    def add(self, request: Request) -> None:
+    @property
+    def is_paused(self) -> bool:
+        """Whether the connection waits until the status of a certificate is good again."""
+        return self.link is not None and self.link.held is not None
+
+    # -- who wants it --------------------------------------------------------------------------------
+
+    def add(self, request: ChannelRequest) -> None:
         """Serve ``request`` as soon as the channel is there."""
         self.requests[request] = None
         if self.state is ChannelState.ACTIVE:
             request.start()
         elif self.state is ChannelState.SEARCHING and len(self.requests) == 1:
-            self.context.searcher.want(self, resume=True)
+            self.finder.want(self.instance, resume=True)
 
-    def remove(self, request: Request) -> None:
-        """``request`` needs the channel no more."""
+    def remove(self, request: ChannelRequest) -> None:
+        """Forget ``request``, which needs the channel no more."""
         self.requests.pop(request, None)
         if not self.requests:
-            self.last_used = self.context.loop.time()
+            self.last_used = self.end.now()
+
+    # -- what becomes of it --------------------------------------------------------------------------
+
+    def join(self, link: ChannelLink) -> None:
+        """Be on ``link``: it leads to a server that has the PV."""
+        self.link = link
+        self.state = ChannelState.CONNECTING
+
+    def await_creation(self) -> None:
+        """Wait for the server's answer: CREATE_CHANNEL was sent."""
+        self.state = ChannelState.CREATING
 
     def created(self, wire: ClientChannel, status: Status) -> None:
-        """The server has answered CREATE_CHANNEL."""
+        """Act on the server's answer to CREATE_CHANNEL."""
         if not status.ok:
             assert self.link is not None
             self.trouble = f"{self.link.peer} refused the channel: {status.message}"
-            self.link.forget(self)
+            self.link.remove(self)
             self.search_again(later=True)
             return
         self.wire = wire
         self.state = ChannelState.ACTIVE
-        self.attempts = 0
+        self.finder.settle(self.instance)
         self.trouble = ""
         for request in list(self.requests):
             request.start()
 
     def lost(self, why: str, *, failed: bool = False) -> None:
-        """The channel or its connection is gone: search for it again.
+        """Search again: the channel or its connection is gone.
 
         After a connection that ``failed`` before it was ready, with growing pauses (SPVA 15.1): the answer to the
         next search would lead to the same failure as fast as machines can shake hands.
@@ -137,7 +313,7 @@ class Channel:
         self.state = ChannelState.SEARCHING
         self.link = None
         if self.requests:
-            self.context.searcher.want(self, later=later)
+            self.finder.want(self.instance, later=later)
 
     def close(self, *, tell: bool = True) -> None:
         """End the channel here and at the server; requests that are left fail.
@@ -148,18 +324,48 @@ class Channel:
         if self.state is ChannelState.CLOSED:
             return
         self.state = ChannelState.CLOSED
-        self.context.searcher.drop(self)
+        self.finder.remove(self.instance)
         wire, link = self.wire, self.link
         self.wire = self.link = None
         if wire is not None and tell:
             wire.close()
         if link is not None:
-            link.forget(self)
+            link.remove(self)
             link.schedule_flush()
         for request in list(self.requests):
             request.fail(ChannelClosedError(f"{self.name}: the channel was closed"))
         self.requests.clear()
         self.idle.clear()
+
+    # -- why -----------------------------------------------------------------------------------------
+
+    def why_waiting(self) -> str:
+        """Return why a request of this channel has no answer yet."""
+        link = self.link
+        if self.state is ChannelState.ACTIVE:
+            return f"{link.peer if link is not None else 'the server'} did not answer"
+        if self.state is ChannelState.CREATING and link is not None:
+            return (
+                f"{link.peer} answered the search and took the connection, but never answered the request to "
+                "create the channel; see whether the server has this PV, and its log"
+            )
+        if self.trouble:
+            return self.trouble
+        if link is not None:
+            return link.why_not_ready()
+        if not self.end.require_tls:
+            return "no server answered the search"
+        if self.end.tls is None:
+            return "this client has no usable certificate at present, and TLS is required here: nothing is connected"
+        return (
+            "no server answered the search over TLS, which is required here: a server that has the PV without TLS "
+            "is not used ('appliance doctor' finds it)"
+        )
+
+    def why_plain(self) -> str:
+        """Return why this channel is used over plain TCP, where the gate knows; else the empty text."""
+        link, gate = self.link, self.end.gate
+        return "" if link is None or link.address.tls or gate is None else gate.plight(link.guid)
 
     def __repr__(self) -> str:
         return f"<Channel {self.name!r} {self.state.value}>"

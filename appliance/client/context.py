@@ -4,50 +4,58 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Self, overload
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, overload
 
-from appliance.client.channel import Channel, ChannelState, refused_without_tls
-from appliance.client.link import Address, ServerLink
-from appliance.client.monitor import Subscription
+from appliance.client.channel import Channel, Waiter
+from appliance.client.channels import check_name
+from appliance.client.end import DEFAULT_TIMINGS, ClientEnd, ServerAddress, Timings
+from appliance.client.links import Links
+from appliance.client.monitor import Monitor
 from appliance.client.requests import (
     Batch,
     FieldRequest,
     GetRequest,
     Info,
     PutRequest,
-    Request,
     RPCRequest,
-    Waiter,
-    _BatchItem,
+    outcome,
 )
-from appliance.client.search import Discovered, Located, Searcher
+from appliance.client.search import Located
+from appliance.client.servers import Discovered
 from appliance.config.pva import ClientConfig, resolve_client
-from appliance.errors import ApplianceError, ChannelClosedError, OperationTimeoutError, TransportError
+from appliance.errors import ApplianceError, ChannelClosedError
 from appliance.pva.limits import DEFAULT_LIMITS, Limits
-from appliance.pvdata.pvrequest import PVRequest
+from appliance.pvdata.pvrequest import PVRequest, truth
 from appliance.pvdata.value import Value
 from appliance.transport.gate import PeerGate
-from appliance.transport.liveness import Liveness
-from appliance.transport.stream import format_address
 
 if TYPE_CHECKING:
     from appliance.tls.context import TLSContext
-    from appliance.transport.stream import StreamLink
 
 __all__ = ["Context"]
 
 _log: Final = logging.getLogger(__name__)
 
-IDLE_CHANNEL_S: Final = 10.0
-"""Seconds for which a channel that nobody uses is kept for the next use."""
 DEFAULT_TIMEOUT_S: Final = 5.0
-MAX_NAME: Final = 1300
-"""Octets of a PV name that surely fit a search datagram (`appliance.pva.search.MAX_DATAGRAM`)."""
-CLOSE_S: Final = 1.0
-"""Seconds in which servers must take what is left for them when the context closes."""
+DEFAULT_QUEUE_SIZE: Final = 4
+"""Updates that a monitor keeps for a slow reader, unless the pvRequest says another number."""
+MAX_PLACES: Final = 1000
+"""Answers to one ``locate`` that are kept; anyone on the network may send them."""
+MAX_NEWS: Final = 100_000
+"""News of servers that wait for a listener who does not listen; beacons are anyone's to send."""
+_MAX_PREPARED: Final = 256
+
+Server = ServerAddress | tuple[str, int, bool]
+"""Host, port, whether by TLS."""
+
+
+class _Prepared(NamedTuple):
+    """A pvRequest that was parsed, for all who use the same text."""
+
+    value: Value
+    options: dict[str, str]
 
 
 class Context:
@@ -63,11 +71,24 @@ class Context:
                 async for value in updates:
                     ...
 
-    ``config`` defaults to the settings of the environment. ``tls`` is the context of the client's keychain: without it the client speaks plain TCP only. With
-    ``require_tls`` no PV is ever used over plain TCP, whoever answers the search; searches themselves are not secret.
     All waiting is bounded by ``timeout`` (seconds; None waits for ever); what fails raises an OperationError that
-    says why.
+    says why. An operation's ``server`` (host, port, whether by TLS) says where the PV is: it is not searched for.
+
+    Args:
+        config: Settings; without them those of the environment.
+        tls: The TLS context of the client's keychain: without it the client speaks plain TCP only.
+        require_tls: Whether no PV is ever used over plain TCP, whoever answers the search. Searches themselves are
+            not secret.
+        gate: Judges TLS connections by the status of certificates.
+        limits: Bounds for what one server may send.
+        segment_size: Octets in one message, above which it is sent in segments; 0 never cuts a message.
+        beacons: Whether to listen for beacons of new servers from the start.
+        octets: Whether ``uint8[]`` is read as ``bytes``, without numpy. For monitors, whose values are read and not changed.
+        timings: How long the client waits for what.
     """
+
+    _links: Links
+    """All parts below this face; made by ``start``."""
 
     def __init__(
         self,
@@ -80,7 +101,7 @@ class Context:
         segment_size: int = 0,
         beacons: bool = True,
         octets: bool = False,
-        longest_search_s: float = 30.0,
+        timings: Timings = DEFAULT_TIMINGS,
     ) -> None:
         if config is None:
             config = resolve_client().config
@@ -89,81 +110,35 @@ class Context:
                     "%s is not used: appliance.client.Context is given its TLS; 'from appliance import Context' reads it",
                     config.tls_keychain,
                 )
-        self.config = config
-        self.tls = tls
-        self.require_tls = require_tls
-        self.gate = gate
-        self.limits = limits
-        self.segment_size = segment_size
-        self.octets = octets
-        """Whether ``uint8[]`` is read as ``bytes``, without numpy; for monitors, whose values are read and not changed."""
-        self.longest_search_s = longest_search_s
-        """Seconds between two searches for a name that nobody serves, at the most."""
-        self.name_servers: list[ServerLink] = []
-        self.searcher: Searcher = None  # type: ignore[assignment]
-        self.loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment]
+        self._end = ClientEnd(
+            config,
+            tls=tls,
+            require_tls=require_tls,
+            gate=gate,
+            limits=limits,
+            segment_size=segment_size,
+            octets=octets,
+            timings=timings,
+        )
         self._beacons = beacons
-        self._channels: dict[tuple[str, Address | None], Channel] = {}
-        self._instances: dict[int, Channel] = {}
-        self._next_instance = itertools.count(1)
-        self._links: dict[Address, ServerLink] = {}
-        self._requests: dict[str, tuple[Value, dict[str, str]]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._identity: Value | None = None
-        self._liveness = Liveness(self._streams, self.config.idle_timeout_s, echo=True)
-        self._sweeper: asyncio.TimerHandle | None = None
-        self._closed = False
-        self._deserted: asyncio.Event | None = None
-        self._started = False
+        self._is_open = False
+        self._requests: dict[str, _Prepared] = {}
 
     # -- life ----------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Open the search sockets and connect to the name servers."""
-        self.loop = asyncio.get_running_loop()
-        self._started = True
-        self.searcher = Searcher(self)
-        await self.searcher.start(beacons=self._beacons)
-        self._liveness.start()
-        self._sweeper = self.loop.call_later(IDLE_CHANNEL_S, self._sweep)
-        for endpoint in self.config.name_servers:
-            port = endpoint.port or (self.config.tls_port if endpoint.tls else self.config.server_port)
-            self._name_server((endpoint.host, port, endpoint.tls))
+        self._end.start(asyncio.get_running_loop())
+        self._links = Links(self._end)
+        self._is_open = True
+        await self._links.start(beacons=self._beacons)
 
     async def close(self) -> None:
         """Close all channels and connections."""
-        if self._closed:
-            return
-        self._closed = True
-        if not self._started:
-            return
-        self._liveness.stop()
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-        for channel in list(self._channels.values()):
-            channel.close(tell=False)
-        self._channels.clear()
-        links = list({*self._links.values(), *self.name_servers})
-        for link in links:
-            link.close()
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        self.searcher.stop()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        if self._streams():
-            self._deserted = asyncio.Event()
-            try:
-                await asyncio.wait_for(self._deserted.wait(), CLOSE_S)
-            except TimeoutError:
-                for stream in self._streams():
-                    stream.abort()
-        await asyncio.sleep(0)
-
-    @property
-    def closing(self) -> bool:
-        """Whether ``close`` has been called."""
-        return self._closed
+        self._end.closed = True
+        if self._is_open:
+            self._is_open = False
+            await self._links.close()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -172,11 +147,87 @@ class Context:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
+    def _check_open(self) -> None:
+        if self._is_open:
+            return
+        if self._end.closed:
+            raise ChannelClosedError("the client context is closed; make a new one")
+        raise ChannelClosedError(
+            "the client context is not open; use it in 'async with', or call 'await context.start()' first"
+        )
+
+    @property
+    def config(self) -> ClientConfig:
+        """Return the settings."""
+        return self._end.config
+
+    # -- TLS -----------------------------------------------------------------------------------------
+
+    @property
+    def tls(self) -> TLSContext | None:
+        """Return the TLS context for new connections; None while the client speaks plain TCP only."""
+        return self._end.tls
+
+    @property
+    def gate(self) -> PeerGate | None:
+        """Return what judges TLS connections by the status of certificates."""
+        return self._end.gate
+
+    def prepare_tls(self, tls: TLSContext | None, gate: PeerGate | None, *, require_tls: bool) -> None:
+        """Say before ``start`` what TLS to use. A client that requires TLS already still does.
+
+        Args:
+            tls: See the class.
+            gate: See the class.
+            require_tls: See the class.
+        """
+        self._end.tls = tls
+        self._end.gate = gate
+        self._end.require_tls = self._end.require_tls or require_tls
+
+    def set_tls(self, tls: TLSContext | None, reason: ApplianceError | None = None) -> None:
+        """Take another keychain into use for new connections, or none.
+
+        With ``reason`` the TLS connections of the former one are closed; their channels are searched for again. What
+        is connected in the clear moves to TLS where it can.
+        """
+        self._end.tls = tls
+        if self._is_open:
+            self._links.tls_changed(reason)
+
+    def probe_tls(self, guid: bytes = b"") -> None:
+        """Find out which channels that are connected in the clear can be had over TLS, and move them (SPVA 12.5.2).
+
+        All of them, or those of the server with this GUID.
+        """
+        if self._is_open:
+            self._links.probe_tls(guid)
+
     # -- operations ----------------------------------------------------------------------------------
+
+    def channel(self, name: str, server: Server | None = None) -> Channel:
+        """Return the channel of ``name``, which is searched for once something wants it.
+
+        Raises:
+            ChannelClosedError: The context is not open, or no search can carry the name.
+        """
+        if not self._is_open:
+            self._check_open()
+        return self._links.channels.get(name, None if server is None else ServerAddress(*server))
+
+    def _prepared(self, text: str) -> _Prepared:
+        known = self._requests.get(text)
+        if known is None:
+            parsed = PVRequest(text)
+            if len(self._requests) >= _MAX_PREPARED:
+                self._requests.clear()
+            value = Value.from_store(parsed.type, parsed.store, 1)
+            known = self._requests[text] = _Prepared(value, parsed.options)
+        return known
 
     @overload
     async def get(  # type: ignore[overload-overlap]
-        self, name: str, request: str = "", *, timeout: float | None = ..., server: Address | None = ...
+        self, name: str, request: str = "", *, timeout: float | None = ..., server: Server | None = ...
     ) -> Value: ...
 
     @overload
@@ -195,33 +246,44 @@ class Context:
         request: str = "",
         *,
         timeout: float | None = DEFAULT_TIMEOUT_S,
-        server: Address | None = None,
+        server: Server | None = None,
         return_exceptions: bool = False,
     ) -> Any:
         """Read one PV, or many at once.
 
-        Of many, the first failure is raised, unless ``return_exceptions`` puts failures in the list. A PV that is
-        named twice is read once.
+        Args:
+            name: The PV's name, or several names. A PV that is named twice is read once.
+            request: The pvRequest, which says what fields are wanted; empty for all.
+            timeout: Seconds to wait at the most; None waits for ever.
+            server: Where the PV is; without it the PV is searched for.
+            return_exceptions: Of many, whether failures take the places of values, instead of the first being raised.
+
+        Returns:
+            The value, or a list of values in the order of the names.
+
+        Raises:
+            OperationError: The PV could not be read; it says why.
         """
-        prepared = self._request(request)[0]
+        prepared = self._prepared(request).value
         if isinstance(name, str):
             channel = self.channel(name, server)
-            waiter = Waiter(self.loop)
+            waiter = Waiter(self._end.loop)
             one = GetRequest(channel, waiter, request, prepared)
             channel.add(one)
-            return await self._wait(waiter, (one,), timeout)
+            return await outcome(waiter, (one,), timeout)
         if not name:
             return []
         places = {item: index for index, item in enumerate(dict.fromkeys(name))}
         # All names are judged before any is asked for: a bad one must leave nothing behind.
-        channels = [self.channel(item) for item in places]
-        batch = Batch(self.loop, len(places))
+        self._check_open()
+        channels = [self._links.channels.get(item) for item in places]
+        batch = Batch(self._end.loop, len(places))
         requests: list[GetRequest] = []
         for index, channel in enumerate(channels):
-            get = GetRequest(channel, _BatchItem(batch, index), request, prepared)
+            get = GetRequest(channel, batch.place(index), request, prepared)
             requests.append(get)
             channel.add(get)
-        await self._wait(batch, requests, timeout)
+        await outcome(batch, requests, timeout)
         results = batch.results
         if not return_exceptions:
             for result in results:
@@ -237,16 +299,25 @@ class Context:
         *,
         get: bool = False,
         timeout: float | None = DEFAULT_TIMEOUT_S,
-        server: Address | None = None,
+        server: Server | None = None,
     ) -> None:
         """Write a PV.
 
-        ``value`` is what can be assigned to it (a number, text, a dictionary of fields, a Value), or a function
-        that gets a Value of the PV's type and returns it with what it changed. With ``get`` that Value holds the
-        present value first; an enumeration written by the text of a choice needs it, and has it without asking.
+        Args:
+            name: The PV's name.
+            value: What can be assigned to it (a number, text, a dictionary of fields, a Value), or a function that
+                gets a Value of the PV's type and returns it with what it changed.
+            request: The pvRequest.
+            get: Whether that Value holds the PV's present value first. An enumeration that is written by the text of a
+                choice needs it, and has it without asking.
+            timeout: Seconds to wait at the most; None waits for ever.
+            server: Where the PV is; without it the PV is searched for.
+
+        Raises:
+            OperationError: The PV was not written, or nobody knows whether it was; it says why.
         """
         channel = self.channel(name, server)
-        waiter = Waiter(self.loop)
+        waiter = Waiter(self._end.loop)
 
         def build(present: Value) -> Value:
             if callable(value):
@@ -255,9 +326,11 @@ class Context:
             present.assign(value)
             return present
 
-        put = PutRequest(channel, waiter, self._request(request)[0], build, get=get or _wants_choices(value))
+        put = PutRequest(
+            channel, waiter, self._prepared(request).value, build, get=get or _wants_choices(value)
+        )
         channel.add(put)
-        await self._wait(waiter, (put,), timeout)
+        await outcome(waiter, (put,), timeout)
 
     async def rpc(
         self,
@@ -266,18 +339,32 @@ class Context:
         request: str = "",
         *,
         timeout: float | None = DEFAULT_TIMEOUT_S,
-        server: Address | None = None,
+        server: Server | None = None,
     ) -> Value | None:
-        """Call. A mapping becomes the query of an NTURI, its values' types being inferred."""
+        """Call a PV that takes arguments.
+
+        Args:
+            name: The PV's name.
+            argument: The argument. A mapping becomes the query of an NTURI, its values' types being inferred.
+            request: The pvRequest.
+            timeout: Seconds to wait at the most; None waits for ever.
+            server: Where the PV is; without it the PV is searched for.
+
+        Returns:
+            The answer; None where it is empty.
+
+        Raises:
+            OperationError: The call failed, or nobody knows whether it was done; it says why.
+        """
         if isinstance(argument, Mapping):
             from appliance.client.uri import uri_value
 
             argument = uri_value(name, argument)
         channel = self.channel(name, server)
-        waiter = Waiter(self.loop)
-        call = RPCRequest(channel, waiter, self._request(request)[0], argument)
+        waiter = Waiter(self._end.loop)
+        call = RPCRequest(channel, waiter, self._prepared(request).value, argument)
         channel.add(call)
-        result: Value | None = await self._wait(waiter, (call,), timeout)
+        result: Value | None = await outcome(waiter, (call,), timeout)
         return result
 
     async def info(
@@ -286,14 +373,24 @@ class Context:
         field: str = "",
         *,
         timeout: float | None = DEFAULT_TIMEOUT_S,
-        server: Address | None = None,
+        server: Server | None = None,
     ) -> Info:
-        """Ask for a PV's type, and learn who serves it."""
+        """Ask for a PV's type, and learn who serves it.
+
+        Args:
+            name: The PV's name.
+            field: The field whose type is wanted; empty for the whole.
+            timeout: Seconds to wait at the most; None waits for ever.
+            server: Where the PV is; without it the PV is searched for.
+
+        Raises:
+            OperationError: Nobody answered, or the server refused; it says why.
+        """
         channel = self.channel(name, server)
-        waiter = Waiter(self.loop)
+        waiter = Waiter(self._end.loop)
         ask = FieldRequest(channel, waiter, field)
         channel.add(ask)
-        info: Info = await self._wait(waiter, (ask,), timeout)
+        info: Info = await outcome(waiter, (ask,), timeout)
         return info
 
     def monitor(
@@ -302,38 +399,53 @@ class Context:
         request: str = "",
         *,
         notify: bool = False,
-        server: Address | None = None,
+        server: Server | None = None,
         on_update: Callable[[Any], None] | None = None,
-    ) -> Subscription:
-        """Subscribe; see Subscription. ``request`` may say ``record[queueSize=100,pipeline=true]``."""
-        prepared, options = self._request(request)
-        size = options.get("queueSize", "4")
+    ) -> Monitor:
+        """Subscribe to a PV's updates; see Monitor.
+
+        Args:
+            name: The PV's name.
+            request: The pvRequest, which may say ``record[queueSize=100,pipeline=true]``.
+            notify: Whether the monitor also tells when the server is connected and when it is lost.
+            server: Where the PV is; without it the PV is searched for.
+            on_update: Takes updates as they come, instead of the monitor's iterator.
+        """
+        prepared, options = self._prepared(request)
+        size = options.get("queueSize", "")
         channel = self.channel(name, server)
-        subscription = Subscription(
+        monitor = Monitor(
             channel,
             prepared,
-            queue_size=int(size) if size.isdecimal() else 4,
-            pipeline=options.get("pipeline", "").lower() in ("true", "1", "yes"),
+            queue_size=int(size) if size.isdecimal() else DEFAULT_QUEUE_SIZE,
+            pipeline=truth(options.get("pipeline")) is True,
             notify=notify,
             on_update=on_update,
         )
-        channel.add(subscription)
-        return subscription
+        channel.add(monitor)
+        return monitor
+
+    # -- servers -------------------------------------------------------------------------------------
 
     async def discover(self, *, ping: bool = True) -> AsyncIterator[Discovered]:
-        """Give news of servers, for as long as the caller listens."""
+        """Yield news of servers, for as long as the caller listens.
+
+        Args:
+            ping: Whether to ask all servers to answer, instead of waiting for their beacons.
+        """
         self._check_open()
+        links = self._links
         queue: asyncio.Queue[Discovered] = asyncio.Queue()
-        self.searcher.listen_for_beacons()
+        links.ports.listen_for_beacons()
 
         def tell(news: Discovered) -> None:
             if queue.qsize() < MAX_NEWS:
                 queue.put_nowait(news)
 
-        unsubscribe = self.searcher.subscribe(tell)
+        unsubscribe = links.servers.subscribe(tell)
         try:
             if ping:
-                self.searcher.ping()
+                links.searcher.ping()
             while True:
                 yield await queue.get()
         finally:
@@ -357,9 +469,9 @@ class Context:
 
         """
         self._check_open()
-        _check_name(name)
+        check_name(name)
         places: dict[Located, None] = {}
-        loop = self.loop
+        loop = self._end.loop
         latest = loop.time() + patience_s
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(latest) as waiting:
@@ -369,302 +481,17 @@ class Context:
                         places[place] = None
                         waiting.reschedule(min(latest, loop.time() + quiet_s))
 
-                end = self.searcher.locate(next(self._next_instance) & 0xFFFFFFFF, name, found)
+                stop = self._links.searcher.locate(name, found)
                 try:
                     await loop.create_future()
                 finally:
-                    end()
+                    stop()
         return list(places)
 
     def hurry_up(self) -> None:
         """Search for everything that is missing now, whatever the back-off says."""
         self._check_open()
-        self.searcher.hurry()
-
-    async def _wait(self, waiter: Waiter | Batch, requests: Iterable[Request], timeout: float | None) -> Any:
-        future = waiter.future
-        timer = None
-        if timeout is not None and not future.done():
-            timer = self.loop.call_later(timeout, self._timed_out, requests, timeout)
-        try:
-            return await future
-        except asyncio.CancelledError:
-            for request in requests:
-                request.cancel()
-            raise
-        finally:
-            if timer is not None:
-                timer.cancel()
-
-    def _timed_out(self, requests: Iterable[Request], timeout: float) -> None:
-        for request in requests:
-            channel = request.channel
-            if request not in channel.requests:
-                continue
-            if channel.state is ChannelState.ACTIVE:
-                why = f"{channel.link.peer if channel.link else 'the server'} did not answer"
-            elif channel.state is ChannelState.CREATING and channel.link is not None:
-                why = (
-                    f"{channel.link.peer} answered the search and took the connection, but never answered the request to "
-                    "create the channel; see whether the server has this PV, and its log"
-                )
-            elif channel.trouble:
-                why = channel.trouble
-            elif channel.link is not None:
-                why = channel.link.why_not_ready()
-            elif self.require_tls:
-                why = (
-                    "no server answered the search over TLS, which is required here: a server that has the PV without TLS "
-                    "is not used ('appliance doctor' finds it)"
-                    if self.tls is not None
-                    else "this client has no usable certificate at present, and TLS is required here: nothing is connected"
-                )
-            else:
-                why = "no server answered the search"
-            request.fail(OperationTimeoutError(f"{channel.name}: timeout after {timeout:g} s: {why}"))
-
-    # -- channels ------------------------------------------------------------------------------------
-
-    def _request(self, text: str) -> tuple[Value, dict[str, str]]:
-        known = self._requests.get(text)
-        if known is None:
-            parsed = PVRequest(text)
-            if len(self._requests) >= 256:
-                self._requests.clear()
-            known = self._requests[text] = (Value.from_store(parsed.type, parsed.store, 1), parsed.options)
-        return known
-
-    def channel(self, name: str, server: Address | None = None) -> Channel:
-        """Give the channel of ``name``, which is searched for once something wants it."""
-        key = (name, server)
-        channel = self._channels.get(key)
-        if channel is None:
-            self._check_open()
-            _check_name(name)
-            instance = next(self._next_instance) & 0xFFFFFFFF
-            channel = self._channels[key] = self._instances[instance] = Channel(self, name, server, instance)
-        return channel
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ChannelClosedError("the client context is closed; make a new one")
-        if not self._started:
-            raise ChannelClosedError(
-                "the client context is not open; use it in 'async with', or call 'await context.start()' first"
-            )
-
-    def by_instance(self, instance: int) -> Channel | None:
-        """Give the channel that was searched for by ``instance``."""
-        return self._instances.get(instance)
-
-    def _sweep(self) -> None:
-        """Close channels that nobody has used for a while, and connections without channels."""
-        self._sweeper = self.loop.call_later(IDLE_CHANNEL_S, self._sweep)
-        before = self.loop.time() - IDLE_CHANNEL_S
-        for key, channel in list(self._channels.items()):
-            if not channel.requests and channel.last_used < before:
-                del self._channels[key]
-                self._instances.pop(channel.instance, None)
-                channel.close()
-        for link in list(self._links.values()):
-            if link.ready and not link.channels and not link.is_name_server:
-                link.close()
-
-    def set_tls(self, tls: TLSContext | None, reason: ApplianceError | None = None) -> None:
-        """Take another keychain into use for new connections, or none.
-
-        With ``reason`` the TLS connections of the former one are closed; their channels are searched for again. What
-        is connected in the clear moves to TLS where it can.
-        """
-        self.tls = tls
-        if not self._started or self._closed:
-            return
-        if reason is not None:
-            for link in list(self._links.values()):
-                if link.address[2]:
-                    link.close(reason)
-        self.searcher.hurry()
-        self.probe_tls()
-
-    def probe_tls(self, guid: bytes = b"") -> None:
-        """Find out which channels that are connected in the clear can be had over TLS, and move them (SPVA 12.5.2).
-
-        All of them, or those of the server with this GUID. Asked several times: a datagram may be lost. They move when
-        the new connection is validated: one that fails disturbs nobody.
-        """
-        if self.tls is None or self._closed:
-            return
-        for delay in PROBES_S:
-            self.loop.call_later(delay, self._probe, guid)
-
-    def _probe(self, guid: bytes) -> None:
-        if self.tls is None or self._closed:
-            return
-        gate = self.gate
-        self.searcher.probe(
-            [
-                channel
-                for link in self._links.values()
-                if not link.address[2] and not link.is_name_server and guid in (b"", link.guid)
-                if guid or gate is None or not gate.avoids(link.guid)
-                for channel in link.channels
-                if channel.server is None
-            ]
-        )
-
-    def tls_offered(self, instance: int, guid: bytes, address: Address) -> None:
-        """The server to which this channel is connected in the clear offers TLS at ``address``: try it."""
-        channel = self._instances.get(instance)
-        link = channel.link if channel is not None else None
-        if link is None or link.address[2] or link.guid != guid or self.tls is None or link.is_name_server:
-            return
-        trial = self._links.get(address)
-        if trial is None:
-            trials = sum(
-                other.guid == guid and other.address[2] and not other.ready for other in self._links.values()
-            )
-            if trials >= MAX_TRIALS:
-                return  # such answers are anyone's to forge, and each names another address
-            trial = self._open_link(address)
-            trial.guid = guid
-        elif trial.ready:
-            self.link_ready(trial)
-
-    def link_ready(self, link: ServerLink) -> None:
-        """A connection is validated: what the same server has for us in the clear may move to it."""
-        if not link.address[2] or not link.guid:
-            return
-        for plain in list(self._links.values()):
-            if not plain.address[2] and plain.guid == link.guid and not plain.is_name_server:
-                self._upgrade(plain, self.loop.time() + UPGRADE_PATIENCE_S)
-
-    def _upgrade(self, link: ServerLink, latest: float) -> None:
-        """Move to TLS when no request is in progress, which would be lost or done twice."""
-        if self._links.get(link.address) is not link or link.stream is None or self.tls is None:
-            return
-        busy = any(
-            not isinstance(request, Subscription) for channel in link.channels for request in channel.requests
-        )
-        if busy and self.loop.time() < latest:
-            self.loop.call_later(0.05, self._upgrade, link, latest)
-        else:
-            link.expected = True
-            link.close(TransportError(f"{link.peer} speaks TLS now"))
-
-    def protocols(self) -> tuple[str, ...]:
-        """What a search asks for: never TLS alone, since PVXS reads no names in a search without ``tcp``."""
-        return ("tls", "tcp") if self.require_tls or self.tls is not None else ("tcp",)
-
-    def identity(self) -> Value:
-        """Give the payload of authentication method ``ca``."""
-        if self._identity is None:
-            from appliance.client.account import claimed_identity
-
-            self._identity = claimed_identity()
-        return self._identity
-
-    # -- connections -----------------------------------------------------------------------------------
-
-    def connect(self, channel: Channel, address: Address, guid: bytes = b"") -> None:
-        """Have ``channel`` created by the server at ``address``."""
-        if self.require_tls and not address[2]:
-            # Whatever led here, a search answer or the caller's own address: this is the last gate before the wire.
-            channel.trouble = refused_without_tls(format_address(address[:2]))
-            channel.search_again(later=True)
-            return
-        link = self._links.get(address)
-        if link is None or not link.is_usable:
-            link = self._open_link(address)
-        if guid:
-            link.guid = guid
-        link.want(channel)
-
-    def _open_link(self, address: Address) -> ServerLink:
-        link = self._links[address] = ServerLink(self, address)
-        self._spawn(link.connect())
-        return link
-
-    def connect_direct(self, channel: Channel, *, delay_s: float) -> None:
-        """Connect a channel that is not searched for."""
-        assert channel.server is not None
-        address = channel.server
-        if delay_s <= 0:
-            self.loop.call_soon(self._connect_now, channel, address)
-        else:
-            self.loop.call_later(delay_s, self._connect_now, channel, address)
-
-    def _connect_now(self, channel: Channel, address: Address) -> None:
-        if channel.state is ChannelState.SEARCHING and channel.requests and not self._closed:
-            self.connect(channel, address)
-
-    def _name_server(self, address: Address) -> None:
-        if self._closed:
-            return
-        link = self._links.get(address) or self._open_link(address)
-        link.is_name_server = True
-        self.name_servers.append(link)
-        if link.ready:
-            self.searcher.introduce(link)
-
-    def _spawn(self, work: Any) -> None:
-        task = self.loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def link_ended(self, link: ServerLink, reason: ApplianceError | None, *, was_ready: bool) -> None:
-        """A connection is gone; one to a name server is tried again, its name being looked up anew."""
-        if self._links.get(link.address) is link:
-            del self._links[link.address]
-        if not self._closed:
-            self.searcher.lost_server(link.address, unexpected=was_ready and not link.expected)
-        elif self._deserted is not None and not self._streams():
-            self._deserted.set()
-        if link in self.name_servers:
-            self.name_servers.remove(link)
-            if not self._closed:
-                self.loop.call_later(NAME_SERVER_RETRY_S, self._name_server, link.address)
-
-    def restarted(self, address: Address, guid: bytes, *, before: bytes = b"") -> None:
-        """Another server process seems to answer at ``address``: connections to the one ``before`` may be dead.
-
-        Those at that address, and those over TLS, whose port no beacon names.
-        """
-        for link in list(self._links.values()):
-            if link.guid and link.guid != guid and (link.address == address or link.guid == before):
-                link.suspect()
-
-    def _streams(self) -> list[StreamLink]:
-        return [link.stream for link in self._links.values() if link.stream is not None]
-
-
-def _check_name(name: str) -> None:
-    """Refuse a name that no search can carry, before it spoils the searches for others."""
-    if not name:
-        raise ChannelClosedError("the PV name is empty")
-    try:
-        size = len(name) if name.isascii() else len(name.encode("utf-8", "surrogateescape"))
-    except UnicodeEncodeError as error:
-        raise ChannelClosedError(
-            f"the PV name {name!r:.80} cannot be encoded as UTF-8: {error.reason}"
-        ) from None
-    if size > MAX_NAME:
-        raise ChannelClosedError(
-            f"the PV name {name[:40]!r}... has {size} octets; a search datagram takes {MAX_NAME}"
-        )
-
-
-NAME_SERVER_RETRY_S: Final = 5.0
-PROBES_S: Final = (0.0, 0.3, 2.0, 6.0, 12.0)
-"""Seconds after which servers are asked whether they speak TLS now: after an outage they hear of their status when we do,
-or one search later."""
-UPGRADE_PATIENCE_S: Final = 5.0
-"""Seconds for which requests in progress may keep a connection in the clear that could be TLS."""
-MAX_TRIALS: Final = 4
-"""TLS connections that are being tried to one server at the same time."""
-MAX_PLACES: Final = 1000
-"""Answers to one ``locate`` that are kept; anyone on the network may send them."""
-MAX_NEWS: Final = 100_000
-"""News of servers that wait for a listener who does not listen; beacons are anyone's to send."""
+        self._links.searcher.hurry()
 
 
 def _wants_choices(value: Any) -> bool:

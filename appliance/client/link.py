@@ -5,21 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, NamedTuple, Protocol
 
-from appliance.client.channel import Channel, ChannelState
-from appliance.client.monitor import Subscription
+from appliance.client.channel import Channel, ChannelRequest
+from appliance.client.end import ClientEnd, ServerAddress
+from appliance.client.monitor import Monitor
 from appliance.client.requests import FieldRequest
 from appliance.errors import ApplianceError, CertificateError, SecurityError, TransportError
 from appliance.pva.client import ClientConnection
+from appliance.pva.client_channel import ClientChannel
 from appliance.pva.credentials import Credentials
 from appliance.pva.events import (
     AccessChanged,
     AuthenticationOffered,
     ChannelClosed,
     ChannelCreated,
-    Event,
+    ClientEvent,
     FieldReply,
     MonitorFinished,
     MonitorUpdate,
@@ -30,134 +31,155 @@ from appliance.pva.events import (
     SearchAnswered,
     Validated,
 )
-from appliance.pva.search import SearchRequest
+from appliance.pva.search import SearchRequest, SearchResponse
 from appliance.pva.states import ConnectionState
+from appliance.transport.address import format_address
+from appliance.transport.admission import Admission
 from appliance.transport.gate import Verdict
-from appliance.transport.stream import StreamLink, format_address
+from appliance.transport.stream import StreamLink
 
-if TYPE_CHECKING:
-    from appliance.client.context import Context
-
-__all__ = ["ServerLink"]
+__all__ = ["LinkOwner", "ServerLink"]
 
 _log: Final = logging.getLogger(__name__)
 _remote_log: Final = logging.getLogger("appliance.client.remote")
 _LEVELS: Final = {0: logging.INFO, 1: logging.WARNING, 2: logging.ERROR, 3: logging.CRITICAL}
 
-SUSPICION_S: Final = 2.0
-"""Seconds in which a server that seems to have been restarted must answer an echo."""
 
-Address = tuple[str, int, bool]
-"""Host, port, whether by TLS."""
+class LinkOwner(Protocol):
+    """Hears from a link what is of interest beyond it."""
+
+    def link_ready(self, link: ServerLink) -> None:
+        """Hear that the connection is validated: channels can be created."""
+
+    def link_ended(self, link: ServerLink, reason: ApplianceError | None, *, was_ready: bool) -> None:
+        """Hear that the connection is gone, or could not be made. Its channels are told after this."""
+
+    def search_answered(self, link: ServerLink, response: SearchResponse) -> None:
+        """Hear that the server, as a name server, has answered a search."""
+
+
+class _Kept(NamedTuple):
+    """What updates that came during a pause amount to."""
+
+    bits: int
+    store: list[Any]
+    overrun: int
 
 
 class ServerLink:
-    """See the module's text. Made when the first channel needs it; the Context keeps it by its address."""
+    """One connection to one server, made when the first channel needs it.
+
+    Args:
+        end: What the parts of this client share.
+        owner: Told when the link is ready and when it has ended.
+        address: Where the server is.
+    """
 
     __slots__ = (
+        "_admission",
+        "_end",
         "_kept",
-        "_unwatch",
+        "_methods",
+        "_owner",
+        "_waiting",
         "address",
         "channels",
         "connection",
-        "context",
         "credentials",
         "expected",
         "guid",
         "held",
-        "is_name_server",
         "name",
         "peer",
         "ready",
         "stream",
-        "waiting",
     )
 
-    def __init__(self, context: Context, address: Address) -> None:
-        self.context = context
+    def __init__(self, end: ClientEnd, owner: LinkOwner, address: ServerAddress) -> None:
+        self._end = end
+        self._owner = owner
         self.address = address
-        self.peer = format_address(address[:2])
-        self.name = f"{'TLS ' if address[2] else ''}{self.peer}"
+        self.peer = format_address((address.host, address.port))
+        self.name = f"{'TLS ' if address.tls else ''}{self.peer}"
+        """What the log calls the link."""
         self.guid = b""
         """As told by the search response that led here."""
-        self.is_name_server = False
         self.expected = False
         """Its end is our own doing and no news for anybody."""
         self.credentials = Credentials(peer=self.peer)
         self.connection: ClientConnection | None = None
         self.stream: StreamLink | None = None
+        """The socket; None while there is none."""
         self.ready = False
+        """Whether the connection is validated."""
         self.held: Verdict | None = None
         """Why the connection pauses, where it does: the status of a certificate is not good at present."""
-        self._kept: dict[Subscription, tuple[int, list[Any], int]] = {}
-        self.waiting: list[Channel] = []
         self.channels: dict[Channel, None] = {}
-        self._unwatch: Callable[[], None] | None = None
+        """Those that are here, or will be when the connection is ready."""
+        self._waiting: list[Channel] = []
+        self._kept: dict[Monitor, _Kept] = {}
+        """What came for monitors during a pause."""
+        self._methods: tuple[str, ...] = ()
+        """Ways to say who we are that the server offers."""
+        self._admission = Admission(self)
 
     async def connect(self) -> None:
         """Connect; failure ends the link and sends its channels back to the search."""
-        host, port, tls = self.address
-        loop = self.context.loop
+        end = self._end
+        patience = end.config.idle_timeout_s
         engine = None
         try:
-            if tls:
-                context = self.context.tls
-                if context is None:
+            if self.address.tls:
+                if end.tls is None:
                     raise TransportError(
                         f"{self.peer} wants TLS, and this client has no usable certificate at present"
                     )
                 from appliance.tls.engine import TLSEngine
 
-                engine = TLSEngine(context, server_side=False)
-            self.connection = ClientConnection(
-                limits=self.context.limits, segment_size=self.context.segment_size
-            )
-            self.connection.types.octets = self.context.octets
-            self.stream = StreamLink(self.connection, self, engine)
-            stream = self.stream
+                engine = TLSEngine(end.tls, server_side=False)
+            self.connection = ClientConnection(limits=end.limits, segment_size=end.segment_size)
+            self.connection.types.octets = end.octets
+            self.stream = stream = StreamLink(self.connection, self, engine)
             _log.debug("%s: connecting", self.name)
-            async with asyncio.timeout(self.context.config.idle_timeout_s):
-                await loop.create_connection(lambda: stream, host, port)
+            async with asyncio.timeout(patience):
+                await end.loop.create_connection(lambda: stream, self.address.host, self.address.port)
         except TimeoutError:
-            self.stream = None
-            self._ended(
-                TransportError(
-                    f"cannot connect to {self.peer}: no answer in {self.context.config.idle_timeout_s:.0f} s"
-                )
-            )
+            self._ended(TransportError(f"cannot connect to {self.peer}: no answer in {patience:.0f} s"))
         except OSError as error:
-            self.stream = None
             # asyncio puts the address into strerror, and only uvloop the reason.
             code = error.errno
             why = os.strerror(code) if code is not None and code > 0 else error.strerror or error
             self._ended(TransportError(f"cannot connect to {self.peer}: {why}"))
         except ApplianceError as error:
-            self.stream = None
             self._ended(error)
 
     # -- channels ------------------------------------------------------------------------------------
 
-    def want(self, channel: Channel) -> None:
+    def add(self, channel: Channel) -> None:
         """Create ``channel`` as soon as the connection is ready."""
-        channel.link = self
         self.channels[channel] = None
+        channel.join(self)
         if self.ready and self.held is None:
             self._create(channel)
         else:
-            channel.state = ChannelState.CONNECTING
-            self.waiting.append(channel)
+            self._waiting.append(channel)
 
     def _create(self, channel: Channel) -> None:
         assert self.connection is not None
-        channel.state = ChannelState.CREATING
         wire = self.connection.create_channel(channel.name)
         wire.context = channel
+        channel.await_creation()
         self.schedule_flush()
 
-    def forget(self, channel: Channel) -> None:
-        """``channel`` is gone or elsewhere."""
+    def _create_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for channel in waiting:
+            if channel in self.channels:
+                self._create(channel)
+
+    def remove(self, channel: Channel) -> None:
+        """Forget ``channel``, which is gone or elsewhere."""
         self.channels.pop(channel, None)
-        channel.link = None
 
     def schedule_flush(self) -> None:
         """Send what waits at the end of this turn of the event loop."""
@@ -176,8 +198,28 @@ class ServerLink:
         stream = self.stream
         return stream is None or not self.ready or not stream.is_closing
 
-    def close(self, reason: ApplianceError | None = None) -> None:
-        """End the link."""
+    def refusal(self, *, changes: bool) -> str:
+        """Return why a request must not be made at present, or "" where it may."""
+        held = self.held
+        if held is None or (not changes and held.lets_read):
+            return ""
+        return f"{self.peer} is paused: {held.message}"
+
+    def why_not_ready(self) -> str:
+        """Return how far the connection has come, and what may be wrong."""
+        stream = self.stream
+        if stream is None or not stream.is_up:
+            return f"the connection to {self.peer} is not established"
+        if not self.address.tls and not stream.heard:
+            return (
+                f"{self.peer} accepted the connection and says nothing, as a TLS port does: "
+                f"by TLS it is pvas://{self.peer}"
+            )
+        return f"{self.peer} was connected, but the connection is not ready"
+
+    def close(self, reason: ApplianceError | None = None, *, expected: bool = False) -> None:
+        """End the link. An ``expected`` end is our own doing and no news for anybody."""
+        self.expected = self.expected or expected
         if self.stream is not None:
             self.stream.close(reason)
 
@@ -197,16 +239,16 @@ class ServerLink:
             if self.stream is stream and stream.heard == heard:
                 stream.abort(TransportError(f"{self.peer} was restarted"))
 
-        self.context.loop.call_later(SUSPICION_S, judge)
+        self._end.clock.call_later(self._end.timings.suspicion_s, judge)
 
     # -- StreamOwner ---------------------------------------------------------------------------------
 
     def link_made(self, link: StreamLink) -> bool:
-        """TCP is connected."""
+        """Want the connection."""
         return True
 
     def link_up(self, link: StreamLink) -> None:
-        """TCP is connected and, with TLS, the server has proved who it is."""
+        """Learn who the server is: TCP is connected and, with TLS, the server has proved its identity."""
         if link.engine is None:
             self.credentials = Credentials(peer=self.peer, interface=link.interface)
             _log.debug("%s: connected from %s", self.name, link.interface)
@@ -230,154 +272,105 @@ class ServerLink:
                 describe(self.credentials),
             )
 
-    def link_events(self, link: StreamLink, events: list[Event]) -> None:
-        """What the server says."""
-        event: Any
+    def link_events(self, link: StreamLink, events: list[ClientEvent]) -> None:
+        """Act on what the server says."""
         for event in events:
-            kind = type(event)
-            if kind is MonitorUpdate:
-                subscription = event.operation.context
-                if subscription is not None:
+            if type(event) is MonitorUpdate:
+                monitor: Monitor | None = event.operation.context
+                if monitor is not None:
                     if self.held is None:
-                        subscription.update(event.bits, event.store, event.overrun)
+                        monitor.update(event.bits, event.store, event.overrun)
                     else:
-                        self._keep(subscription, event)
-            elif kind is OperationReply:
-                request = event.operation.context
+                        self._keep(monitor, event)
+            elif type(event) is OperationReply:
+                request: ChannelRequest | None = event.operation.context
                 if request is not None:
                     request.reply(event.status, event.value)
-            elif kind is OperationReady:
+            elif type(event) is OperationReady:
                 request = event.operation.context
                 if request is not None:
                     request.ready(event.status)
             else:
-                _HANDLERS[kind](self, event)
+                self._on_event(event)
+
+    def _keep(self, monitor: Monitor, event: MonitorUpdate) -> None:
+        """Put an update aside until the pause is over; the latest value is what counts."""
+        before = self._kept.get(monitor)
+        bits, overrun = event.bits, event.overrun
+        if before is not None:
+            overrun |= before.overrun | (before.bits & bits)
+            bits |= before.bits
+        self._kept[monitor] = _Kept(bits, event.store, overrun)
 
     def link_writable(self, link: StreamLink) -> None:
-        """There is room to send; ours is a trickle and never waits for it."""
+        """Do nothing: what a client sends is little and never waits for room."""
 
     def link_down(self, link: StreamLink, reason: ApplianceError | None) -> None:
-        """The connection is gone."""
+        """End: the connection is gone."""
         self._ended(reason)
 
     def _ended(self, reason: ApplianceError | None) -> None:
         was_ready = self.ready
         failed = not was_ready
-        gate = self.context.gate
-        ours = self.context.closing
+        gate = self._end.gate
+        ours = self._end.closed
         if failed and gate is not None and reason is None and self.credentials.is_tls and not ours:
             # It has found something wrong with our certificate, or could not find out.
             gate.gave_up(self.guid)
-        if failed and gate is not None and gate.avoids(self.guid):
+        if failed and self._end.avoids_tls(self.guid):
             failed = False  # the next search is for TCP: no need to wait
         self.ready = False
         self.held = None
         self._kept.clear()
         self.stream = None
-        if self._unwatch is not None:
-            self._unwatch()
-            self._unwatch = None
+        self._admission.end()
         why = str(reason) if reason is not None else f"{self.peer} closed the connection"
         level = logging.INFO if reason is None or self.expected else logging.WARNING
         _log.log(level, "%s: %s", self.name, why)
         channels = list(self.channels)
         self.channels.clear()
-        self.waiting.clear()
-        self.context.link_ended(self, reason, was_ready=was_ready)
+        self._waiting.clear()
+        self._owner.link_ended(self, reason, was_ready=was_ready)
         for channel in channels:
             channel.lost(why, failed=failed)
 
     # -- events --------------------------------------------------------------------------------------
 
-    def _on_offer(self, event: AuthenticationOffered) -> None:
-        gate = self.context.gate
-        stream = self.stream
-        assert stream is not None
-        if gate is None or stream.engine is None:
-            self._authenticate(event.methods)
-            return
-        connection = self.connection
-        assert connection is not None
-
-        def verdict(found: Verdict) -> None:
-            if self.stream is not stream or connection.state is ConnectionState.CLOSED:
-                return
-            if connection.state is ConnectionState.AUTHENTICATING:
-                if found.good:
-                    _log.debug("%s: the status of both certificates is good", self.name)
-                    self._authenticate(event.methods)
-                else:
-                    # The give-up rule (SPVA 7.3.1): it will not become good on this connection.
-                    stream.close(SecurityError(f"{self.peer}: {found.message}"))
-            elif found.bad:
-                stream.cut(SecurityError(f"{self.peer}: {found.message}"))
-            elif found.good:
-                _log.debug("%s: the status of both certificates is good", self.name)
-                self._resume()
-            else:
-                _log.warning("%s is paused: %s", self.name, found.message)
-                self.held = found
-
-        unwatch = gate.watch(self.credentials, verdict, engine=stream.engine, guid=self.guid)
-        if self.stream is stream:
-            self._unwatch = unwatch
-        else:
-            unwatch()
-
-    def _keep(self, subscription: Subscription, event: MonitorUpdate) -> None:
-        """Put an update aside until the pause is over; the latest value is what counts."""
-        before = self._kept.get(subscription)
-        bits, overrun = event.bits, event.overrun
-        if before is not None:
-            overrun |= before[2] | (before[0] & bits)
-            bits |= before[0]
-        self._kept[subscription] = (bits, event.store, overrun)
-
-    def _resume(self) -> None:
-        """The pause is over."""
-        self.held = None
-        kept, self._kept = self._kept, {}
-        for subscription, (bits, store, overrun) in kept.items():
-            if subscription.operation is not None:
-                subscription.update(bits, store, overrun)
-        self._create_waiting()
-
-    def why_not_ready(self) -> str:
-        """Say how far the connection has come, and what may be wrong."""
-        stream = self.stream
-        if stream is None or not stream.is_up:
-            return f"the connection to {self.peer} is not established"
-        if not self.address[2] and not stream.heard:
-            return (
-                f"{self.peer} accepted the connection and says nothing, as a TLS port does: "
-                f"by TLS it is pvas://{self.peer}"
-            )
-        return f"{self.peer} was connected, but the connection is not ready"
-
-    def refusal(self, *, changes: bool) -> str:
-        """Tell why a request must not be made at present, or "" where it may."""
-        held = self.held
-        if held is None or (not changes and held.lets_read):
-            return ""
-        return f"{self.peer} is paused: {held.message}"
-
-    def _authenticate(self, methods: tuple[str, ...]) -> None:
-        connection = self.connection
-        assert connection is not None
-        tls = self.context.tls
-        if "x509" in methods and self.address[2] and tls is not None and tls.keychain.certificate is not None:
-            connection.authenticate("x509")
-        elif "ca" in methods:
-            connection.authenticate("ca", self.context.identity())
-        else:
-            connection.authenticate("anonymous")
-        self.schedule_flush()
+    def _on_event(self, event: ClientEvent) -> None:
+        """Act on what comes seldom."""
+        match event:
+            case ChannelCreated():
+                self._on_channel(event)
+            case ChannelClosed():
+                self._on_channel_closed(event)
+            case MonitorFinished():
+                monitor: Monitor | None = event.operation.context
+                if monitor is not None:
+                    monitor.finished(event.status)
+            case FieldReply():
+                asked: FieldRequest | None = event.operation.context
+                if asked is not None:
+                    asked.field_reply(event.status, event.type)
+            case SearchAnswered():
+                self._owner.search_answered(self, event.response)
+            case RemoteMessage():
+                self._on_message(event)
+            case AuthenticationOffered():
+                self._methods = event.methods
+                engine = self.stream.engine if self.stream is not None else None
+                self._admission.begin(self._end.gate, self.credentials, engine, guid=self.guid)
+            case Validated():
+                self._on_validated(event)
+            case OperationClosed():
+                pass  # the channel's end tells its requests
+            case AccessChanged():
+                pass  # the permissions are read where they matter, from the channel
 
     def _on_validated(self, event: Validated) -> None:
         if not event.status.ok:
             assert self.stream is not None
-            if self.context.gate is not None and self.address[2]:
-                self.context.gate.gave_up(self.guid)
+            if self._end.gate is not None and self.address.tls:
+                self._end.gate.gave_up(self.guid)
             self.stream.close(
                 TransportError(
                     f"{self.peer} refused the connection: {event.status.message or 'no reason given'}"
@@ -387,16 +380,7 @@ class ServerLink:
         self.ready = True
         _log.debug("%s: the connection is ready", self.name)
         self._create_waiting()
-        self.context.link_ready(self)
-        if self.is_name_server:
-            self.context.searcher.introduce(self)
-
-    def _create_waiting(self) -> None:
-        waiting = self.waiting
-        self.waiting = []
-        for channel in waiting:
-            if channel in self.channels:
-                self._create(channel)
+        self._owner.link_ready(self)
 
     def _on_channel(self, event: ChannelCreated) -> None:
         channel: Channel | None = event.channel.context
@@ -406,35 +390,16 @@ class ServerLink:
             event.channel.close()
             self.schedule_flush()
 
-    def _on_channel_closed(self, event: ChannelClosed) -> None:
+    def _on_channel_closed(self, event: ChannelClosed[ClientChannel]) -> None:
         channel: Channel | None = event.channel.context
         if channel is not None and channel.wire is event.channel:
-            self.forget(channel)
+            self.remove(channel)
             connection = self.connection
             if connection is None or connection.state is not ConnectionState.CLOSED:
                 channel.lost(f"{self.peer} closed the channel")
                 return
             reason = self.stream.reason if self.stream is not None else None
             channel.lost(str(reason) if reason is not None else f"{self.peer} closed the connection")
-
-    def _on_operation_closed(self, event: OperationClosed) -> None:
-        """The channel's end tells its requests."""
-
-    def _on_finished(self, event: MonitorFinished) -> None:
-        subscription: Subscription | None = event.operation.context
-        if subscription is not None:
-            subscription.finished(event.status)
-
-    def _on_field(self, event: FieldReply) -> None:
-        request: FieldRequest | None = event.operation.context
-        if request is not None:
-            request.field_reply(event.status, event.type)
-
-    def _on_search(self, event: SearchAnswered) -> None:
-        self.context.searcher.answered(event.response, self.address[0], via=self.peer, link=self.address)
-
-    def _on_access(self, event: AccessChanged) -> None:
-        """The permissions are read where they matter, from the channel."""
 
     def _on_message(self, event: RemoteMessage) -> None:
         operation = self.connection.operations.get(event.ioid) if self.connection is not None else None
@@ -443,19 +408,58 @@ class ServerLink:
             _LEVELS.get(event.kind, logging.CRITICAL), "%s : %s : %s", self.peer, name, event.text[:1024]
         )
 
+    # -- AdmissionOwner ------------------------------------------------------------------------------
+
+    @property
+    def validated(self) -> bool:
+        """Whether the server has let us in."""
+        return self.ready
+
+    def admit(self) -> None:
+        """Say who we are: the server may be dealt with."""
+        connection = self.connection
+        assert connection is not None
+        if connection.state is not ConnectionState.AUTHENTICATING:
+            return
+        if self._admission.is_watched:
+            _log.debug("%s: the status of both certificates is good", self.name)
+        tls = self._end.tls
+        if (
+            "x509" in self._methods
+            and self.address.tls
+            and tls is not None
+            and tls.keychain.certificate is not None
+        ):
+            connection.authenticate("x509")
+        elif "ca" in self._methods:
+            connection.authenticate("ca", self._end.claimed_identity())
+        else:
+            connection.authenticate("anonymous")
+        self.schedule_flush()
+
+    def refuse(self, verdict: Verdict) -> None:
+        """Give the connection up before it is validated: the status will not become good on it (SPVA 7.3.1)."""
+        self.close(SecurityError(f"{self.peer}: {verdict.message}"))
+
+    def pause(self, verdict: Verdict) -> None:
+        """Put aside what comes, and make no requests that ``verdict`` forbids."""
+        _log.warning("%s is paused: %s", self.name, verdict.message)
+        self.held = verdict
+
+    def resume(self) -> None:
+        """Go on after a pause, with the latest of what came meanwhile."""
+        _log.debug("%s: the status of both certificates is good", self.name)
+        self.held = None
+        kept, self._kept = self._kept, {}
+        for monitor, (bits, store, overrun) in kept.items():
+            if monitor.operation is not None:
+                monitor.update(bits, store, overrun)
+        self._create_waiting()
+
+    def cut(self, verdict: Verdict) -> None:
+        """End the connection at once: a certificate is bad."""
+        if self.stream is not None:
+            self.stream.cut(SecurityError(f"{self.peer}: {verdict.message}"))
+
     def __repr__(self) -> str:
         return f"<ServerLink {self.name} {len(self.channels)} channels>"
-
-
-_HANDLERS: Final[dict[type, Any]] = {
-    AuthenticationOffered: ServerLink._on_offer,
-    Validated: ServerLink._on_validated,
-    ChannelCreated: ServerLink._on_channel,
-    ChannelClosed: ServerLink._on_channel_closed,
-    OperationClosed: ServerLink._on_operation_closed,
-    MonitorFinished: ServerLink._on_finished,
-    FieldReply: ServerLink._on_field,
-    SearchAnswered: ServerLink._on_search,
-    AccessChanged: ServerLink._on_access,
-    RemoteMessage: ServerLink._on_message,
-}

@@ -1,4 +1,4 @@
-"""Subscriptions: a bounded queue between the server, which sends, and the caller, who reads."""
+"""Monitors: a bounded queue between the server, which sends, and the caller, who reads."""
 
 from __future__ import annotations
 
@@ -6,19 +6,15 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from typing import Any, ClassVar, Final, NamedTuple, Self
 
-from appliance.client.requests import Request, Waiter
+from appliance.client.channel import Channel, ChannelRequest, Waiter
 from appliance.errors import ApplianceError, ChannelClosedError, RemoteError
 from appliance.pva import commands as c
 from appliance.pva.status import Status
 from appliance.pvdata.value import Value
 
-if TYPE_CHECKING:
-    from appliance.client.channel import Channel
-
-__all__ = ["Connected", "Disconnected", "Subscription"]
-
+__all__ = ["Connected", "Disconnected", "Monitor"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -30,12 +26,12 @@ class Connected(NamedTuple):
 
 
 class Disconnected(NamedTuple):
-    """The channel was lost; the subscription goes on when it is back."""
+    """The channel was lost; the monitor goes on when it is back."""
 
     why: str
 
 
-class Subscription(Request):
+class Monitor(ChannelRequest):
     """An asynchronous iterator over a PV's updates.
 
     ::
@@ -66,6 +62,8 @@ class Subscription(Request):
         "squashed",
     )
 
+    LASTS: ClassVar[bool] = True
+
     def __init__(
         self,
         channel: Channel,
@@ -76,7 +74,7 @@ class Subscription(Request):
         notify: bool,
         on_update: Callable[[Any], None] | None,
     ) -> None:
-        super().__init__(channel, Waiter(channel.context.loop))
+        super().__init__(channel, Waiter(channel.end.loop))
         self.request = request
         self.queue_size = max(2, queue_size)
         self.pipeline = pipeline
@@ -93,7 +91,7 @@ class Subscription(Request):
         self._stale = 0
         """Values in the queue that an earlier connection brought: the present one must not be granted room for them."""
 
-    # -- Request -------------------------------------------------------------------------------------
+    # -- ChannelRequest ------------------------------------------------------------------------------
 
     def start(self) -> None:
         channel = self.channel
@@ -123,7 +121,7 @@ class Subscription(Request):
         self.operation.start()
 
     def update(self, bits: int, store: list[Any], overrun: int) -> None:
-        """One update has come."""
+        """Take an update."""
         if overrun:
             self.overruns += 1
         operation = self.operation
@@ -145,7 +143,7 @@ class Subscription(Request):
         self._put(Value.from_store(kind, store, bits))
 
     def finished(self, status: Status) -> None:
-        """The server ended the subscription."""
+        """End: the server has ended the subscription."""
         self.operation = None
         self._end(None if status.ok else RemoteError(f"{self.channel.name}: {status.message}"))
 
@@ -207,7 +205,7 @@ class Subscription(Request):
         return self
 
     async def __anext__(self) -> Any:
-        """Give the next update; raises what ended the subscription, or StopAsyncIteration."""
+        """Return the next update; raises what ended the subscription, or StopAsyncIteration."""
         queue = self._queue
         while not queue:
             ended = self._ended

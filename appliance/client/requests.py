@@ -3,43 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, Final, NamedTuple
 
-from appliance.errors import AccessDeniedError, ApplianceError, ChannelClosedError, OperationError
+from appliance.client.channel import Channel, ChannelRequest, Waiter
+from appliance.errors import ApplianceError, ChannelClosedError, OperationTimeoutError
 from appliance.pva import commands as c
-from appliance.pva.client import ClientOperation
+from appliance.pva.credentials import Credentials
 from appliance.pva.status import Status
 from appliance.pvdata.types import StructType, TypeDesc
 from appliance.pvdata.value import Value
 
-if TYPE_CHECKING:
-    from appliance.client.channel import Channel
-    from appliance.pva.credentials import Credentials
+__all__ = ["Batch", "FieldRequest", "GetRequest", "Info", "PutRequest", "RPCRequest", "outcome"]
 
-IDLE_OPERATIONS = 4
+IDLE_OPERATIONS: Final = 4
 """Initialised GETs that are kept for the next one, for each pvRequest of a channel."""
-
-__all__ = ["Batch", "FieldRequest", "GetRequest", "Info", "PutRequest", "RPCRequest", "Request", "Waiter"]
-
-
-class Waiter:
-    """Takes the outcome of one request."""
-
-    __slots__ = ("future",)
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.future: asyncio.Future[Any] = loop.create_future()
-
-    def result(self, value: Any) -> None:
-        """It worked."""
-        if not self.future.done():
-            self.future.set_result(value)
-
-    def error(self, error: Exception) -> None:
-        """It did not."""
-        if not self.future.done():
-            self.future.set_exception(error)
 
 
 class Batch:
@@ -52,8 +30,14 @@ class Batch:
         self.results: list[Any] = [None] * count
         self.left = count
 
+    def place(self, index: int) -> Waiter:
+        """Return the waiter of the request with this number."""
+        return _Place(self, index)
 
-class _BatchItem(Waiter):
+
+class _Place(Waiter):
+    """One request's place in a batch."""
+
     __slots__ = ("batch", "index")
 
     def __init__(self, batch: Batch, index: int) -> None:
@@ -71,100 +55,44 @@ class _BatchItem(Waiter):
         self.result(error)
 
 
-class Request:
-    """What wants something of a channel. A subclass says how it starts, and what the answers mean to it."""
+async def outcome(waiter: Waiter | Batch, requests: Iterable[ChannelRequest], timeout: float | None) -> Any:
+    """Wait for what ``requests`` bring to ``waiter``; end them when nobody waits any more.
 
-    __slots__ = ("channel", "operation", "waiter")
-
-    def __init__(self, channel: Channel, waiter: Waiter) -> None:
-        self.channel = channel
-        self.waiter = waiter
-        self.operation: ClientOperation | None = None
-
-    def start(self) -> None:
-        """The channel is there: send the first message."""
-        raise NotImplementedError
-
-    def ready(self, status: Status) -> None:
-        """INIT was answered."""
-
-    def reply(self, status: Status, value: Value | None) -> None:
-        """The request was answered."""
-
-    def disconnected(self, why: str) -> None:
-        """The channel was lost; ``start`` will be called when it is back."""
-        if self.operation is not None:
-            self.operation.context = None
-            self.operation = None
-
-    def _refused(self, *, changes: bool) -> bool:
-        """Fail where the connection pauses; False where it does not."""
-        link = self.channel.link
-        assert link is not None
-        if link.held is None:
-            return False
-        why = link.refusal(changes=changes)
-        if why:
-            self.fail(OperationError(f"{self.channel.name}: {why}"))
-        return bool(why)
-
-    def _finish(self, value: Any) -> None:
-        self.channel.remove(self)
-        self.waiter.result(value)
-
-    def fail(self, error: Exception) -> None:
-        """Give up, and say why."""
-        self.channel.remove(self)
-        self._abandon()
-        self.waiter.error(error)
-
-    def cancel(self) -> None:
-        """Nobody waits any more."""
-        self.channel.remove(self)
-        self._abandon()
-
-    def _abandon(self) -> None:
-        operation = self.operation
-        self.operation = None
-        if operation is not None:
-            operation.context = None
-            operation.close()
-            link = self.channel.link
-            if link is not None:
-                link.schedule_flush()
-
-    def _raise(self, status: Status) -> bool:
-        """Fail with the server's reason; False where there is none."""
-        if status.ok:
-            return False
-        try:
-            status.raise_for(self.channel.name)
-        except AccessDeniedError as error:
-            link = self.channel.link
-            gate = None if link is None or link.address[2] else link.context.gate
-            why = gate.plight(link.guid) if gate is not None and link is not None else ""
-            self.fail(AccessDeniedError(f"{error}; {why}") if why else error)
-        except ApplianceError as error:
-            self.fail(error)
-        return True
-
-    def _begin(self, command: int, request: Value) -> ClientOperation:
-        channel = self.channel
-        assert channel.wire is not None
-        assert channel.link is not None
-        operation = channel.wire.operation(command, request)
-        operation.context = self
-        self.operation = operation
-        channel.link.schedule_flush()
-        return operation
+    Args:
+        waiter: Gets the outcome.
+        requests: What it waits for.
+        timeout: Seconds after which those that are left fail with OperationTimeoutError; None waits for ever.
+    """
+    future = waiter.future
+    timer = None
+    if timeout is not None and not future.done():
+        timer = future.get_loop().call_later(timeout, _time_out, requests, timeout)
+    try:
+        return await future
+    except asyncio.CancelledError:
+        for request in requests:
+            request.cancel()
+        raise
+    finally:
+        if timer is not None:
+            timer.cancel()
 
 
-class GetRequest(Request):
+def _time_out(requests: Iterable[ChannelRequest], timeout: float) -> None:
+    for request in requests:
+        channel = request.channel
+        if request in channel.requests:
+            request.fail(
+                OperationTimeoutError(f"{channel.name}: timeout after {timeout:g} s: {channel.why_waiting()}")
+            )
+
+
+class GetRequest(ChannelRequest):
     """GET. The initialised operation is kept for the next one with the same pvRequest."""
 
     __slots__ = ("key", "request", "reuses")
 
-    def __init__(self, channel: Channel, waiter: Waiter, key: Any, request: Value) -> None:
+    def __init__(self, channel: Channel, waiter: Waiter, key: str, request: Value) -> None:
         super().__init__(channel, waiter)
         self.key = key
         self.request = request
@@ -188,13 +116,13 @@ class GetRequest(Request):
             self._begin(c.CMD_GET, self.request)
 
     def ready(self, status: Status) -> None:
-        if not self._raise(status):
+        if not self._failed(status):
             assert self.operation is not None
             self.operation.get()
 
     def reply(self, status: Status, value: Value | None) -> None:
         operation = self.operation
-        if status.kind < 2:
+        if status.ok:
             assert operation is not None
             self.operation = None
             operation.context = None
@@ -207,7 +135,7 @@ class GetRequest(Request):
             requests = channel.requests
             requests.pop(self, None)
             if not requests:
-                channel.last_used = channel.context.loop.time()
+                channel.last_used = channel.end.now()
             self.waiter.result(value)
         elif self.reuses:
             # The PV may have another type by now; a fresh operation learns it.
@@ -215,10 +143,10 @@ class GetRequest(Request):
             self._abandon()
             self._begin(c.CMD_GET, self.request)
         else:
-            self._raise(status)
+            self._failed(status)
 
 
-class PutRequest(Request):
+class PutRequest(ChannelRequest):
     """PUT. ``build`` makes the value from one of the PV's type, which holds the present value if ``get``."""
 
     __slots__ = ("_getting", "build", "get", "request", "sent")
@@ -238,7 +166,7 @@ class PutRequest(Request):
             self._begin(c.CMD_PUT, self.request)
 
     def ready(self, status: Status) -> None:
-        if self._raise(status):
+        if self._failed(status):
             return
         operation = self.operation
         assert operation is not None
@@ -260,7 +188,7 @@ class PutRequest(Request):
         self.sent = True
 
     def reply(self, status: Status, value: Value | None) -> None:
-        if self._raise(status):
+        if self._failed(status):
             return
         if self._getting:
             self._getting = False
@@ -280,7 +208,7 @@ class PutRequest(Request):
             self.fail(ChannelClosedError(f"{self.channel.name}: lost the server while it did the put: {why}"))
 
 
-class RPCRequest(Request):
+class RPCRequest(ChannelRequest):
     """RPC."""
 
     __slots__ = ("argument", "request", "sent")
@@ -296,7 +224,7 @@ class RPCRequest(Request):
             self._begin(c.CMD_RPC, self.request)
 
     def ready(self, status: Status) -> None:
-        if not self._raise(status):
+        if not self._failed(status):
             assert self.operation is not None
             try:
                 self.operation.call(self.argument)
@@ -306,7 +234,7 @@ class RPCRequest(Request):
             self.sent = True
 
     def reply(self, status: Status, value: Value | None) -> None:
-        if not self._raise(status):
+        if not self._failed(status):
             assert self.operation is not None
             self.operation.close()
             self.operation = None
@@ -328,7 +256,7 @@ class Info(NamedTuple):
     """The server's identity."""
 
 
-class FieldRequest(Request):
+class FieldRequest(ChannelRequest):
     """GET_FIELD."""
 
     __slots__ = ("field",)
@@ -347,9 +275,9 @@ class FieldRequest(Request):
         channel.link.schedule_flush()
 
     def field_reply(self, status: Status, kind: TypeDesc | None) -> None:
-        """GET_FIELD was answered."""
+        """Take the answer."""
         self.operation = None
-        if self._raise(status):
+        if self._failed(status):
             return
         link = self.channel.link
         assert link is not None

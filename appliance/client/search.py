@@ -1,72 +1,32 @@
-"""The search for PVs: who is asked, how often, and what is done with the answers (section 7)."""
+"""The search for PVs: which names are asked for, how often, and what the answers mean (section 7).
+
+The searcher knows names and the instance IDs that stand for them, nothing of channels and connections: whoever adds a
+name learns through a `SearchOwner` where it was found.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import heapq
 import logging
 import random
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple, Protocol
 
-from appliance.client.channel import Channel, ChannelState, refused_without_tls
-from appliance.config.address import Endpoint
-from appliance.pva import commands as c
-from appliance.pva.search import (
-    Beacon,
-    Datagram,
-    SearchRequest,
-    SearchResponse,
-    pack_message,
-    split_names,
-)
+from appliance.client.end import ClientEnd, ServerAddress, Timer
+from appliance.client.servers import Servers
+from appliance.pva.search import Beacon, Datagram, SearchRequest, SearchResponse, split_names
 from appliance.pvdata.pace import breathe
-from appliance.transport.interfaces import broadcast_addresses
-from appliance.transport.stream import format_address
-from appliance.transport.udp import Origin, UDPPort, is_multicast, resolve_datagram_address
+from appliance.transport.address import format_address
+from appliance.transport.udp import Origin
 
-if TYPE_CHECKING:
-    from appliance.client.context import Context
-    from appliance.client.link import ServerLink
-
-__all__ = ["Discovered", "Located", "Searcher"]
+__all__ = ["Located", "SearchOwner", "Searcher", "refused_without_tls"]
 
 _log: Final = logging.getLogger(__name__)
 
-INTERVALS_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
-"""Seconds from one search for a name to the next; the last one repeats for ever."""
-RESOLVE_S: Final = 60.0
-"""Seconds for which the addresses of an address list's names are kept."""
-RESOLVE_HOLDOFF_S: Final = 1.0
-"""Seconds after the loss of a server in which its name is looked up again."""
-POKE_HOLDOFF_S: Final = 5.0
-"""Seconds in which news of servers hurries the search at most once; what comes earlier is heeded at their end."""
 _PATIENT: Final = 4
 """Searches after which a name is looked for so seldom that the news of a server is worth another one at once."""
-MAX_SERVERS: Final = 10_000
-"""Servers that are remembered: anyone may send beacons of servers that do not exist."""
-DATAGRAMS_PER_TICK: Final = 50
+NAMES_PER_BURST: Final = 1000
 """A list of ten thousand names leaves in a stream, not in a flood."""
-_TICK_S: Final = 0.02
-SILENCE_S: Final = 360.0
-"""Seconds without a beacon after which a server counts as gone: two periods of the slow beacons."""
-SWEEP_S: Final = 60.0
-_LIMITED: Final = "255.255.255.255"
-_LOOPBACK: Final = "127.255.255.255"
-
-
-class Discovered(NamedTuple):
-    """A server was heard of, or is heard of no more."""
-
-    online: bool
-    server: str
-    """Address and port."""
-    protocol: str
-    guid: bytes
-    source: str
-    """Address and port of who sent the message."""
-    version: int
-    """The server's protocol version."""
 
 
 class Located(NamedTuple):
@@ -78,227 +38,184 @@ class Located(NamedTuple):
     guid: bytes
     """Tells servers apart: one server may answer at several addresses."""
 
+    @property
+    def address(self) -> ServerAddress:
+        """Return where the server takes connections."""
+        return ServerAddress(self.host, self.port, self.tls)
 
-class _Target(NamedTuple):
-    address: tuple[str, int]
-    ttl: int
-    interface: str
-    multicast: bool
-    unicast: bool
+
+class SearchOwner(Protocol):
+    """Carries searches out, and acts on what they bring."""
+
+    def broadcast(self, request: SearchRequest) -> None:
+        """Send a search to all addresses of the configuration."""
+
+    def ask_name_servers(self, request: SearchRequest) -> None:
+        """Send a search to all name servers that are connected."""
+
+    def found(self, instance: int, place: Located) -> None:
+        """Hear that a server has a name. It is searched for no more, until it is wanted again."""
+
+    def found_again(self, instance: int, place: Located) -> None:
+        """Hear that a server has a name that is not searched for at present."""
+
+    def unusable(self, instance: int, why: str) -> None:
+        """Hear that a server has a name, and why it must not be used."""
+
+    def has_changed(self, guid: bytes) -> None:
+        """Hear that the server with this GUID announces a change, which may be that it speaks TLS now."""
+
+
+def refused_without_tls(address: str) -> str:
+    """Return why a server that offers plain TCP only is not used."""
+    return (
+        f"{address} does not speak TLS, which is required here; give that server a keychain, or take tls_required out of "
+        "this client's TLS options"
+    )
+
+
+class _Name:
+    """One name, and how far its search is."""
+
+    __slots__ = ("attempts", "due", "guid", "server", "text")
+
+    def __init__(self, text: str, server: ServerAddress | None) -> None:
+        self.text = text
+        self.server = server
+        """Where the name is, without a search."""
+        self.attempts = 0
+        """Searches since the back-off began."""
+        self.due = 0.0
+        """When it is searched for next, on the clock of the client."""
+        self.guid = b""
+        """Of the server that last answered (SPVA 12.5)."""
 
 
 class Searcher:
-    """See the module's text."""
+    """Searches for names and judges the answers. It is the `Finder` of channels.
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
-        self._loop = context.loop
-        self._wanted: dict[int, Channel] = {}
+    Args:
+        end: What the parts of this client share.
+        servers: Told of each server that answers.
+        owner: Sends searches and is told of what they bring.
+    """
+
+    def __init__(self, end: ClientEnd, servers: Servers, owner: SearchOwner) -> None:
+        self._end = end
+        self._servers = servers
+        self._owner = owner
+        self._names: dict[int, _Name] = {}
+        self._wanted: dict[int, _Name] = {}
+        """Those of the names that are searched for at present."""
         self._locating: dict[int, Callable[[Located], None]] = {}
+        self._last_instance = 0
         self._heap: list[tuple[float, int]] = []
-        self._timer: asyncio.TimerHandle | None = None
+        """When which name is due; an entry that a later one has overtaken does not agree with the name."""
+        self._timer: Timer | None = None
         self._timer_at = 0.0
         self._sequence = random.getrandbits(32)
-        self._port: UDPPort | None = None
-        self._port6: UDPPort | None = None
-        self._beacon_ports: list[UDPPort] = []
-        self._targets: list[_Target] = []
-        self._resolved_at = -RESOLVE_S
-        self._resolving: asyncio.Task[None] | None = None
-        self._poked_at = -POKE_HOLDOFF_S
-        self._poke_timer: asyncio.TimerHandle | None = None
-        self._servers: dict[tuple[str, int, str], tuple[Discovered, float]] = {}
-        self._changes: dict[tuple[str, int, str], tuple[int, float]] = {}
-        """What each beacon last said of its server's changes, and when that was acted upon."""
-        self._sweeper: asyncio.TimerHandle | None = None
-        self._listeners: dict[Callable[[Discovered], None], None] = {}
-        self._warned: set[str] = set()
-        self._swept_at = -POKE_HOLDOFF_S
-
-    async def start(self, *, beacons: bool) -> None:
-        """Open the sockets. ``beacons`` also listens for new servers."""
-        self._port = UDPPort(self._message)
-        await self._resolve()
-        if beacons:
-            self.listen_for_beacons()
-
-    def listen_for_beacons(self) -> None:
-        """Share the broadcast port, to hear beacons; without it only our own searches find servers."""
-        if not self._beacon_ports:
-            from appliance.errors import TransportError
-
-            config = self._context.config
-            groups = [
-                (item.host, item.interface or "") for item in config.intf_addr_list if is_multicast(item.host)
-            ]
-            # Only what no unicast comes to: a server of this host must not lose its searches to us.
-            hosts = dict.fromkeys((*broadcast_addresses(), _LIMITED, _LOOPBACK))
-            for host, interface in [*((host, "") for host in hosts), *groups]:
-                joined = ((host, interface),) if is_multicast(host) else ()
-                scope = f"%{interface}" if ":" in host and interface else ""
-                try:
-                    port = UDPPort(
-                        self._beacon_message,
-                        port=config.broadcast_port,
-                        shared=True,
-                        address=host + scope,
-                        groups=joined,
-                    )
-                except TransportError as error:
-                    _log.debug("beacons to %s cannot be heard: %s", host, error)
-                else:
-                    self._beacon_ports.append(port)
-            if not self._beacon_ports:
-                _log.warning("beacons cannot be heard on UDP port %d", config.broadcast_port)
+        self._hurried_at = -end.timings.hurry_holdoff_s
+        self._hurry_timer: Timer | None = None
 
     def stop(self) -> None:
-        """Close everything."""
-        if self._timer is not None:
-            self._timer.cancel()
-        for timer in (self._sweeper, self._poke_timer):
+        """Search for nothing any more."""
+        for timer in (self._timer, self._hurry_timer):
             if timer is not None:
                 timer.cancel()
-        if self._resolving is not None:
-            self._resolving.cancel()
-        for port in (self._port, self._port6, *self._beacon_ports):
-            if port is not None:
-                port.close()
 
-    # -- targets -------------------------------------------------------------------------------------
+    # -- names ---------------------------------------------------------------------------------------
 
-    async def _resolve(self) -> None:
-        """Look the address list's names up again: a server may have moved."""
-        config = self._context.config
-        endpoints = list(config.addr_list)
-        broadcasts: list[str] = []
-        if config.auto_addr_list:
-            broadcasts = broadcast_addresses(frozenset(endpoint.host for endpoint in config.intf_addr_list))
-            endpoints += [Endpoint(address) for address in broadcasts]
-        targets: dict[_Target, None] = {}
-        for endpoint in endpoints:
-            address = await resolve_datagram_address(endpoint, config.broadcast_port)
-            if address is None:
-                if endpoint.host not in self._warned:
-                    self._warned.add(endpoint.host)
-                    _log.warning(
-                        "EPICS_PVA_ADDR_LIST: %s is not known at present; it is looked up again",
-                        endpoint.host,
-                    )
-                continue
-            self._warned.discard(endpoint.host)
-            multicast = is_multicast(address[0])
-            if ":" in address[0] and not self._open_ipv6():
-                continue
-            unicast = not multicast and address[0] not in broadcasts and not address[0].endswith(".255")
-            targets[_Target(address, endpoint.ttl or 1, endpoint.interface or "", multicast, unicast)] = None
-        self._targets = list(targets)
-        self._resolved_at = self._loop.time()
+    def add(self, name: str, server: ServerAddress | None = None) -> int:
+        """Make ``name`` known and return the instance ID that stands for it. It is not searched for yet.
 
-    def _open_ipv6(self) -> bool:
-        """Have a socket for IPv6; tell whether the host has that."""
-        if self._port6 is None:
-            from appliance.errors import TransportError
-
-            try:
-                self._port6 = UDPPort(self._message, address="::")
-            except TransportError as error:
-                if "ipv6" not in self._warned:
-                    self._warned.add("ipv6")
-                    _log.warning(
-                        "EPICS_PVA_ADDR_LIST names IPv6 addresses, and this host has no IPv6: %s", error
-                    )
-                return False
-        return True
-
-    def _resolve_when_stale(self) -> None:
-        now = self._loop.time()
-        if now - self._resolved_at >= RESOLVE_S and (self._resolving is None or self._resolving.done()):
-            self._resolving = self._loop.create_task(self._resolve())
-
-    # -- what is wanted --------------------------------------------------------------------------------
-
-    def want(self, channel: Channel, *, later: bool = False, resume: bool = False) -> None:
-        """Search for ``channel``: from the end of this turn of the event loop on, or ``later``.
-
-        ``resume`` is for a channel that gets its first request: someone waits for it, the back-off starts anew.
+        A name whose ``server`` is given needs no search: it is found there as soon as it is wanted, with pauses of
+        the same back-off between attempts.
         """
+        instance = self._new_instance()
+        self._names[instance] = _Name(name, server)
+        return instance
+
+    def _new_instance(self) -> int:
+        self._last_instance = self._last_instance + 1 & 0xFFFFFFFF
+        return self._last_instance
+
+    def remove(self, instance: int) -> None:
+        """Forget a name."""
+        self._names.pop(instance, None)
+        self._wanted.pop(instance, None)
+
+    def settle(self, instance: int) -> None:
+        """Start the back-off of a name anew at its next search: it is in use."""
+        name = self._names.get(instance)
+        if name is not None:
+            name.attempts = 0
+
+    # -- the back-off --------------------------------------------------------------------------------
+
+    def want(self, instance: int, *, later: bool = False, resume: bool = False) -> None:
+        """Search for a name: from the end of this turn of the event loop on, or ``later``.
+
+        ``resume`` is for a name that gets its first user: someone waits for it, the back-off starts anew.
+        """
+        name = self._names[instance]
         if resume:
-            channel.attempts = 0
-        if channel.server is not None:
-            self._context.connect_direct(channel, delay_s=self._delay(channel))
+            name.attempts = 0
+        if name.server is not None:
+            self._find_directly(instance, name, name.server)
             return
-        self._wanted[channel.instance] = channel
+        self._wanted[instance] = name
         delay = 0.0
         if later:
-            delay = self._interval(channel)
-            channel.attempts += 1
-        channel.due = self._loop.time() + delay
-        heapq.heappush(self._heap, (channel.due, channel.instance))
-        self._schedule(channel.due)
+            delay = self._interval(name.attempts)
+            name.attempts += 1
+        self._plan(instance, name, self._end.now() + delay)
 
-    def _interval(self, channel: Channel) -> float:
-        interval = INTERVALS_S[min(channel.attempts, len(INTERVALS_S) - 1)]
-        return min(interval, self._context.longest_search_s)
-
-    def _delay(self, channel: Channel) -> float:
-        delay = 0.0 if channel.attempts == 0 else INTERVALS_S[min(channel.attempts, len(INTERVALS_S)) - 1]
-        channel.attempts += 1
-        return min(delay, self._context.longest_search_s)
-
-    def _retry(self, channel: Channel) -> None:
-        channel.due = self._loop.time()
-        heapq.heappush(self._heap, (channel.due, channel.instance))
-        self._schedule(channel.due)
-
-    def drop(self, channel: Channel) -> None:
-        """Search no more."""
-        self._wanted.pop(channel.instance, None)
-
-    def poke(self) -> None:
-        """Search for everything now: there is news of a server."""
-        if self._poke_timer is not None:
-            return
-        wait = self._poked_at + POKE_HOLDOFF_S - self._loop.time()
-        if wait > 0:
-            self._poke_timer = self._loop.call_later(wait, self._poke)
+    def _find_directly(self, instance: int, name: _Name, server: ServerAddress) -> None:
+        place = Located(*server, b"")
+        attempts = name.attempts
+        name.attempts += 1
+        if attempts:
+            delay = self._interval(attempts - 1)
+            self._end.clock.call_later(delay, self._owner.found, instance, place)
         else:
-            self._poke()
+            self._end.clock.call_soon(self._owner.found, instance, place)
 
-    def _poke(self) -> None:
-        self._poke_timer = None
-        self._poked_at = self._loop.time()
-        self.hurry()
+    def _interval(self, attempts: int) -> float:
+        """Return the seconds from one search to the next, after so many."""
+        steps = self._end.timings.search_s
+        return min(steps[min(attempts, len(steps) - 1)], self._end.timings.longest_search_s)
+
+    def _plan(self, instance: int, name: _Name, when: float) -> None:
+        name.due = when
+        heapq.heappush(self._heap, (when, instance))
+        self._schedule(when)
 
     def hurry(self) -> None:
         """Search for everything now."""
-        now = self._loop.time()
+        now = self._end.now()
         if len(self._heap) > 1000 + 4 * len(self._wanted):
             self._heap.clear()  # entries that later ones have overtaken; every name gets a new one below
-        for channel in self._wanted.values():
-            channel.attempts = 0
-            channel.due = now
-            heapq.heappush(self._heap, (now, channel.instance))
+        for instance, name in self._wanted.items():
+            name.attempts = 0
+            name.due = now
+            heapq.heappush(self._heap, (now, instance))
         if self._wanted:
             self._schedule(now)
 
-    def introduce(self, link: ServerLink) -> None:
-        """Ask a name server that has just become ready for everything that is missing."""
-        names = [(channel.instance, channel.name) for channel in self._wanted.values()]
-        protocols = self._context.protocols()
-        for batch in split_names(names, protocols):
-            self._sequence = self._sequence + 1 & 0xFFFFFFFF
-            link.search(SearchRequest(self._sequence, batch, protocols))
+    def hurry_at_news(self) -> None:
+        """Search for everything: there is news of a server. At once, or when news may hurry the search again."""
+        if self._hurry_timer is not None:
+            return
+        wait = self._hurried_at + self._end.timings.hurry_holdoff_s - self._end.now()
+        if wait > 0:
+            self._hurry_timer = self._end.clock.call_later(wait, self._hurry_now)
+        else:
+            self._hurry_now()
 
-    def lost_server(self, address: tuple[str, int, bool], *, unexpected: bool = False) -> None:
-        """A server has gone: it may come back under the same name at another address.
-
-        ``unexpected``: its connection had been in use. When it is heard of again, as the same process too, that is news.
-        """
-        if unexpected:
-            known = self._servers.pop((address[0], address[1], "tls" if address[2] else "tcp"), None)
-            if known is not None:
-                self._tell(known[0]._replace(online=False))
-        self._resolved_at = min(self._resolved_at, self._loop.time() - RESOLVE_S + RESOLVE_HOLDOFF_S)
+    def _hurry_now(self) -> None:
+        self._hurry_timer = None
+        self._hurried_at = self._end.now()
+        self.hurry()
 
     def _schedule(self, when: float) -> None:
         if self._timer is not None:
@@ -306,202 +223,187 @@ class Searcher:
                 return
             self._timer.cancel()
         self._timer_at = when
-        self._timer = self._loop.call_at(when, self._tick)
+        self._timer = self._end.clock.call_at(when, self._tick)
 
     def _tick(self) -> None:
+        """Search for all that is due, and plan when each is searched for again."""
         self._timer = None
-        self._resolve_when_stale()
-        loop = self._loop
-        now = loop.time() + 0.001
+        now = self._end.now() + 0.001
         heap = self._heap
         wanted = self._wanted
-        due: list[Channel] = []
-        limit = DATAGRAMS_PER_TICK * 20
-        while heap and heap[0][0] <= now and len(due) < limit:
+        due: list[int] = []
+        while heap and heap[0][0] <= now and len(due) < NAMES_PER_BURST:
             when, instance = heapq.heappop(heap)
-            channel = wanted.get(instance)
-            if channel is None or channel.due != when or channel.state is not ChannelState.SEARCHING:
+            name = wanted.get(instance)
+            if name is None or name.due != when:
                 continue
-            interval = self._interval(channel)
-            channel.attempts += 1
+            interval = self._interval(name.attempts)
+            name.attempts += 1
             # A swarm of clients that started together must not search together for ever.
-            channel.due = now + interval * random.uniform(0.9, 1.1)  # noqa: S311 - nobody must not guess it
-            heapq.heappush(heap, (channel.due, instance))
-            due.append(channel)
+            name.due = now + interval * random.uniform(0.9, 1.1)  # noqa: S311 - nobody must not guess it
+            heapq.heappush(heap, (name.due, instance))
+            due.append(instance)
         if due:
-            self._send(due)
+            self._search(due)
         if heap:
-            self._schedule(max(heap[0][0], loop.time() + _TICK_S))
+            next_due, _ = heap[0]
+            self._schedule(max(next_due, self._end.now() + self._end.timings.search_tick_s))
 
-    def _send(self, channels: list[Channel]) -> None:
+    # -- asking --------------------------------------------------------------------------------------
+
+    def _search(self, instances: list[int]) -> None:
         """Search; what is on a server to which TLS is of no use at present, for TCP only (SPVA 12.5.1)."""
-        context = self._context
-        protocols = context.protocols()
-        gate = context.gate
-        if gate is not None and len(protocols) > 1:
-            plain = [channel for channel in channels if channel.guid and gate.avoids(channel.guid)]
+        end = self._end
+        protocols = end.protocols()
+        if end.gate is not None and len(protocols) > 1:
+            names = self._names
+            plain = [i for i in instances if names[i].guid and end.gate.avoids(names[i].guid)]
             if plain:
-                self._send_for(plain, ("tcp",))
-                channels = [channel for channel in channels if channel not in plain]
-        if channels:
-            self._send_for(channels, protocols)
+                self._ask(plain, ("tcp",))
+                avoided = frozenset(plain)
+                instances = [i for i in instances if i not in avoided]
+        if instances:
+            self._ask(instances, protocols)
 
-    def probe(self, channels: list[Channel]) -> None:
-        """Ask whether ``channels``, which are connected in the clear, can be had over TLS."""
-        if channels:
-            self._send_for(channels, ("tls", "tcp"))
+    def probe(self, instances: list[int]) -> None:
+        """Ask whether names that are in use in the clear can be had over TLS."""
+        if instances:
+            self._ask(instances, ("tls", "tcp"))
 
-    def _send_for(self, channels: list[Channel], protocols: tuple[str, ...]) -> None:
-        context = self._context
-        port = self._port
-        assert port is not None
-        names = [(channel.instance, channel.name) for channel in channels]
-        for batch in split_names(names, protocols):
-            self._sequence = self._sequence + 1 & 0xFFFFFFFF
-            request = SearchRequest(self._sequence, batch, protocols, reply_port=port.port)
+    def _ask(self, instances: list[int], protocols: tuple[str, ...]) -> None:
+        for request in self._requests(instances, protocols):
             if _log.isEnabledFor(logging.DEBUG):
                 _log.debug(
                     "search %d over %s: %s",
-                    self._sequence,
+                    request.sequence,
                     " and ".join(protocols),
-                    _some([name for _, name in batch]),
+                    _some([name for _, name in request.names]),
                 )
-            self._broadcast(request)
-            for link in context.name_servers:
-                link.search(request)
+            self._owner.broadcast(request)
+            self._owner.ask_name_servers(request)
 
-    def _broadcast(self, request: SearchRequest) -> None:
-        port = self._port
-        assert port is not None
-        packed: dict[tuple[bool, bool], bytes] = {}
-        debugging = _log.isEnabledFor(logging.DEBUG)
-        for target in self._targets:
-            is_ipv6 = ":" in target.address[0]
-            by = self._port6 if is_ipv6 else port
-            if by is None:
-                continue
-            data = packed.get((is_ipv6, target.unicast))
-            if data is None:
-                told = request._replace(unicast=target.unicast, reply_port=by.port)
-                data = pack_message(c.CMD_SEARCH, told.encode(), from_server=False)
-                packed[is_ipv6, target.unicast] = data
-            if target.multicast:
-                sent = by.send_multicast(data, target.address, ttl=target.ttl, interface=target.interface)
-            else:
-                sent = by.send(data, target.address)
-            if not sent:
-                _log.debug("a search could not be sent to %s", format_address(target.address))
-            elif debugging:
-                _log.debug("%s <- SEARCH (%d octets)", format_address(target.address), len(data))
+    def _requests(self, instances: Iterable[int], protocols: tuple[str, ...]) -> Iterable[SearchRequest]:
+        names = self._names
+        for batch in split_names([(i, names[i].text) for i in instances], protocols):
+            yield self._request(batch, protocols)
+
+    def _request(
+        self, names: tuple[tuple[int, str], ...], protocols: tuple[str, ...], *, must_reply: bool = False
+    ) -> SearchRequest:
+        self._sequence = self._sequence + 1 & 0xFFFFFFFF
+        return SearchRequest(self._sequence, names, protocols, must_reply)
+
+    def introduce(self, send: Callable[[SearchRequest], None]) -> None:
+        """Ask a name server that has just become ready for everything that is missing, through ``send``."""
+        for request in self._requests(self._wanted, self._end.protocols()):
+            send(request)
 
     def ping(self) -> None:
         """Ask all servers, whatever they serve, to answer."""
-        port = self._port
-        assert port is not None
-        self._sequence = self._sequence + 1 & 0xFFFFFFFF
-        request = SearchRequest(
-            self._sequence, (), self._context.protocols(), must_reply=True, reply_port=port.port
-        )
-        self._broadcast(request)
+        self._owner.broadcast(self._request((), self._end.protocols(), must_reply=True))
 
-    def locate(self, instance: int, name: str, found: Callable[[Located], None]) -> Callable[[], None]:
+    def locate(self, name: str, found: Callable[[Located], None]) -> Callable[[], None]:
         """Search for ``name`` once, over TLS and over TCP, and call ``found`` with every answer.
 
-        ``instance`` is a search instance ID that no channel has. Returns a function that ends it.
+        Returns a function that ends it.
         """
-        port = self._port
-        assert port is not None
+        instance = self._new_instance()
         self._locating[instance] = found
         # A server names one port in an answer, so each protocol is asked for in a search of its own.
         for protocols in (("tls", "tcp"), ("tcp",)):
-            self._sequence = self._sequence + 1 & 0xFFFFFFFF
-            request = SearchRequest(self._sequence, ((instance, name),), protocols, reply_port=port.port)
-            self._broadcast(request)
-            for link in self._context.name_servers:
-                link.search(request)
+            request = self._request(((instance, name),), protocols)
+            self._owner.broadcast(request)
+            self._owner.ask_name_servers(request)
 
-        def end() -> None:
+        def stop() -> None:
             self._locating.pop(instance, None)
 
-        return end
+        return stop
 
     # -- answers -------------------------------------------------------------------------------------
 
-    def _message(self, message: Datagram, origin: Origin) -> None:
+    def take_answer(self, message: Datagram, origin: Origin) -> None:
+        """Act on a datagram that came to the port that searches leave by."""
         if isinstance(message, SearchResponse):
-            self.answered(message, origin.address[0], via=format_address(origin.address))
+            host, _ = origin.address
+            self.answered(message, host, via=format_address(origin.address))
+
+    def take_beacon(self, message: Datagram, origin: Origin) -> None:
+        """Act on a datagram that came to a port that hears beacons."""
+        if not isinstance(message, Beacon):
+            return
+        source, _ = origin.address
+        host = source if message.address is None else str(message.address)
+        via = format_address(origin.address)
+        _log.debug("%s -> BEACON of the server %s:%d", via, host, message.port)
+        if self._servers.heard(message, host, via):
+            self.hurry_at_news()
+        if self._servers.has_changed(message, host):
+            self._owner.has_changed(message.guid)
 
     def answered(
-        self,
-        response: SearchResponse,
-        source: str,
-        *,
-        via: str = "",
-        link: tuple[str, int, bool] | None = None,
+        self, response: SearchResponse, source: str, *, via: str = "", server: ServerAddress | None = None
     ) -> None:
-        """A server, or a name server for it, has answered from ``source``; ``via`` has the port as well.
+        """Act on the answer of a server, or of a name server for it.
 
-        ``link`` is the address of the connection that the answer came by, where it did: port 0 means this one.
+        Args:
+            response: The answer.
+            source: The host that it came from.
+            via: Its address and port.
+            server: The name server whose connection brought the answer, where one did: port 0 means that one.
         """
         host = source if response.address is None else str(response.address)
-        if not response.port and link is not None:
-            host, port, over_tls = link
-            response = response._replace(port=port, protocol="tls" if over_tls else "tcp")
+        if not response.port and server is not None:
+            host = server.host
+            response = response._replace(port=server.port, protocol="tls" if server.tls else "tcp")
         if _log.isEnabledFor(logging.DEBUG):
-            self._tell_answer(response, host, via or source)
+            self._log_answer(response, host, via or source)
+        place = Located(host, response.port, response.protocol == "tls", response.guid)
         if self._locating and response.found and response.port:
             for instance in response.instances:
                 tell = self._locating.get(instance)
                 if tell is not None:
-                    tell(Located(host, response.port, response.protocol == "tls", response.guid))
-        if response.protocol not in self._context.protocols() or not response.port:
+                    tell(place)
+        if response.protocol not in self._end.protocols() or not response.port:
             return
-        if self._context.require_tls and response.protocol != "tls":
-            for instance in response.instances:
-                if self._context.tls is not None and instance in self._wanted:
-                    self._wanted[instance].trouble = refused_without_tls(
-                        format_address((host, response.port))
-                    )
+        if self._end.require_tls and not place.tls:
+            if self._end.tls is not None:
+                why = refused_without_tls(format_address((host, response.port)))
+                for instance in response.instances:
+                    if instance in self._wanted:
+                        self._owner.unusable(instance, why)
             return
-        news = self._heard(response, host, via or source)
-        self._take(response, host)
+        news = self._servers.heard(response, host, via or source)
+        if response.found:
+            self._take(response.instances, place)
         # Where one name has waited long for this server, others have too.
-        if news and any(channel.attempts > _PATIENT for channel in self._wanted.values()):
-            self.poke()
+        if news and any(name.attempts > _PATIENT for name in self._wanted.values()):
+            self.hurry_at_news()
 
-    def _take(self, response: SearchResponse, host: str) -> None:
-        if not response.found:
-            return
-        tls = response.protocol == "tls"
-        gate = self._context.gate
-        if tls and gate is not None and gate.avoids(response.guid):
+    def _take(self, instances: tuple[int, ...], place: Located) -> None:
+        owner = self._owner
+        if place.tls and self._end.avoids_tls(place.guid):
             # The next search knows better (SPVA 12.5).
-            for instance in response.instances:
-                channel = self._wanted.get(instance)
-                if channel is None:
-                    self._context.tls_offered(instance, response.guid, (host, response.port, True))
-                elif channel.guid != response.guid:
-                    channel.guid = response.guid
-                    self._retry(channel)
+            for instance in instances:
+                name = self._wanted.get(instance)
+                if name is None:
+                    owner.found_again(instance, place)
+                elif name.guid != place.guid:
+                    name.guid = place.guid
+                    self._plan(instance, name, self._end.now())
             return
-        for number, instance in enumerate(response.instances):
+        for number, instance in enumerate(instances):
             if not number & 63:
                 breathe()
-            channel = self._wanted.pop(instance, None)
-            if channel is None or channel.state is not ChannelState.SEARCHING:
-                self._check_duplicate(instance, response, host)
-                if tls:
-                    self._context.tls_offered(instance, response.guid, (host, response.port, True))
+            name = self._wanted.pop(instance, None)
+            if name is None:
+                owner.found_again(instance, place)
                 continue
-            channel.guid = response.guid
-            self._context.connect(channel, (host, response.port, response.protocol == "tls"), response.guid)
+            name.guid = place.guid
+            owner.found(instance, place)
 
-    def _tell_answer(self, response: SearchResponse, host: str, via: str) -> None:
-        names = [
-            channel.name
-            for instance in response.instances
-            if (channel := self._context.by_instance(instance)) is not None
-        ]
+    def _log_answer(self, response: SearchResponse, host: str, via: str) -> None:
+        names = [self._names[i].text for i in response.instances if i in self._names]
         _log.debug(
             "%s -> SEARCH_RESPONSE: the server %s:%d, over %s, %s %s",
             via,
@@ -512,107 +414,8 @@ class Searcher:
             _some(names),
         )
 
-    def _check_duplicate(self, instance: int, response: SearchResponse, host: str) -> None:
-        channel = self._context.by_instance(instance)
-        link = channel.link if channel is not None else None
-        if channel is None or link is None or not link.guid or link.guid == response.guid:
-            return
-        if channel.name not in self._warned:
-            self._warned.add(channel.name)
-            _log.warning(
-                "%s is served by %s and by %s: the first is used",
-                channel.name,
-                link.peer,
-                format_address((host, response.port)),
-            )
-
-    def _beacon_message(self, message: Datagram, origin: Origin) -> None:
-        if isinstance(message, Beacon):
-            host = origin.address[0] if message.address is None else str(message.address)
-            _log.debug("%s -> BEACON of the server %s:%d", format_address(origin.address), host, message.port)
-            if self._heard(message, host, format_address(origin.address)):
-                self.poke()
-            if self._has_changed(message, host):
-                self._context.probe_tls(message.guid)
-
-    def _has_changed(self, beacon: Beacon, host: str) -> bool:
-        """Whether the server announces a change: beacons do not say that it speaks TLS now, so it is asked.
-
-        Not more often than once in POKE_HOLDOFF_S: beacons are anyone's to send. A change that falls into that time is
-        announced again.
-        """
-        key = (host, beacon.port, beacon.protocol)
-        now = self._loop.time()
-        known = self._changes.get(key)
-        if known is not None and (known[0] == beacon.change_count or now - known[1] < POKE_HOLDOFF_S):
-            return False
-        if known is None and len(self._changes) >= MAX_SERVERS:
-            return False
-        self._changes[key] = (beacon.change_count, now)
-        return True
-
-    def _heard(self, message: SearchResponse | Beacon, host: str, via: str) -> bool:
-        """Remember a server; return whether it is new or has been restarted."""
-        port, protocol, guid = message.port, message.protocol, message.guid
-        key = (host, port, protocol)
-        if protocol == "tls":
-            # The beacon of a server that speaks TLS only names its port, and "tcp" as every beacon does.
-            announced = self._servers.get((host, port, "tcp"))
-            if announced is not None and announced[0].guid == guid:
-                del self._servers[host, port, "tcp"]
-                self._tell(announced[0]._replace(online=False))
-        elif isinstance(message, Beacon) and (host, port, "tls") in self._servers:
-            protocol = "tls"
-            key = (host, port, protocol)
-        known = self._servers.get(key)
-        now = self._loop.time()
-        if known is None and len(self._servers) >= MAX_SERVERS:
-            if now - self._swept_at > POKE_HOLDOFF_S:
-                self._swept_at = now
-                self._forget_old()
-            if len(self._servers) >= MAX_SERVERS:
-                return False
-        news = Discovered(True, format_address((host, port)), protocol, guid, via, message.version)
-        self._servers[key] = (news, now)
-        if known is not None and known[0].guid == guid:
-            return False
-        if known is not None:
-            self._tell(known[0]._replace(online=False))
-            self._context.restarted((host, port, protocol == "tls"), guid, before=known[0].guid)
-        self._tell(news)
-        return True
-
-    def _forget_old(self) -> None:
-        now = self._loop.time()
-        for key, (news, seen) in list(self._servers.items()):
-            if now - seen > SILENCE_S:
-                del self._servers[key]
-                self._changes.pop(key, None)
-                self._tell(news._replace(online=False))
-
-    def _sweep(self) -> None:
-        self._sweeper = self._loop.call_later(SWEEP_S, self._sweep) if self._listeners else None
-        self._forget_old()
-
-    def _tell(self, news: Discovered) -> None:
-        for listener in list(self._listeners):
-            listener(news)
-
-    def subscribe(self, listener: Callable[[Discovered], None]) -> Callable[[], None]:
-        """Call ``listener`` with what is known of servers now and whenever that changes; returns the way to end it."""
-        for news, _ in list(self._servers.values()):
-            listener(news)
-        self._listeners[listener] = None
-        if self._sweeper is None:
-            self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
-
-        def unsubscribe() -> None:
-            self._listeners.pop(listener, None)
-
-        return unsubscribe
-
 
 def _some(names: list[str]) -> str:
-    """A few names for the log."""
+    """Return a few names for the log."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return f"{', '.join(names[:5])}{more}" if names else "no channel of this client"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
-from appliance.daemon.commandline import Parser, add_completion, add_version
+from appliance.daemon.commandline import Parser, add_completion, add_config_actions, add_version
 from appliance.daemon.extras import require
 from appliance.daemon.run import EXIT_FAILURE, EXIT_OK, Daemon, run
 from appliance.errors import ApplianceError, ConfigurationError
@@ -60,14 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-v", "--verbose", action="store_true", help="print the effective configuration, log more"
     )
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--check-config", action="store_true", help="check the configuration and exit")
-    what.add_argument(
-        "--print-config", action="store_true", help="print the effective configuration and exit"
-    )
-    what.add_argument(
-        "--print-schema", action="store_true", help="print the JSON schema of the file and exit"
-    )
+    what = add_config_actions(parser)
     what.add_argument("--backup", metavar="FILE", help="copy the database, which may be in use, and exit")
     what.add_argument("--audit-verify", action="store_true", help="check the audit's chain and exit")
     what.add_argument(
@@ -126,12 +119,10 @@ def _resolve(options: argparse.Namespace) -> Effective:
 
 def _one_shot(options: argparse.Namespace) -> int | None:
     if options.print_schema:
-        import msgspec
-
         from appliance.cms.config import CMSSettings
-        from appliance.config.loader import schema
+        from appliance.config.loader import schema_text
 
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(schema(CMSSettings))).decode() + "\n")
+        sys.stdout.write(schema_text(CMSSettings))
         return EXIT_OK
     if options.check_config:
         from appliance.cms.policy import read_acf

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
+from appliance.authn.grant import USAGES
 from appliance.certs.profiles import KEY_ALGORITHMS
 from appliance.config.duration import parse_duration
 from appliance.config.secret import FilePath
@@ -74,13 +75,10 @@ class Option(NamedTuple):
         return "o_" + self.flags[-1].lstrip("-").replace("-", "_") if self.flags else ""
 
 
-_USAGES: Final = ("client", "server", "ioc")
-
-
 def _per_usage() -> list[Option]:
     found = [
         Option(
-            tuple(f"require_{usage}_approval" for usage in _USAGES),
+            tuple(f"require_{usage}_approval" for usage in USAGES),
             ("--certs-dont-require-approval",),
             ("EPICS_PVACMS_REQUIRE_APPROVAL",),
             "issue all certificates without approval",
@@ -88,7 +86,7 @@ def _per_usage() -> list[Option]:
             constant=False,
         ),
         Option(
-            tuple(f"cert_validity_{usage}" for usage in _USAGES),
+            tuple(f"cert_validity_{usage}" for usage in USAGES),
             ("--cert_validity",),
             ("EPICS_PVACMS_CERT_VALIDITY",),
             "default duration of all certificates",
@@ -96,7 +94,7 @@ def _per_usage() -> list[Option]:
             metavar="DURATION",
         ),
         Option(
-            tuple(f"disallow_{usage}_custom_duration" for usage in _USAGES),
+            tuple(f"disallow_{usage}_custom_duration" for usage in USAGES),
             ("--disallow-custom-durations",),
             ("EPICS_PVACMS_DISALLOW_CUSTOM_DURATION",),
             "ignore the durations that requests ask for",
@@ -104,7 +102,7 @@ def _per_usage() -> list[Option]:
             constant=True,
         ),
     ]
-    for usage in _USAGES:
+    for usage in USAGES:
         name = usage.upper()
         found += [
             Option(

@@ -33,7 +33,7 @@ from appliance.cms.model import utc
 from appliance.cms.store import Record
 from appliance.errors import ApplianceError
 from appliance.pva.commands import CMD_GET, CMD_PROCESS, CMD_RPC
-from appliance.pva.server import PreparedAnswer
+from appliance.pva.server_operation import PreparedAnswer
 from appliance.pvdata import Value
 from appliance.server import Handler, Operation, Subscription, Update
 

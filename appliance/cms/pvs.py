@@ -38,7 +38,7 @@ from appliance.pva.commands import CMD_RPC
 from appliance.pva.credentials import Credentials
 from appliance.pvdata import BOOL, FLOAT64, STRING, UINT32, UINT64, StructType, Value
 from appliance.pvdata.nt import ALARM, NTEnum, NTScalar, NTTable, now_to_time
-from appliance.server import Channel, Handler, Operation, Source
+from appliance.server import Handler, Operation, Source
 
 __all__ = ["CMSSource", "Counters", "CreatePV", "ListPV", "StatusCommands", "root_value"]
 
@@ -495,12 +495,10 @@ class StatusCommands:
         actor = Actor(peer.method, peer.account, peer.peer)
         self._tasks.start(None, self._lifecycle.note("refuse", serial, actor, facts))
 
-    def channel_refused(self, channel: Channel, right: str) -> None:
+    def channel_refused(self, name: str, peer: Credentials, right: str) -> None:
         """Access security refused a request before it got here."""
-        serial = self._names.serial_of(channel.name)
-        self.refused(
-            channel.peer, serial, right, f"access security refused {right} on {channel.name[:128]!r}"
-        )
+        serial = self._names.serial_of(name)
+        self.refused(peer, serial, right, f"access security refused {right} on {name[:128]!r}")
 
 
 class CMSSource(Source):

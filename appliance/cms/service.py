@@ -183,7 +183,7 @@ class CertificateService:
             gate=gate,
         )
         commands = StatusCommands(self.lifecycle, self.publisher, self.policy, self.names, self.tasks)
-        server.on_refused = commands.channel_refused
+        server.access.on_refused = commands.channel_refused
         self.create = CreatePV(
             self.issuing,
             self.counters,

@@ -492,8 +492,8 @@ class Store:
         self._tell(f"{path} was removed or replaced while the service ran", is_seen=True)
         return StoreError(
             f"the certificate database cannot be used: {path} was removed or replaced while the service ran; nothing is "
-            "issued, approved or revoked until the service is stopped, the file put back or a backup restored, and the "
-            "service started again"
+            "issued, approved or revoked until the same file is put back, or the service is stopped, a backup restored, and "
+            "the service started again"
         )
 
     def _commit(

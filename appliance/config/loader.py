@@ -30,6 +30,7 @@ __all__ = [
     "loads",
     "loads_document",
     "schema",
+    "schema_text",
 ]
 
 _T = TypeVar("_T")
@@ -137,6 +138,11 @@ def schema(kind: type) -> dict[str, Any]:
     except TypeError as error:
         msg = f"{error}; write such a default as default(value)"
         raise TypeError(msg) from error
+
+
+def schema_text(kind: type) -> str:
+    """Give `schema` as ``--print-schema`` prints it."""
+    return msgspec.json.format(msgspec.json.encode(schema(kind))).decode() + "\n"
 
 
 def dump(value: Any) -> str:

@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any, NoReturn
 
-__all__ = ["FORMATS", "USAGE_ERROR", "Formatter", "Parser", "add_completion", "add_version", "is_given"]
+__all__ = [
+    "FORMATS",
+    "USAGE_ERROR",
+    "Formatter",
+    "Parser",
+    "add_completion",
+    "add_config_actions",
+    "add_version",
+    "is_given",
+]
 
 USAGE_ERROR = 1
 """Exit status for a wrong command line, of every program, as pvxs's tools have it: 2 means interrupted."""
@@ -149,3 +158,20 @@ def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
         if isinstance(action, argparse._SubParsersAction):
             for sub in action.choices.values():
                 yield from _actions(sub)
+
+
+def add_config_actions(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
+    """Add what every daemon can do with its configuration file instead of serving.
+
+    Args:
+        parser: The daemon's parser.
+
+    Returns:
+        The group of options that exclude each other, for the daemon's own.
+    """
+    what = parser.add_mutually_exclusive_group()
+    add = what.add_argument
+    add("--check-config", action="store_true", help="check the configuration and exit")
+    add("--print-config", action="store_true", help="print the effective configuration and exit")
+    add("--print-schema", action="store_true", help="print the JSON schema of the file and exit")
+    return what

@@ -1,7 +1,7 @@
 """Access security of the IOC: rules from a file, judged for each record's ASG and each field's ASL.
 
-Rules follow the values of their inputs (INPA ... INPU) and the records' field ASG: when one changes, the channels that
-it concerns are judged again and their clients are told (ACL_CHANGE). A file that is wrong changes nothing.
+Rules follow the values of their inputs (INPA ... INPU) and the records' field ASG: when one changes, the fields that
+it concerns are judged again. A file that is wrong changes nothing.
 """
 
 from __future__ import annotations
@@ -11,25 +11,22 @@ import logging
 import socket
 from collections.abc import Callable, Container
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from appliance.acf import AccessSecurity, Decision, Principal, Rule, load_acf
 from appliance.acf.model import READ
 from appliance.config.pva import ServerConfig
 from appliance.errors import AccessFileError, ApplianceError
 from appliance.ioc import dbcore
+from appliance.ioc.acf_inputs import ExternalInputs
 from appliance.ioc.config import LoadStep
 from appliance.ioc.dbcore import DBE_ALARM, DBE_VALUE, DBChannel
-from appliance.ioc.feed import EventSink, EventStream
-from appliance.ioc.groups.source import GroupSource
-from appliance.ioc.inputs import ExternalInputs
+from appliance.ioc.event_stream import EventSink, EventStream
 from appliance.ioc.macros import parse_macros
-from appliance.ioc.single import RecordPV, RecordSource
 from appliance.pva.credentials import Credentials
-from appliance.server.access import ALL_RIGHTS, Rights
-from appliance.server.channel import Channel
+from appliance.server.access import Rights
 
-__all__ = ["IocAccess", "read_access_file"]
+__all__ = ["FieldAccess", "read_access_file"]
 
 _log: Final = logging.getLogger(__name__)
 _LIMIT: Final = 4 << 20
@@ -40,7 +37,8 @@ _NAMED: Final = 5
 
 
 def _resolve(host: str) -> list[str]:
-    return [str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return [str(address) for *_, (address, *_) in found]
 
 
 def read_access_file(step: LoadStep) -> AccessSecurity:
@@ -60,7 +58,7 @@ class _Input(EventSink):
 
     __slots__ = ("_event", "access", "channel", "name")
 
-    def __init__(self, access: IocAccess, stream: EventStream, name: str) -> None:
+    def __init__(self, access: FieldAccess, stream: EventStream, name: str) -> None:
         self.access = access
         self.name = name
         self.channel = DBChannel(name)
@@ -70,7 +68,7 @@ class _Input(EventSink):
         self.access.input_changed(self.name, self.value())
 
     def value(self) -> float | None:
-        """What the record has now; None when it is INVALID or no number."""
+        """Read what the record has now; None when it is INVALID or no number."""
         reading = self.channel.get()
         if reading.severity >= _INVALID:
             return None
@@ -90,12 +88,11 @@ class _Input(EventSink):
 class _GroupName(EventSink):
     """The field ASG of one record that has clients."""
 
-    __slots__ = ("_event", "access", "channel", "record", "users")
+    __slots__ = ("_event", "access", "channel", "record")
 
-    def __init__(self, access: IocAccess, stream: EventStream, record: str) -> None:
+    def __init__(self, access: FieldAccess, stream: EventStream, record: str) -> None:
         self.access = access
         self.record = record
-        self.users = 0
         self.channel = DBChannel(record + ".ASG")
         self._event = stream.hub.subscribe(self.channel, DBE_VALUE, self)
 
@@ -110,12 +107,23 @@ class _GroupName(EventSink):
         return f"<field ASG of {self.record}>"
 
 
-class IocAccess:
-    """The AccessPolicy of the IOC's server, and what keeps it current."""
+class FieldAccess:
+    """Says what a peer may do with a field of a record, and keeps that current.
+
+    Args:
+        review: told which fields are to be judged again; None stands for all.
+        before_use: told in a thread of other rules that shall hold; what it raises keeps the former ones in force.
+        config: settings of the server, whose keychain serves for inputs on other servers too.
+        inputs_require_tls: take inputs of other servers over TLS only.
+        organizations: those whose people a name alone in a UAG means.
+        enforce_read: judge reading too.
+
+    """
 
     def __init__(
         self,
-        review: Callable[[Callable[[Channel], bool] | None], None],
+        review: Callable[[Callable[[DBChannel], bool] | None], None],
+        before_use: Callable[[AccessSecurity], None],
         config: ServerConfig | None = None,
         *,
         inputs_require_tls: bool = False,
@@ -126,33 +134,29 @@ class IocAccess:
         self.step: LoadStep | None = None
         """The file in force."""
         self.is_restricted = False
-        self.before_use: Callable[[AccessSecurity], None] | None = None
-        """Told in a thread of other rules that shall hold; what it raises keeps the former ones in force."""
+        """Whether there are rules: without any everybody may do everything."""
         self._review = review
+        self._before_use = before_use
         self._reloading = asyncio.Lock()
         self._config = config
         self._inputs_require_tls = inputs_require_tls
         self._organizations = organizations
         self._enforce_read = enforce_read
         self._stream: EventStream | None = None
-        self._records: RecordSource | None = None
-        self._groups: GroupSource | None = None
         self._inputs: dict[str, _Input] = {}
         self._external: ExternalInputs | None = None
         self._values: dict[str, float | None] = {}
+        self._users: dict[str, int] = {}
+        """How many PVs are open on a record, by its name."""
         self._watched: dict[str, _GroupName] = {}
         self._principals: dict[Credentials, Principal] = {}
         self._traps = False
 
     # -- life ----------------------------------------------------------------------------------------
 
-    def attach(self, stream: EventStream, records: RecordSource, groups: GroupSource) -> None:
-        """The database runs: follow the inputs."""
+    def attach(self, stream: EventStream) -> None:
+        """Follow the inputs: the database runs."""
         self._stream = stream
-        self._records = records
-        self._groups = groups
-        records.access = self
-        groups.access = self
         self._follow()
 
     def use(self, security: AccessSecurity, step: LoadStep) -> None:
@@ -168,8 +172,8 @@ class IocAccess:
             for watched in self._watched.values():
                 watched.close()
             self._watched.clear()
-            for pv in list(self._records.pvs.values() if self._records is not None else ()):
-                self.watch(pv)
+            for record in self._users:
+                self._follow_group(self._stream, record)
             self._follow()
             self._review(None)
 
@@ -180,8 +184,7 @@ class IocAccess:
             step = step or self.step
             if step is not None:
                 security = await asyncio.to_thread(read_access_file, step)
-                if self.before_use is not None:
-                    await asyncio.to_thread(self.before_use, security)
+                await asyncio.to_thread(self._before_use, security)
                 self.use(security, step)
                 await self.report()
 
@@ -222,6 +225,7 @@ class IocAccess:
             watched.close()
         self._inputs.clear()
         self._watched.clear()
+        self._users.clear()
         if self._external is not None:
             await self._external.close()
 
@@ -236,7 +240,7 @@ class IocAccess:
         return found
 
     def decide(self, channel: DBChannel, peer: Credentials) -> Decision:
-        """What a peer may do with a field."""
+        """Judge what a peer may do with a field."""
         access = self.security.compile_for(self._principal(peer)).access(
             channel.access_group, channel.as_level
         )
@@ -244,81 +248,55 @@ class IocAccess:
             return access.decide()
         return access.decide({letter: self._values.get(pv) for letter, pv in access.inputs.items()})
 
-    def _may_read(self, decision: Decision) -> bool:
+    def may_read(self, decision: Decision) -> bool:
+        """Whether a decision lets read, or reading is not judged."""
         return decision.read or not self._enforce_read
 
     def value_of(self, name: str) -> float | None:
-        """What an input has now; None while it is not connected, invalid or no number."""
+        """Return what an input has now; None while it is not connected, invalid or no number."""
         return self._values.get(name)
 
     def traps(self, channel: DBChannel, peer: Credentials) -> bool:
         """Whether a put must be logged."""
         return self._traps and self.decide(channel, peer).trapwrite
 
-    def rights(self, name: str, peer: Credentials) -> Rights:
-        """AccessPolicy: judge a channel that is open."""
-        if not self.is_restricted:
-            return ALL_RIGHTS
-        pv = self._records.pvs.get(name) if self._records is not None else None
-        if pv is not None:
-            decision = self.decide(pv.channel, peer)
-            return Rights(self._may_read(decision), decision.write, decision.rpc, "; ".join(decision.why))
-        group = self._groups.groups.get(name) if self._groups is not None else None
-        if group is None:
-            # The server's own PVs, which list names: no record is behind them.
-            return Rights(read=True, write=False, rpc=True)
-        members = [
-            (member, self.decide(member.channel, peer))
-            for member in group.members
-            if member.channel is not None
-        ]
-        # Whoever reads a group reads all of its members. Of those to write, each put is judged member by member.
-        return Rights(
-            read=all(self._may_read(decision) for _, decision in members),
-            write=any(
-                decision.write
-                for member, decision in members
-                if member.config.put_order is not None or member.kind == "proc"
-            ),
-            why="; ".join(f"{member.name}: {decision.access}" for member, decision in members[:32]),
-        )
+    def rights(self, channel: DBChannel, peer: Credentials) -> Rights:
+        """Judge what a peer may do with a field, for the server."""
+        decision = self.decide(channel, peer)
+        return Rights(self.may_read(decision), decision.write, decision.rpc, "; ".join(decision.why))
 
     # -- changes -------------------------------------------------------------------------------------
 
-    def watch(self, pv: RecordPV) -> None:
-        """A record has a client: follow its ASG."""
-        if self._stream is None:
-            return
-        record = pv.channel.record
-        found = self._watched.get(record)
-        if found is None:
-            found = self._watched[record] = _GroupName(self, self._stream, record)
-        found.users += 1
+    def watch(self, record: str) -> None:
+        """Count one more user of a record, and follow its ASG."""
+        self._users[record] = self._users.get(record, 0) + 1
+        if self.is_restricted and self._stream is not None and record not in self._watched:
+            self._follow_group(self._stream, record)
 
-    def unwatch(self, pv: RecordPV) -> None:
-        """The other end of :meth:`watch`."""
-        record = pv.channel.record
-        found = self._watched.get(record)
-        if found is not None:
-            found.users -= 1
-            if found.users <= 0:
-                del self._watched[record]
-                found.close()
+    def unwatch(self, record: str) -> None:
+        """Undo one :meth:`watch`."""
+        users = self._users.get(record, 0) - 1
+        if users > 0:
+            self._users[record] = users
+            return
+        self._users.pop(record, None)
+        if (found := self._watched.pop(record, None)) is not None:
+            found.close()
+
+    def _follow_group(self, stream: EventStream, record: str) -> None:
+        self._watched[record] = _GroupName(self, stream, record)
 
     def group_changed(self, record: str) -> None:
-        """A record has another ASG."""
-        self._review(lambda channel: record in _records_of(channel))
+        """Have the fields of a record judged again: it has another ASG."""
+        self._review(lambda channel: channel.record == record)
 
     def input_changed(self, name: str, value: float | None) -> None:
-        """An input has another value."""
+        """Take another value of an input, and have the fields judged again that it concerns."""
         if name in self._values and self._values[name] == value:
             return
         self._values[name] = value
         concerned = {group.name for group in self.security.groups.values() if name in group.inputs.values()}
-        self._review(lambda channel: not concerned.isdisjoint(self._groups_of(channel)))
-
-    def _groups_of(self, channel: Channel) -> set[str]:
-        return {self.security.group(each.access_group).name for each in _channels_of(channel)}
+        self._review(lambda channel: self.security.group(channel.access_group).name in concerned)
 
     def _follow(self) -> None:
         """Follow the inputs of the rules in force: records here, other PVs as a client."""
@@ -368,15 +346,3 @@ def _unreadable(security: AccessSecurity) -> list[tuple[str, str]]:
         if not known[group.name]:
             found.append((record.name, group.name))
     return found
-
-
-def _channels_of(channel: Channel) -> list[DBChannel]:
-    handler: Any = channel.handler
-    if isinstance(handler, RecordPV):
-        return [handler.channel]
-    channels = getattr(handler, "channels", None)
-    return list(channels()) if channels is not None else []
-
-
-def _records_of(channel: Channel) -> set[str]:
-    return {each.record for each in _channels_of(channel)}

@@ -1,4 +1,4 @@
-"""Keeps EPICS Base's own access security, by which its Channel Access server judges, in step with ours."""
+"""Give our rules to EPICS Base, whose Channel Access server judges by them, at the start and after each reload."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from appliance.acf import AccessSecurity
 from appliance.errors import AccessFileError, ApplianceError
 from appliance.ioc import dbcore
-from appliance.ioc.claimed import rules_for_channel_access
+from appliance.ioc.ca_rules import rules_for_channel_access
 
 __all__ = ["ChannelAccessRules"]
 

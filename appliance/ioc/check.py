@@ -11,11 +11,11 @@ __all__ = ["check"]
 
 def check(plan: Plan) -> list[str]:
     """Load everything that the plan names and return warnings. Raises ConfigurationError for the first fault."""
-    finding = Trial(plan._replace(is_check=True)).finding()
-    if finding.faults:
-        others = len(finding.faults) - 1
-        raise ConfigurationError(finding.faults[0] + (f" (and {others} more)" if others else ""))
-    warnings = list(finding.warnings)
-    if finding.left_out:
-        warnings.append(f"links and groups are not checked: {finding.left_out}")
+    result = Trial(plan._replace(is_check=True)).result()
+    if result.faults:
+        others = len(result.faults) - 1
+        raise ConfigurationError(result.faults[0] + (f" (and {others} more)" if others else ""))
+    warnings = list(result.warnings)
+    if result.left_out:
+        warnings.append(f"links and groups are not checked: {result.left_out}")
     return warnings

@@ -131,7 +131,7 @@ class Plan(NamedTuple):
     inputs_require_tls: bool = False
     organizations: tuple[str, ...] = ()
     enforce_read: bool = False
-    """Nothing that is meant for the reference's IOC asks for it; the configuration file does."""
+    """Off on the command line, as in the reference's IOC; on in a configuration file."""
     on_error: OnError = "stop"
     initialises: bool = False
     """iocInit follows the script where that has not run it, as a configuration file promises; a st.cmd runs it itself."""
@@ -165,7 +165,7 @@ def is_substitutions(file: str) -> bool:
 
 
 def plan_of(config: IocConfig, folder: str = "") -> Plan:
-    """What a configuration file in ``folder`` asks for. Raises ConfigurationError for macros that EPICS cannot carry."""
+    """Return what a configuration file in ``folder`` asks for. Raises ConfigurationError for macros that EPICS cannot carry."""
     return Plan(
         definition=config.definition,
         databases=tuple(_step(entry) for entry in config.databases),

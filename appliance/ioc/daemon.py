@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 from appliance.config.pva import Effective, ServerConfig, resolve_server
-from appliance.daemon.commandline import Parser, add_completion, add_version
+from appliance.daemon.commandline import Parser, add_completion, add_config_actions, add_version
 from appliance.daemon.extras import require
 from appliance.daemon.run import EXIT_FAILURE, EXIT_OK, Daemon, run
 from appliance.errors import ApplianceError, ConfigurationError
@@ -99,14 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("-x", dest="exit_prefix", metavar="PREFIX", default="", help="add PREFIX:exit, which ends the IOC")
     add("--config", metavar="FILE", help="run as a daemon, as a YAML file says; excludes the options above")
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--check-config", action="store_true", help="check the --config file and exit")
-    what.add_argument(
-        "--print-config", action="store_true", help="print the effective configuration and exit"
-    )
-    what.add_argument(
-        "--print-schema", action="store_true", help="print the JSON schema of the file and exit"
-    )
+    add_config_actions(parser)
     add("script", nargs="?", metavar="st.cmd", default="", help="commands of the IOC shell")
     return parser
 
@@ -173,12 +166,10 @@ def _base_version() -> str:
 
 
 def _print_schema() -> int:
-    import msgspec
-
     from appliance.config import loader
     from appliance.ioc.config import IocConfig
 
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(loader.schema(IocConfig))).decode() + "\n")
+    sys.stdout.write(loader.schema_text(IocConfig))
     return EXIT_OK
 
 
@@ -219,16 +210,17 @@ def _run(
     faults = daemon_logging.configure(level=level, fmt="auto" if config is not None else "text")
     for fault in faults:
         _log.warning("%s", fault)
-    status = [EXIT_OK]
+    status = EXIT_OK
 
     async def serve(daemon: Daemon) -> None:
+        nonlocal status
         found = resolve_server() if effective is None else effective
         for warning in found.warnings:
             _log.warning("%s", warning)
-        await _serve(daemon, plan, found.config, status)
+        status = await _serve(daemon, plan, found.config)
 
     with _terminal_kept(plan):
-        return run(serve, name=_NAME) or status[0]
+        return run(serve, name=_NAME) or status
 
 
 def _terminal_kept(plan: Plan) -> AbstractContextManager[None]:
@@ -239,12 +231,13 @@ def _terminal_kept(plan: Plan) -> AbstractContextManager[None]:
     return terminal_kept()
 
 
-async def _serve(daemon: Daemon, plan: Plan, config: ServerConfig, status: list[int]) -> None:
+async def _serve(daemon: Daemon, plan: Plan, config: ServerConfig) -> int:
+    """Serve until the end is wanted; return the exit status that an exit record or the shell asks for."""
     import asyncio
 
     from appliance.ioc import dbcore
-    from appliance.ioc.service import Ioc
-    from appliance.ioc.switches import why_not_served
+    from appliance.ioc.ioc import Ioc
+    from appliance.ioc.qsrv_env import why_not_served
 
     loop = asyncio.get_running_loop()
     if plan.folder:
@@ -253,9 +246,11 @@ async def _serve(daemon: Daemon, plan: Plan, config: ServerConfig, status: list[
         sys.stdout.write("INFO: Secure PVAccess QSRV2 mapping is loaded, permitted, and ENABLED.\n")
         sys.stdout.flush()
     ioc = Ioc(plan, config)
+    status = EXIT_OK
 
     def leave(code: int) -> None:
-        status[0] = code
+        nonlocal status
+        status = code
         loop.call_soon_threadsafe(daemon.stop)
 
     dbcore.register_exit(leave)
@@ -278,13 +273,17 @@ async def _serve(daemon: Daemon, plan: Plan, config: ServerConfig, status: list[
             # A thread of its own that nobody waits for: a shell that waits for a line cannot be told to end.
             threading.Thread(target=_shell, args=(leave,), name="iocsh", daemon=True).start()
         stopping = asyncio.ensure_future(daemon.wait())
-        while not (await asyncio.wait([stopping], timeout=_STATUS_S))[0]:
+        while True:
+            done, _ = await asyncio.wait([stopping], timeout=_STATUS_S)
+            if done:
+                break
             # A keychain that comes or ends opens or closes the TLS port.
             before, told = told, _summary(served, server)
             if told != before:
                 daemon.status(told)
     finally:
         await ioc.stop()
+    return status
 
 
 def _moved(config: ServerConfig, folder: str) -> ServerConfig:

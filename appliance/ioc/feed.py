@@ -6,25 +6,20 @@ encoded once and shared by all clients with the same request and byte order.
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Callable, Hashable
-from itertools import islice
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Final
 
-from appliance.errors import ApplianceError, OperationError
+from appliance.errors import OperationError
 from appliance.ioc import dbcore
-from appliance.ioc.dbcore import DBE_ALARM, DBE_ARCHIVE, DBE_PROPERTY, DBE_VALUE, Reading
+from appliance.ioc.dbcore import DBE_ALARM, DBE_ARCHIVE, DBE_VALUE, Reading
+from appliance.ioc.event_stream import EventSink, EventStream
+from appliance.ioc.record import Record
 from appliance.server.operation import Subscription, Update
 
-if TYPE_CHECKING:
-    from appliance.ioc.single import RecordPV
-
-__all__ = ["DEFAULT_EVENTS", "EventSink", "EventStream", "Feed", "event_mask", "log_unread", "read_all"]
+__all__ = ["DEFAULT_EVENTS", "Feed", "PropertySink", "event_mask", "log_unread"]
 
 _log: Final = logging.getLogger(__name__)
-_TURN: Final = 1024
-"""Events of one turn of the loop: some milliseconds, after which others are served too."""
 DEFAULT_EVENTS: Final = DBE_VALUE | DBE_ALARM
 _NAMES: Final = (("VALUE", DBE_VALUE), ("ARCHIVE", DBE_ARCHIVE), ("ALARM", DBE_ALARM))
 
@@ -46,76 +41,7 @@ def event_mask(text: str | None) -> tuple[int, str]:
     return DEFAULT_EVENTS, f"DBE={text[:64]!r} selects no events; VALUE and ALARM are used"
 
 
-class EventSink:
-    """What a database event leads to. A subclass is the key of its subscription.
-
-    No ABC, nor are the others whose instances are told apart for each event or value: there ``isinstance`` costs more.
-    """
-
-    __slots__ = ()
-
-    def event(self) -> None:
-        """Read what is needed, and post."""
-        raise NotImplementedError
-
-    @classmethod
-    def post_all(cls, sinks: list[Any]) -> None:
-        """Post what the events of many lead to."""
-        for sink in sinks:
-            try:
-                sink.event()
-            except ApplianceError as error:
-                _log.warning("%r: %s", sink, error)
-
-
-class EventStream:
-    """The IOC's one event hub and the loop turn that serves it."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._pending: dict[Hashable, None] = {}
-        self._is_busy = False
-        self.hub = dbcore.EventHub(self.deliver, loop=loop)
-
-    def deliver(self, keys: list[Hashable]) -> None:
-        """Take a batch of events; what is waiting already waits once."""
-        self._pending.update(dict.fromkeys(keys))
-        if not self._is_busy:
-            self._is_busy = True
-            self._turn()
-
-    def _turn(self) -> None:
-        """Post some of what waits, then let the loop send it and answer others."""
-        pending = self._pending
-        batch = list(islice(pending, _TURN))
-        if len(batch) == len(pending):
-            pending.clear()
-        else:
-            for key in batch:
-                del pending[key]
-        try:
-            self._post(batch)
-        finally:
-            self._is_busy = bool(pending)
-            if pending:
-                self._loop.call_soon(self._turn)
-
-    def _post(self, keys: list[Hashable]) -> None:
-        """Let each kind of sink read and post all of its events together."""
-        kinds: dict[type[EventSink], list[EventSink]] = {}
-        for key in keys:
-            if isinstance(key, EventSink):
-                kinds.setdefault(type(key), []).append(key)
-        for kind, sinks in kinds.items():
-            kind.post_all(sinks)
-
-    def close(self) -> None:
-        """End it; all channels must still be open."""
-        self._pending.clear()
-        self.hub.close()
-
-
-def read_all(channels: list[dbcore.DBChannel]) -> list[Reading | None]:
+def _read_all(channels: list[dbcore.DBChannel]) -> list[Reading | None]:
     """Read many channels; None for those that EPICS cannot read."""
     try:
         return list(dbcore.get_many(channels))
@@ -137,25 +63,40 @@ def log_unread(error: OperationError) -> None:
 
 
 class PropertySink(EventSink):
-    """Changes of a record's properties; key of the DBE_PROPERTY subscription."""
+    """Changes of a record's properties; key of the DBE_PROPERTY subscription.
 
-    __slots__ = ("pv",)
+    Args:
+        record: whose properties.
+        feeds: those of the record, as they come and go.
 
-    def __init__(self, pv: RecordPV) -> None:
-        self.pv = pv
+    """
+
+    __slots__ = ("_feeds", "_record")
+
+    def __init__(self, record: Record, feeds: Mapping[int, Feed]) -> None:
+        self._record = record
+        self._feeds = feeds
 
     def event(self) -> None:
         """Post the properties to all clients of the record."""
-        if not self.pv.feeds:
+        if not self._feeds:
             return
-        properties = self.pv.channel.properties()
-        for feed in self.pv.feeds.values():
+        properties = self._record.channel.properties()
+        for feed in self._feeds.values():
             if not feed.SEES_PROPERTIES:
                 feed.post_properties(properties)
 
 
 class Feed(EventSink):
-    """What the clients of one record with one event mask share."""
+    """What the clients of one record with one event mask share.
+
+    Args:
+        record: what they watch.
+        stream: where its events come from.
+        mask: the events of which clients are told.
+        events: those that are followed, if others than these.
+
+    """
 
     __slots__ = (
         "_alarm",
@@ -163,30 +104,34 @@ class Feed(EventSink):
         "_store",
         "_tells_alarm",
         "channel",
+        "mapping",
         "mask",
-        "pv",
+        "record",
         "subscriptions",
     )
     SEES_PROPERTIES: ClassVar = False
     """Whether its own events tell it of other properties, too."""
 
-    def __init__(self, pv: RecordPV, mask: int, events: int = 0) -> None:
-        self.pv = pv
-        self.channel = pv.channel
+    def __init__(self, record: Record, stream: EventStream, mask: int, events: int = 0) -> None:
+        self.record = record
+        self.channel = record.channel
+        self.mapping = record.mapping
         self.mask = mask
         self.subscriptions: dict[Subscription, Callable[..., bytes] | None] = {}
         """Who watches, and how to make a message for it where that is simple."""
         self._tells_alarm = bool(mask & DBE_ALARM)
         self._store: list[Any] = []
         self._alarm: tuple[int, int, str] | None = None
-        self._event: dbcore.Subscription | None = pv.stream.hub.subscribe(self.channel, events or mask, self)
+        self._event: dbcore.EventSubscription | None = stream.hub.subscribe(
+            self.channel, events or mask, self
+        )
 
     @classmethod
     def post_all(cls, sinks: list[Any]) -> None:
         """Read all of them, then post."""
         # A client may have left since: then the channel is closed.
         feeds: list[Feed] = [feed for feed in sinks if feed.is_open]
-        for feed, reading in zip(feeds, read_all([feed.channel for feed in feeds]), strict=True):
+        for feed, reading in zip(feeds, _read_all([feed.channel for feed in feeds]), strict=True):
             if reading is not None:
                 feed.post(reading)
 
@@ -197,9 +142,8 @@ class Feed(EventSink):
         subscription.post(update)
 
     def _snapshot(self) -> Update:
-        pv = self.pv
-        mapping = pv.mapping
-        store, bits, reading = pv.read()
+        mapping = self.mapping
+        store, bits, reading = self.record.read()
         if not self.subscriptions:
             # Those who watch already have not been told of this alarm yet: the next event does that.
             self._alarm = (reading.status, reading.severity, reading.message)
@@ -214,7 +158,7 @@ class Feed(EventSink):
 
     @property
     def is_open(self) -> bool:
-        """Events are wanted."""
+        """Whether events are wanted."""
         return self._event is not None
 
     def close(self) -> None:
@@ -225,7 +169,7 @@ class Feed(EventSink):
 
     def post(self, reading: Reading) -> None:
         """Tell all clients of a new value."""
-        mapping = self.pv.mapping
+        mapping = self.mapping
         store = self._store.copy()
         bits = mapping.set_value(store, 0, reading.value) | mapping.set_time(store, 0, reading)
         if self._tells_alarm:
@@ -240,7 +184,7 @@ class Feed(EventSink):
 
     def post_properties(self, properties: dbcore.Properties) -> None:
         """Tell all clients of new properties."""
-        mapping = self.pv.mapping
+        mapping = self.mapping
         store = self._store.copy()
         bits = mapping.set_properties(store, 0, properties)
         self._store = store
@@ -254,8 +198,3 @@ class Feed(EventSink):
 
     def __repr__(self) -> str:
         return f"<Feed {self.channel.name} mask={self.mask} {len(self.subscriptions)} clients>"
-
-
-def property_subscription(pv: RecordPV) -> dbcore.Subscription:
-    """Follow the properties of a record."""
-    return pv.stream.hub.subscribe(pv.channel, DBE_PROPERTY, PropertySink(pv))

@@ -1,4 +1,4 @@
-"""One line of the IOC shell, from a script, a terminal or the console: run, and where it fails said why in one sentence.
+"""Run one line of the IOC shell, from a script, a terminal or the console, and say in one sentence why it failed.
 
 Start scripts that were written for other IOCs name commands of their C code. Each of those is answered by what this IOC has instead.
 """

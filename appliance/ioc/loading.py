@@ -12,8 +12,8 @@ from appliance.ioc import dbcore, locate
 from appliance.ioc.access import read_access_file
 from appliance.ioc.config import LoadStep, Plan, is_substitutions
 from appliance.ioc.demo import DEMO_DEFINITION, register_demo
-from appliance.ioc.groups.config import Origin
-from appliance.ioc.groups.source import read_group_file
+from appliance.ioc.groups.config import DefinitionOrigin
+from appliance.ioc.groups.definitions import read_group_file
 from appliance.ioc.script import ScriptRunner
 
 __all__ = ["Loading"]
@@ -155,11 +155,11 @@ class Loading:
 
     # -- places --------------------------------------------------------------------------------------
 
-    def place(self, origin: Origin | None, near: str = "") -> locate.Place | None:
+    def place(self, origin: DefinitionOrigin | None, near: str = "") -> locate.FileLine | None:
         """Say where a part of a group definition is written."""
         if origin is None:
             return None
         if origin.file is not None:
-            return locate.Place(origin.file, origin.line) if origin.line else None
+            return locate.FileLine(origin.file, origin.line) if origin.line else None
         assert origin.record is not None
         return locate.find(self.loaded, origin.record, "info(Q:group)", near)

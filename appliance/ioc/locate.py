@@ -1,8 +1,7 @@
 """Where in its files a record, a field or an info item is written.
 
-EPICS Base forgets that when it has read a database. Faults that show later, in links and groups, are to name file and line
-all the same, and so is a crash of its parser. This reads the files again, only for a message: what it does not understand costs
-the line number and nothing else.
+EPICS Base forgets this when it has read a database. But messages about links, groups and crashes of its parser must name
+file and line. So the files are read again, only for the message: what is not understood costs the line number, nothing else.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from appliance.ioc.config import LoadStep, is_substitutions
 from appliance.ioc.dbcore import environment_value
 from appliance.ioc.macros import expand_known, parse_macros
 
-__all__ = ["Item", "Place", "better", "find", "unclosed"]
+__all__ = ["FileLine", "Item", "better", "find", "unclosed"]
 
 _TOKEN: Final = re.compile(r'#[^\n]*|"(?:[^"\\\n]|\\.)*"|[{}(),]|[^\s{}(),"#]+|"')
 _LIMIT: Final = 64 << 20
 _DEPTH: Final = 16
 
 
-class Place(NamedTuple):
+class FileLine(NamedTuple):
     """A line of a file."""
 
     file: str
@@ -36,7 +35,7 @@ class Item(NamedTuple):
 
     record: str
     name: str
-    place: Place
+    place: FileLine
     text: str
     """What follows in the file, macros expanded."""
 
@@ -98,13 +97,13 @@ def _database(file: str, macros: Mapping[str, str], depth: int) -> Iterator[Item
         elif word in ("record", "grecord") and following[:1] == ["("] and len(following) == 4:
             record = _bare(following[3])
             nested = 0
-            yield Item(record, "record", Place(file, line), "")
+            yield Item(record, "record", FileLine(file, line), "")
         elif word in ("field", "info") and following[:1] == ["("] and len(following) > 1:
             name = _bare(following[1])
             yield Item(
                 record,
                 name if word == "field" else f"info({name})",
-                Place(file, line),
+                FileLine(file, line),
                 text[end : end + 65536],
             )
 
@@ -159,7 +158,7 @@ def _pairs(values: list[str]) -> dict[str, str]:
     return found
 
 
-def find(steps: Iterable[LoadStep], record: str, name: str = "record", near: str = "") -> Place | None:
+def find(steps: Iterable[LoadStep], record: str, name: str = "record", near: str = "") -> FileLine | None:
     """Say where a record, one of its fields or ``info(...)`` items is written; the last place, which counts.
 
     Args:
@@ -169,7 +168,7 @@ def find(steps: Iterable[LoadStep], record: str, name: str = "record", near: str
         near: a word in what follows whose own line is wanted.
 
     """
-    found: Place | None = None
+    found: FileLine | None = None
     for step in steps:
         try:
             for item in _items(step):
@@ -178,13 +177,13 @@ def find(steps: Iterable[LoadStep], record: str, name: str = "record", near: str
                 if item.name == name or found is None:
                     found = item.place
                     if near and (at := item.text.find(near)) >= 0:
-                        found = Place(found.file, found.line + item.text.count("\n", 0, at))
+                        found = FileLine(found.file, found.line + item.text.count("\n", 0, at))
         except (ApplianceError, ValueError, IndexError):
             continue
     return found
 
 
-def unclosed(step: LoadStep) -> Place | None:
+def unclosed(step: LoadStep) -> FileLine | None:
     """Say where a brace opens that nothing closes, in a file or in those that a substitution file names; None where there is none."""
     files = {step.file: None}
     text = _open(step.file)
@@ -192,7 +191,7 @@ def unclosed(step: LoadStep) -> Place | None:
         files.update((file, None) for file, _ in _templates(text, {}))
     for file in files:
         if (line := _unclosed_in(_open(file) or "")) is not None:
-            return Place(file, line)
+            return FileLine(file, line)
     return None
 
 
@@ -210,7 +209,7 @@ def _unclosed_in(text: str) -> int | None:
 
 
 def better(error: ConfigurationError, step: LoadStep) -> ConfigurationError:
-    """The same error, or what is known better of a file of which EPICS names no line."""
+    """Return the same error, or what is known better of a file of which EPICS names no line."""
     if error.line is None and (place := unclosed(step)) is not None:
         return ConfigurationError(
             "a brace is opened here that nothing closes: a '}' is missing", file=place.file, line=place.line

@@ -34,7 +34,6 @@ __all__ = [
     "ALARM_STATUS",
     "EPOCH_S",
     "FORMS",
-    "META_FIELDS",
     "NTMapping",
     "alarm_message",
     "nt_mapping",
@@ -62,14 +61,6 @@ _STATUS: Final = {
 ALARM_STATUS: Final = tuple(_STATUS.get(name, _UNDEFINED) for name in ALARM_CONDITIONS)
 """``alarm.status`` of PVAccess by the database's alarm condition."""
 
-META_FIELDS: Final = (
-    "alarm.severity",
-    "alarm.status",
-    "alarm.message",
-    "timeStamp.secondsPastEpoch",
-    "timeStamp.nanoseconds",
-    "timeStamp.userTag",
-)
 EPOCH_S: Final = 631152000
 """POSIX time of the epoch of the database, 1990-01-01 UTC."""
 _TWO_63: Final = 1 << 63
@@ -77,7 +68,7 @@ _TWO_64: Final = 1 << 64
 
 
 def value_type(channel: DBChannel) -> ScalarType | ArrayType:
-    """The type of a field's value, without anything around it."""
+    """Return the type of a field's value, without anything around it."""
     if channel.is_string and not channel.is_array:
         return STRING
     scalar = _SCALARS[channel.final_type]
@@ -85,19 +76,19 @@ def value_type(channel: DBChannel) -> ScalarType | ArrayType:
 
 
 def alarm_status(condition: int) -> int:
-    """``alarm.status`` for an alarm condition of the database."""
+    """Return ``alarm.status`` for an alarm condition of the database."""
     return ALARM_STATUS[condition] if condition < len(ALARM_STATUS) else _UNDEFINED
 
 
 def alarm_message(condition: int, message: str) -> str:
-    """``alarm.message``: the record's own text, else the condition's name."""
+    """Return ``alarm.message``: the record's own text, else the condition's name."""
     if message:
         return message
     return ALARM_CONDITIONS[condition] if 0 < condition < len(ALARM_CONDITIONS) else ""
 
 
 def tag_mask(channel: DBChannel) -> int:
-    """The bits of the nanoseconds that are the user tag, from ``info(Q:time:tag, "nsec:lsb:N")``; 0 for none."""
+    """Return the bits of the nanoseconds that are the user tag, from ``info(Q:time:tag, "nsec:lsb:N")``; 0 for none."""
     text = channel.info("Q:time:tag")
     if text is None or not text.startswith("nsec:lsb:"):
         return 0
@@ -109,7 +100,7 @@ def tag_mask(channel: DBChannel) -> int:
 
 
 def user_tag(tag: int) -> int:
-    """A record's 64 bit tag in the 32 bits of PVAccess."""
+    """Return a record's tag of 64 bits in the 32 bits of PVAccess."""
     return tag if tag < 0x80000000 else ((tag + 0x80000000) & 0xFFFFFFFF) - 0x80000000
 
 
@@ -269,7 +260,7 @@ _mappings: Final[dict[tuple[int, bool, bool], NTMapping]] = {}
 
 
 def nt_mapping(channel: DBChannel) -> NTMapping:
-    """The mapping for a channel."""
+    """Return the mapping for a channel."""
     is_enum = channel.final_type == _ENUM and not channel.is_array
     key = (channel.final_type, channel.is_array, channel.is_string)
     found = _mappings.get(key)

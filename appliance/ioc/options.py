@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from appliance.pvdata.pvrequest import truth
 from appliance.server.operation import Operation
 
 if TYPE_CHECKING:
     from appliance.ioc.dbcore import BlockingPut
 
-__all__ = ["PutOptions", "boolean", "put_options"]
-
-_TRUE: Final = frozenset(("true", "1", "yes", "on"))
-_FALSE: Final = frozenset(("false", "0", "no", "off"))
+__all__ = ["PutOptions", "put_options"]
 
 
 class PutOptions:
@@ -30,28 +28,18 @@ class PutOptions:
         self.waiting: BlockingPut | None = None
 
 
-def boolean(text: str | None) -> bool | None:
-    """Read a truth value; None where the text is none."""
-    if text is None:
-        return None
-    word = text.strip().lower()
-    if word in _TRUE:
-        return True
-    return False if word in _FALSE else None
-
-
 def put_options(operation: Operation) -> PutOptions:
     """Read them from the pvRequest; what is not understood is told to the client and left out."""
     options = operation.options
     asked = options.get("process")
-    process = boolean(asked)
+    process = truth(asked)
     if asked is not None and process is None and asked.strip().lower() != "passive":
         operation.warn(f"process={asked[:64]!r} is not understood: use true, false or passive")
     asked = options.get("block")
-    block = boolean(asked)
+    block = truth(asked)
     if asked is not None and block is None:
         operation.warn(f"block={asked[:64]!r} is not understood: use true or false")
     # Where nothing is processed there is nothing to wait for.
     return PutOptions(
-        process, block=bool(block) and process is not False, atomic=boolean(options.get("atomic"))
+        process, block=bool(block) and process is not False, atomic=truth(options.get("atomic"))
     )

@@ -11,17 +11,15 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from appliance.daemon.audit import AuditLog, total
 from appliance.errors import ApplianceError, OperationError
-
-if TYPE_CHECKING:
-    from appliance.ioc.access import IocAccess
-    from appliance.ioc.dbcore import DBChannel, TrappedPut
-    from appliance.server.channel import Channel
-    from appliance.server.operation import Operation
+from appliance.ioc.dbcore import DBChannel, TrappedPut
+from appliance.pva.credentials import Credentials
+from appliance.server.operation import Operation
 
 __all__ = ["NOTHING", "PutLog", "Watched", "shown"]
 
@@ -34,7 +32,7 @@ NOTHING: Final[Any] = object()
 
 
 def shown(value: Any) -> Any:
-    """A value as the log has it: numbers as they are, long text and arrays cut with their size told. Total."""
+    """Return a value as the log has it: numbers as they are, long text and arrays cut with their size told. Never fails."""
     if isinstance(value, str):
         return total(value if len(value) <= _TEXT else f"{value[:_TEXT]}... ({len(value)} characters)")
     if hasattr(value, "dtype"):
@@ -69,15 +67,15 @@ class Watched:
         self._log.write(self._operation, self._channel, {**what, "result": "accepted"})
 
     def failed(self, error: object) -> None:
-        """It was not done."""
+        """Write down that it was not done."""
         self._log.write(self._operation, self._channel, self._what(result="failed", error=str(error)))
 
 
 class PutLog:
-    """See the module's text. All methods may be called in any thread.
+    """Writes down the puts that access security wants logged. All methods may be called in any thread.
 
     Args:
-        access: says which puts are logged.
+        traps: says of a field and who writes it whether the put must be logged.
         file: the sealed log; empty for none.
         required: refuse puts that the file cannot take. Otherwise they are done, with an error in the daemon's log.
 
@@ -86,25 +84,26 @@ class PutLog:
 
     """
 
-    def __init__(self, access: IocAccess, file: str = "", *, required: bool = True) -> None:
-        self._access = access
+    def __init__(
+        self, traps: Callable[[DBChannel, Credentials], bool], file: str = "", *, required: bool = True
+    ) -> None:
+        self._traps = traps
         self._file = AuditLog(file, sync="never") if file else None
         self._required = required
         self._lock = threading.Lock()
 
     def concerns(self, operation: Operation, channel: DBChannel, new: Any) -> Watched | None:
         """Give what must be told of this put, if it must be logged; ``new`` is its value, or NOTHING."""
-        if not self._access.traps(channel, operation.peer):
+        if not self._traps(channel, operation.peer):
             return None
         return Watched(self, operation, channel, new)
 
-    def refused(self, operation_channel: Channel, right: str) -> None:
-        """Access security refused a request for lack of a right."""
-        peer = operation_channel.peer
+    def refused(self, name: str, peer: Credentials, right: str) -> None:
+        """Log that access security refused a request for lack of a right."""
         _log.warning(
             "%s (%s from %s) was refused %s access to %s",
-            peer.account or "anonymous", peer.method, peer.peer, right, operation_channel.name,
-            extra={"event": "access-refused", "pv": operation_channel.name, "right": right, **peer.facts()},
+            peer.account or "anonymous", peer.method, peer.peer, right, name,
+            extra={"event": "access-refused", "pv": name, "right": right, **peer.facts()},
         )  # fmt: skip
 
     def write(self, operation: Operation, channel: DBChannel, what: dict[str, Any]) -> None:

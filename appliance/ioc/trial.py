@@ -22,7 +22,7 @@ from appliance.ioc import locate
 from appliance.ioc.config import LoadStep, Plan
 from appliance.ioc.dbcore.words import complaint, plain
 
-__all__ = ["Finding", "Trial", "check_file", "plan_from_json"]
+__all__ = ["Trial", "TrialResult", "check_file", "plan_from_json"]
 
 _TIMEOUT_S: Final = 300.0
 _SAID: Final = 1 << 20
@@ -30,7 +30,7 @@ _MANAGER: Final = ("NOTIFY_", "WATCHDOG_", "LISTEN_", "CREDENTIALS_")
 _PACKAGES: Final = str(Path(__file__).parents[2])
 
 
-class Finding(NamedTuple):
+class TrialResult(NamedTuple):
     """What the child found."""
 
     warnings: tuple[str, ...] = ()
@@ -43,7 +43,7 @@ class Finding(NamedTuple):
 
 
 def plan_from_json(text: str) -> Plan:
-    """The other end of what :class:`Trial` sends."""
+    """Read the plan that :class:`Trial` sends."""
     found: dict[str, Any] = json.loads(text)
     for name in ("databases", "groups"):
         found[name] = tuple(LoadStep(*step) for step in found[name])
@@ -52,11 +52,11 @@ def plan_from_json(text: str) -> Plan:
 
 
 class Trial:
-    """A child under way, from its making to :meth:`finding`; the caller goes on meanwhile."""
+    """A child under way, from its making to :meth:`result`; the caller goes on meanwhile."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed by finding()
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed by result()
         # -P: nothing is imported from the folder that the start happens in.
         self._child = subprocess.Popen(
             [sys.executable, "-P", "-m", "appliance.ioc.trial_child"],
@@ -78,7 +78,7 @@ class Trial:
             pass
         self._child.stdin = None
 
-    def finding(self) -> Finding:
+    def result(self) -> TrialResult:
         """Wait for the child. Raises ConfigurationError for what cannot be started."""
         try:
             answer, _ = self._child.communicate(timeout=_TIMEOUT_S)
@@ -104,7 +104,7 @@ class Trial:
         end = last["end"]
         if (error := end.get("error")) is not None:
             raise ConfigurationError(**error)
-        return Finding(
+        return TrialResult(
             tuple(end["warnings"]),
             tuple(end["faults"]),
             frozenset(LoadStep(*each) for each in end["loaded"]),
@@ -148,7 +148,7 @@ def check_file(plan: Plan, step: LoadStep) -> None:
     alone = Plan(definition=plan.definition, databases=(step,), folder=str(Path.cwd()))
     trial = Trial(alone)
     try:
-        trial.finding()
+        trial.result()
     except ConfigurationError:
         if trial._child.returncode < 0:
             raise

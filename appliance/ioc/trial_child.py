@@ -14,12 +14,12 @@ from typing import Any, Final, NoReturn
 from appliance.errors import ApplianceError, ConfigurationError
 from appliance.ioc import dbcore, locate
 from appliance.ioc.access import read_access_file
-from appliance.ioc.autosave import Autosave
-from appliance.ioc.claimed import rules_for_channel_access
+from appliance.ioc.autosave.commands import Autosave
+from appliance.ioc.ca_rules import rules_for_channel_access
 from appliance.ioc.config import LoadStep
 from appliance.ioc.dbcore import InitHook
 from appliance.ioc.dbcore.words import plain
-from appliance.ioc.groups.source import GroupSource
+from appliance.ioc.groups.definitions import Groups
 from appliance.ioc.loading import Loading
 from appliance.ioc.trial import plan_from_json
 
@@ -88,7 +88,7 @@ class _Child:
         self.end()
 
     def initialise(self) -> NoReturn:
-        """Everything of iocInit that comes before a record is processed, then the groups."""
+        """Do what iocInit does before a record is processed, then make the groups."""
         self.tell(reading=["iocInit", ""])
 
         def hook(state: int) -> None:
@@ -123,7 +123,7 @@ class _Child:
             self.warnings.extend(read_access_file(loading.access_step).warnings)
         if loading.plan.is_check:
             self.links()
-        groups = GroupSource(None, loading.group_files, place=loading.place, report=self.warnings.append)
+        groups = Groups(loading.group_files, place=loading.place, report=self.warnings.append)
         if groups.faults:
             raise groups.faults[0]
 

@@ -15,7 +15,7 @@ import msgspec
 from appliance.authn.jwt import uri
 from appliance.config import loader
 from appliance.daemon import logging as daemon_logging
-from appliance.daemon.commandline import Parser, add_completion, add_version
+from appliance.daemon.commandline import Parser, add_completion, add_config_actions, add_version
 from appliance.daemon.extras import require
 from appliance.daemon.run import EXIT_FAILURE, EXIT_OK, Daemon, run
 from appliance.errors import ApplianceError, ConfigurationError, TransportError
@@ -63,14 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         "--config", metavar="FILE", help="YAML configuration; without one: the demo on 127.0.0.1"
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="log requests of no consequence too")
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--check-config", action="store_true", help="check the configuration and exit")
-    what.add_argument(
-        "--print-config", action="store_true", help="print the effective configuration and exit"
-    )
-    what.add_argument(
-        "--print-schema", action="store_true", help="print the JSON schema of the file and exit"
-    )
+    what = add_config_actions(parser)
     what.add_argument(
         "--hash-password",
         action="store_true",
@@ -90,9 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _check_options(options)
         if options.print_schema:
-            return _print(
-                msgspec.json.format(msgspec.json.encode(loader.schema(IssuerConfig))).decode() + "\n"
-            )
+            return _print(loader.schema_text(IssuerConfig))
         if options.hash_password:
             return _print(passwords.hash_password(_read_password()) + "\n")
         if options.add_user is not None:

@@ -13,31 +13,32 @@ from functools import partial
 from struct import Struct
 from typing import Any, ClassVar, Final
 
-from appliance.errors import ChannelClosedError, DecodeError, LocalProtocolError, RemoteProtocolError
+from appliance.errors import DecodeError, LocalProtocolError, RemoteProtocolError
 from appliance.pva import commands as c
+from appliance.pva.client_channel import ClientChannel
 from appliance.pva.client_operation import ClientOperation
-from appliance.pva.connection import EVENTS_PER_CALL, UNPACED, Buffer, Connection
+from appliance.pva.connection import EVENTS_PER_CALL, UNPACED, Connection
 from appliance.pva.events import (
     AccessChanged,
     AuthenticationOffered,
     ChannelClosed,
     ChannelCreated,
+    ClientEvent,
     SearchAnswered,
     Validated,
 )
 from appliance.pva.limits import DEFAULT_LIMITS, Limits
+from appliance.pva.packing import U32, U32_U32
 from appliance.pva.search import SearchRequest, SearchResponse
 from appliance.pva.states import CLIENT_ACCEPTS, ConnectionState, OperationState
 from appliance.pva.status import Status
 from appliance.pva.typed import encode_typed
 from appliance.pvdata.fielddesc import decode_type
+from appliance.pvdata.primitives import Buffer, decode_size, decode_string, encode_string
 from appliance.pvdata.value import Value
-from appliance.pvdata.wire import decode_size, decode_string, encode_string
 
-__all__ = ["ClientChannel", "ClientConnection", "ClientOperation"]
+__all__ = ["ClientConnection"]
 
-_U32: Final = (Struct("<I"), Struct(">I"))
-_U32_U32: Final = (Struct("<II"), Struct(">II"))
 _CREATE: Final = (Struct("<HI"), Struct(">HI"))
 _VALIDATION: Final = (Struct("<IHH"), Struct(">IHH"))
 _ANSWER: Final = Struct("<IIIBB")
@@ -51,64 +52,8 @@ _BUFFER_SIZE: Final = 0x10000
 _REGISTRY_SIZE: Final = 0x7FFF
 
 
-class ClientChannel:
-    """A name that this client opened. ``context`` is the layer above's to use."""
-
-    __slots__ = ("cid", "connection", "context", "name", "open", "operations", "permissions", "sid")
-
-    def __init__(self, connection: ClientConnection, cid: int, name: str) -> None:
-        self.connection = connection
-        self.cid = cid
-        self.name = name
-        self.sid = 0
-        self.open = False
-        """Whether the server has created the channel and not yet destroyed it."""
-        self.permissions = c.PERMIT_ALL
-        """Union of ``PERMIT_*``; a server that never says so permits everything."""
-        self.operations: dict[int, ClientOperation] = {}
-        self.context: Any = None
-
-    def operation(self, command: int, request: Value, *, window: int = 0) -> ClientOperation:
-        """Begin an operation: queue its INIT.
-
-        ``window`` is the number of updates that a pipelined MONITOR grants at its start. Raises
-        ChannelClosedError when the server took the channel away.
-        """
-        self._require_open()
-        return ClientOperation(self, self.connection._new_ioid(), command, request, window)
-
-    def get_field(self, field: str = "") -> ClientOperation:
-        """Ask for the type of ``field``, empty for the whole (section 9.8)."""
-        self._require_open()
-        operation = ClientOperation(self, self.connection._new_ioid(), c.CMD_GET_FIELD, None, 0)
-        big = self.connection.big
-        self.connection._send(
-            c.CMD_GET_FIELD, _U32_U32[big].pack(self.sid, operation.ioid) + encode_string(field, big)
-        )
-        return operation
-
-    def _require_open(self) -> None:
-        if self.open:
-            return
-        if self.connection.channels.get(self.cid) is self:
-            raise LocalProtocolError(f"channel {self.name!r} has not been created yet")
-        raise ChannelClosedError(f"{self.name}: the channel is closed")
-
-    def close(self) -> None:
-        """Give the channel back to the server."""
-        connection = self.connection
-        if connection.channels.get(self.cid) is not self:
-            return
-        if self.open:
-            connection._send(c.CMD_DESTROY_CHANNEL, _U32_U32[connection.big].pack(self.sid, self.cid))
-        connection._drop_channel(self)
-
-    def __repr__(self) -> str:
-        return f"<ClientChannel {self.name!r} cid={self.cid} sid={self.sid}>"
-
-
-class ClientConnection(Connection):
-    """See the module's text. ``context`` is the layer above's to use."""
+class ClientConnection(Connection[ClientEvent]):
+    """A client's side of the protocol: octets in, events out. ``context`` is the layer above's to use."""
 
     IS_SERVER: ClassVar[bool] = False
     ACCEPTS: ClassVar[dict[ConnectionState, frozenset[int]]] = CLIENT_ACCEPTS
@@ -155,7 +100,7 @@ class ClientConnection(Connection):
         """Take answers to GETs and updates by the short way; everything else goes the general one."""
         unpack = _ANSWER.unpack_from
         operations = self.operations
-        events = self._events
+        events = self.events
         executing = OperationState.EXECUTING
         due = self.due
         # Without a clock nobody waits: large values take the short way too.
@@ -202,7 +147,7 @@ class ClientConnection(Connection):
             method, pos = decode_string(buf, pos, end, big)
             methods.append(method)
         self.state = ConnectionState.AUTHENTICATING
-        self._events.append(AuthenticationOffered(tuple(methods)))
+        self.events.append(AuthenticationOffered(tuple(methods)))
 
     def authenticate(self, method: str, payload: Value | None = None) -> None:
         """Answer AuthenticationOffered with the chosen method and what it needs."""
@@ -210,8 +155,8 @@ class ClientConnection(Connection):
         if self._chosen:
             raise LocalProtocolError("authenticate() was called already")
         self._chosen = True
-        big = self.big
-        self._send(
+        big = self.outbox.big
+        self.outbox.send(
             c.CMD_CONNECTION_VALIDATION,
             b"".join(
                 (
@@ -231,7 +176,7 @@ class ClientConnection(Connection):
         if not status.ok and self.state is ConnectionState.AUTHENTICATING and not self._chosen:
             # Raised, not told: the caller, which hears of the offer in the same read, would answer a dead connection.
             raise RemoteProtocolError(f"the server refused the client before it had chosen: {status.message}")
-        self._events.append(Validated(status))
+        self.events.append(Validated(status))
         if status.ok:
             self.state = ConnectionState.READY
         else:
@@ -241,10 +186,10 @@ class ClientConnection(Connection):
 
     def search(self, request: SearchRequest) -> None:
         """Ask a name server."""
-        self._send(c.CMD_SEARCH, request.encode(big=self.big))
+        self.outbox.send(c.CMD_SEARCH, request.encode(big=self.outbox.big))
 
     def _on_search_response(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
-        self._events.append(SearchAnswered(SearchResponse.decode(buf, pos, end, big=big)))
+        self.events.append(SearchAnswered(SearchResponse.decode(buf, pos, end, big=big)))
 
     # -- channels ------------------------------------------------------------------------------------
 
@@ -257,18 +202,20 @@ class ClientConnection(Connection):
         self._next_cid = cid + 1 & 0xFFFFFFFF
         channel = ClientChannel(self, cid, name)
         self.channels[cid] = channel
-        self._send(c.CMD_CREATE_CHANNEL, _CREATE[self.big].pack(1, cid) + encode_string(name, self.big))
+        self.outbox.send(
+            c.CMD_CREATE_CHANNEL, _CREATE[self.outbox.big].pack(1, cid) + encode_string(name, self.outbox.big)
+        )
         return channel
 
     def _on_create_channel(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if end - pos < 9:
             raise DecodeError("CREATE_CHANNEL is too short")
-        cid, sid = _U32_U32[big].unpack_from(buf, pos)
+        cid, sid = U32_U32[big].unpack_from(buf, pos)
         status, _ = Status.decode(buf, pos + 8, end, big=big)
         channel = self.channels.get(cid)
         if channel is None:
             if status.ok:  # given up meanwhile
-                self._send(c.CMD_DESTROY_CHANNEL, _U32_U32[self.big].pack(sid, cid))
+                self.outbox.send(c.CMD_DESTROY_CHANNEL, U32_U32[self.outbox.big].pack(sid, cid))
             return
         if channel.open:
             raise RemoteProtocolError(f"channel {channel.name!r} was created a second time")
@@ -277,35 +224,37 @@ class ClientConnection(Connection):
             channel.open = True
         else:
             del self.channels[cid]
-        self._events.append(ChannelCreated(channel, status))
+        self.events.append(ChannelCreated(channel, status))
 
     def _on_destroy_channel(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if end - pos < 8:
             raise DecodeError("DESTROY_CHANNEL is too short")
-        sid, cid = _U32_U32[big].unpack_from(buf, pos)
+        sid, cid = U32_U32[big].unpack_from(buf, pos)
         channel = self.channels.get(cid)
         if channel is not None and channel.open and channel.sid == sid:
-            self._drop_channel(channel)
+            self.drop_channel(channel)
 
-    def _drop_channel(self, channel: ClientChannel) -> None:
+    def drop_channel(self, channel: ClientChannel) -> None:
+        """Forget a channel that has ended, its operations first, and tell of it."""
         channel.open = False
         self.channels.pop(channel.cid, None)
         for operation in list(channel.operations.values()):
-            operation._drop()
-        self._events.append(ChannelClosed(channel))
+            operation.drop()
+        self.events.append(ChannelClosed(channel))
 
     def _on_acl_change(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if end - pos < 5:
             raise DecodeError("ACL_CHANGE is too short")
-        (cid,) = _U32[big].unpack_from(buf, pos)
+        (cid,) = U32[big].unpack_from(buf, pos)
         channel = self.channels.get(cid)
         if channel is not None:
             channel.permissions = buf[pos + 4]
-            self._events.append(AccessChanged(channel))
+            self.events.append(AccessChanged(channel))
 
     # -- operations ----------------------------------------------------------------------------------
 
-    def _new_ioid(self) -> int:
+    def new_ioid(self) -> int:
+        """Give a number that no operation has; raises LocalProtocolError unless READY."""
         self._require(ConnectionState.READY, "an operation")
         ioid = self._next_ioid
         while ioid in self.operations:
@@ -316,7 +265,7 @@ class ClientConnection(Connection):
     def _on_operation(self, command: int, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if end - pos < 5:
             raise DecodeError("the answer of an operation is too short")
-        (ioid,) = _U32[big].unpack_from(buf, pos)
+        (ioid,) = U32[big].unpack_from(buf, pos)
         operation = self.operations.get(ioid)
         if operation is not None:  # else it was destroyed while the answer was on its way
             if operation.command != command:
@@ -328,7 +277,7 @@ class ClientConnection(Connection):
     def _on_get_field(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if end - pos < 5:
             raise DecodeError("GET_FIELD is too short")
-        (ioid,) = _U32[big].unpack_from(buf, pos)
+        (ioid,) = U32[big].unpack_from(buf, pos)
         operation = self.operations.get(ioid)
         if operation is not None:
             if operation.command != c.CMD_GET_FIELD:
@@ -354,5 +303,5 @@ class ClientConnection(Connection):
 
     def _end(self) -> Iterator[None]:
         for channel in list(self.channels.values()):
-            self._drop_channel(channel)
+            self.drop_channel(channel)
             yield

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from struct import Struct
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from appliance.errors import (
     ChannelClosedError,
@@ -13,8 +12,8 @@ from appliance.errors import (
     RemoteProtocolError,
 )
 from appliance.pva import commands as c
-from appliance.pva.connection import Buffer
 from appliance.pva.events import (
+    ClientEvent,
     FieldReply,
     MonitorFinished,
     MonitorUpdate,
@@ -22,26 +21,22 @@ from appliance.pva.events import (
     OperationReady,
     OperationReply,
 )
+from appliance.pva.outbox import Outbox
+from appliance.pva.packing import REQUEST, REQUEST_HEAD, U32, U32_U32
 from appliance.pva.selection import leaves, wire_bits
 from appliance.pva.states import MONITOR_TRANSITIONS, REQUEST_TRANSITIONS, OperationInput, OperationState
 from appliance.pva.status import OK, Status
 from appliance.pva.typed import decode_typed, encode_typed
 from appliance.pvdata.bitset import decode_bitset, encode_bitset
 from appliance.pvdata.codec import codec
-from appliance.pvdata.fielddesc import decode_type
-from appliance.pvdata.leaves import octet_store
+from appliance.pvdata.fielddesc import TypeReader, decode_type
+from appliance.pvdata.primitives import Buffer
+from appliance.pvdata.store import octet_store
 from appliance.pvdata.types import AnyType, ArrayType, ScalarType, StructType, TypeDesc, UnionType
 from appliance.pvdata.value import Value
 
-if TYPE_CHECKING:
-    from appliance.pva.client import ClientChannel
+__all__ = ["ClientOperation", "OperationOwner"]
 
-__all__ = ["ClientOperation"]
-
-_HEAD: Final = (Struct("<IIB"), Struct(">IIB"))
-_U32: Final = (Struct("<I"), Struct(">I"))
-_U32_U32: Final = (Struct("<II"), Struct(">II"))
-_REQUEST: Final = (Struct("<BBBBIIIB"), Struct(">BBBBIIIB"))
 _HAS_TYPE: Final = frozenset({c.CMD_GET, c.CMD_PUT, c.CMD_PUT_GET, c.CMD_MONITOR})
 _GETS: Final = frozenset({c.CMD_GET, c.CMD_PUT, c.CMD_PUT_GET})
 _PUTS: Final = frozenset({c.CMD_PUT, c.CMD_PUT_GET})
@@ -56,8 +51,30 @@ def _is_deep(leaf: TypeDesc) -> bool:
     return isinstance(leaf, UnionType | AnyType)
 
 
+class OperationOwner(Protocol):
+    """What an operation needs of its connection."""
+
+    outbox: Outbox
+    events: list[ClientEvent]
+    types: TypeReader
+    operations: dict[int, ClientOperation]
+
+
+class OperationChannel(Protocol):
+    """What an operation needs of its channel."""
+
+    sid: int
+    name: str
+    operations: dict[int, ClientOperation]
+    context: Any
+
+    @property
+    def connection(self) -> OperationOwner:
+        """The connection of both."""
+
+
 class ClientOperation:
-    """See the module's text. ``context`` is the layer above's to use.
+    """A request that is initialised once and may be used often. ``context`` is the layer above's to use.
 
     Requests raise LocalProtocolError where the state tables do not allow them, and ChannelClosedError once the
     server has ended the operation or its channel, which it may do between two events of one read. Calls that
@@ -75,16 +92,18 @@ class ClientOperation:
         "ioid",
         "last_bits",
         "last_store",
+        "outbox",
         "state",
         "type",
         "wants_value",
     )
 
     def __init__(
-        self, channel: ClientChannel, ioid: int, command: int, request: Value | None, window: int
+        self, channel: OperationChannel, ioid: int, command: int, request: Value | None, window: int
     ) -> None:
         self.channel = channel
         self.connection = connection = channel.connection
+        self.outbox = connection.outbox
         self.ioid = ioid
         self.command = command
         self.state = OperationState.CREATING
@@ -106,12 +125,12 @@ class ClientOperation:
             self.state = OperationState.EXECUTING
             return
         assert request is not None
-        big = connection.big
+        big = self.outbox.big
         sub = c.SUB_INIT | (c.SUB_ACK if window else 0)
-        body: list[Buffer] = [_HEAD[big].pack(channel.sid, ioid, sub), *encode_typed(request, big=big)]
+        body: list[Buffer] = [REQUEST_HEAD[big].pack(channel.sid, ioid, sub), *encode_typed(request, big=big)]
         if window:
-            body.append(_U32[big].pack(window))
-        connection._send(command, b"".join(body))
+            body.append(U32[big].pack(window))
+        self.outbox.send(command, b"".join(body))
 
     @property
     def name(self) -> str:
@@ -133,8 +152,12 @@ class ClientOperation:
         self._advance(OperationInput.EXECUTE)
 
     def _request(self, sub: int, body: bytes = b"") -> None:
-        connection = self.connection
-        connection._send(self.command, _HEAD[connection.big].pack(self.channel.sid, self.ioid, sub) + body)
+        outbox = self.outbox
+        outbox.send(self.command, REQUEST_HEAD[outbox.big].pack(self.channel.sid, self.ioid, sub) + body)
+
+    def _tell(self, command: int) -> None:
+        outbox = self.outbox
+        outbox.send(command, U32_U32[outbox.big].pack(self.channel.sid, self.ioid))
 
     # -- to the server ---------------------------------------------------------------------------------
 
@@ -144,12 +167,12 @@ class ClientOperation:
             self._execute(_GETS)  # raises, and says why
         self.state = OperationState.EXECUTING
         self.wants_value = True
-        connection = self.connection
-        connection._out.append(
-            _REQUEST[connection.big].pack(
+        outbox = self.outbox
+        outbox.chunks.append(
+            REQUEST[outbox.big].pack(
                 c.MAGIC,
                 c.VERSION,
-                connection._out_flags,
+                outbox.flags,
                 self.command,
                 9,
                 self.channel.sid,
@@ -157,7 +180,7 @@ class ClientOperation:
                 0 if self.command == c.CMD_GET else c.SUB_GET,
             )
         )
-        connection.out_size += 17
+        outbox.size += 17
 
     def put(self, value: Value) -> None:
         """Send the changed fields of ``value``, which is of type ``self.type`` (PUT, PUT_GET)."""
@@ -167,7 +190,7 @@ class ClientOperation:
         before = self.state
         self._execute(_PUTS)
         assert kind is not None
-        big = self.connection.big
+        big = self.outbox.big
         bits = wire_bits(kind, leaves(kind, value.changed))
         try:
             body = codec(kind, big).encode_partial_chunks(value.store, bits)
@@ -176,18 +199,18 @@ class ClientOperation:
             raise
         self.wants_value = self.command == c.CMD_PUT_GET
         chunks: list[Buffer] = [
-            _HEAD[big].pack(self.channel.sid, self.ioid, 0) + encode_bitset(bits, big),
+            REQUEST_HEAD[big].pack(self.channel.sid, self.ioid, 0) + encode_bitset(bits, big),
             *body,
         ]
-        self.connection._send_chunks(self.command, chunks)
+        self.outbox.send_parts(self.command, chunks)
 
     def call(self, argument: Value | None) -> None:
         """Call (RPC); None sends the null type."""
-        big = self.connection.big
+        big = self.outbox.big
         body = encode_typed(argument, big=big)
         self._execute(_CALLS)
         self.wants_value = True
-        self.connection._send_chunks(self.command, [_HEAD[big].pack(self.channel.sid, self.ioid, 0), *body])
+        self.outbox.send_parts(self.command, [REQUEST_HEAD[big].pack(self.channel.sid, self.ioid, 0), *body])
 
     def process(self) -> None:
         """Process the record (PROCESS)."""
@@ -220,7 +243,7 @@ class ClientOperation:
         if self.command != c.CMD_MONITOR:
             raise LocalProtocolError(f"{self.name} {self.ioid} has nothing to acknowledge")
         if self.state in (OperationState.IDLE, OperationState.EXECUTING):
-            self._request(c.SUB_ACK, _U32[self.connection.big].pack(count))
+            self._request(c.SUB_ACK, U32[self.outbox.big].pack(count))
 
     def cancel(self) -> None:
         """Abandon the request in progress.
@@ -229,15 +252,13 @@ class ClientOperation:
         afterwards is to close it; a MONITOR may be started again.
         """
         if self.state is OperationState.EXECUTING:
-            connection = self.connection
-            connection._send(c.CMD_CANCEL_REQUEST, _U32_U32[connection.big].pack(self.channel.sid, self.ioid))
+            self._tell(c.CMD_CANCEL_REQUEST)
 
     def close(self) -> None:
         """End the operation here and at the server."""
         if self.state is OperationState.DEAD:
             return
-        connection = self.connection
-        connection._send(c.CMD_DESTROY_REQUEST, _U32_U32[connection.big].pack(self.channel.sid, self.ioid))
+        self._tell(c.CMD_DESTROY_REQUEST)
         self._closed_here = True
         self._forget()
 
@@ -246,10 +267,10 @@ class ClientOperation:
         self.connection.operations.pop(self.ioid, None)
         self.channel.operations.pop(self.ioid, None)
 
-    def _drop(self) -> None:
-        """The channel took the operation with it."""
+    def drop(self) -> None:
+        """The channel has ended, and takes the operation with it."""
         self._forget()
-        self.connection._events.append(OperationClosed(self))
+        self.connection.events.append(OperationClosed(self))
 
     # -- from the server -------------------------------------------------------------------------------
 
@@ -279,7 +300,7 @@ class ClientOperation:
             self.state = OperationState.IDLE
         else:
             self._forget()
-        self.connection._events.append(OperationReady(self, status))
+        self.connection.events.append(OperationReady(self, status))
 
     def _decode_struct(self, buf: Buffer, pos: int, end: int, big: bool) -> tuple[StructType, int]:
         kind, pos = decode_type(buf, pos, end, big, self.connection.types)
@@ -292,20 +313,20 @@ class ClientOperation:
             raise RemoteProtocolError(f"{self.name} {self.ioid} was answered before its INIT")
         status, pos = Status.decode(buf, pos, end, big=big)
         value: Value | None = None
-        if status.kind < 2 and self.wants_value:
+        if status.ok and self.wants_value:
             if self.command == c.CMD_RPC:
                 value, pos = decode_typed(buf, pos, end, big, self.connection.types)
             else:
                 value, pos = self._decode_partial(buf, pos, end, big)
         if self.state is OperationState.EXECUTING:
             self.state = OperationState.IDLE
-            self.connection._events.append(OperationReply(self, status, value))
+            self.connection.events.append(OperationReply(self, status, value))
 
     def receive_value(self, buf: Buffer, pos: int, end: int) -> None:
         """Act on the little-endian answer to a GET whose Status was OK; ``pos`` is behind that Status."""
         value, _ = self._decode_partial(buf, pos, end, False)
         self.state = OperationState.IDLE
-        self.connection._events.append(OperationReply(self, OK, value))
+        self.connection.events.append(OperationReply(self, OK, value))
 
     def _decode_partial(self, buf: Buffer, pos: int, end: int, big: bool) -> tuple[Value, int]:
         kind = self.get_type
@@ -344,7 +365,7 @@ class ClientOperation:
             if status.ok and pos < end:
                 self._receive_update(kind, buf, pos, end, big)  # the last value may come with the end
             self._forget()
-            connection._events.append(MonitorFinished(self, status))
+            connection.events.append(MonitorFinished(self, status))
             return
         self._receive_update(kind, buf, pos, end, big)
 
@@ -363,9 +384,7 @@ class ClientOperation:
         if self._is_dead:
             return  # it was given up while a long value was read
         self.last_store = last
-        self.connection._events.append(
-            MonitorUpdate(self, leaves(kind, bits), self._own(kind, last), overrun)
-        )
+        self.connection.events.append(MonitorUpdate(self, leaves(kind, bits), self._own(kind, last), overrun))
 
     def receive_field(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         """Act on the answer to GET_FIELD."""
@@ -374,7 +393,7 @@ class ClientOperation:
         if self._is_dead:
             return
         self._forget()
-        self.connection._events.append(FieldReply(self, status, kind))
+        self.connection.events.append(FieldReply(self, status, kind))
 
     def __repr__(self) -> str:
         return f"<ClientOperation {self.name} {self.channel.name!r} ioid={self.ioid} {self.state.value}>"

@@ -48,7 +48,6 @@ CTRL_SET_MARKER: Final = 0
 CTRL_ACK_MARKER: Final = 1
 CTRL_SET_ENDIAN: Final = 2
 
-SUB_DEFAULT: Final = 0x00
 SUB_PROCESS: Final = 0x04
 """PUT_GET and PROCESS: process; MONITOR: the start/stop bit."""
 SUB_INIT: Final = 0x08

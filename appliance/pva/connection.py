@@ -10,29 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from struct import Struct
-from typing import Any, ClassVar, Final, TypeAlias
+from typing import Any, ClassVar, Final, Generic, TypeVar
 
 from appliance.errors import DecodeError, LocalProtocolError, RemoteProtocolError
 from appliance.pva import commands as c
 from appliance.pva.events import Event, RemoteMessage
 from appliance.pva.limits import DEFAULT_LIMITS, Limits
+from appliance.pva.outbox import Outbox
+from appliance.pva.packing import HEADER, U32
 from appliance.pva.states import ConnectionState
 from appliance.pvdata.fielddesc import TypeReader
 from appliance.pvdata.pace import Pace
-from appliance.pvdata.wire import decode_string, encode_string
+from appliance.pvdata.primitives import Buffer, decode_string, encode_string
 
-__all__ = ["Buffer", "Connection"]
+__all__ = ["Connection"]
 
-Buffer: TypeAlias = bytes | bytearray | memoryview
-
-_HEADER_LE: Final = Struct("<BBBBI")
-_HEADER_BE: Final = Struct(">BBBBI")
-_SIZE_BE: Final = Struct(">I")
-_U32: Final = (Struct("<I"), Struct(">I"))
-
-COPY_LIMIT: Final = 4096
-"""Octets up to which joining a body to its header is cheaper than sending it as a chunk of its own."""
+_HEADER_LE: Final = HEADER[False]
+_SIZE_BE: Final = U32[True]
 
 EVENTS_PER_CALL: Final = 32
 """Events after which ``receive_data`` stops parsing: what they are answered with must leave before more is
@@ -51,18 +45,18 @@ OUT_LIMIT: Final = 4 * 1024 * 1024
 """Octets of waiting output above which ``receive_data`` stops parsing, for the same reason."""
 
 
-class Connection:
+EventT = TypeVar("EventT", bound=Event)
+
+
+class Connection(Generic[EventT]):
     """One end of one connection; ServerConnection and ClientConnection add the two roles."""
 
     IS_SERVER: ClassVar[bool]
     ACCEPTS: ClassVar[dict[ConnectionState, frozenset[int]]]
 
     __slots__ = (
-        "_events",
         "_handlers",
         "_need",
-        "_out",
-        "_out_flags",
         "_pace",
         "_paced",
         "_remains",
@@ -70,14 +64,12 @@ class Connection:
         "_segment_command",
         "_segments",
         "_small",
-        "big",
         "due",
+        "events",
         "held",
         "limits",
-        "out_size",
-        "peer_version",
+        "outbox",
         "received",
-        "segment_size",
         "stalled",
         "state",
         "types",
@@ -85,14 +77,13 @@ class Connection:
 
     def __init__(self, *, limits: Limits = DEFAULT_LIMITS, segment_size: int = 0, big: bool = False) -> None:
         self.limits = limits
-        self.segment_size = segment_size
-        """Octets of payload above which a message leaves in segments; 0 never segments."""
+        self.outbox = Outbox(from_server=self.IS_SERVER, big=big, segment_size=segment_size)
+        self.events: list[EventT | RemoteMessage] = []
+        """What has happened and was not handed out yet. The list is replaced when it is: keep no reference to it."""
         self.state = ConnectionState.VALIDATING
         self.types = TypeReader(limits.max_types)
         self.received = 0
         """Octets received so far; the shell compares it with an earlier reading to notice a silent peer."""
-        self.out_size = 0
-        """Octets that wait in the output queue."""
         self.stalled = False
         """Whether whole messages may wait unparsed: flush the output, then call ``receive_data(b"")``."""
         self.due: Callable[[], bool] | None = None
@@ -100,11 +91,6 @@ class Connection:
         self.held = False
         """Server: whether requests wait unparsed for the verdict on the client: read no more from it until then, which
         is what bounds them. The verdict makes the connection ``stalled``."""
-        self.peer_version = 0
-        self.big = big
-        self._out_flags = (c.FLAG_SERVER if self.IS_SERVER else 0) | (c.FLAG_BIG_ENDIAN if big else 0)
-        self._out: list[Buffer] = []
-        self._events: list[Event] = []
         self._rx: bytearray | None = None
         self._pace: Pace | None = None
         """The message that is being worked on, where that takes more than a call's time."""
@@ -128,7 +114,7 @@ class Connection:
     def _is_closed(self) -> bool:
         return self.state is ConnectionState.CLOSED
 
-    def receive_data(self, data: Buffer) -> list[Event]:
+    def receive_data(self, data: Buffer) -> list[EventT | RemoteMessage]:
         """Take what arrived; return what it means, in order.
 
         Raises RemoteProtocolError when the peer broke the protocol. The events before the fault are lost on
@@ -155,7 +141,7 @@ class Connection:
             if self._pace is None or self._go_on():
                 pos = self._parse(data, 0, end)
         except RemoteProtocolError:
-            self._events = []
+            self.events = []
             self._close()
             raise
         if pos < end and not self._is_closed:
@@ -166,21 +152,22 @@ class Connection:
                 self._rx = rx
             else:
                 self._rx = bytearray(memoryview(data)[pos:])
-        events = self._events
+        events = self.events
         if events:
-            self._events = []
+            self.events = []
         return events
 
     def _parse(self, data: Buffer, pos: int, end: int) -> int:
         """Parse whole messages from ``pos`` on; return where the first one starts that is left for later."""
-        events = self._events
+        events = self.events
         due = self.due
+        outbox = self.outbox
         count = 0
         while end - pos >= 8 and not self.stalled:
             if (
                 count >= MESSAGES_PER_CALL
                 or len(events) >= EVENTS_PER_CALL
-                or self.out_size > OUT_LIMIT
+                or outbox.size > OUT_LIMIT
                 or (count and due is not None and due())
             ):
                 self.stalled = True
@@ -219,7 +206,6 @@ class Connection:
         big = bool(flags & c.FLAG_BIG_ENDIAN)
         if big:
             (size,) = _SIZE_BE.unpack_from(data, pos + 4)
-        self.peer_version = version
         if flags & c.FLAG_CONTROL:
             self._control(command, size, big=big)
             return pos + 8
@@ -287,119 +273,67 @@ class Connection:
 
     def _control(self, command: int, value: int, *, big: bool) -> None:
         if command == c.CTRL_SET_MARKER:
-            self._control_message(c.CTRL_ACK_MARKER, value)
+            self.outbox.control(c.CTRL_ACK_MARKER, value)
         elif command == c.CTRL_SET_ENDIAN and not self.IS_SERVER:
             # The value field would allow "as you like"; every existing peer means the flag (see conformance.md).
-            self._set_byte_order(big=big)
-
-    def _set_byte_order(self, *, big: bool) -> None:
-        self.big = big
-        self._out_flags = (c.FLAG_SERVER if self.IS_SERVER else 0) | (c.FLAG_BIG_ENDIAN if big else 0)
+            self.outbox.set_byte_order(big=big)
 
     def _on_echo(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if self.IS_SERVER:
-            self._send(c.CMD_ECHO, bytes(memoryview(buf)[pos:end]))
+            self.outbox.send(c.CMD_ECHO, bytes(memoryview(buf)[pos:end]))
 
     def _on_message(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if end - pos < 5:
             raise DecodeError("MESSAGE is too short")
-        (ioid,) = _U32[big].unpack_from(buf, pos)
+        (ioid,) = U32[big].unpack_from(buf, pos)
         kind = buf[pos + 4]
         text, _ = decode_string(buf, pos + 5, end, big)
-        self._events.append(RemoteMessage(ioid, kind, text[:MAX_TEXT]))
+        self.events.append(RemoteMessage(ioid, kind, text[:MAX_TEXT]))
 
     def _on_ignored(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         """Tolerate a command that neither end of this package uses (AUTHNZ: section 6.4)."""
 
     # -- output --------------------------------------------------------------------------------------
 
+    @property
+    def big(self) -> bool:
+        """Whether the messages of this end are big-endian."""
+        return self.outbox.big
+
     def data_to_send(self) -> list[Buffer]:
         """Hand out everything that waits to be sent, and forget it."""
-        out = self._out
-        if out:
-            self._out = []
-            self.out_size = 0
-        return out
+        return self.outbox.take()
 
     def echo(self, payload: bytes = b"") -> None:
         """Ask the peer for a sign of life (section 12.1)."""
-        self._send(c.CMD_ECHO, payload)
+        self.outbox.send(c.CMD_ECHO, payload)
 
     def send_message(self, ioid: int, kind: int, text: str) -> None:
         """Tell the peer's operator something about operation ``ioid`` (section 12.4)."""
-        self._send(
+        big = self.outbox.big
+        self.outbox.send(
             c.CMD_MESSAGE,
-            _U32[self.big].pack(ioid) + bytes((kind,)) + encode_string(text[:MAX_TEXT], self.big),
+            U32[big].pack(ioid) + bytes((kind,)) + encode_string(text[:MAX_TEXT], big),
         )
-
-    def _control_message(self, command: int, value: int) -> None:
-        pack = (_HEADER_BE if self.big else _HEADER_LE).pack
-        self._out.append(pack(c.MAGIC, c.VERSION, self._out_flags | c.FLAG_CONTROL, command, value))
-        self.out_size += 8
-
-    def _send(self, command: int, payload: bytes) -> None:
-        size = len(payload)
-        if self.segment_size and size > self.segment_size:
-            self._send_segments(command, payload)
-            return
-        header = (_HEADER_BE if self.big else _HEADER_LE).pack(
-            c.MAGIC, c.VERSION, self._out_flags, command, size
-        )
-        if size <= COPY_LIMIT:
-            self._out.append(header + payload)
-        else:
-            self._out.append(header)
-            self._out.append(payload)
-        self.out_size += 8 + size
-
-    def _send_chunks(self, command: int, chunks: list[Buffer]) -> None:
-        size = sum(map(len, chunks))
-        if size <= COPY_LIMIT or (self.segment_size and size > self.segment_size):
-            self._send(command, b"".join(chunks))
-            return
-        header = (_HEADER_BE if self.big else _HEADER_LE).pack(
-            c.MAGIC, c.VERSION, self._out_flags, command, size
-        )
-        self._out.append(header)
-        self._out.extend(chunks)
-        self.out_size += 8 + size
-
-    def _send_segments(self, command: int, payload: bytes) -> None:
-        view = memoryview(payload)
-        step = self.segment_size
-        last = (len(view) - 1) // step
-        pack = (_HEADER_BE if self.big else _HEADER_LE).pack
-        for index in range(last + 1):
-            part = view[index * step : (index + 1) * step]
-            position = (
-                c.FLAG_SEGMENT_FIRST
-                if index == 0
-                else c.FLAG_SEGMENT_LAST
-                if index == last
-                else c.FLAG_SEGMENT_MIDDLE
-            )
-            self._out.append(pack(c.MAGIC, c.VERSION, self._out_flags | position, command, len(part)))
-            self._out.append(part)
-        self.out_size += len(view) + 8 * (last + 1)
 
     # -- end -----------------------------------------------------------------------------------------
 
-    def receive_eof(self) -> list[Event]:
+    def receive_eof(self) -> list[EventT | RemoteMessage]:
         """The peer has gone; return the events that follow from it.
 
         With ``due`` they may come in parts: while ``stalled``, call ``receive_data(b"")`` for the next one.
         """
         if self.state is not ConnectionState.CLOSED:
             self._close()
-        elif not self._events:
+        elif not self.events:
             self._work_off()
         return self.pending_events()
 
-    def pending_events(self) -> list[Event]:
+    def pending_events(self) -> list[EventT | RemoteMessage]:
         """Give the events that methods called outside ``receive_data`` caused."""
-        events = self._events
+        events = self.events
         if events:
-            self._events = []
+            self.events = []
         return events
 
     def _close(self) -> None:
@@ -426,7 +360,7 @@ class Connection:
         due = self.due
         self.stalled = False
         for _ in remains:
-            if due is not None and (len(self._events) >= EVENTS_PER_CALL or due()):
+            if due is not None and (len(self.events) >= EVENTS_PER_CALL or due()):
                 self.stalled = True
                 return
         self._remains = None
@@ -442,5 +376,9 @@ class Connection:
             )
 
     def __repr__(self) -> str:
-        details: dict[str, Any] = {"state": self.state.value, "received": self.received, "out": self.out_size}
+        details: dict[str, Any] = {
+            "state": self.state.value,
+            "received": self.received,
+            "out": self.outbox.size,
+        }
         return f"<{type(self).__name__} {' '.join(f'{key}={value}' for key, value in details.items())}>"

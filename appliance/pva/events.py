@@ -1,16 +1,22 @@
 """What a connection tells its owner. Each event names the object that it is about.
 
-Server and client share ``RemoteMessage`` and ``Event``; the rest belongs to one role.
+``ServerEvent`` and ``ClientEvent`` list what either role has to act on. Whoever reads events branches on
+``type(event) is ...`` and ends with ``assert_never``: so mypy finds the event that was forgotten. All classes are final for that.
+
+They are written out rather than made by ``dataclasses``, which would cost a tool more time at its start than all
+of them take in its life: see docs/decisions/0060-events-as-objects.md.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar, final
 
 if TYPE_CHECKING:
-    from appliance.pva.client import ClientChannel, ClientOperation
+    from appliance.pva.client_channel import ClientChannel
+    from appliance.pva.client_operation import ClientOperation
     from appliance.pva.search import SearchRequest, SearchResponse
-    from appliance.pva.server import ServerChannel, ServerOperation
+    from appliance.pva.server_channel import ServerChannel
+    from appliance.pva.server_operation import ServerOperation
     from appliance.pva.status import Status
     from appliance.pvdata.types import TypeDesc
     from appliance.pvdata.value import Value
@@ -22,6 +28,7 @@ __all__ = [
     "ChannelClosed",
     "ChannelCreated",
     "ChannelRequested",
+    "ClientEvent",
     "Event",
     "Execute",
     "FieldReply",
@@ -37,187 +44,284 @@ __all__ = [
     "RemoteMessage",
     "SearchAnswered",
     "SearchReceived",
+    "ServerEvent",
     "Validated",
 ]
 
+ChannelT = TypeVar("ChannelT", "ServerChannel", "ClientChannel")
+OperationT = TypeVar("OperationT", "ServerOperation", "ClientOperation")
 
-class RemoteMessage(NamedTuple):
+
+class Event:  # noqa: PLW1641 - an event has its moment and is in no set
+    """Something that has happened on a connection. Two events are equal if all that they say is."""
+
+    __slots__ = ()
+    __match_args__: ClassVar[tuple[str, ...]] = ()
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return all(getattr(self, name) == getattr(other, name) for name in self.__match_args__)
+
+    def __repr__(self) -> str:
+        said = ", ".join([f"{name}={getattr(self, name)!r}" for name in self.__match_args__])
+        return f"{type(self).__name__}({said})"
+
+
+# -- at both ends --------------------------------------------------------------------------------------
+
+
+@final
+class RemoteMessage(Event):
     """The peer has something for the log (section 12.4)."""
 
-    ioid: int
-    kind: int
-    text: str
+    __slots__ = __match_args__ = ("ioid", "kind", "text")
+
+    def __init__(self, ioid: int, kind: int, text: str) -> None:
+        self.ioid = ioid
+        self.kind = kind
+        self.text = text
+
+
+@final
+class ChannelClosed(Event, Generic[ChannelT]):
+    """The channel is gone; its operations were reported closed before."""
+
+    __slots__ = __match_args__ = ("channel",)
+
+    def __init__(self, channel: ChannelT) -> None:
+        self.channel: ChannelT = channel
+
+
+@final
+class OperationClosed(Event, Generic[OperationT]):
+    """The operation is gone."""
+
+    __slots__ = __match_args__ = ("operation",)
+
+    def __init__(self, operation: OperationT) -> None:
+        self.operation: OperationT = operation
 
 
 # -- at a server ---------------------------------------------------------------------------------------
 
 
-class AuthenticationReceived(NamedTuple):
+@final
+class AuthenticationReceived(Event):
     """The client chose ``method``; answer with ``ServerConnection.validated``."""
 
-    method: str
-    payload: Value | None
+    __slots__ = __match_args__ = ("method", "payload")
+
+    def __init__(self, method: str, payload: Value | None) -> None:
+        self.method = method
+        self.payload = payload
 
 
-class SearchReceived(NamedTuple):
+@final
+class SearchReceived(Event):
     """A search over the stream; answer with ``ServerConnection.search_response``."""
 
-    request: SearchRequest
+    __slots__ = __match_args__ = ("request",)
+
+    def __init__(self, request: SearchRequest) -> None:
+        self.request = request
 
 
-class ChannelRequested(NamedTuple):
+@final
+class ChannelRequested(Event):
     """Answer with ``channel.accept`` or ``channel.reject``."""
 
-    channel: ServerChannel
+    __slots__ = __match_args__ = ("channel",)
+
+    def __init__(self, channel: ServerChannel) -> None:
+        self.channel = channel
 
 
-class ChannelClosed(NamedTuple):
-    """The channel is gone; its operations were reported closed before."""
-
-    channel: ServerChannel | ClientChannel
-
-
-class OperationRequested(NamedTuple):
+@final
+class OperationRequested(Event):
     """INIT; answer with ``operation.ready`` or ``operation.fail``."""
 
-    operation: ServerOperation
+    __slots__ = __match_args__ = ("operation",)
+
+    def __init__(self, operation: ServerOperation) -> None:
+        self.operation = operation
 
 
-class Execute(NamedTuple):
+@final
+class Execute(Event):
     """A request of an initialised operation; answer with one of the ``operation.reply*`` methods or ``fail``.
 
     ``argument`` is the Value of a PUT or PUT_GET (its ``changed`` bits say what was sent) or of an RPC.
     """
 
-    operation: ServerOperation
-    argument: Value | None
+    __slots__ = __match_args__ = ("operation", "argument")
+
+    def __init__(self, operation: ServerOperation, argument: Value | None) -> None:
+        self.operation = operation
+        self.argument = argument
 
 
-class MonitorWindow(NamedTuple):
+@final
+class MonitorWindow(Event):
     """The subscription was started, stopped or acknowledged: more, or no more, may be sent now."""
 
-    operation: ServerOperation
+    __slots__ = __match_args__ = ("operation",)
+
+    def __init__(self, operation: ServerOperation) -> None:
+        self.operation = operation
 
 
-class OperationCancelled(NamedTuple):
+@final
+class OperationCancelled(Event):
     """The client no longer wants the request in progress, which can no longer be answered.
 
     The operation lives on as ``successor``; that of a MONITOR, which is stopped, is the same object.
     """
 
-    operation: ServerOperation
-    successor: ServerOperation
+    __slots__ = __match_args__ = ("operation", "successor")
+
+    def __init__(self, operation: ServerOperation, successor: ServerOperation) -> None:
+        self.operation = operation
+        self.successor = successor
 
 
-class OperationClosed(NamedTuple):
-    """The operation is gone."""
-
-    operation: ServerOperation | ClientOperation
-
-
-class FieldRequested(NamedTuple):
+@final
+class FieldRequested(Event):
     """GET_FIELD; answer with ``operation.reply_field`` or ``operation.fail``."""
 
-    operation: ServerOperation
-    field: str
+    __slots__ = __match_args__ = ("operation", "field")
+
+    def __init__(self, operation: ServerOperation, field: str) -> None:
+        self.operation = operation
+        self.field = field
 
 
 # -- at a client ---------------------------------------------------------------------------------------
 
 
-class AuthenticationOffered(NamedTuple):
+@final
+class AuthenticationOffered(Event):
     """The server's offer; answer with ``ClientConnection.authenticate``."""
 
-    methods: tuple[str, ...]
+    __slots__ = __match_args__ = ("methods",)
+
+    def __init__(self, methods: tuple[str, ...]) -> None:
+        self.methods = methods
 
 
-class Validated(NamedTuple):
+@final
+class Validated(Event):
     """The server's verdict. The connection is READY if it is ok."""
 
-    status: Status
+    __slots__ = __match_args__ = ("status",)
+
+    def __init__(self, status: Status) -> None:
+        self.status = status
 
 
-class SearchAnswered(NamedTuple):
+@final
+class SearchAnswered(Event):
     """A name server's answer over the stream."""
 
-    response: SearchResponse
+    __slots__ = __match_args__ = ("response",)
+
+    def __init__(self, response: SearchResponse) -> None:
+        self.response = response
 
 
-class ChannelCreated(NamedTuple):
+@final
+class ChannelCreated(Event):
     """The answer to ``create_channel``."""
 
-    channel: ClientChannel
-    status: Status
+    __slots__ = __match_args__ = ("channel", "status")
+
+    def __init__(self, channel: ClientChannel, status: Status) -> None:
+        self.channel = channel
+        self.status = status
 
 
-class AccessChanged(NamedTuple):
+@final
+class AccessChanged(Event):
     """The server judged our permissions again (section 13)."""
 
-    channel: ClientChannel
+    __slots__ = __match_args__ = ("channel",)
+
+    def __init__(self, channel: ClientChannel) -> None:
+        self.channel = channel
 
 
-class OperationReady(NamedTuple):
+@final
+class OperationReady(Event):
     """The answer to INIT. ``operation.type`` is set if the status is ok."""
 
-    operation: ClientOperation
-    status: Status
+    __slots__ = __match_args__ = ("operation", "status")
+
+    def __init__(self, operation: ClientOperation, status: Status) -> None:
+        self.operation = operation
+        self.status = status
 
 
-class OperationReply(NamedTuple):
+@final
+class OperationReply(Event):
     """The answer to a request. ``value`` is there for GET, PUT_GET and RPC if the status is ok."""
 
-    operation: ClientOperation
-    status: Status
-    value: Value | None
+    __slots__ = __match_args__ = ("operation", "status", "value")
+
+    def __init__(self, operation: ClientOperation, status: Status, value: Value | None) -> None:
+        self.operation = operation
+        self.status = status
+        self.value = value
 
 
-class MonitorUpdate(NamedTuple):
+@final
+class MonitorUpdate(Event):
     """One update: ``bits`` says which fields ``store`` brought, ``overrun`` which of them lost a predecessor.
 
     ``store`` is complete: fields that the update did not bring are what they were before.
     """
 
-    operation: ClientOperation
-    bits: int
-    store: list[Any]
-    overrun: int
+    __slots__ = __match_args__ = ("operation", "bits", "store", "overrun")
+
+    def __init__(self, operation: ClientOperation, bits: int, store: list[Any], overrun: int) -> None:
+        self.operation = operation
+        self.bits = bits
+        self.store = store
+        self.overrun = overrun
 
 
-class MonitorFinished(NamedTuple):
+@final
+class MonitorFinished(Event):
     """The server ended the subscription."""
 
-    operation: ClientOperation
-    status: Status
+    __slots__ = __match_args__ = ("operation", "status")
+
+    def __init__(self, operation: ClientOperation, status: Status) -> None:
+        self.operation = operation
+        self.status = status
 
 
-class FieldReply(NamedTuple):
+@final
+class FieldReply(Event):
     """The answer to GET_FIELD."""
 
-    operation: ClientOperation
-    status: Status
-    type: TypeDesc | None
+    __slots__ = __match_args__ = ("operation", "status", "type")
+
+    def __init__(self, operation: ClientOperation, status: Status, kind: TypeDesc | None) -> None:
+        self.operation = operation
+        self.status = status
+        self.type = kind
 
 
-Event: TypeAlias = (
-    RemoteMessage
-    | AuthenticationReceived
-    | SearchReceived
-    | ChannelRequested
-    | ChannelClosed
-    | OperationRequested
-    | Execute
-    | MonitorWindow
-    | OperationCancelled
-    | OperationClosed
-    | FieldRequested
-    | AuthenticationOffered
-    | Validated
-    | SearchAnswered
-    | ChannelCreated
-    | AccessChanged
-    | OperationReady
-    | OperationReply
-    | MonitorUpdate
-    | MonitorFinished
-    | FieldReply
+ServerEvent: TypeAlias = (
+    "RemoteMessage | AuthenticationReceived | SearchReceived | ChannelRequested | ChannelClosed[ServerChannel]"
+    " | OperationRequested | Execute | MonitorWindow | OperationCancelled | OperationClosed[ServerOperation]"
+    " | FieldRequested"
 )
+"""What a server has to act on."""
+
+ClientEvent: TypeAlias = (
+    "RemoteMessage | AuthenticationOffered | Validated | SearchAnswered | ChannelCreated"
+    " | ChannelClosed[ClientChannel] | AccessChanged | OperationReady | OperationReply | MonitorUpdate"
+    " | MonitorFinished | FieldReply | OperationClosed[ClientOperation]"
+)
+"""What a client has to act on."""

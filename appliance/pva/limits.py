@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from appliance.pvdata.primitives import DecodeLimits
+
 __all__ = ["DEFAULT_LIMITS", "Limits"]
 
 
@@ -26,7 +28,7 @@ class Limits(NamedTuple):
     max_operations: int = 500_000
     max_request_octets: int = 64 * 1024 * 1024
     """Octets of memory for the pvRequests of all operations together. Requests that many operations share count once."""
-    max_types: int = 16_384
+    max_types: int = DecodeLimits.CACHED_TYPES
     """Types that the peer may define by ID on one connection (section 5.6)."""
     max_queue_size: int = 65_536
     """Updates of one subscription that a client may ask the server to keep."""

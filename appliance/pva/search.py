@@ -15,8 +15,9 @@ from typing import Final, NamedTuple, TypeAlias
 from appliance.errors import DecodeError, LocalProtocolError
 from appliance.pva import commands as c
 from appliance.pva.limits import DEFAULT_LIMITS, Limits
+from appliance.pva.packing import HEADER, U16, U32
 from appliance.pvdata.pace import breathe
-from appliance.pvdata.wire import decode_size, decode_string, encode_size, encode_string
+from appliance.pvdata.primitives import Buffer, decode_size, decode_string, encode_size, encode_string
 
 __all__ = [
     "GUID_SIZE",
@@ -31,19 +32,15 @@ __all__ = [
     "split_names",
 ]
 
-Buffer: TypeAlias = bytes | bytearray | memoryview
 Address: TypeAlias = IPv4Address | IPv6Address
 
 GUID_SIZE: Final = 12
 MAX_DATAGRAM: Final = 1400
 """Octets of a search datagram: what crosses an Ethernet without being cut in pieces."""
 
-_HEADER: Final = (Struct("<BBBBI"), Struct(">BBBBI"))
 _SEARCH_HEAD: Final = (Struct("<IB3x16sH"), Struct(">IB3x16sH"))
 _RESPONSE_HEAD: Final = (Struct("<12sI16sH"), Struct(">12sI16sH"))
 _BEACON_HEAD: Final = (Struct("<12sBBH16sH"), Struct(">12sBBH16sH"))
-_U16: Final = (Struct("<H"), Struct(">H"))
-_U32: Final = (Struct("<I"), Struct(">I"))
 
 _V4_PREFIX: Final = bytes(10) + b"\xff\xff"
 _ANY: Final = IPv4Address(0)
@@ -82,12 +79,12 @@ class SearchRequest(NamedTuple):
     def encode(self, *, big: bool = False) -> bytes:
         """Encode the payload."""
         flags = (c.SEARCH_MUST_REPLY if self.must_reply else 0) | (c.SEARCH_UNICAST if self.unicast else 0)
-        u32 = _U32[big]
+        u32 = U32[big]
         parts = [
             _SEARCH_HEAD[big].pack(self.sequence, flags, _pack_address(self.reply_address), self.reply_port),
             encode_size(len(self.protocols), big),
             *(encode_string(protocol, big) for protocol in self.protocols),
-            _U16[big].pack(len(self.names)),
+            U16[big].pack(len(self.names)),
         ]
         for number, (instance, name) in enumerate(self.names):
             if not number & 255:
@@ -113,11 +110,11 @@ class SearchRequest(NamedTuple):
             protocols.append(protocol)
         if end - pos < 2:
             raise DecodeError("SEARCH ends before its number of names")
-        (count,) = _U16[big].unpack_from(buf, pos)
+        (count,) = U16[big].unpack_from(buf, pos)
         pos += 2
         if count > limits.max_search_names:
             raise DecodeError(f"SEARCH for {count} names exceeds the limit of {limits.max_search_names}")
-        u32 = _U32[big]
+        u32 = U32[big]
         names = []
         for number in range(count):
             if not number & 255:
@@ -158,13 +155,13 @@ class SearchResponse(NamedTuple):
 
     def encode(self, *, big: bool = False) -> bytes:
         """Encode the payload."""
-        u32 = _U32[big]
+        u32 = U32[big]
         return b"".join(
             (
                 _RESPONSE_HEAD[big].pack(self.guid, self.sequence, _pack_address(self.address), self.port),
                 encode_string(self.protocol, big),
                 b"\x01" if self.found else b"\x00",
-                _U16[big].pack(len(self.instances)),
+                U16[big].pack(len(self.instances)),
                 *(u32.pack(instance) for instance in self.instances),
             )
         )
@@ -183,7 +180,7 @@ class SearchResponse(NamedTuple):
         pos += 1
         instances: tuple[int, ...] = ()
         if end - pos >= 2:
-            (count,) = _U16[big].unpack_from(buf, pos)
+            (count,) = U16[big].unpack_from(buf, pos)
             pos += 2
             if end - pos < 4 * count:
                 raise DecodeError("SEARCH_RESPONSE ends inside its list of names")
@@ -258,7 +255,7 @@ Datagram: TypeAlias = SearchRequest | SearchResponse | Beacon | OriginTag
 def pack_message(command: int, payload: bytes, *, from_server: bool, big: bool = False) -> bytes:
     """Put the header in front of a payload."""
     flags = (c.FLAG_SERVER if from_server else 0) | (c.FLAG_BIG_ENDIAN if big else 0)
-    return _HEADER[big].pack(c.MAGIC, c.VERSION, flags, command, len(payload)) + payload
+    return HEADER[big].pack(c.MAGIC, c.VERSION, flags, command, len(payload)) + payload
 
 
 def decode_datagram(buf: Buffer, *, limits: Limits = DEFAULT_LIMITS) -> Iterator[Datagram]:
@@ -270,7 +267,7 @@ def decode_datagram(buf: Buffer, *, limits: Limits = DEFAULT_LIMITS) -> Iterator
     end = len(buf)
     while end - pos >= 8:
         breathe()
-        magic, version, flags, command, size = _HEADER[0].unpack_from(buf, pos)
+        magic, version, flags, command, size = HEADER[0].unpack_from(buf, pos)
         if magic != c.MAGIC or version == 0:
             raise DecodeError("the datagram is not PVAccess")
         big = bool(flags & c.FLAG_BIG_ENDIAN)
@@ -278,7 +275,7 @@ def decode_datagram(buf: Buffer, *, limits: Limits = DEFAULT_LIMITS) -> Iterator
             pos += 8
             continue
         if big:
-            size = _HEADER[1].unpack_from(buf, pos)[4]
+            size = HEADER[1].unpack_from(buf, pos)[4]
         pos += 8
         if size > end - pos or flags & c.FLAG_SEGMENT_MASK:
             raise DecodeError("a message in the datagram is truncated or segmented")

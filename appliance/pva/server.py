@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Final
 
 from appliance.errors import DecodeError, RemoteProtocolError
 from appliance.pva import commands as c
-from appliance.pva.connection import EVENTS_PER_CALL, OUT_LIMIT, Buffer, Connection
+from appliance.pva.connection import EVENTS_PER_CALL, OUT_LIMIT, Connection
 from appliance.pva.events import (
     AuthenticationReceived,
     ChannelClosed,
@@ -23,28 +23,26 @@ from appliance.pva.events import (
     FieldRequested,
     OperationClosed,
     SearchReceived,
+    ServerEvent,
 )
 from appliance.pva.limits import DEFAULT_LIMITS, Limits
+from appliance.pva.packing import REQUEST_HEAD, U16, U32, U32_U32
 from appliance.pva.search import SearchRequest, SearchResponse
 from appliance.pva.server_channel import ServerChannel
-from appliance.pva.server_operation import PreparedAnswer, ServerOperation, init_answer
+from appliance.pva.server_operation import ServerOperation, init_answer
 from appliance.pva.states import SERVER_ACCEPTS, SERVER_HOLDS, ConnectionState, OperationState
 from appliance.pva.status import Status
 from appliance.pva.typed import decode_typed
 from appliance.pvdata.pace import breathe
+from appliance.pvdata.primitives import Buffer, decode_string, encode_size, encode_string
 from appliance.pvdata.types import StructType
 from appliance.pvdata.value import Value
-from appliance.pvdata.wire import decode_string, encode_size, encode_string
 
-__all__ = ["PreparedAnswer", "ServerChannel", "ServerConnection", "ServerOperation"]
+__all__ = ["ServerConnection"]
 
 _REQUEST: Final = Struct("<IIIIB")
 """A GET request as one unit: magic, version, flags and command as one number; size; sid; ioid; sub-command."""
 _GET_PREFIX: Final = c.MAGIC | c.VERSION << 8 | c.CMD_GET << 24
-_HEAD: Final = (Struct("<IIB"), Struct(">IIB"))
-_U32: Final = (Struct("<I"), Struct(">I"))
-_U32_U32: Final = (Struct("<II"), Struct(">II"))
-_U16: Final = (Struct("<H"), Struct(">H"))
 _NO_REQUEST: Final = Value(StructType(()))
 _CACHED_REQUEST: Final = 256
 """Octets of the longest pvRequest that is worth keeping."""
@@ -57,8 +55,8 @@ _BUFFER_SIZE: Final = 0x10000
 _REGISTRY_SIZE: Final = 0x7FFF
 
 
-class ServerConnection(Connection):
-    """See the module's text. ``context`` is the layer above's to use."""
+class ServerConnection(Connection[ServerEvent]):
+    """A server's side of the protocol: octets in, events out. ``context`` is the layer above's to use."""
 
     IS_SERVER: ClassVar[bool] = True
     ACCEPTS: ClassVar[dict[ConnectionState, frozenset[int]]] = SERVER_ACCEPTS
@@ -66,12 +64,12 @@ class ServerConnection(Connection):
     __slots__ = (
         "_next_sid",
         "_request_cache",
-        "_request_octets",
         "auth_methods",
         "channels",
         "context",
         "operations",
         "pending",
+        "request_octets",
     )
 
     def __init__(
@@ -92,7 +90,8 @@ class ServerConnection(Connection):
         self.context: Any = None
         self._next_sid = 1
         self._request_cache: dict[tuple[bool, bytes], Value] = {}
-        self._request_octets = 0
+        self.request_octets = 0
+        """Octets of memory that the pvRequests of all operations take."""
         self._handlers.update(
             {
                 c.CMD_CONNECTION_VALIDATION: self._on_validation,
@@ -111,13 +110,13 @@ class ServerConnection(Connection):
                 c.CMD_DESTROY_REQUEST: self._on_destroy_request,
             }
         )
-        self._control_message(c.CTRL_SET_ENDIAN, 0)
-        self._send(
+        self.outbox.control(c.CTRL_SET_ENDIAN, 0)
+        self.outbox.send(
             c.CMD_CONNECTION_VALIDATION,
             b"".join(
                 (
-                    _U32[big].pack(_BUFFER_SIZE),
-                    _U16[big].pack(_REGISTRY_SIZE),
+                    U32[big].pack(_BUFFER_SIZE),
+                    U16[big].pack(_REGISTRY_SIZE),
                     encode_size(len(auth_methods), big),
                     *(encode_string(method, big) for method in auth_methods),
                 )
@@ -132,10 +131,11 @@ class ServerConnection(Connection):
             return self._parse_handshake(data, pos, end)
         unpack = _REQUEST.unpack_from
         operations = self.operations
-        append = self._out.append
-        events = self._events
+        outbox = self.outbox
+        append = outbox.chunks.append
+        events = self.events
         size_out = 0
-        room = OUT_LIMIT - self.out_size
+        room = OUT_LIMIT - outbox.size
         idle = OperationState.IDLE
         due = self.due
         turn = min(end, pos + _GETS_PER_CALL * 17)
@@ -147,7 +147,7 @@ class ServerConnection(Connection):
                     prepared = operation.prepared
                     if (
                         prepared is not None
-                        and (tail := prepared.tail) is not None
+                        and (tail := prepared.tail or prepared.make_tail()) is not None
                         and operation.sid == sid
                         and operation.state is idle
                         and self._segments is None
@@ -160,14 +160,14 @@ class ServerConnection(Connection):
                             size_out += len(reply)
                         else:
                             size_out += operation.reply_prepared(tail, sub)
-                            room = OUT_LIMIT - self.out_size
+                            room = OUT_LIMIT - outbox.size
                         pos += 17
                         if size_out > room:
                             break
                         continue
-            self.out_size += size_out
+            outbox.size += size_out
             size_out = 0
-            room = OUT_LIMIT - self.out_size
+            room = OUT_LIMIT - outbox.size
             if len(events) >= EVENTS_PER_CALL or room < 0 or self.stalled:
                 break
             after = self._message(data, pos, end)
@@ -178,8 +178,8 @@ class ServerConnection(Connection):
                 return end
             if due is not None and due():
                 self.stalled = True
-            room = OUT_LIMIT - self.out_size
-        self.out_size += size_out
+            room = OUT_LIMIT - outbox.size
+        outbox.size += size_out
         if turn < end and turn - pos < 17:
             self.stalled = True
         return super()._parse(data, pos, end)
@@ -188,7 +188,7 @@ class ServerConnection(Connection):
 
     def _parse_handshake(self, data: Buffer, pos: int, end: int) -> int:
         """Parse up to the first request that must wait for our verdict."""
-        events = self._events
+        events = self.events
         due = self.due
         while end - pos >= 8 and not self.stalled:
             if (
@@ -199,7 +199,7 @@ class ServerConnection(Connection):
             ):
                 self.held = True
                 break
-            if len(events) >= EVENTS_PER_CALL or self.out_size > OUT_LIMIT:
+            if len(events) >= EVENTS_PER_CALL or self.outbox.size > OUT_LIMIT:
                 self.stalled = True
                 break
             after = self._message(data, pos, end)
@@ -221,7 +221,7 @@ class ServerConnection(Connection):
         method, pos = decode_string(buf, pos + 8, end, big)
         payload = decode_typed(buf, pos, end, big, self.types)[0] if pos < end else None
         self.state = ConnectionState.AUTHENTICATING
-        self._events.append(AuthenticationReceived(method, payload))
+        self.events.append(AuthenticationReceived(method, payload))
 
     def validated(self, status: Status) -> None:
         """Answer AuthenticationReceived. After an error the connection is CLOSED once the answer is sent.
@@ -231,7 +231,7 @@ class ServerConnection(Connection):
         if self.state is ConnectionState.CLOSED:
             return
         self._require(ConnectionState.AUTHENTICATING, "validated()")
-        self._send(c.CMD_CONNECTION_VALIDATED, status.encode(big=self.big))
+        self.outbox.send(c.CMD_CONNECTION_VALIDATED, status.encode(big=self.outbox.big))
         if status.ok:
             self.state = ConnectionState.READY
             self.stalled = self.stalled or self.held
@@ -244,19 +244,19 @@ class ServerConnection(Connection):
         names = request.names
         for start in range(0, max(len(names), 1), _NAMES_PER_EVENT):
             part = names[start : start + _NAMES_PER_EVENT]
-            self._events.append(SearchReceived(request._replace(names=part)))
+            self.events.append(SearchReceived(request._replace(names=part)))
 
     def search_response(self, response: SearchResponse) -> None:
         """Answer SearchReceived."""
         if self.state is not ConnectionState.CLOSED:
-            self._send(c.CMD_SEARCH_RESPONSE, response.encode(big=self.big))
+            self.outbox.send(c.CMD_SEARCH_RESPONSE, response.encode(big=self.outbox.big))
 
     # -- channels ------------------------------------------------------------------------------------
 
     def _on_create_channel(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if end - pos < 2:
             raise DecodeError("CREATE_CHANNEL is too short")
-        (count,) = _U16[big].unpack_from(buf, pos)
+        (count,) = U16[big].unpack_from(buf, pos)
         pos += 2
         if count * 5 > end - pos:
             raise DecodeError(f"CREATE_CHANNEL claims {count} names and has no room for them")
@@ -267,7 +267,7 @@ class ServerConnection(Connection):
                     return
             if end - pos < 5:
                 raise DecodeError("CREATE_CHANNEL ends inside its list of names")
-            (cid,) = _U32[big].unpack_from(buf, pos)
+            (cid,) = U32[big].unpack_from(buf, pos)
             name, pos = decode_string(buf, pos + 4, end, big)
             channel = ServerChannel(self, self._new_sid(), cid, name)
             if not name:
@@ -278,7 +278,7 @@ class ServerConnection(Connection):
                 channel.refuse(f"this connection has {self.limits.max_channels} channels already")
             else:
                 self.pending[channel.sid] = channel
-                self._events.append(ChannelRequested(channel))
+                self.events.append(ChannelRequested(channel))
 
     def _new_sid(self) -> int:
         sid = self._next_sid
@@ -290,19 +290,20 @@ class ServerConnection(Connection):
     def _on_destroy_channel(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if end - pos < 8:
             raise DecodeError("DESTROY_CHANNEL is too short")
-        sid, cid = _U32_U32[big].unpack_from(buf, pos)
+        sid, cid = U32_U32[big].unpack_from(buf, pos)
         channel = self.channels.get(sid)
         if channel is None:
             return  # our own close crossed it on the wire
-        self._drop_channel(channel)
-        self._send(c.CMD_DESTROY_CHANNEL, _U32_U32[self.big].pack(sid, cid))
+        self.drop_channel(channel)
+        self.outbox.send(c.CMD_DESTROY_CHANNEL, U32_U32[self.outbox.big].pack(sid, cid))
 
-    def _drop_channel(self, channel: ServerChannel) -> None:
+    def drop_channel(self, channel: ServerChannel) -> None:
+        """Forget a channel that has ended, its operations first, and tell of it."""
         channel.open = False
         self.channels.pop(channel.sid, None)
         for operation in list(channel.operations.values()):
-            self._drop_operation(operation)
-        self._events.append(ChannelClosed(channel))
+            self.drop_operation(operation)
+        self.events.append(ChannelClosed(channel))
 
     # -- operations ----------------------------------------------------------------------------------
 
@@ -327,21 +328,22 @@ class ServerConnection(Connection):
     def _on_array(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         sid, ioid, sub = self._head(c.CMD_ARRAY, buf, pos, end, big)
         if not sub & c.SUB_DESTROY:
-            self._refuse(
+            self.refuse(
                 c.CMD_ARRAY, sid, ioid, sub, "array operations are not served; use GET or PUT of the field"
             )
 
     def _head(self, command: int, buf: Buffer, pos: int, end: int, big: bool) -> tuple[int, int, int]:
         if end - pos < 9:
             raise DecodeError(f"{c.OPERATION_NAMES[command]} is too short")
-        return _HEAD[big].unpack_from(buf, pos)
+        return REQUEST_HEAD[big].unpack_from(buf, pos)
 
-    def _refuse(self, command: int, sid: int, ioid: int, sub: int, message: str) -> None:
-        """Answer a request that has no operation to answer for it."""
-        reply = _U32[self.big].pack(ioid)
+    def refuse(self, command: int, sid: int, ioid: int, sub: int, message: str) -> None:
+        """Answer a request with an error, without the operation that it names."""
+        big = self.outbox.big
+        reply = U32[big].pack(ioid)
         if command != c.CMD_GET_FIELD:
             reply += bytes((init_answer(sub) if sub & c.SUB_INIT else sub,))
-        self._send(command, reply + Status.error(message).encode(big=self.big))
+        self.outbox.send(command, reply + Status.error(message).encode(big=big))
 
     def _operation(self, command: int, buf: Buffer, pos: int, end: int, big: bool) -> None:
         sid, ioid, sub = self._head(command, buf, pos, end, big)
@@ -357,7 +359,7 @@ class ServerConnection(Connection):
                 )  # it may define types that later messages refer to
             # Our own end of the operation may have crossed the request; a monitor's ack deserves no answer.
             if command != c.CMD_MONITOR and not sub & c.SUB_DESTROY:
-                self._refuse(command, sid, ioid, sub, "there is no such operation any more")
+                self.refuse(command, sid, ioid, sub, "there is no such operation any more")
             return
         if operation.command != command or operation.sid != sid:
             raise RemoteProtocolError(
@@ -385,16 +387,16 @@ class ServerConnection(Connection):
         if has_window:
             if end - pos < 4:
                 raise DecodeError("MONITOR ends before its initial window")
-            (window,) = _U32[big].unpack_from(buf, pos)
+            (window,) = U32[big].unpack_from(buf, pos)
         channel = self.channels.get(sid)
         if channel is None:
-            self._refuse(command, sid, ioid, sub, "there is no such channel any more")
+            self.refuse(command, sid, ioid, sub, "there is no such channel any more")
             return
         if len(self.operations) >= self.limits.max_operations:
-            self._refuse(command, sid, ioid, sub, "too many operations on this connection")
+            self.refuse(command, sid, ioid, sub, "too many operations on this connection")
             return
-        if cost and self._request_octets + cost > self.limits.max_request_octets:
-            self._refuse(
+        if cost and self.request_octets + cost > self.limits.max_request_octets:
+            self.refuse(
                 command,
                 sid,
                 ioid,
@@ -404,7 +406,7 @@ class ServerConnection(Connection):
             return
         operation = ServerOperation(channel, ioid, command, sub, request)
         operation.cost = cost
-        self._request_octets += cost
+        self.request_octets += cost
         self.operations[ioid] = channel.operations[ioid] = operation
         operation.requested(window)
 
@@ -434,24 +436,24 @@ class ServerConnection(Connection):
     def _on_get_field(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if end - pos < 9:
             raise DecodeError("GET_FIELD is too short")
-        sid, ioid = _U32_U32[big].unpack_from(buf, pos)
+        sid, ioid = U32_U32[big].unpack_from(buf, pos)
         field, _ = decode_string(buf, pos + 8, end, big)
         if ioid in self.operations:
             raise RemoteProtocolError(f"operation {ioid} is created a second time")
         channel = self.channels.get(sid)
         if channel is None:
-            self._refuse(c.CMD_GET_FIELD, sid, ioid, 0, "there is no such channel any more")
+            self.refuse(c.CMD_GET_FIELD, sid, ioid, 0, "there is no such channel any more")
             return
         if len(field) > self.limits.max_name:
-            self._refuse(c.CMD_GET_FIELD, sid, ioid, 0, "the field's name is too long")
+            self.refuse(c.CMD_GET_FIELD, sid, ioid, 0, "the field's name is too long")
             return
         if len(self.operations) >= self.limits.max_operations:
-            self._refuse(c.CMD_GET_FIELD, sid, ioid, 0, "too many operations on this connection")
+            self.refuse(c.CMD_GET_FIELD, sid, ioid, 0, "too many operations on this connection")
             return
         operation = ServerOperation(channel, ioid, c.CMD_GET_FIELD, 0, None)
         self.operations[ioid] = channel.operations[ioid] = operation
         # Section 9.8 writes a nested field with a leading dot, peers write none.
-        self._events.append(FieldRequested(operation, field.removeprefix(".")))
+        self.events.append(FieldRequested(operation, field.removeprefix(".")))
 
     def _on_cancel(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         operation = self._addressed("CANCEL_REQUEST", buf, pos, end, big)
@@ -461,33 +463,34 @@ class ServerConnection(Connection):
     def _on_destroy_request(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         operation = self._addressed("DESTROY_REQUEST", buf, pos, end, big)
         if operation is not None:
-            self._drop_operation(operation)
+            self.drop_operation(operation)
 
     def _addressed(self, what: str, buf: Buffer, pos: int, end: int, big: bool) -> ServerOperation | None:
         if end - pos < 8:
             raise DecodeError(f"{what} is too short")
-        sid, ioid = _U32_U32[big].unpack_from(buf, pos)
+        sid, ioid = U32_U32[big].unpack_from(buf, pos)
         operation = self.operations.get(ioid)
         # Unknown: its end crossed the request. Another channel's: not this client's to touch by that name.
         return operation if operation is not None and operation.sid == sid else None
 
-    def _drop_operation(self, operation: ServerOperation) -> None:
+    def drop_operation(self, operation: ServerOperation) -> None:
+        """Forget an operation that has ended, and tell of it."""
         if operation.state is OperationState.DEAD:
             return
         operation.state = OperationState.DEAD
         operation.prepared = None
-        self._request_octets -= operation.cost
+        self.request_octets -= operation.cost
         self.operations.pop(operation.ioid, None)
         operation.channel.operations.pop(operation.ioid, None)
-        self._events.append(OperationClosed(operation))
+        self.events.append(OperationClosed(operation))
 
     def _end(self) -> Iterator[None]:
         for channel in [*self.channels.values(), *self.pending.values()]:
             if not channel.open and channel.sid not in self.pending:
                 continue  # closed meanwhile
             for operation in list(channel.operations.values()):
-                self._drop_operation(operation)
+                self.drop_operation(operation)
                 yield
-            self._drop_channel(channel)
+            self.drop_channel(channel)
             yield
         self.pending.clear()

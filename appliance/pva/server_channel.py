@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from struct import Struct
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Protocol
 
 from appliance.errors import LocalProtocolError
 from appliance.pva import commands as c
+from appliance.pva.packing import U32, U32_U32
+from appliance.pva.server_operation import OperationOwner, ServerOperation
 from appliance.pva.states import ConnectionState
 from appliance.pva.status import OK_BYTES, Status
 
-if TYPE_CHECKING:
-    from appliance.pva.server import ServerConnection
-    from appliance.pva.server_operation import ServerOperation
+__all__ = ["ChannelOwner", "ServerChannel"]
 
-__all__ = ["ServerChannel"]
 
-_U32: Final = (Struct("<I"), Struct(">I"))
-_U32_U32: Final = (Struct("<II"), Struct(">II"))
+class ChannelOwner(OperationOwner, Protocol):
+    """What a channel needs of its connection."""
+
+    state: ConnectionState
+    channels: dict[int, ServerChannel]
+    pending: dict[int, ServerChannel]
+
+    def drop_channel(self, channel: ServerChannel) -> None:
+        """Forget a channel that has ended, and tell of it."""
 
 
 class ServerChannel:
@@ -28,7 +33,7 @@ class ServerChannel:
 
     __slots__ = ("cid", "connection", "context", "name", "open", "operations", "permissions", "sid")
 
-    def __init__(self, connection: ServerConnection, sid: int, cid: int, name: str) -> None:
+    def __init__(self, connection: ChannelOwner, sid: int, cid: int, name: str) -> None:
         self.connection = connection
         self.sid = sid
         self.cid = cid
@@ -55,7 +60,8 @@ class ServerChannel:
         connection.channels[self.sid] = self
         self.open = True
         self._send_permissions(permissions)
-        connection._send(c.CMD_CREATE_CHANNEL, _U32_U32[connection.big].pack(self.cid, self.sid) + OK_BYTES)
+        outbox = connection.outbox
+        outbox.send(c.CMD_CREATE_CHANNEL, U32_U32[outbox.big].pack(self.cid, self.sid) + OK_BYTES)
 
     def reject(self, message: str) -> None:
         """Refuse to create the channel."""
@@ -64,11 +70,11 @@ class ServerChannel:
 
     def refuse(self, message: str) -> None:
         """Refuse a channel that never waited for an answer."""
-        connection = self.connection
-        connection._send(
+        outbox = self.connection.outbox
+        big = outbox.big
+        outbox.send(
             c.CMD_CREATE_CHANNEL,
-            _U32_U32[connection.big].pack(self.cid, 0xFFFFFFFF)
-            + Status.error(message).encode(big=connection.big),
+            U32_U32[big].pack(self.cid, 0xFFFFFFFF) + Status.error(message).encode(big=big),
         )
 
     def set_permissions(self, permissions: int) -> None:
@@ -78,16 +84,16 @@ class ServerChannel:
 
     def _send_permissions(self, permissions: int) -> None:
         self.permissions = permissions
-        connection = self.connection
-        connection._send(c.CMD_ACL_CHANGE, _U32[connection.big].pack(self.cid) + bytes((permissions,)))
+        outbox = self.connection.outbox
+        outbox.send(c.CMD_ACL_CHANGE, U32[outbox.big].pack(self.cid) + bytes((permissions,)))
 
     def close(self) -> None:
         """Take the channel away from the client, which will search for the name again."""
         if not self.open:
             return
-        connection = self.connection
-        connection._send(c.CMD_DESTROY_CHANNEL, _U32_U32[connection.big].pack(self.sid, self.cid))
-        connection._drop_channel(self)
+        outbox = self.connection.outbox
+        outbox.send(c.CMD_DESTROY_CHANNEL, U32_U32[outbox.big].pack(self.sid, self.cid))
+        self.connection.drop_channel(self)
 
     def __repr__(self) -> str:
         return f"<ServerChannel {self.name!r} sid={self.sid} cid={self.cid}>"

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 from collections import deque
-from struct import Struct
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from appliance.errors import DecodeError, LocalProtocolError, RemoteProtocolError
 from appliance.pva import commands as c
-from appliance.pva.connection import COPY_LIMIT, Buffer
-from appliance.pva.events import Execute, MonitorWindow, OperationCancelled, OperationRequested
+from appliance.pva.events import Execute, MonitorWindow, OperationCancelled, OperationRequested, ServerEvent
+from appliance.pva.limits import Limits
+from appliance.pva.outbox import Outbox
+from appliance.pva.packing import REPLY, U32
 from appliance.pva.selection import encode_answer, leaves
 from appliance.pva.states import MONITOR_TRANSITIONS, REQUEST_TRANSITIONS, OperationInput, OperationState
 from appliance.pva.status import OK, OK_BYTES, Status
 from appliance.pva.typed import decode_typed, encode_typed
 from appliance.pvdata.bitset import decode_bitset
 from appliance.pvdata.codec import codec
-from appliance.pvdata.fielddesc import encode_type
-from appliance.pvdata.pvrequest import request_options
+from appliance.pvdata.fielddesc import TypeReader, encode_type
+from appliance.pvdata.primitives import Buffer
+from appliance.pvdata.pvrequest import request_options, truth
 from appliance.pvdata.types import StructType, TypeDesc
 from appliance.pvdata.value import Value
 
-if TYPE_CHECKING:
-    from appliance.pva.server import ServerChannel
+__all__ = ["OperationOwner", "PreparedAnswer", "ServerOperation", "init_answer"]
 
-__all__ = ["PreparedAnswer", "ServerOperation", "init_answer"]
-
-_REPLY: Final = (Struct("<BBBBIIB"), Struct(">BBBBIIB"))
-_U32: Final = (Struct("<I"), Struct(">I"))
 _DEFAULT_QUEUE: Final = 4
 
 
@@ -50,9 +47,49 @@ class PreparedAnswer:
     def __init__(self) -> None:
         self.tail: bytes | None = None
 
+    def make_tail(self) -> bytes | None:
+        """Make the octets for one GET where they cannot be kept; None has the handler answer."""
+        return None
+
+
+class OperationOwner(Protocol):
+    """What an operation needs of its connection."""
+
+    limits: Limits
+    outbox: Outbox
+    events: list[ServerEvent]
+    types: TypeReader
+    operations: dict[int, ServerOperation]
+
+    @property
+    def big(self) -> bool:
+        """Whether this end writes numbers big-endian."""
+
+    def send_message(self, ioid: int, kind: int, text: str) -> None:
+        """Tell the client's operator something about an operation."""
+
+    def refuse(self, command: int, sid: int, ioid: int, sub: int, message: str) -> None:
+        """Answer a request with an error, without the operation that it names."""
+
+    def drop_operation(self, operation: ServerOperation) -> None:
+        """Forget an operation that has ended, and tell of it."""
+
+
+class OperationChannel(Protocol):
+    """What an operation needs of its channel."""
+
+    sid: int
+    name: str
+    operations: dict[int, ServerOperation]
+    context: Any
+
+    @property
+    def connection(self) -> OperationOwner:
+        """The connection of both."""
+
 
 class ServerOperation:
-    """See the module's text. ``context`` is the layer above's to use."""
+    """A request that a client initialised once and may use often. ``context`` is the layer above's to use."""
 
     __slots__ = (
         "channel",
@@ -63,6 +100,7 @@ class ServerOperation:
         "ioid",
         "last",
         "mask",
+        "outbox",
         "pipeline",
         "prepared",
         "queue_size",
@@ -78,10 +116,11 @@ class ServerOperation:
     )
 
     def __init__(
-        self, channel: ServerChannel, ioid: int, command: int, sub: int, request: Value | None
+        self, channel: OperationChannel, ioid: int, command: int, sub: int, request: Value | None
     ) -> None:
         self.channel = channel
         self.connection = channel.connection
+        self.outbox = self.connection.outbox
         self.sid = channel.sid
         self.ioid = ioid
         self.command = command
@@ -138,12 +177,12 @@ class ServerOperation:
         """INIT has come: judge the options that belong to the protocol, then ask the layer above."""
         if self.command == c.CMD_MONITOR and not self._subscribe(window):
             return
-        self.connection._events.append(OperationRequested(self))
+        self.connection.events.append(OperationRequested(self))
 
     def _subscribe(self, window: int) -> bool:
         assert self.request is not None
         options = request_options(self.request)
-        self.pipeline = options.get("pipeline", "false").lower() in ("true", "1", "yes", "on")
+        self.pipeline = truth(options.get("pipeline")) is True
         self.window = window
         limit = self.connection.limits.max_queue_size
         asked = options.get("queueSize")
@@ -173,20 +212,20 @@ class ServerOperation:
             return
         creating = self.state is OperationState.CREATING
         if sub == c.SUB_DESTROY and end == pos and (creating or not self._last_without_value):
-            self.connection._drop_operation(self)
+            self.connection.drop_operation(self)
             return
         if creating:
             raise RemoteProtocolError(f"{self.name} {self.ioid} is used before its INIT was answered")
         argument = self._argument(sub, buf, pos, end, big)  # even if refused: it may define types
         if not self._idle:
-            self.connection._refuse(
+            self.connection.refuse(
                 self.command, self.sid, self.ioid, sub, "the request before this one is still in progress"
             )
             return
         self.sub = sub
         self.last = bool(sub & c.SUB_DESTROY)
         self._advance(OperationInput.EXECUTE)
-        self.connection._events.append(Execute(self, argument))
+        self.connection.events.append(Execute(self, argument))
 
     @property
     def _last_without_value(self) -> bool:
@@ -224,14 +263,14 @@ class ServerOperation:
             if end - pos < 4:
                 raise DecodeError("MONITOR ends before its acknowledgement")
             if self.pipeline:
-                (count,) = _U32[big].unpack_from(buf, pos)
+                (count,) = U32[big].unpack_from(buf, pos)
                 self.window = min(self.window + count, 0xFFFFFFFF)
         if sub & c.SUB_DESTROY:
-            self.connection._drop_operation(self)
+            self.connection.drop_operation(self)
             return
         if sub & c.SUB_PROCESS:
             self._advance(OperationInput.START if sub & c.SUB_GET else OperationInput.STOP)
-        self.connection._events.append(MonitorWindow(self))
+        self.connection.events.append(MonitorWindow(self))
 
     def cancel(self) -> None:
         """Abandon the request in progress; the operation lives on (section 9.9).
@@ -254,7 +293,7 @@ class ServerOperation:
             self.connection.operations[self.ioid] = self.channel.operations[self.ioid] = successor
             self.state = OperationState.DEAD
             self.prepared = None
-        self.connection._events.append(OperationCancelled(self, successor))
+        self.connection.events.append(OperationCancelled(self, successor))
 
     # -- from the layer above --------------------------------------------------------------------------
 
@@ -270,39 +309,39 @@ class ServerOperation:
             raise LocalProtocolError(f"{self.name} {'needs a' if has_type else 'has no'} type")
         self._advance(OperationInput.READY)
         self.type = kind
-        big = self.connection.big
-        parts = [_U32[big].pack(self.ioid), bytes((init_answer(self.sub),)), OK_BYTES]
+        big = self.outbox.big
+        parts = [U32[big].pack(self.ioid), bytes((init_answer(self.sub),)), OK_BYTES]
         if kind is not None:
             self.mask = kind.leaf_mask if mask is None else mask & kind.leaf_mask
             described = encode_type(kind, big)
             parts.append(described)
             if self.command == c.CMD_PUT_GET:
                 parts.append(described)
-        self.connection._send(self.command, b"".join(parts))
+        self.outbox.send(self.command, b"".join(parts))
 
     def fail(self, message: str) -> None:
         """Answer INIT or the request in progress with an error; a MONITOR ends with it."""
         if self.state is OperationState.DEAD:
             return
-        big = self.connection.big
+        big = self.outbox.big
         creating = self.state is OperationState.CREATING
         if self.command == c.CMD_MONITOR and not creating:
             self.finish(Status.error(message))
             return
         if not creating and self.state is not OperationState.EXECUTING:
             return  # cancelled meanwhile
-        head = _U32[big].pack(self.ioid)
+        head = U32[big].pack(self.ioid)
         if self.command != c.CMD_GET_FIELD:
             head += bytes((init_answer(self.sub) if creating else self.sub,))
-        self.connection._send(self.command, head + Status.error(message).encode(big=big))
+        self.outbox.send(self.command, head + Status.error(message).encode(big=big))
         if creating or self.last:
-            self.connection._drop_operation(self)
+            self.connection.drop_operation(self)
         else:
             self._advance(OperationInput.REPLY)
 
     def _replied(self) -> None:
         if self.last:
-            self.connection._drop_operation(self)
+            self.connection.drop_operation(self)
         else:
             self._advance(OperationInput.REPLY)
 
@@ -318,9 +357,7 @@ class ServerOperation:
             return
         kind = self.type
         assert kind is not None
-        self.reply_tail_once(
-            encode_answer(kind, leaves(kind, valid) & self.mask, store, big=self.connection.big)
-        )
+        self.reply_tail_once(encode_answer(kind, leaves(kind, valid) & self.mask, store, big=self.outbox.big))
 
     def reply_tail_once(self, tail: bytes) -> None:
         """Answer the request in progress with octets that ``encode_answer`` made for our mask and byte order."""
@@ -331,42 +368,41 @@ class ServerOperation:
 
     def reply_prepared(self, tail: bytes, sub: int) -> int:
         """Answer a GET from the hot loop; return how many octets to account for there."""
-        connection = self.connection
-        if len(tail) > COPY_LIMIT or connection.segment_size:
+        outbox = self.outbox
+        size = len(tail)
+        if size > outbox.one_piece:
             self._send_reply(tail, sub)
             return 0
         reply = (
-            _REPLY[connection.big].pack(
-                c.MAGIC, c.VERSION, connection._out_flags, c.CMD_GET, 5 + len(tail), self.ioid, sub
-            )
+            REPLY[outbox.big].pack(c.MAGIC, c.VERSION, outbox.flags, c.CMD_GET, 5 + size, self.ioid, sub)
             + tail
         )
         self.reply = reply
         self.reply_tail = tail
         self.reply_sub = sub
-        connection._out.append(reply)
+        outbox.chunks.append(reply)
         return len(reply)
 
     def _send_reply(self, tail: bytes, sub: int) -> None:
-        connection = self.connection
-        connection._send_chunks(self.command, [_U32[connection.big].pack(self.ioid) + bytes((sub,)), tail])
+        outbox = self.outbox
+        outbox.send_parts(self.command, [U32[outbox.big].pack(self.ioid) + bytes((sub,)), tail])
 
     def reply_rpc(self, value: Value | None) -> None:
         """Answer an RPC; None answers with the null type."""
         if self.state is not OperationState.EXECUTING:
             return
-        big = self.connection.big
-        head: Buffer = _U32[big].pack(self.ioid) + bytes((self.sub,)) + OK_BYTES
-        self.connection._send_chunks(self.command, [head, *encode_typed(value, big=big)])
+        big = self.outbox.big
+        head: Buffer = U32[big].pack(self.ioid) + bytes((self.sub,)) + OK_BYTES
+        self.outbox.send_parts(self.command, [head, *encode_typed(value, big=big)])
         self._replied()
 
     def reply_field(self, kind: TypeDesc) -> None:
         """Answer GET_FIELD; that ends the operation."""
         if self.state is OperationState.DEAD:
             return
-        big = self.connection.big
-        self.connection._send(c.CMD_GET_FIELD, _U32[big].pack(self.ioid) + OK_BYTES + encode_type(kind, big))
-        self.connection._drop_operation(self)
+        big = self.outbox.big
+        self.outbox.send(c.CMD_GET_FIELD, U32[big].pack(self.ioid) + OK_BYTES + encode_type(kind, big))
+        self.connection.drop_operation(self)
 
     # -- subscriptions -------------------------------------------------------------------------------
 
@@ -386,41 +422,39 @@ class ServerOperation:
             raise LocalProtocolError(
                 f"MONITOR {self.ioid} is {self.state.value}, window {self.window}: no update now"
             )
-        connection = self.connection
-        size = 5 + len(body)
-        if len(body) > COPY_LIMIT or connection.segment_size:
+        outbox = self.outbox
+        size = len(body)
+        if size > outbox.one_piece:
             self._send_reply(body, 0)
         else:
-            connection._out.append(
-                _REPLY[connection.big].pack(
-                    c.MAGIC, c.VERSION, connection._out_flags, c.CMD_MONITOR, size, self.ioid, 0
+            outbox.chunks.append(
+                REPLY[outbox.big].pack(
+                    c.MAGIC, c.VERSION, outbox.flags, c.CMD_MONITOR, 5 + size, self.ioid, 0
                 )
                 + body
             )
-            connection.out_size += 8 + size
+            outbox.size += 13 + size
         if self.pipeline:
             self.window -= 1
 
     def update_head(self, size: int) -> bytes | None:
         """Give what precedes an update's ``size`` octets in a message; None when it would not leave in one piece."""
-        connection = self.connection
-        if size > COPY_LIMIT or connection.segment_size:
+        outbox = self.outbox
+        if size > outbox.one_piece:
             return None
-        return _REPLY[connection.big].pack(
-            c.MAGIC, c.VERSION, connection._out_flags, c.CMD_MONITOR, 5 + size, self.ioid, 0
-        )
+        return REPLY[outbox.big].pack(c.MAGIC, c.VERSION, outbox.flags, c.CMD_MONITOR, 5 + size, self.ioid, 0)
 
     def send_message(self, message: bytes, limit: int) -> bool:
         """Send one update with its head, unless the client takes none now or ``limit`` octets of output wait."""
-        connection = self.connection
-        if self.state is not OperationState.EXECUTING or connection.out_size > limit:
+        outbox = self.outbox
+        if self.state is not OperationState.EXECUTING or outbox.size > limit:
             return False
         if self.pipeline:
             if self.window <= 0:
                 return False
             self.window -= 1
-        connection._out.append(message)
-        connection.out_size += len(message)
+        outbox.chunks.append(message)
+        outbox.size += len(message)
         return True
 
     def drain(self, queue: deque[Any], limit: int) -> bool:
@@ -431,38 +465,38 @@ class ServerOperation:
         """
         if self.state is not OperationState.EXECUTING:
             return False
-        connection = self.connection
+        outbox = self.outbox
         mask = self.mask
-        big = connection.big
+        big = outbox.big
         pipeline = self.pipeline
         while queue:
             if pipeline and self.window <= 0:
                 return False
-            if connection.out_size > limit:
+            if outbox.size > limit:
                 return True
             if pipeline:
                 self.window -= 1
             body = queue.popleft().encoded(mask, big)
-            size = 5 + len(body)
-            if size > COPY_LIMIT or connection.segment_size:
+            size = len(body)
+            if size > outbox.one_piece:
                 self._send_reply(body, 0)
                 continue
-            connection._out.append(
-                _REPLY[big].pack(c.MAGIC, c.VERSION, connection._out_flags, c.CMD_MONITOR, size, self.ioid, 0)
+            outbox.chunks.append(
+                REPLY[big].pack(c.MAGIC, c.VERSION, outbox.flags, c.CMD_MONITOR, 5 + size, self.ioid, 0)
                 + body
             )
-            connection.out_size += 8 + size
+            outbox.size += 13 + size
         return False
 
     def finish(self, status: Status = OK) -> None:
         """End the subscription from this side (sub-command 0x10)."""
         if self.state in (OperationState.DEAD, OperationState.CREATING):
             return
-        big = self.connection.big
-        self.connection._send(
-            c.CMD_MONITOR, _U32[big].pack(self.ioid) + bytes((c.SUB_DESTROY,)) + status.encode(big=big)
+        big = self.outbox.big
+        self.outbox.send(
+            c.CMD_MONITOR, U32[big].pack(self.ioid) + bytes((c.SUB_DESTROY,)) + status.encode(big=big)
         )
-        self.connection._drop_operation(self)
+        self.connection.drop_operation(self)
 
     def __repr__(self) -> str:
         return f"<ServerOperation {self.name} {self.channel.name!r} ioid={self.ioid} {self.state.value}>"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from appliance.errors import AccessDeniedError, DecodeError, RemoteError
-from appliance.pvdata.wire import decode_string, encode_string
+from appliance.pvdata.primitives import Buffer, decode_string, encode_string
 
 __all__ = ["OK", "OK_BYTES", "Status"]
 
@@ -48,9 +48,7 @@ class Status(NamedTuple):
         return bytes((self.kind,)) + encode_string(self.message, big) + encode_string(self.trace, big)
 
     @classmethod
-    def decode(
-        cls, buf: bytes | bytearray | memoryview, pos: int, end: int, *, big: bool
-    ) -> tuple[Status, int]:
+    def decode(cls, buf: Buffer, pos: int, end: int, *, big: bool) -> tuple[Status, int]:
         """Decode at ``pos``; raises DecodeError."""
         if pos >= end:
             raise DecodeError("a Status is missing at the end of the message")
@@ -65,7 +63,7 @@ class Status(NamedTuple):
 
     def raise_for(self, what: str) -> None:
         """Raise RemoteError (AccessDeniedError where the text says so) unless ok."""
-        if self.kind < 2:
+        if self.ok:
             return
         text = self.message or "the server gave no reason"
         lowered = text.lower()

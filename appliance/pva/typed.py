@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from appliance.pva.connection import Buffer
 from appliance.pvdata.codec import codec
 from appliance.pvdata.fielddesc import TypeReader, decode_type
+from appliance.pvdata.primitives import Buffer
 from appliance.pvdata.types import StructType
 from appliance.pvdata.value import Value
 

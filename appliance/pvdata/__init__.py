@@ -8,9 +8,17 @@ from __future__ import annotations
 from appliance.pvdata.bitset import decode_bitset, encode_bitset, iter_bits
 from appliance.pvdata.codec import Codec, codec
 from appliance.pvdata.fielddesc import TypeReader, TypeWriter, decode_type, encode_type
-from appliance.pvdata.leaves import AnyValue, UnionValue
+from appliance.pvdata.primitives import (
+    DecodeLimits,
+    decode_count,
+    decode_size,
+    decode_string,
+    encode_size,
+    encode_string,
+)
 from appliance.pvdata.pvrequest import PVRequest, request_mask, request_options, select_bits
 from appliance.pvdata.render import render, render_type
+from appliance.pvdata.store import AnyValue, UnionValue
 from appliance.pvdata.types import (
     ANY,
     BOOL,
@@ -34,14 +42,6 @@ from appliance.pvdata.types import (
     UnionType,
 )
 from appliance.pvdata.value import Value, View
-from appliance.pvdata.wire import (
-    Limits,
-    decode_count,
-    decode_size,
-    decode_string,
-    encode_size,
-    encode_string,
-)
 
 __all__ = [
     "ANY",
@@ -62,7 +62,7 @@ __all__ = [
     "ArrayType",
     "BoundedString",
     "Codec",
-    "Limits",
+    "DecodeLimits",
     "PVRequest",
     "ScalarType",
     "StructType",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from appliance.errors import DecodeError, PVDataError
-from appliance.pvdata.wire import Buffer, Limits, decode_count, encode_size, truncated
+from appliance.pvdata.primitives import Buffer, DecodeLimits, decode_count, encode_size, truncated
 
 __all__ = ["decode_bitset", "encode_bitset", "iter_bits"]
 
@@ -52,8 +52,8 @@ def decode_bitset(buf: Buffer, pos: int, end: int, big: bool) -> tuple[int, int]
     n, pos = decode_count(buf, pos, end, big)
     if n > end - pos:
         raise truncated(pos + n, end)
-    if n > Limits.BITSET_BYTES:
-        raise DecodeError(f"a bit set of {n} octets; at most {Limits.BITSET_BYTES} are allowed")
+    if n > DecodeLimits.BITSET_BYTES:
+        raise DecodeError(f"a bit set of {n} octets; at most {DecodeLimits.BITSET_BYTES} are allowed")
     raw = bytes(buf[pos : pos + n])
     return int.from_bytes(_swap_words(raw) if big else raw, "little"), pos + n
 

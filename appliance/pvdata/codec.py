@@ -22,8 +22,8 @@ from appliance.pvdata.fielddesc import TypeReader, encode_type
 from appliance.pvdata.leafcodec import ENCODE_ERRORS, LeafCodec, leaf_codec
 from appliance.pvdata.pace import breathe
 from appliance.pvdata.plans import compile_decoder, compile_encoder, encode_failure
+from appliance.pvdata.primitives import Buffer
 from appliance.pvdata.types import StructType, TypeDesc
-from appliance.pvdata.wire import Buffer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Mapping
 
 from appliance.errors import PVDataError
-from appliance.pvdata.leaves import NO_ANY, NO_UNION, AnyValue, UnionValue, numpy, zeros
+from appliance.pvdata.store import NO_ANY, NO_UNION, AnyValue, UnionValue, numpy, zeros
 from appliance.pvdata.types import (
     BOOL,
     FLOAT64,

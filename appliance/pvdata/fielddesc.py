@@ -7,6 +7,15 @@ from __future__ import annotations
 
 from appliance.errors import DecodeError, PVDataError
 from appliance.pvdata.pace import breathe
+from appliance.pvdata.primitives import (
+    Buffer,
+    DecodeLimits,
+    decode_count,
+    decode_string,
+    encode_size,
+    encode_string,
+    truncated,
+)
 from appliance.pvdata.types import (
     ANY,
     MAX_DEPTH,
@@ -21,15 +30,6 @@ from appliance.pvdata.types import (
     TypeDesc,
     UnionType,
     from_wire,
-)
-from appliance.pvdata.wire import (
-    Buffer,
-    Limits,
-    decode_count,
-    decode_string,
-    encode_size,
-    encode_string,
-    truncated,
 )
 
 __all__ = ["TypeReader", "TypeWriter", "decode_type", "encode_type"]
@@ -65,7 +65,7 @@ class TypeReader:
     held = 0
     """Octets of memory for the types of all connections of this process together."""
 
-    def __init__(self, limit: int = Limits.CACHED_TYPES) -> None:
+    def __init__(self, limit: int = DecodeLimits.CACHED_TYPES) -> None:
         self.limit = limit
         self.types: dict[int, TypeDesc] = {}
         self.level = 0
@@ -82,11 +82,13 @@ class TypeReader:
         if old is None and len(self.types) >= self.limit:
             raise DecodeError(f"the peer defines more than {self.limit} type IDs")
         more = t.weight - (old.weight if old is not None else 0)
-        if self._weight + more > Limits.CACHED_OCTETS:
-            raise DecodeError(f"the types that the peer defines take more than {Limits.CACHED_OCTETS} octets")
-        if more > 0 and TypeReader.held + more > Limits.ALL_CACHED_OCTETS:
+        if self._weight + more > DecodeLimits.CACHED_OCTETS:
             raise DecodeError(
-                f"the types that all peers define take more than {Limits.ALL_CACHED_OCTETS} octets; try again later"
+                f"the types that the peer defines take more than {DecodeLimits.CACHED_OCTETS} octets"
+            )
+        if more > 0 and TypeReader.held + more > DecodeLimits.ALL_CACHED_OCTETS:
+            raise DecodeError(
+                f"the types that all peers define take more than {DecodeLimits.ALL_CACHED_OCTETS} octets; try again later"
             )
         self._weight += more
         TypeReader.held += more
@@ -110,7 +112,7 @@ class TypeReader:
         if known is not None:
             return known
         self._known_weight += t.weight
-        if len(self._known) >= 64 or self._known_weight > Limits.KNOWN_OCTETS:
+        if len(self._known) >= 64 or self._known_weight > DecodeLimits.KNOWN_OCTETS:
             self._known.clear()
             self._known_weight = t.weight
         self._known[t] = t

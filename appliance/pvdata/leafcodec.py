@@ -12,8 +12,18 @@ from collections.abc import Callable, Iterable
 
 from appliance.errors import DecodeError
 from appliance.pvdata.fielddesc import TypeReader, decode_type, encode_type
-from appliance.pvdata.leaves import NO_ANY, NO_UNION, AnyValue, UnionValue, numpy, zeros
 from appliance.pvdata.pace import breathe
+from appliance.pvdata.primitives import (
+    Buffer,
+    DecodeLimits,
+    decode_count,
+    decode_size,
+    decode_string,
+    encode_size,
+    encode_string,
+    truncated,
+)
+from appliance.pvdata.store import NO_ANY, NO_UNION, AnyValue, UnionValue, numpy, zeros
 from appliance.pvdata.types import (
     AnyType,
     ArrayType,
@@ -22,16 +32,6 @@ from appliance.pvdata.types import (
     StructType,
     TypeDesc,
     UnionType,
-)
-from appliance.pvdata.wire import (
-    Buffer,
-    Limits,
-    decode_count,
-    decode_size,
-    decode_string,
-    encode_size,
-    encode_string,
-    truncated,
 )
 
 TYPE_CHECKING = False
@@ -385,6 +385,6 @@ def _nested(t: TypeDesc, big: bool, buf: Buffer, pos: int, end: int, types: Type
 
 
 def _enter(types: TypeReader) -> None:
-    if types.level >= Limits.NESTED_VALUES:
-        raise DecodeError(f"values nest deeper than {Limits.NESTED_VALUES} levels")
+    if types.level >= DecodeLimits.NESTED_VALUES:
+        raise DecodeError(f"values nest deeper than {DecodeLimits.NESTED_VALUES} levels")
     types.level += 1

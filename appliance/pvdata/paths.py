@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from appliance.errors import PVDataError
 from appliance.pvdata.coerce import coerce
-from appliance.pvdata.leaves import AnyValue, UnionValue
+from appliance.pvdata.store import AnyValue, UnionValue
 from appliance.pvdata.types import AnyType, ArrayType, StructType, TypeDesc, UnionType
 from appliance.pvdata.value import Value, _Fields, no_field
 

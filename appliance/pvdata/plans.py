@@ -10,8 +10,8 @@ import struct
 
 from appliance.errors import PVDataError
 from appliance.pvdata.leafcodec import ENCODE_ERRORS, leaf_codec
+from appliance.pvdata.primitives import _ONE, decode_string, encode_size, truncated
 from appliance.pvdata.types import ScalarType, TypeDesc
-from appliance.pvdata.wire import _ONE, decode_string, encode_size, truncated
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -14,12 +14,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["PVRequest", "request_mask", "request_options", "select_bits"]
+__all__ = ["PVRequest", "request_mask", "request_options", "select_bits", "truth"]
 
 MAX_TEXT = 65536
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.")
 _WORD = _NAME | frozenset("+-:/*%")
 OPTIONS = "_options"
+
+_TRUE = frozenset(("true", "1", "yes", "on"))
+_FALSE = frozenset(("false", "0", "no", "off"))
 
 _Tree = dict[str, "_Tree | str"]
 
@@ -35,6 +38,9 @@ class PVRequest:
     def __init__(self, text: str = "") -> None:
         self.text = text
         fields, self.options = _Parser(text).parse()
+        if truth(self.options.get("pipeline")):
+            # Both ends count updates or neither does, and other servers know fewer words than we do.
+            self.options["pipeline"] = "true"
         try:
             self.value = _build(fields, self.options)
         except PVDataError as e:
@@ -248,3 +254,18 @@ def request_options(request: Value) -> dict[str, str]:
         elif isinstance(value, (str, int, float)):
             out[name] = str(value)
     return out
+
+
+def truth(text: str | None) -> bool | None:
+    """Read an option that is true or false, such as ``pipeline`` or ``process``.
+
+    Args:
+        text: The option's text; None where the request does not have it.
+
+    Returns:
+        None where the option is absent or its text is neither.
+    """
+    word = (text or "").strip().lower()
+    if word in _TRUE:
+        return True
+    return False if word in _FALSE else None

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from appliance.errors import PVDataError
 from appliance.pvdata.bitset import iter_bits
-from appliance.pvdata.leaves import AnyValue, UnionValue
+from appliance.pvdata.store import AnyValue, UnionValue
 from appliance.pvdata.types import AnyType, ArrayType, ScalarType, StructType, TypeDesc, UnionType
 from appliance.pvdata.value import Value, View
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from appliance.errors import PVDataError
 from appliance.pvdata.coerce import coerce, parse_int
-from appliance.pvdata.leaves import AnyValue, UnionValue, new_store
+from appliance.pvdata.store import AnyValue, UnionValue, new_store
 from appliance.pvdata.types import ArrayType, ScalarType, StructType, TypeDesc
 
 TYPE_CHECKING = False

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final, NamedTuple, Protocol
 
 from appliance.pva import commands as c
 from appliance.pva.credentials import Credentials
 
-__all__ = ["ALL_RIGHTS", "NO_RIGHTS", "AccessPolicy", "LostReaders", "Rights"]
+__all__ = ["ALL_RIGHTS", "NO_RIGHTS", "AccessControl", "AccessPolicy", "LostReaders", "Rights"]
 
+_log: Final = logging.getLogger(__name__)
+_DENIED: Final = {
+    "read": "read access denied by access security",
+    "write": "write access denied by access security",
+    "rpc": "RPC access denied by access security",
+}
 MAX_LOST_READERS: Final = 10_000
 """Pairs of a reader and a PV that are remembered; the oldest is forgotten first."""
 
@@ -74,3 +82,44 @@ class LostReaders:
     def has(self, name: str, peer: Credentials) -> bool:
         """Whether ``peer`` had the right to read ``name`` and lost it while it watched."""
         return bool(self._known) and self._key(name, peer) in self._known
+
+
+class AccessControl:
+    """What one server asks access security, and what it remembers of the answers.
+
+    Args:
+        policy: decides; None gives everybody all rights.
+    """
+
+    __slots__ = ("lost_readers", "on_refused", "plight", "policy", "refusals")
+
+    def __init__(self, policy: AccessPolicy | None = None) -> None:
+        self.policy = policy
+        self.lost_readers = LostReaders()
+        self.refusals = 0
+        """Requests that were refused."""
+        self.plight = ""
+        """What is added to a refusal over plain TCP: why nobody can prove who he is at present."""
+        self.on_refused: Callable[[str, Credentials, str], None] | None = None
+        """Called for each refused request with the PV's name, the client and the missing right."""
+
+    def rights(self, name: str, peer: Credentials) -> Rights:
+        """Give what ``peer`` may do with ``name``; nothing where the policy fails."""
+        if self.policy is None:
+            return ALL_RIGHTS
+        try:
+            return self.policy.rights(name, peer)
+        except Exception:  # noqa: BLE001 - any doubt is less access
+            _log.exception("access security of %s for %s: no access", name, peer.account)
+            return NO_RIGHTS
+
+    def denial(self, right: str, peer: Credentials) -> str:
+        """Say that ``right`` is refused, and why this may be so at present only."""
+        why = _DENIED[right]
+        return why if peer.is_tls or not self.plight else f"{why}; {self.plight}"
+
+    def refused(self, name: str, peer: Credentials, right: str) -> None:
+        """Count a request that was refused, and tell whoever keeps a log of them."""
+        self.refusals += 1
+        if self.on_refused is not None:
+            self.on_refused(name, peer, right)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from appliance.config.address import Endpoint
+from appliance.config.pva import ServerConfig
 from appliance.errors import TransportError
 from appliance.pva import commands as c
 from appliance.pva.search import Beacon, Datagram, SearchRequest, SearchResponse, pack_message
-from appliance.pvdata.pace import breathe
+from appliance.transport.address import is_multicast
 from appliance.transport.interfaces import broadcast_addresses, interface_addresses
-from appliance.transport.udp import Origin, UDPPort, is_multicast, resolve_datagram_address
-
-if TYPE_CHECKING:
-    from appliance.server.server import Server
+from appliance.transport.udp import Origin, UDPPort, resolve_datagram_address
 
 __all__ = ["Announcer"]
 
@@ -26,10 +24,28 @@ _SLOWER: Final = 12
 """After a burst of ten beacons the period grows by this factor (pvxs: 15 s, then 180 s)."""
 
 
-class Announcer:
-    """See the module's text."""
+class Announced(Protocol):
+    """A server that wants to be found."""
 
-    def __init__(self, server: Server) -> None:
+    @property
+    def config(self) -> ServerConfig:
+        """Its settings: where it listens, and where it sends beacons."""
+
+    def answer_search(self, request: SearchRequest, host: str) -> SearchResponse | None:
+        """Answer a search that came from the address ``host``; None where nothing is to be said."""
+
+    def beacon(self, number: int) -> Beacon | None:
+        """Give the beacon of this number; None where the server does not want to be found at present."""
+
+
+class Announcer:
+    """The search sockets of one server, and its beacons.
+
+    Args:
+        server: answers searches and makes beacons.
+    """
+
+    def __init__(self, server: Announced) -> None:
         self._server = server
         self._ports: list[UDPPort] = []
         self._sent = 0
@@ -57,12 +73,13 @@ class Announcer:
             resolved = await resolve_datagram_address(endpoint, 0)
             if resolved is None:
                 raise TransportError(f"the interface address {endpoint} cannot be resolved")
-            if ":" in resolved[0]:
-                ipv6.append((resolved[0], endpoint.interface or ""))
-            elif is_multicast(resolved[0]):
-                groups.append((resolved[0], endpoint.interface or ""))
+            host = resolved.host
+            if ":" in host:
+                ipv6.append((host, endpoint.interface or ""))
+            elif is_multicast(host):
+                groups.append((host, endpoint.interface or ""))
             else:
-                own.add(resolved[0])
+                own.add(host)
         every = not config.intf_addr_list or _ANY in own
         if not every:
             self._own = frozenset(own)
@@ -71,7 +88,7 @@ class Announcer:
             resolved = await resolve_datagram_address(endpoint, 0)
             if resolved is None:
                 raise TransportError(f"the ignored address {endpoint} cannot be resolved")
-            ignored.add((resolved[0], endpoint.port or 0))
+            ignored.add((resolved.host, endpoint.port or 0))
         self._ignored = frozenset(ignored)
         if every or own or groups:
             self._listen_ipv4(config.broadcast_port, tuple(groups))
@@ -102,7 +119,7 @@ class Announcer:
 
     def _listen_ipv6(self, listed: list[tuple[str, str]], *, every: bool) -> None:
         """Listen on the IPv6 addresses and groups that are listed, or on all addresses."""
-        groups = tuple(item for item in listed if is_multicast(item[0]))
+        groups = tuple((host, interface) for host, interface in listed if is_multicast(host))
         hosts = [host for host, _ in listed if not is_multicast(host)]
         if not hosts and (every or groups):
             hosts = ["::"]
@@ -132,26 +149,14 @@ class Announcer:
     def _message(self, message: Datagram, origin: Origin) -> None:
         if not isinstance(message, SearchRequest):
             return
-        source, port = origin.source, origin.address[1]
+        source, port = origin.source, origin.address.port
         if self._ignored and not self._ignored.isdisjoint(((source, 0), (source, port))):
             return
         if self._own and ":" not in source and origin.received_on and origin.received_on not in self._own:
             return  # the client would be sent to an address that nobody listens on
-        server = self._server
-        protocol, server_port = server.choose_protocol(message.protocols)
-        if not protocol:
+        response = self._server.answer_search(message, source)
+        if response is None:
             return
-        found = []
-        for number, (instance, name) in enumerate(message.names):
-            if not number & 31:
-                breathe()
-            if server.claims(name, source):
-                found.append(instance)
-        if not found and not message.must_reply:
-            return
-        response = SearchResponse(
-            server.guid, message.sequence, None, server_port, protocol, bool(found), tuple(found)
-        )
         data = pack_message(c.CMD_SEARCH_RESPONSE, response.encode(), from_server=True)
         port_ = origin.port or self._ports[0]
         if not port_.send(data, origin.address, local=origin.local):
@@ -176,16 +181,10 @@ class Announcer:
             self._beacon()
 
     async def _send_beacons(self) -> None:
-        server = self._server
-        if server.standby:
+        beacon = self._server.beacon(self._sent)
+        if beacon is None:
             return
-        config = server.config
-        # One beacon, of "tcp", as PVXS sends it: Phoebus logs a warning for each that names anything else. A beacon only
-        # says that a server is there; which transport it offers is what the search is answered with.
-        port = server.tcp_port or (server.tls_port if server.tls is not None else 0)
-        if not port:
-            return
-        beacon = Beacon(server.guid, self._sent, server.change_count, None, port, "tcp")
+        config = self._server.config
         data = pack_message(c.CMD_BEACON, beacon.encode(), from_server=True)
         self._sent += 1
         targets = list(config.beacon_addr_list)
@@ -196,10 +195,10 @@ class Announcer:
             resolved = await resolve_datagram_address(endpoint, self.port)
             if resolved is None:
                 continue
-            udp = next((port for port in self._ports if port.is_ipv6 is (":" in resolved[0])), None)
+            udp = next((port for port in self._ports if port.is_ipv6 is (":" in resolved.host)), None)
             if udp is None:
                 continue  # no socket of that kind: the server listens on addresses of the other kind only
-            if endpoint.ttl is not None or is_multicast(resolved[0]):
+            if endpoint.ttl is not None or is_multicast(resolved.host):
                 udp.send_multicast(data, resolved, ttl=endpoint.ttl or 1, interface=endpoint.interface or "")
             else:
                 udp.send(data, resolved)

@@ -5,7 +5,8 @@ Source: pvxs ``serversource.cpp``; asked by ``pvxlist``, ``pvlist`` and p4p.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from appliance.pva.commands import CMD_RPC
 from appliance.pva.credentials import Credentials
@@ -13,9 +14,6 @@ from appliance.pvdata.types import STRING, ArrayType, StructType
 from appliance.pvdata.value import Value
 from appliance.server.operation import Operation
 from appliance.server.source import Handler, Source
-
-if TYPE_CHECKING:
-    from appliance.server.server import Server
 
 __all__ = ["BuiltinSource"]
 
@@ -25,8 +23,8 @@ _INFO = StructType((("implLang", STRING), ("version", STRING)))
 
 
 class _ServerPV(Handler):
-    def __init__(self, server: Server) -> None:
-        self._server = server
+    def __init__(self, names: Callable[[], Iterable[str]]) -> None:
+        self._names = names
 
     def init(self, operation: Operation) -> None:
         if operation.command == CMD_RPC:
@@ -45,7 +43,7 @@ class _ServerPV(Handler):
             return
         what = asked.get("op", "") if asked is not None else ""
         if what == "channels":
-            names = sorted(set(self._server.names()))
+            names = sorted(set(self._names()))
             operation.reply(Value(_NAMES, {"value": names}))
         elif what == "info":
             from appliance.version import __version__
@@ -58,10 +56,14 @@ class _ServerPV(Handler):
 
 
 class BuiltinSource(Source):
-    """See the module's text."""
+    """The source of the PV ``server``.
 
-    def __init__(self, server: Server) -> None:
-        self._pv = _ServerPV(server)
+    Args:
+        names: gives the names of all PVs that the server lists.
+    """
+
+    def __init__(self, names: Callable[[], Iterable[str]]) -> None:
+        self._pv = _ServerPV(names)
 
     def claims(self, name: str, host: str) -> bool:
         """Never: every server has the name, so that a search for it would find no one in particular."""

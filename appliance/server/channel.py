@@ -1,53 +1,63 @@
-"""One channel of one client at the server: the rights that hold for it and the flow of events to its handler."""
+"""One channel of one client, as operations and the handlers of PVs see it."""
 
 from __future__ import annotations
 
-import logging
-from typing import TYPE_CHECKING, Final
+from typing import Protocol
 
-from appliance.certs.status import StatusClass
-from appliance.errors import ApplianceError
-from appliance.pva import commands as c
 from appliance.pva.credentials import Credentials
-from appliance.pva.server import ServerChannel, ServerOperation
-from appliance.pva.states import OperationState
-from appliance.pvdata.value import Value
-from appliance.server.access import Rights
-from appliance.server.operation import Operation, Subscription
-from appliance.server.source import Handler
+from appliance.pva.server_channel import ServerChannel
+from appliance.server.access import AccessControl, Rights
+from appliance.server.quota import Allowance
+from appliance.transport.gate import Verdict
 from appliance.transport.stream import StreamLink
 
-if TYPE_CHECKING:
-    from appliance.server.peer import Peer
+__all__ = ["Channel", "ChannelOwner", "Pumped"]
 
-__all__ = ["Channel"]
 
-_log: Final = logging.getLogger(__name__)
+class Pumped(Protocol):
+    """Something that waits to be sent."""
 
-_WAITS: Final = (
-    "read access denied by access security; the subscription goes on when reading is allowed again"
-)
-_DENIED: Final = {
-    "read": "read access denied by access security",
-    "write": "write access denied by access security",
-    "rpc": "RPC access denied by access security",
-}
+    def pump(self) -> bool:
+        """Send what may be sent. Whether something is left that only room in the socket keeps back."""
+
+
+class ChannelOwner(Protocol):
+    """The connection that a channel belongs to."""
+
+    @property
+    def stream(self) -> StreamLink:
+        """Where answers leave."""
+
+    @property
+    def credentials(self) -> Credentials:
+        """Who the client is; its groups may become known while channels are open."""
+
+    @property
+    def held(self) -> Verdict | None:
+        """Why requests are refused and updates wait at present; None where they do not."""
+
+    @property
+    def access(self) -> AccessControl:
+        """What decides about rights."""
+
+    @property
+    def allowance(self) -> Allowance:
+        """What the client may still have."""
+
+    def dirty(self, waiting: Pumped) -> None:
+        """Have ``waiting`` pumped at the end of this turn of the event loop."""
 
 
 class Channel:
-    """See the module's text."""
+    """A PV's name, who opened it and the rights that hold."""
 
-    __slots__ = ("_waiting", "handler", "link", "owner", "rights", "wire")
+    __slots__ = ("owner", "rights", "stream", "wire")
 
-    def __init__(self, owner: Peer, wire: ServerChannel, handler: Handler, rights: Rights) -> None:
+    def __init__(self, owner: ChannelOwner, wire: ServerChannel, rights: Rights) -> None:
         self.owner = owner
-        self.link: StreamLink = owner.link
+        self.stream = owner.stream
         self.wire = wire
-        self.handler = handler
         self.rights = rights
-        self._waiting: dict[Subscription, None] | None = None
-        """Subscriptions of a client that lost the right to read while it watched: begun when it has it again."""
-        wire.context = self
 
     @property
     def name(self) -> str:
@@ -59,212 +69,18 @@ class Channel:
         """Who opened the channel."""
         return self.owner.credentials
 
-    def dirty(self, subscription: Subscription) -> None:
-        """``subscription`` has something to send."""
-        self.owner.dirty(subscription)
+    def dirty(self, waiting: Pumped) -> None:
+        """Have ``waiting`` sent at the end of this turn of the event loop."""
+        self.owner.dirty(waiting)
 
-    # -- rights --------------------------------------------------------------------------------------
-
-    def _right(self, operation: ServerOperation) -> str:
-        """Name the right that the request in progress needs, or "" when it is there."""
-        command = operation.command
-        rights = self.rights
-        if command == c.CMD_RPC:
-            return "" if rights.rpc else "rpc"
-        if command == c.CMD_PROCESS or (command in (c.CMD_PUT, c.CMD_PUT_GET) and not operation.is_get):
-            return "" if rights.write else "write"
-        return "" if rights.read else "read"
-
-    def _denied(self, right: str) -> str:
-        """Say that access security refuses, and why this may be for the time being only."""
-        plight = "" if self.peer.is_tls else self.owner.server.plight
-        return f"{_DENIED[right]}; {plight}" if plight else _DENIED[right]
-
-    def _held(self, operation: ServerOperation, *, changes: bool) -> str:
-        """Tell why the request has to wait for a good certificate status, or "" when it has not."""
-        held = self.owner.held
-        if held is None or (not changes and held.status is StatusClass.SUSPENDED):
-            return ""
-        return f"{operation.name} is refused for the time being: {held.message}"
-
-    def review(self, rights: Rights) -> None:
-        """Let ``rights`` hold from now on, for running subscriptions too.
-
-        Who watches and may read no longer loses the channel. An end of the subscription with an error would be the
-        plainer word, but Phoebus passes over it and goes on showing the last value as if it were the present one.
-        """
-        before = self.rights
-        self.rights = rights
-        server = self.owner.server
-        if rights.read:
-            server.lost_readers.discard(self.name, self.peer)
-            waiting, self._waiting = self._waiting, None
-            for subscription in waiting or ():
-                if subscription.alive:
-                    self._subscribe(subscription)
-        else:
-            watched = False
-            for wire in list(self.wire.operations.values()):
-                wire.prepared = None
-                operation = wire.context
-                if isinstance(operation, Subscription) and operation not in (self._waiting or ()):
-                    operation.clear()
-                    operation.warn(f"{self.name}: {_WAITS}")
-                    watched = True
-            if watched:
-                server.lost_readers.add(self.name, self.peer)
-                self.close()
-                return
-        if before.permissions != rights.permissions:
-            self.wire.set_permissions(rights.permissions)
-        # Reading has no bit of its own among the permissions: what ended above must leave in any case.
-        self.link.schedule_flush()
+    def refused(self, right: str) -> None:
+        """Tell the log of refusals that a request lacks ``right``: read, write or rpc."""
+        self.owner.access.refused(self.name, self.peer, right)
 
     def close(self) -> None:
         """Take the channel away from the client."""
         self.wire.close()
-        self.link.schedule_flush()
-
-    # -- events --------------------------------------------------------------------------------------
-
-    def requested(self, wire: ServerOperation) -> None:
-        """INIT."""
-        if wire.command == c.CMD_MONITOR:
-            subscription = Subscription(self, wire)
-            if self.rights.read:
-                self._subscribe(subscription)
-            elif self.owner.server.lost_readers.has(self.name, self.peer):
-                if self._waiting is None:
-                    self._waiting = {}
-                self._waiting[subscription] = None
-                subscription.warn(f"{self.name}: {_WAITS}")
-            else:
-                subscription.fail(self._denied("read"))
-            return
-        operation = Operation(self, wire)
-        if wire.command == c.CMD_GET and not self.rights.read:
-            operation.fail(self._denied("read"))
-            return
-        if self.owner.held is not None:
-            why = self._held(wire, changes=wire.command in (c.CMD_RPC, c.CMD_PROCESS))
-            if why:
-                operation.fail(why)
-                return
-        try:
-            self.handler.init(operation)
-        except Exception as error:  # noqa: BLE001
-            self._broken(operation, error)
-
-    def _subscribe(self, subscription: Subscription) -> None:
-        full = self.owner.count_subscription(self.handler)
-        if full:
-            subscription.fail(full)
-            return
-        subscription.counts = True
-        try:
-            self.handler.subscribe(subscription)
-        except Exception as error:  # noqa: BLE001 - a handler's defect must not end the connection
-            self._broken(subscription, error)
-
-    def execute(self, wire: ServerOperation, argument: Value | None) -> None:
-        """A request of an initialised operation."""
-        operation: Operation = wire.context
-        if self.owner.held is not None:
-            why = self._held(wire, changes=wire.command != c.CMD_GET and not wire.is_get)
-            if why:
-                operation.fail(why)
-                return
-        missing = self._right(wire)
-        if missing:
-            self.owner.refused(self, missing)
-            operation.fail(self._denied(missing))
-            return
-        handler = self.handler
-        command = wire.command
-        try:
-            if command == c.CMD_GET or (argument is None and command in (c.CMD_PUT, c.CMD_PUT_GET)):
-                handler.get(operation)
-            elif command == c.CMD_RPC:
-                handler.rpc(operation, argument)
-            elif command == c.CMD_PROCESS:
-                handler.process(operation)
-            elif argument is None:
-                operation.fail("the request brings no value")
-            elif command == c.CMD_PUT:
-                handler.put(operation, argument)
-            elif not self.rights.read:
-                operation.fail(self._denied("read"))
-            else:
-                handler.put_get(operation, argument)
-        except Exception as error:  # noqa: BLE001
-            self._broken(operation, error)
-
-    def introspect(self, wire: ServerOperation, field: str) -> None:
-        """GET_FIELD."""
-        operation = Operation(self, wire)
-        rights = self.rights
-        if not (rights.read or rights.write or rights.rpc):
-            operation.fail(self._denied("read"))
-            return
-        try:
-            self.handler.introspect(operation, field)
-        except Exception as error:  # noqa: BLE001
-            self._broken(operation, error)
-
-    def window(self, wire: ServerOperation) -> None:
-        """A subscription was started, stopped or acknowledged."""
-        subscription: Subscription = wire.context
-        running = wire.state is OperationState.EXECUTING
-        if running is not subscription.running:
-            subscription.running = running
-            try:
-                self.handler.flow(subscription)
-            except Exception as error:  # noqa: BLE001
-                self._broken(subscription, error)
-        if self.owner.held is not None:
-            subscription.wait()
-        elif not subscription.waits and subscription.pump():
-            subscription.waits = True
-            self.owner.dirty(subscription)
-
-    def cancelled(self, wire: ServerOperation, successor: ServerOperation) -> None:
-        """The request in progress is no longer wanted; ``successor`` takes those that follow."""
-        operation = wire.context
-        try:
-            if isinstance(operation, Subscription):
-                operation.running = False
-                self.handler.flow(operation)
-            else:
-                self.handler.cancelled(operation)
-        except Exception:  # noqa: BLE001 - see requested()
-            _log.exception("cancelling an operation of %s", self.name)
-        if successor is not wire:
-            Operation(self, successor).state = operation.state
-
-    def closed(self, wire: ServerOperation) -> None:
-        """An operation is over."""
-        operation = wire.context
-        try:
-            if isinstance(operation, Subscription):
-                if self._waiting is not None:
-                    self._waiting.pop(operation, None)
-                operation.finishing = True
-                operation.queue.clear()
-                if operation.counts:
-                    operation.counts = False
-                    self.owner.forget_subscription(self.handler)
-                self.handler.unsubscribe(operation)
-            elif operation is not None:
-                self.handler.closed(operation)
-        except Exception:  # noqa: BLE001 - see requested()
-            _log.exception("closing an operation of %s", self.name)
-
-    def _broken(self, operation: Operation, error: Exception) -> None:
-        if isinstance(error, ApplianceError):
-            operation.fail(str(error))
-            return
-        _log.error("%s of %s: internal error", operation.wire.name, self.name, exc_info=error)
-        operation.fail("internal error; the server's log has the details")
+        self.stream.schedule_flush()
 
     def __repr__(self) -> str:
-        return f"<Channel {self.name!r} of {self.peer.account or 'anonymous'}@{self.peer.peer}>"
+        return f"<{type(self).__name__} {self.name!r} of {self.peer.account or 'anonymous'}@{self.peer.peer}>"

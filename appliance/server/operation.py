@@ -6,21 +6,19 @@ from collections import deque
 from collections.abc import Callable
 from functools import cache, partial
 from struct import Struct
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from appliance.errors import LocalProtocolError, PVDataError
 from appliance.pva import commands as c
 from appliance.pva.credentials import Credentials
 from appliance.pva.selection import encode_answer, encode_update, leaves, wire_bits
-from appliance.pva.server import PreparedAnswer, ServerOperation
+from appliance.pva.server_operation import PreparedAnswer, ServerOperation
 from appliance.pva.states import OperationState
 from appliance.pvdata.bitset import encode_bitset
 from appliance.pvdata.pvrequest import request_mask, request_options
 from appliance.pvdata.types import StructType, TypeDesc
 from appliance.pvdata.value import Value
-
-if TYPE_CHECKING:
-    from appliance.server.channel import Channel
+from appliance.server.channel import Channel
 
 __all__ = ["Operation", "Subscription", "Update"]
 
@@ -124,7 +122,7 @@ class Operation:
     def reply_store(self, store: list[Any], valid: int = 1) -> None:
         """Answer a GET with a store of the announced type; the same as ``reply`` without a Value around it."""
         self.wire.reply_value(store, valid)
-        self.channel.link.schedule_flush()
+        self.channel.stream.schedule_flush()
 
     def reply_prepared(self, answer: PreparedAnswer, store: list[Any], valid: int) -> None:
         """Answer a GET and keep the octets in ``answer``, which serves the next one without being asked."""
@@ -150,7 +148,7 @@ class Operation:
             self._flush()
 
     def _flush(self) -> None:
-        self.channel.link.schedule_flush()
+        self.channel.stream.schedule_flush()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.wire.name} {self.name!r} of {self.peer.account or 'anonymous'}>"
@@ -159,8 +157,13 @@ class Operation:
 class Update:
     """One posted change, shared by all subscriptions that it goes to.
 
-    ``store`` is complete and never changes afterwards; ``bits`` (leaf form) are the fields that changed. The
-    octets are made once per mask and byte order and then handed to every subscriber.
+    The octets are made once per mask and byte order and then handed to every subscriber.
+
+    Args:
+        kind: the PV's type.
+        store: the complete value, which never changes afterwards.
+        bits: the fields that changed, in leaf form.
+        overrun: the fields that lost an earlier change to squashing.
     """
 
     __slots__ = ("_encoded", "bits", "kind", "overrun", "store")
@@ -181,9 +184,10 @@ class Update:
             self._encoded = (mask, big, body)
             return body
         if type(known) is tuple:
-            if known[0] == mask and known[1] is big:
-                return known[2]
-            known = {(known[0], known[1]): known[2]}
+            known_mask, known_big, body = known
+            if known_mask == mask and known_big is big:
+                return body
+            known = {(known_mask, known_big): body}
             self._encoded = known
         assert isinstance(known, dict)
         body_ = known.get((mask, big))
@@ -250,11 +254,15 @@ class Subscription(Operation):
             self.channel.dirty(self)
 
     def maker(self, bits: int, code: str) -> Callable[..., bytes] | None:
-        """Give a function that makes the message of an update of ``bits``, for :meth:`send`.
+        """Give a function that makes the messages of a handler which posts the same few numbers again and again.
 
-        For who posts the same few numbers again and again. Its arguments are the values of those fields, whose types
-        ``code`` names as the module ``struct`` does. None when the client has not asked for all of them, or
-        when its messages leave in segments; everything is to be posted then.
+        Args:
+            bits: the fields, in leaf form.
+            code: their types, as the module ``struct`` names them.
+
+        Returns:
+            A function that takes the fields' values and gives a message for `send`. None where the client has not
+            asked for all of them, or its messages leave in segments: then everything is to be posted.
         """
         wire = self.wire
         assert wire.type is not None
@@ -269,22 +277,23 @@ class Subscription(Operation):
         return partial(_packed(len(head), code, big).pack, head)
 
     def send(self, message: bytes) -> bool:
-        """Send what :meth:`maker` made, at once; False when something is in the way, and it has to be posted.
+        """Send what `maker` made, at once, where nothing else waits to be sent.
 
-        What waits goes first: this only sends while nothing does.
+        Returns:
+            Whether it was sent; if not, it has to be posted.
         """
         channel = self.channel
-        link = channel.link
+        stream = channel.stream
         if (
             self.queue
             or self.finishing
             or channel.owner.held is not None
-            or not link.writable
+            or not stream.writable
             or not self.wire.send_message(message, PUMP_LIMIT)
         ):
             return False
         self.posted += 1
-        link.schedule_flush()
+        stream.schedule_flush()
         return True
 
     def _size_of(self, update: Update) -> int:

@@ -1,19 +1,17 @@
-"""One client at the server: its identity, its channels and the updates that wait for it."""
+"""One client at the server: its connection, its identity, its channels and the updates that wait for it."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final, Protocol, assert_never
 
-from appliance.certs.status import StatusClass
-from appliance.errors import CertificateError
+from appliance.errors import ApplianceError, CertificateError, SecurityError, TransportError
 from appliance.pva.credentials import Credentials
 from appliance.pva.events import (
     AuthenticationReceived,
     ChannelClosed,
     ChannelRequested,
-    Event,
     Execute,
     FieldRequested,
     MonitorWindow,
@@ -22,245 +20,285 @@ from appliance.pva.events import (
     OperationRequested,
     RemoteMessage,
     SearchReceived,
+    ServerEvent,
 )
-from appliance.pva.search import SearchResponse
+from appliance.pva.search import SearchRequest, SearchResponse
 from appliance.pva.server import ServerConnection
+from appliance.pva.server_channel import ServerChannel
+from appliance.pva.server_operation import ServerOperation
 from appliance.pva.status import OK, Status
-from appliance.pvdata.value import Value
-from appliance.server.channel import Channel
-from appliance.server.operation import Subscription
-from appliance.server.quota import Share
+from appliance.server.access import AccessControl
+from appliance.server.admission import RolesWait, choose_identity
+from appliance.server.channel import Pumped
+from appliance.server.end import ServerEnd
+from appliance.server.quota import Allowance
+from appliance.server.served_channel import ServedChannel
 from appliance.server.source import Handler
+from appliance.transport.admission import Admission
 from appliance.transport.gate import Verdict
 from appliance.transport.stream import StreamLink
 
-if TYPE_CHECKING:
-    from appliance.server.server import Server
+if TYPE_CHECKING:  # plain TCP has no use for OpenSSL
+    from appliance.tls.context import TLSContext
 
-__all__ = ["Peer"]
+__all__ = ["Host", "Peer"]
 
 _log: Final = logging.getLogger(__name__)
-_MAX_ACCOUNT: Final = 256
 MAX_MESSAGES: Final = 20
 """Messages for the log that one connection may send."""
-ROLES_PATIENCE_S: Final = 2.0
-"""Seconds for which a client waits for its groups; far less than what it takes a client to give up."""
+
+
+class Host(Protocol):
+    """The server, as the connection of one client sees it."""
+
+    def accepts(self, *, tls: bool) -> bool:
+        """Whether new connections of this kind are wanted at present."""
+
+    def answer_search(self, request: SearchRequest, host: str) -> SearchResponse | None:
+        """Answer a search that came from the address ``host``; None where nothing is to be said."""
+
+    def open(self, name: str, peer: Credentials) -> Handler:
+        """Give what serves the PV ``name``. Raises ApplianceError, which tells the client why not."""
+
+    def ended(self, peer: Peer) -> None:
+        """Forget a connection that has ended."""
 
 
 class Peer:
-    """See the module's text."""
+    """One client's connection: what the client wants goes to its channels, answers and updates go out.
+
+    It owns the link and everything that ends with it.
+
+    Args:
+        host: the server.
+        end: the parts that all connections of the server share.
+        tls: what the client is answered with; None for plain TCP.
+    """
 
     __slots__ = (
+        "_admission",
+        "_deadline",
         "_dirty",
+        "_end",
+        "_host",
         "_messages",
         "_pumping",
+        "_roles",
+        "access",
+        "allowance",
         "connection",
         "credentials",
         "held",
-        "is_anonymous",
-        "link",
-        "server",
-        "share",
+        "stream",
         "validated",
     )
 
-    def __init__(self, server: Server, connection: ServerConnection, link: StreamLink) -> None:
-        self.server = server
-        self.connection = connection
-        self.link = link
+    def __init__(self, host: Host, end: ServerEnd, tls: TLSContext | None) -> None:
+        methods: tuple[str, ...] = ("anonymous", "ca")
+        engine = None
+        if tls is not None:
+            from appliance.tls.engine import TLSEngine
+
+            engine = TLSEngine(tls, server_side=True)
+            methods = ("anonymous", "ca", "x509")
+        self._host = host
+        self._end = end
+        self.access: AccessControl = end.access
+        self.allowance = Allowance(end.shares)
+        """What the client's address may still have."""
+        self.connection = ServerConnection(
+            auth_methods=methods, limits=end.limits, segment_size=end.segment_size
+        )
+        self.connection.context = self
+        self.stream = StreamLink(self.connection, self, engine)
         self.credentials = Credentials()
         self.validated = False
-        self.share: Share | None = None
-        """What the client's address has of the server, this connection included."""
-        self.is_anonymous = False
-        """Whether it counts among its address's anonymous connections."""
+        """Whether the client was let in."""
         self.held: Verdict | None = None
         """Why the client's requests wait, where they do: the status of a certificate is not good at present."""
-        self._dirty: list[Subscription] = []
+        self._admission: Admission | None = None
+        self._roles: RolesWait | None = None
+        self._dirty: list[Pumped] = []
         self._pumping = False
         self._messages = 0
-        connection.context = self
-        link.context = self
+        self._deadline = end.loop.call_later(end.entrance.timings.handshake_s, self._too_slow)
 
-    # -- identity ------------------------------------------------------------------------------------
+    def channels(self) -> Iterator[ServedChannel]:
+        """All channels that are open."""
+        for wire in self.connection.channels.values():
+            if wire.context is not None:
+                yield wire.context
 
-    def identify(self) -> bool:
-        """Take the identity that TLS proved, if there is one; False when the link must close."""
-        link = self.link
-        if link.engine is None:
+    # -- StreamOwner ---------------------------------------------------------------------------------
+
+    def link_made(self, link: StreamLink) -> bool:
+        """Whether there is room for one more connection of this address."""
+        return self.allowance.join(link.peer_address.host)
+
+    def link_up(self, link: StreamLink) -> None:
+        """Take the identity that TLS proved, where there is one."""
+        engine = link.engine
+        if not self._host.accepts(tls=engine is not None):
+            link.abort()
+            return
+        if engine is None:
             self.credentials = Credentials(peer=link.peer, interface=link.interface)
-            return True
-        from appliance.tls.credentials import peer_credentials
+            _log.debug("%s connected", link.peer)
+            return
+        from appliance.tls.credentials import describe, peer_credentials
 
         try:
-            self.credentials = peer_credentials(link.engine, peer=link.peer, interface=link.interface)
+            self.credentials = peer_credentials(engine, peer=link.peer, interface=link.interface)
         except CertificateError as error:
             link.close(error)
-            return False
-        return True
-
-    def authenticate(self, method: str, payload: Value | None) -> None:
-        """Judge the client's choice of method (section 6.2)."""
-        offered = self.connection.auth_methods
-        if method not in offered:
-            self.connection.validated(
-                Status.error(
-                    f"authentication method {method[:32]!r} is not offered; use {' or '.join(offered)}"
-                )
+            return
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug(
+                "%s: TLS handshake complete: %s, %s; the client is %s",
+                link.peer,
+                engine.version,
+                engine.cipher,
+                describe(self.credentials),
             )
+
+    def link_writable(self, link: StreamLink) -> None:
+        """There is room to send again."""
+        self.pump()
+
+    def link_down(self, link: StreamLink, reason: ApplianceError | None) -> None:
+        """The connection is gone, and everything that was there for it goes too."""
+        self._host.ended(self)
+        self._deadline.cancel()
+        if self._roles is not None:
+            self._roles.end()
+            self._roles = None
+        admission, self._admission = self._admission, None
+        if admission is not None:
+            admission.end()
+        self.connection.context = None
+        self.allowance.leave()
+        if reason is None:
+            _log.debug("%s disconnected", link.peer)
             return
-        here = self.credentials
-        if method == "ca":
-            account = payload.get("user", "") if payload is not None else ""
-            if (
-                not isinstance(account, str)
-                or not account
-                or len(account) > _MAX_ACCOUNT
-                or not account.isprintable()
-            ):
-                self.credentials = here._replace(method="anonymous", account="")
-            elif here.method != "x509":
-                # A name that was proved is not exchanged for one that is merely claimed.
-                self.credentials = here._replace(method="ca", account=account)
-        elif here.method == "x509":
-            pass  # proved is proved, whatever the client calls it
-        else:
-            # Also who says x509 without a certificate: PVXS does when its keychain holds a trust anchor only.
-            self.credentials = here._replace(method="anonymous", account="")
+        # A client that leaves with an update on its way to it resets the connection. This is routine. Refused clients
+        # were logged already.
+        watched = admission is not None and admission.is_watched
+        usual = link.reset if self.validated else watched
+        _log.log(logging.DEBUG if usual else logging.INFO, "%s disconnected: %s", link.peer, reason)
+
+    def _too_slow(self) -> None:
+        # Who waits for a certificate's status has the gate's time.
+        if not self.validated and (self._admission is None or not self._admission.is_watched):
+            link = self.stream
+            timeout_s = self._end.entrance.timings.handshake_s
+            link.abort(TransportError(f"{link.peer} did not validate its connection in {timeout_s:.0f} s"))
+
+    # -- admission -----------------------------------------------------------------------------------
+
+    def _on_authentication(self, event: AuthenticationReceived) -> None:
+        connection = self.connection
+        try:
+            self.credentials = choose_identity(
+                self.credentials, connection.auth_methods, event.method, event.payload
+            )
+        except SecurityError as error:
+            connection.validated(Status.error(str(error)))
+            return
         if self.credentials.method == "anonymous":
-            why = self._counts_as_anonymous()
-            if why:
-                self.connection.validated(Status.error(why))
+            full = self.allowance.count_anonymous()
+            if full:
+                connection.validated(Status.error(full))
             else:
-                self.server.admit(self)
+                self._ask_gate()
             return
-        roles = self.server.roles.known(self.credentials.account)
-        if roles is None:
-            self._ask_for_roles()
-            return
+        end = self._end
+        entrance = end.entrance
+        self._roles = RolesWait(self, entrance.roles, entrance.timings.roles_s, end.loop)
+        self._roles.begin(self.credentials.account)
+
+    def roles_known(self, roles: frozenset[str]) -> None:
+        """RolesOwner: the client has its groups, and is judged."""
         self.credentials = self.credentials._replace(roles=roles)
-        self.server.admit(self)
+        self._ask_gate()
 
-    def _counts_as_anonymous(self) -> str:
-        """Take one of its address's places for anonymous clients; tell why not where there is none left."""
-        share = self.share
-        if share is None:
-            return ""
-        most = self.server.shares.quota.anonymous_connections
-        if share.anonymous >= most:
-            return f"your address has {most} anonymous connections already; close some, or say who you are"
-        self.is_anonymous = True
-        share.anonymous += 1
-        return ""
+    def roles_missing(self, waited_s: float) -> None:
+        """RolesOwner: the client is judged without groups."""
+        _log.warning(
+            "the groups of %.64r are not known after %g s: %s goes without roles until they are",
+            self.credentials.account,
+            waited_s,
+            self.stream.peer,
+        )
+        self._ask_gate()
 
-    def has_enough_channels(self) -> str:
-        """Tell why the client's address gets no more channels, or "" while it does."""
-        share = self.share
-        if share is None:
-            return ""
-        quota = self.server.shares.quota
-        if self.is_anonymous and share.anonymous_channels >= quota.anonymous_channels:
-            return f"your address has {quota.anonymous_channels} channels of anonymous clients already; close some, or say who you are"
-        if share.channels >= quota.channels:
-            return f"your address has {quota.channels} channels already; close some"
-        return ""
+    def roles_late(self, roles: frozenset[str]) -> None:
+        """RolesOwner: the client has its groups now, and the rights that come with them."""
+        self.credentials = self.credentials._replace(roles=roles)
+        if roles:
+            for channel in list(self.channels()):
+                channel.review()
 
-    def count_channel(self, more: int) -> None:
-        """Count a channel that was opened, or with -1 one that is gone."""
-        share = self.share
-        if share is not None:
-            share.channels += more
-            if self.is_anonymous:
-                share.anonymous_channels += more
+    def _ask_gate(self) -> None:
+        """Let the gate judge the client, whose identity is known; without a gate let it in."""
+        admission = self._admission = Admission(self)
+        admission.begin(self._end.entrance.gate, self.credentials, self.stream.engine)
 
-    def count_subscription(self, handler: Handler) -> str:
-        """Count one more subscription of a PV; tell why not where the client's address has too many of it."""
-        share = self.share
-        if share is None:
-            return ""
-        quota = self.server.shares.quota
-        most = quota.anonymous_subscriptions if self.is_anonymous else quota.subscriptions
-        count = share.watching.get(handler, 0)
-        if count >= most:
-            return f"your address watches this PV {most} times already; share one subscription among those that show it"
-        share.watching[handler] = count + 1
-        return ""
+    def _answer(self, status: Status) -> None:
+        """Tell the client whether it is let in."""
+        link = self.stream
+        if self.validated or link.is_closing:
+            return
+        self.validated = status.ok
+        held = self.connection.held
+        self.connection.validated(status)
+        if held:
+            link.proceed()
+        else:
+            link.schedule_flush()
 
-    def forget_subscription(self, handler: Handler) -> None:
-        """Count one less."""
-        share = self.share
-        if share is not None:
-            count = share.watching.get(handler, 0) - 1
-            if count > 0:
-                share.watching[handler] = count
-            else:
-                share.watching.pop(handler, None)
+    def admit(self) -> None:
+        """AdmissionOwner: let the client in."""
+        self._answer(OK)
 
-    def _ask_for_roles(self) -> None:
-        """Admit the client when its groups are known, or without any when that takes too long."""
-        server = self.server
-        account = self.credentials.account
-        loop = asyncio.get_running_loop()
-        patient = True
+    def refuse(self, verdict: Verdict) -> None:
+        """AdmissionOwner: tell the client why it is not let in."""
+        why = verdict.message
+        level = (
+            logging.WARNING if self._end.entrance.refusals.is_news(self.credentials, why) else logging.DEBUG
+        )
+        self._log_verdict(level, "peer-refused", "is not admitted", why)
+        self._answer(Status.error(why))
+        self.stream.close(TransportError(why), linger=True)
 
-        def too_long() -> None:
-            nonlocal patient
-            patient = False
-            if self.link in server.peers:
-                _log.warning(
-                    "the groups of %.64r are not known after %g s: %s goes without roles until they are",
-                    account,
-                    ROLES_PATIENCE_S,
-                    self.link.peer,
-                )
-                server.admit(self)
+    def cut(self, verdict: Verdict) -> None:
+        """AdmissionOwner: close at once."""
+        self._log_verdict(logging.WARNING, "peer-disconnected", "is disconnected", verdict.message)
+        self.stream.cut(TransportError(verdict.message))
 
-        def tell(roles: frozenset[str]) -> None:
-            timer.cancel()
-            if self.link not in server.peers:
-                return
-            self.credentials = self.credentials._replace(roles=roles)
-            if patient:
-                server.admit(self)
-            elif roles:
-                server.review_access(lambda channel: channel.owner is self)
-
-        timer = loop.call_later(ROLES_PATIENCE_S, too_long)
-        server.roles.ask(account, tell, loop)
-
-    def admitted(self, status: Status = OK) -> None:
-        """The server's verdict: go on, or not."""
-        if not self.validated and not self.link.is_closing:
-            self.validated = status.ok
-            held = self.connection.held
-            self.connection.validated(status)
-            if held:
-                self.link.proceed()
-            else:
-                self.link.schedule_flush()
-
-    def hold(self, verdict: Verdict) -> None:
-        """Pause: updates wait in their queues, and what would change something is refused."""
+    def pause(self, verdict: Verdict) -> None:
+        """AdmissionOwner: updates wait in their queues, and what would change something is refused."""
+        self._log_verdict(logging.WARNING, "peer-paused", "is paused", verdict.message)
         self.held = verdict
-        if verdict.status is StatusClass.UNKNOWN:
+        if not verdict.lets_read:
             # A prepared answer is given without asking anybody.
             for channel in self.connection.channels.values():
                 for operation in channel.operations.values():
                     operation.prepared = None
 
     def resume(self) -> None:
-        """Go on."""
+        """AdmissionOwner: go on."""
         self.held = None
         if self._dirty and not self._pumping:
             self._pumping = True
-            self.server.pump_soon(self)
+            self._end.pump.soon(self)
+
+    def _log_verdict(self, level: int, event: str, what: str, why: str) -> None:
+        _log.log(level, "%r %s: %s", self, what, why, extra={"event": event, **self.credentials.facts()})
 
     # -- events --------------------------------------------------------------------------------------
 
-    def events(self, events: list[Event]) -> list[Event] | None:
+    def link_events(self, link: StreamLink, events: list[ServerEvent]) -> list[ServerEvent] | None:
         """Act on what the client sent, in order; return what has to wait until others have had their turn."""
-        item: Any
-        link = self.link
         due = link.due
         if link.ended_here:
             # It was shut out meanwhile, perhaps since its certificate was revoked: only what ended is told.
@@ -268,78 +306,92 @@ class Peer:
         for done, item in enumerate(events):
             if done and due():
                 return events[done:]
-            kind = type(item)
-            if kind is Execute:
+            if type(item) is Execute:
                 operation = item.operation
                 operation.channel.context.execute(operation, item.argument)
-            elif kind is OperationRequested:
+            elif type(item) is OperationRequested:
                 operation = item.operation
                 operation.channel.context.requested(operation)
+            elif type(item) is MonitorWindow:
+                item.operation.channel.context.window(item.operation)
+            elif type(item) is OperationClosed:
+                self._on_closed_operation(item.operation)
+            elif type(item) is ChannelRequested:
+                self.open_channel(item.channel)
+            elif type(item) is ChannelClosed:
+                self._on_closed_channel(item.channel)
+            elif type(item) is OperationCancelled:
+                item.operation.channel.context.cancelled(item.operation, item.successor)
+            elif type(item) is FieldRequested:
+                item.operation.channel.context.introspect(item.operation, item.field)
+            elif type(item) is AuthenticationReceived:
+                self._on_authentication(item)
+            elif type(item) is SearchReceived:
+                self._on_search(item)
+            elif type(item) is RemoteMessage:
+                self._on_message(item)
             else:
-                _HANDLERS[kind](self, item)
+                assert_never(item)
         return None
 
-    def _on_window(self, event: MonitorWindow) -> None:
-        event.operation.channel.context.window(event.operation)
-
-    def _on_closed_operation(self, event: OperationClosed) -> None:
-        wire: Any = event.operation
-        channel: Channel | None = wire.channel.context
+    def _on_closed_operation(self, wire: ServerOperation) -> None:
+        channel: ServedChannel | None = wire.channel.context
         if channel is not None:
             channel.closed(wire)
             wire.context = None  # without a cycle it is gone now, and not when garbage is collected
 
-    def _on_cancelled(self, event: OperationCancelled) -> None:
-        event.operation.channel.context.cancelled(event.operation, event.successor)
+    def open_channel(self, wire: ServerChannel) -> None:
+        """Answer CREATE_CHANNEL."""
+        if self.held is not None:
+            wire.reject(self.held.message)
+            return
+        full = self.allowance.refuses_channel()
+        if full:
+            wire.reject(full)
+            return
+        try:
+            handler = self._host.open(wire.name, self.credentials)
+        except ApplianceError as error:
+            wire.reject(str(error))
+            return
+        rights = self.access.rights(wire.name, self.credentials)
+        if rights.read:
+            self.access.lost_readers.discard(wire.name, self.credentials)
+        ServedChannel(self, wire, handler, rights)
+        wire.accept(rights.permissions)
 
-    def _on_field(self, event: FieldRequested) -> None:
-        event.operation.channel.context.introspect(event.operation, event.field)
-
-    def _on_channel(self, event: ChannelRequested) -> None:
-        self.server.open_channel(self, event.channel)
-
-    def _on_closed_channel(self, event: ChannelClosed) -> None:
-        channel = event.channel.context
+    def _on_closed_channel(self, wire: ServerChannel) -> None:
+        channel: ServedChannel | None = wire.context
         if channel is not None:
-            self.server.channel_closed(channel)
-            event.channel.context = None
-
-    def _on_authentication(self, event: AuthenticationReceived) -> None:
-        self.authenticate(event.method, event.payload)
+            channel.gone()
+            wire.context = None
 
     def _on_search(self, event: SearchReceived) -> None:
-        request = event.request
-        protocol, port = self.server.choose_protocol(request.protocols)
-        if not protocol:
-            return
-        host = self.link.peer_address[0]
-        found = tuple(instance for instance, name in request.names if self.server.claims(name, host))
-        if found or request.must_reply:
-            self.connection.search_response(
-                SearchResponse(self.server.guid, request.sequence, None, port, protocol, bool(found), found)
-            )
+        answer = self._host.answer_search(event.request, self.stream.peer_address.host)
+        if answer is not None:
+            self.connection.search_response(answer)
 
     def _on_message(self, event: RemoteMessage) -> None:
         # A client may send as many as it likes, even before it has said who it is.
         self._messages += 1
         if self._messages <= MAX_MESSAGES:
-            _log.info("message from %s: %s", self.link.peer, event.text[:512])
+            _log.info("message from %s: %s", self.stream.peer, event.text[:512])
         elif self._messages == MAX_MESSAGES + 1:
-            _log.info("further messages from %s are not logged", self.link.peer)
+            _log.info("further messages from %s are not logged", self.stream.peer)
 
     # -- updates -------------------------------------------------------------------------------------
 
-    def dirty(self, subscription: Subscription) -> None:
-        """Send what ``subscription`` has at the end of this turn of the event loop."""
-        self._dirty.append(subscription)
+    def dirty(self, waiting: Pumped) -> None:
+        """Send what ``waiting`` has at the end of this turn of the event loop."""
+        self._dirty.append(waiting)
         if not self._pumping:
             self._pumping = True
-            self.server.pump_soon(self)
+            self._end.pump.soon(self)
 
     def pump(self) -> None:
         """Send what the socket takes; the rest stays in its queues."""
         self._pumping = False
-        link = self.link
+        link = self.stream
         if not self._dirty or link.is_closing or self.held is not None:
             return
         todo = self._dirty
@@ -348,8 +400,8 @@ class Peer:
         self._dirty = []
         left = self._dirty
         due = link.due
-        for index, subscription in enumerate(todo):
-            if subscription.pump():
+        for index, waiting in enumerate(todo):
+            if waiting.pump():
                 left.extend(todo[index:])
                 break
             if not index & 63 and index and due():
@@ -358,25 +410,10 @@ class Peer:
         link.flush()
         if left and link.writable and not self._pumping:
             self._pumping = True
-            self.server.pump_soon(self)
-
-    def refused(self, channel: Channel, right: str) -> None:
-        """Access security refused a request: the server's log of refusals wants to know."""
-        self.server.refused(channel, right)
+            self._end.pump.soon(self)
 
     def __repr__(self) -> str:
-        return f"<Peer {self.credentials.method}/{self.credentials.account}@{self.link.peer}>"
+        return f"<Peer {self.credentials.method}/{self.credentials.account}@{self.stream.peer}>"
 
 
-_ENDS: Final = frozenset((OperationClosed, ChannelClosed))
-_HANDLERS: Final[dict[type, Any]] = {
-    MonitorWindow: Peer._on_window,
-    OperationClosed: Peer._on_closed_operation,
-    OperationCancelled: Peer._on_cancelled,
-    FieldRequested: Peer._on_field,
-    ChannelRequested: Peer._on_channel,
-    ChannelClosed: Peer._on_closed_channel,
-    AuthenticationReceived: Peer._on_authentication,
-    SearchReceived: Peer._on_search,
-    RemoteMessage: Peer._on_message,
-}
+_ENDS: Final[frozenset[type]] = frozenset((OperationClosed, ChannelClosed))

@@ -5,10 +5,13 @@ One connection has limits of its own (`appliance.pva.limits`). Without these a s
 
 from __future__ import annotations
 
+import logging
 from ipaddress import ip_address
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-__all__ = ["DEFAULT_QUOTA", "Quota", "Share", "Shares", "who"]
+__all__ = ["DEFAULT_QUOTA", "Allowance", "Quota", "Share", "Shares", "who"]
+
+_log: Final = logging.getLogger(__name__)
 
 
 class Quota(NamedTuple):
@@ -39,7 +42,7 @@ class Share:
         self.anonymous = 0
         self.channels = 0
         self.anonymous_channels = 0
-        self.watching: dict[Any, int] = {}
+        self.watching: dict[object, int] = {}
         """Subscriptions by handler."""
         self.told = False
         """Whether the log has heard that it wants too much."""
@@ -69,6 +72,94 @@ class Shares:
 
     def __len__(self) -> int:
         return len(self._shares)
+
+
+class Allowance:
+    """What one connection takes of its address's share.
+
+    A method that may refuse returns why, as a sentence for the client, or "" where it does not.
+
+    Args:
+        shares: the shares of all addresses.
+    """
+
+    __slots__ = ("_host", "_share", "_shares", "is_anonymous")
+
+    def __init__(self, shares: Shares) -> None:
+        self._shares = shares
+        self._host: str | None = None
+        self._share = Share()
+        """The address's share; before `join` one that nobody has."""
+        self.is_anonymous = False
+        """Whether it counts among its address's anonymous connections."""
+
+    def join(self, host: str) -> bool:
+        """Count the connection. Whether there is room for it; `leave` has to be called in any case."""
+        self._host = host
+        share = self._share = self._shares.join(host)
+        most = self._shares.quota.connections
+        if share.connections <= most:
+            return True
+        if not share.told:
+            share.told = True
+            _log.warning("connections of %s are refused: it has %d already", host, most)
+        return False
+
+    def leave(self) -> None:
+        """Give its places back. Harmless when repeated."""
+        host, self._host = self._host, None
+        if host is None:
+            return
+        if self.is_anonymous:
+            self._share.anonymous -= 1
+        self._shares.leave(host, self._share)
+
+    def count_anonymous(self) -> str:
+        """Take one of the address's places for anonymous clients."""
+        share = self._share
+        most = self._shares.quota.anonymous_connections
+        if share.anonymous >= most:
+            return f"your address has {most} anonymous connections already; close some, or say who you are"
+        self.is_anonymous = True
+        share.anonymous += 1
+        return ""
+
+    def refuses_channel(self) -> str:
+        """Tell why the address gets no more channels."""
+        share = self._share
+        quota = self._shares.quota
+        if self.is_anonymous and share.anonymous_channels >= quota.anonymous_channels:
+            return f"your address has {quota.anonymous_channels} channels of anonymous clients already; close some, or say who you are"
+        if share.channels >= quota.channels:
+            return f"your address has {quota.channels} channels already; close some"
+        return ""
+
+    def count_channel(self, more: int) -> None:
+        """Count a channel that was opened, or with -1 one that is gone."""
+        share = self._share
+        share.channels += more
+        if self.is_anonymous:
+            share.anonymous_channels += more
+
+    def count_subscription(self, handler: object) -> str:
+        """Count one more subscription of the PV that ``handler`` serves."""
+        watching = self._share.watching
+        quota = self._shares.quota
+        most = quota.anonymous_subscriptions if self.is_anonymous else quota.subscriptions
+        count = watching.get(handler, 0)
+        if count >= most:
+            return f"your address watches this PV {most} times already; share one subscription among those that show it"
+        watching[handler] = count + 1
+        return ""
+
+    def forget_subscription(self, handler: object) -> None:
+        """Count one less."""
+        watching = self._share.watching
+        count = watching.get(handler, 0) - 1
+        if count > 0:
+            watching[handler] = count
+        else:
+            watching.pop(handler, None)
 
 
 def who(host: str) -> str:

@@ -13,7 +13,7 @@ import time
 from asyncio import AbstractEventLoop
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 __all__ = ["Roles"]
 
@@ -28,6 +28,13 @@ _NONE: Final[frozenset[str]] = frozenset()
 _Told = Callable[[frozenset[str]], None]
 
 
+class _Known(NamedTuple):
+    """What the database said of one account, and when."""
+
+    at: float
+    roles: frozenset[str]
+
+
 class Roles:
     """Looks groups up and remembers them for a minute: a name service may be slow, and clients reconnect in swarms.
 
@@ -38,7 +45,7 @@ class Roles:
 
     def __init__(self, look_up: Callable[[str], frozenset[str]] | None = None) -> None:
         self._look_up = _look_up if look_up is None else look_up
-        self._known: dict[str, tuple[float, frozenset[str]]] = {}
+        self._known: dict[str, _Known] = {}
         self._pending: dict[str, list[_Told]] = {}
         self._lock = threading.Lock()
         self._asked: deque[tuple[AbstractEventLoop, str]] = deque()
@@ -47,7 +54,7 @@ class Roles:
     def known(self, account: str) -> frozenset[str] | None:
         """Give the groups of ``account`` if they are remembered; None if they have to be asked for."""
         found = self._known.get(account)
-        return found[1] if found is not None and time.monotonic() - found[0] < _KEEP_S else None
+        return found.roles if found is not None and time.monotonic() - found.at < _KEEP_S else None
 
     def ask(self, account: str, tell: _Told, loop: AbstractEventLoop) -> None:
         """Look the groups of ``account`` up and call ``tell`` in ``loop``: with none for a name that this host does not know.
@@ -91,7 +98,7 @@ class Roles:
         known.pop(account, None)
         if len(known) >= _MAX:
             del known[next(iter(known))]  # the oldest
-        known[account] = (time.monotonic(), roles)
+        known[account] = _Known(time.monotonic(), roles)
         for tell in self._pending.pop(account, ()):
             tell(roles)
 

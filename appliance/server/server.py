@@ -5,47 +5,38 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final, Self
 
-from appliance.certs.status import StatusClass
 from appliance.config.pva import ServerConfig, resolve_server
-from appliance.errors import ApplianceError, TransportError
+from appliance.errors import ApplianceError
 from appliance.pva.credentials import Credentials
-from appliance.pva.events import Event
 from appliance.pva.limits import DEFAULT_LIMITS, Limits
-from appliance.pva.search import GUID_SIZE
-from appliance.pva.server import ServerChannel, ServerConnection
-from appliance.pva.status import Status
-from appliance.server.access import ALL_RIGHTS, NO_RIGHTS, AccessPolicy, LostReaders, Rights
+from appliance.pva.search import GUID_SIZE, Beacon, SearchRequest, SearchResponse
+from appliance.pvdata.pace import breathe
+from appliance.server.access import AccessControl, AccessPolicy
+from appliance.server.admission import DEFAULT_TIMINGS, AdmissionTimings, Entrance
 from appliance.server.announce import Announcer
 from appliance.server.builtin import BuiltinSource
-from appliance.server.channel import Channel
+from appliance.server.end import ServerEnd
 from appliance.server.peer import Peer
+from appliance.server.pump import Pump
 from appliance.server.quota import DEFAULT_QUOTA, Quota, Shares
-from appliance.server.roles import Roles
+from appliance.server.served_channel import ServedChannel
 from appliance.server.source import Handler, Source, StaticSource
-from appliance.transport.gate import PeerGate, Verdict
+from appliance.server.sources import Sources
+from appliance.transport.gate import PeerGate
 from appliance.transport.listener import listen
 from appliance.transport.liveness import Liveness
 from appliance.transport.stream import StreamLink
-from appliance.transport.turns import Turns, turns_of
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a server of plain TCP starts faster without OpenSSL
     from appliance.tls.context import TLSContext
 
 __all__ = ["Server"]
 
 _log: Final = logging.getLogger(__name__)
 _setup_log: Final = logging.getLogger("appliance.server.init")
-
-HANDSHAKE_TIMEOUT_S: Final = 10.0
-"""Seconds in which a client must have validated its connection."""
-_TOLD_FOR_S: Final = 60.0
-"""Seconds for which the log does not repeat why a certificate is not admitted."""
-_MAX_TOLD: Final = 1000
-"""Certificates for which that is remembered."""
 
 
 class _Refusal(asyncio.Protocol):
@@ -65,8 +56,18 @@ class Server:
         async with server:
             await server.wait_closed()
 
-    ``config`` defaults to the settings of the environment. ``tls`` is the context of the server's own certificate: without it the server speaks plain TCP only. With
-    ``require_tls`` it never does: no TCP port is opened, and without ``tls`` nobody is answered.
+    Args:
+        config: settings; without them those of the environment.
+        policy: decides what clients may do; without it all may do everything.
+        tls: the context of the server's own certificate; without it the server speaks plain TCP only.
+        require_tls: the server never speaks plain TCP: no TCP port is opened, and without ``tls`` nobody is answered.
+        gate: judges the certificates of clients.
+        limits: what one connection may have.
+        segment_size: octets above which messages leave in segments; 0 sends them whole.
+        max_connections: connections of all clients together.
+        quota: what one address may have.
+        guid: names the server to clients; without it one is drawn.
+        timings: how long clients that are not let in yet are waited for.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Server:
         max_connections: int = 4096,
         quota: Quota = DEFAULT_QUOTA,
         guid: bytes | None = None,
+        timings: AdmissionTimings = DEFAULT_TIMINGS,
     ) -> None:
         if config is None:
             config = resolve_server().config
@@ -91,62 +93,48 @@ class Server:
                     config.tls_keychain,
                 )
         self.config = config
-        self.policy = policy
-        self.gate = gate
         self.guid = os.urandom(GUID_SIZE) if guid is None else guid
         self.tcp_port = 0
         """The port that is really listened on, once started; 0 where plain TCP is not served."""
         self.tls_port = 0
         self.udp_port = 0
         self.peers: dict[StreamLink, Peer] = {}
-        self.roles = Roles()
-        """The groups of clients' accounts."""
-        self.lost_readers = LostReaders()
+        self.entrance = Entrance(gate, timings)
+        """Who gets in."""
+        self.access = AccessControl(policy)
+        """What clients may do, and what was refused to them."""
+        self.shares = Shares(quota)
+        """What each client's address has of this server."""
         self.change_count = 0
-        self.refusals = 0
-        """Requests that access security refused."""
-        self.plight = ""
-        """What is added to a refusal over plain TCP: why nobody can prove who he is at present."""
-        self.on_refused: Callable[[Channel, str], None] | None = None
-        """Called with the channel and the missing right for each refused request."""
         self.require_tls = require_tls
         self._tls = tls
         self._standby = False
         self._limits = limits
         self._segment_size = segment_size
         self._max_connections = max_connections
-        self.shares = Shares(quota)
-        """What each client's address has of this server."""
         self._static = StaticSource()
-        self._sources: list[tuple[int, str, Source]] = []
+        self._sources = Sources()
         self._listeners: list[asyncio.Server] = []
         self._tls_listeners: list[asyncio.Server] = []
         self._announcer: Announcer | None = None
         self._liveness = Liveness(lambda: self.peers, self.config.idle_timeout_s, echo=False)
-        self._to_pump: list[Peer] = []
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._turns: Turns | None = None
+        self._end: ServerEnd | None = None
+        """What connections share; there since `start`."""
         self._closed: asyncio.Event | None = None
         self._deserted: asyncio.Event | None = None
-        self._unwatch: dict[StreamLink, Callable[[], None]] = {}
-        self._refusals_told: dict[tuple[str, int, str], float] = {}
-        self._deadlines: dict[StreamLink, asyncio.TimerHandle] = {}
-        self.add_source("__builtin", BuiltinSource(self), priority=-1)
+        self.add_source("__builtin", BuiltinSource(self.names), priority=-1)
         self.add_source("__static", self._static)
 
     # -- PVs -----------------------------------------------------------------------------------------
 
     def add_source(self, label: str, source: Source, *, priority: int = 0) -> None:
         """Serve what ``source`` knows; sources of lower priority are asked first."""
-        if any(known == label for _, known, _ in self._sources):
-            raise ValueError(f"there is a source {label!r} already")
-        self._sources.append((priority, label, source))
-        self._sources.sort(key=lambda item: item[0])
+        self._sources.add(label, source, priority)
         self.change_count += 1
 
     def remove_source(self, label: str) -> None:
         """Serve it no longer; channels that are open stay open."""
-        self._sources = [item for item in self._sources if item[1] != label]
+        self._sources.remove(label)
         self.change_count += 1
 
     def add_pv(self, name: str, pv: Handler) -> None:
@@ -167,34 +155,29 @@ class Server:
 
     def names(self) -> Iterable[str]:
         """All names that the sources list."""
-        for _, _, source in self._sources:
-            yield from source.names()
+        return self._sources.names()
 
-    def claims(self, name: str, host: str) -> bool:
-        """Whether a search for ``name`` is answered."""
-        for _, label, source in self._sources:
-            try:
-                if source.claims(name, host):
-                    return True
-            except Exception:  # noqa: BLE001 - one broken source must not hide the others
-                _log.exception("source %s, asked for %r", label, name)
-        return False
-
-    def channels(self) -> Iterable[Channel]:
+    def channels(self) -> Iterable[ServedChannel]:
         """All channels that are open."""
         for peer in self.peers.values():
-            for wire in peer.connection.channels.values():
-                if wire.context is not None:
-                    yield wire.context
+            yield from peer.channels()
+
+    def review_access(self, concerns: Callable[[ServedChannel], bool] | None = None) -> None:
+        """Judge again what clients may do, for all channels or those that ``concerns`` picks."""
+        for channel in list(self.channels()):
+            if concerns is None or concerns(channel):
+                channel.review()
 
     # -- life ----------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Listen. Raises TransportError where no address of the configuration can be listened on."""
-        if self._loop is not None:
+        if self._end is not None:
             raise ValueError("the server was started already")
-        self._loop = asyncio.get_running_loop()
-        self._turns = turns_of(self._loop)
+        loop = asyncio.get_running_loop()
+        self._end = ServerEnd(
+            self.entrance, self.access, self.shares, Pump(loop), loop, self._limits, self._segment_size
+        )
         self._closed = asyncio.Event()
         config = self.config
         try:
@@ -271,7 +254,7 @@ class Server:
         Connections that are up stay up; close them with ``close_peers`` where the old certificate is no longer good.
         """
         self._tls = tls
-        if tls is not None and self._loop is not None and not self._tls_listeners:
+        if tls is not None and self._end is not None and not self._tls_listeners:
             await self._listen_tls()
         self.change_count += 1
         if self._announcer is not None:
@@ -302,6 +285,8 @@ class Server:
             if not tls_only or link.engine is not None:
                 link.close(reason)
 
+    # -- being found ---------------------------------------------------------------------------------
+
     def choose_protocol(self, offered: tuple[str, ...]) -> tuple[str, int]:
         """Give the best transport that both ends speak and its port; an empty name where there is none."""
         if self._standby:
@@ -311,6 +296,31 @@ class Server:
         if self.tcp_port and ("tcp" in offered or not offered):
             return "tcp", self.tcp_port
         return "", 0
+
+    def answer_search(self, request: SearchRequest, host: str) -> SearchResponse | None:
+        """Answer a search that came from the address ``host``; None where nothing is to be said."""
+        protocol, port = self.choose_protocol(request.protocols)
+        if not protocol:
+            return None
+        claims = self._sources.claims
+        found = []
+        for number, (instance, name) in enumerate(request.names):
+            if not number & 31:
+                breathe()
+            if claims(name, host):
+                found.append(instance)
+        if not found and not request.must_reply:
+            return None
+        return SearchResponse(self.guid, request.sequence, None, port, protocol, bool(found), tuple(found))
+
+    def beacon(self, number: int) -> Beacon | None:
+        """Give the beacon of this number; None while nobody is answered."""
+        # One beacon, of "tcp", as PVXS sends it: Phoebus logs a warning for each that names anything else. A beacon only
+        # says that a server is there; which transport it offers is what the search is answered with.
+        port = self.tcp_port or (self.tls_port if self._tls is not None else 0)
+        if self._standby or not port:
+            return None
+        return Beacon(self.guid, number, self.change_count, None, port, "tcp")
 
     # -- clients -------------------------------------------------------------------------------------
 
@@ -322,232 +332,28 @@ class Server:
         return _Refusal() if self._tls is None else self._accept(self._tls)
 
     def _accept(self, tls: TLSContext | None) -> StreamLink:
-        engine = None
-        if tls is not None:
-            from appliance.tls.engine import TLSEngine
-
-            engine = TLSEngine(tls, server_side=True)
-        methods = ("anonymous", "ca") if engine is None else ("anonymous", "ca", "x509")
-        connection = ServerConnection(
-            auth_methods=methods, limits=self._limits, segment_size=self._segment_size
-        )
-        link = StreamLink(connection, self, engine)
-        assert self._loop is not None
-        self._deadlines[link] = self._loop.call_later(HANDSHAKE_TIMEOUT_S, self._too_slow, link)
-        self.peers[link] = Peer(self, connection, link)
+        assert self._end is not None
+        peer = Peer(self, self._end, tls)
+        link = peer.stream
+        self.peers[link] = peer
         if len(self.peers) > self._max_connections:
             _log.warning("a connection is refused: there are %d already", self._max_connections)
             link.abort()
         return link
 
-    def _too_slow(self, link: StreamLink) -> None:
-        peer = self.peers.get(link)
-        if peer is not None and not peer.validated and link not in self._unwatch:
-            link.abort(
-                TransportError(f"{link.peer} did not validate its connection in {HANDSHAKE_TIMEOUT_S:.0f} s")
-            )
+    def accepts(self, *, tls: bool) -> bool:
+        """Whether new connections of this kind are wanted at present."""
+        return not self._standby and (self._tls is not None or not tls)
 
-    def link_made(self, link: StreamLink) -> bool:
-        """StreamOwner: whether there is room for one more connection of this address."""
-        peer: Peer = link.context
-        host = link.peer_address[0]
-        share = peer.share = self.shares.join(host)
-        most = self.shares.quota.connections
-        if share.connections <= most:
-            return True
-        if not share.told:
-            share.told = True
-            _log.warning("connections of %s are refused: it has %d already", host, most)
-        return False
+    def open(self, name: str, peer: Credentials) -> Handler:
+        """Give what serves the PV ``name``. Raises ApplianceError, which tells the client why not."""
+        return self._sources.open(name, peer)
 
-    def link_up(self, link: StreamLink) -> None:
-        """StreamOwner."""
-        if self._standby or (link.engine is not None and self._tls is None):
-            link.abort()
-            return
-        peer: Peer = link.context
-        if peer.identify() and _log.isEnabledFor(logging.DEBUG):
-            if link.engine is None:
-                _log.debug("%s connected", link.peer)
-            else:
-                from appliance.tls.credentials import describe
-
-                _log.debug(
-                    "%s: TLS handshake complete: %s, %s; the client is %s",
-                    link.peer,
-                    link.engine.version,
-                    link.engine.cipher,
-                    describe(peer.credentials),
-                )
-
-    def admit(self, peer: Peer) -> None:
-        """Let the gate judge a client whose identity is known, or let it in."""
-        if self.gate is None or not peer.credentials.is_tls:
-            peer.admitted()
-            return
-        link = peer.link
-        assert link.engine is not None
-
-        def verdict(found: Verdict) -> None:
-            if link not in self.peers:
-                return
-            status = found.status
-            if not peer.validated:
-                if status is StatusClass.GOOD:
-                    peer.admitted()
-                    return
-                # The give-up rule (SPVA 7.3.1): it will not become good on this connection.
-                told = {"event": "peer-refused", **peer.credentials.facts()}
-                level = logging.WARNING if self._is_news(peer, found.message) else logging.DEBUG
-                _log.log(level, "%r is not admitted: %s", peer, found.message, extra=told)
-                peer.admitted(Status.error(found.message))
-                link.close(TransportError(found.message), linger=True)
-            elif status is StatusClass.GOOD:
-                peer.resume()
-            elif status is StatusClass.BAD:
-                told = {"event": "peer-disconnected", **peer.credentials.facts()}
-                _log.warning("%r is disconnected: %s", peer, found.message, extra=told)
-                link.cut(TransportError(found.message))
-            else:
-                told = {"event": "peer-paused", **peer.credentials.facts()}
-                _log.warning("%r is paused: %s", peer, found.message, extra=told)
-                peer.hold(found)
-
-        unwatch = self.gate.watch(peer.credentials, verdict, engine=link.engine)
-        if link in self.peers:
-            self._unwatch[link] = unwatch
-        else:
-            unwatch()
-
-    def _is_news(self, peer: Peer, why: str) -> bool:
-        """Whether a refusal has to be told: some clients come back with the same certificate several times a second."""
-        told = self._refusals_told
-        who = (peer.credentials.issuer_id, peer.credentials.serial, why)
-        now = time.monotonic()
-        if now - told.get(who, -_TOLD_FOR_S) < _TOLD_FOR_S:
-            return False
-        if len(told) >= _MAX_TOLD:
-            told.clear()
-        told[who] = now
-        return True
-
-    def link_events(self, link: StreamLink, events: list[Event]) -> list[Event] | None:
-        """StreamOwner."""
-        left: list[Event] | None = link.context.events(events)
-        return left
-
-    def link_writable(self, link: StreamLink) -> None:
-        """StreamOwner."""
-        link.context.pump()
-
-    def link_down(self, link: StreamLink, reason: ApplianceError | None) -> None:
-        """StreamOwner."""
-        peer = self.peers.pop(link, None)
+    def ended(self, peer: Peer) -> None:
+        """Forget a connection that has ended."""
+        self.peers.pop(peer.stream, None)
         if self._deserted is not None and not self.peers:
             self._deserted.set()
-        deadline = self._deadlines.pop(link, None)
-        if deadline is not None:
-            deadline.cancel()
-        unwatch = self._unwatch.pop(link, None)
-        if unwatch is not None:
-            unwatch()
-        link.context = None
-        if peer is not None:
-            peer.connection.context = None
-            if peer.share is not None:
-                if peer.is_anonymous:
-                    peer.share.anonymous -= 1
-                self.shares.leave(link.peer_address[0], peer.share)
-        if reason is None:
-            _log.debug("%s disconnected", link.peer)
-        else:
-            # A client that leaves with an update on its way to it resets the connection: that is every day's end. Of one
-            # that was not admitted the log has heard.
-            usual = peer is not None and (link.reset if peer.validated else unwatch is not None)
-            _log.log(logging.DEBUG if usual else logging.INFO, "%s disconnected: %s", link.peer, reason)
-
-    def pump_soon(self, peer: Peer) -> None:
-        """Send the updates that wait for ``peer`` at the end of this turn of the event loop."""
-        if not self._to_pump:
-            assert self._loop is not None
-            self._loop.call_soon(self._pump)
-        self._to_pump.append(peer)
-
-    def _pump(self) -> None:
-        peers = self._to_pump
-        self._to_pump = []
-        turns = self._turns
-        assert turns is not None
-        assert self._loop is not None
-        for index, peer in enumerate(peers):
-            if turns.is_full:
-                # The others are next; what they wait for is squashed where it becomes too much.
-                self._to_pump[:0] = peers[index:]
-                self._loop.call_soon(self._pump)
-                return
-            turns.begin()
-            peer.pump()
-            turns.end()
-
-    # -- channels ------------------------------------------------------------------------------------
-
-    def _rights(self, name: str, peer: Credentials) -> Rights:
-        if self.policy is None:
-            return ALL_RIGHTS
-        try:
-            return self.policy.rights(name, peer)
-        except Exception:  # noqa: BLE001 - any doubt is less access
-            _log.exception("access security of %s for %s: no access", name, peer.account)
-            return NO_RIGHTS
-
-    def open_channel(self, peer: Peer, wire: ServerChannel) -> None:
-        """CREATE_CHANNEL."""
-        if peer.held is not None:
-            wire.reject(peer.held.message)
-            return
-        full = peer.has_enough_channels()
-        if full:
-            wire.reject(full)
-            return
-        for _, label, source in self._sources:
-            try:
-                handler = source.open(wire.name, peer.credentials)
-            except ApplianceError as error:
-                wire.reject(str(error))
-                return
-            except Exception:  # noqa: BLE001 - a source's defect must not end the connection
-                _log.exception("source %s, opening %r", label, wire.name)
-                wire.reject("internal error; the server's log has the details")
-                return
-            if handler is not None:
-                rights = self._rights(wire.name, peer.credentials)
-                if rights.read:
-                    self.lost_readers.discard(wire.name, peer.credentials)
-                Channel(peer, wire, handler, rights)
-                peer.count_channel(1)
-                wire.accept(rights.permissions)
-                return
-        wire.reject(f"there is no PV {wire.name[:256]!r} here")
-
-    def channel_closed(self, channel: Channel) -> None:
-        """A channel is gone."""
-        channel.owner.count_channel(-1)
-        try:
-            channel.handler.detached(channel)
-        except Exception:  # noqa: BLE001 - a handler's defect must not end the connection
-            _log.exception("closing a channel of %s", channel.name)
-
-    def refused(self, channel: Channel, right: str) -> None:
-        """Access security refused a request."""
-        self.refusals += 1
-        if self.on_refused is not None:
-            self.on_refused(channel, right)
-
-    def review_access(self, concerns: Callable[[Channel], bool] | None = None) -> None:
-        """Judge again what clients may do, for all channels or those that ``concerns`` picks."""
-        for channel in list(self.channels()):
-            if concerns is None or concerns(channel):
-                channel.review(self._rights(channel.name, channel.peer))
 
     def __repr__(self) -> str:
         return (

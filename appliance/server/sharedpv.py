@@ -1,4 +1,4 @@
-"""A PV whose one value all clients share, and names that are made up as they are asked for."""
+"""A PV whose one value all clients share."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from typing import Any, Final
 
 from appliance.errors import ApplianceError, PVDataError
 from appliance.pva.commands import CMD_GET, CMD_PROCESS, CMD_RPC
-from appliance.pva.credentials import Credentials
 from appliance.pva.selection import leaves
-from appliance.pva.server import PreparedAnswer
+from appliance.pva.server_operation import PreparedAnswer
 from appliance.pvdata.nt import now_to_time
 from appliance.pvdata.types import BOOL, FLOAT64, STRING, ScalarType, StructType, TypeDesc
 from appliance.pvdata.value import Value
 from appliance.server.operation import Operation, Subscription, Update
-from appliance.server.source import Handler, Source
+from appliance.server.source import Handler
 
-__all__ = ["SharedPV", "WildcardSource"]
+__all__ = ["SharedPV"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -31,21 +30,26 @@ RPCHandler = Callable[["SharedPV", Operation, Value | None], Awaitable[Value | N
 class SharedPV(Handler):
     """A PV with a current value.
 
-    ``on_put(pv, operation, value)`` takes a client's PUT: it posts what it accepts and raises an ApplianceError
-    to refuse; when it returns, the PUT is answered. Without it the PV is read only; ``mailbox`` makes a PV
-    that posts whatever is put. ``on_rpc(pv, operation, argument)`` returns the answer. Both may be coroutine
-    functions. ``on_first`` and ``on_last`` are called when the first channel's first subscription comes and the
-    last goes, so that a value may be acquired only while someone looks.
+    Args:
+        initial: the first value, or its type; without it the PV has neither until `open`.
+        on_put: takes a client's PUT: it posts what it accepts and raises an ApplianceError to refuse. When it returns,
+            the PUT is answered. It may be a coroutine function. Without it the PV is read only; `mailbox` makes a PV
+            that posts whatever is put.
+        on_rpc: returns the answer to a call, or raises an ApplianceError. It may be a coroutine function.
+        on_first: is called when the first subscription comes, so that a value is acquired only while someone looks.
+        on_last: is called when the last subscription has gone.
     """
 
     __slots__ = (
         "_answers",
         "_is_shared",
         "_kind",
+        "_plain",
         "_store",
         "_subscriptions",
         "_valid",
-        "_value",
+        "_value_at",
+        "_value_bits",
         "_waiting",
         "on_first",
         "on_last",
@@ -70,8 +74,11 @@ class SharedPV(Handler):
         """Who watches, and how to make a message for it of a value alone, where that is simple."""
         self._answers: dict[tuple[int, bool], PreparedAnswer] = {}
         self._kind: StructType | None = None
-        self._value: tuple[type, int, int] | None = None
-        """The Python type that the field ``value`` takes as it is, its offset and its bit."""
+        self._plain: type | None = None
+        """The Python type that the field ``value`` takes as it is; None where there is none."""
+        self._value_at = 0
+        """The offset of that field, and below its bit."""
+        self._value_bits = 0
         self._store: list[Any] = []
         self._is_shared = False
         """Whether an update holds the store, which then never changes."""
@@ -109,12 +116,11 @@ class SharedPV(Handler):
         self._is_shared = False
         self._valid = leaves(kind, value.changed)
         self._answers = {}
-        self._value = None
+        self._plain = None
         if "value" in kind.members:
-            offset = kind.offsets["value"]
-            plain = _PLAIN.get(kind.leaf_types[offset])
-            if plain is not None:
-                self._value = (plain, offset, 1 << offset)
+            self._value_at = kind.offsets["value"]
+            self._value_bits = 1 << self._value_at
+            self._plain = _PLAIN.get(kind.leaf_types[self._value_at])
         waiting = self._waiting
         self._waiting = {}
         for begin in waiting.values():
@@ -141,9 +147,8 @@ class SharedPV(Handler):
         kind = self._kind
         if kind is None:
             raise PVDataError("the PV is closed: open it with a value of its type first")
-        plain = self._value
-        if plain is not None and type(value) is plain[0]:
-            self._post_plain(value, plain[1], plain[2])
+        if type(value) is self._plain:
+            self._post_plain(value)
             return
         if isinstance(value, Value) and (value.type is kind or value.type == kind):
             bits = leaves(kind, value.changed)
@@ -166,13 +171,14 @@ class SharedPV(Handler):
             for subscription in self._subscriptions:
                 subscription.post(update)
 
-    def _post_plain(self, value: Any, offset: int, bits: int) -> None:
+    def _post_plain(self, value: Any) -> None:
         """Post a value that fits as it is; who is waiting for nothing else is sent the octets."""
+        bits = self._value_bits
         store = self._store
         if self._is_shared:
             store = store.copy()
             self._is_shared = False
-        store[offset] = value
+        store[self._value_at] = value
         self._take(store, bits)
         update: Update | None = None
         for subscription, make in self._subscriptions.items():
@@ -229,20 +235,13 @@ class SharedPV(Handler):
 
     def put(self, operation: Operation, value: Value) -> None:
         """Let ``on_put`` judge."""
-        if self._kind is None or value.type is not self._kind:
-            operation.fail("this PV has changed its type or has no value; reconnect")
-            return
-        if self.on_put is None:
-            operation.fail("this PV is read only")
-            return
-        result = self.on_put(self, operation, value)
-        if inspect.isawaitable(result):
-            _background(operation, result, lambda _: operation.done())
-        else:
-            operation.done()
+        self._put(operation, value, operation.done)
 
     def put_get(self, operation: Operation, value: Value) -> None:
         """PUT, then answer with what the PV holds."""
+        self._put(operation, value, lambda: operation.reply_store(self._store, self._valid))
+
+    def _put(self, operation: Operation, value: Value, answer: Callable[[], None]) -> None:
         if self._kind is None or value.type is not self._kind:
             operation.fail("this PV has changed its type or has no value; reconnect")
             return
@@ -251,9 +250,9 @@ class SharedPV(Handler):
             return
         result = self.on_put(self, operation, value)
         if inspect.isawaitable(result):
-            _background(operation, result, lambda _: operation.reply_store(self._store, self._valid))
+            _background(operation, result, lambda _: answer())
         else:
-            operation.reply_store(self._store, self._valid)
+            answer()
 
     def rpc(self, operation: Operation, argument: Value | None) -> None:
         """Let ``on_rpc`` answer."""
@@ -276,9 +275,8 @@ class SharedPV(Handler):
         if not subscription.alive:
             return
         first = not self._subscriptions
-        plain = self._value
         self._subscriptions[subscription] = (
-            subscription.maker(plain[2], "d") if plain is not None and plain[0] is float else None
+            subscription.maker(self._value_bits, "d") if self._plain is float else None
         )
         subscription.post(self._update(self._valid))
         if first and self.on_first is not None:
@@ -357,56 +355,3 @@ def _background(operation: Operation, result: Awaitable[Any], answer: Callable[[
     task = asyncio.ensure_future(result)
     _tasks.add(task)
     task.add_done_callback(finished)
-
-
-class WildcardSource(Source):
-    """PVs that come into being when a name that matches a pattern is first opened.
-
-    ``make(name, parts)`` gives the handler, ``parts`` being what the asterisks of ``pattern`` stood for. The
-    handlers are kept, ``max_pvs`` of them at the most: names are chosen by clients.
-    """
-
-    def __init__(
-        self, pattern: str, make: Callable[[str, tuple[str, ...]], Handler | None], *, max_pvs: int = 100_000
-    ) -> None:
-        self.pattern = pattern
-        self.max_pvs = max_pvs
-        self.pvs: dict[str, Handler] = {}
-        self._make = make
-        self._pieces = pattern.split("*")
-
-    def _parts(self, name: str) -> tuple[str, ...] | None:
-        """Match without backtracking: the name is a client's, and must not cost more than its length."""
-        first, *rest = self._pieces
-        if not rest:
-            return () if name == first else None
-        last = rest.pop()
-        if len(name) < len(first) + len(last) or not name.startswith(first) or not name.endswith(last):
-            return None
-        pos = len(first)
-        end = len(name) - len(last)
-        parts = []
-        for piece in rest:
-            found = name.find(piece, pos, end)
-            if found < 0:
-                return None
-            parts.append(name[pos:found])
-            pos = found + len(piece)
-        parts.append(name[pos:end])
-        return tuple(parts)
-
-    def claims(self, name: str, host: str) -> bool:
-        """Whether the name matches."""
-        return self._parts(name) is not None
-
-    def open(self, name: str, peer: Credentials) -> Handler | None:
-        """Give the PV, made now if need be."""
-        handler = self.pvs.get(name)
-        if handler is None:
-            parts = self._parts(name)
-            if parts is None or len(self.pvs) >= self.max_pvs:
-                return None
-            handler = self._make(name, parts)
-            if handler is not None:
-                self.pvs[name] = handler
-        return handler

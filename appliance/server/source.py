@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from appliance.pva.credentials import Credentials
 from appliance.pvdata.value import Value
+from appliance.server.channel import Channel
 from appliance.server.operation import Operation, Subscription
-
-if TYPE_CHECKING:
-    from appliance.server.channel import Channel
 
 __all__ = ["Handler", "Source", "StaticSource"]
 

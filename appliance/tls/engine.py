@@ -12,6 +12,7 @@ from OpenSSL import SSL
 
 from appliance.certs.keychain import Keychain
 from appliance.errors import LocalProtocolError, TLSError
+from appliance.pvdata.primitives import Buffer
 from appliance.tls.context import HandshakeNotes, TLSContext, certificate_der, verified_chain
 from appliance.tls.reasons import explain_error, explain_verification
 
@@ -80,7 +81,7 @@ class TLSEngine:
         """Begin the handshake: a client's first flight is then in `data_to_send`."""
         self._handshake()
 
-    def receive_data(self, data: bytes | bytearray | memoryview) -> list[bytes]:
+    def receive_data(self, data: Buffer) -> list[bytes]:
         """Decrypt what has arrived, driving the handshake while it lasts.
 
         Returns the plaintext in chunks, possibly none. Raises TLSError, once and then at every further call,
@@ -155,7 +156,7 @@ class TLSEngine:
 
     # ------------------------------------------------------------------ bytes to the network
 
-    def send(self, data: bytes | bytearray | memoryview) -> None:
+    def send(self, data: Buffer) -> None:
         """Encrypt ``data``. Before the handshake is complete it is kept, up to 1 MiB.
 
         One record costs about two microseconds whatever it holds: join small messages first.

@@ -12,8 +12,7 @@ from typing import Final
 
 from appliance.config.address import Endpoint
 from appliance.errors import TransportError
-from appliance.transport.stream import format_address
-from appliance.transport.udp import is_multicast
+from appliance.transport.address import format_address, is_multicast
 
 __all__ = ["listen"]
 
@@ -27,10 +26,22 @@ async def listen(
     what: str,
     log: logging.Logger,
 ) -> tuple[int, list[asyncio.Server]]:
-    """Listen on all of ``endpoints`` (none means every address) and return the port and the servers.
+    """Listen on addresses of this host.
 
     A port that is taken or not permitted is replaced by a free one, with a warning in the words of pvxs.
-    Raises TransportError when an address cannot be listened on at all.
+
+    Args:
+        accept: makes the protocol of a new connection.
+        endpoints: the addresses; none means every address. Multicast groups among them are passed over.
+        port: the port of endpoints that name none.
+        what: what the port is for, for the log: TCP or TLS.
+        log: takes the warning.
+
+    Returns:
+        The port that is really listened on, and the listening sockets.
+
+    Raises:
+        TransportError: an address cannot be listened on at all.
     """
     loop = asyncio.get_running_loop()
     addresses: list[tuple[str, int]] = []
@@ -40,7 +51,8 @@ async def listen(
             found = await loop.getaddrinfo(host, None, type=socket.SOCK_STREAM)
         except OSError as error:
             raise TransportError(f"the interface address {host} is not known: {error}") from error
-        first = str(found[0][4][0])
+        *_, address = found[0]
+        first = str(address[0])
         if is_multicast(first):
             continue  # a multicast group is for searches only
         addresses.append((first, endpoint.port or port))

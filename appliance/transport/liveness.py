@@ -23,12 +23,14 @@ class _Links(Protocol):
 
 
 class Liveness:
-    """Closes links whose peer has been silent for ``timeout_s`` seconds.
+    """Closes links whose peer has been silent for too long. A peer that reads slowly lives as long as it reads at all.
 
-    A peer that reads slowly lives as long as it reads at all.
-
-    With ``echo`` (a client's duty) each peer is asked for a sign of life every quarter of that time, those too that talk
-    all the time: a server waits for signs of life of its own, and a client that only listens sends nothing else.
+    Args:
+        links: gives the links to look after.
+        timeout_s: seconds of silence after which a link is closed.
+        echo: whether each peer is asked for a sign of life every quarter of that time, which is a client's duty. Servers
+            that talk all the time are asked too: a server waits for signs of life of its own, and a client that only
+            listens sends nothing else.
     """
 
     __slots__ = ("_echo", "_handle", "_links", "_loop", "_period", "_ticks", "timeout_s")

@@ -81,7 +81,7 @@ class MessageReader:
 class _Tap:
     """A connection, as its link uses it, that tells what goes in and out."""
 
-    def __init__(self, connection: Connection, peer: Callable[[], str]) -> None:
+    def __init__(self, connection: Connection[Any], peer: Callable[[], str]) -> None:
         self._connection = connection
         self._in = MessageReader(lambda name, size: _log.debug("%s -> %s (%d octets)", peer(), name, size))
         self._out = MessageReader(lambda name, size: _log.debug("%s <- %s (%d octets)", peer(), name, size))

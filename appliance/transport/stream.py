@@ -14,18 +14,21 @@ import logging
 import socket
 import termios
 from struct import Struct
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 from appliance.errors import ApplianceError, ProtocolError, RemoteProtocolError, TLSError, TransportError
-from appliance.pva.connection import Buffer, Connection
+from appliance.pva.connection import Connection
 from appliance.pva.events import Event
 from appliance.pva.states import ConnectionState
+from appliance.pvdata.primitives import Buffer
+from appliance.transport import lingering
+from appliance.transport.address import NOWHERE, SocketAddress, format_address
 from appliance.transport.turns import turns_of
 
 if TYPE_CHECKING:  # OpenSSL would double the start-up time of a tool that speaks plain TCP
     from appliance.tls.engine import TLSEngine
 
-__all__ = ["StreamLink", "StreamOwner", "format_address"]
+__all__ = ["StreamLink", "StreamOwner"]
 
 WRITE_HIGH: Final = 64 * 1024
 """Octets in the send queue above which the owner is told to hold back. The kernel's own buffer comes first: what
@@ -36,17 +39,16 @@ TLS_SLICE: Final = 64 * 1024
 cache still holds: measured 8 MB in 5.8 ms, against 7.3 ms when all of it is encrypted first."""
 CUT_S: Final = 0.5
 """Seconds that a peer who may hear no more has to take its good-bye."""
-LINGER_S: Final = 1.0
-"""Seconds that a peer who was told why it is refused may go on sending before it reads that."""
-LINGER_OCTETS: Final = 64 * 1024
-"""Octets that such a peer may go on sending."""
 _messages: Final = logging.getLogger("appliance.transport.messages")
 _U32: Final = Struct("=I")
 _JOIN_LIMIT: Final = 256 * 1024
 """Octets up to which output is joined to one buffer; above, chunks go out as they are."""
 
 
-class StreamOwner(Protocol):
+EventT = TypeVar("EventT", bound=Event)
+
+
+class StreamOwner(Protocol[EventT]):
     """Who acts on what a link brings: a server or a client context."""
 
     def link_made(self, link: StreamLink) -> bool:
@@ -55,7 +57,7 @@ class StreamOwner(Protocol):
     def link_up(self, link: StreamLink) -> None:
         """The transport is ready: TCP is connected and, with TLS, the handshake is complete."""
 
-    def link_events(self, link: StreamLink, events: list[Event]) -> list[Event] | None:
+    def link_events(self, link: StreamLink, events: list[EventT]) -> list[EventT] | None:
         """The peer's messages, in order. Returns those that have to wait: when ``link.due()``, others go first."""
 
     def link_writable(self, link: StreamLink) -> None:
@@ -65,8 +67,36 @@ class StreamOwner(Protocol):
         """The link is gone for good; ``reason`` is None after an orderly end."""
 
 
+class _Nobody:
+    """The owner of a link that has ended."""
+
+    def link_made(self, link: StreamLink) -> bool:
+        return False
+
+    def link_up(self, link: StreamLink) -> None:
+        pass
+
+    def link_events(self, link: StreamLink, events: list[Any]) -> list[Any] | None:
+        return None
+
+    def link_writable(self, link: StreamLink) -> None:
+        pass
+
+    def link_down(self, link: StreamLink, reason: ApplianceError | None) -> None:
+        pass
+
+
+_NOBODY: Final = _Nobody()
+
+
 class StreamLink(asyncio.Protocol):
-    """See the module's text. ``context`` is the owner's to use."""
+    """One connection and its socket.
+
+    Args:
+        connection: the protocol's state.
+        owner: acts on what the peer sends; until ``link_down``, the link is its.
+        engine: TLS; None for plain TCP.
+    """
 
     __slots__ = (
         "_backlog",
@@ -79,7 +109,6 @@ class StreamLink(asyncio.Protocol):
         "_turns",
         "_unfed",
         "connection",
-        "context",
         "due",
         "engine",
         "heard",
@@ -96,18 +125,20 @@ class StreamLink(asyncio.Protocol):
         "writable",
     )
 
-    def __init__(self, connection: Connection, owner: StreamOwner, engine: TLSEngine | None = None) -> None:
-        self.connection = connection
+    def __init__(
+        self, connection: Connection[EventT], owner: StreamOwner[EventT], engine: TLSEngine | None = None
+    ) -> None:
+        # Connection and owner play the same role. From here on their events are only handed over.
+        self.connection: Connection[Any] = connection
         if _messages.isEnabledFor(logging.DEBUG):
             from appliance.transport import messages
 
             self.connection = messages.tapped(connection, lambda: str(self.peer))
-        self.owner = owner
+        self.owner: StreamOwner[Any] = owner
         self.engine = engine
-        self.context: Any = None
         self.peer = ""
         """The peer's address and port as text."""
-        self.peer_address: tuple[str, int] = ("", 0)
+        self.peer_address = NOWHERE
         self.interface = ""
         """The local address and port as text."""
         self.is_up = False
@@ -128,7 +159,7 @@ class StreamLink(asyncio.Protocol):
         self.due = self._turns.due
         """Tells when it is time to let others go first."""
         connection.due = self.due
-        self._backlog: list[Event] = []
+        self._backlog: list[Any] = []
         """Events that wait."""
         self._unfed: list[bytes] = []
         """What came and was not even decrypted, since it waits."""
@@ -151,7 +182,7 @@ class StreamLink(asyncio.Protocol):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         peer = stream.get_extra_info("peername")
         if peer is not None:
-            self.peer_address = (peer[0], peer[1])
+            self.peer_address = SocketAddress(*peer[:2])
             self.peer = format_address(peer)
         here = stream.get_extra_info("sockname")
         if here is not None:
@@ -258,7 +289,7 @@ class StreamLink(asyncio.Protocol):
         turns.end()
         self._read_on()
 
-    def _hand_over(self, events: list[Event]) -> None:
+    def _hand_over(self, events: list[Any]) -> None:
         left = self.owner.link_events(self, events) if events else None
         if left:
             self._backlog = left
@@ -316,7 +347,9 @@ class StreamLink(asyncio.Protocol):
             if not connection.stalled:
                 break
             self._backlog = connection.receive_data(b"")
-        self.owner.link_down(self, self._reason)
+        owner = self.owner
+        self.owner = _NOBODY  # without a cycle owner and link are gone now, and not when garbage is collected
+        owner.link_down(self, self._reason)
 
     def settle(self) -> None:
         """Do now what had to wait: the event loop is about to end."""
@@ -469,9 +502,9 @@ class StreamLink(asyncio.Protocol):
     def close(self, reason: ApplianceError | None = None, *, linger: bool = False) -> None:
         """Send what waits, say good-bye inside TLS, and close; ``link_down`` follows.
 
-        With ``linger`` what the peer still sends is read and dropped until it ends the connection, for LINGER_S at the
-        most: a socket that is closed with something unread resets the connection, and a peer that is reset while it
-        writes never reads why it was refused.
+        Args:
+            reason: why, for the log; None for an orderly end.
+            linger: the peer gets a moment to read what it is told, although it may still be writing.
         """
         transport = self._transport
         if transport is None:
@@ -488,10 +521,7 @@ class StreamLink(asyncio.Protocol):
         if not self.writable:
             transport.abort()  # the peer does not read: waiting for it would keep the link for ever
         elif linger and transport.can_write_eof():
-            transport.set_protocol(_Lingering(self, transport))
-            transport.write_eof()
-            self._loop.call_later(LINGER_S, transport.abort)
-            transport.resume_reading()
+            lingering.linger(transport, self.connection_lost, self._loop)
         else:
             transport.close()
 
@@ -548,28 +578,3 @@ class StreamLink(asyncio.Protocol):
 
     def __repr__(self) -> str:
         return f"<StreamLink {'TLS' if self.engine else 'TCP'} {self.interface} - {self.peer}>"
-
-
-class _Lingering(asyncio.Protocol):
-    """What is left of a link that has said why it ends."""
-
-    def __init__(self, link: StreamLink, transport: asyncio.Transport) -> None:
-        self._link = link
-        self._transport = transport
-        self._left = LINGER_OCTETS
-
-    def data_received(self, data: bytes) -> None:
-        self._left -= len(data)
-        if self._left < 0:
-            self._transport.abort()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._link.connection_lost(exc)
-
-
-def format_address(address: tuple[Any, ...]) -> str:
-    """Print a socket address: ``10.0.0.1:5075`` or ``[::1]:5075``; an IPv4-mapped one as the IPv4 that it is."""
-    host, port = str(address[0]), address[1]
-    if host.startswith("::ffff:") and "." in host:
-        host = host[7:]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

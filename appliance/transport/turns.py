@@ -13,6 +13,8 @@ from time import monotonic
 from typing import Final, Protocol
 from weakref import WeakKeyDictionary
 
+from appliance.transport.address import SocketAddress
+
 __all__ = ["SLICE_S", "TURN_S", "Turns", "turns_of"]
 
 SLICE_S: Final = 0.001
@@ -26,14 +28,18 @@ _NOTICE_S: Final = 0.0005
 class Waiting(Protocol):
     """Something that can go on."""
 
-    peer_address: tuple[str, int]
+    peer_address: SocketAddress
 
     def go_on(self) -> None:
         """Work until done or ``Turns.due``, then call ``Turns.wait`` again."""
 
 
 class Turns:
-    """See the module's text. One for each event loop: ``turns_of``."""
+    """Whose turn it is on one event loop. There is one for each: `turns_of`.
+
+    Args:
+        loop: runs the connections.
+    """
 
     __slots__ = ("__weakref__", "_began", "_is_scheduled", "_loop", "_until", "_used", "_waiting")
 
@@ -72,7 +78,7 @@ class Turns:
 
     def wait(self, who: Waiting) -> None:
         """Have ``who`` go on in the next turn."""
-        self._waiting.setdefault(who.peer_address[0], deque()).append(who)
+        self._waiting.setdefault(who.peer_address.host, deque()).append(who)
         if not self._is_scheduled:
             self._schedule()
 

@@ -32,9 +32,9 @@ from appliance.errors import DecodeError, TransportError
 from appliance.pva import commands as c
 from appliance.pva.search import Datagram, OriginTag, SearchRequest, decode_datagram, pack_message
 from appliance.pvdata.pace import Pace
-from appliance.transport.stream import format_address
+from appliance.transport.address import SocketAddress, format_address
 
-__all__ = ["LOCAL_GROUP", "Origin", "UDPPort", "is_multicast", "resolve_datagram_address"]
+__all__ = ["LOCAL_GROUP", "Origin", "UDPPort", "resolve_datagram_address"]
 
 LOCAL_GROUP: Final = "224.0.0.128"
 _PKTINFO: Final = Struct("=I4s4s")
@@ -56,7 +56,7 @@ _RECEIVE_BUFFER: Final = 1 << 20
 class Origin(NamedTuple):
     """Where a message came from and how to answer it."""
 
-    address: tuple[str, int]
+    address: SocketAddress
     """Where an answer goes."""
     source: str
     """The sender's address; of a forwarded search, the address in it."""
@@ -69,7 +69,19 @@ class Origin(NamedTuple):
 
 
 class UDPPort:
-    """One UDP socket, of IPv4 or IPv6 as its address is. ``on_message(message, origin)`` is called for each message of each datagram."""
+    """One UDP socket, of IPv4 or IPv6 as its address is.
+
+    Args:
+        on_message: is called with each message of each datagram, and where it came from.
+        port: the port; 0 takes a free one.
+        shared: whether other sockets of the host may use the same port, and get the unicast searches that come here.
+        address: the address to listen on.
+        groups: pairs of a multicast group to join and the name or address of the interface to join it on.
+        forwarder: the socket that hands unicast searches on, where that is not this one.
+
+    Raises:
+        TransportError: the port cannot be bound, or a group cannot be joined.
+    """
 
     __slots__ = (
         "_forwarder",
@@ -95,12 +107,7 @@ class UDPPort:
         groups: tuple[tuple[str, str], ...] = (),
         forwarder: UDPPort | None = None,
     ) -> None:
-        """Open the socket; needs a running event loop.
-
-        ``shared`` lets other sockets of the host use the same port and forwards unicast searches to them, by
-        ``forwarder`` if that is not itself; ``groups`` are pairs of a multicast group to join and the name or address
-        of the interface to join it on. Raises TransportError when the port cannot be bound.
-        """
+        """Open the socket; needs a running event loop."""
         self.is_ipv6 = ":" in address
         self._forwarder = forwarder
         self._on_message = on_message
@@ -210,7 +217,8 @@ class UDPPort:
                     where = IPv6Address(_PKTINFO6.unpack_from(value)[0])
                     local = "" if where.is_multicast else str(where)
             if self.is_ipv6:
-                source = (f"{source[0]}%{source[3]}" if source[3] else source[0], source[1])
+                host, port, _, scope = source
+                source = (f"{host}%{scope}" if scope else host, port)
             if len(data) > _LONG:
                 # It may hold thousands of names, and each of them has to be looked up.
                 self._pace = Pace(partial(self._datagram, data, source, target, local), self._due)
@@ -232,7 +240,7 @@ class UDPPort:
                 continue
             if not isinstance(message, SearchRequest):
                 if not forwarded:
-                    self._on_message(message, Origin((host, port), host, local, port=self))
+                    self._on_message(message, Origin(SocketAddress(host, port), host, local, port=self))
                 continue
             reply_port = message.reply_port or port
             if message.reply_address is not None:
@@ -246,19 +254,18 @@ class UDPPort:
                 continue  # the forwarder forgot to write down where to answer
             else:
                 reply_host = host
+            reply = SocketAddress(reply_host, reply_port)
             if forwarded:
                 # The datagram came from a socket of this host: its own addresses say nothing about the client.
-                self._on_message(
-                    message, Origin((reply_host, reply_port), reply_host, received_on, received_on, self)
-                )
-            elif not (unicast and self.forwards and self._forward(message, (reply_host, reply_port), local)):
-                self._on_message(message, Origin((reply_host, reply_port), host, local, received_on, self))
+                self._on_message(message, Origin(reply, reply_host, received_on, received_on, self))
+            elif not (unicast and self.forwards and self._forward(message, reply, local)):
+                self._on_message(message, Origin(reply, host, local, received_on, self))
 
-    def _forward(self, request: SearchRequest, reply: tuple[str, int], local: str) -> bool:
+    def _forward(self, request: SearchRequest, reply: SocketAddress, local: str) -> bool:
         """Hand a unicast search to every server of this host, ourselves included; False where that fails."""
         if self._forwarder is not None:
             return self._forwarder._forward(request, reply, local)
-        told = request._replace(unicast=False, reply_address=ip_address(reply[0]), reply_port=reply[1])
+        told = request._replace(unicast=False, reply_address=ip_address(reply.host), reply_port=reply.port)
         tag = pack_message(c.CMD_ORIGIN_TAG, OriginTag(IPv4Address(local)).encode(), from_server=False)
         try:
             self._sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("127.0.0.1"))
@@ -289,7 +296,7 @@ class UDPPort:
         try:
             where = _socket_address(address)
             if local:
-                info = _PKTINFO6.pack(socket.inet_pton(socket.AF_INET6, local), where[3])
+                info = _PKTINFO6.pack(socket.inet_pton(socket.AF_INET6, local), where.scope)
                 with contextlib.suppress(OSError):
                     self._sock.sendmsg([data], [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, info)], 0, where)
                     return True
@@ -303,7 +310,7 @@ class UDPPort:
         try:
             if self.is_ipv6:
                 where = _socket_address(address)
-                index = _interface_index(interface) if interface else where[3]
+                index = _interface_index(interface) if interface else where.scope
                 self._sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, ttl)
                 self._sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
                 self._sock.sendto(data, where)
@@ -360,25 +367,28 @@ def _interface_index(interface: str) -> int:
     raise OSError(f"no interface has the address {interface}")
 
 
-def _socket_address(address: tuple[str, int]) -> tuple[str, int, int, int]:
+class _IPv6SocketAddress(NamedTuple):
+    """An IPv6 address as sockets take it."""
+
+    host: str
+    port: int
+    flow: int
+    scope: int
+    """The number of the interface; 0 leaves it to the kernel."""
+
+
+def _socket_address(address: tuple[str, int]) -> _IPv6SocketAddress:
     """Give an IPv6 address as sockets take it; a scope such as ``%eth0`` becomes its number. Raises OSError."""
-    host, _, scope = address[0].partition("%")
-    return host, address[1], 0, _interface_index(scope) if scope else 0
+    full, port = address
+    host, _, scope = full.partition("%")
+    return _IPv6SocketAddress(host, port, 0, _interface_index(scope) if scope else 0)
 
 
-def is_multicast(host: str) -> bool:
-    """Whether ``host`` is the address of a group, of IPv4 or IPv6."""
-    try:
-        return ip_address(host.partition("%")[0]).is_multicast
-    except ValueError:
-        return False
-
-
-async def resolve_datagram_address(endpoint: Endpoint, default_port: int) -> tuple[str, int] | None:
+async def resolve_datagram_address(endpoint: Endpoint, default_port: int) -> SocketAddress | None:
     """Look the host up, now; None where its name is not known at present. IPv4 is preferred where it has both."""
     port = endpoint.port or default_port
     try:
-        return str(ip_address(endpoint.host)), port
+        return SocketAddress(str(ip_address(endpoint.host)), port)
     except ValueError:
         pass
     loop = asyncio.get_running_loop()
@@ -386,8 +396,8 @@ async def resolve_datagram_address(endpoint: Endpoint, default_port: int) -> tup
         found = await loop.getaddrinfo(endpoint.host, port, type=socket.SOCK_DGRAM)
     except OSError:
         return None
-    for family in (socket.AF_INET, socket.AF_INET6):
-        for entry in found:
-            if entry[0] == family:
-                return str(entry[4][0]), port
+    for wanted in (socket.AF_INET, socket.AF_INET6):
+        for family, _, _, _, address in found:
+            if family == wanted:
+                return SocketAddress(str(address[0]), port)
     return None

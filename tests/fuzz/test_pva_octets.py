@@ -87,7 +87,7 @@ def drive_server(data: bytes, chunks) -> ServerConnection:
     assert not connection.channels
     assert not connection.operations
     assert not connection.pending
-    assert connection._request_octets == 0
+    assert connection.request_octets == 0
     return connection
 
 

@@ -65,8 +65,7 @@ def keychain_file(directory: Path, name: str, keychain: Keychain) -> Path:
 
 def replace_keychain(path: Path, keychain: Keychain) -> None:
     """Put another keychain in the place of one, in one step, as the tools do it."""
-    fresh = write_keychain(path.with_suffix(".new"), keychain)
-    fresh.rename(path)
+    write_keychain(path, keychain)
 
 
 async def until(condition: Callable[[], Any], timeout_s: float = 10.0) -> None:

@@ -142,10 +142,16 @@ def site() -> Site:
 
 
 def write_keychain(path: Path, keychain: Keychain, password: bytes = b"") -> Path:
-    """A keychain file, readable by its owner only."""
-    path.touch(mode=0o600)
-    path.write_bytes(dump_keychain(keychain, password))
-    return path
+    """A keychain file, readable by its owner only. It comes whole, in one step: somebody may be looking for it."""
+    return replace_file(path, dump_keychain(keychain, password))
+
+
+def replace_file(path: Path, content: bytes) -> Path:
+    """Put a file for its owner only in the place of what is there, in one step."""
+    fresh = path.with_name(path.name + ".new")
+    fresh.touch(mode=0o600)
+    fresh.write_bytes(content)
+    return fresh.rename(path)
 
 
 def write_pem(directory: Path, keychain: Keychain) -> tuple[Path, Path, Path]:

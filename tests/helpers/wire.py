@@ -20,7 +20,8 @@ from appliance.pva.events import (
 )
 from appliance.pva.search import SearchResponse
 from appliance.pva.selection import encode_update, leaves
-from appliance.pva.server import PreparedAnswer, ServerConnection
+from appliance.pva.server import ServerConnection
+from appliance.pva.server_operation import PreparedAnswer
 from appliance.pva.status import OK
 from appliance.pvdata import FLOAT64, INT32, STRING, ArrayType, StructType, Value
 from appliance.pvdata.pvrequest import PVRequest, request_mask
@@ -59,7 +60,7 @@ def cut(sizes: list[int]) -> Chunks:
 def take(connection: Connection) -> bytes:
     """Give what the connection wants to send."""
     data = b"".join(bytes(chunk) for chunk in connection.data_to_send())
-    assert connection.out_size == 0
+    assert connection.outbox.size == 0
     return data
 
 
@@ -246,7 +247,7 @@ class Wire:
             self.to_server += up
             for piece in self.chunks(up) if up else ():
                 self._serve(piece)
-            if not up and not down and not self.server._out:
+            if not up and not down and not self.server.outbox.chunks:
                 return self.events[start:]
 
     def _serve(self, piece: bytes) -> None:

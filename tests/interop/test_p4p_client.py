@@ -178,7 +178,7 @@ async def test_access_security_is_told_in_words(peer: Peer, udp: int) -> None:
             await peer.do("put", pv="acl:ro", value=1.0, get=False)
         with pytest.raises(PeerError, match="read access denied"):
             await peer.do("get", pv="acl:hidden")
-        assert server.refusals == 1
+        assert server.access.refusals == 1
 
 
 async def test_the_server_sees_who_the_client_claims_to_be(peer: Peer, udp: int) -> None:

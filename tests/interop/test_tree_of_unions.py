@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from appliance.pvdata import INT32, STRING, ArrayType, StructType, UnionType, Value, nt
-from appliance.pvdata.leaves import AnyValue, UnionValue
+from appliance.pvdata.store import AnyValue, UnionValue
 from appliance.pvdata.types import ANY
 from appliance.server import SharedPV
 from tests.helpers.tools import demo_server, environment, run

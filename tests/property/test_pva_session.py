@@ -190,7 +190,7 @@ def session(wire: Wire) -> None:
     assert not wire.server.operations
     assert not wire.client.channels
     assert not wire.client.operations
-    assert wire.server._request_octets == 0
+    assert wire.server.request_octets == 0
     assert wire.client.receive_eof() == []
     assert wire.server.receive_eof() == []
     assert wire.server.state is wire.client.state is ConnectionState.CLOSED
@@ -198,10 +198,12 @@ def session(wire: Wire) -> None:
 
 def told(events) -> list[str]:
     """Events as text: objects of two sessions are never equal."""
+
+    def text(said) -> str:
+        return str(said.store) + bin(said.changed) if isinstance(said, Value) else str(said)
+
     return [
-        ",".join(
-            str(item.store) + bin(item.changed) if isinstance(item, Value) else str(item) for item in event
-        )
+        ",".join([type(event).__name__, *(text(getattr(event, name)) for name in event.__match_args__)])
         for event in events
     ]
 

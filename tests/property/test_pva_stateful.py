@@ -139,7 +139,7 @@ class Client(RuleBasedStateMachine):
         self.settle()
         assert not server.channels
         assert not server.operations
-        assert server._request_octets == 0
+        assert server.request_octets == 0
 
 
 TestClient = Client.TestCase

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from appliance.client import Context, Subscription
+from appliance.client import Context, Monitor
 from appliance.client.monitor import Connected, Disconnected
 from appliance.config.pva import resolve_client, resolve_server
 from appliance.errors import AccessDeniedError, ConfigurationError, OperationTimeoutError
@@ -36,7 +36,7 @@ class Policy:
         return self.now
 
 
-async def ended(updates: Subscription) -> None:
+async def ended(updates: Monitor) -> None:
     async for _ in updates:
         pass
 
@@ -71,7 +71,7 @@ async def test_a_monitor_is_disconnected_when_the_right_to_read_is_taken_away_an
             assert isinstance(await anext(updates), Connected)
             assert (await anext(updates))["value"] == value
         assert "goes on when reading is allowed again" in caplog.text
-        assert not server.lost_readers._known
+        assert not server.access.lost_readers._known
 
 
 async def test_a_client_that_lost_the_right_to_read_comes_back_over_another_connection_too() -> None:
@@ -83,7 +83,7 @@ async def test_a_client_that_lost_the_right_to_read_comes_back_over_another_conn
                 await anext(updates)
                 policy.now = Rights()
                 server.review_access()
-                await until(lambda: server.lost_readers._known)
+                await until(lambda: server.access.lost_readers._known)
         async with client_of(server) as second, second.monitor("a:pv") as updates:
             await until(lambda: any(peer.connection.operations for peer in server.peers.values()))
             policy.now = ALL_RIGHTS
@@ -168,7 +168,7 @@ async def test_rights_change_under_a_running_client() -> None:
             await ctx.rpc("a:add", {"lhs": 1.0, "rhs": 1.0})
         assert channel.wire.permissions == 0 != before
         assert (await ctx.get("a:int"))["value"] == 1
-        assert server.refusals == 2
+        assert server.access.refusals == 2
         policy.now = ALL_RIGHTS
         server.review_access()
         await ctx.put("a:int", 3)
@@ -222,7 +222,7 @@ async def test_a_handler_sees_the_account_that_a_plain_client_claims() -> None:
 
 async def test_a_client_without_a_name_is_anonymous(monkeypatch: pytest.MonkeyPatch) -> None:
     async with served({"a:pv": double()}) as server, client_of(server) as ctx:
-        identity = ctx.identity()
+        identity = ctx._end.claimed_identity()
         identity["user"] = ""
         await ctx.get("a:pv")
         (peer,) = server.peers.values()
@@ -230,21 +230,19 @@ async def test_a_client_without_a_name_is_anonymous(monkeypatch: pytest.MonkeyPa
         assert not peer.credentials.roles
 
 
-def tls_pair(**server_options: Any) -> tuple[Server, Context]:
-    """A server with a certificate and a client with one; the client starts after the server."""
-    world = site()
-    server = served(
-        gallery("t:"), tls=server_context(world.server, require_client_cert=False), **server_options
-    )
-    ctx = Context(client_config(), tls=client_context(world.client, want_staple=False), beacons=False)
-    return server, ctx
+def tls_server(**options: Any) -> Server:
+    """A server with a certificate; not yet started."""
+    return served(gallery("t:"), tls=server_context(site().server, require_client_cert=False), **options)
+
+
+def tls_client(server: Server) -> Context:
+    """A client with a certificate that finds ``server``; not yet started."""
+    return client_of(server, tls=client_context(site().client, want_staple=False))
 
 
 async def test_tls_proves_both_ends_to_each_other() -> None:
-    server, ctx = tls_pair()
-    async with server:
-        ctx.config = client_config(server.udp_port)
-        async with ctx:
+    async with tls_server() as server:
+        async with tls_client(server) as ctx:
             info = await ctx.info("t:double")
             assert info.server == f"127.0.0.1:{server.tls_port}"
             assert (info.peer.method, info.peer.account, info.peer.is_tls) == ("x509", "softioc", True)
@@ -260,10 +258,8 @@ async def test_tls_proves_both_ends_to_each_other() -> None:
 
 
 async def test_one_server_serves_plain_and_tls_clients() -> None:
-    server, secure = tls_pair()
-    async with server:
-        secure.config = client_config(server.udp_port)
-        async with secure, client_of(server) as plain:
+    async with tls_server() as server:
+        async with tls_client(server) as secure, client_of(server) as plain:
             assert (await secure.info("t:int")).peer.is_tls
             assert not (await plain.info("t:int")).peer.is_tls
 
@@ -271,8 +267,7 @@ async def test_one_server_serves_plain_and_tls_clients() -> None:
 async def test_a_server_of_another_authority_is_not_trusted() -> None:
     world = site()
     stranger = world.other_ca.keychain("stranger", "client")
-    server, _ = tls_pair()
-    async with server:
+    async with tls_server() as server:
         ctx = Context(
             client_config(server.udp_port), tls=client_context(stranger, want_staple=False), beacons=False
         )
@@ -285,7 +280,7 @@ async def test_a_server_of_another_authority_is_not_trusted() -> None:
 
 
 async def test_the_server_stops_in_time_with_half_open_tls_clients() -> None:
-    server, _ = tls_pair()
+    server = tls_server()
     await server.start()
     writers = [(await asyncio.open_connection("127.0.0.1", server.tls_port))[1] for _ in range(5)]
     writers[0].write(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")  # the beginning of a ClientHello
@@ -314,7 +309,7 @@ async def test_settings_rule_in_the_order_argument_file_variable_default() -> No
         )
         async with Context(effective.config, beacons=False) as ctx:
             assert (await ctx.get("a:pv"))["value"] == 7.0
-            assert ctx._liveness.timeout_s == 8.0
+            assert ctx._links._liveness.timeout_s == 8.0
         sources = effective.sources
         assert sources["broadcast_port"] == "argument"
         assert sources["addr_list"] == "EPICS_PVA_ADDR_LIST"

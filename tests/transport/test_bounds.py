@@ -213,7 +213,9 @@ async def test_the_types_that_a_peer_defines_are_bounded_by_their_memory(
 async def test_small_types_that_all_peers_define_are_bounded_together(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("appliance.pvdata.wire.Limits.ALL_CACHED_OCTETS", TypeReader.held + 100_000)
+    monkeypatch.setattr(
+        "appliance.pvdata.primitives.DecodeLimits.ALL_CACHED_OCTETS", TypeReader.held + 100_000
+    )
     caplog.set_level("INFO")
     async with served({"call": answering()}) as server:
         told = []

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from appliance.client import Connected, Context, Disconnected, Subscription
+from appliance.client import Connected, Context, Disconnected, Monitor
+from appliance.client.end import Timings
 from appliance.errors import (
     ChannelClosedError,
     OperationTimeoutError,
@@ -62,7 +63,7 @@ async def test_a_client_that_ends_leaves_no_answer_under_way(monkeypatch: pytest
             received.extend(data)
             return super().receive_data(data)
 
-    monkeypatch.setattr("appliance.server.server.ServerConnection", Recording)
+    monkeypatch.setattr("appliance.server.peer.ServerConnection", Recording)
     async with served(gallery()) as server:
         async with client_of(server) as ctx, ctx.monitor("our:string") as updates:
             await anext(updates)
@@ -76,7 +77,7 @@ async def test_a_client_that_ends_leaves_no_answer_under_way(monkeypatch: pytest
 async def test_a_big_endian_server_is_understood_and_answered_in_kind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from appliance.server import server as module
+    from appliance.server import peer as module
 
     made: list[ServerConnection] = []
 
@@ -94,7 +95,7 @@ async def test_a_big_endian_server_is_understood_and_answered_in_kind(
         assert pvs["our:array"].current["value"].tolist() == [1.5, -2.5]
         async with ctx.monitor("our:int") as updates:
             assert (await anext(updates))["value"] == 42
-        (link,) = ctx._links.values()
+        (link,) = ctx._links.by_address.values()
         assert link.connection is not None
         assert link.connection.big
     assert made
@@ -169,7 +170,7 @@ async def test_closing_the_context_ends_what_waits() -> None:
         await ctx.start()
         await ctx.get("c:pv")
         get = asyncio.ensure_future(ctx.get("c:none", timeout=None))
-        updates: Subscription = ctx.monitor("c:pv")
+        updates: Monitor = ctx.monitor("c:pv")
         await anext(updates)
         nothing = asyncio.ensure_future(anext(updates))
         await asyncio.sleep(0)
@@ -199,7 +200,7 @@ async def test_closing_the_context_while_it_connects_leaves_nothing() -> None:
             await ctx.close()
         with pytest.raises(ChannelClosedError):
             await waiting
-    assert not ctx._tasks
+    assert not ctx._links._tasks
 
 
 async def test_a_cancelled_get_leaves_nothing_at_either_end() -> None:
@@ -212,7 +213,7 @@ async def test_a_cancelled_get_leaves_nothing_at_either_end() -> None:
             waiting.cancel()
             while any(peer.connection.operations for peer in server.peers.values()):
                 await asyncio.sleep(0.01)
-        (channel,) = ctx._channels.values()
+        (channel,) = ctx._links.channels
         assert not channel.requests
 
 
@@ -324,9 +325,9 @@ async def test_a_client_that_leaves_with_something_on_its_way_to_it_is_a_quiet_l
         await client.monitor("pv")
         (peer,) = server.peers.values()
         client.pause()
-        before = peer.link.sent
+        before = peer.stream.sent
         pv.post(1.0)
-        await until(lambda: peer.link.drained > before)
+        await until(lambda: peer.stream.drained > before)
         await client.close()
         await until(lambda: not server.peers)
     (end,) = [record for record in caplog.records if "disconnected" in record.getMessage()]
@@ -392,7 +393,7 @@ async def test_a_function_of_the_caller_that_fails_hurts_only_its_own_put(
             await ctx.put("c:pv", {"value": [1, 2]})
         pvs["c:pv"].post(2.0)
         assert await updates.get() == 2.0
-        assert len(ctx._links) == 1
+        assert len(ctx._links.by_address) == 1
         assert "a defect of the caller" in caplog.text
 
 
@@ -428,34 +429,29 @@ async def test_a_removed_pv_is_found_at_another_server() -> None:
                 assert (await anext(updates))["value"] == 2.0
 
 
-async def test_links_without_channels_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from appliance.client import context
-
-    monkeypatch.setattr(context, "IDLE_CHANNEL_S", 0.05)
-    async with served({"c:pv": double()}) as server, client_of(server) as ctx:
+async def test_links_without_channels_are_closed() -> None:
+    timings = Timings(idle_channel_s=0.05)
+    async with served({"c:pv": double()}) as server, client_of(server, timings=timings) as ctx:
         await ctx.get("c:pv")
         async with asyncio.timeout(5):
             while server.peers:
                 await asyncio.sleep(0.01)
-        assert not ctx._links
-        assert not ctx._channels
+        assert not ctx._links.by_address
+        assert not len(ctx._links.channels)
         assert (await ctx.get("c:pv"))["value"] == 0.0
 
 
-async def test_a_name_servers_link_is_kept_without_channels(monkeypatch: pytest.MonkeyPatch) -> None:
-    from appliance.client import context
-
-    monkeypatch.setattr(context, "IDLE_CHANNEL_S", 0.05)
+async def test_a_name_servers_link_is_kept_without_channels() -> None:
     async with served({"c:pv": double()}) as server:
         config = client_config(name_servers=f"127.0.0.1:{server.tcp_port}")
-        async with Context(config, beacons=False) as ctx:
+        async with Context(config, beacons=False, timings=Timings(idle_channel_s=0.05)) as ctx:
             await ctx.get("c:pv")
-            (link,) = ctx.name_servers
+            (link,) = ctx._links.name_servers
             async with asyncio.timeout(5):
-                while ctx._channels:
+                while len(ctx._links.channels):
                     await asyncio.sleep(0.01)
             await asyncio.sleep(0.1)
-            assert ctx.name_servers == [link]
+            assert ctx._links.name_servers == [link]
             assert link.ready
 
 
@@ -503,9 +499,9 @@ async def test_a_quiet_connection_is_kept_alive_by_echoes() -> None:
         async with client_of(server, config=client_config(server.udp_port, conn_tmo=1.5)) as ctx:
             async with ctx.monitor("c:pv") as updates:
                 await anext(updates)
-                (link,) = ctx._links.values()
+                (link,) = ctx._links.by_address.values()
                 await asyncio.sleep(2.6)  # longer than the time-out of either end
-                assert list(ctx._links.values()) == [link]
+                assert list(ctx._links.by_address.values()) == [link]
                 assert len(server.peers) == 1
 
 

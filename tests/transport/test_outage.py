@@ -1,6 +1,6 @@
 """After an outage of the certificate service: who asks when, and what is said to those who are refused meanwhile."""
 
-import heapq
+import asyncio
 import socket
 from datetime import timedelta
 
@@ -31,12 +31,11 @@ def free_udp_port() -> int:
 
 def wait_long(context: Context) -> None:
     """As after an outage of half an hour: the next search for each name is far away."""
-    searcher = context.searcher
+    searcher = context._links.searcher
     searcher._heap.clear()
-    for channel in searcher._wanted.values():
-        channel.attempts = 9
-        channel.due = context.loop.time() + LONG_S
-        heapq.heappush(searcher._heap, (channel.due, channel.instance))
+    for instance, name in searcher._wanted.items():
+        name.attempts = 9
+        searcher._plan(instance, name, asyncio.get_running_loop().time() + LONG_S)
 
 
 def connected(context: Context, name: str) -> bool:
@@ -46,7 +45,7 @@ def connected(context: Context, name: str) -> bool:
 async def searching(context: Context, *names: str) -> None:
     for name in names:
         context.monitor(name, on_update=lambda _: None)
-    await until(lambda: len(context.searcher._wanted) == len(names))
+    await until(lambda: len(context._links.searcher._wanted) == len(names))
 
 
 def serving(server: Server, *names: str) -> Server:
@@ -61,7 +60,7 @@ async def test_the_answer_to_one_search_hurries_all_others():
         await searching(context, "one", "two", "three")
         wait_long(context)
         async with serving(Server(server_config()._replace(broadcast_port=port)), "one", "two", "three"):
-            context.searcher._retry(context.channel("one"))
+            context._links.searcher.want(context.channel("one").instance)
             await until(lambda: all(connected(context, name) for name in ("one", "two", "three")), LONG_S / 2)
 
 
@@ -80,7 +79,7 @@ async def test_a_beacon_of_the_server_that_was_lost_hurries_the_search(same_proc
             context.monitor("pv", on_update=lambda _: None)
             await until(lambda: connected(context, "pv"))
             fixed = config._replace(server_port=first.tcp_port)
-        await until(lambda: context.searcher._wanted)
+        await until(lambda: context._links.searcher._wanted)
         wait_long(context)
         second = Server(fixed, guid=first.guid) if same_process else Server(fixed)
         async with serving(second, "pv"):
@@ -91,10 +90,10 @@ async def test_news_that_come_too_soon_after_others_are_heeded_a_little_later():
     port = free_udp_port()
     async with Context(client_config(port), beacons=False) as context:
         await searching(context, "pv")
-        context.searcher.poke()
+        context._links.searcher.hurry_at_news()
         wait_long(context)
         async with serving(Server(server_config()._replace(broadcast_port=port)), "pv"):
-            context.searcher.poke()
+            context._links.searcher.hurry_at_news()
             await until(lambda: connected(context, "pv"), LONG_S / 2)
 
 
@@ -104,19 +103,14 @@ async def test_a_status_is_searched_for_every_few_seconds_however_long_the_outag
     await source.start()
     try:
         following = source.follow(reference((keychain.certificate, *keychain.chain)), lambda: None)
-        searcher = source.context.searcher
+        searcher = source.context._links.searcher
         await until(lambda: searcher._wanted)
-        (channel,) = searcher._wanted.values()
-        channel.attempts = 1000
-        assert searcher._interval(channel) <= SEARCH_S
+        assert searcher._interval(1000) <= SEARCH_S
         following.close()
     finally:
         await source.close()
     async with Context(client_config(free_udp_port()), beacons=False) as ordinary:
-        await searching(ordinary, "pv")
-        channel = ordinary.channel("pv")
-        channel.attempts = 1000
-        assert ordinary.searcher._interval(channel) == 30.0
+        assert ordinary._links.searcher._interval(1000) == 30.0
 
 
 class ProvedWrite(AccessPolicy):
@@ -150,7 +144,7 @@ async def test_a_refusal_says_that_a_status_is_not_known_at_present(tmp_path, un
                 assert said in str(refusal.value)
                 cms.set(keychains[unknown], CertState.VALID)
                 await until(lambda: server.tls is not None and context.tls is not None)
-            assert server.plight == ""
+            assert server.access.plight == ""
             # Who comes now is let in.
             async with open_client(config) as context:
                 await context.put("pv", 2.0)
@@ -192,12 +186,12 @@ async def test_both_ends_are_back_soon_after_the_service(tmp_path, monkeypatch):
         ):
             await context.put("pv", 1.0)
             await cms.stop()
-            sources = [gate.source for gate in (server.gate, context.gate)]
+            sources = [gate.source for gate in (server.entrance.gate, context.gate)]
             await until(lambda: server.tls is None and context.tls is None)
             for source in sources:
-                await until(lambda source=source: len(source.context.searcher._wanted) == 2)
-                for channel in source.context.searcher._wanted.values():
-                    channel.attempts = 9
+                await until(lambda source=source: len(source.context._links.searcher._wanted) == 2)
+                for name in source.context._links.searcher._wanted.values():
+                    name.attempts = 9
             cms.valid = timedelta(minutes=5)
             post()
             await cms.start()

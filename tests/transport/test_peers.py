@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 
 from appliance.client import Context
+from appliance.client.end import ServerAddress
 from appliance.errors import OperationTimeoutError
 from appliance.pva.search import SearchResponse
 from appliance.pvdata import FLOAT64, INT64, STRING, StructType, Value
 from appliance.pvdata.nt import NTScalar
 from appliance.server import SharedPV
+from appliance.server.admission import AdmissionTimings
+from appliance.server.peer import Peer
 from appliance.server.roles import Roles
 from appliance.tls.context import client_context, server_context
 from tests.helpers.live import until
@@ -44,12 +47,12 @@ async def test_channels_asked_for_before_the_verdict_are_created_after_it_howeve
     directory = Directory("operators")
     count = 50_000
     async with served({"pv": double(1.0)}) as server, asyncio.timeout(60):
-        server.roles = Roles(directory)
+        server.entrance.roles = Roles(directory)
         reader, writer = await asyncio.open_connection("127.0.0.1", server.tcp_port)
         writer.write(CHOICE + b"".join(create(number) for number in range(count)))
         (peer,) = server.peers.values()
         await until(lambda: peer.connection.held)
-        assert peer.link.heard < 1 << 19
+        assert peer.stream.heard < 1 << 19
         assert len(peer.connection._rx or b"") < 1 << 19
         assert not peer.validated
         assert not peer.connection.pending
@@ -65,11 +68,13 @@ async def test_channels_asked_for_before_the_verdict_are_created_after_it_howeve
         writer.close()
 
 
-async def test_a_client_that_leaves_before_the_verdict_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("appliance.server.peer.ROLES_PATIENCE_S", 0.2)
+async def test_a_client_that_leaves_before_the_verdict_is_forgotten() -> None:
     directory = Directory()
-    async with served({"pv": double(1.0)}) as server, asyncio.timeout(20):
-        server.roles = Roles(directory)
+    async with (
+        served({"pv": double(1.0)}, timings=AdmissionTimings(roles_s=0.2)) as server,
+        asyncio.timeout(20),
+    ):
+        server.entrance.roles = Roles(directory)
         _, writer = await asyncio.open_connection("127.0.0.1", server.tcp_port)
         writer.write(CHOICE + create(1))
         (peer,) = server.peers.values()
@@ -103,17 +108,19 @@ async def test_port_zero_over_a_plain_connection_is_never_taken_for_tls() -> Non
     async with Context(config, beacons=False, tls=tls, require_tls=True) as client:
         asking = asyncio.ensure_future(client.get("pv", timeout=0.3))
         await asyncio.sleep(0)
-        (channel,) = client._channels.values()
+        (channel,) = client._links.channels
         answer = SearchResponse(bytes(12), 1, None, 0, "tls", True, (channel.instance,))
-        client.searcher.answered(answer, "127.0.0.1", link=("127.0.0.1", 1, False))
+        client._links.searcher.answered(answer, "127.0.0.1", server=ServerAddress("127.0.0.1", 1, tls=False))
         with pytest.raises(OperationTimeoutError, match="does not speak TLS"):
             await asking
 
 
-async def test_a_server_that_never_creates_the_channel_is_named_as_the_cause() -> None:
+async def test_a_server_that_never_creates_the_channel_is_named_as_the_cause(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Phoebus' server does not answer CREATE_CHANNEL for a name that it does not know."""
+    monkeypatch.setattr(Peer, "open_channel", lambda peer, wire: None)
     async with served({"pv": double(4.0)}) as server:
-        server.open_channel = lambda peer, channel: None  # type: ignore[method-assign]
         async with client_of(server) as client:
             with pytest.raises(
                 OperationTimeoutError, match="never answered the request to create the channel"
@@ -163,7 +170,7 @@ async def test_an_expired_client_reads_why_it_is_refused_though_it_is_still_writ
 
 @pytest.mark.parametrize("how", ["silent", "talkative"])
 async def test_a_refused_peer_that_does_not_end_is_cut_off(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("appliance.transport.stream.LINGER_S", 0.2 if how == "silent" else 60.0)
+    monkeypatch.setattr("appliance.transport.lingering.LINGER_S", 0.2 if how == "silent" else 60.0)
     tls = server_context(site().server, require_client_cert=False)
     async with served({"pv": double(4.0)}, tls=tls) as server, asyncio.timeout(20):
         sock = socket.create_connection(("127.0.0.1", server.tls_port))
@@ -194,25 +201,6 @@ async def test_a_beacon_that_tells_of_a_change_has_the_server_asked_for_tls() ->
             assert not client.channel("pv").peer.is_tls  # type: ignore[union-attr]
             await server.set_tls(server_context(pki.server, require_client_cert=False))
             await until(lambda: client.channel("pv").peer is not None and client.channel("pv").peer.is_tls)
-
-
-async def test_beacons_with_ever_new_changes_are_acted_upon_now_and_then() -> None:
-    from appliance.pva.search import Beacon
-    from appliance.transport.udp import Origin
-
-    probes = 0
-
-    def probe(guid: bytes) -> None:
-        nonlocal probes
-        probes += 1
-
-    async with Context(client_config(9), beacons=False) as client:
-        client.probe_tls = probe  # type: ignore[method-assign]
-        for count in range(100):
-            beacon = Beacon(bytes(12), count, count, None, 5075, "tcp")
-            client.searcher._beacon_message(beacon, Origin(("127.0.0.1", 5076), "127.0.0.1", ""))
-        assert probes == 1
-        assert len(client.searcher._changes) == 1
 
 
 async def test_a_mailbox_has_the_time_of_the_put_where_the_client_sets_none() -> None:

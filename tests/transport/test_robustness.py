@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,8 @@ from appliance.pvdata.nt import NTScalarArray
 from appliance.pvdata.types import FLOAT64
 from appliance.pvdata.value import Value
 from appliance.server import Server, SharedPV
+from appliance.server.admission import AdmissionTimings
+from appliance.server.peer import Peer
 from appliance.tls.context import server_context
 from tests.helpers.live import until
 from tests.helpers.ours import client_config, client_of, double, gallery, served, server_config
@@ -138,18 +141,31 @@ async def test_thousands_of_connections_leak_neither_memory_nor_descriptors() ->
         memory_after, open_after = await round_(1000)
         assert open_after <= open_ + 2
         assert memory_after - memory < 6 * MB
-        assert not server._deadlines
-        assert not server._unwatch
+        assert not [each for each in gc.get_objects() if isinstance(each, Peer)], (
+            "nothing holds what has ended"
+        )
+
+
+@pytest.mark.parametrize("tls", [None, server_context(site().server, require_client_cert=False)])
+async def test_a_connection_that_has_ended_is_freed_without_a_collection_of_garbage(tls: Any) -> None:
+    async with served({"r:pv": double()}, tls=tls) as server:
+        gc.collect()
+        gc.disable()
+        try:
+            async with client_of(server) as ctx:
+                await ctx.get("r:pv")
+                assert [each for each in gc.get_objects() if isinstance(each, Peer)]
+            await until(lambda: not server.peers)
+            await until(lambda: not [each for each in gc.get_objects() if isinstance(each, Peer)])
+        finally:
+            gc.enable()
 
 
 async def test_channels_and_operations_leave_nothing_in_a_long_connection() -> None:
     async with served({f"r:{n}": double(n) for n in range(200)}) as server, client_of(server) as ctx:
         for _ in range(10):
             await ctx.get([f"r:{n}" for n in range(200)])
-            for channel in list(ctx._channels.values()):
-                channel.close()
-            ctx._channels.clear()
-            ctx._instances.clear()
+            ctx._links.channels.close(tell=True)
         await ctx.get("r:0")
         (peer,) = server.peers.values()
         assert len(peer.connection.channels) == 1
@@ -206,12 +222,10 @@ async def test_garbage_of_every_kind_leaves_the_server_serving() -> None:
                 await asyncio.sleep(0.01)
 
 
-async def test_clients_that_never_finish_their_handshake_are_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    from appliance.server import server as module
-
-    monkeypatch.setattr(module, "HANDSHAKE_TIMEOUT_S", 0.3)
+async def test_clients_that_never_finish_their_handshake_are_cut_off() -> None:
     context = server_context(site().server, require_client_cert=False)
-    async with served({"r:pv": double()}, tls=context) as server:
+    timings = AdmissionTimings(handshake_s=0.3)
+    async with served({"r:pv": double()}, tls=context, timings=timings) as server:
         ports = (server.tcp_port, server.tls_port) * 3
         lorises = [await asyncio.open_connection("127.0.0.1", port) for port in ports]
 

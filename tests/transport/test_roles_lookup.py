@@ -12,6 +12,7 @@ from appliance.errors import AccessDeniedError
 from appliance.pva.credentials import Credentials
 from appliance.server import roles as roles_module
 from appliance.server.access import ALL_RIGHTS, NO_RIGHTS, Rights
+from appliance.server.admission import AdmissionTimings
 from appliance.server.roles import Roles
 from tests.helpers.live import until
 from tests.helpers.ours import client_of, double, served
@@ -44,7 +45,7 @@ class Directory:
 async def test_a_directory_that_answers_late_stops_nobody_else() -> None:
     directory = Directory("operators")
     async with served({"pv": double(1.0)}, policy=Operators()) as server:
-        server.roles = Roles(directory)
+        server.entrance.roles = Roles(directory)
         async with client_of(server) as ctx:
             first = asyncio.ensure_future(ctx.get("pv"))
             await until(lambda: directory.asked)
@@ -60,12 +61,12 @@ async def test_a_directory_that_answers_late_stops_nobody_else() -> None:
 
 
 async def test_a_directory_that_takes_too_long_gives_no_role_until_it_answers(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("appliance.server.peer.ROLES_PATIENCE_S", 0.05)
     directory = Directory("operators")
-    async with served({"pv": double(1.0)}, policy=Operators()) as server:
-        server.roles = Roles(directory)
+    timings = AdmissionTimings(roles_s=0.05)
+    async with served({"pv": double(1.0)}, policy=Operators(), timings=timings) as server:
+        server.entrance.roles = Roles(directory)
         async with client_of(server) as ctx:
             with pytest.raises(AccessDeniedError):
                 await ctx.get("pv")
@@ -80,7 +81,7 @@ async def test_a_directory_that_fails_gives_no_role(caplog: pytest.LogCaptureFix
         raise OSError("no such server")
 
     async with served({"pv": double(1.0)}, policy=Operators()) as server:
-        server.roles = Roles(broken)
+        server.entrance.roles = Roles(broken)
         async with client_of(server) as ctx:
             with pytest.raises(AccessDeniedError):
                 await ctx.get("pv")
@@ -90,15 +91,15 @@ async def test_a_directory_that_fails_gives_no_role(caplog: pytest.LogCaptureFix
 async def test_a_client_that_leaves_meanwhile_is_forgotten() -> None:
     directory = Directory("operators")
     async with served({"pv": double(1.0)}, policy=Operators()) as server:
-        server.roles = Roles(directory)
+        server.entrance.roles = Roles(directory)
         ctx = client_of(server)
         async with ctx:
             asyncio.ensure_future(ctx.get("pv")).add_done_callback(lambda future: future.exception())
             await until(lambda: directory.asked)
         await until(lambda: not server.peers)
         directory.answers.set()
-        await until(lambda: server.roles.known(ME) is not None)
-        assert not server.roles._pending
+        await until(lambda: server.entrance.roles.known(ME) is not None)
+        assert not server.entrance.roles._pending
 
 
 async def test_one_account_is_looked_up_once_for_all_who_wait_and_remembered() -> None:

@@ -9,6 +9,7 @@ import socket
 import pytest
 
 from appliance.client import Context, Discovered
+from appliance.client.end import Timings
 from appliance.errors import ChannelClosedError, OperationTimeoutError
 from appliance.pva import commands as c
 from appliance.pva.search import SearchRequest, SearchResponse, decode_datagram, pack_message
@@ -61,7 +62,7 @@ async def test_a_client_that_listens_for_beacons_takes_no_searches_from_a_server
             Context(client_config(udp)) as listening,
             Context(client_config(udp), beacons=False) as ctx,
         ):
-            for port in listening.searcher._beacon_ports:
+            for port in listening._links.ports._beacon_ports:
                 assert port._sock.getsockname()[0] != "0.0.0.0"
                 port.close()
                 port._on_message = None  # whatever comes is lost
@@ -127,12 +128,10 @@ async def test_several_name_servers_are_asked_and_one_is_enough() -> None:
             assert [value["value"] for value in values] == [1.0, 2.0]
 
 
-async def test_a_name_server_that_comes_later_is_asked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from appliance.client import context
-
-    monkeypatch.setattr(context, "NAME_SERVER_RETRY_S", 0.1)
+async def test_a_name_server_that_comes_later_is_asked_at_once() -> None:
     port = free_port(socket.SOCK_STREAM)
-    async with Context(client_config(name_servers=f"127.0.0.1:{port}"), beacons=False) as ctx:
+    config = client_config(name_servers=f"127.0.0.1:{port}")
+    async with Context(config, beacons=False, timings=Timings(name_server_retry_s=0.1)) as ctx:
         waiting = asyncio.ensure_future(ctx.get("s:pv"))
         with pytest.raises(OperationTimeoutError):
             await ctx.get("s:other", timeout=0.3)
@@ -156,7 +155,7 @@ async def test_beacons_tell_of_a_new_server_and_of_its_restart() -> None:
     udp = free_port()
     news: asyncio.Queue[Discovered] = asyncio.Queue()
     async with Context(client_config(udp)) as ctx:
-        ctx.searcher.subscribe(news.put_nowait)
+        ctx._links.servers.subscribe(news.put_nowait)
         async with beaconing(udp) as first:
             came = await next_news(news)
             assert (came.online, came.guid) == (True, first.guid)
@@ -174,9 +173,10 @@ async def test_the_beacon_of_a_new_server_ends_the_back_off() -> None:
     async with Context(client_config(udp)) as ctx:
         waiting = asyncio.ensure_future(ctx.get("s:pv", timeout=10))
         await asyncio.sleep(0)
-        (channel,) = ctx._channels.values()
+        searcher = ctx._links.searcher
+        (name,) = searcher._wanted.values()
         async with asyncio.timeout(5):
-            while channel.attempts < 4:
+            while name.attempts < 4:
                 await asyncio.sleep(0.01)
         began = asyncio.get_running_loop().time()
         async with beaconing(udp):
@@ -187,10 +187,10 @@ async def test_the_beacon_of_a_new_server_ends_the_back_off() -> None:
 async def test_a_forged_beacon_does_not_cost_the_connection() -> None:
     async with served({"s:pv": double(1.0)}) as server, client_of(server) as ctx:
         await ctx.get("s:pv")
-        (link,) = ctx._links.values()
+        (link,) = ctx._links.by_address.values()
         stream = link.stream
         heard = stream.heard  # type: ignore[union-attr]
-        ctx.restarted(link.address, b"another guid")
+        ctx._links.restarted(link.address, b"another guid")
         async with asyncio.timeout(5):
             while stream.heard == heard:  # type: ignore[union-attr]
                 await asyncio.sleep(0.01)
@@ -238,7 +238,7 @@ async def test_a_batch_with_a_bad_name_leaves_nothing_behind() -> None:
     async with served({"s:pv": double(1.0)}) as server, client_of(server) as ctx:
         with pytest.raises(ChannelClosedError, match="empty"):
             await ctx.get(["s:none", ""])
-        assert not any(channel.requests for channel in ctx._channels.values())
+        assert not any(channel.requests for channel in ctx._links.channels)
 
 
 async def test_ten_thousand_names_are_found_in_a_stream_of_datagrams() -> None:
@@ -247,7 +247,7 @@ async def test_ten_thousand_names_are_found_in_a_stream_of_datagrams() -> None:
         values = await ctx.get(list(pvs), timeout=30)
         assert [value["value"] for value in values] == list(range(10_000))
         ctx.hurry_up()
-        assert len(ctx.searcher._heap) < 30_000
+        assert len(ctx._links.searcher._heap) < 30_000
 
 
 async def test_hurrying_does_not_make_the_list_of_searches_grow() -> None:
@@ -256,19 +256,8 @@ async def test_hurrying_does_not_make_the_list_of_searches_grow() -> None:
         await asyncio.sleep(0)
         for _ in range(200):
             ctx.hurry_up()
-        assert len(ctx.searcher._heap) <= 1000 + 5 * 100
+        assert len(ctx._links.searcher._heap) <= 1000 + 5 * 100
     await asyncio.gather(*waiting, return_exceptions=True)
-
-
-async def test_the_table_of_servers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    from appliance.client import search
-
-    monkeypatch.setattr(search, "MAX_SERVERS", 100)
-    async with Context(client_config(free_port()), beacons=False) as ctx:
-        for number in range(1000):
-            message = SearchResponse(number.to_bytes(12), 0, None, 5075, "tcp", False, ())
-            ctx.searcher._heard(message, f"10.0.{number // 256}.{number % 256}", "")
-        assert len(ctx.searcher._servers) == 100
 
 
 async def test_wildcard_names_are_found_and_made_when_they_are_opened() -> None:

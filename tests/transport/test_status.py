@@ -170,7 +170,7 @@ async def test_the_server_gives_up_a_client_whose_certificate_is_not_good(world,
     warnings = [
         each.getMessage()
         for each in caplog.records
-        if each.levelname == "WARNING" and each.name.endswith("server")
+        if each.levelname == "WARNING" and each.name.startswith("appliance.server")
     ]
     (refusal,) = [text for text in warnings if "is not admitted" in text]
     assert f"is {state}" in refusal
@@ -348,7 +348,7 @@ async def test_a_revoked_client_hears_nothing_more(world):
     news = []
     context.monitor("pv", notify=True, on_update=news.append)
     await until(lambda: len(news) == 2)
-    (watch,) = server.gate._watches
+    (watch,) = server.entrance.gate._watches
     world.pv.post(99.0)
     watch._verdict(Verdict(StatusClass.BAD, "REVOKED"))
     await until(lambda: len(news) > 2)
@@ -479,7 +479,7 @@ async def test_on_expiration_shutdown_ends_a_revoked_server_and_client(world):
     await context.get("pv")
     world.tell(REVOKED)
     await asyncio.wait_for(server.wait_closed(), 2)
-    await until(lambda: context._closed)
+    await until(lambda: context._end.closed)
     with pytest.raises(KeychainError, match="REVOKED"):
         await world.server("on_expiration=shutdown")
 
@@ -608,13 +608,13 @@ async def test_one_subscription_serves_all_connections_of_a_certificate(world):
     server = await world.server()
     contexts = [await world.client(server, name=f"c{index}") for index in range(4)]
     await asyncio.gather(*(context.get("pv") for context in contexts))
-    assert server.gate.source.followed == 2, "its own and the one of the four clients"
+    assert server.entrance.gate.source.followed == 2, "its own and the one of the four clients"
 
 
 async def test_there_is_a_bound_on_the_certificates_that_are_followed(world, caplog):
     world.tell(VALID)
     server = await world.server()
-    server.gate.source.max_followed = 1
+    server.entrance.gate.source.max_followed = 1
     context = await world.client(server)
     await context.get("pv", timeout=3)
     assert not is_tls(context)

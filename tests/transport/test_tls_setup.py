@@ -25,7 +25,7 @@ from tests.helpers.live import (
     server_config,
     until,
 )
-from tests.helpers.pki import DAY, NOW, PASSWORD, site, write_keychain, write_pem
+from tests.helpers.pki import DAY, NOW, PASSWORD, replace_file, site, write_keychain, write_pem
 from tests.helpers.raw import RawClient
 from tests.helpers.status_service import StatusService
 from tests.helpers.tls import openssl_client, openssl_server
@@ -325,7 +325,7 @@ async def test_a_replacement_that_cannot_be_used_leaves_the_old_keychain(tmp_pat
         file = tmp_path / "server.p12"
         await context.get("pv")
         if what == "rubbish":
-            file.write_bytes(b"\x30\x82 rubbish")
+            replace_file(file, b"\x30\x82 rubbish")
         elif what == "gone":
             file.unlink()
         else:
@@ -345,7 +345,7 @@ async def test_a_keychain_that_appears_later_is_taken_into_use(tmp_path):
     file = tmp_path / "server.p12"
     async with open_server(server_config(file)) as server:
         assert server.tls is None
-        keychain_file(tmp_path, "server", S.server)
+        replace_keychain(file, S.server)
         await until(lambda: server.tls_port)
         assert server.tls is not None
 
@@ -361,8 +361,9 @@ async def test_a_keychain_that_appears_later_at_the_usual_place_is_taken_into_us
     ):
         await context.put("pv", 1)
         usual.parent.mkdir(parents=True)
-        keychain_file(usual.parent, "server", S.server)
-        await until(lambda: server.tls is not None)
+        replace_keychain(usual, S.server)
+        # The port is the last thing to come: a client that searches before it is there finds plain TCP.
+        await until(lambda: server.tls_port)
         assert (await context.get("pv"))["value"] == 1.0, "who is connected in the clear stays"
         async with open_client(client_config(server, keychain=client_file)) as another:
             await another.put("pv", 2)
@@ -382,12 +383,10 @@ async def test_what_appears_at_the_usual_place_and_cannot_be_used_leaves_plain_t
     async with open_server(server_config(tls_keychain_default=str(tmp_path / "server.p12"))) as server:
         await until(lambda: "plain TCP until there is one" in caplog.text)
         if what == "rubbish":
-            write_keychain(tmp_path / "server.p12", S.server)
-            (tmp_path / "server.p12").write_bytes(b"\x30\x82 rubbish")
+            replace_file(tmp_path / "server.p12", b"\x30\x82 rubbish")
         else:
-            keychain_file(
-                tmp_path, "server", S.ca.expired("softioc", "server") if what == "expired" else S.client
-            )
+            keychain = S.ca.expired("softioc", "server") if what == "expired" else S.client
+            replace_keychain(tmp_path / "server.p12", keychain)
         await until(lambda: caplog.text.count("server.p12") > 1)
         assert server.tls is None
         replace_keychain(tmp_path / "server.p12", S.ca.keychain("softioc", "server"))
@@ -401,8 +400,8 @@ async def test_a_certificate_that_appears_later_is_used_only_when_its_status_is_
         config = server_config(tls_keychain_default=str(tmp_path / "server.p12"))
         async with open_server(config, status_client=cms.client_config()) as server:
             keychain_file(tmp_path, "server", keychain)
-            await until(lambda: server.gate is not None and server.gate.own is not None)
-            await until(lambda: server.gate.own.status.delivered)
+            await until(lambda: server.entrance.gate is not None and server.entrance.gate.own is not None)
+            await until(lambda: server.entrance.gate.own.status.delivered)
             assert server.tls is None
             cms.set(keychain, CertState.VALID)
             await until(lambda: server.tls is not None)
@@ -551,7 +550,7 @@ async def test_forged_offers_of_tls_open_few_connections(tmp_path):
             assert not channel.peer.is_tls
             for number in range(1, 51):
                 answer = SearchResponse(server.guid, 1, None, port, "tls", True, (channel.instance,))
-                context.searcher.answered(answer, f"127.0.0.{number}")
-            tried = [link for link in context._links.values() if link.address[2]]
+                context._links.searcher.answered(answer, f"127.0.0.{number}")
+            tried = [link for link in context._links.by_address.values() if link.address.tls]
             assert 1 <= len(tried) <= 4
             await context.get("pv")

@@ -168,7 +168,8 @@ class TrustedIssuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             raise ValueError(f"issuer: {uri.fault(self.issuer)}")
         if not uri.is_acceptable(where):
             raise ValueError("issuer: must use https, except on this machine's loopback address")
-        _check_host("issuer", where)
+        if not self.organization:
+            _check_host("issuer", where)
 
     def _check_endpoint(self) -> None:
         needed = {"introspect": "trusted_uri", "jwks": "jwks_uri", "shared_secret": "shared_secret"}
@@ -204,7 +205,7 @@ class TrustedIssuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
                 raise ValueError("request_format: must hold #token#")
             if self.request_method == "GET" and self.request_authorization:
                 raise ValueError("request_authorization: with GET the Authorization header carries the token")
-            if not self.issuer:
+            if not self.issuer and not self.organization:
                 _check_host("trusted_uri", where)
 
     def warnings(self) -> list[str]:
@@ -249,7 +250,7 @@ def _check_host(name: str, where: uri.Uri | None) -> None:
     # It becomes the certificate's organisation (RFC 5280 appendix A, ub-organization-name).
     if where is not None and len(where.host) > 64:
         raise ValueError(
-            f"{name}: its host becomes the certificate's organisation, which holds 64 characters"
+            f"{name}: its host becomes the certificate's organization, which holds 64 characters; set organization"
         )
 
 
@@ -269,6 +270,12 @@ class JWTConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         if twice:
             raise ValueError(f"issuers: {min(twice)} is listed twice")
         for name, organization in self.organizations().items():
+            octets = len(organization.encode("utf-8", "surrogatepass"))
+            if octets > len(organization) and octets > 64:
+                raise ValueError(
+                    f"issuers: the organization of {name} has {octets} octets in UTF-8, and a certificate's name holds 64; write a "
+                    "shorter one"
+                )
             if len(organization) > 64:
                 raise ValueError(
                     f"issuers: {name} shares its host with another issuer, and {organization!r} is longer than the 64 characters that "

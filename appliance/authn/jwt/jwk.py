@@ -1,4 +1,4 @@
-"""JSON Web Keys: read strictly, selected exactly, each used for one algorithm only (RFC 7517, 7518, 7638, 8037)."""
+"""JSON Web Keys: read strictly, chosen exactly, used for one algorithm only (RFC 7517, 7518, 7638, 8037)."""
 
 from __future__ import annotations
 
@@ -40,11 +40,9 @@ ASYMMETRIC: Final = frozenset(
 SYMMETRIC: Final = frozenset(("HS256", "HS384", "HS512"))
 MAX_KEYS: Final = 100
 _MAX_TOLD: Final = 5
-"""The number of omitted keys that the log explains."""
+"""Keys of which the log tells why they are left out."""
 _RSA_BITS: Final = (2048, 8192)
-"""Allowed key sizes. Smaller keys can be broken; with larger ones, every signature check costs so much that it invites
-denial of service.
-"""
+"""Below, keys can be broken; above, each check of a signature becomes a gift to whoever wants us busy."""
 _CURVE_OF: Final = {
     "ES256": "P-256", "ES384": "P-384", "ES512": "P-521", "EdDSA": "Ed25519", "Ed25519": "Ed25519"
 }  # fmt: skip
@@ -64,24 +62,21 @@ class KeySetError(StrictFormatError):
 
 
 class Jwk(NamedTuple):
-    """One public key of a key set, ready for use."""
+    """One public key of a key set, ready to use."""
 
     kid: str | None
     kind: str
     """``RSA``, or the name of the curve."""
     alg: str | None
-    """The one algorithm that the publisher allows for this key, if it names one."""
+    """The one algorithm that the publisher allows for it, if it names one."""
     key: PublicKey
 
 
 def read_key_set(data: bytes) -> tuple[Jwk, ...]:
-    """Read a JWKS document (RFC 7517 section 5).
+    """Read a JWKS document (RFC 7517 section 5); raises KeySetError.
 
     Keys that are not for checking signatures, or that we do not accept (``oct``, weak, private, malformed), are left
-    out. A document with more than `MAX_KEYS` entries, or with no usable key, is refused as a whole.
-
-    Raises:
-        KeySetError: The document cannot be used.
+    out; more than `MAX_KEYS` entries, or none that can be used, make the whole document unusable.
     """
     try:
         entries = load_object(data).get("keys")
@@ -109,10 +104,10 @@ class _Unusable(Exception):  # noqa: N818 - a key that is left out is no error
 def _read_key(entry: Any) -> Jwk:
     if not isinstance(entry, dict):
         raise _Unusable("an entry is not an object")
-    # Some platforms write every member that a key can have, so an empty member counts as missing.
+    # Serialisers of some platforms write out every member that a key could have: what is empty is not there.
     entry = {name: value for name, value in entry.items() if value is not None and value not in ("", [], {})}
     kid, alg = entry.get("kid"), entry.get("alg")
-    name = f"key {clean(kid, 40)!r}" if isinstance(kid, str) else "a key has no kid"
+    name = f"key {clean(kid, 40)!r}" if isinstance(kid, str) else "a key without kid"
     if not isinstance(kid, str | None) or not isinstance(alg, str | None):
         raise _Unusable(f"{name}: kid or alg is not text")
     if entry.get("use", "sig") != "sig":
@@ -170,22 +165,28 @@ def _public_key(entry: dict[str, Any]) -> tuple[str, PublicKey]:
 
 
 def fitting(keys: tuple[Jwk, ...], *, kid: str | None, alg: str) -> list[Jwk]:
-    """Return the keys that may have signed a token with this header: its `kid` must match exactly if it has one."""
+    """The keys that may have signed a token with this header: its `kid` must match exactly where it has one.
+
+    A key that is listed twice is one key. Numbers are compared, as the thumbprint of RFC 7638 does, whatever else is said of it.
+    """
     kind = _CURVE_OF.get(alg, "RSA")
     names = (None, canonical_algorithm(alg))
-    return [
-        key
-        for key in keys
-        if key.kind == kind
-        and (key.alg and canonical_algorithm(key.alg)) in names
-        and (kid is None or (key.kid is not None and key.kid == kid))
-    ]
+    found: list[Jwk] = []
+    for key in keys:
+        if (
+            key.kind == kind
+            and (key.alg and canonical_algorithm(key.alg)) in names
+            and (kid is None or (key.kid is not None and key.kid == kid))
+            and not any(key.key == other.key for other in found)
+        ):
+            found.append(key)
+    return found
 
 
 def select(keys: tuple[Jwk, ...], *, kid: str | None, alg: str) -> Jwk | None:
-    """Return the one key that may have signed a token with this header, or None.
+    """The one key that may have signed a token with this header, or None.
 
-    If two keys match, the result is None: choosing one would be a guess.
+    Two keys that fit are none: choosing would be guessing.
     """
     found = fitting(keys, kid=kid, alg=alg)
     return found[0] if len(found) == 1 else None
@@ -220,7 +221,7 @@ def check_hmac(secret: bytes, alg: str, signing_input: bytes, signature: bytes) 
 
 
 def thumbprint(entry: dict[str, Any]) -> str:
-    """Return the SHA-256 thumbprint of a JWK (RFC 7638), in base64url. Raises StrictFormatError if a member is missing."""
+    """The SHA-256 thumbprint of a JWK (RFC 7638), base64url; raises StrictFormatError for one without its members."""
     kind = entry.get("kty")
     names = _MEMBERS.get(kind, ()) if isinstance(kind, str) else ()
     members = {name: entry.get(name) for name in ("kty", *names)}
@@ -231,7 +232,7 @@ def thumbprint(entry: dict[str, Any]) -> str:
 
 
 def jwk_of(public_key: bytes | str) -> dict[str, str]:
-    """Return the JWK of a public key in PEM form. Raises StrictFormatError for a kind of key that is not supported."""
+    """The JWK of a public key in PEM form; raises StrictFormatError for a kind that has none here."""
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
@@ -268,10 +269,10 @@ def jwk_of(public_key: bytes | str) -> dict[str, str]:
 
 
 def confirm(confirmation: dict[str, Any], public_key: bytes | str) -> None:
-    """Raise TokenRefused unless the `cnf` claim (RFC 7800) binds the token to this public key (PEM).
+    """Raise TokenRefused unless the `cnf` claim (RFC 7800) binds the token to this public key, in PEM form.
 
-    ``jkt`` (RFC 9449 section 6.1) and ``jwk`` are supported. A confirmation with any other member asks for a check that
-    we cannot make, so it is refused.
+    Understood are ``jkt`` (RFC 9449 section 6.1) and ``jwk``. A confirmation with any other member asks for a
+    check that we cannot make, so it is refused.
     """
     if not confirmation or not confirmation.keys() <= {"jkt", "jwk"}:
         raise TokenRefused("cnf_not_supported")

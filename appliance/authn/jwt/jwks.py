@@ -23,9 +23,6 @@ _EMPTY_RETRY_S: Final = 5.0
 """Seconds between two failing fetches while there are no keys and no token can be accepted."""
 _CANNOT_FETCH: Final = "the issuer's keys could not be fetched{}; try again later"
 _UNKNOWN_KEY: Final = "the issuer does not publish the key of this token; try again in half a minute"
-_TWICE: Final = (
-    "the issuer publishes the key of this token more than once; its key set must list each key once"
-)
 _SEVERAL: Final = (
     "the issuer publishes several keys that match this token; each of its keys must have its own kid, and its tokens "
     "must name it"
@@ -90,10 +87,8 @@ class JWKSClient:
         if key is None and not fetched and not known and await self._refetch():
             key = select(self._keys, kid=kid, alg=alg)
         if key is None:
-            found = fitting(self._keys, kid=kid, alg=alg)
-            if len(found) > 1:
-                same = all(other.key == found[0].key for other in found)
-                raise TokenRefused("key_ambiguous", _TWICE if same else _SEVERAL)
+            if fitting(self._keys, kid=kid, alg=alg):
+                raise TokenRefused("key_ambiguous", _SEVERAL)
             raise TokenRefused("key_unknown", _UNKNOWN_KEY)
         return key
 

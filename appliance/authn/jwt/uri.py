@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
-__all__ = ["Uri", "fault", "is_acceptable", "is_loopback", "issuer_covers", "parse"]
+__all__ = ["Uri", "fault", "is_acceptable", "is_loopback", "issuer_covers", "nearly", "parse"]
 
 _SHAPE: Final = re.compile(
     r"(?P<scheme>https?)://(?P<host>[a-z0-9](?:[a-z0-9.-]{0,252}[a-z0-9])?|\[[0-9a-f:.]{2,45}\])"
@@ -73,6 +73,20 @@ def fault(text: str) -> str:
     if name and not (port.isdecimal() and port[:1] != "0" and len(port) < 6 and int(port) <= 65535):
         return "must be a plain http(s) URI: the port must be a number from 1 to 65535"
     return "must be a plain http(s) URI: a host, perhaps a port, and a path of letters, digits and ._~@:+-"
+
+
+def nearly(text: str) -> str:
+    """What is left of a URI without the differences that are easily overlooked; only to say so, never to trust.
+
+    These are upper and lower case of scheme and host, the port that the scheme has anyway, escapes, and a slash at the end.
+    """
+    from urllib.parse import unquote
+
+    scheme, colon, rest = text.strip().partition("://")
+    authority, slash, path = rest.partition("/")
+    scheme, authority = scheme.lower(), authority.lower()
+    authority = authority.removesuffix(f":{_DEFAULT_PORT.get(scheme, 0)}")
+    return f"{scheme}{colon}{authority}{slash}{unquote(path)}".rstrip("/")
 
 
 def is_loopback(host: str) -> bool:

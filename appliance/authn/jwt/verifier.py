@@ -1,4 +1,4 @@
-"""Judge a token and its circumstances: the result is a grant or a refusal."""
+"""The judge: a token and the circumstances in, a grant or a refusal out."""
 
 from __future__ import annotations
 
@@ -21,18 +21,14 @@ from appliance.errors import TokenRefused
 
 __all__ = ["JWTVerifier"]
 
-_PLAINTEXT: Final = (
-    "tokens are accepted over TLS only, and this one was sent unencrypted: have it withdrawn, fetch a new one"
-)
-_MAX_HOST: Final = 64
-"""The host becomes the certificate's organization (O)."""
+_PLAINTEXT: Final = "tokens are accepted over TLS only; this one has crossed the network in the clear: have it withdrawn, fetch a new one"
 _NOT_TRUSTED: Final = "the token's issuer is not trusted here"
 
 _log = logging.getLogger(__name__)
 
 
 class _Trusted:
-    """One trusted issuer with what is needed to ask it."""
+    """One trusted issuer at work."""
 
     def __init__(self, settings: TrustedIssuer, clock: Callable[[], float]) -> None:
         self.settings = settings
@@ -51,7 +47,7 @@ class _Trusted:
             self._secret = settings.shared_secret.reveal().encode("utf-8")
 
     async def authenticate(self, token: tokens.Token) -> None:
-        """Raise TokenRefused unless the issuer confirms the token."""
+        """Raise TokenRefused unless the issuer stands behind the token."""
         if self._introspector is not None:
             await self._introspector.check(token)
         elif self._jwks is not None:
@@ -68,10 +64,10 @@ class _Trusted:
 
 
 class JWTVerifier:
-    """Judges tokens for the certificate service. Every doubt, and every defect in this code, is a refusal.
+    """Judges tokens for the certificate service. Every doubt, and every defect in here, is a refusal.
 
-    `clock` is monotonic and is for caches and rate limits; the wall clock comes with each call as `now`. Use it in one event
-    loop, and `close` it (or use ``async with``).
+    `clock` is monotonic and serves caches and rate limits; the wall clock comes with each call as `now`.
+    Use it within one event loop, and `close` it (or use ``async with``).
     """
 
     def __init__(
@@ -102,29 +98,17 @@ class JWTVerifier:
             await trusted.fetcher.close()
 
     def reserve(self, names: Iterable[str]) -> None:
-        """Replace the names that no token may obtain, for example when administrators change."""
+        """Replace the names that no token may obtain, as when administrators change."""
         self._reserved = naming.ReservedNames(names)
 
     async def verify(
         self, token: str, *, usage: str, public_key: bytes | str, peer: str, now: datetime, is_tls: bool
     ) -> Grant:
-        """Judge one submission.
+        """Judge one submission and return what it may obtain.
 
-        A token that is accepted counts as used, so the caller must act on the grant.
-
-        Args:
-            token: The token's text.
-            usage: ``client``, ``server`` or ``ioc``.
-            public_key: The public key of the request, in PEM form.
-            peer: The sender's address.
-            now: The present time, aware.
-            is_tls: Whether the submission came over TLS.
-
-        Returns:
-            What the requester may obtain.
-
-        Raises:
-            TokenRefused: The token is not accepted. Nothing else is raised.
+        `usage` is ``client``, ``server`` or ``ioc``; `public_key` the CCR's, in PEM form; `peer` the sender's address;
+        `now` aware; `is_tls` whether the submission came inside TLS. Raises TokenRefused and nothing else. A token
+        that is accepted counts as used, so the grant must be acted on.
         """
         facts: dict[str, str] = {"peer": tokens.clean(peer), "usage": tokens.clean(usage)}
         try:
@@ -143,7 +127,7 @@ class JWTVerifier:
             refusal.facts = {**facts, **refusal.facts}
             raise
         except Exception as error:  # noqa: BLE001 - the last line of defence: whatever fails, nobody is let in
-            # The text of an unexpected exception may quote its input, so only its type is logged.
+            # The text of an unforeseen exception may quote its input, so only its kind is told.
             _log.error("a token was refused because of a defect: %s", type(error).__name__)
             raise TokenRefused("internal_error", facts=facts) from None
 
@@ -178,7 +162,7 @@ class JWTVerifier:
             require_jti=settings.require_jti,
         )
         if claims.expires <= now:
-            # Within the leeway the issuer may be right and our clock ahead, but a certificate ends with its token.
+            # Inside the leeway the issuer may be right and our clock ahead, but a certificate ends with its token.
             raise TokenRefused("no_validity_left", tokens.EXPIRED)
         _check_usage(settings, token.claims, usage)
         if claims.confirmation is not None:
@@ -195,14 +179,6 @@ class JWTVerifier:
             raise TokenRefused("rate_limited_issuer", retry_sentence(wait_s))
         await trusted.authenticate(token)
         issuer = claims.issuer or settings.name
-        where = uri.parse(issuer)
-        if where is None:
-            raise TokenRefused("iss_invalid")
-        if len(where.host) > _MAX_HOST:
-            raise TokenRefused(
-                "iss_host_too_long",
-                f"a certificate cannot name an issuer's host of more than {_MAX_HOST} characters",
-            )
         await self._use_once(issuer, claims, now, settings.leeway_s)
         end = datetime.fromtimestamp(claims.expires, UTC)
         begin = next((t for t in (claims.not_before, claims.issued_at) if t is not None), None)
@@ -222,11 +198,26 @@ class JWTVerifier:
         if issuer is not None and issuer in self._by_name:
             return self._by_name[issuer]
         fallback = self._by_uri
-        if fallback is None:
-            raise TokenRefused("iss_missing" if issuer is None else "iss_not_trusted", _NOT_TRUSTED)
-        if issuer is not None and not uri.issuer_covers(issuer, fallback.settings.trusted_uri):
-            raise TokenRefused("iss_not_trusted", _NOT_TRUSTED)
+        if issuer is None:
+            if fallback is None:
+                raise TokenRefused("iss_missing", _NOT_TRUSTED)
+            return fallback
+        if fallback is None or not uri.issuer_covers(issuer, fallback.settings.trusted_uri):
+            raise TokenRefused("iss_not_trusted", self._not_trusted(issuer))
         return fallback
+
+    def _not_trusted(self, issuer: str) -> str:
+        """Why an issuer is not trusted: with what it was compared, for whoever comes that near to it."""
+        for name in self._by_name:
+            if uri.nearly(issuer) == uri.nearly(name):
+                return f"{_NOT_TRUSTED}: its iss is {tokens.clean(issuer)!r}, compared letter by letter with {name!r}"
+        fallback = self._by_uri
+        if fallback is not None and uri.issuer_covers(uri.nearly(issuer), fallback.settings.trusted_uri):
+            return (
+                f"{_NOT_TRUSTED}: its iss is {tokens.clean(issuer)!r}, compared letter by letter with the beginning of "
+                f"{fallback.settings.trusted_uri!r}"
+            )
+        return f"{_NOT_TRUSTED}: its iss is {tokens.clean(issuer)!r}, and none of the issuers of this service is like it"
 
     async def _use_once(self, issuer: str, claims: tokens.Claims, now: float, leeway: int) -> None:
         if claims.token_id is None:

@@ -1,4 +1,4 @@
-"""A request that only claims a name: the account and the host, or what the user gives instead.
+"""A request that only claims a name: the account and the host, or what the user says instead.
 
 Source: SPVA documentation, standard authenticator; specification 9.1 (type ``std``, empty verifier).
 """
@@ -20,7 +20,7 @@ __all__ = ["as_before", "std_request", "std_subject"]
 
 
 def std_subject(settings: RequesterSettings) -> x509.Name:
-    """Return the requested subject. Raises CertificateError for a part that cannot be in a certificate."""
+    """The subject that is asked for. Raises CertificateError for a part that cannot be in a certificate."""
     return subject_name(
         settings.name,
         country=settings.country,
@@ -38,10 +38,11 @@ _PARTS: Final = {
 
 
 def as_before(settings: RequesterSettings, certificate: x509.Certificate | None) -> RequesterSettings:
-    """Return the settings for a request that keeps the existing keychain's identity, except for the parts that the user set.
+    """The settings for a request that keeps the identity of the keychain that is there, but for what somebody named.
 
-    A keychain is renewed more often than it is made for somebody else. A subject with parts that a request cannot have
-    is left alone; the request is then refused, because it would be for another subject.
+    A keychain is renewed more often than it is made for somebody else. Subjects with parts that a request cannot have
+    are left alone; the request is then refused, since it would be for another subject. So it is where somebody named another
+    subject: then nothing is taken over from the keychain, so that the refusal names what --force gets.
     """
     if certificate is None:
         return settings
@@ -51,11 +52,13 @@ def as_before(settings: RequesterSettings, certificate: x509.Certificate | None)
     kept: dict[str, Any] = {
         part: there.get(oid, "") for part, oid in _PARTS.items() if part not in settings.named
     }
-    return settings._replace(**kept)
+    same = settings._replace(**kept)
+    named = {part: getattr(same, part) for part in _PARTS}
+    return same if named == {part: there.get(oid, "") for part, oid in _PARTS.items()} else settings
 
 
 def std_request(settings: RequesterSettings, *, now: datetime) -> Callable[[str], CertRequest]:
-    """Return the function that makes the request from the public key. Raises ConfigurationError for an endless duration."""
+    """What makes the request from the public key. Raises ConfigurationError for a duration without an end."""
     end = settings.validity.after(now) if settings.validity else None
 
     def make(pub_key: str) -> CertRequest:
@@ -67,7 +70,7 @@ def std_request(settings: RequesterSettings, *, now: datetime) -> Callable[[str]
             country=settings.country,
             organization=settings.organization,
             organizational_unit=settings.organizational_unit,
-            # The C++ service reads a begin of 0 as 1970, which is before its authority's begin, and refuses.
+            # The C++ service takes a begin of 0 for 1970, which is before its authority's, and refuses.
             not_before=int(now.timestamp()),
             not_after=int(end.timestamp()) if end is not None else 0,
             no_status=settings.no_status,

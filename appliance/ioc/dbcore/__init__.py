@@ -1,20 +1,24 @@
 """EPICS Base's record database, driven through ctypes; the only place that knows of ctypes and epicscorelibs.
 
-==============  =============================================================================================
-:mod:`.boot`     definition, records, iocInit, shell, shutdown
-:mod:`.records`  what is loaded: records, aliases, info items
-:mod:`.channel`  a field: get, put, properties, locks
-:mod:`.many`     a lock of several records, reading many
-:mod:`.notify`   puts that wait for processing
-:mod:`.whole`    value, alarm, time and properties of a number in one call
-:mod:`.view`     a number and its alarm and time where they lie, for updates
-:mod:`.events`   database events in batches
-:mod:`.output`   what shell commands print
-:mod:`.errlog`   what EPICS reports while it serves
-:mod:`.restore`  saved values, put back before and after records are initialised
-:mod:`.words`    words for EPICS' numbers, file and line of its complaints
-:mod:`.support`  Python subroutines, device support, shell commands, hooks
-==============  =============================================================================================
+===================  ========================================================================================
+:mod:`.boot`          definition, records, iocInit, shutdown
+:mod:`.records`       what is loaded: records, aliases, info items
+:mod:`.channel`       a field: get, put, properties, locks
+:mod:`.reading`       what is read: value with alarm and time, properties
+:mod:`.put_value`     a value in the memory that a put reads
+:mod:`.dbr`           options of dbChannelGet and the layout of what it writes
+:mod:`.many`          a lock of several records, reading many
+:mod:`.blocking_put`  puts that wait until processing ends
+:mod:`.number_read`   value, alarm, time and properties of a number in one call
+:mod:`.number_view`   a number with its alarm and time in the record's own memory, for updates
+:mod:`.events`        database events in batches
+:mod:`.output`        what shell commands print
+:mod:`.errlog`        what EPICS reports while it serves
+:mod:`.restore`       saved values, put back before and after records are initialised
+:mod:`.traps`         puts over Channel Access that must be logged
+:mod:`.words`         words for EPICS' numbers, file and line of its complaints
+:mod:`.callbacks`     Python that EPICS calls: subroutines, device support, shell commands, hooks
+===================  ========================================================================================
 
 How QSRV's semantics map onto it
 --------------------------------
@@ -32,7 +36,7 @@ value too, PROPERTY the properties. One subscription per kind, with its own key,
 ``DBE_VALUE | DBE_ALARM`` is cheaper, and comparing the alarm with that of the last reading says the same, because
 records post ALARM exactly when it changed. Subscribe first, read then. Read a batch with :func:`get_many`.
 
-*Put.* :meth:`DBChannel.put` with ``process``; :func:`put_and_wait` for ``block`` (QSRV ignores ``process=true``
+*Put.* :meth:`DBChannel.put` with ``process``; :func:`put_notify` for ``block`` (QSRV ignores ``process=true``
 there). ``watch`` for the put log.
 
 *Groups.* Atomic: :class:`ManyLock` over all channels, then ``get_locked``, ``put_locked`` and ``process_locked``.
@@ -45,6 +49,7 @@ Python with the record locked for every such put.
 
 from __future__ import annotations
 
+from appliance.ioc.dbcore.blocking_put import BlockingPut, put_notify
 from appliance.ioc.dbcore.boot import (
     IocState,
     boot,
@@ -55,8 +60,6 @@ from appliance.ioc.dbcore.boot import (
     flush_output,
     init_access_security,
     ioc_init,
-    ioc_pause,
-    ioc_resume,
     ioc_state,
     keep_errors_in_place,
     load_definition,
@@ -66,44 +69,11 @@ from appliance.ioc.dbcore.boot import (
     load_template,
     macro_text,
     register_support,
-    serves_channel_access,
     set_access_file,
     shell_command,
     shutdown,
 )
-from appliance.ioc.dbcore.channel import (
-    ALARM_CONDITIONS,
-    AlarmLimits,
-    DBChannel,
-    Limits,
-    Properties,
-    PutWatch,
-    Reading,
-    exists,
-)
-from appliance.ioc.dbcore.errlog import give_errors_back, take_errors
-from appliance.ioc.dbcore.events import (
-    DBE_ALARM,
-    DBE_ARCHIVE,
-    DBE_PROPERTY,
-    DBE_VALUE,
-    EventHub,
-    Subscription,
-)
-from appliance.ioc.dbcore.many import ManyLock, get_many
-from appliance.ioc.dbcore.notify import BlockingPut, put_and_wait, put_notify
-from appliance.ioc.dbcore.output import shell_capture, shell_commands, shell_line, shell_print
-from appliance.ioc.dbcore.records import (
-    RecordInfo,
-    database_links,
-    info_items,
-    record_group,
-    record_infos,
-    record_types,
-    records,
-)
-from appliance.ioc.dbcore.restore import restore
-from appliance.ioc.dbcore.support import (
+from appliance.ioc.dbcore.callbacks import (
     EXIT_RECORDS,
     InitHook,
     RecordView,
@@ -113,9 +83,37 @@ from appliance.ioc.dbcore.support import (
     register_exit,
     register_function,
 )
+from appliance.ioc.dbcore.channel import DBChannel, PutWatch, exists
+from appliance.ioc.dbcore.errlog import give_errors_back, take_errors
+from appliance.ioc.dbcore.events import (
+    DBE_ALARM,
+    DBE_ARCHIVE,
+    DBE_PROPERTY,
+    DBE_VALUE,
+    EventHub,
+    EventSubscription,
+)
+from appliance.ioc.dbcore.many import ManyLock, get_many
+from appliance.ioc.dbcore.number_read import NumberReader, RawProperties, can_read_number
+from appliance.ioc.dbcore.number_view import NumberView, RawNumber, can_view_number, reading_of, view_numbers
+from appliance.ioc.dbcore.output import (
+    serves_channel_access,
+    shell_capture,
+    shell_commands,
+    shell_line,
+    shell_print,
+)
+from appliance.ioc.dbcore.reading import ALARM_CONDITIONS, AlarmLimits, Properties, Range, Reading
+from appliance.ioc.dbcore.records import (
+    RecordInfo,
+    database_links,
+    info_items,
+    record_group,
+    record_types,
+    records,
+)
+from appliance.ioc.dbcore.restore import restore
 from appliance.ioc.dbcore.traps import TrappedPut, on_trapped_put
-from appliance.ioc.dbcore.view import NumberView, RawNumber, can_view, look_at, reading_of
-from appliance.ioc.dbcore.whole import WholeReader, can_read_whole
 
 __all__ = [
     "ALARM_CONDITIONS",
@@ -128,24 +126,25 @@ __all__ = [
     "BlockingPut",
     "DBChannel",
     "EventHub",
+    "EventSubscription",
     "InitHook",
     "IocState",
-    "Limits",
     "ManyLock",
+    "NumberReader",
     "NumberView",
     "Properties",
     "PutWatch",
+    "Range",
     "RawNumber",
+    "RawProperties",
     "Reading",
     "RecordInfo",
     "RecordView",
-    "Subscription",
     "TrappedPut",
-    "WholeReader",
     "boot",
     "build_isolated",
-    "can_read_whole",
-    "can_view",
+    "can_read_number",
+    "can_view_number",
     "captured_errors",
     "database_links",
     "environment_value",
@@ -157,8 +156,6 @@ __all__ = [
     "info_items",
     "init_access_security",
     "ioc_init",
-    "ioc_pause",
-    "ioc_resume",
     "ioc_state",
     "keep_errors_in_place",
     "load_definition",
@@ -166,15 +163,12 @@ __all__ = [
     "load_records",
     "load_records_text",
     "load_template",
-    "look_at",
     "macro_text",
     "on_init_hook",
     "on_trapped_put",
-    "put_and_wait",
     "put_notify",
     "reading_of",
     "record_group",
-    "record_infos",
     "record_types",
     "records",
     "register_command",
@@ -192,4 +186,5 @@ __all__ = [
     "shell_print",
     "shutdown",
     "take_errors",
+    "view_numbers",
 ]

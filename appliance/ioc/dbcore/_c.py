@@ -271,9 +271,7 @@ errlogFlush = _bind(com, None, "errlogFlush")
 errlogAddListener = _bind(com, None, "errlogAddListener", c_void_p, c_void_p)
 errlogRemoveListeners = _bind(com, c_int, "errlogRemoveListeners", c_void_p, c_void_p)
 initHookRegister = _bind(com, c_int, "initHookRegister", c_void_p)
-iocsh = _bind(com, c_int, "iocsh", c_char_p)
 iocshCmd = _bind(com, c_int, "iocshCmd", c_char_p)
-iocshLoad = _bind(com, c_int, "iocshLoad", c_char_p, c_char_p)
 iocshRegister = _bind(com, None, "iocshRegister", c_void_p, c_void_p)
 
 # dbCore: start and stop
@@ -286,9 +284,6 @@ registryDeviceSupportAdd = _bind(core, c_int, "registryDeviceSupportAdd", c_char
 dbLoadTemplate = _bind(core, c_int, "dbLoadTemplate", c_char_p, c_char_p)
 iocBuildIsolated = _bind(core, c_int, "iocBuildIsolated")
 iocInit = _bind(core, c_int, "iocInit")
-iocRun = _bind(core, c_int, "iocRun")
-iocPause = _bind(core, c_int, "iocPause")
-iocShutdown = _bind(core, c_int, "iocShutdown")
 getIocState = _bind(core, c_int, "getIocState")
 
 # EPICS Base's access security, by which its Channel Access server judges
@@ -372,8 +367,6 @@ db_add_event = _bind(core, c_void_p, "db_add_event", c_void_p, c_void_p, c_void_
 db_event_enable = _bind(core, None, "db_event_enable", c_void_p)
 db_event_disable = _bind(core, None, "db_event_disable", c_void_p)
 db_cancel_event = _bind(core, None, "db_cancel_event", c_void_p)
-db_post_events = _bind(core, c_int, "db_post_events", c_void_p, c_void_p, c_uint)
-db_post_single_event = _bind(core, None, "db_post_single_event", c_void_p)
 
 
 def pdbbase() -> c_void_p:

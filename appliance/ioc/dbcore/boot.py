@@ -178,7 +178,7 @@ def boot(
     Args:
         definition: a ``.dbd`` file to load instead of the standard record types (softIoc's ``-D``).
         extra: more ``.dbd`` files; what they declare must be in the loaded libraries or registered before
-            with :mod:`.support`.
+            with :mod:`.callbacks`.
         channel_access: start the Channel Access server with :func:`ioc_init` (``rsrv``).
 
     Raises:
@@ -317,13 +317,6 @@ def build_isolated() -> None:
     _call("the IOC cannot be initialised", None, lambda: int(_c.iocBuildIsolated()))
 
 
-def serves_channel_access() -> bool:
-    """Whether the definition brings the Channel Access server, asked for or not (``registrar(rsrvRegistrar)``)."""
-    from appliance.ioc.dbcore.output import shell_capture
-
-    return "rsrvRegistrar" in shell_capture("dbDumpRegistrar")[1]
-
-
 def set_access_file(path: str) -> None:
     """Name the file that :func:`ioc_init` reads for EPICS Base's own access security (asSetFilename).
 
@@ -339,16 +332,6 @@ def init_access_security() -> None:
     said = _run(lambda: int(_c.asInit()))
     if said is not None:
         raise ApplianceError(said)
-
-
-def ioc_pause() -> None:
-    """Stop scanning and link processing until :func:`ioc_resume` (iocPause)."""
-    _call("the IOC cannot be paused", None, lambda: int(_c.iocPause()))
-
-
-def ioc_resume() -> None:
-    """Go on after :func:`ioc_pause` (iocRun)."""
-    _call("the IOC cannot go on", None, lambda: int(_c.iocRun()))
 
 
 def shutdown() -> None:

@@ -9,14 +9,28 @@ from __future__ import annotations
 
 import ctypes
 import re
-import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple, Protocol, Self
+from typing import Any, Final, Protocol, Self
 
-from appliance.errors import AccessDeniedError, ApplianceError, OperationError, PVDataError
+from appliance.errors import AccessDeniedError, ApplianceError, OperationError
 from appliance.ioc.dbcore import _c
+from appliance.ioc.dbcore.dbr import (
+    CODES,
+    CONTROL,
+    ITEM_SIZES,
+    MAX_CHOICES,
+    META,
+    META_SIZE,
+    META_STRUCT,
+    NO_LOG,
+    PROPERTIES,
+    PROPERTIES_STRUCT,
+    SCALAR_STRUCTS,
+)
 from appliance.ioc.dbcore.errlog import printed_aside
+from appliance.ioc.dbcore.put_value import encode
+from appliance.ioc.dbcore.reading import AlarmLimits, Properties, Range, Reading
 from appliance.ioc.dbcore.records import (
     common_field,
     common_place,
@@ -28,109 +42,13 @@ from appliance.ioc.dbcore.records import (
 )
 from appliance.ioc.dbcore.words import status_text
 
-#: Names of the alarm conditions by number (menuAlarmStat; epicsAlarmConditionStrings).
-ALARM_CONDITIONS: Final = [
-    "NO_ALARM",
-    "READ",
-    "WRITE",
-    "HIHI",
-    "HIGH",
-    "LOLO",
-    "LOW",
-    "STATE",
-    "COS",
-    "COMM",
-    "TIMEOUT",
-    "HWLIMIT",
-    "CALC",
-    "SCAN",
-    "LINK",
-    "SOFT",
-    "BAD_SUB",
-    "UDF",
-    "DISABLE",
-    "SIMM",
-    "READ_ACCESS",
-    "WRITE_ACCESS",
-]
-
 #: Characters that a link field may have (QSRV's and RSRV's PVLINK_STRINGSZ).
 LINK_TEXT_SIZE: Final = 1024
 
-_META: Final = _c.DBR_STATUS | _c.DBR_AMSG | _c.DBR_TIME | _c.DBR_UTAG
-# status, severity, acks, ackt, amsg, seconds, nanoseconds, tag
-_META_FORMAT: Final = "4H40sIIQ"
-_META_STRUCT: Final = struct.Struct("=" + _META_FORMAT)
-_META_SIZE: Final = _META_STRUCT.size
-_SCALAR_STRUCTS: Final = tuple(struct.Struct(f"={_META_FORMAT}{code}") for code in _c.STRUCT_CODES)
-_PUT_STRUCTS: Final = tuple(struct.Struct("=" + code) for code in _c.STRUCT_CODES)
-_ITEM_SIZES: Final = tuple(each.size for each in _PUT_STRUCTS)
-
-_PROPERTIES: Final = (
-    _c.DBR_UNITS
-    | _c.DBR_PRECISION
-    | _c.DBR_ENUM_STRS
-    | _c.DBR_GR_DOUBLE
-    | _c.DBR_CTRL_DOUBLE
-    | _c.DBR_AL_DOUBLE
-)
-_MAX_CHOICES: Final = 30
 _SPC_DBADDR: Final = 2
-# units, precision, number of choices, padding, choices, upper and lower display and control limits, and the
-# alarm limits: upper alarm, upper warning, lower warning, lower alarm
-_PROPERTIES_STRUCT: Final = struct.Struct(f"=16sqIi{_MAX_CHOICES * _c.MAX_STRING_SIZE}s2d2d4d")
-
-_SHORT: Final = {code: ctypes.c_short(code) for code in range(12)}
-_NO_LOG: Final = ctypes.c_void_p(None)
-_CONTROL: Final = struct.Struct("=qq")
 _EPOCH_S: Final = _c.EPICS_EPOCH_S
 _get_field_fast: Final = _c.dbChannelGetFieldFast
 _get_held: Final = _c.dbChannelGetHeld
-
-
-class Reading(NamedTuple):
-    """A value and what belongs to it, read under one lock."""
-
-    #: number, text, read-only numpy array, or tuple of strings
-    value: Any
-    #: alarm condition, an index into :data:`ALARM_CONDITIONS`; not the ``alarm_t`` status of PVAccess
-    status: int
-    #: 0 NO_ALARM, 1 MINOR, 2 MAJOR, 3 INVALID
-    severity: int
-    #: text of the alarm; empty when the record gave none
-    message: str
-    #: seconds since 1970-01-01 UTC; 631152000 for a record that was never processed
-    seconds: int
-    nanoseconds: int
-    user_tag: int
-
-
-class Limits(NamedTuple):
-    low: float
-    high: float
-
-
-class AlarmLimits(NamedTuple):
-    """NaN where the record does not watch that limit."""
-
-    low_alarm: float
-    low_warning: float
-    high_warning: float
-    high_alarm: float
-
-
-class Properties(NamedTuple):
-    """What changes with DBE_PROPERTY; ``None`` where the record type does not support it."""
-
-    units: str | None
-    #: digits after the decimal point; only for FLOAT and DOUBLE
-    precision: int | None
-    choices: tuple[str, ...] | None
-    display: Limits | None
-    control: Limits | None
-    alarm: AlarmLimits | None
-    #: the record's DESC
-    description: str
 
 
 class PutWatch(Protocol):
@@ -209,22 +127,20 @@ class DBChannel:
     __slots__ = (
         "_arguments",
         "_buffer",
-        "_choices",
-        "_ends",
         "_has_filters",
-        "_is_plain",
         "_process_channel",
         "_unpack",
         "address",
         "as_level",
-        "dbf_type",
+        "choices",
         "elements",
+        "ends_text",
         "field",
         "final_type",
         "form",
         "is_array",
         "is_link",
-        "is_property",
+        "is_plain",
         "is_string",
         "is_value_field",
         "name",
@@ -245,8 +161,6 @@ class DBChannel:
     address: int
     #: address of the record (``dbCommon``)
     record_address: int
-    #: DBF code of the field in the database definition
-    dbf_type: int
     #: DBR code of the data as it comes after conversion and filters
     final_type: int
     #: most elements that the field can have
@@ -257,10 +171,14 @@ class DBChannel:
     is_string: bool
     #: INLINK, OUTLINK or FWDLINK
     is_link: bool
+    #: one element, not of an array, without filters: read the short way; False once closed
+    is_plain: bool
+    #: choices of a menu field; None for other fields
+    choices: int | None
+    #: octets that are written must be ended by us: EPICS copies them into a string and ends nothing
+    ends_text: bool
     #: the record type's value field, nearly always VAL
     is_value_field: bool
-    #: a change of this field posts DBE_PROPERTY
-    is_property: bool
     #: writing processes a passive record, ``pp(TRUE)``
     process_passive: bool
     #: access security level of the field, 0 or 1
@@ -292,13 +210,11 @@ class DBChannel:
         self.record = record_name_of(addr.precord)
         self.record_type = record_type_of(addr.precord)
         self.field = _c.text(description.name)
-        self.dbf_type = description.field_type
-        self.is_link = _c.DBF_INLINK <= self.dbf_type <= _c.DBF_FWDLINK
+        self.is_link = _c.DBF_INLINK <= description.field_type <= _c.DBF_FWDLINK
         self.is_value_field = bool(_c.dbIsValueField(addr.pfldDes))
-        self.is_property = bool(description.prop)
         self.process_passive = bool(description.process_passive)
         self.as_level = description.as_level
-        self._choices = _menu_size(description)
+        self.choices = _menu_size(description)
         self.form = "Default"
         was_text = addr.field_type == _c.DBF_STRING
         if self.is_value_field:
@@ -321,7 +237,7 @@ class DBChannel:
             self.form = "String"
         _check(_c.dbChannelOpen(chan), f"cannot open {name}")
         # Octets into the memory of a string: EPICS copies them and ends nothing.
-        self._ends = addr.field_type == _c.DBF_CHAR and (
+        self.ends_text = addr.field_type == _c.DBF_CHAR and (
             was_text or description.field_type == _c.DBF_STRING or _AS_TEXT.match(name) is not None
         )
         final = channel.final_type
@@ -334,24 +250,24 @@ class DBChannel:
         self.is_string = final == _c.DBF_STRING or long_string
         self._has_filters = bool(channel.pre_chain.count or channel.post_chain.count)
         # An array of at most one element may be empty, and then a get leaves the buffer as it was.
-        self._is_plain = self.elements == 1 and not self._has_filters and addr.special != _SPC_DBADDR
+        self.is_plain = self.elements == 1 and not self._has_filters and addr.special != _SPC_DBADDR
         self._prepare(scalar=self.elements == 1)
 
     def _prepare(self, *, scalar: bool) -> None:
-        size = _META_SIZE + (_ITEM_SIZES[self.final_type] if scalar else 0)
+        size = META_SIZE + (ITEM_SIZES[self.final_type] if scalar else 0)
         # Data, then options and count: one small block per channel, because ten thousand of them are read in turn.
         end = (size + 7) & ~7
-        self._buffer = ctypes.create_string_buffer(end + _CONTROL.size)
-        _CONTROL.pack_into(self._buffer, end, _META, 1)
+        self._buffer = ctypes.create_string_buffer(end + CONTROL.size)
+        CONTROL.pack_into(self._buffer, end, META, 1)
         control = ctypes.addressof(self._buffer) + end
-        self._unpack = (_SCALAR_STRUCTS[self.final_type] if scalar else _META_STRUCT).unpack_from
+        self._unpack = (SCALAR_STRUCTS[self.final_type] if scalar else META_STRUCT).unpack_from
         self._arguments = (
             ctypes.c_void_p(self.address),
-            _SHORT[self.final_type],
+            CODES[self.final_type],
             ctypes.c_void_p(ctypes.addressof(self._buffer)),
             ctypes.c_void_p(control),
             ctypes.c_void_p(control + 8),
-            _NO_LOG,
+            NO_LOG,
         )
 
     def __repr__(self) -> str:
@@ -366,7 +282,7 @@ class DBChannel:
             _c.dbChannelDelete(self.address)
             self.address = 0
             # The short way of a get does not look whether the channel is open.
-            self._is_plain = False
+            self.is_plain = False
 
     def __enter__(self) -> Self:
         return self
@@ -428,7 +344,7 @@ class DBChannel:
             OperationError: EPICS cannot read the field.
 
         """
-        if self._is_plain:
+        if self.is_plain:
             return self._get_plain(_get_field_fast)
         if self._has_filters:
             with self.locked():
@@ -450,10 +366,10 @@ class DBChannel:
         return reading
 
     def get_locked(self) -> Reading:
-        """Like :meth:`get`, for a caller who holds the record's lock (dbChannelGet); keeps the GIL."""
-        if self._is_plain:
+        """Read like :meth:`get`, for a caller who holds the record's lock (dbChannelGet); keeps the GIL."""
+        if self.is_plain:
             return self._get_plain(_get_held)
-        self._refuse_closed()
+        self.refuse_closed()
         log = self._read_log() if self._has_filters else None
         try:
             if self.elements == 1:
@@ -476,18 +392,18 @@ class DBChannel:
         self, function: Any, target: int, count: int, options: int, log: int | None
     ) -> tuple[int, int]:
         """Read into memory; return which options EPICS supports and how many elements came."""
-        self._refuse_closed()
+        self.refuse_closed()
         control = ctypes.create_string_buffer(16)
         address = ctypes.addressof(control)
-        _CONTROL.pack_into(control, 0, options, count)
+        CONTROL.pack_into(control, 0, options, count)
         status = function(self.address, self.final_type, target, address, address + 8, log)
         if status:
             _check(status, f"cannot read {self.name}")
-        supported, came = _CONTROL.unpack(control)
+        supported, came = CONTROL.unpack(control)
         return supported, came
 
     def _get_scalar(self, function: Any, log: int | None) -> Reading:
-        _, count = self._raw_get(function, ctypes.addressof(self._buffer), 1, _META, log)
+        _, count = self._raw_get(function, ctypes.addressof(self._buffer), 1, META, log)
         st, severity, _, _, amsg, seconds, nanoseconds, tag, value = self._unpack(self._buffer)
         if count < 1:
             value = b"" if self.is_string else 0
@@ -499,13 +415,13 @@ class DBChannel:
     def _get_array(self, function: Any, log: int | None) -> Reading:
         import numpy as np
 
-        item = _ITEM_SIZES[self.final_type]
+        item = ITEM_SIZES[self.final_type]
         # EPICS writes straight into the array that is handed out; the metadata lies in front of it.
-        memory = np.empty(_META_SIZE + self.elements * item, np.uint8)
+        memory = np.empty(META_SIZE + self.elements * item, np.uint8)
         address = memory.__array_interface__["data"][0]
-        _, count = self._raw_get(function, address, self.elements, _META, log)
+        _, count = self._raw_get(function, address, self.elements, META, log)
         st, severity, _, _, amsg, seconds, nanoseconds, tag = self._unpack(memory.data)
-        data = memory[_META_SIZE : _META_SIZE + min(max(count, 0), self.elements) * item]
+        data = memory[META_SIZE : META_SIZE + min(max(count, 0), self.elements) * item]
         if 2 * data.size < memory.size:
             # A value may live long in somebody's queue: it must not hold memory for elements that are not there.
             data = data.copy()
@@ -527,46 +443,23 @@ class DBChannel:
             return self.properties_locked()
 
     def properties_locked(self) -> Properties:
-        """Like :meth:`properties`, for a caller who holds the record's lock."""
-        data = ctypes.create_string_buffer(_PROPERTIES_STRUCT.size)
-        have, _ = self._raw_get(_c.dbChannelGet, ctypes.addressof(data), 0, _PROPERTIES, None)
+        """Read like :meth:`properties`, for a caller who holds the record's lock."""
+        data = ctypes.create_string_buffer(PROPERTIES_STRUCT.size)
+        have, _ = self._raw_get(_c.dbChannelGet, ctypes.addressof(data), 0, PROPERTIES, None)
         units, precision, number, _, strings, dh, dl, ch, cl, hihi, high, low, lolo = (
-            _PROPERTIES_STRUCT.unpack(data)
+            PROPERTIES_STRUCT.unpack(data)
         )
         size = _c.MAX_STRING_SIZE
-        choices = tuple(_c_text(strings[i * size : (i + 1) * size]) for i in range(min(number, _MAX_CHOICES)))
+        choices = tuple(_c_text(strings[i * size : (i + 1) * size]) for i in range(min(number, MAX_CHOICES)))
         return Properties(
             _c_text(units) if have & _c.DBR_UNITS else None,
             precision if have & _c.DBR_PRECISION else None,
             choices if have & _c.DBR_ENUM_STRS else None,
-            Limits(dl, dh) if have & _c.DBR_GR_DOUBLE else None,
-            Limits(cl, ch) if have & _c.DBR_CTRL_DOUBLE else None,
+            Range(dl, dh) if have & _c.DBR_GR_DOUBLE else None,
+            Range(cl, ch) if have & _c.DBR_CTRL_DOUBLE else None,
             AlarmLimits(lolo, low, high, hihi) if have & _c.DBR_AL_DOUBLE else None,
             text_at(self.record_address, common_field("DESC")),
         )
-
-    def view(self) -> Any:
-        """Return a numpy array over the record's own memory, its present elements, not copied.
-
-        Only while the record is locked, and only for arrays of numbers; writing through it is writing into
-        the record without telling anyone.
-        """
-        import numpy as np
-
-        self._refuse_closed()
-        if not self.is_array or self.final_type == _c.DBF_STRING:
-            raise PVDataError(f"{self.name} is not an array of numbers")
-        pointer = ctypes.c_void_p()
-        count = ctypes.c_long()
-        offset = ctypes.c_long()
-        _c.dbChannelGetArrayInfo(
-            self.address, ctypes.byref(pointer), ctypes.byref(count), ctypes.byref(offset)
-        )
-        if not pointer.value or offset.value or self._has_filters:
-            return np.empty(0, _c.NUMPY_CODES[self.final_type])
-        elements = min(max(count.value, 0), self.elements)
-        memory = (ctypes.c_char * (elements * _ITEM_SIZES[self.final_type])).from_address(pointer.value)
-        return np.frombuffer(memoryview(memory), _c.NUMPY_CODES[self.final_type])
 
     # -- put -----------------------------------------------------------------------------------------------------
 
@@ -595,30 +488,30 @@ class DBChannel:
             raise
 
     def _put(self, value: Any, process: bool | None, watch: PutWatch | None) -> None:
-        address, count, dbr, keep = self._encode(value)
+        self.refuse_closed()
+        data = encode(self, value)
         if self.is_link:
             # Changing a link changes lock sets: dbPutField takes the locks that it needs itself.
             self._refuse_disabled()
             if watch is not None:
                 watch.begin(self.get().value)
-            self._check_put(_c.dbChannelPutField(self.address, dbr, address, count))
+            self._check_put(_c.dbChannelPutField(self.address, data.dbr, data.address, data.elements))
             return
         with self.locked():
             self._refuse_disabled()
             if watch is not None:
                 watch.begin(self.get_locked().value)
-            self._check_put(_c.dbChannelPut(self.address, dbr, address, count))
+            self._check_put(_c.dbChannelPut(self.address, data.dbr, data.address, data.elements))
             self.process_locked(process)
-        del keep
 
     def put_locked(self, value: Any) -> None:
-        """Only write (dbChannelPut), for a caller who holds the lock and processes later; links cannot."""
-        address, count, dbr, keep = self._encode(value)
+        """Write without processing (dbChannelPut), for a caller who holds the lock; links cannot be written so."""
+        self.refuse_closed()
+        data = encode(self, value)
         self._refuse_disabled()
         if self.is_link:
             raise OperationError(f"{self.name} is a link and cannot be written together with other fields")
-        self._check_put(_c.dbChannelPut(self.address, dbr, address, count))
-        del keep
+        self._check_put(_c.dbChannelPut(self.address, data.dbr, data.address, data.elements))
 
     def process_locked(self, process: bool | None = None) -> bool:
         """Process the record after a put, for a caller who holds its lock; return whether it was.
@@ -640,7 +533,8 @@ class DBChannel:
     def _scan(self) -> int:
         return ctypes.c_ushort.from_address(self.record_address + common_place("SCAN")).value
 
-    def _refuse_closed(self) -> None:
+    def refuse_closed(self) -> None:
+        """Raise OperationError once the channel is closed."""
         if not self.address:
             raise OperationError(f"{self.name} is closed")
 
@@ -651,80 +545,3 @@ class DBChannel:
     def _check_put(self, status: int) -> None:
         if status:
             _check(status, f"cannot write {self.name}")
-
-    def _encode(self, value: Any) -> tuple[int, int, int, object]:
-        """Return address, elements, DBR type and an owner of that memory."""
-        self._refuse_closed()
-        if self.elements == 1:
-            return self._encode_scalar(value)
-        if self.is_string and self.final_type == _c.DBF_CHAR:
-            if not isinstance(value, str):
-                raise PVDataError(f"{self.name} takes text, not {type(value).__name__}")
-            encoded = _c.raw(value)
-            data = ctypes.create_string_buffer(_c.cut(encoded, self.elements - 1) if self._ends else encoded)
-            return ctypes.addressof(data), len(data), _c.DBF_CHAR, data
-        if self.final_type == _c.DBF_STRING or (
-            not isinstance(value, str)
-            and isinstance(value, (tuple, list))
-            and value
-            and isinstance(value[0], str)
-        ):
-            return self._encode_strings(value)
-        return self._encode_numbers(value)
-
-    def _encode_scalar(self, value: Any) -> tuple[int, int, int, object]:
-        dbr = self.final_type
-        if isinstance(value, str) or dbr == _c.DBF_STRING:
-            dbr = _c.DBF_STRING
-            encoded = _c.raw(value if isinstance(value, str) else str(value))
-            # The reference server cuts silently as well: a field of 40 bytes has room for 39.
-            data = ctypes.create_string_buffer(_c.cut(encoded, _c.MAX_STRING_SIZE - 1), _c.MAX_STRING_SIZE)
-        else:
-            data = ctypes.create_string_buffer(8)
-            try:
-                number = float(value) if dbr in _FLOATS else int(value)
-                if self._choices is not None and number >= self._choices:
-                    # EPICS writes any number into a menu field, and the record then has no such choice.
-                    raise OperationError(
-                        f"cannot write {self.name}: illegal choice {number}, there are {self._choices} from 0"
-                    )
-                _PUT_STRUCTS[dbr].pack_into(data, 0, number)
-            except (struct.error, OverflowError, ValueError, TypeError) as error:
-                raise PVDataError(
-                    f"{value!r} does not fit {self.name}, which is {_c.DBF_NAMES[dbr]}"
-                ) from error
-        return ctypes.addressof(data), 1, dbr, data
-
-    def _encode_strings(self, value: Sequence[str]) -> tuple[int, int, int, object]:
-        if isinstance(value, str):
-            raise PVDataError(f"{self.name} takes an array of strings")
-        size = _c.MAX_STRING_SIZE
-        if self._ends:
-            value = [*value[: self.elements - 1], "0"]
-        parts = [_c.cut(_c.raw(str(each)), size - 1).ljust(size, b"\0") for each in value]
-        data = ctypes.create_string_buffer(b"".join(parts), max(size * len(parts), 1))
-        return ctypes.addressof(data), len(parts), _c.DBF_STRING, data
-
-    def _encode_numbers(self, value: Any) -> tuple[int, int, int, object]:
-        import numpy as np
-
-        try:
-            if isinstance(value, np.ndarray):
-                array = np.ascontiguousarray(value)
-            else:
-                array = np.array(value, _c.NUMPY_CODES[self.final_type])
-        except (ValueError, TypeError, OverflowError) as error:
-            raise PVDataError(f"the array does not fit {self.name}: {error}") from error
-        dbr = _NUMPY_TO_DBR.get(array.dtype.str[1:]) if array.dtype.isnative else None
-        if dbr is None or array.ndim != 1:
-            raise PVDataError(f"{self.name} takes a one-dimensional array of numbers, not {array.dtype}")
-        if self._ends:
-            room = self.elements - 1
-            if array.itemsize == 1:
-                room = len(_c.cut(array[: self.elements].tobytes(), room))
-            array = np.append(array[:room], array.dtype.type(0))
-        return array.__array_interface__["data"][0], array.size, dbr, array
-
-
-_FLOATS: Final = frozenset((_c.DBF_FLOAT, _c.DBF_DOUBLE))
-_NUMPY_TO_DBR: Final = {code: dbr for dbr, code in enumerate(_c.NUMPY_CODES) if dbr not in {0, _c.DBF_ENUM}}

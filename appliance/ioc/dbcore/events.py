@@ -51,7 +51,7 @@ _GRACE_S: Final = 0.02
 _IDLE_S: Final = 1.0
 
 
-class Subscription:
+class EventSubscription:
     """One channel's events of one mask; see :meth:`EventHub.subscribe`."""
 
     __slots__ = ("_event", "_hub", "_trigger", "channel", "key", "mask")
@@ -127,14 +127,14 @@ class EventHub:
         #: events take the way through C
         self.is_direct = ring_works() and not plain_callbacks
         self._rings: dict[int, tuple[Ring, dict[int, Hashable]]] = {}
-        self._subscriptions: set[Subscription] = set()
+        self._subscriptions: set[EventSubscription] = set()
         self._lock = threading.Lock()
         self._scheduled = False
         self._last_batch = 0
         self._closed = False
         #: counters since the start: wake-ups of the loop, events taken from the rings, keys delivered, and how
         #: often events were lost and all channels of a mask delivered instead
-        self.wakeups = self.events = self.delivered = self.overflows = 0
+        self.wakeups = self.events = self.overflows = 0
         self._event = c_void_p(_c.epicsEventCreate(0))
         self._context = c_void_p(_c.db_init_events())
         if not self._event.value or not self._context.value:
@@ -148,7 +148,7 @@ class EventHub:
 
     def subscribe(
         self, channel: DBChannel, mask: int, key: Hashable, *, enabled: bool = True
-    ) -> Subscription:
+    ) -> EventSubscription:
         """Follow a channel (db_add_event).
 
         Read the channel after this call, not before: then no change is missed.
@@ -157,7 +157,7 @@ class EventHub:
             channel: must stay open until the subscription is cancelled.
             mask: DBE_VALUE, DBE_ARCHIVE, DBE_ALARM, DBE_PROPERTY, or several of them.
             key: what :attr:`deliver` gets; must be hashable.
-            enabled: False to start with :meth:`Subscription.enable`.
+            enabled: False to start with :meth:`EventSubscription.enable`.
 
         Raises:
             ApplianceError: the channel is followed with this mask already, or EPICS has no memory left.
@@ -182,7 +182,7 @@ class EventHub:
             if event:
                 _c.db_cancel_event(event)
             raise ApplianceError(f"EPICS cannot follow {channel.name} with mask {mask}")
-        subscription = Subscription(self, channel, mask, key, event, trigger)
+        subscription = EventSubscription(self, channel, mask, key, event, trigger)
         self._subscriptions.add(subscription)
         if enabled:
             subscription.enable()
@@ -199,12 +199,12 @@ class EventHub:
             found = self._rings[mask] = (ring, {})
         return found
 
-    def _forget(self, subscription: Subscription) -> None:
+    def _forget(self, subscription: EventSubscription) -> None:
         with self._lock:
             self._subscriptions.discard(subscription)
-            entry = self._rings.get(subscription.mask)
-            if entry is not None:
-                entry[1].pop(subscription.channel.address, None)
+            if subscription.mask in self._rings:
+                _, keys = self._rings[subscription.mask]
+                keys.pop(subscription.channel.address, None)
 
     # -- the waiting thread ------------------------------------------------------------------------------------
 
@@ -263,7 +263,6 @@ class EventHub:
         if more:
             _c.epicsEventTrigger(self._event)
         if changed:
-            self.delivered += len(changed)
             try:
                 self._deliver(list(changed))
             except Exception:  # noqa: BLE001 - one bad batch must not end all monitors

@@ -8,7 +8,8 @@ from typing import Final, Self
 
 from appliance.errors import ApplianceError
 from appliance.ioc.dbcore import _c
-from appliance.ioc.dbcore.channel import DBChannel, Reading
+from appliance.ioc.dbcore.channel import DBChannel
+from appliance.ioc.dbcore.reading import Reading
 
 
 class ManyLock:

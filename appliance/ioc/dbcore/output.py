@@ -11,7 +11,7 @@ from ctypes import c_char_p, c_int, c_void_p
 from appliance.errors import ApplianceError
 from appliance.ioc.dbcore import _c
 from appliance.ioc.dbcore.boot import flush_output
-from appliance.ioc.dbcore.support import kept_failures
+from appliance.ioc.dbcore.callbacks import kept_failures
 from appliance.ioc.dbcore.words import plain
 
 _libc = ctypes.CDLL(None)
@@ -37,7 +37,7 @@ MAX_OUTPUT = 1 << 20
 
 
 def shell_print(text: str) -> None:
-    """Print a line, from a command that :func:`.support.register_command` made."""
+    """Print a line, from a command that :func:`.callbacks.register_command` made."""
     _libc.fputs(_c.raw(text.replace("\0", "\\0") + "\n"), _get_stdout())
 
 
@@ -89,6 +89,11 @@ def shell_commands() -> list[str]:
     """Return the names of all commands of the IOC shell."""
     _, text = shell_capture("help")
     return text.partition("\n\n")[0].split()
+
+
+def serves_channel_access() -> bool:
+    """Whether the definition brings the Channel Access server, asked for or not (``registrar(rsrvRegistrar)``)."""
+    return "rsrvRegistrar" in shell_capture("dbDumpRegistrar")[1]
 
 
 @contextmanager

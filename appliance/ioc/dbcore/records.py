@@ -26,7 +26,7 @@ class RecordInfo(NamedTuple):
 
 @contextmanager
 def entry() -> Iterator[_c.dbEntry]:
-    """A cursor over the static database (dbInitEntry, dbFinishEntry).
+    """Give a cursor over the static database (dbInitEntry, dbFinishEntry).
 
     Raises:
         ApplianceError: no database definition is loaded.
@@ -74,13 +74,6 @@ def records() -> list[RecordInfo]:
         return list(_each(cursor))
 
 
-def _infos(cursor: _c.dbEntry) -> Iterator[tuple[str, str]]:
-    status = _c.dbFirstInfo(cursor)
-    while not status:
-        yield _c.text(_c.dbGetInfoName(cursor)), _c.text(_c.dbGetInfoString(cursor))
-        status = _c.dbNextInfo(cursor)
-
-
 def info_items(name: str) -> list[tuple[str, str]]:
     """Return ``(record name, text)`` of every ``info()`` item of that name, aliases left out.
 
@@ -94,17 +87,8 @@ def info_items(name: str) -> list[tuple[str, str]]:
                 item = _c.dbGetInfo(cursor, wanted)
                 if item is not None:
                     found.append((cursor.precnode.contents.order, record.name, _c.text(item)))
-    return [(record_name, item) for _, record_name, item in sorted(found, key=lambda each: each[0])]
-
-
-def record_infos(name: str) -> dict[str, str]:
-    """Return all ``info()`` items of one record or alias; empty when there is no such record."""
-    with entry() as cursor:
-        if _c.dbFindRecord(cursor, _c.raw(name)):
-            return {}
-        if _c.dbIsAlias(cursor):
-            _c.dbFollowAlias(cursor)
-        return dict(_infos(cursor))
+    # By the order alone, which is each record's own.
+    return [(record_name, item) for _, record_name, item in sorted(found)]
 
 
 def database_links() -> Iterator[tuple[str, str, str]]:

@@ -70,7 +70,7 @@ class PointerRing:
         self._pop = partial(_pop, self._ring)
 
     def take(self, limit: int) -> tuple[list[int], bool]:
-        """See :class:`Ring`.
+        """Take what waits, see :class:`Ring`.
 
         A full ring drops what is pushed, so a ring that was full may have lost events. The mark is reset before
         anything is taken: what is lost after that moves it up again and is noticed the next time.
@@ -108,7 +108,7 @@ class CallbackRing:
             self._wake()
 
     def take(self, limit: int) -> tuple[list[int], bool]:
-        """See :class:`Ring`; nothing is ever lost, a channel is there once."""
+        """Take what waits, see :class:`Ring`; nothing is ever lost, a channel is there once."""
         if len(self._dirty) <= limit:
             taken, self._dirty = self._dirty, {}
             return list(taken), False

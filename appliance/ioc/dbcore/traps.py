@@ -101,7 +101,7 @@ class _Vetoes:
             disabled.value |= self._MARK
 
     def end(self, message: _Message) -> None:
-        """The put was refused."""
+        """Let puts to the record pass again: this one was refused."""
         address = message.channel.contents.addr
         disabled = ctypes.c_ubyte.from_address(address.precord + common_place("DISP"))
         if address.pfield == ctypes.addressof(disabled):

@@ -75,7 +75,7 @@ def status_text(status: int) -> str:
 
 
 def plain(text: str) -> str:
-    """One line per message, without colours and blank lines."""
+    """Return one line per message, without colours and blank lines."""
     lines = (line.rstrip() for line in _ANSI.sub("", text).splitlines())
     return "\n".join(line for line in lines if line and line.strip() != "ERROR:")
 

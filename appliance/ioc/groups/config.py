@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 from appliance.errors import ConfigurationError
 from appliance.ioc.groups.syntax import Tree, parse_json
 
-__all__ = ["KINDS", "FieldConfig", "GroupConfig", "GroupConfigs", "GroupError", "Origin"]
+__all__ = ["KINDS", "DefinitionOrigin", "FieldConfig", "GroupConfig", "GroupConfigs", "GroupError"]
 
 KINDS: Final = ("scalar", "plain", "any", "meta", "proc", "structure", "const")
 _WITH_CHANNEL: Final = frozenset(("scalar", "plain", "any", "meta", "proc"))
@@ -16,7 +16,7 @@ _INT64: Final = 1 << 63
 Report = Callable[[str], None]
 
 
-class Origin(NamedTuple):
+class DefinitionOrigin(NamedTuple):
     """Where a part of a definition comes from: a record's info item, or a line of a file."""
 
     record: str | None
@@ -27,7 +27,7 @@ class Origin(NamedTuple):
 class GroupError(ConfigurationError):
     """A group that cannot be, and the definition that is to blame."""
 
-    def __init__(self, why: str, *, key: str, origin: Origin | None, near: str = "") -> None:
+    def __init__(self, why: str, *, key: str, origin: DefinitionOrigin | None, near: str = "") -> None:
         super().__init__(why, key=key)
         self.origin = origin
         self.near = near
@@ -39,7 +39,7 @@ class FieldConfig:
 
     __slots__ = ("channel", "const", "id", "kind", "origin", "put_order", "trigger")
 
-    def __init__(self, origin: Origin | None = None) -> None:
+    def __init__(self, origin: DefinitionOrigin | None = None) -> None:
         self.origin = origin
         self.kind = "scalar"
         self.channel = ""
@@ -54,7 +54,7 @@ class GroupConfig:
 
     __slots__ = ("atomic", "fields", "id", "name", "origin")
 
-    def __init__(self, name: str, origin: Origin | None = None) -> None:
+    def __init__(self, name: str, origin: DefinitionOrigin | None = None) -> None:
         self.name = name
         self.origin = origin
         self.id = ""
@@ -62,14 +62,16 @@ class GroupConfig:
         self.fields: dict[str, FieldConfig] = {}
 
     def ordered(self) -> list[tuple[str, FieldConfig]]:
-        """The mappings in the order of puts, and of the structure's fields: by put order, then by name."""
-        return sorted(
-            self.fields.items(),
-            key=lambda item: (-_INT64 if item[1].put_order is None else item[1].put_order, item[0]),
-        )
+        """Return the mappings in the order of puts, and of the structure's fields: by put order, then by name."""
+
+        def place(mapping: tuple[str, FieldConfig]) -> tuple[int, str]:
+            name, field = mapping
+            return (-_INT64 if field.put_order is None else field.put_order), name
+
+        return sorted(self.fields.items(), key=place)
 
     def fault(self, name: str, why: str) -> GroupError:
-        """An error about one of the fields."""
+        """Make an error about one of the fields."""
         field = self.fields[name]
         return GroupError(why, key=f"{self.name}.{name}", origin=field.origin or self.origin, near=name)
 
@@ -85,7 +87,7 @@ class GroupConfig:
                 raise self.fault(name, 'only +type:"meta" can be mapped at the top, ""')
 
     def triggers(self, report: Report) -> dict[str, tuple[str, ...]]:
-        """Which fields an update brings when a field's record changes, by field name.
+        """Return which fields an update brings when a field's record changes, by field name.
 
         Where no trigger is given at all every field triggers itself.
         """
@@ -131,15 +133,15 @@ class GroupConfigs:
                 raise self._wrong("an object of fields is expected", name, tree)
             self._group(name, group, self._origin(tree, name))
 
-    def _origin(self, tree: Any, key: str) -> Origin:
+    def _origin(self, tree: Any, key: str) -> DefinitionOrigin:
         line = tree.lines.get(key) if isinstance(tree, Tree) else None
-        return Origin(self._record, self._file, line)
+        return DefinitionOrigin(self._record, self._file, line)
 
     def _wrong(self, why: str, key: str, tree: Any) -> GroupError:
         last = key if isinstance(tree, dict) and key in tree else key.rpartition(".")[2]
         return GroupError(why, key=key, origin=self._origin(tree, last), near=last)
 
-    def _group(self, name: str, tree: dict[str, Any], origin: Origin) -> None:
+    def _group(self, name: str, tree: dict[str, Any], origin: DefinitionOrigin) -> None:
         group = self.groups.setdefault(name, GroupConfig(name, origin))
         for key, value in tree.items():
             if isinstance(value, dict):

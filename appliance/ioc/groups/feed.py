@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Final
 
 from appliance.ioc import dbcore
 from appliance.ioc.dbcore import DBE_ALARM, DBE_ARCHIVE, DBE_PROPERTY, DBE_VALUE, ManyLock
-from appliance.ioc.feed import EventSink
+from appliance.ioc.event_stream import EventSink, EventStream
+from appliance.ioc.groups.group import RecordGroup
 from appliance.ioc.groups.member import Member
 from appliance.server.operation import Subscription, Update
 
-if TYPE_CHECKING:
-    from appliance.ioc.groups.group import GroupPV
-
 __all__ = ["GroupFeed"]
+
+_QUEUE_SIZE: Final = "record._options.queueSize"
 
 
 class _ValueSink(EventSink):
@@ -83,18 +83,23 @@ class _PropertySink(EventSink):
 
 
 class GroupFeed:
-    """What the clients of one group share."""
+    """What the clients of one group share.
+
+    Args:
+        group: what they watch.
+        stream: where the events of its records come from.
+
+    """
 
     __slots__ = ("_events", "_sinks", "group", "store", "subscriptions")
 
-    def __init__(self, group: GroupPV) -> None:
+    def __init__(self, group: RecordGroup, stream: EventStream) -> None:
         self.group = group
         self.subscriptions: dict[Subscription, None] = {}
         self.store: list[Any] = []
-        self._events: list[dbcore.Subscription] = []
+        self._events: list[dbcore.EventSubscription] = []
         self._sinks: list[_ValueSink] = []
-        assert group.stream is not None
-        hub = group.stream.hub
+        hub = stream.hub
         for member in group.members:
             channel = member.channel
             if channel is None:
@@ -112,10 +117,17 @@ class GroupFeed:
         if not self.subscriptions:
             for sink in self._sinks:
                 sink.prime()
-        store, bits = self.group.first_read(subscription)
+        store, bits = self._first_read(subscription)
         self.store = store
         self.subscriptions[subscription] = None
         subscription.post(Update(self.group.type, store, bits))
+
+    def _first_read(self, subscription: Subscription) -> tuple[list[Any], int]:
+        """What a new subscriber gets first: everything, and what was agreed on."""
+        store, bits = self.group.read(atomic=True)
+        number = self.group.type.offsets[_QUEUE_SIZE]
+        store[number] = subscription.queue_size
+        return store, bits | 1 << number
 
     def post(self, store: list[Any], bits: int) -> None:
         """Tell all clients."""

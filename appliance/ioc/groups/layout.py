@@ -51,7 +51,7 @@ def parse_path(name: str) -> tuple[Step, ...]:
 
 
 def const_type(value: Any) -> ScalarType:
-    """The type of a constant. Raises ConfigurationError."""
+    """Return the type of a constant. Raises ConfigurationError."""
     if isinstance(value, bool):
         return BOOL
     if isinstance(value, int) and -(1 << 63) <= value < 1 << 63:
@@ -99,7 +99,7 @@ class TypeTree:
             raise ConfigurationError(f"{name!r} is {known._leaf} in one mapping and {kind} in another")
 
     def descend(self, step: Step) -> TypeTree:
-        """The structure below a component, made if need be; the last mapping says whether it is an array."""
+        """Return the structure below a component, made if need be; the last mapping says whether it is an array."""
         node = self._members.get(step.name)
         if node is None:
             node = self._members[step.name] = TypeTree()
@@ -125,11 +125,22 @@ class TypeTree:
         return StructType([(name, member.build()) for name, member in self._members.items()], self._id)
 
 
+class Hop(NamedTuple):
+    """The way through one structure array."""
+
+    number: int
+    """Of the array in the store."""
+    element: int
+    """Index of the element in the array."""
+    kind: StructType
+    """The type of the element."""
+
+
 class Place(NamedTuple):
     """Where a mapping lies in a store of the group."""
 
-    hops: tuple[tuple[int, int, StructType], ...]
-    """Through structure arrays: number of the array in the store, index, type of the element."""
+    hops: tuple[Hop, ...]
+    """Through structure arrays, from the outermost."""
     base: int
     """Number of the field in the innermost store."""
     kind: TypeDesc
@@ -139,7 +150,7 @@ class Place(NamedTuple):
     @classmethod
     def find(cls, kind: StructType, path: tuple[Step, ...]) -> Place:
         """Look a path up. Raises ConfigurationError where it leads nowhere."""
-        hops: list[tuple[int, int, StructType]] = []
+        hops: list[Hop] = []
         here: TypeDesc = kind
         base = 0
         for position, step in enumerate(path):
@@ -150,16 +161,16 @@ class Place(NamedTuple):
             if isinstance(here, ArrayType) and isinstance(here.element, StructType):
                 if step.element is None:
                     raise ConfigurationError(f"{step.name!r} is an array in another mapping: give an index")
-                hops.append((base, step.element, here.element))
+                hops.append(Hop(base, step.element, here.element))
                 here = here.element
                 base = 0
             elif step.element is not None:
                 what = "only a structure can be an element" if position == len(path) - 1 else "it is no array"
                 raise ConfigurationError(f"{step.name}[{step.element}]: {what}")
-        return cls(tuple(hops), base, here, 1 << hops[0][0] if hops else base)
+        return cls(tuple(hops), base, here, 1 << hops[0].number if hops else base)
 
     def store(self, top: list[Any]) -> list[Any]:
-        """The innermost store, for writing; elements that are not there are made."""
+        """Return the innermost store, for writing; elements that are not there are made."""
         for number, index, kind in self.hops:
             elements = top[number]
             if len(elements) <= index:
@@ -171,7 +182,7 @@ class Place(NamedTuple):
         return top
 
     def look(self, top: list[Any]) -> list[Any] | None:
-        """The innermost store, for reading; None when it is not there."""
+        """Return the innermost store, for reading; None when it is not there."""
         for number, index, _ in self.hops:
             elements = top[number]
             if len(elements) <= index or elements[index] is None:
@@ -180,7 +191,7 @@ class Place(NamedTuple):
         return top
 
     def bits(self, relative: int) -> int:
-        """Bits of the field in the bits of the group."""
+        """Return bits of the field as bits of the group."""
         if self.hops:
             return self.mark if relative else 0
         return relative << self.base

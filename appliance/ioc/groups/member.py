@@ -9,7 +9,7 @@ from appliance.ioc.dbcore import DBChannel, Reading
 from appliance.ioc.groups.config import FieldConfig
 from appliance.ioc.groups.layout import META, Place, Step, TypeTree, const_type, parse_path
 from appliance.ioc.mapping import NTMapping, nt_mapping, refuse_link, tag_mask, value_type
-from appliance.pvdata.leaves import AnyValue
+from appliance.pvdata.store import AnyValue
 from appliance.pvdata.types import ANY, STRING, ArrayType, StructType, TypeDesc
 from appliance.pvdata.value import Value
 
@@ -20,7 +20,7 @@ _META_MAPPING = NTMapping(STRING, is_enum=False)
 
 
 class Member:
-    """See the module's text. The channel is open until :meth:`close`."""
+    """One mapping of a group; its channel is open until :meth:`close`."""
 
     __slots__ = (
         "_any",

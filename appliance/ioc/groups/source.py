@@ -1,140 +1,58 @@
-"""All groups of the IOC."""
+"""All groups of the IOC as a source of PVs."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable
 
-from appliance.errors import ApplianceError, ConfigurationError
-from appliance.ioc import dbcore
-from appliance.ioc.config import LoadStep
-from appliance.ioc.feed import EventStream
-from appliance.ioc.groups.config import GroupConfigs, GroupError, Origin
-from appliance.ioc.groups.group import GroupPV
-from appliance.ioc.macros import expand, parse_macros
+from appliance.ioc.access import FieldAccess
+from appliance.ioc.event_stream import EventStream
+from appliance.ioc.groups.group import RecordGroup
+from appliance.ioc.groups.group_pv import GroupPV
+from appliance.ioc.putlog import PutLog
 from appliance.pva.credentials import Credentials
-from appliance.server.operation import Operation
-from appliance.server.source import Handler, Source
+from appliance.server.source import Source
 
-if TYPE_CHECKING:
-    from appliance.ioc.access import IocAccess
-    from appliance.ioc.locate import Place
-    from appliance.ioc.putlog import PutLog
-
-__all__ = ["GroupSource", "read_group_file"]
-
-_log: Final = logging.getLogger(__name__)
-_LIMIT: Final = 16 * 1024 * 1024
-
-
-def read_group_file(step: LoadStep) -> str:
-    """Read a file of group definitions and expand its macros. Raises ConfigurationError."""
-    path = Path(step.file)
-    try:
-        if path.stat().st_size > _LIMIT:
-            raise ConfigurationError(f"is larger than {_LIMIT} bytes", file=step.file)
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
-        raise ConfigurationError(f"cannot read the group definitions: {why}", file=step.file) from None
-    return expand(text, parse_macros(step.macros), file=step.file) if step.macros else text
+__all__ = ["GroupSource"]
 
 
 class GroupSource(Source):
-    """Makes the groups when it is made: from the info items ``Q:group`` of all records, then from files.
-
-    A definition that is wrong costs its own group, is logged, and is one of ``faults``: the trial before a start refuses it. A file
-    that cannot be read or parsed at all is a ConfigurationError, as a database would be.
+    """Serves groups.
 
     Args:
-        stream: events for monitors; None where nothing is served.
-        files: definitions beside those of the records.
-        place: says where a part of a definition is written.
-        report: told what is left out of definitions; the log, unless given.
+        groups: which; they are closed with this.
+        stream: where the events of their records come from.
+        access: judges who may do what with their members.
+        put_log: told of puts.
 
     """
 
     def __init__(
-        self,
-        stream: EventStream | None,
-        files: Iterable[LoadStep] = (),
-        *,
-        place: Callable[[Origin | None, str], Place | None] = lambda _origin, _near: None,
-        report: Callable[[str], None] | None = None,
+        self, groups: Iterable[RecordGroup], stream: EventStream, access: FieldAccess, put_log: PutLog
     ) -> None:
-        self.groups: dict[str, GroupPV] = {}
-        self.access: IocAccess | None = None
-        self.put_log: PutLog | None = None
-        self.faults: list[ConfigurationError] = []
-        """Why groups are not served."""
-        self._place = place
-        self._tell = report or (lambda text: _log.warning("group %s", text))
-        configs = GroupConfigs(self.report)
-        for record, text in dbcore.info_items("Q:group"):
-            try:
-                configs.add(text, record=record)
-            except GroupError as error:
-                self._refuse(error, f'{record}: info("Q:group")')
-            except ConfigurationError as error:
-                self._refuse(
-                    GroupError(error.why, key=f'{record}: info("Q:group")', origin=Origin(record, None))
-                )
-        for step in files:
-            try:
-                configs.add(read_group_file(step), file=step.file)
-            except GroupError as error:
-                raise self._located(error) from None
-        for name, config in sorted(configs.groups.items()):
-            if dbcore.exists(name):
-                self._refuse(
-                    GroupError(
-                        "a record has the name of this group", key=name, origin=config.origin, near=name
-                    )
-                )
-                continue
-            try:
-                self.groups[name] = GroupPV(self, stream, config)
-            except GroupError as error:
-                self._refuse(error)
-            except ApplianceError as error:
-                self._refuse(GroupError(str(error), key=name, origin=config.origin, near=name))
-
-    def _located(self, fault: GroupError, prefix: str = "") -> ConfigurationError:
-        place = self._place(fault.origin, fault.near)
-        key = f"group {fault.key}" if not prefix else f"{prefix}: {fault.key}"
-        if place is None:
-            return ConfigurationError(fault.why, key=key, file=fault.origin.file if fault.origin else None)
-        return ConfigurationError(fault.why, key=key, file=place.file, line=place.line)
-
-    def _refuse(self, fault: GroupError, prefix: str = "") -> None:
-        error = self._located(fault, prefix)
-        self.faults.append(error)
-        _log.error("%s: this group is not served", error)
-
-    def report(self, text: str) -> None:
-        """Something in a definition is left out."""
-        self._tell(text)
-
-    def may_write(self, operation: Operation, channel: dbcore.DBChannel) -> bool:
-        """Whether access security lets the client write this member."""
-        return self.access is None or self.access.decide(channel, operation.peer).write
+        self._pvs = {group.name: GroupPV(group, stream, access, put_log) for group in groups}
 
     def claims(self, name: str, host: str) -> bool:
         """Whether there is such a group."""
-        return name in self.groups
+        return name in self._pvs
 
-    def open(self, name: str, peer: Credentials) -> Handler | None:
+    def open(self, name: str, peer: Credentials) -> GroupPV | None:
         """Give the group."""
-        return self.groups.get(name)
+        return self._pvs.get(name)
+
+    def find(self, name: str) -> GroupPV | None:
+        """Give the group."""
+        return self._pvs.get(name)
+
+    def groups(self) -> Iterable[RecordGroup]:
+        """Return all groups."""
+        return [pv.group for pv in self._pvs.values()]
 
     def names(self) -> Iterable[str]:
-        """All of them."""
-        return self.groups
+        """Return the names of all groups."""
+        return self._pvs
 
     def close(self) -> None:
         """Close all channels; the server must have stopped."""
-        for group in self.groups.values():
-            group.close()
-        self.groups.clear()
+        for pv in self._pvs.values():
+            pv.close()
+        self._pvs.clear()

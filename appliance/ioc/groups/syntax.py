@@ -38,7 +38,7 @@ class _Parser:
         self._counted = 0
 
     def line(self) -> int:
-        """The line of the present position; positions only grow."""
+        """Return the line of the present position; positions only grow."""
         self._line += self.text.count("\n", self._counted, self.pos)
         self._counted = self.pos
         return self._line

@@ -582,7 +582,14 @@ async def test_one_address_can_have_so_many_requests_wait_and_no_more(tmp_path, 
 
 
 async def test_keys_that_take_long_to_look_at_do_not_take_all_places(tmp_path, monkeypatch):
+    over = asyncio.Event()
+
+    def steps(_modulus):
+        while not over.is_set():  # a look that has not ended when the others come, however slow they are
+            yield
+
     monkeypatch.setattr("appliance.cms.soundness._MOST_LARGE", 1)
+    monkeypatch.setattr("appliance.cms.soundness.composite_steps", steps)
     large = [bent(n) for n in _large_moduli(3)]
     async with running(tmp_path, **OPEN) as service, plain(service) as anyone:
         await anyone.get("CERT:HEALTH")
@@ -590,6 +597,7 @@ async def test_keys_that_take_long_to_look_at_do_not_take_all_places(tmp_path, m
         done, waiting = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
         assert "too many RSA keys of this size" in str(done.pop().exception())
         assert (await create(anyone, "another"))["state"] == "VALID"
+        over.set()
         for request in waiting:
             request.cancel()
         await asyncio.gather(*asked, return_exceptions=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from appliance.certmon.endpoints import open_client
-from appliance.client import Connected, Context, Disconnected, Subscription
+from appliance.client import Connected, Context, Disconnected, Monitor
 from appliance.config.pva import resolve_client
 from appliance.errors import AccessDeniedError, ApplianceError
 from appliance.pva import commands as c
@@ -72,7 +72,7 @@ async def revoke(site: Site, account: Account) -> None:
     assert done.status == 0, done.err
 
 
-async def reaches(subscription: Subscription, kind: type) -> None:
+async def reaches(subscription: Monitor, kind: type) -> None:
     """Wait for the subscription's word of a connection."""
     async with asyncio.timeout(30):
         while not isinstance(await anext(subscription), kind):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.ioc.savefile import parse_saved
+from appliance.ioc.autosave.savefile import parse_saved
 from tests.helpers.ioc_process import IocProcess, running_ioc, starting_ioc
 
 RECORDS = """

@@ -145,9 +145,8 @@ def test_records_aliases_and_info_items_are_listed(tmp_path: Path) -> None:
     groups = dbcore.info_items("Q:group")
     assert [name for name, _ in groups] == ["z", "a"], "in the order in which they were loaded"
     assert '"+channel"' in groups[0][1] or "+channel" in groups[0][1]
-    assert dbcore.record_infos("a")["Q:form"] == "Hex"
-    assert dbcore.record_infos("other") == dbcore.record_infos("z")
-    assert dbcore.record_infos("nosuch") == {}
+    assert dbcore.info_items("Q:form") == [("a", "Hex")]
+    assert dbcore.info_items("nosuch") == []
 
 
 @isolated
@@ -279,8 +278,8 @@ def test_pause_stops_scanning_until_resumed(tmp_path: Path) -> None:
     dbcore.boot()
     dbcore.load_records_text('record(calc, "c") { field(SCAN, ".1 second") field(CALC, "VAL+1") }')
     dbcore.ioc_init()
-    dbcore.ioc_pause()
+    dbcore.shell_command("iocPause")
     assert dbcore.ioc_state() is dbcore.IocState.PAUSED
-    dbcore.ioc_resume()
+    dbcore.shell_command("iocRun")
     assert dbcore.ioc_state() is dbcore.IocState.RUNNING
     dbcore.shutdown()

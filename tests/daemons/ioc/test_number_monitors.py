@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from appliance.client import Subscription
+from appliance.client import Monitor
 from appliance.pvdata import Value
 from tests.helpers.ioc_process import running_ioc
 
@@ -31,7 +31,7 @@ def database(tmp_path: Path) -> Path:
     return path
 
 
-async def update(subscription: Subscription) -> Value:
+async def update(subscription: Monitor) -> Value:
     async with asyncio.timeout(10):
         while not isinstance(item := await anext(subscription), Value):
             pass

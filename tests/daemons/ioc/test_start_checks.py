@@ -89,7 +89,7 @@ def files(tmp_path: Path) -> Path:
 def refused(plan: Plan) -> str:
     """Why a plan cannot be started."""
     with pytest.raises(ConfigurationError) as caught:
-        Trial(plan).finding()
+        Trial(plan).result()
     assert "\n" not in str(caught.value)
     return str(caught.value)
 

@@ -152,3 +152,11 @@ def test_it_starts_without_what_it_does_not_need():
     assert (
         subprocess.run([sys.executable, "-c", code], check=False, stderr=subprocess.DEVNULL).returncode == 0
     )
+
+
+@pytest.mark.parametrize("option", ["--organization", "--unit", "--user"])
+def test_an_empty_part_of_a_certificates_name_is_refused_and_not_taken_for_none(site, capsys, option):
+    with pytest.raises(SystemExit) as ended:
+        main([site, "--asg", "SPECIAL", "--method", "x509", "--user", "george", option, ""])
+    assert ended.value.code == 1
+    assert f"{option} is empty: write a value, or leave the option out" in capsys.readouterr().err

@@ -60,6 +60,10 @@ def test_a_file_is_read_into_structs() -> None:
         (("#response#", "*#response#"), "response_format"),
         (("    request_method: GET", "    request_format: x"), "request_format: must hold #token#"),
         (
+            ("mode: jwks", f"mode: jwks\n    organization: {'é' * 33}"),
+            "has 66 octets in UTF-8, and a certificate's name holds 64",
+        ),
+        (
             ("https://idp.example.org/realms/epics\n", f"https://{'x' * 61}.org/realms/epics\n"),
             "issuer: its host becomes",
         ),

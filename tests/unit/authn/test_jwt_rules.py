@@ -220,6 +220,26 @@ async def test_the_issuer_is_compared_exactly(idp: IdP, change) -> None:
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        lambda i: i + "/",
+        lambda i: i.replace("http", "HTTP"),
+        lambda i: i.replace("realm", "%72ealm"),
+    ],
+    ids=["slash", "upper case", "escape"],
+)
+async def test_an_issuer_that_is_nearly_right_is_told_what_was_compared_with_what(idp: IdP, change) -> None:
+    wrong = change(idp.issuer)
+    async with Bench(jwks_issuer(idp)) as bench:
+        assert await bench.refuse(idp.token(iss=wrong)) == "iss_not_trusted"
+        assert f"its iss is {wrong!r}, compared letter by letter with {idp.issuer!r}" in bench.refusal.public
+        assert await bench.refuse(idp.token(iss="https://a.example/\x1b[2J")) == "iss_not_trusted"
+        told = bench.refusal.public
+    assert idp.issuer not in told, "a stranger is not told whom this service trusts"
+    assert "\x1b" not in told
+
+
+@pytest.mark.parametrize(
     ("value", "reason"),
     [
         (..., "iss_missing"),
@@ -233,6 +253,14 @@ async def test_the_issuer_is_compared_exactly(idp: IdP, change) -> None:
 async def test_a_missing_or_malformed_issuer_is_refused(idp: IdP, value, reason: str) -> None:
     async with Bench(jwks_issuer(idp)) as bench:
         assert await bench.refuse(idp.token(iss=value)) == reason
+
+
+async def test_a_long_host_is_no_matter_where_an_organization_is_set(idp: IdP) -> None:
+    """The host is no part of the name then."""
+    long = f"https://{'x' * 61}.example/realm"
+    async with Bench(jwks_issuer(idp, issuer=long, organization="lab")) as bench:
+        grant = await bench.accept(idp.token(iss=long))
+    assert grant.subject["O"] == "lab"
 
 
 async def test_with_no_issuer_configured_nothing_is_accepted(idp: IdP) -> None:
@@ -310,12 +338,16 @@ async def test_two_keys_of_one_kid_are_no_key(idp: IdP) -> None:
         assert "several keys that match" in bench.refusal.public
 
 
-async def test_a_key_that_is_listed_twice_is_named_as_the_cause(idp: IdP) -> None:
-    idp.keys *= 2
+async def test_a_key_that_is_listed_twice_is_one_key(idp: IdP) -> None:
+    idp.keys = [jwk(rsa_key(), kid="k1"), *idp.keys * 2, jwk(rsa_key(), kid="k9")]
     async with Bench(jwks_issuer(idp)) as bench:
-        assert await bench.refuse(idp.token()) == "key_ambiguous"
-        assert "publishes the key of this token more than once" in bench.refusal.public
+        await bench.accept(idp.token(jti="1"))
+        await bench.accept(idp.token(jti="2", header={"kid": ...}))
         assert await bench.refuse(idp.token(header={"kid": "k2"})) == "key_unknown"
+        assert await bench.refuse(idp.token(key=rsa_key(number=1))) == "signature_wrong"
+    idp.keys.append(jwk(rsa_key(number=1), kid="k1"))
+    async with Bench(jwks_issuer(idp)) as bench:
+        assert await bench.refuse(idp.token()) == "key_ambiguous", "two keys of one kid, one of them twice"
 
 
 @pytest.mark.parametrize("listed", ["EdDSA", "Ed25519"])

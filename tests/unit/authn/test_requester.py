@@ -27,6 +27,7 @@ from appliance.authn.trust import (
 from appliance.certs.keychain import Keychain, dump_keychain, dump_trust_anchors
 from appliance.certs.profiles import build_ca, generate_key, subject_name
 from appliance.certs.status import CertState
+from appliance.certs.x509 import subject_text
 from appliance.cms.pvs import root_value
 from appliance.errors import CertificateError, ConfigurationError, KeychainError, SecurityError
 from tests.helpers.pki import DAY, NOW, Authority, site
@@ -512,7 +513,18 @@ def test_a_part_that_is_named_counts_before_that_of_the_keychain(tmp_path):
     settings = std_settings(tmp_path, S.ca.expired("operator"), name="operator", organization="lab")
     asking = Requester(settings, Trusting(), say=lambda _: None, timeout_s=1)
     kept = as_before(settings, asking.certificate_there())
-    assert (kept.name, kept.organization, kept.country) == ("operator", "lab", "")
+    assert (kept.name, kept.organization) == ("operator", "lab")
+
+
+@pytest.mark.parametrize("named", [{"name": "visitor"}, {"organization": "lab"}, {"country": "FR"}])
+async def test_the_refusal_names_the_subject_that_force_gets(tmp_path, named):
+    settings = std_settings(tmp_path, S.ca.expired("operator"), **named)
+    forced = std_subject(settings)
+    asking = Requester(settings, Trusting(), say=lambda _: None, timeout_s=1)
+    kept = as_before(settings, asking.certificate_there())
+    with pytest.raises(KeychainError) as refused:
+        await asking.request(std_request(kept, now=asking.now()), subject=std_subject(kept))
+    assert f"and {subject_text(forced)} is asked for" in str(refused.value)
 
 
 async def test_another_subject_in_a_keychain_that_is_there_needs_force(tmp_path):

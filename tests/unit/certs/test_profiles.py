@@ -353,6 +353,8 @@ def test_what_breaks_the_profile_is_not_signed(changes, why):
         ({"common_name": "x" * 65}, "at most 64"),
         ({"common_name": " x"}, "blanks at its ends"),
         ({"common_name": "x\0"}, "control characters"),
+        ({"common_name": "a\udcff"}, r"is not UTF-8: 'a\\udcff'"),
+        ({"common_name": "a\u200b"}, r"cannot be printed: 'a\\u200b'"),
         ({"common_name": "x", "country": "USA"}, "at most 2"),
         ({"common_name": "x", "country": "us"}, "two capital letters"),
         ({"common_name": "x", "organization": "y" * 65}, "at most 64"),

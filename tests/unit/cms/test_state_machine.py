@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
 from appliance.authn.ccr import parse_request
+from appliance.authn.grant import backdated
 from appliance.certmon.status_pv import STATUS_TYPE as STATUS
 from appliance.certs.ocsp import verify_response
 from appliance.certs.profiles import generate_key
@@ -106,6 +107,9 @@ class Lives(RuleBasedStateMachine):
         request = parse_request(asked)
         issued = self.run(self.service.issuing.issue(request, PEER))
         start, end = (datetime.fromtimestamp(now + d, UTC) for d in (delay, delay + life))
+        if not delay:
+            start = backdated(start, end).replace(microsecond=0)
+        assert issued.record.not_before == int(start.timestamp())
         state = CertState.PENDING_APPROVAL if approval else CertState.PENDING if delay else CertState.VALID
         assert issued.record.state is state
         if not approval:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from appliance.acf import AccessSecurity, Principal, load_acf
 from appliance.errors import AccessFileError
-from appliance.ioc.claimed import rules_for_channel_access
+from appliance.ioc.ca_rules import rules_for_channel_access
 from tests.helpers.aslib_oracle import AsLib
 
 LOCAL, REMOTE = "here:pv", "there:pv"

@@ -14,7 +14,6 @@ from appliance.ioc.groups.config import GroupConfigs
 from appliance.ioc.groups.layout import MAX_INDEX, parse_path
 from appliance.ioc.groups.syntax import MAX_DEPTH, parse_json
 from appliance.ioc.macros import expand, parse_macros
-from appliance.ioc.options import boolean
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.text(max_size=20),
@@ -151,11 +150,3 @@ def test_an_undefined_macro_is_told_with_its_line() -> None:
         expand("a\n$(Z)", {}, file="f")
     with pytest.raises(ConfigurationError, match="NAME=VALUE"):
         parse_macros("justaname")
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [("true", True), ("1", True), ("NO", False), ("0", False), ("passive", None), (None, None)],
-)
-def test_truth_values_of_requests(text: str | None, value: bool | None) -> None:
-    assert boolean(text) is value

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.errors import ConfigurationError
+from appliance.ioc.autosave.savefile import escaped, format_saved, parse_saved, requested, unescaped
 from appliance.ioc.macros import parse_macros
-from appliance.ioc.savefile import escaped, format_saved, parse_saved, requested, unescaped
 
 AUTOSAVE = """# save/restore V5.9\tAutomatically generated - DO NOT MODIFY - 2021-03-04 11:22:33
 ! 1 channel(s) not connected - or not all gets were successful

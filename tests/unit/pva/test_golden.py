@@ -649,7 +649,7 @@ def test_a_warning_comes_with_its_value(talk):
 def test_segments(talk):
     """Section 11.1: first 0x10, middle 0x30, last 0x20; the order of octets is that of the whole."""
     talk.opened()
-    talk.client.segment_size = 4
+    talk.client.outbox.segment_size = 4
     talk.client.echo(b"abcdefghij")
     sent = take(talk.client)
     expected = b"".join(

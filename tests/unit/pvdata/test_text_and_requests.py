@@ -30,6 +30,7 @@ from appliance.pvdata import (
     select_bits,
 )
 from appliance.pvdata.jsonio import assign_text, to_json, to_plain
+from appliance.pvdata.pvrequest import truth
 
 SCALAR = nt.NTScalar(FLOAT64)
 
@@ -40,6 +41,26 @@ def test_options_of_the_request():
     assert request_options(request.value) == {"pipeline": "true", "queueSize": "4"}
     assert request_options(PVRequest("").value) == {}
     assert request_options(PVRequest("field(record)").value) == {}
+
+
+@pytest.mark.parametrize(
+    ("word", "on"),
+    [
+        ("true", True),
+        ("yes", True),
+        ("ON", True),
+        ("1", True),
+        ("false", False),
+        ("off", False),
+        ("maybe", False),
+    ],
+)
+def test_client_and_server_agree_on_who_pipelines_whatever_word_is_used(word, on):
+    request = PVRequest(f"record[pipeline={word}]")
+    assert (truth(request.options["pipeline"]) is True) is on
+    assert (truth(request_options(request.value)["pipeline"]) is True) is on
+    # Other servers know fewer words.
+    assert not on or request.options["pipeline"] == request_options(request.value)["pipeline"] == "true"
 
 
 def test_options_that_are_no_strings_are_read_too():
@@ -220,3 +241,15 @@ def test_a_scalar_brings_in_no_numpy():
         text=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *((word, True) for word in ("true", "1", "YES", " on ")),
+        *((word, False) for word in ("false", "0", "NO", "off")),
+        *((word, None) for word in ("passive", "", None)),
+    ],
+)
+def test_an_option_that_is_true_or_false_is_read_alike_at_both_ends(text, value):
+    assert truth(text) is value

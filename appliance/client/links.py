@@ -1,0 +1,297 @@
+"""All connections of a client: to the servers of its channels and to its name servers, and which of them speak TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final
+
+from appliance.client.channel import Channel, ChannelLink, ChannelState
+from appliance.client.channels import Channels
+from appliance.client.end import ClientEnd, ServerAddress, Timer
+from appliance.client.link import ServerLink
+from appliance.client.search import Located, Searcher, refused_without_tls
+from appliance.client.search_ports import SearchPorts
+from appliance.client.servers import Servers
+from appliance.errors import ApplianceError, TransportError
+from appliance.pva.search import SearchRequest, SearchResponse
+from appliance.transport.address import format_address
+from appliance.transport.liveness import Liveness
+from appliance.transport.stream import StreamLink
+
+__all__ = ["Links"]
+
+_log: Final = logging.getLogger(__name__)
+
+MAX_TRIALS: Final = 4
+"""TLS connections that are being tried to one server at the same time."""
+
+
+class Links:
+    """The pool: one link for each server that has channels of ours, and one for each name server.
+
+    It owns the search, and acts on what the search and the links report: it is their `SearchOwner` and `LinkOwner`.
+
+    Args:
+        end: What the parts of this client share.
+    """
+
+    def __init__(self, end: ClientEnd) -> None:
+        self._end = end
+        self.by_address: dict[ServerAddress, ServerLink] = {}
+        self.name_servers: list[ServerLink] = []
+        """Those that are connected, or being connected."""
+        self.servers = Servers(end, self.restarted)
+        self.searcher = Searcher(end, self.servers, self)
+        self.channels = Channels(end, self.searcher)
+        self.ports = SearchPorts(end, self.searcher.take_answer, self.searcher.take_beacon)
+        self._liveness = Liveness(self._streams, end.config.idle_timeout_s, echo=True)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._sweeper: Timer | None = None
+        self._deserted: asyncio.Event | None = None
+        self._warned: set[str] = set()
+
+    # -- life ----------------------------------------------------------------------------------------
+
+    async def start(self, *, beacons: bool) -> None:
+        """Open the search sockets and connect to the name servers; ``beacons`` also listens for new servers."""
+        config = self._end.config
+        await self.ports.start(beacons=beacons)
+        self._liveness.start()
+        self._sweep_later()
+        for endpoint in config.name_servers:
+            port = endpoint.port or (config.tls_port if endpoint.tls else config.server_port)
+            self._connect_name_server(ServerAddress(endpoint.host, port, endpoint.tls))
+
+    async def close(self) -> None:
+        """Close all channels and connections; ``ClientEnd.closed`` is set already."""
+        self._liveness.stop()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        self.channels.close(tell=False)
+        for link in {*self.by_address.values(), *self.name_servers}:
+            link.close()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        self.searcher.stop()
+        self.servers.stop()
+        self.ports.stop()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._streams():
+            self._deserted = asyncio.Event()
+            try:
+                await asyncio.wait_for(self._deserted.wait(), self._end.timings.close_s)
+            except TimeoutError:
+                for stream in self._streams():
+                    stream.abort()
+        await asyncio.sleep(0)
+
+    def _sweep_later(self) -> None:
+        self._sweeper = self._end.clock.call_later(self._end.timings.idle_channel_s, self._sweep)
+
+    def _sweep(self) -> None:
+        """Close channels that nobody has used for a while, and connections without channels."""
+        self._sweep_later()
+        self.channels.close_idle()
+        for link in list(self.by_address.values()):
+            if link.ready and not link.channels and link not in self.name_servers:
+                link.close()
+
+    def _streams(self) -> list[StreamLink]:
+        return [link.stream for link in self.by_address.values() if link.stream is not None]
+
+    # -- connecting ----------------------------------------------------------------------------------
+
+    def _connect(self, channel: Channel, place: Located) -> None:
+        """Have ``channel`` created by the server at ``place``."""
+        address = place.address
+        if self._end.require_tls and not address.tls:
+            # Whatever led here, a search answer or the caller's own address: this is the last gate before the wire.
+            channel.trouble = refused_without_tls(format_address((place.host, place.port)))
+            channel.search_again(later=True)
+            return
+        link = self.by_address.get(address)
+        if link is None or not link.is_usable:
+            link = self._open(address)
+        if place.guid:
+            link.guid = place.guid
+        link.add(channel)
+
+    def _open(self, address: ServerAddress) -> ServerLink:
+        link = self.by_address[address] = ServerLink(self._end, self, address)
+        task = self._end.loop.create_task(link.connect())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return link
+
+    def _connect_name_server(self, address: ServerAddress) -> None:
+        if self._end.closed:
+            return
+        link = self.by_address.get(address) or self._open(address)
+        if link not in self.name_servers:
+            self.name_servers.append(link)
+        if link.ready:
+            self.searcher.introduce(link.search)
+
+    # -- LinkOwner -----------------------------------------------------------------------------------
+
+    def link_ready(self, link: ServerLink) -> None:
+        """Move to a connection that is validated what the same server has for us in the clear."""
+        self._move_to(link)
+        if link in self.name_servers:
+            self.searcher.introduce(link.search)
+
+    def link_ended(self, link: ServerLink, reason: ApplianceError | None, *, was_ready: bool) -> None:
+        """Forget a connection that is gone; one to a name server is tried again, its name being looked up anew."""
+        if self.by_address.get(link.address) is link:
+            del self.by_address[link.address]
+        if not self._end.closed:
+            if was_ready and not link.expected:
+                self.servers.lost(link.address)
+            self.ports.expect_moved_servers()
+        elif self._deserted is not None and not self._streams():
+            self._deserted.set()
+        if link in self.name_servers:
+            self.name_servers.remove(link)
+            if not self._end.closed:
+                self._end.clock.call_later(
+                    self._end.timings.name_server_retry_s, self._connect_name_server, link.address
+                )
+
+    def search_answered(self, link: ServerLink, response: SearchResponse) -> None:
+        """Pass on what a name server has answered."""
+        self.searcher.answered(response, link.address.host, via=link.peer, server=link.address)
+
+    # -- SearchOwner ---------------------------------------------------------------------------------
+
+    def broadcast(self, request: SearchRequest) -> None:
+        """Send a search to all addresses of the configuration."""
+        self.ports.broadcast(request)
+
+    def ask_name_servers(self, request: SearchRequest) -> None:
+        """Send a search to all name servers that are connected."""
+        if self.name_servers:
+            told = request._replace(reply_port=self.ports.reply_port)
+            for link in self.name_servers:
+                link.search(told)
+
+    def found(self, instance: int, place: Located) -> None:
+        """Connect the channel of a PV that was searched for."""
+        channel = self.channels.by_instance(instance)
+        if channel is None or channel.state is not ChannelState.SEARCHING or self._end.closed:
+            return
+        # Who connects without a search may have waited for long, and nobody may want the channel any more.
+        if channel.server is None or channel.requests:
+            self._connect(channel, place)
+
+    def found_again(self, instance: int, place: Located) -> None:
+        """Act on a server that has a PV whose channel is elsewhere: another server, or the same one that offers TLS."""
+        channel = self.channels.by_instance(instance)
+        link = channel.link if channel is not None else None
+        if channel is None or link is None or not link.guid:
+            return
+        if link.guid == place.guid:
+            if place.tls:
+                self._try_tls(link, place)
+        elif channel.name not in self._warned:
+            self._warned.add(channel.name)
+            _log.warning(
+                "%s is served by %s and by %s: the first is used",
+                channel.name,
+                link.peer,
+                format_address((place.host, place.port)),
+            )
+
+    def unusable(self, instance: int, why: str) -> None:
+        """Keep why a server that has a PV must not be used."""
+        channel = self.channels.by_instance(instance)
+        if channel is not None:
+            channel.trouble = why
+
+    def has_changed(self, guid: bytes) -> None:
+        """Ask a server that announces a change whether it speaks TLS now."""
+        self.probe_tls(guid)
+
+    def restarted(self, address: ServerAddress, guid: bytes, before: bytes = b"") -> None:
+        """Doubt the connections to a server that seems to have been restarted: they may be dead.
+
+        Another process, of this ``guid``, seems to answer at ``address`` now, where there was one ``before``. Doubted are those at that address, and those over TLS, whose port no beacon names.
+        """
+        for link in list(self.by_address.values()):
+            if link.guid and link.guid != guid and (link.address == address or link.guid == before):
+                link.suspect()
+
+    # -- moving to TLS -------------------------------------------------------------------------------
+
+    def tls_changed(self, reason: ApplianceError | None) -> None:
+        """Follow a change of the client's TLS context, which another one or none replaces.
+
+        With ``reason`` the TLS connections of the former one are closed; their channels are searched for again.
+        """
+        if reason is not None:
+            for link in list(self.by_address.values()):
+                if link.address.tls:
+                    link.close(reason)
+        self.searcher.hurry()
+        self.probe_tls()
+
+    def probe_tls(self, guid: bytes = b"") -> None:
+        """Find out which channels that are connected in the clear can be had over TLS, and move them (SPVA 12.5.2).
+
+        All of them, or those of the server with this GUID. Asked several times: a datagram may be lost. They move when
+        the new connection is validated: one that fails disturbs nobody.
+        """
+        if self._end.tls is None or self._end.closed:
+            return
+        for delay in self._end.timings.probes_s:
+            self._end.clock.call_later(delay, self._probe, guid)
+
+    def _probe(self, guid: bytes) -> None:
+        if self._end.tls is None or self._end.closed:
+            return
+        self.searcher.probe(
+            [
+                channel.instance
+                for link in self.by_address.values()
+                if not link.address.tls and link not in self.name_servers and guid in (b"", link.guid)
+                if guid or not self._end.avoids_tls(link.guid)
+                for channel in link.channels
+                if channel.server is None
+            ]
+        )
+
+    def _try_tls(self, plain: ChannelLink, place: Located) -> None:
+        """Connect over TLS, at ``place``, to the server to which ``plain`` leads."""
+        if plain.address.tls or self._end.tls is None or plain in self.name_servers:
+            return
+        trial = self.by_address.get(place.address)
+        if trial is not None:
+            if trial.ready:
+                self._move_to(trial)
+            return
+        trials = sum(
+            link.guid == place.guid and link.address.tls and not link.ready
+            for link in self.by_address.values()
+        )
+        if trials < MAX_TRIALS:  # such answers are anyone's to forge, and each names another address
+            self._open(place.address).guid = place.guid
+
+    def _move_to(self, link: ServerLink) -> None:
+        """Have what the same server has for us in the clear moved to this link, if that speaks TLS."""
+        if not link.address.tls or not link.guid:
+            return
+        latest = self._end.now() + self._end.timings.upgrade_patience_s
+        for plain in list(self.by_address.values()):
+            if not plain.address.tls and plain.guid == link.guid and plain not in self.name_servers:
+                self._give_up_plain(plain, latest)
+
+    def _give_up_plain(self, link: ServerLink, latest: float) -> None:
+        """Close a plain link when no request is in progress, which would be lost or done twice."""
+        if self.by_address.get(link.address) is not link or link.stream is None or self._end.tls is None:
+            return
+        busy = any(not request.LASTS for channel in link.channels for request in channel.requests)
+        if busy and self._end.now() < latest:
+            self._end.clock.call_later(self._end.timings.upgrade_check_s, self._give_up_plain, link, latest)
+        else:
+            link.close(TransportError(f"{link.peer} speaks TLS now"), expected=True)

@@ -1,0 +1,192 @@
+"""Inputs of access security that live on other servers: followed as a client.
+
+Doubt takes access away: an input counts as bad (None) from the moment that its connection is lost, its alarm is INVALID
+or its value is no number, and a rule whose CALC reads it does not hold until a good value has come again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from contextlib import AsyncExitStack
+from typing import Any, Final
+
+from appliance.certmon.endpoints import open_client
+from appliance.client import Connected, Context, Disconnected, Monitor
+from appliance.config.pva import ServerConfig, resolve_client
+from appliance.errors import ApplianceError
+
+__all__ = ["ExternalInputs"]
+
+_log: Final = logging.getLogger(__name__)
+_INVALID: Final = 3
+_RETRY_S: Final = 5.0
+PAUSE_POLL_S: Final = 1.0
+"""Seconds between two looks whether a connection pauses, as it does when the status of a certificate is not known."""
+_PATIENCE_S: Final = 5.0
+"""Seconds without a connection after which the log says so."""
+
+
+class ExternalInputs:
+    """Calls ``changed(name, value)`` from the event loop; None while a PV is not connected, invalid or no number.
+
+    The settings are those of a client (EPICS_PVA_*). Where they do not speak of a keychain, that of ``server`` is used:
+    with one, TLS is used wherever it is offered, and with ``require_tls`` nothing else.
+    """
+
+    def __init__(
+        self,
+        changed: Callable[[str, float | None], None],
+        server: ServerConfig | None = None,
+        *,
+        require_tls: bool = False,
+    ) -> None:
+        self._changed = changed
+        self._server = server
+        self._require_tls = require_tls
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._stack = AsyncExitStack()
+        self._opening: asyncio.Task[Context] | None = None
+
+    def follow(self, names: Iterable[str]) -> None:
+        """Follow these and no others."""
+        wanted = set(names)
+        for name in [name for name in self._tasks if name not in wanted]:
+            self._tasks.pop(name).cancel()
+        for name in wanted - self._tasks.keys():
+            self._changed(name, None)
+            self._tasks[name] = asyncio.get_running_loop().create_task(
+                self._watch(name), name=f"access security input {name}"
+            )
+
+    async def _open(self) -> Context:
+        found = resolve_client()
+        for warning in found.warnings:
+            _log.warning("inputs of access security: %s", warning)
+        config = found.config
+        if (
+            self._server is not None
+            and not config.tls_keychain
+            and found.sources["tls_keychain"] == "default"
+        ):
+            config = config._replace(
+                tls_keychain=self._server.tls_keychain,
+                tls_keychain_password=self._server.tls_keychain_password,
+            )
+        if self._require_tls and not config.tls_keychain:
+            _log.error(
+                "inputs of access security must come over TLS, and there is no keychain: rules that use them do not hold"
+            )
+        return await self._stack.enter_async_context(open_client(config, require_tls=self._require_tls))
+
+    async def _context(self) -> Context:
+        """The client, opened by whoever needs it first, and again after a failure."""
+        if self._opening is None:
+            self._opening = asyncio.get_running_loop().create_task(self._open())
+        opening = self._opening
+        try:
+            return await asyncio.shield(opening)
+        except ApplianceError:
+            if self._opening is opening:
+                self._opening = None
+            raise
+
+    async def _watch(self, name: str) -> None:
+        while True:
+            why: object = "the server ended the subscription"
+            try:
+                await self._values(name)
+            except ApplianceError as error:
+                why = error
+            except Exception:  # noqa: BLE001 - an input that nobody follows any more would keep its last value
+                _log.exception("input %s of access security failed", name)
+            finally:
+                self._changed(name, None)
+            _log.warning("input %s of access security: %s; rules that use it do not hold", name, why)
+            await asyncio.sleep(_RETRY_S)
+
+    async def _values(self, name: str) -> None:
+        context = await self._context()
+        late = asyncio.get_running_loop().call_later(
+            _PATIENCE_S,
+            _log.warning,
+            "input %s of access security is not connected; rules that use it do not hold",
+            name,
+        )
+        async with context.monitor(name, notify=True) as subscription:
+            given = _Given(lambda value: self._changed(name, value))
+            pauses = asyncio.get_running_loop().create_task(_watch_pauses(name, subscription, given))
+            try:
+                async for item in subscription:
+                    late.cancel()
+                    if isinstance(item, Connected):
+                        _log.info("input %s of access security is connected to %s", name, item.server)
+                    elif isinstance(item, Disconnected):
+                        given.take(None)
+                        _log.warning(
+                            "input %s of access security is disconnected (%s); rules that use it do not hold",
+                            name,
+                            item.why,
+                        )
+                    else:
+                        given.take(_number(item))
+            finally:
+                late.cancel()
+                pauses.cancel()
+
+    async def close(self) -> None:
+        """Follow nothing any more, and close the client."""
+        tasks: list[asyncio.Task[Any]] = list(self._tasks.values())
+        if self._opening is not None:
+            tasks.append(self._opening)
+            self._opening = None
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._tasks.clear()
+        await self._stack.aclose()
+
+
+class _Given:
+    """The latest value of one input, which counts while nothing holds its connection."""
+
+    __slots__ = ("_tell", "_value", "is_held")
+
+    def __init__(self, tell: Callable[[float | None], None]) -> None:
+        self._tell = tell
+        self._value: float | None = None
+        self.is_held = False
+
+    def take(self, value: float | None) -> None:
+        self._value = value
+        self._tell(None if self.is_held else value)
+
+    def hold(self, is_held: bool) -> None:
+        self.is_held = is_held
+        self.take(self._value)
+
+
+async def _watch_pauses(name: str, monitor: Monitor, given: _Given) -> None:
+    """While a certificate's status is in doubt updates wait: what was known before is then not known any more."""
+    while True:
+        held = monitor.channel.is_paused
+        if held is not given.is_held:
+            given.hold(held)
+            _log.warning(
+                "input %s of access security %s",
+                name,
+                "waits for a certificate's status; rules that use it do not hold" if held else "goes on",
+            )
+        await asyncio.sleep(PAUSE_POLL_S)
+
+
+def _number(value: Any) -> float | None:
+    try:
+        if value.get("alarm.severity", 0) >= _INVALID:
+            return None
+        found = value["value"]
+        index = found["index"] if hasattr(found, "type") and "index" in found else found
+        return float(index)
+    except (ApplianceError, TypeError, ValueError, AttributeError):
+        return None

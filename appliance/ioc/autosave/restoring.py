@@ -1,0 +1,119 @@
+"""Save files that are put back into records: in the two passes of iocInit, or while the IOC runs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from appliance.errors import ApplianceError, ConfigurationError
+from appliance.ioc import dbcore
+from appliance.ioc.autosave.files import Folders, read_text
+from appliance.ioc.autosave.savefile import parse_saved
+from appliance.ioc.dbcore import DBChannel
+from appliance.ioc.macros import parse_macros
+
+__all__ = ["Restorer"]
+
+_log: Final = logging.getLogger("appliance.ioc.autosave")
+
+
+class _Named(NamedTuple):
+    """A save file that is restored with iocInit."""
+
+    file: str
+    macros: str
+    is_late: bool
+    """After records are initialised; else before."""
+
+
+class Restorer:
+    """Restores save files, and remembers what became of them."""
+
+    def __init__(self, folders: Folders) -> None:
+        self.incomplete_is_good = True
+        """Restore files too in which PVs were missing."""
+        self._folders = folders
+        self._named: list[_Named] = []
+        self._told: dict[_Named, str] = {}
+
+    def add(self, file: str, macros: str, *, is_late: bool) -> None:
+        """Restore a file with iocInit, before or after records are initialised."""
+        self._named.append(_Named(file, macros, is_late))
+
+    def restore_named(self, *, is_late: bool) -> None:
+        """Restore the files of one of the two passes; what fails is logged."""
+        for named in self._named:
+            if named.is_late is not is_late:
+                continue
+            try:
+                told = self._restore(
+                    named.file,
+                    named.macros,
+                    lambda name, value: dbcore.restore(name, value, is_late=is_late),
+                )
+            except ApplianceError as error:
+                told = f"not restored: {error}"
+                _log.warning("autosave: %s", told)
+            self._told[named] = told
+
+    def restore_now(self, file: str, macros: str) -> None:
+        """Put the values of a file into running records. Raises ApplianceError."""
+        self._restore(file, macros, _put)
+
+    def lines(self) -> list[str]:
+        """Tell people what was restored."""
+        return [
+            f"restored {'after' if named.is_late else 'before'} initialisation: {named.file}: {told}"
+            for named, told in self._told.items()
+        ]
+
+    def _restore(self, file: str, macros: str, put: Callable[[str, str | tuple[str, ...]], bool]) -> str:
+        path, text = self._newest(file)
+        saved = parse_saved(text, parse_macros(macros), file=str(path))
+        if saved.missing and not self.incomplete_is_good:
+            raise ConfigurationError(
+                f"{saved.missing} PVs had no value when it was written, and save_restoreSet_IncompleteSetsOk(0) is set",
+                file=str(path),
+            )
+        done = failed = 0
+        for name, value in saved.values:
+            try:
+                done += put(name, value)
+            except ApplianceError as error:
+                failed += 1
+                _log.warning("autosave: %s: %s", path, error)
+        told = f"{done} values from {path}" + (f", {failed} failed" if failed else "")
+        _log.info("autosave: restored %s", told)
+        return told
+
+    def _newest(self, file: str) -> tuple[Path, str]:
+        """A save file, or where it is damaged the backup beside it, or the newest copy."""
+        path = Path(self._folders.saves, file)
+        copies = sorted(
+            (each for number in range(10) if (each := path.with_name(f"{path.name}{number}")).is_file()),
+            key=lambda each: -each.stat().st_mtime,
+        )
+        first: ApplianceError | None = None
+        for each in (path, path.with_name(path.name + "B"), *copies):
+            try:
+                text = read_text(each, "the save file")
+                parse_saved(text, {}, file=str(each))
+            except ApplianceError as error:
+                first = first or error
+            else:
+                if first is not None:
+                    _log.warning("autosave: %s; %s is restored instead", first, each)
+                return each, text
+        assert first is not None
+        raise first
+
+
+def _put(name: str, value: str | tuple[str, ...]) -> bool:
+    with DBChannel(name) as channel:
+        new: Any = value
+        if isinstance(value, tuple) and channel.is_array and not channel.is_string:
+            new = [float(each) for each in value]
+        channel.put(new)
+    return True

@@ -1,0 +1,140 @@
+"""A number where it lies in its record: what an update of a monitor needs, without a call into EPICS.
+
+``dbChannelGet`` of a plain number copies ``VAL`` and some fields that all records share out of the record, and asks
+the record type for the properties. The first is what a view does itself, at the offsets that the database definition
+gives, while the record is locked. Of the properties it takes those fields that the definition declares as such
+(``prop(YES)``): equal octets mean equal properties, and only when they differ is EPICS asked.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any, Final
+
+from appliance.errors import OperationError
+from appliance.ioc.dbcore import _c
+from appliance.ioc.dbcore.channel import DBChannel
+from appliance.ioc.dbcore.many import _MANY, ManyLock
+from appliance.ioc.dbcore.number_read import can_read_number
+from appliance.ioc.dbcore.reading import Reading
+from appliance.ioc.dbcore.records import common_place, fields_of
+
+_MESSAGE_SIZE: Final = 40
+_SEVERITY_AT: Final = 2
+_MESSAGE_AT: Final = 4
+_ALARM_SIZE: Final = _MESSAGE_AT + _MESSAGE_SIZE
+_NEAR: Final = 8
+"""Octets between two properties that are taken along: alignment, mostly."""
+
+#: status, severity and message as they lie in the record; seconds since 1990, nanoseconds, tag, value
+RawNumber = tuple[bytes, int, int, int, Any]
+
+
+class NumberView:
+    """The value field of one record, one number or enum.
+
+    ``read()`` gives a :data:`RawNumber` and ``properties()`` a tuple to compare with an earlier one. Both only while
+    the record is locked and the channel is open.
+
+    Raises:
+        OperationError: the channel is something else, see :func:`can_view_number`.
+
+    """
+
+    __slots__ = ("channel", "properties", "read")
+
+    def __init__(self, channel: DBChannel) -> None:
+        layout = _layout_of(channel)
+        if layout is None:
+            raise OperationError(f"{channel.name} cannot be viewed: it is no plain number")
+        common, properties, size = layout
+        memory = memoryview((ctypes.c_char * size).from_address(channel.record_address)).cast("B")
+        self.channel = channel
+        self.read: Callable[[], RawNumber] = partial(common.unpack_from, memory)
+        self.properties: Callable[[], tuple[bytes, ...]] = partial(properties.unpack_from, memory)
+
+    def look(self) -> tuple[RawNumber, tuple[bytes, ...]]:
+        """Read both under the record's lock."""
+        with self.channel.locked():
+            return self.read(), self.properties()
+
+
+def can_view_number(channel: DBChannel) -> bool:
+    """Whether :class:`NumberView` can: a value field with one number in the record's own memory, no filters."""
+    return _layout_of(channel) is not None
+
+
+def view_numbers(views: Sequence[NumberView]) -> list[tuple[RawNumber, tuple[bytes, ...]]]:
+    """Read many, with one release of the GIL per thousand."""
+    found: list[tuple[RawNumber, tuple[bytes, ...]]] = []
+    for start in range(0, len(views), _MANY):
+        some = views[start : start + _MANY]
+        lock = ManyLock([view.channel for view in some])
+        try:
+            with lock:
+                found += [(view.read(), view.properties()) for view in some]
+        finally:
+            lock.close()
+    return found
+
+
+def reading_of(raw: RawNumber) -> Reading:
+    """Tell what a :data:`RawNumber` says, as :meth:`DBChannel.get` does."""
+    alarm, seconds, nanoseconds, tag, value = raw
+    status, severity = _TWO.unpack_from(alarm)
+    message = _c.text(alarm[_MESSAGE_AT:].partition(b"\0")[0])
+    return Reading(value, status, severity, message, seconds + _c.EPICS_EPOCH_S, nanoseconds, tag)
+
+
+_TWO: Final = struct.Struct("=HH")
+
+
+def _layout_of(channel: DBChannel) -> tuple[struct.Struct, struct.Struct, int] | None:
+    if not channel.is_value_field or not can_read_number(channel):
+        return None
+    return _layout(channel.record_type, channel.field, channel.final_type)
+
+
+@cache
+def _layout(record_type: str, field: str, kind: int) -> tuple[struct.Struct, struct.Struct, int] | None:
+    """Make the structs that pick the octets of one record type, or None where it is laid out in some other way."""
+    alarm = common_place("STAT")
+    if (common_place("SEVR"), common_place("AMSG")) != (alarm + _SEVERITY_AT, alarm + _MESSAGE_AT):
+        return None
+    code = _c.STRUCT_CODES[kind]
+    fields = fields_of(record_type)
+    value = fields[field]
+    if value.size != struct.calcsize("=" + code):
+        return None
+    common = _picker(
+        [
+            (alarm, f"{_ALARM_SIZE}s"),
+            (common_place("TIME"), "II"),
+            (common_place("UTAG"), "Q"),
+            (value.offset, code),
+        ]
+    )
+    ranges: list[tuple[int, int]] = []
+    for place in sorted(each for each in fields.values() if each.is_property):
+        if ranges and place.offset - ranges[-1][1] <= _NEAR:
+            ranges[-1] = (ranges[-1][0], place.offset + place.size)
+        else:
+            ranges.append((place.offset, place.offset + place.size))
+    properties = _picker([(start, f"{end - start}s") for start, end in ranges])
+    if common is None or properties is None:
+        return None
+    return common, properties, max(common.size, properties.size)
+
+
+def _picker(places: list[tuple[int, str]]) -> struct.Struct | None:
+    """Make a struct of what lies at some offsets; None unless they ascend."""
+    text, at = "=", 0
+    for offset, code in places:
+        if offset < at:
+            return None
+        text += f"{offset - at}x{code}"
+        at = offset + struct.calcsize("=" + code)
+    return struct.Struct(text)

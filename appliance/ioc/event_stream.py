@@ -1,0 +1,87 @@
+"""Database events on the event loop: a batch of them leads to sinks, which read and post."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Hashable
+from itertools import islice
+from typing import Any, Final
+
+from appliance.errors import ApplianceError
+from appliance.ioc import dbcore
+
+__all__ = ["EventSink", "EventStream"]
+
+_log: Final = logging.getLogger(__name__)
+_TURN: Final = 1024
+"""Events of one turn of the loop: some milliseconds, after which others are served too."""
+
+
+class EventSink:
+    """What a database event leads to. A subclass is the key of its subscription.
+
+    No ABC, nor are the others whose instances are told apart for each event or value: there ``isinstance`` costs more.
+    """
+
+    __slots__ = ()
+
+    def event(self) -> None:
+        """Read what is needed, and post."""
+        raise NotImplementedError
+
+    @classmethod
+    def post_all(cls, sinks: list[Any]) -> None:
+        """Post what the events of many lead to."""
+        for sink in sinks:
+            try:
+                sink.event()
+            except ApplianceError as error:
+                _log.warning("%r: %s", sink, error)
+
+
+class EventStream:
+    """The IOC's one event hub and the loop turn that serves it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._pending: dict[Hashable, None] = {}
+        self._is_busy = False
+        self.hub = dbcore.EventHub(self.deliver, loop=loop)
+
+    def deliver(self, keys: list[Hashable]) -> None:
+        """Take a batch of events; what is waiting already waits once."""
+        self._pending.update(dict.fromkeys(keys))
+        if not self._is_busy:
+            self._is_busy = True
+            self._turn()
+
+    def _turn(self) -> None:
+        """Post some of what waits, then let the loop send it and answer others."""
+        pending = self._pending
+        batch = list(islice(pending, _TURN))
+        if len(batch) == len(pending):
+            pending.clear()
+        else:
+            for key in batch:
+                del pending[key]
+        try:
+            self._post(batch)
+        finally:
+            self._is_busy = bool(pending)
+            if pending:
+                self._loop.call_soon(self._turn)
+
+    def _post(self, keys: list[Hashable]) -> None:
+        """Let each kind of sink read and post all of its events together."""
+        kinds: dict[type[EventSink], list[EventSink]] = {}
+        for key in keys:
+            if isinstance(key, EventSink):
+                kinds.setdefault(type(key), []).append(key)
+        for kind, sinks in kinds.items():
+            kind.post_all(sinks)
+
+    def close(self) -> None:
+        """End it; all channels must still be open."""
+        self._pending.clear()
+        self.hub.close()

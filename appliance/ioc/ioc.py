@@ -1,0 +1,233 @@
+"""The whole IOC: makes database, server, access security and shell commands, and connects them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import Final
+
+from appliance.acf import AccessSecurity
+from appliance.certmon.endpoints import open_server
+from appliance.config.pva import ServerConfig
+from appliance.errors import ApplianceError, ConfigurationError, OperationError
+from appliance.ioc import dbcore, reports
+from appliance.ioc.access import FieldAccess, read_access_file
+from appliance.ioc.autosave.commands import Autosave
+from appliance.ioc.channel_access import ChannelAccessRules
+from appliance.ioc.config import LoadStep, Plan
+from appliance.ioc.console import Console
+from appliance.ioc.dbcore import DBChannel, InitHook
+from appliance.ioc.epicslog import EpicsLog
+from appliance.ioc.event_stream import EventStream
+from appliance.ioc.groups.definitions import Groups
+from appliance.ioc.groups.source import GroupSource
+from appliance.ioc.loading import Loading
+from appliance.ioc.policy import IocPolicy
+from appliance.ioc.putlog import PutLog
+from appliance.ioc.qsrv_env import why_not_served
+from appliance.ioc.record_source import RecordSource
+from appliance.ioc.shell import register_commands
+from appliance.ioc.trial import Trial, TrialResult, check_file
+from appliance.server.server import Server
+
+__all__ = ["Ioc"]
+
+_log: Final = logging.getLogger(__name__)
+
+
+class Ioc:
+    """One per process: EPICS' database is one. All methods belong to the event loop's thread."""
+
+    def __init__(self, plan: Plan, config: ServerConfig) -> None:
+        self.plan = plan
+        self.config = config
+        self.loop = asyncio.get_running_loop()
+        self._stack = AsyncExitStack()
+        self.channel_access = ChannelAccessRules()
+        self._stack.callback(self.channel_access.close)
+        self.access = FieldAccess(
+            self._review,
+            self.channel_access.replace,
+            config,
+            inputs_require_tls=plan.inputs_require_tls,
+            organizations=frozenset(plan.organizations),
+            enforce_read=plan.enforce_read,
+        )
+        self.policy = IocPolicy(self.access)
+        self.loading = Loading(plan)
+        self.autosave = Autosave()
+        self.put_log: PutLog | None = None
+        self.stream: EventStream | None = None
+        self.records: RecordSource | None = None
+        self.groups: GroupSource | None = None
+        self.console: Console | None = None
+        self.attached = False
+        """The database runs, and its records are served, unless ``switched_off``."""
+        self.switched_off = ""
+        """The variable that forbids to serve records over PVAccess."""
+        self._failure: ApplianceError | None = None
+        self._server: Server | None = None
+
+    @property
+    def server(self) -> Server:
+        """The PVAccess server, once started."""
+        assert self._server is not None
+        return self._server
+
+    def _review(self, is_concerned: Callable[[DBChannel], bool] | None) -> None:
+        """Have the server judge again who may do what with some fields, or with all."""
+        if self._server is None:
+            return
+        if is_concerned is None:
+            self._server.review_access()
+        else:
+            self._server.review_access(lambda channel: self.policy.concerns(channel.name, is_concerned))
+
+    # -- start ---------------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Load definition and databases, after a trial. Raises ConfigurationError. Blocks: call it in a thread."""
+        trial = Trial(self.plan) if self.plan.loads_anything else None
+        try:
+            self.loading.definition()
+            result = trial.result() if trial is not None else TrialResult()
+        except BaseException:
+            if trial is not None:
+                trial.close()
+            raise
+        for warning in result.warnings:
+            _log.warning("%s", warning)
+
+        def guard(step: LoadStep) -> None:
+            if step not in result.loaded:
+                check_file(self.plan, step)
+
+        self.loading.guard = guard
+        dbcore.on_init_hook(self._on_init)
+        self.loading.register_commands()
+        register_commands(self)
+        self.autosave.register_commands()
+        self.loading.files()
+
+    async def start(self) -> None:
+        """Listen, run the script, initialise; records are served when this returns.
+
+        Raises ConfigurationError, AccessFileError, KeychainError or TransportError.
+        """
+        plan = self.plan
+        await asyncio.to_thread(self.load)
+        self.put_log = PutLog(self.access.traps, plan.put_log, required=plan.put_log_required)
+        self._stack.callback(self.put_log.close)
+        self._server = await self._stack.enter_async_context(open_server(self.config, policy=self.policy))
+        self._server.access.on_refused = self.put_log.refused
+        if plan.script:
+            await asyncio.to_thread(self.loading.script.run, plan.script)
+        self._raise_failure()
+        if plan.loads_records and dbcore.ioc_state() is dbcore.IocState.VOID:
+            await asyncio.to_thread(dbcore.ioc_init)
+        self._raise_failure()
+        if not self.attached and not plan.is_interactive:
+            raise ConfigurationError(
+                "the script ended without iocInit, and nobody is there to type it", file=plan.script
+            )
+        if plan.console:
+            self.console = Console(plan.console, plan.console_group)
+            await self.console.start()
+            self._stack.push_async_callback(self.console.stop)
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _on_init(self, state: int) -> None:
+        """EPICS' hook: called in whatever thread runs iocInit."""
+        self.autosave.on_init(state)
+        if state == InitHook.AT_IOC_BUILD and dbcore.serves_channel_access():
+            self._prepare_channel_access()
+        if state == InitHook.AFTER_IOC_RUNNING and not self.attached:
+            asyncio.run_coroutine_threadsafe(self._attach(), self.loop).result()
+
+    def _prepare_channel_access(self) -> None:
+        """Its server judges by EPICS Base's own rules: without any it would let everybody do everything."""
+        security = AccessSecurity.unrestricted()
+        try:
+            if self.loading.access_step is not None:
+                security = read_access_file(self.loading.access_step)
+            self.channel_access.prepare(security)
+        except ApplianceError as error:
+            self._failure = error
+            _log.critical("nobody may use Channel Access: %s", error)
+            self.channel_access.prepare(AccessSecurity({}))
+        dbcore.on_trapped_put(self._on_trapped_put)
+
+    def _on_trapped_put(self, put: dbcore.TrappedPut) -> None:
+        if self.put_log is None:
+            raise OperationError("there is no put log yet")
+        self.put_log.trapped(put)
+
+    async def _attach(self) -> None:
+        """Serve the records; where that fails nothing is served, and ``start`` raises why."""
+        if self.attached or self._server is None or self.put_log is None:
+            return
+        dbcore.take_errors(EpicsLog())
+        try:
+            if self.loading.access_step is not None:
+                security = await asyncio.to_thread(read_access_file, self.loading.access_step)
+                self.access.use(security, self.loading.access_step)
+            self.switched_off = why_not_served(report=True)
+            if self.switched_off:
+                _log.warning("%s: no record is served over PVAccess", self.switched_off)
+                self.attached = True
+                return
+            self.stream = EventStream(self.loop)
+            self.records = RecordSource(self.stream, self.access, self.put_log)
+            groups = Groups(self.loading.group_files, place=self.loading.place)
+            self.groups = GroupSource(groups.groups.values(), self.stream, self.access, self.put_log)
+            self.policy.attach(self.records, self.groups)
+            self.access.attach(self.stream)
+            await self.access.report()
+        except ApplianceError as error:
+            self._failure = error
+            _log.critical("no record is served: %s", error)
+            return
+        self._server.add_source("qsrvSingle", self.records, priority=0)
+        self._server.add_source("qsrvGroup", self.groups, priority=1)
+        self.attached = True
+
+    # -- reports -------------------------------------------------------------------------------------
+
+    async def reload_access(self) -> None:
+        """Read the access security file again, or the one that is named since. Raises ApplianceError."""
+        step = self.loading.access_step
+        if step is None:
+            raise ApplianceError('no access security file is set: use asSetFilename("file") first')
+        await self.access.reload(step)
+
+    def access_lines(self) -> list[str]:
+        """Tell people the rules in force."""
+        return reports.access_lines(self.access)
+
+    def server_lines(self, level: int) -> list[str]:
+        """Tell people the state of the server."""
+        return reports.server_lines(self.server, level, self.switched_off)
+
+    def group_lines(self, level: int, pattern: str) -> list[str]:
+        """Tell people which groups there are."""
+        return reports.group_lines(self.groups.groups() if self.groups is not None else (), level, pattern)
+
+    # -- end -----------------------------------------------------------------------------------------
+
+    async def stop(self) -> None:
+        """Close clients, events and database, in this order."""
+        await self._stack.aclose()
+        await asyncio.to_thread(self.autosave.close)
+        await self.access.close()
+        if self.records is not None:
+            self.records.close()
+        if self.groups is not None:
+            self.groups.close()
+        if self.stream is not None:
+            self.stream.close()
+        await asyncio.to_thread(dbcore.shutdown)

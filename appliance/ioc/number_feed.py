@@ -1,0 +1,127 @@
+"""Monitors of plain numbers, which is most of what an IOC posts.
+
+An update of a number is nearly always a new value and a new time stamp. For those the octets are made straight from
+the record's memory, one ``pack`` for each client, and go to the socket's queue without an Update, a store or a
+subscription's queue between. Whatever is not so (another alarm, other properties, a request for some fields only, a
+client that is behind) takes the way of all other feeds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from appliance.errors import OperationError
+from appliance.ioc import dbcore
+from appliance.ioc.dbcore import DBE_PROPERTY
+from appliance.ioc.event_stream import EventStream
+from appliance.ioc.feed import DEFAULT_EVENTS, Feed, log_unread
+from appliance.ioc.mapping import EPOCH_S, user_tag
+from appliance.ioc.record import Record
+from appliance.pvdata.types import ScalarType
+from appliance.server.operation import Subscription, Update
+
+__all__ = ["NumberFeed"]
+
+
+class NumberFeed(Feed):
+    """What the clients of one record's value, a plain number, share."""
+
+    __slots__ = ("_bits", "_code", "_known", "_properties", "_raw", "_raw_alarm", "_view")
+    SEES_PROPERTIES = True
+
+    def __init__(self, record: Record, stream: EventStream) -> None:
+        mapping = record.mapping
+        kind = mapping.type.leaf_types[mapping.value]
+        assert isinstance(kind, ScalarType)
+        self._view = dbcore.NumberView(record.channel)
+        self._bits = mapping.value_bits | mapping.time_bits
+        self._code = kind.fmt + "qii"
+        self._raw: dbcore.RawNumber | None = None
+        self._raw_alarm = b""
+        self._known: tuple[bytes, ...] = ()
+        self._properties = dbcore.RawProperties(b"", b"", b"")
+        # One subscription for both kinds of events: what differs from the last time says which it was.
+        super().__init__(record, stream, DEFAULT_EVENTS, DEFAULT_EVENTS | DBE_PROPERTY)
+
+    @classmethod
+    def post_all(cls, sinks: list[Any]) -> None:
+        """Read all of them, then post."""
+        feeds: list[NumberFeed] = [feed for feed in sinks if feed._event is not None]
+        for feed, (raw, known) in zip(
+            feeds, dbcore.view_numbers([feed._view for feed in feeds]), strict=True
+        ):
+            alarm, seconds, nanoseconds, tag, value = raw
+            if alarm != feed._raw_alarm or known != feed._known or raw == feed._raw:
+                feed._post_rest(raw, known)
+                continue
+            feed._raw = raw
+            seconds += EPOCH_S
+            if tag > 0x7FFFFFFF:
+                tag = user_tag(tag)
+            update: Update | None = None
+            for subscription, make in feed.subscriptions.items():
+                if make is None or not subscription.send(make(value, seconds, nanoseconds, tag)):
+                    if update is None:
+                        update = feed._update(raw, feed._bits)
+                    subscription.post(update)
+
+    def event(self) -> None:
+        """Post what the record has now."""
+        self.post_all([self])
+
+    def _update(self, raw: dbcore.RawNumber, bits: int) -> Update:
+        """Make the update that says all of it: for who cannot be sent the octets."""
+        mapping = self.mapping
+        reading = dbcore.reading_of(raw)
+        store = self._store.copy()
+        mapping.set_value(store, 0, reading.value)
+        mapping.set_time(store, 0, reading)
+        return Update(mapping.type, store, bits)
+
+    def _post_rest(self, raw: dbcore.RawNumber, known: tuple[bytes, ...]) -> None:
+        """Post another alarm, other properties, or what looks the same as the last time."""
+        alarm, *_ = raw
+        last = self._raw
+        bits = 0
+        if known != self._known or raw == last:
+            # An event that changed nothing to be seen here may be of properties that the record's support makes up.
+            self._known = known
+            try:
+                bits = self._take_properties()
+            except OperationError as error:
+                log_unread(error)
+        if not bits or raw != last:
+            bits |= self._bits
+            if alarm != self._raw_alarm:
+                self._store = self._store.copy()
+                bits |= self.mapping.set_alarm(self._store, 0, dbcore.reading_of(raw))
+        self._raw, self._raw_alarm = raw, alarm
+        update = self._update(raw, bits)
+        for subscription in self.subscriptions:
+            subscription.post(update)
+
+    def _take_properties(self) -> int:
+        """Ask EPICS for the properties, and give the bits of them all if one has changed."""
+        reader = self.record.reader
+        assert reader is not None
+        raw = reader.read_properties()
+        before, self._properties = self._properties, raw
+        if (raw.front, raw.back) == (before.front, before.back):
+            return 0
+        store = self._store = self._store.copy()
+        return self.mapping.set_properties(store, 0, reader.properties(raw))
+
+    # -- clients -------------------------------------------------------------------------------------
+
+    def join(self, subscription: Subscription) -> None:
+        """Give a client everything as it is now, and what changes from now on."""
+        if not self.subscriptions:
+            # Before the snapshot: what changes in between differs from this, and is posted with the next event. Those
+            # who watch already have not been told of what is new: there nothing is taken before that event either.
+            self._raw, self._known = self._view.look()
+            self._raw_alarm, *_ = self._raw
+            reader = self.record.reader
+            assert reader is not None
+            self._properties = reader.read_properties()
+        super().join(subscription)
+        self.subscriptions[subscription] = subscription.maker(self._bits, self._code)

@@ -1,0 +1,61 @@
+"""What the IOC's server asks about rights: finds the PV behind a name, and lets it be judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from appliance.ioc.access import FieldAccess
+from appliance.ioc.dbcore import DBChannel
+from appliance.pva.credentials import Credentials
+from appliance.server.access import ALL_RIGHTS, Rights
+
+__all__ = ["HasChannels", "IocPolicy", "OpenPVs"]
+
+
+class HasChannels(Protocol):
+    """A PV over fields of records."""
+
+    def channels(self) -> Sequence[DBChannel]:
+        """Return the fields that it shows."""
+
+    def rights(self, peer: Credentials) -> Rights:
+        """Judge what a client may do with it."""
+
+
+class OpenPVs(Protocol):
+    """A source of such PVs, by name."""
+
+    def find(self, name: str) -> HasChannels | None:
+        """Give the PV that is open under a name."""
+
+
+class IocPolicy:
+    """The AccessPolicy of the IOC's server."""
+
+    def __init__(self, access: FieldAccess) -> None:
+        self._access = access
+        self._sources: tuple[OpenPVs, ...] = ()
+
+    def attach(self, *sources: OpenPVs) -> None:
+        """Take the sources that serve the database; of a name that several have the first counts."""
+        self._sources = sources
+
+    def _find(self, name: str) -> HasChannels | None:
+        for source in self._sources:
+            if (pv := source.find(name)) is not None:
+                return pv
+        return None
+
+    def rights(self, name: str, peer: Credentials) -> Rights:
+        """Judge a channel that is open."""
+        if not self._access.is_restricted:
+            return ALL_RIGHTS
+        pv = self._find(name)
+        # Else it is one of the server's own PVs, which list names: no record is behind them.
+        return pv.rights(peer) if pv is not None else Rights(read=True, write=False, rpc=True)
+
+    def concerns(self, name: str, is_concerned: Callable[[DBChannel], bool]) -> bool:
+        """Whether one of the fields behind a PV is concerned."""
+        pv = self._find(name)
+        return pv is not None and any(map(is_concerned, pv.channels()))

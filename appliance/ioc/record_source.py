@@ -1,0 +1,75 @@
+"""All records of the database as a source of PVs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from appliance.ioc import dbcore
+from appliance.ioc.access import FieldAccess
+from appliance.ioc.event_stream import EventStream
+from appliance.ioc.putlog import PutLog
+from appliance.ioc.record import Record
+from appliance.ioc.record_pv import RecordPV
+from appliance.pva.credentials import Credentials
+from appliance.server.source import Source
+
+__all__ = ["RecordSource"]
+
+
+class RecordSource(Source):
+    """All records of the database, their aliases and fields.
+
+    Args:
+        stream: where their events come from.
+        access: judges who may do what, and follows the groups of records that have clients.
+        put_log: told of puts.
+
+    """
+
+    def __init__(self, stream: EventStream, access: FieldAccess, put_log: PutLog) -> None:
+        self._stream = stream
+        self._access = access
+        self._put_log = put_log
+        self._pvs: dict[str, RecordPV] = {}
+        """Those that clients have open, by the name that they use."""
+
+    def claims(self, name: str, host: str) -> bool:
+        """Whether there is such a record and field."""
+        return name in self._pvs or dbcore.exists(name)
+
+    def open(self, name: str, peer: Credentials) -> RecordPV | None:
+        """Give the PV; raises OperationError for a name with a filter that EPICS does not understand."""
+        pv = self._pvs.get(name)
+        if pv is None:
+            if not dbcore.exists(name):
+                return None
+            pv = self._pvs[name] = RecordPV(
+                Record(name), self._stream, self._access, self._put_log, self._forget
+            )
+            try:
+                self._access.watch(pv.record.channel.record)
+            except BaseException:
+                pv.close()
+                raise
+        pv.hold()
+        return pv
+
+    def find(self, name: str) -> RecordPV | None:
+        """Give a PV that clients have open."""
+        return self._pvs.get(name)
+
+    def _forget(self, pv: RecordPV) -> None:
+        """Forget a PV that is being closed."""
+        channel = pv.record.channel
+        if self._pvs.get(channel.name) is pv:
+            del self._pvs[channel.name]
+            self._access.unwatch(channel.record)
+
+    def names(self) -> Iterable[str]:
+        """Return the names of all records and aliases."""
+        return [record.name for record in dbcore.records()]
+
+    def close(self) -> None:
+        """Close what clients have left open; the server must have stopped."""
+        for pv in list(self._pvs.values()):
+            pv.close()

@@ -1,0 +1,112 @@
+"""A store: what its leaves may be, and the values that they start with.
+
+A store is the flat list in which a Value keeps its fields; see docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+from collections import namedtuple
+
+from appliance.pvdata.types import (
+    UINT8,
+    AnyType,
+    ArrayType,
+    ScalarType,
+    StructType,
+    TypeDesc,
+    UnionType,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import ModuleType
+    from typing import Any
+
+__all__ = ["NO_ANY", "NO_UNION", "AnyValue", "UnionValue"]
+
+
+class UnionValue(namedtuple("UnionValue", ("name", "value"))):  # noqa: PYI024 - typing would double the import time
+    """A union's selected member and its value; ``name`` is ``None`` when nothing is selected."""
+
+    __slots__ = ()
+    name: str | None
+    value: Any
+
+
+class AnyValue(namedtuple("AnyValue", ("type", "value"))):  # noqa: PYI024
+    """An any's type and value; ``type`` is ``None`` when it is empty."""
+
+    __slots__ = ()
+    type: TypeDesc | None
+    value: Any
+
+
+NO_UNION = UnionValue(None, None)
+NO_ANY = AnyValue(None, None)
+
+_np: ModuleType | None = None
+_empty: dict[tuple[str, int], Any] = {}
+
+
+def numpy() -> ModuleType:
+    """Import numpy when the first array is met: a tool that shows a scalar does not pay for it."""
+    global _np  # noqa: PLW0603
+    if _np is None:
+        import numpy as np
+
+        _np = np
+    return _np
+
+
+def zeros(element: ScalarType, size: int = 0) -> Any:
+    """Return the shared read-only array of ``size`` zeros (usually empty) that a field starts with."""
+    key = (element.np, size)
+    array = _empty.get(key)
+    if array is None:
+        array = numpy().zeros(size, dtype=element.np)
+        array.flags.writeable = False
+        if size <= 1024 and len(_empty) < 256:
+            _empty[key] = array
+    return array
+
+
+def octet_store(t: TypeDesc) -> list[Any]:
+    """Return a store as ``new_store`` does, but with ``bytes`` for ``uint8[]``; see ``TypeReader.octets``."""
+    return [
+        None
+        if isinstance(leaf, StructType)
+        else b""
+        if isinstance(leaf, ArrayType) and leaf.kind == "variable" and leaf.element == UINT8
+        else default(leaf)
+        for leaf in t.leaf_types
+    ]
+
+
+def default(t: TypeDesc) -> Any:
+    """Return the value that a leaf of type ``t`` starts with."""
+    if isinstance(t, ScalarType):
+        return {"string": "", "float": 0.0, "bool": False}.get(t.kind, 0)
+    if isinstance(t, ArrayType):
+        if isinstance(t.element, ScalarType):
+            size = t.size if t.kind == "fixed" else 0
+            return ("",) * size if t.element.kind == "string" else zeros(t.element, size)
+        return []
+    if isinstance(t, UnionType):
+        return NO_UNION
+    if isinstance(t, AnyType):
+        return NO_ANY
+    raise AssertionError(t)
+
+
+def new_store(t: TypeDesc) -> list[Any]:
+    """Return a store of ``t`` in which every leaf has its default."""
+    known = t._defaults
+    if known is None:
+        values = tuple([None if isinstance(leaf, StructType) else default(leaf) for leaf in t.leaf_types])
+        lists = tuple([i for i, value in enumerate(values) if type(value) is list])
+        known = t._defaults = (values, lists)
+    values, lists = known
+    store = list(values)
+    for i in lists:
+        store[i] = []
+    return store

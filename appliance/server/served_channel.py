@@ -1,0 +1,244 @@
+"""The flow of one channel: requests pass access security and reach the PV's handler."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from appliance.errors import ApplianceError
+from appliance.pva import commands as c
+from appliance.pva.server_channel import ServerChannel
+from appliance.pva.server_operation import ServerOperation
+from appliance.pva.states import OperationState
+from appliance.pvdata.value import Value
+from appliance.server.access import Rights
+from appliance.server.channel import Channel, ChannelOwner
+from appliance.server.operation import Operation, Subscription
+from appliance.server.source import Handler
+
+__all__ = ["ServedChannel"]
+
+_log: Final = logging.getLogger(__name__)
+
+_WAITS: Final = (
+    "read access denied by access security; the subscription goes on when reading is allowed again"
+)
+
+
+class ServedChannel(Channel):
+    """A channel that a handler serves. The connection calls it with what the client wants."""
+
+    __slots__ = ("_waiting", "handler")
+
+    def __init__(self, owner: ChannelOwner, wire: ServerChannel, handler: Handler, rights: Rights) -> None:
+        super().__init__(owner, wire, rights)
+        self.handler = handler
+        self._waiting: dict[Subscription, None] | None = None
+        """Subscriptions of a client that lost the right to read while it watched: begun when it has it again."""
+        wire.context = self
+        owner.allowance.count_channel(1)
+
+    # -- rights --------------------------------------------------------------------------------------
+
+    def _right(self, operation: ServerOperation) -> str:
+        """Name the right that the request in progress needs, or "" when it is there."""
+        command = operation.command
+        rights = self.rights
+        if command == c.CMD_RPC:
+            return "" if rights.rpc else "rpc"
+        if command == c.CMD_PROCESS or (command in (c.CMD_PUT, c.CMD_PUT_GET) and not operation.is_get):
+            return "" if rights.write else "write"
+        return "" if rights.read else "read"
+
+    def _denied(self, right: str) -> str:
+        return self.owner.access.denial(right, self.peer)
+
+    def _held(self, operation: ServerOperation, *, changes: bool) -> str:
+        """Tell why the request has to wait for a good certificate status, or "" when it has not."""
+        held = self.owner.held
+        if held is None or not held.forbids(changes=changes):
+            return ""
+        return f"{operation.name} is refused for the time being: {held.message}"
+
+    def review(self) -> None:
+        """Ask again what the client may do; the answer holds for running subscriptions too.
+
+        Who watches and may read no longer loses the channel. An end of the subscription with an error would be the
+        plainer word, but Phoebus passes over it and goes on showing the last value as if it were the present one.
+        """
+        before = self.rights
+        access = self.owner.access
+        rights = self.rights = access.rights(self.name, self.peer)
+        lost_readers = access.lost_readers
+        if rights.read:
+            lost_readers.discard(self.name, self.peer)
+            waiting, self._waiting = self._waiting, None
+            for subscription in waiting or ():
+                if subscription.alive:
+                    self._subscribe(subscription)
+        else:
+            watched = False
+            for wire in list(self.wire.operations.values()):
+                wire.prepared = None
+                operation = wire.context
+                if isinstance(operation, Subscription) and operation not in (self._waiting or ()):
+                    operation.clear()
+                    operation.warn(f"{self.name}: {_WAITS}")
+                    watched = True
+            if watched:
+                lost_readers.add(self.name, self.peer)
+                self.close()
+                return
+        if before.permissions != rights.permissions:
+            self.wire.set_permissions(rights.permissions)
+        # Reading has no bit of its own among the permissions: what ended above must leave in any case.
+        self.stream.schedule_flush()
+
+    # -- events --------------------------------------------------------------------------------------
+
+    def requested(self, wire: ServerOperation) -> None:
+        """INIT."""
+        if wire.command == c.CMD_MONITOR:
+            subscription = Subscription(self, wire)
+            if self.rights.read:
+                self._subscribe(subscription)
+            elif self.owner.access.lost_readers.has(self.name, self.peer):
+                if self._waiting is None:
+                    self._waiting = {}
+                self._waiting[subscription] = None
+                subscription.warn(f"{self.name}: {_WAITS}")
+            else:
+                subscription.fail(self._denied("read"))
+            return
+        operation = Operation(self, wire)
+        if wire.command == c.CMD_GET and not self.rights.read:
+            operation.fail(self._denied("read"))
+            return
+        if self.owner.held is not None:
+            why = self._held(wire, changes=wire.command in (c.CMD_RPC, c.CMD_PROCESS))
+            if why:
+                operation.fail(why)
+                return
+        try:
+            self.handler.init(operation)
+        except Exception as error:  # noqa: BLE001
+            self._broken(operation, error)
+
+    def _subscribe(self, subscription: Subscription) -> None:
+        full = self.owner.allowance.count_subscription(self.handler)
+        if full:
+            subscription.fail(full)
+            return
+        subscription.counts = True
+        try:
+            self.handler.subscribe(subscription)
+        except Exception as error:  # noqa: BLE001 - a handler's defect must not end the connection
+            self._broken(subscription, error)
+
+    def execute(self, wire: ServerOperation, argument: Value | None) -> None:
+        """A request of an initialised operation."""
+        operation: Operation = wire.context
+        if self.owner.held is not None:
+            why = self._held(wire, changes=wire.command != c.CMD_GET and not wire.is_get)
+            if why:
+                operation.fail(why)
+                return
+        missing = self._right(wire)
+        if missing:
+            self.refused(missing)
+            operation.fail(self._denied(missing))
+            return
+        handler = self.handler
+        command = wire.command
+        try:
+            if command == c.CMD_GET or (argument is None and command in (c.CMD_PUT, c.CMD_PUT_GET)):
+                handler.get(operation)
+            elif command == c.CMD_RPC:
+                handler.rpc(operation, argument)
+            elif command == c.CMD_PROCESS:
+                handler.process(operation)
+            elif argument is None:
+                operation.fail("the request brings no value")
+            elif command == c.CMD_PUT:
+                handler.put(operation, argument)
+            elif not self.rights.read:
+                operation.fail(self._denied("read"))
+            else:
+                handler.put_get(operation, argument)
+        except Exception as error:  # noqa: BLE001
+            self._broken(operation, error)
+
+    def introspect(self, wire: ServerOperation, field: str) -> None:
+        """GET_FIELD."""
+        operation = Operation(self, wire)
+        rights = self.rights
+        if not (rights.read or rights.write or rights.rpc):
+            operation.fail(self._denied("read"))
+            return
+        try:
+            self.handler.introspect(operation, field)
+        except Exception as error:  # noqa: BLE001
+            self._broken(operation, error)
+
+    def window(self, wire: ServerOperation) -> None:
+        """A subscription was started, stopped or acknowledged."""
+        subscription: Subscription = wire.context
+        running = wire.state is OperationState.EXECUTING
+        if running is not subscription.running:
+            subscription.running = running
+            try:
+                self.handler.flow(subscription)
+            except Exception as error:  # noqa: BLE001
+                self._broken(subscription, error)
+        if self.owner.held is not None:
+            subscription.wait()
+        elif not subscription.waits and subscription.pump():
+            subscription.waits = True
+            self.owner.dirty(subscription)
+
+    def cancelled(self, wire: ServerOperation, successor: ServerOperation) -> None:
+        """The request in progress is no longer wanted; ``successor`` takes those that follow."""
+        operation = wire.context
+        try:
+            if isinstance(operation, Subscription):
+                operation.running = False
+                self.handler.flow(operation)
+            else:
+                self.handler.cancelled(operation)
+        except Exception:  # noqa: BLE001 - see requested()
+            _log.exception("cancelling an operation of %s", self.name)
+        if successor is not wire:
+            Operation(self, successor).state = operation.state
+
+    def closed(self, wire: ServerOperation) -> None:
+        """An operation is over."""
+        operation = wire.context
+        try:
+            if isinstance(operation, Subscription):
+                if self._waiting is not None:
+                    self._waiting.pop(operation, None)
+                operation.finishing = True
+                operation.queue.clear()
+                if operation.counts:
+                    operation.counts = False
+                    self.owner.allowance.forget_subscription(self.handler)
+                self.handler.unsubscribe(operation)
+            elif operation is not None:
+                self.handler.closed(operation)
+        except Exception:  # noqa: BLE001 - see requested()
+            _log.exception("closing an operation of %s", self.name)
+
+    def _broken(self, operation: Operation, error: Exception) -> None:
+        if isinstance(error, ApplianceError):
+            operation.fail(str(error))
+            return
+        _log.error("%s of %s: internal error", operation.wire.name, self.name, exc_info=error)
+        operation.fail("internal error; the server's log has the details")
+
+    def gone(self) -> None:
+        """The channel is over, and all its operations with it."""
+        self.owner.allowance.count_channel(-1)
+        try:
+            self.handler.detached(self)
+        except Exception:  # noqa: BLE001 - see requested()
+            _log.exception("closing a channel of %s", self.name)

@@ -1,0 +1,74 @@
+"""All sources of PVs of one server, in the order in which they are asked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from appliance.errors import ApplianceError, OperationError
+from appliance.pva.credentials import Credentials
+from appliance.server.source import Handler, Source
+
+__all__ = ["Sources"]
+
+_log: Final = logging.getLogger(__name__)
+
+
+class _Labelled(NamedTuple):
+    priority: int
+    label: str
+    source: Source
+
+
+class Sources:
+    """Sources by priority, the lowest first. One that fails does not hide the others."""
+
+    __slots__ = ("_sources",)
+
+    def __init__(self) -> None:
+        self._sources: list[_Labelled] = []
+
+    def add(self, label: str, source: Source, priority: int) -> None:
+        """Ask ``source`` too, behind those of the same priority. Raises ValueError for a label that is taken."""
+        if any(known.label == label for known in self._sources):
+            raise ValueError(f"there is a source {label!r} already")
+        self._sources.append(_Labelled(priority, label, source))
+        self._sources.sort(key=lambda known: known.priority)
+
+    def remove(self, label: str) -> None:
+        """Ask it no longer."""
+        self._sources = [known for known in self._sources if known.label != label]
+
+    def names(self) -> Iterable[str]:
+        """All names that the sources list."""
+        for known in self._sources:
+            yield from known.source.names()
+
+    def claims(self, name: str, host: str) -> bool:
+        """Whether a search for ``name`` from ``host`` is answered."""
+        for _, label, source in self._sources:
+            try:
+                if source.claims(name, host):
+                    return True
+            except Exception:  # noqa: BLE001 - one broken source must not hide the others
+                _log.exception("source %s, asked for %r", label, name)
+        return False
+
+    def open(self, name: str, peer: Credentials) -> Handler:
+        """Give the handler of ``name``.
+
+        Raises:
+            ApplianceError: there is none for ``peer``; the text tells the client why.
+        """
+        for _, label, source in self._sources:
+            try:
+                handler = source.open(name, peer)
+            except ApplianceError:
+                raise
+            except Exception as error:
+                _log.exception("source %s, opening %r", label, name)
+                raise OperationError("internal error; the server's log has the details") from error
+            if handler is not None:
+                return handler
+        raise OperationError(f"there is no PV {name[:256]!r} here")

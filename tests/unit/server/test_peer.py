@@ -1,0 +1,252 @@
+"""One client's connection at the server, without sockets: the client's half of the protocol talks to it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from appliance.certs.status import StatusClass
+from appliance.errors import OperationError, TransportError
+from appliance.pva.client import ClientConnection
+from appliance.pva.credentials import Credentials
+from appliance.pva.events import AuthenticationOffered, ChannelCreated, SearchAnswered, Validated
+from appliance.pva.limits import DEFAULT_LIMITS
+from appliance.pva.search import SearchRequest, SearchResponse
+from appliance.pva.states import ConnectionState
+from appliance.server.access import AccessControl
+from appliance.server.admission import Entrance
+from appliance.server.end import ServerEnd
+from appliance.server.peer import MAX_MESSAGES, Host, Peer
+from appliance.server.pump import Pump
+from appliance.server.quota import Quota, Shares
+from appliance.server.sharedpv import SharedPV
+from appliance.server.source import Handler
+from appliance.transport.gate import Verdict
+from tests.helpers.clock import FakeClock
+from tests.helpers.ours import double
+
+
+class OneHost(Host):
+    """A server with one PV."""
+
+    def __init__(self) -> None:
+        self.pv = double(1.0)
+        self.is_open = True
+        self.gone: list[Peer] = []
+
+    def accepts(self, *, tls: bool) -> bool:
+        return self.is_open
+
+    def answer_search(self, request: SearchRequest, host: str) -> SearchResponse | None:
+        found = tuple(instance for instance, name in request.names if name == "pv")
+        return SearchResponse(bytes(12), request.sequence, None, 5075, "tcp", True, found) if found else None
+
+    def open(self, name: str, peer: Credentials) -> Handler:
+        if name != "pv":
+            raise OperationError(f"no {name}")
+        return self.pv
+
+    def ended(self, peer: Peer) -> None:
+        self.gone.append(peer)
+
+
+class Wire(asyncio.Transport):
+    """What is written to it stays in a buffer."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        super().__init__({"peername": address})
+        self._written = bytearray()
+        self.is_over = False
+
+    def write(self, data: Any) -> None:
+        self._written += data
+
+    def take(self) -> bytes:
+        taken, self._written = bytes(self._written), bytearray()
+        return taken
+
+    def is_closing(self) -> bool:
+        return self.is_over
+
+    def can_write_eof(self) -> bool:
+        return False
+
+    def abort(self) -> None:
+        self.is_over = True
+
+    close = abort
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+
+class World:
+    """A peer, its host and the client's half of the protocol."""
+
+    def __init__(self, *, quota: Quota | None = None) -> None:
+        self.clock: Any = FakeClock()
+        self.host = OneHost()
+        self.end = ServerEnd(
+            Entrance(),
+            AccessControl(),
+            Shares(quota or Quota()),
+            Pump(asyncio.get_running_loop()),
+            self.clock,
+            DEFAULT_LIMITS,
+            0,
+        )
+        self.wire = Wire(("10.0.0.1", 1000))
+        self.client = ClientConnection()
+        self.peer = Peer(self.host, self.end, None)
+        self.link = self.peer.stream
+
+    def connect(self) -> None:
+        self.link.connection_made(self.wire)
+
+    async def talk(self) -> list[Any]:
+        """Carry everything over in both directions; give what the client heard."""
+        heard: list[Any] = []
+        while True:
+            await asyncio.sleep(0)
+            received, sent = self.wire.take(), b"".join(self.client.data_to_send())
+            if not received and not sent:
+                return heard
+            heard += self.client.receive_data(received)
+            self.link.data_received(sent)
+
+    async def validated(self) -> World:
+        self.connect()
+        (offer,) = await self.talk()
+        assert type(offer) is AuthenticationOffered
+        self.client.authenticate("anonymous")
+        (answer,) = await self.talk()
+        assert type(answer) is Validated
+        return self
+
+
+def of(kind: type, heard: list[Any]) -> list[Any]:
+    return [event for event in heard if type(event) is kind]
+
+
+async def test_a_client_that_does_not_validate_its_connection_in_time_is_cut_off() -> None:
+    world = World()
+    world.connect()
+    await world.talk()
+    world.clock.advance(9.9)
+    assert world.link.reason is None
+    world.clock.advance(0.2)
+    assert isinstance(world.link.reason, TransportError)
+    assert "10.0.0.1:1000 did not validate its connection in 10 s" in str(world.link.reason)
+
+
+async def test_a_client_that_is_let_in_may_be_silent() -> None:
+    world = await World().validated()
+    assert world.peer.validated
+    world.clock.advance(1000)
+    assert world.link.reason is None
+
+
+async def test_all_that_a_connection_has_ends_with_it() -> None:
+    world = await World().validated()
+    assert len(world.end.shares) == 1
+    world.link.connection_lost(None)
+    assert world.host.gone == [world.peer]
+    assert len(world.end.shares) == 0
+    assert all(call.is_cancelled for _, _, call in world.clock._calls), "no timer is left"
+    assert world.peer.connection.context is None
+
+
+async def test_a_connection_that_is_not_wanted_any_more_ends_before_it_is_asked_who_it_is() -> None:
+    world = World()
+    world.host.is_open = False
+    world.connect()
+    assert world.wire.is_over
+    assert world.wire.take() == b""
+
+
+async def test_an_address_with_too_many_connections_gets_no_more() -> None:
+    world = World(quota=Quota(connections=1))
+    world.connect()
+    other, wire = Peer(world.host, world.end, None).stream, Wire(("10.0.0.1", 1001))
+    other.connection_made(wire)
+    assert wire.is_over
+    assert not world.wire.is_over
+    other.connection_lost(None)
+    assert len(world.end.shares) == 1
+    world.link.connection_lost(None)
+    assert len(world.end.shares) == 0
+
+
+async def test_an_anonymous_client_too_many_is_told_why_and_closed() -> None:
+    world = World(quota=Quota(anonymous_connections=0))
+    world.connect()
+    await world.talk()
+    world.client.authenticate("anonymous")
+    (answer,) = await world.talk()
+    assert not answer.status.ok
+    assert "0 anonymous connections already" in answer.status.message
+    assert not world.peer.validated
+    assert world.wire.is_over
+
+
+async def test_a_channel_is_opened_or_the_client_reads_why_not() -> None:
+    world = await World(quota=Quota(channels=1)).validated()
+    world.client.create_channel("pv")
+    world.client.create_channel("other")
+    world.client.create_channel("pv")
+    statuses = [event.status for event in of(ChannelCreated, await world.talk())]
+    assert [status.ok for status in statuses] == [True, False, False]
+    assert "your address has 1 channels already" in statuses[1].message
+    (channel,) = world.peer.channels()
+    assert channel.handler is world.host.pv
+    assert channel.name == "pv"
+
+
+async def test_a_peer_that_pauses_opens_no_channel_until_it_goes_on() -> None:
+    world = await World().validated()
+    world.peer.pause(Verdict(StatusClass.SUSPENDED, "SCHEDULED_OFFLINE"))
+    world.client.create_channel("pv")
+    (created,) = of(ChannelCreated, await world.talk())
+    assert created.status.message == "SCHEDULED_OFFLINE"
+    world.peer.resume()
+    world.client.create_channel("pv")
+    (created,) = of(ChannelCreated, await world.talk())
+    assert created.status.ok
+
+
+async def test_a_search_over_the_connection_is_answered_by_the_server() -> None:
+    world = await World().validated()
+    world.client.search(SearchRequest(3, ((7, "pv"), (8, "other")), ("tcp",)))
+    (answer,) = of(SearchAnswered, await world.talk())
+    assert answer.response.instances == (7,)
+    world.client.search(SearchRequest(4, ((8, "other"),), ("tcp",)))
+    assert of(SearchAnswered, await world.talk()) == []
+
+
+async def test_of_messages_for_the_log_a_client_has_a_number(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "appliance.server")
+    world = await World().validated()
+    for number in range(MAX_MESSAGES + 5):
+        world.client.send_message(0, 0, f"text {number}.")
+    await world.talk()
+    assert caplog.text.count("message from 10.0.0.1:1000: text") == MAX_MESSAGES
+    assert caplog.text.count("further messages from 10.0.0.1:1000 are not logged") == 1
+
+
+async def test_the_end_of_the_client_closes_its_channels() -> None:
+    world = await World().validated()
+    world.client.create_channel("pv")
+    await world.talk()
+    assert world.peer.connection.state is ConnectionState.READY
+    assert isinstance(world.host.pv, SharedPV)
+    world.link.connection_lost(ConnectionResetError("lost"))
+    assert list(world.peer.channels()) == []
+    assert world.host.gone == [world.peer]
