@@ -360,7 +360,7 @@ class Builder:
         return tuple(names)
 
     def _authority(self, name: str, use: tuple[Place, bool]) -> AuthorityRef:
-        """A declared identifier; or else, where the text cannot be one, the common name itself."""
+        """Return a declared identifier; or else, where the text cannot be one, the common name itself."""
         place, literal = use
         if name in self._authorities:
             return self._authorities[name]

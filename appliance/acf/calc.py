@@ -497,7 +497,7 @@ class _Translation:
         return False
 
     def linked(self) -> tuple[tuple[int, object], ...]:
-        """The code with each condition pointing behind the branch that it skips."""
+        """Return the code with each condition pointing behind the branch that it skips."""
         code = list(self.code)
         for index, (kind, _) in enumerate(self.code):
             if kind not in {_IF, _ELSE}:

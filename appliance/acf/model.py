@@ -99,13 +99,12 @@ class Principal(NamedTuple):
 
     @classmethod
     def of(cls, identity: PeerIdentity, organizations: Container[str] = ()) -> Principal:
-        """The principal behind a connection.
+        """Return the principal behind a connection.
 
         Args:
             identity: what the connection knows.
             organizations: those whose members the server's rules call by their bare names, beside the server's own;
                 ``*`` stands for all.
-
         """
         own = identity.home is not None
         named = [text for attribute, text in identity.subject if attribute == "O"]
@@ -134,7 +133,7 @@ class Principal(NamedTuple):
         return ", ".join(text for attribute, text in self.subject if attribute == "O")
 
     def names(self) -> frozenset[str]:
-        """What a UAG may list to mean this principal.
+        """Return what a UAG may list to mean this principal.
 
         The account itself, ``<method>/<account>`` and ``role/<group>`` for each group. The part before a
         slash is the server's to say and never the peer's: an account that contains one matches by its last
@@ -351,7 +350,7 @@ class PrincipalAccess:
         return self.access(asg, asl).decide(inputs)
 
     def _obstacle(self, rule: Rule, asl: int) -> str:
-        """Why the rule does not apply, whatever its CALC says; empty where it does."""
+        """Return why the rule does not apply, whatever its CALC says; empty where it does."""
         who = self.principal
         owner = self._owner
         if asl > rule.level:
@@ -417,7 +416,7 @@ class PrincipalAccess:
 
 
 def _shown(text: str) -> str:
-    """What a peer says of itself, fit for one line of a log."""
+    """Return what a peer says of itself, fit for one line of a log."""
     return text[:200].encode("unicode_escape").decode()
 
 
@@ -479,7 +478,7 @@ class AccessSecurity:
         return security
 
     def group(self, asg: str) -> Group:
-        """The group of that name, or ``DEFAULT``."""
+        """Return the group of that name, or ``DEFAULT``."""
         return self.groups.get(asg, self._default)
 
     def inputs_of(self, asg: str) -> Mapping[str, str]:
@@ -487,7 +486,7 @@ class AccessSecurity:
         return self.group(asg).inputs
 
     def compile_for(self, principal: Principal) -> PrincipalAccess:
-        """The principal's access with everything decided that does not depend on inputs. Remembered."""
+        """Return the principal's access with everything decided that does not depend on inputs. Remembered."""
         found = self._compiled.get(principal)
         if found is None:
             if len(self._compiled) >= _REMEMBERED:
@@ -502,11 +501,11 @@ class AccessSecurity:
         principal: Principal,
         inputs: Mapping[str, float | None] = MappingProxyType({}),
     ) -> Decision:
-        """What ``principal`` may do with fields of level ``asl`` of records in group ``asg``, and why."""
+        """Return what ``principal`` may do with fields of level ``asl`` of records in group ``asg``, and why."""
         return self.compile_for(principal).access(asg, asl).decide(inputs)
 
     def place(self, rule: Rule) -> str:
-        """A rule, and where it stands."""
+        """Return a rule, and where it stands."""
         if self._open:
             return "access security is off"
         where = ":".join(str(part) for part in (self.file, rule.line or None) if part is not None)

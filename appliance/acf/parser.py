@@ -76,7 +76,7 @@ class _Parser:
         return token
 
     def names(self, what: str, close: str) -> list[tuple[str, Place]]:
-        """A list of one or more, up to and with the closing mark."""
+        """Return a list of one or more, up to and with the closing mark."""
         found: list[tuple[str, Place]] = []
         while True:
             token = self.name(what)

@@ -75,7 +75,7 @@ class Pattern:
         return self._quick is not None
 
     def match(self, name: str) -> tuple[str, ...] | None:
-        """What the groups captured, empty text for one that took no part; ``None`` where the name does not match."""
+        """Return what the groups captured, empty text for one that took no part; ``None`` where the name does not match."""
         if len(name) > MAX_NAME:
             return None
         if self._quick is not None:
@@ -195,7 +195,7 @@ class _Reader:
         return _Node("char", character if character == "." else re.escape(character))
 
     def class_end(self, start: int) -> int:
-        """Where the ']' of the class is; one directly behind '[' or '[^' is a member instead."""
+        """Return where the ']' of the class is; one directly behind '[' or '[^' is a member instead."""
         text = self.text
         first = start + 2 if text[start + 1 : start + 2] == "^" else start + 1
         at = first
@@ -251,7 +251,7 @@ class _Reader:
 
 
 def _worst_case(node: _Node) -> tuple[int, int]:
-    """Number of loops, and of ways through the alternatives, that backtracking may have to combine."""
+    """Return number of loops, and of ways through the alternatives, that backtracking may have to combine."""
     loops, ways = 0, 1
     for part in node.parts:
         inner_loops, inner_ways = _worst_case(part)

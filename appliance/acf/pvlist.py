@@ -66,7 +66,7 @@ class PVList:
         self._answers: dict[tuple[str, str], PVListMatch | None] = {}
 
     def lookup(self, name: str, host: str) -> PVListMatch | None:
-        """What ``name`` stands for when ``host`` (the client's address in numbers) asks; ``None``: denied."""
+        """Return what ``name`` stands for when ``host`` (the client's address in numbers) asks; ``None``: denied."""
         host = canonical_host(host)
         if host not in self._hosts:
             host = ""  # every host that no DENY FROM names gets the same answer

@@ -105,7 +105,7 @@ class _Tree:
         return [(self.text(item, where), self.place(where)) for item, where in self.items(mapping, key, path)]
 
     def conditions(self, mapping: dict[str, Any], key: str, path: Path) -> list[tuple[str, Place]]:
-        """A list in a rule. One that is there but empty could mean everybody or nobody, so it is refused."""
+        """Return a list in a rule. One that is there but empty could mean everybody or nobody, so it is refused."""
         found = self.texts(mapping, key, path)
         if key in mapping and not found:
             raise self.error(f"'{key}' is empty; list something or leave the key out", (*path, key))

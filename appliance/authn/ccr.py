@@ -102,7 +102,11 @@ def request_type(*verifier: str) -> StructType:
 
 
 def request_value(path: str, request: CertRequest) -> Value:
-    """Return the argument for a call of ``path``. Raises PVDataError for text that is too long for its field."""
+    """Return the argument for a call of ``path``.
+
+    Raises:
+        PVDataError: For text that is too long for its field.
+    """
     query = {
         "type": request.type,
         "name": request.name,

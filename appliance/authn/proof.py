@@ -66,7 +66,11 @@ def _message(request: ProvableRequest, token: str, made: int) -> bytes:
 
 
 def make_proof(request: ProvableRequest, key: PrivateKeyTypes, *, made: int, token: str = "") -> str:
-    """Return the proof for a request; ``made`` is the present time in POSIX seconds. Raises CertificateError."""
+    """Return the proof for a request; ``made`` is the present time in POSIX seconds.
+
+    Raises:
+        CertificateError: The certificate or key is not acceptable; the text says why.
+    """
     signature = sign(key, _message(request, token, made))
     return f"1.{made}.{base64.urlsafe_b64encode(signature).decode('ascii')}"
 

@@ -187,7 +187,9 @@ def cms_only(_: bytes | None, chain: tuple[bytes, ...]) -> None:
 
     Each server of the site has a certificate of the same CA, and each could answer a search for CERT:CREATE. Only the
     service's own certificate may sign OCSP responses (SPVA specification 4.2), which the CA never grants to requesters.
-    Raises CertificateError.
+
+    Raises:
+        CertificateError: The certificate or key is not acceptable; the text says why.
     """
     if not chain:
         raise CertificateError("the certificate cannot be read: there is none")
@@ -211,7 +213,10 @@ def check_issued(
     """Make the keychain from an answer, but only if it is what was requested.
 
     The certificate must be for ``key``, lead to one of ``anchors``, be for exactly ``usage``, have the ``subject`` (None:
-    whatever the service took from the proof), and be current. Raises SecurityError.
+    whatever the service took from the proof), and be current.
+
+    Raises:
+        SecurityError: Something is not trustworthy; the text says what.
     """
     try:
         found = make_keychain(key, load_pem(reply.cert.encode("utf-8", "replace")))
@@ -290,7 +295,11 @@ class Requester:
     # -- what is there ---------------------------------------------------------------------------------
 
     def look(self) -> Existing:
-        """Read the existing keychain. Raises ConfigurationError if the file cannot be read at all."""
+        """Read the existing keychain.
+
+        Raises:
+            ConfigurationError: The file cannot be read at all.
+        """
         path = self.settings.keychain
         try:
             os.stat(path)  # noqa: PTH116 - start-up time
@@ -533,7 +542,11 @@ class Requester:
         return self._present("renewed", existing)._replace(state=reply.state)
 
     async def trust_anchor(self, *, force: bool = False) -> Outcome:
-        """Write a keychain that holds the trust anchor only. Raises ApplianceError."""
+        """Write a keychain that holds the trust anchor only.
+
+        Raises:
+            ApplianceError: It failed; the text says why.
+        """
         existing = self.look()
         path = self.settings.keychain
         if (existing.key is not None or existing.trouble) and not force:
@@ -546,7 +559,11 @@ class Requester:
         return Outcome("anchor", path, keychain=trust_only([trust.anchor]))
 
     async def establish(self, existing: Existing) -> Trust:
-        """Ask the service for its anchor and compare it with what is known here. Raises ApplianceError."""
+        """Ask the service for its anchor and compare it with what is known here.
+
+        Raises:
+            ApplianceError: It failed; the text says why.
+        """
         settings, trusting = self.settings, self.trusting
         given = load_anchor_file(trusting.file) if trusting.file else ()
         offer = await self._offer()
@@ -680,7 +697,8 @@ class Requester:
     def _rehearse(self, trust: Trust) -> None:
         """Check, before a request, that a keychain with these anchors and this password can be read again.
 
-        Raises ApplianceError.
+        Raises:
+            ApplianceError: It failed; the text says why.
         """
         password = self.settings.password
         try:

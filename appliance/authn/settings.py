@@ -85,7 +85,10 @@ def resolve_requester(
     """Read the settings for a certificate of ``usage``.
 
     ``arguments`` may have keychain, name, organization, organizational_unit, country, validity, no_status,
-    issuer and cert_pv_prefix; None stands for "not given". Raises ConfigurationError.
+    issuer and cert_pv_prefix; None stands for "not given".
+
+    Raises:
+        ConfigurationError: A setting or a file cannot be used.
     """
     if usage not in USAGE_NUMBERS:
         raise ConfigurationError(f"{usage!r} is not a usage; use one of {', '.join(USAGE_NUMBERS)}")

@@ -119,7 +119,11 @@ async def fetch_status(
     timeout: float,
     certificate: x509.Certificate | None = None,
 ) -> CheckedStatus:
-    """Read a status PV and judge it. Raises OperationError if the service does not answer, CertificateStatusError."""
+    """Read a status PV and judge it.
+
+    Raises:
+        OperationError: The service does not answer, CertificateStatusError.
+    """
     value = await context.get(pv, timeout=timeout)
     return read_status(value, issuer=issuer, serial=serial, now=now, certificate=certificate)
 

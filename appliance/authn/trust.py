@@ -56,7 +56,8 @@ def fingerprint(certificate: x509.Certificate) -> str:
 def parse_fingerprint(text: str) -> str:
     """Return a fingerprint, pasted with or without colons and capitals, as `fingerprint` writes it.
 
-    Raises ConfigurationError.
+    Raises:
+        ConfigurationError: A setting or a file cannot be used.
     """
     digits = text.strip().lower().removeprefix("sha256 fingerprint=").removeprefix(_PREFIX).replace(":", "")
     if len(digits) != 64 or not all(c in "0123456789abcdef" for c in digits):
@@ -73,7 +74,11 @@ def trust_only(anchors: Iterable[x509.Certificate]) -> Keychain:
 
 
 def load_pem(text: bytes) -> list[x509.Certificate]:
-    """Return the certificates of a PEM text, up to a small limit. Raises CertificateError."""
+    """Return the certificates of a PEM text, up to a small limit.
+
+    Raises:
+        CertificateError: The certificate or key is not acceptable; the text says why.
+    """
     if len(text) > MAX_PEM_CHARS:
         raise CertificateError(f"the certificates have {len(text)} characters, which is far too many")
     found = load_pem_text(text)
@@ -83,9 +88,13 @@ def load_pem(text: bytes) -> list[x509.Certificate]:
 
 
 def load_anchor_file(path: str, password: Password = None) -> tuple[x509.Certificate, ...]:
-    """Return the trust anchors of a file in PEM or PKCS#12 form. Raises ConfigurationError, KeychainError.
+    """Return the trust anchors of a file in PEM or PKCS#12 form.
 
     A person who can write the file decides whom this host trusts, so a file that every user may change is refused.
+
+    Raises:
+        ConfigurationError: A setting or a file cannot be used.
+        KeychainError: The keychain cannot be read or used.
     """
     data = read_trusted(path, _MAX_FILE)
     if b"-----BEGIN" not in data:
@@ -119,20 +128,33 @@ class KnownAnchors:
         self.path = config_file(f"{name}.pem")
 
     def load(self) -> tuple[x509.Certificate, ...]:
-        """Return the anchors that were kept, none if there is no file. Raises ConfigurationError, KeychainError."""
+        """Return the anchors that were kept, none if there is no file.
+
+        Raises:
+            ConfigurationError: A setting or a file cannot be used.
+            KeychainError: The keychain cannot be read or used.
+        """
         if not os.path.lexists(self.path):
             return ()
         return load_anchor_file(self.path)
 
     def keep(self, anchor: x509.Certificate) -> None:
-        """Remember an anchor in place of any other. Raises ConfigurationError."""
+        """Remember an anchor in place of any other.
+
+        Raises:
+            ConfigurationError: A setting or a file cannot be used.
+        """
         make_directory(os.path.dirname(self.path))  # noqa: PTH120 - start-up time
         text = f"# {subject_text(anchor.subject)}\n# {fingerprint(anchor)}\n"
         write_public(self.path, text.encode("utf-8", "replace") + anchor.public_bytes(Encoding.PEM))
 
 
 def make_directory(path: str) -> None:
-    """Create a directory that only its owner may enter, unless it exists. Raises ConfigurationError."""
+    """Create a directory that only its owner may enter, unless it exists.
+
+    Raises:
+        ConfigurationError: A setting or a file cannot be used.
+    """
     make_directories(path)
 
 
@@ -147,7 +169,11 @@ class Offer(NamedTuple):
 
 
 def read_offer(value: Value, *, now: datetime) -> Offer:
-    """Read CERT:ROOT's structure. Raises SecurityError for anything but a current, self-signed CA certificate."""
+    """Read CERT:ROOT's structure.
+
+    Raises:
+        SecurityError: For anything but a current, self-signed CA certificate.
+    """
     text, named = value.get("cert"), value.get("issuer")
     if not isinstance(text, str) or not text:
         raise SecurityError(

@@ -108,7 +108,11 @@ class StatusReport(NamedTuple):
 
 
 def decode_status(value: Value) -> StatusReport:
-    """Read a CERT:STATUS value of either form. Raises CertificateStatusError for what is none."""
+    """Read a CERT:STATUS value of either form.
+
+    Raises:
+        CertificateStatusError: For what is none.
+    """
     try:
         return StatusReport(
             _state(value),
@@ -129,7 +133,7 @@ def decode_status(value: Value) -> StatusReport:
 
 
 def _state(value: Value) -> CertState:
-    """The state that ``value`` tells: where it tells more than one, the one that lets less.
+    """Return the state that ``value`` tells: where it tells more than one, the one that lets less.
 
     A state that this version does not know, and an index without a choice, are UNKNOWN whatever stands beside them.
     """
@@ -150,8 +154,8 @@ def _state(value: Value) -> CertState:
 def ocsp_response(value: Value) -> bytes:
     """Give the signed answer in a CERT:STATUS value; nothing where there is none.
 
-    Raises CertificateStatusError for a field of another type: anybody can answer for a status PV, and what is a number
-    there would otherwise be taken for how many octets to make.
+    Raises:
+        CertificateStatusError: For a field of another type: anybody can answer for a status PV, and what is a number there would otherwise be taken for how many octets to make.
     """
     found = value.get("ocsp_response")
     if found is None or isinstance(found, bytes):
@@ -162,7 +166,7 @@ def ocsp_response(value: Value) -> bytes:
 
 
 def _choice(value: Value, path: str) -> str | None:
-    """The text of the choice, "" where the index means none, None where there is no such enumeration."""
+    """Return the text of the choice, "" where the index means none, None where there is no such enumeration."""
     index, choices = value.get(f"{path}.index"), value.get(f"{path}.choices")
     if not isinstance(index, int) or not isinstance(choices, tuple) or not choices:
         return None

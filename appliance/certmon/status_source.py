@@ -86,9 +86,10 @@ class CertRef(NamedTuple):
 
 
 def reference(chain: Sequence[x509.Certificate]) -> CertRef | None:
-    """What to follow of a verified chain, the leaf first; None where the certificate names no status PV (4.3).
+    """Return what to follow of a verified chain, the leaf first; None where the certificate names no status PV (4.3).
 
-    Raises CertificateError for an extension that cannot be read.
+    Raises:
+        CertificateError: For an extension that cannot be read.
     """
     if not chain:
         return None
@@ -332,7 +333,7 @@ class _Follower:
 
 
 def _authority(certificate: x509.Certificate) -> bytes:
-    """What all certificates of one authority have in common, those that other authorities have signed for it included."""
+    """Return what all certificates of one authority have in common, those that other authorities have signed for it included."""
     return certificate.subject.public_bytes() + subject_key_identifier(certificate)
 
 
@@ -396,8 +397,10 @@ class StatusSource:
     def follow(self, ref: CertRef, changed: Callable[[], None]) -> Following:
         """Call ``changed`` whenever the status of a certificate changes; it is not called from inside here.
 
-        All who follow one certificate share one subscription. Raises CertificateStatusError when there are too
-        many certificates.
+        All who follow one certificate share one subscription.
+
+        Raises:
+            CertificateStatusError: There are too many certificates.
         """
         self._authorities.add(_authority(ref.issuer))
         follower = self._followers.get(ref.key)
@@ -435,7 +438,9 @@ class StatusSource:
         """Judge a stapled answer inside the handshake (13.1): REVOKED ends it.
 
         What is not current or does not verify is no answer; the live status decides then, as it does without one.
-        Raises CertificateStatusError.
+
+        Raises:
+            CertificateStatusError: The status cannot be verified.
         """
         if not staple or not chain:
             return

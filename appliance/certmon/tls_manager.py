@@ -53,8 +53,10 @@ class TLSManager(ABC):
     async def open(self) -> KeychainError | None:
         """Read the keychain and hear about its certificate; returns what is wrong with the file.
 
-        Waits for the certificate service for a bounded time. Raises CertificateStatusError where nothing could be
-        heard and ``on_no_cms=throw`` is set.
+        Waits for the certificate service for a bounded time.
+
+        Raises:
+            CertificateStatusError: Nothing could be heard and ``on_no_cms=throw`` is set.
         """
         trouble: KeychainError | None = None
         try:
@@ -179,7 +181,11 @@ class TLSManager(ABC):
         )
 
     def begin(self) -> Mode:
-        """Take the mode that things ask for at the start. Raises KeychainError where it is to end."""
+        """Take the mode that things ask for at the start.
+
+        Raises:
+            KeychainError: It is to end.
+        """
         self.mode = mode = self.choose()
         self.generation = self.identity.generation
         if mode is Mode.SHUTDOWN:
@@ -225,7 +231,7 @@ class TLSManager(ABC):
         )
 
     def plight(self) -> str:
-        """Why identities cannot be proved over this end's connections now, for those who are refused; empty where they can."""
+        """Return why identities cannot be proved over this end's connections now, for those who are refused; empty where they can."""
         if self.mode is not Mode.TCP:
             return ""
         if self.identity.validity is Validity.CURRENT and self._own is not None:

@@ -36,7 +36,11 @@ class Element(NamedTuple):
         return self
 
     def part(self, index: int, tag: int | None = None) -> Element:
-        """One of its parts, of the kind ``tag``. Raises DERError where there is none."""
+        """Return one of its parts, of the kind ``tag``.
+
+        Raises:
+            DERError: There is none.
+        """
         if not index < len(self.parts):
             msg = f"an element of {len(self.parts)} parts where {index + 1} belong"
             raise DERError(msg)
@@ -44,17 +48,17 @@ class Element(NamedTuple):
         return found if tag is None else found.expect(tag)
 
     def octets(self) -> bytes:
-        """The contents of a string, put together where it is in pieces. Raises DERError."""
+        """Return the contents of a string, put together where it is in pieces. Raises DERError."""
         if not self.tag & 0x20:
             return self.value
         return b"".join(piece.octet_string() for piece in self.parts)
 
     def octet_string(self) -> bytes:
-        """The octets of an OCTET STRING, whole or in pieces. Raises DERError."""
+        """Return the octets of an OCTET STRING, whole or in pieces. Raises DERError."""
         return (self if self.tag == 0x24 else self.expect(0x04)).octets()
 
     def integer(self) -> int:
-        """The number that an INTEGER holds. Raises DERError."""
+        """Return the number that an INTEGER holds. Raises DERError."""
         if not self.expect(0x02).value:
             msg = "a number without octets"
             raise DERError(msg)
@@ -62,7 +66,7 @@ class Element(NamedTuple):
 
 
 def read_ber(data: bytes) -> Element:
-    """The one element that ``data`` is, all of it. Raises DERError; work and depth are bounded."""
+    """Return the one element that ``data`` is, all of it. Raises DERError; work and depth are bounded."""
     reader = _Reader(data)
     element, end = reader.element(0, len(data), 0)
     if end != len(data):
@@ -77,7 +81,7 @@ class _Reader:
         self.left = _MAX_ELEMENTS
 
     def element(self, start: int, end: int, depth: int) -> tuple[Element, int]:
-        """The element at ``start`` and where it ends, within ``end``."""
+        """Return the element at ``start`` and where it ends, within ``end``."""
         self.left -= 1
         if depth > _MAX_DEPTH or self.left < 0:
             msg = "too many elements, or too many inside each other"

@@ -26,7 +26,7 @@ class DERError(ValueError):
 
 
 def tlv(tag: int, value: bytes) -> bytes:
-    """One element: tag, length in its shortest form, value."""
+    """Return one element: tag, length in its shortest form, value."""
     size = len(value)
     if size < 0x80:
         return bytes((tag, size)) + value
@@ -39,7 +39,7 @@ def sequence(*items: bytes) -> bytes:
 
 
 def set_of(*items: bytes) -> bytes:
-    """A SET OF, its elements in the order that DER demands."""
+    """Return a SET OF, its elements in the order that DER demands."""
     return tlv(0x31, b"".join(sorted(items)))
 
 
@@ -56,7 +56,7 @@ def integer(value: int) -> bytes:
 
 
 def context(number: int, value: bytes, *, constructed: bool = True) -> bytes:
-    """A context-specific element [number]."""
+    """Return a context-specific element [number]."""
     return tlv((0xA0 if constructed else 0x80) | number, value)
 
 
@@ -72,7 +72,7 @@ def oid(dotted: str) -> bytes:
 
 
 def read_tlv(data: _Buffer) -> tuple[int, _Buffer, _Buffer]:
-    """The first element's tag and value, and what follows it.
+    """Return the first element's tag and value, and what follows it.
 
     Only low tag numbers and definite lengths in their shortest form. Raises DERError.
     """

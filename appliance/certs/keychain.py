@@ -146,7 +146,10 @@ def check_keychain(keychain: Keychain, *, now: datetime, usage: str) -> None:
     """Refuse a keychain that a peer would refuse.
 
     ``usage`` is ``client`` or ``server``; ``now`` is an aware time. A trust anchor outside the own chain may have ended:
-    nobody is authenticated by it then, and the others are good (see `ended_anchors`). Raises KeychainError.
+    nobody is authenticated by it then, and the others are good (see `ended_anchors`).
+
+    Raises:
+        KeychainError: The keychain cannot be read or used.
     """
     if keychain.anchors and len(ended_anchors(keychain, now)) == len(keychain.anchors):
         for anchor in keychain.anchors:
@@ -175,12 +178,12 @@ def check_keychain(keychain: Keychain, *, now: datetime, usage: str) -> None:
 
 
 def ended_anchors(keychain: Keychain, now: datetime) -> tuple[x509.Certificate, ...]:
-    """The trust anchors by which nobody can be authenticated at ``now``, since they have ended or have not begun."""
+    """Return the trust anchors by which nobody can be authenticated at ``now``, since they have ended or have not begun."""
     return tuple(c for c in keychain.anchors if not c.not_valid_before_utc <= now <= c.not_valid_after_utc)
 
 
 def ended_anchor_warnings(keychain: Keychain, now: datetime) -> list[str]:
-    """One sentence for each trust anchor that is not used since its dates do not allow it."""
+    """Return one sentence for each trust anchor that is not used since its dates do not allow it."""
     return [
         f"the trust anchor {subject_text(c.subject)} is valid from {c.not_valid_before_utc:%Y-%m-%d} to "
         f"{c.not_valid_after_utc:%Y-%m-%d} only and is ignored; the keychain is better written without it"
@@ -189,9 +192,10 @@ def ended_anchor_warnings(keychain: Keychain, now: datetime) -> list[str]:
 
 
 def load_key(data: bytes, password: Password = None) -> PrivateKeyTypes:
-    """The private key of a PKCS#12 file whose certificates need not be usable, to request a new one with it.
+    """Return the private key of a PKCS#12 file whose certificates need not be usable, to request a new one with it.
 
-    Raises KeychainError.
+    Raises:
+        KeychainError: The keychain cannot be read or used.
     """
     if not data or len(data) > _MAX_BYTES:
         msg = "the keychain file is empty or far too large; there is no key to reuse in it"
@@ -204,9 +208,10 @@ def load_key(data: bytes, password: Password = None) -> PrivateKeyTypes:
 
 
 def make_keychain(key: PrivateKeyTypes, certificates: Sequence[x509.Certificate]) -> Keychain:
-    """A keychain from a key, its certificate (first) and the chain, checked as `load_keychain` does.
+    """Return a keychain from a key, its certificate (first) and the chain, checked as `load_keychain` does.
 
-    Raises KeychainError.
+    Raises:
+        KeychainError: The keychain cannot be read or used.
     """
     if not certificates:
         msg = "no certificate came with the key"
@@ -215,10 +220,13 @@ def make_keychain(key: PrivateKeyTypes, certificates: Sequence[x509.Certificate]
 
 
 def dump_keychain(keychain: Keychain, password: Password = None, *, issued: datetime | None = None) -> bytes:
-    """A PKCS#12 file that OpenSSL, pvxs and Java read: key and certificate linked, the chain and anchors beside.
+    """Return a PKCS#12 file that OpenSSL, pvxs and Java read: key and certificate linked, the chain and anchors beside.
 
     AES-256-CBC and a SHA-256 MAC, also under the empty password (specification 4.1.1). ``issued`` is noted with the key,
-    for `signing_time`. Raises KeychainError.
+    for `signing_time`.
+
+    Raises:
+        KeychainError: The keychain cannot be read or used.
     """
     secret = _password_bytes(password)
     if keychain.key is None or keychain.certificate is None:
@@ -235,7 +243,11 @@ def dump_keychain(keychain: Keychain, password: Password = None, *, issued: date
 
 
 def dump_trust_anchors(anchors: Iterable[x509.Certificate], password: Password = None) -> bytes:
-    """A PKCS#12 file of trust anchors, marked so that Java takes them for such. Raises KeychainError."""
+    """Return a PKCS#12 file of trust anchors, marked so that Java takes them for such.
+
+    Raises:
+        KeychainError: The keychain cannot be read or used.
+    """
     certificates = _unique(anchors)
     for certificate in certificates:
         if not (is_ca(certificate) and is_self_signed(certificate)):
@@ -276,7 +288,7 @@ def _password_bytes(password: Password) -> bytes:
 
 
 def _sorted(found: Contents) -> tuple[x509.Certificate | None, list[x509.Certificate]]:
-    """The key's own certificate, and the others. Of several for one key, the one that is linked to it counts."""
+    """Return the key's own certificate, and the others. Of several for one key, the one that is linked to it counts."""
     everything = [(load_der(bag.der), bag.local_key_id) for bag in found.certificates]
     leaf = None
     if found.key is not None:
@@ -324,7 +336,7 @@ def _assemble(
 
 
 def _chain(leaf: x509.Certificate, pool: list[x509.Certificate]) -> tuple[x509.Certificate, ...]:
-    """The certificates above ``leaf`` up to a self-signed one. Of several ways, the one that lasts longest.
+    """Return the certificates above ``leaf`` up to a self-signed one. Of several ways, the one that lasts longest.
 
     An authority may be there twice, self-signed and cross-signed by another one that has ended or is not there. So
     the ways are found from their upper ends down: each authority is reached by the best of its ways, and by it alone.

@@ -82,11 +82,13 @@ class OCSPSigner:
         next_update: datetime,
         revocation_date: datetime | None = None,
     ) -> bytes:
-        """A basic OCSP response in DER, signed by the CA, with a SHA-1 CertID as the peers expect.
+        """Return a basic OCSP response in DER, signed by the CA, with a SHA-1 CertID as the peers expect.
 
         Times are aware; parts of a second are dropped. ``revocation_date`` belongs to REVOKED alone and is
         ``this_update`` when it is not given.
-        Raises CertificateStatusError for times that make no sense.
+
+        Raises:
+            CertificateStatusError: For times that make no sense.
         """
         this_update, next_update = this_update.replace(microsecond=0), next_update.replace(microsecond=0)
         if next_update <= this_update:
@@ -114,7 +116,7 @@ class OCSPSigner:
 
 
 def issuer_hashes(issuer: x509.Certificate, algorithm: hashes.HashAlgorithm) -> tuple[bytes, bytes]:
-    """The hashes of a CertID: of the issuer's name and of its public key's bits (RFC 6960 4.1.1)."""
+    """Return the hashes of a CertID: of the issuer's name and of its public key's bits (RFC 6960 4.1.1)."""
     name = hashes.Hash(algorithm)
     name.update(issuer.subject.public_bytes())
     if isinstance(algorithm, hashes.SHA1):
@@ -157,7 +159,10 @@ def verify_response(
 def read_response(der: bytes, *, issuer: x509.Certificate, serial: int) -> StatusAnswer:
     """Verify all of an OCSP answer but its times, to tell a wrong clock from a wrong answer.
 
-    Never a ground for trust: use `verify_response` for that. Raises CertificateStatusError.
+    Never a ground for trust: use `verify_response` for that.
+
+    Raises:
+        CertificateStatusError: The status cannot be verified.
     """
     if not der or len(der) > _MAX_BYTES:
         msg = f"the OCSP response has {len(der)} bytes; 1 to {_MAX_BYTES} are accepted"

@@ -58,7 +58,7 @@ class Bag(NamedTuple):
 
 
 def signing_time(data: bytes) -> datetime | None:
-    """When the certificate of a keychain was issued, as `write_pkcs12` noted it with the key; None where it is not there.
+    """Return when the certificate of a keychain was issued, as `write_pkcs12` noted it with the key; None where it is not there.
 
     The certificate itself does not tell: its validity may begin long before. The caller has read ``data`` as a keychain
     before, so that its integrity is proven.
@@ -78,7 +78,7 @@ def signing_time(data: bytes) -> datetime | None:
 
 
 def write_pkcs12(certificates: list[Bag], key: Bag | None, password: bytes) -> bytes:
-    """A PKCS#12 file: certificates in one safe, the key (PKCS#8 DER), shrouded, in another.
+    """Return a PKCS#12 file: certificates in one safe, the key (PKCS#8 DER), shrouded, in another.
 
     ``password`` is UTF-8 and may be empty.
     """
@@ -134,7 +134,7 @@ def _pbes2(plain: bytes, password: bytes, rounds: int) -> tuple[bytes, bytes]:
 
 
 def wide_passwords(password: bytes) -> tuple[bytes, ...]:
-    """The forms of a password in the derivation of PKCS#12: 16-bit characters and a closing zero (RFC 7292 B.1).
+    """Return the forms of a password in the derivation of PKCS#12: 16-bit characters and a closing zero (RFC 7292 B.1).
 
     Of an empty password there are two forms in use, the zero alone and nothing at all.
     """
@@ -144,7 +144,7 @@ def wide_passwords(password: bytes) -> tuple[bytes, ...]:
 
 
 def derive(name: str, purpose: int, password: bytes, salt: bytes, rounds: int, size: int) -> bytes:
-    """A key (``purpose`` 1), an initial vector (2) or an integrity key (3) of ``size`` octets (RFC 7292 B.2).
+    """Return a key (``purpose`` 1), an initial vector (2) or an integrity key (3) of ``size`` octets (RFC 7292 B.2).
 
     ``name`` is the hash's, ``password`` one of `wide_passwords`.
     """

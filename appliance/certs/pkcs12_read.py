@@ -256,7 +256,7 @@ class _Reader:
         raise _WrongPasswordError
 
     def stretched(self, function: Element, size: int) -> bytes:
-        """A key by PBKDF2 or scrypt; ``size`` is what the cipher needs, 0 where the parameters must say."""
+        """Return a key by PBKDF2 or scrypt; ``size`` is what the cipher needs, 0 where the parameters must say."""
         kind, parameters = function.part(0, _OBJECT).value, function.part(1, _SEQUENCE)
         salt = parameters.part(0).octet_string()
         rest = list(parameters.parts[1:])
@@ -292,7 +292,7 @@ class _Reader:
     # -- ciphers ---------------------------------------------------------------------------------------
 
     def decrypt(self, algorithm: Element, data: bytes) -> list[bytes]:
-        """What the data may be: one text for each form of the password under which the padding is good."""
+        """Return what the data may be: one text for each form of the password under which the padding is good."""
         kind = algorithm.part(0, _OBJECT).value
         parameters = algorithm.part(1, _SEQUENCE)
         texts = []
@@ -331,7 +331,7 @@ def _local_key_id(bag: Element) -> bytes:
 
 
 def _decrypt_cbc(cipher: str, key: bytes, iv: bytes, data: bytes) -> bytes:
-    """The text without its padding; empty where that is wrong."""
+    """Return the text without its padding; empty where that is wrong."""
     block = 16 if cipher == "aes" else 8
     if not data or len(data) % block or len(iv) != block:
         return b""
@@ -351,7 +351,11 @@ def _decrypt_cbc(cipher: str, key: bytes, iv: bytes, data: bytes) -> bytes:
 
 
 def _load_key(der: bytes) -> PrivateKeyTypes:
-    """The key of a PKCS#8 structure. Raises KeychainError, DERError."""
+    """Return the key of a PKCS#8 structure. Raises KeychainError, DERError.
+
+    Raises:
+        KeychainError: The keychain cannot be read or used.
+    """
     kind = read_ber(der).expect(_SEQUENCE).part(1, _SEQUENCE).part(0, _OBJECT).value
     if kind not in _KEY_KINDS or len(der) > _MAX_KEY_BYTES:
         msg = "the keychain's key is of a kind or a size that is not supported; make a new one and request a certificate for it"
@@ -369,7 +373,11 @@ def _load_key(der: bytes) -> PrivateKeyTypes:
 
 
 def _check_rsa(key: RSAPrivateKey) -> None:
-    """See that the numbers belong together, so that nothing is signed with a damaged key. Raises ValueError."""
+    """See that the numbers belong together, so that nothing is signed with a damaged key.
+
+    Raises:
+        ValueError: The text is not valid.
+    """
     own = key.private_numbers()
     p, q, d, public = own.p, own.q, own.d, own.public_numbers
     if not (

@@ -100,7 +100,11 @@ class Issuer(NamedTuple):
 
 
 def generate_key(algorithm: str = "rsa-2048") -> CertificateIssuerPrivateKeyTypes:
-    """A new private key of one of `KEY_ALGORITHMS`. Raises CertificateError for another name."""
+    """Return a new private key of one of `KEY_ALGORITHMS`.
+
+    Raises:
+        CertificateError: For another name.
+    """
     match algorithm:
         case "rsa-2048" | "rsa-4096":
             return rsa.generate_private_key(public_exponent=65537, key_size=int(algorithm[4:]))
@@ -115,7 +119,7 @@ def generate_key(algorithm: str = "rsa-2048") -> CertificateIssuerPrivateKeyType
 
 
 def signature_hash(key: CertificateIssuerPrivateKeyTypes) -> hashes.SHA256 | hashes.SHA384 | None:
-    """The hash to sign with: SHA-384 for P-384, none for Ed25519, else SHA-256."""
+    """Return the hash to sign with: SHA-384 for P-384, none for Ed25519, else SHA-256."""
     if isinstance(key, ed25519.Ed25519PrivateKey):
         return None
     if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.key_size > 256:
@@ -126,10 +130,10 @@ def signature_hash(key: CertificateIssuerPrivateKeyTypes) -> hashes.SHA256 | has
 def subject_name(
     common_name: str, *, country: str = "", organization: str = "", organizational_unit: str = ""
 ) -> x509.Name:
-    """A subject in the order CN, C, O, OU, empty parts left out (4.4).
+    """Return a subject in the order CN, C, O, OU, empty parts left out (4.4).
 
-    Raises CertificateError for a part that is too long, has control characters or outer blanks, or a country
-    that is not two capital letters.
+    Raises:
+        CertificateError: For a part that is too long, has control characters or outer blanks, or a country that is not two capital letters.
     """
     parts = (
         (NameOID.COMMON_NAME, common_name),
@@ -182,9 +186,10 @@ def build_ca(
     issuer: Issuer | None = None,
     path_length: int | None = None,
 ) -> x509.Certificate:
-    """A CA certificate for ``key``: self-signed, or signed by ``issuer`` as an intermediate.
+    """Return a CA certificate for ``key``: self-signed, or signed by ``issuer`` as an intermediate.
 
-    Raises CertificateError when the result would break its profile.
+    Raises:
+        CertificateError: The result would break its profile.
     """
     signer = key if issuer is None else issuer.key
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
@@ -218,14 +223,15 @@ def build_certificate(
     san: Sequence[tuple[str, str]] = (),
     raw_pv_names: bool = False,
 ) -> x509.Certificate:
-    """An end entity's certificate for ``usage`` (a key of `USAGES`), checked against its profile, then signed.
+    """Return an end entity's certificate for ``usage`` (a key of `USAGES`), checked against its profile, then signed.
 
     ``status_pv`` and ``config_pv`` are whole PV names. They are written as an IA5String, as the specification (4.3)
     says and the peers of 2026 read it; ``raw_pv_names`` writes bare ASCII, which is all that the peers of 2025
     read. See `appliance.certs.x509.canonical_pv_name` for how one certificate serves both.
     ``san`` holds (``dns`` | ``ip`` | ``uri``, text). Times are aware and whole seconds count.
 
-    Raises CertificateError when the result would break its profile.
+    Raises:
+        CertificateError: The result would break its profile.
     """
     if usage not in USAGES:
         msg = f"the usage {usage!r} is not known; use one of {', '.join(USAGES)}"
@@ -262,7 +268,7 @@ def build_certificate(
 
 
 def _signed_again(checked: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
-    """The very octets that were checked, under the CA's signature: the throw-away key's algorithm is the CA's."""
+    """Return the very octets that were checked, under the CA's signature: the throw-away key's algorithm is the CA's."""
     body = checked.tbs_certificate_bytes
     signature = key.sign(body, ec.ECDSA(hashes.SHA256()))
     return x509.load_der_x509_certificate(
@@ -277,7 +283,7 @@ def _lint_key() -> ec.EllipticCurvePrivateKey:
 
 @lru_cache(maxsize=64)
 def _begun(issuer: x509.Certificate, usage: str, key_bits: tuple[str, ...]) -> x509.CertificateBuilder:
-    """What all of an authority's certificates for a usage and a kind of key have in common."""
+    """Return what all of an authority's certificates for a usage and a kind of key have in common."""
     return (
         x509.CertificateBuilder()
         .issuer_name(issuer.subject)
@@ -383,7 +389,7 @@ def _general_names(entries: Iterable[tuple[str, str]]) -> list[x509.GeneralName]
 
 
 def check_public_key(key: CertificatePublicKeyTypes) -> str | None:
-    """Why a key may not be certified, or ``None`` (4.8).
+    """Return why a key may not be certified, or ``None`` (4.8).
 
     What takes long, whether an RSA modulus is a prime, is `appliance.certs.public_keys.composite_steps`'s business.
     """

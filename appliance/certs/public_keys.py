@@ -45,7 +45,7 @@ _P25519: Final = (1 << 255) - 19
 
 
 def _small_order() -> frozenset[int]:
-    """The y coordinates of the points whose order divides eight."""
+    """Return the y coordinates of the points whose order divides eight."""
     p = _P25519
     d = -121665 * pow(121666, -1, p) % p
     # Doubling a point of order eight gives y = 0, which is d*y**4 + 2*y**2 - 1 = 0.
@@ -70,7 +70,7 @@ _SMALL_ORDER: Final = _small_order()
 
 
 def key_identity(key: CertificatePublicKeyTypes) -> str:
-    """What two keys have in common if and only if one private key serves both, in hexadecimal.
+    """Return what two keys have in common if and only if one private key serves both, in hexadecimal.
 
     That is more than being equal: one modulus has many exponents, and a point of a curve has an opposite. Whoever
     lost one of them to somebody has lost the others.
@@ -86,7 +86,7 @@ def key_identity(key: CertificatePublicKeyTypes) -> str:
 
 
 def rsa_problem(modulus: int, exponent: int) -> str | None:
-    """Why an RSA key may not be certified, as far as that is told at once; `composite_steps` tells the rest."""
+    """Return why an RSA key may not be certified, as far as that is told at once; `composite_steps` tells the rest."""
     if not exponent % 2 or exponent < 65537 or exponent.bit_length() > _MAX_EXPONENT_BITS:
         shown = exponent if exponent.bit_length() <= 64 else f"of {exponent.bit_length()} bits"
         return f"an RSA key with the exponent {shown}; odd ones from 65537 to {_MAX_EXPONENT_BITS} bits are allowed"
@@ -137,7 +137,7 @@ def composite_steps(modulus: int) -> Generator[None, None, str | None]:
 
 
 def ed25519_problem(key: ed25519.Ed25519PublicKey) -> str | None:
-    """Why an Ed25519 key may not be certified: for a point of small order anybody can sign."""
+    """Return why an Ed25519 key may not be certified: for a point of small order anybody can sign."""
     y = int.from_bytes(key.public_bytes(Encoding.Raw, PublicFormat.Raw), "little") & ((1 << 255) - 1)
     return (
         "an Ed25519 key of small order, for which anybody can sign" if y % _P25519 in _SMALL_ORDER else None
@@ -154,7 +154,11 @@ def _curve_hash(key: ec.EllipticCurvePublicKey | ec.EllipticCurvePrivateKey) -> 
 
 
 def sign(key: PrivateKeyTypes, message: bytes) -> bytes:
-    """A signature of ``message``: RSA-PSS, ECDSA or Ed25519. Raises CertificateError for a key of another kind."""
+    """Return a signature of ``message``: RSA-PSS, ECDSA or Ed25519.
+
+    Raises:
+        CertificateError: For a key of another kind.
+    """
     if isinstance(key, rsa.RSAPrivateKey):
         return key.sign(message, _PSS, hashes.SHA256())
     if isinstance(key, ec.EllipticCurvePrivateKey):

@@ -24,7 +24,11 @@ _SHIFTS: Final = (1, 2, 3, 5)
 
 
 def decrypt_rc2_cbc(key: bytes, iv: bytes, data: bytes) -> bytes:
-    """Decrypt whole blocks of 8 octets; as many bits of the key count as it has. Raises ValueError."""
+    """Decrypt whole blocks of 8 octets; as many bits of the key count as it has.
+
+    Raises:
+        ValueError: The text is not valid.
+    """
     if len(data) % 8 or len(iv) != 8 or not 1 <= len(key) <= 128:
         msg = "not whole blocks, or not a key of RC2"
         raise ValueError(msg)

@@ -137,12 +137,12 @@ EXPIRED by the clock; SCHEDULED_OFFLINE to PENDING_RENEWAL.
 
 
 def may_change(old: CertState | None, new: CertState) -> bool:
-    """A certificate may go from ``old`` (``None``: it is being created) to ``new``."""
+    """Return a certificate may go from ``old`` (``None``: it is being created) to ``new``."""
     return new in INITIAL if old is None else new in TRANSITIONS[old]
 
 
 def state_at_approval(now: datetime, not_before: datetime, not_after: datetime) -> CertState:
-    """The state that the clock dictates when a certificate is issued or approved (8.1)."""
+    """Return the state that the clock dictates when a certificate is issued or approved (8.1)."""
     if now < not_before:
         return CertState.PENDING
     return CertState.VALID if now < not_after else CertState.EXPIRED
@@ -156,7 +156,7 @@ def effective_state(
     not_after: datetime,
     renew_by: datetime | None = None,
 ) -> CertState:
-    """The state at ``now`` of a certificate that was last recorded in ``state``.
+    """Return the state at ``now`` of a certificate that was last recorded in ``state``.
 
     A boundary that was crossed counts even if nobody recorded it. A clock that steps back undoes nothing.
     """
@@ -179,7 +179,7 @@ def next_boundary(
     not_after: datetime,
     renew_by: datetime | None = None,
 ) -> datetime | None:
-    """When the clock will next change the effective state, ``None`` if it never will."""
+    """Return when the clock will next change the effective state, ``None`` if it never will."""
     current = effective_state(state, now=now, not_before=not_before, not_after=not_after, renew_by=renew_by)
     if current in (CertState.REVOKED, CertState.EXPIRED, CertState.UNKNOWN):
         return None
@@ -196,7 +196,7 @@ def renewal_due(*, now: datetime, updated: datetime, renew_by: datetime | None) 
 
 
 def ocsp_state(state: CertState) -> OCSPState:
-    """What an OCSP responder says of a certificate in ``state``: all but VALID and REVOKED is unknown."""
+    """Return what an OCSP responder says of a certificate in ``state``: all but VALID and REVOKED is unknown."""
     if state is CertState.VALID:
         return OCSPState.GOOD
     return OCSPState.REVOKED if state is CertState.REVOKED else OCSPState.UNKNOWN
@@ -228,7 +228,7 @@ def judge(signed: OCSPState, claimed: CertState, *, next_update: datetime, now: 
 
 
 def parse_state(text: str) -> CertState:
-    """The state of that name, UNKNOWN for a name that a later version may bring."""
+    """Return the state of that name, UNKNOWN for a name that a later version may bring."""
     try:
         return CertState(text)
     except ValueError:
@@ -246,7 +246,7 @@ _LAST: Final = 253_402_300_799
 
 
 def read_renew_by(seconds: int, not_before: datetime | None = None) -> datetime | None:
-    """The date that ``renew_by`` of CERT:STATUS or of an answer to CERT:CREATE means; ``None`` where there is none.
+    """Return the date that ``renew_by`` of CERT:STATUS or of an answer to CERT:CREATE means; ``None`` where there is none.
 
     It counts from 1970 (7.2), in pvxs-cms of 2026 from 1990: what comes out before ``not_before``, the begin of the
     certificate's validity, was counted from there. Without a ``not_before`` the year 2015 stands for it.
@@ -275,9 +275,10 @@ def format_date(when: datetime | None) -> str:
 
 
 def parse_date(text: str) -> datetime | None:
-    """The time of a text as `format_date` writes it, ``None`` for an empty one.
+    """Return the time of a text as `format_date` writes it, ``None`` for an empty one.
 
-    Raises CertificateStatusError for any other text.
+    Raises:
+        CertificateStatusError: For any other text.
     """
     if not text:
         return None

@@ -138,7 +138,11 @@ def adopt(certificate: x509.Certificate) -> x509.Certificate:
 
 
 def load_der(data: bytes) -> x509.Certificate:
-    """Read a certificate in DER form. Raises CertificateError."""
+    """Read a certificate in DER form.
+
+    Raises:
+        CertificateError: The certificate or key is not acceptable; the text says why.
+    """
     try:
         with quiet():
             certificate = x509.load_der_x509_certificate(data)
@@ -149,7 +153,11 @@ def load_der(data: bytes) -> x509.Certificate:
 
 
 def load_pem_text(text: bytes) -> list[x509.Certificate]:
-    """Read the certificates of a PEM text. Raises CertificateError."""
+    """Read the certificates of a PEM text.
+
+    Raises:
+        CertificateError: The certificate or key is not acceptable; the text says why.
+    """
     try:
         with quiet():
             found = x509.load_pem_x509_certificates(text)
@@ -160,7 +168,11 @@ def load_pem_text(text: bytes) -> list[x509.Certificate]:
 
 
 def public_key(certificate: x509.Certificate) -> CertificatePublicKeyTypes:
-    """A certificate's public key. Raises CertificateError where it cannot be read or is of an unknown kind."""
+    """Return a certificate's public key.
+
+    Raises:
+        CertificateError: It cannot be read or is of an unknown kind.
+    """
     try:
         with quiet():
             return certificate.public_key()
@@ -170,7 +182,7 @@ def public_key(certificate: x509.Certificate) -> CertificatePublicKeyTypes:
 
 
 def serial_number(certificate: x509.Certificate) -> int:
-    """A certificate's serial number. 0 and negative ones are against RFC 5280, and roots that have them are in use."""
+    """Return a certificate's serial number. 0 and negative ones are against RFC 5280, and roots that have them are in use."""
     with quiet():
         return certificate.serial_number
 
@@ -188,14 +200,14 @@ def signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
 
 
 def subject_text(name: x509.Name) -> str:
-    """A name in the order it was encoded in: ``CN=softioc, O=localhost``. See `shown_subject`."""
+    """Return a name in the order it was encoded in: ``CN=softioc, O=localhost``. See `shown_subject`."""
     return shown_subject(
         (_SHORT.get(attribute.oid, attribute.oid.dotted_string), _text(attribute.value)) for attribute in name
     )
 
 
 def shown_subject(parts: Iterable[tuple[str, str]]) -> str:
-    """A name for people, from its parts and their values; empty parts are left out.
+    """Return a name for people, from its parts and their values; empty parts are left out.
 
     Every place that shows a name uses this: a value cannot pose as two parts, and not as a second line of a log.
     """
@@ -203,7 +215,7 @@ def shown_subject(parts: Iterable[tuple[str, str]]) -> str:
 
 
 def shown_value(text: str) -> str:
-    """The value of one part of a name, with what has a meaning there escaped (RFC 4514 2.4)."""
+    """Return the value of one part of a name, with what has a meaning there escaped (RFC 4514 2.4)."""
     if text.isalnum():
         return text
     made = "".join(f"\\{c}" if c in _SPECIAL else c if c.isprintable() else _hexadecimal(c) for c in text)
@@ -227,14 +239,14 @@ def _printable(text: str) -> str:
 
 
 def subject_parts(name: x509.Name) -> tuple[tuple[str, str], ...]:
-    """The attributes of a name as (short name, text), in the order in which they were encoded."""
+    """Return the attributes of a name as (short name, text), in the order in which they were encoded."""
     return tuple(
         (_SHORT.get(attribute.oid, attribute.oid.dotted_string), _text(attribute.value)) for attribute in name
     )
 
 
 def common_name(name: x509.Name) -> str:
-    """The first common name, as the peers read it; empty where there is none or it has control characters."""
+    """Return the first common name, as the peers read it; empty where there is none or it has control characters."""
     for attribute in name.get_attributes_for_oid(NameOID.COMMON_NAME):
         text = _text(attribute.value)
         return text if text.isprintable() else ""
@@ -242,7 +254,7 @@ def common_name(name: x509.Name) -> str:
 
 
 def authority_name(ca: x509.Certificate) -> str:
-    """The name by which access rules know an authority: its common name, or all of its name where it has none."""
+    """Return the name by which access rules know an authority: its common name, or all of its name where it has none."""
     return common_name(ca.subject) or subject_text(ca.subject)
 
 
@@ -255,7 +267,11 @@ def issuer_id(ca: x509.Certificate) -> str:
 
 
 def subject_key_identifier(certificate: x509.Certificate) -> bytes:
-    """The subject key identifier, computed where the certificate does not carry it. Raises CertificateError."""
+    """Return the subject key identifier, computed where the certificate does not carry it.
+
+    Raises:
+        CertificateError: The certificate or key is not acceptable; the text says why.
+    """
     found = find_extension(certificate, x509.SubjectKeyIdentifier)
     if found is not None and found.digest:
         return found.digest
@@ -271,7 +287,7 @@ def cert_id(issuer: str, serial: int) -> str:
 
 
 def shown_id(issuer: str, serial: int) -> str:
-    """A certificate identifier in everything that is printed and logged: the serial without padding.
+    """Return a certificate identifier in everything that is printed and logged: the serial without padding.
 
     One spelling, so that a search finds all of it. Input is accepted in both (`parse_cert_id`).
     """
@@ -279,7 +295,11 @@ def shown_id(issuer: str, serial: int) -> str:
 
 
 def parse_cert_id(text: str) -> tuple[str, int]:
-    """The two parts of ``issuer_id:serial``, the serial padded or not. Raises CertificateError."""
+    """Return the two parts of ``issuer_id:serial``, the serial padded or not.
+
+    Raises:
+        CertificateError: The certificate or key is not acceptable; the text says why.
+    """
     issuer, colon, serial = text.strip().partition(":")
     if (
         not colon
@@ -297,7 +317,11 @@ def parse_cert_id(text: str) -> tuple[str, int]:
 
 
 def is_ca(certificate: x509.Certificate) -> bool:
-    """Basic constraints say that the certificate may sign others. Raises CertificateError."""
+    """Basic constraints say that the certificate may sign others.
+
+    Raises:
+        CertificateError: The certificate or key is not acceptable; the text says why.
+    """
     found = find_extension(certificate, x509.BasicConstraints)
     return found is not None and found.ca
 
@@ -310,7 +334,8 @@ def is_self_signed(certificate: x509.Certificate) -> bool:
 def check_extended_key_usage(certificate: x509.Certificate, usage: str) -> None:
     """Require serverAuth for ``server``, clientAuth for ``client`` (SPVA specification 4.2).
 
-    Raises CertificateError.
+    Raises:
+        CertificateError: The certificate or key is not acceptable; the text says why.
     """
     found = find_extension(certificate, x509.ExtendedKeyUsage)
     purpose = _PURPOSES[usage]
@@ -323,8 +348,9 @@ def status_pv(certificate: x509.Certificate) -> str:
     """Name of the PV that tells the certificate's status; empty where the certificate names none.
 
     Reads both forms in use: an IA5String (SPVA specification 4.3) and bare ASCII (the reference of 2025).
-    Raises CertificateError for an extension that is there but cannot be read: such a certificate
-    asks for status checks that would never happen.
+
+    Raises:
+        CertificateError: For an extension that is there but cannot be read: such a certificate asks for status checks that would never happen.
     """
     return _pv_extension(certificate, STATUS_PV_OID, "status")
 
@@ -353,7 +379,11 @@ def names_status(chain: Sequence[x509.Certificate]) -> bool:
 
 
 def config_pv(certificate: x509.Certificate) -> str:
-    """Name of the PV for renewal requests, empty where there is none. Raises CertificateError."""
+    """Name of the PV for renewal requests, empty where there is none.
+
+    Raises:
+        CertificateError: The certificate or key is not acceptable; the text says why.
+    """
     return _pv_extension(certificate, CONFIG_PV_OID, "configuration")
 
 
@@ -369,7 +399,7 @@ def _pv_extension(certificate: x509.Certificate, oid: x509.ObjectIdentifier, wha
 
 
 def decode_pv_name(raw: bytes) -> str:
-    """The PV name in an extension's value, in either form. Raises DERError."""
+    """Return the PV name in an extension's value, in either form. Raises DERError."""
     if raw[:1] == bytes((_IA5STRING,)):
         _, value, rest = read_tlv(raw)
         if rest:
@@ -386,9 +416,12 @@ def decode_pv_name(raw: bytes) -> str:
 
 
 def encode_pv_name(name: str, *, raw: bool = False) -> bytes:
-    """The value of an extension that names a PV: an IA5String, or bare ASCII. Raises CertificateError.
+    """Return the value of an extension that names a PV: an IA5String, or bare ASCII.
 
     At most 127 bytes: the longest that peers read which know only the short form of a DER length.
+
+    Raises:
+        CertificateError: The certificate or key is not acceptable; the text says why.
     """
     data = name.encode("ascii", "replace")
     if not name.isascii() or not 0 < len(data) < 0x80 or not all(0x20 < byte < 0x7F for byte in data):
@@ -398,7 +431,7 @@ def encode_pv_name(name: str, *, raw: bool = False) -> bytes:
 
 
 def canonical_pv_name(name: str) -> str:
-    """The PV name that a peer means which did not decode the extension.
+    """Return the PV name that a peer means which did not decode the extension.
 
     Peers of 2025 take the extension's bytes, IA5String header and all, for the PV's name and search for that;
     peers of 2026 decode it, and take a certificate with bare ASCII for one without status. So certificates carry
@@ -411,7 +444,11 @@ def canonical_pv_name(name: str) -> str:
 
 
 def renew_by(certificate: x509.Certificate) -> datetime | None:
-    """The date by which the certificate must be renewed, ``None`` where there is none. Raises CertificateError."""
+    """Return the date by which the certificate must be renewed, ``None`` where there is none.
+
+    Raises:
+        CertificateError: The certificate or key is not acceptable; the text says why.
+    """
     raw = _raw_extension(certificate, RENEW_BY_OID)
     if raw is None:
         return None
@@ -425,7 +462,7 @@ def renew_by(certificate: x509.Certificate) -> datetime | None:
 
 
 def encode_time(when: datetime) -> bytes:
-    """An ASN.1 time in DER: UTCTime up to 2049, GeneralizedTime after (RFC 5280 4.1.2.5)."""
+    """Return an ASN.1 time in DER: UTCTime up to 2049, GeneralizedTime after (RFC 5280 4.1.2.5)."""
     utc = when.astimezone(UTC)
     if 1950 <= utc.year < 2050:
         return tlv(_UTC_TIME, utc.strftime("%y%m%d%H%M%SZ").encode())
@@ -433,7 +470,7 @@ def encode_time(when: datetime) -> bytes:
 
 
 def decode_time(raw: bytes) -> datetime:
-    """A time as `encode_time` writes it. Raises DERError."""
+    """Return a time as `encode_time` writes it. Raises DERError."""
     tag, value, rest = read_tlv(raw)
     text = value.decode("ascii", "replace")
     digits = text[:-1]
@@ -455,7 +492,8 @@ def decode_time(raw: bytes) -> datetime:
 def san(certificate: x509.Certificate) -> tuple[tuple[str, str], ...]:
     """Subject alternative names as (``dns`` | ``ip`` | ``uri``, text); other kinds are left out.
 
-    Raises CertificateError.
+    Raises:
+        CertificateError: The certificate or key is not acceptable; the text says why.
     """
     found = find_extension(certificate, x509.SubjectAlternativeName)
     names: list[tuple[str, str]] = []
@@ -478,7 +516,11 @@ def _extensions(certificate: x509.Certificate) -> x509.Extensions:
 
 
 def find_extension(certificate: x509.Certificate, kind: type[_T]) -> _T | None:
-    """An extension's value, ``None`` where the certificate does not carry it. Raises CertificateError."""
+    """Return an extension's value, ``None`` where the certificate does not carry it.
+
+    Raises:
+        CertificateError: The certificate or key is not acceptable; the text says why.
+    """
     # By its number: asking each extension for its class costs several times as much.
     try:
         value = _extensions(certificate).get_extension_for_oid(kind.oid).value
@@ -488,7 +530,11 @@ def find_extension(certificate: x509.Certificate, kind: type[_T]) -> _T | None:
 
 
 def extension_values(certificate: x509.Certificate) -> dict[x509.ObjectIdentifier, x509.ExtensionType]:
-    """All extensions' values, for who asks for many. Raises CertificateError."""
+    """Return all extensions' values, for who asks for many.
+
+    Raises:
+        CertificateError: The certificate or key is not acceptable; the text says why.
+    """
     return {extension.oid: extension.value for extension in _extensions(certificate)}
 
 

@@ -40,7 +40,7 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line."""
     arguments = Parser(
         prog="acf-test",
         description="Tell what an access security file (classic or YAML form) permits to a principal, and why.",

@@ -38,7 +38,7 @@ exit status:
 
 
 def authn_parser(prog: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """A command line with what all authenticators understand."""
+    """Return a command line with what all authenticators understand."""
     made = Parser(
         prog=prog,
         description=description,

@@ -29,7 +29,7 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line."""
     made = authn_parser(
         "authnjwt",
         "JSON Web Token authenticator: exchange a token for a certificate. Name, organization and validity come from "

@@ -28,7 +28,7 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line."""
     made = authn_parser(
         "authnstd",
         "Standard authenticator: request a certificate for a name. Nothing proves the name, so the certificate is "

@@ -116,7 +116,8 @@ def add_format(parser: argparse.ArgumentParser, *, default: str = "delta") -> No
 def array_limit(options: argparse.Namespace, default: str = "delta") -> tuple[str, int]:
     """Give the format and limit of ``add_format``; an unknown format is a warning, as in pvxs.
 
-    Raises ConfigurationError where they would have no effect.
+    Raises:
+        ConfigurationError: They would have no effect.
     """
     if options.json and (options.format is not None or options.limit is not None):
         from appliance.errors import ConfigurationError

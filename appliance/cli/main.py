@@ -24,7 +24,7 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line."""
     made = Parser(prog="appliance", description="Secure PVAccess appliance.", epilog=_EPILOG)
     add_version(made)
     add_completion(made)

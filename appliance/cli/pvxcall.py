@@ -38,7 +38,7 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line."""
     made = Parser(
         prog="pvxcall", description="Call a PV with arguments (RPC) and print the answer.", epilog=_EPILOG
     )

@@ -81,7 +81,7 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line."""
     made = Parser(
         prog="pvxcert",
         usage="pvxcert [options] [cert_id ... | list]",
@@ -235,7 +235,12 @@ def _contradiction(options: argparse.Namespace) -> str:
 
 
 def _keychain_of(options: argparse.Namespace, config: ClientConfig) -> tuple[Keychain, str]:
-    """The keychain that is meant: ``-f``, else this account's. Raises ConfigurationError, KeychainError."""
+    """Return the keychain that is meant: ``-f``, else this account's.
+
+    Raises:
+        ConfigurationError: A setting or a file cannot be used.
+        KeychainError: The keychain cannot be read or used.
+    """
     from appliance.config.secret import Secret
     from appliance.errors import KeychainError
 
@@ -270,7 +275,7 @@ def _load(path: str, password: Secret) -> Keychain:
 
 
 def _password_for(path: str, config: ClientConfig) -> Secret:
-    """The password file that belongs to a configured keychain, if this is one."""
+    """Return the password file that belongs to a configured keychain, if this is one."""
     from appliance.config.pva import resolve_server
     from appliance.config.secret import Secret
 
@@ -323,7 +328,7 @@ class _TrustedCAs:
             complain(f"Warning: {error}")
 
     async def issuer(self, identifier: str, context: Context, prefix: str, timeout: float) -> Any:
-        """The issuer's certificate, asked from the service where it is an intermediate that is not known; or None."""
+        """Return the issuer's certificate, asked from the service where it is an intermediate that is not known; or None."""
         from appliance.authn.status import find_issuer, verified_chain
         from appliance.authn.trust import load_pem
         from appliance.errors import ApplianceError
@@ -473,7 +478,7 @@ def _server_of(context: Context, pv: str) -> str:
 
 
 def _plain(config: ClientConfig) -> ClientConfig:
-    """A certificate's status is asked for without the certificate: it cannot depend on itself."""
+    """Return a certificate's status is asked for without the certificate: it cannot depend on itself."""
     from appliance.config.secret import Secret
 
     return config._replace(tls_keychain="", tls_keychain_password=Secret())
@@ -486,7 +491,7 @@ def _shown(target: str) -> str:
 
 
 def _status_pv(config: ClientConfig, target: str) -> str:
-    """The status PV by an identifier: the serial number has 20 digits, as in the name that certificates carry.
+    """Return the status PV by an identifier: the serial number has 20 digits, as in the name that certificates carry.
 
     The C++ service answers to a name without the zeros, but what is put there reaches nobody who watches the other.
     """
@@ -569,7 +574,7 @@ def _identity(options: argparse.Namespace, config: ClientConfig) -> Keychain:
 
 
 def _secured(config: ClientConfig, keychain: Keychain) -> Context:
-    """A client that shows ``keychain`` to the certificate service itself, and talks to nobody else.
+    """Return a client that shows ``keychain`` to the certificate service itself, and talks to nobody else.
 
     Anybody could answer a search for the status PV and report success for what was never done.
     """

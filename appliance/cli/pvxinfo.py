@@ -42,7 +42,7 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line."""
     made = Parser(
         prog="pvxinfo", description="Print the types of PVs and the servers that have them.", epilog=_EPILOG
     )

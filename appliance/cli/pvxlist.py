@@ -46,7 +46,7 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line."""
     made = Parser(
         prog="pvxlist", description="Discover servers, list their PVs, or ask what they are.", epilog=_EPILOG
     )

@@ -48,7 +48,7 @@ _NEGATIVE = r"-(?:0[xX][0-9a-fA-F]+|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[iI][nN
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line."""
     made = Parser(prog="pvxput", description="Write a PV.", epilog=_EPILOG)
     made.add_argument("name", metavar="pvname", help="PV to write.")
     made.add_argument("values", metavar="value", nargs="+", help="<value>, <json> or <field>=<value> ...")
@@ -63,7 +63,8 @@ def parser() -> argparse.ArgumentParser:
 def assignments(values: Sequence[str]) -> dict[str, str]:
     """Sort the command line's values into fields; the empty name stands for the whole structure.
 
-    Raises ConfigurationError for what is no assignment, or one field given twice.
+    Raises:
+        ConfigurationError: For what is no assignment, or one field given twice.
     """
     from appliance.errors import ConfigurationError
 
@@ -84,7 +85,7 @@ def assignments(values: Sequence[str]) -> dict[str, str]:
 
 
 def _as_array(values: Sequence[str]) -> str:
-    """The words of a command line as the array that was meant, for a shell."""
+    """Return the words of a command line as the array that was meant, for a shell."""
     import re
     from json import dumps
     from shlex import quote
@@ -102,7 +103,7 @@ def _protected(argv: Sequence[str]) -> list[str]:
 
 
 def _given(words: Sequence[str]) -> list[str]:
-    """The other end of :func:`_protected`."""
+    """Return the other end of :func:`_protected`."""
     import re
 
     return [word[1:] if re.fullmatch(f" {_NEGATIVE}", word) else word for word in words]
@@ -137,7 +138,7 @@ def builder(fields: dict[str, str], show: Callable[[Value], None] | None) -> Cal
 
 
 def _hint(fields: dict[str, str], field: str, present: Value) -> str:
-    """How to write as text what has been taken for JSON, or for a field and its value."""
+    """Return how to write as text what has been taken for JSON, or for a field and its value."""
     from json import dumps
     from shlex import quote
 

@@ -17,7 +17,11 @@ __all__ = ["verify_audit"]
 
 
 def verify_audit(where: str, *, head: str | None = None) -> AuditFinding:
-    """Check the whole chain of a database, which may be in use. Raises ConfigurationError."""
+    """Check the whole chain of a database, which may be in use.
+
+    Raises:
+        ConfigurationError: A setting or a file cannot be used.
+    """
     import os
 
     if is_sqlite(where) and not os.path.isfile(where):  # noqa: PTH113

@@ -25,7 +25,10 @@ _PREFIX: Final = "certs_backup_"
 def backup(where: str, target: str) -> str:
     """Copy the database to ``target``, in one consistent state; gives the name of the copy.
 
-    The copy appears whole or not at all, readable by its owner only. Raises ConfigurationError.
+    The copy appears whole or not at all, readable by its owner only.
+
+    Raises:
+        ConfigurationError: A setting or a file cannot be used.
     """
     if not is_sqlite(where):
         raise ConfigurationError("a database server makes its own backups (pg_dump)", file=where)
@@ -81,7 +84,10 @@ class Backups:
     def make(self, now: float, keep: int) -> str:
         """Make the next backup, and remove all but the latest ``keep``, never the one that was just made.
 
-        Gives its name. Raises ConfigurationError.
+        Gives its name.
+
+        Raises:
+            ConfigurationError: A setting or a file cannot be used.
         """
         numbers = [number for number, _ in self._found()]
         self._sweep()
@@ -102,7 +108,7 @@ class Backups:
                     os.unlink(os.path.join(self.directory, name))  # noqa: PTH108, PTH118
 
     def _found(self) -> list[tuple[int, str]]:
-        """The backups of this service with their numbers, the oldest first."""
+        """Return the backups of this service with their numbers, the oldest first."""
         try:
             names = os.listdir(self.directory)  # noqa: PTH208
         except OSError as error:

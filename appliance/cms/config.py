@@ -137,13 +137,13 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
     """`DEBUG`, `INFO`, `WARNING` or `ERROR`; `PVXS_LOG` sets single parts."""
 
     def at_home(self) -> frozenset[str]:
-        """Organizations whose people the access security file calls by their names alone, beside the service's own."""
+        """Return organizations whose people the access security file calls by their names alone, beside the service's own."""
         issuers = set(self.jwt.organizations().values())
         # Of several none is the obvious one: their people are called by their organization, or it is listed.
         return frozenset(self.organizations) | (issuers if len(issuers) == 1 else frozenset())
 
     def warnings(self) -> list[str]:
-        """What these settings give away, one sentence each."""
+        """Return what these settings give away, one sentence each."""
         found = []
         if self.inherit_approval_unproven:
             found.append(
@@ -162,7 +162,7 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
         return found
 
     def rules(self) -> Rules:
-        """What holds for certificates."""
+        """Return what holds for certificates."""
         return Rules(
             usages={
                 usage: UsageRules(
@@ -320,5 +320,9 @@ def _checked(settings: CMSSettings, values: dict[str, Any]) -> CMSSettings:
 
 
 def parse_password_file(path: str, setting: str) -> Secret:
-    """A keychain's password, the first line of the file that ``setting`` names; none for an empty path. Raises ConfigurationError."""
+    """Return a keychain's password, the first line of the file that ``setting`` names; none for an empty path.
+
+    Raises:
+        ConfigurationError: A setting or a file cannot be used.
+    """
     return Secret.first_line(path, setting=setting) if path else Secret()

@@ -130,7 +130,7 @@ class Health:
         )
 
     def summary(self) -> str:
-        """One line for the service manager."""
+        """Return one line for the service manager."""
         live = self._lifecycle.live.values()
         pending = sum(1 for record in live if record.state is CertState.PENDING_APPROVAL)
         return (

@@ -19,7 +19,7 @@ BARRED: Final = "the key is that of a certificate that was revoked, and is never
 
 
 def key_problem(request: NewCertificate, uses: Iterable[KeyUse]) -> str:
-    """Why a key is not certified for this request; empty where nothing speaks against it."""
+    """Return why a key is not certified for this request; empty where nothing speaks against it."""
     for use in uses:
         if use.barred:
             return f"{BARRED}; request with a new key (move the keychain away)"
@@ -53,7 +53,7 @@ def approved_before(request: NewCertificate, known: Iterable[Record]) -> bool:
 
 
 def other_holder(request: NewCertificate, live: Iterable[Record]) -> str:
-    """Why a token does not get a name that another identity holds; empty where none does.
+    """Return why a token does not get a name that another identity holds; empty where none does.
 
     An identity is an issuer with a subject, and the certificate names only the issuer's host.
     """
@@ -73,7 +73,7 @@ def proves_the_name(request: NewCertificate, known: Iterable[Record]) -> bool:
 def may_supersede(
     request: NewCertificate, old: Record, state: CertState, *, granted: bool, proven: bool
 ) -> str:
-    """Why a live certificate of the same subject gives way to the request; empty where it does not.
+    """Return why a live certificate of the same subject gives way to the request; empty where it does not.
 
     ``granted``: the request needs no approval, or has one; ``proven``: see `proves_the_name`.
     """

@@ -38,7 +38,7 @@ class InUse:
                     self._known[path] = (found.st_dev, found.st_ino)
 
     def lost(self) -> str:
-        """The first name that leads nowhere, or to another file; empty where all is well."""
+        """Return the first name that leads nowhere, or to another file; empty where all is well."""
         for path, known in self._known.items():
             try:
                 found = os.stat(path)  # noqa: PTH116

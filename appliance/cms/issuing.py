@@ -57,7 +57,7 @@ class UsageRules(NamedTuple):
     """No certificate of this usage lives longer, unless ``validity`` is longer itself."""
 
     def latest(self, now: datetime) -> datetime:
-        """The latest end of a certificate that is issued now."""
+        """Return the latest end of a certificate that is issued now."""
         return max(self.longest.after(now), self.validity.after(now))
 
 
@@ -336,13 +336,13 @@ def _public_key(pem: str) -> CertificatePublicKeyTypes:
 
 
 def pem_chain(*certificates: x509.Certificate) -> str:
-    """Certificates in PEM form, one after the other, each once."""
+    """Return certificates in PEM form, one after the other, each once."""
     seen = dict.fromkeys(c.public_bytes(Encoding.PEM).decode("ascii") for c in certificates)
     return "".join(seen)
 
 
 def new_serial() -> int:
-    """A random serial number, never 0, of 63 bits."""
+    """Return a random serial number, never 0, of 63 bits."""
     if not _randoms:
         # A call of the kernel gives the interpreter to the store's thread, so one call serves many.
         _randoms.extend(struct.unpack(f"<{_RANDOMS}Q", os.urandom(8 * _RANDOMS)))

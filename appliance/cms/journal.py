@@ -148,7 +148,11 @@ class OthersJournal(Journal):
         self._fd = -1
 
     def add(self, entries: Iterable[tuple[int, int]], *, barred: Iterable[int] = ()) -> None:
-        """Refuse. Raises JournalError."""
+        """Refuse.
+
+        Raises:
+            JournalError: The file cannot be written; the revocations are kept for the next attempt.
+        """
         del barred
         if tuple(entries):
             raise JournalError(f"the revocation journal {self.path} is kept by the service that runs")

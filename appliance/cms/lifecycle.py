@@ -71,7 +71,11 @@ class Waiting:
         self.came_from: dict[int, str] = {}
 
     def check(self, address: str) -> None:
-        """Refuse another one of this address where it has too many. Raises Refused."""
+        """Refuse another one of this address where it has too many.
+
+        Raises:
+            Refused: There are too many.
+        """
         here = self.came_from
         if len(here) >= _MOST_WAITING or (
             len(here) >= _MOST_OF_ONE and sum(other == address for other in here.values()) >= _MOST_OF_ONE
@@ -166,7 +170,11 @@ class Lifecycle:
         heapq.heapify(self._boundaries)
 
     async def adopt(self) -> None:
-        """Take in what a command beside this service has recorded. Raises StoreError."""
+        """Take in what a command beside this service has recorded.
+
+        Raises:
+            StoreError: The database could not be used; nothing has changed.
+        """
         for record in await self.store.submit(live_records):
             if self.peek(record.serial) is None:
                 self._remember(record)
@@ -188,11 +196,15 @@ class Lifecycle:
     # -- questions -----------------------------------------------------------------------------------
 
     def peek(self, serial: int) -> Record | None:
-        """What is known without asking the database."""
+        """Return what is known without asking the database."""
         return self.live.get(serial) or self._finished.get(serial)
 
     async def find(self, serial: int) -> Record | None:
-        """A certificate. Raises StoreError."""
+        """Return a certificate.
+
+        Raises:
+            StoreError: The database could not be used; nothing has changed.
+        """
         found = self.peek(serial)
         if found is None:
             found = await self.store.submit(lambda transaction: transaction.get(serial))
@@ -204,7 +216,7 @@ class Lifecycle:
         return found
 
     def state(self, record: Record) -> CertState:
-        """The state of a record now."""
+        """Return the state of a record now."""
         return state_now(record, self.clock())
 
     # -- changes -------------------------------------------------------------------------------------
@@ -212,7 +224,9 @@ class Lifecycle:
     async def create(self, request: NewCertificate, actor: Actor) -> Record:
         """Record a certificate; it may be signed when this returns.
 
-        Raises RequestRefused, StoreError.
+        Raises:
+            RequestRefused: The request is not permitted; the text says why.
+            StoreError: The database could not be used; nothing has changed.
         """
         now = self.clock()
         at = posix(now)
@@ -317,7 +331,12 @@ class Lifecycle:
         )
 
     async def approve(self, serial: int, actor: Actor) -> Record:
-        """Approve a certificate. Raises RequestRefused, StoreError."""
+        """Approve a certificate.
+
+        Raises:
+            RequestRefused: The request is not permitted; the text says why.
+            StoreError: The database could not be used; nothing has changed.
+        """
 
         def decide(record: Record, state: CertState) -> tuple[CertState, bool]:
             if state is not CertState.PENDING_APPROVAL:
@@ -333,7 +352,12 @@ class Lifecycle:
         return await self._change(serial, decide, "approve", actor, "", check=check)
 
     async def deny(self, serial: int, actor: Actor) -> Record:
-        """Deny a certificate its approval. Raises RequestRefused, StoreError."""
+        """Deny a certificate its approval.
+
+        Raises:
+            RequestRefused: The request is not permitted; the text says why.
+            StoreError: The database could not be used; nothing has changed.
+        """
 
         def decide(_record: Record, state: CertState) -> tuple[CertState, bool]:
             if state is not CertState.PENDING_APPROVAL:
@@ -346,7 +370,12 @@ class Lifecycle:
         return await self._change(serial, decide, "deny", actor, "")
 
     async def revoke(self, serial: int, actor: Actor, why: str = "") -> Record:
-        """Revoke a certificate. Raises RequestRefused, StoreError."""
+        """Revoke a certificate.
+
+        Raises:
+            RequestRefused: The request is not permitted; the text says why.
+            StoreError: The database could not be used; nothing has changed.
+        """
 
         def decide(record: Record, state: CertState) -> tuple[CertState, bool]:
             if record.usage == "cms":
@@ -406,7 +435,11 @@ class Lifecycle:
         return record
 
     async def note(self, action: str, serial: int | None, actor: Actor, facts: Mapping[str, str]) -> None:
-        """Add a record to the audit that changes nothing. Raises StoreError."""
+        """Add a record to the audit that changes nothing.
+
+        Raises:
+            StoreError: The database could not be used; nothing has changed.
+        """
         at = posix(self.clock())
         await self.store.submit(lambda t: t.audit(at, action, serial, {**facts, **actor.facts()}))
 
@@ -449,7 +482,7 @@ class Lifecycle:
     # -- the clock -----------------------------------------------------------------------------------
 
     def next_crossing(self) -> float | None:
-        """POSIX time of the next change that the clock will make."""
+        """Return POSIX time of the next change that the clock will make."""
         return self._boundaries[0][0] if self._boundaries else None
 
     def tick(self, limit: int = _AT_ONCE) -> int:

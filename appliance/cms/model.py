@@ -90,12 +90,12 @@ class NewCertificate(NamedTuple):
 
 
 def subject_key(subject: Mapping[str, str]) -> str:
-    """A subject as the database compares it."""
+    """Return a subject as the database compares it."""
     return _SEPARATOR.join(subject.get(part, "") for part in ("CN", "O", "OU", "C"))
 
 
 def split_subject_key(key: str) -> dict[str, str]:
-    """The parts of `subject_key`."""
+    """Return the parts of `subject_key`."""
     return dict(zip(("CN", "O", "OU", "C"), key.split(_SEPARATOR), strict=True))
 
 
@@ -105,12 +105,12 @@ def posix(when: datetime) -> int:
 
 
 def utc(seconds: int) -> datetime:
-    """The aware time of POSIX seconds."""
+    """Return the aware time of POSIX seconds."""
     return datetime.fromtimestamp(seconds, UTC)
 
 
 def state_now(record: Record, now: datetime) -> CertState:
-    """The state of a record at ``now``: what was recorded and what the clock has done since."""
+    """Return the state of a record at ``now``: what was recorded and what the clock has done since."""
     return effective_state(
         record.state,
         now=now,
@@ -121,7 +121,7 @@ def state_now(record: Record, now: datetime) -> CertState:
 
 
 def boundary_of(record: Record, now: datetime) -> float | None:
-    """POSIX time of the next change that the clock will make to a record."""
+    """Return POSIX time of the next change that the clock will make to a record."""
     when = next_boundary(
         record.state,
         now=now,
@@ -133,5 +133,5 @@ def boundary_of(record: Record, now: datetime) -> float | None:
 
 
 def shown_time(when: datetime) -> str:
-    """A time as the audit has it."""
+    """Return a time as the audit has it."""
     return f"{when.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"

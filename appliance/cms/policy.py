@@ -51,11 +51,11 @@ class Names:
         self._status = re.compile(rf"{re.escape(prefix)}:STATUS:{issuer_id}:([0-9]{{1,20}})", re.IGNORECASE)
 
     def status(self, serial: int) -> str:
-        """The name of a certificate's status PV, as it goes into certificates."""
+        """Return the name of a certificate's status PV, as it goes into certificates."""
         return f"{self.prefix}:STATUS:{self.issuer_id}:{serial:020d}"
 
     def serial_of(self, name: str) -> int | None:
-        """The serial number in a status PV's name, padded or not; None for any other name."""
+        """Return the serial number in a status PV's name, padded or not; None for any other name."""
         found = self._status.fullmatch(canonical_pv_name(name))
         if found is None or not name.isascii():
             return None
@@ -64,7 +64,11 @@ class Names:
 
 
 def read_acf(path: str) -> AccessSecurity:
-    """Read the access security file. Raises AccessFileError."""
+    """Read the access security file.
+
+    Raises:
+        AccessFileError: The file cannot be read.
+    """
     try:
         with open(path, encoding="utf-8") as file:  # noqa: PTH123 - path is text
             text = file.read(_MAX_BYTES + 1)
@@ -105,7 +109,7 @@ class Policy(AccessPolicy):
         )
 
     def administrators(self) -> frozenset[str]:
-        """Names that access security gives a meaning: nobody obtains them without approval."""
+        """Return names that access security gives a meaning: nobody obtains them without approval."""
         names = {
             name.rpartition("/")[2]
             for members in self.acf.uags.values()

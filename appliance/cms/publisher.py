@@ -223,7 +223,7 @@ class Publisher:
         lifecycle.listeners.append(self._changed)
 
     def pv(self, serial: int) -> StatusPV:
-        """The PV of a certificate, whether there is such a certificate or not."""
+        """Return the PV of a certificate, whether there is such a certificate or not."""
         found = self._pvs.get(serial)
         if found is None:
             found = self._pvs[serial] = StatusPV(self, serial)
@@ -341,7 +341,7 @@ class Publisher:
     # -- the clock -----------------------------------------------------------------------------------
 
     def next_refresh(self) -> float | None:
-        """POSIX time at which the next answer is due to be signed again or forgotten."""
+        """Return POSIX time at which the next answer is due to be signed again or forgotten."""
         return self._refreshes[0][0] if self._refreshes else None
 
     def tick(self, limit: int = _AT_ONCE) -> int:

@@ -320,7 +320,7 @@ class CreatePV(_Callable):
 
 
 def _cause(error: ApplianceError) -> str:
-    """Why a token was refused, in the words of the audit: the requester is told less."""
+    """Return why a token was refused, in the words of the audit: the requester is told less."""
     if not isinstance(error, TokenRefused):
         return ""
     answer = error.facts.get("issuer_answer")
@@ -527,7 +527,7 @@ class CMSSource(Source):
         return None if serial is None else self._publisher.pv(serial)
 
     def names(self) -> list[str]:
-        """All names but those of certificates."""
+        """Return all names but those of certificates."""
         return list(self.pvs)
 
 

@@ -50,7 +50,11 @@ class TokenJournal:
         self._fd = -1
 
     def read(self) -> list[_Use] | None:
-        """What the file says; None where there is none. Raises ConfigurationError."""
+        """Return what the file says; None where there is none.
+
+        Raises:
+            ConfigurationError: A setting or a file cannot be used.
+        """
         try:
             with open(self.path, "rb") as file:  # noqa: PTH123 - path is text
                 text = file.read().decode("utf-8", "replace")
@@ -74,7 +78,11 @@ class TokenJournal:
         return found
 
     def write(self, uses: Iterable[_Use]) -> None:
-        """Replace the file. Raises ConfigurationError."""
+        """Replace the file.
+
+        Raises:
+            ConfigurationError: A setting or a file cannot be used.
+        """
         lines = "".join(f"{use.until} {use.token} {use.issuer}\n" for use in uses)
         write_private(self.path, (_HEADER + lines).encode())
         self.close()
@@ -84,7 +92,11 @@ class TokenJournal:
             raise ConfigurationError(f"cannot open: {error.strerror}", file=self.path) from error
 
     def add(self, use: _Use) -> bool:
-        """Append a use and wait until it is on disk; True when the file has become large. Raises StoreError."""
+        """Append a use and wait until it is on disk; True when the file has become large.
+
+        Raises:
+            StoreError: The database could not be used; nothing has changed.
+        """
         if self.lost:
             raise StoreError(self.lost)
         line = f"{use.until} {use.token} {use.issuer}\n".encode()
@@ -126,7 +138,11 @@ class StoredReplay:
         self._swept = 0.0
 
     def load(self, now: float) -> None:
-        """Bring the database and the file beside it together, before the service starts. Raises ApplianceError."""
+        """Bring the database and the file beside it together, before the service starts.
+
+        Raises:
+            ApplianceError: It failed; the text says why.
+        """
         journal = self._journal
         beside = journal.read()
 
@@ -146,7 +162,8 @@ class StoredReplay:
     ) -> bool:
         """Record a use, committed before this returns; False when the token was used before, or may have been.
 
-        Raises StoreError.
+        Raises:
+            StoreError: The database could not be used; nothing has changed.
         """
         sweep = now - self._swept > 600
         if sweep:

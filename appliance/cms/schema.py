@@ -98,7 +98,8 @@ meta: Final = Table(
 def migrate(connection: Connection, *, where: str) -> bool:
     """Bring the database to `HEAD`; True when it was empty and has been created.
 
-    Raises ConfigurationError for a database of a later version, or of another program.
+    Raises:
+        ConfigurationError: For a database of a later version, or of another program.
     """
     tables = set(inspect(connection).get_table_names())
     found = None
@@ -141,5 +142,5 @@ def _upgrade(connection: Connection) -> None:
 
 
 def known(connection: Connection, key: str) -> str:
-    """A value of the table ``meta``, empty where there is none."""
+    """Return a value of the table ``meta``, empty where there is none."""
     return connection.execute(select(meta.c.value).where(meta.c.key == key)).scalar() or ""

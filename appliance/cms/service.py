@@ -160,7 +160,11 @@ class CertificateService:
         self.replay.load(self.clock().timestamp())
 
     async def start(self) -> None:
-        """Serve. Raises ApplianceError."""
+        """Serve.
+
+        Raises:
+            ApplianceError: It failed; the text says why.
+        """
         settings = self.settings
         acf = read_acf(settings.acf)
         for warning in (*settings.warnings(), *acf.warnings, *several_issuers(settings)):
@@ -229,7 +233,10 @@ class CertificateService:
     async def reload(self, effective: Effective) -> None:
         """Take a new configuration and the access security file into use; all of it or nothing.
 
-        What only counts at a start (addresses, files) stays. Raises ApplianceError.
+        What only counts at a start (addresses, files) stays.
+
+        Raises:
+            ApplianceError: It failed; the text says why.
         """
         settings = effective.settings
         acf = read_acf(self.settings.acf)
@@ -267,7 +274,7 @@ class CertificateService:
         return bool(self.lifecycle.tick()) | bool(self.publisher.tick())
 
     def pause(self, longest_s: float) -> float:
-        """Seconds until something is due, ``longest_s`` at the most."""
+        """Return seconds until something is due, ``longest_s`` at the most."""
         now = self.clock().timestamp()
         due = [t for t in (self.lifecycle.next_crossing(), self.publisher.next_refresh()) if t is not None]
         return min(longest_s, max(0.01, min(due, default=now + longest_s) - now))
@@ -336,7 +343,7 @@ class CertificateService:
         return frozenset({key_identity(own.certificate.public_key())})
 
     def _proven_organizations(self) -> frozenset[str]:
-        """The organizations that tokens of the configured issuers have in their certificates."""
+        """Return the organizations that tokens of the configured issuers have in their certificates."""
         if not self.settings.jwt.issuers:
             return frozenset()
         from appliance.authn.jwt import uri
@@ -345,7 +352,7 @@ class CertificateService:
         return frozenset(where.host.casefold() for where in found if where is not None)
 
     def _reserved(self) -> frozenset[str]:
-        """Names that mean something: administrators, the service's own and the authorities'."""
+        """Return names that mean something: administrators, the service's own and the authorities'."""
         issuer = self.authority.issuer
         own = {authority_name(certificate) for certificate in (issuer.certificate, *issuer.chain)}
         own |= {self.settings.pvacms_name, self.settings.admin_name}
@@ -357,7 +364,7 @@ def _limiter(settings: CMSSettings) -> RateLimiter:
 
 
 def several_issuers(settings: CMSSettings) -> list[str]:
-    """What to think of where more than one issuer vouches for names."""
+    """Return what to think of where more than one issuer vouches for names."""
     found = sorted(set(settings.jwt.organizations().values()))
     left = [name for name in found if name not in settings.organizations]
     if len(found) < 2 or not left or "*" in settings.organizations:

@@ -96,7 +96,11 @@ class Authority(NamedTuple):
 
 
 def make_directory(path: str) -> None:
-    """Make the directory that a file goes into, for its owner only. Raises ConfigurationError."""
+    """Make the directory that a file goes into, for its owner only.
+
+    Raises:
+        ConfigurationError: A setting or a file cannot be used.
+    """
     directory = os.path.dirname(os.path.abspath(path))  # noqa: PTH100, PTH120 - text in, text out
     make_directories(directory)
 
@@ -117,7 +121,11 @@ def _save(path: str, keychain: Keychain, password: Secret) -> None:
 
 
 def check_not_lost(db: str) -> None:
-    """Refuse to begin a new database where there was one. Raises ConfigurationError."""
+    """Refuse to begin a new database where there was one.
+
+    Raises:
+        ConfigurationError: A setting or a file cannot be used.
+    """
     if not os.path.lexists(db) and os.path.lexists(db + JOURNAL):
         raise ConfigurationError(
             f"the database is missing, though its journal of revocations is there ({db}{JOURNAL}): with an empty one every "
@@ -133,7 +141,12 @@ def any_certificate(transaction: Transaction) -> bool:
 
 
 def ensure_authority(settings: CMSSettings, now: datetime, *, may_make: bool = True) -> Authority:
-    """Read the certificate authority's keychain, or make it. Raises ConfigurationError, SecurityError."""
+    """Read the certificate authority's keychain, or make it.
+
+    Raises:
+        ConfigurationError: A setting or a file cannot be used.
+        SecurityError: Something is not trustworthy; the text says what.
+    """
     path = settings.cert_auth_tls_keychain
     password = parse_password_file(
         settings.cert_auth_tls_keychain_pwd_file, "cert_auth_tls_keychain_pwd_file"
@@ -328,7 +341,11 @@ def outlives(keychain: Keychain, issuing: Issuing) -> bool:
 
 
 async def renew_own_keychain(settings: CMSSettings, server: ServerConfig, issuing: Issuing) -> Keychain:
-    """Replace the service's keychain while it serves. Raises ApplianceError."""
+    """Replace the service's keychain while it serves.
+
+    Raises:
+        ApplianceError: It failed; the text says why.
+    """
     request = _service_request(settings, issuing)
     keychain = request.finish(await issuing.lifecycle.store.submit(request.job))
     replace_private(server.tls_keychain, dump_keychain(keychain, server.tls_keychain_password))
@@ -365,7 +382,11 @@ def ensure_own_keychain(settings: CMSSettings, server: ServerConfig, issuing: Is
 def ensure_administrator(settings: CMSSettings, issuing: Issuing, name: str, *, must_be_new: bool) -> bool:
     """Make an administrator's keychain unless it is there; True when it was made.
 
-    With ``must_be_new`` whatever is in the way is an error. Raises ConfigurationError, SecurityError.
+    With ``must_be_new`` whatever is in the way is an error.
+
+    Raises:
+        ConfigurationError: A setting or a file cannot be used.
+        SecurityError: Something is not trustworthy; the text says what.
     """
     path = settings.admin_tls_keychain
     if os.path.lexists(path):
@@ -491,7 +512,10 @@ def _yaml_acf(names: list[str], admin: str) -> str:
 def add_administrator(path: str, name: str) -> bool:
     """Add a name to CMS_ADMIN in the access security file; False when it is there already.
 
-    The rest of the file stays as it is. Raises ConfigurationError.
+    The rest of the file stays as it is.
+
+    Raises:
+        ConfigurationError: A setting or a file cannot be used.
     """
     try:
         with open(path, encoding="utf-8") as file:  # noqa: PTH123

@@ -128,7 +128,7 @@ def is_sqlite(where: str) -> bool:
 
 
 def engine_for(where: str, *, read_only: bool = False) -> sa.Engine:
-    """An engine for a file (SQLite) or a URL (such as ``postgresql+psycopg://``)."""
+    """Return an engine for a file (SQLite) or a URL (such as ``postgresql+psycopg://``)."""
     if not is_sqlite(where):
         return sa.create_engine(where, poolclass=NullPool)
     mode = "?mode=ro" if read_only else ""
@@ -191,12 +191,12 @@ class Transaction:
             self._by_subject[found.subject].append(found)
 
     def of_subject(self, subject: str) -> list[Record]:
-        """All certificates of a subject."""
+        """Return all certificates of a subject."""
         self.prefetch((subject,))
         return [*self._by_subject[subject], *self._new_by_subject.get(subject, ())]
 
     def of_key(self, key_id: str, skid: str) -> list[KeyUse]:
-        """All certificates of a key, whatever has become of them."""
+        """Return all certificates of a key, whatever has become of them."""
         found = [
             KeyUse(row[0], row[1], row[2], bool(row[3]))
             for row in self.connection.execute(_OF_KEY, {"by": self._issuer, "key": key_id, "name": skid})
@@ -204,14 +204,14 @@ class Transaction:
         return found + self._new_by_key.get(key_id, [])
 
     def key_of(self, serial: int) -> tuple[str, str]:
-        """A certificate's ``key_id`` and ``skid``."""
+        """Return a certificate's ``key_id`` and ``skid``."""
         self.flush()
         columns = (schema.certs.c.key_id, schema.certs.c.skid)
         row = self.connection.execute(sa.select(*columns).where(schema.certs.c.serial == serial)).first()
         return ("", "") if row is None else (row[0], row[1])
 
     def get(self, serial: int) -> Record | None:
-        """One certificate."""
+        """Return one certificate."""
         if serial > _LARGEST:
             return None
         self.flush()
@@ -298,7 +298,7 @@ class _Waiting(NamedTuple):
 
 
 def clean(value: object) -> str:
-    """What a peer may have chosen, fit for the audit: bounded, and without control characters or half characters."""
+    """Return what a peer may have chosen, fit for the audit: bounded, and without control characters or half characters."""
     text = str(value)[:_MAX_FACT]
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
@@ -345,7 +345,10 @@ class Store:
         """Take the database for this process and bring its schema up to date.
 
         ``beside``: where another process has the database, use it beside that one, for a few short transactions; ``beside`` of
-        this object then tells so. Raises ConfigurationError when another process has it, or it cannot be used.
+        this object then tells so.
+
+        Raises:
+            ConfigurationError: Another process has it, or it cannot be used.
         """
         if is_sqlite(self.where):
             self._take_lock(beside=beside)
@@ -484,7 +487,7 @@ class Store:
                 return
 
     def _lost(self) -> StoreError | None:
-        """What is to be said when the database is no longer the file that its name leads to."""
+        """Return what is to be said when the database is no longer the file that its name leads to."""
         path = self._in_use.lost()
         if not path:
             return None
@@ -635,7 +638,7 @@ def doubt_undelivered(transaction: Transaction) -> int:
 
 
 def counts(transaction: Transaction) -> dict[str, int]:
-    """Number of certificates by state."""
+    """Return number of certificates by state."""
     query = (
         sa.select(schema.certs.c.state, sa.func.count())
         .where(schema.certs.c.issuer == transaction._issuer)

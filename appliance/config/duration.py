@@ -45,9 +45,10 @@ class Duration:
         return f"Duration({str(self)!r})"
 
     def after(self, start: dt.datetime) -> dt.datetime:
-        """The end of the duration; a day that the last month does not have becomes its last day.
+        """Return the end of the duration; a day that the last month does not have becomes its last day.
 
-        Raises ConfigurationError when the end is past the year 9999.
+        Raises:
+            ConfigurationError: The end is past the year 9999.
         """
         year, month = divmod(start.year * 12 + start.month - 1 + self.months, 12)
         try:
@@ -58,7 +59,7 @@ class Duration:
             raise ConfigurationError(f"the duration {self} ends after the year 9999") from error
 
     def total_s(self, start: dt.datetime) -> float:
-        """Seconds from ``start`` to the end; give an aware UTC time."""
+        """Return seconds from ``start`` to the end; give an aware UTC time."""
         return (self.after(start) - start).total_seconds()
 
     def __str__(self) -> str:

@@ -40,7 +40,10 @@ class PrivateRead(NamedTuple):
 def make_directories(path: str | os.PathLike[str]) -> None:
     """Make a directory and what is missing above it, each for its owner only, whatever the umask.
 
-    ``os.makedirs`` gives its mode to the last one alone. Raises ConfigurationError.
+    ``os.makedirs`` gives its mode to the last one alone.
+
+    Raises:
+        ConfigurationError: A setting or a file cannot be used.
     """
     name = os.fspath(path)
     missing = []
@@ -150,7 +153,10 @@ def replace_private(path: str | os.PathLike[str], data: bytes) -> list[str]:
 def check_replaceable(path: str | os.PathLike[str], size: int = 16384) -> None:
     """See now that `replace_private` will work, by writing a file of that size beside it.
 
-    Permissions alone say nothing of a full disk, a quota or a file system that is mounted read-only. Raises ConfigurationError.
+    Permissions alone say nothing of a full disk, a quota or a file system that is mounted read-only.
+
+    Raises:
+        ConfigurationError: A setting or a file cannot be used.
     """
     name = os.fspath(path)
     if os.path.isdir(name):  # noqa: PTH112
@@ -172,7 +178,7 @@ def check_replaceable(path: str | os.PathLike[str], size: int = 16384) -> None:
 
 
 def _place(name: str) -> tuple[int, str]:
-    """The directory (open) and the path that ``name`` leads to."""
+    """Return the directory (open) and the path that ``name`` leads to."""
     try:
         link = os.lstat(name)
     except FileNotFoundError:
@@ -239,7 +245,7 @@ def _replace(directory: int, name: str, data: bytes, mode: int, owner: tuple[int
 
 
 def _written(directory: int, name: str, data: bytes, mode: int, owner: tuple[int, int] | None) -> str:
-    """The name of a new file in ``directory`` that is whole and on disk."""
+    """Return the name of a new file in ``directory`` that is whole and on disk."""
     base = os.path.basename(name)  # noqa: PTH119
     temporary = f".{base[:200]}.{os.getpid():x}.{os.urandom(6).hex()}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -317,7 +323,7 @@ def read_trusted(path: str | os.PathLike[str], limit: int) -> bytes:
 
 
 def _read_regular(name: str, limit: int) -> tuple[bytes, int]:
-    """The contents of a regular file and its mode."""
+    """Return the contents of a regular file and its mode."""
     try:
         # O_NONBLOCK: opening a FIFO that somebody put there must not hang the service.
         with os.fdopen(os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:

@@ -72,7 +72,7 @@ def _wanted(arms: list[Any]) -> str:
 
 
 def _sample(kind: Any, value: Any) -> str | None:
-    """How ``value`` is written where ``kind`` is wanted, or None where it has no place there."""
+    """Return how ``value`` is written where ``kind`` is wanted, or None where it has no place there."""
     if not isinstance(value, str | int | float):
         return None
     arms = _arms(kind)
@@ -98,7 +98,7 @@ def _is_text(kind: Any) -> bool:
 
 
 def _arms(kind: Any) -> list[Any]:
-    """The alternatives of a type, without None and without what only bounds it."""
+    """Return the alternatives of a type, without None and without what only bounds it."""
     if typing.get_origin(kind) is typing.Annotated:
         return _arms(typing.get_args(kind)[0])
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
@@ -130,7 +130,7 @@ def _got(value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A short value as YAML takes it, in one line."""
+    """Return a short value as YAML takes it, in one line."""
     if isinstance(value, str):
         short = value if len(value) <= _LONGEST else value[: _LONGEST - 3] + "..."
         plain = short.isprintable() and short and all(char.isalnum() or char in "._/-~" for char in short)

@@ -44,7 +44,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 def default(value: Any) -> Any:
-    """A field's default of a type that only this package knows (Duration, Secret, FilePath); keeps `schema` working."""
+    """Return a field's default of a type that only this package knows (Duration, Secret, FilePath); keeps `schema` working."""
     return msgspec.field(default_factory=lambda: value)
 
 
@@ -66,7 +66,7 @@ class Document(Generic[_T]):
         return self.file if line is None else f"{self.file}:{line}"
 
     def section(self, *path: str | int) -> Section:
-        """The mapping below ``path`` with its lines, as `resolve_client` and `resolve_server` take it."""
+        """Return the mapping below ``path`` with its lines, as `resolve_client` and `resolve_server` take it."""
         tree = self.tree if isinstance(self.tree, Mapping) else {}
         written = Section(tree, self.file, self.lines).section(*path)
         if not written.value:
@@ -79,7 +79,7 @@ class Document(Generic[_T]):
         return Section({key: values[key] for key in written.value if key in values}, self.file, written.lines)
 
     def error(self, why: str, *path: str | int) -> ConfigurationError:
-        """An error about a key of this file, for rules that a type cannot express."""
+        """Return an error about a key of this file, for rules that a type cannot express."""
         return ConfigurationError(why, file=self.file, line=self.lines.get(path), key=dotted(path))
 
 
@@ -131,7 +131,7 @@ def loads_document(
 
 
 def schema(kind: type) -> dict[str, Any]:
-    """The JSON schema of a struct type, for editors and for checks before deployment."""
+    """Return the JSON schema of a struct type, for editors and for checks before deployment."""
     _check_type(typing.cast("Hashable", kind))
     try:
         return msgspec.json.schema(kind, schema_hook=_schema_hook)
@@ -146,7 +146,7 @@ def schema_text(kind: type) -> str:
 
 
 def dump(value: Any) -> str:
-    """A struct as YAML that `loads` reads back, without what is None.
+    """Return a struct as YAML that `loads` reads back, without what is None.
 
     A Secret becomes the reference to its file, or a ConfigurationError where it came from none.
     """

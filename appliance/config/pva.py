@@ -40,16 +40,19 @@ _TMO_SCALE: Final = 4.0 / 3.0
 
 
 def versioned(base: str, name: str) -> str:
-    """The path of a file below an XDG directory: where it is, or where it goes if it is nowhere yet."""
+    """Return the path of a file below an XDG directory: where it is, or where it goes if it is nowhere yet."""
     paths = [f"{base}/pva/{version}/{name}" for version in DIRECTORY_VERSIONS]
     return next((path for path in paths if os.path.lexists(path)), paths[0])
 
 
 def refuse_password(path: object, setting: str, instead: str = "") -> None:
-    """Refuse ``FILE;PASSWORD``, which other tools take for a keychain and its password. Raises ConfigurationError.
+    """Refuse ``FILE;PASSWORD``, which other tools take for a keychain and its password.
 
     The text is in no message: what follows the semicolon is a secret. ``instead`` says how the password is given, where
     no setting of the same name and _PWD_FILE is beside ``setting``.
+
+    Raises:
+        ConfigurationError: A setting or a file cannot be used.
     """
     if ";" in str(path):
         instead = instead or (
@@ -115,15 +118,15 @@ class _Shared:
         return f"{self.xdg_data_home}/pva/{DIRECTORY_VERSIONS[0]}"
 
     def config_file(self, name: str) -> str:
-        """A keychain or what belongs to it, in the directory of the present version or in an older one."""
+        """Return a keychain or what belongs to it, in the directory of the present version or in an older one."""
         return versioned(self.xdg_config_home, name)
 
     def data_file(self, name: str) -> str:
-        """A data base or a cache, in the directory of the present version or in an older one."""
+        """Return a data base or a cache, in the directory of the present version or in an older one."""
         return versioned(self.xdg_data_home, name)
 
     def older_directories(self) -> list[str]:
-        """The directories of older versions that are there, and are read."""
+        """Return the directories of older versions that are there, and are read."""
         paths = [
             f"{base}/pva/{version}"
             for base in (self.xdg_config_home, self.xdg_data_home)
@@ -384,7 +387,7 @@ class Effective(Generic[_C]):
         """One sentence per value that could not be used and per thing that an operator should know."""
 
     def render(self, client: bool | None = None) -> str:
-        """The ``Effective config`` lines as ``pvxinfo -v`` (or a server's ``-v``) prints them."""
+        """Return the ``Effective config`` lines as ``pvxinfo -v`` (or a server's ``-v``) prints them."""
         as_client = isinstance(self.config, ClientConfig) if client is None else client
         prefix = _A if as_client else _S
         values = {prefix + key.upper(): text for key, text in _lines(self.config)}
@@ -411,7 +414,7 @@ def resolve_client(
     *,
     home: str | None = None,
 ) -> Effective[ClientConfig]:
-    """A client's settings.
+    """Return a client's settings.
 
     ``arguments`` come from a command line (None stands for "not given"), ``yaml`` is a section of a configuration
     file (a `Section`, a struct or a mapping), ``environ`` defaults to the process's, ``home`` to the user's directory in the password data base.
@@ -430,7 +433,7 @@ def resolve_server(
     cms: bool = False,
     home: str | None = None,
 ) -> Effective[ServerConfig]:
-    """A server's settings; see `resolve_client`. ``cms`` looks at EPICS_PVACMS_* first and at ``pvacms.p12``.
+    """Return a server's settings; see `resolve_client`. ``cms`` looks at EPICS_PVACMS_* first and at ``pvacms.p12``.
 
     Unlike other variables, a bad EPICS_PVAS_INTF_ADDR_LIST or EPICS_PVAS_IGNORE_ADDR_LIST is a
     ConfigurationError: a server that listened on all interfaces instead would open what was meant to be closed.
@@ -626,7 +629,7 @@ _SHOWN: Final = (
 
 
 def _lines(config: ClientConfig | ServerConfig) -> Iterable[tuple[str, str]]:
-    """What PVXS prints: nothing for what is empty, and the prefix only where it is not the usual one."""
+    """Yield what PVXS prints: nothing for what is empty, and the prefix only where it is not the usual one."""
     for key in _SHOWN:
         value = getattr(config, key, None)
         if value is None:

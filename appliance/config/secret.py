@@ -30,10 +30,10 @@ class Secret:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], *, strict: bool = True) -> Secret:
-        """The content of a file without its last line end.
+        """Return the content of a file without its last line end.
 
-        Raises ConfigurationError when the file cannot be read, is larger than 64 KiB, is not UTF-8, or, if
-        ``strict``, may be read by every user of the machine.
+        Raises:
+            ConfigurationError: The file cannot be read, is larger than 64 KiB, is not UTF-8, or, if ``strict``, may be read by every user of the machine.
         """
         name = os.fspath(path)
         read = read_private(name, _LIMIT, strict=strict)
@@ -46,7 +46,7 @@ class Secret:
 
     @classmethod
     def first_line(cls, path: str | os.PathLike[str], *, setting: str, strict: bool = True) -> Secret:
-        """The password in the first line of a file, as openssl takes it (``-passin file:``); what follows does not count.
+        """Return the password in the first line of a file, as openssl takes it (``-passin file:``); what follows does not count.
 
         ``setting`` is the variable or the key that names the file, for messages. An empty line is no password, which the
         finding says: such a file is a setting without effect. Raises ConfigurationError as `from_file`, but for later lines.
@@ -64,7 +64,7 @@ class Secret:
         return cls(text, source=f"{name} ({setting})", finding=finding)
 
     def reveal(self) -> str:
-        """The secret itself."""
+        """Return the secret itself."""
         return self._text
 
     def __bool__(self) -> bool:
@@ -97,7 +97,7 @@ class FilePath(str):
 
 
 def credential_path(name: str, environ: Mapping[str, str] | None = None) -> str:
-    """The path of a systemd credential; raises ConfigurationError without $CREDENTIALS_DIRECTORY."""
+    """Return the path of a systemd credential; raises ConfigurationError without $CREDENTIALS_DIRECTORY."""
     if not name or "/" in name or "\0" in name or name in {".", ".."}:
         raise ConfigurationError(f"{name!r} is not the name of a credential: it must be a plain file name")
     directory = (os.environ if environ is None else environ).get("CREDENTIALS_DIRECTORY", "")
@@ -110,7 +110,7 @@ def credential_path(name: str, environ: Mapping[str, str] | None = None) -> str:
 
 
 def resolve_reference(text: str, environ: Mapping[str, str] | None = None) -> str | None:
-    """The path that ``${credential:NAME}`` or ``${file:PATH}`` stands for, None for any other text."""
+    """Return the path that ``${credential:NAME}`` or ``${file:PATH}`` stands for, None for any other text."""
     if text.endswith("}"):
         if text.startswith(_CREDENTIAL):
             return credential_path(text[len(_CREDENTIAL) : -1], environ)

@@ -25,7 +25,7 @@ class Section:
 
     @classmethod
     def of(cls, value: Mapping[str, Any] | Any | None) -> Section:
-        """A section without positions; fields of a struct that are None are taken as not given."""
+        """Return a section without positions; fields of a struct that are None are taken as not given."""
         if value is None:
             return cls({})
         # By its form, so that tools without a configuration file do not pay for importing msgspec.
@@ -39,7 +39,7 @@ class Section:
         return f"{self.file}:{line}" if line is not None else self.file or "configuration"
 
     def section(self, *path: str | int) -> Section:
-        """The mapping below ``path``; empty when there is none."""
+        """Return the mapping below ``path``; empty when there is none."""
         value: Any = self.value
         try:
             for key in path:

@@ -50,7 +50,7 @@ class TLSOptions(NamedTuple):
         return self.client_cert == "require"
 
     def render(self) -> str:
-        """The words that give these options, in the order in which PVXS prints them."""
+        """Return the words that give these options, in the order in which PVXS prints them."""
         words = [] if self.client_cert == "default" else [f"client_cert={self.client_cert}"]
         words.append(f"on_expiration={self.on_expiration}")
         words += [flag for flag in _FLAGS if getattr(self, flag)]

@@ -41,7 +41,7 @@ _WORDS: Final[dict[str, bool | None]] = {
 
 
 def read_tree(text: str, file: str) -> tuple[Any, dict[Path, int]]:
-    """The document's value, and for every key and list item the line (from 1) where it stands.
+    """Return the document's value, and for every key and list item the line (from 1) where it stands.
 
     Raises ConfigurationError with file and line for anything that is not the YAML described above.
     """

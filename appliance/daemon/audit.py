@@ -37,7 +37,6 @@ def total(value: Any, depth: int = _DEPTH) -> Any:
     Returns:
         The value itself, or text instead of what JSON does not have: infinity, NaN, octets, other types. Text that
         is no UTF-8 becomes ``{"octets": hex, "text": escaped}``.
-
     """
     if value is None or isinstance(value, (bool, int)):
         return value
@@ -74,7 +73,11 @@ def _key(key: object) -> str:
 
 
 def canonical(record: Mapping[str, Any]) -> bytes:
-    """The one JSON form of a record: sorted keys, no blanks, UTF-8. Raises ConfigurationError for what has none."""
+    """Return the one JSON form of a record: sorted keys, no blanks, UTF-8.
+
+    Raises:
+        ConfigurationError: For what has none.
+    """
     try:
         text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         return text.encode()
@@ -83,7 +86,7 @@ def canonical(record: Mapping[str, Any]) -> bytes:
 
 
 def chain(previous: str, record: Mapping[str, Any]) -> str:
-    """The hash (64 hex digits) of a record that follows the one whose hash is ``previous``."""
+    """Return the hash (64 hex digits) of a record that follows the one whose hash is ``previous``."""
     try:
         start = bytes.fromhex(previous)
     except ValueError as error:

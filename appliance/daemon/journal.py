@@ -33,12 +33,12 @@ _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | f
 
 
 def field_name(key: str) -> str:
-    """The journal field of an extra field of a record: upper case, with the appliance's prefix."""
+    """Return the journal field of an extra field of a record: upper case, with the appliance's prefix."""
     return (PREFIX + re.sub("[^A-Z0-9_]", "_", key.upper()))[:_LONGEST_NAME]
 
 
 def encode(fields: Iterable[tuple[str, str]]) -> bytes:
-    """One entry as journald reads it."""
+    """Return one entry as journald reads it."""
     parts = []
     for name, text in fields:
         value = text.encode(errors="backslashreplace")

@@ -68,7 +68,7 @@ _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asc
 
 
 def redact(text: str) -> str:
-    """Text without tokens and private keys: the second line of defence, behind not logging them at all."""
+    """Return text without tokens and private keys: the second line of defence, behind not logging them at all."""
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     return text

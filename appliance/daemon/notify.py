@@ -58,19 +58,19 @@ class Notifier:
         return self.send("READY=1", *([f"STATUS={status}"] if status else []))
 
     def status(self, text: str) -> bool:
-        """One line for ``systemctl status``."""
+        """Return one line for ``systemctl status``."""
         return self.send(f"STATUS={text}")
 
     def reloading(self) -> bool:
-        """A reload has begun; `ready` ends it (``Type=notify-reload`` needs both, and the time)."""
+        """Return a reload has begun; `ready` ends it (``Type=notify-reload`` needs both, and the time)."""
         return self.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> bool:
-        """The service has begun to stop."""
+        """Return the service has begun to stop."""
         return self.send("STOPPING=1")
 
     def watchdog(self) -> bool:
-        """The service is alive."""
+        """Return the service is alive."""
         return self.send("WATCHDOG=1")
 
     def close(self) -> None:

@@ -76,7 +76,7 @@ class Issuer:
         self._hashing = asyncio.Semaphore(2)
 
     def application(self) -> web.Application:
-        """The aiohttp application."""
+        """Return the aiohttp application."""
         app = web.Application(middlewares=[self._around], client_max_size=_MAX_BODY_BYTES)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/default/token", self._token)
@@ -233,7 +233,7 @@ def _bearer(request: web.Request) -> str:
 
 
 async def _arguments(request: web.Request) -> Mapping[str, str]:
-    """The query's parameters; with POST those of the body, be it a form, a JSON object or the bare token.
+    """Return the query's parameters; with POST those of the body, be it a form, a JSON object or the bare token.
 
     With GET a body is ignored. With POST a password or a token in the query is ignored: whoever posts wants to keep
     them out of it.

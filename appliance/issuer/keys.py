@@ -83,13 +83,13 @@ class KeyStore:
         return new.kid
 
     def jwks(self, now: float) -> list[dict[str, str]]:
-        """The published keys as JWKs, the current one first."""
+        """Return the published keys as JWKs, the current one first."""
         pairs = [(self.current.kid, _public_pem(self.current.private.public_key()))]
         pairs += [(key.kid, key.pem) for key in self._published(now)]
         return [{**jwk_of(pem), "kid": kid, "alg": "RS256", "use": "sig"} for kid, pem in pairs]
 
     def public_key(self, kid: str | None, now: float) -> RSAPublicKey:
-        """The published key of that id, the current one for an id that is not published."""
+        """Return the published key of that id, the current one for an id that is not published."""
         from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
         from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
@@ -101,7 +101,7 @@ class KeyStore:
         return self.current.private.public_key()
 
     def _published(self, now: float) -> list[_Retired]:
-        """The retired keys whose time is not over."""
+        """Return the retired keys whose time is not over."""
         mine = self.current.kid
         return [key for key in self._retired if key.until > now and key.kid != mine]
 

@@ -24,7 +24,7 @@ UNKNOWN_USER: Final = "scrypt$15$8$1$AAAAAAAAAAAAAAAAAAAAAA==$AAAAAAAAAAAAAAAAAA
 
 
 def hash_password(password: str) -> str:
-    """The line for a configuration file: ``scrypt$log2(N)$r$p$salt$key``."""
+    """Return the line for a configuration file: ``scrypt$log2(N)$r$p$salt$key``."""
     salt = os.urandom(16)
     key = _scrypt(password, salt, _LOG2_N, r=_R, p=_P)
     return f"scrypt${_LOG2_N}${_R}${_P}${base64.b64encode(salt).decode()}${base64.b64encode(key).decode()}"

@@ -68,24 +68,24 @@ class Layout:
         return f"http://localhost:{self.ports.issuer}/default"
 
     def home(self, role: str) -> Path:
-        """The role's own directory."""
+        """Return the role's own directory."""
         return self.root / role
 
     def config(self, role: str) -> Path:
-        """Where the role's keychains are."""
+        """Return where the role's keychains are."""
         return self.home(role) / "config" / "pva" / "1.5"
 
     def data(self, role: str) -> Path:
-        """Where the role's data are."""
+        """Return where the role's data are."""
         return self.home(role) / "data" / "pva" / "1.5"
 
     def keychain(self, role: str) -> Path:
-        """The role's PKCS#12 file."""
+        """Return the role's PKCS#12 file."""
         name = {"softioc": "server.p12", "pvacms": "pvacms.p12", "admin": "admin.p12"}.get(role, "client.p12")
         return self.config(role) / name
 
     def log(self, name: str) -> Path:
-        """Where a daemon's output goes."""
+        """Return where a daemon's output goes."""
         return self.root / "log" / f"{name}.log"
 
     def make(self) -> None:
@@ -97,7 +97,7 @@ class Layout:
             make_directories(self.root / name)
 
     def variables(self, role: str) -> dict[str, str]:
-        """The EPICS_* and XDG_* settings of a role: with them *any* EPICS program joins the stack."""
+        """Return the EPICS_* and XDG_* settings of a role: with them *any* EPICS program joins the stack."""
         ports = self.ports
         variables = {
             "XDG_CONFIG_HOME": str(self.home(role) / "config"),
@@ -131,7 +131,7 @@ class Layout:
         return variables
 
     def environment(self, role: str) -> dict[str, str]:
-        """The whole environment of a role's processes: nothing of EPICS comes from the caller's own."""
+        """Return the whole environment of a role's processes: nothing of EPICS comes from the caller's own."""
         kept = {
             name: value
             for name, value in os.environ.items()

@@ -114,7 +114,7 @@ class ChildDaemon:
         return self._process is not None and self._process.returncode is None
 
     def tail(self, lines: int = 15) -> str:
-        """The end of what the daemon printed."""
+        """Return the end of what the daemon printed."""
         with contextlib.suppress(OSError):
             return "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-lines:])
         return ""

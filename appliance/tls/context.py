@@ -76,14 +76,15 @@ def server_context(
     keylog: Callable[[bytes], None] | None = None,
     alpn: Sequence[bytes] = ALPN,
 ) -> TLSContext:
-    """A context for the server's side.
+    """Return a context for the server's side.
 
     A client certificate is always asked for; without ``require_client_cert`` a client may have none and is then
     anonymous, while a certificate that does not verify ends the handshake. ``staple`` is asked at each handshake
     of a client that wants a stapled status and returns a current OCSP response or ``None``. ``keylog`` gets lines of
     the SSLKEYLOGFILE format: whoever reads them reads the traffic.
 
-    Raises KeychainError when the keychain has no certificate or OpenSSL refuses it.
+    Raises:
+        KeychainError: The keychain has no certificate or OpenSSL refuses it.
     """
     if keychain.certificate is None:
         msg = "the keychain holds trust anchors only; a server needs its own certificate: request one"
@@ -120,13 +121,14 @@ def client_context(
     keylog: Callable[[bytes], None] | None = None,
     alpn: Sequence[bytes] = ALPN,
 ) -> TLSContext:
-    """A context for the client's side.
+    """Return a context for the client's side.
 
     A keychain without a certificate authenticates the server only. With ``want_staple`` the server is asked for
     the status of its certificate; ``check_staple`` judges it inside the handshake, so that a revoked server
     never hears a word from this end.
 
-    Raises KeychainError when OpenSSL refuses the keychain.
+    Raises:
+        KeychainError: OpenSSL refuses the keychain.
     """
     context = _context(SSL.TLS_CLIENT_METHOD, keychain, keylog)
     context.set_verify(SSL.VERIFY_PEER, _verify_callback("server"))
@@ -224,13 +226,14 @@ def _read(certificate: X509) -> x509.Certificate:
 
 
 def verified_chain(connection: SSL.Connection) -> tuple[x509.Certificate, ...]:
-    """The chain that OpenSSL has verified, from the peer's certificate up to the trust anchor; empty where there is none.
+    """Return the chain that OpenSSL has verified, from the peer's certificate up to the trust anchor; empty where there is none.
 
-    Raises CertificateError where OpenSSL reads a certificate and this program cannot.
+    Raises:
+        CertificateError: OpenSSL reads a certificate and this program cannot.
     """
     return tuple(map(_read, connection.get_verified_chain() or ()))
 
 
 def certificate_der(certificate: x509.Certificate) -> bytes:
-    """A certificate's DER."""
+    """Return a certificate's DER."""
     return certificate.public_bytes(Encoding.DER)

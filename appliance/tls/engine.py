@@ -113,8 +113,8 @@ class TLSEngine:
     def receive_eof(self) -> None:
         """The network has ended.
 
-        Raises TLSError unless the peer had closed in an orderly way: then what it sent last may have been cut
-        off by someone in between.
+        Raises:
+            TLSError: Unless the peer had closed in an orderly way: then what it sent last may have been cut off by someone in between.
         """
         if self._failure is not None:
             raise self._failure
@@ -189,7 +189,7 @@ class TLSEngine:
             raise self._fail(exc) from exc
 
     def chunks_to_send(self) -> list[bytes]:
-        """What must go out now, in pieces, for a gathering write."""
+        """Return what must go out now, in pieces, for a gathering write."""
         out, self._out = self._out, []
         if self._pending:
             self._pending = False
@@ -205,7 +205,7 @@ class TLSEngine:
         return out
 
     def data_to_send(self) -> bytes:
-        """What must go out now, in one piece; empty when there is nothing."""
+        """Return what must go out now, in one piece; empty when there is nothing."""
         chunks = self.chunks_to_send()
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
@@ -254,7 +254,8 @@ class TLSEngine:
     def peer_chain(self) -> tuple[x509.Certificate, ...]:
         """The verified chain from the peer's certificate up to the trust anchor, parsed.
 
-        Raises CertificateError where OpenSSL reads a certificate of it and this program cannot.
+        Raises:
+            CertificateError: OpenSSL reads a certificate of it and this program cannot.
         """
         if not self.handshake_complete:
             return ()

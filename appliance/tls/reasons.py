@@ -81,7 +81,7 @@ _REASONS = {
 
 
 def explain_verification(code: int, subject: str, *, server_side: bool) -> str:
-    """A sentence for an X.509 verification code about the certificate of ``subject``."""
+    """Return a sentence for an X.509 verification code about the certificate of ``subject``."""
     why = _VERIFICATION.get(code) or _WEAK_KEY.get(code) or f"did not verify (X.509 error {code})"
     if code == _CODES.ERR_INVALID_PURPOSE:
         why = f"is not for a {'client' if server_side else 'server'}: its extended key usage lacks it"
@@ -89,7 +89,7 @@ def explain_verification(code: int, subject: str, *, server_side: bool) -> str:
 
 
 def explain_error(error: SSL.Error) -> str:
-    """A sentence for an error of OpenSSL."""
+    """Return a sentence for an error of OpenSSL."""
     reasons = (
         [str(entry[-1]) for entry in error.args[0]] if error.args and isinstance(error.args[0], list) else []
     )

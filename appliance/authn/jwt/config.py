@@ -318,7 +318,9 @@ def from_environment(environ: Mapping[str, str]) -> TrustedIssuer | None:
     """Return the issuer that the EPICS_AUTH_JWT_* variables describe; None if no trusted URI is set.
 
     Such an issuer may obtain every usage without approval, as in the quick start. For anything else, use YAML.
-    Raises ConfigurationError.
+
+    Raises:
+        ConfigurationError: A setting or a file cannot be used.
     """
     settings: dict[str, str | bool] = {}
     for variable, field in ENVIRONMENT.items():

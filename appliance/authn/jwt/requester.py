@@ -31,7 +31,11 @@ _WHERE: Final = (
 
 
 def token_source(option: str | None, environ: Mapping[str, str]) -> str:
-    """Return where the token is: a path, or ``-`` for standard input. Raises ConfigurationError if neither is given."""
+    """Return where the token is: a path, or ``-`` for standard input.
+
+    Raises:
+        ConfigurationError: Neither is given.
+    """
     source = option or environ.get(TOKEN_VARIABLE, "")
     if not source:
         raise ConfigurationError(f"no token was given: {_WHERE}")

@@ -30,10 +30,13 @@ def b64url_encode(data: bytes) -> str:
 
 
 def b64url_decode(text: bytes) -> bytes:
-    """Decode unpadded base64url. Raises StrictFormatError for any other spelling of the same bytes.
+    """Decode unpadded base64url.
 
     Unused bits at the end must be zero. Otherwise one token has several texts, and a list of seen texts or hashes could be
     bypassed.
+
+    Raises:
+        StrictFormatError: For any other spelling of the same bytes.
     """
     if not _ALPHABET.issuperset(text):
         raise StrictFormatError("base64url_invalid")

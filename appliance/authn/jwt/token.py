@@ -209,7 +209,10 @@ def check_claims(
 ) -> Claims:
     """Check the registered claims (RFC 7519 section 4.1) at the time `now`; all times in seconds.
 
-    Raises TokenRefused. An empty `audience` accepts every audience.
+    An empty `audience` accepts every audience.
+
+    Raises:
+        TokenRefused: The token is not accepted.
     """
     claims = token.claims
     expires = _time(claims, "exp")

@@ -76,7 +76,7 @@ def fault(text: str) -> str:
 
 
 def nearly(text: str) -> str:
-    """What is left of a URI without the differences that are easily overlooked; only to say so, never to trust.
+    """Return what is left of a URI without the differences that are easily overlooked; only to say so, never to trust.
 
     These are upper and lower case of scheme and host, the port that the scheme has anyway, escapes, and a slash at the end.
     """

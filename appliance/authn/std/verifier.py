@@ -42,7 +42,10 @@ def verify(
 ) -> Grant:
     """Judge a request. ``default_end`` applies if the request names no end, or may not name one.
 
-    The profile checks the form of the subject. Raises CertificateError for an impossible validity.
+    The profile checks the form of the subject.
+
+    Raises:
+        CertificateError: For an impossible validity.
     """
     end = default_end
     if request.not_after and custom_durations:

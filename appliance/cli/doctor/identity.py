@@ -326,7 +326,7 @@ async def check_status(
 
 
 def _kept_answer(keychain: Keychain, config: ClientConfig | ServerConfig, now: datetime) -> str:
-    """What the status cache holds, and until when peers and this end go by it."""
+    """Return what the status cache holds, and until when peers and this end go by it."""
     from appliance.certmon.cache import StatusCache
     from appliance.certs.ocsp import verify_response
     from appliance.certs.x509 import issuer_id

@@ -83,7 +83,7 @@ async def _try_ports(name: str, places: list[Located], report: Report) -> bool:
 
 
 async def _try_port(place: Located) -> str:
-    """What is wrong with a connection to a place; nothing when it can be made."""
+    """Return what is wrong with a connection to a place; nothing when it can be made."""
     try:
         async with asyncio.timeout(CONNECT_S):
             _, writer = await asyncio.open_connection(place.host, place.port)

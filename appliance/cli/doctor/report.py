@@ -58,7 +58,7 @@ class Report:
         self.findings.append(Finding(check, level, identified(what), identified(why), do))
 
     def own_fault(self) -> str:
-        """What keeps this end's certificate from being accepted, as the finding says it; empty where nothing does."""
+        """Return what keeps this end's certificate from being accepted, as the finding says it; empty where nothing does."""
         return next(
             (
                 f"{each.check}: {each.what}"
@@ -69,11 +69,11 @@ class Report:
         )
 
     def count(self, level: str) -> int:
-        """How many findings are of this level."""
+        """Return how many findings are of this level."""
         return sum(finding.level == level for finding in self.findings)
 
     def lines(self) -> Iterable[str]:
-        """The report for people: one line a finding, below it why and what to do."""
+        """Yield the report for people: one line a finding, below it why and what to do."""
         for finding in self.findings:
             label = finding.level.upper() if finding.level == PROBLEM else finding.level
             yield f"{label:<8} {finding.check}: {finding.what}"
@@ -85,7 +85,7 @@ class Report:
         yield f"{_number(problems, 'problem')}, {_number(warnings, 'warning')}"
 
     def plain(self) -> dict[str, object]:
-        """The report for programs."""
+        """Return the report for programs."""
         return {
             "problems": self.count(PROBLEM),
             "warnings": self.count(WARNING),

@@ -92,7 +92,7 @@ def check_tcp_ports(config: ServerConfig, report: Report) -> None:
 
 
 def _bind(host: str, port: int) -> int:
-    """The error number of listening there; 0 where that works. Bad addresses are found by other checks."""
+    """Return the error number of listening there; 0 where that works. Bad addresses are found by other checks."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
