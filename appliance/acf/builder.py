@@ -75,6 +75,7 @@ class RuleDraft:
 
     @property
     def conditional(self) -> bool:
+        """Whether the rule depends on who asks or on inputs."""
         return bool(
             self.uags
             or self.hags
@@ -115,13 +116,16 @@ class Builder:
         self._warnings: list[str] = []
 
     def error(self, why: str, place: Place) -> AccessFileError:
+        """Return an error at a place of the file."""
         line, column = place or (None, None)
         return AccessFileError(why, file=self._file, line=line, column=column)
 
     def warn(self, what: str, place: Place) -> None:
+        """Record a warning at a place of the file."""
         self._warnings.append(str(self.error(what, place)))
 
     def add_uag(self, name: str, users: Iterable[tuple[str, Place]], place: Place) -> None:
+        """Define a user access group."""
         self._new("UAG", name, self._uags, place)
         members: set[str] = set()
         for user, where in users:
@@ -167,6 +171,7 @@ class Builder:
         return parts
 
     def add_hag(self, name: str, hosts: Iterable[tuple[str, Place]], place: Place) -> None:
+        """Define a host access group."""
         self._new("HAG", name, self._hags, place)
         members: set[str] = set()
         for host, where in hosts:
@@ -231,6 +236,7 @@ class Builder:
             self._authorities[name] = AuthorityRef(name, path)
 
     def add_group(self, name: str, place: Place) -> GroupDraft:
+        """Define an access security group, and return its draft."""
         known = self._groups.get(name)
         if known is not None and not (name == "DEFAULT" and not known.rules and not known.inputs):
             raise self.error(f"ASG({name}) is defined twice", place)
@@ -239,6 +245,7 @@ class Builder:
         return draft
 
     def add_input(self, group: GroupDraft, keyword: str, pv: str, place: Place) -> None:
+        """Define an input PV (INPA to INPU) of a group."""
         letter = keyword[3:]
         if not pv:
             raise self.error(f"{keyword} needs the name of a PV", place)
@@ -255,6 +262,7 @@ class Builder:
         *,
         trapwrite: bool,
     ) -> RuleDraft:
+        """Add a rule to a group, and return its draft."""
         number, where = level
         if not 0 <= number <= _MAX_LEVEL:
             raise self.error(f"the level of a RULE is 0, 1 or more, not {number}", where)
@@ -267,11 +275,13 @@ class Builder:
         return draft
 
     def add_protocol(self, rule: RuleDraft, protocol: str, place: Place) -> None:
+        """Require a protocol for a rule."""
         if protocol.lower() not in _PROTOCOLS:
             raise self.error(f"a PROTOCOL is tls or tcp, not '{protocol}'", place)
         rule.protocols[protocol.lower()] = place
 
     def add_method(self, rule: RuleDraft, method: str, place: Place) -> None:
+        """Require an authentication method for a rule."""
         method = method.lower()
         if not method:
             raise self.error("METHOD needs a name: x509, ca or anonymous", place)
@@ -280,6 +290,7 @@ class Builder:
         rule.methods[method] = place
 
     def add_calc(self, rule: RuleDraft, text: str, place: Place) -> None:
+        """Set the condition of a rule."""
         if rule.calc is not None:
             raise self.error("a RULE takes one CALC; join conditions with &&", place)
         try:

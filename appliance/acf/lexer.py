@@ -76,6 +76,7 @@ class Source:
         return line, raw - self._lines[line - 1] + 1
 
     def error(self, why: str, offset: int) -> AccessFileError:
+        """Return an error at an offset of the text."""
         line, column = self.position(offset)
         return AccessFileError(why, file=self.file, line=line, column=column)
 

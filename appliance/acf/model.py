@@ -55,23 +55,40 @@ class PeerIdentity(Protocol):
     """What a connection knows of its peer; ``appliance.pva.Credentials`` is one."""
 
     @property
-    def method(self) -> str: ...
+    def method(self) -> str:
+        """``x509``, ``ca`` or ``anonymous``."""
+
     @property
-    def account(self) -> str: ...
+    def account(self) -> str:
+        """The user's name."""
+
     @property
-    def peer(self) -> str: ...
+    def peer(self) -> str:
+        """The peer's address."""
+
     @property
-    def authority(self) -> str: ...
+    def authority(self) -> str:
+        """The names of the certificate authorities, empty without a certificate."""
+
     @property
-    def roles(self) -> frozenset[str]: ...
+    def roles(self) -> frozenset[str]:
+        """The account's groups."""
+
     @property
-    def is_tls(self) -> bool: ...
+    def is_tls(self) -> bool:
+        """Whether the connection uses TLS."""
+
     @property
-    def san(self) -> tuple[tuple[str, str], ...]: ...
+    def san(self) -> tuple[tuple[str, str], ...]:
+        """The certificate's alternative names: kind and value."""
+
     @property
-    def subject(self) -> tuple[tuple[str, str], ...]: ...
+    def subject(self) -> tuple[tuple[str, str], ...]:
+        """The certificate's subject: part and value."""
+
     @property
-    def home(self) -> str | None: ...
+    def home(self) -> str | None:
+        """The organization that a name alone belongs to; None if it is not known."""
 
 
 class Principal(NamedTuple):

@@ -187,7 +187,7 @@ class _Reader:
         return asg, int(level)
 
     def template(self, text: str, column: int, pattern: Pattern) -> tuple[str | int, ...]:
-        r"""The real name of an ALIAS: text, and for ``\1`` the number of the group that stands there."""
+        r"""Return the real name of an ALIAS in parts: text, and the number of the group for each ``\1``."""
         parts: list[str | int] = []
         at = 0
         for match in _REPLACEMENT.finditer(text):

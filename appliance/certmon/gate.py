@@ -83,7 +83,7 @@ class StatusGate(PeerGate):
         self._own = following
 
     def own_changed(self) -> None:
-        """The own certificate's status has changed: judge all connections anew."""
+        """Judge all connections again, after the status of our own certificate has changed."""
         for watch in list(self._watches):
             watch.judge()
 
@@ -118,7 +118,7 @@ class StatusGate(PeerGate):
         return watch.close
 
     def forget(self, watch: _Watch) -> None:
-        """The connection is gone."""
+        """Forget a closed connection."""
         self._watches.pop(watch, None)
 
     def avoids(self, guid: bytes) -> bool:
@@ -143,7 +143,7 @@ class StatusGate(PeerGate):
         return f"this client used plain TCP, where it has no proved name: {why}"
 
     def gave_up(self, guid: bytes) -> None:
-        """The server cannot accept our certificate, and does not say why: in the clear for a while."""
+        """Use plain TCP for a while for a server that does not accept our certificate and does not say why."""
         if guid and self.options.on_no_cms == "fallback-to-tcp":
             pause = self._avoid(guid)
             _log.warning("the server did not admit this client over TLS; it is tried again in %.0f s", pause)
@@ -242,7 +242,7 @@ class _Watch:
             self._timer = gate.source.loop.call_later(gate.patience_s, self._too_long)
 
     def close(self) -> None:
-        """The connection is gone. Harmless when repeated."""
+        """End the watch of a closed connection. May be called again."""
         self._gate.forget(self)
         if self._timer is not None:
             self._timer.cancel()

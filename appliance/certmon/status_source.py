@@ -147,7 +147,7 @@ class Following:
         self._follower.offer(response)
 
     def close(self) -> None:
-        """The caller is not interested any more. Harmless when repeated."""
+        """End the caller's interest. May be called again."""
         self._follower.drop(self)
 
 

@@ -35,6 +35,7 @@ def tlv(tag: int, value: bytes) -> bytes:
 
 
 def sequence(*items: bytes) -> bytes:
+    """Encode a SEQUENCE."""
     return tlv(0x30, b"".join(items))
 
 
@@ -44,14 +45,17 @@ def set_of(*items: bytes) -> bytes:
 
 
 def octets(value: bytes) -> bytes:
+    """Encode an OCTET STRING."""
     return tlv(0x04, value)
 
 
 def null() -> bytes:
+    """Encode NULL."""
     return b"\x05\x00"
 
 
 def integer(value: int) -> bytes:
+    """Encode an INTEGER that is not negative."""
     return tlv(0x02, value.to_bytes(value.bit_length() // 8 + 1, "big"))
 
 
@@ -61,6 +65,7 @@ def context(number: int, value: bytes, *, constructed: bool = True) -> bytes:
 
 
 def oid(dotted: str) -> bytes:
+    """Encode an OBJECT IDENTIFIER."""
     first, second, *rest = (int(part) for part in dotted.split("."))
     body = bytearray((first * 40 + second,))
     for arc in rest:

@@ -55,7 +55,8 @@ _MAX_CHAIN = 8
 class Revealing(Protocol):
     """A secret that hides its text until asked, such as a password from the configuration."""
 
-    def reveal(self) -> str: ...
+    def reveal(self) -> str:
+        """Return the secret text."""
 
 
 Password = bytes | Revealing | None

@@ -317,7 +317,7 @@ def parse_cert_id(text: str) -> tuple[str, int]:
 
 
 def is_ca(certificate: x509.Certificate) -> bool:
-    """Basic constraints say that the certificate may sign others.
+    """Whether basic constraints say that the certificate may sign others.
 
     Raises:
         CertificateError: The certificate or key is not acceptable; the text says why.

@@ -430,7 +430,7 @@ def _configure_logging(level: str) -> None:
 
 
 def _tell_once() -> None:
-    """A tool tries again many times in its seconds: what it says each time is news only once."""
+    """Log each repeated message once: a tool tries again many times until its timeout."""
     import logging
 
     told: set[str] = set()
@@ -449,7 +449,7 @@ def _tell_once() -> None:
 
 
 def _discard_output() -> None:
-    """The reader is gone: what is still buffered must not raise again when the interpreter ends."""
+    """Discard buffered output for a reader that is gone, so that the interpreter's end does not raise again."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.close(null)

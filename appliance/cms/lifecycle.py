@@ -588,7 +588,7 @@ def _ignore(future: asyncio.Future[Any]) -> None:
 
 
 def revoked_in(transaction: Transaction) -> list[tuple[int, int, bool]]:
-    """Serial and date of all certificates that the database knows as revoked, and whether their keys are barred."""
+    """Return serial and date of all certificates that the database knows as revoked, and whether their keys are barred."""
     import sqlalchemy as sa
 
     from appliance.cms.schema import certs

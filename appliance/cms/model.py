@@ -32,6 +32,7 @@ class Actor(NamedTuple):
     peer: str = ""
 
     def facts(self) -> dict[str, str]:
+        """Return what the audit records about the actor."""
         return {"method": self.method, "account": self.account[:256], "peer": self.peer[:128]}
 
 
@@ -69,6 +70,7 @@ class NewCertificate(NamedTuple):
 
     @property
     def key(self) -> str:
+        """The subject as the database compares it."""
         return subject_key(self.subject)
 
     def is_of(self, record: Record) -> bool:

@@ -368,7 +368,7 @@ class Publisher:
         return done
 
     def step_back(self) -> None:
-        """The clock has been set back: forget all answers, for they seem to come from the future."""
+        """Forget all answers after the clock was set back, because they seem to come from the future."""
         for pv in list(self._pvs.values()):
             if pv.store is None:
                 continue

@@ -113,7 +113,7 @@ def load_document(
 def loads_document(
     text: str, kind: type[_T], *, file: str = "<text>", environ: Mapping[str, str] | None = None
 ) -> Document[_T]:
-    """`loads`, and the lines of all keys."""
+    """Do as `loads`, and also return the line of each key."""
     _check_type(typing.cast("Hashable", kind))
     tree, lines = read_tree(text, file)
     if tree is None:

@@ -93,6 +93,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*arguments, **more)
 
     def error(self, message: str) -> NoReturn:
+        """Print the usage and the error, and exit."""
         self.print_usage(sys.stderr)
         self.exit(USAGE_ERROR, f"Error: {message}\n")
 

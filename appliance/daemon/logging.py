@@ -78,6 +78,7 @@ class Redactor(logging.Filter):
     """Takes secrets out of a record's message, arguments, extra fields and exception before anything formats it."""
 
     def filter(self, record: logging.LogRecord) -> bool:
+        """Remove secrets from a record; always keep it."""
         try:
             record.msg = identified(redact(record.getMessage()))
         except Exception:  # noqa: BLE001 - a wrong log call must not take the daemon down

@@ -124,7 +124,7 @@ class Story:
     # -- the story -----------------------------------------------------------------------------------
 
     async def services_up(self) -> None:
-        """The identity provider and the certificate service."""
+        """Start the identity provider and the certificate service."""
         layout = self.layout
         self.chapter("1. An identity provider and the certificate management service")
         issuer = {
@@ -198,7 +198,7 @@ class Story:
         )
 
     async def ioc_up(self) -> None:
-        """The IOC, with the example databases."""
+        """Start the IOC with the example databases."""
         self.chapter("4. The IOC")
         data = Path(__file__).parent / "data"
         words = ["softIocPVX", "-S", "-m", "user=test,N=tst,P=tst"]
@@ -210,7 +210,7 @@ class Story:
         await self.serve("softioc", "softioc", words)
 
     async def secure_reading(self) -> None:
-        """Reading over TLS."""
+        """Read over TLS."""
         self.chapter("5. Reading over TLS")
         await self.run("client", ["pvxget", "-F", "tree", "test:structExample"], "test:structExample")
         await self.run(
@@ -230,7 +230,7 @@ class Story:
         await self.run("operator", ["pvxget", "test:spec"], "4.5")
 
     async def revocation(self) -> None:
-        """An administrator ends a certificate, and with it a live subscription."""
+        """Revoke a certificate as administrator, which ends a live subscription."""
         self.chapter("7. A revocation closes a live monitor")
         self.renewed.pop("client", None)
         identifier = certificate_id(
@@ -278,7 +278,7 @@ class Story:
                 return line
 
     async def tell(self) -> None:
-        """The whole story."""
+        """Show the whole story."""
         await self.services_up()
         await self.certificates()
         await self.ioc_up()

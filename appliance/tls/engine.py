@@ -111,10 +111,10 @@ class TLSEngine:
         return chunks
 
     def receive_eof(self) -> None:
-        """The network has ended.
+        """Take note that the network connection has ended.
 
         Raises:
-            TLSError: Unless the peer had closed in an orderly way: then what it sent last may have been cut off by someone in between.
+            TLSError: The peer did not close in an orderly way, so somebody may have cut off what it sent last.
         """
         if self._failure is not None:
             raise self._failure
@@ -232,6 +232,7 @@ class TLSEngine:
 
     @property
     def server_side(self) -> bool:
+        """Whether this is the server's end."""
         return self._context.server_side
 
     @property

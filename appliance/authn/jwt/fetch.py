@@ -54,6 +54,8 @@ class FetchError(ApplianceError):
 
 
 class Response(NamedTuple):
+    """What a server answered."""
+
     status: int
     body: bytes
     cache_control: str

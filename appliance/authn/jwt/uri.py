@@ -19,6 +19,8 @@ _DEFAULT_PORT: Final = {"http": 80, "https": 443}
 
 
 class Uri(NamedTuple):
+    """A plain http or https URI in parts."""
+
     scheme: str
     host: str
     port: int

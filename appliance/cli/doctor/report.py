@@ -13,7 +13,7 @@ OK: Final = "ok"
 NOTE: Final = "note"
 """Nothing is wrong, but it is not what everybody expects."""
 WARNING: Final = "warning"
-"""It works, and will not always."""
+"""Report that something works now but will fail later."""
 PROBLEM: Final = "problem"
 
 _OWN: Final = ("chain", "clock", "expiry", "usage", "status")
@@ -43,15 +43,15 @@ class Report:
         self._add(check, OK, what)
 
     def note(self, check: str, what: str, why: str = "", do: str = "") -> None:
-        """Worth knowing."""
+        """Report something worth knowing."""
         self._add(check, NOTE, what, why, do)
 
     def warning(self, check: str, what: str, why: str, do: str) -> None:
-        """It works, and will not always."""
+        """Report that something works now but will fail later."""
         self._add(check, WARNING, what, why, do)
 
     def problem(self, check: str, what: str, why: str, do: str) -> None:
-        """It does not work."""
+        """Report that something does not work."""
         self._add(check, PROBLEM, what, why, do)
 
     def _add(self, check: str, level: str, what: str, why: str = "", do: str = "") -> None:
