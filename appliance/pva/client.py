@@ -92,7 +92,7 @@ class ClientConnection(Connection[ClientEvent]):
         )
 
     def _on_echo(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
-        """The answer to our ``echo``: that it came is all it says."""
+        """Ignore the answer to our ``echo``: that it came is all it says."""
 
     # -- the hot loop --------------------------------------------------------------------------------
 

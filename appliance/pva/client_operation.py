@@ -268,7 +268,7 @@ class ClientOperation:
         self.channel.operations.pop(self.ioid, None)
 
     def drop(self) -> None:
-        """The channel has ended, and takes the operation with it."""
+        """End with the channel, and tell of it."""
         self._forget()
         self.connection.events.append(OperationClosed(self))
 

@@ -115,11 +115,18 @@ class Connection(Generic[EventT]):
         return self.state is ConnectionState.CLOSED
 
     def receive_data(self, data: Buffer) -> list[EventT | RemoteMessage]:
-        """Take what arrived; return what it means, in order.
+        """Take what arrived, and tell what it means.
 
-        Raises RemoteProtocolError when the peer broke the protocol. The events before the fault are lost on
-        purpose, the connection is CLOSED, and what is in the output queue may still be sent; ``receive_eof``
-        tells what the end of the connection ended.
+        Args:
+            data: The next octets from the peer; none to go on with what ``stalled`` left.
+
+        Returns:
+            Events in the order of the messages.
+
+        Raises:
+            RemoteProtocolError: The peer broke the protocol. The events before the fault are lost on purpose, the
+                connection is CLOSED, and what is in the outbox may still be sent; ``receive_eof`` tells what
+                the end of the connection ended.
         """
         if self._is_closed:
             if self._remains is None:
@@ -183,7 +190,7 @@ class Connection(Generic[EventT]):
         return pos
 
     def _go_on(self) -> bool:
-        """Work on the message that takes its time; tell whether it is done."""
+        """Work on the message that takes its time. Whether it is done."""
         pace = self._pace
         assert pace is not None
         if pace.go_on():
@@ -319,7 +326,7 @@ class Connection(Generic[EventT]):
     # -- end -----------------------------------------------------------------------------------------
 
     def receive_eof(self) -> list[EventT | RemoteMessage]:
-        """The peer has gone; return the events that follow from it.
+        """Take note that the peer has gone, and tell what that ended.
 
         With ``due`` they may come in parts: while ``stalled``, call ``receive_data(b"")`` for the next one.
         """

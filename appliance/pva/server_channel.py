@@ -44,7 +44,7 @@ class ServerChannel:
         self.context: Any = None
 
     def _answer(self) -> bool:
-        """Leave the channels that wait for an answer; tell whether the client still waits for it."""
+        """Leave the channels that wait for an answer. Whether the client still waits for it."""
         connection = self.connection
         if connection.state is ConnectionState.CLOSED:
             return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from appliance.errors import DecodeError, LocalProtocolError, RemoteProtocolError
 from appliance.pva import commands as c
@@ -73,6 +73,16 @@ class OperationOwner(Protocol):
 
     def drop_operation(self, operation: ServerOperation) -> None:
         """Forget an operation that has ended, and tell of it."""
+
+
+class Encodable(Protocol):
+    """An update that can be serialised for a subscriber."""
+
+    def encoded(self, mask: int, big: bool) -> bytes:
+        """Give what ``encode_update`` makes of it, or the same octets from elsewhere."""
+
+
+EncodableT = TypeVar("EncodableT", bound=Encodable)
 
 
 class OperationChannel(Protocol):
@@ -298,9 +308,14 @@ class ServerOperation:
     # -- from the layer above --------------------------------------------------------------------------
 
     def ready(self, kind: StructType | None = None, mask: int | None = None) -> None:
-        """Answer INIT. ``kind`` is the type that this operation transfers (None for RPC and PROCESS).
+        """Answer INIT.
 
-        ``mask`` is what the pvRequest selects, in leaf form; None selects everything.
+        Args:
+            kind: The type that this operation transfers; None for RPC and PROCESS.
+            mask: What the pvRequest selects, in leaf form; None selects everything.
+
+        Raises:
+            LocalProtocolError: INIT was answered already, or the command has no type, or needs one.
         """
         if self.state is OperationState.DEAD:
             return
@@ -367,7 +382,15 @@ class ServerOperation:
         self._replied()
 
     def reply_prepared(self, tail: bytes, sub: int) -> int:
-        """Answer a GET from the hot loop; return how many octets to account for there."""
+        """Answer a GET from the hot loop of the connection.
+
+        Args:
+            tail: What ``encode_answer`` made.
+            sub: The request's sub-command.
+
+        Returns:
+            Octets that the caller has to add to the outbox's size.
+        """
         outbox = self.outbox
         size = len(tail)
         if size > outbox.one_piece:
@@ -412,9 +435,13 @@ class ServerOperation:
         return self.state is OperationState.EXECUTING and (not self.pipeline or self.window > 0)
 
     def send_update(self, body: bytes) -> None:
-        """Send one update that ``encode_update`` made for our mask and byte order.
+        """Send one update; nothing once the client has gone.
 
-        Does nothing once the client has gone; raises LocalProtocolError unless ``may_send``.
+        Args:
+            body: What ``encode_update`` made for our mask and byte order, or the same octets from elsewhere.
+
+        Raises:
+            LocalProtocolError: Unless ``may_send``.
         """
         if self.state is not OperationState.EXECUTING or (self.pipeline and self.window <= 0):
             if self.state is OperationState.DEAD:
@@ -438,14 +465,29 @@ class ServerOperation:
             self.window -= 1
 
     def update_head(self, size: int) -> bytes | None:
-        """Give what precedes an update's ``size`` octets in a message; None when it would not leave in one piece."""
+        """Give what precedes an update in a message.
+
+        Args:
+            size: Octets of the update.
+
+        Returns:
+            Header, ioid and sub-command; None where the message would not leave in one piece.
+        """
         outbox = self.outbox
         if size > outbox.one_piece:
             return None
         return REPLY[outbox.big].pack(c.MAGIC, c.VERSION, outbox.flags, c.CMD_MONITOR, 5 + size, self.ioid, 0)
 
     def send_message(self, message: bytes, limit: int) -> bool:
-        """Send one update with its head, unless the client takes none now or ``limit`` octets of output wait."""
+        """Send one update that is a whole message.
+
+        Args:
+            message: What ``update_head`` gave, and the update.
+            limit: Octets of waiting output above which nothing is sent.
+
+        Returns:
+            Whether it was sent: not where the client takes no update now, or too much waits.
+        """
         outbox = self.outbox
         if self.state is not OperationState.EXECUTING or outbox.size > limit:
             return False
@@ -457,11 +499,15 @@ class ServerOperation:
         outbox.size += len(message)
         return True
 
-    def drain(self, queue: deque[Any], limit: int) -> bool:
+    def drain(self, queue: deque[EncodableT], limit: int) -> bool:
         """Send updates from ``queue`` while the client takes them.
 
-        Each has a method ``encoded(mask, big)`` that gives what ``encode_update`` makes. Returns whether updates
-        stay behind only because more than ``limit`` octets of output wait already.
+        Args:
+            queue: Updates, the oldest first. What is sent is taken out.
+            limit: Octets of waiting output above which nothing more is sent.
+
+        Returns:
+            Whether updates stay behind only because more than ``limit`` octets of output wait.
         """
         if self.state is not OperationState.EXECUTING:
             return False

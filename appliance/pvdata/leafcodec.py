@@ -229,7 +229,7 @@ def _copy_slowly(array: Any, native: str, width: int, *, is_bool: bool) -> Any:
 
 
 def _may_refer(buf: Buffer, size: int) -> bool:
-    """Tell whether an array of ``size`` octets may point into ``buf`` rather than be copied.
+    """Whether an array of ``size`` octets may point into ``buf`` rather than be copied.
 
     Only into ``bytes``, which nobody can change, and only if it would not keep alive much more than itself.
     """

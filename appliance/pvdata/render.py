@@ -240,7 +240,7 @@ def _tree_struct(out: list[str], t: StructType, x: Any, title: str, indent: str,
 
 
 def _is_unset(t: TypeDesc, x: Any) -> bool:
-    """Tell whether this may be an array that nobody has set, for which PVXS shows no length."""
+    """Whether this may be an array that nobody has set, for which PVXS shows no length."""
     return isinstance(t, ArrayType) and isinstance(t.element, ScalarType) and not len(x)
 
 

@@ -131,7 +131,7 @@ class _Fields:
         return t.masks[number] & t.leaf_mask & ~t.masks[self._number(path)]
 
     def is_marked(self, path: str = "") -> bool:
-        """Tell whether the field, something below it or a structure around it is marked."""
+        """Whether the field, something below it or a structure around it is marked."""
         root = self.root
         number = self._number(path)
         if root.changed & root.type.masks[number]:
@@ -231,10 +231,12 @@ class Value(_Fields):
 
     @property
     def root(self) -> Value:
+        """The value itself."""
         return self
 
     @property
     def base(self) -> int:
+        """Number of the top."""
         return 0
 
     def __getitem__(self, path: str) -> Any:
@@ -276,10 +278,12 @@ class View(_Fields):
 
     @property
     def root(self) -> Value:
+        """The value that this is a part of."""
         return self._root
 
     @property
     def base(self) -> int:
+        """Number of this sub-structure in it."""
         return self._base
 
 
