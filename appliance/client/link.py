@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, assert_never
 
 from appliance.client.channel import Channel, ChannelRequest
 from appliance.client.end import ClientEnd, ServerAddress
 from appliance.client.monitor import Monitor
 from appliance.client.requests import FieldRequest
 from appliance.errors import ApplianceError, CertificateError, SecurityError, TransportError
-from appliance.pva.client import ClientConnection
+from appliance.pva import commands as c
 from appliance.pva.client_channel import ClientChannel
+from appliance.pva.client_connection import ClientConnection
 from appliance.pva.credentials import Credentials
 from appliance.pva.events import (
     AccessChanged,
@@ -42,7 +43,12 @@ __all__ = ["LinkOwner", "ServerLink"]
 
 _log: Final = logging.getLogger(__name__)
 _remote_log: Final = logging.getLogger("appliance.client.remote")
-_LEVELS: Final = {0: logging.INFO, 1: logging.WARNING, 2: logging.ERROR, 3: logging.CRITICAL}
+_LEVELS: Final = {
+    c.MESSAGE_INFO: logging.INFO,
+    c.MESSAGE_WARNING: logging.WARNING,
+    c.MESSAGE_ERROR: logging.ERROR,
+    c.MESSAGE_FATAL: logging.CRITICAL,
+}
 
 
 class LinkOwner(Protocol):
@@ -290,8 +296,34 @@ class ServerLink:
                 request = event.operation.context
                 if request is not None:
                     request.ready(event.status)
+            elif type(event) is ChannelCreated:
+                self._on_channel(event)
+            elif type(event) is ChannelClosed:
+                self._on_channel_closed(event)
+            elif type(event) is MonitorFinished:
+                monitor = event.operation.context
+                if monitor is not None:
+                    monitor.finished(event.status)
+            elif type(event) is FieldReply:
+                asked: FieldRequest | None = event.operation.context
+                if asked is not None:
+                    asked.field_reply(event.status, event.type)
+            elif type(event) is SearchAnswered:
+                self._owner.search_answered(self, event.response)
+            elif type(event) is RemoteMessage:
+                self._on_message(event)
+            elif type(event) is AuthenticationOffered:
+                self._methods = event.methods
+                engine = self.stream.engine if self.stream is not None else None
+                self._admission.begin(self._end.gate, self.credentials, engine, guid=self.guid)
+            elif type(event) is Validated:
+                self._on_validated(event)
+            elif type(event) is OperationClosed:
+                pass  # the channel's end tells its requests
+            elif type(event) is AccessChanged:
+                pass  # the permissions are read where they matter, from the channel
             else:
-                self._on_event(event)
+                assert_never(event)
 
     def _keep(self, monitor: Monitor, event: MonitorUpdate) -> None:
         """Put an update aside until the pause is over; the latest value is what counts."""
@@ -335,36 +367,6 @@ class ServerLink:
             channel.lost(why, failed=failed)
 
     # -- events --------------------------------------------------------------------------------------
-
-    def _on_event(self, event: ClientEvent) -> None:
-        """Act on what comes seldom."""
-        match event:
-            case ChannelCreated():
-                self._on_channel(event)
-            case ChannelClosed():
-                self._on_channel_closed(event)
-            case MonitorFinished():
-                monitor: Monitor | None = event.operation.context
-                if monitor is not None:
-                    monitor.finished(event.status)
-            case FieldReply():
-                asked: FieldRequest | None = event.operation.context
-                if asked is not None:
-                    asked.field_reply(event.status, event.type)
-            case SearchAnswered():
-                self._owner.search_answered(self, event.response)
-            case RemoteMessage():
-                self._on_message(event)
-            case AuthenticationOffered():
-                self._methods = event.methods
-                engine = self.stream.engine if self.stream is not None else None
-                self._admission.begin(self._end.gate, self.credentials, engine, guid=self.guid)
-            case Validated():
-                self._on_validated(event)
-            case OperationClosed():
-                pass  # the channel's end tells its requests
-            case AccessChanged():
-                pass  # the permissions are read where they matter, from the channel
 
     def _on_validated(self, event: Validated) -> None:
         if not event.status.ok:

@@ -18,6 +18,9 @@ __all__ = ["Connected", "Disconnected", "Monitor"]
 
 _log: Final = logging.getLogger(__name__)
 
+FLAPS: Final = 8
+"""Items beyond the queue's size that tell of connections lost and found."""
+
 
 class Connected(NamedTuple):
     """The channel is there (again); values follow."""
@@ -29,6 +32,10 @@ class Disconnected(NamedTuple):
     """The channel was lost; the monitor goes on when it is back."""
 
     why: str
+
+
+Item = Value | Connected | Disconnected
+"""What a monitor brings; the latter two only with ``notify``."""
 
 
 class Monitor(ChannelRequest):
@@ -84,7 +91,7 @@ class Monitor(ChannelRequest):
         """Updates that were merged here because the caller was slower."""
         self.overruns = 0
         """Updates that said that the server had merged some."""
-        self._queue: deque[Any] = deque()
+        self._queue: deque[Item] = deque()
         self._event: asyncio.Future[None] | None = None
         self._ended: Exception | None = None
         self._taken = 0
@@ -166,7 +173,7 @@ class Monitor(ChannelRequest):
 
     # -- the caller ----------------------------------------------------------------------------------
 
-    def _put(self, item: Any) -> None:
+    def _put(self, item: Item) -> None:
         if self.on_update is not None:
             self._call(item)
             return
@@ -179,7 +186,7 @@ class Monitor(ChannelRequest):
         queue.append(item)
         self._wake()
 
-    def _call(self, item: Any) -> None:
+    def _call(self, item: Item | Exception) -> None:
         """Hand over an update; the connection must not suffer from what the caller's function does wrong."""
         assert self.on_update is not None
         try:
@@ -240,6 +247,4 @@ class Monitor(ChannelRequest):
         self.close()
 
 
-FLAPS: Final = 8
-"""Items beyond the queue's size that tell of connections lost and found."""
 _END: Final = ChannelClosedError("the subscription has ended")

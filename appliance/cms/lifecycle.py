@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from appliance.authn.ratelimit import peer_key
 from appliance.certs.status import CertState, may_change, state_at_approval
-from appliance.certs.x509 import shown_subject, shown_value
+from appliance.certs.x509 import shown_value
 from appliance.cms.inherit import (
     BARRED,
     approved_before,
@@ -35,6 +35,7 @@ from appliance.cms.model import (
     NewCertificate,
     boundary_of,
     posix,
+    shown_name,
     shown_time,
     state_now,
     utc,
@@ -615,7 +616,7 @@ def _duplicate(request: NewCertificate, state: CertState) -> str:
 
 
 def _named(request: NewCertificate) -> dict[str, str]:
-    named = {"subject": shown_subject(request.subject.items())}
+    named = {"subject": shown_name(request.subject)}
     if request.identity:
         named["identity"] = request.identity
     return named | {"usage": request.usage, "type": request.method, "skid": request.skid}

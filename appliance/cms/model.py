@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 from appliance.certs.status import CertState, effective_state, next_boundary
+from appliance.certs.x509 import shown_subject
 from appliance.cms.store import Record
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "NewCertificate",
     "boundary_of",
     "posix",
+    "shown_name",
     "shown_time",
     "state_now",
     "subject_key",
@@ -99,6 +101,11 @@ def subject_key(subject: Mapping[str, str]) -> str:
 def split_subject_key(key: str) -> dict[str, str]:
     """Return the parts of `subject_key`."""
     return dict(zip(("CN", "O", "OU", "C"), key.split(_SEPARATOR), strict=True))
+
+
+def shown_name(subject: Mapping[str, str]) -> str:
+    """Show a subject in the order in which certificates and tools have its parts."""
+    return shown_subject((part, subject.get(part, "")) for part in ("CN", "C", "O", "OU"))
 
 
 def posix(when: datetime) -> int:

@@ -75,17 +75,26 @@ class StatusPV(Handler):
         """The present answer; None until somebody asks, and when it has run out."""
         self.answers: dict[tuple[int, bool], PreparedAnswer] = {}
         self.subscriptions: dict[Subscription, None] = {}
-        self.waiting: list[Callable[[ApplianceError | None], None]] = []
+        self.waiting: list[tuple[Operation, Callable[[ApplianceError | None], None]]] = []
         self.fetching = False
 
-    def when_ready(self, call: Callable[[ApplianceError | None], None], asks: str) -> None:
-        """Call back when there is an answer, now if there is one. ``asks`` is the address of who wants it."""
-        if self.store is None:
-            self.publisher.provide(self, asks)
-        if self.store is None:
-            self.waiting.append(call)
-        else:
+    def when_ready(self, call: Callable[[ApplianceError | None], None], asks: Operation) -> None:
+        """Call back when there is an answer, now if there is one. ``asks`` is what it is for."""
+        if self.store is not None:
             call(None)
+            return
+        self.waiting.append((asks, call))
+        self.publisher.provide(self, _address(asks))
+
+    def is_awaited(self) -> bool:
+        """Whether anybody still wants the answer."""
+        return any(asks.alive for asks, _ in self.waiting)
+
+    def answer_all(self, error: ApplianceError | None) -> None:
+        """Call back all who wait."""
+        waiting, self.waiting = self.waiting, []
+        for _, call in waiting:
+            call(error)
 
     def set(self, store: list[Any]) -> None:
         """Take a new answer, and tell the subscribers."""
@@ -137,7 +146,7 @@ class StatusPV(Handler):
             else:
                 operation.reply_store(store, STATUS.leaf_mask)
 
-        self.when_ready(answer, _address(operation))
+        self.when_ready(answer, operation)
 
     def put(self, operation: Operation, value: Value) -> None:
         """Approve, deny or revoke."""
@@ -162,7 +171,7 @@ class StatusPV(Handler):
             self.subscriptions[subscription] = None
             subscription.post(Update(STATUS, self.store, STATUS.leaf_mask))
 
-        self.when_ready(begin, _address(subscription))
+        self.when_ready(begin, subscription)
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """Forget the subscriber."""
@@ -255,6 +264,10 @@ class Publisher:
             pv = line.popleft()
             if line:
                 asked[address] = line  # behind the others
+            if not pv.is_awaited():  # who asked is gone, and nothing is signed for nobody
+                pv.fetching = False
+                pv.waiting.clear()
+                continue
             task = asyncio.get_running_loop().create_task(self._fetch(pv))
             self._tasks.add(task)
             task.add_done_callback(self._fetched)
@@ -273,9 +286,18 @@ class Publisher:
             failure = error
         finally:
             pv.fetching = False
-        waiting, pv.waiting = pv.waiting, []
-        for call in waiting:
-            call(failure)
+        pv.answer_all(failure)
+
+    def is_asked(self) -> bool:
+        """Whether questions to the database are left."""
+        return bool(self._asked or self._tasks)
+
+    async def stop(self) -> None:
+        """Ask the database no more: the clients are gone."""
+        self._asked.clear()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _changed(self, record: Record) -> None:
         pv = self._pvs.get(record.serial)
@@ -289,9 +311,7 @@ class Publisher:
         pv.set(store)
         heapq.heappush(self._refreshes, (refresh_at, next(self._count), weakref.ref(pv)))
         if pv.waiting:
-            waiting, pv.waiting = pv.waiting, []
-            for call in waiting:
-                call(None)
+            pv.answer_all(None)
 
     def make(self, serial: int, record: Record | None, now: datetime) -> tuple[list[Any], float]:
         """Sign the answer about a certificate; gives it with the time at which to sign again."""

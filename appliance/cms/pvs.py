@@ -24,11 +24,10 @@ from appliance.certs.x509 import (
     cert_id,
     serial_number,
     shown_id,
-    shown_subject,
 )
 from appliance.cms.issuing import Issuing, pem_chain
 from appliance.cms.lifecycle import Lifecycle
-from appliance.cms.model import Actor, split_subject_key
+from appliance.cms.model import Actor, shown_name, split_subject_key
 from appliance.cms.policy import Names, Policy
 from appliance.cms.publisher import Publisher, StatusPV
 from appliance.cms.schema import certs
@@ -281,7 +280,7 @@ class CreatePV(_Callable):
         delivered = self._issuing.lifecycle.delivered
         if waits:
             delivered(record.serial)
-        subject = shown_subject(split_subject_key(record.subject).items())
+        subject = shown_name(split_subject_key(record.subject))
         told = {
             "event": "certificate-issued", "cert_id": shown_id(self._issuing.names.issuer_id, record.serial), "state": record.state.value, "subject": subject,
             **operation.peer.facts(),

@@ -219,6 +219,7 @@ class CertificateService:
         """Finish what is begun and close."""
         if self.server is not None:
             await self.server.stop()
+            await self.publisher.stop()
             await self.tasks.finish()
             await self.lifecycle.settle()
         await self._close_tokens(self.issuing.tokens)

@@ -41,13 +41,12 @@ from appliance.certs.x509 import (
     is_self_signed,
     issuer_id,
     shown_id,
-    shown_subject,
     status_pv,
     subject_text,
 )
 from appliance.cms.config import CMSSettings, parse_password_file
 from appliance.cms.issuing import Issuing, new_serial
-from appliance.cms.model import SERVICE, posix, shown_time, state_now, subject_key, utc
+from appliance.cms.model import SERVICE, posix, shown_name, shown_time, state_now, subject_key, utc
 from appliance.cms.schema import certs
 from appliance.cms.store import Record, Transaction
 from appliance.config.files import make_directories, read_private, replace_private, write_private
@@ -259,7 +258,7 @@ def record_own(
     parts = {"cn": "CN", "o": "O", "ou": "OU", "c": "C"}
     more = {column: certificate_subject.get(part, "") for column, part in parts.items()}
     transaction.add(record, {**more, "created": start, "key_id": key_id})
-    facts = {**SERVICE.facts(), "subject": shown_subject(certificate_subject.items()), "usage": usage}
+    facts = {**SERVICE.facts(), "subject": shown_name(certificate_subject), "usage": usage}
     facts |= {
         "not_before": shown_time(utc(begin)), "not_after": shown_time(utc(end)), "no_status": "yes" if no_status else "no"
     }  # fmt: skip
@@ -407,7 +406,7 @@ def ensure_administrator(settings: CMSSettings, issuing: Issuing, name: str, *, 
     ]
     if alive:
         why = (
-            f"{shown_subject(subject.items())} has a certificate already "
+            f"{shown_name(subject)} has a certificate already "
             f"({shown_id(issuing.names.issuer_id, alive[0].serial)}); "
             "have that one revoked first; if nobody can, because it is the only administrator's and is lost, choose another "
             "name here, and revoke it with the new keychain"

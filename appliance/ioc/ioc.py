@@ -26,7 +26,7 @@ from appliance.ioc.groups.source import GroupSource
 from appliance.ioc.loading import Loading
 from appliance.ioc.policy import IocPolicy
 from appliance.ioc.putlog import PutLog
-from appliance.ioc.qsrv_env import why_not_served
+from appliance.ioc.qsrv_env import LateSettings, why_not_served
 from appliance.ioc.record_source import RecordSource
 from appliance.ioc.shell import register_commands
 from appliance.ioc.trial import Trial, TrialResult, check_file
@@ -68,6 +68,7 @@ class Ioc:
         self.switched_off = ""
         """The variable that forbids to serve records over PVAccess."""
         self._failure: ApplianceError | None = None
+        self._late_settings = LateSettings()
         self._server: Server | None = None
 
     @property
@@ -171,6 +172,7 @@ class Ioc:
         """Serve the records; where that fails nothing is served, and ``start`` raises why."""
         if self.attached or self._server is None or self.put_log is None:
             return
+        self._late_settings.report()
         dbcore.take_errors(EpicsLog())
         try:
             if self.loading.access_step is not None:

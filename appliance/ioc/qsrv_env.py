@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 from typing import Final
 
+from appliance.config.pva import variables
 from appliance.ioc import dbcore
 
-__all__ = ["why_not_served"]
+__all__ = ["LateSettings", "why_not_served"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -31,3 +32,22 @@ def why_not_served(*, report: bool = False) -> str:
     if report and enable is not None and enable.upper() != "YES":
         _log.error("%s=%s is neither YES nor NO: YES is assumed", _QSRV_ENABLE, enable)
     return ""
+
+
+class LateSettings:
+    """Notices variables of PVAccess that a script sets after they were read: they have no effect, as with QSRV2."""
+
+    def __init__(self) -> None:
+        self._before = {name: dbcore.environment_value(name) for name in sorted(variables())}
+
+    def report(self) -> None:
+        """Log each variable that has changed since. A value is not shown: it may hold a password."""
+        for name, before in self._before.items():
+            now = dbcore.environment_value(name)
+            if now != before:
+                self._before[name] = now
+                _log.warning(
+                    "%s was set in the IOC shell, which is too late: PVAccess settings are read when the IOC starts; set "
+                    "the variable before softIocPVX is started, or write the setting under 'pva' in a --config file",
+                    name,
+                )

@@ -85,6 +85,10 @@ class RecordPV(Handler):
         """Judge what a client may do."""
         return self._access.rights(self.record.channel, peer)
 
+    def counted_as(self) -> str:
+        """Return the record: its fields, and filters of any number, change with it."""
+        return self.record.channel.record
+
     # -- life ----------------------------------------------------------------------------------------
 
     def hold(self) -> None:

@@ -23,8 +23,8 @@ from appliance.pva.events import (
     ServerEvent,
 )
 from appliance.pva.search import SearchRequest, SearchResponse
-from appliance.pva.server import ServerConnection
 from appliance.pva.server_channel import ServerChannel
+from appliance.pva.server_connection import ServerConnection
 from appliance.pva.server_operation import ServerOperation
 from appliance.pva.status import OK, Status
 from appliance.server.access import AccessControl

@@ -6,6 +6,7 @@ One connection has limits of its own (`appliance.pva.limits`). Without these a s
 from __future__ import annotations
 
 import logging
+from collections.abc import Hashable
 from ipaddress import ip_address
 from typing import Final, NamedTuple
 
@@ -42,8 +43,8 @@ class Share:
         self.anonymous = 0
         self.channels = 0
         self.anonymous_channels = 0
-        self.watching: dict[object, int] = {}
-        """Subscriptions by handler."""
+        self.watching: dict[Hashable, int] = {}
+        """Subscriptions by what their handlers are counted as."""
         self.told = False
         """Whether the log has heard that it wants too much."""
 
@@ -141,25 +142,25 @@ class Allowance:
         if self.is_anonymous:
             share.anonymous_channels += more
 
-    def count_subscription(self, handler: object) -> str:
-        """Count one more subscription of the PV that ``handler`` serves."""
+    def count_subscription(self, watched: Hashable) -> str:
+        """Count one more subscription of ``watched``: give why not, empty where it is counted."""
         watching = self._share.watching
         quota = self._shares.quota
         most = quota.anonymous_subscriptions if self.is_anonymous else quota.subscriptions
-        count = watching.get(handler, 0)
+        count = watching.get(watched, 0)
         if count >= most:
             return f"your address watches this PV {most} times already; share one subscription among those that show it"
-        watching[handler] = count + 1
+        watching[watched] = count + 1
         return ""
 
-    def forget_subscription(self, handler: object) -> None:
+    def forget_subscription(self, watched: Hashable) -> None:
         """Count one less."""
         watching = self._share.watching
-        count = watching.get(handler, 0) - 1
+        count = watching.get(watched, 0) - 1
         if count > 0:
-            watching[handler] = count
+            watching[watched] = count
         else:
-            watching.pop(handler, None)
+            watching.pop(watched, None)
 
 
 def who(host: str) -> str:

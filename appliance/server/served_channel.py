@@ -125,7 +125,7 @@ class ServedChannel(Channel):
             self._broken(operation, error)
 
     def _subscribe(self, subscription: Subscription) -> None:
-        full = self.owner.allowance.count_subscription(self.handler)
+        full = self.owner.allowance.count_subscription(self.handler.counted_as())
         if full:
             subscription.fail(full)
             return
@@ -221,7 +221,7 @@ class ServedChannel(Channel):
                 operation.queue.clear()
                 if operation.counts:
                     operation.counts = False
-                    self.owner.allowance.forget_subscription(self.handler)
+                    self.owner.allowance.forget_subscription(self.handler.counted_as())
                 self.handler.unsubscribe(operation)
             elif operation is not None:
                 self.handler.closed(operation)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 
 from appliance.pva.credentials import Credentials
 from appliance.pvdata.value import Value
@@ -53,6 +53,10 @@ class Handler:
     def subscribe(self, subscription: Subscription) -> None:
         """A client begins a MONITOR: call ``ready`` or ``fail``; then ``post`` the present value."""
         subscription.fail("this PV cannot be monitored")
+
+    def counted_as(self) -> Hashable:
+        """Give what subscriptions are counted by: PVs that change together give the same. It must not change."""
+        return self
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """The MONITOR is over."""

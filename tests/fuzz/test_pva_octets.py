@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from appliance.errors import ApplianceError, ChannelClosedError, DecodeError, RemoteProtocolError
 from appliance.pva import commands as c
-from appliance.pva.client import ClientConnection
+from appliance.pva.client_connection import ClientConnection
 from appliance.pva.events import AuthenticationOffered, ChannelCreated, MonitorUpdate, OperationReady
 from appliance.pva.limits import Limits
 from appliance.pva.search import Beacon, SearchRequest, decode_datagram, pack_message
-from appliance.pva.server import ServerConnection
+from appliance.pva.server_connection import ServerConnection
 from appliance.pva.states import ConnectionState
 from tests.helpers.recording import load, use_server
 from tests.helpers.wire import (

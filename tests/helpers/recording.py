@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from appliance.pva import commands as c
-from appliance.pva.client import ClientConnection
+from appliance.pva.client_connection import ClientConnection
 from appliance.pva.connection import Connection
 from appliance.pva.events import (
     AuthenticationOffered,
@@ -29,7 +29,7 @@ from appliance.pva.events import (
     Validated,
 )
 from appliance.pva.search import SearchRequest
-from appliance.pva.server import ServerConnection
+from appliance.pva.server_connection import ServerConnection
 from appliance.pvdata import STRING, StructType, Value, encode_string
 from tests.helpers.wire import Responder, request, take
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from appliance.errors import PVDataError
 from appliance.pva import commands as c
-from appliance.pva.client import ClientConnection
+from appliance.pva.client_connection import ClientConnection
 from appliance.pva.connection import Connection
 from appliance.pva.events import (
     AuthenticationOffered,
@@ -20,7 +20,7 @@ from appliance.pva.events import (
 )
 from appliance.pva.search import SearchResponse
 from appliance.pva.selection import encode_update, leaves
-from appliance.pva.server import ServerConnection
+from appliance.pva.server_connection import ServerConnection
 from appliance.pva.server_operation import PreparedAnswer
 from appliance.pva.status import OK
 from appliance.pvdata import FLOAT64, INT32, STRING, ArrayType, StructType, Value

@@ -23,7 +23,7 @@ from appliance.errors import (
     PVDataError,
     RemoteError,
 )
-from appliance.pva.server import ServerConnection
+from appliance.pva.server_connection import ServerConnection
 from appliance.pvdata.nt import NTScalar, NTScalarArray
 from appliance.pvdata.types import FLOAT64, STRING
 from appliance.pvdata.value import Value

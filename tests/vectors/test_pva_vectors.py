@@ -6,9 +6,9 @@ import pytest
 
 from appliance.errors import AccessDeniedError
 from appliance.pva import commands as c
-from appliance.pva.client import ClientConnection
+from appliance.pva.client_connection import ClientConnection
 from appliance.pva.events import AuthenticationReceived, Execute, OperationRequested
-from appliance.pva.server import ServerConnection
+from appliance.pva.server_connection import ServerConnection
 from appliance.pva.status import OK, Status
 from appliance.pvdata import FLOAT64, INT32, StructType
 from tests.helpers.recording import Replay, load, use_server

@@ -160,7 +160,7 @@ async def test_a_put_that_the_record_refuses(ioc: dict[str, str]) -> None:
     done = await run("pvxput", "test:enum", "three", env=ioc)
     assert done.status == 1
     assert done.err.startswith(
-        "Error: test:enum: Unable to assign value from \"three\" : 'three' is not one of"
+        "Error: test:enum: Unable to assign value from \"three\" : illegal choice 'three'"
     )
 
 

@@ -6,6 +6,8 @@ import asyncio
 import struct
 from pathlib import Path
 
+import pytest
+
 from tests.helpers.cms import plain, running
 from tests.helpers.turns import Hostile, frame, longest_turn
 
@@ -42,3 +44,23 @@ async def test_who_asks_for_thousands_of_unknown_serials_waits_for_itself_only(t
         assert service.publisher.signed - signed == COUNT + 10
         assert longest.seconds < 0.06
         hostile.close()
+
+
+async def test_nothing_is_signed_for_who_is_gone_and_the_service_stops_in_the_middle_of_questions(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(tmp_path) as service:
+        issuer = service.names.issuer_id
+        hostile = await asyncio.to_thread(Hostile, service.server.tcp_port, source="127.0.0.2")
+        signed = service.publisher.signed
+        await asyncio.to_thread(ask, hostile, issuer)
+        hostile.close()
+        async with asyncio.timeout(30):
+            while service.server.peers or service.publisher.is_asked():
+                await asyncio.sleep(0.01)
+        assert service.publisher.signed - signed < COUNT // 2
+        hostile = await asyncio.to_thread(Hostile, service.server.tcp_port, source="127.0.0.2")
+        await asyncio.to_thread(ask, hostile, issuer)
+    hostile.close()
+    assert not [task for task in asyncio.all_tasks() if "Publisher" in repr(task)]
+    assert not caplog.records or "pending" not in caplog.text

@@ -15,6 +15,7 @@ import pytest
 from appliance.client import Context, Disconnected
 from appliance.errors import ApplianceError
 from appliance.pvdata import Value
+from appliance.server.quota import Quota
 from tests.helpers.ioc_process import (
     EXAMPLE_FILES,
     EXAMPLES,
@@ -23,6 +24,7 @@ from tests.helpers.ioc_process import (
     running_ioc,
     starting_ioc,
 )
+from tests.helpers.turns import Hostile
 
 RECORDS = """
 record(ao, "free") { field(ASG, "OPEN") field(VAL, "1") field(PINI, "YES") }
@@ -182,6 +184,19 @@ async def test_a_script_initialises_the_ioc_itself(files: Path) -> None:
     async with running_ioc("-S", "st.cmd", cwd=files) as ioc, ioc.client() as client:
         assert (await client.get("more"))["v.value"] == 7.0
         assert "denied" in await put(client, "fixed", 1)
+
+
+async def test_a_setting_that_a_script_makes_too_late_is_named_without_its_value(files: Path) -> None:
+    (files / "late.cmd").write_text(
+        'epicsEnvSet("EPICS_PVAS_TLS_KEYCHAIN", "/x/server.p12;secret")\n'
+        'epicsEnvSet("OTHER", "1")\ndbLoadRecords("records.db")\niocInit()\n'
+    )
+    async with running_ioc("-S", "late.cmd", cwd=files) as ioc:
+        told = await ioc.printed(
+            r"[^\n]*EPICS_PVAS_TLS_KEYCHAIN was set in the IOC shell, which is too late[^\n]*"
+        )
+        assert "secret" not in told[0]
+        assert "OTHER was set" not in ioc.log
 
 
 async def test_the_exit_record_ends_the_ioc_with_a_status(files: Path) -> None:
@@ -488,3 +503,20 @@ async def test_other_values_of_the_switches_leave_records_served(
         assert "ENABLED" in ioc.log
         assert (await client.get("free"))["value"] == 1.0
         assert ("is neither YES nor NO" in ioc.log) is ("maybe" in variables.values())
+
+
+async def test_subscriptions_are_bounded_for_a_record_under_all_its_names_and_filters(tmp_path: Path) -> None:
+    (tmp_path / "a.db").write_text('record(ao, "r") {}\nrecord(ao, "q") {}\n')
+    quota = Quota()
+    async with running_ioc("-S", "-d", tmp_path / "a.db") as ioc:
+        names = [f'r.VAL{{"dbnd":{{"abs":{number}}}}}' for number in range(quota.anonymous_subscriptions + 1)]
+        hostile = await asyncio.to_thread(Hostile, ioc.tcp, *names, "r.DESC", "q")
+        *first, last, field, other = hostile.sids
+        answers = await asyncio.to_thread(
+            lambda: [hostile.monitor(sid, ioid)[0] for ioid, sid in enumerate(first, 1)]
+        )
+        assert set(answers) == {0xFF}
+        for ioid, sid in ((5001, last), (5002, field)):
+            assert b"times already" in await asyncio.to_thread(hostile.monitor, sid, ioid)
+        assert (await asyncio.to_thread(hostile.monitor, other, 5003))[0] == 0xFF
+        hostile.close()

@@ -12,8 +12,8 @@ from appliance.client.end import ClientEnd, ServerAddress, Timings
 from appliance.client.requests import outcome
 from appliance.config.pva import ClientConfig
 from appliance.errors import ChannelClosedError, OperationTimeoutError
-from appliance.pva.client import ClientConnection
 from appliance.pva.client_channel import ClientChannel
+from appliance.pva.client_connection import ClientConnection
 from appliance.pva.credentials import Credentials
 from appliance.pva.status import OK, Status
 from appliance.transport.gate import Verdict

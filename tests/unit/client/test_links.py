@@ -15,7 +15,7 @@ from appliance.client.monitor import Monitor
 from appliance.client.search import Located
 from appliance.config.pva import ClientConfig
 from appliance.errors import TransportError
-from appliance.pva.client import ClientConnection
+from appliance.pva.client_connection import ClientConnection
 from appliance.pva.search import SearchRequest, SearchResponse
 from appliance.pva.states import ConnectionState
 from appliance.pvdata.pvrequest import PVRequest

@@ -13,7 +13,7 @@ from appliance.errors import (
     RemoteProtocolError,
 )
 from appliance.pva import commands as c
-from appliance.pva.client import ClientConnection
+from appliance.pva.client_connection import ClientConnection
 from appliance.pva.events import (
     AccessChanged,
     AuthenticationOffered,

@@ -11,7 +11,7 @@ import pytest
 
 from appliance.errors import RemoteProtocolError
 from appliance.pva import commands as c
-from appliance.pva.client import ClientConnection
+from appliance.pva.client_connection import ClientConnection
 from appliance.pva.events import (
     AccessChanged,
     AuthenticationOffered,
@@ -37,7 +37,7 @@ from appliance.pva.events import (
 )
 from appliance.pva.search import SearchRequest, SearchResponse
 from appliance.pva.selection import encode_update
-from appliance.pva.server import ServerConnection
+from appliance.pva.server_connection import ServerConnection
 from appliance.pva.states import ConnectionState, OperationState
 from appliance.pva.status import OK, Status
 from appliance.pvdata import FLOAT64, INT32, STRING, ArrayType, StructType, Value

@@ -22,7 +22,7 @@ from appliance.pva.events import (
 )
 from appliance.pva.limits import Limits
 from appliance.pva.selection import encode_answer
-from appliance.pva.server import ServerConnection
+from appliance.pva.server_connection import ServerConnection
 from appliance.pva.server_operation import PreparedAnswer
 from appliance.pva.states import ConnectionState, OperationState
 from appliance.pva.status import OK, Status

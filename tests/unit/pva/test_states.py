@@ -8,9 +8,9 @@ import pytest
 
 from appliance.errors import ChannelClosedError, DecodeError, LocalProtocolError, RemoteProtocolError
 from appliance.pva import commands as c
-from appliance.pva.client import ClientConnection
+from appliance.pva.client_connection import ClientConnection
 from appliance.pva.selection import encode_answer, encode_update
-from appliance.pva.server import ServerConnection
+from appliance.pva.server_connection import ServerConnection
 from appliance.pva.states import (
     CLIENT_ACCEPTS,
     MONITOR_TRANSITIONS,

@@ -9,7 +9,7 @@ import pytest
 
 from appliance.certs.status import StatusClass
 from appliance.errors import OperationError, TransportError
-from appliance.pva.client import ClientConnection
+from appliance.pva.client_connection import ClientConnection
 from appliance.pva.credentials import Credentials
 from appliance.pva.events import AuthenticationOffered, ChannelCreated, SearchAnswered, Validated
 from appliance.pva.limits import DEFAULT_LIMITS

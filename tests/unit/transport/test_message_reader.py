@@ -51,7 +51,7 @@ def test_what_is_no_message_ends_the_telling() -> None:
 
 
 async def test_a_connection_that_nobody_watches_is_not_touched(caplog: pytest.LogCaptureFixture) -> None:
-    from appliance.pva.client import ClientConnection
+    from appliance.pva.client_connection import ClientConnection
     from appliance.transport.stream import StreamLink
 
     connection = ClientConnection()
