@@ -126,7 +126,7 @@ def build(project: Path, archive: Path, options: argparse.Namespace, requirement
 
 
 def plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    """Write the archive: the same one from the same wheels, on every machine."""
+    """Remove owner, mode and time from a member, so that the same wheels give the same archive everywhere."""
     member.uid = member.gid = member.mtime = 0
     member.uname = member.gname = "root"
     member.mode = 0o644
