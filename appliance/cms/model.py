@@ -1,4 +1,4 @@
-"""What a life is made of: who asks, what is asked for, and how a record's state follows from the clock."""
+"""The terms of a certificate's life: who asks, what is asked for, and how the clock changes a record's state."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SERVICE: Final = Actor("service", "pvacms", "")
 
 
 class NewCertificate(NamedTuple):
-    """A certificate that is to be recorded."""
+    """A certificate to be recorded."""
 
     serial: int
     subject: Mapping[str, str]
@@ -54,21 +54,21 @@ class NewCertificate(NamedTuple):
     not_after: datetime
     approval_needed: bool
     inherit: bool
-    """An earlier approval of the same subject counts, for who proves that it was his."""
+    """Whether an earlier approval of the same subject counts, if the requester proves that it was theirs."""
     roll_over: bool
-    """The subject may have another live certificate: its identity was verified."""
+    """Whether the subject may have another live certificate, because its identity was verified."""
     facts: Mapping[str, str]
     """For the audit, without secrets."""
     key_id: str = ""
     """What tells the key from others: `appliance.certs.public_keys.key_identity`."""
     proved: bool = False
-    """The requester has proved that it holds the private key."""
+    """Whether the requester has proved that it holds the private key."""
     peer_serial: int = 0
-    """The certificate of ours by which the requester is connected; 0: none."""
+    """Serial number of our certificate that the requester's connection uses; 0: none."""
     inherit_unproven: bool = False
-    """An earlier approval counts for whoever claims the same subject."""
+    """Whether an earlier approval counts for anyone who claims the same subject."""
     no_status: bool = False
-    """The certificate is to name no status PV."""
+    """Whether the certificate names no status PV."""
 
     @property
     def key(self) -> str:
@@ -76,7 +76,7 @@ class NewCertificate(NamedTuple):
         return subject_key(self.subject)
 
     def is_of(self, record: Record) -> bool:
-        """Whether the requester has proved that a certificate of the same subject is his."""
+        """Whether the requester has proved that a certificate of the same subject is theirs."""
         return (
             (self.proved and record.skid == self.skid)
             or record.serial == self.peer_serial
@@ -119,7 +119,7 @@ def utc(seconds: int) -> datetime:
 
 
 def state_now(record: Record, now: datetime) -> CertState:
-    """Return the state of a record at ``now``: what was recorded and what the clock has done since."""
+    """Return the state of a record at ``now``, from its recorded state and what the clock has changed since."""
     return effective_state(
         record.state,
         now=now,

@@ -1,4 +1,4 @@
-"""Where everything of the quick start lives, and the environment that each role works in."""
+"""The directories of the quick start, and the environment of each role."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from appliance.config.files import make_directories
 __all__ = ["ROLES", "Layout", "Ports", "free_ports"]
 
 ROLES: Final = ("client", "softioc", "operator", "admin", "pvacms")
-"""Each has its own keychain, below its own XDG directories, as if it were an account of its own."""
+"""Each role has its own keychain, below its own XDG directories, as if it were an account."""
 
 
 class Ports(NamedTuple):
-    """Free ports on loopback, so that the quick start disturbs no EPICS that runs on the machine."""
+    """Free ports on loopback, so that the quick start does not disturb other EPICS programs on this machine."""
 
     issuer: int
     udp: int
@@ -29,7 +29,7 @@ class Ports(NamedTuple):
 
 
 def free_ports() -> Ports:
-    """Find ports that are free now; the UDP one for both UDP and TCP."""
+    """Find ports that are free now; the UDP port is free for both UDP and TCP."""
     held: list[socket.socket] = []
     numbers: list[int] = []
     try:
@@ -89,7 +89,7 @@ class Layout:
         return self.root / "log" / f"{name}.log"
 
     def make(self) -> None:
-        """Make the directories, for nobody else to look into."""
+        """Make the directories, for their owner only."""
         for role in ROLES:
             make_directories(self.config(role))
             make_directories(self.data(role))
@@ -131,7 +131,7 @@ class Layout:
         return variables
 
     def environment(self, role: str) -> dict[str, str]:
-        """Return the whole environment of a role's processes: nothing of EPICS comes from the caller's own."""
+        """Return the whole environment of a role's processes, without the caller's own EPICS settings."""
         kept = {
             name: value
             for name, value in os.environ.items()
@@ -140,12 +140,12 @@ class Layout:
         return kept | self.variables(role)
 
     def write_environment_files(self) -> None:
-        """Write ``env/<role>.sh``, to be sourced by a shell (sh, bash, zsh) that wants to be that role."""
+        """Write ``env/<role>.sh``, for a shell (sh, bash, zsh) that wants to be that role."""
         for role in ROLES:
             (self.root / "env" / f"{role}.sh").write_text(self.environment_file(role))
 
     def environment_file(self, role: str) -> str:
-        """Give the text of ``env/<role>.sh``: it makes a shell the role, whatever role it was before."""
+        """Return the text of ``env/<role>.sh``: it makes a shell the role, whatever role it was before."""
         programs = shlex.quote(sysconfig.get_path("scripts"))
         settings = [f"export {name}={shlex.quote(value)}" for name, value in self.variables(role).items()]
         return "\n".join(
