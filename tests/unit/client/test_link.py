@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from appliance.pva.client import ClientConnection
-
 from appliance.certs.status import StatusClass
 from appliance.client.end import ClientEnd, ServerAddress
 from appliance.client.link import ServerLink
 from appliance.config.pva import ClientConfig
 from appliance.errors import ApplianceError, SecurityError, TransportError
+from appliance.pva.client_connection import ClientConnection
 from appliance.pva.events import MonitorUpdate, Validated
 from appliance.pva.search import SearchResponse
 from appliance.pva.states import ConnectionState
