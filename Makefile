@@ -41,6 +41,7 @@ lint: setup types lint-deploy
 	$(BIN)/ruff format --check appliance tests bench roles
 	$(BIN)/ruff check appliance tests bench roles
 	$(BIN)/lint-imports
+	$(BIN)/vulture
 
 lint-deploy: setup
 	$(BIN)/yamllint --strict .

@@ -26,7 +26,7 @@ from appliance.errors import AccessFileError
 __all__ = ["MAX_CHAIN", "Builder", "GroupDraft", "Place", "RuleDraft"]
 
 Place = tuple[int, int | None] | None
-"""Line and column, where they are known."""
+"""Line and column, if known."""
 
 MAX_CHAIN: Final = 16
 """Deepest chain of AUTHORITY declarations."""
@@ -42,7 +42,7 @@ _GATEWAY_ACCESS: Final = {
     "WRITE": READ | WRITE | RPC,
     "UNCACHED": UNCACHED,
 }
-"""The gateway's words, as p4p's gateway reads them: WRITE stands for PUT and RPC."""
+"""The gateway's words, as in p4p's gateway: WRITE means PUT and RPC."""
 
 _METHODS: Final = frozenset(("x509", "ca", "anonymous"))
 _PROTOCOLS: Final = ("tls", "tcp")
@@ -54,7 +54,7 @@ _DNS_PATTERN: Final = re.compile(r"[a-z0-9_.*?\-]+", re.ASCII)
 
 
 class RuleDraft:
-    """A rule being read; references are kept with their places and resolved at the end of the file."""
+    """A rule while it is read; its references are resolved at the end of the file."""
 
     __slots__ = (
         "access", "authorities", "calc", "hags", "level", "methods", "place", "protocols", "sags", "trapwrite", "uags",
@@ -88,7 +88,7 @@ class RuleDraft:
 
 
 class GroupDraft:
-    """An ASG being read."""
+    """An ASG while it is read."""
 
     __slots__ = ("inputs", "name", "rules")
 
@@ -141,7 +141,7 @@ class Builder:
         self._uags[name] = frozenset(members)
 
     def _subject(self, name: str, user: str, place: Place) -> dict[str, str]:
-        """Read ``CN=operator, O=example.org, AUTHORITY=SITE``; a backslash takes the special meaning from a comma."""
+        """Read ``CN=operator, O=example.org, AUTHORITY=SITE``; a backslash before a comma makes it a normal character."""
         parts: dict[str, str] = {}
         at = 0
         while at < len(user):
@@ -160,7 +160,7 @@ class Builder:
                 )
             if value == "*" and key != "O":
                 raise self.error(
-                    f"{key}=* in '{user}' of UAG({name}): only O can be any; leave {key} out", place
+                    f"{key}=* in '{user}' of UAG({name}): only O can be any (*); leave {key} out", place
                 )
             parts[key] = value
             at = part.end()
@@ -193,7 +193,7 @@ class Builder:
         return found
 
     def add_sag(self, name: str, entries: Iterable[tuple[str, str, Place]], place: Place) -> None:
-        """Entries are ``(kind, text, place)`` with kind ``IP`` or ``DNS``."""
+        """Define a SAG. Entries are ``(kind, text, place)`` with kind ``IP`` or ``DNS``."""
         self._new("SAG", name, self._sags, place)
         addresses: list[str] = []
         names: list[str] = []
@@ -225,7 +225,7 @@ class Builder:
         )
 
     def add_authority(self, name: str | None, path: tuple[str, ...], place: Place) -> None:
-        """Declare the last member of ``path`` (root first), under ``name`` where it has one."""
+        """Declare the last member of ``path`` (root first), under ``name`` if it has one."""
         if len(path) > MAX_CHAIN:
             raise self.error(f"AUTHORITY declarations are nested more than {MAX_CHAIN} deep", place)
         if not path[-1]:
@@ -299,7 +299,7 @@ class Builder:
             raise self.error(error.why, place) from None
 
     def finish(self) -> AccessSecurity:
-        """Resolve every reference and freeze."""
+        """Resolve every reference and return the rules."""
         if not (self._groups or self._uags or self._hags or self._sags or self._authorities):
             raise self.error("the file defines nothing; access security needs at least one ASG", None)
         groups = {draft.name: self._group(draft) for draft in self._groups.values()}
@@ -371,7 +371,7 @@ class Builder:
         return tuple(names)
 
     def _authority(self, name: str, use: tuple[Place, bool]) -> AuthorityRef:
-        """Return a declared identifier; or else, where the text cannot be one, the common name itself."""
+        """Return a declared identifier; or the common name itself, if the text cannot be an identifier."""
         place, literal = use
         if name in self._authorities:
             return self._authorities[name]

@@ -1,4 +1,4 @@
-"""The few pieces of DER that `cryptography` does not write or read for us (X.690)."""
+"""The few parts of DER (X.690) that `cryptography` does not read or write for us."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def sequence(*items: bytes) -> bytes:
 
 
 def set_of(*items: bytes) -> bytes:
-    """Return a SET OF, its elements in the order that DER demands."""
+    """Return a SET OF with its elements in the order of DER."""
     return tlv(0x31, b"".join(sorted(items)))
 
 
@@ -79,7 +79,7 @@ def oid(dotted: str) -> bytes:
 def read_tlv(data: _Buffer) -> tuple[int, _Buffer, _Buffer]:
     """Return the first element's tag and value, and what follows it.
 
-    Only low tag numbers and definite lengths in their shortest form. Raises DERError.
+    Only low tag numbers, and definite lengths in their shortest form. Raises DERError.
     """
     if len(data) < 2:
         msg = "too short for a DER element"
@@ -99,6 +99,6 @@ def read_tlv(data: _Buffer) -> tuple[int, _Buffer, _Buffer]:
             msg = "a length that is not in its shortest form"
             raise DERError(msg)
     if len(data) - start < size:
-        msg = f"{size} bytes promised, {len(data) - start} there"
+        msg = f"{size} bytes announced, {len(data) - start} present"
         raise DERError(msg)
     return tag, data[start : start + size], data[start + size :]

@@ -54,7 +54,7 @@ async def _ask(options: argparse.Namespace, settings: RequesterSettings, asking:
     from appliance.authn.std.requester import as_before, std_request, std_subject
 
     if not options.force:
-        # With --force the keychain is made anew, for whom this account is.
+        # With --force the keychain is made again, for this account's present name.
         settings = as_before(settings, asking.certificate_there())
     return await asking.request(
         std_request(settings, now=asking.now()),

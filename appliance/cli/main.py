@@ -1,4 +1,4 @@
-"""``appliance``: the commands that are about the whole, not about one PV."""
+"""``appliance``: the commands for the whole system, not for one PV."""
 
 from __future__ import annotations
 

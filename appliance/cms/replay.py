@@ -1,12 +1,13 @@
 """Used tokens: each is accepted once, also after restarts, clock changes and a restored database.
 
 They are in the database and, before a use is answered, in a file beside it, which restoring a backup does not touch. If the
-database remembers such a file and the file is missing (a backup on a new host), nobody knows which tokens were used since
-the backup: tokens issued before this moment are void.
+database remembers such a file and the file is missing (a backup on a new host), or lacks what the database knows, nobody
+knows which tokens were used since the backup: tokens issued before this moment are void.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
 from typing import Final, NamedTuple
@@ -20,6 +21,8 @@ from appliance.config.files import write_private
 from appliance.errors import ApplianceError, ConfigurationError
 
 __all__ = ["StoredReplay", "TokenJournal"]
+
+_log: Final = logging.getLogger(__name__)
 
 _USE: Final = sa.text(
     "INSERT INTO replay (issuer, token, until) VALUES (:issuer, :token, :until) ON CONFLICT DO NOTHING"
@@ -141,16 +144,31 @@ class StoredReplay:
         journal = self._journal
         beside = journal.read()
 
-        def job(transaction: Transaction) -> list[_Use]:
+        def job(transaction: Transaction) -> tuple[list[_Use], str]:
             connection = transaction.connection
+            wrong = ""
+            if known(connection, BESIDE):
+                there = {(use.issuer, use.token) for use in beside or ()}
+                if beside is None:
+                    wrong = "is missing"
+                elif any((use.issuer, use.token) not in there for use in _uses(connection)):
+                    # A use is in the file before it is in the database: this is an older file, or a part of one.
+                    wrong = "is older than the database, or a part of it is missing"
+                if wrong:
+                    _set(connection, VOID, int(now))
             if beside:
                 connection.execute(_USE, [use._asdict() for use in beside])
-            elif beside is None and known(connection, BESIDE):
-                _set(connection, VOID, int(now))
             _set(connection, BESIDE, 1)
-            return _uses(connection)
+            return _uses(connection), wrong
 
-        journal.write(self._store.run(job))
+        uses, wrong = self._store.run(job)
+        if wrong:
+            _log.warning(
+                "the file of used tokens %s %s: tokens that were issued before now are refused; fetch new ones",
+                journal.path,
+                wrong,
+            )
+        journal.write(uses)
 
     async def use(
         self, issuer: str, token_hash: str, until: float, now: float, issued: float | None = None

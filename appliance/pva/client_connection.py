@@ -132,6 +132,9 @@ class ClientConnection(Connection[ClientEvent]):
                 return end
             if self.stalled:
                 return pos
+        if end - pos < 8:
+            self._need = 8
+            return pos
         return super()._parse(data, pos, end)
 
     # -- handshake -----------------------------------------------------------------------------------

@@ -64,6 +64,7 @@ class Connection(Generic[EventT]):
         "_segment_command",
         "_segments",
         "_small",
+        "data_to_send",
         "due",
         "events",
         "held",
@@ -78,6 +79,8 @@ class Connection(Generic[EventT]):
     def __init__(self, *, limits: Limits = DEFAULT_LIMITS, segment_size: int = 0, big: bool = False) -> None:
         self.limits = limits
         self.outbox = Outbox(from_server=self.IS_SERVER, big=big, segment_size=segment_size)
+        self.data_to_send = self.outbox.take
+        """Hands out everything that waits to be sent, and forgets it."""
         self.events: list[EventT | RemoteMessage] = []
         """What has happened and was not handed out yet. The list is replaced when it is: keep no reference to it."""
         self.state = ConnectionState.VALIDATING
@@ -306,10 +309,6 @@ class Connection(Generic[EventT]):
     def big(self) -> bool:
         """Whether the messages of this end are big-endian."""
         return self.outbox.big
-
-    def data_to_send(self) -> list[Buffer]:
-        """Hand out everything that waits to be sent, and forget it."""
-        return self.outbox.take()
 
     def echo(self, payload: bytes = b"") -> None:
         """Ask the peer for a sign of life (section 12.1)."""

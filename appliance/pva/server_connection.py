@@ -182,6 +182,9 @@ class ServerConnection(Connection[ServerEvent]):
         outbox.size += size_out
         if turn < end and turn - pos < 17:
             self.stalled = True
+        if end - pos < 8:
+            self._need = 8
+            return pos
         return super()._parse(data, pos, end)
 
     # -- handshake -----------------------------------------------------------------------------------

@@ -133,7 +133,7 @@ class Server:
         self.change_count += 1
 
     def remove_source(self, label: str) -> None:
-        """Serve it no longer; channels that are open stay open."""
+        """Open no more channels from the source of this label; channels that are open stay open."""
         self._sources.remove(label)
         self.change_count += 1
 

@@ -27,11 +27,11 @@ __all__ = ["describe", "peer_credentials"]
 
 
 def peer_credentials(engine: TLSEngine, *, peer: str, interface: str) -> Credentials:
-    """Return who is at the other end of ``engine``.
+    """Return the identity of the other end of ``engine``.
 
-    A root authority that bears the name of this end's own and is another has its identifier behind its name.
-    ``anonymous`` where the peer sent no certificate, or one without a usable common name. ``authority`` goes from
-    the direct issuer up to the root, one common name a line (11.1; pvxs prints the root first).
+    It is ``anonymous`` if the peer sent no certificate, or one without a usable common name. ``authority`` goes from the direct
+    issuer up to the root, one common name a line (11.1; pvxs prints the root first). A root authority with the name of this
+    end's own that is another one has its identifier behind its name.
 
     Raises:
         CertificateError: An extension that decides about access cannot be read.
@@ -47,7 +47,7 @@ def peer_credentials(engine: TLSEngine, *, peer: str, interface: str) -> Credent
     home = _home(engine.keychain, issuers[-1])
     names = [authority_name(each) for each in issuers]
     if home is None and names[-1] == _root_name(engine.keychain):
-        # Most authorities have the default's name: one that is trusted beside our own is told apart by its key.
+        # Most authorities have the default name, so one beside our own that is also trusted is told apart by its key.
         names[-1] += f" [{issuer_id(issuers[-1])}]"
     return Credentials(
         method="x509",
@@ -66,7 +66,7 @@ def peer_credentials(engine: TLSEngine, *, peer: str, interface: str) -> Credent
 
 
 def _home(own: Keychain, root: x509.Certificate) -> str | None:
-    """Return the organisation of this end's certificate; None where it has none, or one of another root authority."""
+    """Return the organisation of this end's certificate; None if it has none, or is of another root authority."""
     if own.certificate is None or _key(own.chain[-1] if own.chain else own.certificate) != _key(root):
         return None
     return "\n".join(text for attribute, text in subject_parts(own.certificate.subject) if attribute == "O")

@@ -1,4 +1,4 @@
-"""What OpenSSL's codes mean to an operator."""
+"""Explain OpenSSL's codes to an operator."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def explain_error(error: SSL.Error) -> str:
         [str(entry[-1]) for entry in error.args[0]] if error.args and isinstance(error.args[0], list) else []
     )
     for reason in reasons:
-        # Most alerts read "ssl/tls alert bad certificate", the younger ones "tlsv1 bad certificate status response".
+        # Most alerts read "ssl/tls alert bad certificate", the newer ones "tlsv1 bad certificate status response".
         _, alert, name = reason.rpartition("alert ")
         if alert or name.startswith("tlsv1 "):
             name = name.removeprefix("tlsv1 ")

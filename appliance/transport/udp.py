@@ -91,7 +91,6 @@ class UDPPort:
         "_pace",
         "_sock",
         "_until",
-        "drops",
         "forwards",
         "is_ipv6",
         "port",
@@ -117,8 +116,6 @@ class UDPPort:
         self._goes_on = False
         self._until = 0.0
         self.forwards = shared
-        self.drops = 0
-        """Datagrams that were not PVAccess."""
         sock = socket.socket(socket.AF_INET6 if self.is_ipv6 else socket.AF_INET, socket.SOCK_DGRAM)
         try:
             sock.setblocking(False)
@@ -193,7 +190,7 @@ class UDPPort:
                         self._loop.call_soon(self._go_on)
                         return
                 except DecodeError:
-                    self.drops += 1
+                    pass  # not PVAccess
                 self._pace = None
             if count and self._due():
                 return
@@ -223,10 +220,8 @@ class UDPPort:
                 # It may hold thousands of names, and each of them has to be looked up.
                 self._pace = Pace(partial(self._datagram, data, source, target, local), self._due)
                 continue
-            try:
+            with contextlib.suppress(DecodeError):  # it was not PVAccess
                 self._datagram(data, source, target, local)
-            except DecodeError:
-                self.drops += 1
 
     def _datagram(self, data: bytes, source: tuple[str, int], target: str, local: str) -> None:
         forwarded = target == LOCAL_GROUP

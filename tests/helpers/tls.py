@@ -96,11 +96,6 @@ class Driver:
             assert self.pump(), f"the connection ended; received {bytes(self.received)!r}"
         return bytes(self.received)
 
-    def read_to_end(self) -> bytes:
-        while self.pump():
-            pass
-        return bytes(self.received)
-
 
 @contextmanager
 def openssl_server(*options: object) -> Iterator[int]:

@@ -273,6 +273,21 @@ async def test_wildcard_names_are_found_and_made_when_they_are_opened() -> None:
             await ctx.get("wild:21:pressure", timeout=0.2)
 
 
+async def test_a_source_that_is_removed_gives_no_new_channel_and_keeps_those_that_are_open() -> None:
+    from appliance.server import StaticSource
+
+    source = StaticSource()
+    source.pvs = {"extra:a": double(1.0), "extra:b": double(2.0)}
+    server = served({})
+    server.add_source("extra", source)
+    async with server, client_of(server) as ctx:
+        assert (await ctx.get("extra:a"))["value"] == 1.0
+        server.remove_source("extra")
+        assert (await ctx.get("extra:a"))["value"] == 1.0
+        with pytest.raises(OperationTimeoutError):
+            await ctx.get("extra:b", timeout=0.2)
+
+
 async def test_a_taken_port_is_replaced_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
     async with served({"s:pv": double(1.0)}) as first:
         caplog.set_level(logging.WARNING)

@@ -311,21 +311,13 @@ dbFindField = _bind(core, c_long, "dbFindField", _entry, c_char_p)
 dbFirstField = _bind(core, c_long, "dbFirstField", _entry, c_int)
 dbNextField = _bind(core, c_long, "dbNextField", _entry, c_int)
 dbIsAlias = _bind(core, c_int, "dbIsAlias", _entry)
-dbFollowAlias = _bind(core, c_int, "dbFollowAlias", _entry)
-dbFirstInfo = _bind(core, c_long, "dbFirstInfo", _entry)
-dbNextInfo = _bind(core, c_long, "dbNextInfo", _entry)
 dbGetInfo = _bind(core, c_char_p, "dbGetInfo", _entry, c_char_p)
-dbGetInfoName = _bind(core, c_char_p, "dbGetInfoName", _entry)
-dbGetInfoString = _bind(core, c_char_p, "dbGetInfoString", _entry)
 
 # dbCore: channels
 dbChannelTest = _bind(core, c_long, "dbChannelTest", c_char_p)
 dbChannelCreate = _bind(core, _chan, "dbChannelCreate", c_char_p)
 dbChannelOpen = _bind(core, c_long, "dbChannelOpen", _chan)
 dbChannelDelete = _bind(core, None, "dbChannelDelete", c_void_p)
-dbChannelGetArrayInfo = _bind(
-    core, None, "dbChannelGetArrayInfo", c_void_p, POINTER(c_void_p), POINTER(c_long), POINTER(c_long)
-)
 dbChannelGet = _bind(core, c_long, "dbChannelGet", c_void_p, c_short, c_void_p, c_void_p, c_void_p, c_void_p)
 dbChannelGetField = _bind(
     core, c_long, "dbChannelGetField", c_void_p, c_short, c_void_p, c_void_p, c_void_p, c_void_p

@@ -232,6 +232,35 @@ async def test_a_database_that_is_restored_on_another_host_voids_tokens_that_wer
     assert (tmp_path / "certs.db.tokens").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.parametrize("what", ["older", "emptied"])
+async def test_a_file_of_used_tokens_that_lacks_what_the_database_knows_voids_tokens_that_were_issued_before(
+    tmp_path, idp, caplog, what
+):
+    clock = Clock(NOW)
+    file = tmp_path / "certs.db.tokens"
+    before, since, unused = idp.token(), idp.token(more=1), idp.token(more=2)
+    async with running(tmp_path, clock, **settings(idp)) as service:
+        older = file.read_bytes()
+        async with secure(service, trusting(service)) as holder:
+            await holder.rpc("CERT:CREATE", jwt_request(before))
+            copy = backup(str(tmp_path / "certs.db"), str(tmp_path / "backup.db"))
+            await holder.rpc("CERT:CREATE", jwt_request(since))
+    restore(tmp_path, copy)
+    file.write_bytes(older if what == "older" else b"")
+    clock.advance(minutes=1)
+    async with running(tmp_path, clock, **settings(idp)) as service:
+        assert "certs.db.tokens is older than the database" in caplog.text
+        async with secure(service, trusting(service)) as holder:
+            for token in (before, since, unused):
+                with pytest.raises(RemoteError, match="used before"):
+                    await holder.rpc("CERT:CREATE", jwt_request(token))
+            t = int(clock().timestamp())
+            assert await holder.rpc("CERT:CREATE", jwt_request(idp.token(iat=t, nbf=t, exp=t + 600)))
+    caplog.clear()
+    async with running(tmp_path, clock, **settings(idp)):
+        assert "used tokens" not in caplog.text
+
+
 async def test_tokens_are_refused_when_their_use_cannot_be_written_down(tmp_path, idp):
     async with running(tmp_path, Clock(NOW), **settings(idp)) as service:
         async with secure(service, trusting(service)) as holder:

@@ -381,7 +381,6 @@ def test_bent_keys_are_what_they_should_be():
 MODULUS = generate_key("rsa-2048").public_key().public_numbers().n
 A_PRIME = (1 << 2203) - 1
 """A Mersenne prime."""
-NEXT = (1 << 1040) + 0x1B4A6B5
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_without_a_group_the_file_is_checked_and_listed(site, capsys):
     assert main([site, "--macro", "P=LAB"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "ASG(DEFAULT): 1 rule", "ASG(SPECIAL): 4 rules", "  INPA LAB:MODE", "UAG(owners): george, role/wheel",
-        ("a name alone in a UAG, when it is proved by a certificate, means a member of the server's own organization; "
+        ("a proved name alone in a UAG means a member of the server's own organization; "
         "ask with --organization and --home"),
     ]  # fmt: skip
     assert main([site, "--json"]) == 0

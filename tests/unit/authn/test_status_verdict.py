@@ -89,7 +89,7 @@ def test_the_certificates_own_end_counts():
 
 
 def test_a_pv_that_is_no_status_is_called_so():
-    with pytest.raises(CertificateStatusError, match="no status PV"):
+    with pytest.raises(CertificateStatusError, match="not a status PV"):
         verdict(Value(StructType([("x", INT32)])))
 
 
