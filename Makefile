@@ -1,22 +1,19 @@
-# make quickstart   the whole stack on this machine, and the story of the quick start
-# make setup   the virtual environment with everything that development needs
-# make lint    ruff, import contracts, types
-# make lint-deploy   yamllint, and ansible-lint in its strictest profile, offline
-# make molecule      the deployment on hosts that run a real systemd (root); SCENARIO=default for one of them
-# make test    every test that runs on one machine
-# make bench   ratios against independent peers, measured in the same run
+# Everything that a developer runs. "make help" lists the targets; "make" alone runs the quick start.
 
 VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 PYTEST_ARGS ?=
 
-.PHONY: quickstart setup lint types test bench format clean lint-deploy molecule
+.PHONY: quickstart help setup lint types test bench format clean lint-deploy molecule
 
 QUICKSTART_ARGS ?=
 
-quickstart: $(VENV)/.installed
+quickstart: $(VENV)/.installed  ## start the whole stack on this machine and walk through it
 	@$(BIN)/appliance quickstart $(QUICKSTART_ARGS)
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 $(VENV)/.installed: pyproject.toml tools/make-venv
 	@tools/make-venv $(PYTHON) $(VENV)
@@ -28,7 +25,7 @@ $(VENV)/.installed: pyproject.toml tools/make-venv
 	@rm -f $(VENV)/.making
 	@touch $@
 
-setup: $(VENV)/.ready
+setup: $(VENV)/.ready  ## make the virtual environment for development
 
 $(VENV)/.ready: pyproject.toml tools/make-venv
 	tools/make-venv $(PYTHON) $(VENV)
@@ -37,36 +34,36 @@ $(VENV)/.ready: pyproject.toml tools/make-venv
 	rm -f $(VENV)/.making
 	touch $(VENV)/.installed $@
 
-lint: setup types lint-deploy
+lint: setup types lint-deploy  ## check format, rules, types, import contracts and the deployment's files
 	$(BIN)/ruff format --check appliance tests bench roles
 	$(BIN)/ruff check appliance tests bench roles
 	$(BIN)/lint-imports
 	$(BIN)/vulture
 
-lint-deploy: setup
+lint-deploy: setup  ## check YAML files and Ansible roles (strictest profile, offline)
 	$(BIN)/yamllint --strict .
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/ansible-lint --offline -q
 
-# Every scenario, or one; when it ends, however it ends, no host is left.
+# No test host is left running, whether a scenario passes or fails.
 SCENARIO ?= default site upgrade restore negative
-molecule: setup
+molecule: setup  ## deploy to test hosts that run systemd (root); SCENARIO=default runs one scenario
 	for scenario in $(SCENARIO); do \
 	    PATH="$(abspath $(BIN)):$$PATH" molecule/run "$$scenario" || exit 1; \
 	done
 	@$(BIN)/python tests/deploy/times.py show
 
-types: setup
+types: setup  ## check the types (mypy --strict)
 	$(BIN)/mypy
 
-test: setup
+test: setup  ## run every test that needs only this machine
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-bench: setup
+bench: setup  ## measure speed beside independent peers, in the same run
 	$(BIN)/python -m bench
 
-format: setup
+format: setup  ## format the code and fix what can be fixed
 	$(BIN)/ruff format appliance tests bench roles
 	$(BIN)/ruff check --fix appliance tests bench roles
 
-clean:
+clean:  ## remove the virtual environment, caches and build results
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build dist *.egg-info

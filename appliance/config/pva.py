@@ -1,7 +1,9 @@
 """The settings of PVAccess clients and servers: arguments, YAML, EPICS_* variables, defaults, in this order.
 
-Only this module reads the environment. Names, defaults and the order of the variables are those of PVXS
-(``src/config.cpp``) and of the SPVA configuration reference.
+Only this module reads the variables of PVAccess clients and servers. The settings of a single program read its own variables
+(``EPICS_PVA_AUTH_*``, ``EPICS_PVACMS_*`` of the certificate service's own keys, ``PVXS_LOG`` ...). Names, defaults and the
+order of the variables are those of PVXS (``src/config.cpp``) and of the SPVA configuration reference. ``tls_required`` is
+our own.
 """
 
 from __future__ import annotations

@@ -27,11 +27,8 @@ def render(tmp_path: Path, role: str, template: str, **variables) -> str:
             "connection": "local",
             "gather_facts": False,
             "vars": {"spva_common_current": "0.0.0 0", **variables},
+            "roles": ["spva_common"],
             "tasks": [
-                {
-                    "name": "Variables",
-                    "ansible.builtin.import_role": {"name": "spva_common", "tasks_from": "defaults"},
-                },
                 {
                     "name": "Template",
                     "ansible.builtin.template": {

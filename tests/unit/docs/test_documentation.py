@@ -94,8 +94,16 @@ def test_every_page_is_in_the_index() -> None:
     index = ROOT / "docs/README.md"
     linked = {(index.parent / found["target"]).resolve() for found in LINK.finditer(index.read_text())}
     for page in (ROOT / "docs").rglob("*.md"):
-        if page != index and page.parent not in linked:
+        if page != index and page.parent.name != "decisions":
             assert page in linked, f"docs/README.md does not lead to {name(page)}"
+
+
+def test_every_decision_is_in_its_index_with_its_title() -> None:
+    index = (ROOT / "docs/decisions/README.md").read_text()
+    for page in sorted((ROOT / "docs/decisions").glob("[0-9]*.md")):
+        title = page.read_text().partition("\n")[0].removeprefix("# ")
+        row = f"| [{page.name[:4]}]({page.name}) | {title} |"
+        assert row in index, f"docs/decisions/README.md lacks the row: {row}"
 
 
 @pytest.mark.parametrize("page", reference_pages.pages(), ids=name)
