@@ -127,15 +127,16 @@ def test_clients_that_started_together_do_not_search_together_for_ever():
 
 
 def test_who_could_not_connect_waits_longer_each_time():
-    """The search and the vain connection both count."""
+    """The search and the vain connection both count. An earlier search's timer may put a later one off by a tick."""
     bench = Bench()
+    tick = SHORT.search_tick_s
     instance = bench.searcher.add("pv")
     for step in (1.0, 4.0, 4.0):
         began = bench.clock.now
         bench.searcher.want(instance, later=True)
-        bench.clock.advance(step)
+        bench.clock.advance(step + tick)
         at, _ = bench.owner.sent[-1]
-        assert round(at - began, 6) == step
+        assert step - 0.001 <= round(at - began, 6) <= step + tick
         bench.answer(instance)
 
 
