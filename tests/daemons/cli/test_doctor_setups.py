@@ -195,7 +195,7 @@ async def test_it_says_until_when_a_kept_status_counts(ask: Ask, tmp_path: Path)
         EPICS_PVA_STATUS_CACHE_DIR=str(kept),
     )
     text = of(report, "status", "problem")
-    assert "the last answer, GOOD, is kept in" in text
+    assert "the last answer, GOOD, is stored in" in text
     assert f"is valid until {NOW + timedelta(minutes=30):%Y-%m-%d %H:%M:%S} UTC" in text
 
 

@@ -74,7 +74,7 @@ def test_the_answer_for_people_says_why(site, capsys):
 
 def test_a_group_that_is_not_defined_has_the_rules_of_default(site, capsys):
     assert main([site, "--asg", "OTHER"]) == 0
-    assert "the rules of ASG(DEFAULT) count" in capsys.readouterr().out
+    assert "the rules of ASG(DEFAULT) apply" in capsys.readouterr().out
 
 
 def test_without_a_group_the_file_is_checked_and_listed(site, capsys):
