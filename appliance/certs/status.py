@@ -11,6 +11,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
+from appliance.epoch import EPICS_EPOCH_S
 from appliance.errors import CertificateStatusError
 
 __all__ = [
@@ -237,8 +238,11 @@ def parse_state(text: str) -> CertState:
 
 # ---------------------------------------------------------------------- dates as the wire writes them
 
+<<<<<<< HEAD
 _EPICS_EPOCH_S: Final = 631_152_000
 """POSIX seconds of the beginning of 1990."""
+=======
+>>>>>>> main
 _BEFORE_ALL: Final = datetime(2015, 1, 1, tzinfo=UTC)
 """No certificate of Secure PVAccess is as old as this."""
 _LAST: Final = 253_402_300_799
@@ -255,7 +259,7 @@ def read_renew_by(seconds: int, not_before: datetime | None = None) -> datetime 
         return None
     earliest = not_before if not_before is not None else _BEFORE_ALL
     if seconds < earliest.timestamp():
-        seconds += _EPICS_EPOCH_S
+        seconds += EPICS_EPOCH_S
     return datetime.fromtimestamp(seconds, UTC) if seconds <= _LAST else None
 
 

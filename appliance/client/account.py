@@ -1,4 +1,4 @@
-"""Who this process says it is where nothing proves it: method ``ca`` (section 6.1)."""
+"""The identity that this process claims without proof: method ``ca`` (section 6.1)."""
 
 from __future__ import annotations
 

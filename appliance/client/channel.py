@@ -20,56 +20,56 @@ __all__ = ["Channel", "ChannelLink", "ChannelRequest", "ChannelState", "Finder",
 
 
 class Finder(Protocol):
-    """What a channel needs of the search. Names are told apart by their search instance IDs."""
+    """The part of the search that a channel needs. Each name has a search instance ID."""
 
     def want(self, instance: int, *, later: bool = False, resume: bool = False) -> None:
-        """Find a server for a name: now, or ``later`` by the back-off, which ``resume`` starts anew."""
+        """Find a server for a name: now, or ``later`` when the back-off allows it. ``resume`` restarts the back-off."""
 
     def settle(self, instance: int) -> None:
-        """Start the back-off anew at the next search: the channel is active."""
+        """Restart the back-off at the next search: the channel is active."""
 
     def remove(self, instance: int) -> None:
         """Forget a name."""
 
 
 class ChannelLink(Protocol):
-    """What a channel and its requests need of the connection that they are on."""
+    """The part of a connection that its channels and their requests need."""
 
     @property
     def address(self) -> ServerAddress:
-        """Return where the server is."""
+        """The address of the server."""
 
     @property
     def peer(self) -> str:
-        """Return the server's address and port as text."""
+        """The server's address and port as text."""
 
     @property
     def guid(self) -> bytes:
-        """Return the server's GUID, empty where it is not known."""
+        """The server's GUID; empty if it is not known."""
 
     @property
     def credentials(self) -> Credentials:
-        """Return who the server is."""
+        """The identity of the server."""
 
     @property
     def held(self) -> Verdict | None:
-        """Return why the connection pauses; None where it does not."""
+        """The reason why the connection pauses; None if it does not pause."""
 
     def remove(self, channel: Channel) -> None:
-        """Forget ``channel``, which is gone or elsewhere."""
+        """Forget ``channel``: it is gone, or it is on another connection."""
 
     def schedule_flush(self) -> None:
-        """Send what waits at the end of this turn of the event loop."""
+        """Send all waiting messages at the end of this turn of the event loop."""
 
     def refusal(self, *, changes: bool) -> str:
-        """Return why a request must not be made at present, or "" where it may."""
+        """Return why a request is forbidden at present; "" if it is allowed."""
 
     def why_not_ready(self) -> str:
         """Return how far the connection has come, and what may be wrong."""
 
 
 class Waiter:
-    """Takes the outcome of one request."""
+    """Receives the result or the error of one request."""
 
     __slots__ = ("future",)
 
@@ -77,23 +77,23 @@ class Waiter:
         self.future: asyncio.Future[Any] = loop.create_future()
 
     def result(self, value: Any) -> None:
-        """Hand over what came."""
+        """Deliver the result."""
         if not self.future.done():
             self.future.set_result(value)
 
     def error(self, error: Exception) -> None:
-        """Hand over why nothing came."""
+        """Deliver the error."""
         if not self.future.done():
             self.future.set_exception(error)
 
 
 class ChannelRequest:
-    """Something that is wanted of a channel. A subclass says how it starts, and what the answers mean to it."""
+    """A request to a channel. A subclass defines how it starts and how it handles the answers."""
 
     __slots__ = ("channel", "operation", "waiter")
 
     LASTS: ClassVar[bool] = False
-    """Whether it goes on for ever, and so loses nothing when its connection is closed and replaced."""
+    """Whether the request has no end, so that it loses nothing when its connection is replaced."""
 
     def __init__(self, channel: Channel, waiter: Waiter) -> None:
         self.channel = channel
@@ -101,29 +101,29 @@ class ChannelRequest:
         self.operation: ClientOperation | None = None
 
     def start(self) -> None:
-        """Send the first message: the channel is there."""
+        """Send the first message: the channel is active."""
         raise NotImplementedError
 
     def ready(self, status: Status) -> None:
-        """Go on after the answer to INIT."""
+        """Continue after the answer to INIT."""
 
     def reply(self, status: Status, value: Value | None) -> None:
-        """Take the answer to the request."""
+        """Handle the answer to the request."""
 
     def disconnected(self, why: str) -> None:
-        """Give up what was begun: the channel was lost. ``start`` will be called when it is back."""
+        """Drop the operation: the channel was lost. ``start`` is called again when the channel is back."""
         if self.operation is not None:
             self.operation.context = None
             self.operation = None
 
     def fail(self, error: Exception) -> None:
-        """Give up, and say why."""
+        """End the request with an error."""
         self.channel.remove(self)
         self._abandon()
         self.waiter.error(error)
 
     def cancel(self) -> None:
-        """End the request: nobody waits any more."""
+        """End the request: nobody waits for it any more."""
         self.channel.remove(self)
         self._abandon()
 
@@ -140,7 +140,7 @@ class ChannelRequest:
         return operation
 
     def _refused(self, *, changes: bool) -> bool:
-        """Fail where the connection pauses; return whether it does."""
+        """Fail if the connection pauses and forbids the request; return whether it failed."""
         link = self.channel.link
         assert link is not None
         if link.held is None:
@@ -151,7 +151,7 @@ class ChannelRequest:
         return bool(why)
 
     def _failed(self, status: Status) -> bool:
-        """Fail with the server's reason; return whether there is one."""
+        """Fail if the server reports an error; return whether it does."""
         if status.ok:
             return False
         try:
@@ -179,7 +179,7 @@ class ChannelRequest:
 
 
 class ChannelState(Enum):
-    """How far the channel is."""
+    """The state of a channel."""
 
     SEARCHING = "searching"
     CONNECTING = "connecting"
@@ -190,14 +190,14 @@ class ChannelState(Enum):
 
 
 class Channel:
-    """One PV, for all who use the same name.
+    """One PV; all users of the same name share it.
 
     Args:
         end: What the parts of this client share.
         finder: Finds a server for the name.
         name: The PV's name.
-        instance: Stands for the name in searches.
-        server: Where the channel must be, without a search.
+        instance: The search instance ID of the name.
+        server: The server that has the PV; no search is made.
     """
 
     __slots__ = (
@@ -230,16 +230,16 @@ class Channel:
         self.wire: ClientChannel | None = None
         """The channel in the protocol; there while the state is ACTIVE."""
         self.requests: dict[ChannelRequest, None] = {}
-        """Everything that wants the channel: one-time requests until they are answered, monitors for good."""
+        """All requests that use the channel: one-time requests until they are answered, monitors until they are closed."""
         self.idle: defaultdict[str, list[ClientOperation]] = defaultdict(list)
-        """Initialised GETs that nobody uses at present, by the text of their pvRequest."""
+        """Initialised GET operations that are not in use, by the text of their pvRequest."""
         self.last_used = 0.0
         self.trouble = ""
-        """The latest reason why there is no connection; told when a request times out."""
+        """The latest reason why there is no connection; a request that times out reports it."""
 
     @property
     def peer(self) -> Credentials | None:
-        """Return who the server is; None while there is none."""
+        """The identity of the server; None if there is no connection."""
         return self.link.credentials if self.link is not None else None
 
     @property
@@ -250,7 +250,7 @@ class Channel:
     # -- who wants it --------------------------------------------------------------------------------
 
     def add(self, request: ChannelRequest) -> None:
-        """Serve ``request`` as soon as the channel is there."""
+        """Start ``request`` as soon as the channel is active."""
         self.requests[request] = None
         if self.state is ChannelState.ACTIVE:
             request.start()
@@ -258,7 +258,7 @@ class Channel:
             self.finder.want(self.instance, resume=True)
 
     def remove(self, request: ChannelRequest) -> None:
-        """Forget ``request``, which needs the channel no more."""
+        """Forget ``request``: it does not need the channel any more."""
         self.requests.pop(request, None)
         if not self.requests:
             self.last_used = self.end.now()
@@ -266,7 +266,7 @@ class Channel:
     # -- what becomes of it --------------------------------------------------------------------------
 
     def join(self, link: ChannelLink) -> None:
-        """Be on ``link``: it leads to a server that has the PV."""
+        """Use ``link``: it leads to a server that has the PV."""
         self.link = link
         self.state = ChannelState.CONNECTING
 
@@ -275,7 +275,7 @@ class Channel:
         self.state = ChannelState.CREATING
 
     def created(self, wire: ClientChannel, status: Status) -> None:
-        """Act on the server's answer to CREATE_CHANNEL."""
+        """Handle the server's answer to CREATE_CHANNEL."""
         if not status.ok:
             assert self.link is not None
             self.trouble = f"{self.link.peer} refused the channel: {status.message}"
@@ -292,8 +292,8 @@ class Channel:
     def lost(self, why: str, *, failed: bool = False) -> None:
         """Search again: the channel or its connection is gone.
 
-        After a connection that ``failed`` before it was ready, with growing pauses (SPVA 15.1): the answer to the
-        next search would lead to the same failure as fast as machines can shake hands.
+        If the connection ``failed`` before it was ready, the pauses between searches grow (SPVA 15.1). Otherwise each
+        answer would lead to the same failure at once.
         """
         if self.state is ChannelState.CLOSED:
             return
@@ -305,21 +305,21 @@ class Channel:
         self.state = ChannelState.SEARCHING
         for request in list(self.requests):
             request.disconnected(why)
-        # A server that answers searches and takes no connection must not be asked in a tight loop.
+        # A server may answer searches but refuse connections. It must not be asked in a tight loop.
         self.search_again(later=failed or not was_active)
 
     def search_again(self, *, later: bool) -> None:
-        """Go back to the search, if there is anything to search for."""
+        """Return to the search if a request still needs the channel."""
         self.state = ChannelState.SEARCHING
         self.link = None
         if self.requests:
             self.finder.want(self.instance, later=later)
 
     def close(self, *, tell: bool = True) -> None:
-        """End the channel here and at the server; requests that are left fail.
+        """Close the channel here and at the server; open requests fail.
 
-        Without ``tell`` the server learns it from the end of the connection: its answer would come to a socket that
-        is closed, which resets the connection instead of ending it.
+        Without ``tell``, the server learns it from the end of the connection. An answer would come to a socket that
+        is closed already, and that would reset the connection instead of ending it.
         """
         if self.state is ChannelState.CLOSED:
             return
@@ -347,7 +347,7 @@ class Channel:
         if self.state is ChannelState.CREATING and link is not None:
             return (
                 f"{link.peer} answered the search and took the connection, but never answered the request to "
-                "create the channel; see whether the server has this PV, and its log"
+                "create the channel; check that the server has this PV, and read its log"
             )
         if self.trouble:
             return self.trouble
@@ -356,14 +356,14 @@ class Channel:
         if not self.end.require_tls:
             return "no server answered the search"
         if self.end.tls is None:
-            return "this client has no usable certificate at present, and TLS is required here: nothing is connected"
+            return "TLS is required here, but this client has no usable certificate at present; it connects to nothing"
         return (
-            "no server answered the search over TLS, which is required here: a server that has the PV without TLS "
+            "no server answered the search over TLS, and TLS is required here; a server that has the PV without TLS "
             "is not used ('appliance doctor' finds it)"
         )
 
     def why_plain(self) -> str:
-        """Return why this channel is used over plain TCP, where the gate knows; else the empty text."""
+        """Return why this channel uses plain TCP, if the gate knows it; otherwise ""."""
         link, gate = self.link, self.end.gate
         return "" if link is None or link.address.tls or gate is None else gate.plight(link.guid)
 

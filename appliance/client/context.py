@@ -1,4 +1,4 @@
-"""The client: everything that a process does with PVs goes through one Context."""
+"""The client's public face: a process uses PVs through one Context."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ _log: Final = logging.getLogger(__name__)
 
 DEFAULT_TIMEOUT_S: Final = 5.0
 DEFAULT_QUEUE_SIZE: Final = 4
-"""Updates that a monitor keeps for a slow reader, unless the pvRequest says another number."""
+"""Updates that a monitor keeps for a slow reader, unless the pvRequest gives another number."""
 MAX_PLACES: Final = 1000
-"""Answers to one ``locate`` that are kept; anyone on the network may send them."""
+"""The most answers to one ``locate`` that are kept; anyone on the network can send them."""
 MAX_NEWS: Final = 100_000
-"""News of servers that wait for a listener who does not listen; beacons are anyone's to send."""
+"""The most news of servers that wait for a slow listener; anyone can send beacons."""
 _MAX_PREPARED: Final = 256
 
 Server = ServerAddress | tuple[str, int, bool]
@@ -52,7 +52,7 @@ Server = ServerAddress | tuple[str, int, bool]
 
 
 class _Prepared(NamedTuple):
-    """A pvRequest that was parsed, for all who use the same text."""
+    """A parsed pvRequest; all users of the same text share it."""
 
     value: Value
     options: dict[str, str]
@@ -71,24 +71,24 @@ class Context:
                 async for value in updates:
                     ...
 
-    All waiting is bounded by ``timeout`` (seconds; None waits for ever); what fails raises an OperationError that
-    says why. An operation's ``server`` (host, port, whether by TLS) says where the PV is: it is not searched for.
+    ``timeout`` bounds all waiting (seconds; None waits for ever). A failure raises an OperationError that gives the
+    reason. An operation's ``server`` (host, port, whether to use TLS) names the server of the PV; no search is made.
 
     Args:
         config: Settings; without them those of the environment.
-        tls: The TLS context of the client's keychain: without it the client speaks plain TCP only.
-        require_tls: Whether no PV is ever used over plain TCP, whoever answers the search. Searches themselves are
+        tls: The TLS context of the client's keychain; without it the client uses plain TCP only.
+        require_tls: Whether PVs are used over TLS only, whoever answers the search. The searches themselves are
             not secret.
-        gate: Judges TLS connections by the status of certificates.
-        limits: Bounds for what one server may send.
-        segment_size: Octets in one message, above which it is sent in segments; 0 never cuts a message.
+        gate: Checks TLS connections by the status of certificates.
+        limits: Bounds of what one server may send.
+        segment_size: Octets; a longer message is sent in segments. 0 means no segments.
         beacons: Whether to listen for beacons of new servers from the start.
-        octets: Whether ``uint8[]`` is read as ``bytes``, without numpy. For monitors, whose values are read and not changed.
-        timings: How long the client waits for what.
+        octets: Whether ``uint8[]`` is read as ``bytes``, without numpy; for monitors whose values are read only.
+        timings: The waiting times of the client.
     """
 
     _links: Links
-    """All parts below this face; made by ``start``."""
+    """All parts below this class; made by ``start``."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class Context:
             config = resolve_client().config
             if config.tls_keychain and tls is None:
                 _log.warning(
-                    "%s is not used: appliance.client.Context is given its TLS; 'from appliance import Context' reads it",
+                    "%s is not used: appliance.client.Context does not read a keychain; use 'from appliance import Context', which does",
                     config.tls_keychain,
                 )
         self._end = ClientEnd(
@@ -158,47 +158,47 @@ class Context:
 
     @property
     def config(self) -> ClientConfig:
-        """Return the settings."""
+        """The settings."""
         return self._end.config
 
     # -- TLS -----------------------------------------------------------------------------------------
 
     @property
     def tls(self) -> TLSContext | None:
-        """Return the TLS context for new connections; None while the client speaks plain TCP only."""
+        """The TLS context for new connections; None if the client uses plain TCP only."""
         return self._end.tls
 
     @property
     def gate(self) -> PeerGate | None:
-        """Return what judges TLS connections by the status of certificates."""
+        """The gate that checks TLS connections by the status of certificates."""
         return self._end.gate
 
     def prepare_tls(self, tls: TLSContext | None, gate: PeerGate | None, *, require_tls: bool) -> None:
-        """Say before ``start`` what TLS to use. A client that requires TLS already still does.
+        """Set the TLS to use, before ``start``. A client that already requires TLS still requires it.
 
         Args:
-            tls: See the class.
-            gate: See the class.
-            require_tls: See the class.
+            tls: The TLS context of the client's keychain; None for plain TCP only.
+            gate: Checks TLS connections by the status of certificates.
+            require_tls: Whether PVs are used over TLS only.
         """
         self._end.tls = tls
         self._end.gate = gate
         self._end.require_tls = self._end.require_tls or require_tls
 
     def set_tls(self, tls: TLSContext | None, reason: ApplianceError | None = None) -> None:
-        """Take another keychain into use for new connections, or none.
+        """Use another keychain, or none, for new connections.
 
-        With ``reason`` the TLS connections of the former one are closed; their channels are searched for again. What
-        is connected in the clear moves to TLS where it can.
+        With ``reason``, the TLS connections of the former keychain are closed and their channels are searched for again.
+        Plain connections move to TLS if their servers offer it.
         """
         self._end.tls = tls
         if self._is_open:
             self._links.tls_changed(reason)
 
     def probe_tls(self, guid: bytes = b"") -> None:
-        """Find out which channels that are connected in the clear can be had over TLS, and move them (SPVA 12.5.2).
+        """Ask which unencrypted channels are available over TLS, and move them to it (SPVA 12.5.2).
 
-        All of them, or those of the server with this GUID.
+        This concerns all channels, or with a ``guid`` the channels of that server.
         """
         if self._is_open:
             self._links.probe_tls(guid)
@@ -206,7 +206,7 @@ class Context:
     # -- operations ----------------------------------------------------------------------------------
 
     def channel(self, name: str, server: Server | None = None) -> Channel:
-        """Return the channel of ``name``, which is searched for once something wants it.
+        """Return the channel of ``name``; the search starts with the first request.
 
         Raises:
             ChannelClosedError: The context is not open, or no search can carry the name.
@@ -249,20 +249,20 @@ class Context:
         server: Server | None = None,
         return_exceptions: bool = False,
     ) -> Any:
-        """Read one PV, or many at once.
+        """Read one PV, or several at once.
 
         Args:
             name: The PV's name, or several names. A PV that is named twice is read once.
-            request: The pvRequest, which says what fields are wanted; empty for all.
-            timeout: Seconds to wait at the most; None waits for ever.
-            server: Where the PV is; without it the PV is searched for.
-            return_exceptions: Of many, whether failures take the places of values, instead of the first being raised.
+            request: The pvRequest, which selects fields; empty for all fields.
+            timeout: Seconds to wait at most; None waits for ever.
+            server: The server of the PV; if it is missing, the PV is searched for.
+            return_exceptions: Whether the list holds errors in the places of values; otherwise the first error is raised.
 
         Returns:
             The value, or a list of values in the order of the names.
 
         Raises:
-            OperationError: The PV could not be read; it says why.
+            OperationError: The PV could not be read; the text gives the reason.
         """
         prepared = self._prepared(request).value
         if isinstance(name, str):
@@ -274,7 +274,7 @@ class Context:
         if not name:
             return []
         places = {item: index for index, item in enumerate(dict.fromkeys(name))}
-        # All names are judged before any is asked for: a bad one must leave nothing behind.
+        # All names are checked before the first request: a bad name must leave nothing behind.
         self._check_open()
         channels = [self._links.channels.get(item) for item in places]
         batch = Batch(self._end.loop, len(places))
@@ -308,13 +308,13 @@ class Context:
             value: What can be assigned to it (a number, text, a dictionary of fields, a Value), or a function that
                 gets a Value of the PV's type and returns it with what it changed.
             request: The pvRequest.
-            get: Whether that Value holds the PV's present value first. An enumeration that is written by the text of a
-                choice needs it, and has it without asking.
-            timeout: Seconds to wait at the most; None waits for ever.
-            server: Where the PV is; without it the PV is searched for.
+            get: Whether that Value holds the PV's present value. It is read in any case if the text of a choice is
+                written to an enumeration.
+            timeout: Seconds to wait at most; None waits for ever.
+            server: The server of the PV; if it is missing, the PV is searched for.
 
         Raises:
-            OperationError: The PV was not written, or nobody knows whether it was; it says why.
+            OperationError: The PV was not written, or it is unknown whether it was; the text gives the reason.
         """
         channel = self.channel(name, server)
         waiter = Waiter(self._end.loop)
@@ -345,16 +345,16 @@ class Context:
 
         Args:
             name: The PV's name.
-            argument: The argument. A mapping becomes the query of an NTURI, its values' types being inferred.
+            argument: The argument. A mapping becomes the query of an NTURI; the types of its values are inferred.
             request: The pvRequest.
-            timeout: Seconds to wait at the most; None waits for ever.
-            server: Where the PV is; without it the PV is searched for.
+            timeout: Seconds to wait at most; None waits for ever.
+            server: The server of the PV; if it is missing, the PV is searched for.
 
         Returns:
-            The answer; None where it is empty.
+            The answer; None if it is empty.
 
         Raises:
-            OperationError: The call failed, or nobody knows whether it was done; it says why.
+            OperationError: The call failed, or it is unknown whether it was executed; the text gives the reason.
         """
         if isinstance(argument, Mapping):
             from appliance.client.uri import uri_value
@@ -375,16 +375,16 @@ class Context:
         timeout: float | None = DEFAULT_TIMEOUT_S,
         server: Server | None = None,
     ) -> Info:
-        """Ask for a PV's type, and learn who serves it.
+        """Return a PV's type and the identity of its server.
 
         Args:
             name: The PV's name.
             field: The field whose type is wanted; empty for the whole.
-            timeout: Seconds to wait at the most; None waits for ever.
-            server: Where the PV is; without it the PV is searched for.
+            timeout: Seconds to wait at most; None waits for ever.
+            server: The server of the PV; if it is missing, the PV is searched for.
 
         Raises:
-            OperationError: Nobody answered, or the server refused; it says why.
+            OperationError: No server answered, or the server refused; the text gives the reason.
         """
         channel = self.channel(name, server)
         waiter = Waiter(self._end.loop)
@@ -406,10 +406,10 @@ class Context:
 
         Args:
             name: The PV's name.
-            request: The pvRequest, which may say ``record[queueSize=100,pipeline=true]``.
-            notify: Whether the monitor also tells when the server is connected and when it is lost.
-            server: Where the PV is; without it the PV is searched for.
-            on_update: Takes updates as they come, instead of the monitor's iterator.
+            request: The pvRequest, which may contain ``record[queueSize=100,pipeline=true]``.
+            notify: Whether the monitor also reports when the server is connected and when it is lost.
+            server: The server of the PV; if it is missing, the PV is searched for.
+            on_update: Called with each update; replaces the monitor's iterator.
         """
         prepared, options = self._prepared(request)
         size = options.get("queueSize", "")
@@ -428,7 +428,7 @@ class Context:
     # -- servers -------------------------------------------------------------------------------------
 
     async def discover(self, *, ping: bool = True) -> AsyncIterator[Discovered]:
-        """Yield news of servers, for as long as the caller listens.
+        """Yield news of servers until the caller stops.
 
         Args:
             ping: Whether to ask all servers to answer, instead of waiting for their beacons.
@@ -459,10 +459,10 @@ class Context:
         Args:
             name: The PV's name.
             patience_s: Seconds to wait for the first answer.
-            quiet_s: Seconds without another answer after which there are no more.
+            quiet_s: Seconds without another answer after which the search ends.
 
         Returns:
-            The places in the order of their answers; none where nobody has the PV.
+            The places in the order of their answers; empty if no server has the PV.
 
         Raises:
             ChannelClosedError: The context is not open, or no search can carry the name.
@@ -489,13 +489,13 @@ class Context:
         return list(places)
 
     def hurry_up(self) -> None:
-        """Search for everything that is missing now, whatever the back-off says."""
+        """Search now for all names that have no server, without waiting for the back-off."""
         self._check_open()
         self._links.searcher.hurry()
 
 
 def _wants_choices(value: Any) -> bool:
-    """Whether ``value`` may be the text of an enumeration's choice, which only the present value knows."""
+    """Whether ``value`` may be the text of a choice; only the present value of the PV has the choices."""
     if isinstance(value, str):
         return True
     return isinstance(value, Mapping) and any(_wants_choices(item) for item in value.values())

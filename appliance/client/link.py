@@ -138,7 +138,7 @@ class ServerLink:
             if self.address.tls:
                 if end.tls is None:
                     raise TransportError(
-                        f"{self.peer} wants TLS, and this client has no usable certificate at present"
+                        f"{self.peer} needs TLS, but this client has no usable certificate at present"
                     )
                 from appliance.tls.engine import TLSEngine
 
@@ -218,8 +218,8 @@ class ServerLink:
             return f"the connection to {self.peer} is not established"
         if not self.address.tls and not stream.heard:
             return (
-                f"{self.peer} accepted the connection and says nothing, as a TLS port does: "
-                f"by TLS it is pvas://{self.peer}"
+                f"{self.peer} accepted the connection and says nothing, as a TLS port does; "
+                f"if it is a TLS port, write pvas://{self.peer}"
             )
         return f"{self.peer} was connected, but the connection is not ready"
 

@@ -101,6 +101,7 @@ class Monitor(ChannelRequest):
     # -- ChannelRequest ------------------------------------------------------------------------------
 
     def start(self) -> None:
+        """Begin the subscription on the server: the channel is ready."""
         channel = self.channel
         assert channel.wire is not None
         assert channel.link is not None
@@ -114,6 +115,7 @@ class Monitor(ChannelRequest):
         channel.link.schedule_flush()
 
     def ready(self, status: Status) -> None:
+        """Start the updates after a good answer to INIT; end with its error after a bad one."""
         if not status.ok:
             try:
                 status.raise_for(self.channel.name)
@@ -155,11 +157,13 @@ class Monitor(ChannelRequest):
         self._end(None if status.ok else RemoteError(f"{self.channel.name}: {status.message}"))
 
     def disconnected(self, why: str) -> None:
+        """Wait for the next connection; with ``notify`` the caller is told."""
         super().disconnected(why)
         if self.notify:
             self._put(Disconnected(why))
 
     def fail(self, error: Exception) -> None:
+        """End the subscription with ``error``."""
         self._abandon()
         self._end(error)
 

@@ -100,6 +100,7 @@ class GetRequest(ChannelRequest):
         """The operation was initialised for an earlier GET."""
 
     def start(self) -> None:
+        """Read with a kept operation, or initialise a new one."""
         if self._refused(changes=False):
             return
         channel = self.channel
@@ -116,11 +117,13 @@ class GetRequest(ChannelRequest):
             self._begin(c.CMD_GET, self.request)
 
     def ready(self, status: Status) -> None:
+        """Read: the operation is initialised."""
         if not self._failed(status):
             assert self.operation is not None
             self.operation.get()
 
     def reply(self, status: Status, value: Value | None) -> None:
+        """Hand the value over, and keep the operation for the next GET."""
         operation = self.operation
         if status.ok:
             assert operation is not None
@@ -162,10 +165,12 @@ class PutRequest(ChannelRequest):
         self._getting = False
 
     def start(self) -> None:
+        """Initialise the operation."""
         if not self._refused(changes=True):
             self._begin(c.CMD_PUT, self.request)
 
     def ready(self, status: Status) -> None:
+        """Read the present value first if ``get`` asks for it; otherwise write."""
         if self._failed(status):
             return
         operation = self.operation
@@ -188,6 +193,7 @@ class PutRequest(ChannelRequest):
         self.sent = True
 
     def reply(self, status: Status, value: Value | None) -> None:
+        """Write after the answer to the read; finish after the answer to the write."""
         if self._failed(status):
             return
         if self._getting:
@@ -201,11 +207,16 @@ class PutRequest(ChannelRequest):
         self._finish(None)
 
     def disconnected(self, why: str) -> None:
+        """Fail if the value was sent: the server may have written it."""
         super().disconnected(why)
         self._getting = False
         if self.sent:
             # Nobody knows whether it was done; to do it again might do it twice.
-            self.fail(ChannelClosedError(f"{self.channel.name}: lost the server while it did the put: {why}"))
+            self.fail(
+                ChannelClosedError(
+                    f"{self.channel.name}: lost the server during the put, which may be done or not: {why}"
+                )
+            )
 
 
 class RPCRequest(ChannelRequest):
@@ -220,10 +231,12 @@ class RPCRequest(ChannelRequest):
         self.sent = False
 
     def start(self) -> None:
+        """Initialise the operation."""
         if not self._refused(changes=True):
             self._begin(c.CMD_RPC, self.request)
 
     def ready(self, status: Status) -> None:
+        """Send the call: the operation is initialised."""
         if not self._failed(status):
             assert self.operation is not None
             try:
@@ -234,6 +247,7 @@ class RPCRequest(ChannelRequest):
             self.sent = True
 
     def reply(self, status: Status, value: Value | None) -> None:
+        """Hand the result over."""
         if not self._failed(status):
             assert self.operation is not None
             self.operation.close()
@@ -241,9 +255,14 @@ class RPCRequest(ChannelRequest):
             self._finish(value)
 
     def disconnected(self, why: str) -> None:
+        """Fail if the call was sent: the server may have executed it."""
         super().disconnected(why)
         if self.sent:
-            self.fail(ChannelClosedError(f"{self.channel.name}: lost the server during the call: {why}"))
+            self.fail(
+                ChannelClosedError(
+                    f"{self.channel.name}: lost the server during the call, which may be done or not: {why}"
+                )
+            )
 
 
 class Info(NamedTuple):
@@ -266,6 +285,7 @@ class FieldRequest(ChannelRequest):
         self.field = field
 
     def start(self) -> None:
+        """Ask for the type of the field."""
         channel = self.channel
         assert channel.wire is not None
         assert channel.link is not None

@@ -69,7 +69,7 @@ class SearchOwner(Protocol):
 def refused_without_tls(address: str) -> str:
     """Return why a server that offers plain TCP only is not used."""
     return (
-        f"{address} does not speak TLS, which is required here; give that server a keychain, or take tls_required out of "
+        f"{address} does not speak TLS, which is required here; give that server a keychain, or remove tls_required from "
         "this client's TLS options"
     )
 

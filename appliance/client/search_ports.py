@@ -34,12 +34,12 @@ class _Target(NamedTuple):
 
 
 class SearchPorts:
-    """Sends searches to all addresses of the configuration, and hears answers and beacons.
+    """Sends searches to all addresses of the configuration, and receives answers and beacons.
 
     Args:
         end: What the parts of this client share.
-        answered: Takes what comes to the sockets that searches leave by.
-        beacon: Takes what comes to the sockets that hear beacons.
+        answered: Receives the datagrams of the sockets that send searches.
+        beacon: Receives the datagrams of the sockets for beacons.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class SearchPorts:
             self.listen_for_beacons()
 
     def listen_for_beacons(self) -> None:
-        """Share the broadcast port, to hear beacons; without it only our own searches find servers."""
+        """Share the broadcast port to receive beacons; without beacons only our own searches find servers."""
         if self._beacon_ports:
             return
         from appliance.errors import TransportError
@@ -76,7 +76,7 @@ class SearchPorts:
         groups = [
             (item.host, item.interface or "") for item in config.intf_addr_list if is_multicast(item.host)
         ]
-        # Only what no unicast comes to: a server of this host must not lose its searches to us.
+        # Only addresses that receive no unicast: otherwise we would take searches from a server on this host.
         hosts = dict.fromkeys((*broadcast_addresses(), _LIMITED, _LOOPBACK))
         for host, interface in [*((host, "") for host in hosts), *groups]:
             joined = ((host, interface),) if is_multicast(host) else ()
@@ -90,11 +90,14 @@ class SearchPorts:
                     groups=joined,
                 )
             except TransportError as error:
-                _log.debug("beacons to %s cannot be heard: %s", host, error)
+                _log.debug("cannot receive beacons to %s: %s", host, error)
             else:
                 self._beacon_ports.append(port)
         if not self._beacon_ports:
-            _log.warning("beacons cannot be heard on UDP port %d", config.broadcast_port)
+            _log.warning(
+                "cannot receive beacons on UDP port %d; new servers are found by searches only",
+                config.broadcast_port,
+            )
 
     def stop(self) -> None:
         """Close everything."""
@@ -106,21 +109,21 @@ class SearchPorts:
 
     @property
     def reply_port(self) -> int:
-        """Return the UDP port that takes answers to searches."""
+        """The UDP port that receives answers to searches."""
         assert self._port is not None
         return self._port.port
 
     # -- where to ------------------------------------------------------------------------------------
 
     def expect_moved_servers(self) -> None:
-        """Look names up again soon: a server has gone, and may come back under the same name at another address."""
+        """Resolve names again soon: a lost server may come back with the same name at another address."""
         timings = self._end.timings
         self._resolved_at = min(
             self._resolved_at, self._end.now() - timings.resolve_s + timings.resolve_holdoff_s
         )
 
     def _resolve_when_stale(self) -> None:
-        """Look the address list's names up again, if that was long ago."""
+        """Resolve the names of the address list again if that was long ago."""
         is_stale = self._end.now() - self._resolved_at >= self._end.timings.resolve_s
         if is_stale and (self._resolving is None or self._resolving.done()):
             self._resolving = self._end.loop.create_task(self._resolve())
@@ -139,7 +142,7 @@ class SearchPorts:
                 if endpoint.host not in self._warned:
                     self._warned.add(endpoint.host)
                     _log.warning(
-                        "EPICS_PVA_ADDR_LIST: %s is not known at present; it is looked up again",
+                        "EPICS_PVA_ADDR_LIST: cannot find the address of %s at present; trying again later",
                         endpoint.host,
                     )
                 continue
@@ -154,7 +157,7 @@ class SearchPorts:
         self._resolved_at = self._end.now()
 
     def _open_ipv6(self) -> bool:
-        """Have a socket for IPv6; return whether the host has that."""
+        """Open a socket for IPv6 if needed; return whether the host supports IPv6."""
         if self._port6 is None:
             from appliance.errors import TransportError
 
@@ -164,7 +167,7 @@ class SearchPorts:
                 if "ipv6" not in self._warned:
                     self._warned.add("ipv6")
                     _log.warning(
-                        "EPICS_PVA_ADDR_LIST names IPv6 addresses, and this host has no IPv6: %s", error
+                        "EPICS_PVA_ADDR_LIST names IPv6 addresses, but this host has no IPv6: %s", error
                     )
                 return False
         return True
@@ -193,6 +196,6 @@ class SearchPorts:
             else:
                 sent = port.send(data, target.address)
             if not sent:
-                _log.debug("a search could not be sent to %s", format_address(target.address))
+                _log.debug("cannot send a search to %s", format_address(target.address))
             elif debugging:
                 _log.debug("%s <- SEARCH (%d octets)", format_address(target.address), len(data))

@@ -1,4 +1,4 @@
-"""Which servers were heard of: by their beacons, and by their answers to searches (sections 7 and 14)."""
+"""The servers that are known from beacons and from answers to searches (sections 7 and 14)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from appliance.transport.address import format_address
 __all__ = ["Discovered", "Servers"]
 
 MAX_SERVERS: Final = 10_000
-"""Servers that are remembered: anyone may send beacons of servers that do not exist."""
+"""The most servers that are remembered: anyone can send beacons of servers that do not exist."""
 
 
 class Discovered(NamedTuple):
-    """A server was heard of, or is heard of no more."""
+    """News of a server: it appeared, or it is gone."""
 
     online: bool
     server: str
@@ -24,13 +24,13 @@ class Discovered(NamedTuple):
     protocol: str
     guid: bytes
     source: str
-    """Address and port of who sent the message."""
+    """Address and port of the sender of the message."""
     version: int
     """The server's protocol version."""
 
 
 class _Place(NamedTuple):
-    """What tells remembered servers apart."""
+    """The key of a remembered server."""
 
     host: str
     port: int
@@ -38,14 +38,14 @@ class _Place(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """What was last heard of a server, and when."""
+    """The last news of a server, and when it came."""
 
     news: Discovered
     at: float
 
 
 class _Change(NamedTuple):
-    """What a beacon last said of its server's changes, and when that was acted upon."""
+    """The last change count in a server's beacons, and when it was handled."""
 
     counted: int
     at: float
@@ -56,9 +56,9 @@ class Servers:
 
     Args:
         end: What the parts of this client share.
-        restarted: Called with the address of a server, its GUID and its former GUID, when another process seems to
-            answer there now.
-        most: Servers that are remembered at the same time.
+        restarted: Called with the address of a server, its GUID and its former GUID, if another process seems to
+            answer at that address now.
+        most: The most servers that are remembered at the same time.
     """
 
     def __init__(
@@ -80,18 +80,21 @@ class Servers:
         return len(self._seen)
 
     def stop(self) -> None:
-        """End what was begun."""
+        """Cancel the timer."""
         if self._check is not None:
             self._check.cancel()
 
     def heard(self, message: SearchResponse | Beacon, host: str, via: str) -> bool:
-        """Remember the server at ``host`` that ``message`` speaks of; return whether it is new or was restarted.
+        """Remember the server that ``message`` describes; return whether it is new or was restarted.
 
-        ``via`` is the address and port that the message came from.
+        Args:
+            message: An answer to a search, or a beacon.
+            host: The server's address.
+            via: Address and port of the sender of the message.
         """
         port, protocol, guid = message.port, message.protocol, message.guid
         if protocol == "tls":
-            # The beacon of a server that speaks TLS only names its port, and "tcp" as every beacon does.
+            # The beacon of a TLS-only server names its TLS port, but the protocol "tcp", as every beacon does.
             announced = self._seen.get(_Place(host, port, "tcp"))
             if announced is not None and announced.news.guid == guid:
                 del self._seen[_Place(host, port, "tcp")]
@@ -120,10 +123,10 @@ class Servers:
         return len(self._seen) < self._most
 
     def has_changed(self, beacon: Beacon, host: str) -> bool:
-        """Whether the server announces a change: beacons do not say that it speaks TLS now, so it is asked.
+        """Whether the server announces a change, so that it must be asked whether it speaks TLS now.
 
-        Not more often than once in ``hurry_holdoff_s``: beacons are anyone's to send. A change that falls into that time
-        is announced again.
+        This is true at most once in ``hurry_holdoff_s``, because anyone can send beacons. The server announces a change
+        during that time again later.
         """
         place = _Place(host, beacon.port, beacon.protocol)
         now = self._end.now()
@@ -138,13 +141,13 @@ class Servers:
         return True
 
     def lost(self, address: ServerAddress) -> None:
-        """Forget a server whose connection was in use and has ended: to hear of it again, as the same process too, is news."""
+        """Forget a server whose connection has ended: its next message is news, even from the same process."""
         known = self._seen.pop(_Place(address.host, address.port, "tls" if address.tls else "tcp"), None)
         if known is not None:
             self._tell(known.news._replace(online=False))
 
     def subscribe(self, listener: Callable[[Discovered], None]) -> Callable[[], None]:
-        """Call ``listener`` with what is known of servers now and whenever that changes; returns the way to end it."""
+        """Call ``listener`` for all known servers now and for each later change; return a function that stops it."""
         for seen in list(self._seen.values()):
             listener(seen.news)
         self._listeners[listener] = None

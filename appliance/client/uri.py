@@ -15,7 +15,8 @@ __all__ = ["uri_value"]
 def uri_value(path: str, query: Mapping[str, Any], *, scheme: str = "pva") -> Value:
     """Make the NTURI that calls ``path`` with ``query``; a query value may be a Value.
 
-    Raises PVDataError where a type cannot be inferred.
+    Raises:
+        PVDataError: The type of an argument cannot be inferred.
     """
     fields = []
     values: dict[str, Any] = {}

@@ -42,7 +42,11 @@ def _resolve(host: str) -> list[str]:
 
 
 def read_access_file(step: LoadStep) -> AccessSecurity:
-    """Read a file and look its hosts up. Raises AccessFileError. Blocks."""
+    """Read a file and look its hosts up; blocks.
+
+    Raises:
+        AccessFileError: The file cannot be read, or it is wrong.
+    """
     try:
         with Path(step.file).open("rb") as file:
             data = file.read(_LIMIT + 1)
@@ -178,7 +182,11 @@ class FieldAccess:
             self._review(None)
 
     async def reload(self, step: LoadStep | None = None) -> None:
-        """Read the file again, or another one. Raises AccessFileError, and then the former rules stay."""
+        """Read the file again, or another one.
+
+        Raises:
+            AccessFileError: The file cannot be read, or it is wrong; the former rules stay in force.
+        """
         # One after the other: what Channel Access goes by and what PVAccess goes by must come from the same reading.
         async with self._reloading:
             step = step or self.step
@@ -194,11 +202,11 @@ class FieldAccess:
             return
         file = self.security.file
         if self._enforce_read:
-            _log.info("access security %s: reading and writing are judged", file)
+            _log.info("access security file %s: its rules apply to reading and writing", file)
         else:
             _log.info(
-                "access security %s: writing is judged, reading is not, as in the reference's IOC; "
-                "--enforce-read has it judged (enforce_read: true in a --config file)",
+                "access security file %s: its rules apply to writing only, as in the reference's IOC; "
+                "to apply them to reading too, use --enforce-read (enforce_read: true in a --config file)",
                 file,
             )
         hidden = await asyncio.to_thread(_unreadable, self.security)
@@ -209,12 +217,12 @@ class FieldAccess:
         groups = ", ".join(f"ASG({group})" for group in sorted({group for _, group in hidden})[:_NAMED])
         _log.log(
             logging.WARNING if self._enforce_read else logging.INFO,
-            "%s %s%s: %s to nobody; give it a RULE(1,READ) to let everybody read%s",
-            "nobody can read" if self._enforce_read else "if reading were judged nobody could read",
+            "%s %s%s: %s to nobody; add RULE(1,READ) to it to let everybody read%s",
+            "nobody can read" if self._enforce_read else "with --enforce-read, nobody could read",
             names,
             more,
             f"{groups} grants reading" if groups else "",
-            "" if self._enforce_read else " then",
+            "" if self._enforce_read else " in that case",
         )
 
     async def close(self) -> None:

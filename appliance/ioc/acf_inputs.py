@@ -76,12 +76,12 @@ class ExternalInputs:
             )
         if self._require_tls and not config.tls_keychain:
             _log.error(
-                "inputs of access security must come over TLS, and there is no keychain: rules that use them do not hold"
+                "inputs of access security need TLS, but this IOC has no keychain; rules that use them do not hold"
             )
         return await self._stack.enter_async_context(open_client(config, require_tls=self._require_tls))
 
     async def _context(self) -> Context:
-        """The client, opened by whoever needs it first, and again after a failure."""
+        """Return the client; the first caller opens it, and so does the first one after a failure."""
         if self._opening is None:
             self._opening = asyncio.get_running_loop().create_task(self._open())
         opening = self._opening
@@ -176,7 +176,9 @@ async def _watch_pauses(name: str, monitor: Monitor, given: _Given) -> None:
             _log.warning(
                 "input %s of access security %s",
                 name,
-                "waits for a certificate's status; rules that use it do not hold" if held else "goes on",
+                "waits for a certificate's status; rules that use it do not hold"
+                if held
+                else "is connected again",
             )
         await asyncio.sleep(PAUSE_POLL_S)
 

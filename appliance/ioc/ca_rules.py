@@ -26,8 +26,12 @@ _HEADER: Final = "# What Channel Access may do\n"
 def rules_for_channel_access(security: AccessSecurity, is_record: Callable[[str], bool]) -> str:
     """Return the rules as EPICS Base reads them.
 
-    ``is_record`` tells whether an input is a field of this IOC. Raises AccessFileError for a group whose name EPICS
-    Base cannot read: its records would come under ASG(DEFAULT).
+    Args:
+        security: The rules in force for PVAccess.
+        is_record: Tells whether an input is a field of this IOC.
+
+    Raises:
+        AccessFileError: EPICS Base cannot read the name of a group; ASG(DEFAULT) would apply to its records.
     """
     lines = []
     for name, users in security.uags.items():
@@ -43,7 +47,7 @@ def rules_for_channel_access(security: AccessSecurity, is_record: Callable[[str]
     for group in groups.values():
         if not _is_safe(group.name):
             raise AccessFileError(
-                f"ASG({group.name!r}): Channel Access cannot use a group of this name; rename it, or do without Channel Access",
+                f"ASG({group.name!r}): Channel Access cannot use a group with this name; rename it, or switch Channel Access off",
                 file=security.file,
             )
         lines += _asg(group, is_record)

@@ -23,16 +23,21 @@ class ChannelAccessRules:
         self._file: Any = None
 
     def prepare(self, security: AccessSecurity) -> None:
-        """Have iocInit read the rules. Raises AccessFileError."""
+        """Make iocInit read the rules.
+
+        Raises:
+            AccessFileError: EPICS Base cannot express the rules.
+        """
         text = rules_for_channel_access(security, dbcore.exists)
         self._file = tempfile.NamedTemporaryFile("w", suffix=".acf", encoding="utf-8")  # noqa: SIM115 - read again by each asInit
         self._write(text)
         dbcore.set_access_file(self._file.name)
 
     def replace(self, security: AccessSecurity) -> None:
-        """Put other rules in force; nothing to do where Channel Access is not served.
+        """Put other rules in force; does nothing if Channel Access is not served.
 
-        Raises AccessFileError when EPICS Base refuses them: then it keeps those that it has.
+        Raises:
+            AccessFileError: EPICS Base refuses the rules and keeps the former ones.
         """
         if self._file is None:
             return

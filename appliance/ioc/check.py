@@ -10,7 +10,11 @@ __all__ = ["check"]
 
 
 def check(plan: Plan) -> list[str]:
-    """Load everything that the plan names and return warnings. Raises ConfigurationError for the first fault."""
+    """Load everything that the plan names and return warnings.
+
+    Raises:
+        ConfigurationError: The first fault that was found.
+    """
     result = Trial(plan._replace(is_check=True)).result()
     if result.faults:
         others = len(result.faults) - 1

@@ -96,13 +96,17 @@ class IocConfig(Settings, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if not self.databases and not self.script:
-            raise ValueError("databases: name at least one, or a script that loads some")
+            raise ValueError("databases: name at least one file, or give a script that loads records")
         if self.on_error != "stop" and not self.script:
-            raise ValueError("on_error: there is no script")
+            raise ValueError("on_error: it has no effect without a script; give script, or remove on_error")
         if self.console_group and not self.console:
-            raise ValueError("console_group: there is no console")
+            raise ValueError(
+                "console_group: it has no effect without a console; give console, or remove console_group"
+            )
         if not self.put_log_required and not self.put_log:
-            raise ValueError("put_log_required: there is no put_log")
+            raise ValueError(
+                "put_log_required: it has no effect without a put log; give put_log, or remove put_log_required"
+            )
 
 
 class LoadStep(NamedTuple):
@@ -165,7 +169,11 @@ def is_substitutions(file: str) -> bool:
 
 
 def plan_of(config: IocConfig, folder: str = "") -> Plan:
-    """Return what a configuration file in ``folder`` asks for. Raises ConfigurationError for macros that EPICS cannot carry."""
+    """Return the plan that a configuration file in ``folder`` asks for.
+
+    Raises:
+        ConfigurationError: A macro has a name or a value that EPICS does not accept.
+    """
     return Plan(
         definition=config.definition,
         databases=tuple(_step(entry) for entry in config.databases),

@@ -41,14 +41,20 @@ class Console:
         self._one = asyncio.Lock()
 
     async def start(self) -> None:
-        """Make the socket. Raises ConfigurationError."""
+        """Make the socket.
+
+        Raises:
+            ConfigurationError: The group does not exist, or the socket cannot be made.
+        """
         path = self._path
         gid = -1
         if self._group:
             try:
                 gid = grp.getgrnam(self._group).gr_gid
             except KeyError:
-                raise ConfigurationError(f"there is no group {self._group!r}", key="console_group") from None
+                raise ConfigurationError(
+                    f"this host has no group {self._group!r}", key="console_group"
+                ) from None
         self._remove_stale()
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         before = os.umask(0o777)
@@ -80,7 +86,7 @@ class Console:
         path = self._path
         with contextlib.suppress(FileNotFoundError):
             if not stat.S_ISSOCK(path.lstat().st_mode):
-                raise ConfigurationError(f"{path} exists and is no socket", key="console")
+                raise ConfigurationError(f"{path} exists and is not a socket", key="console")
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
                 try:
                     probe.connect(os.fspath(path))

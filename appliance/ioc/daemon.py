@@ -35,7 +35,7 @@ examples:
   softIocPVX -m user=test -d records.db -a rules.acf
       records, access security, and the shell of the IOC
   softIocPVX -S -d records.db -G groups.json
-      no shell: until it is stopped
+      no shell; it runs until it is stopped
   softIocPVX --config /etc/spva/ioc/pressure/ioc.yml --check-config
       only check the file
 """
@@ -86,7 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--enforce-read",
         action="store_true",
-        help="let the access security file judge reading too; without it, as in the reference's IOC, writing only",
+        help="apply the access security rules to reading too; without this option they apply to writing only, "
+        "as in the reference's IOC",
     )
     add(
         "--organization",
@@ -94,8 +95,8 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="O",
-        help="an organization whose people a name alone in a UAG means, beside that of the IOC's own certificate; "
-        "*: all",
+        help="a name without an organization in a UAG also means people of this organization (people of the IOC's own "
+        "organization always); *: of every organization",
     )
     add("-x", dest="exit_prefix", metavar="PREFIX", default="", help="add PREFIX:exit, which ends the IOC")
     add("--config", metavar="FILE", help="run as a daemon, as a YAML file says; excludes the options above")
@@ -181,7 +182,7 @@ def _daemon(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int
         "steps", "definition", "exit_prefix", "script", "no_shell", "shell", "verbose", "organizations", "enforce_read",
     )  # fmt: skip
     if any(getattr(options, name) for name in plain):
-        parser.error("--config says everything: no other options with it")
+        parser.error("--config cannot be combined with other options; write the settings into the file")
     document = loader.load_document(options.config, IocConfig)
     effective = resolve_server(yaml=document.section("pva"))
     plan = plan_of(document.value, os.path.dirname(os.path.abspath(options.config)))  # noqa: PTH100, PTH120

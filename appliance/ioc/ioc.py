@@ -89,7 +89,11 @@ class Ioc:
     # -- start ---------------------------------------------------------------------------------------
 
     def load(self) -> None:
-        """Load definition and databases, after a trial. Raises ConfigurationError. Blocks: call it in a thread."""
+        """Load definition and databases, after a trial; blocks, so call it in a thread.
+
+        Raises:
+            ConfigurationError: A file cannot be read, or it is wrong.
+        """
         trial = Trial(self.plan) if self.plan.loads_anything else None
         try:
             self.loading.definition()
@@ -115,7 +119,11 @@ class Ioc:
     async def start(self) -> None:
         """Listen, run the script, initialise; records are served when this returns.
 
-        Raises ConfigurationError, AccessFileError, KeychainError or TransportError.
+        Raises:
+            ConfigurationError: The start script or iocInit failed.
+            AccessFileError: The access security file is wrong.
+            KeychainError: The keychain cannot be used.
+            TransportError: The server cannot listen.
         """
         plan = self.plan
         await asyncio.to_thread(self.load)
@@ -201,7 +209,11 @@ class Ioc:
     # -- reports -------------------------------------------------------------------------------------
 
     async def reload_access(self) -> None:
-        """Read the access security file again, or the one that is named since. Raises ApplianceError."""
+        """Read the access security file again, or the file that asSetFilename has named since then.
+
+        Raises:
+            ApplianceError: No file is set, or the file is wrong; the former rules stay in force.
+        """
         step = self.loading.access_step
         if step is None:
             raise ApplianceError('no access security file is set: use asSetFilename("file") first')

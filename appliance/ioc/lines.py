@@ -38,11 +38,11 @@ def words_of(line: str) -> list[str]:
 def explained(name: str) -> str:
     """Say why there is no such command."""
     if name.endswith(_REGISTRAR):
-        return f"{name}: what it registers is C code, which is not part of this IOC; {_PAGE}"
+        return f"{name}: it registers C code, which is not part of this IOC; {_PAGE}"
     for beginnings, why in _MISSING:
         if name.startswith(beginnings):
             return f"{name}: {why}; {_PAGE}"
-    return f"{name}: there is no such command; 'help' lists those that there are, and {_PAGE}"
+    return f"{name}: there is no such command; 'help' lists the commands; {_PAGE}"
 
 
 def captured_line(line: str) -> tuple[bool, str]:
@@ -64,7 +64,7 @@ def run_line(line: str) -> ApplianceError | None:
 
 
 def _register(name: str) -> ApplianceError | None:
-    """What all of these commands do: find the support of whatever is declared by now."""
+    """Register the support of everything that is declared so far; all of these commands do the same."""
     try:
         dbcore.register_support()
     except ApplianceError as error:

@@ -18,7 +18,7 @@ from appliance.ioc.script import ScriptRunner
 
 __all__ = ["Loading"]
 
-_BEFORE: Final = "before iocInit: EPICS takes no records afterwards"
+_BEFORE: Final = "before iocInit; EPICS accepts no records afterwards"
 
 
 class Loading:
@@ -39,7 +39,11 @@ class Loading:
     # -- the plan ------------------------------------------------------------------------------------
 
     def definition(self) -> None:
-        """Load the database definition. Raises ConfigurationError."""
+        """Load the database definition.
+
+        Raises:
+            ConfigurationError: The definition cannot be read, or it is wrong.
+        """
         plan = self.plan
         register_demo()
         self._say(f'dbLoadDatabase("{plan.definition or "softIoc.dbd"}")')
@@ -48,7 +52,12 @@ class Loading:
         dbcore.register_support()
 
     def files(self) -> None:
-        """Read access security and groups, load databases. Raises ConfigurationError or AccessFileError."""
+        """Read access security and groups, then load the databases.
+
+        Raises:
+            ConfigurationError: A database or a group file cannot be read, or it is wrong.
+            AccessFileError: The access security file cannot be read, or it is wrong.
+        """
         plan = self.plan
         if plan.acf is not None:
             self._say(f'asSetFilename("{plan.acf.file}")')
@@ -63,7 +72,11 @@ class Loading:
             dbcore.load_records_text(dbcore.EXIT_RECORDS, {"IOC": plan.exit_prefix})
 
     def load(self, step: LoadStep, *, as_template: bool | None = None) -> None:
-        """Load one database or substitution file. Raises ConfigurationError."""
+        """Load one database or substitution file.
+
+        Raises:
+            ConfigurationError: The file cannot be read, or it is wrong, or iocInit has run already.
+        """
         if dbcore.ioc_state() is not dbcore.IocState.VOID:
             raise ConfigurationError(f"must be loaded {_BEFORE}", file=step.file)
         template = is_substitutions(step.file) if as_template is None else as_template

@@ -41,7 +41,7 @@ class Item(NamedTuple):
 
 
 def _open(name: str) -> str | None:
-    """The text of a database, looked for where EPICS does."""
+    """Read the text of a database; it is searched where EPICS searches it."""
     folders = [""] if "/" in name else (environment_value("EPICS_DB_INCLUDE_PATH") or ".").split(":")
     for folder in folders:
         path = Path(folder, name)
@@ -109,7 +109,7 @@ def _database(file: str, macros: Mapping[str, str], depth: int) -> Iterator[Item
 
 
 def _templates(text: str, given: Mapping[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """The files that a substitution file loads, each with its macros."""
+    """Yield the files that a substitution file loads, each with its macros."""
     tokens = [_bare(word) for word, _, _ in _tokens(expand_known(text, given)) if word not in {"(", ")"}]
     common: dict[str, str] = {}
     at = 0

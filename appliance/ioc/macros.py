@@ -18,7 +18,8 @@ _ROUNDS: Final = 8
 def parse_macros(text: str) -> dict[str, str]:
     """Read definitions; quotes and backslashes protect what they enclose or precede.
 
-    Raises ConfigurationError for text that is no definition.
+    Raises:
+        ConfigurationError: The text is not a macro definition.
     """
     found: dict[str, str] = {}
     for part in _split(text):
@@ -72,7 +73,11 @@ def _unquoted(text: str) -> str:
 
 
 def expand(text: str, macros: Mapping[str, str], *, file: str) -> str:
-    """Replace ``$(NAME)`` and ``${NAME=default}`` line by line. Raises ConfigurationError with file and line."""
+    """Replace ``$(NAME)`` and ``${NAME=default}`` line by line.
+
+    Raises:
+        ConfigurationError: A macro has no value; the error names file and line.
+    """
     lines = []
     for number, line in enumerate(text.split("\n"), 1):
         try:

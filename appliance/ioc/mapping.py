@@ -32,7 +32,6 @@ from appliance.pvdata.types import (
 
 __all__ = [
     "ALARM_STATUS",
-    "EPOCH_S",
     "FORMS",
     "NTMapping",
     "alarm_message",
@@ -61,8 +60,6 @@ _STATUS: Final = {
 ALARM_STATUS: Final = tuple(_STATUS.get(name, _UNDEFINED) for name in ALARM_CONDITIONS)
 """``alarm.status`` of PVAccess by the database's alarm condition."""
 
-EPOCH_S: Final = 631152000
-"""POSIX time of the epoch of the database, 1990-01-01 UTC."""
 _TWO_63: Final = 1 << 63
 _TWO_64: Final = 1 << 64
 
@@ -116,7 +113,7 @@ def _converter(kind: ScalarType) -> Any:
 
 
 def _whole(number: float, limit: int) -> int:
-    """A double as the processor makes a whole number of it, for NaN and what is too small as well.
+    """Convert a double to a whole number as the processor does, also NaN and values that are too small.
 
     No double is the largest number of 64 bits: the one beside it stands for it.
     """

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from appliance.epoch import EPICS_EPOCH_S
 from appliance.errors import OperationError
 from appliance.ioc import dbcore
 from appliance.ioc.dbcore import DBE_PROPERTY
 from appliance.ioc.event_stream import EventStream
 from appliance.ioc.feed import DEFAULT_EVENTS, Feed, log_unread
-from appliance.ioc.mapping import EPOCH_S, user_tag
+from appliance.ioc.mapping import user_tag
 from appliance.ioc.record import Record
 from appliance.pvdata.types import ScalarType
 from appliance.server.operation import Subscription, Update
@@ -55,7 +56,7 @@ class NumberFeed(Feed):
                 feed._post_rest(raw, known)
                 continue
             feed._raw = raw
-            seconds += EPOCH_S
+            seconds += EPICS_EPOCH_S
             if tag > 0x7FFFFFFF:
                 tag = user_tag(tag)
             update: Update | None = None

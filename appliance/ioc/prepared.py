@@ -10,9 +10,10 @@ from __future__ import annotations
 from struct import Struct
 from typing import Any, Final
 
+from appliance.epoch import EPICS_EPOCH_S
 from appliance.errors import ApplianceError
 from appliance.ioc.dbcore import RawProperties, Reading
-from appliance.ioc.mapping import EPOCH_S, user_tag
+from appliance.ioc.mapping import user_tag
 from appliance.ioc.record import Record
 from appliance.pva.selection import encode_answer, wire_bits
 from appliance.pva.server_operation import PreparedAnswer
@@ -103,7 +104,7 @@ class LiveAnswer(PreparedAnswer):
                     self._head,
                     self._pack_value(value),
                     self._alarm,
-                    self._pack_time(seconds + EPOCH_S, nanoseconds, tag),
+                    self._pack_time(seconds + EPICS_EPOCH_S, nanoseconds, tag),
                     self._end,
                 )
             )
@@ -111,7 +112,7 @@ class LiveAnswer(PreparedAnswer):
         store = self._store
         store[mapping.value] = value
         at = mapping.meta + 4
-        store[at] = seconds + EPOCH_S
+        store[at] = seconds + EPICS_EPOCH_S
         store[at + 1] = nanoseconds
         store[at + 2] = tag
         return encode_answer(mapping.type, self._bits & self._mask, store, big=self.big)

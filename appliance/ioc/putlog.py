@@ -62,7 +62,11 @@ class Watched:
         return {"event": "put", **more, "new": shown(self._new)}
 
     def begin(self, old: Any) -> None:
-        """Write it down. Raises OperationError when it cannot be, and the put must not be done then."""
+        """Log the put before it is done.
+
+        Raises:
+            OperationError: The log cannot be written; the put must not be done.
+        """
         what = self._what() if self._new is NOTHING else self._what(old=shown(old))
         self._log.write(self._operation, self._channel, {**what, "result": "accepted"})
 
@@ -180,7 +184,7 @@ class PutLog:
             _log.error("the put log misses a record: %s", error, extra={"event": "put-log-failed"})
             if self._required and not failed:
                 raise OperationError(
-                    "the put log cannot be written, and puts that it must record are refused until it can be; "
+                    "the put log cannot be written; puts that it must record are refused until that is repaired; "
                     "the IOC's log says why"
                 ) from error
 

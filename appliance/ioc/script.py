@@ -40,7 +40,11 @@ class ScriptRunner:
         """Those that the script went on after."""
 
     def run(self, path: str) -> None:
-        """Run a script. Blocks. Raises ConfigurationError for the first command that fails, unless told to go on."""
+        """Run a script; blocks.
+
+        Raises:
+            ConfigurationError: A command failed, and failures end the script.
+        """
         os.environ.setdefault("IOCSH_STARTUP_SCRIPT", path)
         self._run(path, {}, self.on_error, 0)
 
@@ -72,7 +76,7 @@ class ScriptRunner:
                 if on_error == "stop":
                     raise found from None
                 dbcore.flush_output()
-                sys.stderr.write(f"{found}: the script goes on\n")
+                sys.stderr.write(f"{found}: the script continues\n")
                 self.failures.append(found)
 
     @staticmethod
@@ -81,7 +85,11 @@ class ScriptRunner:
         return words[:1] == ["iocshLoad"] or _INCLUDED.match(line) is not None
 
     def run_typed(self, line: str, words: list[str]) -> None:
-        """Run the script that a line names. Raises ConfigurationError."""
+        """Run the script that a line names.
+
+        Raises:
+            ConfigurationError: The script cannot be read, or a command in it failed.
+        """
         self._include(line, words, {}, self.on_error, 0)
 
     def _include(

@@ -24,7 +24,11 @@ class ShellHost(Protocol):
     loop: asyncio.AbstractEventLoop
 
     async def reload_access(self) -> None:
-        """Read the access security file again. Raises ApplianceError."""
+        """Read the access security file again.
+
+        Raises:
+            ApplianceError: The file is wrong; the former rules stay in force.
+        """
 
     def access_lines(self) -> list[str]:
         """Tell people the rules in force."""

@@ -79,12 +79,16 @@ class Trial:
         self._child.stdin = None
 
     def result(self) -> TrialResult:
-        """Wait for the child. Raises ConfigurationError for what cannot be started."""
+        """Wait for the child and return what it found.
+
+        Raises:
+            ConfigurationError: The plan cannot be started.
+        """
         try:
             answer, _ = self._child.communicate(timeout=_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             raise ConfigurationError(
-                f"the databases are not loaded within {_TIMEOUT_S:.0f} s: what is read may wait for somebody"
+                f"the databases were not loaded within {_TIMEOUT_S:.0f} s; check for a file that never ends, such as a pipe"
             ) from None
         finally:
             self.close()
@@ -133,14 +137,14 @@ def _crashed(status: int, at: LoadStep | None, said: str) -> ConfigurationError:
     if at is None:
         last = plain(said).splitlines()
         return ConfigurationError(
-            f"{why} before anything is loaded: {last[-1] if last else 'it said nothing'}"
+            f"{why} before anything is loaded: {last[-1] if last else 'there was no output'}"
         )
     if at.file == "iocInit":
         last = plain(said).splitlines()
         return ConfigurationError(
-            f"{why} in iocInit; the last that it said: {last[-1] if last else 'nothing'}"
+            f"{why} in iocInit; its last line of output: {last[-1] if last else 'none'}"
         )
-    return locate.better(complaint(said, f"{why} on it", at.file), at)
+    return locate.better(complaint(said, f"{why} when it reads this file", at.file), at)
 
 
 def check_file(plan: Plan, step: LoadStep) -> None:

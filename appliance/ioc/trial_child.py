@@ -135,12 +135,12 @@ class _Child:
                 continue
             if dbcore.exists(name.partition(".")[0]):
                 self.faults.append(
-                    self.located(f"{record}.{field}: a link to {name}, and that record has no such field")
+                    self.located(f"{record}.{field}: links to {name}, but that record has no such field")
                 )
             else:
                 place = locate.find(self.loading.loaded, record, field)
                 warning = ConfigurationError(
-                    f"{record}.{field}: {name} is no record of this IOC: it is looked for over Channel Access",
+                    f"{record}.{field}: {name} is not a record of this IOC; it will be searched for over Channel Access",
                     file=place.file if place else None,
                     line=place.line if place else None,
                 )

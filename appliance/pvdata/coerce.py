@@ -34,8 +34,10 @@ __all__ = ["coerce", "infer", "parse_float", "parse_int"]
 def coerce(t: TypeDesc, x: Any, old: Any = None) -> Any:
     """Return ``x`` as a leaf of type ``t``.
 
-    ``old`` is what the leaf holds now: a union that has a member selected prefers that member. Raises
-    PVDataError without the field's path, which the caller knows.
+    ``old`` is what the leaf holds now: a union that has a member selected prefers that member.
+
+    Raises:
+        PVDataError: The value does not fit. The caller adds the field's path.
     """
     if isinstance(t, ScalarType):
         return _scalar(t, x)

@@ -77,7 +77,11 @@ class TypeReader:
         self._known_weight = 0
 
     def define(self, type_id: int, t: TypeDesc) -> None:
-        """Remember ``t``; raises DecodeError when the peer defines more than the limits allow."""
+        """Remember ``t``.
+
+        Raises:
+            DecodeError: The peer defines more types than the limits allow.
+        """
         old = self.types.get(type_id)
         if old is None and len(self.types) >= self.limit:
             raise DecodeError(f"the peer defines more than {self.limit} type IDs")
@@ -184,7 +188,11 @@ def _write(t: TypeDesc, big: bool, out: list[bytes]) -> None:
 
 
 def decode_type(buf: Buffer, pos: int, end: int, big: bool, cache: TypeReader) -> tuple[TypeDesc | None, int]:
-    """Decode a FieldDesc; ``None`` is the null type. Raises DecodeError and nothing else."""
+    """Decode a FieldDesc; ``None`` is the null type.
+
+    Raises:
+        DecodeError: The description is wrong; no other error is raised.
+    """
     if pos < end and buf[pos] == NULL:
         return None, pos + 1
     try:

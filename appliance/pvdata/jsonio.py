@@ -36,8 +36,10 @@ def to_json(value: Any, indent: int | None = None) -> str:
 def assign_text(value: Value | View, text: str, path: str | None = None) -> None:
     """Assign what a user typed, as pvxput does: JSON if it begins with ``{``, ``[`` or ``"``, else plain text.
 
-    Without ``path`` a JSON object is for the whole structure and anything else for its field ``value``. Raises
-    PVDataError when the text is no JSON or does not fit.
+    Without ``path`` a JSON object is for the whole structure and anything else for its field ``value``.
+
+    Raises:
+        PVDataError: The text is not valid JSON, or it does not fit.
     """
     x: Any = text
     if text[:1] in ("{", "[", '"'):

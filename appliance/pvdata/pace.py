@@ -84,7 +84,8 @@ class Pace:
 def breathe(values: int = 0) -> None:
     """Let others go first if it is time to, and count ``values`` that were met since the last call.
 
-    Raises DecodeError when a paced message holds too many.
+    Raises:
+        DecodeError: A paced message holds too many values.
     """
     pace = _running
     if pace is not None:

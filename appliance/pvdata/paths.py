@@ -30,7 +30,11 @@ def _split(where: _Fields, path: str) -> tuple[str, str]:
 
 
 def lookup(where: _Fields, path: str) -> Any:
-    """Return what ``path`` leads to; raises PVDataError where it leads nowhere."""
+    """Return the value that ``path`` leads to.
+
+    Raises:
+        PVDataError: There is no such value.
+    """
     head, rest = _split(where, path)
     number = where.base + where.type.offsets[head]
     t: TypeDesc | None = where.root.type.leaf_types[number]

@@ -28,9 +28,10 @@ _Tree = dict[str, "_Tree | str"]
 
 
 class PVRequest:
-    """A parsed pvRequest. ``value`` is what goes on the wire, ``options`` are those of the whole request.
+    """A parsed pvRequest. ``value`` is sent to the server; ``options`` are the options of the whole request.
 
-    Raises PVRequestError, which shows the place, when the text cannot be parsed.
+    Raises:
+        PVRequestError: The text cannot be parsed; the error shows the place.
     """
 
     __slots__ = ("options", "text", "value")
@@ -193,8 +194,11 @@ def request_mask(request: Value, t: TypeDesc) -> int:
 
     As in PVXS: bit 0 is always set; no ``field`` or an empty one means everything; unknown names are passed over
     as long as one is known; naming a structure selects all below it, naming something below it sets its bit as
-    well. So a bit of a structure does not say that everything below is wanted: combine the mask with changes by
-    ``select_bits``. Raises PVRequestError when nothing is selected.
+    well. So the bit of a structure does not mean that everything below it is wanted: combine the mask with changes by
+    ``select_bits``.
+
+    Raises:
+        PVRequestError: Nothing is selected.
     """
     if "field" not in request:
         return t.full_mask

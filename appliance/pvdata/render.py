@@ -98,7 +98,10 @@ def render(value: Value | View, fmt: str = "delta", limit: int = 20, *, show_val
     """Show a value as pvxget does.
 
     ``delta`` has one line for each marked field, ``tree`` everything, nested. Arrays are cut after ``limit``
-    elements, 0 meaning never. Without ``show_value`` only types appear. Raises PVDataError for another ``fmt``.
+    elements; 0 means never. Without ``show_value`` only types appear.
+
+    Raises:
+        PVDataError: ``fmt`` is neither of them.
     """
     if isinstance(value, View):
         value = value.to_value()

@@ -423,7 +423,8 @@ class _FieldsType(TypeDesc):
 class StructType(_FieldsType):
     """A structure: ``fields`` is an iterable of (name, type), ``id`` its identifier.
 
-    Raises PVDataError for a bad or repeated name and for a type beyond the limits of this module.
+    Raises:
+        PVDataError: A name is bad or repeated, or the type exceeds the limits of this module.
     """
 
     __slots__ = ()

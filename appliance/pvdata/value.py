@@ -39,8 +39,10 @@ class _Fields:
     def __getitem__(self, path: str) -> Any:
         """Return a leaf as it is in the store, a sub-structure as a View.
 
-        Beside dotted paths, ``union->member``, ``any->`` and ``structs[3]`` lead on into nested values.
-        Raises PVDataError (also a KeyError in spirit) for a path that the type does not have.
+        Besides dotted paths, ``union->member``, ``any->`` and ``structs[3]`` lead into nested values.
+
+        Raises:
+            PVDataError: The type has no such path.
         """
         number = self.type.offsets.get(path)
         if number is None:
@@ -55,7 +57,11 @@ class _Fields:
         return value
 
     def __setitem__(self, path: str, x: Any) -> None:
-        """Set and mark a leaf, or assign to a sub-structure. Raises PVDataError naming the path and the reason."""
+        """Set and mark a leaf, or assign to a sub-structure.
+
+        Raises:
+            PVDataError: The value does not fit; the error names the path and the reason.
+        """
         number = self.type.offsets.get(path)
         if number is None:
             from appliance.pvdata.paths import store_at

@@ -148,7 +148,7 @@ async def test_a_put_in_flight_is_not_repeated() -> None:
         async with served({"c:pv": pv}, config=server_config(udp)):
             waiting = asyncio.ensure_future(ctx.put("c:pv", 1.0, timeout=10))
             await asked.wait()
-        with pytest.raises(ChannelClosedError, match="lost the server while it did the put"):
+        with pytest.raises(ChannelClosedError, match="lost the server during the put"):
             await waiting
     assert puts == [1.0]
 

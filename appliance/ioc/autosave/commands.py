@@ -54,8 +54,13 @@ class Autosave:
         path: list[tuple[str, type]] = [("path", str), ("subpath", str)]
         file: list[tuple[str, type]] = [("file", str), ("macros", str)]
         timed: list[tuple[str, type]] = [("file", str), ("seconds", int), ("macros", str)]
-        add("set_requestfile_path", path, self._add_request_path, "Where request files are looked for.\n")
-        add("set_savefile_path", path, self._set_save_path, "Where save files are.\n")
+        add(
+            "set_requestfile_path",
+            path,
+            self._add_request_path,
+            "Add a directory where request files are searched.\n",
+        )
+        add("set_savefile_path", path, self._set_save_path, "Set the directory of the save files.\n")
         for number in (0, 1):
             what = "Restore a save file with iocInit, " + ("before" if number == 0 else "after")
             add(
@@ -69,17 +74,17 @@ class Autosave:
                 f"{verb}_monitor_set",
                 timed,
                 self._monitor,
-                "Save when a value has changed, this often at the most.\n",
+                "Save when a value has changed, at most once in this many seconds.\n",
             )
-            add(f"{verb}_periodic_set", timed, self._periodic, "Save this often.\n")
+            add(f"{verb}_periodic_set", timed, self._periodic, "Save once in this many seconds.\n")
             add(
                 f"{verb}_triggered_set",
                 [("file", str), ("trigger", str), ("macros", str)],
                 self._triggered,
                 "Save when the trigger's value changes.\n",
             )
-            add(f"{verb}_manual_set", file, self._manual, "Save with manual_save only.\n")
-        add("remove_data_set", file[:1], self._remove, "Save this set no more.\n")
+            add(f"{verb}_manual_set", file, self._manual, "Save only when manual_save is called.\n")
+        add("remove_data_set", file[:1], self._remove, "Stop saving this set.\n")
         add("manual_save", file[:1], self._save_now, "Save a set now.\n")
         add(
             "fdbrestore",
@@ -87,50 +92,55 @@ class Autosave:
             self._restore_now,
             "Put the values of a save file into the running records.\n",
         )
-        add("fdbrestoreX", file, self._restore_now, "Likewise, with macros.\n")
+        add(
+            "fdbrestoreX",
+            file,
+            self._restore_now,
+            "Put the values of a save file, with macros, into the running records.\n",
+        )
         add("dbrestoreShow", [], self._show, "What was restored and what is saved.\n")
         add("save_restoreShow", [("level", int)], self._show, "What was restored and what is saved.\n")
         add(
             "makeAutosaveFileFromDbInfo",
             [("file", str), ("info", str)],
             self._make_request,
-            "Make a request file of info items.\n",
+            "Make a request file from info items.\n",
         )
         add(
             "makeAutosaveFiles",
             [],
             self._make_requests,
-            "Make info_settings.req and info_positions.req of info items.\n",
+            "Make info_settings.req and info_positions.req from info items.\n",
         )
         add(
             "save_restoreSet_IncompleteSetsOk",
             [("ok", int)],
             self._set_incomplete,
-            "0: restore no file in which PVs were missing.\n",
+            "0: do not restore a file that lacks values of some PVs.\n",
         )
         add(
             "save_restoreSet_FilePermissions",
             [("mode", int)],
             self._set_mode,
-            "Mode of save files, 0664 unless set.\n",
+            "Set the mode of save files; the default is 0664.\n",
         )
         add(
             "save_restoreSet_RetrySeconds",
             [("seconds", int)],
             self._set_retry,
-            "When to try again after a failure.\n",
+            "Set the seconds until the next try after a failure.\n",
         )
         add(
             "save_restoreSet_NumSeqFiles",
             [("number", int)],
             self._set_copies,
-            "How many older copies are kept.\n",
+            "Set how many older copies are kept.\n",
         )
         add(
             "save_restoreSet_SeqPeriodInSeconds",
             [("seconds", int)],
             self._set_copy_period,
-            "How often they are made.\n",
+            "Set the seconds between two of these copies.\n",
         )
         for name, why in _WITHOUT_EFFECT.items():
             add(
@@ -147,12 +157,14 @@ class Autosave:
         # A service manager may make it just before the start.
         if not self._is_trial and not Path(self._folders.saves).is_dir():
             raise ConfigurationError(
-                "is no directory: make it, writable for this IOC", file=self._folders.saves
+                "is not a directory; create it and let this IOC write to it", file=self._folders.saves
             )
 
     def _add_restore(self, file: str | None, macros: str | None, *, is_late: bool) -> None:
         if dbcore.ioc_state() is not dbcore.IocState.VOID:
-            raise ApplianceError("files are restored with iocInit: name them before; fdbrestore restores now")
+            raise ApplianceError(
+                "call it before iocInit, which restores the files; fdbrestore restores a file now"
+            )
         self._restorer.add(_given(file, "a save file"), macros or "", is_late=is_late)
 
     def _monitor(self, file: str | None, seconds: int, macros: str | None) -> None:
@@ -195,7 +207,7 @@ class Autosave:
     def _restore_now(self, file: str | None, macros: str | None = None) -> None:
         if dbcore.ioc_state() is not dbcore.IocState.RUNNING:
             raise ApplianceError(
-                "the IOC does not run yet: use set_pass0_restoreFile or set_pass1_restoreFile"
+                "the IOC is not running yet; use set_pass0_restoreFile or set_pass1_restoreFile"
             )
         self._restorer.restore_now(_given(file, "a save file"), macros or "")
 
@@ -205,7 +217,7 @@ class Autosave:
     def _set_mode(self, mode: int) -> None:
         if not 0 < mode <= 0o777 or mode & 0o002:
             raise ApplianceError(
-                f"mode {mode:o}: give an octal number from 0400 to 0775 that lets not everybody write"
+                f"mode {mode:o}: give an octal number from 0400 to 0775 without write permission for others"
             )
         self._saver.mode = mode
 
@@ -257,7 +269,7 @@ class Autosave:
 
 def _given(text: str | None, what: str) -> str:
     if not text or "\0" in text:
-        raise ApplianceError(f"name {what}")
+        raise ApplianceError(f"the argument is missing: give {what}")
     return text
 
 

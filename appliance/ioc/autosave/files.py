@@ -65,7 +65,11 @@ def read_text(path: Path, what: str) -> str:
 
 
 def write_text(path: Path, text: str, mode: int) -> None:
-    """Write a file to the disk, made with ``mode`` where it is new. Raises ConfigurationError."""
+    """Write a file to the disk; a new file gets ``mode``.
+
+    Raises:
+        ConfigurationError: The file cannot be written.
+    """
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
         with os.fdopen(descriptor, "wb") as file:

@@ -59,7 +59,11 @@ class Restorer:
             self._told[named] = told
 
     def restore_now(self, file: str, macros: str) -> None:
-        """Put the values of a file into running records. Raises ApplianceError."""
+        """Put the values of a file into running records.
+
+        Raises:
+            ApplianceError: The file cannot be read, or it is not complete.
+        """
         self._restore(file, macros, _put)
 
     def lines(self) -> list[str]:
@@ -74,7 +78,7 @@ class Restorer:
         saved = parse_saved(text, parse_macros(macros), file=str(path))
         if saved.missing and not self.incomplete_is_good:
             raise ConfigurationError(
-                f"{saved.missing} PVs had no value when it was written, and save_restoreSet_IncompleteSetsOk(0) is set",
+                f"{saved.missing} PVs had no value when the file was written, and save_restoreSet_IncompleteSetsOk(0) forbids such files",
                 file=str(path),
             )
         done = failed = 0
@@ -89,7 +93,7 @@ class Restorer:
         return told
 
     def _newest(self, file: str) -> tuple[Path, str]:
-        """A save file, or where it is damaged the backup beside it, or the newest copy."""
+        """Read a save file; if it is damaged, read the backup beside it or the newest copy."""
         path = Path(self._folders.saves, file)
         copies = sorted(
             (each for number in range(10) if (each := path.with_name(f"{path.name}{number}")).is_file()),

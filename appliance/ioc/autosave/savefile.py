@@ -92,9 +92,13 @@ def _element(text: str) -> str:
 
 
 def parse_saved(text: str, macros: Mapping[str, str], *, file: str) -> Saved:
-    """Read a save file. Raises ConfigurationError for one that was not written to its end."""
+    """Read the text of a save file.
+
+    Raises:
+        ConfigurationError: The file is incomplete: it was not written to its end.
+    """
     if not text.rstrip().endswith(_END):
-        raise ConfigurationError("was not written to its end: <END> is missing", file=file)
+        raise ConfigurationError("is incomplete: its last line <END> is missing", file=file)
     values: list[tuple[str, str | tuple[str, ...]]] = []
     missing = 0
     lines = iter(line.removesuffix("\r") for line in text.split("\n"))
@@ -119,7 +123,7 @@ def parse_saved(text: str, macros: Mapping[str, str], *, file: str) -> Saved:
 
 
 def _array(text: str, lines: Iterator[str]) -> tuple[str, ...]:
-    """The elements of an array, which may go on in the following lines."""
+    """Read the elements of an array, which may span several lines."""
     parts = [text[len(_ARRAY) :]]
     while not re.search(r"\}\s*$", _ELEMENT.sub("", parts[-1])):
         following = next(lines, None)

@@ -95,13 +95,21 @@ class Saver:
         self._wake.set()
 
     def remove(self, request: str) -> None:
-        """Save a set no more. Raises ApplianceError where there is no such set."""
+        """Stop saving a set.
+
+        Raises:
+            ApplianceError: There is no such set.
+        """
         with self._lock:
             self._set_of(request).close()
             del self._sets[request]
 
     def save_now(self, request: str) -> None:
-        """Save a set. Raises ApplianceError."""
+        """Save a set now.
+
+        Raises:
+            ApplianceError: There is no such set, or its file cannot be written.
+        """
         with self._lock:
             self._save(self._set_of(request))
 

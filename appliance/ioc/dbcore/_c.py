@@ -71,9 +71,6 @@ DBR_GR_DOUBLE: Final = 0x100
 DBR_CTRL_DOUBLE: Final = 0x400
 DBR_AL_DOUBLE: Final = 0x1000
 
-#: Seconds from the epoch of POSIX to that of EPICS, 1990-01-01 00:00 UTC (epicsTime.h).
-EPICS_EPOCH_S: Final = 631152000
-
 
 class ELLNODE(Structure):
     """ellLib.h."""
@@ -226,7 +223,7 @@ def epics_base() -> Path:
     spec = importlib.util.find_spec("epicscorelibs")
     if spec is None or spec.origin is None:
         require("ioc")
-        raise ConfigurationError("the package epicscorelibs is not whole; install it again")
+        raise ConfigurationError("the package epicscorelibs is incomplete; install it again")
     return Path(spec.origin).parent
 
 

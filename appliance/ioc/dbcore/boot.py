@@ -328,7 +328,11 @@ def set_access_file(path: str) -> None:
 
 
 def init_access_security() -> None:
-    """Have that file read again (asInit). Raises ApplianceError, and then the former rules stay."""
+    """Make EPICS read that file again (asInit).
+
+    Raises:
+        ApplianceError: EPICS refused the file; the former rules stay in force.
+    """
     said = _run(lambda: int(_c.asInit()))
     if said is not None:
         raise ApplianceError(said)

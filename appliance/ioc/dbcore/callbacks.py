@@ -69,6 +69,7 @@ class RecordView:
 
     @property
     def name(self) -> str:
+        """Name of the record."""
         return record_name_of(self.address)
 
     def __getitem__(self, field: str) -> Any:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Protocol, Self
 
+from appliance.epoch import EPICS_EPOCH_S
 from appliance.errors import AccessDeniedError, ApplianceError, OperationError
 from appliance.ioc.dbcore import _c
 from appliance.ioc.dbcore.dbr import (
@@ -46,7 +47,6 @@ from appliance.ioc.dbcore.words import status_text
 LINK_TEXT_SIZE: Final = 1024
 
 _SPC_DBADDR: Final = 2
-_EPOCH_S: Final = _c.EPICS_EPOCH_S
 _get_field_fast: Final = _c.dbChannelGetFieldFast
 _get_held: Final = _c.dbChannelGetHeld
 
@@ -362,7 +362,9 @@ class DBChannel:
         if self.is_string:
             value = _c_text(value)
         message = _c_text(amsg) if amsg[0] else ""
-        reading: Reading = _new(Reading, (value, st, severity, message, seconds + _EPOCH_S, nanoseconds, tag))
+        reading: Reading = _new(
+            Reading, (value, st, severity, message, seconds + EPICS_EPOCH_S, nanoseconds, tag)
+        )
         return reading
 
     def get_locked(self) -> Reading:
@@ -410,7 +412,7 @@ class DBChannel:
         if self.is_string:
             value = _c_text(value)
         message = _c_text(amsg) if amsg[0] else ""
-        return Reading(value, st, severity, message, seconds + _EPOCH_S, nanoseconds, tag)
+        return Reading(value, st, severity, message, seconds + EPICS_EPOCH_S, nanoseconds, tag)
 
     def _get_array(self, function: Any, log: int | None) -> Reading:
         import numpy as np
@@ -435,7 +437,7 @@ class DBChannel:
         else:
             value = data.view(_c.NUMPY_CODES[self.final_type])
         message = _c_text(amsg) if amsg[0] else ""
-        return Reading(value, st, severity, message, seconds + _EPOCH_S, nanoseconds, tag)
+        return Reading(value, st, severity, message, seconds + EPICS_EPOCH_S, nanoseconds, tag)
 
     def properties(self) -> Properties:
         """Read units, precision, choices, limits and description under the record's lock."""

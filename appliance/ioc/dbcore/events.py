@@ -168,7 +168,7 @@ class EventHub:
         with self._lock:
             ring, keys = self._ring(mask)
             if channel.address in keys:
-                raise ApplianceError(f"{channel.name} is followed with mask {mask} already")
+                raise ApplianceError(f"{channel.name} already has a subscription with mask {mask}")
             keys[channel.address] = key
         event = _c.db_add_event(self._context, channel.address, ring.callback, ring.argument, mask)
         trigger = None
@@ -181,7 +181,7 @@ class EventHub:
                 del keys[channel.address]
             if event:
                 _c.db_cancel_event(event)
-            raise ApplianceError(f"EPICS cannot follow {channel.name} with mask {mask}")
+            raise ApplianceError(f"EPICS cannot subscribe to {channel.name} with mask {mask}")
         subscription = EventSubscription(self, channel, mask, key, event, trigger)
         self._subscriptions.add(subscription)
         if enabled:

@@ -11,6 +11,7 @@ import ctypes
 import struct
 from typing import Any, Final, NamedTuple
 
+from appliance.epoch import EPICS_EPOCH_S
 from appliance.errors import OperationError
 from appliance.ioc.dbcore import _c
 from appliance.ioc.dbcore.channel import DBChannel
@@ -64,7 +65,7 @@ class NumberReader:
 
     def __init__(self, channel: DBChannel) -> None:
         if not can_read_number(channel):
-            raise OperationError(f"{channel.name} is no plain number")
+            raise OperationError(f"{channel.name} is not a plain number")
         self._channel = channel
         self._buffer = ctypes.create_string_buffer(2048)
         self._control = ctypes.create_string_buffer(CONTROL.size)
@@ -105,7 +106,11 @@ class NumberReader:
             raise OperationError(f"cannot read {self._channel.name}: {status_text(status)}")
 
     def read(self) -> tuple[Any, ...]:
-        """Read everything, as the class says. Raises OperationError when EPICS cannot."""
+        """Read everything; the class describes the result.
+
+        Raises:
+            OperationError: EPICS cannot read the field.
+        """
         status = _get(*self._arguments)
         if status:
             self._check(status)
@@ -116,15 +121,23 @@ class NumberReader:
         return self._unpack(self._buffer)
 
     def read_all(self) -> tuple[Reading, Properties]:
-        """Read the value and what belongs to it, and the properties. Raises OperationError when EPICS cannot."""
+        """Read the value with alarm and time, and the properties.
+
+        Raises:
+            OperationError: EPICS cannot read the field.
+        """
         status, severity, _, _, message, front, seconds, nanoseconds, tag, back, value = self.read()
         reading = Reading(
-            value, status, severity, _c.c_text(message), seconds + _c.EPICS_EPOCH_S, nanoseconds, tag
+            value, status, severity, _c.c_text(message), seconds + EPICS_EPOCH_S, nanoseconds, tag
         )
         return reading, self.properties(RawProperties(front, back, self.description.value))
 
     def read_properties(self) -> RawProperties:
-        """Read the properties alone. Raises OperationError when EPICS cannot."""
+        """Read only the properties.
+
+        Raises:
+            OperationError: EPICS cannot read the field.
+        """
         _, _, _, _, _, front, _, _, _, back, _ = self.read()
         return RawProperties(front, back, self.description.value)
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any, Final
 
+from appliance.epoch import EPICS_EPOCH_S
 from appliance.errors import OperationError
 from appliance.ioc.dbcore import _c
 from appliance.ioc.dbcore.channel import DBChannel
@@ -49,7 +50,7 @@ class NumberView:
     def __init__(self, channel: DBChannel) -> None:
         layout = _layout_of(channel)
         if layout is None:
-            raise OperationError(f"{channel.name} cannot be viewed: it is no plain number")
+            raise OperationError(f"{channel.name} cannot be viewed: it is not a plain number")
         common, properties, size = layout
         memory = memoryview((ctypes.c_char * size).from_address(channel.record_address)).cast("B")
         self.channel = channel
@@ -86,7 +87,7 @@ def reading_of(raw: RawNumber) -> Reading:
     alarm, seconds, nanoseconds, tag, value = raw
     status, severity = _TWO.unpack_from(alarm)
     message = _c.text(alarm[_MESSAGE_AT:].partition(b"\0")[0])
-    return Reading(value, status, severity, message, seconds + _c.EPICS_EPOCH_S, nanoseconds, tag)
+    return Reading(value, status, severity, message, seconds + EPICS_EPOCH_S, nanoseconds, tag)
 
 
 _TWO: Final = struct.Struct("=HH")

@@ -98,7 +98,7 @@ def serves_channel_access() -> bool:
 
 @contextmanager
 def _stream() -> Iterator[tuple[int, int]]:
-    """A file in memory, and a C stream that writes to it."""
+    """Open a file in memory, and a C stream that writes to it."""
     descriptor = os.memfd_create("iocsh")
     try:
         stream = _libc.fdopen(os.dup(descriptor), b"w")

@@ -36,7 +36,7 @@ def restore(name: str, value: str | tuple[str, ...], *, is_late: bool) -> bool:
         if missing or not cursor.pflddes:
             raise ApplianceError(f"there is no {name}")
         if _c.dbIsAlias(cursor):
-            raise ApplianceError(f"{name} is an alias; autosave takes records by their own names")
+            raise ApplianceError(f"{name} is an alias; write the record's own name into the request file")
         kind = cursor.pflddes.contents.field_type
         if kind == _c.DBF_NOACCESS or isinstance(value, tuple):
             if is_late:
@@ -74,4 +74,4 @@ def _number(text: str) -> float | int:
         try:
             return float(text)
         except ValueError:
-            raise OperationError(f"{text[:64]!r} is no number") from None
+            raise OperationError(f"{text[:64]!r} is not a number") from None

@@ -57,7 +57,7 @@ class TrappedPut(NamedTuple):
 
 
 def _sent(message: _Message) -> Any:
-    """The value that a client sent, the first elements of a long one."""
+    """Return the value that a client sent; of a long array only the first elements."""
     import numpy as np
 
     kind, count = message.dbrType, min(max(message.no_elements, 0), _SHOWN)

@@ -118,9 +118,10 @@ class GroupConfigs:
         self._file: str | None = None
 
     def add(self, text: str, *, record: str | None = None, file: str | None = None) -> None:
-        """Take in one definition; channels of a record's own are names of its fields.
+        """Add one definition; in a record's own definition a channel is the name of one of its fields.
 
-        Raises ConfigurationError.
+        Raises:
+            ConfigurationError: The definition is wrong.
         """
         self._record, self._file = record, file
         tree = parse_json(text, file=file)
@@ -154,7 +155,9 @@ class GroupConfigs:
             elif key == "+atomic":
                 atomic = self._truth(f"{name}.+atomic", tree)
                 if group.atomic is not None and group.atomic != atomic:
-                    self._report(f"{name}: +atomic is given twice and differs; {str(atomic).lower()} is used")
+                    self._report(
+                        f"{name}: +atomic is given twice with different values; {str(atomic).lower()} is used"
+                    )
                 group.atomic = atomic
             else:
                 self._report(f"{name}: the option {key!r} is not known")

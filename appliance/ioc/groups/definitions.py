@@ -22,7 +22,11 @@ _LIMIT: Final = 16 * 1024 * 1024
 
 
 def read_group_file(step: LoadStep) -> str:
-    """Read a file of group definitions and expand its macros. Raises ConfigurationError."""
+    """Read a file of group definitions and expand its macros.
+
+    Raises:
+        ConfigurationError: The file cannot be read, or a macro has no value.
+    """
     path = Path(step.file)
     try:
         if path.stat().st_size > _LIMIT:

@@ -123,7 +123,7 @@ class GroupFeed:
         subscription.post(Update(self.group.type, store, bits))
 
     def _first_read(self, subscription: Subscription) -> tuple[list[Any], int]:
-        """What a new subscriber gets first: everything, and what was agreed on."""
+        """Return the first update of a new subscriber: all fields, and the agreed options."""
         store, bits = self.group.read(atomic=True)
         number = self.group.type.offsets[_QUEUE_SIZE]
         store[number] = subscription.queue_size

@@ -111,7 +111,11 @@ class RecordGroup:
         return [_copied(item) for item in store] if self._has_elements else store.copy()
 
     def read(self, *, atomic: bool) -> tuple[list[Any], int]:
-        """Read all members. Raises OperationError."""
+        """Read all members.
+
+        Raises:
+            OperationError: EPICS cannot read one of the fields.
+        """
         store = self.copy(self._static)
         offsets = self.type.offsets
         store[offsets[_ATOMIC]] = atomic

@@ -37,7 +37,11 @@ class Step(NamedTuple):
 
 
 def parse_path(name: str) -> tuple[Step, ...]:
-    """Read ``a.b[1].c``. Raises ConfigurationError."""
+    """Read a path such as ``a.b[1].c``.
+
+    Raises:
+        ConfigurationError: The text is not a path.
+    """
     steps = []
     for part in name.split(".") if name else ():
         match = _COMPONENT.fullmatch(part)
@@ -51,7 +55,11 @@ def parse_path(name: str) -> tuple[Step, ...]:
 
 
 def const_type(value: Any) -> ScalarType:
-    """Return the type of a constant. Raises ConfigurationError."""
+    """Return the type of a constant.
+
+    Raises:
+        ConfigurationError: The value is not a number, a truth value or text.
+    """
     if isinstance(value, bool):
         return BOOL
     if isinstance(value, int) and -(1 << 63) <= value < 1 << 63:
@@ -149,7 +157,11 @@ class Place(NamedTuple):
 
     @classmethod
     def find(cls, kind: StructType, path: tuple[Step, ...]) -> Place:
-        """Look a path up. Raises ConfigurationError where it leads nowhere."""
+        """Return the place that a path leads to.
+
+        Raises:
+            ConfigurationError: There is no such place.
+        """
         hops: list[Hop] = []
         here: TypeDesc = kind
         base = 0

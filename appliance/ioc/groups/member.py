@@ -74,7 +74,11 @@ class Member:
     # -- type ----------------------------------------------------------------------------------------
 
     def describe(self, tree: TypeTree) -> None:
-        """Add what this mapping contributes to the type of the group. Raises ConfigurationError."""
+        """Add the fields of this mapping to the type of the group.
+
+        Raises:
+            ConfigurationError: Another mapping contradicts this one.
+        """
         if self.kind == "proc":
             return
         if self.kind == "meta":
@@ -105,7 +109,11 @@ class Member:
         return value_type(self.channel)
 
     def locate(self, kind: StructType) -> None:
-        """Find the place in the finished type. Raises ConfigurationError."""
+        """Find the place of this mapping in the finished type.
+
+        Raises:
+            ConfigurationError: The type has no such place.
+        """
         if self.kind in ("proc", "structure"):
             return
         self.place = place = Place.find(kind, self.path)
@@ -201,7 +209,7 @@ class Member:
 
 
 def _plain_any(content: AnyValue) -> Any:
-    """What a client put into an any: a number, text or an array of either, or a structure with such a value."""
+    """Return what a client put into an any: a number, text, an array of them, or a structure with such a value."""
     kind, value = content
     if isinstance(value, Value):
         found = value.get("value")

@@ -163,7 +163,11 @@ def _number(text: str) -> int | float:
 
 
 def parse_json(text: str, *, file: str | None = None) -> Any:
-    """Read one value. Raises ConfigurationError with file and line."""
+    """Read one value.
+
+    Raises:
+        ConfigurationError: The text is wrong; the error names file and line.
+    """
     parser = _Parser(text, file)
     found = parser.value(0)
     if parser.peek():

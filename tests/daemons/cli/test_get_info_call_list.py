@@ -405,5 +405,5 @@ async def test_a_port_that_says_nothing_may_be_a_tls_port(env: dict[str, str]) -
     assert done.status == 1
     assert done.err == (
         f"From 127.0.0.1:{port} : timeout after 1 s: 127.0.0.1:{port} accepted the connection and says nothing, "
-        f"as a TLS port does: by TLS it is pvas://127.0.0.1:{port}\n"
+        f"as a TLS port does; if it is a TLS port, write pvas://127.0.0.1:{port}\n"
     )

@@ -162,7 +162,7 @@ async def test_incomplete_files_are_refused_where_that_is_asked_for(files: Path)
     (files / "st.cmd").write_text("save_restoreSet_IncompleteSetsOk(0)\n" + SCRIPT)
     async with running_ioc("-S", "st.cmd", cwd=files) as ioc:
         assert (await values(ioc))["ao"] == 1.0
-        await ioc.printed("3 PVs had no value when it was written")
+        await ioc.printed("3 PVs had no value when the file was written")
 
 
 async def test_sets_are_saved_by_hand_by_time_and_by_a_trigger(files: Path) -> None:

@@ -162,7 +162,7 @@ async def test_a_reload_counts_for_channel_access_too_and_one_that_fails_changes
         assert await ask("await fixed rw") == "rw"
         (files / "rules.acf").write_text('ASG(DEFAULT) { RULE(1, READ) }\nASG("a\tb") { RULE(1, READ) }\n')
         ioc.process.send_signal(signal.SIGHUP)
-        await ioc.printed("rename it, or do without Channel Access")
+        await ioc.printed("rename it, or switch Channel Access off")
         assert await ask("await fixed rw") == "rw", "the former rules stay in force as a whole"
 
 

@@ -175,13 +175,13 @@ async def test_links_that_lead_nowhere_are_told_by_a_check(files: Path) -> None:
         'record(ai, "L:2") { field(INP, 4.5)\n field(SDIS, "L:1.VAL NPP MS") }\n'
     )
     log = await said("--config", config, "--check-config", status=0)
-    assert "links.db:1: L:1.INP: elsewhere:pv is no record of this IOC" in log
+    assert "links.db:1: L:1.INP: elsewhere:pv is not a record of this IOC" in log
     assert "ioc.yml: good" in log
     (files / "links.db").write_text(
         'record(ai, "L:1") {}\nrecord(ai, "L:2") {\n field(INP, "L:1.NOSUCH") }\n'
     )
     log = await said("--config", config, "--check-config", status=1)
-    assert "links.db:3: L:2.INP: a link to L:1.NOSUCH, and that record has no such field" in log
+    assert "links.db:3: L:2.INP: links to L:1.NOSUCH, but that record has no such field" in log
 
 
 def test_a_crash_of_a_command_is_a_sentence_with_its_line(files: Path) -> None:
@@ -260,11 +260,11 @@ async def test_the_start_goes_on_after_a_failure_only_where_it_is_told_to(files:
     assert "nowhere.subs: cannot be read" in await said("--config", files / "ioc.yml", status=1)
     (files / "st.cmd").write_text('set_savefile_path("/nowhere")\ndbLoadRecords("db/good.db")\niocInit\n')
     assert re.search(
-        r"st\.cmd:1.*/nowhere: is no directory", await said("--config", files / "ioc.yml", status=1)
+        r"st\.cmd:1.*/nowhere: is not a directory", await said("--config", files / "ioc.yml", status=1)
     )
     (files / "ioc.yml").write_text("script: st.cmd\non_error: continue\n")
     async with running_ioc("--config", files / "ioc.yml") as ioc:
-        await ioc.printed("the script goes on")
+        await ioc.printed("the script continues")
         await ioc.printed("serving 2 records")
 
 

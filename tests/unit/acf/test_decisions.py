@@ -248,7 +248,7 @@ def test_rules_follow_their_inputs():
         }
         UAG(nobody)
     """)
-    assert dict(security.inputs_of("BEAM")) == {"A": "ACC:MODE", "B": "ACC:KEY.VAL", "C": "unused"}
+    assert dict(security.group("BEAM").inputs) == {"A": "ACC:MODE", "B": "ACC:KEY.VAL", "C": "unused"}
     access = security.compile_for(NOBODY).access("BEAM", 0)
     assert dict(access.inputs) == {"A": "ACC:MODE", "B": "ACC:KEY.VAL"}
     for inputs, granted in [
@@ -279,7 +279,7 @@ def test_without_a_file_everything_is_permitted_and_nothing_is_logged():
     for who in (NOBODY, claimed("x"), proved("y")):
         decision = security.decide("ANY", 1, who)
         assert (decision.access, decision.uncached, decision.trapwrite) == ("RPC", True, False)
-    assert security.inputs_of("ANY") == {}
+    assert security.group("ANY").inputs == {}
 
 
 def test_why_has_a_line_for_every_rule_with_its_place_and_reason():

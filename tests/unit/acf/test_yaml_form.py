@@ -99,7 +99,7 @@ def test_yaml_says_the_same_as_the_classic_form(asg, who, inputs, access):
 
 def test_inputs_and_logging_are_read():
     security = load_acf(SITE)
-    assert dict(security.inputs_of("rw")) == {"A": "SYS:MODE", "B": "SYS:KEY"}
+    assert dict(security.group("rw").inputs) == {"A": "SYS:MODE", "B": "SYS:KEY"}
     assert security.decide("rw", 0, proved("bob", "Leaf CA", "Middle", ROOT), {"A": 1}).trapwrite
 
 
