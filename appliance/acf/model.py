@@ -498,13 +498,6 @@ class AccessSecurity:
         """Return the group of that name, or ``DEFAULT``."""
         return self.groups.get(asg, self._default)
 
-<<<<<<< HEAD
-    def inputs_of(self, asg: str) -> Mapping[str, str]:
-        """Return the PV name of each input letter in a group's rules; the caller follows these PVs."""
-        return self.group(asg).inputs
-
-=======
->>>>>>> main
     def compile_for(self, principal: Principal) -> PrincipalAccess:
         """Return the principal's access with everything decided that does not depend on inputs. The result is remembered."""
         found = self._compiled.get(principal)

@@ -238,11 +238,6 @@ def parse_state(text: str) -> CertState:
 
 # ---------------------------------------------------------------------- dates as the wire writes them
 
-<<<<<<< HEAD
-_EPICS_EPOCH_S: Final = 631_152_000
-"""POSIX seconds of the beginning of 1990."""
-=======
->>>>>>> main
 _BEFORE_ALL: Final = datetime(2015, 1, 1, tzinfo=UTC)
 """No certificate of Secure PVAccess is as old as this."""
 _LAST: Final = 253_402_300_799

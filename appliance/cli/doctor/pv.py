@@ -160,11 +160,7 @@ def _tell_how(
         report.problem(
             "pv",
             f"{name} is served by {info.server} over plain TCP only, at present",
-<<<<<<< HEAD
             "the TLS option tls_required refuses plain TCP",
-=======
-            "tls_required among the TLS options refuses plain TCP",
->>>>>>> main
             "give that server a keychain, or remove tls_required from EPICS_PVA_TLS_OPTIONS",
         )
     elif has_keychain:
