@@ -430,7 +430,7 @@ class _Translation:
         if name is None:
             raise self.fail(f"an operand was expected at {self.text[start : start + 12]!r}")
         if name == "RNDM":
-            raise self.fail("RNDM is refused: a decision about access must not be random")
+            raise self.fail("RNDM is refused: a decision about access must not depend on chance")
         if name in _CONSTANTS:
             self.uses_val |= name == "VAL"
             self.push(_PUSH, _CONSTANTS[name])
