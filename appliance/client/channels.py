@@ -1,4 +1,4 @@
-"""All channels of a client: one for each name, kept for a while when nobody uses it."""
+"""All channels of a client: one for each name. An unused channel is kept for a while."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from appliance.errors import ChannelClosedError
 __all__ = ["Channels", "check_name"]
 
 MAX_NAME: Final = 1300
-"""Octets of a PV name that surely fit a search datagram (`appliance.pva.search.MAX_DATAGRAM`)."""
+"""Octets of the longest PV name that always fits a search datagram (`appliance.pva.search.MAX_DATAGRAM`)."""
 
 
 class NameFinder(Finder, Protocol):
     """A search to which names can be added."""
 
     def add(self, name: str, server: ServerAddress | None = None) -> int:
-        """Make ``name`` known and return the instance ID that stands for it."""
+        """Register ``name`` and return its search instance ID."""
 
 
 class Channels:
-    """Finds the channel of a name, or of a search instance ID.
+    """All channels, by name and by search instance ID.
 
     Args:
         end: What the parts of this client share.
@@ -43,11 +43,11 @@ class Channels:
         return len(self._by_key)
 
     def get(self, name: str, server: ServerAddress | None = None) -> Channel:
-        """Return the channel of ``name``, which is searched for once something wants it.
+        """Return the channel of ``name``; the search starts with the first request.
 
         Args:
             name: The PV's name.
-            server: Where the channel must be, without a search.
+            server: The server that has the PV; no search is made.
 
         Raises:
             ChannelClosedError: No search can carry the name.
@@ -62,11 +62,11 @@ class Channels:
         return channel
 
     def by_instance(self, instance: int) -> Channel | None:
-        """Return the channel for which a search instance ID stands."""
+        """Return the channel with this search instance ID."""
         return self._by_instance.get(instance)
 
     def close_idle(self) -> None:
-        """Close channels that nobody has used for a while."""
+        """Close channels that were not used for a while."""
         before = self._end.now() - self._end.timings.idle_channel_s
         for key, channel in list(self._by_key.items()):
             if not channel.requests and channel.last_used < before:
@@ -83,10 +83,10 @@ class Channels:
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that no search can carry, before it spoils the searches for others.
+    """Refuse a name that does not fit into a search; it would spoil the searches for other names.
 
     Raises:
-        ChannelClosedError: It says why.
+        ChannelClosedError: The name is bad; the text gives the reason.
     """
     if not name:
         raise ChannelClosedError("the PV name is empty")

@@ -1,4 +1,4 @@
-"""What all parts of one client share: its settings, its TLS, its gate, its clock and its timings."""
+"""The state that all parts of one client share: settings, TLS, gate, clock and timings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["DEFAULT_TIMINGS", "ClientEnd", "Clock", "ServerAddress", "Timer", "T
 
 
 class ServerAddress(NamedTuple):
-    """Where a server takes connections."""
+    """The address at which a server accepts connections."""
 
     host: str
     port: int
@@ -27,79 +27,79 @@ class ServerAddress(NamedTuple):
 
 
 class Timings(NamedTuple):
-    """Seconds that a client waits. A test passes shorter ones; programs have no reason to."""
+    """The waiting times of a client, in seconds. Only tests pass other values."""
 
     search_s: tuple[float, ...] = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
-    """From one search for a name to the next; the last one repeats for ever."""
+    """Pauses between searches for one name; the last value repeats."""
     longest_search_s: float = 30.0
-    """From one search for a name to the next, at the most."""
+    """The longest pause between two searches for one name."""
     search_tick_s: float = 0.02
-    """From one burst of searches to the next."""
+    """The pause between two bursts of searches."""
     hurry_holdoff_s: float = 5.0
-    """In which news of servers hurry the search at most once; news that come earlier count at the end of that time."""
+    """News of servers hurry the search at most once in this time; earlier news take effect at its end."""
     resolve_s: float = 60.0
-    """For which the addresses of an address list's names are kept."""
+    """How long the resolved addresses of an address list are kept."""
     resolve_holdoff_s: float = 1.0
-    """After the loss of a server, until names are looked up again."""
+    """The pause after the loss of a server before names are resolved again."""
     silence_s: float = 360.0
-    """Without a beacon, after which a server counts as gone: two periods of the slow beacons."""
+    """A server without a beacon for this time counts as gone: two periods of slow beacons."""
     silence_check_s: float = 60.0
-    """From one look for silent servers to the next."""
+    """The pause between two checks for silent servers."""
     idle_channel_s: float = 10.0
-    """For which a channel that nobody uses is kept for the next use."""
+    """How long an unused channel is kept."""
     name_server_retry_s: float = 5.0
-    """After the loss of a name server, until it is connected again."""
+    """The pause after the loss of a name server before it is connected again."""
     probes_s: tuple[float, ...] = (0.0, 0.3, 2.0, 6.0, 12.0)
-    """After which servers are asked whether they speak TLS now. After an outage of the certificate service a server
-    learns its status when we do, or one search later."""
+    """Delays after which servers are asked whether they speak TLS now. After an outage of the certificate service, a
+    server learns its status at the same time as we do, or one search later."""
     upgrade_patience_s: float = 5.0
-    """For which requests in progress may keep a plain connection that could be TLS."""
+    """How long requests in progress may delay the move of a plain connection to TLS."""
     upgrade_check_s: float = 0.05
-    """From one look whether such requests are done to the next."""
+    """The pause between two checks whether such requests are done."""
     suspicion_s: float = 2.0
-    """In which a server that seems to have been restarted must answer an echo."""
+    """A server that seems to have been restarted must answer an echo within this time."""
     close_s: float = 1.0
-    """In which servers must take what is left for them when the client closes."""
+    """When the client closes, servers must take the remaining octets within this time."""
 
 
 DEFAULT_TIMINGS = Timings()
 
 
 class Timer(Protocol):
-    """Something that will happen, unless it is cancelled."""
+    """A call that is scheduled and can be cancelled."""
 
     def cancel(self) -> None:
-        """Prevent it."""
+        """Cancel the call."""
 
 
 class Clock(Protocol):
-    """Tells the time and calls back later. An event loop is one; a test may bring its own."""
+    """Tells the time and schedules calls. An event loop is a clock; a test may use its own."""
 
     def time(self) -> float:
         """Return the present time in seconds, on a clock that never goes back."""
 
     def call_soon(self, callback: Callable[..., object], /, *args: Any) -> Timer:
-        """Call at the next turn."""
+        """Call ``callback`` at the next turn."""
 
     def call_later(self, delay: float, callback: Callable[..., object], /, *args: Any) -> Timer:
-        """Call after ``delay`` seconds."""
+        """Call ``callback`` after ``delay`` seconds."""
 
     def call_at(self, when: float, callback: Callable[..., object], /, *args: Any) -> Timer:
-        """Call when ``time()`` says ``when``."""
+        """Call ``callback`` when ``time()`` reaches ``when``."""
 
 
 class ClientEnd:
-    """Hold what all parts of one client share: its end of all connections.
+    """The state that all parts of one client share.
 
     Args:
         config: Addresses, ports and time-outs.
-        tls: The TLS context of the client's keychain; without one the client speaks plain TCP only.
-        require_tls: Whether no PV may be used over plain TCP.
-        gate: Judges TLS connections by the status of certificates.
-        limits: Bounds for what one server may send.
-        segment_size: Octets in one message, above which it is sent in segments; 0 never cuts a message.
-        octets: Whether ``uint8[]`` is read as ``bytes``, without numpy. For values that are read and not changed.
-        timings: How long the client waits for what.
+        tls: The TLS context of the client's keychain; without it the client uses plain TCP only.
+        require_tls: Whether PVs are used over TLS only.
+        gate: Checks TLS connections by the status of certificates.
+        limits: Bounds of what one server may send.
+        segment_size: Octets; a longer message is sent in segments. 0 means no segments.
+        octets: Whether ``uint8[]`` is read as ``bytes``, without numpy; for values that are read only.
+        timings: The waiting times of the client.
     """
 
     __slots__ = (
@@ -146,11 +146,11 @@ class ClientEnd:
         self.octets = octets
         self.timings = timings
         self.closed = False
-        """Whether the client is closed, or about to be: nothing new is begun."""
+        """Whether the client is closed or closing; then it starts nothing new."""
         self._claimed: Value | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop, clock: Clock | None = None) -> None:
-        """Take the event loop into use, and as the clock unless ``clock`` is given."""
+        """Use the event loop, and also as the clock unless ``clock`` is given."""
         self.loop = loop
         self.use_clock(loop if clock is None else clock)
 
@@ -160,11 +160,11 @@ class ClientEnd:
         self.now = clock.time
 
     def protocols(self) -> tuple[str, ...]:
-        """Return what a search asks for: never TLS alone, since PVXS reads no names in a search without ``tcp``."""
+        """Return the protocols of a search; ``tcp`` is always among them, since PVXS ignores names in a search without it."""
         return ("tls", "tcp") if self.require_tls or self.tls is not None else ("tcp",)
 
     def avoids_tls(self, guid: bytes) -> bool:
-        """Whether TLS to the server with this GUID is of no use at present (SPVA 12.5)."""
+        """Whether TLS to the server with this GUID cannot be used at present (SPVA 12.5)."""
         return self.gate is not None and self.gate.avoids(guid)
 
     def claimed_identity(self) -> Value:

@@ -1,4 +1,4 @@
-"""One connection to one server, shared by all channels that the server has for us."""
+"""One connection to one server; all channels at that server share it."""
 
 from __future__ import annotations
 
@@ -52,20 +52,20 @@ _LEVELS: Final = {
 
 
 class LinkOwner(Protocol):
-    """Hears from a link what is of interest beyond it."""
+    """Receives the events of a link that concern the whole client."""
 
     def link_ready(self, link: ServerLink) -> None:
-        """Hear that the connection is validated: channels can be created."""
+        """Handle that the connection is validated: channels can be created."""
 
     def link_ended(self, link: ServerLink, reason: ApplianceError | None, *, was_ready: bool) -> None:
-        """Hear that the connection is gone, or could not be made. Its channels are told after this."""
+        """Handle that the connection is gone, or could not be made. Its channels are told after this."""
 
     def search_answered(self, link: ServerLink, response: SearchResponse) -> None:
-        """Hear that the server, as a name server, has answered a search."""
+        """Handle an answer to a search from this server, a name server."""
 
 
 class _Kept(NamedTuple):
-    """What updates that came during a pause amount to."""
+    """The updates of a pause, merged into one."""
 
     bits: int
     store: list[Any]
@@ -77,7 +77,7 @@ class ServerLink:
 
     Args:
         end: What the parts of this client share.
-        owner: Told when the link is ready and when it has ended.
+        owner: Called when the link is ready and when it has ended.
         address: Where the server is.
     """
 
@@ -109,9 +109,9 @@ class ServerLink:
         self.name = f"{'TLS ' if address.tls else ''}{self.peer}"
         """What the log calls the link."""
         self.guid = b""
-        """As told by the search response that led here."""
+        """The server's GUID, from the search response that led here."""
         self.expected = False
-        """Its end is our own doing and no news for anybody."""
+        """Whether we ended the connection ourselves; then nobody is told."""
         self.credentials = Credentials(peer=self.peer)
         self.connection: ClientConnection | None = None
         self.stream: StreamLink | None = None
@@ -119,14 +119,14 @@ class ServerLink:
         self.ready = False
         """Whether the connection is validated."""
         self.held: Verdict | None = None
-        """Why the connection pauses, where it does: the status of a certificate is not good at present."""
+        """The reason for a pause: the status of a certificate is not good at present. None if there is no pause."""
         self.channels: dict[Channel, None] = {}
-        """Those that are here, or will be when the connection is ready."""
+        """The channels of this connection; they are created when it is ready."""
         self._waiting: list[Channel] = []
         self._kept: dict[Monitor, _Kept] = {}
-        """What came for monitors during a pause."""
+        """The merged updates of each monitor during a pause."""
         self._methods: tuple[str, ...] = ()
-        """Ways to say who we are that the server offers."""
+        """The authentication methods that the server offers."""
         self._admission = Admission(self)
 
     async def connect(self) -> None:
@@ -152,7 +152,7 @@ class ServerLink:
         except TimeoutError:
             self._ended(TransportError(f"cannot connect to {self.peer}: no answer in {patience:.0f} s"))
         except OSError as error:
-            # asyncio puts the address into strerror, and only uvloop the reason.
+            # asyncio writes the address into strerror; only uvloop writes the reason there.
             code = error.errno
             why = os.strerror(code) if code is not None and code > 0 else error.strerror or error
             self._ended(TransportError(f"cannot connect to {self.peer}: {why}"))
@@ -184,16 +184,16 @@ class ServerLink:
                 self._create(channel)
 
     def remove(self, channel: Channel) -> None:
-        """Forget ``channel``, which is gone or elsewhere."""
+        """Forget ``channel``: it is gone, or it is on another connection."""
         self.channels.pop(channel, None)
 
     def schedule_flush(self) -> None:
-        """Send what waits at the end of this turn of the event loop."""
+        """Send all waiting messages at the end of this turn of the event loop."""
         if self.stream is not None:
             self.stream.schedule_flush()
 
     def search(self, request: SearchRequest) -> None:
-        """Ask this server by name, as a name server."""
+        """Send a search to this server, a name server."""
         if self.ready and self.connection is not None:
             self.connection.search(request)
             self.schedule_flush()
@@ -205,7 +205,7 @@ class ServerLink:
         return stream is None or not self.ready or not stream.is_closing
 
     def refusal(self, *, changes: bool) -> str:
-        """Return why a request must not be made at present, or "" where it may."""
+        """Return why a request is forbidden at present; "" if it is allowed."""
         held = self.held
         if held is None or (not changes and held.lets_read):
             return ""
@@ -224,15 +224,15 @@ class ServerLink:
         return f"{self.peer} was connected, but the connection is not ready"
 
     def close(self, reason: ApplianceError | None = None, *, expected: bool = False) -> None:
-        """End the link. An ``expected`` end is our own doing and no news for anybody."""
+        """End the link. If the end is ``expected``, nobody is told."""
         self.expected = self.expected or expected
         if self.stream is not None:
             self.stream.close(reason)
 
     def suspect(self) -> None:
-        """Have the server prove that it is still there, soon: somebody says that it was restarted.
+        """Ask the server for an echo: a message says that it was restarted.
 
-        Beacons and search responses are anyone's to forge: they may cost an echo, never a connection that works.
+        Anyone can forge beacons and search responses. They may cost an echo, but never a working connection.
         """
         stream = self.stream
         if stream is None or not self.ready:
@@ -250,11 +250,11 @@ class ServerLink:
     # -- StreamOwner ---------------------------------------------------------------------------------
 
     def link_made(self, link: StreamLink) -> bool:
-        """Want the connection."""
+        """Accept the connection."""
         return True
 
     def link_up(self, link: StreamLink) -> None:
-        """Learn who the server is: TCP is connected and, with TLS, the server has proved its identity."""
+        """Note the identity of the server: TCP is connected and, with TLS, the server has proved its identity."""
         if link.engine is None:
             self.credentials = Credentials(peer=self.peer, interface=link.interface)
             _log.debug("%s: connected from %s", self.name, link.interface)
@@ -279,7 +279,7 @@ class ServerLink:
             )
 
     def link_events(self, link: StreamLink, events: list[ClientEvent]) -> None:
-        """Act on what the server says."""
+        """Handle the messages of the server."""
         for event in events:
             if type(event) is MonitorUpdate:
                 monitor: Monitor | None = event.operation.context
@@ -319,14 +319,14 @@ class ServerLink:
             elif type(event) is Validated:
                 self._on_validated(event)
             elif type(event) is OperationClosed:
-                pass  # the channel's end tells its requests
+                pass  # the channel's end informs its requests
             elif type(event) is AccessChanged:
-                pass  # the permissions are read where they matter, from the channel
+                pass  # whoever needs the permissions reads them from the channel
             else:
                 assert_never(event)
 
     def _keep(self, monitor: Monitor, event: MonitorUpdate) -> None:
-        """Put an update aside until the pause is over; the latest value is what counts."""
+        """Keep an update until the pause is over; only the latest value counts."""
         before = self._kept.get(monitor)
         bits, overrun = event.bits, event.overrun
         if before is not None:
@@ -335,7 +335,7 @@ class ServerLink:
         self._kept[monitor] = _Kept(bits, event.store, overrun)
 
     def link_writable(self, link: StreamLink) -> None:
-        """Do nothing: what a client sends is little and never waits for room."""
+        """Do nothing: a client sends little and never waits for room."""
 
     def link_down(self, link: StreamLink, reason: ApplianceError | None) -> None:
         """End: the connection is gone."""
@@ -347,10 +347,10 @@ class ServerLink:
         gate = self._end.gate
         ours = self._end.closed
         if failed and gate is not None and reason is None and self.credentials.is_tls and not ours:
-            # It has found something wrong with our certificate, or could not find out.
+            # The server found a fault in our certificate, or could not check it.
             gate.gave_up(self.guid)
         if failed and self._end.avoids_tls(self.guid):
-            failed = False  # the next search is for TCP: no need to wait
+            failed = False  # the next search is for TCP, so there is no need to wait
         self.ready = False
         self.held = None
         self._kept.clear()
@@ -388,7 +388,7 @@ class ServerLink:
         channel: Channel | None = event.channel.context
         if channel is not None and channel.link is self:
             channel.created(event.channel, event.status)
-        else:  # given up meanwhile: the server must not keep it for nobody
+        else:  # nobody wants the channel any more: the server must not keep it
             event.channel.close()
             self.schedule_flush()
 
@@ -414,11 +414,11 @@ class ServerLink:
 
     @property
     def validated(self) -> bool:
-        """Whether the server has let us in."""
+        """Whether the server has validated the connection."""
         return self.ready
 
     def admit(self) -> None:
-        """Say who we are: the server may be dealt with."""
+        """Send our identity: the server is admitted."""
         connection = self.connection
         assert connection is not None
         if connection.state is not ConnectionState.AUTHENTICATING:
@@ -440,16 +440,16 @@ class ServerLink:
         self.schedule_flush()
 
     def refuse(self, verdict: Verdict) -> None:
-        """Give the connection up before it is validated: the status will not become good on it (SPVA 7.3.1)."""
+        """End the connection before it is validated: its status cannot become good (SPVA 7.3.1)."""
         self.close(SecurityError(f"{self.peer}: {verdict.message}"))
 
     def pause(self, verdict: Verdict) -> None:
-        """Put aside what comes, and make no requests that ``verdict`` forbids."""
+        """Keep updates back, and make no requests that ``verdict`` forbids."""
         _log.warning("%s is paused: %s", self.name, verdict.message)
         self.held = verdict
 
     def resume(self) -> None:
-        """Go on after a pause, with the latest of what came meanwhile."""
+        """Continue after a pause, with the latest updates of the pause."""
         _log.debug("%s: the status of both certificates is good", self.name)
         self.held = None
         kept, self._kept = self._kept, {}

@@ -1,4 +1,4 @@
-"""All connections of a client: to the servers of its channels and to its name servers, and which of them speak TLS."""
+"""All connections of a client, to the servers of its channels and to its name servers, and their moves to TLS."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Links"]
 _log: Final = logging.getLogger(__name__)
 
 MAX_TRIALS: Final = 4
-"""TLS connections that are being tried to one server at the same time."""
+"""The most TLS connections that are tried to one server at the same time."""
 
 
 class Links:
@@ -40,7 +40,7 @@ class Links:
         self._end = end
         self.by_address: dict[ServerAddress, ServerLink] = {}
         self.name_servers: list[ServerLink] = []
-        """Those that are connected, or being connected."""
+        """The name servers that are connected or connecting."""
         self.servers = Servers(end, self.restarted)
         self.searcher = Searcher(end, self.servers, self)
         self.channels = Channels(end, self.searcher)
@@ -64,7 +64,7 @@ class Links:
             self._connect_name_server(ServerAddress(endpoint.host, port, endpoint.tls))
 
     async def close(self) -> None:
-        """Close all channels and connections; ``ClientEnd.closed`` is set already."""
+        """Close all channels and connections; the caller has set ``ClientEnd.closed``."""
         self._liveness.stop()
         if self._sweeper is not None:
             self._sweeper.cancel()
@@ -91,7 +91,7 @@ class Links:
         self._sweeper = self._end.clock.call_later(self._end.timings.idle_channel_s, self._sweep)
 
     def _sweep(self) -> None:
-        """Close channels that nobody has used for a while, and connections without channels."""
+        """Close channels that were not used for a while, and connections without channels."""
         self._sweep_later()
         self.channels.close_idle()
         for link in list(self.by_address.values()):
@@ -104,10 +104,10 @@ class Links:
     # -- connecting ----------------------------------------------------------------------------------
 
     def _connect(self, channel: Channel, place: Located) -> None:
-        """Have ``channel`` created by the server at ``place``."""
+        """Create ``channel`` at the server at ``place``."""
         address = place.address
         if self._end.require_tls and not address.tls:
-            # Whatever led here, a search answer or the caller's own address: this is the last gate before the wire.
+            # The last check before connecting, for search answers and for addresses that the caller gave.
             channel.trouble = refused_without_tls(format_address((place.host, place.port)))
             channel.search_again(later=True)
             return
@@ -137,13 +137,13 @@ class Links:
     # -- LinkOwner -----------------------------------------------------------------------------------
 
     def link_ready(self, link: ServerLink) -> None:
-        """Move to a connection that is validated what the same server has for us in the clear."""
+        """Move the unencrypted channels of the same server to a validated TLS connection."""
         self._move_to(link)
         if link in self.name_servers:
             self.searcher.introduce(link.search)
 
     def link_ended(self, link: ServerLink, reason: ApplianceError | None, *, was_ready: bool) -> None:
-        """Forget a connection that is gone; one to a name server is tried again, its name being looked up anew."""
+        """Forget a connection that is gone. A name server is connected again; its name is resolved again before that."""
         if self.by_address.get(link.address) is link:
             del self.by_address[link.address]
         if not self._end.closed:
@@ -160,7 +160,7 @@ class Links:
                 )
 
     def search_answered(self, link: ServerLink, response: SearchResponse) -> None:
-        """Pass on what a name server has answered."""
+        """Pass the answer of a name server to the search."""
         self.searcher.answered(response, link.address.host, via=link.peer, server=link.address)
 
     # -- SearchOwner ---------------------------------------------------------------------------------
@@ -181,12 +181,12 @@ class Links:
         channel = self.channels.by_instance(instance)
         if channel is None or channel.state is not ChannelState.SEARCHING or self._end.closed:
             return
-        # Who connects without a search may have waited for long, and nobody may want the channel any more.
+        # A connection without a search may have waited for long; perhaps nobody wants the channel any more.
         if channel.server is None or channel.requests:
             self._connect(channel, place)
 
     def found_again(self, instance: int, place: Located) -> None:
-        """Act on a server that has a PV whose channel is elsewhere: another server, or the same one that offers TLS."""
+        """Handle a second answer for a connected PV: from another server, or from the same server that now offers TLS."""
         channel = self.channels.by_instance(instance)
         link = channel.link if channel is not None else None
         if channel is None or link is None or not link.guid:
@@ -204,7 +204,7 @@ class Links:
             )
 
     def unusable(self, instance: int, why: str) -> None:
-        """Keep why a server that has a PV must not be used."""
+        """Note why a server that has a PV must not be used."""
         channel = self.channels.by_instance(instance)
         if channel is not None:
             channel.trouble = why
@@ -214,9 +214,10 @@ class Links:
         self.probe_tls(guid)
 
     def restarted(self, address: ServerAddress, guid: bytes, before: bytes = b"") -> None:
-        """Doubt the connections to a server that seems to have been restarted: they may be dead.
+        """Check the connections to a server that seems to have been restarted: they may be dead.
 
-        Another process, of this ``guid``, seems to answer at ``address`` now, where there was one ``before``. Doubted are those at that address, and those over TLS, whose port no beacon names.
+        Another process with this ``guid`` seems to answer at ``address``; the GUID ``before`` answered there earlier. The check
+        concerns connections to that address, and TLS connections, because no beacon names their port.
         """
         for link in list(self.by_address.values()):
             if link.guid and link.guid != guid and (link.address == address or link.guid == before):
@@ -225,9 +226,9 @@ class Links:
     # -- moving to TLS -------------------------------------------------------------------------------
 
     def tls_changed(self, reason: ApplianceError | None) -> None:
-        """Follow a change of the client's TLS context, which another one or none replaces.
+        """Handle a change of the client's TLS context.
 
-        With ``reason`` the TLS connections of the former one are closed; their channels are searched for again.
+        With ``reason``, the TLS connections of the former context are closed and their channels are searched for again.
         """
         if reason is not None:
             for link in list(self.by_address.values()):
@@ -237,10 +238,10 @@ class Links:
         self.probe_tls()
 
     def probe_tls(self, guid: bytes = b"") -> None:
-        """Find out which channels that are connected in the clear can be had over TLS, and move them (SPVA 12.5.2).
+        """Ask which unencrypted channels are available over TLS, and move them to it (SPVA 12.5.2).
 
-        All of them, or those of the server with this GUID. Asked several times: a datagram may be lost. They move when
-        the new connection is validated: one that fails disturbs nobody.
+        This concerns all channels, or with a ``guid`` the channels of that server. The question is sent several times,
+        since a datagram may be lost. A channel moves when the new connection is validated, so a failure harms nothing.
         """
         if self._end.tls is None or self._end.closed:
             return
@@ -274,11 +275,11 @@ class Links:
             link.guid == place.guid and link.address.tls and not link.ready
             for link in self.by_address.values()
         )
-        if trials < MAX_TRIALS:  # such answers are anyone's to forge, and each names another address
+        if trials < MAX_TRIALS:  # anyone can forge such answers, and each can name another address
             self._open(place.address).guid = place.guid
 
     def _move_to(self, link: ServerLink) -> None:
-        """Have what the same server has for us in the clear moved to this link, if that speaks TLS."""
+        """Move the unencrypted channels of the same server to this link if it uses TLS."""
         if not link.address.tls or not link.guid:
             return
         latest = self._end.now() + self._end.timings.upgrade_patience_s
@@ -287,7 +288,7 @@ class Links:
                 self._give_up_plain(plain, latest)
 
     def _give_up_plain(self, link: ServerLink, latest: float) -> None:
-        """Close a plain link when no request is in progress, which would be lost or done twice."""
+        """Close a plain link when no request is in progress; such a request would be lost or executed twice."""
         if self.by_address.get(link.address) is not link or link.stream is None or self._end.tls is None:
             return
         busy = any(not request.LASTS for channel in link.channels for request in channel.requests)

@@ -19,23 +19,23 @@ __all__ = ["Connected", "Disconnected", "Monitor"]
 _log: Final = logging.getLogger(__name__)
 
 FLAPS: Final = 8
-"""Items beyond the queue's size that tell of connections lost and found."""
+"""Room beyond the queue's size for news of lost and restored connections."""
 
 
 class Connected(NamedTuple):
-    """The channel is there (again); values follow."""
+    """The channel is connected (again); values follow."""
 
     server: str
 
 
 class Disconnected(NamedTuple):
-    """The channel was lost; the monitor goes on when it is back."""
+    """The channel was lost; the monitor continues when it is back."""
 
     why: str
 
 
 Item = Value | Connected | Disconnected
-"""What a monitor brings; the latter two only with ``notify``."""
+"""An item of a monitor; the last two only with ``notify``."""
 
 
 class Monitor(ChannelRequest):
@@ -49,9 +49,9 @@ class Monitor(ChannelRequest):
 
     Each value is complete; its ``changed`` bits say what this update brought. A caller that is slower than the
     server skips intermediate values, never the latest one; with ``pipeline`` the server waits for the caller
-    instead. Lost connections are repaired without the caller's help; with ``notify`` they are told in between, as
-    ``Disconnected`` and ``Connected``. ``on_update`` takes updates as they come, instead of the iterator,
-    and at last the ApplianceError that says why there will be no more, unless the caller has closed it.
+    instead. Lost connections are restored without the caller's help; with ``notify`` the monitor reports them as
+    ``Disconnected`` and ``Connected``. If ``on_update`` is given, it is called with each update and the iterator is not
+    used. Its last argument is the ApplianceError that ended the monitor, unless the caller has closed it.
     """
 
     __slots__ = (
@@ -88,15 +88,15 @@ class Monitor(ChannelRequest):
         self.notify = notify
         self.on_update = on_update
         self.squashed = 0
-        """Updates that were merged here because the caller was slower."""
+        """Updates that were merged here because the caller was too slow."""
         self.overruns = 0
-        """Updates that said that the server had merged some."""
+        """Updates that report that the server has merged some."""
         self._queue: deque[Item] = deque()
         self._event: asyncio.Future[None] | None = None
         self._ended: Exception | None = None
         self._taken = 0
         self._stale = 0
-        """Values in the queue that an earlier connection brought: the present one must not be granted room for them."""
+        """Values in the queue from an earlier connection; they give the present connection no credit."""
 
     # -- ChannelRequest ------------------------------------------------------------------------------
 
@@ -130,7 +130,7 @@ class Monitor(ChannelRequest):
         self.operation.start()
 
     def update(self, bits: int, store: list[Any], overrun: int) -> None:
-        """Take an update."""
+        """Queue an update, or pass it to ``on_update``."""
         if overrun:
             self.overruns += 1
         operation = self.operation
@@ -183,7 +183,7 @@ class Monitor(ChannelRequest):
             return
         queue = self._queue
         if len(queue) >= self.queue_size + FLAPS:
-            # The connection comes and goes while nobody reads: what is oldest is worth the least.
+            # The connection comes and goes while nobody reads: the oldest item is the least useful.
             oldest = queue.popleft()
             if isinstance(oldest, Value) and self._stale:
                 self._stale -= 1
@@ -191,7 +191,7 @@ class Monitor(ChannelRequest):
         self._wake()
 
     def _call(self, item: Item | Exception) -> None:
-        """Hand over an update; the connection must not suffer from what the caller's function does wrong."""
+        """Call the caller's function with an update; its faults must not harm the connection."""
         assert self.on_update is not None
         try:
             self.on_update(item)
@@ -216,7 +216,12 @@ class Monitor(ChannelRequest):
         return self
 
     async def __anext__(self) -> Any:
-        """Return the next update; raises what ended the subscription, or StopAsyncIteration."""
+        """Return the next update.
+
+        Raises:
+            StopAsyncIteration: The subscription has ended.
+            ApplianceError: The reason why it failed.
+        """
         queue = self._queue
         while not queue:
             ended = self._ended

@@ -17,11 +17,11 @@ from appliance.pvdata.value import Value
 __all__ = ["Batch", "FieldRequest", "GetRequest", "Info", "PutRequest", "RPCRequest", "outcome"]
 
 IDLE_OPERATIONS: Final = 4
-"""Initialised GETs that are kept for the next one, for each pvRequest of a channel."""
+"""The most initialised GET operations that are kept for each pvRequest of a channel."""
 
 
 class Batch:
-    """Takes the outcomes of many requests: one future for all of them."""
+    """Collects the outcomes of many requests in one future."""
 
     __slots__ = ("future", "left", "results")
 
@@ -56,12 +56,12 @@ class _Place(Waiter):
 
 
 async def outcome(waiter: Waiter | Batch, requests: Iterable[ChannelRequest], timeout: float | None) -> Any:
-    """Wait for what ``requests`` bring to ``waiter``; end them when nobody waits any more.
+    """Wait for the outcome of ``requests``; cancel them if the caller is cancelled.
 
     Args:
-        waiter: Gets the outcome.
-        requests: What it waits for.
-        timeout: Seconds after which those that are left fail with OperationTimeoutError; None waits for ever.
+        waiter: Receives the outcome.
+        requests: The requests that report to ``waiter``.
+        timeout: Seconds after which open requests fail with OperationTimeoutError; None waits for ever.
     """
     future = waiter.future
     timer = None
@@ -88,7 +88,7 @@ def _time_out(requests: Iterable[ChannelRequest], timeout: float) -> None:
 
 
 class GetRequest(ChannelRequest):
-    """GET. The initialised operation is kept for the next one with the same pvRequest."""
+    """A GET. Its initialised operation is kept for the next GET with the same pvRequest."""
 
     __slots__ = ("key", "request", "reuses")
 
@@ -97,7 +97,7 @@ class GetRequest(ChannelRequest):
         self.key = key
         self.request = request
         self.reuses = False
-        """The operation was initialised for an earlier GET."""
+        """Whether the operation was initialised for an earlier GET."""
 
     def start(self) -> None:
         """Read with a kept operation, or initialise a new one."""
@@ -141,7 +141,7 @@ class GetRequest(ChannelRequest):
                 channel.last_used = channel.end.now()
             self.waiter.result(value)
         elif self.reuses:
-            # The PV may have another type by now; a fresh operation learns it.
+            # The PV may have another type now; a new operation learns it.
             self.reuses = False
             self._abandon()
             self._begin(c.CMD_GET, self.request)
@@ -150,7 +150,7 @@ class GetRequest(ChannelRequest):
 
 
 class PutRequest(ChannelRequest):
-    """PUT. ``build`` makes the value from one of the PV's type, which holds the present value if ``get``."""
+    """A PUT. ``build`` gets a value of the PV's type, with the present value if ``get``, and returns the value to write."""
 
     __slots__ = ("_getting", "build", "get", "request", "sent")
 
@@ -187,7 +187,7 @@ class PutRequest(ChannelRequest):
         assert self.operation is not None
         try:
             self.operation.put(self.build(present))
-        except Exception as error:  # noqa: BLE001 - the caller's function: its faults are the caller's, not the connection's
+        except Exception as error:  # noqa: BLE001 - a fault of the caller's function must not harm the connection
             self.fail(error)
             return
         self.sent = True
@@ -211,7 +211,7 @@ class PutRequest(ChannelRequest):
         super().disconnected(why)
         self._getting = False
         if self.sent:
-            # Nobody knows whether it was done; to do it again might do it twice.
+            # It is unknown whether the put was done; to repeat it might do it twice.
             self.fail(
                 ChannelClosedError(
                     f"{self.channel.name}: lost the server during the put, which may be done or not: {why}"
@@ -220,7 +220,7 @@ class PutRequest(ChannelRequest):
 
 
 class RPCRequest(ChannelRequest):
-    """RPC."""
+    """A call with arguments (RPC)."""
 
     __slots__ = ("argument", "request", "sent")
 
@@ -276,7 +276,7 @@ class Info(NamedTuple):
 
 
 class FieldRequest(ChannelRequest):
-    """GET_FIELD."""
+    """A request for the type of a PV or of a field (GET_FIELD)."""
 
     __slots__ = ("field",)
 
@@ -295,7 +295,7 @@ class FieldRequest(ChannelRequest):
         channel.link.schedule_flush()
 
     def field_reply(self, status: Status, kind: TypeDesc | None) -> None:
-        """Take the answer."""
+        """Handle the answer: the type, or an error."""
         self.operation = None
         if self._failed(status):
             return

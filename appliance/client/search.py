@@ -1,7 +1,7 @@
-"""The search for PVs: which names are asked for, how often, and what the answers mean (section 7).
+"""The search for PVs: which names are searched for, how often, and what the answers mean (section 7).
 
-The searcher knows names and the instance IDs that stand for them, nothing of channels and connections: whoever adds a
-name learns through a `SearchOwner` where it was found.
+The searcher knows names and their instance IDs, but no channels and no connections. It reports to a `SearchOwner` where a
+name was found.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ __all__ = ["Located", "SearchOwner", "Searcher", "refused_without_tls"]
 _log: Final = logging.getLogger(__name__)
 
 _PATIENT: Final = 4
-"""Searches after which a name is looked for so seldom that the news of a server is worth another one at once."""
+"""After so many searches a name is searched for so rarely that news of a server start another search at once."""
 NAMES_PER_BURST: Final = 1000
-"""A list of ten thousand names leaves in a stream, not in a flood."""
+"""The most names in one burst: ten thousand names must leave in a stream, not in a flood."""
 
 
 class Located(NamedTuple):
-    """One place at which a server says that it has a PV."""
+    """A server's answer that it has a PV."""
 
     host: str
     port: int
     tls: bool
     guid: bytes
-    """Tells servers apart: one server may answer at several addresses."""
+    """The identity of the server: one server may answer at several addresses."""
 
     @property
     def address(self) -> ServerAddress:
-        """Return where the server takes connections."""
+        """The address at which the server accepts connections."""
         return ServerAddress(self.host, self.port, self.tls)
 
 
 class SearchOwner(Protocol):
-    """Carries searches out, and acts on what they bring."""
+    """Sends searches and handles their results."""
 
     def broadcast(self, request: SearchRequest) -> None:
         """Send a search to all addresses of the configuration."""
@@ -54,16 +54,16 @@ class SearchOwner(Protocol):
         """Send a search to all name servers that are connected."""
 
     def found(self, instance: int, place: Located) -> None:
-        """Hear that a server has a name. It is searched for no more, until it is wanted again."""
+        """Handle that a server has a name. The search for it ends until the name is wanted again."""
 
     def found_again(self, instance: int, place: Located) -> None:
-        """Hear that a server has a name that is not searched for at present."""
+        """Handle that a server has a name that is not searched for at present."""
 
     def unusable(self, instance: int, why: str) -> None:
-        """Hear that a server has a name, and why it must not be used."""
+        """Handle that a server has a name but must not be used; ``why`` is the reason."""
 
     def has_changed(self, guid: bytes) -> None:
-        """Hear that the server with this GUID announces a change, which may be that it speaks TLS now."""
+        """Handle that the server with this GUID announces a change; it may speak TLS now."""
 
 
 def refused_without_tls(address: str) -> str:
@@ -75,29 +75,29 @@ def refused_without_tls(address: str) -> str:
 
 
 class _Name:
-    """One name, and how far its search is."""
+    """One name, and the state of its search."""
 
     __slots__ = ("attempts", "due", "guid", "server", "text")
 
     def __init__(self, text: str, server: ServerAddress | None) -> None:
         self.text = text
         self.server = server
-        """Where the name is, without a search."""
+        """The server of the name, if no search is needed."""
         self.attempts = 0
-        """Searches since the back-off began."""
+        """Number of searches since the back-off began."""
         self.due = 0.0
-        """When it is searched for next, on the clock of the client."""
+        """Time of the next search, on the client's clock."""
         self.guid = b""
-        """Of the server that last answered (SPVA 12.5)."""
+        """GUID of the server that last answered (SPVA 12.5)."""
 
 
 class Searcher:
-    """Searches for names and judges the answers. It is the `Finder` of channels.
+    """Searches for names and handles the answers. It is the `Finder` of channels.
 
     Args:
         end: What the parts of this client share.
-        servers: Told of each server that answers.
-        owner: Sends searches and is told of what they bring.
+        servers: Learns of each server that answers.
+        owner: Sends searches and receives their results.
     """
 
     def __init__(self, end: ClientEnd, servers: Servers, owner: SearchOwner) -> None:
@@ -106,11 +106,11 @@ class Searcher:
         self._owner = owner
         self._names: dict[int, _Name] = {}
         self._wanted: dict[int, _Name] = {}
-        """Those of the names that are searched for at present."""
+        """The names that are searched for at present."""
         self._locating: dict[int, Callable[[Located], None]] = {}
         self._last_instance = 0
         self._heap: list[tuple[float, int]] = []
-        """When which name is due; an entry that a later one has overtaken does not agree with the name."""
+        """Due time and instance ID of each name. An outdated entry does not match the due time of its name."""
         self._timer: Timer | None = None
         self._timer_at = 0.0
         self._sequence = random.getrandbits(32)
@@ -118,7 +118,7 @@ class Searcher:
         self._hurry_timer: Timer | None = None
 
     def stop(self) -> None:
-        """Search for nothing any more."""
+        """Stop all searches."""
         for timer in (self._timer, self._hurry_timer):
             if timer is not None:
                 timer.cancel()
@@ -126,9 +126,9 @@ class Searcher:
     # -- names ---------------------------------------------------------------------------------------
 
     def add(self, name: str, server: ServerAddress | None = None) -> int:
-        """Make ``name`` known and return the instance ID that stands for it. It is not searched for yet.
+        """Register ``name`` and return its instance ID. The search does not start yet.
 
-        A name whose ``server`` is given needs no search: it is found there as soon as it is wanted, with pauses of
+        A name with a ``server`` needs no search: it is found there as soon as it is wanted, with the pauses of
         the same back-off between attempts.
         """
         instance = self._new_instance()
@@ -145,7 +145,7 @@ class Searcher:
         self._wanted.pop(instance, None)
 
     def settle(self, instance: int) -> None:
-        """Start the back-off of a name anew at its next search: it is in use."""
+        """Restart the back-off of a name at its next search: the name is in use."""
         name = self._names.get(instance)
         if name is not None:
             name.attempts = 0
@@ -153,9 +153,9 @@ class Searcher:
     # -- the back-off --------------------------------------------------------------------------------
 
     def want(self, instance: int, *, later: bool = False, resume: bool = False) -> None:
-        """Search for a name: from the end of this turn of the event loop on, or ``later``.
+        """Search for a name, from the end of this turn of the event loop or ``later``.
 
-        ``resume`` is for a name that gets its first user: someone waits for it, the back-off starts anew.
+        ``resume`` restarts the back-off: the name gets its first user, who waits for it.
         """
         name = self._names[instance]
         if resume:
@@ -181,7 +181,7 @@ class Searcher:
             self._end.clock.call_soon(self._owner.found, instance, place)
 
     def _interval(self, attempts: int) -> float:
-        """Return the seconds from one search to the next, after so many."""
+        """Return the seconds to the next search after ``attempts`` searches."""
         steps = self._end.timings.search_s
         return min(steps[min(attempts, len(steps) - 1)], self._end.timings.longest_search_s)
 
@@ -194,7 +194,7 @@ class Searcher:
         """Search for everything now."""
         now = self._end.now()
         if len(self._heap) > 1000 + 4 * len(self._wanted):
-            self._heap.clear()  # entries that later ones have overtaken; every name gets a new one below
+            self._heap.clear()  # these entries are outdated; every name gets a new one below
         for instance, name in self._wanted.items():
             name.attempts = 0
             name.due = now
@@ -203,7 +203,7 @@ class Searcher:
             self._schedule(now)
 
     def hurry_at_news(self) -> None:
-        """Search for everything: there is news of a server. At once, or when news may hurry the search again."""
+        """Search for all names because of news of a server: at once, or when news may hurry the search again."""
         if self._hurry_timer is not None:
             return
         wait = self._hurried_at + self._end.timings.hurry_holdoff_s - self._end.now()
@@ -226,7 +226,7 @@ class Searcher:
         self._timer = self._end.clock.call_at(when, self._tick)
 
     def _tick(self) -> None:
-        """Search for all that is due, and plan when each is searched for again."""
+        """Search for all names that are due, and plan their next searches."""
         self._timer = None
         now = self._end.now() + 0.001
         heap = self._heap
@@ -239,8 +239,8 @@ class Searcher:
                 continue
             interval = self._interval(name.attempts)
             name.attempts += 1
-            # A swarm of clients that started together must not search together for ever.
-            name.due = now + interval * random.uniform(0.9, 1.1)  # noqa: S311 - nobody must not guess it
+            # Many clients that started together must not search together for ever.
+            name.due = now + interval * random.uniform(0.9, 1.1)  # noqa: S311 - this number is no secret
             heapq.heappush(heap, (name.due, instance))
             due.append(instance)
         if due:
@@ -252,7 +252,7 @@ class Searcher:
     # -- asking --------------------------------------------------------------------------------------
 
     def _search(self, instances: list[int]) -> None:
-        """Search; what is on a server to which TLS is of no use at present, for TCP only (SPVA 12.5.1)."""
+        """Send the search; names of servers whose TLS cannot be used at present are searched over TCP only (SPVA 12.5.1)."""
         end = self._end
         protocols = end.protocols()
         if end.gate is not None and len(protocols) > 1:
@@ -266,7 +266,7 @@ class Searcher:
             self._ask(instances, protocols)
 
     def probe(self, instances: list[int]) -> None:
-        """Ask whether names that are in use in the clear can be had over TLS."""
+        """Ask whether names that are used unencrypted are available over TLS."""
         if instances:
             self._ask(instances, ("tls", "tcp"))
 
@@ -294,22 +294,23 @@ class Searcher:
         return SearchRequest(self._sequence, names, protocols, must_reply)
 
     def introduce(self, send: Callable[[SearchRequest], None]) -> None:
-        """Ask a name server that has just become ready for everything that is missing, through ``send``."""
+        """Search for all missing names at a name server that has just become ready, through ``send``."""
         for request in self._requests(self._wanted, self._end.protocols()):
             send(request)
 
     def ping(self) -> None:
-        """Ask all servers, whatever they serve, to answer."""
+        """Ask all servers to answer, whatever they serve."""
         self._owner.broadcast(self._request((), self._end.protocols(), must_reply=True))
 
     def locate(self, name: str, found: Callable[[Located], None]) -> Callable[[], None]:
         """Search for ``name`` once, over TLS and over TCP, and call ``found`` with every answer.
 
-        Returns a function that ends it.
+        Returns:
+            A function that ends the search.
         """
         instance = self._new_instance()
         self._locating[instance] = found
-        # A server names one port in an answer, so each protocol is asked for in a search of its own.
+        # An answer names only one port, so each protocol needs its own search.
         for protocols in (("tls", "tcp"), ("tcp",)):
             request = self._request(((instance, name),), protocols)
             self._owner.broadcast(request)
@@ -323,13 +324,13 @@ class Searcher:
     # -- answers -------------------------------------------------------------------------------------
 
     def take_answer(self, message: Datagram, origin: Origin) -> None:
-        """Act on a datagram that came to the port that searches leave by."""
+        """Handle a datagram at the port that sends searches."""
         if isinstance(message, SearchResponse):
             host, _ = origin.address
             self.answered(message, host, via=format_address(origin.address))
 
     def take_beacon(self, message: Datagram, origin: Origin) -> None:
-        """Act on a datagram that came to a port that hears beacons."""
+        """Handle a datagram at a port for beacons."""
         if not isinstance(message, Beacon):
             return
         source, _ = origin.address
@@ -344,13 +345,13 @@ class Searcher:
     def answered(
         self, response: SearchResponse, source: str, *, via: str = "", server: ServerAddress | None = None
     ) -> None:
-        """Act on the answer of a server, or of a name server for it.
+        """Handle the answer of a server, or of a name server for it.
 
         Args:
             response: The answer.
-            source: The host that it came from.
-            via: Its address and port.
-            server: The name server whose connection brought the answer, where one did: port 0 means that one.
+            source: The host that sent the answer.
+            via: That host's address and port.
+            server: The name server whose connection brought the answer, if any; port 0 in the answer means this server.
         """
         host = source if response.address is None else str(response.address)
         if not response.port and server is not None:
@@ -376,14 +377,14 @@ class Searcher:
         news = self._servers.heard(response, host, via or source)
         if response.found:
             self._take(response.instances, place)
-        # Where one name has waited long for this server, others have too.
+        # If one name has waited long for this server, others have too.
         if news and any(name.attempts > _PATIENT for name in self._wanted.values()):
             self.hurry_at_news()
 
     def _take(self, instances: tuple[int, ...], place: Located) -> None:
         owner = self._owner
         if place.tls and self._end.avoids_tls(place.guid):
-            # The next search knows better (SPVA 12.5).
+            # The next search uses this GUID (SPVA 12.5).
             for instance in instances:
                 name = self._wanted.get(instance)
                 if name is None:

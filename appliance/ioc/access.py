@@ -1,7 +1,7 @@
 """Access security of the IOC: rules from a file, judged for each record's ASG and each field's ASL.
 
 Rules follow the values of their inputs (INPA ... INPU) and the records' field ASG: when one changes, the fields that
-it concerns are judged again. A file that is wrong changes nothing.
+depend on it are judged again. A file that is wrong changes nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LIMIT: Final = 4 << 20
 _INVALID: Final = 3
 _MAX_PRINCIPALS: Final = 4096
 _NAMED: Final = 5
-"""Names in one line of the log."""
+"""The most names in one line of the log."""
 
 
 def _resolve(host: str) -> list[str]:
@@ -72,7 +72,7 @@ class _Input(EventSink):
         self.access.input_changed(self.name, self.value())
 
     def value(self) -> float | None:
-        """Read what the record has now; None when it is INVALID or no number."""
+        """Return the record's value now; None if it is INVALID or not a number."""
         reading = self.channel.get()
         if reading.severity >= _INVALID:
             return None
@@ -90,7 +90,7 @@ class _Input(EventSink):
 
 
 class _GroupName(EventSink):
-    """The field ASG of one record that has clients."""
+    """The field ASG of a record that has clients."""
 
     __slots__ = ("_event", "access", "channel", "record")
 
@@ -112,15 +112,15 @@ class _GroupName(EventSink):
 
 
 class FieldAccess:
-    """Says what a peer may do with a field of a record, and keeps that current.
+    """Decides what a peer may do with a field, and follows the inputs of the rules.
 
     Args:
-        review: told which fields are to be judged again; None stands for all.
-        before_use: told in a thread of other rules that shall hold; what it raises keeps the former ones in force.
-        config: settings of the server, whose keychain serves for inputs on other servers too.
+        review: called with the fields to judge again; None means all fields.
+        before_use: called in a thread with new rules before they are used; if it raises, the former rules stay in force.
+        config: settings of the server; its keychain is also used for inputs on other servers.
         inputs_require_tls: take inputs of other servers over TLS only.
-        organizations: those whose people a name alone in a UAG means.
-        enforce_read: judge reading too.
+        organizations: a name without an organization in a UAG means people of these organizations.
+        enforce_read: apply the rules to reading too.
 
     """
 
@@ -136,9 +136,9 @@ class FieldAccess:
     ) -> None:
         self.security = AccessSecurity.unrestricted()
         self.step: LoadStep | None = None
-        """The file in force."""
+        """The file whose rules are in force."""
         self.is_restricted = False
-        """Whether there are rules: without any everybody may do everything."""
+        """Whether there are rules; without rules everybody may do everything."""
         self._review = review
         self._before_use = before_use
         self._reloading = asyncio.Lock()
@@ -151,7 +151,7 @@ class FieldAccess:
         self._external: ExternalInputs | None = None
         self._values: dict[str, float | None] = {}
         self._users: dict[str, int] = {}
-        """How many PVs are open on a record, by its name."""
+        """Number of open PVs of each record, by record name."""
         self._watched: dict[str, _GroupName] = {}
         self._principals: dict[Credentials, Principal] = {}
         self._traps = False
@@ -159,12 +159,12 @@ class FieldAccess:
     # -- life ----------------------------------------------------------------------------------------
 
     def attach(self, stream: EventStream) -> None:
-        """Follow the inputs: the database runs."""
+        """Follow the inputs; call this when the database runs."""
         self._stream = stream
         self._follow()
 
     def use(self, security: AccessSecurity, step: LoadStep) -> None:
-        """Let other rules hold from now on, for all channels that are open too."""
+        """Use other rules from now on, for open channels too."""
         self.security = security
         self.step = step
         self.is_restricted = True
@@ -187,7 +187,7 @@ class FieldAccess:
         Raises:
             AccessFileError: The file cannot be read, or it is wrong; the former rules stay in force.
         """
-        # One after the other: what Channel Access goes by and what PVAccess goes by must come from the same reading.
+        # One reload at a time: Channel Access and PVAccess must use rules from the same reading of the file.
         async with self._reloading:
             step = step or self.step
             if step is not None:
@@ -197,7 +197,7 @@ class FieldAccess:
                 await self.report()
 
     async def report(self) -> None:
-        """Tell the log what is judged, and which records nobody can read, or could if reading were judged."""
+        """Log what the rules apply to, and which records nobody can read under them."""
         if not self.is_restricted or self._stream is None:
             return
         file = self.security.file
@@ -226,7 +226,7 @@ class FieldAccess:
         )
 
     async def close(self) -> None:
-        """Stop following."""
+        """Stop following the inputs."""
         for given in self._inputs.values():
             given.close()
         for watched in self._watched.values():
@@ -248,7 +248,7 @@ class FieldAccess:
         return found
 
     def decide(self, channel: DBChannel, peer: Credentials) -> Decision:
-        """Judge what a peer may do with a field."""
+        """Return what a peer may do with a field."""
         access = self.security.compile_for(self._principal(peer)).access(
             channel.access_group, channel.as_level
         )
@@ -257,11 +257,11 @@ class FieldAccess:
         return access.decide({letter: self._values.get(pv) for letter, pv in access.inputs.items()})
 
     def may_read(self, decision: Decision) -> bool:
-        """Whether a decision lets read, or reading is not judged."""
+        """Whether a decision allows reading, or the rules do not apply to reading."""
         return decision.read or not self._enforce_read
 
     def value_of(self, name: str) -> float | None:
-        """Return what an input has now; None while it is not connected, invalid or no number."""
+        """Return the value of an input now; None if it is not connected, INVALID or not a number."""
         return self._values.get(name)
 
     def traps(self, channel: DBChannel, peer: Credentials) -> bool:
@@ -269,7 +269,7 @@ class FieldAccess:
         return self._traps and self.decide(channel, peer).trapwrite
 
     def rights(self, channel: DBChannel, peer: Credentials) -> Rights:
-        """Judge what a peer may do with a field, for the server."""
+        """Return a peer's rights to a field, for the server."""
         decision = self.decide(channel, peer)
         return Rights(self.may_read(decision), decision.write, decision.rpc, "; ".join(decision.why))
 
@@ -295,11 +295,11 @@ class FieldAccess:
         self._watched[record] = _GroupName(self, stream, record)
 
     def group_changed(self, record: str) -> None:
-        """Have the fields of a record judged again: it has another ASG."""
+        """Judge the fields of a record again: its ASG has changed."""
         self._review(lambda channel: channel.record == record)
 
     def input_changed(self, name: str, value: float | None) -> None:
-        """Take another value of an input, and have the fields judged again that it concerns."""
+        """Store a new value of an input, and judge again the fields that depend on it."""
         if name in self._values and self._values[name] == value:
             return
         self._values[name] = value
@@ -334,7 +334,7 @@ class FieldAccess:
 
 
 def _unreadable(security: AccessSecurity) -> list[tuple[str, str]]:
-    """Name and group of each record whose group has no rule by which anybody could read."""
+    """Return name and group of each record whose group has no rule that allows reading."""
 
     def opens(rule: Rule) -> bool:
         members = not rule.uags or any(

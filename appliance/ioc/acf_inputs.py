@@ -1,7 +1,7 @@
-"""Inputs of access security that live on other servers: followed as a client.
+"""Inputs of access security on other servers, followed by a client.
 
-Doubt takes access away: an input counts as bad (None) from the moment that its connection is lost, its alarm is INVALID
-or its value is no number, and a rule whose CALC reads it does not hold until a good value has come again.
+In doubt, access is denied. An input is bad (None) if its connection is lost, its alarm is INVALID or its value is not a
+number. A rule whose CALC reads a bad input does not hold until a good value comes.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _log: Final = logging.getLogger(__name__)
 _INVALID: Final = 3
 _RETRY_S: Final = 5.0
 PAUSE_POLL_S: Final = 1.0
-"""Seconds between two looks whether a connection pauses, as it does when the status of a certificate is not known."""
+"""Seconds between two checks whether a connection pauses, for example because a certificate's status is unknown."""
 _PATIENCE_S: Final = 5.0
-"""Seconds without a connection after which the log says so."""
+"""Seconds without a connection before this is logged."""
 
 
 class ExternalInputs:
-    """Calls ``changed(name, value)`` from the event loop; None while a PV is not connected, invalid or no number.
+    """Calls ``changed(name, value)`` on the event loop; the value is None if a PV is not connected, INVALID or not a number.
 
-    The settings are those of a client (EPICS_PVA_*). Where they do not speak of a keychain, that of ``server`` is used:
-    with one, TLS is used wherever it is offered, and with ``require_tls`` nothing else.
+    The settings are those of a client (EPICS_PVA_*). If they name no keychain, the keychain of ``server`` is used. With a
+    keychain, TLS is used if a server offers it; with ``require_tls``, only TLS is used.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class ExternalInputs:
         self._opening: asyncio.Task[Context] | None = None
 
     def follow(self, names: Iterable[str]) -> None:
-        """Follow these and no others."""
+        """Follow exactly these inputs."""
         wanted = set(names)
         for name in [name for name in self._tasks if name not in wanted]:
             self._tasks.pop(name).cancel()
@@ -99,7 +99,7 @@ class ExternalInputs:
                 await self._values(name)
             except ApplianceError as error:
                 why = error
-            except Exception:  # noqa: BLE001 - an input that nobody follows any more would keep its last value
+            except Exception:  # noqa: BLE001 - an input whose task has ended would keep its last value
                 _log.exception("input %s of access security failed", name)
             finally:
                 self._changed(name, None)
@@ -136,7 +136,7 @@ class ExternalInputs:
                 pauses.cancel()
 
     async def close(self) -> None:
-        """Follow nothing any more, and close the client."""
+        """Stop following all inputs, and close the client."""
         tasks: list[asyncio.Task[Any]] = list(self._tasks.values())
         if self._opening is not None:
             tasks.append(self._opening)
@@ -149,7 +149,7 @@ class ExternalInputs:
 
 
 class _Given:
-    """The latest value of one input, which counts while nothing holds its connection."""
+    """The latest value of one input; it is valid unless its connection pauses."""
 
     __slots__ = ("_tell", "_value", "is_held")
 
@@ -168,7 +168,7 @@ class _Given:
 
 
 async def _watch_pauses(name: str, monitor: Monitor, given: _Given) -> None:
-    """While a certificate's status is in doubt updates wait: what was known before is then not known any more."""
+    """Mark the input as bad while its connection pauses: no updates come, so the last value may be wrong."""
     while True:
         held = monitor.channel.is_paused
         if held is not given.is_held:

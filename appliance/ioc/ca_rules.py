@@ -1,7 +1,7 @@
 """Translate our rules into EPICS Base's format for its Channel Access server, which judges by its own library (asLib).
 
-Only rules that an unauthenticated name can satisfy over plain TCP are exported. What EPICS Base cannot judge as we do is
-left out, and a rule that is left out grants nothing: METHOD(x509), AUTHORITY, SAG, PROTOCOL(tls), roles, and CALC with
+Only rules that an unauthenticated name can satisfy over plain TCP are exported. Conditions that EPICS Base cannot judge as we do are
+left out, together with their rules, so that these grant nothing: METHOD(x509), AUTHORITY, SAG, PROTOCOL(tls), roles, and CALC with
 inputs that are not records of this IOC.
 """
 
@@ -36,7 +36,7 @@ def rules_for_channel_access(security: AccessSecurity, is_record: Callable[[str]
     lines = []
     for name, users in security.uags.items():
         if _is_safe(name):
-            # A slash comes from nowhere but the client's own claim here: x509/alice and role/shift prove nothing.
+            # A name with a slash is only a claim of the client here: x509/alice and role/shift prove nothing.
             claimed = sorted({user.removeprefix("ca/") for user in users})
             lines.append(_group("UAG", name, (user for user in claimed if "/" not in user)))
     for name, hosts in security.hags.items():
@@ -69,7 +69,7 @@ def _group(keyword: str, name: str, members: Iterable[str]) -> str:
 
 def _asg(group: Group, is_record: Callable[[str], bool]) -> list[str]:
     inputs = {letter: pv for letter, pv in group.inputs.items() if _is_safe(pv) and is_record(pv)}
-    # RPC is more than WRITE to us and the same to EPICS Base, which asks the first of them whether to log.
+    # For us RPC is more than WRITE; for EPICS Base it is the same. Base uses the first matching rule to decide about logging.
     logged = any(rule.trapwrite and rule.grants & RPC for rule in group.rules)
     rules = [text for rule in group.rules if (text := _rule(rule, inputs, logged=logged))]
     if not rules:
@@ -83,7 +83,7 @@ def _asg(group: Group, is_record: Callable[[str], bool]) -> list[str]:
 
 
 def _rule(rule: Rule, inputs: Mapping[str, str], *, logged: bool) -> str:
-    """One rule; empty where nobody could satisfy it over Channel Access."""
+    """Return one rule as text; "" if nobody can satisfy it over Channel Access."""
     access = "WRITE" if rule.grants & WRITE else "READ" if rule.grants & READ else ""
     if (
         not access

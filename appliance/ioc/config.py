@@ -1,4 +1,4 @@
-"""What the IOC can be told, by its YAML file or by its command line."""
+"""The settings of the IOC, from its YAML file or its command line."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ class AccessFile(Settings, frozen=True, kw_only=True):
     macros: _Macros = msgspec.field(default_factory=dict)
     """Values for ``$(NAME)``."""
     inputs_require_tls: bool = False
-    """Take inputs (INPA ... INPU) of other servers over TLS only; without TLS their rules do not hold."""
+    """Read inputs (INPA ... INPU) from other servers over TLS only; without TLS their rules do not hold."""
     organizations: tuple[_Organization, ...] = ()
-    """Organizations (O) whose people a name alone in a UAG means, beside that of the IOC's own certificate; `*`: all."""
+    """Organizations (O) whose people match a name without an organization in a UAG, besides that of the IOC's own certificate; `*`: all."""
 
 
 class IocConfig(Settings, frozen=True, kw_only=True):
@@ -67,29 +67,29 @@ class IocConfig(Settings, frozen=True, kw_only=True):
     definition: FilePath = default(FilePath())
     """A database definition (``.dbd``) instead of the standard record types."""
     databases: tuple[Database, ...] = ()
-    """Record databases, loaded in this order. At least one, or a script."""
+    """Record databases, loaded in this order. Give at least one, or a script."""
     groups: tuple[GroupFile, ...] = ()
-    """Group definitions, beside those in the databases' ``info(Q:group, ...)``."""
+    """Group definitions, in addition to those in the databases' ``info(Q:group, ...)``."""
     acf: AccessFile | None = None
     """Access security; without it everybody may do everything."""
     enforce_read: bool = True
-    """Let `acf` judge reading too; false: writing only, as the reference's IOC does."""
+    """Apply the rules of `acf` to reading too; false: to writing only, as the reference's IOC does."""
     exit_prefix: Annotated[str, Meta(max_length=40)] = ""
     """Add the records ``<prefix>:exit`` and ``<prefix>:BaseVersion``."""
     script: FilePath = default(FilePath())
     """Commands of the IOC shell, run when all databases are loaded and before iocInit; paths in it are relative to this file's folder."""
     on_error: OnError = "stop"
-    """What a command of `script` that fails does: `stop` ends the start, `continue` tells of it and goes on."""
+    """What happens if a command of `script` fails: `stop` ends the start, `continue` reports it and runs the next command."""
     console: FilePath = default(FilePath())
-    """A UNIX socket on which operators reach the IOC shell; its group may open it."""
+    """A UNIX socket through which operators use the IOC shell; members of its group can open it."""
     console_group: Annotated[str, Meta(max_length=32)] = ""
     """The group of the console's socket; empty: the daemon's own."""
     put_log: FilePath = default(FilePath())
-    """A file for the log of puts that access security asks for (TRAPWRITE), each record sealing those before."""
+    """A file for the log of puts that access security selects (TRAPWRITE); each record seals the records before it."""
     put_log_required: bool = True
-    """Refuse puts that must be logged while `put_log` cannot be written; false: do them, and log an error."""
+    """Refuse puts that must be logged while `put_log` cannot be written; false: do them and log an error."""
     channel_access: bool = False
-    """Serve Channel Access too. It knows neither TLS nor proof: `acf` grants it what a claimed name is worth."""
+    """Serve Channel Access too. It has no TLS and no proof of identity: only rules of `acf` that need neither apply to it."""
     log_level: Annotated[str, Meta(max_length=256)] = "INFO"
     """`DEBUG`, `INFO`, `WARNING` or `ERROR`; `PVXS_LOG` sets single parts."""
     pva: ServerSettings = msgspec.field(default_factory=ServerSettings)
@@ -117,7 +117,7 @@ class LoadStep(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What to do at the start."""
+    """The steps of a start."""
 
     definition: str = ""
     databases: tuple[LoadStep, ...] = ()
@@ -135,24 +135,24 @@ class Plan(NamedTuple):
     inputs_require_tls: bool = False
     organizations: tuple[str, ...] = ()
     enforce_read: bool = False
-    """Off on the command line, as in the reference's IOC; on in a configuration file."""
+    """False on the command line, as in the reference's IOC; true in a configuration file."""
     on_error: OnError = "stop"
     initialises: bool = False
-    """iocInit follows the script where that has not run it, as a configuration file promises; a st.cmd runs it itself."""
+    """Whether iocInit follows a script that has not run it, as with a configuration file; a st.cmd must run it itself."""
     folder: str = ""
-    """The folder that relative paths in the script and in databases start from; empty: where the program was started."""
+    """The folder for relative paths in the script and in databases; empty: the folder where the program was started."""
 
     is_check: bool = False
-    """Nothing is started: what costs time may be looked at too."""
+    """Whether this is only a check; then slow checks are done too."""
 
     @property
     def loads_anything(self) -> bool:
-        """Whether there is a file that could be wrong."""
+        """Whether the plan names any file."""
         return bool(self.databases or self.groups or self.acf or self.script or self.definition)
 
     @property
     def loads_records(self) -> bool:
-        """Whether the plan itself loads records, and so has to run iocInit."""
+        """Whether the plan itself loads records, so that it must run iocInit."""
         return bool(self.databases or self.exit_prefix or self.initialises)
 
 
@@ -164,7 +164,7 @@ def _step(entry: Database | GroupFile | AccessFile) -> LoadStep:
 
 
 def is_substitutions(file: str) -> bool:
-    """Whether a name is that of a substitution file, which EPICS loads with ``dbLoadTemplate``."""
+    """Whether ``file`` is the name of a substitution file, which EPICS loads with ``dbLoadTemplate``."""
     return file.endswith((".substitutions", ".subs", ".sub"))
 
 

@@ -1,7 +1,7 @@
 """The operators' console: the IOC shell on a UNIX socket.
 
-The socket belongs to a group, and nobody else may open it; what is typed is logged with the user who typed it. One
-line is one command; its output comes back, then a prompt.
+The socket belongs to a group, and only its members can open it. Each command is logged with its user. One
+line is one command; the answer is its output and then a prompt.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _CREDENTIALS: Final = struct.Struct("3i")
 
 
 class Console:
-    """Listens from :meth:`start` to :meth:`stop`."""
+    """The console; it listens from :meth:`start` to :meth:`stop`."""
 
     def __init__(self, path: str, group: str = "") -> None:
         self._path = Path(path)
@@ -68,9 +68,9 @@ class Console:
         finally:
             os.umask(before)
         try:
-            # Nobody could open it so far: first the owner, then the mode.
+            # Nobody can open the socket yet: set the owner first, then the mode.
             if gid != -1:
-                # A sandbox may forbid the call itself, even where it would change nothing.
+                # A sandbox may forbid this call even if it would change nothing.
                 os.chown(path, -1, gid)
             path.chmod(0o660)
             self._server = await asyncio.start_unix_server(self._client, sock=sock, limit=_LINE)
@@ -131,7 +131,7 @@ class Console:
                 writer.write(b"(failed)\n")
 
     async def stop(self) -> None:
-        """Close it."""
+        """Close the socket."""
         if self._server is not None:
             self._server.close()
             self._server = None

@@ -48,11 +48,11 @@ _PATHS: Final = (
     "SSLKEYLOGFILE",
 )
 _STATUS_S: Final = 2.0
-"""How old the service manager's status line may be."""
+"""Seconds between two updates of the service manager's status line."""
 
 
 class _Ordered(argparse.Action):
-    """Options whose order counts: a later -m is for the -d, -a and -G that follow it."""
+    """Options whose order matters: a -m applies to the -d, -a and -G that follow it."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         namespace.steps = [*namespace.steps, (option_string, values)]
@@ -233,7 +233,7 @@ def _terminal_kept(plan: Plan) -> AbstractContextManager[None]:
 
 
 async def _serve(daemon: Daemon, plan: Plan, config: ServerConfig) -> int:
-    """Serve until the end is wanted; return the exit status that an exit record or the shell asks for."""
+    """Serve until the end is requested; return the exit status that an exit record or the shell gives."""
     import asyncio
 
     from appliance.ioc import dbcore
@@ -261,7 +261,7 @@ async def _serve(daemon: Daemon, plan: Plan, config: ServerConfig) -> int:
         server = ioc.server
         served = 0 if ioc.switched_off else len(dbcore.records())
         if not plan.is_interactive:
-            # With a shell its prompt says the same, where the reference says nothing either.
+            # With a shell its prompt shows this; the reference prints nothing then.
             _log.info(
                 "serving %d records on TCP port %s, TLS port %s",
                 served,
@@ -271,14 +271,14 @@ async def _serve(daemon: Daemon, plan: Plan, config: ServerConfig) -> int:
         told = _summary(served, server)
         daemon.ready(told)
         if plan.is_interactive:
-            # A thread of its own that nobody waits for: a shell that waits for a line cannot be told to end.
+            # A separate thread, and nobody waits for it: a shell that waits for a line cannot be ended.
             threading.Thread(target=_shell, args=(leave,), name="iocsh", daemon=True).start()
         stopping = asyncio.ensure_future(daemon.wait())
         while True:
             done, _ = await asyncio.wait([stopping], timeout=_STATUS_S)
             if done:
                 break
-            # A keychain that comes or ends opens or closes the TLS port.
+            # The TLS port opens when a keychain appears, and closes when it expires.
             before, told = told, _summary(served, server)
             if told != before:
                 daemon.status(told)
@@ -288,9 +288,9 @@ async def _serve(daemon: Daemon, plan: Plan, config: ServerConfig) -> int:
 
 
 def _moved(config: ServerConfig, folder: str) -> ServerConfig:
-    """Go to the folder of the configuration file: what a start script names is relative to it.
+    """Change to the folder of the configuration file: paths in a start script are relative to it.
 
-    Paths that the environment names stay relative to where the program was started.
+    Paths in the environment stay relative to the folder where the program was started.
     """
     for name in _PATHS:
         value = os.environ.get(name)

@@ -12,15 +12,15 @@ __all__ = ["EpicsLog"]
 
 _log: Final = logging.getLogger(__name__)
 _TOLD: Final = 20
-"""Messages of one period that are logged."""
+"""The most messages that are logged in one period."""
 _PERIOD_S: Final = 10.0
 _LONGEST: Final = 512
 _OF_CLIENTS: Final = "dbChannelCreate: "
-"""How messages begin about a name that a client asks for: it has the same in its answer."""
+"""Beginning of messages about a name that a client asks for; the client's answer says the same."""
 
 
 class EpicsLog:
-    """Takes messages, in any thread. What is too much of one period is counted, and told in the next one."""
+    """Logs messages, from any thread. It counts the surplus messages of a period and reports their number in the next one."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

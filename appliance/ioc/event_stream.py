@@ -1,4 +1,4 @@
-"""Database events on the event loop: a batch of them leads to sinks, which read and post."""
+"""Database events on the event loop: each batch goes to sinks, which read and post."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ __all__ = ["EventSink", "EventStream"]
 
 _log: Final = logging.getLogger(__name__)
 _TURN: Final = 1024
-"""Events of one turn of the loop: some milliseconds, after which others are served too."""
+"""The most events in one turn of the loop: after some milliseconds others must be served too."""
 
 
 class EventSink:
-    """What a database event leads to. A subclass is the key of its subscription.
+    """The receiver of a database event. Its instance is the key of its subscription.
 
-    No ABC, nor are the others whose instances are told apart for each event or value: there ``isinstance`` costs more.
+    This is not an ABC, because ``isinstance`` is slower with an ABC and is used for each event.
     """
 
     __slots__ = ()
 
     def event(self) -> None:
-        """Read what is needed, and post."""
+        """Read the record and post."""
         raise NotImplementedError
 
     @classmethod
     def post_all(cls, sinks: list[Any]) -> None:
-        """Post what the events of many lead to."""
+        """Handle the events of many sinks."""
         for sink in sinks:
             try:
                 sink.event()
@@ -50,14 +50,14 @@ class EventStream:
         self.hub = dbcore.EventHub(self.deliver, loop=loop)
 
     def deliver(self, keys: list[Hashable]) -> None:
-        """Take a batch of events; what is waiting already waits once."""
+        """Accept a batch of events; a key that is waiting already is not added again."""
         self._pending.update(dict.fromkeys(keys))
         if not self._is_busy:
             self._is_busy = True
             self._turn()
 
     def _turn(self) -> None:
-        """Post some of what waits, then let the loop send it and answer others."""
+        """Handle some of the waiting events, then let the loop send the updates and serve others."""
         pending = self._pending
         batch = list(islice(pending, _TURN))
         if len(batch) == len(pending):
@@ -82,6 +82,6 @@ class EventStream:
             kind.post_all(sinks)
 
     def close(self) -> None:
-        """End it; all channels must still be open."""
+        """End the event hub; all channels must still be open."""
         self._pending.clear()
         self.hub.close()

@@ -1,4 +1,4 @@
-"""Monitors of single records: database events in, updates out, once for all who watch the same.
+"""Monitors of single records: one event makes one update for all clients of the same record.
 
 A batch of events is read with one release of the GIL per thousand records; each change becomes one Update that is
 encoded once and shared by all clients with the same request and byte order.
@@ -25,7 +25,7 @@ _NAMES: Final = (("VALUE", DBE_VALUE), ("ARCHIVE", DBE_ARCHIVE), ("ALARM", DBE_A
 
 
 def event_mask(text: str | None) -> tuple[int, str]:
-    """Read ``record._options.DBE``, names or a number, and give the mask and a complaint for the client."""
+    """Read ``record._options.DBE`` (names or a number); return the mask and a complaint for the client."""
     if not text:
         return DEFAULT_EVENTS, ""
     try:
@@ -42,7 +42,7 @@ def event_mask(text: str | None) -> tuple[int, str]:
 
 
 def _read_all(channels: list[dbcore.DBChannel]) -> list[Reading | None]:
-    """Read many channels; None for those that EPICS cannot read."""
+    """Read many channels; the reading is None if EPICS cannot read one."""
     try:
         return list(dbcore.get_many(channels))
     except OperationError:
@@ -58,16 +58,16 @@ def _read(channel: dbcore.DBChannel) -> Reading | None:
 
 
 def log_unread(error: OperationError) -> None:
-    """Note that EPICS could not read a record whose event came: its clients keep what they have."""
+    """Log that EPICS could not read a record after an event: its clients keep their last value."""
     _log.warning("%s", error)
 
 
 class PropertySink(EventSink):
-    """Changes of a record's properties; key of the DBE_PROPERTY subscription.
+    """Handles changes of a record's properties; the key of the DBE_PROPERTY subscription.
 
     Args:
-        record: whose properties.
-        feeds: those of the record, as they come and go.
+        record: the record.
+        feeds: the feeds of the record; the caller adds and removes them.
 
     """
 
@@ -88,13 +88,13 @@ class PropertySink(EventSink):
 
 
 class Feed(EventSink):
-    """What the clients of one record with one event mask share.
+    """The feed that all clients of one record with the same event mask share.
 
     Args:
-        record: what they watch.
-        stream: where its events come from.
-        mask: the events of which clients are told.
-        events: those that are followed, if others than these.
+        record: the record.
+        stream: the source of its events.
+        mask: the events that are reported to clients.
+        events: the events to subscribe to, if they differ from ``mask``.
 
     """
 
@@ -110,7 +110,7 @@ class Feed(EventSink):
         "subscriptions",
     )
     SEES_PROPERTIES: ClassVar = False
-    """Whether its own events tell it of other properties, too."""
+    """Whether its own events also report changes of properties."""
 
     def __init__(self, record: Record, stream: EventStream, mask: int, events: int = 0) -> None:
         self.record = record
@@ -118,7 +118,7 @@ class Feed(EventSink):
         self.mapping = record.mapping
         self.mask = mask
         self.subscriptions: dict[Subscription, Callable[..., bytes] | None] = {}
-        """Who watches, and how to make a message for it where that is simple."""
+        """The subscriptions, each with a function that encodes a simple update, if there is one."""
         self._tells_alarm = bool(mask & DBE_ALARM)
         self._store: list[Any] = []
         self._alarm: tuple[int, int, str] | None = None
@@ -129,14 +129,14 @@ class Feed(EventSink):
     @classmethod
     def post_all(cls, sinks: list[Any]) -> None:
         """Read all of them, then post."""
-        # A client may have left since: then the channel is closed.
+        # A client may have left since then, and the channel is closed.
         feeds: list[Feed] = [feed for feed in sinks if feed.is_open]
         for feed, reading in zip(feeds, _read_all([feed.channel for feed in feeds]), strict=True):
             if reading is not None:
                 feed.post(reading)
 
     def join(self, subscription: Subscription) -> None:
-        """Give a client everything as it is now, and what changes from now on."""
+        """Send a client all fields now, and later the changes."""
         update = self._snapshot()
         self.subscriptions[subscription] = None
         subscription.post(update)
@@ -145,7 +145,7 @@ class Feed(EventSink):
         mapping = self.mapping
         store, bits, reading = self.record.read()
         if not self.subscriptions:
-            # Those who watch already have not been told of this alarm yet: the next event does that.
+            # The other clients do not know this alarm yet: the next event reports it.
             self._alarm = (reading.status, reading.severity, reading.message)
         self._store = store
         if not self._tells_alarm:
@@ -193,7 +193,7 @@ class Feed(EventSink):
             subscription.post(update)
 
     def event(self) -> None:
-        """Post what the record has now."""
+        """Post the record's present value."""
         self.post(self.channel.get())
 
     def __repr__(self) -> str:

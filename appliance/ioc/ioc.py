@@ -1,4 +1,4 @@
-"""The whole IOC: makes database, server, access security and shell commands, and connects them."""
+"""The whole IOC: creates and connects database, server, access security and shell commands."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _log: Final = logging.getLogger(__name__)
 
 
 class Ioc:
-    """One per process: EPICS' database is one. All methods belong to the event loop's thread."""
+    """The IOC; one per process, as EPICS' database. Call all methods on the event loop's thread."""
 
     def __init__(self, plan: Plan, config: ServerConfig) -> None:
         self.plan = plan
@@ -64,21 +64,21 @@ class Ioc:
         self.groups: GroupSource | None = None
         self.console: Console | None = None
         self.attached = False
-        """The database runs, and its records are served, unless ``switched_off``."""
+        """Whether the database runs and its records are served, unless ``switched_off``."""
         self.switched_off = ""
-        """The variable that forbids to serve records over PVAccess."""
+        """The variable that forbids to serve records over PVAccess; empty if none does."""
         self._failure: ApplianceError | None = None
         self._late_settings = LateSettings()
         self._server: Server | None = None
 
     @property
     def server(self) -> Server:
-        """The PVAccess server, once started."""
+        """The PVAccess server; it exists after the start."""
         assert self._server is not None
         return self._server
 
     def _review(self, is_concerned: Callable[[DBChannel], bool] | None) -> None:
-        """Have the server judge again who may do what with some fields, or with all."""
+        """Make the server judge the rights to some fields again, or to all."""
         if self._server is None:
             return
         if is_concerned is None:
@@ -151,7 +151,7 @@ class Ioc:
             raise self._failure
 
     def _on_init(self, state: int) -> None:
-        """EPICS' hook: called in whatever thread runs iocInit."""
+        """Handle a state of iocInit; EPICS calls this in the thread that runs iocInit."""
         self.autosave.on_init(state)
         if state == InitHook.AT_IOC_BUILD and dbcore.serves_channel_access():
             self._prepare_channel_access()
@@ -159,7 +159,7 @@ class Ioc:
             asyncio.run_coroutine_threadsafe(self._attach(), self.loop).result()
 
     def _prepare_channel_access(self) -> None:
-        """Its server judges by EPICS Base's own rules: without any it would let everybody do everything."""
+        """Its server uses EPICS Base's own rules; without rules everybody could do everything."""
         security = AccessSecurity.unrestricted()
         try:
             if self.loading.access_step is not None:
@@ -177,7 +177,7 @@ class Ioc:
         self.put_log.trapped(put)
 
     async def _attach(self) -> None:
-        """Serve the records; where that fails nothing is served, and ``start`` raises why."""
+        """Serve the records. If this fails, nothing is served and ``start`` raises the reason."""
         if self.attached or self._server is None or self.put_log is None:
             return
         self._late_settings.report()
@@ -220,15 +220,15 @@ class Ioc:
         await self.access.reload(step)
 
     def access_lines(self) -> list[str]:
-        """Tell people the rules in force."""
+        """Return a report of the rules in force."""
         return reports.access_lines(self.access)
 
     def server_lines(self, level: int) -> list[str]:
-        """Tell people the state of the server."""
+        """Return a report of the server's state."""
         return reports.server_lines(self.server, level, self.switched_off)
 
     def group_lines(self, level: int, pattern: str) -> list[str]:
-        """Tell people which groups there are."""
+        """Return a list of the groups."""
         return reports.group_lines(self.groups.groups() if self.groups is not None else (), level, pattern)
 
     # -- end -----------------------------------------------------------------------------------------

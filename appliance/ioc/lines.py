@@ -1,6 +1,6 @@
-"""Run one line of the IOC shell, from a script, a terminal or the console, and say in one sentence why it failed.
+"""Run one line of the IOC shell, from a script, a terminal or the console; a failure is one sentence.
 
-Start scripts that were written for other IOCs name commands of their C code. Each of those is answered by what this IOC has instead.
+Start scripts that were written for other IOCs name commands of their C code. The answer to such a command says what this IOC has instead.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MISSING: Final = (
     (("pvasr", "startPVAServer", "stopPVAServer", "pvxs_target_info", "pvxsl", "pvxsi", "pvxs_log_config"), "PVAccess is served with iocInit; 'pvxsr' and 'pvxgl' show what is served"),
     (("scriptAlarm", "luash", "luaSpawn", "py", "pydev", "ipython"), "this IOC runs no other language's scripts"),
 )  # fmt: skip
-"""Beginnings of commands, and what to say of them."""
+"""Beginnings of command names, each with the reason why this IOC lacks the command."""
 
 
 def words_of(line: str) -> list[str]:
@@ -36,7 +36,7 @@ def words_of(line: str) -> list[str]:
 
 
 def explained(name: str) -> str:
-    """Say why there is no such command."""
+    """Return why there is no such command."""
     if name.endswith(_REGISTRAR):
         return f"{name}: it registers C code, which is not part of this IOC; {_PAGE}"
     for beginnings, why in _MISSING:
@@ -46,14 +46,14 @@ def explained(name: str) -> str:
 
 
 def captured_line(line: str) -> tuple[bool, str]:
-    """Run it; return whether it succeeded, and what it printed or why it failed."""
+    """Run a line; return whether it succeeded, and its output or the reason of the failure."""
     ok, text = dbcore.shell_capture(line)
     missing = None if ok else _NOT_FOUND.search(text)
     return ok, text if missing is None else explained(missing[1]) + "\n"
 
 
 def run_line(line: str) -> ApplianceError | None:
-    """Run it; return why it failed, or None."""
+    """Run a line; return the reason of a failure, or None."""
     words = words_of(line)
     if words and words[0].endswith(_REGISTRAR):
         return _register(words[0])

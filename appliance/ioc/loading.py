@@ -1,4 +1,4 @@
-"""What is loaded before iocInit, in which order: for the IOC itself, and for the trial in a child process."""
+"""The files that are loaded before iocInit, in order, for the IOC and for the trial in a child process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BEFORE: Final = "before iocInit; EPICS accepts no records afterwards"
 
 
 class Loading:
-    """One per process. ``guard`` is asked before a file that no trial has seen is given to EPICS' parser."""
+    """Loads files; one per process. ``guard`` checks each file that no trial has seen before EPICS' parser reads it."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -32,7 +32,7 @@ class Loading:
         self.loaded: list[LoadStep] = []
         """Databases and substitution files, in this order."""
         self.macros = ""
-        """Those of ``asSetSubstitutions``."""
+        """The macros of ``asSetSubstitutions``."""
         self.guard: Callable[[LoadStep], None] | None = None
         self.script = ScriptRunner(on_error=plan.on_error)
 
@@ -81,7 +81,7 @@ class Loading:
             raise ConfigurationError(f"must be loaded {_BEFORE}", file=step.file)
         template = is_substitutions(step.file) if as_template is None else as_template
         if template and not os.access(step.file, os.R_OK):
-            # EPICS' reader of substitution files crashes on a file that is not there.
+            # EPICS' reader of substitution files crashes if the file does not exist.
             raise ConfigurationError(
                 "cannot be read: there is no such file, or no permission", file=step.file
             )
@@ -169,7 +169,7 @@ class Loading:
     # -- places --------------------------------------------------------------------------------------
 
     def place(self, origin: DefinitionOrigin | None, near: str = "") -> locate.FileLine | None:
-        """Say where a part of a group definition is written."""
+        """Return file and line of a part of a group definition."""
         if origin is None:
             return None
         if origin.file is not None:

@@ -1,7 +1,7 @@
-"""Where in its files a record, a field or an info item is written.
+"""Finds file and line of a record, a field or an info item.
 
 EPICS Base forgets this when it has read a database. But messages about links, groups and crashes of its parser must name
-file and line. So the files are read again, only for the message: what is not understood costs the line number, nothing else.
+file and line. So the files are read again, only for the message. Text that is not understood costs only the line number.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class FileLine(NamedTuple):
 
 
 class Item(NamedTuple):
-    """Something that a database says of a record: ``record``, a field's name, or ``info(name)``."""
+    """One item of a record in a database: ``record``, a field's name, or ``info(name)``."""
 
     record: str
     name: str
     place: FileLine
     text: str
-    """What follows in the file, macros expanded."""
+    """The text that follows in the file, with macros expanded."""
 
 
 def _open(name: str) -> str | None:
@@ -153,19 +153,19 @@ def _pairs(values: list[str]) -> dict[str, str]:
             name = before
             found[name] = after
         elif name:
-            # NAME="text" comes as two tokens.
+            # NAME="text" consists of two tokens.
             found[name], name = value, ""
     return found
 
 
 def find(steps: Iterable[LoadStep], record: str, name: str = "record", near: str = "") -> FileLine | None:
-    """Say where a record, one of its fields or ``info(...)`` items is written; the last place, which counts.
+    """Return the last place of a record, of one of its fields or of its ``info(...)`` items; the last one is in force.
 
     Args:
-        steps: what was loaded.
+        steps: the files that were loaded.
         record: the record's name.
         name: ``record``, a field's name, or ``info(NAME)``.
-        near: a word in what follows whose own line is wanted.
+        near: a word in the text that follows; the line of this word is returned.
 
     """
     found: FileLine | None = None
@@ -184,7 +184,7 @@ def find(steps: Iterable[LoadStep], record: str, name: str = "record", near: str
 
 
 def unclosed(step: LoadStep) -> FileLine | None:
-    """Say where a brace opens that nothing closes, in a file or in those that a substitution file names; None where there is none."""
+    """Return the place of a brace that is never closed, in a file or in the files that it names; None if there is none."""
     files = {step.file: None}
     text = _open(step.file)
     if text is not None and is_substitutions(step.file):
@@ -203,13 +203,13 @@ def _unclosed_in(text: str) -> int | None:
         elif word == "}" and opened:
             opened.pop()
         elif word == "record" and opened:
-            # No record begins inside braces: the one before has not ended.
+            # A record cannot begin inside braces: the record before it has not ended.
             return opened[0]
     return opened[0] if opened else None
 
 
 def better(error: ConfigurationError, step: LoadStep) -> ConfigurationError:
-    """Return the same error, or what is known better of a file of which EPICS names no line."""
+    """Return the error, or a better one with the line if EPICS names no line."""
     if error.line is None and (place := unclosed(step)) is not None:
         return ConfigurationError(
             "a brace is opened here that nothing closes: a '}' is missing", file=place.file, line=place.line

@@ -88,7 +88,7 @@ def expand(text: str, macros: Mapping[str, str], *, file: str) -> str:
 
 
 def expand_known(text: str, macros: Mapping[str, str]) -> str:
-    """Replace the references whose macros are given or have a default, and leave all others as they stand."""
+    """Replace references to macros that are given or have a default; leave all others unchanged."""
 
     def value(match: re.Match[str]) -> str:
         name, default = match[1] or match[3], match[2] if match[1] else match[4]

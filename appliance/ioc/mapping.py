@@ -1,7 +1,7 @@
-"""How a record's field looks from outside: its type, and value, alarm, time and properties in a store.
+"""The structure that a client sees of a record's field: its type, and value, alarm, time and properties in a store.
 
 The structures, and which of their fields count as set, are those of QSRV2 (pvxs ``ioc/iocsource.cpp``): a client
-that knows it from other IOCs finds the same here, down to the bits of what a monitor says has changed.
+of other IOCs finds the same here, including the bits that a monitor marks as changed.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ _TWO_64: Final = 1 << 64
 
 
 def value_type(channel: DBChannel) -> ScalarType | ArrayType:
-    """Return the type of a field's value, without anything around it."""
+    """Return the type of a field's value alone."""
     if channel.is_string and not channel.is_array:
         return STRING
     scalar = _SCALARS[channel.final_type]
@@ -78,14 +78,14 @@ def alarm_status(condition: int) -> int:
 
 
 def alarm_message(condition: int, message: str) -> str:
-    """Return ``alarm.message``: the record's own text, else the condition's name."""
+    """Return ``alarm.message``: the record's own text, or the condition's name if there is none."""
     if message:
         return message
     return ALARM_CONDITIONS[condition] if 0 < condition < len(ALARM_CONDITIONS) else ""
 
 
 def tag_mask(channel: DBChannel) -> int:
-    """Return the bits of the nanoseconds that are the user tag, from ``info(Q:time:tag, "nsec:lsb:N")``; 0 for none."""
+    """Return the mask of the nanosecond bits that hold the user tag, from ``info(Q:time:tag, "nsec:lsb:N")``; 0 for none."""
     text = channel.info("Q:time:tag")
     if text is None or not text.startswith("nsec:lsb:"):
         return 0
@@ -97,12 +97,12 @@ def tag_mask(channel: DBChannel) -> int:
 
 
 def user_tag(tag: int) -> int:
-    """Return a record's tag of 64 bits in the 32 bits of PVAccess."""
+    """Return a record's 64-bit tag as the 32-bit tag of PVAccess."""
     return tag if tag < 0x80000000 else ((tag + 0x80000000) & 0xFFFFFFFF) - 0x80000000
 
 
 def _converter(kind: ScalarType) -> Any:
-    """How the database's limits, which are doubles, become numbers of the value's type."""
+    """Return the function that converts the database's limits, which are doubles, to the value's type."""
     if kind.kind == "float":
         return _single if kind.size == 4 else float
     bits = kind.size * 8
@@ -115,7 +115,7 @@ def _converter(kind: ScalarType) -> Any:
 def _whole(number: float, limit: int) -> int:
     """Convert a double to a whole number as the processor does, also NaN and values that are too small.
 
-    No double is the largest number of 64 bits: the one beside it stands for it.
+    A double cannot be the largest 64-bit number; the nearest double stands for it.
     """
     if number >= limit:
         return limit - 1
@@ -130,10 +130,10 @@ def _single(number: float) -> float:
 
 
 class NTMapping:
-    """The normative type of one channel, and where everything goes in a store of it.
+    """The normative type of one channel, and the places of all parts in a store of it.
 
-    All methods take the store and the number in it at which the structure begins, and return the bits of what
-    they set, counted from that number. Shared by all channels of the same kind.
+    All methods take the store and the number at which the structure begins in it. They return the bits of the fields
+    that they set, counted from that number. All channels of the same kind share one mapping.
     """
 
     __slots__ = (
@@ -172,7 +172,7 @@ class NTMapping:
         self.alarm_bits = 7 << self.meta
         time = offsets["timeStamp.secondsPastEpoch"]
         self.time_bits = 7 << time
-        # The six fields lie together but for the structure timeStamp itself.
+        # The six fields lie together; only the structure timeStamp itself is between them.
         assert time == self.meta + 4
         self.description = offsets["display.description"]
         self.units = offsets.get("display.units", 0)
@@ -267,6 +267,6 @@ def nt_mapping(channel: DBChannel) -> NTMapping:
 
 
 def refuse_link(channel: DBChannel) -> None:
-    """Raise OperationError for a link field, which cannot be locked together with other records."""
+    """Refuse a link field with an OperationError: it cannot be locked together with other records."""
     if channel.is_link:
         raise OperationError(f"{channel.name} is a link; links cannot be part of a group")

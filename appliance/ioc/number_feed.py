@@ -1,9 +1,9 @@
-"""Monitors of plain numbers, which is most of what an IOC posts.
+"""Monitors of plain numbers, the most frequent updates of an IOC.
 
-An update of a number is nearly always a new value and a new time stamp. For those the octets are made straight from
-the record's memory, one ``pack`` for each client, and go to the socket's queue without an Update, a store or a
-subscription's queue between. Whatever is not so (another alarm, other properties, a request for some fields only, a
-client that is behind) takes the way of all other feeds.
+An update of a number is nearly always a new value and a new time stamp. Its octets are made directly from
+the record's memory, with one ``pack`` for each client, and go to the socket's queue. No Update, no store and no
+subscription's queue is involved. All other cases (another alarm, other properties, a request for some fields only, a
+slow client) are handled as in all other feeds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["NumberFeed"]
 
 
 class NumberFeed(Feed):
-    """What the clients of one record's value, a plain number, share."""
+    """The feed of a record's value that is a plain number; all its clients share it."""
 
     __slots__ = ("_bits", "_code", "_known", "_properties", "_raw", "_raw_alarm", "_view")
     SEES_PROPERTIES = True
@@ -41,7 +41,7 @@ class NumberFeed(Feed):
         self._raw_alarm = b""
         self._known: tuple[bytes, ...] = ()
         self._properties = dbcore.RawProperties(b"", b"", b"")
-        # One subscription for both kinds of events: what differs from the last time says which it was.
+        # One subscription for both kinds of events: the difference from the last time shows which kind it was.
         super().__init__(record, stream, DEFAULT_EVENTS, DEFAULT_EVENTS | DBE_PROPERTY)
 
     @classmethod
@@ -67,11 +67,11 @@ class NumberFeed(Feed):
                     subscription.post(update)
 
     def event(self) -> None:
-        """Post what the record has now."""
+        """Post the record's present value."""
         self.post_all([self])
 
     def _update(self, raw: dbcore.RawNumber, bits: int) -> Update:
-        """Make the update that says all of it: for who cannot be sent the octets."""
+        """Make an update with all fields, for clients that cannot get the octets directly."""
         mapping = self.mapping
         reading = dbcore.reading_of(raw)
         store = self._store.copy()
@@ -80,12 +80,12 @@ class NumberFeed(Feed):
         return Update(mapping.type, store, bits)
 
     def _post_rest(self, raw: dbcore.RawNumber, known: tuple[bytes, ...]) -> None:
-        """Post another alarm, other properties, or what looks the same as the last time."""
+        """Post another alarm, other properties, or a value that looks unchanged."""
         alarm, *_ = raw
         last = self._raw
         bits = 0
         if known != self._known or raw == last:
-            # An event that changed nothing to be seen here may be of properties that the record's support makes up.
+            # An event without a visible change may concern properties that the record's support computes.
             self._known = known
             try:
                 bits = self._take_properties()
@@ -102,7 +102,7 @@ class NumberFeed(Feed):
             subscription.post(update)
 
     def _take_properties(self) -> int:
-        """Ask EPICS for the properties, and give the bits of them all if one has changed."""
+        """Ask EPICS for the properties; return the bits of all of them if one has changed."""
         reader = self.record.reader
         assert reader is not None
         raw = reader.read_properties()
@@ -115,10 +115,10 @@ class NumberFeed(Feed):
     # -- clients -------------------------------------------------------------------------------------
 
     def join(self, subscription: Subscription) -> None:
-        """Give a client everything as it is now, and what changes from now on."""
+        """Send a client all fields now, and later the changes."""
         if not self.subscriptions:
-            # Before the snapshot: what changes in between differs from this, and is posted with the next event. Those
-            # who watch already have not been told of what is new: there nothing is taken before that event either.
+            # Take this before the snapshot: a change in between then differs from it and is posted with the next event.
+            # If others watch already, they do not know the new value yet, so nothing is taken before that event.
             self._raw, self._known = self._view.look()
             self._raw_alarm, *_ = self._raw
             reader = self.record.reader

@@ -14,22 +14,22 @@ __all__ = ["PutOptions", "put_options"]
 
 
 class PutOptions:
-    """How one operation puts."""
+    """The options of one PUT."""
 
     __slots__ = ("atomic", "block", "process", "waiting")
 
     def __init__(self, process: bool | None, *, block: bool, atomic: bool | None) -> None:
         self.process = process
-        """True processes always, False never, None as the database says (``passive``)."""
+        """True: always process; False: never; None: as the database says (``passive``)."""
         self.block = block
-        """Answer when all processing has completed."""
+        """Whether to answer only after all processing has completed."""
         self.atomic = atomic
-        """For groups: None is what the group says."""
+        """For groups; None means the group's own setting."""
         self.waiting: BlockingPut | None = None
 
 
 def put_options(operation: Operation) -> PutOptions:
-    """Read them from the pvRequest; what is not understood is told to the client and left out."""
+    """Read the options from the pvRequest; the client is told about options that are not understood, and they are ignored."""
     options = operation.options
     asked = options.get("process")
     process = truth(asked)
@@ -39,7 +39,7 @@ def put_options(operation: Operation) -> PutOptions:
     block = truth(asked)
     if asked is not None and block is None:
         operation.warn(f"block={asked[:64]!r} is not understood: use true or false")
-    # Where nothing is processed there is nothing to wait for.
+    # Without processing there is nothing to wait for.
     return PutOptions(
         process, block=bool(block) and process is not False, atomic=truth(options.get("atomic"))
     )

@@ -1,4 +1,4 @@
-"""What the IOC's server asks about rights: finds the PV behind a name, and lets it be judged."""
+"""The access policy of the IOC's server: it finds the PV of a name and asks it for a client's rights."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ __all__ = ["HasChannels", "IocPolicy", "OpenPVs"]
 
 
 class HasChannels(Protocol):
-    """A PV over fields of records."""
+    """A PV that shows fields of records."""
 
     def channels(self) -> Sequence[DBChannel]:
-        """Return the fields that it shows."""
+        """Return the fields that the PV shows."""
 
     def rights(self, peer: Credentials) -> Rights:
-        """Judge what a client may do with it."""
+        """Return a client's rights to the PV."""
 
 
 class OpenPVs(Protocol):
-    """A source of such PVs, by name."""
+    """A source of such PVs."""
 
     def find(self, name: str) -> HasChannels | None:
-        """Give the PV that is open under a name."""
+        """Return the PV that is open under a name."""
 
 
 class IocPolicy:
@@ -38,7 +38,7 @@ class IocPolicy:
         self._sources: tuple[OpenPVs, ...] = ()
 
     def attach(self, *sources: OpenPVs) -> None:
-        """Take the sources that serve the database; of a name that several have the first counts."""
+        """Use these sources; if several have a name, the first one counts."""
         self._sources = sources
 
     def _find(self, name: str) -> HasChannels | None:
@@ -48,14 +48,14 @@ class IocPolicy:
         return None
 
     def rights(self, name: str, peer: Credentials) -> Rights:
-        """Judge a channel that is open."""
+        """Return a client's rights to an open channel."""
         if not self._access.is_restricted:
             return ALL_RIGHTS
         pv = self._find(name)
-        # Else it is one of the server's own PVs, which list names: no record is behind them.
+        # Otherwise it is one of the server's own PVs, which list names and show no record.
         return pv.rights(peer) if pv is not None else Rights(read=True, write=False, rpc=True)
 
     def concerns(self, name: str, is_concerned: Callable[[DBChannel], bool]) -> bool:
-        """Whether one of the fields behind a PV is concerned."""
+        """Whether one of the PV's fields is concerned."""
         pv = self._find(name)
         return pv is not None and any(map(is_concerned, pv.channels()))

@@ -1,8 +1,8 @@
-"""Answers to GET that are made while the request is parsed, straight from the record.
+"""Answers to GET that are made from the record while the request is parsed.
 
-The server answers a GET with a prepared answer inside its parsing loop. For a record the answer cannot be kept,
-since only the record knows when it changes; so it is made each time, but nearly all of its octets are those of the
-last time: properties and alarm are only serialised when they differ.
+The server answers a GET with a prepared answer inside its parsing loop. A record's answer cannot be kept,
+since only the record knows when it changes. So it is made each time, but nearly all of its octets are reused:
+properties and alarm are only serialised again if they differ.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _MAX_ALARMS: Final = 16
 
 
 class LiveAnswer(PreparedAnswer):
-    """The answer of one record for one selection of fields and byte order, made anew each time it is asked for.
+    """The answer of one record for one selection of fields and one byte order; it is made again for each GET.
 
     Args:
-        record: a plain number: one that has a ``reader``.
+        record: the record, a plain number that has a ``reader``.
         mask: the selected fields, in leaf form.
         big: whether the client's byte order is big-endian.
 
@@ -82,7 +82,7 @@ class LiveAnswer(PreparedAnswer):
         self._alarms: dict[Any, bytes] = {}
 
     def make_tail(self) -> bytes | None:
-        """Read the record and make the octets; None when EPICS cannot read it, and then the long way tells why."""
+        """Read the record and make the octets; return None if EPICS cannot read it. The usual way then reports the reason."""
         try:
             status, severity, _, _, message, front, seconds, nanoseconds, tag, back, value = self._read()
         except ApplianceError:
@@ -118,7 +118,7 @@ class LiveAnswer(PreparedAnswer):
         return encode_answer(mapping.type, self._bits & self._mask, store, big=self.big)
 
     def _take_properties(self, front: bytes, back: bytes, description: bytes) -> None:
-        """Serialise what comes before the value and after the time stamp."""
+        """Serialise the parts before the value and after the time stamp."""
         record = self.record
         mapping = record.mapping
         assert record.reader is not None
@@ -141,7 +141,7 @@ class LiveAnswer(PreparedAnswer):
         self._back = back
 
     def _take_alarm(self, alarm: tuple[int, int, bytes]) -> None:
-        """Serialise what lies between the value and the time stamp: the choices of an enum, and the alarm."""
+        """Serialise the part between the value and the time stamp: the choices of an enum, and the alarm."""
         if not self._is_fast or (known := self._alarms.get(alarm)) is None:
             mapping = self.record.mapping
             status, severity, raw = alarm

@@ -1,10 +1,10 @@
-"""The log of puts: who is about to write what, from where, and what was there before.
+"""The log of puts: who writes which value, from where, and the value before it.
 
-Access security says which puts are logged (TRAPWRITE). Each becomes a record of the logger ``appliance.ioc.putlog``, and
-where a file is configured a line of JSON in it that seals those before (:class:`appliance.daemon.audit.AuditLog`).
+Access security says which puts are logged (TRAPWRITE). Each becomes a record of the logger ``appliance.ioc.putlog``. If a
+file is configured, it is also a line of JSON there that seals the lines before it (:class:`appliance.daemon.audit.AuditLog`).
 
-A record is written *before* its put is done, in the thread that does it and with the record locked: nothing that a client
-does afterwards, such as closing its connection, can make a put that is in no log. A put that then fails has a second record.
+A record is written *before* its put is done, in the thread that does it and with the record locked: so a client
+cannot avoid the log, for example by closing its connection. A put that fails afterwards gets a second record.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NOTHING: Final[Any] = object()
 
 
 def shown(value: Any) -> Any:
-    """Return a value as the log has it: numbers as they are, long text and arrays cut with their size told. Never fails."""
+    """Return a value for the log: numbers unchanged, long text and arrays cut, with their size. It never fails."""
     if isinstance(value, str):
         return total(value if len(value) <= _TEXT else f"{value[:_TEXT]}... ({len(value)} characters)")
     if hasattr(value, "dtype"):
@@ -71,17 +71,17 @@ class Watched:
         self._log.write(self._operation, self._channel, {**what, "result": "accepted"})
 
     def failed(self, error: object) -> None:
-        """Write down that it was not done."""
+        """Log that the put was not done."""
         self._log.write(self._operation, self._channel, self._what(result="failed", error=str(error)))
 
 
 class PutLog:
-    """Writes down the puts that access security wants logged. All methods may be called in any thread.
+    """Logs the puts that access security selects. All methods can be called in any thread.
 
     Args:
-        traps: says of a field and who writes it whether the put must be logged.
-        file: the sealed log; empty for none.
-        required: refuse puts that the file cannot take. Otherwise they are done, with an error in the daemon's log.
+        traps: tells whether a put to a field by a client must be logged.
+        file: path of the sealed log; empty for none.
+        required: refuse puts that cannot be written to the file. Otherwise they are done, and the daemon's log gets an error.
 
     Raises:
         ConfigurationError: the file cannot be opened.
@@ -97,7 +97,7 @@ class PutLog:
         self._lock = threading.Lock()
 
     def concerns(self, operation: Operation, channel: DBChannel, new: Any) -> Watched | None:
-        """Give what must be told of this put, if it must be logged; ``new`` is its value, or NOTHING."""
+        """Return the watch for a put that must be logged, otherwise None; ``new`` is its value, or NOTHING."""
         if not self._traps(channel, operation.peer):
             return None
         return Watched(self, operation, channel, new)
@@ -114,7 +114,7 @@ class PutLog:
         """Write one record.
 
         Raises:
-            OperationError: it announces a put and the file cannot take it.
+            OperationError: the record announces a put, and the file cannot be written.
 
         """
         peer = operation.peer
@@ -135,10 +135,10 @@ class PutLog:
         )
 
     def trapped(self, put: TrappedPut) -> None:
-        """Write a record of a put over Channel Access, whose clients merely claim who they are.
+        """Log a put over Channel Access; its client only claims its identity.
 
         Raises:
-            OperationError: the file cannot take it.
+            OperationError: the file cannot be written.
 
         """
         self._write(
@@ -161,7 +161,7 @@ class PutLog:
         )
 
     def _write(self, record: dict[str, Any], facts: dict[str, str]) -> None:
-        """``facts`` say who it is as all records of the log do, ``record`` as the file does."""
+        """Write to log and file: ``facts`` are the client's identity as in all log records, ``record`` is the line of the file."""
         record = total(record)
         what = (
             "process" if record["event"] == "process" else f"put {record.get('old')!r} -> {record['new']!r}"

@@ -1,6 +1,6 @@
-"""The variables by which EPICS users switch servers of an IOC on and off; the same as for QSRV2 and EPICS Base.
+"""The variables that switch the servers of an IOC on and off, as in QSRV2 and EPICS Base.
 
-They are looked at with ``iocInit``, in the environment that ``epicsEnvSet`` changes too. EPICS Base itself obeys
+They are read at ``iocInit``, from the environment that ``epicsEnvSet`` also changes. EPICS Base itself obeys
 EPICS_IOC_IGNORE_SERVERS for its Channel Access server (``rsrv``).
 """
 
@@ -22,7 +22,7 @@ _NAME: Final = "qsrv2"
 
 
 def why_not_served(*, report: bool = False) -> str:
-    """Return which variable forbids to serve records over PVAccess; empty where none does. ``report`` logs a bad value."""
+    """Return the variable that forbids to serve records over PVAccess; "" if none does. ``report`` logs a bad value."""
     ignored = dbcore.environment_value(_IGNORE_SERVERS) or ""
     if _NAME in ignored.split():
         return f"{_IGNORE_SERVERS}={ignored}"
@@ -35,13 +35,13 @@ def why_not_served(*, report: bool = False) -> str:
 
 
 class LateSettings:
-    """Notices variables of PVAccess that a script sets after they were read: they have no effect, as with QSRV2."""
+    """Finds variables of PVAccess that a script sets too late: they have no effect, as with QSRV2."""
 
     def __init__(self) -> None:
         self._before = {name: dbcore.environment_value(name) for name in sorted(variables())}
 
     def report(self) -> None:
-        """Log each variable that has changed since. A value is not shown: it may hold a password."""
+        """Log each variable that has changed since the start. Its value is not shown: it may be a password."""
         for name, before in self._before.items():
             now = dbcore.environment_value(name)
             if now != before:

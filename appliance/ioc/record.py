@@ -1,4 +1,4 @@
-"""One record's field, open: what type it has outside, where everything lies in a store, and how it is read.
+"""One open field of a record: the type that clients see, the places in a store, and how it is read.
 
 Source: behaviour of pvxs ``ioc/singlesource.cpp``; pvxs documentation ``ioc.rst`` and ``ntscalar.rst``.
 """
@@ -18,7 +18,7 @@ class Record:
     """One field of one record, from its opening to :meth:`close`.
 
     Args:
-        name: record or alias, with a field and filters where they are wanted.
+        name: record or alias, optionally with a field and filters.
 
     Raises:
         OperationError: no such record or field, or a filter that EPICS does not understand.
@@ -32,29 +32,29 @@ class Record:
         try:
             self.mapping: NTMapping = nt_mapping(channel)
             self.tag_bits = tag_mask(channel)
-            """The bits of the nanoseconds that are the user tag; 0 for none."""
+            """The mask of the nanosecond bits that hold the user tag; 0 for none."""
             self._template = new_store(self.mapping.type)
             self.static_bits = self.mapping.initialize(self._template, 0, channel)
-            """What is set once and for all."""
+            """The bits of the fields that never change."""
             self.reader = NumberReader(channel) if can_read_number(channel) else None
-            """Reads all of it in one call; None where the field is no plain number."""
+            """Reads everything in one call; None if the field is not a plain number."""
         except BaseException:
             channel.close()
             raise
 
     def close(self) -> None:
-        """Give the database's channel back; its events must be cancelled before."""
+        """Close the database's channel; cancel its events before."""
         self.channel.close()
 
     def empty_store(self) -> list[Any]:
-        """Make a store with nothing but what never changes."""
+        """Make a store that holds only the parts that never change."""
         return self._template.copy()
 
     def read(self) -> tuple[list[Any], int, Reading]:
         """Read everything.
 
         Returns:
-            A store of its own, the bits of what is set in it, and the reading that it was made of.
+            A new store, the bits of the fields that are set in it, and the reading that it was made from.
 
         Raises:
             OperationError: EPICS cannot read the field.
@@ -64,7 +64,7 @@ class Record:
         if self.reader is not None:
             reading, properties = self.reader.read_all()
         elif channel.is_array or channel.elements > 1:
-            # Apart, so that scan threads need not wait while an array is copied twice.
+            # Two calls, so that scan threads do not wait while an array is copied twice.
             reading = channel.get()
             properties = channel.properties()
         else:

@@ -34,14 +34,14 @@ __all__ = ["RecordPV"]
 
 
 class RecordPV(Handler):
-    """One field of one record, for all clients that use the same name for it.
+    """One field of one record; all clients that use the same name share it.
 
     Args:
-        record: the field, which this PV closes.
-        stream: where its events come from.
-        access: judges who may do what with it.
-        put_log: told of puts.
-        closed: called when its last user is gone.
+        record: the field; this PV closes it.
+        stream: the source of its events.
+        access: decides about the rights of clients.
+        put_log: logs puts.
+        closed: called when the last user is gone.
 
     """
 
@@ -78,15 +78,15 @@ class RecordPV(Handler):
     # -- access security -----------------------------------------------------------------------------
 
     def channels(self) -> Sequence[DBChannel]:
-        """Return the one field that it shows."""
+        """Return the one field that the PV shows."""
         return (self.record.channel,)
 
     def rights(self, peer: Credentials) -> Rights:
-        """Judge what a client may do."""
+        """Return a client's rights."""
         return self._access.rights(self.record.channel, peer)
 
     def counted_as(self) -> str:
-        """Return the record: its fields, and filters of any number, change with it."""
+        """Return the record's name: all its fields and filters count as one PV."""
         return self.record.channel.record
 
     # -- life ----------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ class RecordPV(Handler):
             self.close()
 
     def close(self) -> None:
-        """Give the record back."""
+        """Close the record."""
         self._closed(self)
         for feed in list(self._feeds.values()):
             feed.close()
@@ -133,7 +133,7 @@ class RecordPV(Handler):
                 operation.state = put_options(operation)
 
     def _prepare(self, operation: Operation) -> None:
-        """Let GETs be answered while they are parsed."""
+        """Prepare the operation, so that GETs are answered while they are parsed."""
         wire = operation.wire
         if self.record.reader is None or not operation.alive:
             return
@@ -161,7 +161,7 @@ class RecordPV(Handler):
         operation.reply_store(store, bits)
 
     def introspect(self, operation: Operation, field: str) -> None:
-        """Tell the type of the value or of a field."""
+        """Answer with the type of the value or of a field."""
         kind = self.record.mapping.type
         if field in kind.offsets:
             operation.reply_field(kind.leaf_types[kind.offsets[field]])
@@ -171,11 +171,11 @@ class RecordPV(Handler):
     # -- writing -------------------------------------------------------------------------------------
 
     def put(self, operation: Operation, value: Value) -> None:
-        """Write and process as the request's options say."""
+        """Write and process according to the request's options."""
         self._put(operation, value, then_get=False)
 
     def put_get(self, operation: Operation, value: Value) -> None:
-        """Write, then answer with what the record holds afterwards."""
+        """Write, then answer with the record's new value."""
         self._put(operation, value, then_get=True)
 
     def _put(self, operation: Operation, value: Value, *, then_get: bool) -> None:
@@ -276,7 +276,7 @@ class RecordPV(Handler):
         subscription.ready(self.record.mapping.type)
 
     def flow(self, subscription: Subscription) -> None:
-        """Let events come while the client wants them; each start brings everything once."""
+        """Switch events on or off for the client; each start sends all fields once."""
         if not subscription.running:
             self.unsubscribe(subscription)
             return

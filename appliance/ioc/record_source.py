@@ -20,9 +20,9 @@ class RecordSource(Source):
     """All records of the database, their aliases and fields.
 
     Args:
-        stream: where their events come from.
-        access: judges who may do what, and follows the groups of records that have clients.
-        put_log: told of puts.
+        stream: the source of their events.
+        access: decides about rights, and follows the ASG of records that have clients.
+        put_log: logs puts.
 
     """
 
@@ -31,14 +31,18 @@ class RecordSource(Source):
         self._access = access
         self._put_log = put_log
         self._pvs: dict[str, RecordPV] = {}
-        """Those that clients have open, by the name that they use."""
+        """The PVs that clients have open, by the name that they use."""
 
     def claims(self, name: str, host: str) -> bool:
         """Whether there is such a record and field."""
         return name in self._pvs or dbcore.exists(name)
 
     def open(self, name: str, peer: Credentials) -> RecordPV | None:
-        """Give the PV; raises OperationError for a name with a filter that EPICS does not understand."""
+        """Return the PV of a name.
+
+        Raises:
+            OperationError: EPICS does not understand a filter in the name.
+        """
         pv = self._pvs.get(name)
         if pv is None:
             if not dbcore.exists(name):
@@ -55,7 +59,7 @@ class RecordSource(Source):
         return pv
 
     def find(self, name: str) -> RecordPV | None:
-        """Give a PV that clients have open."""
+        """Return a PV that clients have open."""
         return self._pvs.get(name)
 
     def _forget(self, pv: RecordPV) -> None:
@@ -70,6 +74,6 @@ class RecordSource(Source):
         return [record.name for record in dbcore.records()]
 
     def close(self) -> None:
-        """Close what clients have left open; the server must have stopped."""
+        """Close all PVs that are still open; the server must have stopped."""
         for pv in list(self._pvs.values()):
             pv.close()

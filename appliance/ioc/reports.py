@@ -47,8 +47,8 @@ def server_lines(server: Server, level: int, switched_off: str) -> list[str]:
 
     Args:
         server: the server.
-        level: 0 addresses, 1 clients, 2 channels.
-        switched_off: the variable that forbids to serve records; empty where none does.
+        level: 0 shows addresses, 1 also clients, 2 also channels.
+        switched_off: the variable that forbids to serve records; empty if none does.
 
     """
     lines = [f"records are not served: {switched_off}"] if switched_off else []
@@ -78,7 +78,7 @@ def _rights(channel: Channel) -> str:
 
 
 def group_lines(groups: Iterable[RecordGroup], level: int, pattern: str) -> list[str]:
-    """List groups by name; from level 1 on with their members. A pattern (``*``, ``?``) picks some."""
+    """List groups by name; level 1 adds their members. A pattern (``*``, ``?``) selects groups."""
     lines = []
     for group in sorted(groups, key=lambda each: each.name):
         if pattern and not fnmatch.fnmatchcase(group.name, pattern):

@@ -1,6 +1,6 @@
-"""Start scripts, line by line: a command that fails is named with file and line, and ends the start unless told otherwise.
+"""Start scripts, line by line: a failing command is reported with file and line, and ends the start unless ``on_error`` says otherwise.
 
-EPICS Base's own reader of scripts goes on after a failure. Each line is still EPICS' to parse and to run.
+EPICS Base's own reader of scripts continues after a failure. EPICS still parses and runs each line.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _POLICIES: Final = {"continue": "continue", "break": "stop", "halt": "stop"}
 class ScriptRunner:
     """Runs scripts; one per process.
 
-    ``before`` is told each command, and says whether it is to be run: the trial leaves out what would act outside.
+    ``before`` gets each command and tells whether to run it: the trial skips commands that act outside the process.
     """
 
     def __init__(self, *, on_error: str = "stop") -> None:
@@ -37,7 +37,7 @@ class ScriptRunner:
         self.where: tuple[str, int] = ("", 0)
         """File and line of the command that runs."""
         self.failures: list[ConfigurationError] = []
-        """Those that the script went on after."""
+        """The failures after which the script continued."""
 
     def run(self, path: str) -> None:
         """Run a script; blocks.
@@ -121,7 +121,7 @@ class ScriptRunner:
 
 
 def _placed(error: ApplianceError, path: str, number: int) -> ConfigurationError:
-    """Name the line of the script, unless the error names a line of its own."""
+    """Add the line of the script to an error, unless the error names a line already."""
     if isinstance(error, ConfigurationError) and error.line is not None:
         if "(run by " in error.why or error.file == path:
             return error

@@ -1,6 +1,6 @@
 """Commands of the IOC shell that this server adds, or whose EPICS versions it replaces.
 
-They are called in the shell's thread; what they look at belongs to the event loop, so they ask it and wait.
+They are called in the shell's thread. Their data belongs to the event loop, so they ask it and wait.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _WAIT_S: Final = 10.0
 
 
 class ShellHost(Protocol):
-    """What the commands ask of the IOC, on its event loop."""
+    """The part of the IOC that the commands need; called on its event loop."""
 
     loop: asyncio.AbstractEventLoop
 
@@ -31,13 +31,13 @@ class ShellHost(Protocol):
         """
 
     def access_lines(self) -> list[str]:
-        """Tell people the rules in force."""
+        """Return a report of the rules in force."""
 
     def server_lines(self, level: int) -> list[str]:
-        """Tell people the state of the server: 0 addresses, 1 clients, 2 channels."""
+        """Return a report of the server's state. Level 0: addresses; 1: clients; 2: channels."""
 
     def group_lines(self, level: int, pattern: str) -> list[str]:
-        """Tell people which groups have a matching name; level 1 tells their members."""
+        """Return a list of the groups with a matching name; level 1 adds their members."""
 
 
 class _Commands:
@@ -76,7 +76,7 @@ def register_commands(host: ShellHost) -> None:
         "asInit",
         [],
         commands.init,
-        "Read the access security file again; one that is wrong changes nothing.\n",
+        "Read the access security file again; a wrong file changes nothing.\n",
     )
     add("asdbdump", [], commands.dump, "Show the access security rules in force.\n")
     add("asprules", [], commands.dump, "Show the access security rules in force.\n")

@@ -1,4 +1,4 @@
-"""The ``epics>`` shell on a terminal: history and completion, which EPICS Base's own reader does not have in these libraries.
+"""The ``epics>`` shell on a terminal: history and completion; EPICS Base's own reader lacks them in these libraries.
 
 Variables are those of EPICS: ``IOCSH_PS1`` is the prompt, ``IOCSH_HISTSIZE`` the number of lines that are kept,
 ``IOCSH_HISTEDIT_DISABLE`` switches editing off.
@@ -34,7 +34,7 @@ _FILES: Final = (
     "cd",
     "<",
 )
-"""Commands whose arguments are files; those of all others are records."""
+"""Commands whose arguments are files; the arguments of all others are records."""
 
 
 class Completer:
@@ -45,7 +45,7 @@ class Completer:
         self._commands: list[str] = []
 
     def complete(self, text: str, state: int, line: str) -> str | None:
-        """Give the ``state``-th completion of ``text`` in ``line``, as readline asks for it."""
+        """Return completion number ``state`` of ``text`` in ``line``, as readline asks for it."""
         if state == 0:
             try:
                 self._found = sorted(set(self._matches(text, line)))[:_MOST]
@@ -77,7 +77,7 @@ def _paths(text: str) -> Iterator[str]:
 
 @contextmanager
 def terminal_kept() -> Iterator[None]:
-    """Give the terminal back as it was: a thread that reads a line is not ended, it goes with the process."""
+    """Restore the terminal at the end: the thread that reads a line cannot do that, since it ends with the process."""
     try:
         descriptor = sys.stdin.fileno()
         before: list[Any] = termios.tcgetattr(descriptor)
@@ -98,7 +98,7 @@ def _edits() -> bool:
 
 
 def _prepare() -> None:
-    """Load readline, which from then on serves ``input``."""
+    """Load readline; ``input`` uses it from then on."""
     try:
         import readline
     except ImportError:
@@ -106,7 +106,7 @@ def _prepare() -> None:
 
     completer = Completer()
     readline.set_completer(lambda text, state: completer.complete(text, state, readline.get_line_buffer()))
-    # A record's name holds colons, dots and brackets.
+    # A record's name can contain colons, dots and brackets.
     readline.set_completer_delims(" \t\n\"'(),<>")
     is_libedit = "libedit" in (readline.__doc__ or "")
     readline.parse_and_bind("bind ^I rl_complete" if is_libedit else "tab: complete")
@@ -118,7 +118,7 @@ def _prepare() -> None:
 
 
 def _read(prompt: str) -> str | None:
-    """One line; None at the end of input."""
+    """Return one line; None at the end of input."""
     try:
         return input(prompt)
     except EOFError:

@@ -1,8 +1,8 @@
-"""Try a start in a child process first: EPICS Base's parsers crash on some files, and nothing that is loaded can be unloaded.
+"""Try a start in a child process first: EPICS Base's parsers crash on some files, and loaded files cannot be unloaded.
 
 The child loads what the plan names, runs the start script up to iocInit, initialises without servers, without Channel Access links
-and without processing a record, and makes the groups. What it finds comes back as a sentence with file and line. So does its own
-death: then the sentence names the file that EPICS Base was reading.
+and without processing a record, and makes the groups. It reports each fault as a sentence with file and line. If the child
+crashes, the sentence names the file that EPICS Base was reading.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _PACKAGES: Final = str(Path(__file__).parents[2])
 
 
 class TrialResult(NamedTuple):
-    """What the child found."""
+    """The result of the child."""
 
     warnings: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
-    """What EPICS complains of and starts all the same, by sentence: links, initialisation of records."""
+    """EPICS' complaints that do not prevent a start, one sentence each: links, initialisation of records."""
     loaded: frozenset[LoadStep] = frozenset()
-    """Files that EPICS' parser reads without a crash."""
+    """The files that EPICS' parser read without a crash."""
     left_out: str = ""
-    """Why the trial ended before iocInit; empty when it came that far."""
+    """The reason why the trial ended before iocInit; empty if it reached iocInit."""
 
 
 def plan_from_json(text: str) -> Plan:
@@ -52,12 +52,12 @@ def plan_from_json(text: str) -> Plan:
 
 
 class Trial:
-    """A child under way, from its making to :meth:`result`; the caller goes on meanwhile."""
+    """A running child. The caller can do other work until it calls :meth:`result`."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed by result()
-        # -P: nothing is imported from the folder that the start happens in.
+        # -P: nothing is imported from the current folder.
         self._child = subprocess.Popen(
             [sys.executable, "-P", "-m", "appliance.ioc.trial_child"],
             stdin=subprocess.PIPE,
@@ -65,7 +65,7 @@ class Trial:
             stderr=self._said,
             cwd=plan.folder or None,
             env={
-                # What a service manager hands over is for the daemon alone.
+                # The service manager's sockets and settings are for the daemon only.
                 **{name: value for name, value in os.environ.items() if not name.startswith(_MANAGER)},
                 "PYTHONPATH": _packages(),
             },
@@ -116,14 +116,14 @@ class Trial:
         )
 
     def close(self) -> None:
-        """End the child if it is still there."""
+        """End the child if it is still running."""
         if self._child.poll() is None:
             self._child.kill()
             self._child.wait()
 
 
 def _packages() -> str:
-    """Where the child finds this package, whatever folder it runs in."""
+    """Return the search path with which the child finds this package, whatever folder it runs in."""
     before = os.environ.get("PYTHONPATH", "")
     return os.pathsep.join(part for part in (_PACKAGES, before) if part)
 
@@ -148,7 +148,11 @@ def _crashed(status: int, at: LoadStep | None, said: str) -> ConfigurationError:
 
 
 def check_file(plan: Plan, step: LoadStep) -> None:
-    """Raise ConfigurationError for a file on which EPICS' parser crashes; all else it tells itself when it is loaded."""
+    """Refuse a file on which EPICS' parser crashes; loading the file reports all other faults.
+
+    Raises:
+        ConfigurationError: The parser crashes on the file.
+    """
     alone = Plan(definition=plan.definition, databases=(step,), folder=str(Path.cwd()))
     trial = Trial(alone)
     try:

@@ -15,7 +15,7 @@ __all__ = ["decode_bitset", "encode_bitset", "iter_bits"]
 
 
 _short: dict[int, bytes] = {}
-"""Encoded bit sets of less than eight octets, which no byte order concerns: subscriptions send the same few."""
+"""Encoded bit sets of less than eight octets: byte order does not matter there, and subscriptions send the same few."""
 _SHORT_MAX = 4096
 
 
@@ -39,12 +39,12 @@ def encode_bitset(bits: int, big: bool) -> bytes:
 
 
 def decode_bitset(buf: Buffer, pos: int, end: int, big: bool) -> tuple[int, int]:
-    """Decode. Bits beyond the type's fields are the caller's to drop (``bits & t.full_mask``)."""
+    """Decode. The caller drops bits beyond the type's fields (``bits & t.full_mask``)."""
     if pos >= end:
         raise truncated(pos, end)
     n = buf[pos]
     if n < 8:
-        # One octet is what nearly every type needs.
+        # One octet is enough for nearly every type.
         stop = pos + 1 + n
         if stop > end:
             raise truncated(stop, end)

@@ -1,15 +1,15 @@
 """Compiled codecs: a store to bytes and back, made once per (type, byte order).
 
-A codec has a *plan* for every set of fields that it has met: the full value, and each bit set that monitors and
-puts use. A plan starts as a loop over the fields; when it has been used a few times it is compiled to one
+A codec has a *plan* for every set of fields that it has met: the full value, and each bit set of monitors and
+puts. A plan starts as a loop over the fields; when it has been used a few times it is compiled to one
 Python function in which a run of fixed-size fields is one ``struct.Struct``. So a tool that asks once does not
-pay for compilation, and a peer that sends ever new types or bit sets cannot make us compile.
+pay for compilation, and a peer that always sends new types or bit sets cannot make us compile.
 
-The source that is compiled holds nothing but integers and our own identifiers: no name that came from a peer.
+The compiled source contains only integers and our own identifiers, never a name from a peer.
 
 Memory: a decoded value takes at most some hundred bytes for each octet received (a null element of a structure
-array, one octet, is the worst). Numeric arrays are checked against the octets that are there before anything
-is allocated, and structures that would hold many more fields than octets are refused.
+array, one octet, is the worst). Before memory is allocated for a numeric array, its size is checked against
+the available octets. Structures with many more fields than octets are refused.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ __all__ = ["Codec", "codec"]
 COMPILE_AFTER = 6
 """Uses of a plan before it is compiled: compiling costs as much as some hundred uses save."""
 COMPILE_LEAVES = 400
-"""A plan of more fields is never compiled: the time would be the peer's to spend."""
+"""A plan of more fields is never compiled: a peer could waste our time with it."""
 MAX_PLANS = 64
 _PLANNED_FIELDS = 1 << 16
-"""Fields in all plans of one codec together, where two plans do not have more: bit sets are the peer's choice."""
+"""The most fields in all plans of one codec together (two plans are always kept): the peer chooses the bit sets."""
 CHUNK = 4096
-"""Arrays of at least so many bytes are handed out by reference."""
+"""Arrays of at least this many bytes are handed out by reference."""
 
 _CACHED = 512
 _CACHED_OCTETS = 32 << 20
-"""Octets of memory for the types of the codecs that are kept, as ``TypeDesc.weight`` reckons."""
+"""Octets of memory for the types of the cached codecs, estimated by ``TypeDesc.weight``."""
 
 
 class Codec:
     """Encodes and decodes values of one type in one byte order.
 
     For a structure the value is its store (a list), for any other type the leaf itself. Decoding raises
-    DecodeError and nothing else, encoding PVDataError. A ``TypeReader`` is the connection's: anys may carry
-    types by ID. Arrays that are decoded from ``bytes`` refer to them where they make up most of the buffer
-    and are copied otherwise, always once; from a ``bytearray`` they are always copied.
+    only DecodeError, encoding only PVDataError. The ``TypeReader`` belongs to the connection: an any may name
+    its type by ID. A decoded array refers to a ``bytes`` buffer if it is most of that buffer; otherwise it is copied
+    once. From a ``bytearray`` it is always copied.
     """
 
     __slots__ = (
@@ -94,7 +94,7 @@ class Codec:
 
     @property
     def description(self) -> bytes:
-        """The type itself as a message carries it in full."""
+        """The encoded type, in full."""
         made = self._description
         if not made:
             made = self._description = encode_type(self.type, self.big)
@@ -103,7 +103,7 @@ class Codec:
     def encode_chunks(self, store: Any) -> list[Part]:
         """Encode the full value as buffers to be sent one after the other; big arrays are not copied.
 
-        Whoever holds the buffers must not change the arrays in ``store``; arrays that Value took in are
+        The holder of the buffers must not change the arrays in ``store``; arrays in a Value are
         read-only.
         """
         if self._leaf is not None:
@@ -115,20 +115,20 @@ class Codec:
         return b"".join(self._parts(store, bits))
 
     def encode_marked(self, store: list[Any], bits: int) -> bytes:
-        """Encode the bit set ``bits`` and then the fields of it, as messages carry them."""
+        """Encode the bit set ``bits`` and then its fields, as in a message."""
         plan = self._encoders.get(bits)
         if plan is None:
             plan = self._plan_encoder(bits)
         return b"".join((encode_bitset(bits, self.big), *plan(store)))
 
     def encode_partial_chunks(self, store: list[Any], bits: int) -> list[Part]:
-        """Like ``encode_partial``, in buffers as ``encode_chunks``."""
+        """Encode as ``encode_partial`` does, into buffers as ``encode_chunks`` does."""
         return _chunks(self._parts(store, bits))
 
     def decode_partial(
         self, buf: Buffer, pos: int, end: int, bits: int, store: list[Any], types: TypeReader
     ) -> int:
-        """Decode the fields of ``bits`` into ``store``, which stays as it was when DecodeError is raised."""
+        """Decode the fields of ``bits`` into ``store``; after a DecodeError the store is unchanged."""
         plan = self._decoders.get(bits)
         if plan is None:
             plan = self._plan_decoder(bits)
@@ -230,7 +230,7 @@ def _chunks(parts: Iterable[Part]) -> list[Part]:
 
 
 class _FullDecoder:
-    """``Codec.decode`` of a structure until it is worth compiling."""
+    """``Codec.decode`` of a structure, before it is compiled."""
 
     __slots__ = ("loop", "owner", "uses")
 
@@ -253,7 +253,7 @@ class _FullDecoder:
 
 
 class _FullEncoder:
-    """``Codec.encode`` of a structure until it is worth compiling."""
+    """``Codec.encode`` of a structure, before it is compiled."""
 
     __slots__ = ("loop", "owner", "uses")
 

@@ -1,4 +1,4 @@
-"""From what people write (plain Python, numpy, text) to what a store holds, with every range checked."""
+"""Converts what users write (plain Python, numpy, text) to what a store holds, and checks every range."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _float(t: ScalarType, x: Any) -> float:
                 raise PVDataError(f"{e}, as {t.name} needs") from None
     if t.size == 4:
         try:
-            # What a reader will see: the nearest number that four octets can hold.
+            # The value that a reader sees: the nearest number that four octets can hold.
             return float(struct.unpack("<f", struct.pack("<f", x))[0])
         except OverflowError:
             raise PVDataError(f"{x!r} is too large for {t.name}") from None
@@ -337,7 +337,7 @@ def _member(t: UnionType, name: str, x: Any) -> UnionValue:
 
 
 def _exact(t: UnionType, x: Any) -> str | None:
-    """Name the member whose type is the natural one of ``x``: float64 data must not end in ``booleanValue``."""
+    """Return the member whose type is natural for ``x``: float64 data must not go into ``booleanValue``."""
     try:
         natural, _ = infer(x)
     except PVDataError:
@@ -370,7 +370,7 @@ _BY_DTYPE = {t.np: t for t in SCALARS.values() if t.np}
 
 
 def infer(x: Any) -> tuple[TypeDesc, Any]:
-    """Choose the type for plain Python or numpy, as PVXS chooses for JSON; the value comes back with it.
+    """Return the type for plain Python or numpy, as PVXS chooses it for JSON, and the value.
 
     Integers are int64 (uint64 if need be), an empty list is float64[], mixed numbers are float64[].
     """
@@ -415,7 +415,7 @@ def _infer_list(x: list[Any] | tuple[Any, ...]) -> TypeDesc:
     for item in x:
         t, _ = infer(item)
         if isinstance(t, StructType):
-            # Only one type can describe the elements; each is checked against it when it is assigned.
+            # Only one type can describe the elements; each element is checked when it is assigned.
             return ArrayType(t)
         if not isinstance(t, ScalarType):
             raise PVDataError("no PVData type can be inferred for a list of lists")

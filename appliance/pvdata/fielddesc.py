@@ -54,10 +54,10 @@ _SIZED |= {t.code | FIXED: (t, "fixed") for t in SCALARS.values()}
 
 
 class TypeReader:
-    """The types that the peer has given an ID on one connection, and what one decoding needs to know.
+    """The types to which the peer gave an ID on one connection, and the state of one decoding.
 
-    Lives as long as the connection (pva.rst section 5.6). ``limit`` bounds the number of IDs; their memory is bounded
-    here, for one connection and for the process.
+    It lives as long as the connection (pva.rst section 5.6). ``limit`` bounds the number of IDs. Their memory is also bounded,
+    per connection and for the process.
     """
 
     __slots__ = ("_known", "_known_weight", "_weight", "level", "limit", "octets", "types")
@@ -69,9 +69,9 @@ class TypeReader:
         self.limit = limit
         self.types: dict[int, TypeDesc] = {}
         self.level = 0
-        """Values inside values at this moment; the codec counts here."""
+        """Present nesting of values in values; the codec counts it."""
         self.octets = False
-        """Read ``uint8[]`` as ``bytes``: for who reads signatures, not numbers, and need not wait for numpy."""
+        """Whether ``uint8[]`` is read as ``bytes``: for readers of signatures, who need no numpy."""
         self._weight = 0
         self._known: dict[TypeDesc, TypeDesc] = {}
         self._known_weight = 0
@@ -99,7 +99,7 @@ class TypeReader:
         self.types[type_id] = t
 
     def clear(self) -> None:
-        """Forget everything: the connection is over."""
+        """Forget everything: the connection has ended."""
         TypeReader.held -= self._weight
         self._weight = self._known_weight = 0
         self.types = {}
@@ -109,7 +109,7 @@ class TypeReader:
         TypeReader.held -= self._weight
 
     def intern(self, t: TypeDesc) -> TypeDesc:
-        """Return an equal type met before, so that equal types are one object with one codec."""
+        """Return an equal type from before, so that equal types are one object with one codec."""
         if t.nodes > 1024:
             return t
         known = self._known.get(t)
@@ -124,9 +124,9 @@ class TypeReader:
 
 
 class TypeWriter:
-    """The IDs that we have given to types on one connection.
+    """The IDs that we gave to types on one connection.
 
-    Messages must leave in the order in which they were encoded: the first one defines the ID.
+    Messages must be sent in the order of their encoding: the first one defines the ID.
     """
 
     __slots__ = ("ids", "limit")
@@ -207,7 +207,7 @@ def _read(
 ) -> tuple[TypeDesc, int, int]:
     """Decode one description; ``depth`` and ``room`` are the levels and nodes still allowed.
 
-    The room left comes back, so that a description is given up while it is read and not when it is complete.
+    The remaining room is returned, so that an oversized description is refused while it is read.
     """
     if depth <= 0:
         raise DecodeError(f"a type nests deeper than {MAX_DEPTH} levels")

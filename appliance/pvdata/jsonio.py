@@ -20,7 +20,7 @@ __all__ = ["assign_text", "to_json", "to_plain"]
 
 
 def to_plain(value: Any) -> Any:
-    """Return what ``json.dumps(..., allow_nan=False)`` accepts: of a Value, a View or a leaf."""
+    """Convert a Value, a View or a leaf to what ``json.dumps(..., allow_nan=False)`` accepts."""
     if isinstance(value, (Value, View)):
         return _clean(value.to_dict())
     from appliance.pvdata.value import plain
@@ -34,7 +34,7 @@ def to_json(value: Any, indent: int | None = None) -> str:
 
 
 def assign_text(value: Value | View, text: str, path: str | None = None) -> None:
-    """Assign what a user typed, as pvxput does: JSON if it begins with ``{``, ``[`` or ``"``, else plain text.
+    """Assign a user's input as pvxput does: JSON if it begins with ``{``, ``[`` or ``"``, otherwise plain text.
 
     Without ``path`` a JSON object is for the whole structure and anything else for its field ``value``.
 

@@ -1,6 +1,6 @@
 """One leaf to bytes and back: scalars, strings, arrays, unions, anys and structure arrays.
 
-Every function here keeps to the same signatures, so that plans can string them together:
+All functions here have the same signatures, so that plans can combine them:
 ``encode(value) -> buffers`` and ``decode(buf, pos, end, types) -> (value, pos)``.
 """
 
@@ -50,7 +50,7 @@ ENCODE_ERRORS = (
     OverflowError,
     LookupError,
 )
-"""What a wrong value in a store can raise; callers turn it into PVDataError with the field's path."""
+"""The errors that a wrong value in a store can raise; callers turn them into a PVDataError with the field's path."""
 
 _NATIVE_BIG = sys.byteorder == "big"
 
@@ -214,11 +214,11 @@ def _number_array(t: ArrayType, element: ScalarType, big: bool) -> LeafCodec:
 
 
 _SLICE = 1 << 20
-"""Octets of an array that are copied at a time: less than a millisecond's work."""
+"""Octets of an array that are copied in one step: less than a millisecond of work."""
 
 
 def _copy_slowly(array: Any, native: str, width: int, *, is_bool: bool) -> Any:
-    """Copy a large array in pieces, with time for others between them."""
+    """Copy a large array in pieces, so that others can run in between."""
     copied = numpy().empty(array.size, "?" if is_bool else native)
     step = _SLICE // width
     for start in range(0, array.size, step):
@@ -231,7 +231,7 @@ def _copy_slowly(array: Any, native: str, width: int, *, is_bool: bool) -> Any:
 def _may_refer(buf: Buffer, size: int) -> bool:
     """Whether an array of ``size`` octets may point into ``buf`` rather than be copied.
 
-    Only into ``bytes``, which nobody can change, and only if it would not keep alive much more than itself.
+    It may only point into ``bytes``, which nobody can change, and only if this keeps little other memory alive.
     """
     owner = buf.obj if type(buf) is memoryview else buf
     return type(owner) is bytes and 2 * size >= len(owner)
@@ -270,7 +270,7 @@ def _struct(t: StructType, big: bool) -> LeafCodec:
 
     inner = codec(t, big)
     from_store = Value.from_store
-    # Structures without leaves take no octets: a peer could make us build them by the million.
+    # Structures without leaves take no octets: a peer could make us build millions of them.
     hollow = t.count > 16 + 8 * t.min_bytes
     marked = t.leaf_mask
 
@@ -365,7 +365,7 @@ def _compound_array(element: TypeDesc, big: bool) -> LeafCodec:
                 if present:
                     value, pos = step(buf, pos, end, types)
                     if value is empty:
-                        # Present but null: what PVXS also reads as an absent element.
+                        # Present but null; PVXS also reads this as an absent element.
                         value = None
                 out.append(value)
         finally:

@@ -1,4 +1,4 @@
-"""Normative types, field for field as PVXS builds them (nt.cpp), so that clients find what they know."""
+"""Normative types with the same fields as in PVXS (nt.cpp)."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def NTScalar(  # noqa: N802 - the type's own name
 ) -> StructType:
     """Make ``epics:nt/NTScalar:1.0``, or NTScalarArray when ``value`` is an array of scalars.
 
-    Control and value alarm exist for numbers only and are left out otherwise, as PVXS does.
+    Control and value alarm exist for numbers only; other types do not get them, as in PVXS.
     """
     scalar = value.element if isinstance(value, ArrayType) else value
     if not isinstance(scalar, ScalarType):
@@ -150,7 +150,7 @@ class NTTable:
             self.add_column(t, name)
 
     def add_column(self, t: ScalarType, name: str, label: str | None = None) -> NTTable:
-        """Append a column of arrays of ``t``; the label is the name unless given."""
+        """Append a column of arrays of ``t``; the default label is the name."""
         if not isinstance(t, ScalarType):
             raise PVDataError(f"column {name}: its type must be a scalar, not {t!r:.60}")
         self._columns.append((name, t, name if label is None else label))
@@ -248,7 +248,7 @@ def NTNameValue(value: ScalarType) -> StructType:  # noqa: N802
 
 
 def now_to_time(seconds: float) -> dict[str, int]:
-    """Split POSIX seconds into what a ``time_t`` field is assigned from."""
+    """Split POSIX seconds into the fields of a ``time_t``."""
     whole = int(seconds // 1)
     nanoseconds = round((seconds - whole) * 1e9)
     if nanoseconds >= 1_000_000_000:

@@ -1,9 +1,9 @@
-"""Long decodings give way: work that stops at many places inside itself, and goes on there later.
+"""Long decodings pause: work can stop at many places and continue there later.
 
 A message may hold hundreds of thousands of values, and types with tens of thousands of fields. Decoders are plain
-functions, since generators would make every message slower; so what may take long runs on a stack of its own
-(a greenlet), and ``breathe`` in its loops leaves that stack when the time is up. Where nobody paces, ``breathe``
-costs a look at one variable.
+functions, since generators would make every message slower; so long work runs on its own stack
+(a greenlet), and ``breathe`` in its loops leaves that stack when the time is up. Without pacing, ``breathe``
+only reads one variable.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 __all__ = ["MAX_VALUES", "Pace", "breathe"]
 
 MAX_VALUES = 1 << 19
-"""Values, strings and descriptions of fields in one message; numbers in arrays are not counted. Each takes some hundred
-octets of memory, whatever it takes in the message, and some time when it is freed again, all at once."""
+"""The most values, strings and descriptions of fields in one message; numbers in arrays are not counted. Each takes some
+hundred octets of memory, whatever its size in the message. All of them are freed at once, which takes time."""
 
 _running: Pace | None = None
 
 
 class Pace:
-    """One piece of work, and where it stands.
+    """One piece of work that can pause.
 
-    ``due`` tells whether it is time to give way; None never is, and then the work is only counted.
+    ``due`` tells whether it is time to pause. With None the work never pauses and is only counted.
     """
 
     __slots__ = ("_due", "_fiber", "_left", "_work")
@@ -40,7 +40,7 @@ class Pace:
         self._fiber: greenlet | None = None
 
     def go_on(self) -> bool:
-        """Work until it is done or due; return whether it is done. Raises what the work raises."""
+        """Work until it is done or must pause; return whether it is done. Errors of the work are raised here."""
         global _running  # noqa: PLW0603
         before = _running
         _running = self
@@ -59,7 +59,7 @@ class Pace:
             _running = before
 
     def drop(self) -> None:
-        """Give up what is not done: it ends where it stands."""
+        """Abandon the rest of the work."""
         if self._fiber is not None and not self._fiber.dead:
             from greenlet import getcurrent
 
@@ -76,13 +76,13 @@ class Pace:
             assert fiber is not None
             from greenlet import getcurrent
 
-            if fiber is getcurrent():  # not in another thread that decodes at the same time
+            if fiber is getcurrent():  # do not pause in another thread that decodes at the same time
                 assert fiber.parent is not None
                 fiber.parent.switch()
 
 
 def breathe(values: int = 0) -> None:
-    """Let others go first if it is time to, and count ``values`` that were met since the last call.
+    """Pause if it is time to, and count the ``values`` since the last call.
 
     Raises:
         DecodeError: A paced message holds too many values.

@@ -1,6 +1,6 @@
 """Paths that lead into nested values: ``value->doubleValue``, ``dimension[0].size``, ``any->field``.
 
-The notation is PVXS'. Plain dotted paths never come here: a dictionary answers those.
+The notation is that of PVXS. Plain dotted paths are not handled here, but by a dictionary.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def lookup(where: _Fields, path: str) -> Any:
 
 
 def store_at(where: _Fields, path: str, x: Any) -> None:
-    """Set what ``path`` leads to, selecting union members on the way, and mark the field that holds it."""
+    """Set the value at ``path``, select union members on the way, and mark the field that holds it."""
     head, rest = _split(where, path)
     number = where.base + where.type.offsets[head]
     root = where.root
@@ -79,7 +79,7 @@ def store_at(where: _Fields, path: str, x: Any) -> None:
 
 
 def _stored(t: TypeDesc, value: Any, rest: str, x: Any, path: str) -> Any:
-    """Return ``value`` with ``x`` in the place ``rest`` below it; lists and nested values change in place."""
+    """Return ``value`` with ``x`` at ``rest`` below it; lists and nested values change in place."""
     try:
         if not rest:
             return coerce(t, x, value)

@@ -1,6 +1,6 @@
 """Plans compiled to Python: one function for one choice of fields.
 
-The text that is compiled is made of integers and of names chosen here. What a peer sends (field names,
+The compiled text contains only integers and names chosen here. Text from a peer (field names,
 identifiers) never gets into it.
 """
 
@@ -23,7 +23,7 @@ __all__ = ["compile_decoder", "compile_encoder", "encode_failure"]
 def compile_decoder(t: TypeDesc, leaves: tuple[int, ...], big: bool, *, full: bool) -> Any:
     """Make ``(buf, pos, end, types) -> (store, pos)`` if ``full``, else ``(buf, pos, end, store, types) -> pos``.
 
-    Reads past ``end`` are noticed once, after the last field: until then they can only have read what follows
+    Reads past ``end`` are detected once, after the last field; until then they can only read octets that follow
     in the same buffer.
     """
     order = ">" if big else "<"

@@ -1,7 +1,7 @@
-"""The smallest pieces of the wire: Size, String, and how running out of bytes is reported.
+"""The smallest parts of messages: Size and String, and the error for missing octets.
 
-Every decoder takes ``buf``, the position and the end of what it may read, and returns the value and the new
-position. Source: pva.rst section 5.1; where it and PVXS differ see docs/conformance.md.
+Every decoder takes ``buf``, the position and the end of what it may read. It returns the value and the new
+position. Source: pva.rst section 5.1; for differences to PVXS see docs/conformance.md.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ Buffer = bytes | bytearray | memoryview
 
 
 class DecodeLimits:
-    """What one peer may make us hold."""
+    """Bounds of the memory that a peer can make us use."""
 
     CACHED_TYPES = 16384
     """Type IDs that one connection may define."""
     CACHED_OCTETS = 32 << 20
-    """Octets of memory for all types of one connection's cache together, as ``TypeDesc.weight`` reckons."""
+    """Octets of memory for all types in the cache of one connection, estimated by ``TypeDesc.weight``."""
     ALL_CACHED_OCTETS = 256 << 20
-    """The same for all connections of a process."""
+    """The same for all connections of a process together."""
     KNOWN_OCTETS = 1 << 20
-    """The same for types that one connection has met without an ID, and keeps to find them equal."""
+    """The same for types without an ID, which a connection keeps to recognise equal types."""
     BITSET_BYTES = 8192
     """Octets of a bit set: 65536 fields."""
     NESTED_VALUES = 32
@@ -35,7 +35,7 @@ _MAX_SIZE = 0xFFFFFFFF
 
 
 def truncated(pos: int, end: int) -> DecodeError:
-    """Make the error for a message that ends before its content does."""
+    """Return the error for a message that ends before its content."""
     return DecodeError(f"truncated: byte {pos} is needed of {end}")
 
 
@@ -53,7 +53,7 @@ def encode_size(n: int | None, big: bool = False) -> bytes:
 def decode_size(buf: Buffer, pos: int, end: int, big: bool) -> tuple[int | None, int]:
     """Decode a Size; ``None`` stands for the null form.
 
-    There is no 64-bit form: neither the specification nor PVXS has one, and no message could hold so much.
+    There is no 64-bit form: neither the specification nor PVXS has one, and no message can be so large.
     """
     if pos >= end:
         raise truncated(pos, end)
@@ -76,7 +76,7 @@ def decode_count(buf: Buffer, pos: int, end: int, big: bool) -> tuple[int, int]:
 
 
 def encode_string(s: str, big: bool = False) -> bytes:
-    """Encode a String (pva.rst section 5.1.2). Bytes that were not UTF-8 when decoded come out as they were."""
+    """Encode a String (pva.rst section 5.1.2). Octets that were not UTF-8 when decoded are sent unchanged."""
     if not s:
         return b"\0"
     try:
@@ -90,8 +90,8 @@ def encode_string(s: str, big: bool = False) -> bytes:
 def decode_string(buf: Buffer, pos: int, end: int, big: bool) -> tuple[str, int]:
     """Decode a String; null reads as the empty string, as PVXS does.
 
-    Bytes that are not UTF-8 are kept as surrogates. Records of older sites hold Latin-1 units such as the
-    degree sign, which PVXS hands through untouched: refusing them would cost the whole connection.
+    Octets that are not UTF-8 are kept as surrogates. Records of older sites have Latin-1 units such as the
+    degree sign, and PVXS passes them unchanged. To refuse them would end the whole connection.
     """
     n, pos = decode_size(buf, pos, end, big)
     if not n:

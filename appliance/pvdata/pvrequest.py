@@ -1,4 +1,4 @@
-"""pvRequest: which fields an operation wants, and with which options.
+"""pvRequest: the fields and the options of an operation.
 
 Text: ``field(a,b.c)record[queueSize=4,pipeline=true]``. Semantics are those of PVXS (pvrequest.cpp, clientreq.cpp);
 pvDataCPP's ``field(a[opt=1])``, ``field(a{b,c})`` and bare lists with commas are understood as well.
@@ -40,7 +40,7 @@ class PVRequest:
         self.text = text
         fields, self.options = _Parser(text).parse()
         if truth(self.options.get("pipeline")):
-            # Both ends count updates or neither does, and other servers know fewer words than we do.
+            # Both ends must agree whether they count updates, and other servers know fewer words than we do.
             self.options["pipeline"] = "true"
         try:
             self.value = _build(fields, self.options)
@@ -192,9 +192,9 @@ def _fill(value: Value, path: str, tree: _Tree) -> None:
 def request_mask(request: Value, t: TypeDesc) -> int:
     """Return the fields of ``t`` that a pvRequest selects, as bits.
 
-    As in PVXS: bit 0 is always set; no ``field`` or an empty one means everything; unknown names are passed over
-    as long as one is known; naming a structure selects all below it, naming something below it sets its bit as
-    well. So the bit of a structure does not mean that everything below it is wanted: combine the mask with changes by
+    As in PVXS: bit 0 is always set; no ``field`` or an empty one means everything; unknown names are ignored
+    if one name is known; the name of a structure selects all below it; the name of a field below it also sets the
+    structure's bit. So the bit of a structure does not mean that everything below it is wanted: combine the mask with changes by
     ``select_bits``.
 
     Raises:
@@ -230,10 +230,10 @@ def request_mask(request: Value, t: TypeDesc) -> int:
 
 
 def select_bits(t: TypeDesc, changed: int, mask: int) -> int:
-    """Return the fields of ``changed`` that ``mask`` lets through, as bits that the codec takes.
+    """Return the fields of ``changed`` that are also in ``mask``, as bits for the codec.
 
-    A structure's bit in ``changed`` stands for everything below it, one in ``mask`` does not; so where the mask is
-    not everything, structures are spelled out.
+    A structure's bit in ``changed`` means everything below it; in ``mask`` it does not. So if the mask is not
+    everything, the fields of structures are listed one by one.
     """
     if mask == t.full_mask:
         return changed & mask
@@ -264,10 +264,10 @@ def truth(text: str | None) -> bool | None:
     """Read an option that is true or false, such as ``pipeline`` or ``process``.
 
     Args:
-        text: The option's text; None where the request does not have it.
+        text: The option's text; None if the request does not have it.
 
     Returns:
-        None where the option is absent or its text is neither.
+        The truth value; None if the option is absent or its text is neither.
     """
     word = (text or "").strip().lower()
     if word in _TRUE:

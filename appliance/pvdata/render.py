@@ -1,4 +1,4 @@
-"""Types and values as text, character for character what pvxinfo, pvxget and pvxmonitor print.
+"""Types and values as text, in exactly the form of pvxinfo, pvxget and pvxmonitor.
 
 Source: PVXS ``Value::Fmt`` (datafmt.cpp) and the programs' output; the vectors in tests/vectors were printed by PVXS.
 """
@@ -52,7 +52,7 @@ def type_name(t: TypeDesc) -> str:
 
 
 def escape(text: str) -> str:
-    """Escape as C would write the UTF-8 octets: one that is not printable ASCII becomes its hexadecimal code."""
+    """Escape text as C writes its UTF-8 octets: an octet that is not printable ASCII becomes its hexadecimal code."""
     if text.isascii() and text.isprintable() and not ("\\" in text or "'" in text or '"' in text):
         return text
     return "".join([_TABLE[octet] for octet in text.encode("utf-8", "surrogateescape")])
@@ -120,7 +120,7 @@ def render(value: Value | View, fmt: str = "delta", limit: int = 20, *, show_val
 def _marked(value: Value) -> Iterator[int]:
     """Yield the numbers of the marked fields and of all that is below a marked structure; never the top.
 
-    A mark on the top is a mark on every leaf, as PVXS has it after decoding a whole value.
+    A mark on the top counts as a mark on every leaf, as in PVXS after decoding a whole value.
     """
     after = 1
     t = value.type
@@ -158,7 +158,7 @@ def _field(prefix: str, t: TypeDesc, x: Any, limit: int, show: bool, *, top: boo
         for i, item in enumerate(x):
             name = f"{prefix}[{i}]"
             if isinstance(item, UnionValue):
-                # PVXS keeps the selected member itself as the element.
+                # In PVXS the element is the selected member itself.
                 yield from _nested(name, _member(t.element, item), item.value, limit, show)
             elif isinstance(item, AnyValue):
                 yield from _nested(name, item.type, item.value, limit, show)

@@ -1,4 +1,4 @@
-"""A store: what its leaves may be, and the values that they start with.
+"""Stores: the possible leaves, and their initial values.
 
 A store is the flat list in which a Value keeps its fields; see docs/architecture.md.
 """
@@ -49,7 +49,7 @@ _empty: dict[tuple[str, int], Any] = {}
 
 
 def numpy() -> ModuleType:
-    """Import numpy when the first array is met: a tool that shows a scalar does not pay for it."""
+    """Import numpy at the first array, so that a tool that shows a scalar starts fast."""
     global _np  # noqa: PLW0603
     if _np is None:
         import numpy as np
@@ -83,7 +83,7 @@ def octet_store(t: TypeDesc) -> list[Any]:
 
 
 def default(t: TypeDesc) -> Any:
-    """Return the value that a leaf of type ``t`` starts with."""
+    """Return the initial value of a leaf of type ``t``."""
     if isinstance(t, ScalarType):
         return {"string": "", "float": 0.0, "bool": False}.get(t.kind, 0)
     if isinstance(t, ArrayType):

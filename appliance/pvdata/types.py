@@ -2,7 +2,7 @@
 
 Every type has the same *layout* attributes, so that code that walks a value need not ask what the type is: a
 structure numbers its fields depth first, itself being 0 (pva.rst section 5.5.3); every other type is one
-field that has number 0. The layout is computed when it is first asked for.
+field that has number 0. The layout is computed at its first use.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 MAX_DEPTH = 32
-"""Levels of nesting of one type; PVXS itself gives up beyond 20."""
+"""Levels of nesting of one type; PVXS itself refuses more than 20."""
 MAX_FIELDS = 65535
 """Nodes of one type, those inside unions and array elements included; PVXS counts bits in 16 bits."""
 MAX_NAME = 255
@@ -59,13 +59,13 @@ _LAYOUT = frozenset(
 
 
 WEIGHT = 1024
-"""Octets of memory for a type itself: its object, its two codecs, and its place in what is above it. Measured."""
+"""Measured octets of memory for a type itself: its object, its two codecs, and its place in the types above it."""
 _FIELD_WEIGHT = 200
 """The same for each field of a structure or union: name, paths, layout and steps of codecs."""
 
 
 class Masks:
-    """By number, the bits of a sub-tree, made when they are asked for: all of them would take octets by the square."""
+    """The bits of each sub-tree, by number. They are made at their first use: all of them would take quadratic memory."""
 
     __slots__ = ("_spans",)
 
@@ -105,9 +105,9 @@ class TypeDesc:
     )
 
     id: str
-    """The identifier such as ``epics:nt/NTScalar:1.0``; empty where there is none."""
+    """The identifier such as ``epics:nt/NTScalar:1.0``; empty if there is none."""
     count: int
-    """How many numbers, and so bits, the type takes."""
+    """How many numbers, and therefore bits, the type takes."""
     nodes: int
     """Like ``count``, but the types inside unions and array elements count too."""
     depth: int
@@ -118,7 +118,7 @@ class TypeDesc:
     """Octets that the fixed-length arrays of a default value take."""
     path_chars: int
     weight: int
-    """About how many octets of memory the type takes once it has been used, with all that is below it."""
+    """Estimated octets of memory for the type after its first use, with everything below it."""
     members: dict[str, TypeDesc]
     """Types by member name, of a structure or a union."""
     offsets: dict[str, int]
@@ -155,7 +155,7 @@ class TypeDesc:
         self.weight = WEIGHT
         self.members = {}
         self._defaults = None
-        # By byte order; here, so that they live as long as the type does and need no bound of their own.
+        # By byte order. They are stored here to live as long as the type, so they need no separate bound.
         self._codecs = [None, None]
         self._leaf_codecs = [None, None]
 
@@ -186,7 +186,7 @@ class TypeDesc:
             return NotImplemented
         return type(self) is type(other) and self._hash == other._hash and self._key() == other._key()
 
-    # Every kind of type has its own. Not an ABC: types are told apart by isinstance where speed counts.
+    # Every kind of type defines this. It is not an ABC, because isinstance on types must be fast.
     def _key(self) -> object:
         raise NotImplementedError
 
@@ -295,7 +295,7 @@ def _scalar(name: str) -> ScalarType:
 
 
 class AnyType(TypeDesc):
-    """The variant union: a value that brings its own type. ``ANY`` is its one instance."""
+    """The variant union: a value that carries its own type. ``ANY`` is its only instance."""
 
     __slots__ = ()
 
@@ -487,7 +487,7 @@ def from_wire(
     fields: list[tuple[str, TypeDesc]],
     id: str,  # noqa: A002
 ) -> StructType | UnionType:
-    """Make a structure or union that a peer described; names may hold anything printable but a dot.
+    """Make a structure or union that a peer described; names may contain any printable character except a dot.
 
     PVXS checks no name that it receives, so a stricter rule would make existing PVs unreadable.
     """

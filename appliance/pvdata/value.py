@@ -17,9 +17,9 @@ __all__ = ["Value", "View"]
 
 
 class _Fields:
-    """What Value and View have in common: fields by dotted path below one structure.
+    """The common part of Value and View: fields by dotted path below one structure.
 
-    Both have ``root`` and ``base``. An ABC would make ``isinstance(x, Value)`` slow, which is asked for every assignment.
+    Both have ``root`` and ``base``. With an ABC, ``isinstance(x, Value)`` would be slow, and every assignment uses it.
     """
 
     __slots__ = ()
@@ -37,7 +37,7 @@ class _Fields:
         raise NotImplementedError
 
     def __getitem__(self, path: str) -> Any:
-        """Return a leaf as it is in the store, a sub-structure as a View.
+        """Return a leaf from the store, or a sub-structure as a View.
 
         Besides dotted paths, ``union->member``, ``any->`` and ``structs[3]`` lead into nested values.
 
@@ -84,7 +84,7 @@ class _Fields:
         return path in self.type.offsets
 
     def get(self, path: str, default: Any = None) -> Any:
-        """Return ``self[path]``, or ``default`` where there is no such field."""
+        """Return ``self[path]``, or ``default`` if there is no such field."""
         if path in self.type.offsets:
             return self[path]
         try:
@@ -112,8 +112,8 @@ class _Fields:
     def assign(self, x: Any) -> None:
         """Assign from a mapping of paths (nested or dotted), another value, or a scalar.
 
-        A scalar goes to the field ``value`` if there is one; if that is an ``enum_t`` it is an index or a
-        choice's text. From another value the marked fields are taken, or all if none is marked.
+        A scalar goes to the field ``value`` if there is one; for an ``enum_t`` it is an index or the text of a
+        choice. From another value the marked fields are copied, or all fields if none is marked.
         """
         _assign(self.root, self.base, x)
 
@@ -157,7 +157,7 @@ class _Fields:
     def to_dict(self) -> Any:
         """Return plain Python: nested dicts, lists for arrays, ``{member: value}`` for unions.
 
-        A value whose type is not a structure comes as what it is.
+        A value whose type is not a structure is returned as plain Python itself.
         """
         if not isinstance(self.type, StructType):
             return plain(self.root.store[0])
@@ -228,7 +228,7 @@ class Value(_Fields):
 
     @classmethod
     def from_store(cls, t: TypeDesc, store: list[Any], changed: int = 0) -> Value:
-        """Wrap a store as a codec made it; nothing is checked or copied."""
+        """Wrap a store that a codec made; nothing is checked or copied."""
         self = cls.__new__(cls)
         self.type = t
         self.store = store
@@ -258,7 +258,7 @@ class Value(_Fields):
         return Value.from_store(self.type, [_copied(x) for x in self.store], self.changed)
 
     def merge(self, store: list[Any], bits: int) -> None:
-        """Take the fields of ``bits`` from another store of the same type and mark them."""
+        """Copy the fields of ``bits`` from another store of the same type and mark them."""
         if bits & 1:
             self.store[:] = store
             self.changed |= 1
@@ -284,17 +284,17 @@ class View(_Fields):
 
     @property
     def root(self) -> Value:
-        """The value that this is a part of."""
+        """The value that contains this sub-structure."""
         return self._root
 
     @property
     def base(self) -> int:
-        """Number of this sub-structure in it."""
+        """Number of this sub-structure in the root's store."""
         return self._base
 
 
 def no_field(t: TypeDesc, path: str) -> PVDataError:
-    """Make the error for a path that ``t`` does not have."""
+    """Return the error for a path that ``t`` does not have."""
     names = ", ".join(list(t.members)[:12]) if isinstance(t, StructType) else ""
     return PVDataError(f"no field {path!r}" + (f"; there are {names}" if names else ""))
 
@@ -382,7 +382,7 @@ def _copied(x: Any) -> Any:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Compare two leaves; NaN equals NaN, so that a value equals its copy."""
+    """Whether two leaves are equal; NaN equals NaN, so that a value equals its copy."""
     if a is b:
         return True
     if hasattr(a, "dtype") and hasattr(b, "dtype"):
@@ -400,7 +400,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def plain(x: Any) -> Any:
-    """Turn a leaf into plain Python."""
+    """Convert a leaf to plain Python."""
     if isinstance(x, UnionValue):
         return None if x.name is None else {x.name: plain(x.value)}
     if isinstance(x, AnyValue):

@@ -1,7 +1,7 @@
 """autosave: values that are saved while the IOC runs and restored when it starts.
 
-An implementation of our own, since autosave is C code for an IOC that is built from source. Files have its format, so
-those that another IOC has written are read here and the other way round. Only records of this IOC are saved.
+This is our own implementation, since autosave is C code for an IOC that is built from source. The files have the same format, so
+that each IOC can read the files of the other. Only records of this IOC are saved.
 
 =================  =====================================================
 :mod:`.savefile`    the format of save files and request files

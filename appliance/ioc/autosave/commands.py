@@ -1,4 +1,4 @@
-"""The commands of autosave, as start scripts for other IOCs have them."""
+"""The commands of autosave, as start scripts of other IOCs use them."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ _WITHOUT_EFFECT: Final = {
     "save_restoreSet_CallbackTimeout": "values are read from this IOC's records, without Channel Access",
     "set_saveTask_priority": "saving runs in a thread of its own without a priority",
 }
-"""Settings of autosave that mean nothing here: told when they are used, and no failure."""
+"""Settings of autosave that have no effect here. Their use is reported, but is not a failure."""
 
 
 class Autosave:
-    """One per IOC. Commands come from the shell's thread; a thread of its own saves.
+    """autosave's commands; one instance per IOC. The shell's thread calls them; another thread saves.
 
     Args:
-        is_trial: check what commands name, and neither save nor write anything.
+        is_trial: only check the arguments; do not save or write anything.
 
     """
 
     def __init__(self, *, is_trial: bool = False) -> None:
         self._is_trial = is_trial
         self._made: set[str] = set()
-        """Request files that commands make."""
+        """The request files that commands make."""
         self._folders = Folders()
         self._saver = Saver(self._folders)
         self._restorer = Restorer(self._folders)
@@ -49,7 +49,7 @@ class Autosave:
     # -- commands ------------------------------------------------------------------------------------
 
     def register_commands(self) -> None:
-        """Add them to the shell; after :func:`.dbcore.boot`."""
+        """Add the commands to the shell; call this after :func:`.dbcore.boot`."""
         add = dbcore.register_command
         path: list[tuple[str, type]] = [("path", str), ("subpath", str)]
         file: list[tuple[str, type]] = [("file", str), ("macros", str)]
@@ -98,8 +98,8 @@ class Autosave:
             self._restore_now,
             "Put the values of a save file, with macros, into the running records.\n",
         )
-        add("dbrestoreShow", [], self._show, "What was restored and what is saved.\n")
-        add("save_restoreShow", [("level", int)], self._show, "What was restored and what is saved.\n")
+        add("dbrestoreShow", [], self._show, "Show what was restored and what is saved.\n")
+        add("save_restoreShow", [("level", int)], self._show, "Show what was restored and what is saved.\n")
         add(
             "makeAutosaveFileFromDbInfo",
             [("file", str), ("info", str)],
@@ -154,7 +154,7 @@ class Autosave:
 
     def _set_save_path(self, path: str | None, subpath: str | None) -> None:
         self._folders.saves = _joined(path, subpath)
-        # A service manager may make it just before the start.
+        # A service manager may make this directory just before the start.
         if not self._is_trial and not Path(self._folders.saves).is_dir():
             raise ConfigurationError(
                 "is not a directory; create it and let this IOC write to it", file=self._folders.saves
@@ -254,7 +254,7 @@ class Autosave:
     # -- life ----------------------------------------------------------------------------------------
 
     def on_init(self, state: int) -> None:
-        """Tell of a state of iocInit: files are restored in two of them."""
+        """Handle a state of iocInit: files are restored in two of them."""
         if state == InitHook.AFTER_INIT_DEVICE_SUPPORT:
             self._restorer.restore_named(is_late=False)
         elif state == InitHook.AFTER_INIT_DATABASE:
@@ -263,7 +263,7 @@ class Autosave:
             self._saver.start()
 
     def close(self) -> None:
-        """Save what has changed and end; the database must still be there."""
+        """Save all changes and end; the database must still be there."""
         self._saver.close()
 
 

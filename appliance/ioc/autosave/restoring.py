@@ -1,4 +1,4 @@
-"""Save files that are put back into records: in the two passes of iocInit, or while the IOC runs."""
+"""Restores save files: in the two passes of iocInit, or while the IOC runs."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class _Named(NamedTuple):
     file: str
     macros: str
     is_late: bool
-    """After records are initialised; else before."""
+    """Whether it is restored after records are initialised, and not before."""
 
 
 class Restorer:
-    """Restores save files, and remembers what became of them."""
+    """Restores save files, and keeps the results for the report."""
 
     def __init__(self, folders: Folders) -> None:
         self.incomplete_is_good = True
-        """Restore files too in which PVs were missing."""
+        """Whether to restore files that lack values of some PVs."""
         self._folders = folders
         self._named: list[_Named] = []
         self._told: dict[_Named, str] = {}
@@ -43,7 +43,7 @@ class Restorer:
         self._named.append(_Named(file, macros, is_late))
 
     def restore_named(self, *, is_late: bool) -> None:
-        """Restore the files of one of the two passes; what fails is logged."""
+        """Restore the files of one of the two passes; failures are logged."""
         for named in self._named:
             if named.is_late is not is_late:
                 continue
@@ -67,7 +67,7 @@ class Restorer:
         self._restore(file, macros, _put)
 
     def lines(self) -> list[str]:
-        """Tell people what was restored."""
+        """Return a report of the restored files."""
         return [
             f"restored {'after' if named.is_late else 'before'} initialisation: {named.file}: {told}"
             for named, told in self._told.items()

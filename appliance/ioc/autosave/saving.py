@@ -18,10 +18,10 @@ __all__ = ["SHORTEST_S", "SaveSet", "Saver"]
 
 _log: Final = logging.getLogger("appliance.ioc.autosave")
 _PROGRAM: Final = "save/restore V5.11"
-"""Readers look for V and a version: from 1.8 on they want the end to be marked."""
+"""Readers look for V and a version: from version 1.8 on they expect the end to be marked."""
 _SUFFIX: Final = ".sav"
 SHORTEST_S: Final = 1.0
-"""Seconds between two looks at a set, at least."""
+"""The least seconds between two checks of a set."""
 
 
 class SaveSet:
@@ -42,7 +42,7 @@ class SaveSet:
         )
         self.names = names
         self.period = period
-        """Seconds; 0: only on demand or by its trigger."""
+        """Seconds between two saves; 0: only on demand or by the trigger."""
         self.trigger = trigger
         self.only_changes = only_changes
         self.channels: dict[str, DBChannel | None] = {}
@@ -54,13 +54,13 @@ class SaveSet:
         self.state = "not saved yet"
 
     def when(self) -> str:
-        """Say when it is saved."""
+        """Return when the set is saved, as text for people."""
         if self.period:
             return f"every {self.period:g} s"
         return f"when {self.trigger} changes" if self.trigger else "by manual_save"
 
     def close(self) -> None:
-        """Give its channels back."""
+        """Close the channels."""
         for channel in self.channels.values():
             if channel is not None:
                 channel.close()
@@ -68,7 +68,7 @@ class SaveSet:
 
 
 class Saver:
-    """Saves sets, most of them in a thread of its own. All methods may be called in any thread."""
+    """Saves sets, most of them in its own thread. All methods can be called in any thread."""
 
     def __init__(self, folders: Folders) -> None:
         self.mode = 0o664
@@ -87,7 +87,7 @@ class Saver:
         self._ended = False
 
     def add(self, one: SaveSet) -> None:
-        """Save one more set, or another in the place of one that has the same request file."""
+        """Add a set; it replaces a set with the same request file."""
         with self._lock:
             if (old := self._sets.pop(one.request, None)) is not None:
                 old.close()
@@ -120,7 +120,7 @@ class Saver:
         return found
 
     def lines(self) -> list[str]:
-        """Tell people the state of all sets."""
+        """Return a report of the state of all sets."""
         with self._lock:
             return [
                 f"saved {each.when()}: {each.file}: {len(each.names)} PVs, {each.state}"
@@ -209,7 +209,7 @@ class Saver:
             return None
 
     def close(self) -> None:
-        """Save what has changed and end; the database must still be there."""
+        """Save all changes and end; the database must still be there."""
         self._ended = True
         self._wake.set()
         if self._thread is not None:

@@ -1,10 +1,10 @@
-"""EPICS Base's record database, driven through ctypes; the only place that knows of ctypes and epicscorelibs.
+"""EPICS Base's record database, used through ctypes; only this package uses ctypes and epicscorelibs.
 
 ===================  ========================================================================================
 :mod:`.boot`          definition, records, iocInit, shutdown
-:mod:`.records`       what is loaded: records, aliases, info items
+:mod:`.records`       the loaded records, aliases and info items
 :mod:`.channel`       a field: get, put, properties, locks
-:mod:`.reading`       what is read: value with alarm and time, properties
+:mod:`.reading`       readings: value with alarm and time, properties
 :mod:`.put_value`     a value in the memory that a put reads
 :mod:`.dbr`           options of dbChannelGet and the layout of what it writes
 :mod:`.many`          a lock of several records, reading many

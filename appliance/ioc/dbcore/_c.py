@@ -1,13 +1,13 @@
-# ruff: noqa: N801, N816 - everything here bears the name that it has in C
+# ruff: noqa: N801, N816 - all names here are those of C
 """The shared libraries of EPICS Base, the C structures and the prototypes that this package uses.
 
 Loading them takes some milliseconds: the files are found beside the installed ``epicscorelibs`` package
 without importing it, since its own loader pulls in the whole of setuptools (0.15 s).
 
-Functions are bound through :class:`ctypes.CDLL`, which releases the GIL during the call. For whatever may wait
-for a record's lock that is a rule: the thread that owns the lock may be waiting for the GIL (a Python subroutine
-of a ``sub`` record, the callback of a put, another Python thread). The few that are called with the GIL held
-(:class:`ctypes.PyDLL`) take no lock that outlives some instructions: the rings of :mod:`.rings`, and reading a
+Functions are bound through :class:`ctypes.CDLL`, which releases the GIL during the call. A function that may wait
+for a record's lock must release it: the thread that owns the lock may be waiting for the GIL (a Python subroutine
+of a ``sub`` record, the callback of a put, another Python thread). The few functions that are called with the GIL held
+(:class:`ctypes.PyDLL`) take no lock for longer than some instructions: the rings of :mod:`.rings`, and reading a
 record that is locked already. They exist because every release of the GIL beside a busy thread costs up to the
 interpreter's switch interval, 5 ms.
 """
@@ -59,7 +59,7 @@ STRUCT_CODES: Final = ("40s", "b", "B", "h", "H", "i", "I", "q", "Q", "f", "d", 
 #: numpy type strings of the DBR types, by number.
 NUMPY_CODES: Final = ("S40", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8", "u2")
 
-# dbAccessDefs.h: what a get may bring along, in the order in which it lies in the buffer.
+# dbAccessDefs.h: the options of a get, in the order of their data in the buffer.
 DBR_STATUS: Final = 0x1
 DBR_AMSG: Final = 0x2
 DBR_UNITS: Final = 0x4
@@ -85,7 +85,7 @@ class ELLLIST(Structure):
 
 
 class dbFldDes(Structure):
-    """dbBase.h: what a database definition says of one field."""
+    """dbBase.h: one field in a database definition."""
 
     _fields_ = (
         ("prompt", c_char_p),
@@ -319,11 +319,11 @@ dbChannelGet = _bind(core, c_long, "dbChannelGet", c_void_p, c_short, c_void_p, 
 dbChannelGetField = _bind(
     core, c_long, "dbChannelGetField", c_void_p, c_short, c_void_p, c_void_p, c_void_p, c_void_p
 )
-# The same function without declared arguments: the hot path passes ready-made ctypes objects, 0.2 us cheaper.
+# The same function without declared arguments: the hot path passes ready-made ctypes objects, which saves 0.2 us.
 dbChannelGetFieldFast: Any = ctypes.CDLL(library_file("dbCore")).dbChannelGetField
 dbChannelGetFieldFast.restype = c_long
 _held: Final = ctypes.PyDLL(library_file("dbCore"))
-#: For callers who hold the record's lock; arguments must be ready-made.
+#: For callers that hold the record's lock; arguments must be ready-made.
 dbChannelGetHeld: Any = _held.dbChannelGet
 dbChannelGetHeld.restype = c_long
 dbChannelPut = _bind(core, c_long, "dbChannelPut", c_void_p, c_short, c_void_p, c_long)
@@ -359,12 +359,12 @@ db_cancel_event = _bind(core, None, "db_cancel_event", c_void_p)
 
 
 def pdbbase() -> c_void_p:
-    """Return the one database of this process; its value is ``None`` before a definition was loaded."""
+    """Return the database of this process; its value is ``None`` before a definition is loaded."""
     return c_void_p.in_dll(core, "pdbbase")
 
 
 def text(raw: bytes | None) -> str:
-    """Decode what EPICS calls a string.
+    """Decode a string of EPICS.
 
     EPICS knows bytes only. Those that are not UTF-8 become surrogate escapes, so that an encoder which
     uses the same rule sends them on unchanged, as the reference server does.
@@ -383,13 +383,13 @@ def raw(value: str) -> bytes:
 
 
 def cut(data: bytes, room: int) -> bytes:
-    """Cut what EPICS calls a string to ``room`` octets, and never within a character of UTF-8.
+    """Cut a string of EPICS to ``room`` octets, but never within a UTF-8 character.
 
     Octets that are not UTF-8 are cut at ``room``.
     """
     if len(data) <= room:
         return data
-    # A character has at most three octets behind its first.
+    # A character has at most three octets after its first one.
     for start in range(room, max(room - 4, -1), -1):
         if data[start] & 0xC0 != 0x80:
             length = (

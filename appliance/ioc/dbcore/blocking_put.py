@@ -1,6 +1,6 @@
-"""Puts that wait until the record and all that it triggered is done (``record._options.block``; dbNotify.h).
+"""Puts that wait until the record and everything that it triggered have been processed (``record._options.block``; dbNotify.h).
 
-EPICS calls back on its own threads, and during the call itself when nothing had to be waited for.
+EPICS calls back on its own threads, or during the call itself if there is nothing to wait for.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _DONE_CALLBACK: Final = ctypes.CFUNCTYPE(None, ctypes.POINTER(_c.processNotify))
 
 
 class BlockingPut:
-    """A put under way; see :func:`put_notify`."""
+    """A running put; see :func:`put_notify`."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class BlockingPut:
         self._key = 0
 
     def cancel(self) -> None:
-        """Stop waiting (dbNotifyCancel): ``done`` is not called any more; processing itself goes on."""
+        """Stop waiting (dbNotifyCancel): ``done`` is not called any more, but processing continues."""
         with _lock:
             notify = None if self._finished else self._notify
             self._finished = True
@@ -104,7 +104,7 @@ class BlockingPut:
 
 
 def _nothing(_: str | None) -> None:
-    """Stand in for a callback that is not wanted any more."""
+    """Replace a callback that is not wanted any more."""
 
 
 _lock = threading.Lock()
@@ -159,16 +159,16 @@ def put_notify(
     process: bool | None = None,
     watch: PutWatch | None = None,
 ) -> BlockingPut:
-    """Write, process and call ``done`` when all of it has completed (dbProcessNotify).
+    """Write, process and call ``done`` when everything has completed (dbProcessNotify).
 
     Args:
         channel: must stay open until ``done`` or :meth:`BlockingPut.cancel`.
         done: called once, with ``None`` or the reason of a failure, on any thread, perhaps before this
             function returns.
-        value: leave it out to write nothing, and to process the record.
-        process: True processes whatever field is written and whatever SCAN says; None as the database says.
-        watch: told before it is done, in whatever thread EPICS then does it, and when it fails; a client that
-            does not wait for the end changes nothing about that.
+        value: the value to write; without it the record is only processed.
+        process: True: always process, whatever the field and SCAN; None: as the database says.
+        watch: called before the put, in the thread in which EPICS does it, and when it fails; also if the client
+            does not wait for the end.
 
     Raises:
         PVDataError: the value does not fit the field.
@@ -180,7 +180,7 @@ def put_notify(
     has_value = value is not _NO_VALUE
     always = process is True or not has_value
     if always and has_value and (channel.is_link or channel.field == "DISP"):
-        # Links need locks of their own, and DISP decides whether there is processing: both are written before it.
+        # Links need their own locks, and DISP decides about processing: both are written before it.
         channel.put(value, process=False, watch=watch)
         has_value, watch = False, None
     try:

@@ -1,4 +1,4 @@
-"""Life of the one IOC in this process: definition, records, iocInit, shell, end.
+"""The life of the IOC of this process: definition, records, iocInit, shell, end.
 
 EPICS' database is a singleton of the process and cannot be unloaded: :func:`boot` may be called once, records
 are loaded before :func:`ioc_init`, and nothing can be started again after :func:`shutdown`.
@@ -58,7 +58,7 @@ class IocState(IntEnum):
 
 
 class _Captured:
-    """What EPICS wrote to standard error."""
+    """EPICS' output to standard error."""
 
     text = ""
     #: an error will carry the text, so it need not be passed on
@@ -66,12 +66,12 @@ class _Captured:
 
     @property
     def plain(self) -> str:
-        """One line per message, without colours and blank lines."""
+        """The messages, one per line, without colours and blank lines."""
         return plain(self.text)
 
 
 def flush_output() -> None:
-    """Write out what Python and C hold back for standard output and standard error."""
+    """Flush the buffers of Python and C for standard output and standard error."""
     sys.stdout.flush()
     sys.stderr.flush()
     _c.errlogFlush()
@@ -84,7 +84,7 @@ _errors_stay = False
 
 
 def keep_errors_in_place() -> None:
-    """Say that standard error is a file that can be read: what EPICS writes stays there, whatever becomes of the process."""
+    """Leave EPICS' output in standard error, which is a readable file here: it survives a crash of the process."""
     global _errors_stay  # noqa: PLW0603 - standard error is one per process
     _errors_stay = True
 
@@ -93,8 +93,8 @@ def keep_errors_in_place() -> None:
 def captured_errors() -> Iterator[_Captured]:
     """Collect what EPICS writes to standard error (file descriptor 2) inside the block.
 
-    The parser prints with ``fprintf(stderr)`` and no listener of errlog ever sees it, so the descriptor itself
-    is turned for a moment. Unless the block says that it reports the text, it is passed on at the end.
+    The parser prints with ``fprintf(stderr)``, which no listener of errlog sees, so the descriptor itself
+    is redirected for a moment. At the end the text is passed on, unless the block reports it.
     """
     captured = _Captured()
     if _errors_stay:
@@ -126,7 +126,7 @@ def captured_errors() -> Iterator[_Captured]:
 
 
 def _run(function: Callable[[], int]) -> str | None:
-    """Call into EPICS; return what it printed if the status that comes back is not zero."""
+    """Call into EPICS; return its output if the returned status is not zero, otherwise None."""
     with captured_errors() as captured:
         status = function()
         captured.is_reported = status != 0
@@ -135,7 +135,7 @@ def _run(function: Callable[[], int]) -> str | None:
 
 @contextmanager
 def heard_errors() -> Iterator[_Captured]:
-    """Collect what EPICS' error log says inside the block, while it is printed as usual (errlogAddListener)."""
+    """Collect the messages of EPICS' error log inside the block; they are also printed as usual (errlogAddListener)."""
     captured = _Captured()
 
     def listen(_private: int, message: bytes) -> None:
@@ -163,7 +163,7 @@ _kept: list[object] = []
 
 
 def keep(*things: object) -> None:
-    """Hold on to what C code points to for the rest of the process."""
+    """Keep objects that C code points to until the process ends."""
     _kept.extend(things)
 
 
@@ -227,7 +227,7 @@ def load_definition_text(definition: str) -> None:
 
 
 def register_support() -> None:
-    """Find the C support of everything that is declared by now (registerAllRecordDeviceDrivers)."""
+    """Register the C support of everything that is declared so far (registerAllRecordDeviceDrivers)."""
     _call(
         "cannot register record and device support",
         None,
@@ -239,7 +239,7 @@ def macro_text(macros: Mapping[str, str]) -> str:
     """Return macros as EPICS writes them, ``A=1,B="x, y"``.
 
     Raises:
-        ConfigurationError: a name or a value that macLib cannot carry.
+        ConfigurationError: macLib does not accept a name or a value.
 
     """
     parts: list[str] = []
@@ -261,7 +261,7 @@ def load_records(path: Path | str, macros: Mapping[str, str] | str | None = None
         macros: values for ``$(NAME)``, or EPICS' own text ``A=1,B=2``.
 
     Raises:
-        ConfigurationError: with what EPICS said, file and line included.
+        ConfigurationError: EPICS refused; the text is its message with file and line.
 
     """
     if ioc_state() is not IocState.VOID:
@@ -284,7 +284,7 @@ def load_template(path: Path | str, macros: str | None = None) -> None:
 
 
 def load_records_text(records: str, macros: Mapping[str, str] | str | None = None) -> None:
-    """Load records from text, for those that a program brings along itself."""
+    """Load records from text, for the records of a program itself."""
     with tempfile.NamedTemporaryFile("w", suffix=".db", encoding="utf-8") as file:
         file.write(records + "\n")
         file.flush()
@@ -292,7 +292,7 @@ def load_records_text(records: str, macros: Mapping[str, str] | str | None = Non
 
 
 def ioc_state() -> IocState:
-    """Return how far the IOC has come (getIocState)."""
+    """Return the state of the IOC (getIocState)."""
     return IocState(_c.getIocState())
 
 
@@ -301,10 +301,10 @@ def ioc_init() -> None:
 
     Raises:
         ConfigurationError: EPICS refused; the text is what it printed. A record whose own initialisation
-            fails does not count: EPICS reports it on standard error and goes on.
+            fails is no error here: EPICS reports it on standard error and continues.
 
     """
-    # Printed at once and not held back: records that fail or hang here must leave their trace.
+    # Printed at once: records that fail or hang here must leave a trace.
     with heard_errors() as heard:
         status = _c.iocInit()
     if status:
@@ -320,7 +320,7 @@ def build_isolated() -> None:
 def set_access_file(path: str) -> None:
     """Name the file that :func:`ioc_init` reads for EPICS Base's own access security (asSetFilename).
 
-    Hosts are judged by their address from now on (``asCheckClientIP``), not by the name that a client claims.
+    From now on rules use the address of a client (``asCheckClientIP``), not the host name that it claims.
     """
     _c.asCheckClientIP.value = 1
     _c.asSetSubstitutions(None)
@@ -341,7 +341,7 @@ def init_access_security() -> None:
 def shutdown() -> None:
     """Stop scan threads and run EPICS' exit handlers (epicsExitCallAtExits); safe to call twice.
 
-    Channels and event hubs must be closed before. :func:`boot` sees to it that it runs before Python ends: an
+    Channels and event hubs must be closed before. :func:`boot` makes sure that it runs before Python ends: an
     EPICS thread that calls a Python function of a finished interpreter would hang the process.
     """
     give_errors_back()
@@ -369,7 +369,7 @@ def shell_command(command: str) -> None:
     """Run one line of the IOC shell (iocshCmd); its output goes to standard output.
 
     Raises:
-        ApplianceError: the command is unknown or failed; with what EPICS printed.
+        ApplianceError: the command is unknown or failed; the text is EPICS' output.
 
     """
     said = _run(lambda: int(_c.iocshCmd(_c.raw(command))))

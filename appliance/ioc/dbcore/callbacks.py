@@ -1,7 +1,7 @@
 """Python in the IOC: subroutines of records, device support, shell commands, hooks.
 
 EPICS calls all of these on its own threads, most of them with a record locked. An exception never reaches C:
-it is logged, and the record gets an INVALID alarm where there is one to give.
+it is logged, and the record, if there is one, gets an INVALID alarm.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class RecordView:
         Args:
             field: for instance ``VALA`` of an aSub, ``BPTR`` of a waveform.
             data_type: the DBR code of the elements, for instance ``view["FTVA"]``.
-            elements: how many there are, for instance ``view["NOVA"]``.
+            elements: their number, for instance ``view["NOVA"]``.
 
         """
         import numpy as np
@@ -147,7 +147,7 @@ def _guarded(name: str, function: Callable[[RecordView], int | None]) -> Any:
 
 
 def register_function(name: str, function: Callable[[RecordView], int | None]) -> None:
-    """Make a Python function known as ``SNAM`` or ``INAM`` of sub and aSub records (registryFunctionAdd).
+    """Register a Python function as ``SNAM`` or ``INAM`` of sub and aSub records (registryFunctionAdd).
 
     Register before :func:`.boot.ioc_init`. The function runs with the record locked and the GIL held.
     """
@@ -189,7 +189,7 @@ def register_device(
     process: Callable[[RecordView], int | None],
     init_record: Callable[[RecordView], int | None] | None = None,
 ) -> None:
-    """Make soft device support of five functions known (registryDeviceSupportAdd).
+    """Register soft device support of five functions (registryDeviceSupportAdd).
 
     The database definition must declare it, ``device(waveform, CONSTANT, <symbol>, "...")``, and this must be
     called before that definition's support is registered.
@@ -249,7 +249,7 @@ def register_command(
     """Add a command to the IOC shell, or replace one of that name (iocshRegister).
 
     Args:
-        name: as it is typed.
+        name: the command's name.
         arguments: name and type (int, float or str) of each; a missing string arrives as None, a missing
             number as 0.
         function: called with the arguments; what it prints goes to standard output. An ApplianceError is
@@ -296,7 +296,7 @@ def register_command(
 def on_init_hook(function: Callable[[int], None]) -> None:
     """Call a function at every state of :func:`.boot.ioc_init` and the end (initHookRegister).
 
-    Also when ``iocInit`` is typed in the shell or stands in ``st.cmd``; the argument is one of
+    This includes ``iocInit`` in the shell and in ``st.cmd``. The argument is one of
     :class:`InitHook` or a state between them.
     """
 

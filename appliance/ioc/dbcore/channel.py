@@ -52,16 +52,16 @@ _get_held: Final = _c.dbChannelGetHeld
 
 
 class PutWatch(Protocol):
-    """Who has to know of a put before it is done, such as a log."""
+    """An observer that learns of a put before it is done, such as a log."""
 
     def begin(self, old: Any) -> None:
-        """Take note of a put that is about to be done; ``old`` is the value in the same lock.
+        """Note a put that will be done now; ``old`` is the present value, read under the same lock.
 
-        Called in whatever thread puts, with the record locked. An ApplianceError prevents the put.
+        It is called in the thread of the put, with the record locked. An ApplianceError prevents the put.
         """
 
     def failed(self, error: object) -> None:
-        """Take note that it was not done, whether or not it had begun."""
+        """Note that the put was not done, whether it had begun or not."""
 
 
 _new: Final[Any] = tuple.__new__
@@ -70,7 +70,7 @@ _AS_TEXT: Final = re.compile(r"[^.]*\.\w+\$")
 
 
 def _menu_size(description: _c.dbFldDes) -> int | None:
-    """How many choices a menu field has; None for fields of other kinds."""
+    """Return the number of choices of a menu field; None for other fields."""
     kinds: dict[int, Any] = {_c.DBF_MENU: _c.dbMenu, _c.DBF_DEVICE: _c.dbDeviceMenu}
     kind = kinds.get(description.field_type)
     if kind is None or not description.ftPvt:
@@ -82,9 +82,9 @@ _CONTROL_CHARACTER: Final = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]")
 
 
 def exists(name: str) -> bool:
-    """Say whether record and field exist (dbChannelTest); modifiers and filters are not looked at.
+    """Whether record and field exist (dbChannelTest); modifiers and filters are not checked.
 
-    A name with control characters is nobody's, whatever its modifiers would say: EPICS would print it.
+    A name with control characters never exists, whatever its modifiers: EPICS would print it.
     """
     if len(name) >= 1024 or (not name.isprintable() and _CONTROL_CHARACTER.search(name) is not None):
         return False
@@ -100,7 +100,7 @@ def _check(status: int, what: str) -> None:
 
 
 def _create(name: str) -> tuple[Any, str]:
-    """Make a channel; and what EPICS says where it cannot, which it would print."""
+    """Make a channel; return it and, after a failure, EPICS' message, which it would otherwise print."""
     if "{" not in name:
         return _c.dbChannelCreate(_c.raw(name)), ""
     with printed_aside() as printed:
@@ -116,7 +116,7 @@ class DBChannel:
     ``rec``, ``rec.DESC$``, ``rec.VAL[2:5]``, ``rec.VAL{"dbnd":{"d":1.5}}``. Link fields and strings longer than
     40 characters are opened as long strings without ``$``, as QSRV does.
 
-    Not for use by two threads at once; a server opens one channel per PV and uses it from its event loop.
+    Two threads must not use it at once; a server opens one channel per PV and uses it on its event loop.
 
     Raises:
         OperationError: no such record or field, a filter that EPICS does not understand, or a field without
@@ -175,7 +175,7 @@ class DBChannel:
     is_plain: bool
     #: choices of a menu field; None for other fields
     choices: int | None
-    #: octets that are written must be ended by us: EPICS copies them into a string and ends nothing
+    #: we must terminate written octets: EPICS copies them into a string and does not terminate it
     ends_text: bool
     #: the record type's value field, nearly always VAL
     is_value_field: bool
@@ -236,7 +236,7 @@ class DBChannel:
             addr.dbr_field_type = _c.DBF_CHAR
             self.form = "String"
         _check(_c.dbChannelOpen(chan), f"cannot open {name}")
-        # Octets into the memory of a string: EPICS copies them and ends nothing.
+        # Octets into the memory of a string: EPICS copies them and does not terminate them.
         self.ends_text = addr.field_type == _c.DBF_CHAR and (
             was_text or description.field_type == _c.DBF_STRING or _AS_TEXT.match(name) is not None
         )
@@ -274,14 +274,14 @@ class DBChannel:
         return f"<DBChannel {self.name} {_c.DBF_NAMES[self.final_type]}[{self.elements}]>"
 
     def close(self) -> None:
-        """Give the channel back (dbChannelDelete); its subscriptions must be cancelled before."""
+        """Close the channel (dbChannelDelete); cancel its subscriptions before."""
         if self._process_channel is not None:
             self._process_channel.close()
             self._process_channel = None
         if self.address:
             _c.dbChannelDelete(self.address)
             self.address = 0
-            # The short way of a get does not look whether the channel is open.
+            # The short way of a get does not check whether the channel is open.
             self.is_plain = False
 
     def __enter__(self) -> Self:
@@ -295,13 +295,13 @@ class DBChannel:
     @property
     def access_group(self) -> str:
         """The record's access security group now (field ASG)."""
-        # Under the lock: half of an old and half of a new name could be a third group's.
+        # Under the lock: half of an old and half of a new name could be the name of a third group.
         with self.locked():
             return record_group(self.record_address)
 
     @property
     def process_channel(self) -> DBChannel:
-        """The record's field PROC, which processes it whatever its SCAN is; open as long as this one."""
+        """The record's field PROC, which processes the record whatever its SCAN; it is open as long as this channel."""
         if self._process_channel is None:
             self._process_channel = DBChannel(self.record + ".PROC")
         return self._process_channel
@@ -312,7 +312,7 @@ class DBChannel:
 
     @property
     def put_disabled(self) -> bool:
-        """The record refuses puts to every field but DISP itself (field DISP)."""
+        """Whether the record refuses puts to all fields except DISP itself (field DISP)."""
         return self.field != "DISP" and bool(self._byte("DISP"))
 
     def _byte(self, field: str) -> int:
@@ -327,7 +327,7 @@ class DBChannel:
     def locked(self) -> Iterator[None]:
         """Hold the record's lock (dbScanLock); it is recursive for the thread.
 
-        No await and nothing slow inside: scan threads wait for this lock.
+        Do not await and do nothing slow inside: scan threads wait for this lock.
         """
         _c.dbScanLock(self.record_address)
         try:
@@ -354,7 +354,7 @@ class DBChannel:
         return self._get_array(_c.dbChannelGetField, None)
 
     def _get_plain(self, function: Any) -> Reading:
-        # Options and count are in and out; for one plain value they come back as they went in.
+        # Options and count are input and output; for one plain value they do not change.
         status = function(*self._arguments)
         if status:
             _check(status, f"cannot read {self.name}")
@@ -425,7 +425,7 @@ class DBChannel:
         st, severity, _, _, amsg, seconds, nanoseconds, tag = self._unpack(memory.data)
         data = memory[META_SIZE : META_SIZE + min(max(count, 0), self.elements) * item]
         if 2 * data.size < memory.size:
-            # A value may live long in somebody's queue: it must not hold memory for elements that are not there.
+            # A value may stay long in a queue: it must not hold memory for missing elements.
             data = data.copy()
         data.flags.writeable = False
         value: Any
@@ -466,18 +466,18 @@ class DBChannel:
     # -- put -----------------------------------------------------------------------------------------------------
 
     def put(self, value: Any, process: bool | None = None, *, watch: PutWatch | None = None) -> None:
-        """Write, and process the record as ``record._options.process`` says.
+        """Write a value, and process the record according to ``process``.
 
         Args:
             value: what :meth:`get` returns for this field; text is converted by EPICS for numbers and enums.
-            process: True processes always, False never, None as the database says: a ``pp(TRUE)`` field of a
-                passive record, and PROC.
-            watch: told before it is done, and when it fails.
+            process: True: always process; False: never; None: as the database says, that is after a put to a
+                ``pp(TRUE)`` field of a passive record, or to PROC.
+            watch: called before the put, and when it fails.
 
         Raises:
             AccessDeniedError: the record's DISP is set.
             PVDataError: the value does not fit the field.
-            OperationError: EPICS refused: a field that must not be modified, a bad choice ...
+            OperationError: EPICS refused, for example because the field must not be modified.
 
         """
         if watch is None:
@@ -536,7 +536,11 @@ class DBChannel:
         return ctypes.c_ushort.from_address(self.record_address + common_place("SCAN")).value
 
     def refuse_closed(self) -> None:
-        """Raise OperationError once the channel is closed."""
+        """Check that the channel is open.
+
+        Raises:
+            OperationError: The channel is closed.
+        """
         if not self.address:
             raise OperationError(f"{self.name} is closed")
 

@@ -1,7 +1,7 @@
-"""Options of dbChannelGet, and the layout of what it writes into our memory (db_access.h, dbAccessDefs.h).
+"""Options of dbChannelGet, and the layout of its result in our memory (db_access.h, dbAccessDefs.h).
 
-EPICS writes one block for each option, in an order of its own, and the value last. It takes the options and the
-number of elements by address, and puts there what it supports and how many elements came.
+EPICS writes one block for each option, in a fixed order, and the value last. It takes the options and the
+number of elements by address, and writes there the supported options and the number of elements read.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What EPICS Base reports while it serves: its error log, taken over from standard error, and what it prints.
+"""EPICS Base's messages while it serves: its error log, taken from standard error, and its printed output.
 
 Names and values that clients send end up in its messages, control characters included, and as often as a client likes. So
-messages are handed to whoever takes them, who escapes and bounds them, and are no longer printed.
+messages are no longer printed, but passed to a function that escapes and bounds them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _set_stdout.restype = None
 
 
 class _Taken:
-    """The one who has the messages."""
+    """The function that receives the messages."""
 
     listener: object = None
     address: ctypes.c_void_p | None = None
@@ -41,15 +41,15 @@ def is_taken() -> bool:
 
 
 def print_errors(*, really: bool) -> None:
-    """Have messages printed on standard error, or not (eltc)."""
+    """Switch the printing of messages on standard error on or off (eltc)."""
     _c.com.eltc(int(really))
 
 
 def take_errors(function: Callable[[str], None]) -> None:
-    """Hand all further messages to a function, in a thread of EPICS, and print them no longer."""
+    """Pass all further messages to a function, in a thread of EPICS, and stop printing them."""
 
     def listen(_private: int | None, message: bytes) -> None:
-        # The end of the start-up, in the words that people wait for.
+        # This line marks the end of the start-up, in the words that people expect.
         if message.startswith(_START_UP):
             os.write(2, message)
         else:
@@ -64,7 +64,7 @@ def take_errors(function: Callable[[str], None]) -> None:
 
 
 def give_errors_back() -> None:
-    """Have messages printed again."""
+    """Print messages again."""
     address = _Taken.address
     if address is not None:
         _c.errlogFlush()
@@ -74,7 +74,7 @@ def give_errors_back() -> None:
 
 
 class Printed:
-    """What was printed aside."""
+    """The collected output."""
 
     text = ""
 

@@ -1,14 +1,14 @@
-"""Database events in batches: one wake-up of the event loop for all channels that have something new.
+"""Database events in batches: one wake-up of the event loop for all channels with new events.
 
 An :class:`EventHub` owns one event thread of EPICS and one waiting thread of Python. What it hands out are the
 *keys* of subscriptions, each at most once per batch and in the order of the first event. The value is not part
-of it: whoever gets a key reads the channel then, so that a channel that changed three times since the last batch
+of it: the receiver of a key reads the channel, so that a channel that changed three times since the last batch
 is read once and shows its latest state. EPICS keeps the value at the time of the event in a field log, up to
 four per subscription, before it squashes in the same way; for arrays and strings it keeps none and reads late,
 as is done here for all types.
 
-EPICS may warn once per queue of "possible queue stall" when a subscription ends while events are waiting for it; that
-is its bookkeeping and no event is late.
+EPICS may warn once per queue of "possible queue stall" when a subscription ends while events are waiting for it; this
+is harmless, and no event is late.
 
 Which kind of event it was follows from the subscription: a caller who must tell VALUE from ALARM makes two
 subscriptions with two keys.
@@ -67,21 +67,21 @@ class EventSubscription:
         self._trigger = trigger
 
     def enable(self) -> None:
-        """Let events come (db_event_enable)."""
+        """Enable events (db_event_enable)."""
         if self._event is not None:
             _c.db_event_enable(self._event)
             if self._trigger is not None:
                 _c.db_event_enable(self._trigger)
 
     def disable(self) -> None:
-        """Let no events come until :meth:`enable` (db_event_disable)."""
+        """Disable events until :meth:`enable` (db_event_disable)."""
         if self._event is not None:
             if self._trigger is not None:
                 _c.db_event_disable(self._trigger)
             _c.db_event_disable(self._event)
 
     def cancel(self) -> None:
-        """End it (db_cancel_event); the key does not appear in later batches."""
+        """End the subscription (db_cancel_event); its key does not appear in later batches."""
         if self._event is None:
             return
         event, trigger = self._event, self._trigger
@@ -99,8 +99,8 @@ class EventHub:
         deliver: called with a list of keys: on the event loop's thread, or without a loop on the hub's own
             thread.
         loop: the running event loop that ``deliver`` belongs to.
-        name: of the threads.
-        ring_size: events that may wait, per mask; when more come the whole mask is delivered as changed.
+        name: name of the threads.
+        ring_size: events per mask that can wait; if more come, all channels of the mask are delivered as changed.
         collect_s: seconds to collect before the loop is woken again while many channels change. The first
             event after a quiet time is delivered at once.
         plain_callbacks: use Python callbacks even where C callbacks work.
@@ -149,18 +149,18 @@ class EventHub:
     def subscribe(
         self, channel: DBChannel, mask: int, key: Hashable, *, enabled: bool = True
     ) -> EventSubscription:
-        """Follow a channel (db_add_event).
+        """Subscribe to a channel (db_add_event).
 
         Read the channel after this call, not before: then no change is missed.
 
         Args:
             channel: must stay open until the subscription is cancelled.
             mask: DBE_VALUE, DBE_ARCHIVE, DBE_ALARM, DBE_PROPERTY, or several of them.
-            key: what :attr:`deliver` gets; must be hashable.
+            key: passed to :attr:`deliver`; must be hashable.
             enabled: False to start with :meth:`EventSubscription.enable`.
 
         Raises:
-            ApplianceError: the channel is followed with this mask already, or EPICS has no memory left.
+            ApplianceError: there is a subscription with this mask already, or EPICS has no memory left.
 
         """
         if self._closed:
@@ -234,7 +234,7 @@ class EventHub:
         try:
             self._loop.call_soon_threadsafe(self._drain)
         except RuntimeError:
-            # The loop is closed: nobody is left to deliver to.
+            # The loop is closed: there is no receiver any more.
             self._closed = True
 
     # -- the loop's thread -------------------------------------------------------------------------------------
@@ -242,7 +242,7 @@ class EventHub:
     def _drain(self) -> None:
         if self._closed:
             return
-        # Before anything is taken: an event that comes from now on schedules the next turn.
+        # Reset this before events are taken: an event that comes from now on schedules the next turn.
         self._scheduled = False
         self.wakeups += 1
         changed: dict[Hashable, None] = {}

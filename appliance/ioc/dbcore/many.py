@@ -13,7 +13,7 @@ from appliance.ioc.dbcore.reading import Reading
 
 
 class ManyLock:
-    """Locks several records at once, for atomic groups (dbLocker).
+    """A lock of several records at once, for atomic groups (dbLocker).
 
     Use as a context manager, any number of times, by one thread at a time. Not recursive, and a thread may hold
     only one: EPICS would suspend it for good.
@@ -38,13 +38,13 @@ class ManyLock:
         _c.dbScanUnlockMany(self._locker)
 
     def close(self) -> None:
-        """Give the lock back (dbLockerFree); it must not be held."""
+        """Free the lock (dbLockerFree); it must not be held."""
         if self._locker:
             _c.dbLockerFree(self._locker)
             self._locker = None
 
 
-#: Records locked in one go by :func:`get_many`: some tenths of a millisecond for whoever waits for one of them.
+#: Records that :func:`get_many` locks at once: others wait for one of them some tenths of a millisecond.
 _MANY: Final = 1024
 
 

@@ -1,8 +1,8 @@
 """Everything about a plain number in one call: value, alarm, time stamp and properties under one lock.
 
 A server that answers a GET needs all of it, and most of it is what it was the last time. So the properties come
-as raw octets, which are compared with those of the last time, and are only taken apart when they differ. No cache
-has to be told of a change, and none can be stale.
+as raw octets, which are compared with those of the last time, and are only taken apart when they differ. There is no
+cache that could be outdated.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _get: Final = _c.dbChannelGetFieldFast
 
 
 class RawProperties(NamedTuple):
-    """Properties as EPICS has them, to be compared with earlier ones; :meth:`NumberReader.properties` reads them."""
+    """Raw properties from EPICS, to be compared with earlier ones; :meth:`NumberReader.properties` reads them."""
 
     #: units and precision
     front: bytes
     #: choices and limits
     back: bytes
-    #: the record's DESC, which may have no end
+    #: the record's DESC, which may have no terminating nul
     description: bytes
 
 
@@ -48,7 +48,7 @@ class NumberReader:
     the parts of :class:`RawProperties`. It is a bare tuple for the sake of GETs, which are answered from it.
 
     Raises:
-        OperationError: the channel has no plain number: an array, a string, or filters.
+        OperationError: the channel is not a plain number but an array or a string, or has filters.
 
     """
 
@@ -87,7 +87,7 @@ class NumberReader:
         self._probe()
 
     def _probe(self) -> None:
-        """Ask which options the record type supports for this field: only those are asked for from now on."""
+        """Find the options that the record type supports for this field; later calls use only these."""
         CONTROL.pack_into(self._control, 0, META | PROPERTIES, 1)
         self._check(_get(*self._arguments))
         self._wanted = have = self._options.value
@@ -115,7 +115,7 @@ class NumberReader:
         if status:
             self._check(status)
         if self._options.value != self._wanted:
-            # What came has the layout of what was asked for, but the next call would ask for less.
+            # The result has the requested layout, but the next call would request less.
             self._probe()
             self._check(_get(*self._arguments))
         return self._unpack(self._buffer)
@@ -142,7 +142,7 @@ class NumberReader:
         return RawProperties(front, back, self.description.value)
 
     def properties(self, raw: RawProperties) -> Properties:
-        """Take raw properties apart."""
+        """Decode raw properties."""
         front, back, description = raw
         have = self._wanted
         units = precision = choices = display = control = alarm = None
@@ -174,5 +174,5 @@ class NumberReader:
 
 
 def can_read_number(channel: DBChannel) -> bool:
-    """Whether :class:`NumberReader` can read it: one number or enum, not an array of one, no filters."""
+    """Whether :class:`NumberReader` can read the channel: one number or enum, no array, no filters."""
     return channel.is_plain and not channel.is_string

@@ -1,9 +1,9 @@
-"""A number where it lies in its record: what an update of a monitor needs, without a call into EPICS.
+"""A number in its record's own memory: an update of a monitor reads it without a call into EPICS.
 
 ``dbChannelGet`` of a plain number copies ``VAL`` and some fields that all records share out of the record, and asks
 the record type for the properties. The first is what a view does itself, at the offsets that the database definition
 gives, while the record is locked. Of the properties it takes those fields that the definition declares as such
-(``prop(YES)``): equal octets mean equal properties, and only when they differ is EPICS asked.
+(``prop(YES)``): equal octets mean equal properties, and EPICS is asked only if they differ.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SEVERITY_AT: Final = 2
 _MESSAGE_AT: Final = 4
 _ALARM_SIZE: Final = _MESSAGE_AT + _MESSAGE_SIZE
 _NEAR: Final = 8
-"""Octets between two properties that are taken along: alignment, mostly."""
+"""The most octets between two properties that are read together; they are mostly alignment."""
 
 #: status, severity and message as they lie in the record; seconds since 1990, nanoseconds, tag, value
 RawNumber = tuple[bytes, int, int, int, Any]
@@ -64,7 +64,7 @@ class NumberView:
 
 
 def can_view_number(channel: DBChannel) -> bool:
-    """Whether :class:`NumberView` can: a value field with one number in the record's own memory, no filters."""
+    """Whether :class:`NumberView` can read it: a value field with one number in the record's own memory, no filters."""
     return _layout_of(channel) is not None
 
 
@@ -83,7 +83,7 @@ def view_numbers(views: Sequence[NumberView]) -> list[tuple[RawNumber, tuple[byt
 
 
 def reading_of(raw: RawNumber) -> Reading:
-    """Tell what a :data:`RawNumber` says, as :meth:`DBChannel.get` does."""
+    """Convert a :data:`RawNumber` to a reading like that of :meth:`DBChannel.get`."""
     alarm, seconds, nanoseconds, tag, value = raw
     status, severity = _TWO.unpack_from(alarm)
     message = _c.text(alarm[_MESSAGE_AT:].partition(b"\0")[0])
@@ -101,7 +101,7 @@ def _layout_of(channel: DBChannel) -> tuple[struct.Struct, struct.Struct, int] |
 
 @cache
 def _layout(record_type: str, field: str, kind: int) -> tuple[struct.Struct, struct.Struct, int] | None:
-    """Make the structs that pick the octets of one record type, or None where it is laid out in some other way."""
+    """Make the structs that pick the octets of one record type, or None if it has another layout."""
     alarm = common_place("STAT")
     if (common_place("SEVR"), common_place("AMSG")) != (alarm + _SEVERITY_AT, alarm + _MESSAGE_AT):
         return None

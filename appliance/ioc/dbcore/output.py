@@ -1,4 +1,4 @@
-"""Output of shell commands: to where the shell's own goes, a file or an operator's console included."""
+"""Output of shell commands: it goes where the shell's output goes, also to a file or an operator's console."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _set_stderr = _c.com.epicsSetThreadStderr
 _set_stderr.argtypes = (c_void_p,)
 _set_stderr.restype = None
 
-#: What EPICS adds to each failure of a line that is run by itself.
+#: The text that EPICS adds to each failure of a single line.
 _BREAK = "iocsh Error: Break\n"
 
-#: Octets of output that a captured command may leave; what is beyond it is cut off.
+#: The most octets of a captured command's output; the rest is cut off.
 MAX_OUTPUT = 1 << 20
 
 
@@ -44,8 +44,8 @@ def shell_print(text: str) -> None:
 def shell_capture(command: str) -> tuple[bool, str]:
     """Run one line of the IOC shell and return whether it succeeded and what it printed.
 
-    Only the calling thread's output is turned aside (epicsSetThreadStdout). What EPICS reports through its error
-    log goes where that goes.
+    Only the calling thread's output is captured (epicsSetThreadStdout). Messages of EPICS' error log go to
+    the log as usual.
     """
     with _stream() as (descriptor, stream), kept_failures() as failures:
         _set_stdout(stream)
@@ -64,8 +64,8 @@ def shell_capture(command: str) -> tuple[bool, str]:
 def shell_line(command: str) -> ApplianceError | None:
     """Run one line of the IOC shell; return why it failed, or None.
 
-    What it prints to standard output appears there at once. What it says to the thread's standard error is passed on at its
-    end, or is the reason of the failure.
+    Its standard output appears at once. Its standard error is passed on at the end, or is the
+    reason of the failure.
     """
     with _stream() as (descriptor, stream), kept_failures() as failures:
         _set_stderr(stream)
@@ -92,7 +92,7 @@ def shell_commands() -> list[str]:
 
 
 def serves_channel_access() -> bool:
-    """Whether the definition brings the Channel Access server, asked for or not (``registrar(rsrvRegistrar)``)."""
+    """Whether the definition contains the Channel Access server, wanted or not (``registrar(rsrvRegistrar)``)."""
     return "rsrvRegistrar" in shell_capture("dbDumpRegistrar")[1]
 
 

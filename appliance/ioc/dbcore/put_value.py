@@ -1,4 +1,4 @@
-"""A value on its way into a record: in memory that EPICS reads, in a type that it converts from."""
+"""Encodes a value for a put: in memory that EPICS reads, in a type that it can convert."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NUMPY_TO_DBR: Final = {code: dbr for dbr, code in enumerate(_c.NUMPY_CODES) if 
 
 
 class Field(Protocol):
-    """What has to be known of a field: see :class:`.channel.DBChannel`."""
+    """The properties of a field that the encoding needs: see :class:`.channel.DBChannel`."""
 
     name: str
     final_type: int
@@ -30,7 +30,7 @@ class Field(Protocol):
 
 
 class Encoded(NamedTuple):
-    """What dbChannelPut takes."""
+    """The arguments of dbChannelPut."""
 
     #: address of the first element
     address: int
@@ -43,10 +43,10 @@ class Encoded(NamedTuple):
 
 
 def encode(field: Field, value: Any) -> Encoded:
-    """Write a value into memory of our own, in the type in which EPICS takes it.
+    """Write a value into our own memory, in a type that EPICS accepts.
 
     Args:
-        field: where it goes.
+        field: the field to write.
         value: what :meth:`DBChannel.get` returns for that field; text is converted by EPICS for numbers and enums.
 
     Raises:

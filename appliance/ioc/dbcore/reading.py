@@ -1,4 +1,4 @@
-"""What is read from a field: its value with alarm and time, and its properties."""
+"""The results of reading a field: its value with alarm and time, and its properties."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ALARM_CONDITIONS: Final = [
 
 
 class Reading(NamedTuple):
-    """A value and what belongs to it, read under one lock."""
+    """A value with alarm and time, read under one lock."""
 
     #: number, text, read-only numpy array, or tuple of strings
     value: Any
@@ -67,7 +67,7 @@ class AlarmLimits(NamedTuple):
 
 
 class Properties(NamedTuple):
-    """What changes with DBE_PROPERTY; ``None`` where the record type does not support it."""
+    """The properties, which change with DBE_PROPERTY; ``None`` if the record type does not support one."""
 
     units: str | None
     #: digits after the decimal point; only for FLOAT and DOUBLE

@@ -1,4 +1,4 @@
-"""What is in the database: records, aliases, record types, info items."""
+"""The contents of the database: records, aliases, record types, info items."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def records() -> list[RecordInfo]:
 def info_items(name: str) -> list[tuple[str, str]]:
     """Return ``(record name, text)`` of every ``info()`` item of that name, aliases left out.
 
-    They come in the order in which the records were loaded, whatever their types: groups depend on it.
+    The order is that in which the records were loaded, whatever their types: groups depend on it.
     """
     wanted = _c.raw(name)
     found: list[tuple[int, str, str]] = []
@@ -157,7 +157,7 @@ def _place(description: _c.dbFldDes) -> FieldPlace:
 def field_place(record_type: str, field: str) -> FieldPlace:
     """Return where a field lies, from the database definition (dbFldDes).
 
-    Asking the definition instead of repeating EPICS' C structures keeps this right for every version of Base.
+    Because the definition is asked, this is right for every version of Base.
 
     Raises:
         ApplianceError: the record type has no such field, or no record of that type exists.
@@ -193,7 +193,7 @@ def fields_of(record_type: str) -> dict[str, FieldPlace]:
 
 @cache
 def common_field(field: str) -> FieldPlace:
-    """Return where a field lies that all record types share (dbCommon)."""
+    """Return the place of a field that all record types share (dbCommon)."""
     with entry() as cursor:
         status = _c.dbFirstRecordType(cursor)
         while not status:
@@ -211,8 +211,8 @@ def common_place(field: str) -> int:
 def text_at(address: int, place: FieldPlace) -> str:
     """Read a text field (DBF_STRING) out of the memory of the record at an address.
 
-    Such a field may have no end: what EPICS writes into it as octets fills it to the last one. So its size bounds the
-    reading, for behind it lies another field, which may not be the reader's to see.
+    Such a field may have no terminating nul: octets that EPICS writes can fill it completely. So its size bounds the
+    reading; the reader may not have the right to see the field behind it.
     """
     return _c.c_text(ctypes.string_at(address + place.offset, place.size))
 

@@ -1,4 +1,4 @@
-"""Putting saved values back into records while the IOC is initialised (dbStaticLib), as autosave does it."""
+"""Restores saved values while the IOC is initialised (dbStaticLib), as autosave does."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def restore(name: str, value: str | tuple[str, ...], *, is_late: bool) -> bool:
 
     Args:
         name: record and field.
-        value: the saved text, or those of an array's elements.
+        value: the saved text, or the texts of an array's elements.
         is_late: records are initialised. Links can only be restored before, arrays only after that.
 
     Returns:
-        Whether it was: what has to be done in the other pass is left out.
+        Whether the value was restored; False if the other pass must do it.
 
     Raises:
         ApplianceError: no such record or field, or a value that does not fit.

@@ -42,7 +42,7 @@ _reset_high_water.restype = None
 
 
 class Ring(Protocol):
-    """Where events of one mask wait for the reader."""
+    """A queue of events of one mask."""
 
     #: address of the C function to subscribe with, and its first argument
     callback: c_void_p
@@ -74,10 +74,10 @@ class PointerRing:
         self._pop = partial(_pop, self._ring)
 
     def take(self, limit: int) -> tuple[list[int], bool]:
-        """Take what waits, see :class:`Ring`.
+        """Take the waiting events, see :class:`Ring`.
 
         A full ring drops what is pushed, so a ring that was full may have lost events. The mark is reset before
-        anything is taken: what is lost after that moves it up again and is noticed the next time.
+        events are taken: a later loss moves it up again and is noticed the next time.
         """
         lost = _high_water(self._ring) >= self._size
         if lost:
@@ -89,14 +89,14 @@ class PointerRing:
         return bool(_used(self._ring))
 
     def close(self) -> None:
-        """Free the ring; nothing may be subscribed with it any more."""
+        """Free the ring; no subscription may use it any more."""
         if self._ring.value:
             _c.epicsRingPointerDelete(self._ring)
             self._ring.value = None
 
 
 class CallbackRing:
-    """The same with a Python callback per event: the set of channels with something new."""
+    """A ring with a Python callback per event: the set of channels with new events."""
 
     def __init__(self, wake: Callable[[], object]) -> None:
         self._dirty: dict[int, None] = {}
@@ -112,7 +112,7 @@ class CallbackRing:
             self._wake()
 
     def take(self, limit: int) -> tuple[list[int], bool]:
-        """Take what waits, see :class:`Ring`; nothing is ever lost, a channel is there once."""
+        """Take the waiting events, see :class:`Ring`; none is ever lost, and each channel appears once."""
         if len(self._dirty) <= limit:
             taken, self._dirty = self._dirty, {}
             return list(taken), False
@@ -126,15 +126,15 @@ class CallbackRing:
         return bool(self._dirty)
 
     def close(self) -> None:
-        """Forget what is waiting."""
+        """Drop the waiting events."""
         self._dirty.clear()
 
 
 @cache
 def ring_works() -> bool:
-    """Try whether C functions of fewer parameters may be called as event callbacks on this machine.
+    """Whether C functions with fewer parameters can be event callbacks on this machine; it is tried once.
 
-    Never tried where it could do harm: with 32-bit pointers some conventions let the callee clean the stack.
+    It is not tried with 32-bit pointers: there some calling conventions let the callee clean the stack.
     """
     if struct.calcsize("P") != 8 or sys.platform not in {"linux", "darwin"}:
         return False
@@ -143,7 +143,7 @@ def ring_works() -> bool:
     try:
         push = EVENT_FUNCTION(ring.callback.value or 0)
         trigger = EVENT_FUNCTION(ctypes.cast(_c.com.epicsEventTrigger, c_void_p).value or 0)
-        # The last argument stands for a field log: if it were used as one the test would not go by unnoticed.
+        # The last argument stands for a field log: if it were used as one, the test would show it.
         marks = [0x10, 0x20, 0x30]
         for number, mark in enumerate(marks):
             push(ring.argument, mark, number, 0x5A)

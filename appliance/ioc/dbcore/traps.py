@@ -1,4 +1,4 @@
-"""Puts over Channel Access that access security has logged (TRAPWRITE, asTrapWrite.h)."""
+"""Puts over Channel Access that must be logged (TRAPWRITE, asTrapWrite.h)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["TrappedPut", "on_trapped_put"]
 
 _log: Final = logging.getLogger(__name__)
 _SHOWN: Final = 1024
-"""Elements of a value that are told; a log shows fewer."""
+"""The most elements of a value that are reported; a log shows fewer."""
 
 
 class _Message(Structure):
@@ -43,17 +43,17 @@ _ACKNOWLEDGE: Final = (35, 36)
 
 
 class TrappedPut(NamedTuple):
-    """One put that is about to be done."""
+    """One put, before it is done."""
 
     account: str
-    """What the client claims."""
+    """The name that the client claims."""
     host: str
     pv: str
     record: str
     field: str
     old: Any
     new: Any
-    """What the client sent."""
+    """The value that the client sent."""
 
 
 def _sent(message: _Message) -> Any:
@@ -77,9 +77,9 @@ def _sent(message: _Message) -> Any:
 
 
 class _Vetoes:
-    """Makes EPICS refuse a put that its listener may not refuse: by the record's field DISP, for as long as it lasts.
+    """Makes EPICS refuse a put, which a listener cannot do itself: it sets the record's field DISP during the put.
 
-    DISP is marked so that a value which somebody else writes meanwhile is left alone.
+    DISP gets a special value, so that a value from somebody else is not overwritten.
     """
 
     _MARK: Final = 0x80
@@ -89,11 +89,11 @@ class _Vetoes:
         self._records: dict[int, int] = {}
 
     def begin(self, message: _Message) -> None:
-        """Have this put refused."""
+        """Make EPICS refuse this put."""
         address = message.channel.contents.addr
         disabled = ctypes.c_ubyte.from_address(address.precord + common_place("DISP"))
         if address.pfield == ctypes.addressof(disabled):
-            # DISP does not guard itself: what the client sent is replaced by what there is.
+            # DISP does not protect itself: the client's value is replaced by the present one.
             _overwrite(message, disabled.value & ~self._MARK)
             return
         with self._lock:
@@ -101,7 +101,7 @@ class _Vetoes:
             disabled.value |= self._MARK
 
     def end(self, message: _Message) -> None:
-        """Let puts to the record pass again: this one was refused."""
+        """Allow puts to the record again: this put was refused."""
         address = message.channel.contents.addr
         disabled = ctypes.c_ubyte.from_address(address.precord + common_place("DISP"))
         if address.pfield == ctypes.addressof(disabled):
@@ -117,7 +117,7 @@ class _Vetoes:
 
 
 def _overwrite(message: _Message, value: int) -> None:
-    """Put a number in the place of all that the client sent."""
+    """Replace everything that the client sent by a number."""
     import numpy as np
 
     if not message.data or not 0 <= message.dbrType < len(_CODES):

@@ -1,4 +1,4 @@
-"""What EPICS says, as sentences: words for its numbers, and file and line of what its parser complains about.
+"""Turns EPICS' messages into sentences: texts for its status codes, and file and line of its parser's complaints.
 
 The libraries that we load come without most of EPICS' error texts: they know a status as ``Error (511,5)``. The texts
 stand in the header files that are installed beside the libraries, and :func:`teach_words` gives them to EPICS.
@@ -31,10 +31,10 @@ _NOISE: Final = re.compile(
     r"^\s*\d+ \| |^\s*at or before '|^Failed to load |^macLib: |has undefined macros$|^line \d+: '|^iocsh Error: |^dbReadCOM: |^\W*$"
 )
 _OWN: Final = {(511, 5): "field may not be modified"}
-"""Where EPICS' text names an identifier of its source."""
+"""Our texts for codes whose EPICS text names an identifier of its source."""
 _kept: Final[list[object]] = []
 _MOST: Final = 4
-"""Complaints that one sentence tells."""
+"""The most complaints in one sentence."""
 
 
 def _texts() -> dict[tuple[int, int], str]:
@@ -56,7 +56,7 @@ def _texts() -> dict[tuple[int, int], str]:
 
 
 def teach_words() -> None:
-    """Give EPICS the words that it lacks; what the shell and the error log print has them too (errSymBld, errSymbolAdd)."""
+    """Give EPICS the texts that it lacks; the shell and the error log then use them too (errSymBld, errSymbolAdd)."""
     _c.errSymBld()
     for (module, number), text in _texts().items():
         if not status_text(module << 16 | number).startswith("Error ("):
@@ -68,7 +68,7 @@ def teach_words() -> None:
 
 
 def status_text(status: int) -> str:
-    """Return EPICS' words for a status code."""
+    """Return EPICS' text for a status code."""
     buffer = ctypes.create_string_buffer(256)
     _c.errSymLookup(status, buffer, len(buffer))
     return buffer.value.decode("utf-8", "replace").strip() or f"EPICS status {status}"
@@ -81,12 +81,12 @@ def plain(text: str) -> str:
 
 
 def complaint(said: str, why: str, file: str | None) -> ConfigurationError:
-    """Make one sentence with file and line of what EPICS printed while it read a file.
+    """Make one sentence with file and line from EPICS' output while it read a file.
 
     Args:
-        said: its output.
-        why: what could not be done, for output that says nothing.
-        file: the file that it was told to read; the place may be in one that this includes.
+        said: EPICS' output.
+        why: what failed, used if the output has no information.
+        file: the file that EPICS had to read; the place may be in an included file.
 
     """
     text = plain("".join(_ASIDE.findall(said)) + _ASIDE.sub("", said))

@@ -1,4 +1,4 @@
-"""What group definitions say, merged from the info items of records and from files."""
+"""Group definitions, merged from the info items of records and from files."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class DefinitionOrigin(NamedTuple):
 
 
 class GroupError(ConfigurationError):
-    """A group that cannot be, and the definition that is to blame."""
+    """A group that cannot be made, and the definition that causes this."""
 
     def __init__(self, why: str, *, key: str, origin: DefinitionOrigin | None, near: str = "") -> None:
         super().__init__(why, key=key)
         self.origin = origin
         self.near = near
-        """A word of the definition, by which its line is found."""
+        """A word of the definition; its line is searched by it."""
 
 
 class FieldConfig:
@@ -71,12 +71,16 @@ class GroupConfig:
         return sorted(self.fields.items(), key=place)
 
     def fault(self, name: str, why: str) -> GroupError:
-        """Make an error about one of the fields."""
+        """Return an error about one of the fields."""
         field = self.fields[name]
         return GroupError(why, key=f"{self.name}.{name}", origin=field.origin or self.origin, near=name)
 
     def check(self, report: Report) -> None:
-        """Raise GroupError for a group that cannot be; report what is left out."""
+        """Check the group; report the parts that are ignored.
+
+        Raises:
+            GroupError: The group cannot be made.
+        """
         for name, field in self.fields.items():
             if field.kind in _WITH_CHANNEL and not field.channel:
                 raise self.fault(name, f"field {name!r} of type {field.kind} needs a +channel")
@@ -87,9 +91,9 @@ class GroupConfig:
                 raise self.fault(name, 'only +type:"meta" can be mapped at the top, ""')
 
     def triggers(self, report: Report) -> dict[str, tuple[str, ...]]:
-        """Return which fields an update brings when a field's record changes, by field name.
+        """Return, by field name, the fields of an update when that field's record changes.
 
-        Where no trigger is given at all every field triggers itself.
+        If no field has a trigger, every field triggers itself.
         """
         with_channel = tuple(sorted(name for name, field in self.fields.items() if field.channel))
         if not any(field.trigger for field in self.fields.values()):

@@ -39,15 +39,15 @@ def read_group_file(step: LoadStep) -> str:
 
 
 class Groups:
-    """The groups that can be, made at once: from the info items ``Q:group`` of all records, then from files.
+    """All groups, made from the info items ``Q:group`` of all records and then from files.
 
-    A definition that is wrong costs its own group, is logged, and is one of ``faults``: the trial before a start refuses it. A file
-    that cannot be read or parsed at all is a ConfigurationError, as a database would be.
+    A wrong definition makes its own group fail. It is logged and added to ``faults``, and the trial before a start refuses it.
+    A file that cannot be read or parsed raises ConfigurationError, as a database does.
 
     Args:
-        files: definitions beside those of the records.
-        place: says where a part of a definition is written.
-        report: told what is left out of definitions; the log, unless given.
+        files: definitions in addition to those of the records.
+        place: returns file and line of a part of a definition.
+        report: called with each ignored part of a definition; the default is the log.
 
     """
 
@@ -60,7 +60,7 @@ class Groups:
     ) -> None:
         self.groups: dict[str, RecordGroup] = {}
         self.faults: list[ConfigurationError] = []
-        """Why groups are not served."""
+        """The reasons why groups are not served."""
         self._place = place
         self._tell = report or (lambda text: _log.warning("group %s", text))
         configs = GroupConfigs(self._tell)

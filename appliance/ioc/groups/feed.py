@@ -1,4 +1,4 @@
-"""Monitors of a group: what its triggers make of the events of its records, once for all clients."""
+"""Monitors of a group: its triggers turn events of records into updates, once for all clients."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _QUEUE_SIZE: Final = "record._options.queueSize"
 
 
 class _ValueSink(EventSink):
-    """A member has a new value or alarm: the members that it triggers are read together and posted."""
+    """Handles a new value or alarm of a member: reads the members that it triggers together and posts them."""
 
     __slots__ = ("_alarm", "_lock", "_self", "_triggered", "feed", "member")
 
@@ -29,7 +29,7 @@ class _ValueSink(EventSink):
         self._alarm: tuple[int, int, str] | None = None
 
     def prime(self) -> None:
-        """Take the alarm that the first client is about to be told."""
+        """Note the alarm that the first client is about to get."""
         if self.member.channel is not None:
             reading = self.member.channel.get()
             self._alarm = (reading.status, reading.severity, reading.message)
@@ -45,7 +45,7 @@ class _ValueSink(EventSink):
         for (member, _), reading in zip(self._triggered, readings, strict=True):
             changed = True
             if member is self.member:
-                # Records post ALARM exactly when the alarm has changed; what is triggered comes with its alarm always.
+                # Records post ALARM exactly when the alarm has changed; triggered members always include their alarm.
                 alarm = (reading.status, reading.severity, reading.message)
                 changed = alarm != self._alarm
                 self._alarm = alarm
@@ -53,7 +53,7 @@ class _ValueSink(EventSink):
         feed.post(store, bits)
 
     def close(self) -> None:
-        """Give the lock back."""
+        """Close the lock."""
         self._lock.close()
 
     def __repr__(self) -> str:
@@ -61,7 +61,7 @@ class _ValueSink(EventSink):
 
 
 class _PropertySink(EventSink):
-    """A member has new properties: only they are posted."""
+    """Handles new properties of a member: only they are posted."""
 
     __slots__ = ("feed", "member")
 
@@ -83,11 +83,11 @@ class _PropertySink(EventSink):
 
 
 class GroupFeed:
-    """What the clients of one group share.
+    """The feed that all clients of one group share.
 
     Args:
-        group: what they watch.
-        stream: where the events of its records come from.
+        group: the group.
+        stream: the source of the events of its records.
 
     """
 
@@ -113,7 +113,7 @@ class GroupFeed:
                 self._events.append(hub.subscribe(channel, DBE_PROPERTY, _PropertySink(self, member)))
 
     def join(self, subscription: Subscription) -> None:
-        """Give a client everything as it is now, and what changes from now on."""
+        """Send a client all fields now, and later the changes."""
         if not self.subscriptions:
             for sink in self._sinks:
                 sink.prime()
@@ -130,7 +130,7 @@ class GroupFeed:
         return store, bits | 1 << number
 
     def post(self, store: list[Any], bits: int) -> None:
-        """Tell all clients."""
+        """Post an update to all clients."""
         self.store = store
         if not bits:
             return

@@ -1,4 +1,4 @@
-"""A group: its members, the type that they make up, and how it is read, atomic or member by member."""
+"""A group: its members, its type, and how it is read, atomically or member by member."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["RecordGroup"]
 
 @contextmanager
 def _blaming(config: GroupConfig, name: str) -> Iterator[None]:
-    """Say which mapping an error is about."""
+    """Add the mapping to an error."""
     try:
         yield
     except GroupError:
@@ -35,14 +35,14 @@ _ATOMIC: Final = "record._options.atomic"
 
 
 class RecordGroup:
-    """One group, whose channels are open until :meth:`close`.
+    """One group; its channels are open until :meth:`close`.
 
     Args:
-        config: what its definitions say.
-        report: told what of them is left out.
+        config: its merged definitions.
+        report: called with each ignored part.
 
     Raises:
-        ConfigurationError: it cannot be.
+        ConfigurationError: the group cannot be made.
         OperationError: EPICS cannot make a lock of its records.
 
     """
@@ -99,7 +99,7 @@ class RecordGroup:
         return [member.channel for member in self.members if member.channel is not None]
 
     def close(self) -> None:
-        """Give all channels back."""
+        """Close all channels."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -107,7 +107,7 @@ class RecordGroup:
             member.close()
 
     def copy(self, store: list[Any]) -> list[Any]:
-        """Make a store that can be changed without changing the other one."""
+        """Return an independent copy of a store."""
         return [_copied(item) for item in store] if self._has_elements else store.copy()
 
     def read(self, *, atomic: bool) -> tuple[list[Any], int]:

@@ -1,4 +1,4 @@
-"""A group as a PV: get, put and monitor, atomic or member by member."""
+"""A group as a PV: get, put and monitor, atomically or member by member."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class GroupPV(Handler):
 
     Args:
         group: the group.
-        stream: where the events of its records come from.
-        access: judges who may do what with its members.
-        put_log: told of puts.
+        stream: the source of the events of its records.
+        access: decides about the rights to its members.
+        put_log: logs puts.
 
     """
 
@@ -47,7 +47,7 @@ class GroupPV(Handler):
         self._feed: GroupFeed | None = None
 
     def close(self) -> None:
-        """End its events and give all channels back."""
+        """End the events and close all channels."""
         if self._feed is not None:
             self._feed.close()
             self._feed = None
@@ -60,9 +60,10 @@ class GroupPV(Handler):
         return self.group.channels()
 
     def rights(self, peer: Credentials) -> Rights:
-        """Judge what a client may do.
+        """Return a client's rights.
 
-        Whoever reads a group reads all of its members. Who may write one of them may try: each put is judged member by member.
+        To read a group, a client needs the right to read all members. The right to write one member is enough to try a put;
+        each put is judged member by member.
         """
         access = self._access
         members = [
@@ -106,7 +107,7 @@ class GroupPV(Handler):
         return self.group.atomic if options.atomic is None else options.atomic
 
     def introspect(self, operation: Operation, field: str) -> None:
-        """Tell the type of the value or of a field."""
+        """Answer with the type of the value or of a field."""
         if field in self.group.type.offsets:
             operation.reply_field(self.group.type.leaf_types[self.group.type.offsets[field]])
         else:
@@ -120,7 +121,7 @@ class GroupPV(Handler):
         operation.done()
 
     def put_get(self, operation: Operation, value: Value) -> None:
-        """Write, then answer with what the group holds afterwards."""
+        """Write, then answer with the group's new value."""
         self._put(operation, value)
         self.get(operation)
 
@@ -140,7 +141,7 @@ class GroupPV(Handler):
                     "no fields of this group were changed: none of those sent can be written"
                 )
             return
-        # All rights before the first change: a put that is refused half way would leave the group torn.
+        # Check all rights before the first change: a put that fails half way would leave the group inconsistent.
         for member, _, _ in work:
             assert member.channel is not None
             if not self._access.decide(member.channel, operation.peer).write:
@@ -166,7 +167,7 @@ class GroupPV(Handler):
         assert channel is not None
         process = options.process
         if member.kind == "proc" and process is False:
-            # Processing is all that such a mapping is for: process=false speaks of those that are written.
+            # Such a mapping exists only to process: process=false concerns the members that are written.
             process = None
         watch = self._put_log.concerns(operation, channel, new)
         return _Change(channel, new, process, watch)
@@ -178,7 +179,7 @@ class GroupPV(Handler):
         subscription.ready(self.group.type)
 
     def flow(self, subscription: Subscription) -> None:
-        """Let events come while the client wants them; each start brings everything once."""
+        """Switch events on or off for the client; each start sends all fields once."""
         if not subscription.running:
             self.unsubscribe(subscription)
             return
@@ -200,7 +201,7 @@ class GroupPV(Handler):
 
 
 class _Change(NamedTuple):
-    """What a put does to one member."""
+    """The effect of a put on one member."""
 
     channel: DBChannel
     new: Any
@@ -209,7 +210,7 @@ class _Change(NamedTuple):
 
 
 def _do(changes: list[_Change]) -> None:
-    """Write and process in order, the records being locked; what is to be logged is logged before the first of them."""
+    """Write and process in order, with the records locked; all log records are written before the first change."""
     at = 0
     try:
         for channel, new, _, watch in changes:

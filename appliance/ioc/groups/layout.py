@@ -33,7 +33,7 @@ class Step(NamedTuple):
 
     name: str
     element: int | None
-    """Index in a structure array; None where it is none."""
+    """Index in a structure array; None if the component is not an array."""
 
 
 def parse_path(name: str) -> tuple[Step, ...]:
@@ -72,7 +72,7 @@ def const_type(value: Any) -> ScalarType:
 
 
 class TypeTree:
-    """A structure in the making: definitions of the same member are merged."""
+    """A structure that is being built: definitions of the same member are merged."""
 
     __slots__ = ("_id", "_is_array", "_leaf", "_members")
 
@@ -94,7 +94,7 @@ class TypeTree:
             self.put(name, member)
 
     def put(self, name: str, kind: TypeDesc) -> None:
-        """Add a member or merge it with what is there."""
+        """Add a member, or merge it with the present one."""
         known = self._members.get(name)
         if known is None:
             self._members[name] = TypeTree(kind)
@@ -107,7 +107,7 @@ class TypeTree:
             raise ConfigurationError(f"{name!r} is {known._leaf} in one mapping and {kind} in another")
 
     def descend(self, step: Step) -> TypeTree:
-        """Return the structure below a component, made if need be; the last mapping says whether it is an array."""
+        """Return the structure below a component, and make it if needed; the last mapping decides whether it is an array."""
         node = self._members.get(step.name)
         if node is None:
             node = self._members[step.name] = TypeTree()
@@ -129,15 +129,15 @@ class TypeTree:
         return ArrayType(kind) if self._is_array else kind
 
     def structure(self) -> StructType:
-        """Make the type of a structure, or of an element where this is an array."""
+        """Make the type of a structure, or of an element if this is an array."""
         return StructType([(name, member.build()) for name, member in self._members.items()], self._id)
 
 
 class Hop(NamedTuple):
-    """The way through one structure array."""
+    """One step into a structure array."""
 
     number: int
-    """Of the array in the store."""
+    """Number of the array in the store."""
     element: int
     """Index of the element in the array."""
     kind: StructType
@@ -145,15 +145,15 @@ class Hop(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a mapping lies in a store of the group."""
+    """The place of a mapping in a store of the group."""
 
     hops: tuple[Hop, ...]
-    """Through structure arrays, from the outermost."""
+    """The steps into structure arrays, from the outermost."""
     base: int
     """Number of the field in the innermost store."""
     kind: TypeDesc
     mark: int
-    """What its bits are shifted by, or with hops the bit of the outermost array."""
+    """The shift of its bits; with hops, the bit of the outermost array."""
 
     @classmethod
     def find(cls, kind: StructType, path: tuple[Step, ...]) -> Place:
@@ -182,7 +182,7 @@ class Place(NamedTuple):
         return cls(tuple(hops), base, here, 1 << hops[0].number if hops else base)
 
     def store(self, top: list[Any]) -> list[Any]:
-        """Return the innermost store, for writing; elements that are not there are made."""
+        """Return the innermost store, for writing; missing elements are made."""
         for number, index, kind in self.hops:
             elements = top[number]
             if len(elements) <= index:
@@ -194,7 +194,7 @@ class Place(NamedTuple):
         return top
 
     def look(self, top: list[Any]) -> list[Any] | None:
-        """Return the innermost store, for reading; None when it is not there."""
+        """Return the innermost store, for reading; None if it does not exist."""
         for number, index, _ in self.hops:
             elements = top[number]
             if len(elements) <= index or elements[index] is None:
@@ -203,11 +203,11 @@ class Place(NamedTuple):
         return top
 
     def bits(self, relative: int) -> int:
-        """Return bits of the field as bits of the group."""
+        """Convert bits of the field to bits of the group."""
         if self.hops:
             return self.mark if relative else 0
         return relative << self.base
 
 
 META: Final = StructType([("alarm", ALARM), ("timeStamp", TIME)])
-"""What ``+type:"meta"`` adds to a structure."""
+"""The fields that ``+type:"meta"`` adds to a structure."""

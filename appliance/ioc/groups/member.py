@@ -16,7 +16,7 @@ from appliance.pvdata.value import Value
 __all__ = ["Member"]
 
 _META_MAPPING = NTMapping(STRING, is_enum=False)
-"""Its methods for alarm and time stamp serve every structure that has both in this order."""
+"""Its methods for alarm and time stamp fit every structure that has both in this order."""
 
 
 class Member:
@@ -67,7 +67,7 @@ class Member:
             self._any = value_type(channel)
 
     def close(self) -> None:
-        """Give the channel back."""
+        """Close the channel."""
         if self.channel is not None:
             self.channel.close()
 
@@ -131,7 +131,7 @@ class Member:
     # -- values --------------------------------------------------------------------------------------
 
     def fill_static(self, top: list[Any]) -> int:
-        """Set what never changes: constants, and the form of display."""
+        """Set the parts that never change: constants, and the form of display."""
         place = self.place
         if place is None:
             return 0
@@ -153,7 +153,7 @@ class Member:
         )
 
     def fill(self, top: list[Any], reading: Reading, *, alarm: bool = True) -> int:
-        """Set the value, the time stamp and, if wanted, the alarm, whatever of these is mapped."""
+        """Set the mapped ones of value, time stamp and, if wanted, alarm."""
         place = self.place
         if place is None:
             return 0

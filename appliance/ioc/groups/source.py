@@ -16,13 +16,13 @@ __all__ = ["GroupSource"]
 
 
 class GroupSource(Source):
-    """Serves groups.
+    """All groups as a source of PVs.
 
     Args:
-        groups: which; they are closed with this.
-        stream: where the events of their records come from.
-        access: judges who may do what with their members.
-        put_log: told of puts.
+        groups: the groups; :meth:`close` closes them.
+        stream: the source of the events of their records.
+        access: decides about the rights to their members.
+        put_log: logs puts.
 
     """
 

@@ -1,6 +1,6 @@
-"""JSON as EPICS' parser takes it: with comments, trailing commas, single quotes and bare keys (JSON5).
+"""JSON as EPICS' parser accepts it: with comments, trailing commas, single quotes and bare keys (JSON5).
 
-Python's own parser takes none of these, and the files are written by hand.
+Python's own parser accepts none of these, and people write these files by hand.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _Parser:
         self._counted = 0
 
     def line(self) -> int:
-        """Return the line of the present position; positions only grow."""
+        """Return the line of the present position; positions only increase."""
         self._line += self.text.count("\n", self._counted, self.pos)
         self._counted = self.pos
         return self._line
@@ -149,7 +149,7 @@ class _Parser:
 
 
 def _paired(text: str) -> str:
-    """Make one character of the two halves that JSON escapes those beyond 16 bits by."""
+    """Join the two escaped halves of a character beyond 16 bits."""
     if text.isascii() or not re.search("[\ud800-\udfff]", text):
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
