@@ -1,8 +1,8 @@
-"""The client and the server for programs in Python: with the settings, and the identity, of their environment.
+"""The client and the server for Python programs: with the settings, and the identity, of their environment.
 
-`appliance.client.Context` and `appliance.server.Server` are the machinery, which takes TLS as it is handed in. These
-two also read the environment, use the keychain that it names, and follow the status of certificates, as the
-command-line tools and the daemons do.
+`appliance.client.Context` and `appliance.server.Server` do the work, with a TLS context that the caller passes. These two
+also read the environment, use the keychain that it names, and follow the status of certificates, as the command-line
+tools and the daemons do.
 """
 
 from __future__ import annotations

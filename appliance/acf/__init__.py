@@ -1,8 +1,7 @@
 """EPICS access security and pvlist: files in, decisions out. Pure.
 
-``load_acf`` (either form) gives an :class:`AccessSecurity`; ask it with
-``decide``, or ``compile_for`` a peer once and ask for each of its channels whenever an input changes. Following
-the input PVs, resolving host names and reading files are the caller's work.
+``load_acf`` (either form) returns an :class:`AccessSecurity`. Ask it with ``decide``, or ``compile_for`` a peer once and ask
+for each of its channels whenever an input changes. The caller follows the input PVs, resolves host names and reads files.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ _YAML_HEADER: Final = re.compile(r"#\s*EPICS YAML\b", re.IGNORECASE)
 
 
 def looks_like_yaml(text: str) -> bool:
-    """Whether a file is in the YAML form: its header comment says so, or it starts with a key and a colon."""
+    """Whether a file has the YAML form: its header comment says so, or it starts with a key and a colon."""
     for line in text.removeprefix("\ufeff").split("\n"):
         line = line.strip()
         if _YAML_HEADER.match(line):
@@ -74,11 +73,19 @@ def load_acf(
 ) -> AccessSecurity:
     """Read an access security file of either form.
 
-    ``macros`` are values for ``$(NAME)`` and ``${NAME=default}``. With ``resolve``, entries of HAGs are turned
-    into addresses once, now, and compared with the peer's address; without it they are compared as they are
-    written. ``gateway`` reads accesses as a gateway does: PUT and UNCACHED exist, and WRITE includes RPC.
+    Args:
+        text: The file's text.
+        file: Its name, for messages.
+        macros: Values for ``$(NAME)`` and ``${NAME=default}``.
+        resolve: Turns entries of HAGs into addresses once, now, which are compared with the peer's address; without it the
+            entries are compared as they are written.
+        gateway: Read accesses as a gateway does: PUT and UNCACHED exist, and WRITE includes RPC.
 
-    :class:`AccessFileError` says file, line, column and what is wrong.
+    Returns:
+        The rules.
+
+    Raises:
+        AccessFileError: The file is wrong; the text has file, line, column and the reason.
     """
     if looks_like_yaml(text):
         tree, position = _yaml(text, file)

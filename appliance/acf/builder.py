@@ -26,7 +26,7 @@ from appliance.errors import AccessFileError
 __all__ = ["MAX_CHAIN", "Builder", "GroupDraft", "Place", "RuleDraft"]
 
 Place = tuple[int, int | None] | None
-"""Line and column, where they are known."""
+"""Line and column, if known."""
 
 MAX_CHAIN: Final = 16
 """Deepest chain of AUTHORITY declarations."""
@@ -42,7 +42,7 @@ _GATEWAY_ACCESS: Final = {
     "WRITE": READ | WRITE | RPC,
     "UNCACHED": UNCACHED,
 }
-"""The gateway's words, as p4p's gateway reads them: WRITE stands for PUT and RPC."""
+"""The gateway's words, as in p4p's gateway: WRITE means PUT and RPC."""
 
 _METHODS: Final = frozenset(("x509", "ca", "anonymous"))
 _PROTOCOLS: Final = ("tls", "tcp")
@@ -54,7 +54,7 @@ _DNS_PATTERN: Final = re.compile(r"[a-z0-9_.*?\-]+", re.ASCII)
 
 
 class RuleDraft:
-    """A rule being read; references are kept with their places and resolved at the end of the file."""
+    """A rule while it is read; its references are resolved at the end of the file."""
 
     __slots__ = (
         "access", "authorities", "calc", "hags", "level", "methods", "place", "protocols", "sags", "trapwrite", "uags",
@@ -75,6 +75,7 @@ class RuleDraft:
 
     @property
     def conditional(self) -> bool:
+        """Whether the rule depends on who asks or on inputs."""
         return bool(
             self.uags
             or self.hags
@@ -87,7 +88,7 @@ class RuleDraft:
 
 
 class GroupDraft:
-    """An ASG being read."""
+    """An ASG while it is read."""
 
     __slots__ = ("inputs", "name", "rules")
 
@@ -115,13 +116,16 @@ class Builder:
         self._warnings: list[str] = []
 
     def error(self, why: str, place: Place) -> AccessFileError:
+        """Return an error at a place of the file."""
         line, column = place or (None, None)
         return AccessFileError(why, file=self._file, line=line, column=column)
 
     def warn(self, what: str, place: Place) -> None:
+        """Record a warning at a place of the file."""
         self._warnings.append(str(self.error(what, place)))
 
     def add_uag(self, name: str, users: Iterable[tuple[str, Place]], place: Place) -> None:
+        """Define a user access group."""
         self._new("UAG", name, self._uags, place)
         members: set[str] = set()
         for user, where in users:
@@ -137,7 +141,7 @@ class Builder:
         self._uags[name] = frozenset(members)
 
     def _subject(self, name: str, user: str, place: Place) -> dict[str, str]:
-        """Read ``CN=operator, O=example.org, AUTHORITY=SITE``; a backslash takes the special meaning from a comma."""
+        """Read ``CN=operator, O=example.org, AUTHORITY=SITE``; a backslash before a comma makes it a normal character."""
         parts: dict[str, str] = {}
         at = 0
         while at < len(user):
@@ -156,7 +160,7 @@ class Builder:
                 )
             if value == "*" and key != "O":
                 raise self.error(
-                    f"{key}=* in '{user}' of UAG({name}): only O can be any; leave {key} out", place
+                    f"{key}=* in '{user}' of UAG({name}): only O can be any (*); leave {key} out", place
                 )
             parts[key] = value
             at = part.end()
@@ -167,6 +171,7 @@ class Builder:
         return parts
 
     def add_hag(self, name: str, hosts: Iterable[tuple[str, Place]], place: Place) -> None:
+        """Define a host access group."""
         self._new("HAG", name, self._hags, place)
         members: set[str] = set()
         for host, where in hosts:
@@ -188,7 +193,7 @@ class Builder:
         return found
 
     def add_sag(self, name: str, entries: Iterable[tuple[str, str, Place]], place: Place) -> None:
-        """Entries are ``(kind, text, place)`` with kind ``IP`` or ``DNS``."""
+        """Define a SAG. Entries are ``(kind, text, place)`` with kind ``IP`` or ``DNS``."""
         self._new("SAG", name, self._sags, place)
         addresses: list[str] = []
         names: list[str] = []
@@ -220,7 +225,7 @@ class Builder:
         )
 
     def add_authority(self, name: str | None, path: tuple[str, ...], place: Place) -> None:
-        """Declare the last member of ``path`` (root first), under ``name`` where it has one."""
+        """Declare the last member of ``path`` (root first), under ``name`` if it has one."""
         if len(path) > MAX_CHAIN:
             raise self.error(f"AUTHORITY declarations are nested more than {MAX_CHAIN} deep", place)
         if not path[-1]:
@@ -231,6 +236,7 @@ class Builder:
             self._authorities[name] = AuthorityRef(name, path)
 
     def add_group(self, name: str, place: Place) -> GroupDraft:
+        """Define an access security group, and return its draft."""
         known = self._groups.get(name)
         if known is not None and not (name == "DEFAULT" and not known.rules and not known.inputs):
             raise self.error(f"ASG({name}) is defined twice", place)
@@ -239,6 +245,7 @@ class Builder:
         return draft
 
     def add_input(self, group: GroupDraft, keyword: str, pv: str, place: Place) -> None:
+        """Define an input PV (INPA to INPU) of a group."""
         letter = keyword[3:]
         if not pv:
             raise self.error(f"{keyword} needs the name of a PV", place)
@@ -255,6 +262,7 @@ class Builder:
         *,
         trapwrite: bool,
     ) -> RuleDraft:
+        """Add a rule to a group, and return its draft."""
         number, where = level
         if not 0 <= number <= _MAX_LEVEL:
             raise self.error(f"the level of a RULE is 0, 1 or more, not {number}", where)
@@ -267,11 +275,13 @@ class Builder:
         return draft
 
     def add_protocol(self, rule: RuleDraft, protocol: str, place: Place) -> None:
+        """Require a protocol for a rule."""
         if protocol.lower() not in _PROTOCOLS:
             raise self.error(f"a PROTOCOL is tls or tcp, not '{protocol}'", place)
         rule.protocols[protocol.lower()] = place
 
     def add_method(self, rule: RuleDraft, method: str, place: Place) -> None:
+        """Require an authentication method for a rule."""
         method = method.lower()
         if not method:
             raise self.error("METHOD needs a name: x509, ca or anonymous", place)
@@ -280,6 +290,7 @@ class Builder:
         rule.methods[method] = place
 
     def add_calc(self, rule: RuleDraft, text: str, place: Place) -> None:
+        """Set the condition of a rule."""
         if rule.calc is not None:
             raise self.error("a RULE takes one CALC; join conditions with &&", place)
         try:
@@ -288,7 +299,7 @@ class Builder:
             raise self.error(error.why, place) from None
 
     def finish(self) -> AccessSecurity:
-        """Resolve every reference and freeze."""
+        """Resolve every reference and return the rules."""
         if not (self._groups or self._uags or self._hags or self._sags or self._authorities):
             raise self.error("the file defines nothing; access security needs at least one ASG", None)
         groups = {draft.name: self._group(draft) for draft in self._groups.values()}
@@ -360,7 +371,7 @@ class Builder:
         return tuple(names)
 
     def _authority(self, name: str, use: tuple[Place, bool]) -> AuthorityRef:
-        """A declared identifier; or else, where the text cannot be one, the common name itself."""
+        """Return a declared identifier; or the common name itself, if the text cannot be an identifier."""
         place, literal = use
         if name in self._authorities:
             return self._authorities[name]

@@ -1,10 +1,10 @@
 """EPICS calc expressions, as far as an access rule may use them.
 
-The language, its precedences and its arithmetic are those of EPICS Base's calculation engine (``postfix.h``),
-with two things left out because a decision about access must depend on nothing but its inputs: assignment
-(Base refuses it in rules too) and ``RNDM``. ``VAL``, the previous result, reads 0: decisions keep no history.
+The language, its precedences and its arithmetic are those of EPICS Base's calculation engine (``postfix.h``), without
+two things, because a decision about access must depend only on its inputs: assignment (Base refuses it in rules too) and
+``RNDM``. ``VAL``, the previous result, reads 0: decisions keep no history.
 
-Conversion to integers follows x86-64, where EPICS servers run: C leaves a number that does not fit undefined.
+Conversion to integers follows x86-64, where EPICS servers run; in C, a number that does not fit is undefined.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _int32(x: float) -> int:
 
 
 def _uint32(x: float) -> int:
-    """Cast ``double`` to ``uint32_t``: through 64 bits, so that what does not fit there gives 0."""
+    """Cast ``double`` to ``uint32_t``: through 64 bits, so that a number that does not fit there gives 0."""
     return int(x) & 0xFFFFFFFF if -9223372036854775808.0 <= x < 9223372036854775808.0 else 0
 
 
@@ -116,7 +116,7 @@ def _logarithm(function: Callable[[float], float]) -> Callable[[float], float]:
 
 
 def _domain(function: Callable[..., float]) -> Callable[..., float]:
-    """C gives NaN where Python raises."""
+    """Return a function that gives NaN, as in C, where Python raises."""
 
     def checked(*operands: float) -> float:
         try:
@@ -185,7 +185,7 @@ _PAIR: Final[dict[str, Callable[[float, float], float]]] = {
     "ATAN2": lambda a, b: math.atan2(b, a),
     "FMOD": _domain(math.fmod),
 }
-"""Functions of two arguments. ATAN2 takes them the other way round than C does."""
+"""Functions of two arguments. ATAN2 takes them in the opposite order to C."""
 
 _VARIADIC: Final[dict[str, Callable[[list[float]], float]]] = {
     "FINITE": lambda values: float(all(math.isfinite(v) for v in values)),
@@ -229,7 +229,7 @@ _BINARY: Final[dict[str, tuple[int, Callable[[float, float], float]]]] = {
     "^": (6, _power),
 }
 
-# Base looks names up without asking for a delimiter behind them: the longest that fits wins.
+# Base looks names up without a delimiter behind them: the longest that matches wins.
 _VARIABLES: Final = tuple("ABCDEFGHIJKLMNOPQRSTU")
 _OPERANDS: Final = sorted(
     [*_UNARY, *_PAIR, *_VARIADIC, *_CONSTANTS, *_VARIABLES, "RNDM", "("], key=len, reverse=True
@@ -242,12 +242,12 @@ _NUMBER: Final = re.compile(
 )
 _SMALLEST_NORMAL: Final = 2.2250738585072014e-308
 
-# Instructions: (kind, operand). A jump only ever goes forward, so evaluation ends.
+# Instructions: (kind, operand). A jump only goes forward, so evaluation ends.
 _PUSH, _FETCH, _CALL1, _CALL2, _CALLN, _IF, _ELSE, _END = range(8)
 
 
 _TAKES: Final = {_PUSH: 0, _FETCH: 0, _CALL1: 1, _CALL2: 2, _IF: 1, _ELSE: 0, _END: 0}
-"""What instructions take from the stack; those that call leave one value."""
+"""What instructions take from the stack. Calls leave one value."""
 
 
 class _Variadic(NamedTuple):
@@ -292,7 +292,7 @@ class Calc:
         return hash(self.text)
 
     def evaluate(self, inputs: Mapping[str, float | None]) -> float | None:
-        """Value for these inputs; ``None`` when one that is read is missing, or ``None`` itself."""
+        """Return the value for these inputs; ``None`` if one that is read is missing or ``None``."""
         values: dict[str, float] = {}
         for letter in self.letters:
             value = inputs.get(letter)
@@ -302,7 +302,7 @@ class Calc:
         return self._run(values)
 
     def holds(self, inputs: Mapping[str, float | None]) -> bool:
-        """Whether a rule with this condition applies: the value is 1, as near as Base asks for."""
+        """Whether a rule with this condition applies: the value is 1, as exactly as Base requires."""
         value = self.evaluate(inputs)
         return value is not None and 0.99 < value < 1.01
 
@@ -337,14 +337,14 @@ class Calc:
 
 
 def compile_calc(text: str) -> Calc:
-    """Translate ``text``; :class:`AccessFileError` (without a position) says what is wrong with it."""
+    """Translate ``text``. Raises AccessFileError without a position."""
     if len(text) > MAX_EXPRESSION:
         raise AccessFileError(f"a CALC expression may have {MAX_EXPRESSION} characters; this has {len(text)}")
     return _Translation(text).run()
 
 
 class _Translation:
-    """Infix to postfix with a stack of operators, as Base does it, so that both accept the same texts."""
+    """Infix to postfix with a stack of operators, as in Base, so that both accept the same texts."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -430,7 +430,7 @@ class _Translation:
         if name is None:
             raise self.fail(f"an operand was expected at {self.text[start : start + 12]!r}")
         if name == "RNDM":
-            raise self.fail("RNDM is refused: a decision about access must not be a matter of chance")
+            raise self.fail("RNDM is refused: a decision about access must not depend on chance")
         if name in _CONSTANTS:
             self.uses_val |= name == "VAL"
             self.push(_PUSH, _CONSTANTS[name])
@@ -497,7 +497,7 @@ class _Translation:
         return False
 
     def linked(self) -> tuple[tuple[int, object], ...]:
-        """The code with each condition pointing behind the branch that it skips."""
+        """Return the code with each condition pointing behind the branch that it skips."""
         code = list(self.code)
         for index, (kind, _) in enumerate(self.code):
             if kind not in {_IF, _ELSE}:
@@ -519,10 +519,10 @@ class _Translation:
         return tuple(code)
 
     def verify(self, code: list[tuple[int, object]]) -> None:
-        """Prove that no way through the code takes more from the stack than there is, and that each leaves one value.
+        """Prove that no path through the code takes more from the stack than there is, and that each leaves one value.
 
-        Translation counts what operators leave, not what they find: FMOD A+(A,A) counts right and finds one operand.
-        Base evaluates such a text with whatever lies below its stack.
+        Translation counts what operators leave, not what they find: FMOD A+(A,A) counts right but finds one operand. Base
+        evaluates such a text with whatever lies below its stack.
         """
         depths: list[int | None] = [None] * (len(code) + 1)
         depths[0] = 0

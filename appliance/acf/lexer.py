@@ -23,8 +23,8 @@ END: Final = "end"
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_\-+:.\[\]<>;]+", re.ASCII)
 
-# Wider than Base's names: a word that Base would not take whole is one token here, so that the message
-# can name it and say that quotes are missing. SAG entries use * ? / legitimately.
+# Wider than Base's names: a word that Base would split is one token here, so that the message can name it and say that
+# quotes are missing. SAG entries use * ? / legitimately.
 _TOKEN: Final = re.compile(
     r"""(?P<skip>[ \t\r\n]+|\#[^\n]*)
       |(?P<string>"(?:[^"\n\\]|\\[^\n])*")
@@ -44,7 +44,7 @@ class Token(NamedTuple):
 
     @property
     def plain(self) -> bool:
-        """Whether the text may stand without quotes."""
+        """Whether the text may be written without quotes."""
         return self.kind == STRING or _NAME.fullmatch(self.text) is not None
 
     def __str__(self) -> str:
@@ -52,7 +52,7 @@ class Token(NamedTuple):
 
 
 class Source:
-    """A text with its macros expanded, that still knows where each character came from."""
+    """A text with its macros expanded that still knows where each character came from."""
 
     def __init__(
         self, text: str, *, file: str | None = None, macros: Mapping[str, str] | None = None
@@ -67,7 +67,7 @@ class Source:
         self.text = self._expand(macros or {})
 
     def position(self, offset: int) -> tuple[int, int]:
-        """Line and column, both from 1, in the file as it was written."""
+        """Return line and column, both from 1, in the file as it was written."""
         index = bisect_right(self._expanded_at, offset) - 1
         raw = self._raw_at[index] + offset - self._expanded_at[index]
         if index + 1 < len(self._raw_at):
@@ -76,11 +76,12 @@ class Source:
         return line, raw - self._lines[line - 1] + 1
 
     def error(self, why: str, offset: int) -> AccessFileError:
+        """Return an error at an offset of the text."""
         line, column = self.position(offset)
         return AccessFileError(why, file=self.file, line=line, column=column)
 
     def tokens(self) -> list[Token]:
-        """Every token, the last one being ``END``."""
+        """Return every token; the last one is ``END``."""
         found: list[Token] = []
         at = 0
         text = self.text
@@ -103,7 +104,7 @@ class Source:
         return found
 
     def _expand(self, macros: Mapping[str, str]) -> str:
-        """Expand everywhere but in comments, inside quotes too, as Base's macLib does for a line."""
+        """Expand everywhere except in comments, also inside quotes, as Base's macLib does for a line."""
         raw = self._raw
         if "$" not in raw:
             return raw
@@ -149,12 +150,12 @@ class Source:
 
 
 def expand_macros(text: str, macros: Mapping[str, str]) -> str:
-    """Expand the macros of one value; :class:`AccessFileError` without a position where that fails."""
+    """Expand the macros of one value. Raises AccessFileError without a position."""
     return text if "$" not in text else _Expander(macros).expand(text, 0)
 
 
 class _Expander:
-    """Expands references, which may be nested in names, values and defaults, with a limit to the whole work."""
+    """Expands references, which may be nested in names, values and defaults, with a limit for the whole work."""
 
     def __init__(self, macros: Mapping[str, str]) -> None:
         self.macros = macros
@@ -178,7 +179,7 @@ class _Expander:
         return "".join(parts)
 
     def reference(self, text: str, start: int, depth: int = 0) -> tuple[str, int]:
-        """Value of the macro reference at ``start``, and where it ends."""
+        """Return the value of the macro reference at ``start``, and where it ends."""
         self.left -= 1
         if depth >= _MAX_MACRO_DEPTH or self.left < 0:
             raise AccessFileError("macros refer to each other without end")

@@ -17,7 +17,7 @@ _MAPPED: Final = "::ffff:"
 
 
 def canonical_host(host: str) -> str:
-    """The one spelling of a host: lower case, IPv6 in its shortest form, IPv4 inside IPv6 as IPv4."""
+    """Return the one spelling of a host: lower case, IPv6 in its shortest form, IPv4 inside IPv6 as IPv4."""
     host = host.strip().lower()
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
@@ -46,7 +46,7 @@ def is_address(host: str) -> bool:
 
 
 def host_of_peer(peer: str) -> str:
-    """The host of a peer written as ``address:port``, ``[address]:port`` or ``address``."""
+    """Return the host of a peer written as ``address:port``, ``[address]:port`` or ``address``."""
     if peer.startswith("["):
         return canonical_host(peer.partition("]")[0][1:])
     if peer.count(":") == 1:

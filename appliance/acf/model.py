@@ -55,23 +55,40 @@ class PeerIdentity(Protocol):
     """What a connection knows of its peer; ``appliance.pva.Credentials`` is one."""
 
     @property
-    def method(self) -> str: ...
+    def method(self) -> str:
+        """``x509``, ``ca`` or ``anonymous``."""
+
     @property
-    def account(self) -> str: ...
+    def account(self) -> str:
+        """The user's name."""
+
     @property
-    def peer(self) -> str: ...
+    def peer(self) -> str:
+        """The peer's address."""
+
     @property
-    def authority(self) -> str: ...
+    def authority(self) -> str:
+        """The names of the certificate authorities, empty without a certificate."""
+
     @property
-    def roles(self) -> frozenset[str]: ...
+    def roles(self) -> frozenset[str]:
+        """The account's groups."""
+
     @property
-    def is_tls(self) -> bool: ...
+    def is_tls(self) -> bool:
+        """Whether the connection uses TLS."""
+
     @property
-    def san(self) -> tuple[tuple[str, str], ...]: ...
+    def san(self) -> tuple[tuple[str, str], ...]:
+        """The certificate's alternative names: kind and value."""
+
     @property
-    def subject(self) -> tuple[tuple[str, str], ...]: ...
+    def subject(self) -> tuple[tuple[str, str], ...]:
+        """The certificate's subject: part and value."""
+
     @property
-    def home(self) -> str | None: ...
+    def home(self) -> str | None:
+        """The organization that a name alone belongs to; None if it is not known."""
 
 
 class Principal(NamedTuple):
@@ -94,18 +111,18 @@ class Principal(NamedTuple):
     own_authority: bool = True
     """Whether the certificate leads to the same root as the server's own."""
     at_home: bool = True
-    """Whether names without an organisation mean this principal: it is of the server's own authority, and of an
-    organisation that the server calls its own. Counts for proved names only."""
+    """Whether names without an organisation mean this principal: it belongs to the server's own authority, and to an
+    organisation that the server calls its own. Only for proved names.
+    """
 
     @classmethod
     def of(cls, identity: PeerIdentity, organizations: Container[str] = ()) -> Principal:
-        """The principal behind a connection.
+        """Return the principal behind a connection.
 
         Args:
-            identity: what the connection knows.
-            organizations: those whose members the server's rules call by their bare names, beside the server's own;
-                ``*`` stands for all.
-
+            identity: What the connection knows.
+            organizations: Those whose members the server's rules name without organisation, besides the server's own; ``*``
+                means all.
         """
         own = identity.home is not None
         named = [text for attribute, text in identity.subject if attribute == "O"]
@@ -119,7 +136,7 @@ class Principal(NamedTuple):
             san=identity.san,
             subject=identity.subject,
             own_authority=own,
-            # Who has no organisation was named by the authority itself: whoever proves a token has its issuer's.
+            # A certificate without organisation was named by the authority itself: a token always gives its issuer's.
             at_home=own
             and (
                 not named
@@ -130,17 +147,16 @@ class Principal(NamedTuple):
 
     @property
     def organization(self) -> str:
-        """The organisation that the certificate proves; empty where it names none."""
+        """The organisation that the certificate proves; empty if it names none."""
         return ", ".join(text for attribute, text in self.subject if attribute == "O")
 
     def names(self) -> frozenset[str]:
-        """What a UAG may list to mean this principal.
+        """Return what a UAG may list to mean this principal.
 
-        The account itself, ``<method>/<account>`` and ``role/<group>`` for each group. The part before a
-        slash is the server's to say and never the peer's: an account that contains one matches by its last
-        part where it was merely claimed, and with the method in front where it was proved.
-        A name that was proved is nobody's without its organisation where that is not at home here: ``alice`` of
-        another organisation is another person, and the server's user database does not know her.
+        The account itself, ``<method>/<account>`` and ``role/<group>`` for each group. Only the server decides the part before a
+        slash, never the peer. So an account that contains a slash matches by its last part if it was only claimed, and with the
+        method in front if it was proved. A proved name of an organisation that is not at home here counts only with that
+        organisation: ``alice`` of another organisation is another person, and the server's user database does not know her.
         Source: pvxs ``ioc/credentials.cpp``, both the plain and the SPVA variant.
         """
         method = self.method.lower()
@@ -162,14 +178,14 @@ class Principal(NamedTuple):
 
 
 class AuthorityRef(NamedTuple):
-    """A certificate authority as a rule names it; ``path`` runs from the root to the authority itself."""
+    """A certificate authority in a rule; ``path`` goes from the root to the authority itself."""
 
     name: str
     path: tuple[str, ...]
 
 
 class SubjectEntry(NamedTuple):
-    """A member of a UAG by what its certificate says: all parts must be so."""
+    """A member of a UAG by its certificate: all parts must match."""
 
     text: str
     """As it is written."""
@@ -179,7 +195,7 @@ class SubjectEntry(NamedTuple):
     """The authority that must have issued it; None: the server's own."""
 
     def covers(self, who: Principal) -> bool:
-        """Whether it means a principal whose certificate may be believed."""
+        """Whether it means a principal whose certificate is verified."""
         if self.authority is None:
             if not who.own_authority:
                 return False
@@ -192,7 +208,7 @@ class SubjectEntry(NamedTuple):
                 stated = True
                 if wanted == "*":
                     continue
-            # A certificate with two of a kind is in doubt, and so is nobody's.
+            # A certificate with two of a kind is ambiguous, so it matches nothing.
             if values != [wanted]:
                 return False
         return stated or self.authority is not None or who.at_home
@@ -206,7 +222,7 @@ class SanGroup(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """One RULE. An empty tuple means that the predicate is absent; ``line`` is 0 where it is not known."""
+    """One RULE. An empty tuple means that the predicate is absent; ``line`` is 0 if it is not known."""
 
     level: int
     access: str
@@ -251,7 +267,7 @@ class Decision(NamedTuple):
 
 
 class Access:
-    """A principal's access to the fields of one group and level: depends on nothing but the inputs' values."""
+    """A principal's access to the fields of one group and level. It depends only on the inputs' values."""
 
     __slots__ = ("_conditional", "_known", "_lines", "_owner", "_rules", "inputs")
 
@@ -265,7 +281,7 @@ class Access:
         self._owner = owner
         self._rules = rules
         self._lines = lines
-        """Why each rule does not apply; empty where it does, perhaps on a condition."""
+        """Why each rule does not apply; empty if it does, perhaps on a condition."""
         self._conditional = tuple(
             (index, rule.calc)
             for index, rule in enumerate(rules)
@@ -279,7 +295,7 @@ class Access:
         self._known: dict[int, Decision] = {}
 
     def decide(self, inputs: Mapping[str, float | None] = MappingProxyType({})) -> Decision:
-        """Judge for these input values; ``None`` or absent is an input that is not connected or invalid."""
+        """Judge for these input values. ``None`` or a missing value means that the input is not connected or invalid."""
         failed = 0
         for index, calc in self._conditional:
             if not calc.holds(inputs):
@@ -298,13 +314,13 @@ class Access:
         for index, rule in enumerate(self._rules):
             line = self._lines[index]
             if not line and failed >> index & 1:
-                line = f'CALC("{rule.calc.text if rule.calc else ""}") does not hold, or an input of it is not connected or invalid'
+                line = f'CALC("{rule.calc.text if rule.calc else ""}") does not hold, or one of its inputs is not connected or invalid'
             if line:
                 why.append(f"{self._owner.place(rule)}: does not apply: {line}")
                 continue
             if rule.grants & ~have:
-                # Base logs by the rule that raised the access to what it is; the gateway by any that applied.
-                # A rule that adds RPC to WRITE says nothing about puts: they stay logged.
+                # Base logs by the rule that gave the access its level; the gateway by any rule that applied. A rule that adds RPC to
+                # WRITE says nothing about puts: they stay logged.
                 trapwrite = rule.trapwrite or (trapwrite and bool(self._owner.gateway or have & WRITE))
                 have |= rule.grants
             elif self._owner.gateway:
@@ -331,11 +347,11 @@ class PrincipalAccess:
         self._host = canonical_host(principal.host)
         self._method = principal.method.lower()
         self._trusted = self._method == X509 and principal.protocol == "tls"
-        """Whether what a certificate says may be believed."""
+        """Whether the statements of a certificate are verified."""
         self._by_group: dict[tuple[str, int], Access] = {}
 
     def access(self, asg: str, asl: int = 0) -> Access:
-        """Access to fields of level ``asl`` of records in group ``asg``."""
+        """Return the access to fields of level ``asl`` of records in group ``asg``."""
         group = self._owner.group(asg)
         key = (group.name, asl)
         found = self._by_group.get(key)
@@ -351,11 +367,11 @@ class PrincipalAccess:
         return self.access(asg, asl).decide(inputs)
 
     def _obstacle(self, rule: Rule, asl: int) -> str:
-        """Why the rule does not apply, whatever its CALC says; empty where it does."""
+        """Return why the rule does not apply, apart from its CALC; empty if it does."""
         who = self.principal
         owner = self._owner
         if asl > rule.level:
-            return f"it is for fields up to ASL{rule.level}, this one has ASL{asl}"
+            return f"it is for fields up to ASL{rule.level}, and this one has ASL{asl}"
         if rule.protocols and who.protocol not in rule.protocols:
             return f"PROTOCOL({', '.join(rule.protocols)}): the connection is {_shown(who.protocol)}"
         if rule.methods:
@@ -394,7 +410,7 @@ class PrincipalAccess:
         return self._trusted and any(entry.covers(self.principal) for entry in owner.subjects.get(name, ()))
 
     def _hint(self, uags: tuple[str, ...]) -> str:
-        """Whose name is listed, but not with the peer's organisation, is told so."""
+        """Return a hint for a peer whose name is listed, but without the peer's organisation."""
         who = self.principal
         if not self._trusted or who.at_home:
             return ""
@@ -403,7 +419,7 @@ class PrincipalAccess:
         if not who.own_authority:
             return ": names without an authority mean this server's own authority only"
         return (
-            ": names without an organization mean members of this server's own; to mean this one write "
+            ": names without an organization mean members of this server's own; to mean this one, write "
             f'"CN={_shown(who.account)}, O={_shown(who.organization)}"'
         )
 
@@ -417,14 +433,14 @@ class PrincipalAccess:
 
 
 def _shown(text: str) -> str:
-    """What a peer says of itself, fit for one line of a log."""
+    """Make what a peer says of itself safe for one line of a log."""
     return text[:200].encode("unicode_escape").decode()
 
 
 def _follows(path: tuple[str, ...], chain: tuple[str, ...]) -> bool:
     """Whether the chain (issuer first) starts at the path's root and passes its other members in order.
 
-    Whole names are compared: a name that only begins like another is another authority.
+    Whole names are compared: a name that only begins like another belongs to another authority.
     """
     if not chain or not path or chain[-1] != path[0]:
         return False
@@ -433,7 +449,7 @@ def _follows(path: tuple[str, ...], chain: tuple[str, ...]) -> bool:
 
 
 class AccessSecurity:
-    """One access security file, ready to judge; immutable apart from what it remembers."""
+    """One access security file, ready for use; immutable apart from what it remembers."""
 
     __slots__ = (
         "_compiled", "_default", "_open", "authorities", "file", "gateway", "groups", "hags", "sags", "subjects", "uags",
@@ -457,33 +473,33 @@ class AccessSecurity:
         self.uags: Final = MappingProxyType(dict(uags))
         """Members by their names."""
         self.subjects: Final = MappingProxyType(dict(subjects))
-        """Members by what their certificates say, of those UAGs that have such."""
+        """Members by their certificates, for the UAGs that have such members."""
         self.hags: Final = MappingProxyType(dict(hags))
-        """Hosts in canonical form; an entry that has no address is kept as one that no peer can have."""
+        """Hosts in canonical form. An entry without an address is kept as one that no peer can have."""
         self.sags: Final = MappingProxyType(dict(sags))
         self.authorities: Final = MappingProxyType(dict(authorities))
         self.gateway: Final = gateway
         self.file: Final = file
         self.warnings: Final = warnings
-        """What the file's author should look at, each with its place; nothing in them widens access."""
+        """What the file's author should check, each with its place. Nothing in them widens access."""
         self._default = self.groups.get(DEFAULT) or Group(DEFAULT, (), MappingProxyType({}))
         self._open = False
         self._compiled: dict[Principal, PrincipalAccess] = {}
 
     @classmethod
     def unrestricted(cls) -> AccessSecurity:
-        """Access security where no file is configured: everybody may do everything and nothing is logged."""
+        """Return access security for the case that no file is configured: everybody may do everything and nothing is logged."""
         rule = Rule(1 << 31, "RPC", READ | WRITE | RPC | UNCACHED)
         security = cls({DEFAULT: Group(DEFAULT, (rule,), MappingProxyType({}))})
         security._open = True
         return security
 
     def group(self, asg: str) -> Group:
-        """The group of that name, or ``DEFAULT``."""
+        """Return the group of that name, or ``DEFAULT``."""
         return self.groups.get(asg, self._default)
 
     def compile_for(self, principal: Principal) -> PrincipalAccess:
-        """The principal's access with everything decided that does not depend on inputs. Remembered."""
+        """Return the principal's access with everything decided that does not depend on inputs. The result is remembered."""
         found = self._compiled.get(principal)
         if found is None:
             if len(self._compiled) >= _REMEMBERED:
@@ -498,11 +514,11 @@ class AccessSecurity:
         principal: Principal,
         inputs: Mapping[str, float | None] = MappingProxyType({}),
     ) -> Decision:
-        """What ``principal`` may do with fields of level ``asl`` of records in group ``asg``, and why."""
+        """Return what ``principal`` may do with fields of level ``asl`` of records in group ``asg``, and why."""
         return self.compile_for(principal).access(asg, asl).decide(inputs)
 
     def place(self, rule: Rule) -> str:
-        """A rule, and where it stands."""
+        """Return a rule and its place, for messages."""
         if self._open:
             return "access security is off"
         where = ":".join(str(part) for part in (self.file, rule.line or None) if part is not None)

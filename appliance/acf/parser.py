@@ -1,8 +1,8 @@
 """The classic form of an access security file.
 
-The grammar is that of EPICS Base (``asLib.y``) with METHOD, AUTHORITY, PROTOCOL, SAG and the access RPC of
-Secure PVAccess. Base since 7.0.10 skips a keyword that it does not know; here it is an error, because a rule
-that was skipped in silence is a rule that somebody believes to be in force.
+The grammar is that of EPICS Base (``asLib.y``) with METHOD, AUTHORITY, PROTOCOL, SAG and the access RPC of Secure PVAccess.
+Base since 7.0.10 skips a keyword that it does not know. Here it is an error, because the author of a skipped rule would
+believe that it is in force.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _INTEGER: Final = re.compile(r"[+-]?\d{1,10}", re.ASCII)
 
 
 def parse_classic(source: Source, builder: Builder) -> AccessSecurity:
-    """Read a whole file; :class:`AccessFileError` with line and column where it is wrong."""
+    """Read a whole file. Raises AccessFileError with line and column."""
     return _Parser(source, builder).run()
 
 
@@ -76,7 +76,7 @@ class _Parser:
         return token
 
     def names(self, what: str, close: str) -> list[tuple[str, Place]]:
-        """A list of one or more, up to and with the closing mark."""
+        """Return a list of one or more, up to and with the closing mark."""
         found: list[tuple[str, Place]] = []
         while True:
             token = self.name(what)

@@ -1,12 +1,11 @@
-"""Regular expressions over PV names, in bounded time whatever the expression and the name.
+"""Regular expressions over PV names, in limited time whatever the expression and the name.
 
-The names that a gateway looks up come from the network, so an expression that backtracks without end would let
-any client stop the gateway. An expression whose worst case is small by its shape (at most two loops, each over
-a single character, and few alternatives) is left to :mod:`re`. Any other one runs here as a set of parallel
-states, in time proportional to its size times the length of the name; the preference among possible matches,
-and so what the groups capture, is the same.
+The names that a gateway looks up come from the network, so an expression that backtracks without end would let any client
+stop the gateway. An expression whose form makes its worst case small (at most two loops, each over a single character, and
+few alternatives) is left to :mod:`re`. Any other one runs here as a set of parallel states, in time proportional to its
+size times the length of the name; the preference among possible matches, and so the captured groups, are the same.
 
-The syntax is Python's without what cannot be matched that way (back references, look-around) and without flags.
+The syntax is Python's without flags and without what cannot be matched in this way (back references, look-around).
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from appliance.errors import AccessFileError
 __all__ = ["MAX_NAME", "Pattern"]
 
 MAX_NAME: Final = 512
-"""Longest name that is looked at; a longer one matches nothing."""
+"""Longest name that is matched; a longer one matches nothing."""
 
 _MAX_PROGRAM: Final = 1000
 _MAX_NESTING: Final = 32
@@ -51,12 +50,12 @@ class Pattern:
     __slots__ = ("_program", "_quick", "groups", "text")
 
     def __init__(self, text: str) -> None:
-        """Compile; :class:`AccessFileError` without a position where the expression is wrong or too large."""
+        """Compile. Raises AccessFileError without a position if the expression is wrong or too large."""
         self.text: Final = text
         tree, self.groups = _Reader(text).read()
         try:
             with warnings.catch_warnings():
-                # Python warns where a class looks like another dialect's, such as [[:alpha:]].
+                # Python warns about a class that looks like another dialect's, such as [[:alpha:]].
                 warnings.simplefilter("error", FutureWarning)
                 quick = re.compile(text)
         except (re.error, OverflowError, FutureWarning) as error:
@@ -75,7 +74,7 @@ class Pattern:
         return self._quick is not None
 
     def match(self, name: str) -> tuple[str, ...] | None:
-        """What the groups captured, empty text for one that took no part; ``None`` where the name does not match."""
+        """Return what the groups captured, an empty text for an unused group; ``None`` if the name does not match."""
         if len(name) > MAX_NAME:
             return None
         if self._quick is not None:
@@ -195,7 +194,7 @@ class _Reader:
         return _Node("char", character if character == "." else re.escape(character))
 
     def class_end(self, start: int) -> int:
-        """Where the ']' of the class is; one directly behind '[' or '[^' is a member instead."""
+        """Return where the ']' of the class is; one directly behind '[' or '[^' is a member instead."""
         text = self.text
         first = start + 2 if text[start + 1 : start + 2] == "^" else start + 1
         at = first
@@ -251,7 +250,7 @@ class _Reader:
 
 
 def _worst_case(node: _Node) -> tuple[int, int]:
-    """Number of loops, and of ways through the alternatives, that backtracking may have to combine."""
+    """Return the number of loops, and of ways through the alternatives, that backtracking may have to combine."""
     loops, ways = 0, 1
     for part in node.parts:
         inner_loops, inner_ways = _worst_case(part)

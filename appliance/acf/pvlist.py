@@ -1,8 +1,8 @@
 """The gateway's pvlist: which names are served, under which real name, in which access security group.
 
-Syntax and order of evaluation are those of the PVA gateway (p4p), which took them from the CA gateway: every
-DENY is considered before any ALLOW or ALIAS, of these the last one that matches counts, and a name that
-nothing matches is denied. Expressions must match the whole name.
+Syntax and order of evaluation are those of the PVA gateway (p4p), which took them from the CA gateway: every DENY comes
+before any ALLOW or ALIAS, of these the last one that matches counts, and a name that matches nothing is denied.
+Expressions must match the whole name.
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ class PVList:
     ) -> None:
         """Read a pvlist. ``resolve`` gives the addresses of the hosts that DENY FROM names.
 
-        :class:`AccessFileError` with line and column where the text is wrong, or where a host of a DENY FROM
-        cannot be resolved: a denial that cannot be enforced must not be skipped.
+        Raises:
+            AccessFileError: The text is wrong, or a host of a DENY FROM cannot be resolved, because a denial that cannot be
+                enforced must not be skipped. The text has line and column.
         """
         reader = _Reader(file, resolve)
         reader.read(text)
@@ -66,7 +67,7 @@ class PVList:
         self._answers: dict[tuple[str, str], PVListMatch | None] = {}
 
     def lookup(self, name: str, host: str) -> PVListMatch | None:
-        """What ``name`` stands for when ``host`` (the client's address in numbers) asks; ``None``: denied."""
+        """Return what ``name`` means for ``host`` (the client's address in numbers); ``None``: denied."""
         host = canonical_host(host)
         if host not in self._hosts:
             host = ""  # every host that no DENY FROM names gets the same answer
@@ -152,7 +153,7 @@ class _Reader:
     def hosts(self, words: list[tuple[str, int]]) -> frozenset[str] | None:
         if not words:
             return None
-        # The CA gateway's manual writes FROM, its examples sometimes leave it out.
+        # The CA gateway's manual writes FROM; its examples sometimes leave it out.
         if words[0][0].upper() == "FROM":
             words = words[1:]
         if not words:
@@ -187,7 +188,7 @@ class _Reader:
         return asg, int(level)
 
     def template(self, text: str, column: int, pattern: Pattern) -> tuple[str | int, ...]:
-        r"""The real name of an ALIAS: text, and for ``\1`` the number of the group that stands there."""
+        r"""Return the real name of an ALIAS in parts: text, and the number of the group for each ``\1``."""
         parts: list[str | int] = []
         at = 0
         for match in _REPLACEMENT.finditer(text):

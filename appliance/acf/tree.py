@@ -1,7 +1,7 @@
 """The YAML form of an access security file, from data that a loader has parsed.
 
-This package reads no YAML itself. The tree is nested dicts, lists and scalars; ``position`` tells where the
-node at a path of keys and indexes stands. Unknown keys are refused.
+This package reads no YAML itself. The tree is nested dicts, lists and scalars; ``position`` gives the place of the node at
+a path of keys and indexes. Unknown keys are refused.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def acf_from_tree(
 ) -> AccessSecurity:
     """Read the YAML form; see :func:`appliance.acf.load_acf` for the options.
 
-    :class:`AccessFileError` names the place, or the path of keys where ``position`` does not know it.
+    Raises:
+        AccessFileError: The text names the place, or the path of keys if ``position`` does not know it.
     """
     builder = Builder(file=file, resolve=resolve, gateway=gateway)
     return _Tree(builder, position, macros or {}).read(tree)
@@ -105,7 +106,7 @@ class _Tree:
         return [(self.text(item, where), self.place(where)) for item, where in self.items(mapping, key, path)]
 
     def conditions(self, mapping: dict[str, Any], key: str, path: Path) -> list[tuple[str, Place]]:
-        """A list in a rule. One that is there but empty could mean everybody or nobody, so it is refused."""
+        """Return a list in a rule. An empty one could mean everybody or nobody, so it is refused."""
         found = self.texts(mapping, key, path)
         if key in mapping and not found:
             raise self.error(f"'{key}' is empty; list something or leave the key out", (*path, key))
@@ -213,7 +214,7 @@ class _Tree:
         for name, place in self.conditions(rule, "protocols", path):
             self.builder.add_protocol(draft, name, place)
         for name, place in self.conditions(rule, "authorities", path):
-            # YAML does not tell a quoted name from a bare one, so any of them may be a common name.
+            # YAML does not distinguish a quoted name from a bare one, so each may be a common name.
             draft.authorities.setdefault(name, (place, True))
         if "calc" in rule:
             where = (*path, "calc")

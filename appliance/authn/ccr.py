@@ -1,4 +1,4 @@
-"""The certificate creation request and its answer, as CERT:CREATE takes and gives them: in one place for both ends.
+"""The certificate creation request and its answer, as CERT:CREATE takes and gives them. Both ends use this module.
 
 Source: SPVA specification 9.1 and 9.2; peers of 2025 and 2026 send the same fields in the same order.
 """
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 USAGE_NUMBERS: Final[Mapping[str, int]] = {"client": 1, "server": 2, "ioc": 3}
-"""How the wire spells a certificate's usage; ``ioc`` is both ends of a connection."""
+"""The number of each usage on the wire; ``ioc`` means both client and server."""
 
 _USAGES: Final[Mapping[int, str]] = {number: usage for usage, number in USAGE_NUMBERS.items()} | {
     8: "ioc",
@@ -43,7 +43,7 @@ _MAX_NAME: Final = 500
 
 
 class CertRequest(NamedTuple):
-    """What a requester asks for. Its ``repr`` does not show what proves the identity."""
+    """What a requester asks for. Its ``repr`` does not show the proof of identity."""
 
     type: str
     """The authenticator: ``std`` or ``jwt``."""
@@ -62,16 +62,16 @@ class CertRequest(NamedTuple):
     config_uri_base: str = ""
     no_status: bool = False
     verifier: Mapping[str, str] = {}
-    """What the authenticator needs beyond that, such as the token of ``jwt``: may hold secrets."""
+    """What the authenticator needs in addition, such as the token of ``jwt``. May hold secrets."""
 
     @property
     def token(self) -> str:
-        """The bearer token; empty where the authenticator needs none."""
+        """The bearer token; empty if the authenticator needs none."""
         return self.verifier.get("token", "")
 
     @property
     def proof(self) -> str:
-        """That the requester holds the private key (`appliance.authn.proof`); empty where it sent none."""
+        """The proof that the requester holds the private key (`appliance.authn.proof`); empty if none was sent."""
         return self.verifier.get(PROOF_FIELD, "")
 
     def __repr__(self) -> str:
@@ -79,7 +79,7 @@ class CertRequest(NamedTuple):
 
 
 def request_type(*verifier: str) -> StructType:
-    """The type of a request whose sub-structure ``verifier`` has these text fields."""
+    """Return the type of a request whose sub-structure ``verifier`` has these text fields."""
     query = StructType(
         [
             ("type", STRING),
@@ -102,7 +102,11 @@ def request_type(*verifier: str) -> StructType:
 
 
 def request_value(path: str, request: CertRequest) -> Value:
-    """The argument of the call of ``path``. Raises PVDataError for text that does not fit."""
+    """Return the argument for a call of ``path``.
+
+    Raises:
+        PVDataError: For text that is too long for its field.
+    """
     query = {
         "type": request.type,
         "name": request.name,
@@ -124,16 +128,16 @@ def request_value(path: str, request: CertRequest) -> Value:
 
 
 def parse_request(argument: Any) -> CertRequest:
-    """Read the argument of a call of CERT:CREATE, which may be anything at all.
+    """Read the argument of a call of CERT:CREATE, which may be anything.
 
     Args:
-        argument: What the client sent; None where it sent nothing.
+        argument: What the client sent; None if it sent nothing.
 
     Returns:
-        The request, checked for form. One without a public key asks for the trust anchor only, and holds nothing else.
+        The request, checked for form. A request without a public key asks for the trust anchor only; its other fields are empty.
 
     Raises:
-        RequestRefused: The argument is no certificate creation request; the text names the field.
+        RequestRefused: The argument is not a certificate creation request; the text names the field.
     """
     if argument is None:
         raise RequestRefused(
@@ -157,7 +161,7 @@ def parse_request(argument: Any) -> CertRequest:
             raise RequestRefused(f"certificates with {field!r} are not issued here; leave it empty")
     kind = _asked_text(query, "type", 32) or "std"
     verifier = {}
-    if kind == "jwt" and "verifier.token" in query:  # that of krb is octets, and none of ours
+    if kind == "jwt" and "verifier.token" in query:  # the token of krb is bytes, which we do not read
         verifier["token"] = _asked_text(query, "verifier.token", _MAX_TOKEN + 1)
     if kind in ("std", "jwt") and f"verifier.{PROOF_FIELD}" in query:
         verifier[PROOF_FIELD] = _asked_text(query, f"verifier.{PROOF_FIELD}", MAX_PROOF)
@@ -217,13 +221,13 @@ REPLY_TYPE: Final = StructType(
 
 
 class CertReply(NamedTuple):
-    """What the certificate service answered; nothing in it is proven yet."""
+    """What the certificate service answered. Nothing in it is verified yet."""
 
     state: CertState
     issuer: str
     serial: int
     cert: str
-    """The certificate and the chain above it, in PEM form; empty where the one that the requester has was renewed."""
+    """The certificate and the chain above it, in PEM form; empty if the service renewed the certificate that the requester has."""
     status_pv: str
     renew_by: int = 0
     """As it was sent: see ``certs.status.read_renew_by``."""
@@ -232,8 +236,11 @@ class CertReply(NamedTuple):
 def read_reply(value: Value | None) -> CertReply:
     """Read the answer of CERT:CREATE.
 
-    One without certificate, that tells a state and a serial number, says that the certificate of that number was renewed
-    (9.2, 9.4). Raises RemoteError for one that has not the fields, or fields that are far too long.
+    An answer with a state and a serial number but without a certificate says that the certificate with this number was
+    renewed (9.2, 9.4).
+
+    Raises:
+        RemoteError: A field is missing, or is far too long.
     """
     if value is None:
         raise RemoteError("the certificate service answered without a certificate; check that it is a PVACMS")

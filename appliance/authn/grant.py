@@ -8,37 +8,37 @@ from typing import Final, NamedTuple
 __all__ = ["USAGES", "Grant", "ProvenIdentity", "backdated"]
 
 USAGES: Final = ("client", "server", "ioc")
-"""The usages that a certificate can be asked for, by name."""
+"""The names of the usages that a request can ask for."""
 
 
 _BACK: Final = timedelta(minutes=5)
 
 
 def backdated(now: datetime, end: datetime) -> datetime:
-    """The begin of a certificate that is to be used at once, also where the clock is some minutes behind.
+    """Return the start of validity for a certificate that must be usable at once, even if a clock is some minutes slow.
 
-    For one that lives less than an hour it is a tenth of its life, so that two thirds of that are still ahead.
+    For a lifetime below one hour it is a tenth of the lifetime, so that two thirds of the lifetime are still ahead.
     """
     return now - min(_BACK, max((end - now) / 10, timedelta()))
 
 
 class ProvenIdentity(NamedTuple):
-    """Who was proven: the pair, because a subject means nothing without its issuer."""
+    """Who was proven: issuer and subject, because a subject means nothing without its issuer."""
 
     issuer: str
     subject: str
 
 
 class Grant(NamedTuple):
-    """What one verified request may obtain; the certificate service's single signing path applies it.
+    """What one verified request may obtain. The certificate service's only signing path applies it.
 
-    A grant is a ceiling: the service may give less (a shorter validity, an approval on top), never more.
+    A grant is a ceiling: the service may give less (a shorter validity, or only after approval), never more.
     """
 
     method: str
     """The authenticator: ``jwt``, ``std``, ..."""
     subject: dict[str, str]
-    """Distinguished name: keys CN, O, OU, C; an empty string means that the part is left out."""
+    """Distinguished name: keys CN, O, OU, C. An empty string leaves the part out."""
     not_before: datetime
     """Start of the certificate's validity, aware, UTC."""
     not_after: datetime

@@ -1,7 +1,7 @@
-"""Proof that who asks for a certificate holds the private key: a signature over the whole request.
+"""Proof that the requester of a certificate holds the private key: a signature over the whole request.
 
-It travels as the text ``proof`` in the request's ``verifier`` structure, beside what the authenticator puts there:
-``1.<POSIX seconds>.<signature in base64url>``. Of the implementations that are known only ours sends it; others pass over it.
+It is sent as the text ``proof`` in the request's ``verifier`` structure, beside the authenticator's own fields:
+``1.<POSIX seconds>.<signature in base64url>``. No other known implementation sends it; the others ignore it.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from appliance.errors import CertificateError
 __all__ = ["MAX_PROOF", "PROOF_FIELD", "check_proof", "make_proof"]
 
 PROOF_FIELD: Final = "proof"
-"""Its name in the ``verifier`` structure."""
+"""The name of the field in the ``verifier`` structure."""
 MAX_PROOF: Final = 2048
-"""Longest proof in characters: an RSA signature of 8192 bits takes 1366."""
+"""Longest proof in characters. An RSA signature of 8192 bits takes 1366."""
 FRESH_S: Final = 900
-"""Seconds for which a proof counts: what somebody recorded on the network must not be of use for long."""
+"""Seconds for which a proof is valid, so that a recorded proof is soon useless."""
 _CONTEXT: Final = b"EPICS SPVA certificate creation request, proof 1\0"
 
 
 class ProvableRequest(Protocol):
-    """The parts of a request that are sealed; the requester's and the service's form of it both have them."""
+    """The parts of a request that are signed. The requester's and the service's form of it both have them."""
 
     @property
     def type(self) -> str: ...
@@ -61,12 +61,16 @@ def _message(request: ProvableRequest, token: str, made: int) -> bytes:
         "no status" if request.no_status else "", token, str(made),
     )  # fmt: skip
     parts = [text.encode("utf-8", "surrogatepass") for text in texts]
-    # Each with its length in front: otherwise text could wander from one field into the next.
+    # Each has its length in front. Otherwise text could move from one field into the next.
     return _CONTEXT + b"".join(len(part).to_bytes(4, "big") + part for part in parts)
 
 
 def make_proof(request: ProvableRequest, key: PrivateKeyTypes, *, made: int, token: str = "") -> str:
-    """The proof for a request; ``made`` is the present time in POSIX seconds. Raises CertificateError."""
+    """Return the proof for a request; ``made`` is the present time in POSIX seconds.
+
+    Raises:
+        CertificateError: The certificate or key is not acceptable; the text says why.
+    """
     signature = sign(key, _message(request, token, made))
     return f"1.{made}.{base64.urlsafe_b64encode(signature).decode('ascii')}"
 
@@ -76,8 +80,11 @@ def check_proof(
 ) -> bool:
     """Whether the requester has proved that it holds the private half of ``key``.
 
-    Without a proof it has not, nor with one of another version or another time of day: a wrong clock is no attack, and
-    such a request is what those of other implementations are. Raises CertificateError for a proof that is false.
+    The result is False for no proof, for another version of it, and for one that is too old or too new: a wrong clock is not
+    an attack, and the request counts as one of another implementation.
+
+    Raises:
+        CertificateError: The proof is false or cannot be read.
     """
     version, _, rest = proof.partition(".")
     if version != "1":

@@ -1,6 +1,6 @@
-"""Rate limiting of submissions: one token bucket per key, the clock injected.
+"""Rate limits for submissions: one token bucket per key. The caller gives the clock.
 
-The clock must be monotonic: a bucket that followed the wall clock would open wide at every time step.
+The clock must be monotonic: with the wall clock, each step of the time would open the limit.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Final
 __all__ = ["MAX_KEYS", "RateLimiter", "peer_key", "retry_sentence"]
 
 MAX_KEYS: Final = 10_000
-"""Buckets that one limiter keeps; the least recently used one makes room for a new key."""
+"""Number of buckets that one limiter keeps; a new key replaces the least recently used one."""
 
 
 class RateLimiter:
-    """At most `burst` at once and `per_minute` sustained, for every key on its own.
+    """Allow `burst` at once and `per_minute` in the long run, for each key separately.
 
-    `per_minute` of 0 switches the limiter off. A refused attempt costs nothing, so a client that keeps on
-    trying is let in as soon as one that waited.
+    `per_minute` of 0 switches the limiter off. A refused attempt costs nothing, so a client that keeps trying is admitted
+    as soon as one that waited.
     """
 
     __slots__ = ("_buckets", "_burst", "_clock", "_max_keys", "_rate")
@@ -50,7 +50,7 @@ class RateLimiter:
         return wait
 
     def wait(self, key: str) -> float:
-        """What `take` would answer, without taking: for limits that only failures count against."""
+        """Return what `take` would answer, without taking. For limits that count failures only."""
         return self._missing(self._level(key, self._clock())) if self._rate else 0.0
 
     def _level(self, key: str, now: float) -> float:
@@ -62,14 +62,14 @@ class RateLimiter:
 
 
 def retry_sentence(wait_s: float) -> str:
-    """The sentence that a limited client gets; whole seconds, rounded up so that obeying it succeeds."""
+    """Return the sentence for a client over its limit; the seconds are rounded up, so that waiting for them is enough."""
     return f"rate limited, retry in {max(1, math.ceil(wait_s))} s"
 
 
 def peer_key(peer: str) -> str:
-    """The part of a peer's address that a limit applies to.
+    """Return the part of a peer's address that a limit applies to.
 
-    The port is left out, or each new connection would get a fresh bucket; of an IPv6 address the first 64 bits
+    The port is left out, because each new connection has another port. Of an IPv6 address only the first 64 bits
     count, because one machine owns all addresses below them.
     """
     host = peer

@@ -59,7 +59,7 @@ _KEY_USAGES: Final = (
 
 
 def usage_of(certificate: x509.Certificate) -> str:
-    """``client``, ``server``, ``ioc``, ``cms``, ``ca``, or nothing where it is none of them."""
+    """Return ``client``, ``server``, ``ioc``, ``cms``, ``ca``, or an empty text for none of them."""
     try:
         if is_ca(certificate):
             return "ca"
@@ -71,7 +71,7 @@ def usage_of(certificate: x509.Certificate) -> str:
 
 
 def details_lines(keychain: Keychain) -> list[str]:
-    """The block ``Certificate Details`` of a keychain that has a certificate."""
+    """Return the block ``Certificate Details`` of a keychain that has a certificate."""
     certificate = keychain.certificate
     assert certificate is not None
     lines = [
@@ -93,7 +93,7 @@ def details_lines(keychain: Keychain) -> list[str]:
 
 
 def anchor_lines(anchor: x509.Certificate) -> list[str]:
-    """A trust anchor in the same form, with its fingerprint, for that is what people compare."""
+    """Return a trust anchor in the same form, with its fingerprint, which is what people compare."""
     return [
         "Trust Anchor Details:",
         WIDE,
@@ -107,7 +107,7 @@ def anchor_lines(anchor: x509.Certificate) -> list[str]:
 
 
 def status_lines(identifier: str, verdict: CheckedStatus) -> list[str]:
-    """The block ``Certificate Status``."""
+    """Return the block ``Certificate Status``."""
     lines = [
         "Certificate Status:",
         WIDE,
@@ -122,12 +122,12 @@ def status_lines(identifier: str, verdict: CheckedStatus) -> list[str]:
 
 
 def life_lines(report: StatusReport) -> list[str]:
-    """What the service says of a certificate beside its status, unsigned; nothing where it says nothing."""
+    """Return what the service says, unsigned, about a certificate beside its status; empty if it says nothing."""
     if not report.not_after:
         return []
     lines = [f"Valid From    : {_date(report.not_before)}", f"Expires On    : {_date(report.not_after)}"]
     if report.no_status:
-        lines.append("Status PV     : none; whoever holds this certificate is not stopped by its revocation")
+        lines.append("Status PV     : none; revoking this certificate stops nobody")
     return [*lines, THIN]
 
 
@@ -139,7 +139,7 @@ def _date(seconds: int) -> str:
 
 
 def dump_lines(certificate: x509.Certificate) -> list[str]:
-    """Everything that a certificate says."""
+    """Return everything that a certificate says."""
     lines = [
         f"Subject        : {subject_text(certificate.subject)}",
         f"Issuer         : {subject_text(certificate.issuer)}",
@@ -213,7 +213,7 @@ def _signature_text(certificate: x509.Certificate) -> str:
 
 
 def certificate_facts(keychain: Keychain, path: str) -> dict[str, Any]:
-    """A keychain for JSON output; dates in ISO form."""
+    """Return a keychain for JSON output; dates in ISO form."""
     certificate = keychain.certificate
     facts: dict[str, Any] = {"keychain": path}
     if certificate is not None:
@@ -237,7 +237,7 @@ def certificate_facts(keychain: Keychain, path: str) -> dict[str, Any]:
 
 
 def status_facts(verdict: CheckedStatus) -> dict[str, Any]:
-    """A status for JSON output."""
+    """Return a status for JSON output."""
     answer = verdict.answer
     return {
         "state": verdict.state.value,
@@ -264,5 +264,5 @@ def _iso(seconds: int) -> str | None:
 
 
 def printable(text: str) -> str:
-    """Text of others on one line of ours."""
+    """Make text from outside safe for one line of output."""
     return text if text.isprintable() else "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

@@ -1,7 +1,7 @@
-"""The requester's side of every authenticator: a key made here, a request sent, the answer checked, a keychain written.
+"""The requester's part of every authenticator: make a key, send a request, check the answer, write a keychain.
 
-The private key never leaves this process except into the keychain file. What proves the identity goes only to a peer
-that has proved to be the certificate service (see `cms_only`), before the first byte of it is sent.
+The private key never leaves this process except into the keychain file. What proves the identity is sent only to a peer
+that has proved to be the certificate service (see `cms_only`), never before.
 """
 
 from __future__ import annotations
@@ -82,57 +82,62 @@ __all__ = [
 DEFAULT_KEY_ALGORITHM: Final = "rsa-2048"
 _MAX_KEYCHAIN: Final = 1 << 18
 _LIFETIME_USED: Final = 2 / 3
-"""Part of a certificate's lifetime after which it is time for the next one."""
+"""Part of a certificate's lifetime after which it is renewed."""
 _DUPLICATE: Final = "Duplicate Certificate Subject"
-"""What the certificate services say, those of the peers too, of a name that has a live certificate."""
+"""The text with which certificate services, also those of others, refuse a name that has a live certificate."""
 _FUTURE: Final = timedelta(days=1)
-"""How far in the future a certificate may begin: clocks differ, but not by days."""
+"""How far in the future a certificate may begin. Clocks differ, but not by days."""
 _PRESENT_S: Final = 2.0
-_ENDED: Final = "the certificate service says that its certificate has EXPIRED, whatever its date says, so it is of no use"
-_FORGOTTEN: Final = "the certificate service does not know its certificate, as after a restore of the service's database, so it is of no use"
-"""Seconds that are spent on the status of a keychain that is there already."""
+_ENDED: Final = (
+    "the certificate service says that its certificate has EXPIRED, whatever its date says, so it is useless"
+)
+_FORGOTTEN: Final = (
+    "the certificate service does not know its certificate (was its database restored?), so it is useless"
+)
+"""Seconds to wait for the status of the keychain that is already there."""
 
 
 class Trusting(NamedTuple):
-    """How the certificate service is to prove who it is."""
+    """How the certificate service must prove its identity."""
 
     file: str = ""
     """A file of trust anchors, PEM or PKCS#12."""
     fingerprint: str = ""
     """``sha256:...`` of the trust anchor."""
     first_use: bool = True
-    """An anchor may be trusted that nothing is known of."""
+    """Whether an unknown anchor may be trusted."""
 
 
 class Existing(NamedTuple):
-    """What is at the place where the keychain goes."""
+    """What is at the path of the keychain."""
 
     keychain: Keychain | None = None
     key: PrivateKeyTypes | None = None
     trouble: str = ""
-    """Why the file that is there cannot be used."""
+    """Why the existing file cannot be used."""
     unusable: str = ""
-    """Why its certificates cannot be used, where its key can."""
+    """Why its certificates cannot be used, although its key can."""
     issued: datetime | None = None
-    """When its certificate was issued, where the file tells."""
+    """When its certificate was issued, if the file says so."""
 
     @property
     def certificate(self) -> x509.Certificate | None:
-        """Its certificate, where it has one."""
+        """Its certificate, if it has one."""
         return None if self.keychain is None else self.keychain.certificate
 
     def is_current(self, now: datetime) -> bool:
-        """It holds a certificate that has not ended."""
+        """Whether it holds a certificate that has not expired."""
         certificate = self.certificate
         return certificate is not None and now <= certificate.not_valid_after_utc
 
 
 class Outcome(NamedTuple):
-    """What has become of a request."""
+    """The result of a request."""
 
     action: str
-    """``created``, ``renewed`` (the service renewed what was there, which stays), ``kept`` (what was there stays),
-    ``not due``, or ``anchor``."""
+    """``created``, ``renewed`` (the service renewed the existing certificate, the file stays), ``kept`` (the file stays),
+    ``not due``, or ``anchor``.
+    """
     path: str
     cert_id: str = ""
     state: CertState = CertState.UNKNOWN
@@ -140,10 +145,10 @@ class Outcome(NamedTuple):
 
 
 def renewal_time(certificate: x509.Certificate, issued: datetime | None = None) -> datetime:
-    """When to ask for the next certificate: at two thirds of the lifetime, or of the time until renew-by if that is earlier.
+    """Return when to ask for the next certificate: at two thirds of the lifetime, or of the time until renew-by if earlier.
 
-    A certificate may be valid from long before it was ``issued``, since a token's `nbf` says so. Then the lifetime is what
-    was left of it at that moment, or every certificate would be due at once.
+    A certificate may be valid from long before it was ``issued``, because a token's `nbf` says so. Then the lifetime counts
+    from ``issued``; otherwise each certificate would be due at once.
     """
     start = certificate.not_valid_before_utc
     end = certificate.not_valid_after_utc
@@ -156,18 +161,18 @@ def renewal_time(certificate: x509.Certificate, issued: datetime | None = None) 
 
 
 def _unknown_for_good(report: CheckedStatus) -> bool:
-    """Whether the service that issued a certificate has signed that it does not know it: it is of no use any more.
+    """Whether the service that issued a certificate has signed that it does not know it. Then it is useless for ever.
 
-    So it is after a restore of the service's database, for what was issued since the backup.
+    This happens after a restore of the service's database, to certificates issued since the backup.
     """
     answer = report.answer
     return answer is not None and answer.state is OCSPState.UNKNOWN and report.claimed is CertState.UNKNOWN
 
 
 def _over(report: CheckedStatus | None) -> str:
-    """Why the service's signed word ends a certificate before its own date does; empty where it does not.
+    """Say why the service's signed status ends a certificate before its own date; empty if it does not.
 
-    A service whose clock was ahead for a moment has recorded EXPIRED, and that stays.
+    EXPIRED is final: a service whose clock was ahead for a moment has recorded it.
     """
     if report is None:
         return ""
@@ -180,9 +185,11 @@ def _over(report: CheckedStatus | None) -> str:
 def cms_only(_: bytes | None, chain: tuple[bytes, ...]) -> None:
     """Refuse, inside the TLS handshake, a server that is not the certificate service itself.
 
-    Any server of the site has a certificate of the same CA, and any of them could answer a search for CERT:CREATE.
-    Only the service's own certificate may sign OCSP responses (SPVA specification 4.2), which the CA never grants to
-    requesters. Raises CertificateError.
+    Each server of the site has a certificate of the same CA, and each could answer a search for CERT:CREATE. Only the
+    service's own certificate may sign OCSP responses (SPVA specification 4.2), which the CA never grants to requesters.
+
+    Raises:
+        CertificateError: The certificate or key is not acceptable; the text says why.
     """
     if not chain:
         raise CertificateError("the certificate cannot be read: there is none")
@@ -203,10 +210,13 @@ def check_issued(
     subject: x509.Name | None,
     now: datetime,
 ) -> Keychain:
-    """Make the keychain from an answer that is what was asked for, and from nothing else.
+    """Make the keychain from an answer, but only if it is what was requested.
 
-    The certificate must be for ``key``, lead to one of ``anchors``, be for ``usage`` exactly, have the ``subject`` (None:
-    whatever the service derived from the proof), and be current. Raises SecurityError.
+    The certificate must be for ``key``, lead to one of ``anchors``, be for exactly ``usage``, have the ``subject`` (None:
+    whatever the service took from the proof), and be current.
+
+    Raises:
+        SecurityError: Something is not trustworthy; the text says what.
     """
     try:
         found = make_keychain(key, load_pem(reply.cert.encode("utf-8", "replace")))
@@ -236,16 +246,16 @@ def check_issued(
         start, end = leaf.not_valid_before_utc, leaf.not_valid_after_utc
         if end <= now or start > now + _FUTURE or end <= start:
             raise SecurityError(
-                f"it is valid from {format_date(start)} to {format_date(end)} and it is {format_date(now)} here; check the "
+                f"it is valid from {format_date(start)} to {format_date(end)}, and this host's time is {format_date(now)}; check the "
                 "clocks of this host and of the certificate service"
             )
         keychain = Keychain(key, leaf, found.chain, anchors)
         for end_of_connection in keychain_usages(usage):
-            # A start that is a little ahead is a difference of clocks, or a PENDING certificate: both are fine.
+            # A start slightly in the future is a difference of clocks, or a PENDING certificate. Both are acceptable.
             check_keychain(keychain, now=max(now, start), usage=end_of_connection)
     except (ApplianceError, *UNREADABLE) as error:
         raise SecurityError(
-            f"the certificate service's answer was not used, nothing was written: the certificate is not acceptable: {error}"
+            f"the certificate from the certificate service is not acceptable, so nothing was written: {error}"
         ) from error
     return keychain
 
@@ -255,14 +265,14 @@ def _parts(name: x509.Name) -> list[tuple[str, str]]:
 
 
 def utc_now() -> datetime:
-    """The time, aware."""
+    """Return the present time, aware."""
     return datetime.now(UTC)
 
 
 class Requester:
-    """One keychain, from what is there to what replaces it.
+    """Makes or replaces one keychain.
 
-    ``say`` gets what the user must see beside the result; ``timeout_s`` bounds each question to the service.
+    ``say`` gets what the user must see in addition to the result; ``timeout_s`` limits each question to the service.
     """
 
     def __init__(
@@ -285,15 +295,19 @@ class Requester:
     # -- what is there ---------------------------------------------------------------------------------
 
     def look(self) -> Existing:
-        """Read the keychain that is there. Raises ConfigurationError where the file cannot even be read."""
+        """Read the existing keychain.
+
+        Raises:
+            ConfigurationError: The file cannot be read at all.
+        """
         path = self.settings.keychain
         try:
             os.stat(path)  # noqa: PTH116 - start-up time
         except FileNotFoundError:
-            # Also where a link leads to a file that is not made yet: `_write` makes it there.
+            # Also if a link points to a file that does not exist yet: `_write` makes the file there.
             return Existing()
         except (OSError, ValueError):
-            pass  # reading says why
+            pass  # the read below says why
         read = read_private(path, _MAX_KEYCHAIN, strict=False)
         if read.finding:
             self.say(f"Warning: {read.finding}")
@@ -312,7 +326,7 @@ class Requester:
             return Existing(trouble=trouble)
 
     def certificate_there(self) -> x509.Certificate | None:
-        """The certificate of the keychain that is there, without a word about what is wrong with it."""
+        """Return the certificate of the existing keychain; None if there is none or it cannot be read."""
         told, self.say = self.say, lambda _: None
         try:
             return self.look().certificate
@@ -322,14 +336,14 @@ class Requester:
             self.say = told
 
     def _refuse_unreadable(self, existing: Existing) -> None:
-        """Raise KeychainError where there is a file of which not even the key can be read."""
+        """Raise KeychainError if the file exists and not even its key can be read."""
         if existing.trouble:
             raise KeychainError(
-                f"{self.settings.keychain}: {existing.trouble}; it was left as it is: move it away, or replace it with --force"
+                f"{self.settings.keychain}: {existing.trouble}; it was not changed: move it away, or replace it with --force"
             )
 
     def _check_identity(self, existing: Existing, subject: x509.Name | None) -> None:
-        """Refuse to replace a keychain by one for somebody else, unless it is forced."""
+        """Refuse to replace a keychain with one for another subject, except with --force."""
         certificate = existing.certificate
         if certificate is None or subject is None or _parts(certificate.subject) == _parts(subject):
             return
@@ -339,7 +353,7 @@ class Requester:
         )
 
     def renewal_due(self, existing: Existing) -> tuple[bool, datetime | None]:
-        """Whether it is time for another certificate, and the date from which it is (None: there is none to renew)."""
+        """Return whether a renewal is due, and from when (None: there is no certificate to renew)."""
         certificate = existing.certificate
         if certificate is None or existing.keychain is None:
             return True, None
@@ -354,11 +368,15 @@ class Requester:
         return self.now() >= when, when
 
     async def due(self, existing: Existing) -> tuple[bool, datetime | None, str]:
-        """As `renewal_due`, and whether the certificate service says that the certificate is over before its time.
+        """Do as `renewal_due`, and ask the certificate service whether the certificate has ended early.
 
-        Asks the service only where the certificate itself gives no reason; the third part says what is wrong with the
-        certificate, where it is not only its age. Raises KeychainError where the keychain cannot be read: then it is
-        neither due nor not due.
+        The service is asked only if the certificate itself gives no reason for renewal.
+
+        Returns:
+            Whether a renewal is due, from when, and what is wrong with the certificate apart from its age.
+
+        Raises:
+            KeychainError: The keychain cannot be read, so nobody can say whether a renewal is due.
         """
         self._refuse_unreadable(existing)
         due, when = self.renewal_due(existing)
@@ -382,10 +400,19 @@ class Requester:
     ) -> Outcome:
         """Obtain a certificate and write the keychain.
 
-        ``make`` turns the public key (PEM) into the request; ``subject`` is what the certificate must say. A request that
-        holds a ``secret`` goes over TLS, to the certificate service itself, and nowhere else unless ``allow_plaintext``.
-        With ``if_due`` a certificate in the first two thirds of its lifetime is left alone, and an older one replaced.
-        Raises ApplianceError; the keychain that was there then stays as it was.
+        Args:
+            make: Turns the public key (PEM) into the request.
+            subject: What the certificate must say; None if the service decides.
+            force: Replace what is there, whatever it is.
+            if_due: Leave a certificate alone in the first two thirds of its lifetime.
+            secret: The request holds a secret; send it only over TLS, and only to the certificate service itself.
+            allow_plaintext: Send even a secret unencrypted if there is no TLS.
+
+        Returns:
+            What was done.
+
+        Raises:
+            ApplianceError: It failed; the existing keychain is unchanged.
         """
         existing = self.look()
         path = self.settings.keychain
@@ -410,8 +437,8 @@ class Requester:
         elif state is CertState.REVOKED:
             if if_due:
                 raise SecurityError(
-                    f"{path}: its certificate was revoked, and a renewal that nobody decided on does not undo that; if the "
-                    "reason is gone, request the next one without --if-due"
+                    f"{path}: its certificate was revoked, and an automatic renewal does not undo that; if the "
+                    "reason is gone, request a new one without --if-due"
                 )
             self.say(f"{path}: its certificate is revoked; a new one is requested, with a new key")
             key = None
@@ -425,8 +452,8 @@ class Requester:
             key = await asyncio.to_thread(generate_key, self.key_algorithm or DEFAULT_KEY_ALGORITHM)
         elif self.key_algorithm is not None:
             self.say(
-                f"Warning: --key-algorithm has no effect: {path} has a key, which is kept; "
-                "move the file away for another kind of key"
+                f"Warning: --key-algorithm has no effect: {path} already has a key, which is kept; "
+                "for another kind of key, move the file away first"
             )
         public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
         request = make(public.decode("ascii"))
@@ -443,10 +470,10 @@ class Requester:
                 raise
             certificate = existing.certificate
             assert certificate is not None
-            # For a timer this is no failure: it can do nothing about it, and the keychain that is there is good.
+            # For a timer this is no failure: it cannot change anything, and the existing keychain is good.
             self.say(
-                f"{path}: the service gives this name no second certificate while the present one is valid, until "
-                f"{format_date(certificate.not_valid_after_utc)}; ask again then, or have it revoked"
+                f"{path}: the service issues this name no second certificate while the present one is valid, until "
+                f"{format_date(certificate.not_valid_after_utc)}; ask again after that, or have it revoked"
             )
             return self._present("not due", existing)
         if not reply.cert:
@@ -456,18 +483,18 @@ class Requester:
         )
         identifier = shown_id(keychain.issuer_id, keychain.serial)
         if not (force or if_due):
-            # Whom a token stands for is known when the certificate is there.
+            # The name in a token's certificate is known only when the certificate arrives.
             self._check_token_identity(existing, keychain, identifier)
         if reply.state in (CertState.REVOKED, CertState.EXPIRED):
             raise SecurityError(
-                f"the certificate service calls the new certificate {identifier} {reply.state}"
+                f"the certificate service says that the new certificate {identifier} is {reply.state}"
             )
         self._tell_if_shorter(request, keychain)
         try:
             self._write(dump_keychain(keychain, self.settings.password, issued=self.now()))
         except ConfigurationError as error:
             raise ConfigurationError(
-                f"{error}; the certificate {identifier} was issued all the same: have it revoked before you ask again"
+                f"{error}; but the certificate {identifier} was issued: have it revoked before you ask again"
             ) from error
         return Outcome("created", path, identifier, reply.state, keychain)
 
@@ -477,13 +504,14 @@ class Requester:
         if request.not_after and end.timestamp() < request.not_after - 60:
             asked = format_date(datetime.fromtimestamp(request.not_after, UTC))
             self.say(
-                f"The certificate was asked for until {asked}; the service gives it until {format_date(end)}"
+                f"The request asked for a certificate until {asked}; the service issued one until {format_date(end)}"
             )
 
     def _renewed(self, reply: CertReply, existing: Existing, public: bytes) -> Outcome:
-        """The service renewed a certificate instead of issuing one: the keychain stays, if it holds that one.
+        """Handle an answer that renews a certificate instead of issuing one: the keychain stays.
 
-        Raises SecurityError where it does not.
+        Raises:
+            SecurityError: The renewed certificate is not the one in the keychain.
         """
         path = self.settings.keychain
         named = shown_id(reply.issuer, reply.serial)
@@ -499,12 +527,12 @@ class Requester:
         )
         if not same:
             raise SecurityError(
-                f"the certificate service issued nothing: it renewed the certificate {named}, which has this name and is not "
+                f"the certificate service issued nothing: it renewed the certificate {named}, which has this name but is not "
                 f"the one in {path}; nothing was written. Renew it where its keychain is, or have it revoked (pvxcert "
                 f"--revoke {named}) and ask again"
             )
         if reply.state in (CertState.REVOKED, CertState.EXPIRED):
-            raise SecurityError(f"the certificate service calls the certificate {named} {reply.state}")
+            raise SecurityError(f"the certificate service says that the certificate {named} is {reply.state}")
         assert certificate is not None
         until = read_renew_by(reply.renew_by, certificate.not_valid_before_utc)
         dated = f", until {format_date(until)}" if until is not None else ""
@@ -514,7 +542,11 @@ class Requester:
         return self._present("renewed", existing)._replace(state=reply.state)
 
     async def trust_anchor(self, *, force: bool = False) -> Outcome:
-        """Write a keychain that holds the trust anchor only. Raises ApplianceError."""
+        """Write a keychain that holds the trust anchor only.
+
+        Raises:
+            ApplianceError: It failed; the text says why.
+        """
         existing = self.look()
         path = self.settings.keychain
         if (existing.key is not None or existing.trouble) and not force:
@@ -527,7 +559,11 @@ class Requester:
         return Outcome("anchor", path, keychain=trust_only([trust.anchor]))
 
     async def establish(self, existing: Existing) -> Trust:
-        """Ask the service for its anchor and judge it by what is known here. Raises ApplianceError."""
+        """Ask the service for its anchor and compare it with what is known here.
+
+        Raises:
+            ApplianceError: It failed; the text says why.
+        """
         settings, trusting = self.settings, self.trusting
         given = load_anchor_file(trusting.file) if trusting.file else ()
         offer = await self._offer()
@@ -552,7 +588,7 @@ class Requester:
         except OperationTimeoutError as error:
             raise OperationTimeoutError(
                 f"{error}. No certificate service was found: check that it runs, and that EPICS_PVA_ADDR_LIST or "
-                "EPICS_PVA_NAME_SERVERS lead to it"
+                "EPICS_PVA_NAME_SERVERS reach it"
             ) from error
         return read_offer(value, now=self.now())
 
@@ -589,14 +625,14 @@ class Requester:
                 ) from error
             if require_tls:
                 raise SecurityError(
-                    f"{error}. The certificate service could not be reached over TLS, and the token was not sent in the clear: "
-                    "see that the service has TLS switched on and that its TLS port can be reached "
-                    "(on a network that you trust entirely, --allow-plaintext-token does without)"
+                    f"{error}. The certificate service could not be reached over TLS, and the token was not sent unencrypted: "
+                    "check that the service has TLS enabled and that its TLS port can be reached "
+                    "(on a network that you trust entirely, use --allow-plaintext-token)"
                 ) from error
             raise
 
     async def _report(self, existing: Existing) -> CheckedStatus | None:
-        """The status of the certificate that is there, as far as it can be had without waiting for long."""
+        """Return the status of the existing certificate, if the service answers in a short time."""
         from appliance.authn.status import fetch_status
 
         keychain = existing.keychain
@@ -620,12 +656,12 @@ class Requester:
         certificate, issued = existing.certificate, keychain.certificate
         if certificate is None or issued is None:
             return
-        # What stands beside the name is the service's rule, and may change between two certificates of one person.
+        # The service's rules decide the other parts of the name, and may change between two certificates of one person.
         if common_name(certificate.subject) == common_name(issued.subject):
             return
         raise KeychainError(
-            f"{self.settings.keychain}: it is the keychain of {subject_text(certificate.subject)}, and the certificate "
-            f"{identifier} that came is for {subject_text(issued.subject)}; nothing was written, and the new key is gone: name "
+            f"{self.settings.keychain}: it is the keychain of {subject_text(certificate.subject)}, but the new certificate "
+            f"{identifier} is for {subject_text(issued.subject)}; nothing was written, and the new key is lost: name "
             "another keychain, or replace this one with --force"
         )
 
@@ -643,7 +679,7 @@ class Requester:
         )
 
     def _sibling_anchors(self) -> tuple[x509.Certificate, ...]:
-        """What the same account's other keychain trusts, if there is one; it is a help and never an obstacle."""
+        """Return what the same account's other keychain trusts, if it can be read; otherwise nothing."""
         path, password = self.settings.sibling
         if not path or path == self.settings.keychain:
             return ()
@@ -653,15 +689,16 @@ class Requester:
             return ()
 
     def _check_destination(self) -> None:
-        """See that the keychain can be written before a certificate is issued that would have no home."""
+        """Check that the keychain can be written, before a certificate is issued that could not be stored."""
         path = self.settings.keychain
         make_directory(os.path.dirname(path) or ".")  # noqa: PTH120 - start-up time
         check_replaceable(path)
 
     def _rehearse(self, trust: Trust) -> None:
-        """See, before a certificate is requested, that a keychain with these anchors and this password can be read again.
+        """Check, before a request, that a keychain with these anchors and this password can be read again.
 
-        Raises ApplianceError.
+        Raises:
+            ApplianceError: It failed; the text says why.
         """
         password = self.settings.password
         try:
@@ -672,7 +709,7 @@ class Requester:
             )
         except KeychainError as error:
             raise KeychainError(
-                f"{self.settings.keychain}: a keychain with the trust anchors and the password that are given here could not "
+                f"{self.settings.keychain}: a keychain with these trust anchors and this password could not "
                 f"be used: {error}; nothing was requested"
             ) from error
 

@@ -1,7 +1,7 @@
-"""What the authenticators' commands go by: arguments, then EPICS_PVA[S]_AUTH_* variables, then the account and the host.
+"""The settings of the authenticators' commands: arguments, then EPICS_PVA[S]_AUTH_* variables, then account and host.
 
-Source: SPVA documentation, generic authenticator variables. For servers and IOCs EPICS_PVAS_* comes first and
-EPICS_PVA_* second; clients look at EPICS_PVA_* only.
+Source: SPVA documentation, generic authenticator variables. For servers and IOCs EPICS_PVAS_* comes first and EPICS_PVA_*
+second; clients read EPICS_PVA_* only.
 """
 
 from __future__ import annotations
@@ -35,46 +35,47 @@ VARIABLES: Final = frozenset(
 
 
 class RequesterSettings(NamedTuple):
-    """Everything that one request needs, apart from what proves the identity."""
+    """Everything that one request needs, except what proves the identity."""
 
     usage: str
     keychain: str
     """Path of the keychain that is made or replaced."""
     password: Secret
-    """Of the keychain; may be empty."""
+    """The password of the keychain; may be empty."""
     name: str
     organization: str
     organizational_unit: str
     country: str
     validity: Duration | None
-    """How long the certificate should hold; None leaves it to the certificate service."""
+    """Requested validity of the certificate; None lets the certificate service decide."""
     no_status: bool
     issuer: str
-    """Issuer ID of the certificate service to ask; empty asks whichever answers."""
+    """Issuer ID of the certificate service to ask; empty for any."""
     prefix: str
     """First part of the names of the certificate service's PVs."""
     client: ClientConfig
-    """How the certificate service is found; never with a keychain of its own."""
+    """How to find the certificate service; never with a keychain of its own."""
     warnings: tuple[str, ...]
     sibling: tuple[str, Secret]
     """The same account's keychain for the other end of connections, and its password; the path may be empty."""
     named: frozenset[str] = frozenset()
-    """The parts of the subject (``name``, ``organization`` ...) that somebody said; the others come from the account, the host
-    and the locale."""
+    """The parts of the subject (``name``, ``organization`` ...) that the user set. The others come from the account, the
+    host and the locale.
+    """
 
     @property
     def create_pv(self) -> str:
-        """Name of the PV that is called for a certificate."""
+        """Name of the PV that issues certificates."""
         return self.pv("CREATE")
 
     def pv(self, what: str, issuer: str = "") -> str:
-        """Name of one of the certificate service's PVs, of one issuer where that is known."""
+        """Return the name of one of the certificate service's PVs, for one issuer if it is known."""
         issuer = issuer or self.issuer
         return f"{self.prefix}:{what}:{issuer}" if issuer else f"{self.prefix}:{what}"
 
 
 def keychain_usages(usage: str) -> tuple[str, ...]:
-    """The ends of a connection that a certificate of this usage serves: ``client``, ``server``, or both."""
+    """Return the ends of a connection that a certificate of this usage serves: ``client``, ``server``, or both."""
     return ("client", "server") if usage == "ioc" else (usage,)
 
 
@@ -84,7 +85,10 @@ def resolve_requester(
     """Read the settings for a certificate of ``usage``.
 
     ``arguments`` may have keychain, name, organization, organizational_unit, country, validity, no_status,
-    issuer and cert_pv_prefix; None stands for "not given". Raises ConfigurationError.
+    issuer and cert_pv_prefix; None stands for "not given".
+
+    Raises:
+        ConfigurationError: A setting or a file cannot be used.
     """
     if usage not in USAGE_NUMBERS:
         raise ConfigurationError(f"{usage!r} is not a usage; use one of {', '.join(USAGE_NUMBERS)}")
@@ -156,7 +160,7 @@ def _account() -> str:
 
 
 def _country(environ: Mapping[str, str]) -> str:
-    """The country of the locale, US where it has none, as the peers do."""
+    """Return the country of the locale, or US if it has none, as the peers do."""
     locale = environ.get("LC_ALL") or environ.get("LANG") or ""
     code = locale.partition("_")[2][:2]
     return code.upper() if len(code) == 2 and code.isascii() and code.isalpha() else "US"

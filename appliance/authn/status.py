@@ -1,6 +1,6 @@
-"""One look at a certificate's status: asked over plain TCP, and believed only as far as the CA has signed it.
+"""Ask once for a certificate's status, over plain TCP, and believe only what the CA has signed.
 
-Source: SPVA specification 7.2, 8.4. Following a status live is `appliance.certmon`'s business.
+Source: SPVA specification 7.2, 8.4. `appliance.certmon` follows a status live.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ class CheckedStatus(NamedTuple):
     """What is known of a certificate's status."""
 
     state: CertState
-    """The state to act by: UNKNOWN unless the CA's signature supports what the service says."""
+    """The state to use: UNKNOWN unless the CA's signature confirms what the service says."""
     claimed: CertState
     """What the service says, unsigned."""
     answer: StatusAnswer | None
     """The verified OCSP answer; None where it could not be verified."""
     why: str
-    """Why it could not be verified; empty where it was."""
+    """Why it could not be verified; empty if it was."""
     issued: str
     expires: str
     revoked: str
-    """Dates as text; signed ones where there is a verified answer, else what the service wrote."""
+    """Dates as text: signed ones if there is a verified answer, else what the service wrote."""
     report: StatusReport
-    """What the service says, all of it."""
+    """The service's whole answer."""
 
     @property
     def verified(self) -> bool:
-        """The CA has signed it."""
+        """Whether the CA has signed it."""
         return self.answer is not None
 
 
@@ -58,24 +58,34 @@ def read_status(
     now: datetime,
     certificate: x509.Certificate | None = None,
 ) -> CheckedStatus:
-    """Judge a CERT:STATUS structure about ``serial``. Raises CertificateStatusError where it is none.
+    """Judge a CERT:STATUS structure about ``serial``.
 
-    ``issuer`` is the CA's certificate, None where none is known that leads to a trust anchor: then nothing is
-    verified. With the ``certificate`` its own dates count as well.
+    Args:
+        value: The structure.
+        issuer: The CA's certificate; None if none is known that leads to a trust anchor. Then nothing is verified.
+        serial: The serial number that was asked about.
+        now: The present time, aware.
+        certificate: If given, its own dates count as well.
+
+    Returns:
+        What is known of the status.
+
+    Raises:
+        CertificateStatusError: It is not a CERT:STATUS structure.
     """
     report = decode_status(value)
     claimed = report.state
     answer: StatusAnswer | None = None
     why = ""
     if issuer is None:
-        why = "no trust anchor is known here that leads to the certificate's issuer"
+        why = "no known trust anchor leads to the certificate's issuer"
     else:
         try:
             answer = verify_response(report.ocsp_response, issuer=issuer, serial=serial, now=now)
         except CertificateStatusError as error:
             why = str(error)
     if answer is None:
-        # An unsigned word can only make a certificate less than it seems, and less than this it cannot be.
+        # An unsigned answer may only lower a certificate's state, and UNKNOWN is the lowest.
         issued, expires = report.ocsp_status_date[:_MAX_TEXT], report.ocsp_certified_until[:_MAX_TEXT]
         revoked = report.ocsp_revocation_date[:_MAX_TEXT]
         return CheckedStatus(CertState.UNKNOWN, claimed, None, why, issued, expires, revoked, report)
@@ -109,13 +119,17 @@ async def fetch_status(
     timeout: float,
     certificate: x509.Certificate | None = None,
 ) -> CheckedStatus:
-    """Read a status PV and judge it. Raises OperationError where the service does not answer, CertificateStatusError."""
+    """Read a status PV and judge it.
+
+    Raises:
+        OperationError: The service does not answer, CertificateStatusError.
+    """
     value = await context.get(pv, timeout=timeout)
     return read_status(value, issuer=issuer, serial=serial, now=now, certificate=certificate)
 
 
 def find_issuer(identifier: str, certificates: Iterable[x509.Certificate]) -> x509.Certificate | None:
-    """The CA certificate that an issuer ID means, among those that are trusted."""
+    """Return the trusted CA certificate with this issuer ID; None if there is none."""
     for certificate in certificates:
         try:
             if is_ca(certificate) and issuer_id(certificate) == identifier:
@@ -128,7 +142,7 @@ def find_issuer(identifier: str, certificates: Iterable[x509.Certificate]) -> x5
 def verified_chain(
     chain: Iterable[x509.Certificate], anchors: Iterable[x509.Certificate]
 ) -> tuple[x509.Certificate, ...]:
-    """Of some CA certificates, those from which a chain of signatures leads to an anchor."""
+    """Return those of some CA certificates from which a chain of signatures leads to an anchor."""
     trusted = list(anchors)
     waiting = [c for c in chain if c not in trusted]
     found: list[x509.Certificate] = []

@@ -1,8 +1,8 @@
-"""Which certificate authority a requester trusts, before it has a keychain of its own.
+"""Decide which certificate authority a requester trusts before it has a keychain of its own.
 
-What is known comes first: a file or a fingerprint that the site gave, the keychain that is being renewed, the anchor
-kept from an earlier request. With none, the first answer is trusted, its fingerprint shown, and its anchor kept:
-as ssh does with a host's key. An anchor that differs from what is known is refused.
+Known anchors come first: a file or a fingerprint that the site gave, the keychain that is being renewed, the anchor kept
+from an earlier request. Without any, the first answer is trusted, its fingerprint shown, and its anchor kept, as ssh
+does with a host's key. An anchor that differs from what is known is refused.
 """
 
 from __future__ import annotations
@@ -49,14 +49,15 @@ _PREFIX: Final = "sha256:"
 
 
 def fingerprint(certificate: x509.Certificate) -> str:
-    """``sha256:`` and the hash of the whole certificate in hex: what ``openssl x509 -fingerprint -sha256`` hashes."""
+    """Return ``sha256:`` and the hash of the whole certificate in hex, the hash of ``openssl x509 -fingerprint -sha256``."""
     return _PREFIX + certificate.fingerprint(SHA256()).hex()
 
 
 def parse_fingerprint(text: str) -> str:
-    """A fingerprint as people paste it, colons and capitals included, as `fingerprint` writes it.
+    """Return a fingerprint, pasted with or without colons and capitals, as `fingerprint` writes it.
 
-    Raises ConfigurationError.
+    Raises:
+        ConfigurationError: A setting or a file cannot be used.
     """
     digits = text.strip().lower().removeprefix("sha256 fingerprint=").removeprefix(_PREFIX).replace(":", "")
     if len(digits) != 64 or not all(c in "0123456789abcdef" for c in digits):
@@ -68,14 +69,18 @@ def parse_fingerprint(text: str) -> str:
 
 
 def trust_only(anchors: Iterable[x509.Certificate]) -> Keychain:
-    """A keychain that authenticates servers and proves nothing."""
+    """Return a keychain that authenticates servers and proves nothing."""
     return Keychain(None, None, (), tuple(anchors))
 
 
 def load_pem(text: bytes) -> list[x509.Certificate]:
-    """The certificates of a PEM text, a few at most. Raises CertificateError."""
+    """Return the certificates of a PEM text, up to a small limit.
+
+    Raises:
+        CertificateError: The certificate or key is not acceptable; the text says why.
+    """
     if len(text) > MAX_PEM_CHARS:
-        raise CertificateError(f"the certificates have {len(text)} characters; that is far too many")
+        raise CertificateError(f"the certificates have {len(text)} characters, which is far too many")
     found = load_pem_text(text)
     if len(found) > _MAX_CERTIFICATES:
         raise CertificateError(f"there are {len(found)} certificates; at most {_MAX_CERTIFICATES} are read")
@@ -83,9 +88,13 @@ def load_pem(text: bytes) -> list[x509.Certificate]:
 
 
 def load_anchor_file(path: str, password: Password = None) -> tuple[x509.Certificate, ...]:
-    """The trust anchors of a file in PEM or PKCS#12 form. Raises ConfigurationError, KeychainError.
+    """Return the trust anchors of a file in PEM or PKCS#12 form.
 
-    Who can write the file decides whom this host trusts, so one that every user may change is refused.
+    A person who can write the file decides whom this host trusts, so a file that every user may change is refused.
+
+    Raises:
+        ConfigurationError: A setting or a file cannot be used.
+        KeychainError: The keychain cannot be read or used.
     """
     data = read_trusted(path, _MAX_FILE)
     if b"-----BEGIN" not in data:
@@ -99,7 +108,7 @@ def load_anchor_file(path: str, password: Password = None) -> tuple[x509.Certifi
         raise KeychainError(f"{path}: {error}") from error
     if not anchors:
         raise KeychainError(
-            f"{path}: there is no self-signed certificate of a certificate authority in it, and only such a one is a "
+            f"{path}: it holds no self-signed certificate of a certificate authority, and only such a certificate is a "
             "trust anchor"
         )
     return anchors
@@ -119,35 +128,52 @@ class KnownAnchors:
         self.path = config_file(f"{name}.pem")
 
     def load(self) -> tuple[x509.Certificate, ...]:
-        """The anchors that were kept, none where there is no file. Raises ConfigurationError, KeychainError."""
+        """Return the anchors that were kept, none if there is no file.
+
+        Raises:
+            ConfigurationError: A setting or a file cannot be used.
+            KeychainError: The keychain cannot be read or used.
+        """
         if not os.path.lexists(self.path):
             return ()
         return load_anchor_file(self.path)
 
     def keep(self, anchor: x509.Certificate) -> None:
-        """Remember an anchor instead of any other. Raises ConfigurationError."""
+        """Remember an anchor in place of any other.
+
+        Raises:
+            ConfigurationError: A setting or a file cannot be used.
+        """
         make_directory(os.path.dirname(self.path))  # noqa: PTH120 - start-up time
         text = f"# {subject_text(anchor.subject)}\n# {fingerprint(anchor)}\n"
         write_public(self.path, text.encode("utf-8", "replace") + anchor.public_bytes(Encoding.PEM))
 
 
 def make_directory(path: str) -> None:
-    """Create a directory that only its owner may enter, unless it is there. Raises ConfigurationError."""
+    """Create a directory that only its owner may enter, unless it exists.
+
+    Raises:
+        ConfigurationError: A setting or a file cannot be used.
+    """
     make_directories(path)
 
 
 class Offer(NamedTuple):
-    """What the certificate service says its anchor is; unproven."""
+    """What the certificate service says its anchor is; not verified."""
 
     anchor: x509.Certificate
     chain: tuple[x509.Certificate, ...]
-    """All certificates that came, the issuing one first."""
+    """All received certificates, the issuing one first."""
     issuer: str
-    """The issuer ID that the service's PVs are named by."""
+    """The issuer ID in the names of the service's PVs."""
 
 
 def read_offer(value: Value, *, now: datetime) -> Offer:
-    """Read CERT:ROOT's structure. Raises SecurityError for anything but a current, self-signed CA certificate."""
+    """Read CERT:ROOT's structure.
+
+    Raises:
+        SecurityError: For anything but a current, self-signed CA certificate.
+    """
     text, named = value.get("cert"), value.get("issuer")
     if not isinstance(text, str) or not text:
         raise SecurityError(
@@ -157,12 +183,12 @@ def read_offer(value: Value, *, now: datetime) -> Offer:
     anchor = next((c for c in reversed(chain) if _is_anchor(c)), None)
     if anchor is None:
         raise SecurityError(
-            "what the certificate service offers as trust anchor is no self-signed certificate of a certificate authority"
+            "the certificate service offers a trust anchor that is not a self-signed certificate of a certificate authority"
         )
     if not anchor.not_valid_before_utc <= now <= anchor.not_valid_after_utc:
         raise SecurityError(
             f"the trust anchor {subject_text(anchor.subject)} is valid from {anchor.not_valid_before_utc:%Y-%m-%d %H:%M} to "
-            f"{anchor.not_valid_after_utc:%Y-%m-%d %H:%M} UTC and it is {now:%Y-%m-%d %H:%M} here; check this host's clock"
+            f"{anchor.not_valid_after_utc:%Y-%m-%d %H:%M} UTC, and this host's time is {now:%Y-%m-%d %H:%M}; check this host's clock"
         )
     named = named.lower() if isinstance(named, str) else ""
     if len(named) != 8 or not all(c in "0123456789abcdef" for c in named):
@@ -174,18 +200,18 @@ def read_offer(value: Value, *, now: datetime) -> Offer:
         ):
             raise SecurityError(
                 f"the certificate service signs with {subject_text(signer.subject)}, which is valid from "
-                f"{signer.not_valid_before_utc:%Y-%m-%d %H:%M} to {signer.not_valid_after_utc:%Y-%m-%d %H:%M} UTC, and it is "
-                f"{now:%Y-%m-%d %H:%M} here: what it issues would not be accepted, so nothing was requested; check this host's "
-                "clock, else ask its administrator"
+                f"{signer.not_valid_before_utc:%Y-%m-%d %H:%M} to {signer.not_valid_after_utc:%Y-%m-%d %H:%M} UTC, and this host's "
+                f"time is {now:%Y-%m-%d %H:%M}. Its certificates would not be accepted, so nothing was requested; check this "
+                "host's clock, else ask the service's administrator"
             )
     return Offer(anchor, chain, named)
 
 
 class Trust(NamedTuple):
-    """The outcome: whom to trust, and how that came about."""
+    """Whom to trust, and why."""
 
     anchors: tuple[x509.Certificate, ...]
-    """All that may be trusted; the service's own is among them."""
+    """All anchors that may be trusted; the service's own is among them."""
     anchor: x509.Certificate
     issuer: str
     why: str
@@ -202,11 +228,22 @@ def decide(
     first_use: bool,
     say: Callable[[str], None],
 ) -> Trust:
-    """Judge what the service offers against what is known.
+    """Compare what the service offers with what is known.
 
-    ``given``: from ``--trust-anchor``; ``wanted``: the fingerprint that the site gave; ``keychain``: the anchors of the
-    keychain that is being replaced; ``first_use``: an anchor may be trusted that nothing is known of. ``say`` gets
-    what the user must see. Raises SecurityError with a sentence that tells the two fingerprints.
+    Args:
+        offer: What the service offers.
+        given: The anchors from ``--trust-anchor``.
+        wanted: The fingerprint that the site gave.
+        keychain: The anchors of the keychain that is being replaced.
+        known: The anchors kept from earlier requests.
+        first_use: Whether an unknown anchor may be trusted.
+        say: Gets what the user must see.
+
+    Returns:
+        Whom to trust, and why.
+
+    Raises:
+        SecurityError: The anchor is not trusted; the text has both fingerprints.
     """
     anchor, shown = offer.anchor, fingerprint(offer.anchor)
     if given:
@@ -218,7 +255,7 @@ def decide(
             raise SecurityError(
                 f"the certificate service's trust anchor is not the one that was asked for: it offers {shown} "
                 f"({subject_text(anchor.subject)}), and --trust-anchor-fingerprint says {wanted}; nothing was sent to it. "
-                "Somebody may be posing as the certificate service: ask its administrator"
+                "Somebody may be impersonating the certificate service: ask its administrator"
             )
         known.keep(anchor)
         return Trust((anchor,), anchor, offer.issuer, "fingerprint")
@@ -233,8 +270,8 @@ def decide(
         return Trust(kept, anchor, offer.issuer, "kept")
     if not first_use:
         raise SecurityError(
-            f"no trust anchor is known here and none may be trusted on first use; the certificate service offers {shown}: "
-            "compare that with what its administrator says, and give it by --trust-anchor-fingerprint"
+            f"no trust anchor is known here, and trust on first use is not allowed; the certificate service offers {shown}: "
+            "compare that with what its administrator says, and give it with --trust-anchor-fingerprint"
         )
     say(f"Trust anchor of the certificate service, trusted on first use: {subject_text(anchor.subject)}")
     say(f"  fingerprint {shown}")
@@ -250,6 +287,6 @@ def _changed(offer: Offer, known: tuple[x509.Certificate, ...], where: str) -> S
     shown = fingerprint(offer.anchor)
     return SecurityError(
         f"the certificate service's trust anchor has changed: it offers {shown} ({subject_text(offer.anchor.subject)}), but "
-        f"{where} {', '.join(map(fingerprint, known))}; nothing was sent to it. Somebody may be posing as the certificate "
+        f"{where} {', '.join(map(fingerprint, known))}; nothing was sent to it. Somebody may be impersonating the certificate "
         f"service. If its administrator confirms the new one, use --trust-anchor-fingerprint {shown}"
     )

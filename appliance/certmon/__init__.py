@@ -1,5 +1,5 @@
-"""Live certificate status, and TLS as the configuration asks for it, for clients and servers.
+"""Live certificate status, and TLS according to the configuration, for clients and servers.
 
-``appliance.certmon.endpoints`` has ``open_client`` and ``open_server``; this package's own module imports nothing, so
-that a tool without a keychain pays nothing for it.
+``appliance.certmon.endpoints`` has ``open_client`` and ``open_server``. This module imports nothing, so that a tool
+without a keychain pays nothing for it.
 """

@@ -1,7 +1,7 @@
-"""Signed status answers on disk, so that a process that starts need not wait for the certificate service.
+"""Signed status answers on disk, so that a starting process need not wait for the certificate service.
 
-Source: SPVA specification 7.4. What is read is verified again by whoever reads it: a file here proves nothing, and one
-that somebody else has written can only be a true answer or none.
+Source: SPVA specification 7.4. Every reader verifies again what it reads: a file here proves nothing, so a forged file is
+either a true answer or useless.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SUFFIX: Final = ".ocsp"
 
 
 class StatusCache:
-    """A directory of OCSP responses, one file per certificate. Its failures are never more than a note in the log."""
+    """A directory of OCSP responses, one file per certificate. Failures are only logged."""
 
     def __init__(self, directory: str, *, max_entries: int = MAX_ENTRIES) -> None:
         self.directory = directory
@@ -34,14 +34,14 @@ class StatusCache:
         return f"{self.directory}/{issuer_id}-{serial:020d}{_SUFFIX}"
 
     def read(self, issuer_id: str, serial: int) -> bytes:
-        """Give the answer that was kept, unverified; nothing where there is none."""
+        """Return the stored answer, not verified; empty if there is none."""
         try:
             return read_private(self._path(issuer_id, serial), _MAX_BYTES, strict=False).data
         except ConfigurationError:
             return b""
 
     def write(self, issuer_id: str, serial: int, answer: bytes) -> None:
-        """Keep ``answer`` in one step. Takes milliseconds: the file is synced."""
+        """Store ``answer`` in one step. Takes milliseconds, because the file is synced."""
         try:
             make_directories(self.directory)
             path = self._path(issuer_id, serial)
@@ -50,17 +50,17 @@ class StatusCache:
         except (ConfigurationError, OSError) as error:
             if not self._failed:
                 self._failed = True
-                _log.warning("the status cache in %s is not written: %s", self.directory, error)
+                _log.warning("the status cache in %s cannot be written: %s", self.directory, error)
 
     def forget(self, issuer_id: str, serial: int) -> None:
-        """Drop an answer that does not hold any more."""
+        """Remove an answer that is no longer valid."""
         try:
             os.unlink(self._path(issuer_id, serial))  # noqa: PTH108 - start-up time
         except OSError:
             return
 
     def _prune(self, newest: str) -> None:
-        """Remove the oldest. The clock may be behind the files' dates: what was just written stays, whatever its date."""
+        """Remove the oldest. The clock may be behind the files' dates, so the newest file stays whatever its date."""
         sweep(self.directory)
         with os.scandir(self.directory) as entries:
             found = [(entry.stat(follow_symlinks=False).st_mtime, entry.path) for entry in entries

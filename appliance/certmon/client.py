@@ -1,4 +1,4 @@
-"""A client's keychain at work: which TLS context its connections get, and when they must go."""
+"""A client's keychain in use: which TLS context its connections get, and when they must close."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _log: Final = logging.getLogger(__name__)
 
 
 class ClientTLSManager(TLSManager):
-    """An asynchronous context manager that gives a Context and keeps its TLS in step."""
+    """An asynchronous context manager that opens a Context and keeps its TLS up to date."""
 
     def __init__(self, config: ClientConfig, options: dict[str, Any], context: Context | None = None) -> None:
-        """Keep the TLS of a Context that is made with ``options``, or of ``context``, which was not started yet."""
+        """Keep the TLS of a Context that is made with ``options``, or of ``context``, which has not been started."""
         super().__init__(config, config)
         self._given = context
         self._config = config
@@ -37,7 +37,7 @@ class ClientTLSManager(TLSManager):
             await self.__aexit__()
             raise
         self.watch()
-        # What was heard while the sockets were opened is not lost.
+        # Answers that came while the sockets were opened are not lost.
         self.changed()
         return context
 
@@ -50,7 +50,7 @@ class ClientTLSManager(TLSManager):
         tls = self._tls()
         if self.options.tls_required:
             if trouble is not None and tls is None:
-                # The keychain is not there or cannot be read: waiting would help nobody who watches this client start.
+                # The keychain is missing or cannot be read: waiting would not help.
                 raise KeychainError(f"{trouble}; {TLS_REQUIRED}")
             self._arguments["require_tls"] = True
         if self.mode is Mode.TCP:
@@ -67,7 +67,7 @@ class ClientTLSManager(TLSManager):
         self._context = context
         if self.gate is not None:
             self.gate.recovered = context.probe_tls
-        # The class's own: a subclass's start is what led here.
+        # The class's own method, because a subclass's start has called this.
         await Context.start(context)
         return context
 
@@ -83,7 +83,7 @@ class ClientTLSManager(TLSManager):
         return self.identity.anonymous if self.mode is Mode.ANONYMOUS else None
 
     def changed(self) -> None:
-        """Apply what is so now."""
+        """Apply the present state."""
         context = self._context
         news = self.news() if context is not None else None
         if context is None or news is None:

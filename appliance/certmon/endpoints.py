@@ -1,11 +1,11 @@
-"""Clients and servers with TLS as their configuration asks for it.
+"""Clients and servers with TLS according to their configuration.
 
 Both functions are asynchronous context managers::
 
     async with open_client(resolve_client()) as context: ...
     async with open_server(resolve_server(), prepare=add_pvs) as server: ...
 
-Without a keychain they are plain, and nothing of TLS is imported.
+Without a keychain they use plain TCP, and nothing of TLS is imported.
 """
 
 from __future__ import annotations
@@ -30,24 +30,32 @@ __all__ = ["open_client", "open_server"]
 _log: Final = logging.getLogger(__name__)
 
 LATE_POLL_S: Final = 1.0
-"""Seconds between two looks for a keychain that is not there yet."""
+"""Seconds between two looks for a keychain that does not exist yet."""
 
 
 @asynccontextmanager
 async def open_client(
     effective: Effective[ClientConfig] | ClientConfig, *, context: Context | None = None, **options: Any
 ) -> AsyncIterator[Context]:
-    """Open a client that uses its keychain as the configuration says.
+    """Open a client that uses its keychain according to the configuration.
 
-    ``options`` go to Context; ``context`` is one that was made already, with these settings and without TLS. Raises KeychainError where the configuration forbids to go on without a usable
-    certificate (``on_expiration=shutdown`` or ``standby``, ``tls_required``); else what is wrong with the keychain is a warning and
-    the client speaks plain TCP.
+    Args:
+        effective: The settings.
+        context: A Context that exists already, with these settings and without TLS.
+        options: For Context.
+
+    Yields:
+        The client. A problem with the keychain is a warning, and the client uses plain TCP.
+
+    Raises:
+        KeychainError: There is no usable certificate, and the configuration forbids to continue without one
+            (``on_expiration=shutdown`` or ``standby``, ``tls_required``).
     """
     config = effective.config if isinstance(effective, Effective) else effective
     check_keychain_set(config.tls_options, config.tls_keychain, "EPICS_PVA_TLS_KEYCHAIN")
     if not config.tls_keychain:
         plain = Context(config, **options) if context is None else context
-        # The classes' own start and close: a subclass may have come here from its start.
+        # The classes' own start and close, because a subclass's start may have called this.
         await Context.start(plain)
         try:
             yield plain
@@ -69,19 +77,29 @@ async def open_server(
     server: Server | None = None,
     **options: Any,
 ) -> AsyncIterator[Server]:
-    """Open a server that uses its keychain as the configuration says.
+    """Open a server that uses its keychain according to the configuration.
 
-    ``prepare`` adds PVs and sources before the first client can ask for them. ``status_client`` says how the
-    certificate service is found; without it the client variables of the environment do. ``options`` go to Server;
-    ``server`` is one that was made already, with these settings and without TLS. Raises KeychainError where the configuration forbids to serve without a usable certificate
-    (EPICS_PVAS_TLS_STOP_IF_NO_CERT, ``on_expiration=shutdown``), and where it has ``tls_required`` and no place where a
-    keychain could be; else what is wrong with the keychain is a warning and the server speaks plain TCP (with
-    ``tls_required``: waits in standby). Where no keychain is named and none is at the usual place, one that appears
-    there later is taken into use.
+    If no keychain is named and none is at the usual place, one that appears there later is used.
+
+    Args:
+        effective: The settings.
+        prepare: Adds PVs and sources before the first client can ask for them.
+        status_client: How to find the certificate service; by default the client variables of the environment.
+        server: A Server that exists already, with these settings and without TLS.
+        options: For Server.
+
+    Yields:
+        The server. A problem with the keychain is a warning, and the server uses plain TCP (with ``tls_required``: waits
+        in standby).
+
+    Raises:
+        KeychainError: There is no usable certificate, and the configuration forbids to serve without one
+            (EPICS_PVAS_TLS_STOP_IF_NO_CERT, ``on_expiration=shutdown``), or it has ``tls_required`` and no place for a
+            keychain.
     """
     config = effective.config if isinstance(effective, Effective) else effective
     if config.tls_options.tls_required and not config.tls_keychain:
-        # A keychain that is missing at a place that is known is waited for in standby.
+        # A keychain that is missing at a known place is waited for in standby.
         config = config._replace(tls_keychain=config.tls_keychain_default, tls_keychain_default="")
     check_keychain_set(config.tls_options, config.tls_keychain, "EPICS_PVAS_TLS_KEYCHAIN")
     if not config.tls_keychain:
@@ -96,7 +114,7 @@ async def open_server(
         plain = Server(config, **options) if server is None else server
         if prepare is not None:
             prepare(plain)
-        # The classes' own start and stop: a subclass may have come here from its start.
+        # The classes' own start and stop, because a subclass's start may have called this.
         await Server.start(plain)
         try:
             if not config.tls_keychain_default:
@@ -117,7 +135,7 @@ async def open_server(
 
 
 class _LateKeychain:
-    """Waits for a keychain at the usual place; what it takes to use one is not loaded before there is one."""
+    """Waits for a keychain at the usual place; the code to use one is loaded only when it exists."""
 
     def __init__(self, server: Server, config: ServerConfig, status_client: ClientConfig | None) -> None:
         self._server = server
@@ -128,7 +146,7 @@ class _LateKeychain:
 
     async def _wait(self) -> None:
         path = self._config.tls_keychain
-        _log.info("there is no keychain at %s: plain TCP until there is one", path)
+        _log.info("there is no keychain at %s: plain TCP is used until there is one", path)
         try:
             while not os.path.exists(path):  # noqa: ASYNC110, ASYNC240, PTH110 - nobody tells; takes microseconds; pathlib costs start-up time
                 await asyncio.sleep(LATE_POLL_S)
@@ -137,7 +155,9 @@ class _LateKeychain:
             self._keeper = ServerTLSManager(self._config, {}, None, self._status_client)
             await self._keeper.adopt(self._server)
         except Exception:  # noqa: BLE001 - the server goes on as it is, and somebody must hear of it
-            _log.exception("the keychain %s cannot be followed; start the server again to use it", path)
+            _log.exception(
+                "changes of the keychain %s cannot be followed; restart the server to use it", path
+            )
 
     async def close(self) -> None:
         self._task.cancel()

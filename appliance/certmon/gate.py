@@ -1,9 +1,9 @@
-"""What certificate status does to connections: the gate of clients and of servers.
+"""Decide by certificate status about connections: the gate of clients and of servers.
 
 Source: SPVA specification 7.3 to 7.3.1, 8.4, 12.5, 15.2.
 
-One gate serves one Context or one Server. A connection stands as well as the worse of two certificates: the peer's, if
-it has one that names a status PV, and our own.
+One gate serves one Context or one Server. The worse of two certificates decides about a connection: the peer's, if it has
+one that names a status PV, and our own.
 """
 
 from __future__ import annotations
@@ -30,32 +30,33 @@ __all__ = ["StatusGate", "describe_plight"]
 _log: Final = logging.getLogger(__name__)
 
 PATIENCE_S: Final = 1.5
-"""Seconds for which a connection waits for the first word about a certificate. With half a second more than three
-search intervals it outlasts a lost datagram; two of them fit into the five seconds that tools wait."""
+"""Seconds for which a connection waits for the first status of a certificate. This is half a second more than three search
+intervals, so a lost datagram does no harm; two such waits fit into the five seconds that tools wait.
+"""
 SERVER_PATIENCE_S: Final = 3.0
-"""The same at a server: longer, so that a client that can fall back decides for itself."""
+"""The same at a server: longer, so that a client that can use plain TCP decides for itself."""
 MAX_AVOIDED: Final = 256
 AVOID_S: Final = (5.0, 10.0, 20.0, 40.0, 60.0)
-"""Seconds for which a client leaves TLS with a server that has given it up, growing from time to time."""
+"""Seconds for which a client does not use TLS with a server after a failure, longer each time."""
 
 _ORDER: Final = (StatusClass.GOOD, StatusClass.SUSPENDED, StatusClass.UNKNOWN, StatusClass.BAD)
 
 
 class _Avoided:
-    """A server to which TLS is of no use at present."""
+    """A server with which TLS does not work at present."""
 
     __slots__ = ("count", "following", "timer", "until")
 
     def __init__(self) -> None:
         self.following: Following | None = None
-        """Followed on, so that its recovery is noticed (12.5.2)."""
+        """The interest that is kept, so that the server's recovery is noticed (12.5.2)."""
         self.until = 0.0
         self.count = 0
         self.timer: asyncio.TimerHandle | None = None
 
 
 class StatusGate(PeerGate):
-    """See the module's text. ``recovered`` is called with a server's GUID when TLS to it is of use again."""
+    """Admits, suspends and closes connections by certificate status. ``recovered`` gets a server's GUID when TLS to it works again."""
 
     def __init__(self, source: StatusSource, options: TLSOptions, *, server_side: bool) -> None:
         self.source = source
@@ -68,14 +69,14 @@ class StatusGate(PeerGate):
 
     @property
     def patience_s(self) -> float:
-        """Seconds for which a connection waits for the first word."""
+        """Seconds for which a connection waits for the first status."""
         return SERVER_PATIENCE_S if self.server_side else PATIENCE_S
 
     # -- the own certificate -------------------------------------------------------------------------
 
     @property
     def own(self) -> Following | None:
-        """What is known of the own certificate; None where nobody tells its status."""
+        """What is known of our own certificate; None if nobody tells its status."""
         return self._own
 
     @own.setter
@@ -83,7 +84,7 @@ class StatusGate(PeerGate):
         self._own = following
 
     def own_changed(self) -> None:
-        """The own certificate's status has changed: judge all connections anew."""
+        """Judge all connections again, after the status of our own certificate has changed."""
         for watch in list(self._watches):
             watch.judge()
 
@@ -97,7 +98,7 @@ class StatusGate(PeerGate):
         engine: TLSEngine,
         guid: bytes = b"",
     ) -> Callable[[], None]:
-        """See PeerGate. The certificate that counts is the one that TLS has verified."""
+        """See PeerGate. The certificate that TLS has verified is the one that counts."""
         watch = _Watch(self, credentials, verdict, guid)
         try:
             chain = engine.peer_chain
@@ -109,7 +110,7 @@ class StatusGate(PeerGate):
                 if engine.peer_staple:
                     watch.peer.offer(engine.peer_staple)
         except ApplianceError as error:
-            # An unreadable extension, too many certificates, an end that is being closed: no status, no admission.
+            # An unreadable extension, too many certificates, an end that is closing: no status, so no admission.
             watch.close()
             verdict(Verdict(StatusClass.BAD, str(error)))
             return _nothing
@@ -118,7 +119,7 @@ class StatusGate(PeerGate):
         return watch.close
 
     def forget(self, watch: _Watch) -> None:
-        """The connection is gone."""
+        """Forget a closed connection."""
         self._watches.pop(watch, None)
 
     def avoids(self, guid: bytes) -> bool:
@@ -143,15 +144,17 @@ class StatusGate(PeerGate):
         return f"this client used plain TCP, where it has no proved name: {why}"
 
     def gave_up(self, guid: bytes) -> None:
-        """The server cannot accept our certificate, and does not say why: in the clear for a while."""
+        """Use plain TCP for a while with a server that does not accept our certificate and does not say why."""
         if guid and self.options.on_no_cms == "fallback-to-tcp":
             pause = self._avoid(guid)
-            _log.warning("the server did not admit this client over TLS; it is tried again in %.0f s", pause)
+            _log.warning(
+                "the server did not admit this client over TLS; the next attempt is in %.0f s", pause
+            )
 
     # -- servers to which TLS is of no use -----------------------------------------------------------
 
     def avoid(self, guid: bytes, following: Following) -> None:
-        """Leave TLS with a server until its certificate is good again, or it has another one."""
+        """Do not use TLS with a server until its certificate is good again, or it has another one."""
         if not guid or self.server_side:
             return
         self._avoid(guid)
@@ -173,7 +176,7 @@ class StatusGate(PeerGate):
             _log.warning("%s", error)
 
     def _avoid(self, guid: bytes) -> float:
-        """Leave TLS with a server for a while, which grows from time to time; returns for how long."""
+        """Do not use TLS with a server for a while, longer each time; return for how many seconds."""
         entry = self._avoided.get(guid)
         if entry is None:
             while len(self._avoided) >= MAX_AVOIDED:
@@ -190,7 +193,7 @@ class StatusGate(PeerGate):
         return pause
 
     def _try_again(self, guid: bytes) -> None:
-        """Have a TLS connection tried beside the one in the clear: the server may have a new certificate."""
+        """Have a TLS connection tried beside the plain one: the server may have a new certificate."""
         entry = self._avoided.get(guid)
         if entry is not None:
             entry.timer = self.source.loop.call_later(AVOID_S[-1], self._try_again, guid)
@@ -201,7 +204,7 @@ class StatusGate(PeerGate):
             self.recovered(guid)
 
     def validated(self, guid: bytes) -> None:
-        """TLS to the server is of use: forget its former trouble."""
+        """Forget a server's former failures: TLS to it works."""
         if guid in self._avoided:
             self._drop(guid)
 
@@ -242,7 +245,7 @@ class _Watch:
             self._timer = gate.source.loop.call_later(gate.patience_s, self._too_long)
 
     def close(self) -> None:
-        """The connection is gone. Harmless when repeated."""
+        """End the watch of a closed connection. May be called again."""
         self._gate.forget(self)
         if self._timer is not None:
             self._timer.cancel()
@@ -252,17 +255,17 @@ class _Watch:
             self.peer = None
 
     def judge(self) -> None:
-        """Tell the connection how it stands, if that is news."""
+        """Tell the connection its state, if that has changed."""
         gate = self._gate
         own, peer = gate.own, self.peer
         parties: list[tuple[str, Following]] = []
         if peer is not None:
             parties.append((f"the certificate of {self.name}", peer))
         if own is not None:
-            # Said to peers too, so without more than what is their business.
+            # Peers see this text too, so it says no more than they may know.
             parties.append((f"this {'server' if gate.server_side else 'client'}'s certificate", own))
         if self._admitted:
-            # A keychain that has just been replaced: this connection does not use the new certificate.
+            # The keychain has just been replaced: this connection does not use the new certificate.
             parties = [(what, party) for what, party in parties if party.status.delivered]
         elif any(not party.status.delivered for _, party in parties) and not any(
             party.status.status_class is StatusClass.BAD for _, party in parties
@@ -279,7 +282,7 @@ class _Watch:
 
     @property
     def name(self) -> str:
-        """The peer, for sentences."""
+        """The peer's name for messages."""
         credentials = self._credentials
         identity = f" ({shown_id(credentials.issuer_id, credentials.serial)})" if credentials.serial else ""
         return f"{credentials.account or 'the peer'}{identity}"
@@ -309,28 +312,28 @@ class _Watch:
         self._say(
             Verdict(
                 StatusClass.UNKNOWN,
-                f"no status of the certificate of {name} could be had in {gate.patience_s:g} s: "
-                "is the certificate service running, and does the address list lead to it?",
+                f"no status for {name}'s certificate within {gate.patience_s:g} s; "
+                "check that the certificate service runs and that EPICS_PVA_ADDR_LIST reaches it",
             )
         )
 
 
 def _nothing() -> None:
-    """There is nothing to end."""
+    """Do nothing: there is nothing to end."""
 
 
 def _describe(status: CertStatus) -> str:
-    """Finish the sentence that begins with a certificate."""
+    """Return the end of a sentence that begins with a certificate."""
     if status.status_class is StatusClass.UNKNOWN and status.valid_until is not None:
         return (
-            f"is {status.state}: its status is not known at present; its last status is valid no longer, or the service does not "
-            "know it"
+            f"is {status.state}: its status is not known at present; its last status has expired, or the service does not "
+            "know the certificate"
         )
     return f"is {status.state}"
 
 
 def describe_plight(status: CertStatus, whose: str = "its certificate") -> str:
-    """Say, to who is refused for it, that a certificate is of no use now."""
+    """Explain to a refused peer that a certificate cannot be used now."""
     if status.state is CertState.UNKNOWN:
         return (
             f"the status of {whose} is not known at present; try again when the certificate service answers"

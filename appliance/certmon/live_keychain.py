@@ -1,4 +1,4 @@
-"""One end's identity in TLS: its keychain file, what may be done with it now, and the contexts made from it.
+"""One end's identity in TLS: its keychain file, how it may be used now, and the contexts made from it.
 
 Source: SPVA specification 4.1.1, 4.7.1, 14; configuration reference, EPICS_PVA_TLS_OPTIONS.
 """
@@ -33,7 +33,7 @@ _MAX_BYTES: Final = 1 << 18
 
 
 def utc_now() -> datetime:
-    """Give the time, aware."""
+    """Return the present time, aware."""
     return datetime.now(UTC)
 
 
@@ -41,11 +41,10 @@ _Signature = tuple[int, int, int, int]
 
 
 class LiveKeychain:
-    """Keeps one keychain file in use, from its first reading to its latest replacement.
+    """Keeps one keychain file in use, from its first reading to its last replacement.
 
-    ``load`` reads it; ``watch`` then looks at it once a second. A new file that cannot be used changes nothing but
-    the log: the old keychain stays in use. ``staple`` and ``check_staple`` may be set at any time: contexts ask them
-    at each handshake.
+    ``load`` reads it; ``watch`` then checks it once a second. A new file that cannot be used changes nothing except the log:
+    the old keychain stays in use. ``staple`` and ``check_staple`` may be set at any time: contexts call them in each handshake.
     """
 
     def __init__(self, config: ClientConfig | ServerConfig, *, now: Callable[[], datetime] = utc_now) -> None:
@@ -53,11 +52,11 @@ class LiveKeychain:
         self.path = config.tls_keychain
         self.server_side = isinstance(config, ServerConfig)
         self.keychain: Keychain | None = None
-        """What is in use; None where nothing could be read."""
+        """The keychain in use; None if none could be read."""
         self.trouble: KeychainError | None = None
-        """Why the file as it is now is not, or not fully, in use."""
+        """Why the present file is not, or not fully, in use."""
         self.generation = 0
-        """Counts the keychains that were taken into use."""
+        """Counts the keychains that were used."""
         self.staple: Callable[[], bytes | None] | None = None
         self.check_staple: StapleCheck | None = None
         self._now = now
@@ -102,7 +101,7 @@ class LiveKeychain:
 
     @property
     def anonymous(self) -> TLSContext | None:
-        """A client's context that shows no certificate: the server alone is authenticated. Made when first asked for."""
+        """A client's context that shows no certificate: only the server is authenticated. Made when first needed."""
         if self._anonymous is None and self.keychain is not None and not self.server_side:
             self._anonymous = self._client(Keychain(None, None, (), self.keychain.anchors))
         return self._anonymous
@@ -135,7 +134,7 @@ class LiveKeychain:
         return found.st_mtime_ns, found.st_size, found.st_ino, found.st_ctime_ns
 
     def _read(self) -> Keychain:
-        """Read and parse; what takes time is done here, so that it can run beside the event loop."""
+        """Read and parse. All slow work is done here, so that it can run beside the event loop."""
         try:
             read = read_private(self.path, _MAX_BYTES, strict=False)
         except ConfigurationError as error:
@@ -148,7 +147,7 @@ class LiveKeychain:
             raise KeychainError(f"{self.path}: {error}") from error
 
     def _take(self, keychain: Keychain) -> None:
-        """Build the contexts of ``keychain`` and put it into use."""
+        """Build the contexts of ``keychain`` and start to use it."""
         full: TLSContext | None = None
         trouble: KeychainError | None = None
         try:
@@ -156,7 +155,7 @@ class LiveKeychain:
         except KeychainError as error:
             if self.server_side or keychain.is_trust_only:
                 raise
-            # What authenticates servers is still good for that.
+            # A keychain without a usable certificate can still authenticate servers.
             trouble = error
         options = self.config.tls_options
         if self.server_side:
@@ -177,7 +176,7 @@ class LiveKeychain:
             _log.warning("%s: %s; servers are authenticated, this client is anonymous", self.path, trouble)
 
     def _check(self, keychain: Keychain) -> None:
-        """Check everything but the certificate's own dates, which change what is done and not whether it works."""
+        """Check everything except the certificate's own dates, which change how it is used and not whether it works."""
         certificate = keychain.certificate
         now = self._now()
         if certificate is not None:
@@ -213,14 +212,14 @@ class LiveKeychain:
                 changed()
 
     async def refresh(self) -> bool:
-        """Look at the file now; return whether another keychain is in use."""
+        """Check the file now; return whether another keychain is in use."""
         signature = self._look()
         if signature == self._signature:
             return False
         self._signature = signature
         if signature is None:
             if self.keychain is not None:
-                _log.warning("%s is gone; the keychain that was read from it stays in use", self.path)
+                _log.warning("%s was removed; the keychain that was read from it stays in use", self.path)
             return False
         try:
             keychain = await asyncio.get_running_loop().run_in_executor(None, self._read)
@@ -229,7 +228,7 @@ class LiveKeychain:
             current = self.validity
             fresh = keychain.certificate is None or keychain.certificate.not_valid_after_utc > self._now()
             if current is Validity.CURRENT and not fresh:
-                raise KeychainError(f"{self.path}: the new certificate has expired already")  # noqa: TRY301 - one way out for all refusals
+                raise KeychainError(f"{self.path}: the new certificate has already expired")  # noqa: TRY301 - one way out for all refusals
             self._take(keychain)
         except KeychainError as error:
             self.trouble = error
@@ -240,11 +239,11 @@ class LiveKeychain:
         told = {"event": "keychain-taken", "keychain": str(self.path)}
         if keychain.certificate is not None:
             told["cert_id"] = shown_id(keychain.issuer_id, keychain.serial)
-        _log.info("%s: taken into use: %r", self.path, keychain, extra=told)
+        _log.info("%s: now in use: %r", self.path, keychain, extra=told)
         return True
 
     def stop(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         if self._task is not None:
             self._task.cancel()
             self._task = None
@@ -271,14 +270,14 @@ class LiveKeychain:
                 os.close(fd)
                 _log.warning(
                     "SSLKEYLOGFILE: %s is not used: it must be a regular file of this user that nobody else can read; "
-                    "use: chmod 600 %s",
+                    "run: chmod 600 %s",
                     path,
                     path,
                 )
                 return None
             self._keylog = fd
             _log.warning(
-                "SSLKEYLOGFILE: the secrets of all TLS connections are written to %s; whoever reads it reads the traffic",
+                "SSLKEYLOGFILE: the secrets of all TLS connections are written to %s; anyone who can read it can decrypt the traffic",
                 path,
             )
         return self._write_keylog

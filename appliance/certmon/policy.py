@@ -14,14 +14,14 @@ from appliance.errors import KeychainError
 
 __all__ = ["TLS_REQUIRED", "Mode", "Validity", "check_keychain_set", "choose_mode"]
 
-TLS_REQUIRED: Final = "plain TCP is refused, as tls_required among the TLS options asks for"
+TLS_REQUIRED: Final = "plain TCP is refused because of the TLS option tls_required"
 
 
 class Validity(Enum):
-    """What the dates of the own certificate say."""
+    """What the dates of our own certificate say."""
 
     NONE = "none"
-    """There is no certificate of our own that could be used."""
+    """There is no usable certificate of our own."""
     PENDING = "pending"
     """It is not valid yet."""
     CURRENT = "current"
@@ -29,28 +29,28 @@ class Validity(Enum):
 
 
 class Mode(Enum):
-    """How an end takes part."""
+    """How an end communicates."""
 
     TLS = "tls"
-    """With its certificate; TCP where the peer has no TLS."""
+    """With its certificate; plain TCP if the peer has no TLS."""
     ANONYMOUS = "anonymous"
-    """A client in TLS without a certificate of its own: it authenticates servers only."""
+    """A client with TLS but without a certificate of its own: it only authenticates servers."""
     TCP = "tcp"
-    """Over plain TCP, for as long as the certificate is no good."""
+    """Over plain TCP while the certificate cannot be used."""
     STANDBY = "standby"
     """A server that answers nothing, or a client that connects nowhere, until it has a good certificate."""
     SHUTDOWN = "shutdown"
-    """It ends."""
+    """Not at all: it ends."""
 
 
 def choose_mode(validity: Validity, status: StatusClass, options: TLSOptions, *, server_side: bool) -> Mode:
-    """Judge one's own certificate. ``status`` is GOOD where nobody tells a status."""
+    """Return the mode for our own certificate. ``status`` is GOOD if nobody tells a status."""
     without = Mode.STANDBY if options.tls_required else Mode.TCP
     if validity is Validity.NONE:
         return without if server_side else Mode.ANONYMOUS
     ended = validity is Validity.EXPIRED or status is StatusClass.BAD
     if ended and options.on_expiration != "fallback-to-tcp":
-        # For a client standby is the same as shutdown: it has nobody to keep waiting.
+        # For a client standby is the same as shutdown, because no peer depends on it.
         return Mode.STANDBY if server_side and options.on_expiration == "standby" else Mode.SHUTDOWN
     if validity is Validity.EXPIRED and status is not StatusClass.BAD and not server_side:
         return Mode.ANONYMOUS
@@ -60,9 +60,9 @@ def choose_mode(validity: Validity, status: StatusClass, options: TLSOptions, *,
 
 
 def check_keychain_set(options: TLSOptions, keychain: str, variable: str) -> None:
-    """Raise KeychainError where TLS is required and no keychain is configured; ``variable`` would name one."""
+    """Raise KeychainError if TLS is required and no keychain is configured; ``variable`` would name one."""
     if options.tls_required and not keychain:
         raise KeychainError(
-            f"there is no keychain, and {TLS_REQUIRED}; set {variable} to a keychain, or have one made by "
+            f"there is no keychain, and {TLS_REQUIRED}; set {variable} to a keychain, or make one with "
             "authnstd or authnjwt"
         )

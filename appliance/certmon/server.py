@@ -1,4 +1,4 @@
-"""A server's keychain at work: what it listens with, and when its connections must go."""
+"""A server's keychain in use: how it listens, and when its connections must close."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _log: Final = logging.getLogger(__name__)
 
 
 class ServerTLSManager(TLSManager):
-    """An asynchronous context manager that gives a Server and keeps its TLS in step."""
+    """An asynchronous context manager that opens a Server and keeps its TLS up to date."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class ServerTLSManager(TLSManager):
         status_client: ClientConfig | None,
         server: Server | None = None,
     ) -> None:
-        """Keep the TLS of a Server that is made with ``options``, or of ``server``, which was not started yet."""
+        """Keep the TLS of a Server that is made with ``options``, or of ``server``, which has not been started."""
         super().__init__(config, resolve_client().config if status_client is None else status_client)
         self._config = config
         self._arguments = options
@@ -48,7 +48,7 @@ class ServerTLSManager(TLSManager):
             raise
         self._worker = asyncio.get_running_loop().create_task(self._work())
         self.watch()
-        # What was heard while the sockets were opened is not lost.
+        # Answers that came while the sockets were opened are not lost.
         self.changed()
         return server
 
@@ -77,14 +77,14 @@ class ServerTLSManager(TLSManager):
         self._tell_plight(server)
         if self._prepare is not None:
             self._prepare(server)
-        # The class's own: a subclass's start is what led here.
+        # The class's own method, because a subclass's start has called this.
         await Server.start(server)
         return server
 
     async def adopt(self, server: Server) -> None:
-        """Keep the TLS of a server that runs without; its keychain is taken into use like one that is replaced.
+        """Keep the TLS of a server that runs without it; its keychain is used like a replaced one.
 
-        The server stays its owner's to stop, after :meth:`__aexit__`.
+        The owner still stops the server, after :meth:`__aexit__`.
         """
         self._server, self._adopted = server, True
         self.mode, self.generation = Mode.TCP, self.identity.generation
@@ -105,19 +105,19 @@ class ServerTLSManager(TLSManager):
         await self.close()
 
     def _tell_plight(self, server: Server) -> None:
-        """Have those who are refused told that nobody can prove who he is while this server has no TLS."""
+        """Tell refused clients that nobody can prove an identity while this server has no TLS."""
         why = self.plight()
-        server.access.plight = f"this server cannot tell at present who you are: {why}" if why else ""
+        server.access.plight = f"this server cannot verify your identity at present: {why}" if why else ""
 
     def choose(self) -> Mode:
-        """Give the mode; a server that must have a certificate does not go on without."""
+        """Return the mode. A server that must have a certificate does not continue without one."""
         mode = super().choose()
         if mode is Mode.TCP and self._config.tls_stop_if_no_cert and self.ended:
             return Mode.SHUTDOWN
         return mode
 
     def changed(self) -> None:
-        """Apply what is so now, as soon as the loop allows."""
+        """Apply the present state, as soon as the event loop allows."""
         server = self._server
         if server is not None and self.settled and self.ended and self.mode is Mode.TLS:
             server.close_peers(SecurityError(self.why()), tls_only=True)

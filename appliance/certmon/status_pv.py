@@ -2,10 +2,10 @@
 
 Source: SPVA specification 7.2, and what the peers of 2025 and 2026 send and expect.
 
-The state is told twice in one structure. Peers of 2025 read ``status``, those of 2026 ``value``. Many take the index
-for the state, whatever the choices say, and know seven states, without SCHEDULED_OFFLINE: so both have these seven
-(docs/decisions/0031-seven-states-on-the-wire.md). Readers of ours accept either form alone, seven states or eight: by
-the text of the choice, never by the number.
+One structure has the state twice. Peers of 2025 read ``status``, those of 2026 ``value``. Many take the index for the
+state, whatever the choices say, and know seven states, without SCHEDULED_OFFLINE. So both fields have these seven
+(docs/decisions/0031-seven-states-on-the-wire.md). Our readers accept either field alone, with seven states or eight, by
+the text of the choice and never by its number.
 """
 
 from __future__ import annotations
@@ -81,34 +81,38 @@ _ALARMS: Final = {
     CertState.PENDING_RENEWAL: (1, "waits for renewal"),
     CertState.SCHEDULED_OFFLINE: (1, "offline by schedule"),
 }
-"""Severity and message of the alarm that each state is."""
+"""Severity and message of the alarm of each state."""
 
 
 class StatusReport(NamedTuple):
-    """What one CERT:STATUS value says. Nothing of it is proved: see ``certs.ocsp.verify_response``."""
+    """What one CERT:STATUS value says. Nothing in it is verified: see ``certs.ocsp.verify_response``."""
 
     state: CertState
     """UNKNOWN also for a state that this version does not know."""
     serial: int
     ocsp_response: bytes
-    """DER; empty where the service has signed nothing."""
+    """DER; empty if the service has signed nothing."""
     ocsp_state: str
     ocsp_status_date: str
     ocsp_certified_until: str
     ocsp_revocation_date: str
     renew_by: int
-    """As it was sent, 0 where the certificate needs no renewal: see ``certs.status.read_renew_by``."""
+    """As it was sent, 0 if the certificate needs no renewal: see ``certs.status.read_renew_by``."""
     renewal_due: bool
     not_before: int = 0
-    """POSIX seconds; 0 where the service does not tell, as those of others do not."""
+    """POSIX seconds; 0 if the service does not say, as with services of others."""
     not_after: int = 0
-    """The same."""
+    """POSIX seconds; 0 if the service does not say."""
     no_status: bool = False
-    """The certificate itself names no status PV, so nobody follows its status."""
+    """Whether the certificate names no status PV, so that nobody follows its status."""
 
 
 def decode_status(value: Value) -> StatusReport:
-    """Read a CERT:STATUS value of either form. Raises CertificateStatusError for what is none."""
+    """Read a CERT:STATUS value of either form.
+
+    Raises:
+        CertificateStatusError: It is not one.
+    """
     try:
         return StatusReport(
             _state(value),
@@ -125,22 +129,22 @@ def decode_status(value: Value) -> StatusReport:
             value.get("no_status") is True,
         )
     except (PVDataError, TypeError, ValueError) as error:
-        raise CertificateStatusError(f"the PV is no certificate status: {error}") from error
+        raise CertificateStatusError(f"the PV is not a certificate status: {error}") from error
 
 
 def _state(value: Value) -> CertState:
-    """The state that ``value`` tells: where it tells more than one, the one that lets less.
+    """Return the state in ``value``; if it has two, the one that permits less.
 
-    A state that this version does not know, and an index without a choice, are UNKNOWN whatever stands beside them.
+    A state that this version does not know, and an index without a choice, are UNKNOWN whatever the other field says.
     """
     choices = [text for path in ("value", "status.value") if (text := _choice(value, path)) is not None]
     state = _text(value, "state")
     if not state and not any(choices):
-        raise CertificateStatusError("the PV tells no certificate state: it is no status PV")
+        raise CertificateStatusError("the PV has no certificate state, so it is not a status PV")
     if state == CertState.SCHEDULED_OFFLINE:
         choices = [
             text for text in choices if text != CertState.UNKNOWN
-        ]  # all that seven states can say of it
+        ]  # all that seven states can say about it
     told = [parse_state(text) for text in choices]
     if state:
         told.append(parse_state(state))
@@ -148,21 +152,24 @@ def _state(value: Value) -> CertState:
 
 
 def ocsp_response(value: Value) -> bytes:
-    """Give the signed answer in a CERT:STATUS value; nothing where there is none.
+    """Return the signed answer in a CERT:STATUS value; empty if there is none.
 
-    Raises CertificateStatusError for a field of another type: anybody can answer for a status PV, and what is a number
-    there would otherwise be taken for how many octets to make.
+    Raises:
+        CertificateStatusError: The field has another type. Anybody can answer for a status PV, and a number there would
+            otherwise be taken as the number of bytes to make.
     """
     found = value.get("ocsp_response")
     if found is None or isinstance(found, bytes):
         return found or b""
     if getattr(found, "itemsize", 0) != 1 or not hasattr(found, "tobytes"):
-        raise CertificateStatusError("the PV is no certificate status: ocsp_response is no array of octets")
+        raise CertificateStatusError(
+            "the PV is not a certificate status: ocsp_response is not an array of bytes"
+        )
     return bytes(found.tobytes())
 
 
 def _choice(value: Value, path: str) -> str | None:
-    """The text of the choice, "" where the index means none, None where there is no such enumeration."""
+    """Return the text of the choice, "" for an index without a choice, None if there is no such enumeration."""
     index, choices = value.get(f"{path}.index"), value.get(f"{path}.choices")
     if not isinstance(index, int) or not isinstance(choices, tuple) or not choices:
         return None
@@ -180,12 +187,12 @@ def _number(value: Value, path: str) -> int:
 
 
 def enum_index(state: CertState) -> int:
-    """Give the index of a state in ``WIRE_CHOICES``, that of UNKNOWN where it is none of them."""
+    """Return the index of a state in ``WIRE_CHOICES``; that of UNKNOWN for a state that is not there."""
     return WIRE_CHOICES.index(state) if state in WIRE_CHOICES else 0
 
 
 def status_template() -> Value:
-    """Make a status with everything set that never changes."""
+    """Return a status with everything set that never changes."""
     value = Value(STATUS_TYPE)
     value["status.value.choices"] = value["value.choices"] = WIRE_CHOICES
     value["ocsp_status.value.choices"] = OCSP_CHOICES

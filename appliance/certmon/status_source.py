@@ -1,11 +1,10 @@
-"""Following the status of certificates: one subscription each, verified, remembered for as long as it holds.
+"""Follow the status of certificates: one subscription each, verified, remembered while it is valid.
 
 Source: SPVA specification 4.7.2, 7.3, 7.4, 8.4.
 
-What makes a status is a signature of the certificate's issuer, never the word of the server that told it. So the rules
-are short. A verified answer stands until it runs out, whatever happens to the connection by which it came; an older
-one never replaces it; REVOKED is for good. What comes without a valid signature is ignored while a verified answer
-stands.
+A status is proved by a signature of the certificate's issuer, never by the server that sent it. So the rules are short. A
+verified answer is valid until it expires, whatever happens to its connection; an older one never replaces it; REVOKED is
+final. An answer without a valid signature is ignored while a verified one is valid.
 """
 
 from __future__ import annotations
@@ -45,13 +44,13 @@ __all__ = ["CertRef", "CertStatus", "Following", "StatusSource", "reference"]
 _log: Final = logging.getLogger(__name__)
 
 LINGER_S: Final = 30.0
-"""Seconds for which a certificate is followed that nobody asks about any more: clients come back."""
+"""Seconds for which a certificate is followed after the last interest in it, because clients come back."""
 AGAIN_S: Final = 5.0
-"""Seconds after which a subscription is opened again that its server has ended."""
+"""Seconds after which a subscription that its server has ended is opened again."""
 SEARCH_S: Final = 5.0
-"""Seconds between two searches for a status PV, at the most: while it is not found, people are kept from their work."""
+"""Greatest seconds between two searches for a status PV: while it is not found, people cannot work."""
 _LONGEST_SLEEP_S: Final = 60.0
-"""The clock may be set while a timer runs: look at it again at least that often."""
+"""The clock may be set while a timer runs, so check it at least this often, in seconds."""
 _EVER: Final = datetime.max.replace(tzinfo=UTC)
 
 _CLAIM: Final = {
@@ -67,13 +66,13 @@ class CertRef(NamedTuple):
     issuer: x509.Certificate
     serial: int
     status_pv: str
-    """As the certificate's extension names it (4.3): used whole, never rebuilt."""
+    """As the certificate's extension names it (4.3): used unchanged, never rebuilt."""
     not_after: datetime
     subject: str
 
     @property
     def key(self) -> tuple[bytes, int, str]:
-        """What tells it from all others."""
+        """What distinguishes it from all others."""
         return self.issuer.fingerprint(SHA256()), self.serial, self.status_pv
 
     @property
@@ -86,9 +85,10 @@ class CertRef(NamedTuple):
 
 
 def reference(chain: Sequence[x509.Certificate]) -> CertRef | None:
-    """What to follow of a verified chain, the leaf first; None where the certificate names no status PV (4.3).
+    """Return what to follow of a verified chain, the leaf first; None if the certificate names no status PV (4.3).
 
-    Raises CertificateError for an extension that cannot be read.
+    Raises:
+        CertificateError: The extension cannot be read.
     """
     if not chain:
         return None
@@ -111,12 +111,12 @@ class CertStatus(NamedTuple):
     state: CertState
     status_class: StatusClass
     valid_until: datetime | None
-    """Until when; None where nothing verified is known."""
+    """Until when; None if nothing verified is known."""
     delivered: bool
-    """Something authoritative was heard, were it only that the certificate is not good."""
+    """Whether something authoritative was received, even if it only says that the certificate is not good."""
     renewal_due: bool
     response: bytes
-    """The signed answer, while it holds."""
+    """The signed answer, while it is valid."""
 
 
 _NOTHING: Final = CertStatus(CertState.UNKNOWN, StatusClass.UNKNOWN, None, False, False, b"")
@@ -142,11 +142,11 @@ class Following:
         return self._follower.ref
 
     def offer(self, response: bytes) -> None:
-        """Take an answer that came another way, such as a staple; one that does not verify is ignored."""
+        """Take an answer that came another way, such as a staple. One that does not verify is ignored."""
         self._follower.offer(response)
 
     def close(self) -> None:
-        """The caller is not interested any more. Harmless when repeated."""
+        """End the caller's interest. May be called again."""
         self._follower.drop(self)
 
 
@@ -229,7 +229,7 @@ class _Follower:
                 self._evaluate()
                 self._keep()
             return
-        # Without a signature it can only say that there is no good status, and only while nothing better stands.
+        # Without a signature it can only say that there is no good status, and only if nothing better is known.
         if self.answer is None or (
             self.answer.state is not OCSPState.REVOKED and self.answer.next_update <= self.source.now()
         ):
@@ -242,10 +242,10 @@ class _Follower:
             self._keep()
 
     def _verify(self, response: bytes, *, claimed: CertState | None = None, quiet: bool = False) -> bool:
-        """Take a response if it is a true one and no older than what is known."""
+        """Take a response if it verifies and is not older than what is known."""
         known = self.answer
         if known is not None and response == known.der:
-            # Heard again, after a reconnection or as a staple, which says less than the PV. Not worth a signature check.
+            # Received again, after a reconnection or as a staple, which says less than the PV. A signature check is not worth it.
             if claimed is not None:
                 self._claimed = claimed
             return claimed is not None
@@ -255,11 +255,11 @@ class _Follower:
             )
         except CertificateStatusError as error:
             if not quiet:
-                self._warn(f"a status is ignored: {error}")
+                self._warn(f"a status was ignored: {error}")
             return False
         if known is not None:
             if known.state is OCSPState.REVOKED and answer.state is not OCSPState.REVOKED:
-                self._warn("a status that takes back a revocation is ignored")
+                self._warn("a status that takes back a revocation was ignored")
                 return False
             if answer.this_update < known.this_update:
                 return False
@@ -277,7 +277,7 @@ class _Follower:
         if cache is None or answer is None or not self.status.delivered:
             return
         ident = (self.ref.issuer_id, self.ref.serial)
-        # Only what the signature alone proves is kept: GOOD beside "offline by schedule" would be read as VALID.
+        # Only what the signature alone proves is stored: GOOD beside "offline by schedule" would be read as VALID.
         if self.status.status_class is StatusClass.GOOD or answer.state is OCSPState.REVOKED:
             if cache.read(*ident) != answer.der:
                 self.source.in_background(cache.write, *ident, answer.der)
@@ -287,7 +287,7 @@ class _Follower:
     # -- what follows --------------------------------------------------------------------------------
 
     def _evaluate(self) -> None:
-        """Say what the known answer means now, and when that ends."""
+        """Set what the known answer means now, and when that ends."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -332,7 +332,7 @@ class _Follower:
 
 
 def _authority(certificate: x509.Certificate) -> bytes:
-    """What all certificates of one authority have in common, those that other authorities have signed for it included."""
+    """Return what all certificates of one authority have in common, including those that other authorities have signed for it."""
     return certificate.subject.public_bytes() + subject_key_identifier(certificate)
 
 
@@ -351,7 +351,7 @@ class StatusSource:
         plain = config._replace(
             tls_keychain="", name_servers=tuple(server for server in config.name_servers if not server.tls)
         )
-        # In the clear on purpose: a certificate's status cannot depend on the certificate, and it is signed.
+        # Over plain TCP on purpose: a certificate's status cannot depend on the certificate, and it is signed.
         self.context = Context(
             plain, beacons=beacons, octets=True, timings=Timings(longest_search_s=SEARCH_S)
         )
@@ -371,7 +371,7 @@ class StatusSource:
         self.running = True
 
     async def close(self) -> None:
-        """Follow nothing any more."""
+        """Stop following."""
         self.running = False
         for follower in list(self._followers.values()):
             follower.stop()
@@ -382,29 +382,30 @@ class StatusSource:
 
     @property
     def followed(self) -> int:
-        """Certificates that are followed at present."""
+        """Number of certificates that are followed."""
         return len(self._followers)
 
     def follows_issuer_of(self, chain: Sequence[x509.Certificate]) -> bool:
         """Whether the authority of a verified chain is one whose certificates have a status.
 
-        That is known from those that were met: this end's own, above all. An authority that is always run without a
-        certificate service has none.
+        This is known from certificates met so far, above all this end's own. An authority without a certificate service has none.
         """
         return len(chain) > 1 and _authority(chain[1]) in self._authorities
 
     def follow(self, ref: CertRef, changed: Callable[[], None]) -> Following:
-        """Call ``changed`` whenever the status of a certificate changes; it is not called from inside here.
+        """Call ``changed`` whenever the status of a certificate changes; never from inside this call.
 
-        All who follow one certificate share one subscription. Raises CertificateStatusError when there are too
-        many certificates.
+        All callers with the same certificate share one subscription.
+
+        Raises:
+            CertificateStatusError: There are too many certificates.
         """
         self._authorities.add(_authority(ref.issuer))
         follower = self._followers.get(ref.key)
         if follower is None:
             if len(self._followers) >= self.max_followed and not self._make_room():
                 raise CertificateStatusError(
-                    f"{self.max_followed} certificates are followed already; no more can be"
+                    f"{self.max_followed} certificates are followed already, which is the limit"
                 )
             follower = self._followers[ref.key] = _Follower(self, ref)
             follower.start()
@@ -420,13 +421,13 @@ class StatusSource:
         return True
 
     def forget(self, follower: _Follower) -> None:
-        """Nobody has asked about it for a while."""
+        """Forget a certificate that nobody has asked about for a while."""
         if not follower.followings:
             follower.stop()
             self._followers.pop(follower.ref.key, None)
 
     def in_background(self, work: Callable[..., None], *args: Any) -> None:
-        """Run what waits for the disk beside the event loop."""
+        """Run work that waits for the disk beside the event loop."""
         future = self.loop.run_in_executor(None, work, *args)
         self._background.add(future)
         future.add_done_callback(self._background.discard)
@@ -434,8 +435,10 @@ class StatusSource:
     def check_staple(self, staple: bytes | None, chain: tuple[bytes, ...]) -> None:
         """Judge a stapled answer inside the handshake (13.1): REVOKED ends it.
 
-        What is not current or does not verify is no answer; the live status decides then, as it does without one.
-        Raises CertificateStatusError.
+        A staple that is outdated or does not verify counts as none; the live status then decides.
+
+        Raises:
+            CertificateStatusError: The certificate is REVOKED.
         """
         if not staple or not chain:
             return
@@ -444,7 +447,7 @@ class StatusSource:
             issuer = above[0] if above else leaf
             answer = verify_response(staple, issuer=issuer, serial=serial_number(leaf), now=self.now())
         except (CertificateError, CertificateStatusError) as error:
-            _log.warning("a stapled status is ignored: %s", error)
+            _log.warning("a stapled status was ignored: %s", error)
             return
         if answer.state is OCSPState.REVOKED:
             raise CertificateStatusError(f"the certificate {subject_text(leaf.subject)} is REVOKED")

@@ -1,4 +1,4 @@
-"""What clients and servers have in common: a keychain, the status of its certificate, and a gate for their peers."""
+"""What clients and servers share: a keychain, the status of its certificate, and a gate for their peers."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ _log: Final = logging.getLogger(__name__)
 
 
 class TLSManager(ABC):
-    """Keeps one end's TLS in step with its keychain file, the clock and the certificate service.
+    """Keeps one end's TLS up to date with its keychain file, the clock and the certificate service.
 
-    ``changed`` is for subclasses: it is called, from the event loop, whenever the answer of ``choose`` or the
-    keychain may have changed.
+    ``changed`` is for subclasses: the event loop calls it whenever the result of ``choose`` or the keychain may have changed.
     """
 
     def __init__(self, config: ClientConfig | ServerConfig, status_config: ClientConfig) -> None:
@@ -51,10 +50,12 @@ class TLSManager(ABC):
     # -- life ----------------------------------------------------------------------------------------
 
     async def open(self) -> KeychainError | None:
-        """Read the keychain and hear about its certificate; returns what is wrong with the file.
+        """Read the keychain and get the status of its certificate; return what is wrong with the file.
 
-        Waits for the certificate service for a bounded time. Raises CertificateStatusError where nothing could be
-        heard and ``on_no_cms=throw`` is set.
+        Waits for the certificate service for a limited time.
+
+        Raises:
+            CertificateStatusError: No status came and ``on_no_cms=throw`` is set.
         """
         trouble: KeychainError | None = None
         try:
@@ -73,8 +74,8 @@ class TLSManager(ABC):
 
     def _no_cms(self, own: Following) -> None:
         why = (
-            f"no status of {own.ref} could be had in {PATIENCE_S:g} s from {own.ref.status_pv}: "
-            "is the certificate service running, and does the address list lead to it?"
+            f"no status for {own.ref} from {own.ref.status_pv} within {PATIENCE_S:g} s; "
+            "check that the certificate service runs and that EPICS_PVA_ADDR_LIST reaches it"
         )
         if self.options.on_no_cms == "throw":
             raise CertificateStatusError(why)
@@ -82,11 +83,11 @@ class TLSManager(ABC):
         _log.warning("%s %s until it answers.", why, instead)
 
     def watch(self) -> None:
-        """Begin to look at the keychain file."""
+        """Begin to watch the keychain file."""
         self.identity.watch(self._identity_changed)
 
     async def close(self) -> None:
-        """End."""
+        """Stop following and watching."""
         self.identity.stop()
         if self._overdue is not None:
             self._overdue.cancel()
@@ -116,7 +117,7 @@ class TLSManager(ABC):
                 if ref is not None:
                     self._own = source.follow(ref, self._own_changed)
             except (CertificateError, CertificateStatusError) as error:
-                # A certificate whose status ought to be followed and cannot be is not used.
+                # A certificate whose status cannot be followed although it should be is not used.
                 self._status_trouble = str(error)
                 _log.warning("%s: %s", identity.path, error)
         gate.own = self._own
@@ -141,8 +142,8 @@ class TLSManager(ABC):
     def _identity_changed(self) -> None:
         self._follow_own()
         if self._own is not None and not self._own.status.delivered:
-            # The new certificate is taken into use with its status, not a moment before: in between there would be
-            # plain TCP. When nothing comes, that is what there will be.
+            # The new certificate is used together with its status, not before: otherwise there would be plain TCP in between. If no
+            # status comes, plain TCP is what follows.
             if self._overdue is not None:
                 self._overdue.cancel()
             self._overdue = asyncio.get_running_loop().call_later(PATIENCE_S, self._waited_long_enough)
@@ -154,7 +155,7 @@ class TLSManager(ABC):
 
     @property
     def settled(self) -> bool:
-        """Whether it is time to act: there is word of the own certificate, or none is to be expected."""
+        """Whether it is time to act: our own certificate's status is known, or none is expected."""
         return self._own is None or self._own.status.delivered or self._overdue is None
 
     def _staple(self) -> bytes | None:
@@ -165,7 +166,7 @@ class TLSManager(ABC):
 
     @property
     def status_class(self) -> StatusClass:
-        """What the service says of the own certificate; GOOD where nobody is to be asked."""
+        """What the service says of our own certificate; GOOD if it has no status."""
         if self._status_trouble:
             return StatusClass.UNKNOWN
         return StatusClass.GOOD if self._own is None else self._own.status.status_class
@@ -173,13 +174,17 @@ class TLSManager(ABC):
     # -- what follows --------------------------------------------------------------------------------
 
     def choose(self) -> Mode:
-        """Give the mode for things as they are now."""
+        """Return the mode for the present state."""
         return choose_mode(
             self.identity.validity, self.status_class, self.options, server_side=self.identity.server_side
         )
 
     def begin(self) -> Mode:
-        """Take the mode that things ask for at the start. Raises KeychainError where it is to end."""
+        """Return the mode for the start.
+
+        Raises:
+            KeychainError: The mode is to end.
+        """
         self.mode = mode = self.choose()
         self.generation = self.identity.generation
         if mode is Mode.SHUTDOWN:
@@ -187,10 +192,11 @@ class TLSManager(ABC):
         return mode
 
     def news(self) -> tuple[str, bool] | None:
-        """Take the mode that things ask for now; None where nothing has changed, or it is not time to act.
+        """Return what has changed; None if nothing has, or if it is not time to act.
 
-        Else why, and whether TLS connections that are up must go: live connections of a certificate that is merely
-        paused stay, for the gate holds them. The log has been told.
+        Returns:
+            Why, and whether existing TLS connections must close. Connections of a certificate that is only suspended stay,
+            because the gate holds them. The change is logged.
         """
         if not self.settled:
             return None
@@ -202,14 +208,14 @@ class TLSManager(ABC):
         why = "a new keychain is in use" if replaced else self.why()
         if mode is Mode.SHUTDOWN:
             what = "server stops" if identity.server_side else "client ends"
-            _log.error("%s: %s: the %s, as on_expiration asks for", identity.path, self.why(), what)
+            _log.error("%s: %s: the %s, according to on_expiration", identity.path, self.why(), what)
         else:
             level = logging.INFO if mode is Mode.TLS else logging.WARNING
             _log.log(level, "%s: %s: %s", identity.path, why, mode.value)
         return why, replaced or self.ended
 
     def why(self) -> str:
-        """Say what is wrong with the own certificate."""
+        """Say what is wrong with our own certificate."""
         if self.identity.validity is not Validity.CURRENT:
             return {
                 Validity.NONE: "there is no usable certificate",
@@ -225,7 +231,7 @@ class TLSManager(ABC):
         )
 
     def plight(self) -> str:
-        """Why identities cannot be proved over this end's connections now, for those who are refused; empty where they can."""
+        """Return why identities cannot be proved over this end's connections now, for refused peers; empty if they can."""
         if self.mode is not Mode.TCP:
             return ""
         if self.identity.validity is Validity.CURRENT and self._own is not None:
@@ -234,9 +240,9 @@ class TLSManager(ABC):
 
     @property
     def ended(self) -> bool:
-        """Whether connections that use the own certificate must go: it is over, not merely paused."""
+        """Whether connections that use our own certificate must close: it has ended, and is not only suspended."""
         return self.identity.validity is not Validity.CURRENT or self.status_class is StatusClass.BAD
 
     @abstractmethod
     def changed(self) -> None:
-        """Something may have to be done."""
+        """Apply what may have changed."""

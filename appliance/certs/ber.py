@@ -1,6 +1,6 @@
-"""Reading BER (X.690 8), which some writers of PKCS#12 files use: lengths left open, strings in pieces.
+"""Read BER (X.690 8), which some writers of PKCS#12 files use: indefinite lengths, strings in pieces.
 
-DER is a special case of it. See `appliance.certs.der` for what has one form only.
+DER is a special case of it. `appliance.certs.der` is for data that must be DER.
 """
 
 from __future__ import annotations
@@ -24,37 +24,41 @@ class Element(NamedTuple):
     raw: bytes
     """The whole element as it was encoded."""
     value: bytes
-    """Its contents, of a primitive element."""
+    """The contents of a primitive element."""
     parts: tuple[Element, ...]
-    """What a constructed element is made of."""
+    """The parts of a constructed element."""
 
     def expect(self, tag: int) -> Element:
-        """Give the element back where it has that tag. Raises DERError."""
+        """Return the element if it has that tag. Raises DERError."""
         if self.tag != tag:
-            msg = f"an element of the kind 0x{self.tag:02x} where 0x{tag:02x} belongs"
+            msg = f"an element of the kind 0x{self.tag:02x} instead of 0x{tag:02x}"
             raise DERError(msg)
         return self
 
     def part(self, index: int, tag: int | None = None) -> Element:
-        """One of its parts, of the kind ``tag``. Raises DERError where there is none."""
+        """Return one of its parts, of the kind ``tag``.
+
+        Raises:
+            DERError: There is none.
+        """
         if not index < len(self.parts):
-            msg = f"an element of {len(self.parts)} parts where {index + 1} belong"
+            msg = f"an element of {len(self.parts)} parts; at least {index + 1} are needed"
             raise DERError(msg)
         found = self.parts[index]
         return found if tag is None else found.expect(tag)
 
     def octets(self) -> bytes:
-        """The contents of a string, put together where it is in pieces. Raises DERError."""
+        """Return the contents of a string, joined if it is in pieces. Raises DERError."""
         if not self.tag & 0x20:
             return self.value
         return b"".join(piece.octet_string() for piece in self.parts)
 
     def octet_string(self) -> bytes:
-        """The octets of an OCTET STRING, whole or in pieces. Raises DERError."""
+        """Return the octets of an OCTET STRING, whole or in pieces. Raises DERError."""
         return (self if self.tag == 0x24 else self.expect(0x04)).octets()
 
     def integer(self) -> int:
-        """The number that an INTEGER holds. Raises DERError."""
+        """Return the number in an INTEGER. Raises DERError."""
         if not self.expect(0x02).value:
             msg = "a number without octets"
             raise DERError(msg)
@@ -62,7 +66,7 @@ class Element(NamedTuple):
 
 
 def read_ber(data: bytes) -> Element:
-    """The one element that ``data`` is, all of it. Raises DERError; work and depth are bounded."""
+    """Return the one element in ``data``; nothing may follow it. Raises DERError; work and depth are limited."""
     reader = _Reader(data)
     element, end = reader.element(0, len(data), 0)
     if end != len(data):
@@ -77,15 +81,15 @@ class _Reader:
         self.left = _MAX_ELEMENTS
 
     def element(self, start: int, end: int, depth: int) -> tuple[Element, int]:
-        """The element at ``start`` and where it ends, within ``end``."""
+        """Return the element at ``start`` and where it ends, within ``end``."""
         self.left -= 1
         if depth > _MAX_DEPTH or self.left < 0:
-            msg = "too many elements, or too many inside each other"
+            msg = "too many elements, or too deeply nested"
             raise DERError(msg)
         tag, at, size = self.head(start, end)
         constructed = tag & 0x20
         if size == _OPEN and not constructed:
-            msg = "an open length where none may be"
+            msg = "an indefinite length where none is allowed"
             raise DERError(msg)
         stop = end if size == _OPEN else at + size
         if not constructed:
@@ -100,7 +104,7 @@ class _Reader:
         return Element(tag, self.data[start:at], b"", tuple(parts)), at
 
     def head(self, start: int, end: int) -> tuple[int, int, int]:
-        """Tag, where the contents begin, and their size."""
+        """Return the tag, where the contents begin, and their size."""
         if end - start < 2 or self.data[start] & 0x1F == 0x1F:
             msg = "too short for an element, or a high tag number"
             raise DERError(msg)
@@ -115,6 +119,6 @@ class _Reader:
             size = int.from_bytes(self.data[at : at + count], "big")
             at += count
         if end - at < size:
-            msg = f"{size} bytes promised, {end - at} there"
+            msg = f"{size} bytes announced, {end - at} present"
             raise DERError(msg)
         return self.data[start], at, size

@@ -1,4 +1,4 @@
-"""The few pieces of DER that `cryptography` does not write or read for us (X.690)."""
+"""The few parts of DER (X.690) that `cryptography` does not read or write for us."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class DERError(ValueError):
 
 
 def tlv(tag: int, value: bytes) -> bytes:
-    """One element: tag, length in its shortest form, value."""
+    """Return one element: tag, length in its shortest form, value."""
     size = len(value)
     if size < 0x80:
         return bytes((tag, size)) + value
@@ -35,32 +35,37 @@ def tlv(tag: int, value: bytes) -> bytes:
 
 
 def sequence(*items: bytes) -> bytes:
+    """Encode a SEQUENCE."""
     return tlv(0x30, b"".join(items))
 
 
 def set_of(*items: bytes) -> bytes:
-    """A SET OF, its elements in the order that DER demands."""
+    """Return a SET OF with its elements in the order of DER."""
     return tlv(0x31, b"".join(sorted(items)))
 
 
 def octets(value: bytes) -> bytes:
+    """Encode an OCTET STRING."""
     return tlv(0x04, value)
 
 
 def null() -> bytes:
+    """Encode NULL."""
     return b"\x05\x00"
 
 
 def integer(value: int) -> bytes:
+    """Encode an INTEGER that is not negative."""
     return tlv(0x02, value.to_bytes(value.bit_length() // 8 + 1, "big"))
 
 
 def context(number: int, value: bytes, *, constructed: bool = True) -> bytes:
-    """A context-specific element [number]."""
+    """Return a context-specific element [number]."""
     return tlv((0xA0 if constructed else 0x80) | number, value)
 
 
 def oid(dotted: str) -> bytes:
+    """Encode an OBJECT IDENTIFIER."""
     first, second, *rest = (int(part) for part in dotted.split("."))
     body = bytearray((first * 40 + second,))
     for arc in rest:
@@ -72,9 +77,9 @@ def oid(dotted: str) -> bytes:
 
 
 def read_tlv(data: _Buffer) -> tuple[int, _Buffer, _Buffer]:
-    """The first element's tag and value, and what follows it.
+    """Return the first element's tag and value, and what follows it.
 
-    Only low tag numbers and definite lengths in their shortest form. Raises DERError.
+    Only low tag numbers, and definite lengths in their shortest form. Raises DERError.
     """
     if len(data) < 2:
         msg = "too short for a DER element"
@@ -94,6 +99,6 @@ def read_tlv(data: _Buffer) -> tuple[int, _Buffer, _Buffer]:
             msg = "a length that is not in its shortest form"
             raise DERError(msg)
     if len(data) - start < size:
-        msg = f"{size} bytes promised, {len(data) - start} there"
+        msg = f"{size} bytes announced, {len(data) - start} present"
         raise DERError(msg)
     return tag, data[start : start + size], data[start + size :]

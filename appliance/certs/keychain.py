@@ -55,18 +55,19 @@ _MAX_CHAIN = 8
 class Revealing(Protocol):
     """A secret that hides its text until asked, such as a password from the configuration."""
 
-    def reveal(self) -> str: ...
+    def reveal(self) -> str:
+        """Return the secret text."""
 
 
 Password = bytes | Revealing | None
 
 
 class Keychain(NamedTuple):
-    """What one PKCS#12 file holds. Immutable; its ``repr`` never shows the key."""
+    """The content of one PKCS#12 file. Immutable; its ``repr`` never shows the key."""
 
     key: PrivateKeyTypes | None
     certificate: x509.Certificate | None
-    """The certificate of ``key``; ``None`` in a keychain that holds trust anchors only."""
+    """The certificate of ``key``; ``None`` in a keychain with trust anchors only."""
     chain: tuple[x509.Certificate, ...]
     """Certificates above ``certificate``, its direct issuer first, the root last."""
     anchors: tuple[x509.Certificate, ...]
@@ -74,12 +75,12 @@ class Keychain(NamedTuple):
 
     @property
     def is_trust_only(self) -> bool:
-        """No identity of its own: good for clients that authenticate servers only."""
+        """Whether it has no identity of its own, so that it only authenticates servers."""
         return self.certificate is None
 
     @property
     def issuer(self) -> x509.Certificate | None:
-        """The certificate that signed ``certificate``; itself where that is self-signed."""
+        """The certificate that signed ``certificate``; ``certificate`` itself if it is self-signed."""
         if self.certificate is None:
             return None
         return self.chain[0] if self.chain else self.certificate
@@ -96,12 +97,12 @@ class Keychain(NamedTuple):
 
     @property
     def cert_id(self) -> str:
-        """``issuer_id:serial`` as it is shown to people, empty without a certificate."""
+        """``issuer_id:serial`` as people see it, empty without a certificate."""
         return "" if self.certificate is None else shown_id(self.issuer_id, self.serial)
 
     @property
     def status_pv(self) -> str:
-        """Name of the PV that tells the certificate's status, empty where it names none."""
+        """Name of the certificate's status PV, empty if it names none."""
         return "" if self.certificate is None else status_pv(self.certificate)
 
     @property
@@ -115,13 +116,13 @@ class Keychain(NamedTuple):
 
 
 def load_keychain(data: bytes, password: Password = None) -> Keychain:
-    """Read a PKCS#12 file's content.
+    """Read the content of a PKCS#12 file.
 
-    No password and an empty one are the same to a user, and are both tried. The key must match its certificate and
-    a chain must lead from there to a self-signed CA certificate in the same file; dates are the business
-    of `check_keychain`.
+    No password and an empty one are the same for a user, so both are tried. The key must match its certificate, and a chain
+    must lead from there to a self-signed CA certificate in the same file. `check_keychain` checks dates.
 
-    Raises KeychainError with a sentence that says what to do.
+    Raises:
+        KeychainError: The file cannot be used; the text says what to do.
     """
     if not data:
         msg = "the keychain file is empty; restore it from its backup or request a new certificate"
@@ -145,8 +146,16 @@ def load_keychain(data: bytes, password: Password = None) -> Keychain:
 def check_keychain(keychain: Keychain, *, now: datetime, usage: str) -> None:
     """Refuse a keychain that a peer would refuse.
 
-    ``usage`` is ``client`` or ``server``; ``now`` is an aware time. A trust anchor outside the own chain may have ended:
-    nobody is authenticated by it then, and the others are good (see `ended_anchors`). Raises KeychainError.
+    A trust anchor outside the own chain may have expired: then it authenticates nobody, and the others are still good (see
+    `ended_anchors`).
+
+    Args:
+        keychain: The keychain.
+        now: The present time, aware.
+        usage: ``client`` or ``server``.
+
+    Raises:
+        KeychainError: A peer would refuse it; the text says what to do.
     """
     if keychain.anchors and len(ended_anchors(keychain, now)) == len(keychain.anchors):
         for anchor in keychain.anchors:
@@ -163,7 +172,7 @@ def check_keychain(keychain: Keychain, *, now: datetime, usage: str) -> None:
         )
     if is_ca(keychain.certificate):
         msg = (
-            f"the keychain's certificate {keychain.subject} is a certificate authority's; "
+            f"the keychain's certificate {keychain.subject} belongs to a certificate authority; "
             f"use a keychain with a {usage} certificate"
         )
         raise KeychainError(msg)
@@ -175,38 +184,40 @@ def check_keychain(keychain: Keychain, *, now: datetime, usage: str) -> None:
 
 
 def ended_anchors(keychain: Keychain, now: datetime) -> tuple[x509.Certificate, ...]:
-    """The trust anchors by which nobody can be authenticated at ``now``, since they have ended or have not begun."""
+    """Return the trust anchors that authenticate nobody at ``now``, because they have expired or are not valid yet."""
     return tuple(c for c in keychain.anchors if not c.not_valid_before_utc <= now <= c.not_valid_after_utc)
 
 
 def ended_anchor_warnings(keychain: Keychain, now: datetime) -> list[str]:
-    """One sentence for each trust anchor that is not used since its dates do not allow it."""
+    """Return one sentence for each trust anchor that is not used because of its dates."""
     return [
-        f"the trust anchor {subject_text(c.subject)} is valid from {c.not_valid_before_utc:%Y-%m-%d} to "
-        f"{c.not_valid_after_utc:%Y-%m-%d} only and is ignored; the keychain is better written without it"
+        f"the trust anchor {subject_text(c.subject)} is valid only from {c.not_valid_before_utc:%Y-%m-%d} to "
+        f"{c.not_valid_after_utc:%Y-%m-%d} and is ignored; write the keychain again without it"
         for c in ended_anchors(keychain, now)
     ]
 
 
 def load_key(data: bytes, password: Password = None) -> PrivateKeyTypes:
-    """The private key of a PKCS#12 file whose certificates need not be usable, to request a new one with it.
+    """Return the private key of a PKCS#12 file, even if its certificates are unusable, to request a new one with it.
 
-    Raises KeychainError.
+    Raises:
+        KeychainError: The file cannot be read, or holds no key.
     """
     if not data or len(data) > _MAX_BYTES:
-        msg = "the keychain file is empty or far too large; there is no key to reuse in it"
+        msg = "the keychain file is empty or far too large, so there is no key to reuse"
         raise KeychainError(msg)
     key = read_pkcs12(data, _password_bytes(password), source=str(getattr(password, "source", ""))).key
     if key is None:
-        msg = "the keychain holds no private key; there is none to reuse in it"
+        msg = "the keychain holds no private key to reuse"
         raise KeychainError(msg)
     return key
 
 
 def make_keychain(key: PrivateKeyTypes, certificates: Sequence[x509.Certificate]) -> Keychain:
-    """A keychain from a key, its certificate (first) and the chain, checked as `load_keychain` does.
+    """Return a keychain from a key, its certificate (first) and the chain, checked as `load_keychain` does.
 
-    Raises KeychainError.
+    Raises:
+        KeychainError: The keychain cannot be read or used.
     """
     if not certificates:
         msg = "no certificate came with the key"
@@ -215,10 +226,13 @@ def make_keychain(key: PrivateKeyTypes, certificates: Sequence[x509.Certificate]
 
 
 def dump_keychain(keychain: Keychain, password: Password = None, *, issued: datetime | None = None) -> bytes:
-    """A PKCS#12 file that OpenSSL, pvxs and Java read: key and certificate linked, the chain and anchors beside.
+    """Return a PKCS#12 file that OpenSSL, pvxs and Java read: key and certificate linked, with the chain and anchors.
 
-    AES-256-CBC and a SHA-256 MAC, also under the empty password (specification 4.1.1). ``issued`` is noted with the key,
-    for `signing_time`. Raises KeychainError.
+    AES-256-CBC and a SHA-256 MAC, also with the empty password (specification 4.1.1). ``issued`` is stored with the key, for
+    `signing_time`.
+
+    Raises:
+        KeychainError: The file cannot be made.
     """
     secret = _password_bytes(password)
     if keychain.key is None or keychain.certificate is None:
@@ -235,7 +249,11 @@ def dump_keychain(keychain: Keychain, password: Password = None, *, issued: date
 
 
 def dump_trust_anchors(anchors: Iterable[x509.Certificate], password: Password = None) -> bytes:
-    """A PKCS#12 file of trust anchors, marked so that Java takes them for such. Raises KeychainError."""
+    """Return a PKCS#12 file of trust anchors, marked so that Java accepts them as such.
+
+    Raises:
+        KeychainError: A certificate is not a trust anchor, or there is none.
+    """
     certificates = _unique(anchors)
     for certificate in certificates:
         if not (is_ca(certificate) and is_self_signed(certificate)):
@@ -276,7 +294,7 @@ def _password_bytes(password: Password) -> bytes:
 
 
 def _sorted(found: Contents) -> tuple[x509.Certificate | None, list[x509.Certificate]]:
-    """The key's own certificate, and the others. Of several for one key, the one that is linked to it counts."""
+    """Return the key's own certificate, and the others. Of several for one key, the linked one counts."""
     everything = [(load_der(bag.der), bag.local_key_id) for bag in found.certificates]
     leaf = None
     if found.key is not None:
@@ -290,7 +308,7 @@ def _assemble(
     key: PrivateKeyTypes | None, leaf: x509.Certificate | None, pool: list[x509.Certificate]
 ) -> Keychain:
     if key is not None and leaf is None:
-        # Some writers leave localKeyId out; the public key links the pair just as well.
+        # Some writers leave localKeyId out; the public key links the pair equally well.
         leaf = next((c for c in pool if _same_key(key, c)), None)
         if leaf is None:
             msg = "the keychain holds a key but no certificate for it; request a certificate with this key"
@@ -324,10 +342,10 @@ def _assemble(
 
 
 def _chain(leaf: x509.Certificate, pool: list[x509.Certificate]) -> tuple[x509.Certificate, ...]:
-    """The certificates above ``leaf`` up to a self-signed one. Of several ways, the one that lasts longest.
+    """Return the certificates above ``leaf`` up to a self-signed one. Of several chains, the one that is valid longest.
 
-    An authority may be there twice, self-signed and cross-signed by another one that has ended or is not there. So
-    the ways are found from their upper ends down: each authority is reached by the best of its ways, and by it alone.
+    An authority may occur twice, self-signed and cross-signed by another one that has expired or is missing. So the chains
+    are built from their upper ends down: each authority gets the best of its chains, and only that.
     """
     if is_self_signed(leaf):
         return ()

@@ -2,8 +2,8 @@
 
 Source: SPVA specification 7.2 (``ocsp_response``), 8.4, 13.
 
-Clocks: an answer may seem to come from up to ``leeway`` in the future, because the service's clock may be ahead
-of ours. Its end is exact: once ``next_update`` has passed here, nothing is known any more (8.4).
+Clocks: an answer may be from up to ``leeway`` in the future, because the service's clock may be ahead of ours. Its end is
+exact: after ``next_update`` nothing is known any more (8.4).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class OCSPSigner:
         certificate: x509.Certificate,
         chain: tuple[x509.Certificate, ...] = (),
     ) -> None:
-        """``chain``: what stands above an intermediate CA; peers verify with the certificates in the answer."""
+        """Check the key. ``chain``: the certificates above an intermediate CA; peers verify with the certificates in the answer."""
         if key.public_key() != certificate.public_key():
             msg = f"the key does not belong to the CA {subject_text(certificate.subject)}"
             raise CertificateError(msg)
@@ -82,11 +82,12 @@ class OCSPSigner:
         next_update: datetime,
         revocation_date: datetime | None = None,
     ) -> bytes:
-        """A basic OCSP response in DER, signed by the CA, with a SHA-1 CertID as the peers expect.
+        """Return a basic OCSP response in DER, signed by the CA, with a SHA-1 CertID as the peers expect.
 
-        Times are aware; parts of a second are dropped. ``revocation_date`` belongs to REVOKED alone and is
-        ``this_update`` when it is not given.
-        Raises CertificateStatusError for times that make no sense.
+        Times are aware; parts of a second are dropped. ``revocation_date`` is for REVOKED only; its default is ``this_update``.
+
+        Raises:
+            CertificateStatusError: The times are impossible.
         """
         this_update, next_update = this_update.replace(microsecond=0), next_update.replace(microsecond=0)
         if next_update <= this_update:
@@ -114,7 +115,7 @@ class OCSPSigner:
 
 
 def issuer_hashes(issuer: x509.Certificate, algorithm: hashes.HashAlgorithm) -> tuple[bytes, bytes]:
-    """The hashes of a CertID: of the issuer's name and of its public key's bits (RFC 6960 4.1.1)."""
+    """Return the hashes of a CertID: of the issuer's name and of its public key's bits (RFC 6960 4.1.1)."""
     name = hashes.Hash(algorithm)
     name.update(issuer.subject.public_bytes())
     if isinstance(algorithm, hashes.SHA1):
@@ -137,14 +138,16 @@ def verify_response(
 ) -> StatusAnswer:
     """Verify an OCSP answer about ``serial`` of ``issuer`` at ``now`` (aware).
 
-    The issuing CA itself must have signed it: delegated responders are not accepted (13.1 names the trust
-    anchor only). Any doubt raises CertificateStatusError that says what is wrong.
+    The issuing CA itself must have signed it: delegated responders are not accepted (13.1 names the trust anchor only).
+
+    Raises:
+        CertificateStatusError: There is any doubt; the text says what is wrong.
     """
     answer = read_response(der, issuer=issuer, serial=serial)
     if answer.this_update > now + leeway:
         msg = (
-            f"the status is not valid before {answer.this_update:%Y-%m-%d %H:%M:%S} UTC and it is "
-            f"{now:%Y-%m-%d %H:%M:%S} here; check the clocks"
+            f"the status is not valid before {answer.this_update:%Y-%m-%d %H:%M:%S} UTC, and this host's time is "
+            f"{now:%Y-%m-%d %H:%M:%S}; check the clocks"
         )
         raise CertificateStatusError(msg)
     if answer.next_update <= now:
@@ -155,9 +158,12 @@ def verify_response(
 
 @quiet()
 def read_response(der: bytes, *, issuer: x509.Certificate, serial: int) -> StatusAnswer:
-    """Verify all of an OCSP answer but its times, to tell a wrong clock from a wrong answer.
+    """Verify everything in an OCSP answer except its times, to tell a wrong clock from a wrong answer.
 
-    Never a ground for trust: use `verify_response` for that. Raises CertificateStatusError.
+    Never trust the result: use `verify_response` for that.
+
+    Raises:
+        CertificateStatusError: The answer does not verify.
     """
     if not der or len(der) > _MAX_BYTES:
         msg = f"the OCSP response has {len(der)} bytes; 1 to {_MAX_BYTES} are accepted"
@@ -165,7 +171,7 @@ def read_response(der: bytes, *, issuer: x509.Certificate, serial: int) -> Statu
     try:
         response = ocsp.load_der_ocsp_response(der)
         if response.response_status is not ocsp.OCSPResponseStatus.SUCCESSFUL:
-            msg = f"the OCSP response says {response.response_status.name}, which is no status"
+            msg = f"the OCSP response says {response.response_status.name}, which is not a status"
             raise CertificateStatusError(msg)
         _check_responder(response, issuer)
         _check_signature(response, issuer)

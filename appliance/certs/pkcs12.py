@@ -1,9 +1,8 @@
-"""Writing PKCS#12 (RFC 7292) as the peers read it.
+"""Write PKCS#12 (RFC 7292) in the form that the peers read.
 
-Done here rather than by `cryptography` because keychains usually have an empty password, which that library
-does not write encrypted, and because Java wants its trusted-key-usage attribute on CA certificates that stand
-beside a key. AES-256-CBC under PBKDF2 with HMAC-SHA-256, integrity by HMAC-SHA-256: what OpenSSL 3 writes.
-Reading is in `appliance.certs.pkcs12_read`.
+`cryptography` is not used for this, because keychains usually have an empty password, with which that library writes no
+encryption, and because Java needs its trusted-key-usage attribute on CA certificates beside a key. AES-256-CBC under PBKDF2
+with HMAC-SHA-256, integrity by HMAC-SHA-256: the same as OpenSSL 3. `appliance.certs.pkcs12_read` reads.
 """
 
 from __future__ import annotations
@@ -39,29 +38,29 @@ _ANY_EXTENDED_KEY_USAGE = oid("2.5.29.37.0")
 
 _ITERATIONS = 50_000
 _ITERATIONS_WITHOUT_PASSWORD = 2048
-"""With no secret to protect, more rounds only slow every start of every tool."""
+"""Without a secret to protect, more rounds would only slow down every start of every tool."""
 
 _GENERALIZED_TIME = 0x18
 _TIME = "%Y%m%d%H%M%SZ"
 
 
 class Bag(NamedTuple):
-    """One certificate (or key) and the attributes that go with it."""
+    """One certificate (or key) and its attributes."""
 
     der: bytes
     friendly_name: str = ""
     local_key_id: bytes = b""
     trusted: bool = False
-    """Java is to take it for a trust anchor."""
+    """Whether Java must take it for a trust anchor."""
     signed: datetime | None = None
-    """When its certificate was issued (PKCS #9 signingTime), where that is known."""
+    """When its certificate was issued (PKCS #9 signingTime), if known."""
 
 
 def signing_time(data: bytes) -> datetime | None:
-    """When the certificate of a keychain was issued, as `write_pkcs12` noted it with the key; None where it is not there.
+    """Return when the certificate of a keychain was issued, as `write_pkcs12` stored it with the key; None if it is missing.
 
-    The certificate itself does not tell: its validity may begin long before. The caller has read ``data`` as a keychain
-    before, so that its integrity is proven.
+    The certificate itself does not say it: its validity may begin long before. The caller must have read ``data`` as a
+    keychain before, so that its integrity is verified.
     """
     place = data.find(_SIGNING_TIME)
     if place < 0:
@@ -78,7 +77,7 @@ def signing_time(data: bytes) -> datetime | None:
 
 
 def write_pkcs12(certificates: list[Bag], key: Bag | None, password: bytes) -> bytes:
-    """A PKCS#12 file: certificates in one safe, the key (PKCS#8 DER), shrouded, in another.
+    """Return a PKCS#12 file: certificates in one safe, the encrypted key (PKCS#8 DER) in another.
 
     ``password`` is UTF-8 and may be empty.
     """
@@ -122,7 +121,7 @@ def _attributes(bag: Bag) -> bytes:
 
 
 def _pbes2(plain: bytes, password: bytes, rounds: int) -> tuple[bytes, bytes]:
-    """Algorithm identifier and ciphertext (RFC 8018 6.2)."""
+    """Return the algorithm identifier and the ciphertext (RFC 8018 6.2)."""
     salt, iv = secrets.token_bytes(16), secrets.token_bytes(16)
     encryptor = Cipher(
         algorithms.AES256(hashlib.pbkdf2_hmac("sha256", password, salt, rounds, 32)), modes.CBC(iv)
@@ -134,9 +133,9 @@ def _pbes2(plain: bytes, password: bytes, rounds: int) -> tuple[bytes, bytes]:
 
 
 def wide_passwords(password: bytes) -> tuple[bytes, ...]:
-    """The forms of a password in the derivation of PKCS#12: 16-bit characters and a closing zero (RFC 7292 B.1).
+    """Return the forms of a password in the derivation of PKCS#12: 16-bit characters and a closing zero (RFC 7292 B.1).
 
-    Of an empty password there are two forms in use, the zero alone and nothing at all.
+    For an empty password two forms are in use, the zero alone and nothing at all.
     """
     text = password.decode("utf-8", "surrogateescape")
     wide = text.encode("utf-16-be", "surrogatepass") + b"\0\0"
@@ -144,9 +143,9 @@ def wide_passwords(password: bytes) -> tuple[bytes, ...]:
 
 
 def derive(name: str, purpose: int, password: bytes, salt: bytes, rounds: int, size: int) -> bytes:
-    """A key (``purpose`` 1), an initial vector (2) or an integrity key (3) of ``size`` octets (RFC 7292 B.2).
+    """Return a key (``purpose`` 1), an initial vector (2) or an integrity key (3) of ``size`` bytes (RFC 7292 B.2).
 
-    ``name`` is the hash's, ``password`` one of `wide_passwords`.
+    ``name`` is the name of the hash, ``password`` one of `wide_passwords`.
     """
     digest: Callable[..., Any] = getattr(hashlib, name)
     block = digest().block_size

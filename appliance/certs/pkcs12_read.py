@@ -1,8 +1,8 @@
-"""Reading PKCS#12 (RFC 7292), with a bound on the work that a file may ask for.
+"""Read PKCS#12 (RFC 7292), with a limit on the work that a file may require.
 
-A file says itself how many rounds unlocking it takes, once for its integrity and once for everything encrypted in it, also for what shows
-only after decryption. So each number is judged just before it would be used. The library's reader offers no such place, and
-keeps the interpreter to itself for as long as it takes: see docs/decisions/0050-reading-keychains.md.
+A file itself says how many rounds are needed to unlock it, once for its integrity and once for each encrypted part, also
+for parts that appear only after decryption. So each number is checked just before its use. The library's reader has no such
+place, and holds the interpreter's lock all the time: see docs/decisions/0050-reading-keychains.md.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from appliance.errors import KeychainError
 __all__ = ["MAX_ROUNDS", "CertificateBag", "Contents", "read_pkcs12"]
 
 MAX_ROUNDS: Final = 2_000_000
-"""Rounds that one derivation of a key may take; a file may ask for three times that in all."""
+"""Rounds for one derivation of a key. A file may require three times that in all."""
 _MAX_SCRYPT_BYTES: Final = 128 << 20
 _MAX_SCRYPT_WORK: Final = 1 << 20
 _MAX_KEY_BYTES: Final = 8192
-"""An RSA key of 8192 bits has 4.7 KB; the checks of larger ones would take minutes."""
+"""An RSA key of 8192 bits has 4.7 KB; checking larger ones would take minutes."""
 _MAX_NESTED: Final = 4
 
 _SEQUENCE, _SET, _OBJECT = 0x30, 0x31, 0x06
@@ -90,7 +90,7 @@ _AGAIN = "write it again with `openssl pkcs12 -export`, which uses AES-256"
 
 
 class CertificateBag(NamedTuple):
-    """One certificate, and which key it says that it belongs to."""
+    """One certificate, and the key that it says it belongs to."""
 
     der: bytes
     local_key_id: bytes
@@ -107,14 +107,17 @@ class Contents(NamedTuple):
 
 
 class _WrongPasswordError(Exception):
-    """What was decrypted makes no sense."""
+    """The decrypted data makes no sense."""
 
 
 def read_pkcs12(data: bytes, password: bytes, *, source: str = "") -> Contents:
-    """Read a file of at most a few hundred KB. No password and an empty one are both tried for an empty one.
+    """Read a file of at most a few hundred KB. For an empty password, both no password and an empty one are tried.
 
-    Derivations run without the interpreter's lock where OpenSSL does them, so that a thread that reads does not hold up an
-    event loop. ``source`` says where the password came from, for messages. Raises KeychainError with a sentence that says what to do.
+    Derivations by OpenSSL run without the interpreter's lock, so a thread that reads does not block an event loop. ``source``
+    says where the password came from, for messages.
+
+    Raises:
+        KeychainError: The file cannot be read; the text says what to do.
     """
     reader = _Reader(password)
     try:
@@ -124,10 +127,10 @@ def read_pkcs12(data: bytes, password: bytes, *, source: str = "") -> Contents:
         msg = (
             "the keychain's password is wrong, or the file is damaged; check the password file that belongs to it"
             if password
-            else f"the keychain is protected by a password, and the file that should hold it is empty: {source}; "
+            else f"the keychain is protected by a password, but its password file is empty: {source}; "
             "write the password into its first line"
             if source
-            else "the keychain is protected by a password and none was given, or the file is damaged; "
+            else "the keychain is protected by a password but none was given, or the file is damaged; "
             "set its password file"
         )
         raise KeychainError(msg) from exc
@@ -145,7 +148,7 @@ class _Reader:
     def __init__(self, password: bytes) -> None:
         self.password = password
         self.wide = wide_passwords(password)
-        """The forms that the password may have in the key derivation of PKCS#12 itself."""
+        """The possible forms of the password in the key derivation of PKCS#12 itself."""
         self.spent = 0
         self.keys: list[tuple[bytes, bytes]] = []
         self.certificates: list[CertificateBag] = []
@@ -175,7 +178,7 @@ class _Reader:
             encrypted = content.expect(_SEQUENCE).part(1, _SEQUENCE)
             cipher = encrypted.part(2)
             if cipher.tag & ~0x20 != 0x80:
-                msg = "encrypted contents without octets"
+                msg = "encrypted contents without bytes"
                 raise DERError(msg)
             for plain in self.decrypt(encrypted.part(1, _SEQUENCE), cipher.octets()):
                 try:
@@ -201,7 +204,7 @@ class _Reader:
                 self.certificates.append(CertificateBag(der, _local_key_id(bag)))
             elif kind == _SAFE_BAG:
                 if depth == _MAX_NESTED:
-                    msg = "too many bags inside each other"
+                    msg = "bags nested too deeply"
                     raise DERError(msg)
                 self.bags(value, depth + 1)
 
@@ -217,7 +220,7 @@ class _Reader:
     # -- keys from the password ------------------------------------------------------------------------
 
     def spend(self, rounds: int) -> int:
-        """Judge a number of rounds before they are done."""
+        """Check a number of rounds before they are done."""
         if rounds < 1:
             msg = "a number of rounds below 1"
             raise DERError(msg)
@@ -256,14 +259,14 @@ class _Reader:
         raise _WrongPasswordError
 
     def stretched(self, function: Element, size: int) -> bytes:
-        """A key by PBKDF2 or scrypt; ``size`` is what the cipher needs, 0 where the parameters must say."""
+        """Return a key by PBKDF2 or scrypt; ``size`` is what the cipher needs, 0 if the parameters must say."""
         kind, parameters = function.part(0, _OBJECT).value, function.part(1, _SEQUENCE)
         salt = parameters.part(0).octet_string()
         rest = list(parameters.parts[1:])
         if kind == _SCRYPT:
             n, r, p = (parameters.part(i).integer() for i in (1, 2, 3))
             if not (n > 1 and n & (n - 1) == 0 and r > 0 and p > 0):
-                msg = "numbers that scrypt does not have"
+                msg = "parameters that scrypt does not allow"
                 raise DERError(msg)
             if 128 * n * r > _MAX_SCRYPT_BYTES or n * r * p > _MAX_SCRYPT_WORK or not size:
                 msg = (
@@ -292,7 +295,7 @@ class _Reader:
     # -- ciphers ---------------------------------------------------------------------------------------
 
     def decrypt(self, algorithm: Element, data: bytes) -> list[bytes]:
-        """What the data may be: one text for each form of the password under which the padding is good."""
+        """Return what the data may be: one text for each form of the password with valid padding."""
         kind = algorithm.part(0, _OBJECT).value
         parameters = algorithm.part(1, _SEQUENCE)
         texts = []
@@ -318,7 +321,7 @@ class _Reader:
 
 
 def _content(info: Element) -> tuple[bytes, Element | None]:
-    """Type and content of a ContentInfo."""
+    """Return type and content of a ContentInfo."""
     content = info.part(1, _WRAPPED).part(0) if len(info.parts) > 1 else None
     return info.part(0, _OBJECT).value, content
 
@@ -331,7 +334,7 @@ def _local_key_id(bag: Element) -> bytes:
 
 
 def _decrypt_cbc(cipher: str, key: bytes, iv: bytes, data: bytes) -> bytes:
-    """The text without its padding; empty where that is wrong."""
+    """Return the text without its padding; empty if the padding is wrong."""
     block = 16 if cipher == "aes" else 8
     if not data or len(data) % block or len(iv) != block:
         return b""
@@ -351,7 +354,11 @@ def _decrypt_cbc(cipher: str, key: bytes, iv: bytes, data: bytes) -> bytes:
 
 
 def _load_key(der: bytes) -> PrivateKeyTypes:
-    """The key of a PKCS#8 structure. Raises KeychainError, DERError."""
+    """Return the key of a PKCS#8 structure. Raises KeychainError, DERError.
+
+    Raises:
+        KeychainError: The keychain cannot be read or used.
+    """
     kind = read_ber(der).expect(_SEQUENCE).part(1, _SEQUENCE).part(0, _OBJECT).value
     if kind not in _KEY_KINDS or len(der) > _MAX_KEY_BYTES:
         msg = "the keychain's key is of a kind or a size that is not supported; make a new one and request a certificate for it"
@@ -369,7 +376,11 @@ def _load_key(der: bytes) -> PrivateKeyTypes:
 
 
 def _check_rsa(key: RSAPrivateKey) -> None:
-    """See that the numbers belong together, so that nothing is signed with a damaged key. Raises ValueError."""
+    """Check that the numbers of the key belong together, so that nothing is signed with a damaged key.
+
+    Raises:
+        ValueError: They do not.
+    """
     own = key.private_numbers()
     p, q, d, public = own.p, own.q, own.d, own.public_numbers
     if not (

@@ -1,8 +1,7 @@
-"""X.509 certificates as Secure PVAccess uses them: keys, issuing, and the check that precedes every signature.
+"""X.509 certificates of Secure PVAccess: keys, issuing, and the check before every signature.
 
-Source: SPVA specification 4.2 to 4.5, 4.8; RFC 5280. A certificate is first signed with a throw-away key and
-checked against its profile; only then does the CA's key sign it. So a mistake in a request or in this
-code never carries the CA's signature.
+Source: SPVA specification 4.2 to 4.5, 4.8; RFC 5280. A certificate is first signed with a temporary key and checked against
+its profile; only then does the CA's key sign it. So a mistake in a request or in this code never gets the CA's signature.
 """
 
 from __future__ import annotations
@@ -80,7 +79,7 @@ _SUBJECT_LIMITS = {
 }
 """The attributes of a subject, and their longest text (RFC 5280 appendix A.1, upper bounds).
 
-There they are characters. Counted here are the octets of UTF-8, which is what many readers of certificates count.
+The RFC counts characters. Here the bytes of UTF-8 are counted, as many readers of certificates do.
 """
 _ECDSA_SHA256: Final = object_identifier("1.2.840.10045.4.3.2")
 _BIT_STRING: Final = 0x03
@@ -100,7 +99,11 @@ class Issuer(NamedTuple):
 
 
 def generate_key(algorithm: str = "rsa-2048") -> CertificateIssuerPrivateKeyTypes:
-    """A new private key of one of `KEY_ALGORITHMS`. Raises CertificateError for another name."""
+    """Return a new private key of one of `KEY_ALGORITHMS`.
+
+    Raises:
+        CertificateError: For another name.
+    """
     match algorithm:
         case "rsa-2048" | "rsa-4096":
             return rsa.generate_private_key(public_exponent=65537, key_size=int(algorithm[4:]))
@@ -115,7 +118,7 @@ def generate_key(algorithm: str = "rsa-2048") -> CertificateIssuerPrivateKeyType
 
 
 def signature_hash(key: CertificateIssuerPrivateKeyTypes) -> hashes.SHA256 | hashes.SHA384 | None:
-    """The hash to sign with: SHA-384 for P-384, none for Ed25519, else SHA-256."""
+    """Return the hash to sign with: SHA-384 for P-384, none for Ed25519, else SHA-256."""
     if isinstance(key, ed25519.Ed25519PrivateKey):
         return None
     if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.key_size > 256:
@@ -126,10 +129,10 @@ def signature_hash(key: CertificateIssuerPrivateKeyTypes) -> hashes.SHA256 | has
 def subject_name(
     common_name: str, *, country: str = "", organization: str = "", organizational_unit: str = ""
 ) -> x509.Name:
-    """A subject in the order CN, C, O, OU, empty parts left out (4.4).
+    """Return a subject in the order CN, C, O, OU, empty parts left out (4.4).
 
-    Raises CertificateError for a part that is too long, has control characters or outer blanks, or a country
-    that is not two capital letters.
+    Raises:
+        CertificateError: For a part that is too long, has control characters or outer blanks, or a country that is not two capital letters.
     """
     parts = (
         (NameOID.COMMON_NAME, common_name),
@@ -182,9 +185,10 @@ def build_ca(
     issuer: Issuer | None = None,
     path_length: int | None = None,
 ) -> x509.Certificate:
-    """A CA certificate for ``key``: self-signed, or signed by ``issuer`` as an intermediate.
+    """Return a CA certificate for ``key``: self-signed, or signed by ``issuer`` as an intermediate.
 
-    Raises CertificateError when the result would break its profile.
+    Raises:
+        CertificateError: The result would break its profile.
     """
     signer = key if issuer is None else issuer.key
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
@@ -218,14 +222,15 @@ def build_certificate(
     san: Sequence[tuple[str, str]] = (),
     raw_pv_names: bool = False,
 ) -> x509.Certificate:
-    """An end entity's certificate for ``usage`` (a key of `USAGES`), checked against its profile, then signed.
+    """Return an end entity's certificate for ``usage`` (a key of `USAGES`), checked against its profile, then signed.
 
-    ``status_pv`` and ``config_pv`` are whole PV names. They are written as an IA5String, as the specification (4.3)
-    says and the peers of 2026 read it; ``raw_pv_names`` writes bare ASCII, which is all that the peers of 2025
-    read. See `appliance.certs.x509.canonical_pv_name` for how one certificate serves both.
-    ``san`` holds (``dns`` | ``ip`` | ``uri``, text). Times are aware and whole seconds count.
+    ``status_pv`` and ``config_pv`` are whole PV names. They are written as an IA5String, as the specification (4.3) says and the
+    peers of 2026 read it; ``raw_pv_names`` writes bare ASCII, which is the only form for peers of 2025. See
+    `appliance.certs.x509.canonical_pv_name` for how one certificate serves both. ``san`` holds (``dns`` | ``ip`` | ``uri``,
+    text). Times are aware; parts of a second are ignored.
 
-    Raises CertificateError when the result would break its profile.
+    Raises:
+        CertificateError: The result would break its profile.
     """
     if usage not in USAGES:
         msg = f"the usage {usage!r} is not known; use one of {', '.join(USAGES)}"
@@ -262,7 +267,7 @@ def build_certificate(
 
 
 def _signed_again(checked: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
-    """The very octets that were checked, under the CA's signature: the throw-away key's algorithm is the CA's."""
+    """Return exactly the bytes that were checked, with the CA's signature: the temporary key has the CA's algorithm."""
     body = checked.tbs_certificate_bytes
     signature = key.sign(body, ec.ECDSA(hashes.SHA256()))
     return x509.load_der_x509_certificate(
@@ -277,7 +282,7 @@ def _lint_key() -> ec.EllipticCurvePrivateKey:
 
 @lru_cache(maxsize=64)
 def _begun(issuer: x509.Certificate, usage: str, key_bits: tuple[str, ...]) -> x509.CertificateBuilder:
-    """What all of an authority's certificates for a usage and a kind of key have in common."""
+    """Return what all of an authority's certificates for a usage and a kind of key have in common."""
     return (
         x509.CertificateBuilder()
         .issuer_name(issuer.subject)
@@ -293,7 +298,7 @@ def _begun(issuer: x509.Certificate, usage: str, key_bits: tuple[str, ...]) -> x
 
 
 class _Authority(NamedTuple):
-    """What every certificate is compared with: read once from the authority's."""
+    """What every certificate is compared with, read once from the authority's certificate."""
 
     subject: x509.Name
     not_after: datetime
@@ -355,7 +360,7 @@ def _key_usage(*bits: str) -> x509.KeyUsage:
 
 
 def _key_bits(key: CertificatePublicKeyTypes) -> tuple[str, ...]:
-    # RFC 5480 3 and RFC 8410 5: key encipherment is RSA's alone, Ed25519 only signs.
+    # RFC 5480 3 and RFC 8410 5: only RSA has key encipherment, Ed25519 only signs.
     if isinstance(key, rsa.RSAPublicKey):
         return ("digital_signature", "key_encipherment")
     if isinstance(key, ec.EllipticCurvePublicKey):
@@ -383,9 +388,9 @@ def _general_names(entries: Iterable[tuple[str, str]]) -> list[x509.GeneralName]
 
 
 def check_public_key(key: CertificatePublicKeyTypes) -> str | None:
-    """Why a key may not be certified, or ``None`` (4.8).
+    """Return why a key may not be certified, or ``None`` (4.8).
 
-    What takes long, whether an RSA modulus is a prime, is `appliance.certs.public_keys.composite_steps`'s business.
+    The slow check, whether an RSA modulus is a prime, is in `appliance.certs.public_keys.composite_steps`.
     """
     if isinstance(key, rsa.RSAPublicKey):
         if not 2048 <= key.key_size <= 8192:
@@ -404,10 +409,13 @@ def check_public_key(key: CertificatePublicKeyTypes) -> str | None:
 
 
 def check_ca(certificate: x509.Certificate) -> None:
-    """Check that a CA certificate can sign for this site. Raises CertificateError that lists every problem.
+    """Check that a CA certificate can sign for this site.
 
-    It may come from elsewhere: any name, a serial number of up to 20 octets, no key usage (which allows all, RFC 5280 4.2.1.3),
-    and no subject key identifier, which is computed then.
+    It may come from elsewhere: with any name, a serial number of up to 20 bytes, without key usage (which allows all, RFC 5280
+    4.2.1.3), and without a subject key identifier, which is then computed.
+
+    Raises:
+        CertificateError: It cannot; the text lists every problem.
     """
     values = extension_values(certificate)
     problems = _common_problems(certificate, public_key(certificate), values)
@@ -422,9 +430,10 @@ def check_ca(certificate: x509.Certificate) -> None:
 
 
 def check_certificate(certificate: x509.Certificate, *, issuer: x509.Certificate, usage: str) -> None:
-    """Check an end entity's certificate against its profile, its signature aside.
+    """Check an end entity's certificate against its profile, except its signature.
 
-    Raises CertificateError that lists every problem.
+    Raises:
+        CertificateError: It breaks the profile; the text lists every problem.
     """
     values = extension_values(certificate)
     key = public_key(certificate)

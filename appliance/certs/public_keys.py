@@ -1,4 +1,4 @@
-"""What can be told of a public key without its private half, and what tells one key from another. Pure.
+"""Check a public key without its private half, and tell keys apart. Pure.
 
 Source: NIST SP 800-89 5.3.3 (partial validation of RSA keys), CA/Browser baseline requirements 6.1.1.3 (close primes),
 RFC 8032 (the points of small order of edwards25519).
@@ -33,7 +33,7 @@ _SIEVE: Final = 752
 _MAX_EXPONENT_BITS: Final = 256
 _FERMAT_ROUNDS: Final = 100
 _BIT_SQUARES_AT_ONCE: Final = 1 << 27
-"""A step's work: so many squarings, each of the square of the number of bits."""
+"""The work of one step: this many squarings, each counted as the square of the number of bits."""
 
 
 def _primes(below: int) -> list[int]:
@@ -45,7 +45,7 @@ _P25519: Final = (1 << 255) - 19
 
 
 def _small_order() -> frozenset[int]:
-    """The y coordinates of the points whose order divides eight."""
+    """Return the y coordinates of the points whose order divides eight."""
     p = _P25519
     d = -121665 * pow(121666, -1, p) % p
     # Doubling a point of order eight gives y = 0, which is d*y**4 + 2*y**2 - 1 = 0.
@@ -70,10 +70,10 @@ _SMALL_ORDER: Final = _small_order()
 
 
 def key_identity(key: CertificatePublicKeyTypes) -> str:
-    """What two keys have in common if and only if one private key serves both, in hexadecimal.
+    """Return, in hexadecimal, what two keys have in common if and only if one private key serves both.
 
-    That is more than being equal: one modulus has many exponents, and a point of a curve has an opposite. Whoever
-    lost one of them to somebody has lost the others.
+    That is more than equality: one modulus has many exponents, and a point of a curve has an opposite. A person who lost one
+    of them to an attacker has lost the others.
     """
     if isinstance(key, rsa.RSAPublicKey):
         modulus = key.public_numbers().n
@@ -86,7 +86,7 @@ def key_identity(key: CertificatePublicKeyTypes) -> str:
 
 
 def rsa_problem(modulus: int, exponent: int) -> str | None:
-    """Why an RSA key may not be certified, as far as that is told at once; `composite_steps` tells the rest."""
+    """Return why an RSA key may not be certified, as far as that can be told at once; `composite_steps` tells the rest."""
     if not exponent % 2 or exponent < 65537 or exponent.bit_length() > _MAX_EXPONENT_BITS:
         shown = exponent if exponent.bit_length() <= 64 else f"of {exponent.bit_length()} bits"
         return f"an RSA key with the exponent {shown}; odd ones from 65537 to {_MAX_EXPONENT_BITS} bits are allowed"
@@ -103,7 +103,7 @@ def rsa_problem(modulus: int, exponent: int) -> str | None:
 
 
 def _close_primes(modulus: int) -> bool:
-    """Fermat's method finds the factors in a few rounds; a square is the case of two equal ones."""
+    """Whether Fermat's method finds the factors in a few rounds; a square is the case of two equal ones."""
     middle = isqrt(modulus)
     if middle * middle == modulus:
         return True
@@ -119,8 +119,8 @@ def _close_primes(modulus: int) -> bool:
 def composite_steps(modulus: int) -> Generator[None, None, str | None]:
     """Find whether an RSA modulus is a prime or a power of one, in steps of about a millisecond each.
 
-    For a prime p, and for its powers, 2**(modulus-1) is 1 modulo p; for a product of two large primes it is not, but
-    for one key in more than there will ever be. Returns what is wrong with it, or None.
+    For a prime p, and for its powers, 2**(modulus-1) is 1 modulo p; for a product of two large primes it is not, except for
+    fewer keys than will ever exist. Returns what is wrong with it, or None.
     """
     power, exponent = 1, modulus - 1
     at_once = max(1, _BIT_SQUARES_AT_ONCE // modulus.bit_length() ** 2)
@@ -137,7 +137,7 @@ def composite_steps(modulus: int) -> Generator[None, None, str | None]:
 
 
 def ed25519_problem(key: ed25519.Ed25519PublicKey) -> str | None:
-    """Why an Ed25519 key may not be certified: for a point of small order anybody can sign."""
+    """Return why an Ed25519 key may not be certified: anybody can sign for a point of small order."""
     y = int.from_bytes(key.public_bytes(Encoding.Raw, PublicFormat.Raw), "little") & ((1 << 255) - 1)
     return (
         "an Ed25519 key of small order, for which anybody can sign" if y % _P25519 in _SMALL_ORDER else None
@@ -154,7 +154,11 @@ def _curve_hash(key: ec.EllipticCurvePublicKey | ec.EllipticCurvePrivateKey) -> 
 
 
 def sign(key: PrivateKeyTypes, message: bytes) -> bytes:
-    """A signature of ``message``: RSA-PSS, ECDSA or Ed25519. Raises CertificateError for a key of another kind."""
+    """Return a signature of ``message``: RSA-PSS, ECDSA or Ed25519.
+
+    Raises:
+        CertificateError: For a key of another kind.
+    """
     if isinstance(key, rsa.RSAPrivateKey):
         return key.sign(message, _PSS, hashes.SHA256())
     if isinstance(key, ec.EllipticCurvePrivateKey):

@@ -1,7 +1,7 @@
 """RC2 in CBC mode, decryption only (RFC 2268).
 
-Keychains of Windows, of Java before 2021 and of ``openssl pkcs12 -legacy`` hold their certificates under it, with a key
-of 40 bits. It protects nothing, and nothing here is written with it.
+Keychains of Windows, of Java before 2021 and of ``openssl pkcs12 -legacy`` encrypt their certificates with it, with a key of
+40 bits. It protects nothing, and nothing here is written with it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ _SHIFTS: Final = (1, 2, 3, 5)
 
 
 def decrypt_rc2_cbc(key: bytes, iv: bytes, data: bytes) -> bytes:
-    """Decrypt whole blocks of 8 octets; as many bits of the key count as it has. Raises ValueError."""
+    """Decrypt whole blocks of 8 bytes; the effective length is that of the key.
+
+    Raises:
+        ValueError: The data is not whole blocks, or the key is not one of RC2.
+    """
     if len(data) % 8 or len(iv) != 8 or not 1 <= len(key) <= 128:
         msg = "not whole blocks, or not a key of RC2"
         raise ValueError(msg)

@@ -1,4 +1,4 @@
-"""Certificate status: states, classes, permitted transitions, and how time and OCSP bear on them.
+"""Certificate status: states, classes, permitted transitions, and the influence of time and OCSP.
 
 Source: SPVA specification 4.7, 7.2, 8 and 13.1.
 """
@@ -41,7 +41,7 @@ __all__ = [
 
 
 class CertState(StrEnum):
-    """Life cycle states of a certificate (8.2), with the texts that the wire carries."""
+    """Life cycle states of a certificate (8.2), with their texts on the wire."""
 
     UNKNOWN = "UNKNOWN"
     VALID = "VALID"
@@ -59,15 +59,15 @@ class StatusClass(StrEnum):
     GOOD = "GOOD"
     """Traffic flows."""
     SUSPENDED = "SUSPENDED"
-    """The connection stays, monitors pause, PUT and RPC are refused, nobody new is admitted."""
+    """The connection stays, monitors pause, PUT and RPC are refused, no new connection is admitted."""
     UNKNOWN = "UNKNOWN"
-    """No usable decision: nobody new is admitted, a live connection stays and pauses."""
+    """Not known: no new connection is admitted, an existing one stays and pauses."""
     BAD = "BAD"
     """The connection closes."""
 
 
 class OCSPState(StrEnum):
-    """The three answers of OCSP, with the texts that the wire carries (7.2)."""
+    """The three answers of OCSP, with their texts on the wire (7.2)."""
 
     GOOD = "OCSP_CERTSTATUS_GOOD"
     REVOKED = "OCSP_CERTSTATUS_REVOKED"
@@ -75,7 +75,7 @@ class OCSPState(StrEnum):
 
 
 STATE_CHOICES: Final = tuple(state.value for state in CertState)
-"""All states in the order of 7.2. Peers differ in it: decode by the text, never by the index."""
+"""All states in the order of 7.2. Peers have other orders: decode by the text, never by the index."""
 WIRE_CHOICES: Final = tuple(state.value for state in CertState if state is not CertState.SCHEDULED_OFFLINE)
 """Choices of the status PV: the seven that peers of 2025, and PVXS 1.5 with certificate status, read by their index."""
 OCSP_CHOICES: Final = tuple(state.value for state in OCSPState)
@@ -129,21 +129,21 @@ TRANSITIONS: Final[Mapping[CertState, Mapping[CertState, str]]] = MappingProxyTy
         _S.UNKNOWN: {},
     }
 )
-"""Every permitted change of state and what causes it (8.3).
+"""Every permitted change of state and its cause (8.3).
 
-Beyond the specification's list, because a service may have been down across several boundaries and an administrator
-must be able to revoke what is not valid yet: PENDING to EXPIRED, PENDING_RENEWAL and REVOKED; PENDING_APPROVAL to
-EXPIRED by the clock; SCHEDULED_OFFLINE to PENDING_RENEWAL.
+In addition to the specification's list, because a service may have been down across several boundaries and an
+administrator must be able to revoke what is not valid yet: PENDING to EXPIRED, PENDING_RENEWAL and REVOKED;
+PENDING_APPROVAL to EXPIRED by the clock; SCHEDULED_OFFLINE to PENDING_RENEWAL.
 """
 
 
 def may_change(old: CertState | None, new: CertState) -> bool:
-    """A certificate may go from ``old`` (``None``: it is being created) to ``new``."""
+    """Whether a certificate may go from ``old`` (``None``: it is being created) to ``new``."""
     return new in INITIAL if old is None else new in TRANSITIONS[old]
 
 
 def state_at_approval(now: datetime, not_before: datetime, not_after: datetime) -> CertState:
-    """The state that the clock dictates when a certificate is issued or approved (8.1)."""
+    """Return the state of a certificate that is issued or approved now, according to the clock (8.1)."""
     if now < not_before:
         return CertState.PENDING
     return CertState.VALID if now < not_after else CertState.EXPIRED
@@ -157,9 +157,9 @@ def effective_state(
     not_after: datetime,
     renew_by: datetime | None = None,
 ) -> CertState:
-    """The state at ``now`` of a certificate that was last recorded in ``state``.
+    """Return the state at ``now`` of a certificate that was last recorded in ``state``.
 
-    A boundary that was crossed counts even if nobody recorded it. A clock that steps back undoes nothing.
+    A boundary that was crossed counts even if nobody recorded it. A clock that is set back undoes nothing.
     """
     if state in (CertState.REVOKED, CertState.EXPIRED, CertState.UNKNOWN):
         return state
@@ -180,7 +180,7 @@ def next_boundary(
     not_after: datetime,
     renew_by: datetime | None = None,
 ) -> datetime | None:
-    """When the clock will next change the effective state, ``None`` if it never will."""
+    """Return when the clock will next change the effective state, ``None`` if it never will."""
     current = effective_state(state, now=now, not_before=not_before, not_after=not_after, renew_by=renew_by)
     if current in (CertState.REVOKED, CertState.EXPIRED, CertState.UNKNOWN):
         return None
@@ -192,19 +192,19 @@ def next_boundary(
 
 
 def renewal_due(*, now: datetime, updated: datetime, renew_by: datetime | None) -> bool:
-    """At or past the half of the time between the last status update and ``renew_by`` (4.7.3)."""
+    """Whether half of the time between the last status update and ``renew_by`` is over (4.7.3)."""
     return renew_by is not None and now >= updated + (renew_by - updated) / 2
 
 
 def ocsp_state(state: CertState) -> OCSPState:
-    """What an OCSP responder says of a certificate in ``state``: all but VALID and REVOKED is unknown."""
+    """Return what an OCSP responder says of a certificate in ``state``: all but VALID and REVOKED is unknown."""
     if state is CertState.VALID:
         return OCSPState.GOOD
     return OCSPState.REVOKED if state is CertState.REVOKED else OCSPState.UNKNOWN
 
 
 class Judgement(NamedTuple):
-    """A verified status and how long it may be relied upon."""
+    """A verified status and how long it is valid."""
 
     state: CertState
     status_class: StatusClass
@@ -212,10 +212,10 @@ class Judgement(NamedTuple):
 
 
 def judge(signed: OCSPState, claimed: CertState, *, next_update: datetime, now: datetime) -> Judgement:
-    """Combine a verified OCSP answer with the state that came beside it unsigned.
+    """Combine a verified OCSP answer with the unsigned state beside it.
 
-    Only a signature can make a certificate good; an unsigned claim can only make it less. Past ``next_update``
-    nothing is known (8.4).
+    Only a signature can make a certificate good; an unsigned claim can only make it less. After ``next_update`` nothing is
+    known (8.4).
     """
     if now >= next_update:
         state = CertState.UNKNOWN
@@ -229,7 +229,7 @@ def judge(signed: OCSPState, claimed: CertState, *, next_update: datetime, now: 
 
 
 def parse_state(text: str) -> CertState:
-    """The state of that name, UNKNOWN for a name that a later version may bring."""
+    """Return the state with that name; UNKNOWN for a name of a later version."""
     try:
         return CertState(text)
     except ValueError:
@@ -245,10 +245,10 @@ _LAST: Final = 253_402_300_799
 
 
 def read_renew_by(seconds: int, not_before: datetime | None = None) -> datetime | None:
-    """The date that ``renew_by`` of CERT:STATUS or of an answer to CERT:CREATE means; ``None`` where there is none.
+    """Return the date that ``renew_by`` of CERT:STATUS or of an answer to CERT:CREATE means; ``None`` if there is none.
 
-    It counts from 1970 (7.2), in pvxs-cms of 2026 from 1990: what comes out before ``not_before``, the begin of the
-    certificate's validity, was counted from there. Without a ``not_before`` the year 2015 stands for it.
+    It counts from 1970 (7.2), in pvxs-cms of 2026 from 1990: a result before ``not_before``, the begin of the certificate's
+    validity, means that it counts from 1990. Without a ``not_before``, the year 2015 is used.
     """
     if seconds <= 0:
         return None
@@ -263,7 +263,7 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 
 
 def format_date(when: datetime | None) -> str:
-    """``Sat Mar 08 15:23:21 2025 UTC`` whatever the locale; empty for ``None``."""
+    """Return ``Sat Mar 08 15:23:21 2025 UTC`` in any locale; empty for ``None``."""
     if when is None:
         return ""
     utc = when.astimezone(UTC)
@@ -274,9 +274,10 @@ def format_date(when: datetime | None) -> str:
 
 
 def parse_date(text: str) -> datetime | None:
-    """The time of a text as `format_date` writes it, ``None`` for an empty one.
+    """Return the time of a text in the form of `format_date`, ``None`` for an empty one.
 
-    Raises CertificateStatusError for any other text.
+    Raises:
+        CertificateStatusError: It is any other text.
     """
     if not text:
         return None
@@ -301,4 +302,4 @@ def parse_date(text: str) -> datetime | None:
 
 
 DEFAULT_VALIDITY: Final = timedelta(minutes=30)
-"""How long a signed status is relied upon unless the service is configured otherwise."""
+"""How long a signed status is valid unless the service is configured otherwise."""

@@ -1,4 +1,4 @@
-"""X.509 certificates as Secure PVAccess uses them: reading.
+"""Read X.509 certificates of Secure PVAccess.
 
 Source: SPVA specification 4.2 (extensions), 4.3 (status extension), 4.4 (subject), 4.5 (SAN), 7.1 (identifiers).
 """
@@ -61,9 +61,9 @@ __all__ = [
 ]
 
 STATUS_PV_OID = x509.ObjectIdentifier("1.3.6.1.4.1.37427.1")
-"""Names the PV that tells a certificate's status (SPVA specification 4.3)."""
+"""Names the certificate's status PV (SPVA specification 4.3)."""
 CONFIG_PV_OID = x509.ObjectIdentifier("1.3.6.1.4.1.72473.1")
-"""Names the PV by which a daemon is told to renew."""
+"""Names the PV that tells a daemon to renew."""
 RENEW_BY_OID = x509.ObjectIdentifier("1.3.6.1.4.1.73639.1")
 """The date by which the certificate must be renewed, an ASN.1 time."""
 
@@ -76,13 +76,13 @@ UNREADABLE = (
     x509.DuplicateExtension,
     x509.UnsupportedGeneralNameType,
 )
-"""What `cryptography` raises over certificates, keychains and answers that are not what they should be."""
+"""What `cryptography` raises for malformed certificates, keychains and answers."""
 
 MAX_PV_NAME = 500
 """Longest PV name, in bytes, that is accepted in an extension; PVAccess servers refuse longer ones."""
 _T = TypeVar("_T", bound=x509.ExtensionType)
 MAX_SERIAL = (1 << 160) - 1
-"""The largest serial number: 20 octets (RFC 5280 4.1.2.2). Ours have 63 bits, those of other authorities 159 as a rule."""
+"""The largest serial number: 20 bytes (RFC 5280 4.1.2.2). Ours have 63 bits, those of other authorities usually 159."""
 _SPECIAL = frozenset(',+"\\<>;')
 _IA5STRING = 0x16
 _UTC_TIME = 0x17
@@ -108,9 +108,9 @@ _PURPOSES = {"client": ExtendedKeyUsageOID.CLIENT_AUTH, "server": ExtendedKeyUsa
 def quiet() -> Iterator[None]:
     """Read what somebody else has made, without the warnings of `cryptography` about it.
 
-    It warns of names that are too long for RFC 5280, of serial numbers that are not positive and of kinds of keys that
-    it will drop. Who runs the program did not make the certificate and cannot act on that. Warnings are also turned
-    into errors by some (``python -W error``), and those nobody expects.
+    It warns about names that are too long for RFC 5280, serial numbers that are not positive, and kinds of keys that it will
+    drop. The user did not make the certificate and cannot act on that. Some users also turn warnings into errors (``python -W
+    error``), and nobody expects those.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
@@ -119,11 +119,13 @@ def quiet() -> Iterator[None]:
 
 
 def adopt(certificate: x509.Certificate) -> x509.Certificate:
-    """Take a certificate that somebody else has made: read now what the library would read, and refuse, only when asked.
+    """Accept a certificate that somebody else has made: read now what the library would read, and refuse, only when asked.
 
     Every certificate from a file or the network passes here, or through `load_der` or `load_pem_text`. After that its names
-    and dates can be used without a second thought. Raises CertificateError where they cannot be read; extensions and
-    the public key may still be refused by what asks for them.
+    and dates can be used safely. Extensions and the public key may still be refused by the functions that read them.
+
+    Raises:
+        CertificateError: The names or dates cannot be read.
     """
     with quiet():
         try:
@@ -138,7 +140,11 @@ def adopt(certificate: x509.Certificate) -> x509.Certificate:
 
 
 def load_der(data: bytes) -> x509.Certificate:
-    """Read a certificate in DER form. Raises CertificateError."""
+    """Read a certificate in DER form.
+
+    Raises:
+        CertificateError: The certificate or key is not acceptable; the text says why.
+    """
     try:
         with quiet():
             certificate = x509.load_der_x509_certificate(data)
@@ -149,7 +155,11 @@ def load_der(data: bytes) -> x509.Certificate:
 
 
 def load_pem_text(text: bytes) -> list[x509.Certificate]:
-    """Read the certificates of a PEM text. Raises CertificateError."""
+    """Read the certificates of a PEM text.
+
+    Raises:
+        CertificateError: The certificate or key is not acceptable; the text says why.
+    """
     try:
         with quiet():
             found = x509.load_pem_x509_certificates(text)
@@ -160,7 +170,11 @@ def load_pem_text(text: bytes) -> list[x509.Certificate]:
 
 
 def public_key(certificate: x509.Certificate) -> CertificatePublicKeyTypes:
-    """A certificate's public key. Raises CertificateError where it cannot be read or is of an unknown kind."""
+    """Return a certificate's public key.
+
+    Raises:
+        CertificateError: It cannot be read or is of an unknown kind.
+    """
     try:
         with quiet():
             return certificate.public_key()
@@ -170,7 +184,7 @@ def public_key(certificate: x509.Certificate) -> CertificatePublicKeyTypes:
 
 
 def serial_number(certificate: x509.Certificate) -> int:
-    """A certificate's serial number. 0 and negative ones are against RFC 5280, and roots that have them are in use."""
+    """Return a certificate's serial number. 0 and negative ones break RFC 5280, but roots with them are in use."""
     with quiet():
         return certificate.serial_number
 
@@ -188,22 +202,22 @@ def signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
 
 
 def subject_text(name: x509.Name) -> str:
-    """A name in the order it was encoded in: ``CN=softioc, O=localhost``. See `shown_subject`."""
+    """Return a name in its encoded order: ``CN=softioc, O=localhost``. See `shown_subject`."""
     return shown_subject(
         (_SHORT.get(attribute.oid, attribute.oid.dotted_string), _text(attribute.value)) for attribute in name
     )
 
 
 def shown_subject(parts: Iterable[tuple[str, str]]) -> str:
-    """A name for people, from its parts and their values; empty parts are left out.
+    """Return a name for people, from its parts and their values; empty parts are left out.
 
-    Every place that shows a name uses this: a value cannot pose as two parts, and not as a second line of a log.
+    Every place that shows a name uses this, so that a value cannot look like two parts or like a second line of a log.
     """
     return ", ".join(f"{part}={shown_value(text)}" for part, text in parts if text)
 
 
 def shown_value(text: str) -> str:
-    """The value of one part of a name, with what has a meaning there escaped (RFC 4514 2.4)."""
+    """Return the value of one part of a name, with special characters escaped (RFC 4514 2.4)."""
     if text.isalnum():
         return text
     made = "".join(f"\\{c}" if c in _SPECIAL else c if c.isprintable() else _hexadecimal(c) for c in text)
@@ -227,14 +241,14 @@ def _printable(text: str) -> str:
 
 
 def subject_parts(name: x509.Name) -> tuple[tuple[str, str], ...]:
-    """The attributes of a name as (short name, text), in the order in which they were encoded."""
+    """Return the attributes of a name as (short name, text), in the order in which they were encoded."""
     return tuple(
         (_SHORT.get(attribute.oid, attribute.oid.dotted_string), _text(attribute.value)) for attribute in name
     )
 
 
 def common_name(name: x509.Name) -> str:
-    """The first common name, as the peers read it; empty where there is none or it has control characters."""
+    """Return the first common name, as the peers read it; empty if there is none or it has control characters."""
     for attribute in name.get_attributes_for_oid(NameOID.COMMON_NAME):
         text = _text(attribute.value)
         return text if text.isprintable() else ""
@@ -242,20 +256,24 @@ def common_name(name: x509.Name) -> str:
 
 
 def authority_name(ca: x509.Certificate) -> str:
-    """The name by which access rules know an authority: its common name, or all of its name where it has none."""
+    """Return the name of an authority in access rules: its common name, or all of its name if it has none."""
     return common_name(ca.subject) or subject_text(ca.subject)
 
 
 def issuer_id(ca: x509.Certificate) -> str:
-    """First eight hex digits of a CA's subject key identifier (SPVA specification 7.1).
+    """Return the first eight hex digits of a CA's subject key identifier (SPVA specification 7.1).
 
-    A CA without that extension gets the identifier that RFC 5280 4.2.1.2 (1) would give it.
+    A CA without that extension gets the identifier of RFC 5280 4.2.1.2 (1).
     """
     return subject_key_identifier(ca)[:4].hex()
 
 
 def subject_key_identifier(certificate: x509.Certificate) -> bytes:
-    """The subject key identifier, computed where the certificate does not carry it. Raises CertificateError."""
+    """Return the subject key identifier, computed if the certificate has none.
+
+    Raises:
+        CertificateError: The extensions cannot be read.
+    """
     found = find_extension(certificate, x509.SubjectKeyIdentifier)
     if found is not None and found.digest:
         return found.digest
@@ -263,23 +281,27 @@ def subject_key_identifier(certificate: x509.Certificate) -> bytes:
 
 
 def cert_id(issuer: str, serial: int) -> str:
-    """``issuer_id:serial`` with the serial padded to twenty digits: for PVs' names and what goes to peers (SPVA specification 7.1).
+    """Return ``issuer_id:serial`` with the serial padded to twenty digits: for PV names and peers (SPVA specification 7.1).
 
-    What people read has `shown_id`.
+    For people there is `shown_id`.
     """
     return f"{issuer}:{serial:020d}"
 
 
 def shown_id(issuer: str, serial: int) -> str:
-    """A certificate identifier in everything that is printed and logged: the serial without padding.
+    """Return a certificate identifier for everything that is printed and logged: the serial without padding.
 
-    One spelling, so that a search finds all of it. Input is accepted in both (`parse_cert_id`).
+    There is one form, so that a search finds all of it. Input is accepted in both forms (`parse_cert_id`).
     """
     return f"{issuer}:{serial}"
 
 
 def parse_cert_id(text: str) -> tuple[str, int]:
-    """The two parts of ``issuer_id:serial``, the serial padded or not. Raises CertificateError."""
+    """Return the two parts of ``issuer_id:serial``, the serial padded or not.
+
+    Raises:
+        CertificateError: The certificate or key is not acceptable; the text says why.
+    """
     issuer, colon, serial = text.strip().partition(":")
     if (
         not colon
@@ -297,20 +319,25 @@ def parse_cert_id(text: str) -> tuple[str, int]:
 
 
 def is_ca(certificate: x509.Certificate) -> bool:
-    """Basic constraints say that the certificate may sign others. Raises CertificateError."""
+    """Whether basic constraints say that the certificate may sign others.
+
+    Raises:
+        CertificateError: The certificate or key is not acceptable; the text says why.
+    """
     found = find_extension(certificate, x509.BasicConstraints)
     return found is not None and found.ca
 
 
 def is_self_signed(certificate: x509.Certificate) -> bool:
-    """Subject and issuer are one and the signature verifies with the certificate's own key."""
+    """Whether subject and issuer are equal and the signature verifies with the certificate's own key."""
     return signed_by(certificate, certificate)
 
 
 def check_extended_key_usage(certificate: x509.Certificate, usage: str) -> None:
     """Require serverAuth for ``server``, clientAuth for ``client`` (SPVA specification 4.2).
 
-    Raises CertificateError.
+    Raises:
+        CertificateError: The certificate or key is not acceptable; the text says why.
     """
     found = find_extension(certificate, x509.ExtendedKeyUsage)
     purpose = _PURPOSES[usage]
@@ -320,26 +347,27 @@ def check_extended_key_usage(certificate: x509.Certificate, usage: str) -> None:
 
 
 def status_pv(certificate: x509.Certificate) -> str:
-    """Name of the PV that tells the certificate's status; empty where the certificate names none.
+    """Return the name of the certificate's status PV; empty if the certificate names none.
 
     Reads both forms in use: an IA5String (SPVA specification 4.3) and bare ASCII (the reference of 2025).
-    Raises CertificateError for an extension that is there but cannot be read: such a certificate
-    asks for status checks that would never happen.
+
+    Raises:
+        CertificateError: The extension cannot be read. Such a certificate asks for status checks that would never happen.
     """
     return _pv_extension(certificate, STATUS_PV_OID, "status")
 
 
 NO_STATUS = (
-    "names no status PV, so nobody could see that it is revoked; have another one made, without --no-status"
+    "names no status PV, so nobody could learn of its revocation; have another one made, without --no-status"
 )
-"""Finishes a sentence about a certificate that is not admitted."""
+"""The end of a sentence about a certificate that is not admitted."""
 
 
 def names_status(chain: Sequence[x509.Certificate]) -> bool:
     """Whether a peer's certificate (the first of its chain) names its status PV, or is the certificate service's own.
 
-    That one must not (`appliance.cms.setup`), and only the authority can give its usage, OCSP signing, to anybody.
-    An extension that cannot be read is none.
+    The service's own must name none (`appliance.cms.setup`), and only the authority can give its usage, OCSP signing, to
+    anybody. An extension that cannot be read counts as none.
     """
     if not chain:
         return False
@@ -353,7 +381,11 @@ def names_status(chain: Sequence[x509.Certificate]) -> bool:
 
 
 def config_pv(certificate: x509.Certificate) -> str:
-    """Name of the PV for renewal requests, empty where there is none. Raises CertificateError."""
+    """Return the name of the PV for renewal requests, empty if there is none.
+
+    Raises:
+        CertificateError: The extension cannot be read.
+    """
     return _pv_extension(certificate, CONFIG_PV_OID, "configuration")
 
 
@@ -369,7 +401,7 @@ def _pv_extension(certificate: x509.Certificate, oid: x509.ObjectIdentifier, wha
 
 
 def decode_pv_name(raw: bytes) -> str:
-    """The PV name in an extension's value, in either form. Raises DERError."""
+    """Return the PV name in an extension's value, in either form. Raises DERError."""
     if raw[:1] == bytes((_IA5STRING,)):
         _, value, rest = read_tlv(raw)
         if rest:
@@ -386,9 +418,12 @@ def decode_pv_name(raw: bytes) -> str:
 
 
 def encode_pv_name(name: str, *, raw: bool = False) -> bytes:
-    """The value of an extension that names a PV: an IA5String, or bare ASCII. Raises CertificateError.
+    """Return the value of an extension that names a PV: an IA5String, or bare ASCII.
 
-    At most 127 bytes: the longest that peers read which know only the short form of a DER length.
+    At most 127 bytes, because some peers read only the short form of a DER length.
+
+    Raises:
+        CertificateError: The name cannot go into a certificate.
     """
     data = name.encode("ascii", "replace")
     if not name.isascii() or not 0 < len(data) < 0x80 or not all(0x20 < byte < 0x7F for byte in data):
@@ -398,12 +433,11 @@ def encode_pv_name(name: str, *, raw: bool = False) -> bytes:
 
 
 def canonical_pv_name(name: str) -> str:
-    """The PV name that a peer means which did not decode the extension.
+    """Return the PV name that a peer means that did not decode the extension.
 
-    Peers of 2025 take the extension's bytes, IA5String header and all, for the PV's name and search for that;
-    peers of 2026 decode it, and take a certificate with bare ASCII for one without status. So certificates carry
-    the IA5String, and who serves those PVs answers to both spellings by passing each requested name through here.
-    Other names come back as they are.
+    Peers of 2025 take the extension's bytes, with the IA5String header, for the PV's name and search for that. Peers of 2026
+    decode it, and take a certificate with bare ASCII for one without status. So certificates have the IA5String, and a server
+    of those PVs passes each requested name through here and so answers to both spellings. Other names are returned unchanged.
     """
     if len(name) > 2 and ord(name[0]) == _IA5STRING and ord(name[1]) == len(name) - 2:
         return name[2:]
@@ -411,7 +445,11 @@ def canonical_pv_name(name: str) -> str:
 
 
 def renew_by(certificate: x509.Certificate) -> datetime | None:
-    """The date by which the certificate must be renewed, ``None`` where there is none. Raises CertificateError."""
+    """Return the date by which the certificate must be renewed, ``None`` where there is none.
+
+    Raises:
+        CertificateError: The certificate or key is not acceptable; the text says why.
+    """
     raw = _raw_extension(certificate, RENEW_BY_OID)
     if raw is None:
         return None
@@ -425,7 +463,7 @@ def renew_by(certificate: x509.Certificate) -> datetime | None:
 
 
 def encode_time(when: datetime) -> bytes:
-    """An ASN.1 time in DER: UTCTime up to 2049, GeneralizedTime after (RFC 5280 4.1.2.5)."""
+    """Return an ASN.1 time in DER: UTCTime up to 2049, GeneralizedTime after (RFC 5280 4.1.2.5)."""
     utc = when.astimezone(UTC)
     if 1950 <= utc.year < 2050:
         return tlv(_UTC_TIME, utc.strftime("%y%m%d%H%M%SZ").encode())
@@ -433,7 +471,7 @@ def encode_time(when: datetime) -> bytes:
 
 
 def decode_time(raw: bytes) -> datetime:
-    """A time as `encode_time` writes it. Raises DERError."""
+    """Return a time as `encode_time` writes it. Raises DERError."""
     tag, value, rest = read_tlv(raw)
     text = value.decode("ascii", "replace")
     digits = text[:-1]
@@ -453,9 +491,10 @@ def decode_time(raw: bytes) -> datetime:
 
 
 def san(certificate: x509.Certificate) -> tuple[tuple[str, str], ...]:
-    """Subject alternative names as (``dns`` | ``ip`` | ``uri``, text); other kinds are left out.
+    """Return subject alternative names as (``dns`` | ``ip`` | ``uri``, text); other kinds are left out.
 
-    Raises CertificateError.
+    Raises:
+        CertificateError: The extension cannot be read.
     """
     found = find_extension(certificate, x509.SubjectAlternativeName)
     names: list[tuple[str, str]] = []
@@ -478,8 +517,12 @@ def _extensions(certificate: x509.Certificate) -> x509.Extensions:
 
 
 def find_extension(certificate: x509.Certificate, kind: type[_T]) -> _T | None:
-    """An extension's value, ``None`` where the certificate does not carry it. Raises CertificateError."""
-    # By its number: asking each extension for its class costs several times as much.
+    """Return an extension's value, ``None`` where the certificate does not carry it.
+
+    Raises:
+        CertificateError: The certificate or key is not acceptable; the text says why.
+    """
+    # By its number, because asking each extension for its class takes several times as long.
     try:
         value = _extensions(certificate).get_extension_for_oid(kind.oid).value
     except x509.ExtensionNotFound:
@@ -488,7 +531,11 @@ def find_extension(certificate: x509.Certificate, kind: type[_T]) -> _T | None:
 
 
 def extension_values(certificate: x509.Certificate) -> dict[x509.ObjectIdentifier, x509.ExtensionType]:
-    """All extensions' values, for who asks for many. Raises CertificateError."""
+    """Return all extensions' values, for callers that need many.
+
+    Raises:
+        CertificateError: The extensions cannot be read.
+    """
     return {extension.oid: extension.value for extension in _extensions(certificate)}
 
 

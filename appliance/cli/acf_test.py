@@ -40,7 +40,7 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line."""
     arguments = Parser(
         prog="acf-test",
         description="Tell what an access security file (classic or YAML form) permits to a principal, and why.",
@@ -179,7 +179,7 @@ _OF_A_QUESTION = (
 
 
 def _without_effect(options: argparse.Namespace, command_line: argparse.ArgumentParser) -> str:
-    """Say which option would count for nothing, and what to do; empty where none would."""
+    """Return which option would have no effect, and what to do; empty if none."""
     for name in ("user", "organization", "unit"):
         if getattr(options, name) == "":
             return f"--{name} is empty: write a value, or leave the option out"
@@ -189,7 +189,7 @@ def _without_effect(options: argparse.Namespace, command_line: argparse.Argument
                 return f"--{name} asks what is permitted: say in which group, with --asg"
         return ""
     if options.method == "anonymous" and options.user:
-        return "--method anonymous has no --user: leave out the one or the other"
+        return "--method anonymous has no --user: leave one of them out"
     if options.method != "x509":
         for name in ("authority", "san", "organization", "unit", "home"):
             if is_given(options, command_line, name):
@@ -284,7 +284,7 @@ def _show_file(security: AccessSecurity, *, as_json: bool) -> None:
         print(f"UAG({name}): {', '.join(members) or 'nobody'}")
     if any(name != "anonymous" and "/" not in name for names in security.uags.values() for name in names):
         print(
-            "a name alone in a UAG, when it is proved by a certificate, means a member of the server's own organization; "
+            "a proved name alone in a UAG means a member of the server's own organization; "
             "ask with --organization and --home"
         )
     if "DEFAULT" not in security.groups:
@@ -325,7 +325,7 @@ def _show_decision(
     words = [name for name in ("read", "write", "rpc", "uncached") if getattr(decision, name)]
     print(f"  may: {', '.join(words) or 'nothing'}{'; puts are logged' if decision.trapwrite else ''}")
     if group != asg:
-        print(f"  ASG({asg}) is not defined: the rules of ASG({group}) count")
+        print(f"  ASG({asg}) is not defined: the rules of ASG({group}) apply")
     for line in decision.why:
         print(f"  {line}")
 

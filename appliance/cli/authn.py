@@ -1,4 +1,4 @@
-"""What the authenticators' commands share: options, what they print, and how they end."""
+"""What the authenticators' commands share: options, output, and exit statuses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["CANNOT_TELL", "EPILOG", "KEPT", "PENDING", "authenticate", "authn_parser", "run_authenticator"]
 
 PENDING, KEPT, CANNOT_TELL = 3, 4, 255
-"""Exit statuses beside those of all tools: see EPILOG."""
+"""Exit statuses in addition to those of all tools: see EPILOG."""
 
 EPILOG = """\
 exit status:
@@ -38,7 +38,7 @@ exit status:
 
 
 def authn_parser(prog: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """A command line with what all authenticators understand."""
+    """Return a command line with the options of all authenticators."""
     made = Parser(
         prog=prog,
         description=description,
@@ -63,7 +63,7 @@ def authn_parser(prog: str, description: str, examples: str) -> argparse.Argumen
     add(
         "--check-due",
         action="store_true",
-        help="Only say by the exit status whether it is time for a new certificate: 0 yes, 4 no.",
+        help="Only say by the exit status whether a new certificate is due: 0 yes, 4 no.",
     )
     add(
         "-a",
@@ -122,10 +122,10 @@ def run_authenticator(
     argv: Sequence[str] | None,
     work: Callable[[argparse.Namespace], Coroutine[Any, Any, int]],
 ) -> int:
-    """`run_tool`, but with ``--check-due`` whatever is no answer ends with 255.
+    """Do as `run_tool`, but with ``--check-due`` end with 255 whenever there is no answer.
 
-    systemd takes 1 to 254 of ExecCondition= for "nothing to do": a renewal that cannot run would be skipped for ever, in
-    silence. Only 255 makes it a failed unit.
+    systemd reads 1 to 254 of ExecCondition= as "nothing to do", so a renewal that cannot run would be skipped for ever, without
+    a word. Only 255 makes it a failed unit.
     """
     given = sys.argv[1:] if argv is None else list(argv)
     if not any(len(word) > 4 and "--check-due".startswith(word.partition("=")[0]) for word in given):
@@ -176,7 +176,7 @@ async def authenticate(
 
 
 def _settings(options: argparse.Namespace, **arguments: Any) -> RequesterSettings:
-    """Read the settings; warnings go to standard error, and with ``-v`` what is in effect."""
+    """Read the settings. Warnings go to standard error, and with ``-v`` the settings in effect."""
     from appliance.authn.settings import resolve_requester
 
     settings = resolve_requester(
@@ -199,7 +199,7 @@ def _settings(options: argparse.Namespace, **arguments: Any) -> RequesterSetting
 
 
 def _requester(options: argparse.Namespace, settings: RequesterSettings) -> Requester:
-    """Make the requester as the options say."""
+    """Make the requester according to the options."""
     from appliance.authn.requester import Requester, Trusting
     from appliance.authn.trust import parse_fingerprint
 
@@ -214,7 +214,7 @@ def _requester(options: argparse.Namespace, settings: RequesterSettings) -> Requ
 
 
 def _anchor_wanted(options: argparse.Namespace) -> bool:
-    """Only the trust anchor is asked for: ``-a``, or ``--trust-anchor`` without a file as the peers spell it."""
+    """Whether only the trust anchor is asked for: ``-a``, or ``--trust-anchor`` without a file as with the peers' tools."""
     return bool(options.anchor_only or options.anchor_file == "")
 
 
@@ -244,7 +244,7 @@ async def _show_due(options: argparse.Namespace, settings: RequesterSettings) ->
 
 
 def _finish(options: argparse.Namespace, outcome: Outcome) -> int:
-    """Tell what has become of the request."""
+    """Report the result of the request."""
     from appliance.certs.status import CertState, format_date
 
     keychain = outcome.keychain
@@ -272,7 +272,7 @@ def _finish(options: argparse.Namespace, outcome: Outcome) -> int:
     if pending:
         complain(
             f"The certificate waits for an administrator's approval (PENDING_APPROVAL) and cannot be used until then. An "
-            f"administrator approves it by: pvxcert --approve {outcome.cert_id}"
+            f"administrator approves it with: pvxcert --approve {outcome.cert_id}"
         )
         return PENDING
     if outcome.state is CertState.PENDING:
@@ -292,11 +292,11 @@ _OF_A_REQUEST = {
     "token_file": "--token-file",
     "allow_plaintext_token": "--allow-plaintext-token",
 }
-"""Options that are for a request only; each authenticator has some of them."""
+"""Options for a request only; each authenticator has some of them."""
 
 
 def _refuse_without_effect(options: argparse.Namespace) -> None:
-    """Raise ConfigurationError where an option is for a request, and none is made."""
+    """Raise ConfigurationError if an option is for a request, and none is made."""
     other = "-a" if _anchor_wanted(options) else "--check-due" if options.check_due else ""
     given = [flag for name, flag in _OF_A_REQUEST.items() if getattr(options, name, None)]
     if other and given:
@@ -308,7 +308,7 @@ def _refuse_without_effect(options: argparse.Namespace) -> None:
 
 
 def _incompatible(options: argparse.Namespace) -> int:
-    """Refuse options that contradict each other; OK where there are none."""
+    """Refuse options that contradict each other; return OK if there are none."""
     chosen = [
         name
         for name, given in (

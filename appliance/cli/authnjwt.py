@@ -1,4 +1,4 @@
-"""``authnjwt``: a keychain for whom a JSON Web Token names."""
+"""``authnjwt``: a keychain for the account in a JSON Web Token."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line."""
     made = authn_parser(
         "authnjwt",
         "JSON Web Token authenticator: exchange a token for a certificate. Name, organization and validity come from "
@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--allow-plaintext-token",
         action="store_true",
-        help="Send the token in the clear where the service has no TLS: whoever sees it can use it.",
+        help="Send the token unencrypted if the service has no TLS: anyone who sees it can use it.",
     )
     return made
 
@@ -54,7 +54,7 @@ async def _ask(options: argparse.Namespace, settings: RequesterSettings, asking:
     from appliance.authn.jwt.requester import check_token, jwt_request, read_token, token_source
 
     def make(pub_key: str) -> CertRequest:
-        # Read as late as this: a timer that finds nothing to do needs no token.
+        # Read as late as this, because a timer that finds nothing to do needs no token.
         token = read_token(token_source(options.token_file, os.environ), complain)
         check_token(token, now=asking.now())
         return jwt_request(settings, token)(pub_key)

@@ -28,7 +28,7 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line."""
     made = authn_parser(
         "authnstd",
         "Standard authenticator: request a certificate for a name. Nothing proves the name, so the certificate is "
@@ -54,7 +54,7 @@ async def _ask(options: argparse.Namespace, settings: RequesterSettings, asking:
     from appliance.authn.std.requester import as_before, std_request, std_subject
 
     if not options.force:
-        # With --force the keychain is made anew, for whom this account is.
+        # With --force the keychain is made again, for this account's present name.
         settings = as_before(settings, asking.certificate_there())
     return await asking.request(
         std_request(settings, now=asking.now()),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["EXPIRING", "STATES", "Filters", "list_certificates"]
 
 EXPIRING = 8
-"""Exit status of ``--expiring`` when there is any such certificate."""
+"""Exit status of ``--expiring`` if there is any such certificate."""
 STATES = (
     "PENDING_APPROVAL",
     "PENDING",
@@ -28,7 +28,7 @@ STATES = (
 )
 _OVER = frozenset({"EXPIRED", "REVOKED"})
 _DATES = ("not_before", "not_after", "status_date", "created", "renew_by")
-"""Columns that are times: POSIX seconds on the wire, 0 where there is none."""
+"""Columns that are times: POSIX seconds on the wire, 0 for none."""
 _COLUMNS = (
     ("state", "STATE"),
     ("cert_id", "CERTIFICATE ID"),
@@ -42,13 +42,13 @@ _COLUMNS = (
 
 
 class Filters:
-    """Which certificates are wanted.
+    """Which certificates to list.
 
     Args:
-        states: any of these; empty means all.
-        subject: a part of the subject, in any case.
-        limit: at most so many; 0 means all.
-        expiring: those in use or to come that end before this date.
+        states: Any of these; empty means all.
+        subject: A part of the subject, in any case.
+        limit: Greatest number; 0 means all.
+        expiring: Those in use or to come that end before this date.
     """
 
     __slots__ = ("expiring", "limit", "states", "subject")
@@ -60,7 +60,7 @@ class Filters:
         self.expiring = expiring
 
     def query(self) -> dict[str, str]:
-        """Give what the service is asked; it knows nothing of ``expiring``, so a limit beside it is ours."""
+        """Return what to ask the service. It does not know ``expiring``, so a limit together with it is applied here."""
         query: dict[str, str] = {}
         if self.states:
             query["state"] = ",".join(self.states)
@@ -71,7 +71,7 @@ class Filters:
         return query
 
     def select(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Give the rows that are wanted, those that end first in front where the end is what is asked for."""
+        """Return the wanted rows; with ``expiring`` those that end first come first."""
         if self.expiring is None:
             return rows
         end = self.expiring.timestamp()
@@ -94,7 +94,7 @@ async def list_certificates(
     as_json: bool,
     timeout: float,
 ) -> int:
-    """Ask the PV ``name`` and print what it has; returns the exit status."""
+    """Ask the PV ``name`` and print the answer; return the exit status."""
     from appliance.errors import OperationTimeoutError, RemoteError
 
     try:
@@ -117,7 +117,7 @@ async def list_certificates(
 
 
 def _iso(seconds: Any) -> str | None:
-    """Give a date of the wire in ISO 8601, None for 0 and for what is no date."""
+    """Return a date of the wire in ISO 8601, None for 0 and for what is not a date."""
     from datetime import UTC, datetime
 
     try:

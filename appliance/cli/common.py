@@ -1,7 +1,7 @@
-"""What the client tools share: command line, configuration, context, output, and how they end.
+"""What the client tools share: command line, configuration, context, output, and exit statuses.
 
-A tool's start-up is most of what its user waits for, so nothing is imported here that printing one value does
-not need: see docs/reference/tools.md for the figures.
+Most of what a tool's user waits for is its start-up, so nothing is imported here that printing one value does not need:
+see docs/reference/tools.md for the figures.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ __all__ = [
 ]
 
 OK, FAILED, INTERRUPTED, PIPE = 0, 1, 2, 141
-"""How a tool ends, as pvxs's tools do; 141 is what a shell says of a program whose reader went away."""
+"""Exit statuses, as in pvxs's tools; 141 is what a shell reports for a program whose reader went away."""
 
 DEFAULT_LIMIT = 20
-"""Elements that are printed of an array, as the SPVA tools do."""
+"""Elements that are printed of an array, as in the SPVA tools."""
 _FOREVER = 10 * 365 * 86400.0
 
 
@@ -114,9 +114,10 @@ def add_format(parser: argparse.ArgumentParser, *, default: str = "delta") -> No
 
 
 def array_limit(options: argparse.Namespace, default: str = "delta") -> tuple[str, int]:
-    """Give the format and limit of ``add_format``; an unknown format is a warning, as in pvxs.
+    """Return the format and limit of ``add_format``. An unknown format is a warning, as in pvxs.
 
-    Raises ConfigurationError where they would have no effect.
+    Raises:
+        ConfigurationError: They would have no effect.
     """
     if options.json and (options.format is not None or options.limit is not None):
         from appliance.errors import ConfigurationError
@@ -140,7 +141,7 @@ def _seconds(text: str) -> float:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not value >= 0:  # NaN neither
+    if not value >= 0:  # also false for NaN
         raise argparse.ArgumentTypeError(f"expected seconds, zero or more, not {text!r}")
     return min(value, _FOREVER)
 
@@ -152,7 +153,7 @@ def _count(text: str) -> int:
 
 
 def complain(text: str) -> None:
-    """Say one line on standard error."""
+    """Print one line on standard error."""
     out = sys.stderr
     if out is not None:
         sys.stdout.flush()
@@ -162,16 +163,16 @@ def complain(text: str) -> None:
 _CONTROL = re.compile(
     "[\\x00-\\x09\\x0b-\\x1f\\x7f-\\x9f\\u200b-\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ufeff]"
 )
-"""What controls a terminal, or the order in which it shows text; all but the end of a line."""
+"""Characters that control a terminal, or the order in which it shows text; all except line ends."""
 
 
 def _printable(text: str) -> str:
-    """Make characters that control a terminal visible: servers choose parts of messages."""
+    """Make characters that control a terminal visible, because servers choose parts of messages."""
     return text if _CONTROL.search(text) is None else _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def one_line(text: str) -> str:
-    """Likewise for what must not begin a line of its own, such as a name."""
+    """Do the same for text that must not begin a line of its own, such as a name."""
     return _printable(text).replace("\n", "\\n")
 
 
@@ -184,7 +185,7 @@ class Output:
         self.json = json
 
     def write(self, text: str) -> None:
-        """Print text, from the network too."""
+        """Print text, also from the network."""
         sys.stdout.write(_printable(text))
 
     def object(self, **fields: Any) -> None:
@@ -204,7 +205,7 @@ class Output:
         sys.stdout.flush()
 
     def failure(self, name: str, error: Exception) -> None:
-        """Say why ``name`` has no result, on standard error and in JSON."""
+        """Say on standard error and in JSON why ``name`` has no result."""
         text = one_line(str(error))
         shown = name if len(name) <= 100 else f"{name[:97]}..."
         complain(f"Error: {text if name and text.startswith(name) else f'{shown}: {text}'}")
@@ -213,7 +214,7 @@ class Output:
 
 
 def shown(name: str, value: Value, request: str, fmt: str, limit: int) -> str:
-    """Give a PV's name and value as text; what has no short form is shown as a tree."""
+    """Return a PV's name and value as text; a value without a short form is shown as a tree."""
     if fmt == "nt":
         from appliance.cli.nt import short
 
@@ -227,9 +228,9 @@ def shown(name: str, value: Value, request: str, fmt: str, limit: int) -> str:
 
 
 def selected(value: Value, request: str) -> Any:
-    """Give the value as JSON takes it, without the fields that ``request`` does not ask for.
+    """Return the value in JSON form, without the fields that ``request`` does not ask for.
 
-    The type of an answer has all fields: what was not asked for would look like a zero.
+    The type of an answer has all fields, so a field that was not asked for would look like a zero.
     """
     from appliance.pvdata.jsonio import to_plain
 
@@ -256,12 +257,12 @@ def _pruned(plain: Any, kind: TypeDesc, base: int, mask: int) -> Any:
 
 
 def indented(text: str) -> str:
-    """Move every line to the right by one step."""
+    """Indent every line by one step."""
     return "".join([f"    {line}" for line in text.splitlines(keepends=True)])
 
 
 def effective_config(options: argparse.Namespace) -> Effective[ClientConfig]:
-    """Read the configuration: warnings go to standard error, and with ``-v`` the whole of it."""
+    """Read the configuration. Warnings go to standard error, and with ``-v`` all of it."""
     from appliance.config.pva import resolve_client
 
     effective = resolve_client()
@@ -273,7 +274,7 @@ def effective_config(options: argparse.Namespace) -> Effective[ClientConfig]:
 
 
 def open_context(effective: Effective[ClientConfig]) -> AbstractAsyncContextManager[Context]:
-    """Open the client: plain, or with the keychain's certificate and the status of certificates followed."""
+    """Return the client: plain, or with the keychain's certificate and the status of certificates."""
     config = effective.config
     if config.tls_enabled or config.tls_options.tls_required:
         from appliance.certmon.endpoints import open_client
@@ -285,7 +286,7 @@ def open_context(effective: Effective[ClientConfig]) -> AbstractAsyncContextMana
 
 
 async def all_of(works: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
-    """Do things side by side; the first that raises ends the others, quietly."""
+    """Run things side by side; the first that raises cancels the others, quietly."""
     from asyncio import ensure_future, gather
 
     tasks = [ensure_future(work) for work in works]
@@ -303,11 +304,12 @@ def run_tool(
     argv: Sequence[str] | None,
     work: Callable[[argparse.Namespace], Coroutine[Any, Any, int]] | None,
 ) -> int:
-    """Parse, run ``work``, and turn whatever happens into one line and an exit status.
+    """Parse, run ``work``, and turn any result into one line and an exit status.
 
-    A parser with sub-commands has each of them say its ``work``. Without ``argv`` this is the process itself: it ends here, without the interpreter's tidying up.
+    In a parser with sub-commands each names its ``work``. Without ``argv`` this is the process itself: it ends here, without
+    the interpreter's clean-up.
     """
-    # 10 ms of start-up; nothing that a single operation makes is worth collecting. See `keep_running`.
+    # Saves 10 ms of start-up; a single operation makes nothing worth collecting. See `keep_running`.
     gc.disable()
     options = argparse.Namespace(verbose=False)
     restore = _logging_as_it_is() if argv is not None else None
@@ -324,26 +326,26 @@ def run_tool(
             complain("Interrupted")
         status = INTERRUPTED
     finally:
-        # Also when a command line is refused, or a defect escapes: the caller goes on.
+        # Also if a command line is refused, or a defect escapes: the caller continues.
         if restore is not None:
             gc.enable()
             restore()
     if argv is None:
-        # 15 ms, in which hundreds of modules would be taken down one by one. All output has been flushed.
+        # Saves 15 ms, in which hundreds of modules would be removed one by one. All output has been flushed.
         os._exit(status)
     return status
 
 
 def keep_running() -> None:
-    """Collect garbage from now on: this tool runs for longer than an operation."""
+    """Collect garbage from now on, because this tool runs for longer than an operation."""
     gc.freeze()
     gc.enable()
 
 
 def _import_asyncio() -> Any:
-    """Import asyncio without the ssl module, a tenth of the start-up: our TLS is not that one's.
+    """Import asyncio without the ssl module, which is a tenth of the start-up: our TLS does not use it.
 
-    asyncio is made to do without (``ssl = None``); anybody who imports ssl later gets it.
+    asyncio works without it (``ssl = None``); a later import of ssl still succeeds.
     """
     if "asyncio" in sys.modules or "ssl" in sys.modules:
         import asyncio
@@ -379,7 +381,7 @@ def _prepare_logging(*, debug: bool, spec: str) -> None:
         return
 
     class Late(logging.Handler):
-        """Most runs log nothing and need no formatter."""
+        """A handler that is set up when it is first used: most runs log nothing and need no formatter."""
 
         def emit(self, record: logging.LogRecord) -> None:
             logger.removeHandler(self)
@@ -394,7 +396,7 @@ def _prepare_logging(*, debug: bool, spec: str) -> None:
 
 
 def _logging_as_it_is() -> Callable[[], None]:
-    """Remember how logging is set up, for a caller in the same process; what is returned restores it."""
+    """Remember how logging is set up, for a caller in the same process; return a function that restores it."""
     import logging
 
     def ours() -> list[logging.Logger]:
@@ -429,7 +431,7 @@ def _configure_logging(level: str) -> None:
 
 
 def _tell_once() -> None:
-    """A tool tries again many times in its seconds: what it says each time is news only once."""
+    """Log each repeated message once: a tool tries again many times until its timeout."""
     import logging
 
     told: set[str] = set()
@@ -443,12 +445,12 @@ def _tell_once() -> None:
         return True
 
     for handler in logging.getLogger().handlers:
-        if getattr(handler, "of_appliance", False):  # not those of a program that the tool is a guest of
+        if getattr(handler, "of_appliance", False):  # not those of a program that runs the tool inside itself
             handler.addFilter(is_news)
 
 
 def _discard_output() -> None:
-    """The reader is gone: what is still buffered must not raise again when the interpreter ends."""
+    """Discard buffered output for a reader that is gone, so that the interpreter's end does not raise again."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.close(null)

@@ -1,4 +1,4 @@
-"""What support wants to know of a host: ``pvxinfo -D``."""
+"""What support needs to know about a host: ``pvxinfo -D``."""
 
 from __future__ import annotations
 

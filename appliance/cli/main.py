@@ -1,4 +1,4 @@
-"""``appliance``: the commands that are about the whole, not about one PV."""
+"""``appliance``: the commands for the whole system, not for one PV."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line."""
     made = Parser(prog="appliance", description="Secure PVAccess appliance.", epilog=_EPILOG)
     add_version(made)
     add_completion(made)

@@ -1,4 +1,4 @@
-"""The names of PVs that answered lately, for completion in a shell: a file of this user's."""
+"""The names of PVs that answered lately, in a file of this user, for completion in a shell."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 __all__ = ["MOST", "path", "remember"]
 
 MOST = 500
-"""Names that are kept, the latest first."""
+"""Number of names that are stored, the latest first."""
 _LONGEST = 200
 
 
 def path() -> str:
-    """Give the file's path."""
+    """Return the file's path."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - pathlib takes 5 ms
     return f"{base}/pva/names"
 
 
 def remember(names: Iterable[str]) -> None:
-    """Put names in front of those that are known, when somebody is there to type them: standard error is a terminal.
+    """Put names in front of the stored ones, if a user may type them: standard error is a terminal.
 
-    What cannot be written is not: no tool fails because of this.
+    A file that cannot be written is ignored: no tool fails because of this.
     """
     if sys.stderr is None or not sys.stderr.isatty():
         return

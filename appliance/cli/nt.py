@@ -1,6 +1,6 @@
 """The short form of a value, for people: one line with name, local time, value or choice, units and alarm.
 
-It says what a normative type says: a structure without a field ``value`` of a plain kind has no short form.
+It shows normative types: a structure without a plain field ``value`` has no short form.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ __all__ = ["short"]
 
 _SEVERITIES = ("", "MINOR", "MAJOR", "INVALID", "UNDEFINED")
 _DIGITS = 15
-"""More than these of precision say nothing about a double."""
+"""More digits say nothing about a double."""
 
 
 def short(name: str, plain: Any, limit: int) -> str | None:
-    """Give the line, or None for a structure that has no short form.
+    """Return the line, or None for a structure without a short form.
 
     Args:
-        name: the PV.
-        plain: the value as plain mappings, lists and scalars, with the fields that were asked for.
-        limit: most elements of an array; 0 means all.
+        name: The PV.
+        plain: The value as plain mappings, lists and scalars, with the fields that were asked for.
+        limit: Greatest number of elements of an array; 0 means all.
     """
     if not isinstance(plain, dict) or "value" not in plain:
         return None
@@ -95,7 +95,7 @@ def _alarm(alarm: dict[str, Any]) -> str:
 
 
 def _text(text: Any) -> str:
-    """Letters of all languages as they are; what controls a terminal, made visible."""
+    """Return letters of all languages unchanged, and characters that control a terminal in visible form."""
     if not isinstance(text, str):
         return str(text)
     if text.isprintable():

@@ -38,7 +38,7 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line."""
     made = Parser(
         prog="pvxcall", description="Call a PV with arguments (RPC) and print the answer.", epilog=_EPILOG
     )
@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def arguments_of(items: Sequence[str]) -> dict[str, str]:
-    """Read ``name=value``; raises ConfigurationError for anything else, or one name given twice."""
+    """Read ``name=value``. Raises ConfigurationError for anything else, or for one name given twice."""
     from appliance.errors import ConfigurationError
 
     arguments: dict[str, str] = {}
@@ -66,7 +66,7 @@ def arguments_of(items: Sequence[str]) -> dict[str, str]:
 
 
 def _uri(path: str, query: dict[str, str]) -> Value:
-    """Make the NTURI that pvxs's tool sends: no scheme, no authority, all arguments as text."""
+    """Return the NTURI that pvxs's tool sends: no scheme, no authority, all arguments as text."""
     from appliance.pvdata.nt import NTURI
     from appliance.pvdata.types import STRING
     from appliance.pvdata.value import Value

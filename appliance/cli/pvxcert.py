@@ -1,4 +1,4 @@
-"""``pvxcert``: look at certificates and their status; approve, deny and revoke them."""
+"""``pvxcert``: show certificates and their status; approve, deny and revoke them."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line."""
     made = Parser(
         prog="pvxcert",
         usage="pvxcert [options] [cert_id ... | list]",
@@ -95,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
         "-p",
         "--password",
         action="store_true",
-        help="Prompt for the password of the keychain that is looked at, or used for an action or a list.",
+        help="Prompt for the password of the keychain that is shown, or used for an action or a list.",
     )
     actions = made.add_mutually_exclusive_group()
     actions.add_argument(
@@ -125,7 +125,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--own",
         action="store_true",
-        help="With -R: this is an administrator's own certificate, and it is meant to go.",
+        help="With -R: revoke an administrator's own certificate deliberately.",
     )
     add("-X", "--dump", action="store_true", help="Show everything that the certificates and the status say.")
     add(
@@ -182,13 +182,13 @@ async def _work(options: argparse.Namespace) -> int:
         return await _act(options, config)
     if not options.targets:
         return await _status_of_keychain(options, config)
-    # The first that is not VALID says what the whole is, as a monitor wants it.
+    # The first that is not VALID decides the exit status, as a monitor needs it.
     answers = [await _status_of_id(options, config, target) for target in options.targets]
     return next((answer for answer in answers if answer != OK), OK)
 
 
 def _refuse_passwords(options: argparse.Namespace) -> None:
-    """Raise ConfigurationError for ``FILE;PASSWORD``, before any other sentence could repeat it."""
+    """Raise ConfigurationError for ``FILE;PASSWORD``, before another message could repeat it."""
     given = (
         ("-f", options.file),
         ("--trust-anchor", options.trust_anchor),
@@ -206,7 +206,7 @@ def _contradiction(options: argparse.Namespace) -> str:
     by_id = bool(options.targets)
     is_list = options.targets == ["list"]
     if "list" in options.targets and not is_list:
-        return "list stands alone: pvxcert list"
+        return "list takes no identifiers: pvxcert list"
     if options.file and is_list:
         return "-f has no meaning with list"
     if options.file and by_id:
@@ -216,18 +216,18 @@ def _contradiction(options: argparse.Namespace) -> str:
     if options.action and is_list:
         return "approve, deny and revoke need the certificate's identifier, not list"
     if options.password and by_id and not (options.action or is_list):
-        return "-p asks for the password of a keychain, and none is used to look at a certificate by its identifier"
+        return "-p asks for the password of a keychain, but none is needed to show a certificate by its identifier"
     if options.trust_anchor and (options.action or is_list):
         return "--trust-anchor verifies a status; actions and list trust what this account's keychain trusts"
     if len(set(options.targets)) < len(options.targets):
         return "an identifier is given twice"
     if options.own and options.action != "revoke":
-        return "--own belongs to --revoke"
+        return "--own needs --revoke"
     if options.dump and (options.action or is_list):
-        return "-X shows a certificate; it does not go with an action or with list"
+        return "-X shows a certificate; it cannot be used with an action or with list"
     filters = options.state or options.pending or options.subject or options.limit or options.expiring
     if filters and not is_list:
-        return "--state, --pending, --subject, --limit and --expiring belong to: pvxcert list"
+        return "--state, --pending, --subject, --limit and --expiring are for: pvxcert list"
     return ""
 
 
@@ -235,7 +235,12 @@ def _contradiction(options: argparse.Namespace) -> str:
 
 
 def _keychain_of(options: argparse.Namespace, config: ClientConfig) -> tuple[Keychain, str]:
-    """The keychain that is meant: ``-f``, else this account's. Raises ConfigurationError, KeychainError."""
+    """Return the keychain to use: ``-f``, else this account's, and its path.
+
+    Raises:
+        ConfigurationError: There is none, or it cannot be read.
+        KeychainError: It cannot be used.
+    """
     from appliance.config.secret import Secret
     from appliance.errors import KeychainError
 
@@ -270,7 +275,7 @@ def _load(path: str, password: Secret) -> Keychain:
 
 
 def _password_for(path: str, config: ClientConfig) -> Secret:
-    """The password file that belongs to a configured keychain, if this is one."""
+    """Return the password file of a configured keychain, if ``path`` is one."""
     from appliance.config.pva import resolve_server
     from appliance.config.secret import Secret
 
@@ -315,7 +320,7 @@ class _TrustedCAs:
                     self.anchors += keychain.anchors
                     self.others += keychain.chain
             except ApplianceError:
-                # One unreadable keychain among several must not keep the others from being used.
+                # One unreadable keychain must not prevent the use of the others.
                 continue
         try:
             self.anchors += KnownAnchors(config.config_file, config.cert_pv_prefix, "").load()
@@ -323,7 +328,7 @@ class _TrustedCAs:
             complain(f"Warning: {error}")
 
     async def issuer(self, identifier: str, context: Context, prefix: str, timeout: float) -> Any:
-        """The issuer's certificate, asked from the service where it is an intermediate that is not known; or None."""
+        """Return the issuer's certificate, asked from the service if it is an unknown intermediate; or None."""
         from appliance.authn.status import find_issuer, verified_chain
         from appliance.authn.trust import load_pem
         from appliance.errors import ApplianceError
@@ -440,8 +445,8 @@ async def _status_of_keychain(options: argparse.Namespace, config: ClientConfig)
 def _judge(verdict: CheckedStatus) -> int:
     if not verdict.verified:
         complain(
-            f"Warning: the certificate service says {verdict.claimed.value}, which is not relied upon: {verdict.why}; "
-            "--trust-anchor names a file with the trust anchor"
+            f"Warning: the certificate service says {verdict.claimed.value}, but this is not verified: {verdict.why}; "
+            "give a file with the trust anchor with --trust-anchor"
         )
     return EXITS[verdict.state.value]
 
@@ -473,7 +478,7 @@ def _server_of(context: Context, pv: str) -> str:
 
 
 def _plain(config: ClientConfig) -> ClientConfig:
-    """A certificate's status is asked for without the certificate: it cannot depend on itself."""
+    """Return the settings without a keychain: asking for a certificate's status cannot depend on the certificate."""
     from appliance.config.secret import Secret
 
     return config._replace(tls_keychain="", tls_keychain_password=Secret())
@@ -486,9 +491,9 @@ def _shown(target: str) -> str:
 
 
 def _status_pv(config: ClientConfig, target: str) -> str:
-    """The status PV by an identifier: the serial number has 20 digits, as in the name that certificates carry.
+    """Return the status PV for an identifier: the serial number has 20 digits, as in the name in certificates.
 
-    The C++ service answers to a name without the zeros, but what is put there reaches nobody who watches the other.
+    The C++ service also answers to a name without the zeros, but a PUT there does not reach those who watch the other.
     """
     from appliance.certs.x509 import parse_cert_id
 
@@ -507,13 +512,13 @@ async def _act(options: argparse.Namespace, config: ClientConfig) -> int:
     if not options.targets:
         own, path = _keychain_of(options, config)
         if own.certificate is None:
-            raise KeychainError(f"{path}: it holds trust anchors only; there is no certificate to revoke")
+            raise KeychainError(f"{path}: it holds only trust anchors, and no certificate to revoke")
         from appliance.certs.x509 import shown_id
 
         pv = own.status_pv or _status_pv(config, own.cert_id)
         await _act_on(options, config, own, pv, shown_id(own.issuer_id, own.serial))
         return OK
-    # All of them are read before anything is done: a slip in the last one must not leave the first ones done.
+    # All are read before anything is done: an error in the last one must not leave the first ones done.
     named = [(_status_pv(config, target), _shown(target)) for target in options.targets]
     keychain = _identity(options, config)
     status = OK
@@ -521,7 +526,7 @@ async def _act(options: argparse.Namespace, config: ClientConfig) -> int:
         try:
             await _act_on(options, config, keychain, pv, identifier)
         except ApplianceError as error:
-            # Each stands for itself: the others are done all the same.
+            # Each is independent: the others are done in any case.
             complain(f"Error: {identifier}: {error}" if len(named) > 1 else f"Error: {error}")
             status = FAILED
     return status
@@ -540,7 +545,7 @@ async def _act_on(
         try:
             await _put(config, keychain, pv, wanted, options.timeout)
         except (ChannelClosedError, OperationTimeoutError):
-            # A service that revokes the certificate of this very connection closes it, perhaps before its answer is out.
+            # A service that revokes the certificate of this connection closes it, perhaps before its answer is sent.
             if action != "revoke" or not await _is_revoked(options, config, pv, keychain, identifier):
                 raise
     except Exception as error:
@@ -549,7 +554,7 @@ async def _act_on(
         else:
             print(flush=True)
             if "REVOKED_OWN" in str(error):
-                complain("To revoke it all the same: pvxcert --revoke --own")
+                complain("To revoke it nevertheless: pvxcert --revoke --own")
         raise
     if options.json:
         Output(json=True).object(action=action, cert_id=identifier, done=True)
@@ -569,9 +574,9 @@ def _identity(options: argparse.Namespace, config: ClientConfig) -> Keychain:
 
 
 def _secured(config: ClientConfig, keychain: Keychain) -> Context:
-    """A client that shows ``keychain`` to the certificate service itself, and talks to nobody else.
+    """Return a client that shows ``keychain`` only to the certificate service itself, and talks to nobody else.
 
-    Anybody could answer a search for the status PV and report success for what was never done.
+    Anybody could answer a search for the status PV and report success for nothing.
     """
     from appliance.authn.requester import cms_only
     from appliance.client.context import Context

@@ -43,7 +43,7 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line."""
     made = Parser(prog="pvxget", description="Read PVs and print their values.", epilog=_EPILOG)
     made.add_argument("names", metavar="pvname", nargs="+", help="PV to read.")
     made.add_argument(

@@ -42,7 +42,7 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line."""
     made = Parser(
         prog="pvxinfo", description="Print the types of PVs and the servers that have them.", epilog=_EPILOG
     )
@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
 
 async def _work(options: argparse.Namespace) -> int:
     if options.host and (options.names or options.json):
-        complain("Error: -D tells of this host only: use it without PV names and without --json")
+        complain("Error: -D is about this host only: use it without PV names and without --json")
         return FAILED
     if options.host:
         from appliance.cli.hostinfo import print_host_information
@@ -111,7 +111,7 @@ def _show(out: Output, name: str, info: Info, *, verbose: bool) -> None:
 
 def _describe(peer: Credentials) -> str:
     if not peer.is_tls:
-        # Without TLS nothing is known of the server, and the import of the TLS engine would be for nothing.
+        # Without TLS nothing is known about the server, so importing the TLS engine would be useless.
         return f"{peer.method}/{peer.account}@{peer.peer}"
     from appliance.tls.credentials import describe
 
@@ -132,7 +132,7 @@ def _peer(peer: Credentials) -> dict[str, Any]:
 
 
 def _type(kind: TypeDesc) -> Any:
-    """Describe a type in JSON: text for a scalar, ``{"kind", "id", "fields"}`` for a structure."""
+    """Return a type in JSON form: text for a scalar, ``{"kind", "id", "fields"}`` for a structure."""
     from appliance.pvdata.render import type_name
     from appliance.pvdata.types import ArrayType, StructType, UnionType
 

@@ -1,4 +1,4 @@
-"""``pvxlist``: find servers, list their PVs, ask what they are."""
+"""``pvxlist``: find servers, list their PVs, ask for their information."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line."""
     made = Parser(
         prog="pvxlist", description="Discover servers, list their PVs, or ask what they are.", epilog=_EPILOG
     )
@@ -78,8 +78,8 @@ async def _work(options: argparse.Namespace) -> int:
         return FAILED
     if options.active is not None and options.servers:
         complain(
-            f"Error: -{'A' if options.active else 'p'} is for discovery, and servers to ask are named: "
-            "leave out the one or the other"
+            f"Error: -{'A' if options.active else 'p'} is for discovery and takes no servers: "
+            "leave out the option or the servers"
         )
         return FAILED
     out = Output(json=options.json)
@@ -107,7 +107,7 @@ async def _discover(context: Context, options: argparse.Namespace, out: Output, 
     except TimeoutError:
         pass
     except asyncio.CancelledError:
-        # Ctrl-C is how a discovery without a timeout ends.
+        # Ctrl-C is the usual end of a discovery without a timeout.
         task = asyncio.current_task()
         if task is not None:
             task.uncancel()

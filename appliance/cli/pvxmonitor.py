@@ -45,7 +45,7 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line."""
     made = Parser(
         prog="pvxmonitor",
         description="Subscribe to PVs and print every update, until interrupted.",

@@ -48,7 +48,7 @@ _NEGATIVE = r"-(?:0[xX][0-9a-fA-F]+|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[iI][nN
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line."""
     made = Parser(prog="pvxput", description="Write a PV.", epilog=_EPILOG)
     made.add_argument("name", metavar="pvname", help="PV to write.")
     made.add_argument("values", metavar="value", nargs="+", help="<value>, <json> or <field>=<value> ...")
@@ -61,9 +61,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def assignments(values: Sequence[str]) -> dict[str, str]:
-    """Sort the command line's values into fields; the empty name stands for the whole structure.
+    """Sort the command line's values by fields; the empty name means the whole structure.
 
-    Raises ConfigurationError for what is no assignment, or one field given twice.
+    Raises:
+        ConfigurationError: A word is not an assignment, or one field is given twice.
     """
     from appliance.errors import ConfigurationError
 
@@ -84,7 +85,7 @@ def assignments(values: Sequence[str]) -> dict[str, str]:
 
 
 def _as_array(values: Sequence[str]) -> str:
-    """The words of a command line as the array that was meant, for a shell."""
+    """Return the words of a command line as one array for a shell."""
     import re
     from json import dumps
     from shlex import quote
@@ -95,23 +96,23 @@ def _as_array(values: Sequence[str]) -> str:
 
 
 def _protected(argv: Sequence[str]) -> list[str]:
-    """Keep the parser from taking a negative number for an option: a blank in front makes it a value."""
+    """Keep the parser from reading a negative number as an option: a blank in front makes it a value."""
     import re
 
     return [f" {word}" if re.fullmatch(_NEGATIVE, word) else word for word in argv]
 
 
 def _given(words: Sequence[str]) -> list[str]:
-    """The other end of :func:`_protected`."""
+    """Undo :func:`_protected`."""
     import re
 
     return [word[1:] if re.fullmatch(f" {_NEGATIVE}", word) else word for word in words]
 
 
 def builder(fields: dict[str, str], show: Callable[[Value], None] | None) -> Callable[[Value], Value]:
-    """Make the function that turns the present value into the one to write.
+    """Return the function that turns the present value into the one to write.
 
-    It raises PVDataError naming the field, the text and the reason.
+    It raises PVDataError with the field, the text and the reason.
     """
     from appliance.errors import PVDataError
 
@@ -137,7 +138,7 @@ def builder(fields: dict[str, str], show: Callable[[Value], None] | None) -> Cal
 
 
 def _hint(fields: dict[str, str], field: str, present: Value) -> str:
-    """How to write as text what has been taken for JSON, or for a field and its value."""
+    """Return how to write, as text, what was read as JSON, or as a field and its value."""
     from json import dumps
     from shlex import quote
 
@@ -145,11 +146,11 @@ def _hint(fields: dict[str, str], field: str, present: Value) -> str:
     if text[:1] in ("{", "[", '"'):
         if isinstance(present.get(field or "value"), str) or not _is_json(text):
             whole = dumps(text) if len(fields) == 1 and field in ("", "value") else f"{field}={dumps(text)}"
-            return f"; to write this text as it stands: {quote(whole)}"
+            return f"; to write exactly this text: {quote(whole)}"
         return ""
     is_field = field in present and not isinstance(present.get("value"), str)
     if len(fields) == 1 and field not in ("", "value") and not is_field:
-        return f"; to write this text as it stands: {quote(dumps(f'{field}={text}'))}"
+        return f"; to write exactly this text: {quote(dumps(f'{field}={text}'))}"
     return ""
 
 

@@ -1,6 +1,6 @@
 """The certificate management service: store, life cycle, issuing, publishing, PVs and the daemon.
 
-The way of a request: `services` decodes it, `issuing` has a verifier turn it into a Grant, `lifecycle` records it
+The path of a request: `service` decodes it, `issuing` lets a verifier turn it into a Grant, `lifecycle` records it
 through `store` (one thread, one commit for all that wait), and only then `issuing` signs. `publisher` signs status
-answers and pushes them. The clock comes in as an argument everywhere.
+answers and sends them. The clock is an argument everywhere.
 """

@@ -1,4 +1,4 @@
-"""Checking the audit in the database."""
+"""Check the audit in the database."""
 
 from __future__ import annotations
 
@@ -17,11 +17,15 @@ __all__ = ["verify_audit"]
 
 
 def verify_audit(where: str, *, head: str | None = None) -> AuditFinding:
-    """Check the whole chain of a database, which may be in use. Raises ConfigurationError."""
+    """Check the whole chain of a database, which may be in use.
+
+    Raises:
+        ConfigurationError: A setting or a file cannot be used.
+    """
     import os
 
     if is_sqlite(where) and not os.path.isfile(where):  # noqa: PTH113
-        raise ConfigurationError("there is no such database", file=where)
+        raise ConfigurationError("the database does not exist", file=where)
     engine = engine_for(where, read_only=is_sqlite(where))
     try:
         with engine.connect() as connection:
@@ -48,7 +52,7 @@ def _records(rows: Iterable[Any]) -> Iterator[tuple[dict[str, Any], str]]:
         except (ValueError, RecursionError, ConfigurationError):
             same, record = False, {}
         columns = {"seq": seq, "at": at, "action": action, "serial": serial}
-        # The columns beside the record are for queries: what they say must be what was sealed.
+        # The columns beside the record are for queries. They must say what the sealed record says.
         if not same or seq != expected or any(record.get(key) != value for key, value in columns.items()):
             record = {"broken": seq}
         yield record, stored

@@ -1,7 +1,7 @@
-"""Copies of the database while it is in use, and putting one back.
+"""Copy the database while it is in use, and restore a copy.
 
-A restored database does not know the certificates that were issued after the copy was made: their status is UNKNOWN,
-and they are no use any more. What was revoked since stays revoked: see `appliance.cms.journal`.
+A restored database does not know certificates that were issued after the copy: their status is UNKNOWN, and they are
+useless. What was revoked since then stays revoked: see `appliance.cms.journal`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,15 @@ _PREFIX: Final = "certs_backup_"
 
 
 def backup(where: str, target: str) -> str:
-    """Copy the database to ``target``, in one consistent state; gives the name of the copy.
+    """Copy the database to ``target``, in one consistent state.
 
-    The copy appears whole or not at all, readable by its owner only. Raises ConfigurationError.
+    The copy appears whole or not at all, readable by its owner only.
+
+    Returns:
+        The name of the copy.
+
+    Raises:
+        ConfigurationError: There is no database, the file exists already, or copying failed.
     """
     if not is_sqlite(where):
         raise ConfigurationError("a database server makes its own backups (pg_dump)", file=where)
@@ -34,7 +40,7 @@ def backup(where: str, target: str) -> str:
     if not os.path.isfile(where):  # noqa: PTH113
         raise ConfigurationError("there is no database to back up", file=where)
     if os.path.lexists(target):
-        raise ConfigurationError("the file is there already; name another", file=target)
+        raise ConfigurationError("the file exists already; name another", file=target)
     partial = f"{target}.{os.getpid():x}.partial"
     try:
         os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
@@ -64,16 +70,16 @@ def backup(where: str, target: str) -> str:
 
 
 class Backups:
-    """The periodic backups of one database in one directory, which may hold those of other services too.
+    """The periodic backups of one database in one directory, which may also hold backups of other services.
 
-    Their names have a mark of the service, a number that only grows, and a date. What is oldest is told by the number: the
-    clock may have been years ahead when a name was made. Without that mark a file is never removed.
+    Their names have a mark of the service, a number that only grows, and a date. The number says which is the oldest, because
+    the clock may have been wrong when a name was made. A file without that mark is never removed.
     """
 
     def __init__(self, where: str, directory: str, issuer: str) -> None:
         self._where = where
         self.directory = directory or os.path.dirname(os.path.abspath(where))  # noqa: PTH100, PTH120
-        # The same authority may serve from two hosts or two databases, and the same path may be used on two hosts.
+        # The same authority may serve from two hosts or two databases, and two hosts may use the same path.
         place = f"{os.uname().nodename}\n{os.path.realpath(where)}"
         self._mark = f"{_PREFIX}{issuer}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
         self._name = re.compile(rf"{re.escape(self._mark)}_([0-9]{{6,12}})_[0-9TZ]+\.db")
@@ -81,7 +87,11 @@ class Backups:
     def make(self, now: float, keep: int) -> str:
         """Make the next backup, and remove all but the latest ``keep``, never the one that was just made.
 
-        Gives its name. Raises ConfigurationError.
+        Returns:
+            Its name.
+
+        Raises:
+            ConfigurationError: The backup could not be made.
         """
         numbers = [number for number, _ in self._found()]
         self._sweep()
@@ -95,14 +105,14 @@ class Backups:
         return made
 
     def _sweep(self) -> None:
-        """Remove what an end in the middle of a backup has left: nobody else makes files with this mark."""
+        """Remove what an interrupted backup has left. Nobody else makes files with this mark."""
         for name in os.listdir(self.directory):  # noqa: PTH208
             if name.startswith(self._mark) and name.endswith(".partial"):
                 with contextlib.suppress(OSError):
                     os.unlink(os.path.join(self.directory, name))  # noqa: PTH108, PTH118
 
     def _found(self) -> list[tuple[int, str]]:
-        """The backups of this service with their numbers, the oldest first."""
+        """Return the backups of this service with their numbers, the oldest first."""
         try:
             names = os.listdir(self.directory)  # noqa: PTH208
         except OSError as error:

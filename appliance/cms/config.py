@@ -1,6 +1,6 @@
 """The service's settings: flags, YAML, variables, defaults, in this order.
 
-`appliance.cms.options` is the one table of flags and variables. The settings of the PVAccess server itself are resolved by `appliance.config.pva`.
+`appliance.cms.options` is the only table of flags and variables. `appliance.config.pva` reads the settings of the PVAccess server.
 """
 
 from __future__ import annotations
@@ -137,32 +137,32 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
     """`DEBUG`, `INFO`, `WARNING` or `ERROR`; `PVXS_LOG` sets single parts."""
 
     def at_home(self) -> frozenset[str]:
-        """Organizations whose people the access security file calls by their names alone, beside the service's own."""
+        """Return organizations whose users the access security file names without organization, besides the service's own."""
         issuers = set(self.jwt.organizations().values())
-        # Of several none is the obvious one: their people are called by their organization, or it is listed.
+        # With several issuers, none is obvious: their users are named with the organization, or `organizations` lists it.
         return frozenset(self.organizations) | (issuers if len(issuers) == 1 else frozenset())
 
     def warnings(self) -> list[str]:
-        """What these settings give away, one sentence each."""
+        """Return a sentence for each setting that reduces security."""
         found = []
         if self.inherit_approval_unproven:
             found.append(
-                "inherit_approval_unproven: whoever claims a name that was approved once gets a certificate for it, with a key "
-                "of his own; nobody is asked"
+                "inherit_approval_unproven: anyone who claims a name that was approved once gets a certificate for it, with their "
+                "own key and without approval"
             )
             if not self.inherit_approval:
-                found.append("inherit_approval_unproven has no effect, for inherit_approval is false")
+                found.append("inherit_approval_unproven has no effect, because inherit_approval is false")
         found += shared_organizations(self.jwt)
         if self.certs_require_subscription in ("no", "requester"):
             who = "no certificate" if self.certs_require_subscription == "no" else "what a requester asks for"
             found.append(
-                f"certs_require_subscription is {self.certs_require_subscription}: {who} names a status PV, so that its revocation "
-                "reaches nobody; servers and clients that follow statuses do not admit it"
+                f"certs_require_subscription is {self.certs_require_subscription}: {who} names a status PV, so nobody learns of "
+                "its revocation; servers and clients that follow statuses do not admit it"
             )
         return found
 
     def rules(self) -> Rules:
-        """What holds for certificates."""
+        """Return the rules for certificates."""
         return Rules(
             usages={
                 usage: UsageRules(
@@ -181,28 +181,28 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
 
 
 def shared_organizations(config: JWTConfig) -> list[str]:
-    """Make a sentence for each organization that several issuers of tokens share."""
+    """Return a sentence for each organization that several issuers of tokens share."""
     sharing: dict[str, list[str]] = {}
     for name, organization in config.organizations().items():
         sharing.setdefault(organization, []).append(name)
     return [
-        f"the token issuers {' and '.join(names)} share the organization {organization}, which is all that a certificate says of "
-        "its issuer (O): access rules cannot tell their accounts apart. A name that one holds is refused to the other while its "
-        "certificate lives"
+        f"the token issuers {' and '.join(names)} share the organization {organization}, and a certificate names its issuer "
+        "only by organization (O): access rules cannot tell their accounts apart. A name that one account holds is refused "
+        "to the other while its certificate is valid"
         for organization, names in sharing.items()
         if len(names) > 1
     ]
 
 
 class Effective(NamedTuple):
-    """The settings that hold, with every path filled in."""
+    """The settings in effect, with every path filled in."""
 
     settings: CMSSettings
     server: ServerConfig
     warnings: list[str]
     document: Document[CMSSettings] | None
     server_lines: list[str]
-    """The settings of the server with where each came from."""
+    """The server's settings, each with its source."""
 
 
 def resolve(
@@ -213,14 +213,15 @@ def resolve(
 ) -> Effective:
     """Combine flags, the YAML file ``config``, variables and defaults.
 
-    A bad value is a ConfigurationError wherever it comes from: it could let in whom nobody meant to.
+    Raises:
+        ConfigurationError: A value is bad, wherever it comes from. To ignore it could give access to the wrong people.
     """
     environ = os.environ if environ is None else environ
     document = load_document(config, CMSSettings, environ=environ) if config else None
     settings = CMSSettings() if document is None else document.value
     written = set(document.tree) if document is not None and isinstance(document.tree, dict) else set()
     values: dict[str, Any] = {}
-    # "All" comes first in the table, so that a variable or flag for one usage wins over it.
+    # The options for all usages come first in the table, so that a variable or flag for one usage overrides them.
     for option in OPTIONS:
         for variable in option.variables:
             if variable in environ:
@@ -312,7 +313,7 @@ def _checked(settings: CMSSettings, values: dict[str, Any]) -> CMSSettings:
         "pending_approval_ends",
     ):
         if not getattr(replaced, key):
-            raise ConfigurationError("must be longer than nothing", key=key)
+            raise ConfigurationError("must be longer than zero", key=key)
     for key in ("cert_status_validity_mins", "pending_approval_ends"):
         if getattr(replaced, key).months:
             raise ConfigurationError("must be given in weeks, days, hours, minutes or seconds", key=key)
@@ -320,5 +321,9 @@ def _checked(settings: CMSSettings, values: dict[str, Any]) -> CMSSettings:
 
 
 def parse_password_file(path: str, setting: str) -> Secret:
-    """A keychain's password, the first line of the file that ``setting`` names; none for an empty path. Raises ConfigurationError."""
+    """Return a keychain's password, the first line of the file that ``setting`` names; none for an empty path.
+
+    Raises:
+        ConfigurationError: The file cannot be read.
+    """
     return Secret.first_line(path, setting=setting) if path else Secret()

@@ -1,4 +1,4 @@
-"""``pvacms``: everything wired together."""
+"""The program ``pvacms``."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ examples:
       copy the database, also while the service runs
 """
 _LONGEST_SLEEP_S: Final = 2.0
-"""The wall clock may be set: look at it at least this often."""
+"""Seconds between two looks at the wall clock, which somebody may set."""
 _RULE: Final = "+=======================================+======================================="
 _LINE: Final = "+---------------------------------------+---------------------------------------"
 
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--audit-head",
         metavar="HASH",
-        help="with --audit-verify: a hash that was shown as the head before, and must still be in the chain",
+        help="with --audit-verify: a hash that an earlier run has shown as the head; it must still be in the chain",
     )
     add_flags(parser)
     return parser
@@ -250,12 +250,12 @@ def _banner(effective: Effective, service: CertificateService) -> None:
     lines += [_LINE, f"| PVACMS [{service.names.issuer_id}] Service Running     |", _RULE]
     sys.stdout.write("\n".join(lines) + "\n")
     sys.stdout.flush()
-    # For those who have the journal and not the screen.
+    # For those who see the journal and not the screen.
     _log.info("the fingerprint of the trust anchor, to be published, is %s", anchor)
 
 
 async def _keep_time(service: CertificateService, daemon: Daemon) -> None:
-    """Let the clock's changes happen when they are due, check the health, make the backups."""
+    """Apply the changes that the clock makes, check the health, make the backups."""
     next_health = 0.0
     next_backup = time.monotonic() + service.settings.backup_interval_s
     before = service.clock()

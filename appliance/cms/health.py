@@ -1,6 +1,6 @@
 """CERT:HEALTH and CERT:METRICS.
 
-Source: SPVA specification 10.2; shapes as the reference of 2026 has them.
+Source: SPVA specification 10.2; structures as in the reference of 2026.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MAJOR: Final = 2
 
 
 class Health:
-    """Looks at the service and tells what it sees on two PVs."""
+    """Checks the service and reports on two PVs."""
 
     def __init__(
         self, store: Store, lifecycle: Lifecycle, issuing: Issuing, publisher: Publisher, counters: Counters
@@ -43,15 +43,15 @@ class Health:
         self._count = 0
         self._ok = True
         self.files: dict[str, str] = {}
-        """Files that the next start needs: path to what they are."""
+        """Files that the next start needs, with a description of each."""
         self.others: list[Callable[[], str]] = []
-        """Further looks, each telling what is wrong, or nothing."""
+        """Further checks. Each returns what is wrong, or nothing."""
         self.backup = ""
         """Why the last backup failed."""
         health = Value(HEALTH)
         health["value.choices"] = ("Not OK", "OK")
         health["display.description"] = "health of the certificate management service"
-        # There is no cluster. The C++ pvxcert reads both whether they are there or not; it calls a lone service one member.
+        # There is no cluster. The C++ pvxcert reads both fields in any case; a single service is a cluster of one member.
         health["cluster_mode"] = False
         health["cluster_members"] = 1
         metrics = Value(METRICS)
@@ -63,11 +63,11 @@ class Health:
     def _gone(self) -> str:
         for path, what in self.files.items():
             if not os.path.exists(path):  # noqa: PTH110 - a microsecond, and pathlib costs start-up time
-                return f"{what} {path} is gone; what was read from it stays in use: put it back before the next start"
+                return f"{what} {path} is missing; the service still uses what it read from it: put it back before the next start"
         return ""
 
     async def check(self) -> None:
-        """Look, and post."""
+        """Check, and post the result."""
         now = self._lifecycle.clock()
         try:
             by_state = await self._store.submit(_probe, trial=True)
@@ -130,7 +130,7 @@ class Health:
         )
 
     def summary(self) -> str:
-        """One line for the service manager."""
+        """Return one line for the service manager."""
         live = self._lifecycle.live.values()
         pending = sum(1 for record in live if record.state is CertState.PENDING_APPROVAL)
         return (
@@ -155,7 +155,7 @@ class Health:
 
 
 def _probe(transaction: Transaction) -> dict[str, int]:
-    """Write something too: a full disk shows before a requester finds it."""
+    """Count, and also write: a full disk then shows before a requester meets it."""
     import sqlalchemy as sa
 
     from appliance.cms.schema import meta

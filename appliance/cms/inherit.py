@@ -1,7 +1,7 @@
-"""What a request gets from the certificates that its subject and its key have had: an approval, their place, or a refusal.
+"""What a request gets from earlier certificates of its subject and its key: an approval, their place, or a refusal.
 
-A name is only claimed. What counts is who proves it: by the private key of an earlier certificate, by being connected
-with it, or by a token of the same identity. See docs/explanation/trust-model.md, "What rests on what".
+A name is only claimed. What counts is a proof: the private key of an earlier certificate, a connection with it, or a
+token of the same identity. See docs/explanation/trust-model.md, "What rests on what".
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ BARRED: Final = "the key is that of a certificate that was revoked, and is never
 
 
 def key_problem(request: NewCertificate, uses: Iterable[KeyUse]) -> str:
-    """Why a key is not certified for this request; empty where nothing speaks against it."""
+    """Return why a key is not certified for this request; empty if it may be."""
     for use in uses:
         if use.barred:
             return f"{BARRED}; request with a new key (move the keychain away)"
         if use.usage == "cms":
             return "the key is the certificate service's own; request with a key of your own"
         if use.subject != request.key and not request.proved:
-            # Whoever has somebody's key certified for himself, and that certificate revoked, would have it barred.
+            # Otherwise an attacker could have somebody's key certified in his own name and revoked, which would bar the key.
             return (
                 "the key is that of another subject's certificate, and the request does not prove that you hold it; "
                 "request with a new key"
@@ -53,40 +53,45 @@ def approved_before(request: NewCertificate, known: Iterable[Record]) -> bool:
 
 
 def other_holder(request: NewCertificate, live: Iterable[Record]) -> str:
-    """Why a token does not get a name that another identity holds; empty where none does.
+    """Return why a token does not get a name that another identity holds; empty if none does.
 
-    An identity is an issuer with a subject, and the certificate names only the issuer's host.
+    An identity is an issuer with a subject, but the certificate names only the issuer's host.
     """
     if request.identity and any(r.identity and r.identity != request.identity for r in live):
         return (
-            "the name belongs to another identity: a token of another issuer on the same host, or for another account, has a "
-            "certificate of this name that is not revoked or expired"
+            "the name belongs to another identity: a token of another issuer on the same host, or of another account, has a "
+            "certificate for this name that is not revoked or expired"
         )
     return ""
 
 
 def proves_the_name(request: NewCertificate, known: Iterable[Record]) -> bool:
-    """Whether a token, or an earlier certificate that an administrator approved, says that the name is the requester's."""
+    """Whether a token, or an earlier certificate that an administrator approved, proves that the name is the requester's."""
     return bool(request.identity) or any(record.approved and request.is_of(record) for record in known)
 
 
 def may_supersede(
     request: NewCertificate, old: Record, state: CertState, *, granted: bool, proven: bool
 ) -> str:
-    """Why a live certificate of the same subject gives way to the request; empty where it does not.
+    """Return why a live certificate of the same subject gives way to the request; empty if it does not.
 
-    ``granted``: the request needs no approval, or has one; ``proven``: see `proves_the_name`.
+    Args:
+        request: The request.
+        old: The live certificate.
+        state: Its state.
+        granted: Whether the request needs no approval, or has one.
+        proven: See `proves_the_name`.
     """
     if state is CertState.PENDING_APPROVAL:
         if request.is_of(old):
             return "requested again by the same requester"
         if proven:
-            return "somebody else has proved that the name is his"
+            return "somebody else has proved that the name is theirs"
     if (
         old.delivered == IN_DOUBT
         and not request.roll_over
         and (granted or state is CertState.PENDING_APPROVAL or old.skid == request.skid)
     ):
-        # Nobody knows whether the service's last run could hand it over; two must not be live.
+        # Nobody knows whether it was delivered before the last stop, and two must not be live.
         return "requested again; its delivery was interrupted"
     return ""

@@ -1,6 +1,6 @@
-"""Files that the service has open or relies upon, and whether they are still what is found by their names.
+"""Notice when files that the service has open or relies on are removed or replaced.
 
-A file that was removed or replaced takes everything that is written to it with it, and nobody sees that before the next start.
+All that is written to such a file is lost, and nobody would notice before the next start.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ __all__ = ["InUse", "is_at"]
 
 
 def is_at(fd: int, path: str) -> bool:
-    """Whether the file that is open as ``fd`` is the one that ``path`` names."""
+    """Whether the file open as ``fd`` is the one that ``path`` names."""
     try:
         there = os.stat(path)  # noqa: PTH116 - text in
     except OSError:
@@ -22,7 +22,7 @@ def is_at(fd: int, path: str) -> bool:
 
 
 class InUse:
-    """Remembers which file each of some names led to."""
+    """Remembers which file each path led to."""
 
     __slots__ = ("_known",)
 
@@ -30,7 +30,7 @@ class InUse:
         self._known: dict[str, tuple[int, int]] = {}
 
     def remember(self, *paths: str) -> None:
-        """Take the files that are there now for the right ones, unless others were remembered before."""
+        """Remember the present files as the right ones, except for paths that are remembered already."""
         for path in paths:
             if path not in self._known:
                 with contextlib.suppress(OSError):
@@ -38,7 +38,7 @@ class InUse:
                     self._known[path] = (found.st_dev, found.st_ino)
 
     def lost(self) -> str:
-        """The first name that leads nowhere, or to another file; empty where all is well."""
+        """Return the first path that leads nowhere, or to another file; empty if all are right."""
         for path, known in self._known.items():
             try:
                 found = os.stat(path)  # noqa: PTH116

@@ -1,7 +1,7 @@
-"""From a request to a certificate: one path for all authenticators.
+"""Make a certificate from a request: one path for all authenticators.
 
-Source: SPVA specification 9. A verifier turns the request into a Grant; the grant is recorded and committed; only
-then does the CA's key sign. What the requester names counts only as far as the grant says so.
+Source: SPVA specification 9. A verifier turns the request into a Grant. The grant is recorded and committed; only then
+does the CA's key sign. What the requester asks for counts only within the grant.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ __all__ = ["Issued", "Issuing", "Rules", "UsageRules", "new_serial", "pem_chain"
 
 _log: Final = logging.getLogger(__name__)
 _SERIAL_BITS: Final = 63
-"""Signed 64-bit integers are what databases have; two random serials of this length never meet."""
+"""Databases have signed 64-bit integers. Two random serial numbers of this length are never equal."""
 
 
 _RANDOMS: Final = 64
 _randoms: list[int] = []
-"""Random numbers in store: a serial number has to be unpredictable until it is used, and is no secret."""
+"""Random numbers kept ready: a serial number must be unpredictable until it is used, and is no secret afterwards."""
 
 
 class UsageRules(NamedTuple):
-    """What holds for one usage."""
+    """The rules for one usage."""
 
     approval: bool = True
     custom_durations: bool = True
@@ -57,7 +57,7 @@ class UsageRules(NamedTuple):
     """No certificate of this usage lives longer, unless ``validity`` is longer itself."""
 
     def latest(self, now: datetime) -> datetime:
-        """The latest end of a certificate that is issued now."""
+        """Return the latest end of a certificate that is issued now."""
         return max(self.longest.after(now), self.validity.after(now))
 
 
@@ -66,15 +66,16 @@ class Rules(NamedTuple):
 
     usages: Mapping[str, UsageRules] = MappingProxyType(dict.fromkeys(USAGES, UsageRules()))
     status_extension: Literal["yes", "no", "requester", "default"] = "default"
-    """Whether certificates name their status PV: always, never, unless the requester asks for none, or always and who asks for
-    none is refused."""
+    """Whether certificates name their status PV: always (``yes``), never (``no``), always unless the requester asks for none
+    (``requester``), or always, and a request for none is refused (``default``).
+    """
     inherit_approval: bool = True
     inherit_unproven: bool = False
     raw_pv_names: bool = False
 
 
 class Issued(NamedTuple):
-    """A certificate and what the requester is told about it."""
+    """A certificate and what the requester is told with it."""
 
     record: Record
     certificate: x509.Certificate
@@ -93,7 +94,7 @@ class TokenVerifier(Protocol):
 
 
 class Issuing:
-    """See the module's text. ``rules`` and ``reserved`` may be replaced when the configuration is read again."""
+    """Issues certificates. ``rules`` and ``reserved`` may be replaced when the configuration is read again."""
 
     def __init__(
         self,
@@ -112,7 +113,7 @@ class Issuing:
         self.tokens = tokens
         self.reserved = reserved
         self.proven_organizations: Callable[[], frozenset[str]] = frozenset
-        """Organizations (O) that tokens prove: who only claims one waits for approval."""
+        """Organizations (O) that tokens prove. Without a token, a claim to one needs approval."""
         self.own_keys: Callable[[], frozenset[str]] = frozenset
         """Keys of the service itself, by `key_identity`; those of the authorities are known."""
         self._authority_keys = frozenset(
@@ -126,8 +127,18 @@ class Issuing:
     ) -> Issued:
         """Issue a certificate for a request of ``peer``.
 
-        ``wanted`` tells whether the requester still waits: a certificate that nobody takes is revoked.
-        Raises RequestRefused, CertificateError, StoreError with one sentence for the requester.
+        Args:
+            ccr: The request.
+            peer: Who sent it.
+            wanted: Whether the requester still waits. A certificate that nobody takes is revoked.
+
+        Returns:
+            The certificate.
+
+        Raises:
+            RequestRefused: The request is not permitted; the text is for the requester.
+            CertificateError: The request asks for an impossible certificate.
+            StoreError: The database could not be used.
         """
         actor = Actor(peer.method, peer.account, peer.peer)
         try:
@@ -157,7 +168,7 @@ class Issuing:
             raise
         if not wanted():
             await self.lifecycle.withdraw(
-                issued.record, "the requester was gone before the certificate was ready"
+                issued.record, "the requester disconnected before the certificate was ready"
             )
         return issued
 
@@ -166,8 +177,8 @@ class Issuing:
             raise _Refusal("the key is the certificate service's own; request with a key of your own")
         if ccr.no_status and self.rules.status_extension == "default":
             raise _Refusal(
-                "certificates without a status are not issued here, for nobody would hear of it when one is revoked; ask "
-                "for one with a status (without --no-status). certs_require_subscription of the service decides"
+                "certificates without a status are not issued here, because nobody would learn of a revocation; ask "
+                "for one with a status (without --no-status). The service's setting certs_require_subscription decides"
             )
 
     async def _verify(self, ccr: CertRequest, peer: Credentials) -> Grant:
@@ -214,10 +225,10 @@ class Issuing:
                 f"{latest:%Y-%m-%d %H:%M:%S} UTC; ask for a shorter time"
             )
         if ccr.name in ReservedNames(self.reserved()):
-            # A name with privileges is never given away without somebody looking.
+            # A name with privileges is never issued without approval.
             return grant._replace(approval_needed=True, audit={"reserved": "yes"})
         if ccr.organization.casefold() in self.proven_organizations():
-            # Nor is one that a token would have to prove.
+            # Nor is a name in an organization that needs a token.
             return grant._replace(approval_needed=True, audit={"reserved": "organization of a token issuer"})
         return grant
 
@@ -231,7 +242,7 @@ class Issuing:
         not_after = min(grant.not_after, latest, authority.not_valid_after_utc)
         if not_after <= not_before:
             raise CertificateError(
-                f"the certificate would begin at {shown_time(not_before)}, and certificates for {ccr.usage} end at "
+                f"the certificate would begin at {shown_time(not_before)}, but certificates for {ccr.usage} end at "
                 f"{shown_time(not_after)} at the latest; ask for an earlier begin"
             )
         with_status = self.rules.status_extension in ("yes", "default") or (
@@ -296,7 +307,7 @@ class Issuing:
         *,
         status: bool,
     ) -> x509.Certificate:
-        """Sign a certificate that the service itself asked for and that is recorded already."""
+        """Sign a certificate that the service itself asked for and that is already recorded."""
         return build_certificate(
             self.issuer,
             subject=subject,
@@ -311,7 +322,7 @@ class Issuing:
 
 
 class _Known(NamedTuple):
-    """A public key and what is known of who sent it."""
+    """A public key and what is known of its sender."""
 
     key: CertificatePublicKeyTypes
     key_id: str
@@ -336,14 +347,14 @@ def _public_key(pem: str) -> CertificatePublicKeyTypes:
 
 
 def pem_chain(*certificates: x509.Certificate) -> str:
-    """Certificates in PEM form, one after the other, each once."""
+    """Return certificates in PEM form, one after the other, each once."""
     seen = dict.fromkeys(c.public_bytes(Encoding.PEM).decode("ascii") for c in certificates)
     return "".join(seen)
 
 
 def new_serial() -> int:
-    """A random serial number, never 0, of 63 bits."""
+    """Return a random serial number of 63 bits, never 0."""
     if not _randoms:
-        # A call of the kernel gives the interpreter to the store's thread, so one call serves many.
+        # The system call lets the store's thread run, so one call fetches many numbers.
         _randoms.extend(struct.unpack(f"<{_RANDOMS}Q", os.urandom(8 * _RANDOMS)))
     return _randoms.pop() >> (65 - _SERIAL_BITS) | 1 << (_SERIAL_BITS - 1)

@@ -1,8 +1,8 @@
-"""Revocations beside the database, so that restoring an older database un-revokes nothing.
+"""Revocations in a file beside the database, so that restoring an older database does not undo them.
 
-A file of lines, appended to and synced before a revocation is answered: ``serial date`` in decimal and whether the
-``key`` is revoked with the certificate or ``only`` that, after a first line that names the issuer. At the start it and the database are brought together: what either of them knows as
-revoked is revoked.
+Lines are appended and synced before a revocation is answered: ``serial date`` in decimal and whether the ``key`` is
+revoked with the certificate or ``only`` the certificate, after a first line that names the issuer. At the start, file and
+database are combined: what either of them knows as revoked is revoked.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ _ONLY: Final = "only"
 
 
 class JournalError(ApplianceError):
-    """A revocation could not be written beside the database."""
+    """A revocation could not be written to the journal."""
 
 
 class Journal:
-    """See the module's text. ``known`` maps serials to revocation dates (POSIX seconds)."""
+    """The journal of revocations. ``known`` maps serial numbers to revocation dates (POSIX seconds)."""
 
     def __init__(self, path: str, issuer: str) -> None:
         self.path = path
         self.known: dict[int, int] = {}
         self.missing: dict[int, int] = {}
-        """Revocations that are not in the file yet because writing failed."""
+        """Revocations that are not yet in the file because writing failed."""
         self.barred: set[int] = set()
-        """Those whose key must not be certified again; of a line without third word that is not known, and assumed."""
+        """Revocations that also bar the key. A line without the third word is counted among them, because it does not say."""
         self._issuer = issuer
         try:
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -57,7 +57,7 @@ class Journal:
             data += part
         whole = data.rfind(b"\n") + 1
         if whole != size:
-            # A line that a power cut left incomplete: its revocation was not answered.
+            # A power failure left this line incomplete, so its revocation was not answered.
             os.ftruncate(self._fd, whole)
         section = ""
         for number, line in enumerate(data[:whole].decode("ascii", "replace").splitlines(), 1):
@@ -77,8 +77,8 @@ class Journal:
                         self.barred.add(int(words[0]))
             else:
                 raise ConfigurationError(
-                    "this is not a line of the revocation journal; the file is damaged: repair it by hand, for "
-                    "without it a restored database could un-revoke certificates",
+                    "this is not a line of the revocation journal, so the file is damaged: repair it by hand, because "
+                    "without it a restored database could undo revocations",
                     file=self.path,
                     line=number,
                 )
@@ -86,9 +86,14 @@ class Journal:
             self._append(f"{_HEADER} {self._issuer}\n")
 
     def add(self, entries: Iterable[tuple[int, int]], *, barred: Iterable[int] = ()) -> None:
-        """Append revocations, those ``barred`` with their keys, and wait until they are on disk; with them any that failed before.
+        """Append revocations, and any that failed before, and wait until they are on disk.
 
-        Raises JournalError; the revocations are then kept for the next attempt.
+        Args:
+            entries: Serial numbers and dates (POSIX seconds).
+            barred: Those whose keys are revoked too.
+
+        Raises:
+            JournalError: The file cannot be written; the revocations are kept for the next attempt.
         """
         self.barred.update(barred)
         self.missing.update((s, at) for s, at in entries if s not in self.known)
@@ -110,12 +115,12 @@ class Journal:
 
     @property
     def lost(self) -> str:
-        """That the file is not what is found by its name any more; empty where all is well."""
+        """Why the open file is not the one at its path any more; empty if it is."""
         if is_at(self._fd, self.path):
             return ""
         return (
-            f"{self.path} was removed or replaced while the service ran; put it back, or start the service again, which writes "
-            "all revocations that the database knows to a new one"
+            f"{self.path} was removed or replaced while the service ran; put it back, or restart the service, which writes "
+            "all revocations in the database to a new one"
         )
 
     def _append(self, text: str) -> None:
@@ -130,14 +135,14 @@ class Journal:
             raise
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
 
 class OthersJournal(Journal):
-    """The journal of a running service, for a command that works beside it: never opened, and nothing is written to it."""
+    """The journal of a running service, for a command that works beside it. It is never opened or written."""
 
     def __init__(self, path: str, issuer: str) -> None:
         self.path = path
@@ -151,4 +156,4 @@ class OthersJournal(Journal):
         """Refuse. Raises JournalError."""
         del barred
         if tuple(entries):
-            raise JournalError(f"the revocation journal {self.path} is kept by the service that runs")
+            raise JournalError(f"the revocation journal {self.path} belongs to the running service")

@@ -1,9 +1,9 @@
-"""The life of certificates: what may become of each, when, and who is told.
+"""The life of certificates: which changes are permitted, when they happen, and who is told.
 
 Source: SPVA specification 8 and 9.3. The permitted transitions are `appliance.certs.status.TRANSITIONS`.
 
 All certificates whose state can still change are in memory; the others are read from the database when somebody asks.
-Changes are committed before anybody hears of them, except those that the clock makes: these hold by themselves.
+Changes are committed before anybody is told, except those that the clock makes: these are valid without a record.
 """
 
 from __future__ import annotations
@@ -54,31 +54,31 @@ __all__ = ["Lifecycle"]
 
 _log: Final = logging.getLogger(__name__)
 _FINISHED: Final = 20_000
-"""Finished certificates that are remembered without asking the database."""
+"""Number of finished certificates that are kept in memory."""
 _MOST_WAITING: Final = 10_000
 _MOST_OF_ONE: Final = 500
-"""Requests that wait for approval: all, and those of one address."""
+"""Limits for requests that wait for approval: all, and those of one address."""
 _SOON_S: Final = 0.2
 _AGAIN_S: Final = 10.0
-"""Seconds after which the end of a request is tried again that could not be recorded."""
+"""Seconds after which an end of a request that could not be recorded is tried again."""
 _AT_ONCE: Final = 500
-"""Crossings of the clock that are recorded in one transaction."""
+"""Number of changes by the clock that are recorded in one transaction."""
 
 
 class Waiting:
-    """The requests that wait for approval: serial to the address that each came from, empty after a restart."""
+    """The requests that wait for approval: serial number to the address that each came from, empty after a restart."""
 
     def __init__(self) -> None:
         self.came_from: dict[int, str] = {}
 
     def check(self, address: str) -> None:
-        """Refuse another one of this address where it has too many. Raises Refused."""
+        """Refuse another request of this address if it has too many. Raises Refused."""
         here = self.came_from
         if len(here) >= _MOST_WAITING or (
             len(here) >= _MOST_OF_ONE and sum(other == address for other in here.values()) >= _MOST_OF_ONE
         ):
             raise RequestRefused(
-                f"{len(here)} requests wait for approval, and no more are taken for now; ask an administrator to approve or deny them"
+                f"{len(here)} requests wait for approval, so no more are accepted now; ask an administrator to approve or deny them"
             )
 
 
@@ -86,7 +86,7 @@ Listener = Callable[[Record], None]
 
 
 class Lifecycle:
-    """See the module's text. ``clock`` gives the present time, aware.
+    """The states of all certificates of one service. ``clock`` gives the present time, aware.
 
     ``changed`` is called with the record of each certificate whose state has changed.
     """
@@ -103,7 +103,7 @@ class Lifecycle:
         self.journal = journal
         self.clock = clock
         self.pending_s = pending_s
-        """Seconds for which a request waits for its approval."""
+        """Seconds for which a request waits for approval."""
         self.live: dict[int, Record] = {}
         self.waiting = Waiting()
         self.created = 0
@@ -120,7 +120,7 @@ class Lifecycle:
     # -- start ---------------------------------------------------------------------------------------
 
     def load(self) -> None:
-        """Read the database, before the service starts; apply revocations that only the journal knows."""
+        """Read the database before the service starts, and apply revocations that only the journal knows."""
         store, journal = self.store, self.journal
         now = posix(self.clock())
 
@@ -167,13 +167,13 @@ class Lifecycle:
         heapq.heapify(self._boundaries)
 
     async def adopt(self) -> None:
-        """Take in what a command beside this service has recorded. Raises StoreError."""
+        """Load what a command beside this service has recorded. Raises StoreError."""
         for record in await self.store.submit(live_records):
             if self.peek(record.serial) is None:
                 self._remember(record)
 
     def wait_for_approval(self, pending_s: int) -> None:
-        """Change for how long requests wait."""
+        """Change how many seconds requests wait for approval."""
         if pending_s != self.pending_s:
             self.pending_s = pending_s
             for record in self.live.values():
@@ -189,11 +189,11 @@ class Lifecycle:
     # -- questions -----------------------------------------------------------------------------------
 
     def peek(self, serial: int) -> Record | None:
-        """What is known without asking the database."""
+        """Return what is known without asking the database."""
         return self.live.get(serial) or self._finished.get(serial)
 
     async def find(self, serial: int) -> Record | None:
-        """A certificate. Raises StoreError."""
+        """Return a certificate. Raises StoreError."""
         found = self.peek(serial)
         if found is None:
             found = await self.store.submit(lambda transaction: transaction.get(serial))
@@ -205,15 +205,17 @@ class Lifecycle:
         return found
 
     def state(self, record: Record) -> CertState:
-        """The state of a record now."""
+        """Return the present state of a record."""
         return state_now(record, self.clock())
 
     # -- changes -------------------------------------------------------------------------------------
 
     async def create(self, request: NewCertificate, actor: Actor) -> Record:
-        """Record a certificate; it may be signed when this returns.
+        """Record a certificate. The caller may sign it after this returns.
 
-        Raises RequestRefused, StoreError.
+        Raises:
+            RequestRefused: The certificate is not permitted.
+            StoreError: The database could not be used.
         """
         now = self.clock()
         at = posix(now)
@@ -265,7 +267,7 @@ class Lifecycle:
                 renew_by=0,
                 state=state,
                 state_date=at,
-                # What needed no approval has none that others could inherit.
+                # A certificate that needed no approval has none that others could inherit.
                 approved=inherited,
                 delivered=0,
                 skid=request.skid,
@@ -300,7 +302,7 @@ class Lifecycle:
         return record
 
     def delivered(self, serial: int) -> None:
-        """Note, without hurry, that a requester has got its certificate."""
+        """Record, without hurry, that a requester has got its certificate."""
         self._delivered.append(serial)
         if len(self._delivered) == 1:
             asyncio.get_running_loop().call_later(_SOON_S, self._flush_delivered)
@@ -308,7 +310,7 @@ class Lifecycle:
     def _flush_delivered(self) -> None:
         serials, self._delivered = self._delivered, []
         if serials:
-            # Not waited for: if it is lost, the certificates are in doubt after the next start, which is safe.
+            # Not awaited: if it is lost, the next start does not know whether they were delivered, which is safe.
             self.store.submit(mark_delivered(serials)).add_done_callback(_ignore)
 
     async def withdraw(self, record: Record, why: str) -> None:
@@ -318,7 +320,12 @@ class Lifecycle:
         )
 
     async def approve(self, serial: int, actor: Actor) -> Record:
-        """Approve a certificate. Raises RequestRefused, StoreError."""
+        """Approve a certificate.
+
+        Raises:
+            RequestRefused: The request is not permitted; the text says why.
+            StoreError: The database could not be used; nothing has changed.
+        """
 
         def decide(record: Record, state: CertState) -> tuple[CertState, bool]:
             if state is not CertState.PENDING_APPROVAL:
@@ -334,7 +341,7 @@ class Lifecycle:
         return await self._change(serial, decide, "approve", actor, "", check=check)
 
     async def deny(self, serial: int, actor: Actor) -> Record:
-        """Deny a certificate its approval. Raises RequestRefused, StoreError."""
+        """Deny approval to a certificate. Raises RequestRefused, StoreError."""
 
         def decide(_record: Record, state: CertState) -> tuple[CertState, bool]:
             if state is not CertState.PENDING_APPROVAL:
@@ -347,14 +354,19 @@ class Lifecycle:
         return await self._change(serial, decide, "deny", actor, "")
 
     async def revoke(self, serial: int, actor: Actor, why: str = "") -> Record:
-        """Revoke a certificate. Raises RequestRefused, StoreError."""
+        """Revoke a certificate.
+
+        Raises:
+            RequestRefused: The request is not permitted; the text says why.
+            StoreError: The database could not be used; nothing has changed.
+        """
 
         def decide(record: Record, state: CertState) -> tuple[CertState, bool]:
             if record.usage == "cms":
                 raise RequestRefused(
                     "it is the certificate service's own certificate: nobody follows its status, so revoking it would stop "
-                    "nobody. It is renewed by itself; if its key is lost to somebody, stop the service, remove its keychain "
-                    "and start it again, and if the authority's key is, make a new authority"
+                    "nobody. The service renews it by itself; if its key was stolen, stop the service, remove its keychain "
+                    "and start it again; if the authority's key was stolen, make a new authority"
                 )
             if state in (CertState.REVOKED, CertState.EXPIRED):
                 raise RequestRefused(f"the certificate is {state} already")
@@ -390,7 +402,7 @@ class Lifecycle:
                 transaction.audit(at, "refuse", serial, {**facts, "asked": action, "why": str(refusal)})
                 raise
             if state is not recorded.state:
-                # The clock's change comes first, in the order in which it happened.
+                # The clock's change comes first, because it happened first.
                 recorded = transaction.change(recorded, state, at=at, approved=recorded.approved)
                 transaction.audit(at, "clock", serial, {"state": state.value})
             if not may_change(state, new):
@@ -415,11 +427,11 @@ class Lifecycle:
         try:
             self.journal.add([(record.serial, record.state_date)], barred=(record.serial,) if bar_key else ())
         except JournalError as error:
-            # The database has it; the journal guards only against restoring an older one.
-            _log.error("%s; it is tried again soon", error)
+            # The database has it. The journal only guards against restoring an older database.
+            _log.error("%s; the service tries again soon", error)
 
     def catch_up_journal(self) -> None:
-        """Write what the journal could not take before, if there is anything; called now and then."""
+        """Write what the journal could not take before, if anything. Called now and then."""
         if self.journal.missing:
             with contextlib.suppress(JournalError):
                 self.journal.add(())
@@ -450,11 +462,15 @@ class Lifecycle:
     # -- the clock -----------------------------------------------------------------------------------
 
     def next_crossing(self) -> float | None:
-        """POSIX time of the next change that the clock will make."""
+        """Return the POSIX time of the next change that the clock will make."""
         return self._boundaries[0][0] if self._boundaries else None
 
     def tick(self, limit: int = _AT_ONCE) -> int:
-        """Let the clock's changes happen, ``limit`` at most, and have them recorded; gives their number."""
+        """Apply at most ``limit`` changes that the clock makes, and have them recorded.
+
+        Returns:
+            Their number.
+        """
         now = self.clock()
         seconds = now.timestamp()
         due = 0
@@ -486,11 +502,11 @@ class Lifecycle:
         task.add_done_callback(self._recording.discard)
 
     async def _lapse(self, record: Record) -> None:
-        """End a request that nobody has decided about."""
+        """End a request that nobody has decided on."""
 
         def decide(_record: Record, state: CertState) -> tuple[CertState, bool]:
             if state is not CertState.PENDING_APPROVAL:
-                raise RequestRefused("it was decided meanwhile")
+                raise RequestRefused("it was decided in the meantime")
             return CertState.REVOKED, False
 
         why = f"nobody has approved it in {self.pending_s // 86400} days" if self.pending_s >= 86400 else (
@@ -537,14 +553,14 @@ class Lifecycle:
             try:
                 await self.store.submit(job)
             except ApplianceError as error:
-                # They hold without the record; the next tick tries again, and the store says what is wrong.
+                # The change is valid without the record. The next tick tries again, and the store logs what is wrong.
                 _log.debug("%s", error)
                 return
             for serial in batch:
                 self._pending.pop(serial, None)
 
     async def settle(self) -> None:
-        """Wait until everything that is not urgent is recorded, too."""
+        """Wait until everything is recorded, also what is not urgent."""
         self._flush_delivered()
         while self._recording:
             await asyncio.wait(self._recording)
@@ -556,7 +572,7 @@ def _ignore(future: asyncio.Future[Any]) -> None:
 
 
 def revoked_in(transaction: Transaction) -> list[tuple[int, int, bool]]:
-    """Serial and date of all certificates that the database knows as revoked, and whether their keys are barred."""
+    """Return serial number and date of each revoked certificate in the database, and whether its key is barred."""
     import sqlalchemy as sa
 
     from appliance.cms.schema import certs

@@ -1,4 +1,4 @@
-"""What a life is made of: who asks, what is asked for, and how a record's state follows from the clock."""
+"""The terms of a certificate's life: who asks, what is asked for, and how the clock changes a record's state."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ class Actor(NamedTuple):
     peer: str = ""
 
     def facts(self) -> dict[str, str]:
+        """Return what the audit records about the actor."""
         return {"method": self.method, "account": self.account[:256], "peer": self.peer[:128]}
 
 
@@ -41,7 +42,7 @@ SERVICE: Final = Actor("service", "pvacms", "")
 
 
 class NewCertificate(NamedTuple):
-    """A certificate that is to be recorded."""
+    """A certificate to be recorded."""
 
     serial: int
     subject: Mapping[str, str]
@@ -53,28 +54,29 @@ class NewCertificate(NamedTuple):
     not_after: datetime
     approval_needed: bool
     inherit: bool
-    """An earlier approval of the same subject counts, for who proves that it was his."""
+    """Whether an earlier approval of the same subject counts, if the requester proves that it was theirs."""
     roll_over: bool
-    """The subject may have another live certificate: its identity was verified."""
+    """Whether the subject may have another live certificate, because its identity was verified."""
     facts: Mapping[str, str]
     """For the audit, without secrets."""
     key_id: str = ""
     """What tells the key from others: `appliance.certs.public_keys.key_identity`."""
     proved: bool = False
-    """The requester has proved that it holds the private key."""
+    """Whether the requester has proved that it holds the private key."""
     peer_serial: int = 0
-    """The certificate of ours by which the requester is connected; 0: none."""
+    """Serial number of our certificate that the requester's connection uses; 0: none."""
     inherit_unproven: bool = False
-    """An earlier approval counts for whoever claims the same subject."""
+    """Whether an earlier approval counts for anyone who claims the same subject."""
     no_status: bool = False
-    """The certificate is to name no status PV."""
+    """Whether the certificate names no status PV."""
 
     @property
     def key(self) -> str:
+        """The subject as the database compares it."""
         return subject_key(self.subject)
 
     def is_of(self, record: Record) -> bool:
-        """Whether the requester has proved that a certificate of the same subject is his."""
+        """Whether the requester has proved that a certificate of the same subject is theirs."""
         return (
             (self.proved and record.skid == self.skid)
             or record.serial == self.peer_serial
@@ -92,12 +94,12 @@ class NewCertificate(NamedTuple):
 
 
 def subject_key(subject: Mapping[str, str]) -> str:
-    """A subject as the database compares it."""
+    """Return a subject as the database compares it."""
     return _SEPARATOR.join(subject.get(part, "") for part in ("CN", "O", "OU", "C"))
 
 
 def split_subject_key(key: str) -> dict[str, str]:
-    """The parts of `subject_key`."""
+    """Return the parts of `subject_key`."""
     return dict(zip(("CN", "O", "OU", "C"), key.split(_SEPARATOR), strict=True))
 
 
@@ -112,12 +114,12 @@ def posix(when: datetime) -> int:
 
 
 def utc(seconds: int) -> datetime:
-    """The aware time of POSIX seconds."""
+    """Return the aware time of POSIX seconds."""
     return datetime.fromtimestamp(seconds, UTC)
 
 
 def state_now(record: Record, now: datetime) -> CertState:
-    """The state of a record at ``now``: what was recorded and what the clock has done since."""
+    """Return the state of a record at ``now``, from its recorded state and what the clock has changed since."""
     return effective_state(
         record.state,
         now=now,
@@ -128,7 +130,7 @@ def state_now(record: Record, now: datetime) -> CertState:
 
 
 def boundary_of(record: Record, now: datetime) -> float | None:
-    """POSIX time of the next change that the clock will make to a record."""
+    """Return POSIX time of the next change that the clock will make to a record."""
     when = next_boundary(
         record.state,
         now=now,
@@ -140,5 +142,5 @@ def boundary_of(record: Record, now: datetime) -> float | None:
 
 
 def shown_time(when: datetime) -> str:
-    """A time as the audit has it."""
+    """Return a time as the audit has it."""
     return f"{when.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"

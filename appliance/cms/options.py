@@ -1,4 +1,4 @@
-"""The one table of flags and variables, from which `pvacms`' command line, its settings and their tests come."""
+"""The only table of flags and variables; `pvacms`' command line, its settings and their tests use it."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def _plain(text: str) -> str:
 
 
 class Option(NamedTuple):
-    """One setting as flags and variables know it."""
+    """One setting with its flags and variables."""
 
     keys: tuple[str, ...]
-    """What it sets; more than one only where the name says "all"."""
+    """The settings it sets; more than one only if its name says "all"."""
     flags: tuple[str, ...]
     variables: tuple[str, ...]
     help: str
@@ -67,11 +67,11 @@ class Option(NamedTuple):
     """What a flag without a value sets."""
     metavar: str = "TEXT"
     server: bool = False
-    """A setting of the PVAccess server."""
+    """Whether it is a setting of the PVAccess server."""
 
     @property
     def destination(self) -> str:
-        """Attribute of the parsed arguments."""
+        """The attribute of the parsed arguments."""
         return "o_" + self.flags[-1].lstrip("-").replace("-", "_") if self.flags else ""
 
 

@@ -1,8 +1,8 @@
 """Who may do what: the access security file, and the state of the peers' own certificates.
 
-Groups of the file: ``CERT_CREATE`` for requests (everybody where the file does not define it), ``CERT_STATUS`` for
-reading the status (``DEFAULT`` where it is not defined), ``DEFAULT`` for everything else. An administrator is who may
-write a field of level 1 in ``DEFAULT`` and has proved with a certificate, over TLS, who he is.
+Groups of the file: ``CERT_CREATE`` for requests (everybody if the file does not define it), ``CERT_STATUS`` for reading
+the status (``DEFAULT`` if it is not defined), ``DEFAULT`` for everything else. An administrator is a peer that may write a
+field of level 1 in ``DEFAULT`` and has proved its identity with a certificate, over TLS.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ class Names:
         self._status = re.compile(rf"{re.escape(prefix)}:STATUS:{issuer_id}:([0-9]{{1,20}})", re.IGNORECASE)
 
     def status(self, serial: int) -> str:
-        """The name of a certificate's status PV, as it goes into certificates."""
+        """Return the name of a certificate's status PV, as certificates contain it."""
         return f"{self.prefix}:STATUS:{self.issuer_id}:{serial:020d}"
 
     def serial_of(self, name: str) -> int | None:
-        """The serial number in a status PV's name, padded or not; None for any other name."""
+        """Return the serial number in a status PV's name, padded or not; None for any other name."""
         found = self._status.fullmatch(canonical_pv_name(name))
         if found is None or not name.isascii():
             return None
@@ -64,7 +64,11 @@ class Names:
 
 
 def read_acf(path: str) -> AccessSecurity:
-    """Read the access security file. Raises AccessFileError."""
+    """Read the access security file.
+
+    Raises:
+        AccessFileError: The file cannot be read.
+    """
     try:
         with open(path, encoding="utf-8") as file:  # noqa: PTH123 - path is text
             text = file.read(_MAX_BYTES + 1)
@@ -74,12 +78,12 @@ def read_acf(path: str) -> AccessSecurity:
         raise AccessFileError("not UTF-8 text", file=path) from error
     if len(text) > _MAX_BYTES:
         raise AccessFileError(f"larger than {_MAX_BYTES} bytes", file=path)
-    # As a gateway reads it, WRITE includes RPC: so do the files that people have.
+    # As in a gateway, WRITE includes RPC: existing files expect it.
     return load_acf(text, file=path, gateway=True)
 
 
 class Policy(AccessPolicy):
-    """Judges peers by the access security file; `acf` may be replaced at any time."""
+    """Judges peers by the access security file. `acf` may be replaced at any time."""
 
     def __init__(
         self, acf: AccessSecurity, names: Names, organizations: frozenset[str] = frozenset()
@@ -87,7 +91,7 @@ class Policy(AccessPolicy):
         self.acf = acf
         self.names = names
         self.organizations = organizations
-        """Those whose people the file calls by their names alone, beside the service's own."""
+        """Organizations whose users the file names without organization, besides the service's own."""
 
     def administers(self, peer: Credentials) -> bool:
         """Whether a peer may approve, deny and revoke."""
@@ -96,7 +100,7 @@ class Policy(AccessPolicy):
         return self.acf.decide("DEFAULT", 1, Principal.of(peer, self.organizations)).write
 
     def owns(self, peer: Credentials, serial: int) -> bool:
-        """Whether a peer proved its identity with this very certificate."""
+        """Whether a peer proved its identity with exactly this certificate."""
         return (
             peer.method == "x509"
             and peer.is_tls
@@ -105,7 +109,7 @@ class Policy(AccessPolicy):
         )
 
     def administrators(self) -> frozenset[str]:
-        """Names that access security gives a meaning: nobody obtains them without approval."""
+        """Return names with a meaning in access security: nobody obtains them without approval."""
         names = {
             name.rpartition("/")[2]
             for members in self.acf.uags.values()
@@ -116,7 +120,7 @@ class Policy(AccessPolicy):
         return frozenset(names | {text for entry in entries for key, text in entry.parts if key == "CN"})
 
     def rights(self, name: str, peer: Credentials) -> Rights:
-        """Judge a channel."""
+        """Return the rights of a peer on a channel."""
         name = canonical_pv_name(name)
         names, acf = self.names, self.acf
         principal = Principal.of(peer, self.organizations)
@@ -134,7 +138,7 @@ class Policy(AccessPolicy):
             allowed = self.administers(peer)
             return Rights(read=allowed, rpc=allowed)
         if name in names.root or name in names.issuer:
-            # Public by nature, and needed before anybody can prove anything.
+            # Public, and needed before a peer can prove anything.
             return Rights(read=True)
         if name in (names.health, names.metrics) or name == "server":
             read = acf.decide("DEFAULT", 0, principal).read
@@ -143,7 +147,7 @@ class Policy(AccessPolicy):
 
 
 class CertificateGate(PeerGate):
-    """Turns away peers whose certificates this service knows as anything but valid, and closes them when that changes."""
+    """Refuses peers whose certificates this service knows as not valid, and disconnects them when that changes."""
 
     def __init__(
         self,
@@ -169,7 +173,7 @@ class CertificateGate(PeerGate):
         engine: TLSEngine,
         guid: bytes = b"",
     ) -> Callable[[], None]:
-        """PeerGate."""
+        """See PeerGate."""
         serial = credentials.serial
         if credentials.method != "x509" or self._exempt(serial):
             verdict(_GOOD)
@@ -206,7 +210,7 @@ class CertificateGate(PeerGate):
         except ApplianceError as error:
             _log.warning("a client's certificate cannot be looked up: %s", error)
             status = Verdict(
-                StatusClass.UNKNOWN, "the state of your certificate cannot be told now; try again"
+                StatusClass.UNKNOWN, "the state of your certificate is not known at the moment; try again"
             )
         else:
             status = self._judge(record)
@@ -224,7 +228,7 @@ class CertificateGate(PeerGate):
 
     def _changed(self, record: Record) -> None:
         if record.serial in self._watchers:
-            # A moment later: who revokes his own certificate gets his answer before his connection goes.
+            # A moment later, so that a client that revokes its own certificate gets its answer before it is disconnected.
             asyncio.get_running_loop().call_later(_LAST_WORDS_S, self._tell, record)
 
     def _tell(self, record: Record) -> None:

@@ -1,8 +1,8 @@
-"""Status answers: signed once per validity period, served from memory, pushed when something changes.
+"""Status answers: signed once per validity period, served from memory, sent when something changes.
 
 Source: SPVA specification 7 and 13.1. Nothing is signed before somebody asks, so a service with a hundred thousand
-certificates starts at once. An answer that somebody subscribed to is signed again before it runs out; the others are
-signed when they are next asked for.
+certificates starts at once. An answer with subscribers is signed again before it expires; the others are signed when
+somebody asks again.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ __all__ = ["Publisher", "StatusPV"]
 
 _log: Final = logging.getLogger(__name__)
 _AT_ONCE: Final = 50
-"""Signatures in one turn of the event loop: a hundred thousand that are due together must not stop the service."""
+"""Signatures in one turn of the event loop: a hundred thousand that are due at once must not block the service."""
 _RENEW_AT: Final = 5 / 6
 """Part of its validity after which an answer is signed again."""
 _FETCHES: Final = 16
-"""Questions to the database at a time; each answer is signed, which takes a fraction of a millisecond."""
+"""Questions to the database at a time. Each answer is signed, which takes a fraction of a millisecond."""
 _KEPT: Final = 20_000
-"""PVs that stay in memory without a channel."""
+"""Number of PVs without a channel that stay in memory."""
 
 _AT: Final = {path: STATUS.offsets[path] for path in STATUS.offsets}
 
@@ -72,14 +72,14 @@ class StatusPV(Handler):
         self.publisher = publisher
         self.serial = serial
         self.store: list[Any] | None = None
-        """The present answer; None until somebody asks, and when it has run out."""
+        """The present answer; None before the first question and after it has expired."""
         self.answers: dict[tuple[int, bool], PreparedAnswer] = {}
         self.subscriptions: dict[Subscription, None] = {}
         self.waiting: list[tuple[Operation, Callable[[ApplianceError | None], None]]] = []
         self.fetching = False
 
     def when_ready(self, call: Callable[[ApplianceError | None], None], asks: Operation) -> None:
-        """Call back when there is an answer, now if there is one. ``asks`` is what it is for."""
+        """Call back when there is an answer, at once if there is one. ``asks`` is the operation that needs it."""
         if self.store is not None:
             call(None)
             return
@@ -97,7 +97,7 @@ class StatusPV(Handler):
             call(error)
 
     def set(self, store: list[Any]) -> None:
-        """Take a new answer, and tell the subscribers."""
+        """Store a new answer, and send it to the subscribers."""
         changed = STATUS.leaf_mask if self.store is None else _differences(self.store, store)
         self.store = store
         for answer in self.answers.values():
@@ -108,7 +108,7 @@ class StatusPV(Handler):
                 subscription.post(update)
 
     def drop(self) -> None:
-        """Forget the answer: it has run out, and nobody subscribes."""
+        """Forget the answer: it has expired, and nobody subscribes."""
         self.store = None
         for answer in self.answers.values():
             answer.tail = None
@@ -119,9 +119,9 @@ class StatusPV(Handler):
         """Accept GET and PUT."""
         command = operation.command
         if command == CMD_RPC:
-            operation.fail("a certificate's status is read or monitored; it cannot be called")
+            operation.fail("a certificate's status can be read or monitored, not called")
         elif command == CMD_PROCESS:
-            operation.fail("this PV is no record: it cannot be processed")
+            operation.fail("this PV is not a record and cannot be processed")
         else:
             operation.ready(STATUS)
             wire = operation.wire
@@ -153,11 +153,11 @@ class StatusPV(Handler):
         self.publisher.on_put(self, operation, value, operation.done)
 
     def put_get(self, operation: Operation, value: Value) -> None:
-        """Approve, deny or revoke, and answer with the status afterwards."""
+        """Approve, deny or revoke, and then answer with the status."""
         self.publisher.on_put(self, operation, value, lambda: self.get(operation))
 
     def subscribe(self, subscription: Subscription) -> None:
-        """Queue the present status, and every later one."""
+        """Queue the present status and every later one."""
         subscription.ready(STATUS)
         if not subscription.alive:
             return
@@ -178,7 +178,7 @@ class StatusPV(Handler):
         self.subscriptions.pop(subscription, None)
 
     def introspect(self, operation: Operation, field: str) -> None:
-        """Tell the type."""
+        """Return the type."""
         if field not in STATUS.offsets:
             operation.fail(f"there is no field {field[:64]!r}")
         else:
@@ -228,11 +228,11 @@ class Publisher:
         self._count = itertools.count()
         self._tasks: set[asyncio.Task[None]] = set()
         self._asked: dict[str, deque[StatusPV]] = {}
-        """What the database has to be asked for, by the address of who wants it."""
+        """What to ask the database, by the requester's address."""
         lifecycle.listeners.append(self._changed)
 
     def pv(self, serial: int) -> StatusPV:
-        """The PV of a certificate, whether there is such a certificate or not."""
+        """Return the PV of a certificate, also for a certificate that does not exist."""
         found = self._pvs.get(serial)
         if found is None:
             found = self._pvs[serial] = StatusPV(self, serial)
@@ -243,10 +243,10 @@ class Publisher:
         return found
 
     def provide(self, pv: StatusPV, asks: str) -> None:
-        """Make a PV's answer, now if its certificate is in memory, else when the database has told.
+        """Make a PV's answer, at once if its certificate is in memory, else after the database has answered.
 
-        The database is asked a few questions at a time, and addresses take turns: anyone may ask for any number, and
-        each answer is signed.
+        The database gets a few questions at a time, and addresses take turns: anyone may ask for any number, and each answer
+        is signed.
         """
         record = self.lifecycle.peek(pv.serial)
         if record is not None or pv.serial in self._always_valid:
@@ -314,7 +314,11 @@ class Publisher:
             pv.answer_all(None)
 
     def make(self, serial: int, record: Record | None, now: datetime) -> tuple[list[Any], float]:
-        """Sign the answer about a certificate; gives it with the time at which to sign again."""
+        """Sign the answer about a certificate.
+
+        Returns:
+            The answer, and the POSIX time at which to sign again.
+        """
         import numpy as np
 
         if record is not None:
@@ -324,7 +328,7 @@ class Publisher:
         this_update = now.astimezone(UTC).replace(microsecond=0)
         next_update = this_update + self.validity
         if record is not None and state is CertState.VALID:
-            # Good, but not for longer than the certificate lives.
+            # VALID, but not for longer than the certificate.
             next_update = max(min(next_update, utc(record.not_after)), this_update + timedelta(seconds=1))
         revoked = utc(record.state_date) if record is not None and state is CertState.REVOKED else None
         der = self._signer.sign(
@@ -361,11 +365,15 @@ class Publisher:
     # -- the clock -----------------------------------------------------------------------------------
 
     def next_refresh(self) -> float | None:
-        """POSIX time at which the next answer is due to be signed again or forgotten."""
+        """Return the POSIX time at which the next answer must be signed again or forgotten."""
         return self._refreshes[0][0] if self._refreshes else None
 
     def tick(self, limit: int = _AT_ONCE) -> int:
-        """Sign again what is due, ``limit`` answers at the most; gives how many were due."""
+        """Sign again what is due, at most ``limit`` answers.
+
+        Returns:
+            How many were due.
+        """
         now = self.lifecycle.clock().timestamp()
         done = 0
         while self._refreshes and self._refreshes[0][0] <= now and done < limit:
@@ -375,7 +383,7 @@ class Publisher:
                 continue
             until = self._expiry(pv)
             if until > now:
-                continue  # a later answer is there already, with its own entry
+                continue  # a later answer exists already, with its own entry
             done += 1
             if not pv.subscriptions:
                 pv.drop()
@@ -388,7 +396,7 @@ class Publisher:
         return done
 
     def step_back(self) -> None:
-        """The clock has been set back: forget all answers, for they seem to come from the future."""
+        """Forget all answers after the clock was set back, because they seem to come from the future."""
         for pv in list(self._pvs.values()):
             if pv.store is None:
                 continue
@@ -408,4 +416,4 @@ class Publisher:
 
 
 def _refuse_put(_pv: StatusPV, operation: Operation, _value: Value, _done: Callable[[], None]) -> None:
-    operation.fail("this PV is read only")
+    operation.fail("this PV is read-only")

@@ -1,4 +1,4 @@
-"""The service's PVs, as generic clients meet them: whatever is tried on them, they answer.
+"""The service's PVs. Whatever a generic client tries on them, they answer.
 
 Source: SPVA specification 10.2; CERT:LIST is this service's own.
 """
@@ -62,7 +62,7 @@ _EVENTS: Final = {
     "REVOKED": "certificate-revoked",
     REVOKED_OWN: "certificate-revoked",
 }
-"""What an administrator puts to revoke his own certificate on purpose."""
+"""What an administrator puts to revoke their own certificate deliberately."""
 
 
 ROOT: Final = StructType(
@@ -129,7 +129,7 @@ LIST: Final = NTTable(
 
 
 class Counters:
-    """What CERT:METRICS tells about requests."""
+    """What CERT:METRICS reports about requests."""
 
     __slots__ = ("average_ms", "in_flight", "limited", "refused")
 
@@ -140,7 +140,7 @@ class Counters:
         self.average_ms = 0.0
 
     def took(self, seconds: float) -> None:
-        """Take the duration of one request into the moving average."""
+        """Add the duration of one request to the moving average."""
         ms = seconds * 1000
         self.average_ms = ms if not self.average_ms else self.average_ms + (ms - self.average_ms) / 64
 
@@ -152,7 +152,7 @@ class Tasks:
         self._running: set[asyncio.Task[None]] = set()
 
     def start(self, operation: Operation | None, work: Coroutine[Any, Any, None]) -> None:
-        """Run ``work``; what it raises is the operation's answer."""
+        """Run ``work``; if it raises, the error is the operation's answer."""
         task = asyncio.get_running_loop().create_task(self._guard(operation, work))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
@@ -177,7 +177,7 @@ class Tasks:
 
 
 class _Callable(Handler):
-    """A PV that is called; it shows the type of its answer to whoever asks for the PV's type."""
+    """A PV that is called. Clients that ask for the PV's type get the type of its answer."""
 
     __slots__ = ("_answer", "_hint")
 
@@ -230,12 +230,12 @@ class CreatePV(_Callable):
         self._template["status.value.choices"] = WIRE_CHOICES
 
     def limits(self, limiter: RateLimiter, in_flight: int) -> None:
-        """Take other limits into use."""
+        """Use other limits."""
         self._limiter = limiter
         self._limit = in_flight
 
     def rpc(self, operation: Operation, argument: Value | None) -> None:
-        """Issue a certificate; without a public key give the trust anchor."""
+        """Issue a certificate; without a public key return the trust anchor."""
         counters = self._counters
         try:
             ccr = parse_request(argument)
@@ -252,7 +252,7 @@ class CreatePV(_Callable):
         if counters.in_flight >= self._limit:
             counters.limited += 1
             raise RequestRefused(retry_sentence(1.0))
-        # Counted here and not in the task: requests that come in one go must not all pass before the first has begun.
+        # Counted here and not in the task, so that requests that arrive together cannot all pass before the first begins.
         counters.in_flight += 1
         self._tasks.start(operation, self._create(operation, ccr))
 
@@ -269,7 +269,7 @@ class CreatePV(_Callable):
         finally:
             counters.in_flight -= 1
         record = issued.record
-        # Asked now: the reply ends the operation of a client that said that it calls once only.
+        # Asked now, because the reply ends the operation of a client that declared that it calls only once.
         waits = operation.alive
         operation.reply(
             self._reply(
@@ -319,7 +319,7 @@ class CreatePV(_Callable):
 
 
 def _cause(error: ApplianceError) -> str:
-    """Why a token was refused, in the words of the audit: the requester is told less."""
+    """Return why a token was refused, in the words of the audit. The requester is told less."""
     if not isinstance(error, TokenRefused):
         return ""
     answer = error.facts.get("issuer_answer")
@@ -338,9 +338,7 @@ class ListPV(_Callable):
     __slots__ = ("_lifecycle", "_names", "_policy", "_tasks", "on_refused")
 
     def __init__(self, lifecycle: Lifecycle, names: Names, policy: Policy, tasks: Tasks) -> None:
-        super().__init__(
-            LIST.build(), "this PV is called: RPC with the optional queries state, subject and limit"
-        )
+        super().__init__(LIST.build(), "call this PV: RPC with the optional queries state, subject and limit")
         self._lifecycle = lifecycle
         self._names = names
         self._policy = policy
@@ -430,7 +428,7 @@ class StatusCommands:
         publisher.on_put = self.put
 
     def put(self, pv: StatusPV, operation: Operation, value: Value, done: Callable[[], None]) -> None:
-        """Do what an administrator, or the owner, asks."""
+        """Do what an administrator, or the owner, asks for."""
         wanted = value["state"] if value.is_marked("state") else ""
         self._tasks.start(operation, self._put(pv.serial, operation, str(wanted).strip().upper(), done))
 
@@ -444,11 +442,11 @@ class StatusCommands:
         if wanted not in ("APPROVED", "DENIED", "REVOKED", REVOKED_OWN):
             why = f"the state {wanted[:32]!r} cannot be put; use APPROVED, DENIED or REVOKED"
         elif wanted == REVOKED_OWN and not owns:
-            why = f"{identifier} is not the certificate that you are connected with; put REVOKED"
+            why = f"{identifier} is not the certificate of your connection; put REVOKED"
         elif wanted == "REVOKED" and owns and administers:
             why = (
-                f"{identifier} is your own administrator's certificate: you would lock yourself out. If that is what you "
-                f"want, put {REVOKED_OWN}, or have another administrator revoke it"
+                f"{identifier} is your own administrator's certificate: you would lock yourself out. If you "
+                f"want that, put {REVOKED_OWN}, or have another administrator revoke it"
             )
         elif not (administers or (owns and wanted in ("REVOKED", REVOKED_OWN))):
             why = f"{wanted} of {identifier} is not permitted to {peer.account or 'an anonymous client'}"
@@ -463,7 +461,7 @@ class StatusCommands:
             else:
                 record = await lifecycle.revoke(serial, actor, "by its owner" if owns else "")
         except StoreError as error:
-            # The audit, which is in the same database, cannot have it.
+            # The audit, which is in the same database, cannot record it.
             if not self._failures.take(""):
                 told = {
                     "event": "command-failed", "command": wanted, "cert_id": shown_id(self._names.issuer_id, serial), **peer.facts()
@@ -479,7 +477,7 @@ class StatusCommands:
         done()
 
     def refused(self, peer: Credentials, serial: int | None, wanted: str, why: str) -> None:
-        """Have a refused attempt recorded, unless this peer fills the audit with them."""
+        """Record a refused attempt, unless this peer has filled the audit with them."""
         if self._refusals.take(peer_key(peer.peer)):
             self._unrecorded += 1
             return
@@ -495,13 +493,13 @@ class StatusCommands:
         self._tasks.start(None, self._lifecycle.note("refuse", serial, actor, facts))
 
     def channel_refused(self, name: str, peer: Credentials, right: str) -> None:
-        """Access security refused a request before it got here."""
+        """Record a request that access security refused."""
         serial = self._names.serial_of(name)
         self.refused(peer, serial, right, f"access security refused {right} on {name[:128]!r}")
 
 
 class CMSSource(Source):
-    """Gives the service's PVs their names."""
+    """Maps names to the service's PVs."""
 
     def __init__(self, names: Names, publisher: Publisher) -> None:
         self.names_ = names
@@ -518,7 +516,7 @@ class CMSSource(Source):
         return name in self.pvs or self.names_.serial_of(name) is not None
 
     def open(self, name: str, peer: Credentials) -> Handler | None:
-        """Give the PV."""
+        """Return the PV."""
         handler = self.pvs.get(canonical_pv_name(name))
         if handler is not None:
             return handler
@@ -526,12 +524,12 @@ class CMSSource(Source):
         return None if serial is None else self._publisher.pv(serial)
 
     def names(self) -> list[str]:
-        """All names but those of certificates."""
+        """Return all names except those of certificates."""
         return list(self.pvs)
 
 
 def root_value(issuer_id: str, certificate: x509.Certificate, chain: tuple[x509.Certificate, ...]) -> Value:
-    """CERT:ROOT and CERT:ISSUER: a CA's certificate with those above it."""
+    """Return the value of CERT:ROOT and CERT:ISSUER: a CA's certificate with those above it."""
 
     def part(oid: x509.ObjectIdentifier) -> str:
         found = certificate.subject.get_attributes_for_oid(oid)

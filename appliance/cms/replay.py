@@ -1,8 +1,8 @@
-"""Used tokens: each counts once, across restarts, set clocks and restored databases.
+"""Used tokens: each is accepted once, also after restarts, clock changes and a restored database.
 
-They are in the database and, before a use is answered, in a file beside it, which restoring a backup does not touch.
-Where the database remembers such a file and there is none (a backup on a blank host), or it lacks what the database knows, nobody knows which tokens were used since
-the backup: those that were issued before this moment are void.
+They are in the database and, before a use is answered, in a file beside it, which restoring a backup does not touch. If the
+database remembers such a file and the file is missing (a backup on a new host), or lacks what the database knows, nobody
+knows which tokens were used since the backup: tokens issued before this moment are void.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _log: Final = logging.getLogger(__name__)
 _USE: Final = sa.text(
     "INSERT INTO replay (issuer, token, until) VALUES (:issuer, :token, :until) ON CONFLICT DO NOTHING"
 )
-"""The primary key is what decides: one statement, which SQLite and PostgreSQL spell alike."""
+"""The primary key decides. One statement, which SQLite and PostgreSQL spell alike."""
 _HEADER: Final = "pvacms tokens 1\n"
 _KEPT_S: Final = 86400
 _LARGE: Final = 1 << 20
 FORGOTTEN: Final = "tokens_forgotten"
-"""In the table ``meta``: the latest end of a token that was forgotten. Whatever ended no later may have been used."""
+"""In the table ``meta``: the latest end of a forgotten token. A token that ended no later may have been used."""
 VOID: Final = "tokens_void"
-"""The same: tokens that were issued before this second may have been used."""
+"""In the table ``meta``: tokens issued before this second may have been used."""
 BESIDE: Final = "tokens_beside"
-"""The same: that there is a file beside the database."""
+"""In the table ``meta``: there is a file beside the database."""
 
 
 class _Use(NamedTuple):
@@ -46,14 +46,14 @@ class _Use(NamedTuple):
 
 
 class TokenJournal:
-    """The file beside the database. Only the database's thread writes to it."""
+    """The file beside the database. Only the database's thread writes it."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self._fd = -1
 
     def read(self) -> list[_Use] | None:
-        """What the file says; None where there is none. Raises ConfigurationError."""
+        """Return the file's content; None if there is no file. Raises ConfigurationError."""
         try:
             with open(self.path, "rb") as file:  # noqa: PTH123 - path is text
                 text = file.read().decode("utf-8", "replace")
@@ -62,22 +62,26 @@ class TokenJournal:
         except OSError as error:
             raise ConfigurationError(f"cannot read: {error.strerror}", file=self.path) from error
         found = []
-        # A last line without its end was not answered.
+        # A last line without an end was not answered.
         for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), 1):
             words = line.split(" ", 2)
             if len(words) == 3 and words[0].isdecimal() and len(words[1]) == 64:
                 found.append(_Use(words[2], words[1], int(words[0])))
             elif line + "\n" != _HEADER:
                 raise ConfigurationError(
-                    "this is not a line of the file of used tokens; the file is damaged: move it away, and tokens that were "
-                    "issued before now are refused",
+                    "this is not a line of the file of used tokens, so the file is damaged: move it away; tokens "
+                    "issued before now are then refused",
                     file=self.path,
                     line=number,
                 )
         return found
 
     def write(self, uses: Iterable[_Use]) -> None:
-        """Replace the file. Raises ConfigurationError."""
+        """Replace the file.
+
+        Raises:
+            ConfigurationError: A setting or a file cannot be used.
+        """
         lines = "".join(f"{use.until} {use.token} {use.issuer}\n" for use in uses)
         write_private(self.path, (_HEADER + lines).encode())
         self.close()
@@ -87,7 +91,14 @@ class TokenJournal:
             raise ConfigurationError(f"cannot open: {error.strerror}", file=self.path) from error
 
     def add(self, use: _Use) -> bool:
-        """Append a use and wait until it is on disk; True when the file has become large. Raises StoreError."""
+        """Append a use and wait until it is on disk.
+
+        Returns:
+            Whether the file has become large.
+
+        Raises:
+            StoreError: The file cannot be written.
+        """
         if self.lost:
             raise StoreError(self.lost)
         line = f"{use.until} {use.token} {use.issuer}\n".encode()
@@ -105,16 +116,16 @@ class TokenJournal:
 
     @property
     def lost(self) -> str:
-        """That the file is not what is found by its name any more; empty where all is well."""
+        """Why the open file is not the one at its path any more; empty if it is."""
         if self._fd < 0 or is_at(self._fd, self.path):
             return ""
         return (
-            f"the file of used tokens {self.path} was removed or replaced while the service ran; put it back, or start the "
-            "service again: tokens that were issued before are then refused"
+            f"the file of used tokens {self.path} was removed or replaced while the service ran; put it back, or restart the "
+            "service: tokens that were issued before are then refused"
         )
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -129,7 +140,7 @@ class StoredReplay:
         self._swept = 0.0
 
     def load(self, now: float) -> None:
-        """Bring the database and the file beside it together, before the service starts. Raises ApplianceError."""
+        """Combine the database and the file beside it, before the service starts. Raises ApplianceError."""
         journal = self._journal
         beside = journal.read()
 
@@ -162,9 +173,13 @@ class StoredReplay:
     async def use(
         self, issuer: str, token_hash: str, until: float, now: float, issued: float | None = None
     ) -> bool:
-        """Record a use, committed before this returns; False when the token was used before, or may have been.
+        """Record a use, committed before this returns.
 
-        Raises StoreError.
+        Returns:
+            False if the token was used before, or may have been.
+
+        Raises:
+            StoreError: The use could not be recorded.
         """
         sweep = now - self._swept > 600
         if sweep:
@@ -195,7 +210,7 @@ class StoredReplay:
 
 
 def _sweep(connection: sa.Connection, now: int) -> None:
-    """Forget tokens that ended more than a day ago, and remember up to when: the clock may be set back."""
+    """Forget tokens that ended more than a day ago, and remember until when: somebody may set the clock back."""
     old = replay.c.until < now - _KEPT_S
     latest = connection.execute(sa.select(sa.func.max(replay.c.until)).where(old)).scalar()
     if latest is not None:

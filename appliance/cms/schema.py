@@ -1,4 +1,4 @@
-"""The database: tables, and the migrations that bring an older one up to date."""
+"""The database: tables, and the migrations that update an older one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from appliance.errors import ConfigurationError
 __all__ = ["HEAD", "audit", "certs", "is_current", "meta", "migrate", "replay"]
 
 HEAD: Final = "0002"
-"""The revision that this code works with: the last file in ``migrations/versions``."""
+"""The revision that this code needs: the last file in ``migrations/versions``."""
 
 metadata: Final = MetaData()
 
@@ -62,9 +62,9 @@ certs: Final = Table(
 )
 """One row per certificate, written before it is signed. Times are POSIX seconds.
 
-``subject`` is the parts of the name joined by U+001F; ``delivered`` 0: just recorded, 1: the requester has it, 2: the
-service stopped before it could tell. ``key_id`` tells keys apart (`appliance.certs.public_keys.key_identity`; empty in rows
-of the first version), ``barred`` keys are not certified again, ``no_status`` certificates name no status PV (null: not known).
+``subject`` is the parts of the name joined by U+001F. ``delivered`` is 0: just recorded, 1: the requester has it, 2: the
+service stopped before it knew. ``key_id`` tells keys apart (`appliance.certs.public_keys.key_identity`; empty in rows of
+the first version). ``barred`` keys are not certified again. ``no_status`` certificates name no status PV (null: not known).
 """
 
 audit: Final = Table(
@@ -78,7 +78,7 @@ audit: Final = Table(
     Column("hash", String(64), nullable=False),
     Index("audit_serial", "serial"),
 )
-"""``record`` is canonical JSON; ``hash`` chains it to all records before it."""
+"""``record`` is canonical JSON. ``hash`` links it to all records before it."""
 
 replay: Final = Table(
     "replay",
@@ -88,7 +88,7 @@ replay: Final = Table(
     Column("until", BigInteger, nullable=False),
     Index("replay_until", "until"),
 )
-"""Tokens that were used, each until it can no longer be presented."""
+"""Used tokens, each until it expires."""
 
 meta: Final = Table(
     "meta", metadata, Column("key", String(64), primary_key=True), Column("value", Text, nullable=False)
@@ -96,9 +96,13 @@ meta: Final = Table(
 
 
 def migrate(connection: Connection, *, where: str) -> bool:
-    """Bring the database to `HEAD`; True when it was empty and has been created.
+    """Update the database to `HEAD`.
 
-    Raises ConfigurationError for a database of a later version, or of another program.
+    Returns:
+        Whether it was empty and has been created.
+
+    Raises:
+        ConfigurationError: The database is of a later version, or of another program.
     """
     tables = set(inspect(connection).get_table_names())
     found = None
@@ -113,22 +117,22 @@ def migrate(connection: Connection, *, where: str) -> bool:
         return False
     if found is not None and not (found.isdecimal() and found < HEAD):
         raise ConfigurationError(
-            f"{where} has the schema version {found!r}, this program knows up to {HEAD}; "
-            "it was written by a later version: use that one"
+            f"{where} has the schema version {found!r}, but this program knows versions up to {HEAD}; "
+            "a later version of pvacms wrote it: use that one"
         )
     _upgrade(connection)
     return found is None
 
 
 def is_current(connection: Connection) -> bool:
-    """Whether the database is of the revision `HEAD`."""
+    """Whether the database has the revision `HEAD`."""
     if "alembic_version" not in inspect(connection).get_table_names():
         return False
     return connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == HEAD
 
 
 def _upgrade(connection: Connection) -> None:
-    # Alembic takes a quarter of a second to import: only a database that needs it pays.
+    # Importing Alembic takes a quarter of a second, so only a database that needs it pays for it.
     from pathlib import Path
 
     from alembic import command
@@ -141,5 +145,5 @@ def _upgrade(connection: Connection) -> None:
 
 
 def known(connection: Connection, key: str) -> str:
-    """A value of the table ``meta``, empty where there is none."""
+    """Return a value of the table ``meta``, empty if there is none."""
     return connection.execute(select(meta.c.value).where(meta.c.key == key)).scalar() or ""

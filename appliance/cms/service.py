@@ -1,4 +1,4 @@
-"""The service in one process: opened, started, ticked, reloaded, stopped. The daemon and the tests drive it."""
+"""The service in one process: opened, started, ticked, reloaded, stopped. The daemon and the tests use it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _log: Final = logging.getLogger(__name__)
 
 
 class CertificateService:
-    """See the module's text; make one with `open`."""
+    """One running certificate service. Make one with `open`."""
 
     def __init__(
         self,
@@ -108,9 +108,19 @@ class CertificateService:
     def open(
         cls, effective: Effective, *, clock: Callable[[], datetime], beside: bool = False
     ) -> CertificateService:
-        """Open what is there and make what is missing; nothing is served yet.
+        """Open what exists and make what is missing; nothing is served yet.
 
-        ``beside``: a command that records a certificate, also while the service runs. Raises ConfigurationError, SecurityError with one sentence.
+        Args:
+            effective: The settings.
+            clock: Gives the present time, aware.
+            beside: For a command that records a certificate, also while the service runs.
+
+        Returns:
+            The service.
+
+        Raises:
+            ConfigurationError: A setting or a file cannot be used.
+            SecurityError: A keychain is not trustworthy.
         """
         settings = effective.settings
         if is_sqlite(settings.db):
@@ -122,8 +132,8 @@ class CertificateService:
         try:
             if lock.beside and not os.path.lexists(settings.cert_auth_tls_keychain):
                 raise ConfigurationError(  # noqa: TRY301 - the handler below gives the database back
-                    "there is no such keychain, but a service that uses the database runs: name the certificate "
-                    "authority that it has",
+                    "the keychain does not exist, but a running service uses the database: name the certificate "
+                    "authority of that service",
                     file=settings.cert_auth_tls_keychain,
                 )
             authority = ensure_authority(settings, clock(), may_make=not lock.run(any_certificate))
@@ -143,7 +153,7 @@ class CertificateService:
         return service
 
     def first_start(self, *, ensure: str | None = None) -> None:
-        """Make keychains and the access security file where they are missing."""
+        """Make missing keychains and a missing access security file."""
         settings = self.settings
         name = ensure or settings.admin_name
         if self.authority.created or ensure:
@@ -155,7 +165,7 @@ class CertificateService:
         ):
             say(f"Admin user '{ensure}' successfully added to 'CMS_ADMIN'.")
         self.own_keychain = ensure_own_keychain(settings, self.server_config, self.issuing)
-        # Last, so that what has just been recorded counts as any other certificate.
+        # Last, so that what was just recorded counts like any other certificate.
         self.lifecycle.load()
         self.replay.load(self.clock().timestamp())
 
@@ -168,8 +178,8 @@ class CertificateService:
         self.policy = Policy(acf, self.names, settings.at_home())
         if self.server_config.tls_options.tls_required:
             _log.warning(
-                "tls_required is not applied to this service: the status of certificates, which is signed, is read over "
-                "plain TCP, by those above all who do not yet know whether TLS can be trusted"
+                "tls_required is not applied to this service: clients read the status of certificates, which is signed, over "
+                "plain TCP, because some do not yet know whether they can trust TLS"
             )
         self.store.start()
         self.issuing.tokens = self._tokens(settings)
@@ -212,7 +222,7 @@ class CertificateService:
         self.server = server
 
     async def stop(self) -> None:
-        """Finish what is begun and close."""
+        """Finish what was begun and close."""
         if self.server is not None:
             await self.server.stop()
             await self.publisher.stop()
@@ -222,15 +232,15 @@ class CertificateService:
         self.close()
 
     def close(self) -> None:
-        """Give the database back."""
+        """Close the database."""
         self.store.close()
         self.journal.close()
         self.token_journal.close()
 
     async def reload(self, effective: Effective) -> None:
-        """Take a new configuration and the access security file into use; all of it or nothing.
+        """Start to use a new configuration and the access security file: all of it or nothing.
 
-        What only counts at a start (addresses, files) stays. Raises ApplianceError.
+        Settings that matter only at a start (addresses, files) stay as they are. Raises ApplianceError.
         """
         settings = effective.settings
         acf = read_acf(self.settings.acf)
@@ -264,17 +274,17 @@ class CertificateService:
     # -- the clock -----------------------------------------------------------------------------------
 
     def tick(self) -> bool:
-        """Let everything that is due happen; True when there is more."""
+        """Do everything that is due; return whether there is more."""
         return bool(self.lifecycle.tick()) | bool(self.publisher.tick())
 
     def pause(self, longest_s: float) -> float:
-        """Seconds until something is due, ``longest_s`` at the most."""
+        """Return the seconds until something is due, at most ``longest_s``."""
         now = self.clock().timestamp()
         due = [t for t in (self.lifecycle.next_crossing(), self.publisher.next_refresh()) if t is not None]
         return min(longest_s, max(0.01, min(due, default=now + longest_s) - now))
 
     async def renew(self) -> None:
-        """Replace the service's own certificate before it runs out; connections that are up stay up."""
+        """Replace the service's own certificate before it expires. Existing connections stay up."""
         keychain, server = self.own_keychain, self.server
         if keychain is None or server is None or outlives(keychain, self.issuing):
             return
@@ -337,7 +347,7 @@ class CertificateService:
         return frozenset({key_identity(own.certificate.public_key())})
 
     def _proven_organizations(self) -> frozenset[str]:
-        """The organizations that tokens of the configured issuers have in their certificates."""
+        """Return the organizations in certificates that come from tokens of the configured issuers."""
         if not self.settings.jwt.issuers:
             return frozenset()
         from appliance.authn.jwt import uri
@@ -346,7 +356,7 @@ class CertificateService:
         return frozenset(where.host.casefold() for where in found if where is not None)
 
     def _reserved(self) -> frozenset[str]:
-        """Names that mean something: administrators, the service's own and the authorities'."""
+        """Return names with a meaning: administrators, the service's own and the authorities'."""
         issuer = self.authority.issuer
         own = {authority_name(certificate) for certificate in (issuer.certificate, *issuer.chain)}
         own |= {self.settings.pvacms_name, self.settings.admin_name}
@@ -358,17 +368,17 @@ def _limiter(settings: CMSSettings) -> RateLimiter:
 
 
 def several_issuers(settings: CMSSettings) -> list[str]:
-    """What to think of where more than one issuer vouches for names."""
+    """Return what an administrator should know if more than one issuer vouches for names."""
     found = sorted(set(settings.jwt.organizations().values()))
     left = [name for name in found if name not in settings.organizations]
     if len(found) < 2 or not left or "*" in settings.organizations:
         return []
     return [
         (
-            f"tokens of {len(found)} organizations are accepted ({', '.join(found)}), and the same name may be somebody else in "
+            f"tokens of {len(found)} organizations are accepted ({', '.join(found)}), and the same name may be another person in "
             f"each: a name alone in the access security file means nobody of {', '.join(left)}; write "
             f'"CN=alice, O={left[0]}" there, or list an organization in the setting organizations. At IOCs a name alone means '
-            "the organization of the IOC's own certificate, and those that its setting acf.organizations lists"
+            "the organization of the IOC's own certificate, and those in its setting acf.organizations"
         )
     ]
 

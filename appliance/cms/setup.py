@@ -1,7 +1,7 @@
 """The first start, and the self-tests of every start.
 
-What is missing is made: certificate authority, own keychain, administrator's keychain, access security file. What is
-there is checked before it is relied upon; a failure is one sentence.
+What is missing is made: certificate authority, own keychain, administrator's keychain, access security file. What exists
+is checked before it is used; a failure is one sentence.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ __all__ = [
 
 _LIMIT: Final = 1 << 18
 JOURNAL: Final = ".revoked"
-"""What the name of the journal of revocations ends in, beside the database's."""
+"""The end of the name of the journal of revocations, beside the database's."""
 _DAY: Final = timedelta(days=1)
 
 
@@ -95,7 +95,7 @@ class Authority(NamedTuple):
 
 
 def make_directory(path: str) -> None:
-    """Make the directory that a file goes into, for its owner only. Raises ConfigurationError."""
+    """Make the directory for a file, for its owner only. Raises ConfigurationError."""
     directory = os.path.dirname(os.path.abspath(path))  # noqa: PTH100, PTH120 - text in, text out
     make_directories(directory)
 
@@ -116,23 +116,28 @@ def _save(path: str, keychain: Keychain, password: Secret) -> None:
 
 
 def check_not_lost(db: str) -> None:
-    """Refuse to begin a new database where there was one. Raises ConfigurationError."""
+    """Refuse to start a new database if there was one before. Raises ConfigurationError."""
     if not os.path.lexists(db) and os.path.lexists(db + JOURNAL):
         raise ConfigurationError(
-            f"the database is missing, though its journal of revocations is there ({db}{JOURNAL}): with an empty one every "
-            "certificate would be UNKNOWN, the administrators' too. Put it back, or restore a backup; to begin anew, move the "
+            f"the database is missing, but its journal of revocations exists ({db}{JOURNAL}): with an empty database every "
+            "certificate would be UNKNOWN, also the administrators'. Put it back, or restore a backup; to start anew, move the "
             "journal away as well",
             file=db,
         )
 
 
 def any_certificate(transaction: Transaction) -> bool:
-    """Whether the database has certificates, of whichever authority."""
+    """Whether the database has certificates, of any authority."""
     return transaction.connection.execute(sa.select(certs.c.serial).limit(1)).first() is not None
 
 
 def ensure_authority(settings: CMSSettings, now: datetime, *, may_make: bool = True) -> Authority:
-    """Read the certificate authority's keychain, or make it. Raises ConfigurationError, SecurityError."""
+    """Read the certificate authority's keychain, or make it.
+
+    Raises:
+        ConfigurationError: A setting or a file cannot be used.
+        SecurityError: Something is not trustworthy; the text says what.
+    """
     path = settings.cert_auth_tls_keychain
     password = parse_password_file(
         settings.cert_auth_tls_keychain_pwd_file, "cert_auth_tls_keychain_pwd_file"
@@ -140,8 +145,8 @@ def ensure_authority(settings: CMSSettings, now: datetime, *, may_make: bool = T
     created = not os.path.lexists(path)
     if created and not may_make:
         raise ConfigurationError(
-            "the certificate authority's keychain is missing, and the database has certificates of an authority; a new one would "
-            "make them all worthless: put the keychain back, or restore it from its backup; to begin anew, name another database",
+            "the certificate authority's keychain is missing, but the database has certificates of an authority; a new authority "
+            "would make them all useless: put the keychain back, or restore it from its backup; to start anew, name another database",
             file=path,
         )
     if created:
@@ -175,9 +180,10 @@ def ensure_authority(settings: CMSSettings, now: datetime, *, may_make: bool = T
 
 
 def self_test(authority: Authority, now: datetime) -> None:
-    """Check the authority before anybody relies on it: profile, dates, chain, a signature there and back.
+    """Check the authority before it is used: profile, dates, chain, a signature made and verified.
 
-    Raises SecurityError with one sentence.
+    Raises:
+        SecurityError: The authority cannot be used; the text says why.
     """
     issuer = authority.issuer
     certificate = issuer.certificate
@@ -187,8 +193,8 @@ def self_test(authority: Authority, now: datetime) -> None:
         if not link.not_valid_before_utc <= now < link.not_valid_after_utc:
             raise CertificateError(
                 f"the certificate authority {subject_text(link.subject)} is valid from "
-                f"{link.not_valid_before_utc:%Y-%m-%d} to {link.not_valid_after_utc:%Y-%m-%d} and it is "
-                f"{now:%Y-%m-%d} now; check the clock, or make a new authority"
+                f"{link.not_valid_before_utc:%Y-%m-%d} to {link.not_valid_after_utc:%Y-%m-%d}, and this host's date is "
+                f"{now:%Y-%m-%d}; check the clock, or make a new authority"
             )
     if not is_self_signed(authority.root):
         raise CertificateError(f"the chain above {name} does not end in a self-signed certificate")
@@ -209,7 +215,7 @@ def self_test(authority: Authority, now: datetime) -> None:
     try:
         trial.verify_directly_issued_by(certificate)
     except Exception as error:
-        raise KeychainError(f"what the certificate authority {name} signs does not verify") from error
+        raise KeychainError(f"a signature by the certificate authority {name} does not verify") from error
 
 
 def record_own(
@@ -226,7 +232,7 @@ def record_own(
     no_status: bool,
     method: str,
 ) -> Record:
-    """Record a certificate of the service's own making."""
+    """Record a certificate that the service makes for itself."""
     record = Record(
         serial=serial,
         subject=subject_key(certificate_subject),
@@ -254,7 +260,7 @@ def record_own(
 
 
 class OwnRequest(NamedTuple):
-    """A certificate of the service's own making: first `job` is committed, then `finish` signs."""
+    """A certificate that the service makes for itself: first `job` is committed, then `finish` signs."""
 
     job: Callable[[Transaction], Record]
     finish: Callable[[Record], Keychain]
@@ -320,14 +326,18 @@ def _service_request(settings: CMSSettings, issuing: Issuing) -> OwnRequest:
 
 
 def outlives(keychain: Keychain, issuing: Issuing) -> bool:
-    """Whether the service's certificate is good for another week, or for as long as its authority."""
+    """Whether the service's certificate is valid for another week, or as long as its authority."""
     assert keychain.certificate is not None
     end = keychain.certificate.not_valid_after_utc
     return end - issuing.lifecycle.clock() > 7 * _DAY or end >= issuing.issuer.certificate.not_valid_after_utc
 
 
 async def renew_own_keychain(settings: CMSSettings, server: ServerConfig, issuing: Issuing) -> Keychain:
-    """Replace the service's keychain while it serves. Raises ApplianceError."""
+    """Replace the service's keychain while it serves.
+
+    Raises:
+        ApplianceError: It failed; the text says why.
+    """
     request = _service_request(settings, issuing)
     keychain = request.finish(await issuing.lifecycle.store.submit(request.job))
     replace_private(server.tls_keychain, dump_keychain(keychain, server.tls_keychain_password))
@@ -335,9 +345,9 @@ async def renew_own_keychain(settings: CMSSettings, server: ServerConfig, issuin
 
 
 def ensure_own_keychain(settings: CMSSettings, server: ServerConfig, issuing: Issuing) -> Keychain:
-    """Read the service's own keychain, or make it; one that has nearly run out, or is of another CA, is replaced.
+    """Read the service's own keychain, or make it. One that has nearly expired, or is of another CA, is replaced.
 
-    Its certificate carries no status extension: the status of the service that tells the status would be circular.
+    Its certificate has no status extension, because this service itself would give the status.
     """
     path = server.tls_keychain
     now = issuing.lifecycle.clock()
@@ -362,15 +372,22 @@ def ensure_own_keychain(settings: CMSSettings, server: ServerConfig, issuing: Is
 
 
 def ensure_administrator(settings: CMSSettings, issuing: Issuing, name: str, *, must_be_new: bool) -> bool:
-    """Make an administrator's keychain unless it is there; True when it was made.
+    """Make an administrator's keychain unless it exists.
 
-    With ``must_be_new`` whatever is in the way is an error. Raises ConfigurationError, SecurityError.
+    With ``must_be_new`` an existing one is an error.
+
+    Returns:
+        Whether it was made.
+
+    Raises:
+        ConfigurationError: A file cannot be used.
+        SecurityError: The certificate cannot be made.
     """
     path = settings.admin_tls_keychain
     if os.path.lexists(path):
         if must_be_new:
             raise ConfigurationError(
-                f"the keychain of an administrator is there already; move it away, or name another with -a: {path}"
+                f"the keychain of an administrator exists already; move it away, or name another with -a: {path}"
             )
         return False
     country = settings.cert_auth_country
@@ -385,7 +402,7 @@ def ensure_administrator(settings: CMSSettings, issuing: Issuing, name: str, *, 
     ]
     if alive:
         why = (
-            f"{shown_name(subject)} has a certificate already "
+            f"{shown_name(subject)} already has a certificate "
             f"({shown_id(issuing.names.issuer_id, alive[0].serial)}); "
             "have that one revoked first; if nobody can, because it is the only administrator's and is lost, choose another "
             "name here, and revoke it with the new keychain"
@@ -399,8 +416,8 @@ def ensure_administrator(settings: CMSSettings, issuing: Issuing, name: str, *, 
         subject,
         usage="client",
         lifetime_end=now + 366 * _DAY,
-        # PVXS 1.3.1 loads its own chain for RSA keys only, and speaks plain TCP with any other: an administrator
-        # who used its pvxcert would be refused for want of an identity.
+        # PVXS 1.3.1 loads its own chain for RSA keys only, and uses plain TCP with any other key. An administrator with its
+        # pvxcert would then be refused, because it proves no identity.
         algorithm=settings.key_algorithm if settings.key_algorithm.startswith("rsa-") else "rsa-2048",
         status=True,
         method="administrator",
@@ -418,7 +435,7 @@ def ensure_administrator(settings: CMSSettings, issuing: Issuing, name: str, *, 
 
 
 def ensure_acf(path: str, authority: Authority, admin: str) -> bool:
-    """Write the default access security file unless there is one; True when it was written."""
+    """Write the default access security file unless one exists; return whether it was written."""
     if os.path.lexists(path):
         return False
     chain = [authority.issuer.certificate, *authority.issuer.chain]
@@ -488,9 +505,15 @@ def _yaml_acf(names: list[str], admin: str) -> str:
 
 
 def add_administrator(path: str, name: str) -> bool:
-    """Add a name to CMS_ADMIN in the access security file; False when it is there already.
+    """Add a name to CMS_ADMIN in the access security file.
 
-    The rest of the file stays as it is. Raises ConfigurationError.
+    The rest of the file stays as it is.
+
+    Returns:
+        False if the name is there already.
+
+    Raises:
+        ConfigurationError: The file cannot be changed.
     """
     try:
         with open(path, encoding="utf-8") as file:  # noqa: PTH123
@@ -521,7 +544,7 @@ def add_administrator(path: str, name: str) -> bool:
         changed = pattern.sub(replace, text, count=1)
         if changed != text and name in load_acf(changed, file=path, gateway=True).uags["CMS_ADMIN"]:
             before = os.stat(path)  # noqa: PTH116
-            # By root beside a service of another account, which must still be able to read it.
+            # Written by root for a service of another account, which must still be able to read it.
             owner = (before.st_uid, before.st_gid) if os.geteuid() == 0 else None
             write_private(path, changed.encode(), before.st_mode & 0o777, owner=owner)
             return True

@@ -1,4 +1,4 @@
-"""The part of looking at a public key that takes long: beside other work, a millisecond at a time, once per key."""
+"""The slow part of checking a public key: beside other work, a millisecond at a time, once per key."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _REMEMBERED: Final = 10_000
 _LARGE_BITS: Final = 3072
 _MOST_SMALL: Final = 64
 _MOST_LARGE: Final = 4
-"""Requests that wait for their key to be looked at; others are sent away, so that these never take all places."""
+"""Requests that may wait for the check of a large key. Others are refused, so that these never take all places."""
 
 
 class _Queue:
@@ -41,10 +41,10 @@ async def _look(modulus: int) -> str | None:
 
 
 class Soundness:
-    """Remembers the keys that were found good.
+    """Remembers keys that were found good.
 
-    One key at a time is looked at, so that many requests together do not stop everything else; large ones, which take up to
-    two seconds, wait for each other only.
+    One key at a time is checked, so that many requests do not block everything else. Large keys, which take up to two
+    seconds, wait only for each other.
     """
 
     def __init__(self) -> None:
@@ -52,13 +52,13 @@ class Soundness:
         self._small, self._large = _Queue(_MOST_SMALL), _Queue(_MOST_LARGE)
 
     async def check(self, key: CertificatePublicKeyTypes, key_id: str) -> None:
-        """Look at a key. Raises CertificateError for one that anybody can break."""
+        """Check a key. Raises CertificateError for one that anybody can break."""
         if not isinstance(key, rsa.RSAPublicKey) or key_id in self._good:
             return
         queue = self._large if key.key_size > _LARGE_BITS else self._small
         if queue.length >= queue.most:
             raise CertificateError(
-                f"too many RSA keys of this size wait to be looked at; {retry_sentence(5.0)}, or use a key of another kind"
+                f"too many RSA keys of this size wait to be checked; {retry_sentence(5.0)}, or use a key of another kind"
             )
         queue.length += 1
         try:

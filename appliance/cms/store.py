@@ -1,7 +1,7 @@
-"""The database's only writer: one thread, and one commit for all that wait.
+"""The database's only writer: one thread, and one commit for all jobs that wait.
 
-A job is a function of a `Transaction`. It first checks, raising an ApplianceError when it refuses, and then writes;
-so jobs that share a commit cannot hurt each other. A commit that fails fails all of its jobs: nothing is half done.
+A job is a function of a `Transaction`. It first checks, raising an ApplianceError to refuse, and then writes. So jobs
+that share a commit cannot harm each other. If a commit fails, all of its jobs fail: nothing is half done.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ _log: Final = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _GROUP: Final = 512
 _AT_ONCE: Final = 16
-"""Results that are handed over in one turn of the event loop."""
+"""Results that are delivered in one turn of the event loop."""
 _GATHER_S: Final = 0.00015
 _GATHER_MAX_S: Final = 0.002
 _LARGEST: Final = (1 << 63) - 1
-"""The largest serial number that is issued, and that the database can hold."""
+"""The largest serial number that is issued and that the database can hold."""
 _MAX_FACT: Final = 1024
 TOLD_EVERY_S: Final = 60.0
-"""Seconds between two lines of the log that say that the database cannot be written."""
+"""Seconds between two log lines that say that the database cannot be written."""
 IN_DOUBT: Final = 2
 LIVE: Final = (
     CertState.VALID,
@@ -62,7 +62,7 @@ LIVE: Final = (
 
 
 class StoreError(ApplianceError):
-    """The database did not take or give what was asked; nothing has changed."""
+    """The database did not do what was asked; nothing has changed."""
 
 
 class Record(NamedTuple):
@@ -78,17 +78,17 @@ class Record(NamedTuple):
     state: CertState
     state_date: int
     approved: bool
-    """An administrator has approved it, or an earlier one that its requester proved to be his."""
+    """Whether an administrator has approved it, or an earlier one that its requester proved to be theirs."""
     delivered: int
     skid: str = ""
     identity: str = ""
-    """Whom a token proved, as ``issuer|subject``; empty where none did."""
+    """The identity that a token proved, as ``issuer|subject``; empty if none did."""
     no_status: bool | None = None
-    """It names no status PV; None where that is not known any more."""
+    """Whether it names no status PV; None if that is not known."""
 
 
 class KeyUse(NamedTuple):
-    """A certificate that a key has been used for."""
+    """A certificate that a key was used for."""
 
     serial: int
     subject: str
@@ -97,7 +97,7 @@ class KeyUse(NamedTuple):
 
 
 _COLUMNS: Final = tuple(schema.certs.c[name] for name in Record._fields)
-# Made once: SQLAlchemy takes longer to look at a new statement than SQLite takes to run it.
+# Made once: SQLAlchemy takes longer to compile a new statement than SQLite takes to run it.
 _OF_ISSUER: Final = sa.select(*_COLUMNS).where(schema.certs.c.issuer == sa.bindparam("by"))
 _OF_SUBJECT: Final = _OF_ISSUER.where(schema.certs.c.subject == sa.bindparam("of"))
 _OF_SUBJECTS: Final = _OF_ISSUER.where(schema.certs.c.subject.in_(sa.bindparam("of", expanding=True)))
@@ -128,11 +128,11 @@ def is_sqlite(where: str) -> bool:
 
 
 def engine_for(where: str, *, read_only: bool = False) -> sa.Engine:
-    """An engine for a file (SQLite) or a URL (such as ``postgresql+psycopg://``)."""
+    """Return an engine for a file (SQLite) or a URL (such as ``postgresql+psycopg://``)."""
     if not is_sqlite(where):
         return sa.create_engine(where, poolclass=NullPool)
     mode = "?mode=ro" if read_only else ""
-    # As a URI, whatever characters the path has.
+    # As a URI, because the path may have any characters.
     from urllib.parse import quote
 
     engine = sa.create_engine(
@@ -176,7 +176,7 @@ class Transaction:
         self._seq, self._hash = audit_head
 
     def prefetch(self, subjects: Iterable[str]) -> None:
-        """Read what is known of many subjects at once."""
+        """Read what is known about many subjects at once."""
         wanted = [subject for subject in set(subjects) if subject not in self._by_subject]
         if not wanted:
             return
@@ -191,12 +191,12 @@ class Transaction:
             self._by_subject[found.subject].append(found)
 
     def of_subject(self, subject: str) -> list[Record]:
-        """All certificates of a subject."""
+        """Return all certificates of a subject."""
         self.prefetch((subject,))
         return [*self._by_subject[subject], *self._new_by_subject.get(subject, ())]
 
     def of_key(self, key_id: str, skid: str) -> list[KeyUse]:
-        """All certificates of a key, whatever has become of them."""
+        """Return all certificates of a key, in any state."""
         found = [
             KeyUse(row[0], row[1], row[2], bool(row[3]))
             for row in self.connection.execute(_OF_KEY, {"by": self._issuer, "key": key_id, "name": skid})
@@ -204,14 +204,14 @@ class Transaction:
         return found + self._new_by_key.get(key_id, [])
 
     def key_of(self, serial: int) -> tuple[str, str]:
-        """A certificate's ``key_id`` and ``skid``."""
+        """Return a certificate's ``key_id`` and ``skid``."""
         self.flush()
         columns = (schema.certs.c.key_id, schema.certs.c.skid)
         row = self.connection.execute(sa.select(*columns).where(schema.certs.c.serial == serial)).first()
         return ("", "") if row is None else (row[0], row[1])
 
     def get(self, serial: int) -> Record | None:
-        """One certificate."""
+        """Return one certificate."""
         if serial > _LARGEST:
             return None
         self.flush()
@@ -233,7 +233,7 @@ class Transaction:
     def change(
         self, record: Record, state: CertState, *, at: int, approved: bool, bar_key: bool = False
     ) -> Record:
-        """Give a certificate another state; with ``bar_key`` its key is never certified again."""
+        """Change a certificate's state; with ``bar_key`` its key is never certified again."""
         self.flush()
         values: dict[str, Any] = {"state": state.value, "state_date": at, "approved": approved}
         if bar_key:
@@ -244,12 +244,12 @@ class Transaction:
             .values(**values)
         )
         if changed.rowcount != 1:
-            raise StoreError("the certificate's state has changed meanwhile; look again")
+            raise StoreError("the certificate's state has changed in the meantime; look again")
         self._by_subject.pop(record.subject, None)
         return record._replace(state=state, state_date=at, approved=approved)
 
     def audit(self, at: int, action: str, serial: int | None, facts: Mapping[str, Any]) -> None:
-        """Add a record to the audit, chained to all before it."""
+        """Add a record to the audit, linked to all before it."""
         facts = {key: clean(value) for key, value in facts.items()}
         self._seq += 1
         number = "" if serial is None else str(serial)
@@ -298,30 +298,30 @@ class _Waiting(NamedTuple):
 
 
 def clean(value: object) -> str:
-    """What a peer may have chosen, fit for the audit: bounded, and without control characters or half characters."""
+    """Make a peer's text safe for the audit: limited in length, without control characters or incomplete characters."""
     text = str(value)[:_MAX_FACT]
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class Store:
-    """See the module's text. Use `open` before anything else; `close` waits for what is queued."""
+    """The database. Call `open` before anything else; `close` waits for queued jobs."""
 
     def __init__(self, where: str, issuer: str) -> None:
         self.where = where
         self.issuer = issuer
         self.created = False
-        """`open` found an empty database."""
+        """Whether `open` found an empty database."""
         self._failed_at: float | None = None
         self._failed = 0
         self._told_at = float("-inf")
         self._told = False
         self.beside = False
-        """Another process has the database, and this one only uses it."""
+        """Whether another process has the database, and this one only uses it."""
         self.commits = 0
         self._audit_head: tuple[int, str] | None = None
         """The audit's last record, while it is certain."""
         self._version = -1
-        """What SQLite says of the commits of others: a one-shot command may have worked beside us."""
+        """SQLite's counter of commits by others: another command may have worked on the database."""
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._lock_fd = -1
         self._in_use = InUse()
@@ -333,8 +333,8 @@ class Store:
     def healthy(self) -> bool:
         """Whether the database can be written, as far as is known.
 
-        A small write may find room on a full disk where a certificate does not, so after a failure only a commit
-        of the service's own work counts as a cure, or a minute without another failure.
+        A small write may succeed on a full disk where a certificate does not fit. So after a failure only a commit of the
+        service's own work counts as recovery, or a minute without another failure.
         """
         failed_at = self._failed_at
         return failed_at is None or time.monotonic() - failed_at >= TOLD_EVERY_S
@@ -342,10 +342,14 @@ class Store:
     # -- life --------------------------------------------------------------------------------------
 
     def open(self, *, beside: bool = False) -> None:
-        """Take the database for this process and bring its schema up to date.
+        """Lock the database for this process and update its schema.
 
-        ``beside``: where another process has the database, use it beside that one, for a few short transactions; ``beside`` of
-        this object then tells so. Raises ConfigurationError when another process has it, or it cannot be used.
+        Args:
+            beside: If another process has the database, use it beside that one for a few short transactions. The attribute
+                ``beside`` of this object then says so.
+
+        Raises:
+            ConfigurationError: Another process has it, or it cannot be used.
         """
         if is_sqlite(self.where):
             self._take_lock(beside=beside)
@@ -396,7 +400,7 @@ class Store:
             raise ConfigurationError(
                 f"another pvacms uses the database {self.where}; stop that one, or give this one its own with -d"
             ) from None
-        # The database appears with the mode of its owner only, never wider for an instant.
+        # The database is created with a mode for its owner only, so it is never readable by others.
         with contextlib.suppress(OSError):
             os.close(os.open(self.where, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
@@ -416,7 +420,7 @@ class Store:
         self._thread.start()
 
     def close(self) -> None:
-        """Finish what is queued and give the database back."""
+        """Finish queued jobs and close the database."""
         if self._thread is not None:
             self._queue.put(None)
             self._thread.join()
@@ -437,10 +441,15 @@ class Store:
     def submit(
         self, job: Callable[[Transaction], _T], *subjects: str, trial: bool = False
     ) -> asyncio.Future[_T]:
-        """Have a job done; the future is done once its transaction is committed.
+        """Queue a job; the future is done when its transaction is committed.
 
-        ``subjects`` are those that the job will ask for; ``trial``: it only tries whether the database can be written. The
-        future raises what the job raised, or StoreError.
+        Args:
+            job: What to do.
+            subjects: Those that the job will ask for.
+            trial: Whether it only tests that the database can be written.
+
+        Returns:
+            A future, which raises what the job raised, or StoreError.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[_T] = loop.create_future()
@@ -461,7 +470,7 @@ class Store:
             if first is None:
                 return
             if busy > 2:
-                # Under load a commit for many is worth more than one at once; a lone request never waits.
+                # Under load one commit for many is better than a commit at once; a single request never waits.
                 time.sleep(min(busy * _GATHER_S, _GATHER_MAX_S))
             group = [first]
             stop = False
@@ -478,17 +487,17 @@ class Store:
             subjects = [subject for item in group for subject in item.subjects]
             trial = all(item.trial for item in group)
             results = self._commit([item.job for item in group], subjects, trial=trial)
-            with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits any more
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 first.loop.call_soon_threadsafe(_deliver, group, results)
             if stop:
                 return
 
     def _lost(self) -> StoreError | None:
-        """What is to be said when the database is no longer the file that its name leads to."""
+        """Return the error for a database that is no longer the file at its path; None if it is."""
         path = self._in_use.lost()
         if not path:
             return None
-        # Once it is back that is seen, so it needs no cure by a commit as a full disk does.
+        # When the file is back this notices it, so no commit is needed to prove it, as after a full disk.
         self._tell(f"{path} was removed or replaced while the service ran", is_seen=True)
         return StoreError(
             f"the certificate database cannot be used: {path} was removed or replaced while the service ran; nothing is "
@@ -522,7 +531,7 @@ class Store:
             self._audit_head = transaction.audit_head
             if is_sqlite(self.where):
                 self._in_use.remember(self.where + "-wal")
-            # What was committed to a file that nobody will find again was not done.
+            # What was committed to a removed file is lost, so it was not done.
             lost = self._lost()
             if lost is not None:
                 return [(None, lost)] * len(jobs)
@@ -532,7 +541,7 @@ class Store:
             with contextlib.suppress(sa.exc.SQLAlchemyError):
                 connection.rollback()
             if len(jobs) > 1:
-                # One of them is to blame, or the disk: each for itself, so that none suffers for another.
+                # One job is the cause, or the disk. Each is tried alone, so that none fails because of another.
                 return [self._commit((job,), ())[0] for job in jobs]
             self._tell(_reason(error), defect=None if isinstance(error, sa.exc.SQLAlchemyError) else error)
             failure = StoreError(
@@ -543,7 +552,7 @@ class Store:
         return results
 
     def _alone(self, connection: sa.Connection) -> bool:
-        """Whether nobody else has committed since this was asked last; call it inside a transaction."""
+        """Whether nobody else has committed since the last call; call it inside a transaction."""
         if connection.dialect.name != "sqlite":
             return False
         before = self._version
@@ -551,7 +560,7 @@ class Store:
         return self._version == before
 
     def _tell(self, why: str, *, defect: Exception | None = None, is_seen: bool = False) -> None:
-        """Say, once a minute, that nothing can be written; ``is_seen``: the next commit sees whether it still is so."""
+        """Say once a minute that nothing can be written; ``is_seen``: the next commit checks whether it is still so."""
         self._failed += 1
         now = time.monotonic()
         if defect is None and not is_seen:
@@ -560,7 +569,7 @@ class Store:
             return
         self._told_at, self._told = now, True
         _log.error(
-            "the certificate database %s cannot be written: %s; until it can, nothing is issued, approved, denied or revoked "
+            "the certificate database %s cannot be written: %s; until it can be, nothing is issued, approved, denied or revoked "
             "(%d attempts failed so far)",
             self._shown(),
             why,
@@ -574,7 +583,7 @@ class Store:
         if self._told:
             self._told = False
             _log.warning(
-                "the certificate database is written again; %d attempts failed meanwhile, and were refused",
+                "the certificate database can be written again; %d attempts failed in the meantime, and were refused",
                 self._failed,
                 extra={"event": "database-recovered"},
             )
@@ -583,7 +592,7 @@ class Store:
 
 def _deliver(group: Sequence[_Waiting], results: Sequence[tuple[Any, Exception | None]]) -> None:
     if len(group) > _AT_ONCE:
-        # What follows is a signature for each: meanwhile others' requests are read, and the next commit begins.
+        # What follows is a signature for each. Meanwhile others' requests are read, and the next commit begins.
         group[0].loop.call_soon(_deliver, group[_AT_ONCE:], results[_AT_ONCE:])
         group, results = group[:_AT_ONCE], results[:_AT_ONCE]
     for item, (result, error) in zip(group, results, strict=True):
@@ -612,7 +621,7 @@ def live_records(transaction: Transaction) -> list[Record]:
 
 
 def mark_delivered(serials: Sequence[int]) -> Job:
-    """Note that requesters have their certificates."""
+    """Record that requesters have their certificates."""
 
     def job(transaction: Transaction) -> None:
         transaction.flush()
@@ -627,7 +636,7 @@ def mark_delivered(serials: Sequence[int]) -> Job:
 
 
 def doubt_undelivered(transaction: Transaction) -> int:
-    """At the start: whether these certificates reached anybody is not known any more."""
+    """Mark certificates, at the start, whose delivery is not known any more."""
     changed = transaction.connection.execute(
         sa.update(schema.certs).where(schema.certs.c.delivered == 0).values(delivered=IN_DOUBT)
     )
@@ -635,7 +644,7 @@ def doubt_undelivered(transaction: Transaction) -> int:
 
 
 def counts(transaction: Transaction) -> dict[str, int]:
-    """Number of certificates by state."""
+    """Return the number of certificates by state."""
     query = (
         sa.select(schema.certs.c.state, sa.func.count())
         .where(schema.certs.c.issuer == transaction._issuer)

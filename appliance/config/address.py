@@ -1,4 +1,4 @@
-"""Addresses as EPICS address lists spell them. Parsing only: names are resolved, again and again, by their users."""
+"""Addresses as in EPICS address lists. This module only parses; its users resolve names, again and again."""
 
 from __future__ import annotations
 
@@ -40,11 +40,14 @@ class Endpoint(NamedTuple):
 def parse_endpoint(text: str, *, uri: bool = False) -> Endpoint:
     """Read ``host``, ``host:port``, ``[ipv6]:port``, ``address[:port][,ttl][@interface]``.
 
-    ``uri`` also allows ``pva://`` and ``pvas://`` in front (name servers). Raises ValueError with a sentence that
-    says what is wrong. Source: PVXS client::Config::addressList, SockEndpoint.
+    ``uri`` also allows ``pva://`` and ``pvas://`` in front (name servers). Source: PVXS client::Config::addressList,
+    SockEndpoint.
+
+    Raises:
+        ValueError: The text is not an address; the message says what is wrong.
     """
     if not _BLANK_OR_CONTROL.isdisjoint(text):
-        raise ValueError(f"{text!r} holds a blank or a control character")
+        raise ValueError(f"{text!r} contains a blank or a control character")
     rest, tls = text, False
     if "://" in text:
         scheme, _, rest = text.partition("://")
@@ -69,9 +72,12 @@ def parse_endpoint(text: str, *, uri: bool = False) -> Endpoint:
 
 
 def parse_endpoints(items: Iterable[str], *, uri: bool = False) -> tuple[tuple[Endpoint, ...], list[str]]:
-    """Read a list; bad entries are left out and explained in the second result.
+    """Read a list.
 
     Of entries that differ only in their time to live, the first place and the longest time stay, as in PVXS.
+
+    Returns:
+        The entries, and a sentence about each bad entry, which is left out.
     """
     found: dict[Endpoint, Endpoint] = {}
     faults = []

@@ -1,7 +1,7 @@
-"""Durations as the certificate tools take them: ``30`` (minutes), ``1d``, ``1y6M``, ``1y 2d and 3h``.
+"""Durations as in the certificate tools: ``30`` (minutes), ``1d``, ``1y6M``, ``1y 2d and 3h``.
 
-Source: SPVA manual, duration strings. Two traps of the reference parser, which drops all punctuation, are closed:
-``1.5h`` would mean fifteen hours there and ``-5`` five minutes; here both are refused.
+Source: SPVA manual, duration strings. The reference parser ignores all punctuation, so it reads ``1.5h`` as fifteen hours and
+``-5`` as five minutes. Here both are refused.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LONGEST_S: Final = 1000 * 366 * 86400
 class Duration:
     """Calendar months and exact seconds: ``1M`` ends on the same day of the next month, ``30d`` after 30 times 24 hours."""
 
-    # No named tuple: msgspec would read one from a list of two numbers instead of asking parse_duration.
+    # Not a named tuple: msgspec would read one from a list of two numbers instead of calling parse_duration.
     __slots__ = ("months", "seconds")
 
     def __init__(self, months: int = 0, seconds: int = 0) -> None:
@@ -45,9 +45,10 @@ class Duration:
         return f"Duration({str(self)!r})"
 
     def after(self, start: dt.datetime) -> dt.datetime:
-        """The end of the duration; a day that the last month does not have becomes its last day.
+        """Return the end of the duration; a day that the last month does not have becomes its last day.
 
-        Raises ConfigurationError when the end is past the year 9999.
+        Raises:
+            ConfigurationError: The end is after the year 9999.
         """
         year, month = divmod(start.year * 12 + start.month - 1 + self.months, 12)
         try:
@@ -58,7 +59,7 @@ class Duration:
             raise ConfigurationError(f"the duration {self} ends after the year 9999") from error
 
     def total_s(self, start: dt.datetime) -> float:
-        """Seconds from ``start`` to the end; give an aware UTC time."""
+        """Return the seconds from ``start``, an aware UTC time, to the end."""
         return (self.after(start) - start).total_seconds()
 
     def __str__(self) -> str:
@@ -74,9 +75,12 @@ class Duration:
 
 
 def parse_duration(text: str | int) -> Duration:
-    """Read a duration; raises ConfigurationError that says what is wrong and shows examples.
+    """Read a duration.
 
-    Years and months follow the calendar, so their length is known only from a starting time: see `Duration`.
+    Years and months follow the calendar, so their length depends on the start: see `Duration`.
+
+    Raises:
+        ConfigurationError: It is not a duration; the text says what is wrong and shows examples.
     """
     shown = str(text).strip() if not isinstance(text, int) or -(10**18) < text < 10**18 else "a huge number"
     if shown.isascii() and shown.isdecimal() and len(shown) <= 9:

@@ -1,4 +1,4 @@
-"""Files that must be whole or absent, and files that only their owner may read."""
+"""Files that must be complete or absent, and files that only their owner may read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 _TEMPORARY: Final = re.compile(r"\.(.+)\.([0-9a-f]{1,8})\.[0-9a-f]{12}")
-"""The names that `write_private` gives to files that are not complete: the file's own, a process, something random."""
+"""The names that `write_private` gives to incomplete files: the file's own, a process, something random."""
 _OLD_S: Final = 60.0
 _YOUNG_S: Final = 2.0
 
@@ -34,13 +34,16 @@ class PrivateRead(NamedTuple):
 
     data: bytes
     finding: str = ""
-    """One sentence about permissions that are wider than they should be; empty when all is well."""
+    """One sentence about permissions that are too wide; empty if they are right."""
 
 
 def make_directories(path: str | os.PathLike[str]) -> None:
-    """Make a directory and what is missing above it, each for its owner only, whatever the umask.
+    """Make a directory and missing ones above it, each for its owner only, whatever the umask.
 
-    ``os.makedirs`` gives its mode to the last one alone. Raises ConfigurationError.
+    ``os.makedirs`` applies its mode only to the last one.
+
+    Raises:
+        ConfigurationError: A directory cannot be made.
     """
     name = os.fspath(path)
     missing = []
@@ -65,12 +68,14 @@ def make_directories(path: str | os.PathLike[str]) -> None:
 def write_private(
     path: str | os.PathLike[str], data: bytes, mode: int = 0o600, *, owner: tuple[int, int] | None = None
 ) -> None:
-    """Replace a file in one step, so that a reader or a power cut sees the old content or the new.
+    """Replace a file in one step, so that a reader or a power failure sees the old content or the new.
 
-    The new file is created with ``mode`` (never wider for an instant), synced, renamed over the old one, and its
-    directory is synced. ``owner`` (user and group) is set before the file has its name: whoever owns the directory could
-    put a link there, and ``chown`` by that name would give away whatever the link leads to. A link is replaced, never
-    followed: see `replace_private`. Raises ConfigurationError with the reason when any step fails; the old file then stays.
+    The new file is created with ``mode`` (never wider), synced and renamed over the old one, and its directory is synced.
+    ``owner`` (user and group) is set before the file gets its name: the owner of the directory could put a link there, and
+    ``chown`` by that name would give away the link's target. A link is replaced, never followed: see `replace_private`.
+
+    Raises:
+        ConfigurationError: A step failed; the old file is unchanged.
     """
     name = os.fspath(path)
     try:
@@ -85,9 +90,9 @@ def write_private(
 
 
 def sweep(directory: str, base: str = "") -> None:
-    """Remove what writers have left here that were killed before they could rename it; ``base``: of this file only.
+    """Remove incomplete files that killed writers have left here; ``base``: of this file only.
 
-    A file goes whose process is gone, or that is older than any write takes: the process may run on another host.
+    A file is removed if its process is gone, or if it is older than any write takes: the process may run on another host.
     """
     start = f".{base[:200]}." if base else "."
     try:
@@ -121,12 +126,16 @@ def _runs(process: int) -> bool:
 
 
 def replace_private(path: str | os.PathLike[str], data: bytes) -> list[str]:
-    """`write_private` for a file that may be there already: written where a link leads, with the owner and mode that are there.
+    """Do as `write_private` for a file that may exist: follow a link, and keep owner and mode.
 
-    So a service whose keychain root renews can still read it. What was open to every user is closed to them. Root
-    follows a link of another user only into a directory of that user: others could name any file of the system by it.
+    So a service whose keychain root renews can still read it. Access for every user is removed. Root follows a link of
+    another user only into a directory of that user, because others could name any file of the system with a link.
 
-    Returns sentences for the user, about what could not be kept. Raises ConfigurationError; the old file then stays.
+    Returns:
+        Sentences for the user about what could not be kept.
+
+    Raises:
+        ConfigurationError: The file cannot be replaced; the old file is unchanged.
     """
     name = os.fspath(path)
     try:
@@ -148,9 +157,12 @@ def replace_private(path: str | os.PathLike[str], data: bytes) -> list[str]:
 
 
 def check_replaceable(path: str | os.PathLike[str], size: int = 16384) -> None:
-    """See now that `replace_private` will work, by writing a file of that size beside it.
+    """Check that `replace_private` will work, by writing a file of that size beside it.
 
-    Permissions alone say nothing of a full disk, a quota or a file system that is mounted read-only. Raises ConfigurationError.
+    Permissions alone do not show a full disk, a quota or a read-only file system.
+
+    Raises:
+        ConfigurationError: The file cannot be replaced.
     """
     name = os.fspath(path)
     if os.path.isdir(name):  # noqa: PTH112
@@ -172,7 +184,7 @@ def check_replaceable(path: str | os.PathLike[str], size: int = 16384) -> None:
 
 
 def _place(name: str) -> tuple[int, str]:
-    """The directory (open) and the path that ``name`` leads to."""
+    """Return the directory (open) and the path that ``name`` leads to."""
     try:
         link = os.lstat(name)
     except FileNotFoundError:
@@ -189,8 +201,8 @@ def _place(name: str) -> tuple[int, str]:
     if foreign and os.fstat(directory).st_uid != link.st_uid:
         os.close(directory)
         raise ConfigurationError(
-            f"a link of user {link.st_uid} that leads to {place}, which is not in a directory of that user: it is not "
-            "followed; name the file itself",
+            f"a link of user {link.st_uid} to {place}, which is not in a directory of that user, is "
+            "not followed; name the file itself",
             file=name,
         )
     return directory, place
@@ -201,13 +213,15 @@ def _open_directory(name: str) -> int:
 
 
 def _replace_like(directory: int, place: str, data: bytes, before: os.stat_result) -> list[str]:
-    """Replace a regular file by one with its owner, group and mode, as far as this process may."""
+    """Replace a regular file with one of the same owner, group and mode, as far as this process may."""
     if not stat.S_ISREG(before.st_mode):
         raise ConfigurationError("not a regular file", file=place)
     said = []
     mode = stat.S_IMODE(before.st_mode) & 0o770
     if mode != stat.S_IMODE(before.st_mode):
-        said.append(f"{place}: every user of this machine could get at it; its mode is now {mode:04o}")
+        said.append(
+            f"{place}: every user of this machine could read or change it; its mode is now {mode:04o}"
+        )
     mode |= 0o600
     wanted = (before.st_uid, before.st_gid)
     for owner in dict.fromkeys((wanted, (-1, before.st_gid))):
@@ -217,10 +231,10 @@ def _replace_like(directory: int, place: str, data: bytes, before: os.stat_resul
             continue
         if owner != wanted and before.st_uid != os.geteuid():
             said.append(
-                f"{place}: belongs to user {os.geteuid()} now, it cannot be given back to {before.st_uid}"
+                f"{place}: now belongs to user {os.geteuid()}; it cannot be given back to {before.st_uid}"
             )
         return said
-    # Access for a group makes sense with the group that was there, and not with another.
+    # Access for a group makes sense only for the group that the file had.
     _replace(directory, place, data, 0o600, None)
     said.append(
         f"{place}: cannot be given back to its group {before.st_gid}; only user {os.geteuid()} can read it now"
@@ -239,7 +253,7 @@ def _replace(directory: int, name: str, data: bytes, mode: int, owner: tuple[int
 
 
 def _written(directory: int, name: str, data: bytes, mode: int, owner: tuple[int, int] | None) -> str:
-    """The name of a new file in ``directory`` that is whole and on disk."""
+    """Return the name of a new file in ``directory`` that is complete and on disk."""
     base = os.path.basename(name)  # noqa: PTH119
     temporary = f".{base[:200]}.{os.getpid():x}.{os.urandom(6).hex()}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -248,7 +262,7 @@ def _written(directory: int, name: str, data: bytes, mode: int, owner: tuple[int
         try:
             if owner is not None:
                 os.fchown(fd, *owner)
-            # The umask may have taken bits that the caller asked for, and chown takes some.
+            # The umask may have removed bits that the caller asked for, and chown removes some.
             os.fchmod(fd, mode)
             view = memoryview(data)
             while view:
@@ -263,7 +277,7 @@ def _written(directory: int, name: str, data: bytes, mode: int, owner: tuple[int
 
 
 def write_public(path: str | os.PathLike[str], data: bytes) -> None:
-    """`write_private` for a file that everybody may read (mode 0644)."""
+    """Do as `write_private` for a file that everybody may read (mode 0644)."""
     write_private(path, data, 0o644)
 
 
@@ -272,15 +286,15 @@ def read_private(path: str | os.PathLike[str], limit: int, *, strict: bool = Tru
 
     Args:
         path: The file.
-        limit: Most bytes that are read.
+        limit: Greatest size in bytes.
         strict: Refuse a file that every user may read or write.
 
     Returns:
-        The contents, and a finding where others than the owner have access. Access for the group is a finding only:
+        The contents, and a finding if others than the owner have access. Access for the group is only a finding, because
         sites share keys with a group on purpose.
 
     Raises:
-        ConfigurationError: The file is missing, is no regular file, is too large or is open to every user.
+        ConfigurationError: The file is missing, is not a regular file, is too large or is open to every user.
     """
     name = os.fspath(path)
     data, mode = _read_regular(name, limit)
@@ -292,7 +306,7 @@ def read_private(path: str | os.PathLike[str], limit: int, *, strict: bool = Tru
     if mode & 0o070:
         return PrivateRead(
             data,
-            f"{name}: mode {mode:04o} lets its group read or change this secret; run chmod 600 unless that is meant",
+            f"{name}: mode {mode:04o} lets its group read or change this secret; run chmod 600 unless you want that",
         )
     return PrivateRead(data, "")
 
@@ -317,9 +331,9 @@ def read_trusted(path: str | os.PathLike[str], limit: int) -> bytes:
 
 
 def _read_regular(name: str, limit: int) -> tuple[bytes, int]:
-    """The contents of a regular file and its mode."""
+    """Return the contents of a regular file and its mode."""
     try:
-        # O_NONBLOCK: opening a FIFO that somebody put there must not hang the service.
+        # O_NONBLOCK: opening a FIFO that somebody put there must not block the service.
         with os.fdopen(os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
@@ -328,7 +342,7 @@ def _read_regular(name: str, limit: int) -> tuple[bytes, int]:
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"cannot read: {_reason(error)}", file=name) from error
     if len(data) > limit:
-        raise ConfigurationError(f"larger than the {limit} bytes that are allowed here", file=name)
+        raise ConfigurationError(f"larger than the limit of {limit} bytes", file=name)
     return data, stat.S_IMODE(status.st_mode)
 
 

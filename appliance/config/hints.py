@@ -1,4 +1,4 @@
-"""What to write instead: for a key that is misspelt, and for a value that has another shape than it must have."""
+"""Suggest what to write instead of a misspelt key, or of a value of the wrong form."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHAPES: Final = ((dict, "a mapping"), (list, "a list"), (bool, "true or false")
 
 
 def unknown(what: str, word: object, known: Iterable[str]) -> str:
-    """Say that a word is not known, which one is meant if one is like it, and all that are."""
+    """Say that a word is not known, which known word is similar, and which words are known."""
     from difflib import get_close_matches
 
     names = sorted(known)
@@ -31,13 +31,13 @@ def unknown(what: str, word: object, known: Iterable[str]) -> str:
 
 
 def shaped(why: str, value: Any, kind: Any, path: tuple[str | int, ...]) -> str:
-    """Say in words of YAML that a value has the wrong shape, and how it is written; else ``why`` as it is.
+    """Say in terms of YAML that a value has the wrong form, and how to write it; else return ``why`` unchanged.
 
     Args:
-        why: msgspec's sentence, as "Expected object | null, got str".
-        value: what stands in the file.
-        kind: the type that it should have.
-        path: where it stands.
+        why: msgspec's sentence, such as "Expected object | null, got str".
+        value: The value in the file.
+        kind: The type that it should have.
+        path: Its place in the file.
     """
     if why.startswith("Invalid enum value"):
         words = _literals(kind)
@@ -72,7 +72,7 @@ def _wanted(arms: list[Any]) -> str:
 
 
 def _sample(kind: Any, value: Any) -> str | None:
-    """How ``value`` is written where ``kind`` is wanted, or None where it has no place there."""
+    """Return how to write ``value`` as a ``kind``, or None if that is not possible."""
     if not isinstance(value, str | int | float):
         return None
     arms = _arms(kind)
@@ -98,7 +98,7 @@ def _is_text(kind: Any) -> bool:
 
 
 def _arms(kind: Any) -> list[Any]:
-    """The alternatives of a type, without None and without what only bounds it."""
+    """Return the alternatives of a type, without None and without mere limits."""
     if typing.get_origin(kind) is typing.Annotated:
         return _arms(typing.get_args(kind)[0])
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
@@ -130,7 +130,7 @@ def _got(value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A short value as YAML takes it, in one line."""
+    """Return a short value as YAML takes it, in one line."""
     if isinstance(value, str):
         short = value if len(value) <= _LONGEST else value[: _LONGEST - 3] + "..."
         plain = short.isprintable() and short and all(char.isalnum() or char in "._/-~" for char in short)

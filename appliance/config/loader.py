@@ -40,16 +40,16 @@ _MAXIMUM_FAULTS: Final = 20
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of the structs that stand for configuration files and their parts."""
+    """Base of the structs for configuration files and their parts."""
 
 
 def default(value: Any) -> Any:
-    """A field's default of a type that only this package knows (Duration, Secret, FilePath); keeps `schema` working."""
+    """Return a field's default of a type of this package (Duration, Secret, FilePath), in a form that `schema` understands."""
     return msgspec.field(default_factory=lambda: value)
 
 
 class Document(Generic[_T]):
-    """A loaded file: the struct, and where every key stands."""
+    """A loaded file: the struct, and the line of every key."""
 
     __slots__ = ("file", "lines", "tree", "value")
 
@@ -61,12 +61,12 @@ class Document(Generic[_T]):
         self.lines = lines
 
     def where(self, *path: str | int) -> str:
-        """``file:line`` of a key."""
+        """Return ``file:line`` of a key."""
         line = self.lines.get(path)
         return self.file if line is None else f"{self.file}:{line}"
 
     def section(self, *path: str | int) -> Section:
-        """The mapping below ``path`` with its lines, as `resolve_client` and `resolve_server` take it."""
+        """Return the mapping below ``path`` with its lines, as `resolve_client` and `resolve_server` take it."""
         tree = self.tree if isinstance(self.tree, Mapping) else {}
         written = Section(tree, self.file, self.lines).section(*path)
         if not written.value:
@@ -74,32 +74,33 @@ class Document(Generic[_T]):
         read: Any = self.value
         for key in path:
             read = getattr(read, str(key)) if isinstance(read, msgspec.Struct) else read[key]
-        # The struct's values, not the text: paths and references are resolved there.
+        # The struct's values, not the text: there, paths and references are resolved.
         values = Section.of(read).value
         return Section({key: values[key] for key in written.value if key in values}, self.file, written.lines)
 
     def error(self, why: str, *path: str | int) -> ConfigurationError:
-        """An error about a key of this file, for rules that a type cannot express."""
+        """Return an error about a key of this file, for rules that a type cannot express."""
         return ConfigurationError(why, file=self.file, line=self.lines.get(path), key=dotted(path))
 
 
 def load(path: str | os.PathLike[str], kind: type[_T], *, environ: Mapping[str, str] | None = None) -> _T:
     """Read a file into a struct type.
 
-    Raises ConfigurationError ``file:line: key: why``, with the further faults of the file on further lines.
+    Raises:
+        ConfigurationError: ``file:line: key: why``, with further faults of the file on further lines.
     """
     return load_document(path, kind, environ=environ).value
 
 
 def loads(text: str, kind: type[_T], *, file: str = "<text>", environ: Mapping[str, str] | None = None) -> _T:
-    """`load` from text; ``file`` is what errors call it."""
+    """Do as `load` for a text; ``file`` is its name in errors."""
     return loads_document(text, kind, file=file, environ=environ).value
 
 
 def load_document(
     path: str | os.PathLike[str], kind: type[_T], *, environ: Mapping[str, str] | None = None
 ) -> Document[_T]:
-    """`load`, and the lines of all keys."""
+    """Do as `load`, and also return the line of each key."""
     name = os.fspath(path)
     data = read_trusted(name, MAXIMUM_SIZE)
     try:
@@ -113,7 +114,7 @@ def load_document(
 def loads_document(
     text: str, kind: type[_T], *, file: str = "<text>", environ: Mapping[str, str] | None = None
 ) -> Document[_T]:
-    """`loads`, and the lines of all keys."""
+    """Do as `loads`, and also return the line of each key."""
     _check_type(typing.cast("Hashable", kind))
     tree, lines = read_tree(text, file)
     if tree is None:
@@ -131,7 +132,7 @@ def loads_document(
 
 
 def schema(kind: type) -> dict[str, Any]:
-    """The JSON schema of a struct type, for editors and for checks before deployment."""
+    """Return the JSON schema of a struct type, for editors and for checks before deployment."""
     _check_type(typing.cast("Hashable", kind))
     try:
         return msgspec.json.schema(kind, schema_hook=_schema_hook)
@@ -141,18 +142,21 @@ def schema(kind: type) -> dict[str, Any]:
 
 
 def schema_text(kind: type) -> str:
-    """Give `schema` as ``--print-schema`` prints it."""
+    """Return `schema` in the form that ``--print-schema`` prints."""
     return msgspec.json.format(msgspec.json.encode(schema(kind))).decode() + "\n"
 
 
 def dump(value: Any) -> str:
-    """A struct as YAML that `loads` reads back, without what is None.
+    """Return a struct as YAML that `loads` can read, without fields that are None.
 
-    A Secret becomes the reference to its file, or a ConfigurationError where it came from none.
+    A Secret becomes the reference to its file.
+
+    Raises:
+        ConfigurationError: A Secret came from no file.
     """
     plain = _without_none(msgspec.to_builtins(value, enc_hook=_encode))
     text = _yaml(plain, allow_unicode=True)
-    # PyYAML writes these line ends of Unicode as they are, and reads them back as a blank.
+    # PyYAML writes these Unicode line ends unchanged, but reads them as a blank.
     return text if frozenset("\x85\u2028\u2029").isdisjoint(text) else _yaml(plain, allow_unicode=False)
 
 
@@ -204,7 +208,7 @@ _Hook = Callable[[type, Any], Any]
 
 
 def _explain(value: Any, kind: Any, path: Path, hook: _Hook, faults: list[_Fault]) -> None:
-    """Find every fault of a value that did not convert; only the first would be known otherwise."""
+    """Find every fault of a value that did not convert; msgspec reports only the first."""
     try:
         msgspec.convert(value, kind, dec_hook=hook)
     except (msgspec.ValidationError, ConfigurationError) as error:
@@ -212,7 +216,7 @@ def _explain(value: Any, kind: Any, path: Path, hook: _Hook, faults: list[_Fault
         _explain_parts(value, kind, path, hook, faults)
         if len(faults) == before:
             fault = _fault(error, path)
-            # A rule of the struct itself or a hook of ours has its own sentence.
+            # A rule of the struct itself, or one of our hooks, has its own sentence.
             mine = isinstance(error, msgspec.ValidationError) and fault.path == path
             faults.append(_Fault(fault.path, shaped(fault.why, value, kind, path)) if mine else fault)
 
@@ -253,7 +257,7 @@ def _explain_struct(value: dict[str, Any], kind: Any, path: Path, hook: _Hook, f
 
 @lru_cache(maxsize=256)
 def _check_type(kind: Hashable) -> None:
-    """Every struct in a configuration must refuse unknown keys: a misspelt key must never be a silent default."""
+    """Check that every struct in a configuration refuses unknown keys: a misspelt key must never mean a silent default."""
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         if not kind.__struct_config__.forbid_unknown_fields:
             msg = f"{kind.__name__} must be defined with forbid_unknown_fields=True"
@@ -293,7 +297,7 @@ def _path(text: str, file: str, environ: Mapping[str, str] | None) -> str:
     path = resolve_reference(text, environ)
     if path is not None or not text or text.startswith(("/", "~")) or file.startswith("<"):
         return path or os.path.expanduser(text)  # noqa: PTH111 - text in, text out
-    # Relative to the file that names it, wherever the daemon was started.
+    # Relative to the file that names it, not to the daemon's working directory.
     return os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(file)), text))  # noqa: PTH100, PTH118, PTH120
 
 
@@ -320,14 +324,14 @@ def _schema_hook(kind: type) -> dict[str, Any]:
             "type": ["string", "integer"],
             "description": "duration: 30 (minutes), 45s, 12h, 1d, 2w, 6M, 1y6M",
         }
-    # How msgspec is told that a type is none of ours.
+    # This tells msgspec that a type is not one of ours.
     raise NotImplementedError
 
 
 @lru_cache(maxsize=1)
 def _dumper() -> type[yaml.SafeDumper]:
     class Dumper(yaml.SafeDumper):
-        """Quotes text that our reader would take for a number although YAML 1.1 does not."""
+        """Quotes text that our reader would read as a number although YAML 1.1 does not."""
 
         def ignore_aliases(self, data: Any) -> bool:
             return True

@@ -1,8 +1,9 @@
 """The settings of PVAccess clients and servers: arguments, YAML, EPICS_* variables, defaults, in this order.
 
-Only this module reads the variables of PVAccess clients and servers. Variables of a single program (``EPICS_PVA_AUTH_*``, ``EPICS_PVACMS_*``
-of the certificate service's own keys, ``PVXS_LOG`` ...) are read by that program's settings. Names, defaults and the order of the
-variables are those of PVXS (``src/config.cpp``) and of the SPVA configuration reference. ``tls_required`` is our own.
+Only this module reads the variables of PVAccess clients and servers. The settings of a single program read its own variables
+(``EPICS_PVA_AUTH_*``, ``EPICS_PVACMS_*`` of the certificate service's own keys, ``PVXS_LOG`` ...). Names, defaults and the
+order of the variables are those of PVXS (``src/config.cpp``) and of the SPVA configuration reference. ``tls_required`` is
+our own.
 """
 
 from __future__ import annotations
@@ -32,32 +33,36 @@ __all__ = [
 ]
 
 DIRECTORY_VERSIONS: Final = ("1.5", "1.3")
-"""Keychains and data live in ``pva/<the first>`` below the XDG directories, where the peers' tools of 2026 look.
+"""Keychains and data are in ``pva/<the first>`` below the XDG directories, where the peers' tools of 2026 look.
 
-What is there in an older one only is used there: a copy would be renewed in one place and go stale in the other.
+A file that exists only in an older directory is used there: a copy would be renewed in one place and become outdated in
+the other.
 """
 
 _TMO_SCALE: Final = 4.0 / 3.0
 
 
 def versioned(base: str, name: str) -> str:
-    """The path of a file below an XDG directory: where it is, or where it goes if it is nowhere yet."""
+    """Return the path of a file below an XDG directory: where it is, or where to make it if it does not exist."""
     paths = [f"{base}/pva/{version}/{name}" for version in DIRECTORY_VERSIONS]
     return next((path for path in paths if os.path.lexists(path)), paths[0])
 
 
 def refuse_password(path: object, setting: str, instead: str = "") -> None:
-    """Refuse ``FILE;PASSWORD``, which other tools take for a keychain and its password. Raises ConfigurationError.
+    """Refuse ``FILE;PASSWORD``, which other tools read as a keychain and its password.
 
-    The text is in no message: what follows the semicolon is a secret. ``instead`` says how the password is given, where
-    no setting of the same name and _PWD_FILE is beside ``setting``.
+    The text is never in a message, because the part after the semicolon is a secret. ``instead`` says how to give the
+    password, if there is no setting with the name of ``setting`` and _PWD_FILE.
+
+    Raises:
+        ConfigurationError: ``path`` has a semicolon.
     """
     if ";" in str(path):
         instead = instead or (
-            "put it into a file of its own (chmod 600) and name that with the setting of the same name and _PWD_FILE"
+            "put it into a file of its own (chmod 600) and name that file with the setting of the same name and _PWD_FILE"
         )
         raise ConfigurationError(
-            f"{setting} names a keychain with a semicolon in it; a password behind the file's name is not understood here: "
+            f"{setting} names a keychain with a semicolon in it; a password after the file's name is not supported here: "
             f"{instead}"
         )
 
@@ -71,14 +76,14 @@ _NO_OPTIONS: Final = TLSOptions()
 
 @dataclass(frozen=True, kw_only=True)
 class _Shared:
-    """What clients and servers have in common, and what follows from it."""
+    """What clients and servers have in common."""
 
     broadcast_port: int = 5076
     """UDP port of searches and beacons."""
     server_port: int = 5075
     """TCP port; 0 lets a server take any free one."""
     conn_tmo: float = 30.0
-    """Seconds, as configured; see ``idle_timeout_s`` for what it means."""
+    """Seconds, as configured; ``idle_timeout_s`` is what it means."""
     tls_port: int = 5076
     """TCP port of TLS connections."""
     tls_keychain: str = ""
@@ -107,24 +112,24 @@ class _Shared:
 
     @property
     def config_dir(self) -> str:
-        """Where keychains are made by default. Where one is, `config_file` says."""
+        """Where new keychains are made. `config_file` finds existing ones."""
         return f"{self.xdg_config_home}/pva/{DIRECTORY_VERSIONS[0]}"
 
     @property
     def data_dir(self) -> str:
-        """Where data bases and caches are made by default. Where one is, `data_file` says."""
+        """Where new databases and caches are made. `data_file` finds existing ones."""
         return f"{self.xdg_data_home}/pva/{DIRECTORY_VERSIONS[0]}"
 
     def config_file(self, name: str) -> str:
-        """A keychain or what belongs to it, in the directory of the present version or in an older one."""
+        """Return the path of a keychain or a file for it, in the directory of the present version or in an older one."""
         return versioned(self.xdg_config_home, name)
 
     def data_file(self, name: str) -> str:
-        """A data base or a cache, in the directory of the present version or in an older one."""
+        """Return the path of a database or a cache, in the directory of the present version or in an older one."""
         return versioned(self.xdg_data_home, name)
 
     def older_directories(self) -> list[str]:
-        """The directories of older versions that are there, and are read."""
+        """Return the directories of older versions that exist and are read."""
         paths = [
             f"{base}/pva/{version}"
             for base in (self.xdg_config_home, self.xdg_data_home)
@@ -134,32 +139,32 @@ class _Shared:
 
     @property
     def status_cache(self) -> str:
-        """The directory of the certificate status cache, or nothing where it is switched off."""
+        """The directory of the certificate status cache, or empty if it is switched off."""
         return "" if self.no_status_cache else self.status_cache_dir or self.data_file("status_cache")
 
     @property
     def idle_timeout_s(self) -> float:
-        """Seconds of silence after which a connection is given up: 4/3 of ``conn_tmo``, at least 2.
+        """Seconds of silence after which a connection is closed: 4/3 of ``conn_tmo``, at least 2.
 
-        The variable used to be the period of echo requests, so the peer must be given longer (PVXS: 30 -> 40 s).
+        The variable was once the period of echo requests, so the peer must get more time (PVXS: 30 -> 40 s).
         """
         scaled = self.conn_tmo * _TMO_SCALE
         return 40.0 if not 0 < scaled < 2.0**63 else max(scaled, 2.0)
 
     @property
     def tls_enabled(self) -> bool:
-        """There is a keychain, so this end speaks TLS."""
+        """Whether there is a keychain, so that this end speaks TLS."""
         return bool(self.tls_keychain)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClientConfig(_Shared):
-    """What a PVAccess client goes by; immutable, ``_replace`` makes a changed copy."""
+    """The settings of a PVAccess client; immutable, ``_replace`` makes a changed copy."""
 
     addr_list: tuple[Endpoint, ...] = ()
-    """Where UDP searches go."""
+    """Destinations of UDP searches."""
     auto_addr_list: bool = True
-    """Searches also go to the broadcast addresses of the local interfaces."""
+    """Whether searches also go to the broadcast addresses of the local interfaces."""
     name_servers: tuple[Endpoint, ...] = ()
     """Servers that are searched over TCP or TLS."""
     intf_addr_list: tuple[Endpoint, ...] = ()
@@ -168,22 +173,22 @@ class ClientConfig(_Shared):
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig(_Shared):
-    """What a PVAccess server goes by; immutable, ``_replace`` makes a changed copy."""
+    """The settings of a PVAccess server; immutable, ``_replace`` makes a changed copy."""
 
     intf_addr_list: tuple[Endpoint, ...] = ()
     """Local addresses to listen on; empty means all."""
     ignore_addr_list: tuple[Endpoint, ...] = ()
     """Clients whose UDP searches are ignored."""
     beacon_addr_list: tuple[Endpoint, ...] = ()
-    """Where beacons go."""
+    """Destinations of beacons."""
     auto_beacon_addr_list: bool = True
-    """Beacons also go to the broadcast addresses of the interfaces that the server listens on."""
+    """Whether beacons also go to the broadcast addresses of the interfaces that the server listens on."""
     beacon_period: float = 15.0
-    """Seconds between beacons once the first burst is over."""
+    """Seconds between beacons after the first burst."""
     tls_keychain_default: str = ""
-    """Where a keychain may appear later, when none is named and none is at the usual place."""
+    """Where a keychain may appear later, if none is named and none is at the usual place."""
     tls_stop_if_no_cert: bool = False
-    """The server stops when there is no usable certificate, instead of serving plain TCP."""
+    """Whether the server stops if there is no usable certificate, instead of serving plain TCP."""
 
 
 _C = TypeVar("_C", bound=ClientConfig | ServerConfig)
@@ -204,7 +209,7 @@ def _port(value: object) -> int:
 def _client_port(value: object) -> int:
     number = _port(value)
     if not number:
-        raise ValueError("expected a port number from 1 to 65535, for a client cannot use any free port")
+        raise ValueError("expected a port number from 1 to 65535; 0 (any free port) is for servers only")
     return number
 
 
@@ -256,7 +261,7 @@ def _prefix(value: object) -> str:
 
 
 class _Partial(ValueError):  # noqa: N818 - carries what is usable of a bad value
-    """Some of the value can be used; the rest is explained."""
+    """Part of the value can be used; the text explains the rest."""
 
     def __init__(self, usable: Any, faults: list[str]) -> None:
         super().__init__("; ".join(faults))
@@ -296,9 +301,9 @@ class _Setting(NamedTuple):
     key: str
     read: Callable[[object], Any]
     variables: tuple[str, ...]
-    """In the order in which they are looked at."""
+    """In the order in which they are read."""
     strict: bool = False
-    """A bad value stops the program even when it comes from the environment: doing without it would open a door."""
+    """Whether a bad value stops the program even if it comes from the environment, because ignoring it would reduce security."""
 
 
 _A, _S, _M = "EPICS_PVA_", "EPICS_PVAS_", "EPICS_PVACMS_"
@@ -344,9 +349,9 @@ _SERVER: Final = (
     _both("tls_port", _port),
     _Setting("tls_stop_if_no_cert", _boolean, ("EPICS_PVAS_TLS_STOP_IF_NO_CERT",)),
 )
-# The certificate service is a server whose own variables win.
+# The certificate service is a server, and its own variables come first.
 _CMS: Final = tuple(
-    # The certificate service is a server whose own variables win.
+    # The certificate service is a server, and its own variables come first.
     setting._replace(variables=(_M + setting.key.upper(), *setting.variables))
     for setting in _SERVER
 )
@@ -359,7 +364,7 @@ _XDG: Final = (
 
 
 def variables() -> frozenset[str]:
-    """Give the name of every variable that a client, a server or the certificate service reads for PVAccess."""
+    """Return the name of every variable that a client, a server or the certificate service reads for PVAccess."""
     return frozenset(
         {
             variable
@@ -373,19 +378,19 @@ def variables() -> frozenset[str]:
 
 
 class Effective(Generic[_C]):
-    """Settings together with where each came from."""
+    """Settings with the source of each."""
 
     __slots__ = ("config", "sources", "warnings")
 
     def __init__(self, config: _C, sources: dict[str, str], warnings: list[str]) -> None:
         self.config = config
         self.sources = sources
-        """Per key: ``argument``, ``file:line``, the variable's name, or ``default``."""
+        """By key: ``argument``, ``file:line``, the variable's name, or ``default``."""
         self.warnings = warnings
-        """One sentence per value that could not be used and per thing that an operator should know."""
+        """One sentence for each value that could not be used and for each fact that an operator should know."""
 
     def render(self, client: bool | None = None) -> str:
-        """The ``Effective config`` lines as ``pvxinfo -v`` (or a server's ``-v``) prints them."""
+        """Return the ``Effective config`` lines as ``pvxinfo -v`` (or a server's ``-v``) prints them."""
         as_client = isinstance(self.config, ClientConfig) if client is None else client
         prefix = _A if as_client else _S
         values = {prefix + key.upper(): text for key, text in _lines(self.config)}
@@ -393,13 +398,13 @@ class Effective(Generic[_C]):
             values["XDG_CONFIG_HOME"] = self.config.config_dir
             values["XDG_DATA_HOME"] = self.config.data_dir
         notes = [
-            f"# {path} is of an older version; what is in it, and not in pva/{DIRECTORY_VERSIONS[0]} beside it, is used"
+            f"# {path} is of an older version; its files that do not exist in pva/{DIRECTORY_VERSIONS[0]} beside it are used"
             for path in self.config.older_directories()
         ]
         return "\n".join(["Effective config", *(f"{name}={values[name]}" for name in sorted(values)), *notes])
 
     def explain(self) -> str:
-        """Every value with its source, one a line."""
+        """Return every value with its source, one a line."""
         rows = [(key, _show(getattr(self.config, key)), self.sources[key]) for key in sorted(self.sources)]
         wide = max(len(key) for key, _, _ in rows)
         return "\n".join(f"{key:<{wide}} = {value}  ({source})" for key, value, source in rows)
@@ -412,11 +417,19 @@ def resolve_client(
     *,
     home: str | None = None,
 ) -> Effective[ClientConfig]:
-    """A client's settings.
+    """Return a client's settings.
 
-    ``arguments`` come from a command line (None stands for "not given"), ``yaml`` is a section of a configuration
-    file (a `Section`, a struct or a mapping), ``environ`` defaults to the process's, ``home`` to the user's directory in the password data base.
-    Raises ConfigurationError for a bad argument or YAML value; a bad variable is a warning, and the default rules.
+    Args:
+        arguments: From a command line; None stands for "not given".
+        yaml: A section of a configuration file (a `Section`, a struct or a mapping).
+        environ: The variables; by default the process's.
+        home: The user's directory; by default from the password database.
+
+    Returns:
+        The settings. A bad variable is a warning, and its default is used.
+
+    Raises:
+        ConfigurationError: A bad argument or YAML value.
     """
     found = _Resolution(arguments, yaml, environ, home)
     found.run(_CLIENT, "client.p12")
@@ -431,10 +444,11 @@ def resolve_server(
     cms: bool = False,
     home: str | None = None,
 ) -> Effective[ServerConfig]:
-    """A server's settings; see `resolve_client`. ``cms`` looks at EPICS_PVACMS_* first and at ``pvacms.p12``.
+    """Return a server's settings; see `resolve_client`. ``cms`` reads EPICS_PVACMS_* first and uses ``pvacms.p12``.
 
-    Unlike other variables, a bad EPICS_PVAS_INTF_ADDR_LIST or EPICS_PVAS_IGNORE_ADDR_LIST is a
-    ConfigurationError: a server that listened on all interfaces instead would open what was meant to be closed.
+    Raises:
+        ConfigurationError: A bad argument or YAML value. Also, unlike other variables, a bad EPICS_PVAS_INTF_ADDR_LIST or
+            EPICS_PVAS_IGNORE_ADDR_LIST: a server on all interfaces would open what should be closed.
     """
     found = _Resolution(arguments, yaml, environ, home)
     if cms:
@@ -476,7 +490,7 @@ class _Resolution:
                 self.values[setting.key] = self.expand(self.values[setting.key])
         if "tls_keychain" not in self.values:
             path = versioned(self.values["xdg_config_home"], keychain_name)
-            # The certificate service makes its keychain when there is none; others do without.
+            # The certificate service makes its keychain if there is none; others work without.
             if keychain_name == "pvacms.p12" or self.exists(path):
                 self.values["tls_keychain"] = path
             elif keychain_name == "server.p12":
@@ -495,7 +509,7 @@ class _Resolution:
         for key, variable, default in _XDG:
             self.values[key], self.sources[key] = f"{self.home}/{default}", "default"
             value = self.environ.get(variable, "")
-            # The XDG base directory specification: empty or relative counts as not set.
+            # The XDG base directory specification: an empty or relative path counts as not set.
             if value.startswith("/"):
                 self.values[key], self.sources[key] = value.rstrip("/"), variable
             elif value:
@@ -503,7 +517,7 @@ class _Resolution:
             self.override(key, _directory)
 
     def override(self, key: str, read: Callable[[object], Any]) -> bool:
-        """Take an argument or else a YAML value; both are refused when they are bad."""
+        """Take an argument or else a YAML value; both are refused if they are bad."""
         if key in self.given:
             raw, source = self.given[key], "argument"
         elif key in self.section.value:
@@ -550,7 +564,7 @@ class _Resolution:
             except ConfigurationError as error:
                 raise self.fault(str(error), _PASSWORD, source) from error
         else:
-            # A password goes with the keychain of the same prefix: EPICS_PVA's does not open EPICS_PVAS's.
+            # A password belongs to the keychain of the same prefix: EPICS_PVA's does not open EPICS_PVAS's.
             own = self.sources["tls_keychain"]
             names = (own,) if own in keychain_variables else keychain_variables
             source = next((f"{name}_PWD_FILE" for name in names if self.environ.get(f"{name}_PWD_FILE")), "")
@@ -583,7 +597,7 @@ class _Resolution:
             return False
         except OSError as error:
             self.warnings.append(
-                f"{path}: cannot be looked at ({error.strerror}); continuing without a keychain, over plain TCP"
+                f"{path}: cannot be read ({error.strerror}); continuing without a keychain, over plain TCP"
             )
             return False
         return True
@@ -595,7 +609,7 @@ class _Resolution:
 
 
 def _home(environ: Mapping[str, str]) -> str:
-    # HOME counts only without an entry in the password data base: PVXS does the same, and sudo changes HOME.
+    # HOME is used only without an entry in the password database: PVXS does the same, and sudo changes HOME.
     import pwd
 
     try:
@@ -627,7 +641,7 @@ _SHOWN: Final = (
 
 
 def _lines(config: ClientConfig | ServerConfig) -> Iterable[tuple[str, str]]:
-    """What PVXS prints: nothing for what is empty, and the prefix only where it is not the usual one."""
+    """Yield what PVXS prints: nothing for an empty setting, and the prefix only if it is not the usual one."""
     for key in _SHOWN:
         value = getattr(config, key, None)
         if value is None:

@@ -17,7 +17,7 @@ _FILE: Final = "${file:"
 
 
 class Secret:
-    """Text that never shows in ``repr``, ``str``, ``format``, a pickle or a dump; ask with `reveal`."""
+    """Text that never appears in ``repr``, ``str``, ``format``, a pickle or a dump; `reveal` returns it."""
 
     __slots__ = ("_text", "finding", "source")
 
@@ -26,30 +26,33 @@ class Secret:
         self.source = source
         """Where the secret came from (a path), for messages."""
         self.finding = finding
-        """What is questionable about the permissions of its file, one sentence or nothing."""
+        """What is wrong with the permissions of its file: one sentence, or empty."""
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], *, strict: bool = True) -> Secret:
-        """The content of a file without its last line end.
+        """Return the content of a file without its last line end.
 
-        Raises ConfigurationError when the file cannot be read, is larger than 64 KiB, is not UTF-8, or, if
-        ``strict``, may be read by every user of the machine.
+        Raises:
+            ConfigurationError: The file cannot be read, is larger than 64 KiB, is not UTF-8, or, if ``strict``, may be read by every user of the machine.
         """
         name = os.fspath(path)
         read = read_private(name, _LIMIT, strict=strict)
         try:
             text = read.data.decode()
         except UnicodeDecodeError:
-            # The decoding error holds the bytes, which are the secret: it must not travel with ours.
+            # The decoding error contains the bytes, which are the secret, so it must not be chained to ours.
             raise ConfigurationError("a secret must be UTF-8 text", file=name) from None
         return cls(text.removesuffix("\n").removesuffix("\r"), source=name, finding=read.finding)
 
     @classmethod
     def first_line(cls, path: str | os.PathLike[str], *, setting: str, strict: bool = True) -> Secret:
-        """The password in the first line of a file, as openssl takes it (``-passin file:``); what follows does not count.
+        """Return the password in the first line of a file, as in openssl (``-passin file:``); the rest is ignored.
 
-        ``setting`` is the variable or the key that names the file, for messages. An empty line is no password, which the
-        finding says: such a file is a setting without effect. Raises ConfigurationError as `from_file`, but for later lines.
+        ``setting`` is the variable or the key that names the file, for messages. An empty line is no password; the finding says
+        so, because such a file is a setting without effect.
+
+        Raises:
+            ConfigurationError: As in `from_file`, for the first line.
         """
         name = os.fspath(path)
         read = read_private(name, _LIMIT, strict=strict)
@@ -59,12 +62,14 @@ class Secret:
             raise ConfigurationError("a password must be UTF-8 text", file=name) from None
         finding = read.finding
         if not text:
-            empty = f"{name}, named by {setting}, is empty or begins with an empty line: there is no password in it"
+            empty = (
+                f"{name}, named by {setting}, is empty or begins with an empty line: it contains no password"
+            )
             finding = f"{empty}; {finding}" if finding else empty
         return cls(text, source=f"{name} ({setting})", finding=finding)
 
     def reveal(self) -> str:
-        """The secret itself."""
+        """Return the secret itself."""
         return self._text
 
     def __bool__(self) -> bool:
@@ -97,20 +102,24 @@ class FilePath(str):
 
 
 def credential_path(name: str, environ: Mapping[str, str] | None = None) -> str:
-    """The path of a systemd credential; raises ConfigurationError without $CREDENTIALS_DIRECTORY."""
+    """Return the path of a systemd credential.
+
+    Raises:
+        ConfigurationError: $CREDENTIALS_DIRECTORY is not set, or the name is not a file name.
+    """
     if not name or "/" in name or "\0" in name or name in {".", ".."}:
         raise ConfigurationError(f"{name!r} is not the name of a credential: it must be a plain file name")
     directory = (os.environ if environ is None else environ).get("CREDENTIALS_DIRECTORY", "")
     if not directory:
         raise ConfigurationError(
             f"credential {name!r} is not available: CREDENTIALS_DIRECTORY is not set; "
-            "start the service by systemd with LoadCredential= or name a file with ${file:PATH}"
+            "start the service with systemd and LoadCredential=, or name a file with ${file:PATH}"
         )
     return os.path.join(directory, name)  # noqa: PTH118 - pathlib costs more than the tools' start-up can spare
 
 
 def resolve_reference(text: str, environ: Mapping[str, str] | None = None) -> str | None:
-    """The path that ``${credential:NAME}`` or ``${file:PATH}`` stands for, None for any other text."""
+    """Return the path that ``${credential:NAME}`` or ``${file:PATH}`` means, None for any other text."""
     if text.endswith("}"):
         if text.startswith(_CREDENTIAL):
             return credential_path(text[len(_CREDENTIAL) : -1], environ)

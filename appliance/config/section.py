@@ -1,4 +1,4 @@
-"""A part of a configuration file that remembers its lines."""
+"""A part of a configuration file with its line numbers."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ class Section:
 
     @classmethod
     def of(cls, value: Mapping[str, Any] | Any | None) -> Section:
-        """A section without positions; fields of a struct that are None are taken as not given."""
+        """Return a section without line numbers; fields of a struct that are None count as not given."""
         if value is None:
             return cls({})
-        # By its form, so that tools without a configuration file do not pay for importing msgspec.
+        # Recognised by its form, so that tools without a configuration file need not import msgspec.
         fields: tuple[str, ...] | None = getattr(value, "__struct_fields__", None)
         items = value if fields is None else {key: getattr(value, key) for key in fields}
         return cls({key: item for key, item in items.items() if item is not None})
 
     def where(self, *path: str | int) -> str:
-        """``file:line`` of a key, as far as known."""
+        """Return ``file:line`` of a key, as far as known."""
         line = self.lines.get(path)
         return f"{self.file}:{line}" if line is not None else self.file or "configuration"
 
     def section(self, *path: str | int) -> Section:
-        """The mapping below ``path``; empty when there is none."""
+        """Return the mapping below ``path``; empty if there is none."""
         value: Any = self.value
         try:
             for key in path:

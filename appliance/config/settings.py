@@ -1,4 +1,4 @@
-"""The ``pva:`` sections of configuration files, whose keys are the EPICS variables' names.
+"""The ``pva:`` sections of configuration files, whose keys are the names of the EPICS variables.
 
 Their values stay as written; `resolve_client` and `resolve_server` read them together with arguments and variables.
 """
@@ -21,7 +21,7 @@ _Options = str | dict[str, str | bool]
 
 
 class ClientSettings(Settings, frozen=True, kw_only=True):
-    """What a configuration file may say about a PVAccess client; absent means: see the environment."""
+    """What a configuration file may say about a PVAccess client. For an absent key the environment decides."""
 
     addr_list: _Addresses | None = None
     auto_addr_list: bool | None = None
@@ -43,7 +43,7 @@ class ClientSettings(Settings, frozen=True, kw_only=True):
 
 
 class ServerSettings(Settings, frozen=True, kw_only=True):
-    """What a configuration file may say about a PVAccess server; absent means: see the environment."""
+    """What a configuration file may say about a PVAccess server. For an absent key the environment decides."""
 
     auto_beacon_addr_list: bool | None = None
     beacon_addr_list: _Addresses | None = None

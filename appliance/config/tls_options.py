@@ -13,7 +13,7 @@ _CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "on_no_cms": ("fallback-to-tcp", "throw"),
 }
 _FLAGS: Final = ("no_revocation_check", "no_stapling", "tls_required")
-# A flag without a value, or with an empty one, is set: "no_revocation_check=" is what people had to write so far.
+# A flag without a value, or with an empty one, is set: until now people had to write "no_revocation_check=".
 _FLAG_VALUES: Final = {
     "": True,
     "yes": True,
@@ -26,31 +26,31 @@ _FLAG_VALUES: Final = {
 
 
 class TLSOptions(NamedTuple):
-    """How TLS behaves where the protocol leaves a choice.
+    """How TLS behaves if the protocol leaves a choice.
 
     Source: SPVA configuration reference, EPICS_PVA_TLS_OPTIONS.
     """
 
     client_cert: Literal["default", "optional", "require"] = "default"
-    """What a server asks of a client; ``default`` means ``optional``."""
+    """What a server requires of a client; ``default`` means ``optional``."""
     on_expiration: Literal["fallback-to-tcp", "shutdown", "standby"] = "fallback-to-tcp"
-    """What happens when the own certificate has expired and no new one came in time."""
+    """What to do after our own certificate has expired and no new one came in time."""
     on_no_cms: Literal["fallback-to-tcp", "throw"] = "fallback-to-tcp"
-    """What happens when the certificate's status cannot be had from the CMS."""
+    """What to do if the CMS does not give the certificate's status."""
     no_revocation_check: bool = False
-    """Certificates are used without asking for their status."""
+    """Whether certificates are used without asking for their status."""
     no_stapling: bool = False
-    """Servers staple no status, clients ask for none."""
+    """Whether servers staple no status and clients ask for none."""
     tls_required: bool = False
-    """Nothing is served and nothing is used over plain TCP. Ours: the reference implementations do not know it."""
+    """Whether plain TCP is neither served nor used. Our own option: the reference implementations do not know it."""
 
     @property
     def client_cert_required(self) -> bool:
-        """A client without an acceptable certificate is turned away in the handshake."""
+        """Whether a client without an acceptable certificate is refused in the handshake."""
         return self.client_cert == "require"
 
     def render(self) -> str:
-        """The words that give these options, in the order in which PVXS prints them."""
+        """Return the words that give these options, in the order in which PVXS prints them."""
         words = [] if self.client_cert == "default" else [f"client_cert={self.client_cert}"]
         words.append(f"on_expiration={self.on_expiration}")
         words += [flag for flag in _FLAGS if getattr(self, flag)]
@@ -62,10 +62,13 @@ class TLSOptions(NamedTuple):
 
 
 def parse_tls_options(text: str | Mapping[str, str | bool]) -> tuple[TLSOptions, list[str]]:
-    """Read options; whatever is not understood is left out and named in a warning, one sentence each.
+    """Read options.
 
-    Never raises: a typing error in a variable must not stop a tool. Callers for whom it is an error (arguments,
-    YAML) refuse when there are warnings.
+    A typing error in a variable must not stop a tool, so this never raises. Callers for which it is an error (arguments,
+    YAML) refuse if there are warnings.
+
+    Returns:
+        The options, and one sentence for each word that was ignored.
     """
     warnings: list[str] = []
     chosen: dict[str, Any] = {}
@@ -79,7 +82,7 @@ def parse_tls_options(text: str | Mapping[str, str | bool]) -> tuple[TLSOptions,
         elif key in _FLAGS:
             flag = _FLAG_VALUES.get((value or "").lower())
             if flag is None and key == "tls_required":
-                # Whoever wrote this wanted no plain TCP, in all likelihood: a slip of the pen must not allow it.
+                # Whoever wrote this probably wanted no plain TCP, so a typing error must not allow it.
                 chosen[key] = True
                 warnings.append(
                     f"TLS option {word!r} is taken as {key}=yes: expected {key} alone, or {key}=yes or {key}=no"

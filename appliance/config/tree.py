@@ -1,7 +1,7 @@
-"""YAML text to plain values with the line of every key: a strict part of YAML, bounded in size and depth.
+"""Read YAML text into plain values with the line of every key: a strict part of YAML, limited in size and depth.
 
-Left out on purpose: tags (they name code), anchors and aliases (a kilobyte can stand for gigabytes), merge keys,
-several documents, repeated keys, and the readings of YAML 1.1 that surprise people (``12:30`` and ``0600`` are text).
+Not supported on purpose: tags (they name code), anchors and aliases (a kilobyte can mean gigabytes), merge keys,
+several documents, repeated keys, and values that YAML 1.1 reads in surprising ways (``12:30`` and ``0600`` are text).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from appliance.errors import ConfigurationError
 __all__ = ["MAXIMUM_DEPTH", "MAXIMUM_SIZE", "read_tree"]
 
 MAXIMUM_SIZE: Final = 1 << 20
-"""Bytes of a configuration file."""
+"""Greatest size of a configuration file in bytes."""
 MAXIMUM_DEPTH: Final = 32
-"""Mappings and lists inside each other."""
+"""Greatest depth of nested mappings and lists."""
 
 _LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _INTEGER: Final = re.compile(r"[-+]?(?:0|[1-9][0-9]*)|0x[0-9a-fA-F]+")
@@ -41,22 +41,23 @@ _WORDS: Final[dict[str, bool | None]] = {
 
 
 def read_tree(text: str, file: str) -> tuple[Any, dict[Path, int]]:
-    """The document's value, and for every key and list item the line (from 1) where it stands.
+    """Return the document's value, and the line (from 1) of every key and list item.
 
-    Raises ConfigurationError with file and line for anything that is not the YAML described above.
+    Raises:
+        ConfigurationError: It is not the YAML described above; the text has file and line.
     """
     try:
         if len(text.encode()) > MAXIMUM_SIZE:
             raise ConfigurationError(
-                f"larger than the {MAXIMUM_SIZE} bytes that a configuration may have", file=file
+                f"larger than the {MAXIMUM_SIZE} bytes allowed for a configuration", file=file
             )
         return _Builder(text, file).document()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         why = " ".join(filter(None, (error.context, error.problem))) or "not valid YAML"
         if "nesting depth" in why:
-            # A newer libyaml has a bound of its own, and reads ahead of us.
-            why = f"more than {MAXIMUM_DEPTH} mappings and lists inside each other"
+            # A newer libyaml has a limit of its own, and reads ahead of us.
+            why = f"more than {MAXIMUM_DEPTH} nested mappings and lists"
         raise ConfigurationError(
             f"not valid YAML: {why}", file=file, line=mark.line + 1 if mark else None
         ) from error
@@ -70,7 +71,7 @@ def read_tree(text: str, file: str) -> tuple[Any, dict[Path, int]]:
 
 
 class _Builder:
-    """Builds values from parser events, so that limits hold before anything is expanded."""
+    """Builds values from parser events, so that limits apply before anything is expanded."""
 
     def __init__(self, text: str, file: str) -> None:
         self.events: Iterator[Any] = yaml.parse(text, Loader=_LOADER)
@@ -98,7 +99,7 @@ class _Builder:
         if isinstance(event, yaml.ScalarEvent):
             return self.scalar(event, path)
         if depth >= MAXIMUM_DEPTH:
-            self.refuse(f"more than {MAXIMUM_DEPTH} mappings and lists inside each other", event, path)
+            self.refuse(f"more than {MAXIMUM_DEPTH} nested mappings and lists", event, path)
         if isinstance(event, yaml.SequenceStartEvent):
             return self.sequence(path, depth)
         return self.mapping(path, depth)
@@ -150,7 +151,7 @@ class _Builder:
 
 
 def dotted(path: Path) -> str | None:
-    """``a.b[2]`` for a path, None for the top."""
+    """Return ``a.b[2]`` for a path, None for the top."""
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
-    # A quoted key may hold a line end or a megabyte; messages are one line.
+    # A quoted key may contain a line end or a megabyte; a message is one line.
     return text.removeprefix(".")[:200].encode("unicode_escape").decode() or None

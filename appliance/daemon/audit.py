@@ -1,8 +1,8 @@
 """An append-only log in which every record seals those before it.
 
-Each record is chained by ``SHA-256(previous hash || canonical JSON of the record)``. Changing, removing or
-reordering records breaks the chain from there on. Cutting off the end does not show from within: keep the last
-hash somewhere else (`AuditLog.head`), and give it to `verify`.
+Each record is linked by ``SHA-256(previous hash || canonical JSON of the record)``. Changing, removing or reordering
+records breaks the chain from there on. Cutting off the end does not show in the file: keep the last hash somewhere else
+(`AuditLog.head`), and give it to `verify`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from appliance.errors import ApplianceError, ConfigurationError
 __all__ = ["GENESIS", "AuditFinding", "AuditLog", "canonical", "chain", "total", "verify", "verify_file"]
 
 GENESIS: Final = "0" * 64
-"""What stands for the hash before the first record."""
+"""The hash before the first record."""
 
 _HASH: Final = "hash"
 _LIMIT: Final = 1 << 20
@@ -28,16 +28,15 @@ _DEPTH: Final = 16
 
 
 def total(value: Any, depth: int = _DEPTH) -> Any:
-    """Give a value a JSON form, whatever it is: what comes from a peer must never be the reason for a missing record.
+    """Give any value a JSON form, so that a peer's data never prevents a record.
 
     Args:
-        value: anything. What JSON has stays as it is.
-        depth: levels of lists and mappings that are looked into; below them a value is written as text.
+        value: Anything. What JSON has is unchanged.
+        depth: Levels of lists and mappings that are kept; below them a value is written as text.
 
     Returns:
-        The value itself, or text instead of what JSON does not have: infinity, NaN, octets, other types. Text that
-        is no UTF-8 becomes ``{"octets": hex, "text": escaped}``.
-
+        The value itself, or text for what JSON does not have: infinity, NaN, bytes, other types. Text that is not UTF-8
+        becomes ``{"octets": hex, "text": escaped}``.
     """
     if value is None or isinstance(value, (bool, int)):
         return value
@@ -64,7 +63,7 @@ def total(value: Any, depth: int = _DEPTH) -> Any:
 
 
 def _is_escaped(text: str) -> bool:
-    """Whether all surrogates stand for octets (PEP 383)."""
+    """Whether all surrogates stand for bytes (PEP 383)."""
     return all("\udc80" <= character <= "\udcff" for character in text if "\ud800" <= character <= "\udfff")
 
 
@@ -74,7 +73,11 @@ def _key(key: object) -> str:
 
 
 def canonical(record: Mapping[str, Any]) -> bytes:
-    """The one JSON form of a record: sorted keys, no blanks, UTF-8. Raises ConfigurationError for what has none."""
+    """Return the one JSON form of a record: sorted keys, no blanks, UTF-8.
+
+    Raises:
+        ConfigurationError: The record has none.
+    """
     try:
         text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         return text.encode()
@@ -83,7 +86,7 @@ def canonical(record: Mapping[str, Any]) -> bytes:
 
 
 def chain(previous: str, record: Mapping[str, Any]) -> str:
-    """The hash (64 hex digits) of a record that follows the one whose hash is ``previous``."""
+    """Return the hash (64 hex digits) of a record that follows the one whose hash is ``previous``."""
     try:
         start = bytes.fromhex(previous)
     except ValueError as error:
@@ -95,22 +98,22 @@ class AuditFinding(NamedTuple):
     """What a verification found."""
 
     records: int
-    """Records that are good, from the beginning on."""
+    """Number of good records from the beginning."""
     head: str
     """Hash of the last good record."""
     fault: str = ""
-    """What is wrong with the record after those; empty when all is well."""
+    """What is wrong with the next record; empty if nothing is."""
 
     @property
     def intact(self) -> bool:
-        """Nothing was changed, removed or added."""
+        """Whether nothing was changed, removed or added."""
         return not self.fault
 
 
 def verify(records: Iterable[tuple[Mapping[str, Any], str]], *, head: str | None = None) -> AuditFinding:
     """Check records, each with the hash that was stored for it.
 
-    ``head`` is the hash that was last at some time: it must still be in the chain, and everything after it is newer.
+    ``head`` is an earlier last hash: it must still be in the chain, and everything after it is newer.
     """
     previous, count = GENESIS, 0
     met = head in (None, GENESIS)
@@ -125,11 +128,11 @@ def verify(records: Iterable[tuple[Mapping[str, Any], str]], *, head: str | None
 
 
 class AuditLog:
-    """A file of chained JSON lines, made with mode 0600 and opened for appending only.
+    """A file of linked JSON lines, made with mode 0600 and opened for appending only.
 
-    ``sync`` is ``"always"`` (on disk before `append` returns) or ``"never"`` (left to the kernel). One process
-    writes; a second one is refused. Opening verifies the whole file, and takes off a last line that a power cut
-    left incomplete; a file whose chain is broken is refused, for going on would hide the break.
+    ``sync`` is ``"always"`` (on disk before `append` returns) or ``"never"`` (the kernel decides). One process writes; a
+    second one is refused. Opening verifies the whole file, and removes a last line that a power failure left incomplete. A
+    file with a broken chain is refused, because new records would hide the break.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, sync: Literal["always", "never"] = "always") -> None:
@@ -168,7 +171,11 @@ class AuditLog:
         self.records = verdict.records
 
     def append(self, record: Mapping[str, Any]) -> str:
-        """Add a record and give its hash. Raises ApplianceError when it did not reach the file; nothing is half written."""
+        """Add a record and return its hash.
+
+        Raises:
+            ApplianceError: It did not reach the file; nothing is half written.
+        """
         if _HASH in record:
             raise ConfigurationError(f"an audit record must not have a field {_HASH!r}")
         record = total(record)
@@ -179,7 +186,7 @@ class AuditLog:
         there = os.fstat(self._fd)
         if not there.st_nlink:
             raise ApplianceError(
-                f"{self.path}: the file was removed while it was in use, and its records with it; restart to begin another"
+                f"{self.path}: the file was removed while in use, and its records with it; restart to begin another"
             )
         before = there.st_size
         try:
@@ -199,7 +206,7 @@ class AuditLog:
         return sealed
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -212,7 +219,7 @@ class AuditLog:
 
 
 def verify_file(path: str | os.PathLike[str], *, head: str | None = None) -> AuditFinding:
-    """Check a file that `AuditLog` wrote; a line that is no record counts as a break."""
+    """Check a file that `AuditLog` wrote; a line that is not a record counts as a break."""
     name = os.fspath(path)
     previous, count = GENESIS, 0
     met = head in (None, GENESIS)
@@ -250,7 +257,7 @@ def _ended(count: int, last: str, *, met: bool) -> AuditFinding:
 
 
 def _whole_lines(fd: int, size: int) -> int:
-    """Bytes up to and with the last line end."""
+    """Return the number of bytes up to the last line end."""
     position = size
     while position > 0:
         start = max(0, position - 65536)

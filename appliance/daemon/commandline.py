@@ -1,6 +1,6 @@
-"""What the command lines of all programs share: how help looks, versions, completion, and how a wrong one ends.
+"""What the command lines of all programs share: the form of help, versions, completion, and errors.
 
-Tools start in a tenth of a second: nothing is imported here that parsing does not need.
+Tools start in a tenth of a second, so nothing is imported here that parsing does not need.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ __all__ = [
 ]
 
 USAGE_ERROR = 1
-"""Exit status for a wrong command line, of every program, as pvxs's tools have it: 2 means interrupted."""
+"""Exit status for a wrong command line in every program, as in PVXS's tools: 2 means interrupted."""
 FORMATS = ("delta", "tree", "nt")
 
 _FILES = frozenset({"FILE", "ACF", "DB", "DBD", "JSON", "KEYCHAIN", "st.cmd"})
-"""Words for a value (metavar) that mean a file."""
+"""Metavars that mean a file."""
 _NAMES = frozenset({"pvname"})
-"""Words for a value that mean a PV."""
+"""Metavars that mean a PV."""
 
 _BASH = """\
 # The names of PVs that answered lately. readline completes what follows the last colon only.
@@ -57,9 +57,9 @@ _spva_names() {
 
 
 class Formatter(argparse.HelpFormatter):
-    """Text of several lines stays as it is written, for a terminal of 80 columns; other text is wrapped.
+    """Keeps text of several lines as written, for a terminal of 80 columns, and wraps other text.
 
-    argparse asks for the terminal's width at every option, and by way of three compression libraries.
+    argparse reads the terminal's width for every option, and imports three compression libraries to do so.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ def _columns() -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse without abbreviations, which a new option would change the meaning of."""
+    """argparse without abbreviations, whose meaning a new option could change."""
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
         more.setdefault("formatter_class", Formatter)
@@ -93,12 +93,13 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*arguments, **more)
 
     def error(self, message: str) -> NoReturn:
+        """Print the usage and the error, and exit."""
         self.print_usage(sys.stderr)
         self.exit(USAGE_ERROR, f"Error: {message}\n")
 
 
 def is_given(options: argparse.Namespace, parser: argparse.ArgumentParser, name: str) -> bool:
-    """Whether an option has another value than when it is left out."""
+    """Whether an option differs from its default."""
     return bool(getattr(options, name) != parser.get_default(name))
 
 
@@ -135,13 +136,13 @@ class _Completion(argparse.Action):
 
         for action in _actions(parser):
             if action.dest == "format" and action.choices is None:
-                # Not said to argparse itself: an unknown format is a warning.
+                # Not passed to argparse itself: an unknown format is a warning.
                 action.choices = FORMATS
             if action.nargs == argparse.SUPPRESS:
-                # argparse looks at options first (parse_intermixed_args), and has put the positional ones aside.
+                # argparse reads options first (parse_intermixed_args), and has set the positional ones aside.
                 action.nargs = getattr(action, "save_nargs", "*")
             if action.metavar == "cert_id":
-                # The one word that may stand in an identifier's place.
+                # The only word that may stand in an identifier's place.
                 action.choices = ("list",)
             if action.metavar in _FILES:
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
@@ -161,7 +162,7 @@ def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
 
 
 def add_config_actions(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
-    """Add what every daemon can do with its configuration file instead of serving.
+    """Add the options of every daemon that use its configuration file instead of serving.
 
     Args:
         parser: The daemon's parser.

@@ -1,4 +1,4 @@
-"""What the optional parts of the package need: who starts one without it is told what to install."""
+"""Tell the user what to install if a program needs an optional part of the package that is missing."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ EXTRAS: Final = {
     "ioc": ("epicscorelibs",),
     "issuer": ("aiohttp", "jwt"),
 }
-"""The extras of pyproject.toml, and the packages by which they are known to be there."""
+"""The extras of pyproject.toml, and the packages that show that they are installed."""
 
 
 def require(*extras: str) -> None:
     """Make sure that the extras are installed.
 
     Raises:
-        ConfigurationError: a package is not; the message says what to install.
+        ConfigurationError: A package is not installed; the message says what to install.
     """
     from importlib.util import find_spec
 

@@ -1,9 +1,9 @@
-"""Garbage collection in a daemon: in small pieces, so that nobody waits for it.
+"""Collect garbage in a daemon in small pieces, so that nobody waits for it.
 
-Python looks at every object there is when a heap has grown by a quarter: with the objects of tens of thousands of
-channels that stops the event loop for a large part of a second, each time. Here what has survived two collections is put
-aside (``gc.freeze``) and looked at again only now and then. Almost everything is freed by its reference count, put aside
-or not; only cycles wait for the next look.
+Python examines every object when the heap has grown by a quarter. With the objects of tens of thousands of channels, this
+stops the event loop for a large part of a second, each time. Here objects that have survived two collections are set
+aside (``gc.freeze``) and examined again only now and then. Almost everything is freed by its reference count, whether set
+aside or not; only cycles wait for the next full examination.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from typing import Any, Final
 __all__ = ["Collector"]
 
 _YOUNG: Final = 1000
-"""Objects after whose making the youngest are looked at."""
+"""Number of new objects after which the youngest are examined."""
 _ROUNDS: Final = 8
-"""Such looks after which those that survived are looked at once more, then put aside: some milliseconds."""
+"""Number of such examinations after which the survivors are examined once more, then set aside: some milliseconds."""
 LOOK_S: Final = 60.0
-"""Seconds between two looks at everything, at the least; more where that takes long."""
+"""Least seconds between two full examinations; more if one takes long."""
 SHARE: Final = 1000
-"""Such a look takes at most this fraction of the time."""
+"""A full examination takes at most 1/SHARE of the time."""
 MANY: Final = 400_000
-"""Objects that take longer to look at than anybody should wait; with more of them there is a look in an hour only."""
+"""With more objects than this a full examination takes too long, so there is only one in an hour."""
 SELDOM_S: Final = 3600.0
 
 
 class Collector:
-    """Collects from ``start`` to ``stop``. ``look`` is to be called every ``LOOK_S`` seconds."""
+    """Collects from ``start`` to ``stop``. Call ``look`` every ``LOOK_S`` seconds."""
 
     def __init__(self) -> None:
         self._before: tuple[int, int, int] | None = None
@@ -37,7 +37,7 @@ class Collector:
         self._pause = 0.0
 
     def start(self) -> None:
-        """Begin: what is there now, mostly modules, is put aside."""
+        """Begin, and set aside what exists now, mostly modules."""
         self._before = gc.get_threshold()
         gc.collect()
         gc.freeze()
@@ -46,7 +46,7 @@ class Collector:
         self._looked = perf_counter()
 
     def stop(self) -> None:
-        """End: Python collects as it did before."""
+        """End: Python collects as before."""
         if self._before is not None:
             gc.callbacks.remove(self._collected)
             gc.set_threshold(*self._before)
@@ -59,7 +59,7 @@ class Collector:
             self._put_aside = True
 
     def look(self) -> None:
-        """Look at everything, unless nothing was put aside or the last look was so long that it is too early."""
+        """Examine everything, unless nothing was set aside or it is too early after a long examination."""
         now = perf_counter()
         patience = max(SHARE * self._pause, SELDOM_S if gc.get_freeze_count() > MANY else 0.0)
         if not self._put_aside or now - self._looked < patience:

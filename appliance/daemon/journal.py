@@ -1,9 +1,8 @@
 """systemd-journald's native protocol: log records as fields that ``journalctl`` can search.
 
-A datagram to journald's socket holds fields, each ``NAME=value`` and a line end; a value that has line ends of its own is
-sent as ``NAME``, a line end, its length (64 bits, little endian), the value, a line end. What does not fit a datagram goes
-as a sealed memory file, whose descriptor is sent instead. Source: systemd's JOURNAL_NATIVE_PROTOCOL,
-systemd.journal-fields(7).
+A datagram to journald's socket holds fields, each ``NAME=value`` and a line end. A value that contains line ends is sent
+as ``NAME``, a line end, its length (64 bits, little endian), the value, a line end. What does not fit into a datagram is
+sent as the descriptor of a sealed memory file. Source: systemd's JOURNAL_NATIVE_PROTOCOL, systemd.journal-fields(7).
 """
 
 from __future__ import annotations
@@ -24,21 +23,21 @@ __all__ = ["PREFIX", "SOCKET", "JournalSender", "encode", "field_name"]
 
 SOCKET: Final = "/run/systemd/journal/socket"
 PREFIX: Final = "SPVA_"
-"""Of the appliance's own fields."""
+"""Prefix of the appliance's own fields."""
 
 _LONGEST_NAME: Final = 64
 _TIMEOUT_S: Final = 1.0
-"""How long a full socket may hold the daemon up: much less than its watchdog allows."""
+"""Seconds for which a full socket may delay the daemon: much less than its watchdog allows."""
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 
 
 def field_name(key: str) -> str:
-    """The journal field of an extra field of a record: upper case, with the appliance's prefix."""
+    """Return the journal field of an extra field of a record: upper case, with the appliance's prefix."""
     return (PREFIX + re.sub("[^A-Z0-9_]", "_", key.upper()))[:_LONGEST_NAME]
 
 
 def encode(fields: Iterable[tuple[str, str]]) -> bytes:
-    """One entry as journald reads it."""
+    """Return one entry as journald reads it."""
     parts = []
     for name, text in fields:
         value = text.encode(errors="backslashreplace")
@@ -61,7 +60,7 @@ class JournalSender:
     def record(
         self, record: logging.LogRecord, priority: int, message: str, extra: Mapping[str, Any]
     ) -> bool:
-        """Send one record; False when journald did not take it, and somebody else must tell."""
+        """Send one record; False if journald did not take it, so that somebody else must report it."""
         fields = [
             ("MESSAGE", message),
             ("PRIORITY", str(priority)),
@@ -77,7 +76,7 @@ class JournalSender:
         return self.send(encode(fields))
 
     def send(self, entry: bytes) -> bool:
-        """Send an encoded entry, however large; False when journald did not take it."""
+        """Send an encoded entry of any size; False if journald did not take it."""
         try:
             self._socket.sendto(entry, self._address)
         except OSError as error:
@@ -92,7 +91,7 @@ class JournalSender:
         try:
             with open(file, "wb", closefd=False) as stream:
                 stream.write(entry)
-            # journald refuses a file that could change while it reads.
+            # journald refuses a file that could change while it is read.
             fcntl.fcntl(file, fcntl.F_ADD_SEALS, _SEALS)
             rights = file.to_bytes(4, sys.byteorder)
             ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
@@ -104,6 +103,6 @@ class JournalSender:
         return True
 
     def close(self) -> None:
-        """Give the socket back."""
+        """Close the socket."""
         with contextlib.suppress(OSError):
             self._socket.close()

@@ -1,8 +1,8 @@
-"""Logging for daemons and tools: readable on a terminal, fields under the journal, JSON lines elsewhere.
+"""Logging for daemons and tools: readable on a terminal, fields in the journal, JSON lines elsewhere.
 
-An extra field ``event`` names what has happened in one word, for those who search; the others say to whom and what.
+An extra field ``event`` names in one word what has happened, for searches; the others say to whom and what.
 
-Importing this costs what the standard library's logging costs (10 ms): tools import it when they have something to log.
+Importing this costs as much as the standard library's logging (10 ms), so tools import it only to log.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _PVXS: Final = {
     "pvxs.udp": "appliance.transport",
 }
 _SECRETS: Final = (
-    # A JWT: three base64url parts, the first one the encoding of '{"'. Its head stays, to tell tokens apart.
+    # A JWT: three base64url parts, of which the first encodes '{"'. Its beginning stays, to tell tokens apart.
     (re.compile(r"(?<![\w-])eyJ[\w-]{2,}\.[\w-]+(?:\.[\w-]*)?(?:\.[\w-]*){0,2}"), "eyJ***"),
     (
         re.compile(
@@ -63,12 +63,12 @@ _SECRETS: Final = (
     (re.compile(r"(?i)\b(bearer\s+|(?:password|passwd|pwd|secret|token)\s*[=:]\s*)[^\s,;&\"']+"), r"\1***"),
 )
 _LONGEST: Final = 32768
-"""Characters of a message: a peer that is quoted in one must not fill the disk."""
+"""Greatest length of a message: a peer that is quoted in one must not fill the disk."""
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
 def redact(text: str) -> str:
-    """Text without tokens and private keys: the second line of defence, behind not logging them at all."""
+    """Return text without tokens and private keys. This is the second protection; the first is not to log them at all."""
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     return text
@@ -78,6 +78,7 @@ class Redactor(logging.Filter):
     """Takes secrets out of a record's message, arguments, extra fields and exception before anything formats it."""
 
     def filter(self, record: logging.LogRecord) -> bool:
+        """Remove secrets from a record; always keep it."""
         try:
             record.msg = identified(redact(record.getMessage()))
         except Exception:  # noqa: BLE001 - a wrong log call must not take the daemon down
@@ -104,7 +105,7 @@ class _Text(logging.Formatter):
         name = record.name.removeprefix(ROOT + ".")
         text = f"{record.levelname:<8} {name}: {_body(record)}{_pairs(record)}"
         if self.journal:
-            # The journal has the time; it wants the level in front of every line.
+            # The journal has the time, and needs the level in front of every line.
             return _journal(record, text)
         millis = int(record.msecs)
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
@@ -138,7 +139,7 @@ def _extra(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def _body(record: logging.LogRecord) -> str:
-    # Peers choose parts of messages: control characters would let them write lines and colours of their own.
+    # Peers choose parts of messages, and could write lines and colours with control characters.
     message = record.getMessage()
     if not message.isprintable():
         message = "".join(char if char.isprintable() else repr(char)[1:-1] for char in message)
@@ -147,7 +148,7 @@ def _body(record: logging.LogRecord) -> str:
 
 def _pairs(record: logging.LogRecord) -> str:
     if "event" in vars(record):
-        # Its message says the same to those who read.
+        # The message says the same to human readers.
         return ""
     pairs = " ".join(f"{key}={value!r}" for key, value in _extra(record).items())
     return f" [{pairs}]" if pairs else ""
@@ -163,7 +164,7 @@ def _journal(record: logging.LogRecord, text: str) -> str:
 
 
 class _Native(logging.StreamHandler[TextIO]):
-    """Fields for journald; what it does not take goes to its stream, as a JSON line."""
+    """Sends fields to journald; what it does not take goes to the stream, as a JSON line."""
 
     def __init__(self, stream: TextIO, sender: JournalSender) -> None:
         super().__init__(stream)
@@ -184,9 +185,12 @@ class _Native(logging.StreamHandler[TextIO]):
 
 
 def level_spec(spec: str) -> tuple[dict[str, int], list[str]]:
-    """Read ``pvxs.*=DEBUG,appliance.tls=INFO`` or a bare level: levels by logger, and a sentence per fault.
+    """Read ``pvxs.*=DEBUG,appliance.tls=INFO`` or a bare level.
 
-    Names of PVXS are mapped to the part of this package that does the same work; ``pvxs.*`` and ``*`` are all of it.
+    Names of PVXS mean the part of this package that does the same work; ``pvxs.*`` and ``*`` are all of it.
+
+    Returns:
+        Levels by logger, and a sentence for each fault.
     """
     levels: dict[str, int] = {}
     faults = []
@@ -224,11 +228,20 @@ def configure(
     environ: Mapping[str, str] | None = None,
     journal_socket: str = "",
 ) -> list[str]:
-    """Send this package's log to stderr; gives back faults of the level specifications, for the caller to show.
+    """Send this package's log to stderr.
 
-    ``level`` is a specification as in `level_spec`; $PVXS_LOG refines it. ``auto`` is text on a terminal, journald's own
-    protocol where stderr is the journal, JSON lines elsewhere. Other lines to the journal carry their level in front.
-    May be called again, e.g. on a reload. ``journal_socket`` is journald's, unless another one is named.
+    May be called again, for example on a reload.
+
+    Args:
+        level: A specification as in `level_spec`; $PVXS_LOG refines it.
+        fmt: ``auto`` is text on a terminal, journald's own protocol if stderr is the journal, JSON lines elsewhere. Other
+            lines to the journal have their level in front.
+        stream: Where to write; by default stderr.
+        environ: The variables; by default the process's.
+        journal_socket: The socket to use instead of journald's.
+
+    Returns:
+        Faults of the level specifications, for the caller to show.
     """
     environ = os.environ if environ is None else environ
     stream = sys.stderr if stream is None else stream
@@ -267,7 +280,10 @@ def configure(
 
 
 def _is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
-    """$JOURNAL_STREAM is ``device:inode`` of the journal's socket; children inherit the variable, not always the socket."""
+    """Whether the stream is the journal.
+
+    $JOURNAL_STREAM is ``device:inode`` of its socket; children inherit the variable, but not always the socket.
+    """
     try:
         status = os.fstat(stream.fileno())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Names of status PVs in text for people, with the certificate's identifier as everything else spells it."""
+"""Names of status PVs in text for people, together with the usual form of the certificate's identifier."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _PADDED: Final = re.compile(r":STATUS:([0-9a-f]{8}):0+([0-9]{1,19})(?![0-9])")
 
 
 def identified(text: str) -> str:
-    """Say the certificate's identifier beside a status PV whose serial number is padded with zeros.
+    """Add the certificate's identifier to a status PV whose serial number is padded with zeros.
 
-    On the wire the name has twenty digits (SPVA specification 7.1), and identifiers are printed and logged without
-    leading zeros: whoever searches for one must find these lines too.
+    On the wire the name has twenty digits (SPVA specification 7.1), but identifiers are printed and logged without leading
+    zeros. A search for an identifier must find these lines too.
     """
     if ":STATUS:" not in text:
         return text

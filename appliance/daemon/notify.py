@@ -32,7 +32,7 @@ class Notifier:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
             self._socket.setblocking(False)
         self.watchdog_s = self._watchdog(environ) if self._socket else None
-        """Seconds within which the manager wants to hear of us, None without a watchdog."""
+        """Seconds within which the manager expects a message; None without a watchdog."""
 
     @staticmethod
     def _watchdog(environ: Mapping[str, str]) -> float | None:
@@ -43,7 +43,7 @@ class Notifier:
         return None if pid and pid != str(os.getpid()) else int(period) / 1e6
 
     def send(self, *assignments: str) -> bool:
-        """Send ``NAME=value`` lines in one message; True when the manager's socket took it."""
+        """Send ``NAME=value`` lines in one message; return whether the manager's socket took it."""
         if self._socket is None:
             return False
         lines = "\n".join(assignment.replace("\n", " ") for assignment in assignments)
@@ -54,27 +54,27 @@ class Notifier:
         return True
 
     def ready(self, status: str = "") -> bool:
-        """Start-up is finished."""
+        """Tell the manager that start-up is finished."""
         return self.send("READY=1", *([f"STATUS={status}"] if status else []))
 
     def status(self, text: str) -> bool:
-        """One line for ``systemctl status``."""
+        """Tell the manager one line for ``systemctl status``."""
         return self.send(f"STATUS={text}")
 
     def reloading(self) -> bool:
-        """A reload has begun; `ready` ends it (``Type=notify-reload`` needs both, and the time)."""
+        """Tell the manager that a reload has begun; `ready` ends it (``Type=notify-reload`` needs both, and the time)."""
         return self.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> bool:
-        """The service has begun to stop."""
+        """Tell the manager that the service has begun to stop."""
         return self.send("STOPPING=1")
 
     def watchdog(self) -> bool:
-        """The service is alive."""
+        """Tell the manager that the service is alive."""
         return self.send("WATCHDOG=1")
 
     def close(self) -> None:
-        """Give the socket back."""
+        """Close the socket."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None

@@ -18,32 +18,32 @@ __all__ = ["EXIT_DEFECT", "EXIT_FAILURE", "EXIT_OK", "Daemon", "run"]
 
 EXIT_OK: Final = 0
 EXIT_FAILURE: Final = 1
-"""An error that is explained in one sentence on stderr: configuration, network, certificates."""
+"""Exit status after an error that one sentence on stderr explains: configuration, network, certificates."""
 EXIT_DEFECT: Final = 70
-"""A defect in the program (EX_SOFTWARE); the stack trace is on stderr."""
+"""Exit status after a defect in the program (EX_SOFTWARE); the stack trace is on stderr."""
 
 _log: Final = logging.getLogger(__name__)
 _Reload = Callable[[], Awaitable[None] | None]
 
 
 class Daemon:
-    """What a daemon's main function gets: its side of signals and of the service manager."""
+    """What a daemon's main function gets, for signals and the service manager."""
 
     def __init__(self, name: str, notifier: Notifier) -> None:
         self.name = name
         self.notifier = notifier
         self.stopping = asyncio.Event()
-        """Set once a stop is asked for, by a signal or by `stop`."""
+        """Set when a stop is requested, by a signal or by `stop`."""
         self._callbacks: list[_Reload] = []
         self._reload_wanted = asyncio.Event()
         self._status = ""
         self.started = False
-        """`ready` was called."""
+        """Whether `ready` was called."""
 
     def on_reload(self, callback: _Reload) -> None:
         """Call ``callback`` (plain or async) on SIGHUP.
 
-        An ApplianceError that it raises is reported, and the daemon goes on with what it had.
+        An ApplianceError that it raises is reported, and the daemon goes on with its former settings.
         """
         self._callbacks.append(callback)
 
@@ -54,7 +54,7 @@ class Daemon:
         self.notifier.ready(status)
 
     def status(self, text: str) -> None:
-        """One line for ``systemctl status``."""
+        """Tell the service manager one line for ``systemctl status``."""
         self._status = text
         self.notifier.status(text)
 
@@ -63,11 +63,11 @@ class Daemon:
         self.stopping.set()
 
     async def wait(self) -> None:
-        """Return when a stop is asked for: the last line of most main functions."""
+        """Return when a stop is requested. This is the last line of most main functions."""
         await self.stopping.wait()
 
     def reload(self) -> None:
-        """Ask for a reload, as SIGHUP does; requests that come during a reload make one more."""
+        """Ask for a reload, as SIGHUP does. Requests during a reload cause one more reload."""
         self._reload_wanted.set()
 
     async def _reloader(self) -> None:
@@ -93,7 +93,7 @@ class Daemon:
             collector.look()
 
     async def _feeder(self, period_s: float) -> None:
-        # On the loop itself, on purpose: a loop that is stuck sends nothing, and the manager restarts the service.
+        # On the event loop itself, on purpose: a blocked loop sends nothing, and the manager restarts the service.
         while True:
             self.notifier.watchdog()
             await asyncio.sleep(period_s)
@@ -106,11 +106,14 @@ def run(
     grace_s: float = 10.0,
     notifier: Notifier | None = None,
 ) -> int:
-    """Run a daemon until its main function returns or a signal stops it; gives the exit status.
+    """Run a daemon until its main function returns or a signal stops it.
 
-    SIGTERM and SIGINT set ``Daemon.stopping``. A main function that has not returned ``grace_s`` seconds later is
-    cancelled; a second signal, or one before `Daemon.ready` was called, cancels it at once. SIGHUP runs the reload callbacks. An ApplianceError becomes one
-    sentence on stderr and status 1.
+    SIGTERM and SIGINT set ``Daemon.stopping``. A main function that has not returned ``grace_s`` seconds later is cancelled. A
+    second signal, or one before `Daemon.ready` was called, cancels it at once. SIGHUP runs the reload callbacks. An
+    ApplianceError becomes one sentence on stderr and status 1.
+
+    Returns:
+        The exit status.
     """
     import uvloop
 
@@ -159,16 +162,16 @@ async def _supervise(
         notifier.stopping()
         daemon.stop()
         if not daemon.started:
-            # There is nothing to wind down yet, and a main function that is still starting does not look.
+            # Nothing needs to be finished yet, and a main function that is still starting does not check for a stop.
             work.cancel()
         if not work.done():
             await asyncio.wait([work], timeout=grace_s)
         if not work.done():
-            _log.error("%s: did not stop within %g s and is cut short", name, grace_s)
+            _log.error("%s: did not stop within %g s and is cancelled", name, grace_s)
             cut_short = True
             work.cancel()
             await asyncio.wait([work], timeout=grace_s)
-        # A reload callback that fails with something else than an ApplianceError is a defect: it must not go unseen.
+        # A reload callback that fails with another error than ApplianceError is a defect and must be seen.
         for helper in helpers:
             if helper.done():
                 helper.result()
@@ -186,6 +189,6 @@ async def _supervise(
 
 
 def _say(text: str) -> None:
-    # stderr may be gone (a closed terminal); there is nobody left to tell then.
+    # stderr may be closed (a closed terminal); then nobody is left to tell.
     with contextlib.suppress(OSError, ValueError):
         print(text, file=sys.stderr, flush=True)  # noqa: T201 - the one place where a daemon speaks without a logger

@@ -1,5 +1,5 @@
 """The demonstration JWT issuer and validator.
 
-It lets a site try the token authenticator end to end before its identity provider is connected. It is not an
-identity provider: whoever knows a password gets a token, and nobody can take one back.
+With it a site can try the token authenticator before its identity provider is connected. It is not an identity
+provider: everybody who knows a password gets a token, and nobody can revoke one.
 """

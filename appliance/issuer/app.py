@@ -1,6 +1,6 @@
 """The issuer's routes: those of the quick start's Flask application, byte for byte, and a few more.
 
-Nothing in here logs a query string, a body or a header: they carry passwords and tokens.
+This module never logs a query string, a body or a header, because they contain passwords and tokens.
 """
 
 from __future__ import annotations
@@ -72,11 +72,11 @@ class Issuer:
         self._wall = wall
         self._clock = clock
         self._failures = RateLimiter(_FAILURES_PER_MINUTE, _FAILURES_AT_ONCE, clock=clock)
-        # Hashing is meant to be dear; this bounds what strangers can make us spend on it.
+        # Hashing is expensive on purpose; this limits what strangers can make us spend on it.
         self._hashing = asyncio.Semaphore(2)
 
     def application(self) -> web.Application:
-        """The aiohttp application."""
+        """Return the aiohttp application."""
         app = web.Application(middlewares=[self._around], client_max_size=_MAX_BODY_BYTES)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/default/token", self._token)
@@ -233,10 +233,10 @@ def _bearer(request: web.Request) -> str:
 
 
 async def _arguments(request: web.Request) -> Mapping[str, str]:
-    """The query's parameters; with POST those of the body, be it a form, a JSON object or the bare token.
+    """Return the parameters of the query; with POST those of the body: a form, a JSON object or the bare token.
 
-    With GET a body is ignored. With POST a password or a token in the query is ignored: whoever posts wants to keep
-    them out of it.
+    With GET a body is ignored. With POST a password or a token in the query is ignored, because the sender wants to keep them
+    out of the query.
     """
     if request.method != "POST":
         return request.query

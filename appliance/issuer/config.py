@@ -1,4 +1,4 @@
-"""What the issuer can be told: by its YAML file, then by the variables of the quick start."""
+"""The issuer's settings: from its YAML file, then from the variables of the quick start."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class User(Settings, frozen=True, kw_only=True):
     """Someone who can fetch tokens for the subject of the same name."""
 
     password_hash: Annotated[str, Meta(max_length=512)]
-    """As ``jwt-issuer --hash-password`` prints it."""
+    """A line of ``jwt-issuer --hash-password``."""
 
     def __post_init__(self) -> None:
         if not passwords.is_hash(self.password_hash):
@@ -73,8 +73,8 @@ class IssuerConfig(Settings, frozen=True, kw_only=True):
         beyond = [address for address in self.listen if not uri.is_loopback(address)]
         if beyond and not self.allow_remote:
             raise ValueError(
-                f"listen: {beyond[0]} is reachable from other machines; this is a demonstration issuer: "
-                "set allow_remote: true if you really mean it"
+                f"listen: {beyond[0]} is reachable from other machines, and this is a demonstration issuer: "
+                "set allow_remote: true if you really want that"
             )
         if beyond and self.demo:
             raise ValueError(
@@ -93,12 +93,12 @@ class IssuerConfig(Settings, frozen=True, kw_only=True):
 
     @property
     def hmac_secret(self) -> str:
-        """The secret for HS256, the demonstration's own when none is set and `demo` is."""
+        """The secret for HS256; the demonstration's own if none is set and `demo` is."""
         return self.hs_secret.reveal() or (DEMO_HS_SECRET if self.demo else "")
 
 
 DEMO: Final = IssuerConfig(demo=True)
-"""What runs without a configuration file: the quick start's issuer."""
+"""The settings without a configuration file: the quick start's issuer."""
 
 VARIABLES: Final = {
     "PORT": "port",
@@ -110,15 +110,16 @@ VARIABLES: Final = {
     "KID": "kid",
     "HS_SECRET": "hs_secret",
 }
-"""The environment variables, and the settings that they give a value to when the file does not."""
+"""The environment variables, and the settings that they set if the file does not."""
 
 
 def with_environment(
     config: IssuerConfig, environ: Mapping[str, str], *, written: Collection[str] = ()
 ) -> IssuerConfig:
-    """`config` with the variables that are set and not empty, but for the settings that are `written` in its file.
+    """Return `config` with the variables that are set and not empty, except for settings that are `written` in its file.
 
-    Raises ConfigurationError naming the variable.
+    Raises:
+        ConfigurationError: A variable is bad; the text names it.
     """
     changes: dict[str, object] = {}
     for variable, field in VARIABLES.items():

@@ -45,7 +45,7 @@ examples:
       the lines for the file's users
 """
 _SETTLE_S: Final = 600.0
-"""Beyond the life of its last token a retired key stays published for validators that are behind."""
+"""Seconds for which a retired key stays published after its last token has expired, for validators with slow clocks."""
 
 _log = logging.getLogger("appliance.issuer.daemon")
 
@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config", metavar="FILE", help="YAML configuration; without one: the demo on 127.0.0.1"
     )
-    parser.add_argument("-v", "--verbose", action="store_true", help="log requests of no consequence too")
+    parser.add_argument("-v", "--verbose", action="store_true", help="also log unimportant requests")
     what = add_config_actions(parser)
     what.add_argument(
         "--hash-password",
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check_options(options: argparse.Namespace) -> None:
-    """Refuse a file that what is asked for does not look at."""
+    """Refuse --config for an action that does not read the file."""
     for name in ("print_schema", "hash_password", "add_user"):
         if options.config is not None and getattr(options, name) not in (None, False):
             raise ConfigurationError(f"--config has no effect with --{name.replace('_', '-')}; leave it out")
@@ -134,7 +134,7 @@ def _read_password() -> str:
     else:
         password = sys.stdin.readline(passwords.MAX_PASSWORD_BYTES + 2).rstrip("\r\n")
     if not password or "\0" in password:
-        raise ConfigurationError("a password must be neither empty nor hold a NUL; give it on standard input")
+        raise ConfigurationError("a password must not be empty or contain a NUL; give it on standard input")
     if len(password.encode("utf-8", "surrogatepass")) > passwords.MAX_PASSWORD_BYTES:
         raise ConfigurationError(f"a password must not be longer than {passwords.MAX_PASSWORD_BYTES} bytes")
     return password
@@ -165,7 +165,10 @@ def _open_keys(config: IssuerConfig) -> KeyStore | None:
     except ConfigurationError as error:
         if config.key_dir != DEMO.key_dir:
             raise
-        _log.warning("%s; the signing key is kept in memory: its tokens end with this process", error)
+        _log.warning(
+            "%s; the signing key is kept in memory only: its tokens become invalid when this process ends",
+            error,
+        )
         return KeyStore("", config.kid, published_s=published_s, now=now)
 
 
@@ -207,7 +210,7 @@ async def _serve(daemon: Daemon, config: IssuerConfig) -> None:
         warnings.simplefilter("ignore", InsecureKeyLengthWarning)
     keys = _open_keys(config)
     issuer = Issuer(config, keys)
-    _log.warning("this is a demonstration issuer: do not let a production system trust its tokens")
+    _log.warning("this is a demonstration issuer: production systems must not trust its tokens")
     if config.demo:
         _log.warning("demo configuration: anyone on this machine gets a token for any subject")
 

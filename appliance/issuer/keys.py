@@ -1,4 +1,4 @@
-"""The issuer's signing keys: one that signs, and retired ones that stay published until their tokens have ended."""
+"""The issuer's signing keys: one that signs, and retired ones that stay published until their tokens have expired."""
 
 from __future__ import annotations
 
@@ -44,10 +44,13 @@ class _Retired(NamedTuple):
 
 
 class KeyStore:
-    """RSA keys in a directory (mode 0700, files 0600), or in memory only where `directory` is empty.
+    """RSA keys in a directory (mode 0700, files 0600), or only in memory if `directory` is empty.
 
-    `published_s` is how long a retired key stays published: at least the longest life of a token. Times are POSIX
-    seconds and come in as `now`. Raises ConfigurationError where a file cannot be read, written or understood.
+    `published_s` is how long a retired key stays published: at least the longest life of a token. Times are POSIX seconds
+    and are given as `now`.
+
+    Raises:
+        ConfigurationError: A file cannot be read, written or understood.
     """
 
     def __init__(self, directory: str, first_kid: str, *, published_s: float, now: float) -> None:
@@ -65,7 +68,7 @@ class KeyStore:
             self._write(_KEY_FILE, _private_pem(private))
         self._write(_PUBLIC_FILE, _public_pem(private.public_key()).encode())
         self.current = SigningKey(self._kids.get(_thumb(private.public_key()), first_kid), private)
-        # Only here, where the files still have what is left out: while this runs, the clock may be wrong for a moment.
+        # Only here, where the files still have what is left out: later the clock may be wrong for a moment.
         self._retired = self._published(now)
 
     def rotate(self, now: float) -> str:
@@ -75,7 +78,7 @@ class KeyStore:
         retired = _Retired(old.kid, _public_pem(old.private.public_key()), now + self._published_s)
         self._retired = [retired, *self._retired][:MAX_RETIRED]
         self._kids = {_thumb(key.private.public_key()): key.kid for key in (old, new)}
-        # State first: if we die between the two files, the old key still signs under its old name.
+        # State first: if the process dies between the two files, the old key still signs under its old name.
         self._write_state()
         self._write(_KEY_FILE, _private_pem(new.private))
         self._write(_PUBLIC_FILE, _public_pem(new.private.public_key()).encode())
@@ -83,13 +86,13 @@ class KeyStore:
         return new.kid
 
     def jwks(self, now: float) -> list[dict[str, str]]:
-        """The published keys as JWKs, the current one first."""
+        """Return the published keys as JWKs, the current one first."""
         pairs = [(self.current.kid, _public_pem(self.current.private.public_key()))]
         pairs += [(key.kid, key.pem) for key in self._published(now)]
         return [{**jwk_of(pem), "kid": kid, "alg": "RS256", "use": "sig"} for kid, pem in pairs]
 
     def public_key(self, kid: str | None, now: float) -> RSAPublicKey:
-        """The published key of that id, the current one for an id that is not published."""
+        """Return the published key of that id, the current one for an id that is not published."""
         from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
         from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
@@ -101,7 +104,7 @@ class KeyStore:
         return self.current.private.public_key()
 
     def _published(self, now: float) -> list[_Retired]:
-        """The retired keys whose time is not over."""
+        """Return the retired keys that are still published."""
         mine = self.current.kid
         return [key for key in self._retired if key.until > now and key.kid != mine]
 
@@ -159,7 +162,7 @@ class KeyStore:
                 jwk_of(key.pem)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, StrictFormatError):
             raise ConfigurationError(
-                "is damaged; remove it to go on without the retired keys", file=path
+                "is damaged; remove it to continue without the retired keys", file=path
             ) from None
 
     def _load_key(self) -> RSAPrivateKey | None:
@@ -173,7 +176,7 @@ class KeyStore:
             key = load_pem_private_key(read_private(path, _MAX_FILE_BYTES).data, password=None)
         except (ValueError, TypeError):
             raise ConfigurationError(
-                "is not an unencrypted private key in PEM form; remove it to have a new one made", file=path
+                "is not an unencrypted private key in PEM form; remove it, and a new one is made", file=path
             ) from None
         if not isinstance(key, RSAPrivateKey) or key.key_size < 2048:
             raise ConfigurationError("must be an RSA key of at least 2048 bits", file=path)

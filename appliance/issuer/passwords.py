@@ -20,18 +20,18 @@ _SHAPE: Final = re.compile(
     r"scrypt\$(1[0-8])\$([1-9]|1[0-6])\$([1-4])\$([A-Za-z0-9+/=]{22,64})\$([A-Za-z0-9+/=]{43,88})"
 )
 UNKNOWN_USER: Final = "scrypt$15$8$1$AAAAAAAAAAAAAAAAAAAAAA==$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
-"""Matches no password, at the same cost as a real one: the time of an answer tells nobody which users exist."""
+"""Matches no password, but costs as much as a real one, so the time of an answer does not show which users exist."""
 
 
 def hash_password(password: str) -> str:
-    """The line for a configuration file: ``scrypt$log2(N)$r$p$salt$key``."""
+    """Return the line for a configuration file: ``scrypt$log2(N)$r$p$salt$key``."""
     salt = os.urandom(16)
     key = _scrypt(password, salt, _LOG2_N, r=_R, p=_P)
     return f"scrypt${_LOG2_N}${_R}${_P}${base64.b64encode(salt).decode()}${base64.b64encode(key).decode()}"
 
 
 def is_hash(text: str) -> bool:
-    """Whether `text` is such a line, with a cost that we are willing to pay for every attempt."""
+    """Whether `text` is such a line, with a cost that we accept for every attempt."""
     match = _SHAPE.fullmatch(text)
     if match is None:
         return False
@@ -51,7 +51,7 @@ def matches(password: str, line: str) -> bool:
     expected = base64.b64decode(match[5])
     n, r, p = (int(number) for number in match.groups()[:3])
     key = _scrypt(password, base64.b64decode(match[4]), n, r=r, p=p, size=len(expected))
-    # HMAC fills a short key up with zeros, so a password with NULs at its end would match without them.
+    # HMAC fills a short key with zeros, so a password with NULs at its end would match without them.
     return hmac.compare_digest(key, expected) and line != UNKNOWN_USER and "\0" not in password
 
 

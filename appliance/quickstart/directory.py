@@ -1,8 +1,8 @@
-"""The quick start's directory: one process at a time works in it, and an interrupted one leaves nothing in the way.
+"""The quick start's directory: one process at a time uses it, and an interrupted one leaves nothing that blocks the next.
 
-The marker is both: a directory without it is not ours to empty, and who holds its lock works in the directory. It is
-made first and stays when the rest is removed, so there is no moment at which an interruption makes the directory look like
-somebody else's. The daemons inherit the lock: files are never taken from under those of a quick start that was killed.
+The marker shows two things: a directory without it is not ours to empty, and the process that holds its lock uses the
+directory. It is made first and stays when the rest is removed, so an interruption never makes the directory look like
+somebody else's. The daemons inherit the lock, so their files are never removed after a quick start was killed.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ _LONGEST: Final = 4096
 
 
 class Hold:
-    """The directory ``root``, emptied and held until `release`.
+    """The directory ``root``, emptied and locked until `release`.
 
-    Raises ApplianceError where the directory is not ours, where another quick start uses it, or where it cannot be made.
+    Raises:
+        ApplianceError: The directory is not ours, another quick start uses it, or it cannot be made.
     """
 
     def __init__(self, root: Path) -> None:

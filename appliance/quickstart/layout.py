@@ -1,4 +1,4 @@
-"""Where everything of the quick start lives, and the environment that each role works in."""
+"""The directories of the quick start, and the environment of each role."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from appliance.config.files import make_directories
 __all__ = ["ROLES", "Layout", "Ports", "free_ports"]
 
 ROLES: Final = ("client", "softioc", "operator", "admin", "pvacms")
-"""Each has its own keychain, below its own XDG directories, as if it were an account of its own."""
+"""Each role has its own keychain, below its own XDG directories, as if it were an account."""
 
 
 class Ports(NamedTuple):
-    """Free ports on loopback, so that the quick start disturbs no EPICS that runs on the machine."""
+    """Free ports on loopback, so that the quick start does not disturb other EPICS programs on this machine."""
 
     issuer: int
     udp: int
@@ -29,7 +29,7 @@ class Ports(NamedTuple):
 
 
 def free_ports() -> Ports:
-    """Find ports that are free now; the UDP one for both UDP and TCP."""
+    """Find ports that are free now; the UDP port is free for both UDP and TCP."""
     held: list[socket.socket] = []
     numbers: list[int] = []
     try:
@@ -68,28 +68,28 @@ class Layout:
         return f"http://localhost:{self.ports.issuer}/default"
 
     def home(self, role: str) -> Path:
-        """The role's own directory."""
+        """Return the role's own directory."""
         return self.root / role
 
     def config(self, role: str) -> Path:
-        """Where the role's keychains are."""
+        """Return where the role's keychains are."""
         return self.home(role) / "config" / "pva" / "1.5"
 
     def data(self, role: str) -> Path:
-        """Where the role's data are."""
+        """Return where the role's data are."""
         return self.home(role) / "data" / "pva" / "1.5"
 
     def keychain(self, role: str) -> Path:
-        """The role's PKCS#12 file."""
+        """Return the role's PKCS#12 file."""
         name = {"softioc": "server.p12", "pvacms": "pvacms.p12", "admin": "admin.p12"}.get(role, "client.p12")
         return self.config(role) / name
 
     def log(self, name: str) -> Path:
-        """Where a daemon's output goes."""
+        """Return where a daemon's output goes."""
         return self.root / "log" / f"{name}.log"
 
     def make(self) -> None:
-        """Make the directories, for nobody else to look into."""
+        """Make the directories, for their owner only."""
         for role in ROLES:
             make_directories(self.config(role))
             make_directories(self.data(role))
@@ -97,7 +97,7 @@ class Layout:
             make_directories(self.root / name)
 
     def variables(self, role: str) -> dict[str, str]:
-        """The EPICS_* and XDG_* settings of a role: with them *any* EPICS program joins the stack."""
+        """Return the EPICS_* and XDG_* settings of a role: with them *any* EPICS program joins the stack."""
         ports = self.ports
         variables = {
             "XDG_CONFIG_HOME": str(self.home(role) / "config"),
@@ -131,7 +131,7 @@ class Layout:
         return variables
 
     def environment(self, role: str) -> dict[str, str]:
-        """The whole environment of a role's processes: nothing of EPICS comes from the caller's own."""
+        """Return the whole environment of a role's processes, without the caller's own EPICS settings."""
         kept = {
             name: value
             for name, value in os.environ.items()
@@ -140,12 +140,12 @@ class Layout:
         return kept | self.variables(role)
 
     def write_environment_files(self) -> None:
-        """Write ``env/<role>.sh``, to be sourced by a shell (sh, bash, zsh) that wants to be that role."""
+        """Write ``env/<role>.sh``, for a shell (sh, bash, zsh) that wants to be that role."""
         for role in ROLES:
             (self.root / "env" / f"{role}.sh").write_text(self.environment_file(role))
 
     def environment_file(self, role: str) -> str:
-        """Give the text of ``env/<role>.sh``: it makes a shell the role, whatever role it was before."""
+        """Return the text of ``env/<role>.sh``: it makes a shell the role, whatever role it was before."""
         programs = shlex.quote(sysconfig.get_path("scripts"))
         settings = [f"export {name}={shlex.quote(value)}" for name, value in self.variables(role).items()]
         return "\n".join(

@@ -34,7 +34,7 @@ examples:
       tell the story and end: for a check of an installation
 """
 INTERRUPTED = 2
-"""Exit status of a story that was not heard to its end, as of the tools."""
+"""Exit status of an interrupted story, as in the tools."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except OSError as error:
-        # The screen is gone; what the files and sockets of the stack have to say is an ApplianceError.
+        # The screen is gone. Errors of the stack's files and sockets are ApplianceErrors.
         with contextlib.suppress(OSError):
             print(f"Error: {error}", file=sys.stderr)
         return INTERRUPTED if isinstance(error, BrokenPipeError) or error.errno == errno.EIO else 1
@@ -92,7 +92,7 @@ async def _hold_and_tell(hold: Hold, *, once: bool) -> int:
     stop = asyncio.Event()
     task = asyncio.current_task()
     assert task is not None
-    # SIGHUP: the terminal is closed, and nothing of the stack is to stay behind.
+    # SIGHUP: the terminal is closed, and nothing of the stack must be left running.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, stop.set)
     start = time.monotonic()

@@ -1,4 +1,4 @@
-"""Certificates of the quick start renew themselves while it runs, as timers do it at a site; the screen says so."""
+"""Renew the certificates of the quick start while it runs, as timers do at a site, and say so on the screen."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["Renewal"]
 
 _LOOK_S: Final = 5.0
-"""The wall clock is looked at this often: a machine that slept must not wait for the rest of an hour."""
+"""Seconds between two looks at the wall clock: a machine that slept must not wait for the rest of an hour."""
 _AGAIN_S: Final = 60.0
-"""After a renewal that failed."""
+"""Seconds after a renewal that failed."""
 
 
 class Renewal:
@@ -38,15 +38,15 @@ class Renewal:
         self._told: dict[str, str] = {}
 
     async def run(self) -> None:
-        """Look after the certificates for ever."""
+        """Renew certificates for ever."""
         while True:
             seconds = await self.look()
             await asyncio.sleep(seconds)
 
     async def look(self) -> float:
-        """Renew what is due; returns the seconds until it is worth to look again."""
+        """Renew what is due; return the seconds until the next look."""
         wait = _LOOK_S
-        # A copy: the story adds roles, and takes away the one whose certificate it has revoked.
+        # A copy: the story adds roles, and removes the one whose certificate it has revoked.
         for role, usage in list(self._story.renewed.items()):
             due = self._due(role) - self._now()
             if due <= 0:
@@ -82,7 +82,7 @@ class Renewal:
         return certificate
 
     def _is_somebody_elses(self, role: str) -> bool:
-        """Whether the user has put a certificate for another name there, which no token of ours can renew."""
+        """Whether the user has put a certificate for another name there, which our tokens cannot renew."""
         from cryptography.x509.oid import NameOID
 
         certificate = self._certificate(role)
@@ -92,7 +92,7 @@ class Renewal:
         return [name.value for name in names] != [role]
 
     async def _is_revoked(self, role: str) -> bool:
-        """Whether an administrator has ended the certificate: only a person undoes that."""
+        """Whether an administrator has revoked the certificate: only a person may change that."""
         try:
             await self._story.run(
                 role, ["pvxcert", "-f", str(self._story.layout.keychain(role))], status=REVOKED, quiet=True
@@ -107,7 +107,7 @@ class Renewal:
         try:
             if self._is_somebody_elses(role):
                 del story.renewed[role]
-                story.say(f"{stamp} {role}: the keychain holds another name than {role}; it is not renewed")
+                story.say(f"{stamp} {role}: the keychain is for another name than {role}; it is not renewed")
                 return
             if await self._is_revoked(role):
                 del story.renewed[role]
@@ -121,12 +121,12 @@ class Renewal:
             if self._told.get(role) != why:
                 self._told[role] = why
                 story.say(
-                    f"{stamp} {role}: the certificate could not be renewed, tried again every {_AGAIN_S:.0f} s: {why}"
+                    f"{stamp} {role}: the certificate could not be renewed; next attempt in {_AGAIN_S:.0f} s: {why}"
                 )
         else:
             self._not_before.pop(role, None)
             self._told.pop(role, None)
-            story.say(f"{stamp} {role}: the certificate was renewed; it holds until {_clock(until)}")
+            story.say(f"{stamp} {role}: the certificate was renewed; it is valid until {_clock(until)}")
 
 
 def _clock(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""The daemons of the quick start: started as processes of their own, awaited until they say that they serve."""
+"""Start the daemons of the quick start as processes, and wait until they say that they serve."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ MODULES: Final = {
 
 
 def module_command(words: list[str]) -> list[str]:
-    """Give the command that runs ``words`` with this very interpreter and package, whatever PATH says."""
+    """Return the command that runs ``words`` with this interpreter and package, whatever PATH says."""
     return [sys.executable, "-m", MODULES[words[0]], *words[1:]]
 
 
 class ChildDaemon:
-    """One daemon. What it prints goes to ``log``; that it serves, it says as it would say it to systemd."""
+    """One daemon. Its output goes to ``log``. It reports that it serves in the way it would report to systemd."""
 
     def __init__(
         self,
@@ -53,16 +53,20 @@ class ChildDaemon:
         self.environment = environment
         self.log = log
         self.status = ""
-        """The daemon's latest word on what it does."""
+        """The daemon's last status message."""
         self._inherited = inherited
         self._process: asyncio.subprocess.Process | None = None
         self._socket: socket.socket | None = None
 
     async def start(self) -> None:
-        """Start, and wait until the daemon serves. Raises ApplianceError with the log's end when it does not."""
+        """Start, and wait until the daemon serves.
+
+        Raises:
+            ApplianceError: It does not; the text has the end of the log.
+        """
         loop = asyncio.get_running_loop()
         name = f"spva-quickstart-{os.getpid()}-{self.name}"
-        # An abstract address: a path below the directory could be longer than a socket's may be.
+        # An abstract address, because a path below the directory could be too long for a socket.
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._socket.setblocking(False)
         self._socket.bind(f"\0{name}")
@@ -105,7 +109,7 @@ class ChildDaemon:
 
     @property
     def pid(self) -> int:
-        """The process' number, 0 before it was started."""
+        """The process number, 0 before the start."""
         return 0 if self._process is None else self._process.pid
 
     @property
@@ -114,13 +118,13 @@ class ChildDaemon:
         return self._process is not None and self._process.returncode is None
 
     def tail(self, lines: int = 15) -> str:
-        """The end of what the daemon printed."""
+        """Return the end of what the daemon printed."""
         with contextlib.suppress(OSError):
             return "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-lines:])
         return ""
 
     async def stop(self) -> None:
-        """Ask the daemon to stop; insist if it does not."""
+        """Ask the daemon to stop; kill it if it does not."""
         process = self._process
         if process is not None and process.returncode is None:
             with contextlib.suppress(ProcessLookupError):

@@ -1,6 +1,6 @@
-"""The story of the quick start, done for real: each command as a user would type it, with what it printed.
+"""The story of the quick start with real programs: each command as a user would type it, with its output.
 
-Every step says what it expects of the output; a step that gives anything else ends the story with an error.
+Every step checks its output; a step with any other output ends the story with an error.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ __all__ = ["Story"]
 
 COMMAND_TIMEOUT_S: Final = 20.0
 REVOKED: Final = 4
-"""Exit status by which ``pvxcert`` says that a certificate is revoked."""
+"""Exit status with which ``pvxcert`` says that a certificate is revoked."""
 PASSWORD: Final = "secret"  # noqa: S105 - the demonstration issuer's, as in the guide that this follows
 
 
 class Story:
-    """Walks the story on a stack that is laid out in ``layout``; ``services`` collects the daemons that it starts."""
+    """Runs the story on the stack in ``layout``; ``services`` collects the daemons that it starts."""
 
     def __init__(self, layout: Layout, out: TextIO = sys.stdout) -> None:
         self.layout = layout
         self.services: list[ChildDaemon] = []
         self.renewed: dict[str, str] = {}
-        """Roles whose certificates came from tokens and are to be renewed, each with its usage."""
+        """Roles whose certificates came from tokens and must be renewed, each with its usage."""
         self.hold: Hold | None = None
-        """What the daemons inherit; None where nobody else can come (tests)."""
+        """What the daemons inherit; None if nobody else can use the directory (tests)."""
         self.token_life_s: int | None = None
-        """What is asked of the issuer; None: what it gives by itself, an hour."""
+        """Lifetime that the issuer is asked for; None: its default, an hour."""
         self._out = out
 
     # -- telling -------------------------------------------------------------------------------------
 
     def say(self, text: str) -> None:
-        """Print at once: whoever watches wants to see where it is."""
+        """Print at once, so that the user sees the progress."""
         print(text, file=self._out, flush=True)
 
     def chapter(self, title: str) -> None:
@@ -61,9 +61,9 @@ class Story:
         status: int = 0,
         quiet: bool = False,
     ) -> str:
-        """Run one command as ``role``, print it and its output, and hold it to what is expected.
+        """Run one command as ``role``, print it and its output, and check the output.
 
-        With ``quiet`` nothing is printed; what the command said is then part of the error.
+        With ``quiet`` nothing is printed, and an error includes the command's output.
         """
         if not quiet:
             self.say(f"\n{role}$ {shell_text(words)}")
@@ -124,7 +124,7 @@ class Story:
     # -- the story -----------------------------------------------------------------------------------
 
     async def services_up(self) -> None:
-        """The identity provider and the certificate service."""
+        """Start the identity provider and the certificate service."""
         layout = self.layout
         self.chapter("1. An identity provider and the certificate management service")
         issuer = {
@@ -142,7 +142,7 @@ class Story:
         )
 
     async def token(self, role: str, subject: str, *, quiet: bool = False) -> None:
-        """Get a token, as ``curl`` would, verify it, and put it where only the role can read it."""
+        """Get a token as with ``curl``, verify it, and write it to a file that only the role can read."""
         base = self.layout.issuer_url
         say = (lambda _: None) if quiet else self.say
         say(
@@ -164,7 +164,7 @@ class Story:
             raise ApplianceError("the issuer does not say that its own token is valid")
 
     async def request(self, role: str, usage: str, *options: str, quiet: bool = False) -> None:
-        """Get a token for the role, and a certificate for the token; from now on it is renewed."""
+        """Get a token for the role, and a certificate for the token. From now on it is renewed."""
         await self.token(role, role, quiet=quiet)
         words = ["authnjwt", *(() if usage == "client" else ("-u", usage)), "--token-file", "token_file"]
         await self.run(
@@ -177,7 +177,7 @@ class Story:
         self.renewed[role] = usage
 
     async def certificates(self) -> None:
-        """Tokens become certificates."""
+        """Turn tokens into certificates."""
         layout = self.layout
         self.chapter("2. The IOC's token becomes a server certificate")
         await self.request("softioc", "server")
@@ -198,7 +198,7 @@ class Story:
         )
 
     async def ioc_up(self) -> None:
-        """The IOC, with the example databases."""
+        """Start the IOC with the example databases."""
         self.chapter("4. The IOC")
         data = Path(__file__).parent / "data"
         words = ["softIocPVX", "-S", "-m", "user=test,N=tst,P=tst"]
@@ -210,7 +210,7 @@ class Story:
         await self.serve("softioc", "softioc", words)
 
     async def secure_reading(self) -> None:
-        """Reading over TLS."""
+        """Read over TLS."""
         self.chapter("5. Reading over TLS")
         await self.run("client", ["pvxget", "-F", "tree", "test:structExample"], "test:structExample")
         await self.run(
@@ -223,14 +223,14 @@ class Story:
         )
 
     async def access_security(self) -> None:
-        """Who may write what."""
+        """Show who may write what."""
         self.chapter("6. Access security: the client may not, the operator may")
         await self.run("client", ["pvxput", "test:spec", "4.5"], "denied", status=1)
         await self.run("operator", ["pvxput", "test:spec", "4.5"])
         await self.run("operator", ["pvxget", "test:spec"], "4.5")
 
     async def revocation(self) -> None:
-        """An administrator ends a certificate, and with it a live subscription."""
+        """Revoke a certificate as administrator, which ends a live subscription."""
         self.chapter("7. A revocation closes a live monitor")
         self.renewed.pop("client", None)
         identifier = certificate_id(
@@ -278,7 +278,7 @@ class Story:
                 return line
 
     async def tell(self) -> None:
-        """The whole story."""
+        """Show the whole story."""
         await self.services_up()
         await self.certificates()
         await self.ioc_up()
@@ -288,14 +288,14 @@ class Story:
 
 
 def shell_text(words: list[str]) -> str:
-    """Print a command as one would type it."""
+    """Return a command as a user would type it."""
     import shlex
 
     return " ".join(shlex.quote(word) for word in words)
 
 
 async def ended(process: asyncio.subprocess.Process) -> None:
-    """Make sure that a command has ended, also where the story is interrupted in its middle."""
+    """Make sure that a command has ended, also if the story is interrupted."""
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
@@ -303,7 +303,7 @@ async def ended(process: asyncio.subprocess.Process) -> None:
 
 
 def certificate_id(output: str) -> str:
-    """Find the identifier in what ``pvxcert`` printed."""
+    """Return the identifier in what ``pvxcert`` printed."""
     for line in output.splitlines():
         name, _, value = line.partition(":")
         if name.strip() == "Certificate ID":
@@ -312,7 +312,7 @@ def certificate_id(output: str) -> str:
 
 
 async def fetch(url: str) -> str:
-    """GET from the issuer, which is on loopback."""
+    """Send a GET to the issuer, which is on loopback."""
 
     def get() -> str:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

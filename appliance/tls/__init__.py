@@ -1,1 +1,1 @@
-"""A TLS 1.3 engine over memory BIOs; contexts, stapling and peer credentials. Does no input or output."""
+"""A TLS 1.3 engine over memory BIOs; contexts, stapling and peer credentials. It does no input or output."""

@@ -32,16 +32,18 @@ _VERIFY_DEPTH = 5
 _RELEASE_BUFFERS = 0x00000010
 """SSL_MODE_RELEASE_BUFFERS: an idle connection then holds 40 KiB instead of 58, for 3 % of the time per record."""
 _PARTIAL_WRITE = 0x00000001
-"""SSL_MODE_ENABLE_PARTIAL_WRITE. pyOpenSSL sets it; without it one call encrypts all it is given, which
-measured 1.5 times as fast."""
+"""SSL_MODE_ENABLE_PARTIAL_WRITE. pyOpenSSL sets it; without it one call encrypts all its data, which measured 1.5 times
+as fast.
+"""
 
 StapleCheck = Callable[[bytes | None, tuple[bytes, ...]], None]
-"""Judges a server's stapled OCSP response (DER, ``None`` when it sent none) with the verified chain (DER,
-the server's certificate first). Raises CertificateStatusError to end the handshake."""
+"""Judges a server's stapled OCSP response (DER, ``None`` if it sent none) with the verified chain (DER, the server's
+certificate first). Raises CertificateStatusError to end the handshake.
+"""
 
 
 class HandshakeNotes:
-    """What the callbacks of one handshake learnt; hung on the OpenSSL connection."""
+    """What the callbacks of one handshake found out; attached to the OpenSSL connection."""
 
     __slots__ = ("refusal", "staple", "verification")
 
@@ -54,7 +56,7 @@ class HandshakeNotes:
 
 
 class TLSContext:
-    """An OpenSSL context together with what it was made from."""
+    """An OpenSSL context with what it was made from."""
 
     __slots__ = ("keychain", "server_side", "ssl", "want_staple")
 
@@ -76,14 +78,20 @@ def server_context(
     keylog: Callable[[bytes], None] | None = None,
     alpn: Sequence[bytes] = ALPN,
 ) -> TLSContext:
-    """A context for the server's side.
+    """Return a context for the server's side.
 
-    A client certificate is always asked for; without ``require_client_cert`` a client may have none and is then
-    anonymous, while a certificate that does not verify ends the handshake. ``staple`` is asked at each handshake
-    of a client that wants a stapled status and returns a current OCSP response or ``None``. ``keylog`` gets lines of
-    the SSLKEYLOGFILE format: whoever reads them reads the traffic.
+    A client certificate is always asked for. Without ``require_client_cert`` a client may have none and is then anonymous, but
+    a certificate that does not verify ends the handshake.
 
-    Raises KeychainError when the keychain has no certificate or OpenSSL refuses it.
+    Args:
+        keychain: The server's certificate, key and trust anchors.
+        require_client_cert: Whether a client must have a certificate.
+        staple: Called in each handshake of a client that wants a stapled status; returns a current OCSP response or ``None``.
+        keylog: Gets lines of the SSLKEYLOGFILE format; anyone who reads them can decrypt the traffic.
+        alpn: The application protocols.
+
+    Raises:
+        KeychainError: The keychain has no certificate or OpenSSL refuses it.
     """
     if keychain.certificate is None:
         msg = "the keychain holds trust anchors only; a server needs its own certificate: request one"
@@ -105,7 +113,7 @@ def server_context(
             try:
                 return ask() or b""
             except ApplianceError:
-                # A staple is a courtesy: without one the client asks the status PV.
+                # A staple is optional: without one the client asks the status PV.
                 return b""
 
         context.set_ocsp_server_callback(answer)
@@ -120,13 +128,13 @@ def client_context(
     keylog: Callable[[bytes], None] | None = None,
     alpn: Sequence[bytes] = ALPN,
 ) -> TLSContext:
-    """A context for the client's side.
+    """Return a context for the client's side.
 
-    A keychain without a certificate authenticates the server only. With ``want_staple`` the server is asked for
-    the status of its certificate; ``check_staple`` judges it inside the handshake, so that a revoked server
-    never hears a word from this end.
+    A keychain without a certificate only authenticates the server. With ``want_staple`` the server is asked for the status of
+    its certificate; ``check_staple`` judges it inside the handshake, so that this end sends nothing to a revoked server.
 
-    Raises KeychainError when OpenSSL refuses the keychain.
+    Raises:
+        KeychainError: OpenSSL refuses the keychain.
     """
     context = _context(SSL.TLS_CLIENT_METHOD, keychain, keylog)
     context.set_verify(SSL.VERIFY_PEER, _verify_callback("server"))
@@ -157,7 +165,7 @@ def _context(method: int, keychain: Keychain, keylog: Callable[[bytes], None] | 
     context.set_tls13_ciphersuites(_CIPHER_SUITES)
     context.clear_mode(_PARTIAL_WRITE)
     context.set_mode(_RELEASE_BUFFERS)
-    # No resumption: the status of a certificate must be looked at on every connection (3.7, 3.8).
+    # No resumption: the status of a certificate must be checked on every connection (3.7, 3.8).
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_options(SSL.OP_NO_TICKET)
     context.set_verify_depth(_VERIFY_DEPTH)
@@ -190,9 +198,9 @@ def _refusal(exc: Exception) -> str:
 
 
 def _verify_callback(usage: str) -> Callable[[SSL.Connection, X509, int, int, int], bool]:
-    """OpenSSL's verdict with a note of the reason; and the extended key usage must be there (4.2).
+    """Return OpenSSL's verdict with a note of the reason; also require the extended key usage (4.2).
 
-    OpenSSL by itself takes a certificate without that extension for one that is good for everything.
+    OpenSSL by itself accepts a certificate without that extension for every use.
     """
 
     def verified(connection: SSL.Connection, certificate: X509, code: int, depth: int, ok: int) -> bool:
@@ -224,13 +232,14 @@ def _read(certificate: X509) -> x509.Certificate:
 
 
 def verified_chain(connection: SSL.Connection) -> tuple[x509.Certificate, ...]:
-    """The chain that OpenSSL has verified, from the peer's certificate up to the trust anchor; empty where there is none.
+    """Return the chain that OpenSSL has verified, from the peer's certificate up to the trust anchor; empty if there is none.
 
-    Raises CertificateError where OpenSSL reads a certificate and this program cannot.
+    Raises:
+        CertificateError: OpenSSL reads a certificate but this program cannot.
     """
     return tuple(map(_read, connection.get_verified_chain() or ()))
 
 
 def certificate_der(certificate: x509.Certificate) -> bytes:
-    """A certificate's DER."""
+    """Return a certificate's DER."""
     return certificate.public_bytes(Encoding.DER)

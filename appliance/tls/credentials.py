@@ -27,12 +27,14 @@ __all__ = ["describe", "peer_credentials"]
 
 
 def peer_credentials(engine: TLSEngine, *, peer: str, interface: str) -> Credentials:
-    """Who is at the other end of ``engine``.
+    """Return the identity of the other end of ``engine``.
 
-    A root authority that bears the name of this end's own and is another has its identifier behind its name.
-    ``anonymous`` where the peer sent no certificate, or one without a usable common name. ``authority`` goes from
-    the direct issuer up to the root, one common name a line (11.1; pvxs prints the root first).
-    Raises CertificateError when an extension that decides about access cannot be read.
+    It is ``anonymous`` if the peer sent no certificate, or one without a usable common name. ``authority`` goes from the direct
+    issuer up to the root, one common name a line (11.1; pvxs prints the root first). A root authority with the name of this
+    end's own that is another one has its identifier behind its name.
+
+    Raises:
+        CertificateError: An extension that decides about access cannot be read.
     """
     chain = engine.peer_chain
     account = common_name(chain[0].subject) if chain else ""
@@ -45,7 +47,7 @@ def peer_credentials(engine: TLSEngine, *, peer: str, interface: str) -> Credent
     home = _home(engine.keychain, issuers[-1])
     names = [authority_name(each) for each in issuers]
     if home is None and names[-1] == _root_name(engine.keychain):
-        # Most authorities have the default's name: one that is trusted beside our own is told apart by its key.
+        # Most authorities have the default name, so one beside our own that is also trusted is told apart by its key.
         names[-1] += f" [{issuer_id(issuers[-1])}]"
     return Credentials(
         method="x509",
@@ -64,7 +66,7 @@ def peer_credentials(engine: TLSEngine, *, peer: str, interface: str) -> Credent
 
 
 def _home(own: Keychain, root: x509.Certificate) -> str | None:
-    """The organisation of this end's certificate; None where it has none, or one of another root authority."""
+    """Return the organisation of this end's certificate; None if it has none, or is of another root authority."""
     if own.certificate is None or _key(own.chain[-1] if own.chain else own.certificate) != _key(root):
         return None
     return "\n".join(text for attribute, text in subject_parts(own.certificate.subject) if attribute == "O")
@@ -80,7 +82,7 @@ def _key(certificate: x509.Certificate) -> bytes:
 
 
 def describe(credentials: Credentials) -> str:
-    """One line as pvxs prints it: ``TLS x509:47530d89:3826361579604613181:EPICS Root CA/client@10.0.0.2:34381``.
+    """Return one line as pvxs prints it: ``TLS x509:47530d89:3826361579604613181:EPICS Root CA/client@10.0.0.2:34381``.
 
     Several authorities are shown from the root down, joined by ``->``.
     """

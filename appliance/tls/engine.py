@@ -1,8 +1,7 @@
-"""TLS 1.3 without sockets: ciphertext in, plaintext out, and the other way round.
+"""TLS 1.3 without sockets: ciphertext in, plaintext out, and the reverse.
 
-The bytes that leave are the caller's to send: after every call that may have produced some, whether it
-raised or not, ``data_to_send()`` hands them out. A handshake that fails leaves the alert there which tells
-the peer why.
+The caller sends the outgoing bytes: after every call that may have produced some, whether it raised or not,
+``data_to_send()`` returns them. After a failed handshake they include the alert that tells the peer why.
 """
 
 from __future__ import annotations
@@ -21,19 +20,20 @@ __all__ = ["TLSEngine"]
 _RECORD = 16384
 _READ = 65536
 _SLICE = 65536
-"""Plaintext is encrypted in slices of this size, each taken out of OpenSSL before the next: the memory BIO stays in
-the processor's cache and no piece is so large that each one is mapped and unmapped anew. 8 MB between two
-processes over loopback took 5.8 ms this way, 7.6 ms in slices of 256 KiB, 2.8 ms without TLS."""
+"""Plaintext is encrypted in slices of this size, each taken out of OpenSSL before the next: the memory BIO stays in the
+processor's cache, and no piece is so large that it is mapped and unmapped each time. 8 MB between two processes over
+loopback took 5.8 ms this way, 7.6 ms in slices of 256 KiB, 2.8 ms without TLS.
+"""
 _SLICE_CIPHERTEXT = _SLICE + 4096
 MAX_EARLY = 1 << 20
-"""Most bytes that `TLSEngine.send` keeps back until the handshake is complete."""
+"""Most bytes that `TLSEngine.send` keeps until the handshake is complete."""
 
 
 class TLSEngine:
     """One TLS connection.
 
-    A client calls `start` first. Then bytes from the network go into `receive_data`, the network's end into
-    `receive_eof`, and what `data_to_send` returns goes out.
+    A client calls `start` first. Then bytes from the network go into `receive_data`, the network's end into `receive_eof`, and
+    the bytes of `data_to_send` go out.
     """
 
     __slots__ = (
@@ -71,22 +71,27 @@ class TLSEngine:
         self._failure: TLSError | None = None
         self._closed = False
         self.handshake_complete = False
-        """Both ends have proved who they are; only from here on is anything decrypted or sent."""
+        """Whether both ends have proved their identity; only from then on is anything decrypted or sent."""
         self.eof = False
-        """The peer has closed its side in an orderly way (close_notify)."""
+        """Whether the peer has closed its side in an orderly way (close_notify)."""
 
     # ------------------------------------------------------------------ bytes from the network
 
     def start(self) -> None:
-        """Begin the handshake: a client's first flight is then in `data_to_send`."""
+        """Begin the handshake: a client's first message is then in `data_to_send`."""
         self._handshake()
 
     def receive_data(self, data: Buffer) -> list[bytes]:
-        """Decrypt what has arrived, driving the handshake while it lasts.
+        """Decrypt what has arrived, and continue the handshake.
 
-        Returns the plaintext in chunks, possibly none. Raises TLSError, once and then at every further call,
-        when the handshake fails, a record is not acceptable or the peer sends a fatal alert. What came after
-        the peer's close_notify is dropped.
+        What came after the peer's close_notify is dropped.
+
+        Returns:
+            The plaintext in chunks, possibly none.
+
+        Raises:
+            TLSError: The handshake failed, a record is not acceptable or the peer sent a fatal alert. Every further call raises
+                it again.
         """
         if self._failure is not None:
             raise self._failure
@@ -106,15 +111,15 @@ class TLSEngine:
             self.eof = True
         except SSL.Error as exc:
             raise self._fail(exc) from exc
-        # A KeyUpdate of the peer's may have been answered.
+        # A KeyUpdate of the peer may have been answered.
         self._pending = True
         return chunks
 
     def receive_eof(self) -> None:
-        """The network has ended.
+        """Take note that the network connection has ended.
 
-        Raises TLSError unless the peer had closed in an orderly way: then what it sent last may have been cut
-        off by someone in between.
+        Raises:
+            TLSError: The peer did not close in an orderly way, so somebody may have cut off what it sent last.
         """
         if self._failure is not None:
             raise self._failure
@@ -159,8 +164,11 @@ class TLSEngine:
     def send(self, data: Buffer) -> None:
         """Encrypt ``data``. Before the handshake is complete it is kept, up to 1 MiB.
 
-        One record costs about two microseconds whatever it holds: join small messages first.
-        Raises TLSError after a failure, LocalProtocolError after `close` or when too much is kept.
+        One record costs about two microseconds at any size, so join small messages first.
+
+        Raises:
+            TLSError: The connection has failed.
+            LocalProtocolError: The connection was closed with `close`, or too much is kept.
         """
         if self._failure is not None:
             raise self._failure
@@ -189,7 +197,7 @@ class TLSEngine:
             raise self._fail(exc) from exc
 
     def chunks_to_send(self) -> list[bytes]:
-        """What must go out now, in pieces, for a gathering write."""
+        """Return what must be sent now, in pieces, for a gathering write."""
         out, self._out = self._out, []
         if self._pending:
             self._pending = False
@@ -205,12 +213,12 @@ class TLSEngine:
         return out
 
     def data_to_send(self) -> bytes:
-        """What must go out now, in one piece; empty when there is nothing."""
+        """Return what must be sent now, in one piece; empty if there is nothing."""
         chunks = self.chunks_to_send()
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     def close(self) -> None:
-        """Queue close_notify: this end sends no more. Harmless when repeated or after a failure."""
+        """Queue close_notify: this end sends no more. May be called again, or after a failure."""
         if self._closed or self._failure is not None:
             self._closed = True
             return
@@ -232,11 +240,12 @@ class TLSEngine:
 
     @property
     def server_side(self) -> bool:
+        """Whether this is the server's end."""
         return self._context.server_side
 
     @property
     def keychain(self) -> Keychain:
-        """The own keychain of this end."""
+        """This end's own keychain."""
         return self._context.keychain
 
     @property
@@ -254,7 +263,8 @@ class TLSEngine:
     def peer_chain(self) -> tuple[x509.Certificate, ...]:
         """The verified chain from the peer's certificate up to the trust anchor, parsed.
 
-        Raises CertificateError where OpenSSL reads a certificate of it and this program cannot.
+        Raises:
+            CertificateError: OpenSSL reads a certificate of it but this program cannot.
         """
         if not self.handshake_complete:
             return ()
@@ -262,7 +272,7 @@ class TLSEngine:
 
     @property
     def peer_staple(self) -> bytes | None:
-        """The OCSP response that the server stapled, unjudged unless the context has a ``check_staple``."""
+        """The OCSP response that the server stapled; not verified unless the context has a ``check_staple``."""
         return self._notes.staple
 
     @property
@@ -282,5 +292,5 @@ class TLSEngine:
 
     @property
     def alpn(self) -> str:
-        """The application protocol that was agreed upon, empty when none was."""
+        """The agreed application protocol, empty if there is none."""
         return self._connection.get_alpn_proto_negotiated().decode("ascii", "replace")

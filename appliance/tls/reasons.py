@@ -1,4 +1,4 @@
-"""What OpenSSL's codes mean to an operator."""
+"""Explain OpenSSL's codes to an operator."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ _REASONS = {
 
 
 def explain_verification(code: int, subject: str, *, server_side: bool) -> str:
-    """A sentence for an X.509 verification code about the certificate of ``subject``."""
+    """Return a sentence for an X.509 verification code about the certificate of ``subject``."""
     why = _VERIFICATION.get(code) or _WEAK_KEY.get(code) or f"did not verify (X.509 error {code})"
     if code == _CODES.ERR_INVALID_PURPOSE:
         why = f"is not for a {'client' if server_side else 'server'}: its extended key usage lacks it"
@@ -89,12 +89,12 @@ def explain_verification(code: int, subject: str, *, server_side: bool) -> str:
 
 
 def explain_error(error: SSL.Error) -> str:
-    """A sentence for an error of OpenSSL."""
+    """Return a sentence for an error of OpenSSL."""
     reasons = (
         [str(entry[-1]) for entry in error.args[0]] if error.args and isinstance(error.args[0], list) else []
     )
     for reason in reasons:
-        # Most alerts read "ssl/tls alert bad certificate", the younger ones "tlsv1 bad certificate status response".
+        # Most alerts read "ssl/tls alert bad certificate", the newer ones "tlsv1 bad certificate status response".
         _, alert, name = reason.rpartition("alert ")
         if alert or name.startswith("tlsv1 "):
             name = name.removeprefix("tlsv1 ")

@@ -140,7 +140,11 @@ async def test_a_refusal_says_that_a_status_is_not_known_at_present(tmp_path, un
                 with pytest.raises(AccessDeniedError, match="denied by access security") as refusal:
                     await context.put("pv", 1.0)
                 assert "the status of its certificate is not known at present" in str(refusal.value)
-                said = "this server cannot tell" if unknown == "server" else "this client used plain TCP"
+                said = (
+                    "this server cannot verify your identity"
+                    if unknown == "server"
+                    else "this client used plain TCP"
+                )
                 assert said in str(refusal.value)
                 cms.set(keychains[unknown], CertState.VALID)
                 await until(lambda: server.tls is not None and context.tls is not None)

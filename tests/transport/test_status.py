@@ -504,7 +504,7 @@ async def test_a_status_signed_by_somebody_else_is_ignored(world, caplog):
     links = list(server.peers)
     forger = OCSPSigner(S.other_ca.key, S.other_ca.certificate)
     world.tell(REVOKED, signer=forger)
-    await until(lambda: "a status is ignored" in caplog.text)
+    await until(lambda: "a status was ignored" in caplog.text)
     await context.put("pv", 2.0)
     assert list(server.peers) == links
 

@@ -381,7 +381,7 @@ async def test_a_keychain_that_appears_later_at_the_usual_place_is_taken_into_us
 async def test_what_appears_at_the_usual_place_and_cannot_be_used_leaves_plain_tcp(tmp_path, what, caplog):
     caplog.set_level(logging.INFO)
     async with open_server(server_config(tls_keychain_default=str(tmp_path / "server.p12"))) as server:
-        await until(lambda: "plain TCP until there is one" in caplog.text)
+        await until(lambda: "plain TCP is used until there is one" in caplog.text)
         if what == "rubbish":
             replace_file(tmp_path / "server.p12", b"\x30\x82 rubbish")
         else:

@@ -1,4 +1,4 @@
-"""Which issuers a site trusts, how far, and how they are asked."""
+"""The token issuers that a site trusts, for what, and how they are asked."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ _MIN_SECRET_BYTES: Final = 32
 _TOKEN: Final = "#token#"  # noqa: S105 - what stands for one
 
 _WORDS: Final = frozenset(("scope", "scp"))
-"""The claims that are lists of words when they are strings; in all others a blank is a character like any other."""
+"""Claims that are lists of words if they are strings. In all others a blank is a character like any other."""
 
 
 class ClaimRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A usage is granted only to tokens whose claim holds one of the values.
+    """A rule that grants a usage only to tokens whose claim holds one of these values.
 
-    `claim` is the claim's name, or a path of names separated by dots (``realm_access.roles``). A claim that is a
-    string is one value, and one that is an array is as many values as it has strings. Only `scope` and `scp` are
-    strings of words (RFC 6749 section 3.3, RFC 8693 section 4.2). Booleans and numbers never match.
+    `claim` is the claim's name, or a path of names separated by dots (``realm_access.roles``). A string claim is one
+    value; an array claim is one value for each string in it. Only `scope` and `scp` are strings of words (RFC 6749
+    section 3.3, RFC 8693 section 4.2). Booleans and numbers never match.
     Raises ValueError for a value that no claim can hold.
     """
 
@@ -64,7 +64,7 @@ class ClaimRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         for value in self.values:
             if self.claim in _WORDS and " " in value:
                 raise ValueError(
-                    f"values: {value!r} has a blank, and a {self.claim} is words with blanks between them; "
+                    f"values: {value!r} has a blank, but {self.claim} is a list of words separated by blanks; "
                     "write each word as a value of its own"
                 )
 
@@ -209,20 +209,20 @@ class TrustedIssuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
                 _check_host("trusted_uri", where)
 
     def warnings(self) -> list[str]:
-        """What is not wrong with these settings, but is hardly meant, in words for the log."""
+        """Return a sentence for the log about each setting that is valid but probably not intended."""
         found = []
         if self.mode == "introspect":
             found.append(ResponsePattern(self.response_format).warning())
             if self.use_response_code and self.response_format != RAW:
-                found.append("it has no effect with use_response_code, which looks at the HTTP status alone")
+                found.append("no effect with use_response_code, which uses the HTTP status only")
             found = [f"response_format: {text}" for text in found if text]
             if self.request_method == "GET" and self.request_format != _TOKEN:
-                found.append("request_format: it has no effect with request_method GET")
+                found.append("request_format: no effect with request_method GET")
         return [f"issuer {self.name}: {text}" for text in found]
 
     @property
     def name(self) -> str:
-        """What this issuer is called in logs and audit: its `iss`, or its endpoint where that stands for it."""
+        """The name of this issuer in logs and audit: its `iss`, or its endpoint if it has no `iss`."""
         return self.issuer or self.trusted_uri
 
 
@@ -237,7 +237,7 @@ _OF_MODE: Final = {
     ),
     "jwks": ("jwks_stale_s",),
 }
-"""Settings that only one mode looks at."""
+"""Settings that apply to one mode only."""
 
 
 def _is_set(issuer: TrustedIssuer, name: str) -> bool:
@@ -255,11 +255,11 @@ def _check_host(name: str, where: uri.Uri | None) -> None:
 
 
 class JWTConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The part of the certificate service's configuration that concerns tokens."""
+    """The part of the certificate service's configuration for tokens."""
 
     issuers: Annotated[tuple[TrustedIssuer, ...], Meta(max_length=100)] = ()
     allow_plaintext_token: bool = False
-    """Accept tokens that came over plain TCP, where anyone could have read them."""
+    """Accept tokens that were sent over plain TCP, where anyone on the network can read them."""
     peer_per_minute: Annotated[float, Meta(ge=0, le=1e6)] = 60.0
     """Submissions per minute from one address; 0: no limit."""
     peer_burst: Annotated[int, Meta(ge=1, le=100_000)] = 20
@@ -278,19 +278,19 @@ class JWTConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
                 )
             if len(organization) > 64:
                 raise ValueError(
-                    f"issuers: {name} shares its host with another issuer, and {organization!r} is too long to tell their "
-                    "people apart in certificates (64 characters); give it an organization"
+                    f"issuers: {name} shares its host with another issuer, and {organization!r} is longer than the 64 characters that "
+                    "a certificate can hold to tell their users apart; set organization for it"
                 )
         if sum(not issuer.issuer for issuer in self.issuers) > 1:
             raise ValueError(
-                "issuers: only one can be known by its trusted_uri alone; name the issuer of the others"
+                "issuers: only one issuer can be known by its trusted_uri alone; set issuer for the others"
             )
 
     def organizations(self) -> dict[str, str]:
-        """The organization (O) in the certificates of each issuer's subjects, by the issuer's name.
+        """Return the organization (O) in the certificates of each issuer's users, by the issuer's name.
 
-        It is the issuer's host. Issuers on one host, such as two realms, get port and path as well: the same name is
-        somebody else at each.
+        It is the issuer's host. Issuers on the same host, such as two realms, get port and path as well, because the same
+        user name is a different person at each.
         """
         places = {issuer.name: uri.parse(issuer.name) for issuer in self.issuers}
         hosts = {name: "" if where is None else where.host for name, where in places.items()}
@@ -309,15 +309,18 @@ ENVIRONMENT: Final = {
     "EPICS_AUTH_JWT_TRUSTED_URI": "trusted_uri",
     "EPICS_AUTH_JWT_USE_RESPONSE_CODE": "use_response_code",
 }
-"""The variables of the quick start, and the setting that each one stands for. The flags ``--jwt-*`` of pvacms are the
-same names in lower case with dashes."""
+"""The variables of the quick start, and the setting of each one. The flags ``--jwt-*`` of pvacms are the same names in
+lower case with dashes.
+"""
 
 
 def from_environment(environ: Mapping[str, str]) -> TrustedIssuer | None:
-    """The issuer that the EPICS_AUTH_JWT_* variables describe; None when no trusted URI is set.
+    """Return the issuer that the EPICS_AUTH_JWT_* variables describe; None if no trusted URI is set.
 
-    Such an issuer may obtain every usage without approval, as the quick start has it: whoever needs more says it
-    in YAML. Raises ConfigurationError.
+    Such an issuer may obtain every usage without approval, as in the quick start. For anything else, use YAML.
+
+    Raises:
+        ConfigurationError: A setting or a file cannot be used.
     """
     settings: dict[str, str | bool] = {}
     for variable, field in ENVIRONMENT.items():
@@ -335,7 +338,7 @@ def from_environment(environ: Mapping[str, str]) -> TrustedIssuer | None:
     if not settings.get("trusted_uri"):
         if settings:
             raise ConfigurationError(
-                "needed when any other EPICS_AUTH_JWT_* variable is set; it has no default",
+                "required if any other EPICS_AUTH_JWT_* variable is set; it has no default",
                 key="EPICS_AUTH_JWT_TRUSTED_URI",
             )
         return None

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["TIMEOUT_S", "FetchError", "Fetcher", "Response"]
 
 TIMEOUT_S: Final = 5.0
-"""For the whole request: connecting, redirects and the last byte of the body."""
+"""Seconds for the whole request: connecting, redirects and the last byte of the body."""
 _MAX_REDIRECTS: Final = 3
 _REDIRECTS_ANY_METHOD: Final = frozenset((307, 308))
 _REDIRECTS_GET: Final = frozenset((301, 302, 303, 307, 308))
@@ -40,7 +40,7 @@ _UNANSWERED: Final = frozenset(
 
 
 class FetchError(ApplianceError):
-    """A request that brought no usable answer; `reason` is a stable code, `status` the HTTP status if there was one."""
+    """A request that brought no usable answer. `reason` is a stable code, `status` the HTTP status if there was one."""
 
     def __init__(self, reason: str, status: int = 0) -> None:
         self.reason = reason
@@ -49,25 +49,27 @@ class FetchError(ApplianceError):
 
     @property
     def answered(self) -> bool:
-        """Whether the other end was reached and said something."""
+        """Whether the server was reached and answered."""
         return self.reason not in _UNANSWERED
 
 
 class Response(NamedTuple):
+    """What a server answered."""
+
     status: int
     body: bytes
     cache_control: str
     allow: str = ""
-    """The methods that a server would take instead (RFC 9110 section 10.2.1)."""
+    """The methods that the server accepts instead (RFC 9110 section 10.2.1)."""
     retry_after: str = ""
-    """When to come again (RFC 9110 section 10.2.3)."""
+    """When to try again (RFC 9110 section 10.2.3)."""
 
     def __repr__(self) -> str:
         return f"<Response {self.status} {len(self.body)} bytes>"
 
 
 class Fetcher:
-    """One connection pool, with its own trust anchors, without cookies, proxies or anything from the environment."""
+    """One connection pool with its own trust anchors. It uses no cookies, no proxies and nothing from the environment."""
 
     def __init__(self, *, ca_file: str = "", timeout_s: float = TIMEOUT_S) -> None:
         self._ca_file = ca_file
@@ -129,7 +131,7 @@ class Fetcher:
         except aiohttp.ClientConnectorError:
             raise FetchError("not_reachable") from None
         except (aiohttp.ClientError, OSError, ValueError):
-            # The texts of these may quote the URL with the token in it.
+            # The texts of these exceptions may quote the URL with the token in it.
             raise FetchError("http_failure") from None
 
     async def _follow(
@@ -182,7 +184,7 @@ class Fetcher:
 
 
 def check_endpoint(url: str) -> None:
-    """Raise FetchError for an endpoint that no token may be sent to, whatever the configuration said."""
+    """Raise FetchError for an endpoint that must never get a token, whatever the configuration says."""
     where = uri.parse(url)
     if where is None or not uri.is_acceptable(where):
         raise FetchError("endpoint_not_acceptable")

@@ -1,4 +1,4 @@
-"""Asking the issuer's validation endpoint, as the EPICS_AUTH_JWT_* variables describe it."""
+"""Ask the issuer's validation endpoint, as the EPICS_AUTH_JWT_* variables describe it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ __all__ = ["CANNOT_ASK", "MAX_RESPONSE_BYTES", "Introspector", "render"]
 MAX_RESPONSE_BYTES: Final = 64 * 1024
 CANNOT_ASK: Final = "the token's issuer could not be asked; try again later"
 _INVALID: Final = "the token's issuer does not say that the token is valid; fetch a new one and try again"
-_UNCLEAR: Final = "the token's issuer answered the certificate service, but not about the token{}; tell who runs the service"
+_UNCLEAR: Final = "the token's issuer answered, but its answer says nothing about the token{}; tell the administrator of the certificate service"
 _SAY_NO: Final = frozenset((400, 401, 403))
-"""What endpoints answer for a token that is not good; every other status but 2xx says nothing of the token."""
+"""The statuses that endpoints answer for a bad token. Every other status except 2xx says nothing about the token."""
 _HINTS: Final = {
     "GET": {
         404: "check EPICS_AUTH_JWT_TRUSTED_URI (trusted_uri)",
@@ -29,8 +29,8 @@ _HINTS: Final = {
     },
     "POST": {
         400: "check EPICS_AUTH_JWT_REQUEST_FORMAT (request_format)",
-        401: "it may want to know who asks: set request_authorization",
-        403: "it may want to know who asks: set request_authorization",
+        401: "it may require authentication: set request_authorization",
+        403: "it may require authentication: set request_authorization",
         404: "check EPICS_AUTH_JWT_TRUSTED_URI (trusted_uri), and EPICS_AUTH_JWT_REQUEST_METHOD (request_method)",
         405: "it may know GET only: set EPICS_AUTH_JWT_REQUEST_METHOD=GET (request_method: GET)",
         415: "check EPICS_AUTH_JWT_REQUEST_FORMAT (request_format)",
@@ -42,10 +42,13 @@ _PLAIN_KID: Final = re.compile(r"[A-Za-z0-9._~-]+")
 
 
 def render(request_format: str, token: Token) -> str:
-    """The request's payload: `request_format` verbatim but for ``#token#`` and ``#kid#``.
+    """Return the request's payload: `request_format` as it is, with ``#token#`` and ``#kid#`` replaced.
 
-    A token's own alphabet is harmless in every format; a key id may hold anything, so only one that needs no quoting in
-    JSON, forms or XML is put in. Raises TokenRefused for another one.
+    A token's own characters are harmless in every format. A key id may hold any character, so it is inserted only if it
+    needs no quoting in JSON, forms or XML.
+
+    Raises:
+        TokenRefused: The key id needs quoting.
     """
     if "#kid#" in request_format:
         kid = token.kid or ""
@@ -65,10 +68,10 @@ def _content_type(request_format: str) -> str:
 
 
 class Introspector:
-    """Asks one issuer about tokens.
+    """Ask one issuer about tokens.
 
-    With GET the token travels as the bearer in the Authorization header and as the query parameter ``token`` too, and
-    `request_format` has no meaning; with POST the payload is the rendered format. `clock` is monotonic: the log tells of
+    With GET, the token is sent as the bearer in the Authorization header and also as the query parameter ``token``;
+    `request_format` has no effect. With POST, the payload is the rendered format. `clock` is monotonic: the log reports
     each kind of failure once a minute.
     """
 
@@ -82,7 +85,7 @@ class Introspector:
         self._told = RateLimiter(1, 1, clock=clock)
 
     async def check(self, token: Token) -> None:
-        """Return when the issuer says that the token is valid; raise TokenRefused in every other case."""
+        """Return if the issuer says that the token is valid; raise TokenRefused in every other case."""
         try:
             answer = await self._ask(token)
         except FetchError as error:
@@ -97,14 +100,14 @@ class Introspector:
             if reason == SAYS_NO:
                 self._refuse(reason, _INVALID, said, status=status)
             if reason is not None:
-                said += f", but not as {self._setting()} has it: {reason.replace('_', ' ')}"
-                # An answer of another form is no yes, and often a short form of no: {"active":false}.
+                said += f", but not as {self._setting()} says: {reason.replace('_', ' ')}"
+                # An answer of another form is not a yes. Often it is a short form of no: {"active":false}.
                 self._refuse(SAYS_NO if reason == NO_PLACE else reason, _INVALID, said, status=status)
             return
         if status in _SAY_NO or 200 <= status < 300:
             self._refuse(SAYS_NO, _INVALID, said, status=status, hint=self._hint(answer))
         if status == 429:
-            wait = f"; come again after {clean(answer.retry_after, 40)}" if answer.retry_after else ""
+            wait = f"; try again after {clean(answer.retry_after, 40)}" if answer.retry_after else ""
             self._refuse(
                 "asked_too_often",
                 "the token's issuer is asked too often (HTTP status 429); try again later",

@@ -1,4 +1,4 @@
-"""JSON Web Keys: read strictly, chosen exactly, used for one algorithm only (RFC 7517, 7518, 7638, 8037)."""
+"""JSON Web Keys: read strictly, selected exactly, each used for one algorithm only (RFC 7517, 7518, 7638, 8037)."""
 
 from __future__ import annotations
 
@@ -40,9 +40,11 @@ ASYMMETRIC: Final = frozenset(
 SYMMETRIC: Final = frozenset(("HS256", "HS384", "HS512"))
 MAX_KEYS: Final = 100
 _MAX_TOLD: Final = 5
-"""Keys of which the log tells why they are left out."""
+"""The number of omitted keys that the log explains."""
 _RSA_BITS: Final = (2048, 8192)
-"""Below, keys can be broken; above, each check of a signature becomes a gift to whoever wants us busy."""
+"""Allowed key sizes. Smaller keys can be broken; with larger ones, every signature check costs so much that it invites
+denial of service.
+"""
 _CURVE_OF: Final = {
     "ES256": "P-256", "ES384": "P-384", "ES512": "P-521", "EdDSA": "Ed25519", "Ed25519": "Ed25519"
 }  # fmt: skip
@@ -62,21 +64,24 @@ class KeySetError(StrictFormatError):
 
 
 class Jwk(NamedTuple):
-    """One public key of a key set, ready to use."""
+    """One public key of a key set, ready for use."""
 
     kid: str | None
     kind: str
     """``RSA``, or the name of the curve."""
     alg: str | None
-    """The one algorithm that the publisher allows for it, if it names one."""
+    """The one algorithm that the publisher allows for this key, if it names one."""
     key: PublicKey
 
 
 def read_key_set(data: bytes) -> tuple[Jwk, ...]:
-    """Read a JWKS document (RFC 7517 section 5); raises KeySetError.
+    """Read a JWKS document (RFC 7517 section 5).
 
     Keys that are not for checking signatures, or that we do not accept (``oct``, weak, private, malformed), are left
-    out; more than `MAX_KEYS` entries, or none that can be used, make the whole document unusable.
+    out. A document with more than `MAX_KEYS` entries, or with no usable key, is refused as a whole.
+
+    Raises:
+        KeySetError: The document cannot be used.
     """
     try:
         entries = load_object(data).get("keys")
@@ -104,10 +109,10 @@ class _Unusable(Exception):  # noqa: N818 - a key that is left out is no error
 def _read_key(entry: Any) -> Jwk:
     if not isinstance(entry, dict):
         raise _Unusable("an entry is not an object")
-    # Serialisers of some platforms write out every member that a key could have: what is empty is not there.
+    # Some platforms write every member that a key can have, so an empty member counts as missing.
     entry = {name: value for name, value in entry.items() if value is not None and value not in ("", [], {})}
     kid, alg = entry.get("kid"), entry.get("alg")
-    name = f"key {clean(kid, 40)!r}" if isinstance(kid, str) else "a key without kid"
+    name = f"key {clean(kid, 40)!r}" if isinstance(kid, str) else "a key has no kid"
     if not isinstance(kid, str | None) or not isinstance(alg, str | None):
         raise _Unusable(f"{name}: kid or alg is not text")
     if entry.get("use", "sig") != "sig":
@@ -165,9 +170,9 @@ def _public_key(entry: dict[str, Any]) -> tuple[str, PublicKey]:
 
 
 def fitting(keys: tuple[Jwk, ...], *, kid: str | None, alg: str) -> list[Jwk]:
-    """The keys that may have signed a token with this header: its `kid` must match exactly where it has one.
+    """Return the keys that may have signed a token with this header: its `kid` must match exactly if it has one.
 
-    A key that is listed twice is one key. Numbers are compared, as the thumbprint of RFC 7638 does, whatever else is said of it.
+    A key that is listed twice is one key: key numbers are compared, as in the thumbprint of RFC 7638, and nothing else.
     """
     kind = _CURVE_OF.get(alg, "RSA")
     names = (None, canonical_algorithm(alg))
@@ -184,9 +189,9 @@ def fitting(keys: tuple[Jwk, ...], *, kid: str | None, alg: str) -> list[Jwk]:
 
 
 def select(keys: tuple[Jwk, ...], *, kid: str | None, alg: str) -> Jwk | None:
-    """The one key that may have signed a token with this header, or None.
+    """Return the one key that may have signed a token with this header, or None.
 
-    Two keys that fit are none: choosing would be guessing.
+    If two keys match, the result is None: choosing one would be a guess.
     """
     found = fitting(keys, kid=kid, alg=alg)
     return found[0] if len(found) == 1 else None
@@ -221,7 +226,11 @@ def check_hmac(secret: bytes, alg: str, signing_input: bytes, signature: bytes) 
 
 
 def thumbprint(entry: dict[str, Any]) -> str:
-    """The SHA-256 thumbprint of a JWK (RFC 7638), base64url; raises StrictFormatError for one without its members."""
+    """Return the SHA-256 thumbprint of a JWK (RFC 7638), in base64url.
+
+    Raises:
+        StrictFormatError: A member is missing.
+    """
     kind = entry.get("kty")
     names = _MEMBERS.get(kind, ()) if isinstance(kind, str) else ()
     members = {name: entry.get(name) for name in ("kty", *names)}
@@ -232,7 +241,11 @@ def thumbprint(entry: dict[str, Any]) -> str:
 
 
 def jwk_of(public_key: bytes | str) -> dict[str, str]:
-    """The JWK of a public key in PEM form; raises StrictFormatError for a kind that has none here."""
+    """Return the JWK of a public key in PEM form.
+
+    Raises:
+        StrictFormatError: For a kind of key that is not supported.
+    """
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
@@ -269,10 +282,10 @@ def jwk_of(public_key: bytes | str) -> dict[str, str]:
 
 
 def confirm(confirmation: dict[str, Any], public_key: bytes | str) -> None:
-    """Raise TokenRefused unless the `cnf` claim (RFC 7800) binds the token to this public key, in PEM form.
+    """Raise TokenRefused unless the `cnf` claim (RFC 7800) binds the token to this public key (PEM).
 
-    Understood are ``jkt`` (RFC 9449 section 6.1) and ``jwk``. A confirmation with any other member asks for a
-    check that we cannot make, so it is refused.
+    ``jkt`` (RFC 9449 section 6.1) and ``jwk`` are supported. A confirmation with any other member asks for a check that
+    we cannot make, so it is refused.
     """
     if not confirmation or not confirmation.keys() <= {"jkt", "jwk"}:
         raise TokenRefused("cnf_not_supported")

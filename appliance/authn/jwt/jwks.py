@@ -1,4 +1,4 @@
-"""The keys that an issuer publishes, fetched rarely, kept for a bounded time, replaced only by better ones."""
+"""The keys that an issuer publishes: fetched rarely, kept for a limited time, replaced only by a usable set."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["FRESH_S", "MAX_JWKS_BYTES", "REFETCH_S", "JWKSClient", "fresh_for"]
 
 MAX_JWKS_BYTES: Final = 1024 * 1024
 FRESH_S: Final = (300.0, 86_400.0)
-"""Keys are taken for fresh at least and at most this long, whatever Cache-Control says."""
+"""Least and greatest time in seconds for which keys count as fresh, whatever Cache-Control says."""
 REFETCH_S: Final = 30.0
-"""Between two fetches on behalf of unknown key ids, which anyone can send; and between two failing fetches."""
+"""Seconds between two fetches for unknown key ids, which anyone can send, and between two failing fetches."""
 _EMPTY_RETRY_S: Final = 5.0
-"""Between two failing fetches while there are no keys at all and nobody can be served."""
+"""Seconds between two failing fetches while there are no keys and no token can be accepted."""
 _CANNOT_FETCH: Final = "the issuer's keys could not be fetched{}; try again later"
 _UNKNOWN_KEY: Final = "the issuer does not publish the key of this token; try again in half a minute"
 _SEVERAL: Final = (
-    "the issuer publishes several keys that fit this token; each of its keys must have a kid of its own, and its tokens "
+    "the issuer publishes several keys that match this token; each of its keys must have its own kid, and its tokens "
     "must name it"
 )
 _MAX_AGE: Final = re.compile(r"(?:^|[,\s])max-age\s*=\s*\"?([0-9]{1,10})")
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 def fresh_for(cache_control: str) -> float:
-    """Seconds for which keys with this Cache-Control header (RFC 9111 section 5.2.2) are fresh, clamped to `FRESH_S`."""
+    """Return the seconds for which keys with this Cache-Control header (RFC 9111 section 5.2.2) are fresh, within `FRESH_S`."""
     directives = cache_control.lower()
     match = _MAX_AGE.search(directives)
     age = 0.0 if match is None or "no-store" in directives or "no-cache" in directives else float(match[1])
@@ -41,9 +41,9 @@ def fresh_for(cache_control: str) -> float:
 
 
 class JWKSClient:
-    """One issuer's key set. `clock` is monotonic: steps of the wall clock neither age nor revive keys.
+    """The key set of one issuer. `clock` is monotonic, so that changes of the wall clock neither expire nor revive keys.
 
-    Not safe to share between event loops.
+    Use it in one event loop only.
     """
 
     def __init__(
@@ -64,10 +64,11 @@ class JWKSClient:
         self._lock = asyncio.Lock()
 
     async def key_for(self, kid: str | None, alg: str) -> Jwk:
-        """The key that signed a token with this header.
+        """Return the key that signed a token with this header.
 
-        Raises TokenRefused: ``jwks_...`` when there are no keys to be had, ``key_unknown`` when none fits,
-        ``key_ambiguous`` when more than one does.
+        Raises:
+            TokenRefused: ``jwks_...`` if there are no keys, ``key_unknown`` if none matches, ``key_ambiguous`` if more than
+                one does.
         """
         fetched = False
         if self._clock() >= self._fresh_until:
@@ -81,7 +82,7 @@ class JWKSClient:
                 answered = f" (HTTP status {self._failure_status})"
             raise TokenRefused("jwks_not_available", _CANNOT_FETCH.format(answered), facts=facts)
         key = select(self._keys, kid=kid, alg=alg)
-        # A known key that does not fit the algorithm will not fit after another fetch either.
+        # A known key that does not match the algorithm will not match after another fetch.
         known = kid is not None and any(key.kid == kid for key in self._keys)
         if key is None and not fetched and not known and await self._refetch():
             key = select(self._keys, kid=kid, alg=alg)
@@ -92,9 +93,9 @@ class JWKSClient:
         return key
 
     async def newer_key(self, old: Jwk, kid: str | None, alg: str) -> Jwk | None:
-        """The key that has taken the place of `old`, under which a signature was wrong; None when there is none.
+        """Return the key that replaced `old`, which did not verify a signature; None if there is none.
 
-        An issuer that starts afresh may give its new key the old one's name, or may name no keys at all.
+        An issuer that is set up again may use the old key id for a new key, or no key ids at all.
         """
         if not await self._refetch():
             return None
@@ -102,16 +103,16 @@ class JWKSClient:
         return None if key is None or key.key == old.key else key
 
     async def _refetch(self) -> bool:
-        """Fetch on behalf of a token that fits no key, which anyone can send: at most every `REFETCH_S`."""
+        """Fetch for a token that matches no key. Anyone can send one, so fetch at most every `REFETCH_S`."""
         now = self._clock()
         if now - self._last_refetch < REFETCH_S:
-            async with self._lock:  # whoever asked first may be fetching the very key that this token needs
+            async with self._lock:  # an earlier caller may be fetching the key that this token needs
                 return True
         self._last_refetch = now
         return await self._refresh(self._version)
 
     async def _refresh(self, version: int) -> bool:
-        """Fetch unless another task has just done so or the last failure is too recent; whether keys are new."""
+        """Fetch, unless another task has just done so or the last failure is too recent. Return whether the keys are new."""
         async with self._lock:
             if self._version != version:
                 return True

@@ -1,7 +1,7 @@
-"""From a token's `sub` to a certificate's common name, and the names that no token may obtain.
+"""Make a certificate's common name from a token's `sub`, and know the names that no token may obtain.
 
-A common name ends up in access security files, in logs and on operators' screens, so the default alphabet is
-what an account name needs and nothing that any of these readers could take for syntax.
+A common name appears in access security files, in logs and on operators' screens. So the default alphabet is what an
+account name needs; it has no character that one of these readers could take for syntax.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ __all__ = ["ReservedNames", "common_name", "rule_is_valid", "skeleton"]
 
 _ALPHABET: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._@+-")
 _NEVER: Final = frozenset(",;=/\\\"<>#*|&$`'(){}[]!?^%~:")
-"""Characters with a meaning to DNs, access security files, shells or log readers."""
+"""Characters that have a meaning in DNs, access security files, shells or log readers."""
 _MAX_OCTETS: Final = 64
 
-# Letters of other scripts that look like ASCII ones in the fonts of terminals and browsers. After case folding, so
-# only small letters; NFKC has taken care of full-width, mathematical and other styled forms before.
+# Letters of other scripts that look like ASCII letters in the fonts of terminals and browsers. Names are case-folded
+# first, so only small letters are listed. NFKC has already replaced full-width, mathematical and other styled forms.
 _LOOKALIKES: Final = str.maketrans(
     dict(
         zip(
@@ -52,7 +52,7 @@ _ALIKE_IN_ASCII: Final = str.maketrans(
 
 
 def skeleton(name: str) -> str:
-    """What `name` looks like: two names with one skeleton may be mistaken for each other by a person."""
+    """Return what `name` looks like. A person can confuse two names that have the same skeleton."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
     bare = "".join(c for c in unicodedata.normalize("NFD", folded) if not unicodedata.combining(c))
     visible = "".join(c for c in bare if unicodedata.category(c) not in {"Cf", "Zs", "Cc"})
@@ -60,7 +60,7 @@ def skeleton(name: str) -> str:
 
 
 class ReservedNames:
-    """Names that no token may obtain: administrators, the CMS's and the CA's own, by look as well as by spelling."""
+    """Names that no token may obtain: administrators, the CMS's and the CA's own; also names that look the same."""
 
     __slots__ = ("_skeletons",)
 
@@ -72,19 +72,22 @@ class ReservedNames:
 
 
 def rule_is_valid(rule: str) -> bool:
-    """A rule is literal text with exactly one ``*``."""
+    """Whether `rule` is literal text with exactly one ``*``."""
     return rule.count("*") == 1
 
 
 def common_name(
     subject: str, *, rule: str, extra_characters: str, non_ascii: bool, reserved: ReservedNames
 ) -> str:
-    """The common name for `subject`; raises TokenRefused where there is none.
+    """Return the common name for `subject`.
 
-    `rule` is matched against the whole subject: what its ``*`` stands for becomes the name (``*`` keeps all,
-    ``*@example.org`` keeps the account of that domain only). Beyond ASCII letters, digits and ``._@+-`` only
-    `extra_characters` are let in, and with `non_ascii` letters and digits of other scripts, but never two scripts
-    in one name. A name starts with a letter or a digit.
+    `rule` is matched against the whole subject; the part at its ``*`` becomes the name (``*`` keeps all, ``*@example.org``
+    keeps the account, and only of that domain). Besides ASCII letters, digits and ``._@+-`` only `extra_characters` are
+    allowed, and with `non_ascii` also letters and digits of other scripts, but never two scripts in one name. A name
+    starts with a letter or a digit.
+
+    Raises:
+        TokenRefused: The subject gives no acceptable name.
     """
     prefix, _, suffix = rule.partition("*")
     if len(subject) < len(prefix) + len(suffix) or not (
@@ -115,10 +118,10 @@ def common_name(
 
 
 def _is_plain_latin(char: str) -> bool:
-    # Letters of living alphabets; not the phonetic ones, among which is a twin of nearly every ASCII letter.
+    # Letters of living alphabets. Phonetic letters are not allowed: nearly every ASCII letter has a look-alike there.
     return unicodedata.normalize("NFD", char)[0].isascii() or char in _LATIN_WITHOUT_PARTS
 
 
 def _script(char: str) -> str:
-    # The standard library has no script property; the first word of a letter's name is it for all that matters.
+    # The standard library has no script property. The first word of a letter's Unicode name serves for all that matters.
     return unicodedata.name(char, "UNKNOWN").split(" ", 1)[0]

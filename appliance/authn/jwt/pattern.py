@@ -1,10 +1,10 @@
-"""How an issuer's answer is read: by a member of its JSON, or by the pattern of EPICS_AUTH_JWT_RESPONSE_FORMAT.
+"""Read an issuer's answer: by a member of its JSON, or by the pattern of EPICS_AUTH_JWT_RESPONSE_FORMAT.
 
-A pattern is literal text with one ``#response#`` and any number of ``*``. White space is removed from pattern and
-response alike; what ``#response#`` stands for is the answer. Parts of a response repeat the token's claims, so their
-author could plant a word where the pattern finds it. Therefore a response that can be read in two ways is refused, and
-in a response that is JSON the pattern must mean a member of the outermost object, unless all that stands before
-``#response#`` is literal text, which leaves one place only. Matching takes linear time.
+A pattern is literal text with one ``#response#`` and any number of ``*``. White space is removed from the pattern and
+the response. The text at ``#response#`` is the answer. Parts of a response repeat the token's claims, so their author
+could place a word where the pattern finds it. Therefore a response that can be read in two ways is refused. In a
+response that is JSON, the pattern must mean a member of the outermost object, unless all text before ``#response#`` is
+literal, because then only one place is possible. Matching takes linear time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["ACCEPTED", "RAW", "ResponsePattern", "response_reader"]
 
 RAW: Final = "#response#"
 ACCEPTED: Final = frozenset(("valid", "ok", "true", "t", "yes", "y", "1"))
-"""Answers that mean yes, in lower case. All else means no."""
+"""Answers that mean yes, in lower case. All others mean no."""
 _LONGEST: Final = max(map(len, ACCEPTED)) + len('""')
 _BOM: Final = "\ufeff"
 SAYS_NO: Final = "says_invalid"
@@ -32,11 +32,11 @@ _LEXEME: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[][{}:,]')
 _NAMED: Final = re.compile(r'"([^"\\*]+)":"?$')
 
 Reader = Callable[[bytes], str | None]
-"""Takes the body of a response and gives None where it says that the token is valid, else a code of the reason."""
+"""Takes the body of a response. Returns None if the token is valid, else a code for the reason."""
 
 
 def response_reader(member: str, pattern: str) -> Reader:
-    """What reads the responses of one issuer: by `member` where it is named, else by `pattern`."""
+    """Return the reader for the responses of one issuer: by `member` if it is set, else by `pattern`."""
     return _Member(member) if member else ResponsePattern(pattern).judge
 
 
@@ -53,7 +53,7 @@ def _says_yes(value: Any) -> bool:
 
 
 class _Member:
-    """Reads one member of the outermost object, wherever in it the member stands."""
+    """Reads one member of the outermost object, at any position in it."""
 
     __slots__ = ("_name",)
 
@@ -90,28 +90,30 @@ class ResponsePattern:
             and after.startswith('"')
             and not (before[:-1].endswith("*") or after[1:2] == "*")
         ):
-            # A format may quote the answer where the issuer sends a bare true, as the usual example does: the quotes
-            # become a part of the answer that may be there or not. One reading, so that a quoted word planted
-            # elsewhere in the response cannot stand in for the bare answer.
+            # A format may have quotes around the answer although the issuer sends a bare true, as the usual example does. So
+            # the quotes become a part of the answer that is optional. There is only one reading, so a quoted word elsewhere in
+            # the response cannot replace the bare answer.
             before, after = before[:-1], after[1:]
             self._words = ACCEPTED | {f'"{word}"' for word in ACCEPTED}
         if before.endswith("*") or after.startswith("*"):
-            raise ValueError("'*' beside #response# would accept any response that holds the right letters")
+            raise ValueError(
+                "'*' next to #response# would accept any response that contains the right letters; write the text that stands there"
+            )
         if after.startswith('"*') and "*" in before:
             raise ValueError("with '*' on both sides more text than a quote must follow #response#")
         self._before = before.split("*")
         self._after = after.split("*")
 
     def warning(self) -> str:
-        """Why this pattern may refuse good answers, in words for the log; empty where it cannot."""
+        """Return why this pattern may refuse good answers, in words for the log; empty if it cannot."""
         if len(self._before) < 2:
             return ""
         named = _NAMED.search(self._before[-1])
         instead = f"; if the answers are JSON, write response_member: {named[1]}" if named else ""
         if len(self._after) > 1:
             return (
-                f"{self.text!r} has a '*' before and after #response#, so an answer may fit in several ways; one that "
-                f"does, or that fits below the outermost level, is refused{instead or '; write more of the text'}"
+                f"{self.text!r} has a '*' before and after #response#, so an answer may match in several ways; one that "
+                f"does, or that matches below the outermost level, is refused{instead or '; write more of the text'}"
             )
         if self._before[0].startswith("{") and named is None:
             return (
@@ -146,14 +148,14 @@ class ResponsePattern:
         return self._outermost(text, begin) if text[:1] in {"{", "["} else None
 
     def _outermost(self, text: str, begin: int) -> str | None:
-        """Where the response is JSON, make sure that this place in it is the one that is meant."""
+        """Return None if this place in a JSON response is the intended one, else a code for the reason."""
         try:
             answer: dict[str, Any] | None = load_object(text.encode("utf-8", "surrogatepass"))
         except StrictFormatError as error:
             if error.reason not in {"json_invalid", "json_not_an_object"}:
-                # Two members of one name, say: JSON, but not one meaning for everybody who reads it.
+                # For example two members with the same name: JSON, but readers disagree about its meaning.
                 return TWO_PLACES
-            # An answer such as {"valid": YES} is no JSON, but is built like it: its levels can be told all the same.
+            # An answer such as {"valid": YES} is not JSON but has its structure, so its levels can still be found.
             answer = None
         if len(self._before) == 1:
             return None
@@ -170,14 +172,14 @@ class ResponsePattern:
 
 
 def _readings(text: str, before: list[str], after: list[str]) -> Iterator[tuple[int, int]]:
-    """Where ``#response#`` can begin and end in `text`, the shortest reading for each beginning."""
+    """Yield where ``#response#`` can begin and end in `text`, the shortest reading for each beginning."""
     begin = _skip(text, before)
     limit = _skip(text[::-1], [part[::-1] for part in reversed(after)])
     if begin is None or limit is None:
         return
-    # `begin` is where the text before the answer ends at the earliest, `end` where the text after it begins at the
-    # latest. A side without a '*' is fixed there; a side with one moves over every further occurrence of its edge.
-    # Who reads takes two readings at the most, so the whole is linear in the response.
+    # `begin` is the earliest end of the text before the answer, `end` the latest beginning of the text after it. A side
+    # without a '*' is fixed there; a side with one moves to every further occurrence of its edge. The caller takes at
+    # most two readings, so the whole is linear in the response.
     end = len(text) - limit
     left, right = before[-1], after[0]
     while begin <= end:
@@ -194,7 +196,7 @@ def _readings(text: str, before: list[str], after: list[str]) -> Iterator[tuple[
 
 
 def _skip(text: str, parts: list[str]) -> int | None:
-    """Where `parts`, the first anchored at the start, end at the earliest; None when they do not fit."""
+    """Return the earliest end of `parts`, the first anchored at the start; None if they do not match."""
     if not text.startswith(parts[0]):
         return None
     place = len(parts[0])
@@ -207,10 +209,11 @@ def _skip(text: str, parts: list[str]) -> int | None:
 
 
 def _member_at(text: str, place: int) -> tuple[int, str, int] | None:
-    """The member of the outermost object that has `place` in its value.
+    """Return the member of the outermost object that has `place` in its value.
 
-    Gives where its name begins, the name as it is written, and where its value begins; None where `place` is at another
-    level, or not in a value.
+    Returns:
+        Where its name begins, the name as it is written, and where its value begins; None if `place` is at another
+        level, or not in a value.
     """
     levels: list[str] = []
     name: tuple[int, str] | None = None

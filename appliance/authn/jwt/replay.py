@@ -1,4 +1,4 @@
-"""Tokens that were used: each `jti` is accepted once until it can no longer be presented."""
+"""Used tokens: each `jti` is accepted once until its token expires."""
 
 from __future__ import annotations
 
@@ -11,21 +11,28 @@ _MAX_TOKENS: Final = 1_000_000
 
 
 class ReplayStore(Protocol):
-    """Remembers used tokens. The certificate service keeps them in its database, across restarts."""
+    """Remembers used tokens. The certificate service keeps them in its database, also across restarts."""
 
     async def use(
         self, issuer: str, token_hash: str, until: float, now: float, issued: float | None = None
     ) -> bool:
-        """Record the use of a token, atomically; False when it was used before, or when that cannot be told.
+        """Record the use of a token, atomically.
 
-        `token_hash` is the SHA-256 of its jti in hex; `until` is the time from which on it is refused for its age
-        anyway, `issued` when it was issued, where it says so; times are POSIX seconds. Whoever raises instead of answering causes a refusal.
+        Args:
+            issuer: The token's issuer.
+            token_hash: SHA-256 of its jti, in hex.
+            until: From this time on the token is refused as too old anyway (POSIX seconds).
+            now: The present time (POSIX seconds).
+            issued: When it was issued, if it says so (POSIX seconds).
+
+        Returns:
+            False if it was used before, or if that is not known. If this raises, the token is refused.
         """
         ...
 
 
 class MemoryReplayStore:
-    """For a service of one process that may forget at a restart: tests and quick starts."""
+    """Used tokens in memory, for one process that may forget them at a restart: tests and quick starts."""
 
     __slots__ = ("_by_end", "_forgotten_until", "_limit", "_used")
 
@@ -49,7 +56,7 @@ class MemoryReplayStore:
             self._used.discard(token)
             self._forgotten_until = max(self._forgotten_until, end)
         token = (issuer, token_hash)
-        # After a step of the clock back, or with a full store, a token from the forgotten span may have been used.
+        # After the clock was set back, or with a full store, a token from the forgotten time may have been used.
         if token in self._used or until <= self._forgotten_until:
             return False
         self._used.add(token)

@@ -1,8 +1,8 @@
-"""A request that carries a JSON Web Token: where the token comes from, and what can be said about it before it is sent.
+"""A request that carries a JSON Web Token: where the token comes from, and what can be checked before it is sent.
 
-The token comes from a file or from standard input, never from the command line, where every user of the machine
-could read it. Nothing here proves anything: that is the certificate service's business. What it would refuse for
-certain is refused here, with a sentence that says what to do, before anything leaves the host.
+The token comes from a file or from standard input, never from the command line, where every user of the machine can
+read it. Nothing here proves anything; the certificate service does that. A token that the service would certainly
+refuse is refused here, before anything leaves the host, with a sentence that says what to do.
 """
 
 from __future__ import annotations
@@ -23,20 +23,26 @@ from appliance.errors import ConfigurationError, SecurityError, TokenRefused
 __all__ = ["TOKEN_VARIABLE", "check_token", "jwt_request", "read_token", "token_source"]
 
 TOKEN_VARIABLE: Final = "EPICS_AUTH_JWT_FILE"  # noqa: S105 - a name, not a secret
-"""Names the file that holds the token where ``--token-file`` does not."""
+"""The variable that names the token's file if ``--token-file`` is not given."""
 _LEEWAY_S: Final = 60
-_WHERE: Final = f"name the file that holds it by --token-file or {TOKEN_VARIABLE}, or give it on standard input with --token-file -"
+_WHERE: Final = (
+    f"name its file with --token-file or {TOKEN_VARIABLE}, or give it on standard input with --token-file -"
+)
 
 
 def token_source(option: str | None, environ: Mapping[str, str]) -> str:
-    """Where the token is: a path, or ``-`` for standard input. Raises ConfigurationError where nothing says so."""
+    """Return where the token is: a path, or ``-`` for standard input.
+
+    Raises:
+        ConfigurationError: Neither is given.
+    """
     source = option or environ.get(TOKEN_VARIABLE, "")
     if not source:
         raise ConfigurationError(f"no token was given: {_WHERE}")
     if source.startswith("eyJ") and source.count(".") == 2:
-        # Somebody has pasted the token itself. Its text must not be repeated in the message.
+        # The user has pasted the token itself. The message must not repeat it.
         raise ConfigurationError(
-            f"a token on the command line or in a variable can be read by other users; consider it exposed, fetch a new one, and {_WHERE}"
+            f"other users can read a token on the command line or in a variable; treat it as exposed, fetch a new one, and {_WHERE}"
         )
     if source == "~" or source.startswith("~/"):
         source = os.path.expanduser(source)  # noqa: PTH111 - start-up time
@@ -46,8 +52,12 @@ def token_source(option: str | None, environ: Mapping[str, str]) -> str:
 def read_token(source: str, say: Callable[[str], None]) -> Token:
     """Read the token and take it apart.
 
-    Raises ConfigurationError where it cannot be read, SecurityError where it is no token. A file that others can read is
-    a warning: the demonstration's own instructions make one, and refusing to use it would not make it more secret.
+    A file that others can read gives a warning only: the demonstration's own instructions make such a file, and refusing
+    it would not make the token more secret.
+
+    Raises:
+        ConfigurationError: The source cannot be read.
+        SecurityError: It holds no token.
     """
     if source == "-":
         text = _from_stdin()
@@ -62,16 +72,16 @@ def read_token(source: str, say: Callable[[str], None]) -> Token:
     try:
         return parse(text)
     except TokenRefused as error:
-        # From None: the chain of exceptions would hold the text that was looked at.
+        # From None: the chain of exceptions would contain the text of the token.
         raise SecurityError(
             f"{where} holds no usable JSON Web Token ({error.reason.replace('_', ' ')}); fetch a new one from the issuer, and "
-            "store its answer as it is"
+            "store its answer unchanged"
         ) from None
 
 
 def _from_stdin() -> str:
     if sys.stdin is None or sys.stdin.isatty():
-        raise ConfigurationError(f"standard input is a terminal, where a token would be shown: {_WHERE}")
+        raise ConfigurationError(f"standard input is a terminal, which would show the token: {_WHERE}")
     return _decode(sys.stdin.buffer.read(MAX_TOKEN_BYTES + 1024))
 
 
@@ -80,7 +90,11 @@ def _decode(data: bytes) -> str:
 
 
 def check_token(token: Token, *, now: datetime) -> None:
-    """Refuse a token that the certificate service is bound to refuse. Raises SecurityError that says what to do."""
+    """Refuse a token that the certificate service would certainly refuse.
+
+    Raises:
+        SecurityError: The token is not acceptable; the text says what to do.
+    """
     moment = now.timestamp()
     expires = token.claims.get("exp")
     if isinstance(expires, int) and not isinstance(expires, bool) and moment >= expires + _LEEWAY_S:
@@ -88,13 +102,13 @@ def check_token(token: Token, *, now: datetime) -> None:
     starts = token.claims.get("nbf")
     if isinstance(starts, int) and not isinstance(starts, bool) and starts > moment + 600:
         raise SecurityError(
-            f"the token is not valid before {_date(starts)} and it is {format_date(now)} here; check this host's clock"
+            f"the token is not valid before {_date(starts)}, and this host's time is {format_date(now)}; check this host's clock"
         )
     subject = token.claims.get("sub")
     if not isinstance(subject, str) or not subject:
         raise SecurityError(
             "the token has no subject (claim sub), which would become the certificate's name; ask the issuer for a token of "
-            "an account"
+            "a user account"
         )
 
 
@@ -106,7 +120,7 @@ def _date(seconds: int) -> str:
 
 
 def jwt_request(settings: RequesterSettings, token: Token) -> Callable[[str], CertRequest]:
-    """What makes the request from the public key. The name is for the log: the service takes it from the token."""
+    """Return the function that makes the request from the public key. The name is for the log: the service uses the token's."""
     subject = token.claims.get("sub")
 
     def make(pub_key: str) -> CertRequest:

@@ -1,4 +1,4 @@
-"""JSON and base64url without the leniency that lets two readers see two different tokens."""
+"""Strict JSON and base64url. Lenient readers could let two programs see two different tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ALPHABET: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvw
 
 
 class StrictFormatError(ApplianceError):
-    """Text that is not strict JSON or strict base64url; `reason` is a stable code."""
+    """Text that is not strict JSON or strict base64url. `reason` is a stable code."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -25,15 +25,18 @@ class StrictFormatError(ApplianceError):
 
 
 def b64url_encode(data: bytes) -> str:
-    """base64url without padding (RFC 7515 section 2)."""
+    """Encode as base64url without padding (RFC 7515 section 2)."""
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
 
 
 def b64url_decode(text: bytes) -> bytes:
-    """Decode unpadded base64url; raise StrictFormatError for any other spelling of the same bytes.
+    """Decode unpadded base64url.
 
-    Stray bits at the end are refused too: with them one token has several texts, and a list of seen texts or
-    hashes could be walked around.
+    Unused bits at the end must be zero. Otherwise one token has several texts, and a list of seen texts or hashes could be
+    bypassed.
+
+    Raises:
+        StrictFormatError: For any other spelling of the same bytes.
     """
     if not _ALPHABET.issuperset(text):
         raise StrictFormatError("base64url_invalid")
@@ -114,7 +117,7 @@ def _check(root: dict[str, Any]) -> None:
 
 
 def _check_text(text: str) -> None:
-    # A lone surrogate can be written as \ud800 but not encoded again: it would break whoever stores or logs it.
+    # A lone surrogate can be written as \ud800 but cannot be encoded again, so storing or logging it would fail.
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

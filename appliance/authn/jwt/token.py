@@ -1,7 +1,7 @@
-"""What a token says, judged without input or output: form, header and claims.
+"""Check what a token says, without input or output: form, header and claims.
 
-The caller brings the time. Nothing in here proves anything: a token that passes is well formed and would be
-acceptable *if* its issuer stands behind it, which `introspect` or `jwks` must still show.
+The caller brings the time. Nothing here proves anything: a token that passes is well formed and is acceptable only *if*
+its issuer confirms it, which `introspect` or `jwks` must still check.
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ _MAX_ID_CHARS: Final = 256
 _LAST_SECOND: Final = 253_402_300_799
 """9999-12-31T23:59:59Z, the last time that a certificate can hold (RFC 5280 section 4.1.2.5)."""
 _KEY_HINTS: Final = frozenset(("jku", "jwk", "x5u", "x5c"))
-"""Where a token brings its key, or says where to fetch it: never read; the key comes from the configured issuer alone.
-The thumbprints ``x5t`` and ``x5t#S256`` are neither, and are passed over."""
+"""Header fields in which a token brings its own key, or says where to fetch it. They are never used; the key comes only
+from the configured issuer. The thumbprints ``x5t`` and ``x5t#S256`` do neither, and are ignored.
+"""
 
 EXPIRED: Final = "the token has expired; fetch a new one and try again"
 NOT_YET_VALID: Final = "the token is not valid yet; check the clocks of the issuer, this host and the CMS"
 
 
 class Token:
-    """A token of the right form, taken apart. Its text shows in no repr, no str and no exception."""
+    """A token of the right form, taken apart. Its text appears in no repr, no str and no exception."""
 
     __slots__ = ("alg", "claims", "header", "issuer", "kid", "signature", "signing_input", "text", "typ")
 
@@ -66,10 +67,10 @@ class Token:
         return f"<Token alg={clean(self.alg)} kid={clean(self.kid or '')} iss={clean(self.issuer or '')}>"
 
     def __reduce__(self) -> str:
-        raise TypeError("a token is not written anywhere")
+        raise TypeError("a token is never written anywhere")
 
     def facts(self) -> dict[str, str]:
-        """What an audit record may say about the token: iss, sub, kid and a hash of jti."""
+        """Return what an audit record may say about the token: iss, sub, kid and a hash of jti."""
         facts: dict[str, str] = {}
         for name, value in (("iss", self.issuer), ("sub", self.claims.get("sub")), ("kid", self.kid)):
             if isinstance(value, str):
@@ -81,7 +82,7 @@ class Token:
 
 
 class Claims(NamedTuple):
-    """The claims that this package acts on, checked. Times are POSIX seconds."""
+    """The claims that this package uses, checked. Times are POSIX seconds."""
 
     issuer: str | None
     subject: str
@@ -93,29 +94,32 @@ class Claims(NamedTuple):
 
 
 def clean(text: str, limit: int = 200) -> str:
-    """`text` from outside, made safe for one line of a log: ASCII, no control characters, bounded."""
+    """Make text from outside safe for one line of a log: ASCII, no control characters, limited in length."""
     short = text if len(text) <= limit else f"{text[:limit]}..."
     return "".join(c if " " <= c <= "~" and c != "\\" else c.encode("unicode_escape").decode() for c in short)
 
 
 def hash_id(token_id: str) -> str:
-    """SHA-256 of a jti in hex: names a token in the audit and in the list of used ones without repeating it."""
+    """Return the SHA-256 of a jti in hex, which names a token in the audit and in the list of used ones without repeating it."""
     import hashlib
 
     return hashlib.sha256(token_id.encode("utf-8")).hexdigest()
 
 
 def canonical_algorithm(name: str) -> str:
-    """One name per algorithm: ``Ed25519`` (RFC 9864) is ``EdDSA`` with that curve, the only one of it that is used here."""
+    """Return the one name that we use for an algorithm.
+
+    ``Ed25519`` (RFC 9864) is ``EdDSA`` with that curve, the only EdDSA curve that is used here.
+    """
     return "EdDSA" if name == "Ed25519" else name
 
 
 def parse(text: str) -> Token:
     """Take a compact JWS apart (RFC 7515 section 7.1).
 
-    Raises TokenRefused for anything but three canonical base64url parts of which the first two are strict JSON
-    objects, for a header that asks to be understood differently (`crit`, `b64`, `enc`, `zip`), and for header
-    fields of a wrong kind.
+    Raises:
+        TokenRefused: It is not three canonical base64url parts of which the first two are strict JSON objects, its header
+            asks for another interpretation (`crit`, `b64`, `enc`, `zip`), or a header field has a wrong type.
     """
     if not isinstance(text, str) or not text:
         raise TokenRefused("form_empty", "no token was sent")
@@ -166,10 +170,13 @@ def _check_header_form(header: dict[str, Any]) -> None:
 def check_header(token: Token, *, algorithms: tuple[str, ...], types: tuple[str, ...]) -> None:
     """Refuse an algorithm or a type that this issuer is not configured for.
 
-    Algorithm names are compared exactly, so no spelling of ``none`` gets through; types as media types are,
-    without regard to case and without ``application/`` (RFC 7515 section 4.1.9). The empty string in `types`
-    stands for a token without `typ`. A token with key hints is refused rather than read without them: an honest
-    issuer has no reason to send them to us, and a library below that did look at them could not be noticed.
+    Algorithm names are compared exactly, so no spelling of ``none`` is accepted. Types are compared as media types,
+    without regard to case and without ``application/`` (RFC 7515 section 4.1.9); the empty string in `types` means a token
+    without `typ`. A token with key hints is refused: an honest issuer has no reason to send them, and we could not notice
+    a library below us that used them.
+
+    Raises:
+        TokenRefused: The header is not acceptable.
     """
     if canonical_algorithm(token.alg) not in map(canonical_algorithm, algorithms):
         raise TokenRefused("alg_not_allowed")
@@ -184,7 +191,7 @@ def _time(claims: dict[str, Any], name: str) -> int | None:
     if name not in claims:
         return None
     value = claims[name]
-    if type(value) is not int:  # bool is an int to isinstance, and a float loses seconds
+    if type(value) is not int:  # bool is an int for isinstance, and a float loses seconds
         raise TokenRefused(f"{name}_not_integer")
     if not 0 <= value <= _LAST_SECOND:
         raise TokenRefused(f"{name}_out_of_range")
@@ -202,7 +209,10 @@ def check_claims(
 ) -> Claims:
     """Check the registered claims (RFC 7519 section 4.1) at the time `now`; all times in seconds.
 
-    Raises TokenRefused. An empty `audience` accepts every audience.
+    An empty `audience` accepts every audience.
+
+    Raises:
+        TokenRefused: The token is not accepted.
     """
     claims = token.claims
     expires = _time(claims, "exp")

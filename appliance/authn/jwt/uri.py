@@ -1,7 +1,7 @@
-"""URIs of issuers and of their endpoints, compared without surprises.
+"""URIs of issuers and of their endpoints, compared exactly.
 
-Only one spelling is accepted: lower-case scheme and host, no user information, no query or fragment, no percent
-sign, no dot segment, no empty segment. What cannot be written in two ways cannot be confused.
+Only one spelling is accepted: lower-case scheme and host, no user information, no query or fragment, no percent sign,
+no dot segment, no empty segment. A URI that has only one spelling cannot be confused with another.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ _DEFAULT_PORT: Final = {"http": 80, "https": 443}
 
 
 class Uri(NamedTuple):
+    """A plain http or https URI in parts."""
+
     scheme: str
     host: str
     port: int
@@ -31,7 +33,7 @@ class Uri(NamedTuple):
 
 
 def parse(text: str) -> Uri | None:
-    """The parts of `text`, or None when it is not a plain http or https URI."""
+    """Return the parts of `text`, or None if it is not a plain http or https URI."""
     match = _SHAPE.fullmatch(text)
     if match is None:
         return None
@@ -43,7 +45,7 @@ def parse(text: str) -> Uri | None:
 
 
 def fault(text: str) -> str:
-    """Why `parse` takes `text` for no plain URI, for the one who has to write another; call it only where that is so."""
+    """Say why `parse` refuses `text`, for the user who has to correct it. Call it only for a refused text."""
     scheme, colon, rest = text.partition("://")
     authority, _, path = rest.partition("/")
     host = authority.rpartition("@")[2]
@@ -57,8 +59,8 @@ def fault(text: str) -> str:
         return "must be a plain http(s) URI without user information: leave out what stands before '@'"
     if "%" in text:
         return (
-            "must be a plain http(s) URI: it has a percent sign, and what can be written in two ways can be confused; "
-            "have the issuer use a name without escapes"
+            "must be a plain http(s) URI: it has a percent sign, which allows two spellings of one URI; "
+            "configure the issuer with a name without escapes"
         )
     if scheme != scheme.lower() or host != host.lower():
         return (
@@ -68,7 +70,7 @@ def fault(text: str) -> str:
     if "//" in path or not {".", ".."}.isdisjoint(path.split("/")):
         return "must be a plain http(s) URI: its path has an empty part, '.' or '..'"
     if not text.isascii():
-        return "must be a plain http(s) URI: write a host of other scripts in its xn-- form"
+        return "must be a plain http(s) URI: write a host name with non-ASCII letters in its xn-- form"
     name, _, port = host.rpartition(":") if not host.endswith("]") else (host, "", "")
     if name and not (port.isdecimal() and port[:1] != "0" and len(port) < 6 and int(port) <= 65535):
         return "must be a plain http(s) URI: the port must be a number from 1 to 65535"
@@ -76,7 +78,7 @@ def fault(text: str) -> str:
 
 
 def nearly(text: str) -> str:
-    """What is left of a URI without the differences that are easily overlooked; only to say so, never to trust.
+    """Return what is left of a URI without the differences that are easily overlooked; only to say so, never to trust.
 
     These are upper and lower case of scheme and host, the port that the scheme has anyway, escapes, and a slash at the end.
     """
@@ -90,7 +92,7 @@ def nearly(text: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host` is this machine by definition: ``localhost``, 127.0.0.0/8 or ``::1``."""
+    """Whether `host` is this machine itself: ``localhost``, 127.0.0.0/8 or ``::1``."""
     if host == "localhost":
         return True
     import ipaddress
@@ -102,17 +104,16 @@ def is_loopback(host: str) -> bool:
 
 
 def is_acceptable(uri: Uri) -> bool:
-    """https, or plain http to this very machine."""
+    """Whether `uri` is https, or plain http to this machine itself."""
     return uri.scheme == "https" or is_loopback(uri.host)
 
 
 def issuer_covers(issuer: str, trusted_uri: str) -> bool:
-    """Whether an `iss` claim fits an issuer that is known by its validation endpoint alone.
+    """Whether an `iss` claim matches an issuer that is known by its validation endpoint alone.
 
-    It does when both are the same text, or when they have the same scheme, host and port and the endpoint's path
-    lies below the issuer's, whole segments only: ``http://localhost:8080/default`` fits
-    ``http://localhost:8080/default/verify``; ``http://localhost:8080/def`` and
-    ``http://localhost:8080/default/verify/x`` do not.
+    It does if both are the same text, or if they have the same scheme, host and port and the endpoint's path lies below
+    the issuer's, whole segments only: ``http://localhost:8080/default`` matches ``http://localhost:8080/default/verify``;
+    ``http://localhost:8080/def`` and ``http://localhost:8080/default/verify/x`` do not.
     """
     if issuer == trusted_uri:
         return True

@@ -1,4 +1,4 @@
-"""The judge: a token and the circumstances in, a grant or a refusal out."""
+"""Judge a token and its circumstances: the result is a grant or a refusal."""
 
 from __future__ import annotations
 
@@ -21,14 +21,18 @@ from appliance.errors import TokenRefused
 
 __all__ = ["JWTVerifier"]
 
-_PLAINTEXT: Final = "tokens are accepted over TLS only; this one has crossed the network in the clear: have it withdrawn, fetch a new one"
+_PLAINTEXT: Final = (
+    "tokens are accepted over TLS only, and this one was sent unencrypted: have it withdrawn, fetch a new one"
+)
+_MAX_HOST: Final = 64
+"""The host becomes the certificate's organization (O)."""
 _NOT_TRUSTED: Final = "the token's issuer is not trusted here"
 
 _log = logging.getLogger(__name__)
 
 
 class _Trusted:
-    """One trusted issuer at work."""
+    """One trusted issuer with what is needed to ask it."""
 
     def __init__(self, settings: TrustedIssuer, clock: Callable[[], float]) -> None:
         self.settings = settings
@@ -47,7 +51,7 @@ class _Trusted:
             self._secret = settings.shared_secret.reveal().encode("utf-8")
 
     async def authenticate(self, token: tokens.Token) -> None:
-        """Raise TokenRefused unless the issuer stands behind the token."""
+        """Raise TokenRefused unless the issuer confirms the token."""
         if self._introspector is not None:
             await self._introspector.check(token)
         elif self._jwks is not None:
@@ -64,10 +68,10 @@ class _Trusted:
 
 
 class JWTVerifier:
-    """Judges tokens for the certificate service. Every doubt, and every defect in here, is a refusal.
+    """Judges tokens for the certificate service. Every doubt, and every defect in this code, is a refusal.
 
-    `clock` is monotonic and serves caches and rate limits; the wall clock comes with each call as `now`.
-    Use it within one event loop, and `close` it (or use ``async with``).
+    `clock` is monotonic and is for caches and rate limits; the wall clock comes with each call as `now`. Use it in one event
+    loop, and `close` it (or use ``async with``).
     """
 
     def __init__(
@@ -98,17 +102,29 @@ class JWTVerifier:
             await trusted.fetcher.close()
 
     def reserve(self, names: Iterable[str]) -> None:
-        """Replace the names that no token may obtain, as when administrators change."""
+        """Replace the names that no token may obtain, for example when administrators change."""
         self._reserved = naming.ReservedNames(names)
 
     async def verify(
         self, token: str, *, usage: str, public_key: bytes | str, peer: str, now: datetime, is_tls: bool
     ) -> Grant:
-        """Judge one submission and return what it may obtain.
+        """Judge one submission.
 
-        `usage` is ``client``, ``server`` or ``ioc``; `public_key` the CCR's, in PEM form; `peer` the sender's address;
-        `now` aware; `is_tls` whether the submission came inside TLS. Raises TokenRefused and nothing else. A token
-        that is accepted counts as used, so the grant must be acted on.
+        A token that is accepted counts as used, so the caller must act on the grant.
+
+        Args:
+            token: The token's text.
+            usage: ``client``, ``server`` or ``ioc``.
+            public_key: The public key of the request, in PEM form.
+            peer: The sender's address.
+            now: The present time, aware.
+            is_tls: Whether the submission came over TLS.
+
+        Returns:
+            What the requester may obtain.
+
+        Raises:
+            TokenRefused: The token is not accepted. Nothing else is raised.
         """
         facts: dict[str, str] = {"peer": tokens.clean(peer), "usage": tokens.clean(usage)}
         try:
@@ -127,7 +143,7 @@ class JWTVerifier:
             refusal.facts = {**facts, **refusal.facts}
             raise
         except Exception as error:  # noqa: BLE001 - the last line of defence: whatever fails, nobody is let in
-            # The text of an unforeseen exception may quote its input, so only its kind is told.
+            # The text of an unexpected exception may quote its input, so only its type is logged.
             _log.error("a token was refused because of a defect: %s", type(error).__name__)
             raise TokenRefused("internal_error", facts=facts) from None
 
@@ -162,7 +178,7 @@ class JWTVerifier:
             require_jti=settings.require_jti,
         )
         if claims.expires <= now:
-            # Inside the leeway the issuer may be right and our clock ahead, but a certificate ends with its token.
+            # Within the leeway the issuer may be right and our clock ahead, but a certificate ends with its token.
             raise TokenRefused("no_validity_left", tokens.EXPIRED)
         _check_usage(settings, token.claims, usage)
         if claims.confirmation is not None:
@@ -207,7 +223,7 @@ class JWTVerifier:
         return fallback
 
     def _not_trusted(self, issuer: str) -> str:
-        """Why an issuer is not trusted: with what it was compared, for whoever comes that near to it."""
+        """Return why an issuer is not trusted: with what it was compared, for whoever comes that near to it."""
         for name in self._by_name:
             if uri.nearly(issuer) == uri.nearly(name):
                 return f"{_NOT_TRUSTED}: its iss is {tokens.clean(issuer)!r}, compared letter by letter with {name!r}"

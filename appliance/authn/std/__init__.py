@@ -1,1 +1,1 @@
-"""The standard authenticator: a name that is only claimed, and that an administrator approves."""
+"""The standard authenticator: the name is only claimed, and an administrator approves it."""

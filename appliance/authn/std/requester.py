@@ -1,4 +1,4 @@
-"""A request that only claims a name: the account and the host, or what the user says instead.
+"""A request that only claims a name: the account and the host, or what the user gives instead.
 
 Source: SPVA documentation, standard authenticator; specification 9.1 (type ``std``, empty verifier).
 """
@@ -20,7 +20,11 @@ __all__ = ["as_before", "std_request", "std_subject"]
 
 
 def std_subject(settings: RequesterSettings) -> x509.Name:
-    """The subject that is asked for. Raises CertificateError for a part that cannot be in a certificate."""
+    """Return the requested subject.
+
+    Raises:
+        CertificateError: For a part that cannot be in a certificate.
+    """
     return subject_name(
         settings.name,
         country=settings.country,
@@ -38,11 +42,11 @@ _PARTS: Final = {
 
 
 def as_before(settings: RequesterSettings, certificate: x509.Certificate | None) -> RequesterSettings:
-    """The settings for a request that keeps the identity of the keychain that is there, but for what somebody named.
+    """Return the settings for a request that keeps the existing keychain's identity, except for the parts that the user set.
 
-    A keychain is renewed more often than it is made for somebody else. Subjects with parts that a request cannot have
-    are left alone; the request is then refused, since it would be for another subject. So it is where somebody named another
-    subject: then nothing is taken over from the keychain, so that the refusal names what --force gets.
+    A keychain is renewed more often than it is made for somebody else. A subject with parts that a request cannot have
+    is left alone; the request is then refused, because it would be for another subject. If the user sets another subject,
+    nothing is taken from the keychain, so that the refusal names the subject that --force gives.
     """
     if certificate is None:
         return settings
@@ -58,7 +62,11 @@ def as_before(settings: RequesterSettings, certificate: x509.Certificate | None)
 
 
 def std_request(settings: RequesterSettings, *, now: datetime) -> Callable[[str], CertRequest]:
-    """What makes the request from the public key. Raises ConfigurationError for a duration without an end."""
+    """Return the function that makes the request from the public key.
+
+    Raises:
+        ConfigurationError: For an endless duration.
+    """
     end = settings.validity.after(now) if settings.validity else None
 
     def make(pub_key: str) -> CertRequest:
@@ -70,7 +78,7 @@ def std_request(settings: RequesterSettings, *, now: datetime) -> Callable[[str]
             country=settings.country,
             organization=settings.organization,
             organizational_unit=settings.organizational_unit,
-            # The C++ service takes a begin of 0 for 1970, which is before its authority's, and refuses.
+            # The C++ service reads a begin of 0 as 1970, which is before its authority's begin, and refuses.
             not_before=int(now.timestamp()),
             not_after=int(end.timestamp()) if end is not None else 0,
             no_status=settings.no_status,

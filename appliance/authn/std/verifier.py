@@ -1,4 +1,4 @@
-"""What a request without any proof of identity may obtain: what it asks for, within limits, once approved.
+"""Judge a request without proof of identity: it gets what it asks for, within limits, after approval.
 
 Source: SPVA specification 9.1 (type ``std``); the verifier sub-structure is empty.
 """
@@ -17,11 +17,11 @@ _LATEST: Final = 253_402_300_799
 """9999-12-31: the last second that an X.509 certificate can name."""
 
 _SKEW: Final = timedelta(seconds=60)
-"""A begin this little ahead is the requester's clock: requesters send their time of day (section 9.1)."""
+"""A begin that is this little in the future comes from the requester's clock: requesters send their time (section 9.1)."""
 
 
 class StdRequest(NamedTuple):
-    """The parts of a request that the standard authenticator looks at. Times are POSIX seconds, 0: not given."""
+    """The parts of a request that the standard authenticator reads. Times are POSIX seconds; 0: not given."""
 
     name: str
     organization: str
@@ -40,9 +40,12 @@ def verify(
     custom_durations: bool,
     approval_needed: bool,
 ) -> Grant:
-    """Judge a request; ``default_end`` holds where it names no end, or may not.
+    """Judge a request. ``default_end`` applies if the request names no end, or may not name one.
 
-    Raises CertificateError for a validity that makes no sense. The subject's form is the profile's business.
+    The profile checks the form of the subject.
+
+    Raises:
+        CertificateError: For an impossible validity.
     """
     end = default_end
     if request.not_after and custom_durations:
@@ -51,7 +54,7 @@ def verify(
     if start <= now + _SKEW:
         start = backdated(now, end)
     if end <= now:
-        raise CertificateError(f"the certificate would have ended at {end:%Y-%m-%d %H:%M:%S} UTC already")
+        raise CertificateError(f"the certificate would already have ended at {end:%Y-%m-%d %H:%M:%S} UTC")
     if end <= start:
         raise CertificateError(f"the certificate would end ({end:%Y-%m-%d %H:%M:%S}) before it begins")
     return Grant(

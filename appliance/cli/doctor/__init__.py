@@ -1,1 +1,1 @@
-"""``appliance doctor``: what is wrong with a client's set-up, why, and what to do about it."""
+"""``appliance doctor``: what is wrong with a client's configuration, why, and what to do about it."""

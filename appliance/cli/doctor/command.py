@@ -29,7 +29,7 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what ``doctor`` takes."""
+    """Add the arguments of ``doctor``."""
     from appliance.cli.common import add_common
 
     parser.add_argument("names", metavar="pvname", nargs="*", help="PV that should be found, and by whom.")
@@ -57,10 +57,10 @@ async def work(options: argparse.Namespace) -> int:
     from appliance.errors import ConfigurationError
 
     if options.config is not None and not options.server:
-        raise ConfigurationError("--config goes with --server: a client has no configuration file")
+        raise ConfigurationError("--config needs --server: a client has no configuration file")
 
     if not options.debug and "PVXS_LOG" not in os.environ:
-        # What the client would log is what the findings say.
+        # The findings say what the client would log.
         import logging
 
         logging.getLogger("appliance").setLevel(logging.CRITICAL + 1)
@@ -94,13 +94,13 @@ async def _check_client(options: argparse.Namespace, report: Report) -> None:
     network.check_ports(config, report)
     network.check_interfaces(config.intf_addr_list, "EPICS_PVA_INTF_ADDR_LIST", report)
     await network.check_search(config, report)
-    # The status of certificates is asked for over plain TCP, and so are servers whether they are there.
+    # The certificate service, and servers as such, are asked over plain TCP.
     async with Context(config._replace(tls_keychain=""), beacons=False) as plain:
         await network.check_servers(config, plain, report)
         if keychain is not None:
             await check_status(keychain, config, plain, report, datetime.now(UTC), timeout)
     if config.name_servers or options.names:
-        # Where plain TCP is refused, a PV that is there without TLS could not be told from one that is not there.
+        # If plain TCP is refused, a PV without TLS cannot be told from one that does not exist.
         required = config.tls_options.tls_required
         own_fault = report.own_fault() if keychain is not None else ""
         effective.config = config._replace(tls_options=config.tls_options._replace(tls_required=False))

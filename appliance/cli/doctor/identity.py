@@ -34,20 +34,20 @@ _CLOCK_WARNING_S: Final = 5.0
 _CLOCK_PROBLEM_S: Final = 60.0
 _REQUEST: Final = "request a certificate with authnjwt or authnstd"
 VARIABLES: Final = {"client": "EPICS_PVA_TLS_KEYCHAIN", "server": "EPICS_PVAS_TLS_KEYCHAIN"}
-"""Where each role's keychain is named."""
+"""The variable that names each role's keychain."""
 _OLDEST: Final = datetime(2025, 1, 1, tzinfo=UTC)
-"""Older than this program: a machine that believes this has lost its clock."""
+"""Older than this program: a machine with such a date has lost its clock."""
 
 
 def check_configuration(
     effective: Effective[Any], report: Report, environ: Mapping[str, str], role: str
 ) -> None:
-    """Values that could not be used, and variables that do not do what they seem to."""
+    """Report values that could not be used, and variables that do not do what they seem to do."""
     for warning in effective.warnings:
         report.warning(
             "configuration",
             warning,
-            "a value that is not understood is left out, and the default is used",
+            "a value that is not understood is ignored, and the default is used",
             "correct or unset it",
         )
     given = sorted({source for source in effective.sources.values() if source != "default"})
@@ -58,23 +58,23 @@ def check_configuration(
         report.warning(
             "configuration",
             f"{stray} is not used",
-            f"HOME says {home}, but the user data base has another home directory, and that one counts: "
+            f"HOME says {home}, but the user database has another home directory, and that one is used: "
             f"keychains are looked for in {effective.config.config_dir}",
             f"set XDG_CONFIG_HOME={home}/.config, or EPICS_PVA_TLS_KEYCHAIN={stray}",
         )
 
 
 def check_directories(effective: Effective[Any], report: Report) -> None:
-    """Tell of directories of an older version, which other tools of today do not look into."""
+    """Report directories of an older version, which other tools of today do not read."""
     for path in effective.config.older_directories():
         new = f"{os.path.dirname(path)}/{DIRECTORY_VERSIONS[0]}"  # noqa: PTH120
         report.note(
             "configuration",
-            f"{path} is of an older version, and what is only there is used there",
-            f"the C++ tools of 2026 look into {new} alone",
-            f"if this account uses those too: stop what runs, then mv {path} {new}"
+            f"{path} is of an older version, and files that are only there are used there",
+            f"the C++ tools of 2026 read only {new}",
+            f"if this account also uses those: stop the running programs, then mv {path} {new}"
             if not os.path.exists(new)  # noqa: PTH110
-            else f"if this account uses those too: stop what runs, then move what is missing in {new} there",
+            else f"if this account also uses those: stop the running programs, then move what is missing in {new} there",
         )
 
 
@@ -87,7 +87,7 @@ def check_keychain(effective: Effective[Any], report: Report, role: str) -> Keyc
         why = (
             f"there is no {config.config_dir}/{role}.p12, and {VARIABLES[role]} is not set"
             if source == "default"
-            else f"{source} is set to nothing, which switches TLS off"
+            else f"{source} is empty, which switches TLS off"
         )
         if config.tls_options.tls_required:
             report.problem(
@@ -155,7 +155,7 @@ def _check_permissions(path: str, status: os.stat_result, report: Report) -> Non
         tell(
             "keychain",
             f"{path} has mode {mode:04o}",
-            f"it holds a private key, and {who} gets at it",
+            f"it holds a private key, and {who} can read or change it",
             f"chmod 600 {path}, and request a new certificate if others may have read it",
         )
     if status.st_uid not in (os.geteuid(), 0):
@@ -174,7 +174,7 @@ def _check_permissions(path: str, status: os.stat_result, report: Report) -> Non
         report.problem(
             "keychain",
             f"the directory {directory} has mode {stat.S_IMODE(above.st_mode):04o}",
-            "others can replace the keychain in it",
+            "others can replace the keychain in this directory",
             f"chmod go-w {directory}",
         )
 
@@ -190,7 +190,7 @@ def check_certificates(keychain: Keychain, report: Report, now: datetime, role: 
         report.note(
             "chain",
             f"trust anchors only: {names}",
-            "such a client verifies servers, and stays anonymous itself"
+            "such a client verifies servers, but is anonymous itself"
             if role == "client"
             else "a server needs a certificate and its key; without them it speaks plain TCP",
             f"{_REQUEST}, if this {role} needs a name of its own",
@@ -210,7 +210,7 @@ def check_certificates(keychain: Keychain, report: Report, now: datetime, role: 
             report.warning(
                 "expiry",
                 f"the trust anchor {subject_text(certificate.subject)} ended at {_date(certificate.not_valid_after_utc)}",
-                "it is ignored: nobody is authenticated by it, and the own certificate does not depend on it",
+                "it is ignored: it authenticates nobody, and the own certificate does not depend on it",
                 f"write the keychain without it: {_REQUEST}",
             )
             continue
@@ -222,13 +222,13 @@ def check_certificates(keychain: Keychain, report: Report, now: datetime, role: 
         report.warning(
             "expiry",
             f"the certificate is due for renewal since {_date(due)}",
-            "the certificate service suspends it until it is renewed",
+            "the certificate service suspends the certificate until it is renewed",
             "run the authenticator that requested it again",
         )
     if is_ca(leaf):
         report.problem(
             "usage",
-            "the certificate is a certificate authority's",
+            "the certificate belongs to a certificate authority",
             f"peers do not accept it as a {role}'s",
             f"use another keychain: {_REQUEST}",
         )
@@ -262,8 +262,8 @@ def _check_dates(role: str, certificate: x509.Certificate, report: Report, now: 
     if now < begins:
         report.problem(
             "clock",
-            f"the {name} is not valid before {_date(begins)}, and it is {_date(now)} here",
-            "either this machine's clock is behind, or the certificate was made for later",
+            f"the {name} is not valid before {_date(begins)}, and this host's time is {_date(now)}",
+            "this machine's clock is behind, or the certificate is for later",
             "check the clock (timedatectl)",
         )
     elif now > ends:
@@ -318,31 +318,31 @@ async def check_status(
         report.problem(
             "status",
             str(error),
-            "the certificate service refuses to tell",
-            "ask its administrator to look at its log",
+            "the certificate service refuses to answer",
+            "ask its administrator to read its log",
         )
         return
     _judge(keychain, value, config, report, now)
 
 
 def _kept_answer(keychain: Keychain, config: ClientConfig | ServerConfig, now: datetime) -> str:
-    """What the status cache holds, and until when peers and this end go by it."""
+    """Return what the status cache holds, and until when peers and this end use it."""
     from appliance.certmon.cache import StatusCache
     from appliance.certs.ocsp import verify_response
     from appliance.certs.x509 import issuer_id
 
     issuer = keychain.issuer
     if not config.status_cache or issuer is None:
-        return "no earlier answer is kept, since the status cache is switched off"
+        return "no earlier answer is stored, because the status cache is switched off"
     der = StatusCache(config.status_cache).read(issuer_id(issuer), keychain.serial)
     if not der:
-        return f"no earlier answer is kept in {config.status_cache}"
+        return f"no earlier answer is stored in {config.status_cache}"
     try:
         answer = verify_response(der, issuer=issuer, serial=keychain.serial, now=now)
     except ApplianceError as error:
-        return f"the answer kept in {config.status_cache} does not count any more: {error}"
+        return f"the answer stored in {config.status_cache} is not valid any more: {error}"
     return (
-        f"the last answer, {answer.state.name}, is kept in {config.status_cache} and counts until "
+        f"the last answer, {answer.state.name}, is stored in {config.status_cache} and is valid until "
         f"{_date(answer.next_update)}"
     )
 
@@ -365,7 +365,7 @@ def _judge(
         report.problem(
             "status",
             f"{keychain.status_pv}: {error}",
-            "an answer that does not verify counts for nothing, whatever state it names",
+            "an answer that does not verify is ignored, whatever state it names",
             "check the clocks, and that this is the certificate service that issued the certificate",
         )
         return
@@ -375,7 +375,7 @@ def _judge(
         report.ok("status", f"{keychain.status_pv} is VALID, certified until {_date(answer.next_update)}")
         if config.status_cache:
             report.ok(
-                "status", f"should the certificate service stop now: {_kept_answer(keychain, config, now)}"
+                "status", f"if the certificate service stops now: {_kept_answer(keychain, config, now)}"
             )
         return
     remedies = {
@@ -393,7 +393,7 @@ def _judge(
 
 
 def _blame_the_clock(keychain: Keychain, der: bytes, report: Report, now: datetime) -> bool:
-    """Report an answer that is genuine and not of this time; return whether it is such a one."""
+    """Report an answer that is genuine but not for the present time; return whether it is one."""
     from appliance.certs.ocsp import read_response
 
     issuer = keychain.issuer
@@ -407,9 +407,9 @@ def _blame_the_clock(keychain: Keychain, der: bytes, report: Report, now: dateti
     else:
         report.problem(
             "clock",
-            f"the certificate service's present answer ended at {_date(answer.next_update)}, and it is {_date(now)} here",
+            f"the certificate service's present answer expired at {_date(answer.next_update)}, and this host's time is {_date(now)}",
             f"this machine's clock is ahead by {_span((now - answer.next_update).total_seconds())} or more, or the "
-            "certificate service's clock is behind: a running service signs a new answer before the old one ends",
+            "certificate service's clock is behind: a running service signs a new answer before the old one expires",
             "compare 'date -u' on both machines, and synchronise their clocks (timedatectl, chronyc tracking)",
         )
     return True
@@ -423,36 +423,38 @@ def _span(seconds: float) -> str:
 
 
 def _compare_clocks(ahead_s: float, report: Report) -> None:
-    """``ahead_s``: how far in our future the certificate service signed; the past is no news, answers are kept."""
+    """Report how many seconds in our future (``ahead_s``) the certificate service signed. The past is normal: answers are stored."""
     if ahead_s > _CLOCK_WARNING_S:
         tell = report.problem if ahead_s > _CLOCK_PROBLEM_S else report.warning
         tell(
             "clock",
             f"the certificate service's clock is {_span(ahead_s)} ahead of this machine's",
-            "a status that seems to come from the future is not accepted beyond one minute",
+            "a status from more than one minute in the future is not accepted",
             "synchronise both clocks (timedatectl, chronyc tracking)",
         )
 
 
 def check_clock(report: Report, now: datetime) -> None:
-    """Plausibility, and whether something keeps the clock right."""
+    """Check that the clock is plausible, and whether something keeps it right."""
     if now < _OLDEST:
         report.problem(
             "clock",
-            f"it is {_date(now)} here",
-            "this program is younger than that: no certificate can be valid",
+            f"this host's time is {_date(now)}",
+            "this program is newer than that: no certificate can be valid",
             "set the clock (timedatectl)",
         )
         return
     synchronised = _synchronised()
     if synchronised is None:
-        report.note("clock", f"it is {_date(now)} here; whether that is kept right cannot be told")
+        report.note(
+            "clock", f"this host's time is {_date(now)}; it is not known whether something keeps it right"
+        )
     elif synchronised:
-        report.ok("clock", f"it is {_date(now)} here, synchronised")
+        report.ok("clock", f"this host's time is {_date(now)}, synchronised")
     else:
         report.warning(
             "clock",
-            f"it is {_date(now)} here, not synchronised",
+            f"this host's time is {_date(now)}, not synchronised",
             "certificates and their status are judged by this clock",
             "start a time service (chronyd, systemd-timesyncd) and wait for it",
         )

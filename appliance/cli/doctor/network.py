@@ -1,4 +1,4 @@
-"""Checks of ports, interfaces, search destinations, name servers, and of who answers."""
+"""Checks of ports, interfaces, search destinations, name servers, and of servers that answer."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ __all__ = [
 ]
 
 DISCOVERY_S: Final = 1.0
-"""Seconds in which servers must answer to count as reachable."""
+"""Seconds within which servers must answer to count as reachable."""
 USUAL_PORT: Final = 5076
-"""The UDP port at which servers hear searches, unless their configuration says otherwise."""
+"""The UDP port at which servers receive searches, unless their configuration says otherwise."""
 QUIET_S: Final = 0.3
-"""Seconds without another answer after which there are no more."""
+"""Seconds without another answer after which no more are expected."""
 
 
 def check_udp_port(port: int, purpose: str, loss: str, report: Report) -> None:
-    """Check that the search port can be shared; ``purpose`` is what it is for, ``loss`` what goes wrong without."""
+    """Check that the search port can be shared; ``purpose`` is its use, ``loss`` what fails without it."""
     try:
         UDPPort(lambda *_: None, port=port, shared=True).close()
     except TransportError as error:
         report.warning(
             "ports",
             f"UDP {port}: {error}",
-            f"another program holds the port for itself: {loss}",
-            f"ss -ulpn sport = :{port} tells which; it should share the port (SO_REUSEPORT)",
+            f"another program uses the port exclusively: {loss}",
+            f"ss -ulpn sport = :{port} tells which one; it should share the port (SO_REUSEPORT)",
         )
     else:
         report.ok("ports", f"UDP {port} can be listened on for {purpose}")
@@ -65,20 +65,20 @@ def check_ports(config: ClientConfig, report: Report) -> None:
 
 
 def check_interfaces(endpoints: tuple[Endpoint, ...], variable: str, report: Report) -> None:
-    """Check that the addresses of ``variable``, to which this end is bound, are this machine's."""
+    """Check that the addresses of ``variable``, to which this end is bound, belong to this machine."""
     own = {str(item.address) for item in interface_addresses()}
     for endpoint in endpoints:
         if endpoint.host not in own and endpoint.host != "0.0.0.0" and own:  # noqa: S104 - compared, not bound
             report.problem(
                 "interfaces",
-                f"{endpoint.host} is no address of this machine",
-                f"{variable} names it; there are {', '.join(sorted(own))}",
+                f"{endpoint.host} is not an address of this machine",
+                f"{variable} names it; this machine has {', '.join(sorted(own))}",
                 "correct or unset it",
             )
 
 
 async def check_search(config: ClientConfig, report: Report) -> None:
-    """Every destination of searches: its name, its route, the interface that it is reached by."""
+    """Check every destination of searches: its name, its route, and the interface to it."""
     automatic: list[str] = []
     if config.auto_addr_list:
         automatic = broadcast_addresses(frozenset(endpoint.host for endpoint in config.intf_addr_list))
@@ -101,9 +101,9 @@ async def check_search(config: ClientConfig, report: Report) -> None:
 
 
 async def check_destination(endpoint: Endpoint, port: int, check: str, variable: str, report: Report) -> None:
-    """Check one UDP destination: its name, its route, and the interface that it is reached by.
+    """Check one UDP destination: its name, its route, and the interface to it.
 
-    ``port`` is for an endpoint without one, ``variable`` names the list in which the endpoint stands.
+    ``port`` is for an endpoint without one; ``variable`` names the endpoint's list.
     """
     address = await resolve_datagram_address(endpoint, port)
     if address is None:
@@ -126,7 +126,7 @@ async def check_destination(endpoint: Endpoint, port: int, check: str, variable:
         report.problem(
             check,
             f"{name}: {error.strerror}",
-            "the kernel has no way to send there",
+            "the kernel has no route to it",
             f"check the routes: ip route get {address[0]}",
         )
         return
@@ -134,7 +134,7 @@ async def check_destination(endpoint: Endpoint, port: int, check: str, variable:
 
 
 async def check_name_servers(config: ClientConfig, context: Context, report: Report, timeout: float) -> None:
-    """Every name server accepts a connection and speaks PVAccess."""
+    """Check that every name server accepts a connection and speaks PVAccess."""
     for endpoint in config.name_servers:
         port = endpoint.port or (config.tls_port if endpoint.tls else config.server_port)
         try:
@@ -146,7 +146,7 @@ async def check_name_servers(config: ClientConfig, context: Context, report: Rep
                 "name servers",
                 f"{endpoint}: {str(error).removeprefix('server: ')}",
                 "EPICS_PVA_NAME_SERVERS names it; PVs that only it knows are not found",
-                f"check that it runs and that no firewall is between: TCP port {port}",
+                f"check that it runs and that no firewall blocks TCP port {port}",
             )
             continue
         version = str(answer["version"]) if answer is not None and "version" in answer else "version unknown"
@@ -154,7 +154,7 @@ async def check_name_servers(config: ClientConfig, context: Context, report: Rep
 
 
 async def _who_answers(context: Context) -> list[str]:
-    """Servers that answer a search for nothing in particular."""
+    """Return the servers that answer a search without a name."""
     found: dict[str, None] = {}
     with contextlib.suppress(TimeoutError):
         loop = asyncio.get_running_loop()
@@ -168,7 +168,7 @@ async def _who_answers(context: Context) -> list[str]:
 
 
 async def _who_answers_at_the_usual_port(config: ClientConfig) -> list[str]:
-    """Servers that would answer if this client searched at the port that servers have unless told otherwise."""
+    """Return the servers that would answer if this client searched at the usual port."""
     from appliance.client.context import Context
 
     usual = tuple(endpoint._replace(port=None) for endpoint in config.addr_list)
@@ -184,9 +184,9 @@ def _some(names: list[str]) -> str:
 
 
 async def check_servers(config: ClientConfig, context: Context, report: Report) -> None:
-    """Somebody answers."""
+    """Check that servers answer."""
     if not config.addr_list and not config.auto_addr_list:
-        return  # nobody is asked; `check_search` has said so
+        return  # there is no destination; `check_search` has said so
     found = await _who_answers(context)
     if found:
         report.ok("servers", f"{len(found)} answered: {_some(found)}")
@@ -197,8 +197,8 @@ async def check_servers(config: ClientConfig, context: Context, report: Report) 
             "servers",
             f"none answered a search at UDP {config.broadcast_port}, and {len(elsewhere)} answered at UDP {USUAL_PORT}: "
             f"{_some(elsewhere)}",
-            f"servers listen for searches at the usual port {USUAL_PORT}, and this client sends them to another one",
-            "unset EPICS_PVA_BROADCAST_PORT, and take port numbers out of EPICS_PVA_ADDR_LIST, or set them to "
+            f"servers listen for searches at the usual port {USUAL_PORT}, but this client sends them to another one",
+            "unset EPICS_PVA_BROADCAST_PORT, and remove port numbers from EPICS_PVA_ADDR_LIST, or set them to "
             f"{USUAL_PORT}",
         )
         return
@@ -213,17 +213,17 @@ async def check_servers(config: ClientConfig, context: Context, report: Report) 
     if odd:
         tell(
             "servers",
-            f"none answered a search within {DISCOVERY_S:g} s, at UDP {USUAL_PORT} neither",
-            f"perhaps the port is wrong: {' and '.join(odd)}, and servers listen at {USUAL_PORT} unless they are told "
-            "otherwise (EPICS_PVAS_BROADCAST_PORT); or no server runs where searches go, or a firewall drops them",
-            f"set the port to that of the servers (without a setting it is {USUAL_PORT}); then look at the destinations "
+            f"none answered a search within {DISCOVERY_S:g} s, also not at UDP {USUAL_PORT}",
+            f"perhaps the port is wrong: {' and '.join(odd)}, and servers listen at {USUAL_PORT} by default "
+            "(EPICS_PVAS_BROADCAST_PORT); or no server runs at these destinations, or a firewall drops the searches",
+            f"set the port to that of the servers (default {USUAL_PORT}); then check the destinations "
             "above: that UDP port must be open on the servers",
         )
         return
     tell(
         "servers",
         f"none answered a search within {DISCOVERY_S:g} s",
-        "no server runs where searches go, or a firewall drops them, or they go to the wrong place",
-        f"look at the destinations above; UDP port {config.broadcast_port} must be open on the servers, "
+        "no server runs at these destinations, or a firewall drops the searches, or the destinations are wrong",
+        f"check the destinations above; UDP port {config.broadcast_port} must be open on the servers, "
         "and answers come back to a port that this client chooses",
     )

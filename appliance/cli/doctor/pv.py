@@ -1,4 +1,4 @@
-"""Checks of one PV: who has it, whether its ports can be reached, and over what a client reads it."""
+"""Checks of one PV: which servers have it, whether their ports can be reached, and how a client reads it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 __all__ = ["check_pv"]
 
 CONNECT_S: Final = 1.0
-"""Seconds in which a port must take a TCP connection to count as reachable."""
+"""Seconds within which a port must accept a TCP connection to count as reachable."""
 _MAX_PROBES: Final = 8
-"""Places whose ports are tried: anyone on the network can answer a search."""
+"""Number of servers whose ports are tried: anyone on the network can answer a search."""
 _AUTHORITY: Final = "does not trust"
-"""Words of the error for a peer whose certificate leads to an authority that is not among the trust anchors."""
+"""Part of the error about a peer whose certificate leads to an authority that is not among the trust anchors."""
 
 _OWN_WHY: Final = "this client's own certificate is not good at present, so it does not use TLS"
-_OWN_CURE: Final = "cure that first, as its finding above says; nothing is known to be wrong with the server"
+_OWN_CURE: Final = "solve that first, as its finding above says; nothing is known to be wrong with the server"
 
 
 async def check_pv(
@@ -36,7 +36,7 @@ async def check_pv(
     has_keychain: bool,
     own_fault: str = "",
 ) -> None:
-    """Check that a PV is found and by whom, that its ports can be reached, and over what it is read.
+    """Check that a PV is found and by which servers, that their ports can be reached, and how the PV is read.
 
     Args:
         name: The PV's name.
@@ -44,13 +44,13 @@ async def check_pv(
         report: Gets the findings.
         timeout: Seconds for the connection.
         tls_required: Whether this user's configuration refuses plain TCP; ``context`` itself does not.
-        has_keychain: Whether this client has a keychain that opens.
-        own_fault: The finding that keeps this client's own certificate from being accepted, if there is one.
+        has_keychain: Whether this client has a keychain that can be opened.
+        own_fault: The finding that keeps this client's own certificate from being accepted, if any.
     """
     try:
         places = await context.locate(name)
     except ApplianceError as error:
-        report.problem("pv", str(error), "no search can carry this name", "correct the name")
+        report.problem("pv", str(error), "a search cannot contain this name", "correct the name")
         return
     dead = await _try_ports(name, places, report)
     _tell_of_several(name, places, report)
@@ -65,7 +65,7 @@ async def check_pv(
 
 
 async def _try_ports(name: str, places: list[Located], report: Report) -> bool:
-    """Report ports that do not take a connection; return whether there is one."""
+    """Report ports that do not accept a connection; return whether one does."""
     tried = places[:_MAX_PROBES]
     faults = await asyncio.gather(*(_try_port(place) for place in tried))
     open_ports = [_address(place) for place, fault in zip(tried, faults, strict=True) if not fault]
@@ -75,7 +75,7 @@ async def _try_ports(name: str, places: list[Located], report: Report) -> bool:
             report.problem(
                 "pv",
                 f"{_address(place)}{' (TLS)' if place.tls else ''}: {fault}",
-                f"a server answers the search for {name} with this port, and a firewall between here and there drops or "
+                f"a server answers the search for {name} with this port, but a firewall on the way drops or "
                 f"rejects connections to it, or the server has just ended{rest}",
                 f"open TCP port {place.port} in the firewall of {place.host} and of each network in between",
             )
@@ -83,7 +83,7 @@ async def _try_ports(name: str, places: list[Located], report: Report) -> bool:
 
 
 async def _try_port(place: Located) -> str:
-    """What is wrong with a connection to a place; nothing when it can be made."""
+    """Return what is wrong with a connection to a server; empty if it can be made."""
     try:
         async with asyncio.timeout(CONNECT_S):
             _, writer = await asyncio.open_connection(place.host, place.port)
@@ -103,8 +103,8 @@ def _tell_of_several(name: str, places: list[Located], report: Report) -> None:
         report.warning(
             "pv",
             f"{len(servers)} servers have {name}: {'; '.join(', '.join(found) for found in servers.values())}",
-            "a client uses whichever answers first, so two clients may read different values",
-            "stop one of them, rename its PV, or search one of them only (EPICS_PVA_ADDR_LIST); a gateway and the "
+            "a client uses the one that answers first, so two clients may read different values",
+            "stop one of them, rename its PV, or search only one of them (EPICS_PVA_ADDR_LIST); a gateway and the "
             "server behind it may both answer: then keep clients out of one of the two networks",
         )
 
@@ -126,7 +126,7 @@ def _explain(why: str, report: Report, *, dead_port: bool, own_fault: str) -> No
         why,
         "no connection could be made to a port that the server named"
         if dead_port
-        else "the reason is what this client saw last",
+        else "the reason is the last error that this client saw",
         "see the port's finding above"
         if dead_port
         else "check the name's spelling, that its server runs, and the findings above",
@@ -149,7 +149,7 @@ def _tell_how(
         by = peer.authority.splitlines()[0] if peer.authority else "nobody"
         report.ok("pv", f"{name} is served by {info.server} over TLS, {peer.account} certified by {by}")
     elif own_fault:
-        # Whether the server would offer TLS cannot be told: this client does not even search for it.
+        # It is not known whether the server would offer TLS, because this client does not search for it.
         report.warning(
             "pv",
             f"{name} is served by {info.server} over plain TCP, although this client has a keychain",
@@ -160,12 +160,12 @@ def _tell_how(
         report.problem(
             "pv",
             f"{name} is served by {info.server} over plain TCP only, at present",
-            "tls_required among the TLS options refuses plain TCP",
+            "the TLS option tls_required refuses plain TCP",
             "give that server a keychain, or remove tls_required from EPICS_PVA_TLS_OPTIONS",
         )
     elif has_keychain:
         why = (
-            "the server offers TLS too, but it was not used: the certificate of one of the two sides is not good at present"
+            "the server also offers TLS, but it was not used: the certificate of one of the two sides is not good at present"
             if offers_tls
             else "the server does not offer TLS: it has no keychain, or its certificate is not good at present"
         )

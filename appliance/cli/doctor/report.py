@@ -11,13 +11,13 @@ __all__ = ["NOTE", "OK", "PROBLEM", "WARNING", "Finding", "Report"]
 
 OK: Final = "ok"
 NOTE: Final = "note"
-"""Nothing is wrong, but it is not what everybody expects."""
+"""Nothing is wrong, but not everybody expects it."""
 WARNING: Final = "warning"
-"""It works, and will not always."""
+"""It works now but will fail later."""
 PROBLEM: Final = "problem"
 
 _OWN: Final = ("chain", "clock", "expiry", "usage", "status")
-"""Checks whose problems are those of this end's own certificate."""
+"""Checks whose problems concern this end's own certificate."""
 
 
 class Finding(NamedTuple):
@@ -39,26 +39,26 @@ class Report:
         self.findings: list[Finding] = []
 
     def ok(self, check: str, what: str) -> None:
-        """All is well."""
+        """Report that all is well."""
         self._add(check, OK, what)
 
     def note(self, check: str, what: str, why: str = "", do: str = "") -> None:
-        """Worth knowing."""
+        """Report something worth knowing."""
         self._add(check, NOTE, what, why, do)
 
     def warning(self, check: str, what: str, why: str, do: str) -> None:
-        """It works, and will not always."""
+        """Report that something works now but will fail later."""
         self._add(check, WARNING, what, why, do)
 
     def problem(self, check: str, what: str, why: str, do: str) -> None:
-        """It does not work."""
+        """Report that something does not work."""
         self._add(check, PROBLEM, what, why, do)
 
     def _add(self, check: str, level: str, what: str, why: str = "", do: str = "") -> None:
         self.findings.append(Finding(check, level, identified(what), identified(why), do))
 
     def own_fault(self) -> str:
-        """What keeps this end's certificate from being accepted, as the finding says it; empty where nothing does."""
+        """Return the problem that keeps this end's certificate from being accepted; empty if there is none."""
         return next(
             (
                 f"{each.check}: {each.what}"
@@ -69,11 +69,11 @@ class Report:
         )
 
     def count(self, level: str) -> int:
-        """How many findings are of this level."""
+        """Return the number of findings of this level."""
         return sum(finding.level == level for finding in self.findings)
 
     def lines(self) -> Iterable[str]:
-        """The report for people: one line a finding, below it why and what to do."""
+        """Yield the report for people: one line for each finding, below it why and what to do."""
         for finding in self.findings:
             label = finding.level.upper() if finding.level == PROBLEM else finding.level
             yield f"{label:<8} {finding.check}: {finding.what}"
@@ -85,7 +85,7 @@ class Report:
         yield f"{_number(problems, 'problem')}, {_number(warnings, 'warning')}"
 
     def plain(self) -> dict[str, object]:
-        """The report for programs."""
+        """Return the report for programs."""
         return {
             "problems": self.count(PROBLEM),
             "warnings": self.count(WARNING),

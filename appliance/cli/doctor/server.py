@@ -1,4 +1,4 @@
-"""Checks of a server's own set-up, as ``appliance doctor --server`` makes them on the server's host."""
+"""Checks of a server's own configuration, for ``appliance doctor --server`` on the server's host."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ANYWHERE: Final = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
 
 
 def resolve(path: str | None) -> Effective[ServerConfig]:
-    """Give the settings of an IOC's YAML file and the environment, or of the environment alone.
+    """Return the settings of an IOC's YAML file and the environment, or of the environment alone.
 
     Raises:
         ConfigurationError: The file or a setting cannot be used.
@@ -35,7 +35,7 @@ def resolve(path: str | None) -> Effective[ServerConfig]:
 
 
 def as_client(config: ServerConfig) -> ClientConfig:
-    """Give the settings of a client that searches this host's own servers only, over plain TCP."""
+    """Return the settings of a client that searches only this host's own servers, over plain TCP."""
     own = tuple(
         Endpoint(endpoint.host) for endpoint in config.intf_addr_list if endpoint.host not in _ANYWHERE
     )
@@ -55,14 +55,14 @@ def as_client(config: ServerConfig) -> ClientConfig:
 
 
 def check_tcp_ports(config: ServerConfig, report: Report) -> None:
-    """Check whether the TCP ports are free, or who may have them."""
+    """Check whether the TCP ports are free, or who may use them."""
     ports = [("TCP", config.server_port)]
     if config.tls_keychain or config.tls_keychain_default:
         ports.append(("TLS", config.tls_port))
     hosts = [endpoint.host for endpoint in config.intf_addr_list] or ["0.0.0.0"]  # noqa: S104 - as the server does
     for what, port in ports:
         if not port:
-            report.note("ports", f"{what}: any free port, so a firewall cannot name it")
+            report.note("ports", f"{what}: any free port, so a firewall rule cannot name it")
             continue
         for host in hosts:
             fault = _bind(host, port)
@@ -92,7 +92,7 @@ def check_tcp_ports(config: ServerConfig, report: Report) -> None:
 
 
 def _bind(host: str, port: int) -> int:
-    """The error number of listening there; 0 where that works. Bad addresses are found by other checks."""
+    """Return the error number of listening there; 0 if that works. Other checks find bad addresses."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -122,12 +122,12 @@ async def check_beacons(config: ServerConfig, report: Report) -> None:
 async def check_running(
     config: ServerConfig, names: list[str], context: Context, report: Report, *, has_keychain: bool
 ) -> None:
-    """Check that the running server answers for its PVs, and over TLS where it has a keychain."""
+    """Check that the running server answers for its PVs, and over TLS if it has a keychain."""
     for name in names:
         try:
             places = await context.locate(name)
         except ApplianceError as error:
-            report.problem("pv", str(error), "no search can carry this name", "correct the name")
+            report.problem("pv", str(error), "a search cannot contain this name", "correct the name")
             continue
         if not places:
             report.problem(
@@ -141,10 +141,10 @@ async def check_running(
         if has_keychain and not any(place.tls for place in places):
             report.problem(
                 "pv",
-                f"{name} is offered at {shown}, and not over TLS",
+                f"{name} is offered at {shown}, but not over TLS",
                 "the running server has another keychain or another configuration than this one, or its certificate is "
                 "not good at present",
-                f"restart it with EPICS_PVAS_TLS_KEYCHAIN={config.tls_keychain}, and look at the findings on its status",
+                f"restart it with EPICS_PVAS_TLS_KEYCHAIN={config.tls_keychain}, and read the findings on its status",
             )
         else:
             report.ok("pv", f"{name} is offered at {shown}")

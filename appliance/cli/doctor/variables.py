@@ -1,4 +1,4 @@
-"""Environment variables that look like ours and that nothing reads."""
+"""Find environment variables that look like ours but that nothing reads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["check_spelling"]
 
 _OURS: Final = ("EPICS_PVA", "EPICS_AUTH", "EPICS_CERT_AUTH", "EPICS_ADMIN_TLS")
-"""A variable that begins like this is meant for a program of Secure PVAccess."""
+"""A variable with such a beginning is meant for a program of Secure PVAccess."""
 _OTHERS: Final = (
     "EPICS_CA",
     "EPICS_HOST_",
@@ -22,13 +22,13 @@ _OTHERS: Final = (
     "EPICS_TS_",
     "EPICS_DB_",
 )
-"""EPICS Base and Channel Access have variables of their own, and so do build systems."""
+"""EPICS Base, Channel Access and build systems have variables of their own."""
 _ALIKE: Final = 0.88
-"""From this likeness on (0 to 1, difflib), one name is taken for a slip of the pen for the other."""
+"""From this similarity on (0 to 1, difflib), one name is taken for a typing error of the other."""
 
 
 def check_spelling(report: Report, environ: Mapping[str, str]) -> None:
-    """Report variables that nothing reads: a misspelt one changes nothing, and says nothing about it."""
+    """Report variables that nothing reads: a misspelt one has no effect, and nothing else says so."""
     import difflib
 
     # Only the name is shown: the value of a misspelt variable may be a secret.
@@ -41,12 +41,12 @@ def check_spelling(report: Report, environ: Mapping[str, str]) -> None:
             continue
         close = difflib.get_close_matches(name, known, 1, _ALIKE)
         if close:
-            # A value that is there may be the right one: nobody may be told to overwrite it.
+            # An existing value may be the right one: never tell anybody to overwrite it.
             is_set = close[0] in environ
             report.warning(
                 "configuration",
                 f"no program reads {name}",
-                f"it looks like {close[0]}, which {'is set as well, and counts' if is_set else 'is not set'}",
+                f"it looks like {close[0]}, which {'is set as well, and is used' if is_set else 'is not set'}",
                 f"unset {name}" if is_set else f'rename it: export {close[0]}="${name}"; unset {name}',
             )
         elif name.startswith(_OURS):

@@ -39,7 +39,7 @@ def sources(project: Path) -> list[Path]:
 
 
 def digest_of(project: Path, extras: str, target: str) -> str:
-    """What the archive depends on: source, extras and the hosts' Python and machine."""
+    """Return what the archive depends on: source, extras and the hosts' Python and machine."""
     total = hashlib.sha256(f"{extras}\0{target}\0".encode())
     for path in sources(project):
         total.update(f"{path.relative_to(project).as_posix()}\0".encode())
@@ -56,7 +56,7 @@ def pip(*arguments: str) -> None:
 
 
 def newest(folder: Path, pattern: str) -> Path:
-    """The wheel that was built last."""
+    """Return the wheel that was built last."""
     return max(folder.glob(pattern), key=lambda path: path.stat().st_mtime)
 
 
@@ -85,7 +85,7 @@ def main() -> int:
 
 
 def extras_of(meta: dict, extras: str) -> list[str]:
-    """The requirements of some extras, those that name other extras of the project resolved."""
+    """Return the requirements of some extras, those that name other extras of the project resolved."""
     found = []
     for extra in filter(None, extras.split(",")):
         for requirement in meta["optional-dependencies"][extra]:
@@ -126,7 +126,7 @@ def build(project: Path, archive: Path, options: argparse.Namespace, requirement
 
 
 def plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    """The same archive from the same wheels, whoever builds it."""
+    """Remove owner, mode and time from a member, so that the same wheels give the same archive everywhere."""
     member.uid = member.gid = member.mtime = 0
     member.uname = member.gname = "root"
     member.mode = 0o644

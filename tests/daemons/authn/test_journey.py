@@ -221,7 +221,7 @@ def test_a_status_that_no_known_authority_signed_is_not_believed(site):
     done = stranger.run("pvxcert", identifier)
     assert done.status == 7
     assert "Status        : UNKNOWN\n" in done.out
-    assert "says VALID, which is not relied upon" in done.err
+    assert "says VALID, but this is not verified" in done.err
     anchor = account.config / "trust-anchor.pem"
     trusting = stranger.run("pvxcert", identifier, "--trust-anchor", anchor)
     assert trusting.status == 0, trusting.err

@@ -131,7 +131,7 @@ def test_a_service_without_tls_gets_no_token(site):
     with Impostor(site) as impostor:
         done = obtain(account, "plain", "-w", "1.5", **impostor.client())
     assert done.status == 1
-    assert "was not sent in the clear" in done.err
+    assert "was not sent unencrypted" in done.err
     assert "--allow-plaintext-token" in done.err
     assert impostor.calls == []
     assert not (account.config / "client.p12").exists()
@@ -218,7 +218,7 @@ def test_somebody_between_with_another_authority_hears_nothing(site):
     with Impostor(site, impostor_keychain) as impostor, redirected(site.tls.proxy, impostor.tls_port):
         done = obtain(account, "between", "-w", "2")
     assert done.status == 1
-    assert "the token was not sent in the clear" in done.err
+    assert "the token was not sent unencrypted" in done.err
     assert re.search("certificate|verif|trust", done.err)
     assert impostor.calls == []
     assert not (account.config / "client.p12").exists()

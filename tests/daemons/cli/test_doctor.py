@@ -226,7 +226,7 @@ async def test_nobody_answers_and_a_pv_that_is_not_there(ask: Ask, tmp_path: Pat
 
 async def test_an_interface_that_is_not_ours(ask: Ask) -> None:
     report = await ask(status=1, EPICS_PVA_INTF_ADDR_LIST="203.0.113.7")
-    assert "203.0.113.7 is no address of this machine" in of(report, "interfaces", "problem")
+    assert "203.0.113.7 is not an address of this machine" in of(report, "interfaces", "problem")
 
 
 async def test_configuration_warnings_and_a_home_that_does_not_count(ask: Ask, tmp_path: Path) -> None:

@@ -195,8 +195,8 @@ async def test_it_says_until_when_a_kept_status_counts(ask: Ask, tmp_path: Path)
         EPICS_PVA_STATUS_CACHE_DIR=str(kept),
     )
     text = of(report, "status", "problem")
-    assert "the last answer, GOOD, is kept in" in text
-    assert f"counts until {NOW + timedelta(minutes=30):%Y-%m-%d %H:%M:%S} UTC" in text
+    assert "the last answer, GOOD, is stored in" in text
+    assert f"is valid until {NOW + timedelta(minutes=30):%Y-%m-%d %H:%M:%S} UTC" in text
 
 
 # -- configuration ---------------------------------------------------------------------------------------
@@ -273,7 +273,7 @@ async def test_a_server_that_does_not_offer_tls_though_it_should(ask: Ask, tmp_p
         }
         report = await ask("--server", "demo", "nope", status=1, **settings)
     text = of(report, "pv", "problem")
-    assert "and not over TLS" in text
+    assert "but not over TLS" in text
     assert "no server of this host answers a search for nope" in text
     assert "EPICS_PVAS_INTF_ADDR_LIST names it" in of(report, "interfaces", "problem")
 
@@ -298,7 +298,7 @@ async def test_a_file_without_server_is_refused(env: dict[str, str], tmp_path: P
 
     done = await run("main", "doctor", "--config", str(tmp_path / "ioc.yml"), env=env)
     assert done.status == 1
-    assert "--config goes with --server" in done.err
+    assert "--config needs --server" in done.err
 
 
 @pytest.mark.parametrize(
@@ -321,4 +321,4 @@ async def test_where_nobody_answers_an_unusual_port_is_named_as_what_may_be_wron
     )  # fmt: skip
     done = await finish(doctor)
     assert f"perhaps the port is wrong: {named}" in done.out
-    assert "or a firewall drops them" in done.out
+    assert "or a firewall drops the searches" in done.out

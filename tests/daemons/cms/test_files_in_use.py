@@ -57,7 +57,7 @@ async def test_a_lost_database_is_not_begun_anew_at_the_next_start(tmp_path):
     for path in tmp_path.glob("certs.db*"):
         if path.suffix != ".revoked":
             path.unlink()
-    with pytest.raises(ConfigurationError, match="the database is missing, though its journal"):
+    with pytest.raises(ConfigurationError, match="the database is missing, but its journal"):
         async with running(tmp_path):
             pass
     assert not (tmp_path / "certs.db").exists()

@@ -312,10 +312,10 @@ def test_a_new_administrator_gets_a_keychain_and_a_place_in_the_access_file(tmp_
     assert load_keychain(keychain.read_bytes()).subject == "CN=boss, C=US"
     assert "{admin, boss}" in (process.config_dir / "pvacms.acf").read_text()
     status, _, log = once(tmp_path, "--admin-keychain-new", "boss", "-a", str(keychain))
-    assert (status, "there already" in log) == (1, True)
+    assert (status, "exists already" in log) == (1, True)
     keychain.unlink()
     status, _, log = once(tmp_path, "--admin-keychain-new", "boss", "-a", str(keychain))
-    assert (status, "has a certificate already" in log) == (1, True)
+    assert (status, "already has a certificate" in log) == (1, True)
     with Process(tmp_path, "--admin-keychain-ensure", "boss", "-a", str(keychain)) as process:
         process.ready()
         assert not keychain.exists()
@@ -362,7 +362,7 @@ def test_beside_a_running_service_no_other_authority_is_made(tmp_path):
         command = ("--admin-keychain-new", "boss", "-a", str(tmp_path / "boss.p12"), "-c", str(other))
         status, _, log = once(tmp_path, *command)
         assert status == 1
-        assert "name the certificate authority that it has" in log
+        assert "name the certificate authority of that service" in log
         assert not other.exists()
         status, _, log = once(tmp_path)
         assert (status, "another pvacms uses the database" in log) == (1, True)

@@ -123,7 +123,7 @@ async def test_a_request_that_was_changed_on_its_way_is_refused(tmp_path, field)
 async def test_the_references_inheritance_is_a_setting_that_is_warned_of(tmp_path, caplog):
     clock = Clock()
     async with running(tmp_path, clock, inherit_approval_unproven=True) as service, plain(service) as anyone:
-        assert "whoever claims a name that was approved once" in caplog.text
+        assert "anyone who claims a name that was approved once" in caplog.text
         await approved_and_ended(service, clock, tmp_path, anyone)
         assert (await create(anyone, "operator", key=STRANGER, clock=clock))["state"] == "VALID"
 
@@ -570,7 +570,7 @@ async def test_one_address_can_have_so_many_requests_wait_and_no_more(tmp_path, 
     monkeypatch.setattr("appliance.cms.lifecycle._MOST_OF_ONE", 3)
     async with running(tmp_path) as service, plain(service) as anyone:
         waits = [await create(anyone, f"n{number}") for number in range(3)]
-        with pytest.raises(RemoteError, match="3 requests wait for approval, and no more are taken"):
+        with pytest.raises(RemoteError, match="3 requests wait for approval, so no more are accepted"):
             await create(anyone, "n3")
         await decide(service, tmp_path, waits[0], "DENIED")
         assert (await create(anyone, "n3"))["state"] == "PENDING_APPROVAL"

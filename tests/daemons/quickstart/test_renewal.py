@@ -73,7 +73,7 @@ async def test_certificates_that_have_ended_were_renewed_and_the_operator_still_
         await told.ioc_up()
         for role in first:
             # The second renewal comes after the end of the certificate that the IOC started with.
-            await screen.times(rf"\] {role}: the certificate was renewed; it holds until \d{{4}}-", 2)
+            await screen.times(rf"\] {role}: the certificate was renewed; it is valid until \d{{4}}-", 2)
         assert asyncio.get_running_loop().time() > ended
         await told.run("operator", ["pvxput", "test:spec", "7.25"])
         await told.run("client", ["pvxinfo", "-v", "test:spec"], "# TLS x509:")
@@ -100,7 +100,7 @@ async def test_what_cannot_or_must_not_be_renewed_is_said(story: tuple[Story, Sc
     late = 3000.0
     await renewal.look()
     assert "] client: the certificate was revoked; it is not renewed\n" in screen.text
-    assert "] operator: the certificate was renewed; it holds until " in screen.text
+    assert "] operator: the certificate was renewed; it is valid until " in screen.text
     assert told.renewed == {"operator": "client"}
 
     for service in told.services:
@@ -112,7 +112,7 @@ async def test_what_cannot_or_must_not_be_renewed_is_said(story: tuple[Story, Sc
     await renewal.look()
     assert (
         screen.text.count(
-            "] operator: the certificate could not be renewed, tried again every 60 s: the issuer "
+            "] operator: the certificate could not be renewed; next attempt in 60 s: the issuer "
         )
         == 1
     )

@@ -74,14 +74,14 @@ def test_the_answer_for_people_says_why(site, capsys):
 
 def test_a_group_that_is_not_defined_has_the_rules_of_default(site, capsys):
     assert main([site, "--asg", "OTHER"]) == 0
-    assert "the rules of ASG(DEFAULT) count" in capsys.readouterr().out
+    assert "the rules of ASG(DEFAULT) apply" in capsys.readouterr().out
 
 
 def test_without_a_group_the_file_is_checked_and_listed(site, capsys):
     assert main([site, "--macro", "P=LAB"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "ASG(DEFAULT): 1 rule", "ASG(SPECIAL): 4 rules", "  INPA LAB:MODE", "UAG(owners): george, role/wheel",
-        ("a name alone in a UAG, when it is proved by a certificate, means a member of the server's own organization; "
+        ("a proved name alone in a UAG means a member of the server's own organization; "
         "ask with --organization and --home"),
     ]  # fmt: skip
     assert main([site, "--json"]) == 0

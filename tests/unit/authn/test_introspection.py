@@ -242,7 +242,7 @@ async def test_other_settings_that_do_not_fit_are_hinted_at(idp: IdP, caplog) ->
         ("GET", 404, {}, "EPICS_AUTH_JWT_TRUSTED_URI"),
         ("POST", 415, {}, "EPICS_AUTH_JWT_REQUEST_FORMAT"),
         ("POST", 401, {}, "set request_authorization"),
-        ("POST", 429, {"Retry-After": "120"}, "come again after 120"),
+        ("POST", 429, {"Retry-After": "120"}, "try again after 120"),
     ):
         idp.introspection = answers("", status, **headers)
         caplog.clear()

@@ -118,7 +118,7 @@ def test_a_file_is_read_into_structs() -> None:
         ),
         (
             ("allow_plaintext_token", "- trusted_uri: https://x.example/v\nallow_plaintext_token"),
-            "only one can be known",
+            "only one issuer can be known",
         ),
         (
             ("  - trusted_uri", "  - issuer: https://idp.example.org/realms/epics\n    trusted_uri"),
@@ -138,8 +138,8 @@ def test_settings_without_effect_or_with_several_meanings_are_warned_of() -> Non
     base = "https://i.example/v"
     for settings, said in (
         ({"response_format": '{*"active":#response#,*}'}, "response_member: active"),
-        ({"response_format": "<#response#>", "use_response_code": True}, "response_format: it has no effect"),
-        ({"request_format": "t=#token#", "request_method": "GET"}, "request_format: it has no effect"),
+        ({"response_format": "<#response#>", "use_response_code": True}, "response_format: no effect"),
+        ({"request_format": "t=#token#", "request_method": "GET"}, "request_format: no effect"),
     ):
         (warning,) = TrustedIssuer(trusted_uri=base, **settings).warnings()
         assert said in warning
@@ -260,5 +260,5 @@ def test_an_error_names_the_variable(variable: str, value: str) -> None:
 
 
 def test_variables_without_the_uri_are_an_error() -> None:
-    with pytest.raises(ConfigurationError, match="EPICS_AUTH_JWT_TRUSTED_URI: needed when"):
+    with pytest.raises(ConfigurationError, match="EPICS_AUTH_JWT_TRUSTED_URI: required if"):
         from_environment({"EPICS_AUTH_JWT_REQUEST_METHOD": "GET"})

@@ -335,7 +335,7 @@ async def test_two_keys_of_one_kid_are_no_key(idp: IdP) -> None:
     idp.keys = [jwk(rsa_key(), kid="k1"), jwk(rsa_key(number=1), kid="k1")]
     async with Bench(jwks_issuer(idp)) as bench:
         assert await bench.refuse(idp.token()) == "key_ambiguous"
-        assert "several keys that fit" in bench.refusal.public
+        assert "several keys that match" in bench.refusal.public
 
 
 async def test_a_key_that_is_listed_twice_is_one_key(idp: IdP) -> None:

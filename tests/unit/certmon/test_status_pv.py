@@ -156,7 +156,7 @@ def test_an_answer_of_another_type_is_refused(kind, content):
     value = Value(StructType([("state", STRING), ("ocsp_response", kind)]))
     value["state"] = "VALID"
     value["ocsp_response"] = content
-    with pytest.raises(CertificateStatusError, match="ocsp_response is no array of octets"):
+    with pytest.raises(CertificateStatusError, match="ocsp_response is not an array of bytes"):
         decode_status(value)
 
 

@@ -66,7 +66,7 @@ def test_negative_numbers_are_values_and_no_options(word: str) -> None:
 )
 def test_text_that_looks_like_something_else_is_told_how_it_is_quoted(words: list[str], hint: str) -> None:
     present = Value(NTScalar(STRING))
-    with pytest.raises(PVDataError, match=re.escape(f"to write this text as it stands: {hint}")):
+    with pytest.raises(PVDataError, match=re.escape(f"to write exactly this text: {hint}")):
         builder(assignments(words), None)(present)
 
 
@@ -74,7 +74,7 @@ def test_a_field_that_there_is_was_meant() -> None:
     present = Value(NTScalar(FLOAT64))
     with pytest.raises(PVDataError, match="is not an integer") as refused:
         builder(assignments(["alarm.severity=bad"]), None)(present)
-    assert "as it stands" not in str(refused.value)
+    assert "exactly this text" not in str(refused.value)
 
 
 @pytest.mark.parametrize("values", [["1", "2"], ["a=1", "2"], ["=1"], ["a=1", "a=1"]])

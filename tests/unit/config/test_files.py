@@ -241,7 +241,7 @@ def test_an_empty_password_file_is_named_with_the_setting_that_names_it(tmp_path
     secret = Secret.first_line(tmp_path / "pwd", setting="EPICS_PVA_TLS_KEYCHAIN_PWD_FILE")
     assert not secret
     assert f"{tmp_path}/pwd, named by EPICS_PVA_TLS_KEYCHAIN_PWD_FILE, is empty" in secret.finding
-    with pytest.raises(KeychainError, match=r"the file that should hold it is empty: .*PWD_FILE") as caught:
+    with pytest.raises(KeychainError, match=r"its password file is empty: .*PWD_FILE") as caught:
         load_keychain(dump_keychain(site().client, b"secret"), secret)
     assert "none was given" not in str(caught.value)
 

@@ -151,9 +151,9 @@ def test_how_plain_text_is_read(text, value):
 def test_depth_is_bounded():
     deep = "[" * MAXIMUM_DEPTH + "]" * MAXIMUM_DEPTH
     assert read_tree(deep, "f")[0] is not None
-    with pytest.raises(ConfigurationError, match="inside each other"):
+    with pytest.raises(ConfigurationError, match="nested mappings"):
         read_tree(f"[{deep}]", "f")
-    with pytest.raises(ConfigurationError, match="inside each other"):
+    with pytest.raises(ConfigurationError, match="nested mappings"):
         read_tree("[" * 100_000, "f")
 
 

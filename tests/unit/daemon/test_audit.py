@@ -197,5 +197,5 @@ def test_a_file_that_was_removed_takes_no_more_records(tmp_path):
     with AuditLog(tmp_path / "log") as log:
         log.append({"a": 1})
         (tmp_path / "log").unlink()
-        with pytest.raises(ApplianceError, match="removed while it was in use"):
+        with pytest.raises(ApplianceError, match="removed while in use"):
             log.append({"a": 2})

@@ -28,7 +28,7 @@ def test_a_file_is_read() -> None:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ("listen: [0.0.0.0]", "set allow_remote: true if you really mean it"),
+        ("listen: [0.0.0.0]", "set allow_remote: true if you really want that"),
         ("listen: ['::']", "reachable from other machines"),
         ("listen: [127.0.0.1, 192.0.2.1]", "192.0.2.1 is reachable"),
         ("listen: [example.org]", "reachable from other machines"),
