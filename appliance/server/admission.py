@@ -162,7 +162,7 @@ class RolesWait:
         self._roles.ask(account, self._tell, self._loop)
 
     def end(self) -> None:
-        """The client is gone: nothing is told any more."""
+        """Forget the client, which is gone: tell nothing any more."""
         self._ended = True
         if self._timer is not None:
             self._timer.cancel()

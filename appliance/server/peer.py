@@ -166,7 +166,7 @@ class Peer:
         self.pump()
 
     def link_down(self, link: StreamLink, reason: ApplianceError | None) -> None:
-        """The connection is gone, and everything that was there for it goes too."""
+        """End everything that was there for the connection, which is gone."""
         self._host.ended(self)
         self._deadline.cancel()
         if self._roles is not None:

@@ -136,7 +136,7 @@ class ServedChannel(Channel):
             self._broken(subscription, error)
 
     def execute(self, wire: ServerOperation, argument: Value | None) -> None:
-        """A request of an initialised operation."""
+        """Take a request of an initialised operation."""
         operation: Operation = wire.context
         if self.owner.held is not None:
             why = self._held(wire, changes=wire.command != c.CMD_GET and not wire.is_get)
@@ -181,7 +181,7 @@ class ServedChannel(Channel):
             self._broken(operation, error)
 
     def window(self, wire: ServerOperation) -> None:
-        """A subscription was started, stopped or acknowledged."""
+        """Learn that a subscription was started, stopped or acknowledged."""
         subscription: Subscription = wire.context
         running = wire.state is OperationState.EXECUTING
         if running is not subscription.running:
@@ -197,7 +197,7 @@ class ServedChannel(Channel):
             self.owner.dirty(subscription)
 
     def cancelled(self, wire: ServerOperation, successor: ServerOperation) -> None:
-        """The request in progress is no longer wanted; ``successor`` takes those that follow."""
+        """Learn that the request in progress is no longer wanted; ``successor`` takes those that follow."""
         operation = wire.context
         try:
             if isinstance(operation, Subscription):
@@ -211,7 +211,7 @@ class ServedChannel(Channel):
             Operation(self, successor).state = operation.state
 
     def closed(self, wire: ServerOperation) -> None:
-        """An operation is over."""
+        """Learn that an operation is over."""
         operation = wire.context
         try:
             if isinstance(operation, Subscription):
@@ -236,7 +236,7 @@ class ServedChannel(Channel):
         operation.fail("internal error; the server's log has the details")
 
     def gone(self) -> None:
-        """The channel is over, and all its operations with it."""
+        """Learn that the channel is over, and all its operations with it."""
         self.owner.allowance.count_channel(-1)
         try:
             self.handler.detached(self)

@@ -24,7 +24,7 @@ class Handler:
     __slots__ = ()
 
     def init(self, operation: Operation) -> None:
-        """A client begins GET, PUT, PUT_GET, PROCESS or RPC: call ``operation.ready`` or ``fail``, now or later."""
+        """Begin a client's GET, PUT, PUT_GET, PROCESS or RPC: call ``operation.ready`` or ``fail``, now or later."""
         operation.fail("this PV has no such operation")
 
     def get(self, operation: Operation) -> None:
@@ -51,7 +51,7 @@ class Handler:
         operation.fail("this PV cannot be called")
 
     def subscribe(self, subscription: Subscription) -> None:
-        """A client begins a MONITOR: call ``ready`` or ``fail``; then ``post`` the present value."""
+        """Begin a client's MONITOR: call ``ready`` or ``fail``; then ``post`` the present value."""
         subscription.fail("this PV cannot be monitored")
 
     def counted_as(self) -> Hashable:
@@ -59,10 +59,10 @@ class Handler:
         return self
 
     def unsubscribe(self, subscription: Subscription) -> None:
-        """The MONITOR is over."""
+        """Learn that the MONITOR is over."""
 
     def flow(self, subscription: Subscription) -> None:
-        """The client started or stopped the MONITOR: see ``subscription.running``."""
+        """Learn that the client started or stopped the MONITOR: see ``subscription.running``."""
 
     def introspect(self, operation: Operation, field: str) -> None:
         """Answer with ``operation.reply_field``."""
@@ -70,16 +70,16 @@ class Handler:
         operation.fail("the type of this PV is not known")
 
     def cancelled(self, operation: Operation) -> None:
-        """The client no longer wants the request in progress: ``operation`` is dead, its answers go nowhere.
+        """Learn that the client no longer wants the request in progress: ``operation`` is dead, its answers go nowhere.
 
         The requests that follow come with another Operation, which has the same ``state``.
         """
 
     def closed(self, operation: Operation) -> None:
-        """The operation is over."""
+        """Learn that the operation is over."""
 
     def detached(self, channel: Channel) -> None:
-        """A channel that ``Source.open`` gave this handler for is gone, and all its operations with it."""
+        """Learn that a channel is gone for which ``Source.open`` gave this handler, and all its operations with it."""
 
 
 class Source(ABC):

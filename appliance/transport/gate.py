@@ -75,5 +75,5 @@ class PeerGate(Protocol):
         return ""
 
     def gave_up(self, guid: bytes) -> None:
-        """The server with this GUID has closed a TLS connection before it was validated; told to clients' gates."""
+        """Learn that the server with this GUID has closed a TLS connection before it was validated; told to clients' gates."""
         return

@@ -55,16 +55,16 @@ class StreamOwner(Protocol[EventT]):
         """TCP is connected; tells whether the connection is wanted."""
 
     def link_up(self, link: StreamLink) -> None:
-        """The transport is ready: TCP is connected and, with TLS, the handshake is complete."""
+        """Learn that the transport is ready: TCP is connected and, with TLS, the handshake is complete."""
 
     def link_events(self, link: StreamLink, events: list[EventT]) -> list[EventT] | None:
-        """The peer's messages, in order. Returns those that have to wait: when ``link.due()``, others go first."""
+        """Take the peer's messages, in order. Returns those that have to wait: when ``link.due()``, others go first."""
 
     def link_writable(self, link: StreamLink) -> None:
-        """The send queue has room again."""
+        """Learn that the send queue has room again."""
 
     def link_down(self, link: StreamLink, reason: ApplianceError | None) -> None:
-        """The link is gone for good; ``reason`` is None after an orderly end."""
+        """Learn that the link is gone for good; ``reason`` is None after an orderly end."""
 
 
 class _Nobody:
@@ -358,7 +358,7 @@ class StreamLink(asyncio.Protocol):
             self._wind_up()
 
     def eof_received(self) -> bool | None:
-        """The peer sends no more; there is no half-open PVAccess."""
+        """Learn that the peer sends no more; there is no half-open PVAccess."""
         engine = self.engine
         if engine is not None:
             try:
@@ -396,7 +396,7 @@ class StreamLink(asyncio.Protocol):
             self._transport.pause_reading()
 
     def resume_writing(self) -> None:
-        """The send queue has room: go on with what was put aside."""
+        """Go on, since the send queue has room, with what was put aside."""
         self.writable = True
         if self._closing:
             return

@@ -58,7 +58,7 @@ class Turns:
         self._until = now + SLICE_S if self._used < TURN_S else now
 
     def end(self) -> None:
-        """That work ends, or waits."""
+        """Note that work ends, or waits."""
         self._used += monotonic() - self._began
         if self._used > _NOTICE_S and not self._is_scheduled:
             self._schedule()
