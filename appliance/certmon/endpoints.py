@@ -141,7 +141,7 @@ class _LateKeychain:
         self._server = server
         self._config = config._replace(tls_keychain=config.tls_keychain_default, tls_keychain_default="")
         self._status_client = status_client
-        self._keeper: ServerTLSManager | None = None
+        self._manager: ServerTLSManager | None = None
         self._task = asyncio.get_running_loop().create_task(self._wait(), name="waits for a keychain")
 
     async def _wait(self) -> None:
@@ -152,8 +152,8 @@ class _LateKeychain:
                 await asyncio.sleep(LATE_POLL_S)
             from appliance.certmon.server import ServerTLSManager
 
-            self._keeper = ServerTLSManager(self._config, {}, None, self._status_client)
-            await self._keeper.adopt(self._server)
+            self._manager = ServerTLSManager(self._config, {}, None, self._status_client)
+            await self._manager.adopt(self._server)
         except Exception:  # noqa: BLE001 - the server goes on as it is, and somebody must hear of it
             _log.exception(
                 "changes of the keychain %s cannot be followed; restart the server to use it", path
@@ -162,5 +162,5 @@ class _LateKeychain:
     async def close(self) -> None:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
-        if self._keeper is not None:
-            await self._keeper.__aexit__()
+        if self._manager is not None:
+            await self._manager.__aexit__()

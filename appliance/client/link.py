@@ -207,7 +207,7 @@ class ServerLink:
     def refusal(self, *, changes: bool) -> str:
         """Return why a request is forbidden at present; "" if it is allowed."""
         held = self.held
-        if held is None or (not changes and held.lets_read):
+        if held is None or not held.forbids(changes=changes):
             return ""
         return f"{self.peer} is paused: {held.message}"
 

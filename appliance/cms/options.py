@@ -11,16 +11,16 @@ from appliance.authn.grant import USAGES
 from appliance.certs.profiles import KEY_ALGORITHMS
 from appliance.config.duration import parse_duration
 from appliance.config.secret import FilePath
+from appliance.config.words import YES_NO
 from appliance.errors import ConfigurationError
 
 __all__ = ["JWT_FLAGS", "OPTIONS", "VARIABLES", "Option", "add_flags"]
 
-_TRUE: Final = {"yes": True, "true": True, "1": True, "on": True, "enabled": True}
-_FALSE: Final = {"no": False, "false": False, "0": False, "off": False, "disabled": False}
+_SWITCH: Final = {**YES_NO, "on": True, "enabled": True, "off": False, "disabled": False}
 
 
 def _boolean(text: str) -> bool:
-    answer = {**_TRUE, **_FALSE}.get(text.strip().lower())
+    answer = _SWITCH.get(text.strip().lower())
     if answer is None:
         raise ConfigurationError(f"expected YES or NO, not {text[:32]!r}")
     return answer

@@ -18,6 +18,7 @@ from appliance.config.address import Endpoint, parse_endpoints
 from appliance.config.secret import Secret, resolve_reference
 from appliance.config.section import Section
 from appliance.config.tls_options import TLSOptions, parse_tls_options
+from appliance.config.words import read_yes_no
 from appliance.errors import ConfigurationError
 
 __all__ = [
@@ -230,11 +231,8 @@ def _period(value: object) -> float:
     return number
 
 
-_BOOLEANS: Final = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
-
-
 def _boolean(value: object) -> bool:
-    answer = value if isinstance(value, bool) else _BOOLEANS.get(str(value).strip().lower())
+    answer = value if isinstance(value, bool) else read_yes_no(str(value))
     if answer is None:
         raise ValueError("expected YES or NO")
     return answer
@@ -349,7 +347,6 @@ _SERVER: Final = (
     _both("tls_port", _port),
     _Setting("tls_stop_if_no_cert", _boolean, ("EPICS_PVAS_TLS_STOP_IF_NO_CERT",)),
 )
-# The certificate service is a server, and its own variables come first.
 _CMS: Final = tuple(
     # The certificate service is a server, and its own variables come first.
     setting._replace(variables=(_M + setting.key.upper(), *setting.variables))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, Literal, NamedTuple
 
+from appliance.config.words import YES_NO
+
 __all__ = ["TLSOptions", "parse_tls_options"]
 
 _CHOICES: Final[dict[str, tuple[str, ...]]] = {
@@ -14,15 +16,7 @@ _CHOICES: Final[dict[str, tuple[str, ...]]] = {
 }
 _FLAGS: Final = ("no_revocation_check", "no_stapling", "tls_required")
 # A flag without a value, or with an empty one, is set: until now people had to write "no_revocation_check=".
-_FLAG_VALUES: Final = {
-    "": True,
-    "yes": True,
-    "true": True,
-    "1": True,
-    "no": False,
-    "false": False,
-    "0": False,
-}
+_FLAG_VALUES: Final = {"": True, **YES_NO}
 
 
 class TLSOptions(NamedTuple):

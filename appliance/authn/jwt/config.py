@@ -15,6 +15,7 @@ from appliance.authn.jwt.naming import rule_is_valid
 from appliance.authn.jwt.pattern import RAW, ResponsePattern
 from appliance.config.loader import default
 from appliance.config.secret import FilePath, Secret
+from appliance.config.words import read_yes_no
 from appliance.errors import ConfigurationError
 
 __all__ = ["ENVIRONMENT", "ClaimRule", "JWTConfig", "TrustedIssuer", "from_environment"]
@@ -328,7 +329,7 @@ def from_environment(environ: Mapping[str, str]) -> TrustedIssuer | None:
         if not value.strip():
             continue
         if field == "use_response_code":
-            settings[field] = value.strip().lower() in {"yes", "true", "1"}
+            settings[field] = read_yes_no(value) is True  # as the reference: every other word is no
         elif field == "request_method":
             settings[field] = value.strip().upper()
         elif field == "trusted_uri":
