@@ -11,8 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Final, Generic, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, Final, Generic, NamedTuple, NoReturn, Self, TypeVar, dataclass_transform
 
 from appliance.config.address import Endpoint, parse_endpoints
 from appliance.config.secret import Secret, resolve_reference
@@ -72,11 +71,54 @@ _NO_SECRET: Final = Secret()
 _NO_OPTIONS: Final = TLSOptions()
 
 
-# Dataclasses, not msgspec structs: every tool imports this module, and msgspec alone costs 20 ms of start-up.
+# Neither dataclasses nor msgspec structs: every tool imports this module, and they cost 14 and 20 ms of start-up.
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Shared:
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+class _Frozen:
+    """A record whose fields are the annotated names of its classes: all have defaults and none can be assigned."""
+
+    __fields__: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        cls.__fields__ = (
+            *cls.__fields__,
+            *(name for name in cls.__annotations__ if name not in cls.__fields__),
+        )
+
+    def __init__(self, **values: Any) -> None:
+        unknown = values.keys() - set(self.__fields__)
+        if unknown:
+            raise TypeError(f"{type(self).__name__} has no setting {', '.join(sorted(unknown))}")
+        self.__dict__.update({name: getattr(type(self), name) for name in self.__fields__}, **values)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"{name}: settings do not change; _replace makes a changed copy")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"{name}: settings do not change; _replace makes a changed copy")
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(vars(self).values()))
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+        )
+
+    def _replace(self, **changes: Any) -> Self:
+        """Make a changed copy.
+
+        Args:
+            changes: The fields that differ, by name.
+        """
+        return type(self)(**(vars(self) | changes))
+
+
+class _Shared(_Frozen):
     """What clients and servers have in common."""
 
     broadcast_port: int = 5076
@@ -102,14 +144,6 @@ class _Shared:
     """Base directory of data, without ``pva/1.5``."""
     tls_keylog_file: str = ""
     """File to which the secrets of TLS connections are written, for debugging; empty means none."""
-
-    def _replace(self, **changes: Any) -> Self:
-        """Make a changed copy.
-
-        Args:
-            changes: The fields that differ, by name.
-        """
-        return replace(self, **changes)
 
     @property
     def config_dir(self) -> str:
@@ -158,7 +192,6 @@ class _Shared:
         return bool(self.tls_keychain)
 
 
-@dataclass(frozen=True, kw_only=True)
 class ClientConfig(_Shared):
     """The settings of a PVAccess client; immutable, ``_replace`` makes a changed copy."""
 
@@ -172,7 +205,6 @@ class ClientConfig(_Shared):
     """Local interfaces for searches and beacons; empty means all."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class ServerConfig(_Shared):
     """The settings of a PVAccess server; immutable, ``_replace`` makes a changed copy."""
 

@@ -41,7 +41,7 @@ def modules_after(tool: str, *arguments: str) -> set[str]:
 
 def test_a_plain_get_imports_nothing_that_it_does_not_need() -> None:
     heavy = {
-        "numpy", "uvloop", "ssl", "_ssl", "cryptography", "OpenSSL", "msgspec", "yaml", "json", "shtab",
+        "numpy", "uvloop", "ssl", "_ssl", "dataclasses", "cryptography", "OpenSSL", "msgspec", "yaml", "json", "shtab",
         "ctypes", "shutil", "lzma", "urllib", "http", "email", "pathlib", "datetime", "appliance.certs", "appliance.tls",
         "appliance.server", "appliance.daemon.logging", "appliance.certmon.client", "appliance.pvdata.jsonio",
     }  # fmt: skip

@@ -1,7 +1,6 @@
 """Every EPICS_* variable: what it changes, what it leaves alone, what it loses against."""
 
 import os
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -87,7 +86,7 @@ FOLLOWS = {"tls_keychain_default"}
 
 
 def names(config):
-    return {field.name for field in fields(config)}
+    return set(config.__fields__)
 
 
 def changed(before, after):
