@@ -178,6 +178,8 @@ class ServerLink:
         self.schedule_flush()
 
     def _create_waiting(self) -> None:
+        if self.connection is None or self.connection.state is not ConnectionState.READY:
+            return  # the connection has ended, and `link_down` is still to come
         waiting, self._waiting = self._waiting, []
         for channel in waiting:
             if channel in self.channels:

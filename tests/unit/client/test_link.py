@@ -151,6 +151,18 @@ async def test_a_pause_puts_updates_aside_and_the_latest_value_is_what_counts():
     assert waiting.told == ["join", "creation"]
 
 
+async def test_a_good_status_creates_no_channel_on_a_connection_that_has_closed():
+    bench = Bench()
+    bench.validate()
+    bench.link.pause(SUSPENDED)
+    waiting = bench.add("pv")
+    bench.link.connection.receive_eof()  # type: ignore[union-attr]
+    bench.link.resume()
+    assert waiting.told == ["join"]
+    bench.link.link_down(bench.stream, TransportError("the server broke the protocol"))  # type: ignore[arg-type]
+    assert waiting.told == ["join", "lost: the server broke the protocol"]
+
+
 async def test_a_pause_for_a_suspended_certificate_lets_read_and_an_unknown_status_does_not():
     bench = Bench()
     assert bench.link.refusal(changes=True) == ""
