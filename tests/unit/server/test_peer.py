@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import pytest
@@ -25,7 +25,8 @@ from appliance.pva.search import SearchRequest, SearchResponse
 from appliance.pva.states import ConnectionState
 from appliance.pvdata.nt import NTScalar
 from appliance.pvdata.pvrequest import PVRequest
-from appliance.pvdata.types import FLOAT64
+from appliance.pvdata.types import FLOAT64, STRING, StructType
+from appliance.pvdata.value import Value
 from appliance.server.access import AccessControl
 from appliance.server.admission import Entrance
 from appliance.server.end import ServerEnd
@@ -33,9 +34,10 @@ from appliance.server.operation import Subscription
 from appliance.server.peer import MAX_MESSAGES, Host, Peer
 from appliance.server.pump import Pump
 from appliance.server.quota import Quota, Shares
+from appliance.server.roles import Roles
 from appliance.server.sharedpv import SharedPV
 from appliance.server.source import Handler
-from appliance.transport.gate import Verdict
+from appliance.transport.gate import PeerGate, Verdict
 from tests.helpers.clock import FakeClock
 from tests.helpers.ours import double
 
@@ -103,11 +105,11 @@ class Wire(asyncio.Transport):
 class World:
     """A peer, its host and the client's half of the protocol."""
 
-    def __init__(self, *, quota: Quota | None = None) -> None:
+    def __init__(self, *, quota: Quota | None = None, gate: PeerGate | None = None) -> None:
         self.clock: Any = FakeClock()
         self.host = OneHost()
         self.end = ServerEnd(
-            Entrance(),
+            Entrance(gate),
             AccessControl(),
             Shares(quota or Quota()),
             Pump(asyncio.get_running_loop()),
@@ -134,11 +136,14 @@ class World:
             heard += self.client.receive_data(received)
             self.link.data_received(sent)
 
-    async def validated(self) -> World:
+    async def validated(self, account: str = "") -> World:
         self.connect()
         (offer,) = await self.talk()
         assert type(offer) is AuthenticationOffered
-        self.client.authenticate("anonymous")
+        if account:
+            self.client.authenticate("ca", Value(StructType((("user", STRING),)), {"user": account}))
+        else:
+            self.client.authenticate("anonymous")
         (answer,) = await self.talk()
         assert type(answer) is Validated
         return self
@@ -157,6 +162,32 @@ async def test_a_client_that_does_not_validate_its_connection_in_time_is_cut_off
     world.clock.advance(0.2)
     assert isinstance(world.link.reason, TransportError)
     assert "10.0.0.1:1000 did not validate its connection in 10 s" in str(world.link.reason)
+
+
+async def test_a_gate_judges_no_client_without_tls() -> None:
+    class Gate(PeerGate):
+        def watch(self, *_: object, **__: object) -> Callable[[], None]:
+            raise AssertionError("there is no certificate to judge")
+
+    world = await World(gate=Gate()).validated()
+    assert world.peer.validated
+
+
+async def test_a_client_whose_groups_are_remembered_is_let_in_with_them_at_once() -> None:
+    world = World()
+    looked_up: list[str] = []
+
+    def look_up(account: str) -> frozenset[str]:
+        looked_up.append(account)
+        return frozenset({"ops"})
+
+    roles = world.end.entrance.roles = Roles(look_up)
+    found: asyncio.Future[frozenset[str]] = asyncio.get_running_loop().create_future()
+    roles.ask("alice", found.set_result, asyncio.get_running_loop())
+    await found
+    await world.validated("alice")
+    assert world.peer.credentials.roles == {"ops"}
+    assert looked_up == ["alice"]
 
 
 async def test_a_client_that_is_let_in_may_be_silent() -> None:
