@@ -6,6 +6,7 @@ Source: SPVA specification 7.3.1 and 8.4 (own certificate); configuration refere
 from __future__ import annotations
 
 from enum import Enum
+
 from appliance.certs.status import StatusClass
 from appliance.config.tls_options import TLSOptions
 
