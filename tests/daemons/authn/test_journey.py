@@ -94,8 +94,11 @@ def test_a_name_becomes_a_keychain_that_waits_until_an_administrator_has_found_a
     assert table[1].startswith("PENDING_APPROVAL"), "what waits for a decision comes first"
     approved = administrator.run("pvxcert", "--approve", identifier)
     assert approved.status == 0, approved.err
-    assert approved.out == f"Approve ==> {status_pv(waiting.certificate)} ==> Completed Successfully\n", (
-        "the name that the certificate carries, which is the one that others watch"
+    assert (
+        approved.out
+        == f"Approve ==> {status_pv(waiting.certificate)} ({identifier}) ==> Completed Successfully\n"
+    ), (
+        "the name that the certificate carries, which is the one that others watch, and the identifier that a search finds"
     )
     assert account.run("pvxcert", identifier).status == 0
     other_way = account.run("pvxcert", f"{site.cms.issuer.upper()}:{int(identifier.split(':')[1]):020d}")
@@ -162,7 +165,8 @@ def test_an_owner_revokes_its_own_certificate_and_nobody_elses(site):
     assert other.run("pvxcert").status == 0
     done = account.run("pvxcert", "-R")
     assert done.status == 0, done.err
-    assert done.out == f"Revoke ==> {status_pv(account.keychain().certificate)} ==> Completed Successfully\n"
+    own = account.keychain()
+    assert done.out == f"Revoke ==> {status_pv(own.certificate)} ({own.cert_id}) ==> Completed Successfully\n"
     assert account.run("pvxcert").status == 4
 
 
