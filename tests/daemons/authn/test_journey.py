@@ -144,6 +144,42 @@ def test_several_identifiers_at_once_and_what_ends_soon_for_a_monitor(site):
     assert administrator.run("pvxcert", "list", "--expiring", "61d", "--subject", "later").status == 0
 
 
+def test_a_name_cannot_pose_as_several_parts_in_the_list(site):
+    """What the list shows is RFC 4514's text, as everywhere."""
+    account = site.account()
+    made = CREATED.fullmatch(
+        account.run("authnstd", "-n", "poser, O=control-room, OU=shift", "-o", "host17").out
+    )
+    assert made
+    (_, line) = site.administrator().run("pvxcert", "list", "--subject", "poser").out.splitlines()
+    assert r"CN=poser\, O=control-room\, OU=shift" in line
+    assert "CN=poser, O=" not in line
+
+
+def test_the_tool_shows_that_a_certificate_has_no_status_pv(tmp_path):
+    allowed = {"EPICS_PVACMS_CERTS_REQUIRE_SUBSCRIPTION": "requester"}
+    with running_site(tmp_path, **allowed) as site:
+        identifiers = {}
+        for name, more in (("without", ["--no-status"]), ("with", [])):
+            done = site.account().run("authnstd", "-n", name, *more)
+            identifiers[name] = CREATED.fullmatch(done.out)["id"]
+        head, *lines = site.administrator().run("pvxcert", "list").out.splitlines()
+        column = head.index("STATUS ")
+        shown = {
+            name: line[column:].split()[0]
+            for name in identifiers
+            for line in lines
+            if identifiers[name] in line
+        }
+        assert shown == {"without": "no", "with": "yes"}
+        account = site.account()
+        assert (
+            "Status PV     : none; revoking this certificate stops nobody\n"
+            in account.run("pvxcert", identifiers["without"]).out
+        )
+        assert "Status PV" not in account.run("pvxcert", identifiers["with"]).out
+
+
 def test_a_denied_certificate_is_revoked_and_says_when(site):
     account, administrator = site.account(), site.administrator()
     identifier = CREATED.fullmatch(account.run("authnstd", "-n", "denied").out)["id"]
