@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from appliance.authn.status import CheckedStatus
 from appliance.certmon.status_pv import StatusReport
 from appliance.certs.keychain import Keychain
-from appliance.certs.profiles import USAGES
+from appliance.certs.profiles import KEY_USAGES, USAGES
 from appliance.certs.status import CertState, format_date
 from appliance.certs.x509 import (
     UNREADABLE,
@@ -47,15 +47,6 @@ __all__ = [
 
 WIDE: Final = "=" * 44
 THIN: Final = "-" * 44
-_KEY_USAGES: Final = (
-    "digital_signature",
-    "content_commitment",
-    "key_encipherment",
-    "data_encipherment",
-    "key_agreement",
-    "key_cert_sign",
-    "crl_sign",
-)
 
 
 def usage_of(certificate: x509.Certificate) -> str:
@@ -168,7 +159,7 @@ def _extension_lines(certificate: x509.Certificate) -> list[str]:
         lines.append(f"CA             : {'yes' if constraints.ca else 'no'}{length}")
     usage = find_extension(certificate, x509.KeyUsage)
     if usage is not None:
-        names = [name.replace("_", " ") for name in _KEY_USAGES if getattr(usage, name)]
+        names = [name.replace("_", " ") for name in KEY_USAGES if getattr(usage, name)]
         lines.append(f"Key Usage      : {', '.join(names)}")
     purposes = find_extension(certificate, x509.ExtendedKeyUsage)
     if purposes is not None:

@@ -88,13 +88,13 @@ _DUPLICATE: Final = "Duplicate Certificate Subject"
 _FUTURE: Final = timedelta(days=1)
 """How far in the future a certificate may begin. Clocks differ, but not by days."""
 _PRESENT_S: Final = 2.0
+"""Seconds to wait for the status of the keychain that is already there."""
 _ENDED: Final = (
     "the certificate service says that its certificate has EXPIRED, whatever its date says, so it is useless"
 )
 _FORGOTTEN: Final = (
     "the certificate service does not know its certificate (was its database restored?), so it is useless"
 )
-"""Seconds to wait for the status of the keychain that is already there."""
 
 
 class Trusting(NamedTuple):

@@ -48,6 +48,7 @@ from appliance.errors import CertificateError
 
 __all__ = [
     "KEY_ALGORITHMS",
+    "KEY_USAGES",
     "USAGES",
     "Issuer",
     "build_ca",
@@ -61,6 +62,16 @@ __all__ = [
 ]
 
 KEY_ALGORITHMS: Final = ("rsa-2048", "rsa-4096", "ec-p256", "ec-p384", "ed25519")
+KEY_USAGES: Final = (
+    "digital_signature",
+    "content_commitment",
+    "key_encipherment",
+    "data_encipherment",
+    "key_agreement",
+    "key_cert_sign",
+    "crl_sign",
+)
+"""The bits of the extension Key Usage that are of use alone (RFC 5280 section 4.2.1.3)."""
 USAGES: Final = {
     "client": frozenset({ExtendedKeyUsageOID.CLIENT_AUTH}),
     "server": frozenset({ExtendedKeyUsageOID.SERVER_AUTH}),
@@ -341,22 +352,7 @@ def _dated(
 
 @cache
 def _key_usage(*bits: str) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        **{
-            bit: bit in bits
-            for bit in (
-                "digital_signature",
-                "content_commitment",
-                "key_encipherment",
-                "data_encipherment",
-                "key_agreement",
-                "key_cert_sign",
-                "crl_sign",
-                "encipher_only",
-                "decipher_only",
-            )
-        }
-    )
+    return x509.KeyUsage(**{bit: bit in bits for bit in (*KEY_USAGES, "encipher_only", "decipher_only")})
 
 
 def _key_bits(key: CertificatePublicKeyTypes) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from appliance.epoch import EPICS_EPOCH_S
+from appliance.epoch import EPICS_EPOCH_S, LAST_SECOND
 from appliance.errors import CertificateStatusError
 
 __all__ = [
@@ -240,8 +240,6 @@ def parse_state(text: str) -> CertState:
 
 _BEFORE_ALL: Final = datetime(2015, 1, 1, tzinfo=UTC)
 """No certificate of Secure PVAccess is as old as this."""
-_LAST: Final = 253_402_300_799
-"""POSIX seconds of the end of the year 9999."""
 
 
 def read_renew_by(seconds: int, not_before: datetime | None = None) -> datetime | None:
@@ -255,7 +253,7 @@ def read_renew_by(seconds: int, not_before: datetime | None = None) -> datetime 
     earliest = not_before if not_before is not None else _BEFORE_ALL
     if seconds < earliest.timestamp():
         seconds += EPICS_EPOCH_S
-    return datetime.fromtimestamp(seconds, UTC) if seconds <= _LAST else None
+    return datetime.fromtimestamp(seconds, UTC) if seconds <= LAST_SECOND else None
 
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")

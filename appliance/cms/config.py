@@ -187,8 +187,8 @@ def shared_organizations(config: JWTConfig) -> list[str]:
         sharing.setdefault(organization, []).append(name)
     return [
         f"the token issuers {' and '.join(names)} share the organization {organization}, and a certificate names its issuer "
-        "only by organization (O): access rules cannot tell their accounts apart. A name that one account holds is refused "
-        "to the other while its certificate is valid"
+        "only by organization (O): access rules cannot tell their accounts apart. While one account has a certificate for a "
+        "name that is not revoked or expired, or a request for it that waits for approval, the name is refused to the other"
         for organization, names in sharing.items()
         if len(names) > 1
     ]

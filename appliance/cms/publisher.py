@@ -288,10 +288,6 @@ class Publisher:
             pv.fetching = False
         pv.answer_all(failure)
 
-    def is_asked(self) -> bool:
-        """Whether questions to the database are left."""
-        return bool(self._asked or self._tasks)
-
     async def stop(self) -> None:
         """Ask the database no more: the clients are gone."""
         self._asked.clear()

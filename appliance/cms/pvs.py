@@ -56,13 +56,14 @@ _ORDER: Final = (
 _EXTENSION: Final = {None: "unknown", False: "yes", True: "no"}
 """Whether a certificate names its status PV, by what the database says of ``no_status``."""
 REVOKED_OWN: Final = "REVOKED_OWN"
+"""What an administrator puts to revoke their own certificate deliberately."""
 _EVENTS: Final = {
     "APPROVED": "certificate-approved",
     "DENIED": "certificate-denied",
     "REVOKED": "certificate-revoked",
     REVOKED_OWN: "certificate-revoked",
 }
-"""What an administrator puts to revoke their own certificate deliberately."""
+"""The name of the event in the log, by what an administrator puts."""
 
 
 ROOT: Final = StructType(

@@ -334,11 +334,15 @@ def _read_regular(name: str, limit: int) -> tuple[bytes, int]:
     """Return the contents of a regular file and its mode."""
     try:
         # O_NONBLOCK: opening a FIFO that somebody put there must not block the service.
-        with os.fdopen(os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-            status = os.fstat(file.fileno())
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
                 raise ConfigurationError("not a regular file", file=name)
-            data = file.read(limit + 1)
+            with os.fdopen(fd, "rb", closefd=False) as file:
+                data = file.read(limit + 1)
+        finally:
+            os.close(fd)
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"cannot read: {_reason(error)}", file=name) from error
     if len(data) > limit:

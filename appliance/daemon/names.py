@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Final
 
 __all__ = ["identified"]
 
-_PADDED: Final = re.compile(r":STATUS:([0-9a-f]{8}):0+([0-9]{1,19})(?![0-9])")
+# Each tool imports this module at its start, so it does not import typing.
+_PADDED = re.compile(r":STATUS:([0-9a-f]{8}):0+([0-9]{1,19})(?![0-9])")
 
 
 def identified(text: str) -> str:

@@ -17,37 +17,12 @@ ROOT = Path(__file__).resolve().parents[2]
 HASH = "scrypt$15$8$1$MnnrVpOO/Nv4CQ6qR5DVTg==$cyUrFnd5kguPpD3tLlxxpxDyAiL/Ns0GCU2KFhtzDiY="
 
 
-def render(tmp_path: Path, role: str, template: str, **variables) -> str:
-    """What ansible-playbook makes of a role's template, with the role's defaults."""
-    out = tmp_path / "rendered"
-    play = [
-        {
-            "name": "Render",
-            "hosts": "localhost",
-            "connection": "local",
-            "gather_facts": False,
-            "vars": {"spva_common_current": "0.0.0 0", **variables},
-            "roles": ["spva_common"],
-            "tasks": [
-                {
-                    "name": "Template",
-                    "ansible.builtin.template": {
-                        "src": str(ROOT / "roles" / role / "templates" / template),
-                        "dest": str(out),
-                    },
-                },
-            ],
-            "vars_files": [
-                str(ROOT / "roles" / role / name)
-                for name in ("defaults/main.yml", "vars/main.yml")
-                if (ROOT / "roles" / role / name).exists()
-            ],
-        }
-    ]
-    (tmp_path / "play.yml").write_text(yaml.safe_dump(play))
-    # What the inventory would say must win over defaults, which are files of the play here.
-    (tmp_path / "extra.json").write_text(json.dumps(variables))
-    done = subprocess.run(
+def run_play(tmp_path: Path, play: dict, variables: dict | None = None) -> subprocess.CompletedProcess[str]:
+    """Run one play on this machine; ``variables`` win over all others."""
+    on_this_machine = {"hosts": "localhost", "connection": "local", "gather_facts": False}
+    (tmp_path / "play.yml").write_text(yaml.safe_dump([{**play, **on_this_machine}]))
+    (tmp_path / "extra.json").write_text(json.dumps(variables or {}))
+    return subprocess.run(
         [
             Path(sys.executable).parent / "ansible-playbook",
             "--inventory=localhost,",
@@ -62,6 +37,32 @@ def render(tmp_path: Path, role: str, template: str, **variables) -> str:
         cwd=ROOT,
         env={**os.environ, "ANSIBLE_ROLES_PATH": str(ROOT / "roles"), "ANSIBLE_LOCALHOST_WARNING": "false"},
     )
+
+
+def render(tmp_path: Path, role: str, template: str, **variables) -> str:
+    """What ansible-playbook makes of a role's template, with the role's defaults."""
+    out = tmp_path / "rendered"
+    play = {
+        "name": "Render",
+        "vars": {"spva_common_current": "0.0.0 0", **variables},
+        "roles": ["spva_common"],
+        "tasks": [
+            {
+                "name": "Template",
+                "ansible.builtin.template": {
+                    "src": str(ROOT / "roles" / role / "templates" / template),
+                    "dest": str(out),
+                },
+            },
+        ],
+        "vars_files": [
+            str(ROOT / "roles" / role / name)
+            for name in ("defaults/main.yml", "vars/main.yml")
+            if (ROOT / "roles" / role / name).exists()
+        ],
+    }
+    # What the inventory would say must win over defaults, which are files of the play here.
+    done = run_play(tmp_path, play, variables)
     assert done.returncode == 0, done.stdout + done.stderr
     return out.read_text()
 
@@ -243,9 +244,6 @@ def test_files_of_an_ioc_are_checked_before_anything_is_copied(tmp_path, item, s
     ioc["templates"] = [str(tmp_path / name) for name in item.get("templates", [])]
     play = {
         "name": "Preflight",
-        "hosts": "localhost",
-        "connection": "local",
-        "gather_facts": False,
         "vars": {"spva_ioc_instances": [ioc]},
         "tasks": [
             {
@@ -254,21 +252,7 @@ def test_files_of_an_ioc_are_checked_before_anything_is_copied(tmp_path, item, s
             }
         ],
     }
-    (tmp_path / "play.yml").write_text(yaml.safe_dump([play]))
-    done = subprocess.run(
-        [
-            Path(sys.executable).parent / "ansible-playbook",
-            "--inventory=localhost,",
-            f"--extra-vars=ansible_python_interpreter={sys.executable}",
-            tmp_path / "play.yml",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=100,
-        cwd=ROOT,
-        env={**os.environ, "ANSIBLE_ROLES_PATH": str(ROOT / "roles"), "ANSIBLE_LOCALHOST_WARNING": "false"},
-    )
+    done = run_play(tmp_path, play)
     if says is None:
         assert done.returncode == 0, done.stdout + done.stderr
     else:

@@ -112,7 +112,7 @@ def _read_key(entry: Any) -> Jwk:
     # Some platforms write every member that a key can have, so an empty member counts as missing.
     entry = {name: value for name, value in entry.items() if value is not None and value not in ("", [], {})}
     kid, alg = entry.get("kid"), entry.get("alg")
-    name = f"key {clean(kid, 40)!r}" if isinstance(kid, str) else "a key has no kid"
+    name = f"key {clean(kid, 40)!r}" if isinstance(kid, str) else "a key without kid"
     if not isinstance(kid, str | None) or not isinstance(alg, str | None):
         raise _Unusable(f"{name}: kid or alg is not text")
     if entry.get("use", "sig") != "sig":

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 from appliance.authn.jwt.strict_json import StrictFormatError, b64url_decode, load_object
+from appliance.epoch import LAST_SECOND
 from appliance.errors import TokenRefused
 
 __all__ = [
@@ -29,8 +30,6 @@ MAX_SUBJECT_CHARS: Final = 64
 """The length of an X.509 common name (RFC 5280 appendix A, ub-common-name)."""
 _MAX_ISSUER_CHARS: Final = 512
 _MAX_ID_CHARS: Final = 256
-_LAST_SECOND: Final = 253_402_300_799
-"""9999-12-31T23:59:59Z, the last time that a certificate can hold (RFC 5280 section 4.1.2.5)."""
 _KEY_HINTS: Final = frozenset(("jku", "jwk", "x5u", "x5c"))
 """Header fields in which a token brings its own key, or says where to fetch it. They are never used; the key comes only
 from the configured issuer. The thumbprints ``x5t`` and ``x5t#S256`` do neither, and are ignored.
@@ -193,7 +192,7 @@ def _time(claims: dict[str, Any], name: str) -> int | None:
     value = claims[name]
     if type(value) is not int:  # bool is an int for isinstance, and a float loses seconds
         raise TokenRefused(f"{name}_not_integer")
-    if not 0 <= value <= _LAST_SECOND:
+    if not 0 <= value <= LAST_SECOND:
         raise TokenRefused(f"{name}_out_of_range")
     return value
 

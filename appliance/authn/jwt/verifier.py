@@ -24,8 +24,6 @@ __all__ = ["JWTVerifier"]
 _PLAINTEXT: Final = (
     "tokens are accepted over TLS only, and this one was sent unencrypted: have it withdrawn, fetch a new one"
 )
-_MAX_HOST: Final = 64
-"""The host becomes the certificate's organization (O)."""
 _NOT_TRUSTED: Final = "the token's issuer is not trusted here"
 
 _log = logging.getLogger(__name__)

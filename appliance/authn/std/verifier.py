@@ -9,12 +9,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
 from appliance.authn.grant import Grant, backdated
+from appliance.epoch import LAST_SECOND
 from appliance.errors import CertificateError
 
 __all__ = ["StdRequest", "verify"]
-
-_LATEST: Final = 253_402_300_799
-"""9999-12-31: the last second that an X.509 certificate can name."""
 
 _SKEW: Final = timedelta(seconds=60)
 """A begin that is this little in the future comes from the requester's clock: requesters send their time (section 9.1)."""
@@ -74,6 +72,6 @@ def verify(
 
 
 def _time(seconds: int, what: str) -> datetime:
-    if not 0 < seconds <= _LATEST:
+    if not 0 < seconds <= LAST_SECOND:
         raise CertificateError(f"the time {seconds} at which the certificate should {what} is not a date")
     return datetime.fromtimestamp(seconds, UTC)

@@ -148,6 +148,13 @@ def _tell_how(
     if peer.is_tls:
         by = peer.authority.splitlines()[0] if peer.authority else "nobody"
         report.ok("pv", f"{name} is served by {info.server} over TLS, {peer.account} certified by {by}")
+    elif own_fault and tls_required:
+        report.problem(
+            "pv",
+            f"{name} is served by {info.server} over plain TCP, which this client refuses (tls_required)",
+            f"{_OWN_WHY} ({own_fault})",
+            _OWN_CURE,
+        )
     elif own_fault:
         # It is not known whether the server would offer TLS, because this client does not search for it.
         report.warning(

@@ -13,7 +13,7 @@ OK: Final = "ok"
 NOTE: Final = "note"
 """Nothing is wrong, but not everybody expects it."""
 WARNING: Final = "warning"
-"""It works now but will fail later."""
+"""It works, but may not always."""
 PROBLEM: Final = "problem"
 
 _OWN: Final = ("chain", "clock", "expiry", "usage", "status")
@@ -47,7 +47,7 @@ class Report:
         self._add(check, NOTE, what, why, do)
 
     def warning(self, check: str, what: str, why: str, do: str) -> None:
-        """Report that something works now but will fail later."""
+        """Report that something works, but may not always."""
         self._add(check, WARNING, what, why, do)
 
     def problem(self, check: str, what: str, why: str, do: str) -> None:

@@ -17,17 +17,16 @@ from appliance.epoch import EPICS_EPOCH_S
 from appliance.errors import AccessDeniedError, ApplianceError, OperationError
 from appliance.ioc.dbcore import _c
 from appliance.ioc.dbcore.dbr import (
-    CODES,
     CONTROL,
     ITEM_SIZES,
     MAX_CHOICES,
     META,
     META_SIZE,
     META_STRUCT,
-    NO_LOG,
     PROPERTIES,
     PROPERTIES_STRUCT,
     SCALAR_STRUCTS,
+    get_arguments,
 )
 from appliance.ioc.dbcore.errlog import printed_aside
 from appliance.ioc.dbcore.put_value import encode
@@ -261,13 +260,8 @@ class DBChannel:
         CONTROL.pack_into(self._buffer, end, META, 1)
         control = ctypes.addressof(self._buffer) + end
         self._unpack = (SCALAR_STRUCTS[self.final_type] if scalar else META_STRUCT).unpack_from
-        self._arguments = (
-            ctypes.c_void_p(self.address),
-            CODES[self.final_type],
-            ctypes.c_void_p(ctypes.addressof(self._buffer)),
-            ctypes.c_void_p(control),
-            ctypes.c_void_p(control + 8),
-            NO_LOG,
+        self._arguments = get_arguments(
+            self.address, self.final_type, ctypes.addressof(self._buffer), control
         )
 
     def __repr__(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from typing import Final
+from typing import Any, Final
 
 from appliance.ioc.dbcore import _c
 
@@ -42,6 +42,25 @@ PROPERTIES_STRUCT: Final = struct.Struct(f"=16sqIi{MAX_CHOICES * _c.MAX_STRING_S
 #: Options and number of elements, which EPICS takes by address.
 CONTROL: Final = struct.Struct("=qq")
 #: DBR codes as arguments, made once.
-CODES: Final = {code: ctypes.c_short(code) for code in range(12)}
+_CODES: Final = {code: ctypes.c_short(code) for code in range(12)}
 #: No field log: read the record itself.
-NO_LOG: Final = ctypes.c_void_p(None)
+_NO_LOG: Final = ctypes.c_void_p(None)
+
+
+def get_arguments(channel: int, code: int, data: int, control: int) -> tuple[Any, ...]:
+    """Return the arguments of dbChannelGet, made once for all calls.
+
+    Args:
+        channel: Address of the dbChannel.
+        code: DBR code of the value.
+        data: Address of the block that EPICS fills.
+        control: Address of the options and the number of elements (`CONTROL`).
+    """
+    return (
+        ctypes.c_void_p(channel),
+        _CODES[code],
+        ctypes.c_void_p(data),
+        ctypes.c_void_p(control),
+        ctypes.c_void_p(control + 8),
+        _NO_LOG,
+    )

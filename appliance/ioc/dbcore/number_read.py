@@ -15,7 +15,7 @@ from appliance.epoch import EPICS_EPOCH_S
 from appliance.errors import OperationError
 from appliance.ioc.dbcore import _c
 from appliance.ioc.dbcore.channel import DBChannel
-from appliance.ioc.dbcore.dbr import CODES, CONTROL, MAX_CHOICES, META, NO_LOG, PROPERTIES
+from appliance.ioc.dbcore.dbr import CONTROL, MAX_CHOICES, META, PROPERTIES, get_arguments
 from appliance.ioc.dbcore.reading import AlarmLimits, Properties, Range, Reading
 from appliance.ioc.dbcore.records import common_field
 from appliance.ioc.dbcore.words import status_text
@@ -71,13 +71,8 @@ class NumberReader:
         self._control = ctypes.create_string_buffer(CONTROL.size)
         control = ctypes.addressof(self._control)
         self._options = ctypes.c_long.from_buffer(self._control)
-        self._arguments = (
-            ctypes.c_void_p(channel.address),
-            CODES[channel.final_type],
-            ctypes.c_void_p(ctypes.addressof(self._buffer)),
-            ctypes.c_void_p(control),
-            ctypes.c_void_p(control + 8),
-            NO_LOG,
+        self._arguments = get_arguments(
+            channel.address, channel.final_type, ctypes.addressof(self._buffer), control
         )
         #: the record's DESC; its ``value`` are the octets now
         place = common_field("DESC")

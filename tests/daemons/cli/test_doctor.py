@@ -288,6 +288,18 @@ async def test_a_revoked_client_is_the_cause_and_the_server_is_not_blamed(
     assert "doctor --server" not in json.dumps(report)
 
 
+async def test_a_client_that_refuses_plain_tcp_does_not_read_the_pv_while_its_certificate_is_revoked(
+    ask: Ask, server: Server, tmp_path: Path
+) -> None:
+    path = keychain_file(tmp_path, certified(server, "REVOKED", OCSPState.REVOKED))
+    report = await ask("demo", status=1, EPICS_PVA_TLS_KEYCHAIN=path, EPICS_PVA_TLS_OPTIONS="tls_required")
+    pv = of(report, "pv", "problem")
+    assert "over plain TCP, which this client refuses (tls_required)" in pv
+    assert "this client's own certificate is not good" in pv
+    assert "is REVOKED" in pv
+    assert "give that server a keychain" not in json.dumps(report)
+
+
 async def test_an_identifier_is_found_as_everything_else_spells_it(
     ask: Ask, server: Server, env: dict[str, str], tmp_path: Path
 ) -> None:

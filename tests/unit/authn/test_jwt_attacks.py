@@ -471,6 +471,13 @@ async def test_a_published_key_without_its_numbers_is_named_in_the_log(
     assert "jwks no usable key" in bench.refusal.facts["issuer_answer"]
 
 
+async def test_a_published_key_without_kid_is_told_why_it_is_left_out(idp: IdP, caplog) -> None:
+    idp.keys = [{**jwk(rsa_key()), "use": "enc"}]
+    async with Bench(jwks_issuer(idp)) as bench:
+        assert await bench.refuse(idp.token()) == "jwks_not_available"
+    assert "jwks no usable key: a key without kid is not for signatures (use)" in caplog.text
+
+
 @pytest.mark.parametrize(
     "member",
     [

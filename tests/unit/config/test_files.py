@@ -5,6 +5,7 @@ import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from appliance.config.files import (
     check_replaceable,
     make_directories,
     read_private,
+    read_trusted,
     replace_private,
     sweep,
     write_private,
@@ -196,6 +198,17 @@ def test_what_is_no_regular_file_is_refused_without_hanging(make, tmp_path):
     make(tmp_path / "key")
     with pytest.raises(ConfigurationError):
         read_private(tmp_path / "key", 10)
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo], ids=["directory", "fifo"])
+@pytest.mark.parametrize("read", [read_private, read_trusted])
+def test_what_is_no_regular_file_is_named_so_and_stays_open_nowhere(make, read, tmp_path):
+    make(tmp_path / "key")
+    before = set(Path("/proc/self/fd").iterdir())
+    for _ in range(3):
+        with pytest.raises(ConfigurationError, match="not a regular file"):
+            read(tmp_path / "key", 10)
+    assert set(Path("/proc/self/fd").iterdir()) == before
 
 
 def test_a_private_file_beyond_its_limit_is_refused(tmp_path):
