@@ -31,11 +31,13 @@ class Context(_Context):
 
     Args:
         config: Settings; without them those of the ``EPICS_PVA_*`` variables (`resolve_client`).
-        options: For `appliance.client.Context`, for instance ``require_tls=True``: no PV is used over plain TCP. With
-            ``tls`` that TLS context is used as it is, and the keychain of the settings is not.
+        options: For `appliance.client.Context`, for instance ``require_tls=True``: no PV is used over plain TCP, and
+            nothing is connected while the own certificate is not valid yet. With ``tls`` that TLS context is used as
+            it is, and the keychain of the settings is not.
 
     Raises:
-        KeychainError: From ``async with`` or ``start``: TLS is required, and there is no usable keychain.
+        KeychainError: From ``async with`` or ``start``: TLS is required, and the keychain is missing or cannot be
+            read; or the certificate has ended, and ``on_expiration`` forbids to continue.
     """
 
     def __init__(self, config: ClientConfig | None = None, **options: Any) -> None:
@@ -72,11 +74,13 @@ class Server(_Server):
     Args:
         config: Settings; without them those of the ``EPICS_PVAS_*`` and ``EPICS_PVA_*`` variables (`resolve_server`).
         options: For `appliance.server.Server`, for instance ``require_tls=True``: no port for plain TCP is opened.
-            With ``tls`` that TLS context is used as it is, and the keychain of the settings is not.
+            Without a usable keychain the server then answers nobody until there is one. With ``tls`` that TLS
+            context is used as it is, and the keychain of the settings is not.
 
     Raises:
         ConfigurationError: A variable that says where to listen, or whom to ignore, cannot be used.
-        KeychainError: From ``async with`` or ``start``: TLS is required, and there is no usable keychain.
+        KeychainError: From ``async with`` or ``start``: there is no usable keychain, and
+            EPICS_PVAS_TLS_STOP_IF_NO_CERT is set; or the certificate has ended, and ``on_expiration=shutdown`` is set.
     """
 
     def __init__(self, config: ServerConfig | None = None, **options: Any) -> None:
