@@ -127,7 +127,8 @@ class ServerLink:
         """The merged updates of each monitor during a pause."""
         self._methods: tuple[str, ...] = ()
         """The authentication methods that the server offers."""
-        self._admission = Admission(self)
+        self._admission: Admission | None = None
+        """Follows the status of both certificates; None if nobody judges them."""
 
     async def connect(self) -> None:
         """Connect; failure ends the link and sends its channels back to the search."""
@@ -178,6 +179,8 @@ class ServerLink:
         self.schedule_flush()
 
     def _create_waiting(self) -> None:
+        if self.connection is None or self.connection.state is not ConnectionState.READY:
+            return  # the connection has ended, and `link_down` is still to come
         waiting, self._waiting = self._waiting, []
         for channel in waiting:
             if channel in self.channels:
@@ -314,8 +317,7 @@ class ServerLink:
                 self._on_message(event)
             elif type(event) is AuthenticationOffered:
                 self._methods = event.methods
-                engine = self.stream.engine if self.stream is not None else None
-                self._admission.begin(self._end.gate, self.credentials, engine, guid=self.guid)
+                self._ask_gate()
             elif type(event) is Validated:
                 self._on_validated(event)
             elif type(event) is OperationClosed:
@@ -355,7 +357,9 @@ class ServerLink:
         self.held = None
         self._kept.clear()
         self.stream = None
-        self._admission.end()
+        admission, self._admission = self._admission, None
+        if admission is not None:
+            admission.end()
         why = str(reason) if reason is not None else f"{self.peer} closed the connection"
         level = logging.INFO if reason is None or self.expected else logging.WARNING
         _log.log(level, "%s: %s", self.name, why)
@@ -410,6 +414,16 @@ class ServerLink:
             _LEVELS.get(event.kind, logging.CRITICAL), "%s : %s : %s", self.peer, name, event.text[:1024]
         )
 
+    def _ask_gate(self) -> None:
+        """Let the gate judge the server. Without a gate or without TLS, admit it at once."""
+        gate = self._end.gate
+        engine = self.stream.engine if self.stream is not None else None
+        if gate is None or engine is None:
+            self.admit()
+            return
+        admission = self._admission = Admission(self)
+        admission.begin(gate, self.credentials, engine, guid=self.guid)
+
     # -- AdmissionOwner ------------------------------------------------------------------------------
 
     @property
@@ -423,7 +437,7 @@ class ServerLink:
         assert connection is not None
         if connection.state is not ConnectionState.AUTHENTICATING:
             return
-        if self._admission.is_watched:
+        if self._admission is not None:
             _log.debug("%s: the status of both certificates is good", self.name)
         tls = self._end.tls
         if (

@@ -17,7 +17,7 @@ from appliance.errors import DecodeError, LocalProtocolError, RemoteProtocolErro
 from appliance.pva import commands as c
 from appliance.pva.client_channel import ClientChannel
 from appliance.pva.client_operation import ClientOperation
-from appliance.pva.connection import EVENTS_PER_CALL, UNPACED, Connection
+from appliance.pva.connection import EVENTS_PER_CALL, UNPACED, CommandHandler, Connection
 from appliance.pva.events import (
     AccessChanged,
     AuthenticationOffered,
@@ -48,8 +48,6 @@ _UPDATE: Final = c.MAGIC | c.VERSION << 8 | c.FLAG_SERVER << 16 | c.CMD_MONITOR 
 _STATUS_OK: Final = 0xFF
 _QUICK: Final = 256
 """Octets of a message that takes no time worth looking at the clock for."""
-_BUFFER_SIZE: Final = 0x10000
-_REGISTRY_SIZE: Final = 0x7FFF
 
 
 class ClientConnection(Connection[ClientEvent]):
@@ -68,28 +66,6 @@ class ClientConnection(Connection[ClientEvent]):
         self._chosen = False
         self._next_cid = 1
         self._next_ioid = 1
-        self._handlers.update(
-            {
-                c.CMD_CONNECTION_VALIDATION: self._on_validation,
-                c.CMD_CONNECTION_VALIDATED: self._on_validated,
-                c.CMD_SEARCH_RESPONSE: self._on_search_response,
-                c.CMD_ACL_CHANGE: self._on_acl_change,
-                c.CMD_CREATE_CHANNEL: self._on_create_channel,
-                c.CMD_DESTROY_CHANNEL: self._on_destroy_channel,
-                **{
-                    command: partial(self._on_operation, command)
-                    for command in (
-                        c.CMD_GET,
-                        c.CMD_PUT,
-                        c.CMD_PUT_GET,
-                        c.CMD_PROCESS,
-                        c.CMD_RPC,
-                        c.CMD_MONITOR,
-                    )
-                },
-                c.CMD_GET_FIELD: self._on_get_field,
-            }
-        )
 
     def _on_echo(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         """Ignore the answer to our ``echo``: that it came is all it says."""
@@ -163,7 +139,7 @@ class ClientConnection(Connection[ClientEvent]):
             c.CMD_CONNECTION_VALIDATION,
             b"".join(
                 (
-                    _VALIDATION[big].pack(_BUFFER_SIZE, _REGISTRY_SIZE, 0),
+                    _VALIDATION[big].pack(c.BUFFER_SIZE, c.REGISTRY_SIZE, 0),
                     encode_string(method, big),
                     *encode_typed(payload, big=big),
                 )
@@ -265,7 +241,7 @@ class ClientConnection(Connection[ClientEvent]):
         self._next_ioid = ioid + 1 & 0xFFFFFFFF
         return ioid
 
-    def _on_operation(self, command: int, buf: Buffer, pos: int, end: int, big: bool) -> None:
+    def _on_operation(self, buf: Buffer, pos: int, end: int, big: bool, *, command: int) -> None:
         if end - pos < 5:
             raise DecodeError("the answer of an operation is too short")
         (ioid,) = U32[big].unpack_from(buf, pos)
@@ -308,3 +284,21 @@ class ClientConnection(Connection[ClientEvent]):
         for channel in list(self.channels.values()):
             self.drop_channel(channel)
             yield
+
+    HANDLERS: ClassVar[dict[int, CommandHandler]] = {
+        **Connection.HANDLERS,
+        c.CMD_ECHO: _on_echo,
+        c.CMD_CONNECTION_VALIDATION: _on_validation,
+        c.CMD_CONNECTION_VALIDATED: _on_validated,
+        c.CMD_SEARCH_RESPONSE: _on_search_response,
+        c.CMD_ACL_CHANGE: _on_acl_change,
+        c.CMD_CREATE_CHANNEL: _on_create_channel,
+        c.CMD_DESTROY_CHANNEL: _on_destroy_channel,
+        c.CMD_GET: partial(_on_operation, command=c.CMD_GET),
+        c.CMD_PUT: partial(_on_operation, command=c.CMD_PUT),
+        c.CMD_PUT_GET: partial(_on_operation, command=c.CMD_PUT_GET),
+        c.CMD_PROCESS: partial(_on_operation, command=c.CMD_PROCESS),
+        c.CMD_RPC: partial(_on_operation, command=c.CMD_RPC),
+        c.CMD_MONITOR: partial(_on_operation, command=c.CMD_MONITOR),
+        c.CMD_GET_FIELD: _on_get_field,
+    }

@@ -60,6 +60,11 @@ SUB_ACK: Final = 0x80
 SUB_MONITOR_STOP: Final = 0x04
 SUB_MONITOR_START: Final = 0x44
 
+BUFFER_SIZE: Final = 0x10000
+"""Octets of our receive buffer, as the handshake tells the peer. It binds nobody."""
+REGISTRY_SIZE: Final = 0x7FFF
+"""Entries of our type registry, as the handshake tells the peer. It binds nobody."""
+
 SEARCH_MUST_REPLY: Final = 0x01
 SEARCH_UNICAST: Final = 0x80
 

@@ -23,7 +23,7 @@ from appliance.pvdata.fielddesc import TypeReader
 from appliance.pvdata.pace import Pace
 from appliance.pvdata.primitives import Buffer, decode_string, encode_string
 
-__all__ = ["Connection"]
+__all__ = ["CommandHandler", "Connection"]
 
 _HEADER_LE: Final = HEADER[False]
 _SIZE_BE: Final = U32[True]
@@ -46,6 +46,8 @@ OUT_LIMIT: Final = 4 * 1024 * 1024
 
 
 EventT = TypeVar("EventT", bound=Event)
+CommandHandler = Callable[[Any, Buffer, int, int, bool], None]
+"""Acts on a message: takes the connection, the octets, where the payload starts and ends, and whether it is big-endian."""
 
 
 class Connection(Generic[EventT]):
@@ -55,7 +57,6 @@ class Connection(Generic[EventT]):
     ACCEPTS: ClassVar[dict[ConnectionState, frozenset[int]]]
 
     __slots__ = (
-        "_handlers",
         "_need",
         "_pace",
         "_paced",
@@ -105,11 +106,6 @@ class Connection(Generic[EventT]):
         self._small = min(limits.max_message, limits.max_message_unvalidated)
         self._segments: bytearray | None = None
         self._segment_command = -1
-        self._handlers: dict[int, Callable[[Buffer, int, int, bool], None]] = {
-            c.CMD_ECHO: self._on_echo,
-            c.CMD_MESSAGE: self._on_message,
-            c.CMD_AUTHNZ: self._on_ignored,
-        }
 
     # -- input ---------------------------------------------------------------------------------------
 
@@ -271,13 +267,13 @@ class Connection(Generic[EventT]):
             if command > c.CMD_ORIGIN_TAG or self.state is ConnectionState.READY:
                 return  # section 16.3: what is unknown is skipped; so is what has no meaning on a stream
             raise RemoteProtocolError(f"command {command} is not allowed while {self.state.value}")
-        handler = self._handlers.get(command)
+        handler = self.HANDLERS.get(command)
         if handler is None:
             return
         if end - pos <= UNPACED:
-            handler(buf, pos, end, big)
+            handler(self, buf, pos, end, big)
             return
-        self._pace = Pace(partial(handler, buf, pos, end, big), self.due)
+        self._pace = Pace(partial(handler, self, buf, pos, end, big), self.due)
         self._paced = buf
         self._go_on()
 
@@ -388,3 +384,10 @@ class Connection(Generic[EventT]):
             "out": self.outbox.size,
         }
         return f"<{type(self).__name__} {' '.join(f'{key}={value}' for key, value in details.items())}>"
+
+    HANDLERS: ClassVar[dict[int, CommandHandler]] = {
+        c.CMD_ECHO: _on_echo,
+        c.CMD_MESSAGE: _on_message,
+        c.CMD_AUTHNZ: _on_ignored,
+    }
+    """The method for each command. A table of bound methods in each connection would cost time and be a cycle."""

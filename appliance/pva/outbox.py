@@ -43,8 +43,7 @@ class Outbox:
         self.segment_size = segment_size
         self.one_piece = -1 if segment_size else COPY_LIMIT
         self.big = big
-        self.flags = 0
-        self.set_byte_order(big=big)
+        self.flags = self._direction | (c.FLAG_BIG_ENDIAN if big else 0)
 
     def set_byte_order(self, *, big: bool) -> None:
         """Use this byte order from the next message on."""

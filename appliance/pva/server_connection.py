@@ -10,12 +10,13 @@ Source: PVAccess protocol specification, sections 6, 8, 9 and 13; behaviour of p
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from struct import Struct
 from typing import Any, ClassVar, Final
 
 from appliance.errors import DecodeError, RemoteProtocolError
 from appliance.pva import commands as c
-from appliance.pva.connection import EVENTS_PER_CALL, OUT_LIMIT, Connection
+from appliance.pva.connection import EVENTS_PER_CALL, OUT_LIMIT, CommandHandler, Connection
 from appliance.pva.events import (
     AuthenticationReceived,
     ChannelClosed,
@@ -51,8 +52,19 @@ _GETS_PER_CALL: Final = 1024
 """GETs of the hot loop after which ``receive_data`` stops, so that time is asked for; about half a millisecond."""
 _NAMES_PER_EVENT: Final = 256
 """Names of one SearchReceived: whoever looks them up can do other things between two of them."""
-_BUFFER_SIZE: Final = 0x10000
-_REGISTRY_SIZE: Final = 0x7FFF
+
+
+@cache
+def _offer(auth_methods: tuple[str, ...], big: bool) -> bytes:
+    """Encode the payload of the message that starts the handshake."""
+    return b"".join(
+        (
+            U32[big].pack(c.BUFFER_SIZE),
+            U16[big].pack(c.REGISTRY_SIZE),
+            encode_size(len(auth_methods), big),
+            *(encode_string(method, big) for method in auth_methods),
+        )
+    )
 
 
 class ServerConnection(Connection[ServerEvent]):
@@ -92,36 +104,8 @@ class ServerConnection(Connection[ServerEvent]):
         self._request_cache: dict[tuple[bool, bytes], Value] = {}
         self.request_octets = 0
         """Octets of memory that the pvRequests of all operations take."""
-        self._handlers.update(
-            {
-                c.CMD_CONNECTION_VALIDATION: self._on_validation,
-                c.CMD_SEARCH: self._on_search,
-                c.CMD_CREATE_CHANNEL: self._on_create_channel,
-                c.CMD_DESTROY_CHANNEL: self._on_destroy_channel,
-                c.CMD_GET: self._on_get,
-                c.CMD_PUT: self._on_put,
-                c.CMD_PUT_GET: self._on_put_get,
-                c.CMD_PROCESS: self._on_process,
-                c.CMD_RPC: self._on_rpc,
-                c.CMD_MONITOR: self._on_monitor,
-                c.CMD_ARRAY: self._on_array,
-                c.CMD_GET_FIELD: self._on_get_field,
-                c.CMD_CANCEL_REQUEST: self._on_cancel,
-                c.CMD_DESTROY_REQUEST: self._on_destroy_request,
-            }
-        )
         self.outbox.control(c.CTRL_SET_ENDIAN, 0)
-        self.outbox.send(
-            c.CMD_CONNECTION_VALIDATION,
-            b"".join(
-                (
-                    U32[big].pack(_BUFFER_SIZE),
-                    U16[big].pack(_REGISTRY_SIZE),
-                    encode_size(len(auth_methods), big),
-                    *(encode_string(method, big) for method in auth_methods),
-                )
-            ),
-        )
+        self.outbox.send(c.CMD_CONNECTION_VALIDATION, _offer(auth_methods, big))
 
     # -- the hot loop --------------------------------------------------------------------------------
 
@@ -497,3 +481,21 @@ class ServerConnection(Connection[ServerEvent]):
             self.drop_channel(channel)
             yield
         self.pending.clear()
+
+    HANDLERS: ClassVar[dict[int, CommandHandler]] = {
+        **Connection.HANDLERS,
+        c.CMD_CONNECTION_VALIDATION: _on_validation,
+        c.CMD_SEARCH: _on_search,
+        c.CMD_CREATE_CHANNEL: _on_create_channel,
+        c.CMD_DESTROY_CHANNEL: _on_destroy_channel,
+        c.CMD_GET: _on_get,
+        c.CMD_PUT: _on_put,
+        c.CMD_PUT_GET: _on_put_get,
+        c.CMD_PROCESS: _on_process,
+        c.CMD_RPC: _on_rpc,
+        c.CMD_MONITOR: _on_monitor,
+        c.CMD_ARRAY: _on_array,
+        c.CMD_GET_FIELD: _on_get_field,
+        c.CMD_CANCEL_REQUEST: _on_cancel,
+        c.CMD_DESTROY_REQUEST: _on_destroy_request,
+    }

@@ -153,11 +153,7 @@ class RolesWait:
         self._ended = False
 
     def begin(self, account: str) -> None:
-        """Ask for the groups of ``account``. What is remembered is told at once."""
-        roles = self._roles.known(account)
-        if roles is not None:
-            self._owner.roles_known(roles)
-            return
+        """Ask for the groups of ``account``, which are not remembered."""
         self._timer = self._loop.call_later(self._patience_s, self._too_long)
         self._roles.ask(account, self._tell, self._loop)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import cache, partial
 from struct import Struct
 from typing import Any, Final
@@ -20,7 +20,10 @@ from appliance.pvdata.types import StructType, TypeDesc
 from appliance.pvdata.value import Value
 from appliance.server.channel import Channel
 
-__all__ = ["Operation", "Subscription", "Update"]
+__all__ = ["NOT_COUNTED", "Operation", "Subscription", "Update"]
+
+NOT_COUNTED: Final = object()
+"""The `Subscription.counted_as` of one that is not counted."""
 
 
 class Operation:
@@ -215,7 +218,7 @@ class Subscription(Operation):
     never the latest one.
     """
 
-    __slots__ = ("counts", "finishing", "posted", "queue", "running", "squashed", "waits")
+    __slots__ = ("counted_as", "finishing", "posted", "queue", "running", "squashed", "waits")
 
     def __init__(self, channel: Channel, wire: ServerOperation) -> None:
         super().__init__(channel, wire)
@@ -223,8 +226,8 @@ class Subscription(Operation):
         self.running = False
         """Whether the client has started the flow."""
         self.finishing = False
-        self.counts = False
-        """Whether it is one of those that its client's address has of this PV."""
+        self.counted_as: Hashable = NOT_COUNTED
+        """What it is counted by among those that its client's address has: the handler's word at its beginning."""
         self.posted = 0
         self.squashed = 0
         self.waits = False

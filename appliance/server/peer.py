@@ -182,13 +182,12 @@ class Peer:
             return
         # A client that leaves with an update on its way to it resets the connection. This is routine. Refused clients
         # were logged already.
-        watched = admission is not None and admission.is_watched
-        usual = link.reset if self.validated else watched
+        usual = link.reset if self.validated else admission is not None
         _log.log(logging.DEBUG if usual else logging.INFO, "%s disconnected: %s", link.peer, reason)
 
     def _too_slow(self) -> None:
         # Who waits for a certificate's status has the gate's time.
-        if not self.validated and (self._admission is None or not self._admission.is_watched):
+        if not self.validated and self._admission is None:
             link = self.stream
             timeout_s = self._end.entrance.timings.handshake_s
             link.abort(TransportError(f"{link.peer} did not validate its connection in {timeout_s:.0f} s"))
@@ -213,8 +212,13 @@ class Peer:
             return
         end = self._end
         entrance = end.entrance
+        account = self.credentials.account
+        roles = entrance.roles.known(account)
+        if roles is not None:
+            self.roles_known(roles)
+            return
         self._roles = RolesWait(self, entrance.roles, entrance.timings.roles_s, end.loop)
-        self._roles.begin(self.credentials.account)
+        self._roles.begin(account)
 
     def roles_known(self, roles: frozenset[str]) -> None:
         """RolesOwner: the client has its groups, and is judged."""
@@ -240,8 +244,13 @@ class Peer:
 
     def _ask_gate(self) -> None:
         """Let the gate judge the client, whose identity is known; without a gate let it in."""
+        gate = self._end.entrance.gate
+        engine = self.stream.engine
+        if gate is None or engine is None:
+            self.admit()
+            return
         admission = self._admission = Admission(self)
-        admission.begin(self._end.entrance.gate, self.credentials, self.stream.engine)
+        admission.begin(gate, self.credentials, engine)
 
     def _answer(self, status: Status) -> None:
         """Tell the client whether it is let in."""

@@ -89,8 +89,8 @@ class Allowance:
     def __init__(self, shares: Shares) -> None:
         self._shares = shares
         self._host: str | None = None
-        self._share = Share()
-        """The address's share; before `join` one that nobody has."""
+        self._share: Share
+        """The address's share, from `join` on."""
         self.is_anonymous = False
         """Whether it counts among its address's anonymous connections."""
 

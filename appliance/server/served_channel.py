@@ -13,7 +13,7 @@ from appliance.pva.states import OperationState
 from appliance.pvdata.value import Value
 from appliance.server.access import Rights
 from appliance.server.channel import Channel, ChannelOwner
-from appliance.server.operation import Operation, Subscription
+from appliance.server.operation import NOT_COUNTED, Operation, Subscription
 from appliance.server.source import Handler
 
 __all__ = ["ServedChannel"]
@@ -125,12 +125,13 @@ class ServedChannel(Channel):
             self._broken(operation, error)
 
     def _subscribe(self, subscription: Subscription) -> None:
-        full = self.owner.allowance.count_subscription(self.handler.counted_as())
-        if full:
-            subscription.fail(full)
-            return
-        subscription.counts = True
         try:
+            watched = self.handler.counted_as()
+            full = self.owner.allowance.count_subscription(watched)
+            if full:
+                subscription.fail(full)
+                return
+            subscription.counted_as = watched
             self.handler.subscribe(subscription)
         except Exception as error:  # noqa: BLE001 - a handler's defect must not end the connection
             self._broken(subscription, error)
@@ -219,9 +220,9 @@ class ServedChannel(Channel):
                     self._waiting.pop(operation, None)
                 operation.finishing = True
                 operation.queue.clear()
-                if operation.counts:
-                    operation.counts = False
-                    self.owner.allowance.forget_subscription(self.handler.counted_as())
+                watched, operation.counted_as = operation.counted_as, NOT_COUNTED
+                if watched is not NOT_COUNTED:
+                    self.owner.allowance.forget_subscription(watched)
                 self.handler.unsubscribe(operation)
             elif operation is not None:
                 self.handler.closed(operation)

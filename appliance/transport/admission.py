@@ -43,6 +43,9 @@ class AdmissionOwner(Protocol):
 class Admission:
     """The admission of one peer, from the moment its identity is known to the end of the connection.
 
+    Only a connection with TLS and a gate has one. On any other there is no certificate to judge: its peer is admitted
+    at once.
+
     | verdict | connection that is not validated | connection that is |
     |---|---|---|
     | GOOD | the peer is admitted | goes on |
@@ -53,7 +56,7 @@ class Admission:
         owner: does what the rule says.
     """
 
-    __slots__ = ("_admitted", "_ended", "_over", "_owner", "_unwatch", "is_watched")
+    __slots__ = ("_admitted", "_ended", "_over", "_owner", "_unwatch")
 
     def __init__(self, owner: AdmissionOwner) -> None:
         self._owner = owner
@@ -63,25 +66,18 @@ class Admission:
         """Whether the peer was refused or cut off, or has gone: a later verdict changes nothing."""
         self._ended = False
         self._unwatch: Callable[[], None] | None = None
-        self.is_watched = False
-        """Whether a gate judges the peer, or did until it left."""
 
     def begin(
-        self, gate: PeerGate | None, credentials: Credentials, engine: TLSEngine | None, *, guid: bytes = b""
+        self, gate: PeerGate, credentials: Credentials, engine: TLSEngine, *, guid: bytes = b""
     ) -> None:
-        """Have the peer judged from now on; admit it at once where nobody judges it.
+        """Let ``gate`` judge the peer from now on.
 
         Args:
-            gate: judges peers; None where nothing but the identity counts.
-            credentials: who the peer is.
-            engine: the connection's TLS; None over plain TCP, where there is no certificate to judge.
-            guid: the server's, where this end is the client.
+            gate: Judges peers.
+            credentials: The peer's identity.
+            engine: The connection's TLS.
+            guid: The server's GUID if this end is the client.
         """
-        if gate is None or engine is None:
-            self._admitted = True
-            self._owner.admit()
-            return
-        self.is_watched = True
         unwatch = gate.watch(credentials, self._judge, engine=engine, guid=guid)
         if self._ended:  # the first verdict came from inside `watch` and ended the connection
             unwatch()

@@ -182,7 +182,7 @@ class StreamLink(asyncio.Protocol):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         peer = stream.get_extra_info("peername")
         if peer is not None:
-            self.peer_address = SocketAddress(*peer[:2])
+            self.peer_address = SocketAddress(peer[0], peer[1])
             self.peer = format_address(peer)
         here = stream.get_extra_info("sockname")
         if here is not None:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
+from collections.abc import Callable
 from typing import Any
+
+import pytest
 
 from appliance.certs.status import StatusClass
 from appliance.client.end import ClientEnd, ServerAddress
@@ -11,7 +16,7 @@ from appliance.client.link import ServerLink
 from appliance.config.pva import ClientConfig
 from appliance.errors import ApplianceError, SecurityError, TransportError
 from appliance.pva.client_connection import ClientConnection
-from appliance.pva.events import MonitorUpdate, Validated
+from appliance.pva.events import AuthenticationOffered, MonitorUpdate, Validated
 from appliance.pva.search import SearchResponse
 from appliance.pva.states import ConnectionState
 from appliance.pva.status import OK, Status
@@ -41,7 +46,7 @@ class Stream:
     """Takes notes in the place of a socket."""
 
     def __init__(self) -> None:
-        self.engine = None
+        self.engine: object = None
         self.is_up = True
         self.is_closing = False
         self.heard = 1
@@ -88,6 +93,9 @@ class Gate:
         self.avoided = avoided
         self.given_up: list[bytes] = []
 
+    def watch(self, *_: object, **__: object) -> None:
+        raise AssertionError("there is no certificate to judge")
+
     def avoids(self, guid: bytes) -> bool:
         return self.avoided
 
@@ -96,11 +104,11 @@ class Gate:
 
 
 class Bench:
-    def __init__(self, gate: Gate | None = None) -> None:
+    def __init__(self, gate: Gate | None = None, kind: type[ServerLink] = ServerLink) -> None:
         end = ClientEnd(ClientConfig(), gate=gate)  # type: ignore[arg-type]
         end.start(asyncio.get_running_loop())
         self.owner = Owner()
-        self.link = ServerLink(end, self.owner, ADDRESS)
+        self.link = kind(end, self.owner, ADDRESS)
         self.link.guid = b"first server"
         self.stream = Stream()
         self.link.stream = self.stream  # type: ignore[assignment]
@@ -137,6 +145,42 @@ async def test_who_left_before_the_connection_was_ready_is_not_created():
     assert channel.told == ["join"]
 
 
+@pytest.mark.parametrize(("gate", "engine"), [(None, object()), (Gate(), None), (None, None)])
+async def test_a_server_that_nobody_judges_is_told_at_once_who_we_are(gate: Gate | None, engine: Any):
+    bench = Bench(gate)
+    bench.stream.engine = engine
+    connection = bench.link.connection
+    assert connection is not None
+    connection.state = ConnectionState.AUTHENTICATING
+    bench.say(AuthenticationOffered(("anonymous",)))
+    assert connection.data_to_send()
+
+
+async def test_a_link_that_has_ended_does_not_wait_for_the_collector():
+    class Link(ServerLink):
+        __slots__ = ("__weakref__",)
+
+    class Watching(Gate):
+        def watch(self, *seen: object, **__: object) -> Callable[[], None]:
+            watchers.append(seen[1])
+            return watchers.clear
+
+    watchers: list[object] = []
+    gc.disable()
+    try:
+        bench = Bench(Watching(), Link)
+        bench.stream.engine = object()
+        bench.say(AuthenticationOffered(("anonymous",)))
+        assert len(watchers) == 1
+        bench.link.link_down(bench.stream, None)  # type: ignore[arg-type]
+        assert not watchers
+        gone = weakref.ref(bench.link)
+        del bench.link
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
 async def test_a_pause_puts_updates_aside_and_the_latest_value_is_what_counts():
     bench = Bench()
     monitor = Monitor()
@@ -149,6 +193,18 @@ async def test_a_pause_puts_updates_aside_and_the_latest_value_is_what_counts():
     bench.link.resume()
     assert monitor.updates == [(0b0110, [2], 0b0010)]
     assert waiting.told == ["join", "creation"]
+
+
+async def test_a_good_status_creates_no_channel_on_a_connection_that_has_closed():
+    bench = Bench()
+    bench.validate()
+    bench.link.pause(SUSPENDED)
+    waiting = bench.add("pv")
+    bench.link.connection.receive_eof()  # type: ignore[union-attr]
+    bench.link.resume()
+    assert waiting.told == ["join"]
+    bench.link.link_down(bench.stream, TransportError("the server broke the protocol"))  # type: ignore[arg-type]
+    assert waiting.told == ["join", "lost: the server broke the protocol"]
 
 
 async def test_a_pause_for_a_suspended_certificate_lets_read_and_an_unknown_status_does_not():

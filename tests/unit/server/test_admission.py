@@ -90,13 +90,9 @@ class TestRefusalLog:
 class Directory:
     """Looks groups up when the test says so."""
 
-    def __init__(self, known: frozenset[str] | None = None) -> None:
-        self._known = known
+    def __init__(self) -> None:
         self.asked: list[str] = []
         self.tell: Callable[[frozenset[str]], None] = lambda _: None
-
-    def known(self, account: str) -> frozenset[str] | None:
-        return self._known
 
     def ask(self, account: str, tell: Callable[[frozenset[str]], None], loop: Any) -> None:
         self.asked.append(account)
@@ -119,12 +115,6 @@ class TestRolesWait:
 
     def roles_late(self, roles: frozenset[str]) -> None:
         self.told.append(("late", roles))
-
-    def test_remembered_groups_are_told_at_once(self) -> None:
-        directory = Directory(frozenset({"ops"}))
-        self.wait(directory)
-        assert self.told == [("known", {"ops"})]
-        assert directory.asked == []
 
     def test_groups_that_come_in_time_end_the_wait(self) -> None:
         directory = Directory()

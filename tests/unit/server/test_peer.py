@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import pytest
@@ -10,20 +11,33 @@ import pytest
 from appliance.certs.status import StatusClass
 from appliance.errors import OperationError, TransportError
 from appliance.pva.client_connection import ClientConnection
+from appliance.pva.commands import CMD_MONITOR
 from appliance.pva.credentials import Credentials
-from appliance.pva.events import AuthenticationOffered, ChannelCreated, SearchAnswered, Validated
+from appliance.pva.events import (
+    AuthenticationOffered,
+    ChannelCreated,
+    OperationReady,
+    SearchAnswered,
+    Validated,
+)
 from appliance.pva.limits import DEFAULT_LIMITS
 from appliance.pva.search import SearchRequest, SearchResponse
 from appliance.pva.states import ConnectionState
+from appliance.pvdata.nt import NTScalar
+from appliance.pvdata.pvrequest import PVRequest
+from appliance.pvdata.types import FLOAT64, STRING, StructType
+from appliance.pvdata.value import Value
 from appliance.server.access import AccessControl
 from appliance.server.admission import Entrance
 from appliance.server.end import ServerEnd
+from appliance.server.operation import Subscription
 from appliance.server.peer import MAX_MESSAGES, Host, Peer
 from appliance.server.pump import Pump
 from appliance.server.quota import Quota, Shares
+from appliance.server.roles import Roles
 from appliance.server.sharedpv import SharedPV
 from appliance.server.source import Handler
-from appliance.transport.gate import Verdict
+from appliance.transport.gate import PeerGate, Verdict
 from tests.helpers.clock import FakeClock
 from tests.helpers.ours import double
 
@@ -32,7 +46,7 @@ class OneHost(Host):
     """A server with one PV."""
 
     def __init__(self) -> None:
-        self.pv = double(1.0)
+        self.pv: Handler = double(1.0)
         self.is_open = True
         self.gone: list[Peer] = []
 
@@ -91,11 +105,11 @@ class Wire(asyncio.Transport):
 class World:
     """A peer, its host and the client's half of the protocol."""
 
-    def __init__(self, *, quota: Quota | None = None) -> None:
+    def __init__(self, *, quota: Quota | None = None, gate: PeerGate | None = None) -> None:
         self.clock: Any = FakeClock()
         self.host = OneHost()
         self.end = ServerEnd(
-            Entrance(),
+            Entrance(gate),
             AccessControl(),
             Shares(quota or Quota()),
             Pump(asyncio.get_running_loop()),
@@ -122,11 +136,14 @@ class World:
             heard += self.client.receive_data(received)
             self.link.data_received(sent)
 
-    async def validated(self) -> World:
+    async def validated(self, account: str = "") -> World:
         self.connect()
         (offer,) = await self.talk()
         assert type(offer) is AuthenticationOffered
-        self.client.authenticate("anonymous")
+        if account:
+            self.client.authenticate("ca", Value(StructType((("user", STRING),)), {"user": account}))
+        else:
+            self.client.authenticate("anonymous")
         (answer,) = await self.talk()
         assert type(answer) is Validated
         return self
@@ -145,6 +162,32 @@ async def test_a_client_that_does_not_validate_its_connection_in_time_is_cut_off
     world.clock.advance(0.2)
     assert isinstance(world.link.reason, TransportError)
     assert "10.0.0.1:1000 did not validate its connection in 10 s" in str(world.link.reason)
+
+
+async def test_a_gate_judges_no_client_without_tls() -> None:
+    class Gate(PeerGate):
+        def watch(self, *_: object, **__: object) -> Callable[[], None]:
+            raise AssertionError("there is no certificate to judge")
+
+    world = await World(gate=Gate()).validated()
+    assert world.peer.validated
+
+
+async def test_a_client_whose_groups_are_remembered_is_let_in_with_them_at_once() -> None:
+    world = World()
+    looked_up: list[str] = []
+
+    def look_up(account: str) -> frozenset[str]:
+        looked_up.append(account)
+        return frozenset({"ops"})
+
+    roles = world.end.entrance.roles = Roles(look_up)
+    found: asyncio.Future[frozenset[str]] = asyncio.get_running_loop().create_future()
+    roles.ask("alice", found.set_result, asyncio.get_running_loop())
+    await found
+    await world.validated("alice")
+    assert world.peer.credentials.roles == {"ops"}
+    assert looked_up == ["alice"]
 
 
 async def test_a_client_that_is_let_in_may_be_silent() -> None:
@@ -239,6 +282,54 @@ async def test_of_messages_for_the_log_a_client_has_a_number(caplog: pytest.LogC
     await world.talk()
     assert caplog.text.count("message from 10.0.0.1:1000: text") == MAX_MESSAGES
     assert caplog.text.count("further messages from 10.0.0.1:1000 are not logged") == 1
+
+
+class _Counted(Handler):
+    """A PV whose answer to what its subscriptions are counted by changes, or is an error."""
+
+    def __init__(self, *counted: object) -> None:
+        self.counted = list(counted)
+        self.over = 0
+
+    def counted_as(self) -> Hashable:
+        answer = self.counted.pop(0) if self.counted else RuntimeError("the record is closed")
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def subscribe(self, subscription: Subscription) -> None:
+        subscription.ready(NTScalar(FLOAT64))
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        self.over += 1
+
+
+async def _monitored(world: World, handler: Handler) -> OperationReady:
+    world.host.pv = handler
+    world.client.create_channel("pv")
+    (created,) = of(ChannelCreated, await world.talk())
+    created.channel.operation(CMD_MONITOR, PVRequest().value)
+    (ready,) = of(OperationReady, await world.talk())
+    assert type(ready) is OperationReady
+    return ready
+
+
+async def test_a_handler_that_cannot_tell_what_it_is_counted_as_fails_its_subscription_only() -> None:
+    world = await World().validated()
+    ready = await _monitored(world, _Counted())
+    assert ready.status.message == "internal error; the server's log has the details"
+    assert world.peer.connection.state is ConnectionState.READY
+    assert not world.peer.allowance._share.watching
+
+
+async def test_a_subscription_is_forgotten_as_what_it_was_counted_as() -> None:
+    world = await World().validated()
+    handler = _Counted("first", "second")
+    assert (await _monitored(world, handler)).status.ok
+    assert world.peer.allowance._share.watching == {"first": 1}
+    world.link.connection_lost(None)
+    assert handler.over == 1
+    assert handler.counted == ["second"]
 
 
 async def test_the_end_of_the_client_closes_its_channels() -> None:

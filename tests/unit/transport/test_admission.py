@@ -74,19 +74,10 @@ class Gate:
         raise AssertionError("only a client tells that")
 
 
-def begun(owner: Owner, gate: Gate | None, engine: Any = ENGINE) -> Admission:
+def begun(owner: Owner, gate: Gate) -> Admission:
     admission = Admission(owner)
-    admission.begin(gate, Credentials(account="x"), engine, guid=b"g")
+    admission.begin(gate, Credentials(account="x"), ENGINE, guid=b"g")
     return admission
-
-
-@pytest.mark.parametrize(("gate", "engine"), [(None, ENGINE), (Gate(), None), (None, None)])
-def test_nobody_is_kept_waiting_where_nobody_judges(gate: Gate | None, engine: Any) -> None:
-    owner = Owner()
-    admission = begun(owner, gate, engine)
-    assert owner.told == ["admit"]
-    assert not admission.is_watched
-    admission.end()
 
 
 @pytest.mark.parametrize("verdict", [SUSPENDED, UNKNOWN, BAD])
@@ -94,8 +85,7 @@ def test_whoever_is_not_good_is_not_admitted_and_does_not_become_good_on_that_co
     verdict: Verdict,
 ) -> None:
     owner, gate = Owner(), Gate()
-    admission = begun(owner, gate)
-    assert admission.is_watched
+    begun(owner, gate)
     assert gate.watched == [("x", b"g")]
     assert owner.told == [], "it waits until the gate has spoken"
     gate.say(verdict)
