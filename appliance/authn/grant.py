@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple, get_args
 
-__all__ = ["USAGES", "Grant", "ProvenIdentity", "backdated"]
+__all__ = ["USAGES", "Grant", "ProvenIdentity", "Usage", "backdated"]
 
-USAGES: Final = ("client", "server", "ioc")
+Usage = Literal["client", "server", "ioc"]
+"""What a requested certificate is for."""
+USAGES: Final[tuple[Usage, ...]] = get_args(Usage)
 """The names of the usages that a request can ask for."""
-
 
 _BACK: Final = timedelta(minutes=5)
 

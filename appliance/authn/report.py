@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from appliance.authn.status import CheckedStatus
 from appliance.certmon.status_pv import StatusReport
 from appliance.certs.keychain import Keychain
-from appliance.certs.profiles import KEY_USAGES, USAGES
+from appliance.certs.profiles import EXTENDED_KEY_USAGES, KEY_USAGES
 from appliance.certs.status import CertState, format_date
 from appliance.certs.x509 import (
     UNREADABLE,
@@ -58,7 +58,7 @@ def usage_of(certificate: x509.Certificate) -> str:
     except ApplianceError:
         return ""
     purposes = frozenset(found or ())
-    return next((usage for usage, wanted in USAGES.items() if purposes == wanted), "")
+    return next((usage for usage, wanted in EXTENDED_KEY_USAGES.items() if purposes == wanted), "")
 
 
 def details_lines(keychain: Keychain) -> list[str]:

@@ -42,7 +42,7 @@ from appliance.certs.keychain import (
     make_keychain,
 )
 from appliance.certs.pkcs12 import signing_time
-from appliance.certs.profiles import USAGES, check_public_key, generate_key
+from appliance.certs.profiles import EXTENDED_KEY_USAGES, check_public_key, generate_key
 from appliance.certs.status import CertState, OCSPState, format_date, read_renew_by
 from appliance.certs.x509 import (
     UNREADABLE,
@@ -228,7 +228,7 @@ def check_issued(
                 f"it was signed under {subject_text(root.subject)}, which is not trusted here"
             )
         purposes = find_extension(leaf, x509.ExtendedKeyUsage)
-        if purposes is None or frozenset(purposes) != USAGES[usage]:
+        if purposes is None or frozenset(purposes) != EXTENDED_KEY_USAGES[usage]:
             raise SecurityError(f"it is not for the usage {usage} that was asked for")
         if subject is not None and _parts(leaf.subject) != _parts(subject):
             raise SecurityError(

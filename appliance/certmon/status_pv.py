@@ -32,7 +32,6 @@ __all__ = [
     "STATUS_TYPE",
     "StatusReport",
     "decode_status",
-    "encode_status",
     "enum_index",
     "ocsp_response",
     "status_template",
@@ -238,31 +237,3 @@ def write_status(
     store[at["ocsp_certified_until"]] = format_date(next_update)
     store[at["ocsp_revocation_date"]] = format_date(revocation_date)
     store[at["ocsp_response"]] = ocsp_response
-
-
-def encode_status(
-    state: CertState,
-    serial: int,
-    ocsp_response: bytes = b"",
-    *,
-    this_update: datetime,
-    next_update: datetime,
-    revocation_date: datetime | None = None,
-    **more: Any,
-) -> Value:
-    """Make a CERT:STATUS value; ``more`` are further fields (``renew_by``, ``renewal_due`` ...)."""
-    value = status_template()
-    value["ocsp_response"] = list(ocsp_response)
-    write_status(
-        value.store,
-        state,
-        serial,
-        value.store[STATUS_TYPE.offsets["ocsp_response"]],
-        this_update=this_update,
-        next_update=next_update,
-        revocation_date=revocation_date,
-    )
-    for path, x in more.items():
-        value[path] = x
-    value.mark()
-    return value

@@ -47,9 +47,9 @@ from appliance.certs.x509 import (
 from appliance.errors import CertificateError
 
 __all__ = [
+    "EXTENDED_KEY_USAGES",
     "KEY_ALGORITHMS",
     "KEY_USAGES",
-    "USAGES",
     "Issuer",
     "build_ca",
     "build_certificate",
@@ -72,7 +72,7 @@ KEY_USAGES: Final = (
     "crl_sign",
 )
 """The bits of the extension Key Usage that are of use alone (RFC 5280 section 4.2.1.3)."""
-USAGES: Final = {
+EXTENDED_KEY_USAGES: Final = {
     "client": frozenset({ExtendedKeyUsageOID.CLIENT_AUTH}),
     "server": frozenset({ExtendedKeyUsageOID.SERVER_AUTH}),
     "ioc": frozenset({ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH}),
@@ -233,7 +233,7 @@ def build_certificate(
     san: Sequence[tuple[str, str]] = (),
     raw_pv_names: bool = False,
 ) -> x509.Certificate:
-    """Return an end entity's certificate for ``usage`` (a key of `USAGES`), checked against its profile, then signed.
+    """Return an end entity's certificate for ``usage`` (a key of `EXTENDED_KEY_USAGES`), checked against its profile, then signed.
 
     ``status_pv`` and ``config_pv`` are whole PV names. They are written as an IA5String, as the specification (4.3) says and the
     peers of 2026 read it; ``raw_pv_names`` writes bare ASCII, which is the only form for peers of 2025. See
@@ -243,8 +243,8 @@ def build_certificate(
     Raises:
         CertificateError: The result would break its profile.
     """
-    if usage not in USAGES:
-        msg = f"the usage {usage!r} is not known; use one of {', '.join(USAGES)}"
+    if usage not in EXTENDED_KEY_USAGES:
+        msg = f"the usage {usage!r} is not known; use one of {', '.join(EXTENDED_KEY_USAGES)}"
         raise CertificateError(msg)
     try:
         builder = (
@@ -303,7 +303,8 @@ def _begun(issuer: x509.Certificate, usage: str, key_bits: tuple[str, ...]) -> x
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(*key_bits), critical=True)
         .add_extension(
-            x509.ExtendedKeyUsage(sorted(USAGES[usage], key=lambda o: o.dotted_string)), critical=False
+            x509.ExtendedKeyUsage(sorted(EXTENDED_KEY_USAGES[usage], key=lambda o: o.dotted_string)),
+            critical=False,
         )
     )
 
@@ -455,7 +456,7 @@ def check_certificate(certificate: x509.Certificate, *, issuer: x509.Certificate
     if values.get(x509.KeyUsage.oid) != _key_usage(*_key_bits(key)):
         problems.append("key usage does not fit the key")
     extended = values.get(x509.ExtendedKeyUsage.oid)
-    if not isinstance(extended, x509.ExtendedKeyUsage) or frozenset(extended) != USAGES[usage]:
+    if not isinstance(extended, x509.ExtendedKeyUsage) or frozenset(extended) != EXTENDED_KEY_USAGES[usage]:
         problems.append(f"extended key usage is not that of {usage}")
     identifier = values.get(x509.AuthorityKeyIdentifier.oid)
     if (

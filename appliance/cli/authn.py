@@ -39,6 +39,8 @@ exit status:
 
 def authn_parser(prog: str, description: str, examples: str) -> argparse.ArgumentParser:
     """Return a command line with the options of all authenticators."""
+    from appliance.authn.grant import USAGES
+
     made = Parser(
         prog=prog,
         description=description,
@@ -50,7 +52,7 @@ def authn_parser(prog: str, description: str, examples: str) -> argparse.Argumen
         "--cert-usage",
         dest="usage",
         metavar="USAGE",
-        choices=("client", "server", "ioc"),
+        choices=USAGES,
         default="client",
         help="What the certificate is for: client, server or ioc (both). Default client.",
     )

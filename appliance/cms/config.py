@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 from msgspec import Meta
 
+from appliance.authn.grant import USAGES
 from appliance.authn.jwt.config import ENVIRONMENT, JWTConfig, from_environment
 from appliance.certs.profiles import KEY_ALGORITHMS
 from appliance.cms.issuing import Rules, UsageRules
@@ -171,7 +172,7 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
                     validity=getattr(self, f"cert_validity_{usage}"),
                     longest=getattr(self, f"cert_validity_longest_{usage}"),
                 )
-                for usage in ("client", "server", "ioc")
+                for usage in USAGES
             },
             status_extension=self.certs_require_subscription,
             inherit_approval=self.inherit_approval,

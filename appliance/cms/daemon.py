@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
-from appliance.daemon.commandline import Parser, add_completion, add_config_actions, add_version
+from appliance.daemon.commandline import Parser, add_completion, add_daemon_options, add_version
 from appliance.daemon.extras import require
 from appliance.daemon.run import EXIT_FAILURE, EXIT_OK, Daemon, run
 from appliance.errors import ApplianceError, ConfigurationError
@@ -56,11 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_version(parser)
     add_completion(parser)
-    parser.add_argument("--config", metavar="FILE", help="YAML configuration")
-    parser.add_argument(
-        "-v", "--verbose", action="store_true", help="print the effective configuration, log more"
+    what = add_daemon_options(
+        parser, config="YAML configuration", verbose="print the effective configuration, log more"
     )
-    what = add_config_actions(parser)
     what.add_argument("--backup", metavar="FILE", help="copy the database, which may be in use, and exit")
     what.add_argument("--audit-verify", action="store_true", help="check the audit's chain and exit")
     what.add_argument(

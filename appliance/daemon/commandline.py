@@ -20,7 +20,7 @@ __all__ = [
     "Formatter",
     "Parser",
     "add_completion",
-    "add_config_actions",
+    "add_daemon_options",
     "add_version",
     "is_given",
 ]
@@ -161,15 +161,21 @@ def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
                 yield from _actions(sub)
 
 
-def add_config_actions(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
-    """Add the options of every daemon that use its configuration file instead of serving.
+def add_daemon_options(
+    parser: argparse.ArgumentParser, *, config: str, verbose: str
+) -> argparse._MutuallyExclusiveGroup:
+    """Add the options that every daemon has: its configuration file, and what to do with it instead of serving.
 
     Args:
         parser: The daemon's parser.
+        config: Help for ``--config``.
+        verbose: Help for ``-v``.
 
     Returns:
         The group of options that exclude each other, for the daemon's own.
     """
+    parser.add_argument("--config", metavar="FILE", help=config)
+    parser.add_argument("-v", "--verbose", action="store_true", help=verbose)
     what = parser.add_mutually_exclusive_group()
     add = what.add_argument
     add("--check-config", action="store_true", help="check the configuration and exit")

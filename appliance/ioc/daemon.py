@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 from appliance.config.pva import Effective, ServerConfig, resolve_server
-from appliance.daemon.commandline import Parser, add_completion, add_config_actions, add_version
+from appliance.daemon.commandline import Parser, add_completion, add_daemon_options, add_version
 from appliance.daemon.extras import require
 from appliance.daemon.run import EXIT_FAILURE, EXIT_OK, Daemon, run
 from appliance.errors import ApplianceError, ConfigurationError
@@ -69,7 +69,6 @@ def _parser() -> argparse.ArgumentParser:
     add_completion(parser)
     parser.set_defaults(steps=[])
     add = parser.add_argument
-    add("-v", "--verbose", action="store_true", help="display the steps of the start-up")
     add("-S", dest="no_shell", action="store_true", help="do not start an interactive shell")
     add("-s", dest="shell", action="store_true", help=argparse.SUPPRESS)
     add(
@@ -99,8 +98,11 @@ def _parser() -> argparse.ArgumentParser:
         "organization always); *: of every organization",
     )
     add("-x", dest="exit_prefix", metavar="PREFIX", default="", help="add PREFIX:exit, which ends the IOC")
-    add("--config", metavar="FILE", help="run as a daemon, as a YAML file says; excludes the options above")
-    add_config_actions(parser)
+    add_daemon_options(
+        parser,
+        config="run as a daemon, as a YAML file says; excludes the options above",
+        verbose="display the steps of the start-up",
+    )
     add("script", nargs="?", metavar="st.cmd", default="", help="commands of the IOC shell")
     return parser
 

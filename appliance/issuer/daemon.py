@@ -15,7 +15,7 @@ import msgspec
 from appliance.authn.jwt import uri
 from appliance.config import loader
 from appliance.daemon import logging as daemon_logging
-from appliance.daemon.commandline import Parser, add_completion, add_config_actions, add_version
+from appliance.daemon.commandline import Parser, add_completion, add_daemon_options, add_version
 from appliance.daemon.extras import require
 from appliance.daemon.run import EXIT_FAILURE, EXIT_OK, Daemon, run
 from appliance.errors import ApplianceError, ConfigurationError, TransportError
@@ -59,11 +59,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_version(parser)
     add_completion(parser)
-    parser.add_argument(
-        "--config", metavar="FILE", help="YAML configuration; without one: the demo on 127.0.0.1"
+    what = add_daemon_options(
+        parser,
+        config="YAML configuration; without one: the demo on 127.0.0.1",
+        verbose="also log unimportant requests",
     )
-    parser.add_argument("-v", "--verbose", action="store_true", help="also log unimportant requests")
-    what = add_config_actions(parser)
     what.add_argument(
         "--hash-password",
         action="store_true",

@@ -7,16 +7,13 @@ JSON has no NaN and no infinities, so they become the strings ``"NaN"``, ``"Infi
 
 from __future__ import annotations
 
-import json
-
-from appliance.errors import PVDataError
 from appliance.pvdata.value import Value, View
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["assign_text", "to_json", "to_plain"]
+__all__ = ["to_plain"]
 
 
 def to_plain(value: Any) -> Any:
@@ -26,33 +23,6 @@ def to_plain(value: Any) -> Any:
     from appliance.pvdata.value import plain
 
     return _clean(plain(value))
-
-
-def to_json(value: Any, indent: int | None = None) -> str:
-    """Return the value as JSON text."""
-    return json.dumps(to_plain(value), allow_nan=False, ensure_ascii=False, indent=indent)
-
-
-def assign_text(value: Value | View, text: str, path: str | None = None) -> None:
-    """Assign a user's input as pvxput does: JSON if it begins with ``{``, ``[`` or ``"``, otherwise plain text.
-
-    Without ``path`` a JSON object is for the whole structure and anything else for its field ``value``.
-
-    Raises:
-        PVDataError: The text is not valid JSON, or it does not fit.
-    """
-    x: Any = text
-    if text[:1] in ("{", "[", '"'):
-        try:
-            x = json.loads(text)
-        except (ValueError, RecursionError) as e:
-            raise PVDataError(f"{text!r:.60} is not JSON: {e}") from None
-    if path is None:
-        path = "" if text.startswith("{") else "value"
-    if path:
-        value[path] = x
-    else:
-        value.assign(x)
 
 
 def _clean(x: Any) -> Any:

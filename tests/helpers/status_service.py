@@ -8,7 +8,6 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
-from appliance.certmon.status_pv import encode_status
 from appliance.certs.keychain import Keychain
 from appliance.certs.ocsp import OCSPSigner
 from appliance.certs.status import CertState, OCSPState, ocsp_state
@@ -17,6 +16,7 @@ from appliance.config.pva import ClientConfig, ServerConfig
 from appliance.pvdata.value import Value
 from appliance.server.server import Server
 from appliance.server.sharedpv import SharedPV
+from tests.helpers.cert_status import encode_status
 from tests.helpers.pki import Authority
 
 

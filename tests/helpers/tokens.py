@@ -20,9 +20,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa,
 
 from appliance.authn.grant import Grant
 from appliance.authn.jwt.config import JWTConfig, TrustedIssuer
-from appliance.authn.jwt.replay import MemoryReplayStore
 from appliance.authn.jwt.verifier import JWTVerifier
 from appliance.errors import TokenRefused
+from tests.helpers.replay import MemoryReplayStore
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 T = int(NOW.timestamp())

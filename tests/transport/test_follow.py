@@ -7,10 +7,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from appliance.certmon.cache import StatusCache
-from appliance.certmon.status_pv import encode_status
 from appliance.certmon.status_source import StatusSource, reference
 from appliance.certs.status import CertState, OCSPState, StatusClass
 from appliance.errors import CertificateStatusError
+from tests.helpers.cert_status import encode_status
 from tests.helpers.live import until
 from tests.helpers.pki import DAY, site
 from tests.helpers.status_service import StatusService

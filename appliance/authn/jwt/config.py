@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from appliance.authn.grant import USAGES
+from appliance.authn.grant import USAGES, Usage
 from appliance.authn.jwt import uri
 from appliance.authn.jwt.jwk import SYMMETRIC
 from appliance.authn.jwt.naming import rule_is_valid
@@ -20,7 +20,6 @@ from appliance.errors import ConfigurationError
 
 __all__ = ["ENVIRONMENT", "ClaimRule", "JWTConfig", "TrustedIssuer", "from_environment"]
 
-Usage = Literal["client", "server", "ioc"]
 Algorithm = Literal[
     "RS256",
     "RS384",

@@ -12,14 +12,12 @@ from typing import Any
 import pytest
 
 from appliance.certs.keychain import Keychain
-from appliance.certs.status import OCSPState
-from appliance.pvdata import STRING, UINT8, ArrayType, StructType, Value
+from appliance.certs.status import CertState, OCSPState
 from appliance.server import Server, SharedPV
 from appliance.tls.context import server_context
+from tests.helpers.cert_status import encode_status
 from tests.helpers.pki import NOW, PASSWORD, site, write_keychain
 from tests.helpers.tools import demo_server, environment, run
-
-STATUS = StructType([("state", STRING), ("ocsp_response", ArrayType(UINT8))])
 
 
 @pytest.fixture
@@ -72,8 +70,16 @@ def certified(
     """A client's keychain whose status the server tells."""
     keychain = site().ca.keychain("client", "client", status=True)
     der = site().ca.status(keychain.serial, ocsp, **times)
-    server.add_pv(keychain.status_pv, SharedPV(Value(STATUS, {"state": state, "ocsp_response": der})))
+    tell(server, keychain, der, state)
     return keychain
+
+
+def tell(server: Server, keychain: Keychain, answer: bytes, state: str = "VALID") -> None:
+    """Let the server tell the status of a certificate with a signed answer."""
+    value = encode_status(
+        CertState(state), keychain.serial, answer, this_update=NOW, next_update=NOW + timedelta(minutes=30)
+    )
+    server.add_pv(keychain.status_pv, SharedPV(value))
 
 
 async def test_a_client_without_keychain_is_healthy_and_plain(ask: Ask) -> None:
@@ -191,7 +197,7 @@ async def test_a_status_that_is_not_valid(
 async def test_a_status_signed_by_somebody_else(ask: Ask, server: Server, tmp_path: Path) -> None:
     keychain = site().ca.keychain("client", "client", status=True)
     forged = site().other_ca.status(keychain.serial)
-    server.add_pv(keychain.status_pv, SharedPV(Value(STATUS, {"state": "VALID", "ocsp_response": forged})))
+    tell(server, keychain, forged)
     report = await ask(status=1, EPICS_PVA_TLS_KEYCHAIN=keychain_file(tmp_path, keychain))
     assert "does not verify" in of(report, "status", "problem")
 
@@ -306,7 +312,7 @@ async def test_an_identifier_is_found_as_everything_else_spells_it(
     """The status PV's name has the serial with twenty digits."""
     keychain = site().ca.keychain("client", "client", status=True, serial=8132)
     der = site().ca.status(keychain.serial, OCSPState.GOOD)
-    server.add_pv(keychain.status_pv, SharedPV(Value(STATUS, {"state": "VALID", "ocsp_response": der})))
+    tell(server, keychain, der)
     path = keychain_file(tmp_path, keychain)
     told = (await ask(status=0, EPICS_PVA_TLS_KEYCHAIN=path))["findings"]
     status = [item["what"] for item in told if "STATUS" in item["what"]]

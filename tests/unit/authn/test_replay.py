@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from appliance.authn.jwt.replay import MemoryReplayStore
+from tests.helpers.replay import MemoryReplayStore
 
 
 async def test_once_until_its_end() -> None:

@@ -13,13 +13,13 @@ from appliance.authn.report import (
     usage_of,
 )
 from appliance.authn.status import find_issuer, read_status, verified_chain
-from appliance.certmon.status_pv import encode_status
 from appliance.certs.keychain import make_keychain
 from appliance.certs.ocsp import OCSPSigner
 from appliance.certs.profiles import build_certificate, generate_key, subject_name
 from appliance.certs.status import CertState, ocsp_state
 from appliance.errors import CertificateStatusError
 from appliance.pvdata import INT32, StructType, Value
+from tests.helpers.cert_status import encode_status
 from tests.helpers.pki import DAY, NOW, site
 
 S = site()

@@ -11,13 +11,14 @@ from datetime import UTC, datetime
 import pytest
 
 from appliance.authn.ccr import parse_request, read_reply
-from appliance.certmon.status_pv import decode_status, encode_status
+from appliance.certmon.status_pv import decode_status
 from appliance.certs.status import CertState, read_renew_by
 from appliance.cms.pvs import HEALTH
 from appliance.errors import CertificateStatusError
 from appliance.pva.typed import decode_typed, encode_typed
 from appliance.pvdata.fielddesc import TypeReader, encode_type
 from appliance.pvdata.value import Value
+from tests.helpers.cert_status import encode_status
 
 SEVEN = ("UNKNOWN", "VALID", "PENDING", "PENDING_APPROVAL", "PENDING_RENEWAL", "EXPIRED", "REVOKED")
 EIGHT = (*SEVEN[:5], "SCHEDULED_OFFLINE", *SEVEN[5:])

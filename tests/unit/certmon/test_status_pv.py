@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from appliance.certmon.status_pv import (
     STATUS_TYPE,
     decode_status,
-    encode_status,
     enum_index,
     status_template,
 )
@@ -19,6 +18,7 @@ from appliance.errors import CertificateStatusError
 from appliance.pvdata.nt import NTEnum, NTScalar
 from appliance.pvdata.types import BOOL, FLOAT64, INT32, STRING, UINT8, UINT64, ArrayType, StructType
 from appliance.pvdata.value import Value
+from tests.helpers.cert_status import encode_status
 
 NOW = datetime(2026, 3, 8, 15, 23, 21, tzinfo=UTC)
 FIELDS = [

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from appliance.certs.der import DERError, integer, oid, read_tlv, tlv
 from appliance.certs.profiles import (
+    EXTENDED_KEY_USAGES,
     KEY_ALGORITHMS,
-    USAGES,
     build_ca,
     build_certificate,
     check_ca,
@@ -393,7 +393,7 @@ def test_a_finished_certificate_is_checked_against_its_profile():
     bare = hand_made().certificate
     with pytest.raises(CertificateError, match=r"no subject key identifier.*no basic constraints.*key usage"):
         check_certificate(bare, issuer=S.ca.certificate, usage="client")
-    assert set(USAGES) == {"client", "server", "ioc", "cms"}
+    assert set(EXTENDED_KEY_USAGES) == {"client", "server", "ioc", "cms"}
 
 
 def test_a_ca_without_a_name_is_not_made():

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from appliance.cli.pvxput import assignments, builder
 from appliance.errors import PVDataError, PVRequestError
 from appliance.pvdata import (
     ANY,
@@ -29,7 +30,7 @@ from appliance.pvdata import (
     request_options,
     select_bits,
 )
-from appliance.pvdata.jsonio import assign_text, to_json, to_plain
+from appliance.pvdata.jsonio import to_plain
 from appliance.pvdata.pvrequest import truth
 
 SCALAR = nt.NTScalar(FLOAT64)
@@ -154,29 +155,34 @@ def test_json_has_strings_for_what_json_cannot_say():
     v["a"] = [math.nan, math.inf, -math.inf, 1.5]
     v["s"] = b"\xb0C"
     v["n"] = 2**64 - 1
-    plain = json.loads(to_json(v))
+    plain = json.loads(json.dumps(to_plain(v), allow_nan=False))
     assert plain == {"a": ["NaN", "Infinity", "-Infinity", 1.5], "s": "\ufffdC", "n": 2**64 - 1}
     again = Value(v.type, plain)
     assert np.array_equal(again["a"], v["a"], equal_nan=True)
 
 
+def typed(value: Value, *words: str) -> None:
+    """Assign what a user types, as pvxput does."""
+    builder(assignments(words), None)(value)
+
+
 def test_typed_text_is_assigned_as_pvxput_does():
     v = Value(SCALAR)
-    assign_text(v, "5")
+    typed(v, "5")
     assert v["value"] == 5.0
-    assign_text(v, '{"value": 6, "alarm": {"severity": 1}}')
+    typed(v, '{"value": 6, "alarm": {"severity": 1}}')
     assert (v["value"], v["alarm.severity"]) == (6.0, 1)
-    assign_text(v, '"quoted"', "alarm.message")
+    typed(v, 'alarm.message="quoted"')
     assert v["alarm.message"] == "quoted"
     table = Value(nt.NTScalarArray(FLOAT64))
-    assign_text(table, "[1, 2.5]")
+    typed(table, "[1, 2.5]")
     assert table["value"].tolist() == [1.0, 2.5]
     enum = Value(nt.NTEnum(), {"value.choices": ["off", "on"]})
-    assign_text(enum, "on")
+    typed(enum, "on")
     assert enum["value.index"] == 1
     for bad in ("{", "[1,", "[" * 100_000, "text", "1 2"):
         with pytest.raises(PVDataError):
-            assign_text(v, bad)
+            typed(v, bad)
 
 
 def test_json_of_unions_anys_and_structure_arrays():
