@@ -172,7 +172,7 @@ class Transaction:
         self._by_subject: dict[str, list[CertRecord]] = {}
         if audit_head is None:
             last = connection.execute(_AUDIT_HEAD).first()
-            audit_head = (0, GENESIS) if last is None else (last[0], last[1])
+            audit_head = (0, GENESIS) if last is None else (last.seq, last.hash)
         self._seq, self._hash = audit_head
 
     def prefetch(self, subjects: Iterable[str]) -> None:
@@ -198,8 +198,10 @@ class Transaction:
     def of_key(self, key_id: str, skid: str) -> list[KeyUse]:
         """Return all certificates of a key, in any state."""
         found = [
-            KeyUse(row[0], row[1], row[2], bool(row[3]))
-            for row in self.connection.execute(_OF_KEY, {"by": self._issuer, "key": key_id, "name": skid})
+            KeyUse(serial, subject, usage, bool(barred))
+            for serial, subject, usage, barred in self.connection.execute(
+                _OF_KEY, {"by": self._issuer, "key": key_id, "name": skid}
+            )
         ]
         return found + self._new_by_key.get(key_id, [])
 
@@ -208,7 +210,7 @@ class Transaction:
         self.flush()
         columns = (schema.certs.c.key_id, schema.certs.c.skid)
         row = self.connection.execute(sa.select(*columns).where(schema.certs.c.serial == serial)).first()
-        return ("", "") if row is None else (row[0], row[1])
+        return ("", "") if row is None else (row.key_id, row.skid)
 
     def get(self, serial: int) -> CertRecord | None:
         """Return one certificate."""
