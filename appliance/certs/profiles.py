@@ -50,7 +50,7 @@ __all__ = [
     "EXTENDED_KEY_USAGES",
     "KEY_ALGORITHMS",
     "KEY_USAGES",
-    "Issuer",
+    "CertificateAuthority",
     "build_ca",
     "build_certificate",
     "check_ca",
@@ -97,7 +97,7 @@ _BIT_STRING: Final = 0x03
 _MAX_SAN = 100
 
 
-class Issuer(NamedTuple):
+class CertificateAuthority(NamedTuple):
     """A certificate authority's key with its certificate and those above it. Its ``repr`` never shows the key."""
 
     key: CertificateIssuerPrivateKeyTypes
@@ -106,7 +106,7 @@ class Issuer(NamedTuple):
     """Certificates above ``certificate``, the root last."""
 
     def __repr__(self) -> str:
-        return f"<Issuer {subject_text(self.certificate.subject)}>"
+        return f"<CertificateAuthority {subject_text(self.certificate.subject)}>"
 
 
 def generate_key(algorithm: str = "rsa-2048") -> CertificateIssuerPrivateKeyTypes:
@@ -193,7 +193,7 @@ def build_ca(
     not_before: datetime,
     not_after: datetime,
     serial: int,
-    issuer: Issuer | None = None,
+    issuer: CertificateAuthority | None = None,
     path_length: int | None = None,
 ) -> x509.Certificate:
     """Return a CA certificate for ``key``: self-signed, or signed by ``issuer`` as an intermediate.
@@ -219,7 +219,7 @@ def build_ca(
 
 
 def build_certificate(
-    issuer: Issuer,
+    issuer: CertificateAuthority,
     *,
     subject: x509.Name,
     public_key: CertificatePublicKeyTypes,

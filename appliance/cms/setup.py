@@ -27,7 +27,7 @@ from appliance.certs.keychain import (
 )
 from appliance.certs.ocsp import OCSPSigner, verify_response
 from appliance.certs.profiles import (
-    Issuer,
+    CertificateAuthority,
     build_ca,
     build_certificate,
     check_ca,
@@ -48,7 +48,7 @@ from appliance.cms.config import CMSSettings, parse_password_file
 from appliance.cms.issuing import Issuing, new_serial
 from appliance.cms.model import SERVICE, posix, shown_name, shown_time, state_now, subject_key, utc
 from appliance.cms.schema import certs
-from appliance.cms.store import Record, Transaction
+from appliance.cms.store import CertRecord, Transaction
 from appliance.config.files import make_directories, read_private, replace_private, write_private
 from appliance.config.pva import ServerConfig
 from appliance.config.secret import Secret
@@ -84,7 +84,7 @@ def say(text: str) -> None:
 class Authority(NamedTuple):
     """The certificate authority in use."""
 
-    issuer: Issuer
+    issuer: CertificateAuthority
     root: x509.Certificate
     created: bool
 
@@ -174,7 +174,7 @@ def ensure_authority(settings: CMSSettings, now: datetime, *, may_make: bool = T
             "with the key, or start with an empty directory to make a new authority",
             file=path,
         )
-    issuer = Issuer(keychain.key, keychain.certificate, keychain.chain)  # type: ignore[arg-type]
+    issuer = CertificateAuthority(keychain.key, keychain.certificate, keychain.chain)  # type: ignore[arg-type]
     root = keychain.chain[-1] if keychain.chain else keychain.certificate
     return Authority(issuer, root, created)
 
@@ -231,9 +231,9 @@ def record_own(
     key_id: str,
     no_status: bool,
     method: str,
-) -> Record:
+) -> CertRecord:
     """Record a certificate that the service makes for itself."""
-    record = Record(
+    record = CertRecord(
         serial=serial,
         subject=subject_key(certificate_subject),
         usage=usage,
@@ -262,8 +262,8 @@ def record_own(
 class OwnRequest(NamedTuple):
     """A certificate that the service makes for itself: first `job` is committed, then `finish` signs."""
 
-    job: Callable[[Transaction], Record]
-    finish: Callable[[Record], Keychain]
+    job: Callable[[Transaction], CertRecord]
+    finish: Callable[[CertRecord], Keychain]
 
 
 def _own_request(
@@ -285,7 +285,7 @@ def _own_request(
     skid = x509.SubjectKeyIdentifier.from_public_key(key.public_key()).digest.hex()
     serial = new_serial()
 
-    def job(transaction: Transaction) -> Record:
+    def job(transaction: Transaction) -> CertRecord:
         return record_own(
             transaction,
             subject,
@@ -300,7 +300,7 @@ def _own_request(
             method=method,
         )
 
-    def finish(record: Record) -> Keychain:
+    def finish(record: CertRecord) -> Keychain:
         certificate = issuing.own_certificate(record, name, key.public_key(), usage, status=status)
         return make_keychain(key, [certificate, issuing.issuer.certificate, *issuing.issuer.chain])
 
