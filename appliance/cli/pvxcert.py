@@ -17,6 +17,7 @@ from appliance.cli.common import (
     effective_config,
     run_tool,
 )
+from appliance.daemon.names import identified
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -540,7 +541,7 @@ async def _act_on(
     action = options.action
     wanted = "REVOKED_OWN" if options.own else _PUT[action]
     if not options.json:
-        print(f"{action.capitalize()} ==> {pv}", end="", flush=True)
+        print(f"{action.capitalize()} ==> {identified(pv)}", end="", flush=True)
     try:
         try:
             await _put(config, keychain, pv, wanted, options.timeout)

@@ -58,7 +58,7 @@ class Account:
             **more,
         }
 
-    def run(self, tool: str, *arguments: object, stdin: str = "", **variables: str) -> Done:
+    def run(self, tool: str, *arguments: object, stdin: str = "", umask: int = -1, **variables: str) -> Done:
         done = subprocess.run(
             [sys.executable, "-m", f"appliance.cli.{tool}", *map(str, arguments)],
             input=stdin,
@@ -68,6 +68,7 @@ class Account:
             check=False,
             env=self.environment(**variables),
             cwd="/",
+            umask=umask,
         )
         assert "Traceback" not in done.stderr, done.stderr
         return Done(done.returncode, done.stdout, done.stderr)

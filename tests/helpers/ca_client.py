@@ -1,11 +1,13 @@
 """A Channel Access client (EPICS Base's libca) as a process: one JSON line for each line of commands.
 
-``get NAME``, ``put NAME NUMBER``, and ``await NAME RIGHTS`` (of ``rw``, ``r``, ``-``), which waits for the server's word.
+``get NAME``, ``put NAME NUMBER``, ``leave NAME NUMBER``, which puts and ends the process at once, and ``await NAME RIGHTS``
+(of ``rw``, ``r``, ``-``), which waits for the server's word.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import json
 import os
@@ -46,12 +48,18 @@ def _serve() -> None:
         return ("r" if ca.ca_read_access(found) else "") + ("w" if ca.ca_write_access(found) else "")
 
     def answer(command: str, name: str, rest: list[str]) -> Any:
-        value = c_double(float(rest[0]) if command == "put" else 0.0)
+        value = c_double(float(rest[0]) if command in ("put", "leave") else 0.0)
         if command == "await":
             end = time.monotonic() + 15
             while rights(name) != rest[0].strip("-") and time.monotonic() < end:
                 ca.ca_pend_event(0.02)
             return rights(name) or "-"
+        if command == "leave":
+            found = channel(name)
+            assert ca.ca_array_put(DBR_DOUBLE, 1, found, byref(value)) == ECA_NORMAL
+            ca.ca_context_destroy()
+            print(json.dumps("left"), flush=True)
+            os._exit(0)
         function = ca.ca_array_put if command == "put" else ca.ca_array_get
         status = function(DBR_DOUBLE, 1, channel(name), byref(value))
         if status == ECA_NORMAL:
@@ -90,7 +98,8 @@ async def ca_client(port: int, repeater: int) -> AsyncIterator[Any]:
     try:
         yield ask
     finally:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
         await process.wait()
 
 

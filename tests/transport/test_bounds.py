@@ -141,9 +141,12 @@ async def test_others_are_served_while_one_opens_and_loses_20_000_channels() -> 
             await ctx.get("pv")
             with longest_turn() as longest:
                 opening = asyncio.create_task(asyncio.to_thread(open_many, hostile, 20_000))
+                gets = 0
                 while not opening.done():
                     await ctx.get("pv")
+                    gets += 1
                 await opening
+                assert gets > 20, "others go on meanwhile, again and again"
                 assert sum(1 for _ in server.channels()) == 20_001
                 hostile.close()
                 while len(server.peers) > 1:

@@ -6,11 +6,13 @@ import logging
 import os
 import socket
 import stat
+import threading
 from datetime import timedelta
 
 import pytest
 
 from appliance.certmon.endpoints import open_client, open_server
+from appliance.certs.keychain import load_keychain
 from appliance.certs.profiles import build_ca, generate_key, subject_name
 from appliance.certs.status import CertState
 from appliance.config.secret import Secret
@@ -316,6 +318,26 @@ async def test_a_replaced_keychain_is_taken_into_use_by_the_client(tmp_path):
         await until(lambda: context.tls is not old)
         await context.put("pv", 2)
     assert [peer.account for peer in seen.peers] == ["client", "relief"]
+
+
+@pytest.mark.parametrize(("end", "name"), [("server", "softioc"), ("client", "relief")])
+async def test_a_running_end_reads_a_replaced_keychain_beside_its_event_loop(
+    tmp_path, monkeypatch, end, name
+):
+    """A file of many rounds takes long to open; meanwhile others are served."""
+    threads = []
+
+    def load(*arguments):
+        threads.append(threading.current_thread())
+        return load_keychain(*arguments)
+
+    async with pair(tmp_path) as (_, context):
+        await context.get("pv")
+        monkeypatch.setattr("appliance.certmon.live_keychain.load_keychain", load)
+        replace_keychain(tmp_path / f"{end}.p12", S.ca.keychain(name, end))
+        await until(lambda: threads)
+        await context.get("pv")
+    assert threading.current_thread() not in threads
 
 
 @pytest.mark.parametrize("what", ["rubbish", "gone", "expired", "for clients"])

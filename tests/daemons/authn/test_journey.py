@@ -94,8 +94,11 @@ def test_a_name_becomes_a_keychain_that_waits_until_an_administrator_has_found_a
     assert table[1].startswith("PENDING_APPROVAL"), "what waits for a decision comes first"
     approved = administrator.run("pvxcert", "--approve", identifier)
     assert approved.status == 0, approved.err
-    assert approved.out == f"Approve ==> {status_pv(waiting.certificate)} ==> Completed Successfully\n", (
-        "the name that the certificate carries, which is the one that others watch"
+    assert (
+        approved.out
+        == f"Approve ==> {status_pv(waiting.certificate)} ({identifier}) ==> Completed Successfully\n"
+    ), (
+        "the name that the certificate carries, which is the one that others watch, and the identifier that a search finds"
     )
     assert account.run("pvxcert", identifier).status == 0
     other_way = account.run("pvxcert", f"{site.cms.issuer.upper()}:{int(identifier.split(':')[1]):020d}")
@@ -141,6 +144,42 @@ def test_several_identifiers_at_once_and_what_ends_soon_for_a_monitor(site):
     assert administrator.run("pvxcert", "list", "--expiring", "61d", "--subject", "later").status == 0
 
 
+def test_a_name_cannot_pose_as_several_parts_in_the_list(site):
+    """What the list shows is RFC 4514's text, as everywhere."""
+    account = site.account()
+    made = CREATED.fullmatch(
+        account.run("authnstd", "-n", "poser, O=control-room, OU=shift", "-o", "host17").out
+    )
+    assert made
+    (_, line) = site.administrator().run("pvxcert", "list", "--subject", "poser").out.splitlines()
+    assert r"CN=poser\, O=control-room\, OU=shift" in line
+    assert "CN=poser, O=" not in line
+
+
+def test_the_tool_shows_that_a_certificate_has_no_status_pv(tmp_path):
+    allowed = {"EPICS_PVACMS_CERTS_REQUIRE_SUBSCRIPTION": "requester"}
+    with running_site(tmp_path, **allowed) as site:
+        identifiers = {}
+        for name, more in (("without", ["--no-status"]), ("with", [])):
+            done = site.account().run("authnstd", "-n", name, *more)
+            identifiers[name] = CREATED.fullmatch(done.out)["id"]
+        head, *lines = site.administrator().run("pvxcert", "list").out.splitlines()
+        column = head.index("STATUS ")
+        shown = {
+            name: line[column:].split()[0]
+            for name in identifiers
+            for line in lines
+            if identifiers[name] in line
+        }
+        assert shown == {"without": "no", "with": "yes"}
+        account = site.account()
+        assert (
+            "Status PV     : none; revoking this certificate stops nobody\n"
+            in account.run("pvxcert", identifiers["without"]).out
+        )
+        assert "Status PV" not in account.run("pvxcert", identifiers["with"]).out
+
+
 def test_a_denied_certificate_is_revoked_and_says_when(site):
     account, administrator = site.account(), site.administrator()
     identifier = CREATED.fullmatch(account.run("authnstd", "-n", "denied").out)["id"]
@@ -162,7 +201,8 @@ def test_an_owner_revokes_its_own_certificate_and_nobody_elses(site):
     assert other.run("pvxcert").status == 0
     done = account.run("pvxcert", "-R")
     assert done.status == 0, done.err
-    assert done.out == f"Revoke ==> {status_pv(account.keychain().certificate)} ==> Completed Successfully\n"
+    own = account.keychain()
+    assert done.out == f"Revoke ==> {status_pv(own.certificate)} ({own.cert_id}) ==> Completed Successfully\n"
     assert account.run("pvxcert").status == 4
 
 

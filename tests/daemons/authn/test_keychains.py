@@ -210,6 +210,17 @@ def test_the_place_is_checked_before_a_certificate_is_asked_for(site):
     assert site.audit() == before
 
 
+def test_whatever_the_umask_what_authnstd_makes_is_the_accounts_alone(site):
+    account = site.account()
+    done = account.run("authnstd", "-n", "open-to-all", umask=0)
+    assert done.status in (0, 3), done.err
+    made = {path: stat.S_IMODE(path.stat().st_mode) for path in account.home.rglob("*")}
+    assert {path: mode for path, mode in made.items() if path.is_dir() and mode != 0o700} == {}
+    assert made[account.config / "client.p12"] == 0o600
+    assert account.config.parent.parent in made
+    assert {path: mode for path, mode in made.items() if mode & 0o022} == {}
+
+
 def test_the_keychain_variables_say_where(site, tmp_path):
     account = site.account()
     for usage, variable in (("client", "EPICS_PVA_TLS_KEYCHAIN"), ("server", "EPICS_PVAS_TLS_KEYCHAIN")):

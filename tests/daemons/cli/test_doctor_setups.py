@@ -18,7 +18,7 @@ from appliance.pvdata.nt import NTScalar
 from appliance.server import Server, SharedPV
 from appliance.tls.context import server_context
 from tests.daemons.cli.test_doctor import Ask, ask, certified, env, keychain_file, of, server
-from tests.helpers.pki import NOW, site
+from tests.helpers.pki import NOW, PASSWORD, site, write_keychain
 from tests.helpers.tools import ROOT, demo_server, environment, finish
 
 __all__ = ["ask", "env", "server"]  # fixtures
@@ -102,6 +102,7 @@ async def test_two_servers_with_one_pv_are_both_named(ask: Ask, server: Server) 
     assert "2 servers have demo" in text
     assert other in text
     assert f"127.0.0.1:{server.tcp_port}" in text
+    assert "stop one of them, rename its PV, or search only one of them (EPICS_PVA_ADDR_LIST)" in text
 
 
 async def test_a_wrong_udp_port_is_told_from_no_server(own_network: list[str], tmp_path: Path) -> None:
@@ -183,6 +184,7 @@ async def test_a_clock_that_is_behind_is_blamed(ask: Ask, server: Server, tmp_pa
     path = keychain_file(tmp_path, certified(server))
     text = of(await ask(status=1, EPICS_PVA_TLS_KEYCHAIN=path, **faketime("-3h")), "clock", "problem")
     assert "the certificate service's clock is 3 h ahead of this machine's" in text or "2 h ahead" in text
+    assert text.endswith("synchronise both clocks (timedatectl, chronyc tracking)")
 
 
 async def test_it_says_until_when_a_kept_status_counts(ask: Ask, tmp_path: Path) -> None:
@@ -197,6 +199,7 @@ async def test_it_says_until_when_a_kept_status_counts(ask: Ask, tmp_path: Path)
     text = of(report, "status", "problem")
     assert "the last answer, GOOD, is stored in" in text
     assert f"is valid until {NOW + timedelta(minutes=30):%Y-%m-%d %H:%M:%S} UTC" in text
+    assert "check that the certificate service (pvacms) runs" in text
 
 
 # -- configuration ---------------------------------------------------------------------------------------
@@ -227,8 +230,6 @@ async def test_variables_of_other_programs_are_not_called_misspelt(name: str, as
 
 
 async def test_an_empty_password_file_is_named_with_its_variable(ask: Ask, tmp_path: Path) -> None:
-    from tests.helpers.pki import PASSWORD
-
     path = keychain_file(tmp_path, site().client, PASSWORD)
     empty = tmp_path / "empty"
     empty.touch(mode=0o600)
@@ -237,6 +238,25 @@ async def test_an_empty_password_file_is_named_with_its_variable(ask: Ask, tmp_p
     assert str(empty) in text
     assert "is empty" in text
     assert "EPICS_PVA_TLS_KEYCHAIN_PWD_FILE" in text
+    assert text.endswith("write the password into the first line of that file")
+
+
+async def test_a_name_cannot_pose_as_several_parts(ask: Ask, server: Server, tmp_path: Path) -> None:
+    keychain = site().ca.keychain("operator, O=control-room, OU=shift", "client")
+    report = await ask(status=0, EPICS_PVA_TLS_KEYCHAIN=keychain_file(tmp_path, keychain))
+    assert r"CN=operator\, O=control-room\, OU=shift" in of(report, "chain", "ok")
+    assert "CN=operator, O=control-room" not in str(report)
+
+
+async def test_a_directory_of_an_older_version_is_named(ask: Ask, tmp_path: Path) -> None:
+    old = tmp_path / "config/pva/1.3"
+    old.mkdir(parents=True, mode=0o700)
+    write_keychain(old / "client.p12", site().client)
+    report = await ask(status=0)
+    text = of(report, "configuration", "note")
+    assert f"{old} is of an older version, and files that are only there are used there" in text
+    assert f"mv {old} {tmp_path}/config/pva/1.5" in text
+    assert str(old / "client.p12") in of(report, "keychain", "ok")
 
 
 # -- a server's own set-up -------------------------------------------------------------------------------
@@ -247,8 +267,6 @@ async def test_a_server_checks_its_own_setup(ask: Ask, server: Server, tmp_path:
     server.add_pv(keychain.status_pv, SharedPV(Value(NTScalar(INT32))))
     directory = tmp_path / "keys"
     directory.mkdir(mode=0o700)
-    from tests.helpers.pki import write_keychain
-
     path = str(write_keychain(directory / "server.p12", site().server))
     settings = {
         "EPICS_PVAS_TLS_KEYCHAIN": path,

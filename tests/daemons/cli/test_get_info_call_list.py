@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from appliance.server import Server
+from appliance.pvdata import FLOAT64, Value
+from appliance.pvdata.nt import NTScalar
+from appliance.server import Server, SharedPV
 from tests.helpers.tools import demo_server, environment, finish, interrupt, run, start
 
 
@@ -109,6 +111,32 @@ async def test_the_longest_name_is_searched_for(env: dict[str, str]) -> None:
     done = await run("pvxget", "-w", "0.5", "x" * 1300, "demo", env=env)
     assert (done.status, done.out) == (1, DEMO)
     assert "no server answered the search" in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables"), [(["-F", "nt"], {}), ([], {"SPVA_FORMAT": "nt"})], ids=["option", "setting"]
+)
+async def test_the_short_form_is_one_line_for_people(
+    arguments: list[str], variables: dict[str, str], server: Server, env: dict[str, str]
+) -> None:
+    when = 1_795_919_533
+    room = Value(
+        NTScalar(FLOAT64, display=True),
+        {
+            "value": 21.5,
+            "display.units": "°C",
+            "timeStamp.secondsPastEpoch": when,
+            "alarm.severity": 1,
+            "alarm.message": "HIGH",
+        },
+    )
+    server.add_pv("room:T", SharedPV(room))
+    done = await run("pvxget", *arguments, "room:T", env={**env, "LC_ALL": "C.UTF-8", **variables})
+    local = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))
+    assert (done.status, done.err) == (0, "")
+    assert done.out == f"{'room:T':<30}  {local}.000  21.5  °C  MINOR HIGH\n"
+    done = await run("pvxget", *arguments, "enum", env={**env, **variables})
+    assert done.out.split()[-1] == "ON"
 
 
 async def test_several_pvs_and_options_between_them(env: dict[str, str]) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from appliance.server import Server
+from appliance.pvdata import Value
+from appliance.server import Server, SharedPV
 from appliance.tls.context import server_context
+from tests.daemons.cli.test_doctor import STATUS
 from tests.helpers.pki import PASSWORD, site, write_keychain
 from tests.helpers.tools import demo_server, environment, run
 
@@ -123,6 +125,32 @@ async def test_debugging_shows_the_handshake_and_who_the_server_is(
     assert f"TLS {peer}: TLS handshake complete: TLSv1.3, TLS_" in done.err
     assert f"EPICS Root Certificate Authority/softioc@{peer}" in done.err
     assert f"{peer} <- GET (" in done.err
+
+
+async def test_debugging_shows_the_status_of_both_certificates(env: dict[str, str], tmp_path: Path) -> None:
+    ca = site().ca
+    own = ca.keychain("softioc", "server", status=True)
+    keychain = ca.keychain("client", "client", status=True)
+    path = str(write_keychain(tmp_path / "own.p12", keychain))
+    async with demo_server(tls=server_context(own, require_client_cert=False)) as server:
+        for each in (own, keychain):
+            told = {"state": "VALID", "ocsp_response": ca.status(each.serial)}
+            server.add_pv(each.status_pv, SharedPV(Value(STATUS, told)))
+        variables = {"EPICS_PVA_TLS_KEYCHAIN": path, "EPICS_PVA_BROADCAST_PORT": str(server.udp_port)}
+        done = await run("pvxget", "-d", "enum", env={**env, **variables})
+    assert done.status == 0, done.err
+    for each in (own, keychain):
+        assert f"({each.cert_id}): UNKNOWN -> VALID" in done.err
+
+
+async def test_info_v_says_which_directory_of_an_older_version_is_used(
+    server: Server, env: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "config/pva/1.5").rename(tmp_path / "config/pva/1.3")
+    done = await run("pvxinfo", "-v", "enum", env=env)
+    assert f"EPICS_PVA_TLS_KEYCHAIN={tmp_path}/config/pva/1.3/client.p12\n" in done.err
+    assert f"# {tmp_path}/config/pva/1.3 is of an older version" in done.err
+    assert f"enum from 127.0.0.1:{server.tls_port}\n" in done.out
 
 
 async def test_the_list_of_a_tls_port_hints_at_how_tls_is_written(

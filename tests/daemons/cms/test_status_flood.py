@@ -10,6 +10,7 @@ import pytest
 
 from tests.helpers.cms import plain, running
 from tests.helpers.turns import Hostile, frame, longest_turn
+from tests.transport.test_bounds import ARGUMENTS, BUSY, GIVES_WAY_S
 
 COUNT = 3000
 
@@ -69,3 +70,20 @@ async def test_nothing_is_signed_for_who_is_gone_and_the_service_stops_in_the_mi
     hostile.close()
     assert not publisher_tasks()
     assert not caplog.records or "pending" not in caplog.text
+
+
+@pytest.mark.parametrize("what", [each for each in ARGUMENTS if each.startswith("any[]")])
+async def test_the_service_gives_way_whatever_a_request_for_a_certificate_holds(
+    tmp_path: Path, what: str
+) -> None:
+    argument = ARGUMENTS[what]()
+    async with running(tmp_path) as service:
+        hostile = await asyncio.to_thread(Hostile, service.server.tcp_port, "CERT:CREATE", source="127.0.0.2")
+        await asyncio.to_thread(hostile.rpc_init)
+        with longest_turn() as longest:
+            sending = asyncio.create_task(asyncio.to_thread(hostile.call, argument))
+            reply = await asyncio.to_thread(hostile.wait_for, 20)
+            await sending
+        assert reply[5] != 0xFF, "it is no request"
+        assert longest.seconds < BUSY * GIVES_WAY_S
+        hostile.close()

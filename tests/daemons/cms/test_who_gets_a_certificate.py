@@ -10,6 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+from appliance.authn.jwt.config import JWTConfig
 from appliance.authn.report import life_lines
 from appliance.certmon.status_pv import decode_status
 from appliance.certs.profiles import generate_key
@@ -162,11 +163,21 @@ async def test_a_name_that_tokens_prove_is_never_given_to_who_only_claims_it(tmp
 
 
 def tokens(idp, **more):
-    from appliance.authn.jwt.config import JWTConfig
-
     return {
         "jwt": JWTConfig(issuers=(jwks_issuer(idp, **more),), peer_per_minute=0.0, allow_plaintext_token=True)
     }
+
+
+async def test_a_start_tells_that_a_name_may_be_two_people_where_issuers_are_of_two_organizations(
+    tmp_path, caplog
+):
+    async with running_idp() as one, running_idp() as other:
+        issuers = (jwks_issuer(one, organization="a.example"), jwks_issuer(other, organization="b.example"))
+        caplog.set_level("WARNING")
+        async with running(tmp_path, Clock(NOW), jwt=JWTConfig(issuers=issuers)):
+            pass
+    assert "tokens of 2 organizations are accepted (a.example, b.example)" in caplog.text
+    assert "a name alone in the access security file means nobody of a.example, b.example" in caplog.text
 
 
 async def test_a_token_approved_once_renews_with_another_key_and_a_std_approval_does_not_count_for_it(

@@ -40,6 +40,12 @@ BLOCK = (
     b"\x80\0\x02" + text("field") + b"\x80\0\0" + text("record") + b"\x80\0\x01"
     + text("_options") + b"\x80\0\x01" + text("block") + b"\x60" + text("true")
 )  # fmt: skip
+PUT, PUT_GET, PROCESS = 11, 12, 16
+NUMBER = b"\1\2" + struct.pack("<d", 42.5)
+"""Into ``value`` of an NTScalar."""
+EVERYTHING = b"\x80\0\1" + text("field") + b"\x80\0\0"
+GROUP_NUMBER = b"\1\x40" + struct.pack("<d", 42.5)
+"""Into ``m1.value`` of the group: the sixth field, behind ``record._options`` with two options."""
 
 
 class Logged:
@@ -76,11 +82,13 @@ async def logged(folder: Path, more: str = "", **variables: str) -> AsyncIterato
             assert verify_file(folder / "puts.log").intact
 
 
-async def raw_put(client: RawClient, name: str, ioid: int, request: bytes = BLOCK) -> int:
-    """Initialise a PUT; gives the channel's number."""
+async def raw_put(
+    client: RawClient, name: str, ioid: int, request: bytes = BLOCK, *, command: int = PUT
+) -> int:
+    """Initialise a PUT, or what else is asked for; gives the channel's number."""
     sid = await client.channel(name)
-    await client.send(message(11, struct.pack("<IIB", sid, ioid, 8) + request))
-    while (await client.message())[0] != 11:
+    await client.send(message(command, struct.pack("<IIB", sid, ioid, 8) + request))
+    while (await client.message())[0] != command:
         pass
     return sid
 
@@ -90,8 +98,7 @@ def value(sid: int, ioid: int, number: float) -> bytes:
     return message(11, struct.pack("<IIB", sid, ioid, 0) + b"\1\2" + struct.pack("<d", number))
 
 
-@pytest.mark.parametrize("name", ["ao", "slow.A"])
-@pytest.mark.parametrize(
+early_endings = pytest.mark.parametrize(
     "ending",
     [
         pytest.param(lambda sid, ioid: message(15, struct.pack("<II", sid, ioid)), id="destroyed"),
@@ -100,6 +107,10 @@ def value(sid: int, ioid: int, number: float) -> bytes:
         pytest.param(lambda sid, ioid: None, id="connection-lost"),
     ],
 )
+
+
+@pytest.mark.parametrize("name", ["ao", "slow.A"])
+@early_endings
 async def test_a_put_is_written_down_although_its_client_does_not_wait_for_the_end(
     tmp_path: Path, name: str, ending: Callable[[int, int], bytes | None]
 ) -> None:
@@ -117,6 +128,48 @@ async def test_a_put_is_written_down_although_its_client_does_not_wait_for_the_e
             while (await client.get(name))["value"] != 42.5:
                 await asyncio.sleep(0.02)
         await log.ioc.printed(r"operator \(ca from .*put .* -> 42.5")
+        await raw.close()
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "request_", "data", "logged_as"),
+    [
+        pytest.param(PUT_GET, "ao", BLOCK, NUMBER, ("put", "ao", 42.5), id="put-get"),
+        pytest.param(PUT_GET, "slow.A", BLOCK, NUMBER, ("put", "slow", 42.5), id="put-get-of-a-slow-record"),
+        pytest.param(PROCESS, "ao", BLOCK, b"", ("process", "ao", None), id="process"),
+        pytest.param(PROCESS, "slow", BLOCK, b"", ("process", "slow", None), id="process-of-a-slow-record"),
+        pytest.param(PUT, "grp", EVERYTHING, GROUP_NUMBER, ("put", "m1", 42.5), id="group"),
+    ],
+)
+@early_endings
+async def test_whatever_writes_or_processes_is_written_down_although_its_client_is_gone(
+    tmp_path: Path,
+    command: int,
+    name: str,
+    request_: bytes,
+    data: bytes,
+    logged_as: tuple[str, str, float | None],
+    ending: Callable[[int, int], bytes | None],
+) -> None:
+    async with logged(tmp_path) as (log, client):
+        count = (await client.get("count"))["value"]
+        raw = await RawClient.connect(log.ioc.tcp, validation=OPERATOR)
+        sid = await raw_put(raw, name, 7, request_, command=command)
+        end = ending(sid, 7)
+        await raw.send(message(command, struct.pack("<IIB", sid, 7, 0) + data) + (end or b""))
+        await raw.close() if end is None else None
+        found = await log.record(lambda each: each["record"] == logged_as[1])
+        assert (found["event"], found["record"], found.get("new")) == logged_as
+        assert (found["account"], found["method"], found["result"]) == ("operator", "ca", "accepted")
+        if command != PROCESS:
+            async with asyncio.timeout(10):
+                read = "m1" if name == "grp" else name
+                while (await client.get(read))["value"] != 42.5:
+                    await asyncio.sleep(0.02)
+        elif name == "ao":
+            async with asyncio.timeout(10):
+                while (await client.get("count"))["value"] <= count:
+                    await asyncio.sleep(0.02)
         await raw.close()
 
 
@@ -224,6 +277,15 @@ async def test_where_the_log_cannot_be_written_the_put_is_refused(tmp_path: Path
             ("ao", 3.0, ""), ("ao", 3.0, "record[block=true]"), ("ao.PROC", 1, ""), ("grp", {"m1.value": 3.0}, ""),
         ):  # fmt: skip
             assert "the put log cannot be written" in await refusal(client, name, new, request)
+        count = (await client.get("count"))["value"]
+        async with await RawClient.connect(log.ioc.tcp, validation=OPERATOR) as raw:
+            for ioid, (command, data) in enumerate(((PUT_GET, NUMBER), (PROCESS, b"")), 1):
+                sid = await raw_put(raw, "ao", ioid, command=command)
+                await raw.send(message(command, struct.pack("<IIB", sid, ioid, 0) + data))
+                answer = await raw.message()
+                assert answer[0] == command
+                assert b"the put log cannot be written" in answer[1]
+        assert (await client.get("count"))["value"] == count
         assert (await client.get("ao"))["value"] == 2.0
         assert (await client.get("m1"))["value"] == 0.0
         await log.ioc.printed("the put log misses a record: .*puts.log: the file was removed")
@@ -237,7 +299,9 @@ async def test_a_setting_lets_puts_be_done_while_the_log_cannot_be_written(tmp_p
         await log.ioc.printed("the put log misses a record: .*puts.log: the file was removed")
 
 
-async def test_over_channel_access_too_nothing_is_written_that_the_log_cannot_take(tmp_path: Path) -> None:
+@asynccontextmanager
+async def logged_channel_access(folder: Path) -> AsyncIterator[tuple[Logged, Context, int, int]]:
+    """As ``logged``; also the IOC's port of Channel Access, and one that nobody's repeater has."""
     port = free_port()
     variables = {
         "EPICS_CAS_SERVER_PORT": str(port),
@@ -246,9 +310,28 @@ async def test_over_channel_access_too_nothing_is_written_that_the_log_cannot_ta
         "EPICS_CA_AUTO_ADDR_LIST": "NO",
         "EPICS_CA_ADDR_LIST": "",
     }
+    async with logged(folder, "channel_access: true\n", **variables) as (log, client):
+        yield log, client, port, free_port(socket.SOCK_DGRAM)
+
+
+@pytest.mark.parametrize("name", ["ao", "slow.A"])
+async def test_over_channel_access_too_a_put_is_written_down_although_its_client_is_gone(
+    tmp_path: Path, name: str
+) -> None:
+    async with logged_channel_access(tmp_path) as (log, client, port, repeater):
+        async with ca_client(port, repeater) as ask:
+            assert await ask(f"leave {name} 42.5") == "left"
+        found = await log.record(lambda each: each["pv"] == name)
+        assert (found["new"], found["result"]) == (42.5, "accepted")
+        async with asyncio.timeout(10):
+            while (await client.get(name))["value"] != 42.5:
+                await asyncio.sleep(0.02)
+
+
+async def test_over_channel_access_too_nothing_is_written_that_the_log_cannot_take(tmp_path: Path) -> None:
     async with (
-        logged(tmp_path, "channel_access: true\n", **variables) as (log, client),
-        ca_client(port, free_port(socket.SOCK_DGRAM)) as ask,
+        logged_channel_access(tmp_path) as (log, client, port, repeater),
+        ca_client(port, repeater) as ask,
     ):
         await ask("put ao 41.5")
         assert await ask("get ao") == 41.5

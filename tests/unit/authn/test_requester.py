@@ -513,6 +513,7 @@ def test_a_part_that_is_named_counts_before_that_of_the_keychain(tmp_path):
     settings = std_settings(tmp_path, S.ca.expired("operator"), name="operator", organization="lab")
     asking = Requester(settings, Trusting(), say=lambda _: None, timeout_s=1)
     kept = as_before(settings, asking.certificate_there())
+    assert kept == settings
     assert (kept.name, kept.organization) == ("operator", "lab")
 
 

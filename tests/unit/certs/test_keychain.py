@@ -244,7 +244,7 @@ def test_check_refuses_what_a_peer_would_refuse():
         (s.client, NOW + 2 * DAY, "client", "expired at"),
         (s.client, NOW - 2 * DAY, "client", "not valid before"),
         (trust_only, NOW + 4000 * DAY, "client", "trust anchor .* expired"),
-        (make_keychain(s.ca.key, [s.ca.certificate]), NOW, "server", "certificate authority"),
+        (make_keychain(s.ca.key, [s.ca.certificate]), NOW, "server", "belongs to a certificate authority"),
     ):
         with pytest.raises(KeychainError, match=why):
             check_keychain(keychain, now=now, usage=usage)

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import tomllib
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+from appliance.pva.connection import OUT_LIMIT
+from appliance.pva.limits import Limits
+from appliance.pvdata.codec import MAX_PLANS
+from appliance.pvdata.pace import MAX_VALUES
+from appliance.pvdata.primitives import DecodeLimits
+from appliance.server import Server
+from appliance.server.access import MAX_LOST_READERS
+from appliance.server.operation import QUEUE_LIMIT
+from appliance.server.peer import MAX_MESSAGES
+from appliance.server.quota import DEFAULT_QUOTA
+from appliance.server.sharedpv import MAX_TASKS
+from appliance.transport.lingering import LINGER_OCTETS
 
 ROOT = Path(__file__).parents[3]
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text()
@@ -64,6 +78,41 @@ def contracts() -> dict[str, list[set[str]]]:
         for contract in settings["contracts"]
         if contract["type"] == "layers"
     }
+
+
+def number(count: int) -> str:
+    """Write a number as the page does."""
+    return f"{count:,}".replace(",", " ") if count >= 10_000 else str(count)
+
+
+def octets(count: int) -> str:
+    return f"{count >> 20} MB" if count >= 1 << 20 else f"{count >> 10} KiB"
+
+
+def test_the_numbers_of_what_bounds_a_peer_are_those_of_the_code() -> None:
+    connections = inspect.signature(Server).parameters["max_connections"].default
+    said = {
+        f"more than {number(MAX_VALUES)} values": "send a message of very many values",
+        f"{octets(DecodeLimits.CACHED_OCTETS)} of memory for one connection, "
+        f"{octets(DecodeLimits.ALL_CACHED_OCTETS)} for all connections": "define types",
+        f"{octets(Limits().max_request_octets)} of memory": "send ever new pvRequests",
+        f"plans for {number(DecodeLimits.BITSET_BYTES * 8)} fields of one type are kept, at most {MAX_PLANS} plans": "send ever new bit",
+        f"in a queue of more than {octets(QUEUE_LIMIT)} they are merged earlier; answers stop at {octets(OUT_LIMIT)}": "not read ",
+        f"{octets(LINGER_OCTETS)}": "go on sending after",
+        f"{number(MAX_LOST_READERS)} pairs": "lose the right to read",
+        f"{number(DEFAULT_QUOTA.connections)} from one address, {number(DEFAULT_QUOTA.anonymous_connections)} of them anonymous, "
+        f"{number(connections)} altogether": "open very many connections",
+        f"{number(Limits().max_channels)} for one connection; {number(DEFAULT_QUOTA.channels)} for one address, "
+        f"{number(DEFAULT_QUOTA.anonymous_channels)} for its anonymous clients": "open very many channels",
+        f"{number(DEFAULT_QUOTA.subscriptions)} subscriptions of one PV for one address, "
+        f"{number(DEFAULT_QUOTA.anonymous_subscriptions)} for an anonymous client": "watch one PV",
+        f"{number(MAX_TASKS)} in one process": "cancel, and ask again",
+        f"{number(MAX_MESSAGES)} of each connection are logged": "send messages for the log",
+    }
+    rows = re.findall(r"^\| (.+?) \| (.+) \|$", section(ARCHITECTURE, "What bounds a peer"), re.MULTILINE)
+    for bound, what in said.items():
+        (happens,) = [text for asked, text in rows if f"{asked} ".startswith(what)]
+        assert bound in happens, what
 
 
 @pytest.mark.parametrize("package", ["client", "server", "transport", "pva", "certmon", "ioc"])
