@@ -150,7 +150,11 @@ class SourceText:
 
 
 def expand_macros(text: str, macros: Mapping[str, str]) -> str:
-    """Expand the macros of one value. Raises AccessFileError without a position."""
+    """Expand the macros of one value.
+
+    Raises:
+        AccessFileError: The text is wrong. The error has no line and column; the caller knows them.
+    """
     return text if "$" not in text else _Expander(macros).expand(text, 0)
 
 

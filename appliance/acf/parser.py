@@ -25,7 +25,11 @@ _INTEGER: Final = re.compile(r"[+-]?\d{1,10}", re.ASCII)
 
 
 def parse_classic(source: SourceText, builder: Builder) -> AccessSecurity:
-    """Read a whole file. Raises AccessFileError with line and column."""
+    """Read a whole file.
+
+    Raises:
+        AccessFileError: The file is wrong; the error has line and column.
+    """
     return _Parser(source, builder).run()
 
 

@@ -364,10 +364,11 @@ def _decrypt_cbc(cipher: str, key: bytes, iv: bytes, data: bytes) -> bytes:
 
 
 def _load_key(der: bytes) -> PrivateKeyTypes:
-    """Return the key of a PKCS#8 structure. Raises KeychainError, DERError.
+    """Return the key of a PKCS#8 structure.
 
     Raises:
-        KeychainError: The keychain cannot be read or used.
+        KeychainError: The key is of a kind that is not supported, or is damaged.
+        DERError: It is no PKCS#8 structure.
     """
     kind = read_ber(der).expect(_SEQUENCE).part(1, _SEQUENCE).part(0, _OBJECT).value
     if kind not in _KEY_KINDS or len(der) > _MAX_KEY_BYTES:

@@ -198,6 +198,15 @@ def build_ca(
 ) -> x509.Certificate:
     """Return a CA certificate for ``key``: self-signed, or signed by ``issuer`` as an intermediate.
 
+    Args:
+        key: The new authority's private key.
+        subject: Its name.
+        not_before: Start of validity, aware; parts of a second are ignored.
+        not_after: End of validity, aware; parts of a second are ignored.
+        serial: The certificate's serial number.
+        issuer: The authority above; None makes a root certificate.
+        path_length: Most authorities below this one (RFC 5280 section 4.2.1.9); None for no limit.
+
     Raises:
         CertificateError: The result would break its profile.
     """
@@ -235,10 +244,22 @@ def build_certificate(
 ) -> x509.Certificate:
     """Return an end entity's certificate for ``usage`` (a key of `EXTENDED_KEY_USAGES`), checked against its profile, then signed.
 
-    ``status_pv`` and ``config_pv`` are whole PV names. They are written as an IA5String, as the specification (4.3) says and the
-    peers of 2026 read it; ``raw_pv_names`` writes bare ASCII, which is the only form for peers of 2025. See
-    `appliance.certs.x509.canonical_pv_name` for how one certificate serves both. ``san`` holds (``dns`` | ``ip`` | ``uri``,
-    text). Times are aware; parts of a second are ignored.
+    PV names are written as an IA5String, as the specification (4.3) says and the peers of 2026 read it, or as bare ASCII, the
+    only form for peers of 2025. See `appliance.certs.x509.canonical_pv_name` for how one certificate serves both.
+
+    Args:
+        issuer: The authority that signs.
+        subject: The holder's name.
+        public_key: The holder's key.
+        usage: What the certificate is for.
+        not_before: Start of validity, aware; parts of a second are ignored.
+        not_after: End of validity, aware; parts of a second are ignored.
+        serial: The certificate's serial number.
+        status_pv: Whole name of the PV that tells its status; None writes no such extension.
+        config_pv: Whole name of the PV for renewal requests; None writes no such extension.
+        renew_by: When the holder must have renewed, aware; None if it need not.
+        san: Subject alternative names, each ``dns``, ``ip`` or ``uri``, and its text.
+        raw_pv_names: Write PV names as bare ASCII.
 
     Raises:
         CertificateError: The result would break its profile.

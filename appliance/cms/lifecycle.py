@@ -72,7 +72,11 @@ class WaitingRequests:
         self.came_from: dict[int, str] = {}
 
     def check(self, address: str) -> None:
-        """Refuse another request of this address if it has too many. Raises Refused."""
+        """Check that another request of this address may wait.
+
+        Raises:
+            RequestRefused: Too many requests wait already, all together or of this address.
+        """
         here = self.came_from
         if len(here) >= _MOST_WAITING or (
             len(here) >= _MOST_OF_ONE and sum(other == address for other in here.values()) >= _MOST_OF_ONE
@@ -167,7 +171,11 @@ class Lifecycle:
         heapq.heapify(self._boundaries)
 
     async def adopt(self) -> None:
-        """Load what a command beside this service has recorded. Raises StoreError."""
+        """Load what a command beside this service has recorded.
+
+        Raises:
+            StoreError: The database could not be used; nothing has changed.
+        """
         for record in await self.store.submit(live_records):
             if self.peek(record.serial) is None:
                 self._remember(record)
@@ -193,7 +201,11 @@ class Lifecycle:
         return self.live.get(serial) or self._finished.get(serial)
 
     async def find(self, serial: int) -> CertRecord | None:
-        """Return a certificate. Raises StoreError."""
+        """Return a certificate; None if it is not known.
+
+        Raises:
+            StoreError: The database could not be read.
+        """
         found = self.peek(serial)
         if found is None:
             found = await self.store.submit(lambda transaction: transaction.get(serial))
@@ -341,7 +353,12 @@ class Lifecycle:
         return await self._change(serial, decide, "approve", actor, "", check=check)
 
     async def deny(self, serial: int, actor: Actor) -> CertRecord:
-        """Deny approval to a certificate. Raises RequestRefused, StoreError."""
+        """Deny approval to a certificate.
+
+        Raises:
+            RequestRefused: The certificate is not known, or it does not wait for approval.
+            StoreError: The database could not be used; nothing has changed.
+        """
 
         def decide(_record: CertRecord, state: CertState) -> tuple[CertState, bool]:
             if state is not CertState.PENDING_APPROVAL:
@@ -419,7 +436,11 @@ class Lifecycle:
         return record
 
     async def note(self, action: str, serial: int | None, actor: Actor, facts: Mapping[str, str]) -> None:
-        """Add a record to the audit that changes nothing. Raises StoreError."""
+        """Add a record to the audit that changes nothing.
+
+        Raises:
+            StoreError: The database could not be used; nothing has changed.
+        """
         at = posix(self.clock())
         await self.store.submit(lambda t: t.audit(at, action, serial, {**facts, **actor.facts()}))
 

@@ -170,7 +170,11 @@ class CertificateService:
         self.replay.load(self.clock().timestamp())
 
     async def start(self) -> None:
-        """Serve. Raises ApplianceError."""
+        """Serve.
+
+        Raises:
+            ApplianceError: A file or an address cannot be used; the text says which.
+        """
         settings = self.settings
         acf = read_acf(settings.acf)
         for warning in (*settings.warnings(), *acf.warnings, *several_issuers(settings)):
@@ -240,7 +244,10 @@ class CertificateService:
     async def reload(self, effective: CMSConfig) -> None:
         """Start to use a new configuration and the access security file: all of it or nothing.
 
-        Settings that matter only at a start (addresses, files) stay as they are. Raises ApplianceError.
+        Settings that matter only at a start (addresses, files) stay as they are.
+
+        Raises:
+            ApplianceError: The new configuration cannot be used; the service goes on with the old one.
         """
         settings = effective.settings
         acf = read_acf(self.settings.acf)

@@ -95,7 +95,11 @@ class Authority(NamedTuple):
 
 
 def make_directory(path: str) -> None:
-    """Make the directory for a file, for its owner only. Raises ConfigurationError."""
+    """Make the directory for a file, for its owner only.
+
+    Raises:
+        ConfigurationError: It cannot be made.
+    """
     directory = os.path.dirname(os.path.abspath(path))  # noqa: PTH100, PTH120 - text in, text out
     make_directories(directory)
 
@@ -116,7 +120,11 @@ def _save(path: str, keychain: Keychain, password: Secret) -> None:
 
 
 def check_not_lost(db: str) -> None:
-    """Refuse to start a new database if there was one before. Raises ConfigurationError."""
+    """Refuse to start a new database if there was one before.
+
+    Raises:
+        ConfigurationError: The database is missing, but its journal of revocations exists.
+    """
     if not os.path.lexists(db) and os.path.lexists(db + JOURNAL):
         raise ConfigurationError(
             f"the database is missing, but its journal of revocations exists ({db}{JOURNAL}): with an empty database every "
@@ -218,7 +226,7 @@ def self_test(authority: Authority, now: datetime) -> None:
         raise KeychainError(f"a signature by the certificate authority {name} does not verify") from error
 
 
-def record_own(
+def _record_own(
     transaction: Transaction,
     certificate_subject: Mapping[str, str],
     *,
@@ -232,7 +240,21 @@ def record_own(
     no_status: bool,
     method: str,
 ) -> CertRecord:
-    """Record a certificate that the service makes for itself."""
+    """Record a certificate that the service makes for itself.
+
+    Args:
+        transaction: The open transaction.
+        certificate_subject: The certificate's name: CN, O, OU, C.
+        serial: Its serial number.
+        usage: What it is for.
+        skid: Its key's identifier, in hex.
+        start: The present time (POSIX seconds).
+        begin: Start of its validity (POSIX seconds).
+        end: End of its validity (POSIX seconds).
+        key_id: What tells its key from others (`appliance.certs.public_keys.key_identity`).
+        no_status: Whether it names no status PV.
+        method: How the request came about, for the audit.
+    """
     record = CertRecord(
         serial=serial,
         subject=subject_key(certificate_subject),
@@ -286,7 +308,7 @@ def _own_request(
     serial = new_serial()
 
     def job(transaction: Transaction) -> CertRecord:
-        return record_own(
+        return _record_own(
             transaction,
             subject,
             serial=serial,

@@ -235,7 +235,21 @@ class Transaction:
     def change(
         self, record: CertRecord, state: CertState, *, at: int, approved: bool, bar_key: bool = False
     ) -> CertRecord:
-        """Change a certificate's state; with ``bar_key`` its key is never certified again."""
+        """Change a certificate's state.
+
+        Args:
+            record: The certificate as it was read.
+            state: The new state.
+            at: The present time (POSIX seconds).
+            approved: Whether an administrator has approved it, now or before.
+            bar_key: Never certify its key again.
+
+        Returns:
+            The certificate as it is now.
+
+        Raises:
+            StoreError: Its state is not what ``record`` says any more.
+        """
         self.flush()
         values: dict[str, Any] = {"state": state.value, "state_date": at, "approved": approved}
         if bar_key:
@@ -251,7 +265,14 @@ class Transaction:
         return record._replace(state=state, state_date=at, approved=approved)
 
     def audit(self, at: int, action: str, serial: int | None, facts: Mapping[str, Any]) -> None:
-        """Add a record to the audit, linked to all before it."""
+        """Add a record to the audit, linked to all before it.
+
+        Args:
+            at: The present time (POSIX seconds).
+            action: What was done, such as ``create`` or ``revoke``.
+            serial: The certificate's serial number; None if it is about none.
+            facts: Further members of the record; control characters are replaced.
+        """
         facts = {key: clean(value) for key, value in facts.items()}
         self._seq += 1
         number = "" if serial is None else str(serial)

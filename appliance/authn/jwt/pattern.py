@@ -71,7 +71,11 @@ class _Member:
 
 
 class ResponsePattern:
-    """One compiled pattern. Raises ValueError for a pattern that cannot decide anything."""
+    """One compiled pattern.
+
+    Raises:
+        ValueError: The pattern cannot decide anything.
+    """
 
     __slots__ = ("_after", "_before", "_words", "text")
 
