@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes
 from appliance.certs.profiles import build_ca, generate_key, subject_name
 from appliance.certs.status import CertState
 from appliance.cms.service import CertificateService
-from appliance.cms.store import Record, Transaction
+from appliance.cms.store import CertRecord, Transaction
 from appliance.pva.typed import encode_typed
 from appliance.pvdata import Value
 from bench import revocation, tokens
@@ -240,7 +240,7 @@ def fill(process: Process) -> None:
 
     def job(transaction: Transaction) -> None:
         for number in range(CERTIFICATES):
-            record = Record(
+            record = CertRecord(
                 serial=(1 << 62) + number,
                 subject=f"user{number}\x1flab\x1f\x1f",
                 usage="client",

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from appliance.acf.builder import Builder
-from appliance.acf.lexer import Source
+from appliance.acf.lexer import SourceText
 from appliance.acf.match import Resolver
 from appliance.acf.model import (
     Access,
@@ -92,7 +92,7 @@ def load_acf(
         return acf_from_tree(
             tree, position=position, file=file, macros=macros, resolve=resolve, gateway=gateway
         )
-    source = Source(text, file=file, macros=macros)
+    source = SourceText(text, file=file, macros=macros)
     return parse_classic(source, Builder(file=file, resolve=resolve, gateway=gateway))
 
 

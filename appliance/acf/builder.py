@@ -349,6 +349,7 @@ class Builder:
             )
 
     def _rule(self, draft: RuleDraft) -> Rule:
+        line, _ = draft.place or (0, None)
         return Rule(
             level=draft.level,
             access=draft.access,
@@ -361,7 +362,7 @@ class Builder:
             authorities=tuple(self._authority(*item) for item in draft.authorities.items()),
             protocols=tuple(draft.protocols),
             calc=draft.calc,
-            line=draft.place[0] if draft.place else 0,
+            line=line,
         )
 
     def _known(self, kind: str, names: dict[str, Place], defined: Mapping[str, object]) -> tuple[str, ...]:

@@ -337,7 +337,11 @@ class Calc:
 
 
 def compile_calc(text: str) -> Calc:
-    """Translate ``text``. Raises AccessFileError without a position."""
+    """Translate ``text``.
+
+    Raises:
+        AccessFileError: The text is wrong. The error has no line and column; the caller knows them.
+    """
     if len(text) > MAX_EXPRESSION:
         raise AccessFileError(f"a CALC expression may have {MAX_EXPRESSION} characters; this has {len(text)}")
     return _Translation(text).run()

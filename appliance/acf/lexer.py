@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from appliance.errors import AccessFileError
 
-__all__ = ["END", "MAX_TEXT", "STRING", "WORD", "Source", "Token", "expand_macros"]
+__all__ = ["END", "MAX_TEXT", "STRING", "WORD", "Lexeme", "SourceText", "expand_macros"]
 
 MAX_TEXT: Final = 4 << 20
 """Largest file, and largest result of expanding its macros, in characters."""
@@ -35,8 +35,8 @@ _TOKEN: Final = re.compile(
 _MARK: Final = re.compile(r'["#\\\n]|\$[({]')
 
 
-class Token(NamedTuple):
-    """One token; ``kind`` is ``word``, ``string``, ``end`` or the punctuation character itself."""
+class Lexeme(NamedTuple):
+    """One token of the text; ``kind`` is ``word``, ``string``, ``end`` or the punctuation character itself."""
 
     kind: str
     text: str
@@ -51,7 +51,7 @@ class Token(NamedTuple):
         return "the end of the file" if self.kind == END else f"'{self.text}'"
 
 
-class Source:
+class SourceText:
     """A text with its macros expanded that still knows where each character came from."""
 
     def __init__(
@@ -80,9 +80,9 @@ class Source:
         line, column = self.position(offset)
         return AccessFileError(why, file=self.file, line=line, column=column)
 
-    def tokens(self) -> list[Token]:
+    def tokens(self) -> list[Lexeme]:
         """Return every token; the last one is ``END``."""
-        found: list[Token] = []
+        found: list[Lexeme] = []
         at = 0
         text = self.text
         while at < len(text):
@@ -94,13 +94,13 @@ class Source:
             kind = match.lastgroup
             value = match[0]
             if kind == "string":
-                found.append(Token(STRING, value[1:-1], at))
+                found.append(Lexeme(STRING, value[1:-1], at))
             elif kind == "word":
-                found.append(Token(WORD, value, at))
+                found.append(Lexeme(WORD, value, at))
             elif kind == "punctuation":
-                found.append(Token(value, value, at))
+                found.append(Lexeme(value, value, at))
             at = match.end()
-        found.append(Token(END, "", len(text.rstrip())))
+        found.append(Lexeme(END, "", len(text.rstrip())))
         return found
 
     def _expand(self, macros: Mapping[str, str]) -> str:
@@ -150,7 +150,11 @@ class Source:
 
 
 def expand_macros(text: str, macros: Mapping[str, str]) -> str:
-    """Expand the macros of one value. Raises AccessFileError without a position."""
+    """Expand the macros of one value.
+
+    Raises:
+        AccessFileError: The text is wrong. The error has no line and column; the caller knows them.
+    """
     return text if "$" not in text else _Expander(macros).expand(text, 0)
 
 

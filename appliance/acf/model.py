@@ -514,7 +514,14 @@ class AccessSecurity:
         principal: Principal,
         inputs: Mapping[str, float | None] = MappingProxyType({}),
     ) -> Decision:
-        """Return what ``principal`` may do with fields of level ``asl`` of records in group ``asg``, and why."""
+        """Return what a principal may do with a field, and why.
+
+        Args:
+            asg: Access security group of the field's record.
+            asl: Access security level of the field, 0 or 1.
+            principal: Who asks.
+            inputs: Value of each input of the group by its letter, None if it cannot be read.
+        """
         return self.compile_for(principal).access(asg, asl).decide(inputs)
 
     def place(self, rule: Rule) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from appliance.acf.builder import MAX_CHAIN, Builder, GroupDraft, Place, RuleDraft
-from appliance.acf.lexer import END, STRING, WORD, Source, Token
+from appliance.acf.lexer import END, STRING, WORD, Lexeme, SourceText
 from appliance.acf.model import AccessSecurity
 from appliance.errors import AccessFileError
 
@@ -24,13 +24,17 @@ _INPUT: Final = re.compile(r"INP[A-U]")
 _INTEGER: Final = re.compile(r"[+-]?\d{1,10}", re.ASCII)
 
 
-def parse_classic(source: Source, builder: Builder) -> AccessSecurity:
-    """Read a whole file. Raises AccessFileError with line and column."""
+def parse_classic(source: SourceText, builder: Builder) -> AccessSecurity:
+    """Read a whole file.
+
+    Raises:
+        AccessFileError: The file is wrong; the error has line and column.
+    """
     return _Parser(source, builder).run()
 
 
 class _Parser:
-    def __init__(self, source: Source, builder: Builder) -> None:
+    def __init__(self, source: SourceText, builder: Builder) -> None:
         self.source = source
         self.builder = builder
         self.tokens = source.tokens()
@@ -38,23 +42,23 @@ class _Parser:
 
     # -- tokens
 
-    def place(self, token: Token) -> Place:
+    def place(self, token: Lexeme) -> Place:
         return self.source.position(token.offset)
 
-    def error(self, why: str, token: Token) -> AccessFileError:
+    def error(self, why: str, token: Lexeme) -> AccessFileError:
         return self.source.error(why, token.offset)
 
     @property
-    def next(self) -> Token:
+    def next(self) -> Lexeme:
         return self.tokens[self.at]
 
-    def take(self) -> Token:
+    def take(self) -> Lexeme:
         token = self.tokens[self.at]
         if token.kind != END:
             self.at += 1
         return token
 
-    def expect(self, *kinds: str, after: str) -> Token:
+    def expect(self, *kinds: str, after: str) -> Lexeme:
         token = self.take()
         if token.kind not in kinds:
             wanted = " or ".join(f"'{kind}'" for kind in kinds)
@@ -67,7 +71,7 @@ class _Parser:
         self.at += 1
         return True
 
-    def name(self, what: str) -> Token:
+    def name(self, what: str) -> Lexeme:
         token = self.take()
         if token.kind not in {WORD, STRING}:
             raise self.error(f"expected {what}, found {token}", token)
@@ -84,7 +88,7 @@ class _Parser:
             if self.expect(",", close, after=f"after {token}").kind == close:
                 return found
 
-    def keyword(self, known: tuple[str, ...], where: str, *, extra: str = "") -> Token:
+    def keyword(self, known: tuple[str, ...], where: str, *, extra: str = "") -> Lexeme:
         token = self.take()
         if token.kind == WORD and (token.text in known or (extra and _INPUT.fullmatch(token.text))):
             return token
@@ -98,7 +102,7 @@ class _Parser:
             raise self.error(f"unknown keyword {token} {where}{hint}; known are {wanted}", token)
         raise self.error(f"expected one of {wanted} {where}, found {token}", token)
 
-    def heading(self, keyword: Token) -> str:
+    def heading(self, keyword: Lexeme) -> str:
         self.expect("(", after=f"after {keyword.text}")
         name = self.name(f"the name of the {keyword.text}")
         self.expect(")", after=f"after the name of the {keyword.text}")
@@ -107,7 +111,7 @@ class _Parser:
     # -- grammar
 
     def run(self) -> AccessSecurity:
-        readers: dict[str, Callable[[Token], None]] = {
+        readers: dict[str, Callable[[Lexeme], None]] = {
             "UAG": self.uag,
             "HAG": self.hag,
             "SAG": self.sag,
@@ -119,17 +123,17 @@ class _Parser:
             readers[keyword.text](keyword)
         return self.builder.finish()
 
-    def uag(self, keyword: Token) -> None:
+    def uag(self, keyword: Lexeme) -> None:
         name = self.heading(keyword)
         users = self.names("a user name", "}") if self.accept("{") else []
         self.builder.add_uag(name, users, self.place(keyword))
 
-    def hag(self, keyword: Token) -> None:
+    def hag(self, keyword: Lexeme) -> None:
         name = self.heading(keyword)
         hosts = self.names("a host name", "}") if self.accept("{") else []
         self.builder.add_hag(name, hosts, self.place(keyword))
 
-    def sag(self, keyword: Token) -> None:
+    def sag(self, keyword: Lexeme) -> None:
         name = self.heading(keyword)
         entries: list[tuple[str, str, Place]] = []
         if self.accept("{"):
@@ -145,7 +149,7 @@ class _Parser:
                     break
         self.builder.add_sag(name, entries, self.place(keyword))
 
-    def authority(self, keyword: Token, above: tuple[str, ...]) -> None:
+    def authority(self, keyword: Lexeme, above: tuple[str, ...]) -> None:
         if len(above) >= MAX_CHAIN:
             raise self.error(f"AUTHORITY declarations are nested more than {MAX_CHAIN} deep", keyword)
         self.expect("(", after="after AUTHORITY")
@@ -164,7 +168,7 @@ class _Parser:
                 if self.accept("}"):
                     break
 
-    def asg(self, keyword: Token) -> None:
+    def asg(self, keyword: Lexeme) -> None:
         group = self.builder.add_group(self.heading(keyword), self.place(keyword))
         if self.accept("{"):
             while True:
@@ -176,7 +180,7 @@ class _Parser:
                 if self.accept("}"):
                     break
 
-    def rule(self, keyword: Token, group: GroupDraft) -> None:
+    def rule(self, keyword: Lexeme, group: GroupDraft) -> None:
         self.expect("(", after="after RULE")
         level = self.take()
         if level.kind != WORD or not _INTEGER.fullmatch(level.text):

@@ -50,7 +50,12 @@ class Pattern:
     __slots__ = ("_program", "_quick", "groups", "text")
 
     def __init__(self, text: str) -> None:
-        """Compile. Raises AccessFileError without a position if the expression is wrong or too large."""
+        """Compile an expression.
+
+        Raises:
+            AccessFileError: The expression is wrong or too large. The error has no line and column; the
+                caller knows them.
+        """
         self.text: Final = text
         tree, self.groups = _Reader(text).read()
         try:

@@ -95,6 +95,11 @@ class PVList:
         return None
 
 
+class _Word(NamedTuple):
+    text: str
+    column: int
+
+
 class _Reader:
     def __init__(self, file: str | None, resolve: Resolver | None) -> None:
         self.file = file
@@ -111,11 +116,11 @@ class _Reader:
         if len(text) > _MAX_TEXT:
             raise AccessFileError(f"the file is larger than {_MAX_TEXT} characters", file=self.file)
         for self.line, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
-            words = [(match[0], match.start() + 1) for match in _WORD.finditer(line)]
-            if not words or words[0][0].startswith("#"):
+            words = [_Word(match[0], match.start() + 1) for match in _WORD.finditer(line)]
+            if not words or words[0].text.startswith("#"):
                 continue
-            if words[0][0].upper() == "EVALUATION":
-                self.order(line.strip(), words[0][1])
+            if words[0].text.upper() == "EVALUATION":
+                self.order(line.strip(), words[0].column)
             else:
                 self.entry(words)
 
@@ -128,7 +133,7 @@ class _Reader:
         elif order != ("ALLOW", "DENY"):
             raise self.error("expected EVALUATION ORDER ALLOW, DENY", column)
 
-    def entry(self, words: list[tuple[str, int]]) -> None:
+    def entry(self, words: list[_Word]) -> None:
         (text, column), *rest = words
         if not rest:
             raise self.error(f"expected ALLOW, ALIAS or DENY after '{text}'", column)
@@ -148,13 +153,13 @@ class _Reader:
             alias = self.template(*arguments[0], pattern)
             self.allow.append(_Allow(pattern, alias, *self.group(arguments[1:])))
         else:
-            raise self.error(f"expected ALLOW, ALIAS or DENY, found '{rest[0][0]}'", where)
+            raise self.error(f"expected ALLOW, ALIAS or DENY, found '{rest[0].text}'", where)
 
-    def hosts(self, words: list[tuple[str, int]]) -> frozenset[str] | None:
+    def hosts(self, words: list[_Word]) -> frozenset[str] | None:
         if not words:
             return None
         # The CA gateway's manual writes FROM; its examples sometimes leave it out.
-        if words[0][0].upper() == "FROM":
+        if words[0].text.upper() == "FROM":
             words = words[1:]
         if not words:
             raise self.error("DENY FROM needs a host; leave FROM out to deny everybody", 1)
@@ -176,10 +181,10 @@ class _Reader:
             )
         return found
 
-    def group(self, words: list[tuple[str, int]]) -> tuple[str, int]:
+    def group(self, words: list[_Word]) -> tuple[str, int]:
         if len(words) > 2:
-            raise self.error(f"unexpected '{words[2][0]}' at the end of the line", words[2][1])
-        asg = words[0][0] if words else "DEFAULT"
+            raise self.error(f"unexpected '{words[2].text}' at the end of the line", words[2].column)
+        asg = words[0].text if words else "DEFAULT"
         if len(words) < 2:
             return asg, 0
         level, column = words[1]

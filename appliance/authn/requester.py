@@ -212,8 +212,13 @@ def check_issued(
 ) -> Keychain:
     """Make the keychain from an answer, but only if it is what was requested.
 
-    The certificate must be for ``key``, lead to one of ``anchors``, be for exactly ``usage``, have the ``subject`` (None:
-    whatever the service took from the proof), and be current.
+    Args:
+        reply: The certificate service's answer.
+        key: The key for which the certificate must be.
+        anchors: Trust anchors, to one of which it must lead.
+        usage: What it must be for, and for nothing else.
+        subject: The name that it must have; None accepts what the service took from the proof.
+        now: The present time, aware; the certificate must be current.
 
     Raises:
         SecurityError: Something is not trustworthy; the text says what.

@@ -121,8 +121,18 @@ async def fetch_status(
 ) -> CheckedStatus:
     """Read a status PV and judge it.
 
+    Args:
+        context: The client that reads it.
+        pv: The status PV's name.
+        issuer: See `read_status`.
+        serial: The serial number of the certificate.
+        now: The present time, aware.
+        timeout: Seconds to wait for the service.
+        certificate: If given, its own dates count as well.
+
     Raises:
-        OperationError: The service does not answer, CertificateStatusError.
+        OperationError: The service does not answer.
+        CertificateStatusError: Its answer is not a CERT:STATUS structure.
     """
     value = await context.get(pv, timeout=timeout)
     return read_status(value, issuer=issuer, serial=serial, now=now, certificate=certificate)

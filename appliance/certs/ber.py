@@ -29,7 +29,11 @@ class Element(NamedTuple):
     """The parts of a constructed element."""
 
     def expect(self, tag: int) -> Element:
-        """Return the element if it has that tag. Raises DERError."""
+        """Return the element if it has that tag.
+
+        Raises:
+            DERError: It has another tag.
+        """
         if self.tag != tag:
             msg = f"an element of the kind 0x{self.tag:02x} instead of 0x{tag:02x}"
             raise DERError(msg)
@@ -48,17 +52,29 @@ class Element(NamedTuple):
         return found if tag is None else found.expect(tag)
 
     def octets(self) -> bytes:
-        """Return the contents of a string, joined if it is in pieces. Raises DERError."""
+        """Return the contents of a string, joined if it is in pieces.
+
+        Raises:
+            DERError: A piece is no OCTET STRING.
+        """
         if not self.tag & 0x20:
             return self.value
         return b"".join(piece.octet_string() for piece in self.parts)
 
     def octet_string(self) -> bytes:
-        """Return the octets of an OCTET STRING, whole or in pieces. Raises DERError."""
+        """Return the octets of an OCTET STRING, whole or in pieces.
+
+        Raises:
+            DERError: It, or a piece of it, is of another kind.
+        """
         return (self if self.tag == 0x24 else self.expect(0x04)).octets()
 
     def integer(self) -> int:
-        """Return the number in an INTEGER. Raises DERError."""
+        """Return the number in an INTEGER.
+
+        Raises:
+            DERError: It is of another kind, or has no octets.
+        """
         if not self.expect(0x02).value:
             msg = "a number without octets"
             raise DERError(msg)
@@ -66,7 +82,11 @@ class Element(NamedTuple):
 
 
 def read_ber(data: bytes) -> Element:
-    """Return the one element in ``data``; nothing may follow it. Raises DERError; work and depth are limited."""
+    """Return the one element in ``data``; nothing may follow it.
+
+    Raises:
+        DERError: It is not BER, something follows the element, or it has too many elements or levels.
+    """
     reader = _Reader(data)
     element, end = reader.element(0, len(data), 0)
     if end != len(data):

@@ -79,7 +79,10 @@ def oid(dotted: str) -> bytes:
 def read_tlv(data: _Buffer) -> tuple[int, _Buffer, _Buffer]:
     """Return the first element's tag and value, and what follows it.
 
-    Only low tag numbers, and definite lengths in their shortest form. Raises DERError.
+    Only low tag numbers, and definite lengths in their shortest form.
+
+    Raises:
+        DERError: The data is cut off, or has another form.
     """
     if len(data) < 2:
         msg = "too short for a DER element"

@@ -84,7 +84,14 @@ class OCSPSigner:
     ) -> bytes:
         """Return a basic OCSP response in DER, signed by the CA, with a SHA-1 CertID as the peers expect.
 
-        Times are aware; parts of a second are dropped. ``revocation_date`` is for REVOKED only; its default is ``this_update``.
+        Parts of a second are dropped from all times.
+
+        Args:
+            serial: The certificate's serial number.
+            state: What is said of it.
+            this_update: When this is true, aware.
+            next_update: Until when it may be believed, aware.
+            revocation_date: When it was revoked, aware; for REVOKED only. Default: ``this_update``.
 
         Raises:
             CertificateStatusError: The times are impossible.
@@ -139,6 +146,13 @@ def verify_response(
     """Verify an OCSP answer about ``serial`` of ``issuer`` at ``now`` (aware).
 
     The issuing CA itself must have signed it: delegated responders are not accepted (13.1 names the trust anchor only).
+
+    Args:
+        der: The answer.
+        issuer: Certificate of the CA that issued the certificate in question.
+        serial: Serial number of the certificate in question.
+        now: The present time, aware.
+        leeway: How far this host's clock may be behind the service's.
 
     Raises:
         CertificateStatusError: There is any doubt; the text says what is wrong.

@@ -96,6 +96,16 @@ class CertificateBag(NamedTuple):
     local_key_id: bytes
 
 
+class _KeyBag(NamedTuple):
+    """One private key, and the certificates that it says it belongs to."""
+
+    der: bytes
+    local_key_id: bytes
+
+    def __repr__(self) -> str:
+        return "<_KeyBag>"
+
+
 class Contents(NamedTuple):
     """What a PKCS#12 file holds."""
 
@@ -122,7 +132,7 @@ def read_pkcs12(data: bytes, password: bytes, *, source: str = "") -> Contents:
     reader = _Reader(password)
     try:
         reader.file(read_ber(data))
-        key = None if not reader.keys else _load_key(reader.keys[0][0])
+        key = None if not reader.keys else _load_key(reader.keys[0].der)
     except _WrongPasswordError as exc:
         msg = (
             "the keychain's password is wrong, or the file is damaged; check the password file that belongs to it"
@@ -137,7 +147,7 @@ def read_pkcs12(data: bytes, password: bytes, *, source: str = "") -> Contents:
     except DERError as exc:
         msg = f"the file is not a PKCS#12 keychain, or is damaged ({exc}); restore it or request a new certificate"
         raise KeychainError(msg) from exc
-    return Contents(key, reader.keys[0][1] if reader.keys else b"", tuple(reader.certificates))
+    return Contents(key, reader.keys[0].local_key_id if reader.keys else b"", tuple(reader.certificates))
 
 
 def _unsupported(what: str) -> KeychainError:
@@ -150,7 +160,7 @@ class _Reader:
         self.wide = wide_passwords(password)
         """The possible forms of the password in the key derivation of PKCS#12 itself."""
         self.spent = 0
-        self.keys: list[tuple[bytes, bytes]] = []
+        self.keys: list[_KeyBag] = []
         self.certificates: list[CertificateBag] = []
 
     # -- structure -------------------------------------------------------------------------------------
@@ -196,9 +206,9 @@ class _Reader:
             kind = _BAGS.get(bag.part(0, _OBJECT).value, 0)
             value = bag.part(1, _WRAPPED).part(0)
             if kind == _KEY_BAG:
-                self.keys.append((value.raw, _local_key_id(bag)))
+                self.keys.append(_KeyBag(value.raw, _local_key_id(bag)))
             elif kind == _SHROUDED_BAG:
-                self.keys.append((self.shrouded(value), _local_key_id(bag)))
+                self.keys.append(_KeyBag(self.shrouded(value), _local_key_id(bag)))
             elif kind == _CERT_BAG and value.part(0, _OBJECT).value == _X509:
                 der = value.part(1, _WRAPPED).part(0).octet_string()
                 self.certificates.append(CertificateBag(der, _local_key_id(bag)))
@@ -354,10 +364,11 @@ def _decrypt_cbc(cipher: str, key: bytes, iv: bytes, data: bytes) -> bytes:
 
 
 def _load_key(der: bytes) -> PrivateKeyTypes:
-    """Return the key of a PKCS#8 structure. Raises KeychainError, DERError.
+    """Return the key of a PKCS#8 structure.
 
     Raises:
-        KeychainError: The keychain cannot be read or used.
+        KeychainError: The key is of a kind that is not supported, or is damaged.
+        DERError: It is no PKCS#8 structure.
     """
     kind = read_ber(der).expect(_SEQUENCE).part(1, _SEQUENCE).part(0, _OBJECT).value
     if kind not in _KEY_KINDS or len(der) > _MAX_KEY_BYTES:

@@ -50,7 +50,7 @@ __all__ = [
     "EXTENDED_KEY_USAGES",
     "KEY_ALGORITHMS",
     "KEY_USAGES",
-    "Issuer",
+    "CertificateAuthority",
     "build_ca",
     "build_certificate",
     "check_ca",
@@ -97,7 +97,7 @@ _BIT_STRING: Final = 0x03
 _MAX_SAN = 100
 
 
-class Issuer(NamedTuple):
+class CertificateAuthority(NamedTuple):
     """A certificate authority's key with its certificate and those above it. Its ``repr`` never shows the key."""
 
     key: CertificateIssuerPrivateKeyTypes
@@ -106,7 +106,7 @@ class Issuer(NamedTuple):
     """Certificates above ``certificate``, the root last."""
 
     def __repr__(self) -> str:
-        return f"<Issuer {subject_text(self.certificate.subject)}>"
+        return f"<CertificateAuthority {subject_text(self.certificate.subject)}>"
 
 
 def generate_key(algorithm: str = "rsa-2048") -> CertificateIssuerPrivateKeyTypes:
@@ -193,10 +193,19 @@ def build_ca(
     not_before: datetime,
     not_after: datetime,
     serial: int,
-    issuer: Issuer | None = None,
+    issuer: CertificateAuthority | None = None,
     path_length: int | None = None,
 ) -> x509.Certificate:
     """Return a CA certificate for ``key``: self-signed, or signed by ``issuer`` as an intermediate.
+
+    Args:
+        key: The new authority's private key.
+        subject: Its name.
+        not_before: Start of validity, aware; parts of a second are ignored.
+        not_after: End of validity, aware; parts of a second are ignored.
+        serial: The certificate's serial number.
+        issuer: The authority above; None makes a root certificate.
+        path_length: Most authorities below this one (RFC 5280 section 4.2.1.9); None for no limit.
 
     Raises:
         CertificateError: The result would break its profile.
@@ -219,7 +228,7 @@ def build_ca(
 
 
 def build_certificate(
-    issuer: Issuer,
+    issuer: CertificateAuthority,
     *,
     subject: x509.Name,
     public_key: CertificatePublicKeyTypes,
@@ -235,10 +244,22 @@ def build_certificate(
 ) -> x509.Certificate:
     """Return an end entity's certificate for ``usage`` (a key of `EXTENDED_KEY_USAGES`), checked against its profile, then signed.
 
-    ``status_pv`` and ``config_pv`` are whole PV names. They are written as an IA5String, as the specification (4.3) says and the
-    peers of 2026 read it; ``raw_pv_names`` writes bare ASCII, which is the only form for peers of 2025. See
-    `appliance.certs.x509.canonical_pv_name` for how one certificate serves both. ``san`` holds (``dns`` | ``ip`` | ``uri``,
-    text). Times are aware; parts of a second are ignored.
+    PV names are written as an IA5String, as the specification (4.3) says and the peers of 2026 read it, or as bare ASCII, the
+    only form for peers of 2025. See `appliance.certs.x509.canonical_pv_name` for how one certificate serves both.
+
+    Args:
+        issuer: The authority that signs.
+        subject: The holder's name.
+        public_key: The holder's key.
+        usage: What the certificate is for.
+        not_before: Start of validity, aware; parts of a second are ignored.
+        not_after: End of validity, aware; parts of a second are ignored.
+        serial: The certificate's serial number.
+        status_pv: Whole name of the PV that tells its status; None writes no such extension.
+        config_pv: Whole name of the PV for renewal requests; None writes no such extension.
+        renew_by: When the holder must have renewed, aware; None if it need not.
+        san: Subject alternative names, each ``dns``, ``ip`` or ``uri``, and its text.
+        raw_pv_names: Write PV names as bare ASCII.
 
     Raises:
         CertificateError: The result would break its profile.

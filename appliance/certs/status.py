@@ -160,6 +160,13 @@ def effective_state(
     """Return the state at ``now`` of a certificate that was last recorded in ``state``.
 
     A boundary that was crossed counts even if nobody recorded it. A clock that is set back undoes nothing.
+
+    Args:
+        state: The recorded state.
+        now: The present time, aware.
+        not_before: Start of the certificate's validity, aware.
+        not_after: End of its validity, aware.
+        renew_by: When its holder must have renewed, aware; None if it need not.
     """
     if state in (CertState.REVOKED, CertState.EXPIRED, CertState.UNKNOWN):
         return state
@@ -180,7 +187,15 @@ def next_boundary(
     not_after: datetime,
     renew_by: datetime | None = None,
 ) -> datetime | None:
-    """Return when the clock will next change the effective state, ``None`` if it never will."""
+    """Return when the clock will next change the effective state, ``None`` if it never will.
+
+    Args:
+        state: The recorded state.
+        now: The present time, aware.
+        not_before: Start of the certificate's validity, aware.
+        not_after: End of its validity, aware.
+        renew_by: When its holder must have renewed, aware; None if it need not.
+    """
     current = effective_state(state, now=now, not_before=not_before, not_after=not_after, renew_by=renew_by)
     if current in (CertState.REVOKED, CertState.EXPIRED, CertState.UNKNOWN):
         return None
@@ -216,6 +231,12 @@ def judge(signed: OCSPState, claimed: CertState, *, next_update: datetime, now: 
 
     Only a signature can make a certificate good; an unsigned claim can only make it less. After ``next_update`` nothing is
     known (8.4).
+
+    Args:
+        signed: What the OCSP answer says.
+        claimed: The state beside it.
+        next_update: Until when the answer may be believed, aware.
+        now: The present time, aware.
     """
     if now >= next_update:
         state = CertState.UNKNOWN

@@ -401,7 +401,11 @@ def _pv_extension(certificate: x509.Certificate, oid: x509.ObjectIdentifier, wha
 
 
 def decode_pv_name(raw: bytes) -> str:
-    """Return the PV name in an extension's value, in either form. Raises DERError."""
+    """Return the PV name in an extension's value, in either form.
+
+    Raises:
+        DERError: The value has another form, or a PV cannot have this name.
+    """
     if raw[:1] == bytes((_IA5STRING,)):
         _, value, rest = read_tlv(raw)
         if rest:
@@ -471,7 +475,11 @@ def encode_time(when: datetime) -> bytes:
 
 
 def decode_time(raw: bytes) -> datetime:
-    """Return a time as `encode_time` writes it. Raises DERError."""
+    """Return a time as `encode_time` writes it.
+
+    Raises:
+        DERError: It is no time of such a form.
+    """
     tag, value, rest = read_tlv(raw)
     text = value.decode("ascii", "replace")
     digits = text[:-1]

@@ -51,7 +51,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def arguments_of(items: Sequence[str]) -> dict[str, str]:
-    """Read ``name=value``. Raises ConfigurationError for anything else, or for one name given twice."""
+    """Read words of the form ``name=value``.
+
+    Raises:
+        ConfigurationError: A word has another form, or one name is given twice.
+    """
     from appliance.errors import ConfigurationError
 
     arguments: dict[str, str] = {}

@@ -25,7 +25,7 @@ from appliance.config.secret import FilePath, Secret
 from appliance.config.settings import ServerSettings
 from appliance.errors import ConfigurationError
 
-__all__ = ["CMSSettings", "Effective", "parse_password_file", "resolve"]
+__all__ = ["CMSConfig", "CMSSettings", "parse_password_file", "resolve"]
 
 _Text = Annotated[str, Meta(max_length=64)]
 _Country = Annotated[str, Meta(pattern="^([A-Z]{2})?$")]
@@ -195,7 +195,7 @@ def shared_organizations(config: JWTConfig) -> list[str]:
     ]
 
 
-class Effective(NamedTuple):
+class CMSConfig(NamedTuple):
     """The settings in effect, with every path filled in."""
 
     settings: CMSSettings
@@ -211,7 +211,7 @@ def resolve(
     *,
     config: str | None = None,
     environ: Mapping[str, str] | None = None,
-) -> Effective:
+) -> CMSConfig:
     """Combine flags, the YAML file ``config``, variables and defaults.
 
     Raises:
@@ -257,7 +257,7 @@ def resolve(
     for key in ("cert_auth_tls_keychain", "admin_tls_keychain"):
         refuse_password(getattr(settings, key), key)
     warnings += [warning for issuer in settings.jwt.issuers for warning in issuer.warnings()]
-    return Effective(settings, server.config, warnings, document, server.explain().splitlines())
+    return CMSConfig(settings, server.config, warnings, document, server.explain().splitlines())
 
 
 def _jwt_flags(arguments: argparse.Namespace | None) -> dict[str, str]:

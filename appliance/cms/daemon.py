@@ -18,7 +18,7 @@ from appliance.daemon.run import EXIT_FAILURE, EXIT_OK, Daemon, run
 from appliance.errors import ApplianceError, ConfigurationError
 
 if TYPE_CHECKING:
-    from appliance.cms.config import Effective
+    from appliance.cms.config import CMSConfig
     from appliance.cms.service import CertificateService
 
 __all__ = ["main"]
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(serve, name=_NAME)
 
 
-def _resolve(options: argparse.Namespace) -> Effective:
+def _resolve(options: argparse.Namespace) -> CMSConfig:
     from appliance.cms.config import resolve
 
     return resolve(options, config=options.config)
@@ -163,14 +163,14 @@ def _one_shot(options: argparse.Namespace) -> int | None:
     return None
 
 
-def _shown(effective: Effective) -> str:
+def _shown(effective: CMSConfig) -> str:
     from appliance.config.loader import dump
 
     server = "".join(f"#   {line}\n" for line in effective.server_lines)
     return dump(effective.settings) + "# The server:\n" + server
 
 
-def _new_administrator(effective: Effective, name: str) -> int:
+def _new_administrator(effective: CMSConfig, name: str) -> int:
     from appliance.cms.service import CertificateService
     from appliance.cms.setup import add_administrator, ensure_acf, ensure_administrator, say
 
@@ -191,7 +191,7 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-async def _serve(daemon: Daemon, effective: Effective, options: argparse.Namespace) -> None:
+async def _serve(daemon: Daemon, effective: CMSConfig, options: argparse.Namespace) -> None:
     from appliance.cms.service import CertificateService
 
     service = CertificateService.open(effective, clock=_now)
@@ -229,7 +229,7 @@ async def _serve(daemon: Daemon, effective: Effective, options: argparse.Namespa
         await service.stop()
 
 
-def _banner(effective: Effective, service: CertificateService) -> None:
+def _banner(effective: CMSConfig, service: CertificateService) -> None:
     from appliance.authn.trust import fingerprint
     from appliance.certs.x509 import subject_text
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from appliance.certs.status import CertState
 from appliance.cms.model import NewCertificate
-from appliance.cms.store import IN_DOUBT, KeyUse, Record
+from appliance.cms.store import IN_DOUBT, CertRecord, KeyUse
 
 __all__ = ["BARRED", "approved_before", "key_problem", "may_supersede", "other_holder", "proves_the_name"]
 
@@ -34,7 +34,7 @@ def key_problem(request: NewCertificate, uses: Iterable[KeyUse]) -> str:
     return ""
 
 
-def approved_before(request: NewCertificate, known: Iterable[Record]) -> bool:
+def approved_before(request: NewCertificate, known: Iterable[CertRecord]) -> bool:
     """Whether the last certificate that counts was approved, for at least this usage.
 
     Those count that the requester proves to be his; with ``inherit_unproven`` all that the standard authenticator obtained.
@@ -52,7 +52,7 @@ def approved_before(request: NewCertificate, known: Iterable[Record]) -> bool:
     return last.approved and last.usage in (request.usage, "ioc")
 
 
-def other_holder(request: NewCertificate, live: Iterable[Record]) -> str:
+def other_holder(request: NewCertificate, live: Iterable[CertRecord]) -> str:
     """Return why a token does not get a name that another identity holds; empty if none does.
 
     An identity is an issuer with a subject, but the certificate names only the issuer's host.
@@ -65,13 +65,13 @@ def other_holder(request: NewCertificate, live: Iterable[Record]) -> str:
     return ""
 
 
-def proves_the_name(request: NewCertificate, known: Iterable[Record]) -> bool:
+def proves_the_name(request: NewCertificate, known: Iterable[CertRecord]) -> bool:
     """Whether a token, or an earlier certificate that an administrator approved, proves that the name is the requester's."""
     return bool(request.identity) or any(record.approved and request.is_of(record) for record in known)
 
 
 def may_supersede(
-    request: NewCertificate, old: Record, state: CertState, *, granted: bool, proven: bool
+    request: NewCertificate, old: CertRecord, state: CertState, *, granted: bool, proven: bool
 ) -> str:
     """Return why a live certificate of the same subject gives way to the request; empty if it does not.
 

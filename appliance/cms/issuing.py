@@ -23,14 +23,14 @@ from appliance.authn.grant import USAGES, Grant
 from appliance.authn.jwt.naming import ReservedNames
 from appliance.authn.proof import check_proof
 from appliance.authn.std.verifier import StdRequest, verify
-from appliance.certs.profiles import Issuer, build_certificate, check_public_key, subject_name
+from appliance.certs.profiles import CertificateAuthority, build_certificate, check_public_key, subject_name
 from appliance.certs.public_keys import key_identity
 from appliance.certs.x509 import UNREADABLE, cert_id, encode_pv_name, quiet
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.model import Actor, NewCertificate, shown_time
 from appliance.cms.policy import Names
 from appliance.cms.soundness import Soundness
-from appliance.cms.store import Record
+from appliance.cms.store import CertRecord
 from appliance.config.duration import Duration
 from appliance.errors import CertificateError, RequestRefused, TokenRefused
 from appliance.pva.credentials import Credentials
@@ -77,7 +77,7 @@ class Rules(NamedTuple):
 class Issued(NamedTuple):
     """A certificate and what the requester is told with it."""
 
-    record: Record
+    record: CertRecord
     certificate: x509.Certificate
     pem: str
     """The certificate and the chain above it."""
@@ -98,7 +98,7 @@ class Issuing:
 
     def __init__(
         self,
-        issuer: Issuer,
+        issuer: CertificateAuthority,
         lifecycle: Lifecycle,
         names: Names,
         rules: Rules,
@@ -300,7 +300,7 @@ class Issuing:
 
     def own_certificate(
         self,
-        record: Record,
+        record: CertRecord,
         subject: x509.Name,
         key: CertificatePublicKeyTypes,
         usage: str,

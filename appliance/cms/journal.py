@@ -153,7 +153,11 @@ class OthersJournal(Journal):
         self._fd = -1
 
     def add(self, entries: Iterable[tuple[int, int]], *, barred: Iterable[int] = ()) -> None:
-        """Refuse. Raises JournalError."""
+        """Refuse entries.
+
+        Raises:
+            JournalError: There is something to add.
+        """
         del barred
         if tuple(entries):
             raise JournalError(f"the revocation journal {self.path} belongs to the running service")

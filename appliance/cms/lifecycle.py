@@ -41,7 +41,7 @@ from appliance.cms.model import (
     utc,
 )
 from appliance.cms.store import (
-    Record,
+    CertRecord,
     Store,
     Transaction,
     doubt_undelivered,
@@ -65,14 +65,18 @@ _AT_ONCE: Final = 500
 """Number of changes by the clock that are recorded in one transaction."""
 
 
-class Waiting:
+class WaitingRequests:
     """The requests that wait for approval: serial number to the address that each came from, empty after a restart."""
 
     def __init__(self) -> None:
         self.came_from: dict[int, str] = {}
 
     def check(self, address: str) -> None:
-        """Refuse another request of this address if it has too many. Raises Refused."""
+        """Check that another request of this address may wait.
+
+        Raises:
+            RequestRefused: Too many requests wait already, all together or of this address.
+        """
         here = self.came_from
         if len(here) >= _MOST_WAITING or (
             len(here) >= _MOST_OF_ONE and sum(other == address for other in here.values()) >= _MOST_OF_ONE
@@ -82,7 +86,7 @@ class Waiting:
             )
 
 
-Listener = Callable[[Record], None]
+Listener = Callable[[CertRecord], None]
 
 
 class Lifecycle:
@@ -104,17 +108,17 @@ class Lifecycle:
         self.clock = clock
         self.pending_s = pending_s
         """Seconds for which a request waits for approval."""
-        self.live: dict[int, Record] = {}
-        self.waiting = Waiting()
+        self.live: dict[int, CertRecord] = {}
+        self.waiting = WaitingRequests()
         self.created = 0
         self.revoked = 0
         self.listeners: list[Listener] = []
         self._delivered: list[int] = []
-        self._finished: OrderedDict[int, Record] = OrderedDict()
+        self._finished: OrderedDict[int, CertRecord] = OrderedDict()
         self._boundaries: list[tuple[float, int]] = []
         self._recording: set[asyncio.Task[None]] = set()
         self._noting = False
-        self._pending: dict[int, Record] = {}
+        self._pending: dict[int, CertRecord] = {}
         """Changes by the clock that wait to be recorded: serial to the record as the database has it."""
 
     # -- start ---------------------------------------------------------------------------------------
@@ -124,7 +128,7 @@ class Lifecycle:
         store, journal = self.store, self.journal
         now = posix(self.clock())
 
-        def job(transaction: Transaction) -> tuple[list[Record], list[tuple[int, int, bool]]]:
+        def job(transaction: Transaction) -> tuple[list[CertRecord], list[tuple[int, int, bool]]]:
             doubt_undelivered(transaction)
             restored = 0
             for serial, at in journal.known.items():
@@ -167,7 +171,11 @@ class Lifecycle:
         heapq.heapify(self._boundaries)
 
     async def adopt(self) -> None:
-        """Load what a command beside this service has recorded. Raises StoreError."""
+        """Load what a command beside this service has recorded.
+
+        Raises:
+            StoreError: The database could not be used; nothing has changed.
+        """
         for record in await self.store.submit(live_records):
             if self.peek(record.serial) is None:
                 self._remember(record)
@@ -180,7 +188,7 @@ class Lifecycle:
                 if record.state is CertState.PENDING_APPROVAL:
                     heapq.heappush(self._boundaries, (record.state_date + pending_s, record.serial))
 
-    def _boundary(self, record: Record, now: datetime) -> float | None:
+    def _boundary(self, record: CertRecord, now: datetime) -> float | None:
         boundary = boundary_of(record, now)
         if boundary is not None and record.state is CertState.PENDING_APPROVAL:
             return min(boundary, record.state_date + self.pending_s)
@@ -188,12 +196,16 @@ class Lifecycle:
 
     # -- questions -----------------------------------------------------------------------------------
 
-    def peek(self, serial: int) -> Record | None:
+    def peek(self, serial: int) -> CertRecord | None:
         """Return what is known without asking the database."""
         return self.live.get(serial) or self._finished.get(serial)
 
-    async def find(self, serial: int) -> Record | None:
-        """Return a certificate. Raises StoreError."""
+    async def find(self, serial: int) -> CertRecord | None:
+        """Return a certificate; None if it is not known.
+
+        Raises:
+            StoreError: The database could not be read.
+        """
         found = self.peek(serial)
         if found is None:
             found = await self.store.submit(lambda transaction: transaction.get(serial))
@@ -204,13 +216,13 @@ class Lifecycle:
                 self._remember(found)
         return found
 
-    def state(self, record: Record) -> CertState:
+    def state(self, record: CertRecord) -> CertState:
         """Return the present state of a record."""
         return state_now(record, self.clock())
 
     # -- changes -------------------------------------------------------------------------------------
 
-    async def create(self, request: NewCertificate, actor: Actor) -> Record:
+    async def create(self, request: NewCertificate, actor: Actor) -> CertRecord:
         """Record a certificate. The caller may sign it after this returns.
 
         Raises:
@@ -222,13 +234,13 @@ class Lifecycle:
         key = request.key
         if request.approval_needed:
             self.waiting.check(peer_key(actor.peer))
-        superseded: list[Record] = []
+        superseded: list[CertRecord] = []
 
         def refuse(transaction: Transaction, why: str) -> RequestRefused:
             transaction.audit(at, "refuse", None, {**actor.facts(), **_named(request), "why": why})
             return RequestRefused(why)
 
-        def job(transaction: Transaction) -> Record:
+        def job(transaction: Transaction) -> CertRecord:
             superseded.clear()
             why = key_problem(request, transaction.of_key(request.key_id, request.skid))
             if why:
@@ -238,7 +250,7 @@ class Lifecycle:
             inherited = needed and approved_before(request, known)
             granted = not needed or inherited
             proven = proves_the_name(request, known)
-            giving_way: list[tuple[Record, str]] = []
+            giving_way: list[tuple[CertRecord, str]] = []
             ended = (CertState.EXPIRED, CertState.REVOKED)
             live = [(old, state) for old in known if (state := state_now(old, now)) not in ended]
             why = other_holder(request, [old for old, _ in live])
@@ -257,7 +269,7 @@ class Lifecycle:
                 state = state_at_approval(now, request.not_before, request.not_after)
             else:
                 state = CertState.PENDING_APPROVAL
-            record = Record(
+            record = CertRecord(
                 serial=request.serial,
                 subject=key,
                 usage=request.usage,
@@ -313,13 +325,13 @@ class Lifecycle:
             # Not awaited: if it is lost, the next start does not know whether they were delivered, which is safe.
             self.store.submit(mark_delivered(serials)).add_done_callback(_ignore)
 
-    async def withdraw(self, record: Record, why: str) -> None:
+    async def withdraw(self, record: CertRecord, why: str) -> None:
         """Revoke a certificate that could not be signed or handed over."""
         await self._change(
             record.serial, lambda _r, _s: (CertState.REVOKED, record.approved), "revoke", SERVICE, why
         )
 
-    async def approve(self, serial: int, actor: Actor) -> Record:
+    async def approve(self, serial: int, actor: Actor) -> CertRecord:
         """Approve a certificate.
 
         Raises:
@@ -327,7 +339,7 @@ class Lifecycle:
             StoreError: The database could not be used; nothing has changed.
         """
 
-        def decide(record: Record, state: CertState) -> tuple[CertState, bool]:
+        def decide(record: CertRecord, state: CertState) -> tuple[CertState, bool]:
             if state is not CertState.PENDING_APPROVAL:
                 raise RequestRefused(
                     f"the certificate is {state}: only one that is PENDING_APPROVAL can be approved"
@@ -340,10 +352,15 @@ class Lifecycle:
 
         return await self._change(serial, decide, "approve", actor, "", check=check)
 
-    async def deny(self, serial: int, actor: Actor) -> Record:
-        """Deny approval to a certificate. Raises RequestRefused, StoreError."""
+    async def deny(self, serial: int, actor: Actor) -> CertRecord:
+        """Deny approval to a certificate.
 
-        def decide(_record: Record, state: CertState) -> tuple[CertState, bool]:
+        Raises:
+            RequestRefused: The certificate is not known, or it does not wait for approval.
+            StoreError: The database could not be used; nothing has changed.
+        """
+
+        def decide(_record: CertRecord, state: CertState) -> tuple[CertState, bool]:
             if state is not CertState.PENDING_APPROVAL:
                 raise RequestRefused(
                     f"the certificate is {state}: only one that is PENDING_APPROVAL can be denied; "
@@ -353,7 +370,7 @@ class Lifecycle:
 
         return await self._change(serial, decide, "deny", actor, "")
 
-    async def revoke(self, serial: int, actor: Actor, why: str = "") -> Record:
+    async def revoke(self, serial: int, actor: Actor, why: str = "") -> CertRecord:
         """Revoke a certificate.
 
         Raises:
@@ -361,7 +378,7 @@ class Lifecycle:
             StoreError: The database could not be used; nothing has changed.
         """
 
-        def decide(record: Record, state: CertState) -> tuple[CertState, bool]:
+        def decide(record: CertRecord, state: CertState) -> tuple[CertState, bool]:
             if record.usage == "cms":
                 raise RequestRefused(
                     "it is the certificate service's own certificate: nobody follows its status, so revoking it would stop "
@@ -377,18 +394,18 @@ class Lifecycle:
     async def _change(
         self,
         serial: int,
-        decide: Callable[[Record, CertState], tuple[CertState, bool]],
+        decide: Callable[[CertRecord, CertState], tuple[CertState, bool]],
         action: str,
         actor: Actor,
         why: str,
         *,
         check: Callable[[Transaction], None] | None = None,
         bar_key: bool = False,
-    ) -> Record:
+    ) -> CertRecord:
         now = self.clock()
         at = posix(now)
 
-        def job(transaction: Transaction) -> Record:
+        def job(transaction: Transaction) -> CertRecord:
             recorded = transaction.get(serial)
             facts: dict[str, Any] = {**actor.facts(), **({"why": why} if why else {})}
             if recorded is None:
@@ -419,11 +436,15 @@ class Lifecycle:
         return record
 
     async def note(self, action: str, serial: int | None, actor: Actor, facts: Mapping[str, str]) -> None:
-        """Add a record to the audit that changes nothing. Raises StoreError."""
+        """Add a record to the audit that changes nothing.
+
+        Raises:
+            StoreError: The database could not be used; nothing has changed.
+        """
         at = posix(self.clock())
         await self.store.submit(lambda t: t.audit(at, action, serial, {**facts, **actor.facts()}))
 
-    def _journal(self, record: Record, *, bar_key: bool = False) -> None:
+    def _journal(self, record: CertRecord, *, bar_key: bool = False) -> None:
         try:
             self.journal.add([(record.serial, record.state_date)], barred=(record.serial,) if bar_key else ())
         except JournalError as error:
@@ -436,7 +457,7 @@ class Lifecycle:
             with contextlib.suppress(JournalError):
                 self.journal.add(())
 
-    def _announce(self, record: Record) -> None:
+    def _announce(self, record: CertRecord) -> None:
         if record.state is CertState.PENDING_APPROVAL:
             self.waiting.came_from.setdefault(record.serial, "")
         else:
@@ -447,7 +468,7 @@ class Lifecycle:
         for listener in self.listeners:
             listener(record)
 
-    def _remember(self, record: Record) -> None:
+    def _remember(self, record: CertRecord) -> None:
         if record.state not in (CertState.REVOKED, CertState.EXPIRED):
             self.live[record.serial] = record
             boundary = self._boundary(record, self.clock())
@@ -501,10 +522,10 @@ class Lifecycle:
         self._recording.add(task)
         task.add_done_callback(self._recording.discard)
 
-    async def _lapse(self, record: Record) -> None:
+    async def _lapse(self, record: CertRecord) -> None:
         """End a request that nobody has decided on."""
 
-        def decide(_record: Record, state: CertState) -> tuple[CertState, bool]:
+        def decide(_record: CertRecord, state: CertState) -> tuple[CertState, bool]:
             if state is not CertState.PENDING_APPROVAL:
                 raise RequestRefused("it was decided in the meantime")
             return CertState.REVOKED, False

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from appliance.certs.status import CertState, effective_state, next_boundary
 from appliance.certs.x509 import shown_subject
-from appliance.cms.store import Record
+from appliance.cms.store import CertRecord
 
 __all__ = [
     "SERVICE",
@@ -75,7 +75,7 @@ class NewCertificate(NamedTuple):
         """The subject as the database compares it."""
         return subject_key(self.subject)
 
-    def is_of(self, record: Record) -> bool:
+    def is_of(self, record: CertRecord) -> bool:
         """Whether the requester has proved that a certificate of the same subject is theirs."""
         return (
             (self.proved and record.skid == self.skid)
@@ -118,7 +118,7 @@ def utc(seconds: int) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
-def state_now(record: Record, now: datetime) -> CertState:
+def state_now(record: CertRecord, now: datetime) -> CertState:
     """Return the state of a record at ``now``, from its recorded state and what the clock has changed since."""
     return effective_state(
         record.state,
@@ -129,7 +129,7 @@ def state_now(record: Record, now: datetime) -> CertState:
     )
 
 
-def boundary_of(record: Record, now: datetime) -> float | None:
+def boundary_of(record: CertRecord, now: datetime) -> float | None:
     """Return POSIX time of the next change that the clock will make to a record."""
     when = next_boundary(
         record.state,

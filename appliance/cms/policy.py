@@ -17,7 +17,7 @@ from appliance.acf import AccessSecurity, Principal, load_acf
 from appliance.certs.status import STATUS_CLASS, CertState, StatusClass
 from appliance.certs.x509 import NO_STATUS, canonical_pv_name, names_status
 from appliance.cms.lifecycle import Lifecycle
-from appliance.cms.store import Record
+from appliance.cms.store import CertRecord
 from appliance.errors import AccessFileError, ApplianceError
 from appliance.pva.credentials import Credentials
 from appliance.server import NO_RIGHTS, AccessPolicy, Rights
@@ -218,7 +218,7 @@ class CertificateGate(PeerGate):
         if verdict is not None:
             verdict(status)
 
-    def _judge(self, record: Record | None) -> Verdict:
+    def _judge(self, record: CertRecord | None) -> Verdict:
         state = CertState.UNKNOWN if record is None else self._lifecycle.state(record)
         if state is CertState.VALID:
             return _GOOD
@@ -226,12 +226,12 @@ class CertificateGate(PeerGate):
             STATUS_CLASS[state], f"your certificate is {state}; connect without it or request another one"
         )
 
-    def _changed(self, record: Record) -> None:
+    def _changed(self, record: CertRecord) -> None:
         if record.serial in self._watchers:
             # A moment later, so that a client that revokes its own certificate gets its answer before it is disconnected.
             asyncio.get_running_loop().call_later(_LAST_WORDS_S, self._tell, record)
 
-    def _tell(self, record: Record) -> None:
+    def _tell(self, record: CertRecord) -> None:
         status = self._judge(self._lifecycle.peek(record.serial) or record)
         for verdict in list(self._watchers.get(record.serial, {}).values()):
             verdict(status)

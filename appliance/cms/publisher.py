@@ -30,7 +30,7 @@ from appliance.certs.x509 import (
 )
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.model import utc
-from appliance.cms.store import Record
+from appliance.cms.store import CertRecord
 from appliance.errors import ApplianceError
 from appliance.pva.commands import CMD_GET, CMD_PROCESS, CMD_RPC
 from appliance.pva.server_operation import PreparedAnswer
@@ -295,13 +295,13 @@ class Publisher:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _changed(self, record: Record) -> None:
+    def _changed(self, record: CertRecord) -> None:
         pv = self._pvs.get(record.serial)
         if pv is None or (pv.store is None and not pv.subscriptions):
             return
         self._publish(pv, record)
 
-    def _publish(self, pv: StatusPV, record: Record | None) -> None:
+    def _publish(self, pv: StatusPV, record: CertRecord | None) -> None:
         now = self.lifecycle.clock()
         store, refresh_at = self.make(pv.serial, record, now)
         pv.set(store)
@@ -309,7 +309,7 @@ class Publisher:
         if pv.waiting:
             pv.answer_all(None)
 
-    def make(self, serial: int, record: Record | None, now: datetime) -> tuple[list[Any], float]:
+    def make(self, serial: int, record: CertRecord | None, now: datetime) -> tuple[list[Any], float]:
         """Sign the answer about a certificate.
 
         Returns:

@@ -53,7 +53,11 @@ class TokenJournal:
         self._fd = -1
 
     def read(self) -> list[_Use] | None:
-        """Return the file's content; None if there is no file. Raises ConfigurationError."""
+        """Return the file's content; None if there is no file.
+
+        Raises:
+            ConfigurationError: The file cannot be read, or is damaged.
+        """
         try:
             with open(self.path, "rb") as file:  # noqa: PTH123 - path is text
                 text = file.read().decode("utf-8", "replace")
@@ -140,7 +144,11 @@ class StoredReplay:
         self._swept = 0.0
 
     def load(self, now: float) -> None:
-        """Combine the database and the file beside it, before the service starts. Raises ApplianceError."""
+        """Combine the database and the file beside it, before the service starts.
+
+        Raises:
+            ApplianceError: The database or the file cannot be read or written.
+        """
         journal = self._journal
         beside = journal.read()
 

@@ -16,7 +16,7 @@ from appliance.certs.ocsp import OCSPSigner
 from appliance.certs.public_keys import key_identity
 from appliance.certs.x509 import authority_name, serial_number
 from appliance.cms.backup import Backups
-from appliance.cms.config import CMSSettings, Effective
+from appliance.cms.config import CMSConfig, CMSSettings
 from appliance.cms.health import Health
 from appliance.cms.issuing import Issuing, TokenVerifier
 from appliance.cms.journal import Journal, OthersJournal
@@ -106,7 +106,7 @@ class CertificateService:
 
     @classmethod
     def open(
-        cls, effective: Effective, *, clock: Callable[[], datetime], beside: bool = False
+        cls, effective: CMSConfig, *, clock: Callable[[], datetime], beside: bool = False
     ) -> CertificateService:
         """Open what exists and make what is missing; nothing is served yet.
 
@@ -170,7 +170,11 @@ class CertificateService:
         self.replay.load(self.clock().timestamp())
 
     async def start(self) -> None:
-        """Serve. Raises ApplianceError."""
+        """Serve.
+
+        Raises:
+            ApplianceError: A file or an address cannot be used; the text says which.
+        """
         settings = self.settings
         acf = read_acf(settings.acf)
         for warning in (*settings.warnings(), *acf.warnings, *several_issuers(settings)):
@@ -237,10 +241,13 @@ class CertificateService:
         self.journal.close()
         self.token_journal.close()
 
-    async def reload(self, effective: Effective) -> None:
+    async def reload(self, effective: CMSConfig) -> None:
         """Start to use a new configuration and the access security file: all of it or nothing.
 
-        Settings that matter only at a start (addresses, files) stay as they are. Raises ApplianceError.
+        Settings that matter only at a start (addresses, files) stay as they are.
+
+        Raises:
+            ApplianceError: The new configuration cannot be used; the service goes on with the old one.
         """
         settings = effective.settings
         acf = read_acf(self.settings.acf)

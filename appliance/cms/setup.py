@@ -27,7 +27,7 @@ from appliance.certs.keychain import (
 )
 from appliance.certs.ocsp import OCSPSigner, verify_response
 from appliance.certs.profiles import (
-    Issuer,
+    CertificateAuthority,
     build_ca,
     build_certificate,
     check_ca,
@@ -48,7 +48,7 @@ from appliance.cms.config import CMSSettings, parse_password_file
 from appliance.cms.issuing import Issuing, new_serial
 from appliance.cms.model import SERVICE, posix, shown_name, shown_time, state_now, subject_key, utc
 from appliance.cms.schema import certs
-from appliance.cms.store import Record, Transaction
+from appliance.cms.store import CertRecord, Transaction
 from appliance.config.files import make_directories, read_private, replace_private, write_private
 from appliance.config.pva import ServerConfig
 from appliance.config.secret import Secret
@@ -84,7 +84,7 @@ def say(text: str) -> None:
 class Authority(NamedTuple):
     """The certificate authority in use."""
 
-    issuer: Issuer
+    issuer: CertificateAuthority
     root: x509.Certificate
     created: bool
 
@@ -95,7 +95,11 @@ class Authority(NamedTuple):
 
 
 def make_directory(path: str) -> None:
-    """Make the directory for a file, for its owner only. Raises ConfigurationError."""
+    """Make the directory for a file, for its owner only.
+
+    Raises:
+        ConfigurationError: It cannot be made.
+    """
     directory = os.path.dirname(os.path.abspath(path))  # noqa: PTH100, PTH120 - text in, text out
     make_directories(directory)
 
@@ -116,7 +120,11 @@ def _save(path: str, keychain: Keychain, password: Secret) -> None:
 
 
 def check_not_lost(db: str) -> None:
-    """Refuse to start a new database if there was one before. Raises ConfigurationError."""
+    """Refuse to start a new database if there was one before.
+
+    Raises:
+        ConfigurationError: The database is missing, but its journal of revocations exists.
+    """
     if not os.path.lexists(db) and os.path.lexists(db + JOURNAL):
         raise ConfigurationError(
             f"the database is missing, but its journal of revocations exists ({db}{JOURNAL}): with an empty database every "
@@ -174,7 +182,7 @@ def ensure_authority(settings: CMSSettings, now: datetime, *, may_make: bool = T
             "with the key, or start with an empty directory to make a new authority",
             file=path,
         )
-    issuer = Issuer(keychain.key, keychain.certificate, keychain.chain)  # type: ignore[arg-type]
+    issuer = CertificateAuthority(keychain.key, keychain.certificate, keychain.chain)  # type: ignore[arg-type]
     root = keychain.chain[-1] if keychain.chain else keychain.certificate
     return Authority(issuer, root, created)
 
@@ -218,7 +226,7 @@ def self_test(authority: Authority, now: datetime) -> None:
         raise KeychainError(f"a signature by the certificate authority {name} does not verify") from error
 
 
-def record_own(
+def _record_own(
     transaction: Transaction,
     certificate_subject: Mapping[str, str],
     *,
@@ -231,9 +239,23 @@ def record_own(
     key_id: str,
     no_status: bool,
     method: str,
-) -> Record:
-    """Record a certificate that the service makes for itself."""
-    record = Record(
+) -> CertRecord:
+    """Record a certificate that the service makes for itself.
+
+    Args:
+        transaction: The open transaction.
+        certificate_subject: The certificate's name: CN, O, OU, C.
+        serial: Its serial number.
+        usage: What it is for.
+        skid: Its key's identifier, in hex.
+        start: The present time (POSIX seconds).
+        begin: Start of its validity (POSIX seconds).
+        end: End of its validity (POSIX seconds).
+        key_id: What tells its key from others (`appliance.certs.public_keys.key_identity`).
+        no_status: Whether it names no status PV.
+        method: How the request came about, for the audit.
+    """
+    record = CertRecord(
         serial=serial,
         subject=subject_key(certificate_subject),
         usage=usage,
@@ -262,8 +284,8 @@ def record_own(
 class OwnRequest(NamedTuple):
     """A certificate that the service makes for itself: first `job` is committed, then `finish` signs."""
 
-    job: Callable[[Transaction], Record]
-    finish: Callable[[Record], Keychain]
+    job: Callable[[Transaction], CertRecord]
+    finish: Callable[[CertRecord], Keychain]
 
 
 def _own_request(
@@ -285,8 +307,8 @@ def _own_request(
     skid = x509.SubjectKeyIdentifier.from_public_key(key.public_key()).digest.hex()
     serial = new_serial()
 
-    def job(transaction: Transaction) -> Record:
-        return record_own(
+    def job(transaction: Transaction) -> CertRecord:
+        return _record_own(
             transaction,
             subject,
             serial=serial,
@@ -300,7 +322,7 @@ def _own_request(
             method=method,
         )
 
-    def finish(record: Record) -> Keychain:
+    def finish(record: CertRecord) -> Keychain:
         certificate = issuing.own_certificate(record, name, key.public_key(), usage, status=status)
         return make_keychain(key, [certificate, issuing.issuer.certificate, *issuing.issuer.chain])
 

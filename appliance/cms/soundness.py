@@ -52,7 +52,11 @@ class Soundness:
         self._small, self._large = _Queue(_MOST_SMALL), _Queue(_MOST_LARGE)
 
     async def check(self, key: CertificatePublicKeyTypes, key_id: str) -> None:
-        """Check a key. Raises CertificateError for one that anybody can break."""
+        """Check a key.
+
+        Raises:
+            CertificateError: Anybody can break the key.
+        """
         if not isinstance(key, rsa.RSAPublicKey) or key_id in self._good:
             return
         queue = self._large if key.key_size > _LARGE_BITS else self._small

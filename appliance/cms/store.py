@@ -29,8 +29,8 @@ from appliance.errors import ApplianceError, ConfigurationError
 __all__ = [
     "IN_DOUBT",
     "LIVE",
+    "CertRecord",
     "KeyUse",
-    "Record",
     "Store",
     "StoreError",
     "Transaction",
@@ -65,7 +65,7 @@ class StoreError(ApplianceError):
     """The database did not do what was asked; nothing has changed."""
 
 
-class Record(NamedTuple):
+class CertRecord(NamedTuple):
     """One certificate as the database has it. Times are POSIX seconds."""
 
     serial: int
@@ -96,7 +96,7 @@ class KeyUse(NamedTuple):
     barred: bool
 
 
-_COLUMNS: Final = tuple(schema.certs.c[name] for name in Record._fields)
+_COLUMNS: Final = tuple(schema.certs.c[name] for name in CertRecord._fields)
 # Made once: SQLAlchemy takes longer to compile a new statement than SQLite takes to run it.
 _OF_ISSUER: Final = sa.select(*_COLUMNS).where(schema.certs.c.issuer == sa.bindparam("by"))
 _OF_SUBJECT: Final = _OF_ISSUER.where(schema.certs.c.subject == sa.bindparam("of"))
@@ -113,8 +113,8 @@ _AUDIT_HEAD: Final = (
 )
 
 
-def _record(row: Sequence[Any]) -> Record:
-    record = Record(*row)
+def _record(row: Sequence[Any]) -> CertRecord:
+    record = CertRecord(*row)
     return record._replace(
         state=CertState(record.state),
         approved=bool(record.approved),
@@ -166,13 +166,13 @@ class Transaction:
         self.connection = connection
         self._issuer = issuer
         self._new_certs: list[dict[str, Any]] = []
-        self._new_by_subject: dict[str, list[Record]] = {}
+        self._new_by_subject: dict[str, list[CertRecord]] = {}
         self._new_by_key: dict[str, list[KeyUse]] = {}
         self._new_audit: list[dict[str, Any]] = []
-        self._by_subject: dict[str, list[Record]] = {}
+        self._by_subject: dict[str, list[CertRecord]] = {}
         if audit_head is None:
             last = connection.execute(_AUDIT_HEAD).first()
-            audit_head = (0, GENESIS) if last is None else (last[0], last[1])
+            audit_head = (0, GENESIS) if last is None else (last.seq, last.hash)
         self._seq, self._hash = audit_head
 
     def prefetch(self, subjects: Iterable[str]) -> None:
@@ -190,7 +190,7 @@ class Transaction:
             found = _record(row)
             self._by_subject[found.subject].append(found)
 
-    def of_subject(self, subject: str) -> list[Record]:
+    def of_subject(self, subject: str) -> list[CertRecord]:
         """Return all certificates of a subject."""
         self.prefetch((subject,))
         return [*self._by_subject[subject], *self._new_by_subject.get(subject, ())]
@@ -198,8 +198,10 @@ class Transaction:
     def of_key(self, key_id: str, skid: str) -> list[KeyUse]:
         """Return all certificates of a key, in any state."""
         found = [
-            KeyUse(row[0], row[1], row[2], bool(row[3]))
-            for row in self.connection.execute(_OF_KEY, {"by": self._issuer, "key": key_id, "name": skid})
+            KeyUse(serial, subject, usage, bool(barred))
+            for serial, subject, usage, barred in self.connection.execute(
+                _OF_KEY, {"by": self._issuer, "key": key_id, "name": skid}
+            )
         ]
         return found + self._new_by_key.get(key_id, [])
 
@@ -208,9 +210,9 @@ class Transaction:
         self.flush()
         columns = (schema.certs.c.key_id, schema.certs.c.skid)
         row = self.connection.execute(sa.select(*columns).where(schema.certs.c.serial == serial)).first()
-        return ("", "") if row is None else (row[0], row[1])
+        return ("", "") if row is None else (row.key_id, row.skid)
 
-    def get(self, serial: int) -> Record | None:
+    def get(self, serial: int) -> CertRecord | None:
         """Return one certificate."""
         if serial > _LARGEST:
             return None
@@ -218,7 +220,7 @@ class Transaction:
         row = self.connection.execute(_OF_SERIAL, {"number": serial, "by": self._issuer}).first()
         return None if row is None else _record(row)
 
-    def add(self, record: Record, more: Mapping[str, Any]) -> None:
+    def add(self, record: CertRecord, more: Mapping[str, Any]) -> None:
         """Record a certificate."""
         row = record._asdict() | dict(more)
         row["state"] = record.state.value
@@ -231,9 +233,23 @@ class Transaction:
         self._new_by_subject.setdefault(record.subject, []).append(record)
 
     def change(
-        self, record: Record, state: CertState, *, at: int, approved: bool, bar_key: bool = False
-    ) -> Record:
-        """Change a certificate's state; with ``bar_key`` its key is never certified again."""
+        self, record: CertRecord, state: CertState, *, at: int, approved: bool, bar_key: bool = False
+    ) -> CertRecord:
+        """Change a certificate's state.
+
+        Args:
+            record: The certificate as it was read.
+            state: The new state.
+            at: The present time (POSIX seconds).
+            approved: Whether an administrator has approved it, now or before.
+            bar_key: Never certify its key again.
+
+        Returns:
+            The certificate as it is now.
+
+        Raises:
+            StoreError: Its state is not what ``record`` says any more.
+        """
         self.flush()
         values: dict[str, Any] = {"state": state.value, "state_date": at, "approved": approved}
         if bar_key:
@@ -249,7 +265,14 @@ class Transaction:
         return record._replace(state=state, state_date=at, approved=approved)
 
     def audit(self, at: int, action: str, serial: int | None, facts: Mapping[str, Any]) -> None:
-        """Add a record to the audit, linked to all before it."""
+        """Add a record to the audit, linked to all before it.
+
+        Args:
+            at: The present time (POSIX seconds).
+            action: What was done, such as ``create`` or ``revoke``.
+            serial: The certificate's serial number; None if it is about none.
+            facts: Further members of the record; control characters are replaced.
+        """
         facts = {key: clean(value) for key, value in facts.items()}
         self._seq += 1
         number = "" if serial is None else str(serial)
@@ -612,7 +635,7 @@ def _reason(error: Exception) -> str:
 # ---------------------------------------------------------------------- jobs that are only one statement
 
 
-def live_records(transaction: Transaction) -> list[Record]:
+def live_records(transaction: Transaction) -> list[CertRecord]:
     """Every certificate whose state can still change."""
     query = sa.select(*_COLUMNS).where(
         schema.certs.c.issuer == transaction._issuer, schema.certs.c.state.in_([s.value for s in LIVE])

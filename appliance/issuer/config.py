@@ -36,7 +36,7 @@ class User(Settings, frozen=True, kw_only=True):
 
 
 class IssuerConfig(Settings, frozen=True, kw_only=True):
-    """The issuer's configuration. Raises ValueError for settings that contradict each other."""
+    """The issuer's configuration. Settings that contradict each other are refused."""
 
     listen: Annotated[tuple[str, ...], Meta(min_length=1, max_length=16)] = ("127.0.0.1",)
     """Addresses to listen on."""

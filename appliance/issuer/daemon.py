@@ -255,9 +255,8 @@ async def _listen(runner: web.AppRunner, config: IssuerConfig) -> list[str]:
             raise TransportError(
                 f"cannot listen on {address} port {config.port}: {error.strerror or error}; is another issuer running?"
             ) from None
-        bound = runner.addresses[-1]
-        host = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
-        where.append(f"{scheme}://{host}:{bound[1]}")
+        host, port, *_ = runner.addresses[-1]
+        where.append(f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}")
     return where
 
 

@@ -314,8 +314,8 @@ def _union(t: UnionType, x: Any, old: Any) -> UnionValue:
                 return UnionValue(name, coerce(member, x if isinstance(member, StructType) else x.store[0]))
     exact = _exact(t, x)
     order = [name for name, _ in t.fields]
-    if old is not None and old[0] is not None:
-        order.insert(0, old[0])
+    if old is not None and old.name is not None:
+        order.insert(0, old.name)
     elif exact is not None:
         order.insert(0, exact)
     for name in order:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.certs.keychain import Keychain, dump_keychain, load_keychain, make_keychain
-from appliance.certs.profiles import Issuer, build_certificate, generate_key, subject_name
+from appliance.certs.profiles import CertificateAuthority, build_certificate, generate_key, subject_name
 from tests.helpers.cms import Process
 from tests.helpers.issuer_process import COMMAND as ISSUER
 from tests.helpers.issuer_process import environment as issuer_environment
@@ -125,10 +125,10 @@ class Site:
         return text
 
     @property
-    def authority(self) -> Issuer:
+    def authority(self) -> CertificateAuthority:
         """The certificate authority's key, for certificates with a past."""
         found = load_keychain((self.cms.config_dir / "cert_auth.p12").read_bytes())
-        return Issuer(found.key, found.certificate)
+        return CertificateAuthority(found.key, found.certificate)
 
     def issue(
         self,

@@ -22,7 +22,7 @@ from appliance.authn.proof import PROOF_FIELD, make_proof
 from appliance.certs.keychain import Keychain, load_keychain, make_keychain
 from appliance.certs.profiles import generate_key
 from appliance.client.context import Context
-from appliance.cms.config import CMSSettings, Effective
+from appliance.cms.config import CMSConfig, CMSSettings
 from appliance.cms.service import CertificateService
 from appliance.config.address import Endpoint
 from appliance.config.pva import ClientConfig, ServerConfig
@@ -45,7 +45,7 @@ class Clock:
         self.offset += timedelta(**duration)
 
 
-def effective(directory: Path, *, server: dict[str, Any] | None = None, **settings: Any) -> Effective:
+def effective(directory: Path, *, server: dict[str, Any] | None = None, **settings: Any) -> CMSConfig:
     """Settings of a service that keeps everything below ``directory`` and listens on free ports of 127.0.0.1."""
     settings.setdefault("ccr_per_minute", 0.0)
     values = {
@@ -65,7 +65,7 @@ def effective(directory: Path, *, server: dict[str, Any] | None = None, **settin
         xdg_config_home=str(directory),
         xdg_data_home=str(directory),
     )._replace(**(server or {}))
-    return Effective(msgspec.structs.replace(CMSSettings(), **values), config, [], None, [])
+    return CMSConfig(msgspec.structs.replace(CMSSettings(), **values), config, [], None, [])
 
 
 @contextlib.asynccontextmanager

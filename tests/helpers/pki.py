@@ -16,7 +16,13 @@ from cryptography.hazmat.primitives import serialization
 
 from appliance.certs.keychain import Keychain, dump_keychain, dump_trust_anchors, load_keychain, make_keychain
 from appliance.certs.ocsp import OCSPSigner
-from appliance.certs.profiles import Issuer, build_ca, build_certificate, generate_key, subject_name
+from appliance.certs.profiles import (
+    CertificateAuthority,
+    build_ca,
+    build_certificate,
+    generate_key,
+    subject_name,
+)
 from appliance.certs.status import OCSPState
 from appliance.certs.x509 import cert_id, issuer_id
 
@@ -46,8 +52,8 @@ class Authority:
         self.next_serial = 10_000_000_000_000_000_000
 
     @property
-    def issuer(self) -> Issuer:
-        return Issuer(self.key, self.certificate, self.chain)
+    def issuer(self) -> CertificateAuthority:
+        return CertificateAuthority(self.key, self.certificate, self.chain)
 
     @property
     def issuer_id(self) -> str:

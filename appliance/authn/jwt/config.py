@@ -52,7 +52,7 @@ class ClaimRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     `claim` is the claim's name, or a path of names separated by dots (``realm_access.roles``). A string claim is one
     value; an array claim is one value for each string in it. Only `scope` and `scp` are strings of words (RFC 6749
     section 3.3, RFC 8693 section 4.2). Booleans and numbers never match.
-    Raises ValueError for a value that no claim can hold.
+    A value that no claim can hold is refused.
     """
 
     claim: Annotated[str, Meta(min_length=1, max_length=200)]
@@ -81,7 +81,7 @@ class ClaimRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class TrustedIssuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One issuer of tokens. Raises ValueError for settings that contradict each other."""
+    """One issuer of tokens. Settings that contradict each other are refused."""
 
     mode: Literal["introspect", "jwks", "shared_secret"] = "introspect"
     """How a token is proven: ask the validation endpoint, check the signature against published keys, or against a

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from appliance.authn.jwt.strict_json import StrictFormatError, load_object
 
@@ -71,7 +71,11 @@ class _Member:
 
 
 class ResponsePattern:
-    """One compiled pattern. Raises ValueError for a pattern that cannot decide anything."""
+    """One compiled pattern.
+
+    Raises:
+        ValueError: The pattern cannot decide anything.
+    """
 
     __slots__ = ("_after", "_before", "_words", "text")
 
@@ -160,15 +164,26 @@ class ResponsePattern:
         if len(self._before) == 1:
             return None
         place = _member_at(text, begin)
-        if place is None or place[0] < begin - len(self._before[-1]):
+        if place is None or place.begin < begin - len(self._before[-1]):
             return TWO_PLACES
-        if answer is None or place[2] != begin:
+        if answer is None or place.value != begin:
             return None
         try:
-            name = json.loads(place[1])
+            name = json.loads(place.name)
         except ValueError:
             return TWO_PLACES
         return None if _says_yes(answer.get(name)) else TWO_PLACES
+
+
+class _Place(NamedTuple):
+    """Where a member of a JSON object stands in its text."""
+
+    begin: int
+    """Where its name begins."""
+    name: str
+    """The name as it is written, with its quotes."""
+    value: int
+    """Where its value begins."""
 
 
 def _readings(text: str, before: list[str], after: list[str]) -> Iterator[tuple[int, int]]:
@@ -208,12 +223,11 @@ def _skip(text: str, parts: list[str]) -> int | None:
     return place
 
 
-def _member_at(text: str, place: int) -> tuple[int, str, int] | None:
+def _member_at(text: str, place: int) -> _Place | None:
     """Return the member of the outermost object that has `place` in its value.
 
     Returns:
-        Where its name begins, the name as it is written, and where its value begins; None if `place` is at another
-        level, or not in a value.
+        None if `place` is at another level, or not in a value.
     """
     levels: list[str] = []
     name: tuple[int, str] | None = None
@@ -243,4 +257,4 @@ def _member_at(text: str, place: int) -> tuple[int, str, int] | None:
             name = (lexeme.start(), kind)
     if levels != ["{"] or name is None or value < 0:
         return None
-    return *name, value
+    return _Place(*name, value)

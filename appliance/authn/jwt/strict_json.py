@@ -75,7 +75,10 @@ _DECODER: Final = json.JSONDecoder(
 def load_object(data: bytes) -> dict[str, Any]:
     """Read one JSON object: UTF-8, no duplicate keys, no NaN or Infinity, at most `MAX_DEPTH` levels.
 
-    Raises StrictFormatError. The caller bounds the size.
+    The caller bounds the size.
+
+    Raises:
+        StrictFormatError: The data is anything else; its reason says what.
     """
     try:
         value = _DECODER.decode(data.decode("utf-8"))

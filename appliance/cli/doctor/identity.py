@@ -289,7 +289,16 @@ async def check_status(
     now: datetime,
     timeout: float,
 ) -> None:
-    """Ask the certificate service for the certificate's status, as TLS itself does: over plain TCP."""
+    """Ask the certificate service for the certificate's status, as TLS itself does: over plain TCP.
+
+    Args:
+        keychain: The keychain whose certificate it is.
+        config: This end's configuration.
+        context: A running client that uses plain TCP.
+        report: Gets the findings.
+        now: The present time, aware.
+        timeout: Seconds to wait for the service.
+    """
     name = keychain.status_pv
     if keychain.certificate is None:
         return

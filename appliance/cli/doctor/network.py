@@ -114,20 +114,20 @@ async def check_destination(endpoint: Endpoint, port: int, check: str, variable:
             f"check the spelling, and: getent ahostsv4 {endpoint.host}",
         )
         return
-    name = f"{address[0]}:{address[1]}"
-    if endpoint.host != address[0]:
+    name = f"{address.host}:{address.port}"
+    if endpoint.host != address.host:
         name = f"{endpoint.host} ({name})"
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
             probe.connect(address)
-            local = probe.getsockname()[0]
+            local, _ = probe.getsockname()
     except OSError as error:
         report.problem(
             check,
             f"{name}: {error.strerror}",
             "the kernel has no route to it",
-            f"check the routes: ip route get {address[0]}",
+            f"check the routes: ip route get {address.host}",
         )
         return
     report.ok(check, f"{name} by the interface with {local}")

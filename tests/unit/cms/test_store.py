@@ -7,12 +7,12 @@ import pytest
 
 from appliance.certs.status import CertState
 from appliance.cms.audit import verify_audit
-from appliance.cms.store import Record, Store, StoreError, clean
+from appliance.cms.store import CertRecord, Store, StoreError, clean
 from appliance.errors import ConfigurationError, RequestRefused
 
 
 def record(serial, subject="a\x1f\x1f\x1f"):
-    return Record(serial, subject, "client", "std", 0, 10, 0, CertState.VALID, 0, True, 1)
+    return CertRecord(serial, subject, "client", "std", 0, 10, 0, CertState.VALID, 0, True, 1)
 
 
 MORE = {"cn": "a", "o": "", "ou": "", "c": "", "identity": "", "skid": "", "created": 0}
