@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from appliance.pvdata import Value
-from appliance.server import Server, SharedPV
+from appliance.server import Server
 from appliance.tls.context import server_context
-from tests.daemons.cli.test_doctor import STATUS
+from tests.daemons.cli.test_doctor import tell
 from tests.helpers.pki import PASSWORD, site, write_keychain
 from tests.helpers.tools import demo_server, environment, run
 
@@ -134,8 +133,7 @@ async def test_debugging_shows_the_status_of_both_certificates(env: dict[str, st
     path = str(write_keychain(tmp_path / "own.p12", keychain))
     async with demo_server(tls=server_context(own, require_client_cert=False)) as server:
         for each in (own, keychain):
-            told = {"state": "VALID", "ocsp_response": ca.status(each.serial)}
-            server.add_pv(each.status_pv, SharedPV(Value(STATUS, told)))
+            tell(server, each, ca.status(each.serial))
         variables = {"EPICS_PVA_TLS_KEYCHAIN": path, "EPICS_PVA_BROADCAST_PORT": str(server.udp_port)}
         done = await run("pvxget", "-d", "enum", env={**env, **variables})
     assert done.status == 0, done.err
