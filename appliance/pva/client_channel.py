@@ -20,7 +20,7 @@ class ChannelOwner(OperationOwner, Protocol):
     channels: dict[int, ClientChannel]
 
     def new_ioid(self) -> int:
-        """Give a number that no operation has."""
+        """Return a number that no operation has."""
 
     def drop_channel(self, channel: ClientChannel) -> None:
         """Forget a channel that has ended, and tell of it."""
@@ -53,7 +53,7 @@ class ClientChannel:
         return ClientOperation(self, self.connection.new_ioid(), command, request, window)
 
     def get_field(self, field: str = "") -> ClientOperation:
-        """Ask for the type of ``field``, empty for the whole (section 9.8)."""
+        """Ask for the type of ``field``; "" means the whole (section 9.8)."""
         self._require_open()
         operation = ClientOperation(self, self.connection.new_ioid(), c.CMD_GET_FIELD, None, 0)
         outbox = self.connection.outbox
@@ -69,7 +69,7 @@ class ClientChannel:
         raise ChannelClosedError(f"{self.name}: the channel is closed")
 
     def close(self) -> None:
-        """Give the channel back to the server."""
+        """Close the channel here and at the server."""
         connection = self.connection
         if connection.channels.get(self.cid) is not self:
             return

@@ -68,12 +68,12 @@ class ClientConnection(Connection[ClientEvent]):
         self._next_ioid = 1
 
     def _on_echo(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
-        """Ignore the answer to our ``echo``: that it came is all it says."""
+        """Ignore the answer to our ``echo``: only its arrival counts."""
 
     # -- the hot loop --------------------------------------------------------------------------------
 
     def _parse(self, data: Buffer, pos: int, end: int) -> int:
-        """Take answers to GETs and updates by the short way; everything else goes the general one."""
+        """Parse answers to GETs and updates by the short way, and everything else by the general one."""
         unpack = _ANSWER.unpack_from
         operations = self.operations
         events = self.events
@@ -120,7 +120,9 @@ class ClientConnection(Connection[ClientEvent]):
             raise DecodeError("CONNECTION_VALIDATION is too short")
         count, pos = decode_size(buf, pos + 6, end, big)
         if count is None or count > self.limits.max_auth_methods:
-            raise DecodeError("the server offers an absurd number of authentication methods")
+            raise DecodeError(
+                f"the server offers more than {self.limits.max_auth_methods} authentication methods"
+            )
         methods = []
         for _ in range(count):
             method, pos = decode_string(buf, pos, end, big)
@@ -129,7 +131,7 @@ class ClientConnection(Connection[ClientEvent]):
         self.events.append(AuthenticationOffered(tuple(methods)))
 
     def authenticate(self, method: str, payload: Value | None = None) -> None:
-        """Answer AuthenticationOffered with the chosen method and what it needs."""
+        """Answer AuthenticationOffered with the chosen method and its payload."""
         self._require(ConnectionState.AUTHENTICATING, "authenticate()")
         if self._chosen:
             raise LocalProtocolError("authenticate() was called already")
@@ -233,7 +235,7 @@ class ClientConnection(Connection[ClientEvent]):
     # -- operations ----------------------------------------------------------------------------------
 
     def new_ioid(self) -> int:
-        """Give a number that no operation has; raises LocalProtocolError unless READY."""
+        """Return a number that no operation has; raises LocalProtocolError unless READY."""
         self._require(ConnectionState.READY, "an operation")
         ioid = self._next_ioid
         while ioid in self.operations:

@@ -134,7 +134,7 @@ class ClientOperation:
 
     @property
     def name(self) -> str:
-        """What a person calls the command."""
+        """The command's name in messages."""
         return c.OPERATION_NAMES[self.command]
 
     def _advance(self, what: OperationInput) -> None:
@@ -339,7 +339,9 @@ class ClientOperation:
             self.last_bits = kind.leaf_mask
         else:
             if bits > kind.full_mask:
-                raise DecodeError(f"{self.name} {self.ioid} brings a field that its type does not have")
+                raise DecodeError(
+                    f"{self.name} {self.ioid}: the server sent a field that its type does not have"
+                )
             # pvAccessCPP answers a read with what has changed since the one before it, often nothing.
             last = self.last_store
             value = Value(kind) if last is None else Value.from_store(kind, last)
@@ -351,7 +353,7 @@ class ClientOperation:
         return value, pos
 
     def _own(self, kind: StructType, store: list[Any]) -> list[Any]:
-        """Copy a store so far that nothing which one of the two may change in place is in both."""
+        """Copy a store, with everything in it that can be changed in place."""
         return Value.from_store(kind, store).clone().store if self._deep else store.copy()
 
     def _receive_monitor(self, sub: int, buf: Buffer, pos: int, end: int, big: bool) -> None:
@@ -377,7 +379,7 @@ class ClientOperation:
             last, pos = codec(kind, big).decode(buf, pos, end, types)
         else:
             if bits > kind.full_mask:
-                raise DecodeError(f"MONITOR {self.ioid} brings a field that its type does not have")
+                raise DecodeError(f"MONITOR {self.ioid}: the server sent a field that its type does not have")
             last = self.last_store or (octet_store(kind) if types.octets else Value(kind).store)
             pos = codec(kind, big).decode_partial(buf, pos, end, bits, last, types)
         overrun = leaves(kind, decode_bitset(buf, pos, end, big)[0]) if pos < end else 0

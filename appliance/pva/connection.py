@@ -81,7 +81,7 @@ class Connection(Generic[EventT]):
         self.limits = limits
         self.outbox = Outbox(from_server=self.IS_SERVER, big=big, segment_size=segment_size)
         self.data_to_send = self.outbox.take
-        """Hands out everything that waits to be sent, and forgets it."""
+        """Returns everything that waits to be sent, and forgets it."""
         self.events: list[EventT | RemoteMessage] = []
         """What has happened and was not handed out yet. The list is replaced when it is: keep no reference to it."""
         self.state = ConnectionState.VALIDATING
@@ -91,7 +91,7 @@ class Connection(Generic[EventT]):
         self.stalled = False
         """Whether whole messages may wait unparsed: flush the output, then call ``receive_data(b"")``."""
         self.due: Callable[[], bool] | None = None
-        """Tells when it is time to give way, also in the middle of a message; ``stalled`` says so then."""
+        """Says when it is time to let others go first, also inside a message; then ``stalled`` is set."""
         self.held = False
         """Server: whether requests wait unparsed for the verdict on the client: read no more from it until then, which
         is what bounds them. The verdict makes the connection ``stalled``."""
@@ -114,7 +114,7 @@ class Connection(Generic[EventT]):
         return self.state is ConnectionState.CLOSED
 
     def receive_data(self, data: Buffer) -> list[EventT | RemoteMessage]:
-        """Take what arrived, and tell what it means.
+        """Parse what arrived, and return its events.
 
         Args:
             data: The next octets from the peer; none to go on with what ``stalled`` left.
@@ -189,7 +189,7 @@ class Connection(Generic[EventT]):
         return pos
 
     def _go_on(self) -> bool:
-        """Work on the message that takes its time. Whether it is done."""
+        """Continue with the long message; return whether it is done."""
         pace = self._pace
         assert pace is not None
         if pace.go_on():
@@ -311,7 +311,7 @@ class Connection(Generic[EventT]):
         self.outbox.send(c.CMD_ECHO, payload)
 
     def send_message(self, ioid: int, kind: int, text: str) -> None:
-        """Tell the peer's operator something about operation ``ioid`` (section 12.4)."""
+        """Send a text about operation ``ioid`` to the peer's operator (section 12.4)."""
         big = self.outbox.big
         self.outbox.send(
             c.CMD_MESSAGE,
@@ -321,7 +321,7 @@ class Connection(Generic[EventT]):
     # -- end -----------------------------------------------------------------------------------------
 
     def receive_eof(self) -> list[EventT | RemoteMessage]:
-        """Take note that the peer has gone, and tell what that ended.
+        """Close the connection, because the peer has gone; return the events of what ended.
 
         With ``due`` they may come in parts: while ``stalled``, call ``receive_data(b"")`` for the next one.
         """
@@ -332,7 +332,7 @@ class Connection(Generic[EventT]):
         return self.pending_events()
 
     def pending_events(self) -> list[EventT | RemoteMessage]:
-        """Give the events that methods called outside ``receive_data`` caused."""
+        """Return the events that methods called outside ``receive_data`` caused."""
         events = self.events
         if events:
             self.events = []
@@ -355,7 +355,7 @@ class Connection(Generic[EventT]):
         self._work_off()
 
     def _work_off(self) -> None:
-        """Do some of what the end of the connection leaves to be done."""
+        """Do a part of the work that the end of the connection left."""
         remains = self._remains
         if remains is None:
             return
@@ -368,7 +368,7 @@ class Connection(Generic[EventT]):
         self._remains = None
 
     def _end(self) -> Iterator[None]:
-        """Drop what the connection held, one after the other, with the events that tell of it."""
+        """Drop what the connection had, one thing after the other, with its events."""
         yield from ()
 
     def _require(self, state: ConnectionState, what: str) -> None:

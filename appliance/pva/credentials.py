@@ -1,4 +1,4 @@
-"""Who is at the other end of a connection, as far as this end could establish it."""
+"""The identity of the peer of a connection, as far as this end knows it."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class Credentials(NamedTuple):
 
     @property
     def organization(self) -> str:
-        """The organisation (O) that the peer's certificate proves; empty where it names none."""
+        """The organisation (O) that the peer's certificate proves; empty if it names none."""
         return "\n".join(text for attribute, text in self.subject if attribute == "O")
 
     def facts(self) -> dict[str, str]:
-        """Who it is, as extra fields of log records."""
+        """Return the identity as extra fields of log records."""
         facts = {
             "peer": self.peer,
             "account": self.account,

@@ -51,7 +51,7 @@ class Outbox:
         self.flags = self._direction | (c.FLAG_BIG_ENDIAN if big else 0)
 
     def take(self) -> list[Buffer]:
-        """Hand out everything that waits, and forget it."""
+        """Return everything that waits, and forget it."""
         chunks = self.chunks
         if chunks:
             self.chunks = []

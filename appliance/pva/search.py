@@ -53,7 +53,7 @@ def _pack_address(address: Address | None) -> bytes:
 
 
 def _unpack_address(raw: bytes) -> Address | None:
-    """Give the address, or None for "any", which means: look at where the message came from."""
+    """Return the address; None for "any", which means the address that the message came from."""
     if raw.startswith(_V4_PREFIX) or not any(raw[:12]):
         # pvAccessCPP writes an IPv4 address with twelve zero octets; ::1 alone looks like that too.
         if raw == IPv6Address(1).packed:
@@ -64,7 +64,7 @@ def _unpack_address(raw: bytes) -> Address | None:
 
 
 class SearchRequest(NamedTuple):
-    """Who serves these names? (section 7.1)."""
+    """The question which server has these names (section 7.1)."""
 
     sequence: int
     names: tuple[tuple[int, str], ...]
@@ -259,7 +259,7 @@ def pack_message(command: int, payload: bytes, *, from_server: bool, big: bool =
 
 
 def decode_datagram(buf: Buffer, *, limits: Limits = DEFAULT_LIMITS) -> Iterator[Datagram]:
-    """Give the messages of one datagram in order; commands that do not belong there are skipped.
+    """Return the messages of one datagram in order; commands that do not belong there are skipped.
 
     Raises DecodeError at the first malformed one: what came before it stands.
     """

@@ -18,7 +18,7 @@ __all__ = ["encode_answer", "encode_update", "leaves", "wire_bits"]
 
 
 def leaves(kind: StructType, bits: int) -> int:
-    """Bring ``bits`` into leaf form: a set bit of a structure becomes the bits of its leaves."""
+    """Return ``bits`` in leaf form: a set bit of a structure becomes the bits of its leaves."""
     all_leaves = kind.leaf_mask
     if bits & 1:
         return all_leaves
@@ -31,7 +31,7 @@ def leaves(kind: StructType, bits: int) -> int:
 
 
 def wire_bits(kind: StructType, selected: int) -> int:
-    """Give the wire form of a selection in leaf form."""
+    """Return the wire form of a selection in leaf form."""
     return 1 if selected == kind.leaf_mask else selected
 
 

@@ -28,7 +28,7 @@ class ChannelOwner(OperationOwner, Protocol):
 class ServerChannel:
     """A name that a client opened. ``context`` is the layer above's to use.
 
-    Once the connection is gone all methods do nothing: whoever decides late need not know.
+    Once the connection is gone, all methods do nothing, so a late decision does no harm.
     """
 
     __slots__ = ("cid", "connection", "context", "name", "open", "operations", "permissions", "sid")
@@ -44,7 +44,7 @@ class ServerChannel:
         self.context: Any = None
 
     def _answer(self) -> bool:
-        """Leave the channels that wait for an answer. Whether the client still waits for it."""
+        """Remove the channel from those that wait for an answer; return whether the client still waits."""
         connection = self.connection
         if connection.state is ConnectionState.CLOSED:
             return False
@@ -78,7 +78,7 @@ class ServerChannel:
         )
 
     def set_permissions(self, permissions: int) -> None:
-        """Tell the client what it may do: a union of ``PERMIT_*`` bits (section 8.2)."""
+        """Send the client its permissions: a union of ``PERMIT_*`` bits (section 8.2)."""
         if self.open and self.permissions != permissions:
             self._send_permissions(permissions)
 
@@ -88,7 +88,7 @@ class ServerChannel:
         outbox.send(c.CMD_ACL_CHANGE, U32[outbox.big].pack(self.cid) + bytes((permissions,)))
 
     def close(self) -> None:
-        """Take the channel away from the client, which will search for the name again."""
+        """Close the channel; the client will search for the name again."""
         if not self.open:
             return
         outbox = self.connection.outbox

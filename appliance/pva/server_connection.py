@@ -246,7 +246,9 @@ class ServerConnection(Connection[ServerEvent]):
         (count,) = U16[big].unpack_from(buf, pos)
         pos += 2
         if count * 5 > end - pos:
-            raise DecodeError(f"CREATE_CHANNEL claims {count} names and has no room for them")
+            raise DecodeError(
+                f"CREATE_CHANNEL says that it has {count} names, but the message is too short for them"
+            )
         for number in range(count):
             if not number & 31:
                 breathe()

@@ -29,7 +29,7 @@ _DEFAULT_QUEUE: Final = 4
 
 
 def init_answer(sub: int) -> int:
-    """Give the sub-command that answers an INIT: 0x80 only says that a pipelined MONITOR's INIT brings a window.
+    """Return the sub-command that answers an INIT: 0x80 only says that a pipelined MONITOR's INIT has a window.
 
     Sections 9.2.1 and 9.5.1 have 0x08 in the answer, so does PVXS; Phoebus takes nothing else for it.
     """
@@ -48,7 +48,7 @@ class PreparedAnswer:
         self.tail: bytes | None = None
 
     def make_tail(self) -> bytes | None:
-        """Make the octets for one GET where they cannot be kept; None has the handler answer."""
+        """Return the octets for one GET if they cannot be kept; None lets the handler answer."""
         return None
 
 
@@ -66,7 +66,7 @@ class OperationOwner(Protocol):
         """Whether this end writes numbers big-endian."""
 
     def send_message(self, ioid: int, kind: int, text: str) -> None:
-        """Tell the client's operator something about an operation."""
+        """Send a text about an operation to the client's operator."""
 
     def refuse(self, command: int, sid: int, ioid: int, sub: int, message: str) -> None:
         """Answer a request with an error, without the operation that it names."""
@@ -79,7 +79,7 @@ class Encodable(Protocol):
     """An update that can be serialised for a subscriber."""
 
     def encoded(self, mask: int, big: bool) -> bytes:
-        """Give what ``encode_update`` makes of it, or the same octets from elsewhere."""
+        """Return what ``encode_update`` makes of it, or the same octets from elsewhere."""
 
 
 EncodableT = TypeVar("EncodableT", bound=Encodable)
@@ -157,7 +157,7 @@ class ServerOperation:
 
     @property
     def name(self) -> str:
-        """What a person calls the command."""
+        """The command's name in messages."""
         return c.OPERATION_NAMES[self.command]
 
     @property
@@ -184,7 +184,7 @@ class ServerOperation:
     # -- from the client -----------------------------------------------------------------------------
 
     def requested(self, window: int) -> None:
-        """INIT has come: judge the options that belong to the protocol, then ask the layer above."""
+        """Handle INIT: check the options of the protocol, then ask the layer above."""
         if self.command == c.CMD_MONITOR and not self._subscribe(window):
             return
         self.connection.events.append(OperationRequested(self))
@@ -260,7 +260,7 @@ class ServerOperation:
         assert kind is not None
         bits, pos = decode_bitset(buf, pos, end, big)
         if bits > kind.full_mask:
-            raise DecodeError(f"{self.name} {self.ioid} brings a field that its type does not have")
+            raise DecodeError(f"{self.name} {self.ioid}: the client sent a field that its type does not have")
         value = Value(kind)
         codec(kind, big).decode_partial(buf, pos, end, bits, value.store, connection.types)
         value.changed = leaves(kind, bits) & self.mask
@@ -465,7 +465,7 @@ class ServerOperation:
             self.window -= 1
 
     def update_head(self, size: int) -> bytes | None:
-        """Give what precedes an update in a message.
+        """Return the part of a message before the update.
 
         Args:
             size: Octets of the update.

@@ -1,4 +1,4 @@
-"""The seam where access security plugs in. The server asks; who decides, and how, is not its business."""
+"""The interface between the server and access security: the server asks, a policy decides."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_LOST_READERS: Final = 10_000
 
 
 class Rights(NamedTuple):
-    """What a peer may do with a PV, and for the log why not."""
+    """What a peer may do with a PV, and for the log the reason why not."""
 
     read: bool = False
     write: bool = False
@@ -45,17 +45,17 @@ NO_RIGHTS: Final = Rights()
 
 
 class AccessPolicy(Protocol):
-    """Decides what a peer may do. ``Server.review_access`` has it decide again."""
+    """Decides what a peer may do. ``Server.review_access`` makes it decide again."""
 
     def rights(self, name: str, peer: Credentials) -> Rights:
-        """Judge. Whatever this raises counts as NO_RIGHTS."""
+        """Return the rights of ``peer``. An exception counts as NO_RIGHTS."""
 
 
 class LostReaders:
-    """Who lost the right to read which PV while it watched.
+    """The clients that lost the right to read a PV while they had a subscription.
 
     Such a client had its channel taken away, which every client shows as disconnected, and opens it again at once: its
-    subscription waits until reading is allowed again, where anybody else's is refused. A client may come back over
+    subscription waits until reading is allowed again; the subscriptions of others are refused. A client may come back over
     another connection, so this is not kept with the connection.
     """
 
@@ -67,7 +67,7 @@ class LostReaders:
         return name, peer.method, peer.account, peer.authority, peer.peer.rpartition(":")[0]
 
     def add(self, name: str, peer: Credentials) -> None:
-        """``peer`` may read ``name`` no more."""
+        """Remember that ``peer`` lost the right to read ``name``."""
         key = self._key(name, peer)
         self._known[key] = None
         self._known.move_to_end(key)
@@ -75,12 +75,12 @@ class LostReaders:
             self._known.popitem(last=False)
 
     def discard(self, name: str, peer: Credentials) -> None:
-        """``peer`` may read ``name`` again."""
+        """Forget that ``peer`` lost the right to read ``name``: it may read again."""
         if self._known:
             self._known.pop(self._key(name, peer), None)
 
     def has(self, name: str, peer: Credentials) -> bool:
-        """Whether ``peer`` had the right to read ``name`` and lost it while it watched."""
+        """Whether ``peer`` lost the right to read ``name`` while it had a subscription."""
         return bool(self._known) and self._key(name, peer) in self._known
 
 
@@ -88,7 +88,7 @@ class AccessControl:
     """What one server asks access security, and what it remembers of the answers.
 
     Args:
-        policy: decides; None gives everybody all rights.
+        policy: Decides; None gives everybody all rights.
     """
 
     __slots__ = ("lost_readers", "on_refused", "plight", "policy", "refusals")
@@ -99,12 +99,12 @@ class AccessControl:
         self.refusals = 0
         """Requests that were refused."""
         self.plight = ""
-        """What is added to a refusal over plain TCP: why nobody can prove who he is at present."""
+        """Added to a refusal over plain TCP: why no client can prove its identity at present."""
         self.on_refused: Callable[[str, Credentials, str], None] | None = None
         """Called for each refused request with the PV's name, the client and the missing right."""
 
     def rights(self, name: str, peer: Credentials) -> Rights:
-        """Give what ``peer`` may do with ``name``; nothing where the policy fails."""
+        """Return what ``peer`` may do with ``name``: nothing if the policy fails."""
         if self.policy is None:
             return ALL_RIGHTS
         try:
@@ -114,12 +114,12 @@ class AccessControl:
             return NO_RIGHTS
 
     def denial(self, right: str, peer: Credentials) -> str:
-        """Say that ``right`` is refused, and why this may be so at present only."""
+        """Return the message that refuses ``right``; it says why this may be temporary."""
         why = _DENIED[right]
         return why if peer.is_tls or not self.plight else f"{why}; {self.plight}"
 
     def refused(self, name: str, peer: Credentials, right: str) -> None:
-        """Count a request that was refused, and tell whoever keeps a log of them."""
+        """Count a refused request, and call ``on_refused``."""
         self.refusals += 1
         if self.on_refused is not None:
             self.on_refused(name, peer, right)

@@ -27,19 +27,19 @@ class AdmissionTimings(NamedTuple):
     """How long a server waits for a client that is not let in yet, in seconds."""
 
     handshake_s: float = 10.0
-    """For it to validate its connection."""
+    """The wait until it validates its connection."""
     roles_s: float = 2.0
-    """For its groups; far less than what it takes a client to give up."""
+    """The wait for its groups; far shorter than the patience of a client."""
 
 
 DEFAULT_TIMINGS: Final = AdmissionTimings()
 
 
 class RefusalLog:
-    """Which refusals the log has told: some clients come back with one certificate several times a second.
+    """Remembers logged refusals: some clients come back with one certificate several times a second.
 
     Args:
-        clock: gives the time in seconds.
+        clock: Gives the time in seconds.
     """
 
     __slots__ = ("_clock", "_told")
@@ -49,7 +49,7 @@ class RefusalLog:
         self._told: dict[tuple[str, int, str], float] = {}
 
     def is_news(self, peer: Credentials, why: str) -> bool:
-        """Whether this refusal of a certificate was not told within the last minute; it counts as told now."""
+        """Whether this refusal of a certificate was not logged in the last minute; it counts as logged now."""
         told = self._told
         refusal = (peer.issuer_id, peer.serial, why)
         now = self._clock()
@@ -65,8 +65,8 @@ class Entrance:
     """What one server asks before it lets a client in.
 
     Args:
-        gate: judges the certificates of clients; None where nothing but their identity counts.
-        timings: how long clients are waited for.
+        gate: Judges the certificates of clients; None where nothing but their identity counts.
+        timings: How long clients are waited for.
     """
 
     __slots__ = ("gate", "refusals", "roles", "timings")
@@ -82,19 +82,19 @@ class Entrance:
 def choose_identity(
     proved: Credentials, offered: Iterable[str], method: str, payload: Value | None
 ) -> Credentials:
-    """Judge a client's choice of method (section 6.2).
+    """Return who a client is by its choice of method (section 6.2).
 
     Args:
-        proved: what TLS has proved.
-        offered: the methods that this server offers.
-        method: the one that the client has chosen.
-        payload: what came with it: a name, where the client claims one.
+        proved: What TLS has proved.
+        offered: The methods that this server offers.
+        method: The one that the client has chosen.
+        payload: What came with it: a name, where the client claims one.
 
     Returns:
         Who the client is. A name that was proved is not exchanged for one that is merely claimed.
 
     Raises:
-        SecurityError: the method is not offered.
+        SecurityError: The method is not offered.
     """
     if method not in offered:
         raise SecurityError(
@@ -126,17 +126,17 @@ class RolesOwner(Protocol):
         """Let the client in without groups: they are not known after ``waited_s`` seconds."""
 
     def roles_late(self, roles: frozenset[str]) -> None:
-        """Give the groups to the client, which was let in without."""
+        """Set the groups of the client, which was let in without them."""
 
 
 class RolesWait:
     """One client's wait for its groups, which ends when they are known or after a while.
 
     Args:
-        owner: is told once how the wait ended, and later of groups that came too late.
-        roles: looks the groups up.
-        patience_s: seconds after which the client goes on without.
-        loop: measures the time.
+        owner: Told once how the wait ended, and later of groups that came too late.
+        roles: Looks the groups up.
+        patience_s: Seconds after which the client goes on without.
+        loop: Measures the time.
     """
 
     __slots__ = ("_ended", "_loop", "_owner", "_patience_s", "_roles", "_timer")
@@ -158,7 +158,7 @@ class RolesWait:
         self._roles.ask(account, self._tell, self._loop)
 
     def end(self) -> None:
-        """Forget the client, which is gone: tell nothing any more."""
+        """Stop the wait: the client is gone."""
         self._ended = True
         if self._timer is not None:
             self._timer.cancel()

@@ -32,17 +32,17 @@ class Announced(Protocol):
         """Its settings: where it listens, and where it sends beacons."""
 
     def answer_search(self, request: SearchRequest, host: str) -> SearchResponse | None:
-        """Answer a search that came from the address ``host``; None where nothing is to be said."""
+        """Return the answer to a search from the address ``host``; None if there is nothing to answer."""
 
     def beacon(self, number: int) -> Beacon | None:
-        """Give the beacon of this number; None where the server does not want to be found at present."""
+        """Return the beacon of this number; None if the server does not want to be found at present."""
 
 
 class Announcer:
     """The search sockets of one server, and its beacons.
 
     Args:
-        server: answers searches and makes beacons.
+        server: Answers searches and makes beacons.
     """
 
     def __init__(self, server: Announced) -> None:
@@ -60,7 +60,7 @@ class Announcer:
 
     @property
     def port(self) -> int:
-        """The UDP port that is really listened on."""
+        """The UDP port in use."""
         return self._ports[0].port
 
     async def start(self) -> None:
@@ -72,7 +72,9 @@ class Announcer:
         for endpoint in config.intf_addr_list:
             resolved = await resolve_datagram_address(endpoint, 0)
             if resolved is None:
-                raise TransportError(f"the interface address {endpoint} cannot be resolved")
+                raise TransportError(
+                    f"the interface address {endpoint} does not resolve; correct EPICS_PVAS_INTF_ADDR_LIST"
+                )
             host = resolved.host
             if ":" in host:
                 ipv6.append((host, endpoint.interface or ""))
@@ -87,7 +89,9 @@ class Announcer:
         for endpoint in config.ignore_addr_list:
             resolved = await resolve_datagram_address(endpoint, 0)
             if resolved is None:
-                raise TransportError(f"the ignored address {endpoint} cannot be resolved")
+                raise TransportError(
+                    f"the ignored address {endpoint} does not resolve; correct EPICS_PVAS_IGNORE_ADDR_LIST"
+                )
             ignored.add((resolved.host, endpoint.port or 0))
         self._ignored = frozenset(ignored)
         if every or own or groups:
@@ -102,7 +106,7 @@ class Announcer:
         self._listen_to_addresses()
 
     def _listen_to_addresses(self) -> None:
-        """Have a socket for each address of the host that we serve: nobody else's can take its unicast by chance."""
+        """Open a socket for each served address of the host, so that no other process gets its unicast by chance."""
         if not self._ports or self._ports[0].is_ipv6:
             return
         first = self._ports[0]
@@ -115,7 +119,11 @@ class Announcer:
                     self._message, port=first.port, shared=True, address=address, forwarder=first
                 )
             except TransportError as error:
-                _log.debug("searches to %s come by the socket for all addresses: %s", address, error)
+                _log.debug(
+                    "no socket for %s alone: %s; its searches arrive at the socket for all addresses",
+                    address,
+                    error,
+                )
 
     def _listen_ipv6(self, listed: list[tuple[str, str]], *, every: bool) -> None:
         """Listen on the IPv6 addresses and groups that are listed, or on all addresses."""
@@ -132,7 +140,7 @@ class Announcer:
             except TransportError as error:
                 if listed:
                     raise
-                _log.debug("no searches over IPv6: %s", error)
+                _log.debug("searches over IPv6 are not answered: %s", error)
             groups = ()
 
     def stop(self) -> None:
@@ -174,7 +182,7 @@ class Announcer:
         )
 
     def hurry(self) -> None:
-        """Announce again as at the start: something has changed that clients should know soon."""
+        """Send a burst of beacons as at the start: clients must learn of a change soon."""
         if self._timer is not None:
             self._timer.cancel()
             self._burst_end = self._sent + _BURST

@@ -1,4 +1,4 @@
-"""The PV ``server``, which every server has and none advertises: it lists the names that the server knows.
+"""The PV ``server``, which every server has and no server advertises. It lists the names that the server knows.
 
 Source: pvxs ``serversource.cpp``; asked by ``pvxlist``, ``pvlist`` and p4p.
 """
@@ -52,23 +52,23 @@ class _ServerPV(Handler):
                 Value(_INFO, {"implLang": "python", "version": f"Secure PVAccess appliance {__version__}"})
             )
         else:
-            operation.fail("not known; op is channels or info")
+            operation.fail("unknown op; use op=channels or op=info")
 
 
 class BuiltinSource(Source):
     """The source of the PV ``server``.
 
     Args:
-        names: gives the names of all PVs that the server lists.
+        names: Gives the names of all PVs that the server lists.
     """
 
     def __init__(self, names: Callable[[], Iterable[str]]) -> None:
         self._pv = _ServerPV(names)
 
     def claims(self, name: str, host: str) -> bool:
-        """Never: every server has the name, so that a search for it would find no one in particular."""
+        """Return False: every server has this PV, so a search for it would find any of them."""
         return False
 
     def open(self, name: str, peer: Credentials) -> Handler | None:
-        """Give the PV to whoever asks this very server."""
+        """Return the PV if its name is asked of this server."""
         return self._pv if name == "server" else None

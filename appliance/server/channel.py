@@ -18,7 +18,7 @@ class Pumped(Protocol):
     """Something that waits to be sent."""
 
     def pump(self) -> bool:
-        """Send what may be sent. Whether something is left that only room in the socket keeps back."""
+        """Send what may be sent; return whether the rest waits only for room in the socket."""
 
 
 class ChannelOwner(Protocol):
@@ -26,30 +26,30 @@ class ChannelOwner(Protocol):
 
     @property
     def stream(self) -> StreamLink:
-        """Where answers leave."""
+        """The link that sends the answers."""
 
     @property
     def credentials(self) -> Credentials:
-        """Who the client is; its groups may become known while channels are open."""
+        """The client's identity; its groups may become known while channels are open."""
 
     @property
     def held(self) -> Verdict | None:
-        """Why requests are refused and updates wait at present; None where they do not."""
+        """Why requests are refused and updates wait at present; None if they do not."""
 
     @property
     def access(self) -> AccessControl:
-        """What decides about rights."""
+        """Decides about rights."""
 
     @property
     def allowance(self) -> Allowance:
         """What the client may still have."""
 
     def dirty(self, waiting: Pumped) -> None:
-        """Have ``waiting`` pumped at the end of this turn of the event loop."""
+        """Pump ``waiting`` at the end of this turn of the event loop."""
 
 
 class Channel:
-    """A PV's name, who opened it and the rights that hold."""
+    """A PV's name, the client that opened it and the client's rights."""
 
     __slots__ = ("owner", "rights", "stream", "wire")
 
@@ -70,15 +70,15 @@ class Channel:
         return self.owner.credentials
 
     def dirty(self, waiting: Pumped) -> None:
-        """Have ``waiting`` sent at the end of this turn of the event loop."""
+        """Send ``waiting`` at the end of this turn of the event loop."""
         self.owner.dirty(waiting)
 
     def refused(self, right: str) -> None:
-        """Tell the log of refusals that a request lacks ``right``: read, write or rpc."""
+        """Report a refused request, which lacks ``right``: read, write or rpc."""
         self.owner.access.refused(self.name, self.peer, right)
 
     def close(self) -> None:
-        """Take the channel away from the client."""
+        """Close the channel; the client is told."""
         self.wire.close()
         self.stream.schedule_flush()
 

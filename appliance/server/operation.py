@@ -1,4 +1,4 @@
-"""What a handler sees of one operation: who wants what, and the ways to answer."""
+"""What a handler sees of one operation: the client, the request, and the ways to answer."""
 
 from __future__ import annotations
 
@@ -163,10 +163,10 @@ class Update:
     The octets are made once per mask and byte order and then handed to every subscriber.
 
     Args:
-        kind: the PV's type.
-        store: the complete value, which never changes afterwards.
-        bits: the fields that changed, in leaf form.
-        overrun: the fields that lost an earlier change to squashing.
+        kind: The PV's type.
+        store: The complete value, which never changes afterwards.
+        bits: The fields that changed, in leaf form.
+        overrun: The fields that lost an earlier change to squashing.
     """
 
     __slots__ = ("_encoded", "bits", "kind", "overrun", "store")
@@ -180,7 +180,7 @@ class Update:
         self._encoded: tuple[int, bool, bytes] | dict[tuple[int, bool], bytes] | None = None
 
     def encoded(self, mask: int, big: bool) -> bytes:
-        """Give the octets for a subscription with ``mask``."""
+        """Return the octets for a subscription with ``mask``."""
         known = self._encoded
         if known is None:
             body = encode_update(self.kind, self.bits & mask, self.overrun & mask, self.store, big=big)
@@ -200,14 +200,14 @@ class Update:
         return body_
 
     def squash(self, later: Update) -> Update:
-        """Give the one update that says what this one and ``later`` said."""
+        """Return one update that contains this one and ``later``."""
         lost = self.bits & later.bits
         return Update(self.kind, later.store, self.bits | later.bits, self.overrun | later.overrun | lost)
 
 
 @cache
 def _packed(head: int, code: str, big: bool) -> Struct:
-    """``head`` octets, what ``code`` names, and an overrun bit set that is empty."""
+    """Return the layout of ``head`` octets, the types of ``code``, and an empty overrun bit set."""
     return Struct(f"{'>' if big else '<'}{head}s{code}x")
 
 
@@ -227,7 +227,7 @@ class Subscription(Operation):
         """Whether the client has started the flow."""
         self.finishing = False
         self.counted_as: Hashable = NOT_COUNTED
-        """What it is counted by among those that its client's address has: the handler's word at its beginning."""
+        """The handler's `Handler.counted_as` at the beginning: the end forgets the same key."""
         self.posted = 0
         self.squashed = 0
         self.waits = False
@@ -235,7 +235,7 @@ class Subscription(Operation):
 
     @property
     def queue_size(self) -> int:
-        """Updates that wait at the most."""
+        """The most updates that wait."""
         return self.wire.queue_size
 
     def post(self, update: Update) -> None:
@@ -257,15 +257,15 @@ class Subscription(Operation):
             self.channel.dirty(self)
 
     def maker(self, bits: int, code: str) -> Callable[..., bytes] | None:
-        """Give a function that makes the messages of a handler which posts the same few numbers again and again.
+        """Return a function that makes the messages of a handler that posts the same few numbers repeatedly.
 
         Args:
-            bits: the fields, in leaf form.
-            code: their types, as the module ``struct`` names them.
+            bits: The fields, in leaf form.
+            code: Their types, as the module ``struct`` names them.
 
         Returns:
-            A function that takes the fields' values and gives a message for `send`. None where the client has not
-            asked for all of them, or its messages leave in segments: then everything is to be posted.
+            A function that takes the fields' values and returns a message for `send`. None if the client has not
+            asked for all of them, or its messages leave in segments: then post everything.
         """
         wire = self.wire
         assert wire.type is not None
@@ -280,10 +280,10 @@ class Subscription(Operation):
         return partial(_packed(len(head), code, big).pack, head)
 
     def send(self, message: bytes) -> bool:
-        """Send what `maker` made, at once, where nothing else waits to be sent.
+        """Send a message of `maker` at once if nothing else waits to be sent.
 
         Returns:
-            Whether it was sent; if not, it has to be posted.
+            Whether it was sent; if not, post it.
         """
         channel = self.channel
         stream = channel.stream
@@ -311,7 +311,7 @@ class Subscription(Operation):
             self.channel.dirty(self)
 
     def pump(self) -> bool:
-        """Send what may be sent; return whether something is left that only room in the socket keeps back."""
+        """Send what may be sent; return whether the rest waits only for room in the socket."""
         if self.wire.drain(self.queue, PUMP_LIMIT):
             return True
         self.waits = False
@@ -320,7 +320,7 @@ class Subscription(Operation):
         return False
 
     def wait(self) -> None:
-        """Have what is queued sent when the peer's pause is over."""
+        """Send what is queued when the peer's pause is over."""
         if self.queue and not self.waits:
             self.waits = True
             self.channel.dirty(self)

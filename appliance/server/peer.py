@@ -55,24 +55,24 @@ class Host(Protocol):
         """Whether new connections of this kind are wanted at present."""
 
     def answer_search(self, request: SearchRequest, host: str) -> SearchResponse | None:
-        """Answer a search that came from the address ``host``; None where nothing is to be said."""
+        """Return the answer to a search from the address ``host``; None if there is nothing to answer."""
 
     def open(self, name: str, peer: Credentials) -> Handler:
-        """Give what serves the PV ``name``. Raises ApplianceError, which tells the client why not."""
+        """Return the handler of the PV ``name``. Raises ApplianceError with the reason for the client."""
 
     def ended(self, peer: Peer) -> None:
         """Forget a connection that has ended."""
 
 
 class Peer:
-    """One client's connection: what the client wants goes to its channels, answers and updates go out.
+    """One client's connection: it passes requests to the channels, and sends answers and updates.
 
     It owns the link and everything that ends with it.
 
     Args:
-        host: the server.
-        end: the parts that all connections of the server share.
-        tls: what the client is answered with; None for plain TCP.
+        host: The server.
+        end: The parts that all connections of the server share.
+        tls: The TLS context for this client; None for plain TCP.
     """
 
     __slots__ = (
@@ -105,7 +105,7 @@ class Peer:
         self._end = end
         self.access: AccessControl = end.access
         self.allowance = Allowance(end.shares)
-        """What the client's address may still have."""
+        """What the client's address may still use."""
         self.connection = ServerConnection(
             auth_methods=methods, limits=end.limits, segment_size=end.segment_size
         )
@@ -115,7 +115,7 @@ class Peer:
         self.validated = False
         """Whether the client was let in."""
         self.held: Verdict | None = None
-        """Why the client's requests wait, where they do: the status of a certificate is not good at present."""
+        """The reason for a pause: the status of a certificate is not good at present. None if there is no pause."""
         self._admission: Admission | None = None
         self._roles: RolesWait | None = None
         self._dirty: list[Pumped] = []
@@ -124,7 +124,7 @@ class Peer:
         self._deadline = end.loop.call_later(end.entrance.timings.handshake_s, self._too_slow)
 
     def channels(self) -> Iterator[ServedChannel]:
-        """All channels that are open."""
+        """Return all open channels."""
         for wire in self.connection.channels.values():
             if wire.context is not None:
                 yield wire.context
@@ -136,7 +136,7 @@ class Peer:
         return self.allowance.join(link.peer_address.host)
 
     def link_up(self, link: StreamLink) -> None:
-        """Take the identity that TLS proved, where there is one."""
+        """Note the identity that TLS proved, if there is one."""
         engine = link.engine
         if not self._host.accepts(tls=engine is not None):
             link.abort()
@@ -162,11 +162,11 @@ class Peer:
             )
 
     def link_writable(self, link: StreamLink) -> None:
-        """There is room to send again."""
+        """Send waiting updates: there is room again."""
         self.pump()
 
     def link_down(self, link: StreamLink, reason: ApplianceError | None) -> None:
-        """End everything that was there for the connection, which is gone."""
+        """Free everything that belongs to the connection: it is gone."""
         self._host.ended(self)
         self._deadline.cancel()
         if self._roles is not None:
@@ -221,14 +221,14 @@ class Peer:
         self._roles.begin(account)
 
     def roles_known(self, roles: frozenset[str]) -> None:
-        """RolesOwner: the client has its groups, and is judged."""
+        """Set the client's groups, and continue its admission."""
         self.credentials = self.credentials._replace(roles=roles)
         self._ask_gate()
 
     def roles_missing(self, waited_s: float) -> None:
-        """RolesOwner: the client is judged without groups."""
+        """Continue the admission without groups."""
         _log.warning(
-            "the groups of %.64r are not known after %g s: %s goes without roles until they are",
+            "the groups of %.64r are not known after %g s: %s has no roles until the host's user database answers; check that service",
             self.credentials.account,
             waited_s,
             self.stream.peer,
@@ -236,14 +236,14 @@ class Peer:
         self._ask_gate()
 
     def roles_late(self, roles: frozenset[str]) -> None:
-        """RolesOwner: the client has its groups now, and the rights that come with them."""
+        """Set the groups of a client that is admitted already, and judge its rights again."""
         self.credentials = self.credentials._replace(roles=roles)
         if roles:
             for channel in list(self.channels()):
                 channel.review()
 
     def _ask_gate(self) -> None:
-        """Let the gate judge the client, whose identity is known; without a gate let it in."""
+        """Let the gate judge the client, whose identity is known. Without a gate or without TLS, admit it at once."""
         gate = self._end.entrance.gate
         engine = self.stream.engine
         if gate is None or engine is None:
@@ -266,11 +266,11 @@ class Peer:
             link.schedule_flush()
 
     def admit(self) -> None:
-        """AdmissionOwner: let the client in."""
+        """Let the client in."""
         self._answer(OK)
 
     def refuse(self, verdict: Verdict) -> None:
-        """AdmissionOwner: tell the client why it is not let in."""
+        """Refuse the client, and tell it why."""
         why = verdict.message
         level = (
             logging.WARNING if self._end.entrance.refusals.is_news(self.credentials, why) else logging.DEBUG
@@ -280,12 +280,12 @@ class Peer:
         self.stream.close(TransportError(why), linger=True)
 
     def cut(self, verdict: Verdict) -> None:
-        """AdmissionOwner: close at once."""
+        """Close the connection at once."""
         self._log_verdict(logging.WARNING, "peer-disconnected", "is disconnected", verdict.message)
         self.stream.cut(TransportError(verdict.message))
 
     def pause(self, verdict: Verdict) -> None:
-        """AdmissionOwner: updates wait in their queues, and what would change something is refused."""
+        """Pause: updates wait in their queues, and requests that ``verdict`` forbids are refused."""
         self._log_verdict(logging.WARNING, "peer-paused", "is paused", verdict.message)
         self.held = verdict
         if not verdict.lets_read:
@@ -294,7 +294,7 @@ class Peer:
                 operation.prepared = None
 
     def resume(self) -> None:
-        """AdmissionOwner: go on."""
+        """Continue after a pause."""
         self.held = None
         if self._dirty and not self._pumping:
             self._pumping = True
@@ -306,7 +306,7 @@ class Peer:
     # -- events --------------------------------------------------------------------------------------
 
     def link_events(self, link: StreamLink, events: list[ServerEvent]) -> list[ServerEvent] | None:
-        """Act on what the client sent, in order; return what has to wait until others have had their turn."""
+        """Handle the client's messages in order; return those that wait until others had their turn."""
         due = link.due
         if link.ended_here:
             # It was shut out meanwhile, perhaps since its certificate was revoked: only what ended is told.
@@ -397,7 +397,7 @@ class Peer:
             self._end.pump.soon(self)
 
     def pump(self) -> None:
-        """Send what the socket takes; the rest stays in its queues."""
+        """Send what the socket accepts; the rest stays in its queues."""
         self._pumping = False
         link = self.stream
         if not self._dirty or link.is_closing or self.held is not None:

@@ -14,14 +14,14 @@ class Pumpable(Protocol):
     """A connection with updates that wait."""
 
     def pump(self) -> None:
-        """Send what the socket takes."""
+        """Send what the socket accepts."""
 
 
 class Pump:
     """The connections of one server that have something to send.
 
     Args:
-        loop: runs the connections.
+        loop: Runs the connections.
     """
 
     __slots__ = ("_loop", "_turns", "_waiting")

@@ -1,4 +1,4 @@
-"""How much one address may hold of a server, whichever connections it comes by.
+"""What one address may use of a server, over all its connections together.
 
 One connection has limits of its own (`appliance.pva.limits`). Without these a single host takes every place there is.
 """
@@ -16,7 +16,7 @@ _log: Final = logging.getLogger(__name__)
 
 
 class Quota(NamedTuple):
-    """What one address may have. An IPv6 address stands for its network of 64 bits, which one host has for itself."""
+    """The most that one address may have. An IPv6 address stands for its network of 64 bits, which one host has for itself."""
 
     connections: int = 1024
     anonymous_connections: int = 512
@@ -46,7 +46,7 @@ class Share:
         self.watching: dict[Hashable, int] = {}
         """Subscriptions by what their handlers are counted as."""
         self.told = False
-        """Whether the log has heard that it wants too much."""
+        """Whether the log has a line about refused connections of it."""
 
 
 class Shares:
@@ -78,10 +78,10 @@ class Shares:
 class Allowance:
     """What one connection takes of its address's share.
 
-    A method that may refuse returns why, as a sentence for the client, or "" where it does not.
+    A method that may refuse returns the reason, as a sentence for the client, or "".
 
     Args:
-        shares: the shares of all addresses.
+        shares: The shares of all addresses.
     """
 
     __slots__ = ("_host", "_share", "_shares", "is_anonymous")
@@ -95,7 +95,7 @@ class Allowance:
         """Whether it counts among its address's anonymous connections."""
 
     def join(self, host: str) -> bool:
-        """Count the connection. Whether there is room for it; `leave` has to be called in any case."""
+        """Count the connection; return whether there is room for it. Call `leave` in any case."""
         self._host = host
         share = self._share = self._shares.join(host)
         most = self._shares.quota.connections
@@ -103,11 +103,15 @@ class Allowance:
             return True
         if not share.told:
             share.told = True
-            _log.warning("connections of %s are refused: it has %d already", host, most)
+            _log.warning(
+                "further connections from %s are refused: this address has %d, the most that one address may have; close some there",
+                host,
+                most,
+            )
         return False
 
     def leave(self) -> None:
-        """Give its places back. Harmless when repeated."""
+        """Release its places. A second call does nothing."""
         host, self._host = self._host, None
         if host is None:
             return
@@ -116,21 +120,21 @@ class Allowance:
         self._shares.leave(host, self._share)
 
     def count_anonymous(self) -> str:
-        """Take one of the address's places for anonymous clients."""
+        """Count the connection as anonymous; return why it cannot be, or ""."""
         share = self._share
         most = self._shares.quota.anonymous_connections
         if share.anonymous >= most:
-            return f"your address has {most} anonymous connections already; close some, or say who you are"
+            return f"your address has {most} anonymous connections already; close some, or log in with an account name"
         self.is_anonymous = True
         share.anonymous += 1
         return ""
 
     def refuses_channel(self) -> str:
-        """Tell why the address gets no more channels."""
+        """Return why the address gets no more channels; "" if it does."""
         share = self._share
         quota = self._shares.quota
         if self.is_anonymous and share.anonymous_channels >= quota.anonymous_channels:
-            return f"your address has {quota.anonymous_channels} channels of anonymous clients already; close some, or say who you are"
+            return f"your address has {quota.anonymous_channels} channels of anonymous clients already; close some, or log in with an account name"
         if share.channels >= quota.channels:
             return f"your address has {quota.channels} channels already; close some"
         return ""
@@ -143,13 +147,13 @@ class Allowance:
             share.anonymous_channels += more
 
     def count_subscription(self, watched: Hashable) -> str:
-        """Count one more subscription of ``watched``: give why not, empty where it is counted."""
+        """Count one more subscription of ``watched``; return why it is refused, or ""."""
         watching = self._share.watching
         quota = self._shares.quota
         most = quota.anonymous_subscriptions if self.is_anonymous else quota.subscriptions
         count = watching.get(watched, 0)
         if count >= most:
-            return f"your address watches this PV {most} times already; share one subscription among those that show it"
+            return f"your address watches this PV {most} times already; let several displays share one subscription"
         watching[watched] = count + 1
         return ""
 
@@ -164,7 +168,7 @@ class Allowance:
 
 
 def who(host: str) -> str:
-    """Give what counts as one address: an IPv4 address, also mapped into IPv6, or a network of 64 bits."""
+    """Return what counts as one address: an IPv4 address, also mapped into IPv6, or a network of 64 bits."""
     if ":" not in host:
         return host
     try:

@@ -52,12 +52,12 @@ class Roles:
         self._threads = 0
 
     def known(self, account: str) -> frozenset[str] | None:
-        """Give the groups of ``account`` if they are remembered; None if they have to be asked for."""
+        """Return the groups of ``account`` if they are remembered; None if they are not."""
         found = self._known.get(account)
         return found.roles if found is not None and time.monotonic() - found.at < _KEEP_S else None
 
     def ask(self, account: str, tell: _Told, loop: AbstractEventLoop) -> None:
-        """Look the groups of ``account`` up and call ``tell`` in ``loop``: with none for a name that this host does not know.
+        """Look up the groups of ``account`` and call ``tell`` with them in ``loop``: with none if the host does not know the name.
 
         When too many are being looked up already, ``tell`` is called with none at once.
         """

@@ -34,14 +34,14 @@ class ServedChannel(Channel):
         super().__init__(owner, wire, rights)
         self.handler = handler
         self._waiting: dict[Subscription, None] | None = None
-        """Subscriptions of a client that lost the right to read while it watched: begun when it has it again."""
+        """Subscriptions that wait until the client has the right to read again."""
         wire.context = self
         owner.allowance.count_channel(1)
 
     # -- rights --------------------------------------------------------------------------------------
 
     def _right(self, operation: ServerOperation) -> str:
-        """Name the right that the request in progress needs, or "" when it is there."""
+        """Return the right that the client lacks for the request in progress, or ""."""
         command = operation.command
         rights = self.rights
         if command == c.CMD_RPC:
@@ -54,17 +54,17 @@ class ServedChannel(Channel):
         return self.owner.access.denial(right, self.peer)
 
     def _held(self, operation: ServerOperation, *, changes: bool) -> str:
-        """Tell why the request has to wait for a good certificate status, or "" when it has not."""
+        """Return why the request needs a good certificate status first, or ""."""
         held = self.owner.held
         if held is None or not held.forbids(changes=changes):
             return ""
-        return f"{operation.name} is refused for the time being: {held.message}"
+        return f"{operation.name} is refused until the certificate's status is good: {held.message}"
 
     def review(self) -> None:
-        """Ask again what the client may do; the answer holds for running subscriptions too.
+        """Judge again what the client may do; the result holds for running subscriptions too.
 
-        Who watches and may read no longer loses the channel. An end of the subscription with an error would be the
-        plainer word, but Phoebus passes over it and goes on showing the last value as if it were the present one.
+        A subscriber that may no longer read loses the channel. To end the subscription with an error would be clearer,
+        but Phoebus ignores that and shows the last value as if it were the present one.
         """
         before = self.rights
         access = self.owner.access
@@ -97,7 +97,7 @@ class ServedChannel(Channel):
     # -- events --------------------------------------------------------------------------------------
 
     def requested(self, wire: ServerOperation) -> None:
-        """INIT."""
+        """Begin an operation (INIT)."""
         if wire.command == c.CMD_MONITOR:
             subscription = Subscription(self, wire)
             if self.rights.read:
@@ -137,7 +137,7 @@ class ServedChannel(Channel):
             self._broken(subscription, error)
 
     def execute(self, wire: ServerOperation, argument: Value | None) -> None:
-        """Take a request of an initialised operation."""
+        """Handle a request of an initialised operation."""
         operation: Operation = wire.context
         if self.owner.held is not None:
             why = self._held(wire, changes=wire.command != c.CMD_GET and not wire.is_get)
@@ -159,7 +159,7 @@ class ServedChannel(Channel):
             elif command == c.CMD_PROCESS:
                 handler.process(operation)
             elif argument is None:
-                operation.fail("the request brings no value")
+                operation.fail("the request contains no value; send the fields to change")
             elif command == c.CMD_PUT:
                 handler.put(operation, argument)
             elif not self.rights.read:
@@ -170,7 +170,7 @@ class ServedChannel(Channel):
             self._broken(operation, error)
 
     def introspect(self, wire: ServerOperation, field: str) -> None:
-        """GET_FIELD."""
+        """Answer GET_FIELD."""
         operation = Operation(self, wire)
         rights = self.rights
         if not (rights.read or rights.write or rights.rpc):
@@ -182,7 +182,7 @@ class ServedChannel(Channel):
             self._broken(operation, error)
 
     def window(self, wire: ServerOperation) -> None:
-        """Learn that a subscription was started, stopped or acknowledged."""
+        """Handle that a subscription was started, stopped or acknowledged."""
         subscription: Subscription = wire.context
         running = wire.state is OperationState.EXECUTING
         if running is not subscription.running:
@@ -198,7 +198,7 @@ class ServedChannel(Channel):
             self.owner.dirty(subscription)
 
     def cancelled(self, wire: ServerOperation, successor: ServerOperation) -> None:
-        """Learn that the request in progress is no longer wanted; ``successor`` takes those that follow."""
+        """Handle that the client cancelled the request in progress; ``successor`` serves the next ones."""
         operation = wire.context
         try:
             if isinstance(operation, Subscription):
@@ -212,7 +212,7 @@ class ServedChannel(Channel):
             Operation(self, successor).state = operation.state
 
     def closed(self, wire: ServerOperation) -> None:
-        """Learn that an operation is over."""
+        """Free what belongs to an operation that has ended."""
         operation = wire.context
         try:
             if isinstance(operation, Subscription):
@@ -237,7 +237,7 @@ class ServedChannel(Channel):
         operation.fail("internal error; the server's log has the details")
 
     def gone(self) -> None:
-        """Learn that the channel is over, and all its operations with it."""
+        """Free what belongs to the channel, which has ended with all its operations."""
         self.owner.allowance.count_channel(-1)
         try:
             self.handler.detached(self)

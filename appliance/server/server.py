@@ -40,7 +40,7 @@ _setup_log: Final = logging.getLogger("appliance.server.init")
 
 
 class _Refusal(asyncio.Protocol):
-    """A connection that is not wanted at present."""
+    """Refuses a connection: TLS is not served at present."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport.abort()  # type: ignore[attr-defined]
@@ -57,17 +57,17 @@ class Server:
             await server.wait_closed()
 
     Args:
-        config: settings; without them those of the environment.
-        policy: decides what clients may do; without it all may do everything.
-        tls: the context of the server's own certificate; without it the server speaks plain TCP only.
-        require_tls: the server never speaks plain TCP: no TCP port is opened, and without ``tls`` nobody is answered.
-        gate: judges the certificates of clients.
-        limits: what one connection may have.
-        segment_size: octets above which messages leave in segments; 0 sends them whole.
-        max_connections: connections of all clients together.
-        quota: what one address may have.
-        guid: names the server to clients; without it one is drawn.
-        timings: how long clients that are not let in yet are waited for.
+        config: Settings; without them those of the environment.
+        policy: Decides what clients may do; without it all may do everything.
+        tls: The context of the server's own certificate; without it the server speaks plain TCP only.
+        require_tls: The server never speaks plain TCP: no TCP port is opened, and without ``tls`` nobody is answered.
+        gate: Judges the certificates of clients.
+        limits: What one connection may have.
+        segment_size: Octets above which messages leave in segments; 0 sends them whole.
+        max_connections: Connections of all clients together.
+        quota: What one address may have.
+        guid: Names the server to clients; without it one is drawn.
+        timings: How long clients that are not let in yet are waited for.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Server:
         self.config = config
         self.guid = os.urandom(GUID_SIZE) if guid is None else guid
         self.tcp_port = 0
-        """The port that is really listened on, once started; 0 where plain TCP is not served."""
+        """The TCP port in use once started; 0 if plain TCP is not served."""
         self.tls_port = 0
         self.udp_port = 0
         self.peers: dict[StreamLink, Peer] = {}
@@ -128,24 +128,24 @@ class Server:
     # -- PVs -----------------------------------------------------------------------------------------
 
     def add_source(self, label: str, source: Source, *, priority: int = 0) -> None:
-        """Serve what ``source`` knows; sources of lower priority are asked first."""
+        """Serve the PVs of ``source``; a source of lower ``priority`` is asked earlier."""
         self._sources.add(label, source, priority)
         self.change_count += 1
 
     def remove_source(self, label: str) -> None:
-        """Open no more channels from the source of this label; channels that are open stay open."""
+        """Remove the source of this label; its open channels stay open."""
         self._sources.remove(label)
         self.change_count += 1
 
     def add_pv(self, name: str, pv: Handler) -> None:
         """Serve one PV. Raises ValueError for a name that is taken."""
         if name in self._static.pvs:
-            raise ValueError(f"there is a PV {name!r} already")
+            raise ValueError(f"there is a PV {name!r} already; choose another name, or call remove_pv first")
         self._static.pvs[name] = pv
         self.change_count += 1
 
     def remove_pv(self, name: str) -> None:
-        """Serve the PV no longer and close its channels."""
+        """Stop serving the PV, and close its channels."""
         handler = self._static.pvs.pop(name, None)
         self.change_count += 1
         if handler is not None:
@@ -154,11 +154,11 @@ class Server:
                     channel.close()
 
     def names(self) -> Iterable[str]:
-        """All names that the sources list."""
+        """Return all names that the sources list."""
         return self._sources.names()
 
     def channels(self) -> Iterable[ServedChannel]:
-        """All channels that are open."""
+        """Return all open channels."""
         for peer in self.peers.values():
             yield from peer.channels()
 
@@ -171,7 +171,7 @@ class Server:
     # -- life ----------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Listen. Raises TransportError where no address of the configuration can be listened on."""
+        """Listen. Raises TransportError if an address of the configuration cannot be used."""
         if self._end is not None:
             raise ValueError("the server was started already")
         loop = asyncio.get_running_loop()
@@ -218,7 +218,7 @@ class Server:
             self._closed.set()
 
     async def _wait_for_links(self) -> None:
-        """Let good-byes leave; whoever does not take his within a second is cut off."""
+        """Send what waits; abort the links that have not closed within a second."""
         self._deserted = asyncio.Event()
         try:
             await asyncio.wait_for(self._deserted.wait(), 1.0)
@@ -249,9 +249,9 @@ class Server:
         return self._tls
 
     async def set_tls(self, tls: TLSContext | None) -> None:
-        """Take another certificate into use, or none: then TLS is neither advertised nor accepted.
+        """Use another certificate, or none: then TLS is neither advertised nor accepted.
 
-        Connections that are up stay up; close them with ``close_peers`` where the old certificate is no longer good.
+        Connections that are up stay up; close them with ``close_peers`` if the old certificate is no longer good.
         """
         self._tls = tls
         if tls is not None and self._end is not None and not self._tls_listeners:
@@ -261,7 +261,7 @@ class Server:
             self._announcer.hurry()
 
     def set_standby(self, standby: bool, *, close: bool = True) -> None:
-        """Answer nobody for the time being: searches, beacons and new connections wait until it is taken back.
+        """Answer nobody until this is undone: no searches, beacons or new connections.
 
         ``close`` ends the connections that are up.
         """
@@ -276,7 +276,7 @@ class Server:
 
     @property
     def standby(self) -> bool:
-        """Whether nobody is answered at present."""
+        """Whether the server answers nobody at present."""
         return self._standby
 
     def close_peers(self, reason: ApplianceError | None = None, *, tls_only: bool = False) -> None:
@@ -288,7 +288,7 @@ class Server:
     # -- being found ---------------------------------------------------------------------------------
 
     def choose_protocol(self, offered: tuple[str, ...]) -> tuple[str, int]:
-        """Give the best transport that both ends speak and its port; an empty name where there is none."""
+        """Return the best transport that both ends speak, and its port; an empty name if there is none."""
         if self._standby:
             return "", 0
         if self._tls is not None and self.tls_port and "tls" in offered:
@@ -298,7 +298,7 @@ class Server:
         return "", 0
 
     def answer_search(self, request: SearchRequest, host: str) -> SearchResponse | None:
-        """Answer a search that came from the address ``host``; None where nothing is to be said."""
+        """Return the answer to a search from the address ``host``; None if there is nothing to answer."""
         protocol, port = self.choose_protocol(request.protocols)
         if not protocol:
             return None
@@ -314,7 +314,7 @@ class Server:
         return SearchResponse(self.guid, request.sequence, None, port, protocol, bool(found), tuple(found))
 
     def beacon(self, number: int) -> Beacon | None:
-        """Give the beacon of this number; None while nobody is answered."""
+        """Return the beacon of this number; None while the server answers nobody."""
         # One beacon, of "tcp", as PVXS sends it: Phoebus logs a warning for each that names anything else. A beacon only
         # says that a server is there; which transport it offers is what the search is answered with.
         port = self.tcp_port or (self.tls_port if self._tls is not None else 0)
@@ -337,7 +337,10 @@ class Server:
         link = peer.stream
         self.peers[link] = peer
         if len(self.peers) > self._max_connections:
-            _log.warning("a connection is refused: there are %d already", self._max_connections)
+            _log.warning(
+                "a connection is refused: the server has %d, the most that it accepts; close some clients",
+                self._max_connections,
+            )
             link.abort()
         return link
 
@@ -346,7 +349,7 @@ class Server:
         return not self._standby and (self._tls is not None or not tls)
 
     def open(self, name: str, peer: Credentials) -> Handler:
-        """Give what serves the PV ``name``. Raises ApplianceError, which tells the client why not."""
+        """Return the handler of the PV ``name``. Raises ApplianceError with the reason for the client."""
         return self._sources.open(name, peer)
 
     def ended(self, peer: Peer) -> None:

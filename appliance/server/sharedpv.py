@@ -31,13 +31,13 @@ class SharedPV(Handler):
     """A PV with a current value.
 
     Args:
-        initial: the first value, or its type; without it the PV has neither until `open`.
-        on_put: takes a client's PUT: it posts what it accepts and raises an ApplianceError to refuse. When it returns,
+        initial: The first value, or its type; without it the PV has neither until `open`.
+        on_put: Takes a client's PUT: it posts what it accepts and raises an ApplianceError to refuse. When it returns,
             the PUT is answered. It may be a coroutine function. Without it the PV is read only; `mailbox` makes a PV
             that posts whatever is put.
-        on_rpc: returns the answer to a call, or raises an ApplianceError. It may be a coroutine function.
-        on_first: is called when the first subscription comes, so that a value is acquired only while someone looks.
-        on_last: is called when the last subscription has gone.
+        on_rpc: Returns the answer to a call, or raises an ApplianceError. It may be a coroutine function.
+        on_first: Called when the first subscription comes, so that a value is acquired only while someone looks.
+        on_last: Called when the last subscription has gone.
     """
 
     __slots__ = (
@@ -71,11 +71,11 @@ class SharedPV(Handler):
         self.on_first = on_first
         self.on_last = on_last
         self._subscriptions: dict[Subscription, Callable[..., bytes] | None] = {}
-        """Who watches, and how to make a message for it of a value alone, where that is simple."""
+        """Each subscription, with a function that makes its message of a value alone; None if there is none."""
         self._answers: dict[tuple[int, bool], PreparedAnswer] = {}
         self._kind: StructType | None = None
         self._plain: type | None = None
-        """The Python type that the field ``value`` takes as it is; None where there is none."""
+        """The Python type that the field ``value`` stores without conversion; None if there is none."""
         self._value_at = 0
         """The offset of that field, and below its bit."""
         self._value_bits = 0
@@ -90,7 +90,7 @@ class SharedPV(Handler):
 
     @classmethod
     def mailbox(cls, initial: Value | StructType) -> SharedPV:
-        """Make a PV that posts whatever is put, with the present time where the client sets none."""
+        """Make a PV that posts whatever is put, with the present time if the client sets none."""
         return cls(initial, on_put=_accept)
 
     @property
@@ -100,13 +100,13 @@ class SharedPV(Handler):
 
     @property
     def current(self) -> Value:
-        """A copy of the value, its ``changed`` bits saying what has ever been set."""
+        """A copy of the value; its ``changed`` bits say what was ever set."""
         if self._kind is None:
             raise PVDataError("the PV is closed: it has no value")
         return Value.from_store(self._kind, self._store.copy(), self._valid)
 
     def open(self, initial: Value | StructType) -> None:
-        """Give the PV its type and first value; the next ``open`` after a ``close`` may give it another type."""
+        """Set the PV's type and first value; an ``open`` after a ``close`` may set another type."""
         value = Value(initial) if isinstance(initial, StructType) else initial
         kind = value.type
         if not isinstance(kind, StructType):
@@ -127,7 +127,7 @@ class SharedPV(Handler):
             begin()
 
     def close(self) -> None:
-        """Take the value away: subscribers lose their channels, and new operations wait for ``open``.
+        """Remove the value: subscribers lose their channels, and new operations wait for ``open``.
 
         Clients open a lost channel again by themselves (as with PVXS), so a subscription survives a change of type.
         """
@@ -172,7 +172,7 @@ class SharedPV(Handler):
                 subscription.post(update)
 
     def _post_plain(self, value: Any) -> None:
-        """Post a value that fits as it is; who is waiting for nothing else is sent the octets."""
+        """Post a value that needs no conversion; a subscriber with an empty queue is sent the octets at once."""
         bits = self._value_bits
         store = self._store
         if self._is_shared:
@@ -209,7 +209,7 @@ class SharedPV(Handler):
             else:
                 operation.ready()
         elif operation.command == CMD_PROCESS:
-            operation.fail("this PV is no record: it cannot be processed")
+            operation.fail("this PV cannot be processed: only records can; use PUT")
         elif kind is None:
             self._waiting[operation] = lambda: self.init(operation)
         else:
@@ -234,11 +234,11 @@ class SharedPV(Handler):
             operation.reply_store(self._store, self._valid)
 
     def put(self, operation: Operation, value: Value) -> None:
-        """Let ``on_put`` judge."""
+        """Call ``on_put``, and answer when it is done."""
         self._put(operation, value, operation.done)
 
     def put_get(self, operation: Operation, value: Value) -> None:
-        """PUT, then answer with what the PV holds."""
+        """Put as ``put`` does, then answer with the PV's value."""
         self._put(operation, value, lambda: operation.reply_store(self._store, self._valid))
 
     def _put(self, operation: Operation, value: Value, answer: Callable[[], None]) -> None:
@@ -255,7 +255,7 @@ class SharedPV(Handler):
             answer()
 
     def rpc(self, operation: Operation, argument: Value | None) -> None:
-        """Let ``on_rpc`` answer."""
+        """Call ``on_rpc``, and answer with its result."""
         if self.on_rpc is None:
             operation.fail("this PV cannot be called")
             return
@@ -290,11 +290,11 @@ class SharedPV(Handler):
             self.on_last(self)
 
     def closed(self, operation: Operation) -> None:
-        """Forget an operation that waited in vain."""
+        """Forget an operation that still waited."""
         self._waiting.pop(operation, None)
 
     def introspect(self, operation: Operation, field: str) -> None:
-        """Tell the type of the value or of a field."""
+        """Answer with the type of the value or of a field."""
         kind = self._kind
         if kind is None:
             self._waiting[operation] = lambda: self.introspect(operation, field)
@@ -330,7 +330,7 @@ _tasks: set[asyncio.Future[Any]] = set()
 
 
 def _background(operation: Operation, result: Awaitable[Any], answer: Callable[[Any], None]) -> None:
-    """Answer ``operation`` when ``result`` is there; keep the task alive until then."""
+    """Answer ``operation`` when ``result`` is ready; keep the task alive until then."""
     if len(_tasks) >= MAX_TASKS:
         # A client that asks, gives up and asks again leaves every call behind: what is begun is brought to its end.
         if inspect.iscoroutine(result):
@@ -341,7 +341,7 @@ def _background(operation: Operation, result: Awaitable[Any], answer: Callable[[
     def finished(task: asyncio.Future[Any]) -> None:
         _tasks.discard(task)
         if task.cancelled():
-            operation.fail("the server gave up the request")
+            operation.fail("the server cancelled the request; try again")
             return
         error = task.exception()
         if error is None:

@@ -1,4 +1,4 @@
-"""Where PVs come from: sources answer searches and open channels; handlers do the work of one PV."""
+"""The origin of PVs: sources answer searches and open channels; handlers do the work of one PV."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ class Handler:
 
     def init(self, operation: Operation) -> None:
         """Begin a client's GET, PUT, PUT_GET, PROCESS or RPC: call ``operation.ready`` or ``fail``, now or later."""
-        operation.fail("this PV has no such operation")
+        operation.fail("this PV does not support the operation")
 
     def get(self, operation: Operation) -> None:
         """Answer with ``operation.reply*``."""
         operation.fail("this PV cannot be read")
 
     def put(self, operation: Operation, value: Value) -> None:
-        """Take ``value``, whose ``changed`` bits say what the client sent; answer with ``operation.done``."""
+        """Use ``value``, whose ``changed`` bits say what the client sent; answer with ``operation.done``."""
         del value
         operation.fail("this PV is read only")
 
     def put_get(self, operation: Operation, value: Value) -> None:
-        """Take ``value`` and answer with what the PV holds afterwards, by ``operation.reply``."""
+        """Use ``value``, then answer with the PV's value by ``operation.reply``."""
         del value
         operation.fail("this PV has no PUT_GET; use PUT and GET")
 
@@ -55,14 +55,14 @@ class Handler:
         subscription.fail("this PV cannot be monitored")
 
     def counted_as(self) -> Hashable:
-        """Give what subscriptions are counted by: PVs that change together give the same. It must not change."""
+        """Return the key that subscriptions are counted by: the same for PVs that change together."""
         return self
 
     def unsubscribe(self, subscription: Subscription) -> None:
-        """Learn that the MONITOR is over."""
+        """Handle that the MONITOR has ended."""
 
     def flow(self, subscription: Subscription) -> None:
-        """Learn that the client started or stopped the MONITOR: see ``subscription.running``."""
+        """Handle that the client started or stopped the MONITOR: see ``subscription.running``."""
 
     def introspect(self, operation: Operation, field: str) -> None:
         """Answer with ``operation.reply_field``."""
@@ -70,16 +70,16 @@ class Handler:
         operation.fail("the type of this PV is not known")
 
     def cancelled(self, operation: Operation) -> None:
-        """Learn that the client no longer wants the request in progress: ``operation`` is dead, its answers go nowhere.
+        """Handle that the client cancelled the request in progress: ``operation`` is dead, its answers are dropped.
 
         The requests that follow come with another Operation, which has the same ``state``.
         """
 
     def closed(self, operation: Operation) -> None:
-        """Learn that the operation is over."""
+        """Handle that the operation has ended."""
 
     def detached(self, channel: Channel) -> None:
-        """Learn that a channel is gone for which ``Source.open`` gave this handler, and all its operations with it."""
+        """Handle that a channel of this handler is gone, and all its operations with it."""
 
 
 class Source(ABC):
@@ -91,10 +91,10 @@ class Source(ABC):
 
     @abstractmethod
     def open(self, name: str, peer: Credentials) -> Handler | None:
-        """Give the handler of ``name``; None leaves the name to the next source."""
+        """Return the handler of ``name``; None leaves the name to the next source."""
 
     def names(self) -> Iterable[str]:
-        """Names to list (``pvxlist``); a source that makes names up as they are asked for lists none."""
+        """Return the names to list (``pvxlist``); a source that makes PVs on demand lists none."""
         return ()
 
 
@@ -109,9 +109,9 @@ class StaticSource(Source):
         return name in self.pvs
 
     def open(self, name: str, peer: Credentials) -> Handler | None:
-        """Give the PV."""
+        """Return the PV."""
         return self.pvs.get(name)
 
     def names(self) -> Iterable[str]:
-        """All of them."""
+        """Return the names of all PVs."""
         return self.pvs

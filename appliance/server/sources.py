@@ -30,18 +30,18 @@ class Sources:
         self._sources: list[_Labelled] = []
 
     def add(self, label: str, source: Source, priority: int) -> None:
-        """Ask ``source`` too, behind those of the same priority. Raises ValueError for a label that is taken."""
+        """Add ``source`` after those of the same priority. Raises ValueError if the label is taken."""
         if any(known.label == label for known in self._sources):
-            raise ValueError(f"there is a source {label!r} already")
+            raise ValueError(f"there is a source {label!r} already; choose another label")
         self._sources.append(_Labelled(priority, label, source))
         self._sources.sort(key=lambda known: known.priority)
 
     def remove(self, label: str) -> None:
-        """Ask it no longer."""
+        """Remove the source of this label."""
         self._sources = [known for known in self._sources if known.label != label]
 
     def names(self) -> Iterable[str]:
-        """All names that the sources list."""
+        """Return all names that the sources list."""
         for known in self._sources:
             yield from known.source.names()
 
@@ -56,10 +56,10 @@ class Sources:
         return False
 
     def open(self, name: str, peer: Credentials) -> Handler:
-        """Give the handler of ``name``.
+        """Return the handler of ``name``.
 
         Raises:
-            ApplianceError: there is none for ``peer``; the text tells the client why.
+            ApplianceError: There is none for ``peer``; the text tells the client why.
         """
         for _, label, source in self._sources:
             try:

@@ -1,4 +1,4 @@
-"""PVs whose names are made up as they are asked for."""
+"""PVs that are made on demand."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class WildcardSource(Source):
     """PVs that come into being when a name that matches a pattern is first opened.
 
     Args:
-        pattern: a name in which each asterisk stands for any text, also none.
-        make: gives the handler by the name and what the asterisks stood for; None where there is no such PV.
-        max_pvs: handlers that are kept at the most: names are chosen by clients.
+        pattern: A name in which each asterisk stands for any text, also none.
+        make: Gives the handler by the name and what the asterisks stood for; None where there is no such PV.
+        max_pvs: Handlers that are kept at the most: names are chosen by clients.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class WildcardSource(Source):
         self._pieces = pattern.split("*")
 
     def _parts(self, name: str) -> tuple[str, ...] | None:
-        """Match without backtracking: the name is a client's, and must not cost more than its length."""
+        """Return what the asterisks stand for; without backtracking, so that a client's name costs no more than its length."""
         first, *rest = self._pieces
         if not rest:
             return () if name == first else None
@@ -53,7 +53,7 @@ class WildcardSource(Source):
         return self._parts(name) is not None
 
     def open(self, name: str, peer: Credentials) -> Handler | None:
-        """Give the PV, made now if need be."""
+        """Return the PV; make it if it is new."""
         handler = self.pvs.get(name)
         if handler is None:
             parts = self._parts(name)

@@ -25,16 +25,16 @@ class AdmissionOwner(Protocol):
         """Whether the peer was let in: the connection has been validated (PVAccess 6.2)."""
 
     def admit(self) -> None:
-        """Let the peer in, or begin to. Called once at the most, and before `pause`, `resume` and `cut`."""
+        """Let the peer in, or begin to. Called at most once, and before `pause`, `resume` and `cut`."""
 
     def refuse(self, verdict: Verdict) -> None:
         """Give up a connection that is not validated. Nothing else is called afterwards."""
 
     def pause(self, verdict: Verdict) -> None:
-        """Hold a validated connection back. A pause may follow a pause, for another reason."""
+        """Pause a validated connection. A pause may follow a pause, for another reason."""
 
     def resume(self) -> None:
-        """Go on. Also called where nothing is paused."""
+        """Continue after a pause. Also called if there is no pause."""
 
     def cut(self, verdict: Verdict) -> None:
         """Close a validated connection at once. Nothing else is called afterwards."""
@@ -53,7 +53,7 @@ class Admission:
     | BAD | is given up | is cut off |
 
     Args:
-        owner: does what the rule says.
+        owner: Does what the rule says.
     """
 
     __slots__ = ("_admitted", "_ended", "_over", "_owner", "_unwatch")
@@ -85,7 +85,7 @@ class Admission:
             self._unwatch = unwatch
 
     def end(self) -> None:
-        """Judge no more: the connection has ended. Harmless when repeated."""
+        """Stop judging: the connection has ended. A second call does nothing."""
         self._ended = self._over = True
         unwatch, self._unwatch = self._unwatch, None
         if unwatch is not None:

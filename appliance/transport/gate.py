@@ -1,4 +1,4 @@
-"""The seam where live certificate status plugs in, at either end."""
+"""The interface to live certificate status, for both ends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["PeerGate", "Verdict"]
 
 
 class Verdict(NamedTuple):
-    """A gate's word about one connection.
+    """A gate's decision about one connection.
 
     GOOD lets it go on. SUSPENDED and UNKNOWN give up one that is not yet admitted (7.3.1); one that is up stays, its
     monitors pause, PUT, PROCESS and RPC are refused, and with UNKNOWN GET too. BAD closes it.
@@ -23,7 +23,7 @@ class Verdict(NamedTuple):
 
     status: StatusClass
     message: str = ""
-    """Why, fit for the peer's and the operator's eyes."""
+    """The reason, for the peer and the operator."""
 
     @property
     def good(self) -> bool:
@@ -44,13 +44,13 @@ class Verdict(NamedTuple):
         """Whether a request has to be refused while this verdict holds.
 
         Args:
-            changes: whether the request may change something: PUT, PROCESS and RPC.
+            changes: Whether the request may change something: PUT, PROCESS and RPC.
         """
         return not (self.good or (self.lets_read and not changes))
 
 
 class PeerGate(Protocol):
-    """Decides about connections by what lies outside them: the status of the certificates at both ends."""
+    """Decides about connections by the status of the certificates at both ends."""
 
     def watch(
         self,
@@ -71,9 +71,9 @@ class PeerGate(Protocol):
         return False
 
     def plight(self, guid: bytes) -> str:
-        """Why this client speaks plain TCP with the server of this GUID, where the gate knows; else the empty text."""
+        """Return why this client speaks plain TCP with the server of this GUID; "" if the gate does not know."""
         return ""
 
     def gave_up(self, guid: bytes) -> None:
-        """Learn that the server with this GUID has closed a TLS connection before it was validated; told to clients' gates."""
+        """Note that the server with this GUID closed a TLS connection before validation; called by clients only."""
         return

@@ -32,7 +32,7 @@ class InterfaceAddress(NamedTuple):
 
 
 def interface_addresses() -> list[InterfaceAddress]:
-    """Give all IPv4 addresses; empty where the kernel may not be asked (a sandbox without AF_NETLINK)."""
+    """Return all IPv4 addresses; none if the kernel cannot be asked (a sandbox without AF_NETLINK)."""
     found: list[InterfaceAddress] = []
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
@@ -48,7 +48,7 @@ def interface_addresses() -> list[InterfaceAddress]:
 
 
 def _read(data: bytes, found: list[InterfaceAddress]) -> bool:
-    """Take the addresses from one answer of the kernel; tell whether more answers follow."""
+    """Read the addresses from one answer of the kernel; return whether more answers follow."""
     pos = 0
     while pos + _NLMSG.size <= len(data):
         size, kind, _, _, _ = _NLMSG.unpack_from(data, pos)
@@ -75,7 +75,7 @@ def _read(data: bytes, found: list[InterfaceAddress]) -> bool:
 
 
 def broadcast_addresses(only: frozenset[str] = frozenset()) -> list[str]:
-    """Give the broadcast addresses of all interfaces, or of those with an address in ``only``.
+    """Return the broadcast addresses of all interfaces, or of those with an address in ``only``.
 
     A host with nothing but loopback has none; then searches go to 127.255.255.255, which every socket on
     the host that listens on all addresses hears.

@@ -1,4 +1,4 @@
-"""The end of a connection whose peer was told why it is refused and may still be writing."""
+"""The end of a connection whose peer was told why it is refused, and may still send."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def linger(
     lost: Callable[[Exception | None], None],
     loop: asyncio.AbstractEventLoop,
 ) -> None:
-    """End the sending half of a connection, and the whole when the peer ends or its time is over.
+    """Close the sending half of a connection; close the rest when the peer closes or its time is over.
 
     A socket that is closed with something unread resets the connection, and a peer that is reset while it writes never
     reads why it was refused.
 
     Args:
-        transport: the connection; what was written to it leaves first.
-        lost: is called when it has ended, as `asyncio.Protocol.connection_lost` is.
-        loop: measures the time.
+        transport: The connection; what was written to it leaves first.
+        lost: Called when it has ended, as `asyncio.Protocol.connection_lost` is.
+        loop: Measures the time.
     """
     transport.set_protocol(_Lingering(transport, lost))
     transport.write_eof()

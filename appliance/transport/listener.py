@@ -1,4 +1,4 @@
-"""Listening sockets, with the fall-back to a free port that operators know from pvxs."""
+"""Listening sockets, which fall back to a free port as pvxs does."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ async def listen(
     A port that is taken or not permitted is replaced by a free one, with a warning in the words of pvxs.
 
     Args:
-        accept: makes the protocol of a new connection.
-        endpoints: the addresses; none means every address. Multicast groups among them are passed over.
-        port: the port of endpoints that name none.
-        what: what the port is for, for the log: TCP or TLS.
-        log: takes the warning.
+        accept: Makes the protocol of a new connection.
+        endpoints: The addresses; none means every address. Multicast groups among them are passed over.
+        port: The port of endpoints that name none.
+        what: What the port is for, for the log: TCP or TLS.
+        log: Takes the warning.
 
     Returns:
         The port that is really listened on, and the listening sockets.
 
     Raises:
-        TransportError: an address cannot be listened on at all.
+        TransportError: An address cannot be listened on at all.
     """
     loop = asyncio.get_running_loop()
     addresses: list[tuple[str, int]] = []
@@ -50,7 +50,9 @@ async def listen(
         try:
             found = await loop.getaddrinfo(host, None, type=socket.SOCK_STREAM)
         except OSError as error:
-            raise TransportError(f"the interface address {host} is not known: {error}") from error
+            raise TransportError(
+                f"the interface address {host} does not resolve: {error}; correct EPICS_PVAS_INTF_ADDR_LIST"
+            ) from error
         *_, address = found[0]
         first = str(address[0])
         if is_multicast(first):
@@ -59,7 +61,7 @@ async def listen(
     if not addresses:
         if endpoints:
             raise TransportError(
-                "the list of interface addresses has no address that a client could connect to"
+                "the list of interface addresses has multicast groups only; add an address of this host to EPICS_PVAS_INTF_ADDR_LIST"
             )
         addresses.append(("::" if _has_ipv6() else "0.0.0.0", port))  # noqa: S104 - "every address" is asked for
     sockets = _bind_all(addresses, port, what, log)
@@ -92,7 +94,7 @@ _ATTEMPTS: Final = 8
 def _bind_all(
     addresses: list[tuple[str, int]], port: int, what: str, log: logging.Logger
 ) -> list[socket.socket]:
-    """Bind every address; all that ask for ``port`` get the same one, for search responses name only one."""
+    """Bind every address; those that ask for ``port`` get the same one, because a search response names only one."""
     shared = port
     for attempt in range(_ATTEMPTS):
         sockets: list[socket.socket] = []
@@ -119,7 +121,7 @@ def _bind_all(
 
 
 def _bind(host: str, port: int, what: str, log: logging.Logger, *, fallback: bool) -> socket.socket:
-    """Bind and listen; a port that is taken is a BlockingIOError where it must not be replaced."""
+    """Bind and listen; raise BlockingIOError if the port is taken and must not be replaced."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:

@@ -1,4 +1,4 @@
-"""Noticing a peer that has vanished without a word (section 12.1).
+"""Detects a peer that has vanished without closing its connection (section 12.1).
 
 One timer serves all links of an owner: what a tick costs is one comparison a link.
 """
@@ -26,9 +26,9 @@ class Liveness:
     """Closes links whose peer has been silent for too long. A peer that reads slowly lives as long as it reads at all.
 
     Args:
-        links: gives the links to look after.
-        timeout_s: seconds of silence after which a link is closed.
-        echo: whether each peer is asked for a sign of life every quarter of that time, which is a client's duty. Servers
+        links: Gives the links to look after.
+        timeout_s: Seconds of silence after which a link is closed.
+        echo: Whether each peer is asked for a sign of life every quarter of that time, which is a client's duty. Servers
             that talk all the time are asked too: a server waits for signs of life of its own, and a client that only
             listens sends nothing else.
     """
@@ -45,12 +45,12 @@ class Liveness:
         self._handle: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Begin; needs a running event loop."""
+        """Start the timer; needs a running event loop."""
         self._loop = asyncio.get_running_loop()
         self._handle = self._loop.call_later(self._period, self._tick)
 
     def stop(self) -> None:
-        """End."""
+        """Stop the timer."""
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
@@ -71,7 +71,7 @@ class Liveness:
             else:
                 link.silent_ticks += 1
             if link.silent_ticks >= TICKS:
-                did = "has been silent" if link.writable else "has read nothing of what waits for it"
+                did = "has been silent" if link.writable else "has read none of the data that waits for it"
                 link.abort(TransportError(f"{link.peer} {did} for {self.timeout_s:.0f} s"))
             elif ask and link.is_up:
                 link.connection.echo()

@@ -37,7 +37,7 @@ class MessageReader:
     """Finds the messages in a stream of octets, however it is cut.
 
     Args:
-        tell: gets each message's name, and the octets that follow its header.
+        tell: Gets each message's name, and the octets that follow its header.
     """
 
     __slots__ = ("_head", "_skip", "_tell")
@@ -48,7 +48,7 @@ class MessageReader:
         self._skip = 0
 
     def feed(self, data: Any) -> None:
-        """Take what comes next. After an octet that begins no message nothing is told any more."""
+        """Read the next octets. After an octet that cannot begin a message, report nothing more."""
         view = memoryview(data).cast("B")
         pos, end = 0, len(view)
         while pos < end:
@@ -90,12 +90,12 @@ class _Tap:
         return getattr(self._connection, name)
 
     def receive_data(self, data: Any) -> list[Any]:
-        """Tell of what has arrived, and have it parsed."""
+        """Log the messages of ``data``, and let the connection parse it."""
         self._in.feed(data)
         return self._connection.receive_data(data)
 
     def data_to_send(self) -> list[Any]:
-        """Tell of what leaves, and hand it out."""
+        """Return what waits to be sent, and log its messages."""
         chunks = self._connection.data_to_send()
         self._told(chunks)
         return chunks
@@ -106,10 +106,10 @@ class _Tap:
 
 
 def tapped(connection: Any, peer: Callable[[], str]) -> Any:
-    """Give ``connection`` as something that tells of its messages.
+    """Return ``connection`` wrapped, so that it logs its messages.
 
     Args:
-        connection: sends and receives through `receive_data` and `data_to_send`.
-        peer: gives the peer's address for the log.
+        connection: Sends and receives through `receive_data` and `data_to_send`.
+        peer: Gives the peer's address for the log.
     """
     return _Tap(connection, peer)

@@ -49,22 +49,22 @@ EventT = TypeVar("EventT", bound=Event)
 
 
 class StreamOwner(Protocol[EventT]):
-    """Who acts on what a link brings: a server or a client context."""
+    """Handles the events of a link: a server or a client context."""
 
     def link_made(self, link: StreamLink) -> bool:
-        """TCP is connected; tells whether the connection is wanted."""
+        """Return whether the connection is wanted; TCP is connected."""
 
     def link_up(self, link: StreamLink) -> None:
-        """Learn that the transport is ready: TCP is connected and, with TLS, the handshake is complete."""
+        """Handle that the transport is ready: TCP is connected and, with TLS, the handshake is complete."""
 
     def link_events(self, link: StreamLink, events: list[EventT]) -> list[EventT] | None:
-        """Take the peer's messages, in order. Returns those that have to wait: when ``link.due()``, others go first."""
+        """Handle the peer's messages in order. Return those that must wait: when ``link.due()``, others go first."""
 
     def link_writable(self, link: StreamLink) -> None:
-        """Learn that the send queue has room again."""
+        """Handle that the send queue has room again."""
 
     def link_down(self, link: StreamLink, reason: ApplianceError | None) -> None:
-        """Learn that the link is gone for good; ``reason`` is None after an orderly end."""
+        """Handle that the link has ended; ``reason`` is None after an orderly end."""
 
 
 class _Nobody:
@@ -93,8 +93,8 @@ class StreamLink(asyncio.Protocol):
     """One connection and its socket.
 
     Args:
-        connection: the protocol's state.
-        owner: acts on what the peer sends; until ``link_down``, the link is its.
+        connection: The protocol's state.
+        owner: Acts on what the peer sends; until ``link_down``, the link is its.
         engine: TLS; None for plain TCP.
     """
 
@@ -157,7 +157,7 @@ class StreamLink(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._turns = turns_of(self._loop)
         self.due = self._turns.due
-        """Tells when it is time to let others go first."""
+        """Says when it is time to let others go first."""
         connection.due = self.due
         self._backlog: list[Any] = []
         """Events that wait."""
@@ -239,7 +239,7 @@ class StreamLink(asyncio.Protocol):
             self._write_engine()
 
     def _feed(self, data: Buffer) -> None:
-        """Take decrypted octets, or go on with what is there."""
+        """Parse decrypted octets, or continue with those that wait."""
         connection = self.connection
         try:
             events = self._backlog
@@ -274,7 +274,7 @@ class StreamLink(asyncio.Protocol):
             self._transport.pause_reading()
 
     def proceed(self) -> None:
-        """Go on with what a client sent before it was let in, at the end of this turn of the event loop."""
+        """Handle what a client sent before it was let in, at the end of this turn of the event loop."""
         self._loop.call_soon(self._proceed)
 
     def _proceed(self) -> None:
@@ -295,7 +295,7 @@ class StreamLink(asyncio.Protocol):
             self._backlog = left
 
     def _wait(self) -> None:
-        """Go on in the next turn of the event loop; until then nothing more is read."""
+        """Continue in the next turn of the event loop; until then read nothing."""
         if self.waits:
             return
         self.waits = True
@@ -305,7 +305,7 @@ class StreamLink(asyncio.Protocol):
         self._turns.wait(self)
 
     def go_on(self) -> None:
-        """Do more of what had to wait."""
+        """Continue with the work that had to wait."""
         self.waits = False
         if self._transport is None:
             self._wind_up()
@@ -334,7 +334,7 @@ class StreamLink(asyncio.Protocol):
             transport.resume_reading()
 
     def _wind_up(self) -> None:
-        """Tell the owner what the end of the link ended, then that it has ended."""
+        """Report to the owner what the end of the link ended, then the end itself."""
         connection = self.connection
         while True:
             events = self._backlog
@@ -352,13 +352,13 @@ class StreamLink(asyncio.Protocol):
         owner.link_down(self, self._reason)
 
     def settle(self) -> None:
-        """Do now what had to wait: the event loop is about to end."""
+        """Finish the waiting work now: the event loop is about to end."""
         if self.waits and self._transport is None:
             self._turns.hurry()
             self._wind_up()
 
     def eof_received(self) -> bool | None:
-        """Learn that the peer sends no more; there is no half-open PVAccess."""
+        """Handle that the peer sends no more. PVAccess has no half-open connections."""
         engine = self.engine
         if engine is not None:
             try:
@@ -369,7 +369,7 @@ class StreamLink(asyncio.Protocol):
         return None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell the owner, once, what the end of the link ended."""
+        """Report the end of the link to the owner, once."""
         self.reset = self.reset or isinstance(exc, ConnectionError)
         if exc is not None and not (
             self._closing and isinstance(exc, ConnectionError)
@@ -396,7 +396,7 @@ class StreamLink(asyncio.Protocol):
             self._transport.pause_reading()
 
     def resume_writing(self) -> None:
-        """Go on, since the send queue has room, with what was put aside."""
+        """Continue with what waited: the send queue has room again."""
         self.writable = True
         if self._closing:
             return
@@ -500,11 +500,11 @@ class StreamLink(asyncio.Protocol):
             self._reason = reason
 
     def close(self, reason: ApplianceError | None = None, *, linger: bool = False) -> None:
-        """Send what waits, say good-bye inside TLS, and close; ``link_down`` follows.
+        """Send what waits, close TLS, and close the socket; ``link_down`` follows.
 
         Args:
-            reason: why, for the log; None for an orderly end.
-            linger: the peer gets a moment to read what it is told, although it may still be writing.
+            reason: Why, for the log; None for an orderly end.
+            linger: Whether the peer gets a moment to read the last message, although it may still send.
         """
         transport = self._transport
         if transport is None:
@@ -526,7 +526,7 @@ class StreamLink(asyncio.Protocol):
             transport.close()
 
     def cut(self, reason: ApplianceError) -> None:
-        """Say good-bye inside TLS and close; what waits is dropped, for the peer may hear no more of it."""
+        """Close TLS and the socket; drop what waits, because the peer must not receive it."""
         transport = self._transport
         if transport is None or self._closing:
             return
@@ -541,7 +541,7 @@ class StreamLink(asyncio.Protocol):
             transport.abort()
 
     def abort(self, reason: ApplianceError | None = None) -> None:
-        """Close at once; what waits is dropped. For a peer that no longer answers, or may hear no more."""
+        """Close at once and drop what waits: the peer no longer answers, or must receive nothing more."""
         self._remember(reason)
         self._closing = True
         if self._transport is not None:
@@ -549,7 +549,7 @@ class StreamLink(asyncio.Protocol):
 
     @property
     def ended_here(self) -> bool:
-        """Whether this end has closed the link: what the peer asked for before is not to be done any more."""
+        """Whether this end has closed the link; then earlier requests of the peer are not served."""
         return self._closing
 
     @property

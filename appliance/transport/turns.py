@@ -38,7 +38,7 @@ class Turns:
     """Whose turn it is on one event loop. There is one for each: `turns_of`.
 
     Args:
-        loop: runs the connections.
+        loop: Runs the connections.
     """
 
     __slots__ = ("__weakref__", "_began", "_is_scheduled", "_loop", "_until", "_used", "_waiting")
@@ -53,7 +53,7 @@ class Turns:
         """Seconds of the present turn of the event loop that went into what has just come."""
 
     def begin(self) -> None:
-        """Work on something that has just come begins."""
+        """Note that work on new data begins."""
         self._began = now = monotonic()
         self._until = now + SLICE_S if self._used < TURN_S else now
 
@@ -73,11 +73,11 @@ class Turns:
         return monotonic() >= self._until
 
     def hurry(self) -> None:
-        """Let whatever comes next take the time that it needs: there will be no other turn."""
+        """Remove the time limit: there will be no other turn."""
         self._until = float("inf")
 
     def wait(self, who: Waiting) -> None:
-        """Have ``who`` go on in the next turn."""
+        """Let ``who`` continue in the next turn."""
         self._waiting.setdefault(who.peer_address.host, deque()).append(who)
         if not self._is_scheduled:
             self._schedule()
@@ -109,7 +109,7 @@ _all: WeakKeyDictionary[asyncio.AbstractEventLoop, Turns] = WeakKeyDictionary()
 
 
 def turns_of(loop: asyncio.AbstractEventLoop) -> Turns:
-    """Give the one of ``loop``."""
+    """Return the `Turns` of ``loop``."""
     found = _all.get(loop)
     if found is None:
         found = _all[loop] = Turns(loop)

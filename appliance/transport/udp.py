@@ -72,15 +72,15 @@ class UDPPort:
     """One UDP socket, of IPv4 or IPv6 as its address is.
 
     Args:
-        on_message: is called with each message of each datagram, and where it came from.
-        port: the port; 0 takes a free one.
-        shared: whether other sockets of the host may use the same port, and get the unicast searches that come here.
-        address: the address to listen on.
-        groups: pairs of a multicast group to join and the name or address of the interface to join it on.
-        forwarder: the socket that hands unicast searches on, where that is not this one.
+        on_message: Called with each message of each datagram, and where it came from.
+        port: The port; 0 takes a free one.
+        shared: Whether other sockets of the host may use the same port, and get the unicast searches that come here.
+        address: The address to listen on.
+        groups: Pairs of a multicast group to join and the name or address of the interface to join it on.
+        forwarder: The socket that hands unicast searches on, where that is not this one.
 
     Raises:
-        TransportError: the port cannot be bound, or a group cannot be joined.
+        TransportError: The port cannot be bound, or a group cannot be joined.
     """
 
     __slots__ = (
@@ -180,7 +180,7 @@ class UDPPort:
         return monotonic() > self._until
 
     def _work(self) -> None:
-        """Take what came, a millisecond of it; the datagram in hand comes first."""
+        """Handle waiting datagrams for a millisecond; the datagram in hand comes first."""
         self._until = monotonic() + _TURN_S
         for count in range(_READS_PER_TURN):
             if self._pace is not None:
@@ -259,7 +259,7 @@ class UDPPort:
                 self._on_message(message, Origin(reply, host, local, received_on, self))
 
     def _forward(self, request: SearchRequest, reply: SocketAddress, local: str) -> bool:
-        """Hand a unicast search to every server of this host, ourselves included; False where that fails."""
+        """Forward a unicast search to every server of this host, ourselves included; return whether this worked."""
         if self._forwarder is not None:
             return self._forwarder._forward(request, reply, local)
         told = request._replace(unicast=False, reply_address=ip_address(reply.host), reply_port=reply.port)
@@ -321,7 +321,7 @@ class UDPPort:
 
 
 def _interface(interface: str) -> bytes:
-    """Give the packed address of an interface by its address or name; raises OSError for one that is not there."""
+    """Return the packed address of an interface by its address or name; raise OSError if there is none."""
     if not interface or interface[0].isdigit():
         return socket.inet_aton(interface or _ANY)
     from appliance.transport.interfaces import interface_addresses
@@ -334,7 +334,7 @@ def _interface(interface: str) -> bytes:
 
 
 def _join_ipv6(sock: socket.socket, group: str, interface: str) -> bool:
-    """Join on one interface, or on all that take it; tell whether any did."""
+    """Join the group on one interface, or on all that allow it; return whether any did."""
     address, _, scope = group.partition("%")
     joined = False
     try:
@@ -351,7 +351,7 @@ def _join_ipv6(sock: socket.socket, group: str, interface: str) -> bool:
 
 
 def _interface_index(interface: str) -> int:
-    """Give the number of an interface by its name, its number or an address of it; raises OSError."""
+    """Return the number of an interface by its name, its number or an address of it; raise OSError if there is none."""
     if interface.isdecimal():
         return int(interface)
     if "." not in interface and ":" not in interface:
@@ -375,14 +375,14 @@ class _IPv6SocketAddress(NamedTuple):
 
 
 def _socket_address(address: tuple[str, int]) -> _IPv6SocketAddress:
-    """Give an IPv6 address as sockets take it; a scope such as ``%eth0`` becomes its number. Raises OSError."""
+    """Return an IPv6 address as sockets use it; a scope such as ``%eth0`` becomes its number. Raises OSError."""
     full, port = address
     host, _, scope = full.partition("%")
     return _IPv6SocketAddress(host, port, 0, _interface_index(scope) if scope else 0)
 
 
 async def resolve_datagram_address(endpoint: Endpoint, default_port: int) -> SocketAddress | None:
-    """Look the host up, now; None where its name is not known at present. IPv4 is preferred where it has both."""
+    """Return the host's address, IPv4 if it has both; None if its name does not resolve at present."""
     port = endpoint.port or default_port
     try:
         return SocketAddress(str(ip_address(endpoint.host)), port)

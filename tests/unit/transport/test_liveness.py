@@ -75,7 +75,7 @@ def test_a_peer_that_reads_slowly_lives_and_one_that_stops_does_not(clock: FakeC
         link.drained += 1
     assert link.reason is None
     clock.advance(10.0)
-    assert "has read nothing of what waits for it for 8 s" in str(link.reason)
+    assert "has read none of the data that waits for it for 8 s" in str(link.reason)
 
 
 def test_a_peer_whose_messages_wait_for_their_turn_is_not_silent(clock: FakeClock) -> None:
