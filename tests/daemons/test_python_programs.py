@@ -18,7 +18,7 @@ from appliance.config.pva import resolve_client, resolve_server
 from appliance.errors import ChannelClosedError, ConfigurationError, KeychainError
 from appliance.pvdata import FLOAT64
 from appliance.pvdata.nt import NTScalar
-from tests.helpers.pki import site, write_keychain
+from tests.helpers.pki import DAY, NOW, site, write_keychain
 
 ROOT = Path(__file__).parents[2]
 LOCAL = {
@@ -184,6 +184,22 @@ async def test_without_a_keychain_both_speak_plain_tcp_and_where_tls_is_required
             require_tls=True,
         ):
             pass
+
+
+async def test_where_tls_is_required_a_server_waits_for_its_keychain_and_a_client_for_its_certificate(
+    keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EPICS_PVA_ADDR_LIST", "127.0.0.1")
+    monkeypatch.setenv("EPICS_PVA_AUTO_ADDR_LIST", "NO")
+    monkeypatch.setenv("EPICS_PVA_TLS_OPTIONS", "no_revocation_check")
+    monkeypatch.setenv("EPICS_PVA_TLS_KEYCHAIN", str(keys / "later.p12"))
+    later = site().ca.keychain("operator", not_before=NOW + DAY, not_after=NOW + 2 * DAY)
+    write_keychain(keys / "later.p12", later)
+    config = resolve_server({**LOCAL, "tls_keychain": str(keys / "none.p12")}).config
+    async with Server(config, require_tls=True) as server, Context(require_tls=True) as ctx:
+        assert server.standby
+        assert (server.tcp_port, server.tls_port) == (0, 0)
+        assert ctx.tls is None
 
 
 async def test_a_server_listens_where_the_environment_says_and_nowhere_else(

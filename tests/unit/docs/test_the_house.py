@@ -98,7 +98,7 @@ def test_the_numbers_of_what_bounds_a_peer_are_those_of_the_code() -> None:
         f"{octets(Limits().max_request_octets)} of memory": "send ever new pvRequests",
         f"plans for {number(DecodeLimits.BITSET_BYTES * 8)} fields of one type are kept, at most {MAX_PLANS} plans": "send ever new bit",
         f"in a queue of more than {octets(QUEUE_LIMIT)} they are merged earlier; answers stop at {octets(OUT_LIMIT)}": "not read ",
-        f"{octets(LINGER_OCTETS)}": "go on sending after",
+        f"{octets(LINGER_OCTETS)}": "continue to send after",
         f"{number(MAX_LOST_READERS)} pairs": "lose the right to read",
         f"{number(DEFAULT_QUOTA.connections)} from one address, {number(DEFAULT_QUOTA.anonymous_connections)} of them anonymous, "
         f"{number(connections)} altogether": "open very many connections",
