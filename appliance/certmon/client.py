@@ -6,10 +6,11 @@ import asyncio
 import logging
 from typing import Any, Final
 
-from appliance.certmon.policy import TLS_REQUIRED, Mode
+from appliance.certmon.policy import Mode
 from appliance.certmon.tls_manager import TLSManager
 from appliance.client.context import Context
 from appliance.config.pva import ClientConfig
+from appliance.config.tls_options import TLS_REQUIRED
 from appliance.errors import KeychainError, SecurityError
 from appliance.tls.context import TLSContext
 

@@ -17,9 +17,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from appliance.certmon.policy import check_keychain_set
 from appliance.client.context import Context
 from appliance.config.pva import ClientConfig, Effective, ServerConfig
+from appliance.config.tls_options import check_keychain_set
 
 if TYPE_CHECKING:
     from appliance.certmon.server import ServerTLSManager

@@ -6,15 +6,11 @@ Source: SPVA specification 7.3.1 and 8.4 (own certificate); configuration refere
 from __future__ import annotations
 
 from enum import Enum
-from typing import Final
 
 from appliance.certs.status import StatusClass
 from appliance.config.tls_options import TLSOptions
-from appliance.errors import KeychainError
 
-__all__ = ["TLS_REQUIRED", "Mode", "Validity", "check_keychain_set", "choose_mode"]
-
-TLS_REQUIRED: Final = "plain TCP is refused because of the TLS option tls_required"
+__all__ = ["Mode", "Validity", "choose_mode"]
 
 
 class Validity(Enum):
@@ -57,12 +53,3 @@ def choose_mode(validity: Validity, status: StatusClass, options: TLSOptions, *,
     if validity is Validity.CURRENT and status is StatusClass.GOOD:
         return Mode.TLS
     return without
-
-
-def check_keychain_set(options: TLSOptions, keychain: str, variable: str) -> None:
-    """Raise KeychainError if TLS is required and no keychain is configured; ``variable`` would name one."""
-    if options.tls_required and not keychain:
-        raise KeychainError(
-            f"there is no keychain, and {TLS_REQUIRED}; set {variable} to a keychain, or make one with "
-            "authnstd or authnjwt"
-        )

@@ -69,7 +69,6 @@ STATUS_TYPE: Final = StructType(
     ]
 )
 
-_AT: Final = {path: STATUS_TYPE.offsets[path] for path in STATUS_TYPE.offsets}
 _ALARMS: Final = {
     CertState.VALID: (0, ""),
     CertState.UNKNOWN: (3, "not known here"),
@@ -219,7 +218,7 @@ def write_status(
         next_update: Until when it holds, aware.
         revocation_date: When the certificate was revoked, aware; None where it was not.
     """
-    at = _AT
+    at = STATUS_TYPE.offsets
     severity, message = _ALARMS[state]
     seconds = int(this_update.timestamp())
     signed = ocsp_state(state)

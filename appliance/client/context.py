@@ -148,11 +148,13 @@ class Context:
         await self.close()
 
     def _check_open(self) -> None:
-        if self._is_open:
-            return
+        if not self._is_open:
+            raise self._not_open()
+
+    def _not_open(self) -> ChannelClosedError:
         if self._end.closed:
-            raise ChannelClosedError("the client context is closed; make a new one")
-        raise ChannelClosedError(
+            return ChannelClosedError("the client context is closed; make a new one")
+        return ChannelClosedError(
             "the client context is not open; use it in 'async with', or call 'await context.start()' first"
         )
 
@@ -212,7 +214,7 @@ class Context:
             ChannelClosedError: The context is not open, or no search can carry the name.
         """
         if not self._is_open:
-            self._check_open()
+            raise self._not_open()
         return self._links.channels.get(name, None if server is None else ServerAddress(*server))
 
     def _prepared(self, text: str) -> _Prepared:

@@ -27,7 +27,7 @@ class ServerAddress(NamedTuple):
 
 
 class Timings(NamedTuple):
-    """The waiting times of a client, in seconds. Only tests pass other values."""
+    """The waiting times of a client, in seconds. The defaults suit an ordinary client."""
 
     search_s: tuple[float, ...] = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
     """Pauses between searches for one name; the last value repeats."""

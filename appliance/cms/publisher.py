@@ -49,8 +49,6 @@ _FETCHES: Final = 16
 _KEPT: Final = 20_000
 """Number of PVs without a channel that stay in memory."""
 
-_AT: Final = {path: STATUS.offsets[path] for path in STATUS.offsets}
-
 PutHandler = Callable[["StatusPV", Operation, Value, Callable[[], None]], None]
 
 
@@ -195,7 +193,7 @@ def _address(operation: Operation) -> str:
 def _differences(old: list[Any], new: list[Any]) -> int:
     bits = 0
     for offset in STATUS.leaves:
-        if offset == _AT["ocsp_response"] or old[offset] != new[offset]:
+        if offset == STATUS.offsets["ocsp_response"] or old[offset] != new[offset]:
             bits |= 1 << offset
     return bits
 
@@ -221,7 +219,7 @@ class Publisher:
         self._signer = signer
         self._always_valid = always_valid
         self._template = status_template().store
-        self._template[_AT["pvacms_node_id"]] = node
+        self._template[STATUS.offsets["pvacms_node_id"]] = node
         self._pvs: weakref.WeakValueDictionary[int, StatusPV] = weakref.WeakValueDictionary()
         self._kept: OrderedDict[int, StatusPV] = OrderedDict()
         self._refreshes: list[tuple[float, int, weakref.ref[StatusPV]]] = []
@@ -345,7 +343,7 @@ class Publisher:
             next_update=next_update,
             revocation_date=revoked,
         )
-        at = _AT
+        at = STATUS.offsets
         renew_by = record.renew_by if record is not None else 0
         store[at["renew_by"]] = renew_by
         if record is not None:
@@ -405,8 +403,8 @@ class Publisher:
         from appliance.certs.status import parse_date
 
         assert pv.store is not None
-        begin = float(pv.store[_AT["timeStamp.secondsPastEpoch"]])
-        end = parse_date(pv.store[_AT["ocsp_certified_until"]])
+        begin = float(pv.store[STATUS.offsets["timeStamp.secondsPastEpoch"]])
+        end = parse_date(pv.store[STATUS.offsets["ocsp_certified_until"]])
         assert end is not None
         return begin + (end.timestamp() - begin) * _RENEW_AT
 

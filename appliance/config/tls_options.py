@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from typing import Any, Final, Literal, NamedTuple
 
 from appliance.config.words import YES_NO
+from appliance.errors import KeychainError
 
-__all__ = ["TLSOptions", "parse_tls_options"]
+__all__ = ["TLS_REQUIRED", "TLSOptions", "check_keychain_set", "parse_tls_options"]
+
+TLS_REQUIRED: Final = "plain TCP is refused because of the TLS option tls_required"
 
 _CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "client_cert": ("optional", "require"),
@@ -92,6 +95,15 @@ def parse_tls_options(text: str | Mapping[str, str | bool]) -> tuple[TLSOptions,
                 f"ignored unknown TLS option {word!r}: known are {', '.join((*_CHOICES, *_FLAGS))}"
             )
     return TLSOptions(**chosen), warnings
+
+
+def check_keychain_set(options: TLSOptions, keychain: str, variable: str) -> None:
+    """Raise KeychainError if TLS is required and no keychain is configured; ``variable`` would name one."""
+    if options.tls_required and not keychain:
+        raise KeychainError(
+            f"there is no keychain, and {TLS_REQUIRED}; set {variable} to a keychain, or make one with "
+            "authnstd or authnjwt"
+        )
 
 
 def _pairs(text: str | Mapping[str, str | bool]) -> list[tuple[str, str | None]]:

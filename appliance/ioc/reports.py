@@ -59,9 +59,7 @@ def server_lines(server: Server, level: int, switched_off: str) -> list[str]:
     if level > 0:
         for peer in server.peers.values():
             who = peer.credentials
-            channels = [
-                wire.context for wire in peer.connection.channels.values() if wire.context is not None
-            ]
+            channels = list(peer.channels())
             protocol = "tls" if who.is_tls else "tcp"
             lines.append(
                 f"  {who.method}/{who.account or '-'} {protocol} {who.peer} {len(channels)} channels"

@@ -131,11 +131,11 @@ class ServerConnection(Connection[ServerEvent]):
                     prepared = operation.prepared
                     if (
                         prepared is not None
-                        and (tail := prepared.tail or prepared.make_tail()) is not None
                         and operation.sid == sid
                         and operation.state is idle
                         and self._segments is None
                         and not events  # what came before must be answered before
+                        and (tail := prepared.tail or prepared.make_tail()) is not None
                     ):
                         # The whole reply is kept too: between two posts a client gets the same octets.
                         if tail is operation.reply_tail and sub == operation.reply_sub:

@@ -290,9 +290,8 @@ class Peer:
         self.held = verdict
         if not verdict.lets_read:
             # A prepared answer is given without asking anybody.
-            for channel in self.connection.channels.values():
-                for operation in channel.operations.values():
-                    operation.prepared = None
+            for operation in self.connection.operations.values():
+                operation.prepared = None
 
     def resume(self) -> None:
         """AdmissionOwner: go on."""

@@ -220,8 +220,10 @@ class UDPPort:
                 # It may hold thousands of names, and each of them has to be looked up.
                 self._pace = Pace(partial(self._datagram, data, source, target, local), self._due)
                 continue
-            with contextlib.suppress(DecodeError):  # it was not PVAccess
+            try:  # noqa: SIM105 - a context manager for each datagram costs more
                 self._datagram(data, source, target, local)
+            except DecodeError:
+                pass  # it was not PVAccess
 
     def _datagram(self, data: bytes, source: tuple[str, int], target: str, local: str) -> None:
         forwarded = target == LOCAL_GROUP

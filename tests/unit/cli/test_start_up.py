@@ -52,6 +52,14 @@ def test_a_plain_get_imports_nothing_that_it_does_not_need() -> None:
     assert (modules_after("pvxget", "nope", "-w", "0") - bare) & heavy == set()
 
 
+def test_a_program_with_a_plain_context_imports_nothing_of_certificates() -> None:
+    code = "import sys, json; from appliance import Context; print(json.dumps(sorted(sys.modules)))"
+    loaded = json.loads(python(code))
+    assert [
+        name for name in loaded if name == "datetime" or name.startswith(("appliance.certs", "appliance.tls"))
+    ] == []
+
+
 def test_help_starts_no_event_loop() -> None:
     code = (
         "import sys, json, contextlib, io\n"
