@@ -210,6 +210,15 @@ def test_the_place_is_checked_before_a_certificate_is_asked_for(site):
     assert site.audit() == before
 
 
+def test_a_place_where_no_file_can_be_made_is_known_before_a_certificate_is_asked_for(site):
+    """Not even root can make a file there, and nothing is in the way that would be noticed earlier."""
+    before = site.audit()
+    done = site.account().run("authnstd", "-n", "homeless", EPICS_PVA_TLS_KEYCHAIN="/proc/client.p12")
+    assert (done.status, done.out) == (1, "")
+    assert "/proc" in done.err
+    assert site.audit() == before
+
+
 def test_whatever_the_umask_what_authnstd_makes_is_the_accounts_alone(site):
     account = site.account()
     done = account.run("authnstd", "-n", "open-to-all", umask=0)
