@@ -143,12 +143,14 @@ class ClientOperation:
         if following is None:
             if self.state is OperationState.DEAD and not self._closed_here:
                 raise ChannelClosedError(f"{self.channel.name}: the server ended the {self.name}")
-            raise LocalProtocolError(f"{self.name} {self.ioid} is {self.state.value}: no {what.value} now")
+            raise LocalProtocolError(
+                f"{self.name} {self.ioid} is {self.state.value}: it cannot do {what.value} now"
+            )
         self.state = following
 
     def _execute(self, allowed: frozenset[int]) -> None:
         if self.command not in allowed:
-            raise LocalProtocolError(f"{self.name} {self.ioid} has no such request")
+            raise LocalProtocolError(f"{self.name} {self.ioid} does not support this request")
         self._advance(OperationInput.EXECUTE)
 
     def _request(self, sub: int, body: bytes = b"") -> None:

@@ -61,9 +61,9 @@ SUB_MONITOR_STOP: Final = 0x04
 SUB_MONITOR_START: Final = 0x44
 
 BUFFER_SIZE: Final = 0x10000
-"""Octets of our receive buffer, as the handshake tells the peer. It binds nobody."""
+"""Octets of our receive buffer, as the handshake tells the peer. No peer depends on it."""
 REGISTRY_SIZE: Final = 0x7FFF
-"""Entries of our type registry, as the handshake tells the peer. It binds nobody."""
+"""Entries of our type registry, as the handshake tells the peer. No peer depends on it."""
 
 SEARCH_MUST_REPLY: Final = 0x01
 SEARCH_UNICAST: Final = 0x80

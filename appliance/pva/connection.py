@@ -1,4 +1,4 @@
-"""What is the same at both ends of a PVAccess connection: framing, segmentation, echo, output.
+"""The common part of both ends of a PVAccess connection: framing, segmentation, echo, output.
 
 No input or output happens here. The shell feeds ``receive_data`` and sends what ``data_to_send`` hands out;
 between the two, everything is a pure function of the bytes.
@@ -47,7 +47,7 @@ OUT_LIMIT: Final = 4 * 1024 * 1024
 
 EventT = TypeVar("EventT", bound=Event)
 CommandHandler = Callable[[Any, Buffer, int, int, bool], None]
-"""Acts on a message: takes the connection, the octets, where the payload starts and ends, and whether it is big-endian."""
+"""Handles a message. Arguments: connection, octets, start and end of the payload, whether it is big-endian."""
 
 
 class Connection(Generic[EventT]):
@@ -87,7 +87,7 @@ class Connection(Generic[EventT]):
         self.state = ConnectionState.VALIDATING
         self.types = TypeReader(limits.max_types)
         self.received = 0
-        """Octets received so far; the shell compares it with an earlier reading to notice a silent peer."""
+        """Octets received so far; a value that does not change shows a silent peer."""
         self.stalled = False
         """Whether whole messages may wait unparsed: flush the output, then call ``receive_data(b"")``."""
         self.due: Callable[[], bool] | None = None
@@ -97,11 +97,11 @@ class Connection(Generic[EventT]):
         is what bounds them. The verdict makes the connection ``stalled``."""
         self._rx: bytearray | None = None
         self._pace: Pace | None = None
-        """The message that is being worked on, where that takes more than a call's time."""
+        """The message in hand if it takes more than one call; else None."""
         self._paced: Buffer | None = None
-        """What it lies in."""
+        """The buffer that contains it."""
         self._remains: Iterator[None] | None = None
-        """What is left to be done of the end: see ``_end``."""
+        """The work that is left of the end of the connection: see ``_end``."""
         self._need = 8
         self._small = min(limits.max_message, limits.max_message_unvalidated)
         self._segments: bytearray | None = None
@@ -164,7 +164,7 @@ class Connection(Generic[EventT]):
         return events
 
     def _parse(self, data: Buffer, pos: int, end: int) -> int:
-        """Parse whole messages from ``pos`` on; return where the first one starts that is left for later."""
+        """Parse whole messages from ``pos`` on; return the start of the first one that is left for later."""
         events = self.events
         due = self.due
         outbox = self.outbox
@@ -200,7 +200,7 @@ class Connection(Generic[EventT]):
         return False
 
     def _message(self, data: Buffer, pos: int, end: int) -> int:
-        """Act on the message at ``pos``; return where the next one starts, or -1 when it is incomplete."""
+        """Handle the message at ``pos``; return the start of the next one, or -1 if this one is incomplete."""
         size: int
         magic, version, flags, command, size = _HEADER_LE.unpack_from(data, pos)
         if magic != c.MAGIC or version == 0:

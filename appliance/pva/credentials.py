@@ -32,11 +32,11 @@ class Credentials(NamedTuple):
     san: tuple[tuple[str, str], ...] = ()
     """Subject alternative names as (kind, text), kind one of ``dns``, ``ip``, ``uri``."""
     status_pv: str = ""
-    """Name of the PV that tells the certificate's status; empty where the certificate names none."""
+    """Name of the PV with the certificate's status; empty if the certificate names none."""
     subject: tuple[tuple[str, str], ...] = ()
     """The certificate's subject as (attribute, text), attribute one of ``CN``, ``O``, ``OU``, ``C`` ..."""
     home: str | None = None
-    """Organisation (O) of this end's own certificate, where the peer's is of the same root authority; else None."""
+    """Organisation (O) of this end's own certificate if the peer's has the same root authority; else None."""
 
     @property
     def organization(self) -> str:

@@ -73,7 +73,7 @@ class SearchRequest(NamedTuple):
     must_reply: bool = False
     unicast: bool = False
     reply_address: Address | None = None
-    """Where to answer; None means where the datagram came from."""
+    """The address to answer to; None means the address that the datagram came from."""
     reply_port: int = 0
 
     def encode(self, *, big: bool = False) -> bytes:
@@ -175,7 +175,7 @@ class SearchResponse(NamedTuple):
         guid, sequence, raw_address, port = head.unpack_from(buf, pos)
         protocol, pos = decode_string(buf, pos + head.size, end, big)
         if end - pos < 1:
-            raise DecodeError("SEARCH_RESPONSE ends before its verdict")
+            raise DecodeError("SEARCH_RESPONSE ends before its flag 'found'")
         found = buf[pos] != 0
         pos += 1
         instances: tuple[int, ...] = ()
@@ -320,5 +320,5 @@ def split_names(
 def _count(buf: Buffer, pos: int, end: int, big: bool) -> tuple[int, int]:
     count, pos = decode_size(buf, pos, end, big)
     if count is None or count > end - pos:
-        raise DecodeError("a list claims more items than the message has octets")
+        raise DecodeError("a list has more items than the message has octets")
     return count, pos

@@ -51,7 +51,7 @@ _USES_TYPE_IDS: Final = frozenset(b"\xfd\xfe")
 _GETS_PER_CALL: Final = 1024
 """GETs of the hot loop after which ``receive_data`` stops, so that time is asked for; about half a millisecond."""
 _NAMES_PER_EVENT: Final = 256
-"""Names of one SearchReceived: whoever looks them up can do other things between two of them."""
+"""Names of one SearchReceived. Between two of them other work can be done."""
 
 
 @cache
@@ -264,7 +264,7 @@ class ServerConnection(Connection[ServerEvent]):
             elif len(name) > self.limits.max_name:
                 channel.refuse(f"the PV name is longer than {self.limits.max_name} characters")
             elif len(self.channels) + len(self.pending) >= self.limits.max_channels:
-                channel.refuse(f"this connection has {self.limits.max_channels} channels already")
+                channel.refuse(f"this connection has {self.limits.max_channels} channels already; close some")
             else:
                 self.pending[channel.sid] = channel
                 self.events.append(ChannelRequested(channel))
@@ -382,7 +382,7 @@ class ServerConnection(Connection[ServerEvent]):
             self.refuse(command, sid, ioid, sub, "there is no such channel any more")
             return
         if len(self.operations) >= self.limits.max_operations:
-            self.refuse(command, sid, ioid, sub, "too many operations on this connection")
+            self.refuse(command, sid, ioid, sub, "this connection has too many operations; close some")
             return
         if cost and self.request_octets + cost > self.limits.max_request_octets:
             self.refuse(
@@ -437,7 +437,7 @@ class ServerConnection(Connection[ServerEvent]):
             self.refuse(c.CMD_GET_FIELD, sid, ioid, 0, "the field's name is too long")
             return
         if len(self.operations) >= self.limits.max_operations:
-            self.refuse(c.CMD_GET_FIELD, sid, ioid, 0, "too many operations on this connection")
+            self.refuse(c.CMD_GET_FIELD, sid, ioid, 0, "this connection has too many operations; close some")
             return
         operation = ServerOperation(channel, ioid, c.CMD_GET_FIELD, 0, None)
         self.operations[ioid] = channel.operations[ioid] = operation

@@ -178,7 +178,9 @@ class ServerOperation:
         table = MONITOR_TRANSITIONS if self.command == c.CMD_MONITOR else REQUEST_TRANSITIONS
         following = table.get((self.state, what))
         if following is None:
-            raise LocalProtocolError(f"{self.name} {self.ioid} is {self.state.value}: no {what.value} now")
+            raise LocalProtocolError(
+                f"{self.name} {self.ioid} is {self.state.value}: it cannot do {what.value} now"
+            )
         self.state = following
 
     # -- from the client -----------------------------------------------------------------------------
@@ -447,7 +449,7 @@ class ServerOperation:
             if self.state is OperationState.DEAD:
                 return
             raise LocalProtocolError(
-                f"MONITOR {self.ioid} is {self.state.value}, window {self.window}: no update now"
+                f"MONITOR {self.ioid} is {self.state.value}, window {self.window}: it cannot send an update now"
             )
         outbox = self.outbox
         size = len(body)

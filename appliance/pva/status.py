@@ -56,13 +56,13 @@ class Status(NamedTuple):
         if kind == 0xFF:
             return OK, pos + 1
         if kind > 3:
-            raise DecodeError(f"Status of unknown kind {kind}")
+            raise DecodeError(f"a Status has the unknown kind {kind}")
         message, pos = decode_string(buf, pos + 1, end, big)
         trace, pos = decode_string(buf, pos, end, big)
         return cls(kind, message, trace), pos
 
     def raise_for(self, what: str) -> None:
-        """Raise RemoteError (AccessDeniedError where the text says so) unless ok."""
+        """Raise RemoteError unless ok: AccessDeniedError if the text says that access was denied."""
         if self.ok:
             return
         text = self.message or "the server gave no reason"

@@ -110,7 +110,7 @@ class AccessControl:
         try:
             return self.policy.rights(name, peer)
         except Exception:  # noqa: BLE001 - any doubt is less access
-            _log.exception("access security of %s for %s: no access", name, peer.account)
+            _log.exception("access security failed for %s and the client %s: no access", name, peer.account)
             return NO_RIGHTS
 
     def denial(self, right: str, peer: Credentials) -> str:

@@ -1,4 +1,4 @@
-"""How clients find the server: it answers searches and sends beacons (sections 7 and 10)."""
+"""Makes the server known: answers searches and sends beacons (sections 7 and 10)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Announced(Protocol):
 
     @property
     def config(self) -> ServerConfig:
-        """Its settings: where it listens, and where it sends beacons."""
+        """The server's settings: the addresses that it listens on and sends beacons to."""
 
     def answer_search(self, request: SearchRequest, host: str) -> SearchResponse | None:
         """Return the answer to a search from the address ``host``; None if there is nothing to answer."""
@@ -168,7 +168,7 @@ class Announcer:
         data = pack_message(c.CMD_SEARCH_RESPONSE, response.encode(), from_server=True)
         port_ = origin.port or self._ports[0]
         if not port_.send(data, origin.address, local=origin.local):
-            _log.debug("the answer to a search of %s:%d could not be sent", *origin.address)
+            _log.debug("the answer to a search from %s:%d could not be sent", *origin.address)
 
     # -- beacons -------------------------------------------------------------------------------------
 

@@ -117,7 +117,7 @@ class Operation:
         if self.wire.command == c.CMD_RPC:
             self.wire.reply_rpc(value)
         elif value is None:
-            raise LocalProtocolError("a GET is answered with a value")
+            raise LocalProtocolError("a GET needs a value as its answer")
         else:
             self.reply_store(value.store, valid)
         self._flush()
@@ -326,7 +326,7 @@ class Subscription(Operation):
             self.channel.dirty(self)
 
     def clear(self) -> None:
-        """Drop what waits: the client may no longer see it."""
+        """Drop what waits: the client must not receive it."""
         self.queue.clear()
 
 
@@ -336,4 +336,4 @@ QUEUE_LIMIT: Final = 64 * 1024 * 1024
 """Octets of one longer queue above which updates are squashed although the client asked for room for more: its
 number of updates alone would let a client that does not read hold thousands of images."""
 PUMP_LIMIT: Final = 1024 * 1024
-"""Octets of waiting output above which updates stay in their queues, where they can still be squashed."""
+"""Octets of waiting output above which updates stay in their queues: there they can still be squashed."""

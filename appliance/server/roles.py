@@ -36,7 +36,7 @@ class _Known(NamedTuple):
 
 
 class Roles:
-    """Looks groups up and remembers them for a minute: a name service may be slow, and clients reconnect in swarms.
+    """Looks up groups and remembers them for a minute: the lookup may be slow, and many clients reconnect at once.
 
     All methods are the event loop's to call.
     """
@@ -63,7 +63,10 @@ class Roles:
         """
         waiting = self._pending.get(account)
         if len(self._pending if waiting is None else waiting) >= _MAX:
-            _log.warning("too many accounts are being looked up: %.64r gets no roles", account)
+            _log.warning(
+                "too many accounts are being looked up: %.64r gets no roles; check that the host's user database answers",
+                account,
+            )
             tell(_NONE)
             return
         if waiting is not None:
@@ -88,7 +91,7 @@ class Roles:
             try:
                 roles = self._look_up(account)
             except Exception:  # noqa: BLE001 - whatever fails, the account has no roles
-                _log.exception("the groups of %.64r cannot be looked up: it gets no roles", account)
+                _log.exception("looking up the groups of %.64r failed: it gets no roles", account)
                 roles = _NONE
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(self._found, account, roles)

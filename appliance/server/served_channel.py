@@ -207,7 +207,7 @@ class ServedChannel(Channel):
             else:
                 self.handler.cancelled(operation)
         except Exception:  # noqa: BLE001 - see requested()
-            _log.exception("cancelling an operation of %s", self.name)
+            _log.exception("the handler of %s failed to cancel an operation", self.name)
         if successor is not wire:
             Operation(self, successor).state = operation.state
 
@@ -227,7 +227,7 @@ class ServedChannel(Channel):
             elif operation is not None:
                 self.handler.closed(operation)
         except Exception:  # noqa: BLE001 - see requested()
-            _log.exception("closing an operation of %s", self.name)
+            _log.exception("the handler of %s failed to close an operation", self.name)
 
     def _broken(self, operation: Operation, error: Exception) -> None:
         if isinstance(error, ApplianceError):
@@ -242,4 +242,4 @@ class ServedChannel(Channel):
         try:
             self.handler.detached(self)
         except Exception:  # noqa: BLE001 - see requested()
-            _log.exception("closing a channel of %s", self.name)
+            _log.exception("the handler of %s failed to close a channel", self.name)

@@ -89,7 +89,7 @@ class Server:
             config = resolve_server().config
             if config.tls_keychain and tls is None:
                 _log.warning(
-                    "%s is not used: appliance.server.Server is given its TLS; 'from appliance import Server' reads it",
+                    "%s is not used: appliance.server.Server reads no keychain; use 'from appliance import Server', which does",
                     config.tls_keychain,
                 )
         self.config = config
@@ -173,7 +173,7 @@ class Server:
     async def start(self) -> None:
         """Listen. Raises TransportError if an address of the configuration cannot be used."""
         if self._end is not None:
-            raise ValueError("the server was started already")
+            raise ValueError("the server was started already; make a new Server")
         loop = asyncio.get_running_loop()
         self._end = ServerEnd(
             self.entrance, self.access, self.shares, Pump(loop), loop, self._limits, self._segment_size

@@ -77,7 +77,7 @@ class SharedPV(Handler):
         self._plain: type | None = None
         """The Python type that the field ``value`` stores without conversion; None if there is none."""
         self._value_at = 0
-        """The offset of that field, and below its bit."""
+        """The offset of that field; the next attribute is its bit."""
         self._value_bits = 0
         self._store: list[Any] = []
         self._is_shared = False
@@ -110,7 +110,7 @@ class SharedPV(Handler):
         value = Value(initial) if isinstance(initial, StructType) else initial
         kind = value.type
         if not isinstance(kind, StructType):
-            raise PVDataError("a PV's value must be a structure")
+            raise PVDataError("a PV's value must be a structure, such as NTScalar")
         self._kind = kind
         self._store = value.store.copy()
         self._is_shared = False

@@ -52,7 +52,7 @@ class Sources:
                 if source.claims(name, host):
                     return True
             except Exception:  # noqa: BLE001 - one broken source must not hide the others
-                _log.exception("source %s, asked for %r", label, name)
+                _log.exception("the source %s failed when asked for %r", label, name)
         return False
 
     def open(self, name: str, peer: Credentials) -> Handler:
@@ -67,7 +67,7 @@ class Sources:
             except ApplianceError:
                 raise
             except Exception as error:
-                _log.exception("source %s, opening %r", label, name)
+                _log.exception("the source %s failed to open %r", label, name)
                 raise OperationError("internal error; the server's log has the details") from error
             if handler is not None:
                 return handler

@@ -1,7 +1,7 @@
-"""Each message of a connection in the log: name, size, direction. Nothing is done where nobody wants to see it.
+"""Each message of a connection in the log: name, size, direction. It costs nothing unless it is wanted.
 
-Whether it is wanted is asked once, when a connection begins (`StreamLink`): one that is not watched is not touched at
-all, and this module not imported.
+`StreamLink` checks once, when a connection begins, whether the log wants it. If not, the connection is not wrapped and
+this module is not imported.
 """
 
 from __future__ import annotations

@@ -172,7 +172,7 @@ class StreamLink(asyncio.Protocol):
     # -- asyncio.Protocol ----------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Start: TLS first where there is an engine, else the link is up."""
+        """Start: with an engine, start TLS; without one, the link is up."""
         self._transport = stream = cast("asyncio.Transport", transport)
         if self._closing:  # given up before it began
             stream.abort()

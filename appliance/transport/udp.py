@@ -61,9 +61,9 @@ class Origin(NamedTuple):
     source: str
     """The sender's address; of a forwarded search, the address in it."""
     local: str
-    """The address of ours that the answer must leave by; empty lets the kernel choose."""
+    """Our address that the answer must be sent from; empty lets the kernel choose."""
     received_on: str = ""
-    """The address of ours that the message came to, whoever of this host's sockets got it; empty if not known."""
+    """Our address that the message was sent to, whichever socket of this host got it; empty if not known."""
     port: UDPPort | None = None
     """The socket that got it, which can answer."""
 
@@ -112,7 +112,7 @@ class UDPPort:
         self._on_message = on_message
         self._loop = asyncio.get_running_loop()
         self._pace: Pace | None = None
-        """The datagram in hand, where a turn's time did not suffice for it."""
+        """The datagram in hand if one turn was too short for it; else None."""
         self._goes_on = False
         self._until = 0.0
         self.forwards = shared
@@ -330,7 +330,7 @@ def _interface(interface: str) -> bytes:
     for item in interface_addresses():
         if item.interface == index:
             return item.address.packed
-    raise OSError(f"interface {interface} has no IPv4 address")
+    raise OSError(f"the interface {interface} has no IPv4 address")
 
 
 def _join_ipv6(sock: socket.socket, group: str, interface: str) -> bool:

@@ -51,7 +51,9 @@ async def test_idle_connections_of_one_address_leave_room_for_other_addresses(
         held.pop().close()
         await until(lambda: len(server.peers) <= 20)
         await join(held, server.tcp_port)  # there is room again
-    assert caplog.text.count(f"further connections from {OTHER} are refused: this address has 20, the most") == 1
+    assert (
+        caplog.text.count(f"further connections from {OTHER} are refused: this address has 20, the most") == 1
+    )
     await until(lambda: not len(server.shares))
 
 

@@ -382,7 +382,7 @@ def test_a_failing_subscription_ends_with_its_reason():
 def test_no_update_leaves_outside_the_window():
     connection = opened()
     operation = ready(connection, c.CMD_MONITOR)
-    with pytest.raises(LocalProtocolError, match="no update now"):
+    with pytest.raises(LocalProtocolError, match="cannot send an update now"):
         operation.send_update(b"")
     feed(connection, frame(c.CMD_DESTROY_REQUEST, u32(1) + u32(1)))
     operation.send_update(b"")

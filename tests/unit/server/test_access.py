@@ -21,7 +21,7 @@ def test_without_a_policy_all_may_do_everything_and_with_a_broken_one_nobody_any
 ) -> None:
     assert AccessControl().rights("pv", ALICE) == ALL_RIGHTS
     assert AccessControl(Broken()).rights("pv", ALICE) == NO_RIGHTS
-    assert "access security of pv for alice: no access" in caplog.text
+    assert "access security failed for pv and the client alice: no access" in caplog.text
 
 
 def test_a_denial_over_plain_tcp_tells_why_nobody_can_prove_who_he_is() -> None:

@@ -34,7 +34,9 @@ def test_an_address_has_a_number_of_connections_and_its_trouble_is_logged_once(
     refused = [Allowance(shares) for _ in range(2)]
     assert [each.join("10.0.0.1") for each in refused] == [False, False]
     assert joined(shares, "10.0.0.2"), "another address has its own"
-    assert caplog.text.count("further connections from 10.0.0.1 are refused: this address has 3, the most") == 1
+    assert (
+        caplog.text.count("further connections from 10.0.0.1 are refused: this address has 3, the most") == 1
+    )
     for each in refused:
         each.leave()
     first[0].leave()
@@ -59,7 +61,10 @@ def test_a_connection_that_never_came_to_an_address_leaves_nothing(shares: Share
 def test_anonymous_clients_have_places_of_their_own(shares: Shares) -> None:
     one, two, three = (joined(shares) for _ in range(3))
     assert one.count_anonymous() == two.count_anonymous() == ""
-    assert "2 anonymous connections already; close some, or log in with an account name" in three.count_anonymous()
+    assert (
+        "2 anonymous connections already; close some, or log in with an account name"
+        in three.count_anonymous()
+    )
     assert not three.is_anonymous
     one.leave()
     assert three.count_anonymous() == ""

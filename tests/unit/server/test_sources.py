@@ -62,7 +62,7 @@ def test_a_broken_source_does_not_hide_the_others_from_searches(caplog: pytest.L
     sources.add("good", static("pv"), 1)
     assert sources.claims("pv", "10.0.0.1")
     assert not sources.claims("other", "10.0.0.1")
-    assert "source broken, asked for 'pv'" in caplog.text
+    assert "the source broken failed when asked for 'pv'" in caplog.text
 
 
 def test_a_client_reads_why_a_name_is_not_opened_and_nothing_of_a_defect() -> None:
