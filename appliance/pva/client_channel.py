@@ -23,7 +23,7 @@ class ChannelOwner(OperationOwner, Protocol):
         """Return a number that no operation has."""
 
     def drop_channel(self, channel: ClientChannel) -> None:
-        """Forget a channel that has ended, and tell of it."""
+        """Forget a channel that has ended, and report it."""
 
 
 class ClientChannel:

@@ -47,7 +47,7 @@ _GET_ANSWER: Final = c.MAGIC | c.VERSION << 8 | c.FLAG_SERVER << 16 | c.CMD_GET 
 _UPDATE: Final = c.MAGIC | c.VERSION << 8 | c.FLAG_SERVER << 16 | c.CMD_MONITOR << 24
 _STATUS_OK: Final = 0xFF
 _QUICK: Final = 256
-"""Octets of a message that takes no time worth looking at the clock for."""
+"""Octets of a message that is too short for a look at the clock."""
 
 
 class ClientConnection(Connection[ClientEvent]):
@@ -155,7 +155,7 @@ class ClientConnection(Connection[ClientEvent]):
             # another one when the client has chosen: only what follows our choice is the answer to it.
             return
         if not status.ok and self.state is ConnectionState.AUTHENTICATING and not self._chosen:
-            # Raised, not told: the caller, which hears of the offer in the same read, would answer a dead connection.
+            # An exception, not an event: the caller may get the offer from the same read, and would answer a dead connection.
             raise RemoteProtocolError(f"the server refused the client before it had chosen: {status.message}")
         self.events.append(Validated(status))
         if status.ok:
@@ -175,7 +175,7 @@ class ClientConnection(Connection[ClientEvent]):
     # -- channels ------------------------------------------------------------------------------------
 
     def create_channel(self, name: str) -> ClientChannel:
-        """Ask the server to create a channel; ChannelCreated tells how it went."""
+        """Ask the server to create a channel; ChannelCreated is the answer."""
         self._require(ConnectionState.READY, "create_channel()")
         cid = self._next_cid
         while cid in self.channels:
@@ -216,7 +216,7 @@ class ClientConnection(Connection[ClientEvent]):
             self.drop_channel(channel)
 
     def drop_channel(self, channel: ClientChannel) -> None:
-        """Forget a channel that has ended, its operations first, and tell of it."""
+        """Forget a channel that has ended, its operations first, and report it."""
         channel.open = False
         self.channels.pop(channel.cid, None)
         for operation in list(channel.operations.values()):

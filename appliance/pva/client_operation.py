@@ -76,7 +76,7 @@ class OperationChannel(Protocol):
 class ClientOperation:
     """A request that is initialised once and may be used often. ``context`` is the layer above's to use.
 
-    Requests raise LocalProtocolError where the state tables do not allow them, and ChannelClosedError once the
+    Requests raise LocalProtocolError if the state tables do not allow them, and ChannelClosedError once the
     server has ended the operation or its channel, which it may do between two events of one read. Calls that
     only tell the server something (``start``, ``stop``, ``acknowledge``, ``cancel``, ``close``) do nothing then.
     """
@@ -270,7 +270,7 @@ class ClientOperation:
         self.channel.operations.pop(self.ioid, None)
 
     def drop(self) -> None:
-        """End with the channel, and tell of it."""
+        """End with the channel, and report it."""
         self._forget()
         self.connection.events.append(OperationClosed(self))
 

@@ -1,4 +1,4 @@
-"""What a connection tells its owner. Each event names the object that it is about.
+"""The events that a connection reports to its owner. Each event names the object that it is about.
 
 ``ServerEvent`` and ``ClientEvent`` list what either role has to act on. Whoever reads events branches on
 ``type(event) is ...`` and ends with ``assert_never``: so mypy finds the event that was forgotten. All classes are final for that.

@@ -20,7 +20,7 @@ class Limits(NamedTuple):
     max_message: int = 256 * 1024 * 1024
     """Octets of one message, all of its segments together."""
     max_message_unvalidated: int = 64 * 1024
-    """The same before the connection is validated: an unknown peer gets little."""
+    """The same before the connection is validated; less, because the peer is unknown."""
     max_name: int = 2048
     """Octets of a PV name or of a field's path."""
     max_channels: int = 250_000

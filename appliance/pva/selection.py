@@ -1,4 +1,4 @@
-"""Which fields travel: a request's mask, a value's valid fields, and the bit set that goes on the wire.
+"""The fields that are sent: a request's mask, a value's valid fields, and the bit set that goes on the wire.
 
 A bit of a sub-structure on the wire means its whole subtree (section 5.5.5). Inside the package selections
 are kept in *leaf form*, with bits of leaves only, so that intersecting two of them is one ``&``; the wire

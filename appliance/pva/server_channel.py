@@ -22,7 +22,7 @@ class ChannelOwner(OperationOwner, Protocol):
     pending: dict[int, ServerChannel]
 
     def drop_channel(self, channel: ServerChannel) -> None:
-        """Forget a channel that has ended, and tell of it."""
+        """Forget a channel that has ended, and report it."""
 
 
 class ServerChannel:

@@ -287,7 +287,7 @@ class ServerConnection(Connection[ServerEvent]):
         self.outbox.send(c.CMD_DESTROY_CHANNEL, U32_U32[self.outbox.big].pack(sid, cid))
 
     def drop_channel(self, channel: ServerChannel) -> None:
-        """Forget a channel that has ended, its operations first, and tell of it."""
+        """Forget a channel that has ended, its operations first, and report it."""
         channel.open = False
         self.channels.pop(channel.sid, None)
         for operation in list(channel.operations.values()):
@@ -463,7 +463,7 @@ class ServerConnection(Connection[ServerEvent]):
         return operation if operation is not None and operation.sid == sid else None
 
     def drop_operation(self, operation: ServerOperation) -> None:
-        """Forget an operation that has ended, and tell of it."""
+        """Forget an operation that has ended, and report it."""
         if operation.state is OperationState.DEAD:
             return
         operation.state = OperationState.DEAD

@@ -72,7 +72,7 @@ class OperationOwner(Protocol):
         """Answer a request with an error, without the operation that it names."""
 
     def drop_operation(self, operation: ServerOperation) -> None:
-        """Forget an operation that has ended, and tell of it."""
+        """Forget an operation that has ended, and report it."""
 
 
 class Encodable(Protocol):
@@ -433,11 +433,11 @@ class ServerOperation:
 
     @property
     def may_send(self) -> bool:
-        """Whether the client takes an update now: started, and the window of a pipeline is open."""
+        """Whether an update may be sent now: started, and the window of a pipeline is open."""
         return self.state is OperationState.EXECUTING and (not self.pipeline or self.window > 0)
 
     def send_update(self, body: bytes) -> None:
-        """Send one update; nothing once the client has gone.
+        """Send one update; do nothing if the client has gone.
 
         Args:
             body: What ``encode_update`` made for our mask and byte order, or the same octets from elsewhere.
@@ -473,7 +473,7 @@ class ServerOperation:
             size: Octets of the update.
 
         Returns:
-            Header, ioid and sub-command; None where the message would not leave in one piece.
+            Header, ioid and sub-command; None if the message would not leave in one piece.
         """
         outbox = self.outbox
         if size > outbox.one_piece:
@@ -488,7 +488,7 @@ class ServerOperation:
             limit: Octets of waiting output above which nothing is sent.
 
         Returns:
-            Whether it was sent: not where the client takes no update now, or too much waits.
+            Whether it was sent: False if the client accepts no update now, or too much waits.
         """
         outbox = self.outbox
         if self.state is not OperationState.EXECUTING or outbox.size > limit:
@@ -502,7 +502,7 @@ class ServerOperation:
         return True
 
     def drain(self, queue: deque[EncodableT], limit: int) -> bool:
-        """Send updates from ``queue`` while the client takes them.
+        """Send updates from ``queue`` while the client accepts them.
 
         Args:
             queue: Updates, the oldest first. What is sent is taken out.

@@ -1,4 +1,4 @@
-"""How a client gets in: who it says it is, its groups, and the status of its certificate.
+"""The admission of a client: its identity, its groups, and the status of its certificate.
 
 What follows from a verdict about a certificate is the same at both ends: `appliance.transport.admission`.
 """
@@ -111,8 +111,8 @@ def choose_identity(
             return proved._replace(method="anonymous", account="")
         return proved if proved.method == "x509" else proved._replace(method="ca", account=account)
     if proved.method == "x509":
-        return proved  # proved is proved, whatever the client calls it
-    # Also who says x509 without a certificate: PVXS does when its keychain holds a trust anchor only.
+        return proved  # a proved name stays, whichever method the client chose
+    # A client without a certificate may choose x509 too: PVXS does if its keychain holds a trust anchor only.
     return proved._replace(method="anonymous", account="")
 
 

@@ -18,16 +18,16 @@ class ServerEnd(NamedTuple):
     """The parts of a server that each of its connections uses."""
 
     entrance: Entrance
-    """Who gets in."""
+    """Decides which clients are let in."""
     access: AccessControl
-    """What clients may do."""
+    """Decides what clients may do."""
     shares: Shares
-    """What each client's address has of this server."""
+    """What each client's address uses of this server."""
     pump: Pump
     """Sends the updates that wait."""
     loop: asyncio.AbstractEventLoop
     """Runs them all, and measures the time."""
     limits: Limits
-    """What one connection may have."""
+    """The most that one connection may have."""
     segment_size: int
     """Octets above which messages leave in segments; 0 sends them whole."""

@@ -186,7 +186,7 @@ class Peer:
         _log.log(logging.DEBUG if usual else logging.INFO, "%s disconnected: %s", link.peer, reason)
 
     def _too_slow(self) -> None:
-        # Who waits for a certificate's status has the gate's time.
+        # A client that waits for a certificate's status has the time that the gate gives it.
         if not self.validated and self._admission is None:
             link = self.stream
             timeout_s = self._end.entrance.timings.handshake_s
@@ -309,7 +309,7 @@ class Peer:
         """Handle the client's messages in order; return those that wait until others had their turn."""
         due = link.due
         if link.ended_here:
-            # It was shut out meanwhile, perhaps since its certificate was revoked: only what ended is told.
+            # The client was cut off, perhaps because its certificate was revoked: handle only what ended.
             events = [item for item in events if type(item) in _ENDS]
         for done, item in enumerate(events):
             if done and due():
@@ -346,7 +346,7 @@ class Peer:
         channel: ServedChannel | None = wire.channel.context
         if channel is not None:
             channel.closed(wire)
-            wire.context = None  # without a cycle it is gone now, and not when garbage is collected
+            wire.context = None  # without the cycle it is freed now, and not by the garbage collector
 
     def open_channel(self, wire: ServerChannel) -> None:
         """Answer CREATE_CHANNEL."""
@@ -380,7 +380,7 @@ class Peer:
             self.connection.search_response(answer)
 
     def _on_message(self, event: RemoteMessage) -> None:
-        # A client may send as many as it likes, even before it has said who it is.
+        # A client may send any number of them, even before its identity is known.
         self._messages += 1
         if self._messages <= MAX_MESSAGES:
             _log.info("message from %s: %s", self.stream.peer, event.text[:512])

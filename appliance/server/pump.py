@@ -43,7 +43,7 @@ class Pump:
         turns = self._turns
         for index, peer in enumerate(peers):
             if turns.is_full:
-                # The others are next; what they wait for is squashed where it becomes too much.
+                # The others are next; if too many updates wait meanwhile, they are squashed.
                 self._waiting[:0] = peers[index:]
                 self._loop.call_soon(self._work)
                 return

@@ -1,6 +1,6 @@
 """What one address may use of a server, over all its connections together.
 
-One connection has limits of its own (`appliance.pva.limits`). Without these a single host takes every place there is.
+One connection has limits of its own (`appliance.pva.limits`). Without quotas a single host could use all connections.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Shares:
 
 
 class Allowance:
-    """What one connection takes of its address's share.
+    """The part of an address's share that one connection uses.
 
     A method that may refuse returns the reason, as a sentence for the client, or "".
 
@@ -140,7 +140,7 @@ class Allowance:
         return ""
 
     def count_channel(self, more: int) -> None:
-        """Count a channel that was opened, or with -1 one that is gone."""
+        """Count an opened channel, or with -1 a closed one."""
         share = self._share
         share.channels += more
         if self.is_anonymous:

@@ -100,11 +100,11 @@ class Server:
         self.udp_port = 0
         self.peers: dict[StreamLink, Peer] = {}
         self.entrance = Entrance(gate, timings)
-        """Who gets in."""
+        """Decides which clients are let in."""
         self.access = AccessControl(policy)
         """What clients may do, and what was refused to them."""
         self.shares = Shares(quota)
-        """What each client's address has of this server."""
+        """What each client's address uses of this server."""
         self.change_count = 0
         self.require_tls = require_tls
         self._tls = tls
@@ -138,7 +138,7 @@ class Server:
         self.change_count += 1
 
     def add_pv(self, name: str, pv: Handler) -> None:
-        """Serve one PV. Raises ValueError for a name that is taken."""
+        """Serve one PV. Raises ValueError if the name is taken."""
         if name in self._static.pvs:
             raise ValueError(f"there is a PV {name!r} already; choose another name, or call remove_pv first")
         self._static.pvs[name] = pv
@@ -328,7 +328,7 @@ class Server:
         return self._accept(None)
 
     def _accept_tls(self) -> asyncio.BaseProtocol:
-        # Without a context this port must refuse: what came to speak TLS is not to be answered in the clear.
+        # Without a context this port must refuse: a client that expects TLS must not get an unencrypted answer.
         return _Refusal() if self._tls is None else self._accept(self._tls)
 
     def _accept(self, tls: TLSContext | None) -> StreamLink:

@@ -309,7 +309,7 @@ class SharedPV(Handler):
 
 
 _PLAIN: Final[dict[TypeDesc, type]] = {FLOAT64: float, STRING: str, BOOL: bool}
-"""Types whose every Python value fits as it is; a post of one goes the short way."""
+"""Types whose Python values need no conversion, so that a post of one is short."""
 
 
 def _accept(pv: SharedPV, operation: Operation, value: Value) -> None:  # noqa: ARG001

@@ -37,7 +37,7 @@ class Verdict(NamedTuple):
 
     @property
     def lets_read(self) -> bool:
-        """Whether at least GET goes on."""
+        """Whether at least GET is allowed."""
         return self.status.name in ("GOOD", "SUSPENDED")
 
     def forbids(self, *, changes: bool) -> bool:

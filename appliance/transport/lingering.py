@@ -9,7 +9,7 @@ from typing import Final
 __all__ = ["linger"]
 
 LINGER_S: Final = 1.0
-"""Seconds that a peer who was told why it is refused may go on sending before it reads that."""
+"""Seconds that a refused peer may continue to send before it reads why it is refused."""
 LINGER_OCTETS: Final = 64 * 1024
 """Octets that such a peer may go on sending."""
 

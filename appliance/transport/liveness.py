@@ -63,7 +63,7 @@ class Liveness:
         for link in list(self._links()):
             heard = link.heard
             if not link.writable:
-                # We may have stopped reading until the peer reads: that it takes something is a sign of life too.
+                # We may have stopped reading until the peer reads: data that it accepts is a sign of life too.
                 heard += link.drained
             if heard != link.heard_at_tick or link.waits:
                 link.heard_at_tick = heard

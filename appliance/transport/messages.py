@@ -79,7 +79,7 @@ class MessageReader:
 
 
 class _Tap:
-    """A connection, as its link uses it, that tells what goes in and out."""
+    """A connection, as its link uses it, that logs its messages in both directions."""
 
     def __init__(self, connection: Connection[Any], peer: Callable[[], str]) -> None:
         self._connection = connection

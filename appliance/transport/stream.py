@@ -38,7 +38,7 @@ TLS_SLICE: Final = 64 * 1024
 """A large value is encrypted and written in turns of this size, so that the kernel copies what the processor's
 cache still holds: measured 8 MB in 5.8 ms, against 7.3 ms when all of it is encrypted first."""
 CUT_S: Final = 0.5
-"""Seconds that a peer who may hear no more has to take its good-bye."""
+"""Seconds that a peer has to receive the end of TLS after `cut`."""
 _messages: Final = logging.getLogger("appliance.transport.messages")
 _U32: Final = Struct("=I")
 _JOIN_LIMIT: Final = 256 * 1024
@@ -153,7 +153,7 @@ class StreamLink(asyncio.Protocol):
         self.sent = 0
         self.silent_ticks = 0
         self.waits = False
-        """Whether something of what came waits for its turn; nothing is read meanwhile."""
+        """Whether received data waits for its turn; until then nothing is read."""
         self._loop = asyncio.get_running_loop()
         self._turns = turns_of(self._loop)
         self.due = self._turns.due
@@ -348,7 +348,7 @@ class StreamLink(asyncio.Protocol):
                 break
             self._backlog = connection.receive_data(b"")
         owner = self.owner
-        self.owner = _NOBODY  # without a cycle owner and link are gone now, and not when garbage is collected
+        self.owner = _NOBODY  # without the cycle both are freed now, and not by the garbage collector
         owner.link_down(self, self._reason)
 
     def settle(self) -> None:
@@ -373,7 +373,7 @@ class StreamLink(asyncio.Protocol):
         self.reset = self.reset or isinstance(exc, ConnectionError)
         if exc is not None and not (
             self._closing and isinstance(exc, ConnectionError)
-        ):  # a peer that left while we did is no news
+        ):  # both ends closed at the same time: this is routine
             self._remember(TransportError(f"the connection to {self.peer or 'the peer'} was lost: {exc}"))
         self.is_up = False
         self.writable = False

@@ -57,7 +57,7 @@ class Origin(NamedTuple):
     """Where a message came from and how to answer it."""
 
     address: SocketAddress
-    """Where an answer goes."""
+    """The address to answer to."""
     source: str
     """The sender's address; of a forwarded search, the address in it."""
     local: str
@@ -248,7 +248,7 @@ class UDPPort:
                     continue  # we have no way to it, and amplify no one's attack
                 reply_host = str(message.reply_address)
             elif forwarded:
-                continue  # the forwarder forgot to write down where to answer
+                continue  # the forwarder wrote no address to answer to
             else:
                 reply_host = host
             reply = SocketAddress(reply_host, reply_port)
