@@ -277,7 +277,7 @@ class ClientOperation:
     # -- from the server -------------------------------------------------------------------------------
 
     def receive(self, sub: int, buf: Buffer, pos: int, end: int, big: bool) -> None:
-        """Act on an answer."""
+        """Handle an answer."""
         if sub & c.SUB_INIT:
             self._receive_init(buf, pos, end, big)
         elif self.command == c.CMD_MONITOR:
@@ -325,7 +325,7 @@ class ClientOperation:
             self.connection.events.append(OperationReply(self, status, value))
 
     def receive_value(self, buf: Buffer, pos: int, end: int) -> None:
-        """Act on the little-endian answer to a GET whose Status was OK; ``pos`` is behind that Status."""
+        """Handle the little-endian answer to a GET whose Status was OK; ``pos`` is behind that Status."""
         value, _ = self._decode_partial(buf, pos, end, False)
         self.state = OperationState.IDLE
         self.connection.events.append(OperationReply(self, OK, value))
@@ -391,7 +391,7 @@ class ClientOperation:
         self.connection.events.append(MonitorUpdate(self, leaves(kind, bits), self._own(kind, last), overrun))
 
     def receive_field(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
-        """Act on the answer to GET_FIELD."""
+        """Handle the answer to GET_FIELD."""
         status, pos = Status.decode(buf, pos, end, big=big)
         kind = decode_type(buf, pos, end, big, self.connection.types)[0] if status.ok else None
         if self._is_dead:

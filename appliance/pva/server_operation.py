@@ -218,7 +218,7 @@ class ServerOperation:
         return True
 
     def receive(self, sub: int, buf: Buffer, pos: int, end: int, big: bool) -> None:
-        """Act on a request that follows INIT."""
+        """Handle a request that follows INIT."""
         if self.command == c.CMD_MONITOR:
             self._receive_monitor(sub, buf, pos, end, big)
             return

@@ -253,7 +253,7 @@ class Peer:
         admission.begin(gate, self.credentials, engine)
 
     def _answer(self, status: Status) -> None:
-        """Tell the client whether it is let in."""
+        """Send the client the verdict on its connection."""
         link = self.stream
         if self.validated or link.is_closing:
             return

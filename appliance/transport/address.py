@@ -23,7 +23,7 @@ NOWHERE = SocketAddress("", 0)
 
 
 def format_address(address: tuple[Any, ...]) -> str:
-    """Print a socket address: ``10.0.0.1:5075`` or ``[::1]:5075``; an IPv4-mapped one as the IPv4 that it is."""
+    """Print a socket address: ``10.0.0.1:5075`` or ``[::1]:5075``; an IPv4-mapped address as IPv4."""
     host, port = str(address[0]), address[1]
     if host.startswith("::ffff:") and "." in host:
         host = host[7:]
