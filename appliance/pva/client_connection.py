@@ -50,6 +50,22 @@ _QUICK: Final = 256
 """Octets of a message that is too short for a look at the clock."""
 
 
+def _on_operation(
+    command: int, connection: ClientConnection, buf: Buffer, pos: int, end: int, big: bool
+) -> None:
+    """Handle an answer of an operation. ``command`` comes first, so that `partial` can bind it by position."""
+    if end - pos < 5:
+        raise DecodeError("the answer of an operation is too short")
+    (ioid,) = U32[big].unpack_from(buf, pos)
+    operation = connection.operations.get(ioid)
+    if operation is not None:  # else it was destroyed while the answer was on its way
+        if operation.command != command:
+            raise connection._mixed_up(operation, command)
+        operation.receive(buf[pos + 4], buf, pos + 5, end, big)
+    elif command == c.CMD_RPC or buf[pos + 4] & c.SUB_INIT:
+        connection._learn_types(command, buf, pos + 5, end, big)
+
+
 class ClientConnection(Connection[ClientEvent]):
     """A client's side of the protocol: octets in, events out. ``context`` is the layer above's to use."""
 
@@ -243,18 +259,6 @@ class ClientConnection(Connection[ClientEvent]):
         self._next_ioid = ioid + 1 & 0xFFFFFFFF
         return ioid
 
-    def _on_operation(self, buf: Buffer, pos: int, end: int, big: bool, *, command: int) -> None:
-        if end - pos < 5:
-            raise DecodeError("the answer of an operation is too short")
-        (ioid,) = U32[big].unpack_from(buf, pos)
-        operation = self.operations.get(ioid)
-        if operation is not None:  # else it was destroyed while the answer was on its way
-            if operation.command != command:
-                raise self._mixed_up(operation, command)
-            operation.receive(buf[pos + 4], buf, pos + 5, end, big)
-        elif command == c.CMD_RPC or buf[pos + 4] & c.SUB_INIT:
-            self._learn_types(command, buf, pos + 5, end, big)
-
     def _on_get_field(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if end - pos < 5:
             raise DecodeError("GET_FIELD is too short")
@@ -296,11 +300,11 @@ class ClientConnection(Connection[ClientEvent]):
         c.CMD_ACL_CHANGE: _on_acl_change,
         c.CMD_CREATE_CHANNEL: _on_create_channel,
         c.CMD_DESTROY_CHANNEL: _on_destroy_channel,
-        c.CMD_GET: partial(_on_operation, command=c.CMD_GET),
-        c.CMD_PUT: partial(_on_operation, command=c.CMD_PUT),
-        c.CMD_PUT_GET: partial(_on_operation, command=c.CMD_PUT_GET),
-        c.CMD_PROCESS: partial(_on_operation, command=c.CMD_PROCESS),
-        c.CMD_RPC: partial(_on_operation, command=c.CMD_RPC),
-        c.CMD_MONITOR: partial(_on_operation, command=c.CMD_MONITOR),
+        c.CMD_GET: partial(_on_operation, c.CMD_GET),
+        c.CMD_PUT: partial(_on_operation, c.CMD_PUT),
+        c.CMD_PUT_GET: partial(_on_operation, c.CMD_PUT_GET),
+        c.CMD_PROCESS: partial(_on_operation, c.CMD_PROCESS),
+        c.CMD_RPC: partial(_on_operation, c.CMD_RPC),
+        c.CMD_MONITOR: partial(_on_operation, c.CMD_MONITOR),
         c.CMD_GET_FIELD: _on_get_field,
     }
