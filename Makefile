@@ -3,7 +3,8 @@
 VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
-PYTEST_ARGS ?=
+# Most tests wait for daemons: two at a time take half as long.
+PYTEST_ARGS ?= -n 2
 
 .PHONY: quickstart help setup lint types test bench format clean lint-deploy molecule
 
