@@ -58,7 +58,13 @@ class Gateway:
             raise
 
     async def _start(self) -> None:
+        if self.config.read_only:
+            raise ConfigurationError("it is not supported yet; remove it", key="read_only")
         for name, side in self.config.servers.items():
+            if side.access.file:
+                raise ConfigurationError(
+                    "access security is not supported yet; remove it", key=f"servers.{name}.access"
+                )
             router = await asyncio.to_thread(read_router, side)
             self.servers[name] = Downstream(name, side, self.sides.servers[name].config, router)
         guids = frozenset(server.guid for server in self.servers.values())
