@@ -156,9 +156,9 @@ class OwnRequest(ChannelRequest):
         else:
             asked.done()
 
-    def disconnected(self, why: str) -> None:
+    def disconnected(self, why: str, *, moving: bool = False) -> None:
         """Tell the client that nobody knows what became of its request."""
-        super().disconnected(why)
+        super().disconnected(why, moving=moving)
         self.channel.remove(self)
         if self.waits:
             self.waits = False
@@ -204,9 +204,9 @@ class OwnField(ChannelRequest):
         else:
             self.asked.reply_field(kind if kind is not None else StructType(()))
 
-    def disconnected(self, why: str) -> None:
+    def disconnected(self, why: str, *, moving: bool = False) -> None:
         """Tell the client that the server is lost."""
-        super().disconnected(why)
+        super().disconnected(why, moving=moving)
         self.channel.remove(self)
         self.asked.fail(LOST)
 

@@ -166,9 +166,9 @@ class SharedGet(ChannelRequest):
         for operation in waiting:
             operation.fail(why)
 
-    def disconnected(self, why: str) -> None:
+    def disconnected(self, why: str, *, moving: bool = False) -> None:
         """End: the clients' channels close."""
-        super().disconnected(why)
+        super().disconnected(why, moving=moving)
         self._end("the server of this PV is lost")
 
     def fail(self, error: Exception) -> None:

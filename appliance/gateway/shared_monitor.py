@@ -103,9 +103,9 @@ class SharedMonitor(ChannelRequest):
             else:
                 subscription.fail(status.message or "the server gave no reason")
 
-    def disconnected(self, why: str) -> None:
+    def disconnected(self, why: str, *, moving: bool = False) -> None:
         """End: the clients' channels close."""
-        super().disconnected(why)
+        super().disconnected(why, moving=moving)
         self.channel.remove(self)
 
     def fail(self, error: Exception) -> None:

@@ -77,7 +77,7 @@ class Keep(ChannelRequest):
         """Tell that the server is there."""
         self.upstream.begin()
 
-    def disconnected(self, why: str) -> None:
+    def disconnected(self, why: str, *, moving: bool = False) -> None:
         """Tell that the server is gone."""
         self.upstream.end(why)
 
@@ -137,8 +137,7 @@ class Upstream:
     @property
     def permissions(self) -> int:
         """What the server permits the gateway: a union of ``PERMIT_*``."""
-        wire = self.channel.wire
-        return 0 if wire is None else wire.permissions
+        return self.channel.permissions
 
     def search(self) -> None:
         """Begin to look for a server."""

@@ -42,8 +42,8 @@ class Asked(ChannelRequest):
         else:
             self.answer.set_exception(RemoteError(status.message))
 
-    def disconnected(self, why: str) -> None:
-        super().disconnected(why)
+    def disconnected(self, why: str, *, moving: bool = False) -> None:
+        super().disconnected(why, moving=moving)
         if self.answer is not None and not self.answer.done():
             self.answer.set_exception(RemoteError(why))
 
