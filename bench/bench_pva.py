@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.servers import NAMES, Running, running
+from bench.servers import LARGE_NAME, NAMES, Running, running
 from bench.table import Row, alternate
 from bench.wire import count_updates, get_latency, large_get, pipelined_gets
 
@@ -54,16 +54,15 @@ def servers(we: Running, they: Running) -> Iterator[Row]:
         1.5,
         less_is_better=True,
     )
-    large = "bench:large"
     yield Row(
         "server: 8 MB array GET, TCP",
-        *alternate(lambda: large_get(we.tcp, large), lambda: large_get(they.tcp, large)),
+        *alternate(lambda: large_get(we.tcp, LARGE_NAME), lambda: large_get(they.tcp, LARGE_NAME)),
         "octet/s",
         0.8,
     )
     yield Row(
         "server: 8 MB array GET, TLS",
-        *alternate(lambda: large_get(we.tls, large, tls=True), lambda: large_get(we.tcp, large)),
+        *alternate(lambda: large_get(we.tls, LARGE_NAME, tls=True), lambda: large_get(we.tcp, LARGE_NAME)),
         "octet/s",
         0.4,
         peer_name="our TCP",

@@ -1,7 +1,8 @@
 """The servers under test, each a process of its own: ``python -m bench.servers ours|p4p MODE TCP UDP [TLS KEYCHAIN]``.
 
-MODE is ``static`` (a scalar, an 8 MB array, 1000 scalars) or ``posting`` (1000 PVs updated without pause)
-or ``fanout`` (one PV updated without pause).
+MODE is ``static`` (1000 scalars and an 8 MB array), ``many`` (10 000 scalars), ``posting`` (1000 PVs updated without pause),
+``fanout`` (one PV updated without pause), ``post:COUNT`` (COUNT PVs updated without pause) or ``arrays`` (the 8 MB array
+updated 200 times per second, which is more than a client can take).
 """
 
 from __future__ import annotations
@@ -14,13 +15,24 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 NAMES = [f"bench:{number}" for number in range(1000)]
+MANY = [f"bench:{number}" for number in range(10_000)]
+LARGE_NAME = "bench:large"
 LARGE = 1_000_000
+ARRAY_PERIOD = 0.005
 
 
 class Running(NamedTuple):
     tcp: int
     udp: int
     tls: int
+    pid: int
+
+
+def posted(mode: str) -> int:
+    """How many of the scalars are updated without pause."""
+    if mode.startswith("post:"):
+        return int(mode.removeprefix("post:"))
+    return {"posting": len(NAMES), "fanout": 1}.get(mode, 0)
 
 
 def free_ports(count: int) -> list[int]:
@@ -47,7 +59,7 @@ def running(which: str, mode: str, keychain: str = "") -> Iterator[Running]:
         line = process.stdout.readline()
         if line.strip() != "ready":
             raise RuntimeError(f"the {which} server did not start: {line!r}")
-        yield Running(tcp, udp, tls)
+        yield Running(tcp, udp, tls, process.pid)
     finally:
         process.terminate()
         process.wait()
@@ -56,6 +68,7 @@ def running(which: str, mode: str, keychain: str = "") -> Iterator[Running]:
 def ours(mode: str, tcp: int, udp: int, tls: int, keychain: str) -> None:
     import asyncio
 
+    import numpy as np
     import uvloop
 
     from appliance.config.pva import resolve_server
@@ -83,27 +96,27 @@ def ours(mode: str, tcp: int, udp: int, tls: int, keychain: str) -> None:
     async def main() -> None:
         server = Server(resolve_server(settings, environ={}).config, tls=context)
         kind = NTScalar(FLOAT64)
-        pvs = [SharedPV(Value(kind, {"value": 1.5})) for _ in NAMES]
-        for name, pv in zip(NAMES, pvs, strict=True):
+        names = MANY if mode == "many" else NAMES
+        pvs = [SharedPV(Value(kind, {"value": 1.5})) for _ in names]
+        for name, pv in zip(names, pvs, strict=True):
             server.add_pv(name, pv)
-        if mode == "static":
-            import numpy as np
-
-            server.add_pv(
-                "bench:large",
-                SharedPV(Value(NTScalarArray(FLOAT64), {"value": np.arange(LARGE, dtype=float)})),
-            )
+        array = np.arange(LARGE, dtype=float)
+        large = SharedPV(Value(NTScalarArray(FLOAT64), {"value": array}))
+        server.add_pv(LARGE_NAME, large)
         async with server:
             print("ready", flush=True)
             number = 0.0
             # p4p's poster is a thread of its own, which keeps the queues full; ours shares its thread with the
             # event loop, so it fills the four places of a queue before the loop gets its turn.
-            chosen = pvs if mode == "posting" else pvs[:1] * 4
-            while mode != "static":
+            chosen = pvs[: posted(mode)] * (4 if mode == "fanout" else 1)
+            while chosen:
                 number += 1.0
                 for pv in chosen:
                     pv.post(number)
                 await asyncio.sleep(0)
+            while mode == "arrays":
+                large.post(array)
+                await asyncio.sleep(ARRAY_PERIOD)
             await server.wait_closed()
 
     uvloop.run(main())
@@ -112,16 +125,16 @@ def ours(mode: str, tcp: int, udp: int, tls: int, keychain: str) -> None:
 def p4p(mode: str, tcp: int, udp: int) -> None:
     import time
 
+    import numpy as np
     from p4p.nt import NTScalar
     from p4p.server import Server
     from p4p.server.thread import SharedPV
 
-    pvs = [SharedPV(nt=NTScalar("d"), initial=1.5) for _ in NAMES]
-    provider = dict(zip(NAMES, pvs, strict=True))
-    if mode == "static":
-        import numpy as np
-
-        provider["bench:large"] = SharedPV(nt=NTScalar("ad"), initial=np.arange(LARGE, dtype=float))
+    names = MANY if mode == "many" else NAMES
+    pvs = [SharedPV(nt=NTScalar("d"), initial=1.5) for _ in names]
+    provider = dict(zip(names, pvs, strict=True))
+    array = np.arange(LARGE, dtype=float)
+    large = provider[LARGE_NAME] = SharedPV(nt=NTScalar("ad"), initial=array)
     settings = {
         "EPICS_PVAS_SERVER_PORT": str(tcp),
         "EPICS_PVAS_BROADCAST_PORT": str(udp),
@@ -131,11 +144,14 @@ def p4p(mode: str, tcp: int, udp: int) -> None:
     with Server(providers=[provider], conf=settings, useenv=False):
         print("ready", flush=True)
         number = 0.0
-        chosen = pvs if mode == "posting" else pvs[:1]
-        while mode != "static":
+        chosen = pvs[: posted(mode)]
+        while chosen:
             number += 1.0
             for pv in chosen:
                 pv.post(number)
+        while mode == "arrays":
+            large.post(array)
+            time.sleep(ARRAY_PERIOD)
         while True:
             time.sleep(60)
 

@@ -5,15 +5,23 @@ It costs the server under test as little as a client can, and both servers the s
 
 from __future__ import annotations
 
+import selectors
 import socket
 import ssl
 import statistics
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple
 
+SEARCH, SEARCH_RESPONSE, CREATE_CHANNEL = 3, 4, 7
 GET, MONITOR, RPC = 10, 13, 20
 EMPTY_REQUEST = b"\x80\x00\x01\x05field\x80\x00\x00"
+
+
+def nothing() -> None:
+    pass
 
 
 def text(value: str) -> bytes:
@@ -74,10 +82,63 @@ class Driver:
         assert payload[8] == 0xFF, payload
         return int(struct.unpack_from("<II", payload)[1])
 
+    def search(self, names: Sequence[str], *, again_after: float = 0.05, seconds: float = 30.0) -> None:
+        """Return when the server has claimed all ``names``; it is asked again for those that are left."""
+        left = {number: text(name) for number, name in enumerate(names)}
+        deadline = time.perf_counter() + seconds
+        while left and time.perf_counter() < deadline:
+            for part in batched(left.items(), 500):
+                items = b"".join(struct.pack("<I", number) + name for number, name in part)
+                head = struct.pack("<IB3x16xH", 1, 0x80, 0) + b"\x01" + text("tcp")
+                self.send(SEARCH, head + struct.pack("<H", len(part)) + items)
+            again = time.perf_counter() + again_after
+            while left and (patience := again - time.perf_counter()) > 0:
+                self.sock.settimeout(patience)
+                try:
+                    command, payload = self.message()
+                except TimeoutError:
+                    break
+                finally:
+                    self.sock.settimeout(None)
+                if command == SEARCH_RESPONSE:
+                    for number in found(payload):
+                        left.pop(number, None)
+        if left:
+            raise RuntimeError(f"{len(left)} of {len(names)} names were not claimed in {seconds} s")
+
+    def channels(self, names: Sequence[str]) -> list[int]:
+        """Open all ``names`` at once; gives their server IDs in the order of the names."""
+        for number, name in enumerate(names, 1):
+            self.send(CREATE_CHANNEL, struct.pack("<HI", 1, number) + text(name))
+        opened: dict[int, int] = {}
+        while len(opened) < len(names):
+            payload = self.wait_for(CREATE_CHANNEL)
+            cid, sid = struct.unpack_from("<II", payload)
+            if payload[8] != 0xFF:
+                raise RuntimeError(payload[9:].decode("utf-8", "replace"))
+            opened[cid] = sid
+        return [opened[number] for number in range(1, len(names) + 1)]
+
     def init(self, command: int, sid: int, ioid: int) -> None:
         self.send(command, struct.pack("<IIB", sid, ioid, 8) + EMPTY_REQUEST)
         payload = self.wait_for(command)
         assert payload[5] == 0xFF, payload
+
+
+def batched(items: Iterable[tuple[int, bytes]], size: int) -> Iterator[list[tuple[int, bytes]]]:
+    rest = iter(items)
+    while part := list(islice(rest, size)):
+        yield part
+
+
+def found(payload: bytes) -> tuple[int, ...]:
+    """The search IDs that a SEARCH_RESPONSE claims."""
+    at = 12 + 4 + 16 + 2
+    at += 1 + payload[at]
+    if not payload[at]:
+        return ()
+    count = struct.unpack_from("<H", payload, at + 1)[0]
+    return struct.unpack_from(f"<{count}I", payload, at + 3)
 
 
 def get_request(sid: int, ioid: int) -> bytes:
@@ -89,15 +150,24 @@ def pipelined_gets(
 ) -> float:
     """GETs answered per second with ``outstanding`` requests always under way, each of its own operation."""
     driver = Driver(port, tls=tls)
-    sid = driver.channel(name, 1)
-    for ioid in range(1, outstanding + 1):
+    return answered_gets(driver, [driver.channel(name, 1)] * outstanding, seconds)
+
+
+def pipelined_distinct(port: int, names: Sequence[str], *, tls: bool = False, seconds: float = 1.0) -> float:
+    """The same with one operation for each of ``names``; all names have to have values of one size."""
+    driver = Driver(port, tls=tls)
+    driver.search(names)
+    return answered_gets(driver, driver.channels(names), seconds)
+
+
+def answered_gets(driver: Driver, sids: Sequence[int], seconds: float) -> float:
+    outstanding = len(sids)
+    for ioid, sid in enumerate(sids, 1):
         driver.init(GET, sid, ioid)
-    driver.sock.sendall(get_request(sid, 1))
+    driver.sock.sendall(get_request(sids[0], 1))
     size = 8 + len(driver.wait_for(GET))
-    halves = [
-        b"".join(get_request(sid, ioid) for ioid in numbers)
-        for numbers in (range(1, outstanding // 2 + 1), range(outstanding // 2 + 1, outstanding + 1))
-    ]
+    requests = [get_request(sid, ioid) for ioid, sid in enumerate(sids, 1)]
+    halves = [b"".join(requests[: outstanding // 2]), b"".join(requests[outstanding // 2 :])]
     half_size = size * (outstanding // 2)
     into = bytearray(1 << 20)
     driver.sock.sendall(halves[0])
@@ -220,42 +290,41 @@ def large_get(port: int, name: str, *, tls: bool = False, count: int = 20) -> fl
     return total / elapsed
 
 
+class Counted(NamedTuple):
+    """What all connections together received, per second."""
+
+    updates: float
+    octets: float
+
+
 def count_updates(ports: list[int], names: list[str], *, seconds: float = 2.0) -> float:
     """Updates received per second by one connection per entry of ``ports``, each subscribed to all ``names``."""
-    drivers = []
-    for port in ports:
-        driver = Driver(port)
-        for number, name in enumerate(names, 1):
-            sid = driver.channel(name, number)
-            driver.send(MONITOR, struct.pack("<IIB", sid, number, 8) + EMPTY_REQUEST)
-            while True:
-                payload = driver.wait_for(MONITOR)
-                if payload[4] == 8:
-                    break
-            assert payload[5] == 0xFF, payload
-            driver.send(MONITOR, struct.pack("<IIB", sid, number, 0x44))
-        drivers.append(driver)
-    import selectors
+    return count_received(ports, names, seconds=seconds).updates
 
+
+def count_received(
+    ports: list[int],
+    names: list[str],
+    *,
+    seconds: float = 2.0,
+    tls: bool = False,
+    begun: Callable[[], None] = nothing,
+) -> Counted:
+    """The same with the octets. ``begun`` is called when all are subscribed and the counting begins."""
+    drivers = [subscribed(port, names, tls) for port in ports]
     selector = selectors.DefaultSelector()
     for driver in drivers:
         driver.sock.setblocking(False)
         selector.register(driver.sock, selectors.EVENT_READ, driver)
-    count = 0
+    count = octets = 0
     warm = time.perf_counter() + 0.3
     start = 0.0
     size_of = struct.Struct("<I").unpack_from
     while True:
         for key, _ in selector.select(1.0):
             driver = key.data
-            try:
-                data = driver.sock.recv(1 << 18)
-            except BlockingIOError:
-                continue
-            if not data:
-                raise EOFError("the server closed the connection")
             buffer = driver.buffer
-            buffer += data
+            octets += read_into(driver.sock, buffer, tls)
             pos, end = 0, len(buffer)
             seen = 0
             while end - pos >= 8:
@@ -269,9 +338,40 @@ def count_updates(ports: list[int], names: list[str], *, seconds: float = 2.0) -
         now = time.perf_counter()
         if not start:
             if now >= warm:
-                count, start = 0, now
+                count, octets, start = 0, 0, now
+                begun()
         elif now - start >= seconds:
             break
     for driver in drivers:
         driver.close()
-    return count / (now - start)
+    return Counted(count / (now - start), octets / (now - start))
+
+
+def subscribed(port: int, names: list[str], tls: bool) -> Driver:
+    driver = Driver(port, tls=tls)
+    for number, name in enumerate(names, 1):
+        sid = driver.channel(name, number)
+        driver.send(MONITOR, struct.pack("<IIB", sid, number, 8) + EMPTY_REQUEST)
+        while True:
+            payload = driver.wait_for(MONITOR)
+            if payload[4] == 8:
+                break
+        assert payload[5] == 0xFF, payload
+        driver.send(MONITOR, struct.pack("<IIB", sid, number, 0x44))
+    return driver
+
+
+def read_into(sock: socket.socket, buffer: bytearray, tls: bool) -> int:
+    """Append what has come; a TLS socket is emptied, since what it holds decrypted makes no socket readable."""
+    before = len(buffer)
+    try:
+        while True:
+            data = sock.recv(1 << 18)
+            if not data:
+                raise EOFError("the server closed the connection")
+            buffer += data
+            if not tls:
+                break
+    except (BlockingIOError, ssl.SSLWantReadError):
+        pass
+    return len(buffer) - before

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     Part = bytes | memoryview
 
-__all__ = ["ENCODE_ERRORS", "LeafCodec", "leaf_codec"]
+__all__ = ["ENCODE_ERRORS", "LeafCodec", "is_hollow", "leaf_codec"]
 
 ENCODE_ERRORS = (
     struct.error,
@@ -264,14 +264,18 @@ def _string_array(t: ArrayType, big: bool) -> LeafCodec:
     return LeafCodec(encode, decode)
 
 
+def is_hollow(t: StructType) -> bool:
+    """Whether a nested structure of this type is refused: it takes next to no octets, and a peer could make us build millions."""
+    return t.count > 16 + 8 * t.min_bytes
+
+
 def _struct(t: StructType, big: bool) -> LeafCodec:
     from appliance.pvdata.codec import codec
     from appliance.pvdata.value import Value
 
     inner = codec(t, big)
     from_store = Value.from_store
-    # Structures without leaves take no octets: a peer could make us build millions of them.
-    hollow = t.count > 16 + 8 * t.min_bytes
+    hollow = is_hollow(t)
     marked = t.leaf_mask
 
     def encode(value: Any) -> Iterable[Part]:

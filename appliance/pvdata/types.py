@@ -16,6 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from appliance.pvdata.codec import Codec
     from appliance.pvdata.leafcodec import LeafCodec
+    from appliance.pvdata.measure import Hop
 
 __all__ = [
     "ANY",
@@ -83,11 +84,13 @@ class TypeDesc:
         "_codecs",
         "_defaults",
         "_hash",
+        "_hops",
         "_leaf_codecs",
         "count",
         "depth",
         "fixed_bytes",
         "full_mask",
+        "holds_any",
         "id",
         "leaf_mask",
         "leaf_types",
@@ -143,6 +146,10 @@ class TypeDesc:
     _defaults: tuple[tuple[object, ...], tuple[int, ...]] | None
     _codecs: list[Codec | None]
     _leaf_codecs: list[LeafCodec | None]
+    _hops: list[Hop | None] | None
+    holds_any: bool
+    """Whether an ``any`` is anywhere inside. The octets of such a value mean something on one connection only: an any may
+    name its type by an ID of that connection."""
 
     def _init(self, nodes: int, depth: int, min_bytes: int) -> None:
         self.id = ""
@@ -158,6 +165,8 @@ class TypeDesc:
         # By byte order. They are stored here to live as long as the type, so they need no separate bound.
         self._codecs = [None, None]
         self._leaf_codecs = [None, None]
+        self._hops = None
+        self.holds_any = False
 
     def __getattr__(self, name: str) -> object:
         # Reached only while a layout slot is still empty.
@@ -301,6 +310,7 @@ class AnyType(TypeDesc):
 
     def __init__(self) -> None:
         self._init(1, 1, 1)
+        self.holds_any = True
         self._hash = hash((AnyType,))
 
     def _key(self) -> object:
@@ -345,6 +355,7 @@ class ArrayType(TypeDesc):
         self._init(1 + element.nodes, 1 + element.depth, fixed * element.min_bytes if kind == "fixed" else 1)
         self.fixed_bytes = fixed * width
         self.weight = WEIGHT + (0 if isinstance(element, ScalarType) else element.weight)
+        self.holds_any = element.holds_any
         _check_limits(self)
         self.element = element
         self.kind = kind
@@ -383,6 +394,7 @@ class _FieldsType(TypeDesc):
         nodes = depth = 1
         least = 1 if isinstance(self, UnionType) else 0
         fixed = chars = 0
+        holds_any = False
         weight = WEIGHT + 4 * len(id)
         hashed = hash((type(self), id))
         for number, (name, t) in enumerate(taken):
@@ -398,6 +410,7 @@ class _FieldsType(TypeDesc):
             weight += _FIELD_WEIGHT + 2 * len(name)
             if not isinstance(t, ScalarType):
                 weight += t.weight
+                holds_any = holds_any or t.holds_any
             if not isinstance(self, UnionType):
                 least += t.min_bytes
         self._init(nodes, depth, least)
@@ -406,6 +419,7 @@ class _FieldsType(TypeDesc):
         self.fixed_bytes = fixed
         self.path_chars = chars
         self.weight = weight + 2 * chars
+        self.holds_any = holds_any
         _check_limits(self)
         self._hash = hashed
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol
 
 from appliance.config.address import Endpoint
@@ -31,8 +33,10 @@ class Announced(Protocol):
     def config(self) -> ServerConfig:
         """The server's settings: the addresses that it listens on and sends beacons to."""
 
-    def answer_search(self, request: SearchRequest, host: str) -> SearchResponse | None:
-        """Return the answer to a search from the address ``host``; None if there is nothing to answer."""
+    def answer_search(
+        self, request: SearchRequest, host: str, later: Callable[[SearchResponse], None] | None = None
+    ) -> tuple[SearchResponse, ...]:
+        """Return the answers to a search from the address ``host``; ``later`` sends one that comes late."""
 
     def beacon(self, number: int) -> Beacon | None:
         """Return the beacon of this number; None if the server does not want to be found at present."""
@@ -162,9 +166,11 @@ class Announcer:
             return
         if self._own and ":" not in source and origin.received_on and origin.received_on not in self._own:
             return  # the client would be sent to an address that nobody listens on
-        response = self._server.answer_search(message, source)
-        if response is None:
-            return
+        send = partial(self._answer, origin)
+        for response in self._server.answer_search(message, source, send):
+            send(response)
+
+    def _answer(self, origin: Origin, response: SearchResponse) -> None:
         data = pack_message(c.CMD_SEARCH_RESPONSE, response.encode(), from_server=True)
         port_ = origin.port or self._ports[0]
         if not port_.send(data, origin.address, local=origin.local):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol, assert_never
 
 from appliance.errors import ApplianceError, CertificateError, SecurityError, TransportError
@@ -33,7 +34,7 @@ from appliance.server.channel import Pumped
 from appliance.server.end import ServerEnd
 from appliance.server.quota import Allowance
 from appliance.server.served_channel import ServedChannel
-from appliance.server.source import Handler
+from appliance.server.source import Handler, Later
 from appliance.transport.admission import Admission
 from appliance.transport.gate import Verdict
 from appliance.transport.stream import StreamLink
@@ -46,6 +47,8 @@ __all__ = ["Host", "Peer"]
 _log: Final = logging.getLogger(__name__)
 MAX_MESSAGES: Final = 20
 """Messages for the log that one connection may send."""
+MAX_PENDING: Final = 10_000
+"""Channels of one connection that wait for their handlers."""
 
 
 class Host(Protocol):
@@ -54,11 +57,13 @@ class Host(Protocol):
     def accepts(self, *, tls: bool) -> bool:
         """Whether new connections of this kind are wanted at present."""
 
-    def answer_search(self, request: SearchRequest, host: str) -> SearchResponse | None:
-        """Return the answer to a search from the address ``host``; None if there is nothing to answer."""
+    def answer_search(
+        self, request: SearchRequest, host: str, later: Callable[[SearchResponse], None] | None = None
+    ) -> tuple[SearchResponse, ...]:
+        """Return the answers to a search from the address ``host``; ``later`` sends one that comes late."""
 
-    def open(self, name: str, peer: Credentials) -> Handler:
-        """Return the handler of the PV ``name``. Raises ApplianceError with the reason for the client."""
+    def open(self, name: str, peer: Credentials) -> Handler | Later:
+        """Return the handler of the PV ``name``, perhaps later. Raises ApplianceError with the reason for the client."""
 
     def ended(self, peer: Peer) -> None:
         """Forget a connection that has ended."""
@@ -82,6 +87,7 @@ class Peer:
         "_end",
         "_host",
         "_messages",
+        "_pending",
         "_pumping",
         "_roles",
         "access",
@@ -121,6 +127,8 @@ class Peer:
         self._dirty: list[Pumped] = []
         self._pumping = False
         self._messages = 0
+        self._pending: dict[ServerChannel, Later] | None = None
+        """Channels that wait for their handlers."""
         self._deadline = end.loop.call_later(end.entrance.timings.handshake_s, self._too_slow)
 
     def channels(self) -> Iterator[ServedChannel]:
@@ -176,6 +184,9 @@ class Peer:
         if admission is not None:
             admission.end()
         self.connection.context = None
+        pending, self._pending = self._pending, None
+        for later in (pending or {}).values():
+            later.cancel()
         self.allowance.leave()
         if reason is None:
             _log.debug("%s disconnected", link.peer)
@@ -362,6 +373,40 @@ class Peer:
         except ApplianceError as error:
             wire.reject(str(error))
             return
+        if isinstance(handler, Later):
+            self._open_later(wire, handler)
+        else:
+            self._serve(wire, handler)
+
+    def _open_later(self, wire: ServerChannel, later: Later) -> None:
+        """Answer CREATE_CHANNEL when there is a handler, or when there is none."""
+        pending = self._pending
+        if pending is None:
+            pending = self._pending = {}
+        if len(pending) >= MAX_PENDING:
+            later.cancel()
+            wire.reject(
+                f"{MAX_PENDING} channels of this connection wait for servers that have their PVs; wait for these first"
+            )
+            return
+        pending[wire] = later
+        later.then(partial(self._opened, wire))
+
+    def _opened(self, wire: ServerChannel, outcome: Handler | ApplianceError) -> None:
+        pending = self._pending
+        if pending is None or pending.pop(wire, None) is None:
+            return  # the client has gone
+        if isinstance(outcome, ApplianceError):
+            wire.reject(str(outcome))
+        elif self.held is not None:
+            wire.reject(self.held.message)
+        elif full := self.allowance.refuses_channel():
+            wire.reject(full)
+        else:
+            self._serve(wire, outcome)
+        self.stream.schedule_flush()
+
+    def _serve(self, wire: ServerChannel, handler: Handler) -> None:
         rights = self.access.rights(wire.name, self.credentials)
         if rights.read:
             self.access.lost_readers.discard(wire.name, self.credentials)
@@ -375,9 +420,15 @@ class Peer:
             wire.context = None
 
     def _on_search(self, event: SearchReceived) -> None:
-        answer = self._host.answer_search(event.request, self.stream.peer_address.host)
-        if answer is not None:
+        for answer in self._host.answer_search(
+            event.request, self.stream.peer_address.host, self._answer_late
+        ):
             self.connection.search_response(answer)
+
+    def _answer_late(self, answer: SearchResponse) -> None:
+        """Send an answer that comes late, unless the client has gone."""
+        self.connection.search_response(answer)
+        self.stream.schedule_flush()
 
     def _on_message(self, event: RemoteMessage) -> None:
         # A client may send any number of them, even before its identity is known.

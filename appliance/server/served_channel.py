@@ -37,6 +37,7 @@ class ServedChannel(Channel):
         """Subscriptions that wait until the client has the right to read again."""
         wire.context = self
         owner.allowance.count_channel(1)
+        handler.attached(self)
 
     # -- rights --------------------------------------------------------------------------------------
 
@@ -99,7 +100,7 @@ class ServedChannel(Channel):
     def requested(self, wire: ServerOperation) -> None:
         """Begin an operation (INIT)."""
         if wire.command == c.CMD_MONITOR:
-            subscription = Subscription(self, wire)
+            subscription = self.handler.SUBSCRIPTION(self, wire)
             if self.rights.read:
                 self._subscribe(subscription)
             elif self.owner.access.lost_readers.has(self.name, self.peer):

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Final, Self
 
 from appliance.config.pva import ServerConfig, resolve_server
@@ -23,7 +24,7 @@ from appliance.server.peer import Peer
 from appliance.server.pump import Pump
 from appliance.server.quota import DEFAULT_QUOTA, Quota, Shares
 from appliance.server.served_channel import ServedChannel
-from appliance.server.source import Handler, Source, StaticSource
+from appliance.server.source import Handler, Later, Source, StaticSource
 from appliance.server.sources import Sources
 from appliance.transport.gate import PeerGate
 from appliance.transport.listener import listen
@@ -297,21 +298,41 @@ class Server:
             return "tcp", self.tcp_port
         return "", 0
 
-    def answer_search(self, request: SearchRequest, host: str) -> SearchResponse | None:
-        """Return the answer to a search from the address ``host``; None if there is nothing to answer."""
+    def answer_search(
+        self, request: SearchRequest, host: str, later: Callable[[SearchResponse], None] | None = None
+    ) -> tuple[SearchResponse, ...]:
+        """Return the answers to a search.
+
+        Args:
+            request: The search.
+            host: The address that it came from.
+            later: Sends an answer that comes late, for a name that a source claims a moment later.
+        """
         protocol, port = self.choose_protocol(request.protocols)
         if not protocol:
-            return None
-        claims = self._sources.claims
+            return ()
+        sources = self._sources
+        claims = sources.claims
+        late = later if sources.late else None
         found = []
         for number, (instance, name) in enumerate(request.names):
             if not number & 31:
                 breathe()
             if claims(name, host):
                 found.append(instance)
+            elif late is not None:
+                sources.promise(name, host, partial(self._answer_late, request, instance, late))
         if not found and not request.must_reply:
-            return None
-        return SearchResponse(self.guid, request.sequence, None, port, protocol, bool(found), tuple(found))
+            return ()
+        return (SearchResponse(self.guid, request.sequence, None, port, protocol, bool(found), tuple(found)),)
+
+    def _answer_late(
+        self, request: SearchRequest, instance: int, send: Callable[[SearchResponse], None]
+    ) -> None:
+        """Answer a search for one name that a source has come to claim."""
+        protocol, port = self.choose_protocol(request.protocols)
+        if protocol:
+            send(SearchResponse(self.guid, request.sequence, None, port, protocol, True, (instance,)))
 
     def beacon(self, number: int) -> Beacon | None:
         """Return the beacon of this number; None while the server answers nobody."""
@@ -348,8 +369,8 @@ class Server:
         """Whether new connections of this kind are wanted at present."""
         return not self._standby and (self._tls is not None or not tls)
 
-    def open(self, name: str, peer: Credentials) -> Handler:
-        """Return the handler of the PV ``name``. Raises ApplianceError with the reason for the client."""
+    def open(self, name: str, peer: Credentials) -> Handler | Later:
+        """Return the handler of the PV ``name``, perhaps later. Raises ApplianceError with the reason for the client."""
         return self._sources.open(name, peer)
 
     def ended(self, peer: Peer) -> None:

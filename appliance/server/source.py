@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
+from typing import ClassVar
 
+from appliance.errors import ApplianceError
 from appliance.pva.credentials import Credentials
 from appliance.pvdata.value import Value
 from appliance.server.channel import Channel
 from appliance.server.operation import Operation, Subscription
 
-__all__ = ["Handler", "Source", "StaticSource"]
+__all__ = ["Handler", "Later", "Source", "StaticSource"]
 
 
 class Handler:
@@ -22,6 +24,9 @@ class Handler:
     """
 
     __slots__ = ()
+
+    SUBSCRIPTION: ClassVar[type[Subscription]] = Subscription
+    """The class of the subscriptions that `subscribe` gets."""
 
     def init(self, operation: Operation) -> None:
         """Begin a client's GET, PUT, PUT_GET, PROCESS or RPC: call ``operation.ready`` or ``fail``, now or later."""
@@ -78,8 +83,55 @@ class Handler:
     def closed(self, operation: Operation) -> None:
         """Handle that the operation has ended."""
 
+    def attached(self, channel: Channel) -> None:
+        """Handle that a client has opened a channel of this handler."""
+
     def detached(self, channel: Channel) -> None:
         """Handle that a channel of this handler is gone, and all its operations with it."""
+
+
+class Later:
+    """A handler that a source may have in a moment. The client's request to open the channel waits for it.
+
+    The source calls `settle` once; the server says with `then` whom to tell. The order of the two does not matter.
+    """
+
+    __slots__ = ("_done", "_outcome", "cancelled", "on_cancel")
+
+    def __init__(self, on_cancel: Callable[[], None] | None = None) -> None:
+        self.cancelled = False
+        """Whether the client has gone: then `settle` tells nobody."""
+        self.on_cancel = on_cancel
+        """Called when the client goes before the outcome is known."""
+        self._done: Callable[[Handler | ApplianceError], None] | None = None
+        self._outcome: Handler | ApplianceError | None = None
+
+    def then(self, done: Callable[[Handler | ApplianceError], None]) -> None:
+        """Call ``done`` with the handler, or with the reason why there is none: now if that is known."""
+        if self._outcome is not None:
+            done(self._outcome)
+        else:
+            self._done = done
+
+    def settle(self, outcome: Handler | ApplianceError) -> None:
+        """Give the handler, or the reason for the client why there is none. Only the first call counts."""
+        if self._outcome is not None or self.cancelled:
+            return
+        self._outcome = outcome
+        self.on_cancel = None
+        done, self._done = self._done, None
+        if done is not None:
+            done(outcome)
+
+    def cancel(self) -> None:
+        """Give it up: the client has gone."""
+        if self._outcome is not None or self.cancelled:
+            return
+        self.cancelled = True
+        self._done = None
+        on_cancel, self.on_cancel = self.on_cancel, None
+        if on_cancel is not None:
+            on_cancel()
 
 
 class Source(ABC):
@@ -90,8 +142,15 @@ class Source(ABC):
         """Whether a search for ``name`` from ``host`` is answered. Asked often: must be quick."""
 
     @abstractmethod
-    def open(self, name: str, peer: Credentials) -> Handler | None:
-        """Return the handler of ``name``; None leaves the name to the next source."""
+    def open(self, name: str, peer: Credentials) -> Handler | Later | None:
+        """Return the handler of ``name``, perhaps `Later`; None leaves the name to the next source."""
+
+    def promise(self, name: str, host: str, tell: Callable[[], None]) -> None:
+        """Call ``tell`` if the source comes to claim ``name`` soon, after it did not when ``host`` searched for it.
+
+        The search is then answered late. A source that is never late does nothing.
+        """
+        del name, host, tell
 
     def names(self) -> Iterable[str]:
         """Return the names to list (``pvxlist``); a source that makes PVs on demand lists none."""

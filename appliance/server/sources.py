@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
 from appliance.errors import ApplianceError, OperationError
 from appliance.pva.credentials import Credentials
-from appliance.server.source import Handler, Source
+from appliance.server.source import Handler, Later, Source
 
 __all__ = ["Sources"]
 
@@ -24,10 +24,12 @@ class _Labelled(NamedTuple):
 class Sources:
     """Sources by priority, the lowest first. One that fails does not hide the others."""
 
-    __slots__ = ("_sources",)
+    __slots__ = ("_sources", "late")
 
     def __init__(self) -> None:
         self._sources: list[_Labelled] = []
+        self.late: tuple[Source, ...] = ()
+        """The sources that may come to claim a name a moment after the search for it."""
 
     def add(self, label: str, source: Source, priority: int) -> None:
         """Add ``source`` after those of the same priority. Raises ValueError if the label is taken."""
@@ -35,10 +37,17 @@ class Sources:
             raise ValueError(f"there is a source {label!r} already; choose another label")
         self._sources.append(_Labelled(priority, label, source))
         self._sources.sort(key=lambda known: known.priority)
+        self._list_late()
 
     def remove(self, label: str) -> None:
         """Remove the source of this label."""
         self._sources = [known for known in self._sources if known.label != label]
+        self._list_late()
+
+    def _list_late(self) -> None:
+        self.late = tuple(
+            known.source for known in self._sources if type(known.source).promise is not Source.promise
+        )
 
     def names(self) -> Iterable[str]:
         """Return all names that the sources list."""
@@ -55,8 +64,16 @@ class Sources:
                 _log.exception("the source %s failed when asked for %r", label, name)
         return False
 
-    def open(self, name: str, peer: Credentials) -> Handler:
-        """Return the handler of ``name``.
+    def promise(self, name: str, host: str, tell: Callable[[], None]) -> None:
+        """Call ``tell`` if a source comes to claim ``name`` soon."""
+        for source in self.late:
+            try:
+                source.promise(name, host, tell)
+            except Exception:  # noqa: BLE001 - see claims()
+                _log.exception("a source failed when asked for %r", name)
+
+    def open(self, name: str, peer: Credentials) -> Handler | Later:
+        """Return the handler of ``name``, perhaps `Later`.
 
         Raises:
             ApplianceError: There is none for ``peer``; the text tells the client why.

@@ -36,7 +36,7 @@ from appliance.server.pump import Pump
 from appliance.server.quota import Quota, Shares
 from appliance.server.roles import Roles
 from appliance.server.sharedpv import SharedPV
-from appliance.server.source import Handler
+from appliance.server.source import Handler, Later
 from appliance.transport.gate import PeerGate, Verdict
 from tests.helpers.clock import FakeClock
 from tests.helpers.ours import double
@@ -48,16 +48,25 @@ class OneHost(Host):
     def __init__(self) -> None:
         self.pv: Handler = double(1.0)
         self.is_open = True
+        self.laters: list[Later] = []
+        self.late: Callable[[SearchResponse], None] | None = None
         self.gone: list[Peer] = []
 
     def accepts(self, *, tls: bool) -> bool:
         return self.is_open
 
-    def answer_search(self, request: SearchRequest, host: str) -> SearchResponse | None:
+    def answer_search(
+        self, request: SearchRequest, host: str, later: Callable[[SearchResponse], None] | None = None
+    ) -> tuple[SearchResponse, ...]:
+        self.late = later
         found = tuple(instance for instance, name in request.names if name == "pv")
-        return SearchResponse(bytes(12), request.sequence, None, 5075, "tcp", True, found) if found else None
+        return (SearchResponse(bytes(12), request.sequence, None, 5075, "tcp", True, found),) if found else ()
 
-    def open(self, name: str, peer: Credentials) -> Handler:
+    def open(self, name: str, peer: Credentials) -> Handler | Later:
+        if name.startswith("later"):
+            later = Later()
+            self.laters.append(later)
+            return later
         if name != "pv":
             raise OperationError(f"no {name}")
         return self.pv
@@ -251,6 +260,70 @@ async def test_a_channel_is_opened_or_the_client_reads_why_not() -> None:
     (channel,) = world.peer.channels()
     assert channel.handler is world.host.pv
     assert channel.name == "pv"
+
+
+async def test_a_channel_waits_until_there_is_a_handler_or_none() -> None:
+    world = await World().validated()
+    for name in ("later1", "later2"):
+        world.client.create_channel(name)
+    assert not of(ChannelCreated, await world.talk())
+    one, two = world.host.laters
+    two.settle(OperationError("no server has later2"))
+    two.settle(world.host.pv)  # only the first call counts
+    (created,) = of(ChannelCreated, await world.talk())
+    assert created.status.message == "no server has later2"
+    one.settle(world.host.pv)
+    (created,) = of(ChannelCreated, await world.talk())
+    assert created.status.ok
+    assert [channel.name for channel in world.peer.channels()] == ["later1"]
+
+
+async def test_a_channel_that_waits_is_given_up_when_the_client_goes() -> None:
+    world = await World().validated()
+    world.client.create_channel("later")
+    await world.talk()
+    gone: list[bool] = []
+    (later,) = world.host.laters
+    later.on_cancel = lambda: gone.append(later.cancelled)
+    world.link.connection_lost(None)
+    assert gone == [True]
+    later.settle(world.host.pv)
+    assert not list(world.peer.channels())
+
+
+async def test_a_channel_that_waits_is_judged_when_there_is_a_handler() -> None:
+    world = await World(quota=Quota(channels=1)).validated()
+    world.client.create_channel("later")
+    world.client.create_channel("pv")
+    await world.talk()
+    (later,) = world.host.laters
+    later.settle(world.host.pv)
+    (created,) = of(ChannelCreated, await world.talk())
+    assert "your address has 1 channels already" in created.status.message
+
+
+async def test_too_many_channels_that_wait_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("appliance.server.peer.MAX_PENDING", 1)
+    world = await World().validated()
+    world.client.create_channel("later1")
+    world.client.create_channel("later2")
+    (created,) = of(ChannelCreated, await world.talk())
+    assert "1 channels of this connection wait for servers" in created.status.message
+    assert [later.cancelled for later in world.host.laters] == [False, True]
+
+
+async def test_a_search_is_answered_late_over_the_same_connection() -> None:
+    world = await World().validated()
+    world.client.search(SearchRequest(7, ((1, "other"),), ("tcp",)))
+    assert not of(SearchAnswered, await world.talk())
+    assert world.host.late is not None
+    world.host.late(SearchResponse(bytes(12), 7, None, 5075, "tcp", True, (1,)))
+    (answered,) = of(SearchAnswered, await world.talk())
+    assert answered.response.instances == (1,)
+    world.link.connection_lost(None)
+    world.host.late(
+        SearchResponse(bytes(12), 7, None, 5075, "tcp", True, (1,))
+    )  # reaches nobody, harms nobody
 
 
 async def test_a_peer_that_pauses_opens_no_channel_until_it_goes_on() -> None:

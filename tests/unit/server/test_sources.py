@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pytest
 
+from appliance.config.pva import ServerConfig
 from appliance.errors import AccessFileError, ApplianceError, OperationError
 from appliance.pva.credentials import Credentials
+from appliance.pva.search import SearchRequest, SearchResponse
+from appliance.server.server import Server
 from appliance.server.source import Handler, Source, StaticSource
 from appliance.server.sources import Sources
 
@@ -78,3 +81,47 @@ def test_a_client_reads_why_a_name_is_not_opened_and_nothing_of_a_defect() -> No
     sources.add("broken", Failing(RuntimeError("secret")), 0)
     with pytest.raises(ApplianceError, match="internal error; the server's log has the details"):
         sources.open("pv", NOBODY)
+
+
+class Late(Source):
+    def __init__(self) -> None:
+        self.promises: dict[str, Callable[[], None]] = {}
+
+    def claims(self, name: str, host: str) -> bool:
+        return False
+
+    def open(self, name: str, peer: Credentials) -> Handler | None:
+        return None
+
+    def promise(self, name: str, host: str, tell: Callable[[], None]) -> None:
+        self.promises[name] = tell
+
+
+def test_only_sources_that_can_be_late_are_asked_for_promises() -> None:
+    sources = Sources()
+    sources.add("static", static("a"), 0)
+    assert sources.late == ()
+    late = Late()
+    sources.add("late", late, 1)
+    assert sources.late == (late,)
+    sources.promise("x", "10.0.0.1", list)
+    assert list(late.promises) == ["x"]
+    sources.remove("late")
+    assert sources.late == ()
+
+
+def test_a_server_answers_a_search_late() -> None:
+    server = Server(ServerConfig())
+    server.tcp_port = 5075
+    late = Late()
+    server.add_source("late", late)
+    answers: list[SearchResponse] = []
+    search = SearchRequest(7, ((1, "x"), (2, "y")), ("tcp",))
+    assert server.answer_search(search, "10.0.0.1") == ()
+    assert not late.promises, "nobody is there to send it"
+    assert server.answer_search(search, "10.0.0.1", answers.append) == ()
+    late.promises["y"]()
+    assert answers == [SearchResponse(server.guid, 7, None, 5075, "tcp", True, (2,))]
+    server.set_standby(True)
+    late.promises["x"]()
+    assert len(answers) == 1
