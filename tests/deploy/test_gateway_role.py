@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,7 @@ CASES = [
     (change("keychain", "other"), "not in spva_keychain_list"),
     (change("servers", "outer", "pva", "tls_keychain_pwd_file", "${credential:p}"), "does not hold for it"),
     (change("clients", None), "missing required arguments: clients"),
+    (change("servers", "outer", "pva", "intf_addr_list", "{{ no_such }}"), "no_such.* is undefined"),
     (beside(spva_gateway_inner_addresses=[]), "would take every client for the gateway"),
     (beside(spva_keychain_list=[{**KEYCHAIN, "owner": "spva-ioc"}]), "needs owner spva-gateway"),
     (beside(spva_keychain_list=[{**KEYCHAIN, "usage": "client"}]), "needs owner spva-gateway.*and usage ioc"),
@@ -177,3 +180,40 @@ def test_gateways_are_deployed_and_upgraded_one_after_the_other():
     ):
         plays = yaml.safe_load((ROOT / "playbooks" / playbook).read_text())
         assert any(hosts in play.get("hosts", "") and play.get("serial") == 1 for play in plays), playbook
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_gateways_of_the_example_inventories_pass_the_checks(tmp_path, size):
+    inventory = tmp_path / "inventory"
+    shutil.copytree(ROOT / "inventory.example" / size, inventory)
+    hosts = yaml.safe_load((inventory / "hosts.yml").read_text())
+    group = hosts["all"]["children"]["spva"]["children"]["spva_gateway"]
+    group["hosts"] = group["hosts"] or {"control1": None}
+    name = next(iter(group["hosts"]))
+    (inventory / "hosts.yml").write_text(yaml.safe_dump(hosts))
+    tasks = [
+        {
+            "name": "Preflight",
+            "ansible.builtin.include_role": {"name": "spva_gateway", "tasks_from": "preflight"},
+        },
+        {
+            "name": "Write",
+            "ansible.builtin.copy": {
+                "content": "{{ spva_gateway_document | to_json }}",
+                "dest": f"{tmp_path}/out.json",
+                "mode": "0600",
+            },
+            "vars": {"spva_gateway_item": "{{ spva_gateway_instances | first }}"},
+        },
+    ]
+    variables = {
+        "vars_files": [str(ROOT / "roles/spva_gateway/vars/main.yml")],
+        "become": False,
+        "roles": ["spva_common"],
+    }
+    play = {"name": "Preflight", "hosts": name, "tasks": tasks, **variables}
+    more = {"ansible_become": False, "vault_softioc_password": "x", "vault_gateway_password": "x"}
+    done = run_play(tmp_path, play, more, inventory)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["servers"]["office"]["pva"]["intf_addr_list"][0].startswith("198.51.100.")

@@ -113,6 +113,13 @@ def test_files_with_secrets_show_nothing():
 
 
 @pytest.mark.parametrize("role", ROLES)
+def test_an_undefined_variable_is_never_lost_in_a_loop(role):
+    """Ansible drops what a method is given if it is undefined (``set _ = found.append(...)``); an assignment keeps the error."""
+    for path in (ROOT / "roles" / role).rglob("*.yml"):
+        assert not re.search(r"set _ = ", path.read_text()), path
+
+
+@pytest.mark.parametrize("role", ROLES)
 def test_templates_of_configuration_are_validated_by_the_daemon(role):
     for path in (ROOT / "roles" / role / "tasks").glob("*.yml"):
         for task in every_task(load(path)):
