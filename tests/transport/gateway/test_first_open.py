@@ -6,9 +6,6 @@ import asyncio
 import socket
 import struct
 
-import pytest
-
-from appliance.errors import OperationError
 from appliance.pva import commands as c
 from appliance.pva.search import SearchRequest, SearchResponse, decode_datagram, pack_message
 from appliance.server import Server
@@ -19,6 +16,7 @@ from tests.helpers.gateways import (
     gateway_to,
     gateway_with,
     names,
+    refusal,
     server_of,
     server_side,
 )
@@ -111,8 +109,7 @@ async def test_a_denied_name_is_neither_looked_for_nor_opened(tmp_path):
     async with served({"A1": double(1.0), "AB": double(2.0), "B": double(3.0)}) as server:
         async with gateway_to(server, pvlist=str(pvlist)) as gateway, client_to(gateway) as client:
             for name in ("AB", "B"):
-                with pytest.raises(OperationError, match=f"there is no PV '{name}' here"):
-                    await client.get(name, server=direct(gateway), timeout=0.3)
+                assert f"there is no PV '{name}' here" in await refusal(client, name, direct(gateway))
             assert not gateway.clients["inner"].known
             assert (await client.get("X1"))["value"] == (await client.get("Y1"))["value"] == 1.0
             assert names(gateway.clients["inner"]) == {"A1"}, "two aliases share one name"
@@ -126,8 +123,8 @@ async def test_a_host_that_asks_for_very_many_names_is_told():
                 assert (await client.get("pv"))["value"] == 1.0
                 for name in ("x", "y"):
                     gateway.servers["outer"].source.promise(name, "127.0.0.1", name, lambda: None)
-                with pytest.raises(OperationError, match="your host asks for very many names"):
-                    await client.get("z", server=direct(gateway), timeout=0.3)
+                why = await refusal(client, "z", direct(gateway))
+                assert "your host asks for very many names" in why
                 assert (await client.get("pv", server=direct(gateway)))["value"] == 1.0, (
                     "a known name costs nothing"
                 )
@@ -155,8 +152,8 @@ async def test_a_host_whose_answers_are_ignored_is_not_used():
             server, client={"ignore_servers": ["127.0.0.1"]}, bounds={"open_patience_s": 0.2}
         ) as gateway:
             async with client_to(gateway) as client:
-                with pytest.raises(OperationError, match="no server behind this gateway"):
-                    await client.get("pv", server=direct(gateway), timeout=0.3)
+                why = await refusal(client, "pv", direct(gateway))
+                assert "no server behind this gateway" in why
         other = {"ignore_servers": [f"127.0.0.1:{free_port(socket.SOCK_STREAM)}"]}
         async with gateway_to(server, client=other) as gateway, client_to(gateway) as client:
             assert (await client.get("pv"))["value"] == 1.0
