@@ -17,7 +17,17 @@ from typing import Any, Final, Literal, NamedTuple, Self
 
 from appliance.errors import ApplianceError, ConfigurationError
 
-__all__ = ["GENESIS", "AuditFinding", "AuditLog", "canonical", "chain", "total", "verify", "verify_file"]
+__all__ = [
+    "GENESIS",
+    "AuditFinding",
+    "AuditLog",
+    "canonical",
+    "chain",
+    "shown",
+    "total",
+    "verify",
+    "verify_file",
+]
 
 GENESIS: Final = "0" * 64
 """The hash before the first record."""
@@ -25,6 +35,8 @@ GENESIS: Final = "0" * 64
 _HASH: Final = "hash"
 _LIMIT: Final = 1 << 20
 _DEPTH: Final = 16
+_TEXT: Final = 256
+_ELEMENTS: Final = 16
 
 
 def total(value: Any, depth: int = _DEPTH) -> Any:
@@ -60,6 +72,20 @@ def total(value: Any, depth: int = _DEPTH) -> Any:
     if depth > 0 and isinstance(value, (list, tuple, set, frozenset)):
         return [total(item, depth - 1) for item in value]
     return total(repr(value))
+
+
+def shown(value: Any) -> Any:
+    """Return a value for the log: numbers unchanged, long text and arrays cut, with their size. It never fails."""
+    if isinstance(value, str):
+        return total(value if len(value) <= _TEXT else f"{value[:_TEXT]}... ({len(value)} characters)")
+    if hasattr(value, "dtype"):
+        first = value[:_ELEMENTS].tolist() if value.ndim else [value.item()]
+    elif isinstance(value, (tuple, list)):
+        first = list(value[:_ELEMENTS])
+    else:
+        return total(value if value is None or isinstance(value, (bool, int, float)) else repr(value)[:_TEXT])
+    first = [shown(item) for item in first]
+    return first if len(value) <= _ELEMENTS else [*first, f"... ({len(value)} elements)"]
 
 
 def _is_escaped(text: str) -> bool:

@@ -7,7 +7,7 @@ records            ``record`` (one open field), ``mapping`` (its structure), ``r
                    ``options`` (of a PUT), ``prepared`` (GETs answered while they are parsed)
 monitors           ``event_stream``, ``feed``, ``number_feed``
 groups             ``groups``
-access security    ``access`` (judges fields), ``policy`` (what the server asks), ``acf_inputs``, ``putlog``;
+access security    ``access`` (judges fields), ``policy`` (what the server asks), ``putlog``;
                    for Channel Access ``ca_rules``, ``channel_access``
 shell              ``shell``, ``reports``, ``lines``, ``terminal``, ``console``, ``autosave``, ``epicslog``, ``demo``
 database           ``dbcore``: the only place that calls EPICS

@@ -8,37 +8,33 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
-from collections.abc import Callable, Container
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable, Container
+from contextlib import asynccontextmanager
 from typing import Final
 
-from appliance.acf import AccessSecurity, Decision, Principal, Rule, load_acf
+from appliance.acf import AccessSecurity, Decision, Principal, Rule
 from appliance.acf.model import READ
-from appliance.config.pva import ServerConfig
-from appliance.errors import AccessFileError, ApplianceError
+from appliance.certmon.endpoints import open_client
+from appliance.client.context import Context
+from appliance.client.inputs import ExternalInputs
+from appliance.config.pva import ServerConfig, resolve_client
+from appliance.errors import ApplianceError
 from appliance.ioc import dbcore
-from appliance.ioc.acf_inputs import ExternalInputs
 from appliance.ioc.config import LoadStep
 from appliance.ioc.dbcore import DBE_ALARM, DBE_VALUE, DBChannel
 from appliance.ioc.event_stream import EventSink, EventStream
 from appliance.ioc.macros import parse_macros
 from appliance.pva.credentials import Credentials
 from appliance.server.access import Rights
+from appliance.server.access_file import load_access_file
 
 __all__ = ["FieldAccess", "read_access_file"]
 
 _log: Final = logging.getLogger(__name__)
-_LIMIT: Final = 4 << 20
 _INVALID: Final = 3
 _MAX_PRINCIPALS: Final = 4096
 _NAMED: Final = 5
 """The most names in one line of the log."""
-
-
-def _resolve(host: str) -> list[str]:
-    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    return [str(address) for *_, (address, *_) in found]
 
 
 def read_access_file(step: LoadStep) -> AccessSecurity:
@@ -47,14 +43,7 @@ def read_access_file(step: LoadStep) -> AccessSecurity:
     Raises:
         AccessFileError: The file cannot be read, or it is wrong.
     """
-    try:
-        with Path(step.file).open("rb") as file:
-            data = file.read(_LIMIT + 1)
-        text = data.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise AccessFileError(f"cannot read the access security file: {why}", file=step.file) from None
-    return load_acf(text, file=step.file, macros=parse_macros(step.macros), resolve=_resolve)
+    return load_access_file(step.file, macros=parse_macros(step.macros))
 
 
 class _Input(EventSink):
@@ -237,6 +226,32 @@ class FieldAccess:
         if self._external is not None:
             await self._external.close()
 
+    @asynccontextmanager
+    async def _open_client(self) -> AsyncIterator[Context]:
+        """Open the client for inputs on other servers.
+
+        Its settings are those of the environment. If they name no keychain, the keychain of our own server is used.
+        """
+        found = resolve_client()
+        for warning in found.warnings:
+            _log.warning("inputs of access security: %s", warning)
+        config = found.config
+        if (
+            self._config is not None
+            and not config.tls_keychain
+            and found.sources["tls_keychain"] == "default"
+        ):
+            config = config._replace(
+                tls_keychain=self._config.tls_keychain,
+                tls_keychain_password=self._config.tls_keychain_password,
+            )
+        if self._inputs_require_tls and not config.tls_keychain:
+            _log.error(
+                "inputs of access security need TLS, but this IOC has no keychain; rules that use them do not hold"
+            )
+        async with open_client(config, require_tls=self._inputs_require_tls) as context:
+            yield context
+
     # -- judging -------------------------------------------------------------------------------------
 
     def _principal(self, peer: Credentials) -> Principal:
@@ -327,9 +342,7 @@ class FieldAccess:
                 outside.append(name)
         if outside or self._external is not None:
             if self._external is None:
-                self._external = ExternalInputs(
-                    self.input_changed, self._config, require_tls=self._inputs_require_tls
-                )
+                self._external = ExternalInputs(self.input_changed, self._open_client)
             self._external.follow(outside)
 
 

@@ -15,34 +15,18 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from appliance.daemon.audit import AuditLog, total
+from appliance.daemon.audit import AuditLog, shown, total
 from appliance.errors import ApplianceError, OperationError
 from appliance.ioc.dbcore import DBChannel, TrappedPut
 from appliance.pva.credentials import Credentials
 from appliance.server.operation import Operation
 
-__all__ = ["NOTHING", "PutLog", "Watched", "shown"]
+__all__ = ["NOTHING", "PutLog", "Watched"]
 
 _log: Final = logging.getLogger("appliance.ioc.putlog")
-_TEXT: Final = 256
-_ELEMENTS: Final = 16
 
 NOTHING: Final[Any] = object()
 """The value of a put that writes nothing and only processes the record."""
-
-
-def shown(value: Any) -> Any:
-    """Return a value for the log: numbers unchanged, long text and arrays cut, with their size. It never fails."""
-    if isinstance(value, str):
-        return total(value if len(value) <= _TEXT else f"{value[:_TEXT]}... ({len(value)} characters)")
-    if hasattr(value, "dtype"):
-        first = value[:_ELEMENTS].tolist() if value.ndim else [value.item()]
-    elif isinstance(value, (tuple, list)):
-        first = list(value[:_ELEMENTS])
-    else:
-        return total(value if value is None or isinstance(value, (bool, int, float)) else repr(value)[:_TEXT])
-    first = [shown(item) for item in first]
-    return first if len(value) <= _ELEMENTS else [*first, f"... ({len(value)} elements)"]
 
 
 class Watched:

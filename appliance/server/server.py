@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Self
 
 from appliance.config.pva import ServerConfig, resolve_server
 from appliance.errors import ApplianceError
@@ -35,10 +35,24 @@ from appliance.transport.stream import StreamLink
 if TYPE_CHECKING:  # a server of plain TCP starts faster without OpenSSL
     from appliance.tls.context import TLSContext
 
-__all__ = ["Server"]
+__all__ = ["Place", "Referral", "Server"]
 
 _log: Final = logging.getLogger(__name__)
 _setup_log: Final = logging.getLogger("appliance.server.init")
+
+
+class Place(NamedTuple):
+    """Another TLS port of this host's addresses, and the GUID that names what is behind it."""
+
+    guid: bytes
+    port: int
+
+
+class Referral(Protocol):
+    """Knows names that are served over TLS at another port of this host."""
+
+    def refer(self, name: str, host: str) -> Place | None:
+        """Return where ``host`` finds ``name``; None leaves the name to the sources. Asked often: must be quick."""
 
 
 class _Refusal(asyncio.Protocol):
@@ -110,6 +124,8 @@ class Server:
         """What clients may do, and what was refused to them."""
         self.shares = Shares(quota)
         """What each client's address uses of this server."""
+        self.referrals: list[Referral] = []
+        """Asked before all sources when a client that speaks TLS searches; their answers name another port."""
         self.change_count = 0
         self.require_tls = require_tls
         self.proxied = proxied
@@ -315,11 +331,19 @@ class Server:
         Args:
             request: The search.
             host: The address that it came from.
-            later: Sends an answer that comes late, for a name that a source claims a moment later.
+            later: Sends an answer that comes late, for a name that a source claims a moment later. It is equal for all searches
+                of one client.
         """
         protocol, port = self.choose_protocol(request.protocols)
         if not protocol:
             return ()
+        if self.referrals and "tls" in request.protocols:
+            referred = self._refer(request, host)
+            if referred:
+                gone = {instance for answer in referred for instance in answer.instances}
+                rest = tuple(item for item in request.names if item[0] not in gone)
+                others = self.answer_search(request._replace(names=rest), host, later) if rest else ()
+                return (*referred, *others)
         sources = self._sources
         claims = sources.claims
         late = later if sources.late else None
@@ -330,10 +354,28 @@ class Server:
             if claims(name, host):
                 found.append(instance)
             elif late is not None:
-                sources.promise(name, host, partial(self._answer_late, request, instance, late))
+                sources.promise(
+                    name, host, (late, instance), partial(self._answer_late, request, instance, late)
+                )
         if not found and not request.must_reply:
             return ()
         return (SearchResponse(self.guid, request.sequence, None, port, protocol, bool(found), tuple(found)),)
+
+    def _refer(self, request: SearchRequest, host: str) -> list[SearchResponse]:
+        """Return the answers that name other ports, one for each place."""
+        found: dict[Place, list[int]] = {}
+        for number, (instance, name) in enumerate(request.names):
+            if not number & 31:
+                breathe()
+            for referral in self.referrals:
+                place = referral.refer(name, host)
+                if place is not None:
+                    found.setdefault(place, []).append(instance)
+                    break
+        return [
+            SearchResponse(place.guid, request.sequence, None, place.port, "tls", True, tuple(instances))
+            for place, instances in found.items()
+        ]
 
     def _answer_late(
         self, request: SearchRequest, instance: int, send: Callable[[SearchResponse], None]

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from appliance.certmon.endpoints import open_server
+from appliance.certmon.endpoints import open_client, open_server
 from appliance.certs.status import CertState
 from appliance.client import Context
+from appliance.client.inputs import ExternalInputs
 from appliance.client.monitor import Connected, Disconnected
+from appliance.config.pva import resolve_client
 from appliance.errors import AccessDeniedError
-from appliance.ioc.acf_inputs import ExternalInputs
 from appliance.pva import commands as c
 from appliance.pvdata import Value
 from appliance.pvdata.nt import NTEnum, NTScalar, NTScalarArray
@@ -262,7 +263,7 @@ async def test_an_input_whose_certificate_is_in_doubt_counts_as_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SPVA 8.4: the connection stays and pauses; a value from before the pause is no longer known to be so."""
-    monkeypatch.setattr("appliance.ioc.acf_inputs.PAUSE_POLL_S", 0.05)
+    monkeypatch.setattr("appliance.client.inputs.PAUSE_POLL_S", 0.05)
     pv = SharedPV.mailbox(mode(1.0))
     keychain = site().ca.keychain("other", "server", status=True)
     file = keychain_file(tmp_path, "other", keychain)
@@ -281,7 +282,7 @@ async def test_an_input_whose_certificate_is_in_doubt_counts_as_lost(
                 "EPICS_PVA_NO_STATUS_CACHE": "YES",
             }.items():
                 monkeypatch.setenv(variable, text)
-            inputs = ExternalInputs(values.__setitem__)
+            inputs = ExternalInputs(values.__setitem__, lambda: open_client(resolve_client()))
             inputs.follow(["remote:mode"])
             try:
                 assert values == {"remote:mode": None}

@@ -9,12 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, Final
 
-from appliance.certmon.endpoints import open_client
-from appliance.client import Connected, Context, Disconnected, Monitor
-from appliance.config.pva import ServerConfig, resolve_client
+from appliance.client.context import Context
+from appliance.client.monitor import Connected, Disconnected, Monitor
 from appliance.errors import ApplianceError
 
 __all__ = ["ExternalInputs"]
@@ -31,20 +30,19 @@ _PATIENCE_S: Final = 5.0
 class ExternalInputs:
     """Calls ``changed(name, value)`` on the event loop; the value is None if a PV is not connected, INVALID or not a number.
 
-    The settings are those of a client (EPICS_PVA_*). If they name no keychain, the keychain of ``server`` is used. With a
-    keychain, TLS is used if a server offers it; with ``require_tls``, only TLS is used.
+    Args:
+        changed: Called for each input as soon as it is followed, and with each new value.
+        opener: Opens the client when the first input is followed. It is closed by :meth:`close`.
+
     """
 
     def __init__(
         self,
         changed: Callable[[str, float | None], None],
-        server: ServerConfig | None = None,
-        *,
-        require_tls: bool = False,
+        opener: Callable[[], AbstractAsyncContextManager[Context]],
     ) -> None:
         self._changed = changed
-        self._server = server
-        self._require_tls = require_tls
+        self._opener = opener
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stack = AsyncExitStack()
         self._opening: asyncio.Task[Context] | None = None
@@ -61,24 +59,7 @@ class ExternalInputs:
             )
 
     async def _open(self) -> Context:
-        found = resolve_client()
-        for warning in found.warnings:
-            _log.warning("inputs of access security: %s", warning)
-        config = found.config
-        if (
-            self._server is not None
-            and not config.tls_keychain
-            and found.sources["tls_keychain"] == "default"
-        ):
-            config = config._replace(
-                tls_keychain=self._server.tls_keychain,
-                tls_keychain_password=self._server.tls_keychain_password,
-            )
-        if self._require_tls and not config.tls_keychain:
-            _log.error(
-                "inputs of access security need TLS, but this IOC has no keychain; rules that use them do not hold"
-            )
-        return await self._stack.enter_async_context(open_client(config, require_tls=self._require_tls))
+        return await self._stack.enter_async_context(self._opener())
 
     async def _context(self) -> Context:
         """Return the client; the first caller opens it, and so does the first one after a failure."""
