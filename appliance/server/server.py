@@ -29,6 +29,7 @@ from appliance.server.sources import Sources
 from appliance.transport.gate import PeerGate
 from appliance.transport.listener import listen
 from appliance.transport.liveness import Liveness
+from appliance.transport.proxied import ProxiedAccept
 from appliance.transport.stream import StreamLink
 
 if TYPE_CHECKING:  # a server of plain TCP starts faster without OpenSSL
@@ -57,7 +58,7 @@ class Referral(Protocol):
 
 
 class _Refusal(asyncio.Protocol):
-    """Refuses a connection: TLS is not served at present."""
+    """Refuses a connection: TLS is not served at present, or too many relays' connections wait."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport.abort()  # type: ignore[attr-defined]
@@ -85,6 +86,8 @@ class Server:
         quota: What one address may have.
         guid: Names the server to clients; without it one is drawn.
         timings: How long clients that are not let in yet are waited for.
+        proxied: Whether the host of an address is a relay that may say, over TLS, for which client it speaks (PROXY protocol);
+            None: nobody may.
     """
 
     def __init__(
@@ -101,6 +104,7 @@ class Server:
         quota: Quota = DEFAULT_QUOTA,
         guid: bytes | None = None,
         timings: AdmissionTimings = DEFAULT_TIMINGS,
+        proxied: Callable[[str], bool] | None = None,
     ) -> None:
         if config is None:
             config = resolve_server().config
@@ -126,6 +130,9 @@ class Server:
         """Asked before all sources when a client that speaks TLS searches; their answers name another port."""
         self.change_count = 0
         self.require_tls = require_tls
+        self.proxied = proxied
+        self._relayed: set[ProxiedAccept] = set()
+        """Connections from relays whose client is not known yet."""
         self._tls = tls
         self._standby = False
         self._limits = limits
@@ -230,6 +237,8 @@ class Server:
             listener.close()
         self._listeners = []
         self._tls_listeners = []
+        for waiting in list(self._relayed):
+            waiting.close()
         gone = list(self.peers)
         for link in gone:
             link.close()
@@ -407,7 +416,13 @@ class Server:
 
     def _accept_tls(self) -> asyncio.BaseProtocol:
         # Without a context this port must refuse: a client that expects TLS must not get an unencrypted answer.
-        return _Refusal() if self._tls is None else self._accept(self._tls)
+        tls = self._tls
+        if tls is None or len(self._relayed) >= self._max_connections:
+            return _Refusal()
+        if self.proxied is None:
+            return self._accept(tls)
+        patience_s = self.entrance.timings.handshake_s
+        return ProxiedAccept(partial(self._accept, tls), self.proxied, patience_s, self._relayed)
 
     def _accept(self, tls: TLSContext | None) -> StreamLink:
         assert self._end is not None
