@@ -32,6 +32,8 @@ $(VENV)/.ready: pyproject.toml tools/make-venv
 	tools/make-venv $(PYTHON) $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	# p4p has a pvagw of its own: ours comes last.
+	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall --editable .
 	rm -f $(VENV)/.making
 	touch $(VENV)/.installed $@
 

@@ -9,9 +9,11 @@ from typing import Any, ClassVar, Protocol
 
 from appliance.client.end import ClientEnd, ServerAddress
 from appliance.errors import AccessDeniedError, ApplianceError, ChannelClosedError, OperationError
+from appliance.pva import commands as c
 from appliance.pva.client_channel import ClientChannel
 from appliance.pva.client_operation import ClientOperation
 from appliance.pva.credentials import Credentials
+from appliance.pva.events import MonitorOctets, ReplyOctets
 from appliance.pva.status import Status
 from appliance.pvdata.value import Value
 from appliance.transport.gate import Verdict
@@ -110,8 +112,28 @@ class ChannelRequest:
     def reply(self, status: Status, value: Value | None) -> None:
         """Handle the answer to the request."""
 
-    def disconnected(self, why: str) -> None:
-        """Drop the operation: the channel was lost. ``start`` is called again when the channel is back."""
+    def octets(self, event: MonitorOctets) -> None:
+        """Handle updates of a raw subscription, also while the connection pauses: see `Channel.is_paused`."""
+        raise NotImplementedError
+
+    def reply_octets(self, event: ReplyOctets) -> None:
+        """Handle the answer to a raw request."""
+        raise NotImplementedError
+
+    def access_changed(self) -> None:
+        """Handle that `Channel.permissions` have changed; only requests that last are told."""
+
+    def resumed(self) -> None:
+        """Continue after a pause of the connection; only a request that got octets meanwhile is told."""
+
+    def disconnected(self, why: str, *, moving: bool = False) -> None:
+        """Drop the operation: the channel was lost. ``start`` is called again when the channel is back.
+
+        Args:
+            why: What happened.
+            moving: Whether we ended a plain connection ourselves, because the server speaks TLS now: the channel will be
+                back at once.
+        """
         if self.operation is not None:
             self.operation.context = None
             self.operation = None
@@ -129,11 +151,11 @@ class ChannelRequest:
 
     # -- for subclasses ------------------------------------------------------------------------------
 
-    def _begin(self, command: int, request: Value) -> ClientOperation:
+    def _begin(self, command: int, request: Value, *, window: int = 0, raw: bool = False) -> ClientOperation:
         channel = self.channel
         assert channel.wire is not None
         assert channel.link is not None
-        operation = channel.wire.operation(command, request)
+        operation = channel.wire.operation(command, request, window=window, raw=raw)
         operation.context = self
         self.operation = operation
         channel.link.schedule_flush()
@@ -243,6 +265,11 @@ class Channel:
         return self.link.credentials if self.link is not None else None
 
     @property
+    def permissions(self) -> int:
+        """What the server permits: a union of ``PERMIT_*``."""
+        return self.wire.permissions if self.wire is not None else c.PERMIT_ALL
+
+    @property
     def is_paused(self) -> bool:
         """Whether the connection waits until the status of a certificate is good again."""
         return self.link is not None and self.link.held is not None
@@ -289,8 +316,8 @@ class Channel:
         for request in list(self.requests):
             request.start()
 
-    def lost(self, why: str, *, failed: bool = False) -> None:
-        """Search again: the channel or its connection is gone.
+    def lost(self, why: str, *, failed: bool = False, moving: bool = False) -> None:
+        """Search again: the channel or its connection is gone, or we end the connection and are ``moving`` to another.
 
         If the connection ``failed`` before it was ready, the pauses between searches grow (SPVA 15.1). Otherwise each
         answer would lead to the same failure at once.
@@ -304,7 +331,7 @@ class Channel:
         self.idle.clear()
         self.state = ChannelState.SEARCHING
         for request in list(self.requests):
-            request.disconnected(why)
+            request.disconnected(why, moving=moving)
         # A server may answer searches but refuse connections. It must not be asked in a tight loop.
         self.search_again(later=failed or not was_active)
 

@@ -74,6 +74,15 @@ class Channels:
                 self._by_instance.pop(channel.instance, None)
                 channel.close()
 
+    def give_back(self, name: str) -> None:
+        """Close the channel of ``name`` now, if no request uses it."""
+        key = (name, None)
+        channel = self._by_key.get(key)
+        if channel is not None and not channel.requests:
+            del self._by_key[key]
+            self._by_instance.pop(channel.instance, None)
+            channel.close()
+
     def close(self, *, tell: bool) -> None:
         """Close all channels; see `Channel.close`."""
         for channel in list(self._by_key.values()):

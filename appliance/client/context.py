@@ -85,6 +85,8 @@ class Context:
         beacons: Whether to listen for beacons of new servers from the start.
         octets: Whether ``uint8[]`` is read as ``bytes``, without numpy; for monitors whose values are read only.
         timings: The waiting times of the client.
+        ignore_guids: GUIDs of servers whose answers are not used; a gateway ignores its own servers.
+        ignore_servers: Host and port of servers whose answers are not used; port 0 means every port.
     """
 
     _links: Links
@@ -102,6 +104,8 @@ class Context:
         beacons: bool = True,
         octets: bool = False,
         timings: Timings = DEFAULT_TIMINGS,
+        ignore_guids: frozenset[bytes] = frozenset(),
+        ignore_servers: frozenset[tuple[str, int]] = frozenset(),
     ) -> None:
         if config is None:
             config = resolve_client().config
@@ -119,6 +123,8 @@ class Context:
             segment_size=segment_size,
             octets=octets,
             timings=timings,
+            ignore_guids=ignore_guids,
+            ignore_servers=ignore_servers,
         )
         self._beacons = beacons
         self._is_open = False
@@ -216,6 +222,11 @@ class Context:
         if not self._is_open:
             raise self._not_open()
         return self._links.channels.get(name, None if server is None else ServerAddress(*server))
+
+    def give_back(self, name: str) -> None:
+        """Close the channel of ``name`` now, if no request uses it; otherwise it is kept for a while."""
+        if self._is_open:
+            self._links.channels.give_back(name)
 
     def _prepared(self, text: str) -> _Prepared:
         known = self._requests.get(text)

@@ -100,6 +100,8 @@ class ClientEnd:
         segment_size: Octets; a longer message is sent in segments. 0 means no segments.
         octets: Whether ``uint8[]`` is read as ``bytes``, without numpy; for values that are read only.
         timings: The waiting times of the client.
+        ignore_guids: GUIDs of servers whose answers and beacons are not used: those of this process.
+        ignore_servers: Addresses of servers whose answers are not used; port 0 means every port.
     """
 
     __slots__ = (
@@ -108,6 +110,8 @@ class ClientEnd:
         "closed",
         "config",
         "gate",
+        "ignored_guids",
+        "ignored_servers",
         "limits",
         "loop",
         "now",
@@ -136,6 +140,8 @@ class ClientEnd:
         segment_size: int = 0,
         octets: bool = False,
         timings: Timings = DEFAULT_TIMINGS,
+        ignore_guids: frozenset[bytes] = frozenset(),
+        ignore_servers: frozenset[tuple[str, int]] = frozenset(),
     ) -> None:
         self.config = config
         self.tls = tls
@@ -145,6 +151,8 @@ class ClientEnd:
         self.segment_size = segment_size
         self.octets = octets
         self.timings = timings
+        self.ignored_guids = ignore_guids
+        self.ignored_servers = ignore_servers
         self.closed = False
         """Whether the client is closed or closing; then it starts nothing new."""
         self._claimed: Value | None = None
@@ -166,6 +174,13 @@ class ClientEnd:
     def avoids_tls(self, guid: bytes) -> bool:
         """Whether TLS to the server with this GUID cannot be used at present (SPVA 12.5)."""
         return self.gate is not None and self.gate.avoids(guid)
+
+    def ignores(self, guid: bytes, host: str, port: int) -> bool:
+        """Whether the server with this GUID at this address must not be used."""
+        if guid in self.ignored_guids:
+            return True
+        ignored = self.ignored_servers
+        return bool(ignored) and ((host, 0) in ignored or (host, port) in ignored)
 
     def claimed_identity(self) -> Value:
         """Return the payload of authentication method ``ca``."""

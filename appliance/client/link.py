@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from typing import Any, Final, NamedTuple, Protocol, assert_never
+from typing import Final, Protocol, assert_never
 
 from appliance.client.channel import Channel, ChannelRequest
 from appliance.client.end import ClientEnd, ServerAddress
 from appliance.client.monitor import Monitor
+from appliance.client.pause import Kept
 from appliance.client.requests import FieldRequest
 from appliance.errors import ApplianceError, CertificateError, SecurityError, TransportError
 from appliance.pva import commands as c
@@ -24,11 +25,13 @@ from appliance.pva.events import (
     ClientEvent,
     FieldReply,
     MonitorFinished,
+    MonitorOctets,
     MonitorUpdate,
     OperationClosed,
     OperationReady,
     OperationReply,
     RemoteMessage,
+    ReplyOctets,
     SearchAnswered,
     Validated,
 )
@@ -62,14 +65,6 @@ class LinkOwner(Protocol):
 
     def search_answered(self, link: ServerLink, response: SearchResponse) -> None:
         """Handle an answer to a search from this server, a name server."""
-
-
-class _Kept(NamedTuple):
-    """The updates of a pause, merged into one."""
-
-    bits: int
-    store: list[Any]
-    overrun: int
 
 
 class ServerLink:
@@ -123,8 +118,8 @@ class ServerLink:
         self.channels: dict[Channel, None] = {}
         """The channels of this connection; they are created when it is ready."""
         self._waiting: list[Channel] = []
-        self._kept: dict[Monitor, _Kept] = {}
-        """The merged updates of each monitor during a pause."""
+        self._kept = Kept()
+        """What came during a pause."""
         self._methods: tuple[str, ...] = ()
         """The authentication methods that the server offers."""
         self._admission: Admission | None = None
@@ -290,9 +285,19 @@ class ServerLink:
                     if self.held is None:
                         monitor.update(event.bits, event.store, event.overrun)
                     else:
-                        self._keep(monitor, event)
-            elif type(event) is OperationReply:
+                        self._kept.keep(monitor, event)
+            elif type(event) is MonitorOctets:
                 request: ChannelRequest | None = event.operation.context
+                if request is not None:
+                    request.octets(event)
+                    if self.held is not None:
+                        self._kept.note(request)
+            elif type(event) is ReplyOctets:
+                request = event.operation.context
+                if request is not None:
+                    request.reply_octets(event)
+            elif type(event) is OperationReply:
+                request = event.operation.context
                 if request is not None:
                     request.reply(event.status, event.value)
             elif type(event) is OperationReady:
@@ -323,18 +328,9 @@ class ServerLink:
             elif type(event) is OperationClosed:
                 pass  # the channel's end informs its requests
             elif type(event) is AccessChanged:
-                pass  # whoever needs the permissions reads them from the channel
+                self._on_access(event)
             else:
                 assert_never(event)
-
-    def _keep(self, monitor: Monitor, event: MonitorUpdate) -> None:
-        """Keep an update until the pause is over; only the latest value counts."""
-        before = self._kept.get(monitor)
-        bits, overrun = event.bits, event.overrun
-        if before is not None:
-            overrun |= before.overrun | (before.bits & bits)
-            bits |= before.bits
-        self._kept[monitor] = _Kept(bits, event.store, overrun)
 
     def link_writable(self, link: StreamLink) -> None:
         """Do nothing: a client sends little and never waits for room."""
@@ -368,7 +364,7 @@ class ServerLink:
         self._waiting.clear()
         self._owner.link_ended(self, reason, was_ready=was_ready)
         for channel in channels:
-            channel.lost(why, failed=failed)
+            channel.lost(why, failed=failed, moving=self.expected)
 
     # -- events --------------------------------------------------------------------------------------
 
@@ -405,7 +401,18 @@ class ServerLink:
                 channel.lost(f"{self.peer} closed the channel")
                 return
             reason = self.stream.reason if self.stream is not None else None
-            channel.lost(str(reason) if reason is not None else f"{self.peer} closed the connection")
+            channel.lost(
+                str(reason) if reason is not None else f"{self.peer} closed the connection",
+                moving=self.expected,
+            )
+
+    @staticmethod
+    def _on_access(event: AccessChanged) -> None:
+        channel: Channel | None = event.channel.context
+        if channel is not None and channel.wire is event.channel:
+            for request in list(channel.requests):
+                if request.LASTS:
+                    request.access_changed()
 
     def _on_message(self, event: RemoteMessage) -> None:
         operation = self.connection.operations.get(event.ioid) if self.connection is not None else None
@@ -466,10 +473,7 @@ class ServerLink:
         """Continue after a pause, with the latest updates of the pause."""
         _log.debug("%s: the status of both certificates is good", self.name)
         self.held = None
-        kept, self._kept = self._kept, {}
-        for monitor, (bits, store, overrun) in kept.items():
-            if monitor.operation is not None:
-                monitor.update(bits, store, overrun)
+        self._kept.release()
         self._create_waiting()
 
     def cut(self, verdict: Verdict) -> None:

@@ -156,9 +156,9 @@ class Monitor(ChannelRequest):
         self.operation = None
         self._end(None if status.ok else RemoteError(f"{self.channel.name}: {status.message}"))
 
-    def disconnected(self, why: str) -> None:
+    def disconnected(self, why: str, *, moving: bool = False) -> None:
         """Wait for the next connection; with ``notify`` the caller is told."""
-        super().disconnected(why)
+        super().disconnected(why, moving=moving)
         if self.notify:
             self._put(Disconnected(why))
 

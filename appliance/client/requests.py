@@ -206,9 +206,9 @@ class PutRequest(ChannelRequest):
         self.operation = None
         self._finish(None)
 
-    def disconnected(self, why: str) -> None:
+    def disconnected(self, why: str, *, moving: bool = False) -> None:
         """Fail if the value was sent: the server may have written it."""
-        super().disconnected(why)
+        super().disconnected(why, moving=moving)
         self._getting = False
         if self.sent:
             # It is unknown whether the put was done; to repeat it might do it twice.
@@ -254,9 +254,9 @@ class RPCRequest(ChannelRequest):
             self.operation = None
             self._finish(value)
 
-    def disconnected(self, why: str) -> None:
+    def disconnected(self, why: str, *, moving: bool = False) -> None:
         """Fail if the call was sent: the server may have executed it."""
-        super().disconnected(why)
+        super().disconnected(why, moving=moving)
         if self.sent:
             self.fail(
                 ChannelClosedError(

@@ -335,6 +335,8 @@ class Searcher:
             return
         source, _ = origin.address
         host = source if message.address is None else str(message.address)
+        if self._end.ignores(message.guid, host, message.port):
+            return
         via = format_address(origin.address)
         _log.debug("%s -> BEACON of the server %s:%d", via, host, message.port)
         if self._servers.heard(message, host, via):
@@ -357,6 +359,8 @@ class Searcher:
         if not response.port and server is not None:
             host = server.host
             response = response._replace(port=server.port, protocol="tls" if server.tls else "tcp")
+        if self._end.ignores(response.guid, host, response.port):
+            return
         if _log.isEnabledFor(logging.DEBUG):
             self._log_answer(response, host, via or source)
         place = Located(host, response.port, response.protocol == "tls", response.guid)

@@ -43,14 +43,22 @@ class ClientChannel:
         self.operations: dict[int, ClientOperation] = {}
         self.context: Any = None
 
-    def operation(self, command: int, request: Value, *, window: int = 0) -> ClientOperation:
+    def operation(
+        self, command: int, request: Value, *, window: int = 0, raw: bool = False
+    ) -> ClientOperation:
         """Begin an operation: queue its INIT.
 
-        ``window`` is the number of updates that a pipelined MONITOR grants at its start. Raises
-        ChannelClosedError when the server took the channel away.
+        Args:
+            command: ``CMD_*``.
+            request: The pvRequest.
+            window: The number of updates that a pipelined MONITOR grants at its start.
+            raw: Whether values come as octets: see `ClientOperation.raw`.
+
+        Raises:
+            ChannelClosedError: The server took the channel away.
         """
         self._require_open()
-        return ClientOperation(self, self.connection.new_ioid(), command, request, window)
+        return ClientOperation(self, self.connection.new_ioid(), command, request, window, raw=raw)
 
     def get_field(self, field: str = "") -> ClientOperation:
         """Ask for the type of ``field``; "" means the whole (section 9.8)."""

@@ -24,6 +24,7 @@ from appliance.pva.events import (
     ChannelClosed,
     ChannelCreated,
     ClientEvent,
+    RemoteMessage,
     SearchAnswered,
     Validated,
 )
@@ -72,12 +73,14 @@ class ClientConnection(Connection[ClientEvent]):
     IS_SERVER: ClassVar[bool] = False
     ACCEPTS: ClassVar[dict[ConnectionState, frozenset[int]]] = CLIENT_ACCEPTS
 
-    __slots__ = ("_chosen", "_next_cid", "_next_ioid", "channels", "context", "operations")
+    __slots__ = ("_chosen", "_next_cid", "_next_ioid", "channels", "context", "gathering", "operations")
 
     def __init__(self, *, limits: Limits = DEFAULT_LIMITS, segment_size: int = 0) -> None:
         super().__init__(limits=limits, segment_size=segment_size)
         self.channels: dict[int, ClientChannel] = {}
         self.operations: dict[int, ClientOperation] = {}
+        self.gathering: list[ClientOperation] = []
+        """Raw operations whose event of this read takes more updates."""
         self.context: Any = None
         self._chosen = False
         self._next_cid = 1
@@ -85,6 +88,15 @@ class ClientConnection(Connection[ClientEvent]):
 
     def _on_echo(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         """Ignore the answer to our ``echo``: only its arrival counts."""
+
+    def receive_data(self, data: Buffer) -> list[ClientEvent | RemoteMessage]:
+        """Parse what arrived, and return its events: see `Connection.receive_data`."""
+        events = super().receive_data(data)
+        if self.gathering:
+            for operation in self.gathering:
+                operation.pending = None
+            self.gathering.clear()
+        return events
 
     # -- the hot loop --------------------------------------------------------------------------------
 
@@ -97,6 +109,7 @@ class ClientConnection(Connection[ClientEvent]):
         due = self.due
         # Without a clock nobody waits: large values take the short way too.
         short = UNPACED if due is not None else 0xFFFFFFFF
+        taken = 0
         while end - pos >= _ANSWER.size and len(events) < EVENTS_PER_CALL:
             prefix, size, ioid, sub, first = unpack(data, pos)
             after = pos + 8 + size
@@ -113,7 +126,15 @@ class ClientConnection(Connection[ClientEvent]):
                         pos = after
                         continue
                 elif prefix == _UPDATE and sub == 0 and operation.command == c.CMD_MONITOR:
-                    operation.receive(sub, data, pos + 13, after, False)
+                    if operation.raw:
+                        # Many updates can become one event, so events do not count them.
+                        if not taken & 63 and taken and due is not None and due():
+                            self.stalled = True
+                            return pos
+                        taken += 1
+                        operation.take_update(data, pos + 13, after, False)
+                    else:
+                        operation.receive(sub, data, pos + 13, after, False)
                     pos = after
                     continue
             after = self._message(data, pos, end)

@@ -16,10 +16,12 @@ from appliance.pva.events import (
     ClientEvent,
     FieldReply,
     MonitorFinished,
+    MonitorOctets,
     MonitorUpdate,
     OperationClosed,
     OperationReady,
     OperationReply,
+    ReplyOctets,
 )
 from appliance.pva.outbox import Outbox
 from appliance.pva.packing import REQUEST, REQUEST_HEAD, U32, U32_U32
@@ -30,6 +32,7 @@ from appliance.pva.typed import decode_typed, encode_typed
 from appliance.pvdata.bitset import decode_bitset, encode_bitset
 from appliance.pvdata.codec import codec
 from appliance.pvdata.fielddesc import TypeReader, decode_type
+from appliance.pvdata.measure import Measurer, measurer
 from appliance.pvdata.primitives import Buffer
 from appliance.pvdata.store import octet_store
 from appliance.pvdata.types import AnyType, ArrayType, ScalarType, StructType, TypeDesc, UnionType
@@ -51,6 +54,11 @@ def _is_deep(leaf: TypeDesc) -> bool:
     return isinstance(leaf, UnionType | AnyType)
 
 
+def _cut(buf: Buffer, start: int, end: int) -> bytes:
+    """Return a part of ``buf`` as octets of its own: copied once."""
+    return buf[start:end] if type(buf) is bytes else bytes(memoryview(buf)[start:end])
+
+
 class OperationOwner(Protocol):
     """What an operation needs of its connection."""
 
@@ -58,6 +66,7 @@ class OperationOwner(Protocol):
     events: list[ClientEvent]
     types: TypeReader
     operations: dict[int, ClientOperation]
+    gathering: list[ClientOperation]
 
 
 class OperationChannel(Protocol):
@@ -92,14 +101,24 @@ class ClientOperation:
         "ioid",
         "last_bits",
         "last_store",
+        "measure",
         "outbox",
+        "pending",
+        "raw",
         "state",
         "type",
         "wants_value",
     )
 
     def __init__(
-        self, channel: OperationChannel, ioid: int, command: int, request: Value | None, window: int
+        self,
+        channel: OperationChannel,
+        ioid: int,
+        command: int,
+        request: Value | None,
+        window: int,
+        *,
+        raw: bool = False,
     ) -> None:
         self.channel = channel
         self.connection = connection = channel.connection
@@ -116,6 +135,13 @@ class ClientOperation:
         """Everything that the updates of a MONITOR, or the answers to the reads of another operation, add up to."""
         self.last_bits = 0
         """Reads: which fields of it the server has ever sent, in leaf form."""
+        self.raw = raw
+        """Whether values come as octets (`MonitorOctets`, `ReplyOctets`). After INIT it is False if the type holds an
+        ``any``: its octets mean nothing elsewhere. Then values come decoded, as without it."""
+        self.measure: Measurer | None = None
+        """Measures little-endian values if ``raw``."""
+        self.pending: MonitorOctets | None = None
+        """The event of the present read that takes more updates."""
         self._deep = False
         """Whether values hold what is changed in place: structures in arrays, unions and anys."""
         self.context: Any = None
@@ -295,7 +321,10 @@ class ClientOperation:
                 self.get_type = self.type
                 if self.command == c.CMD_PUT_GET:
                     self.get_type, pos = self._decode_struct(buf, pos, end, big)
-                if self.command in _HAS_TYPE:
+                self.raw = self.raw and not self.get_type.holds_any
+                if self.raw:
+                    self.measure = measurer(self.get_type, False)
+                else:
                     self._deep = any(_is_deep(leaf) for leaf in self.get_type.leaf_types)
             if self._is_dead:
                 return  # it was given up while a long type was read
@@ -316,6 +345,8 @@ class ClientOperation:
         status, pos = Status.decode(buf, pos, end, big=big)
         value: Value | None = None
         if status.ok and self.wants_value:
+            if self.raw and self._take_reply(status, buf, pos, end, big):
+                return
             if self.command == c.CMD_RPC:
                 value, pos = decode_typed(buf, pos, end, big, self.connection.types)
             else:
@@ -326,9 +357,61 @@ class ClientOperation:
 
     def receive_value(self, buf: Buffer, pos: int, end: int) -> None:
         """Handle the little-endian answer to a GET whose Status was OK; ``pos`` is behind that Status."""
+        if self.raw:
+            self._take_reply(OK, buf, pos, end, False)
+            return
         value, _ = self._decode_partial(buf, pos, end, False)
         self.state = OperationState.IDLE
         self.connection.events.append(OperationReply(self, OK, value))
+
+    def _measure(self, big: bool) -> Measurer:
+        measure = self.measure
+        if big or measure is None:
+            assert self.get_type is not None
+            measure = measurer(self.get_type, big)
+        return measure
+
+    def _take_reply(self, status: Status, buf: Buffer, pos: int, end: int, big: bool) -> bool:
+        """Report an answer as octets; return whether that was possible."""
+        if self.command == c.CMD_RPC:
+            kind, after = decode_type(buf, pos, end, big, self.connection.types)
+            if not isinstance(kind, StructType) or kind.holds_any:
+                return False
+            bits = 1
+            end = measurer(kind, big)(buf, after, end)
+            # A type may have come by an ID, which means nothing elsewhere.
+            tail = codec(kind, big).description + _cut(buf, after, end)
+        else:
+            bits, end = self._measure(big).marked(buf, pos, end)
+            tail = _cut(buf, pos, end)
+        if self.state is OperationState.EXECUTING:
+            self.state = OperationState.IDLE
+            self.connection.events.append(ReplyOctets(self, status, big, bits, tail))
+        return True
+
+    def take_update(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
+        """Report an update as octets."""
+        bits, cut = self._measure(big).marked(buf, pos, end)
+        overrun = 0
+        if cut < end and not buf[cut]:
+            body = _cut(buf, pos, cut + 1)
+        else:
+            kind = self.type
+            assert kind is not None
+            if cut < end:
+                overrun = leaves(kind, decode_bitset(buf, cut, end, big)[0])
+            body = _cut(buf, pos, cut) + encode_bitset(overrun, big)
+        if self._is_dead:
+            return  # it was given up while a long value was read
+        pending = self.pending
+        if pending is not None:
+            if pending.bits == bits and pending.big is big and not overrun and not pending.overrun:
+                pending.bodies.append(body)
+                return
+        else:
+            self.connection.gathering.append(self)
+        self.pending = event = MonitorOctets(self, big, bits, overrun, [body])
+        self.connection.events.append(event)
 
     def _decode_partial(self, buf: Buffer, pos: int, end: int, big: bool) -> tuple[Value, int]:
         kind = self.get_type
@@ -374,6 +457,9 @@ class ClientOperation:
         self._receive_update(kind, buf, pos, end, big)
 
     def _receive_update(self, kind: StructType, buf: Buffer, pos: int, end: int, big: bool) -> None:
+        if self.raw:
+            self.take_update(buf, pos, end, big)
+            return
         bits, pos = decode_bitset(buf, pos, end, big)
         types = self.connection.types
         # As with reads: what is handed out is the caller's to change, the last value is ours.

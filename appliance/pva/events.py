@@ -34,6 +34,7 @@ __all__ = [
     "FieldReply",
     "FieldRequested",
     "MonitorFinished",
+    "MonitorOctets",
     "MonitorUpdate",
     "MonitorWindow",
     "OperationCancelled",
@@ -42,6 +43,7 @@ __all__ = [
     "OperationReply",
     "OperationRequested",
     "RemoteMessage",
+    "ReplyOctets",
     "SearchAnswered",
     "SearchReceived",
     "ServerEvent",
@@ -290,6 +292,46 @@ class MonitorUpdate(Event):
 
 
 @final
+class MonitorOctets(Event):
+    """Updates of a raw MONITOR, measured and not decoded; ``bodies`` are what follows the sub-command of each.
+
+    One event has as many updates of one operation as came in one read one after the other, if they are alike: in the same
+    byte order, with the same fields ``bits`` (the bit set as it was sent), and without an overrun. One with an ``overrun`` (in
+    leaf form) is alone. Each body ends with its overrun bit set. So updates of *different* PVs that came in one read may
+    change places; those of one PV never do.
+    """
+
+    __slots__ = __match_args__ = ("operation", "big", "bits", "overrun", "bodies")
+
+    def __init__(
+        self, operation: ClientOperation, big: bool, bits: int, overrun: int, bodies: list[bytes]
+    ) -> None:
+        self.operation = operation
+        self.big = big
+        self.bits = bits
+        self.overrun = overrun
+        self.bodies = bodies
+
+
+@final
+class ReplyOctets(Event):
+    """The answer with a value to a request of a raw operation: measured and not decoded.
+
+    ``tail`` is what follows the Status: for a GET and a PUT_GET the bit set ``bits`` and the value, for an RPC the type, in
+    full, and the value (its ``bits`` are 1).
+    """
+
+    __slots__ = __match_args__ = ("operation", "status", "big", "bits", "tail")
+
+    def __init__(self, operation: ClientOperation, status: Status, big: bool, bits: int, tail: bytes) -> None:
+        self.operation = operation
+        self.status = status
+        self.big = big
+        self.bits = bits
+        self.tail = tail
+
+
+@final
 class MonitorFinished(Event):
     """The server ended the subscription."""
 
@@ -322,6 +364,6 @@ ServerEvent: TypeAlias = (
 ClientEvent: TypeAlias = (
     "RemoteMessage | AuthenticationOffered | Validated | SearchAnswered | ChannelCreated"
     " | ChannelClosed[ClientChannel] | AccessChanged | OperationReady | OperationReply | MonitorUpdate"
-    " | MonitorFinished | FieldReply | OperationClosed[ClientOperation]"
+    " | MonitorOctets | ReplyOctets | MonitorFinished | FieldReply | OperationClosed[ClientOperation]"
 )
 """What a client has to act on."""

@@ -9,6 +9,7 @@ from appliance.errors import DecodeError, LocalProtocolError, RemoteProtocolErro
 from appliance.pva import commands as c
 from appliance.pva.events import Execute, MonitorWindow, OperationCancelled, OperationRequested, ServerEvent
 from appliance.pva.limits import Limits
+from appliance.pva.octets import Octets
 from appliance.pva.outbox import Outbox
 from appliance.pva.packing import REPLY, U32
 from appliance.pva.selection import encode_answer, leaves
@@ -107,6 +108,8 @@ class ServerOperation:
         "connection",
         "context",
         "cost",
+        "head",
+        "head_of",
         "ioid",
         "last",
         "mask",
@@ -149,6 +152,9 @@ class ServerOperation:
         self.reply = b""
         self.reply_tail: bytes | None = None
         self.reply_sub = 0
+        self.head = b""
+        self.head_of = (-1, False)
+        """Octets and byte order of the updates that ``head`` is for: see `send_octets`."""
         self.context: Any = None
         self.pipeline = False
         self.window = 0
@@ -412,6 +418,20 @@ class ServerOperation:
         outbox = self.outbox
         outbox.send_parts(self.command, [U32[outbox.big].pack(self.ioid) + bytes((sub,)), tail])
 
+    def reply_octets(self, status: Status, tail: bytes, *, big: bool) -> None:
+        """Answer the request in progress with a value that is serialised already.
+
+        Args:
+            status: An OK or a warning.
+            tail: What follows the Status: see `events.ReplyOctets`.
+            big: Whether its numbers are big-endian: so is the message then.
+        """
+        if self.state is not OperationState.EXECUTING:
+            return
+        head = U32[big].pack(self.ioid) + bytes((self.sub,)) + status.encode(big=big)
+        self.outbox.send_parts(self.command, [head, tail], big=big)
+        self._replied()
+
     def reply_rpc(self, value: Value | None) -> None:
         """Answer an RPC; None answers with the null type."""
         if self.state is not OperationState.EXECUTING:
@@ -534,6 +554,70 @@ class ServerOperation:
                 + body
             )
             outbox.size += 13 + size
+        return False
+
+    def _head(self, size: int, big: bool) -> bytes:
+        """Return what stands before an update of ``size`` octets; equal sizes have equal heads."""
+        if self.head_of != (size, big):
+            flags = c.FLAG_SERVER | (c.FLAG_BIG_ENDIAN if big else 0)
+            self.head_of = (size, big)
+            self.head = REPLY[big].pack(c.MAGIC, c.VERSION, flags, c.CMD_MONITOR, 5 + size, self.ioid, 0)
+        return self.head
+
+    def send_octets(self, bodies: list[bytes], limit: int, *, big: bool) -> int:
+        """Send updates that are serialised already, as many as the client accepts.
+
+        Args:
+            bodies: What follows the sub-command of each, the oldest first.
+            limit: Octets of waiting output above which nothing is sent.
+            big: Whether their numbers are big-endian: so are the messages then.
+
+        Returns:
+            How many of them were sent, from the first on.
+        """
+        outbox = self.outbox
+        if self.state is not OperationState.EXECUTING or outbox.size > limit:
+            return 0
+        count = len(bodies)
+        if self.pipeline and count > self.window:
+            count = self.window
+            if not count:
+                return 0
+            bodies = bodies[:count]
+        size = len(bodies[0])
+        if count == 1:
+            if size <= outbox.one_piece:
+                outbox.chunks.append(self._head(size, big) + bodies[0])
+                outbox.size += 13 + size
+            else:
+                self._send_body(bodies[0], big)
+        elif size <= outbox.one_piece and len(set(map(len, bodies))) == 1:
+            head = self._head(size, big)
+            outbox.chunks.append(head + head.join(bodies))
+            outbox.size += count * (13 + size)
+        else:
+            for sent, body in enumerate(bodies):
+                if outbox.size > limit:
+                    count = sent
+                    break
+                self._send_body(body, big)
+        if self.pipeline:
+            self.window -= count
+        return count
+
+    def _send_body(self, body: bytes, big: bool) -> None:
+        self.outbox.send_parts(self.command, [U32[big].pack(self.ioid) + b"\0", body], big=big)
+
+    def drain_octets(self, queue: deque[Octets], limit: int) -> bool:
+        """Send updates from ``queue`` as `drain` does."""
+        outbox = self.outbox
+        while queue:
+            if self.state is not OperationState.EXECUTING or (self.pipeline and self.window <= 0):
+                return False
+            if outbox.size > limit:
+                return True
+            update = queue.popleft()
+            self.send_octets([update.body], limit, big=update.big)
         return False
 
     def finish(self, status: Status = OK) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from functools import partial
 from typing import Final, Protocol
 
 from appliance.config.address import Endpoint
@@ -40,6 +39,25 @@ class Announced(Protocol):
 
     def beacon(self, number: int) -> Beacon | None:
         """Return the beacon of this number; None if the server does not want to be found at present."""
+
+
+class _Answerer:
+    """Answers the searches of one client: equal for all of them."""
+
+    __slots__ = ("_answer", "_origin")
+
+    def __init__(self, answer: Callable[[Origin, SearchResponse], None], origin: Origin) -> None:
+        self._answer = answer
+        self._origin = origin
+
+    def __call__(self, response: SearchResponse) -> None:
+        self._answer(self._origin, response)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Answerer) and self._origin == other._origin
+
+    def __hash__(self) -> int:
+        return hash(self._origin)
 
 
 class Announcer:
@@ -166,7 +184,7 @@ class Announcer:
             return
         if self._own and ":" not in source and origin.received_on and origin.received_on not in self._own:
             return  # the client would be sent to an address that nobody listens on
-        send = partial(self._answer, origin)
+        send = _Answerer(self._answer, origin)
         for response in self._server.answer_search(message, source, send):
             send(response)
 

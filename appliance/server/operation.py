@@ -102,6 +102,11 @@ class Operation:
         wire.ready(kind, mask if kind is not None else None)
         self._flush()
 
+    def ready_as_is(self, kind: StructType) -> None:
+        """Accept the operation with all fields of ``kind``: the pvRequest was applied elsewhere, by the server behind a gateway."""
+        self.wire.ready(kind)
+        self._flush()
+
     def fail(self, message: str) -> None:
         """Answer with an error that says what is wrong and what to do."""
         self.wire.fail(message)

@@ -306,7 +306,8 @@ class Server:
         Args:
             request: The search.
             host: The address that it came from.
-            later: Sends an answer that comes late, for a name that a source claims a moment later.
+            later: Sends an answer that comes late, for a name that a source claims a moment later. It is equal for all searches
+                of one client.
         """
         protocol, port = self.choose_protocol(request.protocols)
         if not protocol:
@@ -321,7 +322,9 @@ class Server:
             if claims(name, host):
                 found.append(instance)
             elif late is not None:
-                sources.promise(name, host, partial(self._answer_late, request, instance, late))
+                sources.promise(
+                    name, host, (late, instance), partial(self._answer_late, request, instance, late)
+                )
         if not found and not request.must_reply:
             return ()
         return (SearchResponse(self.guid, request.sequence, None, port, protocol, bool(found), tuple(found)),)

@@ -145,12 +145,18 @@ class Source(ABC):
     def open(self, name: str, peer: Credentials) -> Handler | Later | None:
         """Return the handler of ``name``, perhaps `Later`; None leaves the name to the next source."""
 
-    def promise(self, name: str, host: str, tell: Callable[[], None]) -> None:
+    def promise(self, name: str, host: str, asker: Hashable, tell: Callable[[], None]) -> None:
         """Call ``tell`` if the source comes to claim ``name`` soon, after it did not when ``host`` searched for it.
 
         The search is then answered late. A source that is never late does nothing.
+
+        Args:
+            name: The name that was searched for.
+            host: The address that the search came from.
+            asker: Who searched: a later search of an equal one takes the place of the earlier.
+            tell: Answers the search.
         """
-        del name, host, tell
+        del name, host, asker, tell
 
     def names(self) -> Iterable[str]:
         """Return the names to list (``pvxlist``); a source that makes PVs on demand lists none."""

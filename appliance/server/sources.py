@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Final, NamedTuple
 
 from appliance.errors import ApplianceError, OperationError
@@ -64,11 +64,11 @@ class Sources:
                 _log.exception("the source %s failed when asked for %r", label, name)
         return False
 
-    def promise(self, name: str, host: str, tell: Callable[[], None]) -> None:
-        """Call ``tell`` if a source comes to claim ``name`` soon."""
+    def promise(self, name: str, host: str, asker: Hashable, tell: Callable[[], None]) -> None:
+        """Call ``tell`` if a source comes to claim ``name`` soon; see `Source.promise`."""
         for source in self.late:
             try:
-                source.promise(name, host, tell)
+                source.promise(name, host, asker, tell)
             except Exception:  # noqa: BLE001 - see claims()
                 _log.exception("a source failed when asked for %r", name)
 

@@ -28,7 +28,7 @@ def options(role: str) -> dict:
 
 def test_all_roles_are_there():
     assert ROLES == [
-        "spva_base", "spva_cms", "spva_common", "spva_ioc", "spva_issuer", "spva_keychain", "spva_tools",
+        "spva_base", "spva_cms", "spva_common", "spva_gateway", "spva_ioc", "spva_issuer", "spva_keychain", "spva_tools",
     ]  # fmt: skip
 
 
@@ -110,6 +110,13 @@ def test_files_with_secrets_show_nothing():
     assert writer["no_log"] is True
     assert writer["diff"] is False
     assert writer["ansible.builtin.copy"]["mode"] == "0600"
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_an_undefined_variable_is_never_lost_in_a_loop(role):
+    """Ansible drops what a method is given if it is undefined (``set _ = found.append(...)``); an assignment keeps the error."""
+    for path in (ROOT / "roles" / role).rglob("*.yml"):
+        assert not re.search(r"set _ = ", path.read_text()), path
 
 
 @pytest.mark.parametrize("role", ROLES)

@@ -17,15 +17,17 @@ ROOT = Path(__file__).resolve().parents[2]
 HASH = "scrypt$15$8$1$MnnrVpOO/Nv4CQ6qR5DVTg==$cyUrFnd5kguPpD3tLlxxpxDyAiL/Ns0GCU2KFhtzDiY="
 
 
-def run_play(tmp_path: Path, play: dict, variables: dict | None = None) -> subprocess.CompletedProcess[str]:
+def run_play(
+    tmp_path: Path, play: dict, variables: dict | None = None, inventory: Path | str = "localhost,"
+) -> subprocess.CompletedProcess[str]:
     """Run one play on this machine; ``variables`` win over all others."""
     on_this_machine = {"hosts": "localhost", "connection": "local", "gather_facts": False}
-    (tmp_path / "play.yml").write_text(yaml.safe_dump([{**play, **on_this_machine}]))
+    (tmp_path / "play.yml").write_text(yaml.safe_dump([{**on_this_machine, **play}]))
     (tmp_path / "extra.json").write_text(json.dumps(variables or {}))
     return subprocess.run(
         [
             Path(sys.executable).parent / "ansible-playbook",
-            "--inventory=localhost,",
+            f"--inventory={inventory}",
             f"--extra-vars=@{tmp_path / 'extra.json'}",
             f"--extra-vars=ansible_python_interpreter={sys.executable}",
             tmp_path / "play.yml",

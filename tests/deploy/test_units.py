@@ -15,7 +15,7 @@ UNITS = ROOT / "systemd"
 SERVICES = sorted(path.name for path in UNITS.glob("*.service"))
 DAEMONS = [name for name in SERVICES if "keychain" not in name]
 MOST = 1.5
-PROGRAMS = ("jwt-issuer", "pvacms", "softIocPVX", "authnjwt", "authnstd")
+PROGRAMS = ("jwt-issuer", "pvacms", "softIocPVX", "pvagw", "authnjwt", "authnstd")
 
 
 def systemd_version() -> int:

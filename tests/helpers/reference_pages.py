@@ -28,7 +28,9 @@ from appliance.cms.options import OPTIONS
 from appliance.config.duration import Duration
 from appliance.config.loader import schema
 from appliance.config.secret import Secret
-from appliance.config.settings import ServerSettings
+from appliance.config.settings import ClientSettings, ServerSettings
+from appliance.gateway import daemon as pvagw
+from appliance.gateway.config import GatewayConfig
 from appliance.ioc import daemon as softiocpvx
 from appliance.ioc.config import IocConfig
 from appliance.issuer import daemon as jwt_issuer
@@ -49,15 +51,18 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "authnstd": authnstd.parser,
     "jwt-issuer": jwt_issuer._parser,
     "pvacms": pvacms._parser,
+    "pvagw": pvagw._parser,
     "pvxcert": pvxcert.parser,
     "softIocPVX": softiocpvx._parser,
 }
 FILES: dict[str, type[msgspec.Struct]] = {
     "jwt-issuer": IssuerConfig,
     "pvacms": CMSSettings,
+    "pvagw": GatewayConfig,
     "softIocPVX": IocConfig,
 }
 ELSEWHERE = {
+    ClientSettings: "the [settings of the client](configuration.md#clients), by their keys",
     ServerSettings: "the [settings of the server](configuration.md#servers), by their keys",
     JWTConfig: "[trusted issuers of tokens](jwt-verification.md#trusted-issuers)",
 }

@@ -75,7 +75,7 @@ class Asked(ChannelRequest):
     def start(self) -> None:
         self.told.append("start")
 
-    def disconnected(self, why: str) -> None:
+    def disconnected(self, why: str, *, moving: bool = False) -> None:
         self.told.append(why)
 
 

@@ -74,7 +74,7 @@ class Channel:
     def await_creation(self) -> None:
         self.told.append("creation")
 
-    def lost(self, why: str, *, failed: bool = False) -> None:
+    def lost(self, why: str, *, failed: bool = False, moving: bool = False) -> None:
         self.told.append(f"{'failed' if failed else 'lost'}: {why}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 
 import pytest
 
@@ -93,7 +93,7 @@ class Late(Source):
     def open(self, name: str, peer: Credentials) -> Handler | None:
         return None
 
-    def promise(self, name: str, host: str, tell: Callable[[], None]) -> None:
+    def promise(self, name: str, host: str, asker: Hashable, tell: Callable[[], None]) -> None:
         self.promises[name] = tell
 
 
@@ -104,7 +104,7 @@ def test_only_sources_that_can_be_late_are_asked_for_promises() -> None:
     late = Late()
     sources.add("late", late, 1)
     assert sources.late == (late,)
-    sources.promise("x", "10.0.0.1", list)
+    sources.promise("x", "10.0.0.1", "me", list)
     assert list(late.promises) == ["x"]
     sources.remove("late")
     assert sources.late == ()

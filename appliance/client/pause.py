@@ -1,0 +1,58 @@
+"""What comes during a pause of a connection: it waits until the status of both certificates is good again."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from appliance.client.channel import ChannelRequest
+from appliance.client.monitor import Monitor
+from appliance.pva.events import MonitorUpdate
+
+__all__ = ["Kept"]
+
+
+class _Merged(NamedTuple):
+    """The updates of a pause, merged into one."""
+
+    bits: int
+    store: list[Any]
+    overrun: int
+
+
+class Kept:
+    """The updates of one pause of one connection."""
+
+    __slots__ = ("_told", "_updates")
+
+    def __init__(self) -> None:
+        self._updates: dict[Monitor, _Merged] = {}
+        self._told: dict[ChannelRequest, None] = {}
+
+    def keep(self, monitor: Monitor, event: MonitorUpdate) -> None:
+        """Keep an update until the pause is over; only the latest value counts."""
+        before = self._updates.get(monitor)
+        bits, overrun = event.bits, event.overrun
+        if before is not None:
+            overrun |= before.overrun | (before.bits & bits)
+            bits |= before.bits
+        self._updates[monitor] = _Merged(bits, event.store, overrun)
+
+    def note(self, request: ChannelRequest) -> None:
+        """Remember a request that keeps what it gets itself: it is told when the pause is over."""
+        self._told[request] = None
+
+    def clear(self) -> None:
+        """Forget everything: the connection is gone."""
+        self._updates.clear()
+        self._told.clear()
+
+    def release(self) -> None:
+        """Give everybody the latest of the pause, which is over."""
+        updates, self._updates = self._updates, {}
+        told, self._told = self._told, {}
+        for monitor, (bits, store, overrun) in updates.items():
+            if monitor.operation is not None:
+                monitor.update(bits, store, overrun)
+        for request in told:
+            if request.operation is not None:
+                request.resumed()

@@ -1,0 +1,72 @@
+"""One server side: what it serves, and on which terms."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from appliance.config.pva import ServerConfig
+from appliance.gateway.config import Bounds, ServerSide
+from appliance.gateway.names import NewNames, Promises
+from appliance.gateway.route import Router
+from appliance.gateway.source import RoutedSource
+from appliance.gateway.upstreams import Upstreams
+from appliance.pva.credentials import Credentials
+from appliance.pva.search import GUID_SIZE
+from appliance.server.server import Server
+
+__all__ = ["Downstream"]
+
+
+class Downstream:
+    """One server side of the gateway. Its GUID exists before any client starts, so that none takes it for a server.
+
+    Args:
+        name: The side's name in the configuration.
+        side: Its configuration.
+        config: The settings of its server.
+        router: Says which names are served to whom.
+    """
+
+    def __init__(self, name: str, side: ServerSide, config: ServerConfig, router: Router) -> None:
+        self.name = name
+        self.side = side
+        self.config = config
+        self.router = router
+        self.guid = os.urandom(GUID_SIZE)
+        self.source: RoutedSource | None = None
+        self.server: Server | None = None
+        """The server, once it runs."""
+        self._queue_size = 16
+
+    # -- Terms ---------------------------------------------------------------------------------------
+
+    @property
+    def get_holdoff_s(self) -> float:
+        """Seconds between two reads of one PV at its server."""
+        return self.side.get_holdoff
+
+    @property
+    def queue_size(self) -> int:
+        """``record[queueSize]`` of shared subscriptions."""
+        return self._queue_size
+
+    def may_bypass(self, name: str, peer: Credentials) -> bool:
+        """Whether a client may have a subscription of its own at the server (UNCACHED)."""
+        del name, peer
+        return True
+
+    # -- start ---------------------------------------------------------------------------------------
+
+    def connect(
+        self, clients: Sequence[Upstreams], new_names: NewNames, promises: Promises, bounds: Bounds
+    ) -> None:
+        """Show the names of the client sides."""
+        self._queue_size = max((client.queue_size for client in clients), default=16)
+        self.source = RoutedSource(self.router, clients, self, new_names, promises, bounds.open_patience_s)
+
+    def prepare(self, server: Server) -> None:
+        """Add the sources of this side to its server, before the first client can ask."""
+        self.server = server
+        if self.source is not None:
+            server.add_source("gateway", self.source)

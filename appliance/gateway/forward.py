@@ -1,0 +1,181 @@
+"""One name at one client side, as one server side shows it: requests of clients become requests to the server."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any, Final, Protocol
+
+from appliance.gateway.own import OwnField, OwnRequest
+from appliance.gateway.shared_get import SharedGet
+from appliance.gateway.shared_monitor import SharedMonitor
+from appliance.gateway.upstream import Upstream, request_key, with_options
+from appliance.pva import commands as c
+from appliance.pva.credentials import Credentials
+from appliance.pvdata.pvrequest import request_options, truth
+from appliance.pvdata.value import Value
+from appliance.server.channel import Channel
+from appliance.server.operation import Operation, Subscription
+from appliance.server.source import Handler
+
+__all__ = ["ForwardedPV", "Terms"]
+
+_OURS: Final = frozenset({"queueSize", "pipeline", "cache"})
+"""Options that say what a client wants of the gateway, and not of the PV."""
+_UNCACHED: Final = "Gateway disallows uncachable monitor"
+"""The words of p4p's gateway, which clients may look for."""
+
+
+class Terms(Protocol):
+    """What one server side has decided about the PVs that it forwards."""
+
+    @property
+    def get_holdoff_s(self) -> float:
+        """Seconds between two reads of one PV at its server."""
+
+    @property
+    def queue_size(self) -> int:
+        """``record[queueSize]`` of shared subscriptions."""
+
+    def may_bypass(self, name: str, peer: Credentials) -> bool:
+        """Whether a client may have a subscription of its own at the server (UNCACHED)."""
+
+
+class ForwardedPV(Handler):
+    """A PV of a server behind the gateway. It lives as long as the gateway keeps the name.
+
+    Args:
+        upstream: The name at the client side.
+        terms: What the server side has decided.
+    """
+
+    __slots__ = ("_terms", "channels", "upstream")
+
+    def __init__(self, upstream: Upstream, terms: Terms) -> None:
+        self.upstream = upstream
+        self.channels: dict[Channel, None] = {}
+        """The clients' channels."""
+        self._terms = terms
+
+    # -- Dependent -----------------------------------------------------------------------------------
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a client has a channel of it."""
+        return bool(self.channels)
+
+    def lost(self) -> None:
+        """Close all channels: the server of the PV is gone."""
+        for channel in list(self.channels):
+            channel.close()
+
+    # -- Handler: channels ---------------------------------------------------------------------------
+
+    def attached(self, channel: Channel) -> None:
+        """Note a client's channel."""
+        self.channels[channel] = None
+
+    def detached(self, channel: Channel) -> None:
+        """Forget a client's channel."""
+        self.channels.pop(channel, None)
+
+    def counted_as(self) -> Hashable:
+        """Count the subscriptions of one name together, on whichever server side."""
+        return self.upstream
+
+    # -- Handler: requests ---------------------------------------------------------------------------
+
+    def init(self, operation: Operation) -> None:
+        """Begin a request at the server; GETs of the same pvRequest share one."""
+        upstream = self.upstream
+        if operation.command == c.CMD_GET and not self._bypasses(operation):
+            request = with_options(operation.request, _OURS, {})
+            holdoff_s = self._terms.get_holdoff_s
+            key = (request_key(request), holdoff_s)
+            shared = upstream.gets.get(key)
+            if shared is None:
+                shared = upstream.gets[key] = SharedGet(upstream, key, request, holdoff_s)
+                upstream.channel.add(shared)
+            operation.state = shared
+            shared.init(operation)
+            return
+        operation.state = own = OwnRequest(upstream, operation)
+        upstream.channel.add(own)
+
+    def _bypasses(self, operation: Operation) -> bool:
+        asked = truth(request_options(operation.request).get("cache")) is False
+        return asked and self._terms.may_bypass(operation.name, operation.peer)
+
+    def get(self, operation: Operation) -> None:
+        """Read."""
+        operation.state.get(operation)
+
+    def put(self, operation: Operation, value: Value) -> None:
+        """Write."""
+        operation.state.put(operation, value)
+
+    def put_get(self, operation: Operation, value: Value) -> None:
+        """Write, and answer with what is there then."""
+        operation.state.put(operation, value)
+
+    def process(self, operation: Operation) -> None:
+        """Process."""
+        operation.state.process(operation)
+
+    def rpc(self, operation: Operation, argument: Value | None) -> None:
+        """Call."""
+        operation.state.call(operation, argument)
+
+    def introspect(self, operation: Operation, field: str) -> None:
+        """Ask the server for the type."""
+        operation.state = asked = OwnField(self.upstream, operation, field)
+        self.upstream.channel.add(asked)
+
+    def cancelled(self, operation: Operation) -> None:
+        """Give up the request in progress."""
+        state: Any = operation.state
+        if isinstance(state, OwnRequest):
+            state.cancelled()
+        elif isinstance(state, SharedGet):
+            state.cancelled(operation)
+
+    def closed(self, operation: Operation) -> None:
+        """End what stands for the operation at the server."""
+        state: Any = operation.state
+        if isinstance(state, SharedGet):
+            state.closed(operation)
+        elif state is not None:
+            state.closed()
+
+    # -- Handler: subscriptions ----------------------------------------------------------------------
+
+    def subscribe(self, subscription: Subscription) -> None:
+        """Begin a subscription at the server, or join the one that other clients have."""
+        upstream = self.upstream
+        options = request_options(subscription.request)
+        key: object
+        if truth(options.get("cache")) is False:
+            if not self._terms.may_bypass(subscription.name, subscription.peer):
+                subscription.fail(_UNCACHED)
+                return
+            key = subscription
+            request = with_options(subscription.request, frozenset({"pipeline"}), {})
+        else:
+            plain = with_options(subscription.request, _OURS, {})
+            key = request_key(plain)
+            size = max(self._terms.queue_size, subscription.queue_size)
+            request = with_options(plain, _OURS, {"queueSize": str(size)})
+        shared = upstream.monitors.get(key)
+        if shared is None:
+            shared = upstream.monitors[key] = SharedMonitor(upstream, key, request)
+            subscription.state = shared
+            shared.subscribe(subscription)
+            upstream.channel.add(shared)
+            return
+        subscription.state = shared
+        shared.subscribe(subscription)
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """Leave the subscription at the server; the last client ends it."""
+        shared: SharedMonitor | None = subscription.state
+        if shared is not None:
+            shared.unsubscribe(subscription)

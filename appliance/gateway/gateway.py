@@ -1,0 +1,168 @@
+"""All parts of the gateway, connected: its client sides, its server sides, and what both share."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Iterable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Final
+
+from appliance.acf import PVList
+from appliance.certmon.endpoints import open_client, open_server
+from appliance.config.address import parse_endpoints
+from appliance.errors import ConfigurationError
+from appliance.gateway.config import GatewayConfig, ServerSide, Sides
+from appliance.gateway.downstream import Downstream
+from appliance.gateway.names import NewNames, Promises
+from appliance.gateway.route import Router
+from appliance.gateway.upstreams import Upstreams
+
+__all__ = ["Gateway"]
+
+_log: Final = logging.getLogger(__name__)
+
+
+class Gateway:
+    """The gateway of one configuration. Call all methods on the event loop's thread.
+
+    Args:
+        config: The configuration.
+        sides: The settings of its sides (`resolve_sides`).
+    """
+
+    def __init__(self, config: GatewayConfig, sides: Sides) -> None:
+        self.config = config
+        self.sides = sides
+        self.clients: dict[str, Upstreams] = {}
+        self.servers: dict[str, Downstream] = {}
+        self._stack = AsyncExitStack()
+        loop = asyncio.get_running_loop()
+        bounds = config.bounds
+        self.new_names = NewNames(bounds.new_names_per_host, loop.time)
+        self.promises = Promises(bounds.promise_s, loop.time)
+
+    async def start(self) -> None:
+        """Read the files, then start the client sides, then the server sides.
+
+        Raises:
+            ConfigurationError: A file cannot be used, or a name of the configuration has no address.
+            TransportError: A side cannot listen.
+        """
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _start(self) -> None:
+        if self.config.read_only:
+            raise ConfigurationError("it is not supported yet; remove it", key="read_only")
+        for name, side in self.config.servers.items():
+            if side.access.file:
+                raise ConfigurationError(
+                    "access security is not supported yet; remove it", key=f"servers.{name}.access"
+                )
+            router = await asyncio.to_thread(read_router, side)
+            self.servers[name] = Downstream(name, side, self.sides.servers[name].config, router)
+        guids = frozenset(server.guid for server in self.servers.values())
+        for name in self.config.clients:
+            if name in self.config.used_clients:
+                await self._start_client(name, guids)
+            else:
+                _log.warning("clients.%s: no server side uses it; it is not started", name)
+        for server in self.servers.values():
+            server.connect(
+                [self.clients[client] for client in server.side.clients],
+                self.new_names,
+                self.promises,
+                self.config.bounds,
+            )
+            await self._start_server(server)
+
+    async def _start_client(self, name: str, guids: frozenset[bytes]) -> None:
+        side = self.config.clients[name]
+        context = await self._stack.enter_async_context(
+            open_client(
+                self.sides.clients[name],
+                ignore_guids=guids,
+                ignore_servers=await _addresses(f"clients.{name}.ignore_servers", side.ignore_servers),
+            )
+        )
+        upstreams = Upstreams(name, context, self.config.bounds, self.promises, side.queue_size)
+        self._stack.callback(upstreams.close)
+        self.clients[name] = upstreams
+
+    async def _start_server(self, downstream: Downstream) -> None:
+        side = downstream.side
+        status_client = side.status_client or next(iter(side.clients), "")
+        server = await self._stack.enter_async_context(
+            open_server(
+                self.sides.servers[downstream.name],
+                prepare=downstream.prepare,
+                status_client=self.sides.clients[status_client].config if status_client else None,
+                guid=downstream.guid,
+            )
+        )
+        _log.info(
+            "the server side %s serves on TCP port %s, TLS port %s",
+            downstream.name,
+            server.tcp_port or "off",
+            server.tls_port or "off",
+        )
+
+    def summary(self) -> str:
+        """Return one line for the service manager."""
+        names = sum(client.active for client in self.clients.values())
+        peers = sum(len(server.server.peers) for server in self.servers.values() if server.server is not None)
+        return f"{peers} clients, {names} PVs"
+
+    async def stop(self) -> None:
+        """Close the server sides, then the client sides."""
+        await self._stack.aclose()
+
+
+def read_router(side: ServerSide) -> Router:
+    """Read the PV list of a server side; blocks.
+
+    Raises:
+        AccessFileError: The PV list is wrong.
+        ConfigurationError: It cannot be read.
+    """
+    if not side.pvlist:
+        return Router()
+    try:
+        text = Path(side.pvlist).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"cannot be read: {error}", file=side.pvlist) from None
+    pvlist = PVList(text, file=side.pvlist, resolve=_resolve)
+    for warning in pvlist.warnings:
+        _log.warning("%s", warning)
+    return Router(pvlist)
+
+
+def _resolve(host: str) -> list[str]:
+    return [str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)]
+
+
+async def _addresses(key: str, written: Iterable[str]) -> frozenset[tuple[str, int]]:
+    """Return the addresses of hosts, each with its port or 0.
+
+    Raises:
+        ConfigurationError: One is not an address, or a name without one.
+    """
+    endpoints, faults = parse_endpoints(written)
+    for fault in faults:
+        raise ConfigurationError(fault, key=key)
+    found: set[tuple[str, int]] = set()
+    for endpoint in endpoints:
+        try:
+            addresses = await asyncio.to_thread(_resolve, endpoint.host)
+        except OSError as error:
+            raise ConfigurationError(
+                f"{endpoint.host} has no address: {error.strerror}; write its address in numbers", key=key
+            ) from None
+        found.update((address, endpoint.port or 0) for address in addresses)
+    return frozenset(found)

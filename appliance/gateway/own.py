@@ -1,0 +1,220 @@
+"""Requests that go one to one to the server of a PV: PUT, PUT_GET, PROCESS, RPC, GET_FIELD, and GETs that are not shared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar, Final
+
+from appliance.client.channel import ChannelRequest
+from appliance.errors import ApplianceError
+from appliance.gateway.upstream import NOBODY, Upstream
+from appliance.pva import commands as c
+from appliance.pva.client_operation import ClientOperation
+from appliance.pva.status import Status
+from appliance.pvdata.types import StructType, TypeDesc
+from appliance.pvdata.value import Value
+from appliance.server.operation import Operation
+
+__all__ = ["OwnField", "OwnRequest"]
+
+_TYPED: Final = frozenset({c.CMD_GET, c.CMD_PUT, c.CMD_PUT_GET})
+_DOES: Final = {c.CMD_PUT: "put", c.CMD_PUT_GET: "put", c.CMD_PROCESS: "processing", c.CMD_RPC: "call"}
+LOST: Final = "the server of this PV is lost"
+
+Act = Callable[[ClientOperation], None]
+
+
+class OwnRequest(ChannelRequest):
+    """One operation of one client, and the operation at the server that stands for it. Both live equally long.
+
+    Args:
+        upstream: The name.
+        asked: The client's operation, whose INIT waits for an answer.
+    """
+
+    __slots__ = ("_act", "asked", "kind", "waits")
+
+    def __init__(self, upstream: Upstream, asked: Operation) -> None:
+        super().__init__(upstream.channel, NOBODY)
+        self.asked = asked
+        self.kind: StructType | None = None
+        """The type that the client was told."""
+        self.waits = False
+        """Whether a request of the client is in progress, so that INIT is not what an error answers."""
+        self._act: Act | None = None
+        """The client's request, which waits until the operation at the server is initialised anew."""
+
+    # -- from the client -----------------------------------------------------------------------------
+
+    def get(self, operation: Operation) -> None:
+        """Read the PV."""
+        self._do(operation, ClientOperation.get, changes=False)
+
+    def put(self, operation: Operation, value: Value) -> None:
+        """Write ``value`` (PUT, PUT_GET)."""
+        self._do(operation, lambda wire: wire.put(value), changes=True)
+
+    def process(self, operation: Operation) -> None:
+        """Process the record."""
+        self._do(operation, ClientOperation.process, changes=True)
+
+    def call(self, operation: Operation, argument: Value | None) -> None:
+        """Call."""
+        self._do(operation, lambda wire: wire.call(argument), changes=True)
+
+    def _do(self, operation: Operation, act: Act, *, changes: bool) -> None:
+        self.asked = operation
+        self.waits = True
+        link = self.channel.link
+        if link is None:
+            operation.fail(LOST)
+            return
+        if link.held is not None and (why := link.refusal(changes=changes)):
+            self.waits = False
+            operation.fail(why)
+            return
+        wire = self.operation
+        if wire is None:  # the former one was cancelled
+            self._act = act
+            self.start()
+            return
+        self._send(wire, act)
+
+    def _send(self, wire: ClientOperation, act: Act) -> None:
+        try:
+            act(wire)
+        except ApplianceError as error:
+            self.waits = False
+            self.asked.fail(str(error))
+            return
+        link = self.channel.link
+        assert link is not None
+        link.schedule_flush()
+
+    def cancelled(self) -> None:
+        """Cancel the request in progress; the next one initialises a new operation at the server."""
+        self.waits = False
+        self._act = None
+        wire, self.operation = self.operation, None
+        if wire is not None:
+            wire.context = None
+            wire.cancel()
+            wire.close()
+            if self.channel.link is not None:
+                self.channel.link.schedule_flush()
+
+    def closed(self) -> None:
+        """End: the client's operation has ended."""
+        self.cancel()
+
+    # -- ChannelRequest ------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Initialise the operation at the server, with the client's pvRequest."""
+        self._begin(self.asked.command, self.asked.request)
+
+    def ready(self, status: Status) -> None:
+        """Answer the client's INIT, or send the request that waits."""
+        asked, wire = self.asked, self.operation
+        assert wire is not None
+        if not status.ok:
+            self.operation = None
+            self.waits = False
+            asked.fail(status.message or "the server gave no reason")
+            return
+        if asked.command == c.CMD_PUT_GET and wire.get_type != wire.type:
+            asked.fail("this server answers a PUT_GET with another type, which the gateway does not support")
+            return
+        if self._act is not None:
+            act, self._act = self._act, None
+            if wire.type != self.kind:
+                self.waits = False
+                asked.fail("the type of this PV has changed; open the channel again")
+            else:
+                self._send(wire, act)
+            return
+        self.kind = wire.type
+        if asked.command in _TYPED:
+            assert wire.type is not None
+            asked.ready_as_is(wire.type)
+        else:
+            asked.ready()
+
+    def reply(self, status: Status, value: Value | None) -> None:
+        """Answer the client."""
+        asked = self.asked
+        self.waits = False
+        wire = self.operation
+        if not status.ok:
+            asked.fail(status.message or "the server gave no reason")
+        elif wire is not None and wire.wants_value:
+            if asked.command == c.CMD_RPC:
+                asked.reply(value)
+            else:
+                assert value is not None
+                asked.reply_store(value.store, value.changed)
+        else:
+            asked.done()
+
+    def disconnected(self, why: str, *, moving: bool = False) -> None:
+        """Tell the client that nobody knows what became of its request."""
+        super().disconnected(why, moving=moving)
+        self.channel.remove(self)
+        if self.waits:
+            self.waits = False
+            what = _DOES.get(self.asked.command)
+            self.asked.fail(
+                f"the server was lost during the {what}, which may be done or not" if what else LOST
+            )
+
+    def fail(self, error: Exception) -> None:
+        """Answer the client with the reason for the end."""
+        super().fail(error)
+        self.asked.fail(str(error))
+
+
+class OwnField(ChannelRequest):
+    """A client's question for the type of a PV or of a field (GET_FIELD)."""
+
+    __slots__ = ("asked", "field")
+
+    LASTS: ClassVar[bool] = False
+
+    def __init__(self, upstream: Upstream, asked: Operation, field: str) -> None:
+        super().__init__(upstream.channel, NOBODY)
+        self.asked = asked
+        self.field = field
+
+    def start(self) -> None:
+        """Ask the server."""
+        channel = self.channel
+        assert channel.wire is not None
+        assert channel.link is not None
+        operation = channel.wire.get_field(self.field)
+        operation.context = self
+        self.operation = operation
+        channel.link.schedule_flush()
+
+    def field_reply(self, status: Status, kind: TypeDesc | None) -> None:
+        """Answer the client."""
+        self.operation = None
+        self.channel.remove(self)
+        if not status.ok:
+            self.asked.fail(status.message or "the server gave no reason")
+        else:
+            self.asked.reply_field(kind if kind is not None else StructType(()))
+
+    def disconnected(self, why: str, *, moving: bool = False) -> None:
+        """Tell the client that the server is lost."""
+        super().disconnected(why, moving=moving)
+        self.channel.remove(self)
+        self.asked.fail(LOST)
+
+    def closed(self) -> None:
+        """End: the client does not want the answer any more."""
+        self.cancel()
+
+    def fail(self, error: Exception) -> None:
+        """Answer the client with the reason for the end."""
+        super().fail(error)
+        self.asked.fail(str(error))

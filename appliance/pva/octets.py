@@ -1,0 +1,131 @@
+"""Updates that are passed on as they came: octets, and what little has to be known of them.
+
+Source: PVAccess protocol specification, section 9.5 (updates), 5.5 (bit sets).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from appliance.pva.selection import encode_update, leaves
+from appliance.pvdata.bitset import decode_bitset, encode_bitset
+from appliance.pvdata.codec import codec
+from appliance.pvdata.fielddesc import TypeReader
+from appliance.pvdata.types import StructType
+from appliance.pvdata.value import Value
+
+__all__ = ["Batch", "Octets", "decoded", "squash", "whole"]
+
+_NO_TYPES: Final = TypeReader()
+"""For values that hold no ``any``: nothing in them refers to a type by an ID."""
+
+
+class Octets:
+    """One update, shared by all who get it. Nobody changes it.
+
+    Args:
+        body: What follows the sub-command: bit set, value, overrun bit set.
+        big: Whether its numbers are big-endian.
+        bits: The fields that it brings, in leaf form.
+        overrun: The fields that lost an earlier change, in leaf form.
+    """
+
+    __slots__ = ("_squashed", "big", "bits", "body", "overrun")
+
+    def __init__(self, body: bytes, big: bool, bits: int, overrun: int = 0) -> None:
+        self.body = body
+        self.big = big
+        self.bits = bits
+        self.overrun = overrun
+        self._squashed: Octets | None = None
+
+    @property
+    def cut(self) -> int:
+        """Where the overrun bit set starts."""
+        return len(self.body) - len(encode_bitset(self.overrun, self.big))
+
+    def with_overrun(self, overrun: int) -> Octets:
+        """Return the same update with other lost fields. The last result is kept: many slow readers need the same."""
+        if overrun == self.overrun:
+            return self
+        made = self._squashed
+        if made is None or made.overrun != overrun:
+            body = self.body[: self.cut] + encode_bitset(overrun, self.big)
+            made = self._squashed = Octets(body, self.big, self.bits, overrun)
+        return made
+
+    def in_order(self, kind: StructType, *, big: bool) -> Octets:
+        """Return the same update in the byte order ``big``."""
+        if big is self.big:
+            return self
+        store = Value(kind).store
+        decoded(kind, self, store)
+        body = encode_update(kind, self.bits, self.overrun, store, big=big)
+        return Octets(body, big, self.bits, self.overrun)
+
+    def __repr__(self) -> str:
+        return f"<Octets {len(self.body)} bits={self.bits:#x} overrun={self.overrun:#x}>"
+
+
+class Batch:
+    """Updates of one PV that came together and are alike; their `Octets` are made when somebody has to queue them.
+
+    Args:
+        bodies: What follows the sub-command of each, the oldest first.
+        big: Whether their numbers are big-endian.
+        bits: The fields that each brings, in leaf form.
+        overrun: The fields that lost an earlier change, in leaf form; then there is one update.
+    """
+
+    __slots__ = ("_octets", "_size", "big", "bits", "bodies", "overrun")
+
+    def __init__(self, bodies: list[bytes], big: bool, bits: int, overrun: int = 0) -> None:
+        self.bodies = bodies
+        self.big = big
+        self.bits = bits
+        self.overrun = overrun
+        self._octets: list[Octets] | None = None
+        self._size = -1
+
+    @property
+    def octets(self) -> list[Octets]:
+        """The updates one by one; all who queue them share these."""
+        made = self._octets
+        if made is None:
+            made = self._octets = [Octets(body, self.big, self.bits, self.overrun) for body in self.bodies]
+        return made
+
+    @property
+    def size(self) -> int:
+        """Octets of all bodies."""
+        if self._size < 0:
+            self._size = sum(map(len, self.bodies))
+        return self._size
+
+
+def decoded(kind: StructType, octets: Octets, store: list[Any]) -> None:
+    """Read an update of type ``kind``, which holds no ``any``, into ``store``."""
+    body = octets.body
+    big = octets.big
+    bits, pos = decode_bitset(body, 0, len(body), big)
+    codec(kind, big).decode_partial(body, pos, len(body), bits, store, _NO_TYPES)
+
+
+def squash(kind: StructType, last: Octets, later: Octets) -> Octets:
+    """Return one update that contains ``last`` and ``later``, as `server.Update.squash` makes it.
+
+    Nearly always ``later`` brings every field that ``last`` has; then only the overrun is new, and nothing is decoded.
+    """
+    overrun = last.overrun | later.overrun | (last.bits & later.bits)
+    if not last.bits & ~later.bits:
+        return later.with_overrun(overrun)
+    store = Value(kind).store
+    decoded(kind, last, store)
+    decoded(kind, later, store)
+    return whole(kind, last.bits | later.bits, store, overrun=overrun, big=later.big)
+
+
+def whole(kind: StructType, bits: int, store: list[Any], *, overrun: int = 0, big: bool = False) -> Octets:
+    """Return an update of the fields ``bits`` (in leaf form) of ``store``."""
+    bits = leaves(kind, bits)
+    return Octets(encode_update(kind, bits, overrun, store, big=big), big, bits, overrun)
