@@ -161,7 +161,7 @@ def _placed(fault: _Fault, lines: Mapping[Path, int]) -> _Fault:
         inner = dotted(path[depth:])
         if path[:depth] == fault.path and inner and f"{key}.".startswith(f"{inner}."):
             rest = key[len(inner) + 1 :]
-            return _Fault(path, f"{rest}: {why}" if rest else why)
+            return _Fault((*path, *rest.split(".")) if rest else path, why)
     return fault
 
 

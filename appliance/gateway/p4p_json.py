@@ -14,17 +14,17 @@ from typing import Any, Final, NamedTuple, NoReturn
 from appliance.config import loader
 from appliance.config.files import read_trusted
 from appliance.config.hints import unknown
-from appliance.config.pva import from_variable
+from appliance.config.pva import from_variable, refuse_password
 from appliance.config.section import Path
 from appliance.config.tree import MAXIMUM_DEPTH, MAXIMUM_SIZE, dotted
 from appliance.errors import ConfigurationError
 from appliance.gateway.config import GatewayConfig, Sides, resolve_sides
 
-__all__ = ["Loaded", "Note", "load_config"]
+__all__ = ["Loaded", "Note", "load_config", "read_json", "read_json_file"]
 
-_START: Final = re.compile(r"\ufeff?(?:\s+|/\*.*?\*/)*\{", re.DOTALL)
-_STRING_OR_COMMENT: Final = re.compile(r'"(?:\\.|[^"\\])*"|/\*.*?\*/|/\*', re.DOTALL)
-_TOKEN: Final = re.compile(r'"(?:\\.|[^"\\])*"|[{}\[\]:,]|[^\s{}\[\]:,"]+')
+_START: Final = re.compile(r"\ufeff?(?>\s+|/\*.*?\*/)*+\{", re.DOTALL)
+_STRING_OR_COMMENT: Final = re.compile(r'"(?:\\.|[^"\\])*+"|/\*.*?\*/|/\*|"', re.DOTALL)
+_TOKEN: Final = re.compile(r'"(?:\\.|[^"\\])*+"|[{}\[\]:,]|[^\s{}\[\]:,"]++')
 _NOT_IN_A_NAME: Final = re.compile(r"[^A-Za-z0-9_.-]")
 _LONGEST_NAME: Final = 64
 
@@ -103,12 +103,7 @@ def load_config(path: str, *, environ: Mapping[str, str] | None = None) -> Loade
     Raises:
         ConfigurationError: The file cannot be read, or it is wrong; the text has file, line and key.
     """
-    data = read_trusted(path, MAXIMUM_SIZE)
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigurationError("not valid UTF-8 text", file=path, line=line) from error
+    text = _text_of(path)
     if _START.match(text) is None:
         document = loader.loads_document(text, GatewayConfig, file=path, environ=environ)
         return Loaded(document, (), None)
@@ -121,6 +116,24 @@ def load_config(path: str, *, environ: Mapping[str, str] | None = None) -> Loade
     except ConfigurationError as error:
         raise _in_terms_of(error, translation.keys) from error
     return Loaded(document, tuple(translation.notes), translation.keys)
+
+
+def read_json_file(path: str) -> Any:
+    """Return the value of a JSON file with comments.
+
+    Raises:
+        ConfigurationError: It cannot be read, or it is no JSON.
+    """
+    return read_json(_text_of(path), path)[0]
+
+
+def _text_of(path: str) -> str:
+    data = read_trusted(path, MAXIMUM_SIZE)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigurationError("not valid UTF-8 text", file=path, line=line) from error
 
 
 def _in_terms_of(error: ConfigurationError, keys: Mapping[Path, Path]) -> ConfigurationError:
@@ -168,14 +181,23 @@ def _refuse_constant(word: str) -> NoReturn:
     raise ValueError(f"{word} is not a number here")
 
 
+_LEAST: Final = {"/": 4, '"': 2}
+"""The least lengths of a comment and of a text, by their first character."""
+
+
 def _without_comments(text: str, file: str) -> str:
     """Replace comments with blanks, so that lines and columns stay; what looks like a comment in a string is text."""
 
     def blank(match: re.Match[str]) -> str:
         found = match[0]
-        if found == "/*":
-            line = text.count("\n", 0, match.start()) + 1
-            raise ConfigurationError("the comment that begins here has no end (*/)", file=file, line=line)
+        if len(found) < _LEAST[found[0]]:
+            # Said at once: to look for the end again after each beginning would take the square of the text's length.
+            what = (
+                "comment that begins here has no end (*/)"
+                if found[0] == "/"
+                else "text that begins here has no end"
+            )
+            raise ConfigurationError(f"the {what}", file=file, line=text.count("\n", 0, match.start()) + 1)
         return found if found[0] == '"' else re.sub(r"[^\n]", " ", found)
 
     return _STRING_OR_COMMENT.sub(blank, text)
@@ -482,7 +504,15 @@ class _Translation:
     def _keychain(self, item: Mapping[str, Any], place: Path, side: Path) -> None:
         if item.get("tls_keychain"):
             where = (*place, "tls_keychain")
-            self._put((*side, "pva", "tls_keychain"), self._text(item["tls_keychain"], where), where)
+            self._setting(side, "tls_keychain", self._text(item["tls_keychain"], where), where)
+
+    def _setting(self, side: Path, key: str, value: Any, where: Path) -> None:
+        if key == "tls_keychain":
+            try:
+                refuse_password(value, str(where[-1]))
+            except ConfigurationError as error:
+                self._refuse(error.why, where)
+        self._put((*side, "pva", key), value, where)
 
     def _read(self, variable: str, text: str, where: Path, *, client: bool) -> tuple[str, Any] | None:
         try:
@@ -511,7 +541,7 @@ class _Translation:
                 continue
             if path in self.keys and self.keys[path] != where and self.keys[path] in self._lines:
                 self._note(f"it is used, and {dotted(self.keys[path])} is not, as with p4p", where, path)
-            self._put(path, found[1], where)
+            self._setting(side, found[0], found[1], where)
 
     def _rules(self, item: Mapping[str, Any], place: Path, side: Path, clients: list[str]) -> None:
         holdoff = item.get("getholdoff")
