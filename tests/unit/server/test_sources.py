@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Hashable, Iterable
 
 import pytest
@@ -10,7 +11,7 @@ from appliance.config.pva import ServerConfig
 from appliance.errors import AccessFileError, ApplianceError, OperationError
 from appliance.pva.credentials import Credentials
 from appliance.pva.search import SearchRequest, SearchResponse
-from appliance.server.server import Server
+from appliance.server.server import Place, Referral, Server
 from appliance.server.source import Handler, Source, StaticSource
 from appliance.server.sources import Sources
 
@@ -110,18 +111,46 @@ def test_only_sources_that_can_be_late_are_asked_for_promises() -> None:
     assert sources.late == ()
 
 
-def test_a_server_answers_a_search_late() -> None:
+async def test_a_server_answers_searches_late_those_of_one_client_together() -> None:
     server = Server(ServerConfig())
     server.tcp_port = 5075
     late = Late()
     server.add_source("late", late)
     answers: list[SearchResponse] = []
-    search = SearchRequest(7, ((1, "x"), (2, "y")), ("tcp",))
+    names = tuple((number, f"pv{number}") for number in range(300))
+    search = SearchRequest(7, names, ("tcp",))
     assert server.answer_search(search, "10.0.0.1") == ()
     assert not late.promises, "nobody is there to send it"
     assert server.answer_search(search, "10.0.0.1", answers.append) == ()
-    late.promises["y"]()
-    assert answers == [SearchResponse(server.guid, 7, None, 5075, "tcp", True, (2,))]
+    for number in range(300):
+        late.promises[f"pv{number}"]()
+    assert not answers
+    await asyncio.sleep(0)
+    assert [answer.instances for answer in answers] == [tuple(range(256)), tuple(range(256, 300))]
+    assert answers[0]._replace(instances=()) == SearchResponse(server.guid, 7, None, 5075, "tcp", True, ())
     server.set_standby(True)
-    late.promises["x"]()
-    assert len(answers) == 1
+    late.promises["pv1"]()
+    await asyncio.sleep(0)
+    assert len(answers) == 2
+
+
+class Elsewhere(Referral):
+    def refer(self, name: str, host: str) -> Place | None:
+        return Place(b"r" * 12, 5077) if name.startswith("CERT:") and host != "10.0.0.9" else None
+
+
+def test_a_referral_answers_before_the_sources_but_only_clients_that_speak_tls() -> None:
+    server = Server(ServerConfig())
+    server.tcp_port = 5075
+    server.add_source("pvs", static("CERT:CREATE", "pv"))
+    server.referrals.append(Elsewhere())
+    search = SearchRequest(7, ((1, "CERT:CREATE"), (2, "pv"), (3, "CERT:X")), ("tls", "tcp"))
+    assert server.answer_search(search, "10.0.0.1") == (
+        SearchResponse(b"r" * 12, 7, None, 5077, "tls", True, (1, 3)),
+        SearchResponse(server.guid, 7, None, 5075, "tcp", True, (2,)),
+    )
+    plain = SearchResponse(server.guid, 7, None, 5075, "tcp", True, (1, 2))
+    assert server.answer_search(search._replace(protocols=("tcp",)), "10.0.0.1") == (plain,)
+    assert server.answer_search(search, "10.0.0.9") == (plain,)
+    server.set_standby(True)
+    assert server.answer_search(search, "10.0.0.1") == ()
