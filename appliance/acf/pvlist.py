@@ -146,6 +146,12 @@ class _Reader:
         if command == "DENY":
             self.deny.append(_Deny(pattern, self.hosts(arguments)))
         elif command == "ALLOW":
+            if pattern.groups:
+                raise self.error(
+                    f"'{text}' has a capture group, which has no use with ALLOW; write (?:...) instead of (...), or ALIAS with the "
+                    "real name",
+                    column,
+                )
             self.allow.append(_Allow(pattern, None, *self.group(arguments)))
         elif command == "ALIAS":
             if not arguments:
@@ -185,6 +191,11 @@ class _Reader:
         if len(words) > 2:
             raise self.error(f"unexpected '{words[2].text}' at the end of the line", words[2].column)
         asg = words[0].text if words else "DEFAULT"
+        if "\\" in asg:
+            raise self.error(
+                f"'{asg}' has a backslash: capture groups can be used in the real name of an ALIAS only, not in the group",
+                words[0].column,
+            )
         if len(words) < 2:
             return asg, 0
         level, column = words[1]

@@ -20,6 +20,7 @@ from appliance.cms.issuing import Rules, UsageRules
 from appliance.cms.options import JWT_FLAGS, OPTIONS, Option
 from appliance.config.duration import Duration
 from appliance.config.loader import Document, Settings, default, load_document
+from appliance.config.networks import Networks
 from appliance.config.pva import ServerConfig, refuse_password, resolve_server
 from appliance.config.secret import FilePath, Secret
 from appliance.config.settings import ServerSettings
@@ -127,6 +128,17 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
     """Requests from one address that may come at once."""
     ccr_in_flight: Annotated[int, Meta(ge=1, le=100_000)] = 256
     """Requests that are worked on at the same time."""
+    proxy_from: tuple[Annotated[str, Meta(min_length=1, max_length=64)], ...] = ()
+    """Addresses and networks of gateways whose relay says for which client it speaks (PROXY protocol, version 2, on the TLS
+    port). Limits, the access security file and the audit then see the client's address. Whoever can connect from these
+    addresses can name any client: list gateways only. Empty: nobody may."""
+
+    def __post_init__(self) -> None:
+        try:
+            Networks(self.proxy_from)
+        except ValueError as error:
+            raise ValueError(f"proxy_from: {error}") from None
+
     backup_interval_s: Annotated[int, Meta(ge=0, le=366 * 86400)] = 0
     """Seconds between backups; 0: none."""
     backup_dir: FilePath = default(FilePath())

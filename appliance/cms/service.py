@@ -42,6 +42,7 @@ from appliance.cms.setup import (
     self_test,
 )
 from appliance.cms.store import Store, is_sqlite
+from appliance.config.networks import Networks
 from appliance.config.pva import ServerConfig
 from appliance.errors import ApplianceError, ConfigurationError
 from appliance.server import Server, SharedPV
@@ -195,6 +196,7 @@ class CertificateService:
             policy=self.policy,
             tls=self._tls(),
             gate=gate,
+            proxied=_proxied(settings),
         )
         commands = StatusCommands(self.lifecycle, self.publisher, self.policy, self.names, self.tasks)
         server.access.on_refused = commands.channel_refused
@@ -276,6 +278,7 @@ class CertificateService:
         self.lifecycle.wait_for_approval(settings.pending_approval_ends.seconds)
         self.publisher.validity = _validity(settings)
         self.create.limits(_limiter(settings), settings.ccr_in_flight)
+        self.server.proxied = _proxied(settings)
         self.server.review_access()
 
     # -- the clock -----------------------------------------------------------------------------------
@@ -372,6 +375,11 @@ class CertificateService:
 
 def _limiter(settings: CMSSettings) -> RateLimiter:
     return RateLimiter(settings.ccr_per_minute, settings.ccr_burst, clock=time.monotonic)
+
+
+def _proxied(settings: CMSSettings) -> Callable[[str], bool] | None:
+    relays = Networks(settings.proxy_from)
+    return relays.__contains__ if relays else None
 
 
 def several_issuers(settings: CMSSettings) -> list[str]:

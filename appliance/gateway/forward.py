@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 from appliance.gateway.own import OwnField, OwnRequest
 from appliance.gateway.shared_get import SharedGet
@@ -14,6 +14,7 @@ from appliance.pva.credentials import Credentials
 from appliance.pvdata.pvrequest import request_options, truth
 from appliance.pvdata.value import Value
 from appliance.server.channel import Channel
+from appliance.server.octet_subscription import OctetSubscription
 from appliance.server.operation import Operation, Subscription
 from appliance.server.source import Handler
 
@@ -49,6 +50,8 @@ class ForwardedPV(Handler):
     """
 
     __slots__ = ("_terms", "channels", "upstream")
+
+    SUBSCRIPTION: ClassVar[type[Subscription]] = OctetSubscription
 
     def __init__(self, upstream: Upstream, terms: Terms) -> None:
         self.upstream = upstream
@@ -150,6 +153,7 @@ class ForwardedPV(Handler):
 
     def subscribe(self, subscription: Subscription) -> None:
         """Begin a subscription at the server, or join the one that other clients have."""
+        assert isinstance(subscription, OctetSubscription)
         upstream = self.upstream
         options = request_options(subscription.request)
         key: object
@@ -178,4 +182,5 @@ class ForwardedPV(Handler):
         """Leave the subscription at the server; the last client ends it."""
         shared: SharedMonitor | None = subscription.state
         if shared is not None:
+            assert isinstance(subscription, OctetSubscription)
             shared.unsubscribe(subscription)

@@ -10,6 +10,7 @@ from appliance.errors import ApplianceError
 from appliance.gateway.upstream import NOBODY, Upstream
 from appliance.pva import commands as c
 from appliance.pva.client_operation import ClientOperation
+from appliance.pva.events import ReplyOctets
 from appliance.pva.status import Status
 from appliance.pvdata.types import StructType, TypeDesc
 from appliance.pvdata.value import Value
@@ -111,7 +112,7 @@ class OwnRequest(ChannelRequest):
 
     def start(self) -> None:
         """Initialise the operation at the server, with the client's pvRequest."""
-        self._begin(self.asked.command, self.asked.request)
+        self._begin(self.asked.command, self.asked.request, raw=True)
 
     def ready(self, status: Status) -> None:
         """Answer the client's INIT, or send the request that waits."""
@@ -139,6 +140,11 @@ class OwnRequest(ChannelRequest):
             asked.ready_as_is(wire.type)
         else:
             asked.ready()
+
+    def reply_octets(self, event: ReplyOctets) -> None:
+        """Answer the client with the octets that came."""
+        self.waits = False
+        self.asked.reply_octets(event.status, event.tail, big=event.big)
 
     def reply(self, status: Status, value: Value | None) -> None:
         """Answer the client."""

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from appliance.client.channel import ChannelRequest
 from appliance.gateway.upstream import NOBODY, Upstream
 from appliance.pva import commands as c
+from appliance.pva.events import ReplyOctets
+from appliance.pva.octets import Octets, decoded, whole
+from appliance.pva.selection import leaves
 from appliance.pva.status import Status
 from appliance.pvdata.types import StructType
 from appliance.pvdata.value import Value
 from appliance.server.operation import Operation
 
 __all__ = ["SharedGet"]
+
+KEPT_OCTETS: Final = 64 * 1024
+"""Octets up to which the last answer is kept. A server that answers with changes only is asked anew for larger ones."""
 
 
 class SharedGet(ChannelRequest):
@@ -32,15 +38,19 @@ class SharedGet(ChannelRequest):
         "_coming",
         "_holdoff_s",
         "_key",
+        "_last",
         "_loop",
         "_opening",
         "_request",
+        "_reused",
+        "_seen",
         "_sent_at",
         "_timer",
         "_under_way",
         "_upstream",
         "_users",
         "kind",
+        "octets_in",
     )
 
     LASTS: ClassVar[bool] = True
@@ -61,6 +71,14 @@ class SharedGet(ChannelRequest):
         """Requests that the read in progress answers."""
         self._coming: dict[Operation, None] = {}
         """Requests that the next read answers."""
+        self._reused = False
+        """Whether the operation has answered before."""
+        self._seen = 0
+        """Which fields the operation has ever answered with, in leaf form."""
+        self._last: Octets | None = None
+        """Its last answer, for servers that answer with changes only."""
+        self.octets_in = 0
+        """Octets of all answers."""
         self._sent_at = -holdoff_s
         self._timer: asyncio.TimerHandle | None = None
 
@@ -129,7 +147,7 @@ class SharedGet(ChannelRequest):
 
     def start(self) -> None:
         """Initialise the operation at the server."""
-        self._begin(c.CMD_GET, self._request)
+        self._begin(c.CMD_GET, self._request, raw=True)
 
     def ready(self, status: Status) -> None:
         """Answer the clients' INIT."""
@@ -138,14 +156,59 @@ class SharedGet(ChannelRequest):
             self._end(status.message or "the server gave no reason")
             return
         assert self.operation is not None
-        self.kind = self.operation.type
-        assert self.kind is not None
+        kind = self.operation.type
+        assert kind is not None
+        if self.kind is not None and kind != self.kind:
+            self._abandon()
+            self._end("the type of this PV has changed; open the channel again")
+            return
+        self.kind = kind
         opening, self._opening = self._opening, {}
         for operation in opening:
-            operation.ready_as_is(self.kind)
+            operation.ready_as_is(kind)
+        self._next()
+
+    def reply_octets(self, event: ReplyOctets) -> None:
+        """Answer all requests of the read that was under way, with the octets that came."""
+        kind = self.kind
+        assert kind is not None
+        self._reused = True
+        bits = leaves(kind, event.bits)
+        big, tail = event.big, event.tail
+        if self._seen & ~bits:
+            # pvAccessCPP answers with what has changed since the operation's last answer, which our clients may not have had.
+            if self._last is None:
+                self._begin_anew()
+                return
+            store = Value(kind).store
+            decoded(kind, self._last, store)
+            decoded(kind, Octets(tail, big, bits), store)
+            self._last = made = whole(kind, self._seen | bits, store)
+            big, tail = made.big, made.body[: made.cut]
+        else:
+            self._last = Octets(tail, big, bits) if len(tail) <= KEPT_OCTETS else None
+        self._seen |= bits
+        self.octets_in += len(tail)
+        under_way, self._under_way = self._under_way, {}
+        for operation in under_way:
+            operation.reply_octets(event.status, tail, big=big)
+        self._next()
+
+    def _begin_anew(self) -> None:
+        """Initialise a new operation at the server, and read again for those who wait."""
+        self._coming = self._under_way | self._coming
+        self._under_way = {}
+        self._reused = False
+        self._seen = 0
+        self._abandon()
+        self.start()
 
     def reply(self, status: Status, value: Value | None) -> None:
-        """Answer all requests of the read that was under way."""
+        """Answer all requests of the read that was under way, with a value that had to be decoded, or with an error."""
+        if not status.ok and self._reused:
+            self._begin_anew()  # the PV may have another type now; a new operation learns it
+            return
+        self._reused = True
         under_way, self._under_way = self._under_way, {}
         if status.ok and value is not None:
             for operation in under_way:

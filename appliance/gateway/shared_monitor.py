@@ -2,22 +2,87 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from appliance.client.channel import ChannelRequest
 from appliance.gateway.upstream import NOBODY, Upstream
 from appliance.pva import commands as c
 from appliance.pva.client_operation import ClientOperation
+from appliance.pva.events import MonitorOctets
+from appliance.pva.octets import Batch, Octets, decoded, whole
+from appliance.pva.selection import leaves
 from appliance.pva.status import Status
 from appliance.pvdata.types import StructType
 from appliance.pvdata.value import Value
-from appliance.server.operation import Subscription, Update
+from appliance.server.octet_subscription import OctetSubscription
+from appliance.server.operation import Update
 
 __all__ = ["SharedMonitor"]
+
+MAX_PIECES: Final = 8
+"""Updates with different fields that are kept for late clients; more are made one."""
+MANY_OCTETS: Final = 1 << 20
+"""Octets of the kept updates above which no more than two are kept: the first one, which was whole, and the latest."""
+
+
+class _Pieces:
+    """The updates that together are the present value: nothing is decoded until a late client needs the whole.
+
+    Each update replaces those of which it has all fields. So of a number two or three are kept for ever.
+    """
+
+    __slots__ = ("_by_bits", "_last", "_whole", "seen")
+
+    def __init__(self) -> None:
+        self._by_bits: dict[int, Octets] = {}
+        self._last = -1
+        self._whole: Octets | None = None
+        self.seen = 0
+        """Which fields the server has ever sent, in leaf form."""
+
+    def add(self, kind: StructType, octets: Octets) -> None:
+        """Take the latest update."""
+        bits = octets.bits
+        pieces = self._by_bits
+        self._whole = None
+        if bits == self._last:
+            pieces[bits] = octets
+            return
+        self.seen |= bits
+        for other in [other for other in pieces if not other & ~bits]:
+            del pieces[other]
+        pieces[bits] = octets
+        self._last = bits
+        if len(pieces) > MAX_PIECES or (
+            len(pieces) > 2 and sum([len(piece.body) for piece in pieces.values()]) > MANY_OCTETS
+        ):
+            self._set(self.whole(kind))
+
+    def whole(self, kind: StructType) -> Octets:
+        """Return the present value as one update, which is kept until the next one comes."""
+        made = self._whole
+        if made is None:
+            if len(self._by_bits) == 1:
+                (last,) = self._by_bits.values()
+                made = last.with_overrun(0)
+            else:
+                store = Value(kind).store
+                for piece in self._by_bits.values():
+                    decoded(kind, piece, store)
+                made = whole(kind, self.seen, store)
+            self._whole = made
+        return made
+
+    def _set(self, octets: Octets) -> None:
+        self._by_bits = {octets.bits: octets}
+        self._last = octets.bits
+        self._whole = octets
 
 
 class SharedMonitor(ChannelRequest):
     """A subscription at a server, and the subscriptions of all clients that it feeds.
+
+    Updates pass as octets. Only those of a type that holds an ``any`` are decoded and encoded again.
 
     Args:
         upstream: The name.
@@ -25,7 +90,20 @@ class SharedMonitor(ChannelRequest):
         request: The pvRequest for the server.
     """
 
-    __slots__ = ("_key", "_request", "_seen", "_store", "_upstream", "kind", "subscribers")
+    __slots__ = (
+        "_changed",
+        "_key",
+        "_lost",
+        "_pieces",
+        "_request",
+        "_seen",
+        "_store",
+        "_upstream",
+        "kind",
+        "octets_in",
+        "raw",
+        "subscribers",
+    )
 
     LASTS: ClassVar[bool] = True
 
@@ -36,22 +114,40 @@ class SharedMonitor(ChannelRequest):
         self._request = request
         self.kind: StructType | None = None
         """The type; None until the server has answered INIT."""
-        self.subscribers: dict[Subscription, None] = {}
+        self.raw = False
+        """Whether updates pass as octets."""
+        self.subscribers: dict[OctetSubscription, None] = {}
+        self.octets_in = 0
+        """Octets of all updates that came as octets."""
+        self._pieces = _Pieces()
+        self._changed = 0
+        """Which fields changed during a pause of the connection, in leaf form."""
+        self._lost = 0
+        """Which of them more than once."""
         self._seen = 0
-        """Which fields the server has ever sent, in leaf form."""
+        """Decoded: which fields the server has ever sent, in leaf form."""
         self._store: list[Any] = []
+        """Decoded: the present value."""
 
     # -- clients -------------------------------------------------------------------------------------
 
-    def subscribe(self, subscription: Subscription) -> None:
+    def subscribe(self, subscription: OctetSubscription) -> None:
         """Feed one more client; its first update is whole."""
         self.subscribers[subscription] = None
         if self.kind is not None:
-            subscription.ready_as_is(self.kind)
-            if self._seen:
-                subscription.post(Update(self.kind, self._store, self._seen))
+            self._welcome(subscription, self.kind)
 
-    def unsubscribe(self, subscription: Subscription) -> None:
+    def _welcome(self, subscription: OctetSubscription, kind: StructType) -> None:
+        if self.raw:
+            subscription.ready_raw(kind)
+            if self._pieces.seen and not self.channel.is_paused:
+                subscription.post_octets(self._pieces.whole(kind))
+        else:
+            subscription.ready_as_is(kind)
+            if self._seen:
+                subscription.post(Update(kind, self._store, self._seen))
+
+    def unsubscribe(self, subscription: OctetSubscription) -> None:
         """Forget a client; the last one ends the subscription at the server."""
         self.subscribers.pop(subscription, None)
         if not self.subscribers and self._upstream.monitors.get(self._key) is self:
@@ -62,7 +158,7 @@ class SharedMonitor(ChannelRequest):
 
     def start(self) -> None:
         """Begin the subscription at the server."""
-        self._begin(c.CMD_MONITOR, self._request)
+        self._begin(c.CMD_MONITOR, self._request, raw=True)
 
     def ready(self, status: Status) -> None:
         """Answer the clients' INIT, and start the updates."""
@@ -73,13 +169,40 @@ class SharedMonitor(ChannelRequest):
         wire: ClientOperation | None = self.operation
         assert wire is not None
         self.kind = wire.type
+        self.raw = wire.raw
         assert self.kind is not None
         for subscription in list(self.subscribers):
-            subscription.ready_as_is(self.kind)
+            self._welcome(subscription, self.kind)
         wire.start()
 
+    def octets(self, event: MonitorOctets) -> None:
+        """Pass updates on to all clients."""
+        kind = self.kind
+        assert kind is not None
+        bits = leaves(kind, event.bits)
+        bodies = event.bodies
+        self.octets_in += sum(map(len, bodies))
+        self._pieces.add(kind, Octets(bodies[-1], event.big, bits, event.overrun))
+        if self.channel.is_paused:
+            self._lost |= event.overrun | (self._changed & bits) | (bits if len(bodies) > 1 else 0)
+            self._changed |= bits
+            return
+        batch = Batch(bodies, event.big, bits, event.overrun)
+        for subscription in self.subscribers:
+            subscription.forward(batch)
+
+    def resumed(self) -> None:
+        """Give all clients the present value: the pause of the connection is over."""
+        kind = self.kind
+        if kind is None or not self._changed:
+            return
+        present = self._pieces.whole(kind).with_overrun(self._lost)
+        self._changed = self._lost = 0
+        for subscription in self.subscribers:
+            subscription.post_octets(present)
+
     def update(self, bits: int, store: list[Any], overrun: int) -> None:
-        """Pass an update on to all clients."""
+        """Pass a decoded update on to all clients."""
         assert self.kind is not None
         self._seen |= bits
         self._store = store

@@ -37,6 +37,8 @@ class Credentials(NamedTuple):
     """The certificate's subject as (attribute, text), attribute one of ``CN``, ``O``, ``OU``, ``C`` ..."""
     home: str | None = None
     """Organisation (O) of this end's own certificate if the peer's has the same root authority; else None."""
+    via: str = ""
+    """Address and port of the relay that the connection came by, which named the peer; empty if there is none."""
 
     @property
     def organization(self) -> str:
@@ -51,6 +53,8 @@ class Credentials(NamedTuple):
             "method": self.method,
             "protocol": "tls" if self.is_tls else "tcp",
         }
+        if self.via:
+            facts["via"] = self.via
         if self.method == "x509":
             from appliance.certs.x509 import shown_id
 

@@ -336,7 +336,7 @@ class ServerOperation:
         parts = [U32[big].pack(self.ioid), bytes((init_answer(self.sub),)), OK_BYTES]
         if kind is not None:
             self.mask = kind.leaf_mask if mask is None else mask & kind.leaf_mask
-            described = encode_type(kind, big)
+            described = codec(kind, big).description
             parts.append(described)
             if self.command == c.CMD_PUT_GET:
                 parts.append(described)

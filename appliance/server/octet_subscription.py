@@ -7,7 +7,6 @@ from typing import Any
 
 from appliance.pva.octets import Batch, Octets, squash
 from appliance.pva.server_operation import ServerOperation
-from appliance.pva.states import OperationState
 from appliance.pvdata.types import StructType
 from appliance.server.channel import Channel
 from appliance.server.operation import PUMP_LIMIT, QUEUE_LIMIT, QUEUE_UNMEASURED, Subscription
@@ -41,11 +40,8 @@ class OctetSubscription(Subscription):
 
     def ready_raw(self, kind: StructType) -> None:
         """Accept the subscription: octets of this type follow."""
-        if self.wire.state is OperationState.DEAD:
-            return
         self.raw = True
-        self.wire.ready(kind)
-        self._flush()
+        self.ready_as_is(kind)
 
     def forward(self, batch: Batch) -> None:
         """Send updates at once if nothing else waits to be sent; queue what cannot be sent."""

@@ -14,6 +14,7 @@ from appliance.pva.credentials import Credentials
 from appliance.pva.selection import encode_answer, encode_update, leaves, wire_bits
 from appliance.pva.server_operation import PreparedAnswer, ServerOperation
 from appliance.pva.states import OperationState
+from appliance.pva.status import Status
 from appliance.pvdata.bitset import encode_bitset
 from appliance.pvdata.pvrequest import request_mask, request_options
 from appliance.pvdata.types import StructType, TypeDesc
@@ -142,6 +143,11 @@ class Operation:
             tail = encode_answer(kind, leaves(kind, valid) & wire.mask, store, big=wire.connection.big)
             answer.tail = tail
         wire.reply_tail_once(tail)
+        self._flush()
+
+    def reply_octets(self, status: Status, tail: bytes, *, big: bool) -> None:
+        """Answer with what another server has answered: see `ServerOperation.reply_octets`."""
+        self.wire.reply_octets(status, tail, big=big)
         self._flush()
 
     def reply_field(self, kind: TypeDesc) -> None:

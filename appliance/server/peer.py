@@ -156,7 +156,8 @@ class Peer:
         from appliance.tls.credentials import describe, peer_credentials
 
         try:
-            self.credentials = peer_credentials(engine, peer=link.peer, interface=link.interface)
+            proved = peer_credentials(engine, peer=link.peer, interface=link.interface)
+            self.credentials = proved._replace(via=link.via) if link.via else proved
         except CertificateError as error:
             link.close(error)
             return

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Self
 
 from appliance.config.pva import ServerConfig, resolve_server
 from appliance.errors import ApplianceError
@@ -29,19 +29,34 @@ from appliance.server.sources import Sources
 from appliance.transport.gate import PeerGate
 from appliance.transport.listener import listen
 from appliance.transport.liveness import Liveness
+from appliance.transport.proxied import ProxiedAccept
 from appliance.transport.stream import StreamLink
 
 if TYPE_CHECKING:  # a server of plain TCP starts faster without OpenSSL
     from appliance.tls.context import TLSContext
 
-__all__ = ["Server"]
+__all__ = ["Place", "Referral", "Server"]
 
 _log: Final = logging.getLogger(__name__)
 _setup_log: Final = logging.getLogger("appliance.server.init")
 
 
+class Place(NamedTuple):
+    """Another TLS port of this host's addresses, and the GUID that names what is behind it."""
+
+    guid: bytes
+    port: int
+
+
+class Referral(Protocol):
+    """Knows names that are served over TLS at another port of this host."""
+
+    def refer(self, name: str, host: str) -> Place | None:
+        """Return where ``host`` finds ``name``; None leaves the name to the sources. Asked often: must be quick."""
+
+
 class _Refusal(asyncio.Protocol):
-    """Refuses a connection: TLS is not served at present."""
+    """Refuses a connection: TLS is not served at present, or too many relays' connections wait."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport.abort()  # type: ignore[attr-defined]
@@ -69,6 +84,8 @@ class Server:
         quota: What one address may have.
         guid: Names the server to clients; without it one is drawn.
         timings: How long clients that are not let in yet are waited for.
+        proxied: Whether the host of an address is a relay that may say, over TLS, for which client it speaks (PROXY protocol);
+            None: nobody may.
     """
 
     def __init__(
@@ -85,6 +102,7 @@ class Server:
         quota: Quota = DEFAULT_QUOTA,
         guid: bytes | None = None,
         timings: AdmissionTimings = DEFAULT_TIMINGS,
+        proxied: Callable[[str], bool] | None = None,
     ) -> None:
         if config is None:
             config = resolve_server().config
@@ -108,8 +126,13 @@ class Server:
         """What each client's address uses of this server."""
         self.on_ended: Callable[[Peer], None] | None = None
         """Called for each connection that has ended, while its counts can still be read."""
+        self.referrals: list[Referral] = []
+        """Asked before all sources when a client that speaks TLS searches; their answers name another port."""
         self.change_count = 0
         self.require_tls = require_tls
+        self.proxied = proxied
+        self._relayed: set[ProxiedAccept] = set()
+        """Connections from relays whose client is not known yet."""
         self._tls = tls
         self._standby = False
         self._limits = limits
@@ -212,6 +235,8 @@ class Server:
             listener.close()
         self._listeners = []
         self._tls_listeners = []
+        for waiting in list(self._relayed):
+            waiting.close()
         gone = list(self.peers)
         for link in gone:
             link.close()
@@ -314,6 +339,13 @@ class Server:
         protocol, port = self.choose_protocol(request.protocols)
         if not protocol:
             return ()
+        if self.referrals and "tls" in request.protocols:
+            referred = self._refer(request, host)
+            if referred:
+                gone = {instance for answer in referred for instance in answer.instances}
+                rest = tuple(item for item in request.names if item[0] not in gone)
+                others = self.answer_search(request._replace(names=rest), host, later) if rest else ()
+                return (*referred, *others)
         sources = self._sources
         claims = sources.claims
         late = later if sources.late else None
@@ -330,6 +362,22 @@ class Server:
         if not found and not request.must_reply:
             return ()
         return (SearchResponse(self.guid, request.sequence, None, port, protocol, bool(found), tuple(found)),)
+
+    def _refer(self, request: SearchRequest, host: str) -> list[SearchResponse]:
+        """Return the answers that name other ports, one for each place."""
+        found: dict[Place, list[int]] = {}
+        for number, (instance, name) in enumerate(request.names):
+            if not number & 31:
+                breathe()
+            for referral in self.referrals:
+                place = referral.refer(name, host)
+                if place is not None:
+                    found.setdefault(place, []).append(instance)
+                    break
+        return [
+            SearchResponse(place.guid, request.sequence, None, place.port, "tls", True, tuple(instances))
+            for place, instances in found.items()
+        ]
 
     def _answer_late(
         self, request: SearchRequest, instance: int, send: Callable[[SearchResponse], None]
@@ -355,7 +403,13 @@ class Server:
 
     def _accept_tls(self) -> asyncio.BaseProtocol:
         # Without a context this port must refuse: a client that expects TLS must not get an unencrypted answer.
-        return _Refusal() if self._tls is None else self._accept(self._tls)
+        tls = self._tls
+        if tls is None or len(self._relayed) >= self._max_connections:
+            return _Refusal()
+        if self.proxied is None:
+            return self._accept(tls)
+        patience_s = self.entrance.timings.handshake_s
+        return ProxiedAccept(partial(self._accept, tls), self.proxied, patience_s, self._relayed)
 
     def _accept(self, tls: TLSContext | None) -> StreamLink:
         assert self._end is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_address
 from typing import Any, NamedTuple
 
-__all__ = ["NOWHERE", "SocketAddress", "format_address", "is_multicast"]
+__all__ = ["NOWHERE", "SocketAddress", "format_address", "is_loopback", "is_multicast"]
 
 
 class SocketAddress(NamedTuple):
@@ -36,3 +36,12 @@ def is_multicast(host: str) -> bool:
         return ip_address(host.partition("%")[0]).is_multicast
     except ValueError:
         return False
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` is an address of loopback, of IPv4 (also mapped into IPv6) or IPv6."""
+    try:
+        address = ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback

@@ -23,6 +23,7 @@ from appliance.pva.states import ConnectionState
 from appliance.pvdata.primitives import Buffer
 from appliance.transport import lingering
 from appliance.transport.address import NOWHERE, SocketAddress, format_address
+from appliance.transport.proxy_header import SIGNATURE
 from appliance.transport.turns import turns_of
 
 if TYPE_CHECKING:  # OpenSSL would double the start-up time of a tool that speaks plain TCP
@@ -89,6 +90,13 @@ class _Nobody:
 _NOBODY: Final = _Nobody()
 
 
+def _no_relay() -> TLSError:
+    return TLSError(
+        "it begins with a header of the PROXY protocol, and its address is not one that may send it; if it is a gateway's relay, "
+        "name its address in proxy_from"
+    )
+
+
 class StreamLink(asyncio.Protocol):
     """One connection and its socket.
 
@@ -115,12 +123,14 @@ class StreamLink(asyncio.Protocol):
         "heard_at_tick",
         "interface",
         "is_up",
+        "origin",
         "owner",
         "peer",
         "peer_address",
         "reset",
         "sent",
         "silent_ticks",
+        "via",
         "waits",
         "writable",
     )
@@ -139,6 +149,10 @@ class StreamLink(asyncio.Protocol):
         self.peer = ""
         """The peer's address and port as text."""
         self.peer_address = NOWHERE
+        self.origin: SocketAddress | None = None
+        """The client that a trusted relay speaks for; it takes the place of the socket's peer. None: there is no relay."""
+        self.via = ""
+        """The relay's address and port as text; empty if there is none."""
         self.interface = ""
         """The local address and port as text."""
         self.is_up = False
@@ -180,7 +194,7 @@ class StreamLink(asyncio.Protocol):
         sock = stream.get_extra_info("socket")
         if sock is not None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        peer = stream.get_extra_info("peername")
+        peer = self.origin or stream.get_extra_info("peername")
         if peer is not None:
             self.peer_address = SocketAddress(peer[0], peer[1])
             self.peer = format_address(peer)
@@ -224,7 +238,7 @@ class StreamLink(asyncio.Protocol):
             chunks = engine.receive_data(data)
         except TLSError as error:
             self._write_engine()  # the alert that tells the peer why
-            self.close(error, linger=True)
+            self.close(_no_relay() if not self.is_up and data.startswith(SIGNATURE) else error, linger=True)
             return
         if not self.is_up:
             self._write_engine()

@@ -109,6 +109,9 @@ def test_the_order_that_is_not_supported_is_said_and_does_not_widen():
         ("A[ ALLOW", 1, "without"),
         ("*A ALLOW", 1, "nothing to repeat"),
         ("A** ALLOW", 1, "repetition"),
+        ("(A|B):.* ALLOW", 1, "capture group, which has no use with ALLOW"),
+        (r"A ALLOW G\1", 9, "in the real name of an ALIAS only"),
+        (r"A(.) ALIAS B\0", 12, "neither"),
         (r"(A)\1 ALLOW", 1, "refers back"),
         ("(?=A).* ALLOW", 1, "not supported"),
         ("(?P<n>A) ALLOW", 1, "not supported"),
@@ -135,7 +138,7 @@ def test_an_error_has_its_place_and_its_reason(line, column, why):
      "(x?a)*b", "((a+)+)+b", "(a|b|ab)*c", "a*a*a*a*a*b", "(.+.+)+b", "(a{1,9}){1,9}b"],
 )  # fmt: skip
 def test_no_expression_takes_long_on_a_name_made_to_hurt_it(pattern):
-    pvlist = PVList(f"{pattern} ALLOW")
+    pvlist = PVList(f"{pattern} ALIAS X")
     start = time.process_time()
     assert pvlist.lookup("a" * MAX_NAME, "1.2.3.4") is None
     assert time.process_time() - start < 2

@@ -10,7 +10,7 @@ from appliance.config.pva import ServerConfig
 from appliance.errors import AccessFileError, ApplianceError, OperationError
 from appliance.pva.credentials import Credentials
 from appliance.pva.search import SearchRequest, SearchResponse
-from appliance.server.server import Server
+from appliance.server.server import Place, Referral, Server
 from appliance.server.source import Handler, Source, StaticSource
 from appliance.server.sources import Sources
 
@@ -125,3 +125,25 @@ def test_a_server_answers_a_search_late() -> None:
     server.set_standby(True)
     late.promises["x"]()
     assert len(answers) == 1
+
+
+class Elsewhere(Referral):
+    def refer(self, name: str, host: str) -> Place | None:
+        return Place(b"r" * 12, 5077) if name.startswith("CERT:") and host != "10.0.0.9" else None
+
+
+def test_a_referral_answers_before_the_sources_but_only_clients_that_speak_tls() -> None:
+    server = Server(ServerConfig())
+    server.tcp_port = 5075
+    server.add_source("pvs", static("CERT:CREATE", "pv"))
+    server.referrals.append(Elsewhere())
+    search = SearchRequest(7, ((1, "CERT:CREATE"), (2, "pv"), (3, "CERT:X")), ("tls", "tcp"))
+    assert server.answer_search(search, "10.0.0.1") == (
+        SearchResponse(b"r" * 12, 7, None, 5077, "tls", True, (1, 3)),
+        SearchResponse(server.guid, 7, None, 5075, "tcp", True, (2,)),
+    )
+    plain = SearchResponse(server.guid, 7, None, 5075, "tcp", True, (1, 2))
+    assert server.answer_search(search._replace(protocols=("tcp",)), "10.0.0.1") == (plain,)
+    assert server.answer_search(search, "10.0.0.9") == (plain,)
+    server.set_standby(True)
+    assert server.answer_search(search, "10.0.0.1") == ()
