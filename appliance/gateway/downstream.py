@@ -65,6 +65,8 @@ class Downstream:
     ) -> None:
         """Show the names of the client sides."""
         self._queue_size = max((client.queue_size for client in clients), default=16)
+        if not clients:
+            return  # it shows the gateway's own PVs only
         self.source = RoutedSource(self.router, clients, self, new_names, promises, bounds.open_patience_s)
 
     def show_status(self, source: StaticSource) -> None:

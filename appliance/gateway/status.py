@@ -204,8 +204,11 @@ class Status:
 
     async def _poke(self, pv: SharedPV, operation: Operation, value: Value) -> None:
         del operation
-        if self._loop.time() - self._refreshed >= POKE_S:
-            await self.refresh()
+        asked = self._loop.time()
+        async with self._refreshing:
+            if self._refreshed < asked:  # of clients that ask at the same time, the first one does it for all
+                await asyncio.sleep(self._refreshed + POKE_S - asked)
+                await self._refresh()
         pv.post({"value": value["value"], "timeStamp": now_to_time(time.time())})
 
     async def refresh(self) -> None:

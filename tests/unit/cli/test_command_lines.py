@@ -146,7 +146,7 @@ def test_a_wrong_command_line_is_status_1_and_an_error_line(command: str) -> Non
 
 def test_every_command_is_tried_without_extras() -> None:
     assert WORK.keys() == COMMANDS.keys()
-    assert EXTRAS.keys() == {"issuer", "cms", "ioc"} <= PROJECT["optional-dependencies"].keys()
+    assert EXTRAS.keys() == {"issuer", "cms", "ioc", "gateway"} <= PROJECT["optional-dependencies"].keys()
 
 
 @pytest.mark.parametrize("command", COMMANDS)
