@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _NAME: Final = "pvagw"
+_EXAMPLES: Final = """\
+examples:
+  pvagw gateway.yml
+      run until it is stopped
+  pvagw --config /etc/spva/gateway/main.yml --check-config
+      only check the file
+"""
 _log: Final = logging.getLogger(__name__)
 _STATUS_S: Final = 2.0
 """Seconds between two updates of the service manager's status line."""
@@ -29,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
         prog=_NAME,
         usage="pvagw [options] FILE\n       pvagw [options] --config FILE",
         description="A gateway for Secure PVAccess.",
+        epilog=_EXAMPLES,
     )
     add_version(parser)
     add_completion(parser)
