@@ -7,14 +7,13 @@ import logging
 import socket
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Final
 
-from appliance.acf import PVList
 from appliance.certmon.endpoints import open_client, open_server
 from appliance.config.address import parse_endpoints
 from appliance.errors import ConfigurationError
-from appliance.gateway.config import GatewayConfig, ServerSide, Sides
+from appliance.gateway.check import read_files
+from appliance.gateway.config import GatewayConfig, Sides
 from appliance.gateway.downstream import Downstream
 from appliance.gateway.names import NewNames, Promises
 from appliance.gateway.overview import Overview
@@ -65,13 +64,17 @@ class Gateway:
     async def _start(self) -> None:
         if self.config.read_only:
             raise ConfigurationError("it is not supported yet; remove it", key="read_only")
+        files = await asyncio.to_thread(read_files, self.config)
+        for warning in files.warnings:
+            _log.warning("%s", warning)
         for name, side in self.config.servers.items():
             if side.access.file:
                 raise ConfigurationError(
                     "access security is not supported yet; remove it", key=f"servers.{name}.access"
                 )
-            router = await asyncio.to_thread(read_router, side)
-            self.servers[name] = Downstream(name, side, self.sides.servers[name].config, router)
+            self.servers[name] = Downstream(
+                name, side, self.sides.servers[name].config, Router(files.servers[name].pvlist)
+            )
         guids = frozenset(server.guid for server in self.servers.values())
         for name in self.config.clients:
             if name in self.config.used_clients:
@@ -143,25 +146,6 @@ class Gateway:
     async def stop(self) -> None:
         """Close the server sides, then the client sides."""
         await self._stack.aclose()
-
-
-def read_router(side: ServerSide) -> Router:
-    """Read the PV list of a server side; blocks.
-
-    Raises:
-        AccessFileError: The PV list is wrong.
-        ConfigurationError: It cannot be read.
-    """
-    if not side.pvlist:
-        return Router()
-    try:
-        text = Path(side.pvlist).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"cannot be read: {error}", file=side.pvlist) from None
-    pvlist = PVList(text, file=side.pvlist, resolve=_resolve)
-    for warning in pvlist.warnings:
-        _log.warning("%s", warning)
-    return Router(pvlist)
 
 
 def _resolve(host: str) -> list[str]:
