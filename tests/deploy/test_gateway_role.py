@@ -217,3 +217,28 @@ def test_gateways_of_the_example_inventories_pass_the_checks(tmp_path, size):
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "out.json").read_text())
     assert found["servers"]["office"]["pva"]["intf_addr_list"][0].startswith("198.51.100.")
+
+
+def test_the_certificate_service_believes_the_gateways_of_the_inventory_and_nobody_else(tmp_path):
+    inventory = tmp_path / "inventory"
+    shutil.copytree(ROOT / "inventory.example/large", inventory)
+    tasks = [
+        {
+            "name": "Write",
+            "ansible.builtin.copy": {
+                "content": "{{ spva_cms_proxy_from | to_json }}",
+                "dest": f"{tmp_path}/out.json",
+                "mode": "0600",
+            },
+        }
+    ]
+    play = {
+        "name": "Proxies",
+        "hosts": "cms1.example.org",
+        "become": False,
+        "vars_files": [str(ROOT / "roles/spva_cms/defaults/main.yml")],
+        "tasks": tasks,
+    }
+    done = run_play(tmp_path, play, {"ansible_become": False}, inventory)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((tmp_path / "out.json").read_text()) == ["192.0.2.11", "192.0.2.12"]
