@@ -66,7 +66,7 @@ async def ours(folder: Path, upstream_udp: int, **more: Any) -> AsyncIterator[Ru
         **top,
     }
     path = folder / "gateway.yml"
-    path.write_text(json.dumps(configuration))
+    path.write_text(f"---\n{json.dumps(configuration)}")  # without the dashes it would be p4p's form
     async with _running(folder, ["appliance.gateway.daemon", "--config", str(path)], tcp, udp) as running:
         yield running
 
