@@ -16,8 +16,11 @@ from appliance.gateway.check import read_files
 from appliance.gateway.config import GatewayConfig, Sides
 from appliance.gateway.downstream import Downstream
 from appliance.gateway.names import NewNames, Promises
+from appliance.gateway.overview import Overview
 from appliance.gateway.route import Router
+from appliance.gateway.status import OpenDoor, Status
 from appliance.gateway.upstreams import Upstreams
+from appliance.server.quota import DEFAULT_QUOTA
 
 __all__ = ["Gateway"]
 
@@ -42,6 +45,8 @@ class Gateway:
         bounds = config.bounds
         self.new_names = NewNames(bounds.new_names_per_host, loop.time)
         self.promises = Promises(bounds.promise_s, loop.time)
+        self.overview = Overview()
+        self.status = Status(self.overview)
 
     async def start(self) -> None:
         """Read the files, then start the client sides, then the server sides.
@@ -84,6 +89,17 @@ class Gateway:
                 self.config.bounds,
             )
             await self._start_server(server)
+        await self.status.start()
+        self._stack.push_async_callback(self.status.stop)
+        if self.config.metrics.port:
+            self._serve_metrics()
+
+    def _serve_metrics(self) -> None:
+        from appliance.gateway.metrics import serve_metrics
+
+        settings = self.config.metrics
+        metrics = serve_metrics(self.status.sample, settings.address, settings.port)
+        self._stack.push_async_callback(asyncio.to_thread, metrics.close)
 
     async def _start_client(self, name: str, guids: frozenset[bytes]) -> None:
         side = self.config.clients[name]
@@ -97,18 +113,23 @@ class Gateway:
         upstreams = Upstreams(name, context, self.config.bounds, self.promises, side.queue_size)
         self._stack.callback(upstreams.close)
         self.clients[name] = upstreams
+        self.overview.add_client(upstreams)
 
     async def _start_server(self, downstream: Downstream) -> None:
         side = downstream.side
+        if side.status_prefix:
+            downstream.show_status(self.status.source(side.status_prefix, OpenDoor(downstream.router)))
         status_client = side.status_client or next(iter(side.clients), "")
         server = await self._stack.enter_async_context(
             open_server(
                 self.sides.servers[downstream.name],
                 prepare=downstream.prepare,
+                quota=DEFAULT_QUOTA._replace(waiting_octets=self.config.bounds.most_octets),
                 status_client=self.sides.clients[status_client].config if status_client else None,
                 guid=downstream.guid,
             )
         )
+        self.overview.add_server(downstream.name, server, downstream.router)
         _log.info(
             "the server side %s serves on TCP port %s, TLS port %s",
             downstream.name,

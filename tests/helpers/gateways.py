@@ -70,7 +70,7 @@ async def gateway_with(
 @asynccontextmanager
 async def gateway_to(*servers: Server | int, **more: Any) -> AsyncIterator[Gateway]:
     """A gateway with the client side ``inner`` and the server side ``outer``; ``more`` is for the latter or for ``bounds``."""
-    top = {key: more.pop(key) for key in ("bounds", "read_only") if key in more}
+    top = {key: more.pop(key) for key in ("bounds", "metrics", "read_only") if key in more}
     client = more.pop("client", {})
     async with gateway_with(
         {"inner": client_side(*servers, **client)}, {"outer": server_side("inner", **more)}, **top
