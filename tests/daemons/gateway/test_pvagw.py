@@ -78,6 +78,8 @@ async def test_pvxlist_shows_what_is_known(tmp_path: Path):
 async def test_a_wrong_file_is_one_sentence_before_any_port_is_opened(tmp_path: Path, key: str):
     pvlist = tmp_path / "site.pvlist"
     pvlist.write_text("(a) ALLOW\n")
-    with pytest.raises(RuntimeError, match=r"the gateway ended with 1: Error: \S+(site\.pvlist:1:1|gateway\.yml:\d+): .+\n$"):
+    with pytest.raises(
+        RuntimeError, match=r"the gateway ended with 1: Error: \S+(site\.pvlist:1:1|gateway\.yml:\d+): .+\n$"
+    ):
         async with ours(tmp_path, 1, **{"pvlist": str(pvlist)} if key == "pvlist" else {"clients": ["none"]}):
             pass
