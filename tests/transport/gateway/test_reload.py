@@ -103,7 +103,7 @@ async def test_what_needs_a_restart_is_said(tmp_path: Path, caplog: pytest.LogCa
             said = [
                 record.message.partition(" has changed")[0]
                 for record in caplog.records
-                if record.name == "appliance.gateway.gateway"
+                if record.levelno == logging.WARNING
             ]
             assert said == ["clients.more", "servers.other", "servers.outer.pva", "bounds"]
             assert gateway.servers["outer"].get_holdoff_s == 0.1
