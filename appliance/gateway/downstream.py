@@ -26,14 +26,23 @@ class Downstream:
         side: Its configuration.
         config: The settings of its server.
         router: Says which names are served to whom.
+        prefix: The first part of the names of the certificate service's PVs.
     """
 
-    def __init__(self, name: str, side: ServerSide, config: ServerConfig, router: Router) -> None:
+    def __init__(
+        self, name: str, side: ServerSide, config: ServerConfig, router: Router, prefix: str = "CERT"
+    ) -> None:
         self.name = name
         self.side = side
         self.config = config
         self.router = router
         self.guid = os.urandom(GUID_SIZE)
+        names = side.relay.names if side.relay is not None else [f"{prefix}:{name}" for name in _NAMES]
+        self.certificates = CertificateNames(names, relayed=side.relay is not None)
+        """The PVs that need TLS between the client and the certificate service itself."""
+        self.relay = (
+            None if side.relay is None else ServiceRelay(name, side.relay, self.certificates, config, router)
+        )
         self.source: RoutedSource | None = None
         self.server: Server | None = None
         """The server, once it runs."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any, ClassVar, Final, Protocol
 
+from appliance.gateway.certificates import CertificateNames
 from appliance.gateway.own import OwnField, OwnRequest
 from appliance.gateway.shared_get import SharedGet
 from appliance.gateway.shared_monitor import SharedMonitor
@@ -40,6 +41,10 @@ class Terms(Protocol):
     def may_bypass(self, name: str, peer: Credentials) -> bool:
         """Whether a client may have a subscription of its own at the server (UNCACHED)."""
 
+    @property
+    def certificates(self) -> CertificateNames:
+        """The names whose requests must not be passed on as the gateway's own."""
+
 
 class ForwardedPV(Handler):
     """A PV of a server behind the gateway. It lives as long as the gateway keeps the name.
@@ -49,7 +54,7 @@ class ForwardedPV(Handler):
         terms: What the server side has decided.
     """
 
-    __slots__ = ("_terms", "channels", "upstream")
+    __slots__ = ("_guarded", "_terms", "channels", "upstream")
 
     SUBSCRIPTION: ClassVar[type[Subscription]] = OctetSubscription
 
@@ -58,6 +63,7 @@ class ForwardedPV(Handler):
         self.channels: dict[Channel, None] = {}
         """The clients' channels."""
         self._terms = terms
+        self._guarded = terms.certificates.covers(upstream.name)
 
     # -- Dependent -----------------------------------------------------------------------------------
 
@@ -101,12 +107,28 @@ class ForwardedPV(Handler):
             operation.state = shared
             shared.init(operation)
             return
+        if self._guarded and operation.command != c.CMD_RPC and self._refuses(operation, None):
+            return
         operation.state = own = OwnRequest(upstream, operation)
         upstream.channel.add(own)
 
     def _bypasses(self, operation: Operation) -> bool:
         asked = truth(request_options(operation.request).get("cache")) is False
         return asked and self._terms.may_bypass(operation.name, operation.peer)
+
+    def _refuses(self, operation: Operation, argument: Value | None) -> bool:
+        """Refuse what a certificate service would take for an act of the gateway; return whether that was done."""
+        channel = self.upstream.channel
+        why = self._terms.certificates.refuses(
+            channel.name,
+            operation.command,
+            argument,
+            operation.peer.peer,
+            as_gateway=channel.end.tls is not None,
+        )
+        if why:
+            operation.fail(why)
+        return bool(why)
 
     def get(self, operation: Operation) -> None:
         """Read."""
@@ -126,6 +148,8 @@ class ForwardedPV(Handler):
 
     def rpc(self, operation: Operation, argument: Value | None) -> None:
         """Call."""
+        if self._guarded and self._refuses(operation, argument):
+            return
         operation.state.call(operation, argument)
 
     def introspect(self, operation: Operation, field: str) -> None:

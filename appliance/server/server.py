@@ -46,6 +46,7 @@ class Place(NamedTuple):
 
     guid: bytes
     port: int
+    """0: nobody serves the name at present, and the sources must not serve it either."""
 
 
 class Referral(Protocol):
@@ -334,16 +335,12 @@ class Server:
             later: Sends an answer that comes late, for a name that a source claims a moment later. It is equal for all searches
                 of one client.
         """
+        referred: list[SearchResponse] = []
+        if self.referrals and "tls" in request.protocols and not self._standby:
+            request, referred = self._refer(request, host)
         protocol, port = self.choose_protocol(request.protocols)
         if not protocol:
-            return ()
-        if self.referrals and "tls" in request.protocols:
-            referred = self._refer(request, host)
-            if referred:
-                gone = {instance for answer in referred for instance in answer.instances}
-                rest = tuple(item for item in request.names if item[0] not in gone)
-                others = self.answer_search(request._replace(names=rest), host, later) if rest else ()
-                return (*referred, *others)
+            return tuple(referred)
         sources = self._sources
         claims = sources.claims
         late = later if sources.late else None
@@ -357,24 +354,34 @@ class Server:
                 sources.promise(
                     name, host, (late, instance), partial(self._answer_late, request, instance, late)
                 )
-        if not found and not request.must_reply:
-            return ()
-        return (SearchResponse(self.guid, request.sequence, None, port, protocol, bool(found), tuple(found)),)
+        if not found and (referred or not request.must_reply):
+            return tuple(referred)
+        answer = SearchResponse(
+            self.guid, request.sequence, None, port, protocol, bool(found), tuple(found)
+        )
+        return (*referred, answer)
 
-    def _refer(self, request: SearchRequest, host: str) -> list[SearchResponse]:
-        """Return the answers that name other ports, one for each place."""
+    def _refer(self, request: SearchRequest, host: str) -> tuple[SearchRequest, list[SearchResponse]]:
+        """Return the search without the names that are served at other ports, and the answers that name these, one for each place."""
         found: dict[Place, list[int]] = {}
-        for number, (instance, name) in enumerate(request.names):
+        rest = []
+        for number, item in enumerate(request.names):
             if not number & 31:
                 breathe()
+            instance, name = item
             for referral in self.referrals:
                 place = referral.refer(name, host)
                 if place is not None:
                     found.setdefault(place, []).append(instance)
                     break
-        return [
+            else:
+                rest.append(item)
+        if not found:
+            return request, []
+        return request._replace(names=tuple(rest)), [
             SearchResponse(place.guid, request.sequence, None, place.port, "tls", True, tuple(instances))
             for place, instances in found.items()
+            if place.port
         ]
 
     def _answer_late(
