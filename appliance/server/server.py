@@ -38,6 +38,8 @@ if TYPE_CHECKING:  # a server of plain TCP starts faster without OpenSSL
 __all__ = ["Place", "Referral", "Server"]
 
 _log: Final = logging.getLogger(__name__)
+LATE_NAMES: Final = 256
+"""Names in one late answer: it must fit into a datagram."""
 _setup_log: Final = logging.getLogger("appliance.server.init")
 
 
@@ -137,6 +139,8 @@ class Server:
         self._limits = limits
         self._segment_size = segment_size
         self._max_connections = max_connections
+        self._late: dict[Callable[[SearchResponse], None], list[tuple[SearchRequest, int]]] = {}
+        """Searches that are answered at the end of this turn of the event loop, by who sends the answer."""
         self._static = StaticSource()
         self._sources = Sources()
         self._listeners: list[asyncio.Server] = []
@@ -387,10 +391,21 @@ class Server:
     def _answer_late(
         self, request: SearchRequest, instance: int, send: Callable[[SearchResponse], None]
     ) -> None:
-        """Answer a search for one name that a source has come to claim."""
-        protocol, port = self.choose_protocol(request.protocols)
-        if protocol:
-            send(SearchResponse(self.guid, request.sequence, None, port, protocol, True, (instance,)))
+        """Answer a search for one name that a source has come to claim, with others of the same client in this turn."""
+        if not self._late:
+            asyncio.get_running_loop().call_soon(self._send_late)
+        self._late.setdefault(send, []).append((request, instance))
+
+    def _send_late(self) -> None:
+        late, self._late = self._late, {}
+        for send, answers in late.items():
+            for start in range(0, len(answers), LATE_NAMES):
+                part = answers[start : start + LATE_NAMES]
+                request, _ = part[-1]
+                protocol, port = self.choose_protocol(request.protocols)
+                if protocol:
+                    found = tuple(instance for _, instance in part)
+                    send(SearchResponse(self.guid, request.sequence, None, port, protocol, True, found))
 
     def beacon(self, number: int) -> Beacon | None:
         """Return the beacon of this number; None while the server answers nobody."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -91,3 +92,15 @@ def direct(gateway: Gateway, side: str = "outer") -> tuple[str, int, bool]:
 def names(upstreams: Iterable[Any]) -> set[str]:
     """The names of upstreams."""
     return {upstream.name for upstream in upstreams}
+
+
+async def refusal(client: Context, name: str, server: tuple[str, int, bool]) -> str:
+    """Ask for a PV of a server that refuses its channel; return why."""
+    asking = asyncio.create_task(client.get(name, server=server, timeout=None))
+    try:
+        async with asyncio.timeout(20):
+            while not (why := client.channel(name, server).trouble):
+                await asyncio.sleep(0.01)
+    finally:
+        asking.cancel()
+    return why

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Hashable, Iterable
 
 import pytest
@@ -110,21 +111,27 @@ def test_only_sources_that_can_be_late_are_asked_for_promises() -> None:
     assert sources.late == ()
 
 
-def test_a_server_answers_a_search_late() -> None:
+async def test_a_server_answers_searches_late_those_of_one_client_together() -> None:
     server = Server(ServerConfig())
     server.tcp_port = 5075
     late = Late()
     server.add_source("late", late)
     answers: list[SearchResponse] = []
-    search = SearchRequest(7, ((1, "x"), (2, "y")), ("tcp",))
+    names = tuple((number, f"pv{number}") for number in range(300))
+    search = SearchRequest(7, names, ("tcp",))
     assert server.answer_search(search, "10.0.0.1") == ()
     assert not late.promises, "nobody is there to send it"
     assert server.answer_search(search, "10.0.0.1", answers.append) == ()
-    late.promises["y"]()
-    assert answers == [SearchResponse(server.guid, 7, None, 5075, "tcp", True, (2,))]
+    for number in range(300):
+        late.promises[f"pv{number}"]()
+    assert not answers
+    await asyncio.sleep(0)
+    assert [answer.instances for answer in answers] == [tuple(range(256)), tuple(range(256, 300))]
+    assert answers[0]._replace(instances=()) == SearchResponse(server.guid, 7, None, 5075, "tcp", True, ())
     server.set_standby(True)
-    late.promises["x"]()
-    assert len(answers) == 1
+    late.promises["pv1"]()
+    await asyncio.sleep(0)
+    assert len(answers) == 2
 
 
 class Elsewhere(Referral):
