@@ -13,8 +13,21 @@ from appliance.pvdata.value import Value
 
 __all__ = ["CertificateNames"]
 
+_KINDS: Final = ("CREATE", "STATUS", "LIST")
+"""The service's PVs that do something for who is permitted to, behind the prefix of the site."""
 _PER_MINUTE: Final = 10.0
 """Requests for certificates of one host that pass without a relay; for the service they all come from the gateway."""
+
+
+class _Names:
+    __slots__ = ("_exact", "_longer")
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._exact = frozenset(names)
+        self._longer = tuple(f"{name}:" for name in self._exact)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._exact or name.startswith(self._longer)
 
 
 class CertificateNames:
@@ -24,19 +37,22 @@ class CertificateNames:
     approve, revoke, and vouch for keys of others.
 
     Args:
-        names: The names; with ``:`` and more behind one, a name is meant too.
-        relayed: Whether the gateway has a relay for them.
+        prefix: The first part of the names of the service's PVs.
+        relayed: The names that the gateway has a relay for; with ``:`` and more behind one, a name is meant too.
     """
 
-    def __init__(self, names: Iterable[str], *, relayed: bool) -> None:
-        self._names = frozenset(names)
-        self._longer = tuple(f"{name}:" for name in self._names)
-        self._relayed = relayed
+    def __init__(self, prefix: str, relayed: Iterable[str] = ()) -> None:
+        self._relayed = _Names(relayed)
+        self._names = _Names({*relayed, *(f"{prefix}:{kind}" for kind in _KINDS)})
         self._limiter = RateLimiter(_PER_MINUTE, int(_PER_MINUTE), clock=time.monotonic)
 
     def covers(self, name: str) -> bool:
         """Whether this is one of the names."""
-        return name in self._names or name.startswith(self._longer)
+        return name in self._names
+
+    def relays(self, name: str) -> bool:
+        """Whether the gateway has a relay for the name."""
+        return name in self._relayed
 
     def refuses(self, name: str, command: int, argument: Value | None, peer: str, *, as_gateway: bool) -> str:
         """Return why a request is not passed on; "" if it is.
@@ -68,7 +84,7 @@ class CertificateNames:
     def _end_to_end(self, name: str) -> str:
         how = (
             "search for it over TLS: then the gateway's relay passes your connection on"
-            if self._relayed
+            if name in self._relayed
             else "this gateway has no relay for that; ask its administrator, or connect to the service itself"
         )
         return f"{name[:128]} needs TLS from you to the certificate service itself: {how}"

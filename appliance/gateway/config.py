@@ -104,7 +104,9 @@ class Relay(Settings, frozen=True, kw_only=True):
             except ValueError as error:
                 raise ValueError(f"service: {error}") from None
             if not secure:
-                raise ValueError(f"service: {self.service!r} is not pvas://HOST:PORT; the relay is for TLS only")
+                raise ValueError(
+                    f"service: {self.service!r} is not pvas://HOST:PORT; the relay is for TLS only"
+                )
         try:
             Networks(self.proxy_from)
         except ValueError as error:

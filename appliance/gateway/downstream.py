@@ -6,8 +6,10 @@ import os
 from collections.abc import Sequence
 
 from appliance.config.pva import ServerConfig
+from appliance.gateway.certificates import CertificateNames
 from appliance.gateway.config import Bounds, ServerSide
 from appliance.gateway.names import NewNames, Promises
+from appliance.gateway.relay import ServiceRelay
 from appliance.gateway.route import Router
 from appliance.gateway.source import RoutedSource
 from appliance.gateway.upstreams import Upstreams
@@ -37,12 +39,10 @@ class Downstream:
         self.config = config
         self.router = router
         self.guid = os.urandom(GUID_SIZE)
-        names = side.relay.names if side.relay is not None else [f"{prefix}:{name}" for name in _NAMES]
-        self.certificates = CertificateNames(names, relayed=side.relay is not None)
+        relay = side.relay
+        self.certificates = CertificateNames(prefix, () if relay is None else relay.names)
         """The PVs that need TLS between the client and the certificate service itself."""
-        self.relay = (
-            None if side.relay is None else ServiceRelay(name, side.relay, self.certificates, config, router)
-        )
+        self.relay = None if relay is None else ServiceRelay(name, relay, self.certificates, config, router)
         self.source: RoutedSource | None = None
         self.server: Server | None = None
         """The server, once it runs."""
@@ -79,3 +79,10 @@ class Downstream:
         self.server = server
         if self.source is not None:
             server.add_source("gateway", self.source)
+        if self.relay is not None:
+            server.referrals.append(self.relay)
+
+    @property
+    def guids(self) -> frozenset[bytes]:
+        """The GUIDs by which clients know this side: the gateway's own clients must not."""
+        return frozenset({self.guid} if self.relay is None else {self.guid, self.relay.guid})

@@ -66,8 +66,10 @@ class Gateway:
                     "access security is not supported yet; remove it", key=f"servers.{name}.access"
                 )
             router = await asyncio.to_thread(read_router, side)
-            self.servers[name] = Downstream(name, side, self.sides.servers[name].config, router)
-        guids = frozenset(server.guid for server in self.servers.values())
+            first = next(iter(side.clients), "")
+            prefix = (self.sides.clients[first] if first else self.sides.servers[name]).config.cert_pv_prefix
+            self.servers[name] = Downstream(name, side, self.sides.servers[name].config, router, prefix)
+        guids = frozenset[bytes]().union(*(server.guids for server in self.servers.values()))
         for name in self.config.clients:
             if name in self.config.used_clients:
                 await self._start_client(name, guids)
@@ -97,6 +99,9 @@ class Gateway:
 
     async def _start_server(self, downstream: Downstream) -> None:
         side = downstream.side
+        if downstream.relay is not None:
+            self._stack.callback(downstream.relay.close)
+            await downstream.relay.start(self.clients[side.clients[0]].context)
         status_client = side.status_client or next(iter(side.clients), "")
         server = await self._stack.enter_async_context(
             open_server(

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable
 from typing import Final
 
 from appliance.client.context import Context
@@ -49,7 +48,7 @@ class ServiceRelay:
     Args:
         side: The server side's name in the configuration, for the log.
         relay: The relay's configuration.
-        names: The names that it is for.
+        names: Knows the names that it is for.
         config: The settings of the side's server: the addresses that it listens on.
         router: Says which names are served to whom.
     """
@@ -108,7 +107,7 @@ class ServiceRelay:
 
     def refer(self, name: str, host: str) -> Place | None:
         """Return the relay's place for a name that it is for, if the PV list shows it; "nowhere" while there is no service."""
-        if not self._names.covers(name):
+        if not self._names.relays(name):
             return None
         route = self.router.route(name, host)
         # The service reads the client's own octets: it knows nothing of another name that the PV list gives.
@@ -197,5 +196,3 @@ class ServiceRelay:
             _log.info("the certificate service is at %s", self._address)
         elif places:
             raise ApplianceError("the server that has it offers no TLS; give it a keychain")
-
-

@@ -360,9 +360,7 @@ class Server:
                 )
         if not found and (referred or not request.must_reply):
             return tuple(referred)
-        answer = SearchResponse(
-            self.guid, request.sequence, None, port, protocol, bool(found), tuple(found)
-        )
+        answer = SearchResponse(self.guid, request.sequence, None, port, protocol, bool(found), tuple(found))
         return (*referred, answer)
 
     def _refer(self, request: SearchRequest, host: str) -> tuple[SearchRequest, list[SearchResponse]]:

@@ -67,7 +67,11 @@ async def listen(
                 "the list of interface addresses has multicast groups only; add an address of this host to EPICS_PVAS_INTF_ADDR_LIST"
             )
         addresses.append(("::" if _has_ipv6() else "0.0.0.0", port))  # noqa: S104 - "every address" is asked for
-    sockets = [_bind(host, to, what, log, fallback=None) for host, to in addresses] if strict else _bind_all(addresses, port, what, log)
+    sockets = (
+        [_bind(host, to, what, log, fallback=None) for host, to in addresses]
+        if strict
+        else _bind_all(addresses, port, what, log)
+    )
     actual: int = sockets[0].getsockname()[1]
     servers: list[asyncio.Server] = []
     try:

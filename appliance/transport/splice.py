@@ -71,7 +71,8 @@ class Splices:
     Args:
         owner: Knows the server.
         bounds: The most that there may be.
-        trusted: Whether the host of an address is a relay further out, which may say for which client it speaks.
+        trusted: Whether the host of an address is a relay further out, which may say for which client it speaks;
+            None: nobody may.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Splices:
         owner: SpliceOwner,
         bounds: SpliceBounds = DEFAULT_BOUNDS,
         *,
-        trusted: Callable[[str], bool] = lambda host: False,
+        trusted: Callable[[str], bool] | None = None,
     ) -> None:
         self.owner = owner
         self.bounds = bounds
@@ -231,7 +232,7 @@ class Splice:
                 self._ended = True
                 stream.abort()
                 return
-            if self._splices.trusted(self.peer.host):
+            if self._splices.trusted is not None and self._splices.trusted(self.peer.host):
                 self._header = ProxyReader()
             self._wait(self._splices.bounds.speak_s)
             return
