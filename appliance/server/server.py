@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Self
 
@@ -56,6 +56,9 @@ class Referral(Protocol):
 
     def refer(self, name: str, host: str) -> Place | None:
         """Return where ``host`` finds ``name``; None leaves the name to the sources. Asked often: must be quick."""
+
+    def promise(self, key: Hashable, tell: Callable[[Place], None]) -> None:
+        """Call ``tell`` when it is known where a name is for which nobody answers at present; once for each ``key``."""
 
 
 class _Refusal(asyncio.Protocol):
@@ -341,7 +344,7 @@ class Server:
         """
         referred: list[SearchResponse] = []
         if self.referrals and "tls" in request.protocols and not self._standby:
-            request, referred = self._refer(request, host)
+            request, referred = self._refer(request, host, later)
         protocol, port = self.choose_protocol(request.protocols)
         if not protocol:
             return tuple(referred)
@@ -363,8 +366,18 @@ class Server:
         answer = SearchResponse(self.guid, request.sequence, None, port, protocol, bool(found), tuple(found))
         return (*referred, answer)
 
-    def _refer(self, request: SearchRequest, host: str) -> tuple[SearchRequest, list[SearchResponse]]:
+    def _refer(
+        self, request: SearchRequest, host: str, later: Callable[[SearchResponse], None] | None
+    ) -> tuple[SearchRequest, list[SearchResponse]]:
         """Return the search without the names that are served at other ports, and the answers that name these, one for each place."""
+
+        def answer(instances: tuple[int, ...], place: Place) -> SearchResponse:
+            return SearchResponse(place.guid, request.sequence, None, place.port, "tls", True, instances)
+
+        def answer_late(send: Callable[[SearchResponse], None], instance: int, place: Place) -> None:
+            if not self._standby:
+                send(answer((instance,), place))
+
         found: dict[Place, list[int]] = {}
         rest = []
         for number, item in enumerate(request.names):
@@ -374,17 +387,17 @@ class Server:
             for referral in self.referrals:
                 place = referral.refer(name, host)
                 if place is not None:
-                    found.setdefault(place, []).append(instance)
+                    if place.port:
+                        found.setdefault(place, []).append(instance)
+                    elif later is not None:
+                        referral.promise((later, instance), partial(answer_late, later, instance))
                     break
             else:
                 rest.append(item)
-        if not found:
+        if len(rest) == len(request.names):
             return request, []
-        return request._replace(names=tuple(rest)), [
-            SearchResponse(place.guid, request.sequence, None, place.port, "tls", True, tuple(instances))
-            for place, instances in found.items()
-            if place.port
-        ]
+        answers = [answer(tuple(instances), place) for place, instances in found.items()]
+        return request._replace(names=tuple(rest)), answers
 
     def _answer_late(
         self, request: SearchRequest, instance: int, send: Callable[[SearchResponse], None]
