@@ -58,7 +58,7 @@ def wait_for_port(process: subprocess.Popen[bytes], port: int) -> None:
 
 
 def ours(upstream: Running, tcp: int, udp: int, tls: int, keychain: str) -> str:
-    """The configuration. YAML is a superset of JSON, which needs no library to write."""
+    """The configuration. YAML is a superset of JSON, which needs no library to write; the dashes say that it is not p4p's JSON."""
     client: dict[str, object] = {
         "addr_list": "127.0.0.1",
         "auto_addr_list": False,
@@ -74,7 +74,7 @@ def ours(upstream: Running, tcp: int, udp: int, tls: int, keychain: str) -> str:
     if keychain:
         client["tls_keychain"] = keychain
         server |= {"tls_keychain": keychain, "tls_port": tls}
-    return json.dumps(
+    return "---\n" + json.dumps(
         {"clients": {"c": {"pva": client}}, "servers": {"s": {"clients": ["c"], "pva": server}}}, indent=2
     )
 

@@ -46,7 +46,7 @@ class _Allow(NamedTuple):
 class PVList:
     """One pvlist file; immutable apart from the answers that it remembers."""
 
-    __slots__ = ("_allow", "_answers", "_deny", "_hosts", "file", "warnings")
+    __slots__ = ("_allow", "_answers", "_deny", "_hosts", "file", "groups", "warnings")
 
     def __init__(
         self, text: str = ".* ALLOW", *, file: str | None = None, resolve: Resolver | None = None
@@ -64,6 +64,7 @@ class PVList:
         self._deny: Final = tuple(reader.deny)
         self._allow: Final = tuple(reversed(reader.allow))
         self._hosts: Final = frozenset().union(*(deny.hosts for deny in self._deny if deny.hosts is not None))
+        self.groups: Final = frozenset(allow.asg for allow in reader.allow)
         self._answers: dict[tuple[str, str], PVListMatch | None] = {}
 
     def lookup(self, name: str, host: str) -> PVListMatch | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, overload
 from appliance.client.channel import Channel, Waiter
 from appliance.client.channels import check_name
 from appliance.client.end import DEFAULT_TIMINGS, ClientEnd, ServerAddress, Timings
+from appliance.client.link import ServerLink
 from appliance.client.links import Links
 from appliance.client.monitor import Monitor
 from appliance.client.requests import (
@@ -500,6 +501,14 @@ class Context:
                 finally:
                     stop()
         return list(places)
+
+    def links(self) -> list[ServerLink]:
+        """Return the connections to servers, also those that are not ready yet."""
+        return list(self._links.by_address.values())
+
+    def missing_name_servers(self) -> list[str]:
+        """Return the name servers that are configured and not connected."""
+        return self._links.missing_name_servers()
 
     def hurry_up(self) -> None:
         """Search now for all names that have no server, without waiting for the back-off."""

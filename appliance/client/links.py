@@ -55,13 +55,31 @@ class Links:
 
     async def start(self, *, beacons: bool) -> None:
         """Open the search sockets and connect to the name servers; ``beacons`` also listens for new servers."""
-        config = self._end.config
         await self.ports.start(beacons=beacons)
         self._liveness.start()
         self._sweep_later()
-        for endpoint in config.name_servers:
-            port = endpoint.port or (config.tls_port if endpoint.tls else config.server_port)
-            self._connect_name_server(ServerAddress(endpoint.host, port, endpoint.tls))
+        for address in self._name_server_addresses():
+            self._connect_name_server(address)
+
+    def _name_server_addresses(self) -> list[ServerAddress]:
+        config = self._end.config
+        return [
+            ServerAddress(
+                endpoint.host,
+                endpoint.port or (config.tls_port if endpoint.tls else config.server_port),
+                endpoint.tls,
+            )
+            for endpoint in config.name_servers
+        ]
+
+    def missing_name_servers(self) -> list[str]:
+        """Return the name servers of the configuration that are not connected."""
+        ready = {link.address for link in self.name_servers if link.ready}
+        return [
+            format_address((address.host, address.port))
+            for address in self._name_server_addresses()
+            if address not in ready
+        ]
 
     async def close(self) -> None:
         """Close all channels and connections; the caller has set ``ClientEnd.closed``."""

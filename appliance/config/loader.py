@@ -25,12 +25,14 @@ __all__ = [
     "Settings",
     "default",
     "dump",
+    "inline",
     "load",
     "load_document",
     "loads",
     "loads_document",
     "schema",
     "schema_text",
+    "tree_document",
 ]
 
 _T = TypeVar("_T")
@@ -115,10 +117,28 @@ def loads_document(
     text: str, kind: type[_T], *, file: str = "<text>", environ: Mapping[str, str] | None = None
 ) -> Document[_T]:
     """Do as `loads`, and also return the line of each key."""
-    _check_type(typing.cast("Hashable", kind))
     tree, lines = read_tree(text, file)
-    if tree is None:
-        tree = {}
+    return tree_document({} if tree is None else tree, lines, kind, file=file, environ=environ)
+
+
+def tree_document(
+    tree: Any,
+    lines: dict[Path, int],
+    kind: type[_T],
+    *,
+    file: str = "<text>",
+    environ: Mapping[str, str] | None = None,
+) -> Document[_T]:
+    """Do as `loads_document` for plain values that somebody else has read.
+
+    Args:
+        tree: The values.
+        lines: The line of each key and list item.
+        kind: The struct type.
+        file: The file's name, in errors and for relative paths.
+        environ: The variables that references may name.
+    """
+    _check_type(typing.cast("Hashable", kind))
     hook = partial(_decode, file, environ)
     try:
         value = msgspec.convert(tree, kind, dec_hook=hook)
@@ -127,8 +147,22 @@ def loads_document(
         _explain(tree, kind, (), hook, faults)
         if not faults:
             faults.append(_fault(error, ()))
-        raise _combined(faults, file, lines) from error
+        raise _combined([_placed(fault, lines) for fault in faults], file, lines) from error
     return Document(value, tree, file, lines)
+
+
+def _placed(fault: _Fault, lines: Mapping[Path, int]) -> _Fault:
+    """Find the line of a struct's own rule, whose sentence begins with the key that it is about."""
+    key, colon, why = fault.why.partition(": ")
+    if not colon or " " in key:
+        return fault
+    depth = len(fault.path)
+    for path in sorted(lines, key=len, reverse=True):
+        inner = dotted(path[depth:])
+        if path[:depth] == fault.path and inner and f"{key}.".startswith(f"{inner}."):
+            rest = key[len(inner) + 1 :]
+            return _Fault((*path, *rest.split(".")) if rest else path, why)
+    return fault
 
 
 def schema(kind: type) -> dict[str, Any]:
@@ -158,6 +192,19 @@ def dump(value: Any) -> str:
     text = _yaml(plain, allow_unicode=True)
     # PyYAML writes these Unicode line ends unchanged, but reads them as a blank.
     return text if frozenset("\x85\u2028\u2029").isdisjoint(text) else _yaml(plain, allow_unicode=False)
+
+
+def inline(value: Any) -> str:
+    """Return plain values as YAML in one line, for a file that is written with comments between its keys."""
+    text = yaml.dump(
+        [value],
+        Dumper=_dumper(),
+        sort_keys=False,
+        allow_unicode=False,
+        width=float("inf"),
+        default_flow_style=True,
+    )
+    return text.strip()[1:-1]
 
 
 def _yaml(plain: Any, *, allow_unicode: bool) -> str:

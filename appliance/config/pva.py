@@ -25,6 +25,7 @@ __all__ = [
     "ClientConfig",
     "Effective",
     "ServerConfig",
+    "from_variable",
     "refuse_password",
     "resolve_client",
     "resolve_server",
@@ -404,6 +405,31 @@ def variables() -> frozenset[str]:
         | {f"{prefix}TLS_KEYCHAIN_PWD_FILE" for prefix in (_A, _S, _M)}
         | {variable for _, variable, _ in _XDG}
     )
+
+
+def from_variable(name: str, text: str, *, client: bool) -> tuple[str, Any] | None:
+    """Return the key in a configuration file that means the same as a variable, and the value for it.
+
+    Args:
+        name: The variable.
+        text: Its value.
+        client: Whether it is for a client; otherwise it is for a server.
+
+    Returns:
+        Key and value; None if no client, or no server, reads such a variable.
+
+    Raises:
+        ValueError: The value is bad; the text says why.
+    """
+    for setting in _CLIENT if client else _SERVER:
+        if name in setting.variables:
+            value = setting.read(text)
+            return setting.key, value if isinstance(value, (bool, int, float)) else text
+        if setting.key == "tls_keychain" and name in {
+            f"{variable}_PWD_FILE" for variable in setting.variables
+        }:
+            return _PASSWORD, text
+    return None
 
 
 class Effective(Generic[_C]):

@@ -13,6 +13,7 @@ __all__ = ["EXTRAS", "require"]
 
 EXTRAS: Final = {
     "cms": ("aiohttp", "jwt", "sqlalchemy", "alembic"),
+    "gateway": ("prometheus_client",),
     "ioc": ("epicscorelibs",),
     "issuer": ("aiohttp", "jwt"),
 }

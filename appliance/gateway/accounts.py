@@ -10,7 +10,18 @@ from heapq import nlargest
 from operator import attrgetter
 from typing import Final, NamedTuple
 
-__all__ = ["Accounts", "Connection", "InFlight", "PVAccount", "Rate", "Rates", "Slow", "Top", "Totals"]
+__all__ = [
+    "Accounts",
+    "Connection",
+    "Counts",
+    "InFlight",
+    "PVAccount",
+    "Rate",
+    "Rates",
+    "Slow",
+    "Top",
+    "Totals",
+]
 
 LARGEST: Final = 10
 """Rows of a table, as in p4p's gateway."""
@@ -258,6 +269,25 @@ def _top(rates: list[Rate]) -> Top:
             for part in map(attrgetter, Top._fields)
         )
     )
+
+
+class Counts(NamedTuple):
+    """How many things the gateway has at present."""
+
+    active: int = 0
+    """Names that are connected and that a client uses."""
+    inactive: int = 0
+    """Names that are connected and that no client uses."""
+    unconnected: int = 0
+    """Names that are searched for."""
+    monitors: int = 0
+    """Subscriptions at servers that clients share."""
+    gets: int = 0
+    """GETs at servers that clients share."""
+    banned_hosts: int = 0
+    banned_pvs: int = 0
+    banned_pairs: int = 0
+    """Denials of a PV to a host that are remembered."""
 
 
 class InFlight:

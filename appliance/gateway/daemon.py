@@ -2,51 +2,42 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import logging
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from appliance.daemon.commandline import Parser, add_completion, add_daemon_options, add_version
 from appliance.daemon.run import EXIT_FAILURE, EXIT_OK, Daemon, run
 from appliance.errors import ApplianceError
+from appliance.gateway.options import NAME, parser
 
 if TYPE_CHECKING:
-    from appliance.gateway.config import GatewayConfig, Sides
+    import argparse
+
+    from appliance.gateway.config import Sides
+    from appliance.gateway.p4p_json import Loaded
 
 __all__ = ["main"]
 
-_NAME: Final = "pvagw"
 _log: Final = logging.getLogger(__name__)
 _STATUS_S: Final = 2.0
 """Seconds between two updates of the service manager's status line."""
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog=_NAME,
-        usage="pvagw [options] FILE\n       pvagw [options] --config FILE",
-        description="A gateway for Secure PVAccess.",
-    )
-    add_version(parser)
-    add_completion(parser)
-    add_daemon_options(parser, config="the configuration, in YAML", verbose="log more")
-    parser.add_argument("file", nargs="?", metavar="FILE", help="the same as --config FILE")
-    return parser
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``pvagw``; returns the exit status."""
-    parser = _parser()
-    options = parser.parse_args(argv)
+    command_line = parser()
+    options = command_line.parse_args(argv)
     try:
         if options.print_schema:
             return _print_schema()
         if (options.config is None) is (options.file is None):
-            parser.error("name one configuration file: pvagw FILE, or --config FILE")
-        return _with_config(options, options.config or options.file)
+            command_line.error("name one file: pvagw FILE, or --config FILE")
+        file = options.config or options.file
+        if options.example_config or options.example_systemd:
+            return _write_example(options, file)
+        return _with_config(options, file)
     except ApplianceError as error:
         sys.stderr.write(f"Error: {error}\n")
         return EXIT_FAILURE
@@ -60,30 +51,80 @@ def _print_schema() -> int:
     return EXIT_OK
 
 
+def _write_example(options: argparse.Namespace, file: str) -> int:
+    from appliance.gateway.options import EXAMPLE, unit, write_example
+
+    if options.example_config:
+        write_example(file, EXAMPLE, usual="/etc/pvagw/NAME.yml")
+    else:
+        write_example(file, unit(file), usual="/etc/systemd/system/pvagw@.service")
+    return EXIT_OK
+
+
 def _with_config(options: argparse.Namespace, file: str) -> int:
-    from appliance.config import loader
-    from appliance.gateway.config import GatewayConfig, resolve_sides
+    from appliance.gateway.p4p_json import load_config
 
-    document = loader.load_document(file, GatewayConfig)
-    sides = resolve_sides(document.value, document.section)
+    loaded = load_config(file)
+    if options.convert:
+        from appliance.gateway.convert import converted
+
+        sys.stdout.write(converted(loaded))
+        return EXIT_OK
+    sides = loaded.sides()
     if options.check_config:
-        sys.stderr.write(f"{file}: good\n")
-        return EXIT_OK
+        return _check(loaded, sides)
     if options.print_config:
-        sys.stdout.write(loader.dump(document.value))
-        for kind, group in (("clients", sides.clients), ("servers", sides.servers)):
-            for name, effective in group.items():
-                sys.stdout.write(f"\n# {kind}.{name}, after defaults\n")
-                sys.stdout.writelines(f"#   {line}\n" for line in effective.explain().splitlines())
-        return EXIT_OK
-    return _run(document.value, sides, "DEBUG" if options.verbose else document.value.log_level)
+        return _print_config(loaded, sides)
+    return _run(options, loaded, sides)
 
 
-def _run(config: GatewayConfig, sides: Sides, level: str) -> int:
+def _check(loaded: Loaded, sides: Sides) -> int:
+    from appliance.gateway.check import check_keychains, read_files
+
+    files = read_files(loaded.config)
+    for warning in (*loaded.warnings, *files.warnings, *check_keychains(sides)):
+        sys.stderr.write(f"Warning: {warning}\n")
+    # As p4p's gateway does, so that scripts can copy all files of a configuration.
+    sys.stdout.writelines(f"{name}\n" for name in (loaded.document.file, *files.names))
+    sys.stdout.flush()
+    sys.stderr.write(f"{loaded.document.file}: good\n")
+    return EXIT_OK
+
+
+def _print_config(loaded: Loaded, sides: Sides) -> int:
+    from appliance.config import loader
+
+    sys.stdout.write(loader.dump(loaded.config))
+    sys.stdout.write(
+        "\n# Variables for addresses, ports and keychains (EPICS_PVA*) are not read: both sides would get the same.\n"
+    )
+    for kind, group in (("clients", sides.clients), ("servers", sides.servers)):
+        for name, effective in group.items():
+            sys.stdout.write(f"\n# {kind}.{name}, after defaults\n")
+            sys.stdout.writelines(f"#   {line}\n" for line in effective.explain().splitlines())
+    return EXIT_OK
+
+
+def _begin_log(options: argparse.Namespace, loaded: Loaded) -> None:
     from appliance.daemon import logging as daemon_logging
+    from appliance.gateway.options import level, log_as
 
-    for fault in daemon_logging.configure(level=level, fmt="auto"):
+    faults = daemon_logging.configure(level=level(options, loaded.config.log_level), fmt="auto")
+    if options.logging is not None:
+        from appliance.gateway.p4p_json import read_json_file
+
+        log_as(read_json_file(options.logging), options.logging)
+    for fault in faults:
         _log.warning("%s", fault)
+    if options.no_ban_local:
+        _log.info("--no-ban-local has no effect: the gateway never uses its own servers")
+    for warning in loaded.warnings:
+        _log.warning("%s", warning)
+
+
+def _run(options: argparse.Namespace, loaded: Loaded, sides: Sides) -> int:
+    _begin_log(options, loaded)
+    config = loaded.config
     for group in (sides.clients, sides.servers):
         for name, effective in group.items():
             for warning in effective.warnings:
@@ -105,7 +146,7 @@ def _run(config: GatewayConfig, sides: Sides, level: str) -> int:
         finally:
             await gateway.stop()
 
-    return run(serve, name=_NAME)
+    return run(serve, name=NAME)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from appliance.gateway.upstreams import Upstreams
 from appliance.pva.credentials import Credentials
 from appliance.pva.search import GUID_SIZE
 from appliance.server.server import Server
+from appliance.server.source import StaticSource
 
 __all__ = ["Downstream"]
 
@@ -42,11 +43,16 @@ class Downstream:
         relay = side.relay
         self.certificates = CertificateNames(prefix, () if relay is None else relay.names)
         """The PVs that need TLS between the client and the certificate service itself."""
-        self.relay = None if relay is None else ServiceRelay(name, relay, self.certificates, config, router)
+        self.relay = (
+            None
+            if relay is None
+            else ServiceRelay(name, relay, self.certificates, config, lambda: self.router)
+        )
         self.source: RoutedSource | None = None
         self.server: Server | None = None
         """The server, once it runs."""
         self._queue_size = 16
+        self._status: StaticSource | None = None
 
     # -- Terms ---------------------------------------------------------------------------------------
 
@@ -72,11 +78,20 @@ class Downstream:
     ) -> None:
         """Show the names of the client sides."""
         self._queue_size = max((client.queue_size for client in clients), default=16)
+        if not clients:
+            return  # it shows the gateway's own PVs only
         self.source = RoutedSource(self.router, clients, self, new_names, promises, bounds.open_patience_s)
+
+    def show_status(self, source: StaticSource) -> None:
+        """Show the gateway's own PVs, and never those of a server behind it that have the same names."""
+        self._status = source
+        self.router.reserve(source.names())
 
     def prepare(self, server: Server) -> None:
         """Add the sources of this side to its server, before the first client can ask."""
         self.server = server
+        if self._status is not None:
+            server.add_source("status", self._status, priority=-1)
         if self.source is not None:
             server.add_source("gateway", self.source)
         if self.relay is not None:

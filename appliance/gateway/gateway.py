@@ -7,18 +7,20 @@ import logging
 import socket
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Final
 
-from appliance.acf import PVList
 from appliance.certmon.endpoints import open_client, open_server
 from appliance.config.address import parse_endpoints
 from appliance.errors import ConfigurationError
-from appliance.gateway.config import GatewayConfig, ServerSide, Sides
+from appliance.gateway.check import read_files
+from appliance.gateway.config import GatewayConfig, Sides
 from appliance.gateway.downstream import Downstream
 from appliance.gateway.names import NewNames, Promises
+from appliance.gateway.overview import Overview
 from appliance.gateway.route import Router
+from appliance.gateway.status import OpenDoor, Status
 from appliance.gateway.upstreams import Upstreams
+from appliance.server.quota import DEFAULT_QUOTA
 
 __all__ = ["Gateway"]
 
@@ -43,6 +45,8 @@ class Gateway:
         bounds = config.bounds
         self.new_names = NewNames(bounds.new_names_per_host, loop.time)
         self.promises = Promises(bounds.promise_s, loop.time)
+        self.overview = Overview()
+        self.status = Status(self.overview)
 
     async def start(self) -> None:
         """Read the files, then start the client sides, then the server sides.
@@ -60,15 +64,19 @@ class Gateway:
     async def _start(self) -> None:
         if self.config.read_only:
             raise ConfigurationError("it is not supported yet; remove it", key="read_only")
+        files = await asyncio.to_thread(read_files, self.config)
+        for warning in files.warnings:
+            _log.warning("%s", warning)
         for name, side in self.config.servers.items():
             if side.access.file:
                 raise ConfigurationError(
                     "access security is not supported yet; remove it", key=f"servers.{name}.access"
                 )
-            router = await asyncio.to_thread(read_router, side)
             first = next(iter(side.clients), "")
             prefix = (self.sides.clients[first] if first else self.sides.servers[name]).config.cert_pv_prefix
-            self.servers[name] = Downstream(name, side, self.sides.servers[name].config, router, prefix)
+            self.servers[name] = Downstream(
+                name, side, self.sides.servers[name].config, Router(files.servers[name].pvlist), prefix
+            )
         guids = frozenset[bytes]().union(*(server.guids for server in self.servers.values()))
         for name in self.config.clients:
             if name in self.config.used_clients:
@@ -83,6 +91,17 @@ class Gateway:
                 self.config.bounds,
             )
             await self._start_server(server)
+        await self.status.start()
+        self._stack.push_async_callback(self.status.stop)
+        if self.config.metrics.port:
+            self._serve_metrics()
+
+    def _serve_metrics(self) -> None:
+        from appliance.gateway.metrics import serve_metrics
+
+        settings = self.config.metrics
+        metrics = serve_metrics(self.status.sample, settings.address, settings.port)
+        self._stack.push_async_callback(asyncio.to_thread, metrics.close)
 
     async def _start_client(self, name: str, guids: frozenset[bytes]) -> None:
         side = self.config.clients[name]
@@ -96,9 +115,12 @@ class Gateway:
         upstreams = Upstreams(name, context, self.config.bounds, self.promises, side.queue_size)
         self._stack.callback(upstreams.close)
         self.clients[name] = upstreams
+        self.overview.add_client(upstreams)
 
     async def _start_server(self, downstream: Downstream) -> None:
         side = downstream.side
+        if side.status_prefix:
+            downstream.show_status(self.status.source(side.status_prefix, OpenDoor(downstream.router)))
         if downstream.relay is not None:
             self._stack.callback(downstream.relay.close)
             await downstream.relay.start(self.clients[side.clients[0]].context)
@@ -107,10 +129,12 @@ class Gateway:
             open_server(
                 self.sides.servers[downstream.name],
                 prepare=downstream.prepare,
+                quota=DEFAULT_QUOTA._replace(waiting_octets=self.config.bounds.most_octets),
                 status_client=self.sides.clients[status_client].config if status_client else None,
                 guid=downstream.guid,
             )
         )
+        self.overview.add_server(downstream.name, server, downstream.router)
         _log.info(
             "the server side %s serves on TCP port %s, TLS port %s",
             downstream.name,
@@ -127,25 +151,6 @@ class Gateway:
     async def stop(self) -> None:
         """Close the server sides, then the client sides."""
         await self._stack.aclose()
-
-
-def read_router(side: ServerSide) -> Router:
-    """Read the PV list of a server side; blocks.
-
-    Raises:
-        AccessFileError: The PV list is wrong.
-        ConfigurationError: It cannot be read.
-    """
-    if not side.pvlist:
-        return Router()
-    try:
-        text = Path(side.pvlist).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"cannot be read: {error}", file=side.pvlist) from None
-    pvlist = PVList(text, file=side.pvlist, resolve=_resolve)
-    for warning in pvlist.warnings:
-        _log.warning("%s", warning)
-    return Router(pvlist)
 
 
 def _resolve(host: str) -> list[str]:

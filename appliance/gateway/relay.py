@@ -55,14 +55,19 @@ class ServiceRelay:
         relay: The relay's configuration.
         names: Knows the names that it is for.
         config: The settings of the side's server: the addresses that it listens on.
-        router: Says which names are served to whom.
+        router: Gives what says which names are served to whom.
     """
 
     def __init__(
-        self, side: str, relay: Relay, names: CertificateNames, config: ServerConfig, router: Router
+        self,
+        side: str,
+        relay: Relay,
+        names: CertificateNames,
+        config: ServerConfig,
+        router: Callable[[], Router],
     ) -> None:
         self.guid = os.urandom(GUID_SIZE)
-        self.router = router
+        self._router = router
         self.port = 0
         """The port, once it is open."""
         self.splices = Splices(self, trusted=Networks(relay.proxy_from).__contains__)
@@ -116,7 +121,7 @@ class ServiceRelay:
         """Return the relay's place for a name that it is for, if the PV list shows it; "nowhere" while there is no service."""
         if not self._names.relays(name):
             return None
-        route = self.router.route(name, host)
+        route = self._router().route(name, host)
         # The service reads the client's own octets: it knows nothing of another name that the PV list gives.
         if route is None or route.real_name != name:
             return None

@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
-from appliance.gateway.accounts import Rate, Rates
+from appliance.acf.match import host_of_peer
+from appliance.acf.model import Decision
+from appliance.gateway.accounts import Counts, Rate, Rates
+from appliance.pva.credentials import Credentials
 from appliance.pvdata.nt import ALARM, TIME, NTEnum, NTScalar, NTScalarArray, NTTable, now_to_time
 from appliance.pvdata.types import BOOL, FLOAT64, INT32, STRING, UINT32, UINT64, ArrayType, StructType
 from appliance.pvdata.value import Value
@@ -30,13 +33,14 @@ __all__ = [
     "SECONDS",
     "STATS",
     "TEXT",
-    "Counts",
     "Heaviness",
+    "Judgement",
     "References",
     "Row",
     "channels_value",
     "debug_table",
     "health_value",
+    "permission_value",
     "rate_table",
     "stats_value",
 ]
@@ -120,25 +124,6 @@ _MESSAGE: Final = 256
 """Characters of an alarm's message."""
 
 
-class Counts(NamedTuple):
-    """How many things the gateway has at present."""
-
-    active: int = 0
-    """Names that are connected and that a client uses."""
-    inactive: int = 0
-    """Names that are connected and that no client uses."""
-    unconnected: int = 0
-    """Names that are searched for."""
-    monitors: int = 0
-    """Subscriptions at servers that clients share."""
-    gets: int = 0
-    """GETs at servers that clients share."""
-    banned_hosts: int = 0
-    banned_pvs: int = 0
-    banned_pairs: int = 0
-    """Denials of a PV to a host that are remembered."""
-
-
 class Row(NamedTuple):
     """One input of access security."""
 
@@ -146,6 +131,14 @@ class Row(NamedTuple):
     var: str
     value: float
     connected: bool
+
+
+class Judgement(NamedTuple):
+    """What access security says of one PV and one client."""
+
+    asg: str
+    asl: int
+    decision: Decision
 
 
 def stats_value(counts: Counts) -> Value:
@@ -231,10 +224,40 @@ def rate_table(group: str, way: str, rates: Iterable[Rate], now: float) -> Value
 
 def debug_table(rows: Iterable[Row], now: float) -> Value:
     """Return the answer of ``asDebug``: the inputs of access security."""
-    columns = zip(*rows, strict=True)
+    rows = list(rows)
     return _stamped(
-        _AS_DEBUG, dict(zip(Row._fields, (list(column) for column in columns), strict=False)), now
+        _AS_DEBUG,
+        {
+            "asg": [row.asg for row in rows],
+            "var": [row.var for row in rows],
+            "value": [row.value for row in rows],
+            "connected": [row.connected for row in rows],
+        },
+        now,
     )
+
+
+def permission_value(pv: str, peer: Credentials, judgement: Judgement) -> Value:
+    """Return the answer of ``asTest``: what ``peer`` may do with ``pv``."""
+    decision = judgement.decision
+    value = Value(PERMISSION)
+    value.assign(
+        {
+            "pv": pv,
+            "account": peer.account,
+            "peer": host_of_peer(peer.peer),
+            "roles": sorted(peer.roles),
+            "asg": judgement.asg,
+            "asl": judgement.asl,
+            "permission": {
+                "put": decision.write,
+                "rpc": decision.rpc,
+                "uncached": decision.uncached,
+                "audit": decision.trapwrite,
+            },
+        }
+    )
+    return value
 
 
 class References:

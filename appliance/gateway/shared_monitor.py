@@ -91,9 +91,14 @@ class SharedMonitor(ChannelRequest):
     """
 
     __slots__ = (
+        "_big",
+        "_bits",
+        "_body",
         "_changed",
         "_key",
         "_lost",
+        "_marked",
+        "_overrun",
         "_pieces",
         "_request",
         "_seen",
@@ -118,8 +123,16 @@ class SharedMonitor(ChannelRequest):
         """Whether updates pass as octets."""
         self.subscribers: dict[OctetSubscription, None] = {}
         self.octets_in = 0
-        """Octets of all updates that came as octets."""
+        """Octets of all updates that came as octets, those that came together counted like the last of them."""
         self._pieces = _Pieces()
+        """All updates that make up the present value but the latest one, which is here:"""
+        self._body: bytes | None = None
+        self._big = False
+        self._marked = -1
+        """Its fields, as they were sent."""
+        self._bits = 0
+        """The same in leaf form."""
+        self._overrun = 0
         self._changed = 0
         """Which fields changed during a pause of the connection, in leaf form."""
         self._lost = 0
@@ -140,8 +153,8 @@ class SharedMonitor(ChannelRequest):
     def _welcome(self, subscription: OctetSubscription, kind: StructType) -> None:
         if self.raw:
             subscription.ready_raw(kind)
-            if self._pieces.seen and not self.channel.is_paused:
-                subscription.post_octets(self._pieces.whole(kind))
+            if not self.channel.is_paused and (present := self._whole(kind)) is not None:
+                subscription.post_octets(present)
         else:
             subscription.ready_as_is(kind)
             if self._seen:
@@ -177,26 +190,61 @@ class SharedMonitor(ChannelRequest):
 
     def octets(self, event: MonitorOctets) -> None:
         """Pass updates on to all clients."""
+        bodies = event.bodies
+        big = event.big
+        if event.bits != self._marked or event.overrun:
+            self._note(event)
+        self._body = bodies[-1]
+        self._big = big
+        self.octets_in += len(bodies) * len(self._body)
+        link = self.channel.link
+        if link is not None and link.held is not None:
+            self._hold(event)
+            return
+        count = len(bodies)
+        batch: Batch | None = None
+        for subscription in self.subscribers:
+            sent = subscription.forward(bodies, big)
+            if sent != count:
+                if batch is None:
+                    batch = Batch(bodies, big, self._bits, event.overrun)
+                for octets in batch.octets[sent:]:
+                    subscription.post_octets(octets)
+
+    def _note(self, event: MonitorOctets) -> None:
+        """Keep the latest update, which is followed by one with other fields."""
         kind = self.kind
         assert kind is not None
-        bits = leaves(kind, event.bits)
-        bodies = event.bodies
-        self.octets_in += sum(map(len, bodies))
-        self._pieces.add(kind, Octets(bodies[-1], event.big, bits, event.overrun))
-        if self.channel.is_paused:
-            self._lost |= event.overrun | (self._changed & bits) | (bits if len(bodies) > 1 else 0)
-            self._changed |= bits
-            return
-        batch = Batch(bodies, event.big, bits, event.overrun)
-        for subscription in self.subscribers:
-            subscription.forward(batch)
+        self._keep(kind)
+        self._marked = event.bits
+        self._bits = leaves(kind, event.bits)
+        self._overrun = event.overrun
+
+    def _keep(self, kind: StructType) -> None:
+        """Put the latest update to those that together are the present value."""
+        body = self._body
+        if body is not None:
+            self._pieces.add(kind, Octets(body, self._big, self._bits, self._overrun))
+            self._body = None
+
+    def _hold(self, event: MonitorOctets) -> None:
+        bits = self._bits
+        self._lost |= event.overrun | (self._changed & bits) | (bits if len(event.bodies) > 1 else 0)
+        self._changed |= bits
+
+    def _whole(self, kind: StructType) -> Octets | None:
+        """Return the present value as one update; None if nothing has come yet."""
+        self._keep(kind)
+        return self._pieces.whole(kind) if self._pieces.seen else None
 
     def resumed(self) -> None:
         """Give all clients the present value: the pause of the connection is over."""
         kind = self.kind
         if kind is None or not self._changed:
             return
-        present = self._pieces.whole(kind).with_overrun(self._lost)
+        present = self._whole(kind)
+        assert present is not None
+        present = present.with_overrun(self._lost)
         self._changed = self._lost = 0
         for subscription in self.subscribers:
             subscription.post_octets(present)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Final, Protocol
 
 from appliance.client.channel import Channel, ChannelRequest, ChannelState, Waiter
+from appliance.gateway.accounts import PVAccount
 from appliance.pva.typed import encode_typed
 from appliance.pvdata.pvrequest import OPTIONS
 from appliance.pvdata.types import STRING, StructType, TypeDesc
@@ -86,7 +87,7 @@ class Keep(ChannelRequest):
         self.upstream.owner.access_changed(self.upstream)
 
 
-class Upstream:
+class Upstream(PVAccount):
     """One name at one client side. All clients that use it, on all server sides, share it.
 
     Args:
@@ -108,6 +109,7 @@ class Upstream:
     )
 
     def __init__(self, owner: UpstreamOwner, channel: Channel, asked: float) -> None:
+        super().__init__()
         self.owner = owner
         self.channel = channel
         self.active = False

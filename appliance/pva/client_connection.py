@@ -49,6 +49,10 @@ _UPDATE: Final = c.MAGIC | c.VERSION << 8 | c.FLAG_SERVER << 16 | c.CMD_MONITOR 
 _STATUS_OK: Final = 0xFF
 _QUICK: Final = 256
 """Octets of a message that is too short for a look at the clock."""
+PASSED_PER_CALL: Final = 256
+"""Events after which parsing stops if updates are passed on: more, so that more updates of one PV come together."""
+COPIED: Final = 1 << 18
+"""Octets of a read that is made immutable at once if updates are cut out of it."""
 
 
 def _on_operation(
@@ -73,7 +77,16 @@ class ClientConnection(Connection[ClientEvent]):
     IS_SERVER: ClassVar[bool] = False
     ACCEPTS: ClassVar[dict[ConnectionState, frozenset[int]]] = CLIENT_ACCEPTS
 
-    __slots__ = ("_chosen", "_next_cid", "_next_ioid", "channels", "context", "gathering", "operations")
+    __slots__ = (
+        "_chosen",
+        "_next_cid",
+        "_next_ioid",
+        "channels",
+        "context",
+        "gathering",
+        "operations",
+        "passes_on",
+    )
 
     def __init__(self, *, limits: Limits = DEFAULT_LIMITS, segment_size: int = 0) -> None:
         super().__init__(limits=limits, segment_size=segment_size)
@@ -81,6 +94,8 @@ class ClientConnection(Connection[ClientEvent]):
         self.operations: dict[int, ClientOperation] = {}
         self.gathering: list[ClientOperation] = []
         """Raw operations whose event of this read takes more updates."""
+        self.passes_on = False
+        """Whether there ever was a raw operation."""
         self.context: Any = None
         self._chosen = False
         self._next_cid = 1
@@ -94,7 +109,7 @@ class ClientConnection(Connection[ClientEvent]):
         events = super().receive_data(data)
         if self.gathering:
             for operation in self.gathering:
-                operation.pending = None
+                operation.pending = operation.quick_bodies = None
             self.gathering.clear()
         return events
 
@@ -110,7 +125,10 @@ class ClientConnection(Connection[ClientEvent]):
         # Without a clock nobody waits: large values take the short way too.
         short = UNPACED if due is not None else 0xFFFFFFFF
         taken = 0
-        while end - pos >= _ANSWER.size and len(events) < EVENTS_PER_CALL:
+        if self.passes_on and end <= COPIED and type(data) is not bytes:
+            data = bytes(data)  # cheaper than a copy of each update that is passed on
+        most = PASSED_PER_CALL if self.passes_on else EVENTS_PER_CALL
+        while end - pos >= _ANSWER.size and len(events) < most:
             prefix, size, ioid, sub, first = unpack(data, pos)
             after = pos + 8 + size
             if after <= end and self._segments is None and size <= short:
@@ -132,7 +150,21 @@ class ClientConnection(Connection[ClientEvent]):
                             self.stalled = True
                             return pos
                         taken += 1
-                        operation.take_update(data, pos + 13, after, False)
+                        body = pos + 13
+                        if (
+                            type(data) is bytes
+                            and after - body == operation.quick_size
+                            and not data[after - 1]
+                            and data.startswith(operation.quick_head, body)
+                        ):
+                            # Fields of fixed size, as in the last update: so it is neither too short nor too long.
+                            bodies = operation.quick_bodies
+                            if bodies is not None:
+                                bodies.append(data[body:after])
+                            else:
+                                operation.add_update(data[body:after], False, operation.quick_bits, 0)
+                        else:
+                            operation.take_update(data, body, after, False)
                     else:
                         operation.receive(sub, data, pos + 13, after, False)
                     pos = after

@@ -67,6 +67,7 @@ class OperationOwner(Protocol):
     types: TypeReader
     operations: dict[int, ClientOperation]
     gathering: list[ClientOperation]
+    passes_on: bool
 
 
 class OperationChannel(Protocol):
@@ -104,6 +105,10 @@ class ClientOperation:
         "measure",
         "outbox",
         "pending",
+        "quick_bits",
+        "quick_bodies",
+        "quick_head",
+        "quick_size",
         "raw",
         "state",
         "type",
@@ -142,6 +147,13 @@ class ClientOperation:
         """Measures little-endian values if ``raw``."""
         self.pending: MonitorOctets | None = None
         """The event of the present read that takes more updates."""
+        self.quick_head = b""
+        """Bit set of the last update, if all its fields have a fixed size; the next one is probably like it."""
+        self.quick_size = -1
+        """Octets of that update."""
+        self.quick_bits = -1
+        self.quick_bodies: list[bytes] | None = None
+        """The updates of ``pending`` if they are like that one: the next one joins them at once."""
         self._deep = False
         """Whether values hold what is changed in place: structures in arrays, unions and anys."""
         self.context: Any = None
@@ -323,6 +335,7 @@ class ClientOperation:
                     self.get_type, pos = self._decode_struct(buf, pos, end, big)
                 self.raw = self.raw and not self.get_type.holds_any
                 if self.raw:
+                    self.connection.passes_on = True
                     self.measure = measurer(self.get_type, False)
                 else:
                     self._deep = any(_is_deep(leaf) for leaf in self.get_type.leaf_types)
@@ -395,6 +408,10 @@ class ClientOperation:
         overrun = 0
         if cut < end and not buf[cut]:
             body = _cut(buf, pos, cut + 1)
+            if bits != self.quick_bits and not big and self._measure(False).is_fixed(bits):
+                self.quick_bits = bits
+                self.quick_head = encode_bitset(bits, False)
+                self.quick_size = len(body)
         else:
             kind = self.type
             assert kind is not None
@@ -403,6 +420,10 @@ class ClientOperation:
             body = _cut(buf, pos, cut) + encode_bitset(overrun, big)
         if self._is_dead:
             return  # it was given up while a long value was read
+        self.add_update(body, big, bits, overrun)
+
+    def add_update(self, body: bytes, big: bool, bits: int, overrun: int) -> None:
+        """Report an update that was measured: with those before it in the same read, if it is like them."""
         pending = self.pending
         if pending is not None:
             if pending.bits == bits and pending.big is big and not overrun and not pending.overrun:
@@ -410,7 +431,9 @@ class ClientOperation:
                 return
         else:
             self.connection.gathering.append(self)
-        self.pending = event = MonitorOctets(self, big, bits, overrun, [body])
+        bodies = [body]
+        self.quick_bodies = bodies if bits == self.quick_bits and not big and not overrun else None
+        self.pending = event = MonitorOctets(self, big, bits, overrun, bodies)
         self.connection.events.append(event)
 
     def _decode_partial(self, buf: Buffer, pos: int, end: int, big: bool) -> tuple[Value, int]:

@@ -109,7 +109,8 @@ class ServerOperation:
         "context",
         "cost",
         "head",
-        "head_of",
+        "head_big",
+        "head_size",
         "ioid",
         "last",
         "mask",
@@ -153,7 +154,8 @@ class ServerOperation:
         self.reply_tail: bytes | None = None
         self.reply_sub = 0
         self.head = b""
-        self.head_of = (-1, False)
+        self.head_size = -1
+        self.head_big = False
         """Octets and byte order of the updates that ``head`` is for: see `send_octets`."""
         self.context: Any = None
         self.pipeline = False
@@ -558,13 +560,13 @@ class ServerOperation:
 
     def _head(self, size: int, big: bool) -> bytes:
         """Return what stands before an update of ``size`` octets; equal sizes have equal heads."""
-        if self.head_of != (size, big):
-            flags = c.FLAG_SERVER | (c.FLAG_BIG_ENDIAN if big else 0)
-            self.head_of = (size, big)
-            self.head = REPLY[big].pack(c.MAGIC, c.VERSION, flags, c.CMD_MONITOR, 5 + size, self.ioid, 0)
+        flags = c.FLAG_SERVER | (c.FLAG_BIG_ENDIAN if big else 0)
+        self.head_size = size
+        self.head_big = big
+        self.head = REPLY[big].pack(c.MAGIC, c.VERSION, flags, c.CMD_MONITOR, 5 + size, self.ioid, 0)
         return self.head
 
-    def send_octets(self, bodies: list[bytes], limit: int, *, big: bool) -> int:
+    def send_octets(self, bodies: list[bytes], limit: int, big: bool) -> int:
         """Send updates that are serialised already, as many as the client accepts.
 
         Args:
@@ -579,34 +581,30 @@ class ServerOperation:
         if self.state is not OperationState.EXECUTING or outbox.size > limit:
             return 0
         count = len(bodies)
-        if self.pipeline and count > self.window:
-            count = self.window
-            if not count:
-                return 0
-            bodies = bodies[:count]
+        if self.pipeline:
+            if count > self.window:
+                count = self.window
+                if not count:
+                    return 0
+                bodies = bodies[:count]
+            self.window -= count
         size = len(bodies[0])
-        if count == 1:
-            if size <= outbox.one_piece:
-                outbox.chunks.append(self._head(size, big) + bodies[0])
-                outbox.size += 13 + size
-            else:
-                self._send_body(bodies[0], big)
-        elif size <= outbox.one_piece and len(set(map(len, bodies))) == 1:
-            head = self._head(size, big)
-            outbox.chunks.append(head + head.join(bodies))
-            outbox.size += count * (13 + size)
-        else:
+        if size > outbox.one_piece or (count > 1 and len(set(map(len, bodies))) > 1):
             for sent, body in enumerate(bodies):
                 if outbox.size > limit:
-                    count = sent
-                    break
-                self._send_body(body, big)
-        if self.pipeline:
-            self.window -= count
+                    if self.pipeline:
+                        self.window += count - sent
+                    return sent
+                self.outbox.send_parts(self.command, [U32[big].pack(self.ioid) + b"\0", body], big=big)
+            return count
+        head = self.head if size == self.head_size and big is self.head_big else self._head(size, big)
+        if count == 1:
+            outbox.chunks.append(head + bodies[0])
+            outbox.size += 13 + size
+        else:
+            outbox.chunks.append(head + head.join(bodies))
+            outbox.size += count * (13 + size)
         return count
-
-    def _send_body(self, body: bytes, big: bool) -> None:
-        self.outbox.send_parts(self.command, [U32[big].pack(self.ioid) + b"\0", body], big=big)
 
     def drain_octets(self, queue: deque[Octets], limit: int) -> bool:
         """Send updates from ``queue`` as `drain` does."""
@@ -617,7 +615,7 @@ class ServerOperation:
             if outbox.size > limit:
                 return True
             update = queue.popleft()
-            self.send_octets([update.body], limit, big=update.big)
+            self.send_octets([update.body], limit, update.big)
         return False
 
     def finish(self, status: Status = OK) -> None:

@@ -77,6 +77,10 @@ class Measurer:
             return bits, pos
         return bits, self._walk(plan, buf, pos, end)
 
+    def is_fixed(self, bits: int) -> bool:
+        """Whether the fields of ``bits``, which were measured, have a fixed size altogether."""
+        return isinstance(self._plans.get(bits), int)
+
     def __call__(self, buf: Buffer, pos: int, end: int) -> int:
         """Return the end of a full value that starts at ``pos``; raises DecodeError as `marked` does."""
         plan = self._plans.get(1)

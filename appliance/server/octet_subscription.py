@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from appliance.pva.octets import Batch, Octets, squash
+from appliance.pva.octets import Octets, squash
 from appliance.pva.server_operation import ServerOperation
 from appliance.pvdata.types import StructType
 from appliance.server.channel import Channel
@@ -20,14 +20,16 @@ class OctetSubscription(Subscription):
     The pvRequest was applied by the other server: every field of the announced type is the client's.
     """
 
-    __slots__ = ("octets", "raw")
+    __slots__ = ("_owner", "_stream", "octets", "raw")
 
     def __init__(self, channel: Channel, wire: ServerOperation) -> None:
         super().__init__(channel, wire)
         self.raw = False
         """Whether updates are octets: after `ready_raw`."""
         self.octets = 0
-        """Octets of all updates that were sent as octets."""
+        """Octets of all updates that were sent as octets, those that left together counted like the first of them."""
+        self._stream = channel.stream
+        self._owner = channel.owner
 
     @property
     def _waiting(self) -> deque[Any]:
@@ -43,25 +45,24 @@ class OctetSubscription(Subscription):
         self.raw = True
         self.ready_as_is(kind)
 
-    def forward(self, batch: Batch) -> None:
-        """Send updates at once if nothing else waits to be sent; queue what cannot be sent."""
-        if self.finishing:
-            return
-        sent = 0
-        channel = self.channel
-        stream = channel.stream
-        if not self.queue and stream.writable and channel.owner.held is None:
-            bodies = batch.bodies
-            sent = self.wire.send_octets(bodies, PUMP_LIMIT, big=batch.big)
-            if sent:
-                self.posted += sent
-                stream.schedule_flush()
-                if sent == len(bodies):
-                    self.octets += batch.size
-                    return
-                self.octets += sum(map(len, bodies[:sent]))
-        for octets in batch.octets[sent:]:
-            self.post_octets(octets)
+    def forward(self, bodies: list[bytes], big: bool) -> int:
+        """Send updates at once if nothing else waits to be sent.
+
+        Args:
+            bodies: What follows the sub-command of each, the oldest first.
+            big: Whether their numbers are big-endian.
+
+        Returns:
+            How many of them were sent; `post_octets` the others.
+        """
+        if self.queue or self.finishing or not self._stream.writable or self._owner.held is not None:
+            return 0
+        sent = self.wire.send_octets(bodies, PUMP_LIMIT, big)
+        if sent:
+            self.posted += sent
+            self.octets += sent * len(bodies[0])
+            self._stream.schedule_flush()
+        return sent
 
     def post_octets(self, octets: Octets) -> None:
         """Queue an update, or merge it into the last one if the queue is full."""

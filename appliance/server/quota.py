@@ -28,6 +28,8 @@ class Quota(NamedTuple):
     subscriptions: int = 4096
     """Subscriptions of one PV: each of its changes is sent so often."""
     anonymous_subscriptions: int = 1024
+    waiting_octets: int = 64 * 1024 * 1024
+    """Octets of updates that wait for one connection, where they are counted (`Allowance.count_waiting`)."""
 
 
 DEFAULT_QUOTA: Final = Quota()
@@ -84,7 +86,7 @@ class Allowance:
         shares: The shares of all addresses.
     """
 
-    __slots__ = ("_host", "_share", "_shares", "is_anonymous")
+    __slots__ = ("_host", "_share", "_shares", "dropped", "is_anonymous", "is_full", "requests", "waiting")
 
     def __init__(self, shares: Shares) -> None:
         self._shares = shares
@@ -93,6 +95,14 @@ class Allowance:
         """The address's share, from `join` on."""
         self.is_anonymous = False
         """Whether it counts among its address's anonymous connections."""
+        self.requests = 0
+        """Requests, where handlers count them."""
+        self.dropped = 0
+        """Updates that were merged into later ones, where subscriptions count them."""
+        self.waiting = 0
+        """Octets of updates that wait."""
+        self.is_full = False
+        """Whether too much waits: then each subscription keeps only one update."""
 
     def join(self, host: str) -> bool:
         """Count the connection; return whether there is room for it. Call `leave` in any case."""
@@ -156,6 +166,21 @@ class Allowance:
             return f"your address watches this PV {most} times already; let several displays share one subscription"
         watching[watched] = count + 1
         return ""
+
+    def count_waiting(self, more: int) -> bool:
+        """Count octets of updates that wait from now on, or with a negative number do not wait any more.
+
+        Returns:
+            Whether the bound was passed just now: then the waiting updates of all subscriptions must be merged.
+        """
+        self.waiting = waiting = self.waiting + more
+        most = self._shares.quota.waiting_octets
+        if self.is_full:
+            # If it ended as soon as one update was sent, nearly every update would merge all queues again.
+            self.is_full = waiting > most // 2
+            return False
+        self.is_full = waiting > most
+        return self.is_full
 
     def forget_subscription(self, watched: Hashable) -> None:
         """Count one less."""

@@ -130,6 +130,8 @@ class Server:
         """What clients may do, and what was refused to them."""
         self.shares = Shares(quota)
         """What each client's address uses of this server."""
+        self.on_ended: Callable[[Peer], None] | None = None
+        """Called for each connection that has ended, while its counts can still be read."""
         self.referrals: list[Referral] = []
         """Asked before all sources when a client that speaks TLS searches; their answers name another port."""
         self.change_count = 0
@@ -466,6 +468,8 @@ class Server:
     def ended(self, peer: Peer) -> None:
         """Forget a connection that has ended."""
         self.peers.pop(peer.stream, None)
+        if self.on_ended is not None:
+            self.on_ended(peer)
         if self._deserted is not None and not self.peers:
             self._deserted.set()
 

@@ -74,6 +74,8 @@ CASES = [
     (change("servers", "outer", "pva", "tls_keychain_pwd_file", "${credential:p}"), "does not hold for it"),
     (change("clients", None), "missing required arguments: clients"),
     (change("servers", "outer", "pva", "intf_addr_list", "{{ no_such }}"), "no_such.* is undefined"),
+    (change("settings", {"metrics": {"port": 9100}}), None),
+    (lambda gateway: {**change("settings", {"metrics": {"port": 9100}})(gateway), "spva_common_extras": ["ioc"]}, "add it to spva_common_extras"),
     (beside(spva_gateway_inner_addresses=[]), "would take every client for the gateway"),
     (beside(spva_keychain_list=[{**KEYCHAIN, "owner": "spva-ioc"}]), "needs owner spva-gateway"),
     (beside(spva_keychain_list=[{**KEYCHAIN, "usage": "client"}]), "needs owner spva-gateway.*and usage ioc"),
@@ -217,3 +219,28 @@ def test_gateways_of_the_example_inventories_pass_the_checks(tmp_path, size):
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "out.json").read_text())
     assert found["servers"]["office"]["pva"]["intf_addr_list"][0].startswith("198.51.100.")
+
+
+def test_the_certificate_service_believes_the_gateways_of_the_inventory_and_nobody_else(tmp_path):
+    inventory = tmp_path / "inventory"
+    shutil.copytree(ROOT / "inventory.example/large", inventory)
+    tasks = [
+        {
+            "name": "Write",
+            "ansible.builtin.copy": {
+                "content": "{{ spva_cms_proxy_from | to_json }}",
+                "dest": f"{tmp_path}/out.json",
+                "mode": "0600",
+            },
+        }
+    ]
+    play = {
+        "name": "Proxies",
+        "hosts": "cms1.example.org",
+        "become": False,
+        "vars_files": [str(ROOT / "roles/spva_cms/defaults/main.yml")],
+        "tasks": tasks,
+    }
+    done = run_play(tmp_path, play, {"ansible_become": False}, inventory)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((tmp_path / "out.json").read_text()) == ["192.0.2.11", "192.0.2.12"]

@@ -29,7 +29,7 @@ from appliance.config.duration import Duration
 from appliance.config.loader import schema
 from appliance.config.secret import Secret
 from appliance.config.settings import ClientSettings, ServerSettings
-from appliance.gateway import daemon as pvagw
+from appliance.gateway import options as pvagw
 from appliance.gateway.config import GatewayConfig
 from appliance.ioc import daemon as softiocpvx
 from appliance.ioc.config import IocConfig
@@ -51,7 +51,7 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "authnstd": authnstd.parser,
     "jwt-issuer": jwt_issuer._parser,
     "pvacms": pvacms._parser,
-    "pvagw": pvagw._parser,
+    "pvagw": pvagw.parser,
     "pvxcert": pvxcert.parser,
     "softIocPVX": softiocpvx._parser,
 }

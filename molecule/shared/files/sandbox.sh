@@ -28,6 +28,6 @@ if inside test -r /etc/shadow; then no "reads /etc/shadow"; fi
 state=$(systemctl show -P StateDirectory "$unit" | cut -d' ' -f1)
 inside test -w "/var/lib/$state" || no "cannot write its own state"
 for other in /var/lib/spva/*/; do
-    case $other in /var/lib/spva/ioc/ | /var/lib/spva/keychain/ | "/var/lib/$state/") continue ;; esac
+    case $other in /var/lib/spva/ioc/ | /var/lib/spva/gateway/ | /var/lib/spva/keychain/ | "/var/lib/$state/") continue ;; esac
     if inside test -r "$other"; then no "reads the state of another service: $other"; fi
 done

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from appliance.gateway import report
-from appliance.gateway.accounts import Rate, Rates, Slow, Top
+from appliance.gateway.accounts import Counts, Rate, Rates, Slow, Top
 
 NOW = 1_700_000_000.5
 
@@ -26,7 +26,7 @@ def test_a_table_of_rates_has_its_columns_and_labels() -> None:
 
 
 def test_stats_and_channels_are_real_counts() -> None:
-    counts = report.Counts(5, 3, 2, 7, 1, 11, 12, 13)
+    counts = Counts(5, 3, 2, 7, 1, 11, 12, 13)
     stats = report.stats_value(counts)
     sizes = ("ccacheSize", "mcacheSize", "gcacheSize", "banHostSize", "banPVSize", "banHostPVSize")
     assert [stats[f"{name}.value"] for name in sizes] == [10, 7, 1, 11, 12, 13]

@@ -238,14 +238,14 @@ BODY = [b"\x01\x02" + bytes(7) + bytes((n,)) + b"\0" for n in range(5)]
 def test_many_updates_leave_as_they_are_in_whatever_byte_order(big):
     wire = Wire().handshake()
     operation, served = subscribed(wire)
-    assert served.send_octets(BODY, 1 << 20, big=big) == 5
+    assert served.send_octets(BODY, 1 << 20, big) == 5
     assert served.outbox.size == 5 * (13 + len(BODY[0]))
     expected = [
         frame(c.CMD_MONITOR, u32(operation.ioid, big) + b"\0" + body, server=True, big=big) for body in BODY
     ]
     assert take(wire.server) == b"".join(expected)
     mixed = [BODY[0], b"\x01\x10\x03abc\0", BODY[1]]
-    assert served.send_octets(mixed, 1 << 20, big=big) == 3
+    assert served.send_octets(mixed, 1 << 20, big) == 3
     expected = [
         frame(c.CMD_MONITOR, u32(operation.ioid, big) + b"\0" + body, server=True, big=big) for body in mixed
     ]
@@ -258,7 +258,7 @@ def test_a_large_update_is_not_copied_into_its_message(segment_size):
     wire = Wire(segment_size=segment_size).handshake()
     _, served = subscribed(wire)
     body = b"\x01\x10\xfe" + u32(6000, True) + bytes(6000) + b"\0"
-    assert served.send_octets([body], 1 << 20, big=True) == 1
+    assert served.send_octets([body], 1 << 20, True) == 1
     if not segment_size:
         assert served.outbox.chunks[-1] is body
     (event,) = feed(wire.client, take(wire.server))
@@ -269,15 +269,15 @@ def test_a_pipeline_and_a_full_outbox_stop_it():
     wire = Wire().handshake()
     operation, served = subscribed(wire, window=4, text="record[pipeline=true,queueSize=4]")
     assert served.window == 3, "the first value took one"
-    assert served.send_octets(BODY, 1 << 20, big=False) == 3
-    assert served.send_octets(BODY, 1 << 20, big=False) == 0
+    assert served.send_octets(BODY, 1 << 20, False) == 3
+    assert served.send_octets(BODY, 1 << 20, False) == 0
     operation.acknowledge(9)
     wire.pump()
-    assert served.send_octets(BODY, -1, big=False) == 0
-    assert served.send_octets([BODY[0], b"\x01\x10\x03abc\0"], 1 << 20, big=False) == 2
+    assert served.send_octets(BODY, -1, False) == 0
+    assert served.send_octets([BODY[0], b"\x01\x10\x03abc\0"], 1 << 20, False) == 2
     operation.stop()
     wire.pump()
-    assert served.send_octets(BODY, 1 << 20, big=False) == 0
+    assert served.send_octets(BODY, 1 << 20, False) == 0
 
 
 @pytest.mark.parametrize("big", [False, True])

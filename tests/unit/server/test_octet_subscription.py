@@ -58,6 +58,12 @@ class Bench:
             if type(event) is MonitorUpdate
         ]
 
+    def forward(self, batch: Batch) -> None:
+        """What the gateway does with updates."""
+        sent = self.subscription.forward(batch.bodies, batch.big)
+        for octets in batch.octets[sent:]:
+            self.subscription.post_octets(octets)
+
     def send_waiting(self) -> bool:
         self.dirty.clear()
         return self.subscription.pump()
@@ -77,7 +83,7 @@ def test_updates_leave_at_once_if_nothing_waits(big: bool) -> None:
     bench = Bench()
     sent = batch(1.0, 2.0, 3.0, big=big)
     flushes = bench.flushes
-    bench.subscription.forward(sent)
+    bench.forward(sent)
     assert bench.flushes == flushes + 1
     assert bench.got() == [(1.0, VALUE, 0), (2.0, VALUE, 0), (3.0, VALUE, 0)]
     assert not bench.dirty
@@ -94,9 +100,9 @@ def test_what_cannot_leave_waits_and_is_merged_when_the_queue_is_full(why: str) 
     else:
         bench.subscription.wire.outbox.size = PUMP_LIMIT + 1
     for value in range(4):
-        bench.subscription.forward(batch(float(value)))
-    bench.subscription.forward(batch(4.0, 5.0))
-    bench.subscription.forward(batch(5.0, bits=SEVERITY))
+        bench.forward(batch(float(value)))
+    bench.forward(batch(4.0, 5.0))
+    bench.forward(batch(5.0, bits=SEVERITY))
     assert (len(bench.subscription.queue), bench.subscription.squashed) == (4, 3)
     assert bench.subscription.queued > 4 * 12
     assert bench.dirty == [bench.subscription]
@@ -114,9 +120,9 @@ def test_what_cannot_leave_waits_and_is_merged_when_the_queue_is_full(why: str) 
 def test_what_comes_later_waits_behind_what_waits_already() -> None:
     bench = Bench()
     bench.stream.writable = False
-    bench.subscription.forward(batch(1.0))
+    bench.forward(batch(1.0))
     bench.stream.writable = True
-    bench.subscription.forward(batch(2.0))
+    bench.forward(batch(2.0))
     assert bench.got() == []
     bench.send_waiting()
     assert [value for value, _, _ in bench.got()] == [1.0, 2.0]
@@ -124,7 +130,7 @@ def test_what_comes_later_waits_behind_what_waits_already() -> None:
 
 def test_a_pipeline_gets_what_it_has_granted() -> None:
     bench = Bench(text="record[pipeline=true,queueSize=3]", window=3)
-    bench.subscription.forward(batch(*map(float, range(10))))
+    bench.forward(batch(*map(float, range(10))))
     assert [value for value, _, _ in bench.got()] == [0.0, 1.0, 2.0]
     assert bench.send_waiting() is False
     bench.operation.acknowledge(3)
@@ -136,7 +142,7 @@ def test_a_pipeline_gets_what_it_has_granted() -> None:
 def test_all_that_waits_can_be_merged_into_one() -> None:
     bench = Bench()
     bench.stream.writable = False
-    bench.subscription.forward(batch(1.0, 2.0, 3.0))
+    bench.forward(batch(1.0, 2.0, 3.0))
     assert bench.subscription.shrink() == 2
     assert bench.subscription.shrink() == 0
     bench.send_waiting()
@@ -156,9 +162,9 @@ def test_a_long_queue_of_large_updates_is_bounded_by_octets() -> None:
 def test_the_end_comes_after_what_waits_and_nothing_after_it() -> None:
     bench = Bench()
     bench.stream.writable = False
-    bench.subscription.forward(batch(1.0))
+    bench.forward(batch(1.0))
     bench.subscription.finish()
-    bench.subscription.forward(batch(2.0))
+    bench.forward(batch(2.0))
     bench.send_waiting()
     events = bench.wire.pump()
     assert [type(event).__name__ for event in events] == ["MonitorUpdate", "MonitorFinished"]
@@ -168,7 +174,7 @@ def test_a_client_that_has_gone_gets_nothing() -> None:
     bench = Bench()
     bench.operation.close()
     bench.wire.pump()
-    bench.subscription.forward(batch(1.0))
+    bench.forward(batch(1.0))
     bench.subscription.ready_raw(SCALAR)
     bench.send_waiting()
     assert bench.got() == []

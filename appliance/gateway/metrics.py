@@ -1,0 +1,155 @@
+"""Metrics for Prometheus, on a port of loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import TimeoutError as TooLate
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+from appliance.daemon.extras import require
+from appliance.errors import TransportError
+from appliance.gateway.accounts import Counts, Totals
+from appliance.version import __version__
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+__all__ = ["GAUGES", "METRICS", "Sample", "serve_metrics"]
+
+_PATIENCE_S: Final = 5.0
+"""Seconds that a request waits for the event loop."""
+_SILENCE_S: Final = 10.0
+"""Seconds after which a client that says nothing is dropped."""
+_REQUESTS: Final = 16
+"""Requests at the same time; each has a thread."""
+
+
+class Sample(NamedTuple):
+    """What the metrics are made of."""
+
+    totals: Totals
+    counts: Counts
+    clients: int
+    servers: int
+    health: int
+
+
+METRICS: Final = (
+    ("pvagw_upstream_sent_octets", "Octets that were sent to servers.", "us_tx"),
+    ("pvagw_upstream_received_octets", "Octets that came from servers.", "us_rx"),
+    ("pvagw_downstream_sent_octets", "Octets that were sent to clients.", "ds_tx"),
+    ("pvagw_downstream_received_octets", "Octets that came from clients.", "ds_rx"),
+    ("pvagw_requests", "Requests of clients.", "requests"),
+    (
+        "pvagw_merged_updates",
+        "Updates that were merged into later ones for clients that read too slowly.",
+        "dropped",
+    ),
+)
+"""Counters: the name (Prometheus adds ``_total``), the meaning, the field of `Totals`."""
+GAUGES: Final = (
+    ("pvagw_clients", "Connections of clients.", "clients"),
+    ("pvagw_servers", "Connections to servers.", "servers"),
+    ("pvagw_health", "0 OK, 1 DEGRADED, 2 BAD, as the PV health has it.", "health"),
+)
+"""Gauges: the name, the meaning, the field of `Sample`."""
+
+
+class _Collector:
+    def __init__(self, read: Callable[[], Coroutine[Any, Any, Sample]]) -> None:
+        self._read = read
+        self._loop = asyncio.get_running_loop()
+
+    def describe(self) -> list[Metric]:
+        return []  # the registry would call collect(), and this thread is the event loop's
+
+    def collect(self) -> Iterator[Metric]:
+        """Read everything on the event loop, where it does not change meanwhile."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+
+        asked = asyncio.run_coroutine_threadsafe(self._read(), self._loop)
+        try:
+            sample = asked.result(_PATIENCE_S)
+        except TooLate:
+            asked.cancel()
+            raise
+        yield InfoMetricFamily("pvagw", "The gateway.", {"version": __version__})
+        for name, meaning, field in METRICS:
+            yield CounterMetricFamily(name, meaning, getattr(sample.totals, field))
+        for name, meaning, field in GAUGES:
+            yield GaugeMetricFamily(name, meaning, getattr(sample, field))
+        names = GaugeMetricFamily("pvagw_names", "Names that the gateway knows.", labels=["state"])
+        for state in ("active", "inactive", "unconnected"):
+            names.add_metric([state], getattr(sample.counts, state))
+        yield names
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = _SILENCE_S
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        del format, args
+
+
+class _Metrics:
+    """The HTTP server, which runs in threads of its own."""
+
+    def __init__(self, read: Callable[[], Coroutine[Any, Any, Sample]], address: str, port: int) -> None:
+        from prometheus_client import CollectorRegistry, ProcessCollector, make_wsgi_app
+        from prometheus_client.exposition import ThreadingWSGIServer
+
+        places = threading.BoundedSemaphore(_REQUESTS)
+
+        class Bounded(ThreadingWSGIServer):
+            def process_request(self, request: Any, client_address: Any) -> None:
+                if places.acquire(blocking=False):
+                    super().process_request(request, client_address)
+                else:
+                    self.shutdown_request(request)
+
+            def process_request_thread(self, request: Any, client_address: Any) -> None:
+                try:
+                    super().process_request_thread(request, client_address)
+                finally:
+                    places.release()
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                del request, client_address  # a scraper that goes away in the middle is nothing to report
+
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(_Collector(read))
+        ProcessCollector(registry=registry)
+        try:
+            self._server = make_server(address, port, make_wsgi_app(registry), Bounded, _Handler)
+        except OSError as error:
+            raise TransportError(
+                f"metrics: port {port} of {address} cannot be used: {error.strerror}; choose another metrics.port"
+            ) from None
+        self.port: int = self._server.server_port
+        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Close the port; blocks for a moment."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def serve_metrics(read: Callable[[], Coroutine[Any, Any, Sample]], address: str, port: int) -> _Metrics:
+    """Open the port. Call it on the event loop.
+
+    Args:
+        read: Gives the numbers; it runs on the event loop.
+        address: An address of loopback.
+        port: The TCP port.
+
+    Raises:
+        ConfigurationError: The package prometheus-client is not installed.
+        TransportError: The port cannot be used.
+    """
+    require("gateway")
+    return _Metrics(read, address, port)
