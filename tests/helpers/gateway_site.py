@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
 from tests.helpers.authn import INSIDE, Account, Site, running_site
 from tests.helpers.peers import free_port
 from tests.helpers.tools import ROOT
@@ -80,7 +82,7 @@ def gateway_process(
     """Our gateway as a process that accepts connections at the ports ``ready`` of 127.0.0.1, and its log."""
     folder.mkdir(parents=True, exist_ok=True)
     path, log = folder / "gateway.yml", folder / "gateway.log"
-    path.write_text(json.dumps(settings))
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("EPICS_", "PVXS_"))}
     with log.open("wb") as out:
         process = subprocess.Popen(
