@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 
 from appliance.config.pva import ServerConfig
+from appliance.gateway.accounts import InFlight
 from appliance.gateway.certificates import CertificateNames
 from appliance.gateway.config import Bounds, ServerSide
 from appliance.gateway.names import NewNames, Promises
@@ -29,16 +30,25 @@ class Downstream:
         side: Its configuration.
         config: The settings of its server.
         router: Says which names are served to whom.
+        flight: Counts the requests that wait for answers of servers; all sides share it.
         prefix: The first part of the names of the certificate service's PVs.
     """
 
     def __init__(
-        self, name: str, side: ServerSide, config: ServerConfig, router: Router, prefix: str = "CERT"
+        self,
+        name: str,
+        side: ServerSide,
+        config: ServerConfig,
+        router: Router,
+        flight: InFlight,
+        *,
+        prefix: str = "CERT",
     ) -> None:
         self.name = name
         self.side = side
         self.config = config
         self.router = router
+        self.flight = flight
         self.guid = os.urandom(GUID_SIZE)
         relay = side.relay
         self.certificates = CertificateNames(prefix, () if relay is None else relay.names)
