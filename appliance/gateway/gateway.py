@@ -76,10 +76,17 @@ class Gateway:
                 raise ConfigurationError(
                     "access security is not supported yet; remove it", key=f"servers.{name}.access"
                 )
+            first = next(iter(side.clients), "")
+            prefix = (self.sides.clients[first] if first else self.sides.servers[name]).config.cert_pv_prefix
             self.servers[name] = Downstream(
-                name, side, self.sides.servers[name].config, Router(files.servers[name].pvlist), self.flight
+                name,
+                side,
+                self.sides.servers[name].config,
+                Router(files.servers[name].pvlist),
+                self.flight,
+                prefix=prefix,
             )
-        guids = frozenset(server.guid for server in self.servers.values())
+        guids = frozenset[bytes]().union(*(server.guids for server in self.servers.values()))
         for name in self.config.clients:
             if name in self.config.used_clients:
                 await self._start_client(name, guids)
@@ -123,6 +130,9 @@ class Gateway:
         side = downstream.side
         if side.status_prefix:
             downstream.show_status(self.status.source(side.status_prefix, OpenDoor(downstream.router)))
+        if downstream.relay is not None:
+            self._stack.callback(downstream.relay.close)
+            await downstream.relay.start(self.clients[side.clients[0]].context)
         status_client = side.status_client or next(iter(side.clients), "")
         server = await self._stack.enter_async_context(
             open_server(
