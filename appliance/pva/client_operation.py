@@ -44,6 +44,8 @@ _HAS_TYPE: Final = frozenset({c.CMD_GET, c.CMD_PUT, c.CMD_PUT_GET, c.CMD_MONITOR
 _GETS: Final = frozenset({c.CMD_GET, c.CMD_PUT, c.CMD_PUT_GET})
 _PUTS: Final = frozenset({c.CMD_PUT, c.CMD_PUT_GET})
 _CALLS: Final = frozenset({c.CMD_RPC})
+_QUICK: Final = 2048
+"""Octets of a raw answer up to which the next one is compared with it."""
 _PROCESSES: Final = frozenset({c.CMD_PROCESS})
 
 
@@ -148,9 +150,10 @@ class ClientOperation:
         self.pending: MonitorOctets | None = None
         """The event of the present read that takes more updates."""
         self.quick_head = b""
-        """Bit set of the last update, if all its fields have a fixed size; the next one is probably like it."""
+        """Raw: the bit set of the last update or answer if all its fields have a fixed size, since the next one is probably like
+        it; or all octets of the last answer, which is probably the same again."""
         self.quick_size = -1
-        """Octets of that update."""
+        """Octets of that update or answer."""
         self.quick_bits = -1
         self.quick_bodies: list[bytes] | None = None
         """The updates of ``pending`` if they are like that one: the next one joins them at once."""
@@ -371,7 +374,11 @@ class ClientOperation:
     def receive_value(self, buf: Buffer, pos: int, end: int) -> None:
         """Handle the little-endian answer to a GET whose Status was OK; ``pos`` is behind that Status."""
         if self.raw:
-            self._take_reply(OK, buf, pos, end, False)
+            if end - pos == self.quick_size and type(buf) is bytes and buf.startswith(self.quick_head, pos):
+                self.state = OperationState.IDLE
+                self.connection.events.append(ReplyOctets(self, OK, False, self.quick_bits, buf[pos:end]))
+            else:
+                self._take_reply(OK, buf, pos, end, False)
             return
         value, _ = self._decode_partial(buf, pos, end, False)
         self.state = OperationState.IDLE
@@ -395,8 +402,14 @@ class ClientOperation:
             # A type may have come by an ID, which means nothing elsewhere.
             tail = codec(kind, big).description + _cut(buf, after, end)
         else:
-            bits, end = self._measure(big).marked(buf, pos, end)
+            measure = self._measure(big)
+            bits, end = measure.marked(buf, pos, end)
             tail = _cut(buf, pos, end)
+            if not big and len(tail) <= _QUICK:
+                # Fields of fixed size need no other look while there are as many octets; others none while they are the same.
+                self.quick_bits = bits
+                self.quick_size = len(tail)
+                self.quick_head = encode_bitset(bits, False) if measure.is_fixed(bits) else tail
         if self.state is OperationState.EXECUTING:
             self.state = OperationState.IDLE
             self.connection.events.append(ReplyOctets(self, status, big, bits, tail))
