@@ -94,6 +94,8 @@ class ClientOperation:
     """
 
     __slots__ = (
+        "_asked_with",
+        "_asking",
         "_closed_here",
         "_deep",
         "channel",
@@ -160,6 +162,9 @@ class ClientOperation:
         self._deep = False
         """Whether values hold what is changed in place: structures in arrays, unions and anys."""
         self.context: Any = None
+        self._asking = b""
+        self._asked_with = -1
+        """The flags of ``_asking``, the message that asks for the present value: kept, since it is always the same."""
         self._closed_here = False
         connection.operations[ioid] = channel.operations[ioid] = self
         if command == c.CMD_GET_FIELD:
@@ -211,8 +216,9 @@ class ClientOperation:
         self.state = OperationState.EXECUTING
         self.wants_value = True
         outbox = self.outbox
-        outbox.chunks.append(
-            REQUEST[outbox.big].pack(
+        if self._asked_with != outbox.flags:
+            self._asked_with = outbox.flags
+            self._asking = REQUEST[outbox.big].pack(
                 c.MAGIC,
                 c.VERSION,
                 outbox.flags,
@@ -222,7 +228,7 @@ class ClientOperation:
                 self.ioid,
                 0 if self.command == c.CMD_GET else c.SUB_GET,
             )
-        )
+        outbox.chunks.append(self._asking)
         outbox.size += 17
 
     def put(self, value: Value) -> None:
