@@ -2,71 +2,15 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 
-from appliance.pva import commands as c
-from appliance.pva.events import MonitorUpdate
 from appliance.pva.octets import Batch, Octets
 from appliance.pva.selection import encode_update
-from appliance.server.octet_subscription import OctetSubscription
 from appliance.server.operation import PUMP_LIMIT, Update
-from tests.helpers.wire import SCALAR, Wire, request
+from tests.helpers.octet_subscriber import Subscriber
+from tests.helpers.wire import SCALAR
 
 VALUE, SEVERITY = 2, 8
-
-
-class Bench:
-    """One subscription of a client whose connection is a string of octets."""
-
-    def __init__(self, *, queue: int = 4, text: str = "", window: int = 0, raw: bool = True) -> None:
-        self.wire = Wire().handshake()
-        self.flushes = 0
-        self.dirty: list[Any] = []
-        self.stream = SimpleNamespace(writable=True, schedule_flush=self._flush)
-        self.owner = SimpleNamespace(held=None)
-        channel = SimpleNamespace(stream=self.stream, owner=self.owner, dirty=self.dirty.append, name="d")
-        made: list[OctetSubscription] = []
-
-        def init(served: Any) -> None:
-            subscription = OctetSubscription(channel, served)  # type: ignore[arg-type]
-            made.append(subscription)
-            if raw:
-                subscription.ready_raw(SCALAR)
-            else:
-                subscription.ready(SCALAR)
-
-        self.wire.responder.init = init  # type: ignore[method-assign]
-        self.wire.responder.flow = lambda operation: None  # type: ignore[assignment,method-assign]
-        text = text or f"record[queueSize={queue}]"
-        self.operation = self.wire.open("d").operation(c.CMD_MONITOR, request(text), window=window)
-        self.wire.pump()
-        self.operation.start()
-        self.wire.pump()
-        (self.subscription,) = made
-
-    def _flush(self) -> None:
-        self.flushes += 1
-
-    def got(self) -> list[tuple[float, int, int]]:
-        """What the client sees: value, fields, lost fields."""
-        return [
-            (event.store[1], event.bits, event.overrun)
-            for event in self.wire.pump()
-            if type(event) is MonitorUpdate
-        ]
-
-    def forward(self, batch: Batch) -> None:
-        """What the gateway does with updates."""
-        sent = self.subscription.forward(batch.bodies, batch.big)
-        for octets in batch.octets[sent:]:
-            self.subscription.post_octets(octets)
-
-    def send_waiting(self) -> bool:
-        self.dirty.clear()
-        return self.subscription.pump()
 
 
 def batch(*values: float, bits: int = VALUE, big: bool = False) -> Batch:
@@ -80,7 +24,7 @@ def batch(*values: float, bits: int = VALUE, big: bool = False) -> Batch:
 
 @pytest.mark.parametrize("big", [False, True])
 def test_updates_leave_at_once_if_nothing_waits(big: bool) -> None:
-    bench = Bench()
+    bench = Subscriber()
     sent = batch(1.0, 2.0, 3.0, big=big)
     flushes = bench.flushes
     bench.forward(sent)
@@ -92,7 +36,7 @@ def test_updates_leave_at_once_if_nothing_waits(big: bool) -> None:
 
 @pytest.mark.parametrize("why", ["socket", "pause", "outbox"])
 def test_what_cannot_leave_waits_and_is_merged_when_the_queue_is_full(why: str) -> None:
-    bench = Bench()
+    bench = Subscriber()
     if why == "socket":
         bench.stream.writable = False
     elif why == "pause":
@@ -118,7 +62,7 @@ def test_what_cannot_leave_waits_and_is_merged_when_the_queue_is_full(why: str) 
 
 
 def test_what_comes_later_waits_behind_what_waits_already() -> None:
-    bench = Bench()
+    bench = Subscriber()
     bench.stream.writable = False
     bench.forward(batch(1.0))
     bench.stream.writable = True
@@ -129,7 +73,7 @@ def test_what_comes_later_waits_behind_what_waits_already() -> None:
 
 
 def test_a_pipeline_gets_what_it_has_granted() -> None:
-    bench = Bench(text="record[pipeline=true,queueSize=3]", window=3)
+    bench = Subscriber(text="record[pipeline=true,queueSize=3]", window=3)
     bench.forward(batch(*map(float, range(10))))
     assert [value for value, _, _ in bench.got()] == [0.0, 1.0, 2.0]
     assert bench.send_waiting() is False
@@ -140,7 +84,7 @@ def test_a_pipeline_gets_what_it_has_granted() -> None:
 
 
 def test_all_that_waits_can_be_merged_into_one() -> None:
-    bench = Bench()
+    bench = Subscriber()
     bench.stream.writable = False
     bench.forward(batch(1.0, 2.0, 3.0))
     assert bench.subscription.shrink() == 2
@@ -150,7 +94,7 @@ def test_all_that_waits_can_be_merged_into_one() -> None:
 
 
 def test_a_long_queue_of_large_updates_is_bounded_by_octets() -> None:
-    bench = Bench(queue=1000)
+    bench = Subscriber(queue=1000)
     bench.stream.writable = False
     large = Octets(encode_update(SCALAR, 16, 0, [None, 0.0, None, 0, "x" * (4 << 20)], big=False), False, 16)
     for _ in range(40):
@@ -160,7 +104,7 @@ def test_a_long_queue_of_large_updates_is_bounded_by_octets() -> None:
 
 
 def test_the_end_comes_after_what_waits_and_nothing_after_it() -> None:
-    bench = Bench()
+    bench = Subscriber()
     bench.stream.writable = False
     bench.forward(batch(1.0))
     bench.subscription.finish()
@@ -171,7 +115,7 @@ def test_the_end_comes_after_what_waits_and_nothing_after_it() -> None:
 
 
 def test_a_client_that_has_gone_gets_nothing() -> None:
-    bench = Bench()
+    bench = Subscriber()
     bench.operation.close()
     bench.wire.pump()
     bench.forward(batch(1.0))
@@ -181,7 +125,7 @@ def test_a_client_that_has_gone_gets_nothing() -> None:
 
 
 def test_decoded_updates_go_the_usual_way() -> None:
-    bench = Bench(raw=False)
+    bench = Subscriber(raw=False)
     bench.subscription.post(Update(SCALAR, [None, 4.0, None, 0, ""], SCALAR.leaf_mask))
     assert bench.subscription.queued == 0
     assert bench.subscription.shrink() == 0
