@@ -226,6 +226,7 @@ class Channel:
         "__weakref__",
         "end",
         "finder",
+        "flapping",
         "idle",
         "instance",
         "last_used",
@@ -256,6 +257,8 @@ class Channel:
         self.idle: defaultdict[str, list[ClientOperation]] = defaultdict(list)
         """Initialised GET operations that are not in use, by the text of their pvRequest."""
         self.last_used = 0.0
+        self.flapping = False
+        """Whether the server was lost by a fault of its own, which may come again with each connection."""
         self.trouble = ""
         """The latest reason why there is no connection; a request that times out reports it."""
 
@@ -311,7 +314,8 @@ class Channel:
             return
         self.wire = wire
         self.state = ChannelState.ACTIVE
-        self.finder.settle(self.instance)
+        if not self.flapping:
+            self.finder.settle(self.instance)
         self.trouble = ""
         for request in list(self.requests):
             request.start()
@@ -319,8 +323,8 @@ class Channel:
     def lost(self, why: str, *, failed: bool = False, moving: bool = False) -> None:
         """Search again: the channel or its connection is gone, or we end the connection and are ``moving`` to another.
 
-        If the connection ``failed`` before it was ready, the pauses between searches grow (SPVA 15.1). Otherwise each
-        answer would lead to the same failure at once.
+        If the connection ``failed``, before it was ready or because the server sent what cannot be decoded, the pauses between
+        searches grow (SPVA 15.1). Otherwise each answer would lead to the same failure at once.
         """
         if self.state is ChannelState.CLOSED:
             return
@@ -332,6 +336,8 @@ class Channel:
         self.state = ChannelState.SEARCHING
         for request in list(self.requests):
             request.disconnected(why, moving=moving)
+        if was_active:
+            self.flapping = failed
         # A server may answer searches but refuse connections. It must not be asked in a tight loop.
         self.search_again(later=failed or not was_active)
 

@@ -12,7 +12,13 @@ from appliance.client.end import ClientEnd, ServerAddress
 from appliance.client.monitor import Monitor
 from appliance.client.pause import Kept
 from appliance.client.requests import FieldRequest
-from appliance.errors import ApplianceError, CertificateError, SecurityError, TransportError
+from appliance.errors import (
+    ApplianceError,
+    CertificateError,
+    RemoteProtocolError,
+    SecurityError,
+    TransportError,
+)
 from appliance.pva import commands as c
 from appliance.pva.client_channel import ClientChannel
 from appliance.pva.client_connection import ClientConnection
@@ -359,6 +365,7 @@ class ServerLink:
         why = str(reason) if reason is not None else f"{self.peer} closed the connection"
         level = logging.INFO if reason is None or self.expected else logging.WARNING
         _log.log(level, "%s: %s", self.name, why)
+        failed = failed or isinstance(reason, RemoteProtocolError)
         channels = list(self.channels)
         self.channels.clear()
         self._waiting.clear()
@@ -403,6 +410,7 @@ class ServerLink:
             reason = self.stream.reason if self.stream is not None else None
             channel.lost(
                 str(reason) if reason is not None else f"{self.peer} closed the connection",
+                failed=isinstance(reason, RemoteProtocolError),
                 moving=self.expected,
             )
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 
 from appliance.config.pva import ServerConfig
+from appliance.gateway.accounts import InFlight
 from appliance.gateway.config import Bounds, ServerSide
 from appliance.gateway.names import NewNames, Promises
 from appliance.gateway.route import Router
@@ -27,13 +28,17 @@ class Downstream:
         side: Its configuration.
         config: The settings of its server.
         router: Says which names are served to whom.
+        flight: Counts the requests that wait for answers of servers; all sides share it.
     """
 
-    def __init__(self, name: str, side: ServerSide, config: ServerConfig, router: Router) -> None:
+    def __init__(
+        self, name: str, side: ServerSide, config: ServerConfig, router: Router, flight: InFlight
+    ) -> None:
         self.name = name
         self.side = side
         self.config = config
         self.router = router
+        self.flight = flight
         self.guid = os.urandom(GUID_SIZE)
         self.source: RoutedSource | None = None
         self.server: Server | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any, ClassVar, Final, Protocol
 
+from appliance.gateway.accounts import InFlight
 from appliance.gateway.own import OwnField, OwnRequest
 from appliance.gateway.shared_get import SharedGet
 from appliance.gateway.shared_monitor import SharedMonitor
@@ -32,6 +33,10 @@ class Terms(Protocol):
     @property
     def get_holdoff_s(self) -> float:
         """Seconds between two reads of one PV at its server."""
+
+    @property
+    def flight(self) -> InFlight:
+        """Counts the requests that wait for answers of servers."""
 
     @property
     def queue_size(self) -> int:
@@ -101,7 +106,11 @@ class ForwardedPV(Handler):
             operation.state = shared
             shared.init(operation)
             return
-        operation.state = own = OwnRequest(upstream, operation)
+        full = operation.channel.owner.allowance.count_forwarded()
+        if full:
+            operation.fail(full)
+            return
+        operation.state = own = OwnRequest(upstream, operation, self._terms.flight)
         upstream.channel.add(own)
 
     def _bypasses(self, operation: Operation) -> bool:
@@ -114,24 +123,32 @@ class ForwardedPV(Handler):
 
     def put(self, operation: Operation, value: Value) -> None:
         """Write."""
+        self._count(operation)
         operation.state.put(operation, value)
 
     def put_get(self, operation: Operation, value: Value) -> None:
         """Write, and answer with what is there then."""
+        self._count(operation)
         operation.state.put(operation, value)
 
     def process(self, operation: Operation) -> None:
         """Process."""
+        self._count(operation)
         operation.state.process(operation)
 
     def rpc(self, operation: Operation, argument: Value | None) -> None:
         """Call."""
+        self._count(operation)
         operation.state.call(operation, argument)
 
     def introspect(self, operation: Operation, field: str) -> None:
         """Ask the server for the type."""
         operation.state = asked = OwnField(self.upstream, operation, field)
         self.upstream.channel.add(asked)
+
+    def _count(self, operation: Operation) -> None:
+        self.upstream.requests += 1
+        operation.channel.owner.allowance.requests += 1
 
     def cancelled(self, operation: Operation) -> None:
         """Give up the request in progress."""
@@ -147,6 +164,8 @@ class ForwardedPV(Handler):
         if isinstance(state, SharedGet):
             state.closed(operation)
         elif state is not None:
+            if isinstance(state, OwnRequest):
+                operation.channel.owner.allowance.forget_forwarded()
             state.closed()
 
     # -- Handler: subscriptions ----------------------------------------------------------------------

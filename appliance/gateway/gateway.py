@@ -12,6 +12,7 @@ from typing import Final
 from appliance.certmon.endpoints import open_client, open_server
 from appliance.config.address import parse_endpoints
 from appliance.errors import ConfigurationError
+from appliance.gateway.accounts import InFlight
 from appliance.gateway.check import read_files
 from appliance.gateway.config import GatewayConfig, Sides
 from appliance.gateway.downstream import Downstream
@@ -45,6 +46,7 @@ class Gateway:
         bounds = config.bounds
         self.new_names = NewNames(bounds.new_names_per_host, loop.time)
         self.promises = Promises(bounds.promise_s, loop.time)
+        self.flight = InFlight(bounds.most_octets)
         self.overview = Overview()
         self.status = Status(self.overview)
 
@@ -73,7 +75,7 @@ class Gateway:
                     "access security is not supported yet; remove it", key=f"servers.{name}.access"
                 )
             self.servers[name] = Downstream(
-                name, side, self.sides.servers[name].config, Router(files.servers[name].pvlist)
+                name, side, self.sides.servers[name].config, Router(files.servers[name].pvlist), self.flight
             )
         guids = frozenset(server.guid for server in self.servers.values())
         for name in self.config.clients:

@@ -149,6 +149,20 @@ async def test_a_server_that_takes_no_connection_is_not_asked_in_a_tight_loop(wa
     assert bench.finder.asked[-1] == "later"
 
 
+async def test_a_server_that_sends_what_cannot_be_decoded_is_asked_with_growing_pauses():
+    """The same message may come again with each new connection."""
+    bench = Bench()
+    bench.channel.add(Asked(bench.channel))
+    for _ in range(2):
+        bench.activate()
+        bench.channel.lost("union selector 7", failed=True)
+    assert bench.finder.asked == ["anew", "settle", "later", "later"], "the pauses do not begin anew"
+    bench.activate()
+    bench.channel.lost("cut")
+    bench.activate()
+    assert bench.finder.asked[4:] == ["now", "settle"]
+
+
 async def test_a_server_that_refuses_the_channel_is_named_and_asked_later():
     bench = Bench()
     bench.channel.add(Asked(bench.channel))

@@ -14,7 +14,7 @@ from appliance.certs.status import StatusClass
 from appliance.client.end import ClientEnd, ServerAddress
 from appliance.client.link import ServerLink
 from appliance.config.pva import ClientConfig
-from appliance.errors import ApplianceError, SecurityError, TransportError
+from appliance.errors import ApplianceError, DecodeError, SecurityError, TransportError
 from appliance.pva.client_connection import ClientConnection
 from appliance.pva.events import AuthenticationOffered, MonitorUpdate, Validated
 from appliance.pva.search import SearchResponse
@@ -241,6 +241,14 @@ async def test_a_connection_that_was_never_ready_has_failed():
     channel = bench.add("pv")
     bench.link.link_down(bench.stream, TransportError("cut"))  # type: ignore[arg-type]
     assert channel.told[-1] == "failed: cut"
+
+
+async def test_a_server_that_broke_the_protocol_has_failed():
+    bench = Bench()
+    channel = bench.add("pv")
+    bench.validate()
+    bench.link.link_down(bench.stream, DecodeError("union selector 7"))  # type: ignore[arg-type]
+    assert channel.told[-1] == "failed: union selector 7"
 
 
 async def test_where_tls_is_of_no_use_the_next_search_is_for_plain_tcp_and_need_not_wait():
