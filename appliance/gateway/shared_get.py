@@ -76,7 +76,6 @@ class SharedGet(ChannelRequest):
         "_upstream",
         "_users",
         "kind",
-        "octets_in",
     )
 
     LASTS: ClassVar[bool] = True
@@ -106,8 +105,6 @@ class SharedGet(ChannelRequest):
         self._last_big = False
         self._last: bytes | None = None
         """Its last answer, for servers that answer with changes only."""
-        self.octets_in = 0
-        """Octets of all answers."""
         self._sent_at = -holdoff_s
         self._timer: asyncio.TimerHandle | None = None
         self._through = Through(self)
@@ -209,7 +206,8 @@ class SharedGet(ChannelRequest):
         """Answer all requests of the read that was under way, with the octets that came."""
         self._reused = True
         big, tail = event.big, event.tail
-        self.octets_in += len(tail)
+        account = self._upstream
+        account.us_rx += len(tail)
         if event.bits != self._marked and not self._complete(event):
             made = self._completed(event)
             if made is None:
@@ -220,6 +218,8 @@ class SharedGet(ChannelRequest):
         self._last_big = big
         under_way = self._under_way
         self._under_way = {}
+        account.requests += len(under_way)
+        account.ds_tx += len(under_way) * len(tail)
         status = event.status
         for operation in under_way:
             operation.reply_octets(status, tail, big=big)
@@ -253,14 +253,18 @@ class SharedGet(ChannelRequest):
         self._marked = 1 if self._seen == kind.leaf_mask else self._seen
         return whole(kind, self._seen, store)
 
-    def _begin_anew(self) -> None:
-        """Initialise a new operation at the server, and read again for those who wait."""
-        self._coming = self._under_way | self._coming
-        self._under_way = {}
+    def _forget(self) -> None:
+        """Forget what the operation has answered: a new one begins."""
         self._reused = False
         self._seen = 0
         self._marked = -1
         self._last = None
+
+    def _begin_anew(self) -> None:
+        """Initialise a new operation at the server, and read again for those who wait."""
+        self._coming = self._under_way | self._coming
+        self._under_way = {}
+        self._forget()
         self._abandon()
         self.start()
 
@@ -291,9 +295,14 @@ class SharedGet(ChannelRequest):
             operation.fail(why)
 
     def disconnected(self, why: str, *, moving: bool = False) -> None:
-        """End: the clients' channels close."""
+        """End: the clients' channels close. After a move to TLS reads in progress are repeated."""
         super().disconnected(why, moving=moving)
-        self._end("the server of this PV is lost")
+        if moving:
+            self._coming = self._under_way | self._coming
+            self._under_way = {}
+            self._forget()
+        else:
+            self._end("the server of this PV is lost")
 
     def fail(self, error: Exception) -> None:
         """End with the reason."""
