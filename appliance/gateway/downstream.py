@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from appliance.acf import PVList
+from appliance.acf.match import host_of_peer
 from appliance.config.pva import ServerConfig
 from appliance.gateway.accounts import InFlight
+from appliance.gateway.certificates import CertificateNames
 from appliance.gateway.config import Bounds, ServerSide
+from appliance.gateway.forward import ForwardedPV
 from appliance.gateway.names import NewNames, Promises
+from appliance.gateway.relay import ServiceRelay
 from appliance.gateway.route import Router
 from appliance.gateway.source import RoutedSource
 from appliance.gateway.upstreams import Upstreams
@@ -29,10 +34,18 @@ class Downstream:
         config: The settings of its server.
         router: Says which names are served to whom.
         flight: Counts the requests that wait for answers of servers; all sides share it.
+        prefix: The first part of the names of the certificate service's PVs.
     """
 
     def __init__(
-        self, name: str, side: ServerSide, config: ServerConfig, router: Router, flight: InFlight
+        self,
+        name: str,
+        side: ServerSide,
+        config: ServerConfig,
+        router: Router,
+        flight: InFlight,
+        *,
+        prefix: str = "CERT",
     ) -> None:
         self.name = name
         self.side = side
@@ -40,6 +53,14 @@ class Downstream:
         self.router = router
         self.flight = flight
         self.guid = os.urandom(GUID_SIZE)
+        relay = side.relay
+        self.certificates = CertificateNames(prefix, () if relay is None else relay.names)
+        """The PVs that need TLS between the client and the certificate service itself."""
+        self.relay = (
+            None
+            if relay is None
+            else ServiceRelay(name, relay, self.certificates, config, lambda: self.router)
+        )
         self.source: RoutedSource | None = None
         self.server: Server | None = None
         """The server, once it runs."""
@@ -74,6 +95,28 @@ class Downstream:
             return  # it shows the gateway's own PVs only
         self.source = RoutedSource(self.router, clients, self, new_names, promises, bounds.open_patience_s)
 
+    # -- reload --------------------------------------------------------------------------------------
+
+    def use(self, side: ServerSide, pvlist: PVList | None) -> None:
+        """Use other settings and another PV list. Channels that these do not allow close; clients search again.
+
+        Settings of the server itself (addresses, ports, the names of client sides) stay as they were at the start.
+        """
+        self.side = side
+        self.router.use(pvlist)
+        server = self.server
+        if server is None:
+            return
+        for channel in list(server.channels()):
+            handler = channel.handler
+            if isinstance(handler, ForwardedPV):
+                route = self.router.route(channel.name, host_of_peer(channel.peer.peer))
+                if route is None or route.real_name != handler.upstream.name:
+                    channel.close()
+        server.review_access()
+
+    # -- start ---------------------------------------------------------------------------------------
+
     def show_status(self, source: StaticSource) -> None:
         """Show the gateway's own PVs, and never those of a server behind it that have the same names."""
         self._status = source
@@ -86,3 +129,10 @@ class Downstream:
             server.add_source("status", self._status, priority=-1)
         if self.source is not None:
             server.add_source("gateway", self.source)
+        if self.relay is not None:
+            server.referrals.append(self.relay)
+
+    @property
+    def guids(self) -> frozenset[bytes]:
+        """The GUIDs by which clients know this side: the gateway's own clients must not."""
+        return frozenset({self.guid} if self.relay is None else {self.guid, self.relay.guid})

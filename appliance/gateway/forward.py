@@ -6,6 +6,7 @@ from collections.abc import Hashable
 from typing import Any, ClassVar, Final, Protocol
 
 from appliance.gateway.accounts import InFlight
+from appliance.gateway.certificates import CertificateNames
 from appliance.gateway.own import OwnField, OwnRequest
 from appliance.gateway.shared_get import SharedGet
 from appliance.gateway.shared_monitor import SharedMonitor
@@ -45,6 +46,10 @@ class Terms(Protocol):
     def may_bypass(self, name: str, peer: Credentials) -> bool:
         """Whether a client may have a subscription of its own at the server (UNCACHED)."""
 
+    @property
+    def certificates(self) -> CertificateNames:
+        """The names whose requests must not be passed on as the gateway's own."""
+
 
 class ForwardedPV(Handler):
     """A PV of a server behind the gateway. It lives as long as the gateway keeps the name.
@@ -54,7 +59,7 @@ class ForwardedPV(Handler):
         terms: What the server side has decided.
     """
 
-    __slots__ = ("_terms", "channels", "upstream")
+    __slots__ = ("_guarded", "_terms", "channels", "upstream")
 
     SUBSCRIPTION: ClassVar[type[Subscription]] = OctetSubscription
 
@@ -63,6 +68,7 @@ class ForwardedPV(Handler):
         self.channels: dict[Channel, None] = {}
         """The clients' channels."""
         self._terms = terms
+        self._guarded = terms.certificates.covers(upstream.name)
 
     # -- Dependent -----------------------------------------------------------------------------------
 
@@ -106,6 +112,8 @@ class ForwardedPV(Handler):
             operation.state = shared
             shared.init(operation)
             return
+        if self._guarded and operation.command != c.CMD_RPC and self._refuses(operation, None):
+            return
         full = operation.channel.owner.allowance.count_forwarded()
         if full:
             operation.fail(full)
@@ -116,6 +124,20 @@ class ForwardedPV(Handler):
     def _bypasses(self, operation: Operation) -> bool:
         asked = truth(request_options(operation.request).get("cache")) is False
         return asked and self._terms.may_bypass(operation.name, operation.peer)
+
+    def _refuses(self, operation: Operation, argument: Value | None) -> bool:
+        """Refuse what a certificate service would take for an act of the gateway; return whether that was done."""
+        channel = self.upstream.channel
+        why = self._terms.certificates.refuses(
+            channel.name,
+            operation.command,
+            argument,
+            operation.peer.peer,
+            as_gateway=channel.end.tls is not None,
+        )
+        if why:
+            operation.fail(why)
+        return bool(why)
 
     def get(self, operation: Operation) -> None:
         """Read."""
@@ -138,6 +160,8 @@ class ForwardedPV(Handler):
 
     def rpc(self, operation: Operation, argument: Value | None) -> None:
         """Call."""
+        if self._guarded and self._refuses(operation, argument):
+            return
         self._count(operation)
         operation.state.call(operation, argument)
 
