@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from appliance.acf import PVList
+from appliance.acf.match import host_of_peer
 from appliance.config.pva import ServerConfig
 from appliance.gateway.accounts import InFlight
 from appliance.gateway.certificates import CertificateNames
 from appliance.gateway.config import Bounds, ServerSide
+from appliance.gateway.forward import ForwardedPV
 from appliance.gateway.names import NewNames, Promises
 from appliance.gateway.relay import ServiceRelay
 from appliance.gateway.route import Router
@@ -91,6 +94,28 @@ class Downstream:
         if not clients:
             return  # it shows the gateway's own PVs only
         self.source = RoutedSource(self.router, clients, self, new_names, promises, bounds.open_patience_s)
+
+    # -- reload --------------------------------------------------------------------------------------
+
+    def use(self, side: ServerSide, pvlist: PVList | None) -> None:
+        """Use other settings and another PV list. Channels that these do not allow close; clients search again.
+
+        Settings of the server itself (addresses, ports, the names of client sides) stay as they were at the start.
+        """
+        self.side = side
+        self.router.use(pvlist)
+        server = self.server
+        if server is None:
+            return
+        for channel in list(server.channels()):
+            handler = channel.handler
+            if isinstance(handler, ForwardedPV):
+                route = self.router.route(channel.name, host_of_peer(channel.peer.peer))
+                if route is None or route.real_name != handler.upstream.name:
+                    channel.close()
+        server.review_access()
+
+    # -- start ---------------------------------------------------------------------------------------
 
     def show_status(self, source: StaticSource) -> None:
         """Show the gateway's own PVs, and never those of a server behind it that have the same names."""

@@ -26,6 +26,8 @@ from appliance.server.quota import DEFAULT_QUOTA
 __all__ = ["Gateway"]
 
 _log: Final = logging.getLogger(__name__)
+_FIXED: Final = ("clients", "pva", "status_client", "status_prefix", "put_log", "put_log_required", "relay")
+"""Keys of a server side that take effect at the start only."""
 
 
 class Gateway:
@@ -148,6 +150,46 @@ class Gateway:
             server.tcp_port or "off",
             server.tls_port or "off",
         )
+
+    async def reload(self, config: GatewayConfig) -> None:
+        """Use another configuration, as far as that is possible without new addresses and ports.
+
+        All files are read before anything changes. Channels that stay allowed stay open.
+
+        Raises:
+            ConfigurationError: A file cannot be used; nothing has changed.
+            AccessFileError: The same.
+        """
+        files = await asyncio.to_thread(read_files, config)
+        for warning in files.warnings:
+            _log.warning("%s", warning)
+        for what in self._fixed(config):
+            _log.warning("%s has changed: that needs a restart, and stays as it is until then", what)
+        for name, server in self.servers.items():
+            side = config.servers.get(name)
+            if side is not None:
+                server.use(side, files.servers[name].pvlist)
+        self.config = config
+        _log.info("the configuration was read again")
+
+    def _fixed(self, config: GatewayConfig) -> Iterable[str]:
+        """Return the keys that differ and that cannot change while the gateway runs."""
+        old = self.config
+        for kind, before, after in (
+            ("clients", old.clients, config.clients),
+            ("servers", old.servers, config.servers),
+        ):
+            yield from (f"{kind}.{name}" for name in sorted(before.keys() ^ after.keys()))
+        for name in old.clients.keys() & config.clients.keys():
+            if old.clients[name] != config.clients[name]:
+                yield f"clients.{name}"
+        for name in old.servers.keys() & config.servers.keys():
+            for key in _FIXED:
+                if getattr(old.servers[name], key) != getattr(config.servers[name], key):
+                    yield f"servers.{name}.{key}"
+        for key in ("bounds", "metrics", "log_level"):
+            if getattr(old, key) != getattr(config, key):
+                yield key
 
     def summary(self) -> str:
         """Return one line for the service manager."""
