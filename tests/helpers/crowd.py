@@ -7,10 +7,13 @@ import struct
 from collections.abc import Sequence
 from typing import Self
 
-from tests.helpers.raw import ANONYMOUS, message, text
+from tests.helpers.raw import message, text
+from tests.helpers.turns import NAMED
 
 _EMPTY_REQUEST = b"\x80\x00\x01\x05field\x80\x00\x00"
-CREATE, MONITOR = 7, 13
+ECHO, CREATE, MONITOR = 2, 7, 13
+ECHO_S = 10.0
+"""A server takes a client that says nothing for one that has gone."""
 
 
 class Watcher(asyncio.Protocol):
@@ -76,7 +79,8 @@ class Watcher(asyncio.Protocol):
 
     def _message(self, command: int, body: bytes) -> None:
         if command == 1:
-            self._send(ANONYMOUS)
+            self._send(NAMED)  # an address may have more channels if its clients say who they are
+            self._echo()
         elif command == 9:
             self._send(
                 b"".join(
@@ -97,6 +101,11 @@ class Watcher(asyncio.Protocol):
             self._left -= 1
             if not self._left:
                 self.ready.set_result(None)
+
+    def _echo(self) -> None:
+        if self.alive:
+            self._send(message(ECHO, b""))
+            asyncio.get_running_loop().call_later(ECHO_S, self._echo)
 
     def _send(self, data: bytes) -> None:
         if self._transport is not None:

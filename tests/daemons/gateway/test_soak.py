@@ -54,10 +54,10 @@ async def _background(*jobs):
     tasks = [asyncio.create_task(job) for job in jobs]
     try:
         yield
+    finally:
         for task in tasks:
             if task.done():
                 task.result()
-    finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -137,6 +137,7 @@ async def test_clients_that_come_and_go_leave_nothing(tmp_path: Path, capsys: py
             seen = stays.octets
             async with asyncio.timeout(30):
                 while stays.octets == seen:
+                    assert stays.alive
                     await asyncio.sleep(0.01)
         async with asyncio.timeout(30):
             while True:
