@@ -7,6 +7,7 @@ from typing import ClassVar, Final
 
 from appliance.client.channel import ChannelRequest
 from appliance.errors import ApplianceError
+from appliance.gateway.putlog import Watched
 from appliance.gateway.upstream import NOBODY, Upstream
 from appliance.pva import commands as c
 from appliance.pva.client_operation import ClientOperation
@@ -33,7 +34,7 @@ class OwnRequest(ChannelRequest):
         asked: The client's operation, whose INIT waits for an answer.
     """
 
-    __slots__ = ("_act", "asked", "kind", "waits")
+    __slots__ = ("_act", "asked", "kind", "trapped", "waits")
 
     def __init__(self, upstream: Upstream, asked: Operation) -> None:
         super().__init__(upstream.channel, NOBODY)
@@ -42,6 +43,8 @@ class OwnRequest(ChannelRequest):
         """The type that the client was told."""
         self.waits = False
         """Whether a request of the client is in progress, so that INIT is not what an error answers."""
+        self.trapped: Watched | None = None
+        """The put in progress, if it is logged."""
         self._act: Act | None = None
         """The client's request, which waits until the operation at the server is initialised anew."""
 
@@ -49,6 +52,7 @@ class OwnRequest(ChannelRequest):
 
     def get(self, operation: Operation) -> None:
         """Read the PV."""
+        self.trapped = None
         self._do(operation, ClientOperation.get, changes=False)
 
     def put(self, operation: Operation, value: Value) -> None:
@@ -68,11 +72,11 @@ class OwnRequest(ChannelRequest):
         self.waits = True
         link = self.channel.link
         if link is None:
-            operation.fail(LOST)
+            self._fail(LOST)
             return
         if link.held is not None and (why := link.refusal(changes=changes)):
             self.waits = False
-            operation.fail(why)
+            self._fail(why)
             return
         wire = self.operation
         if wire is None:  # the former one was cancelled
@@ -86,15 +90,23 @@ class OwnRequest(ChannelRequest):
             act(wire)
         except ApplianceError as error:
             self.waits = False
-            self.asked.fail(str(error))
+            self._fail(str(error))
             return
         link = self.channel.link
         assert link is not None
         link.schedule_flush()
 
+    def _fail(self, why: str) -> None:
+        """Answer the client with an error, and log it if the request is logged."""
+        trapped, self.trapped = self.trapped, None
+        if trapped is not None:
+            trapped.failed(why)
+        self.asked.fail(why)
+
     def cancelled(self) -> None:
         """Cancel the request in progress; the next one initialises a new operation at the server."""
         self.waits = False
+        self.trapped = None
         self._act = None
         wire, self.operation = self.operation, None
         if wire is not None:
@@ -121,16 +133,16 @@ class OwnRequest(ChannelRequest):
         if not status.ok:
             self.operation = None
             self.waits = False
-            asked.fail(status.message or "the server gave no reason")
+            self._fail(status.message or "the server gave no reason")
             return
         if asked.command == c.CMD_PUT_GET and wire.get_type != wire.type:
-            asked.fail("this server answers a PUT_GET with another type, which the gateway does not support")
+            self._fail("this server answers a PUT_GET with another type, which the gateway does not support")
             return
         if self._act is not None:
             act, self._act = self._act, None
             if wire.type != self.kind:
                 self.waits = False
-                asked.fail("the type of this PV has changed; open the channel again")
+                self._fail("the type of this PV has changed; open the channel again")
             else:
                 self._send(wire, act)
             return
@@ -152,8 +164,10 @@ class OwnRequest(ChannelRequest):
         self.waits = False
         wire = self.operation
         if not status.ok:
-            asked.fail(status.message or "the server gave no reason")
-        elif wire is not None and wire.wants_value:
+            self._fail(status.message or "the server gave no reason")
+            return
+        self.trapped = None
+        if wire is not None and wire.wants_value:
             if asked.command == c.CMD_RPC:
                 asked.reply(value)
             else:
@@ -169,14 +183,12 @@ class OwnRequest(ChannelRequest):
         if self.waits:
             self.waits = False
             what = _DOES.get(self.asked.command)
-            self.asked.fail(
-                f"the server was lost during the {what}, which may be done or not" if what else LOST
-            )
+            self._fail(f"the server was lost during the {what}, which may be done or not" if what else LOST)
 
     def fail(self, error: Exception) -> None:
         """Answer the client with the reason for the end."""
         super().fail(error)
-        self.asked.fail(str(error))
+        self._fail(str(error))
 
 
 class OwnField(ChannelRequest):

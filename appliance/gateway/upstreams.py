@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 from appliance.client.context import Context
@@ -42,8 +42,6 @@ class Upstreams:
         self.queue_size = queue_size
         self.known: dict[str, Upstream] = {}
         """All names, also those that no server has (yet)."""
-        self.on_access_changed: Callable[[Upstream], None] | None = None
-        """Called when a server judged the gateway's own rights again."""
         self.dropped = 0
         """Names that were given up for others, because there were too many."""
         self._bounds = bounds
@@ -115,9 +113,9 @@ class Upstreams:
             self._searching[upstream] = None
 
     def access_changed(self, upstream: Upstream) -> None:
-        """Report that a server judged the gateway's own rights again."""
-        if self.on_access_changed is not None:
-            self.on_access_changed(upstream)
+        """Judge the clients again: a server has changed what it permits the gateway."""
+        for handler in list(upstream.handlers.values()):
+            handler.review()
 
     # -- the end of names ----------------------------------------------------------------------------
 
