@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import socket
 import sysconfig
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Final, NamedTuple
 
 from appliance.config.files import make_directories
 
-__all__ = ["ROLES", "Layout", "Ports", "free_ports"]
+__all__ = ["GATEWAY_ROLES", "ROLES", "Layout", "Ports", "free_ports"]
 
 ROLES: Final = ("client", "softioc", "operator", "admin", "pvacms")
 """Each role has its own keychain, below its own XDG directories, as if it were an account."""
+GATEWAY_ROLES: Final = ("gateway", "guest")
+"""The roles that a gateway adds: itself, and somebody in the office network."""
 
 
 class Ports(NamedTuple):
@@ -26,10 +29,14 @@ class Ports(NamedTuple):
     cms_tls: int
     ioc_tcp: int
     ioc_tls: int
+    office_udp: int
+    gateway_tcp: int
+    gateway_tls: int
+    relay: int
 
 
 def free_ports() -> Ports:
-    """Find ports that are free now; the UDP port is free for both UDP and TCP."""
+    """Find ports that are free now; those for UDP are free for both UDP and TCP."""
     held: list[socket.socket] = []
     numbers: list[int] = []
     try:
@@ -39,7 +46,7 @@ def free_ports() -> Ports:
                 held.append(sock)
                 sock.bind(("127.0.0.1", 0))
                 number = int(sock.getsockname()[1])
-                if field != "udp":
+                if not field.endswith("udp"):
                     break
                 datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
                 held.append(datagrams)
@@ -55,12 +62,27 @@ def free_ports() -> Ports:
     return Ports(*numbers)
 
 
-class Layout:
-    """The directories below ``root`` and the environment of each role."""
+_KEYCHAINS: Final = {
+    "softioc": "server.p12",
+    "pvacms": "pvacms.p12",
+    "admin": "admin.p12",
+    "gateway": "gateway.p12",
+}
 
-    def __init__(self, root: Path, ports: Ports) -> None:
+
+class Layout:
+    """The directories below ``root`` and the environment of each role.
+
+    Args:
+        root: The quick start's directory.
+        ports: Free ports.
+        gateway: Whether there is a gateway, with its roles.
+    """
+
+    def __init__(self, root: Path, ports: Ports, *, gateway: bool = False) -> None:
         self.root = root
         self.ports = ports
+        self.roles = (*ROLES, *GATEWAY_ROLES) if gateway else ROLES
 
     @property
     def issuer_url(self) -> str:
@@ -81,7 +103,7 @@ class Layout:
 
     def keychain(self, role: str) -> Path:
         """Return the role's PKCS#12 file."""
-        name = {"softioc": "server.p12", "pvacms": "pvacms.p12", "admin": "admin.p12"}.get(role, "client.p12")
+        name = _KEYCHAINS.get(role, "client.p12")
         return self.config(role) / name
 
     def log(self, name: str) -> Path:
@@ -90,7 +112,7 @@ class Layout:
 
     def make(self) -> None:
         """Make the directories, for their owner only."""
-        for role in ROLES:
+        for role in self.roles:
             make_directories(self.config(role))
             make_directories(self.data(role))
         for name in ("env", "log", "issuer"):
@@ -104,7 +126,7 @@ class Layout:
             "XDG_DATA_HOME": str(self.home(role) / "data"),
             "EPICS_PVA_ADDR_LIST": "127.0.0.1",
             "EPICS_PVA_AUTO_ADDR_LIST": "NO",
-            "EPICS_PVA_BROADCAST_PORT": str(ports.udp),
+            "EPICS_PVA_BROADCAST_PORT": str(ports.office_udp if role == "guest" else ports.udp),
             "EPICS_PVA_TLS_KEYCHAIN": str(self.keychain(role)),
         }
         tcp, tls = {"pvacms": (ports.cms_tcp, ports.cms_tls), "softioc": (ports.ioc_tcp, ports.ioc_tls)}.get(
@@ -120,6 +142,9 @@ class Layout:
                 "EPICS_PVAS_TLS_PORT": str(tls),
                 "EPICS_PVAS_TLS_KEYCHAIN": str(self.keychain(role)),
             }
+        if role == "gateway":
+            # Its own sides are in its configuration; this is for the tool that requests its certificate.
+            variables |= {"EPICS_PVAS_TLS_KEYCHAIN": str(self.keychain(role))}
         if role == "pvacms":
             variables |= {
                 "EPICS_PVACMS_CCR_PER_MINUTE": "0",
@@ -141,8 +166,48 @@ class Layout:
 
     def write_environment_files(self) -> None:
         """Write ``env/<role>.sh``, for a shell (sh, bash, zsh) that wants to be that role."""
-        for role in ROLES:
+        for role in self.roles:
             (self.root / "env" / f"{role}.sh").write_text(self.environment_file(role))
+
+    def write_service_file(self) -> Path:
+        """Write what the certificate service must know of the gateway; return the file."""
+        path = self.home("pvacms") / "cms.yml"
+        path.write_text("# The gateway's relay says for which client it speaks.\nproxy_from: [127.0.0.1]\n")
+        return path
+
+    def write_gateway_files(self, data: Path) -> None:
+        """Write the gateway's configuration, and copy its rules from ``data``, so that the user may change them."""
+        home, ports = self.home("gateway"), self.ports
+        for name in ("office.pvlist", "office.acf"):
+            shutil.copyfile(data / name, home / name)
+        keychain = self.keychain("gateway")
+        (home / "gateway.yml").write_text(
+            f"""\
+clients:
+  controls:
+    pva:
+      addr_list: 127.0.0.1
+      auto_addr_list: false
+      broadcast_port: {ports.udp}
+      tls_keychain: {keychain}
+servers:
+  office:
+    clients: [controls]
+    pva:
+      intf_addr_list: 127.0.0.1
+      beacon_addr_list: 127.0.0.1
+      auto_beacon_addr_list: false
+      broadcast_port: {ports.office_udp}
+      server_port: {ports.gateway_tcp}
+      tls_port: {ports.gateway_tls}
+      tls_keychain: {keychain}
+    pvlist: office.pvlist
+    access: {{file: office.acf}}
+    put_log: puts.log
+    status_prefix: "GW:"
+    relay: {{tls_port: {ports.relay}}}
+"""
+        )
 
     def environment_file(self, role: str) -> str:
         """Return the text of ``env/<role>.sh``: it makes a shell the role, whatever role it was before."""

@@ -15,8 +15,9 @@ from appliance.daemon.commandline import Parser, add_completion, add_version
 from appliance.daemon.extras import EXTRAS, require
 from appliance.errors import ApplianceError
 from appliance.quickstart.directory import Hold
-from appliance.quickstart.layout import ROLES, Layout, free_ports
+from appliance.quickstart.layout import Layout, free_ports
 from appliance.quickstart.renewal import Renewal
+from appliance.quickstart.second_network import tell_of_the_gateway
 from appliance.quickstart.story import Story
 
 __all__ = ["main"]
@@ -32,6 +33,8 @@ examples:
       tell the story, and stay; Ctrl-C stops everything
   appliance quickstart --once --dir /tmp/spva
       tell the story and end: for a check of an installation
+  appliance quickstart --gateway
+      add a second network and a gateway into it, and tell their chapters too
 """
 INTERRUPTED = 2
 """Exit status of an interrupted story, as in the tools."""
@@ -52,6 +55,9 @@ def parser() -> argparse.ArgumentParser:
     built.add_argument(
         "--once", action="store_true", help="End after the story; status 0 only if every step did as told."
     )
+    built.add_argument(
+        "--gateway", action="store_true", help="Add a gateway into a second network, and tell its chapters."
+    )
     return built
 
 
@@ -60,7 +66,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         require(*EXTRAS)
-        return asyncio.run(_quickstart(Path(arguments.dir).absolute(), once=arguments.once))
+        return asyncio.run(
+            _quickstart(Path(arguments.dir).absolute(), once=arguments.once, gateway=arguments.gateway)
+        )
     except ApplianceError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
@@ -73,17 +81,17 @@ def main(argv: list[str] | None = None) -> int:
         return INTERRUPTED if isinstance(error, BrokenPipeError) or error.errno == errno.EIO else 1
 
 
-async def _quickstart(root: Path, *, once: bool) -> int:
+async def _quickstart(root: Path, *, once: bool, gateway: bool) -> int:
     hold = Hold(root)
     try:
-        return await _hold_and_tell(hold, once=once)
+        return await _hold_and_tell(hold, once=once, gateway=gateway)
     finally:
         hold.release()
 
 
-async def _hold_and_tell(hold: Hold, *, once: bool) -> int:
+async def _hold_and_tell(hold: Hold, *, once: bool, gateway: bool) -> int:
     root = hold.root
-    layout = Layout(root, free_ports())
+    layout = Layout(root, free_ports(), gateway=gateway)
     layout.make()
     layout.write_environment_files()
     story = Story(layout)
@@ -96,7 +104,7 @@ async def _hold_and_tell(hold: Hold, *, once: bool) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, stop.set)
     start = time.monotonic()
-    told = asyncio.ensure_future(story.tell())
+    told = asyncio.ensure_future(_tell(story, gateway=gateway))
     stopping = asyncio.ensure_future(stop.wait())
     renewing = asyncio.ensure_future(Renewal(story).run())
     try:
@@ -108,7 +116,7 @@ async def _hold_and_tell(hold: Hold, *, once: bool) -> int:
         story.say(f"\nThe story took {time.monotonic() - start:.1f} s; every step did what it should.")
         if once:
             return 0
-        story.say(_how_to_go_on(root))
+        story.say(_how_to_go_on(root, layout.roles))
         await asyncio.wait((stopping, renewing), return_when=asyncio.FIRST_COMPLETED)
         if not stopping.done():
             renewing.result()
@@ -121,9 +129,25 @@ async def _hold_and_tell(hold: Hold, *, once: bool) -> int:
         await story.stop()
 
 
-def _how_to_go_on(root: Path) -> str:
+async def _tell(story: Story, *, gateway: bool) -> None:
+    await story.tell()
+    if gateway:
+        await tell_of_the_gateway(story)
+
+
+def _how_to_go_on(root: Path, roles: tuple[str, ...]) -> str:
+    office = (
+        f"""
+    . {root}/env/guest.sh
+    pvxget test:aiExample
+    pvxget GW:clients
+"""
+        if "guest" in roles
+        else ""
+    )
+    revoked = "the client's and the guest's were" if office else "the client's was"
     return f"""
-The stack is running; Ctrl-C stops it. In a second terminal, be any of {", ".join(ROLES)}:
+The stack is running; Ctrl-C stops it. In a second terminal, be any of {", ".join(roles)}:
 
     . {root}/env/operator.sh
     pvxget test:calcExample
@@ -132,6 +156,6 @@ The stack is running; Ctrl-C stops it. In a second terminal, be any of {", ".joi
 
     . {root}/env/admin.sh
     pvxcert list
-
-Certificates hold for an hour, and are renewed as long as this runs; the client's was revoked and is not.
+{office}
+Certificates hold for an hour, and are renewed as long as this runs; {revoked} revoked and {"are" if office else "is"} not.
 Any EPICS program joins with the same settings. Logs are in {root}/log."""

@@ -22,6 +22,7 @@ MODULES: Final = {
     "authnjwt": "appliance.cli.authnjwt",
     "authnstd": "appliance.cli.authnstd",
     "jwt-issuer": "appliance.issuer.daemon",
+    "pvagw": "appliance.gateway.daemon",
     "pvacms": "appliance.cli.pvacms",
     "pvxcert": "appliance.cli.pvxcert",
     "pvxget": "appliance.cli.pvxget",

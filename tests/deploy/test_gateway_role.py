@@ -74,6 +74,8 @@ CASES = [
     (change("servers", "outer", "pva", "tls_keychain_pwd_file", "${credential:p}"), "does not hold for it"),
     (change("clients", None), "missing required arguments: clients"),
     (change("servers", "outer", "pva", "intf_addr_list", "{{ no_such }}"), "no_such.* is undefined"),
+    (change("settings", {"metrics": {"port": 9100}}), None),
+    (lambda gateway: {**change("settings", {"metrics": {"port": 9100}})(gateway), "spva_common_extras": ["ioc"]}, "add it to spva_common_extras"),
     (beside(spva_gateway_inner_addresses=[]), "would take every client for the gateway"),
     (beside(spva_keychain_list=[{**KEYCHAIN, "owner": "spva-ioc"}]), "needs owner spva-gateway"),
     (beside(spva_keychain_list=[{**KEYCHAIN, "usage": "client"}]), "needs owner spva-gateway.*and usage ioc"),
