@@ -15,7 +15,7 @@ from appliance.gateway.options import NAME, parser
 if TYPE_CHECKING:
     import argparse
 
-    from appliance.gateway.config import Sides
+    from appliance.gateway.config import GatewayConfig, Sides
     from appliance.gateway.p4p_json import Loaded
 
 __all__ = ["main"]
@@ -134,6 +134,11 @@ def _run(options: argparse.Namespace, loaded: Loaded, sides: Sides) -> int:
         from appliance.gateway.gateway import Gateway
 
         gateway = Gateway(config, sides)
+
+        async def reload() -> None:
+            await gateway.reload(await asyncio.to_thread(_config_again, loaded.document.file))
+
+        daemon.on_reload(reload)
         try:
             await gateway.start()
             told = gateway.summary()
@@ -147,6 +152,16 @@ def _run(options: argparse.Namespace, loaded: Loaded, sides: Sides) -> int:
             await gateway.stop()
 
     return run(serve, name=NAME)
+
+
+def _config_again(file: str) -> GatewayConfig:
+    from appliance.gateway.p4p_json import load_config
+
+    again = load_config(file)
+    again.sides()  # so that a fault in the settings of a side is found too
+    for warning in again.warnings:
+        _log.warning("%s", warning)
+    return again.config
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Final
 from appliance.certmon.endpoints import open_client, open_server
 from appliance.config.address import parse_endpoints
 from appliance.errors import ConfigurationError
+from appliance.gateway.accounts import InFlight
 from appliance.gateway.config import GatewayConfig, Sides
 from appliance.gateway.downstream import Downstream
 from appliance.gateway.files import read_files
@@ -24,6 +25,8 @@ from appliance.server.quota import DEFAULT_QUOTA
 __all__ = ["Gateway"]
 
 _log: Final = logging.getLogger(__name__)
+_FIXED: Final = ("clients", "pva", "status_client", "status_prefix", "put_log", "put_log_required", "relay")
+"""Keys of a server side that take effect at the start only."""
 
 
 class Gateway:
@@ -44,6 +47,7 @@ class Gateway:
         bounds = config.bounds
         self.new_names = NewNames(bounds.new_names_per_host, loop.time)
         self.promises = Promises(bounds.promise_s, loop.time)
+        self.flight = InFlight(bounds.most_octets)
         self.overview = Overview()
         self.status = Status(self.overview)
 
@@ -65,15 +69,19 @@ class Gateway:
         for warning in files.warnings:
             _log.warning("%s", warning)
         for name, side in self.config.servers.items():
+            first = next(iter(side.clients), "")
+            prefix = (self.sides.clients[first] if first else self.sides.servers[name]).config.cert_pv_prefix
             self.servers[name] = server = Downstream(
                 name,
                 side,
                 self.sides.servers[name].config,
                 files.servers[name],
+                self.flight,
+                prefix=prefix,
                 read_only=self.config.read_only,
             )
             self._stack.callback(server.put_log.close)
-        guids = frozenset(server.guid for server in self.servers.values())
+        guids = frozenset[bytes]().union(*(server.guids for server in self.servers.values()))
         for name in self.config.clients:
             if name in self.config.used_clients:
                 await self._start_client(name, guids)
@@ -86,7 +94,7 @@ class Gateway:
                 self.promises,
                 self.config.bounds,
             )
-            await self._follow_inputs(server)
+            self._follow_inputs(server)
             await self._start_server(server)
             server.access.report(files.servers[server.name].pvlist)
         await self.status.start()
@@ -115,7 +123,7 @@ class Gateway:
         self.clients[name] = upstreams
         self.overview.add_client(upstreams)
 
-    async def _follow_inputs(self, server: Downstream) -> None:
+    def _follow_inputs(self, server: Downstream) -> None:
         side = server.side
         client = self.clients.get(side.access.inputs or next(iter(side.clients), ""))
         self._stack.push_async_callback(server.access.close)
@@ -125,6 +133,9 @@ class Gateway:
         side = downstream.side
         if side.status_prefix:
             downstream.show_status(self.status.source(side.status_prefix, downstream.access))
+        if downstream.relay is not None:
+            self._stack.callback(downstream.relay.close)
+            await downstream.relay.start(self.clients[side.clients[0]].context)
         status_client = side.status_client or next(iter(side.clients), "")
         server = await self._stack.enter_async_context(
             open_server(
@@ -143,6 +154,48 @@ class Gateway:
             server.tcp_port or "off",
             server.tls_port or "off",
         )
+
+    async def reload(self, config: GatewayConfig) -> None:
+        """Use another configuration, as far as that is possible without new addresses and ports.
+
+        All files are read before anything changes. Channels that stay allowed stay open.
+
+        Raises:
+            ConfigurationError: A file cannot be used; nothing has changed.
+            AccessFileError: The same.
+        """
+        files = await asyncio.to_thread(read_files, config)
+        for warning in files.warnings:
+            _log.warning("%s", warning)
+        for what in self._fixed(config):
+            _log.warning("%s has changed: that needs a restart, and stays as it is until then", what)
+        for name, server in self.servers.items():
+            side = config.servers.get(name)
+            if side is not None:
+                server.use(side, files.servers[name], read_only=config.read_only)
+        self.config = config
+        _log.info("the configuration was read again")
+
+    def _fixed(self, config: GatewayConfig) -> Iterable[str]:
+        """Return the keys that differ and that cannot change while the gateway runs."""
+        old = self.config
+        for kind, before, after in (
+            ("clients", old.clients, config.clients),
+            ("servers", old.servers, config.servers),
+        ):
+            yield from (f"{kind}.{name}" for name in sorted(before.keys() ^ after.keys()))
+        for name in old.clients.keys() & config.clients.keys():
+            if old.clients[name] != config.clients[name]:
+                yield f"clients.{name}"
+        for name in old.servers.keys() & config.servers.keys():
+            if old.servers[name].access.inputs != config.servers[name].access.inputs:
+                yield f"servers.{name}.access.inputs"
+            for key in _FIXED:
+                if getattr(old.servers[name], key) != getattr(config.servers[name], key):
+                    yield f"servers.{name}.{key}"
+        for key in ("bounds", "metrics", "log_level"):
+            if getattr(old, key) != getattr(config, key):
+                yield key
 
     def summary(self) -> str:
         """Return one line for the service manager."""

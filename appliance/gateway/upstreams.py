@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from appliance.client.context import Context
@@ -42,6 +42,8 @@ class Upstreams:
         self.queue_size = queue_size
         self.known: dict[str, Upstream] = {}
         """All names, also those that no server has (yet)."""
+        self.on_gone: Callable[[Upstream], None] | None = None
+        """Called for a name that is given up, while its counts can still be read."""
         self.dropped = 0
         """Names that were given up for others, because there were too many."""
         self._bounds = bounds
@@ -124,6 +126,8 @@ class Upstreams:
         self._searching.pop(upstream, None)
         self._promises.drop(upstream)
         upstream.give_up()
+        if self.on_gone is not None:
+            self.on_gone(upstream)
         self.context.give_back(upstream.name)
 
     def _sweep(self) -> None:

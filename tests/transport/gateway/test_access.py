@@ -16,7 +16,7 @@ from appliance.cli import acf_test
 from appliance.client import Context
 from appliance.client.monitor import Connected, Disconnected
 from appliance.daemon.audit import verify_file
-from appliance.errors import AccessDeniedError, RemoteError
+from appliance.errors import AccessDeniedError, AccessFileError, RemoteError
 from appliance.pva import commands as c
 from appliance.pvdata.nt import NTScalar
 from appliance.pvdata.types import FLOAT64
@@ -374,3 +374,57 @@ async def test_a_pv_list_of_hurtful_patterns_does_not_hold_up_a_client(tmp_path)
         async with client_to(gateway) as client:
             assert (await client.get("a" * 200, timeout=10))["value"] == 4.5
             assert (await client.get(["a" * 200] * 3, timeout=10))[0]["value"] == 4.5
+
+
+# -- reading the files again ---------------------------------------------------------------------------
+
+
+async def test_a_reload_changes_rights_without_dropping_channels_that_stay_allowed(tmp_path):
+    more = rules(tmp_path, "ASG(DEFAULT) { RULE(1, READ) }", "u:.* ALLOW\n")
+    async with (
+        served({"u:pv": callee(), "u:other": callee()}) as server,
+        gateway_to(server, **more) as gateway,
+    ):
+        async with client_to(gateway) as client, client.monitor("u:pv", notify=True) as updates:
+            assert isinstance(await anext(updates), Connected)
+            assert (await anext(updates))["value"] == 0.0
+            await client.get("u:other")
+            (channels,) = [list(peer.channels()) for peer in server_of(gateway).peers.values()]
+            kept = next(channel for channel in channels if channel.name == "u:pv")
+            assert await may(client, "u:pv") == "read"
+
+            rules(tmp_path, "ASG(DEFAULT) { RULE(1, WRITE) }", "u:pv ALLOW\n")
+            await gateway.reload(gateway.config)
+            channel = client.channel("u:pv")
+            await until(lambda: channel.permissions == c.PERMIT_ALL)
+            assert await may(client, "u:pv") == "read put rpc"
+            assert [found for peer in server_of(gateway).peers.values() for found in peer.channels()] == [
+                kept
+            ]
+            assert (await anext(updates))["value"] == 1.0, "the subscription went on"
+
+
+async def test_a_reload_of_a_wrong_file_changes_nothing(tmp_path):
+    more = rules(tmp_path, "ASG(DEFAULT) { RULE(1, WRITE) }", "u:.* ALLOW\n")
+    async with served({"u:pv": callee()}) as server, gateway_to(server, **more) as gateway:
+        async with client_to(gateway) as client:
+            assert await may(client, "u:pv") == "read put rpc"
+            for name, text in (("gw.acf", "ASG(DEFAULT) { RULE(1, WRITE }"), ("gw.pvlist", "u:.* ALLWO\n")):
+                before = (tmp_path / name).read_text()
+                (tmp_path / name).write_text(text)
+                with pytest.raises(AccessFileError, match=f"{name}:1"):
+                    await gateway.reload(gateway.config)
+                (tmp_path / name).write_text(before)
+                assert await may(client, "u:pv") == "read put rpc"
+
+
+async def test_a_reload_follows_other_inputs(tmp_path):
+    more = rules(tmp_path, 'ASG(DEFAULT) { INPA("one") RULE(1, PUT) { CALC("A=1") } }')
+    async with served({"u:pv": callee(), "one": double(0.0), "two": double(1.0)}) as server:
+        async with gateway_to(server, **more) as gateway, client_to(gateway) as client:
+            assert await may(client, "u:pv") == "read"
+            rules(tmp_path, 'ASG(DEFAULT) { INPA("two") RULE(1, PUT) { CALC("A=1") } }')
+            await gateway.reload(gateway.config)
+            await until(lambda: client.channel("u:pv").permissions != 0)
+            assert await may(client, "u:pv") == "read put"
+            assert [row.connected for row in gateway.servers["outer"].access.inputs()] == [True]
