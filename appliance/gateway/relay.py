@@ -168,6 +168,12 @@ class ServiceRelay:
         """Return what counts as one host."""
         return who(host)
 
+    def admits(self, host: str) -> bool:
+        """Whether the PV list shows a host one of the relay's names that it shows to others."""
+        route = self._router().route
+        shown = [name for name in self._relay.names if route(name, "") is not None]
+        return not shown or any(route(name, host) is not None for name in shown)
+
     # -- the service ---------------------------------------------------------------------------------
 
     def _look(self) -> None:
