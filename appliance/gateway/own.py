@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar, Final
 
-from appliance.client.channel import ChannelRequest
+from appliance.client.channel import ChannelRequest, ChannelState
 from appliance.errors import ApplianceError
 from appliance.gateway.accounts import InFlight
 from appliance.gateway.upstream import NOBODY, Upstream
@@ -35,7 +35,7 @@ class OwnRequest(ChannelRequest):
         flight: Counts the requests that wait for answers.
     """
 
-    __slots__ = ("_act", "_flight", "_size", "_upstream", "asked", "kind", "waits")
+    __slots__ = ("_act", "_answered", "_flight", "_size", "_upstream", "asked", "kind", "waits")
 
     def __init__(self, upstream: Upstream, asked: Operation, flight: InFlight) -> None:
         super().__init__(upstream.channel, NOBODY)
@@ -48,6 +48,8 @@ class OwnRequest(ChannelRequest):
         """The type that the client was told."""
         self.waits = False
         """Whether a request of the client is in progress, so that INIT is not what an error answers."""
+        self._answered = False
+        """Whether the client's INIT is answered."""
         self._act: Act | None = None
         """The client's request, which waits until the operation at the server is initialised anew."""
 
@@ -71,15 +73,15 @@ class OwnRequest(ChannelRequest):
 
     def _do(self, operation: Operation, act: Act, *, changes: bool) -> None:
         self.asked = operation
-        link = self.channel.link
-        if link is None:
-            operation.fail(LOST)
-            return
         full = self._flight.begin(operation.channel.owner)
         if full:
             operation.fail(full)
             return
         self.waits = True
+        link = self.channel.link
+        if link is None or self.channel.state is not ChannelState.ACTIVE:
+            self._act = act  # the channel moves to TLS, and calls `start` then
+            return
         if link.held is not None and (why := link.refusal(changes=changes)):
             self._done()
             operation.fail(why)
@@ -149,14 +151,15 @@ class OwnRequest(ChannelRequest):
         if asked.command == c.CMD_PUT_GET and wire.get_type != wire.type:
             asked.fail("this server answers a PUT_GET with another type, which the gateway does not support")
             return
-        if self._act is not None:
+        if self._answered:
             act, self._act = self._act, None
             if wire.type != self.kind:
                 self._done()
                 asked.fail("the type of this PV has changed; open the channel again")
-            else:
+            elif act is not None:
                 self._send(wire, act)
             return
+        self._answered = True
         self.kind = wire.type
         if asked.command in _TYPED:
             assert wire.type is not None
@@ -195,10 +198,12 @@ class OwnRequest(ChannelRequest):
     def disconnected(self, why: str, *, moving: bool = False) -> None:
         """Tell the client that nobody knows what became of its request."""
         super().disconnected(why, moving=moving)
-        self.channel.remove(self)
-        if self.waits:
+        if not moving:
+            self.channel.remove(self)
+        if self.waits and (self._act is None or not moving):
             self._done()
-            what = _DOES.get(self.asked.command)
+            what = _DOES.get(self.asked.command) if self._act is None else None
+            self._act = None
             self.asked.fail(
                 f"the server was lost during the {what}, which may be done or not" if what else LOST
             )
@@ -244,8 +249,9 @@ class OwnField(ChannelRequest):
     def disconnected(self, why: str, *, moving: bool = False) -> None:
         """Tell the client that the server is lost."""
         super().disconnected(why, moving=moving)
-        self.channel.remove(self)
-        self.asked.fail(LOST)
+        if not moving:
+            self.channel.remove(self)
+            self.asked.fail(LOST)
 
     def closed(self) -> None:
         """End: the client does not want the answer any more."""
