@@ -65,6 +65,11 @@ class PutLog:
         self._side = side
         self._records = PutRecords(file, required=required)
 
+    @property
+    def trouble(self) -> str:
+        """Why the last record could not be written to the file; empty if it was."""
+        return self._records.trouble
+
     def begin(self, operation: Operation, real: str, value: Value | None) -> Watched:
         """Log a put before it is sent to the server.
 
