@@ -60,6 +60,9 @@ class Dependent(Protocol):
     def lost(self) -> None:
         """Close all channels: the server of the name is gone."""
 
+    def review(self) -> None:
+        """Judge again what the clients may do."""
+
 
 class Opening(Protocol):
     """A client's request to open a channel, which waits for a server of the name."""
