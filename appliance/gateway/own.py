@@ -35,7 +35,7 @@ class OwnRequest(ChannelRequest):
         flight: Counts the requests that wait for answers.
     """
 
-    __slots__ = ("_act", "_flight", "_size", "_upstream", "asked", "kind", "waits")
+    __slots__ = ("_act", "_flight", "_size", "_upstream", "asked", "is_known", "kind", "waits")
 
     def __init__(self, upstream: Upstream, asked: Operation, flight: InFlight) -> None:
         super().__init__(upstream.channel, NOBODY)
@@ -46,10 +46,17 @@ class OwnRequest(ChannelRequest):
         self.asked = asked
         self.kind: StructType | None = None
         """The type that the client was told."""
+        self.is_known = False
+        """Whether the client's INIT was answered."""
         self.waits = False
         """Whether a request of the client is in progress, so that INIT is not what an error answers."""
         self._act: Act | None = None
         """The client's request, which waits until the operation at the server is initialised anew."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request waits for its answer; between two requests nothing would be lost."""
+        return self.waits or not self.is_known
 
     # -- from the client -----------------------------------------------------------------------------
 
@@ -149,15 +156,15 @@ class OwnRequest(ChannelRequest):
         if asked.command == c.CMD_PUT_GET and wire.get_type != wire.type:
             asked.fail("this server answers a PUT_GET with another type, which the gateway does not support")
             return
-        if self._act is not None:
+        if self.is_known:
             act, self._act = self._act, None
             if wire.type != self.kind:
-                self._done()
-                asked.fail("the type of this PV has changed; open the channel again")
-            else:
+                self._upstream.renew()
+            elif act is not None:
                 self._send(wire, act)
             return
         self.kind = wire.type
+        self.is_known = True
         if asked.command in _TYPED:
             assert wire.type is not None
             asked.ready_as_is(wire.type)
@@ -193,10 +200,11 @@ class OwnRequest(ChannelRequest):
             asked.done()
 
     def disconnected(self, why: str, *, moving: bool = False) -> None:
-        """Tell the client that nobody knows what became of its request."""
+        """Tell the client that nobody knows what became of its request. A connection that is ``moving`` comes back."""
         super().disconnected(why, moving=moving)
-        self.channel.remove(self)
-        if self.waits:
+        if not moving:
+            self.channel.remove(self)
+        if self.waits and (not moving or self._act is None):
             self._done()
             what = _DOES.get(self.asked.command)
             self.asked.fail(
@@ -242,10 +250,11 @@ class OwnField(ChannelRequest):
             self.asked.reply_field(kind if kind is not None else StructType(()))
 
     def disconnected(self, why: str, *, moving: bool = False) -> None:
-        """Tell the client that the server is lost."""
+        """Tell the client that the server is lost; ask again if the connection is ``moving``."""
         super().disconnected(why, moving=moving)
-        self.channel.remove(self)
-        self.asked.fail(LOST)
+        if not moving:
+            self.channel.remove(self)
+            self.asked.fail(LOST)
 
     def closed(self) -> None:
         """End: the client does not want the answer any more."""

@@ -159,8 +159,7 @@ class SharedGet(ChannelRequest):
         kind = self.operation.type
         assert kind is not None
         if self.kind is not None and kind != self.kind:
-            self._abandon()
-            self._end("the type of this PV has changed; open the channel again")
+            self._upstream.renew()
             return
         self.kind = kind
         opening, self._opening = self._opening, {}
@@ -230,9 +229,15 @@ class SharedGet(ChannelRequest):
             operation.fail(why)
 
     def disconnected(self, why: str, *, moving: bool = False) -> None:
-        """End: the clients' channels close."""
+        """End: the clients' channels close. If the connection is ``moving``, the read in progress begins anew."""
         super().disconnected(why, moving=moving)
-        self._end("the server of this PV is lost")
+        if not moving:
+            self._end("the server of this PV is lost")
+            return
+        self._coming = self._under_way | self._coming
+        self._under_way = {}
+        self._reused = False
+        self._seen = 0
 
     def fail(self, error: Exception) -> None:
         """End with the reason."""

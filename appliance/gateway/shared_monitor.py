@@ -194,6 +194,12 @@ class SharedMonitor(ChannelRequest):
             return
         wire: ClientOperation | None = self.operation
         assert wire is not None
+        if self.kind is not None:  # the connection has moved to TLS: the clients have the type already
+            if wire.type != self.kind or wire.raw != self.raw:
+                self._upstream.renew()
+            else:
+                wire.start()
+            return
         self.kind = wire.type
         self.raw = wire.raw
         assert self.kind is not None
@@ -289,10 +295,11 @@ class SharedMonitor(ChannelRequest):
                 subscription.fail(status.message or "the server gave no reason")
 
     def disconnected(self, why: str, *, moving: bool = False) -> None:
-        """End: the clients' channels close."""
+        """End: the clients' channels close, unless the connection is ``moving`` and comes back at once."""
         self.settle()
         super().disconnected(why, moving=moving)
-        self.channel.remove(self)
+        if not moving:
+            self.channel.remove(self)
 
     def fail(self, error: Exception) -> None:
         """End the clients' subscriptions with the reason."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, ClassVar, Final, Protocol
 
 from appliance.client.channel import Channel, ChannelRequest, ChannelState, Waiter
@@ -30,6 +31,8 @@ class _Nobody(Waiter):
 
 
 NOBODY: Final = _Nobody()
+MOVE_S: Final = 1.0
+"""Seconds that clients' channels are kept while a server's connection moves from plain TCP to TLS."""
 
 
 class UpstreamOwner(Protocol):
@@ -79,8 +82,11 @@ class Keep(ChannelRequest):
         self.upstream.begin()
 
     def disconnected(self, why: str, *, moving: bool = False) -> None:
-        """Tell that the server is gone."""
-        self.upstream.end(why)
+        """Tell that the server is gone, or that its connection moves to TLS."""
+        if moving:
+            self.upstream.move(why)
+        else:
+            self.upstream.end(why)
 
     def access_changed(self) -> None:
         """Tell that the gateway's own rights have changed."""
@@ -98,6 +104,7 @@ class Upstream(PVAccount):
 
     __slots__ = (
         "_keep",
+        "_moving",
         "active",
         "asked",
         "channel",
@@ -125,6 +132,8 @@ class Upstream(PVAccount):
         self.monitors: dict[Any, Any] = {}
         """Subscriptions that clients share, by pvRequest."""
         self._keep = Keep(channel, self)
+        self._moving: asyncio.TimerHandle | None = None
+        """Runs while the server's connection moves to TLS."""
 
     @property
     def name(self) -> str:
@@ -153,27 +162,56 @@ class Upstream(PVAccount):
 
     def begin(self) -> None:
         """Handle that a server of the name is there."""
+        self._stop_moving()
         self.active = True
         self.owner.found(self)
         for opening in list(self.waiting):
             opening.found(self)
 
+    def move(self, why: str) -> None:
+        """Keep the clients' channels for a moment: the same server will be there again, over TLS."""
+        if self.active:
+            self.active = False
+            self.owner.lost(self)
+            self._moving = self.channel.end.loop.call_later(MOVE_S, self._lose, why)
+
     def end(self, why: str) -> None:
         """Handle that the server is gone: requests in progress are told, then all channels of the name close."""
-        if not self.active:
+        if self.active:
+            self.active = False
+            self.owner.lost(self)
+        elif self._moving is None:
             return
-        self.active = False
+        self._lose(why)
+
+    def renew(self) -> None:
+        """Close all clients' channels: what they know of the name is wrong, its type has changed. They open it again."""
+        for request in list(self.channel.requests):
+            if request is not self._keep:
+                request.cancel()
+        self._close_channels()
+
+    def _lose(self, why: str) -> None:
+        self._stop_moving()
         for request in list(self.channel.requests):
             if request is not self._keep:
                 request.disconnected(why)
+        self._close_channels()
+
+    def _close_channels(self) -> None:
         self.gets.clear()
         self.monitors.clear()
         for handler in self.handlers.values():
             handler.lost()
-        self.owner.lost(self)
+
+    def _stop_moving(self) -> None:
+        timer, self._moving = self._moving, None
+        if timer is not None:
+            timer.cancel()
 
     def give_up(self) -> None:
         """Stop using the name."""
+        self._stop_moving()
         if self.channel.state is not ChannelState.CLOSED:
             self._keep.cancel()
 
