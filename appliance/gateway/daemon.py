@@ -79,13 +79,13 @@ def _with_config(options: argparse.Namespace, file: str) -> int:
 
 
 def _check(loaded: Loaded, sides: Sides) -> int:
-    from appliance.gateway.check import check_keychains, read_files
+    from appliance.gateway.check import check
 
-    files = read_files(loaded.config)
-    for warning in (*loaded.warnings, *files.warnings, *check_keychains(sides)):
+    names, warnings = check(loaded, sides)
+    for warning in warnings:
         sys.stderr.write(f"Warning: {warning}\n")
     # As p4p's gateway does, so that scripts can copy all files of a configuration.
-    sys.stdout.writelines(f"{name}\n" for name in (loaded.document.file, *files.names))
+    sys.stdout.writelines(f"{name}\n" for name in names)
     sys.stdout.flush()
     sys.stderr.write(f"{loaded.document.file}: good\n")
     return EXIT_OK

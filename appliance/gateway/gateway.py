@@ -13,13 +13,12 @@ from appliance.certmon.endpoints import open_client, open_server
 from appliance.config.address import parse_endpoints
 from appliance.errors import ConfigurationError
 from appliance.gateway.accounts import InFlight
-from appliance.gateway.check import read_files
 from appliance.gateway.config import GatewayConfig, Sides
 from appliance.gateway.downstream import Downstream
+from appliance.gateway.files import read_files
 from appliance.gateway.names import NewNames, Promises
 from appliance.gateway.overview import Overview
-from appliance.gateway.route import Router
-from appliance.gateway.status import OpenDoor, Status
+from appliance.gateway.status import Status
 from appliance.gateway.upstreams import Upstreams
 from appliance.server.quota import DEFAULT_QUOTA
 
@@ -66,26 +65,22 @@ class Gateway:
             raise
 
     async def _start(self) -> None:
-        if self.config.read_only:
-            raise ConfigurationError("it is not supported yet; remove it", key="read_only")
         files = await asyncio.to_thread(read_files, self.config)
         for warning in files.warnings:
             _log.warning("%s", warning)
         for name, side in self.config.servers.items():
-            if side.access.file:
-                raise ConfigurationError(
-                    "access security is not supported yet; remove it", key=f"servers.{name}.access"
-                )
             first = next(iter(side.clients), "")
             prefix = (self.sides.clients[first] if first else self.sides.servers[name]).config.cert_pv_prefix
-            self.servers[name] = Downstream(
+            self.servers[name] = server = Downstream(
                 name,
                 side,
                 self.sides.servers[name].config,
-                Router(files.servers[name].pvlist),
+                files.servers[name],
                 self.flight,
                 prefix=prefix,
+                read_only=self.config.read_only,
             )
+            self._stack.callback(server.put_log.close)
         guids = frozenset[bytes]().union(*(server.guids for server in self.servers.values()))
         for name in self.config.clients:
             if name in self.config.used_clients:
@@ -99,7 +94,9 @@ class Gateway:
                 self.promises,
                 self.config.bounds,
             )
+            self._follow_inputs(server)
             await self._start_server(server)
+            server.access.report(files.servers[server.name].pvlist)
         await self.status.start()
         self._stack.push_async_callback(self.status.stop)
         if self.config.metrics.port:
@@ -126,10 +123,16 @@ class Gateway:
         self.clients[name] = upstreams
         self.overview.add_client(upstreams)
 
+    def _follow_inputs(self, server: Downstream) -> None:
+        side = server.side
+        client = self.clients.get(side.access.inputs or next(iter(side.clients), ""))
+        self._stack.push_async_callback(server.access.close)
+        server.access.follow(None if client is None else client.context)
+
     async def _start_server(self, downstream: Downstream) -> None:
         side = downstream.side
         if side.status_prefix:
-            downstream.show_status(self.status.source(side.status_prefix, OpenDoor(downstream.router)))
+            downstream.show_status(self.status.source(side.status_prefix, downstream.access))
         if downstream.relay is not None:
             self._stack.callback(downstream.relay.close)
             await downstream.relay.start(self.clients[side.clients[0]].context)
@@ -138,6 +141,7 @@ class Gateway:
             open_server(
                 self.sides.servers[downstream.name],
                 prepare=downstream.prepare,
+                policy=downstream.access,
                 quota=DEFAULT_QUOTA._replace(waiting_octets=self.config.bounds.most_octets),
                 status_client=self.sides.clients[status_client].config if status_client else None,
                 guid=downstream.guid,
@@ -168,7 +172,7 @@ class Gateway:
         for name, server in self.servers.items():
             side = config.servers.get(name)
             if side is not None:
-                server.use(side, files.servers[name].pvlist)
+                server.use(side, files.servers[name], read_only=config.read_only)
         self.config = config
         _log.info("the configuration was read again")
 
@@ -184,6 +188,8 @@ class Gateway:
             if old.clients[name] != config.clients[name]:
                 yield f"clients.{name}"
         for name in old.servers.keys() & config.servers.keys():
+            if old.servers[name].access.inputs != config.servers[name].access.inputs:
+                yield f"servers.{name}.access.inputs"
             for key in _FIXED:
                 if getattr(old.servers[name], key) != getattr(config.servers[name], key):
                     yield f"servers.{name}.{key}"

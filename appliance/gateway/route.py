@@ -82,6 +82,10 @@ class Router:
         """Add names of the gateway's own PVs."""
         self._own.update(names)
 
+    def is_own(self, name: str) -> bool:
+        """Whether ``name`` is one of the gateway's own PVs."""
+        return name in self._own
+
     @property
     def own(self) -> frozenset[str]:
         """The names of the gateway's own PVs."""

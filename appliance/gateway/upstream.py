@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, ClassVar, Final, Protocol
 
 from appliance.client.channel import Channel, ChannelRequest, ChannelState, Waiter
+from appliance.client.end import Timer
 from appliance.gateway.accounts import PVAccount
 from appliance.pva.typed import encode_typed
 from appliance.pvdata.pvrequest import OPTIONS
@@ -13,6 +13,10 @@ from appliance.pvdata.types import STRING, StructType, TypeDesc
 from appliance.pvdata.value import Value
 
 __all__ = ["NOBODY", "Dependent", "Opening", "Upstream", "UpstreamOwner", "request_key", "with_options"]
+
+
+MOVE_S: Final = 1.0
+"""Seconds that a move from plain TCP to TLS may take before the clients' channels close."""
 
 
 class _Nobody(Waiter):
@@ -31,8 +35,6 @@ class _Nobody(Waiter):
 
 
 NOBODY: Final = _Nobody()
-MOVE_S: Final = 1.0
-"""Seconds that clients' channels are kept while a server's connection moves from plain TCP to TLS."""
 
 
 class UpstreamOwner(Protocol):
@@ -58,6 +60,9 @@ class Dependent(Protocol):
     def lost(self) -> None:
         """Close all channels: the server of the name is gone."""
 
+    def review(self) -> None:
+        """Judge again what the clients may do."""
+
 
 class Opening(Protocol):
     """A client's request to open a channel, which waits for a server of the name."""
@@ -82,7 +87,7 @@ class Keep(ChannelRequest):
         self.upstream.begin()
 
     def disconnected(self, why: str, *, moving: bool = False) -> None:
-        """Tell that the server is gone, or that its connection moves to TLS."""
+        """Tell that the server is gone, or that its channel moves to TLS and will be back at once."""
         if moving:
             self.upstream.move(why)
         else:
@@ -104,7 +109,7 @@ class Upstream(PVAccount):
 
     __slots__ = (
         "_keep",
-        "_moving",
+        "_moves",
         "active",
         "asked",
         "channel",
@@ -132,8 +137,8 @@ class Upstream(PVAccount):
         self.monitors: dict[Any, Any] = {}
         """Subscriptions that clients share, by pvRequest."""
         self._keep = Keep(channel, self)
-        self._moving: asyncio.TimerHandle | None = None
-        """Runs while the server's connection moves to TLS."""
+        self._moves: Timer | None = None
+        """Ends the time that a move to TLS may take."""
 
     @property
     def name(self) -> str:
@@ -162,40 +167,38 @@ class Upstream(PVAccount):
 
     def begin(self) -> None:
         """Handle that a server of the name is there."""
-        self._stop_moving()
+        if self._moves is not None:
+            self._moves.cancel()
+            self._moves = None
         self.active = True
         self.owner.found(self)
         for opening in list(self.waiting):
             opening.found(self)
 
     def move(self, why: str) -> None:
-        """Keep the clients' channels for a moment: the same server will be there again, over TLS."""
-        if self.active:
-            self.active = False
-            self.owner.lost(self)
-            self._moving = self.channel.end.loop.call_later(MOVE_S, self._lose, why)
+        """Keep the clients' channels for a moment: the server speaks TLS now, and its channel moves there."""
+        if self.active and self._moves is None:
+            self._moves = self.channel.end.clock.call_later(MOVE_S, self.end, why)
 
     def end(self, why: str) -> None:
         """Handle that the server is gone: requests in progress are told, then all channels of the name close."""
-        if self.active:
-            self.active = False
-            self.owner.lost(self)
-        elif self._moving is None:
+        if not self.active:
             return
-        self._lose(why)
-
-    def renew(self) -> None:
-        """Close all clients' channels: what they know of the name is wrong, its type has changed. They open it again."""
-        for request in list(self.channel.requests):
-            if request is not self._keep:
-                request.cancel()
-        self._close_channels()
-
-    def _lose(self, why: str) -> None:
-        self._stop_moving()
+        if self._moves is not None:
+            self._moves.cancel()
+            self._moves = None
+        self.active = False
         for request in list(self.channel.requests):
             if request is not self._keep:
                 request.disconnected(why)
+        self._close_channels()
+        self.owner.lost(self)
+
+    def renew(self) -> None:
+        """Close all clients' channels: the server is there, but the name has another type. They open it again."""
+        for request in list(self.channel.requests):
+            if request is not self._keep:
+                request.cancel()
         self._close_channels()
 
     def _close_channels(self) -> None:
@@ -204,14 +207,8 @@ class Upstream(PVAccount):
         for handler in self.handlers.values():
             handler.lost()
 
-    def _stop_moving(self) -> None:
-        timer, self._moving = self._moving, None
-        if timer is not None:
-            timer.cancel()
-
     def give_up(self) -> None:
         """Stop using the name."""
-        self._stop_moving()
         if self.channel.state is not ChannelState.CLOSED:
             self._keep.cancel()
 
