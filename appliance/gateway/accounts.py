@@ -291,53 +291,61 @@ class Counts(NamedTuple):
 
 
 class InFlight:
-    """Requests that wait for a server's answer. One that never answers costs only those who ask it.
+    """Requests that wait for a server's answer. A server that never answers costs only those who ask it.
 
     Args:
-        per_connection: The most that one client's connection may have.
-        in_all: The most that the process may have.
+        octets: Octets of requests that one client's connection may have.
+        per_connection: Requests that it may have.
+        in_all: Requests that the process may have.
     """
 
-    __slots__ = ("_by_connection", "count", "in_all", "per_connection", "refused")
+    __slots__ = ("_by_connection", "count", "in_all", "octets", "per_connection", "refused")
 
-    def __init__(self, per_connection: int = 10_000, in_all: int = 50_000) -> None:
+    def __init__(self, octets: int, per_connection: int = 10_000, in_all: int = 50_000) -> None:
+        self.octets = octets
         self.per_connection = per_connection
         self.in_all = in_all
         self.count = 0
         """Requests that wait."""
         self.refused = 0
         """Requests that were refused since the start."""
-        self._by_connection: dict[Hashable, int] = {}
+        self._by_connection: dict[object, list[int]] = {}
+        """For each connection that has some: how many, and their octets."""
 
-    def begin(self, connection: Hashable) -> str:
+    def begin(self, connection: object) -> str:
         """Count one more request of ``connection``; return why it is refused, or ""."""
-        own = self._by_connection.get(connection, 0)
-        if own >= self.per_connection:
+        own = self._by_connection.get(connection)
+        if own is None:
+            if self.count < self.in_all:
+                self._by_connection[connection] = [1, 0]
+                self.count += 1
+                return ""
+        elif own[0] >= self.per_connection or own[1] >= self.octets:
             self.refused += 1
             return (
-                f"{self.per_connection} requests of this connection wait for answers of servers behind the gateway; "
+                f"{own[0]} requests of this connection with {own[1]} octets wait for answers of servers behind the gateway; "
                 "wait for answers before you send more"
             )
-        if self.count >= self.in_all:
-            self.refused += 1
-            return (
-                f"{self.in_all} requests of all clients wait for answers of servers behind the gateway; try again "
-                "later"
-            )
-        self._by_connection[connection] = own + 1
-        self.count += 1
-        return ""
+        elif self.count < self.in_all:
+            own[0] += 1
+            self.count += 1
+            return ""
+        self.refused += 1
+        return f"{self.count} requests of all clients wait for answers of servers behind the gateway; try again later"
 
-    def end(self, connection: Hashable) -> None:
-        """Count one less."""
-        own = self._by_connection.get(connection, 0)
-        if not own:
-            return
+    def weigh(self, connection: object, octets: int) -> None:
+        """Count the octets of a request that has begun."""
+        self._by_connection[connection][1] += octets
+
+    def end(self, connection: object, octets: int = 0) -> None:
+        """Count one request less, which had ``octets``."""
+        own = self._by_connection[connection]
         self.count -= 1
-        if own > 1:
-            self._by_connection[connection] = own - 1
-        else:
+        if own[0] == 1:
             del self._by_connection[connection]
+        else:
+            own[0] -= 1
+            own[1] -= octets
 
     def __len__(self) -> int:
         return len(self._by_connection)

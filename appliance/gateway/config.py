@@ -11,8 +11,9 @@ from typing import Annotated, Any, Final, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from appliance.config.address import parse_endpoints
+from appliance.config.address import parse_endpoint, parse_endpoints
 from appliance.config.loader import Settings, default
+from appliance.config.networks import Networks
 from appliance.config.pva import ClientConfig, Effective, ServerConfig, resolve_client, resolve_server
 from appliance.config.secret import FilePath
 from appliance.config.section import Section
@@ -80,12 +81,36 @@ class Access(Settings, frozen=True, kw_only=True):
 class Relay(Settings, frozen=True, kw_only=True):
     """A port behind which clients reach the certificate service itself, with TLS from end to end."""
 
-    names: tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...] = ("CERT:CREATE", "CERT:STATUS")
+    names: tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...] = (
+        "CERT:CREATE",
+        "CERT:STATUS",
+        "CERT:LIST",
+    )
     """The PVs that are answered with this port; with `:` and more behind it a name is meant too."""
     tls_port: Annotated[int, Meta(ge=1, le=65535)] = 5077
     """The port."""
     service: Annotated[str, Meta(max_length=256)] = ""
     """``pvas://HOST:PORT`` of the certificate service; empty: it is searched for on the server's first client side."""
+    proxy_from: tuple[Annotated[str, Meta(min_length=1, max_length=64)], ...] = ()
+    """Addresses and networks of gateways further out, whose relays reach the service through this one: they say for which client
+    they speak (PROXY protocol, version 2). Empty: nobody may."""
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            raise ValueError("names: give at least one; without names nobody is sent to the relay")
+        if self.service:
+            try:
+                secure = parse_endpoint(self.service, uri=True).tls
+            except ValueError as error:
+                raise ValueError(f"service: {error}") from None
+            if not secure:
+                raise ValueError(
+                    f"service: {self.service!r} is not pvas://HOST:PORT; the relay is for TLS only"
+                )
+        try:
+            Networks(self.proxy_from)
+        except ValueError as error:
+            raise ValueError(f"proxy_from: {error}") from None
 
 
 class ServerSide(Settings, frozen=True, kw_only=True):

@@ -6,8 +6,11 @@ import os
 from collections.abc import Sequence
 
 from appliance.config.pva import ServerConfig
+from appliance.gateway.accounts import InFlight
+from appliance.gateway.certificates import CertificateNames
 from appliance.gateway.config import Bounds, ServerSide
 from appliance.gateway.names import NewNames, Promises
+from appliance.gateway.relay import ServiceRelay
 from appliance.gateway.route import Router
 from appliance.gateway.source import RoutedSource
 from appliance.gateway.upstreams import Upstreams
@@ -27,14 +30,34 @@ class Downstream:
         side: Its configuration.
         config: The settings of its server.
         router: Says which names are served to whom.
+        flight: Counts the requests that wait for answers of servers; all sides share it.
+        prefix: The first part of the names of the certificate service's PVs.
     """
 
-    def __init__(self, name: str, side: ServerSide, config: ServerConfig, router: Router) -> None:
+    def __init__(
+        self,
+        name: str,
+        side: ServerSide,
+        config: ServerConfig,
+        router: Router,
+        flight: InFlight,
+        *,
+        prefix: str = "CERT",
+    ) -> None:
         self.name = name
         self.side = side
         self.config = config
         self.router = router
+        self.flight = flight
         self.guid = os.urandom(GUID_SIZE)
+        relay = side.relay
+        self.certificates = CertificateNames(prefix, () if relay is None else relay.names)
+        """The PVs that need TLS between the client and the certificate service itself."""
+        self.relay = (
+            None
+            if relay is None
+            else ServiceRelay(name, relay, self.certificates, config, lambda: self.router)
+        )
         self.source: RoutedSource | None = None
         self.server: Server | None = None
         """The server, once it runs."""
@@ -81,3 +104,10 @@ class Downstream:
             server.add_source("status", self._status, priority=-1)
         if self.source is not None:
             server.add_source("gateway", self.source)
+        if self.relay is not None:
+            server.referrals.append(self.relay)
+
+    @property
+    def guids(self) -> frozenset[bytes]:
+        """The GUIDs by which clients know this side: the gateway's own clients must not."""
+        return frozenset({self.guid} if self.relay is None else {self.guid, self.relay.guid})

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any, ClassVar, Final, Protocol
 
+from appliance.gateway.accounts import InFlight
+from appliance.gateway.certificates import CertificateNames
 from appliance.gateway.own import OwnField, OwnRequest
 from appliance.gateway.shared_get import SharedGet
 from appliance.gateway.shared_monitor import SharedMonitor
@@ -34,11 +36,19 @@ class Terms(Protocol):
         """Seconds between two reads of one PV at its server."""
 
     @property
+    def flight(self) -> InFlight:
+        """Counts the requests that wait for answers of servers."""
+
+    @property
     def queue_size(self) -> int:
         """``record[queueSize]`` of shared subscriptions."""
 
     def may_bypass(self, name: str, peer: Credentials) -> bool:
         """Whether a client may have a subscription of its own at the server (UNCACHED)."""
+
+    @property
+    def certificates(self) -> CertificateNames:
+        """The names whose requests must not be passed on as the gateway's own."""
 
 
 class ForwardedPV(Handler):
@@ -49,7 +59,7 @@ class ForwardedPV(Handler):
         terms: What the server side has decided.
     """
 
-    __slots__ = ("_terms", "channels", "upstream")
+    __slots__ = ("_guarded", "_terms", "channels", "upstream")
 
     SUBSCRIPTION: ClassVar[type[Subscription]] = OctetSubscription
 
@@ -58,6 +68,7 @@ class ForwardedPV(Handler):
         self.channels: dict[Channel, None] = {}
         """The clients' channels."""
         self._terms = terms
+        self._guarded = terms.certificates.covers(upstream.name)
 
     # -- Dependent -----------------------------------------------------------------------------------
 
@@ -101,12 +112,32 @@ class ForwardedPV(Handler):
             operation.state = shared
             shared.init(operation)
             return
-        operation.state = own = OwnRequest(upstream, operation)
+        if self._guarded and operation.command != c.CMD_RPC and self._refuses(operation, None):
+            return
+        full = operation.channel.owner.allowance.count_forwarded()
+        if full:
+            operation.fail(full)
+            return
+        operation.state = own = OwnRequest(upstream, operation, self._terms.flight)
         upstream.channel.add(own)
 
     def _bypasses(self, operation: Operation) -> bool:
         asked = truth(request_options(operation.request).get("cache")) is False
         return asked and self._terms.may_bypass(operation.name, operation.peer)
+
+    def _refuses(self, operation: Operation, argument: Value | None) -> bool:
+        """Refuse what a certificate service would take for an act of the gateway; return whether that was done."""
+        channel = self.upstream.channel
+        why = self._terms.certificates.refuses(
+            channel.name,
+            operation.command,
+            argument,
+            operation.peer.peer,
+            as_gateway=channel.end.tls is not None,
+        )
+        if why:
+            operation.fail(why)
+        return bool(why)
 
     def get(self, operation: Operation) -> None:
         """Read."""
@@ -114,24 +145,34 @@ class ForwardedPV(Handler):
 
     def put(self, operation: Operation, value: Value) -> None:
         """Write."""
+        self._count(operation)
         operation.state.put(operation, value)
 
     def put_get(self, operation: Operation, value: Value) -> None:
         """Write, and answer with what is there then."""
+        self._count(operation)
         operation.state.put(operation, value)
 
     def process(self, operation: Operation) -> None:
         """Process."""
+        self._count(operation)
         operation.state.process(operation)
 
     def rpc(self, operation: Operation, argument: Value | None) -> None:
         """Call."""
+        if self._guarded and self._refuses(operation, argument):
+            return
+        self._count(operation)
         operation.state.call(operation, argument)
 
     def introspect(self, operation: Operation, field: str) -> None:
         """Ask the server for the type."""
         operation.state = asked = OwnField(self.upstream, operation, field)
         self.upstream.channel.add(asked)
+
+    def _count(self, operation: Operation) -> None:
+        self.upstream.requests += 1
+        operation.channel.owner.allowance.requests += 1
 
     def cancelled(self, operation: Operation) -> None:
         """Give up the request in progress."""
@@ -147,6 +188,8 @@ class ForwardedPV(Handler):
         if isinstance(state, SharedGet):
             state.closed(operation)
         elif state is not None:
+            if isinstance(state, OwnRequest):
+                operation.channel.owner.allowance.forget_forwarded()
             state.closed()
 
     # -- Handler: subscriptions ----------------------------------------------------------------------

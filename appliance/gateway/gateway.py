@@ -12,6 +12,7 @@ from typing import Final
 from appliance.certmon.endpoints import open_client, open_server
 from appliance.config.address import parse_endpoints
 from appliance.errors import ConfigurationError
+from appliance.gateway.accounts import InFlight
 from appliance.gateway.check import read_files
 from appliance.gateway.config import GatewayConfig, Sides
 from appliance.gateway.downstream import Downstream
@@ -45,6 +46,7 @@ class Gateway:
         bounds = config.bounds
         self.new_names = NewNames(bounds.new_names_per_host, loop.time)
         self.promises = Promises(bounds.promise_s, loop.time)
+        self.flight = InFlight(bounds.most_octets)
         self.overview = Overview()
         self.status = Status(self.overview)
 
@@ -72,10 +74,17 @@ class Gateway:
                 raise ConfigurationError(
                     "access security is not supported yet; remove it", key=f"servers.{name}.access"
                 )
+            first = next(iter(side.clients), "")
+            prefix = (self.sides.clients[first] if first else self.sides.servers[name]).config.cert_pv_prefix
             self.servers[name] = Downstream(
-                name, side, self.sides.servers[name].config, Router(files.servers[name].pvlist)
+                name,
+                side,
+                self.sides.servers[name].config,
+                Router(files.servers[name].pvlist),
+                self.flight,
+                prefix=prefix,
             )
-        guids = frozenset(server.guid for server in self.servers.values())
+        guids = frozenset[bytes]().union(*(server.guids for server in self.servers.values()))
         for name in self.config.clients:
             if name in self.config.used_clients:
                 await self._start_client(name, guids)
@@ -119,6 +128,9 @@ class Gateway:
         side = downstream.side
         if side.status_prefix:
             downstream.show_status(self.status.source(side.status_prefix, OpenDoor(downstream.router)))
+        if downstream.relay is not None:
+            self._stack.callback(downstream.relay.close)
+            await downstream.relay.start(self.clients[side.clients[0]].context)
         status_client = side.status_client or next(iter(side.clients), "")
         server = await self._stack.enter_async_context(
             open_server(

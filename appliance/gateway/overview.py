@@ -10,6 +10,7 @@ from typing import Final
 from appliance.gateway.accounts import Accounts, Connection, Counts, Rates, Slow, Totals
 from appliance.gateway.report import BAD, DEGRADED
 from appliance.gateway.route import Router
+from appliance.gateway.upstream import Upstream
 from appliance.gateway.upstreams import Upstreams
 from appliance.server.peer import Peer
 from appliance.server.server import Server
@@ -45,12 +46,16 @@ class Overview:
     def add_client(self, side: Upstreams) -> None:
         """Look at a client side from now on."""
         self._clients.append(side)
+        side.on_gone = self._name_gone
 
     def add_server(self, name: str, server: Server, router: Router) -> None:
         """Look at a server side from now on."""
         self._servers.append((name, server))
         self._routers.append(router)
         server.on_ended = self._peer_gone
+
+    def _name_gone(self, upstream: Upstream) -> None:
+        self.accounts.fold(((upstream.name, upstream),))
 
     def _peer_gone(self, peer: Peer) -> None:
         self.accounts.client_gone(_of_peer(peer))
@@ -87,7 +92,10 @@ class Overview:
         for side in self._clients:
             known = list(side)
             for start in range(0, len(known), SLICE):
-                self.accounts.fold((upstream.name, upstream) for upstream in known[start : start + SLICE])
+                part = known[start : start + SLICE]
+                for upstream in part:
+                    upstream.settle()
+                self.accounts.fold((upstream.name, upstream) for upstream in part)
                 await asyncio.sleep(0)
         now = self._loop.time()
         servers = list(self.servers())

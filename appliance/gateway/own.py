@@ -7,6 +7,7 @@ from typing import ClassVar, Final
 
 from appliance.client.channel import ChannelRequest
 from appliance.errors import ApplianceError
+from appliance.gateway.accounts import InFlight
 from appliance.gateway.upstream import NOBODY, Upstream
 from appliance.pva import commands as c
 from appliance.pva.client_operation import ClientOperation
@@ -31,12 +32,17 @@ class OwnRequest(ChannelRequest):
     Args:
         upstream: The name.
         asked: The client's operation, whose INIT waits for an answer.
+        flight: Counts the requests that wait for answers.
     """
 
-    __slots__ = ("_act", "asked", "kind", "waits")
+    __slots__ = ("_act", "_flight", "_size", "_upstream", "asked", "kind", "waits")
 
-    def __init__(self, upstream: Upstream, asked: Operation) -> None:
+    def __init__(self, upstream: Upstream, asked: Operation, flight: InFlight) -> None:
         super().__init__(upstream.channel, NOBODY)
+        self._upstream = upstream
+        self._flight = flight
+        self._size = 0
+        """Octets of the request in progress."""
         self.asked = asked
         self.kind: StructType | None = None
         """The type that the client was told."""
@@ -65,13 +71,17 @@ class OwnRequest(ChannelRequest):
 
     def _do(self, operation: Operation, act: Act, *, changes: bool) -> None:
         self.asked = operation
-        self.waits = True
         link = self.channel.link
         if link is None:
             operation.fail(LOST)
             return
+        full = self._flight.begin(operation.channel.owner)
+        if full:
+            operation.fail(full)
+            return
+        self.waits = True
         if link.held is not None and (why := link.refusal(changes=changes)):
-            self.waits = False
+            self._done()
             operation.fail(why)
             return
         wire = self.operation
@@ -82,19 +92,31 @@ class OwnRequest(ChannelRequest):
         self._send(wire, act)
 
     def _send(self, wire: ClientOperation, act: Act) -> None:
+        before = wire.outbox.size
         try:
             act(wire)
         except ApplianceError as error:
-            self.waits = False
+            self._done()
             self.asked.fail(str(error))
             return
+        self._size = size = wire.outbox.size - before
+        self._flight.weigh(self.asked.channel.owner, size)
+        self._upstream.us_tx += size
+        self._upstream.ds_rx += size
         link = self.channel.link
         assert link is not None
         link.schedule_flush()
 
+    def _done(self) -> None:
+        """Count the request in progress no more."""
+        if self.waits:
+            self.waits = False
+            self._flight.end(self.asked.channel.owner, self._size)
+            self._size = 0
+
     def cancelled(self) -> None:
         """Cancel the request in progress; the next one initialises a new operation at the server."""
-        self.waits = False
+        self._done()
         self._act = None
         wire, self.operation = self.operation, None
         if wire is not None:
@@ -106,6 +128,7 @@ class OwnRequest(ChannelRequest):
 
     def closed(self) -> None:
         """End: the client's operation has ended."""
+        self._done()
         self.cancel()
 
     # -- ChannelRequest ------------------------------------------------------------------------------
@@ -120,7 +143,7 @@ class OwnRequest(ChannelRequest):
         assert wire is not None
         if not status.ok:
             self.operation = None
-            self.waits = False
+            self._done()
             asked.fail(status.message or "the server gave no reason")
             return
         if asked.command == c.CMD_PUT_GET and wire.get_type != wire.type:
@@ -129,7 +152,7 @@ class OwnRequest(ChannelRequest):
         if self._act is not None:
             act, self._act = self._act, None
             if wire.type != self.kind:
-                self.waits = False
+                self._done()
                 asked.fail("the type of this PV has changed; open the channel again")
             else:
                 self._send(wire, act)
@@ -143,22 +166,29 @@ class OwnRequest(ChannelRequest):
 
     def reply_octets(self, event: ReplyOctets) -> None:
         """Answer the client with the octets that came."""
-        self.waits = False
+        self._done()
+        size = len(event.tail)
+        self._upstream.us_rx += size
+        self._upstream.ds_tx += size
         self.asked.reply_octets(event.status, event.tail, big=event.big)
 
     def reply(self, status: Status, value: Value | None) -> None:
         """Answer the client."""
         asked = self.asked
-        self.waits = False
+        self._done()
         wire = self.operation
         if not status.ok:
             asked.fail(status.message or "the server gave no reason")
         elif wire is not None and wire.wants_value:
+            before = asked.wire.outbox.size
             if asked.command == c.CMD_RPC:
                 asked.reply(value)
             else:
                 assert value is not None
                 asked.reply_store(value.store, value.changed)
+            size = asked.wire.outbox.size - before
+            self._upstream.us_rx += size
+            self._upstream.ds_tx += size
         else:
             asked.done()
 
@@ -167,7 +197,7 @@ class OwnRequest(ChannelRequest):
         super().disconnected(why, moving=moving)
         self.channel.remove(self)
         if self.waits:
-            self.waits = False
+            self._done()
             what = _DOES.get(self.asked.command)
             self.asked.fail(
                 f"the server was lost during the {what}, which may be done or not" if what else LOST
@@ -175,6 +205,7 @@ class OwnRequest(ChannelRequest):
 
     def fail(self, error: Exception) -> None:
         """Answer the client with the reason for the end."""
+        self._done()
         super().fail(error)
         self.asked.fail(str(error))
 

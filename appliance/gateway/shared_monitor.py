@@ -162,10 +162,23 @@ class SharedMonitor(ChannelRequest):
 
     def unsubscribe(self, subscription: OctetSubscription) -> None:
         """Forget a client; the last one ends the subscription at the server."""
+        subscription.release()
+        self._upstream.ds_tx += subscription.octets
+        subscription.octets = 0
         self.subscribers.pop(subscription, None)
         if not self.subscribers and self._upstream.monitors.get(self._key) is self:
+            self.settle()
             del self._upstream.monitors[self._key]
             self.cancel()
+
+    def settle(self) -> None:
+        """Add what has passed since the last call to the name's account."""
+        account = self._upstream
+        account.us_rx += self.octets_in
+        self.octets_in = 0
+        for subscription in self.subscribers:
+            account.ds_tx += subscription.octets
+            subscription.octets = 0
 
     # -- ChannelRequest ------------------------------------------------------------------------------
 
@@ -264,6 +277,7 @@ class SharedMonitor(ChannelRequest):
         self._end(status)
 
     def _end(self, status: Status) -> None:
+        self.settle()
         if self._upstream.monitors.get(self._key) is self:
             del self._upstream.monitors[self._key]
         self.channel.remove(self)
@@ -276,6 +290,7 @@ class SharedMonitor(ChannelRequest):
 
     def disconnected(self, why: str, *, moving: bool = False) -> None:
         """End: the clients' channels close."""
+        self.settle()
         super().disconnected(why, moving=moving)
         self.channel.remove(self)
 

@@ -141,6 +141,12 @@ class Upstream(PVAccount):
         """What the server permits the gateway: a union of ``PERMIT_*``."""
         return self.channel.permissions
 
+    def settle(self) -> None:
+        """Bring the counts of octets up to date."""
+        if self.monitors:
+            for monitor in self.monitors.values():
+                monitor.settle()
+
     def search(self) -> None:
         """Begin to look for a server."""
         self.channel.add(self._keep)

@@ -44,6 +44,8 @@ class Upstreams:
         """All names, also those that no server has (yet)."""
         self.on_access_changed: Callable[[Upstream], None] | None = None
         """Called when a server judged the gateway's own rights again."""
+        self.on_gone: Callable[[Upstream], None] | None = None
+        """Called for a name that is given up, while its counts can still be read."""
         self.dropped = 0
         """Names that were given up for others, because there were too many."""
         self._bounds = bounds
@@ -126,6 +128,8 @@ class Upstreams:
         self._searching.pop(upstream, None)
         self._promises.drop(upstream)
         upstream.give_up()
+        if self.on_gone is not None:
+            self.on_gone(upstream)
         self.context.give_back(upstream.name)
 
     def _sweep(self) -> None:

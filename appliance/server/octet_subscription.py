@@ -9,7 +9,7 @@ from appliance.pva.octets import Octets, squash
 from appliance.pva.server_operation import ServerOperation
 from appliance.pvdata.types import StructType
 from appliance.server.channel import Channel
-from appliance.server.operation import PUMP_LIMIT, QUEUE_LIMIT, QUEUE_UNMEASURED, Subscription
+from appliance.server.operation import PUMP_LIMIT, Subscription, Update
 
 __all__ = ["OctetSubscription"]
 
@@ -20,7 +20,7 @@ class OctetSubscription(Subscription):
     The pvRequest was applied by the other server: every field of the announced type is the client's.
     """
 
-    __slots__ = ("_owner", "_stream", "octets", "raw")
+    __slots__ = ("_owner", "_stream", "octets", "raw", "weight")
 
     def __init__(self, channel: Channel, wire: ServerOperation) -> None:
         super().__init__(channel, wire)
@@ -28,17 +28,14 @@ class OctetSubscription(Subscription):
         """Whether updates are octets: after `ready_raw`."""
         self.octets = 0
         """Octets of all updates that were sent as octets, those that left together counted like the first of them."""
+        self.weight = 0
+        """Octets that wait, as the client's allowance counts them; several queues may share them."""
         self._stream = channel.stream
         self._owner = channel.owner
 
     @property
     def _waiting(self) -> deque[Any]:
         return self.queue
-
-    @property
-    def queued(self) -> int:
-        """Octets that wait in the queue; several queues may share them."""
-        return sum([len(update.body) for update in self._waiting]) if self.raw else 0
 
     def ready_raw(self, kind: StructType) -> None:
         """Accept the subscription: octets of this type follow."""
@@ -71,36 +68,63 @@ class OctetSubscription(Subscription):
         self.posted += 1
         queue = self._waiting
         waiting = len(queue)
-        if waiting >= self.wire.queue_size or (
-            waiting >= QUEUE_UNMEASURED and waiting * len(octets.body) > QUEUE_LIMIT
-        ):
+        if waiting >= self.wire.queue_size or (waiting and self._owner.allowance.is_full):
             self._merge(octets)
             return
         queue.append(octets)
+        self._weigh(len(octets.body))
         if not self.waits:
             self.waits = True
             self.channel.dirty(self)
+
+    def post(self, update: Update) -> None:
+        """Queue a decoded update, or merge it into the last one if the queue is full."""
+        squashed = self.squashed
+        super().post(update)
+        if self.squashed != squashed:
+            self._owner.allowance.dropped += 1
 
     def _merge(self, octets: Octets) -> None:
         queue = self._waiting
         kind = self.wire.type
         assert kind is not None
-        queue[-1] = squash(kind, queue[-1], octets)
+        last = queue[-1]
+        queue[-1] = merged = squash(kind, last, octets)
         self.squashed += 1
+        self._owner.allowance.dropped += 1
+        self._weigh(len(merged.body) - len(last.body))
 
-    def shrink(self) -> int:
-        """Merge all updates that wait into one; return how many fewer they are."""
+    def _weigh(self, more: int) -> None:
+        self.weight += more
+        if self._owner.allowance.count_waiting(more):
+            # Too much waits for this client: each of its subscriptions keeps its latest value only.
+            for operation in list(self.wire.connection.operations.values()):
+                other = operation.context
+                if isinstance(other, OctetSubscription):
+                    other.shrink()
+
+    def shrink(self) -> None:
+        """Merge all updates that wait into one."""
         if not self.raw:
-            return 0
+            return
         queue = self._waiting
-        before = len(queue)
-        if before > 1:
+        if len(queue) > 1:
             rest = list(queue)
             queue.clear()
             queue.append(rest[0])
+            self._weigh(-sum([len(octets.body) for octets in rest[1:]]))
             for octets in rest[1:]:
                 self._merge(octets)
-        return before - len(queue)
+
+    def clear(self) -> None:
+        """Drop what waits: the client must not receive it."""
+        super().clear()
+        self.release()
+
+    def release(self) -> None:
+        """Stop counting what waited: nobody sends it any more."""
+        if self.weight:
+            self._weigh(-self.weight)
 
     def pump(self) -> bool:
         """Send what may be sent; return whether the rest waits only for room in the socket."""
@@ -109,8 +133,14 @@ class OctetSubscription(Subscription):
         queue = self._waiting
         outbox = self.wire.outbox
         before = outbox.size
+        waiting = len(queue)
         more = self.wire.drain_octets(queue, PUMP_LIMIT)
-        self.octets += outbox.size - before
+        sent = outbox.size - before
+        self.octets += sent
+        if self.weight:
+            # Each message has 13 octets besides its body; the segments of a long one have more, so what is left is counted anew.
+            sent -= 13 * (waiting - len(queue))
+            self._weigh(-min(sent, self.weight) if queue else -self.weight)
         if more:
             return True
         self.waits = False

@@ -28,6 +28,8 @@ class Quota(NamedTuple):
     subscriptions: int = 4096
     """Subscriptions of one PV: each of its changes is sent so often."""
     anonymous_subscriptions: int = 1024
+    forwarded: int = 100_000
+    """Operations that stand for others at a server behind this one, of all its connections together."""
     waiting_octets: int = 64 * 1024 * 1024
     """Octets of updates that wait for one connection, where they are counted (`Allowance.count_waiting`)."""
 
@@ -38,13 +40,22 @@ DEFAULT_QUOTA: Final = Quota()
 class Share:
     """What one address has at present."""
 
-    __slots__ = ("anonymous", "anonymous_channels", "channels", "connections", "told", "watching")
+    __slots__ = (
+        "anonymous",
+        "anonymous_channels",
+        "channels",
+        "connections",
+        "forwarded",
+        "told",
+        "watching",
+    )
 
     def __init__(self) -> None:
         self.connections = 0
         self.anonymous = 0
         self.channels = 0
         self.anonymous_channels = 0
+        self.forwarded = 0
         self.watching: dict[Hashable, int] = {}
         """Subscriptions by what their handlers are counted as."""
         self.told = False
@@ -166,6 +177,18 @@ class Allowance:
             return f"your address watches this PV {most} times already; let several displays share one subscription"
         watching[watched] = count + 1
         return ""
+
+    def count_forwarded(self) -> str:
+        """Count an operation at another server for the client; return why it is refused, or ""."""
+        most = self._shares.quota.forwarded
+        if self._share.forwarded >= most:
+            return f"your address has {most} operations at servers behind this one already; close some"
+        self._share.forwarded += 1
+        return ""
+
+    def forget_forwarded(self) -> None:
+        """Count one less."""
+        self._share.forwarded -= 1
 
     def count_waiting(self, more: int) -> bool:
         """Count octets of updates that wait from now on, or with a negative number do not wait any more.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Self
 
@@ -48,6 +48,7 @@ class Place(NamedTuple):
 
     guid: bytes
     port: int
+    """0: nobody serves the name at present, and the sources must not serve it either."""
 
 
 class Referral(Protocol):
@@ -55,6 +56,9 @@ class Referral(Protocol):
 
     def refer(self, name: str, host: str) -> Place | None:
         """Return where ``host`` finds ``name``; None leaves the name to the sources. Asked often: must be quick."""
+
+    def promise(self, key: Hashable, tell: Callable[[Place], None]) -> None:
+        """Call ``tell`` when it is known where a name is for which nobody answers at present; once for each ``key``."""
 
 
 class _Refusal(asyncio.Protocol):
@@ -340,16 +344,12 @@ class Server:
             later: Sends an answer that comes late, for a name that a source claims a moment later. It is equal for all searches
                 of one client.
         """
+        referred: list[SearchResponse] = []
+        if self.referrals and "tls" in request.protocols and not self._standby:
+            request, referred = self._refer(request, host, later)
         protocol, port = self.choose_protocol(request.protocols)
         if not protocol:
-            return ()
-        if self.referrals and "tls" in request.protocols:
-            referred = self._refer(request, host)
-            if referred:
-                gone = {instance for answer in referred for instance in answer.instances}
-                rest = tuple(item for item in request.names if item[0] not in gone)
-                others = self.answer_search(request._replace(names=rest), host, later) if rest else ()
-                return (*referred, *others)
+            return tuple(referred)
         sources = self._sources
         claims = sources.claims
         late = later if sources.late else None
@@ -363,25 +363,43 @@ class Server:
                 sources.promise(
                     name, host, (late, instance), partial(self._answer_late, request, instance, late)
                 )
-        if not found and not request.must_reply:
-            return ()
-        return (SearchResponse(self.guid, request.sequence, None, port, protocol, bool(found), tuple(found)),)
+        if not found and (referred or not request.must_reply):
+            return tuple(referred)
+        answer = SearchResponse(self.guid, request.sequence, None, port, protocol, bool(found), tuple(found))
+        return (*referred, answer)
 
-    def _refer(self, request: SearchRequest, host: str) -> list[SearchResponse]:
-        """Return the answers that name other ports, one for each place."""
+    def _refer(
+        self, request: SearchRequest, host: str, later: Callable[[SearchResponse], None] | None
+    ) -> tuple[SearchRequest, list[SearchResponse]]:
+        """Return the search without the names that are served at other ports, and the answers that name these, one for each place."""
+
+        def answer(instances: tuple[int, ...], place: Place) -> SearchResponse:
+            return SearchResponse(place.guid, request.sequence, None, place.port, "tls", True, instances)
+
+        def answer_late(send: Callable[[SearchResponse], None], instance: int, place: Place) -> None:
+            if not self._standby:
+                send(answer((instance,), place))
+
         found: dict[Place, list[int]] = {}
-        for number, (instance, name) in enumerate(request.names):
+        rest = []
+        for number, item in enumerate(request.names):
             if not number & 31:
                 breathe()
+            instance, name = item
             for referral in self.referrals:
                 place = referral.refer(name, host)
                 if place is not None:
-                    found.setdefault(place, []).append(instance)
+                    if place.port:
+                        found.setdefault(place, []).append(instance)
+                    elif later is not None:
+                        referral.promise((later, instance), partial(answer_late, later, instance))
                     break
-        return [
-            SearchResponse(place.guid, request.sequence, None, place.port, "tls", True, tuple(instances))
-            for place, instances in found.items()
-        ]
+            else:
+                rest.append(item)
+        if len(rest) == len(request.names):
+            return request, []
+        answers = [answer(tuple(instances), place) for place, instances in found.items()]
+        return request._replace(names=tuple(rest)), answers
 
     def _answer_late(
         self, request: SearchRequest, instance: int, send: Callable[[SearchResponse], None]

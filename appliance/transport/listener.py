@@ -25,10 +25,12 @@ async def listen(
     port: int,
     what: str,
     log: logging.Logger,
+    *,
+    strict: bool = False,
 ) -> tuple[int, list[asyncio.Server]]:
     """Listen on addresses of this host.
 
-    A port that is taken or not permitted is replaced by a free one, with a warning in the words of pvxs.
+    Unless ``strict``, a port that is taken or not permitted is replaced by a free one, with a warning in the words of pvxs.
 
     Args:
         accept: Makes the protocol of a new connection.
@@ -36,6 +38,7 @@ async def listen(
         port: The port of endpoints that name none.
         what: What the port is for, for the log: TCP or TLS.
         log: Takes the warning.
+        strict: Whether it must be this port.
 
     Returns:
         The port that is really listened on, and the listening sockets.
@@ -64,7 +67,11 @@ async def listen(
                 "the list of interface addresses has multicast groups only; add an address of this host to EPICS_PVAS_INTF_ADDR_LIST"
             )
         addresses.append(("::" if _has_ipv6() else "0.0.0.0", port))  # noqa: S104 - "every address" is asked for
-    sockets = _bind_all(addresses, port, what, log)
+    sockets = (
+        [_bind(host, to, what, log, fallback=None) for host, to in addresses]
+        if strict
+        else _bind_all(addresses, port, what, log)
+    )
     actual: int = sockets[0].getsockname()[1]
     servers: list[asyncio.Server] = []
     try:
@@ -120,8 +127,8 @@ def _bind_all(
     raise AssertionError("unreachable: the last attempt falls back")
 
 
-def _bind(host: str, port: int, what: str, log: logging.Logger, *, fallback: bool) -> socket.socket:
-    """Bind and listen; raise BlockingIOError if the port is taken and must not be replaced."""
+def _bind(host: str, port: int, what: str, log: logging.Logger, *, fallback: bool | None) -> socket.socket:
+    """Bind and listen; raise BlockingIOError if the port is taken and not replaced, with None TransportError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -134,7 +141,7 @@ def _bind(host: str, port: int, what: str, log: logging.Logger, *, fallback: boo
             # Two sockets with SO_REUSEADDR may both bind; only listen() tells that the port is taken.
             sock.listen(_BACKLOG)
         except OSError as error:
-            if not port or error.errno not in (errno.EADDRINUSE, errno.EACCES):
+            if fallback is None or not port or error.errno not in (errno.EADDRINUSE, errno.EACCES):
                 raise
             sock.close()
             if not fallback:

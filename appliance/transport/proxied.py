@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Final, cast
 
 from appliance.errors import DecodeError
-from appliance.transport.address import SocketAddress, format_address, is_loopback
-from appliance.transport.proxy_header import SIGNATURE, Header, ProxyReader
+from appliance.transport.address import SocketAddress, format_address
+from appliance.transport.proxy_header import SIGNATURE, ProxyReader, check_client
 from appliance.transport.stream import StreamLink
 
 __all__ = ["ProxiedAccept"]
@@ -73,16 +73,11 @@ class ProxiedAccept(asyncio.Protocol):
             header = reader.feed(data)
             if header is None:
                 return
-            self._check(header)
+            client = check_client(header, self._relay.host)
         except DecodeError as error:
             self._refuse(f"its PROXY header is refused: {error}")
             return
-        self._hand_over(header.source, reader.rest)
-
-    def _check(self, header: Header) -> None:
-        client = header.source
-        if client is not None and is_loopback(client.host) and not is_loopback(self._relay.host):
-            raise DecodeError(f"{client.host} is an address of this host, and the relay is on another one")
+        self._hand_over(client, reader.rest)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget a relay that has gone."""

@@ -11,9 +11,9 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 from appliance.errors import DecodeError
-from appliance.transport.address import SocketAddress
+from appliance.transport.address import SocketAddress, is_loopback
 
-__all__ = ["MAX_HEADER", "SIGNATURE", "Header", "ProxyReader", "pack"]
+__all__ = ["MAX_HEADER", "SIGNATURE", "Header", "ProxyReader", "check_client", "pack"]
 
 SIGNATURE: Final = b"\r\n\r\n\0\r\nQUIT\n"
 """The first twelve octets. No TLS record begins with the first of them."""
@@ -97,6 +97,18 @@ class ProxyReader:
         if command == _LOCAL:
             return Header(None, None)  # the addresses and their family, if any, mean nothing
         return _read(family, body)
+
+
+def check_client(header: Header, relay: str) -> SocketAddress | None:
+    """Return the client that a relay at the address ``relay`` speaks for; None if it speaks for itself.
+
+    Raises:
+        DecodeError: A relay on another host says that the client is on this one.
+    """
+    client = header.source
+    if client is not None and is_loopback(client.host) and not is_loopback(relay):
+        raise DecodeError(f"{client.host} is an address of this host, and the relay is on another one")
+    return client
 
 
 def _read(family: int, body: bytes) -> Header:

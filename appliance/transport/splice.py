@@ -10,17 +10,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Callable
 from typing import Final, NamedTuple, Protocol, cast
 
-from appliance.errors import ApplianceError, TransportError
+from appliance.errors import ApplianceError, DecodeError, TransportError
 from appliance.transport.address import NOWHERE, SocketAddress, format_address, is_loopback
-from appliance.transport.proxy_header import pack
+from appliance.transport.proxy_header import SIGNATURE, ProxyReader, check_client, pack
 
 __all__ = ["DEFAULT_BOUNDS", "Splice", "SpliceBounds", "SpliceOwner", "Splices"]
 
 _log: Final = logging.getLogger(__name__)
 _HANDSHAKE: Final = 0x16
 """The first octet of a TLS connection (RFC 8446, 5.1)."""
+_ALERT: Final = 7
+"""Octets of an alert, with which a server refuses what is not TLS."""
 _HIGH: Final = 64 * 1024
 """Octets that wait for one side, above which the other is not read."""
 _TOLD_FOR_S: Final = 60.0
@@ -55,6 +58,9 @@ class SpliceOwner(Protocol):
     def unreachable(self, address: SocketAddress) -> None:
         """Take note that the server does not accept a connection at this address."""
 
+    def unanswered(self, address: SocketAddress, here: str) -> None:
+        """Take note that the server has ended a connection from the address ``here`` before TLS began."""
+
     def host_key(self, host: str) -> str:
         """Return what counts as one host."""
 
@@ -65,11 +71,20 @@ class Splices:
     Args:
         owner: Knows the server.
         bounds: The most that there may be.
+        trusted: Whether the host of an address is a relay further out, which may say for which client it speaks;
+            None: nobody may.
     """
 
-    def __init__(self, owner: SpliceOwner, bounds: SpliceBounds = DEFAULT_BOUNDS) -> None:
+    def __init__(
+        self,
+        owner: SpliceOwner,
+        bounds: SpliceBounds = DEFAULT_BOUNDS,
+        *,
+        trusted: Callable[[str], bool] | None = None,
+    ) -> None:
         self.owner = owner
         self.bounds = bounds
+        self.trusted = trusted
         self.open: set[Splice] = set()
         self.hosts: Counter[str] = Counter()
         """Connections by host."""
@@ -192,6 +207,9 @@ class Splice:
         self.peer = NOWHERE
         """The client."""
         self._splices = splices
+        self._header: ProxyReader | None = None
+        """Reads what a relay further out says about its client, until that is known."""
+        self._target = NOWHERE
         self._early = bytearray()
         """What the client sent before there was a server."""
         self._loop = asyncio.get_running_loop()
@@ -214,13 +232,15 @@ class Splice:
                 self._ended = True
                 stream.abort()
                 return
+            if self._splices.trusted is not None and self._splices.trusted(self.peer.host):
+                self._header = ProxyReader()
             self._wait(self._splices.bounds.speak_s)
             return
         client = self.client.transport
         if self._ended or client is None:
             stream.abort()
             return
-        stream.write(self._header(client, stream) + self._early)
+        stream.write(self._introduction(client, stream) + self._early)
         self._early.clear()
         if self.client.finished:
             stream.write_eof()
@@ -228,7 +248,7 @@ class Splice:
             client.resume_reading()
         self._wait(self._splices.bounds.speak_s)
 
-    def _header(self, client: asyncio.Transport, server: asyncio.Transport) -> bytes:
+    def _introduction(self, client: asyncio.Transport, server: asyncio.Transport) -> bytes:
         came_to = client.get_extra_info("sockname")
         here = server.get_extra_info("sockname")
         if came_to is None or here is None:
@@ -242,6 +262,13 @@ class Splice:
         """Keep what the client says first, and connect to the server."""
         if self._ended:
             return
+        reader = self._header
+        if reader is not None:
+            if reader.begun or data[0] == SIGNATURE[0]:
+                data = self._read_header(reader, data)
+                if not data:
+                    return
+            self._header = None
         if not self._early and data[0] != _HANDSHAKE:
             self.end(TransportError("it does not begin with TLS"))
             return
@@ -252,12 +279,31 @@ class Splice:
         if self._task is None:
             self._task = self._loop.create_task(self._connect(), name="relay")
 
+    def _read_header(self, reader: ProxyReader, data: bytes) -> bytes:
+        """Return what follows the header of a relay further out; nothing while it is not complete."""
+        try:
+            header = reader.feed(data)
+            if header is None:
+                return b""
+            client = check_client(header, self.peer.host)
+        except DecodeError as error:
+            self.end(TransportError(f"its PROXY header is refused: {error}"))
+            return b""
+        self._header = None
+        if client is not None:
+            self._splices.leave(self)
+            self.peer = client
+            if not self._splices.join(self):
+                self.end(ConnectionAbortedError())
+                return b""
+        return reader.rest
+
     async def _connect(self) -> None:
         bounds, owner = self._splices.bounds, self._splices.owner
         address = None
         try:
             async with asyncio.timeout(bounds.connect_s):
-                address = await owner.target()
+                address = self._target = await owner.target()
                 await self._loop.create_connection(lambda: self.server, address.host, address.port)
         except ApplianceError as error:
             self.end(error)
@@ -280,6 +326,9 @@ class Splice:
         if other.finished:
             self.end(None)
             return False
+        if end is self.server and end.octets <= _ALERT and end.transport is not None:
+            here = end.transport.get_extra_info("sockname")
+            self._splices.owner.unanswered(self._target, str(here[0]) if here else "this host")
         stream = other.transport
         if stream is not None and not stream.is_closing():
             stream.write_eof()

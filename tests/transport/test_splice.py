@@ -37,6 +37,7 @@ class Relay:
         self.port = 0
         self.lost: list[SocketAddress] = []
         self.asked = 0
+        self.silent: list[tuple[SocketAddress, str]] = []
 
     async def target(self) -> SocketAddress:
         self.asked += 1
@@ -46,6 +47,9 @@ class Relay:
 
     def unreachable(self, address: SocketAddress) -> None:
         self.lost.append(address)
+
+    def unanswered(self, address: SocketAddress, here: str) -> None:
+        self.silent.append((address, here))
 
     def host_key(self, host: str) -> str:
         return who(host)

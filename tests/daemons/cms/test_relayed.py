@@ -34,6 +34,7 @@ class Relay:
         self._service = service
         self.splices = Splices(self)
         self.port = 0
+        self.silent: list[tuple[SocketAddress, str]] = []
 
     async def target(self) -> SocketAddress:
         assert self._service.server is not None
@@ -41,6 +42,9 @@ class Relay:
 
     def unreachable(self, address: SocketAddress) -> None:
         raise AssertionError(address)
+
+    def unanswered(self, address: SocketAddress, here: str) -> None:
+        self.silent.append((address, here))
 
     def host_key(self, host: str) -> str:
         return who(host)

@@ -82,14 +82,24 @@ def test_clients_that_lost_updates_are_named() -> None:
 
 
 def test_requests_in_flight_are_bounded_for_a_connection_and_for_all() -> None:
-    flight = InFlight(per_connection=2, in_all=3)
+    flight = InFlight(1000, per_connection=2, in_all=3)
     assert [flight.begin("a"), flight.begin("a")] == ["", ""]
-    assert "2 requests of this connection wait" in flight.begin("a")
+    assert "2 requests of this connection" in flight.begin("a")
     assert flight.begin("b") == ""
     assert "3 requests of all clients wait" in flight.begin("c")
+    assert "3 requests of all clients wait" in flight.begin("b")
     flight.end("a")
     assert flight.begin("c") == ""
     for who in "abc":
         flight.end(who)
-    flight.end("a")
-    assert (flight.count, len(flight), flight.refused) == (0, 0, 2)
+    assert (flight.count, len(flight), flight.refused) == (0, 0, 3)
+
+
+def test_requests_in_flight_are_bounded_by_their_octets() -> None:
+    flight = InFlight(1000)
+    assert flight.begin("a") == ""
+    flight.weigh("a", 1000)
+    assert "1 requests of this connection with 1000 octets" in flight.begin("a")
+    assert flight.begin("b") == ""
+    flight.end("a", 1000)
+    assert flight.begin("a") == ""

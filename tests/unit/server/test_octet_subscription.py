@@ -13,6 +13,7 @@ from appliance.pva.octets import Batch, Octets
 from appliance.pva.selection import encode_update
 from appliance.server.octet_subscription import OctetSubscription
 from appliance.server.operation import PUMP_LIMIT, Update
+from appliance.server.quota import DEFAULT_QUOTA, Allowance, Shares
 from tests.helpers.wire import SCALAR, Wire, request
 
 VALUE, SEVERITY = 2, 8
@@ -21,12 +22,15 @@ VALUE, SEVERITY = 2, 8
 class Bench:
     """One subscription of a client whose connection is a string of octets."""
 
-    def __init__(self, *, queue: int = 4, text: str = "", window: int = 0, raw: bool = True) -> None:
+    def __init__(
+        self, *, queue: int = 4, text: str = "", window: int = 0, raw: bool = True, octets: int = 64 << 20
+    ) -> None:
         self.wire = Wire().handshake()
         self.flushes = 0
         self.dirty: list[Any] = []
         self.stream = SimpleNamespace(writable=True, schedule_flush=self._flush)
-        self.owner = SimpleNamespace(held=None)
+        self.allowance = Allowance(Shares(DEFAULT_QUOTA._replace(waiting_octets=octets)))
+        self.owner = SimpleNamespace(held=None, allowance=self.allowance)
         channel = SimpleNamespace(stream=self.stream, owner=self.owner, dirty=self.dirty.append, name="d")
         made: list[OctetSubscription] = []
 
@@ -41,11 +45,17 @@ class Bench:
         self.wire.responder.init = init  # type: ignore[method-assign]
         self.wire.responder.flow = lambda operation: None  # type: ignore[assignment,method-assign]
         text = text or f"record[queueSize={queue}]"
-        self.operation = self.wire.open("d").operation(c.CMD_MONITOR, request(text), window=window)
-        self.wire.pump()
-        self.operation.start()
-        self.wire.pump()
+        self.made = made
+        self.channel = self.wire.open("d")
+        self.operation = self.subscribe(text, window)
         (self.subscription,) = made
+
+    def subscribe(self, text: str, window: int = 0) -> Any:
+        operation = self.channel.operation(c.CMD_MONITOR, request(text), window=window)
+        self.wire.pump()
+        operation.start()
+        self.wire.pump()
+        return operation
 
     def _flush(self) -> None:
         self.flushes += 1
@@ -104,7 +114,7 @@ def test_what_cannot_leave_waits_and_is_merged_when_the_queue_is_full(why: str) 
     bench.forward(batch(4.0, 5.0))
     bench.forward(batch(5.0, bits=SEVERITY))
     assert (len(bench.subscription.queue), bench.subscription.squashed) == (4, 3)
-    assert bench.subscription.queued > 4 * 12
+    assert bench.subscription.weight > 4 * 12
     assert bench.dirty == [bench.subscription]
     bench.stream.writable, bench.owner.held = True, None
     bench.subscription.wire.outbox.size = sum(map(len, bench.subscription.wire.outbox.chunks))
@@ -143,8 +153,14 @@ def test_all_that_waits_can_be_merged_into_one() -> None:
     bench = Bench()
     bench.stream.writable = False
     bench.forward(batch(1.0, 2.0, 3.0))
-    assert bench.subscription.shrink() == 2
-    assert bench.subscription.shrink() == 0
+    weight = bench.subscription.weight
+    bench.subscription.shrink()
+    assert (
+        bench.subscription.weight == bench.allowance.waiting == weight // 3 + 1
+    )  # one octet of the lost field
+    assert bench.allowance.dropped == 2
+    bench.subscription.shrink()
+    assert bench.allowance.dropped == 2
     bench.send_waiting()
     assert bench.got() == [(3.0, VALUE, VALUE)]
 
@@ -156,7 +172,7 @@ def test_a_long_queue_of_large_updates_is_bounded_by_octets() -> None:
     for _ in range(40):
         bench.subscription.post_octets(large)
     assert len(bench.subscription.queue) <= 17
-    assert bench.subscription.queued < 72 << 20
+    assert bench.subscription.weight < 72 << 20
 
 
 def test_the_end_comes_after_what_waits_and_nothing_after_it() -> None:
@@ -183,7 +199,56 @@ def test_a_client_that_has_gone_gets_nothing() -> None:
 def test_decoded_updates_go_the_usual_way() -> None:
     bench = Bench(raw=False)
     bench.subscription.post(Update(SCALAR, [None, 4.0, None, 0, ""], SCALAR.leaf_mask))
-    assert bench.subscription.queued == 0
-    assert bench.subscription.shrink() == 0
+    assert bench.subscription.weight == 0
+    bench.subscription.shrink()
     bench.send_waiting()
     assert bench.got() == [(4.0, SCALAR.leaf_mask, 0)]
+
+
+def test_if_too_much_waits_for_a_connection_each_of_its_subscriptions_keeps_one_update() -> None:
+    bench = Bench(queue=50, octets=1000)
+    bench.subscribe("record[queueSize=50]")
+    first, second = bench.made
+    bench.stream.writable = False
+    large = Octets(encode_update(SCALAR, 16, 0, [None, 0.0, None, 0, "x" * 90], big=False), False, 16)
+    for _ in range(5):
+        first.post_octets(large)
+        second.post_octets(large)
+    assert (len(first.queue), len(second.queue)) == (5, 5)
+    first.post_octets(large)  # more than 1000 octets wait now
+    assert (len(first.queue), len(second.queue)) == (1, 1)
+    assert bench.allowance.dropped == 5 + 4
+    assert bench.allowance.waiting == first.weight + second.weight < 250
+    for _ in range(4):
+        second.post_octets(large)
+    assert len(second.queue) == 5
+    for subscription in (first, second):
+        bench.dirty.clear()
+        bench.stream.writable = True
+        subscription.pump()
+    assert (first.weight, second.weight, bench.allowance.waiting) == (0, 0, 0)
+
+
+def test_a_client_with_one_large_update_of_each_pv_gets_no_second_one_until_it_has_read() -> None:
+    bench = Bench(queue=50, octets=100)
+    bench.stream.writable = False
+    large = Octets(encode_update(SCALAR, 16, 0, [None, 0.0, None, 0, "x" * 200], big=False), False, 16)
+    for _ in range(5):
+        bench.subscription.post_octets(large)
+    assert len(bench.subscription.queue) == 1
+    assert bench.allowance.is_full
+    bench.stream.writable = True
+    bench.send_waiting()
+    assert (bench.allowance.waiting, bench.allowance.is_full) == (0, False)
+
+
+def test_what_waits_is_counted_no_more_when_it_is_dropped() -> None:
+    bench = Bench()
+    bench.stream.writable = False
+    bench.forward(batch(1.0, 2.0))
+    assert bench.allowance.waiting > 0
+    bench.subscription.clear()
+    assert bench.allowance.waiting == 0
+    bench.forward(batch(3.0))
+    bench.subscription.release()
+    assert bench.allowance.waiting == 0

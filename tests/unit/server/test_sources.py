@@ -136,7 +136,15 @@ async def test_a_server_answers_searches_late_those_of_one_client_together() -> 
 
 class Elsewhere(Referral):
     def refer(self, name: str, host: str) -> Place | None:
+        if name == "CERT:LATE":
+            return Place(b"", 0)
         return Place(b"r" * 12, 5077) if name.startswith("CERT:") and host != "10.0.0.9" else None
+
+    def promise(self, key: Hashable, tell: Callable[[Place], None]) -> None:
+        self.promises[key] = tell
+
+    def __init__(self) -> None:
+        self.promises: dict[Hashable, Callable[[Place], None]] = {}
 
 
 def test_a_referral_answers_before_the_sources_but_only_clients_that_speak_tls() -> None:
@@ -154,3 +162,27 @@ def test_a_referral_answers_before_the_sources_but_only_clients_that_speak_tls()
     assert server.answer_search(search, "10.0.0.9") == (plain,)
     server.set_standby(True)
     assert server.answer_search(search, "10.0.0.1") == ()
+
+
+def test_a_referral_that_leads_nowhere_yet_keeps_the_sources_out_and_answers_later() -> None:
+    server = Server(ServerConfig())
+    server.tcp_port = 5075
+    server.add_source("pvs", static("CERT:LATE"))
+    elsewhere = Elsewhere()
+    server.referrals.append(elsewhere)
+    search = SearchRequest(7, ((1, "CERT:LATE"),), ("tls", "tcp"))
+    assert server.answer_search(search, "10.0.0.1") == ()
+    assert not elsewhere.promises, "nobody is there to send it"
+    answers: list[SearchResponse] = []
+    for _ in range(2):
+        assert server.answer_search(search, "10.0.0.1", answers.append) == ()
+    (tell,) = elsewhere.promises.values()
+    tell(Place(b"r" * 12, 5077))
+    assert answers == [SearchResponse(b"r" * 12, 7, None, 5077, "tls", True, (1,))]
+    server.set_standby(True)
+    tell(Place(b"r" * 12, 5077))
+    assert len(answers) == 1
+    server.set_standby(False)
+    server.tcp_port = 0
+    only_tls = SearchRequest(7, ((1, "CERT:CREATE"),), ("tls",))
+    assert server.answer_search(only_tls, "10.0.0.1"), "this server itself may have no TLS"

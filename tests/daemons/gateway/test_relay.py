@@ -1,0 +1,89 @@
+"""Certificates through a gateway: the tools of the appliance work unchanged, and the service sees who asks."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tests.helpers.authn import Site
+from tests.helpers.gateway_site import Outside, outside, site_inside
+
+CREATED = re.compile(r"Certificate identifier  : (?P<id>[0-9a-f]{8}:[0-9]+)\n")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with site_inside(tmp_path_factory.mktemp("inside")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def gateway(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outside]:
+    """A gateway whose server side has a certificate, for clients that know it as a TLS name server only."""
+    folder = tmp_path_factory.mktemp("gateway")
+    host = site.account()
+    done = host.run("authnjwt", "-u", "ioc", "--token-file", host.token_file("gateway"))
+    assert done.status == 0, done.err
+    keychain = str(host.config / "server.p12")
+    with outside(site, folder, pva={"tls_keychain": keychain}) as running:
+        yield running
+
+
+@pytest.mark.parametrize("way", ["udp", "tcp"])
+def test_a_token_becomes_a_keychain(gateway: Outside, way: str) -> None:
+    account = gateway.account(way)
+    done = account.run("authnjwt", "--token-file", account.token_file(f"outer-{way}"))
+    assert done.status == 0, done.err + gateway.log.read_text()
+    created = CREATED.search(done.out)
+    assert created
+    shown = account.run("pvxcert", created["id"])
+    assert shown.status == 0, shown.err
+    assert "VALID" in shown.out
+
+
+@pytest.mark.parametrize("way", ["udp", "tcp"])
+def test_a_name_is_requested_approved_found_and_revoked(gateway: Outside, way: str) -> None:
+    account, administrator = gateway.account(way), gateway.administrator(way)
+    done = account.run("authnstd", "-n", f"IOC-{way}", "-o", "outer")
+    assert done.status == 3, done.err
+    created = CREATED.search(done.out)
+    assert created
+    identifier = created["id"]
+    assert account.run("pvxcert", identifier).status == 3
+    listed = administrator.run("pvxcert", "list", "--pending", "--subject", f"ioc-{way}", "--json")
+    assert [json.loads(line)["cert_id"] for line in listed.out.splitlines()] == [identifier], listed.err
+    approved = administrator.run("pvxcert", "--approve", identifier)
+    assert approved.status == 0, approved.err
+    assert account.run("pvxcert", identifier).status == 0
+    mine = account.run("pvxcert", "--approve", identifier)
+    assert mine.status == 1, "the service sees who asks, and not the gateway"
+    revoked = administrator.run("pvxcert", "--revoke", identifier)
+    assert revoked.status == 0, revoked.err
+    shown = account.run("pvxcert", identifier)
+    assert "REVOKED" in shown.out
+
+
+def test_anchor_health_and_metrics_are_read_like_other_pvs(gateway: Outside) -> None:
+    account = gateway.account()
+    for name in ("ROOT", "ISSUER", "HEALTH", "METRICS"):
+        shown = account.run("pvxget", f"CERT:{name}")
+        assert shown.status == 0, shown.err
+    anchor = account.run("authnstd", "-a")
+    assert anchor.status == 0, anchor.err
+    secure = gateway.administrator().run("pvxget", "CERT:ROOT")
+    assert secure.status == 0, secure.err
+
+
+def test_audit_names_the_client_and_its_port_and_not_the_relay(gateway: Outside) -> None:
+    account = gateway.account()
+    done = account.run("authnstd", "-n", "audited", "-o", "outer")
+    assert done.status == 3, done.err
+    line = gateway.site.cms.log_line("issued to CN=audited")
+    record = json.loads(line)
+    assert record["peer"].startswith("127.0.0.1:")
+    assert record["via"].startswith("127.0.0.1:")
+    assert record["via"] != record["peer"]
+    assert record["protocol"] == "tls"
