@@ -498,6 +498,16 @@ class AccessSecurity:
         """Return the group of that name, or ``DEFAULT``."""
         return self.groups.get(asg, self._default)
 
+    def is_readable(self, name: str) -> bool:
+        """Whether the rules let anybody read records of a group: a rule grants reading, and its UAGs and HAGs have members."""
+
+        def opens(rule: Rule) -> bool:
+            members = not rule.uags or any(self.uags[uag] or self.subjects.get(uag) for uag in rule.uags)
+            hosts = not rule.hags or any(self.hags[hag] for hag in rule.hags)
+            return bool(rule.grants & READ) and members and hosts
+
+        return any(map(opens, self.group(name).rules))
+
     def compile_for(self, principal: Principal) -> PrincipalAccess:
         """Return the principal's access with everything decided that does not depend on inputs. The result is remembered."""
         found = self._compiled.get(principal)

@@ -124,7 +124,7 @@ class ChannelRequest:
         """Handle that `Channel.permissions` have changed; only requests that last are told."""
 
     def resumed(self) -> None:
-        """Continue after a pause of the connection; only a request that got octets meanwhile is told."""
+        """Continue after a pause of the connection; only requests that last are told."""
 
     def disconnected(self, why: str, *, moving: bool = False) -> None:
         """Drop the operation: the channel was lost. ``start`` is called again when the channel is back.

@@ -296,8 +296,6 @@ class ServerLink:
                 request: ChannelRequest | None = event.operation.context
                 if request is not None:
                     request.octets(event)
-                    if self.held is not None:
-                        self._kept.note(request)
             elif type(event) is ReplyOctets:
                 request = event.operation.context
                 if request is not None:
@@ -481,7 +479,7 @@ class ServerLink:
         """Continue after a pause, with the latest updates of the pause."""
         _log.debug("%s: the status of both certificates is good", self.name)
         self.held = None
-        self._kept.release()
+        self._kept.release(self.channels)
         self._create_waiting()
 
     def cut(self, verdict: Verdict) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from appliance.client.channel import ChannelRequest
+from appliance.client.channel import Channel
 from appliance.client.monitor import Monitor
 from appliance.pva.events import MonitorUpdate
 
@@ -22,11 +23,10 @@ class _Merged(NamedTuple):
 class Kept:
     """The updates of one pause of one connection."""
 
-    __slots__ = ("_told", "_updates")
+    __slots__ = ("_updates",)
 
     def __init__(self) -> None:
         self._updates: dict[Monitor, _Merged] = {}
-        self._told: dict[ChannelRequest, None] = {}
 
     def keep(self, monitor: Monitor, event: MonitorUpdate) -> None:
         """Keep an update until the pause is over; only the latest value counts."""
@@ -37,22 +37,17 @@ class Kept:
             bits |= before.bits
         self._updates[monitor] = _Merged(bits, event.store, overrun)
 
-    def note(self, request: ChannelRequest) -> None:
-        """Remember a request that keeps what it gets itself: it is told when the pause is over."""
-        self._told[request] = None
-
     def clear(self) -> None:
         """Forget everything: the connection is gone."""
         self._updates.clear()
-        self._told.clear()
 
-    def release(self) -> None:
-        """Give everybody the latest of the pause, which is over."""
+    def release(self, channels: Iterable[Channel]) -> None:
+        """Give everybody the latest of the pause, which is over; requests that keep what they get themselves are told."""
         updates, self._updates = self._updates, {}
-        told, self._told = self._told, {}
         for monitor, (bits, store, overrun) in updates.items():
             if monitor.operation is not None:
                 monitor.update(bits, store, overrun)
-        for request in told:
-            if request.operation is not None:
-                request.resumed()
+        for channel in list(channels):
+            for request in list(channel.requests):
+                if request.LASTS and request.operation is not None:
+                    request.resumed()

@@ -10,12 +10,15 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import math
 import os
+import threading
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Any, Final, Literal, NamedTuple, Self
 
-from appliance.errors import ApplianceError, ConfigurationError
+from appliance.errors import ApplianceError, ConfigurationError, OperationError
 
 __all__ = [
     "GENESIS",
@@ -28,6 +31,8 @@ __all__ = [
     "verify",
     "verify_file",
 ]
+
+_log: Final = logging.getLogger(__name__)
 
 GENESIS: Final = "0" * 64
 """The hash before the first record."""
@@ -242,6 +247,49 @@ class AuditLog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class PutRecords:
+    """The file of a put log. All methods can be called in any thread.
+
+    Args:
+        file: Path of the sealed log; empty for none.
+        required: Refuse puts that cannot be written to the file. Otherwise they are done, and the daemon's log gets an error.
+
+    Raises:
+        ConfigurationError: The file cannot be opened.
+    """
+
+    def __init__(self, file: str, *, required: bool) -> None:
+        self._file = AuditLog(file, sync="never") if file else None
+        self._required = required
+        self._lock = threading.Lock()
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Write a record, with the time. Its ``result`` is ``accepted`` if it announces a put.
+
+        Raises:
+            OperationError: The record announces a put, and the file cannot be written.
+        """
+        if self._file is None:
+            return
+        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **record}
+        try:
+            with self._lock:
+                self._file.append(line)
+        except ApplianceError as error:
+            _log.error("the put log misses a record: %s", error, extra={"event": "put-log-failed"})
+            if self._required and record["result"] == "accepted":
+                raise OperationError(
+                    "the put log cannot be written; puts that it must record are refused until that is repaired; "
+                    "the server's log says why"
+                ) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            with self._lock:
+                self._file.close()
 
 
 def verify_file(path: str | os.PathLike[str], *, head: str | None = None) -> AuditFinding:

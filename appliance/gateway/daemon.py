@@ -15,7 +15,7 @@ from appliance.gateway.options import NAME, parser
 if TYPE_CHECKING:
     import argparse
 
-    from appliance.gateway.config import Sides
+    from appliance.gateway.config import GatewayConfig, Sides
     from appliance.gateway.p4p_json import Loaded
 
 __all__ = ["main"]
@@ -79,13 +79,13 @@ def _with_config(options: argparse.Namespace, file: str) -> int:
 
 
 def _check(loaded: Loaded, sides: Sides) -> int:
-    from appliance.gateway.check import check_keychains, read_files
+    from appliance.gateway.check import check
 
-    files = read_files(loaded.config)
-    for warning in (*loaded.warnings, *files.warnings, *check_keychains(sides)):
+    names, warnings = check(loaded, sides)
+    for warning in warnings:
         sys.stderr.write(f"Warning: {warning}\n")
     # As p4p's gateway does, so that scripts can copy all files of a configuration.
-    sys.stdout.writelines(f"{name}\n" for name in (loaded.document.file, *files.names))
+    sys.stdout.writelines(f"{name}\n" for name in names)
     sys.stdout.flush()
     sys.stderr.write(f"{loaded.document.file}: good\n")
     return EXIT_OK
@@ -134,6 +134,11 @@ def _run(options: argparse.Namespace, loaded: Loaded, sides: Sides) -> int:
         from appliance.gateway.gateway import Gateway
 
         gateway = Gateway(config, sides)
+
+        async def reload() -> None:
+            await gateway.reload(await asyncio.to_thread(_config_again, loaded.document.file))
+
+        daemon.on_reload(reload)
         try:
             await gateway.start()
             told = gateway.summary()
@@ -147,6 +152,16 @@ def _run(options: argparse.Namespace, loaded: Loaded, sides: Sides) -> int:
             await gateway.stop()
 
     return run(serve, name=NAME)
+
+
+def _config_again(file: str) -> GatewayConfig:
+    from appliance.gateway.p4p_json import load_config
+
+    again = load_config(file)
+    again.sides()  # so that a fault in the settings of a side is found too
+    for warning in again.warnings:
+        _log.warning("%s", warning)
+    return again.config
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Final, Protocol
 from appliance.gateway.accounts import InFlight
 from appliance.gateway.certificates import CertificateNames
 from appliance.gateway.own import OwnField, OwnRequest
+from appliance.gateway.putlog import Watched
 from appliance.gateway.shared_get import SharedGet
 from appliance.gateway.shared_monitor import SharedMonitor
 from appliance.gateway.upstream import Upstream, request_key, with_options
@@ -18,6 +19,7 @@ from appliance.pvdata.value import Value
 from appliance.server.channel import Channel
 from appliance.server.octet_subscription import OctetSubscription
 from appliance.server.operation import Operation, Subscription
+from appliance.server.served_channel import ServedChannel
 from appliance.server.source import Handler
 
 __all__ = ["ForwardedPV", "Terms"]
@@ -50,6 +52,9 @@ class Terms(Protocol):
     def certificates(self) -> CertificateNames:
         """The names whose requests must not be passed on as the gateway's own."""
 
+    def watch_put(self, operation: Operation, real: str, value: Value | None) -> Watched | None:
+        """Log a put that must be logged, before it is sent; raises OperationError if it must not be sent."""
+
 
 class ForwardedPV(Handler):
     """A PV of a server behind the gateway. It lives as long as the gateway keeps the name.
@@ -81,6 +86,12 @@ class ForwardedPV(Handler):
         """Close all channels: the server of the PV is gone."""
         for channel in list(self.channels):
             channel.close()
+
+    def review(self) -> None:
+        """Judge again what the clients may do: the server has changed what it permits the gateway."""
+        for channel in list(self.channels):
+            assert isinstance(channel, ServedChannel)
+            channel.review()
 
     # -- Handler: channels ---------------------------------------------------------------------------
 
@@ -146,16 +157,19 @@ class ForwardedPV(Handler):
     def put(self, operation: Operation, value: Value) -> None:
         """Write."""
         self._count(operation)
+        operation.state.trapped = self._terms.watch_put(operation, self.upstream.name, value)
         operation.state.put(operation, value)
 
     def put_get(self, operation: Operation, value: Value) -> None:
         """Write, and answer with what is there then."""
         self._count(operation)
+        operation.state.trapped = self._terms.watch_put(operation, self.upstream.name, value)
         operation.state.put(operation, value)
 
     def process(self, operation: Operation) -> None:
         """Process."""
         self._count(operation)
+        operation.state.trapped = self._terms.watch_put(operation, self.upstream.name, None)
         operation.state.process(operation)
 
     def rpc(self, operation: Operation, argument: Value | None) -> None:
@@ -202,6 +216,7 @@ class ForwardedPV(Handler):
         key: object
         if truth(options.get("cache")) is False:
             if not self._terms.may_bypass(subscription.name, subscription.peer):
+                subscription.channel.refused("uncached")
                 subscription.fail(_UNCACHED)
                 return
             key = subscription

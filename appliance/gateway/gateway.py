@@ -13,19 +13,20 @@ from appliance.certmon.endpoints import open_client, open_server
 from appliance.config.address import parse_endpoints
 from appliance.errors import ConfigurationError
 from appliance.gateway.accounts import InFlight
-from appliance.gateway.check import read_files
 from appliance.gateway.config import GatewayConfig, Sides
 from appliance.gateway.downstream import Downstream
+from appliance.gateway.files import read_files
 from appliance.gateway.names import NewNames, Promises
 from appliance.gateway.overview import Overview
-from appliance.gateway.route import Router
-from appliance.gateway.status import OpenDoor, Status
+from appliance.gateway.status import Status
 from appliance.gateway.upstreams import Upstreams
 from appliance.server.quota import DEFAULT_QUOTA
 
 __all__ = ["Gateway"]
 
 _log: Final = logging.getLogger(__name__)
+_FIXED: Final = ("clients", "pva", "status_client", "status_prefix", "put_log", "put_log_required", "relay")
+"""Keys of a server side that take effect at the start only."""
 
 
 class Gateway:
@@ -64,26 +65,22 @@ class Gateway:
             raise
 
     async def _start(self) -> None:
-        if self.config.read_only:
-            raise ConfigurationError("it is not supported yet; remove it", key="read_only")
         files = await asyncio.to_thread(read_files, self.config)
         for warning in files.warnings:
             _log.warning("%s", warning)
         for name, side in self.config.servers.items():
-            if side.access.file:
-                raise ConfigurationError(
-                    "access security is not supported yet; remove it", key=f"servers.{name}.access"
-                )
             first = next(iter(side.clients), "")
             prefix = (self.sides.clients[first] if first else self.sides.servers[name]).config.cert_pv_prefix
-            self.servers[name] = Downstream(
+            self.servers[name] = server = Downstream(
                 name,
                 side,
                 self.sides.servers[name].config,
-                Router(files.servers[name].pvlist),
+                files.servers[name],
                 self.flight,
                 prefix=prefix,
+                read_only=self.config.read_only,
             )
+            self._stack.callback(server.put_log.close)
         guids = frozenset[bytes]().union(*(server.guids for server in self.servers.values()))
         for name in self.config.clients:
             if name in self.config.used_clients:
@@ -97,7 +94,9 @@ class Gateway:
                 self.promises,
                 self.config.bounds,
             )
+            self._follow_inputs(server)
             await self._start_server(server)
+            server.access.report(files.servers[server.name].pvlist)
         await self.status.start()
         self._stack.push_async_callback(self.status.stop)
         if self.config.metrics.port:
@@ -124,10 +123,16 @@ class Gateway:
         self.clients[name] = upstreams
         self.overview.add_client(upstreams)
 
+    def _follow_inputs(self, server: Downstream) -> None:
+        side = server.side
+        client = self.clients.get(side.access.inputs or next(iter(side.clients), ""))
+        self._stack.push_async_callback(server.access.close)
+        server.access.follow(None if client is None else client.context)
+
     async def _start_server(self, downstream: Downstream) -> None:
         side = downstream.side
         if side.status_prefix:
-            downstream.show_status(self.status.source(side.status_prefix, OpenDoor(downstream.router)))
+            downstream.show_status(self.status.source(side.status_prefix, downstream.access))
         if downstream.relay is not None:
             self._stack.callback(downstream.relay.close)
             await downstream.relay.start(self.clients[side.clients[0]].context)
@@ -136,6 +141,7 @@ class Gateway:
             open_server(
                 self.sides.servers[downstream.name],
                 prepare=downstream.prepare,
+                policy=downstream.access,
                 quota=DEFAULT_QUOTA._replace(waiting_octets=self.config.bounds.most_octets),
                 status_client=self.sides.clients[status_client].config if status_client else None,
                 guid=downstream.guid,
@@ -148,6 +154,48 @@ class Gateway:
             server.tcp_port or "off",
             server.tls_port or "off",
         )
+
+    async def reload(self, config: GatewayConfig) -> None:
+        """Use another configuration, as far as that is possible without new addresses and ports.
+
+        All files are read before anything changes. Channels that stay allowed stay open.
+
+        Raises:
+            ConfigurationError: A file cannot be used; nothing has changed.
+            AccessFileError: The same.
+        """
+        files = await asyncio.to_thread(read_files, config)
+        for warning in files.warnings:
+            _log.warning("%s", warning)
+        for what in self._fixed(config):
+            _log.warning("%s has changed: that needs a restart, and stays as it is until then", what)
+        for name, server in self.servers.items():
+            side = config.servers.get(name)
+            if side is not None:
+                server.use(side, files.servers[name], read_only=config.read_only)
+        self.config = config
+        _log.info("the configuration was read again")
+
+    def _fixed(self, config: GatewayConfig) -> Iterable[str]:
+        """Return the keys that differ and that cannot change while the gateway runs."""
+        old = self.config
+        for kind, before, after in (
+            ("clients", old.clients, config.clients),
+            ("servers", old.servers, config.servers),
+        ):
+            yield from (f"{kind}.{name}" for name in sorted(before.keys() ^ after.keys()))
+        for name in old.clients.keys() & config.clients.keys():
+            if old.clients[name] != config.clients[name]:
+                yield f"clients.{name}"
+        for name in old.servers.keys() & config.servers.keys():
+            if old.servers[name].access.inputs != config.servers[name].access.inputs:
+                yield f"servers.{name}.access.inputs"
+            for key in _FIXED:
+                if getattr(old.servers[name], key) != getattr(config.servers[name], key):
+                    yield f"servers.{name}.{key}"
+        for key in ("bounds", "metrics", "log_level"):
+            if getattr(old, key) != getattr(config, key):
+                yield key
 
     def summary(self) -> str:
         """Return one line for the service manager."""

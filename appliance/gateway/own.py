@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar, Final
 
-from appliance.client.channel import ChannelRequest
+from appliance.client.channel import ChannelRequest, ChannelState
 from appliance.errors import ApplianceError
 from appliance.gateway.accounts import InFlight
+from appliance.gateway.putlog import Watched
 from appliance.gateway.upstream import NOBODY, Upstream
 from appliance.pva import commands as c
 from appliance.pva.client_operation import ClientOperation
@@ -35,7 +36,7 @@ class OwnRequest(ChannelRequest):
         flight: Counts the requests that wait for answers.
     """
 
-    __slots__ = ("_act", "_flight", "_size", "_upstream", "asked", "kind", "waits")
+    __slots__ = ("_act", "_answered", "_flight", "_size", "_upstream", "asked", "kind", "trapped", "waits")
 
     def __init__(self, upstream: Upstream, asked: Operation, flight: InFlight) -> None:
         super().__init__(upstream.channel, NOBODY)
@@ -48,6 +49,10 @@ class OwnRequest(ChannelRequest):
         """The type that the client was told."""
         self.waits = False
         """Whether a request of the client is in progress, so that INIT is not what an error answers."""
+        self.trapped: Watched | None = None
+        """The put in progress, if it is logged."""
+        self._answered = False
+        """Whether the client's INIT is answered."""
         self._act: Act | None = None
         """The client's request, which waits until the operation at the server is initialised anew."""
 
@@ -55,6 +60,7 @@ class OwnRequest(ChannelRequest):
 
     def get(self, operation: Operation) -> None:
         """Read the PV."""
+        self.trapped = None
         self._do(operation, ClientOperation.get, changes=False)
 
     def put(self, operation: Operation, value: Value) -> None:
@@ -71,18 +77,18 @@ class OwnRequest(ChannelRequest):
 
     def _do(self, operation: Operation, act: Act, *, changes: bool) -> None:
         self.asked = operation
-        link = self.channel.link
-        if link is None:
-            operation.fail(LOST)
-            return
         full = self._flight.begin(operation.channel.owner)
         if full:
-            operation.fail(full)
+            self._fail(full)
             return
         self.waits = True
+        link = self.channel.link
+        if link is None or self.channel.state is not ChannelState.ACTIVE:
+            self._act = act  # the channel moves to TLS, and calls `start` then
+            return
         if link.held is not None and (why := link.refusal(changes=changes)):
             self._done()
-            operation.fail(why)
+            self._fail(why)
             return
         wire = self.operation
         if wire is None:  # the former one was cancelled
@@ -97,7 +103,7 @@ class OwnRequest(ChannelRequest):
             act(wire)
         except ApplianceError as error:
             self._done()
-            self.asked.fail(str(error))
+            self._fail(str(error))
             return
         self._size = size = wire.outbox.size - before
         self._flight.weigh(self.asked.channel.owner, size)
@@ -114,8 +120,19 @@ class OwnRequest(ChannelRequest):
             self._flight.end(self.asked.channel.owner, self._size)
             self._size = 0
 
+    def _fail(self, why: str) -> None:
+        """Answer the client with an error, and log it if the request is logged."""
+        self._untrap(why)
+        self.asked.fail(why)
+
+    def _untrap(self, why: str) -> None:
+        trapped, self.trapped = self.trapped, None
+        if trapped is not None:
+            trapped.failed(why)
+
     def cancelled(self) -> None:
         """Cancel the request in progress; the next one initialises a new operation at the server."""
+        self.trapped = None
         self._done()
         self._act = None
         wire, self.operation = self.operation, None
@@ -144,19 +161,20 @@ class OwnRequest(ChannelRequest):
         if not status.ok:
             self.operation = None
             self._done()
-            asked.fail(status.message or "the server gave no reason")
+            self._fail(status.message or "the server gave no reason")
             return
         if asked.command == c.CMD_PUT_GET and wire.get_type != wire.type:
-            asked.fail("this server answers a PUT_GET with another type, which the gateway does not support")
+            self._fail("this server answers a PUT_GET with another type, which the gateway does not support")
             return
-        if self._act is not None:
+        if self._answered:
             act, self._act = self._act, None
             if wire.type != self.kind:
                 self._done()
-                asked.fail("the type of this PV has changed; open the channel again")
-            else:
+                self._fail("the type of this PV has changed; open the channel again")
+            elif act is not None:
                 self._send(wire, act)
             return
+        self._answered = True
         self.kind = wire.type
         if asked.command in _TYPED:
             assert wire.type is not None
@@ -170,6 +188,10 @@ class OwnRequest(ChannelRequest):
         size = len(event.tail)
         self._upstream.us_rx += size
         self._upstream.ds_tx += size
+        if self.trapped is not None:
+            if not event.status.ok:
+                self._untrap(event.status.message or "the server gave no reason")
+            self.trapped = None
         self.asked.reply_octets(event.status, event.tail, big=event.big)
 
     def reply(self, status: Status, value: Value | None) -> None:
@@ -178,8 +200,10 @@ class OwnRequest(ChannelRequest):
         self._done()
         wire = self.operation
         if not status.ok:
-            asked.fail(status.message or "the server gave no reason")
-        elif wire is not None and wire.wants_value:
+            self._fail(status.message or "the server gave no reason")
+            return
+        self.trapped = None
+        if wire is not None and wire.wants_value:
             before = asked.wire.outbox.size
             if asked.command == c.CMD_RPC:
                 asked.reply(value)
@@ -195,19 +219,19 @@ class OwnRequest(ChannelRequest):
     def disconnected(self, why: str, *, moving: bool = False) -> None:
         """Tell the client that nobody knows what became of its request."""
         super().disconnected(why, moving=moving)
-        self.channel.remove(self)
-        if self.waits:
+        if not moving:
+            self.channel.remove(self)
+        if self.waits and (self._act is None or not moving):
             self._done()
-            what = _DOES.get(self.asked.command)
-            self.asked.fail(
-                f"the server was lost during the {what}, which may be done or not" if what else LOST
-            )
+            what = _DOES.get(self.asked.command) if self._act is None else None
+            self._act = None
+            self._fail(f"the server was lost during the {what}, which may be done or not" if what else LOST)
 
     def fail(self, error: Exception) -> None:
         """Answer the client with the reason for the end."""
         self._done()
         super().fail(error)
-        self.asked.fail(str(error))
+        self._fail(str(error))
 
 
 class OwnField(ChannelRequest):
@@ -244,8 +268,9 @@ class OwnField(ChannelRequest):
     def disconnected(self, why: str, *, moving: bool = False) -> None:
         """Tell the client that the server is lost."""
         super().disconnected(why, moving=moving)
-        self.channel.remove(self)
-        self.asked.fail(LOST)
+        if not moving:
+            self.channel.remove(self)
+            self.asked.fail(LOST)
 
     def closed(self) -> None:
         """End: the client does not want the answer any more."""

@@ -119,11 +119,7 @@ class ServiceRelay:
 
     def refer(self, name: str, host: str) -> Place | None:
         """Return the relay's place for a name that it is for, if the PV list shows it; "nowhere" while there is no service."""
-        if not self._names.relays(name):
-            return None
-        route = self._router().route(name, host)
-        # The service reads the client's own octets: it knows nothing of another name that the PV list gives.
-        if route is None or route.real_name != name:
+        if not self._names.relays(name) or not self._shows(name, host):
             return None
         if self._address is None:
             self._asked.set()
@@ -167,6 +163,16 @@ class ServiceRelay:
     def host_key(self, host: str) -> str:
         """Return what counts as one host."""
         return who(host)
+
+    def admits(self, host: str) -> bool:
+        """Whether the PV list shows a host one of the relay's names that it shows to others."""
+        shown = [name for name in self._relay.names if self._shows(name, "")]
+        return not shown or any(self._shows(name, host) for name in shown)
+
+    def _shows(self, name: str, host: str) -> bool:
+        """Whether the PV list shows a name to a host. The service reads the client's octets: it does not know aliases."""
+        route = self._router().route(name, host)
+        return route is not None and route.real_name == name
 
     # -- the service ---------------------------------------------------------------------------------
 

@@ -68,15 +68,23 @@ class Router:
     def __init__(
         self, pvlist: PVList | None = None, banned_hosts: Iterable[str] = (), own: Iterable[str] = ()
     ) -> None:
-        self._pvlist = pvlist
         self._own = set(own)
         self._hosts = frozenset(canonical_host(host) for host in banned_hosts)
+        self.use(pvlist)
+
+    def use(self, pvlist: PVList | None) -> None:
+        """Use another PV list from now on; what was denied before is forgotten."""
+        self._pvlist = pvlist
         self._names: _Remembered[str] = _Remembered(MAX_NAMES)
         self._pairs: _Remembered[tuple[str, str]] = _Remembered(MAX_PAIRS)
 
     def reserve(self, names: Iterable[str]) -> None:
         """Add names of the gateway's own PVs."""
         self._own.update(names)
+
+    def is_own(self, name: str) -> bool:
+        """Whether ``name`` is one of the gateway's own PVs."""
+        return name in self._own
 
     @property
     def own(self) -> frozenset[str]:

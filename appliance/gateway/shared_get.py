@@ -11,6 +11,8 @@ from appliance.pva import commands as c
 from appliance.pva.events import ReplyOctets
 from appliance.pva.octets import Octets, decoded, whole
 from appliance.pva.selection import leaves
+from appliance.pva.server_operation import PreparedAnswer, ServerOperation
+from appliance.pva.states import OperationState
 from appliance.pva.status import Status
 from appliance.pvdata.types import StructType
 from appliance.pvdata.value import Value
@@ -20,6 +22,27 @@ __all__ = ["SharedGet"]
 
 KEPT_OCTETS: Final = 64 * 1024
 """Octets up to which the last answer is kept. A server that answers with changes only is asked anew for larger ones."""
+
+
+class Through(PreparedAnswer):
+    """Passes a client's GETs on as they come, without an event: `ServedChannel` has judged the right to read before.
+
+    When the right is lost, or during a pause, the connection forgets it, as every prepared answer.
+    """
+
+    __slots__ = ("_shared",)
+
+    def __init__(self, shared: SharedGet) -> None:
+        super().__init__()
+        self._shared = shared
+
+    def make_tail(self) -> bytes:
+        """Say that the GET is passed on."""
+        return b""
+
+    def pass_on(self, operation: ServerOperation) -> None:
+        """Answer with the value of the next read."""
+        self._shared.ask(operation.context)
 
 
 class SharedGet(ChannelRequest):
@@ -39,18 +62,20 @@ class SharedGet(ChannelRequest):
         "_holdoff_s",
         "_key",
         "_last",
+        "_last_big",
         "_loop",
+        "_marked",
         "_opening",
         "_request",
         "_reused",
         "_seen",
         "_sent_at",
+        "_through",
         "_timer",
         "_under_way",
         "_upstream",
         "_users",
         "kind",
-        "octets_in",
     )
 
     LASTS: ClassVar[bool] = True
@@ -75,12 +100,14 @@ class SharedGet(ChannelRequest):
         """Whether the operation has answered before."""
         self._seen = 0
         """Which fields the operation has ever answered with, in leaf form."""
-        self._last: Octets | None = None
+        self._marked = -1
+        """The same as the bit set of an answer."""
+        self._last_big = False
+        self._last: bytes | None = None
         """Its last answer, for servers that answer with changes only."""
-        self.octets_in = 0
-        """Octets of all answers."""
         self._sent_at = -holdoff_s
         self._timer: asyncio.TimerHandle | None = None
+        self._through = Through(self)
 
     # -- clients -------------------------------------------------------------------------------------
 
@@ -93,6 +120,11 @@ class SharedGet(ChannelRequest):
             self._opening[operation] = None
 
     def get(self, operation: Operation) -> None:
+        """Answer with the value of the next read; later requests of the same operation come by `Through`."""
+        operation.wire.prepared = self._through
+        self.ask(operation)
+
+    def ask(self, operation: Operation) -> None:
         """Answer with the value of the next read."""
         self._coming[operation] = None
         self._next()
@@ -117,6 +149,8 @@ class SharedGet(ChannelRequest):
         wire = self.operation
         if wire is None or self._under_way or not self._coming or self._timer is not None:
             return
+        if wire.state is not OperationState.IDLE:
+            return  # INIT is not answered yet, or the server has ended the operation and its channel closes
         link = self.channel.link
         if link is not None and link.held is not None and (why := link.refusal(changes=False)):
             coming, self._coming = self._coming, {}
@@ -170,36 +204,67 @@ class SharedGet(ChannelRequest):
 
     def reply_octets(self, event: ReplyOctets) -> None:
         """Answer all requests of the read that was under way, with the octets that came."""
-        kind = self.kind
-        assert kind is not None
         self._reused = True
-        bits = leaves(kind, event.bits)
         big, tail = event.big, event.tail
-        if self._seen & ~bits:
-            # pvAccessCPP answers with what has changed since the operation's last answer, which our clients may not have had.
-            if self._last is None:
+        account = self._upstream
+        account.us_rx += len(tail)
+        if event.bits != self._marked and not self._complete(event):
+            made = self._completed(event)
+            if made is None:
                 self._begin_anew()
                 return
-            store = Value(kind).store
-            decoded(kind, self._last, store)
-            decoded(kind, Octets(tail, big, bits), store)
-            self._last = made = whole(kind, self._seen | bits, store)
             big, tail = made.big, made.body[: made.cut]
-        else:
-            self._last = Octets(tail, big, bits) if len(tail) <= KEPT_OCTETS else None
-        self._seen |= bits
-        self.octets_in += len(tail)
-        under_way, self._under_way = self._under_way, {}
+        self._last = tail if len(tail) <= KEPT_OCTETS else None
+        self._last_big = big
+        under_way = self._under_way
+        self._under_way = {}
+        account.requests += len(under_way)
+        account.ds_tx += len(under_way) * len(tail)
+        status = event.status
         for operation in under_way:
-            operation.reply_octets(event.status, tail, big=big)
-        self._next()
+            operation.reply_octets(status, tail, big=big)
+        if self._coming:
+            self._next()
+
+    def _complete(self, event: ReplyOctets) -> bool:
+        """Whether an answer has all fields that the server has ever answered with."""
+        assert self.kind is not None
+        bits = leaves(self.kind, event.bits)
+        if self._seen & ~bits:
+            return False
+        self._seen = bits
+        self._marked = event.bits
+        return True
+
+    def _completed(self, event: ReplyOctets) -> Octets | None:
+        """Return the whole of which an answer is a part; None if the last answer was not kept.
+
+        pvAccessCPP answers with what has changed since the operation's last answer, which our clients may not have had.
+        """
+        kind = self.kind
+        last = self._last
+        if last is None:
+            return None
+        assert kind is not None
+        store = Value(kind).store
+        decoded(kind, Octets(last, self._last_big, 0), store)
+        decoded(kind, Octets(event.tail, event.big, 0), store)
+        self._seen |= leaves(kind, event.bits)
+        self._marked = 1 if self._seen == kind.leaf_mask else self._seen
+        return whole(kind, self._seen, store)
+
+    def _forget(self) -> None:
+        """Forget what the operation has answered: a new one begins."""
+        self._reused = False
+        self._seen = 0
+        self._marked = -1
+        self._last = None
 
     def _begin_anew(self) -> None:
         """Initialise a new operation at the server, and read again for those who wait."""
         self._coming = self._under_way | self._coming
         self._under_way = {}
-        self._reused = False
-        self._seen = 0
+        self._forget()
         self._abandon()
         self.start()
 
@@ -230,9 +295,14 @@ class SharedGet(ChannelRequest):
             operation.fail(why)
 
     def disconnected(self, why: str, *, moving: bool = False) -> None:
-        """End: the clients' channels close."""
+        """End: the clients' channels close. After a move to TLS reads in progress are repeated."""
         super().disconnected(why, moving=moving)
-        self._end("the server of this PV is lost")
+        if moving:
+            self._coming = self._under_way | self._coming
+            self._under_way = {}
+            self._forget()
+        else:
+            self._end("the server of this PV is lost")
 
     def fail(self, error: Exception) -> None:
         """End with the reason."""

@@ -99,6 +99,7 @@ class SharedMonitor(ChannelRequest):
         "_lost",
         "_marked",
         "_overrun",
+        "_owed",
         "_pieces",
         "_request",
         "_seen",
@@ -137,6 +138,8 @@ class SharedMonitor(ChannelRequest):
         """Which fields changed during a pause of the connection, in leaf form."""
         self._lost = 0
         """Which of them more than once."""
+        self._owed: dict[OctetSubscription, None] = {}
+        """Clients that came during a pause and have no value yet."""
         self._seen = 0
         """Decoded: which fields the server has ever sent, in leaf form."""
         self._store: list[Any] = []
@@ -153,7 +156,9 @@ class SharedMonitor(ChannelRequest):
     def _welcome(self, subscription: OctetSubscription, kind: StructType) -> None:
         if self.raw:
             subscription.ready_raw(kind)
-            if not self.channel.is_paused and (present := self._whole(kind)) is not None:
+            if self.channel.is_paused:
+                self._owed[subscription] = None
+            elif (present := self._whole(kind)) is not None:
                 subscription.post_octets(present)
         else:
             subscription.ready_as_is(kind)
@@ -166,6 +171,7 @@ class SharedMonitor(ChannelRequest):
         self._upstream.ds_tx += subscription.octets
         subscription.octets = 0
         self.subscribers.pop(subscription, None)
+        self._owed.pop(subscription, None)
         if not self.subscribers and self._upstream.monitors.get(self._key) is self:
             self.settle()
             del self._upstream.monitors[self._key]
@@ -194,11 +200,17 @@ class SharedMonitor(ChannelRequest):
             return
         wire: ClientOperation | None = self.operation
         assert wire is not None
-        self.kind = wire.type
-        self.raw = wire.raw
-        assert self.kind is not None
-        for subscription in list(self.subscribers):
-            self._welcome(subscription, self.kind)
+        kind = wire.type
+        assert kind is not None
+        if self.kind is None:
+            self.kind = kind
+            self.raw = wire.raw
+            for subscription in list(self.subscribers):
+                self._welcome(subscription, kind)
+        elif kind != self.kind:
+            # After a move from plain TCP to TLS the clients have kept their channels: they must not get another type.
+            self._upstream.end("the type of the PV has changed")
+            return
         wire.start()
 
     def octets(self, event: MonitorOctets) -> None:
@@ -251,16 +263,16 @@ class SharedMonitor(ChannelRequest):
         return self._pieces.whole(kind) if self._pieces.seen else None
 
     def resumed(self) -> None:
-        """Give all clients the present value: the pause of the connection is over."""
+        """Give clients the present value: the pause of the connection is over."""
         kind = self.kind
-        if kind is None or not self._changed:
+        waiting = self.subscribers if self._changed else self._owed
+        if kind is None or not waiting or (present := self._whole(kind)) is None:
             return
-        present = self._whole(kind)
-        assert present is not None
         present = present.with_overrun(self._lost)
         self._changed = self._lost = 0
-        for subscription in self.subscribers:
+        for subscription in waiting:
             subscription.post_octets(present)
+        self._owed.clear()
 
     def update(self, bits: int, store: list[Any], overrun: int) -> None:
         """Pass a decoded update on to all clients."""
@@ -289,10 +301,11 @@ class SharedMonitor(ChannelRequest):
                 subscription.fail(status.message or "the server gave no reason")
 
     def disconnected(self, why: str, *, moving: bool = False) -> None:
-        """End: the clients' channels close."""
-        self.settle()
+        """End: the clients' channels close. While the channel moves to TLS the clients keep theirs."""
         super().disconnected(why, moving=moving)
-        self.channel.remove(self)
+        if not moving:
+            self.settle()
+            self.channel.remove(self)
 
     def fail(self, error: Exception) -> None:
         """End the clients' subscriptions with the reason."""

@@ -12,6 +12,7 @@ from appliance.gateway.names import NewNames, Promises
 from appliance.gateway.route import Route, Router
 from appliance.gateway.upstream import Upstream
 from appliance.gateway.upstreams import Upstreams
+from appliance.pva import commands as c
 from appliance.pva.credentials import Credentials
 from appliance.server.source import Handler, Later, Source
 
@@ -94,6 +95,11 @@ class RoutedSource(Source):
                 client.touch(upstream)
                 return upstream
         return None
+
+    def permissions(self, route: Route) -> int:
+        """Return what the server of a name permits the gateway: a union of ``PERMIT_*``; everything while there is none."""
+        upstream = self._active(route)
+        return c.PERMIT_ALL if upstream is None else upstream.permissions
 
     def promise(self, name: str, host: str, asker: Hashable, tell: Callable[[], None]) -> None:
         """Look for the name, and answer the search when a server of it is found."""

@@ -15,14 +15,11 @@ import time
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple, Protocol
 
-from appliance.acf.match import host_of_peer
-from appliance.acf.model import AccessSecurity, Principal
 from appliance.errors import OperationError
 from appliance.gateway import report
 from appliance.gateway.accounts import Counts
 from appliance.gateway.metrics import Sample
 from appliance.gateway.overview import Overview
-from appliance.gateway.route import Router
 from appliance.pva.credentials import Credentials
 from appliance.pvdata.nt import now_to_time
 from appliance.pvdata.types import StructType
@@ -31,7 +28,7 @@ from appliance.server.operation import Operation
 from appliance.server.sharedpv import SharedPV
 from appliance.server.source import StaticSource
 
-__all__ = ["STATUS_PVS", "Judge", "OpenDoor", "Status", "StatusPV"]
+__all__ = ["STATUS_PVS", "Judge", "Status", "StatusPV"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -117,30 +114,6 @@ class Judge(Protocol):
 
     def inputs(self) -> Iterable[report.Row]:
         """Return the inputs of access security."""
-
-
-class OpenDoor:
-    """The judge of a server side without access security.
-
-    Args:
-        router: The PV list.
-    """
-
-    def __init__(self, router: Router) -> None:
-        self._router = router
-        self._access = AccessSecurity.unrestricted()
-
-    def judge(self, name: str, peer: Credentials) -> report.Judgement | None:
-        """Permit everything that the PV list allows."""
-        route = self._router.route(name, host_of_peer(peer.peer))
-        if route is None:
-            return None
-        decision = self._access.compile_for(Principal.of(peer)).decide(route.asg, route.asl)
-        return report.Judgement(route.asg, route.asl, decision)
-
-    def inputs(self) -> Iterable[report.Row]:
-        """Return nothing: no rule needs an input."""
-        return ()
 
 
 class Status:

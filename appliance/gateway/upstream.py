@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Final, Protocol
 
 from appliance.client.channel import Channel, ChannelRequest, ChannelState, Waiter
+from appliance.client.end import Timer
 from appliance.gateway.accounts import PVAccount
 from appliance.pva.typed import encode_typed
 from appliance.pvdata.pvrequest import OPTIONS
@@ -12,6 +13,10 @@ from appliance.pvdata.types import STRING, StructType, TypeDesc
 from appliance.pvdata.value import Value
 
 __all__ = ["NOBODY", "Dependent", "Opening", "Upstream", "UpstreamOwner", "request_key", "with_options"]
+
+
+MOVE_S: Final = 1.0
+"""Seconds that a move from plain TCP to TLS may take before the clients' channels close."""
 
 
 class _Nobody(Waiter):
@@ -55,6 +60,9 @@ class Dependent(Protocol):
     def lost(self) -> None:
         """Close all channels: the server of the name is gone."""
 
+    def review(self) -> None:
+        """Judge again what the clients may do."""
+
 
 class Opening(Protocol):
     """A client's request to open a channel, which waits for a server of the name."""
@@ -79,8 +87,11 @@ class Keep(ChannelRequest):
         self.upstream.begin()
 
     def disconnected(self, why: str, *, moving: bool = False) -> None:
-        """Tell that the server is gone."""
-        self.upstream.end(why)
+        """Tell that the server is gone, or that its channel moves to TLS and will be back at once."""
+        if moving:
+            self.upstream.move(why)
+        else:
+            self.upstream.end(why)
 
     def access_changed(self) -> None:
         """Tell that the gateway's own rights have changed."""
@@ -98,6 +109,7 @@ class Upstream(PVAccount):
 
     __slots__ = (
         "_keep",
+        "_moves",
         "active",
         "asked",
         "channel",
@@ -125,6 +137,8 @@ class Upstream(PVAccount):
         self.monitors: dict[Any, Any] = {}
         """Subscriptions that clients share, by pvRequest."""
         self._keep = Keep(channel, self)
+        self._moves: Timer | None = None
+        """Ends the time that a move to TLS may take."""
 
     @property
     def name(self) -> str:
@@ -153,15 +167,26 @@ class Upstream(PVAccount):
 
     def begin(self) -> None:
         """Handle that a server of the name is there."""
+        if self._moves is not None:
+            self._moves.cancel()
+            self._moves = None
         self.active = True
         self.owner.found(self)
         for opening in list(self.waiting):
             opening.found(self)
 
+    def move(self, why: str) -> None:
+        """Keep the clients' channels for a moment: the server speaks TLS now, and its channel moves there."""
+        if self.active and self._moves is None:
+            self._moves = self.channel.end.clock.call_later(MOVE_S, self.end, why)
+
     def end(self, why: str) -> None:
         """Handle that the server is gone: requests in progress are told, then all channels of the name close."""
         if not self.active:
             return
+        if self._moves is not None:
+            self._moves.cancel()
+            self._moves = None
         self.active = False
         for request in list(self.channel.requests):
             if request is not self._keep:

@@ -42,8 +42,6 @@ class Upstreams:
         self.queue_size = queue_size
         self.known: dict[str, Upstream] = {}
         """All names, also those that no server has (yet)."""
-        self.on_access_changed: Callable[[Upstream], None] | None = None
-        """Called when a server judged the gateway's own rights again."""
         self.on_gone: Callable[[Upstream], None] | None = None
         """Called for a name that is given up, while its counts can still be read."""
         self.dropped = 0
@@ -117,9 +115,9 @@ class Upstreams:
             self._searching[upstream] = None
 
     def access_changed(self, upstream: Upstream) -> None:
-        """Report that a server judged the gateway's own rights again."""
-        if self.on_access_changed is not None:
-            self.on_access_changed(upstream)
+        """Judge the clients again: a server has changed what it permits the gateway."""
+        for handler in list(upstream.handlers.values()):
+            handler.review()
 
     # -- the end of names ----------------------------------------------------------------------------
 

@@ -12,8 +12,7 @@ from collections.abc import AsyncIterator, Callable, Container
 from contextlib import asynccontextmanager
 from typing import Final
 
-from appliance.acf import AccessSecurity, Decision, Principal, Rule
-from appliance.acf.model import READ
+from appliance.acf import AccessSecurity, Decision, Principal
 from appliance.certmon.endpoints import open_client
 from appliance.client.context import Context
 from appliance.client.inputs import ExternalInputs
@@ -348,14 +347,6 @@ class FieldAccess:
 
 def _unreadable(security: AccessSecurity) -> list[tuple[str, str]]:
     """Return name and group of each record whose group has no rule that allows reading."""
-
-    def opens(rule: Rule) -> bool:
-        members = not rule.uags or any(
-            security.uags[name] or security.subjects.get(name) for name in rule.uags
-        )
-        hosts = not rule.hags or any(security.hags[name] for name in rule.hags)
-        return bool(rule.grants & READ) and members and hosts
-
     known: dict[str, bool] = {}
     found = []
     for record in dbcore.records():
@@ -363,7 +354,7 @@ def _unreadable(security: AccessSecurity) -> list[tuple[str, str]]:
             continue
         group = security.group(dbcore.record_group(record.address))
         if group.name not in known:
-            known[group.name] = any(map(opens, group.rules))
+            known[group.name] = security.is_readable(group.name)
         if not known[group.name]:
             found.append((record.name, group.name))
     return found

@@ -1,7 +1,7 @@
 """The log of puts: who writes which value, from where, and the value before it.
 
 Access security says which puts are logged (TRAPWRITE). Each becomes a record of the logger ``appliance.ioc.putlog``. If a
-file is configured, it is also a line of JSON there that seals the lines before it (:class:`appliance.daemon.audit.AuditLog`).
+file is configured, it is also a line of JSON there that seals the lines before it (:class:`appliance.daemon.audit.PutRecords`).
 
 A record is written *before* its put is done, in the thread that does it and with the record locked: so a client
 cannot avoid the log, for example by closing its connection. A put that fails afterwards gets a second record.
@@ -10,13 +10,10 @@ cannot avoid the log, for example by closing its connection. A put that fails af
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any, Final
 
-from appliance.daemon.audit import AuditLog, shown, total
-from appliance.errors import ApplianceError, OperationError
+from appliance.daemon.audit import PutRecords, shown, total
 from appliance.ioc.dbcore import DBChannel, TrappedPut
 from appliance.pva.credentials import Credentials
 from appliance.server.operation import Operation
@@ -76,9 +73,7 @@ class PutLog:
         self, traps: Callable[[DBChannel, Credentials], bool], file: str = "", *, required: bool = True
     ) -> None:
         self._traps = traps
-        self._file = AuditLog(file, sync="never") if file else None
-        self._required = required
-        self._lock = threading.Lock()
+        self._records = PutRecords(file, required=required)
 
     def concerns(self, operation: Operation, channel: DBChannel, new: Any) -> Watched | None:
         """Return the watch for a put that must be logged, otherwise None; ``new`` is its value, or NOTHING."""
@@ -158,22 +153,8 @@ class PutLog:
             what, f" failed: {record['error']}" if failed else "",
             extra={**facts, **record},
         )  # fmt: skip
-        if self._file is None:
-            return
-        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **record}
-        try:
-            with self._lock:
-                self._file.append(line)
-        except ApplianceError as error:
-            _log.error("the put log misses a record: %s", error, extra={"event": "put-log-failed"})
-            if self._required and not failed:
-                raise OperationError(
-                    "the put log cannot be written; puts that it must record are refused until that is repaired; "
-                    "the IOC's log says why"
-                ) from error
+        self._records.write(record)
 
     def close(self) -> None:
         """Close the file."""
-        if self._file is not None:
-            with self._lock:
-                self._file.close()
+        self._records.close()

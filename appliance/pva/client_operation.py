@@ -44,6 +44,8 @@ _HAS_TYPE: Final = frozenset({c.CMD_GET, c.CMD_PUT, c.CMD_PUT_GET, c.CMD_MONITOR
 _GETS: Final = frozenset({c.CMD_GET, c.CMD_PUT, c.CMD_PUT_GET})
 _PUTS: Final = frozenset({c.CMD_PUT, c.CMD_PUT_GET})
 _CALLS: Final = frozenset({c.CMD_RPC})
+_QUICK: Final = 2048
+"""Octets of a raw answer up to which the next one is compared with it."""
 _PROCESSES: Final = frozenset({c.CMD_PROCESS})
 
 
@@ -92,6 +94,8 @@ class ClientOperation:
     """
 
     __slots__ = (
+        "_asked_with",
+        "_asking",
         "_closed_here",
         "_deep",
         "channel",
@@ -148,15 +152,19 @@ class ClientOperation:
         self.pending: MonitorOctets | None = None
         """The event of the present read that takes more updates."""
         self.quick_head = b""
-        """Bit set of the last update, if all its fields have a fixed size; the next one is probably like it."""
+        """Raw: the bit set of the last update or answer if all its fields have a fixed size, since the next one is probably like
+        it; or all octets of the last answer, which is probably the same again."""
         self.quick_size = -1
-        """Octets of that update."""
+        """Octets of that update or answer."""
         self.quick_bits = -1
         self.quick_bodies: list[bytes] | None = None
         """The updates of ``pending`` if they are like that one: the next one joins them at once."""
         self._deep = False
         """Whether values hold what is changed in place: structures in arrays, unions and anys."""
         self.context: Any = None
+        self._asking = b""
+        self._asked_with = -1
+        """The flags of ``_asking``, the message that asks for the present value: kept, since it is always the same."""
         self._closed_here = False
         connection.operations[ioid] = channel.operations[ioid] = self
         if command == c.CMD_GET_FIELD:
@@ -208,8 +216,9 @@ class ClientOperation:
         self.state = OperationState.EXECUTING
         self.wants_value = True
         outbox = self.outbox
-        outbox.chunks.append(
-            REQUEST[outbox.big].pack(
+        if self._asked_with != outbox.flags:
+            self._asked_with = outbox.flags
+            self._asking = REQUEST[outbox.big].pack(
                 c.MAGIC,
                 c.VERSION,
                 outbox.flags,
@@ -219,7 +228,7 @@ class ClientOperation:
                 self.ioid,
                 0 if self.command == c.CMD_GET else c.SUB_GET,
             )
-        )
+        outbox.chunks.append(self._asking)
         outbox.size += 17
 
     def put(self, value: Value) -> None:
@@ -371,7 +380,11 @@ class ClientOperation:
     def receive_value(self, buf: Buffer, pos: int, end: int) -> None:
         """Handle the little-endian answer to a GET whose Status was OK; ``pos`` is behind that Status."""
         if self.raw:
-            self._take_reply(OK, buf, pos, end, False)
+            if end - pos == self.quick_size and type(buf) is bytes and buf.startswith(self.quick_head, pos):
+                self.state = OperationState.IDLE
+                self.connection.events.append(ReplyOctets(self, OK, False, self.quick_bits, buf[pos:end]))
+            else:
+                self._take_reply(OK, buf, pos, end, False)
             return
         value, _ = self._decode_partial(buf, pos, end, False)
         self.state = OperationState.IDLE
@@ -395,8 +408,14 @@ class ClientOperation:
             # A type may have come by an ID, which means nothing elsewhere.
             tail = codec(kind, big).description + _cut(buf, after, end)
         else:
-            bits, end = self._measure(big).marked(buf, pos, end)
+            measure = self._measure(big)
+            bits, end = measure.marked(buf, pos, end)
             tail = _cut(buf, pos, end)
+            if not big and len(tail) <= _QUICK:
+                # Fields of fixed size need no other look while there are as many octets; others none while they are the same.
+                self.quick_bits = bits
+                self.quick_size = len(tail)
+                self.quick_head = encode_bitset(bits, False) if measure.is_fixed(bits) else tail
         if self.state is OperationState.EXECUTING:
             self.state = OperationState.IDLE
             self.connection.events.append(ReplyOctets(self, status, big, bits, tail))

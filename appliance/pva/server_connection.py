@@ -137,6 +137,12 @@ class ServerConnection(Connection[ServerEvent]):
                         and not events  # what came before must be answered before
                         and (tail := prepared.tail or prepared.make_tail()) is not None
                     ):
+                        if not tail:
+                            operation.sub = sub
+                            operation.state = OperationState.EXECUTING
+                            prepared.pass_on(operation)
+                            pos += 17
+                            continue
                         # The whole reply is kept too: between two posts a client gets the same octets.
                         if tail is operation.reply_tail and sub == operation.reply_sub:
                             reply = operation.reply

@@ -49,8 +49,12 @@ class PreparedAnswer:
         self.tail: bytes | None = None
 
     def make_tail(self) -> bytes | None:
-        """Return the octets for one GET if they cannot be kept; None lets the handler answer."""
+        """Return the octets for one GET if they cannot be kept; None lets the handler answer; b"" calls `pass_on`."""
         return None
+
+    def pass_on(self, operation: ServerOperation) -> None:
+        """Have the GET answered later, by ``operation.reply_octets``; nothing may be raised here."""
+        raise NotImplementedError
 
 
 class OperationOwner(Protocol):
@@ -156,7 +160,7 @@ class ServerOperation:
         self.head = b""
         self.head_size = -1
         self.head_big = False
-        """Octets and byte order of the updates that ``head`` is for: see `send_octets`."""
+        """Octets and byte order of the updates or answers that ``head`` is for: see `send_octets`, `reply_octets`."""
         self.context: Any = None
         self.pipeline = False
         self.window = 0
@@ -430,8 +434,20 @@ class ServerOperation:
         """
         if self.state is not OperationState.EXECUTING:
             return
-        head = U32[big].pack(self.ioid) + bytes((self.sub,)) + status.encode(big=big)
-        self.outbox.send_parts(self.command, [head, tail], big=big)
+        outbox = self.outbox
+        size = len(tail)
+        if size < outbox.one_piece and status is OK and not self.last:
+            if size != self.head_size or big is not self.head_big or self.sub != self.reply_sub:
+                flags = c.FLAG_SERVER | (c.FLAG_BIG_ENDIAN if big else 0)
+                self.head_size, self.head_big, self.reply_sub = size, big, self.sub
+                head = REPLY[big].pack(c.MAGIC, c.VERSION, flags, self.command, 6 + size, self.ioid, self.sub)
+                self.head = head + OK_BYTES
+            outbox.chunks.append(self.head + tail)
+            outbox.size += 14 + size
+            self.state = OperationState.IDLE
+            return
+        begin = U32[big].pack(self.ioid) + bytes((self.sub,)) + status.encode(big=big)
+        outbox.send_parts(self.command, [begin, tail], big=big)
         self._replied()
 
     def reply_rpc(self, value: Value | None) -> None:

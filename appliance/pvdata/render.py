@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["escape", "number", "render", "render_type", "type_name"]
+__all__ = ["escape", "number", "render", "render_leaf", "render_type", "type_name"]
 
 _NAMES = {
     "bool": "bool",
@@ -115,6 +115,22 @@ def render(value: Value | View, fmt: str = "delta", limit: int = 20, *, show_val
     if fmt != "delta":
         raise PVDataError(f"the format is delta or tree, not {fmt!r}")
     return "".join(_delta(value, limit, show_value))
+
+
+def render_leaf(kind: TypeDesc, content: Any, limit: int = 20) -> str:
+    """Show one field that is a scalar or an array of scalars: ``double[] = {2}[1, 2]``; nothing else has such a form.
+
+    Args:
+        kind: The field's type.
+        content: What is in the store for it.
+        limit: The most elements of an array.
+
+    Returns:
+        The text; "" for a field of another kind.
+    """
+    if isinstance(kind, ScalarType) or (isinstance(kind, ArrayType) and isinstance(kind.element, ScalarType)):
+        return next(_field("", kind, content, limit, show=True, top=True)).rstrip("\n")
+    return ""
 
 
 def _marked(value: Value) -> Iterator[int]:

@@ -64,6 +64,9 @@ class SpliceOwner(Protocol):
     def host_key(self, host: str) -> str:
         """Return what counts as one host."""
 
+    def admits(self, host: str) -> bool:
+        """Whether a client at this address may connect at all."""
+
 
 class Splices:
     """All connections of one relay.
@@ -99,12 +102,20 @@ class Splices:
     def join(self, splice: Splice) -> bool:
         """Count a connection; return whether there is room for it."""
         bounds = self.bounds
+        if not self.owner.admits(splice.peer.host):
+            self._refuse(splice, "the PV list denies its host what the relay is for")
+            return False
         key = self.owner.host_key(splice.peer.host)
         if self.hosts[key] >= bounds.per_host:
-            self._refuse(splice, f"its host has {bounds.per_host} connections to the relay already")
+            self._refuse(
+                splice, f"its host has {bounds.per_host} connections to the relay already; close some"
+            )
             return False
         if len(self.open) >= bounds.total:
-            self._refuse(splice, f"the relay has {bounds.total} connections, the most that it accepts")
+            self._refuse(
+                splice,
+                f"the relay has {bounds.total} connections, the most that it accepts; wait until others have ended",
+            )
             return False
         self.open.add(splice)
         self.hosts[key] += 1
@@ -133,7 +144,7 @@ class Splices:
             self._told_at = now
         _log.log(
             logging.WARNING if news else logging.DEBUG,
-            "a connection from %s is refused: %s; close some, or wait until others have ended (%d refused so far)",
+            "a connection from %s is refused: %s (%d refused so far)",
             splice.peer,
             why,
             self.refused,

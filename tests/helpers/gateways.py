@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 from appliance.client import Context
@@ -19,7 +14,6 @@ from appliance.gateway.config import GatewayConfig, resolve_sides
 from appliance.gateway.gateway import Gateway
 from appliance.server import Server
 from tests.helpers.ours import client_config
-from tests.helpers.peers import START_S, epics_environment, free_port
 
 
 def client_side(*servers: Server | int, **more: Any) -> dict[str, Any]:
@@ -110,54 +104,3 @@ async def refusal(client: Context, name: str, server: tuple[str, int, bool]) -> 
     finally:
         asking.cancel()
     return why
-
-
-@contextmanager
-def p4p_gateway(upstream_udp: int, folder: Path) -> Iterator[tuple[int, int]]:
-    """A process of p4p's gateway; its TCP and its UDP port."""
-    tcp, udp = free_port(socket.SOCK_STREAM), free_port()
-    path = folder / f"p4p-{udp}.conf"
-    path.write_text(
-        json.dumps(
-            {
-                "version": 2,
-                "clients": [
-                    {"name": "c", "addrlist": "127.0.0.1", "autoaddrlist": False, "bcastport": upstream_udp}
-                ],
-                "servers": [
-                    {
-                        "name": "s",
-                        "clients": ["c"],
-                        "interface": ["127.0.0.1"],
-                        "addrlist": "127.0.0.1",
-                        "autoaddrlist": False,
-                        "serverport": tcp,
-                        "bcastport": udp,
-                    }
-                ],
-            }
-        )
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-m", "p4p.gw", str(path)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=epics_environment(),
-    )
-    try:
-        deadline = time.monotonic() + START_S
-        while True:
-            assert process.poll() is None, "p4p's gateway ended"
-            assert time.monotonic() < deadline, "p4p's gateway does not listen"
-            with suppress(ConnectionRefusedError):
-                socket.create_connection(("127.0.0.1", tcp)).close()
-                break
-            time.sleep(0.05)
-        yield tcp, udp
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(10)

@@ -11,7 +11,8 @@ import pytest
 
 from appliance.client import Context
 from appliance.pvdata.value import Value
-from tests.helpers.gateways import client_to, gateway_to, p4p_gateway, server_of
+from tests.helpers.gateway_process import p4ps
+from tests.helpers.gateways import client_to, gateway_to, server_of
 from tests.helpers.ours import client_config, double, gallery, served, server_config
 from tests.helpers.peers import Peer, client_environment, free_port, server_environment
 
@@ -35,8 +36,8 @@ async def next_value(updates: Any) -> Any:
 
 
 async def test_p4p_s_gateway_behind_ours(p4p_server: int, tmp_path: Path) -> None:
-    with p4p_gateway(p4p_server, tmp_path) as (_, udp):
-        async with gateway_to(udp) as gateway, client_to(gateway) as client:
+    async with p4ps(tmp_path, p4p_server) as theirs:
+        async with gateway_to(theirs.udp) as gateway, client_to(gateway) as client:
             async with Context(client_config(p4p_server), beacons=False) as near:
                 for shape in SHAPES:
                     name = f"p4p:{shape}"
@@ -62,8 +63,8 @@ async def test_p4p_s_gateway_spoils_updates_of_arrays_of_unions_and_ours_does_no
     async with gateway_to(p4p_server) as gateway, client_to(gateway) as client:
         async with client.monitor("p4p:odd") as updates:
             assert (await next_value(updates))["choices"][0].value == 7
-    with p4p_gateway(p4p_server, tmp_path) as (_, udp):
-        with Peer("p4p_client.py", environ=client_environment(udp)) as peer:
+    async with p4ps(tmp_path, p4p_server) as theirs:
+        with Peer("p4p_client.py", environ=client_environment(theirs.udp)) as peer:
             await peer.do("monitor", pv="p4p:odd")
             await peer.saw(lambda event: event["event"] == "disconnected")  # before the first connection
             await peer.saw(lambda event: event["event"] == "disconnected")
@@ -73,8 +74,8 @@ async def test_p4p_s_gateway_spoils_updates_of_arrays_of_unions_and_ours_does_no
 async def test_p4p_s_gateway_before_ours(tmp_path: Path) -> None:
     pvs = gallery()
     async with served({**pvs}) as server, gateway_to(server) as gateway:
-        with p4p_gateway(server_of(gateway).udp_port, tmp_path) as (_, udp):
-            async with Context(client_config(udp), beacons=False) as client:
+        async with p4ps(tmp_path, server_of(gateway).udp_port) as theirs:
+            async with Context(client_config(theirs.udp), beacons=False) as client:
                 for shape in SHAPES:
                     name = f"our:{shape}"
                     async with client_to(gateway) as near:
@@ -89,7 +90,7 @@ async def test_p4p_s_gateway_before_ours(tmp_path: Path) -> None:
                 answer = await client.rpc("our:add", {"lhs": 1, "rhs": 2.5})
                 assert answer is not None
                 assert answer["value"] == 3.5
-            with Peer("p4p_client.py", environ=client_environment(udp)) as peer:
+            with Peer("p4p_client.py", environ=client_environment(theirs.udp)) as peer:
                 assert (await peer.do("get", pv="our:int"))["value"] == 42
                 await peer.do("monitor", pv="our:double")
                 await peer.saw(lambda event: event["event"] == "update" and event["value"]["value"] == 7.5)
@@ -100,8 +101,8 @@ async def test_p4p_s_gateway_before_ours(tmp_path: Path) -> None:
 async def test_ours_p4p_s_and_ours_and_the_server_is_restarted(tmp_path: Path) -> None:
     udp = free_port()
     async with gateway_to(udp) as inner:
-        with p4p_gateway(server_of(inner).udp_port, tmp_path) as (_, middle):
-            async with gateway_to(middle) as outer, client_to(outer) as client:
+        async with p4ps(tmp_path, server_of(inner).udp_port) as theirs:
+            async with gateway_to(theirs.udp) as outer, client_to(outer) as client:
                 async with client.monitor("pv", notify=True) as updates:
                     for value in (1.0, 2.0):
                         async with served({"pv": double(value)}, config=server_config(udp)):
@@ -112,9 +113,9 @@ async def test_ours_p4p_s_and_ours_and_the_server_is_restarted(tmp_path: Path) -
 async def test_both_gateways_beside_each_other(p4p_server: int, tmp_path: Path) -> None:
     """A client finds either; when ours stops, it goes on with p4p's."""
     seen: list[Any] = []
-    with p4p_gateway(p4p_server, tmp_path) as (_, udp):
-        async with gateway_to(p4p_server, pva={"broadcast_port": udp}) as gateway:
-            async with Context(client_config(udp), beacons=False) as client:
+    async with p4ps(tmp_path, p4p_server) as theirs:
+        async with gateway_to(p4p_server, pva={"broadcast_port": theirs.udp}) as gateway:
+            async with Context(client_config(theirs.udp), beacons=False) as client:
                 monitor = client.monitor("p4p:string", on_update=seen.append, notify=True)
                 async with asyncio.timeout(10):
                     while not any(isinstance(item, Value) for item in seen):

@@ -23,6 +23,7 @@ from tests.transport.test_bounds import until
 
 HOST = "127.0.0.1"
 OTHER = "127.0.0.2"
+DENIED = "127.0.0.66"
 HELLO = b"\x16hello"
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -50,6 +51,9 @@ class Relay:
 
     def unanswered(self, address: SocketAddress, here: str) -> None:
         self.silent.append((address, here))
+
+    def admits(self, host: str) -> bool:
+        return host != DENIED
 
     def host_key(self, host: str) -> str:
         return who(host)
@@ -298,3 +302,14 @@ async def test_many_come_and_go_and_nothing_stays() -> None:
                 await ended(far_reader)
                 far_writer.close()
         assert not made.splices.hosts
+
+
+async def test_a_host_to_which_the_names_are_denied_does_not_get_in(caplog: pytest.LogCaptureFixture) -> None:
+    async with relay() as made:
+        reader, writer = await made.connect(DENIED)
+        writer.write(HELLO)
+        await ended(reader)
+        assert made.asked == 0
+        assert f"a connection from {DENIED}:" in caplog.text
+        assert "denies its host" in caplog.text
+        writer.close()

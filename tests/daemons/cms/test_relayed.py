@@ -46,6 +46,9 @@ class Relay:
     def unanswered(self, address: SocketAddress, here: str) -> None:
         self.silent.append((address, here))
 
+    def admits(self, host: str) -> bool:
+        return bool(host)
+
     def host_key(self, host: str) -> str:
         return who(host)
 

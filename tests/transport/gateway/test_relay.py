@@ -102,6 +102,10 @@ async def test_the_pv_list_hides_the_relays_names_too(tmp_path: Path) -> None:
             assert server.answer_search(search("CERT:CREATE"), "192.0.2.7") == ()
             assert server.answer_search(search("ALIAS:CREATE"), HOST) == (), "the service does not know it"
             assert server.answer_search(search("OTHER:CREATE"), HOST) == ()
+            relay = gateway.servers["outer"].relay
+            assert relay is not None
+            assert relay.admits(HOST)
+            assert not relay.admits("192.0.2.7"), "not at the port either"
 
 
 async def test_what_would_be_the_gateways_act_is_refused_on_the_ordinary_way(tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ class Channel:
     def __init__(self, name: str) -> None:
         self.name = name
         self.told: list[str] = []
+        self.requests: dict[Any, None] = {}
 
     def join(self, link: ServerLink) -> None:
         self.told.append("join")

@@ -2,81 +2,15 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 
-from appliance.pva import commands as c
-from appliance.pva.events import MonitorUpdate
 from appliance.pva.octets import Batch, Octets
 from appliance.pva.selection import encode_update
-from appliance.server.octet_subscription import OctetSubscription
 from appliance.server.operation import PUMP_LIMIT, Update
-from appliance.server.quota import DEFAULT_QUOTA, Allowance, Shares
-from tests.helpers.wire import SCALAR, Wire, request
+from tests.helpers.octet_subscriber import Subscriber
+from tests.helpers.wire import SCALAR
 
 VALUE, SEVERITY = 2, 8
-
-
-class Bench:
-    """One subscription of a client whose connection is a string of octets."""
-
-    def __init__(
-        self, *, queue: int = 4, text: str = "", window: int = 0, raw: bool = True, octets: int = 64 << 20
-    ) -> None:
-        self.wire = Wire().handshake()
-        self.flushes = 0
-        self.dirty: list[Any] = []
-        self.stream = SimpleNamespace(writable=True, schedule_flush=self._flush)
-        self.allowance = Allowance(Shares(DEFAULT_QUOTA._replace(waiting_octets=octets)))
-        self.owner = SimpleNamespace(held=None, allowance=self.allowance)
-        channel = SimpleNamespace(stream=self.stream, owner=self.owner, dirty=self.dirty.append, name="d")
-        made: list[OctetSubscription] = []
-
-        def init(served: Any) -> None:
-            subscription = OctetSubscription(channel, served)  # type: ignore[arg-type]
-            made.append(subscription)
-            if raw:
-                subscription.ready_raw(SCALAR)
-            else:
-                subscription.ready(SCALAR)
-
-        self.wire.responder.init = init  # type: ignore[method-assign]
-        self.wire.responder.flow = lambda operation: None  # type: ignore[assignment,method-assign]
-        text = text or f"record[queueSize={queue}]"
-        self.made = made
-        self.channel = self.wire.open("d")
-        self.operation = self.subscribe(text, window)
-        (self.subscription,) = made
-
-    def subscribe(self, text: str, window: int = 0) -> Any:
-        operation = self.channel.operation(c.CMD_MONITOR, request(text), window=window)
-        self.wire.pump()
-        operation.start()
-        self.wire.pump()
-        return operation
-
-    def _flush(self) -> None:
-        self.flushes += 1
-
-    def got(self) -> list[tuple[float, int, int]]:
-        """What the client sees: value, fields, lost fields."""
-        return [
-            (event.store[1], event.bits, event.overrun)
-            for event in self.wire.pump()
-            if type(event) is MonitorUpdate
-        ]
-
-    def forward(self, batch: Batch) -> None:
-        """What the gateway does with updates."""
-        sent = self.subscription.forward(batch.bodies, batch.big)
-        for octets in batch.octets[sent:]:
-            self.subscription.post_octets(octets)
-
-    def send_waiting(self) -> bool:
-        self.dirty.clear()
-        return self.subscription.pump()
 
 
 def batch(*values: float, bits: int = VALUE, big: bool = False) -> Batch:
@@ -90,7 +24,7 @@ def batch(*values: float, bits: int = VALUE, big: bool = False) -> Batch:
 
 @pytest.mark.parametrize("big", [False, True])
 def test_updates_leave_at_once_if_nothing_waits(big: bool) -> None:
-    bench = Bench()
+    bench = Subscriber()
     sent = batch(1.0, 2.0, 3.0, big=big)
     flushes = bench.flushes
     bench.forward(sent)
@@ -102,7 +36,7 @@ def test_updates_leave_at_once_if_nothing_waits(big: bool) -> None:
 
 @pytest.mark.parametrize("why", ["socket", "pause", "outbox"])
 def test_what_cannot_leave_waits_and_is_merged_when_the_queue_is_full(why: str) -> None:
-    bench = Bench()
+    bench = Subscriber()
     if why == "socket":
         bench.stream.writable = False
     elif why == "pause":
@@ -128,7 +62,7 @@ def test_what_cannot_leave_waits_and_is_merged_when_the_queue_is_full(why: str) 
 
 
 def test_what_comes_later_waits_behind_what_waits_already() -> None:
-    bench = Bench()
+    bench = Subscriber()
     bench.stream.writable = False
     bench.forward(batch(1.0))
     bench.stream.writable = True
@@ -139,7 +73,7 @@ def test_what_comes_later_waits_behind_what_waits_already() -> None:
 
 
 def test_a_pipeline_gets_what_it_has_granted() -> None:
-    bench = Bench(text="record[pipeline=true,queueSize=3]", window=3)
+    bench = Subscriber(text="record[pipeline=true,queueSize=3]", window=3)
     bench.forward(batch(*map(float, range(10))))
     assert [value for value, _, _ in bench.got()] == [0.0, 1.0, 2.0]
     assert bench.send_waiting() is False
@@ -150,7 +84,7 @@ def test_a_pipeline_gets_what_it_has_granted() -> None:
 
 
 def test_all_that_waits_can_be_merged_into_one() -> None:
-    bench = Bench()
+    bench = Subscriber()
     bench.stream.writable = False
     bench.forward(batch(1.0, 2.0, 3.0))
     weight = bench.subscription.weight
@@ -166,7 +100,7 @@ def test_all_that_waits_can_be_merged_into_one() -> None:
 
 
 def test_a_long_queue_of_large_updates_is_bounded_by_octets() -> None:
-    bench = Bench(queue=1000)
+    bench = Subscriber(queue=1000)
     bench.stream.writable = False
     large = Octets(encode_update(SCALAR, 16, 0, [None, 0.0, None, 0, "x" * (4 << 20)], big=False), False, 16)
     for _ in range(40):
@@ -176,7 +110,7 @@ def test_a_long_queue_of_large_updates_is_bounded_by_octets() -> None:
 
 
 def test_the_end_comes_after_what_waits_and_nothing_after_it() -> None:
-    bench = Bench()
+    bench = Subscriber()
     bench.stream.writable = False
     bench.forward(batch(1.0))
     bench.subscription.finish()
@@ -187,7 +121,7 @@ def test_the_end_comes_after_what_waits_and_nothing_after_it() -> None:
 
 
 def test_a_client_that_has_gone_gets_nothing() -> None:
-    bench = Bench()
+    bench = Subscriber()
     bench.operation.close()
     bench.wire.pump()
     bench.forward(batch(1.0))
@@ -197,7 +131,7 @@ def test_a_client_that_has_gone_gets_nothing() -> None:
 
 
 def test_decoded_updates_go_the_usual_way() -> None:
-    bench = Bench(raw=False)
+    bench = Subscriber(raw=False)
     bench.subscription.post(Update(SCALAR, [None, 4.0, None, 0, ""], SCALAR.leaf_mask))
     assert bench.subscription.weight == 0
     bench.subscription.shrink()
@@ -206,7 +140,7 @@ def test_decoded_updates_go_the_usual_way() -> None:
 
 
 def test_if_too_much_waits_for_a_connection_each_of_its_subscriptions_keeps_one_update() -> None:
-    bench = Bench(queue=50, octets=1000)
+    bench = Subscriber(queue=50, octets=1000)
     bench.subscribe("record[queueSize=50]")
     first, second = bench.made
     bench.stream.writable = False
@@ -230,7 +164,7 @@ def test_if_too_much_waits_for_a_connection_each_of_its_subscriptions_keeps_one_
 
 
 def test_a_client_with_one_large_update_of_each_pv_gets_no_second_one_until_it_has_read() -> None:
-    bench = Bench(queue=50, octets=100)
+    bench = Subscriber(queue=50, octets=100)
     bench.stream.writable = False
     large = Octets(encode_update(SCALAR, 16, 0, [None, 0.0, None, 0, "x" * 200], big=False), False, 16)
     for _ in range(5):
@@ -243,7 +177,7 @@ def test_a_client_with_one_large_update_of_each_pv_gets_no_second_one_until_it_h
 
 
 def test_what_waits_is_counted_no_more_when_it_is_dropped() -> None:
-    bench = Bench()
+    bench = Subscriber()
     bench.stream.writable = False
     bench.forward(batch(1.0, 2.0))
     assert bench.allowance.waiting > 0

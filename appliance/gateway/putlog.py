@@ -1,0 +1,151 @@
+"""The log of puts through the gateway: who writes which value, from where.
+
+Access security says which puts are logged (TRAPWRITE). Each becomes a record of the logger ``appliance.gateway.putlog``, with
+the text that p4p's gateway writes. If a file is configured, it is also a line of JSON there that seals the lines before it.
+
+A record is written *before* the put is sent to the server, so a client cannot avoid the log by closing its connection. A
+put that fails afterwards gets a second record.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from typing import Any, Final
+
+from appliance.daemon.audit import PutRecords, shown, total
+from appliance.pva.credentials import Credentials
+from appliance.pvdata.bitset import iter_bits
+from appliance.pvdata.render import render_leaf
+from appliance.pvdata.types import StructType
+from appliance.pvdata.value import Value
+from appliance.server.operation import Operation
+
+__all__ = ["PutLog", "Watched"]
+
+_log: Final = logging.getLogger("appliance.gateway.putlog")
+_FIELDS: Final = 16
+"""The most fields of one put in a record."""
+_ELEMENTS: Final = 10
+"""Elements of an array in the text, as in p4p's gateway."""
+_TEXT: Final = 512
+_MAIN: Final = ("value", "value.index")
+"""The field that a put usually writes: of a number or text, and of an enumeration."""
+
+
+class Watched:
+    """One put that is logged."""
+
+    __slots__ = ("_log", "_record", "_text")
+
+    def __init__(self, log: PutLog, record: dict[str, Any], text: str) -> None:
+        self._log = log
+        self._record = record
+        self._text = text
+
+    def failed(self, why: str) -> None:
+        """Log that the put was not done, or that nobody knows."""
+        self._log.write({**self._record, "result": "failed", "error": why}, f"{self._text} failed: {why}")
+
+
+class PutLog:
+    """Logs the puts that the access security of one server side selects, and the requests that it refuses.
+
+    Args:
+        side: The server side's name.
+        file: Path of the sealed log; empty for none.
+        required: Refuse puts that cannot be written to the file.
+
+    Raises:
+        ConfigurationError: The file cannot be opened.
+    """
+
+    def __init__(self, side: str, file: str = "", *, required: bool = True) -> None:
+        self._side = side
+        self._records = PutRecords(file, required=required)
+
+    def begin(self, operation: Operation, real: str, value: Value | None) -> Watched:
+        """Log a put before it is sent to the server.
+
+        Args:
+            operation: The client's request.
+            real: The PV's name at its server.
+            value: What is written; None for PROCESS.
+
+        Returns:
+            The put, to be told if it fails.
+
+        Raises:
+            OperationError: The log cannot be written; the put must not be sent.
+        """
+        peer = operation.peer
+        record = {
+            "pv": operation.name,
+            "real": real,
+            "gateway": self._side,
+            "account": peer.account,
+            "method": peer.method,
+            "authority": peer.authority.split("\n")[0],
+            "organization": peer.organization,
+            "host": peer.peer,
+            "protocol": "tls" if peer.is_tls else "tcp",
+            **({"event": "process"} if value is None else {"event": "put", "new": _new(value)}),
+        }
+        text = f"{peer.method}/{peer.account}@{peer.peer} {operation.name} as {real}{_arrow(value)}"
+        self.write({**record, "result": "accepted"}, text, peer)
+        return Watched(self, record, text)
+
+    def write(self, record: dict[str, Any], text: str, peer: Credentials | None = None) -> None:
+        """Write one record to the log and to the file."""
+        record = total(record)
+        now_ns = time.time_ns()
+        stamp = f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(now_ns // 10**9))}.{now_ns % 10**9:09d}"
+        facts = {} if peer is None else peer.facts()
+        level = logging.WARNING if record["result"] == "failed" else logging.INFO
+        _log.log(level, "%s %s", stamp, text, extra={**facts, **record})
+        self._records.write(record)
+
+    def refused(self, name: str, peer: Credentials, right: str) -> None:
+        """Log that access security refused a request for lack of a right."""
+        _log.warning(
+            "%s (%s from %s) was refused %s access to %s",
+            peer.account or "anonymous", peer.method, peer.peer, right, name,
+            extra={"event": "access-refused", "pv": name, "right": right, "gateway": self._side, **peer.facts()},
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Close the file."""
+        self._records.close()
+
+
+def _written(value: Value) -> list[int]:
+    """Return the numbers of the first fields that a put writes."""
+    kind = value.type
+    marked = kind.leaf_mask if value.changed & 1 else value.changed & kind.leaf_mask
+    return list(itertools.islice(iter_bits(marked), _FIELDS + 1))
+
+
+def _new(value: Value) -> Any:
+    """Return what a put writes: one value if it writes the main field only, else values by the names of the fields."""
+    kind = value.type
+    fields = _written(value)
+    if len(fields) == 1 and kind.paths[fields[0]] in _MAIN:
+        return shown(value.store[fields[0]])
+    found = {kind.paths[field]: shown(value.store[field]) for field in fields[:_FIELDS]}
+    return {**found, "...": "more fields"} if len(fields) > _FIELDS else found
+
+
+def _arrow(value: Value | None) -> str:
+    """Return the value in the form of p4p's gateway."""
+    if value is None or not isinstance(value.type, StructType):
+        return ""
+    kind = value.type
+    for field in _written(value):
+        if kind.paths[field] in _MAIN:
+            content = value.store[field]
+            if isinstance(content, str):
+                content = content[:_TEXT]
+            text = render_leaf(kind.leaf_types[field], content, _ELEMENTS)
+            return f" -> {text[:_TEXT]}" if text else ""
+    return ""
