@@ -222,6 +222,7 @@ class SharedGet(ChannelRequest):
         account.ds_tx += len(under_way) * len(tail)
         status = event.status
         for operation in under_way:
+            operation.channel.owner.allowance.requests += 1
             operation.reply_octets(status, tail, big=big)
         if self._coming:
             self._next()

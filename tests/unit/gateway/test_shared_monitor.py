@@ -88,7 +88,7 @@ def test_nothing_is_decoded_while_updates_pass(monkeypatch: pytest.MonkeyPatch) 
     assert [value for value, _, _ in got(bench.clients[1])] == [1.0, 2.0] * 20
 
 
-def test_the_byte_order_of_the_server_passes_through() -> None:
+def test_a_server_of_another_byte_order_is_understood_by_every_client() -> None:
     bench = Bench().begin()
     bench.say(bench.body(5.0, big=True), big=True)
     assert got(bench.clients[0]) == [(5.0, VALUE, 0)]
