@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 # Most tests wait for daemons: two at a time take half as long.
 PYTEST_ARGS ?= -n 2
 
-.PHONY: quickstart help setup lint types test bench format clean lint-deploy molecule
+.PHONY: quickstart help setup lint types test soak bench format clean lint-deploy molecule
 
 QUICKSTART_ARGS ?=
 
@@ -60,6 +60,11 @@ types: setup  ## check the types (mypy --strict)
 
 test: setup  ## run every test that needs only this machine
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# What is promised of the gateway: 100 clients x 500 PVs, and 10 000 clients that come and go.
+soak: setup  ## run the gateway for ten minutes with many clients, and print how its memory grows
+	SPVA_SOAK_CLIENTS=100 SPVA_SOAK_PVS=500 SPVA_SOAK_SECONDS=600 SPVA_SOAK_COMINGS=10000 \
+	    $(BIN)/python -m pytest -q tests/daemons/gateway/test_soak.py
 
 bench: setup  ## measure speed beside independent peers, in the same run
 	$(BIN)/python -m bench

@@ -264,6 +264,8 @@ class PutRecords:
         self._file = AuditLog(file, sync="never") if file else None
         self._required = required
         self._lock = threading.Lock()
+        self.trouble = ""
+        """Why the last record could not be written; empty if it was."""
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Write a record, with the time. Its ``result`` is ``accepted`` if it announces a put.
@@ -277,7 +279,9 @@ class PutRecords:
         try:
             with self._lock:
                 self._file.append(line)
+            self.trouble = ""
         except ApplianceError as error:
+            self.trouble = str(error)
             _log.error("the put log misses a record: %s", error, extra={"event": "put-log-failed"})
             if self._required and record["result"] == "accepted":
                 raise OperationError(

@@ -132,10 +132,13 @@ class GatewayAccess:
     # -- judging -------------------------------------------------------------------------------------
 
     def route(self, name: str, peer: Credentials) -> Route | None:
-        """Return where a name leads for a client; the gateway's own PVs are in the group DEFAULT."""
-        if self._router.is_own(name):
-            return Route(name)
-        return self._router.route(name, host_of_peer(peer.peer))
+        """Return where a name leads for a client; None if the PV list denies it."""
+        host = host_of_peer(peer.peer)
+        return (
+            self._router.own_route(name, host)
+            if self._router.is_own(name)
+            else self._router.route(name, host)
+        )
 
     def decide(self, route: Route, peer: Credentials) -> Decision:
         """Return what the rules say of a client and a PV."""

@@ -145,7 +145,7 @@ class Bounds(Settings, frozen=True, kw_only=True):
 
     names: Annotated[int, Meta(ge=16, le=10_000_000)] = 100_000
     """Names that one client side knows; half of them may be names that no server has."""
-    new_names_per_host: Annotated[int, Meta(ge=1, le=10_000_000)] = 2000
+    new_names_per_host: Annotated[int, Meta(ge=1, le=10_000_000)] = 20_000
     """New names that one host may ask for in ten seconds; further ones are not looked for."""
     client_octets: _Octets = "64MiB"
     """Updates that wait for one connection (``64MiB``); above that each subscription keeps only its latest value."""

@@ -18,6 +18,7 @@ from appliance.gateway.downstream import Downstream
 from appliance.gateway.files import read_files
 from appliance.gateway.names import NewNames, Promises
 from appliance.gateway.overview import Overview
+from appliance.gateway.report import DEGRADED
 from appliance.gateway.status import Status
 from appliance.gateway.upstreams import Upstreams
 from appliance.server.quota import DEFAULT_QUOTA
@@ -97,10 +98,17 @@ class Gateway:
             self._follow_inputs(server)
             await self._start_server(server)
             server.access.report(files.servers[server.name].pvlist)
+        self.overview.checks.append(self._put_log_troubles)
         await self.status.start()
         self._stack.push_async_callback(self.status.stop)
         if self.config.metrics.port:
             self._serve_metrics()
+
+    def _put_log_troubles(self) -> Iterable[tuple[int, str]]:
+        for name, server in self.servers.items():
+            trouble = server.put_log.trouble
+            if trouble:
+                yield DEGRADED, f"the put log of the server side {name} cannot be written: {trouble}"
 
     def _serve_metrics(self) -> None:
         from appliance.gateway.metrics import serve_metrics

@@ -25,6 +25,7 @@ from appliance.server.operation import Operation
 __all__ = ["PutLog", "Watched"]
 
 _log: Final = logging.getLogger("appliance.gateway.putlog")
+_refusals: Final = logging.getLogger("appliance.gateway.access")
 _FIELDS: Final = 16
 """The most fields of one put in a record."""
 _ELEMENTS: Final = 10
@@ -64,6 +65,11 @@ class PutLog:
     def __init__(self, side: str, file: str = "", *, required: bool = True) -> None:
         self._side = side
         self._records = PutRecords(file, required=required)
+
+    @property
+    def trouble(self) -> str:
+        """Why the last record could not be written to the file; empty if it was."""
+        return self._records.trouble
 
     def begin(self, operation: Operation, real: str, value: Value | None) -> Watched:
         """Log a put before it is sent to the server.
@@ -107,8 +113,8 @@ class PutLog:
         self._records.write(record)
 
     def refused(self, name: str, peer: Credentials, right: str) -> None:
-        """Log that access security refused a request for lack of a right."""
-        _log.warning(
+        """Log that access security refused a request for lack of a right; not with the puts, which sites keep apart."""
+        _refusals.warning(
             "%s (%s from %s) was refused %s access to %s",
             peer.account or "anonymous", peer.method, peer.peer, right, name,
             extra={"event": "access-refused", "pv": name, "right": right, "gateway": self._side, **peer.facts()},

@@ -82,6 +82,16 @@ class Router:
         """Add names of the gateway's own PVs."""
         self._own.update(names)
 
+    def own_route(self, name: str, host: str) -> Route:
+        """Return the access security group and level of one of the gateway's own PVs: what the PV list says, else DEFAULT.
+
+        The PV list cannot hide or rename them.
+        """
+        found = None if self._pvlist is None else self._pvlist.lookup(name, host)
+        if found is None or found.real_name != name:
+            return Route(name)
+        return Route(name, found.asg, found.asl)
+
     def is_own(self, name: str) -> bool:
         """Whether ``name`` is one of the gateway's own PVs."""
         return name in self._own

@@ -195,6 +195,7 @@ class SharedGet(ChannelRequest):
         if self.kind is not None and kind != self.kind:
             self._abandon()
             self._end("the type of this PV has changed; open the channel again")
+            self._upstream.renew()
             return
         self.kind = kind
         opening, self._opening = self._opening, {}
@@ -222,6 +223,7 @@ class SharedGet(ChannelRequest):
         account.ds_tx += len(under_way) * len(tail)
         status = event.status
         for operation in under_way:
+            operation.channel.owner.allowance.requests += 1
             operation.reply_octets(status, tail, big=big)
         if self._coming:
             self._next()

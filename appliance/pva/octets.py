@@ -8,13 +8,14 @@ from __future__ import annotations
 from typing import Any, Final
 
 from appliance.pva.selection import encode_update, leaves
+from appliance.pva.typed import decode_typed, encode_typed
 from appliance.pvdata.bitset import decode_bitset, encode_bitset
 from appliance.pvdata.codec import codec
 from appliance.pvdata.fielddesc import TypeReader
 from appliance.pvdata.types import StructType
 from appliance.pvdata.value import Value
 
-__all__ = ["Batch", "Octets", "decoded", "squash", "whole"]
+__all__ = ["Batch", "Octets", "answer_in_order", "decoded", "squash", "whole"]
 
 _NO_TYPES: Final = TypeReader()
 """For values that hold no ``any``: nothing in them refers to a type by an ID."""
@@ -30,7 +31,7 @@ class Octets:
         overrun: The fields that lost an earlier change, in leaf form.
     """
 
-    __slots__ = ("_squashed", "big", "bits", "body", "overrun")
+    __slots__ = ("_squashed", "_swapped", "big", "bits", "body", "overrun")
 
     def __init__(self, body: bytes, big: bool, bits: int, overrun: int = 0) -> None:
         self.body = body
@@ -38,6 +39,7 @@ class Octets:
         self.bits = bits
         self.overrun = overrun
         self._squashed: Octets | None = None
+        self._swapped: Octets | None = None
 
     @property
     def cut(self) -> int:
@@ -55,13 +57,20 @@ class Octets:
         return made
 
     def in_order(self, kind: StructType, *, big: bool) -> Octets:
-        """Return the same update in the byte order ``big``."""
+        """Return the same update in the byte order ``big``; all who need it share the result.
+
+        Each message says for itself which byte order it has, but clients of pvAccessCPP look only at what the server
+        said at the beginning.
+        """
         if big is self.big:
             return self
-        store = Value(kind).store
-        decoded(kind, self, store)
-        body = encode_update(kind, self.bits, self.overrun, store, big=big)
-        return Octets(body, big, self.bits, self.overrun)
+        made = self._swapped
+        if made is None:
+            store = Value(kind).store
+            decoded(kind, self, store)
+            body = encode_update(kind, self.bits, self.overrun, store, big=big)
+            made = self._swapped = Octets(body, big, self.bits, self.overrun)
+        return made
 
     def __repr__(self) -> str:
         return f"<Octets {len(self.body)} bits={self.bits:#x} overrun={self.overrun:#x}>"
@@ -109,6 +118,25 @@ def decoded(kind: StructType, octets: Octets, store: list[Any]) -> None:
     big = octets.big
     bits, pos = decode_bitset(body, 0, len(body), big)
     codec(kind, big).decode_partial(body, pos, len(body), bits, store, _NO_TYPES)
+
+
+def answer_in_order(kind: StructType | None, tail: bytes, *, big: bool) -> bytes:
+    """Return what follows the Status of an answer (see `events.ReplyOctets`) in the byte order ``big``; it has the other one.
+
+    Args:
+        kind: The type of the value; None if the answer of an RPC brings its own.
+        tail: The octets.
+        big: The byte order that is wanted.
+    """
+    if not tail:
+        return tail
+    if kind is None:
+        value, _ = decode_typed(tail, 0, len(tail), not big, _NO_TYPES)
+        return b"".join(encode_typed(value, big=big))
+    store = Value(kind).store
+    decoded(kind, Octets(tail, not big, 0), store)
+    bits, _ = decode_bitset(tail, 0, len(tail), not big)
+    return codec(kind, big).encode_marked(store, bits)
 
 
 def squash(kind: StructType, last: Octets, later: Octets) -> Octets:

@@ -78,17 +78,8 @@ class Outbox:
             self.chunks.append(payload)
         self.size += 8 + size
 
-    def send_parts(self, command: int, parts: list[Buffer], *, big: bool | None = None) -> None:
-        """Send a message whose payload is ``parts``; long ones are not copied.
-
-        Args:
-            command: ``CMD_*``.
-            parts: The payload.
-            big: Whether the numbers in it are big-endian; None if they are as in our other messages.
-        """
-        if big is not None and big is not self.big:
-            self._send_swapped(command, parts, big=big)
-            return
+    def send_parts(self, command: int, parts: list[Buffer]) -> None:
+        """Send a message whose payload is ``parts``; long ones are not copied."""
         size = sum(map(len, parts))
         if size <= COPY_LIMIT or (self.segment_size and size > self.segment_size):
             self.send(command, b"".join(parts))
@@ -96,15 +87,6 @@ class Outbox:
         self.chunks.append(HEADER[self.big].pack(c.MAGIC, c.VERSION, self.flags, command, size))
         self.chunks.extend(parts)
         self.size += 8 + size
-
-    def _send_swapped(self, command: int, parts: list[Buffer], *, big: bool) -> None:
-        """Send a message in the other byte order: each message says for itself which one it has."""
-        before = self.big
-        self.set_byte_order(big=big)
-        try:
-            self.send_parts(command, parts)
-        finally:
-            self.set_byte_order(big=before)
 
     def _send_segments(self, command: int, payload: bytes) -> None:
         view = memoryview(payload)

@@ -113,7 +113,6 @@ class ServerOperation:
         "context",
         "cost",
         "head",
-        "head_big",
         "head_size",
         "ioid",
         "last",
@@ -159,8 +158,7 @@ class ServerOperation:
         self.reply_sub = 0
         self.head = b""
         self.head_size = -1
-        self.head_big = False
-        """Octets and byte order of the updates or answers that ``head`` is for: see `send_octets`, `reply_octets`."""
+        """Octets of the updates or answers that ``head`` is for: see `send_octets`, `reply_octets`."""
         self.context: Any = None
         self.pipeline = False
         self.window = 0
@@ -424,30 +422,33 @@ class ServerOperation:
         outbox = self.outbox
         outbox.send_parts(self.command, [U32[outbox.big].pack(self.ioid) + bytes((sub,)), tail])
 
-    def reply_octets(self, status: Status, tail: bytes, *, big: bool) -> None:
-        """Answer the request in progress with a value that is serialised already.
+    def reply_octets(self, status: Status, tail: bytes) -> None:
+        """Answer the request in progress with a value that is serialised already, in our byte order.
 
         Args:
             status: An OK or a warning.
             tail: What follows the Status: see `events.ReplyOctets`.
-            big: Whether its numbers are big-endian: so is the message then.
         """
         if self.state is not OperationState.EXECUTING:
             return
         outbox = self.outbox
         size = len(tail)
         if size < outbox.one_piece and status is OK and not self.last:
-            if size != self.head_size or big is not self.head_big or self.sub != self.reply_sub:
-                flags = c.FLAG_SERVER | (c.FLAG_BIG_ENDIAN if big else 0)
-                self.head_size, self.head_big, self.reply_sub = size, big, self.sub
-                head = REPLY[big].pack(c.MAGIC, c.VERSION, flags, self.command, 6 + size, self.ioid, self.sub)
-                self.head = head + OK_BYTES
+            if size != self.head_size or self.sub != self.reply_sub:
+                self.head_size, self.reply_sub = size, self.sub
+                self.head = (
+                    REPLY[outbox.big].pack(
+                        c.MAGIC, c.VERSION, outbox.flags, self.command, 6 + size, self.ioid, self.sub
+                    )
+                    + OK_BYTES
+                )
             outbox.chunks.append(self.head + tail)
             outbox.size += 14 + size
             self.state = OperationState.IDLE
             return
+        big = outbox.big
         begin = U32[big].pack(self.ioid) + bytes((self.sub,)) + status.encode(big=big)
-        outbox.send_parts(self.command, [begin, tail], big=big)
+        outbox.send_parts(self.command, [begin, tail])
         self._replied()
 
     def reply_rpc(self, value: Value | None) -> None:
@@ -574,21 +575,12 @@ class ServerOperation:
             outbox.size += 13 + size
         return False
 
-    def _head(self, size: int, big: bool) -> bytes:
-        """Return what stands before an update of ``size`` octets; equal sizes have equal heads."""
-        flags = c.FLAG_SERVER | (c.FLAG_BIG_ENDIAN if big else 0)
-        self.head_size = size
-        self.head_big = big
-        self.head = REPLY[big].pack(c.MAGIC, c.VERSION, flags, c.CMD_MONITOR, 5 + size, self.ioid, 0)
-        return self.head
-
-    def send_octets(self, bodies: list[bytes], limit: int, big: bool) -> int:
-        """Send updates that are serialised already, as many as the client accepts.
+    def send_octets(self, bodies: list[bytes], limit: int) -> int:
+        """Send updates that are serialised already, in our byte order, as many as the client accepts.
 
         Args:
             bodies: What follows the sub-command of each, the oldest first.
             limit: Octets of waiting output above which nothing is sent.
-            big: Whether their numbers are big-endian: so are the messages then.
 
         Returns:
             How many of them were sent, from the first on.
@@ -611,9 +603,15 @@ class ServerOperation:
                     if self.pipeline:
                         self.window += count - sent
                     return sent
-                self.outbox.send_parts(self.command, [U32[big].pack(self.ioid) + b"\0", body], big=big)
+                self._send_reply(body, 0)
             return count
-        head = self.head if size == self.head_size and big is self.head_big else self._head(size, big)
+        if size != self.head_size:
+            # Equal sizes have equal heads.
+            self.head_size = size
+            self.head = REPLY[outbox.big].pack(
+                c.MAGIC, c.VERSION, outbox.flags, c.CMD_MONITOR, 5 + size, self.ioid, 0
+            )
+        head = self.head
         if count == 1:
             outbox.chunks.append(head + bodies[0])
             outbox.size += 13 + size
@@ -623,15 +621,14 @@ class ServerOperation:
         return count
 
     def drain_octets(self, queue: deque[Octets], limit: int) -> bool:
-        """Send updates from ``queue`` as `drain` does."""
+        """Send updates from ``queue``, which are in our byte order, as `drain` does."""
         outbox = self.outbox
         while queue:
             if self.state is not OperationState.EXECUTING or (self.pipeline and self.window <= 0):
                 return False
             if outbox.size > limit:
                 return True
-            update = queue.popleft()
-            self.send_octets([update.body], limit, update.big)
+            self.send_octets([queue.popleft().body], limit)
         return False
 
     def finish(self, status: Status = OK) -> None:

@@ -52,9 +52,11 @@ class OctetSubscription(Subscription):
         Returns:
             How many of them were sent; `post_octets` the others.
         """
+        if big is not self.wire.outbox.big:
+            return 0
         if self.queue or self.finishing or not self._stream.writable or self._owner.held is not None:
             return 0
-        sent = self.wire.send_octets(bodies, PUMP_LIMIT, big)
+        sent = self.wire.send_octets(bodies, PUMP_LIMIT)
         if sent:
             self.posted += sent
             self.octets += sent * len(bodies[0])
@@ -66,9 +68,13 @@ class OctetSubscription(Subscription):
         if self.finishing:
             return
         self.posted += 1
+        wire = self.wire
+        if octets.big is not wire.outbox.big:
+            assert wire.type is not None
+            octets = octets.in_order(wire.type, big=wire.outbox.big)
         queue = self._waiting
         waiting = len(queue)
-        if waiting >= self.wire.queue_size or (waiting and self._owner.allowance.is_full):
+        if waiting >= wire.queue_size or (waiting and self._owner.allowance.is_full):
             self._merge(octets)
             return
         queue.append(octets)

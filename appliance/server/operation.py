@@ -11,6 +11,7 @@ from typing import Any, Final
 from appliance.errors import LocalProtocolError, PVDataError
 from appliance.pva import commands as c
 from appliance.pva.credentials import Credentials
+from appliance.pva.octets import answer_in_order
 from appliance.pva.selection import encode_answer, encode_update, leaves, wire_bits
 from appliance.pva.server_operation import PreparedAnswer, ServerOperation
 from appliance.pva.states import OperationState
@@ -146,8 +147,17 @@ class Operation:
         self._flush()
 
     def reply_octets(self, status: Status, tail: bytes, *, big: bool) -> None:
-        """Answer with what another server has answered: see `ServerOperation.reply_octets`."""
-        self.wire.reply_octets(status, tail, big=big)
+        """Answer with what another server has answered: see `ServerOperation.reply_octets`.
+
+        Args:
+            status: An OK or a warning.
+            tail: What follows the Status.
+            big: Whether its numbers are big-endian.
+        """
+        wire = self.wire
+        if big is not wire.outbox.big:
+            tail = answer_in_order(wire.type, tail, big=wire.outbox.big)
+        wire.reply_octets(status, tail)
         self._flush()
 
     def reply_field(self, kind: TypeDesc) -> None:

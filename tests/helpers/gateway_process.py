@@ -9,7 +9,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,8 +72,10 @@ async def ours(folder: Path, upstream_udp: int, **more: Any) -> AsyncIterator[Ru
 
 
 @asynccontextmanager
-async def p4ps(folder: Path, upstream_udp: int, **more: Any) -> AsyncIterator[Running]:
-    """p4p's gateway; ``more`` is for its server."""
+async def p4ps(
+    folder: Path, upstream_udp: int, *, program: str = "p4p.gw", options: Sequence[str] = (), **more: Any
+) -> AsyncIterator[Running]:
+    """p4p's gateway, or another program with the same file; ``more`` is for its server."""
     tcp, udp = free_port(socket.SOCK_STREAM), free_port()
     configuration = {
         "version": 2,
@@ -93,7 +95,7 @@ async def p4ps(folder: Path, upstream_udp: int, **more: Any) -> AsyncIterator[Ru
     }
     path = folder / "gateway.conf"
     path.write_text(json.dumps(configuration))
-    async with _running(folder, ["p4p.gw", str(path)], tcp, udp) as running:
+    async with _running(folder, [program, *options, str(path)], tcp, udp) as running:
         yield running
 
 

@@ -343,6 +343,7 @@ async def test_a_put_that_cannot_be_logged_is_refused_if_the_log_is_required(tmp
         client_to(gateway) as client,
     ):
         await client.put("u:pv", 1.0)
+        assert gateway.overview.troubles() == []
         log.unlink()
         if required:
             with pytest.raises(RemoteError, match="the put log cannot be written"):
@@ -350,6 +351,8 @@ async def test_a_put_that_cannot_be_logged_is_refused_if_the_log_is_required(tmp
         else:
             await client.put("u:pv", 2.0)
         assert (await client.get("u:pv"))["value"] == (1.0 if required else 2.0)
+        ((_, trouble),) = gateway.overview.troubles()
+        assert trouble.startswith("the put log of the server side outer cannot be written: ")
     assert "the put log misses a record" in caplog.text
 
 

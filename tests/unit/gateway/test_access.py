@@ -186,6 +186,16 @@ def test_read_only_refuses_everything_but_the_gateways_own_pvs():
     assert not judge.may_bypass("x", peer()), "as with p4p"
 
 
+def test_the_gateways_own_pvs_have_the_group_that_the_pv_list_gives_and_cannot_be_hidden():
+    router = Router(PVList(".* ALLOW\nGW:a.* ALLOW CALLED\nGW:poke DENY\nGW:refs ALIAS x CALLED\n"))
+    router.reserve(["GW:asTest", "GW:poke", "GW:refs"])
+    security = load_acf("ASG(DEFAULT) { RULE(1, READ) } ASG(CALLED) { RULE(1, RPC) }", gateway=True)
+    judge = GatewayAccess("outer", ServerSide(clients=("c",)), router, security, read_only=False)
+    assert {name: judge.rights(name, peer())[:3] for name in ("GW:asTest", "GW:poke", "GW:refs")} == {
+        "GW:asTest": (True, False, True), "GW:poke": (True, False, False), "GW:refs": (True, False, False),
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("permitted", "rights"),
     [

@@ -27,7 +27,7 @@ class Reader:
         self.wire = Wire().handshake()
         self.wire.responder.init = self._init  # type: ignore[method-assign]
         self.wire.responder.execute = lambda served, argument: bench.shared.get(served.context)  # type: ignore[method-assign]
-        self.owner = SimpleNamespace(held=None)
+        self.owner = SimpleNamespace(held=None, allowance=SimpleNamespace(requests=0))
         self.operation = self.wire.open("d").operation(c.CMD_GET, request())
         self.wire.pump()
 

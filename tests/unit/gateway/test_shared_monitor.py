@@ -88,7 +88,7 @@ def test_nothing_is_decoded_while_updates_pass(monkeypatch: pytest.MonkeyPatch) 
     assert [value for value, _, _ in got(bench.clients[1])] == [1.0, 2.0] * 20
 
 
-def test_the_byte_order_of_the_server_passes_through() -> None:
+def test_a_server_of_another_byte_order_is_understood_by_every_client() -> None:
     bench = Bench().begin()
     bench.say(bench.body(5.0, big=True), big=True)
     assert got(bench.clients[0]) == [(5.0, VALUE, 0)]
@@ -204,7 +204,7 @@ def test_a_move_to_tls_keeps_the_clients() -> None:
     bench.upstream.run()
     bench.say(bench.body(2.0, LEAVES))
     assert [value for value, _, _ in got(bench.clients[0])] == [1.0, 2.0]
-    assert bench.upstream.ends == []
+    assert bench.upstream.renewals == 0
 
 
 def test_another_type_after_a_move_closes_the_channels() -> None:
@@ -213,7 +213,7 @@ def test_another_type_after_a_move_closes_the_channels() -> None:
     bench.upstream.server.responder.values["d"] = Value(StructType((("other", STRING),)))
     bench.monitor.start()
     bench.upstream.run()
-    assert bench.upstream.ends == ["the type of the PV has changed"]
+    assert bench.upstream.renewals == 1
 
 
 def test_a_lost_server_ends_it() -> None:

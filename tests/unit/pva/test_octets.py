@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from appliance.errors import DecodeError
 from appliance.pva import commands as c
 from appliance.pva.events import MonitorFinished, MonitorOctets, MonitorUpdate, OperationReply, ReplyOctets
-from appliance.pva.octets import Batch, Octets, decoded, squash, whole
+from appliance.pva.octets import Batch, Octets, answer_in_order, decoded, squash, whole
 from appliance.pva.selection import encode_update
 from appliance.pva.status import OK, Status
+from appliance.pva.typed import encode_typed
 from appliance.pvdata import ANY, FLOAT64, INT32, STRING, StructType, Value, codec
 from appliance.server.operation import Update
 from tests.helpers.wire import (
@@ -235,30 +236,24 @@ BODY = [b"\x01\x02" + bytes(7) + bytes((n,)) + b"\0" for n in range(5)]
 
 
 @pytest.mark.parametrize("big", [False, True])
-def test_many_updates_leave_as_they_are_in_whatever_byte_order(big):
-    wire = Wire().handshake()
+def test_many_updates_leave_as_they_are(big):
+    wire = Wire(big=big).handshake()
     operation, served = subscribed(wire)
-    assert served.send_octets(BODY, 1 << 20, big) == 5
-    assert served.outbox.size == 5 * (13 + len(BODY[0]))
-    expected = [
-        frame(c.CMD_MONITOR, u32(operation.ioid, big) + b"\0" + body, server=True, big=big) for body in BODY
-    ]
-    assert take(wire.server) == b"".join(expected)
-    mixed = [BODY[0], b"\x01\x10\x03abc\0", BODY[1]]
-    assert served.send_octets(mixed, 1 << 20, big) == 3
-    expected = [
-        frame(c.CMD_MONITOR, u32(operation.ioid, big) + b"\0" + body, server=True, big=big) for body in mixed
-    ]
-    assert take(wire.server) == b"".join(expected)
-    assert served.outbox.big is False, "other messages keep their byte order"
+    for bodies in (BODY, [BODY[0]], [BODY[0], b"\x01\x10\x03abc\0", BODY[1]], BODY[:2]):
+        assert served.send_octets(bodies, 1 << 20) == len(bodies)
+        assert served.outbox.size == sum(13 + len(body) for body in bodies)
+        assert take(wire.server) == b"".join(
+            frame(c.CMD_MONITOR, u32(operation.ioid, big) + b"\0" + body, server=True, big=big)
+            for body in bodies
+        )
 
 
 @pytest.mark.parametrize("segment_size", [0, 4000])
 def test_a_large_update_is_not_copied_into_its_message(segment_size):
-    wire = Wire(segment_size=segment_size).handshake()
+    wire = Wire(big=True, segment_size=segment_size).handshake()
     _, served = subscribed(wire)
     body = b"\x01\x10\xfe" + u32(6000, True) + bytes(6000) + b"\0"
-    assert served.send_octets([body], 1 << 20, True) == 1
+    assert served.send_octets([body], 1 << 20) == 1
     if not segment_size:
         assert served.outbox.chunks[-1] is body
     (event,) = feed(wire.client, take(wire.server))
@@ -269,29 +264,43 @@ def test_a_pipeline_and_a_full_outbox_stop_it():
     wire = Wire().handshake()
     operation, served = subscribed(wire, window=4, text="record[pipeline=true,queueSize=4]")
     assert served.window == 3, "the first value took one"
-    assert served.send_octets(BODY, 1 << 20, False) == 3
-    assert served.send_octets(BODY, 1 << 20, False) == 0
+    assert served.send_octets(BODY, 1 << 20) == 3
+    assert served.send_octets(BODY, 1 << 20) == 0
     operation.acknowledge(9)
     wire.pump()
-    assert served.send_octets(BODY, -1, False) == 0
-    assert served.send_octets([BODY[0], b"\x01\x10\x03abc\0"], 1 << 20, False) == 2
+    assert served.send_octets(BODY, -1) == 0
+    assert served.send_octets([BODY[0], b"\x01\x10\x03abc\0"], 1 << 20) == 2
     operation.stop()
     wire.pump()
-    assert served.send_octets(BODY, 1 << 20, False) == 0
+    assert served.send_octets(BODY, 1 << 20) == 0
 
 
 @pytest.mark.parametrize("big", [False, True])
-def test_an_answer_leaves_in_its_own_byte_order(big):
-    wire = Wire().handshake()
+@pytest.mark.parametrize("status", [OK, Status(1, "careful")])
+def test_an_answer_leaves_as_it_is(big, status):
+    wire = Wire(big=big).handshake()
     operation = wire.open("d").operation(c.CMD_GET, request())
     wire.pump()
-    wire.responder.execute = lambda served, argument: served.reply_octets(
-        Status(1, "careful"), b"\x01\x02" + (b"\x01" + bytes(7))[:: 1 if big else -1], big=big
-    )
-    operation.get()
-    (event,) = wire.pump()
-    assert event.status == Status(1, "careful")
-    assert event.value["value"] == codec(FLOAT64, True).decode(b"\x01" + bytes(7), 0, 8, wire.client.types)[0]
+    value = Value(SCALAR)
+    value["value"] = 2.5
+    tail = codec(SCALAR, big).encode_marked(value.store, 2)
+    wire.responder.execute = lambda served, argument: served.reply_octets(status, tail)
+    for _ in range(2):
+        operation.get()
+        (event,) = wire.pump()
+        assert (event.status, event.value["value"]) == (status, 2.5)
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_an_answer_in_the_other_byte_order_is_written_anew(big):
+    """pvAccessCPP does not look at the byte order of single messages."""
+    value = Value(KIND, {"a": 1.5, "b": 2, "c": "x"})
+    for bits in (1, 2, 12):
+        tails = [codec(KIND, order).encode_marked(value.store, bits) for order in (big, not big)]
+        assert answer_in_order(KIND, tails[0], big=not big) == tails[1]
+    typed = [b"".join(encode_typed(value, big=order)) for order in (big, not big)]
+    assert answer_in_order(None, typed[0], big=not big) == typed[1]
+    assert answer_in_order(None, b"", big=big) == b""
 
 
 # -- squashing -----------------------------------------------------------------------------------------
@@ -316,7 +325,9 @@ def test_squashed_octets_say_what_squashed_updates_say(first, changes):
         update, octets = update.squash(later), squash(KIND, octets, came)
         assert (octets.bits, octets.overrun) == (update.bits, update.overrun)
         assert octets.body == update.encoded(LEAVES, octets.big)
-    assert octets.in_order(KIND, big=True).body == update.encoded(LEAVES, True)
+    swapped = octets.in_order(KIND, big=True)
+    assert swapped.body == update.encoded(LEAVES, True)
+    assert octets.in_order(KIND, big=True) is swapped, "all who need it share it"
 
 
 def test_a_squash_of_the_same_fields_decodes_nothing(monkeypatch):

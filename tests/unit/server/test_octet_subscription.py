@@ -22,10 +22,20 @@ def batch(*values: float, bits: int = VALUE, big: bool = False) -> Batch:
     return Batch(bodies, big, bits)
 
 
-@pytest.mark.parametrize("big", [False, True])
-def test_updates_leave_at_once_if_nothing_waits(big: bool) -> None:
+def test_updates_in_the_other_byte_order_are_written_anew_once_for_all() -> None:
+    one, two = Subscriber(), Subscriber()
+    came = batch(1.0, 2.0, big=True)
+    for bench in (one, two):
+        bench.forward(came)
+    assert one.subscription.queue[0] is two.subscription.queue[0]
+    for bench in (one, two):
+        bench.send_waiting()
+        assert bench.got() == [(1.0, VALUE, 0), (2.0, VALUE, 0)]
+
+
+def test_updates_leave_at_once_if_nothing_waits() -> None:
     bench = Subscriber()
-    sent = batch(1.0, 2.0, 3.0, big=big)
+    sent = batch(1.0, 2.0, 3.0)
     flushes = bench.flushes
     bench.forward(sent)
     assert bench.flushes == flushes + 1
