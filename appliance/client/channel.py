@@ -102,6 +102,11 @@ class ChannelRequest:
         self.waiter = waiter
         self.operation: ClientOperation | None = None
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether the loss of the connection would lose something, so that a move to TLS has to wait."""
+        return not self.LASTS
+
     def start(self) -> None:
         """Send the first message: the channel is active."""
         raise NotImplementedError

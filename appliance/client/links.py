@@ -309,7 +309,7 @@ class Links:
         """Close a plain link when no request is in progress; such a request would be lost or executed twice."""
         if self.by_address.get(link.address) is not link or link.stream is None or self._end.tls is None:
             return
-        busy = any(not request.LASTS for channel in link.channels for request in channel.requests)
+        busy = any(request.is_busy for channel in link.channels for request in channel.requests)
         if busy and self._end.now() < latest:
             self._end.clock.call_later(self._end.timings.upgrade_check_s, self._give_up_plain, link, latest)
         else:

@@ -56,6 +56,11 @@ class OwnRequest(ChannelRequest):
         self._act: Act | None = None
         """The client's request, which waits until the operation at the server is initialised anew."""
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request waits for its answer; between two requests nothing would be lost."""
+        return self.waits or not self._answered
+
     # -- from the client -----------------------------------------------------------------------------
 
     def get(self, operation: Operation) -> None:
@@ -171,6 +176,7 @@ class OwnRequest(ChannelRequest):
             if wire.type != self.kind:
                 self._done()
                 self._fail("the type of this PV has changed; open the channel again")
+                self._upstream.renew()
             elif act is not None:
                 self._send(wire, act)
             return

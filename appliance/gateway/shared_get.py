@@ -201,6 +201,7 @@ class SharedGet(ChannelRequest):
         if self.kind is not None and kind != self.kind:
             self._abandon()
             self._end("the type of this PV has changed; open the channel again")
+            self._upstream.renew()
             return
         self.kind = kind
         opening, self._opening = self._opening, {}

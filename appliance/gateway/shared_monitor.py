@@ -209,7 +209,7 @@ class SharedMonitor(ChannelRequest):
                 self._welcome(subscription, kind)
         elif kind != self.kind:
             # After a move from plain TCP to TLS the clients have kept their channels: they must not get another type.
-            self._upstream.end("the type of the PV has changed")
+            self._upstream.renew()
             return
         wire.start()
 

@@ -203,11 +203,21 @@ class Upstream(PVAccount):
         for request in list(self.channel.requests):
             if request is not self._keep:
                 request.disconnected(why)
+        self._close_channels()
+        self.owner.lost(self)
+
+    def renew(self) -> None:
+        """Close all clients' channels: the server is there, but the name has another type. They open it again."""
+        for request in list(self.channel.requests):
+            if request is not self._keep:
+                request.cancel()
+        self._close_channels()
+
+    def _close_channels(self) -> None:
         self.gets.clear()
         self.monitors.clear()
         for handler in self.handlers.values():
             handler.lost()
-        self.owner.lost(self)
 
     def give_up(self) -> None:
         """Stop using the name."""
