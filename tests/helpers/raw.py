@@ -29,6 +29,17 @@ def claimed(user: str) -> bytes:
     )
 
 
+def _encoded(request: str) -> bytes:
+    if not request:
+        return _EMPTY_REQUEST
+    from appliance.pva.typed import encode_typed
+    from appliance.pvdata.pvrequest import PVRequest
+    from appliance.pvdata.value import Value
+
+    parsed = PVRequest(request)
+    return b"".join(encode_typed(Value.from_store(parsed.type, parsed.store), big=False))
+
+
 class RawClient:
     """One validated connection, read only when a test reads."""
 
@@ -111,12 +122,12 @@ class RawClient:
                 assert body[8] == 0xFF, body
                 return int(struct.unpack_from("<II", body)[1])
 
-    async def get_init(self, name: str) -> bytes:
-        """Initialise a GET; what it gives is the message that asks once."""
+    async def get_init(self, name: str, request: str = "") -> bytes:
+        """Initialise a GET, with a pvRequest in words; what it gives is the message that asks once."""
         sid = await self.channel(name)
         ioid = self._next
         self._next += 1
-        await self.send(message(10, struct.pack("<IIB", sid, ioid, 8) + _EMPTY_REQUEST))
+        await self.send(message(10, struct.pack("<IIB", sid, ioid, 8) + _encoded(request)))
         while (await self.message())[0] != 10:
             pass
         return message(10, struct.pack("<IIB", sid, ioid, 0))
