@@ -113,7 +113,7 @@ class GatewayAccess:
         else:
             _log.info(
                 "access security file %s: its rules apply to writing only, as in p4p's gateway; to apply them to reading too, "
-                "set servers.%s.enforce_read to true",
+                "set servers.%s.enforce_read to true in the YAML file",
                 self.security.file,
                 self.name,
             )

@@ -17,7 +17,7 @@ from appliance.version import __version__
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
-__all__ = ["GAUGES", "METRICS", "Sample", "serve_metrics"]
+__all__ = ["GAUGES", "METRICS", "NAMES", "Sample", "serve_metrics"]
 
 _PATIENCE_S: Final = 5.0
 """Seconds that a request waits for the event loop."""
@@ -56,6 +56,8 @@ GAUGES: Final = (
     ("pvagw_health", "0 OK, 1 DEGRADED, 2 BAD, as the PV health has it.", "health"),
 )
 """Gauges: the name, the meaning, the field of `Sample`."""
+NAMES: Final = ("pvagw_names", "Names that the gateway knows.", ("active", "inactive", "unconnected"))
+"""A gauge for each state of a name: the name, the meaning, the states, which are fields of `Counts`."""
 
 
 class _Collector:
@@ -81,8 +83,9 @@ class _Collector:
             yield CounterMetricFamily(name, meaning, getattr(sample.totals, field))
         for name, meaning, field in GAUGES:
             yield GaugeMetricFamily(name, meaning, getattr(sample, field))
-        names = GaugeMetricFamily("pvagw_names", "Names that the gateway knows.", labels=["state"])
-        for state in ("active", "inactive", "unconnected"):
+        metric, meaning, states = NAMES
+        names = GaugeMetricFamily(metric, meaning, labels=["state"])
+        for state in states:
             names.add_metric([state], getattr(sample.counts, state))
         yield names
 

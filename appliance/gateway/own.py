@@ -9,7 +9,7 @@ from appliance.client.channel import ChannelRequest, ChannelState
 from appliance.errors import ApplianceError
 from appliance.gateway.accounts import InFlight
 from appliance.gateway.putlog import Watched
-from appliance.gateway.upstream import NOBODY, Upstream
+from appliance.gateway.upstream import NOBODY, TOO_SLOW, Upstream
 from appliance.pva import commands as c
 from appliance.pva.client_operation import ClientOperation
 from appliance.pva.events import ReplyOctets
@@ -198,7 +198,19 @@ class OwnRequest(ChannelRequest):
             if not event.status.ok:
                 self._untrap(event.status.message or "the server gave no reason")
             self.trapped = None
+        if self._too_slow():
+            return
         self.asked.reply_octets(event.status, event.tail, big=event.big)
+
+    def _too_slow(self) -> bool:
+        """Answer without the value if too much waits for the client already."""
+        asked = self.asked
+        if not asked.is_behind:
+            return False
+        asked.fail(
+            TOO_SLOW if asked.command == c.CMD_GET else f"it was done, but its answer is not sent: {TOO_SLOW}"
+        )
+        return True
 
     def reply(self, status: Status, value: Value | None) -> None:
         """Answer the client."""
@@ -210,6 +222,8 @@ class OwnRequest(ChannelRequest):
             return
         self.trapped = None
         if wire is not None and wire.wants_value:
+            if self._too_slow():
+                return
             before = asked.wire.outbox.size
             if asked.command == c.CMD_RPC:
                 asked.reply(value)

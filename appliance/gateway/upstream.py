@@ -12,7 +12,16 @@ from appliance.pvdata.pvrequest import OPTIONS
 from appliance.pvdata.types import STRING, StructType, TypeDesc
 from appliance.pvdata.value import Value
 
-__all__ = ["NOBODY", "Dependent", "Opening", "Upstream", "UpstreamOwner", "request_key", "with_options"]
+__all__ = [
+    "NOBODY",
+    "TOO_SLOW",
+    "Dependent",
+    "Opening",
+    "Upstream",
+    "UpstreamOwner",
+    "request_key",
+    "with_options",
+]
 
 
 MOVE_S: Final = 1.0
@@ -35,6 +44,9 @@ class _Nobody(Waiter):
 
 
 NOBODY: Final = _Nobody()
+TOO_SLOW: Final = (
+    "too many answers wait for your client already, which reads too slowly; read them before you ask for more"
+)
 
 
 class UpstreamOwner(Protocol):

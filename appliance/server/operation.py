@@ -146,6 +146,16 @@ class Operation:
         wire.reply_tail_once(tail)
         self._flush()
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether so much waits for the client that no large answer may be added.
+
+        A client whose requests are answered at once is not read any more before it comes to this. Answers of other servers
+        come later, when many requests were read already.
+        """
+        channel = self.channel
+        return channel.stream.waiting > channel.owner.allowance.most_waiting
+
     def reply_octets(self, status: Status, tail: bytes, *, big: bool) -> None:
         """Answer with what another server has answered: see `ServerOperation.reply_octets`.
 

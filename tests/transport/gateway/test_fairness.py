@@ -86,6 +86,34 @@ async def test_a_client_that_stops_reading_is_bounded_and_named_and_others_get_e
     assert waiting.waiting == 0
 
 
+@pytest.mark.parametrize("how", ["shared", "of its own"])
+async def test_answers_for_a_client_that_does_not_read_are_bounded(how: str):
+    pvs = {f"image:{number}": images() for number in range(40)}
+    async with (
+        served(pvs) as server,
+        gateway_to(server, bounds={"client_octets": "1MiB"}) as gateway,
+        client_to(gateway) as client,
+        await RawClient.connect(server_of(gateway).tcp_port, receive_buffer=4096) as slow,
+    ):
+        request = "" if how == "shared" else "record[cache=false]"
+        asks = [await slow.get_init(name, request) for name in pvs]
+        (peer,) = server_of(gateway).peers.values()
+        slow.pause()
+        await slow.send(b"".join(asks))  # all are read before the first answer comes
+        async with asyncio.timeout(20):
+            while len({rate.name for rate in (await gateway.overview.rates()).us_pvs.rx}) == 0:
+                await asyncio.sleep(0)
+            while gateway.flight.count or any(
+                shared._under_way
+                for upstream in gateway.clients["inner"]
+                for shared in upstream.gets.values()
+            ):
+                await asyncio.sleep(0)
+        assert peer.stream.waiting < (1 << 20) + 2 * IMAGE
+        assert (await client.get("image:7"))["value"][0] == 0
+        assert len((await client.get("image:8"))["value"]) == IMAGE
+
+
 async def test_a_storm_of_requests_leaves_others_their_share():
     async with (
         served({"a": double(), "b": double(2.0)}) as server,

@@ -117,7 +117,7 @@ def test_every_command_line_and_every_file_has_its_place() -> None:
     placed = {(found["what"], found["name"]) for found in reference_pages.MARKED.finditer(there)}
     assert placed == {("help", program) for program in reference_pages.PARSERS} | {
         ("keys", program) for program in reference_pages.FILES
-    }
+    } | {("pvs", "pvagw"), ("metrics", "pvagw")}
 
 
 def test_every_entry_point_has_a_reference_page() -> None:
