@@ -147,3 +147,18 @@ async def test_peers_write_and_call_through_the_gateway(peer: Peer, gateway: Gat
     if is_p4p:
         assert (await peer.do("rpc", pv="p4p:call:add", lhs=1, rhs=2.5))["value"] == 3.5
     assert (await peer.do("rpc", pv="pvapy:add", lhs=1.0, rhs=2.5))["value"] == 3.5
+
+
+async def test_a_put_get_of_pvapy_through_the_gateway(gateway: Gateway, udp: int) -> None:
+    """What it writes and what it reads can be of different types."""
+    with Peer("pvapy_client.py", environ=client_environment(udp)) as peer:
+        for request, answer in (
+            ("putField(value)getField(value)", {"value": 3.5}),
+            ("putField(value)getField()", {"value": 3.5}),
+        ):
+            assert await peer.do("put_get", pv="pvapy:double", value=3.5, request=request) == answer
+        other = "putField(value.index)getField(value.choices)"
+        assert await peer.do("put_get", pv="pvapy:enum", value=1, request=other) == {
+            "value": {"choices": ["OFF", "ON"]}
+        }
+        await peer.do("put", pv="pvapy:double", value=1.5)
