@@ -41,6 +41,8 @@ class Gateway:
 
     def __init__(self, config: GatewayConfig, sides: Sides) -> None:
         self.config = config
+        self._started = config
+        """The configuration at the start: what a reload cannot change is as it says."""
         self.sides = sides
         self.clients: dict[str, Upstreams] = {}
         self.servers: dict[str, Downstream] = {}
@@ -193,7 +195,7 @@ class Gateway:
 
     def _fixed(self, config: GatewayConfig) -> Iterable[str]:
         """Return the keys that differ and that cannot change while the gateway runs."""
-        old = self.config
+        old = self._started
         for kind, before, after in (
             ("clients", old.clients, config.clients),
             ("servers", old.servers, config.servers),

@@ -392,6 +392,31 @@ async def test_refusals_are_in_the_log(tmp_path, caplog):
     assert found == [("write", "u:pv", USER, "outer"), ("rpc", "u:pv", USER, "outer")]
 
 
+async def test_a_client_that_is_refused_again_and_again_does_not_fill_the_log(tmp_path, caplog, monkeypatch):
+    caplog.set_level(logging.WARNING)
+    more = rules(tmp_path, "ASG(DEFAULT) { RULE(1, READ) }")
+
+    async def refused() -> None:
+        with pytest.raises(AccessDeniedError):
+            await client.put("u:pv", 1.0)
+
+    def lines() -> list[str]:
+        return [
+            record.message for record in caplog.records if getattr(record, "event", "") == "access-refused"
+        ]
+
+    async with served({"u:pv": callee()}) as server, gateway_to(server, **more) as gateway:
+        async with client_to(gateway) as client:
+            for _ in range(20):
+                await refused()
+            assert len(lines()) == 1
+            monkeypatch.setattr("appliance.gateway.putlog._TOLD_FOR_S", 0.0)
+            await refused()
+            assert lines()[1:] == [lines()[1]]
+            assert lines()[1].endswith("access to u:pv, and 19 more times since the last such line")
+            assert server_of(gateway).access.refusals == 21
+
+
 # -- files that are expensive to match -----------------------------------------------------------------
 
 
