@@ -213,28 +213,28 @@ class ForwardedPV(Handler):
         assert isinstance(subscription, OctetSubscription)
         upstream = self.upstream
         options = request_options(subscription.request)
-        key: object
-        if truth(options.get("cache")) is False:
-            if not self._terms.may_bypass(subscription.name, subscription.peer):
-                subscription.channel.refused("uncached")
-                subscription.fail(_UNCACHED)
-                return
-            key = subscription
-            request = with_options(subscription.request, frozenset({"pipeline"}), {})
-        else:
-            plain = with_options(subscription.request, _OURS, {})
+        key: object = subscription
+        plain = subscription.request
+        if truth(options.get("cache")) is not False:
+            plain = with_options(plain, _OURS, {})
             key = request_key(plain)
+        elif not self._terms.may_bypass(subscription.name, subscription.peer):
+            subscription.channel.refused("uncached")
+            subscription.fail(_UNCACHED)
+            return
+        known: SharedMonitor | None = upstream.monitors.get(key)
+        if known is not None:
+            subscription.state = known
+            known.subscribe(subscription)
+            return
+        if key is subscription:
+            request = with_options(plain, frozenset({"pipeline"}), {})
+        else:
             size = max(self._terms.queue_size, subscription.queue_size)
             request = with_options(plain, _OURS, {"queueSize": str(size)})
-        shared = upstream.monitors.get(key)
-        if shared is None:
-            shared = upstream.monitors[key] = SharedMonitor(upstream, key, request)
-            subscription.state = shared
-            shared.subscribe(subscription)
-            upstream.channel.add(shared)
-            return
-        subscription.state = shared
+        subscription.state = shared = upstream.monitors[key] = SharedMonitor(upstream, key, request)
         shared.subscribe(subscription)
+        upstream.channel.add(shared)
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """Leave the subscription at the server; the last client ends it."""
