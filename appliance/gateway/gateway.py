@@ -7,12 +7,13 @@ import logging
 import socket
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
-from typing import Final
+from typing import Any, Final
 
 from appliance.certmon.endpoints import open_client, open_server
 from appliance.config.address import parse_endpoints
 from appliance.errors import ConfigurationError
 from appliance.gateway.accounts import InFlight
+from appliance.gateway.certificates import PlainWay
 from appliance.gateway.config import GatewayConfig, Sides
 from appliance.gateway.downstream import Downstream
 from appliance.gateway.files import read_files
@@ -121,13 +122,19 @@ class Gateway:
 
     async def _start_client(self, name: str, guids: frozenset[bytes]) -> None:
         side = self.config.clients[name]
-        context = await self._stack.enter_async_context(
-            open_client(
-                self.sides.clients[name],
-                ignore_guids=guids,
-                ignore_servers=await _addresses(f"clients.{name}.ignore_servers", side.ignore_servers),
-            )
-        )
+        ignored: dict[str, Any] = {
+            "ignore_guids": guids,
+            "ignore_servers": await _addresses(f"clients.{name}.ignore_servers", side.ignore_servers),
+        }
+        effective = self.sides.clients[name]
+        context = await self._stack.enter_async_context(open_client(effective, **ignored))
+        config = effective.config
+        if config.tls_keychain and not config.tls_options.tls_required:
+            plain = PlainWay(config, **ignored)
+            self._stack.push_async_callback(plain.close)
+            for server in self.servers.values():
+                if server.side.clients[:1] == (name,):
+                    server.certificates.plain = plain
         upstreams = Upstreams(name, context, self.config.bounds, self.promises, side.queue_size)
         self._stack.callback(upstreams.close)
         self.clients[name] = upstreams
