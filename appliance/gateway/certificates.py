@@ -13,6 +13,7 @@ from appliance.client.context import Context
 from appliance.config.pva import ClientConfig
 from appliance.errors import ApplianceError, RemoteError
 from appliance.pva import commands as c
+from appliance.pvdata.types import StructType
 from appliance.pvdata.value import Value
 from appliance.server.operation import Operation
 
@@ -25,6 +26,7 @@ _TIMEOUT_S: Final = 30.0
 
 _KINDS: Final = ("CREATE", "STATUS", "LIST")
 """The service's PVs that do something for who is permitted to, behind the prefix of the site."""
+_IA5STRING: Final = "\x16"
 _PER_MINUTE: Final = 10.0
 """Requests for certificates of one host that pass without a relay; for the service they all come from the gateway."""
 
@@ -37,6 +39,11 @@ class _Names:
         self._longer = tuple(f"{name}:" for name in self._exact)
 
     def __contains__(self, name: str) -> bool:
+        if name[:1] == _IA5STRING:
+            # The service also answers to a status PV's name as peers of 2025 read it in certificates.
+            from appliance.certs.x509 import canonical_pv_name
+
+            name = canonical_pv_name(name)
         return name in self._exact or name.startswith(self._longer)
 
 
@@ -80,15 +87,17 @@ class CertificateNames:
             return ""
         if command != c.CMD_RPC or "CREATE" not in name.split(":"):
             return self._end_to_end(name)
+        if argument is not None and _has_secret(argument):
+            return self._end_to_end(name)
         from appliance.authn.ccr import parse_request
 
         try:
             request = parse_request(argument)
-        except ApplianceError:
-            return ""  # the service says what is wrong with it
+        except ApplianceError as error:
+            return str(error) if as_gateway else ""  # the service would say the same
         if not request.pub_key:
             return ""  # the trust anchor is for everybody
-        if request.token or (as_gateway and self.plain is None):
+        if request.type != "std" or (as_gateway and self.plain is None):
             return self._end_to_end(name)
         wait_s = self._limiter.take(peer_key(peer))
         return retry_sentence(wait_s) if wait_s else ""
@@ -113,6 +122,25 @@ class CertificateNames:
             else "this gateway has no relay for that; ask its administrator, or connect to the service itself"
         )
         return f"{name[:128]} needs TLS from you to the certificate service itself: {how}"
+
+
+def _has_secret(argument: Value) -> bool:
+    """Whether a request has more for its verifier than the proof that the requester holds the key."""
+    from appliance.authn.proof import PROOF_FIELD
+
+    query: Any = argument.get("query") if "query" in argument else argument
+    if not isinstance(getattr(query, "type", None), StructType) or "verifier" not in query:
+        return False
+    verifier: Any = query.get("verifier")
+    kind = getattr(verifier, "type", None)
+    if not isinstance(kind, StructType):
+        return True  # no form that anybody knows
+    for name, _ in kind.fields:
+        if name != PROOF_FIELD:
+            content = verifier[name]
+            if len(content) if hasattr(content, "__len__") else content:
+                return True
+    return False
 
 
 def _has_key(argument: Value | None) -> bool:
