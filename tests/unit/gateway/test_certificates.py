@@ -17,13 +17,13 @@ PEER = "192.0.2.7:40000"
 def refusal(
     name: str, command: int, argument: Value | None = None, *, as_gateway: bool = False, relay: bool = True
 ) -> str:
-    names = CertificateNames("CERT", ("CERT:CREATE", "CERT:STATUS") if relay else ())
+    names = CertificateNames(["CERT"], ("CERT:CREATE", "CERT:STATUS") if relay else ())
     assert names.covers(name)
     return names.refuses(name, command, argument, PEER, as_gateway=as_gateway)
 
 
 def test_names_are_covered_with_what_follows_a_colon_and_nothing_else() -> None:
-    names = CertificateNames("SITE", ("LAB:CERT:CREATE",))
+    names = CertificateNames(["SITE"], ("LAB:CERT:CREATE",))
     for name in (
         "SITE:CREATE",
         "SITE:STATUS:0123abcd:1",
@@ -62,6 +62,10 @@ def test_a_token_and_a_key_under_the_gateways_identity_are_not_passed_on() -> No
         assert "needs TLS from you" in why
         assert "secret" not in why
     assert "needs TLS from you" in refusal("CERT:CREATE:0123abcd", c.CMD_RPC, ccr("gateway"), as_gateway=True)
+    names = CertificateNames(["CERT"])
+    assert names.refuses("CERT:CREATE", c.CMD_RPC, ccr("one"), PEER, as_gateway=True, plain=True) == ""
+    assert names.refuses("CERT:CREATE", c.CMD_RPC, token, PEER, as_gateway=True, plain=True)
+    assert names.refuses("CERT:CREATE", c.CMD_RPC, None, PEER, as_gateway=True, plain=True)
 
 
 def test_the_trust_anchor_passes_to_the_service() -> None:
@@ -100,7 +104,7 @@ def test_secrets_of_other_authenticators_are_not_passed_on_either(secret: tuple[
 def test_requests_without_a_secret_pass_where_the_gateway_proves_nothing_and_each_host_has_its_share() -> (
     None
 ):
-    names = CertificateNames("CERT")
+    names = CertificateNames(["CERT"])
     for _ in range(10):
         assert names.refuses("CERT:CREATE", c.CMD_RPC, ccr(), PEER, as_gateway=False) == ""
     assert "rate limited" in names.refuses("CERT:CREATE", c.CMD_RPC, ccr(), PEER, as_gateway=False)
