@@ -101,11 +101,16 @@ class Gateway:
             self._follow_inputs(server)
             await self._start_server(server)
             server.access.report(files.servers[server.name].pvlist)
-        self.overview.checks.append(self._put_log_troubles)
+        self.overview.checks += [self._put_log_troubles, self._relay_troubles]
         await self.status.start()
         self._stack.push_async_callback(self.status.stop)
         if self.config.metrics.port:
             self._serve_metrics()
+
+    def _relay_troubles(self) -> Iterable[tuple[int, str]]:
+        for server in self.servers.values():
+            if server.relay is not None and server.relay.trouble:
+                yield DEGRADED, server.relay.trouble
 
     def _put_log_troubles(self) -> Iterable[tuple[int, str]]:
         for name, server in self.servers.items():
@@ -153,6 +158,7 @@ class Gateway:
         if downstream.relay is not None:
             self._stack.callback(downstream.relay.close)
             await downstream.relay.start(self.clients[side.clients[0]].context)
+            self.overview.add_relay(downstream.relay.splices)
         status_client = side.status_client or next(iter(side.clients), "")
         server = await self._stack.enter_async_context(
             open_server(

@@ -15,12 +15,15 @@ from appliance.gateway.upstream import Upstream
 from appliance.gateway.upstreams import Upstreams
 from appliance.server.peer import Peer
 from appliance.server.server import Server
+from appliance.transport.splice import Splice, Splices
 from appliance.transport.stream import StreamLink
 
 __all__ = ["Overview"]
 
 SLICE: Final = 2000
 """Names and subscriptions whose counts are read in one turn of the event loop."""
+RELAYED: Final = "(relay)"
+"""The account of connections that are passed on unread."""
 OVERLOAD_S: Final = 60.0
 """Seconds that ``health`` remembers lost updates for."""
 
@@ -44,6 +47,7 @@ class Overview:
         self._clients: list[Upstreams] = []
         self._servers: list[tuple[str, Server]] = []
         self._routers: list[Router] = []
+        self._relays: list[Splices] = []
         self._streams: dict[StreamLink, str] = {}
         """The connections to servers that were seen last."""
         self._slow: tuple[Slow, ...] = ()
@@ -62,6 +66,14 @@ class Overview:
         self._routers.append(router)
         server.on_ended = self._peer_gone
 
+    def add_relay(self, splices: Splices) -> None:
+        """Count what a relay passes on from now on."""
+        self._relays.append(splices)
+        splices.on_ended = self._splice_gone
+
+    def _splice_gone(self, splice: Splice) -> None:
+        self.accounts.client_gone(_of_splice(splice))
+
     def _name_gone(self, upstream: Upstream) -> None:
         self.accounts.fold(((upstream.name, upstream),))
 
@@ -75,6 +87,9 @@ class Overview:
         for _, server in self._servers:
             for peer in server.peers.values():
                 yield _of_peer(peer)
+        for relay in self._relays:
+            for splice in relay.open:
+                yield _of_splice(splice)
 
     def servers(self) -> Iterator[Connection]:
         """Return the connections to all servers."""
@@ -209,6 +224,10 @@ class Overview:
                 yield BAD, f"the server side {name} is in standby: it answers nobody"
             elif server.config.tls_keychain and server.tls is None:
                 yield DEGRADED, f"the server side {name} has no usable certificate"
+
+
+def _of_splice(splice: Splice) -> Connection:
+    return Connection(splice, str(splice.peer), RELAYED, tx=splice.server.octets, rx=splice.client.octets)
 
 
 def _of_peer(peer: Peer) -> Connection:
