@@ -52,7 +52,7 @@ class Gateway:
         self.new_names = NewNames(bounds.new_names_per_host, loop.time)
         self.promises = Promises(bounds.promise_s, loop.time)
         self.flight = InFlight(bounds.most_octets)
-        self.overview = Overview()
+        self.overview = Overview(self.flight, self.new_names)
         self.status = Status(self.overview)
 
     async def start(self) -> None:

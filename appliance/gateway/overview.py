@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from appliance.gateway.accounts import Accounts, Connection, Counts, Rates, Slow, Totals
+from appliance.gateway.accounts import Accounts, Connection, Counts, InFlight, Rates, Slow, Totals
+from appliance.gateway.names import NewNames
 from appliance.gateway.report import BAD, DEGRADED
 from appliance.gateway.route import Router
 from appliance.gateway.upstream import Upstream
@@ -19,8 +20,8 @@ from appliance.transport.stream import StreamLink
 
 __all__ = ["Overview"]
 
-SLICE: Final = 1000
-"""Names whose counts are read in one turn of the event loop."""
+SLICE: Final = 2000
+"""Names and subscriptions whose counts are read in one turn of the event loop."""
 RELAYED: Final = "(relay)"
 """The account of connections that are passed on unread."""
 OVERLOAD_S: Final = 60.0
@@ -28,9 +29,16 @@ OVERLOAD_S: Final = 60.0
 
 
 class Overview:
-    """Looks at the sides of a gateway, and keeps its accounts."""
+    """Looks at the sides of a gateway, and keeps its accounts.
 
-    def __init__(self) -> None:
+    Args:
+        flight: Counts the requests that wait for answers of servers.
+        new_names: Bounds the names that one host may ask for.
+    """
+
+    def __init__(self, flight: InFlight, new_names: NewNames) -> None:
+        self.flight = flight
+        self.new_names = new_names
         self._loop = asyncio.get_running_loop()
         self.accounts = Accounts(self._loop.time())
         self.started = time.time()
@@ -104,14 +112,14 @@ class Overview:
 
     async def rates(self) -> Rates:
         """Return what happened since the last call; other connections are served meanwhile."""
+        looked = 0
         for side in self._clients:
-            known = list(side)
-            for start in range(0, len(known), SLICE):
-                part = known[start : start + SLICE]
-                for upstream in part:
-                    upstream.settle()
-                self.accounts.fold((upstream.name, upstream) for upstream in part)
-                await asyncio.sleep(0)
+            for upstream in list(side):
+                looked += 1 + upstream.settle()
+                self.accounts.fold(((upstream.name, upstream),))
+                if looked >= SLICE:
+                    looked = 0
+                    await asyncio.sleep(0)
         now = self._loop.time()
         servers = list(self.servers())
         rates = self.accounts.rates(now, servers, self.clients())
