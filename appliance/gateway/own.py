@@ -9,7 +9,7 @@ from appliance.client.channel import ChannelRequest, ChannelState
 from appliance.errors import ApplianceError
 from appliance.gateway.accounts import InFlight
 from appliance.gateway.putlog import Watched
-from appliance.gateway.upstream import NOBODY, Upstream
+from appliance.gateway.upstream import NOBODY, TOO_SLOW, Upstream
 from appliance.pva import commands as c
 from appliance.pva.client_operation import ClientOperation
 from appliance.pva.events import ReplyOctets
@@ -168,8 +168,11 @@ class OwnRequest(ChannelRequest):
             self._done()
             self._fail(status.message or "the server gave no reason")
             return
-        if asked.command == c.CMD_PUT_GET and wire.get_type != wire.type:
-            self._fail("this server answers a PUT_GET with another type, which the gateway does not support")
+        differs = wire.get_type != wire.type
+        if differs and not wire.raw:
+            self._fail(
+                "this server answers the PUT_GET with another type, which has an any: the gateway does not support that"
+            )
             return
         if self._answered:
             act, self._act = self._act, None
@@ -184,7 +187,7 @@ class OwnRequest(ChannelRequest):
         self.kind = wire.type
         if asked.command in _TYPED:
             assert wire.type is not None
-            asked.ready_as_is(wire.type)
+            asked.ready_as_is(wire.type, wire.get_type if differs else None)
         else:
             asked.ready()
 
@@ -198,7 +201,20 @@ class OwnRequest(ChannelRequest):
             if not event.status.ok:
                 self._untrap(event.status.message or "the server gave no reason")
             self.trapped = None
-        self.asked.reply_octets(event.status, event.tail, big=event.big)
+        if self._too_slow():
+            return
+        kind = event.operation.get_type
+        self.asked.reply_octets(event.status, event.tail, big=event.big, kind=kind)
+
+    def _too_slow(self) -> bool:
+        """Answer without the value if too much waits for the client already."""
+        asked = self.asked
+        if not asked.is_behind:
+            return False
+        asked.fail(
+            TOO_SLOW if asked.command == c.CMD_GET else f"it was done, but its answer is not sent: {TOO_SLOW}"
+        )
+        return True
 
     def reply(self, status: Status, value: Value | None) -> None:
         """Answer the client."""
@@ -210,6 +226,8 @@ class OwnRequest(ChannelRequest):
             return
         self.trapped = None
         if wire is not None and wire.wants_value:
+            if self._too_slow():
+                return
             before = asked.wire.outbox.size
             if asked.command == c.CMD_RPC:
                 asked.reply(value)

@@ -6,7 +6,7 @@ import asyncio
 from typing import ClassVar, Final
 
 from appliance.client.channel import ChannelRequest
-from appliance.gateway.upstream import NOBODY, Upstream
+from appliance.gateway.upstream import NOBODY, TOO_SLOW, Upstream
 from appliance.pva import commands as c
 from appliance.pva.events import ReplyOctets
 from appliance.pva.octets import Octets, decoded, whole
@@ -22,6 +22,12 @@ __all__ = ["SharedGet"]
 
 KEPT_OCTETS: Final = 64 * 1024
 """Octets up to which the last answer is kept. A server that answers with changes only is asked anew for larger ones."""
+
+
+SMALL: Final = 256
+"""Octets of an answer that is sent without a look at what waits for the client. The number of its operations bounds these."""
+MANY: Final = 64
+"""Clients' requests that one read answers in the same way."""
 
 
 class Through(PreparedAnswer):
@@ -222,7 +228,11 @@ class SharedGet(ChannelRequest):
         account.requests += len(under_way)
         account.ds_tx += len(under_way) * len(tail)
         status = event.status
+        may_be_much = len(tail) > SMALL or len(under_way) > MANY
         for operation in under_way:
+            if may_be_much and operation.is_behind:
+                operation.fail(TOO_SLOW)
+                continue
             operation.channel.owner.allowance.requests += 1
             operation.reply_octets(status, tail, big=big)
         if self._coming:
@@ -279,6 +289,9 @@ class SharedGet(ChannelRequest):
         under_way, self._under_way = self._under_way, {}
         if status.ok and value is not None:
             for operation in under_way:
+                if operation.is_behind:
+                    operation.fail(TOO_SLOW)
+                    continue
                 operation.reply_store(value.store, value.changed)
         else:
             for operation in under_way:

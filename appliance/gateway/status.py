@@ -46,6 +46,8 @@ class StatusPV(NamedTuple):
     name: str
     type: StructType
     meaning: str
+    is_p4ps: bool = True
+    """Whether p4p's gateway has it too."""
 
 
 _RATE: Final = "the ten largest"
@@ -61,8 +63,14 @@ STATUS_PVS: Final = (
         "channels",
         report.CHANNELS,
         "Names that are connected and in use, connected and not in use, and without a server.",
+        is_p4ps=False,
     ),
-    StatusPV("health", report.HEALTH, "OK, DEGRADED or BAD, with an alarm whose message says what is wrong."),
+    StatusPV(
+        "health",
+        report.HEALTH,
+        "OK, DEGRADED or BAD, with an alarm whose message says what is wrong.",
+        is_p4ps=False,
+    ),
     StatusPV(
         "refs",
         report.REFERENCES,
@@ -75,12 +83,19 @@ STATUS_PVS: Final = (
     StatusPV("us:bypv:rx", report.BY_NAME, f"Octets per second from servers, {_RATE} PVs."),
     StatusPV("ds:bypv:tx", report.BY_NAME, f"Octets per second to clients, {_RATE} PVs."),
     StatusPV("ds:bypv:rx", report.BY_NAME, f"Octets per second from clients, {_RATE} PVs."),
-    StatusPV("ds:bypv:requests", report.BY_NAME, f"Requests of clients per second, {_RATE} PVs."),
+    StatusPV(
+        "ds:bypv:requests", report.BY_NAME, f"Requests of clients per second, {_RATE} PVs.", is_p4ps=False
+    ),
     StatusPV("us:byhost:tx", report.BY_NAME, f"Octets per second to servers, {_RATE} connections."),
     StatusPV("us:byhost:rx", report.BY_NAME, f"Octets per second from servers, {_RATE} connections."),
     StatusPV("ds:byhost:tx", report.BY_CLIENT, f"Octets per second to clients, {_RATE} connections."),
     StatusPV("ds:byhost:rx", report.BY_CLIENT, f"Octets per second from clients, {_RATE} connections."),
-    StatusPV("ds:byhost:requests", report.BY_CLIENT, f"Requests of clients per second, {_RATE} connections."),
+    StatusPV(
+        "ds:byhost:requests",
+        report.BY_CLIENT,
+        f"Requests of clients per second, {_RATE} connections.",
+        is_p4ps=False,
+    ),
     StatusPV(
         "asTest",
         report.TEXT,
@@ -225,6 +240,9 @@ class Status:
             counts,
             sum(1 for _ in overview.clients()),
             sum(1 for _ in overview.servers()),
+            overview.flight.count,
+            overview.flight.refused,
+            overview.new_names.refused,
             max((state for state, _ in troubles), default=report.OK),
         )
 

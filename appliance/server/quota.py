@@ -178,6 +178,11 @@ class Allowance:
         watching[watched] = count + 1
         return ""
 
+    @property
+    def most_waiting(self) -> int:
+        """The most octets that may wait for the client."""
+        return self._shares.quota.waiting_octets
+
     def count_forwarded(self) -> str:
         """Count an operation at another server for the client; return why it is refused, or ""."""
         most = self._shares.quota.forwarded

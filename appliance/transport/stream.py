@@ -577,6 +577,13 @@ class StreamLink(asyncio.Protocol):
         return self._reason
 
     @property
+    def waiting(self) -> int:
+        """Octets that wait here: the kernel has not taken them."""
+        transport = self._transport
+        size: int = self.connection.outbox.size
+        return size if self.writable or transport is None else size + transport.get_write_buffer_size()
+
+    @property
     def drained(self) -> int:
         """Octets that the peer has acknowledged so far, as the kernel knows (SIOCOUTQ, tcp(7))."""
         transport = self._transport

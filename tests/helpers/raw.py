@@ -22,6 +22,24 @@ def text(text: str) -> bytes:
 ANONYMOUS = message(1, struct.pack("<IHH", 65536, 32767, 0) + text("anonymous") + b"\xff")
 
 
+def claimed(user: str) -> bytes:
+    """The message that claims an account without proof."""
+    return message(
+        1, struct.pack("<IHH", 65536, 32767, 0) + text("ca") + b"\x80\0\x01\x04user\x60" + text(user)
+    )
+
+
+def _encoded(request: str) -> bytes:
+    if not request:
+        return _EMPTY_REQUEST
+    from appliance.pva.typed import encode_typed
+    from appliance.pvdata.pvrequest import PVRequest
+    from appliance.pvdata.value import Value
+
+    parsed = PVRequest(request)
+    return b"".join(encode_typed(Value.from_store(parsed.type, parsed.store), big=False))
+
+
 class RawClient:
     """One validated connection, read only when a test reads."""
 
@@ -32,14 +50,22 @@ class RawClient:
 
     @classmethod
     async def connect(
-        cls, port: int, *, receive_buffer: int = 0, tls: bool = False, validation: bytes = ANONYMOUS
+        cls,
+        port: int,
+        *,
+        receive_buffer: int = 0,
+        tls: bool = False,
+        validation: bytes = ANONYMOUS,
+        source: str = "",
     ) -> Self:
         """Connect to 127.0.0.1 as anonymous; small buffers make a reader that does not read felt soon.
 
-        ``validation`` is the whole message that chooses another method.
+        ``validation`` is the whole message that chooses another method; ``source`` is the client's own address.
         """
         sock = socket.socket()
         sock.setblocking(False)
+        if source:
+            sock.bind((source, 0))
         if receive_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         loop = asyncio.get_running_loop()
@@ -96,15 +122,32 @@ class RawClient:
                 assert body[8] == 0xFF, body
                 return int(struct.unpack_from("<II", body)[1])
 
-    async def get_init(self, name: str) -> bytes:
-        """Initialise a GET; what it gives is the message that asks once."""
+    async def get_init(self, name: str, request: str = "") -> bytes:
+        """Initialise a GET, with a pvRequest in words; what it gives is the message that asks once."""
         sid = await self.channel(name)
         ioid = self._next
         self._next += 1
-        await self.send(message(10, struct.pack("<IIB", sid, ioid, 8) + _EMPTY_REQUEST))
+        await self.send(message(10, struct.pack("<IIB", sid, ioid, 8) + _encoded(request)))
         while (await self.message())[0] != 10:
             pass
         return message(10, struct.pack("<IIB", sid, ioid, 0))
+
+    async def permissions(self, name: str) -> int:
+        """Create a channel and tell what the server permits: the bits of ACL_CHANGE, all if it says nothing."""
+        number = self._next
+        self._next += 2
+        await self.send(message(7, struct.pack("<HI", 1, number) + text(name)))
+        said, sid = 255, -1
+        while True:
+            command, body = await self.message()
+            if command == 6:
+                said = body[4]
+            elif command == 7:
+                assert body[8] == 0xFF, body
+                sid = int(struct.unpack_from("<II", body)[1])
+                await self.send(message(17, struct.pack("<II", sid, number + 1) + text("")))
+            elif command == 17:
+                return said
 
     async def monitor(self, name: str, queue_size: int = 0) -> None:
         """Subscribe and start; nothing that comes is read."""

@@ -1,7 +1,7 @@
 """The generated parts of docs/reference: ``python -m tests.helpers.reference_pages`` writes them anew.
 
 A page says what it wants between two markers: ``help NAME`` is a program's ``-h``, ``keys NAME`` the table of the keys of
-its configuration file. The tables come from the schema, the meanings from the text below each field of the struct.
+its configuration file, ``pvs NAME`` and ``metrics NAME`` the tables of its own PVs and of its metrics. The tables come from the schema, the meanings from the text below each field of the struct.
 """
 
 from __future__ import annotations
@@ -31,15 +31,18 @@ from appliance.config.secret import Secret
 from appliance.config.settings import ClientSettings, ServerSettings
 from appliance.gateway import options as pvagw
 from appliance.gateway.config import GatewayConfig
+from appliance.gateway.metrics import GAUGES, METRICS, NAMES
+from appliance.gateway.status import STATUS_PVS
 from appliance.ioc import daemon as softiocpvx
 from appliance.ioc.config import IocConfig
 from appliance.issuer import daemon as jwt_issuer
 from appliance.issuer.config import VARIABLES, IssuerConfig
+from appliance.pvdata.types import ArrayType, StructType
 from appliance.quickstart import main as quickstart
 
 DIRECTORY = Path(__file__).parents[2] / "docs/reference"
 MARKED = re.compile(
-    r"(?P<begin><!-- generated: (?P<what>help|keys) (?P<name>[^>]*?) -->\n)(?P<old>.*?)(?P<end><!-- generated: end -->\n)",
+    r"(?P<begin><!-- generated: (?P<what>help|keys|pvs|metrics) (?P<name>[^>]*?) -->\n)(?P<old>.*?)(?P<end><!-- generated: end -->\n)",
     re.DOTALL,
 )
 
@@ -206,11 +209,42 @@ def _number(value: float) -> str:
     return f"{int(value) if value == int(value) else value:,}".replace(",", " ")
 
 
+def pvs_table(name: str) -> str:
+    """One row a PV of the gateway; those that p4p's gateway has not are marked."""
+    del name
+    rows = ["| PV | type | meaning |", "|---|---|---|"]
+    for pv in STATUS_PVS:
+        kind = pv.type.id.removeprefix("epics:nt/").removesuffix(":1.0")
+        value = pv.type.members.get("value")
+        if isinstance(value, StructType) and kind == "NTTable":
+            kind += f": {', '.join(f'`{column}`' for column, _ in value.fields)}"
+        elif kind.startswith("NTScalar"):
+            array = isinstance(value, ArrayType)
+            kind += f" of {(value.element if array else value).kind}"
+        rows.append(f"| `{pv.name}` | {kind} | {pv.meaning}{'' if pv.is_p4ps else ' Not in p4p.'} |")
+    return "\n".join(rows) + "\n"
+
+
+def metrics_table(name: str) -> str:
+    """One row a metric of the gateway."""
+    del name
+    rows = ["| metric | kind | meaning |", "|---|---|---|"]
+    rows += [f"| `{metric}_total` | counter | {meaning} |" for metric, meaning, _ in METRICS]
+    rows += [f"| `{metric}` | gauge | {meaning} |" for metric, meaning, _ in GAUGES]
+    metric, meaning, states = NAMES
+    rows.append(
+        f"| `{metric}` | gauge | {meaning} Label `state`: {', '.join(f'`{state}`' for state in states)}. |"
+    )
+    return "\n".join(rows) + "\n"
+
+
 def page(text: str) -> str:
     """``text`` with its generated parts as they should be."""
 
     def anew(found: re.Match[str]) -> str:
-        make = help_text if found["what"] == "help" else keys_table
+        make = {"help": help_text, "keys": keys_table, "pvs": pvs_table, "metrics": metrics_table}[
+            found["what"]
+        ]
         return f"{found['begin']}\n{make(found['name'])}\n{found['end']}"
 
     return MARKED.sub(anew, text)

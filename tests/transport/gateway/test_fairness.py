@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 
 import numpy as np
@@ -16,6 +17,7 @@ from appliance.pvdata.nt import NTScalar, NTScalarArray
 from appliance.pvdata.types import FLOAT64, UINT8
 from appliance.pvdata.value import Value
 from appliance.server import Handler, Operation, SharedPV
+from tests.helpers.crowd import Watcher
 from tests.helpers.gateways import client_to, direct, gateway_to, server_of
 from tests.helpers.ours import double, served
 from tests.helpers.raw import RawClient
@@ -84,6 +86,34 @@ async def test_a_client_that_stops_reading_is_bounded_and_named_and_others_get_e
         waiting = peer.allowance
     await asyncio.sleep(0)
     assert waiting.waiting == 0
+
+
+@pytest.mark.parametrize("how", ["shared", "of its own"])
+async def test_answers_for_a_client_that_does_not_read_are_bounded(how: str):
+    pvs = {f"image:{number}": images() for number in range(40)}
+    async with (
+        served(pvs) as server,
+        gateway_to(server, bounds={"client_octets": "1MiB"}) as gateway,
+        client_to(gateway) as client,
+        await RawClient.connect(server_of(gateway).tcp_port, receive_buffer=4096) as slow,
+    ):
+        request = "" if how == "shared" else "record[cache=false]"
+        asks = [await slow.get_init(name, request) for name in pvs]
+        (peer,) = server_of(gateway).peers.values()
+        slow.pause()
+        await slow.send(b"".join(asks))  # all are read before the first answer comes
+        async with asyncio.timeout(20):
+            while len({rate.name for rate in (await gateway.overview.rates()).us_pvs.rx}) == 0:
+                await asyncio.sleep(0)
+            while gateway.flight.count or any(
+                shared._under_way
+                for upstream in gateway.clients["inner"]
+                for shared in upstream.gets.values()
+            ):
+                await asyncio.sleep(0)
+        assert peer.stream.waiting < (1 << 20) + 2 * IMAGE
+        assert (await client.get("image:7"))["value"][0] == 0
+        assert len((await client.get("image:8"))["value"]) == IMAGE
 
 
 async def test_a_storm_of_requests_leaves_others_their_share():
@@ -226,3 +256,29 @@ async def test_what_passes_is_counted_by_pv_and_by_client():
             assert (most.name, round(most.requests * rates.seconds)) == ("b", 5)
             (busy,) = rates.ds_hosts.requests
             assert round(busy.requests * rates.seconds) == 5
+
+
+async def test_a_client_with_many_channels_leaves_no_cycles_behind():
+    """In a process with many objects the collector examines all of them once in an hour only."""
+    pvs = {f"pv:{number}": double() for number in range(200)}
+    async with served(pvs) as server, gateway_to(server) as gateway:
+        port = server_of(gateway).tcp_port
+        stays = await Watcher.connect(port, list(pvs))
+        await stays.ready
+        gc.collect()
+        gc.disable()
+        try:
+            guest = await Watcher.connect(port, list(pvs))
+            await guest.ready
+            for pv in pvs.values():
+                pv.post(1.0)
+            async with asyncio.timeout(10):
+                while not guest.octets:
+                    await asyncio.sleep(0)
+                guest.abort()
+                while len(server_of(gateway).peers) > 1:
+                    await asyncio.sleep(0)
+            assert gc.collect() < 2 * len(pvs)
+        finally:
+            gc.enable()
+        stays.abort()

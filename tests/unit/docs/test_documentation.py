@@ -19,7 +19,7 @@ LINK = re.compile(r"\[[^\]]*\]\((?P<target>[^()\s]+)\)")
 FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
 BUILT_IN = {".", "cd", "export", "umask", "source"}
 SYSTEM = {
-    "ansible-playbook", "cp", "curl", "git", "journalctl", "make", "pip", "pip3", "pre-commit", "python", "python3",
+    "ansible-playbook", "cp", "curl", "git", "journalctl", "kill", "make", "pidof", "pip", "pip3", "pre-commit", "python", "python3",
     "ruff", "socat", "ss", "sudo", "systemctl", "timedatectl",
 }  # fmt: skip
 """Programs that are not ours, and that a reader has or is told to install."""
@@ -117,7 +117,7 @@ def test_every_command_line_and_every_file_has_its_place() -> None:
     placed = {(found["what"], found["name"]) for found in reference_pages.MARKED.finditer(there)}
     assert placed == {("help", program) for program in reference_pages.PARSERS} | {
         ("keys", program) for program in reference_pages.FILES
-    }
+    } | {("pvs", "pvagw"), ("metrics", "pvagw")}
 
 
 def test_every_entry_point_has_a_reference_page() -> None:

@@ -27,12 +27,12 @@ class Reader:
         self.wire = Wire().handshake()
         self.wire.responder.init = self._init  # type: ignore[method-assign]
         self.wire.responder.execute = lambda served, argument: bench.shared.get(served.context)  # type: ignore[method-assign]
-        self.owner = SimpleNamespace(held=None, allowance=SimpleNamespace(requests=0))
+        self.owner = SimpleNamespace(held=None, allowance=SimpleNamespace(requests=0, most_waiting=1 << 26))
         self.operation = self.wire.open("d").operation(c.CMD_GET, request())
         self.wire.pump()
 
     def _init(self, served: Any) -> None:
-        stream = SimpleNamespace(schedule_flush=lambda: None)
+        stream = SimpleNamespace(schedule_flush=lambda: None, waiting=0)
         self.asked = Operation(SimpleNamespace(stream=stream, owner=self.owner, name="d"), served)  # type: ignore[arg-type]
         self.bench.shared.init(self.asked)
 
