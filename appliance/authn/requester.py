@@ -571,24 +571,27 @@ class Requester:
         """
         settings, trusting = self.settings, self.trusting
         given = load_anchor_file(trusting.file) if trusting.file else ()
-        offer = await self._offer()
         keychain = existing.keychain.anchors if existing.keychain is not None else self._sibling_anchors()
+        known = KnownAnchors(settings.client.config_file, settings.prefix, settings.issuer)
+        offer = await self._offer((*given, *keychain, *known.load()) if settings.client.tls_alone else ())
         return decide(
             offer,
             given=given,
             wanted=trusting.fingerprint,
             keychain=keychain,
-            known=KnownAnchors(settings.client.config_file, settings.prefix, settings.issuer),
+            known=known,
             first_use=trusting.first_use,
             say=self.say,
         )
 
     # -- the network -----------------------------------------------------------------------------------
 
-    async def _offer(self) -> Offer:
+    async def _offer(self, anchors: tuple[x509.Certificate, ...]) -> Offer:
+        from appliance.authn.status import public_context
+
         name = self.settings.pv("ROOT")
         try:
-            async with Context(self.settings.client, beacons=False) as context:
+            async with public_context(self.settings.client, anchors) as context:
                 value = await context.get(name, timeout=self.timeout_s)
         except OperationTimeoutError as error:
             raise OperationTimeoutError(
@@ -615,11 +618,13 @@ class Requester:
         tls = client_context(
             trust_only(trust.anchors), want_staple=secret, check_staple=check if secret else None
         )
+        # A name server need not be the service: it is asked where the service is, and gets nothing else.
+        search_tls = client_context(trust_only(trust.anchors), want_staple=False) if secret else None
         name = self.settings.pv("CREATE", trust.issuer)
         argument = request_value(name, request)
         try:
             async with Context(
-                self.settings.client, tls=tls, require_tls=require_tls, beacons=False
+                self.settings.client, tls=tls, require_tls=require_tls, beacons=False, search_tls=search_tls
             ) as context:
                 return read_reply(await context.rpc(name, argument, timeout=self.timeout_s))
         except OperationTimeoutError as error:
@@ -638,13 +643,13 @@ class Requester:
 
     async def _report(self, existing: Existing) -> CheckedStatus | None:
         """Return the status of the existing certificate, if the service answers in a short time."""
-        from appliance.authn.status import fetch_status
+        from appliance.authn.status import fetch_status, public_context
 
         keychain = existing.keychain
         if keychain is None or not keychain.status_pv:
             return None
         try:
-            async with Context(self.settings.client, beacons=False) as context:
+            async with public_context(self.settings.client, keychain.anchors) as context:
                 return await fetch_status(
                     context,
                     keychain.status_pv,

@@ -19,11 +19,42 @@ from appliance.errors import ApplianceError, CertificateStatusError
 
 if TYPE_CHECKING:
     from appliance.client.context import Context
+    from appliance.config.pva import ClientConfig
     from appliance.pvdata.value import Value
 
-__all__ = ["CheckedStatus", "fetch_status", "find_issuer", "read_status", "verified_chain"]
+__all__ = ["CheckedStatus", "fetch_status", "find_issuer", "public_context", "read_status", "verified_chain"]
 
 _MAX_TEXT: Final = 200
+
+
+def public_context(config: ClientConfig, anchors: Iterable[x509.Certificate]) -> Context:
+    """Return a client for what everybody may read and what is signed: the trust anchor, and statuses.
+
+    It shows no certificate. It uses plain TCP, because neither can depend on a certificate; TLS only where
+    EPICS_PVA_NAME_SERVERS leaves nothing else.
+
+    Args:
+        config: The settings.
+        anchors: What verifies servers.
+
+    Raises:
+        CertificateStatusError: Servers are reached over TLS only, and there is nothing to verify them with.
+    """
+    from appliance.client.context import Context
+
+    tls = None
+    if config.tls_alone:
+        from appliance.authn.trust import trust_only
+        from appliance.tls.context import client_context
+
+        known = tuple(dict.fromkeys(anchors))
+        if not known:
+            raise CertificateStatusError(
+                "EPICS_PVA_NAME_SERVERS has only pvas:// servers, and there is no trust anchor to verify them with; give it with "
+                "--trust-anchor FILE, or name a server without pvas://"
+            )
+        tls = client_context(trust_only(known), want_staple=False)
+    return Context(config, tls=tls, beacons=False)
 
 
 class CheckedStatus(NamedTuple):

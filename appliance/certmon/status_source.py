@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from appliance.certmon.cache import StatusCache
 from appliance.certmon.live_keychain import utc_now
 from appliance.certmon.status_pv import decode_status
+from appliance.certs.keychain import Keychain
 from appliance.certs.ocsp import StatusAnswer, verify_response
 from appliance.certs.status import STATUS_CLASS, CertState, OCSPState, StatusClass, judge
 from appliance.certs.x509 import (
@@ -348,9 +349,9 @@ class StatusSource:
         max_followed: int = 10_000,
         beacons: bool = True,
     ) -> None:
-        plain = config._replace(
-            tls_keychain="", name_servers=tuple(server for server in config.name_servers if not server.tls)
-        )
+        self._tls_alone = config.tls_alone
+        servers = config.name_servers if self._tls_alone else [s for s in config.name_servers if not s.tls]
+        plain = config._replace(tls_keychain="", name_servers=tuple(servers))
         # Over plain TCP on purpose: a certificate's status cannot depend on the certificate, and it is signed.
         self.context = Context(
             plain, beacons=beacons, octets=True, timings=Timings(longest_search_s=SEARCH_S)
@@ -363,6 +364,17 @@ class StatusSource:
         self._authorities: set[bytes] = set()
         self._followers: OrderedDict[tuple[bytes, int, str], _Follower] = OrderedDict()
         self._background: set[asyncio.Future[None]] = set()
+
+    def authenticate(self, keychain: Keychain | None) -> None:
+        """Verify servers with the trust anchors of ``keychain``, if name servers with ``pvas://`` leave no other way than TLS.
+
+        No certificate is shown, and none of a server's is followed: what comes is signed.
+        """
+        if not self._tls_alone or keychain is None or not keychain.anchors:
+            return
+        from appliance.tls.context import client_context
+
+        self.context.set_tls(client_context(keychain.anchors_alone(), want_staple=False))
 
     async def start(self) -> None:
         """Open the sockets."""

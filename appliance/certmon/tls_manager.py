@@ -63,6 +63,7 @@ class TLSManager(ABC):
         except KeychainError as error:
             trouble = error
         if self.source is not None:
+            self.source.authenticate(self.identity.keychain)
             await self.source.start()
             self._follow_own()
             if self._own is not None and not self._own.status.delivered:
@@ -140,6 +141,8 @@ class TLSManager(ABC):
         self.changed()
 
     def _identity_changed(self) -> None:
+        if self.source is not None:
+            self.source.authenticate(self.identity.keychain)
         self._follow_own()
         if self._own is not None and not self._own.status.delivered:
             # The new certificate is used together with its status, not before: otherwise there would be plain TCP in between. If no

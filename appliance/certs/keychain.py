@@ -78,6 +78,10 @@ class Keychain(NamedTuple):
         """Whether it has no identity of its own, so that it only authenticates servers."""
         return self.certificate is None
 
+    def anchors_alone(self) -> Keychain:
+        """Return a keychain with the same trust anchors that proves nothing."""
+        return Keychain(None, None, (), self.anchors)
+
     @property
     def issuer(self) -> x509.Certificate | None:
         """The certificate that signed ``certificate``; ``certificate`` itself if it is self-signed."""

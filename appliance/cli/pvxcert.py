@@ -353,14 +353,13 @@ async def _status_of_id(options: argparse.Namespace, config: ClientConfig, targe
     from datetime import UTC, datetime
 
     from appliance.authn.report import life_lines, status_facts, status_lines
-    from appliance.authn.status import fetch_status
+    from appliance.authn.status import fetch_status, public_context
     from appliance.certs.x509 import parse_cert_id
-    from appliance.client.context import Context
 
     issuer, serial = parse_cert_id(target)
     pv = _status_pv(config, target)
     trusted = _TrustedCAs(options, config)
-    async with Context(_plain(config), beacons=False) as context:
+    async with public_context(_plain(config), trusted.anchors) as context:
         verdict = await fetch_status(
             context,
             pv,
@@ -391,9 +390,8 @@ async def _status_of_keychain(options: argparse.Namespace, config: ClientConfig)
         status_facts,
         status_lines,
     )
-    from appliance.authn.status import fetch_status
+    from appliance.authn.status import fetch_status, public_context
     from appliance.certs.x509 import shown_id
-    from appliance.client.context import Context
 
     keychain, path = _keychain_of(options, config)
     certificate = keychain.certificate
@@ -419,7 +417,7 @@ async def _status_of_keychain(options: argparse.Namespace, config: ClientConfig)
         return EXITS["EXPIRED"] if any(now > each.not_valid_after_utc for each in ends) else OK
     pv = keychain.status_pv
     trusted = _TrustedCAs(options, config, [keychain])
-    async with Context(_plain(config), beacons=False) as context:
+    async with public_context(_plain(config), trusted.anchors) as context:
         issuer = keychain.issuer
         if options.trust_anchor:
             issuer = await trusted.issuer(keychain.issuer_id, context, config.cert_pv_prefix, options.timeout)
@@ -584,7 +582,9 @@ def _secured(config: ClientConfig, keychain: Keychain) -> Context:
     from appliance.tls.context import client_context
 
     tls = client_context(keychain, want_staple=True, check_staple=cms_only)
-    return Context(_plain(config), tls=tls, require_tls=True, beacons=False)
+    # A name server need not be the service: it is asked where the service is, and does not see the keychain.
+    search_tls = client_context(keychain.anchors_alone(), want_staple=False)
+    return Context(_plain(config), tls=tls, require_tls=True, beacons=False, search_tls=search_tls)
 
 
 async def _put(config: ClientConfig, keychain: Keychain, pv: str, state: str, timeout: float) -> None:
@@ -601,15 +601,14 @@ async def _is_revoked(
 ) -> bool:
     from datetime import UTC, datetime
 
-    from appliance.authn.status import fetch_status, find_issuer
+    from appliance.authn.status import fetch_status, find_issuer, public_context
     from appliance.certs.status import CertState
     from appliance.certs.x509 import parse_cert_id
-    from appliance.client.context import Context
     from appliance.errors import ApplianceError
 
     issuer, serial = parse_cert_id(identifier)
     try:
-        async with Context(_plain(config), beacons=False) as context:
+        async with public_context(_plain(config), keychain.anchors) as context:
             verdict = await fetch_status(
                 context,
                 pv,

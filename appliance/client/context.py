@@ -88,6 +88,8 @@ class Context:
         timings: The waiting times of the client.
         ignore_guids: GUIDs of servers whose answers are not used; a gateway ignores its own servers.
         ignore_servers: Host and port of servers whose answers are not used; port 0 means every port.
+        search_tls: The TLS context for name servers (``pvas://``), if ``tls`` is for one service alone. No PV is used over these
+            connections.
     """
 
     _links: Links
@@ -107,6 +109,7 @@ class Context:
         timings: Timings = DEFAULT_TIMINGS,
         ignore_guids: frozenset[bytes] = frozenset(),
         ignore_servers: frozenset[tuple[str, int]] = frozenset(),
+        search_tls: TLSContext | None = None,
     ) -> None:
         if config is None:
             config = resolve_client().config
@@ -126,6 +129,7 @@ class Context:
             timings=timings,
             ignore_guids=ignore_guids,
             ignore_servers=ignore_servers,
+            search_tls=search_tls,
         )
         self._beacons = beacons
         self._is_open = False

@@ -102,6 +102,7 @@ class ClientEnd:
         timings: The waiting times of the client.
         ignore_guids: GUIDs of servers whose answers and beacons are not used: those of this process.
         ignore_servers: Addresses of servers whose answers are not used; port 0 means every port.
+        search_tls: The TLS context for name servers (``pvas://``), if it is another one; then no PV is used over these connections.
     """
 
     __slots__ = (
@@ -117,6 +118,7 @@ class ClientEnd:
         "now",
         "octets",
         "require_tls",
+        "search_tls",
         "segment_size",
         "timings",
         "tls",
@@ -142,6 +144,7 @@ class ClientEnd:
         timings: Timings = DEFAULT_TIMINGS,
         ignore_guids: frozenset[bytes] = frozenset(),
         ignore_servers: frozenset[tuple[str, int]] = frozenset(),
+        search_tls: TLSContext | None = None,
     ) -> None:
         self.config = config
         self.tls = tls
@@ -153,6 +156,7 @@ class ClientEnd:
         self.timings = timings
         self.ignored_guids = ignore_guids
         self.ignored_servers = ignore_servers
+        self.search_tls = search_tls
         self.closed = False
         """Whether the client is closed or closing; then it starts nothing new."""
         self._claimed: Value | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from typing import Final, Protocol, assert_never
+from typing import TYPE_CHECKING, Final, Protocol, assert_never
 
 from appliance.client.channel import Channel, ChannelRequest
 from appliance.client.end import ClientEnd, ServerAddress
@@ -48,6 +48,9 @@ from appliance.transport.admission import Admission
 from appliance.transport.gate import Verdict
 from appliance.transport.stream import StreamLink
 
+if TYPE_CHECKING:  # plain TCP has no use for OpenSSL
+    from appliance.tls.context import TLSContext
+
 __all__ = ["LinkOwner", "ServerLink"]
 
 _log: Final = logging.getLogger(__name__)
@@ -80,6 +83,7 @@ class ServerLink:
         end: What the parts of this client share.
         owner: Called when the link is ready and when it has ended.
         address: Where the server is.
+        tls: The TLS context, if it is not the client's.
     """
 
     __slots__ = (
@@ -88,6 +92,7 @@ class ServerLink:
         "_kept",
         "_methods",
         "_owner",
+        "_tls",
         "_waiting",
         "address",
         "channels",
@@ -102,8 +107,11 @@ class ServerLink:
         "stream",
     )
 
-    def __init__(self, end: ClientEnd, owner: LinkOwner, address: ServerAddress) -> None:
+    def __init__(
+        self, end: ClientEnd, owner: LinkOwner, address: ServerAddress, tls: TLSContext | None = None
+    ) -> None:
         self._end = end
+        self._tls = tls
         self._owner = owner
         self.address = address
         self.peer = format_address((address.host, address.port))
@@ -138,13 +146,14 @@ class ServerLink:
         engine = None
         try:
             if self.address.tls:
-                if end.tls is None:
+                tls = self._tls or end.tls
+                if tls is None:
                     raise TransportError(
                         f"{self.peer} needs TLS, but this client has no usable certificate at present"
                     )
                 from appliance.tls.engine import TLSEngine
 
-                engine = TLSEngine(end.tls, server_side=False)
+                engine = TLSEngine(tls, server_side=False)
             self.connection = ClientConnection(limits=end.limits, segment_size=end.segment_size)
             self.connection.types.octets = end.octets
             self.stream = stream = StreamLink(self.connection, self, engine)

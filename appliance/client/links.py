@@ -117,7 +117,8 @@ class Links:
                 link.close()
 
     def _streams(self) -> list[StreamLink]:
-        return [link.stream for link in self.by_address.values() if link.stream is not None]
+        links = {*self.by_address.values(), *self.name_servers}
+        return [link.stream for link in links if link.stream is not None]
 
     # -- connecting ----------------------------------------------------------------------------------
 
@@ -138,6 +139,9 @@ class Links:
 
     def _open(self, address: ServerAddress) -> ServerLink:
         link = self.by_address[address] = ServerLink(self._end, self, address)
+        return self._begin(link)
+
+    def _begin(self, link: ServerLink) -> ServerLink:
         task = self._end.loop.create_task(link.connect())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -146,7 +150,12 @@ class Links:
     def _connect_name_server(self, address: ServerAddress) -> None:
         if self._end.closed:
             return
-        link = self.by_address.get(address) or self._open(address)
+        search_tls = self._end.search_tls
+        if address.tls and search_tls is not None:
+            # Not in `by_address`: channels must not find it.
+            link = self._begin(ServerLink(self._end, self, address, search_tls))
+        else:
+            link = self.by_address.get(address) or self._open(address)
         if link not in self.name_servers:
             self.name_servers.append(link)
         if link.ready:

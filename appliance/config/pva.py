@@ -205,6 +205,16 @@ class ClientConfig(_Shared):
     intf_addr_list: tuple[Endpoint, ...] = ()
     """Local interfaces for searches and beacons; empty means all."""
 
+    @property
+    def tls_alone(self) -> bool:
+        """Whether PVs are found over TLS only: there are name servers with ``pvas://``, and no other way to search."""
+        return bool(
+            self.name_servers
+            and not self.addr_list
+            and not self.auto_addr_list
+            and all(server.tls for server in self.name_servers)
+        )
+
 
 class ServerConfig(_Shared):
     """The settings of a PVAccess server; immutable, ``_replace`` makes a changed copy."""

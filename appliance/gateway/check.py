@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from appliance.config.pva import ClientConfig, ServerConfig
 from appliance.errors import KeychainError
-from appliance.gateway.config import Sides
-from appliance.gateway.files import read_files
+from appliance.gateway.config import GatewayConfig, Sides
+from appliance.gateway.files import Files, read_files
 from appliance.gateway.p4p_json import Loaded
 
 __all__ = ["check"]
@@ -23,8 +23,27 @@ def check(loaded: Loaded, sides: Sides) -> tuple[list[str], list[str]]:
         ConfigurationError: Another file cannot be where the configuration wants it.
     """
     files = read_files(loaded.config)
-    warnings = [*loaded.warnings, *files.warnings, *_check_keychains(sides)]
+    hidden = _hidden_statuses(loaded.config, sides, files)
+    warnings = [*loaded.warnings, *files.warnings, *hidden, *_check_keychains(sides)]
     return [loaded.document.file, *files.names], warnings
+
+
+def _hidden_statuses(config: GatewayConfig, sides: Sides, files: Files) -> list[str]:
+    """Find server sides with TLS whose PV list hides the PVs with the status of certificates."""
+    warnings = []
+    for name, side in config.servers.items():
+        pvlist = files.servers[name].pvlist
+        clients = [sides.clients[client].config for client in side.clients]
+        settings = [sides.servers[name].config, *clients]
+        if pvlist is None or not clients or not any(one.tls_keychain for one in settings):
+            continue
+        prefix = clients[0].cert_pv_prefix
+        if pvlist.lookup(f"{prefix}:STATUS:00000000:1", "") is None:
+            warnings.append(
+                f"servers.{name}: the PV list denies {prefix}:STATUS:..., so clients cannot follow the status of certificates "
+                f"through this gateway; add: {prefix}:.* ALLOW"
+            )
+    return warnings
 
 
 def _check_keychains(sides: Sides) -> list[str]:

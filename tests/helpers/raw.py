@@ -22,6 +22,13 @@ def text(text: str) -> bytes:
 ANONYMOUS = message(1, struct.pack("<IHH", 65536, 32767, 0) + text("anonymous") + b"\xff")
 
 
+def claimed(user: str) -> bytes:
+    """The message that claims an account without proof."""
+    return message(
+        1, struct.pack("<IHH", 65536, 32767, 0) + text("ca") + b"\x80\0\x01\x04user\x60" + text(user)
+    )
+
+
 def _encoded(request: str) -> bytes:
     if not request:
         return _EMPTY_REQUEST
@@ -43,14 +50,22 @@ class RawClient:
 
     @classmethod
     async def connect(
-        cls, port: int, *, receive_buffer: int = 0, tls: bool = False, validation: bytes = ANONYMOUS
+        cls,
+        port: int,
+        *,
+        receive_buffer: int = 0,
+        tls: bool = False,
+        validation: bytes = ANONYMOUS,
+        source: str = "",
     ) -> Self:
         """Connect to 127.0.0.1 as anonymous; small buffers make a reader that does not read felt soon.
 
-        ``validation`` is the whole message that chooses another method.
+        ``validation`` is the whole message that chooses another method; ``source`` is the client's own address.
         """
         sock = socket.socket()
         sock.setblocking(False)
+        if source:
+            sock.bind((source, 0))
         if receive_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         loop = asyncio.get_running_loop()
@@ -116,6 +131,23 @@ class RawClient:
         while (await self.message())[0] != 10:
             pass
         return message(10, struct.pack("<IIB", sid, ioid, 0))
+
+    async def permissions(self, name: str) -> int:
+        """Create a channel and tell what the server permits: the bits of ACL_CHANGE, all if it says nothing."""
+        number = self._next
+        self._next += 2
+        await self.send(message(7, struct.pack("<HI", 1, number) + text(name)))
+        said, sid = 255, -1
+        while True:
+            command, body = await self.message()
+            if command == 6:
+                said = body[4]
+            elif command == 7:
+                assert body[8] == 0xFF, body
+                sid = int(struct.unpack_from("<II", body)[1])
+                await self.send(message(17, struct.pack("<II", sid, number + 1) + text("")))
+            elif command == 17:
+                return said
 
     async def monitor(self, name: str, queue_size: int = 0) -> None:
         """Subscribe and start; nothing that comes is read."""

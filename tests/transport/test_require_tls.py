@@ -7,7 +7,7 @@ import pytest
 
 from appliance.client.context import Context
 from appliance.config.address import Endpoint
-from appliance.errors import OperationTimeoutError
+from appliance.errors import CertificateError, OperationTimeoutError
 from appliance.server import Server
 from appliance.tls.context import client_context, server_context
 from tests.helpers.live import HOST, client_config, number, server_config
@@ -78,3 +78,22 @@ async def test_a_plain_name_server_is_asked_but_its_answer_of_plain_tcp_is_not_t
         async with required(config) as client:
             assert (await client.get("pv"))["value"] == 3.5
             assert client.channel("pv").peer.is_tls
+
+
+async def test_a_name_server_with_a_tls_of_its_own_is_asked_and_gets_no_channel():
+    """The client's own TLS accepts one service only; the name server may be another."""
+
+    def nobody(staple, chain):
+        raise CertificateError("it is not the service")
+
+    strict = client_context(S.ca.trust_only(), want_staple=True, check_staple=nobody)
+    search = client_context(S.ca.trust_only(), want_staple=False)
+    async with serving(S.server) as server:
+        config = client_config()._replace(name_servers=(Endpoint(HOST, server.tls_port, tls=True),))
+        async with Context(config, tls=strict, require_tls=True, beacons=False, search_tls=search) as client:
+            with pytest.raises(OperationTimeoutError):
+                await client.get("pv", timeout=1.0)
+            assert server.peers, "it was asked"
+            assert not list(server.channels())
+        async with Context(config, tls=search, require_tls=True, beacons=False, search_tls=search) as client:
+            assert (await client.get("pv"))["value"] == 3.5

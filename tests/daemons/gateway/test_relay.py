@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from tests.helpers.authn import Site
 from tests.helpers.gateway_site import Outside, outside, site_inside
@@ -87,3 +89,35 @@ def test_audit_names_the_client_and_its_port_and_not_the_relay(gateway: Outside)
     assert record["via"].startswith("127.0.0.1:")
     assert record["via"] != record["peer"]
     assert record["protocol"] == "tls"
+
+
+def test_a_client_that_reaches_the_gateway_over_tls_alone_can_do_everything(
+    gateway: Outside, tmp_path: Path
+) -> None:
+    """EPICS_PVA_NAME_SERVERS=pvas://... and nothing else: no datagram, no plain TCP. The trust anchor comes in a file."""
+    account = gateway.account("tls")
+    refused = account.run("authnstd", "-n", "early", "-o", "outer")
+    assert refused.status == 1
+    assert "there is no trust anchor to verify them with; give it with --trust-anchor FILE" in refused.err
+    anchor = tmp_path / "anchor.pem"
+    root = gateway.site.authority.certificate
+    anchor.write_bytes(root.public_bytes(Encoding.PEM))
+    token = account.token_file("outer-tls")
+    done = account.run("authnjwt", "--token-file", token, "--trust-anchor", anchor)
+    assert done.status == 0, done.err + gateway.log.read_text()
+    created = CREATED.search(done.out)
+    assert created
+    assert "VALID" in account.run("pvxcert", created["id"]).out
+    other = gateway.account("tls")
+    asked = other.run("authnstd", "-n", "by-tls", "-o", "outer", "--trust-anchor", anchor)
+    assert asked.status == 3, asked.err
+    waiting = CREATED.search(asked.out)
+    assert waiting
+    administrator = gateway.administrator("tls")
+    assert administrator.run("pvxcert", "--approve", waiting["id"]).status == 0
+    listed = administrator.run("pvxcert", "list", "--subject", "by-tls", "--json")
+    assert [json.loads(line)["state"] for line in listed.out.splitlines()] == ["VALID"], listed.err
+    shown = account.run("pvxget", "-v", "CERT:HEALTH")
+    assert shown.status == 0, shown.err
+    assert administrator.run("pvxcert", "--revoke", waiting["id"]).status == 0
+    assert "REVOKED" in account.run("pvxcert", waiting["id"]).out

@@ -16,6 +16,7 @@ from appliance.certmon.endpoints import open_client, open_server
 from appliance.certs.keychain import Keychain, load_keychain
 from appliance.client import Context
 from appliance.client.channel import ChannelState
+from appliance.config.address import Endpoint
 from appliance.config.pva import ClientConfig, resolve_client, resolve_server
 from appliance.errors import ApplianceError
 from appliance.server import Server
@@ -167,6 +168,29 @@ async def test_the_first_connection_is_as_quick_as_later_ones(site: Site, tmp_pa
                 assert opened < STEP_S, "the client's own status comes through the gateway"
         print(f"first {first * 1000:.0f} ms, later {', '.join(f'{s * 1000:.0f}' for s in later)} ms")
         assert first < STEP_S, "no step of a second"
+
+
+async def test_a_client_that_has_tls_alone_follows_statuses_through_the_gateway(
+    site: Site, tmp_path: Path
+) -> None:
+    """``EPICS_PVA_NAME_SERVERS=pvas://...``, and nothing else: the statuses come over TLS as well."""
+    async with chain(site, tmp_path, following=True) as made:
+        port = int(made.log.parent.joinpath("gateway.yml").read_text().split("tls_port: ")[1].split()[0])
+        config = made.config._replace(addr_list=(), name_servers=(Endpoint(HOST, port, tls=True),))
+        assert config.tls_alone
+        async with open_client(config, beacons=False) as client:
+            began = time.monotonic()
+            await client.get("pv", timeout=20)
+            took = time.monotonic() - began
+            peer = client.channel("pv").peer
+            assert peer.is_tls
+            assert peer.account.startswith("gateway-")
+            assert took < STEP_S
+            link = client.channel("pv").link
+            since = await made.revoke("client")
+            await until(
+                lambda: client.channel("pv").link is not link, since, "the client ends its connection"
+            )
 
 
 async def test_a_client_whose_certificate_is_revoked_is_cut_off_and_others_go_on(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import getpass
 import grp
 import json
@@ -23,11 +24,14 @@ from appliance.pvdata.types import FLOAT64
 from appliance.pvdata.value import Value
 from appliance.server import Operation, Rights, SharedPV
 from appliance.server.access import ALL_RIGHTS
+from appliance.server.roles import Roles
 from appliance.tls.context import client_context
 from tests.helpers.gateways import client_side, client_to, gateway_to, gateway_with, server_of, server_side
 from tests.helpers.live import keychain_file, until
 from tests.helpers.ours import double, served
 from tests.helpers.pki import site
+from tests.helpers.raw import RawClient, claimed
+from tests.unit.gateway.test_access import SELECT, TABLE
 
 USER = getpass.getuser()
 GROUP = grp.getgrgid(os.getgid()).gr_name
@@ -143,6 +147,28 @@ async def test_a_subscription_of_its_own_needs_uncached(tmp_path, granted, caplo
                 with pytest.raises(RemoteError, match="Gateway disallows uncachable monitor"):
                     await anext(updates)
                 assert "was refused uncached access to u:pv" in caplog.text
+
+
+@pytest.mark.parametrize(("rules_", "group", "user", "host", "roles", "value", "wanted"), TABLE)
+async def test_p4p_s_rules_over_the_wire(tmp_path, rules_, group, user, host, roles, value, wanted):
+    """The table of the unit test, with real addresses and with names that clients claim."""
+
+    def local(text: str) -> str:
+        return text.replace("10.0.0.", "127.0.0.").replace("10.9.9.9", "127.0.0.99")
+
+    more = rules(tmp_path, local(rules_), f".* ALLOW {group}\n") if rules_ is not None else {}
+    served_ = {"u:pv": callee(), SELECT: double(value or 0.0)}
+    async with served(served_) as server, gateway_to(server, **more) as gateway:
+        ours = server_of(gateway)
+        ours.entrance.roles = Roles(lambda account: frozenset(roles))
+        inputs = gateway.servers["outer"].access.inputs
+        await until(lambda: all(row.connected for row in inputs()))
+        async with await RawClient.connect(
+            ours.tcp_port, validation=claimed(user), source=local(host)
+        ) as client:
+            permitted = await asyncio.wait_for(client.permissions("u:pv"), 10)
+        assert bool(permitted & c.PERMIT_PUT) is ("put" in wanted.split())
+        assert bool(permitted & c.PERMIT_RPC) is ("rpc" in wanted.split())
 
 
 # -- TLS -----------------------------------------------------------------------------------------------

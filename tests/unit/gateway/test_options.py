@@ -107,6 +107,15 @@ def test_a_keychain_that_cannot_be_used_is_a_warning(files, capsys):
     assert f"Warning: clients.c: {files}/no.p12" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("pvlist", "warned"), [("A.* ALLOW\n", True), ("A.* ALLOW\nCERT:.* ALLOW\n", False)])
+def test_a_pv_list_that_hides_the_status_of_certificates_is_a_warning(files, capsys, pvlist, warned):
+    (files / "p.pvlist").write_text(pvlist)
+    text = "clients: {c: {pva: {tls_keychain: no.p12}}}\nservers: {s: {clients: [c], pvlist: p.pvlist}}\n"
+    (files / "gw.yml").write_text(text)
+    assert main(["-T", str(files / "gw.yml")]) == 0
+    assert ("servers.s: the PV list denies CERT:STATUS:" in capsys.readouterr().err) is warned
+
+
 def test_a_put_log_without_a_directory_is_an_error(files, capsys):
     (files / "gw.yml").write_text("clients: {c: {}}\nservers: {s: {clients: [c], put_log: no/puts.log}}\n")
     assert main(["-T", str(files / "gw.yml")]) == 1
