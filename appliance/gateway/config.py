@@ -205,6 +205,10 @@ class GatewayConfig(Settings, frozen=True, kw_only=True):
         for name, server in self.servers.items():
             yield from self._faults_of(f"servers.{name}", server)
         yield from self._collisions()
+        logs: dict[str, str] = {}
+        for name, server in self.servers.items():
+            if server.put_log and logs.setdefault(server.put_log, name) != name:
+                yield f"servers.{name}.put_log: it is that of servers.{logs[server.put_log]}; give each its own file"
         address = self.metrics.address
         if not _is_loopback(address):
             yield (

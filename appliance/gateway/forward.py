@@ -123,7 +123,7 @@ class ForwardedPV(Handler):
             operation.state = shared
             shared.init(operation)
             return
-        if self._guarded and operation.command != c.CMD_RPC and self._refuses(operation, None):
+        if self._guarded and operation.command != c.CMD_RPC and self._taken(operation, None):
             return
         full = operation.channel.owner.allowance.count_forwarded()
         if full:
@@ -136,19 +136,12 @@ class ForwardedPV(Handler):
         asked = truth(request_options(operation.request).get("cache")) is False
         return asked and self._terms.may_bypass(operation.name, operation.peer)
 
-    def _refuses(self, operation: Operation, argument: Value | None) -> bool:
-        """Refuse what a certificate service would take for an act of the gateway; return whether that was done."""
+    def _taken(self, operation: Operation, argument: Value | None) -> bool:
+        """Handle what a certificate service would take for an act of the gateway; return whether it is handled."""
         channel = self.upstream.channel
-        why = self._terms.certificates.refuses(
-            channel.name,
-            operation.command,
-            argument,
-            operation.peer.peer,
-            as_gateway=channel.end.tls is not None,
+        return self._terms.certificates.takes(
+            operation, channel.name, argument, as_gateway=channel.end.tls is not None
         )
-        if why:
-            operation.fail(why)
-        return bool(why)
 
     def get(self, operation: Operation) -> None:
         """Read."""
@@ -174,7 +167,7 @@ class ForwardedPV(Handler):
 
     def rpc(self, operation: Operation, argument: Value | None) -> None:
         """Call."""
-        if self._guarded and self._refuses(operation, argument):
+        if self._guarded and self._taken(operation, argument):
             return
         self._count(operation)
         operation.state.call(operation, argument)
@@ -213,28 +206,28 @@ class ForwardedPV(Handler):
         assert isinstance(subscription, OctetSubscription)
         upstream = self.upstream
         options = request_options(subscription.request)
-        key: object
-        if truth(options.get("cache")) is False:
-            if not self._terms.may_bypass(subscription.name, subscription.peer):
-                subscription.channel.refused("uncached")
-                subscription.fail(_UNCACHED)
-                return
-            key = subscription
-            request = with_options(subscription.request, frozenset({"pipeline"}), {})
-        else:
-            plain = with_options(subscription.request, _OURS, {})
+        key: object = subscription
+        plain = subscription.request
+        if truth(options.get("cache")) is not False:
+            plain = with_options(plain, _OURS, {})
             key = request_key(plain)
+        elif not self._terms.may_bypass(subscription.name, subscription.peer):
+            subscription.channel.refused("uncached")
+            subscription.fail(_UNCACHED)
+            return
+        known: SharedMonitor | None = upstream.monitors.get(key)
+        if known is not None:
+            subscription.state = known
+            known.subscribe(subscription)
+            return
+        if key is subscription:
+            request = with_options(plain, frozenset({"pipeline"}), {})
+        else:
             size = max(self._terms.queue_size, subscription.queue_size)
             request = with_options(plain, _OURS, {"queueSize": str(size)})
-        shared = upstream.monitors.get(key)
-        if shared is None:
-            shared = upstream.monitors[key] = SharedMonitor(upstream, key, request)
-            subscription.state = shared
-            shared.subscribe(subscription)
-            upstream.channel.add(shared)
-            return
-        subscription.state = shared
+        subscription.state = shared = upstream.monitors[key] = SharedMonitor(upstream, key, request)
         shared.subscribe(subscription)
+        upstream.channel.add(shared)
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """Leave the subscription at the server; the last client ends it."""

@@ -7,12 +7,13 @@ import logging
 import socket
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
-from typing import Final
+from typing import Any, Final
 
 from appliance.certmon.endpoints import open_client, open_server
 from appliance.config.address import parse_endpoints
 from appliance.errors import ConfigurationError
 from appliance.gateway.accounts import InFlight
+from appliance.gateway.certificates import PlainWay
 from appliance.gateway.config import GatewayConfig, Sides
 from appliance.gateway.downstream import Downstream
 from appliance.gateway.files import read_files
@@ -40,6 +41,8 @@ class Gateway:
 
     def __init__(self, config: GatewayConfig, sides: Sides) -> None:
         self.config = config
+        self._started = config
+        """The configuration at the start: what a reload cannot change is as it says."""
         self.sides = sides
         self.clients: dict[str, Upstreams] = {}
         self.servers: dict[str, Downstream] = {}
@@ -49,7 +52,7 @@ class Gateway:
         self.new_names = NewNames(bounds.new_names_per_host, loop.time)
         self.promises = Promises(bounds.promise_s, loop.time)
         self.flight = InFlight(bounds.most_octets)
-        self.overview = Overview()
+        self.overview = Overview(self.flight, self.new_names)
         self.status = Status(self.overview)
 
     async def start(self) -> None:
@@ -98,11 +101,16 @@ class Gateway:
             self._follow_inputs(server)
             await self._start_server(server)
             server.access.report(files.servers[server.name].pvlist)
-        self.overview.checks.append(self._put_log_troubles)
+        self.overview.checks += [self._put_log_troubles, self._relay_troubles]
         await self.status.start()
         self._stack.push_async_callback(self.status.stop)
         if self.config.metrics.port:
             self._serve_metrics()
+
+    def _relay_troubles(self) -> Iterable[tuple[int, str]]:
+        for server in self.servers.values():
+            if server.relay is not None and server.relay.trouble:
+                yield DEGRADED, server.relay.trouble
 
     def _put_log_troubles(self) -> Iterable[tuple[int, str]]:
         for name, server in self.servers.items():
@@ -119,13 +127,19 @@ class Gateway:
 
     async def _start_client(self, name: str, guids: frozenset[bytes]) -> None:
         side = self.config.clients[name]
-        context = await self._stack.enter_async_context(
-            open_client(
-                self.sides.clients[name],
-                ignore_guids=guids,
-                ignore_servers=await _addresses(f"clients.{name}.ignore_servers", side.ignore_servers),
-            )
-        )
+        ignored: dict[str, Any] = {
+            "ignore_guids": guids,
+            "ignore_servers": await _addresses(f"clients.{name}.ignore_servers", side.ignore_servers),
+        }
+        effective = self.sides.clients[name]
+        context = await self._stack.enter_async_context(open_client(effective, **ignored))
+        config = effective.config
+        if config.tls_keychain and not config.tls_options.tls_required:
+            plain = PlainWay(config, **ignored)
+            self._stack.push_async_callback(plain.close)
+            for server in self.servers.values():
+                if server.side.clients[:1] == (name,):
+                    server.certificates.plain = plain
         upstreams = Upstreams(name, context, self.config.bounds, self.promises, side.queue_size)
         self._stack.callback(upstreams.close)
         self.clients[name] = upstreams
@@ -144,6 +158,7 @@ class Gateway:
         if downstream.relay is not None:
             self._stack.callback(downstream.relay.close)
             await downstream.relay.start(self.clients[side.clients[0]].context)
+            self.overview.add_relay(downstream.relay.splices)
         status_client = side.status_client or next(iter(side.clients), "")
         server = await self._stack.enter_async_context(
             open_server(
@@ -186,7 +201,7 @@ class Gateway:
 
     def _fixed(self, config: GatewayConfig) -> Iterable[str]:
         """Return the keys that differ and that cannot change while the gateway runs."""
-        old = self.config
+        old = self._started
         for kind, before, after in (
             ("clients", old.clients, config.clients),
             ("servers", old.servers, config.servers),

@@ -34,6 +34,9 @@ class Sample(NamedTuple):
     counts: Counts
     clients: int
     servers: int
+    in_flight: int
+    refused_requests: int
+    refused_names: int
     health: int
 
 
@@ -48,11 +51,26 @@ METRICS: Final = (
         "Updates that were merged into later ones for clients that read too slowly.",
         "dropped",
     ),
+    (
+        "pvagw_refused_requests",
+        "Requests that were refused because too many waited for answers of servers.",
+        "refused_requests",
+    ),
+    (
+        "pvagw_refused_names",
+        "Searches for new names that were not looked for because their host asked for too many.",
+        "refused_names",
+    ),
 )
-"""Counters: the name (Prometheus adds ``_total``), the meaning, the field of `Totals`."""
+"""Counters: the name (Prometheus adds ``_total``), the meaning, the field of `Totals` or `Sample`."""
 GAUGES: Final = (
     ("pvagw_clients", "Connections of clients.", "clients"),
     ("pvagw_servers", "Connections to servers.", "servers"),
+    (
+        "pvagw_requests_in_flight",
+        "Requests that wait for answers of servers, without shared GETs.",
+        "in_flight",
+    ),
     ("pvagw_health", "0 OK, 1 DEGRADED, 2 BAD, as the PV health has it.", "health"),
 )
 """Gauges: the name, the meaning, the field of `Sample`."""
@@ -80,7 +98,8 @@ class _Collector:
             raise
         yield InfoMetricFamily("pvagw", "The gateway.", {"version": __version__})
         for name, meaning, field in METRICS:
-            yield CounterMetricFamily(name, meaning, getattr(sample.totals, field))
+            source = sample.totals if hasattr(sample.totals, field) else sample
+            yield CounterMetricFamily(name, meaning, getattr(source, field))
         for name, meaning, field in GAUGES:
             yield GaugeMetricFamily(name, meaning, getattr(sample, field))
         metric, meaning, states = NAMES

@@ -77,6 +77,8 @@ After=network-online.target
 [Service]
 Type=notify
 WatchdogSec=15
+Restart=on-failure
+RestartSec=3
 SyslogIdentifier=pvagw-{instance}
 ExecStart={python} -m appliance.gateway.daemon --config {config}
 ExecReload=/bin/kill -HUP $MAINPID
@@ -86,17 +88,31 @@ Environment=XDG_CONFIG_HOME=/var/lib/pvagw/{instance} XDG_DATA_HOME=/var/lib/pva
 
 # The gateway needs no privileges, and no identity that lasts.
 DynamicUser=yes
+UMask=0077
 CapabilityBoundingSet=
 NoNewPrivileges=yes
 ProtectSystem=strict
 ProtectHome=yes
+ProtectClock=yes
+ProtectHostname=yes
+ProtectControlGroups=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+ProtectProc=invisible
+ProcSubset=pid
 PrivateTmp=yes
 PrivateDevices=yes
 PrivateUsers=yes
-ProtectKernelModules=yes
-ProtectKernelTunables=yes
-ProtectControlGroups=yes
+LockPersonality=yes
 RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX AF_NETLINK
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallFilter=~@privileged @resources
+SystemCallErrorNumber=EPERM
 
 [Install]
 WantedBy=multi-user.target

@@ -168,8 +168,11 @@ class OwnRequest(ChannelRequest):
             self._done()
             self._fail(status.message or "the server gave no reason")
             return
-        if asked.command == c.CMD_PUT_GET and wire.get_type != wire.type:
-            self._fail("this server answers a PUT_GET with another type, which the gateway does not support")
+        differs = wire.get_type != wire.type
+        if differs and not wire.raw:
+            self._fail(
+                "this server answers the PUT_GET with another type, which has an any: the gateway does not support that"
+            )
             return
         if self._answered:
             act, self._act = self._act, None
@@ -184,7 +187,7 @@ class OwnRequest(ChannelRequest):
         self.kind = wire.type
         if asked.command in _TYPED:
             assert wire.type is not None
-            asked.ready_as_is(wire.type)
+            asked.ready_as_is(wire.type, wire.get_type if differs else None)
         else:
             asked.ready()
 
@@ -200,7 +203,8 @@ class OwnRequest(ChannelRequest):
             self.trapped = None
         if self._too_slow():
             return
-        self.asked.reply_octets(event.status, event.tail, big=event.big)
+        kind = event.operation.get_type
+        self.asked.reply_octets(event.status, event.tail, big=event.big, kind=kind)
 
     def _too_slow(self) -> bool:
         """Answer without the value if too much waits for the client already."""

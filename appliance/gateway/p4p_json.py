@@ -328,6 +328,12 @@ class _Translation:
     def _objects(self, key: str) -> list[tuple[dict[str, Any], Path]]:
         if key not in self._given:
             self._refuse(f"missing: {key}", ())
+        if isinstance(self._given[key], dict):
+            self._refuse(
+                "expected a list, not an object; what begins with a brace is read as a file of p4p's gateway: begin a YAML file with "
+                "the line ---",
+                (key,),
+            )
         items = self._typed(self._given[key], list, "a list", (key,))
         return [
             (self._typed(item, dict, "an object", (key, index)), (key, index))

@@ -31,6 +31,8 @@ _FIELDS: Final = 16
 _ELEMENTS: Final = 10
 """Elements of an array in the text, as in p4p's gateway."""
 _TEXT: Final = 512
+_TOLD_FOR_S: Final = 60.0
+_MAX_TOLD: Final = 10_000
 _MAIN: Final = ("value", "value.index")
 """The field that a put usually writes: of a number or text, and of an enumeration."""
 
@@ -50,6 +52,17 @@ class Watched:
         self._log.write({**self._record, "result": "failed", "error": why}, f"{self._text} failed: {why}")
 
 
+class _Told:
+    """A refusal that was logged."""
+
+    __slots__ = ("at", "more")
+
+    def __init__(self, at: float) -> None:
+        self.at = at
+        self.more = 0
+        """How often it happened since then."""
+
+
 class PutLog:
     """Logs the puts that the access security of one server side selects, and the requests that it refuses.
 
@@ -65,6 +78,8 @@ class PutLog:
     def __init__(self, side: str, file: str = "", *, required: bool = True) -> None:
         self._side = side
         self._records = PutRecords(file, required=required)
+        self._told: dict[tuple[str, ...], _Told] = {}
+        """Refusals that were logged lately."""
 
     @property
     def trouble(self) -> str:
@@ -113,10 +128,28 @@ class PutLog:
         self._records.write(record)
 
     def refused(self, name: str, peer: Credentials, right: str) -> None:
-        """Log that access security refused a request for lack of a right; not with the puts, which sites keep apart."""
+        """Log that access security refused a request for lack of a right; not with the puts, which sites keep apart.
+
+        The same refusal is logged once a minute, with the number of times: a client that asks again and again must not fill the
+        disk, nor hold up the others while that is written.
+        """
+        key = (name, peer.account, peer.method, peer.peer.rpartition(":")[0], right)
+        now = time.monotonic()
+        before = self._told.get(key)
+        if before is not None and now - before.at < _TOLD_FOR_S:
+            before.more += 1
+            return
+        if before is None and len(self._told) >= _MAX_TOLD:
+            del self._told[next(iter(self._told))]
+        self._told[key] = _Told(now)
+        more = (
+            f", and {before.more} more times since the last such line"
+            if before is not None and before.more
+            else ""
+        )
         _refusals.warning(
-            "%s (%s from %s) was refused %s access to %s",
-            peer.account or "anonymous", peer.method, peer.peer, right, name,
+            "%s (%s from %s) was refused %s access to %s%s",
+            peer.account or "anonymous", peer.method, peer.peer, right, name, more,
             extra={"event": "access-refused", "pv": name, "right": right, "gateway": self._side, **peer.facts()},
         )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, ClassVar, Final, Protocol
 
 from appliance.client.channel import Channel, ChannelRequest, ChannelState, Waiter
@@ -43,6 +44,8 @@ class _Nobody(Waiter):
         pass
 
 
+KEPT_WEIGHT: Final = 16 * 1024
+"""Octets of memory of a pvRequest's type up to which the type with other options is kept."""
 NOBODY: Final = _Nobody()
 TOO_SLOW: Final = (
     "too many answers wait for your client already, which reads too slowly; read them before you ask for more"
@@ -167,11 +170,14 @@ class Upstream(PVAccount):
         """What the server permits the gateway: a union of ``PERMIT_*``."""
         return self.channel.permissions
 
-    def settle(self) -> None:
-        """Bring the counts of octets up to date."""
+    def settle(self) -> int:
+        """Bring the counts of octets up to date; return how many subscriptions were looked at."""
+        looked = 0
         if self.monitors:
             for monitor in self.monitors.values():
                 monitor.settle()
+                looked += len(monitor.subscribers)
+        return looked
 
     def search(self) -> None:
         """Begin to look for a server."""
@@ -241,11 +247,28 @@ def with_options(request: Value, drop: frozenset[str], add: dict[str, str]) -> V
     """
     kind = request.type
     assert isinstance(kind, StructType)
+    make = _cached_type if kind.weight <= KEPT_WEIGHT else _type_with_options
+    wanted = make(kind, drop, tuple(add))
+    if wanted is kind:
+        return request
+    made = Value(wanted)
+    places = wanted.offsets
+    for name, text in add.items():
+        made.store[places[f"record.{OPTIONS}.{name}"]] = text
+    added = {f"record.{OPTIONS}.{name}" for name in add}
+    for path, place in places.items():
+        if path not in added:
+            made.store[place] = request.store[kind.offsets[path]] if path in kind.offsets else None
+    return made
+
+
+def _type_with_options(kind: StructType, drop: frozenset[str], add: tuple[str, ...]) -> StructType:
+    """Return the type of a pvRequest of type ``kind`` with other options; ``kind`` itself if there is no difference."""
     record = kind.members.get("record")
     options = record.members.get(OPTIONS) if isinstance(record, StructType) else None
     present = dict(options.fields) if isinstance(options, StructType) else {}
     if not add and drop.isdisjoint(present):
-        return request
+        return kind
     kept: dict[str, TypeDesc] = {
         name: type_ for name, type_ in present.items() if name not in drop and name not in add
     }
@@ -262,15 +285,12 @@ def with_options(request: Value, drop: frozenset[str], add: dict[str, str]) -> V
         members["record"] = StructType(tuple(others.items()))
     else:
         members.pop("record", None)
-    made = Value(StructType(tuple(members.items()), id=kind.id))
-    places = made.type.offsets
-    for name, text in add.items():
-        made.store[places[f"record.{OPTIONS}.{name}"]] = text
-    added = {f"record.{OPTIONS}.{name}" for name in add}
-    for path, place in places.items():
-        if path not in added:
-            made.store[place] = request.store[kind.offsets[path]] if path in kind.offsets else None
-    return made
+    return StructType(tuple(members.items()), id=kind.id)
+
+
+# A type refers to itself: one that was made for each subscription would stay until the next collection of garbage, and with
+# many channels that is an hour.
+_cached_type: Final = lru_cache(maxsize=256)(_type_with_options)
 
 
 def request_key(request: Value) -> bytes:

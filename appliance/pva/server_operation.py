@@ -319,12 +319,19 @@ class ServerOperation:
 
     # -- from the layer above --------------------------------------------------------------------------
 
-    def ready(self, kind: StructType | None = None, mask: int | None = None) -> None:
+    def ready(
+        self,
+        kind: StructType | None = None,
+        mask: int | None = None,
+        *,
+        answered: StructType | None = None,
+    ) -> None:
         """Answer INIT.
 
         Args:
             kind: The type that this operation transfers; None for RPC and PROCESS.
             mask: What the pvRequest selects, in leaf form; None selects everything.
+            answered: PUT_GET: the type of the answers if it is another one; they must come as octets (`reply_octets`).
 
         Raises:
             LocalProtocolError: INIT was answered already, or the command has no type, or needs one.
@@ -343,7 +350,7 @@ class ServerOperation:
             described = codec(kind, big).description
             parts.append(described)
             if self.command == c.CMD_PUT_GET:
-                parts.append(described)
+                parts.append(described if answered is None else encode_type(answered, big))
         self.outbox.send(self.command, b"".join(parts))
 
     def fail(self, message: str) -> None:

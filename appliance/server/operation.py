@@ -104,9 +104,14 @@ class Operation:
         wire.ready(kind, mask if kind is not None else None)
         self._flush()
 
-    def ready_as_is(self, kind: StructType) -> None:
-        """Accept the operation with all fields of ``kind``: the pvRequest was applied elsewhere, by the server behind a gateway."""
-        self.wire.ready(kind)
+    def ready_as_is(self, kind: StructType, answered: StructType | None = None) -> None:
+        """Accept the operation with all fields of ``kind``: the pvRequest was applied elsewhere, by the server behind a gateway.
+
+        Args:
+            kind: The PV's type.
+            answered: The type of a PUT_GET's answers if it is another one; they must come as octets.
+        """
+        self.wire.ready(kind, answered=answered)
         self._flush()
 
     def fail(self, message: str) -> None:
@@ -156,17 +161,18 @@ class Operation:
         channel = self.channel
         return channel.stream.waiting > channel.owner.allowance.most_waiting
 
-    def reply_octets(self, status: Status, tail: bytes, *, big: bool) -> None:
+    def reply_octets(self, status: Status, tail: bytes, *, big: bool, kind: StructType | None = None) -> None:
         """Answer with what another server has answered: see `ServerOperation.reply_octets`.
 
         Args:
             status: An OK or a warning.
             tail: What follows the Status.
             big: Whether its numbers are big-endian.
+            kind: Its type, if that is another one than the operation's (PUT_GET).
         """
         wire = self.wire
         if big is not wire.outbox.big:
-            tail = answer_in_order(wire.type, tail, big=wire.outbox.big)
+            tail = answer_in_order(kind or wire.type, tail, big=wire.outbox.big)
         wire.reply_octets(status, tail)
         self._flush()
 

@@ -35,8 +35,11 @@ class Running(NamedTuple):
 
 @asynccontextmanager
 async def ours(folder: Path, upstream_udp: int, **more: Any) -> AsyncIterator[Running]:
-    """Our gateway before the servers that listen on ``upstream_udp``; ``more`` is for its server side, ``top`` for the file."""
-    tcp, udp = free_port(socket.SOCK_STREAM), free_port()
+    """Our gateway before the servers that listen on ``upstream_udp``.
+
+    ``more`` is for its server side, ``top`` for the file, ``tcp`` and ``udp`` are its ports if they must be known before.
+    """
+    tcp, udp = more.pop("tcp", 0) or free_port(socket.SOCK_STREAM), more.pop("udp", 0) or free_port()
     top = more.pop("top", {})
     configuration = {
         "clients": {

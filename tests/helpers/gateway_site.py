@@ -131,7 +131,8 @@ def site_inside(folder: Path, *, proxy_from: str = HOST, **settings: Any) -> Ite
 def outside(site: Site, folder: Path, **more: Any) -> Iterator[Outside]:
     """A gateway before the site."""
     ports = free_ports()
-    settings = configuration(ports, {"name_servers": f"{INSIDE}:{site.cms.tcp_port}"}, **more)
+    upstream = {"name_servers": f"{INSIDE}:{site.cms.tcp_port}", **more.pop("client", {})}
+    settings = configuration(ports, upstream, **more)
     ready = (ports["tcp"], *((ports["tls"],) if settings["servers"]["outer"]["pva"]["tls_keychain"] else ()))
     with gateway_process(folder, settings, ready) as (process, log):
         yield Outside(site, ports, log, process)

@@ -11,6 +11,7 @@ import pytest
 
 from appliance.client import Context
 from appliance.errors import RemoteError
+from appliance.pva import commands as c
 from appliance.pvdata.nt import NTEnum, NTScalar, NTScalarArray
 from appliance.pvdata.types import BOOL, FLOAT64, INT32, STRING
 from appliance.pvdata.value import Value
@@ -127,6 +128,8 @@ async def test_the_same_files_give_the_same_rights_and_the_same_log(
                     "written": (True, True, False),
                     "others": (True, False, False),
                 }  # fmt: skip
+                told = client.channel("called:double").permissions
+                assert told == (c.PERMIT_ALL if program == "p4p.gw" else c.PERMIT_RPC), "p4p tells no rights"
                 for name, value in WRITES.items():
                     await client.put(f"log:{name}", value, timeout=20)
                 await client.put("log:enum", 1)

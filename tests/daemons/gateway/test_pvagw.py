@@ -6,6 +6,7 @@ import asyncio
 import re
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from appliance.pvdata.value import Value
 from tests.helpers.gateway_process import Running, ours
 from tests.helpers.gateways import refusal
 from tests.helpers.ours import client_config, double, served
+from tests.helpers.peers import free_port
 
 
 async def logged(running: Running, text: str) -> str:
@@ -83,3 +85,53 @@ async def test_a_wrong_file_is_one_sentence_before_any_port_is_opened(tmp_path: 
     ):
         async with ours(tmp_path, 1, **{"pvlist": str(pvlist)} if key == "pvlist" else {"clients": ["none"]}):
             pass
+
+
+async def test_a_gateway_that_crashes_under_load_is_started_again_and_its_clients_go_on(tmp_path: Path):
+    names = [f"pv{number}" for number in range(50)]
+    pvs = {name: double(0.0) for name in names}
+    posted = 0
+
+    async def post() -> None:
+        nonlocal posted
+        while True:
+            posted += 1
+            for pv in pvs.values():
+                pv.post(float(posted))
+            await asyncio.sleep(0.02)
+
+    async with served({**pvs}) as server:
+        posting = asyncio.create_task(post())
+        latest: list[dict[str, float]] = [{} for _ in range(3)]
+        clients: list[Context] = []
+
+        def note(into: dict[str, float], name: str, item: Any) -> None:
+            if isinstance(item, Value):
+                into[name] = item["value"]
+
+        udp = free_port()
+        try:
+            for _ in range(3):
+                async with ours(tmp_path, server.udp_port, udp=udp) as running:
+                    if not clients:
+                        for into in latest:
+                            client = Context(client_config(udp), beacons=False)
+                            await client.start()
+                            clients.append(client)
+                            for name in names:
+                                client.monitor(name, on_update=partial(note, into, name))
+                    begun = posted
+                    async with asyncio.timeout(20):
+                        while not all(
+                            len(into) == len(names) and min(into.values()) > begun for into in latest
+                        ):
+                            await asyncio.sleep(0.05)
+                    running.process.kill()
+                    running.process.wait(10)
+            async with asyncio.timeout(10):
+                while list(server.channels()):
+                    await asyncio.sleep(0.05)
+        finally:
+            posting.cancel()
+            for client in clients:
+                await client.close()

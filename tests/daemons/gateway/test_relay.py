@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Iterator
@@ -10,7 +11,12 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from appliance.client import Context
+from appliance.config.address import Endpoint
+from appliance.config.pva import ClientConfig
+from appliance.errors import RemoteError
 from tests.helpers.authn import Site
+from tests.helpers.cms import ccr, jwt_request
 from tests.helpers.gateway_site import Outside, outside, site_inside
 
 CREATED = re.compile(r"Certificate identifier  : (?P<id>[0-9a-f]{8}:[0-9]+)\n")
@@ -121,3 +127,29 @@ def test_a_client_that_reaches_the_gateway_over_tls_alone_can_do_everything(
     assert shown.status == 0, shown.err
     assert administrator.run("pvxcert", "--revoke", waiting["id"]).status == 0
     assert "REVOKED" in account.run("pvxcert", waiting["id"]).out
+
+
+def test_a_program_that_asks_without_tls_gets_its_certificate_too_and_never_under_the_gateways_name(
+    site: Site, tmp_path: Path
+) -> None:
+    """C++ requesters use plain TCP. The gateway has a certificate on both sides, and must not lend it."""
+    host = site.account()
+    assert host.run("authnjwt", "-u", "ioc", "--token-file", host.token_file("lent")).status == 0
+    keychain = str(host.config / "server.p12")
+    with outside(site, tmp_path, client={"tls_keychain": keychain}) as running:
+        config = ClientConfig(
+            auto_addr_list=False, name_servers=(Endpoint("127.0.0.1", running.ports["tcp"]),), tls_keychain=""
+        )
+
+        async def ask() -> str:
+            async with Context(config, beacons=False) as context:
+                reply = await context.rpc("CERT:CREATE", ccr("plain-one", organization="outer"), timeout=20)
+                with pytest.raises(RemoteError, match="needs TLS from you"):
+                    await context.rpc("CERT:CREATE", jwt_request("a.b.c"))
+                return str(reply["state"])
+
+        state = asyncio.run(ask())
+        assert state == "PENDING_APPROVAL"
+    line = json.loads(site.cms.log_line("issued to CN=plain-one"))
+    assert line["protocol"] == "tcp", "the service has seen no certificate"
+    assert line["method"] != "x509"

@@ -17,12 +17,13 @@ from appliance.cli import acf_test
 from appliance.client import Context
 from appliance.client.monitor import Connected, Disconnected
 from appliance.daemon.audit import verify_file
-from appliance.errors import AccessDeniedError, AccessFileError, RemoteError
+from appliance.errors import AccessDeniedError, AccessFileError, OperationError, RemoteError
 from appliance.pva import commands as c
-from appliance.pvdata.nt import NTScalar
-from appliance.pvdata.types import FLOAT64
+from appliance.pvdata.nt import NTEnum, NTScalar, NTScalarArray, NTTable
+from appliance.pvdata.pvrequest import PVRequest
+from appliance.pvdata.types import FLOAT64, STRING, StructType
 from appliance.pvdata.value import Value
-from appliance.server import Operation, Rights, SharedPV
+from appliance.server import Handler, Operation, Rights, SharedPV
 from appliance.server.access import ALL_RIGHTS
 from appliance.server.roles import Roles
 from appliance.tls.context import client_context
@@ -31,6 +32,7 @@ from tests.helpers.live import keychain_file, until
 from tests.helpers.ours import double, served
 from tests.helpers.pki import site
 from tests.helpers.raw import RawClient, claimed
+from tests.helpers.requests import Asked
 from tests.unit.gateway.test_access import SELECT, TABLE
 
 USER = getpass.getuser()
@@ -358,6 +360,106 @@ async def test_trapped_puts_are_logged_with_the_real_user_and_sealed(tmp_path, c
     assert lines[0].split()[2].startswith(f"ca/{USER}@127.0.0.1:")
 
 
+LOGGED = "ASG(DEFAULT) { RULE(1, WRITE, TRAPWRITE) }"
+
+
+def puts(folder: Path) -> list[tuple[str, Any, str, str]]:
+    """The records of a put log: event, value, result and error."""
+    records = [json.loads(line) for line in (folder / "puts.log").read_text().splitlines()]
+    return [
+        (record["event"], record.get("new"), record["result"], record.get("error", "")) for record in records
+    ]
+
+
+class Anything(Handler):
+    """A PV that answers every request, except that a put of 13 is never answered."""
+
+    def __init__(self, kind: StructType) -> None:
+        self.value = Value(kind)
+
+    def init(self, operation: Operation) -> None:
+        if operation.command == c.CMD_PROCESS:
+            operation.ready()
+        else:
+            operation.ready(self.value.type)
+
+    def get(self, operation: Operation) -> None:
+        operation.reply(self.value)
+
+    def put(self, operation: Operation, value: Value) -> None:
+        written = value.get("value")
+        if not (isinstance(written, float) and written == 13.0):
+            operation.done()
+
+    def put_get(self, operation: Operation, value: Value) -> None:
+        operation.reply(self.value)
+
+    def process(self, operation: Operation) -> None:
+        operation.done()
+
+
+async def test_put_get_and_process_are_logged_too(tmp_path):
+    pv = Anything(NTScalar(FLOAT64))
+    more = rules(tmp_path, LOGGED)
+    async with (
+        served({"pv": pv}) as server,
+        gateway_to(server, put_log=str(tmp_path / "puts.log"), **more) as gateway,
+    ):
+        async with client_to(gateway) as client:
+            await client.get("pv")
+            channel = client.channel("pv")
+            put_get = Asked(channel, c.CMD_PUT_GET, PVRequest("").value)
+            kind = (await put_get.ready_).type
+            await put_get.do(lambda wire: wire.put(Value(kind, {"value": 4.0})))
+            process = Asked(channel, c.CMD_PROCESS, PVRequest("").value)
+            await process.ready_
+            await process.do(lambda wire: wire.process())
+    assert puts(tmp_path) == [("put", 4.0, "accepted", ""), ("process", None, "accepted", "")]
+
+
+async def test_values_of_any_kind_are_logged_within_bounds(tmp_path):
+    enum, table = NTEnum(), NTTable().add_column(FLOAT64, "x").add_column(STRING, "y").create().type
+    wide = StructType(tuple((f"f{n:02}", FLOAT64) for n in range(40)))
+    pvs = {"enum": Anything(enum), "table": Anything(table), "wide": Anything(wide), "array": Anything(NTScalarArray(FLOAT64)), "text": Anything(NTScalar(STRING))}  # fmt: skip
+    more = rules(tmp_path, LOGGED)
+    async with (
+        served(pvs) as server,
+        gateway_to(server, put_log=str(tmp_path / "puts.log"), **more) as gateway,
+    ):
+        async with client_to(gateway) as client:
+            await client.put("enum", Value(enum, {"value.index": 1}))
+            await client.put("table", Value(table, {"value": {"x": [1.0] * 100, "y": ["a"]}}))
+            await client.put("wide", Value(wide, {f"f{n:02}": float(n) for n in range(40)}))
+            await client.put("array", Value(NTScalarArray(FLOAT64), {"value": [2.0] * 1000}))
+            await client.put("text", Value(NTScalar(STRING), {"value": "x" * 100_000 + "\n"}))
+    found = [new for _, new, _, _ in puts(tmp_path)]
+    assert found[0] == 1
+    assert found[1] == {"value.x": [1.0] * 16 + ["... (100 elements)"], "value.y": ["a"]}
+    assert len(found[2]) == 17
+    assert found[2]["..."] == "more fields"
+    assert found[3] == [2.0] * 16 + ["... (1000 elements)"]
+    assert found[4] == "x" * 256 + "... (100001 characters)"
+
+
+async def test_a_put_whose_server_is_lost_meanwhile_is_logged_as_failed(tmp_path):
+    server = served({"pv": Anything(NTScalar(FLOAT64))})
+    await server.start()
+    more = rules(tmp_path, LOGGED)
+    async with (
+        gateway_to(server, put_log=str(tmp_path / "puts.log"), **more) as gateway,
+        client_to(gateway) as client,
+    ):
+        await client.put("pv", 1.0)
+        waiting = asyncio.ensure_future(client.put("pv", 13.0, timeout=20))
+        await until(lambda: len(puts(tmp_path)) == 2)
+        await server.stop()
+        with pytest.raises(OperationError):
+            await waiting
+        await until(lambda: len(puts(tmp_path)) == 3)
+    assert [result for _, _, result, _ in puts(tmp_path)] == ["accepted", "accepted", "failed"]
+    assert "which may be done or not" in puts(tmp_path)[2][3]
+
+
 @pytest.mark.parametrize("required", [True, False])
 async def test_a_put_that_cannot_be_logged_is_refused_if_the_log_is_required(tmp_path, required, caplog):
     more = rules(tmp_path, "ASG(DEFAULT) { RULE(1, WRITE, TRAPWRITE) }")
@@ -390,6 +492,31 @@ async def test_refusals_are_in_the_log(tmp_path, caplog):
             assert await may(client, "u:pv") == "read"
     found = [(record.right, record.pv, record.account, record.gateway) for record in caplog.records if getattr(record, "event", "") == "access-refused"]  # fmt: skip
     assert found == [("write", "u:pv", USER, "outer"), ("rpc", "u:pv", USER, "outer")]
+
+
+async def test_a_client_that_is_refused_again_and_again_does_not_fill_the_log(tmp_path, caplog, monkeypatch):
+    caplog.set_level(logging.WARNING)
+    more = rules(tmp_path, "ASG(DEFAULT) { RULE(1, READ) }")
+
+    async def refused() -> None:
+        with pytest.raises(AccessDeniedError):
+            await client.put("u:pv", 1.0)
+
+    def lines() -> list[str]:
+        return [
+            record.message for record in caplog.records if getattr(record, "event", "") == "access-refused"
+        ]
+
+    async with served({"u:pv": callee()}) as server, gateway_to(server, **more) as gateway:
+        async with client_to(gateway) as client:
+            for _ in range(20):
+                await refused()
+            assert len(lines()) == 1
+            monkeypatch.setattr("appliance.gateway.putlog._TOLD_FOR_S", 0.0)
+            await refused()
+            assert lines()[1:] == [lines()[1]]
+            assert lines()[1].endswith("access to u:pv, and 19 more times since the last such line")
+            assert server_of(gateway).access.refusals == 21
 
 
 # -- files that are expensive to match -----------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 
 import numpy as np
@@ -16,6 +17,7 @@ from appliance.pvdata.nt import NTScalar, NTScalarArray
 from appliance.pvdata.types import FLOAT64, UINT8
 from appliance.pvdata.value import Value
 from appliance.server import Handler, Operation, SharedPV
+from tests.helpers.crowd import Watcher
 from tests.helpers.gateways import client_to, direct, gateway_to, server_of
 from tests.helpers.ours import double, served
 from tests.helpers.raw import RawClient
@@ -254,3 +256,29 @@ async def test_what_passes_is_counted_by_pv_and_by_client():
             assert (most.name, round(most.requests * rates.seconds)) == ("b", 5)
             (busy,) = rates.ds_hosts.requests
             assert round(busy.requests * rates.seconds) == 5
+
+
+async def test_a_client_with_many_channels_leaves_no_cycles_behind():
+    """In a process with many objects the collector examines all of them once in an hour only."""
+    pvs = {f"pv:{number}": double() for number in range(200)}
+    async with served(pvs) as server, gateway_to(server) as gateway:
+        port = server_of(gateway).tcp_port
+        stays = await Watcher.connect(port, list(pvs))
+        await stays.ready
+        gc.collect()
+        gc.disable()
+        try:
+            guest = await Watcher.connect(port, list(pvs))
+            await guest.ready
+            for pv in pvs.values():
+                pv.post(1.0)
+            async with asyncio.timeout(10):
+                while not guest.octets:
+                    await asyncio.sleep(0)
+                guest.abort()
+                while len(server_of(gateway).peers) > 1:
+                    await asyncio.sleep(0)
+            assert gc.collect() < 2 * len(pvs)
+        finally:
+            gc.enable()
+        stays.abort()

@@ -89,6 +89,7 @@ SERVER = "clients: {inner: {}}\nservers: "
         (SERVER + "{a: {clients: [inner], pva: {server_port: 5075, intf_addr_list: 10.0.0.1}}, b: {clients: [inner], pva: {server_port: 5075, intf_addr_list: [0.0.0.0]}}}", "servers.b.pva: TCP port 5075"),
         (SERVER + "{a: {clients: [inner], relay: {}}, b: {clients: [inner], relay: {}}}", "servers.b.pva: TCP port 5077"),
         (SERVER + "{a: {status_prefix: 'GW:'}, b: {status_prefix: 'GW:'}}", "servers.b.status_prefix: 'GW:' is that of servers.a"),
+        (SERVER + "{a: {clients: [inner], put_log: /p}, b: {clients: [inner], put_log: /p}}", "servers.b.put_log: it is that of servers.a"),
         (SERVER + "{a: {clients: [inner]}}\nmetrics: {port: 1, address: 10.0.0.1}", "metrics.address: '10.0.0.1' is not an address of loopback"),
         (SERVER + "{a: {clients: [inner]}}\nmetrics: {port: 1, address: gateway}", "metrics.address: 'gateway' is not an address of loopback"),
         (SERVER + "{a: {clients: [inner]}}\nbounds: {client_octets: '10'}", "client_octets: 10 is too little"),
