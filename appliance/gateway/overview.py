@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
@@ -41,7 +40,6 @@ class Overview:
         self.new_names = new_names
         self._loop = asyncio.get_running_loop()
         self.accounts = Accounts(self._loop.time())
-        self.started = time.time()
         self.checks: list[Callable[[], Iterable[tuple[int, str]]]] = []
         """Further checks: each returns `DEGRADED` or `BAD` and a sentence for what is wrong."""
         self._clients: list[Upstreams] = []
