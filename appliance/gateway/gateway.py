@@ -73,15 +73,14 @@ class Gateway:
         for warning in files.warnings:
             _log.warning("%s", warning)
         for name, side in self.config.servers.items():
-            first = next(iter(side.clients), "")
-            prefix = (self.sides.clients[first] if first else self.sides.servers[name]).config.cert_pv_prefix
+            prefixes = {self.sides.clients[client].config.cert_pv_prefix for client in side.clients}
             self.servers[name] = server = Downstream(
                 name,
                 side,
                 self.sides.servers[name].config,
                 files.servers[name],
                 self.flight,
-                prefix=prefix,
+                prefixes=prefixes,
                 read_only=self.config.read_only,
             )
             self._stack.callback(server.put_log.close)
@@ -138,8 +137,7 @@ class Gateway:
             plain = PlainWay(config, **ignored)
             self._stack.push_async_callback(plain.close)
             for server in self.servers.values():
-                if server.side.clients[:1] == (name,):
-                    server.certificates.plain = plain
+                server.certificates.plain[context.config] = plain
         upstreams = Upstreams(name, context, self.config.bounds, self.promises, side.queue_size)
         self._stack.callback(upstreams.close)
         self.clients[name] = upstreams
