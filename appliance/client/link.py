@@ -210,6 +210,11 @@ class ServerLink:
         if self.stream is not None:
             self.stream.schedule_flush()
 
+    def flush_at_end(self) -> None:
+        """Send all waiting messages at the end of the read that caused them."""
+        if self.stream is not None:
+            self.stream.flush_at_end()
+
     def search(self, request: SearchRequest) -> None:
         """Send a search to this server, a name server."""
         if self.ready and self.connection is not None:

@@ -32,7 +32,7 @@ class Reader:
         self.wire.pump()
 
     def _init(self, served: Any) -> None:
-        stream = SimpleNamespace(schedule_flush=lambda: None, waiting=0)
+        stream = SimpleNamespace(schedule_flush=lambda: None, flush_at_end=lambda: None, waiting=0)
         self.asked = Operation(SimpleNamespace(stream=stream, owner=self.owner, name="d"), served)  # type: ignore[arg-type]
         self.bench.shared.init(self.asked)
 
