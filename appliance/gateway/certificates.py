@@ -80,12 +80,14 @@ class CertificateNames:
             return ""
         if command != c.CMD_RPC or "CREATE" not in name.split(":"):
             return self._end_to_end(name)
+        if argument is None:
+            return ""  # the service says that it is empty
         from appliance.authn.ccr import parse_request
 
         try:
             request = parse_request(argument)
-        except ApplianceError:
-            return ""  # the service says what is wrong with it
+        except ApplianceError as error:
+            return str(error)  # another service may understand it, and take it for an act of the gateway
         if not request.pub_key:
             return ""  # the trust anchor is for everybody
         if request.token or (as_gateway and self.plain is None):

@@ -6,6 +6,7 @@ import pytest
 
 from appliance.gateway.certificates import CertificateNames
 from appliance.pva import commands as c
+from appliance.pvdata.types import STRING, UINT16, StructType
 from appliance.pvdata.value import Value
 from tests.helpers.cms import ccr, jwt_request
 
@@ -60,7 +61,16 @@ def test_a_token_and_a_key_under_the_gateways_identity_are_not_passed_on() -> No
     assert "needs TLS from you" in refusal("CERT:CREATE:0123abcd", c.CMD_RPC, ccr("gateway"), as_gateway=True)
 
 
-def test_the_trust_anchor_and_what_is_no_request_pass_to_the_service() -> None:
+def test_a_request_that_is_not_understood_is_not_passed_on() -> None:
+    unknown = StructType((("query", StructType((("pub_key", STRING), ("usage", UINT16)))),))
+    argument = Value(unknown, {"query": {"pub_key": "a key", "usage": 77}})
+    for as_gateway in (True, False):
+        assert "the usage 77 is not known" in refusal(
+            "CERT:CREATE", c.CMD_RPC, argument, as_gateway=as_gateway
+        )
+
+
+def test_the_trust_anchor_and_an_empty_request_pass_to_the_service() -> None:
     for argument in (None, ccr(pub_key="")):
         assert refusal("CERT:CREATE", c.CMD_RPC, argument, as_gateway=True) == ""
 
