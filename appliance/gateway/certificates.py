@@ -9,10 +9,12 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from appliance.authn.ratelimit import RateLimiter, peer_key, retry_sentence
+from appliance.client.channel import Channel
 from appliance.client.context import Context
 from appliance.config.pva import ClientConfig
 from appliance.errors import ApplianceError, RemoteError
 from appliance.pva import commands as c
+from appliance.pvdata.types import StructType
 from appliance.pvdata.value import Value
 from appliance.server.operation import Operation
 
@@ -25,6 +27,7 @@ _TIMEOUT_S: Final = 30.0
 
 _KINDS: Final = ("CREATE", "STATUS", "LIST")
 """The service's PVs that do something for who is permitted to, behind the prefix of the site."""
+_IA5STRING: Final = "\x16"
 _PER_MINUTE: Final = 10.0
 """Requests for certificates of one host that pass without a relay; for the service they all come from the gateway."""
 
@@ -37,6 +40,11 @@ class _Names:
         self._longer = tuple(f"{name}:" for name in self._exact)
 
     def __contains__(self, name: str) -> bool:
+        if name[:1] == _IA5STRING:
+            # The service also answers to a status PV's name as peers of 2025 read it in certificates.
+            from appliance.certs.x509 import canonical_pv_name
+
+            name = canonical_pv_name(name)
         return name in self._exact or name.startswith(self._longer)
 
 
@@ -47,16 +55,16 @@ class CertificateNames:
     approve, revoke, and vouch for keys of others.
 
     Args:
-        prefix: The first part of the names of the service's PVs.
+        prefixes: The first parts of the names of services' PVs.
         relayed: The names that the gateway has a relay for; with ``:`` and more behind one, a name is meant too.
     """
 
-    def __init__(self, prefix: str, relayed: Iterable[str] = ()) -> None:
+    def __init__(self, prefixes: Iterable[str], relayed: Iterable[str] = ()) -> None:
         self._relayed = _Names(relayed)
-        self._names = _Names({*relayed, *(f"{prefix}:{kind}" for kind in _KINDS)})
+        self._names = _Names({*relayed, *(f"{prefix}:{kind}" for prefix in prefixes for kind in _KINDS)})
         self._limiter = RateLimiter(_PER_MINUTE, int(_PER_MINUTE), clock=time.monotonic)
-        self.plain: PlainWay | None = None
-        """The way for requests that need no identity, where the gateway has one of its own."""
+        self.plain: dict[ClientConfig, PlainWay] = {}
+        """The ways for requests that need no identity, by client sides where the gateway has one of its own."""
 
     def covers(self, name: str) -> bool:
         """Whether this is one of the names."""
@@ -66,7 +74,16 @@ class CertificateNames:
         """Whether the gateway has a relay for the name."""
         return name in self._relayed
 
-    def refuses(self, name: str, command: int, argument: Value | None, peer: str, *, as_gateway: bool) -> str:
+    def refuses(
+        self,
+        name: str,
+        command: int,
+        argument: Value | None,
+        peer: str,
+        *,
+        as_gateway: bool,
+        plain: bool = False,
+    ) -> str:
         """Return why a request is not passed on; "" if it is.
 
         Args:
@@ -75,33 +92,49 @@ class CertificateNames:
             argument: The argument of a call.
             peer: The client's address and port.
             as_gateway: Whether the gateway has proved its own identity to the service.
+            plain: Whether there is another way where it proves nothing.
         """
         if command in (c.CMD_GET, c.CMD_MONITOR, c.CMD_GET_FIELD):
             return ""
         if command != c.CMD_RPC or "CREATE" not in name.split(":"):
             return self._end_to_end(name)
-        if argument is None:
-            return ""  # the service says that it is empty
+        if argument is not None and _has_secret(argument):
+            return self._end_to_end(name)
         from appliance.authn.ccr import parse_request
 
         try:
             request = parse_request(argument)
         except ApplianceError as error:
-            return str(error)  # another service may understand it, and take it for an act of the gateway
+            return str(error) if as_gateway else ""  # the service would say the same
         if not request.pub_key:
             return ""  # the trust anchor is for everybody
-        if request.token or (as_gateway and self.plain is None):
+        if request.type != "std" or (as_gateway and not plain):
             return self._end_to_end(name)
         wait_s = self._limiter.take(peer_key(peer))
         return retry_sentence(wait_s) if wait_s else ""
 
-    def takes(self, operation: Operation, name: str, argument: Value | None, *, as_gateway: bool) -> bool:
-        """Refuse a request, or pass it on another way, if it must not go the ordinary one; return whether that was done."""
-        why = self.refuses(name, operation.command, argument, operation.peer.peer, as_gateway=as_gateway)
+    def takes(self, operation: Operation, channel: Channel, argument: Value | None) -> bool:
+        """Refuse a request, or pass it on another way, if it must not go the ordinary one; return whether that was done.
+
+        Args:
+            operation: The client's request.
+            channel: The channel at the service.
+            argument: The argument of a call.
+        """
+        name = channel.name
+        as_gateway = channel.end.tls is not None
+        plain = self.plain.get(channel.end.config)
+        why = self.refuses(
+            name,
+            operation.command,
+            argument,
+            operation.peer.peer,
+            as_gateway=as_gateway,
+            plain=plain is not None,
+        )
         if why:
             operation.fail(why)
             return True
-        plain = self.plain
         if not as_gateway or plain is None or operation.command != c.CMD_RPC or not _has_key(argument):
             return False
         _log.info("a request of %r for a certificate is passed on over plain TCP", operation.peer)
@@ -115,6 +148,25 @@ class CertificateNames:
             else "this gateway has no relay for that; ask its administrator, or connect to the service itself"
         )
         return f"{name[:128]} needs TLS from you to the certificate service itself: {how}"
+
+
+def _has_secret(argument: Value) -> bool:
+    """Whether a request has more for its verifier than the proof that the requester holds the key."""
+    from appliance.authn.proof import PROOF_FIELD
+
+    query: Any = argument.get("query") if "query" in argument else argument
+    if not isinstance(getattr(query, "type", None), StructType) or "verifier" not in query:
+        return False
+    verifier: Any = query.get("verifier")
+    kind = getattr(verifier, "type", None)
+    if not isinstance(kind, StructType):
+        return True  # no form that anybody knows
+    for name, _ in kind.fields:
+        if name != PROOF_FIELD:
+            content = verifier[name]
+            if len(content) if hasattr(content, "__len__") else content:
+                return True
+    return False
 
 
 def _has_key(argument: Value | None) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from appliance.acf.match import host_of_peer
 from appliance.config.pva import ServerConfig
@@ -39,7 +39,7 @@ class Downstream:
         config: The settings of its server.
         files: Its PV list and its access security.
         flight: Counts the requests that wait for answers of servers; all sides share it.
-        prefix: The first part of the names of the certificate service's PVs.
+        prefixes: The first parts of the names of certificate services' PVs.
         read_only: Refuse everything that may change something.
 
     Raises:
@@ -54,7 +54,7 @@ class Downstream:
         files: ServerFiles,
         flight: InFlight,
         *,
-        prefix: str = "CERT",
+        prefixes: Iterable[str] = ("CERT",),
         read_only: bool = False,
     ) -> None:
         self.name = name
@@ -66,7 +66,7 @@ class Downstream:
         self.flight = flight
         self.guid = os.urandom(GUID_SIZE)
         relay = side.relay
-        self.certificates = CertificateNames(prefix, () if relay is None else relay.names)
+        self.certificates = CertificateNames(prefixes, () if relay is None else relay.names)
         """The PVs that need TLS between the client and the certificate service itself."""
         self.relay = (
             None

@@ -138,10 +138,7 @@ class ForwardedPV(Handler):
 
     def _taken(self, operation: Operation, argument: Value | None) -> bool:
         """Handle what a certificate service would take for an act of the gateway; return whether it is handled."""
-        channel = self.upstream.channel
-        return self._terms.certificates.takes(
-            operation, channel.name, argument, as_gateway=channel.end.tls is not None
-        )
+        return self._terms.certificates.takes(operation, self.upstream.channel, argument)
 
     def get(self, operation: Operation) -> None:
         """Read; a GET that has the record processed before needs the right to write."""

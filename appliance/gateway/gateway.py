@@ -52,7 +52,7 @@ class Gateway:
         self.new_names = NewNames(bounds.new_names_per_host, loop.time)
         self.promises = Promises(bounds.promise_s, loop.time)
         self.flight = InFlight(bounds.most_octets)
-        self.overview = Overview()
+        self.overview = Overview(self.flight, self.new_names)
         self.status = Status(self.overview)
 
     async def start(self) -> None:
@@ -73,15 +73,14 @@ class Gateway:
         for warning in files.warnings:
             _log.warning("%s", warning)
         for name, side in self.config.servers.items():
-            first = next(iter(side.clients), "")
-            prefix = (self.sides.clients[first] if first else self.sides.servers[name]).config.cert_pv_prefix
+            prefixes = {self.sides.clients[client].config.cert_pv_prefix for client in side.clients}
             self.servers[name] = server = Downstream(
                 name,
                 side,
                 self.sides.servers[name].config,
                 files.servers[name],
                 self.flight,
-                prefix=prefix,
+                prefixes=prefixes,
                 read_only=self.config.read_only,
             )
             self._stack.callback(server.put_log.close)
@@ -101,11 +100,16 @@ class Gateway:
             self._follow_inputs(server)
             await self._start_server(server)
             server.access.report(files.servers[server.name].pvlist)
-        self.overview.checks.append(self._put_log_troubles)
+        self.overview.checks += [self._put_log_troubles, self._relay_troubles]
         await self.status.start()
         self._stack.push_async_callback(self.status.stop)
         if self.config.metrics.port:
             self._serve_metrics()
+
+    def _relay_troubles(self) -> Iterable[tuple[int, str]]:
+        for server in self.servers.values():
+            if server.relay is not None and server.relay.trouble:
+                yield DEGRADED, server.relay.trouble
 
     def _put_log_troubles(self) -> Iterable[tuple[int, str]]:
         for name, server in self.servers.items():
@@ -133,8 +137,7 @@ class Gateway:
             plain = PlainWay(config, **ignored)
             self._stack.push_async_callback(plain.close)
             for server in self.servers.values():
-                if server.side.clients[:1] == (name,):
-                    server.certificates.plain = plain
+                server.certificates.plain[context.config] = plain
         upstreams = Upstreams(name, context, self.config.bounds, self.promises, side.queue_size)
         self._stack.callback(upstreams.close)
         self.clients[name] = upstreams
@@ -153,6 +156,7 @@ class Gateway:
         if downstream.relay is not None:
             self._stack.callback(downstream.relay.close)
             await downstream.relay.start(self.clients[side.clients[0]].context)
+            self.overview.add_relay(downstream.relay.splices)
         status_client = side.status_client or next(iter(side.clients), "")
         server = await self._stack.enter_async_context(
             open_server(

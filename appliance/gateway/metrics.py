@@ -34,28 +34,52 @@ class Sample(NamedTuple):
     counts: Counts
     clients: int
     servers: int
+    in_flight: int
+    refused_requests: int
+    refused_names: int
     health: int
 
 
-METRICS: Final = (
-    ("pvagw_upstream_sent_octets", "Octets that were sent to servers.", "us_tx"),
-    ("pvagw_upstream_received_octets", "Octets that came from servers.", "us_rx"),
-    ("pvagw_downstream_sent_octets", "Octets that were sent to clients.", "ds_tx"),
-    ("pvagw_downstream_received_octets", "Octets that came from clients.", "ds_rx"),
-    ("pvagw_requests", "Requests of clients.", "requests"),
+_Made = tuple[str, str, Callable[[Sample], float]]
+
+METRICS: Final[tuple[_Made, ...]] = (
+    ("pvagw_upstream_sent_octets", "Octets that were sent to servers.", lambda sample: sample.totals.us_tx),
+    ("pvagw_upstream_received_octets", "Octets that came from servers.", lambda sample: sample.totals.us_rx),
+    ("pvagw_downstream_sent_octets", "Octets that were sent to clients.", lambda sample: sample.totals.ds_tx),
+    (
+        "pvagw_downstream_received_octets",
+        "Octets that came from clients.",
+        lambda sample: sample.totals.ds_rx,
+    ),
+    ("pvagw_requests", "Requests of clients.", lambda sample: sample.totals.requests),
     (
         "pvagw_merged_updates",
         "Updates that were merged into later ones for clients that read too slowly.",
-        "dropped",
+        lambda sample: sample.totals.dropped,
+    ),
+    (
+        "pvagw_refused_requests",
+        "Requests that were refused because too many waited for answers of servers.",
+        lambda sample: sample.refused_requests,
+    ),
+    (
+        "pvagw_refused_names",
+        "Searches for new names that were not looked for because their host asked for too many.",
+        lambda sample: sample.refused_names,
     ),
 )
-"""Counters: the name (Prometheus adds ``_total``), the meaning, the field of `Totals`."""
-GAUGES: Final = (
-    ("pvagw_clients", "Connections of clients.", "clients"),
-    ("pvagw_servers", "Connections to servers.", "servers"),
-    ("pvagw_health", "0 OK, 1 DEGRADED, 2 BAD, as the PV health has it.", "health"),
+"""Counters: the name (Prometheus adds ``_total``), the meaning, the number."""
+GAUGES: Final[tuple[_Made, ...]] = (
+    ("pvagw_clients", "Connections of clients.", lambda sample: sample.clients),
+    ("pvagw_servers", "Connections to servers.", lambda sample: sample.servers),
+    (
+        "pvagw_requests_in_flight",
+        "Requests that wait for answers of servers, without shared GETs.",
+        lambda sample: sample.in_flight,
+    ),
+    ("pvagw_health", "0 OK, 1 DEGRADED, 2 BAD, as the PV health has it.", lambda sample: sample.health),
 )
-"""Gauges: the name, the meaning, the field of `Sample`."""
+"""Gauges: the name, the meaning, the number."""
 NAMES: Final = ("pvagw_names", "Names that the gateway knows.", ("active", "inactive", "unconnected"))
 """A gauge for each state of a name: the name, the meaning, the states, which are fields of `Counts`."""
 
@@ -79,10 +103,10 @@ class _Collector:
             asked.cancel()
             raise
         yield InfoMetricFamily("pvagw", "The gateway.", {"version": __version__})
-        for name, meaning, field in METRICS:
-            yield CounterMetricFamily(name, meaning, getattr(sample.totals, field))
-        for name, meaning, field in GAUGES:
-            yield GaugeMetricFamily(name, meaning, getattr(sample, field))
+        for name, meaning, number in METRICS:
+            yield CounterMetricFamily(name, meaning, number(sample))
+        for name, meaning, number in GAUGES:
+            yield GaugeMetricFamily(name, meaning, number(sample))
         metric, meaning, states = NAMES
         names = GaugeMetricFamily(metric, meaning, labels=["state"])
         for state in states:

@@ -3,39 +3,49 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from appliance.gateway.accounts import Accounts, Connection, Counts, Rates, Slow, Totals
+from appliance.gateway.accounts import Accounts, Connection, Counts, InFlight, Rates, Slow, Totals
+from appliance.gateway.names import NewNames
 from appliance.gateway.report import BAD, DEGRADED
 from appliance.gateway.route import Router
 from appliance.gateway.upstream import Upstream
 from appliance.gateway.upstreams import Upstreams
 from appliance.server.peer import Peer
 from appliance.server.server import Server
+from appliance.transport.splice import Splice, Splices
 from appliance.transport.stream import StreamLink
 
 __all__ = ["Overview"]
 
-SLICE: Final = 1000
-"""Names whose counts are read in one turn of the event loop."""
+SLICE: Final = 2000
+"""Names and subscriptions whose counts are read in one turn of the event loop."""
+RELAYED: Final = "(relay)"
+"""The account of connections that are passed on unread."""
 OVERLOAD_S: Final = 60.0
 """Seconds that ``health`` remembers lost updates for."""
 
 
 class Overview:
-    """Looks at the sides of a gateway, and keeps its accounts."""
+    """Looks at the sides of a gateway, and keeps its accounts.
 
-    def __init__(self) -> None:
+    Args:
+        flight: Counts the requests that wait for answers of servers.
+        new_names: Bounds the names that one host may ask for.
+    """
+
+    def __init__(self, flight: InFlight, new_names: NewNames) -> None:
+        self.flight = flight
+        self.new_names = new_names
         self._loop = asyncio.get_running_loop()
         self.accounts = Accounts(self._loop.time())
-        self.started = time.time()
         self.checks: list[Callable[[], Iterable[tuple[int, str]]]] = []
         """Further checks: each returns `DEGRADED` or `BAD` and a sentence for what is wrong."""
         self._clients: list[Upstreams] = []
         self._servers: list[tuple[str, Server]] = []
         self._routers: list[Router] = []
+        self._relays: list[Splices] = []
         self._streams: dict[StreamLink, str] = {}
         """The connections to servers that were seen last."""
         self._slow: tuple[Slow, ...] = ()
@@ -54,6 +64,14 @@ class Overview:
         self._routers.append(router)
         server.on_ended = self._peer_gone
 
+    def add_relay(self, splices: Splices) -> None:
+        """Count what a relay passes on from now on."""
+        self._relays.append(splices)
+        splices.on_ended = self._splice_gone
+
+    def _splice_gone(self, splice: Splice) -> None:
+        self.accounts.client_gone(_of_splice(splice))
+
     def _name_gone(self, upstream: Upstream) -> None:
         self.accounts.fold(((upstream.name, upstream),))
 
@@ -67,6 +85,9 @@ class Overview:
         for _, server in self._servers:
             for peer in server.peers.values():
                 yield _of_peer(peer)
+        for relay in self._relays:
+            for splice in relay.open:
+                yield _of_splice(splice)
 
     def servers(self) -> Iterator[Connection]:
         """Return the connections to all servers."""
@@ -89,14 +110,14 @@ class Overview:
 
     async def rates(self) -> Rates:
         """Return what happened since the last call; other connections are served meanwhile."""
+        looked = 0
         for side in self._clients:
-            known = list(side)
-            for start in range(0, len(known), SLICE):
-                part = known[start : start + SLICE]
-                for upstream in part:
-                    upstream.settle()
-                self.accounts.fold((upstream.name, upstream) for upstream in part)
-                await asyncio.sleep(0)
+            for upstream in list(side):
+                looked += 1 + upstream.settle()
+                self.accounts.fold(((upstream.name, upstream),))
+                if looked >= SLICE:
+                    looked = 0
+                    await asyncio.sleep(0)
         now = self._loop.time()
         servers = list(self.servers())
         rates = self.accounts.rates(now, servers, self.clients())
@@ -201,6 +222,10 @@ class Overview:
                 yield BAD, f"the server side {name} is in standby: it answers nobody"
             elif server.config.tls_keychain and server.tls is None:
                 yield DEGRADED, f"the server side {name} has no usable certificate"
+
+
+def _of_splice(splice: Splice) -> Connection:
+    return Connection(splice, str(splice.peer), RELAYED, tx=splice.server.octets, rx=splice.client.octets)
 
 
 def _of_peer(peer: Peer) -> Connection:

@@ -106,6 +106,13 @@ class ServiceRelay:
             "the server side %s relays to the certificate service on TLS port %d", self._side, self.port
         )
 
+    @property
+    def trouble(self) -> str:
+        """What is wrong; "" if nothing is."""
+        if self._address is not None:
+            return ""
+        return f"the relay of the server side {self._side} has not found the certificate service"
+
     def close(self) -> None:
         """Close the port and end all connections."""
         for listener in self._listeners:

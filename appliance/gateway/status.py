@@ -240,6 +240,9 @@ class Status:
             counts,
             sum(1 for _ in overview.clients()),
             sum(1 for _ in overview.servers()),
+            overview.flight.count,
+            overview.flight.refused,
+            overview.new_names.refused,
             max((state for state, _ in troubles), default=report.OK),
         )
 

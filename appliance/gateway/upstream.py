@@ -170,11 +170,14 @@ class Upstream(PVAccount):
         """What the server permits the gateway: a union of ``PERMIT_*``."""
         return self.channel.permissions
 
-    def settle(self) -> None:
-        """Bring the counts of octets up to date."""
+    def settle(self) -> int:
+        """Bring the counts of octets up to date; return how many subscriptions were looked at."""
+        looked = 0
         if self.monitors:
             for monitor in self.monitors.values():
                 monitor.settle()
+                looked += len(monitor.subscribers)
+        return looked
 
     def search(self) -> None:
         """Begin to look for a server."""

@@ -93,6 +93,8 @@ class Splices:
         """Connections by host."""
         self.refused = 0
         """Connections that were refused because there were too many."""
+        self.on_ended: Callable[[Splice], None] | None = None
+        """Called with each connection that has ended, when its octets are counted."""
         self._told_at = -_TOLD_FOR_S
 
     def accept(self) -> asyncio.Protocol:
@@ -351,7 +353,10 @@ class Splice:
         if self._ended:
             return
         self._ended = True
-        self._splices.leave(self)
+        splices = self._splices
+        if self in splices.open and splices.on_ended is not None:
+            splices.on_ended(self)
+        splices.leave(self)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -71,8 +71,9 @@ async def test_many_clients_that_watch_many_pvs_leave_the_memory_flat(
     async with (
         served(pvs) as server,
         gateway_process.ours(tmp_path, server.udp_port, status_prefix="GW:", top=BOUND) as gateway,
-        Context(client_config(), beacons=False) as client,
+        Context(client_config(gateway.udp), beacons=False) as client,
     ):
+        await client.get(names, timeout=60)
         crowd = [await Watcher.connect(gateway.tcp, names) for _ in range(CLIENTS)]
         await asyncio.gather(*(watcher.ready for watcher in crowd))
         sleeper = await Watcher.connect(gateway.tcp, names)
@@ -119,8 +120,9 @@ async def test_clients_that_come_and_go_leave_nothing(tmp_path: Path, capsys: py
     async with (
         served(pvs) as server,
         gateway_process.ours(tmp_path, server.udp_port, status_prefix="GW:") as gateway,
-        Context(client_config(), beacons=False) as client,
+        Context(client_config(gateway.udp), beacons=False) as client,
     ):
+        await client.get(names, timeout=60)
         stays = await Watcher.connect(gateway.tcp, names)
         await stays.ready
         process = psutil.Process(gateway.process.pid)
