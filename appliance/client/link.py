@@ -8,6 +8,7 @@ import os
 from typing import TYPE_CHECKING, Final, Protocol, assert_never
 
 from appliance.client.channel import Channel, ChannelRequest
+from appliance.client.crowd import REST_S, Crowd
 from appliance.client.end import ClientEnd, ServerAddress
 from appliance.client.monitor import Monitor
 from appliance.client.pause import Kept
@@ -88,6 +89,7 @@ class ServerLink:
 
     __slots__ = (
         "_admission",
+        "_crowd",
         "_end",
         "_kept",
         "_methods",
@@ -134,6 +136,8 @@ class ServerLink:
         self._waiting: list[Channel] = []
         self._kept = Kept()
         """What came during a pause."""
+        self._crowd = Crowd()
+        """Whether updates that are passed on come so fast that they are better read together."""
         self._methods: tuple[str, ...] = ()
         """The authentication methods that the server offers."""
         self._admission: Admission | None = None
@@ -293,6 +297,7 @@ class ServerLink:
 
     def link_events(self, link: StreamLink, events: list[ClientEvent]) -> None:
         """Handle the messages of the server."""
+        passed = 0
         for event in events:
             if type(event) is MonitorUpdate:
                 monitor: Monitor | None = event.operation.context
@@ -303,6 +308,7 @@ class ServerLink:
                         self._kept.keep(monitor, event)
             elif type(event) is MonitorOctets:
                 request: ChannelRequest | None = event.operation.context
+                passed += 1
                 if request is not None:
                     request.octets(event)
             elif type(event) is ReplyOctets:
@@ -344,6 +350,9 @@ class ServerLink:
                 self._on_access(event)
             else:
                 assert_never(event)
+        if passed and passed == len(events) and self._crowd.is_dense(self._end.now()):
+            link.rest(REST_S)
+            self._crowd.resting(self._end.now() + REST_S)
 
     def link_writable(self, link: StreamLink) -> None:
         """Do nothing: a client sends little and never waits for room."""

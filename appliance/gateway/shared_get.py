@@ -40,11 +40,8 @@ class Through(PreparedAnswer):
 
     def __init__(self, shared: SharedGet) -> None:
         super().__init__()
+        self.tail = b""  # pass on
         self._shared = shared
-
-    def make_tail(self) -> bytes:
-        """Say that the GET is passed on."""
-        return b""
 
     def pass_on(self, operation: ServerOperation) -> None:
         """Answer with the value of the next read."""
@@ -136,7 +133,8 @@ class SharedGet(ChannelRequest):
     def ask(self, operation: Operation) -> None:
         """Answer with the value of the next read."""
         self._coming[operation] = None
-        self._next()
+        if not self._under_way:
+            self._next()
 
     def cancelled(self, operation: Operation) -> None:
         """Forget a request whose client does not want the answer any more."""
@@ -241,7 +239,6 @@ class SharedGet(ChannelRequest):
         self._last = tail if len(tail) <= KEPT_OCTETS else None
         self._last_big = big
         under_way = self._under_way
-        self._under_way = {}
         account.requests += len(under_way)
         account.ds_tx += len(under_way) * len(tail)
         status = event.status
@@ -255,7 +252,13 @@ class SharedGet(ChannelRequest):
                 operation.fail(TOO_SLOW)
                 continue
             channel.owner.allowance.requests += 1
-            operation.reply_octets(status, tail, big=big)
+            wire = operation.wire
+            if big is wire.outbox.big:
+                wire.reply_octets(status, tail)
+                channel.stream.schedule_flush()
+            else:
+                operation.reply_octets(status, tail, big=big)
+        under_way.clear()
         if self._coming:
             self._next()
 

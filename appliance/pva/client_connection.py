@@ -25,6 +25,7 @@ from appliance.pva.events import (
     ChannelCreated,
     ClientEvent,
     RemoteMessage,
+    ReplyOctets,
     SearchAnswered,
     Validated,
 )
@@ -32,7 +33,7 @@ from appliance.pva.limits import DEFAULT_LIMITS, Limits
 from appliance.pva.packing import U32, U32_U32
 from appliance.pva.search import SearchRequest, SearchResponse
 from appliance.pva.states import CLIENT_ACCEPTS, ConnectionState, OperationState
-from appliance.pva.status import Status
+from appliance.pva.status import OK, Status
 from appliance.pva.typed import encode_typed
 from appliance.pvdata.fielddesc import decode_type
 from appliance.pvdata.primitives import Buffer, decode_size, decode_string, encode_string
@@ -121,6 +122,7 @@ class ClientConnection(Connection[ClientEvent]):
         operations = self.operations
         events = self.events
         executing = OperationState.EXECUTING
+        idle = OperationState.IDLE
         due = self.due
         # Without a clock nobody waits: large values take the short way too.
         short = UNPACED if due is not None else 0xFFFFFFFF
@@ -140,7 +142,18 @@ class ClientConnection(Connection[ClientEvent]):
                     pass
                 elif prefix == _GET_ANSWER:
                     if first == _STATUS_OK and operation.command == c.CMD_GET:
-                        operation.receive_value(data, pos + _ANSWER.size, after)
+                        body = pos + _ANSWER.size
+                        if (
+                            after - body == operation.quick_size
+                            and type(data) is bytes
+                            and data.startswith(operation.quick_head, body)
+                        ):
+                            operation.state = idle
+                            events.append(
+                                ReplyOctets(operation, OK, False, operation.quick_bits, data[body:after])
+                            )
+                        else:
+                            operation.receive_value(data, body, after)
                         pos = after
                         continue
                 elif prefix == _UPDATE and sub == 0 and operation.command == c.CMD_MONITOR:

@@ -380,11 +380,7 @@ class ClientOperation:
     def receive_value(self, buf: Buffer, pos: int, end: int) -> None:
         """Handle the little-endian answer to a GET whose Status was OK; ``pos`` is behind that Status."""
         if self.raw:
-            if end - pos == self.quick_size and type(buf) is bytes and buf.startswith(self.quick_head, pos):
-                self.state = OperationState.IDLE
-                self.connection.events.append(ReplyOctets(self, OK, False, self.quick_bits, buf[pos:end]))
-            else:
-                self._take_reply(OK, buf, pos, end, False)
+            self._take_reply(OK, buf, pos, end, False)
             return
         value, _ = self._decode_partial(buf, pos, end, False)
         self.state = OperationState.IDLE

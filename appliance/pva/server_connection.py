@@ -135,7 +135,8 @@ class ServerConnection(Connection[ServerEvent]):
                         and operation.state is idle
                         and self._segments is None
                         and not events  # what came before must be answered before
-                        and (tail := prepared.tail or prepared.make_tail()) is not None
+                        and (tail := prepared.make_tail() if prepared.tail is None else prepared.tail)
+                        is not None
                     ):
                         if not tail:
                             operation.sub = sub

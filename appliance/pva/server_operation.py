@@ -49,11 +49,11 @@ class PreparedAnswer:
         self.tail: bytes | None = None
 
     def make_tail(self) -> bytes | None:
-        """Return the octets for one GET if they cannot be kept; None lets the handler answer; b"" calls `pass_on`."""
+        """Return the octets for one GET if they cannot be kept; None lets the handler answer."""
         return None
 
     def pass_on(self, operation: ServerOperation) -> None:
-        """Have the GET answered later, by ``operation.reply_octets``; nothing may be raised here."""
+        """Have a GET answered later, by ``operation.reply_octets``: called if ``tail`` is empty. Nothing may be raised here."""
         raise NotImplementedError
 
 

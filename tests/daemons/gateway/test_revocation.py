@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from appliance.certmon.endpoints import open_client, open_server
+from appliance.certmon.gate import PATIENCE_S
 from appliance.certs.keychain import Keychain, load_keychain
 from appliance.client import Context
 from appliance.client.channel import ChannelState
@@ -90,13 +91,25 @@ def keychain(holder: Holder) -> Keychain:
 
 @asynccontextmanager
 async def chain(
-    site: Site, folder: Path, *, client: str = "", server: str = "", following: bool = False
+    site: Site,
+    folder: Path,
+    *,
+    client: str = "",
+    server: str = "",
+    following: bool = False,
+    apart: bool = False,
 ) -> AsyncIterator[Chain]:
-    """``client`` and ``server`` are EPICS_PVA_TLS_OPTIONS of the gateway's sides; with ``following`` the ends look at statuses."""
+    """``client`` and ``server`` are EPICS_PVA_TLS_OPTIONS of the gateway's sides; with ``following`` the ends look at statuses;
+    with ``apart`` the gateway's client side has a keychain of its own."""
     tag = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
     holders = {
         who: await asyncio.to_thread(issued, site, f"{who}-{tag}", usage)
-        for who, usage in (("ioc", "ioc"), ("gateway", "ioc"), ("client", "client"))
+        for who, usage in (
+            ("ioc", "ioc"),
+            ("gateway", "ioc"),
+            ("client", "client"),
+            *([("inner", "client")] if apart else []),
+        )
     }
     service = f"{INSIDE}:{site.cms.tcp_port}"
     ports = free_ports()
@@ -135,7 +148,7 @@ async def chain(
             {
                 "addr_list": f"{HOST}:{ioc.udp_port}",
                 "name_servers": service,
-                "tls_keychain": holders["gateway"].path,
+                "tls_keychain": holders["inner" if apart else "gateway"].path,
                 "tls_options": client,
             },
             pva={"tls_keychain": holders["gateway"].path, "tls_options": server},
@@ -165,9 +178,9 @@ async def test_the_first_connection_is_as_quick_as_later_ones(site: Site, tmp_pa
                 began = time.monotonic()
                 await other.get("pv", timeout=20)
                 later.append(time.monotonic() - began)
-                assert opened < STEP_S, "the client's own status comes through the gateway"
+                assert opened < PATIENCE_S, "the client's own status comes through the gateway"
         print(f"first {first * 1000:.0f} ms, later {', '.join(f'{s * 1000:.0f}' for s in later)} ms")
-        assert first < STEP_S, "no step of a second"
+        assert first < max(STEP_S, 3 * max(later)), "no step of a second, unless the machine is that slow"
 
 
 async def test_a_client_that_has_tls_alone_follows_statuses_through_the_gateway(
@@ -185,7 +198,7 @@ async def test_a_client_that_has_tls_alone_follows_statuses_through_the_gateway(
             peer = client.channel("pv").peer
             assert peer.is_tls
             assert peer.account.startswith("gateway-")
-            assert took < STEP_S
+            assert took < STEP_S + 1.0, "no second search"
             link = client.channel("pv").link
             since = await made.revoke("client")
             await until(
@@ -260,3 +273,16 @@ async def test_a_gateway_whose_certificate_is_revoked_proves_nothing_any_more_to
             await made.client.get("pv", timeout=5.0)
             peer = made.client.channel("pv").peer
             assert not peer.is_tls
+
+
+async def test_two_keychains_keep_the_sides_apart(site: Site, tmp_path: Path) -> None:
+    async with chain(site, tmp_path, apart=True) as made:
+        await made.client.get("pv", timeout=20)
+        link = made.client.channel("pv").link
+        assert link is not None
+        assert [name.partition("-")[0] for name in made.gateways] == ["inner"]
+        since = await made.revoke("inner")
+        await until(lambda: not made.gateways, since, "the IOC is without the inner certificate")
+        await made.client.get("pv", timeout=5.0)
+        assert made.client.channel("pv").peer.account.startswith("gateway-")
+        assert made.client.channel("pv").link is link

@@ -175,3 +175,24 @@ async def test_gateways_in_a_row_pass_the_real_client_on(
                 assert ours is not None
                 (issued,) = [r for r in caplog.records if getattr(r, "event", "") == "certificate-issued"]
                 assert issued.peer == ours.credentials.interface  # type: ignore[attr-defined]
+
+
+async def test_a_service_that_has_moved_is_found_again(tmp_path: Path) -> None:
+    udp = free_port()
+    tls = None
+    upstream = {"pva": {"addr_list": f"{HOST}:{udp}", "broadcast_port": udp}}
+    async with gateway_to(client=upstream, **with_relay()) as gateway:
+        relay = gateway.servers["outer"].relay
+        assert relay is not None
+        ports = []
+        for name in ("one", "two"):
+            server = {"broadcast_port": udp}
+            async with running(tmp_path, proxy_from=(HOST,), server=server) as service:
+                assert service.server is not None
+                ports.append(service.server.tls_port)
+                tls = tls or client_context(admin_keychain(tmp_path), want_staple=False)
+                config = client_config(server_of(gateway).udp_port)
+                async with Context(config, tls=tls, require_tls=True, beacons=False) as client:
+                    reply = await client.rpc("CERT:CREATE", ccr(name), timeout=20)
+                    assert reply["state"] == "PENDING_APPROVAL"
+        assert ports[0] != ports[1]
