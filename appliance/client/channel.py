@@ -63,6 +63,9 @@ class ChannelLink(Protocol):
     def schedule_flush(self) -> None:
         """Send all waiting messages at the end of this turn of the event loop."""
 
+    def flush_at_end(self) -> None:
+        """Send all waiting messages at the end of the read, on another connection, that caused them."""
+
     def refusal(self, *, changes: bool) -> str:
         """Return why a request is forbidden at present; "" if it is allowed."""
 

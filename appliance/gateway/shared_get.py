@@ -45,7 +45,24 @@ class Through(PreparedAnswer):
 
     def pass_on(self, operation: ServerOperation) -> None:
         """Answer with the value of the next read."""
-        self._shared.ask(operation.context)
+        shared = self._shared
+        asked = operation.context
+        link = shared.channel.link
+        wire = shared.operation
+        if (
+            wire is None
+            or wire.state is not OperationState.IDLE
+            or link is None
+            or link.held is not None
+            or shared._coming
+            or shared._holdoff_s
+        ):
+            shared.ask(asked)
+            return
+        # As `SharedGet.ask` does, without its questions.
+        shared._under_way[asked] = None
+        wire.get()
+        link.flush_at_end()
 
 
 class SharedGet(ChannelRequest):
@@ -177,7 +194,7 @@ class SharedGet(ChannelRequest):
         self._under_way, self._coming = self._coming, self._under_way
         wire.get()
         assert link is not None
-        link.schedule_flush()
+        link.flush_at_end()
 
     def _refuse(self, why: str) -> None:
         """Answer those who wait for the next read with an error."""
@@ -255,7 +272,7 @@ class SharedGet(ChannelRequest):
             wire = operation.wire
             if big is wire.outbox.big:
                 wire.reply_octets(status, tail)
-                channel.stream.schedule_flush()
+                channel.stream.flush_at_end()
             else:
                 operation.reply_octets(status, tail, big=big)
         under_way.clear()

@@ -34,7 +34,7 @@ class Reader:
         self.wire.pump()
 
     def _init(self, served: Any) -> None:
-        stream = SimpleNamespace(schedule_flush=lambda: None, waiting=0)
+        stream = SimpleNamespace(schedule_flush=lambda: None, flush_at_end=lambda: None, waiting=0)
         self.asked = Operation(
             SimpleNamespace(stream=stream, owner=self.owner, name="d", rights=ALL_RIGHTS),  # type: ignore[arg-type]
             served,
