@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from appliance.daemon.run import EXIT_FAILURE, EXIT_OK, Daemon, run
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, ConfigurationError
 from appliance.gateway.options import NAME, parser
 
 if TYPE_CHECKING:
@@ -140,7 +140,10 @@ def _run(options: argparse.Namespace, loaded: Loaded, sides: Sides) -> int:
 
         daemon.on_reload(reload)
         try:
-            await gateway.start()
+            try:
+                await gateway.start()
+            except ConfigurationError as error:
+                raise loaded.placed(error) from error
             told = gateway.summary()
             daemon.ready(told)
             stopping = asyncio.ensure_future(daemon.wait())

@@ -94,5 +94,9 @@ def _check_place(name: str, file: str) -> None:
     key = f"servers.{name}.put_log"
     if not os.path.isdir(folder):  # noqa: PTH112
         raise ConfigurationError(f"there is no directory {folder}; create it for the gateway's user", key=key)
+    if os.path.exists(file) and not os.path.isfile(file):  # noqa: PTH110, PTH113
+        raise ConfigurationError(
+            f"{file} is no regular file; name a file that the log can be added to", key=key
+        )
     if not os.access(file if os.path.exists(file) else folder, os.W_OK):  # noqa: PTH110
         raise ConfigurationError(f"this user may not write {file}; give it to the gateway's user", key=key)
