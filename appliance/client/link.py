@@ -16,6 +16,7 @@ from appliance.client.requests import FieldRequest
 from appliance.errors import (
     ApplianceError,
     CertificateError,
+    ChannelClosedError,
     RemoteProtocolError,
     SecurityError,
     TransportError,
@@ -299,57 +300,61 @@ class ServerLink:
         """Handle the messages of the server."""
         passed = 0
         for event in events:
-            if type(event) is MonitorUpdate:
-                monitor: Monitor | None = event.operation.context
-                if monitor is not None:
-                    if self.held is None:
-                        monitor.update(event.bits, event.store, event.overrun)
-                    else:
-                        self._kept.keep(monitor, event)
-            elif type(event) is MonitorOctets:
-                request: ChannelRequest | None = event.operation.context
-                passed += 1
-                if request is not None:
-                    request.octets(event)
-            elif type(event) is ReplyOctets:
-                request = event.operation.context
-                if request is not None:
-                    request.reply_octets(event)
-            elif type(event) is OperationReply:
-                request = event.operation.context
-                if request is not None:
-                    request.reply(event.status, event.value)
-            elif type(event) is OperationReady:
-                request = event.operation.context
-                if request is not None:
-                    request.ready(event.status)
-            elif type(event) is ChannelCreated:
-                self._on_channel(event)
-            elif type(event) is ChannelClosed:
-                self._on_channel_closed(event)
-            elif type(event) is MonitorFinished:
-                monitor = event.operation.context
-                if monitor is not None:
-                    monitor.finished(event.status)
-            elif type(event) is FieldReply:
-                asked: FieldRequest | None = event.operation.context
-                if asked is not None:
-                    asked.field_reply(event.status, event.type)
-            elif type(event) is SearchAnswered:
-                self._owner.search_answered(self, event.response)
-            elif type(event) is RemoteMessage:
-                self._on_message(event)
-            elif type(event) is AuthenticationOffered:
-                self._methods = event.methods
-                self._ask_gate()
-            elif type(event) is Validated:
-                self._on_validated(event)
-            elif type(event) is OperationClosed:
-                pass  # the channel's end informs its requests
-            elif type(event) is AccessChanged:
-                self._on_access(event)
-            else:
-                assert_never(event)
+            try:
+                if type(event) is MonitorUpdate:
+                    monitor: Monitor | None = event.operation.context
+                    if monitor is not None:
+                        if self.held is None:
+                            monitor.update(event.bits, event.store, event.overrun)
+                        else:
+                            self._kept.keep(monitor, event)
+                elif type(event) is MonitorOctets:
+                    request: ChannelRequest | None = event.operation.context
+                    passed += 1
+                    if request is not None:
+                        request.octets(event)
+                elif type(event) is ReplyOctets:
+                    request = event.operation.context
+                    if request is not None:
+                        request.reply_octets(event)
+                elif type(event) is OperationReply:
+                    request = event.operation.context
+                    if request is not None:
+                        request.reply(event.status, event.value)
+                elif type(event) is OperationReady:
+                    request = event.operation.context
+                    if request is not None:
+                        request.ready(event.status)
+                elif type(event) is ChannelCreated:
+                    self._on_channel(event)
+                elif type(event) is ChannelClosed:
+                    self._on_channel_closed(event)
+                elif type(event) is MonitorFinished:
+                    monitor = event.operation.context
+                    if monitor is not None:
+                        monitor.finished(event.status)
+                elif type(event) is FieldReply:
+                    asked: FieldRequest | None = event.operation.context
+                    if asked is not None:
+                        asked.field_reply(event.status, event.type)
+                elif type(event) is SearchAnswered:
+                    self._owner.search_answered(self, event.response)
+                elif type(event) is RemoteMessage:
+                    self._on_message(event)
+                elif type(event) is AuthenticationOffered:
+                    self._methods = event.methods
+                    self._ask_gate()
+                elif type(event) is Validated:
+                    self._on_validated(event)
+                elif type(event) is OperationClosed:
+                    pass  # the channel's end informs its requests
+                elif type(event) is AccessChanged:
+                    self._on_access(event)
+                else:
+                    assert_never(event)
+            except ChannelClosedError as error:
+                # The channel was closed later in the same read: that event follows, and the request ends or begins anew.
+                _log.debug("%s: %s", self.name, error)
         if passed and passed == len(events) and self._crowd.is_dense(self._end.now()):
             link.rest(REST_S)
             self._crowd.resting(self._end.now() + REST_S)

@@ -188,6 +188,7 @@ class Peer:
         pending, self._pending = self._pending, None
         for later in (pending or {}).values():
             later.cancel()
+        self._dirty.clear()  # it leads back here: without the cycle all is freed now, and not by the garbage collector
         self.allowance.leave()
         if reason is None:
             _log.debug("%s disconnected", link.peer)

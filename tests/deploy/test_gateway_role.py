@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -55,6 +56,18 @@ def change(*path):
     return done
 
 
+def second(address: str):
+    """Return what adds another gateway to the host, with its server at ``address``."""
+
+    def done(gateway: dict) -> dict:
+        other = copy.deepcopy(gateway)
+        other.update(name="lab", keychain="gw")
+        other["servers"]["outer"]["pva"]["intf_addr_list"] = address
+        return {"spva_gateway_instances": [gateway, other]}
+
+    return done
+
+
 def beside(**variables):
     """Return what gives other variables for a good instance."""
     return lambda gateway: {"spva_gateway_instances": [gateway], **variables}
@@ -62,6 +75,8 @@ def beside(**variables):
 
 CASES = [
     (change("name", "gw"), None),
+    (second("10.3.0.5"), None),
+    (second("10.2.0.5"), r"same port \(.*10.2.0.5 port 5075.*10.2.0.5 port 5075"),
     (change("name", "g w"), "letters, digits and _ only"),
     (change("servers", {}), "would serve nothing"),
     (change("clients", {"inner": {"pva": {}}}), r"would find no IOC \(gw, client inner\)"),

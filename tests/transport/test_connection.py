@@ -28,6 +28,7 @@ from appliance.pvdata.nt import NTScalar, NTScalarArray
 from appliance.pvdata.types import FLOAT64, STRING
 from appliance.pvdata.value import Value
 from appliance.server import Handler, Operation, SharedPV
+from appliance.server.channel import Channel
 from appliance.tls.context import client_context, server_context
 from tests.helpers.live import until
 from tests.helpers.ours import client_config, client_of, double, gallery, served, server_config
@@ -625,3 +626,31 @@ async def test_what_is_asked_of_a_pv_without_value_is_answered_when_it_has_one()
         assert (await told).type == NTScalar(FLOAT64)
         assert (await anext(updates))["value"] == 4.5
         assert not pv._waiting
+
+
+async def test_a_channel_that_is_closed_in_the_same_read_as_its_answer_costs_nothing_else() -> None:
+    """A gateway does that when it loses the server behind it: the request begins anew, and the connection stays."""
+
+    class Hasty(SharedPV):
+        hurries = 0
+
+        def init(self, operation: Operation) -> None:
+            super().init(operation)
+            if self.hurries < 3:
+                self.hurries += 1
+                operation.channel.close()
+
+        def attached(self, channel: Channel) -> None:
+            if self.hurries == 3:
+                self.hurries += 1
+                asyncio.get_running_loop().call_soon(channel.close)
+
+    hasty = Hasty(Value(NTScalar(FLOAT64), {"value": 2.0}))
+    async with served({"hasty": hasty, "pv": double(1.0)}) as server, client_of(server) as client:
+        async with client.monitor("pv", notify=True) as updates:
+            assert isinstance(await anext(updates), Connected)
+            assert (await anext(updates))["value"] == 1.0
+            assert (await client.get("hasty", timeout=20))["value"] == 2.0
+            assert hasty.hurries == 4
+            server._static.pvs["pv"].post(3.0)  # type: ignore[attr-defined]
+            assert (await anext(updates))["value"] == 3.0, "the connection was not lost"

@@ -258,23 +258,29 @@ async def test_what_passes_is_counted_by_pv_and_by_client():
             assert round(busy.requests * rates.seconds) == 5
 
 
-async def test_a_client_with_many_channels_leaves_no_cycles_behind():
+@pytest.mark.parametrize("reads", [True, False])
+async def test_a_client_with_many_channels_leaves_no_cycles_behind(reads: bool):
     """In a process with many objects the collector examines all of them once in an hour only."""
-    pvs = {f"pv:{number}": double() for number in range(200)}
-    async with served(pvs) as server, gateway_to(server) as gateway:
+    pvs = {f"pv:{number}": images() if not reads else double() for number in range(200)}
+    async with served(pvs) as server, gateway_to(server, bounds={"client_octets": "1MiB"}) as gateway:
         port = server_of(gateway).tcp_port
         stays = await Watcher.connect(port, list(pvs))
         await stays.ready
+        (first,) = server_of(gateway).peers.values()
         gc.collect()
         gc.disable()
         try:
             guest = await Watcher.connect(port, list(pvs))
             await guest.ready
+            if not reads:
+                guest.stop_reading()
             for pv in pvs.values():
-                pv.post(1.0)
-            async with asyncio.timeout(10):
-                while not guest.octets:
+                pv.post({"value": image(1)} if not reads else 1.0)
+            (other,) = [peer for peer in server_of(gateway).peers.values() if peer is not first]
+            async with asyncio.timeout(20):
+                while not (guest.octets if reads else other._dirty):
                     await asyncio.sleep(0)
+                del other
                 guest.abort()
                 while len(server_of(gateway).peers) > 1:
                     await asyncio.sleep(0)
