@@ -82,6 +82,10 @@ class OwnRequest(ChannelRequest):
         self.trapped = None
         self._do(operation, ClientOperation.get, changes=False)
 
+    def get_processed(self, operation: Operation) -> None:
+        """Read the PV, whose record is processed before: the pvRequest says so."""
+        self._do(operation, ClientOperation.get, changes=True)
+
     def put(self, operation: Operation, value: Value) -> None:
         """Write ``value`` (PUT, PUT_GET)."""
         self._do(operation, lambda wire: wire.put(value), changes=True)
@@ -151,9 +155,7 @@ class OwnRequest(ChannelRequest):
 
     def cancelled(self) -> None:
         """Cancel the request in progress; the next one initialises a new operation at the server."""
-        self.trapped = None
-        self._done()
-        self._act = None
+        self._forget()
         wire, self.operation = self.operation, None
         if wire is not None:
             wire.context = None
@@ -162,9 +164,17 @@ class OwnRequest(ChannelRequest):
             if self.channel.link is not None:
                 self.channel.link.schedule_flush()
 
+    def _forget(self) -> None:
+        """Forget the request in progress. The log of puts must not keep one that was never sent as done."""
+        if self._act is not None:
+            self._act = None
+            self._untrap("the client gave it up before it was sent")
+        self.trapped = None
+        self._done()
+
     def closed(self) -> None:
         """End: the client's operation has ended."""
-        self._done()
+        self._forget()
         self.cancel()
 
     # -- ChannelRequest ------------------------------------------------------------------------------
