@@ -63,6 +63,9 @@ class ChannelLink(Protocol):
     def schedule_flush(self) -> None:
         """Send all waiting messages at the end of this turn of the event loop."""
 
+    def flush_at_end(self) -> None:
+        """Send all waiting messages at the end of the read, on another connection, that caused them."""
+
     def refusal(self, *, changes: bool) -> str:
         """Return why a request is forbidden at present; "" if it is allowed."""
 
@@ -124,6 +127,9 @@ class ChannelRequest:
     def reply_octets(self, event: ReplyOctets) -> None:
         """Handle the answer to a raw request."""
         raise NotImplementedError
+
+    def warned(self, text: str) -> None:
+        """Handle a warning of the server about this request; it is in the log already."""
 
     def access_changed(self) -> None:
         """Handle that `Channel.permissions` have changed; only requests that last are told."""

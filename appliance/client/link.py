@@ -210,6 +210,11 @@ class ServerLink:
         if self.stream is not None:
             self.stream.schedule_flush()
 
+    def flush_at_end(self) -> None:
+        """Send all waiting messages at the end of the read that caused them."""
+        if self.stream is not None:
+            self.stream.flush_at_end()
+
     def search(self, request: SearchRequest) -> None:
         """Send a search to this server, a name server."""
         if self.ready and self.connection is not None:
@@ -449,6 +454,8 @@ class ServerLink:
         _remote_log.log(
             _LEVELS.get(event.kind, logging.CRITICAL), "%s : %s : %s", self.peer, name, event.text[:1024]
         )
+        if operation is not None and operation.context is not None and event.kind == c.MESSAGE_WARNING:
+            operation.context.warned(event.text)
 
     def _ask_gate(self) -> None:
         """Let the gate judge the server. Without a gate or without TLS, admit it at once."""

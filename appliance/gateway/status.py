@@ -224,9 +224,9 @@ class Status:
         post("refs", self._references.value(overview.references(counts), now))
         post("health", report.health_value(overview.troubles(), now))
         for line in self._heaviness.slow(rates, began):
-            _log.warning("%s", line)
+            _log.warning("%s", line, extra={"event": "client-slow"})
         for line in self._heaviness.heavy(rates, began):
-            _log.info("%s", line)
+            _log.info("%s", line, extra={"event": "client-heavy"})
         post("StatsTime", {"value": loop.time() - began, "timeStamp": now_to_time(now)})
 
     def _post(self, name: str, value: Any) -> None:

@@ -35,6 +35,8 @@ WRITE_HIGH: Final = 64 * 1024
 """Octets in the send queue above which the owner is told to hold back. The kernel's own buffer comes first: what
 waits here is what it did not take. uvloop writes at once what would exceed this, and gathers what does not."""
 WRITE_LOW: Final = 16 * 1024
+EARLY: Final = 4096
+"""Octets of a client's requests that are sent at once, so that the server works on them while more are made."""
 TLS_SLICE: Final = 64 * 1024
 """A large value is encrypted and written in turns of this size, so that the kernel copies what the processor's
 cache still holds: measured 8 MB in 5.8 ms, against 7.3 ms when all of it is encrypted first."""
@@ -125,6 +127,7 @@ class StreamLink(asyncio.Protocol):
         "connection",
         "due",
         "engine",
+        "flushes_at_end",
         "heard",
         "heard_at_tick",
         "interface",
@@ -187,6 +190,7 @@ class StreamLink(asyncio.Protocol):
         self._flush_pending = False
         self._parked = False
         self._rests = False
+        self.flushes_at_end = False
         self._read_large = 0
         """Large reads since the last wait."""
         self._closing = False
@@ -213,7 +217,10 @@ class StreamLink(asyncio.Protocol):
         if not self.owner.link_made(self):
             self.abort()
             return
-        stream.set_write_buffer_limits(high=WRITE_HIGH, low=WRITE_LOW)
+        if self.connection.IS_SERVER:
+            stream.set_write_buffer_limits(high=WRITE_HIGH, low=WRITE_LOW)
+        else:
+            stream.set_write_buffer_limits(high=EARLY, low=0)
         if self.engine is None:
             self._up()
         elif not self.engine.server_side:
@@ -461,6 +468,14 @@ class StreamLink(asyncio.Protocol):
         if not self._flush_pending:
             self._flush_pending = True
             self._loop.call_soon(self._scheduled_flush)
+
+    def flush_at_end(self) -> None:
+        """Send what waits at the end of the read that caused it, which is another connection's: an answer, or a request."""
+        if not self.flushes_at_end and not self._turns.flush_at_end(self):
+            self.schedule_flush()
+        connection = self.connection
+        if connection.outbox.size > EARLY and not connection.IS_SERVER:
+            self.flush()
 
     def _scheduled_flush(self) -> None:
         self._flush_pending = False

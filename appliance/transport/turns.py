@@ -34,6 +34,16 @@ class Waiting(Protocol):
         """Work until done or ``Turns.due``, then call ``Turns.wait`` again."""
 
 
+class Flushing(Protocol):
+    """Something that has output."""
+
+    flushes_at_end: bool
+    """Whether it was asked to send when the present work ends."""
+
+    def flush(self) -> None:
+        """Send what waits now."""
+
+
 class Turns:
     """Whose turn it is on one event loop. There is one for each: `turns_of`.
 
@@ -41,7 +51,17 @@ class Turns:
         loop: Runs the connections.
     """
 
-    __slots__ = ("__weakref__", "_began", "_is_scheduled", "_loop", "_until", "_used", "_waiting")
+    __slots__ = (
+        "__weakref__",
+        "_began",
+        "_flushes",
+        "_is_scheduled",
+        "_loop",
+        "_until",
+        "_used",
+        "_waiting",
+        "_works",
+    )
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -49,6 +69,9 @@ class Turns:
         self._is_scheduled = False
         self._began = 0.0
         self._until = 0.0
+        self._flushes: list[Flushing] = []
+        self._works = False
+        """Whether work on new data is under way: between `begin` and `end`."""
         self._used = 0.0
         """Seconds of the present turn of the event loop that went into what has just come."""
 
@@ -56,12 +79,26 @@ class Turns:
         """Note that work on new data begins."""
         self._began = now = monotonic()
         self._until = now + SLICE_S if self._used < TURN_S else now
+        self._works = True
 
     def end(self) -> None:
-        """Note that work ends, or waits."""
+        """Note that work ends, or waits; send what it has caused at other connections that were told to `flush_at_end`."""
+        self._works = False
+        while self._flushes:
+            who = self._flushes.pop()
+            who.flushes_at_end = False
+            who.flush()
         self._used += monotonic() - self._began
         if self._used > _NOTICE_S and not self._is_scheduled:
             self._schedule()
+
+    def flush_at_end(self, who: Flushing) -> bool:
+        """Have ``who``, which was not asked yet, send when the present work ends; return False if there is none."""
+        if not self._works:
+            return False
+        who.flushes_at_end = True
+        self._flushes.append(who)
+        return True
 
     @property
     def is_full(self) -> bool:

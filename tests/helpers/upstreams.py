@@ -31,6 +31,8 @@ class Link:
     def schedule_flush(self) -> None:
         self.flushes += 1
 
+    flush_at_end = schedule_flush
+
     def refusal(self, *, changes: bool) -> str:
         return self.why if self.held is not None else ""
 

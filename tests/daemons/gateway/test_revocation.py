@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -35,6 +34,12 @@ STEP_S = 0.9
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with site_inside(tmp_path_factory.mktemp("inside")) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def shared() -> dict[str, Holder]:
+    """Keychains that no test has revoked, by who has them."""
+    return {}
 
 
 class Holder(NamedTuple):
@@ -93,6 +98,8 @@ def keychain(holder: Holder) -> Keychain:
 async def chain(
     site: Site,
     folder: Path,
+    shared: dict[str, Holder],
+    revoked: str = "",
     *,
     client: str = "",
     server: str = "",
@@ -100,22 +107,25 @@ async def chain(
     apart: bool = False,
 ) -> AsyncIterator[Chain]:
     """``client`` and ``server`` are EPICS_PVA_TLS_OPTIONS of the gateway's sides; with ``following`` the ends look at statuses;
-    with ``apart`` the gateway's client side has a keychain of its own."""
-    tag = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
-    holders = {
-        who: await asyncio.to_thread(issued, site, f"{who}-{tag}", usage)
-        for who, usage in (
-            ("ioc", "ioc"),
-            ("gateway", "ioc"),
-            ("client", "client"),
-            *([("inner", "client")] if apart else []),
-        )
-    }
+    with ``apart`` the gateway's client side has a keychain of its own. ``revoked`` is whose certificate the test revokes."""
+    holders = {}
+    for who, usage in (
+        ("ioc", "ioc"),
+        ("gateway", "ioc"),
+        ("client", "client"),
+        *([("inner", "client")] if apart else []),
+    ):
+        if who == revoked:
+            holders[who] = await asyncio.to_thread(issued, site, f"{who}-{folder.name[-20:]}", usage)
+            continue
+        if who not in shared:
+            shared[who] = await asyncio.to_thread(issued, site, f"{who}-of-all", usage)
+        holders[who] = shared[who]
     service = f"{INSIDE}:{site.cms.tcp_port}"
     ports = free_ports()
-    shared = {"auto_addr_list": False, "xdg_config_home": str(folder), "xdg_data_home": str(folder)}
+    common = {"auto_addr_list": False, "xdg_config_home": str(folder), "xdg_data_home": str(folder)}
     status = resolve_client(
-        {**shared, "addr_list": "", "name_servers": service, "tls_keychain": ""}, environ={}
+        {**common, "addr_list": "", "name_servers": service, "tls_keychain": ""}, environ={}
     ).config
     at_ioc = resolve_server(
         {
@@ -127,7 +137,7 @@ async def chain(
     ).config  # fmt: skip
     at_client = resolve_client(
         {
-            **shared, "addr_list": HOST, "broadcast_port": ports["udp"],
+            **common, "addr_list": HOST, "broadcast_port": ports["udp"],
             "tls_keychain": holders["client"].path, "status_cache_dir": str(folder / "client"),
         },
         environ={},
@@ -163,8 +173,10 @@ async def chain(
         yield Chain(site, holders, ioc, context, at_client, log)
 
 
-async def test_the_first_connection_is_as_quick_as_later_ones(site: Site, tmp_path: Path) -> None:
-    async with chain(site, tmp_path, following=True) as made:
+async def test_the_first_connection_is_as_quick_as_later_ones(
+    site: Site, tmp_path: Path, shared: dict[str, Holder]
+) -> None:
+    async with chain(site, tmp_path, shared, following=True) as made:
         began = time.monotonic()
         assert (await made.client.get("pv", timeout=20))["value"] == 1.0
         first = time.monotonic() - began
@@ -184,10 +196,10 @@ async def test_the_first_connection_is_as_quick_as_later_ones(site: Site, tmp_pa
 
 
 async def test_a_client_that_has_tls_alone_follows_statuses_through_the_gateway(
-    site: Site, tmp_path: Path
+    site: Site, tmp_path: Path, shared: dict[str, Holder]
 ) -> None:
     """``EPICS_PVA_NAME_SERVERS=pvas://...``, and nothing else: the statuses come over TLS as well."""
-    async with chain(site, tmp_path, following=True) as made:
+    async with chain(site, tmp_path, shared, "client", following=True) as made:
         port = int(made.log.parent.joinpath("gateway.yml").read_text().split("tls_port: ")[1].split()[0])
         config = made.config._replace(addr_list=(), name_servers=(Endpoint(HOST, port, tls=True),))
         assert config.tls_alone
@@ -207,9 +219,9 @@ async def test_a_client_that_has_tls_alone_follows_statuses_through_the_gateway(
 
 
 async def test_a_client_whose_certificate_is_revoked_is_cut_off_and_others_go_on(
-    site: Site, tmp_path: Path
+    site: Site, tmp_path: Path, shared: dict[str, Holder]
 ) -> None:
-    async with chain(site, tmp_path) as made:
+    async with chain(site, tmp_path, shared, "client") as made:
         await made.client.get("pv", timeout=20)
         link = made.client.channel("pv").link
         assert link is not None
@@ -229,9 +241,11 @@ async def test_a_client_whose_certificate_is_revoked_is_cut_off_and_others_go_on
                 await made.client.get("pv", timeout=1.0)
 
 
-async def test_an_ioc_whose_certificate_is_revoked_is_lost_to_the_clients(site: Site, tmp_path: Path) -> None:
+async def test_an_ioc_whose_certificate_is_revoked_is_lost_to_the_clients(
+    site: Site, tmp_path: Path, shared: dict[str, Holder]
+) -> None:
     """Over TLS only: otherwise the gateway goes on over plain TCP, as every client does."""
-    async with chain(site, tmp_path, client="tls_required") as made:
+    async with chain(site, tmp_path, shared, "ioc", client="tls_required") as made:
         await made.client.get("pv", timeout=20)
         link = made.client.channel("pv").link
         assert link is not None
@@ -252,9 +266,9 @@ async def test_an_ioc_whose_certificate_is_revoked_is_lost_to_the_clients(site: 
 
 @pytest.mark.parametrize("options", ["", "tls_required"])
 async def test_a_gateway_whose_certificate_is_revoked_proves_nothing_any_more_to_either_side(
-    site: Site, tmp_path: Path, options: str
+    site: Site, tmp_path: Path, shared: dict[str, Holder], options: str
 ) -> None:
-    async with chain(site, tmp_path, client=options, server=options) as made:
+    async with chain(site, tmp_path, shared, "gateway", client=options, server=options) as made:
         await made.client.get("pv", timeout=20)
         link = made.client.channel("pv").link
         assert link is not None
@@ -275,8 +289,10 @@ async def test_a_gateway_whose_certificate_is_revoked_proves_nothing_any_more_to
             assert not peer.is_tls
 
 
-async def test_two_keychains_keep_the_sides_apart(site: Site, tmp_path: Path) -> None:
-    async with chain(site, tmp_path, apart=True) as made:
+async def test_two_keychains_keep_the_sides_apart(
+    site: Site, tmp_path: Path, shared: dict[str, Holder]
+) -> None:
+    async with chain(site, tmp_path, shared, "inner", apart=True) as made:
         await made.client.get("pv", timeout=20)
         link = made.client.channel("pv").link
         assert link is not None

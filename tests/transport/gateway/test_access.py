@@ -437,6 +437,68 @@ async def test_put_get_and_process_are_logged_too(tmp_path):
     assert puts(tmp_path) == [("put", 4.0, "accepted", ""), ("process", None, "accepted", "")]
 
 
+class Reader(Handler):
+    """A PV that answers a GET when it is told to, and notes what asks for processing."""
+
+    def __init__(self) -> None:
+        self.value = Value(NTScalar(FLOAT64), {"value": 7.0})
+        self.waiting: list[Operation] = []
+        self.at_once = True
+
+    def init(self, operation: Operation) -> None:
+        operation.ready(self.value.type)
+
+    def get(self, operation: Operation) -> None:
+        self.waiting.append(operation)
+        if self.at_once:
+            operation.reply(self.value)
+
+
+@pytest.mark.parametrize("how", ["true", "passive", "TRUE"])
+async def test_a_get_that_processes_needs_the_right_to_write_and_is_logged(tmp_path, how):
+    pv = Reader()
+    asks = f"record[process={how}]field(value)"
+    more = rules(
+        tmp_path,
+        "ASG(DEFAULT) { RULE(1, READ) } ASG(W) { RULE(1, WRITE, TRAPWRITE) }",
+        ".* ALLOW\nw:.* ALLOW W\n",
+    )
+    async with served({"r:pv": pv, "w:pv": pv}) as server:
+        async with (
+            gateway_to(server, put_log=str(tmp_path / "puts.log"), **more) as gateway,
+            client_to(gateway) as client,
+        ):
+            with pytest.raises(RemoteError, match="denied"):
+                await client.get("r:pv", request=asks, timeout=10)
+            assert pv.waiting == []
+            assert (await client.get("r:pv", request="record[process=false]field(value)"))["value"] == 7.0
+            assert (await client.get("w:pv", request=asks, timeout=10))["value"] == 7.0
+            assert pv.waiting[-1].options["process"] == how
+        assert puts(tmp_path) == [("process", None, "accepted", "")]
+        async with gateway_to(server, read_only=True) as gateway, client_to(gateway) as client:
+            before = len(pv.waiting)
+            with pytest.raises(RemoteError, match="denied"):
+                await client.get("w:pv", request=asks, timeout=10)
+            assert len(pv.waiting) == before
+
+
+async def test_a_read_that_waits_is_refused_when_the_right_to_read_goes(tmp_path):
+    pv = Reader()
+    more = rules(tmp_path, "ASG(DEFAULT) { RULE(1, READ) }")
+    async with served({"pv": pv}) as server, gateway_to(server, enforce_read=True, **more) as gateway:
+        async with client_to(gateway) as client:
+            await client.get("pv", timeout=10)
+            pv.at_once = False
+            pv.waiting.clear()
+            waiting = asyncio.create_task(client.get("pv", timeout=10))
+            await until(lambda: bool(pv.waiting))
+            rules(tmp_path, "ASG(DEFAULT) { RULE(1, NONE) }")
+            await gateway.reload(gateway.config)
+            pv.waiting[0].reply(pv.value)
+            with pytest.raises(RemoteError, match="denied"):
+                await waiting
+
+
 async def test_values_of_any_kind_are_logged_within_bounds(tmp_path):
     enum, table = NTEnum(), NTTable().add_column(FLOAT64, "x").add_column(STRING, "y").create().type
     wide = StructType(tuple((f"f{n:02}", FLOAT64) for n in range(40)))

@@ -79,6 +79,7 @@ async def test_a_client_that_stops_reading_is_bounded_and_named_and_others_get_e
                 await gateway.status.refresh()
             said = [record.message for record in caplog.records if "reads too slowly" in record.message]
             assert len(said) == 1
+            assert [record.event for record in caplog.records if record.message in said] == ["client-slow"]
             assert said[0].startswith(f"anonymous@{peer.stream.peer} reads too slowly: ")
             health = await client.get("GW:health", server=direct(gateway))
             assert health["value.index"] == 1

@@ -227,10 +227,14 @@ logging.getLogger("appliance.gateway.putlog").info("a put with eyJhbGciOiJFUzI1N
 """
 
 
-def log_with(tmp_path: Path, more: str) -> tuple[str, str]:
+FORGES = """logging.getLogger("appliance.gateway.putlog").info("put %s", "x\\nca/other@host put\\u2028\\x1b[2J")
+"""
+
+
+def log_with(tmp_path: Path, more: str, script: str = WRITES) -> tuple[str, str]:
     (tmp_path / "logging.json").write_text(LOGGING.format(tmp_path, more))
     subprocess.run(
-        [sys.executable, "-c", WRITES, str(tmp_path / "logging.json")],
+        [sys.executable, "-c", script, str(tmp_path / "logging.json")],
         check=True,
         timeout=30,
     )
@@ -241,6 +245,15 @@ def test_a_logging_file_for_p4p_works_as_it_is(tmp_path):
     everything, puts = log_with(tmp_path, "")
     assert everything == "p4p.gw INFO one\n"
     assert puts == "p4p.gw.audit INFO a put with eyJ***\n"
+
+
+@pytest.mark.parametrize("ours", ["", ', "appliance.gateway.putlog": {"handlers": ["puts"]}'])
+def test_no_client_adds_lines_to_a_log_of_the_site_s_own_form(tmp_path, ours):
+    *_, begins, _ = WRITES.splitlines(keepends=True)
+    _, puts = log_with(tmp_path, ours, WRITES.replace(begins, FORGES))
+    forged, secret = puts.splitlines()
+    assert forged.endswith("put x\\nca/other@host put\\u2028\\x1b[2J")
+    assert secret.endswith("a put with eyJ***")
 
 
 def test_a_logging_file_that_names_our_loggers_gets_our_names(tmp_path):

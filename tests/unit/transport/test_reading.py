@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from appliance.pva.client_connection import ClientConnection
-from appliance.transport.stream import LARGE_READ, LARGE_READS, StreamLink
+from appliance.transport.stream import EARLY, LARGE_READ, LARGE_READS, StreamLink
 
 
 class Socket(asyncio.Transport):
@@ -17,9 +17,10 @@ class Socket(asyncio.Transport):
         super().__init__()
         self.reads = True
         self.is_over = False
+        self.written = b""
 
     def write(self, data: Any) -> None:
-        pass
+        self.written += data
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         pass
@@ -41,8 +42,10 @@ class Owner:
     def link_up(self, link: StreamLink) -> None:
         pass
 
+    act: Callable[[], None] = staticmethod(lambda: None)
+
     def link_events(self, link: StreamLink, events: list[Any]) -> None:
-        pass
+        self.act()
 
     def link_writable(self, link: StreamLink) -> None:
         pass
@@ -56,6 +59,48 @@ def linked() -> tuple[StreamLink, Socket]:
     socket = Socket()
     link.connection_made(socket)
     return link, socket
+
+
+MESSAGE = b"\xca\x02\x40\x12\x06\0\0\0" + bytes(6)
+
+
+async def test_what_a_read_causes_at_another_connection_leaves_when_the_read_ends() -> None:
+    link, _ = linked()
+    other, socket = linked()
+
+    def ask() -> None:
+        before = socket.written
+        for _ in range(2):
+            other.connection.echo()
+            other.flush_at_end()
+        assert socket.written == before
+
+    link.owner.act = ask  # type: ignore[attr-defined]
+    link.data_received(MESSAGE)
+    assert len(socket.written) == 16
+    link.data_received(MESSAGE)
+    assert len(socket.written) == 32
+
+
+async def test_many_requests_leave_before_the_read_ends() -> None:
+    link, _ = linked()
+    other, socket = linked()
+
+    def ask() -> None:
+        other.connection.echo(bytes(EARLY))
+        other.flush_at_end()
+        assert len(socket.written) == 8 + EARLY
+
+    link.owner.act = ask  # type: ignore[attr-defined]
+    link.data_received(MESSAGE)
+
+
+async def test_outside_a_read_it_leaves_at_the_end_of_the_turn() -> None:
+    other, socket = linked()
+    other.connection.echo()
+    other.flush_at_end()
+    assert socket.written == b""
+    await until(lambda: len(socket.written) == 8)
 
 
 async def until(condition: Callable[[], bool]) -> None:
