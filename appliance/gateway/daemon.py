@@ -81,7 +81,10 @@ def _with_config(options: argparse.Namespace, file: str) -> int:
 def _check(loaded: Loaded, sides: Sides) -> int:
     from appliance.gateway.check import check
 
-    names, warnings = check(loaded, sides)
+    try:
+        names, warnings = check(loaded, sides)
+    except ConfigurationError as error:
+        raise loaded.placed(error) from error
     for warning in warnings:
         sys.stderr.write(f"Warning: {warning}\n")
     # As p4p's gateway does, so that scripts can copy all files of a configuration.
