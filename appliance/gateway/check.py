@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from appliance.config.pva import ClientConfig, ServerConfig
-from appliance.errors import ConfigurationError, KeychainError
+from appliance.errors import KeychainError
 from appliance.gateway.config import GatewayConfig, Sides
 from appliance.gateway.files import Files, read_files
 from appliance.gateway.p4p_json import Loaded
@@ -22,10 +22,7 @@ def check(loaded: Loaded, sides: Sides) -> tuple[list[str], list[str]]:
         AccessFileError: A PV list or an access security file is wrong.
         ConfigurationError: Another file cannot be where the configuration wants it.
     """
-    try:
-        files = read_files(loaded.config)
-    except ConfigurationError as error:
-        raise loaded.placed(error) from error
+    files = read_files(loaded.config)
     hidden = _hidden_statuses(loaded.config, sides, files)
     warnings = [*loaded.warnings, *files.warnings, *hidden, *_check_keychains(sides)]
     return [loaded.document.file, *files.names], warnings

@@ -80,14 +80,6 @@ class Loaded(NamedTuple):
             str(ConfigurationError(note.text, file=file, line=note.line, key=note.key)) for note in self.notes
         ]
 
-    def placed(self, error: ConfigurationError) -> ConfigurationError:
-        """Return an error about a key, with the file and the line of the key if the error has none."""
-        if error.file is not None or error.key is None:
-            return error
-        path: Path = tuple(error.key.split("."))
-        found = self.document.error(error.why, *path)
-        return found if self.keys is None else _in_terms_of(found, self.keys)
-
     def sides(self, environ: Mapping[str, str] | None = None) -> Sides:
         """Return the settings of all sides (`resolve_sides`).
 

@@ -153,7 +153,7 @@ def test_a_put_log_that_is_a_directory_is_an_error_before_the_start(files, how):
         timeout=30,
     )
     assert done.returncode == 1
-    assert f"{files}/gw.yml:3: servers.s.put_log: {files} is no regular file" in done.stderr
+    assert f"{files}/gw.yml:3: servers.s.put_log: {files} is not a regular file" in done.stderr
 
 
 @pytest.mark.parametrize("key", ["pvlist", "acf"])
