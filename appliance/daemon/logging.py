@@ -138,11 +138,15 @@ def _extra(record: logging.LogRecord) -> dict[str, Any]:
     return {key: value for key, value in vars(record).items() if key not in _STANDARD}
 
 
+def one_line(message: str) -> str:
+    """Return a message without control characters: peers choose parts of it, and could write lines and colours with them."""
+    if message.isprintable():
+        return message
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in message)
+
+
 def _body(record: logging.LogRecord) -> str:
-    # Peers choose parts of messages, and could write lines and colours with control characters.
-    message = record.getMessage()
-    if not message.isprintable():
-        message = "".join(char if char.isprintable() else repr(char)[1:-1] for char in message)
+    message = one_line(record.getMessage())
     return f"{message}\n{record.exc_text}" if record.exc_text else message
 
 
@@ -160,7 +164,7 @@ def _priority(level: int) -> int:
 
 def _journal(record: logging.LogRecord, text: str) -> str:
     priority = _priority(record.levelno)
-    return "\n".join(f"<{priority}>{line}" for line in text.splitlines() or [""])
+    return "\n".join(f"<{priority}>{line}" for line in text.split("\n"))
 
 
 class _Native(logging.StreamHandler[TextIO]):

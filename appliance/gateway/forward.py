@@ -112,7 +112,8 @@ class ForwardedPV(Handler):
     def init(self, operation: Operation) -> None:
         """Begin a request at the server; GETs of the same pvRequest share one."""
         upstream = self.upstream
-        if operation.command == c.CMD_GET and not self._bypasses(operation):
+        options = request_options(operation.request)
+        if operation.command == c.CMD_GET and not (_processes(options) or self._bypasses(operation, options)):
             request = with_options(operation.request, _OURS, {})
             holdoff_s = self._terms.get_holdoff_s
             key = (request_key(request), holdoff_s)
@@ -132,17 +133,26 @@ class ForwardedPV(Handler):
         operation.state = own = OwnRequest(upstream, operation, self._terms.flight)
         upstream.channel.add(own)
 
-    def _bypasses(self, operation: Operation) -> bool:
-        asked = truth(request_options(operation.request).get("cache")) is False
-        return asked and self._terms.may_bypass(operation.name, operation.peer)
+    def _bypasses(self, operation: Operation, options: dict[str, str]) -> bool:
+        return truth(options.get("cache")) is False and self._terms.may_bypass(operation.name, operation.peer)
 
     def _taken(self, operation: Operation, argument: Value | None) -> bool:
         """Handle what a certificate service would take for an act of the gateway; return whether it is handled."""
         return self._terms.certificates.takes(operation, self.upstream.channel, argument)
 
     def get(self, operation: Operation) -> None:
-        """Read."""
-        operation.state.get(operation)
+        """Read; a GET that has the record processed before needs the right to write."""
+        state: SharedGet | OwnRequest = operation.state
+        if isinstance(state, OwnRequest) and operation.command == c.CMD_GET and _processes(operation.options):
+            channel = operation.channel
+            if not channel.rights.write:
+                channel.refused("write")
+                operation.fail(channel.owner.access.denial("write", channel.peer))
+                return
+            state.trapped = self._terms.watch_put(operation, self.upstream.name, None)
+            state.get_processed(operation)
+            return
+        state.get(operation)
 
     def put(self, operation: Operation, value: Value) -> None:
         """Write."""
@@ -232,3 +242,9 @@ class ForwardedPV(Handler):
         if shared is not None:
             assert isinstance(subscription, OctetSubscription)
             shared.unsubscribe(subscription)
+
+
+def _processes(options: dict[str, str]) -> bool:
+    """Whether a GET asks for the record to be processed; servers on pvDatabase do that. What is not clearly "no" counts as yes."""
+    text = options.get("process")
+    return text is not None and truth(text) is not False

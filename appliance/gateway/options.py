@@ -220,6 +220,18 @@ def write_example(file: str, text: str, *, usual: str) -> None:
 # -- logging -------------------------------------------------------------------------------------------
 
 
+class _OneLine(logging.Filter):
+    """Writes control characters of a message out: the formats of a site do not, and a client could add lines to a log."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Change a record; always keep it."""
+        from appliance.daemon.logging import one_line
+
+        record.msg = one_line(record.getMessage())
+        record.args = None
+        return True
+
+
 class _As(logging.Handler):
     """Gives records to another logger, under its name."""
 
@@ -257,13 +269,13 @@ def log_as(given: Any, file: str) -> None:
         # dictConfig switches off all loggers that exist and that it does not name; ours were made when they were imported.
         if isinstance(known, logging.Logger) and f"{name}.".startswith(f"{ROOT}."):
             known.disabled = False
-    for handler in (
-        *logging.root.handlers,
-        *logging.getLogger(P4P).handlers,
-        *logging.getLogger(P4P_AUDIT).handlers,
-    ):
+    named = given.get("loggers", {})
+    for handler in {
+        handler for name in ("", P4P, P4P_AUDIT, *named) for handler in logging.getLogger(name).handlers
+    }:
         handler.addFilter(Redactor())
-    if any(f"{name}.".startswith(f"{ROOT}.") for name in given.get("loggers", {})):
+        handler.addFilter(_OneLine())
+    if any(f"{name}.".startswith(f"{ROOT}.") for name in named):
         return
     for source, target in ((ours, P4P), (logging.getLogger("appliance.gateway.putlog"), P4P_AUDIT)):
         source.handlers = [_As(target)]

@@ -22,6 +22,8 @@ __all__ = ["OwnField", "OwnRequest"]
 
 _TYPED: Final = frozenset({c.CMD_GET, c.CMD_PUT, c.CMD_PUT_GET})
 _DOES: Final = {c.CMD_PUT: "put", c.CMD_PUT_GET: "put", c.CMD_PROCESS: "processing", c.CMD_RPC: "call"}
+MOST_WARNINGS: Final = 16
+"""Warnings of a server that are passed on for one operation: it could send any number."""
 LOST: Final = "the server of this PV is lost"
 
 Act = Callable[[ClientOperation], None]
@@ -36,7 +38,18 @@ class OwnRequest(ChannelRequest):
         flight: Counts the requests that wait for answers.
     """
 
-    __slots__ = ("_act", "_answered", "_flight", "_size", "_upstream", "asked", "kind", "trapped", "waits")
+    __slots__ = (
+        "_act",
+        "_answered",
+        "_flight",
+        "_size",
+        "_upstream",
+        "_warnings",
+        "asked",
+        "kind",
+        "trapped",
+        "waits",
+    )
 
     def __init__(self, upstream: Upstream, asked: Operation, flight: InFlight) -> None:
         super().__init__(upstream.channel, NOBODY)
@@ -51,6 +64,7 @@ class OwnRequest(ChannelRequest):
         """Whether a request of the client is in progress, so that INIT is not what an error answers."""
         self.trapped: Watched | None = None
         """The put in progress, if it is logged."""
+        self._warnings = 0
         self._answered = False
         """Whether the client's INIT is answered."""
         self._act: Act | None = None
@@ -67,6 +81,10 @@ class OwnRequest(ChannelRequest):
         """Read the PV."""
         self.trapped = None
         self._do(operation, ClientOperation.get, changes=False)
+
+    def get_processed(self, operation: Operation) -> None:
+        """Read the PV, whose record is processed before: the pvRequest says so."""
+        self._do(operation, ClientOperation.get, changes=True)
 
     def put(self, operation: Operation, value: Value) -> None:
         """Write ``value`` (PUT, PUT_GET)."""
@@ -137,9 +155,7 @@ class OwnRequest(ChannelRequest):
 
     def cancelled(self) -> None:
         """Cancel the request in progress; the next one initialises a new operation at the server."""
-        self.trapped = None
-        self._done()
-        self._act = None
+        self._forget()
         wire, self.operation = self.operation, None
         if wire is not None:
             wire.context = None
@@ -148,9 +164,17 @@ class OwnRequest(ChannelRequest):
             if self.channel.link is not None:
                 self.channel.link.schedule_flush()
 
+    def _forget(self) -> None:
+        """Forget the request in progress. The log of puts must not keep one that was never sent as done."""
+        if self._act is not None:
+            self._act = None
+            self._untrap("the client gave it up before it was sent")
+        self.trapped = None
+        self._done()
+
     def closed(self) -> None:
         """End: the client's operation has ended."""
-        self._done()
+        self._forget()
         self.cancel()
 
     # -- ChannelRequest ------------------------------------------------------------------------------
@@ -190,6 +214,12 @@ class OwnRequest(ChannelRequest):
             asked.ready_as_is(wire.type, wire.get_type if differs else None)
         else:
             asked.ready()
+
+    def warned(self, text: str) -> None:
+        """Pass a warning of the server on to the client, the first ones of each operation."""
+        self._warnings += 1
+        if self._warnings <= MOST_WARNINGS:
+            self.asked.warn(text)
 
     def reply_octets(self, event: ReplyOctets) -> None:
         """Answer the client with the octets that came."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import ClassVar, Final
 
-from appliance.client.channel import ChannelRequest
+from appliance.client.channel import ChannelRequest, ChannelState
 from appliance.gateway.upstream import NOBODY, TOO_SLOW, Upstream
 from appliance.pva import commands as c
 from appliance.pva.events import ReplyOctets
@@ -79,6 +79,7 @@ class SharedGet(ChannelRequest):
 
     __slots__ = (
         "_coming",
+        "_ended",
         "_holdoff_s",
         "_key",
         "_last",
@@ -116,6 +117,8 @@ class SharedGet(ChannelRequest):
         """Requests that the read in progress answers."""
         self._coming: dict[Operation, None] = {}
         """Requests that the next read answers."""
+        self._ended = ""
+        """Why no read can begin any more."""
         self._reused = False
         """Whether the operation has answered before."""
         self._seen = 0
@@ -168,15 +171,19 @@ class SharedGet(ChannelRequest):
     def _next(self) -> None:
         """Begin the next read if somebody waits for it, none is under way and the hold-off is over."""
         wire = self.operation
-        if wire is None or self._under_way or not self._coming or self._timer is not None:
+        if wire is None:
+            if self._ended:
+                self._refuse(self._ended)
+            elif self.kind is not None and self._coming and self.channel.state is ChannelState.ACTIVE:
+                self.start()  # the server refused to begin anew at the last try
+            return
+        if self._under_way or not self._coming or self._timer is not None:
             return
         if wire.state is not OperationState.IDLE:
             return  # INIT is not answered yet, or the server has ended the operation and its channel closes
         link = self.channel.link
         if link is not None and link.held is not None and (why := link.refusal(changes=False)):
-            coming, self._coming = self._coming, {}
-            for operation in coming:
-                operation.fail(why)
+            self._refuse(why)
             return
         if self._holdoff_s:
             wait = self._sent_at + self._holdoff_s - self._loop.time()
@@ -188,6 +195,12 @@ class SharedGet(ChannelRequest):
         wire.get()
         assert link is not None
         link.flush_at_end()
+
+    def _refuse(self, why: str) -> None:
+        """Answer those who wait for the next read with an error."""
+        coming, self._coming = self._coming, {}
+        for operation in coming:
+            operation.fail(why)
 
     def _held_off(self) -> None:
         self._timer = None
@@ -208,7 +221,11 @@ class SharedGet(ChannelRequest):
         """Answer the clients' INIT."""
         if not status.ok:
             self.operation = None
-            self._end(status.message or "the server gave no reason")
+            why = status.message or "the server gave no reason"
+            if self.kind is None:
+                self._end(why)
+            else:
+                self._refuse(why)
             return
         assert self.operation is not None
         kind = self.operation.type
@@ -244,10 +261,13 @@ class SharedGet(ChannelRequest):
         status = event.status
         may_be_much = len(tail) > SMALL or len(under_way) > MANY
         for operation in under_way:
+            channel = operation.channel
+            if not channel.rights.read:
+                operation.fail(channel.owner.access.denial("read", channel.peer))  # lost since it asked
+                continue
             if may_be_much and operation.is_behind:
                 operation.fail(TOO_SLOW)
                 continue
-            channel = operation.channel
             channel.owner.allowance.requests += 1
             wire = operation.wire
             if big is wire.outbox.big:
@@ -310,6 +330,10 @@ class SharedGet(ChannelRequest):
         under_way, self._under_way = self._under_way, {}
         if status.ok and value is not None:
             for operation in under_way:
+                channel = operation.channel
+                if not channel.rights.read:
+                    operation.fail(channel.owner.access.denial("read", channel.peer))
+                    continue
                 if operation.is_behind:
                     operation.fail(TOO_SLOW)
                     continue
@@ -320,6 +344,7 @@ class SharedGet(ChannelRequest):
         self._next()
 
     def _end(self, why: str) -> None:
+        self._ended = why
         self._stop_timer()
         if self._upstream.gets.get(self._key) is self:
             del self._upstream.gets[self._key]

@@ -134,6 +134,7 @@ class SharedMonitor(ChannelRequest):
         self._bits = 0
         """The same in leaf form."""
         self._overrun = 0
+        """The fields that lost an earlier change before it; its octets end with them."""
         self._changed = 0
         """Which fields changed during a pause of the connection, in leaf form."""
         self._lost = 0
@@ -217,7 +218,7 @@ class SharedMonitor(ChannelRequest):
         """Pass updates on to all clients."""
         bodies = event.bodies
         big = event.big
-        if event.bits != self._marked or event.overrun:
+        if event.bits != self._marked or event.overrun or self._overrun:
             self._note(event)
         self._body = bodies[-1]
         self._big = big

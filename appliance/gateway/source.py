@@ -22,11 +22,18 @@ __all__ = ["RoutedSource"]
 class _Opening:
     """A client's request to open a channel, while no client side has a server of the name."""
 
-    __slots__ = ("_later", "_name", "_source", "_timer", "_upstreams")
+    __slots__ = ("_host", "_later", "_name", "_source", "_timer", "_upstreams")
 
     def __init__(
-        self, source: RoutedSource, later: Later, name: str, upstreams: Sequence[Upstream], patience_s: float
+        self,
+        source: RoutedSource,
+        later: Later,
+        name: str,
+        host: str,
+        upstreams: Sequence[Upstream],
+        patience_s: float,
     ) -> None:
+        self._host = host
         self._source = source
         self._later = later
         self._name = name
@@ -39,6 +46,13 @@ class _Opening:
     def found(self, upstream: Upstream) -> None:
         """Open the channel: the server is there."""
         self.end()
+        route = self._source.router.route(self._name, self._host)
+        if route is None or route.real_name != upstream.name:
+            # The PV list was read again meanwhile.
+            self._later.settle(
+                OperationError(f"{self._name[:256]!r} leads elsewhere now; search for it again")
+            )
+            return
         self._later.settle(self._source.handler(upstream))
 
     def _give_up(self) -> None:
@@ -133,7 +147,7 @@ class RoutedSource(Source):
                 "one; ask again later"
             )
         later = Later()
-        _Opening(self, later, name, wanted, self._patience_s)
+        _Opening(self, later, name, host, wanted, self._patience_s)
         return later
 
     def handler(self, upstream: Upstream) -> ForwardedPV:

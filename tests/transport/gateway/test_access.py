@@ -137,6 +137,21 @@ async def test_read_only_refuses_puts_and_calls(tmp_path):
             assert await may(client, "u:pv") == "read"
 
 
+async def test_as_test_and_the_log_tell_that_the_gateway_is_read_only(tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    more = {"read_only": True, "status_prefix": "GW:"}
+    async with served({"u:pv": callee()}) as server, gateway_to(server, **more) as gateway:
+        async with client_to(gateway) as client:
+            answer = await client.rpc("GW:asTest", {"pv": "u:pv"})
+            assert (answer["permission.put"], answer["permission.rpc"]) == (False, False)
+            with pytest.raises(AccessDeniedError):
+                await client.put("u:pv", 1.0)
+    (line,) = [
+        record.message for record in caplog.records if getattr(record, "event", "") == "access-refused"
+    ]
+    assert line.endswith("was refused write access to u:pv: read_only is set in the gateway's configuration")
+
+
 @pytest.mark.parametrize("granted", [True, False])
 async def test_a_subscription_of_its_own_needs_uncached(tmp_path, granted, caplog):
     caplog.set_level(logging.WARNING)
@@ -275,7 +290,10 @@ class Policy:
 
 async def test_what_the_server_permits_the_gateway_reaches_the_clients():
     policy = Policy()
-    async with served({"u:pv": callee()}, policy=policy) as server, gateway_to(server) as gateway:
+    async with (
+        served({"u:pv": callee()}, policy=policy) as server,
+        gateway_to(server, status_prefix="GW:") as gateway,
+    ):
         async with client_to(gateway) as client:
             await client.get("u:pv")
             channel = client.channel("u:pv")
@@ -289,6 +307,8 @@ async def test_what_the_server_permits_the_gateway_reaches_the_clients():
                 policy.now = rights
                 server.review_access()
                 await until(lambda wanted=wanted: channel.permissions == wanted)
+                told = await client.rpc("GW:asTest", {"pv": "u:pv"})
+                assert (told["permission.put"], told["permission.rpc"]) == (rights.write, rights.rpc)
                 assert await may(client, "u:pv") == " ".join(
                     word for word, granted in zip(("read", "put", "rpc"), rights[:3], strict=True) if granted
                 )
@@ -417,6 +437,68 @@ async def test_put_get_and_process_are_logged_too(tmp_path):
     assert puts(tmp_path) == [("put", 4.0, "accepted", ""), ("process", None, "accepted", "")]
 
 
+class Reader(Handler):
+    """A PV that answers a GET when it is told to, and notes what asks for processing."""
+
+    def __init__(self) -> None:
+        self.value = Value(NTScalar(FLOAT64), {"value": 7.0})
+        self.waiting: list[Operation] = []
+        self.at_once = True
+
+    def init(self, operation: Operation) -> None:
+        operation.ready(self.value.type)
+
+    def get(self, operation: Operation) -> None:
+        self.waiting.append(operation)
+        if self.at_once:
+            operation.reply(self.value)
+
+
+@pytest.mark.parametrize("how", ["true", "passive", "TRUE"])
+async def test_a_get_that_processes_needs_the_right_to_write_and_is_logged(tmp_path, how):
+    pv = Reader()
+    asks = f"record[process={how}]field(value)"
+    more = rules(
+        tmp_path,
+        "ASG(DEFAULT) { RULE(1, READ) } ASG(W) { RULE(1, WRITE, TRAPWRITE) }",
+        ".* ALLOW\nw:.* ALLOW W\n",
+    )
+    async with served({"r:pv": pv, "w:pv": pv}) as server:
+        async with (
+            gateway_to(server, put_log=str(tmp_path / "puts.log"), **more) as gateway,
+            client_to(gateway) as client,
+        ):
+            with pytest.raises(RemoteError, match="denied"):
+                await client.get("r:pv", request=asks, timeout=10)
+            assert pv.waiting == []
+            assert (await client.get("r:pv", request="record[process=false]field(value)"))["value"] == 7.0
+            assert (await client.get("w:pv", request=asks, timeout=10))["value"] == 7.0
+            assert pv.waiting[-1].options["process"] == how
+        assert puts(tmp_path) == [("process", None, "accepted", "")]
+        async with gateway_to(server, read_only=True) as gateway, client_to(gateway) as client:
+            before = len(pv.waiting)
+            with pytest.raises(RemoteError, match="denied"):
+                await client.get("w:pv", request=asks, timeout=10)
+            assert len(pv.waiting) == before
+
+
+async def test_a_read_that_waits_is_refused_when_the_right_to_read_goes(tmp_path):
+    pv = Reader()
+    more = rules(tmp_path, "ASG(DEFAULT) { RULE(1, READ) }")
+    async with served({"pv": pv}) as server, gateway_to(server, enforce_read=True, **more) as gateway:
+        async with client_to(gateway) as client:
+            await client.get("pv", timeout=10)
+            pv.at_once = False
+            pv.waiting.clear()
+            waiting = asyncio.create_task(client.get("pv", timeout=10))
+            await until(lambda: bool(pv.waiting))
+            rules(tmp_path, "ASG(DEFAULT) { RULE(1, NONE) }")
+            await gateway.reload(gateway.config)
+            pv.waiting[0].reply(pv.value)
+            with pytest.raises(RemoteError, match="denied"):
+                await waiting
+
+
 async def test_values_of_any_kind_are_logged_within_bounds(tmp_path):
     enum, table = NTEnum(), NTTable().add_column(FLOAT64, "x").add_column(STRING, "y").create().type
     wide = StructType(tuple((f"f{n:02}", FLOAT64) for n in range(40)))
@@ -492,6 +574,10 @@ async def test_refusals_are_in_the_log(tmp_path, caplog):
             assert await may(client, "u:pv") == "read"
     found = [(record.right, record.pv, record.account, record.gateway) for record in caplog.records if getattr(record, "event", "") == "access-refused"]  # fmt: skip
     assert found == [("write", "u:pv", USER, "outer"), ("rpc", "u:pv", USER, "outer")]
+    reasons = [
+        record.message.partition("access to ")[2] for record in caplog.records if hasattr(record, "right")
+    ]
+    assert reasons == [f"u:pv: {tmp_path}/gw.acf:1: RULE(1,READ): grants READ"] * 2
 
 
 async def test_a_client_that_is_refused_again_and_again_does_not_fill_the_log(tmp_path, caplog, monkeypatch):
@@ -515,7 +601,10 @@ async def test_a_client_that_is_refused_again_and_again_does_not_fill_the_log(tm
             monkeypatch.setattr("appliance.gateway.putlog._TOLD_FOR_S", 0.0)
             await refused()
             assert lines()[1:] == [lines()[1]]
-            assert lines()[1].endswith("access to u:pv, and 19 more times since the last such line")
+            assert lines()[1].endswith(
+                "access to u:pv, and 19 more times since the last such line: "
+                f"{tmp_path}/gw.acf:1: RULE(1,READ): grants READ"
+            )
             assert server_of(gateway).access.refusals == 21
 
 

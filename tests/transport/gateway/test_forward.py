@@ -30,6 +30,7 @@ class Recorder(Handler):
     def __init__(self) -> None:
         self.requests: list[tuple[int, Any]] = []
         self.processed = 0
+        self.warnings = 0
         self.value = Value(NTScalar(FLOAT64), {"value": 1.0})
 
     def init(self, operation: Operation) -> None:
@@ -40,6 +41,8 @@ class Recorder(Handler):
         operation.reply(self.value)
 
     def put(self, operation: Operation, value: Value) -> None:
+        for _ in range(self.warnings):
+            operation.warn("near the limit")
         self.value.assign(value)
         operation.done()
 
@@ -103,6 +106,20 @@ async def test_the_client_s_pvrequest_reaches_the_server():
             {"field": {"value": {}}, "record": {"_options": {"block": "false", "process": "true"}}},
             {"field": {"value": {}}, "record": {"_options": {"_x": "1"}}},
         ]
+
+
+@pytest.mark.parametrize(("warnings", "passed"), [(1, 1), (40, 16)])
+async def test_warnings_of_the_server_reach_the_client(
+    caplog: pytest.LogCaptureFixture, warnings: int, passed: int
+):
+    recorder = Recorder()
+    recorder.warnings = warnings
+    pvs: Any = {"r": recorder}
+    async with served(pvs) as server, gateway_to(server) as gateway, client_to(gateway) as client:
+        await client.put("r", {"value": 2.0}, timeout=10)
+        port = server_of(gateway).tcp_port
+        said = [record.getMessage() for record in caplog.records if "near the limit" in record.getMessage()]
+        assert sum(f"127.0.0.1:{port} " in line for line in said) == passed
 
 
 async def test_put_get_and_process():

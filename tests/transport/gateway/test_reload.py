@@ -22,7 +22,8 @@ from tests.helpers.gateways import (
     server_of,
     server_side,
 )
-from tests.helpers.ours import double, served
+from tests.helpers.ours import double, served, server_config
+from tests.helpers.peers import free_port
 
 
 class Site:
@@ -70,6 +71,20 @@ async def test_a_channel_that_stays_allowed_stays_open_and_the_others_close(tmp_
             assert not any(isinstance(item, Disconnected) for item in seen["a"])
             assert "there is no PV 'b' here" in await refusal(client, "b", direct(gateway))
             assert {channel.name for channel in server_of(gateway).channels()} == {"a", "x", "d"}
+
+
+async def test_a_channel_that_still_waits_does_not_open_the_way_of_the_former_pv_list(tmp_path: Path):
+    udp = free_port()
+    site = Site(tmp_path, udp)
+    site.write("x ALIAS secret")
+    async with gateway_with(*site.sides()) as gateway, client_to(gateway) as client:
+        waiting = asyncio.create_task(client.get("x", server=direct(gateway), timeout=None))
+        while "secret" not in gateway.clients["inner"].known:
+            await asyncio.sleep(0.01)
+        site.write("x ALIAS open")
+        await gateway.reload(configuration(*site.sides()))
+        async with served({"secret": double(1.0), "open": double(2.0)}, config=server_config(udp)):
+            assert (await asyncio.wait_for(waiting, 20))["value"] == 2.0
 
 
 async def test_a_fault_in_a_file_changes_nothing(tmp_path: Path):

@@ -79,11 +79,27 @@ def test_a_wrong_file_is_one_sentence_and_exit_status_1(files, capsys, name, tex
         assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["a.acf", "p.pvlist"])
-def test_a_missing_file_is_said(files, capsys, name):
+@pytest.mark.parametrize(
+    ("name", "their_key", "our_key"), [("a.acf", "access", "access.file"), ("p.pvlist", "pvlist", "pvlist")]
+)
+def test_a_missing_file_is_said_with_the_line_and_the_key_that_name_it(
+    files, capsys, name, their_key, our_key
+):
     (files / name).unlink()
-    assert main(["-T", str(files / "gw.conf")]) == 1
-    assert f"{files}/{name}: cannot read the" in capsys.readouterr().err
+    (files / "gw.yml").write_text(
+        "clients: {c: {}}\nservers:\n  s:\n    clients: [c]\n    pvlist: p.pvlist\n    access: {file: a.acf}\n"
+    )
+    line = 5 if name == "p.pvlist" else 6
+    for file, place in (
+        ("gw.conf", f"1: servers[0].{their_key}"),
+        ("gw.yml", f"{line}: servers.s.{our_key}"),
+    ):
+        for option in ([], ["-T"]):
+            assert main([*option, str(files / file)]) == 1
+            said = (
+                f"Error: {files}/{file}:{place}: {files}/{name} cannot be read: No such file or directory\n"
+            )
+            assert capsys.readouterr().err == said
 
 
 def test_what_is_probably_not_meant_is_a_warning(files, capsys):
@@ -211,10 +227,14 @@ logging.getLogger("appliance.gateway.putlog").info("a put with eyJhbGciOiJFUzI1N
 """
 
 
-def log_with(tmp_path: Path, more: str) -> tuple[str, str]:
+FORGES = """logging.getLogger("appliance.gateway.putlog").info("put %s", "x\\nca/other@host put\\u2028\\x1b[2J")
+"""
+
+
+def log_with(tmp_path: Path, more: str, script: str = WRITES) -> tuple[str, str]:
     (tmp_path / "logging.json").write_text(LOGGING.format(tmp_path, more))
     subprocess.run(
-        [sys.executable, "-c", WRITES, str(tmp_path / "logging.json")],
+        [sys.executable, "-c", script, str(tmp_path / "logging.json")],
         check=True,
         timeout=30,
     )
@@ -225,6 +245,15 @@ def test_a_logging_file_for_p4p_works_as_it_is(tmp_path):
     everything, puts = log_with(tmp_path, "")
     assert everything == "p4p.gw INFO one\n"
     assert puts == "p4p.gw.audit INFO a put with eyJ***\n"
+
+
+@pytest.mark.parametrize("ours", ["", ', "appliance.gateway.putlog": {"handlers": ["puts"]}'])
+def test_no_client_adds_lines_to_a_log_of_the_site_s_own_form(tmp_path, ours):
+    *_, begins, _ = WRITES.splitlines(keepends=True)
+    _, puts = log_with(tmp_path, ours, WRITES.replace(begins, FORGES))
+    forged, secret = puts.splitlines()
+    assert forged.endswith("put x\\nca/other@host put\\u2028\\x1b[2J")
+    assert secret.endswith("a put with eyJ***")
 
 
 def test_a_logging_file_that_names_our_loggers_gets_our_names(tmp_path):

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+from appliance.errors import OperationError
 from appliance.gateway.shared_get import KEPT_OCTETS, SharedGet
 from appliance.pva import commands as c
 from appliance.pva.events import OperationReply
 from appliance.pva.status import Status
 from appliance.pvdata import ANY, StructType, Value, codec
+from appliance.server.access import ALL_RIGHTS
 from appliance.server.operation import Operation
 from tests.helpers.upstreams import DESTROY, OneUpstream
 from tests.helpers.wire import SCALAR, Wire, request
@@ -33,7 +35,10 @@ class Reader:
 
     def _init(self, served: Any) -> None:
         stream = SimpleNamespace(schedule_flush=lambda: None, flush_at_end=lambda: None, waiting=0)
-        self.asked = Operation(SimpleNamespace(stream=stream, owner=self.owner, name="d"), served)  # type: ignore[arg-type]
+        self.asked = Operation(
+            SimpleNamespace(stream=stream, owner=self.owner, name="d", rights=ALL_RIGHTS),  # type: ignore[arg-type]
+            served,
+        )
         self.bench.shared.init(self.asked)
 
     def get(self) -> Reader:
@@ -205,6 +210,42 @@ def test_an_error_of_a_kept_operation_is_tried_once_more_with_a_new_one() -> Non
         bench.run()
     bench.answer(2.0)
     assert reader.answers == [2.0]
+
+
+def test_a_server_that_refuses_the_second_try_is_asked_again_by_the_next_who_reads() -> None:
+    bench = Bench().begin()
+    one, two = Reader(bench).get(), Reader(bench)
+    bench.run()
+    bench.answer(1.0)
+    one.get()
+    bench.run()
+    responder = bench.upstream.server.responder
+    init = responder.init
+    responder.init = lambda served: served.fail("no more")  # type: ignore[method-assign]
+    bench.waiting.pop().fail("changed")
+    for _ in range(3):
+        bench.run()
+    assert one.answers == [1.0, "no more"]
+    two.get()
+    for _ in range(3):
+        bench.run()
+    assert two.answers == ["no more"]
+    responder.init = init  # type: ignore[method-assign]
+    two.get()
+    for _ in range(3):
+        bench.run()
+    bench.answer(2.0)
+    assert two.answers == [2.0]
+
+
+def test_who_reads_after_the_end_is_told() -> None:
+    bench = Bench().begin()
+    one = Reader(bench).get()
+    bench.run()
+    bench.answer(1.0)
+    bench.shared.fail(OperationError("over"))
+    one.get()
+    assert one.answers == [1.0, "over"]
 
 
 def test_another_type_at_the_second_try_ends_the_gets() -> None:

@@ -106,6 +106,20 @@ def test_a_late_client_gets_the_whole_value_and_the_server_no_message() -> None:
     assert got(late) == [(5.0, VALUE, 0)]
 
 
+def test_a_client_that_comes_after_an_overrun_gets_the_value_without_a_fault() -> None:
+    bench = Bench().begin()
+    bench.say(bench.body(1.0, LEAVES, LEAVES))
+    bench.say(bench.body(2.0, LEAVES))
+    late = bench.join()
+    assert got(late) == [(2.0, LEAVES, 0)]
+    assert late.operation.last_store == [None, 2.0, None, 2, "2"]
+    bench.say(bench.body(3.0, VALUE, VALUE))
+    bench.say(bench.body(4.0, VALUE))
+    late = bench.join()
+    assert got(late) == [(4.0, LEAVES, 0)]
+    assert late.operation.last_store == [None, 4.0, None, 2, "2"]
+
+
 def test_a_late_client_learns_no_fields_that_the_server_never_sent() -> None:
     bench = Bench().begin()
     bench.say(bench.body(1.0, VALUE | SEVERITY))
