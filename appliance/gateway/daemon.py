@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from appliance.daemon.run import EXIT_FAILURE, EXIT_OK, Daemon, run
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, ConfigurationError
 from appliance.gateway.options import NAME, parser
 
 if TYPE_CHECKING:
@@ -81,7 +81,10 @@ def _with_config(options: argparse.Namespace, file: str) -> int:
 def _check(loaded: Loaded, sides: Sides) -> int:
     from appliance.gateway.check import check
 
-    names, warnings = check(loaded, sides)
+    try:
+        names, warnings = check(loaded, sides)
+    except ConfigurationError as error:
+        raise loaded.placed(error) from error
     for warning in warnings:
         sys.stderr.write(f"Warning: {warning}\n")
     # As p4p's gateway does, so that scripts can copy all files of a configuration.
@@ -140,7 +143,10 @@ def _run(options: argparse.Namespace, loaded: Loaded, sides: Sides) -> int:
 
         daemon.on_reload(reload)
         try:
-            await gateway.start()
+            try:
+                await gateway.start()
+            except ConfigurationError as error:
+                raise loaded.placed(error) from error
             told = gateway.summary()
             daemon.ready(told)
             stopping = asyncio.ensure_future(daemon.wait())
