@@ -27,6 +27,8 @@ __all__ = ["GatewayAccess"]
 
 _log: Final = logging.getLogger(__name__)
 _MAX_PEERS: Final = 4096
+_NOT_APPLIED: Final = ": does not apply: "
+"""What `Decision.why` says of a rule that does not hold for a client."""
 _NAMED: Final = 5
 """The most names in one line of the log."""
 
@@ -196,7 +198,8 @@ class GatewayAccess:
                 return (
                     "its server does not permit it to the gateway; that server's rules must name the gateway"
                 )
-        return "; ".join(decision.why)
+        missing = [line for line in decision.why if _NOT_APPLIED in line]
+        return "; ".join(missing) or "no rule grants it: " + "; ".join(decision.why)
 
     def traps(self, name: str, peer: Credentials) -> bool:
         """Whether a client's put must be logged."""

@@ -126,12 +126,17 @@ def _begin_log(options: argparse.Namespace, loaded: Loaded) -> None:
 
 
 def _run(options: argparse.Namespace, loaded: Loaded, sides: Sides) -> int:
+    from appliance.gateway.check import borrowed_keychains
+
     _begin_log(options, loaded)
     config = loaded.config
     for group in (sides.clients, sides.servers):
         for name, effective in group.items():
             for warning in effective.warnings:
                 _log.warning("%s: %s", name, warning)
+
+    for warning in borrowed_keychains(sides):
+        _log.warning("%s", warning)
 
     async def serve(daemon: Daemon) -> None:
         from appliance.gateway.gateway import Gateway

@@ -577,7 +577,7 @@ async def test_refusals_are_in_the_log(tmp_path, caplog):
     reasons = [
         record.message.partition("access to ")[2] for record in caplog.records if hasattr(record, "right")
     ]
-    assert reasons == [f"u:pv: {tmp_path}/gw.acf:1: RULE(1,READ): grants READ"] * 2
+    assert reasons == [f"u:pv: no rule grants it: {tmp_path}/gw.acf:1: RULE(1,READ): grants READ"] * 2
 
 
 async def test_a_client_that_is_refused_again_and_again_does_not_fill_the_log(tmp_path, caplog, monkeypatch):
@@ -603,7 +603,7 @@ async def test_a_client_that_is_refused_again_and_again_does_not_fill_the_log(tm
             assert lines()[1:] == [lines()[1]]
             assert lines()[1].endswith(
                 "access to u:pv, and 19 more times since the last such line: "
-                f"{tmp_path}/gw.acf:1: RULE(1,READ): grants READ"
+                f"no rule grants it: {tmp_path}/gw.acf:1: RULE(1,READ): grants READ"
             )
             assert server_of(gateway).access.refusals == 21
 

@@ -168,6 +168,24 @@ async def test_clients_share_a_subscription_and_a_late_one_gets_the_whole_value(
             assert not channel.wire.operations, "nobody watches: the server has no subscription"
 
 
+async def test_an_uncached_pipeline_goes_on_as_its_client_takes():
+    pvs = {"pv": double(0.0)}
+    async with served(pvs) as server, gateway_to(server) as gateway, client_to(gateway) as client:
+        request = "record[cache=false,pipeline=true,queueSize=4]"
+        async with client.monitor("pv", request) as updates:
+            for value in range(40):
+                assert (await anext(updates))["value"] == value
+                pvs["pv"].post({"value": value + 1.0})
+            (upstream,) = gateway.clients["inner"]
+            assert [type(monitor).__name__ for monitor in upstream.monitors.values()] == ["OwnMonitor"]
+            for value in range(41, 101):
+                pvs["pv"].post({"value": float(value)})
+            seen = [(await anext(updates))["value"]]
+            while seen[-1] < 100:
+                seen.append((await anext(updates))["value"])
+            assert seen == sorted(seen)
+
+
 async def test_a_subscription_that_ends_ends_for_all():
     pv = double(1.0)
     async with served({"pv": pv}) as server, gateway_to(server) as gateway, client_to(gateway) as client:

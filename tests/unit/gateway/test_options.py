@@ -103,6 +103,22 @@ def test_a_missing_file_is_said_with_the_line_and_the_key_that_name_it(
             assert capsys.readouterr().err == said
 
 
+@pytest.mark.parametrize(
+    ("given", "warned"), [("", True), (", tls_keychain: ''", False), (", tls_keychain: own.p12", False)]
+)
+def test_a_client_side_with_its_user_s_own_keychain_is_a_warning(files, capsys, monkeypatch, given, warned):
+    own = files / "pva" / "1.5" / "client.p12"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(b"not read for this")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(files))
+    (files / "gw.yml").write_text(
+        f"clients: {{c: {{pva: {{auto_addr_list: false{given}}}}}}}\nservers: {{s: {{clients: [c]}}}}\n"
+    )
+    assert main(["-T", str(files / "gw.yml")]) == 0
+    said = f"clients.c: no tls_keychain is given, so servers see the certificate of the user who runs the gateway ({own})"
+    assert (said in capsys.readouterr().err) is warned
+
+
 def test_what_is_probably_not_meant_is_a_warning(files, capsys):
     (files / "p.pvlist").write_text(".* ALLOW\nA.* ALLOW RF\n")
     assert main(["-T", str(files / "gw.conf")]) == 0
