@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from typing import Any, Final, NamedTuple, Protocol
 
 from appliance.acf.match import host_of_peer
+from appliance.acf.match import canonical_host, is_address
 from appliance.errors import OperationError
 from appliance.gateway import report
 from appliance.gateway.accounts import Counts
@@ -29,7 +30,7 @@ from appliance.server.operation import Operation
 from appliance.server.sharedpv import SharedPV
 from appliance.server.source import StaticSource
 
-__all__ = ["STATUS_PVS", "Judge", "Status", "StatusPV"]
+__all__ = ["STATUS_PVS", "Judge", "Lookups", "Status", "StatusPV"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ POKE_S: Final = 1.0
 MAX_TEXT: Final = 256 * 1024
 """Characters of the answer of ``threads``."""
 _MAX_ROLES: Final = 256
+_MAX_LOOKUPS: Final = 2
 _MAX_NAME: Final = 200
 
 
@@ -278,6 +280,7 @@ class _Side:
 
     def __init__(self, judge: Judge) -> None:
         self._judge = judge
+        self._lookups = Lookups()
 
     async def test(self, pv: SharedPV, operation: Operation, argument: Value | None) -> Value:
         """Answer what a client may do with a PV: ``asTest``."""
@@ -286,7 +289,7 @@ class _Side:
         name = asked.get("pv") or ""
         if not name:
             raise OperationError("the argument pv is missing; name the PV to test, for example pv=DEMO:PV")
-        peer = await _who(operation.peer, asked)
+        peer = await _who(operation.peer, asked, self._lookups)
         judgement = self._judge.judge(name, peer)
         if judgement is None:
             raise OperationError(
@@ -311,7 +314,7 @@ def _query(argument: Value | None) -> dict[str, Any]:
     return query
 
 
-async def _who(caller: Credentials, asked: dict[str, Any]) -> Credentials:
+async def _who(caller: Credentials, asked: dict[str, Any], lookups: Lookups) -> Credentials:
     """Return the client that an ``asTest`` is about: the caller, as far as no argument says otherwise."""
     user = str(asked.get("user") or "")
     roles = asked.get("roles")
@@ -339,14 +342,37 @@ async def _who(caller: Credentials, asked: dict[str, Any]) -> Credentials:
             raise OperationError(f"roles: at most {_MAX_ROLES} names can be given")
         who = who._replace(roles=frozenset(str(name) for name in names))
     if host:
-        who = who._replace(peer=f"{await _address(host)}:0")
+        who = who._replace(peer=f"{await lookups.address(host)}:0")
     return who
 
 
-async def _address(host: str) -> str:
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(host[:255], None, type=socket.SOCK_DGRAM)
-    except (OSError, UnicodeError):
-        raise OperationError(f"peer: {host[:64]!r} has no address; write it in numbers") from None
-    address = str(found[0][4][0])
-    return f"[{address}]" if ":" in address else address
+class Lookups:
+    """Looks up the names of hosts that clients ask about, few at a time: each takes a thread, and a reload needs one too."""
+
+    def __init__(self) -> None:
+        self._under_way = 0
+
+    async def address(self, host: str) -> str:
+        """Return the address of a host, in the form that stands before a port.
+
+        Raises:
+            OperationError: It has none, or too many names are looked up already.
+        """
+        address = canonical_host(host)
+        if not is_address(address):
+            address = await self._look_up(host[:255])
+        return f"[{address}]" if ":" in address else address
+
+    async def _look_up(self, host: str) -> str:
+        if self._under_way >= _MAX_LOOKUPS:
+            raise OperationError(
+                "peer: too many names are looked up at present; write the address in numbers, or ask again later"
+            )
+        self._under_way += 1
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_DGRAM)
+        except (OSError, UnicodeError):
+            raise OperationError(f"peer: {host[:64]!r} has no address; write it in numbers") from None
+        finally:
+            self._under_way -= 1
+        return str(found[0][4][0])

@@ -10,7 +10,7 @@ import pytest
 
 from appliance.errors import ConfigurationError, OperationTimeoutError, RemoteError, TransportError
 from appliance.gateway.config import Metrics
-from appliance.gateway.status import POKE_S, STATUS_PVS
+from appliance.gateway.status import POKE_S, STATUS_PVS, Lookups
 from appliance.server import Server
 from tests.helpers.gateways import (
     client_side,
@@ -137,6 +137,19 @@ async def test_what_the_pv_list_denies_is_told_with_the_host(tmp_path):
     ):
         with pytest.raises(RemoteError, match=r"Denied: the PV list denies secret to 127\.0\.0\.1"):
             await client.rpc("GW:asTest", {"pv": "secret"}, timeout=10)
+
+
+async def test_few_names_of_hosts_are_looked_up_at_the_same_time():
+    lookups = Lookups()
+    asked = (
+        lookups.address(host)
+        for host in ("localhost", "localhost", "localhost", "::ffff:10.0.0.9", "fe80::1")
+    )
+    one, two, refused, *numbers = await asyncio.gather(*asked, return_exceptions=True)
+    assert one == two
+    assert "too many names" in str(refused)
+    assert numbers == ["10.0.0.9", "[fe80::1]"]
+    assert await lookups.address("localhost") == one
 
 
 async def test_health_says_what_is_wrong_and_that_it_is_over():
