@@ -19,6 +19,7 @@ __all__ = ["PVList", "PVListMatch"]
 _MAX_TEXT: Final = 4 << 20
 _REMEMBERED: Final = 8192
 _WORD: Final = re.compile(r"\S+")
+_EVERY_NAME: Final = frozenset((".*", ".+", "^.*", ".*$", "^.*$"))
 _ORDER: Final = re.compile(r"EVALUATION\s+ORDER\s+(\w+)\s*,\s*(\w+)", re.IGNORECASE)
 _REPLACEMENT: Final = re.compile(r"\\(.?)", re.DOTALL)
 
@@ -145,7 +146,11 @@ class _Reader:
             raise self.error(error.why, column) from None
         command = command.upper()
         if command == "DENY":
-            self.deny.append(_Deny(pattern, self.hosts(arguments)))
+            hosts = self.hosts(arguments)
+            if hosts is None and text in _EVERY_NAME:
+                why = "this line denies all names, because DENY counts before ALLOW; remove it: what no line allows is denied anyway"
+                self.warnings.append(str(self.error(why, column)))
+            self.deny.append(_Deny(pattern, hosts))
         elif command == "ALLOW":
             if pattern.groups:
                 raise self.error(
@@ -218,7 +223,8 @@ class _Reader:
                 raise self.error(f"'{match[0]}' in the real name is neither \\1 to \\9 nor \\\\", column)
             if int(match[1]) > pattern.groups:
                 raise self.error(
-                    f"the real name uses {match[0]}, but '{pattern.text}' has {pattern.groups} groups", column
+                    f"the real name uses {match[0]}, but '{pattern.text}' has {pattern.groups or 'no'} group{'' if pattern.groups == 1 else 's'}",
+                    column,
                 )
             parts.append(int(match[1]))
         parts.append(text[at:])

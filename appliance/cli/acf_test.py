@@ -121,6 +121,18 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status."""
+    try:
+        status = _main(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        from appliance.cli.common import PIPE, discard_output
+
+        discard_output()
+        return PIPE
+    return status
+
+
+def _main(argv: Sequence[str] | None) -> int:
     command_line = parser()
     options = command_line.parse_args(argv)
     try:

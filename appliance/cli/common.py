@@ -319,7 +319,7 @@ def run_tool(
         status = _run(options, work or options.work)
         sys.stdout.flush()
     except BrokenPipeError:
-        _discard_output()
+        discard_output()
         status = PIPE
     except KeyboardInterrupt:
         if options.verbose:
@@ -449,7 +449,7 @@ def _tell_once() -> None:
             handler.addFilter(is_news)
 
 
-def _discard_output() -> None:
+def discard_output() -> None:
     """Discard buffered output for a reader that is gone, so that the interpreter's end does not raise again."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)

@@ -128,6 +128,9 @@ class ChannelRequest:
         """Handle the answer to a raw request."""
         raise NotImplementedError
 
+    def warned(self, text: str) -> None:
+        """Handle a warning of the server about this request; it is in the log already."""
+
     def access_changed(self) -> None:
         """Handle that `Channel.permissions` have changed; only requests that last are told."""
 

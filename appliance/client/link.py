@@ -454,6 +454,8 @@ class ServerLink:
         _remote_log.log(
             _LEVELS.get(event.kind, logging.CRITICAL), "%s : %s : %s", self.peer, name, event.text[:1024]
         )
+        if operation is not None and operation.context is not None and event.kind == c.MESSAGE_WARNING:
+            operation.context.warned(event.text)
 
     def _ask_gate(self) -> None:
         """Let the gate judge the server. Without a gate or without TLS, admit it at once."""

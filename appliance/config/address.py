@@ -118,6 +118,13 @@ def _split_port(text: str, rest: str) -> tuple[str, str | None]:
             socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
         except (OSError, ValueError):
             raise ValueError(f"{text!r} is not an IPv6 address") from None
+    elif "." in host and host.replace(".", "").isdecimal():
+        import socket
+
+        try:
+            socket.inet_aton(host)
+        except OSError:
+            raise ValueError(f"{text!r} is not an IPv4 address") from None
     return host, port
 
 

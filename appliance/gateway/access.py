@@ -27,6 +27,8 @@ __all__ = ["GatewayAccess"]
 
 _log: Final = logging.getLogger(__name__)
 _MAX_PEERS: Final = 4096
+_NOT_APPLIED: Final = ": does not apply: "
+"""What `Decision.why` says of a rule that does not hold for a client."""
 _NAMED: Final = 5
 """The most names in one line of the log."""
 
@@ -177,6 +179,28 @@ class GatewayAccess:
         route = self.route(name, peer)
         return route is not None and not self._read_only and self.decide(route, peer).uncached
 
+    def why(self, name: str, peer: Credentials, right: str) -> str:
+        """Return why a client does not have a right, for the log.
+
+        Args:
+            name: The PV's name as the client has it.
+            peer: The client.
+            right: ``read``, ``write``, ``rpc`` or ``uncached``.
+        """
+        route = self.route(name, peer)
+        if route is None:
+            return "the PV list denies it"
+        decision = self.decide(route, peer)
+        if not self._router.is_own(name):
+            if self._read_only and right != "read":
+                return "read_only is set in the gateway's configuration"
+            if (right == "write" and decision.write) or (right == "rpc" and decision.rpc):
+                return (
+                    "its server does not permit it to the gateway; that server's rules must name the gateway"
+                )
+        missing = [line for line in decision.why if _NOT_APPLIED in line]
+        return "; ".join(missing) or "no rule grants it: " + "; ".join(decision.why)
+
     def traps(self, name: str, peer: Credentials) -> bool:
         """Whether a client's put must be logged."""
         if not self._traps:
@@ -187,9 +211,18 @@ class GatewayAccess:
     # -- the status PVs ------------------------------------------------------------------------------
 
     def judge(self, name: str, peer: Credentials) -> Judgement | None:
-        """Return what ``peer`` may do with the PV ``name``; None if the PV list denies it."""
+        """Return what ``peer`` may do with the PV ``name``; None if the PV list denies it.
+
+        It is what a request would get: also refused is what ``read_only`` forbids, or the PV's server forbids the gateway.
+        """
         route = self.route(name, peer)
-        return None if route is None else Judgement(route.asg, route.asl, self.decide(route, peer))
+        if route is None:
+            return None
+        rights = self.rights(name, peer)
+        decision = self.decide(route, peer)._replace(
+            write=rights.write, rpc=rights.rpc, uncached=self.may_bypass(name, peer)
+        )
+        return Judgement(route.asg, route.asl, decision)
 
     def inputs(self) -> list[Row]:
         """Return the inputs of the rules, with their values."""

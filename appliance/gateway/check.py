@@ -8,7 +8,7 @@ from appliance.gateway.config import GatewayConfig, Sides
 from appliance.gateway.files import Files, read_files
 from appliance.gateway.p4p_json import Loaded
 
-__all__ = ["check"]
+__all__ = ["borrowed_keychains", "check"]
 
 
 def check(loaded: Loaded, sides: Sides) -> tuple[list[str], list[str]]:
@@ -24,7 +24,13 @@ def check(loaded: Loaded, sides: Sides) -> tuple[list[str], list[str]]:
     """
     files = read_files(loaded.config)
     hidden = _hidden_statuses(loaded.config, sides, files)
-    warnings = [*loaded.warnings, *files.warnings, *hidden, *_check_keychains(sides)]
+    warnings = [
+        *loaded.warnings,
+        *files.warnings,
+        *hidden,
+        *borrowed_keychains(sides),
+        *_check_keychains(sides),
+    ]
     return [loaded.document.file, *files.names], warnings
 
 
@@ -44,6 +50,19 @@ def _hidden_statuses(config: GatewayConfig, sides: Sides, files: Files) -> list[
                 f"through this gateway; add: {prefix}:.* ALLOW"
             )
     return warnings
+
+
+def borrowed_keychains(sides: Sides) -> list[str]:
+    """Find client sides that would use the own keychain of the user who runs the gateway, because none is given.
+
+    Servers would take everybody behind the gateway for that person.
+    """
+    return [
+        f"clients.{name}: no tls_keychain is given, so servers see the certificate of the user who runs the gateway "
+        f"({effective.config.tls_keychain}); give the gateway its own, or for none: tls_keychain: ''"
+        for name, effective in sides.clients.items()
+        if effective.config.tls_keychain and effective.sources.get("tls_keychain") == "default"
+    ]
 
 
 def _check_keychains(sides: Sides) -> list[str]:

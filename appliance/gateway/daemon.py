@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from appliance.daemon.run import EXIT_FAILURE, EXIT_OK, Daemon, run
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, ConfigurationError
 from appliance.gateway.options import NAME, parser
 
 if TYPE_CHECKING:
@@ -81,7 +81,10 @@ def _with_config(options: argparse.Namespace, file: str) -> int:
 def _check(loaded: Loaded, sides: Sides) -> int:
     from appliance.gateway.check import check
 
-    names, warnings = check(loaded, sides)
+    try:
+        names, warnings = check(loaded, sides)
+    except ConfigurationError as error:
+        raise loaded.placed(error) from error
     for warning in warnings:
         sys.stderr.write(f"Warning: {warning}\n")
     # As p4p's gateway does, so that scripts can copy all files of a configuration.
@@ -123,12 +126,17 @@ def _begin_log(options: argparse.Namespace, loaded: Loaded) -> None:
 
 
 def _run(options: argparse.Namespace, loaded: Loaded, sides: Sides) -> int:
+    from appliance.gateway.check import borrowed_keychains
+
     _begin_log(options, loaded)
     config = loaded.config
     for group in (sides.clients, sides.servers):
         for name, effective in group.items():
             for warning in effective.warnings:
                 _log.warning("%s: %s", name, warning)
+
+    for warning in borrowed_keychains(sides):
+        _log.warning("%s", warning)
 
     async def serve(daemon: Daemon) -> None:
         from appliance.gateway.gateway import Gateway
@@ -140,7 +148,10 @@ def _run(options: argparse.Namespace, loaded: Loaded, sides: Sides) -> int:
 
         daemon.on_reload(reload)
         try:
-            await gateway.start()
+            try:
+                await gateway.start()
+            except ConfigurationError as error:
+                raise loaded.placed(error) from error
             told = gateway.summary()
             daemon.ready(told)
             stopping = asyncio.ensure_future(daemon.wait())

@@ -153,7 +153,9 @@ class Downstream:
         """Add the sources of this side to its server, before the first client can ask."""
         self.server = server
         self.access.review = server.review_access
-        server.access.on_refused = self.put_log.refused
+        server.access.on_refused = lambda name, peer, right: self.put_log.refused(
+            name, peer, right, lambda: self.access.why(name, peer, right)
+        )
         if self._status is not None:
             server.add_source("status", self._status, priority=-1)
         if self.source is not None:

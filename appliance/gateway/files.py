@@ -38,8 +38,8 @@ def read_files(config: GatewayConfig) -> Files:
     """Read PV lists and access security files, and look their hosts up; blocks.
 
     Raises:
-        AccessFileError: A file cannot be read, or it is wrong; the text has file, line and column.
-        ConfigurationError: A put log cannot be where the configuration wants it.
+        AccessFileError: A file is wrong; the text has file, line and column.
+        ConfigurationError: A file cannot be read, or a put log cannot be where the configuration wants it.
     """
     servers: dict[str, ServerFiles] = {}
     names: list[str] = []
@@ -48,10 +48,12 @@ def read_files(config: GatewayConfig) -> Files:
         security = pvlist = None
         if side.access.file:
             names.append(side.access.file)
+            _check_readable(f"servers.{name}.access.file", side.access.file)
             security = load_access_file(side.access.file, macros=side.access.macros, gateway=True)
             warnings += security.warnings
         if side.pvlist:
             names.append(side.pvlist)
+            _check_readable(f"servers.{name}.pvlist", side.pvlist)
             pvlist = load_pvlist(side.pvlist)
             warnings += pvlist.warnings
         warnings += _groups_without_rules(name, side, pvlist, security)
@@ -87,6 +89,14 @@ def _groups_without_rules(
 def _named(groups: list[str]) -> str:
     more = f" and {len(groups) - 5} more" if len(groups) > 5 else ""
     return ", ".join(f"ASG({group})" for group in groups[:5]) + more
+
+
+def _check_readable(key: str, file: str) -> None:
+    try:
+        with open(file, "rb"):  # noqa: PTH123 - text in, text out
+            pass
+    except OSError as error:
+        raise ConfigurationError(f"{file} cannot be read: {error.strerror}", key=key) from None
 
 
 def _check_place(name: str, file: str) -> None:

@@ -10,7 +10,7 @@ from appliance.gateway.certificates import CertificateNames
 from appliance.gateway.own import OwnField, OwnRequest
 from appliance.gateway.putlog import Watched
 from appliance.gateway.shared_get import SharedGet
-from appliance.gateway.shared_monitor import SharedMonitor
+from appliance.gateway.shared_monitor import OwnMonitor, SharedMonitor
 from appliance.gateway.upstream import Upstream, request_key, with_options
 from appliance.pva import commands as c
 from appliance.pva.credentials import Credentials
@@ -227,12 +227,18 @@ class ForwardedPV(Handler):
             subscription.state = known
             known.subscribe(subscription)
             return
-        if key is subscription:
-            request = with_options(plain, frozenset({"pipeline"}), {})
-        else:
+        shared: SharedMonitor
+        if key is not subscription:
             size = max(self._terms.queue_size, subscription.queue_size)
             request = with_options(plain, _OURS, {"queueSize": str(size)})
-        subscription.state = shared = upstream.monitors[key] = SharedMonitor(upstream, key, request)
+            shared = SharedMonitor(upstream, key, request)
+        elif subscription.wire.pipeline:
+            size = subscription.queue_size
+            options = {"queueSize": str(size), "pipeline": "true"}
+            shared = OwnMonitor(upstream, subscription, with_options(plain, frozenset(), options))
+        else:
+            shared = SharedMonitor(upstream, key, plain)
+        subscription.state = upstream.monitors[key] = shared
         shared.subscribe(subscription)
         upstream.channel.add(shared)
 

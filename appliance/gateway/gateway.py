@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Iterable
-from contextlib import AsyncExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from typing import Any, Final
 
 from appliance.certmon.endpoints import open_client, open_server
 from appliance.config.address import parse_endpoints
-from appliance.errors import ConfigurationError
+from appliance.errors import ConfigurationError, TransportError
 from appliance.gateway.accounts import InFlight
 from appliance.gateway.certificates import PlainWay
 from appliance.gateway.config import GatewayConfig, Sides
@@ -155,19 +155,20 @@ class Gateway:
             downstream.show_status(self.status.source(side.status_prefix, downstream.access))
         if downstream.relay is not None:
             self._stack.callback(downstream.relay.close)
-            await downstream.relay.start(self.clients[side.clients[0]].context)
+            with _told(f"servers.{downstream.name}.relay.tls_port"):
+                await downstream.relay.start(self.clients[side.clients[0]].context)
             self.overview.add_relay(downstream.relay.splices)
         status_client = side.status_client or next(iter(side.clients), "")
-        server = await self._stack.enter_async_context(
-            open_server(
-                self.sides.servers[downstream.name],
-                prepare=downstream.prepare,
-                policy=downstream.access,
-                quota=DEFAULT_QUOTA._replace(waiting_octets=self.config.bounds.most_octets),
-                status_client=self.sides.clients[status_client].config if status_client else None,
-                guid=downstream.guid,
-            )
+        opening = open_server(
+            self.sides.servers[downstream.name],
+            prepare=downstream.prepare,
+            policy=downstream.access,
+            quota=DEFAULT_QUOTA._replace(waiting_octets=self.config.bounds.most_octets),
+            status_client=self.sides.clients[status_client].config if status_client else None,
+            guid=downstream.guid,
         )
+        with _told(f"servers.{downstream.name}.pva"):
+            server = await self._stack.enter_async_context(opening)
         self.overview.add_server(downstream.name, server, downstream.router)
         _log.info(
             "the server side %s serves on TCP port %s, TLS port %s",
@@ -231,6 +232,15 @@ class Gateway:
 
 def _resolve(host: str) -> list[str]:
     return [str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)]
+
+
+@contextmanager
+def _told(key: str) -> Iterator[None]:
+    """Say in the text of a TransportError which key of the configuration it is about."""
+    try:
+        yield
+    except TransportError as error:
+        raise TransportError(f"{key}: {error}") from error
 
 
 async def _addresses(key: str, written: Iterable[str]) -> frozenset[tuple[str, int]]:

@@ -83,6 +83,7 @@ SyslogIdentifier=pvagw-{instance}
 ExecStart={python} -m appliance.gateway.daemon --config {config}
 ExecReload=/bin/kill -HUP $MAINPID
 LimitNOFILE=65536
+# Put logs go below /var/lib/pvagw/{instance}. So do keychains, which the gateway's user must be able to read.
 StateDirectory=pvagw/{instance}
 Environment=XDG_CONFIG_HOME=/var/lib/pvagw/{instance} XDG_DATA_HOME=/var/lib/pvagw/{instance}
 

@@ -22,6 +22,8 @@ __all__ = ["OwnField", "OwnRequest"]
 
 _TYPED: Final = frozenset({c.CMD_GET, c.CMD_PUT, c.CMD_PUT_GET})
 _DOES: Final = {c.CMD_PUT: "put", c.CMD_PUT_GET: "put", c.CMD_PROCESS: "processing", c.CMD_RPC: "call"}
+MOST_WARNINGS: Final = 16
+"""Warnings of a server that are passed on for one operation: it could send any number."""
 LOST: Final = "the server of this PV is lost"
 
 Act = Callable[[ClientOperation], None]
@@ -36,7 +38,18 @@ class OwnRequest(ChannelRequest):
         flight: Counts the requests that wait for answers.
     """
 
-    __slots__ = ("_act", "_answered", "_flight", "_size", "_upstream", "asked", "kind", "trapped", "waits")
+    __slots__ = (
+        "_act",
+        "_answered",
+        "_flight",
+        "_size",
+        "_upstream",
+        "_warnings",
+        "asked",
+        "kind",
+        "trapped",
+        "waits",
+    )
 
     def __init__(self, upstream: Upstream, asked: Operation, flight: InFlight) -> None:
         super().__init__(upstream.channel, NOBODY)
@@ -51,6 +64,7 @@ class OwnRequest(ChannelRequest):
         """Whether a request of the client is in progress, so that INIT is not what an error answers."""
         self.trapped: Watched | None = None
         """The put in progress, if it is logged."""
+        self._warnings = 0
         self._answered = False
         """Whether the client's INIT is answered."""
         self._act: Act | None = None
@@ -200,6 +214,12 @@ class OwnRequest(ChannelRequest):
             asked.ready_as_is(wire.type, wire.get_type if differs else None)
         else:
             asked.ready()
+
+    def warned(self, text: str) -> None:
+        """Pass a warning of the server on to the client, the first ones of each operation."""
+        self._warnings += 1
+        if self._warnings <= MOST_WARNINGS:
+            self.asked.warn(text)
 
     def reply_octets(self, event: ReplyOctets) -> None:
         """Answer the client with the octets that came."""

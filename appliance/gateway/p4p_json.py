@@ -96,6 +96,16 @@ class Loaded(NamedTuple):
                     raise _renamed(error, dotted(origin)) from error
             raise
 
+    def placed(self, error: ConfigurationError) -> ConfigurationError:
+        """Return an error about a key of this configuration with the file, the line and the key as it is written there."""
+        if error.file is not None or error.key is None:
+            return error
+        for path, line in self.document.lines.items():
+            if dotted(path) == error.key:
+                found = ConfigurationError(error.why, file=self.document.file, line=line, key=error.key)
+                return found if self.keys is None else _in_terms_of(found, self.keys)
+        return error
+
 
 def load_config(path: str, *, environ: Mapping[str, str] | None = None) -> Loaded:
     """Read a configuration file: JSON of p4p's gateway if it begins with a brace, otherwise our YAML.

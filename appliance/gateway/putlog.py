@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from appliance.daemon.audit import PutRecords, shown, total
@@ -31,6 +32,7 @@ _FIELDS: Final = 16
 _ELEMENTS: Final = 10
 """Elements of an array in the text, as in p4p's gateway."""
 _TEXT: Final = 512
+_MAX_WHY: Final = 500
 _TOLD_FOR_S: Final = 60.0
 _MAX_TOLD: Final = 10_000
 _MAIN: Final = ("value", "value.index")
@@ -127,11 +129,17 @@ class PutLog:
         _log.log(level, "%s %s", stamp, text, extra={**facts, **record})
         self._records.write(record)
 
-    def refused(self, name: str, peer: Credentials, right: str) -> None:
+    def refused(self, name: str, peer: Credentials, right: str, why: Callable[[], str]) -> None:
         """Log that access security refused a request for lack of a right; not with the puts, which sites keep apart.
 
         The same refusal is logged once a minute, with the number of times: a client that asks again and again must not fill the
         disk, nor hold up the others while that is written.
+
+        Args:
+            name: The PV's name as the client has it.
+            peer: The client.
+            right: ``read``, ``write``, ``rpc`` or ``uncached``.
+            why: Returns the reason; it is called only for what is logged.
         """
         key = (name, peer.account, peer.method, peer.peer.rpartition(":")[0], right)
         now = time.monotonic()
@@ -148,8 +156,8 @@ class PutLog:
             else ""
         )
         _refusals.warning(
-            "%s (%s from %s) was refused %s access to %s%s",
-            peer.account or "anonymous", peer.method, peer.peer, right, name, more,
+            "%s (%s from %s) was refused %s access to %s%s: %s",
+            peer.account or "anonymous", peer.method, peer.peer, right, name, more, why()[:_MAX_WHY],
             extra={"event": "access-refused", "pv": name, "right": right, "gateway": self._side, **peer.facts()},
         )  # fmt: skip
 

@@ -17,7 +17,7 @@ from appliance.pvdata.value import Value
 from appliance.server.octet_subscription import OctetSubscription
 from appliance.server.operation import Update
 
-__all__ = ["SharedMonitor"]
+__all__ = ["OwnMonitor", "SharedMonitor"]
 
 MAX_PIECES: Final = 8
 """Updates with different fields that are kept for late clients; more are made one."""
@@ -312,3 +312,46 @@ class SharedMonitor(ChannelRequest):
         """End the clients' subscriptions with the reason."""
         super().fail(error)
         self._end(Status.error(str(error)))
+
+
+class OwnMonitor(SharedMonitor):
+    """One client's own subscription at the server, pipelined from end to end: each end sends what the next one has taken.
+
+    Args:
+        upstream: The name.
+        subscription: The client's subscription, and the key among those of the name.
+        request: The client's pvRequest.
+    """
+
+    __slots__ = ("_granted", "_only")
+
+    def __init__(self, upstream: Upstream, subscription: OctetSubscription, request: Value) -> None:
+        super().__init__(upstream, subscription, request)
+        self._only = subscription
+        self._granted = 0
+        """Updates that were sent to the client and granted to the server."""
+        subscription.on_sent = self._grant
+
+    def start(self) -> None:
+        """Begin the subscription at the server, with a window of the client's queue size."""
+        self._granted = self._sent
+        self._begin(c.CMD_MONITOR, self._request, window=self._only.queue_size, raw=True)
+
+    @property
+    def _sent(self) -> int:
+        return self._only.posted - len(self._only.queue)
+
+    def _grant(self) -> None:
+        """Grant the server what the client has taken, half a queue at a time."""
+        operation, link = self.operation, self.channel.link
+        taken = self._sent - self._granted
+        if operation is None or link is None or taken * 2 < self._only.queue_size:
+            return
+        self._granted += taken
+        operation.acknowledge(taken)
+        link.schedule_flush()
+
+    def octets(self, event: MonitorOctets) -> None:
+        """Pass updates on, and grant as many as were sent at once."""
+        super().octets(event)
+        self._grant()

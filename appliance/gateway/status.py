@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple, Protocol
 
+from appliance.acf.match import host_of_peer
 from appliance.errors import OperationError
 from appliance.gateway import report
 from appliance.gateway.accounts import Counts
@@ -38,6 +39,7 @@ POKE_S: Final = 1.0
 MAX_TEXT: Final = 256 * 1024
 """Characters of the answer of ``threads``."""
 _MAX_ROLES: Final = 256
+_MAX_NAME: Final = 200
 
 
 class StatusPV(NamedTuple):
@@ -99,7 +101,7 @@ STATUS_PVS: Final = (
     StatusPV(
         "asTest",
         report.TEXT,
-        "RPC only: what access security permits. Arguments: `pv`, and if it is not for yourself `user`, `peer`, `roles`, "
+        "RPC only: what a client may do: by the rules, `read_only`, and what the PV's server permits the gateway. Arguments: `pv`, and if it is not for yourself `user`, `peer`, `roles`, "
         "`method`, `authority`, `protocol`.",
     ),
     StatusPV("asDebug", report.TEXT, "RPC only: the inputs of access security, with their values."),
@@ -287,7 +289,9 @@ class _Side:
         peer = await _who(operation.peer, asked)
         judgement = self._judge.judge(name, peer)
         if judgement is None:
-            raise OperationError("Denied")
+            raise OperationError(
+                f"Denied: the PV list denies {name[:_MAX_NAME]} to {host_of_peer(peer.peer)}"
+            )
         return report.permission_value(name, peer, judgement)
 
     def debug(self, pv: SharedPV, operation: Operation, argument: Value | None) -> Value:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from appliance.pva.octets import Octets, squash
@@ -20,10 +21,12 @@ class OctetSubscription(Subscription):
     The pvRequest was applied by the other server: every field of the announced type is the client's.
     """
 
-    __slots__ = ("_owner", "_stream", "octets", "raw", "weight")
+    __slots__ = ("_owner", "_stream", "octets", "on_sent", "raw", "weight")
 
     def __init__(self, channel: Channel, wire: ServerOperation) -> None:
         super().__init__(channel, wire)
+        self.on_sent: Callable[[], None] | None = None
+        """Called when updates that had to wait may have been sent."""
         self.raw = False
         """Whether updates are octets: after `ready_raw`."""
         self.octets = 0
@@ -134,8 +137,12 @@ class OctetSubscription(Subscription):
 
     def pump(self) -> bool:
         """Send what may be sent; return whether the rest waits only for room in the socket."""
-        if not self.raw:
-            return super().pump()
+        more = self._pump() if self.raw else super().pump()
+        if self.on_sent is not None:
+            self.on_sent()
+        return more
+
+    def _pump(self) -> bool:
         queue = self._waiting
         outbox = self.wire.outbox
         before = outbox.size

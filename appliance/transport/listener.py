@@ -54,7 +54,7 @@ async def listen(
             found = await loop.getaddrinfo(host, None, type=socket.SOCK_STREAM)
         except OSError as error:
             raise TransportError(
-                f"the interface address {host} does not resolve: {error}; correct EPICS_PVAS_INTF_ADDR_LIST"
+                f"the interface address {host} does not resolve: {error.strerror}; correct intf_addr_list (EPICS_PVAS_INTF_ADDR_LIST)"
             ) from error
         *_, address = found[0]
         first = str(address[0])
@@ -157,7 +157,8 @@ def _bind(host: str, port: int, what: str, log: logging.Logger, *, fallback: boo
         raise
     except OSError as error:
         sock.close()
+        hint = "; no interface of this host has this address" if error.errno == errno.EADDRNOTAVAIL else ""
         raise TransportError(
-            f"cannot listen on {host} port {port} for {what}: {error.strerror or error}"
+            f"cannot listen on {host} port {port} for {what}: {error.strerror or error}{hint}"
         ) from error
     return sock

@@ -129,7 +129,8 @@ def _explain(why: str, report: Report, *, dead_port: bool, own_fault: str) -> No
         else "the reason is the last error that this client saw",
         "see the port's finding above"
         if dead_port
-        else "check the name's spelling, that its server runs, and the findings above",
+        else "check the name's spelling, that its server runs, and the findings above; if a gateway stands between, its PV list must allow "
+        "the name: pvxcall STATUSPREFIX:asTest pv=NAME asks it",
     )
 
 

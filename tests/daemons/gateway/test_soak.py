@@ -26,8 +26,8 @@ from tests.helpers.ours import client_config, double, served
 
 CLIENTS = int(os.environ.get("SPVA_SOAK_CLIENTS", "10"))
 PVS = int(os.environ.get("SPVA_SOAK_PVS", "20"))
-SECONDS = float(os.environ.get("SPVA_SOAK_SECONDS", "4"))
-COMINGS = int(os.environ.get("SPVA_SOAK_COMINGS", "150"))
+SECONDS = float(os.environ.get("SPVA_SOAK_SECONDS", "2"))
+COMINGS = int(os.environ.get("SPVA_SOAK_COMINGS", "100"))
 pytestmark = pytest.mark.timeout(SECONDS * 2 + COMINGS * 0.2 + 120)
 
 BOUND = {"bounds": {"client_octets": "1MiB"}}

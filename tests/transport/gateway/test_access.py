@@ -137,6 +137,21 @@ async def test_read_only_refuses_puts_and_calls(tmp_path):
             assert await may(client, "u:pv") == "read"
 
 
+async def test_as_test_and_the_log_tell_that_the_gateway_is_read_only(tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    more = {"read_only": True, "status_prefix": "GW:"}
+    async with served({"u:pv": callee()}) as server, gateway_to(server, **more) as gateway:
+        async with client_to(gateway) as client:
+            answer = await client.rpc("GW:asTest", {"pv": "u:pv"})
+            assert (answer["permission.put"], answer["permission.rpc"]) == (False, False)
+            with pytest.raises(AccessDeniedError):
+                await client.put("u:pv", 1.0)
+    (line,) = [
+        record.message for record in caplog.records if getattr(record, "event", "") == "access-refused"
+    ]
+    assert line.endswith("was refused write access to u:pv: read_only is set in the gateway's configuration")
+
+
 @pytest.mark.parametrize("granted", [True, False])
 async def test_a_subscription_of_its_own_needs_uncached(tmp_path, granted, caplog):
     caplog.set_level(logging.WARNING)
@@ -275,7 +290,10 @@ class Policy:
 
 async def test_what_the_server_permits_the_gateway_reaches_the_clients():
     policy = Policy()
-    async with served({"u:pv": callee()}, policy=policy) as server, gateway_to(server) as gateway:
+    async with (
+        served({"u:pv": callee()}, policy=policy) as server,
+        gateway_to(server, status_prefix="GW:") as gateway,
+    ):
         async with client_to(gateway) as client:
             await client.get("u:pv")
             channel = client.channel("u:pv")
@@ -289,6 +307,8 @@ async def test_what_the_server_permits_the_gateway_reaches_the_clients():
                 policy.now = rights
                 server.review_access()
                 await until(lambda wanted=wanted: channel.permissions == wanted)
+                told = await client.rpc("GW:asTest", {"pv": "u:pv"})
+                assert (told["permission.put"], told["permission.rpc"]) == (rights.write, rights.rpc)
                 assert await may(client, "u:pv") == " ".join(
                     word for word, granted in zip(("read", "put", "rpc"), rights[:3], strict=True) if granted
                 )
@@ -554,6 +574,10 @@ async def test_refusals_are_in_the_log(tmp_path, caplog):
             assert await may(client, "u:pv") == "read"
     found = [(record.right, record.pv, record.account, record.gateway) for record in caplog.records if getattr(record, "event", "") == "access-refused"]  # fmt: skip
     assert found == [("write", "u:pv", USER, "outer"), ("rpc", "u:pv", USER, "outer")]
+    reasons = [
+        record.message.partition("access to ")[2] for record in caplog.records if hasattr(record, "right")
+    ]
+    assert reasons == [f"u:pv: no rule grants it: {tmp_path}/gw.acf:1: RULE(1,READ): grants READ"] * 2
 
 
 async def test_a_client_that_is_refused_again_and_again_does_not_fill_the_log(tmp_path, caplog, monkeypatch):
@@ -577,7 +601,10 @@ async def test_a_client_that_is_refused_again_and_again_does_not_fill_the_log(tm
             monkeypatch.setattr("appliance.gateway.putlog._TOLD_FOR_S", 0.0)
             await refused()
             assert lines()[1:] == [lines()[1]]
-            assert lines()[1].endswith("access to u:pv, and 19 more times since the last such line")
+            assert lines()[1].endswith(
+                "access to u:pv, and 19 more times since the last such line: "
+                f"no rule grants it: {tmp_path}/gw.acf:1: RULE(1,READ): grants READ"
+            )
             assert server_of(gateway).access.refusals == 21
 
 

@@ -30,6 +30,7 @@ class Recorder(Handler):
     def __init__(self) -> None:
         self.requests: list[tuple[int, Any]] = []
         self.processed = 0
+        self.warnings = 0
         self.value = Value(NTScalar(FLOAT64), {"value": 1.0})
 
     def init(self, operation: Operation) -> None:
@@ -40,6 +41,8 @@ class Recorder(Handler):
         operation.reply(self.value)
 
     def put(self, operation: Operation, value: Value) -> None:
+        for _ in range(self.warnings):
+            operation.warn("near the limit")
         self.value.assign(value)
         operation.done()
 
@@ -105,6 +108,20 @@ async def test_the_client_s_pvrequest_reaches_the_server():
         ]
 
 
+@pytest.mark.parametrize(("warnings", "passed"), [(1, 1), (40, 16)])
+async def test_warnings_of_the_server_reach_the_client(
+    caplog: pytest.LogCaptureFixture, warnings: int, passed: int
+):
+    recorder = Recorder()
+    recorder.warnings = warnings
+    pvs: Any = {"r": recorder}
+    async with served(pvs) as server, gateway_to(server) as gateway, client_to(gateway) as client:
+        await client.put("r", {"value": 2.0}, timeout=10)
+        port = server_of(gateway).tcp_port
+        said = [record.getMessage() for record in caplog.records if "near the limit" in record.getMessage()]
+        assert sum(f"127.0.0.1:{port} " in line for line in said) == passed
+
+
 async def test_put_get_and_process():
     pv = Recorder()
     async with served({"pv": pv}) as server, gateway_to(server) as gateway, client_to(gateway) as client:  # type: ignore[dict-item]
@@ -149,6 +166,24 @@ async def test_clients_share_a_subscription_and_a_late_one_gets_the_whole_value(
                 await asyncio.sleep(0.01)
             (channel,) = server.channels()
             assert not channel.wire.operations, "nobody watches: the server has no subscription"
+
+
+async def test_an_uncached_pipeline_goes_on_as_its_client_takes():
+    pvs = {"pv": double(0.0)}
+    async with served(pvs) as server, gateway_to(server) as gateway, client_to(gateway) as client:
+        request = "record[cache=false,pipeline=true,queueSize=4]"
+        async with client.monitor("pv", request) as updates:
+            for value in range(40):
+                assert (await anext(updates))["value"] == value
+                pvs["pv"].post({"value": value + 1.0})
+            (upstream,) = gateway.clients["inner"]
+            assert [type(monitor).__name__ for monitor in upstream.monitors.values()] == ["OwnMonitor"]
+            for value in range(41, 101):
+                pvs["pv"].post({"value": float(value)})
+            seen = [(await anext(updates))["value"]]
+            while seen[-1] < 100:
+                seen.append((await anext(updates))["value"])
+            assert seen == sorted(seen)
 
 
 async def test_a_subscription_that_ends_ends_for_all():

@@ -131,7 +131,9 @@ async def test_a_taken_port_is_an_error_and_not_another_port(tmp_path: Path) -> 
         taken.bind((HOST, 0))
         taken.listen()
         relay = {"tls_port": taken.getsockname()[1]}
-        with pytest.raises(TransportError, match=r"cannot listen on .* for the relay"):
+        with pytest.raises(
+            TransportError, match=r"^servers\.outer\.relay\.tls_port: cannot listen on .* for the relay"
+        ):
             async with gateway_to(client={"pva": {"name_servers": f"{HOST}:1"}}, relay=relay):
                 pass
 

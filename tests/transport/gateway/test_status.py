@@ -128,6 +128,17 @@ async def test_what_a_client_may_do_is_told_also_for_others():
                 await client.rpc("GW:asTest", wrong)
 
 
+async def test_what_the_pv_list_denies_is_told_with_the_host(tmp_path):
+    (tmp_path / "gw.pvlist").write_text("x ALLOW\nsecret DENY\nGW:.* ALLOW\n")
+    async with (
+        served({}) as server,
+        gateway_to(server, status_prefix="GW:", pvlist=str(tmp_path / "gw.pvlist")) as gateway,
+        client_to(gateway) as client,
+    ):
+        with pytest.raises(RemoteError, match=r"Denied: the PV list denies secret to 127\.0\.0\.1"):
+            await client.rpc("GW:asTest", {"pv": "secret"}, timeout=10)
+
+
 async def test_health_says_what_is_wrong_and_that_it_is_over():
     server = served({"a": double()})
     await server.start()

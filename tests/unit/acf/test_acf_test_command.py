@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 
@@ -160,3 +161,22 @@ def test_an_empty_part_of_a_certificates_name_is_refused_and_not_taken_for_none(
         main([site, "--asg", "SPECIAL", "--method", "x509", "--user", "george", option, ""])
     assert ended.value.code == 1
     assert f"{option} is empty: write a value, or leave the option out" in capsys.readouterr().err
+
+
+def test_a_reader_that_goes_away_ends_it_quietly(tmp_path):
+    (tmp_path / "a.acf").write_text("ASG(DEFAULT) { RULE(1, READ) }")
+    read, write = os.pipe()
+    os.close(read)
+    command = [
+        sys.executable,
+        "-m",
+        "appliance.cli.acf_test",
+        str(tmp_path / "a.acf"),
+        "--asg",
+        "DEFAULT",
+        "--user",
+        "u",
+    ]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, timeout=60, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")

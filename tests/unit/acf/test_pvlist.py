@@ -91,6 +91,16 @@ def test_the_order_that_is_not_supported_is_said_and_does_not_widen():
 
 
 @pytest.mark.parametrize(
+    ("line", "warned"), [(".* DENY", True), (".* DENY FROM 10.0.0.1", False), ("A.* DENY", False)]
+)
+def test_a_line_that_denies_all_names_is_a_warning(line, warned):
+    warnings = PVList(f"A ALLOW\n{line}", file="f").warnings
+    assert [warning.partition(",")[0] for warning in warnings] == [
+        "f:2:1: this line denies all names"
+    ] * warned
+
+
+@pytest.mark.parametrize(
     ("line", "column", "why"),
     [
         ("A", 1, "expected ALLOW"),
@@ -99,8 +109,8 @@ def test_the_order_that_is_not_supported_is_said_and_does_not_widen():
         ("A ALLOW G x", 11, "0 or 1"),
         ("A ALLOW G 1 more", 13, "unexpected 'more'"),
         ("A ALIAS", 3, "real name"),
-        (r"A ALIAS B\1", 9, "0 groups"),
-        (r"A(.) ALIAS B\2", 12, "1 groups"),
+        (r"A ALIAS B\1", 9, "no groups"),
+        (r"A(.) ALIAS B\2", 12, "1 group$"),
         (r"A ALIAS B\n", 9, "neither"),
         ("A ALIAS B\\", 9, "neither"),
         ("A DENY FROM", 1, "needs a host"),

@@ -38,7 +38,7 @@ def test_a_name_server_may_be_a_uri(text, endpoint):
     ("", "names no host"), (":5", "names no host"), ("host:", "port"), ("host:x", "port"), ("host:65536", "port"),
     ("host:-1", "port"), ("host:\N{SUPERSCRIPT TWO}", "port"), ("[::1", "closing ]"), ("::1]", "bracket"), ("[::1]5", "only :port"),
     ("[host]", "IPv6"), ("a,256", "time to live"), ("a,", "time to live"), ("a@", "interface"),
-    ("a@eth0,1", "before the @"), ("a\nb", "control"), ("a b", "blank"), ("http://x", "scheme"), ("a:b:c", "IPv6"),
+    ("a@eth0,1", "before the @"), ("a\nb", "control"), ("a b", "blank"), ("http://x", "scheme"), ("a:b:c", "IPv6"), ("127.0.0.300", "IPv4"), ("1.2.3.4.5:5075", "IPv4"),
 ])  # fmt: skip
 def test_a_bad_address_is_explained(text, why):
     with pytest.raises(ValueError, match=why):

@@ -19,7 +19,7 @@ LINK = re.compile(r"\[[^\]]*\]\((?P<target>[^()\s]+)\)")
 FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
 BUILT_IN = {".", "cd", "export", "umask", "source"}
 SYSTEM = {
-    "ansible-playbook", "cp", "curl", "git", "journalctl", "kill", "make", "pidof", "pip", "pip3", "pre-commit", "python", "python3",
+    "ansible-playbook", "cp", "curl", "git", "journalctl", "kill", "make", "pidof", "pip", "pip3", "pkill", "pre-commit", "python", "python3",
     "ruff", "socat", "ss", "sudo", "systemctl", "timedatectl",
 }  # fmt: skip
 """Programs that are not ours, and that a reader has or is told to install."""

@@ -79,11 +79,43 @@ def test_a_wrong_file_is_one_sentence_and_exit_status_1(files, capsys, name, tex
         assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["a.acf", "p.pvlist"])
-def test_a_missing_file_is_said(files, capsys, name):
+@pytest.mark.parametrize(
+    ("name", "their_key", "our_key"), [("a.acf", "access", "access.file"), ("p.pvlist", "pvlist", "pvlist")]
+)
+def test_a_missing_file_is_said_with_the_line_and_the_key_that_name_it(
+    files, capsys, name, their_key, our_key
+):
     (files / name).unlink()
-    assert main(["-T", str(files / "gw.conf")]) == 1
-    assert f"{files}/{name}: cannot read the" in capsys.readouterr().err
+    (files / "gw.yml").write_text(
+        "clients: {c: {}}\nservers:\n  s:\n    clients: [c]\n    pvlist: p.pvlist\n    access: {file: a.acf}\n"
+    )
+    line = 5 if name == "p.pvlist" else 6
+    for file, place in (
+        ("gw.conf", f"1: servers[0].{their_key}"),
+        ("gw.yml", f"{line}: servers.s.{our_key}"),
+    ):
+        for option in ([], ["-T"]):
+            assert main([*option, str(files / file)]) == 1
+            said = (
+                f"Error: {files}/{file}:{place}: {files}/{name} cannot be read: No such file or directory\n"
+            )
+            assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize(
+    ("given", "warned"), [("", True), (", tls_keychain: ''", False), (", tls_keychain: own.p12", False)]
+)
+def test_a_client_side_with_its_user_s_own_keychain_is_a_warning(files, capsys, monkeypatch, given, warned):
+    own = files / "pva" / "1.5" / "client.p12"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(b"not read for this")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(files))
+    (files / "gw.yml").write_text(
+        f"clients: {{c: {{pva: {{auto_addr_list: false{given}}}}}}}\nservers: {{s: {{clients: [c]}}}}\n"
+    )
+    assert main(["-T", str(files / "gw.yml")]) == 0
+    said = f"clients.c: no tls_keychain is given, so servers see the certificate of the user who runs the gateway ({own})"
+    assert (said in capsys.readouterr().err) is warned
 
 
 def test_what_is_probably_not_meant_is_a_warning(files, capsys):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from appliance.gateway.shared_monitor import MAX_PIECES, SharedMonitor
+from appliance.gateway.shared_monitor import MAX_PIECES, OwnMonitor, SharedMonitor
 from appliance.gateway.shared_monitor import _Pieces as Pieces
 from appliance.pva import commands as c
 from appliance.pva.octets import Octets
@@ -254,6 +254,46 @@ def test_a_type_that_holds_an_any_is_decoded_and_encoded_again() -> None:
         one.send_waiting()
         (event,) = one.wire.pump()
         assert event.store[1].value == 5
+
+
+def test_a_pipeline_of_its_own_gets_as_much_as_its_client_takes() -> None:
+    text = "record[pipeline=true,queueSize=4]"
+    upstream = OneUpstream()
+    client = Subscriber(text=text, window=4, raw=None)
+    monitor = OwnMonitor(upstream, client.subscription, request(text))  # type: ignore[arg-type]
+    upstream.monitors[client.subscription] = monitor
+    monitor.subscribe(client.subscription)
+    upstream.channel.add(monitor)
+    upstream.run()
+    upstream.run()
+    client.start()
+    (served,) = upstream.server.responder.monitors
+    body = encode_update(SCALAR, VALUE, 0, [None, 1.0, None, 0, ""], big=False)
+    assert (served.pipeline, served.window) == (True, 3), "the first value took one"
+    assert len(got(client)) == 1
+    for _ in range(3):
+        served.send_update(body)
+    upstream.run()
+    upstream.run()
+    assert served.window == 4, "all four have left for the client"
+    assert len(got(client)) == 3
+    client.operation.acknowledge(4)
+    client.wire.pump()
+    for _ in range(4):
+        served.send_update(body)
+    upstream.run()
+    upstream.run()
+    assert served.window == 4
+    for _ in range(4):
+        served.send_update(body)
+    upstream.run()
+    upstream.run()
+    assert served.window == 0, "the client has acknowledged nothing"
+    client.operation.acknowledge(4)
+    client.wire.pump()
+    assert len(got(client)) == 4, "those that waited"
+    upstream.run()
+    assert served.window == 4
 
 
 # -- the pieces of the present value -------------------------------------------------------------------
