@@ -72,6 +72,9 @@ class PVList:
         """Return what ``name`` means for ``host`` (the client's address in numbers); ``None``: denied."""
         host = canonical_host(host)
         if host not in self._hosts:
+            # A link-local address has its interface behind it; a DENY FROM without one means every interface.
+            host = host.partition("%")[0]
+        if host not in self._hosts:
             host = ""  # every host that no DENY FROM names gets the same answer
         key = (name, host)
         try:

@@ -16,6 +16,7 @@ __all__ = [
     "check_replaceable",
     "make_directories",
     "read_private",
+    "read_regular",
     "read_trusted",
     "replace_private",
     "sweep",
@@ -328,6 +329,19 @@ def read_trusted(path: str | os.PathLike[str], limit: int) -> bytes:
             f"every user of this machine may change it; run: chmod o-w {name}", file=name
         )
     return data
+
+
+def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
+    """Read a regular file whole.
+
+    Args:
+        path: The file.
+        limit: Greatest size in bytes.
+
+    Raises:
+        ConfigurationError: The file is missing, is no regular file or is too large.
+    """
+    return _read_regular(os.fspath(path), limit)[0]
 
 
 def _read_regular(name: str, limit: int) -> tuple[bytes, int]:

@@ -91,7 +91,13 @@ def _named(groups: list[str]) -> str:
     return ", ".join(f"ASG({group})" for group in groups[:5]) + more
 
 
+def _check_regular(key: str, file: str) -> None:
+    if os.path.exists(file) and not os.path.isfile(file):  # noqa: PTH110, PTH113
+        raise ConfigurationError(f"{file} is not a regular file", key=key)
+
+
 def _check_readable(key: str, file: str) -> None:
+    _check_regular(key, file)  # to open a FIFO would wait for ever
     try:
         with open(file, "rb"):  # noqa: PTH123 - text in, text out
             pass
@@ -104,5 +110,6 @@ def _check_place(name: str, file: str) -> None:
     key = f"servers.{name}.put_log"
     if not os.path.isdir(folder):  # noqa: PTH112
         raise ConfigurationError(f"there is no directory {folder}; create it for the gateway's user", key=key)
+    _check_regular(key, file)
     if not os.access(file if os.path.exists(file) else folder, os.W_OK):  # noqa: PTH110
         raise ConfigurationError(f"this user may not write {file}; give it to the gateway's user", key=key)

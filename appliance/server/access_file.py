@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Final
 
 from appliance.acf import AccessSecurity, PVList, load_acf
-from appliance.errors import AccessFileError
+from appliance.config.files import read_regular
+from appliance.errors import AccessFileError, ConfigurationError
 
 __all__ = ["load_access_file", "load_pvlist"]
 
@@ -46,10 +46,13 @@ def load_pvlist(file: str) -> PVList:
 
 def _read(file: str, kind: str) -> str:
     try:
-        with Path(file).open("rb") as stream:
-            return stream.read(_LIMIT + 1).decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        return read_regular(file, _LIMIT).decode("utf-8")
+    except (ConfigurationError, UnicodeDecodeError) as error:
+        why = (
+            error.why.removeprefix("cannot read: ")
+            if isinstance(error, ConfigurationError)
+            else "it is not UTF-8 text"
+        )
         raise AccessFileError(f"cannot read the {kind}: {why}", file=file) from None
 
 

@@ -73,6 +73,16 @@ def test_a_denial_wins_wherever_it_stands():
         assert PVList(lines).lookup("AB", "1.2.3.4") is None
 
 
+def test_a_denied_link_local_address_is_denied_on_every_interface_unless_it_names_one():
+    names = PVList(".* ALLOW\nA DENY FROM fe80::1\nB DENY FROM fe80::2%eth0\n")
+    for host in ("fe80::1", "fe80::1%eth0", "FE80:0::1%eth1"):
+        assert names.lookup("A", host) is None
+        assert names.lookup("B", host) is not None
+    assert names.lookup("B", "fe80::2%eth0") is None
+    assert names.lookup("B", "fe80::2%eth1") is not None
+    assert names.lookup("B", "fe80::2") is not None
+
+
 def test_denied_hosts_are_resolved_and_one_that_cannot_be_is_an_error():
     pvlist = PVList("A DENY FROM badhost\nA ALLOW", resolve={"badhost": ["10.0.0.9", "::1"]}.get)
     assert pvlist.lookup("A", "10.0.0.9") is None

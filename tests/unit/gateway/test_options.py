@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import socket
 import subprocess
 import sys
@@ -151,7 +152,39 @@ def test_a_pv_list_that_hides_the_status_of_certificates_is_a_warning(files, cap
 def test_a_put_log_without_a_directory_is_an_error(files, capsys):
     (files / "gw.yml").write_text("clients: {c: {}}\nservers: {s: {clients: [c], put_log: no/puts.log}}\n")
     assert main(["-T", str(files / "gw.yml")]) == 1
-    assert f"servers.s.put_log: there is no directory {files}/no" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith(f"Error: {files}/gw.yml:2: servers.s.put_log: there is no directory {files}/no")
+
+
+@pytest.mark.parametrize("how", [["-T"], []])
+def test_a_put_log_that_is_a_directory_is_an_error_before_the_start(files, how):
+    (files / "gw.yml").write_text(
+        f"clients: {{c: {{}}}}\nservers:\n  s: {{clients: [c], put_log: {files}}}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "appliance.gateway.daemon", *how, str(files / "gw.yml")],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 1
+    assert f"{files}/gw.yml:3: servers.s.put_log: {files} is not a regular file" in done.stderr
+
+
+@pytest.mark.parametrize("key", ["pvlist", "acf"])
+def test_a_file_that_would_be_read_in_part_or_never_is_refused(files, capsys, key):
+    file = files / "rules"
+    named = f"pvlist: {file}" if key == "pvlist" else f"access: {{file: {file}}}"
+    (files / "gw.yml").write_text(f"clients: {{c: {{}}}}\nservers: {{s: {{clients: [c], {named}}}}}\n")
+    # Fewer characters than the limit and more octets: what stands at the end must not be lost.
+    file.write_text(f"{'# ä' * 1_500_000}\nX DENY\n", encoding="utf-8")
+    assert main(["-T", str(files / "gw.yml")]) == 1
+    assert "larger than the limit of 4194304 bytes" in capsys.readouterr().err
+    file.unlink()
+    os.mkfifo(file)
+    assert main(["-T", str(files / "gw.yml")]) == 1
+    assert "not a regular file" in capsys.readouterr().err
 
 
 def test_convert_prints_yaml(files, capsys):
