@@ -15,8 +15,7 @@ import time
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple, Protocol
 
-from appliance.acf.match import host_of_peer
-from appliance.acf.match import canonical_host, is_address
+from appliance.acf.match import canonical_host, host_of_peer, is_address
 from appliance.errors import OperationError
 from appliance.gateway import report
 from appliance.gateway.accounts import Counts
