@@ -43,6 +43,8 @@ class Driver:
             sock = tls.wrap_socket(sock)
         self.sock = sock
         self.buffer = bytearray()
+        self.sids: list[int] = []
+        """The server's numbers of the channels that `channels` opened."""
         self.wait_for(1)
         self.send(1, struct.pack("<IHH", 65536, 32767, 0) + text("anonymous") + b"\xff")
         self.wait_for(9)
@@ -117,7 +119,8 @@ class Driver:
             if payload[8] != 0xFF:
                 raise RuntimeError(payload[9:].decode("utf-8", "replace"))
             opened[cid] = sid
-        return [opened[number] for number in range(1, len(names) + 1)]
+        self.sids = [opened[number] for number in range(1, len(names) + 1)]
+        return self.sids
 
     def init(self, command: int, sid: int, ioid: int) -> None:
         self.send(command, struct.pack("<IIB", sid, ioid, 8) + EMPTY_REQUEST)
@@ -312,6 +315,10 @@ def count_received(
 ) -> Counted:
     """The same with the octets. ``begun`` is called when all are subscribed and the counting begins."""
     drivers = [subscribed(port, names, tls) for port in ports]
+    for (
+        driver
+    ) in drivers:  # not before all are there: who is flooded and does not read yet costs the server time
+        begin(driver, len(names))
     selector = selectors.DefaultSelector()
     for driver in drivers:
         driver.sock.setblocking(False)
@@ -348,17 +355,20 @@ def count_received(
 
 
 def subscribed(port: int, names: list[str], tls: bool) -> Driver:
+    """A connection with a subscription to each of ``names``; none of them has begun."""
     driver = Driver(port, tls=tls)
-    for number, name in enumerate(names, 1):
-        sid = driver.channel(name, number)
+    for number, sid in enumerate(driver.channels(names), 1):
         driver.send(MONITOR, struct.pack("<IIB", sid, number, 8) + EMPTY_REQUEST)
-        while True:
-            payload = driver.wait_for(MONITOR)
-            if payload[4] == 8:
-                break
+        payload = driver.wait_for(MONITOR)
+        assert payload[4] == 8, payload
         assert payload[5] == 0xFF, payload
-        driver.send(MONITOR, struct.pack("<IIB", sid, number, 0x44))
     return driver
+
+
+def begin(driver: Driver, subscriptions: int) -> None:
+    sids = driver.sids
+    for number in range(1, subscriptions + 1):
+        driver.send(MONITOR, struct.pack("<IIB", sids[number - 1], number, 0x44))
 
 
 def read_into(sock: socket.socket, buffer: bytearray, tls: bool) -> int:

@@ -234,8 +234,7 @@ class SharedMonitor(ChannelRequest):
             if sent != count:
                 if batch is None:
                     batch = Batch(bodies, big, self._bits, event.overrun)
-                for octets in batch.octets[sent:]:
-                    subscription.post_octets(octets)
+                subscription.post_batch(batch, sent)
 
     def _note(self, event: MonitorOctets) -> None:
         """Keep the latest update, which is followed by one with other fields."""

@@ -104,6 +104,11 @@ class Batch:
             made = self._octets = [Octets(body, self.big, self.bits, self.overrun) for body in self.bodies]
         return made
 
+    def last(self, count: int) -> Octets:
+        """Return the last ``count`` updates merged into one: they bring the same fields, so nothing is decoded."""
+        latest = self.octets[-1]
+        return latest.with_overrun(self.bits) if count > 1 else latest
+
     @property
     def size(self) -> int:
         """Octets of all bodies."""

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from appliance.pva.octets import Octets, squash
+from appliance.pva.octets import Batch, Octets, squash
 from appliance.pva.server_operation import ServerOperation
 from appliance.pvdata.types import StructType
 from appliance.server.channel import Channel
@@ -53,7 +53,7 @@ class OctetSubscription(Subscription):
             big: Whether their numbers are big-endian.
 
         Returns:
-            How many of them were sent; `post_octets` the others.
+            How many of them were sent; `post_batch` the others.
         """
         if big is not self.wire.outbox.big:
             return 0
@@ -65,6 +65,20 @@ class OctetSubscription(Subscription):
             self.octets += sent * len(bodies[0])
             self._stream.schedule_flush()
         return sent
+
+    def post_batch(self, batch: Batch, start: int) -> None:
+        """Queue the updates of a batch from ``start`` on. All that find no room are merged in one step, however many they are."""
+        if self.finishing:
+            return
+        room = max(self.wire.queue_size - len(self.queue), 0)
+        for octets in batch.octets[start : start + room]:
+            self.post_octets(octets)
+        left = len(batch.bodies) - start - room
+        if left > 0:
+            self.posted += left - 1
+            self.squashed += left - 1
+            self._owner.allowance.dropped += left - 1
+            self.post_octets(batch.last(left))
 
     def post_octets(self, octets: Octets) -> None:
         """Queue an update, or merge it into the last one if the queue is full."""

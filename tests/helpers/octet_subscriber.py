@@ -80,8 +80,8 @@ class Subscriber:
     def forward(self, batch: Batch) -> None:
         """What the gateway does with updates."""
         sent = self.subscription.forward(batch.bodies, batch.big)
-        for octets in batch.octets[sent:]:
-            self.subscription.post_octets(octets)
+        if sent != len(batch.bodies):
+            self.subscription.post_batch(batch, sent)
 
     def send_waiting(self) -> bool:
         self.dirty.clear()

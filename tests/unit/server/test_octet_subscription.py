@@ -71,6 +71,29 @@ def test_what_cannot_leave_waits_and_is_merged_when_the_queue_is_full(why: str) 
     ]
 
 
+@pytest.mark.parametrize("waiting", [0, 2, 4])
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_a_batch_that_finds_no_room_is_merged_as_its_updates_one_by_one(waiting: int, count: int) -> None:
+    at_once, singly = Subscriber(), Subscriber()
+    for bench in (at_once, singly):
+        bench.stream.writable = False
+        for value in range(waiting):
+            bench.forward(batch(float(value)))
+    values = [10.0 + number for number in range(count)]
+    at_once.forward(batch(*values))
+    for value in values:
+        singly.forward(batch(value))
+    counts = [
+        (bench.subscription.posted, bench.subscription.squashed, bench.subscription.weight)
+        for bench in (at_once, singly)
+    ]
+    assert counts[0] == counts[1]
+    for bench in (at_once, singly):
+        bench.stream.writable = True
+        bench.send_waiting()
+    assert at_once.got() == singly.got()
+
+
 def test_what_comes_later_waits_behind_what_waits_already() -> None:
     bench = Subscriber()
     bench.stream.writable = False
