@@ -24,6 +24,7 @@ from appliance.config.networks import Networks
 from appliance.config.pva import ServerConfig, refuse_password, resolve_server
 from appliance.config.secret import FilePath, Secret
 from appliance.config.settings import ServerSettings
+from appliance.daemon.logging import faults_of_level
 from appliance.errors import ConfigurationError
 
 __all__ = ["CMSConfig", "CMSSettings", "parse_password_file", "resolve"]
@@ -133,12 +134,6 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
     port). Limits, the access security file and the audit then see the client's address. Whoever can connect from these
     addresses can name any client: list gateways only. Empty: nobody may."""
 
-    def __post_init__(self) -> None:
-        try:
-            Networks(self.proxy_from)
-        except ValueError as error:
-            raise ValueError(f"proxy_from: {error}") from None
-
     backup_interval_s: Annotated[int, Meta(ge=0, le=366 * 86400)] = 0
     """Seconds between backups; 0: none."""
     backup_dir: FilePath = default(FilePath())
@@ -148,6 +143,14 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
     jwt: JWTConfig = JWTConfig()
     log_level: str = "INFO"
     """`DEBUG`, `INFO`, `WARNING` or `ERROR`; `PVXS_LOG` sets single parts."""
+
+    def __post_init__(self) -> None:
+        try:
+            Networks(self.proxy_from)
+        except ValueError as error:
+            raise ValueError(f"proxy_from: {error}") from None
+        for fault in faults_of_level(self.log_level):
+            raise ValueError(f"log_level: {fault}")
 
     def at_home(self) -> frozenset[str]:
         """Return organizations whose users the access security file names without organization, besides the service's own."""

@@ -16,8 +16,8 @@ from appliance.config.duration import Duration, parse_duration
 from appliance.config.files import read_trusted
 from appliance.config.hints import shaped, unknown
 from appliance.config.secret import FilePath, Secret, resolve_reference
-from appliance.config.section import Path, Section
-from appliance.config.tree import MAXIMUM_SIZE, dotted, read_tree
+from appliance.config.section import Path, Section, dotted
+from appliance.config.tree import MAXIMUM_SIZE, read_tree
 from appliance.errors import ConfigurationError
 
 __all__ = [
@@ -78,7 +78,9 @@ class Document(Generic[_T]):
             read = getattr(read, str(key)) if isinstance(read, msgspec.Struct) else read[key]
         # The struct's values, not the text: there, paths and references are resolved.
         values = Section.of(read).value
-        return Section({key: values[key] for key in written.value if key in values}, self.file, written.lines)
+        return Section(
+            {key: values[key] for key in written.value if key in values}, self.file, written.lines, path
+        )
 
     def error(self, why: str, *path: str | int) -> ConfigurationError:
         """Return an error about a key of this file, for rules that a type cannot express."""

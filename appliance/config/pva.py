@@ -670,7 +670,10 @@ class _Resolution:
     def fault(self, why: str, key: str, source: str) -> ConfigurationError:
         if source == "argument" or not self.section.file:
             return ConfigurationError(why, key=key)
-        return ConfigurationError(why, file=self.section.file, line=self.section.lines.get((key,)), key=key)
+        section = self.section
+        return ConfigurationError(
+            why, file=section.file, line=section.lines.get((key,)), key=section.key(key)
+        )
 
 
 def _home(environ: Mapping[str, str]) -> str:

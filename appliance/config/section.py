@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["Path", "Section"]
+__all__ = ["Path", "Section", "dotted"]
 
 Path = tuple[str | int, ...]
 """Keys and indices from the top of a file (or of a section) to a value."""
@@ -14,14 +14,20 @@ Path = tuple[str | int, ...]
 class Section:
     """Plain values of one mapping in a file, with the line of every key."""
 
-    __slots__ = ("file", "lines", "value")
+    __slots__ = ("above", "file", "lines", "value")
 
     def __init__(
-        self, value: Mapping[str, Any], file: str = "", lines: Mapping[Path, int] | None = None
+        self,
+        value: Mapping[str, Any],
+        file: str = "",
+        lines: Mapping[Path, int] | None = None,
+        above: Path = (),
     ) -> None:
         self.value = value
         self.file = file
         self.lines = {} if lines is None else lines
+        self.above = above
+        """The keys from the top of the file to this mapping."""
 
     @classmethod
     def of(cls, value: Mapping[str, Any] | Any | None) -> Section:
@@ -38,6 +44,10 @@ class Section:
         line = self.lines.get(path)
         return f"{self.file}:{line}" if line is not None else self.file or "configuration"
 
+    def key(self, *path: str | int) -> str | None:
+        """Return the whole name of a key, from the top of the file: ``a.b[2]``."""
+        return dotted((*self.above, *path))
+
     def section(self, *path: str | int) -> Section:
         """Return the mapping below ``path``; empty if there is none."""
         value: Any = self.value
@@ -50,4 +60,11 @@ class Section:
         lines = {
             key[depth:]: line for key, line in self.lines.items() if key[:depth] == path and len(key) > depth
         }
-        return Section(value if isinstance(value, Mapping) else {}, self.file, lines)
+        return Section(value if isinstance(value, Mapping) else {}, self.file, lines, (*self.above, *path))
+
+
+def dotted(path: Path) -> str | None:
+    """Return ``a.b[2]`` for a path, None for the top."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    # A quoted key may contain a line end or a megabyte; a message is one line.
+    return text.removeprefix(".")[:200].encode("unicode_escape").decode() or None

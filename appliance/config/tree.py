@@ -12,7 +12,7 @@ from typing import Any, Final, NoReturn
 
 import yaml
 
-from appliance.config.section import Path
+from appliance.config.section import Path, dotted
 from appliance.errors import ConfigurationError
 
 __all__ = ["MAXIMUM_DEPTH", "MAXIMUM_SIZE", "read_tree"]
@@ -148,10 +148,3 @@ class _Builder:
 
     def refuse(self, why: str, event: Any, path: Path) -> NoReturn:
         raise ConfigurationError(why, file=self.file, line=event.start_mark.line + 1, key=dotted(path))
-
-
-def dotted(path: Path) -> str | None:
-    """Return ``a.b[2]`` for a path, None for the top."""
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
-    # A quoted key may contain a line end or a megabyte; a message is one line.
-    return text.removeprefix(".")[:200].encode("unicode_escape").decode() or None

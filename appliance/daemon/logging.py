@@ -21,7 +21,7 @@ from appliance.daemon.names import identified
 if TYPE_CHECKING:
     from appliance.daemon.journal import JournalSender
 
-__all__ = ["Redactor", "configure", "level_spec", "redact"]
+__all__ = ["Redactor", "configure", "faults_of_level", "level_spec", "redact"]
 
 ROOT: Final = "appliance"
 _FORMAT = Literal["auto", "text", "json"]
@@ -210,6 +210,15 @@ def level_spec(spec: str) -> tuple[dict[str, int], list[str]]:
             continue
         levels[_logger_name(name)] = level
     return levels, faults
+
+
+def faults_of_level(spec: str) -> list[str]:
+    """Return what is wrong with a `level_spec` of a configuration file, which is refused then."""
+    return [
+        f"{part!r} is no log level; write one of {', '.join(_LEVELS)}, or NAME=LEVEL"
+        for part in re.split(r"[,\s]+", spec.strip())
+        if level_spec(part)[1]
+    ]
 
 
 def _logger_name(pattern: str) -> str:

@@ -18,6 +18,7 @@ from appliance.config.pva import ClientConfig, Effective, ServerConfig, resolve_
 from appliance.config.secret import FilePath
 from appliance.config.section import Section
 from appliance.config.settings import ClientSettings, ServerSettings
+from appliance.daemon.logging import faults_of_level
 
 __all__ = [
     "Access",
@@ -200,6 +201,8 @@ class GatewayConfig(Settings, frozen=True, kw_only=True):
             raise ValueError(fault)
 
     def _faults(self) -> Iterator[str]:
+        for fault in faults_of_level(self.log_level):
+            yield f"log_level: {fault}"
         if not self.servers:
             yield "servers: name at least one server side; without one nobody can reach the gateway"
         for name, server in self.servers.items():
@@ -226,6 +229,8 @@ class GatewayConfig(Settings, frozen=True, kw_only=True):
         for key, client in (("access.inputs", server.access.inputs), ("status_client", server.status_client)):
             if client and client not in self.clients:
                 yield f"{where}.{key}: there is no client side {client!r}; there are: {known}"
+        if any(letter.isspace() or not letter.isprintable() for letter in server.status_prefix):
+            yield f"{where}.status_prefix: {server.status_prefix!r} has a blank or a control character; no tool can ask for such names"
         if not server.clients and not server.status_prefix:
             yield f"{where}: it serves nothing; give clients, or status_prefix for the gateway's own PVs"
         if not server.clients and server.relay is not None:

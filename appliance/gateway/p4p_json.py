@@ -15,8 +15,8 @@ from appliance.config import loader
 from appliance.config.files import read_trusted
 from appliance.config.hints import unknown
 from appliance.config.pva import from_variable, refuse_password
-from appliance.config.section import Path
-from appliance.config.tree import MAXIMUM_DEPTH, MAXIMUM_SIZE, dotted
+from appliance.config.section import Path, dotted
+from appliance.config.tree import MAXIMUM_DEPTH, MAXIMUM_SIZE
 from appliance.errors import ConfigurationError
 from appliance.gateway.config import GatewayConfig, Sides, resolve_sides
 
@@ -91,10 +91,7 @@ class Loaded(NamedTuple):
         except ConfigurationError as error:
             if self.keys is None:
                 raise
-            for path, origin in self.keys.items():
-                if path[-1:] == (error.key,) and self.document.lines.get(path) == error.line:
-                    raise _renamed(error, dotted(origin)) from error
-            raise
+            raise _in_terms_of(error, self.keys) from error
 
     def placed(self, error: ConfigurationError) -> ConfigurationError:
         """Return an error about a key of this configuration with the file, the line and the key as it is written there."""

@@ -10,6 +10,7 @@ from msgspec import Meta
 from appliance.config.loader import Settings, default
 from appliance.config.secret import FilePath
 from appliance.config.settings import ServerSettings
+from appliance.daemon.logging import faults_of_level
 from appliance.ioc import dbcore
 
 __all__ = [
@@ -95,6 +96,8 @@ class IocConfig(Settings, frozen=True, kw_only=True):
     pva: ServerSettings = msgspec.field(default_factory=ServerSettings)
 
     def __post_init__(self) -> None:
+        for fault in faults_of_level(self.log_level):
+            raise ValueError(f"log_level: {fault}")
         if not self.databases and not self.script:
             raise ValueError("databases: name at least one file, or give a script that loads records")
         if self.on_error != "stop" and not self.script:

@@ -96,6 +96,8 @@ SERVER = "clients: {inner: {}}\nservers: "
         (SERVER + "{a: {clients: [inner]}}\nbounds: {client_octets: 10MB}", "bounds.client_octets"),
         (SERVER + "{a: {clients: [inner], get_holdoff: -1}}", "servers.a.get_holdoff"),
         (SERVER + "{a b: {clients: [inner]}}", "servers"),
+        (SERVER + "{a: {status_prefix: 'GW :'}}", "servers.a.status_prefix: 'GW :' has a blank or a control character"),
+        (SERVER + '{a: {status_prefix: "GW:\\n"}}', "servers.a.status_prefix: 'GW:\\n' has a blank or a control character"),
     ],
 )  # fmt: skip
 def test_what_is_refused(text: str, said: str):
@@ -115,6 +117,23 @@ def test_what_is_refused(text: str, said: str):
 )
 def test_sides_that_do_not_collide(servers: str):
     assert len(load(SERVER + servers).servers) == 2
+
+
+@pytest.mark.parametrize("kind", ["clients", "servers"])
+def test_an_error_in_a_sides_settings_names_the_whole_key(kind: str):
+    text = """clients:
+  x: {pva: {auto_addr_list: true}}
+servers:
+  x: {clients: [x], pva: {server_port: 5075}}
+"""
+    text = text.replace(
+        "{auto" if kind == "clients" else "{server",
+        "{tls_options: bogus=1, " + ("auto" if kind == "clients" else "server"),
+    )
+    document = loader.loads_document(text, GatewayConfig, file="gw.yml")
+    line = 2 if kind == "clients" else 4
+    with pytest.raises(ConfigurationError, match=rf"^gw.yml:{line}: {kind}.x.pva.tls_options: "):
+        resolve_sides(document.value, document.section, {})
 
 
 def test_the_sides_read_no_addresses_of_the_environment():
