@@ -21,6 +21,7 @@ from appliance.gateway.source import RoutedSource
 from appliance.gateway.upstreams import Upstreams
 from appliance.pva import commands as c
 from appliance.pva.credentials import Credentials
+from appliance.pva.octets import RawArgument
 from appliance.pva.search import GUID_SIZE
 from appliance.pvdata.value import Value
 from appliance.server.operation import Operation
@@ -95,10 +96,12 @@ class Downstream:
         """Whether a client may have a subscription of its own at the server (UNCACHED)."""
         return self.access.may_bypass(name, peer)
 
-    def watch_put(self, operation: Operation, real: str, value: Value | None) -> Watched | None:
+    def watch_put(self, operation: Operation, real: str, value: Value | RawArgument | None) -> Watched | None:
         """Log a put that must be logged, before it is sent; raises OperationError if it must not be sent."""
         if not self.access.traps(operation.name, operation.peer):
             return None
+        if isinstance(value, RawArgument):
+            value = value.value()
         return self.put_log.begin(operation, real, value)
 
     # -- start ---------------------------------------------------------------------------------------

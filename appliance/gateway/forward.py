@@ -14,6 +14,7 @@ from appliance.gateway.shared_monitor import OwnMonitor, SharedMonitor
 from appliance.gateway.upstream import Upstream, request_key, with_options
 from appliance.pva import commands as c
 from appliance.pva.credentials import Credentials
+from appliance.pva.octets import RawArgument
 from appliance.pvdata.pvrequest import request_options, truth
 from appliance.pvdata.value import Value
 from appliance.server.channel import Channel
@@ -52,7 +53,7 @@ class Terms(Protocol):
     def certificates(self) -> CertificateNames:
         """The names whose requests must not be passed on as the gateway's own."""
 
-    def watch_put(self, operation: Operation, real: str, value: Value | None) -> Watched | None:
+    def watch_put(self, operation: Operation, real: str, value: Value | RawArgument | None) -> Watched | None:
         """Log a put that must be logged, before it is sent; raises OperationError if it must not be sent."""
 
 
@@ -130,6 +131,8 @@ class ForwardedPV(Handler):
         if full:
             operation.fail(full)
             return
+        if not self._guarded:  # what is asked of a certificate service is looked into
+            operation.take_octets()
         operation.state = own = OwnRequest(upstream, operation, self._terms.flight)
         upstream.channel.add(own)
 
@@ -178,6 +181,15 @@ class ForwardedPV(Handler):
             return
         self._count(operation)
         operation.state.call(operation, argument)
+
+    def argument_octets(self, operation: Operation, argument: RawArgument) -> None:
+        """Write or call; the value passes undecoded."""
+        self._count(operation)
+        if operation.command == c.CMD_RPC:
+            operation.state.call_octets(operation, argument)
+            return
+        operation.state.trapped = self._terms.watch_put(operation, self.upstream.name, argument)
+        operation.state.put_octets(operation, argument)
 
     def introspect(self, operation: Operation, field: str) -> None:
         """Ask the server for the type."""

@@ -13,6 +13,7 @@ from appliance.gateway.upstream import NOBODY, TOO_SLOW, Upstream
 from appliance.pva import commands as c
 from appliance.pva.client_operation import ClientOperation
 from appliance.pva.events import ReplyOctets
+from appliance.pva.octets import RawArgument
 from appliance.pva.status import Status
 from appliance.pvdata.types import StructType, TypeDesc
 from appliance.pvdata.value import Value
@@ -89,6 +90,14 @@ class OwnRequest(ChannelRequest):
     def put(self, operation: Operation, value: Value) -> None:
         """Write ``value`` (PUT, PUT_GET)."""
         self._do(operation, lambda wire: wire.put(value), changes=True)
+
+    def put_octets(self, operation: Operation, argument: RawArgument) -> None:
+        """Write a value as it came (PUT, PUT_GET)."""
+        self._do(operation, lambda wire: wire.put_octets(argument), changes=True)
+
+    def call_octets(self, operation: Operation, argument: RawArgument) -> None:
+        """Call with an argument as it came."""
+        self._do(operation, lambda wire: wire.call_octets(argument), changes=True)
 
     def process(self, operation: Operation) -> None:
         """Process the record."""

@@ -23,6 +23,7 @@ from appliance.pva.events import (
     OperationReply,
     ReplyOctets,
 )
+from appliance.pva.octets import RawArgument, cut
 from appliance.pva.outbox import Outbox
 from appliance.pva.packing import REQUEST, REQUEST_HEAD, U32, U32_U32
 from appliance.pva.selection import leaves, wire_bits
@@ -54,11 +55,6 @@ def _is_deep(leaf: TypeDesc) -> bool:
     if isinstance(leaf, ArrayType):
         return not isinstance(leaf.element, ScalarType)
     return isinstance(leaf, UnionType | AnyType)
-
-
-def _cut(buf: Buffer, start: int, end: int) -> bytes:
-    """Return a part of ``buf`` as octets of its own: copied once."""
-    return buf[start:end] if type(buf) is bytes else bytes(memoryview(buf)[start:end])
 
 
 class OperationOwner(Protocol):
@@ -253,6 +249,31 @@ class ClientOperation:
         ]
         self.outbox.send_parts(self.command, chunks)
 
+    def put_octets(self, argument: RawArgument) -> None:
+        """Send a value of type ``self.type`` as it came (PUT, PUT_GET)."""
+        kind = self.type
+        if kind is None or argument.full or argument.kind != kind:
+            raise LocalProtocolError("the value is not of the type that the server announced")
+        big = self.outbox.big
+        if argument.big is not big:
+            self.put(argument.value())
+            return
+        self._execute(_PUTS)
+        self.wants_value = self.command == c.CMD_PUT_GET
+        head = REQUEST_HEAD[big].pack(self.channel.sid, self.ioid, 0)
+        self.outbox.send_parts(self.command, [head, argument.body])
+
+    def call_octets(self, argument: RawArgument) -> None:
+        """Call (RPC) with an argument as it came. Its type is written in full: an ID of it means nothing elsewhere."""
+        big = self.outbox.big
+        if argument.big is not big:
+            self.call(argument.value())
+            return
+        self._execute(_CALLS)
+        self.wants_value = True
+        head = REQUEST_HEAD[big].pack(self.channel.sid, self.ioid, 0)
+        self.outbox.send_parts(self.command, [head, codec(argument.kind, big).description, argument.body])
+
     def call(self, argument: Value | None) -> None:
         """Call (RPC); None sends the null type."""
         big = self.outbox.big
@@ -402,11 +423,11 @@ class ClientOperation:
             bits = 1
             end = measurer(kind, big)(buf, after, end)
             # A type may have come by an ID, which means nothing elsewhere.
-            tail = codec(kind, big).description + _cut(buf, after, end)
+            tail = codec(kind, big).description + cut(buf, after, end)
         else:
             measure = self._measure(big)
             bits, end = measure.marked(buf, pos, end)
-            tail = _cut(buf, pos, end)
+            tail = cut(buf, pos, end)
             if not big and len(tail) <= _QUICK:
                 # Fields of fixed size need no other look while there are as many octets; others none while they are the same.
                 self.quick_bits = bits
@@ -419,10 +440,10 @@ class ClientOperation:
 
     def take_update(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         """Report an update as octets."""
-        bits, cut = self._measure(big).marked(buf, pos, end)
+        bits, over = self._measure(big).marked(buf, pos, end)
         overrun = 0
-        if cut < end and not buf[cut]:
-            body = _cut(buf, pos, cut + 1)
+        if over < end and not buf[over]:
+            body = cut(buf, pos, over + 1)
             if bits != self.quick_bits and not big and self._measure(False).is_fixed(bits):
                 self.quick_bits = bits
                 self.quick_head = encode_bitset(bits, False)
@@ -430,9 +451,9 @@ class ClientOperation:
         else:
             kind = self.type
             assert kind is not None
-            if cut < end:
-                overrun = leaves(kind, decode_bitset(buf, cut, end, big)[0])
-            body = _cut(buf, pos, cut) + encode_bitset(overrun, big)
+            if over < end:
+                overrun = leaves(kind, decode_bitset(buf, over, end, big)[0])
+            body = cut(buf, pos, over) + encode_bitset(overrun, big)
         if self._is_dead:
             return  # it was given up while a long value was read
         self.add_update(body, big, bits, overrun)

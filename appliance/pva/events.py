@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar, fi
 if TYPE_CHECKING:
     from appliance.pva.client_channel import ClientChannel
     from appliance.pva.client_operation import ClientOperation
+    from appliance.pva.octets import RawArgument
     from appliance.pva.search import SearchRequest, SearchResponse
     from appliance.pva.server_channel import ServerChannel
     from appliance.pva.server_operation import ServerOperation
@@ -153,12 +154,13 @@ class OperationRequested(Event):
 class Execute(Event):
     """A request of an initialised operation; answer with one of the ``operation.reply*`` methods or ``fail``.
 
-    ``argument`` is the Value of a PUT or PUT_GET (its ``changed`` bits say what was sent) or of an RPC.
+    ``argument`` is the Value of a PUT or PUT_GET (its ``changed`` bits say what was sent) or of an RPC. If the operation takes
+    octets, it is a `RawArgument`.
     """
 
     __slots__ = __match_args__ = ("operation", "argument")
 
-    def __init__(self, operation: ServerOperation, argument: Value | None) -> None:
+    def __init__(self, operation: ServerOperation, argument: Value | RawArgument | None) -> None:
         self.operation = operation
         self.argument = argument
 

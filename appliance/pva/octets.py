@@ -1,4 +1,4 @@
-"""Updates that are passed on as they came: octets, and what little has to be known of them.
+"""Values that are passed on as they came: octets, and what little has to be known of them.
 
 Source: PVAccess protocol specification, section 9.5 (updates), 5.5 (bit sets).
 """
@@ -12,10 +12,11 @@ from appliance.pva.typed import decode_typed, encode_typed
 from appliance.pvdata.bitset import decode_bitset, encode_bitset
 from appliance.pvdata.codec import codec
 from appliance.pvdata.fielddesc import TypeReader
+from appliance.pvdata.primitives import Buffer
 from appliance.pvdata.types import StructType
 from appliance.pvdata.value import Value
 
-__all__ = ["Batch", "Octets", "answer_in_order", "decoded", "squash", "whole"]
+__all__ = ["Batch", "Octets", "RawArgument", "answer_in_order", "cut", "decoded", "squash", "whole"]
 
 _NO_TYPES: Final = TypeReader()
 """For values that hold no ``any``: nothing in them refers to a type by an ID."""
@@ -115,6 +116,45 @@ class Batch:
         if self._size < 0:
             self._size = sum(map(len, self.bodies))
         return self._size
+
+
+class RawArgument:
+    """What a client sends with a PUT, PUT_GET or RPC, as it came. It is decoded only if somebody has to look at it.
+
+    Args:
+        kind: Its type, which holds no ``any``.
+        body: The value; a PUT's has its bit set before it.
+        big: Whether its numbers are big-endian.
+        full: Whether all fields are there and no bit set, as in an RPC.
+    """
+
+    __slots__ = ("big", "body", "full", "kind")
+
+    def __init__(self, kind: StructType, body: bytes, big: bool, *, full: bool = False) -> None:
+        self.kind = kind
+        self.body = body
+        self.big = big
+        self.full = full
+
+    def value(self) -> Value:
+        """Decode it; ``changed`` says what was sent."""
+        kind, body = self.kind, self.body
+        end = len(body)
+        if self.full:
+            return Value.from_store(kind, codec(kind, self.big).decode(body, 0, end, _NO_TYPES)[0], 1)
+        bits, pos = decode_bitset(body, 0, end, self.big)
+        value = Value(kind)
+        codec(kind, self.big).decode_partial(body, pos, end, bits, value.store, _NO_TYPES)
+        value.changed = leaves(kind, bits)
+        return value
+
+    def __repr__(self) -> str:
+        return f"<RawArgument of {len(self.body)} octets>"
+
+
+def cut(buf: Buffer, start: int, end: int) -> bytes:
+    """Return a part of ``buf`` as octets of its own: copied once."""
+    return buf[start:end] if type(buf) is bytes else bytes(memoryview(buf)[start:end])
 
 
 def decoded(kind: StructType, octets: Octets, store: list[Any]) -> None:

@@ -9,7 +9,7 @@ from appliance.errors import DecodeError, LocalProtocolError, RemoteProtocolErro
 from appliance.pva import commands as c
 from appliance.pva.events import Execute, MonitorWindow, OperationCancelled, OperationRequested, ServerEvent
 from appliance.pva.limits import Limits
-from appliance.pva.octets import Octets
+from appliance.pva.octets import Octets, RawArgument, cut
 from appliance.pva.outbox import Outbox
 from appliance.pva.packing import REPLY, U32
 from appliance.pva.selection import encode_answer, leaves
@@ -18,7 +18,8 @@ from appliance.pva.status import OK, OK_BYTES, Status
 from appliance.pva.typed import decode_typed, encode_typed
 from appliance.pvdata.bitset import decode_bitset
 from appliance.pvdata.codec import codec
-from appliance.pvdata.fielddesc import TypeReader, encode_type
+from appliance.pvdata.fielddesc import TypeReader, decode_type, encode_type
+from appliance.pvdata.measure import measurer
 from appliance.pvdata.primitives import Buffer
 from appliance.pvdata.pvrequest import request_options, truth
 from appliance.pvdata.types import StructType, TypeDesc
@@ -128,6 +129,7 @@ class ServerOperation:
         "sid",
         "state",
         "sub",
+        "takes_octets",
         "type",
         "window",
     )
@@ -159,6 +161,8 @@ class ServerOperation:
         self.head = b""
         self.head_size = -1
         """Octets of the updates or answers that ``head`` is for: see `send_octets`, `reply_octets`."""
+        self.takes_octets = False
+        """Whether arguments come as octets (`RawArgument`) where their type holds no ``any``. Set it before INIT is answered."""
         self.context: Any = None
         self.pipeline = False
         self.window = 0
@@ -258,9 +262,14 @@ class ServerOperation:
         """
         return self.command in (c.CMD_GET, c.CMD_PROCESS) and self._idle
 
-    def _argument(self, sub: int, buf: Buffer, pos: int, end: int, big: bool) -> Value | None:
+    def _argument(self, sub: int, buf: Buffer, pos: int, end: int, big: bool) -> Value | RawArgument | None:
         connection = self.connection
         if self.command == c.CMD_RPC:
+            if self.takes_octets:
+                sent, after = decode_type(buf, pos, end, big, connection.types)
+                if isinstance(sent, StructType) and not sent.holds_any:
+                    end = measurer(sent, big)(buf, after, end)
+                    return RawArgument(sent, cut(buf, after, end), big, full=True)
             return decode_typed(buf, pos, end, big, connection.types)[0]
         if self.command == c.CMD_PUT:
             brings_value = not sub & c.SUB_GET
@@ -270,6 +279,8 @@ class ServerOperation:
             return None
         kind = self.type
         assert kind is not None
+        if self.takes_octets and not kind.holds_any:
+            return RawArgument(kind, cut(buf, pos, measurer(kind, big).marked(buf, pos, end)[1]), big)
         bits, pos = decode_bitset(buf, pos, end, big)
         if bits > kind.full_mask:
             raise DecodeError(f"{self.name} {self.ioid}: the client sent a field that its type does not have")
@@ -312,6 +323,7 @@ class ServerOperation:
             successor.type = self.type
             successor.mask = self.mask
             successor.prepared = self.prepared
+            successor.takes_octets = self.takes_octets
             self.connection.operations[self.ioid] = self.channel.operations[self.ioid] = successor
             self.state = OperationState.DEAD
             self.prepared = None

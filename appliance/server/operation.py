@@ -114,6 +114,10 @@ class Operation:
         self.wire.ready(kind, answered=answered)
         self._flush()
 
+    def take_octets(self) -> None:
+        """Have arguments come as octets, to `Handler.argument_octets`; those that hold an ``any`` still come decoded."""
+        self.wire.takes_octets = True
+
     def fail(self, message: str) -> None:
         """Answer with an error that says what is wrong and what to do."""
         self.wire.fail(message)

@@ -7,6 +7,7 @@ from typing import Final
 
 from appliance.errors import ApplianceError
 from appliance.pva import commands as c
+from appliance.pva.octets import RawArgument
 from appliance.pva.server_channel import ServerChannel
 from appliance.pva.server_operation import ServerOperation
 from appliance.pva.states import OperationState
@@ -137,7 +138,7 @@ class ServedChannel(Channel):
         except Exception as error:  # noqa: BLE001 - a handler's defect must not end the connection
             self._broken(subscription, error)
 
-    def execute(self, wire: ServerOperation, argument: Value | None) -> None:
+    def execute(self, wire: ServerOperation, argument: Value | RawArgument | None) -> None:
         """Handle a request of an initialised operation."""
         operation: Operation = wire.context
         if self.owner.held is not None:
@@ -155,6 +156,10 @@ class ServedChannel(Channel):
         try:
             if command == c.CMD_GET or (argument is None and command in (c.CMD_PUT, c.CMD_PUT_GET)):
                 handler.get(operation)
+            elif command == c.CMD_PUT_GET and argument is not None and not self.rights.read:
+                operation.fail(self._denied("read"))
+            elif isinstance(argument, RawArgument):
+                handler.argument_octets(operation, argument)
             elif command == c.CMD_RPC:
                 handler.rpc(operation, argument)
             elif command == c.CMD_PROCESS:
@@ -163,8 +168,6 @@ class ServedChannel(Channel):
                 operation.fail("the request contains no value; send the fields to change")
             elif command == c.CMD_PUT:
                 handler.put(operation, argument)
-            elif not self.rights.read:
-                operation.fail(self._denied("read"))
             else:
                 handler.put_get(operation, argument)
         except Exception as error:  # noqa: BLE001

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from appliance.errors import ApplianceError
 from appliance.pva.credentials import Credentials
+from appliance.pva.octets import RawArgument
 from appliance.pvdata.value import Value
 from appliance.server.channel import Channel
 from appliance.server.operation import Operation, Subscription
@@ -54,6 +55,10 @@ class Handler:
         """Call; answer with ``operation.reply``."""
         del argument
         operation.fail("this PV cannot be called")
+
+    def argument_octets(self, operation: Operation, argument: RawArgument) -> None:
+        """Handle a PUT, PUT_GET or RPC of an operation that takes octets (`Operation.take_octets`), as the methods above."""
+        raise NotImplementedError
 
     def subscribe(self, subscription: Subscription) -> None:
         """Begin a client's MONITOR: call ``ready`` or ``fail``; then ``post`` the present value."""

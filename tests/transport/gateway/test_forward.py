@@ -12,6 +12,7 @@ import pytest
 from appliance.client import Context
 from appliance.errors import RemoteError
 from appliance.pva.commands import CMD_PROCESS, CMD_PUT_GET
+from appliance.pva.octets import RawArgument
 from appliance.pvdata.nt import NTScalar
 from appliance.pvdata.pvrequest import PVRequest
 from appliance.pvdata.types import FLOAT64
@@ -95,6 +96,18 @@ async def test_puts_and_calls():
             await client.put("our:refusing", 1.0)
         info = await client.info("our:double", "alarm")
         assert info.type.id == "alarm_t"
+
+
+async def test_what_is_put_and_what_calls_bring_pass_undecoded(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(RawArgument, "value", None)
+    async with served(gallery()) as server, gateway_to(server) as gateway, client_to(gateway) as client:
+        await client.put("our:double", 7.5)
+        assert (await client.get("our:double"))["value"] == 7.5
+        await client.put("our:array", [3.0, 4.0])
+        assert np.array_equal((await client.get("our:array"))["value"], [3.0, 4.0])
+        answer = await client.rpc("our:add", {"lhs": 2, "rhs": 3.5})
+        assert answer is not None
+        assert answer["value"] == 5.5
 
 
 async def test_the_client_s_pvrequest_reaches_the_server():
