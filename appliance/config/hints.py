@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -16,6 +17,10 @@ __all__ = ["shaped", "unknown"]
 
 _LONGEST: Final = 60
 _NAMES: Final[dict[Any, str]] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+_BOUND: Final = re.compile(r"Expected `?(\w+)`? (of length )?(>=|<=|>|<) (\S+)$")
+_SIGNS: Final = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than"}
+_PARTS: Final = {"str": "character", "array": "item", "object": "key"}
+_HELD: Final[dict[str, Any]] = {"str": str, "array": list, "object": dict, "int": int, "float": int | float}
 _SHAPES: Final = ((dict, "a mapping"), (list, "a list"), (bool, "true or false"), (str, "text"))
 
 
@@ -42,6 +47,11 @@ def shaped(why: str, value: Any, kind: Any, path: tuple[str | int, ...]) -> str:
     if why.startswith("Invalid enum value"):
         words = _literals(kind)
         return unknown(f"value {_shown(value)}", value, words) if words else why
+    bound = _BOUND.match(why)
+    if bound is not None and isinstance(
+        value, _HELD.get(bound[1], ())
+    ):  # not if it is about a key of this mapping
+        return _bounded(value, *bound.groups())
     if not why.startswith("Expected ") or ", got " not in why:
         return why
     arms = _arms(kind)
@@ -53,6 +63,15 @@ def shaped(why: str, value: Any, kind: Any, path: tuple[str | int, ...]) -> str:
         return f"{text}; write it in quotes" if isinstance(value, bool) and str in arms else text
     key = path[-1] if path else ""
     return f"{text}; write: {f'{key}: {sample}' if isinstance(key, str) else f'- {sample}'}"
+
+
+def _bounded(value: Any, kind: str, length: str | None, sign: str, limit: str) -> str:
+    """Say which limit of msgspec's "Expected int <= 65535" or "Expected str of length <= 64" the value does not keep."""
+    limit = limit.removesuffix(".0")
+    if length is None:
+        return f"expected a number of {_SIGNS[sign]} {limit}, not {_shown(value)}"
+    part = _PARTS.get(kind, "item")
+    return f"expected {_SIGNS[sign]} {limit} {part if limit == '1' else part + 's'}, not {len(value)}"
 
 
 def _wanted(arms: list[Any]) -> str:

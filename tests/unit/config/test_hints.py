@@ -34,6 +34,10 @@ from appliance.issuer.config import IssuerConfig
         (IssuerConfig, "{demo: true, port: abc}", "port: expected a whole number, not text"),
         (IssuerConfig, "{demo: true, kid: 5}", 'kid: expected text, not a number; write: kid: "5"'),
         (IssuerConfig, "[a]", "expected a mapping with the keys listen, port, "),
+        (CMSSettings, "ccr_burst: 0", "ccr_burst: expected a number of at least 1, not 0"),
+        (CMSSettings, "ccr_per_minute: -1", "ccr_per_minute: expected a number of at least 0, not -1"),
+        (CMSSettings, "ccr_per_minute: 1e9", "expected a number of at most 1000000, not 1000000000.0"),
+        (CMSSettings, 'proxy_from: [""]', "proxy_from[0]: expected at least 1 character, not 0"),
         (CMSSettings, "jwt: 5", "jwt: expected a mapping with the keys issuers, "),
     ],
 )  # fmt: skip

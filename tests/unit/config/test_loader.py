@@ -91,7 +91,7 @@ def test_an_empty_file_is_all_defaults():
     ("debug: 'yes'\n", "/etc/site.yml:1: debug: expected true or false, not text"),
     ("routes:\n  - name: a\n  - nam: b\n    name: c\n", "/etc/site.yml:3: routes[1].nam: unknown key; did you mean name? Known are name, port"),
     ("routes:\n  - name: a\n  -\n    port: 1\n", "/etc/site.yml:4: routes[1]: missing: name"),
-    ("routes:\n  - name: a\n    port: 70000\n", "/etc/site.yml:3: routes[0].port: Expected int <= 65535"),
+    ("routes:\n  - name: a\n    port: 70000\n", "/etc/site.yml:3: routes[0].port: expected a number of at most 65535, not 70000"),
     ("named:\n  x: {name: 1}\n", "/etc/site.yml:2: named.x.name: expected text, not a number"),
     ("main:\n  name: a\n  prt: 1\n", "/etc/site.yml:3: main.prt: unknown key; did you mean port? Known are name, port"),
     ("validity: 1x\n", "/etc/site.yml:1: validity: '1x' is not a duration"),
