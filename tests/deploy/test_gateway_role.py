@@ -75,6 +75,8 @@ def beside(**variables):
 
 CASES = [
     (change("name", "gw"), None),
+    (change("servers", "outer", {"clients": ["inner"], "pva": {"intf_addr_list": "10.2.0.5"}}), None),
+    (change("servers", "outer", "relay", None), None),
     (second("10.3.0.5"), None),
     (second("10.2.0.5"), r"same port \(.*10.2.0.5 port 5075.*10.2.0.5 port 5075"),
     (change("name", "g w"), "letters, digits and _ only"),
