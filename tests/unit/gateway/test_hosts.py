@@ -33,9 +33,9 @@ def resolver(monkeypatch):
     real = socket.getaddrinfo
 
     def look_up(host, *more, **named):
-        if host != "localhost":
+        if host not in {"localhost", "127.0.0.2"}:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        return real("127.0.0.1", *more, **named)
+        return real(host.replace("localhost", "127.0.0.1"), *more, **named)
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
 
@@ -114,4 +114,4 @@ def test_a_start_needs_the_addresses_of_the_gateway_itself_only(tmp_path):
 
 
 def test_addresses_of_servers_to_ignore():
-    assert asyncio.run(addresses("k", ["localhost", "127.0.0.2:5075"])) == {("127.0.0.1", 0)}
+    assert asyncio.run(addresses("k", ["localhost", "127.0.0.2:5075"])) == {("127.0.0.1", 0), ("127.0.0.2", 5075)}
