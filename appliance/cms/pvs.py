@@ -62,6 +62,13 @@ _ORDER: Final = (
     CertState.EXPIRED,
     CertState.REVOKED,
 )
+_LISTED: Final = {
+    "serial": "", "state": "state", "cn": "name", "o": "organization", "ou": "organization_unit", "c": "country",
+    "usage": "usage", "method": "type", "not_before": "not_before", "not_after": "not_after",
+    "state_date": "status_date", "created": "created", "no_status": "", "san": "", "schedule": "",
+    "renew_by": "renew_by",
+}  # fmt: skip
+"""Columns of the database that CERT:LIST shows, with the field of each; empty if it is shown in another form."""
 _EXTENSION: Final = {None: "unknown", False: "yes", True: "no"}
 """Whether a certificate names its status PV, by what the database says of ``no_status``."""
 REVOKED_OWN: Final = "REVOKED_OWN"
@@ -393,9 +400,7 @@ class ListPV(CalledPV):
         rank = sa.case(
             {state.value: index for index, state in enumerate(_ORDER)}, value=certs.c.state, else_=99
         )
-        columns = [certs.c[n] for n in ("serial", "state", "cn", "o", "ou", "c", "usage", "method")]
-        columns += [certs.c[n] for n in ("not_before", "not_after", "state_date", "created", "no_status")]
-        columns += [certs.c[n] for n in ("san", "schedule", "renew_by")]
+        columns = [certs.c[name] for name in _LISTED]
 
         def job(transaction: Transaction) -> list[tuple[Any, ...]]:
             transaction.flush()
@@ -410,24 +415,14 @@ class ListPV(CalledPV):
 
         rows = await self._lifecycle.store.submit(job)
         value = LIST.create()
-        listed = list(zip(*rows, strict=True)) if rows else [()] * len(columns)
-        value["value.cert_id"] = [cert_id(self._names.issuer_id, serial) for serial in listed[0]]
-        fields: tuple[str, ...] = (
-            "state",
-            "name",
-            "organization",
-            "organization_unit",
-            "country",
-            "usage",
-            "type",
-        )
-        fields += ("not_before", "not_after", "status_date", "created")
-        value["value.status_extension"] = [_EXTENSION[without] for without in listed[13]]
-        value["value.san"] = [", ".join(map(str, names_of(text))) for text in listed[14]]
-        value["value.schedule"] = [_shown_schedule(Schedule.from_text(text)) for text in listed[15]]
-        value["value.renew_by"] = list(listed[16])
-        for field, column in zip(fields, listed[1:], strict=False):
-            value[f"value.{field}"] = list(column)
+        listed = dict(zip(_LISTED, zip(*rows, strict=True) if rows else [()] * len(columns), strict=True))
+        for column, field in _LISTED.items():
+            if field:
+                value[f"value.{field}"] = list(listed[column])
+        value["value.cert_id"] = [cert_id(self._names.issuer_id, serial) for serial in listed["serial"]]
+        value["value.status_extension"] = [_EXTENSION[without] for without in listed["no_status"]]
+        value["value.san"] = [", ".join(map(str, names_of(text))) for text in listed["san"]]
+        value["value.schedule"] = [_shown_schedule(Schedule.from_text(text)) for text in listed["schedule"]]
         value["timeStamp"] = now_to_time(self._lifecycle.clock().timestamp())
         operation.reply(value)
 
