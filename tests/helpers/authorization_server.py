@@ -31,6 +31,8 @@ class AuthorizationServer:
         }
         self.about: dict[str, Any] = {}
         self.rfc8414 = False
+        self.undiscovered = 0
+        """The status instead of a discovery document."""
 
     @property
     def issuer(self) -> str:
@@ -53,6 +55,8 @@ class AuthorizationServer:
         form = dict(urllib.parse.parse_qsl((await request.read()).decode()))
         self.asked.append((request.path, form, request.headers.get("Authorization", "")))
         if "/.well-known/" in request.path:
+            if self.undiscovered:
+                return web.Response(status=self.undiscovered)
             oidc = request.path == "/realm/.well-known/openid-configuration"
             if oidc == self.rfc8414:
                 raise web.HTTPNotFound

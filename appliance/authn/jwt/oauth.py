@@ -432,7 +432,11 @@ class OAuthClient:
             if answer.status == 200:
                 return self._object(answer)
             status = answer.status
-        raise FetchError("no_discovery_document", status)
+        if status >= 500:
+            raise TokenUnavailable(f"{self.name} has a fault (HTTP status {status}); try again later")
+        raise self._unclear(
+            f"it has no discovery document (HTTP status {status}); check issuer, or set token_url"
+        )
 
     def _discovered(self, about: dict[str, Any]) -> _Endpoints:
         settings = self._settings

@@ -121,6 +121,17 @@ async def test_discovery_of_rfc_8414(server: AuthorizationServer, tmp_path: Path
     ]
 
 
+@pytest.mark.parametrize(("status", "kind"), [(404, "refused"), (502, "unreachable")])
+async def test_no_discovery_document(
+    server: AuthorizationServer, tmp_path: Path, status: int, kind: str
+) -> None:
+    server.undiscovered = status
+    async with Asker(server, tmp_path) as asker:
+        error = await asker.refused()
+    assert f"(HTTP status {status})" in str(error)
+    assert error.kind == kind
+
+
 @pytest.mark.parametrize(
     ("about", "why"),
     [
