@@ -44,7 +44,7 @@ from appliance.pva.events import (
     Validated,
 )
 from appliance.pva.search import SearchRequest, SearchResponse
-from appliance.pva.states import ConnectionState
+from appliance.pva.states import AUTHENTICATING, CLOSED, READY
 from appliance.transport.address import format_address
 from appliance.transport.admission import Admission
 from appliance.transport.gate import Verdict
@@ -194,7 +194,7 @@ class ServerLink:
         self.schedule_flush()
 
     def _create_waiting(self) -> None:
-        if self.connection is None or self.connection.state is not ConnectionState.READY:
+        if self.connection is None or self.connection.state is not READY:
             return  # the connection has ended, and `link_down` is still to come
         waiting, self._waiting = self._waiting, []
         for channel in waiting:
@@ -430,7 +430,7 @@ class ServerLink:
         if channel is not None and channel.wire is event.channel:
             self.remove(channel)
             connection = self.connection
-            if connection is None or connection.state is not ConnectionState.CLOSED:
+            if connection is None or connection.state is not CLOSED:
                 channel.lost(f"{self.peer} closed the channel")
                 return
             reason = self.stream.reason if self.stream is not None else None
@@ -478,7 +478,7 @@ class ServerLink:
         """Send our identity: the server is admitted."""
         connection = self.connection
         assert connection is not None
-        if connection.state is not ConnectionState.AUTHENTICATING:
+        if connection.state is not AUTHENTICATING:
             return
         if self._admission is not None:
             _log.debug("%s: the status of both certificates is good", self.name)

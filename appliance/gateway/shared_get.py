@@ -12,7 +12,7 @@ from appliance.pva.events import ReplyOctets
 from appliance.pva.octets import Octets, decoded, whole
 from appliance.pva.selection import leaves
 from appliance.pva.server_operation import PreparedAnswer, ServerOperation
-from appliance.pva.states import OperationState
+from appliance.pva.states import IDLE
 from appliance.pva.status import Status
 from appliance.pvdata.types import StructType
 from appliance.pvdata.value import Value
@@ -51,7 +51,7 @@ class Through(PreparedAnswer):
         wire = shared.operation
         if (
             wire is None
-            or wire.state is not OperationState.IDLE
+            or wire.state is not IDLE
             or link is None
             or link.held is not None
             or shared._coming
@@ -179,7 +179,7 @@ class SharedGet(ChannelRequest):
             return
         if self._under_way or not self._coming or self._timer is not None:
             return
-        if wire.state is not OperationState.IDLE:
+        if wire.state is not IDLE:
             return  # INIT is not answered yet, or the server has ended the operation and its channel closes
         link = self.channel.link
         if link is not None and link.held is not None and (why := link.refusal(changes=False)):

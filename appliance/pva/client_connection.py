@@ -32,7 +32,7 @@ from appliance.pva.events import (
 from appliance.pva.limits import DEFAULT_LIMITS, Limits
 from appliance.pva.packing import U32, U32_U32
 from appliance.pva.search import SearchRequest, SearchResponse
-from appliance.pva.states import CLIENT_ACCEPTS, ConnectionState, OperationState
+from appliance.pva.states import AUTHENTICATING, CLIENT_ACCEPTS, EXECUTING, IDLE, READY, ConnectionState
 from appliance.pva.status import OK, Status
 from appliance.pva.typed import encode_typed
 from appliance.pvdata.fielddesc import decode_type
@@ -121,8 +121,8 @@ class ClientConnection(Connection[ClientEvent]):
         unpack = _ANSWER.unpack_from
         operations = self.operations
         events = self.events
-        executing = OperationState.EXECUTING
-        idle = OperationState.IDLE
+        executing = EXECUTING
+        idle = IDLE
         due = self.due
         # Without a clock nobody waits: large values take the short way too.
         short = UNPACED if due is not None else 0xFFFFFFFF
@@ -209,12 +209,12 @@ class ClientConnection(Connection[ClientEvent]):
         for _ in range(count):
             method, pos = decode_string(buf, pos, end, big)
             methods.append(method)
-        self.state = ConnectionState.AUTHENTICATING
+        self.state = AUTHENTICATING
         self.events.append(AuthenticationOffered(tuple(methods)))
 
     def authenticate(self, method: str, payload: Value | None = None) -> None:
         """Answer AuthenticationOffered with the chosen method and its payload."""
-        self._require(ConnectionState.AUTHENTICATING, "authenticate()")
+        self._require(AUTHENTICATING, "authenticate()")
         if self._chosen:
             raise LocalProtocolError("authenticate() was called already")
         self._chosen = True
@@ -232,16 +232,16 @@ class ClientConnection(Connection[ClientEvent]):
 
     def _on_validated(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         status, _ = Status.decode(buf, pos, end, big=big)
-        if status.ok and (self.state is not ConnectionState.AUTHENTICATING or not self._chosen):
+        if status.ok and (self.state is not AUTHENTICATING or not self._chosen):
             # PVXS 1.5 with certificate status gives a verdict when the client's certificate is known to be good, and
             # another one when the client has chosen: only what follows our choice is the answer to it.
             return
-        if not status.ok and self.state is ConnectionState.AUTHENTICATING and not self._chosen:
+        if not status.ok and self.state is AUTHENTICATING and not self._chosen:
             # An exception, not an event: the caller may get the offer from the same read, and would answer a dead connection.
             raise RemoteProtocolError(f"the server refused the client before it had chosen: {status.message}")
         self.events.append(Validated(status))
         if status.ok:
-            self.state = ConnectionState.READY
+            self.state = READY
         else:
             self._close()
 
@@ -258,7 +258,7 @@ class ClientConnection(Connection[ClientEvent]):
 
     def create_channel(self, name: str) -> ClientChannel:
         """Ask the server to create a channel; ChannelCreated is the answer."""
-        self._require(ConnectionState.READY, "create_channel()")
+        self._require(READY, "create_channel()")
         cid = self._next_cid
         while cid in self.channels:
             cid = cid + 1 & 0xFFFFFFFF
@@ -318,7 +318,7 @@ class ClientConnection(Connection[ClientEvent]):
 
     def new_ioid(self) -> int:
         """Return a number that no operation has; raises LocalProtocolError unless READY."""
-        self._require(ConnectionState.READY, "an operation")
+        self._require(READY, "an operation")
         ioid = self._next_ioid
         while ioid in self.operations:
             ioid = ioid + 1 & 0xFFFFFFFF

@@ -31,7 +31,18 @@ from appliance.pva.packing import REQUEST_HEAD, U16, U32, U32_U32
 from appliance.pva.search import SearchRequest, SearchResponse
 from appliance.pva.server_channel import ServerChannel
 from appliance.pva.server_operation import ServerOperation, init_answer
-from appliance.pva.states import SERVER_ACCEPTS, SERVER_HOLDS, ConnectionState, OperationState
+from appliance.pva.states import (
+    AUTHENTICATING,
+    CLOSED,
+    DEAD,
+    EXECUTING,
+    IDLE,
+    READY,
+    SERVER_ACCEPTS,
+    SERVER_HOLDS,
+    VALIDATING,
+    ConnectionState,
+)
 from appliance.pva.status import Status
 from appliance.pva.typed import decode_typed
 from appliance.pvdata.pace import breathe
@@ -111,7 +122,7 @@ class ServerConnection(Connection[ServerEvent]):
 
     def _parse(self, data: Buffer, pos: int, end: int) -> int:
         state = self.state
-        if state is not ConnectionState.READY:
+        if state is not READY:
             return self._parse_handshake(data, pos, end)
         unpack = _REQUEST.unpack_from
         operations = self.operations
@@ -120,7 +131,7 @@ class ServerConnection(Connection[ServerEvent]):
         events = self.events
         size_out = 0
         room = OUT_LIMIT - outbox.size
-        idle = OperationState.IDLE
+        idle = IDLE
         due = self.due
         turn = min(end, pos + _GETS_PER_CALL * 17)
         while turn - pos >= 17:
@@ -140,7 +151,7 @@ class ServerConnection(Connection[ServerEvent]):
                     ):
                         if not tail:
                             operation.sub = sub
-                            operation.state = OperationState.EXECUTING
+                            operation.state = EXECUTING
                             prepared.pass_on(operation)
                             pos += 17
                             continue
@@ -165,7 +176,7 @@ class ServerConnection(Connection[ServerEvent]):
             if after < 0:
                 return pos
             pos = after
-            if self.state is ConnectionState.CLOSED:
+            if self.state is CLOSED:
                 return end
             if due is not None and due():
                 self.stalled = True
@@ -186,7 +197,7 @@ class ServerConnection(Connection[ServerEvent]):
         due = self.due
         while end - pos >= 8 and not self.stalled:
             if (
-                self.state is ConnectionState.AUTHENTICATING
+                self.state is AUTHENTICATING
                 and data[pos] == c.MAGIC
                 and not data[pos + 2] & c.FLAG_CONTROL
                 and data[pos + 3] in SERVER_HOLDS
@@ -208,13 +219,13 @@ class ServerConnection(Connection[ServerEvent]):
         return pos
 
     def _on_validation(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
-        if self.state is not ConnectionState.VALIDATING:
+        if self.state is not VALIDATING:
             raise RemoteProtocolError("the client validates the connection a second time")
         if end - pos < 8:
             raise DecodeError("CONNECTION_VALIDATION is too short")
         method, pos = decode_string(buf, pos + 8, end, big)
         payload = decode_typed(buf, pos, end, big, self.types)[0] if pos < end else None
-        self.state = ConnectionState.AUTHENTICATING
+        self.state = AUTHENTICATING
         self.events.append(AuthenticationReceived(method, payload))
 
     def validated(self, status: Status) -> None:
@@ -222,12 +233,12 @@ class ServerConnection(Connection[ServerEvent]):
 
         A verdict that comes when the client has gone does nothing.
         """
-        if self.state is ConnectionState.CLOSED:
+        if self.state is CLOSED:
             return
-        self._require(ConnectionState.AUTHENTICATING, "validated()")
+        self._require(AUTHENTICATING, "validated()")
         self.outbox.send(c.CMD_CONNECTION_VALIDATED, status.encode(big=self.outbox.big))
         if status.ok:
-            self.state = ConnectionState.READY
+            self.state = READY
             self.stalled = self.stalled or self.held
             self.held = False
         else:
@@ -242,7 +253,7 @@ class ServerConnection(Connection[ServerEvent]):
 
     def search_response(self, response: SearchResponse) -> None:
         """Answer SearchReceived."""
-        if self.state is not ConnectionState.CLOSED:
+        if self.state is not CLOSED:
             self.outbox.send(c.CMD_SEARCH_RESPONSE, response.encode(big=self.outbox.big))
 
     # -- channels ------------------------------------------------------------------------------------
@@ -259,7 +270,7 @@ class ServerConnection(Connection[ServerEvent]):
         for number in range(count):
             if not number & 31:
                 breathe()
-                if self.state is ConnectionState.CLOSED:
+                if self.state is CLOSED:
                     return
             if end - pos < 5:
                 raise DecodeError("CREATE_CHANNEL ends inside its list of names")
@@ -471,9 +482,9 @@ class ServerConnection(Connection[ServerEvent]):
 
     def drop_operation(self, operation: ServerOperation) -> None:
         """Forget an operation that has ended, and report it."""
-        if operation.state is OperationState.DEAD:
+        if operation.state is DEAD:
             return
-        operation.state = OperationState.DEAD
+        operation.state = DEAD
         operation.prepared = None
         self.request_octets -= operation.cost
         self.operations.pop(operation.ioid, None)

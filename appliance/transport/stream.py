@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 from appliance.errors import ApplianceError, ProtocolError, RemoteProtocolError, TLSError, TransportError
 from appliance.pva.connection import Connection
 from appliance.pva.events import Event
-from appliance.pva.states import ConnectionState
+from appliance.pva.states import CLOSED
 from appliance.pvdata.primitives import Buffer
 from appliance.transport import lingering
 from appliance.transport.address import NOWHERE, SocketAddress, format_address
@@ -303,7 +303,7 @@ class StreamLink(asyncio.Protocol):
             if self._backlog or connection.stalled:
                 self._wait()
             return
-        if connection.state is ConnectionState.CLOSED:
+        if connection.state is CLOSED:
             self.close(None, linger=connection.IS_SERVER)
         elif connection.held and self._transport is not None:
             self._transport.pause_reading()
