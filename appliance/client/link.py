@@ -48,7 +48,7 @@ from appliance.pva.states import AUTHENTICATING, CLOSED, READY
 from appliance.transport.address import format_address
 from appliance.transport.admission import Admission
 from appliance.transport.gate import Verdict
-from appliance.transport.stream import StreamLink
+from appliance.transport.stream import EARLY, StreamLink
 
 if TYPE_CHECKING:  # plain TCP has no use for OpenSSL
     from appliance.tls.context import TLSContext
@@ -212,8 +212,9 @@ class ServerLink:
 
     def flush_at_end(self) -> None:
         """Send all waiting messages at the end of the read that caused them."""
-        if self.stream is not None:
-            self.stream.flush_at_end()
+        stream = self.stream
+        if stream is not None and (not stream.flushes_at_end or stream.connection.outbox.size > EARLY):
+            stream.flush_at_end()
 
     def search(self, request: SearchRequest) -> None:
         """Send a search to this server, a name server."""

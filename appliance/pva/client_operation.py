@@ -115,8 +115,10 @@ class ClientOperation:
         "pending",
         "quick_bits",
         "quick_bodies",
+        "quick_event",
         "quick_head",
         "quick_size",
+        "quick_tail",
         "raw",
         "state",
         "type",
@@ -157,10 +159,14 @@ class ClientOperation:
         """The event of the present read that takes more updates."""
         self.quick_head = b""
         """Raw: the bit set of the last update or answer if all its fields have a fixed size, since the next one is probably like
-        it; or all octets of the last answer, which is probably the same again."""
+        it; else something that no update begins with."""
         self.quick_size = -1
         """Octets of that update or answer."""
         self.quick_bits = -1
+        self.quick_tail = b""
+        """Raw: the last answer to a GET if it was short and has ``quick_size``. The same octets are the same event again."""
+        self.quick_event: ReplyOctets | None = None
+        """Its event."""
         self.quick_bodies: list[bytes] | None = None
         """The updates of ``pending`` if they are like that one: the next one joins them at once."""
         self._deep = False
@@ -342,6 +348,7 @@ class ClientOperation:
 
     def _forget(self) -> None:
         self.state = DEAD
+        self.quick_event = None  # it refers to this operation
         self.connection.operations.pop(self.ioid, None)
         self.channel.operations.pop(self.ioid, None)
 
@@ -436,15 +443,25 @@ class ClientOperation:
             measure = self._measure(big)
             bits, end = measure.marked(buf, pos, end)
             tail = cut(buf, pos, end)
-            if not big and len(tail) <= _QUICK:
-                # Fields of fixed size need no other look while there are as many octets; others none while they are the same.
-                self.quick_bits = bits
-                self.quick_size = len(tail)
-                self.quick_head = encode_bitset(bits, False) if measure.is_fixed(bits) else tail
-        if self.state is EXECUTING:
-            self.state = IDLE
-            self.connection.events.append(ReplyOctets(self, status, big, bits, tail))
+        if self.state is not EXECUTING:
+            return True  # it was given up while a long value was read
+        self.state = IDLE
+        event = ReplyOctets(self, status, big, bits, tail)
+        self.connection.events.append(event)
+        if self.command == c.CMD_GET and not big and status is OK and len(tail) <= _QUICK:
+            # Fields of fixed size need no other look while there are as many octets; others none while they are the same.
+            self.quick_bits = bits
+            self.quick_size = len(tail)
+            self.quick_head = encode_bitset(bits, False) if self._measure(False).is_fixed(bits) else tail
+            self.quick_tail = tail
+            self.quick_event = event
         return True
+
+    def answer_again(self, tail: bytes) -> ReplyOctets:
+        """Return the event for an answer that begins with ``quick_head`` and has ``quick_size`` octets, and remember it."""
+        self.quick_tail = tail
+        event = self.quick_event = ReplyOctets(self, OK, False, self.quick_bits, tail)
+        return event
 
     def take_update(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         """Report an update as octets."""

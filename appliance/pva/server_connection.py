@@ -91,6 +91,7 @@ class ServerConnection(Connection[ServerEvent]):
         "channels",
         "context",
         "operations",
+        "passed_on",
         "pending",
         "request_octets",
     )
@@ -111,6 +112,8 @@ class ServerConnection(Connection[ServerEvent]):
         """Channels that the layer above has neither accepted nor rejected, by sid."""
         self.operations: dict[int, ServerOperation] = {}
         self.context: Any = None
+        self.passed_on = 0
+        """GETs that a prepared answer has passed on."""
         self._next_sid = 1
         self._request_cache: dict[tuple[bool, bytes], Value] = {}
         self.request_octets = 0
@@ -125,27 +128,26 @@ class ServerConnection(Connection[ServerEvent]):
         if state is not READY:
             return self._parse_handshake(data, pos, end)
         unpack = _REQUEST.unpack_from
-        operations = self.operations
+        find = self.operations.get
         outbox = self.outbox
         append = outbox.chunks.append
         events = self.events
-        size_out = 0
+        size_out = passed = 0
         room = OUT_LIMIT - outbox.size
-        idle = IDLE
         due = self.due
+        # What came before must be answered before, and a message inside another one's segments is rare.
+        in_order = not events and self._segments is None
         turn = min(end, pos + _GETS_PER_CALL * 17)
         while turn - pos >= 17:
             prefix, size, sid, ioid, sub = unpack(data, pos)
-            if prefix == _GET_PREFIX and size == 9 and (sub in (0, c.SUB_GET)):
-                operation = operations.get(ioid)
+            if prefix == _GET_PREFIX and size == 9 and in_order and (not sub or sub == c.SUB_GET):
+                operation = find(ioid)
                 if operation is not None:
                     prepared = operation.prepared
                     if (
                         prepared is not None
                         and operation.sid == sid
-                        and operation.state is idle
-                        and self._segments is None
-                        and not events  # what came before must be answered before
+                        and operation.state is IDLE
                         and (tail := prepared.make_tail() if prepared.tail is None else prepared.tail)
                         is not None
                     ):
@@ -153,6 +155,7 @@ class ServerConnection(Connection[ServerEvent]):
                             operation.sub = sub
                             operation.state = EXECUTING
                             prepared.pass_on(operation)
+                            passed += 1
                             pos += 17
                             continue
                         # The whole reply is kept too: between two posts a client gets the same octets.
@@ -172,6 +175,8 @@ class ServerConnection(Connection[ServerEvent]):
             room = OUT_LIMIT - outbox.size
             if len(events) >= EVENTS_PER_CALL or room < 0 or self.stalled:
                 break
+            self.passed_on += passed
+            passed = 0
             after = self._message(data, pos, end)
             if after < 0:
                 return pos
@@ -180,7 +185,9 @@ class ServerConnection(Connection[ServerEvent]):
                 return end
             if due is not None and due():
                 self.stalled = True
+            in_order = not events and self._segments is None
             room = OUT_LIMIT - outbox.size
+        self.passed_on += passed
         outbox.size += size_out
         if turn < end and turn - pos < 17:
             self.stalled = True

@@ -461,15 +461,7 @@ class ServerOperation:
         outbox = self.outbox
         size = len(tail)
         if size < outbox.one_piece and status is OK and not self.last:
-            if size != self.head_size or self.sub != self.reply_sub:
-                self.head_size, self.reply_sub = size, self.sub
-                self.head = (
-                    REPLY[outbox.big].pack(
-                        c.MAGIC, c.VERSION, outbox.flags, self.command, 6 + size, self.ioid, self.sub
-                    )
-                    + OK_BYTES
-                )
-            outbox.chunks.append(self.head + tail)
+            outbox.chunks.append(self._reply_head(size) + tail)
             outbox.size += 14 + size
             self.state = IDLE
             return
@@ -477,6 +469,40 @@ class ServerOperation:
         begin = U32[big].pack(self.ioid) + bytes((self.sub,)) + status.encode(big=big)
         outbox.send_parts(self.command, [begin, tail])
         self._replied()
+
+    def _reply_head(self, size: int) -> bytes:
+        """Return the part of a good answer that comes before its ``size`` octets."""
+        sub = self.sub
+        if size != self.head_size or sub != self.reply_sub:
+            self.head_size, self.reply_sub = size, sub
+            self.reply_tail = None  # that was for another sub-command
+            outbox = self.outbox
+            self.head = (
+                REPLY[outbox.big].pack(
+                    c.MAGIC, c.VERSION, outbox.flags, self.command, 6 + size, self.ioid, sub
+                )
+                + OK_BYTES
+            )
+        return self.head
+
+    def reply_again(self, tail: bytes) -> None:
+        """Answer a GET as `reply_octets` does, with a short answer that was probably the last one too: the same object.
+
+        Between two changes of a value the client gets the same message, as by `reply_prepared`.
+        """
+        if self.state is not EXECUTING:
+            return
+        if tail is not self.reply_tail or self.sub != self.reply_sub:
+            if self.last or len(tail) >= self.outbox.one_piece:
+                self.reply_octets(OK, tail)
+                return
+            self.reply = self._reply_head(len(tail)) + tail
+            self.reply_tail = tail
+        reply = self.reply
+        outbox = self.outbox
+        outbox.chunks.append(reply)
+        outbox.size += len(reply)
+        self.state = IDLE
 
     def reply_rpc(self, value: Value | None) -> None:
         """Answer an RPC; None answers with the null type."""

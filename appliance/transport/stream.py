@@ -29,7 +29,7 @@ from appliance.transport.turns import turns_of
 if TYPE_CHECKING:  # OpenSSL would double the start-up time of a tool that speaks plain TCP
     from appliance.tls.engine import TLSEngine
 
-__all__ = ["StreamLink", "StreamOwner"]
+__all__ = ["EARLY", "StreamLink", "StreamOwner"]
 
 WRITE_HIGH: Final = 64 * 1024
 """Octets in the send queue above which the owner is told to hold back. The kernel's own buffer comes first: what
