@@ -82,13 +82,17 @@ def _check(loaded: Loaded, sides: Sides) -> int:
     from appliance.gateway.check import check
 
     try:
-        names, warnings = check(loaded, sides)
+        found = check(loaded, sides)
     except ConfigurationError as error:
         raise loaded.placed(error) from error
-    for warning in warnings:
+    for warning in found.warnings:
         sys.stderr.write(f"Warning: {warning}\n")
+    for fault in found.faults:
+        sys.stderr.write(f"Error: {loaded.placed(fault)}\n")
+    if found.faults:
+        return EXIT_FAILURE
     # As p4p's gateway does, so that scripts can copy all files of a configuration.
-    sys.stdout.writelines(f"{name}\n" for name in names)
+    sys.stdout.writelines(f"{name}\n" for name in found.names)
     sys.stdout.flush()
     sys.stderr.write(f"{loaded.document.file}: good\n")
     return EXIT_OK
@@ -114,7 +118,7 @@ def _begin_log(options: argparse.Namespace, loaded: Loaded) -> None:
 
     faults = daemon_logging.configure(level=level(options, loaded.config.log_level), fmt="auto")
     if options.logging is not None:
-        from appliance.gateway.p4p_json import read_json_file
+        from appliance.gateway.json_lines import read_json_file
 
         log_as(read_json_file(options.logging), options.logging)
     for fault in faults:
