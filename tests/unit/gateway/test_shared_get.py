@@ -32,7 +32,6 @@ class Reader:
         self.owner = SimpleNamespace(
             held=None,
             allowance=SimpleNamespace(requests=0, most_waiting=1 << 26),
-            access=SimpleNamespace(denial=lambda right, peer: "denied"),
         )
         self.operation = self.wire.open("d").operation(c.CMD_GET, request())
         self.wire.pump()
@@ -42,7 +41,9 @@ class Reader:
             schedule_flush=lambda: None, flush_at_end=lambda: None, flushes_at_end=False, waiting=0
         )
         self.asked = Operation(
-            SimpleNamespace(stream=stream, owner=self.owner, name="d", rights=ALL_RIGHTS, peer=None),  # type: ignore[arg-type]
+            SimpleNamespace(
+                stream=stream, owner=self.owner, name="d", rights=ALL_RIGHTS, denial=lambda right: "denied"
+            ),  # type: ignore[arg-type]
             served,
         )
         self.bench.shared.init(self.asked)
