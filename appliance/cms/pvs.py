@@ -41,7 +41,8 @@ from appliance.cms.policy import Names, Policy
 from appliance.cms.publisher import Publisher, StatusPV
 from appliance.cms.schema import certs
 from appliance.cms.store import CertRecord, StoreError, Transaction
-from appliance.errors import ApplianceError, RequestRefused, TokenRefused
+from appliance.config.zones import time_zone
+from appliance.errors import ApplianceError, ConfigurationError, RequestRefused, TokenRefused
 from appliance.pva.commands import CMD_RPC
 from appliance.pva.credentials import Credentials
 from appliance.pvdata import BOOL, FLOAT64, STRING, UINT32, UINT64, StructType, Value
@@ -262,6 +263,10 @@ class CreatePV(CalledPV):
         counters = self._counters
         try:
             ccr = parse_request(argument)
+            time_zone(ccr.time_zone)
+        except ConfigurationError as error:
+            counters.refused += 1
+            raise RequestRefused(f"the field time_zone cannot be used by this service: {error}") from error
         except RequestRefused:
             counters.refused += 1
             raise
