@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from appliance.config.pva import ClientConfig, ServerConfig
-from appliance.errors import KeychainError
+from appliance.errors import ConfigurationError, KeychainError
 from appliance.gateway.config import GatewayConfig, Sides
 from appliance.gateway.files import Files, read_files
 from appliance.gateway.p4p_json import Loaded
@@ -29,7 +29,7 @@ def check(loaded: Loaded, sides: Sides) -> tuple[list[str], list[str]]:
         *files.warnings,
         *hidden,
         *borrowed_keychains(sides),
-        *_check_keychains(sides),
+        *_check_keychains(loaded, sides),
     ]
     return [loaded.document.file, *files.names], warnings
 
@@ -65,10 +65,11 @@ def borrowed_keychains(sides: Sides) -> list[str]:
     ]
 
 
-def _check_keychains(sides: Sides) -> list[str]:
-    """Read the keychains of all sides, and return a sentence for each that cannot be used; blocks.
+def _check_keychains(loaded: Loaded, sides: Sides) -> list[str]:
+    """Read the keychains of all sides, and return a sentence for each that the gateway does without; blocks.
 
-    A side whose keychain cannot be used goes on without one, or waits for one, as its TLS options say: so this is a warning.
+    Raises:
+        ConfigurationError: The gateway would not start without a keychain that cannot be used.
     """
     from appliance.certmon.live_keychain import LiveKeychain
 
@@ -79,8 +80,13 @@ def _check_keychains(sides: Sides) -> list[str]:
     ]
     for name, config in settings:
         if config.tls_keychain:
+            keychain = LiveKeychain(config)
             try:
-                LiveKeychain(config).load()
+                keychain.load()
             except KeychainError as error:
+                refusal = keychain.refusal(error)
+                if refusal is not None:
+                    key = f"{name}.pva.tls_keychain"
+                    raise loaded.placed(ConfigurationError(str(refusal), key=key)) from error
                 warnings.append(f"{name}: {error}")
     return warnings
