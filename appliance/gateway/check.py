@@ -29,7 +29,7 @@ def check(loaded: Loaded, sides: Sides) -> tuple[list[str], list[str]]:
         *files.warnings,
         *hidden,
         *borrowed_keychains(sides),
-        *_check_keychains(loaded, sides),
+        *_check_keychains(sides),
     ]
     return [loaded.document.file, *files.names], warnings
 
@@ -65,7 +65,7 @@ def borrowed_keychains(sides: Sides) -> list[str]:
     ]
 
 
-def _check_keychains(loaded: Loaded, sides: Sides) -> list[str]:
+def _check_keychains(sides: Sides) -> list[str]:
     """Read the keychains of all sides, and return a sentence for each that the gateway does without; blocks.
 
     Raises:
@@ -87,6 +87,6 @@ def _check_keychains(loaded: Loaded, sides: Sides) -> list[str]:
                 refusal = keychain.refusal(error)
                 if refusal is not None:
                     key = f"{name}.pva.tls_keychain"
-                    raise loaded.placed(ConfigurationError(str(refusal), key=key)) from error
+                    raise ConfigurationError(str(refusal), key=key) from error
                 warnings.append(f"{name}: {error}")
     return warnings
