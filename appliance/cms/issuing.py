@@ -35,7 +35,8 @@ from appliance.cms.policy import Names
 from appliance.cms.soundness import Soundness
 from appliance.cms.store import CertRecord
 from appliance.config.duration import Duration
-from appliance.errors import CertificateError, RequestRefused, TokenRefused
+from appliance.config.zones import time_zone
+from appliance.errors import CertificateError, ConfigurationError, RequestRefused, TokenRefused
 from appliance.pva.credentials import Credentials
 
 __all__ = ["Issued", "Issuing", "Rules", "UsageRules", "new_serial", "pem_chain"]
@@ -334,7 +335,7 @@ class Issuing:
             cadence=cadence,
             san=san,
             san_proved=grant.san,
-            schedule=Schedule(ccr.schedule, ccr.time_zone),
+            schedule=_schedule(ccr),
         )
         config_pv = None
         if ccr.config_uri_base:
@@ -421,6 +422,14 @@ def _names(asked: Sequence[San]) -> tuple[San, ...]:
         return canonical(asked)
     except ValueError as error:
         raise _Refusal(str(error)) from None
+
+
+def _schedule(ccr: CertRequest) -> Schedule:
+    try:
+        time_zone(ccr.time_zone)
+    except ConfigurationError as error:
+        raise _Refusal(error.why) from None
+    return Schedule(ccr.schedule, ccr.time_zone if ccr.schedule else "")
 
 
 def pem_chain(*certificates: x509.Certificate) -> str:

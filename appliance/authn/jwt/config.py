@@ -75,7 +75,9 @@ class ClaimRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     def holds(self, claims: dict[str, Any]) -> bool:
         """Whether a token with these claims holds one of the values."""
-        return any(value in self.values for value in claim_values(claims, self.claim, words=self.claim in _WORDS))
+        return any(
+            value in self.values for value in claim_values(claims, self.claim, words=self.claim in _WORDS)
+        )
 
 
 def claim_values(claims: dict[str, Any], name: str, *, words: bool) -> list[str]:

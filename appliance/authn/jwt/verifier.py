@@ -229,9 +229,7 @@ class JWTVerifier:
         return Grant(
             method="jwt",
             subject={"CN": name, "O": self._organizations[settings.name], "OU": "", "C": ""},
-            not_before=backdated(present, end)
-            if begin is None
-            else datetime.fromtimestamp(begin, UTC),
+            not_before=backdated(present, end) if begin is None else datetime.fromtimestamp(begin, UTC),
             not_after=end,
             approval_needed=settings.approval,
             identity=ProvenIdentity(issuer, claims.subject),
