@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from appliance.certs.san import from_text, in_certificate, to_text
 from appliance.certs.status import CertState
 from appliance.cms.model import NewCertificate, posix
-from appliance.cms.store import CertRecord
+from appliance.cms.store import IN_DOUBT, CertRecord
 from appliance.errors import RequestRefused
 
 __all__ = ["Fresh", "Renewed", "judge"]
@@ -69,12 +69,16 @@ def judge(
 def _candidates(
     request: NewCertificate, live: Sequence[tuple[CertRecord, CertState]]
 ) -> Iterator[CertRecord]:
-    """Yield the certificates that the request may mean, the one that lives longest first."""
+    """Yield the certificates that the request may mean, the one that lives longest first.
+
+    One of which nobody knows whether its holder got it is not meant: it gives way to a new one (`may_supersede`).
+    """
     found = [
         record
         for record, state in live
         if record.renew_by
         and state in RENEWABLE
+        and record.delivered != IN_DOUBT
         and bool(record.no_status) == request.no_status
         and (record.skid, record.usage, record.method, record.identity)
         == (request.skid, request.usage, request.method, request.identity)

@@ -9,7 +9,7 @@ from appliance.certs.status import CertState
 from appliance.cms.inherit import approved_before
 from appliance.cms.model import NewCertificate
 from appliance.cms.renewal import Fresh, Renewed, judge
-from appliance.cms.store import CertRecord
+from appliance.cms.store import IN_DOUBT, CertRecord
 from appliance.errors import RequestRefused
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -117,6 +117,7 @@ def test_every_live_state_except_waiting_for_approval_is_renewed(state):
         record(identity=""),
         record(renew_by=0),
         record(no_status=True),
+        record(delivered=IN_DOUBT),
         record(san=to_text(NAMES)),
     ],
 )
