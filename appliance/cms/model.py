@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -23,8 +24,11 @@ __all__ = [
     "boundary_of",
     "hint_at",
     "is_renewal_due",
+    "names_of",
     "posix",
     "renewed_at",
+    "san_of",
+    "san_text",
     "schedule_of",
     "shown_name",
     "shown_time",
@@ -166,10 +170,27 @@ def schedule_of(record: CertRecord) -> Schedule:
     return Schedule.from_text(record.schedule)
 
 
+def san_text(names: Iterable[San]) -> str:
+    """Return alternative names as the database has them, empty for none."""
+    found = [list(name) for name in names]
+    return json.dumps(found, separators=(",", ":")) if found else ""
+
+
+def san_of(record: CertRecord) -> tuple[San, ...]:
+    """Return a record's alternative names."""
+    return tuple(San(*name) for name in json.loads(record.san)) if record.san else ()
+
+
 def windows_now(record: CertRecord, now: datetime) -> tuple[Window, ...]:
     """Return the windows of a record's schedule in UTC, as they are at ``now``; none if it is always open."""
     table = timetable_of(record)
     return () if table is None else table.in_utc(now)
+
+
+@lru_cache(maxsize=4096)
+def names_of(san: str) -> tuple[San, ...]:
+    """Return the alternative names in ``CertRecord.san``."""
+    return tuple(San(kind, value) for kind, value in json.loads(san)) if san else ()
 
 
 def renewed_at(record: CertRecord) -> int:
