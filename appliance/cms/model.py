@@ -27,7 +27,6 @@ __all__ = [
     "names_of",
     "posix",
     "renewed_at",
-    "san_of",
     "san_text",
     "schedule_of",
     "shown_name",
@@ -174,11 +173,6 @@ def san_text(names: Iterable[San]) -> str:
     """Return alternative names as the database has them, empty for none."""
     found = [list(name) for name in names]
     return json.dumps(found, separators=(",", ":")) if found else ""
-
-
-def san_of(record: CertRecord) -> tuple[San, ...]:
-    """Return a record's alternative names."""
-    return tuple(San(*name) for name in json.loads(record.san)) if record.san else ()
 
 
 def windows_now(record: CertRecord, now: datetime) -> tuple[Window, ...]:
