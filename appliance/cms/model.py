@@ -40,8 +40,8 @@ __all__ = [
 
 _log: Final = logging.getLogger(__name__)
 _SEPARATOR: Final = "\x1f"
-_HINTED: Final = (CertState.VALID, CertState.SCHEDULED_OFFLINE, CertState.PENDING_RENEWAL)
-"""States in which the status says whether a renewal is due."""
+_HINTED: Final = (CertState.VALID, CertState.SCHEDULED_OFFLINE)
+"""States in which a renewal is due from half of the way on."""
 
 
 class Actor(NamedTuple):
@@ -148,8 +148,13 @@ def utc(seconds: int) -> datetime:
 
 
 @lru_cache(maxsize=4096)
+def _schedule(text: str) -> Schedule:
+    return Schedule.from_text(text)
+
+
+@lru_cache(maxsize=4096)
 def _timetable(text: str) -> Timetable | None:
-    schedule = Schedule.from_text(text)
+    schedule = _schedule(text)
     if not schedule.windows:
         return None
     try:
@@ -166,7 +171,7 @@ def timetable_of(record: CertRecord) -> Timetable | None:
 
 def schedule_of(record: CertRecord) -> Schedule:
     """Return a record's schedule, and who set it."""
-    return Schedule.from_text(record.schedule)
+    return _schedule(record.schedule)
 
 
 def san_text(names: Iterable[San]) -> str:
@@ -201,8 +206,11 @@ def hint_at(record: CertRecord) -> float | None:
 
 def is_renewal_due(record: CertRecord, now: datetime) -> bool:
     """Whether the status says at ``now`` that a renewal is due (4.7.3)."""
+    state = state_now(record, now)
+    if state is CertState.PENDING_RENEWAL:
+        return True
     at = hint_at(record)
-    return at is not None and now.timestamp() >= at and state_now(record, now) in _HINTED
+    return at is not None and now.timestamp() >= at and state in _HINTED
 
 
 def state_now(record: CertRecord, now: datetime) -> CertState:
