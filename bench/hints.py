@@ -21,7 +21,7 @@ LEAD_S = 45.0
 """From the filling of the database to the hints: the service starts, and signs the first status of each."""
 LONGEST_S = 30.0
 """For the hints to come."""
-OUTSTANDING = 200
+OUTSTANDING = 1000
 ECHO = 2
 FIRST = 1 << 62
 

@@ -30,6 +30,7 @@ from appliance.certs.status import CertState, OCSPState, ocsp_state, written_ren
 from appliance.certs.x509 import (
     shown_id,
 )
+from appliance.cms.clockwork import BUDGET_S
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.model import boundary_of, is_renewal_due, names_of, schedule_of, utc, windows_now
 from appliance.cms.store import CertRecord
@@ -42,8 +43,6 @@ from appliance.server import Handler, Operation, Subscription, Update
 __all__ = ["Publisher", "StatusPV"]
 
 _log: Final = logging.getLogger(__name__)
-_TURN_S: Final = 0.0008
-"""Seconds of signing in one turn of the event loop: a hundred thousand that are due at once must not block the service."""
 _RENEW_AT: Final = 5 / 6
 """Part of its validity after which an answer is signed again."""
 _FETCHES: Final = 16
@@ -425,15 +424,15 @@ class Publisher:
         """Return the POSIX time at which the next answer must be signed again or forgotten."""
         return self._refreshes[0][0] if self._refreshes else None
 
-    def tick(self, turn_s: float = _TURN_S) -> int:
-        """Sign again what is due, for about ``turn_s`` seconds.
+    def tick(self, budget_s: float = BUDGET_S) -> int:
+        """Sign again what is due: at least one answer, and no more of them after ``budget_s`` seconds.
 
         Returns:
             How many were due.
         """
         now = self.lifecycle.clock().timestamp()
         done = 0
-        end = time.perf_counter() + turn_s
+        end = time.perf_counter() + budget_s
         while self._refreshes and self._refreshes[0][0] <= now:
             _, _, reference = heapq.heappop(self._refreshes)
             pv = reference()
