@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from appliance.authn.proof import MAX_PROOF, PROOF_FIELD
+from appliance.certs.san import San
+from appliance.certs.schedule import Window
 from appliance.certs.status import CertState, parse_state
 from appliance.errors import PVDataError, RemoteError, RequestRefused
 from appliance.pvdata.nt import ALARM, NTEnum
@@ -63,6 +65,12 @@ class CertRequest(NamedTuple):
     no_status: bool = False
     verifier: Mapping[str, str] = {}
     """What the authenticator needs in addition, such as the token of ``jwt``. May hold secrets."""
+    schedule: tuple[Window, ...] = ()
+    """The hours in which the certificate is to be in use, in ``time_zone``; empty for always."""
+    time_zone: str = ""
+    """IANA name of the time zone of ``schedule``; empty for UTC."""
+    san: tuple[San, ...] = ()
+    """Alternative names of the subject."""
 
     @property
     def token(self) -> str:
@@ -231,6 +239,14 @@ class CertReply(NamedTuple):
     status_pv: str
     renew_by: int = 0
     """As it was sent: see ``certs.status.read_renew_by``."""
+    expiration: int = 0
+    """End of the certificate's validity, POSIX seconds; 0 if it was not sent."""
+    schedule: tuple[Window, ...] = ()
+    """The schedule that is in force."""
+    time_zone: str = ""
+    """Time zone of ``schedule``; empty for UTC."""
+    san: tuple[San, ...] = ()
+    """The certificate's alternative names."""
 
 
 def read_reply(value: Value | None) -> CertReply:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Final, Literal, NamedTuple, get_args
 
+from appliance.certs.san import San
+
 __all__ = ["USAGES", "Grant", "ProvenIdentity", "Usage", "backdated"]
 
 Usage = Literal["client", "server", "ioc"]
@@ -50,3 +52,7 @@ class Grant(NamedTuple):
     """The verified identity, or None where the method proves none."""
     audit: dict[str, str]
     """Facts for the audit log, free of secrets and of control characters."""
+    renew_by: datetime | None = None
+    """Latest time, aware, at which the certificate must be renewed; None: it need not be."""
+    san: tuple[San, ...] = ()
+    """Alternative names that the subject may have; canonical."""

@@ -1,7 +1,7 @@
 """The requester's part of every authenticator: make a key, send a request, check the answer, write a keychain.
 
 The private key never leaves this process except into the keychain file. What proves the identity is sent only to a peer
-that has proved to be the certificate service (see `cms_only`), never before.
+that has proved to be the certificate service (see `appliance.authn.sending.cms_only`), never before.
 """
 
 from __future__ import annotations
@@ -15,20 +15,18 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from appliance.authn.ccr import CertReply, CertRequest, read_reply, request_value
+from appliance.authn.ccr import CertReply, CertRequest
 from appliance.authn.proof import PROOF_FIELD, make_proof
+from appliance.authn.sending import ask_offer, ask_status, send
 from appliance.authn.settings import RequesterSettings, keychain_usages
 from appliance.authn.trust import (
     KnownAnchors,
-    Offer,
     Trust,
     decide,
     load_anchor_file,
     load_pem,
     make_directory,
-    read_offer,
     trust_only,
 )
 from appliance.certs.keychain import (
@@ -48,20 +46,16 @@ from appliance.certs.x509 import (
     UNREADABLE,
     common_name,
     find_extension,
-    load_der,
     renew_by,
     serial_number,
     shown_id,
     subject_text,
 )
-from appliance.client.context import Context
 from appliance.config.files import check_replaceable, read_private, replace_private
 from appliance.errors import (
     ApplianceError,
-    CertificateError,
     ConfigurationError,
     KeychainError,
-    OperationTimeoutError,
     RemoteError,
     SecurityError,
 )
@@ -75,7 +69,6 @@ __all__ = [
     "Requester",
     "Trusting",
     "check_issued",
-    "cms_only",
     "renewal_time",
 ]
 
@@ -180,25 +173,6 @@ def _over(report: CheckedStatus | None) -> str:
         return _FORGOTTEN
     expired = report.claimed is CertState.EXPIRED and report.answer is not None
     return _ENDED if expired and report.state is CertState.EXPIRED else ""
-
-
-def cms_only(_: bytes | None, chain: tuple[bytes, ...]) -> None:
-    """Refuse, inside the TLS handshake, a server that is not the certificate service itself.
-
-    Each server of the site has a certificate of the same CA, and each could answer a search for CERT:CREATE. Only the
-    service's own certificate may sign OCSP responses (SPVA specification 4.2), which the CA never grants to requesters.
-
-    Raises:
-        CertificateError: The certificate or key is not acceptable; the text says why.
-    """
-    if not chain:
-        raise CertificateError("the certificate cannot be read: there is none")
-    leaf = load_der(chain[0])
-    purposes = find_extension(leaf, x509.ExtendedKeyUsage)
-    if purposes is None or ExtendedKeyUsageOID.OCSP_SIGNING not in purposes:
-        raise CertificateError(
-            f"it is {subject_text(leaf.subject)}, a certificate of this site but not the certificate service's own"
-        )
 
 
 def check_issued(
@@ -573,7 +547,8 @@ class Requester:
         given = load_anchor_file(trusting.file) if trusting.file else ()
         keychain = existing.keychain.anchors if existing.keychain is not None else self._sibling_anchors()
         known = KnownAnchors(settings.client.config_file, settings.prefix, settings.issuer)
-        offer = await self._offer((*given, *keychain, *known.load()) if settings.client.tls_alone else ())
+        anchors = (*given, *keychain, *known.load()) if settings.client.tls_alone else ()
+        offer = await ask_offer(settings, anchors, now=self.now(), timeout_s=self.timeout_s)
         return decide(
             offer,
             given=given,
@@ -586,81 +561,26 @@ class Requester:
 
     # -- the network -----------------------------------------------------------------------------------
 
-    async def _offer(self, anchors: tuple[x509.Certificate, ...]) -> Offer:
-        from appliance.authn.status import public_context
-
-        name = self.settings.pv("ROOT")
-        try:
-            async with public_context(self.settings.client, anchors) as context:
-                value = await context.get(name, timeout=self.timeout_s)
-        except OperationTimeoutError as error:
-            raise OperationTimeoutError(
-                f"{error}. No certificate service was found: check that it runs, and that EPICS_PVA_ADDR_LIST or "
-                "EPICS_PVA_NAME_SERVERS reach it"
-            ) from error
-        return read_offer(value, now=self.now())
-
     async def _send(
         self, request: CertRequest, trust: Trust, *, secret: bool, allow_plaintext: bool
     ) -> CertReply:
-        from appliance.tls.context import client_context
-
-        require_tls = secret and not allow_plaintext
-        refusals: list[str] = []
-
-        def check(staple: bytes | None, chain: tuple[bytes, ...]) -> None:
-            try:
-                cms_only(staple, chain)
-            except CertificateError as error:
-                refusals.append(str(error))
-                raise
-
-        tls = client_context(
-            trust_only(trust.anchors), want_staple=secret, check_staple=check if secret else None
+        return await send(
+            self.settings,
+            request,
+            trust,
+            secret=secret,
+            allow_plaintext=allow_plaintext,
+            timeout_s=self.timeout_s,
         )
-        # A name server need not be the service: it is asked where the service is, and gets nothing else.
-        search_tls = client_context(trust_only(trust.anchors), want_staple=False) if secret else None
-        name = self.settings.pv("CREATE", trust.issuer)
-        argument = request_value(name, request)
-        try:
-            async with Context(
-                self.settings.client, tls=tls, require_tls=require_tls, beacons=False, search_tls=search_tls
-            ) as context:
-                return read_reply(await context.rpc(name, argument, timeout=self.timeout_s))
-        except OperationTimeoutError as error:
-            if refusals:
-                raise SecurityError(
-                    f"the server that answers for {name} is not the certificate service: {refusals[-1]}; "
-                    "the token was not sent to it"
-                ) from error
-            if require_tls:
-                raise SecurityError(
-                    f"{error}. The certificate service could not be reached over TLS, and the token was not sent unencrypted: "
-                    "check that the service has TLS enabled and that its TLS port can be reached "
-                    "(on a network that you trust entirely, use --allow-plaintext-token)"
-                ) from error
-            raise
 
     async def _report(self, existing: Existing) -> CheckedStatus | None:
         """Return the status of the existing certificate, if the service answers in a short time."""
-        from appliance.authn.status import fetch_status, public_context
-
         keychain = existing.keychain
-        if keychain is None or not keychain.status_pv:
+        if keychain is None:
             return None
-        try:
-            async with public_context(self.settings.client, keychain.anchors) as context:
-                return await fetch_status(
-                    context,
-                    keychain.status_pv,
-                    issuer=keychain.issuer,
-                    serial=keychain.serial,
-                    now=self.now(),
-                    timeout=min(self.timeout_s, _PRESENT_S),
-                    certificate=keychain.certificate,
-                )
-        except ApplianceError:
-            return None
+        return await ask_status(
+            self.settings, keychain, now=self.now(), timeout_s=min(self.timeout_s, _PRESENT_S)
+        )
 
     def _check_token_identity(self, existing: Existing, keychain: Keychain, identifier: str) -> None:
         certificate, issued = existing.certificate, keychain.certificate

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from appliance.authn.ccr import USAGE_NUMBERS
+from appliance.certs.san import San
+from appliance.certs.schedule import Window
 from appliance.config.duration import Duration, parse_duration
 from appliance.config.pva import ClientConfig, resolve_client, resolve_server
 from appliance.config.secret import Secret
@@ -62,6 +64,12 @@ class RequesterSettings(NamedTuple):
     """The parts of the subject (``name``, ``organization`` ...) that the user set. The others come from the account, the
     host and the locale.
     """
+    san: tuple[San, ...] = ()
+    """Alternative names to ask for."""
+    schedule: tuple[Window, ...] = ()
+    """Hours in which the certificate is to be in use, in ``time_zone``; empty for always."""
+    time_zone: str = ""
+    """IANA name of the time zone of ``schedule``; empty for UTC."""
 
     @property
     def create_pv(self) -> str:

@@ -13,6 +13,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
+from appliance.certs.san import San
+from appliance.certs.schedule import Window
 from appliance.certs.status import (
     OCSP_CHOICES,
     STATUS_CLASS,
@@ -103,6 +105,12 @@ class StatusReport(NamedTuple):
     """POSIX seconds; 0 if the service does not say."""
     no_status: bool = False
     """Whether the certificate names no status PV, so that nobody follows its status."""
+    schedule: tuple[Window, ...] = ()
+    """The hours in which it is in use, in UTC; empty for always."""
+    time_zone: str = ""
+    """IANA name of the time zone in which the schedule was set; empty for UTC, or if the service does not say."""
+    san: tuple[San, ...] = ()
+    """Its alternative names, as the service has issued them."""
 
 
 def decode_status(value: Value) -> StatusReport:

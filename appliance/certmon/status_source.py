@@ -118,6 +118,8 @@ class CertStatus(NamedTuple):
     renewal_due: bool
     response: bytes
     """The signed answer, while it is valid."""
+    renew_by: datetime | None = None
+    """When the certificate must have been renewed, as the service last said; None if it need not be, or is not known."""
 
 
 _NOTHING: Final = CertStatus(CertState.UNKNOWN, StatusClass.UNKNOWN, None, False, False, b"")

@@ -28,6 +28,7 @@ __all__ = [
     "StatusClass",
     "effective_state",
     "format_date",
+    "half_way",
     "judge",
     "may_change",
     "next_boundary",
@@ -94,7 +95,8 @@ STATUS_CLASS: Final[Mapping[CertState, StatusClass]] = MappingProxyType(
 )
 
 _S = CertState
-INITIAL: Final = frozenset({_S.PENDING_APPROVAL, _S.PENDING, _S.VALID, _S.EXPIRED})
+_FINAL: Final = (_S.REVOKED, _S.EXPIRED, _S.UNKNOWN)
+INITIAL: Final = frozenset({_S.PENDING_APPROVAL, _S.PENDING, _S.VALID, _S.SCHEDULED_OFFLINE, _S.EXPIRED})
 """States that a certificate may begin in."""
 
 TRANSITIONS: Final[Mapping[CertState, Mapping[CertState, str]]] = MappingProxyType(
@@ -102,11 +104,14 @@ TRANSITIONS: Final[Mapping[CertState, Mapping[CertState, str]]] = MappingProxyTy
         _S.PENDING_APPROVAL: {
             _S.PENDING: "approve",
             _S.VALID: "approve",
+            _S.SCHEDULED_OFFLINE: "approve",
+            _S.PENDING_RENEWAL: "approve",
             _S.EXPIRED: "approve or clock",
             _S.REVOKED: "deny or revoke",
         },
         _S.PENDING: {
             _S.VALID: "clock",
+            _S.SCHEDULED_OFFLINE: "clock",
             _S.PENDING_RENEWAL: "clock",
             _S.EXPIRED: "clock",
             _S.REVOKED: "revoke",
@@ -123,7 +128,12 @@ TRANSITIONS: Final[Mapping[CertState, Mapping[CertState, str]]] = MappingProxyTy
             _S.EXPIRED: "clock",
             _S.REVOKED: "revoke",
         },
-        _S.PENDING_RENEWAL: {_S.VALID: "renew", _S.EXPIRED: "clock", _S.REVOKED: "revoke"},
+        _S.PENDING_RENEWAL: {
+            _S.VALID: "renew",
+            _S.SCHEDULED_OFFLINE: "renew",
+            _S.EXPIRED: "clock",
+            _S.REVOKED: "revoke",
+        },
         _S.EXPIRED: {},
         _S.REVOKED: {},
         _S.UNKNOWN: {},
@@ -133,7 +143,9 @@ TRANSITIONS: Final[Mapping[CertState, Mapping[CertState, str]]] = MappingProxyTy
 
 In addition to the specification's list, because a service may have been down across several boundaries and an
 administrator must be able to revoke what is not valid yet: PENDING to EXPIRED, PENDING_RENEWAL and REVOKED;
-PENDING_APPROVAL to EXPIRED by the clock; SCHEDULED_OFFLINE to PENDING_RENEWAL.
+PENDING_APPROVAL to EXPIRED by the clock and to PENDING_RENEWAL; SCHEDULED_OFFLINE to PENDING_RENEWAL. To
+SCHEDULED_OFFLINE from PENDING, PENDING_APPROVAL and PENDING_RENEWAL, and as the first state, because all of them may
+end outside of the hours of a schedule.
 """
 
 
@@ -142,11 +154,26 @@ def may_change(old: CertState | None, new: CertState) -> bool:
     return new in INITIAL if old is None else new in TRANSITIONS[old]
 
 
-def state_at_approval(now: datetime, not_before: datetime, not_after: datetime) -> CertState:
-    """Return the state of a certificate that is issued or approved now, according to the clock (8.1)."""
-    if now < not_before:
-        return CertState.PENDING
-    return CertState.VALID if now < not_after else CertState.EXPIRED
+def state_at_approval(
+    now: datetime,
+    not_before: datetime,
+    not_after: datetime,
+    *,
+    renew_by: datetime | None = None,
+    is_open: bool | None = None,
+) -> CertState:
+    """Return the state of a certificate that is issued or approved now, according to the clock (8.1).
+
+    The arguments are those of `effective_state`.
+    """
+    return effective_state(
+        CertState.PENDING,
+        now=now,
+        not_before=not_before,
+        not_after=not_after,
+        renew_by=renew_by,
+        is_open=is_open,
+    )
 
 
 def effective_state(
@@ -156,10 +183,12 @@ def effective_state(
     not_before: datetime,
     not_after: datetime,
     renew_by: datetime | None = None,
+    is_open: bool | None = None,
 ) -> CertState:
     """Return the state at ``now`` of a certificate that was last recorded in ``state``.
 
-    A boundary that was crossed counts even if nobody recorded it. A clock that is set back undoes nothing.
+    A boundary that was crossed counts even if nobody recorded it. A clock that is set back undoes nothing, except that a
+    schedule says for every time what it says.
 
     Args:
         state: The recorded state.
@@ -167,16 +196,23 @@ def effective_state(
         not_before: Start of the certificate's validity, aware.
         not_after: End of its validity, aware.
         renew_by: When its holder must have renewed, aware; None if it need not.
+        is_open: Whether its schedule is open now; None if that is not known, so that SCHEDULED_OFFLINE stays.
     """
-    if state in (CertState.REVOKED, CertState.EXPIRED, CertState.UNKNOWN):
+    if state in _FINAL:
         return state
     if now >= not_after:
         return CertState.EXPIRED
-    if state is CertState.PENDING and now >= not_before:
+    if state in (CertState.PENDING_APPROVAL, CertState.PENDING_RENEWAL):
+        return state
+    if state is CertState.PENDING:
+        if now < not_before:
+            return state
         state = CertState.VALID
-    if state is CertState.VALID and renew_by is not None and now >= renew_by:
+    if renew_by is not None and now >= renew_by:
         return CertState.PENDING_RENEWAL
-    return state
+    if is_open is None:
+        return state
+    return CertState.VALID if is_open else CertState.SCHEDULED_OFFLINE
 
 
 def next_boundary(
@@ -186,6 +222,8 @@ def next_boundary(
     not_before: datetime,
     not_after: datetime,
     renew_by: datetime | None = None,
+    is_open: bool | None = None,
+    change: datetime | None = None,
 ) -> datetime | None:
     """Return when the clock will next change the effective state, ``None`` if it never will.
 
@@ -195,20 +233,33 @@ def next_boundary(
         not_before: Start of the certificate's validity, aware.
         not_after: End of its validity, aware.
         renew_by: When its holder must have renewed, aware; None if it need not.
+        is_open: Whether its schedule is open now; None if that is not known.
+        change: When its schedule next opens or closes, aware; None if it does not.
     """
-    current = effective_state(state, now=now, not_before=not_before, not_after=not_after, renew_by=renew_by)
-    if current in (CertState.REVOKED, CertState.EXPIRED, CertState.UNKNOWN):
+    current = effective_state(
+        state, now=now, not_before=not_before, not_after=not_after, renew_by=renew_by, is_open=is_open
+    )
+    if current in _FINAL:
         return None
+    found = not_after
     if current is CertState.PENDING:
-        return min(not_before, not_after)
-    if current is CertState.VALID and renew_by is not None:
-        return min(renew_by, not_after)
-    return not_after
+        found = min(found, not_before)
+    elif current in (CertState.VALID, CertState.SCHEDULED_OFFLINE):
+        if renew_by is not None:
+            found = min(found, renew_by)
+        if change is not None:
+            found = min(found, change)
+    return found
+
+
+def half_way(renewed: datetime, renew_by: datetime) -> datetime:
+    """Return from when on a renewal is due: half of the time between the last renewal and ``renew_by`` (4.7.3)."""
+    return renewed + (renew_by - renewed) / 2
 
 
 def renewal_due(*, now: datetime, updated: datetime, renew_by: datetime | None) -> bool:
-    """Whether half of the time between the last status update and ``renew_by`` is over (4.7.3)."""
-    return renew_by is not None and now >= updated + (renew_by - updated) / 2
+    """Whether half of the time between the last renewal, ``updated``, and ``renew_by`` is over (4.7.3)."""
+    return renew_by is not None and now >= half_way(updated, renew_by)
 
 
 def ocsp_state(state: CertState) -> OCSPState:

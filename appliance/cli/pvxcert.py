@@ -577,7 +577,7 @@ def _secured(config: ClientConfig, keychain: Keychain) -> Context:
 
     Anybody could answer a search for the status PV and report success for nothing.
     """
-    from appliance.authn.requester import cms_only
+    from appliance.authn.sending import cms_only
     from appliance.client.context import Context
     from appliance.tls.context import client_context
 

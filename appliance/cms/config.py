@@ -101,6 +101,16 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
     """The same for server certificates."""
     cert_validity_longest_ioc: Duration = default(Duration(months=24))
     """The same for certificates of IOCs."""
+    cert_renewal_client: Duration = default(Duration())
+    """How long a client certificate of the standard authenticator is in use before its holder must renew it, without a new
+    file; 0: it need not be renewed."""
+    cert_renewal_server: Duration = default(Duration())
+    """The same for server certificates."""
+    cert_renewal_ioc: Duration = default(Duration())
+    """The same for certificates of IOCs."""
+    san: Literal["approve", "refuse"] = "approve"
+    """What becomes of alternative names (SAN) that nothing proves: ``approve``: an administrator sees and approves them;
+    ``refuse``: the request is refused."""
     inherit_approval: bool = True
     """A subject that an administrator has approved once gets its next certificate without being asked again, if its requester
     proves that it holds the key of the approved one, or that its token names the same identity."""
@@ -129,6 +139,16 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
     """Requests from one address that may come at once."""
     ccr_in_flight: Annotated[int, Meta(ge=1, le=100_000)] = 256
     """Requests that are worked on at the same time."""
+    ccr_rate: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
+    """Requests per second from all addresses together; 0: no limit."""
+    ccr_rate_burst: Annotated[int, Meta(ge=1, le=100_000)] = 50
+    """Requests from all addresses together that may come at once, if ``ccr_rate`` limits them."""
+    audit_retention_days: Annotated[int, Meta(ge=0, le=36_600)] = 0
+    """Days for which records of the audit are kept; 0: for ever."""
+    integrity_check_interval_s: Annotated[int, Meta(ge=0, le=366 * 86400)] = 86_400
+    """Seconds between checks of the whole database; 0: none."""
+    preload: tuple[FilePath, ...] = ()
+    """Files of certificates of this authority that the service is to know, if its database does not."""
     proxy_from: tuple[Annotated[str, Meta(min_length=1, max_length=64)], ...] = ()
     """Addresses and networks of gateways whose relay says for which client it speaks (PROXY protocol, version 2, on the TLS
     port). Limits, the access security file and the audit then see the client's address. Whoever can connect from these

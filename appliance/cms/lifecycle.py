@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import heapq
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping
@@ -18,8 +17,10 @@ from datetime import datetime
 from typing import Any, Final
 
 from appliance.authn.ratelimit import peer_key
+from appliance.certs.schedule import Schedule
 from appliance.certs.status import CertState, may_change, state_at_approval
 from appliance.certs.x509 import shown_value
+from appliance.cms.clockwork import AT_ONCE, Clockwork
 from appliance.cms.inherit import (
     BARRED,
     approved_before,
@@ -33,7 +34,6 @@ from appliance.cms.model import (
     SERVICE,
     Actor,
     NewCertificate,
-    boundary_of,
     posix,
     shown_name,
     shown_time,
@@ -61,8 +61,6 @@ _MOST_OF_ONE: Final = 500
 _SOON_S: Final = 0.2
 _AGAIN_S: Final = 10.0
 """Seconds after which an end of a request that could not be recorded is tried again."""
-_AT_ONCE: Final = 500
-"""Number of changes by the clock that are recorded in one transaction."""
 
 
 class WaitingRequests:
@@ -106,16 +104,16 @@ class Lifecycle:
         self.store = store
         self.journal = journal
         self.clock = clock
-        self.pending_s = pending_s
-        """Seconds for which a request waits for approval."""
         self.live: dict[int, CertRecord] = {}
+        self.clockwork = Clockwork(
+            clock, self.live, pending_s=pending_s, crossed=self._crossed, lapsed=self._lapsed
+        )
         self.waiting = WaitingRequests()
         self.created = 0
         self.revoked = 0
         self.listeners: list[Listener] = []
         self._delivered: list[int] = []
         self._finished: OrderedDict[int, CertRecord] = OrderedDict()
-        self._boundaries: list[tuple[float, int]] = []
         self._recording: set[asyncio.Task[None]] = set()
         self._noting = False
         self._pending: dict[int, CertRecord] = {}
@@ -162,13 +160,7 @@ class Lifecycle:
             self.live[record.serial] = record
             if record.state is CertState.PENDING_APPROVAL:
                 self.waiting.came_from[record.serial] = ""
-        when = self.clock()
-        self._boundaries = [
-            (boundary, record.serial)
-            for record in records
-            if (boundary := self._boundary(record, when)) is not None
-        ]
-        heapq.heapify(self._boundaries)
+        self.clockwork.start(records)
 
     async def adopt(self) -> None:
         """Load what a command beside this service has recorded.
@@ -179,20 +171,6 @@ class Lifecycle:
         for record in await self.store.submit(live_records):
             if self.peek(record.serial) is None:
                 self._remember(record)
-
-    def wait_for_approval(self, pending_s: int) -> None:
-        """Change how many seconds requests wait for approval."""
-        if pending_s != self.pending_s:
-            self.pending_s = pending_s
-            for record in self.live.values():
-                if record.state is CertState.PENDING_APPROVAL:
-                    heapq.heappush(self._boundaries, (record.state_date + pending_s, record.serial))
-
-    def _boundary(self, record: CertRecord, now: datetime) -> float | None:
-        boundary = boundary_of(record, now)
-        if boundary is not None and record.state is CertState.PENDING_APPROVAL:
-            return min(boundary, record.state_date + self.pending_s)
-        return boundary
 
     # -- questions -----------------------------------------------------------------------------------
 
@@ -223,7 +201,11 @@ class Lifecycle:
     # -- changes -------------------------------------------------------------------------------------
 
     async def create(self, request: NewCertificate, actor: Actor) -> CertRecord:
-        """Record a certificate. The caller may sign it after this returns.
+        """Record a certificate, or renew one that its requester has already.
+
+        Returns:
+            The record. With the request's serial number it is new, and the caller may sign it after this returns. With
+            another one that certificate was renewed, and nothing is signed.
 
         Raises:
             RequestRefused: The certificate is not permitted.
@@ -391,6 +373,15 @@ class Lifecycle:
 
         return await self._change(serial, decide, "revoke", actor, why, bar_key=True)
 
+    async def reschedule(self, serial: int, schedule: Schedule, actor: Actor) -> CertRecord:
+        """Set the schedule of a certificate.
+
+        Raises:
+            RequestRefused: The certificate is not known, or can have no schedule.
+            StoreError: The database could not be used; nothing has changed.
+        """
+        raise NotImplementedError
+
     async def _change(
         self,
         serial: int,
@@ -471,9 +462,7 @@ class Lifecycle:
     def _remember(self, record: CertRecord) -> None:
         if record.state not in (CertState.REVOKED, CertState.EXPIRED):
             self.live[record.serial] = record
-            boundary = self._boundary(record, self.clock())
-            if boundary is not None:
-                heapq.heappush(self._boundaries, (boundary, record.serial))
+            self.clockwork.follow(record)
             return
         self._finished[record.serial] = record
         self._finished.move_to_end(record.serial)
@@ -482,40 +471,24 @@ class Lifecycle:
 
     # -- the clock -----------------------------------------------------------------------------------
 
-    def next_crossing(self) -> float | None:
-        """Return the POSIX time of the next change that the clock will make."""
-        return self._boundaries[0][0] if self._boundaries else None
-
-    def tick(self, limit: int = _AT_ONCE) -> int:
-        """Apply at most ``limit`` changes that the clock makes, and have them recorded.
+    def tick(self) -> int:
+        """Apply some of the changes that the clock makes, and have them recorded.
 
         Returns:
-            Their number.
+            Their number; 0 if nothing is left to do now.
         """
-        now = self.clock()
-        seconds = now.timestamp()
-        due = 0
-        while self._boundaries and self._boundaries[0][0] <= seconds and due < limit:
-            _, serial = heapq.heappop(self._boundaries)
-            record = self.live.get(serial)
-            if record is None:
-                continue
-            state = state_now(record, now)
-            if state is record.state:
-                boundary = self._boundary(record, now)
-                if boundary is not None and boundary > seconds:
-                    heapq.heappush(self._boundaries, (boundary, serial))
-                elif boundary is not None and record.state is CertState.PENDING_APPROVAL:
-                    due += 1
-                    self._start(self._lapse(record))
-                continue
-            due += 1
-            self._pending.setdefault(serial, record)
-            self._announce(record._replace(state=state, state_date=int(seconds)))
+        due = self.clockwork.tick()
         if self._pending and not self._noting:
             self._noting = True
             self._start(self._record())
         return due
+
+    def _crossed(self, record: CertRecord, state: CertState) -> None:
+        self._pending.setdefault(record.serial, record)
+        self._announce(record._replace(state=state, state_date=posix(self.clock())))
+
+    def _lapsed(self, record: CertRecord) -> None:
+        self._start(self._lapse(record))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -530,8 +503,9 @@ class Lifecycle:
                 raise RequestRefused("it was decided in the meantime")
             return CertState.REVOKED, False
 
-        why = f"nobody has approved it in {self.pending_s // 86400} days" if self.pending_s >= 86400 else (
-            f"nobody has approved it in {self.pending_s} s"
+        waited = self.clockwork.pending_s
+        why = f"nobody has approved it in {waited // 86400} days" if waited >= 86400 else (
+            f"nobody has approved it in {waited} s"
         )  # fmt: skip
         try:
             await self._change(record.serial, decide, "lapse", SERVICE, why)
@@ -539,7 +513,7 @@ class Lifecycle:
             return
         except ApplianceError as error:
             _log.error("%s", error)
-            heapq.heappush(self._boundaries, (self.clock().timestamp() + _AGAIN_S, record.serial))
+            self.clockwork.look_again(record.serial, self.clock().timestamp() + _AGAIN_S)
 
     async def _record(self) -> None:
         try:
@@ -549,7 +523,7 @@ class Lifecycle:
 
     async def _record_all(self) -> None:
         while self._pending:
-            batch = dict(list(self._pending.items())[:_AT_ONCE])
+            batch = dict(list(self._pending.items())[:AT_ONCE])
             now = self.clock()
             at = posix(now)
 

@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final, NamedTuple
 
-from appliance.certs.status import CertState, effective_state, next_boundary
+from appliance.certs.san import San
+from appliance.certs.schedule import Schedule, Timetable, Window
+from appliance.certs.status import CertState, effective_state, half_way, next_boundary
 from appliance.certs.x509 import shown_subject
 from appliance.cms.store import CertRecord
+from appliance.config.zones import time_zone
+from appliance.errors import ConfigurationError
 
 __all__ = [
     "SERVICE",
     "Actor",
     "NewCertificate",
     "boundary_of",
+    "hint_at",
+    "is_renewal_due",
     "posix",
+    "renewed_at",
+    "schedule_of",
     "shown_name",
     "shown_time",
     "state_now",
     "subject_key",
+    "timetable_of",
     "utc",
+    "windows_now",
 ]
 
+_log: Final = logging.getLogger(__name__)
 _SEPARATOR: Final = "\x1f"
+_HINTED: Final = (CertState.VALID, CertState.SCHEDULED_OFFLINE, CertState.PENDING_RENEWAL)
+"""States in which the status says whether a renewal is due."""
 
 
 class Actor(NamedTuple):
@@ -69,6 +84,15 @@ class NewCertificate(NamedTuple):
     """Whether an earlier approval counts for anyone who claims the same subject."""
     no_status: bool = False
     """Whether the certificate names no status PV."""
+    renew_by: datetime | None = None
+    """When it must have been renewed, aware; None: it need not be."""
+    cadence: int = 0
+    """Seconds to ``renew_by`` from now on, or from its approval on if it waits for one; 0: ``renew_by`` is a date as it
+    stands."""
+    san: tuple[San, ...] = ()
+    """Alternative names of the subject, canonical."""
+    schedule: Schedule = Schedule()
+    """The hours that the requester asks for."""
 
     @property
     def key(self) -> str:
@@ -118,25 +142,76 @@ def utc(seconds: int) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
+@lru_cache(maxsize=4096)
+def _timetable(text: str) -> Timetable | None:
+    schedule = Schedule.from_text(text)
+    if not schedule.windows:
+        return None
+    try:
+        return Timetable(schedule, time_zone(schedule.zone))
+    except ConfigurationError as error:
+        _log.error("certificates with the schedule %s are not in use: %s", text, error)
+        return Timetable(schedule, None)
+
+
+def timetable_of(record: CertRecord) -> Timetable | None:
+    """Return what a record's schedule means; None if it is always open. Records with equal schedules share one."""
+    return _timetable(record.schedule) if record.schedule else None
+
+
+def schedule_of(record: CertRecord) -> Schedule:
+    """Return a record's schedule, and who set it."""
+    return Schedule.from_text(record.schedule)
+
+
+def windows_now(record: CertRecord, now: datetime) -> tuple[Window, ...]:
+    """Return the windows of a record's schedule in UTC, as they are at ``now``; none if it is always open."""
+    table = timetable_of(record)
+    return () if table is None else table.in_utc(now)
+
+
+def renewed_at(record: CertRecord) -> int:
+    """Return when ``renew_by`` of a record was set, POSIX seconds."""
+    return record.renewed_at or record.state_date
+
+
+def hint_at(record: CertRecord) -> float | None:
+    """Return the POSIX time from which on a renewal is due; None if the record need not be renewed."""
+    if not record.renew_by or record.state not in _HINTED:
+        return None
+    return half_way(utc(renewed_at(record)), utc(record.renew_by)).timestamp()
+
+
+def is_renewal_due(record: CertRecord, now: datetime) -> bool:
+    """Whether the status says at ``now`` that a renewal is due (4.7.3)."""
+    at = hint_at(record)
+    return at is not None and now.timestamp() >= at and state_now(record, now) in _HINTED
+
+
 def state_now(record: CertRecord, now: datetime) -> CertState:
     """Return the state of a record at ``now``, from its recorded state and what the clock has changed since."""
+    table = timetable_of(record)
     return effective_state(
         record.state,
         now=now,
         not_before=utc(record.not_before),
         not_after=utc(record.not_after),
         renew_by=utc(record.renew_by) if record.renew_by else None,
+        is_open=True if table is None else table.covers(now),
     )
 
 
 def boundary_of(record: CertRecord, now: datetime) -> float | None:
     """Return POSIX time of the next change that the clock will make to a record."""
+    table = timetable_of(record)
     when = next_boundary(
         record.state,
         now=now,
         not_before=utc(record.not_before),
         not_after=utc(record.not_after),
         renew_by=utc(record.renew_by) if record.renew_by else None,
+        is_open=True if table is None else table.covers(now),
+        change=None if table is None else table.next_change(now),
     )
     return None if when is None else when.timestamp()
 

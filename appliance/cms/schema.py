@@ -25,7 +25,7 @@ from appliance.errors import ConfigurationError
 
 __all__ = ["HEAD", "audit", "certs", "is_current", "meta", "migrate", "replay"]
 
-HEAD: Final = "0002"
+HEAD: Final = "0003"
 """The revision that this code needs: the last file in ``migrations/versions``."""
 
 metadata: Final = MetaData()
@@ -55,6 +55,10 @@ certs: Final = Table(
     Column("key_id", String(64), nullable=False, default="", server_default=""),
     Column("barred", Boolean(create_constraint=False), nullable=False, default=False, server_default=false()),
     Column("no_status", Boolean(create_constraint=False), nullable=True),
+    Column("renewed_at", BigInteger, nullable=False, default=0, server_default="0"),
+    Column("cadence", Integer, nullable=False, default=0, server_default="0"),
+    Column("san", Text, nullable=False, default="", server_default=""),
+    Column("schedule", Text, nullable=False, default="", server_default=""),
     Index("certs_subject", "subject"),
     Index("certs_state", "state", "not_after"),
     Index("certs_skid", "skid"),
@@ -65,6 +69,8 @@ certs: Final = Table(
 ``subject`` is the parts of the name joined by U+001F. ``delivered`` is 0: just recorded, 1: the requester has it, 2: the
 service stopped before it knew. ``key_id`` tells keys apart (`appliance.certs.public_keys.key_identity`; empty in rows of
 the first version). ``barred`` keys are not certified again. ``no_status`` certificates name no status PV (null: not known).
+``renew_by`` is 0 if the certificate need not be renewed; ``renewed_at`` is when it was set (0: at ``state_date``), and
+``cadence`` is the seconds that an approval adds to it. ``san`` and ``schedule`` are canonical JSON, empty for none.
 """
 
 audit: Final = Table(

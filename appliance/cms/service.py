@@ -275,7 +275,7 @@ class CertificateService:
         self._reserve()
         await self.lifecycle.adopt()
         self.issuing.rules = settings.rules()
-        self.lifecycle.wait_for_approval(settings.pending_approval_ends.seconds)
+        self.lifecycle.clockwork.wait_for_approval(settings.pending_approval_ends.seconds)
         self.publisher.validity = _validity(settings)
         self.create.limits(_limiter(settings), settings.ccr_in_flight)
         self.server.proxied = _proxied(settings)
@@ -290,7 +290,11 @@ class CertificateService:
     def pause(self, longest_s: float) -> float:
         """Return the seconds until something is due, at most ``longest_s``."""
         now = self.clock().timestamp()
-        due = [t for t in (self.lifecycle.next_crossing(), self.publisher.next_refresh()) if t is not None]
+        due = [
+            t
+            for t in (self.lifecycle.clockwork.next_crossing(), self.publisher.next_refresh())
+            if t is not None
+        ]
         return min(longest_s, max(0.01, min(due, default=now + longest_s) - now))
 
     async def renew(self) -> None:

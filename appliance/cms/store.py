@@ -85,6 +85,14 @@ class CertRecord(NamedTuple):
     """The identity that a token proved, as ``issuer|subject``; empty if none did."""
     no_status: bool | None = None
     """Whether it names no status PV; None if that is not known."""
+    renewed_at: int = 0
+    """When ``renew_by`` was set; 0: at ``state_date``."""
+    cadence: int = 0
+    """Seconds from approval to ``renew_by``; 0: ``renew_by`` is a date as it stands."""
+    san: str = ""
+    """Alternative names as issued, canonical JSON; empty if there are none."""
+    schedule: str = ""
+    """See `appliance.certs.schedule.Schedule.to_text`; empty: always in use."""
 
 
 class KeyUse(NamedTuple):

@@ -114,7 +114,7 @@ def _begin_log(options: argparse.Namespace, loaded: Loaded) -> None:
 
     faults = daemon_logging.configure(level=level(options, loaded.config.log_level), fmt="auto")
     if options.logging is not None:
-        from appliance.gateway.p4p_json import read_json_file
+        from appliance.gateway.json_lines import read_json_file
 
         log_as(read_json_file(options.logging), options.logging)
     for fault in faults:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Final
+from typing import Final
 
 from appliance.client.channel import ChannelRequest, ChannelState
+from appliance.client.requests import FieldRequest
 from appliance.errors import ApplianceError
 from appliance.gateway.accounts import InFlight
 from appliance.gateway.putlog import Watched
@@ -297,27 +298,14 @@ class OwnRequest(ChannelRequest):
         self._fail(str(error))
 
 
-class OwnField(ChannelRequest):
+class OwnField(FieldRequest):
     """A client's question for the type of a PV or of a field (GET_FIELD)."""
 
-    __slots__ = ("asked", "field")
-
-    LASTS: ClassVar[bool] = False
+    __slots__ = ("asked",)
 
     def __init__(self, upstream: Upstream, asked: Operation, field: str) -> None:
-        super().__init__(upstream.channel, NOBODY)
+        super().__init__(upstream.channel, NOBODY, field)
         self.asked = asked
-        self.field = field
-
-    def start(self) -> None:
-        """Ask the server."""
-        channel = self.channel
-        assert channel.wire is not None
-        assert channel.link is not None
-        operation = channel.wire.get_field(self.field)
-        operation.context = self
-        self.operation = operation
-        channel.link.schedule_flush()
 
     def field_reply(self, status: Status, kind: TypeDesc | None) -> None:
         """Answer the client."""

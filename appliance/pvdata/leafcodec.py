@@ -40,7 +40,16 @@ if TYPE_CHECKING:
 
     Part = bytes | memoryview
 
-__all__ = ["ENCODE_ERRORS", "LeafCodec", "is_hollow", "leaf_codec"]
+__all__ = [
+    "ENCODE_ERRORS",
+    "LeafCodec",
+    "hollow",
+    "is_hollow",
+    "leaf_codec",
+    "read_length",
+    "read_selector",
+    "read_text_length",
+]
 
 ENCODE_ERRORS = (
     struct.error,
@@ -137,12 +146,53 @@ def _bounded_string(t: BoundedString, big: bool) -> LeafCodec:
         return (encode_string(value, big),)
 
     def decode(buf: Buffer, pos: int, end: int, types: TypeReader) -> tuple[Any, int]:  # noqa: ARG001
-        n, _ = decode_size(buf, pos, end, big)
-        if n is not None and n > bound:
-            raise DecodeError(f"a string of {n} octets in a field of at most {bound}")
+        read_text_length(bound, buf, pos, end, big)
         return decode_string(buf, pos, end, big)
 
     return LeafCodec(encode, decode)
+
+
+def read_text_length(bound: int, buf: Buffer, pos: int, end: int, big: bool) -> tuple[int | None, int]:
+    """Read the length in octets of a string of at most ``bound`` octets; None is the null string.
+
+    Raises:
+        DecodeError: It is too long, or truncated.
+    """
+    n, pos = decode_size(buf, pos, end, big)
+    if n is not None and n > bound:
+        raise DecodeError(f"a string of {n} octets in a field of at most {bound}")
+    return n, pos
+
+
+def read_length(t: ArrayType, buf: Buffer, pos: int, end: int, big: bool) -> tuple[int, int]:
+    """Read how many elements an array of type ``t`` has.
+
+    Raises:
+        DecodeError: They are too many for the type, or the length is null or truncated.
+    """
+    if t.kind == "fixed":
+        return t.size, pos
+    n, pos = decode_count(buf, pos, end, big)
+    if t.kind == "bounded" and n > t.size:
+        raise DecodeError(f"an array of {n} elements in a field of at most {t.size}")
+    return n, pos
+
+
+def read_selector(t: UnionType, buf: Buffer, pos: int, end: int, big: bool) -> tuple[int | None, int]:
+    """Read which member of a union of type ``t`` is selected; None if none is.
+
+    Raises:
+        DecodeError: The union has no such member, or the selector is truncated.
+    """
+    number, pos = decode_size(buf, pos, end, big)
+    if number is not None and number >= len(t.fields):
+        raise DecodeError(f"union selector {number}; there are {len(t.fields)} members")
+    return number, pos
+
+
+def hollow(t: StructType) -> DecodeError:
+    """Return the error for a nested structure that is refused (`is_hollow`)."""
+    return DecodeError(f"a nested structure with {t.count} fields in {t.min_bytes} octets")
 
 
 def _check_length(t: ArrayType, n: int) -> None:
@@ -150,15 +200,6 @@ def _check_length(t: ArrayType, n: int) -> None:
         raise ValueError(f"{n} elements; exactly {t.size} are needed")
     if t.kind == "bounded" and n > t.size:
         raise ValueError(f"{n} elements; at most {t.size} are allowed")
-
-
-def _read_length(t: ArrayType, buf: Buffer, pos: int, end: int, big: bool) -> tuple[int, int]:
-    if t.kind == "fixed":
-        return t.size, pos
-    n, pos = decode_count(buf, pos, end, big)
-    if t.kind == "bounded" and n > t.size:
-        raise DecodeError(f"an array of {n} elements in a field of at most {t.size}")
-    return n, pos
 
 
 def _number_array(t: ArrayType, element: ScalarType, big: bool) -> LeafCodec:
@@ -187,7 +228,7 @@ def _number_array(t: ArrayType, element: ScalarType, big: bool) -> LeafCodec:
         return (header, value.data.cast("B"))
 
     def decode(buf: Buffer, pos: int, end: int, types: TypeReader) -> tuple[Any, int]:
-        n, pos = _read_length(t, buf, pos, end, big)
+        n, pos = read_length(t, buf, pos, end, big)
         if not n:
             return (b"" if is_octet and types.octets else zeros(element)), pos
         size = n * width
@@ -250,7 +291,7 @@ def _string_array(t: ArrayType, big: bool) -> LeafCodec:
         return (b"".join(out),)
 
     def decode(buf: Buffer, pos: int, end: int, types: TypeReader) -> tuple[Any, int]:  # noqa: ARG001
-        n, pos = _read_length(t, buf, pos, end, big)
+        n, pos = read_length(t, buf, pos, end, big)
         if n > end - pos:
             raise truncated(pos + n - 1, end)
         out = []
@@ -275,7 +316,7 @@ def _struct(t: StructType, big: bool) -> LeafCodec:
 
     inner = codec(t, big)
     from_store = Value.from_store
-    hollow = is_hollow(t)
+    refused = is_hollow(t)
     marked = t.leaf_mask
 
     def encode(value: Any) -> Iterable[Part]:
@@ -284,8 +325,8 @@ def _struct(t: StructType, big: bool) -> LeafCodec:
         return inner._parts(value.store, 1)
 
     def decode(buf: Buffer, pos: int, end: int, types: TypeReader) -> tuple[Any, int]:
-        if hollow:
-            raise DecodeError(f"a nested structure with {t.count} fields in {t.min_bytes} octets")
+        if refused:
+            raise hollow(t)
         store, pos = inner.decode(buf, pos, end, types)
         return from_store(t, store, marked), pos
 
@@ -304,11 +345,9 @@ def _union(t: UnionType, big: bool) -> LeafCodec:
         return (encode_size(number, big), *leaf_codec(fields[number][1], big).encode(content))
 
     def decode(buf: Buffer, pos: int, end: int, types: TypeReader) -> tuple[Any, int]:
-        number, pos = decode_size(buf, pos, end, big)
+        number, pos = read_selector(t, buf, pos, end, big)
         if number is None:
             return NO_UNION, pos
-        if number >= len(fields):
-            raise DecodeError(f"union selector {number}; there are {len(fields)} members")
         name, member = fields[number]
         value, pos = _nested(member, big, buf, pos, end, types)
         return UnionValue(name, value), pos

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from appliance.errors import DecodeError, PVDataError
 from appliance.pvdata.bitset import decode_bitset
 from appliance.pvdata.codec import COMPILE_LEAVES, MAX_PLANS, leaves_of
-from appliance.pvdata.leafcodec import is_hollow
+from appliance.pvdata.leafcodec import hollow, is_hollow, read_length, read_selector, read_text_length
 from appliance.pvdata.pace import breathe
 from appliance.pvdata.primitives import Buffer, decode_count, decode_size, truncated
 from appliance.pvdata.types import (
@@ -234,11 +234,8 @@ def _string(buf: Buffer, pos: int, end: int, big: bool) -> int:
 
 def _bounded_string(bound: int, big: bool) -> Hop:
     def hop(buf: Buffer, pos: int, end: int) -> int:
-        n, after = decode_size(buf, pos, end, big)
-        if n is not None:
-            if n > bound:
-                raise DecodeError(f"a string of {n} octets in a field of at most {bound}")
-            after += n
+        n, after = read_text_length(bound, buf, pos, end, big)
+        after += n or 0
         if after > end:
             raise truncated(after, end)
         return after
@@ -246,18 +243,9 @@ def _bounded_string(bound: int, big: bool) -> Hop:
     return hop
 
 
-def _count(t: ArrayType, buf: Buffer, pos: int, end: int, big: bool) -> tuple[int, int]:
-    if t.kind == "fixed":
-        return t.size, pos
-    n, pos = decode_count(buf, pos, end, big)
-    if t.kind == "bounded" and n > t.size:
-        raise DecodeError(f"an array of {n} elements in a field of at most {t.size}")
-    return n, pos
-
-
 def _number_array(t: ArrayType, width: int, big: bool) -> Hop:
     def hop(buf: Buffer, pos: int, end: int) -> int:
-        n, pos = _count(t, buf, pos, end, big)
+        n, pos = read_length(t, buf, pos, end, big)
         pos += n * width
         if pos > end:
             raise truncated(pos - 1, end)
@@ -268,7 +256,7 @@ def _number_array(t: ArrayType, width: int, big: bool) -> Hop:
 
 def _string_array(t: ArrayType, big: bool) -> Hop:
     def hop(buf: Buffer, pos: int, end: int) -> int:
-        n, pos = _count(t, buf, pos, end, big)
+        n, pos = read_length(t, buf, pos, end, big)
         if n > end - pos:
             raise truncated(pos + n - 1, end)
         for number in range(n):
@@ -282,7 +270,7 @@ def _string_array(t: ArrayType, big: bool) -> Hop:
 
 def _hollow(t: StructType) -> Hop:
     def hop(buf: Buffer, pos: int, end: int) -> int:  # noqa: ARG001
-        raise DecodeError(f"a nested structure with {t.count} fields in {t.min_bytes} octets")
+        raise hollow(t)
 
     return hop
 
@@ -291,11 +279,9 @@ def _union(t: UnionType, big: bool) -> Hop:
     fields = t.fields
 
     def hop(buf: Buffer, pos: int, end: int) -> int:
-        number, pos = decode_size(buf, pos, end, big)
+        number, pos = read_selector(t, buf, pos, end, big)
         if number is None:
             return pos
-        if number >= len(fields):
-            raise DecodeError(f"union selector {number}; there are {len(fields)} members")
         breathe(1)
         return _hop(fields[number][1], big)(buf, pos, end)
 

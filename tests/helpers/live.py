@@ -68,8 +68,21 @@ def replace_keychain(path: Path, keychain: Keychain) -> None:
     write_keychain(path, keychain)
 
 
-async def until(condition: Callable[[], Any], timeout_s: float = 10.0) -> None:
+async def until(condition: Callable[[], Any], timeout_s: float = 30.0) -> None:
     """Wait until ``condition`` holds; what it watches tells nobody of its changes."""
     async with asyncio.timeout(timeout_s):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+async def promptly(condition: Callable[[], Any], within_s: float = 1.0) -> None:
+    """Wait for ``condition`` as somebody would who looks every 5 ms for ``within_s`` seconds.
+
+    Looks are counted, not seconds: while the machine does other things nobody looks, and that is not the program's fault.
+    """
+    looks = round(within_s / 0.005)
+    for _ in range(looks):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    assert condition(), f"not after {looks} looks, {within_s} s or more"

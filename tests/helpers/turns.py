@@ -20,23 +20,26 @@ NAMED = (
 """A client's choice of method ``ca``."""
 
 
-class Longest:
-    """Seconds of the longest turn so far."""
+class Turns:
+    """The turns of a loop so far."""
 
     seconds = 0.0
+    """Length of the longest one."""
+    count = 0
 
 
 @contextlib.contextmanager
-def longest_turn() -> Iterator[Longest]:
+def longest_turn() -> Iterator[Turns]:
     """Watch every turn of the running loop. Garbage collection is pytest's heap here, and another test's matter."""
     loop = asyncio.get_running_loop()
-    found = Longest()
+    found = Turns()
     running = True
 
     def tick() -> None:
         nonlocal last
         now = time.thread_time()
         found.seconds = max(found.seconds, now - last)
+        found.count += 1
         last = now
         if running:
             loop.call_soon(tick)

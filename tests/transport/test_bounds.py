@@ -27,6 +27,8 @@ BUSY = 3
 """How much slower a machine may be that does other things at the same time; the fault was hundreds of times worse."""
 TURN_S = 0.020
 """A whole turn of the loop: parsing, posting, and what the test itself does in it."""
+TURNS_OF_A_GET = 20
+"""More than a GET may take; it takes four, whatever others do."""
 
 
 def u32(number: int) -> bytes:
@@ -141,12 +143,14 @@ async def test_others_are_served_while_one_opens_and_loses_20_000_channels() -> 
             await ctx.get("pv")
             with longest_turn() as longest:
                 opening = asyncio.create_task(asyncio.to_thread(open_many, hostile, 20_000))
-                gets = 0
+                waits = []
                 while not opening.done():
+                    before = longest.count
                     await ctx.get("pv")
-                    gets += 1
+                    waits.append(longest.count - before)
                 await opening
-                assert gets > 20, "others go on meanwhile, again and again"
+                # Turns and not seconds: how many GETs fit into the opening is the machine's affair.
+                assert max(waits) < TURNS_OF_A_GET, waits
                 assert sum(1 for _ in server.channels()) == 20_001
                 hostile.close()
                 while len(server.peers) > 1:

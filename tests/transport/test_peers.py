@@ -125,7 +125,7 @@ async def test_a_server_that_never_creates_the_channel_is_named_as_the_cause(
             with pytest.raises(
                 OperationTimeoutError, match="never answered the request to create the channel"
             ):
-                await client.get("pv", timeout=0.3)
+                await client.get("pv", timeout=3.0)
 
 
 async def test_an_expired_client_reads_why_it_is_refused_though_it_is_still_writing(tmp_path: Path) -> None:

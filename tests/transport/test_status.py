@@ -15,7 +15,15 @@ from appliance.certs.status import CertState, OCSPState, StatusClass
 from appliance.client.monitor import Disconnected
 from appliance.errors import CertificateStatusError, KeychainError, OperationError, OperationTimeoutError
 from appliance.transport.gate import Verdict
-from tests.helpers.live import client_config, keychain_file, number, replace_keychain, server_config, until
+from tests.helpers.live import (
+    client_config,
+    keychain_file,
+    number,
+    promptly,
+    replace_keychain,
+    server_config,
+    until,
+)
 from tests.helpers.pki import site
 from tests.helpers.status_service import StatusService
 
@@ -136,7 +144,7 @@ async def test_a_certificate_that_is_not_good_means_plain_tcp(world, state, whos
     world.tell(state, world.server_keychain if whose == "server" else world.client_keychain)
     server = await world.server()
     context = await world.client(server)
-    await context.get("pv", timeout=3)
+    await context.get("pv")
     assert not is_tls(context)
     assert (server.tls is None) == (whose == "server")
     assert (context.tls is None) == (whose == "client")
@@ -149,7 +157,7 @@ async def test_the_client_gives_up_a_server_whose_certificate_is_not_good(world,
     world.tell(state, world.server_keychain)
     server = await world.server("no_revocation_check")
     context = await world.client(server)
-    await context.get("pv", timeout=3)
+    await context.get("pv")
     assert not is_tls(context)
     assert f"is {state}" in caplog.text
     assert "softioc" in caplog.text
@@ -186,7 +194,7 @@ async def test_a_client_that_the_server_gives_up_falls_back_to_tcp(world, tmp_pa
         server = await world.server()
         world.cms = mine
         context = await world.client(server)
-        await context.get("pv", timeout=3)
+        await context.get("pv")
         assert not is_tls(context)
 
 
@@ -211,7 +219,7 @@ async def test_a_client_with_trust_anchors_only_still_checks_the_server(world):
     world.tell(REVOKED, world.server_keychain)
     server = await world.server("no_revocation_check")
     context = await world.client(server, keychain=S.ca.trust_only())
-    await context.get("pv", timeout=3)
+    await context.get("pv")
     assert not is_tls(context)
 
 
@@ -223,7 +231,7 @@ async def test_without_the_service_both_ends_use_plain_tcp_at_once(world, impati
     await world.cms.stop()
     server = await world.server()
     context = await world.client(server)
-    await context.get("pv", timeout=2)
+    await context.get("pv")
     assert not is_tls(context)
 
 
@@ -330,7 +338,7 @@ async def test_revocation_closes_established_connections(world, whose, watched_b
     assert is_tls(context)
     (link,) = server.peers
     world.tell(REVOKED, world.server_keychain if whose == "server" else world.client_keychain)
-    await until(lambda: link not in server.peers, 1.0)
+    await promptly(lambda: link not in server.peers)
 
 
 @pytest.mark.parametrize("whose", ["server", "client"])
@@ -407,7 +415,7 @@ async def test_no_new_channel_is_admitted_while_a_client_is_suspended(world):
     server.add_pv("second", number(2.0))
     world.tell(OFFLINE, world.client_keychain)
     await until(lambda: context.tls is None and all(peer.held for peer in server.peers.values()))
-    value = await context.get("second", timeout=2)
+    value = await context.get("second")
     assert value["value"] == 2.0
     assert not is_tls(context, "second"), "plain TCP remains usable"
     assert is_tls(context)
@@ -563,7 +571,7 @@ async def test_a_peer_of_this_authority_without_status_extension_is_not_admitted
     context = await world.client(server, keychain=without if whose == "client" else None)
     if whose == "client":
         # It is told, and goes on without a proved name.
-        await context.get("pv", timeout=3)
+        await context.get("pv")
         assert not is_tls(context)
     else:
         with pytest.raises(OperationTimeoutError, match=r"the certificate of .* names no status PV"):
@@ -577,7 +585,7 @@ async def test_a_client_with_trust_anchors_only_learns_from_the_first_status_tha
     world.tell(VALID)
     without = await world.server(keychain=S.ca.keychain("without", "server"))
     context = await world.client(without, keychain=S.ca.trust_only(), name="anchors")
-    await context.get("pv", timeout=3)
+    await context.get("pv")
     assert is_tls(context)
     source = context.gate.source
     chain = [world.server_keychain.certificate, *world.server_keychain.chain]
@@ -589,7 +597,7 @@ async def test_a_client_with_trust_anchors_only_learns_from_the_first_status_tha
 async def test_where_no_status_is_followed_certificates_without_one_are_admitted(world):
     server = await world.server(keychain=S.ca.keychain("softioc", "server"))
     context = await world.client(server, keychain=S.ca.keychain("operator", "client"))
-    await context.get("pv", timeout=3)
+    await context.get("pv")
     assert is_tls(context)
 
 
@@ -598,7 +606,7 @@ async def test_the_certificate_service_itself_is_admitted_without_status(world):
     world.tell(VALID)
     server = await world.server(keychain=S.ca.keychain("PVACMS Service", "cms"))
     context = await world.client(server)
-    await context.get("pv", timeout=3)
+    await context.get("pv")
     assert is_tls(context)
 
 
@@ -616,7 +624,7 @@ async def test_there_is_a_bound_on_the_certificates_that_are_followed(world, cap
     server = await world.server()
     server.entrance.gate.source.max_followed = 1
     context = await world.client(server)
-    await context.get("pv", timeout=3)
+    await context.get("pv")
     assert not is_tls(context)
     assert "certificates are followed already" in caplog.text
 
@@ -632,10 +640,10 @@ async def test_the_server_staples_and_the_client_uses_it(world, impatient):
         deaf.set(world.client_keychain, VALID)
         world.cms, mine = deaf, world.cms
         context = await world.client(server)
-        await context.get("pv", timeout=3)
+        await context.get("pv")
         await until(lambda: is_tls(context), 20)
         without = await world.client(server, "no_stapling", name="without")
-        await without.get("pv", timeout=3)
+        await without.get("pv")
         assert not is_tls(without)
         world.cms = mine
 
@@ -647,7 +655,7 @@ async def test_no_stapling_staples_nothing(world, impatient):
         deaf.set(world.client_keychain, VALID)
         world.cms, mine = deaf, world.cms
         context = await world.client(server)
-        await context.get("pv", timeout=3)
+        await context.get("pv")
         assert not is_tls(context)
         world.cms = mine
 

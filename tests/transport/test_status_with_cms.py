@@ -1,12 +1,11 @@
 """The whole chain with the real certificate management service: issued, approved, used, revoked, closed."""
 
 import asyncio
-import time
 
 from appliance.certmon.endpoints import open_client, open_server
 from appliance.certs.profiles import generate_key
 from tests.helpers.cms import admin_keychain, ccr, keychain_of, pem, plain, running, secure
-from tests.helpers.live import client_config, keychain_file, number, server_config, until
+from tests.helpers.live import client_config, keychain_file, number, promptly, server_config, until
 
 CLIENT, SERVER = 1, 2
 
@@ -55,10 +54,8 @@ async def test_from_request_to_revocation(tmp_path):
             pv.post(2.0)
             await until(lambda: updates[-1]["value"] == 2.0)
 
-            started = time.monotonic()
             await admin.put(client_status, {"state": "REVOKED"})
-            await until(lambda: link not in server.peers, 1.0)
-            assert time.monotonic() - started < 1.0
+            await promptly(lambda: link not in server.peers)
             await until(lambda: context.tls is None)
             pv.post(3.0)
             await until(lambda: updates[-1]["value"] == 3.0)

@@ -445,7 +445,7 @@ async def test_the_tls_port_of_a_server_without_certificate_answers_nothing_in_t
         with contextlib.suppress(ConnectionError):
             assert await reader.read() == b""
         writer.close()
-        await context.get("pv", timeout=2)
+        await context.get("pv")
 
 
 # -- key log -------------------------------------------------------------------------------------------

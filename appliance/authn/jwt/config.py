@@ -38,6 +38,10 @@ Algorithm = Literal[
 ]
 
 
+_HTTPS: Final = (
+    "must use https, except on this machine's loopback address; if every host on the network between is trusted, describe the issuer in "
+    "YAML with allow_insecure_http: true"
+)
 _MIN_SECRET_BYTES: Final = 32
 """RFC 7518 section 3.2: an HMAC key is at least as long as the hash."""
 _TOKEN: Final = "#token#"  # noqa: S105 - what stands for one
@@ -134,6 +138,9 @@ class TrustedIssuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """Where the secret is kept: ``${credential:NAME}`` or ``${file:/PATH}`` (mode shared_secret)."""
     ca_file: FilePath = default(FilePath())
     """PEM file of the CA that the endpoint's https certificate comes from; empty: the system's."""
+    allow_insecure_http: bool = False
+    """Accept ``http://`` beyond this machine for this issuer: whoever can read the network between sees every token, and whoever
+    can change it decides which tokens are valid."""
     per_minute: Annotated[float, Meta(ge=0, le=1e6)] = 600.0
     """Submissions per minute for this issuer; 0: no limit."""
     burst: Annotated[int, Meta(ge=1, le=100_000)] = 100
@@ -166,8 +173,8 @@ class TrustedIssuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         where = uri.parse(self.issuer)
         if where is None:
             raise ValueError(f"issuer: {uri.fault(self.issuer)}")
-        if not uri.is_acceptable(where):
-            raise ValueError("issuer: must use https, except on this machine's loopback address")
+        if not uri.is_acceptable(where, insecure_http=self.allow_insecure_http):
+            raise ValueError(f"issuer: {_HTTPS}")
         if not self.organization:
             _check_host("issuer", where)
 
@@ -191,8 +198,8 @@ class TrustedIssuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             where = uri.parse(getattr(self, name))
             if where is None:
                 raise ValueError(f"{name}: {uri.fault(getattr(self, name))}")
-            if not uri.is_acceptable(where):
-                raise ValueError(f"{name}: must use https, except on this machine's loopback address")
+            if not uri.is_acceptable(where, insecure_http=self.allow_insecure_http):
+                raise ValueError(f"{name}: {_HTTPS}")
         if self.response_member and (self.response_format != RAW or self.use_response_code):
             other = "use_response_code" if self.use_response_code else "response_format"
             raise ValueError(f"response_member: leaves nothing for {other} to decide; set one of them")
@@ -218,7 +225,25 @@ class TrustedIssuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             found = [f"response_format: {text}" for text in found if text]
             if self.request_method == "GET" and self.request_format != _TOKEN:
                 found.append("request_format: no effect with request_method GET")
+        if self.allow_insecure_http:
+            found.append(self._insecure())
         return [f"issuer {self.name}: {text}" for text in found]
+
+    def _insecure(self) -> str:
+        used = [
+            (text, where)
+            for text in (self.issuer, self.trusted_uri, self.jwks_uri)
+            if (where := uri.parse(text)) is not None and not uri.is_acceptable(where)
+        ]
+        endpoint = next((text for text, _ in used if text != self.issuer), "")
+        if not used:
+            return "allow_insecure_http: no effect, because its addresses use https or are on this machine"
+        if not endpoint:
+            return "allow_insecure_http: only the name of the issuer has http; it is asked over https, or not at all"
+        return (
+            f"allow_insecure_http: {endpoint} is asked unencrypted, so whoever can read the network between sees what is asked, and "
+            "whoever can change it decides which tokens are valid; use https"
+        )
 
     @property
     def name(self) -> str:

@@ -183,8 +183,8 @@ class Fetcher:
         raise FetchError("too_many_redirects")
 
 
-def check_endpoint(url: str) -> None:
-    """Raise FetchError for an endpoint that must never get a token, whatever the configuration says."""
+def check_endpoint(url: str, *, insecure_http: bool = False) -> None:
+    """Raise FetchError for an endpoint that must not get a token; `insecure_http` is the issuer's ``allow_insecure_http``."""
     where = uri.parse(url)
-    if where is None or not uri.is_acceptable(where):
+    if where is None or not uri.is_acceptable(where, insecure_http=insecure_http):
         raise FetchError("endpoint_not_acceptable")

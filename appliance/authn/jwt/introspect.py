@@ -22,19 +22,24 @@ _INVALID: Final = "the token's issuer does not say that the token is valid; fetc
 _UNCLEAR: Final = "the token's issuer answered, but its answer says nothing about the token{}; tell the administrator of the certificate service"
 _SAY_NO: Final = frozenset((400, 401, 403))
 """The statuses that endpoints answer for a bad token. Every other status except 2xx says nothing about the token."""
+_METHOD: Final = "EPICS_AUTH_JWT_REQUEST_METHOD (request_method)"
+_MAY_BE_GET: Final = (
+    "it may know GET only, and POST is used where no method is configured: set EPICS_AUTH_JWT_REQUEST_METHOD=GET "
+    "(request_method: GET)"
+)
 _HINTS: Final = {
     "GET": {
         404: "check EPICS_AUTH_JWT_TRUSTED_URI (trusted_uri)",
         405: "it may know POST only: set EPICS_AUTH_JWT_REQUEST_METHOD=POST (request_method: POST)",
     },
     "POST": {
-        400: "check EPICS_AUTH_JWT_REQUEST_FORMAT (request_format)",
+        400: f"check EPICS_AUTH_JWT_REQUEST_FORMAT (request_format), and {_METHOD}",
         401: "it may require authentication: set request_authorization",
         403: "it may require authentication: set request_authorization",
-        404: "check EPICS_AUTH_JWT_TRUSTED_URI (trusted_uri), and EPICS_AUTH_JWT_REQUEST_METHOD (request_method)",
-        405: "it may know GET only: set EPICS_AUTH_JWT_REQUEST_METHOD=GET (request_method: GET)",
+        404: f"check EPICS_AUTH_JWT_TRUSTED_URI (trusted_uri), and {_METHOD}",
+        405: _MAY_BE_GET,
         415: "check EPICS_AUTH_JWT_REQUEST_FORMAT (request_format)",
-        501: "it may know GET only: set EPICS_AUTH_JWT_REQUEST_METHOD=GET (request_method: GET)",
+        501: _MAY_BE_GET,
     },
 }
 _log = logging.getLogger(__name__)
@@ -124,7 +129,7 @@ class Introspector:
 
     async def _ask(self, token: Token) -> Response:
         issuer = self._issuer
-        check_endpoint(issuer.trusted_uri)
+        check_endpoint(issuer.trusted_uri, insecure_http=issuer.allow_insecure_http)
         if issuer.request_method == "GET":
             return await self._fetcher.request(
                 "GET",
@@ -162,6 +167,8 @@ class Introspector:
         facts = {"issuer_answer": said}
         if status:
             facts["http_status"] = str(status)
+        if hint:
+            facts["hint"] = hint
         plain_no = reason == SAYS_NO and not hint and said == f"HTTP status {status}"
         if not plain_no and not self._told.take(f"{reason} {status}"):
             asked = f"{self._issuer.request_method} {self._issuer.trusted_uri}"

@@ -21,7 +21,11 @@ REFETCH_S: Final = 30.0
 """Seconds between two fetches for unknown key ids, which anyone can send, and between two failing fetches."""
 _EMPTY_RETRY_S: Final = 5.0
 """Seconds between two failing fetches while there are no keys and no token can be accepted."""
-_CANNOT_FETCH: Final = "the issuer's keys could not be fetched{}; try again later"
+_CANNOT_ASK: Final = "the token's issuer could not be asked for its keys; try again later"
+_NO_KEYS: Final = (
+    "the token's issuer answered{}, but without keys that can be used; try again later, or tell the administrator of the "
+    "certificate service"
+)
 _UNKNOWN_KEY: Final = "the issuer does not publish the key of this token; try again in half a minute"
 _SEVERAL: Final = (
     "the issuer publishes several keys that match this token; each of its keys must have its own kid, and its tokens "
@@ -47,19 +51,25 @@ class JWKSClient:
     """
 
     def __init__(
-        self, url: str, fetcher: Fetcher, *, clock: Callable[[], float], stale_s: float = 86_400.0
+        self,
+        url: str,
+        fetcher: Fetcher,
+        *,
+        clock: Callable[[], float],
+        stale_s: float = 86_400.0,
+        insecure_http: bool = False,
     ) -> None:
         self._url = url
         self._fetcher = fetcher
         self._clock = clock
         self._stale_s = stale_s
+        self._insecure_http = insecure_http
         self._keys: tuple[Jwk, ...] = ()
         self._fresh_until = float("-inf")
         self._usable_until = float("-inf")
         self._last_failure = float("-inf")
         self._last_refetch = float("-inf")
-        self._failure = ""
-        self._failure_status = 0
+        self._failure = FetchError("not_reachable")
         self._version = 0
         self._lock = asyncio.Lock()
 
@@ -75,12 +85,14 @@ class JWKSClient:
             fetched = await self._refresh(self._version)
         if self._clock() >= self._usable_until:
             self._keys = ()
-            facts = {"issuer_answer": self._failure}
-            answered = ""
-            if self._failure_status:
-                facts["http_status"] = str(self._failure_status)
-                answered = f" (HTTP status {self._failure_status})"
-            raise TokenRefused("jwks_not_available", _CANNOT_FETCH.format(answered), facts=facts)
+            failure = self._failure
+            facts = {"issuer_answer": str(failure)}
+            said = ""
+            if failure.status:
+                facts["http_status"] = str(failure.status)
+                said = f" (HTTP status {failure.status})"
+            public = _NO_KEYS.format(said) if failure.answered else _CANNOT_ASK
+            raise TokenRefused("jwks_not_available", public, facts=facts)
         key = select(self._keys, kid=kid, alg=alg)
         # A known key that does not match the algorithm will not match after another fetch.
         known = kid is not None and any(key.kid == kid for key in self._keys)
@@ -122,10 +134,9 @@ class JWKSClient:
                 return False
             try:
                 keys, fresh_s = await self._fetch()
-            except (FetchError, KeySetError) as error:
+            except FetchError as error:
                 self._last_failure = self._clock()
-                self._failure = str(error)
-                self._failure_status = error.status if isinstance(error, FetchError) else 0
+                self._failure = error
                 _log.warning("keys of %s could not be fetched: %s", self._url, error)
                 return False
             now = self._clock()
@@ -137,7 +148,7 @@ class JWKSClient:
             return True
 
     async def _fetch(self) -> tuple[tuple[Jwk, ...], float]:
-        check_endpoint(self._url)
+        check_endpoint(self._url, insecure_http=self._insecure_http)
         answer = await self._fetcher.request(
             "GET",
             self._url,
@@ -146,4 +157,8 @@ class JWKSClient:
         )
         if answer.status != 200:
             raise FetchError("unexpected_status", answer.status)
-        return read_key_set(answer.body), fresh_for(answer.cache_control)
+        try:
+            keys = read_key_set(answer.body)
+        except KeySetError as error:
+            raise FetchError(str(error), answer.status) from error
+        return keys, fresh_for(answer.cache_control)

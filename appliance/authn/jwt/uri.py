@@ -103,9 +103,9 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def is_acceptable(uri: Uri) -> bool:
-    """Whether `uri` is https, or plain http to this machine itself."""
-    return uri.scheme == "https" or is_loopback(uri.host)
+def is_acceptable(uri: Uri, *, insecure_http: bool = False) -> bool:
+    """Whether `uri` is https, or plain http to this machine itself; with `insecure_http` also plain http to others."""
+    return insecure_http or uri.scheme == "https" or is_loopback(uri.host)
 
 
 def issuer_covers(issuer: str, trusted_uri: str) -> bool:

@@ -43,7 +43,11 @@ class _Trusted:
             self._introspector = Introspector(settings, self.fetcher, clock=clock)
         elif settings.mode == "jwks":
             self._jwks = JWKSClient(
-                settings.jwks_uri, self.fetcher, clock=clock, stale_s=float(settings.jwks_stale_s)
+                settings.jwks_uri,
+                self.fetcher,
+                clock=clock,
+                stale_s=float(settings.jwks_stale_s),
+                insecure_http=settings.allow_insecure_http,
             )
         else:
             self._secret = settings.shared_secret.reveal().encode("utf-8")

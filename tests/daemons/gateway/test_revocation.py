@@ -23,6 +23,7 @@ from appliance.server import Server
 from appliance.tls.context import client_context, server_context
 from tests.helpers.authn import INSIDE, Site
 from tests.helpers.gateway_site import HOST, configuration, free_ports, gateway_process, site_inside
+from tests.helpers.live import promptly
 from tests.helpers.ours import double
 
 WITHIN_S = 3.0
@@ -84,9 +85,10 @@ class Chain(NamedTuple):
 
 async def until(done: Callable[[], bool], since: float, what: str) -> float:
     """Wait; gives the seconds since ``since``."""
-    while not done():
-        assert time.monotonic() - since < WITHIN_S, f"not within {WITHIN_S} s: {what}"
-        await asyncio.sleep(0.02)
+    try:
+        await promptly(done, WITHIN_S)
+    except AssertionError as late:
+        raise AssertionError(f"{what}: {late}") from None
     return time.monotonic() - since
 
 

@@ -218,7 +218,7 @@ def test_shell_runs_commands_scripts_and_a_session(tmp_path: Path) -> None:
 
 
 @isolated
-def test_ten_thousand_records_start_in_under_three_seconds(tmp_path: Path) -> None:
+def test_ten_thousand_records_start_at_once(tmp_path: Path) -> None:
     from appliance.ioc import dbcore
 
     db = tmp_path / "many.db"
@@ -233,7 +233,8 @@ def test_ten_thousand_records_start_in_under_three_seconds(tmp_path: Path) -> No
     dbcore.load_records(db)
     dbcore.ioc_init()
     took = time.perf_counter() - start
-    assert took < 3, f"{took:.2f} s"
+    # Half a second on an idle machine; a step that looks at all records for each record takes minutes.
+    assert took < 30, f"{took:.2f} s"
     assert len(dbcore.records()) == 10_000
     dbcore.shutdown()
 

@@ -5,6 +5,7 @@ import pytest
 from appliance.authn.ccr import (
     MAX_PEM_CHARS,
     REPLY_TYPE,
+    CertReply,
     CertRequest,
     parse_request,
     read_reply,
@@ -47,7 +48,7 @@ def test_a_request_shows_no_proof_in_its_repr():
 def test_an_answer_is_read():
     value = Value(REPLY_TYPE, {"cert": "PEM", "state": "VALID", "issuer": "ABCD0123", "serial": 7})
     reply = read_reply(value)
-    assert reply == (CertState.VALID, "abcd0123", 7, "PEM", "", 0)
+    assert reply == CertReply(CertState.VALID, "abcd0123", 7, "PEM", "")
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,12 @@ import gzip
 import logging
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from socket import AF_INET
 
+import aiohttp
 import pytest
 from aiohttp import web
+from aiohttp.abc import AbstractResolver, ResolveResult
 
 from appliance.authn.grant import ProvenIdentity
 from appliance.authn.jwt import token as tokens
@@ -271,14 +274,68 @@ async def test_a_tls_port_that_speaks_no_tls_is_a_failure_of_tls(idp: IdP) -> No
         assert bench.refusal.public == "the token's issuer could not be asked; try again later"
 
 
-async def test_published_keys_that_cannot_be_fetched_are_told_with_the_status(idp: IdP, caplog) -> None:
-    idp.jwks = answers("", 503)
+@pytest.mark.parametrize(("status", "text"), [(503, ""), (403, ""), (200, "no keys"), (200, '{"keys":[]}')])
+async def test_published_keys_that_cannot_be_used_are_told_with_the_status(
+    idp: IdP, caplog, status: int, text: str
+) -> None:
+    idp.jwks = answers(text, status)
     async with Bench(jwks_issuer(idp)) as bench:
         assert await bench.refuse(idp.token()) == "jwks_not_available"
-        assert bench.refusal.facts["http_status"] == "503"
-        assert "HTTP status 503" in bench.refusal.facts["issuer_answer"]
-        assert "(HTTP status 503)" in bench.refusal.public
-    assert "HTTP status 503" in caplog.text
+        assert bench.refusal.facts["http_status"] == str(status)
+        assert f"HTTP status {status}" in bench.refusal.facts["issuer_answer"]
+        assert f"answered (HTTP status {status}), but without keys that can be used" in bench.refusal.public
+    assert f"HTTP status {status}" in caplog.text
+
+
+async def test_an_issuer_that_cannot_be_asked_for_its_keys_is_no_issuer_that_answered(idp: IdP) -> None:
+    async with Bench(jwks_issuer(idp, jwks_uri="http://127.0.0.1:9/keys")) as bench:
+        assert await bench.refuse(idp.token()) == "jwks_not_available"
+        assert bench.refusal.public == "the token's issuer could not be asked for its keys; try again later"
+        assert bench.refusal.facts["issuer_answer"] == "not reachable"
+        assert "http_status" not in bench.refusal.facts
+
+
+@pytest.mark.parametrize("status", [400, 404, 405, 501])
+async def test_where_no_request_method_is_configured_log_and_audit_name_the_variable(
+    idp: IdP, status: int, caplog
+) -> None:
+    """Step 6 of the quick start leaves the method out."""
+    idp.introspection = answers("", status)
+    async with Bench(from_environment({"EPICS_AUTH_JWT_TRUSTED_URI": idp.verify_uri})) as bench:
+        await bench.refuse(idp.token())
+    assert "EPICS_AUTH_JWT_REQUEST_METHOD" in bench.refusal.facts["hint"]
+    assert bench.refusal.facts["hint"] in caplog.text
+    assert "EPICS_AUTH_JWT" not in bench.refusal.public
+
+
+class OnThisMachine(AbstractResolver):
+    """Every name is this machine's."""
+
+    async def resolve(self, host: str, port: int = 0, family: int = 0) -> list[ResolveResult]:
+        there = {"hostname": host, "host": "127.0.0.1", "port": port, "family": AF_INET, "proto": 0}
+        return [ResolveResult(**there, flags=0)]
+
+    async def close(self) -> None:
+        pass
+
+
+async def test_an_issuer_beyond_this_machine_is_asked_by_plain_http_if_the_configuration_says_so(
+    idp: IdP,
+) -> None:
+    idp.introspection = answers("valid")
+    port = idp.origin.rpartition(":")[2]
+    origin = f"http://issuer.example:{port}"
+    for issuer in (
+        TrustedIssuer(trusted_uri=f"{origin}/realm/verify", allow_insecure_http=True),
+        jwks_issuer(idp, issuer=f"{origin}/realm", jwks_uri=f"{origin}/realm/keys", allow_insecure_http=True),
+    ):
+        async with Bench(issuer) as bench:
+            trusted = bench.verifier._by_uri or bench.verifier._by_name[issuer.issuer]
+            session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=OnThisMachine()))
+            trusted.fetcher._session = session
+            grant = await bench.accept(idp.token(iss=f"{origin}/realm"))
+        assert grant.subject["O"] == "issuer.example"
+    assert idp.requests == ["POST /realm/verify", "GET /realm/keys"]
 
 
 async def test_an_answer_in_pieces_is_read_and_a_compressed_one_is_not(idp: IdP) -> None:

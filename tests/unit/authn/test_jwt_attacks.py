@@ -296,7 +296,7 @@ async def test_a_slow_key_set(idp: IdP, monkeypatch) -> None:
     async with Bench(jwks_issuer(idp)) as bench:
         bench.verifier._by_name[idp.issuer].fetcher._timeout_s = 0.3
         assert await bench.refuse(idp.token()) == "jwks_not_available"
-        assert bench.refusal.public == "the issuer's keys could not be fetched; try again later"
+        assert bench.refusal.public == "the token's issuer could not be asked for its keys; try again later"
     let_go.set()
 
 

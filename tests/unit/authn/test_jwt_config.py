@@ -148,6 +148,22 @@ def test_settings_without_effect_or_with_several_meanings_are_warned_of() -> Non
     assert not TrustedIssuer(trusted_uri=base).warnings()
 
 
+def test_plain_http_beyond_this_machine_is_accepted_in_plain_words_only_and_warned_of() -> None:
+    far = "http://issuer.example/api/validate-token"
+    with pytest.raises(ValueError, match="allow_insecure_http: true"):
+        TrustedIssuer(trusted_uri=far)
+    (warning,) = TrustedIssuer(trusted_uri=far, allow_insecure_http=True).warnings()
+    assert f"{far} is asked unencrypted" in warning
+    keys = {"mode": "jwks", "audience": ("cms",), "allow_insecure_http": True}
+    named = TrustedIssuer(issuer="http://issuer.example", jwks_uri="https://issuer.example/keys", **keys)
+    assert "only the name of the issuer has http" in named.warnings()[0]
+    both = TrustedIssuer(issuer="http://issuer.example", jwks_uri="http://issuer.example/keys", **keys)
+    assert "http://issuer.example/keys is asked unencrypted" in both.warnings()[0]
+    for uri in ("https://issuer.example/v", "http://localhost:8080/v"):
+        (warning,) = TrustedIssuer(trusted_uri=uri, allow_insecure_http=True).warnings()
+        assert "allow_insecure_http: no effect" in warning
+
+
 def test_pvacms_tells_these_warnings_and_variables_that_the_file_overrides(tmp_path) -> None:
     from appliance.cms.config import resolve
 

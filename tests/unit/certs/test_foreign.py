@@ -17,7 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from appliance.authn import report, trust
-from appliance.authn.requester import cms_only
+from appliance.authn.sending import cms_only
 from appliance.authn.status import verified_chain
 from appliance.certmon.status_source import reference
 from appliance.certs.keychain import check_keychain, load_keychain, make_keychain

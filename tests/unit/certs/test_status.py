@@ -78,8 +78,9 @@ SCHEDULED_OFFLINE: VALID REVOKED EXPIRED
 PENDING_RENEWAL: VALID REVOKED EXPIRED
 """
 BEYOND = """
-PENDING_APPROVAL:
-PENDING: EXPIRED PENDING_RENEWAL REVOKED
+PENDING_APPROVAL: PENDING_RENEWAL SCHEDULED_OFFLINE
+PENDING: EXPIRED PENDING_RENEWAL REVOKED SCHEDULED_OFFLINE
+PENDING_RENEWAL: SCHEDULED_OFFLINE
 SCHEDULED_OFFLINE: PENDING_RENEWAL
 """
 
@@ -103,7 +104,7 @@ def test_a_certificate_begins_in_the_states_of_the_specification():
     assert (
         {new for new in S if may_change(None, new)}
         == INITIAL
-        == {S.PENDING_APPROVAL, S.PENDING, S.VALID, S.EXPIRED}
+        == {S.PENDING_APPROVAL, S.PENDING, S.VALID, S.SCHEDULED_OFFLINE, S.EXPIRED}
     )
 
 
@@ -116,29 +117,55 @@ states = st.sampled_from(S)
 offsets = st.integers(-7200, 7200).map(lambda s: NOW + timedelta(seconds=s))
 
 
-@given(state=states, now=offsets, not_before=offsets, not_after=offsets, due=st.none() | offsets)
-def test_the_clock_makes_permitted_changes_only(state, now, not_before, not_after, due):
-    window = {"not_before": not_before, "not_after": not_after, "renew_by": due}
-    found = effective_state(state, now=now, **window)
+lives = {
+    "state": states,
+    "now": offsets,
+    "not_before": offsets,
+    "not_after": offsets,
+    "renew_by": st.none() | offsets,
+    "is_open": st.none() | st.booleans(),
+}
+
+
+@given(**lives)
+def test_the_clock_makes_permitted_changes_only(state, now, **life):
+    found = effective_state(state, now=now, **life)
     assert found is state or may_change(state, found)
-    assert effective_state(found, now=now, **window) is found, "looking twice changes nothing"
-    assert not (found is S.VALID and now >= not_after)
+    assert effective_state(found, now=now, **life) is found, "looking twice changes nothing"
+    assert not (found is S.VALID and now >= life["not_after"])
+    assert not (found is S.VALID and life["renew_by"] is not None and now >= life["renew_by"])
+    assert not (found is S.VALID and life["is_open"] is False)
     assert not (state is S.PENDING_APPROVAL and found is S.VALID), "time is no administrator"
+    assert not (state is S.PENDING_RENEWAL and found is S.VALID), "time renews nothing"
+    assert not (found is S.SCHEDULED_OFFLINE and life["is_open"]), "an open schedule keeps nobody out"
+    if life["is_open"] is None:
+        assert found is not S.SCHEDULED_OFFLINE or state is found, "an unknown schedule closes nothing"
+        assert not (state is S.SCHEDULED_OFFLINE and found is S.VALID), "and opens nothing"
 
 
-@given(state=states, now=offsets, not_before=offsets, not_after=offsets, due=st.none() | offsets)
-def test_nothing_changes_before_the_next_boundary_and_something_does_at_it(
-    state, now, not_before, not_after, due
-):
-    window = {"not_before": not_before, "not_after": not_after, "renew_by": due}
-    found = effective_state(state, now=now, **window)
-    boundary = next_boundary(state, now=now, **window)
+@given(**lives)
+def test_nothing_changes_before_the_next_boundary_and_something_does_at_it(state, now, **life):
+    found = effective_state(state, now=now, **life)
+    boundary = next_boundary(state, now=now, **life)
     if boundary is None:
         assert found in (S.REVOKED, S.EXPIRED, S.UNKNOWN)
         return
     assert boundary > now
-    assert effective_state(state, now=boundary - timedelta(seconds=1), **window) is found
-    assert effective_state(state, now=boundary, **window) is not found
+    assert effective_state(state, now=boundary - timedelta(seconds=1), **life) is found
+    assert effective_state(state, now=boundary, **life) is not found
+
+
+@given(change=offsets.filter(lambda when: when > NOW), **lives)
+def test_a_change_of_the_schedule_is_a_boundary_only_where_it_counts(change, now, **life):
+    if change <= now:
+        return
+    found = effective_state(now=now, **life)
+    without = next_boundary(now=now, **life)
+    boundary = next_boundary(now=now, change=change, **life)
+    if found in (S.VALID, S.SCHEDULED_OFFLINE):
+        assert boundary == min(change, without)
+    else:
+        assert boundary == without
 
 
 def test_boundaries_count_at_their_instant():
@@ -148,10 +175,14 @@ def test_boundaries_count_at_their_instant():
     assert state_at_approval(NOW, NOW - HOUR, NOW) is S.EXPIRED
     assert effective_state(S.PENDING, now=NOW, not_before=NOW, not_after=NOW + HOUR) is S.VALID
     assert effective_state(S.VALID, now=NOW, renew_by=NOW, **WINDOW) is S.PENDING_RENEWAL
+    assert state_at_approval(NOW, NOW, NOW + HOUR, renew_by=NOW) is S.PENDING_RENEWAL
+    assert state_at_approval(NOW, NOW, NOW + HOUR, is_open=False) is S.SCHEDULED_OFFLINE
     assert effective_state(S.SCHEDULED_OFFLINE, now=NOW + HOUR, **WINDOW) is S.EXPIRED
 
 
-def test_a_clock_that_steps_back_undoes_nothing():
+def test_a_clock_that_steps_back_undoes_nothing_but_a_schedule():
+    assert effective_state(S.PENDING_RENEWAL, now=NOW, renew_by=NOW + HOUR / 2, **WINDOW) is S.PENDING_RENEWAL
+    assert effective_state(S.SCHEDULED_OFFLINE, now=NOW, is_open=True, **WINDOW) is S.VALID
     assert effective_state(S.VALID, now=NOW - 2 * HOUR, **WINDOW) is S.VALID
     assert effective_state(S.EXPIRED, now=NOW, **WINDOW) is S.EXPIRED
 

@@ -118,6 +118,8 @@ def test_a_key_of_the_file_changes_its_own_setting_and_no_other(key, tmp_path):
             "status_extension_form": "raw",
             "organizations": "[example.org]",
             "proxy_from": "[192.0.2.1]",
+            "preload": "[/some/certificate.pem]",
+            "san": "refuse",
             "log_level": "DEBUG",
         }
         text = choices.get(key, "/some/thing")

@@ -268,7 +268,7 @@ LOGGING = """
 WRITES = """
 import logging, sys
 from appliance.gateway.options import log_as
-from appliance.gateway.p4p_json import read_json_file
+from appliance.gateway.json_lines import read_json_file
 log_as(read_json_file(sys.argv[1]), sys.argv[1])
 logging.getLogger("appliance.gateway.source").info("one")
 logging.getLogger("appliance.gateway.source").debug("not logged")

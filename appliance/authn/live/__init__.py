@@ -1,0 +1,1 @@
+"""The authenticators' daemons: they follow their certificates and renew them in time."""

@@ -1,0 +1,1 @@
+"""The keeper of one keychain: follows its certificate, and requests what the plan says."""

@@ -1,0 +1,160 @@
+"""What an authenticator says to the certificate service, and how it is sure that it is this service."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from appliance.authn.ccr import CertReply, CertRequest, read_reply, request_value
+from appliance.authn.settings import RequesterSettings
+from appliance.authn.trust import Offer, Trust, read_offer, trust_only
+from appliance.certs.keychain import Keychain
+from appliance.certs.x509 import find_extension, load_der, subject_text
+from appliance.client.context import Context
+from appliance.errors import ApplianceError, CertificateError, OperationTimeoutError, SecurityError
+
+if TYPE_CHECKING:
+    from appliance.authn.status import CheckedStatus
+
+__all__ = ["ask_offer", "ask_status", "cms_only", "send"]
+
+
+def cms_only(_: bytes | None, chain: tuple[bytes, ...]) -> None:
+    """Refuse, inside the TLS handshake, a server that is not the certificate service itself.
+
+    Each server of the site has a certificate of the same CA, and each could answer a search for CERT:CREATE. Only the
+    service's own certificate may sign OCSP responses (SPVA specification 4.2), which the CA never grants to requesters.
+
+    Raises:
+        CertificateError: The certificate or key is not acceptable; the text says why.
+    """
+    if not chain:
+        raise CertificateError("the certificate cannot be read: there is none")
+    leaf = load_der(chain[0])
+    purposes = find_extension(leaf, x509.ExtendedKeyUsage)
+    if purposes is None or ExtendedKeyUsageOID.OCSP_SIGNING not in purposes:
+        raise CertificateError(
+            f"it is {subject_text(leaf.subject)}, a certificate of this site but not the certificate service's own"
+        )
+
+
+async def ask_offer(
+    settings: RequesterSettings, anchors: tuple[x509.Certificate, ...], *, now: datetime, timeout_s: float
+) -> Offer:
+    """Ask the service for its trust anchor.
+
+    Args:
+        settings: How to find it.
+        anchors: What is trusted already, for sites that serve nothing without TLS.
+        now: The present time, aware.
+        timeout_s: How long to wait, in seconds.
+
+    Raises:
+        ApplianceError: It did not answer, or its answer is unusable.
+    """
+    from appliance.authn.status import public_context
+
+    name = settings.pv("ROOT")
+    try:
+        async with public_context(settings.client, anchors) as context:
+            value = await context.get(name, timeout=timeout_s)
+    except OperationTimeoutError as error:
+        raise OperationTimeoutError(
+            f"{error}. No certificate service was found: check that it runs, and that EPICS_PVA_ADDR_LIST or "
+            "EPICS_PVA_NAME_SERVERS reach it"
+        ) from error
+    return read_offer(value, now=now)
+
+
+async def send(
+    settings: RequesterSettings,
+    request: CertRequest,
+    trust: Trust,
+    *,
+    secret: bool,
+    allow_plaintext: bool,
+    timeout_s: float,
+) -> CertReply:
+    """Send a request for a certificate.
+
+    Args:
+        settings: How to find the service.
+        request: The request, with its proof.
+        trust: What is trusted.
+        secret: The request holds a secret; send it only over TLS, and only to the certificate service itself.
+        allow_plaintext: Send even a secret unencrypted if there is no TLS.
+        timeout_s: How long to wait, in seconds.
+
+    Raises:
+        ApplianceError: It failed; the text says why.
+    """
+    from appliance.tls.context import client_context
+
+    require_tls = secret and not allow_plaintext
+    refusals: list[str] = []
+
+    def check(staple: bytes | None, chain: tuple[bytes, ...]) -> None:
+        try:
+            cms_only(staple, chain)
+        except CertificateError as error:
+            refusals.append(str(error))
+            raise
+
+    tls = client_context(
+        trust_only(trust.anchors), want_staple=secret, check_staple=check if secret else None
+    )
+    # A name server need not be the service: it is asked where the service is, and gets nothing else.
+    search_tls = client_context(trust_only(trust.anchors), want_staple=False) if secret else None
+    name = settings.pv("CREATE", trust.issuer)
+    argument = request_value(name, request)
+    try:
+        async with Context(
+            settings.client, tls=tls, require_tls=require_tls, beacons=False, search_tls=search_tls
+        ) as context:
+            return read_reply(await context.rpc(name, argument, timeout=timeout_s))
+    except OperationTimeoutError as error:
+        if refusals:
+            raise SecurityError(
+                f"the server that answers for {name} is not the certificate service: {refusals[-1]}; "
+                "the token was not sent to it"
+            ) from error
+        if require_tls:
+            raise SecurityError(
+                f"{error}. The certificate service could not be reached over TLS, and the token was not sent unencrypted: "
+                "check that the service has TLS enabled and that its TLS port can be reached "
+                "(on a network that you trust entirely, use --allow-plaintext-token)"
+            ) from error
+        raise
+
+
+async def ask_status(
+    settings: RequesterSettings, keychain: Keychain, *, now: datetime, timeout_s: float
+) -> CheckedStatus | None:
+    """Return the verified status of a keychain's certificate; None if it names no status PV, or nobody answers.
+
+    Args:
+        settings: How to find the service.
+        keychain: The keychain.
+        now: The present time, aware.
+        timeout_s: How long to wait, in seconds.
+    """
+    from appliance.authn.status import fetch_status, public_context
+
+    if not keychain.status_pv:
+        return None
+    try:
+        async with public_context(settings.client, keychain.anchors) as context:
+            return await fetch_status(
+                context,
+                keychain.status_pv,
+                issuer=keychain.issuer,
+                serial=keychain.serial,
+                now=now,
+                timeout=timeout_s,
+                certificate=keychain.certificate,
+            )
+    except ApplianceError:
+        return None

@@ -1,0 +1,1 @@
+"""``pvxcert -H`` and ``-M``: health and metrics of a certificate service."""

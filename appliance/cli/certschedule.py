@@ -1,0 +1,1 @@
+"""``pvxcert -S``: shows and sets the schedule of a certificate."""

@@ -1,0 +1,1 @@
+"""CERT:SCHEDULE: shows and sets the schedule of a certificate."""

@@ -1,0 +1,1 @@
+"""Keychains as peers write them: ``FILE;PASSWORD`` in a variable."""
