@@ -5,16 +5,22 @@ from __future__ import annotations
 import os
 import sys
 
-from appliance.cli.authn import authenticate, authn_parser, run_authenticator
+from appliance.cli.authn import authenticate, authn_parser, keep, run_authenticator
 from appliance.cli.common import complain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
+
+    from cryptography import x509
 
     from appliance.authn.ccr import CertRequest
+    from appliance.authn.jwt.sources import TokenSource
+    from appliance.authn.live.keeper import Maker, Prepared
     from appliance.authn.requester import Outcome, Requester
+    from appliance.authn.sending import Line
     from appliance.authn.settings import RequesterSettings
 
 __all__ = ["main", "parser"]

@@ -154,7 +154,7 @@ def noticed(
     return facts._replace(
         now=now,
         state=state if state is not CertState.UNKNOWN else facts.state,
-        forgotten=False,
+        forgotten=facts.forgotten and state is CertState.UNKNOWN,
         renew_by=renew_by,
         since=now if moved else facts.since,
         hinted=hinted,
