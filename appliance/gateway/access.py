@@ -29,6 +29,7 @@ _log: Final = logging.getLogger(__name__)
 _MAX_PEERS: Final = 4096
 _NOT_APPLIED: Final = ": does not apply: "
 """What `Decision.why` says of a rule that does not hold for a client."""
+_READ_ONLY: Final = "read_only is set in the gateway's configuration"
 _NAMED: Final = 5
 """The most names in one line of the log."""
 
@@ -165,7 +166,7 @@ class GatewayAccess:
         if self._router.is_own(name):
             return Rights(read, decision.write, decision.rpc, "; ".join(decision.why))
         if self._read_only:
-            return Rights(read, why="the gateway is read only")
+            return Rights(read, why="the gateway is read only", unchangeable=_READ_ONLY)
         permitted = self.permitted(route)
         return Rights(
             read,
@@ -193,7 +194,7 @@ class GatewayAccess:
         decision = self.decide(route, peer)
         if not self._router.is_own(name):
             if self._read_only and right != "read":
-                return "read_only is set in the gateway's configuration"
+                return _READ_ONLY
             if (right == "write" and decision.write) or (right == "rpc" and decision.rpc):
                 return (
                     "its server does not permit it to the gateway; that server's rules must name the gateway"

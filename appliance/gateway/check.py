@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from appliance.config.pva import ClientConfig, ServerConfig
-from appliance.errors import KeychainError
+from appliance.errors import ConfigurationError, KeychainError
 from appliance.gateway.config import GatewayConfig, Sides
 from appliance.gateway.files import Files, read_files
+from appliance.gateway.hosts import unresolved
 from appliance.gateway.p4p_json import Loaded
 
-__all__ = ["borrowed_keychains", "check"]
+__all__ = ["Checked", "borrowed_keychains", "check"]
 
 
-def check(loaded: Loaded, sides: Sides) -> tuple[list[str], list[str]]:
-    """Read everything that a configuration names, and open nothing; blocks.
+class Checked(NamedTuple):
+    """What a check has found."""
 
-    Returns:
-        The names of all files that were read, the configuration first, and one sentence for each thing that is probably not
-        meant.
+    names: list[str]
+    """The names of all files that were read, the configuration first."""
+    warnings: list[str]
+    """One sentence for each thing that is probably not meant."""
+    faults: list[ConfigurationError]
+    """What is wrong outside of these files, with the keys of the configuration."""
+
+
+def check(loaded: Loaded, sides: Sides) -> Checked:
+    """Read everything that a configuration names, look up all names of hosts, and open nothing; blocks.
 
     Raises:
         AccessFileError: A PV list or an access security file is wrong.
@@ -31,7 +41,7 @@ def check(loaded: Loaded, sides: Sides) -> tuple[list[str], list[str]]:
         *borrowed_keychains(sides),
         *_check_keychains(sides),
     ]
-    return [loaded.document.file, *files.names], warnings
+    return Checked([loaded.document.file, *files.names], warnings, unresolved(loaded.config))
 
 
 def _hidden_statuses(config: GatewayConfig, sides: Sides, files: Files) -> list[str]:

@@ -82,13 +82,17 @@ def _check(loaded: Loaded, sides: Sides) -> int:
     from appliance.gateway.check import check
 
     try:
-        names, warnings = check(loaded, sides)
+        found = check(loaded, sides)
     except ConfigurationError as error:
         raise loaded.placed(error) from error
-    for warning in warnings:
+    for warning in found.warnings:
         sys.stderr.write(f"Warning: {warning}\n")
+    for fault in found.faults:
+        sys.stderr.write(f"Error: {loaded.placed(fault)}\n")
+    if found.faults:
+        return EXIT_FAILURE
     # As p4p's gateway does, so that scripts can copy all files of a configuration.
-    sys.stdout.writelines(f"{name}\n" for name in names)
+    sys.stdout.writelines(f"{name}\n" for name in found.names)
     sys.stdout.flush()
     sys.stderr.write(f"{loaded.document.file}: good\n")
     return EXIT_OK

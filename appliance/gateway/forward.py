@@ -150,7 +150,7 @@ class ForwardedPV(Handler):
             channel = operation.channel
             if not channel.rights.write:
                 channel.refused("write")
-                operation.fail(channel.owner.access.denial("write", channel.peer))
+                operation.fail(channel.denial("write"))
                 return
             state.trapped = self._terms.watch_put(operation, self.upstream.name, None)
             state.get_processed(operation)

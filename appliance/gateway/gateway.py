@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections.abc import Iterable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from typing import Any, Final
 
 from appliance.certmon.endpoints import open_client, open_server
-from appliance.config.address import parse_endpoints
-from appliance.errors import ConfigurationError, TransportError
+from appliance.errors import TransportError
 from appliance.gateway.accounts import InFlight
 from appliance.gateway.certificates import PlainWay
 from appliance.gateway.config import GatewayConfig, Sides
 from appliance.gateway.downstream import Downstream
 from appliance.gateway.files import read_files
+from appliance.gateway.hosts import addresses, check_interfaces
 from appliance.gateway.names import NewNames, Promises
 from appliance.gateway.overview import Overview
 from appliance.gateway.report import DEGRADED
@@ -72,6 +71,7 @@ class Gateway:
         files = await asyncio.to_thread(read_files, self.config)
         for warning in files.warnings:
             _log.warning("%s", warning)
+        await asyncio.to_thread(check_interfaces, self.config)
         for name, side in self.config.servers.items():
             prefixes = {self.sides.clients[client].config.cert_pv_prefix for client in side.clients}
             self.servers[name] = server = Downstream(
@@ -128,7 +128,7 @@ class Gateway:
         side = self.config.clients[name]
         ignored: dict[str, Any] = {
             "ignore_guids": guids,
-            "ignore_servers": await _addresses(f"clients.{name}.ignore_servers", side.ignore_servers),
+            "ignore_servers": await addresses(f"clients.{name}.ignore_servers", side.ignore_servers),
         }
         effective = self.sides.clients[name]
         context = await self._stack.enter_async_context(open_client(effective, **ignored))
@@ -230,10 +230,6 @@ class Gateway:
         await self._stack.aclose()
 
 
-def _resolve(host: str) -> list[str]:
-    return [str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)]
-
-
 @contextmanager
 def _told(key: str) -> Iterator[None]:
     """Say in the text of a TransportError which key of the configuration it is about."""
@@ -241,24 +237,3 @@ def _told(key: str) -> Iterator[None]:
         yield
     except TransportError as error:
         raise TransportError(f"{key}: {error}") from error
-
-
-async def _addresses(key: str, written: Iterable[str]) -> frozenset[tuple[str, int]]:
-    """Return the addresses of hosts, each with its port or 0.
-
-    Raises:
-        ConfigurationError: One is not an address, or a name without one.
-    """
-    endpoints, faults = parse_endpoints(written)
-    for fault in faults:
-        raise ConfigurationError(fault, key=key)
-    found: set[tuple[str, int]] = set()
-    for endpoint in endpoints:
-        try:
-            addresses = await asyncio.to_thread(_resolve, endpoint.host)
-        except OSError as error:
-            raise ConfigurationError(
-                f"{endpoint.host} has no address: {error.strerror}; write its address in numbers", key=key
-            ) from None
-        found.update((address, endpoint.port or 0) for address in addresses)
-    return frozenset(found)

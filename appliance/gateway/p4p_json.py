@@ -92,9 +92,13 @@ class Loaded(NamedTuple):
         """Return an error about a key of this configuration with the file, the line and the key as it is written there."""
         if error.file is not None or error.key is None:
             return error
-        for path, line in self.document.lines.items():
-            if dotted(path) == error.key:
-                found = ConfigurationError(error.why, file=self.document.file, line=line, key=error.key)
+        lines = {dotted(path): line for path, line in self.document.lines.items()}
+        for key in (
+            error.key,
+            error.key.partition("[")[0],
+        ):  # an item that shares the line of its list may have none
+            if key in lines:
+                found = ConfigurationError(error.why, file=self.document.file, line=lines[key], key=key)
                 return found if self.keys is None else _in_terms_of(found, self.keys)
         return error
 

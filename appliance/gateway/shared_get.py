@@ -263,7 +263,7 @@ class SharedGet(ChannelRequest):
         for operation in under_way:
             channel = operation.channel
             if not channel.rights.read:
-                operation.fail(channel.owner.access.denial("read", channel.peer))  # lost since it asked
+                operation.fail(channel.denial("read"))  # lost since it asked
                 continue
             if may_be_much and operation.is_behind:
                 operation.fail(TOO_SLOW)
@@ -332,7 +332,7 @@ class SharedGet(ChannelRequest):
             for operation in under_way:
                 channel = operation.channel
                 if not channel.rights.read:
-                    operation.fail(channel.owner.access.denial("read", channel.peer))
+                    operation.fail(channel.denial("read"))
                     continue
                 if operation.is_behind:
                     operation.fail(TOO_SLOW)

@@ -18,17 +18,21 @@ _DENIED: Final = {
     "write": "write access denied by access security",
     "rpc": "RPC access denied by access security",
 }
+_DENIED_TO_ALL: Final = {"write": "write access denied", "rpc": "RPC access denied"}
 MAX_LOST_READERS: Final = 10_000
 """Pairs of a reader and a PV that are remembered; the oldest is forgotten first."""
 
 
 class Rights(NamedTuple):
-    """What a peer may do with a PV, and for the log the reason why not."""
+    """What a peer may do with a PV, and the reason why not."""
 
     read: bool = False
     write: bool = False
     rpc: bool = False
     why: str = ""
+    """For the log: which rules apply."""
+    unchangeable: str = ""
+    """Why nobody may change anything, whoever it is. A refused client is told: it says nothing about the rules."""
 
     @property
     def permissions(self) -> int:
@@ -113,8 +117,16 @@ class AccessControl:
             _log.exception("access security failed for %s and the client %s: no access", name, peer.account)
             return NO_RIGHTS
 
-    def denial(self, right: str, peer: Credentials) -> str:
-        """Return the message that refuses ``right``; it says why this may be temporary."""
+    def denial(self, right: str, peer: Credentials, rights: Rights = NO_RIGHTS) -> str:
+        """Return the message that refuses ``right``; it says why this may be temporary.
+
+        Args:
+            right: ``read``, ``write`` or ``rpc``.
+            peer: The client.
+            rights: What the client may do.
+        """
+        if rights.unchangeable and right != "read":
+            return f"{_DENIED_TO_ALL[right]}: {rights.unchangeable}"
         why = _DENIED[right]
         return why if peer.is_tls or not self.plight else f"{why}; {self.plight}"
 

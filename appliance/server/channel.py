@@ -77,6 +77,10 @@ class Channel:
         """Report a refused request, which lacks ``right``: read, write or rpc."""
         self.owner.access.refused(self.name, self.peer, right)
 
+    def denial(self, right: str) -> str:
+        """Return the message that refuses a request which lacks ``right``: read, write or rpc."""
+        return self.owner.access.denial(right, self.peer, self.rights)
+
     def close(self) -> None:
         """Close the channel; the client is told."""
         self.wire.close()

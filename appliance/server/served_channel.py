@@ -52,9 +52,6 @@ class ServedChannel(Channel):
             return "" if rights.write else "write"
         return "" if rights.read else "read"
 
-    def _denied(self, right: str) -> str:
-        return self.owner.access.denial(right, self.peer)
-
     def _held(self, operation: ServerOperation, *, changes: bool) -> str:
         """Return why the request needs a good certificate status first, or ""."""
         held = self.owner.held
@@ -110,11 +107,11 @@ class ServedChannel(Channel):
                 self._waiting[subscription] = None
                 subscription.warn(f"{self.name}: {_WAITS}")
             else:
-                subscription.fail(self._denied("read"))
+                subscription.fail(self.denial("read"))
             return
         operation = Operation(self, wire)
         if wire.command == c.CMD_GET and not self.rights.read:
-            operation.fail(self._denied("read"))
+            operation.fail(self.denial("read"))
             return
         if self.owner.held is not None:
             why = self._held(wire, changes=wire.command in (c.CMD_RPC, c.CMD_PROCESS))
@@ -149,7 +146,7 @@ class ServedChannel(Channel):
         missing = self._right(wire)
         if missing:
             self.refused(missing)
-            operation.fail(self._denied(missing))
+            operation.fail(self.denial(missing))
             return
         handler = self.handler
         command = wire.command
@@ -157,7 +154,7 @@ class ServedChannel(Channel):
             if command == c.CMD_GET or (argument is None and command in (c.CMD_PUT, c.CMD_PUT_GET)):
                 handler.get(operation)
             elif command == c.CMD_PUT_GET and argument is not None and not self.rights.read:
-                operation.fail(self._denied("read"))
+                operation.fail(self.denial("read"))
             elif isinstance(argument, RawArgument):
                 handler.argument_octets(operation, argument)
             elif command == c.CMD_RPC:
@@ -178,7 +175,7 @@ class ServedChannel(Channel):
         operation = Operation(self, wire)
         rights = self.rights
         if not (rights.read or rights.write or rights.rpc):
-            operation.fail(self._denied("read"))
+            operation.fail(self.denial("read"))
             return
         try:
             self.handler.introspect(operation, field)

@@ -75,6 +75,8 @@ def beside(**variables):
 
 CASES = [
     (change("name", "gw"), None),
+    (change("servers", "outer", {"clients": ["inner"], "pva": {"intf_addr_list": "10.2.0.5"}}), None),
+    (change("servers", "outer", "relay", None), None),
     (second("10.3.0.5"), None),
     (second("10.2.0.5"), r"same port \(.*10.2.0.5 port 5075.*10.2.0.5 port 5075"),
     (change("name", "g w"), "letters, digits and _ only"),
@@ -94,6 +96,7 @@ CASES = [
     (beside(spva_gateway_inner_addresses=[]), "would take every client for the gateway"),
     (beside(spva_keychain_list=[{**KEYCHAIN, "owner": "spva-ioc"}]), "needs owner spva-gateway"),
     (beside(spva_keychain_list=[{**KEYCHAIN, "usage": "client"}]), "needs owner spva-gateway.*and usage ioc"),
+    (beside(spva_common_release="0.1.0"), "release 0.1.0 has no gateway here, or is not installed"),
     (beside(group_names=["spva_cms"]), "same port .*every address port 5075"),
     (beside(group_names=["spva_ioc"], spva_ioc_instances=[{"name": "one"}]), "same port .*every address port 5076"),
 ]  # fmt: skip
@@ -197,6 +200,35 @@ def test_gateways_are_deployed_and_upgraded_one_after_the_other():
     ):
         plays = yaml.safe_load((ROOT / "playbooks" / playbook).read_text())
         assert any(hosts in play.get("hosts", "") and play.get("serial") == 1 for play in plays), playbook
+
+
+def test_ioc_in_the_outer_network_gets_its_certificate_through_the_gateway_of_the_same_run():
+    plays = yaml.safe_load((ROOT / "playbooks/site.yml").read_text())
+    order = [(play["hosts"], role["role"]) for play in plays for role in play.get("roles", ())]
+    keychains = {hosts: number for number, (hosts, role) in enumerate(order) if role == "spva_keychain"}
+    gateways = order.index(("spva_gateway", "spva_gateway"))
+    assert keychains["spva_gateway"] < gateways
+    (others,) = [
+        number for hosts, number in keychains.items() if {"spva_ioc", "spva_tools"} <= set(hosts.split(":"))
+    ]
+    assert gateways < others < order.index(("spva_ioc", "spva_ioc"))
+    # Each host that needs a keychain is in one of these plays.
+    assert {"spva_issuer", "spva_cms", "spva_gateway", "spva_ioc", "spva_tools"} <= set(
+        ":".join(keychains).split(":")
+    )
+
+
+def test_upgrade_checks_all_variables_first_and_leaves_new_hosts_to_site_yml():
+    first, upgrade, last = yaml.safe_load((ROOT / "playbooks/upgrade.yml").read_text())
+    roles = [
+        task["ansible.builtin.include_role"]
+        for task in first["tasks"]
+        if "ansible.builtin.include_role" in task
+    ]
+    assert [role["tasks_from"] for role in roles] == ["preflight", "preflight"]
+    assert "spva_gateway" in first["tasks"][1]["loop"]
+    assert upgrade["tasks"][0]["when"] == "spva_common_current != ''"
+    assert last["ansible.builtin.import_playbook"] == "site.yml"
 
 
 @pytest.mark.parametrize("size", ["small", "large"])

@@ -137,19 +137,26 @@ async def test_read_only_refuses_puts_and_calls(tmp_path):
             assert await may(client, "u:pv") == "read"
 
 
-async def test_as_test_and_the_log_tell_that_the_gateway_is_read_only(tmp_path, caplog):
+async def test_as_test_the_log_and_the_refusal_tell_that_the_gateway_is_read_only(tmp_path, caplog):
     caplog.set_level(logging.WARNING)
     more = {"read_only": True, "status_prefix": "GW:"}
     async with served({"u:pv": callee()}) as server, gateway_to(server, **more) as gateway:
         async with client_to(gateway) as client:
             answer = await client.rpc("GW:asTest", {"pv": "u:pv"})
             assert (answer["permission.put"], answer["permission.rpc"]) == (False, False)
-            with pytest.raises(AccessDeniedError):
-                await client.put("u:pv", 1.0)
-    (line,) = [
-        record.message for record in caplog.records if getattr(record, "event", "") == "access-refused"
-    ]
-    assert line.endswith("was refused write access to u:pv: read_only is set in the gateway's configuration")
+            for denied, request in (
+                ("write", client.put("u:pv", 1.0)),
+                ("RPC", client.rpc("u:pv", {"a": 1})),
+            ):
+                with pytest.raises(
+                    AccessDeniedError, match=f"{denied} access denied: read_only is set in the gateway's conf"
+                ):
+                    await request
+    lines = [record.message for record in caplog.records if getattr(record, "event", "") == "access-refused"]
+    for line, right in zip(lines, ("write", "rpc"), strict=True):
+        assert line.endswith(
+            f"was refused {right} access to u:pv: read_only is set in the gateway's configuration"
+        )
 
 
 @pytest.mark.parametrize("granted", [True, False])
