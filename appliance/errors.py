@@ -21,7 +21,8 @@
     |   |-- KeychainError           a PKCS#12 file cannot be read, written or used
     |   |-- CertificateError        an X.509 certificate is not acceptable
     |   |-- CertificateStatusError  an OCSP answer is not acceptable
-    |   `-- TokenRefused            a bearer token proves nothing: reason for the audit, one sentence for the sender
+    |   |-- TokenRefused            a bearer token proves nothing: reason for the audit, one sentence for the sender
+    |   `-- TokenUnavailable        a source has no token at present; says when to try again
     |-- RequestRefused              a service does not do what was asked; nothing has changed
     `-- AccessFileError             an access security or pvlist file is wrong; says line and column
 
@@ -29,6 +30,10 @@ Anything else that escapes this package is a defect in it.
 """
 
 from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Literal
 
 __all__ = [
     "AccessDeniedError",
@@ -52,6 +57,7 @@ __all__ = [
     "SecurityError",
     "TLSError",
     "TokenRefused",
+    "TokenUnavailable",
     "TransportError",
 ]
 
@@ -164,6 +170,28 @@ class TokenRefused(SecurityError):  # noqa: N818 - a judgement with two readers,
         self.public = public
         self.facts: dict[str, str] = {} if facts is None else facts
         super().__init__(public)
+
+
+class TokenUnavailable(SecurityError):  # noqa: N818 - it may come later, so it is no malfunction
+    """A source of tokens has no usable token at present.
+
+    `kind` says what to do: ``none`` (a better token may come at any time: look again soon), ``unreachable`` (try again,
+    ever more slowly), ``limited`` (try again after `retry_s` seconds) or ``refused`` (somebody has to change something).
+    `code` is the identity provider's own code of the error (RFC 6749 section 5.2), if it gave one.
+    """
+
+    def __init__(
+        self,
+        why: str,
+        *,
+        kind: Literal["none", "unreachable", "limited", "refused"] = "unreachable",
+        retry_s: float = 0.0,
+        code: str = "",
+    ) -> None:
+        self.kind = kind
+        self.retry_s = retry_s
+        self.code = code
+        super().__init__(why)
 
 
 class AccessFileError(ApplianceError):

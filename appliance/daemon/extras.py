@@ -16,6 +16,7 @@ EXTRAS: Final = {
     "gateway": ("prometheus_client",),
     "ioc": ("epicscorelibs",),
     "issuer": ("aiohttp", "jwt"),
+    "oauth": ("aiohttp", "oauthlib"),
 }
 """The extras of pyproject.toml, and the packages that show that they are installed."""
 

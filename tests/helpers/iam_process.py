@@ -10,8 +10,10 @@ import logging
 import os
 import socket
 import sys
+import time
 import uuid
 from datetime import UTC, datetime
+from typing import Any
 
 os.environ["AUTHLIB_INSECURE_TRANSPORT"] = "1"
 
@@ -19,6 +21,8 @@ os.environ["AUTHLIB_INSECURE_TRANSPORT"] = "1"
 def main() -> None:
     from canaille import create_app
     from canaille.backends import Backend
+    from canaille.oidc import provider
+    from joserfc import jwt
     from joserfc.jwk import JWKRegistry
     from pytest_iam import Server
 
@@ -28,6 +32,25 @@ def main() -> None:
         port = probe.getsockname()[1]
     key = JWKRegistry.generate_key("RSA", 2048)
     key.ensure_kid()
+    issue = provider.generate_access_token
+
+    def as_jwt(client: Any, grant_type: str, user: Any, scope: str) -> str:
+        # Canaille gives a host's own account a random string, and says in a comment that it could be a JWT (RFC 9068).
+        if grant_type != "client_credentials" or client.client_id == "opaque":
+            return issue(client, grant_type, user, scope)
+        jwk, alg = provider._get_signing_key(client)
+        now = int(time.time())
+        claims = {
+            "iss": provider.get_issuer(),
+            "sub": client.client_id,
+            "aud": "cms",
+            "iat": now,
+            "exp": now + 300,
+            "jti": str(uuid.uuid4()),
+        }
+        return jwt.encode({"alg": alg, "typ": "at+jwt", "kid": jwk.kid}, claims, jwk, algorithms=[alg])
+
+    provider.generate_access_token = as_jwt
     app = create_app(
         config={
             "TESTING": True,
@@ -58,20 +81,23 @@ def main() -> None:
             password="x",
         )
         server.backend.save(user)
-        client = server.models.Client(
-            client_id="cms",
-            client_secret="client-secret-of-a-test",
-            client_name="CMS",
-            client_id_issued_at=datetime.now(UTC),
-            redirect_uris=[redirect_uri],
-            grant_types=["authorization_code"],
-            response_types=["code"],
-            scope=["openid", "profile"],
-            token_endpoint_auth_method="client_secret_basic",
-        )
-        server.backend.save(client)
-        client.audience = [client]
-        server.backend.save(client)
+        clients = {}
+        for name in ("cms", "softioc", "opaque"):
+            clients[name] = client = server.models.Client(
+                client_id=name,
+                client_secret="client-secret-of-a-test",
+                client_name=name,
+                client_id_issued_at=datetime.now(UTC),
+                redirect_uris=[redirect_uri],
+                grant_types=["authorization_code", "refresh_token", "client_credentials"],
+                response_types=["code"],
+                scope=["openid", "profile"],
+                token_endpoint_auth_method="client_secret_basic",
+            )
+            server.backend.save(client)
+            client.audience = [client]
+            server.backend.save(client)
+        client = clients["cms"]
         server.consent(user, client)
         server.login(user)
         print(

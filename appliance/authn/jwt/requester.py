@@ -20,7 +20,7 @@ from appliance.certs.status import format_date
 from appliance.config.files import read_private
 from appliance.errors import ConfigurationError, SecurityError, TokenRefused
 
-__all__ = ["TOKEN_VARIABLE", "check_token", "jwt_request", "read_token", "token_source"]
+__all__ = ["TOKEN_VARIABLE", "check_token", "jwt_request", "read_token", "shown_date", "token_source"]
 
 TOKEN_VARIABLE: Final = "EPICS_AUTH_JWT_FILE"  # noqa: S105 - a name, not a secret
 """The variable that names the token's file if ``--token-file`` is not given."""
@@ -98,11 +98,11 @@ def check_token(token: Token, *, now: datetime) -> None:
     moment = now.timestamp()
     expires = token.claims.get("exp")
     if isinstance(expires, int) and not isinstance(expires, bool) and moment >= expires + _LEEWAY_S:
-        raise SecurityError(f"token expired at {_date(expires)}; fetch a new one")
+        raise SecurityError(f"token expired at {shown_date(expires)}; fetch a new one")
     starts = token.claims.get("nbf")
     if isinstance(starts, int) and not isinstance(starts, bool) and starts > moment + 600:
         raise SecurityError(
-            f"the token is not valid before {_date(starts)}, and this host's time is {format_date(now)}; check this host's clock"
+            f"the token is not valid before {shown_date(starts)}, and this host's time is {format_date(now)}; check this host's clock"
         )
     subject = token.claims.get("sub")
     if not isinstance(subject, str) or not subject:
@@ -112,7 +112,8 @@ def check_token(token: Token, *, now: datetime) -> None:
         )
 
 
-def _date(seconds: int) -> str:
+def shown_date(seconds: int) -> str:
+    """Return a claim's POSIX second as text for a user, however large the number is."""
     try:
         return format_date(datetime.fromtimestamp(seconds, UTC))
     except (ValueError, OverflowError, OSError):

@@ -147,7 +147,11 @@ def test_a_wrong_command_line_is_status_1_and_an_error_line(command: str) -> Non
 
 def test_every_command_is_tried_without_extras() -> None:
     assert WORK.keys() == COMMANDS.keys()
-    assert EXTRAS.keys() == {"issuer", "cms", "ioc", "gateway"} <= PROJECT["optional-dependencies"].keys()
+    assert (
+        EXTRAS.keys()
+        == {"issuer", "cms", "ioc", "gateway", "oauth"}
+        <= PROJECT["optional-dependencies"].keys()
+    )
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -170,8 +174,8 @@ def test_without_extras_a_command_works_or_says_which_one_to_install(command: st
 def test_each_package_of_an_extra_is_missed(
     command: str, package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Metrics of a gateway are a choice of its configuration.
-    extras = EXTRAS.keys() - {"gateway"} if NEEDS[command] == "all" else {NEEDS[command]}
+    # Metrics of a gateway and tokens of an identity provider are choices of a configuration.
+    extras = EXTRAS.keys() - {"gateway", "oauth"} if NEEDS[command] == "all" else {NEEDS[command]}
     if any(package in EXTRAS[extra] for extra in extras):
         module, _, function = PROJECT["scripts"][command.split()[0]].partition(":")
         main = getattr(importlib.import_module(module), function)

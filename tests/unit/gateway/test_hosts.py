@@ -114,4 +114,7 @@ def test_a_start_needs_the_addresses_of_the_gateway_itself_only(tmp_path):
 
 
 def test_addresses_of_servers_to_ignore():
-    assert asyncio.run(addresses("k", ["localhost", "127.0.0.2:5075"])) == {("127.0.0.1", 0), ("127.0.0.2", 5075)}
+    assert asyncio.run(addresses("k", ["localhost", "127.0.0.2:5075"])) == {
+        ("127.0.0.1", 0),
+        ("127.0.0.2", 5075),
+    }
