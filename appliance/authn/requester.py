@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -324,10 +324,10 @@ class Requester:
 
     async def request(
         self,
-        make: Callable[[str], CertRequest],
+        make: Callable[[str], CertRequest | Awaitable[CertRequest]],
         *,
         subject: x509.Name | None,
-        line: Line,
+        line: Line | None = None,
         force: bool = False,
         if_due: bool = False,
         new_key: bool = False,
@@ -337,7 +337,7 @@ class Requester:
         Args:
             make: Turns the public key (PEM) into the request.
             subject: What the certificate must say; None if the service decides.
-            line: The connection to the service.
+            line: The connection to the service; None makes one for this request, which has no secret.
             force: Replace what is there, whatever it is.
             if_due: Leave a certificate alone until its renewal is due.
             new_key: Make a new key, and so a new certificate, even if the one that is there is good.
@@ -348,6 +348,11 @@ class Requester:
         Raises:
             ApplianceError: It failed; the existing keychain is unchanged.
         """
+        if line is None:
+            async with Line() as own:
+                return await self.request(
+                    make, subject=subject, line=own, force=force, if_due=if_due, new_key=new_key
+                )
         existing = self.look()
         path = self.settings.keychain
         if not force:
@@ -405,7 +410,7 @@ class Requester:
 
     async def obtain(
         self,
-        make: Callable[[str], CertRequest],
+        make: Callable[[str], CertRequest | Awaitable[CertRequest]],
         existing: Existing,
         *,
         subject: x509.Name | None,
@@ -435,7 +440,8 @@ class Requester:
         if key is None:
             key = await asyncio.to_thread(generate_key, self.key_algorithm or DEFAULT_KEY_ALGORITHM)
         public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-        request = make(public.decode("ascii"))
+        made = make(public.decode("ascii"))
+        request = made if isinstance(made, CertRequest) else await made
         proof = make_proof(
             request, key, made=int(self.now().timestamp()), token=request.verifier.get("token", "")
         )

@@ -338,9 +338,7 @@ def _all_settings(options: argparse.Namespace, **identity: Any) -> list[Requeste
     return found
 
 
-def _settings(
-    options: argparse.Namespace, usage: str, told: set[str], **arguments: Any
-) -> RequesterSettings:
+def _settings(options: argparse.Namespace, usage: str, told: set[str], **arguments: Any) -> RequesterSettings:
     """Read the settings. Warnings go to standard error once, and with ``-v`` the settings in effect."""
     from appliance.authn.settings import resolve_requester
 
@@ -460,6 +458,8 @@ _OF_A_REQUEST = {
     "validity": "-t",
     "no_status": "--no-status",
     "token_file": "--token-file",
+    "token_command": "--token-command",
+    "oauth": "--oauth",
     "allow_plaintext_token": "--allow-plaintext-token",
     "new_key": "--new-key",
     "san": "--san",
@@ -510,8 +510,6 @@ def _incompatible(options: argparse.Namespace) -> int:
         complain(f"Error: {' and '.join(chosen)} cannot be used together")
         return FAILED
     if _anchor_wanted(options) and (options.if_due or options.check_due or options.daemon):
-        complain(
-            "Error: a trust anchor is not renewed: -a cannot be used with -D, --if-due or --check-due"
-        )
+        complain("Error: a trust anchor is not renewed: -a cannot be used with -D, --if-due or --check-due")
         return FAILED
     return OK

@@ -38,7 +38,12 @@ def config_names(prefix: str, keychain: Keychain) -> tuple[str, str]:
 
 def config_value(keychain: Keychain, path: str, by: datetime | None) -> Value:
     """Return the value of the PV of one keychain; ``by`` is None if there is no cadence."""
-    told = {"serial": keychain.serial, "issuer_id": keychain.issuer_id, "keychain": path, "renew_by": format_date(by)}
+    told = {
+        "serial": keychain.serial,
+        "issuer_id": keychain.issuer_id,
+        "keychain": path,
+        "renew_by": format_date(by),
+    }
     return Value(CONFIG_TYPE, told)
 
 

@@ -399,7 +399,9 @@ class Keeper:
                 date = kept.facts.renew_by
                 if date is not None and (before.renew_by is None or date > before.renew_by):
                     prepared.answered()
-                    self._succeeded(kept, renewed(kept.facts, self._now(), state=kept.facts.state, renew_by=date))
+                    self._succeeded(
+                        kept, renewed(kept.facts, self._now(), state=kept.facts.state, renew_by=date)
+                    )
                     return
             self._failed(kept, kind, str(error), wait_s=wait_s)
             return
@@ -419,7 +421,9 @@ class Keeper:
             self._succeeded(kept, facts)
             return
         kept.facts = facts
-        self._failed(kept, Failure.REFUSED, "the service renewed the certificate without moving its renew-by date")
+        self._failed(
+            kept, Failure.REFUSED, "the service renewed the certificate without moving its renew-by date"
+        )
 
     def _succeeded(self, kept: Kept, facts: Facts) -> None:
         kept.facts, kept.past, kept.said = facts, Past(), ""
@@ -468,4 +472,6 @@ def _kind(error: ApplianceError) -> tuple[Failure, float]:
         limited = _LIMITED.search(str(error))
         return (Failure.LIMITED, float(limited[1])) if limited else (Failure.REFUSED, 0.0)
     passing = isinstance(error, _PASSING) or isinstance(error.__cause__, _PASSING)
-    return (Failure.TRANSIENT if passing and not isinstance(error, ConfigurationError) else Failure.REFUSED), 0.0
+    return (
+        Failure.TRANSIENT if passing and not isinstance(error, ConfigurationError) else Failure.REFUSED
+    ), 0.0
