@@ -189,7 +189,7 @@ def run_authenticator(
     given = sys.argv[1:] if argv is None else list(argv)
     if any(map(_may_be_daemon, given)):
         options = parser.parse_intermixed_args(given)
-        if options.daemon:
+        if options.daemon and not options.check_due:
             return stay(options)
     if not any(len(word) > 4 and "--check-due".startswith(word.partition("=")[0]) for word in given):
         return run_tool(parser, argv, work)
