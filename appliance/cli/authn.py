@@ -314,7 +314,7 @@ def _all_settings(options: argparse.Namespace, **identity: Any) -> list[Requeste
     from appliance.errors import ConfigurationError
 
     if options.anchor_file and ";" in options.anchor_file:
-        from appliance.config.pva import refuse_password
+        from appliance.config.keychain_path import refuse_password
 
         refuse_password(
             options.anchor_file, "--trust-anchor", "name a file that has none (PEM, or authnstd -a)"

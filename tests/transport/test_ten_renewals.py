@@ -107,7 +107,7 @@ async def ticking(directory: Path, **settings: Any) -> AsyncIterator[Certificate
 @contextlib.asynccontextmanager
 async def keeping(*homes: Home, names: Names | None = None) -> AsyncIterator[Keeper]:
     source = StatusSource(homes[0].requester.settings.client, beacons=False)
-    keeper = Keeper([home.requester for home in homes], names or homes[0].names, source)
+    keeper = Keeper([home.requester for home in homes], names or homes[0].names, source, dice=lambda: 0.0)
     await source.start()
     work = asyncio.create_task(keeper.run())
     try:
@@ -128,7 +128,7 @@ def identity(path: Path) -> tuple[int, int, bytes]:
 async def test_a_monitor_runs_through_ten_renewals_and_a_suspension_without_one_disconnect(
     tmp_path: Path,
 ) -> None:
-    async with ticking(tmp_path / "cms", cert_renewal_client=Duration(seconds=3)) as service:
+    async with ticking(tmp_path / "cms", cert_renewal_client=Duration(seconds=2)) as service:
         assert service.server is not None
         cms = service.server.udp_port
         of_server = Home(service, tmp_path, "server", "softioc")
