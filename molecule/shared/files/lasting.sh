@@ -40,8 +40,15 @@ case $1 in
         ;;
     check)
         since=$(cat $state.since)
+        killed=
         for _ in $(seq 500); do
-            if [ "$(renewals "$since")" -ge 10 ]; then break; fi
+            done=$(renewals "$since")
+            if [ "$done" -ge 10 ]; then break; fi
+            # The service dies once on the way. What it has renewed stays renewed, and its clients come back.
+            if [ "$done" -ge 4 ] && [ -z "$killed" ]; then
+                systemctl kill --kill-whom=main --signal=KILL spva-cms
+                killed=yes
+            fi
             sleep 1
         done
         [ "$(renewals "$since")" -ge 10 ] || no "only $(renewals "$since") renewals since $(date -d "@$since")"
