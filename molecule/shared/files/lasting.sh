@@ -1,5 +1,6 @@
 #!/bin/bash
-# A monitor over TLS whose certificate is renewed every few seconds: lasting.sh start, and later lasting.sh check
+# A monitor over TLS whose certificate is renewed every few seconds: lasting.sh start, and later lasting.sh check.
+# After a rotation: lasting.sh rotated. After a change of the form: lasting.sh timer, lasting.sh daemon.
 set -euo pipefail
 home=/var/lib/spva/keychain/lasting
 file=$home/keychain.p12
@@ -65,5 +66,30 @@ case $1 in
         [ "$(journalctl --no-pager -o cat _SYSTEMD_INVOCATION_ID="$(invocation)" | wc -l)" -gt "$seen" ] || no "no update after the renewals"
         systemctl stop $unit
         systemctl show -P StatusText spva-keychain-daemon@lasting | grep -q 'renew by' || no "the daemon does not say until when"
+        ;;
+    rotated)
+        # The rotation does not wait for the daemon.
+        for _ in $(seq 300); do
+            if systemctl --quiet is-active spva-keychain-daemon@lasting; then break; fi
+            sleep 0.1
+        done
+        systemctl --quiet is-active spva-keychain-daemon@lasting || no "the daemon does not run after the rotation"
+        [ "$(cat $state.file)" != "$(stat -c '%i %Y %s' $file)" ] || no "the rotation did not replace the keychain"
+        set -a
+        . /etc/spva/pva.env
+        export XDG_DATA_HOME=/run/verify XDG_CONFIG_HOME=/run/verify
+        set +a
+        certificate >$state.shown
+        if grep -q "^Certificate ID *: $(cat $state.id)" $state.shown; then no "the rotation brought the same certificate"; fi
+        ;;
+    timer)
+        systemctl --quiet is-active spva-keychain@lasting.timer || no "the timer does not run"
+        if systemctl --quiet is-active spva-keychain-daemon@lasting; then no "the daemon runs beside the timer"; fi
+        if systemctl --quiet is-enabled spva-keychain-daemon@lasting; then no "the daemon would start with the host"; fi
+        ;;
+    daemon)
+        systemctl --quiet is-active spva-keychain-daemon@lasting || no "the daemon does not run"
+        if systemctl --quiet is-active spva-keychain@lasting.timer; then no "the timer runs beside the daemon"; fi
+        if systemctl --quiet is-enabled spva-keychain@lasting.timer; then no "the timer would start with the host"; fi
         ;;
 esac
