@@ -13,11 +13,9 @@ __all__ = [
     "MOST_NAMES",
     "San",
     "canonical",
-    "from_text",
     "in_certificate",
     "parse_san",
     "read_san",
-    "to_text",
 ]
 
 MOST_NAMES: Final = 32
@@ -90,13 +88,17 @@ def _is_label(text: str) -> bool:
 
 
 def _address(text: str) -> str:
-    """Return an address in its canonical form; empty if the text is none. One with a zone is none: it means something here only."""
+    """Return an address in its canonical form; empty if the text is none.
+
+    One with a zone is none: it means something on this host only. An IPv4 address in IPv6 is written as access rules read it.
+    """
     from ipaddress import ip_address
 
     try:
-        return "" if "%" in text else str(ip_address(text))
+        found = ip_address(text) if "%" not in text else None
     except ValueError:
-        return ""
+        found = None
+    return "" if found is None else str(getattr(found, "ipv4_mapped", None) or found)
 
 
 def canonical(names: Iterable[San]) -> tuple[San, ...]:
@@ -117,18 +119,3 @@ def canonical(names: Iterable[San]) -> tuple[San, ...]:
 def in_certificate(names: Iterable[San]) -> tuple[San, ...]:
     """Return the names as a certificate has them, in the same order: a ``hostname`` is a name in DNS there, and each is there once."""
     return tuple(dict.fromkeys(San("dns" if kind == "hostname" else kind, value) for kind, value in names))
-
-
-def to_text(names: Iterable[San]) -> str:
-    """Return the names as the service's database has them; empty for none."""
-    listed = ",".join(f'["{kind}","{value}"]' for kind, value in names)
-    return f"[{listed}]" if listed else ""
-
-
-def from_text(text: str) -> tuple[San, ...]:
-    """Return the names of `to_text`."""
-    if not text:
-        return ()
-    from json import loads
-
-    return tuple(San(kind, value) for kind, value in loads(text))

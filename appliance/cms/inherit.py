@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from appliance.certs.san import to_text
 from appliance.certs.status import CertState
-from appliance.cms.model import NewCertificate
+from appliance.cms.model import NewCertificate, san_text
 from appliance.cms.store import IN_DOUBT, CertRecord, KeyUse
 
 __all__ = ["BARRED", "approved_before", "key_problem", "may_supersede", "other_holder", "proves_the_name"]
@@ -51,7 +50,7 @@ def approved_before(request: NewCertificate, known: Iterable[CertRecord]) -> boo
     if not mine:
         return False
     last = max(mine, key=lambda record: (record.state_date, record.not_after))
-    if request.san and last.san != to_text(request.san):
+    if request.san and last.san != san_text(request.san):
         return False
     return last.approved and last.usage in (request.usage, "ioc")
 

@@ -310,8 +310,6 @@ class Issuing:
             raise CertificateError("the request has alternative names that its proof does not cover")
         if ccr.no_status and with_status:
             facts["asked_no_status"] = "passed over"
-        if san:
-            facts["san"] = ", ".join(map(str, san))
         serial = new_serial()
         request = NewCertificate(
             serial=serial,

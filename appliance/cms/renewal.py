@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Final, NamedTuple
 
-from appliance.certs.san import from_text, in_certificate, to_text
+from appliance.certs.san import in_certificate
 from appliance.certs.status import CertState
-from appliance.cms.model import NewCertificate, posix
+from appliance.cms.model import NewCertificate, names_of, posix, san_text
 from appliance.cms.store import IN_DOUBT, CertRecord
 from appliance.errors import RequestRefused
 
@@ -91,9 +91,9 @@ def _candidates(
 def _by_token(request: NewCertificate, record: CertRecord) -> Renewed | Fresh | None:
     """Judge a request with a token; None: a new certificate, which leaves this one as it is."""
     if request.san:
-        if to_text(request.san) != record.san:
+        if san_text(request.san) != record.san:
             return None
-    elif not set(in_certificate(from_text(record.san))) <= set(request.san_proved):
+    elif not set(in_certificate(names_of(record.san))) <= set(request.san_proved):
         # The issuer no longer entitles the holder to these names, so they end with the last renewal.
         return None
     horizon = posix(request.renew_by or request.not_after)
@@ -111,7 +111,7 @@ def _by_name(request: NewCertificate, record: CertRecord, now: datetime) -> Rene
     open_to_all = not request.approval_needed or (request.inherit and request.inherit_unproven)
     if not (open_to_all or request.is_of(record)):
         raise RequestRefused(_UNPROVEN)
-    if request.san and to_text(request.san) != record.san:
+    if request.san and san_text(request.san) != record.san:
         raise RequestRefused(
             "your certificate has other alternative names, and a renewal does not change them; have it revoked first"
             if record.san

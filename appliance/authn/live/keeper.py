@@ -408,10 +408,10 @@ class Keeper:
         prepared.answered()
         if outcome.action == "created":
             self._look(kept)
-            kept.facts = kept.facts._replace(state=outcome.state)
-            if outcome.renew_by is not None:
-                kept.facts = renewed(kept.facts, self._now(), state=outcome.state, renew_by=outcome.renew_by)
-            self._succeeded(kept, kept.facts)
+            now = self._now()
+            self._succeeded(
+                kept, kept.facts._replace(now=now, state=outcome.state, renew_by=outcome.renew_by, since=now)
+            )
             return
         facts = renewed(kept.facts, self._now(), state=outcome.state, renew_by=outcome.renew_by)
         moved = outcome.renew_by is not None and (

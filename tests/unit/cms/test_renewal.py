@@ -4,10 +4,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from appliance.certs.san import San, canonical, to_text
+from appliance.certs.san import San, canonical
 from appliance.certs.status import CertState
 from appliance.cms.inherit import approved_before
-from appliance.cms.model import NewCertificate
+from appliance.cms.model import NewCertificate, san_text
 from appliance.cms.renewal import Fresh, Renewed, judge
 from appliance.cms.store import IN_DOUBT, CertRecord
 from appliance.errors import RequestRefused
@@ -73,15 +73,15 @@ def judged(asked, *records, state=VALID):
         (request(proved=True), record(), T + HOUR),
         (request(approval_needed=True), record(approved=True), T + HOUR),
         (request(not_after=at(90 * DAY)), record(), T + HOUR),
-        (request(san_proved=PROVED), record(san=to_text(NAMES)), T + HOUR),
-        (request(san=NAMES, san_proved=PROVED), record(san=to_text(NAMES)), T + HOUR),
+        (request(san_proved=PROVED), record(san=san_text(NAMES)), T + HOUR),
+        (request(san=NAMES, san_proved=PROVED), record(san=san_text(NAMES)), T + HOUR),
         (std(), std_record(), T + HOUR),
         (std(), std_record(renew_by=T + 2 * DAY), T + 2 * DAY),
         (std(proved=False, peer_serial=7), std_record(), T + HOUR),
         (std(proved=False, approval_needed=False), std_record(), T + HOUR),
         (std(proved=False, inherit_unproven=True), std_record(), T + HOUR),
-        (std(san=NAMES), std_record(san=to_text(NAMES)), T + HOUR),
-        (std(), std_record(san=to_text(NAMES)), T + HOUR),
+        (std(san=NAMES), std_record(san=san_text(NAMES)), T + HOUR),
+        (std(), std_record(san=san_text(NAMES)), T + HOUR),
         (std(inherit=False), std_record(), T + HOUR),
         (std(), std_record(not_before=T + DAY), T + DAY + HOUR),
         (std(cadence=0), std_record(), 0),
@@ -118,7 +118,7 @@ def test_every_live_state_except_waiting_for_approval_is_renewed(state):
         record(renew_by=0),
         record(no_status=True),
         record(delivered=IN_DOUBT),
-        record(san=to_text(NAMES)),
+        record(san=san_text(NAMES)),
     ],
 )
 def test_a_token_renews_no_certificate_that_is_not_exactly_its_own(old):
@@ -149,7 +149,7 @@ def test_the_standard_authenticator_renews_no_other_kind_key_or_usage(old):
     ],
 )
 def test_a_token_with_other_names_than_the_certificates_gets_a_new_one_and_renews_nothing(asked):
-    assert judged(asked, record(san=to_text(NAMES))) is None
+    assert judged(asked, record(san=san_text(NAMES))) is None
     assert judged(request(san=NAMES, san_proved=PROVED), record()) is None
 
 
@@ -166,7 +166,7 @@ def test_a_token_that_ends_after_the_certificate_gets_a_new_one_and_the_old_one_
 def test_the_one_that_lives_longest_is_renewed():
     old, new = record(serial=1, not_after=T + DAY), record(serial=2)
     assert judged(request(), old, new) == judged(request(), new, old) == Renewed(new, T + HOUR)
-    other = record(serial=3, not_after=T + 60 * DAY, san=to_text(NAMES))
+    other = record(serial=3, not_after=T + 60 * DAY, san=san_text(NAMES))
     assert judged(request(), old, other, new) == Renewed(new, T + HOUR)
     assert judged(request()) is None
 
@@ -187,7 +187,7 @@ def test_the_one_that_lives_longest_is_renewed():
 @pytest.mark.parametrize("state", [VALID, DUE])
 def test_without_proof_nobody_renews_what_needed_an_approval(asked, state):
     with pytest.raises(RequestRefused, match="does not prove that the certificate is yours"):
-        judged(asked, std_record(san=to_text(asked.san)), state=state)
+        judged(asked, std_record(san=san_text(asked.san)), state=state)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_without_proof_nobody_renews_what_needed_an_approval(asked, state):
 )
 def test_a_renewal_swaps_no_names(asked, had, why):
     with pytest.raises(RequestRefused, match=why):
-        judged(std(san=asked), std_record(san=to_text(had)))
+        judged(std(san=asked), std_record(san=san_text(had)))
 
 
 # -- the approval of names ------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ def test_a_renewal_swaps_no_names(asked, had, why):
     ],
 )
 def test_an_approval_is_inherited_with_the_same_names_only(asked, had, inherited):
-    old = std_record(san=to_text(had), state=CertState.EXPIRED)
+    old = std_record(san=san_text(had), state=CertState.EXPIRED)
     assert approved_before(std(san=asked), [old]) is inherited
     assert not approved_before(std(san=asked), [old._replace(approved=False)])
     assert not approved_before(std(san=asked, proved=False), [old])
