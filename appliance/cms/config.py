@@ -19,9 +19,10 @@ from appliance.certs.profiles import KEY_ALGORITHMS
 from appliance.cms.issuing import Rules, UsageRules
 from appliance.cms.options import JWT_FLAGS, OPTIONS, Option
 from appliance.config.duration import Duration
+from appliance.config.keychain_path import refuse_password
 from appliance.config.loader import Document, Settings, default, load_document
 from appliance.config.networks import Networks
-from appliance.config.pva import ServerConfig, refuse_password, resolve_server
+from appliance.config.pva import ServerConfig, resolve_server
 from appliance.config.secret import FilePath, Secret
 from appliance.config.settings import ServerSettings
 from appliance.daemon.logging import faults_of_level
@@ -188,6 +189,14 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
             )
             if not self.inherit_approval:
                 found.append("inherit_approval_unproven has no effect, because inherit_approval is false")
+        if self.certs_require_subscription == "no":
+            renewing = [f"cert_renewal_{usage}" for usage in USAGES if getattr(self, f"cert_renewal_{usage}")]
+            renewing += [f"jwt lifetime of {issuer.name}" for issuer in self.jwt.issuers if issuer.lifetime]
+            if renewing:
+                found.append(
+                    f"{', '.join(renewing)}: no effect, because certs_require_subscription is no: a certificate without status cannot be "
+                    "renewed"
+                )
         found += shared_organizations(self.jwt)
         if self.certs_require_subscription in ("no", "requester"):
             who = "no certificate" if self.certs_require_subscription == "no" else "what a requester asks for"
@@ -206,6 +215,7 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
                     custom_durations=not getattr(self, f"disallow_{usage}_custom_duration"),
                     validity=getattr(self, f"cert_validity_{usage}"),
                     longest=getattr(self, f"cert_validity_longest_{usage}"),
+                    renewal=getattr(self, f"cert_renewal_{usage}"),
                 )
                 for usage in USAGES
             },
@@ -213,6 +223,7 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
             inherit_approval=self.inherit_approval,
             inherit_unproven=self.inherit_approval_unproven,
             raw_pv_names=self.status_extension_form == "raw",
+            san=self.san,
         )
 
 
