@@ -328,7 +328,10 @@ class SharedGet(ChannelRequest):
             return
         self._reused = True
         under_way, self._under_way = self._under_way, {}
+        account = self._upstream
+        account.requests += len(under_way)
         if status.ok and value is not None:
+            size = 0
             for operation in under_way:
                 channel = operation.channel
                 if not channel.rights.read:
@@ -337,7 +340,14 @@ class SharedGet(ChannelRequest):
                 if operation.is_behind:
                     operation.fail(TOO_SLOW)
                     continue
+                channel.owner.allowance.requests += 1
+                outbox = operation.wire.outbox
+                before = outbox.size
                 operation.reply_store(value.store, value.changed)
+                size = outbox.size - before
+                account.ds_tx += size
+            # How many octets came is not known any more; it is what one client was sent, in the same form.
+            account.us_rx += size
         else:
             for operation in under_way:
                 operation.fail(status.message or "the server gave no reason")

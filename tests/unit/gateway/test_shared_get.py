@@ -314,7 +314,7 @@ def test_a_lost_server_is_told() -> None:
     assert reader.answers == ["the server of this PV is lost"]
 
 
-def test_a_value_with_an_any_is_decoded() -> None:
+def test_a_value_with_an_any_is_decoded_and_counted_as_others_are() -> None:
     kind = StructType((("value", ANY),))
     bench = Bench()
     bench.upstream.server.responder.values["d"] = Value(kind)
@@ -322,11 +322,14 @@ def test_a_value_with_an_any_is_decoded() -> None:
     reader = Reader(bench).get()
     bench.run()
     value = Value(kind)
-    value["value"] = 5
+    value["value"] = "x" * 1000
     bench.waiting.pop().reply_value(value.store)
     bench.run()
     (answer,) = reader.answers
-    assert answer.value == 5
+    assert answer.value == "x" * 1000
+    account = bench.upstream
+    assert (account.requests, reader.owner.allowance.requests) == (1, 1)
+    assert 1000 < account.us_rx == account.ds_tx < 1050
 
 
 def test_warnings_pass() -> None:
