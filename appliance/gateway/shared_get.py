@@ -91,6 +91,7 @@ class SharedGet(ChannelRequest):
         "_reused",
         "_seen",
         "_sent_at",
+        "_size",
         "_through",
         "_timer",
         "_under_way",
@@ -128,6 +129,8 @@ class SharedGet(ChannelRequest):
         self._last_big = False
         self._last: bytes | None = None
         """Its last answer, for servers that answer with changes only."""
+        self._size = 0
+        """Octets of the last answer that was decoded."""
         self._sent_at = -holdoff_s
         self._timer: asyncio.TimerHandle | None = None
         self._through = Through(self)
@@ -265,7 +268,7 @@ class SharedGet(ChannelRequest):
             if not channel.rights.read:
                 operation.fail(channel.denial("read"))  # lost since it asked
                 continue
-            if may_be_much and operation.is_behind:
+            if may_be_much and operation.is_behind(len(tail)):
                 operation.fail(TOO_SLOW)
                 continue
             channel.owner.allowance.requests += 1
@@ -331,13 +334,13 @@ class SharedGet(ChannelRequest):
         account = self._upstream
         account.requests += len(under_way)
         if status.ok and value is not None:
-            size = 0
+            size = self._size
             for operation in under_way:
                 channel = operation.channel
                 if not channel.rights.read:
                     operation.fail(channel.denial("read"))
                     continue
-                if operation.is_behind:
+                if operation.is_behind(self._size):
                     operation.fail(TOO_SLOW)
                     continue
                 channel.owner.allowance.requests += 1
@@ -348,6 +351,7 @@ class SharedGet(ChannelRequest):
                 account.ds_tx += size
             # How many octets came is not known any more; it is what one client was sent, in the same form.
             account.us_rx += size
+            self._size = size
         else:
             for operation in under_way:
                 operation.fail(status.message or "the server gave no reason")

@@ -29,7 +29,9 @@ class Reader:
         self.wire = Wire().handshake()
         self.wire.responder.init = self._init  # type: ignore[method-assign]
         self.wire.responder.execute = lambda served, argument: bench.shared.get(served.context)  # type: ignore[method-assign]
-        self.owner = SimpleNamespace(held=None, allowance=SimpleNamespace(requests=0, most_waiting=1 << 26))
+        self.owner = SimpleNamespace(
+            held=None, allowance=SimpleNamespace(requests=0, is_behind=lambda waiting, octets: False)
+        )
         self.operation = self.wire.open("d").operation(c.CMD_GET, request())
         self.wire.pump()
 
