@@ -330,10 +330,11 @@ class OwnRequest(ChannelRequest):
 class OwnField(FieldRequest):
     """A client's question for the type of a PV or of a field (GET_FIELD)."""
 
-    __slots__ = ("asked",)
+    __slots__ = ("_upstream", "asked")
 
     def __init__(self, upstream: Upstream, asked: Operation, field: str) -> None:
         super().__init__(upstream.channel, NOBODY, field)
+        self._upstream = upstream
         self.asked = asked
 
     def field_reply(self, status: Status, kind: TypeDesc | None) -> None:
@@ -343,6 +344,8 @@ class OwnField(FieldRequest):
         if not status.ok:
             self.asked.fail(status.message or "the server gave no reason")
         else:
+            if not self.field:
+                self._upstream.kind = kind
             self.asked.reply_field(kind if kind is not None else StructType(()))
 
     def disconnected(self, why: str, *, moving: bool = False) -> None:
