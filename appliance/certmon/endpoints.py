@@ -45,11 +45,12 @@ async def open_client(
         options: For Context.
 
     Yields:
-        The client. A problem with the keychain is a warning, and the client uses plain TCP.
+        The client. Without a keychain it uses plain TCP.
 
     Raises:
-        KeychainError: There is no usable certificate, and the configuration forbids to continue without one
-            (``on_expiration=shutdown`` or ``standby``, ``tls_required``).
+        KeychainError: The keychain cannot be used, and the configuration does not ask to continue without it
+            (``on_no_keychain=fallback-to-tcp``); or there is no usable certificate, and the configuration forbids to
+            continue without one (``on_expiration=shutdown`` or ``standby``, ``tls_required``).
     """
     config = effective.config if isinstance(effective, Effective) else effective
     check_keychain_set(config.tls_options, config.tls_keychain, "EPICS_PVA_TLS_KEYCHAIN")
@@ -89,13 +90,13 @@ async def open_server(
         options: For Server.
 
     Yields:
-        The server. A problem with the keychain is a warning, and the server uses plain TCP (with ``tls_required``: waits
-        in standby).
+        The server. Without a keychain it uses plain TCP; with ``tls_required`` it waits in standby for one that is missing.
 
     Raises:
-        KeychainError: There is no usable certificate, and the configuration forbids to serve without one
-            (EPICS_PVAS_TLS_STOP_IF_NO_CERT, ``on_expiration=shutdown``), or it has ``tls_required`` and no place for a
-            keychain.
+        KeychainError: The keychain cannot be used, and the configuration does not ask to continue without it
+            (``on_no_keychain=fallback-to-tcp``); or there is no usable certificate, and the configuration forbids to
+            serve without one (EPICS_PVAS_TLS_STOP_IF_NO_CERT, ``on_expiration=shutdown``), or it has ``tls_required``
+            and no place for a keychain.
     """
     config = effective.config if isinstance(effective, Effective) else effective
     if config.tls_options.tls_required and not config.tls_keychain:

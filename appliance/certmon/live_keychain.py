@@ -20,6 +20,7 @@ from appliance.certs.keychain import Keychain, check_keychain, ended_anchor_warn
 from appliance.certs.x509 import shown_id
 from appliance.config.files import read_private
 from appliance.config.pva import ClientConfig, ServerConfig
+from appliance.config.tls_options import TLS_REQUIRED
 from appliance.errors import ConfigurationError, KeychainError
 from appliance.tls.context import StapleCheck, TLSContext, client_context, server_context
 
@@ -125,6 +126,26 @@ class LiveKeychain:
         except KeychainError as error:
             self.trouble = error
             raise
+
+    def refusal(self, trouble: KeychainError) -> KeychainError | None:
+        """Return why this end must not start without its keychain; None if the TLS options say how it goes on.
+
+        Args:
+            trouble: What ``load`` raised.
+        """
+        options = self.config.tls_options
+        if isinstance(self.config, ServerConfig) and self.config.tls_stop_if_no_cert:
+            return trouble
+        if options.on_no_keychain == "fallback-to-tcp":
+            return None
+        if options.tls_required:
+            # A server waits for a file that is not there yet, and serves nobody meanwhile. In all other cases waiting would not help.
+            waits = self.server_side and not os.path.lexists(self.path)
+            return None if waits else KeychainError(f"{trouble}; {TLS_REQUIRED}")
+        return KeychainError(
+            f"{trouble}; without its keychain this {self.usage} does not start: correct the file or its name, or allow plain TCP "
+            "with the TLS option on_no_keychain=fallback-to-tcp"
+        )
 
     def _look(self) -> _Signature | None:
         try:

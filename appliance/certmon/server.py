@@ -56,8 +56,6 @@ class ServerTLSManager(TLSManager):
         identity = self.identity
         trouble = await self.open()
         if trouble is not None:
-            if self._config.tls_stop_if_no_cert:
-                raise trouble
             _log.warning("TLS is not used: %s", trouble)
         mode = self.begin()
         if mode is not Mode.TLS:

@@ -58,12 +58,16 @@ class TLSManager(ABC):
         Waits for the certificate service for a limited time.
 
         Raises:
+            KeychainError: The file cannot be used, and the options do not say how to go on without it.
             CertificateStatusError: No status came and ``on_no_cms=throw`` is set.
         """
         trouble: KeychainError | None = None
         try:
             self.identity.load()
         except KeychainError as error:
+            refusal = self.identity.refusal(error)
+            if refusal is not None:
+                raise refusal from error
             trouble = error
         if self.source is not None:
             self.source.authenticate(self.identity.keychain)

@@ -160,7 +160,7 @@ async def authenticate(
     ``identity`` are the settings that only this authenticator has.
     """
     if options.anchor_file and ";" in options.anchor_file:
-        from appliance.config.pva import refuse_password
+        from appliance.config.keychain_path import refuse_password
 
         refuse_password(
             options.anchor_file, "--trust-anchor", "name a file that has none (PEM, or authnstd -a)"

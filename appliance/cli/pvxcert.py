@@ -196,7 +196,7 @@ def _refuse_passwords(options: argparse.Namespace) -> None:
         *(("cert_id", t) for t in options.targets),
     )
     if any(";" in path for _, path in given):
-        from appliance.config.pva import refuse_password
+        from appliance.config.keychain_path import refuse_password
 
         anchor = "write the trust anchor into a file without a password (authnstd -a)"
         for setting, path in given:

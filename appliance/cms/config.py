@@ -19,9 +19,10 @@ from appliance.certs.profiles import KEY_ALGORITHMS
 from appliance.cms.issuing import Rules, UsageRules
 from appliance.cms.options import JWT_FLAGS, OPTIONS, Option
 from appliance.config.duration import Duration
+from appliance.config.keychain_path import refuse_password
 from appliance.config.loader import Document, Settings, default, load_document
 from appliance.config.networks import Networks
-from appliance.config.pva import ServerConfig, refuse_password, resolve_server
+from appliance.config.pva import ServerConfig, resolve_server
 from appliance.config.secret import FilePath, Secret
 from appliance.config.settings import ServerSettings
 from appliance.daemon.logging import faults_of_level

@@ -346,8 +346,13 @@ def _path(text: str, file: str, environ: Mapping[str, str] | None) -> str:
     path = resolve_reference(text, environ)
     if path is not None or not text or text.startswith(("/", "~")) or file.startswith("<"):
         return path or os.path.expanduser(text)  # noqa: PTH111 - text in, text out
+    # What follows a semicolon is a password, and no path that could be shortened.
+    name, semicolon, password = text.partition(";")
+    if not name.strip():
+        return text
     # Relative to the file that names it, not to the daemon's working directory.
-    return os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(file)), text))  # noqa: PTH100, PTH118, PTH120
+    beside = os.path.join(os.path.dirname(os.path.abspath(file)), name)  # noqa: PTH100, PTH118, PTH120
+    return os.path.normpath(beside) + semicolon + password
 
 
 def _encode(value: Any) -> Any:
@@ -357,7 +362,10 @@ def _encode(value: Any) -> Any:
         if not value:
             return ""
         raise ConfigurationError("a secret that came from no file cannot be written down")
-    if isinstance(value, FilePath | Duration):
+    if isinstance(value, FilePath):
+        name, semicolon, _ = value.partition(";")
+        return f"{name};<password>" if semicolon else str(value)
+    if isinstance(value, Duration):
         return str(value)
     msg = f"{type(value).__name__} cannot be written to a configuration file"
     raise TypeError(msg)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Final, Generic, NamedTuple, NoReturn, Self, TypeVar, dataclass_transform
 
 from appliance.config.address import Endpoint, parse_endpoints
+from appliance.config.keychain_path import refuse_password, split_password
 from appliance.config.secret import Secret, resolve_reference
 from appliance.config.section import Section
 from appliance.config.tls_options import TLSOptions, parse_tls_options
@@ -26,7 +27,6 @@ __all__ = [
     "Effective",
     "ServerConfig",
     "from_variable",
-    "refuse_password",
     "resolve_client",
     "resolve_server",
     "variables",
@@ -47,25 +47,6 @@ def versioned(base: str, name: str) -> str:
     """Return the path of a file below an XDG directory: where it is, or where to make it if it does not exist."""
     paths = [f"{base}/pva/{version}/{name}" for version in DIRECTORY_VERSIONS]
     return next((path for path in paths if os.path.lexists(path)), paths[0])
-
-
-def refuse_password(path: object, setting: str, instead: str = "") -> None:
-    """Refuse ``FILE;PASSWORD``, which other tools read as a keychain and its password.
-
-    The text is never in a message, because the part after the semicolon is a secret. ``instead`` says how to give the
-    password, if there is no setting with the name of ``setting`` and _PWD_FILE.
-
-    Raises:
-        ConfigurationError: ``path`` has a semicolon.
-    """
-    if ";" in str(path):
-        instead = instead or (
-            "put it into a file of its own (chmod 600) and name that file with the setting of the same name and _PWD_FILE"
-        )
-        raise ConfigurationError(
-            f"{setting} names a keychain with a semicolon in it; a password after the file's name is not supported here: "
-            f"{instead}"
-        )
 
 
 _NO_SECRET: Final = Secret()
@@ -540,6 +521,8 @@ class _Resolution:
         self.values: dict[str, Any] = {}
         self.sources: dict[str, str] = {}
         self.warnings: list[str] = []
+        self.behind_name: Secret | None = None
+        """The password of ``FILE;PASSWORD``."""
 
     def run(self, settings: tuple[_Setting, ...], keychain_name: str) -> None:
         self.refuse_unknown(
@@ -550,7 +533,7 @@ class _Resolution:
             if not self.override(setting.key, setting.read):
                 self.from_environment(setting)
             if setting.key == "tls_keychain" and setting.key in self.values:
-                refuse_password(self.values[setting.key], self.sources[setting.key])
+                self.split_keychain()
             if setting.key in _PATHS and setting.key in self.values:
                 self.values[setting.key] = self.expand(self.values[setting.key])
         if "tls_keychain" not in self.values:
@@ -561,6 +544,24 @@ class _Resolution:
             elif keychain_name == "server.p12":
                 self.values["tls_keychain_default"] = path
         self.password(next(setting.variables for setting in settings if setting.key == "tls_keychain"))
+
+    def split_keychain(self) -> None:
+        """Take the password out of ``FILE;PASSWORD`` at once, so that nothing shows it later."""
+        key = "tls_keychain"
+        source = self.sources[key]
+        if source == "argument":
+            # Arguments are often those of a command line, which every user of the machine can read.
+            refuse_password(self.values[key], source)
+        in_file = source not in self.environ
+        try:
+            self.values[key], self.behind_name = split_password(self.values[key], key if in_file else source)
+        except ConfigurationError as error:
+            raise self.fault(str(error), key, source) if in_file else error from None
+        if in_file and self.behind_name is not None:
+            self.warnings.append(
+                f"{source}: the keychain's password is in a configuration file; put it into a file of its own (chmod 600) "
+                f"and name that with {_PASSWORD}"
+            )
 
     def refuse_unknown(self, known: set[str]) -> None:
         for key in self.given:
@@ -592,7 +593,9 @@ class _Resolution:
         try:
             self.values[key] = read(raw)
         except ValueError as error:
-            why = str(error) if isinstance(error, _Partial) else f"{error}, not {raw!r}"
+            # The value of a keychain may hold its password.
+            shown = "" if key == "tls_keychain" else f", not {raw!r}"
+            why = str(error) if isinstance(error, _Partial) else f"{error}{shown}"
             raise self.fault(why, key, source) from error
         self.sources[key] = source
         return True
@@ -611,6 +614,8 @@ class _Resolution:
             self.warnings += [f"{name}: {fault}" for fault in error.faults]
             value = error.usable
         except ValueError as error:
+            if setting.key == "tls_keychain":
+                raise ConfigurationError(str(error), key=name) from None
             self.warnings.append(f"{name}={raw!r} ignored: {error}; the default is used")
             return
         self.values[setting.key], self.sources[setting.key] = value, name
@@ -618,6 +623,9 @@ class _Resolution:
     def password(self, keychain_variables: tuple[str, ...]) -> None:
         key = "tls_keychain_password"
         self.sources[key] = "default"
+        if self.behind_name is not None:
+            self.take_password_behind_name(keychain_variables)
+            return
         if self.override(_PASSWORD, _text):
             path, source = self.values.pop(_PASSWORD), self.sources.pop(_PASSWORD)
             if not path:
@@ -644,6 +652,19 @@ class _Resolution:
             self.warnings.append(secret.finding)
         self.values[key], self.sources[key] = secret, source
 
+    def take_password_behind_name(self, keychain_variables: tuple[str, ...]) -> None:
+        source = self.sources["tls_keychain"]
+        names = (source,) if source in keychain_variables else keychain_variables
+        others = [f"{name}_PWD_FILE" for name in names if self.environ.get(f"{name}_PWD_FILE")]
+        if self.override(_PASSWORD, _text):
+            del self.values[_PASSWORD]
+            others.insert(0, self.sources.pop(_PASSWORD))
+        if others:
+            self.warnings.append(
+                f"{others[0]} has no effect: {source} has a password after the keychain's name, and that one is used"
+            )
+        self.values["tls_keychain_password"], self.sources["tls_keychain_password"] = self.behind_name, source
+
     def expand(self, path: str) -> str:
         if path == "~" or path.startswith("~/"):
             return (self.environ.get("HOME") or self.home) + path[1:]
@@ -660,11 +681,9 @@ class _Resolution:
             os.stat(path)  # noqa: PTH116 - pathlib costs start-up time
         except (FileNotFoundError, NotADirectoryError):
             return False
-        except OSError as error:
-            self.warnings.append(
-                f"{path}: cannot be read ({error.strerror}); continuing without a keychain, over plain TCP"
-            )
-            return False
+        except OSError:
+            # Nobody knows whether there is one. Whoever opens it hears why, and does not go on without it.
+            return True
         return True
 
     def fault(self, why: str, key: str, source: str) -> ConfigurationError:

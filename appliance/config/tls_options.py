@@ -16,6 +16,7 @@ _CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "client_cert": ("optional", "require"),
     "on_expiration": ("fallback-to-tcp", "shutdown", "standby"),
     "on_no_cms": ("fallback-to-tcp", "throw"),
+    "on_no_keychain": ("fallback-to-tcp", "throw"),
 }
 _FLAGS: Final = ("no_revocation_check", "no_stapling", "tls_required")
 # A flag without a value, or with an empty one, is set: until now people had to write "no_revocation_check=".
@@ -34,6 +35,9 @@ class TLSOptions(NamedTuple):
     """What to do after our own certificate has expired and no new one came in time."""
     on_no_cms: Literal["fallback-to-tcp", "throw"] = "fallback-to-tcp"
     """What to do if the CMS does not give the certificate's status."""
+    on_no_keychain: Literal["fallback-to-tcp", "throw"] = "throw"
+    """What to do at the start if there should be a keychain and it cannot be used. Our own option: the reference
+    implementations do not know it."""
     no_revocation_check: bool = False
     """Whether certificates are used without asking for their status."""
     no_stapling: bool = False
@@ -52,6 +56,8 @@ class TLSOptions(NamedTuple):
         words.append(f"on_expiration={self.on_expiration}")
         words += [flag for flag in _FLAGS if getattr(self, flag)]
         words.append(f"on_no_cms={self.on_no_cms}")
+        if self.on_no_keychain != "throw":
+            words.append(f"on_no_keychain={self.on_no_keychain}")
         return " ".join(words)
 
     def __str__(self) -> str:

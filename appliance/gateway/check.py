@@ -76,9 +76,10 @@ def borrowed_keychains(sides: Sides) -> list[str]:
 
 
 def _check_keychains(sides: Sides) -> list[str]:
-    """Read the keychains of all sides, and return a sentence for each that cannot be used; blocks.
+    """Read the keychains of all sides, and return a sentence for each that the gateway does without; blocks.
 
-    A side whose keychain cannot be used goes on without one, or waits for one, as its TLS options say: so this is a warning.
+    Raises:
+        ConfigurationError: The gateway would not start without a keychain that cannot be used.
     """
     from appliance.certmon.live_keychain import LiveKeychain
 
@@ -89,8 +90,13 @@ def _check_keychains(sides: Sides) -> list[str]:
     ]
     for name, config in settings:
         if config.tls_keychain:
+            keychain = LiveKeychain(config)
             try:
-                LiveKeychain(config).load()
+                keychain.load()
             except KeychainError as error:
+                refusal = keychain.refusal(error)
+                if refusal is not None:
+                    key = f"{name}.pva.tls_keychain"
+                    raise ConfigurationError(str(refusal), key=key) from error
                 warnings.append(f"{name}: {error}")
     return warnings

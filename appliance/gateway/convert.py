@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from appliance.config.keychain_path import refuse_password
 from appliance.config.loader import inline
-from appliance.config.section import Path
+from appliance.config.section import Path, dotted
 from appliance.gateway.p4p_json import Loaded
 
 __all__ = ["converted"]
@@ -42,6 +43,13 @@ def _lines(tree: Mapping[str, Any], path: Path, notes: Mapping[Path, list[str]])
             yield f"{blank}{inline(key)}:"
             yield from _lines(value, place, notes)
         else:
+            if key == "tls_keychain":
+                refuse_password(
+                    value,
+                    dotted(place) or key,
+                    "put it into a file of its own (chmod 600), write the keychain alone here, and name the password's file "
+                    "with EPICS_PVA_TLS_KEYCHAIN_PWD_FILE or EPICS_PVAS_TLS_KEYCHAIN_PWD_FILE beside it",
+                )
             yield f"{blank}{inline(key)}: {inline(value)}"
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 from appliance.config import loader
 from appliance.config.hints import unknown
-from appliance.config.pva import from_variable, refuse_password
+from appliance.config.pva import from_variable
 from appliance.config.section import Path, dotted
 from appliance.errors import ConfigurationError
 from appliance.gateway.config import GatewayConfig, Sides, resolve_sides
@@ -394,18 +394,15 @@ class _Translation:
             self._setting(side, "tls_keychain", self._text(item["tls_keychain"], where), where)
 
     def _setting(self, side: Path, key: str, value: Any, where: Path) -> None:
-        if key == "tls_keychain":
-            try:
-                refuse_password(value, str(where[-1]))
-            except ConfigurationError as error:
-                self._refuse(error.why, where)
         self._put((*side, "pva", key), value, where)
 
     def _read(self, variable: str, text: str, where: Path, *, client: bool) -> tuple[str, Any] | None:
         try:
             return from_variable(variable, text, client=client)
         except ValueError as error:
-            self._refuse(f"{error}, not {text[:80]!r}", where)
+            # The value of a keychain may hold its password.
+            shown = "" if "KEYCHAIN" in variable else f", not {text[:80]!r}"
+            self._refuse(f"{error}{shown}", where)
 
     def _variables(self, item: Mapping[str, Any], place: Path, side: Path, *, client: bool) -> None:
         """Take keys that are named like variables; for a server EPICS_PVAS_* goes before EPICS_PVA_*."""

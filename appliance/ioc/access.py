@@ -243,6 +243,9 @@ class FieldAccess:
             config = config._replace(
                 tls_keychain=self._config.tls_keychain,
                 tls_keychain_password=self._config.tls_keychain_password,
+                tls_options=config.tls_options._replace(
+                    on_no_keychain=self._config.tls_options.on_no_keychain
+                ),
             )
         if self._inputs_require_tls and not config.tls_keychain:
             _log.error(

@@ -297,7 +297,9 @@ def _moved(config: ServerConfig, folder: str) -> ServerConfig:
     for name in _PATHS:
         value = os.environ.get(name)
         if value:
-            os.environ[name] = os.path.abspath(value)  # noqa: PTH100 - text in, text out
+            # FILE;PASSWORD: the password is no path.
+            path, semicolon, password = value.partition(";")
+            os.environ[name] = os.path.abspath(path) + semicolon + password  # noqa: PTH100 - text in, text out
     paths: dict[str, Any] = {
         field: os.path.abspath(value)  # noqa: PTH100
         for field in ("tls_keychain", "tls_keylog_file", "status_cache_dir", "tls_keychain_default")

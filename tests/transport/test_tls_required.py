@@ -127,6 +127,15 @@ async def test_a_client_whose_keychain_is_missing_ends_with_the_reason(tmp_path)
             pass
 
 
+async def test_a_server_whose_keychain_cannot_be_read_ends_with_the_reason(tmp_path):
+    """Only a file that is not there yet is worth to wait for."""
+    file = tmp_path / "server.p12"
+    file.touch(0o600)
+    with pytest.raises(KeychainError, match=r"server\.p12.*tls_required"):
+        async with open_server(server_config(file, ALONE)):
+            pass
+
+
 async def test_a_server_waits_for_its_keychain_and_answers_nobody_meanwhile(tmp_path):
     file = tmp_path / "server.p12"
     async with (

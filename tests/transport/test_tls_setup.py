@@ -170,12 +170,57 @@ async def test_a_password_opens_the_keychain(tmp_path):
         assert server.tls_port
 
 
-async def test_a_wrong_password_leaves_plain_tcp_and_a_warning_without_the_password(tmp_path, caplog):
-    file = write_keychain(tmp_path / "server.p12", S.server, PASSWORD)
-    config = server_config(file, tls_keychain_password=Secret("Sesame"))
-    async with open_server(config) as server:
+def unusable(directory, what, keychain):
+    """Return the path of a keychain that cannot be used, and the password for it."""
+    file = directory / "own.p12"
+    if what == "wrong password":
+        return write_keychain(file, keychain, PASSWORD), Secret("Sesame")
+    if what == "rubbish":
+        return replace_file(file, b"\x30\x82 rubbish"), Secret()
+    if what == "directory":
+        file.mkdir()
+    return file, Secret()
+
+
+UNUSABLE = pytest.mark.parametrize("what", ["wrong password", "rubbish", "directory", "missing"])
+
+
+@UNUSABLE
+@pytest.mark.parametrize("side", ["client", "server"])
+async def test_a_keychain_that_cannot_be_used_ends_client_and_server_with_one_sentence(
+    tmp_path, caplog, what, side
+):
+    file, password = unusable(tmp_path, what, S.server if side == "server" else S.client)
+    more = {"tls_keychain_password": password}
+    opened = (
+        open_server(server_config(file, **more))
+        if side == "server"
+        else open_client(client_config(1, keychain=file, **more))
+    )
+    with pytest.raises(KeychainError, match=f"{side} does not start.*on_no_keychain=fallback-to-tcp") as told:
+        async with opened:
+            pass
+    said = str(told.value)
+    assert said.startswith(f"{file}: ")
+    assert said.count(str(file)) == 1
+    assert "\n" not in said
+    assert "Sesame" not in caplog.text + said
+
+
+@UNUSABLE
+async def test_plain_tcp_without_the_keychain_must_be_asked_for_and_is_a_warning(tmp_path, caplog, what):
+    (tmp_path / "c").mkdir()
+    (tmp_path / "s").mkdir()
+    server_file, password = unusable(tmp_path / "s", what, S.server)
+    client_file, _ = unusable(tmp_path / "c", what, S.client)
+    more = {"tls_keychain_password": password, "tls_options": "on_no_keychain=fallback-to-tcp"}
+    async with (
+        open_server(server_config(server_file, **more), prepare=Seen().prepare) as server,
+        open_client(client_config(server, keychain=client_file, **more)) as context,
+    ):
         assert server.tls is None
-    assert "password is wrong" in caplog.text
+        assert not (await context.info("pv")).peer.is_tls
+    assert caplog.text.count("TLS is not used: ") == 2
     assert "Sesame" not in caplog.text
 
 
@@ -365,7 +410,7 @@ async def test_a_replacement_that_cannot_be_used_leaves_the_old_keychain(tmp_pat
 
 async def test_a_keychain_that_appears_later_is_taken_into_use(tmp_path):
     file = tmp_path / "server.p12"
-    async with open_server(server_config(file)) as server:
+    async with open_server(server_config(file, "on_no_keychain=fallback-to-tcp")) as server:
         assert server.tls is None
         replace_keychain(file, S.server)
         await until(lambda: server.tls_port)

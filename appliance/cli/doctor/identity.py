@@ -107,7 +107,7 @@ def check_keychain(effective: Effective[Any], report: Report, role: str) -> Keyc
         report.problem(
             "keychain",
             f"{path}: {error.strerror}",
-            f"this path comes from {source}; without its keychain the {role} speaks plain TCP",
+            f"this path comes from {source}; {_without_keychain(config, role)}",
             f"correct the path, or {_REQUEST}",
         )
         return None
@@ -138,13 +138,21 @@ def check_keychain(effective: Effective[Any], report: Report, role: str) -> Keyc
         report.problem(
             "password" if secret else "keychain",
             f"{path}: {what}",
-            named if secret else f"such a keychain is not used: the {role} speaks plain TCP",
+            named if secret else _without_keychain(config, role),
             remedy or f"restore the file from its backup, or {_REQUEST}",
         )
         return None
     report.ok("keychain", f"{path} ({source})")
     report.ok("password", "opens the keychain" if password else "none needed")
     return keychain
+
+
+def _without_keychain(config: ClientConfig | ServerConfig, role: str) -> str:
+    if config.tls_options.tls_required:
+        return f"without its keychain the {role} connects nowhere"
+    if config.tls_options.on_no_keychain == "fallback-to-tcp":
+        return f"without its keychain the {role} speaks plain TCP"
+    return f"without its keychain the {role} does not start"
 
 
 def _check_permissions(path: str, status: os.stat_result, report: Report) -> None:

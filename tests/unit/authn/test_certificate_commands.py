@@ -126,7 +126,7 @@ def never_zero(capsys, monkeypatch, arguments, **environ):
         (["-a"], {}),
         ([], {"EPICS_PVA_AUTH_ISSUER": "zz"}),
         ([], {"EPICS_PVA_AUTH_CERT_VALIDITY_MINS": "soon"}),
-        ([], {"EPICS_PVA_TLS_KEYCHAIN": "/x.p12;secret"}),
+        ([], {"EPICS_PVA_TLS_KEYCHAIN": ";secret"}),
         ([], {"EPICS_PVA_TLS_KEYCHAIN": "/"}),
     ],
     ids=["option", "choice", "force", "anchor", "issuer", "duration", "password", "directory"],

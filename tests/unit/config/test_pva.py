@@ -445,8 +445,7 @@ def test_each_file_of_a_service_stays_where_it_is(tmp_path):
     assert config.tls_keychain == f"{tmp_path}/pva/1.3/pvacms.p12"
 
 
-@pytest.mark.parametrize("where", ["environment", "argument", "yaml"])
-@pytest.mark.parametrize(
+WITH_PASSWORD = pytest.mark.parametrize(
     ("resolve", "variable", "more"),
     [
         (client, "EPICS_PVA_TLS_KEYCHAIN", {}),
@@ -455,18 +454,92 @@ def test_each_file_of_a_service_stays_where_it_is(tmp_path):
         (server, "EPICS_PVACMS_TLS_KEYCHAIN", {"cms": True}),
     ],
 )
-def test_a_password_behind_the_keychains_name_is_refused_and_not_repeated(resolve, variable, more, where):
-    value = "/home/u/client.p12;secret"
-    calls = {
-        "environment": lambda: resolve({variable: value}, **more),
-        "argument": lambda: resolve({}, {"tls_keychain": value}, **more),
-        "yaml": lambda: resolve({}, None, {"tls_keychain": value}, **more),
-    }
+
+
+def everything_shown(effective):
+    return "\n".join([effective.render(), effective.explain(), repr(effective.config), *effective.warnings])
+
+
+@WITH_PASSWORD
+@pytest.mark.parametrize("secret", ["geheim", "ge;heim", " ge//heim/../", ""])
+def test_a_variable_may_hold_the_keychain_and_its_password_which_nothing_shows(
+    resolve, variable, more, secret
+):
+    """As PVXS (src/config.cpp) and Phoebus (SecureSockets) read it: the first semicolon is the border."""
+    found = resolve({variable: f"/home/u/client.p12;{secret}"}, **more)
+    assert found.config.tls_keychain == "/home/u/client.p12"
+    assert found.config.tls_keychain_password.reveal() == secret
+    assert found.sources["tls_keychain_password"] == variable
+    assert found.warnings == []
+    shown = everything_shown(found)
+    assert "heim" not in shown
+    assert ("<password read>" in shown) is bool(secret)
+
+
+@WITH_PASSWORD
+def test_a_password_file_beside_a_password_behind_the_name_has_no_effect_and_that_is_said(
+    tmp_path, resolve, variable, more
+):
+    write_private(tmp_path / "pwd", b"other\n")
+    found = resolve({variable: "/k.p12;geheim", f"{variable}_PWD_FILE": str(tmp_path / "pwd")}, **more)
+    assert found.config.tls_keychain_password.reveal() == "geheim"
+    (warning,) = found.warnings
+    assert warning.startswith(f"{variable}_PWD_FILE has no effect")
+    assert "geheim" not in everything_shown(found)
+
+
+def test_a_password_in_a_configuration_file_is_read_with_a_warning(tmp_path):
+    found = client({}, None, {"tls_keychain": "/home/u/client.p12;geheim"})
+    assert found.config.tls_keychain == "/home/u/client.p12"
+    assert found.config.tls_keychain_password.reveal() == "geheim"
+    (warning,) = found.warnings
+    assert "tls_keychain_pwd_file" in warning
+    assert "geheim" not in everything_shown(found)
+    write_private(tmp_path / "pwd", b"other\n")
+    both = {"tls_keychain": "/k.p12;geheim", "tls_keychain_pwd_file": str(tmp_path / "pwd")}
+    found = client({}, None, both)
+    assert found.config.tls_keychain_password.reveal() == "geheim"
+    assert "has no effect" in found.warnings[-1]
+
+
+@pytest.mark.parametrize("resolve", [client, server])
+def test_an_argument_with_a_password_is_refused_and_not_repeated(resolve):
+    """Arguments are often those of a command line, and every user can list the processes."""
     with pytest.raises(ConfigurationError, match="semicolon") as caught:
-        calls[where]()
+        resolve({}, {"tls_keychain": "/home/u/client.p12;geheim"})
     assert "_PWD_FILE" in str(caught.value)
-    assert "secret" not in repr(caught.value)
-    assert where != "environment" or variable in str(caught.value)
+    assert "geheim" not in repr(caught.value)
+
+
+@pytest.mark.parametrize("where", ["environment", "yaml"])
+@pytest.mark.parametrize("value", [";geheim", " ;geheim"])
+def test_a_password_without_a_keychain_is_refused_and_not_repeated(where, value):
+    with pytest.raises(ConfigurationError, match="FILE;PASSWORD") as caught:
+        if where == "yaml":
+            client({}, None, {"tls_keychain": value})
+        else:
+            client({"EPICS_PVA_TLS_KEYCHAIN": value})
+    assert "geheim" not in repr(caught.value)
+
+
+def test_a_password_behind_a_relative_path_in_a_file_stays_as_it_is(tmp_path):
+    class Root(Settings, frozen=True, kw_only=True):
+        pva: ClientSettings = ClientSettings()
+
+    text = "pva: {tls_keychain: 'keys/../c.p12;a//b/../c'}\n"
+    read = loads_document(text, Root, file=str(tmp_path / "x.yml"))
+    assert read.value.pva.tls_keychain == f"{tmp_path}/c.p12;a//b/../c"
+
+
+def test_a_default_keychain_that_nobody_may_look_for_is_not_taken_for_absent(tmp_path, monkeypatch):
+    """Whoever opens it hears why; plain TCP is for those who have none."""
+
+    def refuse(path, **_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(pva.os, "stat", refuse)
+    found = client({"XDG_CONFIG_HOME": str(tmp_path)})
+    assert found.config.tls_keychain == f"{tmp_path}/pva/1.5/client.p12"
 
 
 def test_an_empty_password_file_is_warned_about(tmp_path):

@@ -28,6 +28,9 @@ DEFAULTS = "on_expiration=fallback-to-tcp on_no_cms=fallback-to-tcp"
     ("tls_required=yes", {"tls_required": True},
      "on_expiration=fallback-to-tcp tls_required on_no_cms=fallback-to-tcp"),
     ("tls_required=no", {}, DEFAULTS),
+    ("on_no_keychain=throw", {}, DEFAULTS),
+    ("on_no_keychain=fallback-to-tcp", {"on_no_keychain": "fallback-to-tcp"},
+     f"{DEFAULTS} on_no_keychain=fallback-to-tcp"),
     (" no_stapling\tclient_cert=require\n", {"no_stapling": True, "client_cert": "require"},
      "client_cert=require on_expiration=fallback-to-tcp no_stapling on_no_cms=fallback-to-tcp"),
 ])  # fmt: skip
@@ -42,7 +45,7 @@ def test_the_words_and_how_they_are_printed(text, changed, rendered):
 
 
 @pytest.mark.parametrize("word", [
-    "client_cert", "client_cert=", "client_cert=requrie", "on_expiration", "on_no_cms=shutdown", "no_stapling=maybe",
+    "client_cert", "client_cert=", "client_cert=requrie", "on_expiration", "on_no_cms=shutdown", "on_no_keychain", "on_no_keychain=tcp", "no_stapling=maybe",
     "no_revocation_check=maybe", "colour=red", "=", "=x",
 ])  # fmt: skip
 def test_what_is_not_understood_is_named_and_the_rest_counts(word):

@@ -16,6 +16,7 @@ from p4p import gw
 from appliance.errors import ConfigurationError
 from appliance.gateway.daemon import main
 from appliance.gateway.options import level, log_as, parser
+from tests.helpers.pki import site, write_keychain
 from tests.unit.gateway.test_p4p_json import SMALL
 
 CONFIG = {**SMALL, "servers": [{"name": "s", "clients": ["c"], "access": "a.acf", "pvlist": "p.pvlist"}]}
@@ -109,7 +110,8 @@ def test_a_missing_file_is_said_with_the_line_and_the_key_that_name_it(
 def test_a_client_side_with_its_user_s_own_keychain_is_a_warning(files, capsys, monkeypatch, given, warned):
     own = files / "pva" / "1.5" / "client.p12"
     own.parent.mkdir(parents=True)
-    own.write_bytes(b"not read for this")
+    for path in (own, files / "own.p12"):
+        write_keychain(path, site().client)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(files))
     (files / "gw.yml").write_text(
         f"clients: {{c: {{pva: {{auto_addr_list: false{given}}}}}}}\nservers: {{s: {{clients: [c]}}}}\n"
@@ -133,17 +135,54 @@ def test_what_is_probably_not_meant_is_a_warning(files, capsys):
     assert "there is no access security file: everybody may write them" in capsys.readouterr().err
 
 
-def test_a_keychain_that_cannot_be_used_is_a_warning(files, capsys):
-    text = f"clients: {{c: {{pva: {{tls_keychain: {files}/no.p12}}}}}}\nservers: {{s: {{clients: [c]}}}}\n"
-    (files / "gw.yml").write_text(text)
-    assert main(["--config", str(files / "gw.yml"), "--check-config"]) == 0
-    assert f"Warning: clients.c: {files}/no.p12" in capsys.readouterr().err
+@pytest.mark.parametrize("side", ["clients.c", "servers.s"])
+@pytest.mark.parametrize("asked_for", [False, True])
+def test_a_keychain_that_cannot_be_used_is_an_error_unless_plain_tcp_is_asked_for(
+    files, capsys, side, asked_for
+):
+    options = ", tls_options: on_no_keychain=fallback-to-tcp" if asked_for else ""
+    pva = f"pva: {{tls_keychain: {files}/no.p12{options}}}"
+    client, server = (pva, "") if side == "clients.c" else ("", pva)
+    (files / "gw.yml").write_text(
+        f"clients: {{c: {{{client}}}}}\nservers: {{s: {{clients: [c], {server}}}}}\n"
+    )
+    status = main(["--config", str(files / "gw.yml"), "--check-config"])
+    said = capsys.readouterr().err
+    if asked_for:
+        assert status == 0
+        assert f"Warning: {side}: {files}/no.p12" in said
+        return
+    assert status == 1
+    line = 1 if side == "clients.c" else 2
+    assert said.startswith(f"Error: {files}/gw.yml:{line}: {side}.pva.tls_keychain: {files}/no.p12: ")
+    assert "on_no_keychain=fallback-to-tcp" in said
+
+
+@pytest.mark.parametrize("side", ["clients.c", "servers.s"])
+def test_a_gateway_does_not_start_without_a_keychain_that_is_named(files, side):
+    pva = f"pva: {{tls_keychain: {files}/no.p12}}"
+    client, server = (pva, "") if side == "clients.c" else ("", pva)
+    (files / "gw.yml").write_text(
+        f"clients: {{c: {{{client}}}}}\nservers: {{s: {{clients: [c], {server}}}}}\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-m", "appliance.gateway.daemon", str(files / "gw.yml")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.count(f"{files}/no.p12") == 1, ended.stderr
+    assert "does not start" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 @pytest.mark.parametrize(("pvlist", "warned"), [("A.* ALLOW\n", True), ("A.* ALLOW\nCERT:.* ALLOW\n", False)])
 def test_a_pv_list_that_hides_the_status_of_certificates_is_a_warning(files, capsys, pvlist, warned):
     (files / "p.pvlist").write_text(pvlist)
-    text = "clients: {c: {pva: {tls_keychain: no.p12}}}\nservers: {s: {clients: [c], pvlist: p.pvlist}}\n"
+    write_keychain(files / "own.p12", site().client)
+    text = "clients: {c: {pva: {tls_keychain: own.p12}}}\nservers: {s: {clients: [c], pvlist: p.pvlist}}\n"
     (files / "gw.yml").write_text(text)
     assert main(["-T", str(files / "gw.yml")]) == 0
     assert ("servers.s: the PV list denies CERT:STATUS:" in capsys.readouterr().err) is warned

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from p4p import gw
 
+from appliance.config import loader
 from appliance.errors import ConfigurationError
+from appliance.gateway.convert import converted
 from appliance.gateway.p4p_json import Loaded, load_config
 
 TWO_NETWORKS = """
@@ -181,6 +183,27 @@ def test_variables_as_keys_mean_what_they_mean_to_pvxs(tmp_path):
     assert any(key.endswith("MAX_ARRAY_BYTES") and "no effect" in text for key, text in texts)
 
 
+@pytest.mark.parametrize(
+    ("client", "server"),
+    [
+        ({"tls_keychain": "c.p12;geheim"}, {"tls_keychain": "/s.p12;geheim"}),
+        ({"EPICS_PVA_TLS_KEYCHAIN": "c.p12;geheim"}, {"EPICS_PVAS_TLS_KEYCHAIN": "/s.p12;geheim"}),
+    ],
+)
+def test_a_password_behind_a_keychain_is_read_and_shown_by_nothing(tmp_path, client, server):
+    loaded = load(tmp_path, changed(client, server))
+    sides = loaded.sides(environ={})
+    found = [sides.clients["c"], sides.servers["s"]]
+    assert [one.config.tls_keychain for one in found] == [f"{tmp_path}/c.p12", "/s.p12"]
+    assert [one.config.tls_keychain_password.reveal() for one in found] == ["geheim", "geheim"]
+    shown = [one.explain() for one in found] + [one.render() for one in found] + [loader.dump(loaded.config)]
+    shown += [warning for one in found for warning in one.warnings] + loaded.warnings
+    assert "geheim" not in "\n".join(shown)
+    with pytest.raises(ConfigurationError, match="semicolon") as caught:
+        converted(loaded)
+    assert "geheim" not in str(caught.value)
+
+
 def test_the_keychain_key_of_p4p_with_tls_is_taken_on_either_side(tmp_path):
     config = load(tmp_path, changed({"tls_keychain": "c.p12"}, {"tls_keychain": "/s.p12"})).config
     assert config.clients["c"].pva.tls_keychain == f"{tmp_path}/c.p12"
@@ -292,7 +315,7 @@ FAULTS = [
     ({"server": {"getholdoff": 1e9}}, "servers[0].getholdoff", "3600"),
     ({"server": {"statusprefix": None}}, "servers[0].statusprefix", "expected text, not null"),
     ({"server": {"access": 1}}, "servers[0].access", "expected text"),
-    ({"server": {"EPICS_PVAS_TLS_KEYCHAIN": "k.p12;secret"}}, "servers[0].EPICS_PVAS_TLS_KEYCHAIN", "semicolon"),
+    ({"server": {"EPICS_PVAS_TLS_KEYCHAIN": ";secret"}}, "servers[0].EPICS_PVAS_TLS_KEYCHAIN", "FILE;PASSWORD"),
     ({"clients": {}}, "clients", "expected a list, not an object"),
     ({"servers": [1]}, "servers[0]", "expected an object, not a number"),
     ({"clients": [{}], "servers": []}, "clients[0]", "missing: name"),
