@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
-__all__ = ["MAX_KEYS", "RateLimiter", "peer_key", "retry_sentence"]
+__all__ = ["MAX_KEYS", "RateLimiter", "SharedLimiter", "peer_key", "retry_sentence"]
 
 MAX_KEYS: Final = 10_000
 """Number of buckets that one limiter keeps; a new key replaces the least recently used one."""
@@ -59,6 +59,22 @@ class RateLimiter:
 
     def _missing(self, level: float) -> float:
         return 0.0 if level >= 1.0 else (1.0 - level) / self._rate
+
+
+class SharedLimiter(RateLimiter):
+    """A limit for each key, and one for all of them together (`overall`)."""
+
+    __slots__ = ("_overall",)
+
+    def __init__(
+        self, per_minute: float, burst: int, *, clock: Callable[[], float], overall: RateLimiter
+    ) -> None:
+        super().__init__(per_minute, burst, clock=clock)
+        self._overall = overall
+
+    def take(self, key: str) -> float:
+        """Take one from both limits: 0.0 when allowed, else the seconds until the next one is. A refusal takes nothing."""
+        return self.wait(key) or self._overall.take("") or super().take(key)
 
 
 def retry_sentence(wait_s: float) -> str:

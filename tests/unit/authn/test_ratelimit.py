@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.authn.ratelimit import RateLimiter, peer_key, retry_sentence
+from appliance.authn.ratelimit import RateLimiter, SharedLimiter, peer_key, retry_sentence
 from tests.helpers.tokens import Clock
 
 
@@ -22,6 +22,16 @@ def test_a_burst_then_the_sustained_rate() -> None:
     assert limiter.take("a") == 0
     clock.now += 1000
     assert [limiter.take("a") for _ in range(4)] == [0, 0, 0, 1]
+
+
+def test_a_limit_for_all_together_beside_that_for_each_and_a_refusal_takes_nothing() -> None:
+    clock = Clock()
+    limiter = SharedLimiter(60, 2, clock=clock, overall=RateLimiter(120, 3, clock=clock))
+    assert [limiter.take("a") for _ in range(4)] == [0, 0, 1, 1], "its own limit"
+    assert [limiter.take(key) for key in "bcb"] == [0, 0.5, 0.5], "that of all"
+    clock.now += 0.5
+    assert [limiter.take(key) for key in "bc"] == [0, 0.5]
+    assert [SharedLimiter(0, 1, clock=clock, overall=RateLimiter(60, 2, clock=clock)).take("a")] == [0]
 
 
 def test_zero_switches_it_off() -> None:
