@@ -19,7 +19,7 @@ from appliance.cms.service import CertificateService
 from appliance.cms.store import CertRecord, Transaction
 from appliance.pva.typed import encode_typed
 from appliance.pvdata import Value
-from bench import revocation, tokens
+from bench import hints, revocation, tokens
 from bench.servers import NAMES, running
 from bench.table import Row, alternate
 from bench.wire import calls, first_get, get_latency, pipelined_gets
@@ -40,6 +40,7 @@ def run() -> Iterator[Row]:
                 yield from requests(process, issuer, folder)
                 yield from status(process)
                 yield from closing(process, folder)
+    yield from renewals_due()
     yield Row(
         f"cms: time to READY with {CERTIFICATES:,} certificates",
         ready(),
@@ -214,6 +215,19 @@ def closing(process: Process, folder: Path) -> Iterator[Row]:
         for part, seconds in figures.items():
             what = f"cms: {whose} certificate revoked to closed, {part} of {len(times)}"
             yield Row(what, seconds, 0, "s", 0, less_is_better=True, goal=1)
+
+
+# -- hints -------------------------------------------------------------------------------------------
+
+
+def renewals_due() -> Iterator[Row]:
+    with tempfile.TemporaryDirectory() as name:
+        seen = hints.measure(Path(name))
+    what = f"cms: {hints.CERTIFICATES:,} hints of one second, to the last"
+    yield Row(what, seen.seconds, 0, "s", 0, less_is_better=True, goal=2)
+    yield Row(
+        "cms: status GETs meanwhile", seen.gets, seen.gets_before, "GET/s", 0.5, peer_name="before the hints"
+    )
 
 
 # -- start -------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The certificate creation request and its answer, as CERT:CREATE takes and gives them. Both ends use this module.
 
-Source: SPVA specification 9.1 and 9.2; peers of 2025 and 2026 send the same fields in the same order.
+Source: SPVA specification 9.1 and 9.2; peers of 2025 and 2026 send the same fields in the same order. What is not theirs,
+such as ``time_zone``, follows at the end, in a request only if it is used.
 """
 
 from __future__ import annotations
@@ -9,11 +10,22 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from appliance.authn.proof import MAX_PROOF, PROOF_FIELD
-from appliance.certs.san import San
+from appliance.certmon.wire_arrays import (
+    MAX_SHOWN_NAMES,
+    SAN_ARRAY,
+    SCHEDULE_ARRAY,
+    read_rows,
+    read_schedule,
+    read_zone,
+    san_array,
+    schedule_array,
+)
+from appliance.certs.san import MOST_NAMES, San, canonical, read_san
 from appliance.certs.schedule import Window
 from appliance.certs.status import CertState, parse_state
-from appliance.errors import PVDataError, RemoteError, RequestRefused
-from appliance.pvdata.nt import ALARM, NTEnum
+from appliance.config.zones import time_zone
+from appliance.errors import ConfigurationError, PVDataError, RemoteError, RequestRefused
+from appliance.pvdata.nt import ALARM, ENUM, TIME, NTEnum
 from appliance.pvdata.types import BOOL, STRING, UINT16, UINT64, StructType
 from appliance.pvdata.value import Value
 
@@ -86,8 +98,13 @@ class CertRequest(NamedTuple):
         return f"<CertRequest {self.type} {self.usage} {self.name!r}>"
 
 
-def request_type(*verifier: str) -> StructType:
-    """Return the type of a request whose sub-structure ``verifier`` has these text fields."""
+def request_type(*verifier: str, time_zone: bool = False) -> StructType:
+    """Return the type of a request.
+
+    Args:
+        verifier: Names of the text fields of its sub-structure ``verifier``.
+        time_zone: Whether it says in which time zone its schedule is.
+    """
     query = StructType(
         [
             ("type", STRING),
@@ -102,6 +119,9 @@ def request_type(*verifier: str) -> StructType:
             ("config_uri_base", STRING),
             ("no_status", BOOL),
             ("verifier", StructType([(name, STRING) for name in verifier])),
+            ("schedule", SCHEDULE_ARRAY),
+            ("san", SAN_ARRAY),
+            *([("time_zone", STRING)] if time_zone else []),
         ]
     )
     return StructType(
@@ -127,8 +147,13 @@ def request_value(path: str, request: CertRequest) -> Value:
         "pub_key": request.pub_key,
         "config_uri_base": request.config_uri_base,
         "no_status": request.no_status,
+        "schedule": schedule_array(request.schedule),
+        "san": san_array(request.san),
     }
-    value = Value(request_type(*request.verifier), {"scheme": "pva", "path": path, "query": query})
+    if request.time_zone:
+        query["time_zone"] = request.time_zone
+    kind = request_type(*request.verifier, time_zone=bool(request.time_zone))
+    value = Value(kind, {"scheme": "pva", "path": path, "query": query})
     for name, text in request.verifier.items():
         value[f"query.verifier.{name}"] = text
     value.mark()
@@ -164,9 +189,7 @@ def parse_request(argument: Any) -> CertRequest:
     number = _asked_number(query, "usage")
     if number not in _USAGES:
         raise RequestRefused(f"the usage {number} is not known; use 1 (client), 2 (server) or 3 (ioc)")
-    for field in ("schedule", "san"):
-        if query.get(field):
-            raise RequestRefused(f"certificates with {field!r} are not issued here; leave it empty")
+    schedule, zone = _asked_schedule(query)
     kind = _asked_text(query, "type", 32) or "std"
     verifier = {}
     if kind == "jwt" and "verifier.token" in query:  # the token of krb is bytes, which we do not read
@@ -189,6 +212,9 @@ def parse_request(argument: Any) -> CertRequest:
         config_uri_base=_asked_text(query, "config_uri_base"),
         no_status=no_status,
         verifier=verifier,
+        schedule=schedule,
+        time_zone=zone,
+        san=_asked_names(query),
     )
 
 
@@ -202,6 +228,28 @@ def _asked_text(query: Any, field: str, limit: int = _MAX_TEXT) -> str:
     if len(value) > limit:
         raise RequestRefused(f"the field {field} has {len(value)} characters; at most {limit} are accepted")
     return value
+
+
+def _asked_schedule(query: Any) -> tuple[tuple[Window, ...], str]:
+    try:
+        windows, zone = read_schedule(query), read_zone(query)
+        if zone:
+            time_zone(zone)
+    except ValueError as error:
+        raise RequestRefused(str(error)) from error
+    except ConfigurationError as error:
+        raise RequestRefused(f"the field time_zone cannot be used by this service: {error}") from error
+    if zone and not windows:
+        raise RequestRefused("the field time_zone has no effect without a schedule; send both or neither")
+    return windows, zone
+
+
+def _asked_names(query: Any) -> tuple[San, ...]:
+    try:
+        rows = read_rows(query, "san", ("type", "value"), MOST_NAMES)
+        return canonical(read_san(*row) for row in rows) if rows else ()
+    except ValueError as error:
+        raise RequestRefused(str(error)) from error
 
 
 def _asked_number(query: Any, field: str) -> int:
@@ -223,9 +271,19 @@ REPLY_TYPE: Final = StructType(
         ("expiration", UINT64),
         ("cert", STRING),
         ("alarm", ALARM),
+        ("value", ENUM),
+        ("timeStamp", TIME),
+        ("display", StructType([("description", STRING)])),
+        ("schedule", SCHEDULE_ARRAY),
+        ("san", SAN_ARRAY),
+        ("time_zone", STRING),
+        ("local", SCHEDULE_ARRAY),
     ]
 )
-"""What CERT:CREATE answers (9.2)."""
+"""What CERT:CREATE answers (9.2): the form of 2025, and that of 2026 from ``value`` on.
+
+``schedule`` is in UTC, as it is today; ``local`` is what was set, in ``time_zone``, and empty if that is UTC.
+"""
 
 
 class CertReply(NamedTuple):
@@ -273,7 +331,20 @@ def read_reply(value: Value | None) -> CertReply:
         texts["cert"],
         texts["status_pv"],
         _number(value, "renew_by"),
+        _number(value, "expiration"),
+        *_hours_and_names(value),
     )
+
+
+def _hours_and_names(value: Value) -> tuple[tuple[Window, ...], str, tuple[San, ...]]:
+    """Return the schedule that is in force, its time zone, and the alternative names."""
+    try:
+        zone = read_zone(value)
+        windows = read_schedule(value, "local" if zone else "schedule")
+        names = tuple(San(*row) for row in read_rows(value, "san", ("type", "value"), MAX_SHOWN_NAMES))
+    except ValueError as error:
+        raise RemoteError(f"the certificate service's answer cannot be read: {error}") from error
+    return windows, zone, names
 
 
 def _number(value: Value, field: str) -> int:

@@ -13,6 +13,14 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
+from appliance.certmon.wire_arrays import (
+    MAX_SHOWN_NAMES,
+    SAN_ARRAY,
+    SCHEDULE_ARRAY,
+    read_rows,
+    read_schedule,
+    read_zone,
+)
 from appliance.certs.san import San
 from appliance.certs.schedule import Window
 from appliance.certs.status import (
@@ -56,11 +64,8 @@ STATUS_TYPE: Final = StructType(
         ("renew_by", UINT64),
         ("renewal_due", BOOL),
         ("pvacms_node_id", STRING),
-        (
-            "schedule",
-            ArrayType(StructType([("day_of_week", STRING), ("start_time", STRING), ("end_time", STRING)])),
-        ),
-        ("san", ArrayType(StructType([("type", STRING), ("value", STRING)]))),
+        ("schedule", SCHEDULE_ARRAY),
+        ("san", SAN_ARRAY),
         ("value", ENUM),
         ("alarm", ALARM),
         ("timeStamp", TIME),
@@ -68,6 +73,7 @@ STATUS_TYPE: Final = StructType(
         ("not_before", UINT64),
         ("not_after", UINT64),
         ("no_status", BOOL),
+        ("time_zone", STRING),
     ]
 )
 
@@ -119,9 +125,10 @@ def decode_status(value: Value) -> StatusReport:
     Raises:
         CertificateStatusError: It is not one.
     """
+    told = _hours_and_names(value)
     try:
         return StatusReport(
-            _state(value),
+            _state(value, strange=told is None),
             _number(value, "serial"),
             ocsp_response(value),
             _text(value, "ocsp_state"),
@@ -133,15 +140,26 @@ def decode_status(value: Value) -> StatusReport:
             _number(value, "not_before"),
             _number(value, "not_after"),
             value.get("no_status") is True,
+            *(told or ()),
         )
     except (PVDataError, TypeError, ValueError) as error:
         raise CertificateStatusError(f"the PV is not a certificate status: {error}") from error
 
 
-def _state(value: Value) -> CertState:
+def _hours_and_names(value: Value) -> tuple[tuple[Window, ...], str, tuple[San, ...]] | None:
+    """Return schedule, time zone and alternative names; None if one has a form that nobody has sent yet."""
+    try:
+        names = read_rows(value, "san", ("type", "value"), MAX_SHOWN_NAMES)
+        return read_schedule(value), read_zone(value), tuple(San(*row) for row in names)
+    except ValueError:
+        return None
+
+
+def _state(value: Value, *, strange: bool) -> CertState:
     """Return the state in ``value``; if it has two, the one that permits less.
 
-    A state that this version does not know, and an index without a choice, are UNKNOWN whatever the other field says.
+    A state that this version does not know, and an index without a choice, are UNKNOWN whatever the other field says. So is
+    one that permits more beside something that is ``strange``.
     """
     choices = [text for path in ("value", "status.value") if (text := _choice(value, path)) is not None]
     state = _text(value, "state")
@@ -152,6 +170,8 @@ def _state(value: Value) -> CertState:
             text for text in choices if text != CertState.UNKNOWN
         ]  # all that seven states can say about it
     told = [parse_state(text) for text in choices]
+    if strange:
+        told.append(CertState.UNKNOWN)
     if state:
         told.append(parse_state(state))
     return min(told, key=lambda state: _WORST_FIRST.index(STATUS_CLASS[state]))
@@ -211,6 +231,7 @@ def write_status(
     serial: int,
     ocsp_response: Any,
     *,
+    published: datetime | None = None,
     this_update: datetime,
     next_update: datetime,
     revocation_date: datetime | None = None,
@@ -222,21 +243,23 @@ def write_status(
         state: The certificate's state.
         serial: The certificate's serial number.
         ocsp_response: The signed answer in DER, as an array of octets.
-        this_update: When the answer was made, aware.
+        published: When this status is made, aware; None if that is when the answer was signed.
+        this_update: When the answer was signed, aware.
         next_update: Until when it holds, aware.
         revocation_date: When the certificate was revoked, aware; None where it was not.
     """
     at = STATUS_TYPE.offsets
     severity, message = _ALARMS[state]
-    seconds = int(this_update.timestamp())
     signed = ocsp_state(state)
+    signed_at = int(this_update.timestamp())
+    seconds = signed_at if published is None else int(published.timestamp())
     store[at["status.value.index"]] = store[at["value.index"]] = enum_index(state)
     for part in ("status.", ""):
         store[at[f"{part}alarm.severity"]] = severity
         store[at[f"{part}alarm.status"]] = 1 if severity else 0
         store[at[f"{part}alarm.message"]] = message
         store[at[f"{part}timeStamp.secondsPastEpoch"]] = seconds
-    store[at["ocsp_status.timeStamp.secondsPastEpoch"]] = seconds
+    store[at["ocsp_status.timeStamp.secondsPastEpoch"]] = signed_at
     store[at["serial"]] = serial
     store[at["state"]] = state.value
     store[at["ocsp_status.value.index"]] = OCSP_CHOICES.index(signed)

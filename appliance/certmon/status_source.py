@@ -21,10 +21,10 @@ from cryptography.hazmat.primitives.hashes import SHA256
 
 from appliance.certmon.cache import StatusCache
 from appliance.certmon.live_keychain import utc_now
-from appliance.certmon.status_pv import decode_status
+from appliance.certmon.status_pv import StatusReport, decode_status
 from appliance.certs.keychain import Keychain
 from appliance.certs.ocsp import StatusAnswer, verify_response
-from appliance.certs.status import STATUS_CLASS, CertState, OCSPState, StatusClass, judge
+from appliance.certs.status import STATUS_CLASS, CertState, OCSPState, StatusClass, judge, read_renew_by
 from appliance.certs.x509 import (
     issuer_id,
     load_der,
@@ -70,6 +70,7 @@ class CertRef(NamedTuple):
     """As the certificate's extension names it (4.3): used unchanged, never rebuilt."""
     not_after: datetime
     subject: str
+    not_before: datetime | None = None
 
     @property
     def key(self) -> tuple[bytes, int, str]:
@@ -103,6 +104,7 @@ def reference(chain: Sequence[x509.Certificate]) -> CertRef | None:
         name,
         leaf.not_valid_after_utc,
         subject_text(leaf.subject),
+        leaf.not_valid_before_utc,
     )
 
 
@@ -157,8 +159,8 @@ class _Follower:
     """One certificate that somebody is interested in."""
 
     __slots__ = (
-        "_again", "_claimed", "_due", "_linger", "_subscription", "_timer", "answer", "followings", "ref", "source",
-        "status", "warned",
+        "_again", "_claimed", "_due", "_linger", "_renew_by", "_subscription", "_timer", "answer", "followings", "ref",
+        "source", "status", "warned",
     )  # fmt: skip
 
     def __init__(self, source: StatusSource, ref: CertRef) -> None:
@@ -170,6 +172,7 @@ class _Follower:
         self.warned = ""
         self._claimed = CertState.UNKNOWN
         self._due = False
+        self._renew_by: datetime | None = None
         self._subscription: Any = None
         self._timer: asyncio.TimerHandle | None = None
         self._linger: asyncio.TimerHandle | None = None
@@ -229,6 +232,7 @@ class _Follower:
         if report.ocsp_response:
             if self._verify(report.ocsp_response, claimed=report.state):
                 self._due = report.renewal_due
+                self._renew_by = self._date_of_renewal(report)
                 self._evaluate()
                 self._keep()
             return
@@ -238,6 +242,16 @@ class _Follower:
         ):
             state = CertState.UNKNOWN if report.state is CertState.VALID else report.state
             self._become(CertStatus(state, StatusClass.UNKNOWN, None, True, False, b""))
+
+    def _date_of_renewal(self, report: StatusReport) -> datetime | None:
+        """Return when the certificate must have been renewed; None if it need not be.
+
+        Services in C++ of 2026 write the end of the certificate for "never", and 0 beside the hint that a renewal is due.
+        """
+        found = read_renew_by(report.renew_by, self.ref.not_before)
+        if found is None:
+            return self._renew_by if report.renewal_due else None
+        return found if found < self.ref.not_after else None
 
     def offer(self, response: bytes) -> None:
         if self._verify(response, quiet=True):
@@ -308,7 +322,15 @@ class _Follower:
                 until = min(until, self.ref.not_after)
         holds = now < answer.next_update
         self._become(
-            CertStatus(state, STATUS_CLASS[state], until, True, self._due, answer.der if holds else b"")
+            CertStatus(
+                state,
+                STATUS_CLASS[state],
+                until,
+                True,
+                self._due,
+                answer.der if holds else b"",
+                self._renew_by,
+            )
         )
         if now < until < _EVER:
             wait = (until - now) / timedelta(seconds=1)

@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
+from datetime import datetime, timedelta
 from typing import Final
 
 from appliance.certmon.cache import StatusCache
 from appliance.certmon.gate import PATIENCE_S, StatusGate, describe_plight
 from appliance.certmon.live_keychain import LiveKeychain
 from appliance.certmon.policy import Mode, Validity, choose_mode
-from appliance.certmon.status_source import Following, StatusSource, reference
-from appliance.certs.status import StatusClass
+from appliance.certmon.status_source import CertStatus, Following, StatusSource, reference
+from appliance.certs.status import CertState, StatusClass
 from appliance.config.pva import ClientConfig, ServerConfig
 from appliance.errors import CertificateError, CertificateStatusError, KeychainError
 
 __all__ = ["TLSManager"]
 
 _log: Final = logging.getLogger(__name__)
+_LONGEST_SLEEP_S: Final = 60.0
 
 
 class TLSManager(ABC):
@@ -39,6 +41,7 @@ class TLSManager(ABC):
         self._heard = asyncio.Event()
         self._overdue: asyncio.TimerHandle | None = None
         self._status_trouble = ""
+        self._reminder: asyncio.TimerHandle | None = None
         self._renewal_told = False
         if not self.options.no_revocation_check:
             cache = StatusCache(config.status_cache) if config.status_cache else None
@@ -97,6 +100,7 @@ class TLSManager(ABC):
         if self._overdue is not None:
             self._overdue.cancel()
             self._overdue = None
+        self._forget_renewal()
         if self._own is not None:
             self._own.close()
             self._own = None
@@ -115,6 +119,7 @@ class TLSManager(ABC):
         self._own_generation = identity.generation
         former, self._own = self._own, None
         self._status_trouble = ""
+        self._forget_renewal()
         keychain = identity.keychain
         if keychain is not None and keychain.certificate is not None and identity.full is not None:
             try:
@@ -136,13 +141,43 @@ class TLSManager(ABC):
         status = self._own.status
         if status.delivered:
             self._heard.set()
-        if status.renewal_due and not self._renewal_told:
-            _log.warning(
-                "%s: the certificate is due for renewal; renew it before it is suspended", self.identity.path
-            )
-        self._renewal_told = status.renewal_due
+        self._watch_renewal(status)
         self.gate.own_changed()
         self.changed()
+
+    def _watch_renewal(self, status: CertStatus) -> None:
+        """Tell that the certificate is due for renewal, and warn if half of the time that is left then was not used."""
+        assert self.source is not None
+        if not status.renewal_due or status.state is CertState.PENDING_RENEWAL:
+            # Of a certificate that was not renewed in time the source tells, as of each change of state.
+            self._forget_renewal()
+        elif not self._renewal_told:
+            self._renewal_told = True
+            now, renew_by = self.source.now(), status.renew_by
+            by = "" if renew_by is None else f" by {renew_by:%Y-%m-%d %H:%M:%S} UTC"
+            _log.info("%s: the certificate is due for renewal%s; this is routine", self.identity.path, by)
+            if renew_by is not None:
+                self._remind(now + (renew_by - now) / 2)
+
+    def _remind(self, when: datetime) -> None:
+        """Warn at ``when``, and look again at least once a minute until then, because the clock may be set."""
+        assert self.source is not None
+        self._reminder = None
+        left_s = (when - self.source.now()) / timedelta(seconds=1)
+        if left_s > 0:
+            loop = asyncio.get_running_loop()
+            self._reminder = loop.call_later(min(left_s + 0.01, _LONGEST_SLEEP_S), self._remind, when)
+        else:
+            _log.warning(
+                "%s: the certificate is due for renewal and was not renewed yet; renew it before it is suspended",
+                self.identity.path,
+            )
+
+    def _forget_renewal(self) -> None:
+        self._renewal_told = False
+        if self._reminder is not None:
+            self._reminder.cancel()
+            self._reminder = None
 
     def _identity_changed(self) -> None:
         if self.source is not None:

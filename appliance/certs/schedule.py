@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Iterable
-from datetime import datetime, tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Final, Literal, NamedTuple
 
 __all__ = ["MOST_WINDOWS", "Schedule", "Timetable", "Window", "parse_windows", "read_windows"]
@@ -20,6 +21,12 @@ __all__ = ["MOST_WINDOWS", "Schedule", "Timetable", "Window", "parse_windows", "
 MOST_WINDOWS: Final = 64
 """Largest number of windows of one schedule."""
 _DAYS: Final = ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")
+_MINUTES: Final = 24 * 60
+_WEEK: Final = 7 * _MINUTES
+_DAY: Final = timedelta(days=1)
+_AHEAD: Final = timedelta(days=8)
+"""A schedule that opens and closes does so within this time, except where a day does not exist."""
+_FARTHEST: Final = 3 * _AHEAD
 _TIME: Final = re.compile("([01][0-9]|2[0-3]):([0-5][0-9])")
 
 
@@ -144,19 +151,110 @@ class Timetable:
     def __init__(self, schedule: Schedule, tz: tzinfo | None) -> None:
         self.schedule = schedule
         self.tz = tz
+        self._edges = [0, _WEEK] if not schedule.windows else _edges(schedule.windows)
+        if tz is None:
+            self._edges = []
+        self._known: tuple[datetime, datetime, bool] | None = None
+        """From when to when the answer is what, as found last. One object, because two threads ask."""
 
     def covers(self, now: datetime) -> bool:
         """Whether the schedule is open at ``now``, aware."""
-        raise NotImplementedError
+        known = self._known
+        if known is not None and known[0] <= now < known[1]:
+            return known[2]
+        return self._is_open(now)
 
     def next_change(self, now: datetime) -> datetime | None:
         """Return the first instant after ``now`` at which `covers` has another answer; None if there is none."""
-        raise NotImplementedError
+        if self._edges in ([], [0, _WEEK]):
+            return None
+        known = self._known
+        if known is not None and known[0] <= now < known[1]:
+            return known[1]
+        is_open = self._is_open(now)
+        at, last = now, now + _FARTHEST
+        while at < last:
+            at = self._next_look(at)
+            if self._is_open(at) is not is_open:
+                self._known = (now, at, is_open)
+                return at
+        return None
 
     def next_offset(self, now: datetime) -> datetime | None:
-        """Return the first instant after ``now`` at which `in_utc` has another answer; None if none is near."""
-        raise NotImplementedError
+        """Return the first instant after ``now`` at which `in_utc` has another answer; None if none is within a week."""
+        return self._offset_change(now, now + _AHEAD)
 
     def in_utc(self, now: datetime) -> tuple[Window, ...]:
         """Return the windows in UTC, at the zone's difference from UTC that is in force at ``now``."""
-        raise NotImplementedError
+        if self.tz is None:
+            return self.schedule.windows
+        minutes = self._offset(now) // timedelta(minutes=1)
+        return tuple(sorted(_moved(window, -minutes) for window in self.schedule.windows))
+
+    def _offset(self, at: datetime) -> timedelta:
+        offset = at.astimezone(self.tz).utcoffset()
+        assert offset is not None
+        return offset
+
+    def _is_open(self, at: datetime) -> bool:
+        return self.tz is not None and bisect_right(self._edges, _of_week(at.astimezone(self.tz))) % 2 == 1
+
+    def _next_look(self, at: datetime) -> datetime:
+        """Return the first instant after ``at`` at which the clock on the wall reaches an edge or jumps."""
+        local = at.astimezone(self.tz)
+        minute = _of_week(local)
+        place = bisect_right(self._edges, minute)
+        ahead = self._edges[place] if place < len(self._edges) else _WEEK + self._edges[0]
+        into = timedelta(seconds=local.second, microseconds=local.microsecond)
+        found = at + timedelta(minutes=ahead - minute) - into
+        return self._offset_change(at, found) or found
+
+    def _offset_change(self, begin: datetime, end: datetime) -> datetime | None:
+        """Return the first instant after ``begin``, until ``end``, at which the difference from UTC is another one."""
+        if self.tz is None:
+            return None
+        # In UTC, because the difference of two times of one zone is what their clocks show.
+        before, limit, offset = begin.astimezone(UTC), end.astimezone(UTC), self._offset(begin)
+        while before < limit:
+            after = min(before + _DAY, limit)
+            if self._offset(after) != offset:
+                break
+            before = after
+        else:
+            return None
+        after = after.replace(microsecond=0) + timedelta(seconds=1)  # clocks are changed at whole seconds
+        before = before.replace(microsecond=0)
+        while after - before > timedelta(seconds=1):
+            middle = before + timedelta(seconds=(after - before) // timedelta(seconds=2))
+            if self._offset(middle) == offset:
+                before = middle
+            else:
+                after = middle
+        return after
+
+
+def _of_week(local: datetime) -> int:
+    return local.isoweekday() % 7 * _MINUTES + local.hour * 60 + local.minute
+
+
+def _edges(windows: Iterable[Window]) -> list[int]:
+    """Return the minutes of the week at which a union of windows opens and closes, in turn."""
+    parts: list[tuple[int, int]] = []
+    for window in windows:
+        length = (window.end - window.begin - 1) % _MINUTES + 1
+        for day in range(7) if window.day == "*" else (int(window.day),):
+            begin = day * _MINUTES + window.begin
+            parts += [(begin, min(begin + length, _WEEK)), (0, begin + length - _WEEK)]
+    edges: list[int] = []
+    for begin, end in sorted(part for part in parts if part[0] < part[1]):
+        if edges and begin <= edges[-1]:
+            edges[-1] = max(edges[-1], end)
+        else:
+            edges += [begin, end]
+    return edges
+
+
+def _moved(window: Window, minutes: int) -> Window:
+    begin = window.begin + minutes
+    day = window.day if window.day == "*" else str((int(window.day) + begin // _MINUTES) % 7)
+    return Window(day, begin % _MINUTES, (window.end + minutes) % _MINUTES)

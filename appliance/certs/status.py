@@ -38,6 +38,7 @@ __all__ = [
     "read_renew_by",
     "renewal_due",
     "state_at_approval",
+    "written_renew_by",
 ]
 
 
@@ -326,6 +327,11 @@ def read_renew_by(seconds: int, not_before: datetime | None = None) -> datetime 
     if seconds < earliest.timestamp():
         seconds += EPICS_EPOCH_S
     return datetime.fromtimestamp(seconds, UTC) if seconds <= LAST_SECOND else None
+
+
+def written_renew_by(seconds: int) -> int:
+    """Return POSIX ``seconds`` as ``renew_by`` is written: counted from 1990, as all writers and readers in C++ do; 0 stays."""
+    return max(seconds - EPICS_EPOCH_S, 0) if seconds else 0
 
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")

@@ -44,11 +44,11 @@ from appliance.pva.events import (
     Validated,
 )
 from appliance.pva.search import SearchRequest, SearchResponse
-from appliance.pva.states import ConnectionState
+from appliance.pva.states import AUTHENTICATING, CLOSED, READY
 from appliance.transport.address import format_address
 from appliance.transport.admission import Admission
 from appliance.transport.gate import Verdict
-from appliance.transport.stream import StreamLink
+from appliance.transport.stream import EARLY, StreamLink
 
 if TYPE_CHECKING:  # plain TCP has no use for OpenSSL
     from appliance.tls.context import TLSContext
@@ -194,7 +194,7 @@ class ServerLink:
         self.schedule_flush()
 
     def _create_waiting(self) -> None:
-        if self.connection is None or self.connection.state is not ConnectionState.READY:
+        if self.connection is None or self.connection.state is not READY:
             return  # the connection has ended, and `link_down` is still to come
         waiting, self._waiting = self._waiting, []
         for channel in waiting:
@@ -212,8 +212,9 @@ class ServerLink:
 
     def flush_at_end(self) -> None:
         """Send all waiting messages at the end of the read that caused them."""
-        if self.stream is not None:
-            self.stream.flush_at_end()
+        stream = self.stream
+        if stream is not None and (not stream.flushes_at_end or stream.connection.outbox.size > EARLY):
+            stream.flush_at_end()
 
     def search(self, request: SearchRequest) -> None:
         """Send a search to this server, a name server."""
@@ -430,7 +431,7 @@ class ServerLink:
         if channel is not None and channel.wire is event.channel:
             self.remove(channel)
             connection = self.connection
-            if connection is None or connection.state is not ConnectionState.CLOSED:
+            if connection is None or connection.state is not CLOSED:
                 channel.lost(f"{self.peer} closed the channel")
                 return
             reason = self.stream.reason if self.stream is not None else None
@@ -478,7 +479,7 @@ class ServerLink:
         """Send our identity: the server is admitted."""
         connection = self.connection
         assert connection is not None
-        if connection.state is not ConnectionState.AUTHENTICATING:
+        if connection.state is not AUTHENTICATING:
             return
         if self._admission is not None:
             _log.debug("%s: the status of both certificates is good", self.name)

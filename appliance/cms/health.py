@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
 from typing import Final
@@ -109,11 +110,11 @@ class Health:
                 "last_check": f"{now:%Y-%m-%dT%H:%M:%SZ}",
             }
         )
-        live = list(self._lifecycle.live.values())
+        states = Counter(record.state for record in self._lifecycle.live.values())
         counters = self._counters
         self.metrics.post(
             {
-                "value": sum(1 for record in live if record.state is CertState.VALID),
+                "value": states[CertState.VALID],
                 "timeStamp": stamp,
                 "certs_created": self._lifecycle.created,
                 "certs_revoked": self._lifecycle.revoked,
@@ -123,11 +124,12 @@ class Health:
                 "ccrs_refused": counters.refused,
                 "ccrs_rate_limited": counters.limited,
                 "ccrs_in_flight": counters.in_flight,
-                "certs_pending_approval": sum(
-                    1 for record in live if record.state is CertState.PENDING_APPROVAL
-                ),
+                "certs_pending_approval": states[CertState.PENDING_APPROVAL],
                 "status_signed": self._publisher.signed,
                 "db_commits": self._store.commits,
+                "renewals": self._lifecycle.renewed,
+                "certs_pending_renewal": states[CertState.PENDING_RENEWAL],
+                "certs_scheduled_offline": states[CertState.SCHEDULED_OFFLINE],
             }
         )
 

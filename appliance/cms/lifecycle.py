@@ -111,6 +111,7 @@ class Lifecycle:
         self.waiting = WaitingRequests()
         self.created = 0
         self.revoked = 0
+        self.renewed = 0
         self.listeners: list[Listener] = []
         self._delivered: list[int] = []
         self._finished: OrderedDict[int, CertRecord] = OrderedDict()

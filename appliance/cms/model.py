@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ __all__ = [
     "boundary_of",
     "hint_at",
     "is_renewal_due",
+    "names_of",
     "posix",
     "renewed_at",
     "schedule_of",
@@ -168,6 +170,12 @@ def windows_now(record: CertRecord, now: datetime) -> tuple[Window, ...]:
     """Return the windows of a record's schedule in UTC, as they are at ``now``; none if it is always open."""
     table = timetable_of(record)
     return () if table is None else table.in_utc(now)
+
+
+@lru_cache(maxsize=4096)
+def names_of(san: str) -> tuple[San, ...]:
+    """Return the alternative names in ``CertRecord.san``."""
+    return tuple(San(kind, value) for kind, value in json.loads(san)) if san else ()
 
 
 def renewed_at(record: CertRecord) -> int:

@@ -37,14 +37,25 @@ _LAST_WORDS_S: Final = 0.02
 class Names:
     """The names of the service's PVs."""
 
-    __slots__ = ("_status", "create", "health", "issuer", "issuer_id", "list", "metrics", "prefix", "root")
+    __slots__ = (
+        "_status",
+        "create",
+        "health",
+        "issuer",
+        "issuer_id",
+        "list",
+        "metrics",
+        "prefix",
+        "root",
+        "schedule",
+    )
 
     def __init__(self, prefix: str, issuer_id: str, *, health: str = "", metrics: str = "") -> None:
         self.prefix = prefix
         self.issuer_id = issuer_id
-        self.root, self.issuer, self.create, self.list = (
+        self.root, self.issuer, self.create, self.list, self.schedule = (
             (f"{prefix}:{what}", f"{prefix}:{what}:{issuer_id}")
-            for what in ("ROOT", "ISSUER", "CREATE", "LIST")
+            for what in ("ROOT", "ISSUER", "CREATE", "LIST", "SCHEDULE")
         )
         self.health = health or f"{prefix}:HEALTH"
         self.metrics = metrics or f"{prefix}:METRICS"
@@ -137,6 +148,10 @@ class Policy(AccessPolicy):
         if name in names.list:
             allowed = self.administers(peer)
             return Rights(read=allowed, rpc=allowed)
+        if name in names.schedule:
+            # Whose certificate it is about stands in the request; the PV judges it.
+            proved = peer.method == "x509" and peer.is_tls
+            return Rights(read=proved, rpc=proved)
         if name in names.root or name in names.issuer:
             # Public, and needed before a peer can prove anything.
             return Rights(read=True)

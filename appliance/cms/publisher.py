@@ -3,6 +3,10 @@
 Source: SPVA specification 7 and 13.1. Nothing is signed before somebody asks, so a service with a hundred thousand
 certificates starts at once. An answer with subscribers is signed again before it expires; the others are signed when
 somebody asks again.
+
+GOOD is never signed beyond the next time at which the certificate ceases to be VALID. So a peer that ignores the word of a
+suspended state doubts the certificate nevertheless, when the signature ends. What is not signed, such as the hint that a
+renewal is due, is published beside the signature that exists already.
 """
 
 from __future__ import annotations
@@ -11,25 +15,23 @@ import asyncio
 import heapq
 import itertools
 import logging
+import time
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from appliance.certmon.status_pv import STATUS_TYPE as STATUS
 from appliance.certmon.status_pv import status_template, write_status
+from appliance.certmon.wire_arrays import san_array, schedule_array
 from appliance.certs.ocsp import OCSPSigner
-from appliance.certs.status import (
-    CertState,
-    ocsp_state,
-    renewal_due,
-)
+from appliance.certs.status import CertState, OCSPState, ocsp_state, written_renew_by
 from appliance.certs.x509 import (
     shown_id,
 )
 from appliance.cms.lifecycle import Lifecycle
-from appliance.cms.model import utc
+from appliance.cms.model import boundary_of, is_renewal_due, names_of, schedule_of, utc, windows_now
 from appliance.cms.store import CertRecord
 from appliance.errors import ApplianceError
 from appliance.pva.commands import CMD_GET, CMD_PROCESS, CMD_RPC
@@ -40,16 +42,31 @@ from appliance.server import Handler, Operation, Subscription, Update
 __all__ = ["Publisher", "StatusPV"]
 
 _log: Final = logging.getLogger(__name__)
-_AT_ONCE: Final = 50
-"""Signatures in one turn of the event loop: a hundred thousand that are due at once must not block the service."""
+_TURN_S: Final = 0.0008
+"""Seconds of signing in one turn of the event loop: a hundred thousand that are due at once must not block the service."""
 _RENEW_AT: Final = 5 / 6
 """Part of its validity after which an answer is signed again."""
 _FETCHES: Final = 16
 """Questions to the database at a time. Each answer is signed, which takes a fraction of a millisecond."""
+_WHEN_MADE: Final = frozenset(STATUS.offsets[f"{part}timeStamp.secondsPastEpoch"] for part in ("", "status."))
+"""Fields that say when an answer was made."""
 _KEPT: Final = 20_000
 """Number of PVs without a channel that stay in memory."""
 
 PutHandler = Callable[["StatusPV", Operation, Value, Callable[[], None]], None]
+
+
+class Signed(NamedTuple):
+    """A signed answer, and how long it serves."""
+
+    state: OCSPState
+    der: Any
+    """The answer in DER, as an array of octets."""
+    this_update: datetime
+    next_update: datetime
+    revoked: datetime | None
+    refresh_at: float
+    """POSIX time at which it is signed again or forgotten."""
 
 
 class StatusPV(Handler):
@@ -61,6 +78,7 @@ class StatusPV(Handler):
         "fetching",
         "publisher",
         "serial",
+        "signed",
         "store",
         "subscriptions",
         "waiting",
@@ -71,6 +89,8 @@ class StatusPV(Handler):
         self.serial = serial
         self.store: list[Any] | None = None
         """The present answer; None before the first question and after it has expired."""
+        self.signed: Signed | None = None
+        """The signature in it."""
         self.answers: dict[tuple[int, bool], PreparedAnswer] = {}
         self.subscriptions: dict[Subscription, None] = {}
         self.waiting: list[tuple[Operation, Callable[[ApplianceError | None], None]]] = []
@@ -94,10 +114,11 @@ class StatusPV(Handler):
         for _, call in waiting:
             call(error)
 
-    def set(self, store: list[Any]) -> None:
+    def set(self, store: list[Any], signed: Signed) -> None:
         """Store a new answer, and send it to the subscribers."""
         changed = STATUS.leaf_mask if self.store is None else _differences(self.store, store)
         self.store = store
+        self.signed = signed
         for answer in self.answers.values():
             answer.tail = None
         if self.subscriptions:
@@ -107,7 +128,7 @@ class StatusPV(Handler):
 
     def drop(self) -> None:
         """Forget the answer: it has expired, and nobody subscribes."""
-        self.store = None
+        self.store = self.signed = None
         for answer in self.answers.values():
             answer.tail = None
 
@@ -196,6 +217,16 @@ def _differences(old: list[Any], new: list[Any]) -> int:
         if offset == STATUS.offsets["ocsp_response"] or old[offset] != new[offset]:
             bits |= 1 << offset
     return bits
+
+
+def _says_the_same(old: list[Any], new: list[Any]) -> bool:
+    """Whether two answers with the same signature differ in nothing but the time at which they were made."""
+    response = STATUS.offsets["ocsp_response"]
+    return all(
+        old[offset] == new[offset]
+        for offset in STATUS.leaves
+        if offset != response and offset not in _WHEN_MADE
+    )
 
 
 class Publisher:
@@ -301,60 +332,99 @@ class Publisher:
 
     def _publish(self, pv: StatusPV, record: CertRecord | None) -> None:
         now = self.lifecycle.clock()
-        store, refresh_at = self.make(pv.serial, record, now)
-        pv.set(store)
-        heapq.heappush(self._refreshes, (refresh_at, next(self._count), weakref.ref(pv)))
+        last = pv.signed
+        store, signed = self.make(pv.serial, record, now, last)
+        if signed is last and pv.store is not None and _says_the_same(pv.store, store):
+            return
+        pv.set(store, signed)
+        if signed is not last:
+            heapq.heappush(self._refreshes, (signed.refresh_at, next(self._count), weakref.ref(pv)))
         if pv.waiting:
             pv.answer_all(None)
 
-    def make(self, serial: int, record: CertRecord | None, now: datetime) -> tuple[list[Any], float]:
-        """Sign the answer about a certificate.
+    def make(
+        self, serial: int, record: CertRecord | None, now: datetime, last: Signed | None = None
+    ) -> tuple[list[Any], Signed]:
+        """Make the answer about a certificate.
+
+        Args:
+            serial: The certificate's serial number.
+            record: What the database has about it; None if it does not know it.
+            now: The present time, aware.
+            last: The last signature. It is used again if it says the same and is good for as long.
 
         Returns:
-            The answer, and the POSIX time at which to sign again.
+            The answer, and the signature in it.
         """
-        import numpy as np
-
         if record is not None:
             state = self.lifecycle.state(record)
         else:
             state = CertState.VALID if serial in self._always_valid else CertState.UNKNOWN
-        this_update = now.astimezone(UTC).replace(microsecond=0)
-        next_update = this_update + self.validity
-        if record is not None and state is CertState.VALID:
-            # VALID, but not for longer than the certificate.
-            next_update = max(min(next_update, utc(record.not_after)), this_update + timedelta(seconds=1))
-        revoked = utc(record.state_date) if record is not None and state is CertState.REVOKED else None
-        der = self._signer.sign(
-            serial,
-            ocsp_state(state),
-            this_update=this_update,
-            next_update=next_update,
-            revocation_date=revoked,
-        )
-        self.signed += 1
+        signed = self._sign(serial, record, state, now, last)
         store = self._template.copy()
         write_status(
             store,
             state,
             serial,
-            np.frombuffer(der, dtype=np.uint8),
-            this_update=this_update,
-            next_update=next_update,
-            revocation_date=revoked,
+            signed.der,
+            published=now,
+            this_update=signed.this_update,
+            next_update=signed.next_update,
+            revocation_date=signed.revoked,
         )
         at = STATUS.offsets
-        renew_by = record.renew_by if record is not None else 0
-        store[at["renew_by"]] = renew_by
         if record is not None:
             store[at["not_before"]], store[at["not_after"]] = record.not_before, record.not_after
             store[at["no_status"]] = record.no_status is True
-        store[at["renewal_due"]] = record is not None and renewal_due(
-            now=now, updated=utc(record.state_date), renew_by=utc(renew_by) if renew_by else None
-        )
+            store[at["renew_by"]] = written_renew_by(record.renew_by)
+            store[at["renewal_due"]] = is_renewal_due(record, now)
+            if record.san:
+                store[at["san"]] = san_array(names_of(record.san))
+            if record.schedule:
+                store[at["schedule"]] = schedule_array(windows_now(record, now))
+                store[at["time_zone"]] = schedule_of(record).zone
         store[at["display.description"]] = f"status of certificate {shown_id(self.issuer, serial)}"
+        return store, signed
+
+    def _sign(
+        self, serial: int, record: CertRecord | None, state: CertState, now: datetime, last: Signed | None
+    ) -> Signed:
+        import numpy as np
+
+        wanted = ocsp_state(state)
+        crossing = boundary_of(record, now) if record is not None and state is CertState.VALID else None
+        end = None if crossing is None else utc(int(crossing))
+        revoked = utc(record.state_date) if record is not None and state is CertState.REVOKED else None
+        if (
+            last is not None
+            and (last.state, last.revoked) == (wanted, revoked)
+            and last.this_update <= now
+            and now.timestamp() < last.refresh_at
+            and last.next_update == self._until(last.this_update, end)
+        ):
+            return last
+        this_update = now.astimezone(UTC).replace(microsecond=0)
+        next_update = self._until(this_update, end)
+        der = self._signer.sign(
+            serial, wanted, this_update=this_update, next_update=next_update, revocation_date=revoked
+        )
+        self.signed += 1
+        # One that ends with the crossing is not signed again before: that would be ever shorter times.
+        part = 1.0 if end is not None and next_update >= end else _RENEW_AT
         length = (next_update - this_update).total_seconds()
-        return store, this_update.timestamp() + length * _RENEW_AT
+        return Signed(
+            wanted,
+            np.frombuffer(der, dtype=np.uint8),
+            this_update,
+            next_update,
+            revoked,
+            this_update.timestamp() + length * part,
+        )
+
+    def _until(self, begin: datetime, end: datetime | None) -> datetime:
+        """Return until when an answer of ``begin`` is good, ``end`` being when the certificate ceases to be VALID."""
+        usual = begin + self.validity
+        return usual if end is None else max(min(usual, end), begin + timedelta(seconds=1))
 
     # -- the clock -----------------------------------------------------------------------------------
 
@@ -362,31 +432,31 @@ class Publisher:
         """Return the POSIX time at which the next answer must be signed again or forgotten."""
         return self._refreshes[0][0] if self._refreshes else None
 
-    def tick(self, limit: int = _AT_ONCE) -> int:
-        """Sign again what is due, at most ``limit`` answers.
+    def tick(self, turn_s: float = _TURN_S) -> int:
+        """Sign again what is due, for about ``turn_s`` seconds.
 
         Returns:
             How many were due.
         """
         now = self.lifecycle.clock().timestamp()
         done = 0
-        while self._refreshes and self._refreshes[0][0] <= now and done < limit:
+        end = time.perf_counter() + turn_s
+        while self._refreshes and self._refreshes[0][0] <= now:
             _, _, reference = heapq.heappop(self._refreshes)
             pv = reference()
-            if pv is None or pv.store is None:
-                continue
-            until = self._expiry(pv)
-            if until > now:
-                continue  # a later answer exists already, with its own entry
+            if pv is None or pv.store is None or pv.signed is None or pv.signed.refresh_at > now:
+                continue  # a later answer has its own entry
             done += 1
             if not pv.subscriptions:
                 pv.drop()
-                continue
-            try:
-                self._publish(pv, self.lifecycle.peek(pv.serial))
-            except ApplianceError as error:
-                _log.error("the status of %s cannot be signed: %s", pv.serial, error)
-                pv.drop()
+            else:
+                try:
+                    self._publish(pv, self.lifecycle.peek(pv.serial))
+                except ApplianceError as error:
+                    _log.error("the status of %s cannot be signed: %s", pv.serial, error)
+                    pv.drop()
+            if time.perf_counter() >= end:
+                break
         return done
 
     def step_back(self) -> None:
@@ -398,15 +468,6 @@ class Publisher:
                 self._publish(pv, self.lifecycle.peek(pv.serial))
             else:
                 pv.drop()
-
-    def _expiry(self, pv: StatusPV) -> float:
-        from appliance.certs.status import parse_date
-
-        assert pv.store is not None
-        begin = float(pv.store[STATUS.offsets["timeStamp.secondsPastEpoch"]])
-        end = parse_date(pv.store[STATUS.offsets["ocsp_certified_until"]])
-        assert end is not None
-        return begin + (end.timestamp() - begin) * _RENEW_AT
 
 
 def _refuse_put(_pv: StatusPV, operation: Operation, _value: Value, _done: Callable[[], None]) -> None:

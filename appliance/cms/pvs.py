@@ -18,20 +18,29 @@ from cryptography.x509.oid import NameOID
 from appliance.authn.ccr import REPLY_TYPE, CertRequest, parse_request
 from appliance.authn.ratelimit import RateLimiter, peer_key, retry_sentence
 from appliance.certmon.status_pv import enum_index
-from appliance.certs.status import STATE_CHOICES, WIRE_CHOICES, CertState
+from appliance.certmon.wire_arrays import san_array, schedule_array
+from appliance.certs.schedule import Schedule
+from appliance.certs.status import STATE_CHOICES, WIRE_CHOICES, CertState, written_renew_by
 from appliance.certs.x509 import (
     canonical_pv_name,
     cert_id,
     serial_number,
     shown_id,
 )
-from appliance.cms.issuing import Issuing, pem_chain
+from appliance.cms.issuing import Issued, Issuing, pem_chain
 from appliance.cms.lifecycle import Lifecycle
-from appliance.cms.model import Actor, shown_name, split_subject_key
+from appliance.cms.model import (
+    Actor,
+    names_of,
+    schedule_of,
+    shown_name,
+    split_subject_key,
+    windows_now,
+)
 from appliance.cms.policy import Names, Policy
 from appliance.cms.publisher import Publisher, StatusPV
 from appliance.cms.schema import certs
-from appliance.cms.store import StoreError, Transaction
+from appliance.cms.store import CertRecord, StoreError, Transaction
 from appliance.errors import ApplianceError, RequestRefused, TokenRefused
 from appliance.pva.commands import CMD_RPC
 from appliance.pva.credentials import Credentials
@@ -39,7 +48,7 @@ from appliance.pvdata import BOOL, FLOAT64, STRING, UINT32, UINT64, StructType, 
 from appliance.pvdata.nt import ALARM, NTEnum, NTScalar, NTTable, now_to_time
 from appliance.server import Handler, Operation, Source
 
-__all__ = ["CMSSource", "Counters", "CreatePV", "ListPV", "StatusCommands", "root_value"]
+__all__ = ["CMSSource", "CalledPV", "Counters", "CreatePV", "ListPV", "StatusCommands", "root_value"]
 
 _log: Final = logging.getLogger(__name__)
 _LIST_MAX: Final = 10_000
@@ -53,6 +62,13 @@ _ORDER: Final = (
     CertState.EXPIRED,
     CertState.REVOKED,
 )
+_LISTED: Final = {
+    "serial": "", "state": "state", "cn": "name", "o": "organization", "ou": "organization_unit", "c": "country",
+    "usage": "usage", "method": "type", "not_before": "not_before", "not_after": "not_after",
+    "state_date": "status_date", "created": "created", "no_status": "", "san": "", "schedule": "",
+    "renew_by": "renew_by",
+}  # fmt: skip
+"""Columns of the database that CERT:LIST shows, with the field of each; empty if it is shown in another form."""
 _EXTENSION: Final = {None: "unknown", False: "yes", True: "no"}
 """Whether a certificate names its status PV, by what the database says of ``no_status``."""
 REVOKED_OWN: Final = "REVOKED_OWN"
@@ -106,6 +122,9 @@ METRICS: Final = StructType(
         ("certs_pending_approval", UINT64),
         ("status_signed", UINT64),
         ("db_commits", UINT64),
+        ("renewals", UINT64),
+        ("certs_pending_renewal", UINT64),
+        ("certs_scheduled_offline", UINT64),
     ],
     "epics:nt/NTScalar:1.0",
 )
@@ -125,6 +144,9 @@ LIST: Final = NTTable(
         ("status_date", UINT64),
         ("created", UINT64),
         ("status_extension", STRING),
+        ("san", STRING),
+        ("schedule", STRING),
+        ("renew_by", UINT64),
     ]
 )
 
@@ -177,7 +199,7 @@ class Tasks:
             await asyncio.wait(self._running)
 
 
-class _Callable(Handler):
+class CalledPV(Handler):
     """A PV that is called. Clients that ask for the PV's type get the type of its answer."""
 
     __slots__ = ("_answer", "_hint")
@@ -205,7 +227,7 @@ class _Callable(Handler):
             operation.reply_field(self._answer.leaf_types[self._answer.offsets[field]])
 
 
-class CreatePV(_Callable):
+class CreatePV(CalledPV):
     """CERT:CREATE."""
 
     __slots__ = ("_counters", "_issuing", "_limit", "_limiter", "_tasks", "_template")
@@ -228,7 +250,7 @@ class CreatePV(_Callable):
         self._limiter = limiter
         self._limit = in_flight
         self._template = Value(REPLY_TYPE)
-        self._template["status.value.choices"] = WIRE_CHOICES
+        self._template["status.value.choices"] = self._template["value.choices"] = WIRE_CHOICES
 
     def limits(self, limiter: RateLimiter, in_flight: int) -> None:
         """Use other limits."""
@@ -272,29 +294,44 @@ class CreatePV(_Callable):
         record = issued.record
         # Asked now, because the reply ends the operation of a client that declared that it calls only once.
         waits = operation.alive
-        operation.reply(
-            self._reply(
-                record.state, record.serial, issued.cert_id, issued.status_pv, record.not_after, issued.pem
-            )
-        )
+        operation.reply(self._about(record, issued))
         counters.took(time.monotonic() - started)
-        delivered = self._issuing.lifecycle.delivered
-        if waits:
-            delivered(record.serial)
+        if waits and issued.pem:
+            self._issuing.lifecycle.delivered(record.serial)
         subject = shown_name(split_subject_key(record.subject))
+        event, done = (
+            ("certificate-issued", "issued to") if issued.pem else ("certificate-renewed", "renewed by")
+        )
         told = {
-            "event": "certificate-issued", "cert_id": shown_id(self._issuing.names.issuer_id, record.serial), "state": record.state.value, "subject": subject,
+            "event": event, "cert_id": shown_id(self._issuing.names.issuer_id, record.serial), "state": record.state.value, "subject": subject,
             **operation.peer.facts(),
         }  # fmt: skip
-        _log.info("%s is %s: issued to %s", told["cert_id"], record.state.value, subject, extra=told)
+        _log.info("%s is %s: %s %s", told["cert_id"], record.state.value, done, subject, extra=told)
+
+    def _about(self, record: CertRecord, issued: Issued) -> Value:
+        """Return the answer about a certificate that was issued, or renewed: then it has no ``cert`` (9.2)."""
+        value = self._reply(
+            record.state, record.serial, issued.cert_id, issued.status_pv, record.not_after, issued.pem
+        )
+        at, store = REPLY_TYPE.offsets, value.store
+        store[at["renew_by"]] = written_renew_by(record.renew_by)
+        if record.san:
+            store[at["san"]] = san_array(names_of(record.san))
+        if record.schedule:
+            schedule = schedule_of(record)
+            store[at["schedule"]] = schedule_array(windows_now(record, self._issuing.lifecycle.clock()))
+            store[at["time_zone"]] = schedule.zone
+            store[at["local"]] = schedule_array(schedule.windows if schedule.zone else ())
+        return value
 
     def _reply(
         self, state: CertState, serial: int, identifier: str, status_pv: str, expiration: int, pem: str
     ) -> Value:
         value = Value.from_store(REPLY_TYPE, self._template.store.copy(), 1)
         at, store = REPLY_TYPE.offsets, value.store
-        store[at["status.value.index"]] = enum_index(state)
-        store[at["status.timeStamp.secondsPastEpoch"]] = int(self._issuing.lifecycle.clock().timestamp())
+        now = int(self._issuing.lifecycle.clock().timestamp())
+        store[at["status.value.index"]] = store[at["value.index"]] = enum_index(state)
+        store[at["status.timeStamp.secondsPastEpoch"]] = store[at["timeStamp.secondsPastEpoch"]] = now
         store[at["issuer"]] = self._issuing.names.issuer_id
         store[at["serial"]] = serial
         store[at["state"]] = state.value
@@ -333,7 +370,7 @@ def _short(ccr: CertRequest) -> str:
     return f"{ccr.name[:64]}{f' ({ccr.organization[:64]})' if ccr.organization else ''}"
 
 
-class ListPV(_Callable):
+class ListPV(CalledPV):
     """CERT:LIST: certificates for administrators, those that wait for approval first."""
 
     __slots__ = ("_lifecycle", "_names", "_policy", "_tasks", "on_refused")
@@ -363,8 +400,7 @@ class ListPV(_Callable):
         rank = sa.case(
             {state.value: index for index, state in enumerate(_ORDER)}, value=certs.c.state, else_=99
         )
-        columns = [certs.c[n] for n in ("serial", "state", "cn", "o", "ou", "c", "usage", "method")]
-        columns += [certs.c[n] for n in ("not_before", "not_after", "state_date", "created", "no_status")]
+        columns = [certs.c[name] for name in _LISTED]
 
         def job(transaction: Transaction) -> list[tuple[Any, ...]]:
             transaction.flush()
@@ -379,23 +415,21 @@ class ListPV(_Callable):
 
         rows = await self._lifecycle.store.submit(job)
         value = LIST.create()
-        listed = list(zip(*rows, strict=True)) if rows else [()] * len(columns)
-        value["value.cert_id"] = [cert_id(self._names.issuer_id, serial) for serial in listed[0]]
-        fields: tuple[str, ...] = (
-            "state",
-            "name",
-            "organization",
-            "organization_unit",
-            "country",
-            "usage",
-            "type",
-        )
-        fields += ("not_before", "not_after", "status_date", "created")
-        value["value.status_extension"] = [_EXTENSION[without] for without in listed[-1]]
-        for field, column in zip(fields, listed[1:], strict=False):
-            value[f"value.{field}"] = list(column)
+        listed = dict(zip(_LISTED, zip(*rows, strict=True) if rows else [()] * len(columns), strict=True))
+        for column, field in _LISTED.items():
+            if field:
+                value[f"value.{field}"] = list(listed[column])
+        value["value.cert_id"] = [cert_id(self._names.issuer_id, serial) for serial in listed["serial"]]
+        value["value.status_extension"] = [_EXTENSION[without] for without in listed["no_status"]]
+        value["value.san"] = [", ".join(map(str, names_of(text))) for text in listed["san"]]
+        value["value.schedule"] = [_shown_schedule(Schedule.from_text(text)) for text in listed["schedule"]]
         value["timeStamp"] = now_to_time(self._lifecycle.clock().timestamp())
         operation.reply(value)
+
+
+def _shown_schedule(schedule: Schedule) -> str:
+    zone = f" {schedule.zone}" if schedule.zone else ""
+    return "; ".join(map(str, schedule.windows)) + zone
 
 
 def _query(query: Any, field: str) -> str:

@@ -26,6 +26,7 @@ from appliance.cms.policy import CertificateGate, Names, Policy, read_acf
 from appliance.cms.publisher import Publisher
 from appliance.cms.pvs import CMSSource, Counters, CreatePV, ListPV, StatusCommands, Tasks, root_value
 from appliance.cms.replay import StoredReplay, TokenJournal
+from appliance.cms.schedule_pv import SchedulePV
 from appliance.cms.setup import (
     JOURNAL,
     Authority,
@@ -217,6 +218,8 @@ class CertificateService:
         source.add(SharedPV(root_value(names.issuer_id, self.authority.root, ())), *names.root)
         source.add(SharedPV(root_value(names.issuer_id, issuer.certificate, issuer.chain)), *names.issuer)
         source.add(ListPV(self.lifecycle, names, self.policy, self.tasks), *names.list)
+        schedule = SchedulePV(self.lifecycle, names, self.policy, commands, self.tasks)
+        source.add(schedule, *names.schedule)
         source.add(self.health.health, names.health)
         source.add(self.health.metrics, names.metrics)
         server.add_source("cms", source)

@@ -14,7 +14,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, NamedTuple, Self
 
@@ -215,13 +215,25 @@ class AuditLog:
         Raises:
             ApplianceError: It did not reach the file; nothing is half written.
         """
-        if _HASH in record:
-            raise ConfigurationError(f"an audit record must not have a field {_HASH!r}")
-        record = total(record)
-        sealed = chain(self.head, record)
-        line = canonical({**record, _HASH: sealed}) + b"\n"
-        if len(line) > _LIMIT:
-            raise ConfigurationError(f"an audit record is larger than {_LIMIT} bytes")
+        return self.extend((record,))
+
+    def extend(self, records: Sequence[Mapping[str, Any]]) -> str:
+        """Add records with one write, all or none, and return the hash of the last one.
+
+        Raises:
+            ApplianceError: They did not reach the file; nothing is half written.
+        """
+        sealed = self.head
+        lines = []
+        for each in records:
+            if _HASH in each:
+                raise ConfigurationError(f"an audit record must not have a field {_HASH!r}")
+            record = total(each)
+            sealed = chain(sealed, record)
+            lines.append(canonical({**record, _HASH: sealed}) + b"\n")
+            if len(lines[-1]) > _LIMIT:
+                raise ConfigurationError(f"an audit record is larger than {_LIMIT} bytes")
+        line = b"".join(lines)
         there = os.fstat(self._fd)
         if not there.st_nlink:
             raise ApplianceError(
@@ -241,7 +253,7 @@ class AuditLog:
                 f"{self.path}: the audit record could not be written: {error.strerror}"
             ) from error
         self.head = sealed
-        self.records += 1
+        self.records += len(records)
         return sealed
 
     def close(self) -> None:
@@ -296,6 +308,31 @@ class PutRecords:
                     "the put log cannot be written; puts that it must record are refused until that is repaired; "
                     "the server's log says why"
                 ) from error
+
+    def write_all(self, records: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Write records that have their time already, with one write if that succeeds.
+
+        Returns:
+            For each, why the put that it announces must not be done; "" if it may be done.
+        """
+        if self._file is not None and len(records) > 1:
+            try:
+                with self._lock:
+                    self._file.extend(records)
+            except ApplianceError:
+                pass  # one by one: perhaps only one of them cannot be written
+            else:
+                self.trouble = ""
+                return [""] * len(records)
+        results = []
+        for record in records:
+            try:
+                self.write(record)
+            except OperationError as error:
+                results.append(str(error))
+            else:
+                results.append("")
+        return results
 
     def close(self) -> None:
         """Close the file."""

@@ -136,7 +136,8 @@ class ServerSide(Settings, frozen=True, kw_only=True):
     put_log: FilePath = default(FilePath())
     """A file for the log of puts that access security selects (TRAPWRITE); each record seals the records before it."""
     put_log_required: bool = True
-    """Refuse puts that must be logged while `put_log` cannot be written; false: do them and log an error."""
+    """Refuse puts that must be logged while `put_log` cannot be written, or its disk has not answered for five seconds; false: do
+    them and log an error."""
     relay: Relay | None = None
     """Lets clients reach the certificate service with TLS from end to end; absent: they cannot."""
 

@@ -236,7 +236,7 @@ def _of_peer(peer: Peer) -> Connection:
         peer.credentials.account,
         stream.sent,
         stream.heard,
-        counted.requests,
+        counted.requests + peer.connection.passed_on,
         counted.dropped,
         counted.waiting,
     )

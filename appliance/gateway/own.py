@@ -45,6 +45,7 @@ class OwnRequest(ChannelRequest):
         "_answered",
         "_flight",
         "_size",
+        "_unlogged",
         "_upstream",
         "_warnings",
         "asked",
@@ -71,6 +72,8 @@ class OwnRequest(ChannelRequest):
         """Whether the client's INIT is answered."""
         self._act: Act | None = None
         """The client's request, which waits until the operation at the server is initialised anew."""
+        self._unlogged: tuple[Act, bool] | None = None
+        """The client's request, which waits until its record is in the put log, and whether it may change something."""
 
     @property
     def is_busy(self) -> bool:
@@ -115,6 +118,25 @@ class OwnRequest(ChannelRequest):
             self._fail(full)
             return
         self.waits = True
+        trapped = self.trapped
+        if trapped is not None and trapped.waits:
+            self._unlogged = act, changes
+            trapped.on_logged = self._logged
+            return
+        self._go_on(act, changes=changes)
+
+    def _logged(self, trapped: Watched, why: str) -> None:
+        """Go on with a put, whose record is in the put log now; refuse it if there is a reason."""
+        if self.trapped is not trapped or self._unlogged is None:
+            return  # the client gave it up, or the server is lost
+        (act, changes), self._unlogged = self._unlogged, None
+        if why:
+            self._done()
+            self._fail(why)
+            return
+        self._go_on(act, changes=changes)
+
+    def _go_on(self, act: Act, *, changes: bool) -> None:
         link = self.channel.link
         if link is None or self.channel.state is not ChannelState.ACTIVE:
             self._act = act  # the channel moves to TLS, and calls `start` then
@@ -176,8 +198,8 @@ class OwnRequest(ChannelRequest):
 
     def _forget(self) -> None:
         """Forget the request in progress. The log of puts must not keep one that was never sent as done."""
-        if self._act is not None:
-            self._act = None
+        if self._act is not None or self._unlogged is not None:
+            self._act = self._unlogged = None
             self._untrap("the client gave it up before it was sent")
         self.trapped = None
         self._done()
@@ -285,15 +307,17 @@ class OwnRequest(ChannelRequest):
         super().disconnected(why, moving=moving)
         if not moving:
             self.channel.remove(self)
-        if self.waits and (self._act is None or not moving):
+        unsent = self._act is not None or self._unlogged is not None
+        if self.waits and not (unsent and moving):
             self._done()
-            what = _DOES.get(self.asked.command) if self._act is None else None
-            self._act = None
+            what = None if unsent else _DOES.get(self.asked.command)
+            self._act = self._unlogged = None
             self._fail(f"the server was lost during the {what}, which may be done or not" if what else LOST)
 
     def fail(self, error: Exception) -> None:
         """Answer the client with the reason for the end."""
         self._done()
+        self._unlogged = None
         super().fail(error)
         self._fail(str(error))
 

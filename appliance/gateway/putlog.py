@@ -4,7 +4,7 @@ Access security says which puts are logged (TRAPWRITE). Each becomes a record of
 the text that p4p's gateway writes. If a file is configured, it is also a line of JSON there that seals the lines before it.
 
 A record is written *before* the put is sent to the server, so a client cannot avoid the log by closing its connection. A
-put that fails afterwards gets a second record.
+put that fails afterwards gets a second record. The put waits while a thread writes the file (`PutWriter`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from appliance.daemon.audit import PutRecords, shown, total
+from appliance.daemon.audit import shown, total
+from appliance.errors import OperationError
+from appliance.gateway.put_writer import PutWriter
 from appliance.pva.credentials import Credentials
 from appliance.pvdata.bitset import iter_bits
 from appliance.pvdata.render import render_leaf
@@ -42,12 +44,22 @@ _MAIN: Final = ("value", "value.index")
 class Watched:
     """One put that is logged."""
 
-    __slots__ = ("_log", "_record", "_text")
+    __slots__ = ("_log", "_record", "_text", "on_logged", "waits")
 
     def __init__(self, log: PutLog, record: dict[str, Any], text: str) -> None:
         self._log = log
         self._record = record
         self._text = text
+        self.waits = False
+        """Whether the put must wait: its record is not in the file yet."""
+        self.on_logged: Callable[[Watched, str], None] | None = None
+        """Called when the put must wait no longer, with why it must not be sent, or ""."""
+
+    def logged(self, why: str) -> None:
+        """Go on with the put, or refuse it if there is a reason."""
+        self.waits = False
+        if self.on_logged is not None:
+            self.on_logged(self, why)
 
     def failed(self, why: str) -> None:
         """Log that the put was not done, or that nobody knows."""
@@ -79,17 +91,17 @@ class PutLog:
 
     def __init__(self, side: str, file: str = "", *, required: bool = True) -> None:
         self._side = side
-        self._records = PutRecords(file, required=required)
+        self._writer = PutWriter(file, required=required) if file else None
         self._told: dict[tuple[str, ...], _Told] = {}
         """Refusals that were logged lately."""
 
     @property
     def trouble(self) -> str:
-        """Why the last record could not be written to the file; empty if it was."""
-        return self._records.trouble
+        """Why records are not written to the file at present; empty if they are."""
+        return "" if self._writer is None else self._writer.trouble
 
     def begin(self, operation: Operation, real: str, value: Value | None) -> Watched:
-        """Log a put before it is sent to the server.
+        """Log a put before it is sent to the server. If `Watched.waits` is true, it must not be sent yet.
 
         Args:
             operation: The client's request.
@@ -116,18 +128,32 @@ class PutLog:
             **({"event": "process"} if value is None else {"event": "put", "new": _new(value)}),
         }
         text = f"{peer.method}/{peer.account}@{peer.peer} {operation.name} as {real}{_arrow(value)}"
-        self.write({**record, "result": "accepted"}, text, peer)
-        return Watched(self, record, text)
+        watched = Watched(self, record, text)
+        accepted = self.tell({**record, "result": "accepted"}, text, peer)
+        if self._writer is not None:
+            try:
+                self._writer.begin(accepted, len(text), watched.logged)
+            except OperationError as error:
+                self.tell({**record, "result": "failed", "error": str(error)}, f"{text} failed: {error}")
+                raise
+            watched.waits = True
+        return watched
 
-    def write(self, record: dict[str, Any], text: str, peer: Credentials | None = None) -> None:
-        """Write one record to the log and to the file."""
+    def write(self, record: dict[str, Any], text: str) -> None:
+        """Write a record to the log and to the file."""
+        record = self.tell(record, text)
+        if self._writer is not None:
+            self._writer.add(record, len(text))
+
+    def tell(self, record: dict[str, Any], text: str, peer: Credentials | None = None) -> dict[str, Any]:
+        """Write a record to the daemon's log, and return it in a form that every file can hold."""
         record = total(record)
         now_ns = time.time_ns()
         stamp = f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(now_ns // 10**9))}.{now_ns % 10**9:09d}"
         facts = {} if peer is None else peer.facts()
         level = logging.WARNING if record["result"] == "failed" else logging.INFO
         _log.log(level, "%s %s", stamp, text, extra={**facts, **record})
-        self._records.write(record)
+        return record
 
     def refused(self, name: str, peer: Credentials, right: str, why: Callable[[], str]) -> None:
         """Log that access security refused a request for lack of a right; not with the puts, which sites keep apart.
@@ -163,7 +189,8 @@ class PutLog:
 
     def close(self) -> None:
         """Close the file."""
-        self._records.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 def _written(value: Value) -> list[int]:

@@ -171,12 +171,16 @@ class Upstream(PVAccount):
         return self.channel.permissions
 
     def settle(self) -> int:
-        """Bring the counts of octets up to date; return how many subscriptions were looked at."""
+        """Bring the counts of octets up to date; return how many subscriptions and GETs were looked at."""
         looked = 0
         if self.monitors:
             for monitor in self.monitors.values():
                 monitor.settle()
                 looked += len(monitor.subscribers)
+        if self.gets:
+            for get in self.gets.values():
+                get.settle()
+            looked += len(self.gets)
         return looked
 
     def search(self) -> None:

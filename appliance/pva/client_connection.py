@@ -25,15 +25,14 @@ from appliance.pva.events import (
     ChannelCreated,
     ClientEvent,
     RemoteMessage,
-    ReplyOctets,
     SearchAnswered,
     Validated,
 )
 from appliance.pva.limits import DEFAULT_LIMITS, Limits
 from appliance.pva.packing import U32, U32_U32
 from appliance.pva.search import SearchRequest, SearchResponse
-from appliance.pva.states import CLIENT_ACCEPTS, ConnectionState, OperationState
-from appliance.pva.status import OK, Status
+from appliance.pva.states import AUTHENTICATING, CLIENT_ACCEPTS, EXECUTING, IDLE, READY, ConnectionState
+from appliance.pva.status import Status
 from appliance.pva.typed import encode_typed
 from appliance.pvdata.fielddesc import decode_type
 from appliance.pvdata.primitives import Buffer, decode_size, decode_string, encode_string
@@ -45,6 +44,7 @@ _CREATE: Final = (Struct("<HI"), Struct(">HI"))
 _VALIDATION: Final = (Struct("<IHH"), Struct(">IHH"))
 _ANSWER: Final = Struct("<IIIBB")
 """Magic, version, flags and command as one number; size; ioid; sub-command; the first octet after it."""
+_ANSWER_SIZE: Final = _ANSWER.size
 _GET_ANSWER: Final = c.MAGIC | c.VERSION << 8 | c.FLAG_SERVER << 16 | c.CMD_GET << 24
 _UPDATE: Final = c.MAGIC | c.VERSION << 8 | c.FLAG_SERVER << 16 | c.CMD_MONITOR << 24
 _STATUS_OK: Final = 0xFF
@@ -119,10 +119,8 @@ class ClientConnection(Connection[ClientEvent]):
     def _parse(self, data: Buffer, pos: int, end: int) -> int:
         """Parse answers to GETs and updates by the short way, and everything else by the general one."""
         unpack = _ANSWER.unpack_from
-        operations = self.operations
+        find = self.operations.get
         events = self.events
-        executing = OperationState.EXECUTING
-        idle = OperationState.IDLE
         due = self.due
         # Without a clock nobody waits: large values take the short way too.
         short = UNPACED if due is not None else 0xFFFFFFFF
@@ -130,28 +128,29 @@ class ClientConnection(Connection[ClientEvent]):
         if self.passes_on and end <= COPIED and type(data) is not bytes:
             data = bytes(data)  # cheaper than a copy of each update that is passed on
         most = PASSED_PER_CALL if self.passes_on else EVENTS_PER_CALL
-        while end - pos >= _ANSWER.size and len(events) < most:
+        octets = data if type(data) is bytes else None
+        unbroken = self._segments is None
+        while end - pos >= _ANSWER_SIZE and len(events) < most:
             prefix, size, ioid, sub, first = unpack(data, pos)
             after = pos + 8 + size
-            if after <= end and self._segments is None and size <= short:
+            if after <= end and size <= short and unbroken:
                 if size > _QUICK and due is not None and due():
                     self.stalled = True
                     return pos
-                operation = operations.get(ioid)
-                if operation is None or operation.state is not executing:
+                operation = find(ioid)
+                if operation is None or operation.state is not EXECUTING:
                     pass
                 elif prefix == _GET_ANSWER:
                     if first == _STATUS_OK and operation.command == c.CMD_GET:
-                        body = pos + _ANSWER.size
-                        if (
-                            after - body == operation.quick_size
-                            and type(data) is bytes
-                            and data.startswith(operation.quick_head, body)
-                        ):
-                            operation.state = idle
-                            events.append(
-                                ReplyOctets(operation, OK, False, operation.quick_bits, data[body:after])
-                            )
+                        body = pos + _ANSWER_SIZE
+                        if after - body != operation.quick_size or octets is None:
+                            operation.receive_value(data, body, after)
+                        elif octets.startswith(operation.quick_tail, body):
+                            operation.state = IDLE
+                            events.append(operation.quick_event)  # type: ignore[arg-type]
+                        elif octets.startswith(operation.quick_head, body):
+                            operation.state = IDLE
+                            events.append(operation.answer_again(octets[body:after]))
                         else:
                             operation.receive_value(data, body, after)
                         pos = after
@@ -165,17 +164,17 @@ class ClientConnection(Connection[ClientEvent]):
                         taken += 1
                         body = pos + 13
                         if (
-                            type(data) is bytes
+                            octets is not None
                             and after - body == operation.quick_size
                             and not data[after - 1]
-                            and data.startswith(operation.quick_head, body)
+                            and octets.startswith(operation.quick_head, body)
                         ):
                             # Fields of fixed size, as in the last update: so it is neither too short nor too long.
                             bodies = operation.quick_bodies
                             if bodies is not None:
-                                bodies.append(data[body:after])
+                                bodies.append(octets[body:after])
                             else:
-                                operation.add_update(data[body:after], False, operation.quick_bits, 0)
+                                operation.add_update(octets[body:after], False, operation.quick_bits, 0)
                         else:
                             operation.take_update(data, body, after, False)
                     else:
@@ -190,6 +189,7 @@ class ClientConnection(Connection[ClientEvent]):
                 return end
             if self.stalled:
                 return pos
+            unbroken = self._segments is None
         if end - pos < 8:
             self._need = 8
             return pos
@@ -209,12 +209,12 @@ class ClientConnection(Connection[ClientEvent]):
         for _ in range(count):
             method, pos = decode_string(buf, pos, end, big)
             methods.append(method)
-        self.state = ConnectionState.AUTHENTICATING
+        self.state = AUTHENTICATING
         self.events.append(AuthenticationOffered(tuple(methods)))
 
     def authenticate(self, method: str, payload: Value | None = None) -> None:
         """Answer AuthenticationOffered with the chosen method and its payload."""
-        self._require(ConnectionState.AUTHENTICATING, "authenticate()")
+        self._require(AUTHENTICATING, "authenticate()")
         if self._chosen:
             raise LocalProtocolError("authenticate() was called already")
         self._chosen = True
@@ -232,16 +232,16 @@ class ClientConnection(Connection[ClientEvent]):
 
     def _on_validated(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         status, _ = Status.decode(buf, pos, end, big=big)
-        if status.ok and (self.state is not ConnectionState.AUTHENTICATING or not self._chosen):
+        if status.ok and (self.state is not AUTHENTICATING or not self._chosen):
             # PVXS 1.5 with certificate status gives a verdict when the client's certificate is known to be good, and
             # another one when the client has chosen: only what follows our choice is the answer to it.
             return
-        if not status.ok and self.state is ConnectionState.AUTHENTICATING and not self._chosen:
+        if not status.ok and self.state is AUTHENTICATING and not self._chosen:
             # An exception, not an event: the caller may get the offer from the same read, and would answer a dead connection.
             raise RemoteProtocolError(f"the server refused the client before it had chosen: {status.message}")
         self.events.append(Validated(status))
         if status.ok:
-            self.state = ConnectionState.READY
+            self.state = READY
         else:
             self._close()
 
@@ -258,7 +258,7 @@ class ClientConnection(Connection[ClientEvent]):
 
     def create_channel(self, name: str) -> ClientChannel:
         """Ask the server to create a channel; ChannelCreated is the answer."""
-        self._require(ConnectionState.READY, "create_channel()")
+        self._require(READY, "create_channel()")
         cid = self._next_cid
         while cid in self.channels:
             cid = cid + 1 & 0xFFFFFFFF
@@ -318,7 +318,7 @@ class ClientConnection(Connection[ClientEvent]):
 
     def new_ioid(self) -> int:
         """Return a number that no operation has; raises LocalProtocolError unless READY."""
-        self._require(ConnectionState.READY, "an operation")
+        self._require(READY, "an operation")
         ioid = self._next_ioid
         while ioid in self.operations:
             ioid = ioid + 1 & 0xFFFFFFFF

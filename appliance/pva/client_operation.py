@@ -27,7 +27,15 @@ from appliance.pva.octets import RawArgument, cut
 from appliance.pva.outbox import Outbox
 from appliance.pva.packing import REQUEST, REQUEST_HEAD, U32, U32_U32
 from appliance.pva.selection import leaves, wire_bits
-from appliance.pva.states import MONITOR_TRANSITIONS, REQUEST_TRANSITIONS, OperationInput, OperationState
+from appliance.pva.states import (
+    CREATING,
+    DEAD,
+    EXECUTING,
+    IDLE,
+    MONITOR_TRANSITIONS,
+    REQUEST_TRANSITIONS,
+    OperationInput,
+)
 from appliance.pva.status import OK, Status
 from appliance.pva.typed import decode_typed, encode_typed
 from appliance.pvdata.bitset import decode_bitset, encode_bitset
@@ -107,8 +115,10 @@ class ClientOperation:
         "pending",
         "quick_bits",
         "quick_bodies",
+        "quick_event",
         "quick_head",
         "quick_size",
+        "quick_tail",
         "raw",
         "state",
         "type",
@@ -130,7 +140,7 @@ class ClientOperation:
         self.outbox = connection.outbox
         self.ioid = ioid
         self.command = command
-        self.state = OperationState.CREATING
+        self.state = CREATING
         self.type: StructType | None = None
         """The type that is transferred: by PUT_GET, towards the server."""
         self.get_type: StructType | None = None
@@ -149,10 +159,14 @@ class ClientOperation:
         """The event of the present read that takes more updates."""
         self.quick_head = b""
         """Raw: the bit set of the last update or answer if all its fields have a fixed size, since the next one is probably like
-        it; or all octets of the last answer, which is probably the same again."""
+        it; else something that no update begins with."""
         self.quick_size = -1
         """Octets of that update or answer."""
         self.quick_bits = -1
+        self.quick_tail = b""
+        """Raw: the last answer to a GET if it was short and has ``quick_size``. The same octets are the same event again."""
+        self.quick_event: ReplyOctets | None = None
+        """Its event."""
         self.quick_bodies: list[bytes] | None = None
         """The updates of ``pending`` if they are like that one: the next one joins them at once."""
         self._deep = False
@@ -164,7 +178,7 @@ class ClientOperation:
         self._closed_here = False
         connection.operations[ioid] = channel.operations[ioid] = self
         if command == c.CMD_GET_FIELD:
-            self.state = OperationState.EXECUTING
+            self.state = EXECUTING
             return
         assert request is not None
         big = self.outbox.big
@@ -183,7 +197,7 @@ class ClientOperation:
         table = MONITOR_TRANSITIONS if self.command == c.CMD_MONITOR else REQUEST_TRANSITIONS
         following = table.get((self.state, what))
         if following is None:
-            if self.state is OperationState.DEAD and not self._closed_here:
+            if self.state is DEAD and not self._closed_here:
                 raise ChannelClosedError(f"{self.channel.name}: the server ended the {self.name}")
             raise LocalProtocolError(
                 f"{self.name} {self.ioid} is {self.state.value}: it cannot do {what.value} now"
@@ -207,9 +221,9 @@ class ClientOperation:
 
     def get(self) -> None:
         """Ask for the present value (GET, PUT, PUT_GET)."""
-        if self.state is not OperationState.IDLE or self.command not in _GETS:
+        if self.state is not IDLE or self.command not in _GETS:
             self._execute(_GETS)  # raises, and says why
-        self.state = OperationState.EXECUTING
+        self.state = EXECUTING
         self.wants_value = True
         outbox = self.outbox
         if self._asked_with != outbox.flags:
@@ -302,17 +316,17 @@ class ClientOperation:
 
     @property
     def _is_dead(self) -> bool:
-        return self.state is OperationState.DEAD
+        return self.state is DEAD
 
     @property
     def _ended_there(self) -> bool:
-        return self.state is OperationState.DEAD and not self._closed_here
+        return self.state is DEAD and not self._closed_here
 
     def acknowledge(self, count: int) -> None:
         """Grant ``count`` more updates (MONITOR with pipeline)."""
         if self.command != c.CMD_MONITOR:
             raise LocalProtocolError(f"{self.name} {self.ioid} has nothing to acknowledge")
-        if self.state in (OperationState.IDLE, OperationState.EXECUTING):
+        if self.state in (IDLE, EXECUTING):
             self._request(c.SUB_ACK, U32[self.outbox.big].pack(count))
 
     def cancel(self) -> None:
@@ -321,19 +335,20 @@ class ClientOperation:
         Whether its answer still comes nobody can tell (section 9.9), so the only thing to do with the operation
         afterwards is to close it; a MONITOR may be started again.
         """
-        if self.state is OperationState.EXECUTING:
+        if self.state is EXECUTING:
             self._tell(c.CMD_CANCEL_REQUEST)
 
     def close(self) -> None:
         """End the operation here and at the server."""
-        if self.state is OperationState.DEAD:
+        if self.state is DEAD:
             return
         self._tell(c.CMD_DESTROY_REQUEST)
         self._closed_here = True
         self._forget()
 
     def _forget(self) -> None:
-        self.state = OperationState.DEAD
+        self.state = DEAD
+        self.quick_event = None  # it refers to this operation
         self.connection.operations.pop(self.ioid, None)
         self.channel.operations.pop(self.ioid, None)
 
@@ -354,7 +369,7 @@ class ClientOperation:
             self._receive_reply(buf, pos, end, big)
 
     def _receive_init(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
-        if self.state is not OperationState.CREATING:
+        if self.state is not CREATING:
             raise RemoteProtocolError(f"the INIT of {self.name} {self.ioid} was answered a second time")
         status, pos = Status.decode(buf, pos, end, big=big)
         if status.ok:
@@ -371,7 +386,7 @@ class ClientOperation:
                     self._deep = any(_is_deep(leaf) for leaf in self.get_type.leaf_types)
             if self._is_dead:
                 return  # it was given up while a long type was read
-            self.state = OperationState.IDLE
+            self.state = IDLE
         else:
             self._forget()
         self.connection.events.append(OperationReady(self, status))
@@ -383,7 +398,7 @@ class ClientOperation:
         return kind, pos
 
     def _receive_reply(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
-        if self.state is OperationState.CREATING:
+        if self.state is CREATING:
             raise RemoteProtocolError(f"{self.name} {self.ioid} was answered before its INIT")
         status, pos = Status.decode(buf, pos, end, big=big)
         value: Value | None = None
@@ -394,8 +409,8 @@ class ClientOperation:
                 value, pos = decode_typed(buf, pos, end, big, self.connection.types)
             else:
                 value, pos = self._decode_partial(buf, pos, end, big)
-        if self.state is OperationState.EXECUTING:
-            self.state = OperationState.IDLE
+        if self.state is EXECUTING:
+            self.state = IDLE
             self.connection.events.append(OperationReply(self, status, value))
 
     def receive_value(self, buf: Buffer, pos: int, end: int) -> None:
@@ -404,7 +419,7 @@ class ClientOperation:
             self._take_reply(OK, buf, pos, end, False)
             return
         value, _ = self._decode_partial(buf, pos, end, False)
-        self.state = OperationState.IDLE
+        self.state = IDLE
         self.connection.events.append(OperationReply(self, OK, value))
 
     def _measure(self, big: bool) -> Measurer:
@@ -428,15 +443,25 @@ class ClientOperation:
             measure = self._measure(big)
             bits, end = measure.marked(buf, pos, end)
             tail = cut(buf, pos, end)
-            if not big and len(tail) <= _QUICK:
-                # Fields of fixed size need no other look while there are as many octets; others none while they are the same.
-                self.quick_bits = bits
-                self.quick_size = len(tail)
-                self.quick_head = encode_bitset(bits, False) if measure.is_fixed(bits) else tail
-        if self.state is OperationState.EXECUTING:
-            self.state = OperationState.IDLE
-            self.connection.events.append(ReplyOctets(self, status, big, bits, tail))
+        if self.state is not EXECUTING:
+            return True  # it was given up while a long value was read
+        self.state = IDLE
+        event = ReplyOctets(self, status, big, bits, tail)
+        self.connection.events.append(event)
+        if self.command == c.CMD_GET and not big and status is OK and len(tail) <= _QUICK:
+            # Fields of fixed size need no other look while there are as many octets; others none while they are the same.
+            self.quick_bits = bits
+            self.quick_size = len(tail)
+            self.quick_head = encode_bitset(bits, False) if self._measure(False).is_fixed(bits) else tail
+            self.quick_tail = tail
+            self.quick_event = event
         return True
+
+    def answer_again(self, tail: bytes) -> ReplyOctets:
+        """Return the event for an answer that begins with ``quick_head`` and has ``quick_size`` octets, and remember it."""
+        self.quick_tail = tail
+        event = self.quick_event = ReplyOctets(self, OK, False, self.quick_bits, tail)
+        return event
 
     def take_update(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         """Report an update as octets."""

@@ -18,7 +18,7 @@ from appliance.pva.events import Event, RemoteMessage
 from appliance.pva.limits import DEFAULT_LIMITS, Limits
 from appliance.pva.outbox import Outbox
 from appliance.pva.packing import HEADER, U32
-from appliance.pva.states import ConnectionState
+from appliance.pva.states import CLOSED, READY, VALIDATING, ConnectionState
 from appliance.pvdata.fielddesc import TypeReader
 from appliance.pvdata.pace import Pace
 from appliance.pvdata.primitives import Buffer, decode_string, encode_string
@@ -84,7 +84,7 @@ class Connection(Generic[EventT]):
         """Returns everything that waits to be sent, and forgets it."""
         self.events: list[EventT | RemoteMessage] = []
         """What has happened and was not handed out yet. The list is replaced when it is: keep no reference to it."""
-        self.state = ConnectionState.VALIDATING
+        self.state = VALIDATING
         self.types = TypeReader(limits.max_types)
         self.received = 0
         """Octets received so far; a value that does not change shows a silent peer."""
@@ -111,7 +111,7 @@ class Connection(Generic[EventT]):
 
     @property
     def _is_closed(self) -> bool:
-        return self.state is ConnectionState.CLOSED
+        return self.state is CLOSED
 
     def receive_data(self, data: Buffer) -> list[EventT | RemoteMessage]:
         """Parse what arrived, and return its events.
@@ -183,7 +183,7 @@ class Connection(Generic[EventT]):
                 return pos
             pos = after
             count += 1
-            if self.state is ConnectionState.CLOSED:
+            if self.state is CLOSED:
                 return end
         self._need = 8
         return pos
@@ -234,7 +234,7 @@ class Connection(Generic[EventT]):
 
     def _check_size(self, size: int) -> None:
         limits = self.limits
-        bound = limits.max_message if self.state is ConnectionState.READY else limits.max_message_unvalidated
+        bound = limits.max_message if self.state is READY else limits.max_message_unvalidated
         if size > bound:
             raise RemoteProtocolError(f"a message of {size} octets exceeds the limit of {bound}")
 
@@ -264,7 +264,7 @@ class Connection(Generic[EventT]):
 
     def _dispatch(self, command: int, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if command not in self.ACCEPTS[self.state]:
-            if command > c.CMD_ORIGIN_TAG or self.state is ConnectionState.READY:
+            if command > c.CMD_ORIGIN_TAG or self.state is READY:
                 return  # section 16.3: what is unknown is skipped; so is what has no meaning on a stream
             raise RemoteProtocolError(f"command {command} is not allowed while {self.state.value}")
         handler = self.HANDLERS.get(command)
@@ -325,7 +325,7 @@ class Connection(Generic[EventT]):
 
         With ``due`` they may come in parts: while ``stalled``, call ``receive_data(b"")`` for the next one.
         """
-        if self.state is not ConnectionState.CLOSED:
+        if self.state is not CLOSED:
             self._close()
         elif not self.events:
             self._work_off()
@@ -340,9 +340,9 @@ class Connection(Generic[EventT]):
 
     def _close(self) -> None:
         """Enter CLOSED and drop everything that only an open connection needs."""
-        if self.state is ConnectionState.CLOSED:
+        if self.state is CLOSED:
             return
-        self.state = ConnectionState.CLOSED
+        self.state = CLOSED
         self.stalled = False  # nothing is left to parse: a shell that waits for the rest would wait for ever
         self.held = False
         self._rx = None

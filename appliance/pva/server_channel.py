@@ -8,7 +8,7 @@ from appliance.errors import LocalProtocolError
 from appliance.pva import commands as c
 from appliance.pva.packing import U32, U32_U32
 from appliance.pva.server_operation import OperationOwner, ServerOperation
-from appliance.pva.states import ConnectionState
+from appliance.pva.states import CLOSED, ConnectionState
 from appliance.pva.status import OK_BYTES, Status
 
 __all__ = ["ChannelOwner", "ServerChannel"]
@@ -46,7 +46,7 @@ class ServerChannel:
     def _answer(self) -> bool:
         """Remove the channel from those that wait for an answer; return whether the client still waits."""
         connection = self.connection
-        if connection.state is ConnectionState.CLOSED:
+        if connection.state is CLOSED:
             return False
         if connection.pending.pop(self.sid, None) is None:
             raise LocalProtocolError(f"channel {self.name!r} was accepted or rejected already")

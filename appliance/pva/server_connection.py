@@ -31,7 +31,18 @@ from appliance.pva.packing import REQUEST_HEAD, U16, U32, U32_U32
 from appliance.pva.search import SearchRequest, SearchResponse
 from appliance.pva.server_channel import ServerChannel
 from appliance.pva.server_operation import ServerOperation, init_answer
-from appliance.pva.states import SERVER_ACCEPTS, SERVER_HOLDS, ConnectionState, OperationState
+from appliance.pva.states import (
+    AUTHENTICATING,
+    CLOSED,
+    DEAD,
+    EXECUTING,
+    IDLE,
+    READY,
+    SERVER_ACCEPTS,
+    SERVER_HOLDS,
+    VALIDATING,
+    ConnectionState,
+)
 from appliance.pva.status import Status
 from appliance.pva.typed import decode_typed
 from appliance.pvdata.pace import breathe
@@ -80,6 +91,7 @@ class ServerConnection(Connection[ServerEvent]):
         "channels",
         "context",
         "operations",
+        "passed_on",
         "pending",
         "request_octets",
     )
@@ -100,6 +112,8 @@ class ServerConnection(Connection[ServerEvent]):
         """Channels that the layer above has neither accepted nor rejected, by sid."""
         self.operations: dict[int, ServerOperation] = {}
         self.context: Any = None
+        self.passed_on = 0
+        """GETs that a prepared answer has passed on."""
         self._next_sid = 1
         self._request_cache: dict[tuple[bool, bytes], Value] = {}
         self.request_octets = 0
@@ -111,37 +125,37 @@ class ServerConnection(Connection[ServerEvent]):
 
     def _parse(self, data: Buffer, pos: int, end: int) -> int:
         state = self.state
-        if state is not ConnectionState.READY:
+        if state is not READY:
             return self._parse_handshake(data, pos, end)
         unpack = _REQUEST.unpack_from
-        operations = self.operations
+        find = self.operations.get
         outbox = self.outbox
         append = outbox.chunks.append
         events = self.events
-        size_out = 0
+        size_out = passed = 0
         room = OUT_LIMIT - outbox.size
-        idle = OperationState.IDLE
         due = self.due
+        # What came before must be answered before, and a message inside another one's segments is rare.
+        in_order = not events and self._segments is None
         turn = min(end, pos + _GETS_PER_CALL * 17)
         while turn - pos >= 17:
             prefix, size, sid, ioid, sub = unpack(data, pos)
-            if prefix == _GET_PREFIX and size == 9 and (sub in (0, c.SUB_GET)):
-                operation = operations.get(ioid)
+            if prefix == _GET_PREFIX and size == 9 and in_order and (not sub or sub == c.SUB_GET):
+                operation = find(ioid)
                 if operation is not None:
                     prepared = operation.prepared
                     if (
                         prepared is not None
                         and operation.sid == sid
-                        and operation.state is idle
-                        and self._segments is None
-                        and not events  # what came before must be answered before
+                        and operation.state is IDLE
                         and (tail := prepared.make_tail() if prepared.tail is None else prepared.tail)
                         is not None
                     ):
                         if not tail:
                             operation.sub = sub
-                            operation.state = OperationState.EXECUTING
+                            operation.state = EXECUTING
                             prepared.pass_on(operation)
+                            passed += 1
                             pos += 17
                             continue
                         # The whole reply is kept too: between two posts a client gets the same octets.
@@ -161,15 +175,19 @@ class ServerConnection(Connection[ServerEvent]):
             room = OUT_LIMIT - outbox.size
             if len(events) >= EVENTS_PER_CALL or room < 0 or self.stalled:
                 break
+            self.passed_on += passed
+            passed = 0
             after = self._message(data, pos, end)
             if after < 0:
                 return pos
             pos = after
-            if self.state is ConnectionState.CLOSED:
+            if self.state is CLOSED:
                 return end
             if due is not None and due():
                 self.stalled = True
+            in_order = not events and self._segments is None
             room = OUT_LIMIT - outbox.size
+        self.passed_on += passed
         outbox.size += size_out
         if turn < end and turn - pos < 17:
             self.stalled = True
@@ -186,7 +204,7 @@ class ServerConnection(Connection[ServerEvent]):
         due = self.due
         while end - pos >= 8 and not self.stalled:
             if (
-                self.state is ConnectionState.AUTHENTICATING
+                self.state is AUTHENTICATING
                 and data[pos] == c.MAGIC
                 and not data[pos + 2] & c.FLAG_CONTROL
                 and data[pos + 3] in SERVER_HOLDS
@@ -208,13 +226,13 @@ class ServerConnection(Connection[ServerEvent]):
         return pos
 
     def _on_validation(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
-        if self.state is not ConnectionState.VALIDATING:
+        if self.state is not VALIDATING:
             raise RemoteProtocolError("the client validates the connection a second time")
         if end - pos < 8:
             raise DecodeError("CONNECTION_VALIDATION is too short")
         method, pos = decode_string(buf, pos + 8, end, big)
         payload = decode_typed(buf, pos, end, big, self.types)[0] if pos < end else None
-        self.state = ConnectionState.AUTHENTICATING
+        self.state = AUTHENTICATING
         self.events.append(AuthenticationReceived(method, payload))
 
     def validated(self, status: Status) -> None:
@@ -222,12 +240,12 @@ class ServerConnection(Connection[ServerEvent]):
 
         A verdict that comes when the client has gone does nothing.
         """
-        if self.state is ConnectionState.CLOSED:
+        if self.state is CLOSED:
             return
-        self._require(ConnectionState.AUTHENTICATING, "validated()")
+        self._require(AUTHENTICATING, "validated()")
         self.outbox.send(c.CMD_CONNECTION_VALIDATED, status.encode(big=self.outbox.big))
         if status.ok:
-            self.state = ConnectionState.READY
+            self.state = READY
             self.stalled = self.stalled or self.held
             self.held = False
         else:
@@ -242,7 +260,7 @@ class ServerConnection(Connection[ServerEvent]):
 
     def search_response(self, response: SearchResponse) -> None:
         """Answer SearchReceived."""
-        if self.state is not ConnectionState.CLOSED:
+        if self.state is not CLOSED:
             self.outbox.send(c.CMD_SEARCH_RESPONSE, response.encode(big=self.outbox.big))
 
     # -- channels ------------------------------------------------------------------------------------
@@ -259,7 +277,7 @@ class ServerConnection(Connection[ServerEvent]):
         for number in range(count):
             if not number & 31:
                 breathe()
-                if self.state is ConnectionState.CLOSED:
+                if self.state is CLOSED:
                     return
             if end - pos < 5:
                 raise DecodeError("CREATE_CHANNEL ends inside its list of names")
@@ -471,9 +489,9 @@ class ServerConnection(Connection[ServerEvent]):
 
     def drop_operation(self, operation: ServerOperation) -> None:
         """Forget an operation that has ended, and report it."""
-        if operation.state is OperationState.DEAD:
+        if operation.state is DEAD:
             return
-        operation.state = OperationState.DEAD
+        operation.state = DEAD
         operation.prepared = None
         self.request_octets -= operation.cost
         self.operations.pop(operation.ioid, None)

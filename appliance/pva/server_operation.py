@@ -13,7 +13,15 @@ from appliance.pva.octets import Octets, RawArgument, cut
 from appliance.pva.outbox import Outbox
 from appliance.pva.packing import REPLY, U32
 from appliance.pva.selection import encode_answer, leaves
-from appliance.pva.states import MONITOR_TRANSITIONS, REQUEST_TRANSITIONS, OperationInput, OperationState
+from appliance.pva.states import (
+    CREATING,
+    DEAD,
+    EXECUTING,
+    IDLE,
+    MONITOR_TRANSITIONS,
+    REQUEST_TRANSITIONS,
+    OperationInput,
+)
 from appliance.pva.status import OK, OK_BYTES, Status
 from appliance.pva.typed import decode_typed, encode_typed
 from appliance.pvdata.bitset import decode_bitset
@@ -148,7 +156,7 @@ class ServerOperation:
         self.request = request
         self.cost = 0
         """Octets that ``request`` takes from the connection's ``max_request_octets``."""
-        self.state = OperationState.CREATING
+        self.state = CREATING
         self.type: StructType | None = None
         self.mask = 0
         """What the pvRequest selects, in leaf form."""
@@ -186,7 +194,7 @@ class ServerOperation:
 
     @property
     def _idle(self) -> bool:
-        return self.state is OperationState.IDLE
+        return self.state is IDLE
 
     def _advance(self, what: OperationInput) -> None:
         table = MONITOR_TRANSITIONS if self.command == c.CMD_MONITOR else REQUEST_TRANSITIONS
@@ -236,7 +244,7 @@ class ServerOperation:
         if self.command == c.CMD_MONITOR:
             self._receive_monitor(sub, buf, pos, end, big)
             return
-        creating = self.state is OperationState.CREATING
+        creating = self.state is CREATING
         if sub == c.SUB_DESTROY and end == pos and (creating or not self._last_without_value):
             self.connection.drop_operation(self)
             return
@@ -290,7 +298,7 @@ class ServerOperation:
         return value
 
     def _receive_monitor(self, sub: int, buf: Buffer, pos: int, end: int, big: bool) -> None:
-        if self.state is OperationState.CREATING and not sub & c.SUB_DESTROY:
+        if self.state is CREATING and not sub & c.SUB_DESTROY:
             raise RemoteProtocolError(f"MONITOR {self.ioid} is used before its INIT was answered")
         if sub & c.SUB_ACK:
             if end - pos < 4:
@@ -312,7 +320,7 @@ class ServerOperation:
         under the same ioid by then. So this object dies, with every answer that still comes to it, and a
         successor takes its place. A MONITOR has no answer that could be taken for another's: it is stopped.
         """
-        if self.state is not OperationState.EXECUTING:
+        if self.state is not EXECUTING:
             return
         self._advance(OperationInput.CANCEL)
         successor = self
@@ -325,7 +333,7 @@ class ServerOperation:
             successor.prepared = self.prepared
             successor.takes_octets = self.takes_octets
             self.connection.operations[self.ioid] = self.channel.operations[self.ioid] = successor
-            self.state = OperationState.DEAD
+            self.state = DEAD
             self.prepared = None
         self.connection.events.append(OperationCancelled(self, successor))
 
@@ -348,7 +356,7 @@ class ServerOperation:
         Raises:
             LocalProtocolError: INIT was answered already, or the command has no type, or needs one.
         """
-        if self.state is OperationState.DEAD:
+        if self.state is DEAD:
             return
         has_type = self.command not in (c.CMD_RPC, c.CMD_PROCESS)
         if (kind is not None) is not has_type:
@@ -367,14 +375,14 @@ class ServerOperation:
 
     def fail(self, message: str) -> None:
         """Answer INIT or the request in progress with an error; a MONITOR ends with it."""
-        if self.state is OperationState.DEAD:
+        if self.state is DEAD:
             return
         big = self.outbox.big
-        creating = self.state is OperationState.CREATING
+        creating = self.state is CREATING
         if self.command == c.CMD_MONITOR and not creating:
             self.finish(Status.error(message))
             return
-        if not creating and self.state is not OperationState.EXECUTING:
+        if not creating and self.state is not EXECUTING:
             return  # cancelled meanwhile
         head = U32[big].pack(self.ioid)
         if self.command != c.CMD_GET_FIELD:
@@ -393,13 +401,13 @@ class ServerOperation:
 
     def reply_done(self) -> None:
         """Answer a PUT or a PROCESS: it is done."""
-        if self.state is OperationState.EXECUTING:
+        if self.state is EXECUTING:
             self._send_reply(OK_BYTES, self.sub)
             self._replied()
 
     def reply_value(self, store: list[Any], valid: int = 1) -> None:
         """Answer a GET (of any command) with the fields of ``valid`` that the pvRequest selects."""
-        if self.state is not OperationState.EXECUTING:
+        if self.state is not EXECUTING:
             return
         kind = self.type
         assert kind is not None
@@ -407,7 +415,7 @@ class ServerOperation:
 
     def reply_tail_once(self, tail: bytes) -> None:
         """Answer the request in progress with octets that ``encode_answer`` made for our mask and byte order."""
-        if self.state is not OperationState.EXECUTING:
+        if self.state is not EXECUTING:
             return
         self._send_reply(tail, self.sub)
         self._replied()
@@ -448,31 +456,57 @@ class ServerOperation:
             status: An OK or a warning.
             tail: What follows the Status: see `events.ReplyOctets`.
         """
-        if self.state is not OperationState.EXECUTING:
+        if self.state is not EXECUTING:
             return
         outbox = self.outbox
         size = len(tail)
         if size < outbox.one_piece and status is OK and not self.last:
-            if size != self.head_size or self.sub != self.reply_sub:
-                self.head_size, self.reply_sub = size, self.sub
-                self.head = (
-                    REPLY[outbox.big].pack(
-                        c.MAGIC, c.VERSION, outbox.flags, self.command, 6 + size, self.ioid, self.sub
-                    )
-                    + OK_BYTES
-                )
-            outbox.chunks.append(self.head + tail)
+            outbox.chunks.append(self._reply_head(size) + tail)
             outbox.size += 14 + size
-            self.state = OperationState.IDLE
+            self.state = IDLE
             return
         big = outbox.big
         begin = U32[big].pack(self.ioid) + bytes((self.sub,)) + status.encode(big=big)
         outbox.send_parts(self.command, [begin, tail])
         self._replied()
 
+    def _reply_head(self, size: int) -> bytes:
+        """Return the part of a good answer that comes before its ``size`` octets."""
+        sub = self.sub
+        if size != self.head_size or sub != self.reply_sub:
+            self.head_size, self.reply_sub = size, sub
+            self.reply_tail = None  # that was for another sub-command
+            outbox = self.outbox
+            self.head = (
+                REPLY[outbox.big].pack(
+                    c.MAGIC, c.VERSION, outbox.flags, self.command, 6 + size, self.ioid, sub
+                )
+                + OK_BYTES
+            )
+        return self.head
+
+    def reply_again(self, tail: bytes) -> None:
+        """Answer a GET as `reply_octets` does, with a short answer that was probably the last one too: the same object.
+
+        Between two changes of a value the client gets the same message, as by `reply_prepared`.
+        """
+        if self.state is not EXECUTING:
+            return
+        if tail is not self.reply_tail or self.sub != self.reply_sub:
+            if self.last or len(tail) >= self.outbox.one_piece:
+                self.reply_octets(OK, tail)
+                return
+            self.reply = self._reply_head(len(tail)) + tail
+            self.reply_tail = tail
+        reply = self.reply
+        outbox = self.outbox
+        outbox.chunks.append(reply)
+        outbox.size += len(reply)
+        self.state = IDLE
+
     def reply_rpc(self, value: Value | None) -> None:
         """Answer an RPC; None answers with the null type."""
-        if self.state is not OperationState.EXECUTING:
+        if self.state is not EXECUTING:
             return
         big = self.outbox.big
         head: Buffer = U32[big].pack(self.ioid) + bytes((self.sub,)) + OK_BYTES
@@ -481,7 +515,7 @@ class ServerOperation:
 
     def reply_field(self, kind: TypeDesc) -> None:
         """Answer GET_FIELD; that ends the operation."""
-        if self.state is OperationState.DEAD:
+        if self.state is DEAD:
             return
         big = self.outbox.big
         self.outbox.send(c.CMD_GET_FIELD, U32[big].pack(self.ioid) + OK_BYTES + encode_type(kind, big))
@@ -492,7 +526,7 @@ class ServerOperation:
     @property
     def may_send(self) -> bool:
         """Whether an update may be sent now: started, and the window of a pipeline is open."""
-        return self.state is OperationState.EXECUTING and (not self.pipeline or self.window > 0)
+        return self.state is EXECUTING and (not self.pipeline or self.window > 0)
 
     def send_update(self, body: bytes) -> None:
         """Send one update; do nothing if the client has gone.
@@ -503,8 +537,8 @@ class ServerOperation:
         Raises:
             LocalProtocolError: Unless ``may_send``.
         """
-        if self.state is not OperationState.EXECUTING or (self.pipeline and self.window <= 0):
-            if self.state is OperationState.DEAD:
+        if self.state is not EXECUTING or (self.pipeline and self.window <= 0):
+            if self.state is DEAD:
                 return
             raise LocalProtocolError(
                 f"MONITOR {self.ioid} is {self.state.value}, window {self.window}: it cannot send an update now"
@@ -549,7 +583,7 @@ class ServerOperation:
             Whether it was sent: False if the client accepts no update now, or too much waits.
         """
         outbox = self.outbox
-        if self.state is not OperationState.EXECUTING or outbox.size > limit:
+        if self.state is not EXECUTING or outbox.size > limit:
             return False
         if self.pipeline:
             if self.window <= 0:
@@ -569,7 +603,7 @@ class ServerOperation:
         Returns:
             Whether updates stay behind only because more than ``limit`` octets of output wait.
         """
-        if self.state is not OperationState.EXECUTING:
+        if self.state is not EXECUTING:
             return False
         outbox = self.outbox
         mask = self.mask
@@ -605,7 +639,7 @@ class ServerOperation:
             How many of them were sent, from the first on.
         """
         outbox = self.outbox
-        if self.state is not OperationState.EXECUTING or outbox.size > limit:
+        if self.state is not EXECUTING or outbox.size > limit:
             return 0
         count = len(bodies)
         if self.pipeline:
@@ -643,7 +677,7 @@ class ServerOperation:
         """Send updates from ``queue``, which are in our byte order, as `drain` does."""
         outbox = self.outbox
         while queue:
-            if self.state is not OperationState.EXECUTING or (self.pipeline and self.window <= 0):
+            if self.state is not EXECUTING or (self.pipeline and self.window <= 0):
                 return False
             if outbox.size > limit:
                 return True
@@ -652,7 +686,7 @@ class ServerOperation:
 
     def finish(self, status: Status = OK) -> None:
         """End the subscription from this side (sub-command 0x10)."""
-        if self.state in (OperationState.DEAD, OperationState.CREATING):
+        if self.state in (DEAD, CREATING):
             return
         big = self.outbox.big
         self.outbox.send(

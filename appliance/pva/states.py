@@ -56,6 +56,10 @@ class OperationState(Enum):
     """GET, PUT, RPC, PROCESS: a request is in progress. MONITOR: started."""
     DEAD = "dead"
 
+    __hash__ = (
+        object.__hash__
+    )  # that of Enum is written in Python: 0.2 µs for each look-up in the tables below
+
 
 class OperationInput(Enum):
     """What can happen to an operation."""
@@ -72,8 +76,21 @@ class OperationInput(Enum):
     CANCEL = "cancel"
     DESTROY = "destroy"
 
+    __hash__ = object.__hash__
 
-_C, _I, _X, _D = OperationState.CREATING, OperationState.IDLE, OperationState.EXECUTING, OperationState.DEAD
+
+# In Python 3.11 a member costs 0.1 µs each time it is read from its class, and a hundredth of a microsecond as a global; some
+# messages are handled in 1 µs.
+VALIDATING: Final = ConnectionState.VALIDATING
+AUTHENTICATING: Final = ConnectionState.AUTHENTICATING
+READY: Final = ConnectionState.READY
+CLOSED: Final = ConnectionState.CLOSED
+CREATING: Final = OperationState.CREATING
+IDLE: Final = OperationState.IDLE
+EXECUTING: Final = OperationState.EXECUTING
+DEAD: Final = OperationState.DEAD
+
+_C, _I, _X, _D = CREATING, IDLE, EXECUTING, DEAD
 _IN = OperationInput
 
 REQUEST_TRANSITIONS: Final[dict[tuple[OperationState, OperationInput], OperationState]] = {

@@ -14,7 +14,7 @@ from appliance.pva.credentials import Credentials
 from appliance.pva.octets import answer_in_order
 from appliance.pva.selection import encode_answer, encode_update, leaves, wire_bits
 from appliance.pva.server_operation import PreparedAnswer, ServerOperation
-from appliance.pva.states import OperationState
+from appliance.pva.states import DEAD
 from appliance.pva.status import Status
 from appliance.pvdata.bitset import encode_bitset
 from appliance.pvdata.pvrequest import request_mask, request_options
@@ -74,7 +74,7 @@ class Operation:
     @property
     def alive(self) -> bool:
         """Whether the client still waits."""
-        return self.wire.state is not OperationState.DEAD
+        return self.wire.state is not DEAD
 
     @property
     def mask(self) -> int:
@@ -92,7 +92,7 @@ class Operation:
         A pvRequest that selects nothing of ``kind`` is answered with an error here.
         """
         wire = self.wire
-        if wire.state is OperationState.DEAD:
+        if wire.state is DEAD:
             return
         mask = 0
         if kind is not None:

@@ -107,7 +107,7 @@ class Allowance:
         self.is_anonymous = False
         """Whether it counts among its address's anonymous connections."""
         self.requests = 0
-        """Requests, where handlers count them."""
+        """Requests, where handlers count them; without those that `ServerConnection.passed_on` counts."""
         self.dropped = 0
         """Updates that were merged into later ones, where subscriptions count them."""
         self.waiting = 0

@@ -10,7 +10,7 @@ from appliance.pva import commands as c
 from appliance.pva.octets import RawArgument
 from appliance.pva.server_channel import ServerChannel
 from appliance.pva.server_operation import ServerOperation
-from appliance.pva.states import OperationState
+from appliance.pva.states import EXECUTING
 from appliance.pvdata.value import Value
 from appliance.server.access import Rights
 from appliance.server.channel import Channel, ChannelOwner
@@ -185,7 +185,7 @@ class ServedChannel(Channel):
     def window(self, wire: ServerOperation) -> None:
         """Handle that a subscription was started, stopped or acknowledged."""
         subscription: Subscription = wire.context
-        running = wire.state is OperationState.EXECUTING
+        running = wire.state is EXECUTING
         if running is not subscription.running:
             subscription.running = running
             try:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 from appliance.errors import ApplianceError, ProtocolError, RemoteProtocolError, TLSError, TransportError
 from appliance.pva.connection import Connection
 from appliance.pva.events import Event
-from appliance.pva.states import ConnectionState
+from appliance.pva.states import CLOSED
 from appliance.pvdata.primitives import Buffer
 from appliance.transport import lingering
 from appliance.transport.address import NOWHERE, SocketAddress, format_address
@@ -29,7 +29,7 @@ from appliance.transport.turns import turns_of
 if TYPE_CHECKING:  # OpenSSL would double the start-up time of a tool that speaks plain TCP
     from appliance.tls.engine import TLSEngine
 
-__all__ = ["StreamLink", "StreamOwner"]
+__all__ = ["EARLY", "StreamLink", "StreamOwner"]
 
 WRITE_HIGH: Final = 64 * 1024
 """Octets in the send queue above which the owner is told to hold back. The kernel's own buffer comes first: what
@@ -303,7 +303,7 @@ class StreamLink(asyncio.Protocol):
             if self._backlog or connection.stalled:
                 self._wait()
             return
-        if connection.state is ConnectionState.CLOSED:
+        if connection.state is CLOSED:
             self.close(None, linger=connection.IS_SERVER)
         elif connection.held and self._transport is not None:
             self._transport.pause_reading()

@@ -23,7 +23,7 @@ def test_a_standard_request_has_the_fields_of_the_peers_in_their_order():
     query = request_type().members["query"]
     assert [name for name, _ in query.fields] == [
         "type", "name", "country", "organization", "organization_unit", "usage", "not_before", "not_after",
-        "pub_key", "config_uri_base", "no_status", "verifier",
+        "pub_key", "config_uri_base", "no_status", "verifier", "schedule", "san",
     ]  # fmt: skip
 
 

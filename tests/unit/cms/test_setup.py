@@ -13,7 +13,6 @@ from appliance.cms.setup import Authority, add_administrator, ensure_acf
 from appliance.config.secret import Secret
 from appliance.errors import ConfigurationError, RequestRefused
 from appliance.pva.credentials import Credentials
-from appliance.pvdata import INT32, STRING, ArrayType, StructType, Value
 from tests.helpers import pki
 from tests.helpers.cms import Clock, ccr, effective
 
@@ -183,11 +182,3 @@ def test_a_field_of_a_wrong_kind_is_named(query):
 
     with pytest.raises(RequestRefused):
         parse_request(uri_value("CERT:CREATE", query))
-
-
-def test_alternative_names_and_schedules_are_refused_and_not_ignored():
-    san = ArrayType(StructType([("type", STRING), ("value", STRING)]))
-    kind = StructType([("query", StructType([("pub_key", STRING), ("usage", INT32), ("san", san)]))])
-    value = Value(kind, {"query": {"pub_key": "x", "usage": 1, "san": [{"type": "dns", "value": "x"}]}})
-    with pytest.raises(RequestRefused, match="san"):
-        parse_request(value)

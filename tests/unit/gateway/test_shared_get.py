@@ -13,7 +13,7 @@ from appliance.pva import commands as c
 from appliance.pva.events import OperationReply
 from appliance.pva.status import Status
 from appliance.pvdata import ANY, StructType, Value, codec
-from appliance.server.access import ALL_RIGHTS
+from appliance.server.access import ALL_RIGHTS, NO_RIGHTS
 from appliance.server.operation import Operation
 from tests.helpers.upstreams import DESTROY, OneUpstream
 from tests.helpers.wire import SCALAR, Wire, request
@@ -29,17 +29,39 @@ class Reader:
         self.wire = Wire().handshake()
         self.wire.responder.init = self._init  # type: ignore[method-assign]
         self.wire.responder.execute = lambda served, argument: bench.shared.get(served.context)  # type: ignore[method-assign]
-        self.owner = SimpleNamespace(held=None, allowance=SimpleNamespace(requests=0, most_waiting=1 << 26))
+        self.owner = SimpleNamespace(
+            held=None,
+            allowance=SimpleNamespace(requests=0, most_waiting=1 << 26),
+        )
         self.operation = self.wire.open("d").operation(c.CMD_GET, request())
         self.wire.pump()
 
     def _init(self, served: Any) -> None:
-        stream = SimpleNamespace(schedule_flush=lambda: None, flush_at_end=lambda: None, waiting=0)
+        stream = SimpleNamespace(
+            schedule_flush=lambda: None, flush_at_end=lambda: None, flushes_at_end=False, waiting=0
+        )
         self.asked = Operation(
-            SimpleNamespace(stream=stream, owner=self.owner, name="d", rights=ALL_RIGHTS),  # type: ignore[arg-type]
+            SimpleNamespace(
+                stream=stream, owner=self.owner, name="d", rights=ALL_RIGHTS, denial=lambda right: "denied"
+            ),  # type: ignore[arg-type]
             served,
         )
         self.bench.shared.init(self.asked)
+
+    def lose_right(self) -> None:
+        """As `ServedChannel.review` does."""
+        self.operation_there.prepared = None
+        self.asked.channel.rights = NO_RIGHTS
+
+    @property
+    def operation_there(self) -> Any:
+        """The operation at the gateway's end."""
+        return self.asked.wire
+
+    @property
+    def requests(self) -> int:
+        """What the gateway has counted for this client."""
+        return int(self.owner.allowance.requests + self.wire.server.passed_on)
 
     def get(self) -> Reader:
         self.wire.pump()
@@ -138,6 +160,77 @@ def test_a_repeated_get_needs_no_event_at_the_gateway() -> None:
     assert reader.wire.responder.events == []
 
 
+def test_a_repeated_get_of_an_unchanged_value_is_the_same_message() -> None:
+    bench = Bench().begin()
+    reader = Reader(bench)
+    answers = []
+    for value in (1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 1.0):
+        reader.get()
+        bench.run()
+        bench.answer(value)
+        assert reader.answers == [value]
+        answers.append(reader.operation_there.reply)
+    assert answers[1] is answers[2]
+    assert answers[4] is answers[5]
+    assert answers[2] != answers[4]
+    assert answers[6] == answers[2]
+
+
+def test_every_request_is_counted_once_for_its_client_and_its_name() -> None:
+    bench = Bench().begin()
+    one, two = Reader(bench), Reader(bench)
+    for value in (1.0, 1.0, 1.0, 2.0, 2.0):
+        for reader in (one, two):  # one after the other, then both at the same time
+            reader.get()
+            bench.run()
+            bench.answer(value)
+        one.get()
+        bench.run()
+        two.get()
+        bench.answer(value)
+        bench.run()
+        bench.answer(value)
+    bench.shared.settle()
+    assert (one.requests, two.requests) == (10, 10)
+    account = bench.upstream
+    assert account.requests == 20
+    size = len(codec(SCALAR, False).encode_marked(Value(SCALAR).store, SCALAR.leaf_mask))
+    assert (account.us_rx, account.ds_tx) == (20 * size, 20 * size)
+
+
+def test_a_client_that_cancels_a_repeated_get_gets_no_answer_and_who_came_later_gets_its_own() -> None:
+    bench = Bench().begin()
+    one, two = Reader(bench), Reader(bench)
+    for value in (1.0, 1.0):
+        one.get()
+        bench.run()
+        bench.answer(value)
+    one.get()
+    bench.run()
+    bench.shared.cancelled(one.asked)
+    two.get()
+    bench.run()
+    assert bench.reads == 3
+    bench.answer(1.0)
+    bench.run()
+    bench.answer(2.0)
+    assert (one.answers, two.answers) == ([1.0, 1.0], [2.0])
+
+
+def test_who_loses_the_right_to_read_while_a_repeated_get_is_under_way_gets_no_value() -> None:
+    bench = Bench().begin()
+    reader = Reader(bench)
+    for value in (1.0, 1.0):
+        reader.get()
+        bench.run()
+        bench.answer(value)
+    reader.get()
+    bench.run()
+    reader.lose_right()
+    bench.answer(1.0)
+    assert reader.answers == [1.0, 1.0, "denied"]
+
+
 def test_a_hold_off_lets_clients_share_the_answer() -> None:
     bench = Bench(holdoff_s=0.5).begin()
     one, two = Reader(bench), Reader(bench)
@@ -192,17 +285,19 @@ def test_a_server_that_answers_with_changes_only_is_asked_anew_for_large_values(
     assert reader.operation.last_store[4] == "whole"
 
 
-def test_an_error_of_a_kept_operation_is_tried_once_more_with_a_new_one() -> None:
+@pytest.mark.parametrize("times", [1, 3])
+def test_an_error_of_a_kept_operation_is_tried_once_more_with_a_new_one(times: int) -> None:
     bench = Bench().begin()
     reader = Reader(bench).get()
     bench.run()
     bench.waiting.pop().fail("first")
     bench.run()
     assert reader.answers == ["first"]
-    reader.get()
-    bench.run()
-    bench.answer(1.0)
-    assert reader.answers == [1.0]
+    for _ in range(times):
+        reader.get()
+        bench.run()
+        bench.answer(1.0)
+        assert reader.answers == [1.0]
     reader.get()
     bench.run()
     bench.waiting.pop().fail("changed")
@@ -293,9 +388,15 @@ def test_the_last_client_ends_the_operation_at_the_server() -> None:
     assert bench.upstream.gets == {}
 
 
-def test_a_move_to_tls_repeats_the_read() -> None:
+@pytest.mark.parametrize("before", [0, 2])
+def test_a_move_to_tls_repeats_the_read(before: int) -> None:
     bench = Bench().begin()
-    reader = Reader(bench).get()
+    reader = Reader(bench)
+    for _ in range(before):
+        reader.get()
+        bench.run()
+        bench.answer(6.0)
+    reader.get()
     bench.run()
     bench.waiting.clear()
     bench.shared.disconnected("speaks TLS now", moving=True)
@@ -303,15 +404,21 @@ def test_a_move_to_tls_repeats_the_read() -> None:
     for _ in range(3):
         bench.run()
     bench.answer(7.0)
-    assert reader.answers == [7.0]
+    assert reader.answers == [6.0] * before + [7.0]
 
 
-def test_a_lost_server_is_told() -> None:
+@pytest.mark.parametrize("before", [0, 2])
+def test_a_lost_server_is_told(before: int) -> None:
     bench = Bench().begin()
-    reader = Reader(bench).get()
+    reader = Reader(bench)
+    for _ in range(before):
+        reader.get()
+        bench.run()
+        bench.answer(6.0)
+    reader.get()
     bench.run()
     bench.shared.disconnected("lost")
-    assert reader.answers == ["the server of this PV is lost"]
+    assert reader.answers == [6.0] * before + ["the server of this PV is lost"]
 
 
 def test_a_value_with_an_any_is_decoded() -> None:

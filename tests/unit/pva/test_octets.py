@@ -189,6 +189,32 @@ def test_an_answer_is_reported_as_octets(command, chunks, big, segment_size):
         assert event == ReplyOctets(operation, OK, big, 1, tail)
 
 
+@pytest.mark.parametrize("kind", [KIND, StructType((("a", FLOAT64), ("b", INT32)))], ids=["text", "numbers"])
+def test_the_same_answer_again_is_the_same_event_and_another_one_is_not(kind):
+    wire = Wire().handshake()
+    wire.responder.values["k"] = value = Value(kind)
+    operation = wire.open("k").operation(c.CMD_GET, request(), raw=True)
+    wire.pump()
+
+    def read():
+        operation.get()
+        (event,) = wire.pump()
+        assert event == ReplyOctets(operation, OK, False, 1, codec(kind, False).encode_marked(value.store, 1))
+        return event
+
+    first = read()
+    assert read() is first
+    value["a"] = 2.5
+    second = read()
+    assert second is not first
+    assert read() is second
+    if kind is KIND:
+        value["c"] = "longer"
+        assert read() is not second
+    operation.close()
+    assert operation.quick_event is None  # it refers to the operation: a cycle would keep both
+
+
 def test_an_answer_without_a_value_or_with_an_error_has_no_octets():
     wire = Wire().handshake()
     operation = wire.open("d").operation(c.CMD_PUT, request(), raw=True)
@@ -258,6 +284,33 @@ def test_a_large_update_is_not_copied_into_its_message(segment_size):
         assert served.outbox.chunks[-1] is body
     (event,) = feed(wire.client, take(wire.server))
     assert event.store[SCALAR.offsets["alarm.message"]] == "\0" * 6000
+
+
+@pytest.mark.parametrize(("chunks", "big", "segment_size"), WAYS)
+def test_an_answer_that_is_given_again_is_the_message_of_the_request(chunks, big, segment_size):
+    wire = Wire(chunks, big=big, segment_size=segment_size).handshake()
+    operation = wire.open("a").operation(c.CMD_GET, request(), raw=True)
+    wire.pump()
+    waiting = []
+    wire.responder.execute = lambda served, argument: waiting.append(served)
+    tails = [b"\x01" + bytes(100), b"\x00"]
+    for sub in (0, 0, c.SUB_GET, 0, c.SUB_DESTROY):
+        for tail in tails * 2 if sub != c.SUB_DESTROY else tails[:1]:
+            wire.responder(
+                feed(
+                    wire.server,
+                    frame(c.CMD_GET, u32(operation.channel.sid) + u32(operation.ioid) + bytes((sub,))),
+                    chunks,
+                )
+            )
+            waiting.pop().reply_again(tail)
+            sent = take(wire.server)
+            body = u32(operation.ioid, big) + bytes((sub,)) + b"\xff" + tail
+            if not segment_size or len(body) <= segment_size:
+                assert sent == frame(c.CMD_GET, body, server=True, big=big)
+            else:
+                assert len(sent) > len(body) + 8
+    assert wire.server.operations == {}, "the last request ends the operation"
 
 
 def test_a_pipeline_and_a_full_outbox_stop_it():
