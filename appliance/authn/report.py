@@ -5,6 +5,7 @@ The blocks are those of the peers' tools, character by character: people and scr
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -16,7 +17,8 @@ from appliance.authn.status import CheckedStatus
 from appliance.certmon.status_pv import StatusReport
 from appliance.certs.keychain import Keychain
 from appliance.certs.profiles import EXTENDED_KEY_USAGES, KEY_USAGES
-from appliance.certs.status import CertState, format_date
+from appliance.certs.schedule import Window
+from appliance.certs.status import CertState, format_date, read_renew_by
 from appliance.certs.x509 import (
     UNREADABLE,
     config_pv,
@@ -40,13 +42,17 @@ __all__ = [
     "details_lines",
     "dump_lines",
     "life_lines",
+    "renewal_date",
+    "schedule_lines",
     "status_facts",
     "status_lines",
     "usage_of",
+    "window_facts",
 ]
 
 WIDE: Final = "=" * 44
 THIN: Final = "-" * 44
+_DAYS: Final = ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat")
 
 
 def usage_of(certificate: x509.Certificate) -> str:
@@ -77,10 +83,17 @@ def details_lines(keychain: Keychain) -> list[str]:
     if by is not None:
         lines.append(f"Renew By       : {format_date(by)}")
     lines.append(f"Expires On     : {format_date(certificate.not_valid_after_utc)}")
+    names = san(certificate)
+    if names:
+        lines.append(f"SAN            : {_names(names)}")
     config = config_pv(certificate)
     if config:
         lines.append(f"Config URI     : {config}")
     return [*lines, THIN]
+
+
+def _names(names: Iterable[tuple[str, str]]) -> str:
+    return ", ".join(f"{kind}={text}" for kind, text in names)
 
 
 def anchor_lines(anchor: x509.Certificate) -> list[str]:
@@ -107,9 +120,59 @@ def status_lines(identifier: str, verdict: CheckedStatus) -> list[str]:
         f"Status Issued : {printable(verdict.issued)}",
         f"Status Expires: {printable(verdict.expires)}",
     ]
+    report = verdict.report
+    by = renewal_date(report)
+    if by is not None:
+        lines.append(f"Renew By      : {format_date(by)}")
+    if by is not None or report.renewal_due:
+        lines.append(f"Renewal Due   : {'yes' if report.renewal_due else 'no'}")
+    if report.san:
+        lines.append(f"SAN           : {printable(_names(report.san))}")
+    if report.schedule:
+        lines += ["Schedule:", *_window_rows(report.schedule, "")]
+        if report.time_zone:
+            lines.append(
+                f"Time Zone     : {printable(report.time_zone)} (the hours are those of today in UTC)"
+            )
     if verdict.state is CertState.REVOKED or verdict.revoked:
         lines.append(f"Revocation Date: {printable(verdict.revoked)}")
     return [*lines, THIN]
+
+
+def renewal_date(report: StatusReport) -> datetime | None:
+    """Return when the certificate must have been renewed, as the service says, unsigned; None if it need not be."""
+    by = read_renew_by(report.renew_by)
+    # A certificate that need not be renewed has its end there at C++ services.
+    return None if by is None or (report.not_after and by.timestamp() >= report.not_after) else by
+
+
+def _window_rows(windows: Iterable[Window], zone: str) -> list[str]:
+    rows = []
+    for window in windows:
+        day, begin, end = window.wire
+        name = "Every day" if day == "*" else _DAYS[int(day)]
+        rows.append(f"  {name:<10}{begin} - {end} {zone or 'UTC'}")
+    return rows
+
+
+def schedule_lines(in_utc: Iterable[Window], local: Sequence[Window], zone: str) -> list[str]:
+    """Return a schedule as the C++ ``pvxcert`` shows it, one window a line.
+
+    Args:
+        in_utc: Its windows in UTC.
+        local: The windows as they were set, if that was in another time zone.
+        zone: The name of that zone.
+    """
+    if not zone or not local:
+        return _window_rows(in_utc, "")
+    return [*_window_rows(local, zone), "In UTC, as of today:", *_window_rows(in_utc, "")]
+
+
+def window_facts(windows: Iterable[Window]) -> list[dict[str, str]]:
+    """Return windows for JSON, with the names of the wire's fields."""
+    return [
+        dict(zip(("day_of_week", "start_time", "end_time"), window.wire, strict=True)) for window in windows
+    ]
 
 
 def life_lines(report: StatusReport) -> list[str]:
@@ -167,7 +230,7 @@ def _extension_lines(certificate: x509.Certificate) -> list[str]:
         lines.append(f"Extended Usage : {named} ({usage_of(certificate) or 'no usage of SPVA'})")
     names_ = san(certificate)
     if names_:
-        lines.append(f"SAN            : {', '.join(f'{kind}={text}' for kind, text in names_)}")
+        lines.append(f"SAN            : {_names(names_)}")
     for label, text in (
         ("Status PV      ", status_pv(certificate)),
         ("Config URI     ", config_pv(certificate)),
@@ -217,6 +280,7 @@ def certificate_facts(keychain: Keychain, path: str) -> dict[str, Any]:
             "not_before": certificate.not_valid_before_utc.isoformat(),
             "not_after": certificate.not_valid_after_utc.isoformat(),
             "renew_by": None if by is None else by.isoformat(),
+            "san": [f"{kind}={text}" for kind, text in san(certificate)],
             "status_pv": keychain.status_pv,
             "chain": [subject_text(c.subject) for c in keychain.chain],
         }
@@ -230,6 +294,7 @@ def certificate_facts(keychain: Keychain, path: str) -> dict[str, Any]:
 def status_facts(verdict: CheckedStatus) -> dict[str, Any]:
     """Return a status for JSON output."""
     answer = verdict.answer
+    by = renewal_date(verdict.report)
     return {
         "state": verdict.state.value,
         "claimed": verdict.claimed.value,
@@ -240,7 +305,11 @@ def status_facts(verdict: CheckedStatus) -> dict[str, Any]:
         "revoked": None
         if answer is None or answer.revocation_date is None
         else answer.revocation_date.isoformat(),
+        "renew_by": None if by is None else by.isoformat(),
         "renewal_due": verdict.report.renewal_due,
+        "schedule": window_facts(verdict.report.schedule),
+        "time_zone": verdict.report.time_zone,
+        "san": [str(name) for name in verdict.report.san],
         "not_before": _iso(verdict.report.not_before),
         "not_after": _iso(verdict.report.not_after),
         "no_status": verdict.report.no_status,

@@ -37,8 +37,13 @@ _COLUMNS = (
     ("not_before", "VALID FROM"),
     ("not_after", "EXPIRES ON"),
     ("status_extension", "STATUS"),
+    ("renew_by", "RENEW BY"),
+    ("schedule", "SCHEDULE"),
+    ("san", "SAN"),
     ("subject", "SUBJECT"),
 )
+_IF_ANY = frozenset({"renew_by", "schedule", "san"})
+"""Columns that are shown only if a certificate has something there."""
 
 
 class Filters:
@@ -159,7 +164,10 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     if not rows:
         complain("no certificates")
         return
-    table = [[title for _, title in _COLUMNS]]
+    columns = [
+        (key, title) for key, title in _COLUMNS if key not in _IF_ANY or any(row.get(key) for row in rows)
+    ]
+    table = [[title for _, title in columns]]
     for row in rows:
         subject = shown_subject(
             (short, str(row[key]))
@@ -173,8 +181,9 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
         )
         cells = {**row, "subject": subject}
         cells |= {name: _date(row.get(name)) for name in ("not_before", "not_after")}
-        table.append([printable(str(cells.get(key, ""))) for key, _ in _COLUMNS])
-    widths = [max(len(line[i]) for line in table) for i in range(len(_COLUMNS) - 1)]
+        cells["renew_by"] = _date(row["renew_by"]) if row.get("renew_by") else ""
+        table.append([printable(str(cells.get(key, ""))) for key, _ in columns])
+    widths = [max(len(line[i]) for line in table) for i in range(len(columns) - 1)]
     for line in table:
         print(
             "  ".join(

@@ -54,7 +54,7 @@ at ($EPICS_PVA_TLS_KEYCHAIN).
 exit status:
   0  the certificate is VALID; or what was asked for is done
   1  it is not known: no answer, no permission, no such file; the message says
-     why
+     why. With -H also: the service is not OK
   2  interrupted
   3  PENDING_APPROVAL: an administrator has not approved it yet
   4  REVOKED
@@ -78,6 +78,10 @@ examples:
       what ends within 30 days; status 8 if there is any (administrators)
   pvxcert --approve 47530d89:3826361579604613180 47530d89:15177030356392297708
       several at once
+  pvxcert -S MON-FRI,08:00,17:00 --time-zone Europe/Berlin 47530d89:3826361579604613180
+      in use in these hours only (administrators)
+  pvxcert -H
+      is the certificate service well?
 """
 
 
@@ -86,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
     made = Parser(
         prog="pvxcert",
         usage="pvxcert [options] [cert_id ... | list]",
-        description="Show certificates and their status; approve, deny and revoke them.",
+        description="Show certificates and their status; approve, deny and revoke them; set their schedules.",
         epilog=_EPILOG,
     )
     add = made.add_argument
@@ -122,6 +126,36 @@ def parser() -> argparse.ArgumentParser:
         action="store_const",
         const="revoke",
         help="Revoke a certificate (administrators; its owner without cert_id, or with -f).",
+    )
+    actions.add_argument(
+        "-S",
+        "--schedule",
+        metavar="WINDOW",
+        action="append",
+        default=[],
+        help="Set in which hours of the week a certificate is in use (administrators): DAY,HH:MM,HH:MM, where DAY is *, "
+        "0 (Sunday) to 6, SUN to SAT, or a range such as MON-FRI; may be repeated. Or show (its owner too), or none: always.",
+    )
+    actions.add_argument(
+        "-H",
+        "--health",
+        action="store_true",
+        help="Show the health of the certificate service; status 1 if it is not OK.",
+    )
+    actions.add_argument(
+        "-M", "--metrics", action="store_true", help="Show the counters of the certificate service."
+    )
+    add(
+        "--time-zone",
+        metavar="ZONE",
+        default="",
+        help="With -S: time zone of the hours, such as Europe/Berlin. Default UTC.",
+    )
+    add(
+        "--issuer",
+        metavar="ISSUER",
+        default="",
+        help="With -H or -M: the service of this issuer ID, if there are several.",
     )
     add(
         "--own",
@@ -177,6 +211,10 @@ async def _work(options: argparse.Namespace) -> int:
     config = effective.config
     if options.cert_pv_prefix:
         config = config._replace(cert_pv_prefix=options.cert_pv_prefix)
+    if options.health or options.metrics:
+        return await _ask_service(options, config)
+    if options.schedule:
+        return await _schedule(options, config)
     if options.targets == ["list"]:
         return await _list(options, config)
     if options.action:
@@ -208,6 +246,18 @@ def _contradiction(options: argparse.Namespace) -> str:
     is_list = options.targets == ["list"]
     if "list" in options.targets and not is_list:
         return "list takes no identifiers: pvxcert list"
+    if options.health or options.metrics:
+        asked = "-H" if options.health else "-M"
+        if by_id or options.file or options.password or options.dump:
+            return f"{asked} asks the certificate service about itself; it takes no certificate, -f, -p or -X"
+    elif options.issuer:
+        return "--issuer is for -H and -M; a certificate's identifier names its issuer"
+    if options.time_zone and not options.schedule:
+        return "--time-zone needs -S with windows"
+    if options.schedule and (is_list or options.dump or (options.file and by_id)):
+        return "-S takes the identifiers of certificates, or -f; it cannot be used with list or -X"
+    if options.schedule and not by_id and [word.lower() for word in options.schedule] != ["show"]:
+        return "-S sets schedules only of certificates that are named: <issuer>:<serial>; without a name: -S show"
     if options.file and is_list:
         return "-f has no meaning with list"
     if options.file and by_id:
@@ -216,9 +266,9 @@ def _contradiction(options: argparse.Namespace) -> str:
         return f"--{options.action} needs the certificate's identifier, <issuer>:<serial>; see: pvxcert list --pending"
     if options.action and is_list:
         return "approve, deny and revoke need the certificate's identifier, not list"
-    if options.password and by_id and not (options.action or is_list):
+    if options.password and by_id and not (options.action or options.schedule or is_list):
         return "-p asks for the password of a keychain, but none is needed to show a certificate by its identifier"
-    if options.trust_anchor and (options.action or is_list):
+    if options.trust_anchor and (options.action or options.schedule or is_list):
         return "--trust-anchor verifies a status; actions and list trust what this account's keychain trusts"
     if len(set(options.targets)) < len(options.targets):
         return "an identifier is given twice"
@@ -463,11 +513,6 @@ def _dump_status(verdict: CheckedStatus, pv: str, server: str) -> list[str]:
         f"OCSP Status   : {verdict.answer.state.value if verdict.answer is not None else report.ocsp_state[:80]}",
         f"OCSP Response : {len(report.ocsp_response)} bytes",
     ]
-    if report.renew_by:
-        from appliance.certs.status import format_date, read_renew_by
-
-        lines.append(f"Renew By      : {format_date(read_renew_by(report.renew_by)) or 'no date'}")
-        lines.append(f"Renewal Due   : {'yes' if report.renewal_due else 'no'}")
     return [*lines, "-" * 44]
 
 
@@ -620,6 +665,56 @@ async def _is_revoked(
     except ApplianceError:
         return False
     return verdict.state is CertState.REVOKED
+
+
+async def _schedule(options: argparse.Namespace, config: ClientConfig) -> int:
+    from appliance.certs.x509 import parse_cert_id, shown_id
+    from appliance.cli.certschedule import call_schedule, read_change
+    from appliance.errors import ApplianceError
+
+    change = read_change(options.schedule, options.time_zone)
+    keychain = _identity(options, config)
+    named = [parse_cert_id(target) for target in options.targets] or [(keychain.issuer_id, keychain.serial)]
+    status = OK
+    async with _secured(config, keychain) as context:
+        for issuer, serial in named:
+            identifier = shown_id(issuer, serial)
+            try:
+                await call_schedule(
+                    context,
+                    f"{config.cert_pv_prefix}:SCHEDULE:{issuer}",
+                    identifier,
+                    serial,
+                    change,
+                    as_json=options.json,
+                    timeout=options.timeout,
+                )
+            except ApplianceError as error:
+                # Each is independent: the others are done in any case.
+                complain(f"Error: {identifier}: {error}" if len(named) > 1 else f"Error: {error}")
+                status = FAILED
+    return status
+
+
+async def _ask_service(options: argparse.Namespace, config: ClientConfig) -> int:
+    from appliance.authn.status import public_context
+    from appliance.cli.certhealth import show_health, show_metrics
+
+    if options.issuer and not _is_issuer(options.issuer):
+        complain(
+            f"Error: {options.issuer[:64]!r} is not an issuer ID; write eight hex digits such as 47530d89"
+        )
+        return FAILED
+    what, show = ("HEALTH", show_health) if options.health else ("METRICS", show_metrics)
+    issuer = f":{options.issuer.lower()}" if options.issuer else ""
+    # Over plain TCP, like a status: whoever looks after the service must see it also while certificates are of no use.
+    context = public_context(_plain(config), _TrustedCAs(options, config).anchors)
+    name = f"{config.cert_pv_prefix}:{what}{issuer}"
+    return await show(context, name, as_json=options.json, timeout=options.timeout)
+
+
+def _is_issuer(text: str) -> bool:
+    return len(text) == 8 and frozenset("0123456789abcdef").issuperset(text.lower())
 
 
 async def _list(options: argparse.Namespace, config: ClientConfig) -> int:

@@ -220,8 +220,8 @@ class CertificateService:
         source.add(ListPV(self.lifecycle, names, self.policy, self.tasks), *names.list)
         schedule = SchedulePV(self.lifecycle, names, self.policy, commands, self.tasks)
         source.add(schedule, *names.schedule)
-        source.add(self.health.health, names.health)
-        source.add(self.health.metrics, names.metrics)
+        source.add(self.health.health, *names.health)
+        source.add(self.health.metrics, *names.metrics)
         server.add_source("cms", source)
         self.health.others.append(lambda: self.token_journal.lost)
         self.health.files = {

@@ -38,6 +38,19 @@ def nobody(monkeypatch, tmp_path):
         (["--pending"], "are for: pvxcert list"),
         (["--limit", "3", ID], "are for: pvxcert list"),
         (["-R", "list"], "not list"),
+        (["-H", ID], "about itself"),
+        (["-M", "-f", "x"], "about itself"),
+        (["-H", "--issuer", "zz"], "is not an issuer ID"),
+        (["--issuer", "47530d89", ID], "--issuer is for -H and -M"),
+        (["--time-zone", "Europe/Berlin", ID], "--time-zone needs -S"),
+        (["-S", "none"], "only of certificates that are named"),
+        (["-S", "MON,08:00,17:00", "list"], "cannot be used with list"),
+        (["-S", "show", "-S", "none", ID], "stands alone"),
+        (["-S", "none", "--time-zone", "Europe/Berlin", ID], "stands alone"),
+        (["-S", "MON,8:00,17:00", ID], "is not a time of the day"),
+        (["-S", "MON", ID], "is not a window of a schedule"),
+        (["-S", "MON,08:00,17:00", "--time-zone", "Europe/Bern", ID], "Europe/Bern"),
+        (["-S", "show"], "request a certificate with authnjwt or authnstd"),
         (["list", "-f", "x"], "no meaning with list"),
         (["47530d89"], "is not a certificate identifier"),
         (["-A", "zzz:1"], "is not a certificate identifier"),
@@ -54,7 +67,17 @@ def test_pvxcert_refuses_what_makes_no_sense(arguments, why, capsys):
     assert "==>" not in shown.out
 
 
-@pytest.mark.parametrize("arguments", [["-A", "-D", ID], ["--nonsense"], ["-w", "x", ID], ["-w", "nan", ID]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-A", "-D", ID],
+        ["-S", "show", "-A", ID],
+        ["-H", "-M"],
+        ["--nonsense"],
+        ["-w", "x", ID],
+        ["-w", "nan", ID],
+    ],
+)
 def test_pvxcert_ends_with_1_for_a_bad_command_line(arguments):
     with pytest.raises(SystemExit) as end:
         pvxcert.main(arguments)
