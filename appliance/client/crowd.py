@@ -4,34 +4,36 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["DENSE", "REST_S", "SHORT_S", "Crowd"]
+__all__ = ["BURST", "PERIOD_S", "REST_S", "Crowd"]
 
-SHORT_S: Final = 0.0005
-"""Seconds between two reads that are one after the other."""
-DENSE: Final = 16
-"""Reads of this kind that come one after the other before the next one waits: a few updates at a time are passed on at once."""
-REST_S: Final = 0.001
-"""Seconds for which nothing is read then."""
+PERIOD_S: Final = 0.001
+"""Seconds for one read, on average. An update that comes alone is never late, nor are some at a time."""
+BURST: Final = 16
+"""Reads that may come at once before the next one waits."""
+REST_S: Final = 0.002
+"""Seconds for which nothing is read then. With one millisecond the gateway used 2.4 µs for an update, with two 1.7 to 2.2."""
 
 
 class Crowd:
-    """The reads of one connection that brought nothing but updates to be passed on."""
+    """The reads of one connection that brought nothing but updates to be passed on.
 
-    __slots__ = ("_ready_at", "_short")
+    They have a budget, which grows with time. So it does not matter how regularly updates come: a busy server and a busy
+    machine make gaps.
+    """
+
+    __slots__ = ("_last", "_left")
 
     def __init__(self) -> None:
-        self._short = 0
-        self._ready_at = 0.0
+        self._left = float(BURST)
+        self._last = 0.0
 
     def is_dense(self, now: float) -> bool:
-        """Note a read at ``now``; return whether many have come one after the other."""
-        if now - self._ready_at > SHORT_S:
-            self._short = 0
-        elif self._short < DENSE:
-            self._short += 1
-        self._ready_at = now
-        return self._short >= DENSE
+        """Note a read; return whether the budget is spent, so that the next one waits.
 
-    def resting(self, until: float) -> None:
-        """Note that the next read comes not before ``until``."""
-        self._ready_at = until
+        Args:
+            now: When it came, in seconds. A clock that counts milliseconds, as the event loop's does, is too coarse.
+        """
+        left = min(self._left + (now - self._last) / PERIOD_S, BURST) - 1.0
+        self._last = now
+        self._left = max(left, 0.0)
+        return left < 1.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol, assert_never
 
 from appliance.client.channel import Channel, ChannelRequest
@@ -361,9 +362,8 @@ class ServerLink:
             except ChannelClosedError as error:
                 # The channel was closed later in the same read: that event follows, and the request ends or begins anew.
                 _log.debug("%s: %s", self.name, error)
-        if passed and passed == len(events) and self._crowd.is_dense(self._end.now()):
+        if passed and passed == len(events) and self._crowd.is_dense(monotonic()):
             link.rest(REST_S)
-            self._crowd.resting(self._end.now() + REST_S)
 
     def link_writable(self, link: StreamLink) -> None:
         """Do nothing: a client sends little and never waits for room."""

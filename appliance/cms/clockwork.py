@@ -1,20 +1,40 @@
-"""When the clock changes certificates: a queue of instants, each with the serial number that it is about."""
+"""When the clock changes certificates: a queue of instants, each with the serial number that it is about.
+
+An instant is a change of state, the time from which on a renewal is due, a change of clocks in the zone of a schedule, or
+the end of a request that nobody has decided on. Each certificate is in the queue with its next one. Instants that a later
+change has made wrong stay in the queue, and nothing happens at them.
+"""
 
 from __future__ import annotations
 
 import heapq
+import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
+from enum import IntEnum
 from typing import Final
 
 from appliance.certs.status import CertState
-from appliance.cms.model import boundary_of, state_now
+from appliance.cms.model import boundary_of, hint_at, state_now, timetable_of
 from appliance.cms.store import CertRecord
 
-__all__ = ["AT_ONCE", "Clockwork"]
+__all__ = ["Clockwork"]
 
-AT_ONCE: Final = 500
-"""Number of changes by the clock that are made in one step, and recorded in one transaction."""
+_BUDGET_S: Final = 0.0008
+"""How long one `Clockwork.tick` works. In between the service answers: many certificates may change in one second."""
+
+
+class _Why(IntEnum):
+    """What an instant is; of two at the same time the lower one counts."""
+
+    STATE = 0
+    HINT = 1
+    """From now on a renewal is due."""
+    CLOCKS = 2
+    """In the zone of its schedule the clocks are changed, so its windows in UTC are other ones."""
+
+
+_Instant = tuple[float, _Why]
 
 
 class Clockwork:
@@ -24,7 +44,8 @@ class Clockwork:
         clock: The present time, aware.
         live: The certificates that can still change, by serial number.
         pending_s: Seconds for which a request waits for approval.
-        crossed: Called with a record and its new state.
+        crossed: Called with a record and its new state; it calls `follow` with the changed record.
+        hinted: Called with a record about which something else is to be published.
         lapsed: Called with the record of a request that nobody has decided on in time.
     """
 
@@ -35,34 +56,36 @@ class Clockwork:
         *,
         pending_s: int,
         crossed: Callable[[CertRecord, CertState], None],
+        hinted: Callable[[CertRecord], None],
         lapsed: Callable[[CertRecord], None],
     ) -> None:
         self.pending_s = pending_s
         self._clock = clock
         self._live = live
         self._crossed = crossed
+        self._hinted = hinted
         self._lapsed = lapsed
-        self._instants: list[tuple[float, int]] = []
+        self._queue: list[tuple[float, int, _Why]] = []
 
     def start(self, records: Iterable[CertRecord]) -> None:
         """Begin with these records, and forget all others."""
         now = self._clock()
-        self._instants = [
-            (instant, record.serial)
+        self._queue = [
+            (instant[0], record.serial, instant[1])
             for record in records
-            if (instant := self._instant(record, now)) is not None
+            if (instant := self._next(record, now)) is not None
         ]
-        heapq.heapify(self._instants)
+        heapq.heapify(self._queue)
 
     def follow(self, record: CertRecord) -> None:
         """Look at a new or changed record when the clock changes it."""
-        instant = self._instant(record, self._clock())
+        instant = self._next(record, self._clock())
         if instant is not None:
-            heapq.heappush(self._instants, (instant, record.serial))
+            heapq.heappush(self._queue, (instant[0], record.serial, instant[1]))
 
     def look_again(self, serial: int, at: float) -> None:
         """Look at a record at the POSIX time ``at`` too."""
-        heapq.heappush(self._instants, (at, serial))
+        heapq.heappush(self._queue, (at, serial, _Why.STATE))
 
     def wait_for_approval(self, pending_s: int) -> None:
         """Change how many seconds requests wait for approval."""
@@ -72,27 +95,41 @@ class Clockwork:
                 if record.state is CertState.PENDING_APPROVAL:
                     self.look_again(record.serial, record.state_date + pending_s)
 
-    def _instant(self, record: CertRecord, now: datetime) -> float | None:
-        boundary = boundary_of(record, now)
-        if boundary is not None and record.state is CertState.PENDING_APPROVAL:
-            return min(boundary, record.state_date + self.pending_s)
-        return boundary
-
     def next_crossing(self) -> float | None:
         """Return the POSIX time of the next change that the clock will make."""
-        return self._instants[0][0] if self._instants else None
+        return self._queue[0][0] if self._queue else None
 
-    def tick(self, limit: int = AT_ONCE) -> int:
-        """Make at most ``limit`` changes that are due.
+    def _next(self, record: CertRecord, now: datetime) -> _Instant | None:
+        """Return the next instant of a record; at once, if the clock has changed its state already."""
+        if state_now(record, now) is not record.state:
+            return now.timestamp(), _Why.STATE
+        boundary = boundary_of(record, now)
+        if boundary is None:
+            return None
+        found: _Instant = (boundary, _Why.STATE)
+        if record.state is CertState.PENDING_APPROVAL:
+            return min(found, (record.state_date + self.pending_s, _Why.STATE))
+        hint = hint_at(record)
+        if hint is not None and hint > now.timestamp():
+            found = min(found, (hint, _Why.HINT))
+        table = timetable_of(record)
+        if table is not None and (clocks := table.next_offset(now)) is not None:
+            found = min(found, (clocks.timestamp(), _Why.CLOCKS))
+        return found
+
+    def tick(self, budget_s: float = _BUDGET_S) -> int:
+        """Make changes that are due: at least one, and no more of them after ``budget_s`` seconds.
 
         Returns:
-            Their number.
+            Their number; 0 if nothing is left to do now.
         """
         now = self._clock()
         seconds = now.timestamp()
         done = 0
-        while self._instants and self._instants[0][0] <= seconds and done < limit:
-            _, serial = heapq.heappop(self._instants)
+        queue = self._queue
+        end = time.perf_counter() + budget_s
+        while queue and queue[0][0] <= seconds and (not done or time.perf_counter() < end):
+            when, serial, why = heapq.heappop(queue)
             record = self._live.get(serial)
             if record is None:
                 continue
@@ -101,10 +138,15 @@ class Clockwork:
                 done += 1
                 self._crossed(record, state)
                 continue
-            instant = self._instant(record, now)
-            if instant is not None and instant > seconds:
-                self.look_again(serial, instant)
-            elif instant is not None and record.state is CertState.PENDING_APPROVAL:
+            if (why is _Why.HINT and hint_at(record) == when) or (why is _Why.CLOCKS and record.schedule):
+                done += 1
+                self._hinted(record)
+            instant = self._next(record, now)
+            if instant is None:
+                continue
+            if instant[0] > seconds or record.state is not CertState.PENDING_APPROVAL:
+                heapq.heappush(queue, (instant[0], serial, instant[1]))
+            else:
                 done += 1
                 self._lapsed(record)
         return done

@@ -38,7 +38,7 @@ examples:
   pvacms --config /etc/spva/pvacms.yml --backup certs.db.copy
       copy the database, also while the service runs
 """
-_LONGEST_SLEEP_S: Final = 2.0
+_LONGEST_SLEEP_S: Final = 0.5
 """Seconds between two looks at the wall clock, which somebody may set."""
 _LOOK_AFTER_S: Final = 60.0
 """Seconds after the start until the database is looked after for the first time, and between two looks whether it is due."""
@@ -270,6 +270,7 @@ async def _keep_time(service: CertificateService, daemon: Daemon) -> None:
         now = service.clock()
         if now < before - timedelta(seconds=1):
             _log.warning("the clock was set back by %s", before - now)
+            service.lifecycle.step_back()
             service.publisher.step_back()
         before = now
         busy = service.tick()

@@ -18,9 +18,8 @@ from typing import Any, Final
 
 from appliance.authn.ratelimit import peer_key
 from appliance.certs.schedule import Schedule
-from appliance.certs.status import CertState, may_change, state_at_approval
-from appliance.certs.x509 import shown_value
-from appliance.cms.clockwork import AT_ONCE, Clockwork
+from appliance.certs.status import CertState, may_change
+from appliance.cms.clockwork import Clockwork
 from appliance.cms.inherit import (
     BARRED,
     approved_before,
@@ -35,10 +34,23 @@ from appliance.cms.model import (
     Actor,
     NewCertificate,
     posix,
-    shown_name,
+    schedule_of,
     shown_time,
     state_now,
     utc,
+)
+from appliance.cms.renewal import Fresh, Renewed, judge
+from appliance.cms.rows import (
+    approval_begins,
+    columns_beside,
+    duplicate,
+    facts_of,
+    named,
+    new_row,
+    schedule_fault,
+    schedule_that_holds,
+    shown_schedule,
+    state_when_renewed,
 )
 from appliance.cms.store import (
     CertRecord,
@@ -59,6 +71,8 @@ _MOST_WAITING: Final = 10_000
 _MOST_OF_ONE: Final = 500
 """Limits for requests that wait for approval: all, and those of one address."""
 _SOON_S: Final = 0.2
+_AT_ONCE: Final = 500
+"""Number of changes by the clock that are recorded in one transaction."""
 _AGAIN_S: Final = 10.0
 """Seconds after which an end of a request that could not be recorded is tried again."""
 
@@ -69,19 +83,17 @@ class WaitingRequests:
     def __init__(self) -> None:
         self.came_from: dict[int, str] = {}
 
-    def check(self, address: str) -> None:
-        """Check that another request of this address may wait.
+    def problem(self, address: str) -> str:
+        """Return why no other request of this address may wait; empty if it may.
 
-        Raises:
-            RequestRefused: Too many requests wait already, all together or of this address.
+        Too many wait already, all together or of this address.
         """
         here = self.came_from
         if len(here) >= _MOST_WAITING or (
             len(here) >= _MOST_OF_ONE and sum(other == address for other in here.values()) >= _MOST_OF_ONE
         ):
-            raise RequestRefused(
-                f"{len(here)} requests wait for approval, so no more are accepted now; ask an administrator to approve or deny them"
-            )
+            return f"{len(here)} requests wait for approval, so no more are accepted now; ask an administrator to approve or deny them"
+        return ""
 
 
 Listener = Callable[[CertRecord], None]
@@ -106,7 +118,12 @@ class Lifecycle:
         self.clock = clock
         self.live: dict[int, CertRecord] = {}
         self.clockwork = Clockwork(
-            clock, self.live, pending_s=pending_s, crossed=self._crossed, lapsed=self._lapsed
+            clock,
+            self.live,
+            pending_s=pending_s,
+            crossed=self._crossed,
+            hinted=self._tell,
+            lapsed=self._lapsed,
         )
         self.waiting = WaitingRequests()
         self.created = 0
@@ -199,6 +216,21 @@ class Lifecycle:
         """Return the present state of a record."""
         return state_now(record, self.clock())
 
+    def _told(self, recorded: CertRecord, now: datetime) -> CertState:
+        """Return the present state of a record as the database has it, in a job.
+
+        What the clock has changed may have been told and not recorded yet. It stays told, wherever the clock goes.
+        """
+        known = self.peek(recorded.serial)
+        if (
+            known is not None
+            and may_change(recorded.state, known.state)
+            and (known.renew_by, known.renewed_at) == (recorded.renew_by, recorded.renewed_at)
+            and known.schedule == recorded.schedule
+        ):
+            return state_now(known, now)
+        return state_now(recorded, now)
+
     # -- changes -------------------------------------------------------------------------------------
 
     async def create(self, request: NewCertificate, actor: Actor) -> CertRecord:
@@ -215,71 +247,57 @@ class Lifecycle:
         now = self.clock()
         at = posix(now)
         key = request.key
-        if request.approval_needed:
-            self.waiting.check(peer_key(actor.peer))
-        superseded: list[CertRecord] = []
+        full = self.waiting.problem(peer_key(actor.peer)) if request.approval_needed else ""
+        others: list[CertRecord] = []
 
         def refuse(transaction: Transaction, why: str) -> RequestRefused:
-            transaction.audit(at, "refuse", None, {**actor.facts(), **_named(request), "why": why})
+            transaction.audit(at, "refuse", None, {**actor.facts(), **named(request), "why": why})
             return RequestRefused(why)
 
         def job(transaction: Transaction) -> CertRecord:
-            superseded.clear()
+            others.clear()
             why = key_problem(request, transaction.of_key(request.key_id, request.skid))
             if why:
                 raise refuse(transaction, why)
             known = transaction.of_subject(key)
+            ended = (CertState.EXPIRED, CertState.REVOKED)
+            live = [(old, state) for old in known if (state := self._told(old, now)) not in ended]
+            why = other_holder(request, [old for old, _ in live])
+            if why:
+                raise refuse(transaction, why)
+            try:
+                decision = judge(request, live, now)
+            except RequestRefused as refusal:
+                raise refuse(transaction, str(refusal)) from None
+            if isinstance(decision, Renewed):
+                return self._renew(transaction, request, decision.record, decision.renew_by, actor, now)
+            schedule, by_admin = schedule_that_holds(request, known, now)
+            why = schedule_fault(schedule, no_status=request.no_status, by_admin=by_admin)
+            if why:
+                raise refuse(transaction, why)
+            if full:
+                raise RequestRefused(full)
             needed = request.approval_needed
             inherited = needed and approved_before(request, known)
             granted = not needed or inherited
             proven = proves_the_name(request, known)
             giving_way: list[tuple[CertRecord, str]] = []
-            ended = (CertState.EXPIRED, CertState.REVOKED)
-            live = [(old, state) for old in known if (state := state_now(old, now)) not in ended]
-            why = other_holder(request, [old for old, _ in live])
-            if why:
-                raise refuse(transaction, why)
             for old, state in live:
                 reason = may_supersede(request, old, state, granted=granted, proven=proven)
                 if reason:
                     giving_way.append((old, reason))
                 elif not request.roll_over:
-                    raise refuse(transaction, _duplicate(request, state))
+                    raise refuse(transaction, duplicate(request, state))
+            if isinstance(decision, Fresh):
+                others.append(self._renew(transaction, request, decision.release, 0, actor, now))
             for old, reason in giving_way:
-                superseded.append(transaction.change(old, CertState.REVOKED, at=at, approved=False))
+                others.append(transaction.change(old, CertState.REVOKED, at=at, approved=False))
                 transaction.audit(at, "revoke", old.serial, {**SERVICE.facts(), "why": reason})
-            if granted:
-                state = state_at_approval(now, request.not_before, request.not_after)
-            else:
-                state = CertState.PENDING_APPROVAL
-            record = CertRecord(
-                serial=request.serial,
-                subject=key,
-                usage=request.usage,
-                method=request.method,
-                not_before=posix(request.not_before),
-                not_after=posix(request.not_after),
-                renew_by=0,
-                state=state,
-                state_date=at,
-                # A certificate that needed no approval has none that others could inherit.
-                approved=inherited,
-                delivered=0,
-                skid=request.skid,
-                identity=request.identity,
-                no_status=request.no_status,
-            )
-            parts = request.subject
-            more = {
-                "cn": parts["CN"], "o": parts["O"], "ou": parts["OU"], "c": parts["C"], "created": at,
-                "key_id": request.key_id,
-            }  # fmt: skip
-            transaction.add(record, more)
-            facts = {**request.facts, **actor.facts(), **_named(request), "state": state.value}
-            facts |= {
-                "not_before": shown_time(request.not_before), "not_after": shown_time(request.not_after),
-                "no_status": "yes" if request.no_status else "no", "proof": request.proof,
-            }  # fmt: skip
+            # A certificate that needed no approval has none that others could inherit.
+            record = new_row(request, schedule, now, granted=granted, approved=inherited)
+            transaction.add(record, columns_beside(request, at))
+            facts = {**request.facts, **actor.facts(), **named(request)}
+            facts |= facts_of(request, record, by_admin=by_admin)
             facts["why"] = (
                 "approved before" if inherited else "approval needed" if needed else "no approval needed"
             )
@@ -287,13 +305,44 @@ class Lifecycle:
             return record
 
         record = await self.store.submit(job, key)
-        for old in superseded:
-            self._journal(old)
-            self._announce(old)
-        self.created += 1
-        if record.state is CertState.PENDING_APPROVAL:
-            self.waiting.came_from[record.serial] = peer_key(actor.peer)
+        for other in others:
+            if other.state is CertState.REVOKED:
+                self._journal(other)
+            self._announce(other)
+        if record.serial != request.serial:
+            self.renewed += 1
+        else:
+            self.created += 1
+            if record.state is CertState.PENDING_APPROVAL:
+                self.waiting.came_from[record.serial] = peer_key(actor.peer)
         self._announce(record)
+        return record
+
+    def _renew(
+        self,
+        transaction: Transaction,
+        request: NewCertificate,
+        old: CertRecord,
+        renew_by: int,
+        actor: Actor,
+        now: datetime,
+    ) -> CertRecord:
+        """Move a certificate's ``renew_by``, inside a job; 0: it need not be renewed any more."""
+        at = posix(now)
+        before = self._told(old, now)
+        if before is not old.state:
+            # The clock's change comes first, because it happened first.
+            old = transaction.change(old, before, at=at, approved=old.approved)
+            transaction.audit(at, "clock", old.serial, {"state": before.value})
+        state = state_when_renewed(old._replace(renew_by=renew_by), now)
+        record = transaction.renew(old, renew_by=renew_by, renewed_at=at, state=state, at=at)
+        facts = {**request.facts, **actor.facts(), **named(request), "proof": request.proof}
+        facts |= {
+            "from": before.value, "state": state.value,
+            "renew_by": shown_time(utc(renew_by)) if renew_by else "none",
+            "renew_by_before": shown_time(utc(old.renew_by)) if old.renew_by else "none",
+        }  # fmt: skip
+        transaction.audit(at, "renew", old.serial, facts)
         return record
 
     def delivered(self, serial: int) -> None:
@@ -327,13 +376,14 @@ class Lifecycle:
                 raise RequestRefused(
                     f"the certificate is {state}: only one that is PENDING_APPROVAL can be approved"
                 )
-            return state_at_approval(self.clock(), utc(record.not_before), utc(record.not_after)), True
+            now = self.clock()
+            return state_now(approval_begins(record, posix(now)), now), True
 
         def check(transaction: Transaction) -> None:
             if any(use.barred for use in transaction.of_key(*transaction.key_of(serial))):
                 raise RequestRefused(f"{BARRED}; deny this one, and have its requester make a new key")
 
-        return await self._change(serial, decide, "approve", actor, "", check=check)
+        return await self._change(serial, decide, "approve", actor, "", check=check, begins=True)
 
     async def deny(self, serial: int, actor: Actor) -> CertRecord:
         """Deny approval to a certificate.
@@ -381,7 +431,38 @@ class Lifecycle:
             RequestRefused: The certificate is not known, or can have no schedule.
             StoreError: The database could not be used; nothing has changed.
         """
-        raise NotImplementedError
+        now = self.clock()
+        at = posix(now)
+        text = schedule.to_text()
+
+        def job(transaction: Transaction) -> CertRecord:
+            recorded = transaction.get(serial)
+            if recorded is None:
+                raise RequestRefused("the certificate is not known here")
+            state = self._told(recorded, now)
+            why = ""
+            if recorded.usage == "cms":
+                why = "it is the certificate service's own certificate, which has no schedule"
+            elif state in (CertState.REVOKED, CertState.EXPIRED):
+                why = f"the certificate is {state} already"
+            elif recorded.no_status:
+                why = "it names no status PV, so nobody would learn of a schedule"
+            facts = {**actor.facts(), "new": shown_schedule(schedule)}
+            if why:
+                transaction.audit(at, "refuse", serial, {**facts, "asked": "schedule", "why": why})
+                raise RequestRefused(why)
+            if state is not recorded.state:
+                recorded = transaction.change(recorded, state, at=at, approved=recorded.approved)
+                transaction.audit(at, "clock", serial, {"state": state.value})
+            new = state_now(recorded._replace(schedule=text), now)
+            changed = transaction.reschedule(recorded, text, state=new, at=at)
+            facts |= {"old": shown_schedule(schedule_of(recorded)), "from": state.value, "state": new.value}
+            transaction.audit(at, "schedule", serial, facts)
+            return changed
+
+        record = await self.store.submit(job)
+        self._announce(record)
+        return record
 
     async def _change(
         self,
@@ -393,6 +474,7 @@ class Lifecycle:
         *,
         check: Callable[[Transaction], None] | None = None,
         bar_key: bool = False,
+        begins: bool = False,
     ) -> CertRecord:
         now = self.clock()
         at = posix(now)
@@ -402,7 +484,7 @@ class Lifecycle:
             facts: dict[str, Any] = {**actor.facts(), **({"why": why} if why else {})}
             if recorded is None:
                 raise RequestRefused("the certificate is not known here")
-            state = state_now(recorded, now)
+            state = self._told(recorded, now)
             try:
                 new, approved = decide(recorded, state)
                 if check is not None:
@@ -416,7 +498,13 @@ class Lifecycle:
                 transaction.audit(at, "clock", serial, {"state": state.value})
             if not may_change(state, new):
                 raise RequestRefused(f"a certificate cannot go from {state} to {new}")
-            changed = transaction.change(recorded, new, at=at, approved=approved, bar_key=bar_key)
+            first = approval_begins(recorded, at) if begins else recorded
+            moved = (first.renew_by, first.renewed_at)
+            changed = transaction.change(
+                recorded, new, at=at, approved=approved, bar_key=bar_key, begins=moved if begins else None
+            )
+            if begins and first.renew_by:
+                facts["renew_by"] = shown_time(utc(first.renew_by))
             transaction.audit(at, action, serial, {**facts, "from": state.value, "state": new.value})
             return changed
 
@@ -457,6 +545,9 @@ class Lifecycle:
         if record.state in (CertState.REVOKED, CertState.EXPIRED):
             self.live.pop(record.serial, None)
         self._remember(record)
+        self._tell(record)
+
+    def _tell(self, record: CertRecord) -> None:
         for listener in self.listeners:
             listener(record)
 
@@ -483,6 +574,10 @@ class Lifecycle:
             self._noting = True
             self._start(self._record())
         return due
+
+    def step_back(self) -> None:
+        """Look at everything again after the clock was set back. What a schedule says is told by the next `tick`."""
+        self.clockwork.start(self.live.values())
 
     def _crossed(self, record: CertRecord, state: CertState) -> None:
         self._pending.setdefault(record.serial, record)
@@ -524,7 +619,7 @@ class Lifecycle:
 
     async def _record_all(self) -> None:
         while self._pending:
-            batch = dict(list(self._pending.items())[:AT_ONCE])
+            batch = dict(list(self._pending.items())[:_AT_ONCE])
             now = self.clock()
             at = posix(now)
 
@@ -536,12 +631,9 @@ class Lifecycle:
             ) -> None:
                 for serial in serials:
                     recorded = transaction.get(serial)
-                    known = self.peek(serial)
-                    if recorded is None or known is None:
+                    if recorded is None:
                         continue
-                    state = (
-                        known.state if may_change(recorded.state, known.state) else state_now(recorded, now)
-                    )
+                    state = self._told(recorded, now)
                     if state is not recorded.state:
                         transaction.change(recorded, state, at=at, approved=recorded.approved)
                         transaction.audit(at, "clock", serial, {"state": state.value})
@@ -579,23 +671,3 @@ def revoked_in(transaction: Transaction) -> list[tuple[int, int, bool]]:
     return [
         (int(serial), int(at), bool(barred)) for serial, at, barred in transaction.connection.execute(query)
     ]
-
-
-def _duplicate(request: NewCertificate, state: CertState) -> str:
-    parts = {part: shown_value(text) for part, text in request.subject.items()}
-    cure = (
-        "an administrator has to approve or deny it"
-        if state is CertState.PENDING_APPROVAL
-        else "have that one revoked first"
-    )
-    return (
-        f"Duplicate Certificate Subject: cn={parts['CN']}, o={parts['O']}, ou={parts['OU']}, "
-        f"c={parts['C']}: it has a certificate that is not revoked or expired; {cure}"
-    )
-
-
-def _named(request: NewCertificate) -> dict[str, str]:
-    named = {"subject": shown_name(request.subject)}
-    if request.identity:
-        named["identity"] = request.identity
-    return named | {"usage": request.usage, "type": request.method, "skid": request.skid}

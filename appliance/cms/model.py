@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -27,6 +27,8 @@ __all__ = [
     "names_of",
     "posix",
     "renewed_at",
+    "san_of",
+    "san_text",
     "schedule_of",
     "shown_name",
     "shown_time",
@@ -164,6 +166,17 @@ def timetable_of(record: CertRecord) -> Timetable | None:
 def schedule_of(record: CertRecord) -> Schedule:
     """Return a record's schedule, and who set it."""
     return Schedule.from_text(record.schedule)
+
+
+def san_text(names: Iterable[San]) -> str:
+    """Return alternative names as the database has them, empty for none."""
+    found = [list(name) for name in names]
+    return json.dumps(found, separators=(",", ":")) if found else ""
+
+
+def san_of(record: CertRecord) -> tuple[San, ...]:
+    """Return a record's alternative names."""
+    return tuple(San(*name) for name in json.loads(record.san)) if record.san else ()
 
 
 def windows_now(record: CertRecord, now: datetime) -> tuple[Window, ...]:

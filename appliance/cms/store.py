@@ -12,6 +12,7 @@ import fcntl
 import logging
 import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -114,6 +115,16 @@ _OF_KEY: Final = sa.select(*(schema.certs.c[name] for name in KeyUse._fields)).w
     sa.or_(schema.certs.c.key_id == sa.bindparam("key"), schema.certs.c.skid == sa.bindparam("name")),
 )
 _OF_SERIAL: Final = _OF_ISSUER.where(schema.certs.c.serial == sa.bindparam("number"))
+_RENEW: Final = (
+    sa.update(schema.certs)
+    .where(schema.certs.c.serial == sa.bindparam("number"), schema.certs.c.state == sa.bindparam("was"))
+    .values(
+        renew_by=sa.bindparam("by"),
+        renewed_at=sa.bindparam("at"),
+        state=sa.bindparam("becomes"),
+        state_date=sa.bindparam("since"),
+    )
+)
 _ADD_CERTS: Final = sa.insert(schema.certs)
 _ADD_AUDIT: Final = sa.insert(schema.audit)
 _AUDIT_HEAD: Final = (
@@ -126,6 +137,7 @@ def _record(row: Sequence[Any]) -> CertRecord:
     return record._replace(
         state=CertState(record.state),
         approved=bool(record.approved),
+        schedule=sys.intern(record.schedule),
         no_status=None if record.no_status is None else bool(record.no_status),
     )
 
@@ -177,6 +189,7 @@ class Transaction:
         self._new_by_subject: dict[str, list[CertRecord]] = {}
         self._new_by_key: dict[str, list[KeyUse]] = {}
         self._new_audit: list[dict[str, Any]] = []
+        self._renewed: list[dict[str, Any]] = []
         self._by_subject: dict[str, list[CertRecord]] = {}
         if audit_head is None:
             last = connection.execute(_AUDIT_HEAD).first()
@@ -241,7 +254,14 @@ class Transaction:
         self._new_by_subject.setdefault(record.subject, []).append(record)
 
     def change(
-        self, record: CertRecord, state: CertState, *, at: int, approved: bool, bar_key: bool = False
+        self,
+        record: CertRecord,
+        state: CertState,
+        *,
+        at: int,
+        approved: bool,
+        bar_key: bool = False,
+        begins: tuple[int, int] | None = None,
     ) -> CertRecord:
         """Change a certificate's state.
 
@@ -251,6 +271,7 @@ class Transaction:
             at: The present time (POSIX seconds).
             approved: Whether an administrator has approved it, now or before.
             bar_key: Never certify its key again.
+            begins: ``renew_by`` and ``renewed_at``, if they change too.
 
         Returns:
             The certificate as it is now.
@@ -262,6 +283,15 @@ class Transaction:
         values: dict[str, Any] = {"state": state.value, "state_date": at, "approved": approved}
         if bar_key:
             values["barred"] = True
+        if begins is not None:
+            values["renew_by"], values["renewed_at"] = begins
+        self._update(record, values)
+        changed = record._replace(state=state, state_date=at, approved=approved)
+        if begins is not None:
+            changed = changed._replace(renew_by=begins[0], renewed_at=begins[1])
+        return changed
+
+    def _update(self, record: CertRecord, values: Mapping[str, Any]) -> None:
         changed = self.connection.execute(
             sa.update(schema.certs)
             .where(schema.certs.c.serial == record.serial, schema.certs.c.state == record.state.value)
@@ -270,7 +300,61 @@ class Transaction:
         if changed.rowcount != 1:
             raise StoreError("the certificate's state has changed in the meantime; look again")
         self._by_subject.pop(record.subject, None)
-        return record._replace(state=state, state_date=at, approved=approved)
+
+    def renew(
+        self, record: CertRecord, *, renew_by: int, renewed_at: int, state: CertState, at: int
+    ) -> CertRecord:
+        """Move the date until which a certificate must be renewed. It is written at the end of the group.
+
+        Args:
+            record: The certificate as it was read.
+            renew_by: The new date (POSIX seconds); 0 for none.
+            renewed_at: When it was renewed (POSIX seconds).
+            state: The state it has now.
+            at: The present time (POSIX seconds).
+
+        Returns:
+            The certificate as it is now.
+        """
+        known = self._by_subject.get(record.subject, [])
+        if record not in known:
+            self.flush()  # it is of the same group, or was changed in it
+            known = self._by_subject.get(record.subject, [])
+        since = record.state_date if state is record.state else at
+        self._renewed.append(
+            {
+                "number": record.serial,
+                "was": record.state.value,
+                "by": renew_by,
+                "at": renewed_at,
+                "becomes": state.value,
+                "since": since,
+            }
+        )
+        renewed = record._replace(renew_by=renew_by, renewed_at=renewed_at, state=state, state_date=since)
+        # Others of the group must see it.
+        known[:] = [renewed if old.serial == record.serial else old for old in known]
+        return renewed
+
+    def reschedule(self, record: CertRecord, text: str, *, state: CertState, at: int) -> CertRecord:
+        """Change a certificate's schedule.
+
+        Args:
+            record: The certificate as it was read.
+            text: The new schedule (`appliance.certs.schedule.Schedule.to_text`).
+            state: The state it has now.
+            at: The present time (POSIX seconds).
+
+        Returns:
+            The certificate as it is now.
+
+        Raises:
+            StoreError: Its state is not what ``record`` says any more.
+        """
+        self.flush()
+        since = record.state_date if state is record.state else at
+        self._update(record, {"schedule": text, "state": state.value, "state_date": since})
+        return record._replace(schedule=text, state=state, state_date=since)
 
     def audit(self, at: int, action: str, serial: int | None, facts: Mapping[str, Any]) -> None:
         """Add a record to the audit, linked to all before it.
@@ -312,6 +396,11 @@ class Transaction:
             self._new_by_subject = {}
             self._new_by_key = {}
             self._new_certs = []
+        if self._renewed:
+            renewed, self._renewed = self._renewed, []
+            changed = self.connection.execute(_RENEW, renewed).rowcount
+            if changed not in (len(renewed), -1):  # -1: this database's driver does not say
+                raise StoreError("a certificate's state has changed in the meantime; look again")
         if self._new_audit:
             self.connection.execute(_ADD_AUDIT, self._new_audit)
             self._new_audit = []

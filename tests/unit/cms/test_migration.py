@@ -1,11 +1,20 @@
-"""A database of the first version is brought up to date, with what was revoked in it."""
+"""Databases of earlier versions are brought up to date, with what was revoked in them."""
 
+import shutil
+import sqlite3
+from datetime import UTC, datetime
 from pathlib import Path
 
 import sqlalchemy as sa
 
+from appliance.certs.status import CertState
 from appliance.cms import schema
-from appliance.cms.store import Store, engine_for
+from appliance.cms.audit import verify_audit
+from appliance.cms.journal import Journal
+from appliance.cms.lifecycle import Lifecycle
+from appliance.cms.model import hint_at, is_renewal_due, state_now
+from appliance.cms.store import LIVE, Store, engine_for, live_records
+from tests.helpers.cms import Clock
 
 ISSUER = "01234567"
 
@@ -58,3 +67,106 @@ def test_keys_that_somebody_has_revoked_are_barred_and_others_are_not(tmp_path):
     store = Store(str(tmp_path / "certs.db"), ISSUER)
     store.open()
     store.close()
+
+
+# ---------------------------------------------------------------------- a database of the release before renewals
+
+KEPT = Path(__file__).parents[2] / "vectors" / "cms" / "certs-0002.db"
+KEPT_ISSUER = "01dad8d3"
+KEPT_HEAD = "3edc42c598aac4214293eabe87169aeec65b85d816c4aefdae5e596edc8ee639"
+STATES = {
+    "PVACMS Service": CertState.VALID,
+    "admin": CertState.VALID,
+    "approved": CertState.VALID,
+    "denied": CertState.REVOKED,
+    "ended": CertState.EXPIRED,
+    "ends-unseen": CertState.VALID,
+    "later": CertState.PENDING,
+    "revoked": CertState.REVOKED,
+    "server": CertState.VALID,
+    "softioc": CertState.VALID,
+    "valid": CertState.VALID,
+    "waits": CertState.PENDING_APPROVAL,
+}
+
+
+def rows(path, columns):
+    connection = sqlite3.connect(path)
+    try:
+        return {row[0]: row[1:] for row in connection.execute(f"SELECT cn, {columns} FROM certs")}
+    finally:
+        connection.close()
+
+
+OLD_COLUMNS = (
+    "serial, issuer, subject, usage, method, identity, skid, not_before, not_after, renew_by, state, state_date, approved, "
+    "delivered, created, key_id, barred, no_status"
+)
+
+
+def test_a_database_of_the_release_before_renewals_keeps_everything_and_renews_nothing(tmp_path):
+    path = tmp_path / "certs.db"
+    shutil.copy(KEPT, path)
+    before = rows(path, OLD_COLUMNS)
+    store = Store(str(path), KEPT_ISSUER)
+    store.open()
+    try:
+        assert not store.created
+        records = store.run(live_records)
+    finally:
+        store.close()
+    assert rows(path, OLD_COLUMNS) == before
+    assert {name: CertState(row[10]) for name, row in before.items()} == STATES
+    assert set(rows(path, "renewed_at, cadence, san, schedule").values()) == {(0, 0, "", "")}
+    assert len(records) == sum(state in LIVE for state in STATES.values())
+    now = datetime(2026, 3, 1, 12, 20, tzinfo=UTC)
+    for record in records:
+        assert state_now(record, now) is record.state
+        assert not is_renewal_due(record, now)
+        assert hint_at(record) is None
+    found = verify_audit(str(path), head=KEPT_HEAD)
+    assert (found.intact, found.records, found.head) == (True, 18, KEPT_HEAD)
+    assert [use.barred for use in key_uses(path, before["revoked"])] == [True]
+    connection = sqlite3.connect(path)
+    assert connection.execute("SELECT count(*) FROM replay").fetchone() == (1,), "the token stays used"
+    connection.close()
+
+
+def key_uses(path, row):
+    store = Store(str(path), KEPT_ISSUER)
+    store.open()
+    try:
+        return store.run(lambda transaction: transaction.of_key(row[15], row[6]))
+    finally:
+        store.close()
+
+
+async def test_what_ended_while_the_service_was_down_is_told_and_recorded_after_the_start(tmp_path):
+    """Also in a database of an earlier release, whose services left it VALID for ever."""
+    path = tmp_path / "certs.db"
+    shutil.copy(KEPT, path)
+    clock = Clock(datetime(2026, 4, 10, tzinfo=UTC))
+    store = Store(str(path), KEPT_ISSUER)
+    store.open()
+    try:
+        told = []
+        lifecycle = Lifecycle(store, Journal(str(path) + ".revoked", KEPT_ISSUER), clock)
+        lifecycle.listeners.append(
+            lambda record: told.append((record.subject.split("\x1f")[0], record.state))
+        )
+        lifecycle.load()
+        store.start()
+        while lifecycle.tick():
+            pass
+        await lifecycle.settle()
+    finally:
+        store.close()
+    assert sorted(told) == [
+        ("ends-unseen", CertState.EXPIRED),
+        ("later", CertState.VALID),
+        ("softioc", CertState.EXPIRED),
+        ("waits", CertState.REVOKED),
+    ]
+    states = {name: CertState(row[0]) for name, row in rows(path, "state").items()}
+    assert states == STATES | dict(told)
+    assert verify_audit(str(path), head=KEPT_HEAD).records == 22
