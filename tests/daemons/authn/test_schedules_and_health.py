@@ -1,9 +1,12 @@
 """``pvxcert -S``, ``-H`` and ``-M`` at a running service: what the C++ tool shows, and what only ours does."""
 
+import itertools
 import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
+
+NUMBERS = itertools.count()
 
 
 def hours(begin, end):
@@ -16,7 +19,7 @@ def hours(begin, end):
 def shift(site):
     """An account with a certificate, and its identifier."""
     account = site.account()
-    done = account.run("authnstd", "-n", f"shift-{id(account)}", "-u", "client")
+    done = account.run("authnstd", "-n", f"shift-{next(NUMBERS)}", "-u", "client")
     identifier = done.out.split("Certificate identifier  : ")[1].strip()
     assert site.administrator().run("pvxcert", "-A", identifier).status == 0
     return account, identifier
@@ -76,7 +79,7 @@ def test_the_holder_may_look_and_not_change(site, shift):
     assert refused.status == 1
     assert "only administrators" in refused.err
     other = site.account()
-    assert other.run("authnstd", "-n", f"other-{id(other)}").status == 3
+    assert other.run("authnstd", "-n", f"other-{next(NUMBERS)}").status == 3
     assert other.run("pvxcert", "-S", "show", identifier).status == 1
 
 
