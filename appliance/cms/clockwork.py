@@ -129,7 +129,9 @@ class Clockwork:
         queue = self._queue
         end = time.perf_counter() + budget_s
         while queue and queue[0][0] <= seconds and (not done or time.perf_counter() < end):
-            when, serial, why = heapq.heappop(queue)
+            entry = when, serial, why = heapq.heappop(queue)
+            while queue and queue[0] == entry:  # a wrong instant before it has found it too
+                heapq.heappop(queue)
             record = self._live.get(serial)
             if record is None:
                 continue

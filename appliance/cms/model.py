@@ -27,7 +27,6 @@ __all__ = [
     "names_of",
     "posix",
     "renewed_at",
-    "san_of",
     "san_text",
     "schedule_of",
     "shown_name",
@@ -41,8 +40,8 @@ __all__ = [
 
 _log: Final = logging.getLogger(__name__)
 _SEPARATOR: Final = "\x1f"
-_HINTED: Final = (CertState.VALID, CertState.SCHEDULED_OFFLINE, CertState.PENDING_RENEWAL)
-"""States in which the status says whether a renewal is due."""
+_HINTED: Final = (CertState.VALID, CertState.SCHEDULED_OFFLINE)
+"""States in which a renewal is due from half of the way on."""
 
 
 class Actor(NamedTuple):
@@ -95,6 +94,8 @@ class NewCertificate(NamedTuple):
     stands."""
     san: tuple[San, ...] = ()
     """Alternative names of the subject, canonical."""
+    san_proved: tuple[San, ...] = ()
+    """Alternative names that the token entitles to, as certificates have them."""
     schedule: Schedule = Schedule()
     """The hours that the requester asks for."""
 
@@ -147,8 +148,13 @@ def utc(seconds: int) -> datetime:
 
 
 @lru_cache(maxsize=4096)
+def _schedule(text: str) -> Schedule:
+    return Schedule.from_text(text)
+
+
+@lru_cache(maxsize=4096)
 def _timetable(text: str) -> Timetable | None:
-    schedule = Schedule.from_text(text)
+    schedule = _schedule(text)
     if not schedule.windows:
         return None
     try:
@@ -165,18 +171,13 @@ def timetable_of(record: CertRecord) -> Timetable | None:
 
 def schedule_of(record: CertRecord) -> Schedule:
     """Return a record's schedule, and who set it."""
-    return Schedule.from_text(record.schedule)
+    return _schedule(record.schedule)
 
 
 def san_text(names: Iterable[San]) -> str:
     """Return alternative names as the database has them, empty for none."""
     found = [list(name) for name in names]
     return json.dumps(found, separators=(",", ":")) if found else ""
-
-
-def san_of(record: CertRecord) -> tuple[San, ...]:
-    """Return a record's alternative names."""
-    return tuple(San(*name) for name in json.loads(record.san)) if record.san else ()
 
 
 def windows_now(record: CertRecord, now: datetime) -> tuple[Window, ...]:
@@ -205,8 +206,11 @@ def hint_at(record: CertRecord) -> float | None:
 
 def is_renewal_due(record: CertRecord, now: datetime) -> bool:
     """Whether the status says at ``now`` that a renewal is due (4.7.3)."""
+    state = state_now(record, now)
+    if state is CertState.PENDING_RENEWAL:
+        return True
     at = hint_at(record)
-    return at is not None and now.timestamp() >= at and state_now(record, now) in _HINTED
+    return at is not None and now.timestamp() >= at and state in _HINTED
 
 
 def state_now(record: CertRecord, now: datetime) -> CertState:
