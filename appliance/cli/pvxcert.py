@@ -78,8 +78,8 @@ examples:
       what ends within 30 days; status 8 if there is any (administrators)
   pvxcert --approve 47530d89:3826361579604613180 47530d89:15177030356392297708
       several at once
-  pvxcert -S MON-FRI,08:00,17:00 --time-zone Europe/Berlin 47530d89:3826361579604613180
-      in use in these hours only (administrators)
+  pvxcert -S MON-FRI,08:00,17:00 47530d89:3826361579604613180
+      in use in these hours (UTC) only; with --time-zone in those of a zone
   pvxcert -H
       is the certificate service well?
 """

@@ -186,6 +186,24 @@ async def test_without_a_keychain_both_speak_plain_tcp_and_where_tls_is_required
             pass
 
 
+async def test_a_keychain_that_is_named_and_cannot_be_used_is_an_error_unless_plain_tcp_is_asked_for(
+    keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EPICS_PVAS_TLS_KEYCHAIN", str(keys / "none.p12"))
+    monkeypatch.setenv("EPICS_PVA_TLS_KEYCHAIN", str(keys / "none.p12"))
+    with pytest.raises(KeychainError, match="does not start"):
+        async with Context():
+            pass
+    with pytest.raises(KeychainError, match="does not start"):
+        async with Server():
+            pass
+    monkeypatch.setenv("EPICS_PVA_TLS_OPTIONS", "on_no_keychain=fallback-to-tcp")
+    async with server_on_loopback() as server:
+        client_of(server, monkeypatch)
+        async with Context() as ctx:
+            assert not (await ctx.info("p:pv")).peer.is_tls
+
+
 async def test_where_tls_is_required_a_server_waits_for_its_keychain_and_a_client_for_its_certificate(
     keys: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

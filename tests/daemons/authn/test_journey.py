@@ -315,6 +315,20 @@ def test_a_keychain_with_a_password_is_opened_with_it_and_with_nothing_else(site
     assert account.run("pvxcert", "-p", "-f", keychain, stdin="wrong\n").status == 1
 
 
+def test_a_keychain_is_written_with_the_password_behind_its_name(site):
+    account = site.account()
+    keychain = account.config / "client.p12"
+    variables = {"EPICS_PVA_TLS_KEYCHAIN": f"{keychain};open;sesame"}
+    done = account.run("authnjwt", "-v", "--token-file", account.token_file("locked2"), **variables)
+    assert done.status == 0, done.err
+    assert sorted(path.name for path in keychain.parent.glob("*.p12*")) == ["client.p12"]
+    shown = account.run("pvxcert", "-v", **variables)
+    assert shown.status == 0, shown.err
+    assert "sesame" not in done.out + done.err + shown.out + shown.err
+    assert account.run("pvxcert", "-f", keychain).status == 1
+    assert account.run("pvxcert", "-p", "-f", keychain, stdin="open;sesame\n").status == 0
+
+
 def test_an_administrator_who_means_it_can_revoke_its_own_certificate(tmp_path):
     with running_site(tmp_path) as site:
         administrator = site.administrator()

@@ -89,18 +89,40 @@ async def test_an_empty_keychain_variable_means_plain_tcp(server: Server, env: d
     assert f"enum from 127.0.0.1:{server.tcp_port}\n" in done.out
 
 
-async def test_a_password_is_read_from_its_file_and_shown_nowhere(
-    env: dict[str, str], tmp_path: Path
+@pytest.mark.parametrize("behind_the_name", [False, True])
+async def test_a_password_is_read_from_its_file_or_behind_the_keychain_and_shown_nowhere(
+    env: dict[str, str], tmp_path: Path, behind_the_name: bool
 ) -> None:
     keychain = write_keychain(tmp_path / "own.p12", site().client, PASSWORD)
     secret = tmp_path / "own.pass"
     secret.touch(mode=0o600)
     secret.write_bytes(PASSWORD + b"\n")
     variables = {"EPICS_PVA_TLS_KEYCHAIN": str(keychain), "EPICS_PVA_TLS_KEYCHAIN_PWD_FILE": str(secret)}
+    if behind_the_name:
+        variables = {"EPICS_PVA_TLS_KEYCHAIN": f"{keychain};{PASSWORD.decode()}"}
     done = await run("pvxinfo", "-v", "-d", "enum", env={**env, **variables})
     assert done.status == 0, done.err
     assert done.out.startswith("# TLS x509:")
     assert PASSWORD.decode() not in done.out + done.err
+
+
+@pytest.mark.parametrize("tool", ["pvxget", "pvxinfo", "pvxmonitor", "pvxput", "pvxcall"])
+async def test_a_keychain_that_is_named_and_cannot_be_used_ends_the_tool_with_one_line(
+    env: dict[str, str], tmp_path: Path, tool: str
+) -> None:
+    keychain = write_keychain(tmp_path / "own.p12", site().client, PASSWORD)
+    arguments = ["demo", "1"] if tool == "pvxput" else ["demo"]
+    for value in (str(tmp_path / "none.p12"), f"{keychain};geheim"):
+        done = await run(tool, *arguments, env={**env, "EPICS_PVA_TLS_KEYCHAIN": value})
+        assert (done.status, done.out) == (1, "")
+        (line,) = done.err.splitlines()
+        assert line.startswith(f"Error: {value.partition(';')[0]}: ")
+        assert "on_no_keychain=fallback-to-tcp" in line
+        assert "geheim" not in line
+    asked_for = {"EPICS_PVA_TLS_KEYCHAIN": value, "EPICS_PVA_TLS_OPTIONS": "on_no_keychain=fallback-to-tcp"}
+    done = await run("pvxinfo", "-v", "demo", env={**env, **asked_for})
+    assert done.status == 0, done.err
+    assert "# TLS" not in done.out
 
 
 async def test_a_server_of_another_authority_is_not_spoken_to(env: dict[str, str], tmp_path: Path) -> None:

@@ -232,6 +232,21 @@ async def test_what_cannot_be_loaded_stops_the_start_with_one_sentence(
         assert "Traceback" not in ioc.log
 
 
+@pytest.mark.parametrize("how", ["variable", "file"])
+async def test_a_keychain_that_is_named_and_missing_ends_the_ioc_with_one_sentence(
+    files: Path, how: str
+) -> None:
+    keychain = files / "none.p12"
+    (files / "ioc.yml").write_text(f"databases: [{{file: records.db}}]\npva: {{tls_keychain: {keychain}}}\n")
+    arguments = ["--config", "ioc.yml"] if how == "file" else ["-S", "-d", "records.db"]
+    env = {} if how == "file" else {"EPICS_PVAS_TLS_KEYCHAIN": f"{keychain};geheim"}
+    async with starting_ioc(*arguments, cwd=files, **env) as ioc:
+        assert await ioc.ended() == 1
+        assert f"{keychain}: cannot read: No such file or directory; without its keychain" in ioc.log
+        assert "Traceback" not in ioc.log
+        assert "geheim" not in ioc.log
+
+
 async def test_rules_hold_for_records_fields_and_groups(files: Path) -> None:
     async with (
         running_ioc("-S", "--enforce-read", "-a", files / "rules.acf", "-d", files / "records.db") as ioc,
