@@ -47,10 +47,12 @@ async def test_a_search_over_tls_leads_to_the_relay_and_one_over_tcp_to_the_gate
             assert relay.port == options["relay"]["tls_port"]
             status = service.names.status(1)
             await until(lambda: bool(server.answer_search(search("CERT:CREATE"), HOST)))
-            (answer,) = server.answer_search(search("CERT:CREATE", status, "CERT:LIST"), HOST)
+            (answer,) = server.answer_search(
+                search("CERT:CREATE", status, "CERT:LIST", "CERT:SCHEDULE"), HOST
+            )
             assert (answer.protocol, answer.port, answer.guid) == ("tls", relay.port, relay.guid)
             assert answer.guid != server.guid
-            assert sorted(answer.instances) == [0, 1, 2]
+            assert sorted(answer.instances) == [0, 1, 2, 3]
             assert not server.answer_search(search("CERT:CREATE", protocols=("tcp",)), HOST)
             async with client_to(gateway) as client:
                 assert (await client.get("CERT:ROOT"))["issuer"] == service.names.issuer_id
