@@ -17,7 +17,7 @@ from typing import Final
 from appliance.cms.store import is_sqlite
 from appliance.errors import ConfigurationError
 
-__all__ = ["Backups", "backup"]
+__all__ = ["Backups", "backup", "find_damage"]
 
 _PREFIX: Final = "certs_backup_"
 
@@ -67,6 +67,25 @@ def backup(where: str, target: str) -> str:
         with contextlib.suppress(OSError):
             os.unlink(partial)  # noqa: PTH108
     return target
+
+
+def find_damage(where: str) -> str:
+    """Check a database file as a whole, while it is in use; takes about a second for 100 000 certificates.
+
+    Returns:
+        What is wrong, in one sentence; empty if nothing is.
+    """
+    try:
+        connection = sqlite3.connect(f"file:{_quoted(where)}?mode=ro", uri=True)
+        try:
+            found = connection.execute("PRAGMA quick_check(1)").fetchone()
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        return f"{where}: the database cannot be checked: {error}"
+    if found == ("ok",):
+        return ""
+    return f"{where}: the database is damaged ({str(found[0])[:200]}): stop the service and restore a backup"
 
 
 class Backups:

@@ -17,7 +17,7 @@ from appliance.authn.grant import USAGES
 from appliance.authn.jwt.config import ENVIRONMENT, JWTConfig, from_environment
 from appliance.certs.profiles import KEY_ALGORITHMS
 from appliance.cms.issuing import Rules, UsageRules
-from appliance.cms.options import JWT_FLAGS, OPTIONS, Option
+from appliance.cms.options import JWT_FLAGS, NO_EFFECT, OPTIONS, Option, without_effect
 from appliance.config.duration import Duration
 from appliance.config.keychain_path import refuse_password
 from appliance.config.loader import Document, Settings, default, load_document
@@ -264,6 +264,12 @@ def resolve(
         ConfigurationError: A value is bad, wherever it comes from. To ignore it could give access to the wrong people.
     """
     environ = os.environ if environ is None else environ
+    if getattr(arguments, "o_cluster_mode", False):
+        raise ConfigurationError(
+            "this service works alone and cannot join a cluster of certificate services; run one service for an authority, and "
+            "make backups of its database",
+            key="--cluster-mode",
+        )
     document = load_document(config, CMSSettings, environ=environ) if config else None
     settings = CMSSettings() if document is None else document.value
     written = set(document.tree) if document is not None and isinstance(document.tree, dict) else set()
@@ -283,7 +289,10 @@ def resolve(
         if option.server:
             server_arguments[option.keys[0]] = raw
             continue
-        value = option.constant if option.constant is not None else _read(option, raw, option.flags[-1])
+        if option.repeated:
+            value = tuple(_read(option, each, option.flags[-1]) for each in raw)
+        else:
+            value = option.constant if option.constant is not None else _read(option, raw, option.flags[-1])
         values.update(dict.fromkeys(option.keys, value))
     section = document.section("server") if document is not None else None
     server = resolve_server(server_arguments, section, environ, cms=True)
@@ -292,7 +301,7 @@ def resolve(
         values["db"] = _database(settings.db, config)
     elif "db" in values:
         values["db"] = _database(values["db"], None)
-    warnings = [*server.warnings]
+    warnings = [*server.warnings, *_without_effect(arguments, environ)]
     if "jwt" not in written or _jwt_flags(arguments):
         issuer = from_environment({**environ, **_jwt_flags(arguments)})
         if issuer is not None:
@@ -304,6 +313,18 @@ def resolve(
         refuse_password(getattr(settings, key), key)
     warnings += [warning for issuer in settings.jwt.issuers for warning in issuer.warnings()]
     return CMSConfig(settings, server.config, warnings, document, server.explain().splitlines())
+
+
+def _without_effect(arguments: argparse.Namespace | None, environ: Mapping[str, str]) -> list[str]:
+    return [
+        f"{name} has no effect: {why}"
+        for flag, (variable, why) in NO_EFFECT.items()
+        for name, is_given in (
+            (flag, getattr(arguments, without_effect(flag), None) is not None),
+            (variable, bool(environ.get(variable))),
+        )
+        if is_given
+    ]
 
 
 def _jwt_flags(arguments: argparse.Namespace | None) -> dict[str, str]:
@@ -343,7 +364,8 @@ def _checked(settings: CMSSettings, values: dict[str, Any]) -> CMSSettings:
     replaced = msgspec.structs.replace(settings, **values)
     plain = {key: getattr(replaced, key) for key in values if key != "jwt"}
     for key, value in plain.items():
-        if isinstance(value, (Duration, FilePath, Secret)):
+        # Tuples come from flags that may be repeated; each part was read like a file's.
+        if isinstance(value, (Duration, FilePath, Secret, tuple)):
             continue
         try:
             msgspec.convert({key: value}, CMSSettings)
@@ -361,7 +383,11 @@ def _checked(settings: CMSSettings, values: dict[str, Any]) -> CMSSettings:
     ):
         if not getattr(replaced, key):
             raise ConfigurationError("must be longer than zero", key=key)
-    for key in ("cert_status_validity_mins", "pending_approval_ends"):
+    for key in (
+        "cert_status_validity_mins",
+        "pending_approval_ends",
+        *(f"cert_renewal_{usage}" for usage in USAGES),
+    ):
         if getattr(replaced, key).months:
             raise ConfigurationError("must be given in weeks, days, hours, minutes or seconds", key=key)
     return replaced

@@ -40,6 +40,9 @@ examples:
 """
 _LONGEST_SLEEP_S: Final = 0.5
 """Seconds between two looks at the wall clock, which somebody may set."""
+_LOOK_AFTER_S: Final = 60.0
+"""Seconds after the start until the database is looked after for the first time, and between two looks whether it is due."""
+_DAY_S: Final = 86_400.0
 _RULE: Final = "+=======================================+======================================="
 _LINE: Final = "+---------------------------------------+---------------------------------------"
 
@@ -61,6 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     what.add_argument("--backup", metavar="FILE", help="copy the database, which may be in use, and exit")
     what.add_argument("--audit-verify", action="store_true", help="check the audit's chain and exit")
+    parser.add_argument(
+        "-q", "--quiet", action="store_true", help="print only that the service runs, not what it uses"
+    )
     what.add_argument(
         "--admin-keychain-new",
         metavar="NAME",
@@ -209,12 +215,13 @@ async def _serve(daemon: Daemon, effective: CMSConfig, options: argparse.Namespa
         daemon.on_reload(reload)
         if options.verbose:
             sys.stdout.write("Effective config\n" + _shown(effective))
-        _banner(effective, service)
+        _banner(effective, service, quiet=options.quiet)
         server = service.server
         if server is not None:
             _log.info("serving on TCP port %d and TLS port %d", server.tcp_port, server.tls_port)
         daemon.ready(service.health.summary())
         clock = asyncio.create_task(_keep_time(service, daemon), name="clock")
+        database = asyncio.create_task(_look_after_database(service), name="database")
         wait = asyncio.create_task(daemon.wait(), name="stop")
         try:
             await asyncio.wait((clock, wait), return_when=asyncio.FIRST_COMPLETED)
@@ -222,6 +229,7 @@ async def _serve(daemon: Daemon, effective: CMSConfig, options: argparse.Namespa
                 clock.result()
         finally:
             clock.cancel()
+            database.cancel()
             wait.cancel()
         sys.stdout.write(f"\n{_RULE}\n| PVACMS [{service.names.issuer_id}] Service Exiting     |\n{_RULE}\n")
         sys.stdout.flush()
@@ -229,7 +237,7 @@ async def _serve(daemon: Daemon, effective: CMSConfig, options: argparse.Namespa
         await service.stop()
 
 
-def _banner(effective: CMSConfig, service: CertificateService) -> None:
+def _banner(effective: CMSConfig, service: CertificateService, *, quiet: bool) -> None:
     from appliance.authn.trust import fingerprint
     from appliance.certs.x509 import subject_text
 
@@ -245,7 +253,8 @@ def _banner(effective: CMSConfig, service: CertificateService) -> None:
     )
     lines = [_RULE, "| EPICS Secure PVAccess Certificate Management Service", _LINE]
     lines += [f"| {name:<38}: {value}" for name, value in rows]
-    lines += [_LINE, f"| PVACMS [{service.names.issuer_id}] Service Running     |", _RULE]
+    lines = [_RULE] if quiet else [*lines, _LINE]
+    lines += [f"| PVACMS [{service.names.issuer_id}] Service Running     |", _RULE]
     sys.stdout.write("\n".join(lines) + "\n")
     sys.stdout.flush()
     # For those who see the journal and not the screen.
@@ -275,6 +284,16 @@ async def _keep_time(service: CertificateService, daemon: Daemon) -> None:
             next_backup = monotonic + service.settings.backup_interval_s
             await service.backup()
         await asyncio.sleep(0 if busy else service.pause(_LONGEST_SLEEP_S))
+
+
+async def _look_after_database(service: CertificateService) -> None:
+    """Check the database and remove old records of the audit, from time to time, beside everything else."""
+    due = time.monotonic()
+    while True:
+        await asyncio.sleep(_LOOK_AFTER_S)
+        if time.monotonic() >= due:
+            due = time.monotonic() + (service.settings.integrity_check_interval_s or _DAY_S)
+            await service.look_after_database()
 
 
 if __name__ == "__main__":

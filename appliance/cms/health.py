@@ -49,6 +49,8 @@ class Health:
         """Further checks. Each returns what is wrong, or nothing."""
         self.backup = ""
         """Why the last backup failed."""
+        self.damage = ""
+        """What the last check of the whole database found."""
         health = Value(HEALTH)
         health["value.choices"] = ("Not OK", "OK")
         health["display.description"] = "health of the certificate management service"
@@ -76,9 +78,9 @@ class Health:
             problem = ""
         except ApplianceError as error:
             problem = str(error)
-        db_ok = not problem and self._store.healthy
+        db_ok = not problem and self._store.healthy and not self.damage
         if not db_ok and not problem:
-            problem = "the database could not be written"
+            problem = self.damage or "the database could not be written"
         ca_valid = self._ca_valid(now)
         if not ca_valid:
             problem = problem or "the certificate authority is not valid now"

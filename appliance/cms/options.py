@@ -14,7 +14,7 @@ from appliance.config.secret import FilePath
 from appliance.config.words import YES_NO
 from appliance.errors import ConfigurationError
 
-__all__ = ["JWT_FLAGS", "OPTIONS", "VARIABLES", "Option", "add_flags"]
+__all__ = ["JWT_FLAGS", "NO_EFFECT", "OPTIONS", "VARIABLES", "Option", "add_flags", "without_effect"]
 
 _SWITCH: Final = {**YES_NO, "on": True, "enabled": True, "off": False, "disabled": False}
 
@@ -68,6 +68,8 @@ class Option(NamedTuple):
     metavar: str = "TEXT"
     server: bool = False
     """Whether it is a setting of the PVAccess server."""
+    repeated: bool = False
+    """Whether its flag may be given several times; the setting is a list."""
 
     @property
     def destination(self) -> str:
@@ -101,6 +103,14 @@ def _per_usage() -> list[Option]:
             _boolean,
             constant=True,
         ),
+        Option(
+            tuple(f"cert_renewal_{usage}" for usage in USAGES),
+            ("--cert-renewal",),
+            ("EPICS_PVACMS_CERT_RENEWAL",),
+            "how long all certificates without a token are in use before they must be renewed; 0: they need not be",
+            parse_duration,
+            metavar="DURATION",
+        ),
     ]
     for usage in USAGES:
         name = usage.upper()
@@ -128,6 +138,14 @@ def _per_usage() -> list[Option]:
                 f"ignore the durations that requests for {usage} certificates ask for",
                 _boolean,
                 constant=True,
+            ),
+            Option(
+                (f"cert_renewal_{usage}",),
+                (f"--cert-renewal-{usage}",),
+                (f"EPICS_PVACMS_CERT_RENEWAL_{name}",),
+                f"the same for {usage} certificates",
+                parse_duration,
+                metavar="DURATION",
             ),
         ]
     return found
@@ -279,6 +297,63 @@ OPTIONS: Final[tuple[Option, ...]] = (
         metavar="NUMBER",
     ),
     Option(
+        ("ccr_rate",),
+        ("--rate-limit",),
+        ("EPICS_PVACMS_RATE_LIMIT",),
+        "requests per second from all addresses together; 0: no limit",
+        _float,
+        metavar="NUMBER",
+    ),
+    Option(
+        ("ccr_rate_burst",),
+        ("--rate-limit-burst",),
+        ("EPICS_PVACMS_RATE_LIMIT_BURST",),
+        "requests from all addresses together that may come at once",
+        _integer,
+        metavar="NUMBER",
+    ),
+    Option(
+        ("ccr_in_flight",),
+        ("--max-concurrent-ccr",),
+        ("EPICS_PVACMS_MAX_CONCURRENT_CCR",),
+        "requests that are worked on at the same time",
+        _integer,
+        metavar="NUMBER",
+    ),
+    Option(
+        ("health_interval_s",),
+        ("--monitor-interval-max",),
+        ("EPICS_PVACMS_MONITOR_INTERVAL_MAX",),
+        "seconds between looks at the service's own health",
+        _float,
+        metavar="SECONDS",
+    ),
+    Option(
+        ("integrity_check_interval_s",),
+        ("--integrity-check-interval",),
+        ("EPICS_PVACMS_INTEGRITY_CHECK_INTERVAL",),
+        "seconds between checks of the whole database; 0: none",
+        _integer,
+        metavar="SECONDS",
+    ),
+    Option(
+        ("audit_retention_days",),
+        ("--audit-retention-days",),
+        ("EPICS_PVACMS_AUDIT_RETENTION_DAYS",),
+        "days for which records of the audit are kept; 0: for ever",
+        _integer,
+        metavar="DAYS",
+    ),
+    Option(
+        ("preload",),
+        ("--preload-cert",),
+        (),
+        "file of a certificate of this authority that the service is to know; may be repeated",
+        _path,
+        metavar="FILE",
+        repeated=True,
+    ),
+    Option(
         ("backup_interval_s",),
         ("--backup-interval",),
         ("EPICS_PVACMS_BACKUP_INTERVAL",),
@@ -303,8 +378,23 @@ JWT_FLAGS: Final = {
     "--jwt-trusted-uri": "EPICS_AUTH_JWT_TRUSTED_URI",
     "--jwt-use-response-code": "EPICS_AUTH_JWT_USE_RESPONSE_CODE",
 }
+_ALONE: Final = "this service works alone, without a cluster"
+NO_EFFECT: Final = {
+    "--monitor-interval-min": (
+        "EPICS_PVACMS_MONITOR_INTERVAL_MIN",
+        "each change of a certificate's state is published in the second in which it happens",
+    ),
+    "--cluster-pv-prefix": ("EPICS_PVACMS_CLUSTER_PV_PREFIX", _ALONE),
+    "--cluster-discovery-timeout": ("EPICS_PVACMS_CLUSTER_DISCOVERY_TIMEOUT", _ALONE),
+    "--cluster-bidi-timeout": ("EPICS_PVACMS_CLUSTER_BIDI_TIMEOUT", _ALONE),
+}
+"""Flags of the reference that have no meaning here, with their variables, and why that does no harm."""
 VARIABLES: Final = frozenset(
-    {*JWT_FLAGS.values(), *(variable for option in OPTIONS for variable in option.variables)}
+    {
+        *JWT_FLAGS.values(),
+        *(variable for option in OPTIONS for variable in option.variables),
+        *(variable for variable, _ in NO_EFFECT.values()),
+    }
 )
 """Every variable of the certificate service, apart from those of PVAccess."""
 
@@ -318,7 +408,28 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                 *option.flags, dest=option.destination, action="store_const", const=True, help=text
             )
         else:
-            parser.add_argument(*option.flags, dest=option.destination, metavar=option.metavar, help=text)
+            parser.add_argument(
+                *option.flags,
+                dest=option.destination,
+                metavar=option.metavar,
+                help=text,
+                action="append" if option.repeated else "store",
+            )
     for flag, variable in JWT_FLAGS.items():
         dest = "o_" + flag.lstrip("-").replace("-", "_")
         parser.add_argument(flag, dest=dest, metavar="TEXT", nargs="?", const="YES", help=f"as {variable}")
+    for flag, (_, why) in NO_EFFECT.items():
+        parser.add_argument(
+            flag,
+            dest=without_effect(flag),
+            metavar="VALUE",
+            help=f"accepted for the reference's sake; no effect: {why}",
+        )
+    parser.add_argument(
+        "--cluster-mode", dest="o_cluster_mode", action="store_true", help="refused: this service works alone"
+    )
+
+
+def without_effect(flag: str) -> str:
+    """Return the attribute of the parsed arguments for a flag of `NO_EFFECT`."""
+    return "o_" + flag.lstrip("-").replace("-", "_")

@@ -57,8 +57,10 @@ class Names:
             (f"{prefix}:{what}", f"{prefix}:{what}:{issuer_id}")
             for what in ("ROOT", "ISSUER", "CREATE", "LIST", "SCHEDULE")
         )
-        self.health = health or f"{prefix}:HEALTH"
-        self.metrics = metrics or f"{prefix}:METRICS"
+        self.health, self.metrics = (
+            (name, f"{name}:{issuer_id}")
+            for name in (health or f"{prefix}:HEALTH", metrics or f"{prefix}:METRICS")
+        )
         self._status = re.compile(rf"{re.escape(prefix)}:STATUS:{issuer_id}:([0-9]{{1,20}})", re.IGNORECASE)
 
     def status(self, serial: int) -> str:
@@ -155,7 +157,7 @@ class Policy(AccessPolicy):
         if name in names.root or name in names.issuer:
             # Public, and needed before a peer can prove anything.
             return Rights(read=True)
-        if name in (names.health, names.metrics) or name == "server":
+        if name in names.health or name in names.metrics or name == "server":
             read = acf.decide("DEFAULT", 0, principal).read
             return Rights(read=read, rpc=read)
         return NO_RIGHTS

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
-from appliance.authn.ratelimit import RateLimiter
+from appliance.authn.ratelimit import RateLimiter, SharedLimiter
 from appliance.certs.keychain import Keychain
 from appliance.certs.ocsp import OCSPSigner
 from appliance.certs.public_keys import key_identity
 from appliance.certs.x509 import authority_name, serial_number
-from appliance.cms.backup import Backups
+from appliance.cms.audit import prune_audit
+from appliance.cms.backup import Backups, find_damage
 from appliance.cms.config import CMSConfig, CMSSettings
 from appliance.cms.health import Health
 from appliance.cms.issuing import Issuing, TokenVerifier
@@ -38,6 +39,7 @@ from appliance.cms.setup import (
     ensure_own_keychain,
     make_directory,
     outlives,
+    preload_certificates,
     renew_own_keychain,
     say,
     self_test,
@@ -167,6 +169,7 @@ class CertificateService:
         ):
             say(f"Admin user '{ensure}' successfully added to 'CMS_ADMIN'.")
         self.own_keychain = ensure_own_keychain(settings, self.server_config, self.issuing)
+        preload_certificates(settings.preload, self.issuing)
         # Last, so that what was just recorded counts like any other certificate.
         self.lifecycle.load()
         self.replay.load(self.clock().timestamp())
@@ -217,8 +220,8 @@ class CertificateService:
         source.add(ListPV(self.lifecycle, names, self.policy, self.tasks), *names.list)
         schedule = SchedulePV(self.lifecycle, names, self.policy, commands, self.tasks)
         source.add(schedule, *names.schedule)
-        source.add(self.health.health, names.health)
-        source.add(self.health.metrics, names.metrics)
+        source.add(self.health.health, *names.health)
+        source.add(self.health.metrics, *names.metrics)
         server.add_source("cms", source)
         self.health.others.append(lambda: self.token_journal.lost)
         self.health.files = {
@@ -335,6 +338,26 @@ class CertificateService:
         self.health.backup = ""
         _log.info("database backup %s", made)
 
+    async def look_after_database(self) -> None:
+        """Check the whole database, and remove records of the audit that are older than they are kept."""
+        store = self.store
+        if is_sqlite(store.where) and self.settings.integrity_check_interval_s:
+            damage = await asyncio.get_running_loop().run_in_executor(None, find_damage, store.where)
+            if damage and damage != self.health.damage:
+                _log.error("%s", damage, extra={"event": "database-damaged"})
+            self.health.damage = damage
+        days = self.settings.audit_retention_days
+        if days and not self.health.damage:
+            try:
+                removed = await prune_audit(store, self.clock(), days)
+            except ApplianceError as error:
+                _log.error("old records of the audit cannot be removed: %s", error)
+            else:
+                if removed:
+                    _log.info(
+                        "%d records of the audit were older than %d days and were removed", removed, days
+                    )
+
     # -- tokens --------------------------------------------------------------------------------------
 
     def _tokens(self, settings: CMSSettings) -> TokenVerifier | None:
@@ -381,7 +404,11 @@ class CertificateService:
 
 
 def _limiter(settings: CMSSettings) -> RateLimiter:
-    return RateLimiter(settings.ccr_per_minute, settings.ccr_burst, clock=time.monotonic)
+    clock = time.monotonic
+    if not settings.ccr_rate:
+        return RateLimiter(settings.ccr_per_minute, settings.ccr_burst, clock=clock)
+    overall = RateLimiter(60.0 * settings.ccr_rate, settings.ccr_rate_burst, clock=clock)
+    return SharedLimiter(settings.ccr_per_minute, settings.ccr_burst, clock=clock, overall=overall)
 
 
 def _proxied(settings: CMSSettings) -> Callable[[str], bool] | None:

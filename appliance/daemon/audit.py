@@ -141,21 +141,29 @@ class AuditFinding(NamedTuple):
         return not self.fault
 
 
-def verify(records: Iterable[tuple[Mapping[str, Any], str]], *, head: str | None = None) -> AuditFinding:
+def verify(
+    records: Iterable[tuple[Mapping[str, Any], str]],
+    *,
+    head: str | None = None,
+    after: tuple[int, str] = (0, GENESIS),
+) -> AuditFinding:
     """Check records, each with the hash that was stored for it.
 
-    ``head`` is an earlier last hash: it must still be in the chain, and everything after it is newer.
+    Args:
+        records: The records, the oldest first.
+        head: An earlier last hash: it must still be in the chain, and everything after it is newer.
+        after: Number and hash of the last record that was removed because of its age.
     """
-    previous, count = GENESIS, 0
-    met = head in (None, GENESIS)
+    removed, previous = after
+    count = 0
+    met = head in (None, GENESIS, previous)
     for record, stored in records:
         if chain(previous, record) != stored:
-            return AuditFinding(
-                count, previous, f"record {count + 1} was changed, or one before it is missing"
-            )
+            number = removed + count + 1
+            return AuditFinding(count, previous, f"record {number} was changed, or one before it is missing")
         previous, count = stored, count + 1
         met = met or stored == head
-    return _ended(count, previous, met=met)
+    return _ended(count, previous, met=met, removed=removed)
 
 
 class AuditLog:
@@ -361,12 +369,13 @@ def verify_file(path: str | os.PathLike[str], *, head: str | None = None) -> Aud
     return _ended(count, previous, met=met)
 
 
-def _ended(count: int, last: str, *, met: bool) -> AuditFinding:
+def _ended(count: int, last: str, *, met: bool, removed: int = 0) -> AuditFinding:
     if not met:
+        old = f", or it is older than record {removed + 1}, the first that is still there" if removed else ""
         return AuditFinding(
             count,
             last,
-            f"the head that was kept is not among the {count} records: those up to it are missing",
+            f"the head that was kept is not among the {count} records: those up to it are missing{old}",
         )
     return AuditFinding(count, last)
 

@@ -17,6 +17,7 @@ from appliance.certs.keychain import load_keychain
 from appliance.certs.ocsp import verify_response
 from appliance.certs.profiles import generate_key
 from appliance.certs.status import OCSPState
+from appliance.config.secret import Secret
 from appliance.errors import ApplianceError, RemoteError
 from tests.helpers.cms import Process, ccr, client, keychain_of
 
@@ -402,3 +403,25 @@ def test_the_command_line_answers_quickly_and_clearly(tmp_path):
     assert call("--config", str(config), "--check-config").returncode == 0
     assert "require_client_approval: false" in call("--config", str(config), "--print-config").stdout
     assert call("--nonsense").returncode == 1
+
+
+def test_the_services_keychain_may_have_its_password_behind_its_name_and_a_quiet_service_says_little(
+    tmp_path,
+):
+    keychain = tmp_path / "own.p12"
+    with Process(tmp_path, "-q", "-v", EPICS_PVACMS_TLS_KEYCHAIN=f"{keychain};geheim") as process:
+        process.ready()
+        assert load_keychain(keychain.read_bytes(), Secret("geheim")).certificate is not None
+        shown = [line for line in process.lines if line.startswith("| ")]
+        assert len(shown) == 1
+        assert "Service Running" in shown[0]
+        assert process.log_line("to be published, is ")
+        status, out, err = process.stop()
+    assert status == 0
+    assert "geheim" not in out + err + "".join(process.lines + process.log)
+
+
+def test_a_cluster_is_refused_with_one_sentence(tmp_path):
+    status, out, err = once(tmp_path, "--cluster-mode")
+    assert (status, out) == (1, "")
+    assert err.startswith("Error: --cluster-mode: this service works alone")

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from appliance.cms.config import CMSSettings, resolve
-from appliance.cms.options import JWT_FLAGS, OPTIONS, add_flags
+from appliance.cms.options import JWT_FLAGS, NO_EFFECT, OPTIONS, add_flags
 from appliance.config.duration import Duration
 from appliance.config.loader import loads
 from appliance.errors import ConfigurationError
@@ -19,6 +19,12 @@ SAMPLES = {
     "certs_require_subscription": "NO",
     "cert_status_validity_mins": "45",
     "ccr_per_minute": "7",
+    "ccr_rate": "2.5",
+    "ccr_rate_burst": "7",
+    "ccr_in_flight": "7",
+    "health_interval_s": "7",
+    "integrity_check_interval_s": "60",
+    "audit_retention_days": "30",
     "backup_interval_s": "60",
     "backup_retention": "3",
     "cert_pv_prefix": "LAB",
@@ -31,7 +37,7 @@ def sample(option):
         return "NO" if option.constant is False else "YES"
     if key in SAMPLES:
         return SAMPLES[key]
-    if "validity" in key:
+    if "validity" in key or "renewal" in key:
         return "2d"
     if option.metavar == "FILE":
         return "/somewhere/else"
@@ -126,6 +132,27 @@ def test_a_key_of_the_file_changes_its_own_setting_and_no_other(key, tmp_path):
     file = tmp_path / "cms.yml"
     file.write_text(f"{key}: {text}\n")
     assert changed(resolve(parse(), config=str(file), environ=HOME)) == {key}
+
+
+@pytest.mark.parametrize("flag", NO_EFFECT)
+def test_an_option_of_the_reference_without_a_meaning_here_is_a_warning(flag):
+    variable, why = NO_EFFECT[flag]
+    for effective, name in (
+        (resolve(parse(flag, "7"), environ=HOME), flag),
+        (resolve(parse(), environ={**HOME, variable: "7"}), variable),
+    ):
+        assert effective.warnings == [f"{name} has no effect: {why}"]
+        assert changed(effective) == set()
+
+
+def test_a_cluster_is_refused_with_a_sentence():
+    with pytest.raises(ConfigurationError, match=r"--cluster-mode: this service works alone"):
+        resolve(parse("--cluster-mode"), environ=HOME)
+
+
+def test_files_to_preload_may_be_named_several_times():
+    found = resolve(parse("--preload-cert", "/a.pem", "--preload-cert", "/b.p12"), environ=HOME)
+    assert found.settings.preload == ("/a.pem", "/b.p12")
 
 
 def test_flags_win_over_the_file_and_the_file_over_variables(tmp_path):

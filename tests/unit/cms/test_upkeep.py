@@ -1,0 +1,189 @@
+"""What a service does for its database over years: old records of the audit go, damage is found, lost rows come back."""
+
+import contextlib
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from appliance.certs.profiles import build_certificate, generate_key, subject_name
+from appliance.cms import audit as cms_audit
+from appliance.cms.audit import prune_audit, verify_audit
+from appliance.cms.backup import backup, find_damage
+from appliance.cms.model import state_now, utc
+from appliance.cms.schema import audit, meta
+from appliance.cms.service import CertificateService
+from appliance.cms.store import Store
+from appliance.config.secret import FilePath
+from appliance.daemon.audit import GENESIS
+from appliance.errors import ConfigurationError
+from tests.helpers.cms import Clock, effective, running
+from tests.helpers.pki import site, write_keychain
+
+DAY_S = 86_400
+
+
+@pytest.fixture
+def store(tmp_path):
+    made = Store(str(tmp_path / "certs.db"), "01234567")
+    made.open()
+    made.start()
+    yield made
+    made.close()
+
+
+async def filled(store, days):
+    for day in days:
+        await store.submit(lambda t, day=day: t.audit(day * DAY_S, "refuse", None, {"day": day}))
+    return verify_audit(store.where).head
+
+
+async def actions(store):
+    rows = await store.submit(lambda t: t.connection.execute(sa.select(audit.c.seq, audit.c.action)).all())
+    return [(seq, action) for seq, action in rows]
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 5000])
+async def test_old_records_go_and_the_chain_can_still_be_checked(store, monkeypatch, at_once):
+    monkeypatch.setattr(cms_audit, "_AT_ONCE", at_once)
+    first = await filled(store, range(3))
+    head = await filled(store, range(3, 10))
+    assert await prune_audit(store, utc(12 * DAY_S), 5) == 7
+    found = await actions(store)
+    assert [seq for seq, _ in found][:3] == [8, 9, 10]
+    assert {action for _, action in found[3:]} == {"prune"}
+    verdict = verify_audit(store.where, head=head)
+    assert (verdict.intact, verdict.records) == (True, len(found))
+    gone = verify_audit(store.where, head=first)
+    assert "older than record 8" in gone.fault
+    # Nothing is old any more, so nothing is done, and nothing is recorded.
+    assert await prune_audit(store, utc(12 * DAY_S), 5) == 0
+    assert await actions(store) == found
+    await filled(store, [20])
+    assert verify_audit(store.where, head=head).intact
+
+
+async def test_the_newest_record_stays_and_a_wrong_clock_tears_no_hole(store):
+    await filled(store, [1, 2, 900, 3, 4])
+    assert await prune_audit(store, utc(500 * DAY_S), 5) == 2
+    assert verify_audit(store.where).intact
+    assert await prune_audit(store, utc(5000 * DAY_S), 5) > 0
+    (last,) = [seq for seq, _ in await actions(store)][-1:]
+    assert last >= 6
+    assert verify_audit(store.where).intact
+
+
+async def test_records_that_are_missing_without_a_word_are_a_break(store):
+    await filled(store, range(10))
+    store.close()
+    with sqlite3.connect(store.where) as raw:
+        sealed = raw.execute("SELECT hash FROM audit WHERE seq = 4").fetchone()[0]
+        raw.execute("DELETE FROM audit WHERE seq <= 4")
+    assert not verify_audit(store.where).intact
+    with sqlite3.connect(store.where) as raw:
+        raw.execute("INSERT INTO meta VALUES ('audit_anchor', ?)", (f"4 {sealed}",))
+    verdict = verify_audit(store.where)
+    assert "no record says that they were removed" in verdict.fault
+    with sqlite3.connect(store.where) as raw:
+        raw.execute("UPDATE meta SET value = 'x' WHERE key = 'audit_anchor'")
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        verify_audit(store.where)
+
+
+async def test_a_record_after_the_beginning_that_was_changed_is_named_by_its_number(store):
+    await filled(store, range(10))
+    await prune_audit(store, utc(12 * DAY_S), 5)
+    store.close()
+    with sqlite3.connect(store.where) as raw:
+        text = json.loads(raw.execute("SELECT record FROM audit WHERE seq = 9").fetchone()[0])
+        raw.execute("UPDATE audit SET record = ? WHERE seq = 9", (json.dumps({**text, "day": "77"}),))
+    assert verify_audit(store.where).fault.startswith("record 9 was changed")
+
+
+async def test_an_empty_audit_stays_empty(store):
+    assert await prune_audit(store, utc(12 * DAY_S), 5) == 0
+    assert await store.submit(lambda t: t.connection.execute(sa.select(meta.c.value)).all()) == []
+    assert verify_audit(store.where).head == GENESIS
+
+
+async def test_damage_is_found_and_turns_health_red_until_it_is_gone(tmp_path):
+    async with running(tmp_path, audit_retention_days=30) as service:
+        await service.look_after_database()
+        assert service.health.damage == ""
+        broken = tmp_path / "broken.db"
+        data = bytearray(Path(backup(service.store.where, str(broken))).read_bytes())
+        data[4096:] = b"\xff" * (len(data) - 4096)
+        broken.write_bytes(data)
+        assert str(broken) in find_damage(str(broken))
+        assert "cannot be checked" in find_damage(str(tmp_path / "none.db"))
+        service.store.where, real = str(broken), service.store.where
+        await service.look_after_database()
+        service.store.where = real
+        await service.health.check()
+        value = service.health.health.current
+        assert value["value.index"] == 0
+        assert value["db_ok"] is False
+        assert "broken.db" in value["alarm.message"]
+        await service.look_after_database()
+        await service.health.check()
+        assert service.health.health.current["db_ok"] is True
+
+
+def issued(service, *, serial=77, usage="server", name="softioc", by=None):
+    """A certificate of this service's authority that its database does not know."""
+    now = service.clock().replace(microsecond=0)
+    return build_certificate(
+        by or service.authority.issuer,
+        subject=subject_name(name, organization="lab"),
+        public_key=generate_key("ec-p256").public_key(),
+        usage=usage,
+        not_before=now,
+        not_after=service.authority.issuer.certificate.not_valid_after_utc.replace(microsecond=0),
+        serial=serial,
+    )
+
+
+@contextlib.contextmanager
+def restarted(tmp_path, **settings):
+    service = CertificateService.open(effective(tmp_path, **settings), clock=Clock())
+    try:
+        service.first_start()
+        yield service
+    finally:
+        service.close()
+
+
+def test_a_preloaded_certificate_is_known_once_and_for_all(tmp_path, capsys):
+    with restarted(tmp_path) as service:
+        certificate = issued(service)
+    file = tmp_path / "softioc.pem"
+    file.write_bytes(certificate.public_bytes(Encoding.PEM))
+    for _ in range(2):
+        with restarted(tmp_path, preload=(FilePath(file),)) as service:
+            found = service.lifecycle.live[77]
+            assert (found.method, found.usage, found.no_status) == ("preload", "server", True)
+            assert state_now(found, service.clock()).value == "VALID"
+    assert capsys.readouterr().out.count("Certificate preloaded") == 1
+    assert verify_audit(str(tmp_path / "certs.db")).intact
+
+
+def test_what_this_authority_has_not_issued_is_not_preloaded(tmp_path):
+    with restarted(tmp_path) as service:
+        own = service.authority.issuer.certificate
+    (tmp_path / "rubbish.pem").write_bytes(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+    (tmp_path / "ca.pem").write_bytes(own.public_bytes(Encoding.PEM))
+    write_keychain(tmp_path / "other.p12", site().ca.keychain("softioc", "server"))
+    write_keychain(tmp_path / "locked.p12", site().ca.keychain("softioc", "server"), b"Sesame")
+    for name, why in (
+        ("rubbish.pem", "cannot be read"),
+        ("ca.pem", "has issued to a client or server"),
+        ("other.p12", "has issued to a client or server"),
+        ("locked.p12", "without a password"),
+        ("none.pem", "No such file"),
+    ):
+        with contextlib.ExitStack() as stack, pytest.raises(ConfigurationError, match=why) as caught:
+            stack.enter_context(restarted(tmp_path, preload=(FilePath(tmp_path / name),)))
+        assert name in str(caught.value)
