@@ -50,8 +50,8 @@ def new_row(
     """
     at, not_after = posix(now), posix(request.not_after)
     renew_by = 0 if request.renew_by is None else posix(request.renew_by)
-    if request.cadence and granted:
-        renew_by = at + request.cadence
+    if request.cadence:
+        renew_by = max(at, posix(request.not_before)) + request.cadence if granted else 0
     if renew_by >= not_after or request.no_status:
         renew_by = 0
     row = CertRecord(
@@ -89,7 +89,7 @@ def columns_beside(request: NewCertificate, at: int) -> dict[str, Any]:
 
 def approval_begins(record: CertRecord, at: int) -> CertRecord:
     """Return a record that is approved at ``at``, with its cadence begun, and its state still to be found."""
-    renew_by = at + record.cadence if record.cadence else record.renew_by
+    renew_by = max(at, record.not_before) + record.cadence if record.cadence else record.renew_by
     if renew_by >= record.not_after:
         renew_by = 0
     return record._replace(
@@ -177,8 +177,6 @@ def facts_of(request: NewCertificate, row: CertRecord, *, by_admin: bool) -> dic
     }
     if row.renew_by:
         found["renew_by"] = shown_time(utc(row.renew_by))
-    if request.san:
-        found["san"] = " ".join(str(name) for name in request.san)
     if row.schedule:
         found["schedule"] = shown_schedule(schedule_of(row))
     if by_admin and schedule_of(row)[:2] != request.schedule[:2]:
