@@ -138,9 +138,14 @@ class Lives(RuleBasedStateMachine):
         }
         self.service.issuing.rules = rules._replace(usages=usages)
         request = parse_request(ccr(name, key=self.keys[name], clock=self.clock, **query))
-        issued = self.run(self.service.issuing.issue(request, PEER))
-        self.service.lifecycle.delivered(issued.record.serial)
-        return issued.record
+
+        async def work():
+            issued = await self.service.issuing.issue(request, PEER)
+            self.service.lifecycle.delivered(issued.record.serial)
+            await self.service.lifecycle.settle()
+            return issued.record
+
+        return self.run(work())
 
     @rule(
         target=certificates,
@@ -352,5 +357,5 @@ class Lives(RuleBasedStateMachine):
 
 TestLives = Lives.TestCase
 TestLives.settings = settings(
-    max_examples=16, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=12, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )
