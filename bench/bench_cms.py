@@ -34,7 +34,8 @@ def run() -> Iterator[Row]:
         folder = Path(name)
         with tokens.issuer(folder / "issuer") as issuer:
             config = folder / "cms.yml"
-            config.write_text(issuer.config())
+            # Renewals are of the same service as the requests that they are compared with.
+            config.write_text(f"{issuer.config()}cert_renewal_client: 1h\n")
             with Process(folder, "--config", str(config), "--certs-dont-require-approval") as process:
                 process.ready()
                 yield from requests(process, issuer, folder)
@@ -76,6 +77,15 @@ def requests(process: Process, issuer: tokens.Issuer, folder: Path) -> Iterator[
     for what, measure, wanted, goal in (("std", std, 0.05, 1500), ("jwt, TLS", jwt, 0.03, 0)):
         pair = alternate(lambda measure=measure: measure(32, 1500), lambda: bare(1500))
         yield Row(f"cms: CCRs ({what}), 32 in flight", *pair, "CCR/s", wanted, peer_name=other, goal=goal)
+
+    def renewals() -> float:
+        word = f"renewed{next(turn)}-"
+        asked = [ccr(f"{word}{n}") for n in range(1500)]
+        rate(process.tcp_port, asked, 32)
+        return rate(process.tcp_port, asked, 32)
+
+    pair = alternate(renewals, lambda: std(32, 1500))
+    yield Row("cms: renewals (std), 32 in flight", *pair, "CCR/s", 2, peer_name="CCRs of the same service")
 
     def in_cpu_time() -> float:
         before = cpu_seconds(process.process.pid)

@@ -1,19 +1,23 @@
 """Proof that the requester of a certificate holds the private key: a signature over the whole request.
 
 It is sent as the text ``proof`` in the request's ``verifier`` structure, beside the authenticator's own fields:
-``1.<POSIX seconds>.<signature in base64url>``. No other known implementation sends it; the others ignore it.
+``<version>.<POSIX seconds>.<signature in base64url>``. No other known implementation sends it; the others ignore it.
+Version 2 signs the schedule and the alternative names, too. A request that has neither is signed with version 1, which older
+services know.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes, PrivateKeyTypes
 
 from appliance.certs.public_keys import has_signed, sign
+from appliance.certs.san import San
+from appliance.certs.schedule import Window
 from appliance.errors import CertificateError
 
 __all__ = ["MAX_PROOF", "PROOF_FIELD", "check_proof", "make_proof"]
@@ -24,7 +28,8 @@ MAX_PROOF: Final = 2048
 """Longest proof in characters. An RSA signature of 8192 bits takes 1366."""
 FRESH_S: Final = 900
 """Seconds for which a proof is valid, so that a recorded proof is soon useless."""
-_CONTEXT: Final = b"EPICS SPVA certificate creation request, proof 1\0"
+_CONTEXT: Final = b"EPICS SPVA certificate creation request, proof %d\0"
+_VERSIONS: Final = {"1": 1, "2": 2}
 
 
 class ProvableRequest(Protocol):
@@ -52,17 +57,31 @@ class ProvableRequest(Protocol):
     def config_uri_base(self) -> str: ...
     @property
     def no_status(self) -> bool: ...
+    @property
+    def schedule(self) -> Sequence[Window]: ...
+    @property
+    def time_zone(self) -> str: ...
+    @property
+    def san(self) -> Sequence[San]: ...
 
 
-def _message(request: ProvableRequest, token: str, made: int) -> bytes:
-    texts: Iterable[str] = (
+def _needs(request: ProvableRequest) -> int:
+    """Return the version of the proof that signs all of a request."""
+    return 2 if request.schedule or request.time_zone or request.san else 1
+
+
+def _message(request: ProvableRequest, token: str, made: int, version: int) -> bytes:
+    texts: list[str] = [
         request.type, request.name, request.country, request.organization, request.organizational_unit, request.usage,
         str(request.not_before), str(request.not_after), request.pub_key, request.config_uri_base,
         "no status" if request.no_status else "", token, str(made),
-    )  # fmt: skip
+    ]  # fmt: skip
+    if version > 1:
+        texts += (request.time_zone, str(len(request.schedule)), str(len(request.san)))
+        texts += (str(part) for entry in (*sorted(request.schedule), *sorted(request.san)) for part in entry)
     parts = [text.encode("utf-8", "surrogatepass") for text in texts]
     # Each has its length in front. Otherwise text could move from one field into the next.
-    return _CONTEXT + b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+    return _CONTEXT % version + b"".join(len(part).to_bytes(4, "big") + part for part in parts)
 
 
 def make_proof(request: ProvableRequest, key: PrivateKeyTypes, *, made: int, token: str = "") -> str:
@@ -71,8 +90,9 @@ def make_proof(request: ProvableRequest, key: PrivateKeyTypes, *, made: int, tok
     Raises:
         CertificateError: The certificate or key is not acceptable; the text says why.
     """
-    signature = sign(key, _message(request, token, made))
-    return f"1.{made}.{base64.urlsafe_b64encode(signature).decode('ascii')}"
+    version = _needs(request)
+    signature = sign(key, _message(request, token, made, version))
+    return f"{version}.{made}.{base64.urlsafe_b64encode(signature).decode('ascii')}"
 
 
 def check_proof(
@@ -80,14 +100,15 @@ def check_proof(
 ) -> bool:
     """Whether the requester has proved that it holds the private half of ``key``.
 
-    The result is False for no proof, for another version of it, and for one that is too old or too new: a wrong clock is not
-    an attack, and the request counts as one of another implementation.
+    The result is False for no proof, for another version of it, for one that leaves a part of the request out, and for one that
+    is too old or too new: a wrong clock is not an attack, and the request counts as one of another implementation.
 
     Raises:
         CertificateError: The proof is false or cannot be read.
     """
-    version, _, rest = proof.partition(".")
-    if version != "1":
+    written, _, rest = proof.partition(".")
+    version = _VERSIONS.get(written, 0)
+    if version < _needs(request):
         return False
     text, _, encoded = rest.partition(".")
     if not (text.isascii() and text.isdecimal() and len(text) <= 12) or len(proof) > MAX_PROOF:
@@ -97,7 +118,7 @@ def check_proof(
     except (binascii.Error, ValueError):
         signature = b""
     made = int(text)
-    if not has_signed(key, signature, _message(request, token, made)):
+    if not has_signed(key, signature, _message(request, token, made, version)):
         raise CertificateError(
             "the proof that the requester holds the private key is false: the request was changed on its way, or the key "
             "belongs to somebody else; ask again"

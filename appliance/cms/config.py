@@ -189,6 +189,14 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
             )
             if not self.inherit_approval:
                 found.append("inherit_approval_unproven has no effect, because inherit_approval is false")
+        if self.certs_require_subscription == "no":
+            renewing = [f"cert_renewal_{usage}" for usage in USAGES if getattr(self, f"cert_renewal_{usage}")]
+            renewing += [f"jwt lifetime of {issuer.name}" for issuer in self.jwt.issuers if issuer.lifetime]
+            if renewing:
+                found.append(
+                    f"{', '.join(renewing)}: no effect, because certs_require_subscription is no: a certificate without status cannot be "
+                    "renewed"
+                )
         found += shared_organizations(self.jwt)
         if self.certs_require_subscription in ("no", "requester"):
             who = "no certificate" if self.certs_require_subscription == "no" else "what a requester asks for"
@@ -207,6 +215,7 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
                     custom_durations=not getattr(self, f"disallow_{usage}_custom_duration"),
                     validity=getattr(self, f"cert_validity_{usage}"),
                     longest=getattr(self, f"cert_validity_longest_{usage}"),
+                    renewal=getattr(self, f"cert_renewal_{usage}"),
                 )
                 for usage in USAGES
             },
@@ -214,6 +223,7 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
             inherit_approval=self.inherit_approval,
             inherit_unproven=self.inherit_approval_unproven,
             raw_pv_names=self.status_extension_form == "raw",
+            san=self.san,
         )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from appliance.certs.status import CertState
-from appliance.cms.model import NewCertificate
+from appliance.cms.model import NewCertificate, san_text
 from appliance.cms.store import IN_DOUBT, CertRecord, KeyUse
 
 __all__ = ["BARRED", "approved_before", "key_problem", "may_supersede", "other_holder", "proves_the_name"]
@@ -35,20 +35,23 @@ def key_problem(request: NewCertificate, uses: Iterable[KeyUse]) -> str:
 
 
 def approved_before(request: NewCertificate, known: Iterable[CertRecord]) -> bool:
-    """Whether the last certificate that counts was approved, for at least this usage.
+    """Whether the last certificate that counts was approved, for at least this usage and with the same alternative names.
 
-    Those count that the requester proves to be his; with ``inherit_unproven`` all that the standard authenticator obtained.
+    Those count that the requester proves to be his; with ``inherit_unproven`` all that the standard authenticator obtained, unless
+    the request has alternative names.
     """
     if not request.inherit:
         return False
     mine = [record for record in known if record.state is not CertState.PENDING_APPROVAL]
-    if request.inherit_unproven and not request.identity:
+    if request.inherit_unproven and not request.identity and not request.san:
         mine = [record for record in mine if record.method == "std"]
     else:
         mine = [record for record in mine if request.is_of(record)]
     if not mine:
         return False
     last = max(mine, key=lambda record: (record.state_date, record.not_after))
+    if request.san and last.san != san_text(request.san):
+        return False
     return last.approved and last.usage in (request.usage, "ioc")
 
 

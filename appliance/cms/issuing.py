@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import struct
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Final, Literal, NamedTuple, Protocol
 
@@ -25,6 +26,8 @@ from appliance.authn.proof import check_proof
 from appliance.authn.std.verifier import StdRequest, verify
 from appliance.certs.profiles import CertificateAuthority, build_certificate, check_public_key, subject_name
 from appliance.certs.public_keys import key_identity
+from appliance.certs.san import San, canonical, in_certificate
+from appliance.certs.schedule import Schedule
 from appliance.certs.x509 import UNREADABLE, cert_id, encode_pv_name, quiet
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.model import Actor, NewCertificate, shown_time
@@ -32,7 +35,8 @@ from appliance.cms.policy import Names
 from appliance.cms.soundness import Soundness
 from appliance.cms.store import CertRecord
 from appliance.config.duration import Duration
-from appliance.errors import CertificateError, RequestRefused, TokenRefused
+from appliance.config.zones import time_zone
+from appliance.errors import CertificateError, ConfigurationError, RequestRefused, TokenRefused
 from appliance.pva.credentials import Credentials
 
 __all__ = ["Issued", "Issuing", "Rules", "UsageRules", "new_serial", "pem_chain"]
@@ -55,6 +59,8 @@ class UsageRules(NamedTuple):
     validity: Duration = Duration(months=6)
     longest: Duration = Duration(months=12)
     """No certificate of this usage lives longer, unless ``validity`` is longer itself."""
+    renewal: Duration = Duration()
+    """How long a certificate that no token vouches for is in use before it must be renewed; 0: it need not be."""
 
     def latest(self, now: datetime) -> datetime:
         """Return the latest end of a certificate that is issued now."""
@@ -72,24 +78,40 @@ class Rules(NamedTuple):
     inherit_approval: bool = True
     inherit_unproven: bool = False
     raw_pv_names: bool = False
+    san: Literal["approve", "refuse"] = "approve"
+    """What becomes of alternative names that nothing proves: an administrator approves them, or the request is refused."""
 
 
 class Issued(NamedTuple):
     """A certificate and what the requester is told with it."""
 
     record: CertRecord
-    certificate: x509.Certificate
+    certificate: x509.Certificate | None
+    """None if the requester's own certificate was renewed: it stays as it is."""
     pem: str
-    """The certificate and the chain above it."""
+    """The certificate and the chain above it; empty if it was renewed."""
     cert_id: str
     status_pv: str
+
+    @property
+    def renewed(self) -> bool:
+        """Whether the request renewed the certificate that its requester has."""
+        return self.certificate is None
 
 
 class TokenVerifier(Protocol):
     """`appliance.authn.jwt.verifier.JWTVerifier`."""
 
     async def verify(
-        self, token: str, *, usage: str, public_key: bytes | str, peer: str, now: datetime, is_tls: bool
+        self,
+        token: str,
+        *,
+        usage: str,
+        public_key: bytes | str,
+        peer: str,
+        now: datetime,
+        is_tls: bool,
+        san: Sequence[San] = (),
     ) -> Grant: ...
 
 
@@ -125,7 +147,7 @@ class Issuing:
     async def issue(
         self, ccr: CertRequest, peer: Credentials, *, wanted: Callable[[], bool] = lambda: True
     ) -> Issued:
-        """Issue a certificate for a request of ``peer``.
+        """Issue a certificate for a request of ``peer``, or renew the one that it has.
 
         Args:
             ccr: The request.
@@ -142,13 +164,13 @@ class Issuing:
         """
         actor = Actor(peer.method, peer.account, peer.peer)
         try:
-            key = _public_key(ccr.pub_key)
-            key_id = key_identity(key)
+            key, key_id, skid = _public_key(ccr.pub_key)
             self._check_request(ccr, key_id)
             now = self.lifecycle.clock().timestamp()
             proved = check_proof(ccr.proof, ccr, key, now=now, token=ccr.token)
             await self._soundness.check(key, key_id)
-            grant = await self._verify(ccr, peer)
+            san = _names(ccr.san)
+            grant = await self._verify(ccr, san, peer)
             subject = subject_name(
                 grant.subject.get("CN", ""),
                 country=grant.subject.get("C", ""),
@@ -156,8 +178,8 @@ class Issuing:
                 organizational_unit=grant.subject.get("OU", ""),
             )
             by = peer.serial if peer.method == "x509" and peer.is_tls else 0
-            known = _Known(key, key_id, proved, by if peer.issuer_id == self.names.issuer_id else 0)
-            issued = await self._apply(ccr, grant, known, subject, actor)
+            known = _Known(key, key_id, skid, proved, by if peer.issuer_id == self.names.issuer_id else 0)
+            issued = await self._apply(ccr, san, grant, known, subject, actor)
         except TokenRefused as refusal:
             facts = {**refusal.facts, "reason": refusal.reason, "why": str(refusal), "type": ccr.type}
             await self.lifecycle.note("refuse", None, actor, facts)
@@ -166,7 +188,7 @@ class Issuing:
             facts = {"why": str(refusal), "type": ccr.type, "name": ccr.name, "usage": ccr.usage}
             await self.lifecycle.note("refuse", None, actor, facts)
             raise
-        if not wanted():
+        if not wanted() and not issued.renewed:
             await self.lifecycle.withdraw(
                 issued.record, "the requester disconnected before the certificate was ready"
             )
@@ -180,8 +202,17 @@ class Issuing:
                 "certificates without a status are not issued here, because nobody would learn of a revocation; ask "
                 "for one with a status (without --no-status). The service's setting certs_require_subscription decides"
             )
+        if ccr.schedule and not self._with_status(ccr):
+            raise _Refusal(
+                "a schedule works through the certificate's status, and this certificate would have none; leave --schedule or "
+                "--no-status away. The service's setting certs_require_subscription decides"
+            )
 
-    async def _verify(self, ccr: CertRequest, peer: Credentials) -> Grant:
+    def _with_status(self, ccr: CertRequest) -> bool:
+        wish = self.rules.status_extension
+        return wish in ("yes", "default") or (wish == "requester" and not ccr.no_status)
+
+    async def _verify(self, ccr: CertRequest, san: tuple[San, ...], peer: Credentials) -> Grant:
         now = self.lifecycle.clock()
         if ccr.type == "jwt":
             if self.tokens is None:
@@ -195,6 +226,7 @@ class Issuing:
                 peer=peer.peer,
                 now=now,
                 is_tls=peer.is_tls,
+                san=san,
             )
         if ccr.type != "std":
             known = {"krb": " (Kerberos)", "ldap": " (LDAP)"}.get(ccr.type, "")
@@ -224,6 +256,14 @@ class Issuing:
                 f"the certificate would outlive the certificate authority, which ends at "
                 f"{latest:%Y-%m-%d %H:%M:%S} UTC; ask for a shorter time"
             )
+        if san:
+            if self.rules.san == "refuse":
+                raise _Refusal(
+                    "alternative names that no token proves are not issued here (the service's setting san); ask without them "
+                    "(--san, EPICS_PVA_AUTH_SAN)"
+                )
+            # Access rules grant rights by them, so somebody has to look at them.
+            grant = grant._replace(approval_needed=True, san=san)
         if ccr.name in ReservedNames(self.reserved()):
             # A name with privileges is never issued without approval.
             return grant._replace(approval_needed=True, audit={"reserved": "yes"})
@@ -233,24 +273,41 @@ class Issuing:
         return grant
 
     async def _apply(
-        self, ccr: CertRequest, grant: Grant, known: _Known, subject: x509.Name, actor: Actor
+        self,
+        ccr: CertRequest,
+        san: tuple[San, ...],
+        grant: Grant,
+        known: _Known,
+        subject: x509.Name,
+        actor: Actor,
     ) -> Issued:
         authority = self.issuer.certificate
         key = known.key
+        now = self.lifecycle.clock()
+        usage = self.rules.usages[ccr.usage]
+        with_status = self._with_status(ccr)
         not_before = max(grant.not_before, authority.not_valid_before_utc)
-        latest = self.rules.usages[ccr.usage].latest(self.lifecycle.clock())
-        not_after = min(grant.not_after, latest, authority.not_valid_after_utc)
+        asked, renew_by, cadence = grant.not_after, grant.renew_by, 0
+        if renew_by is not None and not with_status:
+            # Nobody would learn that it was not renewed.
+            asked, renew_by = min(asked, renew_by), None
+        if grant.identity is None and with_status:
+            start = max(now, not_before)
+            cadence = int(usage.renewal.total_s(start))
+            renew_by = start + timedelta(seconds=cadence) if cadence else None
+        not_after = min(asked, usage.latest(now), authority.not_valid_after_utc)
+        if renew_by is not None and renew_by >= not_after:
+            renew_by = None
         if not_after <= not_before:
             raise CertificateError(
                 f"the certificate would begin at {shown_time(not_before)}, but certificates for {ccr.usage} end at "
                 f"{shown_time(not_after)} at the latest; ask for an earlier begin"
             )
-        with_status = self.rules.status_extension in ("yes", "default") or (
-            self.rules.status_extension == "requester" and not ccr.no_status
-        )
         facts = dict(grant.audit)
-        if not_after < grant.not_after:
-            facts["asked_not_after"] = shown_time(grant.not_after)
+        if not_after < asked:
+            facts["asked_not_after"] = shown_time(asked)
+        if not set(in_certificate(san)) <= set(in_certificate(grant.san)):
+            raise CertificateError("the request has alternative names that its proof does not cover")
         if ccr.no_status and with_status:
             facts["asked_no_status"] = "passed over"
         serial = new_serial()
@@ -260,7 +317,7 @@ class Issuing:
             usage=ccr.usage,
             method=grant.method,
             identity="" if grant.identity is None else f"{grant.identity.issuer}|{grant.identity.subject}",
-            skid=x509.SubjectKeyIdentifier.from_public_key(key).digest.hex(),
+            skid=known.skid,
             not_before=not_before,
             not_after=not_after,
             approval_needed=grant.approval_needed,
@@ -272,13 +329,20 @@ class Issuing:
             peer_serial=known.peer_serial,
             inherit_unproven=self.rules.inherit_unproven,
             no_status=not with_status,
+            renew_by=renew_by,
+            cadence=cadence,
+            san=san,
+            san_proved=grant.san,
+            schedule=_schedule(ccr),
         )
         config_pv = None
         if ccr.config_uri_base:
             config_pv = f"{ccr.config_uri_base}:CONFIG:{self.names.issuer_id}:{request.skid[:8]}"
             encode_pv_name(config_pv)
         record = await self.lifecycle.create(request, actor)
-        status_pv = self.names.status(serial)
+        status_pv = self.names.status(record.serial)
+        if record.serial != serial:
+            return Issued(record, None, "", cert_id(self.names.issuer_id, record.serial), status_pv)
         try:
             certificate = build_certificate(
                 self.issuer,
@@ -290,6 +354,7 @@ class Issuing:
                 serial=serial,
                 status_pv=status_pv if with_status else None,
                 config_pv=config_pv,
+                san=in_certificate(san),
                 raw_pv_names=self.rules.raw_pv_names,
             )
         except CertificateError as error:
@@ -326,6 +391,7 @@ class _Known(NamedTuple):
 
     key: CertificatePublicKeyTypes
     key_id: str
+    skid: str
     proved: bool
     peer_serial: int
 
@@ -334,7 +400,9 @@ class _Refusal(RequestRefused):
     """A refusal that the store has not recorded yet."""
 
 
-def _public_key(pem: str) -> CertificatePublicKeyTypes:
+@lru_cache(maxsize=4096)
+def _public_key(pem: str) -> tuple[CertificatePublicKeyTypes, str, str]:
+    """Return a key, its `key_identity` and its identifier. Who renews sends the same key again and again."""
     try:
         with quiet():
             key = load_pem_public_key(pem.encode("ascii"))
@@ -343,7 +411,23 @@ def _public_key(pem: str) -> CertificatePublicKeyTypes:
     problem = check_public_key(key)  # type: ignore[arg-type]
     if problem:
         raise CertificateError(f"the public key is not acceptable: {problem}")
-    return key  # type: ignore[return-value]
+    skid = x509.SubjectKeyIdentifier.from_public_key(key).digest.hex()  # type: ignore[arg-type]
+    return key, key_identity(key), skid  # type: ignore[return-value, arg-type]
+
+
+def _names(asked: Sequence[San]) -> tuple[San, ...]:
+    try:
+        return canonical(asked)
+    except ValueError as error:
+        raise _Refusal(str(error)) from None
+
+
+def _schedule(ccr: CertRequest) -> Schedule:
+    try:
+        time_zone(ccr.time_zone)
+    except ConfigurationError as error:
+        raise _Refusal(error.why) from None
+    return Schedule(ccr.schedule, ccr.time_zone if ccr.schedule else "")
 
 
 def pem_chain(*certificates: x509.Certificate) -> str:

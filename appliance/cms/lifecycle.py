@@ -34,6 +34,7 @@ from appliance.cms.model import (
     Actor,
     NewCertificate,
     posix,
+    renewed_at,
     schedule_of,
     shown_time,
     state_now,
@@ -335,7 +336,9 @@ class Lifecycle:
             old = transaction.change(old, before, at=at, approved=old.approved)
             transaction.audit(at, "clock", old.serial, {"state": before.value})
         state = state_when_renewed(old._replace(renew_by=renew_by), now)
-        record = transaction.renew(old, renew_by=renew_by, renewed_at=at, state=state, at=at)
+        # A date that does not move puts off no hint.
+        since = at if renew_by != old.renew_by else renewed_at(old)
+        record = transaction.renew(old, renew_by=renew_by, renewed_at=since, state=state, at=at)
         facts = {**request.facts, **actor.facts(), **named(request), "proof": request.proof}
         facts |= {
             "from": before.value, "state": state.value,

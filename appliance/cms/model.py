@@ -94,6 +94,8 @@ class NewCertificate(NamedTuple):
     stands."""
     san: tuple[San, ...] = ()
     """Alternative names of the subject, canonical."""
+    san_proved: tuple[San, ...] = ()
+    """Alternative names that the token entitles to, as certificates have them."""
     schedule: Schedule = Schedule()
     """The hours that the requester asks for."""
 

@@ -13,6 +13,7 @@ from appliance.authn.jwt import uri
 from appliance.authn.jwt.jwk import SYMMETRIC
 from appliance.authn.jwt.naming import rule_is_valid
 from appliance.authn.jwt.pattern import RAW, ResponsePattern
+from appliance.config.duration import Duration
 from appliance.config.loader import default
 from appliance.config.secret import FilePath, Secret
 from appliance.config.words import read_yes_no
@@ -74,14 +75,27 @@ class ClaimRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     def holds(self, claims: dict[str, Any]) -> bool:
         """Whether a token with these claims holds one of the values."""
-        value: Any = claims.get(self.claim)
-        if value is None:
-            value = claims
-            for part in self.claim.split("."):
-                value = value.get(part) if isinstance(value, dict) else None
-        if isinstance(value, str):
-            value = value.split(" ") if self.claim in _WORDS else [value]
-        return isinstance(value, list) and any(isinstance(v, str) and v in self.values for v in value)
+        return any(
+            value in self.values for value in claim_values(claims, self.claim, words=self.claim in _WORDS)
+        )
+
+
+def claim_values(claims: dict[str, Any], name: str, *, words: bool) -> list[str]:
+    """Return the strings of a claim.
+
+    Args:
+        claims: The token's claims.
+        name: The claim's name, or a path of names separated by dots.
+        words: Whether a string is a list of words separated by blanks; if not, it is one value.
+    """
+    value: Any = claims.get(name)
+    if value is None:
+        value = claims
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+    if isinstance(value, str):
+        return value.split(" ") if words else [value]
+    return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
 
 
 class TrustedIssuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -114,6 +128,11 @@ class TrustedIssuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """For some usages, a claim that the token must hold as well."""
     approval: bool = False
     """Whether an administrator must approve each certificate."""
+    lifetime: Duration = default(Duration())
+    """Life of a certificate that its holder keeps by sending a new token in time: the end of each token is then the date by which
+    the next one must come, and neither the file nor a connection changes. 0: the certificate ends with its token."""
+    san_claim: Annotated[str, Meta(max_length=200)] = ""
+    """The claim that names the alternative names (SAN) that a token entitles to. Empty: none."""
     subject_rule: str = "*"
     """Which part of `sub` becomes the name: literal text with one ``*``."""
     subject_extra_characters: Annotated[str, Meta(max_length=16)] = ""

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, Self
 
 from appliance.authn.grant import USAGES, Grant, ProvenIdentity, backdated
 from appliance.authn.jwt import jwk, naming, uri
 from appliance.authn.jwt import token as tokens
-from appliance.authn.jwt.config import JWTConfig, TrustedIssuer
+from appliance.authn.jwt.config import JWTConfig, TrustedIssuer, claim_values
 from appliance.authn.jwt.fetch import Fetcher
 from appliance.authn.jwt.introspect import Introspector
 from appliance.authn.jwt.jwks import JWKSClient
 from appliance.authn.jwt.replay import ReplayStore
 from appliance.authn.ratelimit import RateLimiter, peer_key, retry_sentence
+from appliance.certs.san import San, in_certificate, parse_san
 from appliance.errors import TokenRefused
 
 __all__ = ["JWTVerifier"]
@@ -25,6 +27,11 @@ _PLAINTEXT: Final = (
     "tokens are accepted over TLS only, and this one was sent unencrypted: have it withdrawn, fetch a new one"
 )
 _NOT_TRUSTED: Final = "the token's issuer is not trusted here"
+
+_SAME_USE_S: Final = 30.0
+"""Seconds in which one connection may use a token for its other usages."""
+_MOST_USES: Final = 10_000
+_MOST_WORDS: Final = 1000
 
 _log = logging.getLogger(__name__)
 
@@ -90,6 +97,7 @@ class JWTVerifier:
         self._peers = RateLimiter(config.peer_per_minute, config.peer_burst, clock=clock)
         self._organizations = config.organizations()
         self._by_name = {issuer.issuer: _Trusted(issuer, clock) for issuer in config.issuers if issuer.issuer}
+        self._same_use = _SameUse(clock)
         self._by_uri = next((_Trusted(issuer, clock) for issuer in config.issuers if not issuer.issuer), None)
 
     async def __aenter__(self) -> Self:
@@ -108,7 +116,15 @@ class JWTVerifier:
         self._reserved = naming.ReservedNames(names)
 
     async def verify(
-        self, token: str, *, usage: str, public_key: bytes | str, peer: str, now: datetime, is_tls: bool
+        self,
+        token: str,
+        *,
+        usage: str,
+        public_key: bytes | str,
+        peer: str,
+        now: datetime,
+        is_tls: bool,
+        san: Sequence[San] = (),
     ) -> Grant:
         """Judge one submission.
 
@@ -118,9 +134,10 @@ class JWTVerifier:
             token: The token's text.
             usage: ``client``, ``server`` or ``ioc``.
             public_key: The public key of the request, in PEM form.
-            peer: The sender's address.
+            peer: The sender's address and port.
             now: The present time, aware.
             is_tls: Whether the submission came over TLS.
+            san: The alternative names that are asked for.
 
         Returns:
             What the requester may obtain.
@@ -139,6 +156,7 @@ class JWTVerifier:
                 peer=peer,
                 now=now.timestamp(),
                 is_tls=is_tls,
+                san=san,
                 facts=facts,
             )
         except TokenRefused as refusal:
@@ -158,6 +176,7 @@ class JWTVerifier:
         peer: str,
         now: float,
         is_tls: bool,
+        san: Sequence[San],
         facts: dict[str, str],
     ) -> Grant:
         if not is_tls and not self._config.allow_plaintext_token:
@@ -183,6 +202,8 @@ class JWTVerifier:
             # Within the leeway the issuer may be right and our clock ahead, but a certificate ends with its token.
             raise TokenRefused("no_validity_left", tokens.EXPIRED)
         _check_usage(settings, token.claims, usage)
+        proved = _proved_names(settings, token.claims)
+        _check_names(settings, san, proved)
         if claims.confirmation is not None:
             jwk.confirm(claims.confirmation, public_key)
         name = naming.common_name(
@@ -197,19 +218,24 @@ class JWTVerifier:
             raise TokenRefused("rate_limited_issuer", retry_sentence(wait_s))
         await trusted.authenticate(token)
         issuer = claims.issuer or settings.name
-        await self._use_once(issuer, claims, now, settings.leeway_s)
-        end = datetime.fromtimestamp(claims.expires, UTC)
+        connection = peer if is_tls else ""
+        if await self._use_once(issuer, claims, now, settings.leeway_s, usage=usage, connection=connection):
+            facts["same_use"] = "yes"
+        expires = datetime.fromtimestamp(claims.expires, UTC)
+        present = datetime.fromtimestamp(int(now), UTC)
+        lives = settings.lifetime
+        end, renew_by = (lives.after(present), expires) if lives else (expires, None)
         begin = next((t for t in (claims.not_before, claims.issued_at) if t is not None), None)
         return Grant(
             method="jwt",
             subject={"CN": name, "O": self._organizations[settings.name], "OU": "", "C": ""},
-            not_before=backdated(datetime.fromtimestamp(int(now), UTC), end)
-            if begin is None
-            else datetime.fromtimestamp(begin, UTC),
+            not_before=backdated(present, end) if begin is None else datetime.fromtimestamp(begin, UTC),
             not_after=end,
             approval_needed=settings.approval,
             identity=ProvenIdentity(issuer, claims.subject),
             audit={**facts, "iss": tokens.clean(issuer)},
+            renew_by=renew_by,
+            san=proved,
         )
 
     def _choose(self, issuer: str | None) -> _Trusted:
@@ -237,13 +263,92 @@ class JWTVerifier:
             )
         return f"{_NOT_TRUSTED}: its iss is {tokens.clean(issuer)!r}, and none of the issuers of this service is like it"
 
-    async def _use_once(self, issuer: str, claims: tokens.Claims, now: float, leeway: int) -> None:
+    async def _use_once(
+        self, issuer: str, claims: tokens.Claims, now: float, leeway: int, *, usage: str, connection: str
+    ) -> bool:
+        """Record the use of a token; return whether it belongs to the use before it.
+
+        Raises:
+            TokenRefused: The token was used before.
+        """
         if claims.token_id is None:
-            return
+            return False
+        name = (issuer, tokens.hash_id(claims.token_id))
+        if self._same_use.continues(name, connection, usage):
+            return True
         until = float(claims.expires + leeway)
         issued = claims.issued_at if claims.issued_at is not None else claims.not_before
-        if await self._replay.use(issuer, tokens.hash_id(claims.token_id), until, now, issued) is not True:
+        if await self._replay.use(*name, until, now, issued) is not True:
             raise TokenRefused("replayed", "the token was used before; fetch a new one")
+        self._same_use.begin(name, connection, usage)
+        return False
+
+
+class _SameUse:
+    """The tokens of the last seconds, and the connection that each came by.
+
+    A program that needs a client and a server certificate asks twice, and one token is enough for both: the same connection may
+    use it once more for each other usage. See docs/decisions/0083.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._begun: OrderedDict[tuple[str, str], tuple[float, str, set[str]]] = OrderedDict()
+
+    def begin(self, name: tuple[str, str], connection: str, usage: str) -> None:
+        """Remember the first use of a token. ``connection`` is empty if it came unencrypted; nothing continues that."""
+        if not connection:
+            return
+        now = self._clock()
+        while self._begun and (
+            len(self._begun) >= _MOST_USES or next(iter(self._begun.values()))[0] + _SAME_USE_S <= now
+        ):
+            self._begun.popitem(last=False)
+        self._begun[name] = now, connection, {usage}
+
+    def continues(self, name: tuple[str, str], connection: str, usage: str) -> bool:
+        """Whether a token comes again by the same connection, soon enough, and for a usage that it has not had yet."""
+        began, by, had = self._begun.get(name, (0.0, "", frozenset()))
+        if not connection or connection != by or self._clock() >= began + _SAME_USE_S or usage in had:
+            return False
+        self._begun[name][2].add(usage)
+        return True
+
+
+def _proved_names(settings: TrustedIssuer, claims: dict[str, Any]) -> tuple[San, ...]:
+    """Return the alternative names that a token entitles to, as certificates have them. What is no name entitles to nothing."""
+    if not settings.san_claim:
+        return ()
+    found: set[San] = set()
+    for word in claim_values(claims, settings.san_claim, words=True)[:_MOST_WORDS]:
+        for text in (word,) if "=" in word else (f"ip={word}", f"dns={word}"):
+            try:
+                found.add(parse_san(text))
+            except ValueError:
+                continue
+    return in_certificate(sorted(found))
+
+
+def _check_names(settings: TrustedIssuer, asked: Sequence[San], proved: Sequence[San]) -> None:
+    if not asked:
+        return
+    if not settings.san_claim:
+        raise TokenRefused(
+            "san_not_allowed",
+            "tokens of this issuer entitle to no alternative names; ask without them (--san, EPICS_PVA_AUTH_SAN)",
+            facts={"san": _shown(asked)},
+        )
+    missing = [name for name in asked if not set(in_certificate((name,))) <= set(proved)]
+    if missing:
+        raise TokenRefused(
+            "san_not_in_claim",
+            f"the token does not entitle its holder to the alternative name {missing[0]}",
+            facts={"san": _shown(asked), "san_claim": _shown(proved)},
+        )
+
+
+def _shown(names: Iterable[San]) -> str:
+    return tokens.clean(", ".join(map(str, names)))
 
 
 def _check_usage(settings: TrustedIssuer, claims: dict[str, Any], usage: str) -> None:

@@ -5,6 +5,8 @@ import pytest
 from appliance.authn.ccr import CertRequest
 from appliance.authn.proof import FRESH_S, MAX_PROOF, check_proof, make_proof
 from appliance.certs.profiles import KEY_ALGORITHMS, generate_key
+from appliance.certs.san import San
+from appliance.certs.schedule import Window
 from appliance.errors import CertificateError
 
 REQUEST = CertRequest("std", "client", "PEM", "alice", "CH", "lab", "shift", 1, 2, "CERT", no_status=False)
@@ -40,6 +42,44 @@ def test_every_field_is_sealed(change):
         check_proof(proof, REQUEST, EC.public_key(), now=1000, token="another")
 
 
+NAMED = REQUEST._replace(
+    schedule=(Window("1", 480, 1020), Window("2", 480, 1020)), time_zone="Europe/Berlin",
+    san=(San("dns", "ioc7.lab"), San("ip", "10.0.0.7")),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "alic"}, {"schedule": ()}, {"schedule": NAMED.schedule[:1]}, {"time_zone": ""}, {"san": ()},
+        {"san": NAMED.san[:1]}, {"san": (*NAMED.san, San("dns", "a"))}, {"san": (San("dns", "10.0.0.7"), NAMED.san[0])},
+        {"schedule": (Window("1", 480, 1021), NAMED.schedule[1])}, {"schedule": (), "time_zone": "", "san": ()},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_schedule_and_alternative_names_are_sealed(change):
+    proof = make_proof(NAMED, EC, made=1000)
+    assert proof.startswith("2.1000.")
+    assert check_proof(proof, NAMED, EC.public_key(), now=1000)
+    # Their order means nothing.
+    turned = NAMED._replace(schedule=NAMED.schedule[::-1], san=NAMED.san[::-1])
+    assert check_proof(proof, turned, EC.public_key(), now=1000)
+    with pytest.raises(CertificateError, match="false"):
+        check_proof(proof, NAMED._replace(**change), EC.public_key(), now=1000)
+
+
+@pytest.mark.parametrize("part", ["schedule", "time_zone", "san"])
+def test_a_proof_that_leaves_them_out_proves_nothing_beside_them(part):
+    """Somebody on the way adds names to a request whose proof an older requester made."""
+    proof = make_proof(REQUEST, EC, made=1000)
+    assert proof.startswith("1.1000.")
+    added = REQUEST._replace(**{part: getattr(NAMED, part)})
+    assert check_proof(proof, added, EC.public_key(), now=1000) is False
+    for version in "12":
+        renamed = f"{version}{make_proof(added, EC, made=1000)[1:]}"
+        assert (version == "2") is check_proof(renamed, added, EC.public_key(), now=1000)
+
+
 @pytest.mark.parametrize(
     ("age", "good"), [(0, True), (FRESH_S, True), (FRESH_S + 1, False), (-FRESH_S - 1, False)]
 )
@@ -48,7 +88,7 @@ def test_a_proof_counts_for_a_while_only(age, good):
     assert check_proof(proof, REQUEST, EC.public_key(), now=10_000 + age) is good
 
 
-@pytest.mark.parametrize("proof", ["", "2.1.x", "x"])
+@pytest.mark.parametrize("proof", ["", "3.1.x", "x"])
 def test_no_proof_and_one_of_a_later_version_prove_nothing(proof):
     assert not check_proof(proof, REQUEST, EC.public_key(), now=0)
 
