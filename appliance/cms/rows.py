@@ -177,6 +177,8 @@ def facts_of(request: NewCertificate, row: CertRecord, *, by_admin: bool) -> dic
     }
     if row.renew_by:
         found["renew_by"] = shown_time(utc(row.renew_by))
+    if request.san:
+        found["san"] = " ".join(str(name) for name in request.san)
     if row.schedule:
         found["schedule"] = shown_schedule(schedule_of(row))
     if by_admin and schedule_of(row)[:2] != request.schedule[:2]:
