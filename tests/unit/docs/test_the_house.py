@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[3]
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 NAMED = re.compile(r"`(?P<file>[\w/]+\.py)`(?: \|)? `(?P<name>[\w.]+)`")
-WALKS = ("A GET", "A CCR", "A revocation", "A record's update", "A value through the gateway")
+WALKS = ("A GET", "A CCR", "A renewal", "A revocation", "A record's update", "A value through the gateway")
 
 
 def section(text: str, heading: str) -> str:
