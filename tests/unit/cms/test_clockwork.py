@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import sqlite3
 import threading
 from datetime import UTC, datetime, timedelta
@@ -112,8 +113,19 @@ class Service:
             connection.close()
 
 
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory):
+    """A database without certificates: to make one takes longer than most of these tests."""
+    path = tmp_path_factory.mktemp("empty") / "certs.db"
+    store = Store(str(path), ISSUER)
+    store.open()
+    store.close()
+    return path
+
+
 @pytest.fixture
-async def service(tmp_path):
+async def service(tmp_path, empty):
+    shutil.copy(empty, tmp_path)
     found = Service(tmp_path)
     yield found
     await found.close()
