@@ -23,8 +23,7 @@ from appliance.certmon.wire_arrays import (
 from appliance.certs.san import MOST_NAMES, San, canonical, read_san
 from appliance.certs.schedule import Window
 from appliance.certs.status import CertState, parse_state
-from appliance.config.zones import time_zone
-from appliance.errors import ConfigurationError, PVDataError, RemoteError, RequestRefused
+from appliance.errors import PVDataError, RemoteError, RequestRefused
 from appliance.pvdata.nt import ALARM, ENUM, TIME, NTEnum
 from appliance.pvdata.types import BOOL, STRING, UINT16, UINT64, StructType
 from appliance.pvdata.value import Value
@@ -233,12 +232,8 @@ def _asked_text(query: Any, field: str, limit: int = _MAX_TEXT) -> str:
 def _asked_schedule(query: Any) -> tuple[tuple[Window, ...], str]:
     try:
         windows, zone = read_schedule(query), read_zone(query)
-        if zone:
-            time_zone(zone)
     except ValueError as error:
         raise RequestRefused(str(error)) from error
-    except ConfigurationError as error:
-        raise RequestRefused(f"the field time_zone cannot be used by this service: {error}") from error
     if zone and not windows:
         raise RequestRefused("the field time_zone has no effect without a schedule; send both or neither")
     return windows, zone

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -17,8 +17,9 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from appliance.authn.ccr import CertReply, CertRequest
+from appliance.authn.due import Due, cadence, due_by_age, due_by_status, ended_early
 from appliance.authn.proof import PROOF_FIELD, make_proof
-from appliance.authn.sending import ask_offer, ask_status, send
+from appliance.authn.sending import Line, ask_offer, ask_status
 from appliance.authn.settings import RequesterSettings, keychain_usages
 from appliance.authn.trust import (
     KnownAnchors,
@@ -41,12 +42,11 @@ from appliance.certs.keychain import (
 )
 from appliance.certs.pkcs12 import signing_time
 from appliance.certs.profiles import EXTENDED_KEY_USAGES, check_public_key, generate_key
-from appliance.certs.status import CertState, OCSPState, format_date, read_renew_by
+from appliance.certs.status import CertState, format_date
 from appliance.certs.x509 import (
     UNREADABLE,
     common_name,
     find_extension,
-    renew_by,
     serial_number,
     shown_id,
     subject_text,
@@ -69,25 +69,16 @@ __all__ = [
     "Requester",
     "Trusting",
     "check_issued",
-    "renewal_time",
 ]
 
 DEFAULT_KEY_ALGORITHM: Final = "rsa-2048"
 _MAX_KEYCHAIN: Final = 1 << 18
-_LIFETIME_USED: Final = 2 / 3
-"""Part of a certificate's lifetime after which it is renewed."""
 _DUPLICATE: Final = "Duplicate Certificate Subject"
 """The text with which certificate services, also those of others, refuse a name that has a live certificate."""
 _FUTURE: Final = timedelta(days=1)
 """How far in the future a certificate may begin. Clocks differ, but not by days."""
 _PRESENT_S: Final = 2.0
 """Seconds to wait for the status of the keychain that is already there."""
-_ENDED: Final = (
-    "the certificate service says that its certificate has EXPIRED, whatever its date says, so it is useless"
-)
-_FORGOTTEN: Final = (
-    "the certificate service does not know its certificate (was its database restored?), so it is useless"
-)
 
 
 class Trusting(NamedTuple):
@@ -135,44 +126,8 @@ class Outcome(NamedTuple):
     cert_id: str = ""
     state: CertState = CertState.UNKNOWN
     keychain: Keychain | None = None
-
-
-def renewal_time(certificate: x509.Certificate, issued: datetime | None = None) -> datetime:
-    """Return when to ask for the next certificate: at two thirds of the lifetime, or of the time until renew-by if earlier.
-
-    A certificate may be valid from long before it was ``issued``, because a token's `nbf` says so. Then the lifetime counts
-    from ``issued``; otherwise each certificate would be due at once.
-    """
-    start = certificate.not_valid_before_utc
-    end = certificate.not_valid_after_utc
-    if issued is not None and start < issued < end:
-        start = issued
-    by = renew_by(certificate)
-    if by is not None and start < by < end:
-        end = by
-    return start + (end - start) * _LIFETIME_USED
-
-
-def _unknown_for_good(report: CheckedStatus) -> bool:
-    """Whether the service that issued a certificate has signed that it does not know it. Then it is useless for ever.
-
-    This happens after a restore of the service's database, to certificates issued since the backup.
-    """
-    answer = report.answer
-    return answer is not None and answer.state is OCSPState.UNKNOWN and report.claimed is CertState.UNKNOWN
-
-
-def _over(report: CheckedStatus | None) -> str:
-    """Say why the service's signed status ends a certificate before its own date; empty if it does not.
-
-    EXPIRED is final: a service whose clock was ahead for a moment has recorded it.
-    """
-    if report is None:
-        return ""
-    if _unknown_for_good(report):
-        return _FORGOTTEN
-    expired = report.claimed is CertState.EXPIRED and report.answer is not None
-    return _ENDED if expired and report.state is CertState.EXPIRED else ""
+    renew_by: datetime | None = None
+    """When the certificate must be renewed, as the service has answered; None if it need not be, or nothing was asked."""
 
 
 def check_issued(
@@ -314,14 +269,14 @@ class Requester:
         finally:
             self.say = told
 
-    def _refuse_unreadable(self, existing: Existing) -> None:
+    def refuse_unreadable(self, existing: Existing) -> None:
         """Raise KeychainError if the file exists and not even its key can be read."""
         if existing.trouble:
             raise KeychainError(
                 f"{self.settings.keychain}: {existing.trouble}; it was not changed: move it away, or replace it with --force"
             )
 
-    def _check_identity(self, existing: Existing, subject: x509.Name | None) -> None:
+    def check_identity(self, existing: Existing, subject: x509.Name | None) -> None:
         """Refuse to replace a keychain with one for another subject, except with --force."""
         certificate = existing.certificate
         if certificate is None or subject is None or _parts(certificate.subject) == _parts(subject):
@@ -331,61 +286,61 @@ class Requester:
             "is asked for; nothing was requested: name another keychain, ask for the same name, or replace it with --force"
         )
 
-    def renewal_due(self, existing: Existing) -> tuple[bool, datetime | None]:
-        """Return whether a renewal is due, and from when (None: there is no certificate to renew)."""
+    def renewal_due(self, existing: Existing) -> Due:
+        """Return whether a request is due, as far as the keychain itself says."""
         certificate = existing.certificate
         if certificate is None or existing.keychain is None:
-            return True, None
+            return Due(True, None, existing.unusable)
         try:
-            when = renewal_time(certificate, existing.issued)
+            found = due_by_age(certificate, existing.issued, self.now())
             for end in keychain_usages(self.settings.usage):
                 check_keychain(
                     existing.keychain, now=max(self.now(), certificate.not_valid_before_utc), usage=end
                 )
         except ApplianceError:
-            return True, None
-        return self.now() >= when, when
+            return Due(True)
+        return found
 
-    async def due(self, existing: Existing) -> tuple[bool, datetime | None, str]:
-        """Do as `renewal_due`, and ask the certificate service whether the certificate has ended early.
+    async def due(self, existing: Existing) -> Due:
+        """Return whether a request is due.
 
-        The service is asked only if the certificate itself gives no reason for renewal.
-
-        Returns:
-            Whether a renewal is due, from when, and what is wrong with the certificate apart from its age.
+        The certificate service is asked first: a cadence that it has set decides, and it may have ended the certificate early.
 
         Raises:
             KeychainError: The keychain cannot be read, so nobody can say whether a renewal is due.
         """
-        self._refuse_unreadable(existing)
-        due, when = self.renewal_due(existing)
-        if due:
-            return due, when, existing.unusable
-        report = await self._report(existing)
-        why = _over(report)
-        return (True, None, why) if why else (False, when, "")
+        return (await self._due(existing))[0]
+
+    async def _due(self, existing: Existing) -> tuple[Due, CheckedStatus | None]:
+        self.refuse_unreadable(existing)
+        found = self.renewal_due(existing)
+        certificate = existing.certificate
+        if certificate is None or found.when is None:
+            return found, None
+        report = await self.report(existing)
+        return due_by_status(certificate, report, self.now()) or found, report
 
     # -- requests --------------------------------------------------------------------------------------
 
     async def request(
         self,
-        make: Callable[[str], CertRequest],
+        make: Callable[[str], CertRequest | Awaitable[CertRequest]],
         *,
         subject: x509.Name | None,
+        line: Line | None = None,
         force: bool = False,
         if_due: bool = False,
-        secret: bool = False,
-        allow_plaintext: bool = False,
+        new_key: bool = False,
     ) -> Outcome:
-        """Obtain a certificate and write the keychain.
+        """Obtain a certificate and write the keychain, unless what is there is good.
 
         Args:
             make: Turns the public key (PEM) into the request.
             subject: What the certificate must say; None if the service decides.
+            line: The connection to the service; None makes one for this request, which has no secret.
             force: Replace what is there, whatever it is.
-            if_due: Leave a certificate alone in the first two thirds of its lifetime.
-            secret: The request holds a secret; send it only over TLS, and only to the certificate service itself.
-            allow_plaintext: Send even a secret unencrypted if there is no TLS.
+            if_due: Leave a certificate alone until its renewal is due.
+            new_key: Make a new key, and so a new certificate, even if the one that is there is good.
 
         Returns:
             What was done.
@@ -393,23 +348,30 @@ class Requester:
         Raises:
             ApplianceError: It failed; the existing keychain is unchanged.
         """
+        if line is None:
+            async with Line() as own:
+                return await self.request(
+                    make, subject=subject, line=own, force=force, if_due=if_due, new_key=new_key
+                )
         existing = self.look()
         path = self.settings.keychain
         if not force:
-            self._refuse_unreadable(existing)
-            self._check_identity(existing, subject)
-        key = existing.key
+            self.refuse_unreadable(existing)
+            self.check_identity(existing, subject)
+        report: CheckedStatus | None = None
+        asked = False
         if if_due:
-            due, when, why = await self.due(existing)
-            if not due:
-                assert when is not None
-                self.say(f"{path}: not due before {format_date(when)}")
+            due, report = await self._due(existing)
+            asked = due.when is not None or report is not None
+            if not due.due:
+                self.say(f"{path}: {due.sentence}")
                 return self._present("not due", existing)
-            if why:
-                self.say(f"{path}: {why}; a new one is requested")
-        report = await self._report(existing)
+            if due.why:
+                self.say(f"{path}: {due.why}; a new one is requested")
+        if not asked:
+            report = await self.report(existing)
         state = CertState.UNKNOWN if report is None else report.state
-        over = _over(report)
+        over = ended_early(report)
         if over:
             if not if_due:
                 self.say(f"{path}: {over}; a new one is requested")
@@ -420,30 +382,20 @@ class Requester:
                     "reason is gone, request a new one without --if-due"
                 )
             self.say(f"{path}: its certificate is revoked; a new one is requested, with a new key")
-            key = None
-        elif existing.is_current(self.now()) and not force and not if_due:
+            new_key = True
+        elif state is CertState.PENDING_RENEWAL:
+            self.say(f"{path}: the renewal of its certificate is overdue (PENDING_RENEWAL); it is requested")
+        elif existing.is_current(self.now()) and not (force or if_due or new_key):
             return self._present("kept", existing)._replace(state=state)
-        self._check_destination()
-        if key is not None and check_public_key(key.public_key()):  # type: ignore[arg-type]
-            self.say(f"{path}: its key is weak by today's standards; a new one is made")
-            key = None
-        if key is None:
-            key = await asyncio.to_thread(generate_key, self.key_algorithm or DEFAULT_KEY_ALGORITHM)
-        elif self.key_algorithm is not None:
+        if existing.key is not None and not new_key and self.key_algorithm is not None:
             self.say(
                 f"Warning: --key-algorithm has no effect: {path} already has a key, which is kept; "
-                "for another kind of key, move the file away first"
+                "for another kind of key, use --new-key"
             )
-        public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-        request = make(public.decode("ascii"))
-        proof = make_proof(
-            request, key, made=int(self.now().timestamp()), token=request.verifier.get("token", "")
-        )
-        request = request._replace(verifier={**request.verifier, PROOF_FIELD: proof})
-        trust = await self.establish(existing)
-        self._rehearse(trust)
         try:
-            reply = await self._send(request, trust, secret=secret, allow_plaintext=allow_plaintext)
+            return await self.obtain(
+                make, existing, subject=subject, line=line, new_key=new_key, any_name=force or if_due
+            )
         except RemoteError as error:
             if over or not (if_due and existing.is_current(self.now()) and _DUPLICATE in str(error)):
                 raise
@@ -455,13 +407,55 @@ class Requester:
                 f"{format_date(certificate.not_valid_after_utc)}; ask again after that, or have it revoked"
             )
             return self._present("not due", existing)
+
+    async def obtain(
+        self,
+        make: Callable[[str], CertRequest | Awaitable[CertRequest]],
+        existing: Existing,
+        *,
+        subject: x509.Name | None,
+        line: Line,
+        new_key: bool = False,
+        any_name: bool = False,
+    ) -> Outcome:
+        """Send the request now: the service renews the certificate, or issues one and the keychain is written.
+
+        Args:
+            make: See `request`.
+            existing: What is at the keychain's path. Its key is kept.
+            subject: See `request`.
+            line: The connection to the service.
+            new_key: Make a new key.
+            any_name: Accept a certificate with another name than the one that is there, if the service decides the name.
+
+        Raises:
+            ApplianceError: It failed; the existing keychain is unchanged.
+        """
+        path = self.settings.keychain
+        self._check_destination()
+        key = None if new_key else existing.key
+        if key is not None and check_public_key(key.public_key()):  # type: ignore[arg-type]
+            self.say(f"{path}: its key is weak by today's standards; a new one is made")
+            key = None
+        if key is None:
+            key = await asyncio.to_thread(generate_key, self.key_algorithm or DEFAULT_KEY_ALGORITHM)
+        public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        made = make(public.decode("ascii"))
+        request = made if isinstance(made, CertRequest) else await made
+        proof = make_proof(
+            request, key, made=int(self.now().timestamp()), token=request.verifier.get("token", "")
+        )
+        request = request._replace(verifier={**request.verifier, PROOF_FIELD: proof})
+        trust = await self.establish(existing)
+        self._rehearse(trust)
+        reply = await line.send(self.settings, request, trust, timeout_s=self.timeout_s)
         if not reply.cert:
             return self._renewed(reply, existing, public)
         keychain = check_issued(
             reply, key=key, anchors=trust.anchors, usage=self.settings.usage, subject=subject, now=self.now()
         )
         identifier = shown_id(keychain.issuer_id, keychain.serial)
-        if not (force or if_due):
+        if not any_name:
             # The name in a token's certificate is known only when the certificate arrives.
             self._check_token_identity(existing, keychain, identifier)
         if reply.state in (CertState.REVOKED, CertState.EXPIRED):
@@ -469,13 +463,27 @@ class Requester:
                 f"the certificate service says that the new certificate {identifier} is {reply.state}"
             )
         self._tell_if_shorter(request, keychain)
+        self._tell_if_other_schedule(reply)
         try:
             self._write(dump_keychain(keychain, self.settings.password, issued=self.now()))
         except ConfigurationError as error:
             raise ConfigurationError(
                 f"{error}; but the certificate {identifier} was issued: have it revoked before you ask again"
             ) from error
-        return Outcome("created", path, identifier, reply.state, keychain)
+        assert keychain.certificate is not None
+        by = cadence(reply.renew_by, keychain.certificate)
+        return Outcome("created", path, identifier, reply.state, keychain, by)
+
+    def _tell_if_other_schedule(self, reply: CertReply) -> None:
+        """Say which schedule is in force, if it is not the one that was asked for: an administrator's is."""
+        settings = self.settings
+        asked = (set(settings.schedule), settings.time_zone)
+        if settings.schedule and (set(reply.schedule), reply.time_zone) != asked:
+            shown = "; ".join(map(str, reply.schedule)) or "none"
+            zone = reply.time_zone or "UTC"
+            self.say(
+                f"The schedule in force is not the one asked for: {shown} ({zone}); an administrator changes it with pvxcert -S"
+            )
 
     def _tell_if_shorter(self, request: CertRequest, keychain: Keychain) -> None:
         assert keychain.certificate is not None
@@ -513,12 +521,13 @@ class Requester:
         if reply.state in (CertState.REVOKED, CertState.EXPIRED):
             raise SecurityError(f"the certificate service says that the certificate {named} is {reply.state}")
         assert certificate is not None
-        until = read_renew_by(reply.renew_by, certificate.not_valid_before_utc)
+        until = cadence(reply.renew_by, certificate)
         dated = f", until {format_date(until)}" if until is not None else ""
         self.say(
             f"{path}: the certificate service renewed the certificate {named} in it{dated}; the keychain stays as it is"
         )
-        return self._present("renewed", existing)._replace(state=reply.state)
+        self._tell_if_other_schedule(reply)
+        return self._present("renewed", existing)._replace(state=reply.state, renew_by=until)
 
     async def trust_anchor(self, *, force: bool = False) -> Outcome:
         """Write a keychain that holds the trust anchor only.
@@ -561,19 +570,7 @@ class Requester:
 
     # -- the network -----------------------------------------------------------------------------------
 
-    async def _send(
-        self, request: CertRequest, trust: Trust, *, secret: bool, allow_plaintext: bool
-    ) -> CertReply:
-        return await send(
-            self.settings,
-            request,
-            trust,
-            secret=secret,
-            allow_plaintext=allow_plaintext,
-            timeout_s=self.timeout_s,
-        )
-
-    async def _report(self, existing: Existing) -> CheckedStatus | None:
+    async def report(self, existing: Existing) -> CheckedStatus | None:
         """Return the status of the existing certificate, if the service answers in a short time."""
         keychain = existing.keychain
         if keychain is None:

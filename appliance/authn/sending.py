@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -19,7 +19,7 @@ from appliance.errors import ApplianceError, CertificateError, OperationTimeoutE
 if TYPE_CHECKING:
     from appliance.authn.status import CheckedStatus
 
-__all__ = ["ask_offer", "ask_status", "cms_only", "send"]
+__all__ = ["Line", "ask_offer", "ask_status", "cms_only"]
 
 
 def cms_only(_: bytes | None, chain: tuple[bytes, ...]) -> None:
@@ -69,65 +69,93 @@ async def ask_offer(
     return read_offer(value, now=now)
 
 
-async def send(
-    settings: RequesterSettings,
-    request: CertRequest,
-    trust: Trust,
-    *,
-    secret: bool,
-    allow_plaintext: bool,
-    timeout_s: float,
-) -> CertReply:
-    """Send a request for a certificate.
+class Line:
+    """A connection to the certificate service for the requests of one run, opened by the first of them.
+
+    The service takes one token for several requests only if all come over one connection (docs/decisions/0083).
 
     Args:
-        settings: How to find the service.
-        request: The request, with its proof.
-        trust: What is trusted.
-        secret: The request holds a secret; send it only over TLS, and only to the certificate service itself.
+        secret: Requests hold a secret; send them only over TLS, and only to the certificate service itself.
         allow_plaintext: Send even a secret unencrypted if there is no TLS.
-        timeout_s: How long to wait, in seconds.
-
-    Raises:
-        ApplianceError: It failed; the text says why.
     """
-    from appliance.tls.context import client_context
 
-    require_tls = secret and not allow_plaintext
-    refusals: list[str] = []
+    def __init__(self, *, secret: bool = False, allow_plaintext: bool = False) -> None:
+        self.secret = secret
+        self.require_tls = secret and not allow_plaintext
+        self._refusals: list[str] = []
+        self._context: Context | None = None
+        self._ends: tuple[object, ...] = ()
 
-    def check(staple: bytes | None, chain: tuple[bytes, ...]) -> None:
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End the connection. A later request opens another one."""
+        context, self._context = self._context, None
+        if context is not None:
+            await context.close()
+
+    async def send(
+        self, settings: RequesterSettings, request: CertRequest, trust: Trust, *, timeout_s: float
+    ) -> CertReply:
+        """Send a request for a certificate.
+
+        Args:
+            settings: How to find the service.
+            request: The request, with its proof.
+            trust: What is trusted.
+            timeout_s: How long to wait, in seconds.
+
+        Raises:
+            ApplianceError: It failed; the text says why.
+        """
+        name = settings.pv("CREATE", trust.issuer)
+        argument = request_value(name, request)
+        context = await self._open(settings, trust)
+        try:
+            return read_reply(await context.rpc(name, argument, timeout=timeout_s))
+        except OperationTimeoutError as error:
+            if self._refusals:
+                raise SecurityError(
+                    f"the server that answers for {name} is not the certificate service: {self._refusals[-1]}; "
+                    "the token was not sent to it"
+                ) from error
+            if self.require_tls:
+                raise SecurityError(
+                    f"{error}. The certificate service could not be reached over TLS, and the token was not sent unencrypted: "
+                    "check that the service has TLS enabled and that its TLS port can be reached "
+                    "(on a network that you trust entirely, use --allow-plaintext-token)"
+                ) from error
+            raise
+
+    async def _open(self, settings: RequesterSettings, trust: Trust) -> Context:
+        from appliance.tls.context import client_context
+
+        ends = (settings.client, trust.anchors)
+        if self._context is not None and ends == self._ends:
+            return self._context
+        await self.close()
+        secret = self.secret
+        anchors = trust_only(trust.anchors)
+        tls = client_context(anchors, want_staple=secret, check_staple=self._check if secret else None)
+        # A name server need not be the service: it is asked where the service is, and gets nothing else.
+        search_tls = client_context(anchors, want_staple=False) if secret else None
+        context = Context(
+            settings.client, tls=tls, require_tls=self.require_tls, beacons=False, search_tls=search_tls
+        )
+        await context.start()
+        self._context, self._ends = context, ends
+        return context
+
+    def _check(self, staple: bytes | None, chain: tuple[bytes, ...]) -> None:
         try:
             cms_only(staple, chain)
         except CertificateError as error:
-            refusals.append(str(error))
+            self._refusals.append(str(error))
             raise
-
-    tls = client_context(
-        trust_only(trust.anchors), want_staple=secret, check_staple=check if secret else None
-    )
-    # A name server need not be the service: it is asked where the service is, and gets nothing else.
-    search_tls = client_context(trust_only(trust.anchors), want_staple=False) if secret else None
-    name = settings.pv("CREATE", trust.issuer)
-    argument = request_value(name, request)
-    try:
-        async with Context(
-            settings.client, tls=tls, require_tls=require_tls, beacons=False, search_tls=search_tls
-        ) as context:
-            return read_reply(await context.rpc(name, argument, timeout=timeout_s))
-    except OperationTimeoutError as error:
-        if refusals:
-            raise SecurityError(
-                f"the server that answers for {name} is not the certificate service: {refusals[-1]}; "
-                "the token was not sent to it"
-            ) from error
-        if require_tls:
-            raise SecurityError(
-                f"{error}. The certificate service could not be reached over TLS, and the token was not sent unencrypted: "
-                "check that the service has TLS enabled and that its TLS port can be reached "
-                "(on a network that you trust entirely, use --allow-plaintext-token)"
-            ) from error
-        raise
 
 
 async def ask_status(

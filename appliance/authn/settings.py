@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from appliance.authn.ccr import USAGE_NUMBERS
-from appliance.certs.san import San
-from appliance.certs.schedule import Window
+from appliance.certs.san import San, canonical, parse_san
+from appliance.certs.schedule import Window, parse_windows, read_windows
 from appliance.config.duration import Duration, parse_duration
 from appliance.config.pva import ClientConfig, resolve_client, resolve_server
 from appliance.config.secret import Secret
@@ -26,6 +26,8 @@ VARIABLES: Final = frozenset(
     {
         "EPICS_AUTH_JWT_FILE",
         "EPICS_PVA_AUTH_CERT_VALIDITY_MINS",
+        "EPICS_PVA_AUTH_SAN",
+        "EPICS_PVA_AUTH_SERVER_SAN",
         *(
             f"EPICS_{end}_AUTH_{what}"
             for end in ("PVA", "PVAS")
@@ -70,6 +72,8 @@ class RequesterSettings(NamedTuple):
     """Hours in which the certificate is to be in use, in ``time_zone``; empty for always."""
     time_zone: str = ""
     """IANA name of the time zone of ``schedule``; empty for UTC."""
+    config_uri_base: str = ""
+    """First part of the name of the configuration PV that the certificate is to name; empty for none."""
 
     @property
     def create_pv(self) -> str:
@@ -93,7 +97,7 @@ def resolve_requester(
     """Read the settings for a certificate of ``usage``.
 
     ``arguments`` may have keychain, name, organization, organizational_unit, country, validity, no_status,
-    issuer and cert_pv_prefix; None stands for "not given".
+    issuer, cert_pv_prefix, add_config_uri, time_zone, and lists: san, server_san, schedule; None stands for "not given".
 
     Raises:
         ConfigurationError: A setting or a file cannot be used.
@@ -134,6 +138,14 @@ def resolve_requester(
             f"{issuer[:64]!r} is not an issuer ID; it is the part of a certificate identifier before the colon, "
             "eight hex digits such as 47530d89"
         )
+    no_status = bool(given.get("no_status")) or variable("NO_STATUS").strip().upper() in ("YES", "TRUE", "1")
+    schedule = _schedule(given.get("schedule") or (), str(given.get("time_zone") or ""))
+    if no_status and (schedule or given.get("add_config_uri")):
+        what = "a schedule" if schedule else "--add-config-uri"
+        raise ConfigurationError(
+            f"{what} has no effect on a certificate without status (--no-status or EPICS_PVA_AUTH_NO_STATUS), because nobody "
+            "follows its state; leave one of the two out"
+        )
     return RequesterSettings(
         usage=usage,
         keychain=str(given.get("keychain") or path or default),
@@ -143,8 +155,7 @@ def resolve_requester(
         organizational_unit=text("organizational_unit", "ORGANIZATIONAL_UNIT", ""),
         country=text("country", "COUNTRY", _country(environment)).upper(),
         validity=parse_duration(validity) if validity else None,
-        no_status=bool(given.get("no_status"))
-        or variable("NO_STATUS").strip().upper() in ("YES", "TRUE", "1"),
+        no_status=no_status,
         issuer=issuer,
         prefix=client.config.cert_pv_prefix,
         client=client.config._replace(tls_keychain="", tls_keychain_password=Secret()),
@@ -155,7 +166,46 @@ def resolve_requester(
             for what in ("NAME", "ORGANIZATION", "ORGANIZATIONAL_UNIT", "COUNTRY")
             if given.get(what.lower()) or variable(what)
         ),
+        san=_san(for_client, given, environment),
+        schedule=schedule,
+        time_zone=str(given.get("time_zone") or ""),
+        config_uri_base=client.config.cert_pv_prefix if given.get("add_config_uri") else "",
     )
+
+
+def _san(for_client: bool, given: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[San, ...]:
+    """Return the alternative names to ask for: those of the first place that has any; variables have commas between them."""
+    flags = ("san",) if for_client else ("server_san", "san")
+    variables = ("EPICS_PVA_AUTH_SAN",) if for_client else ("EPICS_PVA_AUTH_SERVER_SAN", "EPICS_PVA_AUTH_SAN")
+    places = [(f"--{flag.replace('_', '-')}", given.get(flag) or ()) for flag in flags]
+    places += [
+        (name, [part for part in environ.get(name, "").split(",") if part.strip()]) for name in variables
+    ]
+    place, texts = next(((place, texts) for place, texts in places if texts), ("", ()))
+    try:
+        return canonical(map(parse_san, texts)) if texts else ()
+    except ValueError as error:
+        raise ConfigurationError(f"{place}: {error}") from error
+
+
+def _schedule(texts: Iterable[str], zone: str) -> tuple[Window, ...]:
+    """Read the windows of ``--schedule``.
+
+    Raises:
+        ConfigurationError: One of them, or the time zone, cannot be read.
+    """
+    try:
+        rows = [window.wire for text in texts for window in parse_windows(text)]
+        windows = read_windows(rows) if rows else ()
+    except ValueError as error:
+        raise ConfigurationError(f"--schedule: {error}") from error
+    if zone:
+        if not windows:
+            raise ConfigurationError("--time-zone has no effect without --schedule; add it")
+        from appliance.config.zones import time_zone
+
+        time_zone(zone)
+    return windows
 
 
 def _account() -> str:

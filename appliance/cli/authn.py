@@ -14,10 +14,21 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
     from typing import Any
 
+    from appliance.authn.live.keeper import Maker
     from appliance.authn.requester import Outcome, Requester
+    from appliance.authn.sending import Line
     from appliance.authn.settings import RequesterSettings
 
-__all__ = ["CANNOT_TELL", "EPILOG", "KEPT", "PENDING", "authenticate", "authn_parser", "run_authenticator"]
+__all__ = [
+    "CANNOT_TELL",
+    "EPILOG",
+    "KEPT",
+    "PENDING",
+    "authenticate",
+    "authn_parser",
+    "keep",
+    "run_authenticator",
+]
 
 PENDING, KEPT, CANNOT_TELL = 3, 4, 255
 """Exit statuses in addition to those of all tools: see EPILOG."""
@@ -32,6 +43,7 @@ exit status:
      approval
   4  nothing was requested: a valid keychain is there (--force replaces it);
      with --check-due: it is not time yet
+  5  with -D: the certificate was revoked (the last one, if there are several)
   255 with --check-due: it cannot be told, for whatever reason (systemd takes
      anything below for "nothing to do")
 """
@@ -50,17 +62,31 @@ def authn_parser(prog: str, description: str, examples: str) -> argparse.Argumen
     add(
         "-u",
         "--cert-usage",
-        dest="usage",
+        dest="usages",
         metavar="USAGE",
         choices=USAGES,
-        default="client",
-        help="What the certificate is for: client, server or ioc (both). Default client.",
+        action="append",
+        help="What the certificate is for: client, server or ioc (both). May be given again, for one more keychain. "
+        "Default client.",
+    )
+    add(
+        "-D",
+        "--daemon",
+        action="store_true",
+        help="Stay, follow the certificate's status, and renew it when that is due.",
+    )
+    add(
+        "--no-config-pv",
+        dest="config_pv",
+        action="store_false",
+        help="With -D: do not serve the PV CERT:CONFIG.",
     )
     add("--force", action="store_true", help="Replace a keychain that is still valid.")
     add(
         "--if-due",
         action="store_true",
-        help="Replace the keychain if two thirds of its lifetime are over, else do nothing: for timers.",
+        help="Renew the certificate if that is due, else do nothing: for timers. Due is what the service says of a certificate "
+        "that must be renewed; any other at two thirds of its lifetime.",
     )
     add(
         "--check-due",
@@ -103,6 +129,36 @@ def authn_parser(prog: str, description: str, examples: str) -> argparse.Argumen
         help="Ask for a certificate whose status need not be checked; the service may not grant it.",
     )
     add(
+        "--new-key",
+        action="store_true",
+        help="Make a new key, and so a new certificate, even if the keychain is valid.",
+    )
+    add(
+        "--san",
+        metavar="TYPE=VALUE",
+        action="append",
+        help="Alternative name to ask for: ip=ADDRESS, dns=NAME or hostname=LABEL. May be given again.",
+    )
+    add(
+        "--server-san",
+        metavar="TYPE=VALUE",
+        action="append",
+        help="The same, for -u server and -u ioc only.",
+    )
+    add(
+        "--schedule",
+        metavar="DAY,HH:MM,HH:MM",
+        action="append",
+        help="Hours in which the certificate is to be in use, such as MON-FRI,08:00,17:00; DAY is *, 0 (Sunday) to 6, SUN to SAT, "
+        "or a range. May be given again. Default: always.",
+    )
+    add("--time-zone", metavar="ZONE", help="Time zone of --schedule, such as Europe/Berlin. Default UTC.")
+    add(
+        "--add-config-uri",
+        action="store_true",
+        help="Ask for a certificate that names the PV CERT:CONFIG of its keychain.",
+    )
+    add(
         "-i",
         "--issuer",
         metavar="ID",
@@ -123,13 +179,18 @@ def run_authenticator(
     parser: argparse.ArgumentParser,
     argv: Sequence[str] | None,
     work: Callable[[argparse.Namespace], Coroutine[Any, Any, int]],
+    stay: Callable[[argparse.Namespace], int],
 ) -> int:
-    """Do as `run_tool`, but with ``--check-due`` end with 255 whenever there is no answer.
+    """Do as `run_tool`, but with ``-D`` call ``stay``, and with ``--check-due`` end with 255 whenever there is no answer.
 
     systemd reads 1 to 254 of ExecCondition= as "nothing to do", so a renewal that cannot run would be skipped for ever, without
     a word. Only 255 makes it a failed unit.
     """
     given = sys.argv[1:] if argv is None else list(argv)
+    if any(map(_may_be_daemon, given)):
+        options = parser.parse_intermixed_args(given)
+        if options.daemon and not options.check_due:
+            return stay(options)
     if not any(len(word) > 4 and "--check-due".startswith(word.partition("=")[0]) for word in given):
         return run_tool(parser, argv, work)
     try:
@@ -150,48 +211,155 @@ def run_authenticator(
     return status
 
 
+def _may_be_daemon(word: str) -> bool:
+    """Whether a word of the command line may be ``-D``, alone or among other letters, or ``--daemon``."""
+    if word.startswith("--"):
+        return len(word) > 4 and "--daemon".startswith(word)
+    return word.startswith("-") and "D" in word
+
+
 async def authenticate(
     options: argparse.Namespace,
-    ask: Callable[[argparse.Namespace, RequesterSettings, Requester], Awaitable[Outcome]],
+    ask: Callable[[argparse.Namespace, RequesterSettings, Requester, Line], Awaitable[Outcome]],
+    line: Callable[[], Line],
     **identity: Any,
 ) -> int:
-    """Do what the options say: tell whether a request is due, fetch the anchor, or have ``ask`` make the request.
+    """Do what the options say: tell whether a request is due, fetch the anchor, or have ``ask`` make the requests.
 
-    ``identity`` are the settings that only this authenticator has.
+    ``line`` makes the connection for them. ``identity`` are the settings that only this authenticator has.
     """
+    wrong = _incompatible(options)
+    if wrong:
+        return wrong
+    _refuse_without_effect(options)
+    wanted = _all_settings(options, **identity)
+    if options.check_due:
+        found = [await _show_due(options, settings) for settings in wanted]
+        return OK if OK in found else KEPT
+    if _anchor_wanted(options):
+        for settings in wanted:
+            await _fetch_anchor(options, settings)
+        return OK
+    found = []
+    async with line() as connection:
+        for settings in wanted:
+            outcome = await ask(options, settings, _requester(options, settings), connection)
+            found.append(_finish(options, outcome))
+    return next(status for status in (PENDING, OK, KEPT) if status in found)
+
+
+def keep(
+    options: argparse.Namespace,
+    prog: str,
+    prepare: Callable[[list[Requester]], Callable[[], Maker]],
+    **identity: Any,
+) -> int:
+    """Do what ``-D`` says; return the exit status.
+
+    Args:
+        options: The command line.
+        prog: The name of the program.
+        prepare: Checks what can be checked before the start, and returns what makes the authenticator's part.
+        identity: The settings that only this authenticator has.
+    """
+    from appliance.daemon import logging as daemon_logging
+    from appliance.errors import ApplianceError, ConfigurationError
+
+    level = "DEBUG" if options.debug or options.verbose else os.environ.get("PVXS_LOG") or "INFO"
+    try:
+        wrong = _incompatible(options)
+        if wrong:
+            return wrong
+        _refuse_without_effect(options)
+        wanted = _all_settings(options, **identity)
+        if any(settings.no_status for settings in wanted):
+            raise ConfigurationError(
+                "-D cannot renew a certificate without status (--no-status or EPICS_PVA_AUTH_NO_STATUS), because nobody says when "
+                "that is due; leave one of the two out"
+            )
+        faults = daemon_logging.configure(level=level)
+        requesters = [_requester(options, settings, say=_log) for settings in wanted]
+        open_maker = prepare(requesters)
+        config = None
+        if options.config_pv:
+            from appliance.config.pva import resolve_server
+
+            config = resolve_server()
+    except ApplianceError as error:
+        complain(f"Error: {error}")
+        return FAILED
+    for fault in faults:
+        _log(f"Warning: {fault}")
+    from appliance.authn.live.daemon import keep as serve
+
+    return serve(prog, requesters, open_maker, config_pvs=config)
+
+
+def _log(text: str) -> None:
+    """Log what a command would print."""
+    import logging
+
+    warning = text.startswith("Warning: ")
+    logging.getLogger("appliance.authn").log(
+        logging.WARNING if warning else logging.INFO, "%s", text.removeprefix("Warning: ")
+    )
+
+
+def _all_settings(options: argparse.Namespace, **identity: Any) -> list[RequesterSettings]:
+    """Read the settings of each keychain that is asked for.
+
+    Raises:
+        ConfigurationError: A setting cannot be used, or two keychains are one file.
+    """
+    from appliance.errors import ConfigurationError
+
     if options.anchor_file and ";" in options.anchor_file:
         from appliance.config.keychain_path import refuse_password
 
         refuse_password(
             options.anchor_file, "--trust-anchor", "name a file that has none (PEM, or authnstd -a)"
         )
-    wrong = _incompatible(options)
-    if wrong:
-        return wrong
-    _refuse_without_effect(options)
-    settings = _settings(options, **identity)
-    if options.check_due:
-        return await _show_due(options, settings)
-    if _anchor_wanted(options):
-        return await _fetch_anchor(options, settings)
-    return _finish(options, await ask(options, settings, _requester(options, settings)))
+    usages = options.usages or ["client"]
+    if options.server_san and usages == ["client"]:
+        raise ConfigurationError("--server-san has no effect on a client's certificate; use --san")
+    paths: dict[str, str] = {}
+    found = []
+    told: set[str] = set()
+    for usage in usages:
+        settings = _settings(options, usage, told, **identity)
+        path = os.path.realpath(settings.keychain)
+        if path in paths:
+            raise ConfigurationError(
+                f"-u {paths[path]} and -u {usage} both write {settings.keychain}; ask for one of them, or set "
+                "EPICS_PVA_TLS_KEYCHAIN and EPICS_PVAS_TLS_KEYCHAIN to two files"
+            )
+        paths[path] = usage
+        found.append(settings)
+    return found
 
 
-def _settings(options: argparse.Namespace, **arguments: Any) -> RequesterSettings:
-    """Read the settings. Warnings go to standard error, and with ``-v`` the settings in effect."""
+def _settings(options: argparse.Namespace, usage: str, told: set[str], **arguments: Any) -> RequesterSettings:
+    """Read the settings. Warnings go to standard error once, and with ``-v`` the settings in effect."""
     from appliance.authn.settings import resolve_requester
 
     settings = resolve_requester(
-        options.usage,
+        usage,
         {
             "issuer": options.issuer,
             "cert_pv_prefix": options.cert_pv_prefix,
             "no_status": options.no_status,
+            "san": options.san,
+            "server_san": options.server_san,
+            "schedule": options.schedule,
+            "time_zone": options.time_zone,
+            "add_config_uri": options.add_config_uri,
             **arguments,
         },
     )
     for warning in settings.warnings:
-        complain(f"Warning: {warning}")
+        if warning not in told:
+            told.add(warning)
+            complain(f"Warning: {warning}")
     if options.verbose:
         from appliance.config.pva import Effective
 
@@ -200,7 +368,9 @@ def _settings(options: argparse.Namespace, **arguments: Any) -> RequesterSetting
     return settings
 
 
-def _requester(options: argparse.Namespace, settings: RequesterSettings) -> Requester:
+def _requester(
+    options: argparse.Namespace, settings: RequesterSettings, *, say: Callable[[str], None] = complain
+) -> Requester:
     """Make the requester according to the options."""
     from appliance.authn.requester import Requester, Trusting
     from appliance.authn.trust import parse_fingerprint
@@ -209,7 +379,7 @@ def _requester(options: argparse.Namespace, settings: RequesterSettings) -> Requ
     return Requester(
         settings,
         Trusting(options.anchor_file or "", fingerprint, options.first_use),
-        say=complain,
+        say=say,
         timeout_s=options.timeout,
         key_algorithm=options.key_algorithm,
     )
@@ -234,15 +404,11 @@ async def _fetch_anchor(options: argparse.Namespace, settings: RequesterSettings
 
 async def _show_due(options: argparse.Namespace, settings: RequesterSettings) -> int:
     """Do what ``--check-due`` says."""
-    from appliance.certs.status import format_date
-
     asking = _requester(options, settings)
-    due, when, why = await asking.due(asking.look())
-    if options.verbose or why:
-        since = (why or "there is no usable certificate") if when is None else f"since {format_date(when)}"
-        text = f"due: {since}" if due else f"not due before {format_date(when)}"
-        complain(f"{settings.keychain}: {text}")
-    return OK if due else KEPT
+    due = await asking.due(asking.look())
+    if options.verbose or due.why:
+        complain(f"{settings.keychain}: {due.sentence}")
+    return OK if due.due else KEPT
 
 
 def _finish(options: argparse.Namespace, outcome: Outcome) -> int:
@@ -292,21 +458,31 @@ _OF_A_REQUEST = {
     "validity": "-t",
     "no_status": "--no-status",
     "token_file": "--token-file",
+    "token_command": "--token-command",
+    "oauth": "--oauth",
     "allow_plaintext_token": "--allow-plaintext-token",
+    "new_key": "--new-key",
+    "san": "--san",
+    "server_san": "--server-san",
+    "schedule": "--schedule",
+    "time_zone": "--time-zone",
+    "add_config_uri": "--add-config-uri",
 }
 """Options for a request only; each authenticator has some of them."""
 
 
 def _refuse_without_effect(options: argparse.Namespace) -> None:
-    """Raise ConfigurationError if an option is for a request, and none is made."""
+    """Raise ConfigurationError if an option is for a request, and none is made, or for a daemon, and none stays."""
+    from appliance.errors import ConfigurationError
+
     other = "-a" if _anchor_wanted(options) else "--check-due" if options.check_due else ""
     given = [flag for name, flag in _OF_A_REQUEST.items() if getattr(options, name, None)]
     if other and given:
-        from appliance.errors import ConfigurationError
-
         raise ConfigurationError(
             f"{given[0]} has no effect with {other}, which makes no request; leave it out"
         )
+    if not options.config_pv and not options.daemon:
+        raise ConfigurationError("--no-config-pv has no effect without -D; leave it out")
 
 
 def _incompatible(options: argparse.Namespace) -> int:
@@ -314,16 +490,26 @@ def _incompatible(options: argparse.Namespace) -> int:
     chosen = [
         name
         for name, given in (
+            ("-D", options.daemon),
             ("--force", options.force),
             ("--if-due", options.if_due),
             ("--check-due", options.check_due),
         )
         if given
     ]
+    if options.new_key and (options.daemon or options.if_due):
+        chosen.append("--new-key")
+    if options.daemon and options.no_status:
+        chosen.append("--no-status")
+    usages = options.usages or []
+    twice = next((usage for usage in usages if usages.count(usage) > 1), "")
+    if twice:
+        complain(f"Error: -u {twice} is given twice; leave one out")
+        return FAILED
     if len(chosen) > 1:
         complain(f"Error: {' and '.join(chosen)} cannot be used together")
         return FAILED
-    if _anchor_wanted(options) and (options.if_due or options.check_due):
-        complain("Error: a trust anchor is not renewed: -a cannot be used with --if-due or --check-due")
+    if _anchor_wanted(options) and (options.if_due or options.check_due or options.daemon):
+        complain("Error: a trust anchor is not renewed: -a cannot be used with -D, --if-due or --check-due")
         return FAILED
     return OK

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import sys
 
-from appliance.cli.authn import authenticate, authn_parser, run_authenticator
+from appliance.cli.authn import authenticate, authn_parser, keep, run_authenticator
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
+    from typing import Any
 
+    from cryptography import x509
+
+    from appliance.authn.ccr import CertRequest
+    from appliance.authn.live.keeper import Maker, Prepared
     from appliance.authn.requester import Outcome, Requester
+    from appliance.authn.sending import Line
     from appliance.authn.settings import RequesterSettings
 
 __all__ = ["main", "parser"]
@@ -22,6 +29,8 @@ examples:
       a client certificate for this account at this host
   authnstd -u ioc -n pressure-ioc -o example.org -t 1y
       a certificate for an IOC, for one year
+  authnstd -D -u client -u server
+      two keychains, and renew their certificates for as long as it runs
   authnstd -a --trust-anchor-fingerprint sha256:HEX
       only the trust anchor, to authenticate servers
 """
@@ -50,7 +59,9 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-async def _ask(options: argparse.Namespace, settings: RequesterSettings, asking: Requester) -> Outcome:
+async def _ask(
+    options: argparse.Namespace, settings: RequesterSettings, asking: Requester, line: Line
+) -> Outcome:
     from appliance.authn.std.requester import as_before, std_request, std_subject
 
     if not options.force:
@@ -59,26 +70,71 @@ async def _ask(options: argparse.Namespace, settings: RequesterSettings, asking:
     return await asking.request(
         std_request(settings, now=asking.now()),
         subject=std_subject(settings),
+        line=line,
         force=options.force,
         if_due=options.if_due,
+        new_key=options.new_key,
     )
+
+
+class _Names:
+    """The daemon's part: the names that the keychains have, else those of the settings."""
+
+    early = False
+    together = False
+
+    def line(self) -> Line:
+        return _line()
+
+    async def prepare(self, better_than: datetime | None) -> Prepared:
+        from appliance.authn.live.keeper import Prepared
+
+        return Prepared(self.request, lambda: None)
+
+    @staticmethod
+    def request(asking: Requester) -> tuple[Callable[[str], CertRequest], x509.Name]:
+        from appliance.authn.std.requester import as_before, std_request, std_subject
+
+        settings = as_before(asking.settings, asking.certificate_there())
+        return std_request(settings, now=asking.now()), std_subject(settings)
+
+    async def close(self) -> None:
+        pass
+
+
+def _stay(options: argparse.Namespace) -> int:
+    def prepare(requesters: list[Requester]) -> Callable[[], Maker]:
+        for asking in requesters:
+            _, subject = _Names.request(asking)
+            asking.check_identity(asking.look(), subject)
+        return _Names
+
+    return keep(options, "authnstd", prepare, **_identity(options))
+
+
+def _identity(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "name": options.name,
+        "organization": options.organization,
+        "organizational_unit": options.organizational_unit,
+        "country": options.country,
+        "validity": options.validity,
+    }
+
+
+def _line() -> Line:
+    from appliance.authn.sending import Line
+
+    return Line()
 
 
 async def _work(options: argparse.Namespace) -> int:
-    return await authenticate(
-        options,
-        _ask,
-        name=options.name,
-        organization=options.organization,
-        organizational_unit=options.organizational_unit,
-        country=options.country,
-        validity=options.validity,
-    )
+    return await authenticate(options, _ask, _line, **_identity(options))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status."""
-    return run_authenticator(parser(), argv, _work)
+    return run_authenticator(parser(), argv, _work, _stay)
 
 
 if __name__ == "__main__":

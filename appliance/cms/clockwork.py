@@ -18,10 +18,10 @@ from appliance.certs.status import CertState
 from appliance.cms.model import boundary_of, hint_at, state_now, timetable_of
 from appliance.cms.store import CertRecord
 
-__all__ = ["Clockwork"]
+__all__ = ["BUDGET_S", "Clockwork"]
 
-_BUDGET_S: Final = 0.0008
-"""How long one `Clockwork.tick` works. In between the service answers: many certificates may change in one second."""
+BUDGET_S: Final = 0.0004
+"""Seconds for which one `Clockwork.tick` works. In between the service answers: many certificates may change in one second."""
 
 
 class _Why(IntEnum):
@@ -117,7 +117,7 @@ class Clockwork:
             found = min(found, (clocks.timestamp(), _Why.CLOCKS))
         return found
 
-    def tick(self, budget_s: float = _BUDGET_S) -> int:
+    def tick(self, budget_s: float = BUDGET_S) -> int:
         """Make changes that are due: at least one, and no more of them after ``budget_s`` seconds.
 
         Returns:

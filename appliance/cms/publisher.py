@@ -30,6 +30,7 @@ from appliance.certs.status import CertState, OCSPState, ocsp_state, written_ren
 from appliance.certs.x509 import (
     shown_id,
 )
+from appliance.cms.clockwork import BUDGET_S
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.model import boundary_of, is_renewal_due, names_of, schedule_of, utc, windows_now
 from appliance.cms.store import CertRecord
@@ -42,14 +43,15 @@ from appliance.server import Handler, Operation, Subscription, Update
 __all__ = ["Publisher", "StatusPV"]
 
 _log: Final = logging.getLogger(__name__)
-_TURN_S: Final = 0.0008
-"""Seconds of signing in one turn of the event loop: a hundred thousand that are due at once must not block the service."""
 _RENEW_AT: Final = 5 / 6
 """Part of its validity after which an answer is signed again."""
 _FETCHES: Final = 16
 """Questions to the database at a time. Each answer is signed, which takes a fraction of a millisecond."""
-_WHEN_MADE: Final = frozenset(STATUS.offsets[f"{part}timeStamp.secondsPastEpoch"] for part in ("", "status."))
-"""Fields that say when an answer was made."""
+_NO_NEWS: Final = sum(
+    1 << STATUS.offsets[path]
+    for path in ("ocsp_response", "timeStamp.secondsPastEpoch", "status.timeStamp.secondsPastEpoch")
+)
+"""Fields in which two answers with the same signature differ if they say the same."""
 _KEPT: Final = 20_000
 """Number of PVs without a channel that stay in memory."""
 
@@ -115,8 +117,10 @@ class StatusPV(Handler):
             call(error)
 
     def set(self, store: list[Any], signed: Signed) -> None:
-        """Store a new answer, and send it to the subscribers."""
+        """Store a new answer, and send it to the subscribers unless it says nothing new."""
         changed = STATUS.leaf_mask if self.store is None else _differences(self.store, store)
+        if signed is self.signed and not changed & ~_NO_NEWS:
+            return
         self.store = store
         self.signed = signed
         for answer in self.answers.values():
@@ -217,16 +221,6 @@ def _differences(old: list[Any], new: list[Any]) -> int:
         if offset == STATUS.offsets["ocsp_response"] or old[offset] != new[offset]:
             bits |= 1 << offset
     return bits
-
-
-def _says_the_same(old: list[Any], new: list[Any]) -> bool:
-    """Whether two answers with the same signature differ in nothing but the time at which they were made."""
-    response = STATUS.offsets["ocsp_response"]
-    return all(
-        old[offset] == new[offset]
-        for offset in STATUS.leaves
-        if offset != response and offset not in _WHEN_MADE
-    )
 
 
 class Publisher:
@@ -334,8 +328,6 @@ class Publisher:
         now = self.lifecycle.clock()
         last = pv.signed
         store, signed = self.make(pv.serial, record, now, last)
-        if signed is last and pv.store is not None and _says_the_same(pv.store, store):
-            return
         pv.set(store, signed)
         if signed is not last:
             heapq.heappush(self._refreshes, (signed.refresh_at, next(self._count), weakref.ref(pv)))
@@ -432,15 +424,15 @@ class Publisher:
         """Return the POSIX time at which the next answer must be signed again or forgotten."""
         return self._refreshes[0][0] if self._refreshes else None
 
-    def tick(self, turn_s: float = _TURN_S) -> int:
-        """Sign again what is due, for about ``turn_s`` seconds.
+    def tick(self, budget_s: float = BUDGET_S) -> int:
+        """Sign again what is due: at least one answer, and no more of them after ``budget_s`` seconds.
 
         Returns:
             How many were due.
         """
         now = self.lifecycle.clock().timestamp()
         done = 0
-        end = time.perf_counter() + turn_s
+        end = time.perf_counter() + budget_s
         while self._refreshes and self._refreshes[0][0] <= now:
             _, _, reference = heapq.heappop(self._refreshes)
             pv = reference()

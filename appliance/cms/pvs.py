@@ -39,9 +39,11 @@ from appliance.cms.model import (
 )
 from appliance.cms.policy import Names, Policy
 from appliance.cms.publisher import Publisher, StatusPV
+from appliance.cms.rows import shown_schedule
 from appliance.cms.schema import certs
 from appliance.cms.store import CertRecord, StoreError, Transaction
-from appliance.errors import ApplianceError, RequestRefused, TokenRefused
+from appliance.config.zones import time_zone
+from appliance.errors import ApplianceError, ConfigurationError, RequestRefused, TokenRefused
 from appliance.pva.commands import CMD_RPC
 from appliance.pva.credentials import Credentials
 from appliance.pvdata import BOOL, FLOAT64, STRING, UINT32, UINT64, StructType, Value
@@ -262,6 +264,10 @@ class CreatePV(CalledPV):
         counters = self._counters
         try:
             ccr = parse_request(argument)
+            time_zone(ccr.time_zone)
+        except ConfigurationError as error:
+            counters.refused += 1
+            raise RequestRefused(f"the field time_zone cannot be used by this service: {error}") from error
         except RequestRefused:
             counters.refused += 1
             raise
@@ -422,14 +428,11 @@ class ListPV(CalledPV):
         value["value.cert_id"] = [cert_id(self._names.issuer_id, serial) for serial in listed["serial"]]
         value["value.status_extension"] = [_EXTENSION[without] for without in listed["no_status"]]
         value["value.san"] = [", ".join(map(str, names_of(text))) for text in listed["san"]]
-        value["value.schedule"] = [_shown_schedule(Schedule.from_text(text)) for text in listed["schedule"]]
+        value["value.schedule"] = [
+            shown_schedule(Schedule.from_text(text)) if text else "" for text in listed["schedule"]
+        ]
         value["timeStamp"] = now_to_time(self._lifecycle.clock().timestamp())
         operation.reply(value)
-
-
-def _shown_schedule(schedule: Schedule) -> str:
-    zone = f" {schedule.zone}" if schedule.zone else ""
-    return "; ".join(map(str, schedule.windows)) + zone
 
 
 def _query(query: Any, field: str) -> str:

@@ -25,7 +25,7 @@ _MAX_CALLS: Final = 64
 """Requests for certificates that are passed on over plain TCP at the same time."""
 _TIMEOUT_S: Final = 30.0
 
-_KINDS: Final = ("CREATE", "STATUS", "LIST")
+_KINDS: Final = ("CREATE", "STATUS", "LIST", "SCHEDULE")
 """The service's PVs that do something for who is permitted to, behind the prefix of the site."""
 _IA5STRING: Final = "\x16"
 _PER_MINUTE: Final = 10.0

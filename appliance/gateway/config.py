@@ -86,6 +86,7 @@ class Relay(Settings, frozen=True, kw_only=True):
         "CERT:CREATE",
         "CERT:STATUS",
         "CERT:LIST",
+        "CERT:SCHEDULE",
     )
     """The PVs that are answered with this port; with `:` and more behind it a name is meant too."""
     tls_port: Annotated[int, Meta(ge=1, le=65535)] = 5077

@@ -56,7 +56,7 @@ class Renewal:
         return max(wait, 0.1)
 
     def _due(self, role: str) -> float:
-        from appliance.authn.requester import renewal_time
+        from appliance.authn.due import renewal_time
 
         later = self._not_before.get(role, 0.0)
         certificate = self._certificate(role)

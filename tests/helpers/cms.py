@@ -130,7 +130,8 @@ def ccr(
     key = key or KEY
     fields = {"type": "std", "name": name, "organization": "lab", "usage": usage, **query}
     fields["pub_key"] = pem(key) if pub_key is None else pub_key
-    value = Value(request_type(*([PROOF_FIELD] if proving else [])), {"scheme": "pva", "path": "CERT:CREATE"})
+    kind = request_type(*([PROOF_FIELD] if proving else []), time_zone="time_zone" in query)
+    value = Value(kind, {"scheme": "pva", "path": "CERT:CREATE"})
     for field, content in fields.items():
         value[f"query.{field}"] = content
     if proving and usage in (1, 2, 3, 8, 11) and fields["pub_key"]:

@@ -15,9 +15,10 @@ from appliance.errors import SecurityError
 from appliance.pvdata import STRING, UINT64, StructType, Value
 from appliance.server import Operation, SharedPV
 from tests.helpers.ours import served
-from tests.helpers.pki import site
+from tests.helpers.pki import DAY, NOW, site
 
 S = site()
+LONG = S.ca.keychain("client", not_after=NOW + 3650 * DAY)
 ANSWER = StructType((("issuer", STRING), ("serial", UINT64), ("state", STRING), ("renew_by", UINT64)))
 
 
@@ -55,17 +56,17 @@ def requester(server_port: int, directory: Path, said: list[str]) -> Requester:
 
 async def test_the_keychain_stays_and_the_user_is_told(tmp_path: Path) -> None:
     path = tmp_path / "k.p12"
-    path.write_bytes(dump_keychain(S.client))
+    path.write_bytes(dump_keychain(LONG))
     path.chmod(0o600)
     before = path.read_bytes()
     said: list[str] = []
-    async with served(answering(S.client)) as server:
+    async with served(answering(LONG)) as server:
         asking = requester(server.udp_port, tmp_path, said)
         outcome = await asking.request(
             std_request(asking.settings, now=asking.now()), subject=None, force=True
         )
     assert (outcome.action, outcome.state.value) == ("renewed", "VALID")
-    assert outcome.cert_id == f"{S.ca.issuer_id}:{S.client.serial}"
+    assert outcome.cert_id == f"{S.ca.issuer_id}:{LONG.serial}"
     assert path.read_bytes() == before
     assert "renewed the certificate" in said[-1]
     assert "Mar 13" in said[-1]

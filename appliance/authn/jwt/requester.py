@@ -131,6 +131,10 @@ def jwt_request(settings: RequesterSettings, token: Token) -> Callable[[str], Ce
             pub_key=pub_key,
             name=clean(subject, 64) if isinstance(subject, str) else "",
             no_status=settings.no_status,
+            schedule=settings.schedule,
+            time_zone=settings.time_zone,
+            san=settings.san,
+            config_uri_base=settings.config_uri_base,
             verifier={"token": token.text},
         )
 

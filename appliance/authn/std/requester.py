@@ -82,6 +82,10 @@ def std_request(settings: RequesterSettings, *, now: datetime) -> Callable[[str]
             not_before=int(now.timestamp()),
             not_after=int(end.timestamp()) if end is not None else 0,
             no_status=settings.no_status,
+            schedule=settings.schedule,
+            time_zone=settings.time_zone,
+            san=settings.san,
+            config_uri_base=settings.config_uri_base,
         )
 
     return make

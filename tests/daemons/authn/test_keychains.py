@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from appliance.authn.jwt.requester import jwt_request, read_token
 from appliance.authn.requester import Requester, Trusting
+from appliance.authn.sending import Line
 from appliance.authn.settings import resolve_requester
 from appliance.authn.std.requester import std_request, std_subject
 from appliance.certs.keychain import dump_keychain, load_keychain, make_keychain
@@ -361,12 +362,10 @@ async def test_a_token_renews_while_the_present_certificate_is_valid(site):
         timeout_s=10,
         now=lambda: datetime.now(UTC) + timedelta(minutes=45),
     )
-    outcome = await late.request(
-        jwt_request(settings, read_token(file, print)),
-        subject=None,
-        if_due=True,
-        secret=True,
-    )
+    async with Line(secret=True) as line:
+        outcome = await late.request(
+            jwt_request(settings, read_token(file, print)), subject=None, if_due=True, line=line
+        )
     assert outcome.action == "created"
     new = account.keychain("server.p12")
     assert new.serial != old.serial
@@ -391,8 +390,9 @@ async def test_a_timer_does_not_undo_a_revocation(site):
     token = read_token(str(account.token_file("ended")), print)
     assert site.administrator().run("pvxcert", "-R", account.keychain().cert_id).status == 0
     assert late.renewal_due(late.look())[0]
-    with pytest.raises(SecurityError, match="revoked, and an automatic renewal"):
-        await late.request(jwt_request(settings, token), subject=None, if_due=True, secret=True)
+    async with Line(secret=True) as line:
+        with pytest.raises(SecurityError, match="revoked, and an automatic renewal"):
+            await late.request(jwt_request(settings, token), subject=None, if_due=True, line=line)
     assert (account.config / "client.p12").read_bytes() == before
     by_hand = account.run("authnjwt", "--force", "--token-file", account.home / "token_file")
     assert by_hand.status == 0, by_hand.err

@@ -497,7 +497,7 @@ async def test_a_fresh_certificate_is_valid_where_the_clock_is_behind(tmp_path):
 
 
 async def test_a_short_certificate_is_not_due_for_renewal_at_once(tmp_path):
-    from appliance.authn.requester import renewal_time
+    from appliance.authn.due import renewal_time
 
     async with running(tmp_path, **OPEN) as service, plain(service) as anyone:
         end = int(service.clock().timestamp()) + 60

@@ -10,8 +10,9 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from appliance.authn.ccr import CertReply
+from appliance.authn.due import renewal_time
 from appliance.authn.jwt.requester import check_token, jwt_request, read_token, token_source
-from appliance.authn.requester import Requester, Trusting, check_issued, renewal_time
+from appliance.authn.requester import Requester, Trusting, check_issued
 from appliance.authn.sending import cms_only
 from appliance.authn.settings import resolve_requester
 from appliance.authn.std.requester import as_before, std_request, std_subject

@@ -8,6 +8,7 @@ the answer in ``pvacms/pvacms.cpp`` (``getCreatePrototype``), the status in ``co
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from appliance.authn.ccr import REPLY_TYPE, CertRequest, parse_request, read_reply, request_value
 from appliance.certmon.status_pv import STATUS_TYPE, decode_status
 from appliance.certs.san import San
-from appliance.certs.schedule import Window
+from appliance.certs.schedule import Schedule, Window
 from appliance.certs.status import CertState, format_date, read_renew_by
 from appliance.cms.model import state_now
 from appliance.cms.publisher import Publisher
@@ -120,6 +121,14 @@ def test_a_request_without_schedule_and_names_is_what_pvxs_cms_sends(order):
     assert written(value, order) == whole(request_of_cpp(), asked(), order)
 
 
+@both_orders
+def test_schedule_and_names_of_a_request_are_written_and_read(order):
+    request = REQUEST._replace(schedule=WINDOWS, san=SANS)
+    octets = whole(request_of_cpp(), asked(schedule=[NIGHT, WORK], san=NAMES), order)
+    assert written(request_value("CERT:CREATE:abcd0123", request), order) == octets
+    assert parse_request(read(octets, order)) == request
+
+
 def test_a_time_zone_stands_behind_what_pvxs_cms_knows():
     request = REQUEST._replace(schedule=WINDOWS, time_zone="Europe/Berlin")
     octets = written(request_value("CERT:CREATE:abcd0123", request), "<")
@@ -129,17 +138,35 @@ def test_a_time_zone_stands_behind_what_pvxs_cms_knows():
 
 
 @pytest.mark.parametrize(
-    ("request_", "why"),
+    ("more", "why"),
     [
-        (REQUEST._replace(schedule=WINDOWS, time_zone="Europe/Atlantis"), "Europe/Atlantis"),
-        (REQUEST._replace(schedule=WINDOWS, time_zone="../../etc/passwd"), "no time zone"),
-        (REQUEST._replace(time_zone="Europe/Berlin"), "no effect without a schedule"),
+        ({"schedule": [window("MONDAY", "08:00", "17:00")]}, "day of the week"),
+        ({"schedule": [window("7", "08:00", "17:00")]}, "day of the week"),
+        ({"schedule": [window("1", "8:00", "17:00")]}, "time of the day"),
+        ({"schedule": [window("1", "08:00", "24:00")]}, "time of the day"),
+        ({"schedule": [WORK] * 65}, "schedule has 65 elements; at most 64"),
+        ({"san": [{"type": "email", "value": "a@b"}]}, "email"),
+        ({"san": [{"type": "dns", "value": "a b"}]}, "a b"),
+        ({"san": [{"type": "dns", "value": f"a{n}"} for n in range(33)]}, "san has 33 elements; at most 32"),
+        ({"san": [NAMES[0], NAMES[0]]}, "ioc1.lab.example"),
     ],
-    ids=["unknown", "a path", "alone"],
+    ids=["day name", "day", "one digit", "24:00", "65 windows", "email", "blank", "33 names", "twice"],
+)  # fmt: skip
+def test_a_schedule_or_a_name_that_cannot_be_used_is_refused_and_not_dropped(more, why):
+    """pvxs-cms drops what it cannot read from a flag, and refuses what it cannot read in a request."""
+    with pytest.raises(RequestRefused, match=re.escape(why)):
+        parse_request(read(whole(request_of_cpp(), asked(**more))))
+
+
+@pytest.mark.parametrize(
+    ("windows", "zone", "why"),
+    [((), "Europe/Berlin", "no effect without a schedule"), (WINDOWS, "x" * 65, "name of a time zone")],
+    ids=["alone", "too long"],
 )
-def test_a_time_zone_that_has_no_effect_is_refused(request_, why):
+def test_a_time_zone_that_has_no_effect_is_refused(windows, zone, why):
+    request = REQUEST._replace(schedule=windows, time_zone=zone)
     with pytest.raises(RequestRefused, match=why):
-        parse_request(read(written(request_value("CERT:CREATE", request_), "<")))
+        parse_request(read(written(request_value("CERT:CREATE", request), "<")))
 
 
 # -- the status ----------------------------------------------------------------------------------------
@@ -298,15 +325,42 @@ def test_renewed_is_written_valid_with_the_new_date(order):
     assert again is signed
 
 
+@both_orders
+def test_scheduled_offline_is_unknown_by_number_and_said_in_words(order):
+    """Decision 0031: seven choices, so that 5 stays EXPIRED and 6 REVOKED; ``schedule`` is in UTC."""
+    sunday_night = datetime(2026, 11, 29, 20, 0, tzinfo=UTC)
+    life, ours = publisher(sunday_night)
+    record = RECORD._replace(
+        not_before=RECORD.not_before - 7 * 86400,
+        state_date=RECORD.state_date - 7 * 86400,
+        schedule=Schedule((Window("1", 9 * 60, 18 * 60),), "Europe/Berlin", "admin").to_text(),
+    )
+    made, signed = ours.make(42, record, life.now)
+    alarm = MINOR | {"message": "offline by schedule"}
+    told = status_of_ours(
+        0, "SCHEDULED_OFFLINE", alarm, 2, sunday_night, sunday_night, sunday_night + HALF_AN_HOUR,
+        schedule=[WORK], time_zone="Europe/Berlin", not_before=record.not_before,
+    )  # fmt: skip
+    assert our_octets(made, order) == whole(STATUS_OF_OURS, told, order)
+    life.now = NOW  # Monday, half past nine in Berlin
+    made, signed = ours.make(42, record, life.now, signed)
+    told = status_of_ours(
+        1, "VALID", GOOD, 0, NOW, NOW, NOW + HALF_AN_HOUR,
+        schedule=[WORK], time_zone="Europe/Berlin", not_before=record.not_before,
+    )  # fmt: skip
+    assert our_octets(made, order) == whole(STATUS_OF_OURS, told, order)
+
+
 @pytest.mark.parametrize(
     ("record", "end"),
     [
         (RECORD._replace(renew_by=RECORD.state_date + 600), 600),
         (RECORD._replace(not_after=RECORD.state_date + 700), 700),
+        (RECORD._replace(renew_by=0, schedule=Schedule((Window("1", 480, 515),)).to_text()), 300),
         (RECORD._replace(renew_by=RECORD.state_date + 1801), 1800),
         (RECORD, 1800),
     ],
-    ids=["renew_by", "notAfter", "a second later", "far away"],
+    ids=["renew_by", "notAfter", "window", "a second later", "far away"],
 )
 def test_good_is_signed_until_the_next_crossing_and_never_beyond(record, end):
     """PVXS ignores that a peer is suspended, and doubts it when the signed answer ends."""

@@ -48,7 +48,7 @@ def test_reading_passes(command: int) -> None:
 @pytest.mark.parametrize("command", [c.CMD_PUT, c.CMD_PUT_GET, c.CMD_PROCESS, c.CMD_RPC])
 @pytest.mark.parametrize("as_gateway", [True, False])
 def test_what_an_administrator_does_never_counts_as_the_gateways_act(command: int, as_gateway: bool) -> None:
-    for name in ("CERT:STATUS:0123abcd:1", "CERT:LIST"):
+    for name in ("CERT:STATUS:0123abcd:1", "CERT:LIST", "CERT:SCHEDULE", "CERT:SCHEDULE:0123abcd"):
         why = refusal(name, command, as_gateway=as_gateway)
         assert "needs TLS from you to the certificate service itself" in why
     assert "the gateway's relay passes your connection on" in refusal("CERT:STATUS:0123abcd:1", command)

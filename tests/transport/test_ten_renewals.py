@@ -1,0 +1,187 @@
+"""A certificate that is renewed ten times under a live monitor: no connection closes, no file changes.
+
+Everything is real but the processes: the certificate service with its clock, a server and a client over TLS, and the keeper of the
+client's keychain. Nothing here depends on how fast the machine is: a renewal that comes late suspends the connection and closes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+
+from appliance.authn.ccr import CertRequest
+from appliance.authn.live.keeper import Keeper, Prepared
+from appliance.authn.requester import Requester, Trusting
+from appliance.authn.sending import Line
+from appliance.authn.settings import resolve_requester
+from appliance.authn.std.requester import std_request, std_subject
+from appliance.certmon.endpoints import open_client, open_server
+from appliance.certmon.status_source import StatusSource
+from appliance.certs.status import CertState
+from appliance.client import Disconnected
+from appliance.cms.service import CertificateService
+from appliance.config.duration import Duration
+from appliance.errors import TokenUnavailable
+from tests.helpers.cms import running
+from tests.helpers.live import client_config, number, server_config, until
+
+OPEN = {"require_client_approval": False, "require_server_approval": False}
+LATE = 120.0
+"""Seconds for what takes a few: the machine may be busy."""
+
+
+class Names:
+    """A standard authenticator whose proof can be taken away."""
+
+    early = False
+    together = False
+
+    def __init__(self) -> None:
+        self.has_proof = True
+        self.asked = 0
+
+    def line(self) -> Line:
+        return Line()
+
+    async def prepare(self, better_than: datetime | None) -> Prepared:
+        self.asked += 1
+        if not self.has_proof:
+            raise TokenUnavailable("no proof at present", kind="none")
+        return Prepared(self.request, lambda: None)
+
+    @staticmethod
+    def request(asking: Requester) -> tuple[Callable[[str], CertRequest], x509.Name]:
+        return std_request(asking.settings, now=asking.now()), std_subject(asking.settings)
+
+    async def close(self) -> None:
+        pass
+
+
+class Home:
+    """One keychain's requester, at a certificate service in this process."""
+
+    def __init__(self, service: CertificateService, directory: Path, usage: str, name: str) -> None:
+        self.path = directory / f"{name}.p12"
+        assert service.server is not None
+        settings = resolve_requester(
+            usage,
+            {"keychain": str(self.path), "name": name},
+            {
+                "XDG_CONFIG_HOME": str(directory),
+                "EPICS_PVA_AUTO_ADDR_LIST": "NO",
+                "EPICS_PVA_NAME_SERVERS": f"127.0.0.1:{service.server.tcp_port}",
+            },
+        )
+        self.said: list[str] = []
+        self.requester = Requester(
+            settings, Trusting(), say=self.said.append, timeout_s=LATE, key_algorithm="ec-p256"
+        )
+        self.names = Names()
+
+
+@contextlib.asynccontextmanager
+async def ticking(directory: Path, **settings: Any) -> AsyncIterator[CertificateService]:
+    """A service whose clock goes by itself."""
+
+    async def keep_time() -> None:
+        while True:
+            busy = service.tick()
+            await asyncio.sleep(0 if busy else service.pause(0.5))
+
+    async with running(directory, **OPEN, **settings) as service:
+        clock = asyncio.create_task(keep_time())
+        try:
+            yield service
+        finally:
+            clock.cancel()
+            await asyncio.gather(clock, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def keeping(*homes: Home, names: Names | None = None) -> AsyncIterator[Keeper]:
+    source = StatusSource(homes[0].requester.settings.client, beacons=False)
+    keeper = Keeper([home.requester for home in homes], names or homes[0].names, source, dice=lambda: 0.0)
+    await source.start()
+    work = asyncio.create_task(keeper.run())
+    try:
+        yield keeper
+    finally:
+        work.cancel()
+        (result,) = await asyncio.gather(work, return_exceptions=True)
+        await source.close()
+        assert isinstance(result, asyncio.CancelledError), result
+
+
+def identity(path: Path) -> tuple[int, int, bytes]:
+    found = path.stat()
+    return found.st_ino, found.st_mtime_ns, path.read_bytes()
+
+
+@pytest.mark.timeout(240)
+async def test_a_monitor_runs_through_ten_renewals_and_a_suspension_without_one_disconnect(
+    tmp_path: Path,
+) -> None:
+    async with ticking(tmp_path / "cms", cert_renewal_client=Duration(seconds=2)) as service:
+        assert service.server is not None
+        cms = service.server.udp_port
+        of_server = Home(service, tmp_path, "server", "softioc")
+        await of_server.requester.request(
+            std_request(of_server.requester.settings, now=of_server.requester.now()), subject=None
+        )
+        home = Home(service, tmp_path, "client", "operator")
+        async with keeping(home) as keeper:
+            (kept,) = keeper.kept
+            await until(lambda: keeper.complete and kept.facts.cadence, LATE)
+            before, serial = identity(home.path), kept.keychain and kept.keychain.serial
+            pv = number(0.0)
+            async with (
+                open_server(
+                    server_config(of_server.path),
+                    prepare=lambda server: server.add_pv("pv", pv),
+                    status_client=client_config(cms),
+                ) as server,
+                open_client(client_config(server, cms, keychain=home.path)) as context,
+            ):
+                updates: list[Any] = []
+                context.monitor("pv", notify=True, on_update=updates.append)
+                await until(lambda: context.channel("pv").peer and context.channel("pv").peer.is_tls, LATE)
+                await until(lambda: updates and isinstance(updates[-1], type(pv.current)), LATE)
+                (link,) = [peer for peer in server.peers if peer.engine is not None]
+                start = len(updates)
+                dates = {kept.facts.renew_by}
+
+                def moved() -> bool:
+                    dates.add(kept.facts.renew_by)
+                    return len(dates) > 10
+
+                def posted(value: float) -> None:
+                    pv.post(value)
+
+                for count in range(1, 11):
+                    posted(float(count))
+                    await until(lambda count=count: moved() or len(dates) > count, LATE)
+                await until(lambda: updates[-1]["value"] == 10.0, LATE)
+
+                home.names.has_proof = False
+                await until(lambda: kept.facts.state is CertState.PENDING_RENEWAL, LATE)
+                await until(lambda: server.peers[link].held is not None, LATE)
+                seen = len(updates)
+                posted(11.0)
+                assert (await context.get("pv"))["value"] == 11.0, "a GET may go on"
+                assert len(updates) == seen, "and the monitor pauses"
+                home.names.has_proof = True
+                keeper.look_now()
+                await until(lambda: updates[-1]["value"] == 11.0, LATE)
+
+                assert not [item for item in updates[start:] if isinstance(item, Disconnected)]
+                assert [peer for peer in server.peers if peer.engine is not None] == [link]
+        assert identity(home.path) == before
+        assert kept.keychain is not None
+        assert kept.keychain.serial == serial
