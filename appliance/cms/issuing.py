@@ -264,7 +264,7 @@ class Issuing:
                 )
             # Access rules grant rights by them, so somebody has to look at them.
             grant = grant._replace(approval_needed=True, san=san)
-        if ccr.name in ReservedNames(self.reserved()):
+        if ccr.name in _reserved_names(self.reserved()):
             # A name with privileges is never issued without approval.
             return grant._replace(approval_needed=True, audit={"reserved": "yes"})
         if ccr.organization.casefold() in self.proven_organizations():
@@ -421,6 +421,11 @@ def _read_key(pem: str) -> tuple[CertificatePublicKeyTypes, str, str]:
 _MOST_REMEMBERED: Final = 2048
 """Longest key, as text, that is remembered: an RSA key of 8192 bits takes 1500 characters, and text around it any number."""
 _remembered_key = lru_cache(maxsize=4096)(_read_key)
+
+
+@lru_cache(maxsize=8)
+def _reserved_names(names: frozenset[str]) -> ReservedNames:
+    return ReservedNames(names)
 
 
 def _names(asked: Sequence[San]) -> tuple[San, ...]:
