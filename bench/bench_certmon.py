@@ -92,14 +92,12 @@ async def revocation(folder: Path, cms: Any, ca: Any, states: Any, *, own_server
             60,
         )
         closed: list[float] = []
-        down = server.link_down
 
-        def link_down(link: Any, reason: Any) -> None:
-            if link.engine is not None:
+        def ended(peer: Any) -> None:
+            if peer.stream.engine is not None:
                 closed.append(time.perf_counter())
-            down(link, reason)
 
-        server.link_down = link_down  # type: ignore[method-assign]
+        server.on_ended = ended
         for keychain in [mine] if own_server else keychains:
             cms.set(keychain, states.REVOKED)
         started = time.perf_counter()

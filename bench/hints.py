@@ -17,8 +17,10 @@ from bench.wire import GET, MONITOR, Driver, begin, get_request, subscribed
 from tests.helpers.cms import Process, effective
 
 CERTIFICATES = 10_000
-LEAD_S = 45.0
-"""From the filling of the database to the hints: the service starts, and signs the first status of each."""
+LEADS_S = (45.0, 100.0, 200.0)
+"""From the filling of the database to the hints: the service starts, and signs the first status of each. The first that is
+enough is used.
+"""
 LONGEST_S = 30.0
 """For the hints to come."""
 OUTSTANDING = 1000
@@ -38,22 +40,35 @@ class Hints(NamedTuple):
 
 
 def measure(folder: Path) -> Hints:
+    for lead_s in LEADS_S:
+        (within := folder / f"{lead_s:g}").mkdir()
+        seen = attempt(within, lead_s)
+        if seen is not None:
+            return seen
+    raise RuntimeError(
+        f"the machine is too slow for this bench: not all had subscribed after {LEADS_S[-1]} s"
+    )
+
+
+def attempt(folder: Path, lead_s: float) -> Hints | None:
+    """Measure; None if the hints were due before all had subscribed."""
     with Process(folder) as process:
         process.ready()
         process.stop()
-    moment = int(time.time() + LEAD_S)
+    moment = int(time.time() + lead_s)
     fill(process, moment)
     with Process(folder) as process:
         process.ready()
         names = [f"CERT:STATUS:{process.issuer}:{FIRST + number}" for number in range(CERTIFICATES)]
         driver = subscribed(process.tcp_port, names, False)
         begin(driver, len(names))
-        hear(driver, time.perf_counter() + LONGEST_S)
+        try:
+            hear(driver, time.perf_counter() + lead_s)
+        except TimeoutError:
+            return None
         due = time.perf_counter() + moment - time.time()
         if due - time.perf_counter() < 4:
-            raise RuntimeError(
-                "the machine is too slow for this bench: the hints are due before all have subscribed"
-            )
+            return None
         ours, theirs = multiprocessing.Pipe()
         asking = multiprocessing.Process(
             target=ask, args=(process.tcp_port, names[0], due + LONGEST_S, theirs), daemon=True

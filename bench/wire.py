@@ -156,14 +156,26 @@ def pipelined_gets(
     return answered_gets(driver, [driver.channel(name, 1)] * outstanding, seconds)
 
 
-def pipelined_distinct(port: int, names: Sequence[str], *, tls: bool = False, seconds: float = 1.0) -> float:
-    """The same with one operation for each of ``names``; all names have to have values of one size."""
+def pipelined_distinct(
+    port: int,
+    names: Sequence[str],
+    *,
+    tls: bool = False,
+    seconds: float = 1.0,
+    begun: Callable[[], None] = nothing,
+) -> float:
+    """The same with one operation for each of ``names``; all names have to have values of one size.
+
+    ``begun`` is called when all operations are there and the counting begins.
+    """
     driver = Driver(port, tls=tls)
     driver.search(names)
-    return answered_gets(driver, driver.channels(names), seconds)
+    return answered_gets(driver, driver.channels(names), seconds, begun)
 
 
-def answered_gets(driver: Driver, sids: Sequence[int], seconds: float) -> float:
+def answered_gets(
+    driver: Driver, sids: Sequence[int], seconds: float, begun: Callable[[], None] = nothing
+) -> float:
     outstanding = len(sids)
     for ioid, sid in enumerate(sids, 1):
         driver.init(GET, sid, ioid)
@@ -173,6 +185,7 @@ def answered_gets(driver: Driver, sids: Sequence[int], seconds: float) -> float:
     halves = [b"".join(requests[: outstanding // 2]), b"".join(requests[outstanding // 2 :])]
     half_size = size * (outstanding // 2)
     into = bytearray(1 << 20)
+    begun()
     driver.sock.sendall(halves[0])
     driver.sock.sendall(halves[1])
     got = done = turn = 0

@@ -147,7 +147,9 @@ def decode_status(value: Value) -> StatusReport:
 
 
 def _hours_and_names(value: Value) -> tuple[tuple[Window, ...], str, tuple[San, ...]] | None:
-    """Return schedule, time zone and alternative names; None if one has a form that nobody has sent yet."""
+    """Return schedule, time zone and alternative names; None if one, or ``renew_by``, has a form that nobody has sent yet."""
+    if not isinstance(value.get("renew_by", 0), int):
+        return None
     try:
         names = read_rows(value, "san", ("type", "value"), MAX_SHOWN_NAMES)
         return read_schedule(value), read_zone(value), tuple(San(*row) for row in names)

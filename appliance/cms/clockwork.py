@@ -20,7 +20,7 @@ from appliance.cms.store import CertRecord
 
 __all__ = ["BUDGET_S", "Clockwork"]
 
-BUDGET_S: Final = 0.0004
+BUDGET_S: Final = 0.0006
 """Seconds for which one `Clockwork.tick` works. In between the service answers: many certificates may change in one second."""
 
 

@@ -1,18 +1,18 @@
 #!/bin/bash
-# One line for the release, each service and each keychain of this host: what, certificate, expires, health; separated by
-# tabs. Health begins with OK where nothing is to be done.
+# One line for the release, each service and each keychain of this host: what, certificate, renew by, expires, health;
+# separated by tabs. Health begins with OK where nothing is to be done.
 set -u
 export XDG_DATA_HOME=/run/spva-status XDG_CONFIG_HOME=/run/spva-status
 install -d -m 0700 "$XDG_DATA_HOME"
 if [ -r /etc/spva/pva.env ]; then set -a; . /etc/spva/pva.env; set +a; fi
 bin=/opt/spva/current/bin
-row() { printf '%s\t%s\t%s\t%s\n' "$1" "${2:--}" "${3:--}" "$4"; }
+row() { printf '%s\t%s\t%s\t%s\t%s\n' "$1" "${2:--}" "${3:--}" "${4:--}" "$5"; }
 
 if [ ! -e /opt/spva/current/.complete ]; then
-    row release - - "there is none, site.yml brings it"
+    row release - - - "there is none, site.yml brings it"
     exit 0
 fi
-row "release $(cut -d' ' -f1 /opt/spva/current/.complete)" - - OK
+row "release $(cut -d' ' -f1 /opt/spva/current/.complete)" - - - OK
 
 while read -r unit load active _; do
     case $unit in spva-keychain@* | '') continue ;; esac
@@ -28,7 +28,7 @@ while read -r unit load active _; do
         restarts=$(systemctl show -P NRestarts "$unit")
         [ "$restarts" = 0 ] || health="$health, restarted $restarts times"
     fi
-    row "${unit%.service}" - - "$health"
+    row "${unit%.service}" - - - "$health"
 done < <(systemctl list-units --all --plain --no-legend 'spva-*.service')
 
 expires() { # FILE: end of the certificate in the keychain
@@ -40,25 +40,34 @@ for dropin in /etc/systemd/system/spva-keychain@*.service.d; do
     [ -d "$dropin" ] || continue
     name=${dropin#*@} name=${name%.service.d}
     file=/var/lib/spva/keychain/$name/keychain.p12
+    # A daemon keeps it, or a timer looks after it.
+    keeper=spva-keychain@$name needed=spva-keychain@$name.timer
+    if systemctl --quiet is-enabled "spva-keychain-daemon@$name.service" 2>/dev/null; then
+        keeper=spva-keychain-daemon@$name needed=$keeper.service
+    fi
     if [ ! -e "$file" ]; then
-        row "keychain $name" - - "missing, see journalctl -u spva-keychain@$name"
+        row "keychain $name" - - - "missing, see journalctl -u $keeper"
         continue
     fi
     said=$("$bin/pvxcert" -w 5 -f "$file" --trust-anchor /etc/spva/trust-anchor.pem 2>&1)
     state=$(sed -n 's/^Status *: *//p' <<<"$said" | tail -n 1)
     id=$(sed -n 's/^Certificate ID *: *//p' <<<"$said" | head -n 1)
+    renew=$(sed -n 's/^Renew By *: *//p' <<<"$said" | head -n 1)
+    renew=$([ -z "$renew" ] || date -u -d "$renew" +%Y-%m-%dT%H:%M:%SZ 2>/dev/null)
     case $state in
-        VALID)
+        VALID | SCHEDULED_OFFLINE)
             health=OK
-            if systemctl --quiet is-failed "spva-keychain@$name.service"; then
-                health="VALID, but its renewal has failed, see journalctl -u spva-keychain@$name"
-            elif ! systemctl --quiet is-active "spva-keychain@$name.timer"; then
-                health="VALID, but nothing renews it, start spva-keychain@$name.timer"
+            [ "$state" = VALID ] || health="OK, SCHEDULED_OFFLINE"
+            if systemctl --quiet is-failed "$keeper.service"; then
+                health="$state, but its renewal has failed, see journalctl -u $keeper"
+            elif ! systemctl --quiet is-active "$needed"; then
+                health="$state, but nothing renews it, start $needed"
             fi
             ;;
+        PENDING_RENEWAL) health="PENDING_RENEWAL, suspended until it is renewed, see journalctl -u $keeper" ;;
         PENDING_APPROVAL) health="PENDING_APPROVAL, an administrator approves it with pvxcert --approve $id" ;;
         REVOKED) health="REVOKED, for good, only rotate.yml -e keychain=$name gets another one" ;;
         *) health=${state:-no answer about its status} ;;
     esac
-    row "keychain $name" "$id" "$(expires "$file")" "$health"
+    row "keychain $name" "$id" "$renew" "$(expires "$file")" "$health"
 done

@@ -43,7 +43,7 @@ def play(tmp_path):
 def test_status_tells_of_hosts_that_cannot_be_reached(play):
     status, said = play("status.yml")
     assert status != 0
-    assert re.search(r"ioc1 - - - cannot be reached ioc2 - - - cannot be reached", said)
+    assert re.search(r"ioc1 - - - - cannot be reached ioc2 - - - - cannot be reached", said)
     assert "not well: ioc1, -, cannot be reached; ioc2, -, cannot be reached" in said
 
 

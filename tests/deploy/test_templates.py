@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import re
@@ -260,24 +259,6 @@ def test_files_of_an_ioc_are_checked_before_anything_is_copied(tmp_path, item, s
     else:
         assert done.returncode != 0
         assert re.search(says, done.stdout + done.stderr), done.stdout + done.stderr
-
-
-@pytest.mark.parametrize(
-    ("item", "options"),
-    [
-        ({"token_file": "/run/t"}, "--token-file /run/spva/keychain-one/token"),
-        ({"token_file": "/run/t", "issuer": "47530d89"}, "--issuer 47530d89 --token-file /run/spva/keychain-one/token"),
-        ({"method": "std"}, ""),
-        ({"method": "std", "issuer": "47530d89", "validity": "90d"}, "--issuer 47530d89 --time 90d"),
-    ],
-)  # fmt: skip
-def test_options_of_a_keychain_are_ones_that_its_authenticator_takes(tmp_path, item, options):
-    item = {"name": "one", **item}
-    text = render(tmp_path, "spva_keychain", "keychain.conf.j2", item=item)
-    assert f'\nEnvironment="SPVA_OPTIONS={options}"\n' in text
-    # Options without an effect are refused with --check-due, so the command line itself is asked.
-    module = importlib.import_module(f"appliance.cli.authn{item.get('method', 'jwt')}")
-    module.parser().parse_args(options.split())
 
 
 def test_password_of_a_keychain_is_in_no_unit(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 UNITS = ROOT / "systemd"
 SERVICES = sorted(path.name for path in UNITS.glob("*.service"))
-DAEMONS = [name for name in SERVICES if "keychain" not in name]
+DAEMONS = [name for name in SERVICES if "keychain@" not in name]
 MOST = 1.5
 PROGRAMS = ("jwt-issuer", "pvacms", "softIocPVX", "pvagw", "authnjwt", "authnstd")
 
@@ -78,7 +78,8 @@ def test_daemons_tell_systemd_how_they_are(name):
     assert "\nExecReload=/bin/kill -HUP $MAINPID\n" in text
     start = re.search(r"\nExecStart=(.*)\n", text)[1]
     # An IOC and a gateway check everything at the start, and go on without what may come back later: a linked PV, a host's name.
-    checks_itself = any(f"/{program} " in start for program in ("softIocPVX", "pvagw"))
+    # An authenticator has no configuration of its own.
+    checks_itself = any(f"/{program} " in start for program in ("softIocPVX", "pvagw", "authn${SPVA_METHOD}"))
     assert (f"\nExecStartPre={start} --check-config\n" in text) is not checks_itself
 
 
@@ -87,6 +88,17 @@ def test_no_service_is_root(name):
     text = (UNITS / name).read_text()
     # Keychains belong to accounts that the site names: the role's drop-in has them, and refuses root.
     assert re.search(r"\nUser=spva-\w+\n", text) or "keychain" in name
+
+
+def test_a_keychain_has_one_keeper():
+    text = (UNITS / "spva-keychain-daemon@.service").read_text()
+    (line,) = re.findall(r"\nConflicts=(.*)\n", text)
+    assert line.split() == ["spva-keychain@%i.timer", "spva-keychain@%i.service"]
+    # A certificate that was revoked is not replaced, however often systemd starts the daemon.
+    assert "\nRestartPreventExitStatus=5\n" in text
+    for name in ("spva-ioc@.service", "spva-gateway@.service"):
+        after = re.search(r"\nAfter=(.*)\n", (UNITS / name).read_text())[1].split()
+        assert {"spva-keychain@%i.service", "spva-keychain-daemon@%i.service"} <= set(after)
 
 
 def test_sandbox_is_written_once():

@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 
 from appliance.authn.jwt.config import JWTConfig
+from appliance.authn.jwt.oauth import OAuthSettings
 from appliance.cli import acf_test, authnjwt, authnstd, main, pvxcert
 from appliance.cms import daemon as pvacms
 from appliance.cms.config import CMSSettings
@@ -59,6 +60,7 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "softIocPVX": softiocpvx._parser,
 }
 FILES: dict[str, type[msgspec.Struct]] = {
+    "authnjwt --oauth": OAuthSettings,
     "jwt-issuer": IssuerConfig,
     "pvacms": CMSSettings,
     "pvagw": GatewayConfig,

@@ -300,11 +300,12 @@ async def test_what_is_known_stands_while_the_service_is_away(world):
 @pytest.mark.parametrize("options", ["", "tls_required"])
 async def test_past_its_validity_a_status_is_unknown_and_connections_pause(world, options):
     """SPVA 4.7.2, 8.4: the socket stays, operations pause; they go on when the service is back."""
-    world.cms.valid = timedelta(seconds=2)
     server, context, updates = await live(world, options)
     links = list(server.peers)
+    world.cms.valid = timedelta(seconds=2)
+    world.tell(VALID)  # the service says nothing after that
+    await until(lambda: all(peer.held is not None for peer in server.peers.values()), 30)
     await world.cms.stop()
-    await until(lambda: all(peer.held is not None for peer in server.peers.values()))
     seen = len(updates)
     world.pv.post(8.0)
     with pytest.raises(OperationError, match="UNKNOWN"):

@@ -35,6 +35,7 @@ from tests.helpers.octets import (
     SAN,
     SCHEDULE,
     STRING,
+    STRINGS,
     TIME_T,
     UINT16,
     UINT64,
@@ -404,10 +405,21 @@ def test_days_by_name_are_read():
     assert (report.state, report.schedule) == (CertState.VALID, (Window("1", 480, 1020),))
 
 
-def test_a_time_zone_that_is_no_text_is_not_read_as_good():
-    kind = structure("", state=STRING, serial=UINT64, time_zone=UINT64)
-    report = decode_status(read(whole(kind, {"state": "VALID", "serial": 42, "time_zone": 1})))
-    assert report.state is CertState.UNKNOWN
+@pytest.mark.parametrize(
+    ("field", "kind", "content"),
+    [
+        ("time_zone", UINT64, 1),
+        ("renew_by", STRING, "2026-12-24T00:00:00Z"),
+        ("schedule", STRING, "MON-FRI,08:00,17:00"),
+        ("san", STRINGS, ["ioc1.lab.example"]),
+    ],
+    ids=["zone as a number", "date as text", "schedule as text", "names as texts"],
+)
+def test_a_field_of_another_kind_is_not_read_as_good(field, kind, content):
+    form = structure("", state=STRING, serial=UINT64, **{field: kind})
+    for state, told in (("VALID", CertState.UNKNOWN), ("REVOKED", CertState.REVOKED)):
+        octets = whole(form, {"state": state, "serial": 42, field: content})
+        assert decode_status(read(octets)).state is told
 
 
 # -- the answer ----------------------------------------------------------------------------------------
