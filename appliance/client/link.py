@@ -312,7 +312,7 @@ class ServerLink:
                     monitor: Monitor | None = event.operation.context
                     if monitor is not None:
                         if self.held is None:
-                            monitor.update(event.bits, event.store, event.overrun)
+                            monitor.update(event.bits, event.store, event.overrun, event.size)
                         else:
                             self._kept.keep(monitor, event)
                 elif type(event) is MonitorOctets:

@@ -129,7 +129,7 @@ class Monitor(ChannelRequest):
             self._put(Connected(self.channel.link.peer))
         self.operation.start()
 
-    def update(self, bits: int, store: list[Any], overrun: int) -> None:
+    def update(self, bits: int, store: list[Any], overrun: int, size: int = 0) -> None:
         """Queue an update, or pass it to ``on_update``."""
         if overrun:
             self.overruns += 1

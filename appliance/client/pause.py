@@ -18,6 +18,8 @@ class _Merged(NamedTuple):
     bits: int
     store: list[Any]
     overrun: int
+    size: int
+    """Octets of the latest one."""
 
 
 class Kept:
@@ -35,7 +37,7 @@ class Kept:
         if before is not None:
             overrun |= before.overrun | (before.bits & bits)
             bits |= before.bits
-        self._updates[monitor] = _Merged(bits, event.store, overrun)
+        self._updates[monitor] = _Merged(bits, event.store, overrun, event.size)
 
     def clear(self) -> None:
         """Forget everything: the connection is gone."""
@@ -44,9 +46,9 @@ class Kept:
     def release(self, channels: Iterable[Channel]) -> None:
         """Give everybody the latest of the pause, which is over; requests that keep what they get themselves are told."""
         updates, self._updates = self._updates, {}
-        for monitor, (bits, store, overrun) in updates.items():
+        for monitor, (bits, store, overrun, size) in updates.items():
             if monitor.operation is not None:
-                monitor.update(bits, store, overrun)
+                monitor.update(bits, store, overrun, size)
         for channel in list(channels):
             for request in list(channel.requests):
                 if request.LASTS and request.operation is not None:

@@ -264,7 +264,7 @@ class Issuing:
                 )
             # Access rules grant rights by them, so somebody has to look at them.
             grant = grant._replace(approval_needed=True, san=san)
-        if ccr.name in ReservedNames(self.reserved()):
+        if ccr.name in _reserved_names(self.reserved()):
             # A name with privileges is never issued without approval.
             return grant._replace(approval_needed=True, audit={"reserved": "yes"})
         if ccr.organization.casefold() in self.proven_organizations():
@@ -400,9 +400,12 @@ class _Refusal(RequestRefused):
     """A refusal that the store has not recorded yet."""
 
 
-@lru_cache(maxsize=4096)
 def _public_key(pem: str) -> tuple[CertificatePublicKeyTypes, str, str]:
-    """Return a key, its `key_identity` and its identifier. Who renews sends the same key again and again."""
+    """Return a key, its `key_identity` and its identifier. Who renews sends the same key again and again, so it is remembered."""
+    return _remembered_key(pem) if len(pem) <= _MOST_REMEMBERED else _read_key(pem)
+
+
+def _read_key(pem: str) -> tuple[CertificatePublicKeyTypes, str, str]:
     try:
         with quiet():
             key = load_pem_public_key(pem.encode("ascii"))
@@ -413,6 +416,16 @@ def _public_key(pem: str) -> tuple[CertificatePublicKeyTypes, str, str]:
         raise CertificateError(f"the public key is not acceptable: {problem}")
     skid = x509.SubjectKeyIdentifier.from_public_key(key).digest.hex()  # type: ignore[arg-type]
     return key, key_identity(key), skid  # type: ignore[return-value, arg-type]
+
+
+_MOST_REMEMBERED: Final = 2048
+"""Longest key, as text, that is remembered: an RSA key of 8192 bits takes 1500 characters, and text around it any number."""
+_remembered_key = lru_cache(maxsize=4096)(_read_key)
+
+
+@lru_cache(maxsize=8)
+def _reserved_names(names: frozenset[str]) -> ReservedNames:
+    return ReservedNames(names)
 
 
 def _names(asked: Sequence[San]) -> tuple[San, ...]:

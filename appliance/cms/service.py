@@ -87,6 +87,9 @@ class CertificateService:
         self.tasks = Tasks()
         self.counters = Counters()
         issuer = authority.issuer
+        self._authority_names = frozenset(
+            authority_name(certificate) for certificate in (issuer.certificate, *issuer.chain)
+        )
         self._authorities = frozenset(
             serial_number(certificate) for certificate in (issuer.certificate, *issuer.chain)
         )
@@ -365,19 +368,20 @@ class CertificateService:
 
     def _proven_organizations(self) -> frozenset[str]:
         """Return the organizations in certificates that come from tokens of the configured issuers."""
-        if not self.settings.jwt.issuers:
+        jwt = self.settings.jwt
+        if not jwt.issuers:
             return frozenset()
         from appliance.authn.jwt import uri
 
-        found = (uri.parse(issuer.issuer or issuer.trusted_uri) for issuer in self.settings.jwt.issuers)
-        return frozenset(where.host.casefold() for where in found if where is not None)
+        # The hosts too: a certificate of a former configuration has its issuer's host.
+        hosts = (uri.parse(issuer.name) for issuer in jwt.issuers)
+        found = {*jwt.organizations().values(), *(where.host for where in hosts if where is not None)}
+        return frozenset(organization.casefold() for organization in found)
 
     def _reserved(self) -> frozenset[str]:
         """Return names with a meaning: administrators, the service's own and the authorities'."""
-        issuer = self.authority.issuer
-        own = {authority_name(certificate) for certificate in (issuer.certificate, *issuer.chain)}
-        own |= {self.settings.pvacms_name, self.settings.admin_name}
-        return frozenset(own) | (self.policy.administrators() if self.policy is not None else frozenset())
+        own = self._authority_names | {self.settings.pvacms_name, self.settings.admin_name}
+        return own | (self.policy.administrators() if self.policy is not None else frozenset())
 
 
 def _limiter(settings: CMSSettings) -> RateLimiter:

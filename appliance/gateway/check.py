@@ -33,15 +33,16 @@ def check(loaded: Loaded, sides: Sides) -> Checked:
         ConfigurationError: Another file cannot be where the configuration wants it.
     """
     files = read_files(loaded.config)
+    without, faults = _check_keychains(sides)
     hidden = _hidden_statuses(loaded.config, sides, files)
     warnings = [
         *loaded.warnings,
         *files.warnings,
         *hidden,
         *borrowed_keychains(sides),
-        *_check_keychains(sides),
+        *without,
     ]
-    return Checked([loaded.document.file, *files.names], warnings, unresolved(loaded.config))
+    return Checked([loaded.document.file, *files.names], warnings, [*faults, *unresolved(loaded.config)])
 
 
 def _hidden_statuses(config: GatewayConfig, sides: Sides, files: Files) -> list[str]:
@@ -75,15 +76,17 @@ def borrowed_keychains(sides: Sides) -> list[str]:
     ]
 
 
-def _check_keychains(sides: Sides) -> list[str]:
-    """Read the keychains of all sides, and return a sentence for each that the gateway does without; blocks.
+def _check_keychains(sides: Sides) -> tuple[list[str], list[ConfigurationError]]:
+    """Read the keychains of all sides; blocks.
 
-    Raises:
-        ConfigurationError: The gateway would not start without a keychain that cannot be used.
+    Returns:
+        A sentence for each that cannot be used and that the gateway does without, and an error for each without which it would
+        not start.
     """
     from appliance.certmon.live_keychain import LiveKeychain
 
-    warnings = []
+    warnings: list[str] = []
+    faults: list[ConfigurationError] = []
     settings: list[tuple[str, ClientConfig | ServerConfig]] = [
         *((f"clients.{name}", side.config) for name, side in sides.clients.items()),
         *((f"servers.{name}", side.config) for name, side in sides.servers.items()),
@@ -95,8 +98,8 @@ def _check_keychains(sides: Sides) -> list[str]:
                 keychain.load()
             except KeychainError as error:
                 refusal = keychain.refusal(error)
-                if refusal is not None:
-                    key = f"{name}.pva.tls_keychain"
-                    raise ConfigurationError(str(refusal), key=key) from error
-                warnings.append(f"{name}: {error}")
-    return warnings
+                if refusal is None:
+                    warnings.append(f"{name}: {error}")
+                else:
+                    faults.append(ConfigurationError(str(refusal), key=f"{name}.pva.tls_keychain"))
+    return warnings, faults

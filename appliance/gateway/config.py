@@ -143,6 +143,12 @@ class ServerSide(Settings, frozen=True, kw_only=True):
     """Lets clients reach the certificate service with TLS from end to end; absent: they cannot."""
 
 
+def _number(octets: str) -> int:
+    match = _SIZE.fullmatch(octets)
+    assert match is not None
+    return int(match[1]) * _UNITS[match[2]]
+
+
 class Bounds(Settings, frozen=True, kw_only=True):
     """The most that clients can make the gateway hold."""
 
@@ -152,6 +158,9 @@ class Bounds(Settings, frozen=True, kw_only=True):
     """New names that one host may ask for in ten seconds; further ones are not looked for."""
     client_octets: _Octets = "64MiB"
     """Updates that wait for one connection (``64MiB``); above that each subscription keeps only its latest value."""
+    host_octets: _Octets | None = None
+    """The same for all connections of one host together, and for their requests that wait for servers; as much again for answers
+    that wait for them. Absent: four times `client_octets`."""
     open_patience_s: _Positive = 10.0
     """Seconds that a client's request to open a channel waits for a server of the name."""
     promise_s: _Positive = 10.0
@@ -164,13 +173,21 @@ class Bounds(Settings, frozen=True, kw_only=True):
             raise ValueError(
                 f"client_octets: {self.client_octets} is too little for one large value; give 1MiB or more"
             )
+        if self.most_octets_of_host < self.most_octets:
+            raise ValueError(
+                f"host_octets: {self.host_octets} is less than client_octets ({self.client_octets}), which has no effect then; give as "
+                "much or more"
+            )
 
     @property
     def most_octets(self) -> int:
         """`client_octets` as a number."""
-        match = _SIZE.fullmatch(self.client_octets)
-        assert match is not None
-        return int(match[1]) * _UNITS[match[2]]
+        return _number(self.client_octets)
+
+    @property
+    def most_octets_of_host(self) -> int:
+        """`host_octets` as a number."""
+        return 4 * self.most_octets if self.host_octets is None else _number(self.host_octets)
 
 
 class Metrics(Settings, frozen=True, kw_only=True):

@@ -192,7 +192,11 @@ class ForwardedPV(Handler):
         operation.state.put_octets(operation, argument)
 
     def introspect(self, operation: Operation, field: str) -> None:
-        """Ask the server for the type."""
+        """Ask the server for the type, unless it has told the whole one before."""
+        known = self.upstream.kind
+        if known is not None and not field:
+            operation.reply_field(known)
+            return
         operation.state = asked = OwnField(self.upstream, operation, field)
         self.upstream.channel.add(asked)
 

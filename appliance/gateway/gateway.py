@@ -159,11 +159,14 @@ class Gateway:
                 await downstream.relay.start(self.clients[side.clients[0]].context)
             self.overview.add_relay(downstream.relay.splices)
         status_client = side.status_client or next(iter(side.clients), "")
+        bounds = self.config.bounds
         opening = open_server(
             self.sides.servers[downstream.name],
             prepare=downstream.prepare,
             policy=downstream.access,
-            quota=DEFAULT_QUOTA._replace(waiting_octets=self.config.bounds.most_octets),
+            quota=DEFAULT_QUOTA._replace(
+                waiting_octets=bounds.most_octets, host_octets=bounds.most_octets_of_host
+            ),
             status_client=self.sides.clients[status_client].config if status_client else None,
             guid=downstream.guid,
         )

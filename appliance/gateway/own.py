@@ -113,7 +113,8 @@ class OwnRequest(ChannelRequest):
 
     def _do(self, operation: Operation, act: Act, *, changes: bool) -> None:
         self.asked = operation
-        full = self._flight.begin(operation.channel.owner)
+        owner = operation.channel.owner
+        full = owner.allowance.refuses_request() or self._flight.begin(owner)
         if full:
             self._fail(full)
             return
@@ -161,7 +162,9 @@ class OwnRequest(ChannelRequest):
             self._fail(str(error))
             return
         self._size = size = wire.outbox.size - before
-        self._flight.weigh(self.asked.channel.owner, size)
+        owner = self.asked.channel.owner
+        self._flight.weigh(owner, size)
+        owner.allowance.count_request(size)
         self._upstream.us_tx += size
         self._upstream.ds_rx += size
         link = self.channel.link
@@ -172,7 +175,9 @@ class OwnRequest(ChannelRequest):
         """Count the request in progress no more."""
         if self.waits:
             self.waits = False
-            self._flight.end(self.asked.channel.owner, self._size)
+            owner = self.asked.channel.owner
+            self._flight.end(owner, self._size)
+            owner.allowance.count_request(-self._size)
             self._size = 0
 
     def _fail(self, why: str) -> None:
@@ -263,15 +268,15 @@ class OwnRequest(ChannelRequest):
             if not event.status.ok:
                 self._untrap(event.status.message or "the server gave no reason")
             self.trapped = None
-        if self._too_slow():
+        if self._too_slow(size):
             return
         kind = event.operation.get_type
         self.asked.reply_octets(event.status, event.tail, big=event.big, kind=kind)
 
-    def _too_slow(self) -> bool:
+    def _too_slow(self, octets: int) -> bool:
         """Answer without the value if too much waits for the client already."""
         asked = self.asked
-        if not asked.is_behind:
+        if not asked.is_behind(octets):
             return False
         asked.fail(
             TOO_SLOW if asked.command == c.CMD_GET else f"it was done, but its answer is not sent: {TOO_SLOW}"
@@ -288,7 +293,7 @@ class OwnRequest(ChannelRequest):
             return
         self.trapped = None
         if wire is not None and wire.wants_value:
-            if self._too_slow():
+            if self._too_slow(0):
                 return
             before = asked.wire.outbox.size
             if asked.command == c.CMD_RPC:
@@ -325,10 +330,11 @@ class OwnRequest(ChannelRequest):
 class OwnField(FieldRequest):
     """A client's question for the type of a PV or of a field (GET_FIELD)."""
 
-    __slots__ = ("asked",)
+    __slots__ = ("_upstream", "asked")
 
     def __init__(self, upstream: Upstream, asked: Operation, field: str) -> None:
         super().__init__(upstream.channel, NOBODY, field)
+        self._upstream = upstream
         self.asked = asked
 
     def field_reply(self, status: Status, kind: TypeDesc | None) -> None:
@@ -338,6 +344,8 @@ class OwnField(FieldRequest):
         if not status.ok:
             self.asked.fail(status.message or "the server gave no reason")
         else:
+            if not self.field:
+                self._upstream.kind = kind
             self.asked.reply_field(kind if kind is not None else StructType(()))
 
     def disconnected(self, why: str, *, moving: bool = False) -> None:

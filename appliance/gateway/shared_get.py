@@ -86,6 +86,7 @@ class SharedGet(ChannelRequest):
         "_seen",
         "_sent_at",
         "_short",
+        "_size",
         "_through",
         "_timer",
         "_under_way",
@@ -125,6 +126,8 @@ class SharedGet(ChannelRequest):
         self._last_big = False
         self._last: bytes | None = None
         """Its last answer, for servers that answer with changes only."""
+        self._size = 0
+        """Octets of the last answer that was decoded."""
         self._short: bytes | None = None
         """The same if it was good, little-endian, complete and at most ``SMALL``: when it comes again, it needs no second look."""
         self._again = 0
@@ -305,7 +308,7 @@ class SharedGet(ChannelRequest):
             if not channel.rights.read:
                 operation.fail(channel.denial("read"))  # lost since it asked
                 continue
-            if may_be_much and operation.is_behind:
+            if may_be_much and operation.is_behind(len(tail)):
                 operation.fail(TOO_SLOW)
                 continue
             wire = operation.wire
@@ -378,16 +381,26 @@ class SharedGet(ChannelRequest):
             return
         self._reused = True
         under_way = self._asked()
+        account = self._upstream
+        account.requests += len(under_way)
         if status.ok and value is not None:
+            size = self._size
             for operation in under_way:
                 channel = operation.channel
                 if not channel.rights.read:
                     operation.fail(channel.denial("read"))
                     continue
-                if operation.is_behind:
+                if operation.is_behind(self._size):
                     operation.fail(TOO_SLOW)
                     continue
+                outbox = operation.wire.outbox
+                before = outbox.size
                 operation.reply_store(value.store, value.changed)
+                size = outbox.size - before
+                account.ds_tx += size
+            # How many octets came is not known any more; it is what one client was sent, in the same form.
+            account.us_rx += size
+            self._size = size
         else:
             for operation in under_way:
                 operation.fail(status.message or "the server gave no reason")

@@ -14,8 +14,7 @@ from appliance.pva.selection import leaves
 from appliance.pva.status import Status
 from appliance.pvdata.types import StructType
 from appliance.pvdata.value import Value
-from appliance.server.octet_subscription import OctetSubscription
-from appliance.server.operation import Update
+from appliance.server.octet_subscription import OctetSubscription, WeighedUpdate
 
 __all__ = ["OwnMonitor", "SharedMonitor"]
 
@@ -103,6 +102,7 @@ class SharedMonitor(ChannelRequest):
         "_pieces",
         "_request",
         "_seen",
+        "_size",
         "_store",
         "_upstream",
         "kind",
@@ -124,7 +124,7 @@ class SharedMonitor(ChannelRequest):
         """Whether updates pass as octets."""
         self.subscribers: dict[OctetSubscription, None] = {}
         self.octets_in = 0
-        """Octets of all updates that came as octets, those that came together counted like the last of them."""
+        """Octets of all updates; those that came together as octets are counted like the last of them."""
         self._pieces = _Pieces()
         """All updates that make up the present value but the latest one, which is here:"""
         self._body: bytes | None = None
@@ -145,6 +145,8 @@ class SharedMonitor(ChannelRequest):
         """Decoded: which fields the server has ever sent, in leaf form."""
         self._store: list[Any] = []
         """Decoded: the present value."""
+        self._size = 0
+        """Decoded: octets of the largest update since the last one that was whole."""
 
     # -- clients -------------------------------------------------------------------------------------
 
@@ -164,7 +166,7 @@ class SharedMonitor(ChannelRequest):
         else:
             subscription.ready_as_is(kind)
             if self._seen:
-                subscription.post(Update(kind, self._store, self._seen))
+                subscription.post(WeighedUpdate(kind, self._store, self._seen, 0, self._size))
 
     def unsubscribe(self, subscription: OctetSubscription) -> None:
         """Forget a client; the last one ends the subscription at the server."""
@@ -274,12 +276,21 @@ class SharedMonitor(ChannelRequest):
             subscription.post_octets(present)
         self._owed.clear()
 
-    def update(self, bits: int, store: list[Any], overrun: int) -> None:
-        """Pass a decoded update on to all clients."""
+    def update(self, bits: int, store: list[Any], overrun: int, size: int = 0) -> None:
+        """Pass a decoded update on to all clients.
+
+        Args:
+            bits: The fields that it brings, in leaf form.
+            store: The whole value.
+            overrun: The fields that lost an earlier change.
+            size: Octets of the update as it came.
+        """
         assert self.kind is not None
         self._seen |= bits
         self._store = store
-        update = Update(self.kind, store, bits, overrun)
+        self._size = max(size, self._size if bits != self._seen else 0)
+        self.octets_in += size
+        update = WeighedUpdate(self.kind, store, bits, overrun, size)
         for subscription in self.subscribers:
             subscription.post(update)
 

@@ -130,6 +130,7 @@ class Upstream(PVAccount):
         "channel",
         "gets",
         "handlers",
+        "kind",
         "monitors",
         "owner",
         "waiting",
@@ -151,6 +152,8 @@ class Upstream(PVAccount):
         """GETs that clients share, by pvRequest and hold-off."""
         self.monitors: dict[Any, Any] = {}
         """Subscriptions that clients share, by pvRequest."""
+        self.kind: TypeDesc | None = None
+        """The whole type, once a server has answered a GET_FIELD for it; it holds as long as the channel."""
         self._keep = Keep(channel, self)
         self._moves: Timer | None = None
         """Ends the time that a move to TLS may take."""
@@ -192,6 +195,7 @@ class Upstream(PVAccount):
         if self._moves is not None:
             self._moves.cancel()
             self._moves = None
+        self.kind = None
         self.active = True
         self.owner.found(self)
         for opening in list(self.waiting):
@@ -224,6 +228,7 @@ class Upstream(PVAccount):
         self._close_channels()
 
     def _close_channels(self) -> None:
+        self.kind = None
         self.gets.clear()
         self.monitors.clear()
         for handler in self.handlers.values():

@@ -544,6 +544,7 @@ class ClientOperation:
         if self.raw:
             self.take_update(buf, pos, end, big)
             return
+        begin = pos
         bits, pos = decode_bitset(buf, pos, end, big)
         types = self.connection.types
         # As with reads: what is handed out is the caller's to change, the last value is ours.
@@ -558,7 +559,9 @@ class ClientOperation:
         if self._is_dead:
             return  # it was given up while a long value was read
         self.last_store = last
-        self.connection.events.append(MonitorUpdate(self, leaves(kind, bits), self._own(kind, last), overrun))
+        self.connection.events.append(
+            MonitorUpdate(self, leaves(kind, bits), self._own(kind, last), overrun, end - begin)
+        )
 
     def receive_field(self, buf: Buffer, pos: int, end: int, big: bool) -> None:
         """Handle the answer to GET_FIELD."""

@@ -281,16 +281,20 @@ class OperationReply(Event):
 class MonitorUpdate(Event):
     """One update: ``bits`` says which fields ``store`` brought, ``overrun`` which of them lost a predecessor.
 
-    ``store`` is complete: fields that the update did not bring are what they were before.
+    ``store`` is complete: fields that the update did not bring are what they were before. ``size`` is how many octets came.
     """
 
-    __slots__ = __match_args__ = ("operation", "bits", "store", "overrun")
+    __match_args__ = ("operation", "bits", "store", "overrun")
+    __slots__ = (*__match_args__, "size")
 
-    def __init__(self, operation: ClientOperation, bits: int, store: list[Any], overrun: int) -> None:
+    def __init__(
+        self, operation: ClientOperation, bits: int, store: list[Any], overrun: int, size: int = 0
+    ) -> None:
         self.operation = operation
         self.bits = bits
         self.store = store
         self.overrun = overrun
+        self.size = size
 
 
 @final

@@ -12,7 +12,31 @@ from appliance.pvdata.types import StructType
 from appliance.server.channel import Channel
 from appliance.server.operation import PUMP_LIMIT, Subscription, Update
 
-__all__ = ["OctetSubscription"]
+__all__ = ["OctetSubscription", "WeighedUpdate"]
+
+
+class WeighedUpdate(Update):
+    """A decoded update of another server, with the size that it came with.
+
+    Args:
+        kind: The PV's type.
+        store: The complete value, which never changes afterwards.
+        bits: The fields that changed, in leaf form.
+        overrun: The fields that lost an earlier change.
+        size: Octets of the update as it came.
+    """
+
+    __slots__ = ("size",)
+
+    def __init__(self, kind: StructType, store: list[Any], bits: int, overrun: int, size: int) -> None:
+        super().__init__(kind, store, bits, overrun)
+        self.size = size
+
+    def squash(self, later: Update) -> WeighedUpdate:
+        """Return one update that contains this one and ``later``."""
+        both = super().squash(later)
+        size = max(self.size, later.size if isinstance(later, WeighedUpdate) else 0)
+        return WeighedUpdate(both.kind, both.store, both.bits, both.overrun, size)
 
 
 class OctetSubscription(Subscription):
@@ -30,7 +54,7 @@ class OctetSubscription(Subscription):
         self.raw = False
         """Whether updates are octets: after `ready_raw`."""
         self.octets = 0
-        """Octets of all updates that were sent as octets, those that left together counted like the first of them."""
+        """Octets of all updates that were sent. Those that left together as octets are counted like the first of them."""
         self.weight = 0
         """Octets that wait, as the client's allowance counts them; several queues may share them."""
         self._stream = channel.stream
@@ -102,10 +126,27 @@ class OctetSubscription(Subscription):
 
     def post(self, update: Update) -> None:
         """Queue a decoded update, or merge it into the last one if the queue is full."""
-        squashed = self.squashed
-        super().post(update)
-        if self.squashed != squashed:
-            self._owner.allowance.dropped += 1
+        if self.finishing or not (update.bits & self.wire.mask or not self.posted):
+            return
+        self.posted += 1
+        queue = self._waiting
+        waiting = len(queue)
+        if waiting >= self.wire.queue_size or (waiting and self._owner.allowance.is_full):
+            self._squash(update)
+            return
+        queue.append(update)
+        self._weigh(_size(update))
+        if not self.waits:
+            self.waits = True
+            self.channel.dirty(self)
+
+    def _squash(self, update: Update) -> None:
+        queue = self._waiting
+        last = queue[-1]
+        queue[-1] = merged = last.squash(update)
+        self.squashed += 1
+        self._owner.allowance.dropped += 1
+        self._weigh(_size(merged) - _size(last))
 
     def _merge(self, octets: Octets) -> None:
         queue = self._waiting
@@ -128,16 +169,19 @@ class OctetSubscription(Subscription):
 
     def shrink(self) -> None:
         """Merge all updates that wait into one."""
-        if not self.raw:
-            return
         queue = self._waiting
         if len(queue) > 1:
             rest = list(queue)
             queue.clear()
             queue.append(rest[0])
-            self._weigh(-sum([len(octets.body) for octets in rest[1:]]))
-            for octets in rest[1:]:
-                self._merge(octets)
+            if self.raw:
+                self._weigh(-sum([len(octets.body) for octets in rest[1:]]))
+                for octets in rest[1:]:
+                    self._merge(octets)
+            else:
+                self._weigh(-sum(map(_size, rest[1:])))
+                for update in rest[1:]:
+                    self._squash(update)
 
     def clear(self) -> None:
         """Drop what waits: the client must not receive it."""
@@ -151,9 +195,19 @@ class OctetSubscription(Subscription):
 
     def pump(self) -> bool:
         """Send what may be sent; return whether the rest waits only for room in the socket."""
-        more = self._pump() if self.raw else super().pump()
+        more = self._pump() if self.raw else self._pump_decoded()
         if self.on_sent is not None:
             self.on_sent()
+        return more
+
+    def _pump_decoded(self) -> bool:
+        outbox = self.wire.outbox
+        before = outbox.size
+        more = super().pump()
+        self.octets += outbox.size - before
+        if self.weight:
+            left = sum(map(_size, self._waiting))
+            self._weigh(left - self.weight)
         return more
 
     def _pump(self) -> bool:
@@ -174,3 +228,8 @@ class OctetSubscription(Subscription):
         if self.finishing and not queue:
             self.wire.finish()
         return False
+
+
+def _size(update: Update) -> int:
+    """Return the octets of a decoded update; those of a handler of our own are not weighed."""
+    return update.size if isinstance(update, WeighedUpdate) else 0

@@ -155,15 +155,17 @@ class Operation:
         wire.reply_tail_once(tail)
         self._flush()
 
-    @property
-    def is_behind(self) -> bool:
+    def is_behind(self, octets: int) -> bool:
         """Whether so much waits for the client that no large answer may be added.
 
         A client whose requests are answered at once is not read any more before it comes to this. Answers of other servers
         come later, when many requests were read already.
+
+        Args:
+            octets: The size of the answer, as far as it is known.
         """
         channel = self.channel
-        return channel.stream.waiting > channel.owner.allowance.most_waiting
+        return channel.owner.allowance.is_behind(channel.stream.waiting, octets)
 
     def reply_octets(self, status: Status, tail: bytes, *, big: bool, kind: StructType | None = None) -> None:
         """Answer with what another server has answered: see `ServerOperation.reply_octets`.

@@ -141,7 +141,7 @@ class Peer:
 
     def link_made(self, link: StreamLink) -> bool:
         """Whether there is room for one more connection of this address."""
-        return self.allowance.join(link.peer_address.host)
+        return self.allowance.join(link.peer_address.host, link)
 
     def link_up(self, link: StreamLink) -> None:
         """Note the identity that TLS proved, if there is one."""

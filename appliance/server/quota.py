@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Hashable
 from ipaddress import ip_address
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 __all__ = ["DEFAULT_QUOTA", "Allowance", "Quota", "Share", "Shares", "who"]
 
@@ -32,21 +32,40 @@ class Quota(NamedTuple):
     """Operations that stand for others at a server behind this one, of all its connections together."""
     waiting_octets: int = 64 * 1024 * 1024
     """Octets of updates that wait for one connection, where they are counted (`Allowance.count_waiting`)."""
+    host_octets: int = 256 * 1024 * 1024
+    """Octets of updates and of forwarded requests that wait for all its connections together, and as much again of the answers
+    of servers behind this one."""
 
 
 DEFAULT_QUOTA: Final = Quota()
+
+
+_ALWAYS: Final = 1024 * 1024
+"""Octets of an answer that a client without arrears gets, whatever waits for others of its address."""
+
+
+class Stream(Protocol):
+    """What quotas see of a connection's way out."""
+
+    @property
+    def waiting(self) -> int:
+        """Octets that wait to be sent."""
 
 
 class Share:
     """What one address has at present."""
 
     __slots__ = (
+        "_is_behind",
+        "_unseen",
         "anonymous",
         "anonymous_channels",
         "channels",
         "connections",
         "forwarded",
+        "streams",
         "told",
+        "waiting",
         "watching",
     )
 
@@ -60,6 +79,31 @@ class Share:
         """Subscriptions by what their handlers are counted as."""
         self.told = False
         """Whether the log has a line about refused connections of it."""
+        self.waiting = 0
+        """Octets of updates and of forwarded requests that wait."""
+        self.streams: dict[Stream, None] = {}
+        """The ways out of all its connections."""
+        self._is_behind = False
+        self._unseen = 0
+        """Octets of answers since all streams were looked at."""
+
+    def is_behind(self, octets: int, most: int) -> bool:
+        """Whether more answers wait for all its connections than may. All are looked at after each sixteenth of that.
+
+        Args:
+            octets: The size of one more answer.
+            most: The most octets that may wait.
+        """
+        # While answers are left out, small ones count more: the look that ends this must come soon.
+        self._unseen += max(octets, most >> 12) if self._is_behind else octets
+        if self._unseen > most >> 4:
+            self._unseen = 0
+            self._is_behind = sum([stream.waiting for stream in self.streams]) > most
+        return self._is_behind
+
+
+_NOBODY: Final = Share()
+"""What connections have that were not counted: they end at once."""
 
 
 class Shares:
@@ -97,13 +141,24 @@ class Allowance:
         shares: The shares of all addresses.
     """
 
-    __slots__ = ("_host", "_share", "_shares", "dropped", "is_anonymous", "is_full", "requests", "waiting")
+    __slots__ = (
+        "_host",
+        "_share",
+        "_shares",
+        "_stream",
+        "dropped",
+        "is_anonymous",
+        "is_full",
+        "requests",
+        "waiting",
+    )
 
     def __init__(self, shares: Shares) -> None:
         self._shares = shares
         self._host: str | None = None
-        self._share: Share
+        self._share = _NOBODY
         """The address's share, from `join` on."""
+        self._stream: Stream | None = None
         self.is_anonymous = False
         """Whether it counts among its address's anonymous connections."""
         self.requests = 0
@@ -115,10 +170,13 @@ class Allowance:
         self.is_full = False
         """Whether too much waits: then each subscription keeps only one update."""
 
-    def join(self, host: str) -> bool:
+    def join(self, host: str, stream: Stream | None = None) -> bool:
         """Count the connection; return whether there is room for it. Call `leave` in any case."""
         self._host = host
         share = self._share = self._shares.join(host)
+        if stream is not None:
+            self._stream = stream
+            share.streams[stream] = None
         most = self._shares.quota.connections
         if share.connections <= most:
             return True
@@ -138,6 +196,8 @@ class Allowance:
             return
         if self.is_anonymous:
             self._share.anonymous -= 1
+        if self._stream is not None:
+            del self._share.streams[self._stream]
         self._shares.leave(host, self._share)
 
     def count_anonymous(self) -> str:
@@ -178,10 +238,28 @@ class Allowance:
         watching[watched] = count + 1
         return ""
 
-    @property
-    def most_waiting(self) -> int:
-        """The most octets that may wait for the client."""
-        return self._shares.quota.waiting_octets
+    def is_behind(self, waiting: int, octets: int) -> bool:
+        """Whether so much waits for the client, or for all of its address, that an answer of another server is left out.
+
+        Args:
+            waiting: Octets that wait to be sent to the client.
+            octets: The size of the answer, as far as it is known.
+        """
+        quota = self._shares.quota
+        if waiting > quota.waiting_octets:
+            return True
+        return self._share.is_behind(octets, quota.host_octets) and (waiting > 0 or octets > _ALWAYS)
+
+    def refuses_request(self) -> str:
+        """Return why no request is passed on to another server at present; "" if it is."""
+        most = self._shares.quota.host_octets
+        if self._share.waiting > most:
+            return f"more than {most >> 20} MiB of updates and requests wait for the clients of your address; read what is there, then ask again"
+        return ""
+
+    def count_request(self, octets: int) -> None:
+        """Count the octets of a request that waits for another server, or with a negative number does not wait any more."""
+        self._share.waiting += octets
 
     def count_forwarded(self) -> str:
         """Count an operation at another server for the client; return why it is refused, or ""."""
@@ -202,12 +280,14 @@ class Allowance:
             Whether the bound was passed just now: then the waiting updates of all subscriptions must be merged.
         """
         self.waiting = waiting = self.waiting + more
-        most = self._shares.quota.waiting_octets
+        share = self._share
+        share.waiting = together = share.waiting + more
+        quota = self._shares.quota
         if self.is_full:
             # If it ended as soon as one update was sent, nearly every update would merge all queues again.
-            self.is_full = waiting > most // 2
+            self.is_full = waiting > quota.waiting_octets // 2 or together > quota.host_octets // 2
             return False
-        self.is_full = waiting > most
+        self.is_full = waiting > quota.waiting_octets or together > quota.host_octets
         return self.is_full
 
     def forget_subscription(self, watched: Hashable) -> None:

@@ -32,6 +32,7 @@ class Subscriber:
         """How the subscription ended, as the client was told."""
         self.stream = SimpleNamespace(writable=True, schedule_flush=self._flush)
         self.allowance = Allowance(Shares(DEFAULT_QUOTA._replace(waiting_octets=octets)))
+        self.allowance.join("10.0.0.1")
         self.owner = SimpleNamespace(held=None, allowance=self.allowance)
         channel = SimpleNamespace(stream=self.stream, owner=self.owner, dirty=self.dirty.append, name="d")
         made: list[OctetSubscription] = []

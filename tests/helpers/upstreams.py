@@ -89,7 +89,7 @@ class OneUpstream(PVAccount):
         elif type(event) is MonitorOctets:
             request.octets(event)
         elif type(event) is MonitorUpdate:
-            request.update(event.bits, event.store, event.overrun)
+            request.update(event.bits, event.store, event.overrun, event.size)
         elif type(event) is ReplyOctets:
             request.reply_octets(event)
         elif type(event) is OperationReply:

@@ -101,9 +101,7 @@ class At:
 
     def __init__(self, directory, idp, *, issuer=None, issuers=(), **settings):
         self.directory, self.idp = directory, idp
-        own = jwks_issuer(
-            idp, **{"lifetime": MONTH, "san_claim": "hosts", "organization": "lab", **(issuer or {})}
-        )
+        own = jwks_issuer(idp, **{"lifetime": MONTH, "san_claim": "hosts", **(issuer or {})})
         self.settings = {
             "jwt": JWTConfig(issuers=(own, *issuers), peer_per_minute=0.0), **HOURLY, **settings
         }  # fmt: skip
@@ -254,15 +252,16 @@ async def test_the_standard_authenticator_renews_no_certificate_of_a_token(tmp_p
     async with At(tmp_path, idp, **OPEN) as (site, peer):
         first = await site.ask(peer, token=site.token())
         for _ in range(2):
-            await unmoved(site, first, peer, "Duplicate Certificate Subject")
-            await unmoved(site, first, peer, "Duplicate Certificate Subject", proving=False)
+            for proving in (True, False):
+                same = {"organization": "127.0.0.1", "proving": proving}
+                await unmoved(site, first, peer, "Duplicate Certificate Subject", **same)
             await site.later(minutes=61)
         assert site.state(first) is CertState.PENDING_RENEWAL
 
 
 async def test_a_token_renews_no_certificate_of_the_standard_authenticator(tmp_path, idp):
     async with At(tmp_path, idp) as (site, peer):
-        first = await approved(site, peer)
+        first = await approved(site, peer, organization="127.0.0.1")
         before = site.row(first)
         second = await site.ask(peer, token=site.token())
         assert second["cert"]
@@ -320,7 +319,8 @@ async def test_another_usage_does_not_renew(tmp_path, idp):
 async def test_the_same_name_of_another_identity_does_not_renew(tmp_path, idp):
     async with running_idp() as other:
         second = jwks_issuer(other, lifetime=MONTH, organization="lab")
-        async with At(tmp_path, idp, issuers=(second,)) as (site, peer):
+        own = {"organization": "lab"}
+        async with At(tmp_path, idp, issuer=own, issuers=(second,)) as (site, peer):
             first = await site.ask(peer, token=site.token())
             now = int(site.clock().timestamp())
             theirs = other.token(iat=now, nbf=now, exp=now + 3600)

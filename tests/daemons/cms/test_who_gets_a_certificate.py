@@ -159,6 +159,17 @@ async def test_a_name_that_tokens_prove_is_never_given_to_who_only_claims_it(tmp
         assert (await create(anyone, "softioc", clock=Clock(NOW)))["state"] == "VALID"
 
 
+async def test_nor_is_a_name_in_the_organization_that_the_configuration_gives_to_an_issuer(tmp_path):
+    async with (
+        running_idp() as idp,
+        running(tmp_path, Clock(NOW), **OPEN, **tokens(idp, organization="Lab")) as service,
+        plain(service) as anyone,
+    ):
+        for organization in ("lab", "127.0.0.1"):
+            claimed = await create(anyone, "softioc", organization=organization, clock=Clock(NOW))
+            assert claimed["state"] == "PENDING_APPROVAL"
+
+
 # -- tokens --------------------------------------------------------------------------------------------
 
 

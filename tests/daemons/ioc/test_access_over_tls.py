@@ -27,11 +27,13 @@ record(ao, "tls") { field(ASG, "TLS") field(VAL, "4") field(PINI, "YES") }
 record(ao, "clear") { field(ASG, "CLEAR") field(VAL, "5") field(PINI, "YES") }
 record(ao, "hidden") { field(ASG, "HIDDEN") field(VAL, "6") field(PINI, "YES") }
 record(ao, "nobody") { field(ASG, "NOBODY") field(VAL, "7") field(PINI, "YES") }
+record(ao, "named") { field(ASG, "NAMED") field(VAL, "8") field(PINI, "YES") }
 """
 RULES = """
 AUTHORITY(SITE, "EPICS Root Certificate Authority")
 AUTHORITY(OTHER, "Another Certificate Authority")
 UAG(operators) { operator }
+SAG(desks) { DNS("*.control.lab"), IP("10.1.0.0/16") }
 ASG(DEFAULT) { RULE(1, READ) }
 ASG(PROVED) {
     RULE(1, READ)
@@ -42,6 +44,7 @@ ASG(TLS) { RULE(1, READ) RULE(1, WRITE) { PROTOCOL(tls) } }
 ASG(CLEAR) { RULE(1, READ) RULE(1, WRITE) { PROTOCOL(tcp) } }
 ASG(HIDDEN) { RULE(1, READ) { METHOD(x509) AUTHORITY(SITE) } }
 ASG(NOBODY) { RULE(1, NONE) }
+ASG(NAMED) { RULE(1, READ) RULE(1, WRITE) { SAG(desks) } }
 """
 NAMES = ("open", "proved", "foreign", "tls", "clear", "hidden", "nobody")
 
@@ -171,6 +174,30 @@ async def test_a_name_that_another_organization_vouches_for_is_somebody_else(wor
     }  # fmt: skip
     refused = (await world.ioc.printed(r'\{[^\n]*"event": ?"access-refused"[^\n]*\}\n'))[0]
     assert json.loads(refused)["organization"] == "guest-idp.example"
+
+
+async def test_alternative_names_that_were_issued_give_rights(world: World) -> None:
+    for number, (words, names, granted) in enumerate(
+        (
+            (("--san", "dns=desk.control.lab"), "", True),
+            ((), "dns=home.lab,ip=10.1.2.3", True),
+            (("--san", "dns=home.lab"), "", False),
+        )
+    ):
+        account = world.site.account(EPICS_PVA_AUTH_SAN=names) if names else world.site.account()
+        asked = "authnstd", "-n", f"desk{number}", "-o", "lab", *words
+        done = await asyncio.to_thread(account.run, *asked)
+        assert done.status == 3, done.err  # it waits for approval
+        approval = "pvxcert", "-A", await asyncio.to_thread(identifier, account)
+        done = await asyncio.to_thread(world.site.administrator().run, *approval)
+        assert done.status == 0, done.err
+        client = await world.client(account)
+        assert (await client.get("named"))["value"] in (8.0, 9.0)
+        if granted:
+            await client.put("named", 9.0)
+        else:
+            with pytest.raises(AccessDeniedError):
+                await client.put("named", 9.0)
 
 
 async def test_the_put_log_has_the_identity_that_the_certificate_proves(world: World) -> None:

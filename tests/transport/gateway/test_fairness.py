@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 
@@ -12,6 +13,7 @@ import pytest
 from appliance.client import Context
 from appliance.errors import RemoteError
 from appliance.gateway.accounts import InFlight
+from appliance.gateway.shared_get import SharedGet
 from appliance.pva.search import SearchRequest
 from appliance.pvdata.nt import NTScalar, NTScalarArray
 from appliance.pvdata.types import FLOAT64, UINT8
@@ -19,6 +21,7 @@ from appliance.pvdata.value import Value
 from appliance.server import Handler, Operation, SharedPV
 from tests.helpers.crowd import Watcher
 from tests.helpers.gateways import client_to, direct, gateway_to, server_of
+from tests.helpers.live import until
 from tests.helpers.ours import double, served
 from tests.helpers.raw import RawClient
 
@@ -115,6 +118,43 @@ async def test_answers_for_a_client_that_does_not_read_are_bounded(how: str):
         assert peer.stream.waiting < (1 << 20) + 2 * IMAGE
         assert (await client.get("image:7"))["value"][0] == 0
         assert len((await client.get("image:8"))["value"]) == IMAGE
+
+
+async def test_answers_for_all_connections_of_a_host_are_bounded_together(monkeypatch):
+    pvs = {f"image:{number}": images() for number in range(40)}
+    bounds = {"client_octets": "1MiB", "host_octets": "2MiB"}
+    asked: list[Operation] = []
+    get = SharedGet.get
+
+    def count(self: SharedGet, operation: Operation) -> None:
+        asked.append(operation)
+        get(self, operation)
+
+    def idle() -> bool:
+        shared = [one for upstream in gateway.clients["inner"] for one in upstream.gets.values()]
+        return not any(one._under_way or one._coming for one in shared)
+
+    async with (
+        served(pvs) as server,
+        gateway_to(server, bounds=bounds) as gateway,
+        client_to(gateway) as client,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        assert (await client.get("image:7"))["value"][0] == 0
+        monkeypatch.setattr(SharedGet, "get", count)
+        outer = server_of(gateway)
+        for number in range(1, 9):
+            slow = await stack.enter_async_context(
+                await RawClient.connect(outer.tcp_port, receive_buffer=4096)
+            )
+            asks = [await slow.get_init(name) for name in pvs]
+            slow.pause()
+            await slow.send(b"".join(asks))
+            await until(lambda wanted=40 * number: len(asked) == wanted and idle())
+        waiting = [peer.stream.waiting for peer in outer.peers.values()]
+        # Besides the bound: what is found out late, and one answer for each that has nothing yet.
+        assert (1 << 20) < sum(waiting) < (2 << 20) * 17 // 16 + 9 * (IMAGE + 100)
+        assert (await client.get("image:7"))["value"][0] == 0
 
 
 async def test_a_storm_of_requests_leaves_others_their_share():

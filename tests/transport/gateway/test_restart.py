@@ -187,3 +187,34 @@ async def test_a_gateway_that_stops_closes_its_clients_channels_and_leaves_nothi
         async with asyncio.timeout(5):
             while list(server.channels()):
                 await asyncio.sleep(0.01)
+
+
+class Asked(SharedPV):
+    """Notes for which fields the type was asked."""
+
+    def __init__(self, initial: Value) -> None:
+        super().__init__(initial)
+        self.fields: list[str] = []
+
+    def introspect(self, operation: Operation, field: str) -> None:
+        self.fields.append(field)
+        super().introspect(operation, field)
+
+
+async def test_the_whole_type_is_asked_for_once_as_long_as_the_server_stays():
+    udp = free_port()
+    pv, other = Asked(Value(NTScalar(FLOAT64))), Asked(Value(NTScalar(STRING)))
+    first = restarted(udp, 0, pv=pv)
+    await first.start()
+    async with gateway_to(udp) as gateway, client_to(gateway) as one, client_to(gateway) as two:
+        for client in (one, two, one):
+            info = await client.info("pv")
+            assert info.type == NTScalar(FLOAT64)
+            assert info.server == f"127.0.0.1:{server_of(gateway).tcp_port}"
+        assert (await one.info("pv", "alarm")).type.id == "alarm_t"  # type: ignore[union-attr]
+        assert pv.fields == ["", "alarm"]
+        await first.stop()
+        async with restarted(udp, 0, pv=other):
+            while (await one.info("pv", timeout=30)).type != NTScalar(STRING):
+                await asyncio.sleep(0)
+        assert other.fields == [""]

@@ -85,8 +85,9 @@ class Monitor:
         self.context = self
         self.updates: list[tuple[int, list[Any], int]] = []
 
-    def update(self, bits: int, store: list[Any], overrun: int) -> None:
+    def update(self, bits: int, store: list[Any], overrun: int, size: int) -> None:
         self.updates.append((bits, store, overrun))
+        self.size = size
 
 
 class Gate:
@@ -187,12 +188,12 @@ async def test_a_pause_puts_updates_aside_and_the_latest_value_is_what_counts():
     monitor = Monitor()
     bench.validate()
     bench.link.pause(SUSPENDED)
-    bench.say(MonitorUpdate(monitor, 0b0010, [1], 0), MonitorUpdate(monitor, 0b0110, [2], 0))  # type: ignore[arg-type]
+    bench.say(MonitorUpdate(monitor, 0b0010, [1], 0, 20), MonitorUpdate(monitor, 0b0110, [2], 0, 30))  # type: ignore[arg-type]
     waiting = bench.add("pv")
     assert not monitor.updates
     assert waiting.told == ["join"]
     bench.link.resume()
-    assert monitor.updates == [(0b0110, [2], 0b0010)]
+    assert (monitor.updates, monitor.size) == ([(0b0110, [2], 0b0010)], 30)
     assert waiting.told == ["join", "creation"]
 
 

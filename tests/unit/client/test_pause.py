@@ -39,7 +39,7 @@ def test_nothing_is_given_when_the_connection_is_gone() -> None:
     kept = Kept()
     given: list[object] = []
     monitor = Watched(given)
-    kept.keep(monitor, SimpleNamespace(bits=1, store=[], overrun=0))  # type: ignore[arg-type]
+    kept.keep(monitor, SimpleNamespace(bits=1, store=[], overrun=0, size=10))  # type: ignore[arg-type]
     kept.clear()
     kept.release([])
     assert given == []

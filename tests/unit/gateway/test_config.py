@@ -57,7 +57,7 @@ servers:
     put_log: /var/log/puts
     put_log_required: false
     relay: {names: [CERT:CREATE], tls_port: 5078, service: "pvas://10.1.0.2:5076"}
-bounds: {names: 1000, new_names_per_host: 10, client_octets: 2 MiB, open_patience_s: 5, promise_s: 2, idle_name_s: 30}
+bounds: {names: 1000, new_names_per_host: 10, client_octets: 2 MiB, host_octets: 3MiB, open_patience_s: 5, promise_s: 2, idle_name_s: 30}
 """
     )
     assert config.bounds.most_octets == 2 << 20
@@ -94,6 +94,7 @@ SERVER = "clients: {inner: {}}\nservers: "
         (SERVER + "{a: {clients: [inner]}}\nmetrics: {port: 1, address: gateway}", "metrics.address: 'gateway' is not an address of loopback"),
         (SERVER + "{a: {clients: [inner]}}\nbounds: {client_octets: '10'}", "client_octets: 10 is too little"),
         (SERVER + "{a: {clients: [inner]}}\nbounds: {client_octets: 10MB}", "bounds.client_octets"),
+        (SERVER + "{a: {clients: [inner]}}\nbounds: {host_octets: 63MiB}", "host_octets: 63MiB is less than client_octets (64MiB)"),
         (SERVER + "{a: {clients: [inner], get_holdoff: -1}}", "servers.a.get_holdoff"),
         (SERVER + "{a b: {clients: [inner]}}", "servers"),
         (SERVER + "{a: {status_prefix: 'GW :'}}", "servers.a.status_prefix: 'GW :' has a blank or a control character"),

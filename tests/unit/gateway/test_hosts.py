@@ -83,6 +83,21 @@ def test_all_of_them_are_told_at_once(tmp_path, capsys):
     ]
 
 
+def test_keychains_that_cannot_be_used_are_told_with_them(tmp_path, capsys):
+    text = GOOD.replace("[localhost]", "[gone]").replace(
+        "addr_list: [127", f"tls_keychain: {tmp_path}/no.p12\n      addr_list: [127", 1
+    )
+    status, said = check(tmp_path, capsys, text)
+    assert status == 1
+    keychain, host = said.splitlines()
+    assert keychain.startswith(
+        f"Error: {tmp_path}/gw.yml:5: clients.inner.pva.tls_keychain: {tmp_path}/no.p12: "
+    )
+    assert host.startswith(
+        f"Error: {tmp_path}/gw.yml:12: servers.outer.pva.intf_addr_list[0]: gone has no address"
+    )
+
+
 def test_in_a_file_of_p4p_s_gateway_it_has_that_file_s_key(tmp_path, capsys):
     given = {
         "version": 2,

@@ -205,7 +205,7 @@ def test_a_put_log_that_is_a_directory_is_an_error_before_the_start(files, how):
         capture_output=True,
         check=False,
         text=True,
-        timeout=30,
+        timeout=100,
     )
     assert done.returncode == 1
     assert f"{files}/gw.yml:3: servers.s.put_log: {files} is not a regular file" in done.stderr

@@ -31,7 +31,7 @@ class Reader:
         self.wire.responder.execute = lambda served, argument: bench.shared.get(served.context)  # type: ignore[method-assign]
         self.owner = SimpleNamespace(
             held=None,
-            allowance=SimpleNamespace(requests=0, most_waiting=1 << 26),
+            allowance=SimpleNamespace(requests=0, is_behind=lambda waiting, octets: False),
         )
         self.operation = self.wire.open("d").operation(c.CMD_GET, request())
         self.wire.pump()
@@ -421,7 +421,7 @@ def test_a_lost_server_is_told(before: int) -> None:
     assert reader.answers == [6.0] * before + ["the server of this PV is lost"]
 
 
-def test_a_value_with_an_any_is_decoded() -> None:
+def test_a_value_with_an_any_is_decoded_and_counted_as_others_are() -> None:
     kind = StructType((("value", ANY),))
     bench = Bench()
     bench.upstream.server.responder.values["d"] = Value(kind)
@@ -429,11 +429,14 @@ def test_a_value_with_an_any_is_decoded() -> None:
     reader = Reader(bench).get()
     bench.run()
     value = Value(kind)
-    value["value"] = 5
+    value["value"] = "x" * 1000
     bench.waiting.pop().reply_value(value.store)
     bench.run()
     (answer,) = reader.answers
-    assert answer.value == 5
+    assert answer.value == "x" * 1000
+    account = bench.upstream
+    assert (account.requests, reader.owner.allowance.requests) == (1, 1)
+    assert 1000 < account.us_rx == account.ds_tx < 1050
 
 
 def test_warnings_pass() -> None:

@@ -256,6 +256,28 @@ def test_a_type_that_holds_an_any_is_decoded_and_encoded_again() -> None:
         assert event.store[1].value == 5
 
 
+def test_octets_of_a_type_that_holds_an_any_are_counted_as_others_are() -> None:
+    kind = StructType((("value", ANY),))
+    bench = Bench()
+    bench.upstream.server.responder.values["d"] = Value(kind)
+    bench.begin()
+    bench.join()
+    wire = bench.upstream.server.responder.monitors[-1]
+    value = Value(kind)
+    value["value"] = "x" * 1000
+    body = encode_update(kind, kind.leaf_mask, 0, value.store, big=False)
+    for _ in range(3):
+        wire.send_update(body)
+        bench.upstream.run()
+    for client in bench.clients:
+        assert client.allowance.waiting == client.subscription.weight >= 3 * len(body)
+        client.send_waiting()
+        assert client.allowance.waiting == client.subscription.weight == 0
+    bench.monitor.settle()
+    assert 3 * len(body) <= bench.upstream.us_rx < 3 * len(body) + 30
+    assert 2 * 3 * len(body) <= bench.upstream.ds_tx < 2 * 3 * (len(body) + 30)
+
+
 def test_a_pipeline_of_its_own_gets_as_much_as_its_client_takes() -> None:
     text = "record[pipeline=true,queueSize=4]"
     upstream = OneUpstream()

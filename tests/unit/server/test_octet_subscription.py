@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from appliance.pva.octets import Batch, Octets
 from appliance.pva.selection import encode_update
+from appliance.server.octet_subscription import WeighedUpdate
 from appliance.server.operation import PUMP_LIMIT, Update
 from tests.helpers.octet_subscriber import Subscriber
 from tests.helpers.wire import SCALAR
@@ -194,6 +197,32 @@ def test_if_too_much_waits_for_a_connection_each_of_its_subscriptions_keeps_one_
         bench.stream.writable = True
         subscription.pump()
     assert (first.weight, second.weight, bench.allowance.waiting) == (0, 0, 0)
+
+
+def test_decoded_updates_of_a_slow_client_count_and_are_merged_like_octets() -> None:
+    bench = Subscriber(queue=50, octets=1000, raw=False)
+    bench.subscribe("record[queueSize=50]")
+    first, second = bench.made
+    bench.stream.writable = False
+
+    def post(*to: Any) -> None:
+        for subscription in to:
+            subscription.post(WeighedUpdate(SCALAR, [None, 1.0, None, 0, "x" * 90], 16, 0, 100))
+
+    for _ in range(5):
+        post(first, second)
+    assert (len(first.queue), len(second.queue), bench.allowance.waiting) == (5, 5, 1000)
+    post(first)  # more than 1000 octets wait now
+    assert (len(first.queue), len(second.queue)) == (1, 1)
+    assert bench.allowance.dropped == 5 + 4
+    assert bench.allowance.waiting == first.weight + second.weight == 200
+    second.post(WeighedUpdate(SCALAR, [None, 1.0, None, 0, "y" * 390], 16, 0, 400))
+    assert (len(second.queue), second.weight) == (2, 500)
+    for subscription in (first, second):
+        bench.stream.writable = True
+        subscription.pump()
+    assert (first.weight, second.weight, bench.allowance.waiting) == (0, 0, 0)
+    assert second.octets > 500
 
 
 def test_a_client_with_one_large_update_of_each_pv_gets_no_second_one_until_it_has_read() -> None:

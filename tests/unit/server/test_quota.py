@@ -110,3 +110,69 @@ def test_subscriptions_are_counted_for_each_pv(shares: Shares) -> None:
 )
 def test_an_ipv6_host_stands_for_its_network(host: str, key: str) -> None:
     assert who(host) == key
+
+
+class Out:
+    """A connection's way out."""
+
+    def __init__(self, waiting: int = 0) -> None:
+        self.waiting = waiting
+
+
+MEMORY = Quota(waiting_octets=1000, host_octets=1600)
+
+
+def test_updates_of_all_connections_of_an_address_are_bounded_together() -> None:
+    shares = Shares(MEMORY)
+    one, two, other = joined(shares), joined(shares), joined(shares, "10.0.0.2")
+    assert not one.count_waiting(900)
+    assert not two.count_waiting(700)
+    assert two.count_waiting(1), "its own bound is far away: the address's is passed"
+    assert (one.is_full, two.is_full) == (False, True)
+    assert one.count_waiting(1), "the first growth tells it"
+    assert not other.count_waiting(900), "another address has its own"
+    one.count_waiting(-800)
+    assert one.is_full
+    two.count_waiting(-601)
+    assert not two.is_full
+    one.count_waiting(-101)
+    two.count_waiting(-100)
+    assert (one.is_full, one.waiting, two.waiting) == (False, 0, 0)
+
+
+def test_requests_of_an_address_that_wait_for_servers_count_with_its_updates() -> None:
+    shares = Shares(MEMORY)
+    one, two = joined(shares), joined(shares)
+    one.count_request(1500)
+    assert two.refuses_request() == ""
+    two.count_waiting(101)
+    assert "wait for the clients of your address" in two.refuses_request()
+    assert joined(shares, "10.0.0.2").refuses_request() == ""
+    one.count_request(-1500)
+    assert two.refuses_request() == ""
+
+
+def test_answers_for_all_connections_of_an_address_are_bounded_together() -> None:
+    most = 1 << 30
+    shares = Shares(Quota(waiting_octets=most, host_octets=16 << 20))
+    outs = [Out() for _ in range(3)]
+    clients = [Allowance(shares) for _ in outs]
+    for client, out in zip(clients, outs, strict=True):
+        client.join("10.0.0.1", out)
+    outs[0].waiting = outs[1].waiting = 9 << 20
+    first = clients[0]
+    assert not first.is_behind(9 << 20, 1 << 20), "not looked at yet"
+    assert first.is_behind(9 << 20, 1)
+    assert not clients[2].is_behind(0, 1 << 20), "a client that reads gets what is not very large"
+    assert clients[2].is_behind(0, (1 << 20) + 1)
+    other = Allowance(shares)
+    other.join("10.0.0.2", Out())
+    assert not other.is_behind(0, 4 << 20)
+    outs[0].waiting = 0
+    for _ in range(5000):
+        if not first.is_behind(1, 300):
+            break
+    else:
+        pytest.fail("small answers never end it")
+    clients[1].leave()
+    assert list(first._share.streams) == [outs[0], outs[2]]
