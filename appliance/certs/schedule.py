@@ -156,6 +156,8 @@ class Timetable:
             self._edges = []
         self._known: tuple[datetime, datetime, bool] | None = None
         """From when to when the answer is what, as found last. One object, because two threads ask."""
+        self._clocks: tuple[datetime, datetime, datetime | None] | None = None
+        """The same for `next_offset`."""
 
     def covers(self, now: datetime) -> bool:
         """Whether the schedule is open at ``now``, aware."""
@@ -182,7 +184,12 @@ class Timetable:
 
     def next_offset(self, now: datetime) -> datetime | None:
         """Return the first instant after ``now`` at which `in_utc` has another answer; None if none is within a week."""
-        return self._offset_change(now, now + _AHEAD)
+        known = self._clocks
+        if known is not None and known[0] <= now < known[1]:
+            return known[2]
+        found = self._offset_change(now, now + _AHEAD)
+        self._clocks = (now, found or now + _DAY, found)
+        return found
 
     def in_utc(self, now: datetime) -> tuple[Window, ...]:
         """Return the windows in UTC, at the zone's difference from UTC that is in force at ``now``."""

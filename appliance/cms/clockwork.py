@@ -83,6 +83,12 @@ class Clockwork:
         if instant is not None:
             heapq.heappush(self._queue, (instant[0], record.serial, instant[1]))
 
+    def step_back(self) -> None:
+        """Look again at all whose instants are no longer ahead of them, after the clock was set back."""
+        for record in self._live.values():
+            if record.schedule or record.renew_by:
+                self.follow(record)
+
     def look_again(self, serial: int, at: float) -> None:
         """Look at a record at the POSIX time ``at`` too."""
         heapq.heappush(self._queue, (at, serial, _Why.STATE))

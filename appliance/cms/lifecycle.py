@@ -580,7 +580,7 @@ class Lifecycle:
 
     def step_back(self) -> None:
         """Look at everything again after the clock was set back. What a schedule says is told by the next `tick`."""
-        self.clockwork.start(self.live.values())
+        self.clockwork.step_back()
 
     def _crossed(self, record: CertRecord, state: CertState) -> None:
         self._pending.setdefault(record.serial, record)

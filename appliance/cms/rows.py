@@ -50,8 +50,8 @@ def new_row(
     """
     at, not_after = posix(now), posix(request.not_after)
     renew_by = 0 if request.renew_by is None else posix(request.renew_by)
-    if request.cadence and granted:
-        renew_by = max(at, posix(request.not_before)) + request.cadence
+    if request.cadence:
+        renew_by = max(at, posix(request.not_before)) + request.cadence if granted else 0
     if renew_by >= not_after or request.no_status:
         renew_by = 0
     row = CertRecord(

@@ -201,6 +201,8 @@ class Transaction:
         wanted = [subject for subject in set(subjects) if subject not in self._by_subject]
         if not wanted:
             return
+        if self._renewed:
+            self.flush()  # the rows that are read must have it
         for subject in wanted:
             self._by_subject[subject] = []
         if len(wanted) == 1:

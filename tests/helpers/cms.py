@@ -171,7 +171,12 @@ class Process:
     """``pvacms`` as a process."""
 
     def __init__(
-        self, directory: Path, *arguments: str, prefix: tuple[str, ...] = (), **environ: str
+        self,
+        directory: Path,
+        *arguments: str,
+        prefix: tuple[str, ...] = (),
+        program: tuple[str, ...] = ("-m", "appliance.cli.pvacms"),
+        **environ: str,
     ) -> None:
         self.directory = directory
         self.lines: list[str] = []
@@ -181,7 +186,7 @@ class Process:
         self._out: queue.Queue[str | None] = queue.Queue()
         self._err: queue.Queue[str | None] = queue.Queue()
         self.process = subprocess.Popen(
-            [*prefix, sys.executable, "-m", "appliance.cli.pvacms", *arguments],
+            [*prefix, sys.executable, *program, *arguments],
             env={
                 **{k: v for k, v in os.environ.items() if not k.startswith("EPICS_")},
                 "XDG_CONFIG_HOME": str(directory / "config"),

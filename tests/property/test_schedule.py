@@ -96,6 +96,13 @@ def test_what_is_remembered_gives_no_other_answer(zone, listed, now):
         at = now + timedelta(seconds=seconds)
         assert used.covers(at) is brute(at, listed, zone)
         assert used.next_change(at) == fresh.next_change(at)
+        clocks = used.next_offset(at)
+        if clocks is not None or fresh.next_offset(at) is None:
+            assert clocks == fresh.next_offset(at)
+        else:
+            assert fresh.next_offset(at) > at + timedelta(days=7), (
+                "only what is farther than a week may be missed"
+            )
 
 
 @given(st.sampled_from(ZONES), schedules, st.integers(0, 51))

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import sqlite3
 import threading
 from datetime import UTC, datetime, timedelta
@@ -112,8 +113,19 @@ class Service:
             connection.close()
 
 
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory):
+    """A database without certificates: to make one takes longer than most of these tests."""
+    path = tmp_path_factory.mktemp("empty") / "certs.db"
+    store = Store(str(path), ISSUER)
+    store.open()
+    store.close()
+    return path
+
+
 @pytest.fixture
-async def service(tmp_path):
+async def service(tmp_path, empty):
+    shutil.copy(empty, tmp_path)
     found = Service(tmp_path)
     yield found
     await found.close()
@@ -335,6 +347,24 @@ async def test_renewals_in_one_commit_see_each_other_and_what_was_issued_in_it(s
     assert [record.serial for record in records] == [1, 1, 1]
     assert service.recorded(1, "renew_by") == posix(after(3 * HOUR))
     assert [entry["renew_by_before"][11:16] for entry in service.audit("renew")] == ["13:00", "14:00"]
+
+
+async def test_renewals_in_one_commit_see_what_the_clock_has_changed_unseen(service, renewing):
+    await service.life.create(asked(1, renew_by=after(HOUR)), ALICE)
+    gate = hold(service)
+    commits = service.store.commits
+    service.clock.offset = timedelta(seconds=HOUR)
+    work = [
+        asyncio.ensure_future(service.life.create(asked(serial, "n1", renew_by=after(serial * HOUR)), ALICE))
+        for serial in (2, 3, 4)
+    ]
+    await asyncio.sleep(0)
+    gate.set()
+    records = await asyncio.gather(*work)
+    assert [record.state for record in records] == [S.VALID] * 3
+    assert service.store.commits == commits + 2, "the one that waited, and one for all"
+    assert [entry["from"] for entry in service.audit("renew")] == ["PENDING_RENEWAL", "VALID", "VALID"]
+    assert service.recorded(1, "state, renew_by") == ("VALID", posix(after(4 * HOUR)))
 
 
 async def test_a_new_certificate_lets_the_old_one_run_out_undisturbed(service, monkeypatch):

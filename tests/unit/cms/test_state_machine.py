@@ -7,6 +7,7 @@ import sqlite3
 import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -17,11 +18,13 @@ from appliance.authn.grant import backdated
 from appliance.certmon.status_pv import STATUS_TYPE as STATUS
 from appliance.certs.ocsp import verify_response
 from appliance.certs.profiles import generate_key
+from appliance.certs.schedule import Schedule, parse_windows
 from appliance.certs.status import TRANSITIONS, CertState, OCSPState, ocsp_state
 from appliance.cms.audit import verify_audit
 from appliance.cms.backup import backup
-from appliance.cms.model import Actor
+from appliance.cms.model import Actor, schedule_of
 from appliance.cms.service import CertificateService
+from appliance.config.duration import Duration
 from appliance.errors import RequestRefused
 from appliance.pva.credentials import Credentials
 from tests.helpers.cms import Clock, ccr, effective
@@ -29,7 +32,51 @@ from tests.helpers.cms import Clock, ccr, effective
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 BOSS = Actor("x509", "admin", "127.0.0.1:1")
 PEER = Credentials(peer="127.0.0.1:2")
-FINAL = (CertState.REVOKED, CertState.EXPIRED)
+S = CertState
+FINAL = (S.REVOKED, S.EXPIRED)
+WINDOWS = ((), ("*,12:00,12:05",), ("0,12:00,13:00", "1,00:00,00:00"), ("2,08:00,17:00",))
+
+
+def is_open(windows, now):
+    """The rule in words, for windows that do not run over midnight, in UTC; an end of 00:00 is the end of the day."""
+    if not windows:
+        return True
+    minute, today = now.hour * 60 + now.minute, (now.weekday() + 1) % 7
+    for window in (window for text in windows for window in parse_windows(text)):
+        if window.day in ("*", str(today)) and window.begin <= minute < (window.end or 1440):
+            return True
+    return False
+
+
+class Life(NamedTuple):
+    """What the model knows of a certificate."""
+
+    state: CertState
+    start: datetime
+    end: datetime
+    name: str
+    renew_by: datetime | None = None
+    cadence: int = 0
+    windows: tuple[str, ...] = ()
+
+    def at(self, now):
+        """The same certificate when the clock has made its changes."""
+        state = self.state
+        if state in FINAL:
+            return self
+        if now >= self.end:
+            return self._replace(state=S.EXPIRED)
+        if state in (S.PENDING_APPROVAL, S.PENDING_RENEWAL) or (state is S.PENDING and now < self.start):
+            return self
+        if self.renew_by is not None and now >= self.renew_by:
+            return self._replace(state=S.PENDING_RENEWAL)
+        return self._replace(state=S.VALID if is_open(self.windows, now) else S.SCHEDULED_OFFLINE)
+
+    def renewed(self, now):
+        """The same certificate with a date that was moved, or has begun."""
+        by = max(now, self.start) + timedelta(seconds=self.cadence)
+        moved = self._replace(renew_by=by if self.cadence and by < self.end else None)
+        return moved._replace(state=S.PENDING).at(now)
 
 
 class Lives(RuleBasedStateMachine):
@@ -41,7 +88,8 @@ class Lives(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.directory = Path(tempfile.mkdtemp())
         self.clock = Clock(START)
-        self.model = {}  # serial -> (recorded state, not_before, not_after)
+        self.model = {}  # serial -> Life, its state as it is recorded
+        self.keys = {}
         self.revoked = set()
         self.approved_once = set()
         self.names = 0
@@ -76,101 +124,149 @@ class Lives(RuleBasedStateMachine):
 
         self.run(work())
         now = self.clock()
-        for serial, (state, start, end) in self.model.items():
-            if state not in FINAL:
-                if now >= end:
-                    state = CertState.EXPIRED
-                elif state is CertState.PENDING and now >= start:
-                    state = CertState.VALID
-            self.model[serial] = (state, start, end)
+        self.model = {serial: life.at(now) for serial, life in self.model.items()}
+
+    def state(self, serial):
+        return self.model[serial].state if serial in self.model else S.UNKNOWN
+
+    def ask(self, name, *, approval, cadence, **query):
+        """Send a request as authnstd does."""
+        rules = self.service.issuing.rules
+        usages = {
+            usage: r._replace(approval=approval, renewal=Duration(seconds=cadence))
+            for usage, r in rules.usages.items()
+        }
+        self.service.issuing.rules = rules._replace(usages=usages)
+        request = parse_request(ccr(name, key=self.keys[name], clock=self.clock, **query))
+
+        async def work():
+            issued = await self.service.issuing.issue(request, PEER)
+            self.service.lifecycle.delivered(issued.record.serial)
+            await self.service.lifecycle.settle()
+            return issued.record
+
+        return self.run(work())
 
     @rule(
         target=certificates,
         delay=st.sampled_from([0, 0, 0, 600]),
-        life=st.sampled_from([300, 3600, 86400]),
+        life=st.sampled_from([300, 3600, 86400, 7 * 86400]),
         approval=st.booleans(),
+        cadence=st.sampled_from([0, 0, 200, 4000]),
     )
-    def create(self, delay, life, approval):
-        rules = self.service.issuing.rules
-        usages = {usage: r._replace(approval=approval) for usage, r in rules.usages.items()}
-        self.service.issuing.rules = rules._replace(usages=usages)
+    def create(self, delay, life, approval, cadence):
         self.names += 1
-        now = int(self.clock().timestamp())
+        name = f"n{self.names}"
         # A key of its own: one that was revoked is not certified again.
-        asked = ccr(
-            f"n{self.names}",
-            key=generate_key("ec-p256"),
-            clock=self.clock,
-            not_before=now + delay,
-            not_after=now + delay + life,
+        self.keys[name] = generate_key("ec-p256")
+        now = self.clock()
+        posix = int(now.timestamp())
+        record = self.ask(
+            name, approval=approval, cadence=cadence, not_before=posix + delay, not_after=posix + delay + life
         )
-        request = parse_request(asked)
-        issued = self.run(self.service.issuing.issue(request, PEER))
-        start, end = (datetime.fromtimestamp(now + d, UTC) for d in (delay, delay + life))
+        start, end = (datetime.fromtimestamp(posix + d, UTC) for d in (delay, delay + life))
         if not delay:
             start = backdated(start, end).replace(microsecond=0)
-        assert issued.record.not_before == int(start.timestamp())
-        state = CertState.PENDING_APPROVAL if approval else CertState.PENDING if delay else CertState.VALID
-        assert issued.record.state is state
+        assert record.not_before == int(start.timestamp())
+        new = Life(S.PENDING_APPROVAL, start, end, name, cadence=cadence)
         if not approval:
-            self.approved_once.add(issued.record.serial)
-        self.model[issued.record.serial] = (state, start, end)
-        return issued.record.serial
+            new = new.renewed(now)
+            self.approved_once.add(record.serial)
+        assert record.state is new.state
+        assert record.renew_by == (int(new.renew_by.timestamp()) if new.renew_by else 0)
+        self.model[record.serial] = new
+        return record.serial
+
+    @rule(serial=certificates)
+    def renew(self, serial):
+        """The holder asks again: with the same key, for the same name."""
+        self.tick()
+        now = self.clock()
+        if serial not in self.model:
+            return
+        life = self.model[serial]
+        renewable = life.renew_by is not None and life.state in (
+            S.PENDING, S.VALID, S.SCHEDULED_OFFLINE, S.PENDING_RENEWAL,
+        )  # fmt: skip
+        if not renewable:
+            return  # that is a request for another certificate
+        record = self.ask(life.name, approval=True, cadence=life.cadence)
+        assert record.serial == serial, "a renewal makes no other certificate"
+        moved = life.renewed(now)
+        if moved.renew_by is not None:
+            moved = moved._replace(renew_by=max(moved.renew_by, life.renew_by)).at(now)
+        assert record.state is moved.state
+        assert record.renew_by == (int(moved.renew_by.timestamp()) if moved.renew_by else 0)
+        self.model[serial] = moved
+
+    @rule(serial=certificates, windows=st.sampled_from(WINDOWS))
+    def schedule(self, serial, windows):
+        self.tick()
+        found = Schedule(tuple(window for text in windows for window in parse_windows(text)), "", "admin")
+        self.expect(
+            self.service.lifecycle.reschedule(serial, found, BOSS),
+            serial,
+            tuple(state for state in S if state not in (*FINAL, S.UNKNOWN)),
+            lambda life, now: life._replace(windows=windows).at(now),
+        )
 
     def expect(self, work, serial, allowed, then):
-        state = self.model.get(serial, (CertState.UNKNOWN, None, None))[0]
+        state = self.state(serial)
         try:
             record = self.run(work)
         except RequestRefused:
             assert state not in allowed
             return
         assert state in allowed
-        _, start, end = self.model[serial]
-        assert record.state is then(start, end)
-        self.model[serial] = (record.state, start, end)
+        self.model[serial] = then(self.model[serial], self.clock())
+        assert record.state is self.model[serial].state
 
     @rule(serial=certificates)
     def approve(self, serial):
         self.tick()
-
-        def then(start, end):
-            now = self.clock()
-            return CertState.PENDING if now < start else CertState.VALID if now < end else CertState.EXPIRED
-
-        if self.model.get(serial, (None,))[0] is CertState.PENDING_APPROVAL:
+        if self.state(serial) is S.PENDING_APPROVAL:
             self.approved_once.add(serial)
-        self.expect(self.service.lifecycle.approve(serial, BOSS), serial, (CertState.PENDING_APPROVAL,), then)
+        self.expect(
+            self.service.lifecycle.approve(serial, BOSS),
+            serial,
+            (S.PENDING_APPROVAL,),
+            lambda life, now: life.renewed(now),
+        )
 
     @rule(serial=certificates)
     def deny(self, serial):
         self.tick()
-        was = self.model.get(serial, (None,))[0]
+        was = self.state(serial)
         self.expect(
             self.service.lifecycle.deny(serial, BOSS),
             serial,
-            (CertState.PENDING_APPROVAL,),
-            lambda _s, _e: CertState.REVOKED,
+            (S.PENDING_APPROVAL,),
+            lambda life, _: life._replace(state=S.REVOKED),
         )
-        if was is CertState.PENDING_APPROVAL:
+        if was is S.PENDING_APPROVAL:
             self.revoked.add(serial)
 
     @rule(serial=certificates)
     def revoke(self, serial):
         self.tick()
-        was = self.model.get(serial, (CertState.UNKNOWN,))[0]
-        allowed = (CertState.PENDING_APPROVAL, CertState.PENDING, CertState.VALID)
+        was = self.state(serial)
+        allowed = tuple(state for state in S if state not in (*FINAL, S.UNKNOWN))
         self.expect(
-            self.service.lifecycle.revoke(serial, BOSS), serial, allowed, lambda _s, _e: CertState.REVOKED
+            self.service.lifecycle.revoke(serial, BOSS),
+            serial,
+            allowed,
+            lambda life, _: life._replace(state=S.REVOKED),
         )
         if was in allowed:
             self.revoked.add(serial)
 
-    @rule(seconds=st.sampled_from([1, 299, 301, 700, 4000, 90_000, -400, -5000]))
+    @rule(seconds=st.sampled_from([1, 150, 299, 301, 700, 4000, 40_000, 90_000, -400, -5000]))
     def clock_jump(self, seconds):
         self.clock.offset += timedelta(seconds=seconds)
         # The certificate authority is not valid before its own beginning.
         self.clock.offset = max(self.clock.offset, timedelta(0))
         if seconds < 0:
+            self.service.lifecycle.step_back()
             self.service.publisher.step_back()
         self.tick()
 
@@ -196,9 +292,8 @@ class Lives(RuleBasedStateMachine):
         shutil.copy(copy, self.directory / "certs.db")
         self.model = model
         for serial in self.revoked & model.keys():
-            state, start, end = model[serial]
-            if state is not CertState.EXPIRED:
-                self.model[serial] = (CertState.REVOKED, start, end)
+            if model[serial].state is not S.EXPIRED:
+                self.model[serial] = model[serial]._replace(state=S.REVOKED)
         self.open()
         self.tick()
         return multiple()
@@ -219,15 +314,19 @@ class Lives(RuleBasedStateMachine):
         seen = {*self.model, *self.revoked, 12345}
         for serial in seen:
             record = self.run(self.service.lifecycle.find(serial))
-            store, _ = self.service.publisher.make(serial, record, now)
-            state = CertState(store[STATUS.offsets["state"]])
-            expected = self.model.get(serial, (CertState.UNKNOWN,))[0]
+            store = self.service.publisher.make(serial, record, now)[0]
+            state = S(store[STATUS.offsets["state"]])
+            expected = self.state(serial)
             assert state is expected, (serial, state, expected)
             der = bytes(store[STATUS.offsets["ocsp_response"]])
             answer = verify_response(der, issuer=authority, serial=serial, now=now)
             assert answer.state is ocsp_state(state)
-            if state is CertState.VALID:
+            if state is S.VALID:
                 assert serial in self.approved_once
+                assert schedule_of(record).by == "admin" or not record.schedule
+                # Whoever believes the answer until its end believes nothing wrong, if nobody does anything.
+                last = answer.next_update - timedelta(seconds=1)
+                assert self.model[serial].at(last).state is S.VALID
             if serial in self.revoked:
                 assert answer.state is not OCSPState.GOOD
 
@@ -246,8 +345,9 @@ class Lives(RuleBasedStateMachine):
             if record["action"] == "refuse" or not serial:
                 continue
             before = told.get(serial)
-            after = CertState(record.get("state", "REVOKED"))
-            assert before is None or after in TRANSITIONS[before], (serial, before, after)
+            after = S(record.get("state", "REVOKED"))
+            same = before is after and record["action"] in ("renew", "schedule")
+            assert before is None or same or after in TRANSITIONS[before], (serial, before, after)
             told[serial] = after
         connection.close()
         # One row per change: the last one told is the present state.

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[3]
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 NAMED = re.compile(r"`(?P<file>[\w/]+\.py)`(?: \|)? `(?P<name>[\w.]+)`")
-WALKS = ("A GET", "A CCR", "A revocation", "A record's update", "A value through the gateway")
+WALKS = ("A GET", "A CCR", "A renewal", "A revocation", "A record's update", "A value through the gateway")
 
 
 def section(text: str, heading: str) -> str:
@@ -115,7 +115,9 @@ def test_the_numbers_of_what_bounds_a_peer_are_those_of_the_code() -> None:
         assert bound in happens, what
 
 
-@pytest.mark.parametrize("package", ["client", "server", "transport", "pva", "certmon", "ioc", "gateway"])
+@pytest.mark.parametrize(
+    "package", ["client", "server", "transport", "pva", "certmon", "authn", "ioc", "gateway"]
+)
 def test_the_drawing_of_inner_layers_is_the_contract_that_lint_holds(package: str) -> None:
     lines = re.findall(r"^ {4}(\S.*)$", section(ARCHITECTURE, f"Inside `{package}`"), re.MULTILINE)
     drawn = [set(re.split(r" {2,}", line)[0].split(" | ")) for line in lines]
