@@ -173,7 +173,7 @@ def test_secrets_of_a_gateway_are_credentials_of_its_own_unit(tmp_path):
     assert [line for line in text.splitlines() if line.startswith("LoadCredential=")] == [
         "LoadCredential=password:/etc/spva/credentials/gateway-gw/password"
     ]
-    assert "\nAfter=spva-keychain@host.service\n" in text
+    assert "\nAfter=spva-keychain@host.service spva-keychain-daemon@host.service\n" in text
     assert "\nMemoryMax=4G\n" in text
 
 
