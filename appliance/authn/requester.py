@@ -515,8 +515,8 @@ class Requester:
         if not same:
             raise SecurityError(
                 f"the certificate service issued nothing: it renewed the certificate {named}, which has this name but is not "
-                f"the one in {path}; nothing was written. Renew it where its keychain is, or have it revoked (pvxcert "
-                f"--revoke {named}) and ask again"
+                f"the one in {path}; nothing was written. Renew it where its keychain is. If it never arrived there, ask with "
+                f"authnjwt --new-key, or have it revoked (pvxcert --revoke {named}) and ask again"
             )
         if reply.state in (CertState.REVOKED, CertState.EXPIRED):
             raise SecurityError(f"the certificate service says that the certificate {named} is {reply.state}")

@@ -75,7 +75,8 @@ class TLSManager(ABC):
             self._follow_own()
             if self._own is not None and not self._own.status.delivered:
                 try:
-                    await asyncio.wait_for(self._heard.wait(), PATIENCE_S)
+                    async with asyncio.timeout(PATIENCE_S):
+                        await self._heard.wait()
                 except TimeoutError:
                     self._no_cms(self._own)
         return trouble

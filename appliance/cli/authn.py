@@ -265,7 +265,8 @@ def keep(
     from appliance.daemon import logging as daemon_logging
     from appliance.errors import ApplianceError, ConfigurationError
 
-    level = "DEBUG" if options.debug or options.verbose else os.environ.get("PVXS_LOG") or "INFO"
+    # Each request has connections of its own, whose ends would fill the log.
+    level = "DEBUG" if options.debug else "INFO,appliance.client=WARNING"
     try:
         wrong = _incompatible(options)
         if wrong:

@@ -99,7 +99,9 @@ class Links:
         if self._streams():
             self._deserted = asyncio.Event()
             try:
-                await asyncio.wait_for(self._deserted.wait(), self._end.timings.close_s)
+                # Not wait_for: Python 3.11's loses a cancellation that comes together with the event.
+                async with asyncio.timeout(self._end.timings.close_s):
+                    await self._deserted.wait()
             except TimeoutError:
                 for stream in self._streams():
                     stream.abort()

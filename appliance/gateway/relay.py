@@ -217,7 +217,8 @@ class ServiceRelay:
             with contextlib.suppress(TimeoutError):
                 # A client that asks gets a search of its own, but not each client at any time.
                 await asyncio.sleep(min(_SEARCH_S[_HURRY_AT], left))
-                await asyncio.wait_for(self._asked.wait(), left - _SEARCH_S[_HURRY_AT])
+                async with asyncio.timeout(left - _SEARCH_S[_HURRY_AT]):
+                    await self._asked.wait()
 
     async def _search(self, wait_s: float) -> SocketAddress | None:
         assert self._context is not None

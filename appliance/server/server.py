@@ -257,7 +257,8 @@ class Server:
         """Send what waits; abort the links that have not closed within a second."""
         self._deserted = asyncio.Event()
         try:
-            await asyncio.wait_for(self._deserted.wait(), 1.0)
+            async with asyncio.timeout(1.0):
+                await self._deserted.wait()
         except TimeoutError:
             for link in list(self.peers):
                 link.abort()

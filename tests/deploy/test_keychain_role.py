@@ -54,6 +54,10 @@ RIGHT = [
 ]  # fmt: skip
 
 
+EXAMPLE = yaml.safe_load((ROOT / "inventory.example/large/group_vars/spva_ioc.yml").read_text())
+RIGHT += [{**item, "name": "one", "token_ca": "PEM"} for item in EXAMPLE["spva_keychain_list"]]
+
+
 def variables(case: dict) -> dict:
     item = {"name": "one", **{key: value for key, value in case.items() if key not in {"secret", "extras"}}}
     secret = case.get("secret", SECRETS["one"] if "oauth" in case else None)

@@ -73,6 +73,7 @@ class StatusService:
         valid: timedelta | None = None,
         signer: OCSPSigner | None = None,
         about: int | None = None,
+        **more: Any,
     ) -> Value:
         """A status as a service posts it; every part can be bent."""
         start = datetime.now(UTC) if this_update is None else this_update
@@ -83,7 +84,7 @@ class StatusService:
             this_update=start,
             next_update=end,
         )
-        return encode_status(state, serial, response, this_update=start, next_update=end)
+        return encode_status(state, serial, response, this_update=start, next_update=end, **more)
 
     def set(self, keychain: Keychain, state: CertState, **bent: Any) -> None:
         """Tell a certificate's status from now on."""

@@ -654,3 +654,18 @@ async def test_a_channel_that_is_closed_in_the_same_read_as_its_answer_costs_not
             assert hasty.hurries == 4
             server._static.pvs["pv"].post(3.0)  # type: ignore[attr-defined]
             assert (await anext(updates))["value"] == 3.0, "the connection was not lost"
+
+
+async def test_a_close_that_is_cancelled_as_it_ends_is_cancelled():
+    """Python 3.11's wait_for loses a cancellation that comes together with the event, and the caller waits for ever."""
+    async with served({"pv": double(1.0)}) as server:
+        context = Context(client_config(server.udp_port))
+        await context.start()
+        await context.get("pv")
+        closing = asyncio.create_task(context.close())
+        while context._links._deserted is None:
+            await asyncio.sleep(0)
+        context._links._deserted.set()
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing

@@ -6,62 +6,25 @@ client's keychain. Nothing here depends on how fast the machine is: a renewal th
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Callable
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
 
-from appliance.authn.ccr import CertRequest
-from appliance.authn.live.keeper import Keeper, Prepared
 from appliance.authn.requester import Requester, Trusting
-from appliance.authn.sending import Line
 from appliance.authn.settings import resolve_requester
-from appliance.authn.std.requester import std_request, std_subject
+from appliance.authn.std.requester import std_request
 from appliance.certmon.endpoints import open_client, open_server
-from appliance.certmon.status_source import StatusSource
 from appliance.certs.status import CertState
 from appliance.client import Disconnected
 from appliance.cms.service import CertificateService
 from appliance.config.duration import Duration
-from appliance.errors import TokenUnavailable
-from tests.helpers.cms import running
+from tests.helpers.keepers import Names, keeping, ticking
 from tests.helpers.live import client_config, number, server_config, until
 
 OPEN = {"require_client_approval": False, "require_server_approval": False}
-LATE = 120.0
+LATE = 60.0
 """Seconds for what takes a few: the machine may be busy."""
-
-
-class Names:
-    """A standard authenticator whose proof can be taken away."""
-
-    early = False
-    together = False
-
-    def __init__(self) -> None:
-        self.has_proof = True
-        self.asked = 0
-
-    def line(self) -> Line:
-        return Line()
-
-    async def prepare(self, better_than: datetime | None) -> Prepared:
-        self.asked += 1
-        if not self.has_proof:
-            raise TokenUnavailable("no proof at present", kind="none")
-        return Prepared(self.request, lambda: None)
-
-    @staticmethod
-    def request(asking: Requester) -> tuple[Callable[[str], CertRequest], x509.Name]:
-        return std_request(asking.settings, now=asking.now()), std_subject(asking.settings)
-
-    async def close(self) -> None:
-        pass
 
 
 class Home:
@@ -86,39 +49,6 @@ class Home:
         self.names = Names()
 
 
-@contextlib.asynccontextmanager
-async def ticking(directory: Path, **settings: Any) -> AsyncIterator[CertificateService]:
-    """A service whose clock goes by itself."""
-
-    async def keep_time() -> None:
-        while True:
-            busy = service.tick()
-            await asyncio.sleep(0 if busy else service.pause(0.5))
-
-    async with running(directory, **OPEN, **settings) as service:
-        clock = asyncio.create_task(keep_time())
-        try:
-            yield service
-        finally:
-            clock.cancel()
-            await asyncio.gather(clock, return_exceptions=True)
-
-
-@contextlib.asynccontextmanager
-async def keeping(*homes: Home, names: Names | None = None) -> AsyncIterator[Keeper]:
-    source = StatusSource(homes[0].requester.settings.client, beacons=False)
-    keeper = Keeper([home.requester for home in homes], names or homes[0].names, source, dice=lambda: 0.0)
-    await source.start()
-    work = asyncio.create_task(keeper.run())
-    try:
-        yield keeper
-    finally:
-        work.cancel()
-        (result,) = await asyncio.gather(work, return_exceptions=True)
-        await source.close()
-        assert isinstance(result, asyncio.CancelledError), result
-
-
 def identity(path: Path) -> tuple[int, int, bytes]:
     found = path.stat()
     return found.st_ino, found.st_mtime_ns, path.read_bytes()
@@ -128,7 +58,7 @@ def identity(path: Path) -> tuple[int, int, bytes]:
 async def test_a_monitor_runs_through_ten_renewals_and_a_suspension_without_one_disconnect(
     tmp_path: Path,
 ) -> None:
-    async with ticking(tmp_path / "cms", cert_renewal_client=Duration(seconds=2)) as service:
+    async with ticking(tmp_path / "cms", cert_renewal_client=Duration(seconds=2), **OPEN) as service:
         assert service.server is not None
         cms = service.server.udp_port
         of_server = Home(service, tmp_path, "server", "softioc")
@@ -136,7 +66,7 @@ async def test_a_monitor_runs_through_ten_renewals_and_a_suspension_without_one_
             std_request(of_server.requester.settings, now=of_server.requester.now()), subject=None
         )
         home = Home(service, tmp_path, "client", "operator")
-        async with keeping(home) as keeper:
+        async with keeping(home.requester, maker=home.names) as keeper:
             (kept,) = keeper.kept
             await until(lambda: keeper.complete and kept.facts.cadence, LATE)
             before, serial = identity(home.path), kept.keychain and kept.keychain.serial

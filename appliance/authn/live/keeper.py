@@ -116,6 +116,8 @@ class Kept:
         self.stopped = ""
         """Why nothing more is requested; empty while it is kept."""
         self.said = ""
+        """Why the last attempt failed; empty after a success."""
+        self.logged = ("", False)
 
     @property
     def path(self) -> str:
@@ -426,7 +428,7 @@ class Keeper:
         )
 
     def _succeeded(self, kept: Kept, facts: Facts) -> None:
-        kept.facts, kept.past, kept.said = facts, Past(), ""
+        kept.facts, kept.past, kept.said, kept.logged = facts, Past(), "", ("", False)
         kept.spread = self._dice()
         by = facts.cadence
         until = f"renew by {format_date(by)}" if by is not None else f"until {format_date(facts.not_after)}"
@@ -444,13 +446,13 @@ class Keeper:
 
     def _complain(self, kept: Kept, why: str, *, quiet: bool = False) -> None:
         """Log a reason once, and again only after another one; at first quietly if there is time left."""
-        told = f"{'' if quiet else '!'}{why}"
-        if told != kept.said:
+        kept.said = why
+        if (why, quiet) != kept.logged:
+            kept.logged = (why, quiet)
             _log.log(
                 logging.INFO if quiet else logging.WARNING, "%s: %s", kept.path, why,
                 extra=self._extra(kept, "keychain-not-renewed"),
             )  # fmt: skip
-        kept.said = told
 
     def _extra(self, kept: Kept, event: str) -> dict[str, str]:
         keychain = kept.keychain

@@ -2,45 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 from appliance.authn.jwt.config import JWTConfig
 from appliance.certs.keychain import Keychain, load_keychain
-from appliance.certs.x509 import subject_key_identifier
+from appliance.certs.x509 import config_pv, subject_key_identifier
 from appliance.client.context import Context
 from appliance.cms.service import CertificateService
 from appliance.config.address import Endpoint
 from appliance.config.duration import Duration
 from appliance.config.pva import ClientConfig
-from tests.helpers.cms import Clock, admin_keychain, running, secure
+from tests.helpers.cms import Clock, admin_keychain, secure
 from tests.helpers.daemons import Reporting
+from tests.helpers.keepers import ticking
 from tests.helpers.tokens import IdP, jwks_issuer
 from tests.helpers.tokens import running as running_idp
-
-
-@contextlib.asynccontextmanager
-async def ticking(directory: Path, clock: Clock, **settings: Any) -> AsyncIterator[CertificateService]:
-    """A service whose clock is looked at all the time."""
-
-    async def keep_time() -> None:
-        while True:
-            busy = service.tick()
-            await asyncio.sleep(0 if busy else min(0.05, service.pause(0.05)))
-
-    async with running(directory, clock, **settings) as service:
-        task = asyncio.create_task(keep_time())
-        try:
-            yield service
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
 
 def free_udp_port() -> int:
@@ -87,7 +66,9 @@ async def test_one_token_keeps_two_keychains_until_they_are_revoked(tmp_path: Pa
     file, udp_port = home / "token", free_udp_port()
     async with running_idp() as idp:
         issuer = jwks_issuer(idp, lifetime=Duration(seconds=30 * 86400), organization="lab")
-        async with ticking(cms, clock, jwt=JWTConfig(issuers=(issuer,), peer_per_minute=0.0)) as service:
+        async with ticking(
+            cms, clock, longest_s=0.05, jwt=JWTConfig(issuers=(issuer,), peer_per_minute=0.0)
+        ) as service:
             token(idp, file, seconds=45)
             async with Reporting(
                 home,
@@ -148,14 +129,17 @@ async def test_a_name_waits_for_its_approval_and_survives_a_kill(tmp_path: Path)
         "-n",
         "operator",
         "--no-config-pv",
+        "--add-config-uri",
         "--key-algorithm",
         "ec-p256",
     )
-    async with ticking(cms, clock, cert_renewal_client=Duration(seconds=3600)) as service:
+    async with ticking(cms, clock, longest_s=0.05, cert_renewal_client=Duration(seconds=3600)) as service:
         environ = environment(service, home, free_udp_port())
         async with Reporting(home, *command, **environ) as daemon:
             await daemon.until(lambda text: text.startswith("READY") and "PENDING_APPROVAL" in text)
             keychain = there(home / "client.p12")
+            assert keychain.certificate is not None
+            assert config_pv(keychain.certificate).startswith(f"CERT:CONFIG:{keychain.issuer_id}:")
             async with secure(service, admin_keychain(cms)) as admin:
                 await admin.put(keychain.status_pv, {"state": "APPROVED"})
             await daemon.until(lambda text: ": VALID, renew by " in text)

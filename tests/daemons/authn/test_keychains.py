@@ -424,3 +424,20 @@ def test_authnstd_proves_its_key_so_it_asks_again_for_its_own_name_and_a_strange
         long = stranger.run("authnstd", "-n", "\u00e9" * 33, "-o", "lab", "-c", "US")
         assert long.status == 1
         assert "66 octets in UTF-8; at most 64 are allowed" in long.err
+
+
+def test_one_token_makes_a_clients_and_a_servers_keychain(site):
+    """Both requests leave over one connection, so the service takes the token once; a second run needs another token."""
+    account = site.account()
+    token_file = account.token_file("both")
+    done = account.run("authnjwt", "-u", "client", "-u", "server", "--token-file", token_file)
+    assert done.status == 0, done.err
+    assert done.out.count("Keychain file created") == 2
+    client, server = account.keychain(), account.keychain("server.p12")
+    assert client.subject == server.subject
+    assert client.serial != server.serial
+    again = account.run("authnjwt", "-u", "client", "-u", "server", "--token-file", token_file)
+    assert again.status == 4, "both are valid, so nothing is asked"
+    new = account.run("authnjwt", "--new-key", "--token-file", account.token_file("both", "second"))
+    assert new.status == 0, new.err
+    assert public(account.keychain()) != public(client)
