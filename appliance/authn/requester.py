@@ -65,6 +65,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Existing",
+    "NotHeldError",
     "Outcome",
     "Requester",
     "Trusting",
@@ -201,6 +202,10 @@ def _parts(name: x509.Name) -> list[tuple[str, str]]:
 def utc_now() -> datetime:
     """Return the present time, aware."""
     return datetime.now(UTC)
+
+
+class NotHeldError(SecurityError):
+    """The service renewed a certificate that the keychain does not have. Perhaps it was issued, and the answer was lost."""
 
 
 class Requester:
@@ -498,7 +503,8 @@ class Requester:
         """Handle an answer that renews a certificate instead of issuing one: the keychain stays.
 
         Raises:
-            SecurityError: The renewed certificate is not the one in the keychain.
+            NotHeldError: The renewed certificate is not the one in the keychain.
+            SecurityError: It is not valid any more.
         """
         path = self.settings.keychain
         named = shown_id(reply.issuer, reply.serial)
@@ -513,7 +519,7 @@ class Requester:
             == public
         )
         if not same:
-            raise SecurityError(
+            raise NotHeldError(
                 f"the certificate service issued nothing: it renewed the certificate {named}, which has this name but is not "
                 f"the one in {path}; nothing was written. Renew it where its keychain is. If it never arrived there, ask with "
                 f"authnjwt --new-key, or have it revoked (pvxcert --revoke {named}) and ask again"

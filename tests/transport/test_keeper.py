@@ -46,12 +46,16 @@ class Service(StatusService):
     def __init__(self, create: Callable[[Service], Any]) -> None:
         super().__init__(S.ca)
         self.calls = 0
+        self.keys: list[str] = []
+        """The public keys of the requests."""
         self.create = create
         self.pvs["CERT:ROOT"] = SharedPV(root_value(S.ca.issuer_id, S.ca.certificate, ()))
         self.pvs[f"CERT:CREATE:{S.ca.issuer_id}"] = SharedPV(on_rpc=self._rpc)
 
     async def _rpc(self, pv: SharedPV, operation: Operation, argument: Value | None) -> Value:
         self.calls += 1
+        assert argument is not None
+        self.keys.append(argument["query.pub_key"])
         answer: Value = await self.create(self)
         return answer
 
@@ -138,6 +142,31 @@ async def test_a_service_that_moves_nothing_is_not_asked_in_a_loop(tmp_path: Pat
         assert (service.calls, kept.past.kind) == (1, Failure.REFUSED)
         assert kept.past.pause_s >= 48
         assert "without moving its renew-by date" in kept.status_line()
+
+
+async def test_a_certificate_that_never_arrived_is_followed_by_one_with_another_key(tmp_path: Path) -> None:
+    """The service renews what this key has; if that answer was lost, the keychain cannot have the certificate."""
+
+    async def create(service: Service) -> Value:
+        if service.calls > 1:
+            raise RemoteError("not now")
+        answer = service.renewed(VALID, soon(hours=1))
+        answer["serial"] = MINE.serial + 1
+        return answer
+
+    service = Service(create)
+    service.tell(OVERDUE, soon(seconds=-60))
+    async with service, kept_by(service, tmp_path) as (keeper, kept, names):
+        await until(lambda: kept.past.failures, LATE)
+        assert "is not the one in" in kept.status_line()
+        assert names.answered == 1, "a token that served is not sent again"
+        keeper.look_now()
+        await until(lambda: service.calls == 2, LATE)
+        assert service.keys[0] != service.keys[1]
+        await until(lambda: names.answered == 2, LATE)
+        keeper.look_now()
+        await until(lambda: service.calls == 3, LATE)
+        assert service.keys[0] not in service.keys[1:], "a refusal brings the old key not back"
 
 
 async def test_a_service_that_names_seconds_is_left_alone_for_so_long(tmp_path: Path) -> None:

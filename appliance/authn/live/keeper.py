@@ -30,7 +30,7 @@ from appliance.authn.live.plan import (
     noticed,
     renewed,
 )
-from appliance.authn.requester import Existing, Requester
+from appliance.authn.requester import Existing, NotHeldError, Requester
 from appliance.authn.sending import Line
 from appliance.certmon.status_source import Following, StatusSource, reference
 from appliance.certs.keychain import Keychain
@@ -118,6 +118,8 @@ class Kept:
         self.said = ""
         """Why the last attempt failed; empty after a success."""
         self.logged = ("", False)
+        self.new_key = False
+        """Whether the service renews a certificate of this key that never arrived, so that only another key gets a new one."""
 
     @property
     def path(self) -> str:
@@ -390,10 +392,13 @@ class Keeper:
             requester.refuse_unreadable(existing)
             make, subject = prepared.request(requester)
             requester.check_identity(existing, subject)
-            outcome = await requester.obtain(make, existing, subject=subject, line=line, any_name=True)
+            outcome = await requester.obtain(
+                make, existing, subject=subject, line=line, new_key=kept.new_key, any_name=True
+            )
         except ApplianceError as error:
             kind, wait_s = _kind(error)
-            if isinstance(error, RemoteError):
+            kept.new_key = kept.new_key or isinstance(error, NotHeldError)
+            if isinstance(error, (RemoteError, NotHeldError)):
                 prepared.answered()
             if kind is Failure.TRANSIENT:
                 # The answer may be what was lost.
@@ -429,6 +434,7 @@ class Keeper:
 
     def _succeeded(self, kept: Kept, facts: Facts) -> None:
         kept.facts, kept.past, kept.said, kept.logged = facts, Past(), "", ("", False)
+        kept.new_key = False
         kept.spread = self._dice()
         by = facts.cadence
         until = f"renew by {format_date(by)}" if by is not None else f"until {format_date(facts.not_after)}"

@@ -145,7 +145,7 @@ def noticed(
         if older or (state is CertState.PENDING_RENEWAL and now < before):
             return facts._replace(now=now)
     if renew_by is None and hint:
-        # pxvs-cms of 2026 sends the hint without the date.
+        # pvxs-cms of 2026 sends the hint without the date.
         renew_by = before
     moved = renew_by != before
     hinted = None if moved else facts.hinted
