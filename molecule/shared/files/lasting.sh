@@ -15,6 +15,10 @@ renewals() { # since the second $1
 
 case $1 in
     start)
+        for _ in $(seq 300); do
+            if systemctl --quiet is-active spva-keychain-daemon@lasting; then break; fi
+            sleep 0.1
+        done
         systemctl --quiet is-active spva-keychain-daemon@lasting || no "the daemon does not run"
         systemctl --quiet is-active spva-keychain@lasting.timer && no "the timer runs beside the daemon"
         systemctl stop $unit 2>/dev/null || true
