@@ -1,6 +1,6 @@
 #!/bin/bash
 # A monitor over TLS whose certificate is renewed every few seconds: lasting.sh start, and later lasting.sh check.
-# After a rotation: lasting.sh rotated. After a change of the form: lasting.sh timer, lasting.sh daemon.
+# After a rotation: lasting.sh rotated.
 set -euo pipefail
 home=/var/lib/spva/keychain/lasting
 file=$home/keychain.p12
@@ -15,6 +15,10 @@ renewals() { # since the second $1
 
 case $1 in
     start)
+        for _ in $(seq 300); do
+            if systemctl --quiet is-active spva-keychain-daemon@lasting; then break; fi
+            sleep 0.1
+        done
         systemctl --quiet is-active spva-keychain-daemon@lasting || no "the daemon does not run"
         systemctl --quiet is-active spva-keychain@lasting.timer && no "the timer runs beside the daemon"
         systemctl stop $unit 2>/dev/null || true
@@ -80,15 +84,5 @@ case $1 in
         set +a
         certificate >$state.shown
         if grep -q "^Certificate ID *: $(cat $state.id)" $state.shown; then no "the rotation brought the same certificate"; fi
-        ;;
-    timer)
-        systemctl --quiet is-active spva-keychain@lasting.timer || no "the timer does not run"
-        if systemctl --quiet is-active spva-keychain-daemon@lasting; then no "the daemon runs beside the timer"; fi
-        if systemctl --quiet is-enabled spva-keychain-daemon@lasting; then no "the daemon would start with the host"; fi
-        ;;
-    daemon)
-        systemctl --quiet is-active spva-keychain-daemon@lasting || no "the daemon does not run"
-        if systemctl --quiet is-active spva-keychain@lasting.timer; then no "the timer runs beside the daemon"; fi
-        if systemctl --quiet is-enabled spva-keychain@lasting.timer; then no "the timer would start with the host"; fi
         ;;
 esac
