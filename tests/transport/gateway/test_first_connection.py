@@ -94,8 +94,8 @@ async def test_the_first_connection_through_a_tls_gateway_needs_no_timer_and_nei
                 peer = client.channel(f"pv{number}").peer
                 assert peer is not None
                 assert (peer.account, peer.is_tls) == ("gateway", True)
-                # Each has come with its own certificate, whose status the gateway did not know before. The statuses that
-                # the client itself follows come over TCP.
+                # Each has come with its own certificate, whose status the gateway did not know before. The client
+                # follows statuses without one.
                 proved = {
                     link.credentials.account for link in outer.peers.values() if link.credentials.is_tls
                 }
