@@ -27,6 +27,7 @@ _OLDEST: Final = 2015
 _ENDED: Final = (
     "the certificate service says that its certificate has EXPIRED, whatever its date says, so it is useless"
 )
+_REVOKED: Final = "its certificate is revoked"
 _FORGOTTEN: Final = (
     "the certificate service does not know its certificate (was its database restored?), so it is useless"
 )
@@ -95,6 +96,9 @@ def due_by_status(certificate: x509.Certificate, report: CheckedStatus | None, n
     why = ended_early(report)
     if why:
         return Due(True, None, why)
+    if report.state is CertState.REVOKED:
+        # Somebody has to look at it, and a request that is not due would hide it until two thirds of the lifetime are over.
+        return Due(True, None, _REVOKED)
     by = cadence(report.report.renew_by, certificate)
     if report.state is CertState.PENDING_RENEWAL:
         return Due(True, None, "", by or now)

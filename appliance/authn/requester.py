@@ -371,7 +371,7 @@ class Requester:
             if not due.due:
                 self.say(f"{path}: {due.sentence}")
                 return self._present("not due", existing)
-            if due.why:
+            if due.why and (report is None or report.state is not CertState.REVOKED):
                 self.say(f"{path}: {due.why}; a new one is requested")
         if not asked:
             report = await self.report(existing)

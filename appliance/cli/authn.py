@@ -49,8 +49,13 @@ exit status:
 """
 
 
-def authn_parser(prog: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """Return a command line with the options of all authenticators."""
+def authn_parser(
+    prog: str, description: str, examples: str, *, one_per_name: bool = False
+) -> argparse.ArgumentParser:
+    """Return a command line with the options of all authenticators.
+
+    With ``one_per_name`` the service issues no second certificate for a name while the first is valid, because nothing proves the name.
+    """
     from appliance.authn.grant import USAGES
 
     made = Parser(
@@ -58,6 +63,7 @@ def authn_parser(prog: str, description: str, examples: str) -> argparse.Argumen
         description=description,
         epilog=EPILOG + examples,
     )
+    made.set_defaults(one_per_name=one_per_name)
     add = made.add_argument
     add(
         "-u",
@@ -432,6 +438,7 @@ def _finish(options: argparse.Namespace, outcome: Outcome) -> int:
         complain(
             f"{outcome.path}: it holds a valid keychain ({keychain.subject}, {outcome.cert_id}, until "
             f"{format_date(certificate.not_valid_after_utc)}) and was not replaced; use --force to replace it"
+            + (f", after it was revoked (pvxcert -R {outcome.cert_id})" if options.one_per_name else "")
         )
     if options.verbose:
         complain(f"Subject                 : {keychain.subject}")

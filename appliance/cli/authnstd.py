@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
         "Standard authenticator: request a certificate for a name. Nothing proves the name, so the certificate is "
         "PENDING_APPROVAL until an administrator approves it, unless the site decided otherwise.",
         _EXAMPLES,
+        one_per_name=True,
     )
     add = made.add_argument
     add("-n", "--name", help="Common name. Default: this account.")

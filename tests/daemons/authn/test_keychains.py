@@ -389,6 +389,13 @@ async def test_a_timer_does_not_undo_a_revocation(site):
     )
     token = read_token(str(account.token_file("ended")), print)
     assert site.administrator().run("pvxcert", "-R", account.keychain().cert_id).status == 0
+    soon = account.run("authnjwt", "--check-due")
+    assert soon.status == 0, "the timer runs, and fails"
+    assert "due: its certificate is revoked" in soon.out + soon.err
+    soon = account.run("authnjwt", "--if-due", "--token-file", account.home / "token_file")
+    assert soon.status == 1
+    assert "revoked, and an automatic renewal" in soon.err
+    assert "a new one is requested" not in soon.err
     assert late.renewal_due(late.look())[0]
     async with Line(secret=True) as line:
         with pytest.raises(SecurityError, match="revoked, and an automatic renewal"):
@@ -418,6 +425,9 @@ def test_authnstd_proves_its_key_so_it_asks_again_for_its_own_name_and_a_strange
         shown = account.run("pvxcert", second.cert_id)
         assert shown.status == 0
         assert "Valid From    :" in shown.out
+        again = account.run(*asked)
+        assert again.status == 4
+        assert f"use --force to replace it, after it was revoked (pvxcert -R {second.cert_id})" in again.err
         wish = stranger.run("authnstd", "-n", "other", "-o", "lab", "-c", "US", "--no-status")
         assert wish.status == 1
         assert "certificates without a status are not issued here" in wish.err

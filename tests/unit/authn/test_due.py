@@ -53,6 +53,7 @@ VALID = CertState.VALID
         (status(CertState.PENDING_RENEWAL, NOW - MINUTE), True),
         (status(CertState.PENDING_RENEWAL, None), True),
         (status(CertState.EXPIRED, NOW + DAY), True),
+        (status(CertState.REVOKED, NOW + DAY), True),
         (status(CertState.UNKNOWN, None), True),
     ],
 )
