@@ -31,6 +31,7 @@ async def test_the_status_line_follows_a_keychain_that_comes_later(tmp_path: Pat
         variables = {
             "NOTIFY_SOCKET": str(tmp_path / "notify"),
             "EPICS_PVAS_TLS_KEYCHAIN": str(account.config / "server.p12"),
+            "EPICS_PVAS_TLS_OPTIONS": "on_no_keychain=fallback-to-tcp",
             "EPICS_PVAS_TLS_PORT": str(port),
             "EPICS_PVA_ADDR_LIST": "",
             "EPICS_PVA_NAME_SERVERS": f"127.0.0.1:{site.tcp.port}",
