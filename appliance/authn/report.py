@@ -17,7 +17,7 @@ from appliance.authn.status import CheckedStatus
 from appliance.certmon.status_pv import StatusReport
 from appliance.certs.keychain import Keychain
 from appliance.certs.profiles import EXTENDED_KEY_USAGES, KEY_USAGES
-from appliance.certs.schedule import Window
+from appliance.certs.schedule import DAYS, Window
 from appliance.certs.status import CertState, format_date, read_renew_by
 from appliance.certs.x509 import (
     UNREADABLE,
@@ -52,7 +52,6 @@ __all__ = [
 
 WIDE: Final = "=" * 44
 THIN: Final = "-" * 44
-_DAYS: Final = ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat")
 
 
 def usage_of(certificate: x509.Certificate) -> str:
@@ -150,7 +149,7 @@ def _window_rows(windows: Iterable[Window], zone: str) -> list[str]:
     rows = []
     for window in windows:
         day, begin, end = window.wire
-        name = "Every day" if day == "*" else _DAYS[int(day)]
+        name = "Every day" if day == "*" else DAYS[int(day)].capitalize()
         rows.append(f"  {name:<10}{begin} - {end} {zone or 'UTC'}")
     return rows
 

@@ -16,11 +16,12 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Final, Literal, NamedTuple
 
-__all__ = ["MOST_WINDOWS", "Schedule", "Timetable", "Window", "parse_windows", "read_windows"]
+__all__ = ["DAYS", "MOST_WINDOWS", "Schedule", "Timetable", "Window", "parse_windows", "read_windows"]
 
 MOST_WINDOWS: Final = 64
 """Largest number of windows of one schedule."""
-_DAYS: Final = ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")
+DAYS: Final = ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")
+"""The days of `Window.day`, in order."""
 _MINUTES: Final = 24 * 60
 _WEEK: Final = 7 * _MINUTES
 _DAY: Final = timedelta(days=1)
@@ -125,8 +126,8 @@ def read_windows(rows: Iterable[Iterable[str]]) -> tuple[Window, ...]:
 
 def _day(text: str) -> str:
     word = text.strip().upper()
-    if word in _DAYS:
-        return str(_DAYS.index(word))
+    if word in DAYS:
+        return str(DAYS.index(word))
     if word == "*" or (len(word) == 1 and word in "0123456"):
         return word
     raise ValueError(

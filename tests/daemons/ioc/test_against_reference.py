@@ -116,13 +116,13 @@ async def both() -> Any:
         )
 
 
-async def present(client: Context, wanted: list[str]) -> list[str]:
+async def present(client: Context, wanted: list[str], timeout: float = 3) -> list[str]:
     """Those of the names that an IOC has."""
     found: list[str] = []
 
     async def look(name: str) -> None:
         try:
-            await client.info(name, timeout=3)
+            await client.info(name, timeout=timeout)
         except ApplianceError:
             return
         found.append(name)
@@ -134,7 +134,11 @@ async def present(client: Context, wanted: list[str]) -> list[str]:
 async def test_every_pv_and_group_is_the_same_by_info_get_and_monitor(both: tuple[Context, Context]) -> None:
     wanted = names()
     here, there = await asyncio.gather(*(present(client, wanted) for client in both))
-    assert here == there
+    # On a busy machine three seconds can be too short: what only one of the two seems to have is asked for again, for longer.
+    doubtful = [name for name in wanted if (name in here) != (name in there)]
+    late = await asyncio.gather(*(present(client, doubtful, 30) for client in both))
+    assert late[0] == late[1]
+    here = [name for name in wanted if name in here or name in late[0]]
     assert set(GROUPS) < set(here)
     assert len(here) > 400
     differences = {}
