@@ -9,6 +9,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from appliance.authn.live.keeper import Keeper, Kept
 from appliance.authn.live.plan import Failure
 from appliance.authn.requester import Requester, Trusting
@@ -227,3 +229,62 @@ async def test_a_revoked_certificate_ends_the_keeping(tmp_path: Path) -> None:
         await until(lambda: kept.stopped, LATE)
         assert "was revoked" in kept.status_line()
         assert service.calls == 0
+
+
+async def test_a_flood_of_unclear_statuses_has_one_question_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Signed octets of GOOD may be sent again by anybody, beside another word and ever new dates that nobody has signed."""
+
+    monkeypatch.setattr("appliance.authn.live.keeper.BETWEEN_QUESTIONS_S", 0.05)
+
+    async def create(service: Service) -> Value:
+        raise RemoteError("nothing is due")
+
+    service = Service(create)
+    service.tell(VALID, soon(hours=9))
+    async with service, kept_by(service, tmp_path) as (keeper, kept, _):
+        await until(lambda: kept.facts.state is VALID, LATE)
+        following = kept.following
+        assert following is not None
+        asked: list[int] = []
+
+        class Follower:
+            status = following.status
+
+            @staticmethod
+            def close() -> None:
+                following.close()
+
+        async def report(existing: object) -> None:
+            asked.append(len(keeper._asking))
+            await asyncio.sleep(0.05)
+
+        kept.requester.report = report  # type: ignore[assignment, method-assign]
+        kept.following = Follower()  # type: ignore[assignment]
+        for second in range(500):
+            Follower.status = following.status._replace(
+                state=CertState.UNKNOWN, renew_by=soon(hours=8, seconds=second)
+            )
+            keeper._status(kept)
+            if second % 100 == 0:
+                await asyncio.sleep(0)
+        await until(lambda: not keeper._asking, LATE)
+        assert set(asked) == {1}
+        assert len(asked) <= 3
+        keeper._status(kept)
+        await until(lambda: len(asked) >= 2 and not keeper._asking, LATE)
+
+
+async def test_a_service_that_renews_into_the_past_is_not_asked_without_pause(tmp_path: Path) -> None:
+    async def create(service: Service) -> Value:
+        return service.renewed(VALID, soon(hours=-5, seconds=service.calls))
+
+    service = Service(create)
+    service.tell(VALID, soon(hours=-6))
+    async with service, kept_by(service, tmp_path) as (_, kept, names):
+        await until(lambda: "check the clocks" in kept.said, LATE)
+        await asyncio.sleep(1.0)
+        assert (service.calls, names.asked) == (1, 1)
+        assert kept.past.kind is Failure.REFUSED
+        assert kept.past.pause_s >= 20

@@ -52,6 +52,8 @@ _log: Final = logging.getLogger(__name__)
 
 LONGEST_SLEEP_S: Final = 30.0
 """The clock may be set while the keeper sleeps, so it looks at it at least this often, in seconds."""
+BETWEEN_QUESTIONS_S: Final = 5.0
+"""Seconds between two questions for the whole status of one certificate."""
 FIRST_STATUS_S: Final = 5.0
 """Seconds to wait at the start for the status of certificates that are there."""
 _LIMITED: Final = re.compile(r"retry in (\d{1,5}) s\b")
@@ -118,6 +120,8 @@ class Kept:
         self.said = ""
         """Why the last attempt failed; empty after a success."""
         self.logged = ("", False)
+        self.questions = 0
+        """Statuses since the last rest that only the service's whole answer can explain."""
         self.new_key = False
         """Whether the service renews a certificate of this key that never arrived, so that only another key gets a new one."""
 
@@ -326,9 +330,23 @@ class Keeper:
         )
         if status.state is CertState.UNKNOWN and status.response:
             # Perhaps it was forgotten; only the whole answer can tell.
-            task = self._source.loop.create_task(self._ask(kept))
-            self._asking.add(task)
-            task.add_done_callback(self._asking.discard)
+            kept.questions += 1
+            if kept.questions == 1:
+                task = self._source.loop.create_task(self._ask_once_each(kept))
+                self._asking.add(task)
+                task.add_done_callback(self._asking.discard)
+
+    async def _ask_once_each(self, kept: Kept) -> None:
+        """Ask until nothing new was said during the question. One at a time: whoever sends statuses decides how many come."""
+        asked = 0
+        try:
+            while asked != kept.questions:
+                if asked:
+                    await asyncio.sleep(BETWEEN_QUESTIONS_S)
+                asked = kept.questions
+                await self._ask(kept)
+        finally:
+            kept.questions = 0
 
     async def _ask(self, kept: Kept) -> None:
         """Ask for the status once, and take what it says."""
@@ -424,13 +442,19 @@ class Keeper:
         moved = outcome.renew_by is not None and (
             before.renew_by is None or outcome.renew_by > before.renew_by
         )
-        if moved or not is_due:
+        passed = facts.cadence is not None and facts.cadence <= facts.now
+        if (moved or not is_due) and not passed:
             self._succeeded(kept, facts)
             return
         kept.facts = facts
-        self._failed(
-            kept, Failure.REFUSED, "the service renewed the certificate without moving its renew-by date"
-        )
+        why = "the service renewed the certificate without moving its renew-by date"
+        if moved and passed:
+            # The next renewal is due at once, so this counts as a failure, which has a pause.
+            why = (
+                f"the service renewed the certificate until {format_date(facts.cadence)}, which has passed already; check the "
+                "clocks of both hosts"
+            )
+        self._failed(kept, Failure.REFUSED, why)
 
     def _succeeded(self, kept: Kept, facts: Facts) -> None:
         kept.facts, kept.past, kept.said, kept.logged = facts, Past(), "", ("", False)
