@@ -18,6 +18,8 @@ while read -r unit load active _; do
     case $unit in spva-keychain@* | '') continue ;; esac
     # Only named by the order of the others.
     if [ "$load" = not-found ]; then continue; fi
+    # A timer looks after that keychain. The unit is known here because those that need the keychain start after it.
+    case $unit in spva-keychain-daemon@*) [ "$active" != inactive ] || systemctl --quiet is-enabled "$unit" 2>/dev/null || continue ;; esac
     health=$active
     if [ "$active" = active ]; then
         health=$(systemctl show -P StatusText "$unit")
