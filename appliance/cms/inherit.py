@@ -7,8 +7,10 @@ token of the same identity. See docs/explanation/trust-model.md, "What rests on 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Final
 
+from appliance.certs.schedule import Schedule
 from appliance.certs.status import CertState
 from appliance.cms.model import NewCertificate, san_text
 from appliance.cms.store import IN_DOUBT, CertRecord, KeyUse
@@ -16,6 +18,11 @@ from appliance.cms.store import IN_DOUBT, CertRecord, KeyUse
 __all__ = ["BARRED", "approved_before", "key_problem", "may_supersede", "other_holder", "proves_the_name"]
 
 BARRED: Final = "the key is that of a certificate that was revoked, and is never certified again"
+
+_SHORTEST_MONTH: Final = timedelta(days=28)
+_MONTHS_DIFFER: Final = timedelta(days=4)
+"""So far two lives of equally many months or years may differ, and some minutes."""
+_CLOCKS_DIFFER: Final = timedelta(minutes=15)
 
 
 def key_problem(request: NewCertificate, uses: Iterable[KeyUse]) -> str:
@@ -35,7 +42,9 @@ def key_problem(request: NewCertificate, uses: Iterable[KeyUse]) -> str:
 
 
 def approved_before(request: NewCertificate, known: Iterable[CertRecord]) -> bool:
-    """Whether the last certificate that counts was approved, for at least this usage and with the same alternative names.
+    """Whether the last certificate that counts was approved, and the request asks for no more than an administrator saw.
+
+    That is the usage, the alternative names, the length of its life and the hours that the holder asked for.
 
     Those count that the requester proves to be his; with ``inherit_unproven`` all that the standard authenticator obtained, unless
     the request has alternative names.
@@ -52,7 +61,22 @@ def approved_before(request: NewCertificate, known: Iterable[CertRecord]) -> boo
     last = max(mine, key=lambda record: (record.state_date, record.not_after))
     if request.san and last.san != san_text(request.san):
         return False
+    if request.not_after - request.not_before > _longest_like(last) or _has_more_hours(request, last):
+        return False
     return last.approved and last.usage in (request.usage, "ioc")
+
+
+def _longest_like(last: CertRecord) -> timedelta:
+    """Return how long the next certificate may live: as long as the approved one, in calendar months."""
+    life = timedelta(seconds=last.not_after - last.not_before)
+    return life + (_MONTHS_DIFFER if life >= _SHORTEST_MONTH else _CLOCKS_DIFFER)
+
+
+def _has_more_hours(request: NewCertificate, last: CertRecord) -> bool:
+    """Whether the request leaves out hours that the approved certificate's holder had asked for. An administrator's come by themselves."""
+    had = Schedule.from_text(last.schedule)
+    asked = request.schedule
+    return had.by == "holder" and bool(had.windows) and (had.windows, had.zone) != (asked.windows, asked.zone)
 
 
 def other_holder(request: NewCertificate, live: Iterable[CertRecord]) -> str:

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from appliance.certs.san import San, canonical
+from appliance.certs.schedule import Schedule, read_windows
 from appliance.certs.status import CertState
 from appliance.cms.inherit import approved_before
 from appliance.cms.model import NewCertificate, san_text
@@ -220,9 +221,51 @@ def test_a_renewal_swaps_no_names(asked, had, why):
 )
 def test_an_approval_is_inherited_with_the_same_names_only(asked, had, inherited):
     old = std_record(san=san_text(had), state=CertState.EXPIRED)
-    assert approved_before(std(san=asked), [old]) is inherited
-    assert not approved_before(std(san=asked), [old._replace(approved=False)])
-    assert not approved_before(std(san=asked, proved=False), [old])
+    assert approved_before(std(not_after=at(30 * DAY), san=asked), [old]) is inherited
+    assert not approved_before(std(not_after=at(30 * DAY), san=asked), [old._replace(approved=False)])
+    assert not approved_before(std(not_after=at(30 * DAY), san=asked, proved=False), [old])
     # The reference's way gives names away, but never alternative ones.
-    unproven = std(san=asked, proved=False, inherit_unproven=True)
+    unproven = std(not_after=at(30 * DAY), san=asked, proved=False, inherit_unproven=True)
     assert approved_before(unproven, [old]) is (not asked)
+
+
+@pytest.mark.parametrize(
+    ("approved_days", "asked_days", "inherited"),
+    [
+        (5, 5, True),
+        (5, 4, True),
+        (5, 6, False),
+        (5, 181, False),
+        (181, 184, True),  # six months and six other months
+        (28, 31, True),
+        (365, 366, True),
+        (181, 365, False),
+    ],
+)
+def test_an_approval_is_inherited_for_no_longer_than_what_was_approved(approved_days, asked_days, inherited):
+    old = std_record(
+        not_before=T - 200 * DAY, not_after=T - 200 * DAY + approved_days * DAY, state=CertState.EXPIRED
+    )
+    assert (
+        approved_before(std(not_before=at(-300), not_after=at(-300 + asked_days * DAY)), [old]) is inherited
+    )
+
+
+SHIFT = Schedule(read_windows([("1", "08:00", "17:00")]), "Europe/Berlin")
+
+
+@pytest.mark.parametrize(
+    ("asked", "had", "inherited"),
+    [
+        (SHIFT, SHIFT, True),
+        (SHIFT, Schedule(), True),
+        (Schedule(), SHIFT, False),
+        (SHIFT._replace(zone=""), SHIFT, False),
+        (Schedule(read_windows([("*", "08:00", "17:00")]), "Europe/Berlin"), SHIFT, False),
+        # What an administrator has set holds for the next certificate, whatever is asked for.
+        (Schedule(), SHIFT._replace(by="admin"), True),
+    ],
+)
+def test_an_approval_of_some_hours_is_inherited_with_these_hours_only(asked, had, inherited):
+    old = std_record(schedule=had.to_text(), state=CertState.EXPIRED)
+    assert approved_before(std(not_after=at(30 * DAY), schedule=asked), [old]) is inherited
