@@ -288,13 +288,13 @@ class Issuing:
         with_status = self._with_status(ccr)
         not_before = max(grant.not_before, authority.not_valid_before_utc)
         asked, renew_by, cadence = grant.not_after, grant.renew_by, 0
-        if renew_by is not None and not with_status:
-            # Nobody would learn that it was not renewed.
-            asked, renew_by = min(asked, renew_by), None
-        if grant.identity is None and with_status:
+        if grant.identity is None:
             start = max(now, not_before)
             cadence = int(usage.renewal.total_s(start))
             renew_by = start + timedelta(seconds=cadence) if cadence else None
+        if renew_by is not None and not with_status:
+            # Nobody would learn that it was not renewed.
+            asked, renew_by, cadence = min(asked, renew_by), None, 0
         not_after = min(asked, usage.latest(now), authority.not_valid_after_utc)
         if renew_by is not None and renew_by >= not_after:
             renew_by = None

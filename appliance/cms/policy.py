@@ -30,6 +30,12 @@ __all__ = ["CertificateGate", "Names", "Policy", "read_acf"]
 
 _log: Final = logging.getLogger(__name__)
 _MAX_BYTES: Final = 4 << 20
+_WHAT_TO_DO: Final = {
+    CertState.SCHEDULED_OFFLINE: "it can be used in its hours, which pvxcert shows; until then connect without it",
+    CertState.PENDING_RENEWAL: "renew it, on a connection without it",
+    CertState.PENDING_APPROVAL: "an administrator has to approve it; until then connect without it",
+}
+"""What its holder can do about a certificate that is not VALID; for the other states another certificate is needed."""
 _GOOD: Final = Verdict(StatusClass.GOOD)
 _LAST_WORDS_S: Final = 0.02
 
@@ -239,9 +245,8 @@ class CertificateGate(PeerGate):
         state = CertState.UNKNOWN if record is None else self._lifecycle.state(record)
         if state is CertState.VALID:
             return _GOOD
-        return Verdict(
-            STATUS_CLASS[state], f"your certificate is {state}; connect without it or request another one"
-        )
+        what = _WHAT_TO_DO.get(state, "connect without it or request another one")
+        return Verdict(STATUS_CLASS[state], f"your certificate is {state}; {what}")
 
     def _changed(self, record: CertRecord) -> None:
         if record.serial in self._watchers:

@@ -65,6 +65,10 @@ class SchedulePV(CalledPV):
         query: Any = argument
         if query is not None and "query" in query:
             query = query["query"]
+            if not isinstance(getattr(query, "type", None), StructType):
+                raise RequestRefused(
+                    "the member query is no structure; it must have serial, read_only and schedule"
+                )
         serial = _number(query, "serial")
         if not serial:
             raise RequestRefused(

@@ -9,6 +9,8 @@ from appliance.errors import ConfigurationError
 __all__ = ["time_zone"]
 
 _LONGEST = 64
+_NOT_PLACES = ("localtime", "Factory", "posixrules", "right/", "posix/")
+"""Names in databases of zones that mean no place."""
 
 
 def time_zone(name: str) -> tzinfo:
@@ -21,6 +23,10 @@ def time_zone(name: str) -> tzinfo:
         return UTC
     from zoneinfo import ZoneInfo
 
+    if name.startswith(_NOT_PLACES):
+        raise ConfigurationError(
+            f"the time zone {name[:_LONGEST]!r} is no place: it depends on the host, or counts leap seconds; write a name such as Europe/Berlin"
+        )
     try:
         if len(name) <= _LONGEST:
             return ZoneInfo(name)

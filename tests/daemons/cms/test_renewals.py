@@ -198,6 +198,15 @@ async def test_the_cadence_begins_when_somebody_approves(tmp_path, idp):
         assert site.row(first).renew_by == EPOCH + 3 * 86400 + 3600
 
 
+async def test_without_a_status_a_certificate_lives_no_longer_than_the_cadence(tmp_path, idp):
+    """Nobody would learn that it was not renewed, so asking for one without a status is no way around the cadence."""
+    async with At(tmp_path, idp, certs_require_subscription="requester") as (site, peer):
+        first = await site.ask(peer, no_status=True)
+        row = site.row(first)
+        assert row.no_status
+        assert (row.not_after, row.renew_by, row.cadence) == (EPOCH + 3600, 0, 0)
+
+
 async def test_the_cadence_of_a_certificate_that_begins_later_begins_with_it(tmp_path, idp):
     begin = EPOCH + 86400
     for settings in ({}, OPEN):

@@ -12,7 +12,7 @@ from appliance.client.uri import uri_value
 from appliance.cms.audit import verify_audit
 from appliance.cms.store import Transaction
 from appliance.errors import RemoteError
-from appliance.pvdata import BOOL, UINT64, StructType, Value
+from appliance.pvdata import BOOL, STRING, UINT64, StructType, Value
 from tests.helpers.cms import Clock, admin_keychain, ccr, keychain_of, plain, running, secure, settled
 
 OPEN = {"require_client_approval": False, "require_server_approval": False, "require_ioc_approval": False}
@@ -33,8 +33,6 @@ def call(serial, *schedule, read_only=False, **more):
     kind = [("serial", UINT64), ("read_only", BOOL), ("schedule", SCHEDULE_ARRAY)]
     query = {"serial": serial, "read_only": read_only, "schedule": list(schedule)}
     for name, text in more.items():
-        from appliance.pvdata import STRING
-
         kind.append((name, STRING))
         query[name] = text
     value = Value(StructType([("query", StructType(kind))]), {"query": query})
@@ -114,6 +112,9 @@ async def test_administrators_set_a_schedule_its_holder_reads_it_and_nobody_else
                 (call(serial, window("1", "08:00", "17:00"), time_zone="Europe/Atlantis"), "Europe/Atlantis"),
                 (call(serial, time_zone="Europe/Berlin"), "no effect without windows"),
                 (call(0), "no serial"),
+                (Value(StructType((("query", STRING),)), {"query": "x"}), "the member query is no structure"),
+                (call(serial, always, time_zone="localtime"), "is no place"),
+                (call(serial, always, time_zone="right/UTC"), "is no place"),
                 (call(12345, always), "not known here"),
                 (uri_value("CERT:SCHEDULE", {"serial": "x"}), "serial must be a whole number"),
                 (
