@@ -616,7 +616,10 @@ class _Resolution:
         except ValueError as error:
             if setting.key == "tls_keychain":
                 raise ConfigurationError(str(error), key=name) from None
-            self.warnings.append(f"{name}={raw!r} ignored: {error}; the default is used")
+            # To a server this means any free port; in a shell for both it tells a client nothing.
+            any_port = setting.read is _client_port and name.startswith(_S) and raw.strip() == "0"
+            if not any_port:
+                self.warnings.append(f"{name}={raw!r} ignored: {error}; the default is used")
             return
         self.values[setting.key], self.sources[setting.key] = value, name
 

@@ -146,6 +146,13 @@ def test_a_client_prefers_its_own_name_of_the_server_port():
     assert server(both).config.server_port == 2
 
 
+def test_a_servers_any_free_port_tells_a_client_nothing():
+    found = client({"EPICS_PVAS_SERVER_PORT": "0"})
+    assert (found.config.server_port, list(found.warnings)) == (5075, [])
+    (warning,) = client({"EPICS_PVA_SERVER_PORT": "0"}).warnings
+    assert "for servers only" in warning
+
+
 def test_argument_beats_yaml_beats_environment_beats_default():
     section = Section({"tls_port": 2}, "/etc/x.yml", {("tls_port",): 7})
     environ = {"EPICS_PVA_TLS_PORT": "3"}
