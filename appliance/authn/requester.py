@@ -47,6 +47,7 @@ from appliance.certs.x509 import (
     UNREADABLE,
     common_name,
     find_extension,
+    san,
     serial_number,
     shown_id,
     subject_text,
@@ -54,6 +55,7 @@ from appliance.certs.x509 import (
 from appliance.config.files import check_replaceable, read_private, replace_private
 from appliance.errors import (
     ApplianceError,
+    CertificateError,
     ConfigurationError,
     KeychainError,
     RemoteError,
@@ -468,6 +470,7 @@ class Requester:
                 f"the certificate service says that the new certificate {identifier} is {reply.state}"
             )
         self._tell_if_shorter(request, keychain)
+        self._tell_if_names_are_missing(existing, keychain)
         self._tell_if_other_schedule(reply)
         try:
             self._write(dump_keychain(keychain, self.settings.password, issued=self.now()))
@@ -497,6 +500,20 @@ class Requester:
             asked = format_date(datetime.fromtimestamp(request.not_after, UTC))
             self.say(
                 f"The request asked for a certificate until {asked}; the service issued one until {format_date(end)}"
+            )
+
+    def _tell_if_names_are_missing(self, existing: Existing, keychain: Keychain) -> None:
+        """Say which alternative names of the certificate before are not in the new one: access rules may have granted rights by them."""
+        assert keychain.certificate is not None
+        try:
+            before = () if existing.certificate is None else san(existing.certificate)
+            missing = sorted(set(before) - set(san(keychain.certificate)))
+        except CertificateError:
+            return
+        if missing:
+            shown = ", ".join(f"{kind}={name}" for kind, name in missing)
+            self.say(
+                f"Warning: the new certificate does not have the alternative names of the one before: {shown}; ask for them with --san"
             )
 
     def _renewed(self, reply: CertReply, existing: Existing, public: bytes) -> Outcome:

@@ -436,6 +436,18 @@ def test_authnstd_proves_its_key_so_it_asks_again_for_its_own_name_and_a_strange
         assert "66 octets in UTF-8; at most 64 are allowed" in long.err
 
 
+def test_alternative_names_that_a_new_certificate_lacks_are_named(tmp_path):
+    with running_site(tmp_path) as site:
+        account = site.account()
+        asked = ("authnstd", "-n", "operator", "-o", "lab", "-c", "US", "--force", "--san", "dns=one.lab")
+        first = account.run(*asked, "--san", "ip=10.0.0.1")
+        assert first.status == 3, first.err
+        second = account.run(*asked)
+        assert second.status == 3, second.err
+        assert "does not have the alternative names of the one before: ip=10.0.0.1; ask for them" in second.err
+        assert "alternative names" not in account.run(*asked).err
+
+
 def test_one_token_makes_a_clients_and_a_servers_keychain(site):
     """Both requests leave over one connection, so the service takes the token once; a second run needs another token."""
     account = site.account()
