@@ -508,7 +508,11 @@ class ServerLink:
 
     def resume(self) -> None:
         """Continue after a pause, with the latest updates of the pause."""
-        _log.debug("%s: the status of both certificates is good", self.name)
+        if self.held is None:
+            _log.debug("%s: the status of both certificates is good", self.name)
+        else:
+            # As loud as the pause, because who has read of that waits for this.
+            _log.warning("%s goes on: the status of both certificates is good again", self.name)
         self.held = None
         self._kept.release(self.channels)
         self._create_waiting()

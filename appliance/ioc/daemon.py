@@ -191,7 +191,7 @@ def _daemon(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int
     if options.check_config:
         from appliance.ioc.check import check
 
-        for warning in check(plan):
+        for warning in [*check(plan), *_keychain_warnings(effective.config)]:
             sys.stderr.write(f"Warning: {warning}\n")
         sys.stdout.write(f"{options.config}: good\n")
         return EXIT_OK
@@ -199,6 +199,21 @@ def _daemon(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int
         sys.stdout.write(loader.dump(document.value) + _commented(effective))
         return EXIT_OK
     return _run(plan, document.value, level=document.value.log_level, effective=effective)
+
+
+def _keychain_warnings(config: ServerConfig) -> list[str]:
+    """Say what the start will say of the keychain. Warnings only: a deployment checks the file before it makes the keychain."""
+    from appliance.certmon.live_keychain import LiveKeychain
+    from appliance.errors import KeychainError
+
+    keychain = LiveKeychain(config)
+    if not config.tls_keychain:
+        return []
+    try:
+        keychain.load()
+    except KeychainError as error:
+        return [str(keychain.refusal(error) or error)]
+    return []
 
 
 def _commented(effective: Effective[ServerConfig]) -> str:

@@ -444,7 +444,9 @@ def test_alternative_names_that_a_new_certificate_lacks_are_named(tmp_path):
         assert first.status == 3, first.err
         second = account.run(*asked)
         assert second.status == 3, second.err
-        assert "does not have the alternative names of the one before: ip=10.0.0.1; ask for them" in second.err
+        assert (
+            "does not have the alternative names of the one before: ip=10.0.0.1; ask for them" in second.err
+        )
         assert "alternative names" not in account.run(*asked).err
 
 

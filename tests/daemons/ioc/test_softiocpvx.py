@@ -455,6 +455,14 @@ async def test_configuration_can_be_checked_printed_and_described(files: Path) -
         async with starting_ioc("--config", config, option) as ioc:
             assert await ioc.ended() == 0
             assert words in ioc.log
+    config.write_text(config.read_text() + f"  tls_keychain: {files / 'none.p12'}\n")
+    async with starting_ioc("--config", config, "--check-config") as ioc:
+        assert await ioc.ended() == 0
+        assert "Warning: " in ioc.log
+        assert (
+            "none.p12: cannot read: No such file or directory; without its keychain this server does not start"
+            in ioc.log
+        )
     async with starting_ioc("--print-schema") as ioc:
         assert await ioc.ended() == 0
         assert "databases" in json.loads(ioc.log)["$defs"]["IocConfig"]["properties"]

@@ -219,6 +219,19 @@ async def test_a_pause_for_a_suspended_certificate_lets_read_and_an_unknown_stat
     assert "is not known" in bench.link.refusal(changes=False)
 
 
+async def test_who_reads_that_a_connection_is_paused_reads_that_it_goes_on(caplog):
+    bench = Bench()
+    bench.validate()
+    bench.link.resume()
+    assert not caplog.records
+    bench.link.pause(SUSPENDED)
+    bench.link.resume()
+    paused, on = caplog.records
+    assert "is paused" in paused.message
+    assert "goes on" in on.message
+    assert paused.levelno == on.levelno
+
+
 async def test_a_bad_status_ends_the_connection_and_says_why():
     bench = Bench()
     bench.link.refuse(BAD)
