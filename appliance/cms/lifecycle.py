@@ -43,6 +43,7 @@ from appliance.cms.model import (
 from appliance.cms.renewal import Fresh, Renewed, judge
 from appliance.cms.rows import (
     approval_begins,
+    check_row,
     columns_beside,
     duplicate,
     facts_of,
@@ -176,6 +177,7 @@ class Lifecycle:
         except JournalError as error:
             _log.error("%s", error)
         for record in records:
+            check_row(record)
             self.live[record.serial] = record
             if record.state is CertState.PENDING_APPROVAL:
                 self.waiting.came_from[record.serial] = ""

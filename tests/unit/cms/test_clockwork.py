@@ -5,6 +5,7 @@ import json
 import shutil
 import sqlite3
 import threading
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
@@ -27,7 +28,7 @@ from appliance.cms.model import (
     windows_now,
 )
 from appliance.cms.renewal import Fresh, Renewed
-from appliance.cms.store import Store
+from appliance.cms.store import Store, StoreError
 from appliance.errors import RequestRefused
 from tests.helpers.cms import Clock
 
@@ -579,3 +580,26 @@ async def test_a_zone_that_this_host_does_not_know_lets_nobody_in(service, caplo
     record = await service.life.create(asked(1, schedule=lost), ALICE)
     assert record.state is S.SCHEDULED_OFFLINE
     assert "Mars/Base" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "schedule = '{bad'",
+        "schedule = '{}'",
+        "schedule = '[1]'",
+        "renew_by = 99999999999999",
+        "not_after = 'x'",
+    ],
+)
+async def test_a_damaged_row_ends_the_start_with_a_sentence_that_names_it(service, damage):
+    await service.life.create(asked(17), ALICE)
+    await service.close()
+    with closing(sqlite3.connect(service.path)) as connection, connection:
+        connection.execute(f"UPDATE certs SET {damage} WHERE serial = 17")
+    with pytest.raises(StoreError, match=r"row of the certificate 17 is damaged \(.+\); restore a backup"):
+        service.open()
+    service.store.close()
+    with closing(sqlite3.connect(service.path)) as connection, connection:
+        connection.execute("UPDATE certs SET schedule = '', renew_by = 0, not_after = 0 WHERE serial = 17")
+    service.open()
