@@ -147,6 +147,19 @@ class LiveKeychain:
             "with the TLS option on_no_keychain=fallback-to-tcp"
         )
 
+    def rehearse(self) -> tuple[str, bool]:
+        """Load the keychain as a start does, for a check of the configuration.
+
+        Returns:
+            What the start would say of it, empty if all is well; and whether the start would end with that.
+        """
+        try:
+            self.load()
+        except KeychainError as error:
+            refusal = self.refusal(error)
+            return str(refusal or error), refusal is not None
+        return "", False
+
     def _look(self) -> _Signature | None:
         try:
             found = os.stat(self.path)  # noqa: PTH116 - pathlib costs start-up time

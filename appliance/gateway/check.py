@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from appliance.config.pva import ClientConfig, ServerConfig
-from appliance.errors import ConfigurationError, KeychainError
+from appliance.errors import ConfigurationError
 from appliance.gateway.config import GatewayConfig, Sides
 from appliance.gateway.files import Files, read_files
 from appliance.gateway.hosts import unresolved
@@ -93,13 +93,9 @@ def _check_keychains(sides: Sides) -> tuple[list[str], list[ConfigurationError]]
     ]
     for name, config in settings:
         if config.tls_keychain:
-            keychain = LiveKeychain(config)
-            try:
-                keychain.load()
-            except KeychainError as error:
-                refusal = keychain.refusal(error)
-                if refusal is None:
-                    warnings.append(f"{name}: {error}")
-                else:
-                    faults.append(ConfigurationError(str(refusal), key=f"{name}.pva.tls_keychain"))
+            said, ends = LiveKeychain(config).rehearse()
+            if ends:
+                faults.append(ConfigurationError(said, key=f"{name}.pva.tls_keychain"))
+            elif said:
+                warnings.append(f"{name}: {said}")
     return warnings, faults

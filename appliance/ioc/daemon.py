@@ -203,17 +203,12 @@ def _daemon(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int
 
 def _keychain_warnings(config: ServerConfig) -> list[str]:
     """Say what the start will say of the keychain. Warnings only: a deployment checks the file before it makes the keychain."""
-    from appliance.certmon.live_keychain import LiveKeychain
-    from appliance.errors import KeychainError
-
-    keychain = LiveKeychain(config)
     if not config.tls_keychain:
         return []
-    try:
-        keychain.load()
-    except KeychainError as error:
-        return [str(keychain.refusal(error) or error)]
-    return []
+    from appliance.certmon.live_keychain import LiveKeychain
+
+    said, _ = LiveKeychain(config).rehearse()
+    return [said] if said else []
 
 
 def _commented(effective: Effective[ServerConfig]) -> str:
