@@ -72,11 +72,22 @@ class Life(NamedTuple):
             return self._replace(state=S.PENDING_RENEWAL)
         return self._replace(state=S.VALID if is_open(self.windows, now) else S.SCHEDULED_OFFLINE)
 
+    def begun(self, now):
+        """The same certificate when its cadence begins: it is issued or approved."""
+        return self._replace(state=S.PENDING, renew_by=self._date(now)).at(now)
+
     def renewed(self, now):
-        """The same certificate with a date that was moved, or has begun."""
+        """The same certificate when its holder has renewed it: the date moves, never back, and a suspension ends.
+
+        It is not issued anew. So one that the clock has put before its beginning stays VALID, as without a renewal.
+        """
+        by = self._date(now)
+        state = S.VALID if self.state is S.PENDING_RENEWAL else self.state
+        return self._replace(state=state, renew_by=by if by is None else max(by, self.renew_by)).at(now)
+
+    def _date(self, now):
         by = max(now, self.start) + timedelta(seconds=self.cadence)
-        moved = self._replace(renew_by=by if self.cadence and by < self.end else None)
-        return moved._replace(state=S.PENDING).at(now)
+        return by if self.cadence and by < self.end else None
 
 
 class Lives(RuleBasedStateMachine):
@@ -170,7 +181,7 @@ class Lives(RuleBasedStateMachine):
         assert record.not_before == int(start.timestamp())
         new = Life(S.PENDING_APPROVAL, start, end, name, cadence=cadence)
         if not approval:
-            new = new.renewed(now)
+            new = new.begun(now)
             self.approved_once.add(record.serial)
         assert record.state is new.state
         assert record.renew_by == (int(new.renew_by.timestamp()) if new.renew_by else 0)
@@ -193,8 +204,6 @@ class Lives(RuleBasedStateMachine):
         record = self.ask(life.name, approval=True, cadence=life.cadence)
         assert record.serial == serial, "a renewal makes no other certificate"
         moved = life.renewed(now)
-        if moved.renew_by is not None:
-            moved = moved._replace(renew_by=max(moved.renew_by, life.renew_by)).at(now)
         assert record.state is moved.state
         assert record.renew_by == (int(moved.renew_by.timestamp()) if moved.renew_by else 0)
         self.model[serial] = moved
@@ -230,7 +239,7 @@ class Lives(RuleBasedStateMachine):
             self.service.lifecycle.approve(serial, BOSS),
             serial,
             (S.PENDING_APPROVAL,),
-            lambda life, now: life.renewed(now),
+            lambda life, now: life.begun(now),
         )
 
     @rule(serial=certificates)
