@@ -75,11 +75,6 @@ class RequesterSettings(NamedTuple):
     config_uri_base: str = ""
     """First part of the name of the configuration PV that the certificate is to name; empty for none."""
 
-    @property
-    def create_pv(self) -> str:
-        """Name of the PV that issues certificates."""
-        return self.pv("CREATE")
-
     def pv(self, what: str, issuer: str = "") -> str:
         """Return the name of one of the certificate service's PVs, for one issuer if it is known."""
         issuer = issuer or self.issuer

@@ -37,7 +37,6 @@ __all__ = [
     "parse_state",
     "read_renew_by",
     "renewal_due",
-    "state_at_approval",
     "written_renew_by",
 ]
 
@@ -153,28 +152,6 @@ end outside of the hours of a schedule.
 def may_change(old: CertState | None, new: CertState) -> bool:
     """Whether a certificate may go from ``old`` (``None``: it is being created) to ``new``."""
     return new in INITIAL if old is None else new in TRANSITIONS[old]
-
-
-def state_at_approval(
-    now: datetime,
-    not_before: datetime,
-    not_after: datetime,
-    *,
-    renew_by: datetime | None = None,
-    is_open: bool | None = None,
-) -> CertState:
-    """Return the state of a certificate that is issued or approved now, according to the clock (8.1).
-
-    The arguments are those of `effective_state`.
-    """
-    return effective_state(
-        CertState.PENDING,
-        now=now,
-        not_before=not_before,
-        not_after=not_after,
-        renew_by=renew_by,
-        is_open=is_open,
-    )
 
 
 def effective_state(

@@ -376,8 +376,8 @@ def test_the_rest_of_the_variables():
         EPICS_PVA_AUTH_NO_STATUS="YES",
     )
     assert (str(found.validity), found.issuer, found.no_status) == ("1d", "abcd0123", True)
-    assert found.create_pv == "CERT:CREATE:abcd0123"
-    assert resolved("client", {"cert_pv_prefix": "SITE"}).create_pv == "SITE:CREATE"
+    assert found.pv("CREATE") == "CERT:CREATE:abcd0123"
+    assert resolved("client", {"cert_pv_prefix": "SITE"}).pv("CREATE") == "SITE:CREATE"
     assert resolved(LANG="de_CH.UTF-8").country == "CH"
     assert resolved(LANG="C.UTF-8").country == "US"
 

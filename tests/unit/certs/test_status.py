@@ -27,7 +27,6 @@ from appliance.certs.status import (
     parse_date,
     parse_state,
     renewal_due,
-    state_at_approval,
 )
 from appliance.errors import CertificateStatusError
 
@@ -170,13 +169,18 @@ def test_a_change_of_the_schedule_is_a_boundary_only_where_it_counts(change, now
 
 def test_boundaries_count_at_their_instant():
     """8.1: VALID if not_before <= now < not_after."""
-    assert state_at_approval(NOW, NOW, NOW + HOUR) is S.VALID
-    assert state_at_approval(NOW, NOW + HOUR, NOW + 2 * HOUR) is S.PENDING
-    assert state_at_approval(NOW, NOW - HOUR, NOW) is S.EXPIRED
     assert effective_state(S.PENDING, now=NOW, not_before=NOW, not_after=NOW + HOUR) is S.VALID
+    assert effective_state(S.PENDING, now=NOW, not_before=NOW + HOUR, not_after=NOW + 2 * HOUR) is S.PENDING
+    assert effective_state(S.PENDING, now=NOW, not_before=NOW - HOUR, not_after=NOW) is S.EXPIRED
     assert effective_state(S.VALID, now=NOW, renew_by=NOW, **WINDOW) is S.PENDING_RENEWAL
-    assert state_at_approval(NOW, NOW, NOW + HOUR, renew_by=NOW) is S.PENDING_RENEWAL
-    assert state_at_approval(NOW, NOW, NOW + HOUR, is_open=False) is S.SCHEDULED_OFFLINE
+    assert (
+        effective_state(S.PENDING, now=NOW, not_before=NOW, not_after=NOW + HOUR, renew_by=NOW)
+        is S.PENDING_RENEWAL
+    )
+    assert (
+        effective_state(S.PENDING, now=NOW, not_before=NOW, not_after=NOW + HOUR, is_open=False)
+        is S.SCHEDULED_OFFLINE
+    )
     assert effective_state(S.SCHEDULED_OFFLINE, now=NOW + HOUR, **WINDOW) is S.EXPIRED
 
 
