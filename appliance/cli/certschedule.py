@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from appliance.certs.schedule import Window
     from appliance.client.context import Context
 
-__all__ = ["Change", "call_schedule", "read_change"]
+__all__ = ["Change", "call_schedule", "read_change", "show_from_status"]
 
 _SET_BY = {"admin": "an administrator", "holder": "its holder"}
 
@@ -88,6 +88,41 @@ async def call_schedule(
     if answer is None:
         raise RemoteError(f"{name}: the answer is empty")
     _print(answer, name, identifier, as_json=as_json)
+
+
+async def show_from_status(
+    context: Context, pv: str, identifier: str, serial: int, *, as_json: bool, timeout: float
+) -> None:
+    """Print the schedule that a certificate's status says, which everybody may read.
+
+    The service lets nobody in with a certificate that is off its hours, so CERT:SCHEDULE tells its holder nothing then.
+
+    Raises:
+        ApplianceError: The service does not answer, or its answer is no status.
+    """
+    from datetime import UTC, datetime
+
+    from appliance.authn.report import schedule_lines, window_facts
+    from appliance.authn.status import fetch_status
+
+    found = await fetch_status(
+        context, pv, issuer=None, serial=serial, now=datetime.now(UTC), timeout=timeout
+    )
+    windows, zone = found.report.schedule, found.report.time_zone
+    if as_json:
+        Output(json=True).object(
+            cert_id=identifier,
+            schedule=window_facts(windows),
+            time_zone=zone,
+            local=[],
+            by="",
+            state=found.claimed.value,
+        )
+        return
+    lines = ["Schedule:", "=" * 44, *(schedule_lines(windows, (), "") or ["  (no schedule windows)"])]
+    if zone:
+        lines.append(f"Time Zone     : {zone}")
+    print("\n".join(one_line(line) for line in [*lines, f"Status        : {found.claimed.value}", "-" * 44]))
 
 
 def _query(serial: int, windows: tuple[Window, ...] | None, zone: str) -> Any:
