@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from appliance.cli.common import Output, one_line
+from appliance.cli.common import Output, complain, one_line
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
+    from appliance.certs.keychain import Keychain
     from appliance.certs.schedule import Window
     from appliance.client.context import Context
+    from appliance.config.pva import ClientConfig
 
 __all__ = ["Change", "call_schedule", "read_change", "show_from_status"]
 
@@ -91,38 +93,58 @@ async def call_schedule(
 
 
 async def show_from_status(
-    context: Context, pv: str, identifier: str, serial: int, *, as_json: bool, timeout: float
-) -> None:
-    """Print the schedule that a certificate's status says, which everybody may read.
+    config: ClientConfig,
+    keychain: Keychain,
+    change: Change,
+    error: Exception,
+    *,
+    as_json: bool,
+    timeout: float,
+) -> bool:
+    """Whether the schedule of a keychain's own certificate could be shown from its status, which everybody may read.
 
     The service lets nobody in with a certificate that is off its hours, so CERT:SCHEDULE tells its holder nothing then.
 
-    Raises:
-        ApplianceError: The service does not answer, or its answer is no status.
+    Args:
+        config: The client's settings, without a keychain.
+        keychain: The keychain.
+        change: What was asked for: only what is there can be shown.
+        error: Why CERT:SCHEDULE showed nothing.
+        as_json: Print it as JSON.
+        timeout: Seconds to wait.
     """
     from datetime import UTC, datetime
 
     from appliance.authn.report import schedule_lines, window_facts
-    from appliance.authn.status import fetch_status
+    from appliance.authn.status import fetch_status, public_context
+    from appliance.errors import ApplianceError, OperationTimeoutError
 
-    found = await fetch_status(
-        context, pv, issuer=None, serial=serial, now=datetime.now(UTC), timeout=timeout
-    )
-    windows, zone = found.report.schedule, found.report.time_zone
+    if change.windows is not None or not keychain.status_pv or not isinstance(error, OperationTimeoutError):
+        return False
+    try:
+        async with public_context(config, keychain.anchors) as context:
+            found = await fetch_status(
+                context,
+                keychain.status_pv,
+                issuer=keychain.issuer,
+                serial=keychain.serial,
+                now=datetime.now(UTC),
+                timeout=timeout,
+                certificate=keychain.certificate,
+            )
+    except ApplianceError:
+        return False
+    windows, zone, state = found.report.schedule, found.report.time_zone, found.claimed.value
+    complain("This is what the certificate's status says; its hours are not signed")
     if as_json:
-        Output(json=True).object(
-            cert_id=identifier,
-            schedule=window_facts(windows),
-            time_zone=zone,
-            local=[],
-            by="",
-            state=found.claimed.value,
-        )
-        return
+        shown = {"schedule": window_facts(windows), "time_zone": zone, "local": [], "by": "", "state": state}
+        Output(json=True).object(cert_id=keychain.cert_id, **shown)
+        return True
     lines = ["Schedule:", "=" * 44, *(schedule_lines(windows, (), "") or ["  (no schedule windows)"])]
     if zone:
         lines.append(f"Time Zone     : {zone}")
-    print("\n".join(one_line(line) for line in [*lines, f"Status        : {found.claimed.value}", "-" * 44]))
+    print("\n".join(one_line(line) for line in [*lines, f"Status        : {state}", "-" * 44]))
+    return True
 
 
 def _query(serial: int, windows: tuple[Window, ...] | None, zone: str) -> Any:

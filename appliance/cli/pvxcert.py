@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from appliance.authn.status import CheckedStatus
     from appliance.certs.keychain import Keychain
-    from appliance.cli.certschedule import Change
     from appliance.client.context import Context
     from appliance.config.pva import ClientConfig
     from appliance.config.secret import Secret
@@ -670,7 +669,7 @@ async def _is_revoked(
 
 async def _schedule(options: argparse.Namespace, config: ClientConfig) -> int:
     from appliance.certs.x509 import parse_cert_id, shown_id
-    from appliance.cli.certschedule import call_schedule, read_change
+    from appliance.cli.certschedule import call_schedule, read_change, show_from_status
     from appliance.errors import ApplianceError
 
     change = read_change(options.schedule, options.time_zone)
@@ -693,38 +692,12 @@ async def _schedule(options: argparse.Namespace, config: ClientConfig) -> int:
             except ApplianceError as error:
                 # Each is independent: the others are done in any case.
                 complain(f"Error: {identifier}: {error}" if len(named) > 1 else f"Error: {error}")
-                if not await _shown_from_status(options, config, change, error, issuer, serial):
-                    status = FAILED
+                own = (issuer, serial) == (keychain.issuer_id, keychain.serial)
+                is_shown = own and await show_from_status(
+                    _plain(config), keychain, change, error, as_json=options.json, timeout=options.timeout
+                )
+                status = status if is_shown else FAILED
     return status
-
-
-async def _shown_from_status(
-    options: argparse.Namespace,
-    config: ClientConfig,
-    change: Change,
-    error: Exception,
-    issuer: str,
-    serial: int,
-) -> bool:
-    """Whether a schedule that the service did not show was read in the certificate's status."""
-    from appliance.authn.status import public_context
-    from appliance.certs.x509 import shown_id
-    from appliance.cli.certschedule import show_from_status
-    from appliance.errors import ApplianceError, OperationTimeoutError
-
-    if change.windows is not None or not isinstance(error, OperationTimeoutError):
-        return False
-    identifier = shown_id(issuer, serial)
-    try:
-        async with public_context(_plain(config), _TrustedCAs(options, config).anchors) as context:
-            pv = _status_pv(config, identifier)
-            await show_from_status(
-                context, pv, identifier, serial, as_json=options.json, timeout=options.timeout
-            )
-    except ApplianceError:
-        return False
-    complain("This is what the certificate's status says, unsigned")
-    return True
 
 
 async def _ask_service(options: argparse.Namespace, config: ClientConfig) -> int:
