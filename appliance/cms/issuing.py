@@ -168,9 +168,7 @@ class Issuing:
             key, key_id, skid = _public_key(ccr.pub_key)
             self._check_request(ccr, key_id)
             now = self.lifecycle.clock().timestamp()
-            proved = check_proof(
-                ccr.proof, ccr, key, now=now, token=ccr.token, used=self._used_proofs
-            )
+            proved = check_proof(ccr.proof, ccr, key, now=now, token=ccr.token, used=self._used_proofs)
             await self._soundness.check(key, key_id)
             san = _names(ccr.san)
             grant = await self._verify(ccr, san, peer)

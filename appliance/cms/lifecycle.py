@@ -291,9 +291,7 @@ class Lifecycle:
                 if reason:
                     giving_way.append((old, reason))
                 elif not request.roll_over:
-                    raise refuse(
-                        transaction, duplicate(request, state, in_doubt=old.delivered == IN_DOUBT)
-                    )
+                    raise refuse(transaction, duplicate(request, state, in_doubt=old.delivered == IN_DOUBT))
             if isinstance(decision, Fresh):
                 others.append(self._renew(transaction, request, decision.release, 0, actor, now))
             for old, reason in giving_way:

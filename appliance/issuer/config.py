@@ -42,7 +42,9 @@ class User(Settings, frozen=True, kw_only=True):
         if not passwords.is_hash(self.password_hash):
             raise ValueError("password_hash: make one with jwt-issuer --hash-password")
         for name in sorted(RESERVED.intersection(self.claims)):
-            raise ValueError(f"claims: {name} is one of the issuer's own claims ({', '.join(sorted(RESERVED))})")
+            raise ValueError(
+                f"claims: {name} is one of the issuer's own claims ({', '.join(sorted(RESERVED))})"
+            )
         if any(isinstance(value, int) and abs(value) >> 53 for value in self.claims.values()):
             raise ValueError("claims: a number is larger than JSON readers keep (53 bits); write it as text")
         if len(msgspec.json.encode(self.claims)) > _MAX_CLAIMS_BYTES:

@@ -138,7 +138,18 @@ def test_a_peers_text_cannot_start_a_line_of_its_own():
 
 
 @pytest.mark.parametrize(
-    "part", ["eyJaa-", "eyJaa", "-----BEGIN ", "-----BEGIN A PRIVATE KEY-----", "secret ", "bearer ", "token: a b", 'token:"', "/token: "]
+    "part",
+    [
+        "eyJaa-",
+        "eyJaa",
+        "-----BEGIN ",
+        "-----BEGIN A PRIVATE KEY-----",
+        "secret ",
+        "bearer ",
+        "token: a b",
+        'token:"',
+        "/token: ",
+    ],
 )
 def test_redaction_takes_time_in_proportion_to_the_text(part):
     start = time.process_time()

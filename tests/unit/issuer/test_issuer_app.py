@@ -318,6 +318,7 @@ async def test_a_users_own_claims_are_in_its_tokens_and_in_no_others(tmp_path) -
         }
     )
     async with site(config, tmp_path) as it:
+
         def told(token):
             return jwt.decode(token, options={"verify_signature": False})
 
