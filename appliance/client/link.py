@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from time import monotonic
-from typing import Any, assert_never, Final, Protocol, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final, Protocol, assert_never
 
 from appliance.client.channel import Channel, ChannelRequest
 from appliance.client.crowd import REST_S, Crowd
