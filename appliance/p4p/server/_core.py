@@ -1,0 +1,477 @@
+"""One PV's value and clients: posted from any thread, served on the PVAccess thread."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+from appliance.p4p._engine import engine
+from appliance.p4p.server._operation import ServerOperation
+from appliance.pva.commands import CMD_GET, CMD_PROCESS, CMD_RPC
+from appliance.pva.selection import leaves
+from appliance.pva.server_operation import PreparedAnswer
+from appliance.pvdata.codec import leaves_of
+from appliance.pvdata.types import BOOL, FLOAT64, STRING, ArrayType, ScalarType, StructType, TypeDesc
+from appliance.pvdata.value import Value, View
+from appliance.server.channel import Channel
+from appliance.server.operation import Operation, Subscription, Update
+from appliance.server.source import Handler
+
+__all__ = ["Callbacks", "Core"]
+
+_log = logging.getLogger("appliance.p4p.server")
+
+ROOM: Final = 256
+"""Posts of a few numbers that wait for the PVAccess thread; above that the latest two become one."""
+ROOM_FOR_ARRAYS: Final = 4
+"""The same for values with arrays, unions and the like: as many as a subscription's queue usually has."""
+PLAIN: Final[dict[TypeDesc, type]] = {FLOAT64: float, STRING: str, BOOL: bool}
+"""Python types that a field takes as they are. Integers have bounds."""
+
+_CLOSED: Final = "the PV is closed; open() it with a first value"
+_CHANGED: Final = "this PV has changed its type or has no value; reconnect"
+
+Entry = Any
+"""A post that waits: the new value of the field ``value`` alone, or a tuple of the whole store and the bits that changed."""
+
+
+class Callbacks(Protocol):
+    """What the owner of a PV hears of its clients. Called on the PVAccess thread: must not block."""
+
+    def onFirstConnect(self) -> object:
+        """Handle that a first client has opened a channel."""
+
+    def onLastDisconnect(self) -> object:
+        """Handle that the last channel was closed."""
+
+    def put(self, op: ServerOperation) -> object:
+        """Handle a PUT."""
+
+    def rpc(self, op: ServerOperation) -> object:
+        """Handle an RPC."""
+
+
+class Core(Handler):
+    """The value of one PV, and those who use it.
+
+    The lock guards the value; no callback is called and nothing waits while it is held. It may be taken twice by one thread,
+    because the garbage collector may run anything at any time.
+
+    Args:
+        callbacks: Told of clients, PUTs and calls; None refuses them.
+    """
+
+    __slots__ = (
+        "_answers",
+        "_at",
+        "_base",
+        "_bit",
+        "_channels",
+        "_deep",
+        "_kind",
+        "_lock",
+        "_lost",
+        "_pending",
+        "_room",
+        "_scheduled",
+        "_shared",
+        "_soon",
+        "_store",
+        "_subscriptions",
+        "_valid",
+        "_waiting",
+        "_watched",
+        "callbacks",
+        "run_cancel",
+    )
+
+    def __init__(self, callbacks: Callbacks | None) -> None:
+        self.callbacks = callbacks
+        self.run_cancel: Callable[[Callable[[], object]], None] | None = None
+        """Runs what `ServerOperation.onCancel` was given; None runs it where other callbacks of servers run."""
+        self._lock = threading.RLock()
+        self._kind: StructType | None = None
+        self._store: list[Any] = []
+        self._shared = False
+        """Whether an update holds the store, which then never changes."""
+        self._valid = 0
+        self._at = 0
+        """The number of the field ``value``, and its bit: 0 if there is none, or if it is a structure."""
+        self._bit = 0
+        self._deep = False
+        """Whether fields may be objects that their owner can change."""
+        self._room = ROOM
+        self._pending: list[Entry] = []
+        self._lost = 0
+        """Fields of the last entry that lost an earlier change."""
+        self._scheduled = False
+        self._watched = False
+        self._answers: dict[tuple[int, bool], PreparedAnswer] = {}
+        self._waiting: dict[Operation, Callable[[], None]] = {}
+        """Operations that clients began while there was no value; ``open`` begins them anew."""
+        # What follows belongs to the PVAccess thread.
+        self._soon: Callable[..., None] | None = None
+        self._base: list[Any] = []
+        """The whole value as the subscribers know it; posts that wait are newer."""
+        self._subscriptions: dict[Subscription, Callable[..., bytes] | None] = {}
+        """Each subscription, with a function that makes its message of a value alone; None if there is none."""
+        self._channels: set[Channel] = set()
+
+    # -- for the owner, from any thread --------------------------------------------------------------
+
+    @property
+    def kind(self) -> StructType | None:
+        """The type of the value; None while closed."""
+        return self._kind
+
+    def open(self, value: Value | View) -> None:
+        """Set type and first value.
+
+        Raises:
+            RuntimeError: The PV is open already, or the value is no structure.
+        """
+        kind = value.type
+        if not isinstance(kind, StructType):
+            raise RuntimeError("a PV's value must be a structure, for example NTScalar")  # noqa: TRY004 - as p4p
+        fresh = value.to_value()
+        with self._lock:
+            if self._kind is not None:
+                raise RuntimeError("the PV is open already; close() it first")
+            self._kind = kind
+            self._store = fresh.store
+            self._shared = False
+            self._valid = leaves(kind, fresh.changed)
+            self._answers = {}
+            self._at = kind.offsets.get("value", 0)
+            self._bit = 1 << self._at & kind.leaf_mask
+            types = [kind.leaf_types[number] for number in kind.leaves]
+            self._deep = not all(map(_is_immutable, types))
+            self._room = ROOM if all(isinstance(t, ScalarType) for t in types) else ROOM_FOR_ARRAYS
+            if self._waiting and self._soon is not None:
+                self._soon(self._begin_waiting)
+
+    def close(self) -> None:
+        """Remove the value, and close all channels. Clients open them again, and then wait for `open`."""
+        with self._lock:
+            kind, self._kind = self._kind, None
+            for answer in self._answers.values():
+                answer.tail = None
+            self._answers = {}
+            pending, lost = self._pending, self._lost
+            self._pending = []
+            self._lost = 0
+            self._watched = False
+            if self._channels and self._soon is not None:
+                self._soon(self._close_channels, kind, pending, lost)
+
+    def current(self) -> Value:
+        """Return a copy of the value; its ``changed`` bits say what was ever set.
+
+        Raises:
+            RuntimeError: The PV is closed.
+        """
+        with self._lock:
+            kind = self._kind
+            if kind is None:
+                raise RuntimeError(_CLOSED)
+            value = Value.from_store(kind, self._store, self._valid)
+            return value.clone() if self._deep else Value.from_store(kind, self._store.copy(), self._valid)
+
+    def post(self, value: Value | View) -> None:
+        """Change the fields that are marked in ``value``, and tell the subscribers.
+
+        Raises:
+            RuntimeError: The PV is closed, or has another type.
+        """
+        with self._lock:
+            kind = self._kind
+            if kind is None:
+                raise RuntimeError(_CLOSED)
+            if value.type is not kind and value.type != kind:
+                raise RuntimeError(
+                    f"a value of the type {_named(value.type)} cannot be posted to a PV of the type {_named(kind)}; "
+                    "close() and open() the PV to change its type"
+                )
+            if self._deep or isinstance(value, View):
+                value = value.to_value()
+            source = value.store
+            bits = leaves(kind, value.changed)
+            if not bits:
+                return
+            if bits == kind.leaf_mask:
+                store = source.copy()
+            else:
+                store = self._store.copy() if self._shared or self._watched else self._store
+                for number in leaves_of(kind, bits):
+                    store[number] = source[number]
+            self._store = store
+            self._shared = False
+            self._valid |= bits
+            for answer in self._answers.values():
+                answer.tail = None
+            if self._watched:
+                self._shared = True
+                self._append((store, bits), bits)
+
+    def post_plain(self, value: Any) -> None:
+        """Change the field ``value`` to what it stores as it is, and tell the subscribers.
+
+        Raises:
+            RuntimeError: The PV is closed.
+        """
+        with self._lock:
+            if self._kind is None:
+                raise RuntimeError(_CLOSED)
+            if self._shared:
+                self._store = self._store.copy()
+                self._shared = False
+            self._store[self._at] = value
+            self._valid |= self._bit
+            if self._answers:
+                for answer in self._answers.values():
+                    answer.tail = None
+            if self._watched:
+                if len(self._pending) < self._room:
+                    self._pending.append(value)
+                    if not self._scheduled:
+                        self._schedule()
+                else:
+                    self._append(value, self._bit)
+
+    def plain_type(self) -> type | None:
+        """Return the Python type that `post_plain` takes; None if the PV has no such field ``value``, or is closed."""
+        kind = self._kind
+        return None if kind is None or not self._bit else PLAIN.get(kind.leaf_types[self._at])
+
+    def _append(self, entry: Entry, bits: int) -> None:
+        """Let an update wait for the PVAccess thread; if too many wait, it takes the place of the latest."""
+        pending = self._pending
+        if len(pending) < self._room:
+            pending.append(entry)
+        else:
+            last = pending[-1]
+            before = last[1] if type(last) is tuple else self._bit
+            self._lost |= before & bits
+            if type(last) is tuple or type(entry) is tuple:
+                self._shared = True
+                entry = (self._store, before | bits)
+            pending[-1] = entry
+        if not self._scheduled:
+            self._schedule()
+
+    def _schedule(self) -> None:
+        assert self._soon is not None
+        self._soon(self._drain)
+        self._scheduled = True
+
+    # -- on the PVAccess thread ----------------------------------------------------------------------
+
+    def _drain(self) -> None:
+        with self._lock:
+            self._scheduled = False
+            pending, lost = self._pending, self._lost
+            if not pending:
+                return
+            self._pending = []
+            self._lost = 0
+            kind = self._kind
+        assert kind is not None
+        self._deliver(kind, pending, lost)
+
+    def _deliver(self, kind: StructType, pending: list[Entry], lost: int) -> None:
+        """Give the subscribers what was posted, in its order."""
+        subscriptions = self._subscriptions
+        count = len(pending)
+        for number, entry in enumerate(pending, 1):
+            overrun = lost if number == count else 0
+            if type(entry) is tuple:
+                store, bits = entry
+                self._base = store
+                update = Update(kind, store, bits, overrun)
+                for subscription in subscriptions:
+                    subscription.post(update)
+                continue
+            made: Update | None = None
+            for subscription, make in subscriptions.items():
+                if make is None or overrun or not subscription.send(make(entry)):
+                    if made is None:
+                        store = self._base = self._base.copy()
+                        store[self._at] = entry
+                        made = Update(kind, store, self._bit, overrun)
+                    subscription.post(made)
+
+    def _begin_waiting(self) -> None:
+        with self._lock:
+            if self._kind is None:
+                return
+            waiting, self._waiting = self._waiting, {}
+        for begin in waiting.values():
+            begin()
+
+    def _close_channels(self, kind: StructType | None, pending: list[Entry], lost: int) -> None:
+        if kind is not None:
+            self._deliver(kind, pending, lost)
+        for channel in list(self._channels):
+            channel.close()
+
+    def attached(self, channel: Channel) -> None:
+        """Note a channel; tell the owner if it is the first."""
+        self._soon = engine().soon
+        first = not self._channels
+        self._channels.add(channel)
+        if first and self.callbacks is not None:
+            self._tell(self.callbacks.onFirstConnect)
+
+    def detached(self, channel: Channel) -> None:
+        """Forget a channel; tell the owner if it was the last."""
+        self._channels.discard(channel)
+        if not self._channels and self.callbacks is not None:
+            self._tell(self.callbacks.onLastDisconnect)
+
+    def _tell(self, callback: Callable[[], object]) -> None:
+        try:
+            callback()
+        except Exception:  # noqa: BLE001 - the channel is served all the same
+            _log.exception("the handler of a PV failed")
+
+    def init(self, operation: Operation) -> None:
+        """Accept GET, PUT and RPC; without a value GET and PUT wait for one."""
+        if operation.command == CMD_RPC:
+            operation.ready()
+            return
+        if operation.command == CMD_PROCESS:
+            operation.fail("this PV cannot be processed: only records can; use PUT")
+            return
+        with self._lock:
+            kind = self._kind
+            if kind is None:
+                self._waiting[operation] = lambda: self.init(operation)
+                return
+        operation.ready(kind)
+        if operation.command == CMD_GET and operation.alive:
+            wire = operation.wire
+            key = (wire.mask, wire.connection.big)
+            with self._lock:
+                answer = self._answers.get(key)
+                if answer is None:
+                    answer = PreparedAnswer()
+                    if self._kind is kind:
+                        self._answers[key] = answer
+                        wire.prepared = answer
+
+    def get(self, operation: Operation) -> None:
+        """Answer with the current value."""
+        with self._lock:
+            if self._kind is None or operation.type is not self._kind:
+                operation.fail(_CHANGED)
+                return
+            wire = operation.wire
+            prepared = wire.prepared
+            if prepared is not None and prepared is self._answers.get((wire.mask, wire.connection.big)):
+                operation.reply_prepared(prepared, self._store, self._valid)
+            else:
+                operation.reply_store(self._store, self._valid)
+
+    def put(self, operation: Operation, value: Value) -> None:
+        """Pass a PUT on to the owner."""
+        if self._kind is None or value.type is not self._kind:
+            operation.fail(_CHANGED)
+        elif self.callbacks is None:
+            operation.fail("Read-only PV")
+        else:
+            self._pass_on(self.callbacks.put, ServerOperation.begin(operation, value, self))
+
+    put_get = put
+
+    def rpc(self, operation: Operation, argument: Value | None) -> None:
+        """Pass an RPC on to the owner, also while there is no value."""
+        if self.callbacks is None:
+            operation.fail("RPC not implemented by this PV")
+        else:
+            self._pass_on(self.callbacks.rpc, ServerOperation.begin(operation, argument, self))
+
+    def _pass_on(self, callback: Callable[[ServerOperation], object], op: ServerOperation | None) -> None:
+        if op is None:
+            return
+        try:
+            callback(op)
+        except Exception:  # noqa: BLE001 - the client must hear of it
+            _log.exception("the handler of %.256r failed", op.name())
+            op.done(error="internal error; the server's log has the details")
+
+    def subscribe(self, subscription: Subscription) -> None:
+        """Queue the current value."""
+        with self._lock:
+            kind = self._kind
+            if kind is None:
+                self._waiting[subscription] = lambda: self.subscribe(subscription)
+                return
+        subscription.ready(kind)
+        if not subscription.alive:
+            return
+        with self._lock:
+            if self._kind is not kind:
+                subscription.fail(_CHANGED)
+                return
+            pending, lost = self._pending, self._lost
+            self._pending = []
+            self._lost = 0
+            store = self._store
+            self._shared = True
+            self._watched = True
+            valid = self._valid
+        # Those who subscribed earlier get what this one has in its first update.
+        self._deliver(kind, pending, lost)
+        self._base = store
+        self._subscriptions[subscription] = (
+            subscription.maker(self._bit, "d") if self.plain_type() is float else None
+        )
+        subscription.post(Update(kind, store, valid))
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """Forget the subscriber."""
+        with self._lock:
+            self._waiting.pop(subscription, None)
+            self._subscriptions.pop(subscription, None)
+            if not self._subscriptions:
+                self._watched = False
+
+    def cancelled(self, operation: Operation) -> None:
+        """Tell whoever works on the request that nobody waits for it any more."""
+        ServerOperation.end(operation)
+
+    def closed(self, operation: Operation) -> None:
+        """Forget an operation; tell whoever works on it."""
+        if self._waiting:
+            with self._lock:
+                self._waiting.pop(operation, None)
+        ServerOperation.end(operation)
+
+    def introspect(self, operation: Operation, field: str) -> None:
+        """Answer with the type of the value or of a field."""
+        with self._lock:
+            kind = self._kind
+            if kind is None:
+                self._waiting[operation] = lambda: self.introspect(operation, field)
+                return
+        if field not in kind.offsets:
+            operation.fail(f"there is no field {field[:64]!r}")
+        else:
+            operation.reply_field(kind.leaf_types[kind.offsets[field]])
+
+    def __repr__(self) -> str:
+        kind = self._kind
+        return f"<PV {'closed' if kind is None else _named(kind)} {len(self._subscriptions)} subscribers>"
+
+
+def _is_immutable(t: TypeDesc) -> bool:
+    """Whether what a leaf of this type holds never changes: numbers, strings, and arrays of numbers, which are read only."""
+    if isinstance(t, ScalarType):
+        return True
+    return isinstance(t, ArrayType) and isinstance(t.element, ScalarType) and t.element != STRING
+
+
+def _named(t: TypeDesc) -> str:
+    return repr(t.id) if isinstance(t, StructType) and t.id else type(t).__name__
