@@ -76,5 +76,7 @@ class SharedPV:
 
 def _checked(value: Any) -> Value:
     if not isinstance(value, Value):
-        raise TypeError(f"expected a Value, not {type(value).__name__}; with nt= or wrap= other values are converted")
+        raise TypeError(
+            f"expected a Value, not {type(value).__name__}; with nt= or wrap= other values are converted"
+        )
     return value

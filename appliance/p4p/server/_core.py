@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
+from weakref import WeakSet
 
 from appliance.p4p._engine import engine
 from appliance.p4p.server._operation import ServerOperation
@@ -13,7 +16,23 @@ from appliance.pva.commands import CMD_GET, CMD_PROCESS, CMD_RPC
 from appliance.pva.selection import leaves
 from appliance.pva.server_operation import PreparedAnswer
 from appliance.pvdata.codec import leaves_of
-from appliance.pvdata.types import BOOL, FLOAT64, STRING, ArrayType, ScalarType, StructType, TypeDesc
+from appliance.pvdata.types import (
+    BOOL,
+    FLOAT64,
+    INT8,
+    INT16,
+    INT32,
+    INT64,
+    STRING,
+    UINT8,
+    UINT16,
+    UINT32,
+    UINT64,
+    ArrayType,
+    ScalarType,
+    StructType,
+    TypeDesc,
+)
 from appliance.pvdata.value import Value, View
 from appliance.server.channel import Channel
 from appliance.server.operation import Operation, Subscription, Update
@@ -27,14 +46,77 @@ ROOM: Final = 256
 """Posts of a few numbers that wait for the PVAccess thread; above that the latest two become one."""
 ROOM_FOR_ARRAYS: Final = 4
 """The same for values with arrays, unions and the like: as many as a subscription's queue usually has."""
-PLAIN: Final[dict[TypeDesc, type]] = {FLOAT64: float, STRING: str, BOOL: bool}
-"""Python types that a field takes as they are. Integers have bounds."""
+PLAIN: Final[dict[TypeDesc, type]] = {
+    FLOAT64: float,
+    STRING: str,
+    BOOL: bool,
+    **dict.fromkeys((INT8, INT16, INT32, INT64, UINT8, UINT16, UINT32, UINT64), int),
+}
+"""Python types that a field takes as they are; integers within the bounds of the field."""
 
 _CLOSED: Final = "the PV is closed; open() it with a first value"
 _CHANGED: Final = "this PV has changed its type or has no value; reconnect"
 
 Entry = Any
 """A post that waits: the new value of the field ``value`` alone, or a tuple of the whole store and the bits that changed."""
+
+
+class _Posts:
+    """What was posted to all PVs since the PVAccess thread last looked.
+
+    A thread that posts without pause keeps Python's lock for itself: the PVAccess thread would get it back only 5 ms after each
+    of its system calls. So such a thread waits now and then, for a moment and not for any client.
+    """
+
+    ROOM: Final = 512
+    """Posts after which a thread waits."""
+    PATIENCE_S: Final = 0.02
+    """The longest that it waits."""
+
+    __slots__ = ("_changed", "_turning", "_waiting", "_woken", "count")
+
+    def __init__(self) -> None:
+        self.count = 0
+        """Posts since the PVAccess thread last looked; not exact, because it is no one's own."""
+        self._changed: deque[Core] = deque()
+        self._waiting: deque[threading.Lock] = deque()
+        self._woken = False
+        self._turning = False
+
+    def add(self, core: Core, soon: Callable[..., None]) -> None:
+        """Let the PVAccess thread look at a PV."""
+        self._changed.append(core)
+        # The flag is cleared before the thread looks. So whoever finds it set has a look still to come.
+        if not self._woken:
+            self._woken = True
+            soon(self._look)
+
+    def _look(self) -> None:
+        self._woken = False
+        changed = self._changed
+        if not self._turning:
+            self._turning = True
+            engine().loop.call_soon(self._turned)
+        for _ in range(len(changed)):
+            changed.popleft()._drain()
+
+    def _turned(self) -> None:
+        """Note that the PVAccess thread has sent what there was."""
+        self._turning = False
+        self.count = 0
+        waiting = self._waiting
+        while waiting:
+            waiting.popleft().release()
+
+    def wait(self) -> None:
+        """Let the PVAccess thread send what there is."""
+        if engine().is_current:
+            return
+        turned = threading.Lock()
+        turned.acquire()
+        self._waiting.append(turned)
+        if not turned.acquire(timeout=self.PATIENCE_S):
+            self.count = 0
 
 
 class Callbacks(Protocol):
@@ -64,6 +146,7 @@ class Core(Handler):
     """
 
     __slots__ = (
+        "__weakref__",
         "_answers",
         "_at",
         "_base",
@@ -89,7 +172,7 @@ class Core(Handler):
 
     def __init__(self, callbacks: Callbacks | None) -> None:
         self.callbacks = callbacks
-        self.run_cancel: Callable[[Callable[[], object]], None] | None = None
+        self.run_cancel: Callable[[Callable[[], object]], object] | None = None
         """Runs what `ServerOperation.onCancel` was given; None runs it where other callbacks of servers run."""
         self._lock = threading.RLock()
         self._kind: StructType | None = None
@@ -118,6 +201,7 @@ class Core(Handler):
         self._subscriptions: dict[Subscription, Callable[..., bytes] | None] = {}
         """Each subscription, with a function that makes its message of a value alone; None if there is none."""
         self._channels: set[Channel] = set()
+        _cores.add(self)
 
     # -- for the owner, from any thread --------------------------------------------------------------
 
@@ -211,9 +295,13 @@ class Core(Handler):
             self._valid |= bits
             for answer in self._answers.values():
                 answer.tail = None
-            if self._watched:
-                self._shared = True
-                self._append((store, bits), bits)
+            if not self._watched:
+                return
+            self._shared = True
+            posts.count += 1
+            self._append((store, bits), bits)
+        if posts.count > posts.ROOM:
+            posts.wait()
 
     def post_plain(self, value: Any) -> None:
         """Change the field ``value`` to what it stores as it is, and tell the subscribers.
@@ -232,18 +320,56 @@ class Core(Handler):
             if self._answers:
                 for answer in self._answers.values():
                     answer.tail = None
-            if self._watched:
-                if len(self._pending) < self._room:
-                    self._pending.append(value)
-                    if not self._scheduled:
-                        self._schedule()
-                else:
-                    self._append(value, self._bit)
+            if not self._watched:
+                return
+            posts.count += 1
+            pending = self._pending
+            if len(pending) < self._room:
+                pending.append(value)
+                if not self._scheduled:
+                    self._schedule()
+            elif type(pending[-1]) is not tuple:
+                pending[-1] = value
+                self._lost = self._bit
+            else:
+                self._append(value, self._bit)
+        if posts.count > posts.ROOM:
+            posts.wait()
 
-    def plain_type(self) -> type | None:
-        """Return the Python type that `post_plain` takes; None if the PV has no such field ``value``, or is closed."""
+    def post_parts(self, parts: Sequence[tuple[int, Any]], bits: int) -> None:
+        """Change some fields to what they store as it is, and tell the subscribers.
+
+        Args:
+            parts: The number and the value of each field.
+            bits: The same fields, in leaf form.
+
+        Raises:
+            RuntimeError: The PV is closed.
+        """
+        with self._lock:
+            if self._kind is None:
+                raise RuntimeError(_CLOSED)
+            store = self._store
+            if self._shared:
+                self._store = store = store.copy()
+            self._shared = self._watched
+            for number, value in parts:
+                store[number] = value
+            self._valid |= bits
+            for answer in self._answers.values():
+                answer.tail = None
+            if not self._watched:
+                return
+            posts.count += 1
+            self._append((store, bits), bits)
+        if posts.count > posts.ROOM:
+            posts.wait()
+
+    def plain_type(self) -> ScalarType | None:
+        """Return the type of the field ``value`` if Python has it as it is; None if it has not, or the PV is closed."""
         kind = self._kind
-        return None if kind is None or not self._bit else PLAIN.get(kind.leaf_types[self._at])
+        found = None if kind is None or not self._bit else kind.leaf_types[self._at]
+        return found if isinstance(found, ScalarType) and found in PLAIN else None
 
     def _append(self, entry: Entry, bits: int) -> None:
         """Let an update wait for the PVAccess thread; if too many wait, it takes the place of the latest."""
@@ -263,26 +389,40 @@ class Core(Handler):
 
     def _schedule(self) -> None:
         assert self._soon is not None
-        self._soon(self._drain)
         self._scheduled = True
+        posts.add(self, self._soon)
 
     # -- on the PVAccess thread ----------------------------------------------------------------------
 
     def _drain(self) -> None:
+        """Give the subscribers what was posted since the last time."""
         with self._lock:
             self._scheduled = False
-            pending, lost = self._pending, self._lost
+            pending = self._pending
             if not pending:
                 return
-            self._pending = []
-            self._lost = 0
             kind = self._kind
-        assert kind is not None
-        self._deliver(kind, pending, lost)
+            assert kind is not None
+            lost = self._lost
+            if len(pending) > 1 or lost or type(pending[0]) is tuple:
+                self._pending = []
+                self._lost = 0
+                entry = None
+            else:
+                entry = pending.pop()
+        if entry is not None:
+            self._deliver_plain(kind, entry, 0)
+        else:
+            self._deliver(kind, pending, lost)
 
     def _deliver(self, kind: StructType, pending: list[Entry], lost: int) -> None:
-        """Give the subscribers what was posted, in its order."""
-        subscriptions = self._subscriptions
+        """Give the subscribers what was posted, in its order.
+
+        Args:
+            kind: The type of the value.
+            pending: The posts.
+            lost: Fields of the last post that lost an earlier change.
+        """
         count = len(pending)
         for number, entry in enumerate(pending, 1):
             overrun = lost if number == count else 0
@@ -290,17 +430,20 @@ class Core(Handler):
                 store, bits = entry
                 self._base = store
                 update = Update(kind, store, bits, overrun)
-                for subscription in subscriptions:
-                    subscription.post(update)
-                continue
-            made: Update | None = None
-            for subscription, make in subscriptions.items():
-                if make is None or overrun or not subscription.send(make(entry)):
-                    if made is None:
-                        store = self._base = self._base.copy()
-                        store[self._at] = entry
-                        made = Update(kind, store, self._bit, overrun)
-                    subscription.post(made)
+                for subscription in self._subscriptions:
+                    subscription.post_ahead(update)
+            else:
+                self._deliver_plain(kind, entry, overrun)
+
+    def _deliver_plain(self, kind: StructType, value: Any, overrun: int) -> None:
+        made: Update | None = None
+        for subscription, make in self._subscriptions.items():
+            if make is None or overrun or not subscription.send(make(value)):
+                if made is None:
+                    store = self._base = self._base.copy()
+                    store[self._at] = value
+                    made = Update(kind, store, self._bit, overrun)
+                subscription.post_ahead(made)
 
     def _begin_waiting(self) -> None:
         with self._lock:
@@ -425,8 +568,9 @@ class Core(Handler):
         # Those who subscribed earlier get what this one has in its first update.
         self._deliver(kind, pending, lost)
         self._base = store
+        plain = self.plain_type()
         self._subscriptions[subscription] = (
-            subscription.maker(self._bit, "d") if self.plain_type() is float else None
+            subscription.maker(self._bit, plain.fmt) if plain is not None and plain.fmt else None
         )
         subscription.post(Update(kind, store, valid))
 
@@ -464,6 +608,19 @@ class Core(Handler):
     def __repr__(self) -> str:
         kind = self._kind
         return f"<PV {'closed' if kind is None else _named(kind)} {len(self._subscriptions)} subscribers>"
+
+
+posts: Final = _Posts()
+_cores: Final[WeakSet[Core]] = WeakSet()
+
+
+def _after_fork() -> None:
+    """Free the locks in the child of a fork: another thread of the parent may have held them."""
+    for core in _cores:
+        core._lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _is_immutable(t: TypeDesc) -> bool:

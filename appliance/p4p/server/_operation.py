@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -30,6 +31,8 @@ MAX_OPERATIONS: Final = 10_000
 
 server_queue: Final = _DefaultWorkQueue(workers=1)
 """The thread on which callbacks run that have no queue of their own, in place of the threads of a server in C++."""
+
+os.register_at_fork(after_in_child=server_queue._forget)
 
 _begun = 0
 _ended: deque[None] = deque()
@@ -91,7 +94,7 @@ class ServerOperation:
     def pvRequest(self) -> Value:
         """Return the request's options and fields, as the client sent them."""
         request = self._operation.wire.request
-        return Value._of(_nothing() if request is None else request)
+        return Value._of(_nothing() if request is None else request.clone())
 
     def value(self) -> Any:
         """Return what the client sent: the value of a PUT, with what it changes marked, or the argument of an RPC.
@@ -209,7 +212,10 @@ def _lost(operation: Operation, token: object) -> None:
     if not operation.alive or operation.state is not token:
         return
     operation.state = None
-    _log.warning("the handler of %.256r has lost a request without calling done(); the client gets an error", operation.name)
+    _log.warning(
+        "the handler of %.256r has lost a request without calling done(); the client gets an error",
+        operation.name,
+    )
     operation.fail("the server's handler has ended without an answer; tell the author of the server")
 
 

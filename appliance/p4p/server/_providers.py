@@ -64,6 +64,7 @@ class StaticProvider:
             raise TypeError(f"a provider takes a SharedPV, not {type(pv).__name__}")
         if name in self._pvs:
             raise RuntimeError(f"there is a PV {name!r} already; remove() it first")
+        self._pvs[name] = pv
 
     def remove(self, name: str) -> None:
         """Stop serving a PV, and close it. An unknown name does nothing."""
