@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 from appliance.p4p._engine import engine
 from appliance.p4p.server._operation import ServerOperation
@@ -53,6 +53,13 @@ PLAIN: Final[dict[TypeDesc, type]] = {
     **dict.fromkeys((INT8, INT16, INT32, INT64, UINT8, UINT16, UINT32, UINT64), int),
 }
 """Python types that a field takes as they are; integers within the bounds of the field."""
+
+QUIET_S: Final = 0.2
+"""Seconds after `Core.close` in which the return of a client is not told yet.
+
+A client that is disconnected opens the channel again at once. Whoever waits for the end of all channels would only see the first
+of the next ones.
+"""
 
 _CLOSED: Final = "the PV is closed; open() it with a first value"
 _CHANGED: Final = "this PV has changed its type or has no value; reconnect"
@@ -153,10 +160,12 @@ class Core(Handler):
         "_bit",
         "_channels",
         "_deep",
+        "_is_told",
         "_kind",
         "_lock",
         "_lost",
         "_pending",
+        "_quiet_until",
         "_room",
         "_scheduled",
         "_shared",
@@ -201,6 +210,9 @@ class Core(Handler):
         self._subscriptions: dict[Subscription, Callable[..., bytes] | None] = {}
         """Each subscription, with a function that makes its message of a value alone; None if there is none."""
         self._channels: set[Channel] = set()
+        self._is_told = False
+        """Whether the owner knows that there are channels."""
+        self._quiet_until = 0.0
         _cores.add(self)
 
     # -- for the owner, from any thread --------------------------------------------------------------
@@ -446,6 +458,7 @@ class Core(Handler):
                 subscription.post_ahead(made)
 
     def _begin_waiting(self) -> None:
+        self._tell_first()
         with self._lock:
             if self._kind is None:
                 return
@@ -456,22 +469,39 @@ class Core(Handler):
     def _close_channels(self, kind: StructType | None, pending: list[Entry], lost: int) -> None:
         if kind is not None:
             self._deliver(kind, pending, lost)
+        self._quiet_until = engine().loop.time() + QUIET_S
         for channel in list(self._channels):
             channel.close()
 
     def attached(self, channel: Channel) -> None:
         """Note a channel; tell the owner if it is the first."""
-        self._soon = engine().soon
-        first = not self._channels
         self._channels.add(channel)
-        if first and self.callbacks is not None:
-            self._tell(self.callbacks.onFirstConnect)
+        if self._soon is None:
+            self._soon = engine().soon
+        if self._is_told:
+            return
+        if self._kind is None and self._quiet_until:
+            loop = engine().loop
+            wait = self._quiet_until - loop.time()
+            if wait > 0:
+                loop.call_later(wait, _tell_later, ref(self))
+                return
+        self._tell_first()
+
+    def _tell_first(self) -> None:
+        """Tell the owner that there is a channel."""
+        if self._channels and not self._is_told:
+            self._is_told = True
+            if self.callbacks is not None:
+                self._tell(self.callbacks.onFirstConnect)
 
     def detached(self, channel: Channel) -> None:
         """Forget a channel; tell the owner if it was the last."""
         self._channels.discard(channel)
-        if not self._channels and self.callbacks is not None:
-            self._tell(self.callbacks.onLastDisconnect)
+        if not self._channels and self._is_told:
+            self._is_told = False
+            if self.callbacks is not None:
+                self._tell(self.callbacks.onLastDisconnect)
 
     def _tell(self, callback: Callable[[], object]) -> None:
         try:
@@ -533,6 +563,7 @@ class Core(Handler):
         if self.callbacks is None:
             operation.fail("RPC not implemented by this PV")
         else:
+            self._tell_first()
             self._pass_on(self.callbacks.rpc, ServerOperation.begin(operation, argument, self))
 
     def _pass_on(self, callback: Callable[[ServerOperation], object], op: ServerOperation | None) -> None:
@@ -608,6 +639,12 @@ class Core(Handler):
     def __repr__(self) -> str:
         kind = self._kind
         return f"<PV {'closed' if kind is None else _named(kind)} {len(self._subscriptions)} subscribers>"
+
+
+def _tell_later(known: ref[Core]) -> None:
+    core = known()
+    if core is not None:
+        core._tell_first()
 
 
 posts: Final = _Posts()

@@ -26,8 +26,6 @@ class ServOpWrap:
     All else is as in `ServerOperation`.
     """
 
-    __slots__ = ("_op", "_unwrap", "_wrap")
-
     def __init__(self, op: ServerOperation, wrap: Callable[..., Any], unwrap: Callable[[Any], Any]) -> None:
         self._op = op
         self._wrap = wrap
