@@ -189,14 +189,13 @@ class Server:
             args: As for the class.
             kws: As for the class.
         """
-        with cls(*args, **kws):
-            _log.info("the server runs")
-            try:
+        server = cls(*args, **kws)
+        try:
+            with server:
+                _log.info("the server runs")
                 threading.Event().wait()
-            except KeyboardInterrupt:
-                pass
-            finally:
-                _log.info("the server stops")
+        except KeyboardInterrupt:
+            _log.info("the server has stopped")
 
 
 def _provider(item: Any) -> tuple[_providers.Provider, int]:

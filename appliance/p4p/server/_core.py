@@ -169,7 +169,6 @@ class Core(Handler):
         "_room",
         "_scheduled",
         "_shared",
-        "_soon",
         "_store",
         "_subscriptions",
         "_valid",
@@ -177,6 +176,7 @@ class Core(Handler):
         "_watched",
         "callbacks",
         "run_cancel",
+        "soon",
     )
 
     def __init__(self, callbacks: Callbacks | None) -> None:
@@ -204,7 +204,8 @@ class Core(Handler):
         self._waiting: dict[Operation, Callable[[], None]] = {}
         """Operations that clients began while there was no value; ``open`` begins them anew."""
         # What follows belongs to the PVAccess thread.
-        self._soon: Callable[..., None] | None = None
+        self.soon: Callable[..., None] = _no_engine
+        """Calls a function on the PVAccess thread; there since the first channel."""
         self._base: list[Any] = []
         """The whole value as the subscribers know it; posts that wait are newer."""
         self._subscriptions: dict[Subscription, Callable[..., bytes] | None] = {}
@@ -245,8 +246,8 @@ class Core(Handler):
             types = [kind.leaf_types[number] for number in kind.leaves]
             self._deep = not all(map(_is_immutable, types))
             self._room = ROOM if all(isinstance(t, ScalarType) for t in types) else ROOM_FOR_ARRAYS
-            if self._waiting and self._soon is not None:
-                self._soon(self._begin_waiting)
+            if self._waiting:
+                self.soon(self._begin_waiting)
 
     def close(self) -> None:
         """Remove the value, and close all channels. Clients open them again, and then wait for `open`."""
@@ -259,8 +260,8 @@ class Core(Handler):
             self._pending = []
             self._lost = 0
             self._watched = False
-            if self._channels and self._soon is not None:
-                self._soon(self._close_channels, kind, pending, lost)
+            if self._channels:
+                self.soon(self._close_channels, kind, pending, lost)
 
     def current(self) -> Value:
         """Return a copy of the value; its ``changed`` bits say what was ever set.
@@ -400,9 +401,8 @@ class Core(Handler):
             self._schedule()
 
     def _schedule(self) -> None:
-        assert self._soon is not None
         self._scheduled = True
-        posts.add(self, self._soon)
+        posts.add(self, self.soon)
 
     # -- on the PVAccess thread ----------------------------------------------------------------------
 
@@ -476,8 +476,8 @@ class Core(Handler):
     def attached(self, channel: Channel) -> None:
         """Note a channel; tell the owner if it is the first."""
         self._channels.add(channel)
-        if self._soon is None:
-            self._soon = engine().soon
+        if self.soon is _no_engine:
+            self.soon = engine().soon
         if self._is_told:
             return
         if self._kind is None and self._quiet_until:
@@ -639,6 +639,10 @@ class Core(Handler):
     def __repr__(self) -> str:
         kind = self._kind
         return f"<PV {'closed' if kind is None else _named(kind)} {len(self._subscriptions)} subscribers>"
+
+
+def _no_engine(function: Callable[..., object], *args: Any) -> None:
+    engine().soon(function, *args)
 
 
 def _tell_later(known: ref[Core]) -> None:

@@ -8,7 +8,7 @@ import os
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 from weakref import ref
 
 from appliance.p4p.util import _DefaultWorkQueue
@@ -18,9 +18,6 @@ from appliance.pva.credentials import Credentials
 from appliance.pvdata.types import StructType
 from appliance.pvdata.value import Value as Fields
 from appliance.server.operation import Operation
-
-if TYPE_CHECKING:
-    from appliance.p4p.server._core import Core
 
 __all__ = ["ServerOperation", "server_queue"]
 
@@ -39,6 +36,18 @@ _ended: deque[None] = deque()
 """One item for each request that is no longer worked on; counted and removed on the PVAccess thread."""
 
 
+class Served(Protocol):
+    """What an operation needs of its PV."""
+
+    soon: Callable[..., None]
+    """Calls a function on the PVAccess thread."""
+    run_cancel: Callable[[Callable[[], object]], object] | None
+    """Runs what `ServerOperation.onCancel` was given; None runs it where other callbacks of servers run."""
+
+    def get(self, operation: Operation) -> None:
+        """Answer with the current value."""
+
+
 def _nothing() -> Fields:
     """Return what stands for a value that the client did not send: a structure without fields."""
     return Fields(StructType(()))
@@ -53,7 +62,7 @@ class ServerOperation:
 
     __slots__ = ("__weakref__", "_core", "_is_open", "_operation", "_token", "_value", "handler")
 
-    def __init__(self, operation: Operation, value: Fields | None, core: Core) -> None:
+    def __init__(self, operation: Operation, value: Fields | None, core: Served) -> None:
         self._operation = operation
         self._value = value
         self._core = core
@@ -64,7 +73,7 @@ class ServerOperation:
         """What `onCancel` was given last."""
 
     @classmethod
-    def begin(cls, operation: Operation, value: Fields | None, core: Core) -> ServerOperation | None:
+    def begin(cls, operation: Operation, value: Fields | None, core: Served) -> ServerOperation | None:
         """Return what a handler gets of a request; None if handlers have too many: then it was refused.
 
         Called on the PVAccess thread, as `end` is.
@@ -159,7 +168,7 @@ class ServerOperation:
         if self._is_open:
             self._is_open = False
             _ended.append(None)
-            self._soon(_answer, self._operation, self._token, self._core, result, error)
+            self._core.soon(_answer, self._operation, self._token, self._core, result, error)
 
     def onCancel(self, handler: Callable[[], object] | None) -> None:
         """Have a function called when the client cancels the request or loses its connection before `done`.
@@ -174,13 +183,7 @@ class ServerOperation:
 
     def warn(self, msg: str) -> None:
         """Send a text for the log of the client. p4p sends nothing."""
-        self._soon(self._operation.warn, str(msg))
-
-    @property
-    def _soon(self) -> Callable[..., None]:
-        soon = self._core._soon
-        assert soon is not None
-        return soon
+        self._core.soon(self._operation.warn, str(msg))
 
     def __del__(self) -> None:
         # This may run at any time and on any thread: it must take no lock.
@@ -189,11 +192,11 @@ class ServerOperation:
         _ended.append(None)
         if self._operation.alive:
             with contextlib.suppress(RuntimeError):  # the interpreter ends
-                self._soon(_lost, self._operation, self._token)
+                self._core.soon(_lost, self._operation, self._token)
 
 
 def _answer(
-    operation: Operation, token: object, core: Core, result: Fields | None, error: str | None
+    operation: Operation, token: object, core: Served, result: Fields | None, error: str | None
 ) -> None:
     if operation.state is not token:
         return
