@@ -115,6 +115,7 @@ class _Shared(_Frozen):
     """Path of the PKCS#12 file; empty means plain TCP."""
     tls_keychain_password: Secret = _NO_SECRET
     tls_options: TLSOptions = _NO_OPTIONS
+    """What EPICS_PVA_TLS_OPTIONS says, parsed."""
     cert_pv_prefix: str = "CERT"
     """First part of the names of the certificate service's PVs."""
     status_cache_dir: str = ""
@@ -430,6 +431,7 @@ class Effective(Generic[_C]):
 
     def __init__(self, config: _C, sources: dict[str, str], warnings: list[str]) -> None:
         self.config = config
+        """The settings."""
         self.sources = sources
         """By key: ``argument``, ``file:line``, the variable's name, or ``default``."""
         self.warnings = warnings
@@ -467,7 +469,7 @@ def resolve_client(
 
     Args:
         arguments: From a command line; None stands for "not given".
-        yaml: A section of a configuration file (a `Section`, a struct or a mapping).
+        yaml: A section of a configuration file (a section that was read, a struct or a mapping).
         environ: The variables; by default the process's.
         home: The user's directory; by default from the password database.
 

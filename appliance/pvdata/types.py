@@ -209,6 +209,7 @@ class ScalarType(TypeDesc):
     __slots__ = ("code", "fmt", "hi", "kind", "lo", "name", "np", "size")
 
     name: str
+    """The name, for instance ``float64``."""
     code: int
     """The kind byte (pva.rst section 5.4.3)."""
     fmt: str
@@ -249,6 +250,9 @@ class BoundedString(ScalarType):
     """A string of at most ``bound`` octets of UTF-8 (pvData kind byte 0x83; PVXS refuses it)."""
 
     __slots__ = ("bound",)
+
+    bound: int
+    """The most octets."""
 
     def __init__(self, bound: int) -> None:
         if not 0 < bound <= 0x7FFFFFFF:
@@ -339,6 +343,13 @@ class ArrayType(TypeDesc):
 
     __slots__ = ("element", "kind", "size")
 
+    element: TypeDesc
+    """The type of one element."""
+    kind: str
+    """``variable``, ``bounded`` or ``fixed``."""
+    size: int
+    """The number of elements of a bounded or fixed array; 0 for a variable one."""
+
     def __init__(self, element: TypeDesc, kind: str = "variable", size: int = 0) -> None:
         if isinstance(element, (ArrayType, BoundedString)):
             raise PVDataError(f"PVData has no array of {element!r}")
@@ -380,6 +391,7 @@ class _FieldsType(TypeDesc):
     __slots__ = ("fields",)
 
     fields: tuple[tuple[str, TypeDesc], ...]
+    """Name and type of each direct member, in order."""
 
     def _take(self, fields: Iterable[tuple[str, TypeDesc]], id: str, *, lenient: bool) -> None:  # noqa: A002 - PVData's word
         self.fields = taken = tuple([(name, t) for name, t in fields])

@@ -221,8 +221,10 @@ class Value(_Fields):
 
     def __init__(self, t: TypeDesc, initial: Any = None) -> None:
         self.type = t
+        """The type."""
         self.store: list[Any] = new_store(t)
         self.changed = 0
+        """The numbers of the marked fields, as the bits of an integer; `is_marked` tells for a path."""
         if initial is not None:
             self.assign(initial)
 

@@ -58,6 +58,7 @@ class Channel:
         self.stream = owner.stream
         self.wire = wire
         self.rights = rights
+        """What the client may do with the PV."""
 
     @property
     def name(self) -> str:

@@ -273,6 +273,7 @@ class Subscription(Operation):
         """The handler's `Handler.counted_as` at the beginning: the end forgets the same key."""
         self.posted = 0
         self.squashed = 0
+        """Updates that were merged with others because the client was too slow."""
         self.waits = False
         """Whether the client's list of subscriptions to send for has this one."""
 

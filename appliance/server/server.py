@@ -118,11 +118,14 @@ class Server:
                     config.tls_keychain,
                 )
         self.config = config
+        """The settings."""
         self.guid = os.urandom(GUID_SIZE) if guid is None else guid
         self.tcp_port = 0
         """The TCP port in use once started; 0 if plain TCP is not served."""
         self.tls_port = 0
+        """The TCP port of TLS connections in use once started; 0 if TLS is not served."""
         self.udp_port = 0
+        """The UDP port of searches in use once started."""
         self.peers: dict[StreamLink, Peer] = {}
         self.entrance = Entrance(gate, timings)
         """Decides which clients are let in."""

@@ -67,9 +67,13 @@ class SharedPV(Handler):
         on_last: Callable[[SharedPV], None] | None = None,
     ) -> None:
         self.on_put = on_put
+        """Takes a client's PUT; None makes the PV read only."""
         self.on_rpc = on_rpc
+        """Answers a call; None if the PV cannot be called."""
         self.on_first = on_first
+        """Called when the first subscription comes."""
         self.on_last = on_last
+        """Called when the last subscription has gone."""
         self._subscriptions: dict[Subscription, Callable[..., bytes] | None] = {}
         """Each subscription, with a function that makes its message of a value alone; None if there is none."""
         self._answers: dict[tuple[int, bool], PreparedAnswer] = {}

@@ -148,7 +148,7 @@ class Source(ABC):
 
     @abstractmethod
     def open(self, name: str, peer: Credentials) -> Handler | Later | None:
-        """Return the handler of ``name``, perhaps `Later`; None leaves the name to the next source."""
+        """Return the handler of ``name``, perhaps later; None leaves the name to the next source."""
 
     def promise(self, name: str, host: str, asker: Hashable, tell: Callable[[], None]) -> None:
         """Call ``tell`` if the source comes to claim ``name`` soon, after it did not when ``host`` searched for it.
@@ -173,6 +173,7 @@ class StaticSource(Source):
 
     def __init__(self) -> None:
         self.pvs: dict[str, Handler] = {}
+        """The PVs by name; they may be changed at any time."""
 
     def claims(self, name: str, host: str) -> bool:
         """Whether there is such a PV."""

@@ -23,8 +23,10 @@ class WildcardSource(Source):
         self, pattern: str, make: Callable[[str, tuple[str, ...]], Handler | None], *, max_pvs: int = 100_000
     ) -> None:
         self.pattern = pattern
+        """The pattern."""
         self.max_pvs = max_pvs
         self.pvs: dict[str, Handler] = {}
+        """The PVs that were made so far."""
         self._make = make
         self._pieces = pattern.split("*")
 
