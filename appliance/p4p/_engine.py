@@ -24,7 +24,9 @@ _FORKED: Final = (
     "this process was forked, and cannot use the PVAccess client or server that its parent made; "
     "make a new one in the child, or start children with multiprocessing's 'spawn'"
 )
-_ENDED: Final = "PVAccess was shut down in this process, as at the interpreter's end; nothing can be started any more"
+_ENDED: Final = (
+    "PVAccess was shut down in this process, as at the interpreter's end; nothing can be started any more"
+)
 _END_S: Final = 2.0
 """Seconds that the end of the engine waits for each of its steps."""
 

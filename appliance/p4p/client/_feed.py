@@ -42,7 +42,21 @@ class Feed:
         soon: Calls a function on the event loop.
     """
 
-    __slots__ = ("_credit", "_items", "_limit", "_lock", "_monitor", "_reader", "_soon", "_stale", "_told", "is_open", "name", "request", "__weakref__")
+    __slots__ = (
+        "__weakref__",
+        "_credit",
+        "_items",
+        "_limit",
+        "_lock",
+        "_monitor",
+        "_reader",
+        "_soon",
+        "_stale",
+        "_told",
+        "is_open",
+        "name",
+        "request",
+    )
 
     def __init__(self, reader: Reader, name: str, request: Request, soon: Soon) -> None:
         self._reader: ReferenceType[Reader] = ref(reader)
@@ -79,15 +93,15 @@ class Feed:
             items = self._items
             if not self.is_open:
                 return
-            if type(item) is NativeValue:
-                if (
-                    len(items) >= self._limit
-                    and type(last := items[-1]) is NativeValue
-                    and last.type == item.type
-                ):
-                    item.changed |= last.changed
-                    items[-1] = item
-                    return
+            if (
+                len(items) >= self._limit
+                and type(item) is NativeValue
+                and type(last := items[-1]) is NativeValue
+                and last.type == item.type
+            ):
+                item.changed |= last.changed
+                items[-1] = item
+                return
             if len(items) >= self._limit + FLAPS:
                 items.popleft()
             items.append(item)
@@ -173,4 +187,4 @@ class _Monitor(Monitor):
         elif item is _END:
             self._feed.add(Finished())
         elif isinstance(item, Exception) and not isinstance(item, ChannelClosedError):
-            self._feed.add(RemoteError(str(item)))
+            self._feed.add(RemoteError(str(item).removeprefix(f"{self.channel.name}: ")))

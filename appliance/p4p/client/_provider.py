@@ -12,17 +12,21 @@ from weakref import WeakSet
 from appliance.api import Context as NativeContext
 from appliance.client.channels import check_name
 from appliance.config.pva import ClientConfig, Effective, resolve_client
-from appliance.errors import ApplianceError, ChannelClosedError, PVRequestError
+from appliance.errors import ApplianceError, ChannelClosedError, PVRequestError, RemoteError
 from appliance.p4p._engine import Engine, engine
-from appliance.p4p._errors import p4p_error
+from appliance.p4p._errors import Cancelled, p4p_error
+from appliance.p4p._errors import RemoteError as P4PRemoteError
 from appliance.p4p.client._requests import Request
 from appliance.p4p.wrapper import Value
 from appliance.pvdata.pvrequest import PVRequest, request_options
 from appliance.pvdata.value import Value as NativeValue
 
-__all__ = ["ClientProvider", "EngineProvider", "LoopProvider", "all_providers", "make_request"]
+__all__ = ["AnyRequest", "ClientProvider", "EngineProvider", "LoopProvider", "all_providers", "make_request"]
 
 _log: Final = logging.getLogger(__name__)
+
+AnyRequest = Value | str | None
+"""A pvRequest as programs give it."""
 
 _MAX_REQUESTS: Final = 256
 _START_S: Final = 30.0
@@ -34,19 +38,23 @@ all_providers: WeakSet[ClientProvider] = WeakSet()
 """The clients that are open."""
 
 
-def _settings(provider: object, conf: object, *, useenv: bool) -> tuple[Effective[ClientConfig], dict[str, str]]:
+def _settings(
+    provider: object, conf: object, *, useenv: bool
+) -> tuple[Effective[ClientConfig], dict[str, str]]:
     """Read the settings of a client, as the tools do, with ``conf`` over the environment."""
     if not isinstance(provider, str):
         raise TypeError(f"the provider is a string such as 'pva', not {type(provider).__name__}")
     variables = dict(os.environ) if useenv else {}
     if conf is not None:
         if not isinstance(conf, Mapping):
-            raise AttributeError(  # noqa: TRY004 - as p4p does
+            raise AttributeError(
                 f"conf= is a dict of EPICS_PVA_* names and their values as text, not {type(conf).__name__}"
             )
         for name, value in conf.items():
             if not isinstance(name, str) or not isinstance(value, str):
-                raise AttributeError(f"conf=: {name!r} and its value {value!r} must both be strings")
+                raise AttributeError(  # noqa: TRY004 - as p4p does
+                    f"conf=: {name!r} and its value must both be strings"
+                )
             variables[name] = value
     try:
         effective = resolve_client(environ=variables)
@@ -115,6 +123,10 @@ class ClientProvider:
         if self._closed:
             raise RuntimeError("Context closed")
 
+    def close(self) -> None:
+        """Close all channels and connections."""
+        raise NotImplementedError
+
     def conf(self) -> dict[str, str]:
         """Return the settings in effect, by the names of their variables; empty after the end."""
         if self._closed:
@@ -125,7 +137,7 @@ class ClientProvider:
             found[_SECRET] = path
         return found
 
-    def request(self, request: Value | str | None) -> Request:
+    def request(self, request: AnyRequest) -> Request:
         """Return a pvRequest in the form in which it is sent.
 
         Args:
@@ -140,7 +152,9 @@ class ClientProvider:
             known = self._requests.get(text)
             if known is None:
                 value = _parsed(text)
-                known = Request(text, NativeValue.from_store(value.type, value.store, 1), request_options(value))
+                known = Request(
+                    text, NativeValue.from_store(value.type, value.store, 1), request_options(value)
+                )
                 if len(self._requests) >= _MAX_REQUESTS:
                     self._requests.clear()
                 self._requests[text] = known
@@ -169,12 +183,12 @@ class ClientProvider:
             raise RuntimeError(str(error)) from None
         return name
 
-    def error(self, error: BaseException) -> BaseException:
-        """Return what the program gets in place of ``error``."""
+    def error(self, error: BaseException, name: str) -> BaseException:
+        """Return what the program gets in place of ``error``, which came for the PV with this name."""
         if self._closed and isinstance(error, ChannelClosedError):
-            from appliance.p4p._errors import Cancelled
-
             return Cancelled("the Context was closed before the answer came")
+        if type(error) is RemoteError:
+            return P4PRemoteError(str(error).removeprefix(f"{name}: "))  # the server's own words
         return p4p_error(error)
 
 
@@ -256,7 +270,7 @@ class EngineProvider(ClientProvider):
         if wait and not home.is_current:
             try:
                 home.run(self.native.close(), _CLOSE_S)
-            except Exception:
+            except Exception:  # noqa: BLE001 - it is closed for the program in any case
                 _log.exception("a PVAccess client could not be closed in order")
         else:
             home.soon(_spawn, home, self.native)

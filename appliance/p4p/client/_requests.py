@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import Any, Final, NamedTuple
 
 from appliance.client.channel import ChannelRequest, Waiter
@@ -11,7 +12,7 @@ from appliance.client.context import Context
 from appliance.client.requests import GetRequest, PutRequest, RPCRequest
 from appliance.pvdata.value import Value as NativeValue
 
-__all__ = ["Answers", "Ask", "Build", "Get", "Put", "RPC", "Request"]
+__all__ = ["RPC", "Answers", "Ask", "Build", "Get", "Put", "Request"]
 
 Build = Callable[[NativeValue], NativeValue]
 """Gets a value of the PV's type, and returns it with what is to be written."""
@@ -87,7 +88,19 @@ class Answers:
         is_abandoned: Whether nobody is to be woken any more, because the program ends.
     """
 
-    __slots__ = ("_asks", "_begun", "_is_abandoned", "_left", "_lock", "_over", "_throw", "error", "results")
+    __slots__ = (
+        "_asks",
+        "_begun",
+        "_is_abandoned",
+        "_latest",
+        "_left",
+        "_lock",
+        "_over",
+        "_throw",
+        "error",
+        "failed",
+        "results",
+    )
 
     def __init__(self, asks: Sequence[Ask], *, throw: bool, is_abandoned: Callable[[], bool]) -> None:
         self._asks = asks
@@ -95,6 +108,8 @@ class Answers:
         self._is_abandoned = is_abandoned
         self._begun: list[ChannelRequest] = []
         self._left = len(asks)
+        self._latest = 0.0
+        """When the latest answer came."""
         self._over = False
         """Whether the thread was woken, or has given up."""
         self._lock = threading.Lock()
@@ -103,6 +118,8 @@ class Answers:
         """Values and errors, in the order of the requests; `pending` tells what has not come."""
         self.error: BaseException | None = None
         """The first error; only with ``throw``."""
+        self.failed = 0
+        """The number of the request that it came for."""
 
     # -- on the event loop ---------------------------------------------------------------------------
 
@@ -128,8 +145,9 @@ class Answers:
             return
         self.results[index] = answer
         self._left -= 1
+        self._latest = monotonic()
         if failed and self._throw:
-            self.error = answer
+            self.error, self.failed = answer, index
         if (not self._left or self.error is not None) and not self._is_abandoned():
             self._over = True
             self._lock.release()
@@ -148,14 +166,13 @@ class Answers:
         lock = self._lock
         if timeout is None:
             return lock.acquire()
-        timeout = min(timeout, threading.TIMEOUT_MAX)
-        while True:
-            left = self._left
-            if lock.acquire(timeout=timeout):
+        left_s = min(timeout, threading.TIMEOUT_MAX)
+        while left_s >= 0:
+            if lock.acquire(timeout=left_s):
                 return True
-            if self._left == left:
-                self._over = True
-                return False
+            left_s = min(left_s, self._latest + timeout - monotonic())
+        self._over = True
+        return False
 
     def pending(self, index: int) -> bool:
         """Whether the answer to a request has not come."""
@@ -167,7 +184,7 @@ class Answers:
             waiter = request.waiter
             if isinstance(waiter, _Place) and waiter.index == index:
                 return request.channel.why_waiting()
-        return "the PVAccess thread is busy"
+        return "the request was not begun yet"
 
 
 class _Place(Waiter):

@@ -11,13 +11,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Self
 
 from appliance.client.channel import ChannelRequest, Waiter
-from appliance.client.context import Context as NativeContext
 from appliance.p4p._errors import Cancelled, Disconnected, Finished, RemoteError, TimeoutError
 from appliance.p4p.client import raw
 from appliance.p4p.client._feed import Feed
-from appliance.p4p.client._provider import LoopProvider
+from appliance.p4p.client._provider import AnyRequest, LoopProvider
 from appliance.p4p.client._requests import RPC, Ask, Get, Put
-from appliance.p4p.client.raw import argument, putter
+from appliance.p4p.client.raw import AnyArgument, argument, putter
 from appliance.p4p.client.thread import put_request
 from appliance.p4p.wrapper import Type, Value
 from appliance.pvdata.value import Value as NativeValue
@@ -108,8 +107,8 @@ class Context(raw.Context):
             if asked is not None:
                 asked.cancel()
             raise
-        except Exception as error:
-            theirs = provider.error(error)
+        except Exception as error:  # noqa: BLE001 - raised again
+            theirs = provider.error(error, ask.name)
             raise theirs from (None if theirs is error else error)
         return self._nt.unwrap(Value._of(answer)) if type(answer) is NativeValue else answer
 
@@ -133,7 +132,8 @@ class Context(raw.Context):
         if len(name) != len(requests):
             raise AssertionError((name, requests))
         asks = [
-            Get(provider.name(one), provider.request(asked)) for one, asked in zip(name, requests, strict=True)
+            Get(provider.name(one), provider.request(asked))
+            for one, asked in zip(name, requests, strict=True)
         ]
         return await self._ask_all(provider, asks)
 
@@ -190,7 +190,7 @@ class Context(raw.Context):
         return Put(provider.name(name), provider.request(request), putter(value, self._nt), bool(get))
 
     async def rpc(  # type: ignore[override]
-        self, name: str, value: Value | None, request: Value | str | None = None
+        self, name: str, value: AnyArgument, request: AnyRequest = None
     ) -> Any:
         """Call a PV.
 
@@ -212,7 +212,7 @@ class Context(raw.Context):
         self,
         name: str,
         cb: Callable[[Any], Awaitable[object]],
-        request: Value | str | None = None,
+        request: AnyRequest = None,
         notify_disconnect: bool = False,
     ) -> Subscription:
         """Subscribe to a PV. The event loop must be running.
@@ -317,8 +317,10 @@ class Subscription:
                     await asyncio.sleep(0)
         except asyncio.CancelledError:
             _log.debug("the subscription to %s was cancelled", self.name)
-        except Exception:
-            _log.exception("the callback of the subscription to %s failed, so the subscription ends", self.name)
+        except Exception:  # noqa: BLE001 - a fault of the program's function must not harm others
+            _log.exception(
+                "the callback of the subscription to %s failed, so the subscription ends", self.name
+            )
         finally:
             feed.close()
             self._S = None

@@ -11,7 +11,13 @@ from appliance.client.channel import ChannelRequest, Waiter
 from appliance.client.context import Context as NativeContext
 from appliance.p4p._errors import Cancelled, Disconnected, Finished, RemoteError
 from appliance.p4p.client._feed import Feed
-from appliance.p4p.client._provider import ClientProvider, EngineProvider, all_providers, make_request
+from appliance.p4p.client._provider import (
+    AnyRequest,
+    ClientProvider,
+    EngineProvider,
+    all_providers,
+    make_request,
+)
 from appliance.p4p.client._requests import RPC, Ask, Build, Get, Put, Request
 from appliance.p4p.nt import buildNT
 from appliance.p4p.wrapper import Type, Value
@@ -31,6 +37,9 @@ __all__ = [
 _log: Final = logging.getLogger(__name__)
 
 Handler = Callable[[Any], object]
+
+AnyArgument = Value | None
+"""The argument of an RPC as programs give it."""
 
 
 def set_debug(name: str, lvl: int) -> None:
@@ -82,7 +91,7 @@ def argument(value: Any) -> NativeValue:
     return value._fields.to_value()
 
 
-class Operation(Waiter):
+class Operation:
     """A request that was begun. It is cancelled when it is closed, or when nobody refers to it any more.
 
     Args:
@@ -92,7 +101,7 @@ class Operation(Waiter):
         unwrap: Makes of a Value what the handler gets.
     """
 
-    __slots__ = ("__weakref__", "_asked", "_handler", "_name", "_provider", "_unwrap")
+    __slots__ = ("__weakref__", "_asked", "_closed", "_handler", "_name", "_provider", "_unwrap")
 
     def __init__(
         self, provider: EngineProvider, ask: Ask, handler: Handler, unwrap: Callable[[Any], Any]
@@ -102,6 +111,7 @@ class Operation(Waiter):
         self._provider = provider
         self._unwrap = unwrap
         self._name = ask.name
+        self._closed = False
         self._asked = _Asked(self)
         provider.soon(self._asked.begin, provider.native, ask)
 
@@ -112,20 +122,21 @@ class Operation(Waiter):
             return
         try:
             if failed:
-                answer = self._provider.error(answer)
+                answer = self._provider.error(answer, self._name)
             elif answer is not None:
                 answer = self._unwrap(Value._of(answer))
             handler(answer)
-        except Exception:
+        except Exception:  # noqa: BLE001 - a fault of the program's function must not harm others
             _log.exception("the handler of an operation on %s failed", self._name)
 
     @property
     def name(self) -> str:
         """The PV's name."""
-        return self._name if self._handler else "Dead ClientOperation"
+        return self._name if not self._closed else "Dead ClientOperation"
 
     def close(self) -> None:
         """Cancel; the handler gets Cancelled at once, if it was not called before."""
+        self._closed = True
         if not self._handler:
             return
         provider = self._provider
@@ -204,7 +215,7 @@ class Subscription:
     def _event(self) -> None:
         try:
             self.handler()
-        except Exception:
+        except Exception:  # noqa: BLE001 - a fault of the program's function must not harm others
             _log.exception("the handler of the subscription to %s failed", self._feed.name)
 
     def pop(self) -> Any:
@@ -311,7 +322,7 @@ class Context:
         """
         self._open().disconnect(name)
 
-    def get(self, name: str, handler: Handler, request: Value | str | None = None) -> Any:
+    def get(self, name: str, handler: Handler, request: AnyRequest = None) -> Any:
         """Begin to read a PV.
 
         Args:
@@ -332,7 +343,7 @@ class Context:
         name: str,
         handler: Handler,
         builder: Any = None,
-        request: Value | str | None = None,
+        request: AnyRequest = None,
         get: bool = True,
     ) -> Any:
         """Begin to write a PV.
@@ -351,7 +362,7 @@ class Context:
         ask = Put(provider.name(name), provider.request(request), putter(builder, self._nt), bool(get))
         return Operation(provider, ask, handler, self._nt.unwrap)
 
-    def rpc(self, name: str, handler: Handler, value: Value | None, request: Value | str | None = None) -> Any:
+    def rpc(self, name: str, handler: Handler, value: AnyArgument, request: AnyRequest = None) -> Any:
         """Begin to call a PV.
 
         Args:
@@ -368,7 +379,7 @@ class Context:
         return Operation(provider, ask, handler, self._nt.unwrap)
 
     def monitor(
-        self, name: str, handler: Callable[[], object], request: Value | str | None = None, **kws: Any
+        self, name: str, handler: Callable[[], object], request: AnyRequest = None, **kws: Any
     ) -> Any:
         """Subscribe to a PV.
 
@@ -383,7 +394,12 @@ class Context:
         """
         provider = self._open()
         return Subscription(
-            provider, provider.name(name), nt=self._nt, handler=handler, pvRequest=provider.request(request), **kws
+            provider,
+            provider.name(name),
+            nt=self._nt,
+            handler=handler,
+            pvRequest=provider.request(request),
+            **kws,
         )
 
     @staticmethod

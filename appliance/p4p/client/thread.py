@@ -11,9 +11,9 @@ from typing import Any, Final, Self
 from appliance.p4p._errors import Cancelled, Disconnected, Finished, RemoteError, TimeoutError
 from appliance.p4p.client import raw
 from appliance.p4p.client._feed import Feed
-from appliance.p4p.client._provider import EngineProvider
+from appliance.p4p.client._provider import AnyRequest, EngineProvider
 from appliance.p4p.client._requests import RPC, Answers, Ask, Get, Put
-from appliance.p4p.client.raw import argument, putter
+from appliance.p4p.client.raw import AnyArgument, argument, putter
 from appliance.p4p.util import WorkQueue, _defaultWorkQueue
 from appliance.p4p.wrapper import Type, Value
 from appliance.pvdata.value import Value as NativeValue
@@ -65,7 +65,7 @@ class Subscription:
         # A program may forget the subscription and expect updates: so the garbage collector ends it, as in p4p.
         self._itself: Subscription | None = self
 
-    def _begin(self, request: Value | str | None) -> None:
+    def _begin(self, request: AnyRequest) -> None:
         provider = self._provider
         name = provider.name(self.name)
         feed = self._S = Feed(self, name, provider.request(request), provider.soon)
@@ -104,7 +104,7 @@ class Subscription:
     def _event(self) -> None:
         try:
             self._Q.push(self._handle)
-        except Exception:
+        except Exception:  # noqa: BLE001 - a fault of the program's function must not harm others
             _log.exception("updates of %s are lost: the work queue does not take them", self.name)
 
     def _handle(self) -> None:
@@ -121,8 +121,10 @@ class Subscription:
                 else:
                     self._news(item)
             self._Q.push(self._handle)
-        except Exception:
-            _log.exception("the callback of the subscription to %s failed, so the subscription ends", self.name)
+        except Exception:  # noqa: BLE001 - a fault of the program's function must not harm others
+            _log.exception(
+                "the callback of the subscription to %s failed, so the subscription ends", self.name
+            )
             self.close()
 
     def _news(self, item: Any) -> None:
@@ -165,7 +167,9 @@ class Context(raw.Context):
         self._Q = queue
         super().__init__(provider, conf=conf, useenv=useenv, nt=nt, unwrap=unwrap)
 
-    def _ask(self, provider: EngineProvider, asks: Sequence[Ask], timeout: float | None, *, throw: bool) -> list[Any]:
+    def _ask(
+        self, provider: EngineProvider, asks: Sequence[Ask], timeout: float | None, *, throw: bool
+    ) -> list[Any]:
         """Make requests, and wait for their answers."""
         home = provider.engine
         home.check_may_wait()
@@ -180,7 +184,7 @@ class Context(raw.Context):
             if not complete:
                 home.soon(answers.cancel)
         if answers.error is not None:
-            raise provider.error(answers.error)
+            raise provider.error(answers.error, asks[answers.failed].name)
         unwrap = self._nt.unwrap
         results = []
         for index, result in enumerate(answers.results):
@@ -192,7 +196,9 @@ class Context(raw.Context):
                     raise late
                 results.append(late)
             else:
-                results.append(provider.error(result) if isinstance(result, Exception) else result)
+                results.append(
+                    provider.error(result, asks[index].name) if isinstance(result, Exception) else result
+                )
         return results
 
     def get(  # type: ignore[override]
@@ -223,7 +229,8 @@ class Context(raw.Context):
             return self._ask(provider, asks, timeout, throw=throw)[0]
         requests = _requests(name, request)
         asks = [
-            Get(provider.name(one), provider.request(asked)) for one, asked in zip(name, requests, strict=True)
+            Get(provider.name(one), provider.request(asked))
+            for one, asked in zip(name, requests, strict=True)
         ]
         return self._ask(provider, asks, timeout, throw=throw) if asks else []
 
@@ -279,14 +286,14 @@ class Context(raw.Context):
             try:
                 value = json.loads(value)
             except ValueError:
-                raise ValueError(f"Unable to interpret '{value!r}' as json") from None
+                raise ValueError(f"Unable to interpret {value!r} as json") from None
         return Put(provider.name(name), provider.request(request), putter(value, self._nt), bool(get))
 
     def rpc(  # type: ignore[override]
         self,
         name: str,
-        value: Value | None,
-        request: Value | str | None = None,
+        value: AnyArgument,
+        request: AnyRequest = None,
         timeout: float | None = 5.0,
         throw: bool = True,
     ) -> Any:
@@ -314,7 +321,7 @@ class Context(raw.Context):
         self,
         name: str,
         cb: Callable[[Any], object],
-        request: Value | str | None = None,
+        request: AnyRequest = None,
         notify_disconnect: bool = False,
         queue: WorkQueue | None = None,
     ) -> Subscription:
