@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any, Final, Self
 from weakref import ref
 
@@ -46,12 +47,10 @@ def set_debug(name: str, lvl: int) -> None:
     """Set how much is logged.
 
     Args:
-        name: A logger's name, such as ``p4p.*``; all of ours are set, whatever the name.
-        lvl: A level of `logging`, or one of ``logLevel*``.
+        name: The logger of a part, such as ``pvxs.*``.
+        lvl: One of ``logLevel*``.
     """
-    from appliance.p4p import _p4p
-
-    _p4p.logger_level_set(name, lvl)  # type: ignore[attr-defined,unused-ignore]
+    import_module("appliance.p4p._p4p").logger_level_set(name, lvl)
 
 
 def putter(value: Any, nt: Any) -> Build:
@@ -410,9 +409,7 @@ class Context:
     @staticmethod
     def set_debug(lvl: int) -> None:
         """Set how much is logged, as `appliance.p4p.set_debug` does."""
-        from appliance import p4p
-
-        p4p.set_debug(lvl)  # type: ignore[attr-defined,unused-ignore]
+        import_module("appliance.p4p").set_debug(lvl)
 
 
 def _cleanup_contexts() -> None:

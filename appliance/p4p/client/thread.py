@@ -62,8 +62,9 @@ class Subscription:
         self._Q = queue or ctxt._Q or _defaultWorkQueue()
         self._S: Feed | None = None
         self._provider: EngineProvider = ctxt._open()
-        # A program may forget the subscription and expect updates: so the garbage collector ends it, as in p4p.
-        self._itself: Subscription | None = self
+        # It refers to itself by this, so it does not end before the garbage collector finds it. As in p4p, a program that
+        # forgets its subscription may have updates for a while.
+        self._work: Callable[[], None] = self._handle
 
     def _begin(self, request: AnyRequest) -> None:
         provider = self._provider
@@ -77,7 +78,6 @@ class Subscription:
     def close(self) -> None:
         """End the subscription; the callback is not called any more."""
         feed, self._S = self._S, None
-        self._itself = None
         if feed is not None and self._provider.engine.is_usable:
             feed.close()
 
@@ -103,7 +103,7 @@ class Subscription:
 
     def _event(self) -> None:
         try:
-            self._Q.push(self._handle)
+            self._Q.push(self._work)
         except Exception:  # noqa: BLE001 - a fault of the program's function must not harm others
             _log.exception("updates of %s are lost: the work queue does not take them", self.name)
 
@@ -120,7 +120,7 @@ class Subscription:
                     self._cb(self._unwrap(Value._of(item)))
                 else:
                     self._news(item)
-            self._Q.push(self._handle)
+            self._Q.push(self._work)
         except Exception:  # noqa: BLE001 - a fault of the program's function must not harm others
             _log.exception(
                 "the callback of the subscription to %s failed, so the subscription ends", self.name

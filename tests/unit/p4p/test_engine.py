@@ -44,8 +44,8 @@ def test_calls_of_many_threads_are_all_made_each_threads_in_its_order() -> None:
     made: list[tuple[int, int]] = []
 
     def hand_over(thread: int) -> None:
-        for number in range(500):
-            home.soon(made.append, (thread, number))
+        for count in range(500):
+            home.soon(made.append, (thread, count))
 
     threads = [threading.Thread(target=hand_over, args=(thread,)) for thread in range(8)]
     for thread in threads:
@@ -55,7 +55,7 @@ def test_calls_of_many_threads_are_all_made_each_threads_in_its_order() -> None:
     home.call(lambda: None)
     assert len(made) == 8 * 500
     for thread in range(8):
-        assert [number for whose, number in made if whose == thread] == list(range(500))
+        assert [count for whose, count in made if whose == thread] == list(range(500))
 
 
 def test_a_call_that_fails_does_not_lose_the_next(caplog) -> None:
