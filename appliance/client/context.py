@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self, overload
 
 from appliance.client.channel import Channel, Waiter
 from appliance.client.channels import check_name
 from appliance.client.end import DEFAULT_TIMINGS, ClientEnd, ServerAddress, Timings
 from appliance.client.link import ServerLink
 from appliance.client.links import Links
-from appliance.client.monitor import Monitor
+from appliance.client.monitor import Connected, Disconnected, Monitor
 from appliance.client.requests import (
     Batch,
     FieldRequest,
@@ -255,8 +255,13 @@ class Context:
         request: str = "",
         *,
         timeout: float | None = ...,
-        return_exceptions: bool = ...,
-    ) -> list[Any]: ...
+        return_exceptions: Literal[False] = ...,
+    ) -> list[Value]: ...
+
+    @overload
+    async def get(
+        self, name: Sequence[str], request: str = "", *, timeout: float | None = ..., return_exceptions: bool
+    ) -> list[Value | ApplianceError]: ...
 
     async def get(
         self,
@@ -411,6 +416,28 @@ class Context:
         info: Info = await outcome(waiter, (ask,), timeout)
         return info
 
+    @overload
+    def monitor(
+        self,
+        name: str,
+        request: str = "",
+        *,
+        notify: Literal[False] = ...,
+        server: Server | None = ...,
+        on_update: Callable[[Any], None] | None = ...,
+    ) -> Monitor[Value]: ...
+
+    @overload
+    def monitor(
+        self,
+        name: str,
+        request: str = "",
+        *,
+        notify: bool,
+        server: Server | None = ...,
+        on_update: Callable[[Any], None] | None = ...,
+    ) -> Monitor[Value | Connected | Disconnected]: ...
+
     def monitor(
         self,
         name: str,
@@ -419,7 +446,7 @@ class Context:
         notify: bool = False,
         server: Server | None = None,
         on_update: Callable[[Any], None] | None = None,
-    ) -> Monitor:
+    ) -> Monitor[Any]:
         """Subscribe to a PV's updates; see Monitor.
 
         Args:
@@ -432,7 +459,7 @@ class Context:
         prepared, options = self._prepared(request)
         size = options.get("queueSize", "")
         channel = self.channel(name, server)
-        monitor = Monitor(
+        monitor: Monitor[Any] = Monitor(
             channel,
             prepared,
             queue_size=int(size) if size.isdecimal() else DEFAULT_QUEUE_SIZE,

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import Any, ClassVar, Final, NamedTuple, Self
+from typing import Any, ClassVar, Final, Generic, NamedTuple, Self, TypeVar
 
 from appliance.client.channel import Channel, ChannelRequest, Waiter
 from appliance.errors import ApplianceError, ChannelClosedError, RemoteError
@@ -38,7 +38,10 @@ Item = Value | Connected | Disconnected
 """An item of a monitor; the last two only with ``notify``."""
 
 
-class Monitor(ChannelRequest):
+_Item = TypeVar("_Item")
+
+
+class Monitor(ChannelRequest, Generic[_Item]):
     """An asynchronous iterator over a PV's updates.
 
     ::
@@ -215,7 +218,7 @@ class Monitor(ChannelRequest):
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Any:
+    async def __anext__(self) -> _Item:
         """Return the next update.
 
         Raises:
@@ -240,7 +243,7 @@ class Monitor(ChannelRequest):
                 self._stale -= 1
             else:
                 self._count()
-        return item
+        return item  # type: ignore[return-value]  # only with ``notify`` there is anything but values
 
     def close(self) -> None:
         """End the subscription."""
