@@ -156,7 +156,7 @@ class Feed:
             self._soon(self._end)
 
 
-class _Monitor(Monitor):
+class _Monitor(Monitor[Any]):
     """A native subscription that fills a feed."""
 
     __slots__ = ("_feed",)

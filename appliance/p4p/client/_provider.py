@@ -164,7 +164,7 @@ class ClientProvider:
         value = text._fields.to_value()
         # The key of a text is that text; none begins like this.
         return Request(
-            f"\0{value!r}", NativeValue.from_store(value.type, value.store, 1), request_options(value)
+            f"\0{text.tostr()}", NativeValue.from_store(value.type, value.store, 1), request_options(value)
         )
 
     @staticmethod
