@@ -59,7 +59,8 @@ def timesout(deftimeout: float | None = 5.0) -> Callable[..., Any]:
 
         @functools.wraps(fn)
         async def wrapper(*args: Any, timeout: float | None = deftimeout, **kws: Any) -> Any:
-            return await asyncio.wait_for(fn(*args, **kws), timeout)
+            async with asyncio.timeout(timeout):
+                return await fn(*args, **kws)
 
         return wrapper
 
@@ -67,7 +68,7 @@ def timesout(deftimeout: float | None = 5.0) -> Callable[..., Any]:
 
 
 class Context(raw.Context):
-    """A client whose operations are coroutines. They have no timeout: use `timesout` or `asyncio.wait_for`.
+    """A client whose operations are coroutines. They have no timeout: use `timesout` or `asyncio.timeout`.
 
     It works on the event loop on which it is used. If that is more than one, it has a client on each.
 
