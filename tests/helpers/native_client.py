@@ -9,7 +9,7 @@ from typing import Any, Self
 from appliance.certmon.endpoints import open_client
 from appliance.client.context import Context
 from appliance.config.pva import resolve_client
-from appliance.p4p._engine import engine
+from appliance.threads import engine
 
 PATIENCE_S = 30.0
 

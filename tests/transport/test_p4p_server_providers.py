@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from appliance.errors import ApplianceError
-from appliance.p4p._engine import engine
 from appliance.p4p.nt import NTScalar
 from appliance.p4p.server import (
     DynamicProvider,
@@ -31,6 +30,7 @@ from appliance.p4p.server import (
 )
 from appliance.p4p.server._server import all_servers
 from appliance.p4p.server.thread import SharedPV
+from appliance.threads import engine
 from tests.helpers.native_client import PATIENCE_S, NativeClient, taken
 
 I = NTScalar("i")

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 
 from appliance.errors import ApplianceError, OperationError
-from appliance.p4p._engine import engine
 from appliance.p4p._errors import RemoteError
 from appliance.p4p.nt import NTScalar
 from appliance.p4p.server import Server, StaticProvider, _core, _operation
@@ -26,6 +25,7 @@ from appliance.p4p.server import raw as on_server
 from appliance.p4p.server.thread import Handler, SharedPV
 from appliance.p4p.util import ThreadedWorkQueue, WorkQueue, _defaultWorkQueue
 from appliance.p4p.wrapper import Type, Value
+from appliance.threads import engine
 from tests.helpers.native_client import PATIENCE_S, NativeClient, taken
 
 D = NTScalar("d")

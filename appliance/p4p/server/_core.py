@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 from weakref import WeakSet, ref
 
-from appliance.p4p._engine import engine
 from appliance.p4p.server._operation import ServerOperation
 from appliance.pva.commands import CMD_GET, CMD_PROCESS, CMD_RPC
 from appliance.pva.selection import leaves
@@ -37,6 +36,7 @@ from appliance.pvdata.value import Value, View
 from appliance.server.channel import Channel
 from appliance.server.operation import Operation, Subscription, Update
 from appliance.server.source import Handler
+from appliance.threads import engine
 
 __all__ = ["Callbacks", "Core"]
 

@@ -9,12 +9,12 @@ from functools import partial
 from typing import Any, Final
 
 from appliance.errors import OperationError
-from appliance.p4p._engine import engine
 from appliance.p4p.server._base import SharedPV
 from appliance.p4p.server._core import Core
 from appliance.p4p.server._operation import server_queue
 from appliance.pva.credentials import Credentials
 from appliance.server.source import Handler, Later, Source
+from appliance.threads import engine
 
 __all__ = ["DynamicProvider", "Providers", "StaticProvider"]
 

@@ -14,8 +14,8 @@ from weakref import WeakSet, finalize
 from appliance.certmon.endpoints import open_server
 from appliance.config.pva import Effective, ServerConfig, resolve_client, resolve_server
 from appliance.errors import ApplianceError
-from appliance.p4p._engine import Engine, engine
 from appliance.p4p.server._providers import Provider, Providers
+from appliance.threads import Engine, engine
 from appliance.transport.interfaces import broadcast_addresses
 
 if TYPE_CHECKING:
