@@ -221,7 +221,7 @@ def _union(t: UnionType, place: Place, x: Any) -> UnionValue:
         return place.content  # type: ignore[no-any-return]
     if old.name is not None:
         return _member(t, place, old.name, x)
-    return _first_fit(t, x)
+    return _first_fit(t, place, x)
 
 
 def _member(t: UnionType, place: Place, name: str, x: Any) -> UnionValue:
@@ -234,7 +234,7 @@ def _member(t: UnionType, place: Place, name: str, x: Any) -> UnionValue:
     return UnionValue(name, _leaf(member, Field(holder, 0, None), x))
 
 
-def _first_fit(t: UnionType, x: Any) -> UnionValue:
+def _first_fit(t: UnionType, place: Place, x: Any) -> UnionValue:
     """Try one member after the other, as p4p does: so a float may go into an integer."""
     for name, member in t.fields:
         made = Value(member)
@@ -253,13 +253,16 @@ def _first_fit(t: UnionType, x: Any) -> UnionValue:
                 and member.element.fmt
             ):
                 continue  # numpy refuses it
+            if isinstance(member, UnionType) and type(e) is not ValueError:
+                continue
             if isinstance(e, (KeyError, RuntimeError)):
-                raise RuntimeError(  # noqa: TRY004
+                raise Refused(
                     f"Unexpected error while attempting to assign {name} with {type(x).__name__}"
                 ) from e
             raise
         if isinstance(member, UnionType):
-            # PVXS copies the member into place, and finds none of its type: a union in a union has to be named.
+            # PVXS selects the member, copies what was made, and finds none of its type: a union in a union has to be named.
+            place.put(UnionValue(name, NO_UNION))
             content = _union_from(member, member, content, NO_UNION)
         return UnionValue(name, content)
     raise ValueError(f"Unable to infer Union field to assign a {type(x).__name__}")

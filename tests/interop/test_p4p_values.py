@@ -377,7 +377,7 @@ STEP = st.tuples(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(specs(3), st.lists(STEP, max_size=8))
 def test_a_random_tree_is_changed_and_marked_as_in_p4p(spec: list[Any], steps: list[Any]) -> None:
     def run(module: Any, _: Any) -> Any:
