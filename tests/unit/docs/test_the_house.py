@@ -116,7 +116,7 @@ def test_the_numbers_of_what_bounds_a_peer_are_those_of_the_code() -> None:
 
 
 @pytest.mark.parametrize(
-    "package", ["client", "server", "transport", "pva", "certmon", "authn", "ioc", "gateway"]
+    "package", ["client", "server", "transport", "pva", "certmon", "authn", "ioc", "gateway", "p4p"]
 )
 def test_the_drawing_of_inner_layers_is_the_contract_that_lint_holds(package: str) -> None:
     lines = re.findall(r"^ {4}(\S.*)$", section(ARCHITECTURE, f"Inside `{package}`"), re.MULTILINE)

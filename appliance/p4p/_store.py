@@ -1,0 +1,1 @@
+"""What p4p makes of Python objects that are assigned to a field, and of fields that are read."""

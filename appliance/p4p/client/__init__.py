@@ -1,0 +1,1 @@
+"""Clients: blocking (`thread`), on an event loop (`asyncio`), and by callbacks (`raw`)."""

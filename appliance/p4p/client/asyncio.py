@@ -1,0 +1,7 @@
+"""The client for programs that have an event loop: no threads."""
+
+from __future__ import annotations
+
+from appliance.p4p._errors import Cancelled, Disconnected, Finished, RemoteError
+
+__all__ = ["Cancelled", "Disconnected", "Finished", "RemoteError"]

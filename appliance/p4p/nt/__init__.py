@@ -1,0 +1,1 @@
+"""Normative types: from Python objects to values, and back."""

@@ -1,0 +1,1 @@
+"""What all normative types share: time stamp, alarm, and NTBase."""

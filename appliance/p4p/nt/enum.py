@@ -1,0 +1,1 @@
+"""NTEnum, and the integer with its text that it is unwrapped to."""

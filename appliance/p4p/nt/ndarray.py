@@ -1,0 +1,1 @@
+"""NTNDArray, and the numpy array that it is unwrapped to."""

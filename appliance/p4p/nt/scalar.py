@@ -1,0 +1,1 @@
+"""NTScalar, and the Python objects that it is unwrapped to."""

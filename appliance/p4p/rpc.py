@@ -1,0 +1,1 @@
+"""Methods of Python objects as PVs that take arguments."""

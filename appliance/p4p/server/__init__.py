@@ -1,0 +1,1 @@
+"""Servers and what provides PVs to them."""

@@ -1,0 +1,1 @@
+"""SharedPV whose handlers run on an event loop, and may be coroutines."""

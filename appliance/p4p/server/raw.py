@@ -1,0 +1,1 @@
+"""SharedPV whose handlers are called at once, on the PVAccess thread."""

@@ -1,0 +1,1 @@
+"""SharedPV whose handlers run in threads, and may block."""

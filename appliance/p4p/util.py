@@ -1,0 +1,1 @@
+"""Queues of calls, and the threads that make them."""
