@@ -27,13 +27,14 @@ async def archive(ctx: Context, name: str, write: Callable[[list[object]], objec
         async for pv in updates:
             seconds = pv["timeStamp.secondsPastEpoch"] + pv["timeStamp.nanoseconds"] * 1e-9
             moment = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")
-            write([moment, name, pv["value"], pv["alarm.severity"]])
+            value = pv["value.index"] if "value.index" in pv else pv["value"]
+            write([moment, name, value, pv["alarm.severity"]])
 
 
 async def main(path: Path, names: list[str]) -> None:
-    """Archive all PVs into one file, which is complete on disk at the end."""
+    """Archive all PVs into one file."""
     is_new = not path.exists()
-    with path.open("a", newline="", buffering=1) as file:  # line by line: others may read along
+    with path.open("a", newline="", buffering=1) as file:  # each line is in the file at once
         writer = csv.writer(file)
         if is_new:
             writer.writerow(["time", "pv", "value", "severity"])

@@ -6,6 +6,7 @@ It runs until Ctrl-C. Look at ``demo:image`` with the image widget of Phoebus, o
 """
 
 import argparse
+import contextlib
 import threading
 import time
 
@@ -49,7 +50,5 @@ if __name__ == "__main__":
     parser.add_argument("--rate", type=float, default=10.0, help="images per second (default: 10)")
     arguments = parser.parse_args()
     columns, rows = map(int, arguments.size.split("x"))
-    try:
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C ends the program
         main(arguments.prefix, columns, rows, arguments.rate)
-    except KeyboardInterrupt:  # Ctrl-C ends the program
-        pass

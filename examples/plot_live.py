@@ -7,6 +7,7 @@ It ends with Ctrl-C, when the window is closed, or after ``--points`` updates. I
 """
 
 import argparse
+import contextlib
 import queue
 from pathlib import Path
 
@@ -24,6 +25,7 @@ def main(name: str, points: int | None, save: Path | None) -> None:
     axes.set_title(name)
     (line,) = axes.plot([], [])
     plt.show(block=False)
+    print(f"plotting {name}", flush=True)
     # A thread of the context puts updates into the queue. Only this thread, which owns the window, draws.
     with Context("pva") as ctx, ctx.monitor(name, updates.put):
         while (points is None or len(values) < points) and plt.fignum_exists(figure.number):
@@ -44,9 +46,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Plot a number as it changes.")
     parser.add_argument("pv", help="name of the PV")
     parser.add_argument("--points", type=int, help="updates after which the program ends")
-    parser.add_argument("--save", type=Path, help="file for the picture; its name says the format, for instance .png")
+    parser.add_argument(
+        "--save", type=Path, help="file for the picture; its name says the format, for instance .png"
+    )
     arguments = parser.parse_args()
-    try:
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C ends the program
         main(arguments.pv, arguments.points, arguments.save)
-    except KeyboardInterrupt:  # Ctrl-C ends the program
-        pass

@@ -6,7 +6,7 @@ It runs until Ctrl-C. The PVs are ``demo:temperature``, ``demo:setpoint`` and ``
 """
 
 import argparse
-import random
+import contextlib
 import time
 
 from appliance.p4p.nt import NTEnum, NTScalar
@@ -24,11 +24,11 @@ mode = SharedPV(nt=NTEnum(), initial={"index": 0, "choices": ["OFF", "ON"]})
 def put_setpoint(pv: SharedPV, op: ServerOperation) -> None:
     """Take what a client writes. Without such a function a PV is read only."""
     value = op.value()
-    if not 0 <= value <= 100:
+    if 0 <= value <= 100:
+        pv.post(value, timestamp=time.time())
+        op.done()
+    else:
         op.done(error="the set point must be between 0 and 100")
-        return
-    pv.post(value, timestamp=time.time())
-    op.done()
 
 
 @mode.put
@@ -43,7 +43,7 @@ def simulate() -> None:
     """Move the temperature towards its goal."""
     goal = setpoint.current() if mode.current() == 1 else 20.0
     now = temperature.current()
-    temperature.post(now + (goal - now) * 0.1 + random.gauss(0, 0.02), timestamp=time.time())
+    temperature.post(now + (goal - now) * 0.1, timestamp=time.time())
 
 
 if __name__ == "__main__":
@@ -52,11 +52,9 @@ if __name__ == "__main__":
     parser.add_argument("--period", type=float, default=0.5, help="seconds between updates (default: 0.5)")
     arguments = parser.parse_args()
     pvs = {"temperature": temperature, "setpoint": setpoint, "mode": mode}
-    with Server(providers=[{arguments.prefix + name: pv for name, pv in pvs.items()}]):
-        print("serving", *(arguments.prefix + name for name in pvs), flush=True)
-        try:
-            while True:
-                time.sleep(arguments.period)
-                simulate()
-        except KeyboardInterrupt:  # Ctrl-C ends the program
-            pass
+    names = {arguments.prefix + name: pv for name, pv in pvs.items()}
+    with Server(providers=[names]), contextlib.suppress(KeyboardInterrupt):  # Ctrl-C ends the program
+        print("serving", *names, flush=True)
+        while True:
+            time.sleep(arguments.period)
+            simulate()

@@ -10,10 +10,11 @@ import asyncio
 import contextlib
 import random
 import sys
+import time
 
 from appliance import ApplianceError, Server, SharedPV
 from appliance.pvdata import FLOAT64, INT32, STRING
-from appliance.pvdata.nt import NTTable
+from appliance.pvdata.nt import NTTable, now_to_time
 
 MAGNETS = ["Q1", "Q2", "D1", "D2"]
 
@@ -37,7 +38,8 @@ async def main(prefix: str, period: float) -> None:
             reading += 1
             currents = [round(random.gauss(100, 0.5), 3) for _ in MAGNETS]
             # Only these columns are sent to the clients; names and labels have not changed.
-            pv.post({"value": {"current": currents, "readings": [reading] * len(MAGNETS)}})
+            changed = {"current": currents, "readings": [reading] * len(MAGNETS)}
+            pv.post({"value": changed, "timeStamp": now_to_time(time.time())})
             await asyncio.sleep(period)
 
 

@@ -31,7 +31,8 @@ async def watch(ctx: Context, name: str) -> None:
             elif isinstance(update, Disconnected):
                 print(f"{name} is disconnected: {update.why}", flush=True)
             else:
-                print(when(update), name, update["value"], flush=True)
+                value = update["value.index"] if "value.index" in update else update["value"]
+                print(when(update), name, value, flush=True)
 
 
 async def main(names: list[str]) -> None:
