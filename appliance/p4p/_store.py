@@ -1,1 +1,767 @@
-"""What p4p makes of Python objects that are assigned to a field, and of fields that are read."""
+"""What p4p makes of Python objects that are assigned to a field, and of fields that are read.
+
+PVXS converts freely where our own ``pvdata`` refuses: a number that is too large wraps, text is parsed, a number becomes text. A program
+that was written for p4p relies on it, so this is a set of rules of its own. tests/interop holds it against p4p itself.
+
+Errors are those of p4p: ValueError for what cannot be converted, TypeError for an object of a wrong kind, KeyError for a name that does
+not exist, OverflowError for an integer of more than 64 bits, RuntimeError for the rest.
+"""
+
+from __future__ import annotations
+
+import re
+import struct as struct_module
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from appliance.p4p._place import Element, Field, Node, Place, below, integer, resolve
+from appliance.pvdata import (
+    STRING,
+    AnyValue,
+    ArrayType,
+    BoundedString,
+    ScalarType,
+    StructType,
+    TypeDesc,
+    UnionType,
+    UnionValue,
+    Value,
+)
+from appliance.pvdata.render import number as number_text
+from appliance.pvdata.render import type_name
+from appliance.pvdata.store import NO_ANY, NO_UNION, default, zeros
+from appliance.pvdata.types import SCALARS, AnyType
+
+__all__ = ["PLAIN", "Unfit", "as_py", "assign", "store"]
+
+
+class Unfit(TypeError):
+    """An object of a kind that the field cannot take."""
+
+
+class NotATuple(TypeError, SystemError):
+    """Something else where p4p wants a tuple; p4p raises SystemError then."""
+
+
+class _NoConversion(ValueError):
+    """A value that cannot be converted to the field's type."""
+
+
+class _Refused(RuntimeError):
+    """A value that the field refuses; a union tries its next member then."""
+
+
+# Scalars
+
+
+_DECIMAL = re.compile(
+    r"[ \t\n\v\f\r]*[+-]?(?:0[xX](?:[0-9a-fA-F]+\.?[0-9a-fA-F]*|\.[0-9a-fA-F]+)(?:[pP][+-]?[0-9]+)?"
+    r"|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|inf(?:inity)?|nan)[ \t\n\v\f\r]*\Z",
+    re.IGNORECASE,
+)
+_LEAST = 2.2250738585072014e-308
+"""The smallest normal number: ``strtod`` reports what is smaller as out of range."""
+
+
+def _parse_float(text: str) -> float:
+    if _DECIMAL.match(text):
+        s = text.strip(" \t\n\v\f\r").lower()
+        try:
+            x = float.fromhex(s) if "0x" in s else float(s)
+        except OverflowError:
+            x = float("inf")
+        digits = s.split("p" if "0x" in s else "e")[0]
+        if not ("n" not in s and (abs(x) == float("inf") or (abs(x) < _LEAST and digits.strip("+-0x.")))):
+            return x
+        raise _NoConversion(f"Out of range : {text!r:.60}")
+    raise _NoConversion(f"Invalid input : {text!r:.60}")
+
+
+def _parse_int(text: str, lo: int, hi: int) -> int:
+    x = integer(text)
+    if x is None:
+        raise _NoConversion(f"Invalid input : {text!r:.60}")
+    if not lo <= x <= hi:
+        raise _NoConversion(f"Out of range : {text!r:.60}")
+    return x
+
+
+def _text(x: str | bytes) -> str:
+    if isinstance(x, bytes):
+        return x.decode("utf-8", "surrogateescape")
+    if not x.isascii():
+        # What cannot be sent must not get into a store.
+        x.encode("utf-8", "surrogateescape")
+    return str(x)
+
+
+def _simple(t: ScalarType, x: Any) -> bool | int | float | str:
+    """Return ``x`` as one of the four kinds that PVXS converts from."""
+    if isinstance(x, bool):
+        return x
+    if isinstance(x, (int, np.integer)):
+        x = x.__index__()
+        if x < -(1 << 63):
+            raise OverflowError("long out of range low")
+        if x >= 1 << 64:
+            raise OverflowError("int too big to convert")
+        return int(x)
+    if isinstance(x, (float, np.number)):
+        return float(x)
+    if isinstance(x, (str, bytes)):
+        return _text(x)
+    raise Unfit(f"Can't assign {type_name(t)} (scalar) field with {type(x).__name__}")
+
+
+def _truncated(x: float) -> int:
+    """Convert as a processor of the x86-64 kind does."""
+    if x != x or abs(x) >= float(1 << 63):  # noqa: PLR0124 - NaN
+        return -(1 << 63)
+    return int(x)
+
+
+def _int_reader(t: ScalarType) -> Callable[[Any], int]:
+    lo, hi = t.lo, t.hi
+    span = hi - lo + 1
+    signed = t.kind == "int"
+    most = (1 << 63) - 1 if signed else (1 << 64) - 1
+    least = -(1 << 63) if signed else -most
+
+    def convert(x: Any) -> int:
+        if x.__class__ is not int:
+            x = _simple(t, x)
+            if isinstance(x, str):
+                x = _parse_int(x, least, most)
+            elif isinstance(x, float):
+                half = float(1 << 63)
+                x = _truncated(x) if signed or not x >= half else _truncated(x - half) ^ 1 << 63
+        elif not -(1 << 63) <= x < 1 << 64:
+            x = _simple(t, x)
+        if lo <= x <= hi:
+            return int(x)
+        return int((x - lo) % span + lo)
+
+    return convert
+
+
+def _float_reader(t: ScalarType) -> Callable[[Any], float]:
+    single = t.size == 4
+
+    def convert(x: Any) -> float:
+        if x.__class__ is not float:
+            x = _simple(t, x)
+            x = _parse_float(x) if isinstance(x, str) else float(x)
+        if single:
+            try:
+                return float(struct_module.unpack("<f", struct_module.pack("<f", x))[0])
+            except OverflowError:
+                return float("inf") if x > 0 else float("-inf")
+        return float(x)
+
+    return convert
+
+
+def _to_bool(x: Any) -> bool:
+    if x is True or x is False:
+        return bool(x)
+    t = SCALARS["bool"]
+    x = _simple(t, x)
+    if isinstance(x, str):
+        if x in ("true", "false"):
+            return x == "true"
+        raise _NoConversion('Unable to assign bool with String other than "true" and "false"')
+    if isinstance(x, float):
+        raise _NoConversion("Unable to assign bool with Real")
+    return bool(x)
+
+
+def _to_string(x: Any) -> str:
+    if x.__class__ is str and x.isascii():
+        return str(x)
+    x = _simple(STRING, x)
+    return x if isinstance(x, str) else number_text(x)
+
+
+_CONVERT: dict[str, Callable[[Any], Any]] = {
+    name: _int_reader(t) if t.kind in ("int", "uint") else _float_reader(t)
+    for name, t in SCALARS.items()
+    if t.kind not in ("bool", "string")
+}
+_CONVERT["bool"] = _to_bool
+_CONVERT["string"] = _to_string
+
+
+def _scalar(t: ScalarType, x: Any) -> Any:
+    if isinstance(x, Node):
+        if not isinstance(x._type, ScalarType):
+            raise _NoConversion(f"Unable to assign {type_name(t)} with {type_name(x._type)}")
+        x = x._root.store[x._base]
+    if isinstance(t, BoundedString):
+        x = _to_string(x)
+        size = len(x.encode("utf-8", "surrogateescape"))
+        if size > t.bound:
+            raise _NoConversion(f"{size} octets of text in a field of at most {t.bound}")
+        return x
+    return _CONVERT[t.name](x)
+
+
+# Arrays
+
+
+def _checked(t: ArrayType, x: Any) -> Any:
+    """Hold the bounds that a server may give an array; PVXS has none."""
+    if (t.kind == "bounded" and len(x) > t.size) or (t.kind == "fixed" and len(x) != t.size):
+        word = "exactly" if t.kind == "fixed" else "at most"
+        raise _NoConversion(f"{len(x)} elements in an array of {word} {t.size}")
+    return x
+
+
+def _numbers(element: ScalarType, x: Any) -> Any:
+    if isinstance(x, np.ndarray) and x.dtype == element.np and x.ndim == 1 and x.dtype.isnative:
+        if not x.size:
+            return zeros(element)
+        if not x.flags.writeable and x.flags.c_contiguous and x.__class__ is np.ndarray:
+            return x
+    made = np.array(x, dtype=element.np)
+    if made.ndim != 1:
+        raise _Refused("Only 1-d array can be assigned")
+    if not made.size:
+        return zeros(element)
+    if made.__class__ is not np.ndarray or not made.flags.c_contiguous:
+        made = np.ascontiguousarray(made).view(np.ndarray)
+    made.flags.writeable = False
+    return made
+
+
+def _is_sequence(x: Any) -> bool:
+    return hasattr(x, "__getitem__") and hasattr(x, "__len__") and not isinstance(x, dict)
+
+
+def _sequence(x: Any, what: str) -> list[Any]:
+    if not _is_sequence(x):
+        raise RuntimeError(f"Must assign sequence to {what}, not {type(x).__name__}")
+    if isinstance(x, (list, tuple)):
+        return list(x)
+    return [x[i] for i in range(len(x))]
+
+
+def _strings(x: Any) -> tuple[str, ...]:
+    out = []
+    for item in _sequence(x, "string array"):
+        if not isinstance(item, (str, bytes)):
+            raise RuntimeError(f"Assign StringA from sequence of str|bytes, not {type(item).__name__}")  # noqa: TRY004 - as p4p
+        out.append(_text(item))
+    return tuple(out)
+
+
+def _recast(t: ArrayType, source: TypeDesc, x: Any) -> Any:
+    """Convert an array of another type, as from value to value."""
+    if not isinstance(source, ArrayType):
+        raise _NoConversion(f"Unable to assign {type_name(t)} with {type_name(source)}")
+    to, come_from = t.element, source.element
+    if not len(x):
+        return _checked(t, default(ArrayType(to)))
+    if isinstance(to, ScalarType) and isinstance(come_from, ScalarType):
+        if to == come_from:
+            return _checked(t, x)
+        if to.fmt and come_from.fmt:
+            with np.errstate(invalid="ignore", over="ignore"):
+                return _checked(t, _numbers(to, x.astype(to.np)))
+        items = x.tolist() if hasattr(x, "tolist") else x
+        if not to.fmt:
+            return _checked(t, tuple([_to_string(item) for item in items]))
+        if to.kind == "bool" and not all(item in ("true", "false") for item in items):
+            raise RuntimeError('Expected "true" or "false"')
+        convert = _CONVERT[to.name]
+        return _checked(t, _numbers(to, [convert(item) for item in items]))
+    if isinstance(to, ScalarType) or isinstance(come_from, ScalarType):
+        raise _NoConversion(f"Unable to assign {type_name(t)} with {type_name(source)}")
+    return [None if item is None else _element_from(to, come_from, item) for item in x]
+
+
+def _element_from(to: TypeDesc, come_from: TypeDesc, item: Any) -> Any:
+    inner = _unboxed(come_from, item)
+    if isinstance(to, AnyType):
+        return _boxed(inner)
+    if inner is None:
+        return None
+    kind, content = inner
+    if isinstance(to, StructType):
+        if not isinstance(content, Value):
+            raise _NoConversion(f"Unable to assign struct with {type_name(kind)}")
+        made = Value(to)
+        _assign_struct(Field(made, 0, None), content, 0)
+        return made
+    assert isinstance(to, UnionType)
+    return _union_from(to, kind, content, NO_UNION)
+
+
+def _unboxed(t: TypeDesc, content: Any) -> tuple[TypeDesc, Any] | None:
+    """Return the type and the content of what a leaf holds, without the union or any around it."""
+    if isinstance(content, UnionValue):
+        assert isinstance(t, UnionType)
+        if content.name is None:
+            return None
+        t, content = t.members[content.name], content.value
+    elif isinstance(content, AnyValue):
+        if content.type is None:
+            return None
+        t, content = content.type, content.value
+    return t, content
+
+
+def _boxed(found: tuple[TypeDesc, Any] | None) -> AnyValue:
+    return NO_ANY if found is None else AnyValue(found[0], _copied(found[1]))
+
+
+def _copied(content: Any) -> Any:
+    """Copy what can change in place."""
+    if isinstance(content, Value):
+        return Value.from_store(content.type, [_copied(item) for item in content.store], content.changed)
+    if isinstance(content, (UnionValue, AnyValue)):
+        return content._replace(value=_copied(content.value))
+    if isinstance(content, list):
+        return [_copied(item) for item in content]
+    return content
+
+
+def _compounds(t: ArrayType, x: Any) -> list[Any]:
+    element = t.element
+    if isinstance(element, AnyType):
+        items = _sequence(x, "variant union (any) array")
+        return [_any(item) for item in items]
+    out: list[Any] = []
+    for item in _sequence(x, "struct/union array"):
+        if item is None:
+            out.append(None)
+        elif isinstance(element, StructType):
+            made = Value(element)
+            _struct(Field(made, 0, None), item)
+            out.append(made)
+        else:
+            assert isinstance(element, UnionType)
+            holder = Value(element)
+            content = _union(element, Field(holder, 0, None), item)
+            out.append(None if content.name is None else content)
+    return out
+
+
+# Unions and anys
+
+
+def alike(a: TypeDesc, b: TypeDesc) -> bool:
+    """Whether two types differ in identifiers only: PVXS looks no further to find a union's member."""
+    if a == b:
+        return True
+    if isinstance(a, ArrayType) and isinstance(b, ArrayType):
+        return alike(a.element, b.element)
+    if isinstance(a, BoundedString) or isinstance(b, BoundedString):
+        return isinstance(a, ScalarType) and isinstance(b, ScalarType) and a.kind == b.kind
+    for kind in (StructType, UnionType):
+        if isinstance(a, kind) and isinstance(b, kind):
+            return len(a.fields) == len(b.fields) and all(
+                n == m and alike(s, t) for (n, s), (m, t) in zip(a.fields, b.fields, strict=True)
+            )
+    return False
+
+
+def _union_from(t: UnionType, kind: TypeDesc, content: Any, old: UnionValue) -> UnionValue:
+    for name, member in t.fields:
+        if alike(member, kind):
+            if isinstance(member, StructType):
+                made = Value(member)
+                _assign_struct(Field(made, 0, None), content, 0)
+                return UnionValue(name, made)
+            return UnionValue(name, _copied(content))
+    if old.name is None:
+        raise _NoConversion("Unsupported assignment to unselected union")
+    return old
+
+
+def _union(t: UnionType, place: Place, x: Any) -> UnionValue:
+    old: UnionValue = NO_UNION if place.content is None else place.content
+    if x is None:
+        return NO_UNION
+    if isinstance(x, Node):
+        found = _unboxed(x._type, _content(x))
+        if found is None:
+            raise _NoConversion("Unsupported assignment to unselected union")
+        return _union_from(t, found[0], found[1], old)
+    if isinstance(x, tuple):
+        if len(x) != 2 or not isinstance(x[0], str):
+            raise TypeError("Assign Union w/ (str, val).")
+        target = resolve(place, "->" + x[0], select=True)
+        store(target, x[1])
+        return place.content  # type: ignore[no-any-return]
+    if old.name is not None:
+        return _member(t, place, old.name, x)
+    return _first_fit(t, x)
+
+
+def _member(t: UnionType, place: Place, name: str, x: Any) -> UnionValue:
+    member = t.members[name]
+    content = place.content.value
+    if isinstance(member, StructType):
+        _struct(Field(content, 0, place), x)
+        return place.content  # type: ignore[no-any-return]
+    holder = Value.from_store(member, [content])
+    return UnionValue(name, _leaf(member, Field(holder, 0, None), x))
+
+
+def _first_fit(t: UnionType, x: Any) -> UnionValue:
+    """Try one member after the other, as p4p does: so a float may go into an integer."""
+    for name, member in t.fields:
+        made = Value(member)
+        top = Field(made, 0, None)
+        try:
+            if isinstance(member, StructType):
+                _struct(top, x)
+                return UnionValue(name, made)
+            return UnionValue(name, _leaf(member, top, x))
+        except (_NoConversion, _Refused, Unfit, UnicodeEncodeError):
+            continue
+        except Exception as e:
+            if (
+                isinstance(member, ArrayType)
+                and isinstance(member.element, ScalarType)
+                and member.element.fmt
+            ):
+                continue  # numpy refuses it
+            if isinstance(e, (KeyError, RuntimeError)):
+                raise RuntimeError(  # noqa: TRY004
+                    f"Unexpected error while attempting to assign {name} with {type(x).__name__}"
+                ) from e
+            raise
+    raise ValueError(f"Unable to infer Union field to assign a {type(x).__name__}")
+
+
+_CODES = {
+    "?": "bool",
+    "s": "string",
+    "b": "int8",
+    "h": "int16",
+    "i": "int32",
+    "l": "int64",
+    "B": "uint8",
+    "H": "uint16",
+    "I": "uint32",
+    "L": "uint64",
+    "f": "float32",
+    "d": "float64",
+}
+SCALAR_CODES: dict[str, ScalarType] = {code: SCALARS[name] for code, name in _CODES.items()}
+
+
+def _any(x: Any) -> AnyValue:
+    if isinstance(x, Node):
+        found = _unboxed(x._type, _content(x))
+        return _boxed(found)
+    t: TypeDesc
+    if isinstance(x, tuple):
+        if len(x) != 2 or not isinstance(x[0], str):
+            raise TypeError("Assign Any w/ (code, val).")
+        code, x = x
+        scalar = SCALAR_CODES.get(code[1:2] if code[:1] == "a" else code[:1])
+        if scalar is None:
+            raise RuntimeError(f"Invalid Any type spec {code!r:.60}")
+        t = ArrayType(scalar) if code[:1] == "a" else scalar
+        return _typed(t, x, "explicit")
+    found_type = _inferred(x)
+    if found_type is None:
+        raise RuntimeError(f"Unable to infer TypeCode for {type(x).__name__}")
+    return _typed(found_type, x, "inferred")
+
+
+def _typed(t: TypeDesc, x: Any, how: str) -> AnyValue:
+    try:
+        return AnyValue(t, _leaf(t, Field(Value(t), 0, None), x))
+    except (_NoConversion, _Refused, Unfit, RuntimeError) as e:
+        raise RuntimeError(
+            f"Error assigning {how} type {type_name(t)} with {type(x).__name__} : {e}"
+        ) from None
+
+
+_ARRAY_CODES = {code: ArrayType(t) for code, t in SCALAR_CODES.items() if code != "s"} | {
+    "S": ArrayType(STRING)
+}
+
+
+def _inferred(x: Any) -> TypeDesc | None:
+    if isinstance(x, bool):
+        return SCALARS["bool"]
+    if isinstance(x, int):
+        return SCALARS["int64"]
+    if isinstance(x, float):
+        return SCALARS["float64"]
+    if isinstance(x, (str, bytes)):
+        return STRING
+    if isinstance(x, list):
+        return ArrayType(STRING)
+    if isinstance(x, np.ndarray):
+        return _ARRAY_CODES.get(x.dtype.char)
+    return None
+
+
+# Any leaf, and structures
+
+
+def _content(x: Node) -> Any:
+    """Return what a value stands for, as a leaf; a part of a structure is copied."""
+    if isinstance(x._type, StructType):
+        root, base = x._root, x._base
+        if not base:
+            return root
+        items = root.store[base : base + x._type.count]
+        return Value.from_store(x._type, items, root.changed >> base & x._type.full_mask)
+    return x._root.store[x._base]
+
+
+def _leaf(t: TypeDesc, place: Place, x: Any) -> Any:
+    """Return ``x`` as a leaf of type ``t``, which is no structure."""
+    if isinstance(t, ScalarType):
+        return _scalar(t, x)
+    if isinstance(t, UnionType):
+        return _union(t, place, x)
+    if isinstance(t, AnyType):
+        return NO_ANY if x is None else _any(x)
+    assert isinstance(t, ArrayType)
+    element = t.element
+    if isinstance(x, Node):
+        if not isinstance(element, ScalarType) or not isinstance(x._type, ArrayType):
+            raise _NoConversion(f"Unable to assign {type_name(t)} with {type_name(x._type)}")
+        return _recast(t, x._type, x._root.store[x._base])
+    if isinstance(element, ScalarType):
+        return _checked(t, _numbers(element, x) if element.fmt else _strings(x))
+    return _compounds(t, x)
+
+
+def put(root: Value, number: int, up: Place | None, x: Any) -> None:
+    """Assign ``x`` to the field of that number, and mark it."""
+    t = root.type.leaf_types[number]
+    if t.__class__ is ScalarType and not isinstance(x, Node):
+        root.store[number] = _CONVERT[t.name](x)
+    elif isinstance(t, StructType):
+        _struct(Field(root, number, up), x)
+        return
+    else:
+        root.store[number] = _leaf(t, Field(root, number, up), x)
+    root.changed |= 1 << number
+    if up is not None:
+        up.touch()
+
+
+def store(place: Place, x: Any) -> None:
+    """Assign ``x`` to a place, and mark it.
+
+    Raises:
+        ValueError, TypeError, KeyError, OverflowError, RuntimeError: As p4p does.
+    """
+    if isinstance(place, Field):
+        put(place.root, place.number, place.up, x)
+        return
+    place.put(_leaf(place.type, place, x))
+    place.touch()
+
+
+def _struct(place: Field, x: Any) -> None:
+    t = place.type
+    assert isinstance(t, StructType)
+    if isinstance(x, Node):
+        if not isinstance(x._type, StructType):
+            raise _NoConversion(f"Unable to assign struct with {type_name(x._type)}")
+        _assign_struct(place, x._root, x._base)
+        return
+    if isinstance(x, dict):
+        pairs: Iterable[Any] = list(x.items())
+    elif t.id == "enum_t":
+        _enum(place, x)
+        return
+    else:
+        try:
+            pairs = iter(x)
+        except TypeError as e:
+            raise Unfit(str(e)) from None
+    root, base, up, offsets = place.root, place.number, place.up, t.offsets
+    for pair in pairs:
+        if pair.__class__ is not tuple and not isinstance(pair, tuple):
+            raise NotATuple(f"expect list of ('name', value) tuples, not of {type(pair).__name__}")
+        if len(pair) != 2 or not isinstance(pair[0], str):
+            raise TypeError("expect list of ('name', value) tuples")
+        name, item = pair
+        number = offsets.get(name)
+        if number is not None:
+            put(root, base + number, up, item)
+        elif "\0" in name:
+            raise ValueError("embedded null character")
+        else:
+            store(resolve(place, name, select=True), item)
+
+
+def _enum(place: Field, x: Any) -> None:
+    index = resolve(place, "index", select=True)
+    where = resolve(place, "choices", select=True)
+    if where.type != ArrayType(STRING):
+        raise _NoConversion(f"Can't extract {type_name(where.type)} as Array")
+    choices = where.content
+    if not choices:
+        warnings.warn("enum_t assignment with empty choices", UserWarning, stacklevel=5)
+    if isinstance(x, (str, bytes)):
+        text = _text(x)
+        if text in choices:
+            store(index, choices.index(text))
+            return
+    store(index, x)
+
+
+def assign(target: Node, x: Any) -> None:
+    """Assign to a whole value, as ``value[None] = x`` does."""
+    put(target._root, target._base, target._up, x)
+
+
+def _assign_struct(target: Field, source: Value, base: int) -> None:
+    """Copy the marked fields of a structure to those of the same names."""
+    to = target.type
+    t = source.type.leaf_types[base]
+    if not isinstance(to, StructType):
+        raise _NoConversion(f"Unable to assign {type_name(to)} with struct")
+    changed = source.changed >> base
+    root, first, up = target.root, target.number, target.up
+    for number in marked(t, changed):
+        name = t.paths[number]
+        there = to.offsets.get(name)
+        kind = t.leaf_types[number]
+        if isinstance(kind, StructType):
+            if there is not None:
+                Field(root, first + there, up).touch()
+            continue
+        if there is None:
+            raise RuntimeError(f"No such field: {name}")
+        spot = Field(root, first + there, up)
+        try:
+            spot.put(_from_leaf(spot, kind, source.store[base + number]))
+        except _NoConversion as e:
+            raise _NoConversion(f'field "{name}" : {e}') from None
+        spot.touch()
+    if changed & 1 or any(source.changed >> n & 1 for n in _above(source.type, base)):
+        target.touch()
+
+
+def _above(t: TypeDesc, number: int) -> list[int]:
+    out = []
+    while number:
+        number = t.parents[number]
+        out.append(number)
+    return out
+
+
+def marked(t: TypeDesc, changed: int) -> Iterable[int]:
+    """Return the numbers of the fields below a structure that are marked, or that lie in a marked structure; not its own.
+
+    Args:
+        t: The structure's type.
+        changed: Its bits; bit 0 is the structure itself.
+    """
+    rest = changed & t.full_mask & ~1
+    spans = t.spans
+    while rest:
+        number = (rest & -rest).bit_length() - 1
+        span = spans[number]
+        yield from range(number, number + span)
+        rest = rest >> number + span << number + span
+
+
+def _from_leaf(spot: Field, kind: TypeDesc, content: Any) -> Any:
+    """Convert a leaf of another value to one for ``spot``."""
+    to = spot.type
+    if isinstance(to, StructType):
+        raise _NoConversion(f"Unable to assign struct with {type_name(kind)}")
+    if isinstance(to, AnyType):
+        found = _unboxed(kind, content)
+        return _boxed(found)
+    if isinstance(to, UnionType):
+        found = _unboxed(kind, content)
+        old: UnionValue = spot.content
+        if found is None:
+            if old.name is None:
+                raise _NoConversion("Unsupported assignment to unselected union")
+            return old
+        return _union_from(to, found[0], found[1], old)
+    if isinstance(kind, (UnionType, AnyType)):
+        raise _NoConversion(f"Unable to assign {type_name(to)} with Compound")
+    if isinstance(to, ScalarType):
+        if not isinstance(kind, ScalarType):
+            raise _NoConversion(f"Unable to assign {type_name(to)} with {type_name(kind)}")
+        return _scalar(to, content)
+    assert isinstance(to, ArrayType)
+    return _recast(to, kind, _copied(content))
+
+
+# Reading
+
+
+PLAIN = frozenset({int, float, str, bool})
+"""The classes of leaves that are given to a program as they are."""
+
+
+def as_py(
+    make: Callable[[Value, int, Place | None], Any],
+    place: Place,
+    unpack: bool = False,
+    recurse: bool = False,
+    wrapper: Callable[[list[tuple[str, Any]]], Any] | None = None,
+) -> Any:
+    """Return what a place holds as p4p gives it to a program.
+
+    Args:
+        make: Makes the object that stands for a structure.
+        place: The place.
+        unpack: Whether a structure here becomes a list of names and values.
+        recurse: The same for the structures below.
+        wrapper: Is applied to each such list.
+    """
+    t = place.type
+    content = place.content
+    if isinstance(t, StructType):
+        assert isinstance(place, Field)
+        if not unpack:
+            return make(place.root, place.number, place.up)
+        pairs = [
+            (
+                name,
+                as_py(
+                    make,
+                    Field(place.root, place.number + t.offsets[name], place.up),
+                    recurse,
+                    True,
+                    wrapper,
+                ),
+            )
+            for name in t.members
+        ]
+        return pairs if wrapper is None else wrapper(pairs)
+    if content.__class__ in PLAIN:
+        return content
+    if isinstance(content, np.ndarray):
+        assert isinstance(t, ArrayType)
+        return None if not content.size and content is zeros(t.element) else content  # type: ignore[arg-type]
+    if isinstance(content, (UnionValue, AnyValue)):
+        inner = below(place)
+        return None if inner is None else as_py(make, inner, recurse, True, wrapper)
+    if isinstance(content, tuple):
+        return list(content)
+    if isinstance(content, list):
+        assert isinstance(t, ArrayType)
+        out = []
+        for index, item in enumerate(content):
+            if isinstance(item, Value):
+                inner = Field(item, 0, place)
+            else:
+                inner = None if item is None else below(Element(place, content, index, t.element))
+            out.append(None if inner is None else as_py(make, inner, recurse, True, wrapper))
+        return out
+    if isinstance(content, bytes):
+        return np.frombuffer(content, "u1")
+    return content
