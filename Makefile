@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 # Most tests wait for daemons: two at a time take half as long.
 PYTEST_ARGS ?= -n 2
 
-.PHONY: quickstart help setup lint types test soak bench format clean lint-deploy molecule
+.PHONY: quickstart help setup lint types docs test soak bench format clean lint-deploy molecule
 
 QUICKSTART_ARGS ?=
 
@@ -57,6 +57,11 @@ molecule: setup  ## deploy to test hosts that run systemd (root); SCENARIO=defau
 
 types: setup  ## check the types (mypy --strict)
 	$(BIN)/mypy
+
+# Each warning is an error: a broken link, a name that is described nowhere, a page that no index leads to.
+docs: setup  ## make the documentation as a site: build/site/index.html
+	$(BIN)/sphinx-build -n -W --keep-going -q -c docs -d build/site-cache . build/site
+	@echo "The site is there: build/site/index.html"
 
 test: setup  ## run every test that needs only this machine
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -7,13 +7,24 @@ tools and the daemons do.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import TYPE_CHECKING
 
 from appliance.certmon.endpoints import open_client, open_server
 from appliance.client.context import Context as _Context
+from appliance.client.end import DEFAULT_TIMINGS, Timings
 from appliance.config.pva import ClientConfig, ServerConfig, resolve_client, resolve_server
+from appliance.pva.limits import DEFAULT_LIMITS, Limits
+from appliance.server.access import AccessPolicy
+from appliance.server.admission import DEFAULT_TIMINGS as DEFAULT_ADMISSION
+from appliance.server.admission import AdmissionTimings
+from appliance.server.quota import DEFAULT_QUOTA, Quota
 from appliance.server.server import Server as _Server
+from appliance.transport.gate import PeerGate
+
+if TYPE_CHECKING:
+    from appliance.tls.context import TLSContext
 
 __all__ = ["Context", "Server"]
 
@@ -21,42 +32,98 @@ __all__ = ["Context", "Server"]
 class Context(_Context):
     """A PVAccess client with the settings and the keychain of its environment.
 
-    ::
-
-        async with Context() as ctx:
-            value = await ctx.get("test:calcExample")
-            await ctx.put("test:spec", 4.5)
-
-    Operations are those of `appliance.client.Context`.
-
     Args:
         config: Settings; without them those of the ``EPICS_PVA_*`` variables (`resolve_client`).
-        options: For `appliance.client.Context`, for instance ``require_tls=True``: no PV is used over plain TCP, and
-            nothing is connected while the own certificate is not valid yet. With ``tls`` that TLS context is used as
-            it is, and the keychain of the settings is not.
+        require_tls: Whether PVs are used over TLS only. Nothing is then connected while the own certificate is not valid yet.
+        tls: A TLS context that is used as it is; the keychain of the settings is then not used.
+        gate: Checks TLS connections by the status of certificates, if ``tls`` is given.
+        limits: Bounds of what one server may send.
+        segment_size: Octets; a longer message is sent in segments. 0 means no segments.
+        beacons: Whether to listen for beacons of new servers from the start.
+        octets: Whether ``uint8[]`` is read as ``bytes``, without numpy; for monitors whose values are read only.
+        timings: The waiting times of the client.
+        ignore_guids: GUIDs of servers whose answers are not used.
+        ignore_servers: Host and port of servers whose answers are not used; port 0 means every port.
+        search_tls: The TLS context for name servers (``pvas://``) alone.
 
     Raises:
         KeychainError: From ``async with`` or ``start``: TLS is required, and the keychain is missing or cannot be
             read; or the certificate has ended, and ``on_expiration`` forbids to continue.
+
+    Example:
+        >>> async with Context() as ctx:
+        ...     value = await ctx.get("demo:temperature")
+        ...     await ctx.put("demo:setpoint", 4.5)
+        >>> value["value"]
+        21.5
     """
 
-    def __init__(self, config: ClientConfig | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        config: ClientConfig | None = None,
+        *,
+        tls: TLSContext | None = None,
+        require_tls: bool = False,
+        gate: PeerGate | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+        segment_size: int = 0,
+        beacons: bool = True,
+        octets: bool = False,
+        timings: Timings = DEFAULT_TIMINGS,
+        ignore_guids: frozenset[bytes] = frozenset(),
+        ignore_servers: frozenset[tuple[str, int]] = frozenset(),
+        search_tls: TLSContext | None = None,
+    ) -> None:
         config = resolve_client().config if config is None else config
-        if options.get("require_tls") and options.get("tls") is None:
+        if require_tls and tls is None:
             config = config._replace(tls_options=config.tls_options._replace(tls_required=True))
-        super().__init__(config, **options)
-        self._follows_keychain = options.get("tls") is None
+        super().__init__(
+            config,
+            tls=tls,
+            require_tls=require_tls,
+            gate=gate,
+            limits=limits,
+            segment_size=segment_size,
+            beacons=beacons,
+            octets=octets,
+            timings=timings,
+            ignore_guids=ignore_guids,
+            ignore_servers=ignore_servers,
+            search_tls=search_tls,
+        )
+        self._follows_keychain = tls is None
         self._stack = AsyncExitStack()
 
     async def start(self) -> None:
-        """Open the search sockets, take the keychain into use, and connect to the name servers."""
+        """Open the search sockets, take the keychain into use, and connect to the name servers; ``async with`` does it.
+
+        Raises:
+            KeychainError: There is no usable keychain, as above.
+            TransportError: A socket cannot be opened.
+
+        Example:
+            >>> second = Context()
+            >>> await second.start()
+            >>> (await second.get("demo:temperature"))["value"]
+            21.5
+            >>> await second.close()
+        """
         if self._follows_keychain:
             await self._stack.enter_async_context(open_client(self.config, context=self))
         else:
             await super().start()
 
     async def close(self) -> None:
-        """Close all channels and connections."""
+        """Close all channels and connections; ``async with`` does it. Operations that wait end with an error.
+
+        A closed context cannot be started again.
+
+        Example:
+            >>> await ctx.close()
+            >>> await ctx.get("demo:temperature")
+            Traceback (most recent call last):
+            appliance.errors.ChannelClosedError: the client context is closed; make a new one
+        """
         await super().close()
         await self._stack.aclose()
 
@@ -64,41 +131,97 @@ class Context(_Context):
 class Server(_Server):
     """A PVAccess server with the settings and the keychain of its environment.
 
-    ::
-
-        server = Server()
-        server.add_pv("demo", SharedPV.mailbox(NTScalar(FLOAT64)))
-        async with server:
-            await server.wait_closed()
-
     Args:
         config: Settings; without them those of the ``EPICS_PVAS_*`` and ``EPICS_PVA_*`` variables (`resolve_server`).
-        options: For `appliance.server.Server`, for instance ``require_tls=True``: no port for plain TCP is opened.
-            Without a usable keychain the server then answers nobody until there is one. With ``tls`` that TLS
-            context is used as it is, and the keychain of the settings is not.
+        policy: Decides what clients may do; without it all may do everything.
+        require_tls: Whether no port for plain TCP is opened. Without a usable keychain the server then answers nobody until
+            there is one.
+        tls: A TLS context that is used as it is; the keychain of the settings is then not used.
+        gate: Judges the certificates of clients, if ``tls`` is given.
+        limits: What one connection may have.
+        segment_size: Octets; a longer message is sent in segments. 0 means no segments.
+        max_connections: The most connections of all clients together.
+        quota: What one address may have.
+        guid: Names the server to clients; without it one is drawn.
+        timings: How long clients that are not let in yet are waited for.
+        proxied: Whether the host of an address is a relay that may say, over TLS, for which client it speaks (PROXY
+            protocol); None: nobody may.
 
     Raises:
         ConfigurationError: A variable that says where to listen, or whom to ignore, cannot be used.
         KeychainError: From ``async with`` or ``start``: there is no usable keychain, and
             EPICS_PVAS_TLS_STOP_IF_NO_CERT is set; or the certificate has ended, and ``on_expiration=shutdown`` is set.
+
+    Example:
+        >>> pressure = SharedPV.mailbox(Value(NTScalar(FLOAT64), 1e-9))
+        >>> second = Server()
+        >>> second.add_pv("demo:pressure", pressure)
+        >>> async with second:
+        ...     pressure.post(2e-9)  # and in a program: await second.wait_closed()
+        >>> pressure.current["value"]
+        2e-09
     """
 
-    def __init__(self, config: ServerConfig | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        config: ServerConfig | None = None,
+        *,
+        policy: AccessPolicy | None = None,
+        tls: TLSContext | None = None,
+        require_tls: bool = False,
+        gate: PeerGate | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+        segment_size: int = 0,
+        max_connections: int = 4096,
+        quota: Quota = DEFAULT_QUOTA,
+        guid: bytes | None = None,
+        timings: AdmissionTimings = DEFAULT_ADMISSION,
+        proxied: Callable[[str], bool] | None = None,
+    ) -> None:
         config = resolve_server().config if config is None else config
-        if options.get("require_tls") and options.get("tls") is None:
+        if require_tls and tls is None:
             config = config._replace(tls_options=config.tls_options._replace(tls_required=True))
-        super().__init__(config, **options)
-        self._follows_keychain = options.get("tls") is None
+        super().__init__(
+            config,
+            policy=policy,
+            tls=tls,
+            require_tls=require_tls,
+            gate=gate,
+            limits=limits,
+            segment_size=segment_size,
+            max_connections=max_connections,
+            quota=quota,
+            guid=guid,
+            timings=timings,
+            proxied=proxied,
+        )
+        self._follows_keychain = tls is None
         self._stack = AsyncExitStack()
 
     async def start(self) -> None:
-        """Take the keychain into use, and listen."""
+        """Take the keychain into use, and listen; ``async with`` does it.
+
+        Raises:
+            KeychainError: There is no usable keychain, as above.
+            TransportError: An address or a port cannot be used.
+
+        Example:
+            >>> second = Server()
+            >>> await second.start()
+            >>> second.tcp_port > 0
+            True
+            >>> await second.stop()
+        """
         if self._follows_keychain:
             await self._stack.enter_async_context(open_server(self.config, server=self))
         else:
             await super().start()
 
     async def stop(self) -> None:
-        """Close everything."""
+        """Send what waits, at most for a second, and close all connections; ``async with`` does it.
+
+        Example:
+            >>> await server.stop()
+        """
         await super().stop()
         await self._stack.aclose()

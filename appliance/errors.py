@@ -63,7 +63,15 @@ __all__ = [
 
 
 class ApplianceError(Exception):
-    """Root of the tree; its text is one sentence that is fit for an operator."""
+    """Root of the tree; its text is one sentence that is fit for an operator.
+
+    Example:
+        >>> try:
+        ...     await ctx.get("no:such:pv", timeout=0.1)
+        ... except ApplianceError as error:
+        ...     print(error)
+        no:such:pv: timeout after 0.1 s: ...
+    """
 
 
 class ConfigurationError(ApplianceError):
@@ -76,9 +84,13 @@ class ConfigurationError(ApplianceError):
         self, why: str, *, file: str | None = None, line: int | None = None, key: str | None = None
     ) -> None:
         self.why = why
+        """The reason."""
         self.file = file
+        """The configuration file; None if there is none."""
         self.line = line
+        """The line in it; None if it is not known."""
         self.key = key
+        """The setting or the variable."""
         where = "" if file is None else f"{file}: " if line is None else f"{file}:{line}: "
         super().__init__(f"{where}{'' if key is None else f'{key}: '}{why}")
 
@@ -158,26 +170,35 @@ class RequestRefused(ApplianceError):  # noqa: N818 - a decision, not a malfunct
 class TokenRefused(SecurityError):  # noqa: N818 - a judgement with two readers, not a malfunction
     """A bearer token does not prove the identity that it claims.
 
-    `reason` is a stable machine-readable code for the audit log, `public` the one sentence that the sender may
-    see: it tells an honest user what to do and an attacker nothing. `facts` holds what is known of the token
-    (iss, sub, kid, a hash of jti), cleaned for logs; the token itself is never part of the exception.
+    The token itself is never part of the exception.
+
+    Args:
+        reason: A stable code for the audit log, which a program can read.
+        public: The one sentence that the sender may see: it tells an honest user what to do and an attacker nothing.
+        facts: What is known of the token (iss, sub, kid, a hash of jti), cleaned for logs.
     """
 
     def __init__(
         self, reason: str, public: str = "the token was refused", *, facts: dict[str, str] | None = None
     ) -> None:
         self.reason = reason
+        """The code for the audit log."""
         self.public = public
+        """What the sender may see."""
         self.facts: dict[str, str] = {} if facts is None else facts
+        """What is known of the token."""
         super().__init__(public)
 
 
 class TokenUnavailable(SecurityError):  # noqa: N818 - it may come later, so it is no malfunction
     """A source of tokens has no usable token at present.
 
-    `kind` says what to do: ``none`` (a better token may come at any time: look again soon), ``unreachable`` (try again,
-    ever more slowly), ``limited`` (try again after `retry_s` seconds) or ``refused`` (somebody has to change something).
-    `code` is the identity provider's own code of the error (RFC 6749 section 5.2), if it gave one.
+    Args:
+        why: The text of the error.
+        kind: What to do: ``none`` (a better token may come at any time: look again soon), ``unreachable`` (try again,
+            ever more slowly), ``limited`` (try again after ``retry_s``) or ``refused`` (somebody has to change something).
+        retry_s: Seconds after which to try again.
+        code: The identity provider's own code of the error (RFC 6749 section 5.2), if it gave one.
     """
 
     def __init__(
@@ -189,8 +210,11 @@ class TokenUnavailable(SecurityError):  # noqa: N818 - it may come later, so it 
         code: str = "",
     ) -> None:
         self.kind = kind
+        """What to do."""
         self.retry_s = retry_s
+        """Seconds after which to try again."""
         self.code = code
+        """The identity provider's code of the error."""
         super().__init__(why)
 
 
@@ -201,8 +225,12 @@ class AccessFileError(ApplianceError):
         self, why: str, *, file: str | None = None, line: int | None = None, column: int | None = None
     ) -> None:
         self.why = why
+        """The reason."""
         self.file = file
+        """The file; None if it is not known."""
         self.line = line
+        """The line in it."""
         self.column = column
+        """The column in that line."""
         where = ":".join(str(part) for part in (file, line, column) if part is not None)
         super().__init__(f"{where}: {why}" if where else why)

@@ -148,7 +148,7 @@ class _Given:
         self.take(self._value)
 
 
-async def _watch_pauses(name: str, monitor: Monitor, given: _Given) -> None:
+async def _watch_pauses(name: str, monitor: Monitor[Any], given: _Given) -> None:
     """Mark the input as bad while its connection pauses: no updates come, so the last value may be wrong."""
     while True:
         held = monitor.channel.is_paused

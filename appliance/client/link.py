@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from time import monotonic
-from typing import TYPE_CHECKING, Final, Protocol, assert_never
+from typing import TYPE_CHECKING, Any, Final, Protocol, assert_never
 
 from appliance.client.channel import Channel, ChannelRequest
 from appliance.client.crowd import REST_S, Crowd
@@ -168,6 +168,8 @@ class ServerLink:
                 await end.loop.create_connection(lambda: stream, self.address.host, self.address.port)
         except TimeoutError:
             self._ended(TransportError(f"cannot connect to {self.peer}: no answer in {patience:.0f} s"))
+        except UnicodeError:
+            self._ended(TransportError(f"cannot connect to {self.peer}: it cannot be the name of a host"))
         except OSError as error:
             # asyncio writes the address into strerror; only uvloop writes the reason there.
             code = error.errno
@@ -309,7 +311,7 @@ class ServerLink:
         for event in events:
             try:
                 if type(event) is MonitorUpdate:
-                    monitor: Monitor | None = event.operation.context
+                    monitor: Monitor[Any] | None = event.operation.context
                     if monitor is not None:
                         if self.held is None:
                             monitor.update(event.bits, event.store, event.overrun, event.size)

@@ -28,9 +28,9 @@ class Kept:
     __slots__ = ("_updates",)
 
     def __init__(self) -> None:
-        self._updates: dict[Monitor, _Merged] = {}
+        self._updates: dict[Monitor[Any], _Merged] = {}
 
-    def keep(self, monitor: Monitor, event: MonitorUpdate) -> None:
+    def keep(self, monitor: Monitor[Any], event: MonitorUpdate) -> None:
         """Keep an update until the pause is over; only the latest value counts."""
         before = self._updates.get(monitor)
         bits, overrun = event.bits, event.overrun

@@ -1,22 +1,12 @@
-"""PVData: types, values, bit sets, compiled codecs, pvRequest, normative types and text. Pure.
+"""PVData: types, values, normative types (`nt`) and text. Pure.
+
+What programs need is exported here; codecs, bit sets and pvRequests are in modules of their own.
 
 Everything here together imports in some milliseconds: no numpy, no typing, no dataclasses.
 """
 
 from __future__ import annotations
 
-from appliance.pvdata.bitset import decode_bitset, encode_bitset, iter_bits
-from appliance.pvdata.codec import Codec, codec
-from appliance.pvdata.fielddesc import TypeReader, TypeWriter, decode_type, encode_type
-from appliance.pvdata.primitives import (
-    DecodeLimits,
-    decode_count,
-    decode_size,
-    decode_string,
-    encode_size,
-    encode_string,
-)
-from appliance.pvdata.pvrequest import PVRequest, request_mask, request_options, select_bits
 from appliance.pvdata.render import render, render_type
 from appliance.pvdata.store import AnyValue, UnionValue
 from appliance.pvdata.types import (
@@ -61,32 +51,13 @@ __all__ = [
     "AnyValue",
     "ArrayType",
     "BoundedString",
-    "Codec",
-    "DecodeLimits",
-    "PVRequest",
     "ScalarType",
     "StructType",
     "TypeDesc",
-    "TypeReader",
-    "TypeWriter",
     "UnionType",
     "UnionValue",
     "Value",
     "View",
-    "codec",
-    "decode_bitset",
-    "decode_count",
-    "decode_size",
-    "decode_string",
-    "decode_type",
-    "encode_bitset",
-    "encode_size",
-    "encode_string",
-    "encode_type",
-    "iter_bits",
     "render",
     "render_type",
-    "request_mask",
-    "request_options",
-    "select_bits",
 ]

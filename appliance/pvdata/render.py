@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from appliance.errors import PVDataError
 from appliance.pvdata.bitset import iter_bits
-from appliance.pvdata.store import AnyValue, UnionValue
+from appliance.pvdata.store import NO_STRINGS, AnyValue, UnionValue, zeros
 from appliance.pvdata.types import AnyType, ArrayType, ScalarType, StructType, TypeDesc, UnionType
 from appliance.pvdata.value import Value, View
 
@@ -72,7 +72,21 @@ def number(x: Any) -> str:
 
 
 def render_type(t: TypeDesc) -> str:
-    """Describe a type as pvxinfo does."""
+    """Describe a type as pvxinfo does.
+
+    Args:
+        t: The type.
+
+    Returns:
+        The text, with a line end.
+
+    Example:
+        >>> from appliance.pvdata import render_type
+        >>> print(render_type(StructType([("x", FLOAT64)], "example:x")), end="")
+        struct "example:x" {
+            double x
+        }
+    """
     out: list[str] = []
     _show_type(out, t, "", "")
     return "".join(out)
@@ -97,11 +111,22 @@ def _show_type(out: list[str], t: TypeDesc, name: str, indent: str) -> None:
 def render(value: Value | View, fmt: str = "delta", limit: int = 20, *, show_value: bool = True) -> str:
     """Show a value as pvxget does.
 
-    ``delta`` has one line for each marked field, ``tree`` everything, nested. Arrays are cut after ``limit``
-    elements; 0 means never. Without ``show_value`` only types appear.
+    Args:
+        value: The value.
+        fmt: ``delta`` has one line for each marked field, ``tree`` everything, nested.
+        limit: The most elements of an array that are shown; 0 means all.
+        show_value: Whether values are shown; otherwise only their types.
+
+    Returns:
+        The text, with a line end.
 
     Raises:
-        PVDataError: ``fmt`` is neither of them.
+        PVDataError: The format is neither of them.
+
+    Example:
+        >>> from appliance.pvdata import render
+        >>> print(render(Value(NTScalar(FLOAT64), 1.5)), end="")
+        value double = 1.5
     """
     if isinstance(value, View):
         value = value.to_value()
@@ -227,7 +252,8 @@ def _tree(out: list[str], t: TypeDesc | None, x: Any, name: str, indent: str, li
     if isinstance(t, ScalarType):
         out.append(f'{title} = "{escape(x)}"\n' if t.kind == "string" else f"{title} = {number(x)}\n")
     elif isinstance(t, ArrayType) and isinstance(t.element, ScalarType):
-        out.append(f"{title} = {_array(t, x, limit)}\n")
+        shown = "{?}[]" if _is_unset(t.element, x) else _array(t, x, limit)
+        out.append(f"{title} = {shown}\n")
     elif isinstance(t, StructType):
         _tree_struct(out, t, x, title, indent, limit)
     elif isinstance(t, UnionType):
@@ -248,19 +274,15 @@ def _tree_struct(out: list[str], t: StructType, x: Any, title: str, indent: str,
     deeper = indent + "    "
     for name, child in t.fields:
         out.append(deeper)
-        item = x[name]
-        if _is_unset(child, item) and not x.is_marked(name):
-            out.append(f"{type_name(child)} {name} = {{?}}[]\n")
-        else:
-            _tree(out, child, item, name, deeper, limit)
+        _tree(out, child, x[name], name, deeper, limit)
     if t.fields:
         out.append(indent)
     out.append(f"}}{title}\n")
 
 
-def _is_unset(t: TypeDesc, x: Any) -> bool:
-    """Whether this may be an array that nobody has set, for which PVXS shows no length."""
-    return isinstance(t, ArrayType) and isinstance(t.element, ScalarType) and not len(x)
+def _is_unset(element: ScalarType, x: Any) -> bool:
+    """Whether this is an array that nobody has set, for which PVXS shows no length."""
+    return x is NO_STRINGS or (not len(x) and bool(element.fmt) and x is zeros(element))
 
 
 def _tree_list(out: list[str], t: ArrayType, x: list[Any], title: str, indent: str, limit: int) -> None:

@@ -22,30 +22,59 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-__all__ = ["NO_ANY", "NO_UNION", "AnyValue", "UnionValue"]
+__all__ = ["NO_ANY", "NO_STRINGS", "NO_UNION", "AnyValue", "UnionValue"]
 
 
 class UnionValue(namedtuple("UnionValue", ("name", "value"))):  # noqa: PYI024 - typing would double the import time
-    """A union's selected member and its value; ``name`` is ``None`` when nothing is selected."""
+    """A union's selected member and its value.
+
+    Example:
+        >>> from appliance.pvdata import UnionValue
+        >>> choice = UnionType([("number", INT32), ("text", STRING)])
+        >>> value = Value(StructType([("choice", choice)]), {"choice": UnionValue("text", "hello")})
+        >>> value["choice"]
+        UnionValue(name='text', value='hello')
+        >>> value["choice->text"]
+        'hello'
+    """
 
     __slots__ = ()
     name: str | None
+    """The member; None if nothing is selected."""
     value: Any
+    """Its value."""
 
 
 class AnyValue(namedtuple("AnyValue", ("type", "value"))):  # noqa: PYI024
-    """An any's type and value; ``type`` is ``None`` when it is empty."""
+    """An any's type and value.
+
+    Example:
+        >>> from appliance.pvdata import AnyValue
+        >>> value = Value(StructType([("what", ANY)]), {"what": AnyValue(INT32, 5)})
+        >>> value["what"]
+        AnyValue(type=INT32, value=5)
+    """
 
     __slots__ = ()
     type: TypeDesc | None
+    """The type; None if it is empty."""
     value: Any
+    """The value."""
 
 
+class _NoStrings(tuple[str, ...]):
+    """An array of strings that nobody has set; see ``no_elements``."""
+
+    __slots__ = ()
+
+
+NO_STRINGS = _NoStrings()
 NO_UNION = UnionValue(None, None)
 NO_ANY = AnyValue(None, None)
 
 _np: ModuleType | None = None
 _empty: dict[tuple[str, int], Any] = {}
+_received: dict[str, Any] = {}
 
 
 def numpy() -> ModuleType:
@@ -70,6 +99,18 @@ def zeros(element: ScalarType, size: int = 0) -> Any:
     return array
 
 
+def no_elements(element: ScalarType) -> Any:
+    """Return the shared read-only array for "no elements" that a peer sent; it is not the one that a field starts with (``zeros``).
+
+    PVXS tells the two apart, and so do p4p's programs: an array that nobody has set is None for them.
+    """
+    array = _received.get(element.np)
+    if array is None:
+        array = _received[element.np] = numpy().zeros(0, dtype=element.np)
+        array.flags.writeable = False
+    return array
+
+
 def octet_store(t: TypeDesc) -> list[Any]:
     """Return a store as ``new_store`` does, but with ``bytes`` for ``uint8[]``; see ``TypeReader.octets``."""
     return [
@@ -89,7 +130,9 @@ def default(t: TypeDesc) -> Any:
     if isinstance(t, ArrayType):
         if isinstance(t.element, ScalarType):
             size = t.size if t.kind == "fixed" else 0
-            return ("",) * size if t.element.kind == "string" else zeros(t.element, size)
+            if t.element.kind == "string":
+                return ("",) * size or NO_STRINGS
+            return zeros(t.element, size)
         return []
     if isinstance(t, UnionType):
         return NO_UNION

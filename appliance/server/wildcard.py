@@ -17,14 +17,24 @@ class WildcardSource(Source):
         pattern: A name in which each asterisk stands for any text, also none.
         make: Gives the handler by the name and what the asterisks stood for; None where there is no such PV.
         max_pvs: Handlers that are kept at the most: names are chosen by clients.
+
+    Example:
+        >>> from appliance.server import WildcardSource
+        >>> def make(name, parts):
+        ...     return SharedPV.mailbox(Value(NTScalar(STRING), f"motor {parts[0]}"))
+        >>> server.add_source("motors", WildcardSource("demo:motor:*", make))
+        >>> (await ctx.get("demo:motor:7"))["value"]
+        'motor 7'
     """
 
     def __init__(
         self, pattern: str, make: Callable[[str, tuple[str, ...]], Handler | None], *, max_pvs: int = 100_000
     ) -> None:
         self.pattern = pattern
+        """The pattern."""
         self.max_pvs = max_pvs
         self.pvs: dict[str, Handler] = {}
+        """The PVs that were made so far."""
         self._make = make
         self._pieces = pattern.split("*")
 

@@ -30,7 +30,8 @@ from appliance.pva.events import (
 )
 from appliance.pva.search import SearchRequest
 from appliance.pva.server_connection import ServerConnection
-from appliance.pvdata import STRING, StructType, Value, encode_string
+from appliance.pvdata import STRING, StructType, Value
+from appliance.pvdata.primitives import encode_string
 from tests.helpers.wire import Responder, request, take
 
 VECTORS = Path(__file__).parent.parent / "vectors"

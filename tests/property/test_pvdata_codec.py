@@ -9,18 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from appliance.errors import DecodeError
-from appliance.pvdata import (
-    TypeReader,
-    TypeWriter,
-    Value,
-    codec,
-    decode_bitset,
-    decode_type,
-    encode_bitset,
-    encode_type,
-    iter_bits,
-)
-from appliance.pvdata.codec import COMPILE_AFTER, leaves_of
+from appliance.pvdata import Value
+from appliance.pvdata.bitset import decode_bitset, encode_bitset, iter_bits
+from appliance.pvdata.codec import COMPILE_AFTER, codec, leaves_of
+from appliance.pvdata.fielddesc import TypeReader, TypeWriter, decode_type, encode_type
 from appliance.pvdata.jsonio import to_plain
 from appliance.pvdata.render import render, render_type
 from tests.helpers.pvdata_strategies import any_struct, not_hollow, types, values

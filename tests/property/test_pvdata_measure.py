@@ -7,20 +7,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from appliance.errors import DecodeError, PVDataError
-from appliance.pvdata import (
-    ANY,
-    BOOL,
-    INT32,
-    STRING,
-    ArrayType,
-    StructType,
-    TypeReader,
-    UnionType,
-    Value,
-    codec,
-    decode_bitset,
-    encode_bitset,
-)
+from appliance.pvdata import ANY, BOOL, INT32, STRING, ArrayType, StructType, UnionType, Value
+from appliance.pvdata.bitset import decode_bitset, encode_bitset
+from appliance.pvdata.codec import codec
+from appliance.pvdata.fielddesc import TypeReader
 from appliance.pvdata.measure import measurer
 from appliance.pvdata.pace import MAX_VALUES, Pace
 from tests.helpers.pvdata_strategies import any_struct, types

@@ -9,21 +9,11 @@ from pathlib import Path
 import pytest
 
 from appliance.errors import PVRequestError
-from appliance.pvdata import (
-    PVRequest,
-    TypeReader,
-    Value,
-    codec,
-    decode_bitset,
-    decode_type,
-    encode_bitset,
-    encode_type,
-    iter_bits,
-    nt,
-    render,
-    render_type,
-    request_mask,
-)
+from appliance.pvdata import Value, nt, render, render_type
+from appliance.pvdata.bitset import decode_bitset, encode_bitset, iter_bits
+from appliance.pvdata.codec import codec
+from appliance.pvdata.fielddesc import TypeReader, decode_type, encode_type
+from appliance.pvdata.pvrequest import PVRequest, request_mask
 from appliance.pvdata.types import SCALARS
 
 HERE = Path(__file__).parent

@@ -25,7 +25,7 @@ class Finding(NamedTuple):
 
     check: str
     """``configuration``, ``keychain``, ``password``, ``chain``, ``expiry``, ``usage``, ``status``, ``clock``,
-    ``ports``, ``interfaces``, ``search``, ``name servers``, ``servers``, ``pv``."""
+    ``ports``, ``interfaces``, ``search``, ``name servers``, ``servers``, ``pv``, ``programs``."""
     level: str
     what: str
     why: str = ""

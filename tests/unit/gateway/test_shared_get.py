@@ -12,7 +12,8 @@ from appliance.gateway.shared_get import KEPT_OCTETS, SharedGet
 from appliance.pva import commands as c
 from appliance.pva.events import OperationReply
 from appliance.pva.status import Status
-from appliance.pvdata import ANY, StructType, Value, codec
+from appliance.pvdata import ANY, StructType, Value
+from appliance.pvdata.codec import codec
 from appliance.server.access import ALL_RIGHTS, NO_RIGHTS
 from appliance.server.operation import Operation
 from tests.helpers.upstreams import DESTROY, OneUpstream

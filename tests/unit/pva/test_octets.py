@@ -13,7 +13,8 @@ from appliance.pva.octets import Batch, Octets, answer_in_order, decoded, squash
 from appliance.pva.selection import encode_update
 from appliance.pva.status import OK, Status
 from appliance.pva.typed import encode_typed
-from appliance.pvdata import ANY, FLOAT64, INT32, STRING, StructType, Value, codec
+from appliance.pvdata import ANY, FLOAT64, INT32, STRING, StructType, Value
+from appliance.pvdata.codec import codec
 from appliance.server.operation import Update
 from tests.helpers.wire import (
     ARRAY,

@@ -9,7 +9,8 @@ from appliance.pva import commands as c
 from appliance.pva.events import Execute, OperationReply
 from appliance.pva.octets import RawArgument
 from appliance.pva.typed import encode_typed
-from appliance.pvdata import ANY, FLOAT64, STRING, StructType, Value, codec
+from appliance.pvdata import ANY, FLOAT64, STRING, StructType, Value
+from appliance.pvdata.codec import codec
 from tests.helpers.wire import ARRAY, SCALAR, Wire, bytewise, cut, feed, frame, request, u32
 from tests.helpers.wire import whole as at_once
 

@@ -21,15 +21,14 @@ from appliance.pvdata import (
     ArrayType,
     BoundedString,
     StructType,
-    TypeReader,
     UnionType,
     UnionValue,
     Value,
-    codec,
-    encode_size,
     nt,
 )
-from appliance.pvdata.codec import COMPILE_AFTER, MAX_PLANS, Codec
+from appliance.pvdata.codec import COMPILE_AFTER, MAX_PLANS, Codec, codec
+from appliance.pvdata.fielddesc import TypeReader
+from appliance.pvdata.primitives import encode_size
 
 POINT = StructType([("x", INT16), ("y", INT16)], "p_t")
 

@@ -5,20 +5,8 @@ from __future__ import annotations
 import pytest
 
 from appliance.errors import DecodeError
-from appliance.pvdata import (
-    ANY,
-    INT16,
-    INT32,
-    STRING,
-    ArrayType,
-    BoundedString,
-    StructType,
-    TypeReader,
-    TypeWriter,
-    UnionType,
-    decode_type,
-    encode_type,
-)
+from appliance.pvdata import ANY, INT16, INT32, STRING, ArrayType, BoundedString, StructType, UnionType
+from appliance.pvdata.fielddesc import TypeReader, TypeWriter, decode_type, encode_type
 from appliance.pvdata.types import SCALARS
 
 POINT = StructType([("x", INT32), ("y", INT32)], "p_t")

@@ -5,16 +5,8 @@ from __future__ import annotations
 import pytest
 
 from appliance.errors import DecodeError, PVDataError
-from appliance.pvdata import (
-    decode_bitset,
-    decode_count,
-    decode_size,
-    decode_string,
-    encode_bitset,
-    encode_size,
-    encode_string,
-    iter_bits,
-)
+from appliance.pvdata.bitset import decode_bitset, encode_bitset, iter_bits
+from appliance.pvdata.primitives import decode_count, decode_size, decode_string, encode_size, encode_string
 
 SIZES = [
     (0, "00", "00"),

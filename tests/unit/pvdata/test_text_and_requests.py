@@ -19,19 +19,15 @@ from appliance.pvdata import (
     STRING,
     ArrayType,
     BoundedString,
-    PVRequest,
     StructType,
     UnionType,
     Value,
     nt,
     render,
     render_type,
-    request_mask,
-    request_options,
-    select_bits,
 )
 from appliance.pvdata.jsonio import to_plain
-from appliance.pvdata.pvrequest import truth
+from appliance.pvdata.pvrequest import PVRequest, request_mask, request_options, select_bits, truth
 
 SCALAR = nt.NTScalar(FLOAT64)
 
@@ -232,6 +228,8 @@ def test_a_scalar_brings_in_no_numpy():
         "import sys\n"
         "from appliance.pvdata import *\n"
         "from appliance.pvdata import nt\n"
+        "from appliance.pvdata.codec import codec\n"
+        "from appliance.pvdata.fielddesc import TypeReader\n"
         "t = nt.NTScalar(FLOAT64, display=True)\n"
         "v = Value(t, 1.5)\n"
         "raw = codec(t, False).encode(v.store)\n"

@@ -1,0 +1,160 @@
+"""Settings of Sphinx, which makes the documentation's site: ``make docs``.
+
+The source directory is the repository itself, so that README.md, CONTRIBUTING.md and the pages in docs/ link to each other by the
+same relative paths on a code host and in the site.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from sphinx.ext.napoleon.docstring import GoogleDocstring
+from sphinx.util.docutils import SphinxDirective
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from appliance.version import __version__
+from tests.helpers.public_names import described
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+project = "Secure PVAccess appliance"
+author = "the authors of the Secure PVAccess appliance"
+project_copyright = author
+version = release = __version__
+
+# Napoleon would take the first words of an attribute's docstring for its type if a colon follows somewhere: ours are sentences.
+GoogleDocstring._parse_attribute_docstring = lambda self: self._consume_to_end()
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "sphinx_design",
+]
+root_doc = "docs/index"
+include_patterns = [
+    "docs/**",
+    "inventory.example/README.md",
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "LICENSE",
+]
+nitpicky = True
+nitpick_ignore_regex = [
+    # No inventory of another site is fetched: the documentation is made without a network.
+    (
+        r"py:.*",
+        r"(asyncio|collections|contextlib|concurrent|datetime|enum|logging|numpy|os|pathlib|ssl|types|typing)\..*",
+    ),
+    # What only experts pass, and what stands behind a public class: internal, and said in words.
+    (
+        r"py:class",
+        r"appliance\.(client\.(end|channel|link)|pva|server\.(access|admission|channel|quota|served_channel|source)|tls|transport)\..*",
+    ),
+    (r"py:class", r"appliance\.config\.(address\.Endpoint|pva\._C|section\.Section|tls_options\.TLSOptions)"),
+    (r"py:class", r"appliance\.[a-z.]+\._Item"),
+    (r"py:class", r"(AdmissionTimings|Limits|PeerGate|Quota|TLSContext|Timings)"),
+    (
+        r"py:class",
+        r"(bool|bytes|Callable|dict|float|frozenset|int|list|None|object|optional|Self|set|str|tuple|type)",
+    ),
+    (
+        r"py:(class|exc)",
+        r"(Exception|BaseException|KeyError|StopAsyncIteration|StopIteration|TimeoutError|TypeError|ValueError|RuntimeError|AttributeError|OSError)",
+    ),
+]
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 4
+"""Headings get the same anchors as on a code host, down to this rank."""
+
+autodoc_preserve_defaults = True
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_class_signature = "mixed"
+autodoc_inherit_docstrings = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 90
+add_module_names = False
+default_role = "any"
+"""What stands in single backquotes in a docstring is a name of this documentation."""
+
+html_theme = "pydata_sphinx_theme"
+html_title = "Secure PVAccess"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_extra_path = ["_root"]
+html_show_sourcelink = False
+html_copy_source = False
+html_theme_options = {
+    "logo": {"text": "Secure PVAccess"},
+    "navbar_end": ["theme-switcher"],
+    "navbar_align": "left",
+    "header_links_before_dropdown": 6,
+    "show_prev_next": False,
+    "secondary_sidebar_items": ["page-toc"],
+    "footer_start": ["copyright"],
+    "footer_end": [],
+    "back_to_top_button": False,
+    "pygments_light_style": "a11y-high-contrast-light",
+    "pygments_dark_style": "a11y-high-contrast-dark",
+    "show_nav_level": 1,
+    "show_toc_level": 2,
+}
+html_sidebars = {"docs/index": []}
+copybutton_prompt_text = r">>> |\.\.\. |\$ |[a-z]+\$ "
+copybutton_prompt_is_regexp = True
+
+
+class PublicModule(SphinxDirective):
+    """Describes the public names of a module, with the members that docs/reference/public-names.md lists.
+
+    ``.. public:: appliance.client`` takes the module's page from its docstrings.
+    """
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Return the descriptions."""
+        module = self.arguments[0]
+        self.env.note_dependency(str(ROOT / "docs/reference/public-names.md"))
+        lines = [f".. py:module:: {module}", ""]
+        for name in described(module):
+            thing = name.thing
+            if inspect.isclass(thing):
+                kind = "exception" if issubclass(thing, BaseException) else "class"
+                lines.append(f".. auto{kind}:: {name.path}")
+                members = ", ".join(name.members)
+                lines += [f"   :members: {members}"] if members else []
+            elif callable(thing):
+                lines.append(f".. autofunction:: {name.path}")
+            else:
+                what = (name.what[0].upper() + name.what[1:]).replace("`", "``")
+                lines += [
+                    f".. py:data:: {name.name}",
+                    f"   :type: {type(thing).__qualname__}",
+                    "",
+                    f"   {what}.",
+                ]
+            lines.append("")
+        box = nodes.container()
+        self.state.nested_parse(StringList(lines, source=f"public names of {module}"), 0, box)
+        return box.children
+
+
+def setup(app: Sphinx) -> None:
+    """Add the directive."""
+    app.add_directive("public", PublicModule)
