@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import csv
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,14 +74,11 @@ def test_each_example_is_tried_here_and_short_and_on_the_page() -> None:
         assert f"(../../examples/{path.name})" in page, path
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_help_says_what_an_example_does_and_needs_no_network(name: str) -> None:
-    done = subprocess.run(
-        [sys.executable, f"examples/{name}.py", "--help"],
-        check=False, capture_output=True, text=True, cwd=ROOT, timeout=60, env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"usage: {name}.py")
+def test_each_example_says_how_it_is_started_and_takes_arguments() -> None:
+    for path in EXAMPLES.glob("*.py"):
+        docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+        assert f"examples/{path.name} " in docstring, path
+        assert "argparse.ArgumentParser(description=" in path.read_text(), path
 
 
 def test_read_prints_values_with_units_and_choices_and_says_what_is_missing(

@@ -33,7 +33,7 @@ class Program:
         self.process = subprocess.Popen(
             [sys.executable, *self.words],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env={"PYTHONPATH": str(ROOT), **environ}, cwd=ROOT, text=True, errors="replace",
+            env={**environ, "PYTHONPATH": str(ROOT)}, cwd=ROOT, text=True, errors="replace",
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

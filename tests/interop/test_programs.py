@@ -112,7 +112,7 @@ def test_the_asyncio_client_gets_the_same(programs: Pair) -> None:
 
 
 def test_a_pv_that_nobody_serves_times_out_with_its_name(programs: Pair) -> None:
-    assert programs.client.ask("times_out", pv="prog:none") == "prog:none"
+    assert programs.client.ask("times_out", pv="prog:none").startswith("prog:none")
 
 
 def test_put_converts_and_is_read_back_with_its_time(programs: Pair) -> None:
