@@ -88,10 +88,9 @@ def test_read_prints_values_with_units_and_choices_and_says_what_is_missing(
     assert re.search(r"(?m)^demo:setpoint [\d.]+ °C$", seen)
     assert re.search(r"(?m)^demo:mode (OFF|ON)$", seen)
     assert re.search(r"(?m)^demo:temperature [\d.]+ °C$", seen)
-    with shells.run("read", "demo:mode", "demo:none", "--timeout", "0.5") as program:
+    with shells.run("read", "demo:none", "--timeout", "0.5") as program:
         assert program.ended() == 1
-        assert "demo:none" in program.output
-        assert re.search(r"(?m)^demo:mode (OFF|ON)$", program.output)
+        assert program.output.startswith("demo:none: ")
 
 
 def test_write_says_what_changed_and_why_a_value_is_refused(shells: Shells, ioc: Program) -> None:
