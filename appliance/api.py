@@ -32,12 +32,6 @@ __all__ = ["Context", "Server"]
 class Context(_Context):
     """A PVAccess client with the settings and the keychain of its environment.
 
-    ::
-
-        async with Context() as ctx:
-            value = await ctx.get("test:calcExample")
-            await ctx.put("test:spec", 4.5)
-
     Args:
         config: Settings; without them those of the ``EPICS_PVA_*`` variables (`resolve_client`).
         require_tls: Whether PVs are used over TLS only. Nothing is then connected while the own certificate is not valid yet.
@@ -55,6 +49,13 @@ class Context(_Context):
     Raises:
         KeychainError: From ``async with`` or ``start``: TLS is required, and the keychain is missing or cannot be
             read; or the certificate has ended, and ``on_expiration`` forbids to continue.
+
+    Example:
+        >>> async with Context() as ctx:
+        ...     value = await ctx.get("demo:temperature")
+        ...     await ctx.put("demo:setpoint", 4.5)
+        >>> value["value"]
+        21.5
     """
 
     def __init__(
@@ -94,27 +95,41 @@ class Context(_Context):
         self._stack = AsyncExitStack()
 
     async def start(self) -> None:
-        """Open the search sockets, take the keychain into use, and connect to the name servers."""
+        """Open the search sockets, take the keychain into use, and connect to the name servers; ``async with`` does it.
+
+        Raises:
+            KeychainError: There is no usable keychain, as above.
+            TransportError: A socket cannot be opened.
+
+        Example:
+            >>> second = Context()
+            >>> await second.start()
+            >>> (await second.get("demo:temperature"))["value"]
+            21.5
+            >>> await second.close()
+        """
         if self._follows_keychain:
             await self._stack.enter_async_context(open_client(self.config, context=self))
         else:
             await super().start()
 
     async def close(self) -> None:
-        """Close all channels and connections."""
+        """Close all channels and connections; ``async with`` does it. Operations that wait end with an error.
+
+        A closed context cannot be started again.
+
+        Example:
+            >>> await ctx.close()
+            >>> await ctx.get("demo:temperature")
+            Traceback (most recent call last):
+            appliance.errors.ChannelClosedError: the client context is closed; make a new one
+        """
         await super().close()
         await self._stack.aclose()
 
 
 class Server(_Server):
     """A PVAccess server with the settings and the keychain of its environment.
-
-    ::
-
-        server = Server()
-        server.add_pv("demo", SharedPV.mailbox(NTScalar(FLOAT64)))
-        async with server:
-            await server.wait_closed()
 
     Args:
         config: Settings; without them those of the ``EPICS_PVAS_*`` and ``EPICS_PVA_*`` variables (`resolve_server`).
@@ -136,6 +151,15 @@ class Server(_Server):
         ConfigurationError: A variable that says where to listen, or whom to ignore, cannot be used.
         KeychainError: From ``async with`` or ``start``: there is no usable keychain, and
             EPICS_PVAS_TLS_STOP_IF_NO_CERT is set; or the certificate has ended, and ``on_expiration=shutdown`` is set.
+
+    Example:
+        >>> pressure = SharedPV.mailbox(Value(NTScalar(FLOAT64), 1e-9))
+        >>> second = Server()
+        >>> second.add_pv("demo:pressure", pressure)
+        >>> async with second:
+        ...     pressure.post(2e-9)  # and in a program: await second.wait_closed()
+        >>> pressure.current["value"]
+        2e-09
     """
 
     def __init__(
@@ -175,13 +199,29 @@ class Server(_Server):
         self._stack = AsyncExitStack()
 
     async def start(self) -> None:
-        """Take the keychain into use, and listen."""
+        """Take the keychain into use, and listen; ``async with`` does it.
+
+        Raises:
+            KeychainError: There is no usable keychain, as above.
+            TransportError: An address or a port cannot be used.
+
+        Example:
+            >>> second = Server()
+            >>> await second.start()
+            >>> second.tcp_port > 0
+            True
+            >>> await second.stop()
+        """
         if self._follows_keychain:
             await self._stack.enter_async_context(open_server(self.config, server=self))
         else:
             await super().start()
 
     async def stop(self) -> None:
-        """Close everything."""
+        """Send what waits, at most for a second, and close all connections; ``async with`` does it.
+
+        Example:
+            >>> await server.stop()
+        """
         await super().stop()
         await self._stack.aclose()

@@ -63,7 +63,15 @@ __all__ = [
 
 
 class ApplianceError(Exception):
-    """Root of the tree; its text is one sentence that is fit for an operator."""
+    """Root of the tree; its text is one sentence that is fit for an operator.
+
+    Example:
+        >>> try:
+        ...     await ctx.get("no:such:pv", timeout=0.1)
+        ... except ApplianceError as error:
+        ...     print(error)
+        no:such:pv: timeout after 0.1 s: ...
+    """
 
 
 class ConfigurationError(ApplianceError):

@@ -300,6 +300,8 @@ class CertReply(NamedTuple):
     """Time zone of ``schedule``; empty for UTC."""
     san: tuple[San, ...] = ()
     """The certificate's alternative names."""
+    knows_zones: bool = True
+    """Whether the service says in which time zone a schedule is; otherwise it takes all for UTC."""
 
 
 def read_reply(value: Value | None) -> CertReply:
@@ -328,6 +330,7 @@ def read_reply(value: Value | None) -> CertReply:
         _number(value, "renew_by"),
         _number(value, "expiration"),
         *_hours_and_names(value),
+        knows_zones="time_zone" in value,
     )
 
 

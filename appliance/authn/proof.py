@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Final, Protocol
 
@@ -20,7 +22,7 @@ from appliance.certs.san import San
 from appliance.certs.schedule import Window
 from appliance.errors import CertificateError
 
-__all__ = ["MAX_PROOF", "PROOF_FIELD", "check_proof", "make_proof"]
+__all__ = ["MAX_PROOF", "PROOF_FIELD", "UsedProofs", "check_proof", "make_proof"]
 
 PROOF_FIELD: Final = "proof"
 """The name of the field in the ``verifier`` structure."""
@@ -65,6 +67,32 @@ class ProvableRequest(Protocol):
     def san(self) -> Sequence[San]: ...
 
 
+_MOST_USED: Final = 100_000
+_AGAIN_S: Final = 5.0
+"""For so long the same request may come again: who asks twice in one second signs the same twice."""
+
+
+class UsedProofs:
+    """The proofs of the last requests, so that each counts once: a recorded request renews nothing when it is sent later.
+
+    They are told apart by what they sign and not by their signatures, because one message can have several of these. The
+    memory ends with the process.
+    """
+
+    def __init__(self, most: int = _MOST_USED) -> None:
+        self._most = most
+        self._seen: OrderedDict[bytes, float] = OrderedDict()
+
+    def first_use(self, message: bytes, now: float) -> bool:
+        """Whether a message was not seen before, or only in the last seconds; it is seen from now on."""
+        digest = hashlib.sha256(message).digest()
+        seen = self._seen.setdefault(digest, now)
+        # The oldest give way first, whatever the clock says: it may be set back.
+        while len(self._seen) > self._most:
+            self._seen.popitem(last=False)
+        return abs(now - seen) <= _AGAIN_S
+
+
 def _needs(request: ProvableRequest) -> int:
     """Return the version of the proof that signs all of a request."""
     return 2 if request.schedule or request.time_zone or request.san else 1
@@ -96,12 +124,19 @@ def make_proof(request: ProvableRequest, key: PrivateKeyTypes, *, made: int, tok
 
 
 def check_proof(
-    proof: str, request: ProvableRequest, key: CertificatePublicKeyTypes, *, now: float, token: str = ""
+    proof: str,
+    request: ProvableRequest,
+    key: CertificatePublicKeyTypes,
+    *,
+    now: float,
+    token: str = "",
+    used: UsedProofs | None = None,
 ) -> bool:
     """Whether the requester has proved that it holds the private half of ``key``.
 
-    The result is False for no proof, for another version of it, for one that leaves a part of the request out, and for one that
-    is too old or too new: a wrong clock is not an attack, and the request counts as one of another implementation.
+    The result is False for no proof, for another version of it, for one that leaves a part of the request out, for one that is
+    in ``used`` already, and for one that is too old or too new: a wrong clock is not an attack, and the request counts as one
+    of another implementation.
 
     Raises:
         CertificateError: The proof is false or cannot be read.
@@ -118,9 +153,10 @@ def check_proof(
     except (binascii.Error, ValueError):
         signature = b""
     made = int(text)
-    if not has_signed(key, signature, _message(request, token, made, version)):
+    message = _message(request, token, made, version)
+    if not has_signed(key, signature, message):
         raise CertificateError(
             "the proof that the requester holds the private key is false: the request was changed on its way, or the key "
             "belongs to somebody else; ask again"
         )
-    return abs(now - made) <= FRESH_S
+    return abs(now - made) <= FRESH_S and (used is None or used.first_use(message, now))

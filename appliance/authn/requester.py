@@ -485,6 +485,12 @@ class Requester:
     def _tell_if_other_schedule(self, reply: CertReply) -> None:
         """Say which schedule is in force, if it is not the one that was asked for: an administrator's is."""
         settings = self.settings
+        if settings.time_zone and not reply.knows_zones:
+            self.say(
+                "Warning: this certificate service knows no time zones and takes the hours for UTC; give them in UTC, without "
+                "--time-zone, or have an administrator change them (pvxcert -S)"
+            )
+            return
         asked = (set(settings.schedule), settings.time_zone)
         if settings.schedule and (set(reply.schedule), reply.time_zone) != asked:
             shown = "; ".join(map(str, reply.schedule)) or "none"

@@ -135,10 +135,10 @@ def read_pkcs12(data: bytes, password: bytes, *, source: str = "") -> Contents:
         key = None if not reader.keys else _load_key(reader.keys[0].der)
     except _WrongPasswordError as exc:
         msg = (
-            "the keychain's password is wrong, or the file is damaged; check the password file that belongs to it"
+            f"the keychain's password is wrong, or the file is damaged; check the password{f' in {source}' if source else ''}"
             if password
-            else f"the keychain is protected by a password, but its password file is empty: {source}; "
-            "write the password into its first line"
+            else f"the keychain is protected by a password, and the one in {source} is empty; "
+            "write it there, in the first line if that is a file"
             if source
             else "the keychain is protected by a password but none was given, or the file is damaged; "
             "set its password file"

@@ -228,11 +228,13 @@ async def authenticate(
     options: argparse.Namespace,
     ask: Callable[[argparse.Namespace, RequesterSettings, Requester, Line], Awaitable[Outcome]],
     line: Callable[[], Line],
+    check: Callable[[list[tuple[RequesterSettings, Requester]]], None] | None = None,
     **identity: Any,
 ) -> int:
     """Do what the options say: tell whether a request is due, fetch the anchor, or have ``ask`` make the requests.
 
-    ``line`` makes the connection for them. ``identity`` are the settings that only this authenticator has.
+    ``line`` makes the connection for them. ``check`` looks at all of them before the first. ``identity`` are the settings that
+    only this authenticator has.
     """
     wrong = _incompatible(options)
     if wrong:
@@ -247,9 +249,12 @@ async def authenticate(
             await _fetch_anchor(options, settings)
         return OK
     found = []
+    requests = [(settings, _requester(options, settings)) for settings in wanted]
+    if check is not None:
+        check(requests)
     async with line() as connection:
-        for settings in wanted:
-            outcome = await ask(options, settings, _requester(options, settings), connection)
+        for settings, asking in requests:
+            outcome = await ask(options, settings, asking, connection)
             found.append(_finish(options, outcome))
     return next(status for status in (PENDING, OK, KEPT) if status in found)
 

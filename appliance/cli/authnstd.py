@@ -29,8 +29,8 @@ examples:
       a client certificate for this account at this host
   authnstd -u ioc -n pressure-ioc -o example.org -t 1y
       a certificate for an IOC, for one year
-  authnstd -D -u client -u server
-      two keychains, and renew their certificates for as long as it runs
+  authnstd -D -u ioc -n pressure-ioc
+      and renew the certificate for as long as it runs
   authnstd -a --trust-anchor-fingerprint sha256:HEX
       only the trust anchor, to authenticate servers
 """
@@ -78,6 +78,27 @@ async def _ask(
     )
 
 
+def _check_names(options: argparse.Namespace, requests: list[tuple[RequesterSettings, Requester]]) -> None:
+    """Refuse two requests for one name before the first is made: the service would refuse the second.
+
+    Raises:
+        ConfigurationError: Two keychains would have one name.
+    """
+    from appliance.authn.std.requester import as_before, std_subject
+    from appliance.errors import ConfigurationError
+
+    names: dict[x509.Name, str] = {}
+    for settings, asking in requests if len(requests) > 1 else ():
+        here = settings if options.force else as_before(settings, asking.certificate_there())
+        subject = std_subject(here)
+        if subject in names:
+            raise ConfigurationError(
+                f"-u {names[subject]} and -u {here.usage} ask for two certificates of the name {here.name}, and the service gives a "
+                "name without proof only one; use -u ioc, which is for both ends, or ask for each with a name of its own (-n)"
+            )
+        names[subject] = here.usage
+
+
 class _Names:
     """The daemon's part: the names that the keychains have, else those of the settings."""
 
@@ -105,6 +126,7 @@ class _Names:
 
 def _stay(options: argparse.Namespace) -> int:
     def prepare(requesters: list[Requester]) -> Callable[[], Maker]:
+        _check_names(options, [(asking.settings, asking) for asking in requesters])
         for asking in requesters:
             _, subject = _Names.request(asking)
             asking.check_identity(asking.look(), subject)
@@ -130,7 +152,9 @@ def _line() -> Line:
 
 
 async def _work(options: argparse.Namespace) -> int:
-    return await authenticate(options, _ask, _line, **_identity(options))
+    return await authenticate(
+        options, _ask, _line, lambda requests: _check_names(options, requests), **_identity(options)
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

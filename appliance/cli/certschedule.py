@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from appliance.cli.common import Output, one_line
+from appliance.cli.common import Output, complain, one_line
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
+    from appliance.certs.keychain import Keychain
     from appliance.certs.schedule import Window
     from appliance.client.context import Context
+    from appliance.config.pva import ClientConfig
 
-__all__ = ["Change", "call_schedule", "read_change"]
+__all__ = ["Change", "call_schedule", "read_change", "show_from_status"]
 
 _SET_BY = {"admin": "an administrator", "holder": "its holder"}
 
@@ -88,6 +90,61 @@ async def call_schedule(
     if answer is None:
         raise RemoteError(f"{name}: the answer is empty")
     _print(answer, name, identifier, as_json=as_json)
+
+
+async def show_from_status(
+    config: ClientConfig,
+    keychain: Keychain,
+    change: Change,
+    error: Exception,
+    *,
+    as_json: bool,
+    timeout: float,
+) -> bool:
+    """Whether the schedule of a keychain's own certificate could be shown from its status, which everybody may read.
+
+    The service lets nobody in with a certificate that is off its hours, so CERT:SCHEDULE tells its holder nothing then.
+
+    Args:
+        config: The client's settings, without a keychain.
+        keychain: The keychain.
+        change: What was asked for: only what is there can be shown.
+        error: Why CERT:SCHEDULE showed nothing.
+        as_json: Print it as JSON.
+        timeout: Seconds to wait.
+    """
+    from datetime import UTC, datetime
+
+    from appliance.authn.report import schedule_lines, window_facts
+    from appliance.authn.status import fetch_status, public_context
+    from appliance.errors import ApplianceError, OperationTimeoutError
+
+    if change.windows is not None or not keychain.status_pv or not isinstance(error, OperationTimeoutError):
+        return False
+    try:
+        async with public_context(config, keychain.anchors) as context:
+            found = await fetch_status(
+                context,
+                keychain.status_pv,
+                issuer=keychain.issuer,
+                serial=keychain.serial,
+                now=datetime.now(UTC),
+                timeout=timeout,
+                certificate=keychain.certificate,
+            )
+    except ApplianceError:
+        return False
+    windows, zone, state = found.report.schedule, found.report.time_zone, found.claimed.value
+    complain("This is what the certificate's status says; its hours are not signed")
+    if as_json:
+        shown = {"schedule": window_facts(windows), "time_zone": zone, "local": [], "by": "", "state": state}
+        Output(json=True).object(cert_id=keychain.cert_id, **shown)
+        return True
+    lines = ["Schedule:", "=" * 44, *(schedule_lines(windows, (), "") or ["  (no schedule windows)"])]
+    if zone:
+        lines.append(f"Time Zone     : {zone}")
+    print("\n".join(one_line(line) for line in [*lines, f"Status        : {state}", "-" * 44]))
+    return True
 
 
 def _query(serial: int, windows: tuple[Window, ...] | None, zone: str) -> Any:

@@ -669,7 +669,7 @@ async def _is_revoked(
 
 async def _schedule(options: argparse.Namespace, config: ClientConfig) -> int:
     from appliance.certs.x509 import parse_cert_id, shown_id
-    from appliance.cli.certschedule import call_schedule, read_change
+    from appliance.cli.certschedule import call_schedule, read_change, show_from_status
     from appliance.errors import ApplianceError
 
     change = read_change(options.schedule, options.time_zone)
@@ -692,7 +692,11 @@ async def _schedule(options: argparse.Namespace, config: ClientConfig) -> int:
             except ApplianceError as error:
                 # Each is independent: the others are done in any case.
                 complain(f"Error: {identifier}: {error}" if len(named) > 1 else f"Error: {error}")
-                status = FAILED
+                own = (issuer, serial) == (keychain.issuer_id, keychain.serial)
+                is_shown = own and await show_from_status(
+                    _plain(config), keychain, change, error, as_json=options.json, timeout=options.timeout
+                )
+                status = status if is_shown else FAILED
     return status
 
 

@@ -48,7 +48,7 @@ MAX_NEWS: Final = 100_000
 """The most news of servers that wait for a slow listener; anyone can send beacons."""
 _MAX_PREPARED: Final = 256
 
-Server = ServerAddress | tuple[str, int, bool]
+Address = ServerAddress | tuple[str, int, bool]
 """Host, port, whether by TLS."""
 
 
@@ -60,17 +60,7 @@ class _Prepared(NamedTuple):
 
 
 class Context:
-    """A PVAccess client.
-
-    ::
-
-        async with Context() as ctx:
-            value = await ctx.get("pv")
-            values = await ctx.get(["pv1", "pv2"])
-            await ctx.put("pv", 4.5)
-            async with ctx.monitor("pv") as updates:
-                async for value in updates:
-                    ...
+    """A PVAccess client whose settings and TLS come from the caller; `appliance.Context` takes them from the environment.
 
     ``timeout`` bounds all waiting (seconds; None waits for ever). A failure raises an OperationError that gives the
     reason. An operation's ``server`` (host, port, whether to use TLS) names the server of the PV; no search is made.
@@ -90,6 +80,13 @@ class Context:
         ignore_servers: Host and port of servers whose answers are not used; port 0 means every port.
         search_tls: The TLS context for name servers (``pvas://``), if ``tls`` is for one service alone. No PV is used over these
             connections.
+
+    Example:
+        >>> settings = resolve_client().config
+        >>> async with appliance.client.Context(settings) as plain:
+        ...     value = await plain.get("demo:temperature")
+        >>> value["value"]
+        21.5
     """
 
     _links: Links
@@ -138,14 +135,34 @@ class Context:
     # -- life ----------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Open the search sockets and connect to the name servers."""
+        """Open the search sockets and connect to the name servers; ``async with`` does it.
+
+        Raises:
+            TransportError: A socket cannot be opened.
+
+        Example:
+            >>> second = Context()
+            >>> await second.start()
+            >>> (await second.get("demo:temperature"))["value"]
+            21.5
+            >>> await second.close()
+        """
         self._end.start(asyncio.get_running_loop())
         self._links = Links(self._end)
         self._is_open = True
         await self._links.start(beacons=self._beacons)
 
     async def close(self) -> None:
-        """Close all channels and connections."""
+        """Close all channels and connections; ``async with`` does it. Operations that wait end with an error.
+
+        A closed context cannot be started again.
+
+        Example:
+            >>> await ctx.close()
+            >>> await ctx.get("demo:temperature")
+            Traceback (most recent call last):
+            appliance.errors.ChannelClosedError: the client context is closed; make a new one
+        """
         self._end.closed = True
         if self._is_open:
             self._is_open = False
@@ -218,7 +235,7 @@ class Context:
 
     # -- operations ----------------------------------------------------------------------------------
 
-    def channel(self, name: str, server: Server | None = None) -> Channel:
+    def channel(self, name: str, server: Address | None = None) -> Channel:
         """Return the channel of ``name``; the search starts with the first request.
 
         Raises:
@@ -245,7 +262,7 @@ class Context:
 
     @overload
     async def get(  # type: ignore[overload-overlap]
-        self, name: str, request: str = "", *, timeout: float | None = ..., server: Server | None = ...
+        self, name: str, request: str = "", *, timeout: float | None = ..., server: Address | None = ...
     ) -> Value: ...
 
     @overload
@@ -269,9 +286,9 @@ class Context:
         request: str = "",
         *,
         timeout: float | None = DEFAULT_TIMEOUT_S,
-        server: Server | None = None,
+        server: Address | None = None,
         return_exceptions: bool = False,
-    ) -> Any:
+    ) -> Value | list[Value] | list[Value | ApplianceError]:
         """Read one PV, or several at once.
 
         Args:
@@ -286,6 +303,20 @@ class Context:
 
         Raises:
             OperationError: The PV could not be read; the text gives the reason.
+            OperationTimeoutError: No answer came in time. It is an OperationError, and a TimeoutError.
+            PVRequestError: The pvRequest cannot be parsed.
+
+        Example:
+            >>> value = await ctx.get("demo:temperature")
+            >>> value["value"], value["alarm.severity"], value["display.units"]
+            (21.5, 0, 'C')
+            >>> [item["value"] for item in await ctx.get(["demo:temperature", "demo:setpoint"])]
+            [21.5, 4.0]
+            >>> part = await ctx.get("demo:temperature", "field(value)")  # the other fields keep their defaults
+            >>> part["value"], part.is_marked("display")
+            (21.5, False)
+            >>> await ctx.get(["no:such:pv"], timeout=0.1, return_exceptions=True)
+            [OperationTimeoutError('no:such:pv: timeout after 0.1 s: ...')]
         """
         prepared = self._prepared(request).value
         if isinstance(name, str):
@@ -293,7 +324,8 @@ class Context:
             waiter = Waiter(self._end.loop)
             one = GetRequest(channel, waiter, request, prepared)
             channel.add(one)
-            return await outcome(waiter, (one,), timeout)
+            value: Value = await outcome(waiter, (one,), timeout)
+            return value
         if not name:
             return []
         places = {item: index for index, item in enumerate(dict.fromkeys(name))}
@@ -322,7 +354,7 @@ class Context:
         *,
         get: bool = False,
         timeout: float | None = DEFAULT_TIMEOUT_S,
-        server: Server | None = None,
+        server: Address | None = None,
     ) -> None:
         """Write a PV.
 
@@ -337,7 +369,24 @@ class Context:
             server: The server of the PV; if it is missing, the PV is searched for.
 
         Raises:
+            AccessDeniedError: Access security refuses it.
             OperationError: The PV was not written, or it is unknown whether it was; the text gives the reason.
+            PVDataError: The value does not fit the PV's type.
+
+        Example:
+            >>> await ctx.put("demo:setpoint", 5.5)
+            >>> await ctx.put("demo:mode", "on")  # the text of a choice
+            >>> await ctx.put("demo:waveform", [1.0, 2.0])
+            >>> await ctx.put("demo:setpoint", {"value": 6.0, "alarm.message": "by hand"})
+
+            A function sees the present value, and changes it:
+
+            >>> def add_one(present):
+            ...     present["value"] += 1
+            ...     return present
+            >>> await ctx.put("demo:setpoint", add_one, get=True)
+            >>> (await ctx.get("demo:setpoint"))["value"]
+            7.0
         """
         channel = self.channel(name, server)
         waiter = Waiter(self._end.loop)
@@ -362,7 +411,7 @@ class Context:
         request: str = "",
         *,
         timeout: float | None = DEFAULT_TIMEOUT_S,
-        server: Server | None = None,
+        server: Address | None = None,
     ) -> Value | None:
         """Call a PV that takes arguments.
 
@@ -377,7 +426,13 @@ class Context:
             The answer; None if it is empty.
 
         Raises:
+            AccessDeniedError: Access security refuses it.
             OperationError: The call failed, or it is unknown whether it was executed; the text gives the reason.
+
+        Example:
+            >>> answer = await ctx.rpc("demo:sum", {"a": 1.0, "b": 2.5})
+            >>> answer["value"]
+            3.5
         """
         if isinstance(argument, Mapping):
             from appliance.client.uri import uri_value
@@ -396,7 +451,7 @@ class Context:
         field: str = "",
         *,
         timeout: float | None = DEFAULT_TIMEOUT_S,
-        server: Server | None = None,
+        server: Address | None = None,
     ) -> Info:
         """Return a PV's type and the identity of its server.
 
@@ -408,6 +463,16 @@ class Context:
 
         Raises:
             OperationError: No server answered, or the server refused; the text gives the reason.
+
+        Returns:
+            Type, server and identity.
+
+        Example:
+            >>> info = await ctx.info("demo:temperature")
+            >>> info.type.id, info.peer.is_tls
+            ('epics:nt/NTScalar:1.0', False)
+            >>> (await ctx.info("demo:temperature", "value")).type
+            FLOAT64
         """
         channel = self.channel(name, server)
         waiter = Waiter(self._end.loop)
@@ -423,7 +488,7 @@ class Context:
         request: str = "",
         *,
         notify: Literal[False] = ...,
-        server: Server | None = ...,
+        server: Address | None = ...,
         on_update: Callable[[Any], None] | None = ...,
     ) -> Monitor[Value]: ...
 
@@ -434,7 +499,7 @@ class Context:
         request: str = "",
         *,
         notify: bool,
-        server: Server | None = ...,
+        server: Address | None = ...,
         on_update: Callable[[Any], None] | None = ...,
     ) -> Monitor[Value | Connected | Disconnected]: ...
 
@@ -444,17 +509,38 @@ class Context:
         request: str = "",
         *,
         notify: bool = False,
-        server: Server | None = None,
+        server: Address | None = None,
         on_update: Callable[[Any], None] | None = None,
     ) -> Monitor[Any]:
-        """Subscribe to a PV's updates; see Monitor.
+        """Subscribe to a PV's updates; the first one is the present value.
+
+        It never fails at once: the subscription waits until there is a server, and continues when a lost server is back.
 
         Args:
             name: The PV's name.
             request: The pvRequest, which may contain ``record[queueSize=100,pipeline=true]``.
-            notify: Whether the monitor also reports when the server is connected and when it is lost.
+            notify: Whether the monitor also reports when the server is connected (`Connected`) and when it is lost
+                (`Disconnected`).
             server: The server of the PV; if it is missing, the PV is searched for.
-            on_update: Called with each update; replaces the monitor's iterator.
+            on_update: Called on the event loop with each update; replaces the monitor's iterator. The last call brings the
+                ApplianceError that ended the subscription.
+
+        Returns:
+            The subscription: an asynchronous iterator, and a context manager that ends it.
+
+        Raises:
+            ChannelClosedError: The context is not open.
+            PVRequestError: The pvRequest cannot be parsed.
+
+        Example:
+            >>> async with ctx.monitor("demo:setpoint") as updates:
+            ...     async for value in updates:
+            ...         print(value["value"])
+            ...         if value["value"] > 4.5:
+            ...             break
+            ...         await ctx.put("demo:setpoint", 5.0)
+            4.0
+            5.0
         """
         prepared, options = self._prepared(request)
         size = options.get("queueSize", "")
@@ -477,6 +563,15 @@ class Context:
 
         Args:
             ping: Whether to ask all servers to answer, instead of waiting for their beacons.
+
+        Yields:
+            A server that appeared, or one that is gone.
+
+        Example:
+            >>> async for news in ctx.discover():
+            ...     print(news.online, news.protocol)
+            ...     break
+            True tcp
         """
         self._check_open()
         links = self._links
@@ -512,6 +607,9 @@ class Context:
         Raises:
             ChannelClosedError: The context is not open, or no search can carry the name.
 
+        Example:
+            >>> [(place.host, place.tls) for place in await ctx.locate("demo:temperature")]
+            [('127.0.0.1', False)]
         """
         self._check_open()
         check_name(name)
@@ -542,7 +640,11 @@ class Context:
         return self._links.missing_name_servers()
 
     def hurry_up(self) -> None:
-        """Search now for all names that have no server, without waiting for the back-off."""
+        """Search now for all names that have no server, without waiting for the back-off.
+
+        Example:
+            >>> ctx.hurry_up()
+        """
         self._check_open()
         self._links.searcher.hurry()
 

@@ -168,6 +168,8 @@ class ServerLink:
                 await end.loop.create_connection(lambda: stream, self.address.host, self.address.port)
         except TimeoutError:
             self._ended(TransportError(f"cannot connect to {self.peer}: no answer in {patience:.0f} s"))
+        except UnicodeError:
+            self._ended(TransportError(f"cannot connect to {self.peer}: it cannot be the name of a host"))
         except OSError as error:
             # asyncio writes the address into strerror; only uvloop writes the reason there.
             code = error.errno

@@ -23,15 +23,33 @@ FLAPS: Final = 8
 
 
 class Connected(NamedTuple):
-    """The channel is connected (again); values follow."""
+    """The channel is connected (again); values follow. A monitor with ``notify`` gives it.
+
+    Example:
+        >>> updates = ctx.monitor("demo:setpoint", notify=True)
+        >>> await anext(updates)
+        Connected(server='127.0.0.1:...')
+        >>> updates.close()
+    """
 
     server: str
+    """The server's address and port."""
 
 
 class Disconnected(NamedTuple):
-    """The channel was lost; the monitor continues when it is back."""
+    """The channel was lost; the monitor continues when it is back. A monitor with ``notify`` gives it.
+
+    Example:
+        >>> updates = ctx.monitor("demo:setpoint", notify=True)
+        >>> connected, value = await anext(updates), await anext(updates)
+        >>> server.remove_pv("demo:setpoint")
+        >>> await anext(updates)
+        Disconnected(why=...)
+        >>> updates.close()
+    """
 
     why: str
+    """The reason."""
 
 
 Item = Value | Connected | Disconnected
@@ -42,19 +60,23 @@ _Item = TypeVar("_Item")
 
 
 class Monitor(ChannelRequest, Generic[_Item]):
-    """An asynchronous iterator over a PV's updates.
-
-    ::
-
-        async with context.monitor("pv") as updates:
-            async for value in updates:
-                ...
+    """An asynchronous iterator over a PV's updates; `appliance.Context.monitor` makes it.
 
     Each value is complete; its ``changed`` bits say what this update brought. A caller that is slower than the
     server skips intermediate values, never the latest one; with ``pipeline`` the server waits for the caller
     instead. Lost connections are restored without the caller's help; with ``notify`` the monitor reports them as
     ``Disconnected`` and ``Connected``. If ``on_update`` is given, it is called with each update and the iterator is not
     used. Its last argument is the ApplianceError that ended the monitor, unless the caller has closed it.
+
+    Example:
+        >>> async with ctx.monitor("demo:setpoint", notify=True) as updates:
+        ...     async for item in updates:
+        ...         if isinstance(item, Value):
+        ...             break
+        ...         print(type(item).__name__)
+        Connected
+        >>> item["value"], item.is_marked("value")
+        (4.0, True)
     """
 
     __slots__ = (
@@ -246,7 +268,14 @@ class Monitor(ChannelRequest, Generic[_Item]):
         return item  # type: ignore[return-value]  # only with ``notify`` there is anything but values
 
     def close(self) -> None:
-        """End the subscription."""
+        """End the subscription; its iterator stops. ``async with`` does it.
+
+        Example:
+            >>> updates = ctx.monitor("demo:setpoint")
+            >>> (await anext(updates))["value"]
+            4.0
+            >>> updates.close()
+        """
         if self._ended is None:
             self._ended = _END
             self.cancel()

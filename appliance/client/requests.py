@@ -266,9 +266,16 @@ class RPCRequest(ChannelRequest):
 
 
 class Info(NamedTuple):
-    """The answer to ``Context.info``."""
+    """The answer to `appliance.Context.info`.
+
+    Example:
+        >>> info = await ctx.info("demo:mode")
+        >>> info.type.id, info.peer.method
+        ('epics:nt/NTEnum:1.0', 'anonymous')
+    """
 
     type: TypeDesc
+    """The type of the PV or of the field."""
     server: str
     """The server's address and port."""
     peer: Credentials

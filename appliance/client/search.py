@@ -30,11 +30,20 @@ NAMES_PER_BURST: Final = 1000
 
 
 class Located(NamedTuple):
-    """A server's answer that it has a PV."""
+    """A server that has a PV, from `appliance.Context.locate`.
+
+    Example:
+        >>> (place,) = await ctx.locate("demo:mode")
+        >>> place.host, place.port == server.tcp_port
+        ('127.0.0.1', True)
+    """
 
     host: str
+    """The server's address."""
     port: int
+    """Its port."""
     tls: bool
+    """Whether that port speaks TLS."""
     guid: bytes
     """The identity of the server: one server may answer at several addresses."""
 

@@ -16,13 +16,23 @@ MAX_SERVERS: Final = 10_000
 
 
 class Discovered(NamedTuple):
-    """News of a server: it appeared, or it is gone."""
+    """News of a server, from `appliance.Context.discover`: it appeared, or it is gone.
+
+    Example:
+        >>> async for news in ctx.discover():
+        ...     break
+        >>> news
+        Discovered(online=True, server='127.0.0.1:...', protocol='tcp', guid=b'...', source='127.0.0.1:...', version=2)
+    """
 
     online: bool
+    """Whether the server is there."""
     server: str
     """Address and port."""
     protocol: str
+    """``tcp`` or ``tls``."""
     guid: bytes
+    """The identity of the server's process: 12 octets."""
     source: str
     """Address and port of the sender of the message."""
     version: int

@@ -117,8 +117,14 @@ def may_supersede(
     if (
         old.delivered == IN_DOUBT
         and not request.roll_over
-        and (granted or state is CertState.PENDING_APPROVAL or old.skid == request.skid)
+        and (
+            old.skid == request.skid
+            or request.is_of(old)
+            or (granted and proven)
+            or state is CertState.PENDING_APPROVAL
+        )
     ):
-        # Nobody knows whether it was delivered before the last stop, and two must not be live.
+        # Nobody knows whether it was delivered before the last stop, and two must not be live. A stranger, who could end what
+        # its holder uses, is not helped by that: where no approval is needed anybody may claim the name.
         return "requested again; its delivery was interrupted"
     return ""

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_publ
 from appliance.authn.ccr import CertRequest
 from appliance.authn.grant import USAGES, Grant
 from appliance.authn.jwt.naming import ReservedNames
-from appliance.authn.proof import check_proof
+from appliance.authn.proof import UsedProofs, check_proof
 from appliance.authn.std.verifier import StdRequest, verify
 from appliance.certs.profiles import CertificateAuthority, build_certificate, check_public_key, subject_name
 from appliance.certs.public_keys import key_identity
@@ -142,6 +142,7 @@ class Issuing:
             key_identity(certificate.public_key()) for certificate in (issuer.certificate, *issuer.chain)
         )
         self._soundness = Soundness()
+        self._used_proofs = UsedProofs()
         self._chain_pem = pem_chain(issuer.certificate, *issuer.chain)
 
     async def issue(
@@ -167,7 +168,7 @@ class Issuing:
             key, key_id, skid = _public_key(ccr.pub_key)
             self._check_request(ccr, key_id)
             now = self.lifecycle.clock().timestamp()
-            proved = check_proof(ccr.proof, ccr, key, now=now, token=ccr.token)
+            proved = check_proof(ccr.proof, ccr, key, now=now, token=ccr.token, used=self._used_proofs)
             await self._soundness.check(key, key_id)
             san = _names(ccr.san)
             grant = await self._verify(ccr, san, peer)

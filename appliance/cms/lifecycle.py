@@ -55,6 +55,7 @@ from appliance.cms.rows import (
     state_when_renewed,
 )
 from appliance.cms.store import (
+    IN_DOUBT,
     CertRecord,
     Store,
     Transaction,
@@ -290,7 +291,7 @@ class Lifecycle:
                 if reason:
                     giving_way.append((old, reason))
                 elif not request.roll_over:
-                    raise refuse(transaction, duplicate(request, state))
+                    raise refuse(transaction, duplicate(request, state, in_doubt=old.delivered == IN_DOUBT))
             if isinstance(decision, Fresh):
                 others.append(self._renew(transaction, request, decision.release, 0, actor, now))
             for old, reason in giving_way:

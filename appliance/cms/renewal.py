@@ -24,7 +24,7 @@ RENEWABLE: Final = frozenset(
 """A request that waits for approval is not renewed: its requester asks again, and the new request takes its place."""
 _UNPROVEN: Final = (
     "the request does not prove that the certificate is yours: sign it with the certificate's key, as authnstd does (this "
-    "host's clock must be right to 15 minutes), or ask over a TLS connection with that certificate"
+    "host's clock must be right to 15 minutes, and each signature counts once), or ask over a TLS connection with that certificate"
 )
 
 

@@ -208,15 +208,22 @@ def facts_of(request: NewCertificate, row: CertRecord, *, by_admin: bool) -> dic
     return found
 
 
-def duplicate(request: NewCertificate, state: CertState) -> str:
-    """Return the refusal of a request whose subject has a certificate in ``state``."""
+def duplicate(request: NewCertificate, state: CertState, *, in_doubt: bool = False) -> str:
+    """Return the refusal of a request whose subject has a certificate in ``state``.
+
+    Args:
+        request: The request.
+        state: The certificate's state.
+        in_doubt: Whether nobody knows if the certificate was delivered.
+    """
     parts = {part: shown_value(text) for part, text in request.subject.items()}
     cure = (
         "an administrator has to approve or deny it"
         if state is CertState.PENDING_APPROVAL
         else "have that one revoked first"
     )
+    doubt = " (the service stopped while it was delivered, so it may have reached nobody)" if in_doubt else ""
     return (
         f"Duplicate Certificate Subject: cn={parts['CN']}, o={parts['O']}, ou={parts['OU']}, "
-        f"c={parts['C']}: it has a certificate that is not revoked or expired; {cure}"
+        f"c={parts['C']}: it has a certificate that is not revoked or expired{doubt}; {cure}"
     )

@@ -176,7 +176,13 @@ class _Shared(_Frozen):
 
 
 class ClientConfig(_Shared):
-    """The settings of a PVAccess client; immutable, ``_replace`` makes a changed copy."""
+    """The settings of a PVAccess client; immutable, ``_replace`` makes a changed copy.
+
+    Example:
+        >>> settings = resolve_client({"auto_addr_list": False, "addr_list": "192.0.2.7"}).config
+        >>> settings.addr_list[0].host, settings._replace(conn_tmo=10.0).conn_tmo
+        ('192.0.2.7', 10.0)
+    """
 
     addr_list: tuple[Endpoint, ...] = ()
     """Destinations of UDP searches."""
@@ -199,7 +205,12 @@ class ClientConfig(_Shared):
 
 
 class ServerConfig(_Shared):
-    """The settings of a PVAccess server; immutable, ``_replace`` makes a changed copy."""
+    """The settings of a PVAccess server; immutable, ``_replace`` makes a changed copy.
+
+    Example:
+        >>> resolve_server({"server_port": 0}).config.server_port
+        0
+    """
 
     intf_addr_list: tuple[Endpoint, ...] = ()
     """Local addresses to listen on; empty means all."""
@@ -425,7 +436,13 @@ def from_variable(name: str, text: str, *, client: bool) -> tuple[str, Any] | No
 
 
 class Effective(Generic[_C]):
-    """Settings with the source of each."""
+    """Settings with the source of each; `resolve_client` and `resolve_server` return them.
+
+    Example:
+        >>> found = resolve_client({"conn_tmo": 10})
+        >>> found.config.conn_tmo, found.sources["conn_tmo"], found.warnings
+        (10.0, 'argument', [])
+    """
 
     __slots__ = ("config", "sources", "warnings")
 
@@ -452,7 +469,17 @@ class Effective(Generic[_C]):
         return "\n".join(["Effective config", *(f"{name}={values[name]}" for name in sorted(values)), *notes])
 
     def explain(self) -> str:
-        """Return every value with its source, one a line."""
+        """Return every value with its source, one a line.
+
+        Returns:
+            The text, for an operator.
+
+        Example:
+            >>> print(resolve_client({"conn_tmo": 10}).explain())
+            addr_list ...
+            conn_tmo ... = 10  (argument)
+            ...
+        """
         rows = [(key, _show(getattr(self.config, key)), self.sources[key]) for key in sorted(self.sources)]
         wide = max(len(key) for key, _, _ in rows)
         return "\n".join(f"{key:<{wide}} = {value}  ({source})" for key, value, source in rows)
@@ -478,6 +505,13 @@ def resolve_client(
 
     Raises:
         ConfigurationError: A bad argument or YAML value.
+
+    Example:
+        >>> settings = resolve_client({"conn_tmo": 10}).config
+        >>> async with Context(settings) as second:
+        ...     value = await second.get("demo:temperature")
+        >>> value["value"]
+        21.5
     """
     found = _Resolution(arguments, yaml, environ, home)
     found.run(_CLIENT, "client.p12")
@@ -492,11 +526,25 @@ def resolve_server(
     cms: bool = False,
     home: str | None = None,
 ) -> Effective[ServerConfig]:
-    """Return a server's settings; see `resolve_client`. ``cms`` reads EPICS_PVACMS_* first and uses ``pvacms.p12``.
+    """Return a server's settings.
+
+    Args:
+        arguments: From a command line; None stands for "not given".
+        yaml: A section of a configuration file (a section that was read, a struct or a mapping).
+        environ: The variables; by default the process's.
+        cms: Whether EPICS_PVACMS_* come first and ``pvacms.p12`` is the keychain, as for the certificate service.
+        home: The user's directory; by default from the password database.
+
+    Returns:
+        The settings. A bad variable is a warning, and its default is used.
 
     Raises:
         ConfigurationError: A bad argument or YAML value. Also, unlike other variables, a bad EPICS_PVAS_INTF_ADDR_LIST or
             EPICS_PVAS_IGNORE_ADDR_LIST: a server on all interfaces would open what should be closed.
+
+    Example:
+        >>> settings = resolve_server({"intf_addr_list": "127.0.0.1", "server_port": 0}).config
+        >>> second = Server(settings)
     """
     found = _Resolution(arguments, yaml, environ, home)
     if cms:

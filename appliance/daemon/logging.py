@@ -60,8 +60,14 @@ _SECRETS: Final = (
         ),
         "*** private key ***",
     ),
-    (re.compile(r"(?i)\b(bearer\s+|(?:password|passwd|pwd|secret|token)\s*[=:]\s*)[^\s,;&\"']+"), r"\1***"),
+    (re.compile(r"(?i)\b(bearer\s+)[^\s,;&\"']+"), r"\1***"),
 )
+# The name may have parts before it (access_token, clientSecret) and quotes around it.
+_NAMED: Final = re.compile(
+    r"(?i)(password|passwd|pwd|secret|token)([\"']?\s*[=:]\s*)(?:\"([^\"]*)\"?|'([^']*)'?|([^\s,;&\"']+))"
+)
+_SENTENCE: Final = re.compile(r"[A-Za-z]{1,15},? [A-Za-z0-9'\"/(]")
+_LONGEST_PATH: Final = 512
 _LONGEST: Final = 32768
 """Greatest length of a message: a peer that is quoted in one must not fill the disk."""
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -71,7 +77,20 @@ def redact(text: str) -> str:
     """Return text without tokens and private keys. This is the second protection; the first is not to log them at all."""
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
-    return text
+    return _NAMED.sub(_without_value, text)
+
+
+def _without_value(found: re.Match[str]) -> str:
+    """Return a match of `_NAMED` without the secret; as it is if a file or a program has this name and a sentence follows."""
+    name, between = found[1], found[2]
+    if found[5] is not None and between == ": ":
+        start = found.start()
+        before = found.string[max(0, start - _LONGEST_PATH) : start].rpartition(" ")[2]
+        is_file = "/" in before or before.endswith(".") or (before.endswith("-") and name == "token")
+        if is_file and _SENTENCE.match(found.string, found.start(5)):
+            return found[0]
+    quote = '"' if found[3] is not None else "'" if found[4] is not None else ""
+    return f"{name}{between}{quote}***{quote}"
 
 
 class Redactor(logging.Filter):

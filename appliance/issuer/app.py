@@ -141,7 +141,9 @@ class Issuer:
                 {"error": f"'exp_secs' must be an integer from 1 to {self.config.max_exp_secs}"}, 400
             )
         now = int(self._wall())
+        user = self.config.users.get(subject)
         claims = {
+            **({} if user is None else user.claims),
             "sub": subject,
             "iss": arguments.get("iss", self.config.issuer),
             "aud": arguments.get("aud", self.config.default_audience),
@@ -212,7 +214,10 @@ class Issuer:
                 "id_token_signing_alg_values_supported": [self.config.algo],
                 "response_types_supported": ["token"],
                 "subject_types_supported": ["public"],
-                "claims_supported": ["sub", "iss", "aud", "iat", "nbf", "exp", "jti"],
+                "claims_supported": [
+                    *("sub", "iss", "aud", "iat", "nbf", "exp", "jti"),
+                    *sorted({claim for user in self.config.users.values() for claim in user.claims}),
+                ],
                 "service_documentation": "demonstration issuer, not for production",
             }
         )

@@ -19,6 +19,13 @@ __all__ = ["DEMO", "DEMO_HS_SECRET", "DEMO_PASSWORD", "VARIABLES", "IssuerConfig
 DEMO_PASSWORD: Final = "secret"  # noqa: S105 - public knowledge, and the reason why demo listens on loopback only
 DEMO_HS_SECRET: Final = "dev-secret-change-me"  # noqa: S105 - likewise
 _MIN_SECRET_BYTES: Final = 32
+_MAX_CLAIMS_BYTES: Final = 2048
+
+
+RESERVED: Final = frozenset(("iss", "sub", "aud", "exp", "nbf", "iat", "jti", "cnf"))
+"""Claims that the issuer writes itself, or that name a key."""
+_Word = Annotated[str, Meta(max_length=256)]
+_Claim = str | int | bool | list[_Word]
 
 
 class User(Settings, frozen=True, kw_only=True):
@@ -26,10 +33,22 @@ class User(Settings, frozen=True, kw_only=True):
 
     password_hash: Annotated[str, Meta(max_length=512)]
     """A line of ``jwt-issuer --hash-password``."""
+    claims: Annotated[
+        dict[Annotated[str, Meta(min_length=1, max_length=128)], _Claim], Meta(max_length=32)
+    ] = msgspec.field(default_factory=dict)
+    """Further claims of the user's tokens, such as groups or alternative names: texts, numbers, booleans or lists of texts. 2 KB."""
 
     def __post_init__(self) -> None:
         if not passwords.is_hash(self.password_hash):
             raise ValueError("password_hash: make one with jwt-issuer --hash-password")
+        for name in sorted(RESERVED.intersection(self.claims)):
+            raise ValueError(
+                f"claims: {name} is one of the issuer's own claims ({', '.join(sorted(RESERVED))})"
+            )
+        if any(isinstance(value, int) and abs(value) >> 53 for value in self.claims.values()):
+            raise ValueError("claims: a number is larger than JSON readers keep (53 bits); write it as text")
+        if len(msgspec.json.encode(self.claims)) > _MAX_CLAIMS_BYTES:
+            raise ValueError(f"claims: they take more than {_MAX_CLAIMS_BYTES} bytes")
 
     def __repr__(self) -> str:
         return "User(***)"

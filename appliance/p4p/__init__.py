@@ -73,6 +73,8 @@ _LEVELS: Final = {
     40: logLevelError,
     50: logLevelFatal,
 }
+_PATIENCE_S: Final = 2.0
+"""Seconds that the end waits for callbacks that still run. Their threads are daemons, so they cannot keep the interpreter."""
 _HOMES: Final = {
     "Type": "appliance.p4p.wrapper",
     "Value": "appliance.p4p.wrapper",
@@ -162,7 +164,10 @@ def cleanup() -> None:
             getattr(loaded, name)()
     util = sys.modules.get(f"{__name__}.util")
     if util is not None and hasattr(util, "_defaultWorkQueue"):
-        util._defaultWorkQueue.stop()
+        util._defaultWorkQueue.stop(_PATIENCE_S)
+    engine = sys.modules.get(f"{__name__}._engine")
+    if engine is not None:
+        engine.shutdown()
 
 
 def _follow_pvxs_log() -> None:

@@ -41,6 +41,10 @@ class RemoteError(RuntimeError):
     """The server, or the handler of a PV, answered with this error."""
 
 
+class _LostError(RemoteError, Disconnected):
+    """The server was lost after it was asked to do something: programs may look for either error."""
+
+
 def p4p_error(error: BaseException) -> BaseException:
     """Return the error that p4p's programs expect in place of ``error``.
 
@@ -52,7 +56,7 @@ def p4p_error(error: BaseException) -> BaseException:
     if isinstance(error, OperationTimeoutError):
         return TimeoutError(str(error))
     if isinstance(error, ChannelClosedError):
-        return Disconnected(str(error))
+        return _LostError(str(error))
     if isinstance(error, ConfigurationError | KeychainError):
         return RuntimeError(str(error))
     return RemoteError(str(error))

@@ -102,13 +102,17 @@ class ThreadedWorkQueue(WorkQueue):
                 thread.start()
         return self
 
-    def stop(self) -> Self:
-        """End the threads after the work that waits, and wait for them. Returns this queue."""
+    def stop(self, timeout: float | None = None) -> Self:
+        """End the threads after the work that waits, and wait for them. Returns this queue.
+
+        Args:
+            timeout: Seconds to wait for each thread; None waits for ever.
+        """
         running = [thread for thread in self._T if thread is not None]
         for _ in running:
             self.interrupt()
         for thread in running:
-            thread.join()
+            thread.join(timeout)
         self._T = [None] * len(self._T)
         return self
 
@@ -163,11 +167,15 @@ class _DefaultWorkQueue:
             if queue is not None:
                 queue.sync(timeout)
 
-    def stop(self) -> None:
-        """End all threads after the work that waits."""
+    def stop(self, timeout: float | None = None) -> None:
+        """End all threads after the work that waits.
+
+        Args:
+            timeout: Seconds to wait for each thread; None waits for ever.
+        """
         for queue in self.W:
             if queue is not None:
-                queue.stop()
+                queue.stop(timeout)
         self.W = [None] * len(self.W)
 
     def _forget(self) -> None:

@@ -13,10 +13,18 @@ class Credentials(NamedTuple):
     ``method`` is ``anonymous``, ``ca`` (a name the peer merely claims) or ``x509`` (proved by a certificate
     inside TLS). Only with ``x509`` do ``authority``, ``issuer_id``, ``serial`` and ``san`` carry anything.
     Source: SPVA specification, peer identity; pvxs ``server::ClientCredentials``.
+
+    Example:
+        >>> from appliance.client import Credentials
+        >>> alice = Credentials("x509", "alice", is_tls=True, subject=(("CN", "alice"), ("O", "lab.example")))
+        >>> alice.account, alice.organization
+        ('alice', 'lab.example')
     """
 
     method: str = "anonymous"
+    """``anonymous``, ``ca`` or ``x509``."""
     account: str = ""
+    """The name: proved with ``x509``, claimed with ``ca``."""
     peer: str = ""
     """The peer's address and port as text."""
     interface: str = ""
@@ -26,9 +34,11 @@ class Credentials(NamedTuple):
     roles: frozenset[str] = frozenset()
     """Groups that this host's own user database gives ``account``; never taken from the peer."""
     is_tls: bool = False
+    """Whether the connection is encrypted."""
     issuer_id: str = ""
     """First eight hex digits of the issuing CA's subject key identifier."""
     serial: int = 0
+    """The certificate's serial number."""
     san: tuple[tuple[str, str], ...] = ()
     """Subject alternative names as (kind, text), kind one of ``dns``, ``ip``, ``uri``."""
     status_pv: str = ""

@@ -55,7 +55,20 @@ ENUM = StructType([("index", INT32), ("choices", _STRINGS)], "enum_t")
 
 
 def display_type(value: ScalarType, *, form: bool = False) -> StructType:
-    """Make the ``display`` structure of a scalar or array of ``value``; strings have no limits."""
+    """Make the ``display`` structure of a scalar or array; strings and booleans have no limits.
+
+    Args:
+        value: The type of the scalar.
+        form: Whether it has ``precision`` and ``form``.
+
+    Returns:
+        The type.
+
+    Example:
+        >>> from appliance.pvdata.nt import display_type
+        >>> list(display_type(FLOAT64).members)
+        ['limitLow', 'limitHigh', 'description', 'units']
+    """
     texts = [("description", STRING), ("units", STRING)]
     if value.kind in ("bool", "string"):
         return StructType(texts)
@@ -64,12 +77,36 @@ def display_type(value: ScalarType, *, form: bool = False) -> StructType:
 
 
 def control_type(value: ScalarType) -> StructType:
-    """Make the ``control`` structure of a number."""
+    """Make the ``control`` structure of a number.
+
+    Args:
+        value: The type of the number.
+
+    Returns:
+        The type.
+
+    Example:
+        >>> from appliance.pvdata.nt import control_type
+        >>> list(control_type(FLOAT64).members)
+        ['limitLow', 'limitHigh', 'minStep']
+    """
     return StructType([("limitLow", value), ("limitHigh", value), ("minStep", value)])
 
 
 def value_alarm_type(value: ScalarType) -> StructType:
-    """Make the ``valueAlarm`` structure of a number."""
+    """Make the ``valueAlarm`` structure of a number.
+
+    Args:
+        value: The type of the number.
+
+    Returns:
+        The type.
+
+    Example:
+        >>> from appliance.pvdata.nt import value_alarm_type
+        >>> list(value_alarm_type(FLOAT64).members)[:3]
+        ['active', 'lowAlarmLimit', 'lowWarningLimit']
+    """
     limits = ("lowAlarmLimit", "lowWarningLimit", "highWarningLimit", "highAlarmLimit")
     severities = ("lowAlarmSeverity", "lowWarningSeverity", "highWarningSeverity", "highAlarmSeverity")
     return StructType(
@@ -98,6 +135,24 @@ def NTScalar(  # noqa: N802 - the type's own name
     """Make ``epics:nt/NTScalar:1.0``, or NTScalarArray when ``value`` is an array of scalars.
 
     Control and value alarm exist for numbers only; other types do not get them, as in PVXS.
+
+    Args:
+        value: The type of the field ``value``.
+        display: Whether there is a structure ``display``: limits, description and units.
+        control: Whether there is a structure ``control``.
+        value_alarm: Whether there is a structure ``valueAlarm``.
+        form: Whether ``display`` has ``precision`` and ``form``.
+
+    Returns:
+        The type; ``Value(NTScalar(FLOAT64), 1.5)`` is a value of it.
+
+    Raises:
+        PVDataError: The type is neither a scalar nor an array of scalars.
+
+    Example:
+        >>> value = Value(NTScalar(FLOAT64, display=True), {"value": 1.5, "display.units": "mm"})
+        >>> value["value"], value["display.units"]
+        (1.5, 'mm')
     """
     scalar = value.element if isinstance(value, ArrayType) else value
     if not isinstance(scalar, ScalarType):
@@ -122,12 +177,37 @@ def NTScalarArray(  # noqa: N802
     value_alarm: bool = False,
     form: bool = False,
 ) -> StructType:
-    """Make ``epics:nt/NTScalarArray:1.0`` of ``element``."""
+    """Make ``epics:nt/NTScalarArray:1.0``.
+
+    Args:
+        element: The type of one element.
+        display: Whether there is a structure ``display``: limits, description and units.
+        control: Whether there is a structure ``control``.
+        value_alarm: Whether there is a structure ``valueAlarm``.
+        form: Whether ``display`` has ``precision`` and ``form``.
+
+    Returns:
+        The type.
+
+    Example:
+        >>> Value(NTScalarArray(INT32), [1, 2, 3])["value"].tolist()
+        [1, 2, 3]
+    """
     return NTScalar(ArrayType(element), display=display, control=control, value_alarm=value_alarm, form=form)
 
 
 def NTEnum() -> StructType:  # noqa: N802
-    """Make ``epics:nt/NTEnum:1.0``."""
+    """Make ``epics:nt/NTEnum:1.0``.
+
+    Returns:
+        The type.
+
+    Example:
+        >>> value = Value(NTEnum(), {"value.choices": ["off", "on"]})
+        >>> value["value"] = "on"
+        >>> value["value.index"]
+        1
+    """
     return StructType(
         [
             ("value", ENUM),
@@ -140,7 +220,21 @@ def NTEnum() -> StructType:  # noqa: N802
 
 
 class NTTable:
-    """Collects the columns of an ``epics:nt/NTTable:1.0``; ``build`` makes the type, ``create`` a value with labels."""
+    """Collects the columns of an ``epics:nt/NTTable:1.0``; ``build`` makes the type, ``create`` a value with labels.
+
+    Args:
+        columns: Name and type of one element, for each column.
+
+    Raises:
+        PVDataError: A column's type is no scalar.
+
+    Example:
+        >>> value = NTTable([("name", STRING), ("position", FLOAT64)]).create()
+        >>> value["value.name"] = ["bpm1", "bpm2"]
+        >>> value["value.position"] = [0.5, 1.75]
+        >>> value["labels"]
+        ('name', 'position')
+    """
 
     __slots__ = ("_columns",)
 
@@ -150,14 +244,38 @@ class NTTable:
             self.add_column(t, name)
 
     def add_column(self, t: ScalarType, name: str, label: str | None = None) -> NTTable:
-        """Append a column of arrays of ``t``; the default label is the name."""
+        """Append a column.
+
+        Args:
+            t: The type of one element.
+            name: The field's name.
+            label: The heading; by default the name.
+
+        Returns:
+            The table itself, so that calls can follow each other.
+
+        Raises:
+            PVDataError: The type is no scalar.
+
+        Example:
+            >>> NTTable().add_column(FLOAT64, "x", "X [mm]").create()["labels"]
+            ('X [mm]',)
+        """
         if not isinstance(t, ScalarType):
             raise PVDataError(f"column {name}: its type must be a scalar, not {t!r:.60}")
         self._columns.append((name, t, name if label is None else label))
         return self
 
     def build(self) -> StructType:
-        """Make the type."""
+        """Make the type.
+
+        Returns:
+            The type.
+
+        Example:
+            >>> NTTable([("x", FLOAT64)]).build().id
+            'epics:nt/NTTable:1.0'
+        """
         return StructType(
             [
                 ("labels", _STRINGS),
@@ -170,14 +288,31 @@ class NTTable:
         )
 
     def create(self) -> Value:
-        """Make a value whose labels are set."""
+        """Make a value whose labels are set.
+
+        Returns:
+            The value; its columns are empty.
+
+        Example:
+            >>> NTTable([("x", FLOAT64)]).create()["labels"]
+            ('x',)
+        """
         value = Value(self.build())
         value["labels"] = [label for _, _, label in self._columns]
         return value
 
 
 def NTNDArray() -> StructType:  # noqa: N802
-    """Make ``epics:nt/NTNDArray:1.0``."""
+    """Make ``epics:nt/NTNDArray:1.0``: an image, as areaDetector serves it.
+
+    Returns:
+        The type. Its field ``value`` is a union with a member for each type of pixel: ``ubyteValue``, ``ushortValue`` ...
+
+    Example:
+        >>> image = Value(NTNDArray(), {"value->ubyteValue": [0] * 6, "dimension": [{"size": 3}, {"size": 2}]})
+        >>> len(image["value->ubyteValue"]), image["dimension[1].size"]
+        (6, 2)
+    """
     kinds = (
         ("boolean", BOOL),
         ("byte", INT8),
@@ -226,7 +361,19 @@ def NTNDArray() -> StructType:  # noqa: N802
 
 
 def NTURI(query: Iterable[tuple[str, TypeDesc]] = ()) -> StructType:  # noqa: N802
-    """Make ``epics:nt/NTURI:1.0``, the argument of an RPC, with the ``query`` fields given."""
+    """Make ``epics:nt/NTURI:1.0``, the argument of a call. `appliance.Context.rpc` makes it of a mapping by itself.
+
+    Args:
+        query: Name and type of each argument.
+
+    Returns:
+        The type.
+
+    Example:
+        >>> argument = Value(NTURI([("a", FLOAT64), ("b", FLOAT64)]), {"path": "demo:sum", "query": {"a": 1, "b": 2}})
+        >>> (await ctx.rpc("demo:sum", argument))["value"]
+        3.0
+    """
     return StructType(
         [("scheme", STRING), ("authority", STRING), ("path", STRING), ("query", StructType(query))],
         "epics:nt/NTURI:1.0",
@@ -234,7 +381,19 @@ def NTURI(query: Iterable[tuple[str, TypeDesc]] = ()) -> StructType:  # noqa: N8
 
 
 def NTNameValue(value: ScalarType) -> StructType:  # noqa: N802
-    """Make ``epics:nt/NTNameValue:1.0``: names beside an array of ``value`` (Normative Types specification)."""
+    """Make ``epics:nt/NTNameValue:1.0``: names beside an array (Normative Types specification).
+
+    Args:
+        value: The type of one element.
+
+    Returns:
+        The type.
+
+    Example:
+        >>> value = Value(NTNameValue(FLOAT64), {"name": ["x", "y"], "value": [1.0, 2.0]})
+        >>> value["name"]
+        ('x', 'y')
+    """
     return StructType(
         [
             ("name", _STRINGS),
@@ -248,7 +407,19 @@ def NTNameValue(value: ScalarType) -> StructType:  # noqa: N802
 
 
 def now_to_time(seconds: float) -> dict[str, int]:
-    """Split POSIX seconds into the fields of a ``time_t``."""
+    """Split a time into the fields of a ``time_t``.
+
+    Args:
+        seconds: POSIX seconds, as ``time.time()`` gives them.
+
+    Returns:
+        The fields ``secondsPastEpoch`` and ``nanoseconds``.
+
+    Example:
+        >>> from appliance.pvdata.nt import now_to_time
+        >>> now_to_time(1700000000.25)
+        {'secondsPastEpoch': 1700000000, 'nanoseconds': 250000000}
+    """
     whole = int(seconds // 1)
     nanoseconds = round((seconds - whole) * 1e9)
     if nanoseconds >= 1_000_000_000:

@@ -72,7 +72,21 @@ def number(x: Any) -> str:
 
 
 def render_type(t: TypeDesc) -> str:
-    """Describe a type as pvxinfo does."""
+    """Describe a type as pvxinfo does.
+
+    Args:
+        t: The type.
+
+    Returns:
+        The text, with a line end.
+
+    Example:
+        >>> from appliance.pvdata import render_type
+        >>> print(render_type(StructType([("x", FLOAT64)], "example:x")), end="")
+        struct "example:x" {
+            double x
+        }
+    """
     out: list[str] = []
     _show_type(out, t, "", "")
     return "".join(out)
@@ -97,11 +111,22 @@ def _show_type(out: list[str], t: TypeDesc, name: str, indent: str) -> None:
 def render(value: Value | View, fmt: str = "delta", limit: int = 20, *, show_value: bool = True) -> str:
     """Show a value as pvxget does.
 
-    ``delta`` has one line for each marked field, ``tree`` everything, nested. Arrays are cut after ``limit``
-    elements; 0 means never. Without ``show_value`` only types appear.
+    Args:
+        value: The value.
+        fmt: ``delta`` has one line for each marked field, ``tree`` everything, nested.
+        limit: The most elements of an array that are shown; 0 means all.
+        show_value: Whether values are shown; otherwise only their types.
+
+    Returns:
+        The text, with a line end.
 
     Raises:
-        PVDataError: ``fmt`` is neither of them.
+        PVDataError: The format is neither of them.
+
+    Example:
+        >>> from appliance.pvdata import render
+        >>> print(render(Value(NTScalar(FLOAT64), 1.5)), end="")
+        value double = 1.5
     """
     if isinstance(value, View):
         value = value.to_value()

@@ -26,19 +26,40 @@ __all__ = ["NO_ANY", "NO_UNION", "AnyValue", "UnionValue"]
 
 
 class UnionValue(namedtuple("UnionValue", ("name", "value"))):  # noqa: PYI024 - typing would double the import time
-    """A union's selected member and its value; ``name`` is ``None`` when nothing is selected."""
+    """A union's selected member and its value.
+
+    Example:
+        >>> from appliance.pvdata import UnionValue
+        >>> choice = UnionType([("number", INT32), ("text", STRING)])
+        >>> value = Value(StructType([("choice", choice)]), {"choice": UnionValue("text", "hello")})
+        >>> value["choice"]
+        UnionValue(name='text', value='hello')
+        >>> value["choice->text"]
+        'hello'
+    """
 
     __slots__ = ()
     name: str | None
+    """The member; None if nothing is selected."""
     value: Any
+    """Its value."""
 
 
 class AnyValue(namedtuple("AnyValue", ("type", "value"))):  # noqa: PYI024
-    """An any's type and value; ``type`` is ``None`` when it is empty."""
+    """An any's type and value.
+
+    Example:
+        >>> from appliance.pvdata import AnyValue
+        >>> value = Value(StructType([("what", ANY)]), {"what": AnyValue(INT32, 5)})
+        >>> value["what"]
+        AnyValue(type=INT32, value=5)
+    """
 
     __slots__ = ()
     type: TypeDesc | None
+    """The type; None if it is empty."""
     value: Any
+    """The value."""
 
 
 NO_UNION = UnionValue(None, None)

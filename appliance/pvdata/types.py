@@ -78,7 +78,12 @@ class Masks:
 
 
 class TypeDesc:
-    """A PVData type. Compares by structure, names and identifiers included; hashes in constant time."""
+    """A PVData type. Compares by structure, names and identifiers included; hashes in constant time.
+
+    Example:
+        >>> NTScalar(FLOAT64) == NTScalar(FLOAT64), NTScalar(FLOAT64) == NTScalar(INT32)
+        (True, False)
+    """
 
     __slots__ = (
         "_codecs",
@@ -204,7 +209,12 @@ class TypeDesc:
 
 
 class ScalarType(TypeDesc):
-    """A boolean, a number or a string (pva.rst section 5.2)."""
+    """A boolean, a number or a string (pva.rst section 5.2). Programs use the constants: `FLOAT64`, `STRING` ...
+
+    Example:
+        >>> FLOAT64.name, FLOAT64.kind, FLOAT64.size
+        ('float64', 'float', 8)
+    """
 
     __slots__ = ("code", "fmt", "hi", "kind", "lo", "name", "np", "size")
 
@@ -247,7 +257,20 @@ class ScalarType(TypeDesc):
 
 
 class BoundedString(ScalarType):
-    """A string of at most ``bound`` octets of UTF-8 (pvData kind byte 0x83; PVXS refuses it)."""
+    """A string of limited length (pvData kind byte 0x83; PVXS refuses it).
+
+    Args:
+        bound: The most octets of UTF-8.
+
+    Raises:
+        PVDataError: The bound is not from 1 to 2147483647.
+
+    Example:
+        >>> from appliance.pvdata import BoundedString
+        >>> Value(StructType([("name", BoundedString(3))]), {"name": "abcd"})
+        Traceback (most recent call last):
+        appliance.errors.PVDataError: name: ...
+    """
 
     __slots__ = ("bound",)
 
@@ -308,7 +331,13 @@ def _scalar(name: str) -> ScalarType:
 
 
 class AnyType(TypeDesc):
-    """The variant union: a value that carries its own type. ``ANY`` is its only instance."""
+    """The variant union: a value that carries its own type. `ANY` is its only instance.
+
+    Example:
+        >>> value = Value(StructType([("what", ANY)]), {"what": 2.5})
+        >>> value["what"].value
+        2.5
+    """
 
     __slots__ = ()
 
@@ -337,8 +366,19 @@ def _any() -> AnyType:
 class ArrayType(TypeDesc):
     """An array of scalars, structures, unions or anys.
 
-    ``kind`` is ``variable``, ``bounded`` (at most ``size`` elements) or ``fixed`` (exactly ``size``); the
-    latter two exist for scalars only (pva.rst section 5.4.2).
+    Args:
+        element: The type of one element.
+        kind: ``variable``, ``bounded`` (at most ``size`` elements) or ``fixed`` (exactly ``size``); the latter two exist
+            for scalars only (pva.rst section 5.4.2).
+        size: Elements, of a bounded or fixed array.
+
+    Raises:
+        PVDataError: PVData has no such array.
+
+    Example:
+        >>> value = Value(StructType([("numbers", ArrayType(INT32))]), {"numbers": [1, 2, 3]})
+        >>> int(value["numbers"].sum())
+        6
     """
 
     __slots__ = ("element", "kind", "size")
@@ -447,10 +487,19 @@ class _FieldsType(TypeDesc):
 
 
 class StructType(_FieldsType):
-    """A structure: ``fields`` is an iterable of (name, type), ``id`` its identifier.
+    """A structure.
+
+    Args:
+        fields: Name and type of each member.
+        id: The identifier, such as ``epics:nt/NTScalar:1.0``; empty if there is none.
 
     Raises:
-        PVDataError: A name is bad or repeated, or the type exceeds the limits of this module.
+        PVDataError: A name is bad or repeated, or the type nests too deeply or has too many fields.
+
+    Example:
+        >>> point = StructType([("x", FLOAT64), ("y", FLOAT64)], "example:point")
+        >>> Value(StructType([("name", STRING), ("at", point)]), {"at": {"x": 1.0}})["at.x"]
+        1.0
     """
 
     __slots__ = ()
@@ -499,7 +548,21 @@ class StructType(_FieldsType):
 
 
 class UnionType(_FieldsType):
-    """A discriminated union: at most one of ``fields``, an iterable of (name, type), is present."""
+    """A discriminated union: at most one of its members is present.
+
+    Args:
+        fields: Name and type of each member.
+        id: The identifier; empty if there is none.
+
+    Raises:
+        PVDataError: A name is bad or repeated, or the type nests too deeply or has too many fields.
+
+    Example:
+        >>> choice = UnionType([("number", INT32), ("text", STRING)])
+        >>> value = Value(StructType([("choice", choice)]), {"choice->text": "hello"})
+        >>> value["choice"]
+        UnionValue(name='text', value='hello')
+    """
 
     __slots__ = ("index",)
 

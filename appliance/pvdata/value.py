@@ -84,7 +84,19 @@ class _Fields:
         return path in self.type.offsets
 
     def get(self, path: str, default: Any = None) -> Any:
-        """Return ``self[path]``, or ``default`` if there is no such field."""
+        """Return a field, or ``default`` if there is no such field.
+
+        Args:
+            path: The field's dotted path.
+            default: What is returned instead.
+
+        Returns:
+            The field, as ``value[path]`` gives it.
+
+        Example:
+            >>> Value(NTScalar(FLOAT64), 1.5).get("display.units", "none")
+            'none'
+        """
         if path in self.type.offsets:
             return self[path]
         try:
@@ -102,11 +114,27 @@ class _Fields:
         return True
 
     def keys(self) -> list[str]:
-        """Return the names of the direct members."""
+        """Return the names of the direct members.
+
+        Returns:
+            The names, in order.
+
+        Example:
+            >>> Value(NTScalar(FLOAT64)).keys()
+            ['value', 'alarm', 'timeStamp']
+        """
         return list(self)
 
     def items(self) -> list[tuple[str, Any]]:
-        """Return (name, value) of the direct members; a sub-structure comes as a View."""
+        """Return name and value of the direct members.
+
+        Returns:
+            Pairs, in order; a sub-structure comes as a View.
+
+        Example:
+            >>> Value(StructType([("x", INT32), ("y", INT32)]), {"x": 3}).items()
+            [('x', 3), ('y', 0)]
+        """
         return [(name, self[name]) for name in self]
 
     def assign(self, x: Any) -> None:
@@ -114,15 +142,57 @@ class _Fields:
 
         A scalar goes to the field ``value`` if there is one; for an ``enum_t`` it is an index or the text of a
         choice. From another value the marked fields are copied, or all fields if none is marked.
+
+        Args:
+            x: What is assigned.
+
+        Raises:
+            PVDataError: It does not fit; the error names the field and the reason.
+
+        Example:
+            >>> value = Value(NTScalar(INT32))
+            >>> value.assign(5)
+            >>> value.assign({"alarm": {"severity": 1}, "timeStamp.nanoseconds": 7})
+            >>> value["value"], value["alarm.severity"], value["timeStamp.nanoseconds"]
+            (5, 1, 7)
+            >>> value.assign(1 << 40)
+            Traceback (most recent call last):
+            appliance.errors.PVDataError: value: 1099511627776 does not fit int32, which holds -2147483648 to 2147483647
         """
         _assign(self.root, self.base, x)
 
     def mark(self, path: str = "") -> None:
-        """Mark a field as changed; a structure's mark stands for everything below it."""
+        """Mark a field as changed; a structure's mark stands for everything below it.
+
+        Args:
+            path: The field's dotted path; empty for the whole.
+
+        Raises:
+            PVDataError: There is no such field.
+
+        Example:
+            >>> value = Value(NTScalar(FLOAT64))
+            >>> value.mark("alarm")
+            >>> value.is_marked("alarm.severity"), value.is_marked("value")
+            (True, False)
+        """
         self.root.changed |= 1 << self._number(path)
 
     def unmark(self, path: str = "") -> None:
-        """Clear the mark of a field, of everything below it and of the structures around it."""
+        """Clear the mark of a field, of everything below it and of the structures around it.
+
+        Args:
+            path: The field's dotted path; empty for the whole.
+
+        Raises:
+            PVDataError: There is no such field.
+
+        Example:
+            >>> value = Value(NTScalar(FLOAT64), {"value": 1.5, "alarm.severity": 2})
+            >>> value.unmark("alarm")
+            >>> value.is_marked("value"), value.is_marked("alarm")
+            (True, False)
+        """
         root = self.root
         number = self._number(path)
         root.changed &= ~root.type.masks[number]
@@ -137,7 +207,21 @@ class _Fields:
         return t.masks[number] & t.leaf_mask & ~t.masks[self._number(path)]
 
     def is_marked(self, path: str = "") -> bool:
-        """Whether the field, something below it or a structure around it is marked."""
+        """Whether the field, something below it or a structure around it is marked.
+
+        Args:
+            path: The field's dotted path; empty for the whole.
+
+        Returns:
+            Whether it is marked.
+
+        Raises:
+            PVDataError: There is no such field.
+
+        Example:
+            >>> Value(NTScalar(FLOAT64), 1.5).is_marked("value")
+            True
+        """
         root = self.root
         number = self._number(path)
         if root.changed & root.type.masks[number]:
@@ -158,6 +242,13 @@ class _Fields:
         """Return plain Python: nested dicts, lists for arrays, ``{member: value}`` for unions.
 
         A value whose type is not a structure is returned as plain Python itself.
+
+        Returns:
+            Plain Python, which does not change with the value.
+
+        Example:
+            >>> Value(StructType([("x", INT32), ("names", ArrayType(STRING))]), {"names": ["a"]}).to_dict()
+            {'x': 0, 'names': ['a']}
         """
         if not isinstance(self.type, StructType):
             return plain(self.root.store[0])
@@ -173,7 +264,16 @@ class _Fields:
         return out
 
     def to_value(self) -> Value:
-        """Return an independent copy of this (sub-)structure as a Value of its own."""
+        """Return an independent copy of this (sub-)structure as a Value of its own.
+
+        Returns:
+            The copy, with its marks.
+
+        Example:
+            >>> alarm = Value(NTScalar(FLOAT64), {"alarm.severity": 2})["alarm"].to_value()
+            >>> alarm["severity"]
+            2
+        """
         root = self.root
         base = self.base
         end = base + self.type.count
@@ -212,9 +312,28 @@ class _Fields:
 
 
 class Value(_Fields):
-    """A value of ``type`` with its own ``store`` and ``changed`` bits (docs/architecture.md).
+    """A value: fields by dotted path, and marks that say which of them changed.
 
-    A type that is not a structure has one field, the empty path: ``v[""]``. ``initial`` is assigned if given.
+    ``value["alarm.severity"]`` reads and ``value["alarm.severity"] = 1`` writes and marks. ``union->member``, ``any->`` and
+    ``structs[3]`` lead into nested values. Arrays of numbers are numpy arrays that are read only; a sub-structure is a `View`.
+    A type that is not a structure has one field, the empty path: ``value[""]``.
+
+    Args:
+        t: The type.
+        initial: Assigned to the new value (`assign`); without it each field has its default: 0, "", no elements.
+
+    Raises:
+        PVDataError: The initial value does not fit.
+
+    Example:
+        >>> value = Value(NTScalar(FLOAT64, display=True), {"value": 1.5, "display.units": "mm"})
+        >>> value["value"] = 2.5
+        >>> value["value"], value["display.units"], value["alarm.severity"]
+        (2.5, 'mm', 0)
+        >>> value.is_marked("value"), value.is_marked("alarm")
+        (True, False)
+        >>> "value" in value, list(value)
+        (True, ['value', 'alarm', 'timeStamp', 'display'])
     """
 
     __slots__ = ("changed", "store", "type")
@@ -256,7 +375,18 @@ class Value(_Fields):
         return super().__getitem__(path)
 
     def clone(self) -> Value:
-        """Return an independent copy with the same marks; arrays are shared, being read-only."""
+        """Return an independent copy with the same marks; arrays are shared, being read-only.
+
+        Returns:
+            The copy.
+
+        Example:
+            >>> value = Value(NTScalar(FLOAT64), 1.5)
+            >>> copy = value.clone()
+            >>> copy["value"] = 2.5
+            >>> value["value"]
+            1.5
+        """
         return Value.from_store(self.type, [_copied(x) for x in self.store], self.changed)
 
     def merge(self, store: list[Any], bits: int) -> None:
@@ -275,7 +405,17 @@ class Value(_Fields):
 
 
 class View(_Fields):
-    """A sub-structure of a value: reads and writes go to the value that it belongs to."""
+    """A sub-structure of a value: reads and writes go to the value that it belongs to.
+
+    It has the methods of `Value`. ``value["alarm"]`` makes it; `to_value` makes an independent copy.
+
+    Example:
+        >>> value = Value(NTScalar(FLOAT64))
+        >>> alarm = value["alarm"]
+        >>> alarm["severity"] = 2
+        >>> value["alarm.severity"], type(alarm).__name__
+        (2, 'View')
+    """
 
     __slots__ = ("_base", "_root", "type")
 

@@ -76,7 +76,8 @@ class Story:
             stderr=asyncio.subprocess.STDOUT,
         )
         try:
-            raw, _ = await asyncio.wait_for(process.communicate(), COMMAND_TIMEOUT_S)
+            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                raw, _ = await process.communicate()
         except TimeoutError:
             raise ApplianceError(f"{words[0]} did not end in {COMMAND_TIMEOUT_S:.0f} s") from None
         finally:
@@ -274,7 +275,8 @@ class Story:
         shown = 0
         while True:
             try:
-                raw = await asyncio.wait_for(stream.readline(), COMMAND_TIMEOUT_S)
+                async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                    raw = await stream.readline()
             except TimeoutError:
                 raise ApplianceError("the monitor printed nothing of what was expected") from None
             if not raw:

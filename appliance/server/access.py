@@ -24,11 +24,20 @@ MAX_LOST_READERS: Final = 10_000
 
 
 class Rights(NamedTuple):
-    """What a peer may do with a PV, and the reason why not."""
+    """What a peer may do with a PV, and the reason why not.
+
+    Example:
+        >>> from appliance.server import Rights
+        >>> Rights(read=True, why="rule READONLY").write
+        False
+    """
 
     read: bool = False
+    """Whether it may read and monitor."""
     write: bool = False
+    """Whether it may write."""
     rpc: bool = False
+    """Whether it may call."""
     why: str = ""
     """For the log: which rules apply."""
     unchangeable: str = ""
@@ -49,10 +58,26 @@ NO_RIGHTS: Final = Rights()
 
 
 class AccessPolicy(Protocol):
-    """Decides what a peer may do. ``Server.review_access`` makes it decide again."""
+    """Decides what a peer may do; `appliance.Server.review_access` makes it decide again.
+
+    Example:
+        >>> from appliance.server import Rights
+        >>> class OnlyReading:
+        ...     def rights(self, name, peer):
+        ...         return Rights(read=True)
+        >>> second = Server(policy=OnlyReading())
+    """
 
     def rights(self, name: str, peer: Credentials) -> Rights:
-        """Return the rights of ``peer``. An exception counts as NO_RIGHTS."""
+        """Return what a client may do. An exception counts as `NO_RIGHTS`.
+
+        Args:
+            name: The PV's name.
+            peer: Who asks; its groups are in ``roles``.
+
+        Returns:
+            The rights.
+        """
 
 
 class LostReaders:

@@ -49,7 +49,18 @@ class ChannelOwner(Protocol):
 
 
 class Channel:
-    """A PV's name, the client that opened it and the client's rights."""
+    """A PV's name, the client that opened it and the client's rights.
+
+    Example:
+        >>> from appliance.server import Handler
+        >>> class Watched(SharedPV):
+        ...     def attached(self, channel):
+        ...         print(channel.name, channel.rights.write)
+        >>> server.add_pv("demo:watched", Watched(Value(NTScalar(FLOAT64), 1.0)))
+        >>> (await ctx.get("demo:watched"))["value"]
+        demo:watched True
+        1.0
+    """
 
     __slots__ = ("owner", "rights", "stream", "wire")
 
@@ -83,7 +94,17 @@ class Channel:
         return self.owner.access.denial(right, self.peer, self.rights)
 
     def close(self) -> None:
-        """Close the channel; the client is told."""
+        """Close the channel; the client is told, and searches for the PV again.
+
+        Example:
+            >>> opened = []
+            >>> class Watched(SharedPV):
+            ...     def attached(self, channel):
+            ...         opened.append(channel)
+            >>> server.add_pv("demo:watched", Watched(Value(NTScalar(FLOAT64), 1.0)))
+            >>> value = await ctx.get("demo:watched")
+            >>> opened[0].close()
+        """
         self.wire.close()
         self.stream.schedule_flush()
 

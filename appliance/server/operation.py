@@ -33,6 +33,14 @@ class Operation:
 
     All methods may be called at any time later from the event loop; once the client has gone, or has cancelled the
     request, they do nothing: the next request of the same operation comes with another object.
+
+    Example:
+        >>> def log(pv, operation, value):
+        ...     print(operation.name, operation.peer.method, value["value"])
+        ...     pv.post(value)
+        >>> server.add_pv("demo:logged", SharedPV(Value(NTScalar(FLOAT64), 0.0), on_put=log))
+        >>> await ctx.put("demo:logged", 1.5)
+        demo:logged ca 1.5
     """
 
     __slots__ = ("channel", "state", "wire")
@@ -87,9 +95,21 @@ class Operation:
         return self.wire.type
 
     def ready(self, kind: StructType | None = None) -> None:
-        """Accept the operation. ``kind`` is the PV's type; RPC and PROCESS have none.
+        """Accept the operation. A pvRequest that selects nothing is answered with an error here.
 
-        A pvRequest that selects nothing of ``kind`` is answered with an error here.
+        Args:
+            kind: The PV's type; RPC and PROCESS have none.
+
+        Example:
+            >>> from appliance.server import Handler
+            >>> class Answer(Handler):
+            ...     def init(self, operation):
+            ...         operation.ready(NTScalar(INT32))
+            ...     def get(self, operation):
+            ...         operation.reply(Value(NTScalar(INT32), 42))
+            >>> server.add_pv("demo:answer", Answer())
+            >>> (await ctx.get("demo:answer"))["value"]
+            42
         """
         wire = self.wire
         if wire.state is DEAD:
@@ -119,17 +139,63 @@ class Operation:
         self.wire.takes_octets = True
 
     def fail(self, message: str) -> None:
-        """Answer with an error that says what is wrong and what to do."""
+        """Answer with an error.
+
+        Args:
+            message: What is wrong, and what to do; the client's user reads it.
+
+        Example:
+            >>> from appliance.server import Handler
+            >>> class Broken(Handler):
+            ...     def init(self, operation):
+            ...         operation.fail("the detector is off; switch it on first")
+            >>> server.add_pv("demo:broken", Broken())
+            >>> await ctx.get("demo:broken")
+            Traceback (most recent call last):
+            appliance.errors.RemoteError: demo:broken: the detector is off; switch it on first
+        """
         self.wire.fail(message)
         self._flush()
 
     def done(self) -> None:
-        """Answer a PUT or a PROCESS: it is done."""
+        """Answer a PUT or a PROCESS: it is done.
+
+        Example:
+            >>> from appliance.server import Handler
+            >>> class Sink(Handler):
+            ...     def init(self, operation):
+            ...         operation.ready(NTScalar(FLOAT64))
+            ...     def put(self, operation, value):
+            ...         print("got", value["value"])
+            ...         operation.done()
+            >>> server.add_pv("demo:sink", Sink())
+            >>> await ctx.put("demo:sink", 2.0)
+            got 2.0
+        """
         self.wire.reply_done()
         self._flush()
 
     def reply(self, value: Value | None, valid: int = 1) -> None:
-        """Answer a GET, a PUT_GET or an RPC. ``valid`` are the fields that a GET's ``value`` really holds."""
+        """Answer a GET, a PUT_GET or an RPC.
+
+        Args:
+            value: The value; None is an empty answer to an RPC.
+            valid: The bits of the fields that a GET's ``value`` really holds; 1 means all.
+
+        Raises:
+            LocalProtocolError: A GET is answered with None.
+
+        Example:
+            >>> from appliance.server import Handler
+            >>> class Echo(Handler):
+            ...     def init(self, operation):
+            ...         operation.ready()
+            ...     def rpc(self, operation, argument):
+            ...         operation.reply(argument)
+            >>> server.add_pv("demo:echo", Echo())
+            >>> (await ctx.rpc("demo:echo", {"x": 1.5}))["query.x"]
+            1.5
+        """
         if self.wire.command == c.CMD_RPC:
             self.wire.reply_rpc(value)
         elif value is None:
@@ -183,12 +249,40 @@ class Operation:
         self._flush()
 
     def reply_field(self, kind: TypeDesc) -> None:
-        """Answer GET_FIELD."""
+        """Answer GET_FIELD, which asks for a type.
+
+        Args:
+            kind: The type of the PV, or of the field that was asked for.
+
+        Example:
+            >>> from appliance.server import Handler
+            >>> class Typed(Handler):
+            ...     def introspect(self, operation, field):
+            ...         operation.reply_field(NTScalar(FLOAT64))
+            >>> server.add_pv("demo:typed", Typed())
+            >>> (await ctx.info("demo:typed")).type.id
+            'epics:nt/NTScalar:1.0'
+        """
         self.wire.reply_field(kind)
         self._flush()
 
     def warn(self, message: str) -> None:
-        """Send a message for the client's log."""
+        """Send a message for the client's log.
+
+        Args:
+            message: One sentence.
+
+        Example:
+            >>> def clip(pv, operation, value):
+            ...     if value["value"] > 10.0:
+            ...         value["value"] = 10.0
+            ...         operation.warn("the value was limited to 10")
+            ...     pv.post(value)
+            >>> server.add_pv("demo:clip", SharedPV(Value(NTScalar(FLOAT64), 0.0), on_put=clip))
+            >>> await ctx.put("demo:clip", 12.0)
+            >>> (await ctx.get("demo:clip"))["value"]
+            10.0
+        """
         if self.alive:
             self.wire.connection.send_message(self.wire.ioid, c.MESSAGE_WARNING, message)
             self._flush()
@@ -210,6 +304,11 @@ class Update:
         store: The complete value, which never changes afterwards.
         bits: The fields that changed, in leaf form.
         overrun: The fields that lost an earlier change to squashing.
+
+    Example:
+        >>> from appliance.server import Update
+        >>> value = Value(NTScalar(FLOAT64), 1.5)
+        >>> update = Update(value.type, value.store, value.type.leaf_mask)
     """
 
     __slots__ = ("_encoded", "bits", "kind", "overrun", "store")
@@ -259,6 +358,21 @@ class Subscription(Operation):
 
     When the queue is full the newest entry absorbs what is posted: a slow client skips intermediate values,
     never the latest one.
+
+    Example:
+        >>> from appliance.server import Handler, Update
+        >>> class Countdown(Handler):
+        ...     def subscribe(self, subscription):
+        ...         kind = NTScalar(INT32)
+        ...         subscription.ready(kind)
+        ...         for number in (2, 1, 0):
+        ...             value = Value(kind, number)
+        ...             subscription.post(Update(kind, value.store, kind.leaf_mask))
+        ...         subscription.finish()
+        >>> server.add_pv("demo:countdown", Countdown())
+        >>> async with ctx.monitor("demo:countdown") as updates:
+        ...     print([value["value"] async for value in updates])
+        [2, 1, 0]
     """
 
     __slots__ = ("counted_as", "finishing", "posted", "queue", "running", "squashed", "waits")
@@ -283,7 +397,23 @@ class Subscription(Operation):
         return self.wire.queue_size
 
     def post(self, update: Update) -> None:
-        """Queue ``update`` if it has anything that this client asked for."""
+        """Queue an update if it has anything that this client asked for.
+
+        Args:
+            update: The change; one object may go to any number of subscriptions.
+
+        Example:
+            >>> from appliance.server import Handler, Update
+            >>> class Once(Handler):
+            ...     def subscribe(self, subscription):
+            ...         value = Value(NTScalar(INT32), 5)
+            ...         subscription.ready(value.type)
+            ...         subscription.post(Update(value.type, value.store, value.type.leaf_mask))
+            >>> server.add_pv("demo:once", Once())
+            >>> async with ctx.monitor("demo:once") as updates:
+            ...     print((await anext(updates))["value"])
+            5
+        """
         queue = self.queue
         if self.finishing or not (update.bits & self.wire.mask or not self.posted):
             return
@@ -348,7 +478,18 @@ class Subscription(Operation):
         return len(update.encoded(wire.mask, big=wire.connection.big))
 
     def finish(self) -> None:
-        """End the subscription once the client has what is queued."""
+        """End the subscription once the client has what is queued.
+
+        Example:
+            >>> from appliance.server import Handler
+            >>> class Empty(Handler):
+            ...     def subscribe(self, subscription):
+            ...         subscription.ready(NTScalar(INT32))
+            ...         subscription.finish()
+            >>> server.add_pv("demo:empty", Empty())
+            >>> [value async for value in ctx.monitor("demo:empty")]
+            []
+        """
         self.finishing = True
         if not self.waits:
             self.waits = True

@@ -69,14 +69,7 @@ class _Refusal(asyncio.Protocol):
 
 
 class Server:
-    """A PVAccess server.
-
-    ::
-
-        server = Server()
-        server.add_pv("demo", SharedPV.mailbox(NTScalar(FLOAT64)))
-        async with server:
-            await server.wait_closed()
+    """A PVAccess server whose settings and TLS come from the caller; `appliance.Server` takes them from the environment.
 
     Args:
         config: Settings; without them those of the environment.
@@ -92,6 +85,14 @@ class Server:
         timings: How long clients that are not let in yet are waited for.
         proxied: Whether the host of an address is a relay that may say, over TLS, for which client it speaks (PROXY protocol);
             None: nobody may.
+
+    Example:
+        >>> settings = resolve_server({"server_port": 0}).config
+        >>> plain = appliance.server.Server(settings)
+        >>> plain.add_pv("demo:level", SharedPV(Value(NTScalar(FLOAT64), 0.5)))
+        >>> async with plain:
+        ...     print(sorted(plain.names()))
+        ['demo:level']
     """
 
     def __init__(
@@ -165,24 +166,72 @@ class Server:
     # -- PVs -----------------------------------------------------------------------------------------
 
     def add_source(self, label: str, source: Source, *, priority: int = 0) -> None:
-        """Serve the PVs of ``source``; a source of lower ``priority`` is asked earlier."""
+        """Serve the PVs of a source.
+
+        Args:
+            label: Names the source for `remove_source`.
+            source: The source.
+            priority: A source with a lower number is asked earlier.
+
+        Raises:
+            ValueError: The label is taken.
+
+        Example:
+            >>> from appliance.server import StaticSource
+            >>> source = StaticSource()
+            >>> source.pvs["demo:level"] = SharedPV(Value(NTScalar(FLOAT64), 0.5))
+            >>> server.add_source("mine", source)
+            >>> (await ctx.get("demo:level"))["value"]
+            0.5
+        """
         self._sources.add(label, source, priority)
         self.change_count += 1
 
     def remove_source(self, label: str) -> None:
-        """Remove the source of this label; its open channels stay open."""
+        """Remove a source; its open channels stay open.
+
+        Args:
+            label: As it was added.
+
+        Example:
+            >>> from appliance.server import StaticSource
+            >>> server.add_source("mine", StaticSource())
+            >>> server.remove_source("mine")
+        """
         self._sources.remove(label)
         self.change_count += 1
 
     def add_pv(self, name: str, pv: Handler) -> None:
-        """Serve one PV. Raises ValueError if the name is taken."""
+        """Serve one PV, from now on.
+
+        Args:
+            name: The PV's name.
+            pv: What serves it: a `SharedPV`, or a handler of your own.
+
+        Raises:
+            ValueError: The name is taken.
+
+        Example:
+            >>> server.add_pv("demo:level", SharedPV(Value(NTScalar(FLOAT64), 0.5)))
+            >>> (await ctx.get("demo:level"))["value"]
+            0.5
+        """
         if name in self._static.pvs:
             raise ValueError(f"there is a PV {name!r} already; choose another name, or call remove_pv first")
         self._static.pvs[name] = pv
         self.change_count += 1
 
     def remove_pv(self, name: str) -> None:
-        """Stop serving the PV, and close its channels."""
+        """Stop serving a PV, and close its channels; a name that is not served is ignored.
+
+        Args:
+            name: The PV's name.
+
+        Example:
+            >>> server.remove_pv("demo:setpoint")
+            >>> "demo:setpoint" in server.names()
+            False
+        """
         handler = self._static.pvs.pop(name, None)
         self.change_count += 1
         if handler is not None:
@@ -191,7 +240,15 @@ class Server:
                     channel.close()
 
     def names(self) -> Iterable[str]:
-        """Return all names that the sources list."""
+        """Return all names that the sources list; PVs that are made on demand are not among them.
+
+        Returns:
+            The names, in no certain order.
+
+        Example:
+            >>> sorted(server.names())[:2]
+            ['demo:mode', 'demo:setpoint']
+        """
         return self._sources.names()
 
     def channels(self) -> Iterable[ServedChannel]:
@@ -200,7 +257,15 @@ class Server:
             yield from peer.channels()
 
     def review_access(self, concerns: Callable[[ServedChannel], bool] | None = None) -> None:
-        """Judge again what clients may do, for all channels or those that ``concerns`` picks."""
+        """Ask the access policy again what clients may do; they are told of changes.
+
+        Args:
+            concerns: Says whether a channel is concerned; None means all channels.
+
+        Example:
+            >>> server.review_access()
+            >>> server.review_access(lambda channel: channel.name.startswith("demo:"))
+        """
         for channel in list(self.channels()):
             if concerns is None or concerns(channel):
                 channel.review()
@@ -208,7 +273,12 @@ class Server:
     # -- life ----------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Listen. Raises TransportError if an address of the configuration cannot be used."""
+        """Listen.
+
+        Raises:
+            TransportError: An address or a port cannot be used.
+            ValueError: The server was started before.
+        """
         if self._end is not None:
             raise ValueError("the server was started already; make a new Server")
         loop = asyncio.get_running_loop()
@@ -270,7 +340,13 @@ class Server:
                 link.settle()
 
     async def wait_closed(self) -> None:
-        """Wait until ``stop`` has been called."""
+        """Wait until ``stop`` has been called.
+
+        Example:
+            >>> closed = asyncio.ensure_future(server.wait_closed())
+            >>> await server.stop()
+            >>> await closed
+        """
         if self._closed is not None:
             await self._closed.wait()
 

@@ -38,6 +38,20 @@ class SharedPV(Handler):
         on_rpc: Returns the answer to a call, or raises an ApplianceError. It may be a coroutine function.
         on_first: Called when the first subscription comes, so that a value is acquired only while someone looks.
         on_last: Called when the last subscription has gone.
+
+    Raises:
+        PVDataError: The initial value is no structure.
+
+    Example:
+        >>> def limited(pv, operation, value):
+        ...     if value["value"] > 10.0:
+        ...         raise ApplianceError("at most 10")
+        ...     pv.post(value)
+        >>> server.add_pv("demo:limited", SharedPV(Value(NTScalar(FLOAT64), 1.0), on_put=limited))
+        >>> await ctx.put("demo:limited", 2.0)
+        >>> await ctx.put("demo:limited", 11.0)
+        Traceback (most recent call last):
+        appliance.errors.RemoteError: demo:limited: at most 10
     """
 
     __slots__ = (
@@ -94,7 +108,20 @@ class SharedPV(Handler):
 
     @classmethod
     def mailbox(cls, initial: Value | StructType) -> SharedPV:
-        """Make a PV that posts whatever is put, with the present time if the client sets none."""
+        """Make a PV that posts whatever is put, with the present time if the client sets none.
+
+        Args:
+            initial: The first value, or its type.
+
+        Returns:
+            The PV.
+
+        Example:
+            >>> server.add_pv("demo:note", SharedPV.mailbox(NTScalar(STRING)))
+            >>> await ctx.put("demo:note", "beam on")
+            >>> (await ctx.get("demo:note"))["value"]
+            'beam on'
+        """
         return cls(initial, on_put=_accept)
 
     @property
@@ -110,7 +137,20 @@ class SharedPV(Handler):
         return Value.from_store(self._kind, self._store.copy(), self._valid)
 
     def open(self, initial: Value | StructType) -> None:
-        """Set the PV's type and first value; an ``open`` after a ``close`` may set another type."""
+        """Set the PV's type and first value; an ``open`` after a ``close`` may set another type.
+
+        Args:
+            initial: The first value, or its type.
+
+        Raises:
+            PVDataError: It is no structure.
+
+        Example:
+            >>> pv = SharedPV()
+            >>> pv.open(Value(NTScalar(STRING), "ready"))
+            >>> pv.current["value"]
+            'ready'
+        """
         value = Value(initial) if isinstance(initial, StructType) else initial
         kind = value.type
         if not isinstance(kind, StructType):
@@ -134,6 +174,12 @@ class SharedPV(Handler):
         """Remove the value: subscribers lose their channels, and new operations wait for ``open``.
 
         Clients open a lost channel again by themselves (as with PVXS), so a subscription survives a change of type.
+
+        Example:
+            >>> pv = SharedPV(Value(NTScalar(STRING), "ready"))
+            >>> pv.close()
+            >>> pv.type is None
+            True
         """
         self._kind = None
         for answer in self._answers.values():
@@ -142,12 +188,27 @@ class SharedPV(Handler):
         for subscription in list(self._subscriptions):
             subscription.channel.close()
 
-    def post(self, value: Any) -> None:
-        """Change the value, and tell the subscribers.
+    def post(self, value: Any, *, timestamp: float | None = None) -> None:
+        """Change the value, and tell the subscribers. Only fields that are given change.
 
-        ``value`` is a Value of the PV's type, whose ``changed`` fields count, or anything that can be assigned to
-        one: a number, a dictionary of fields. Raises PVDataError if it does not fit.
+        Args:
+            value: A Value of the PV's type, whose marked fields count, or anything that can be assigned to one: a number,
+                a text, an array, a dictionary of fields.
+            timestamp: The time of the value, in POSIX seconds (``time.time()``), for the field ``timeStamp``; without it
+                that field stays as it is.
+
+        Raises:
+            PVDataError: The value does not fit the type, or the PV is closed.
+
+        Example:
+            >>> pv = SharedPV(Value(NTScalar(FLOAT64), 1.0))
+            >>> pv.post(2.0)
+            >>> pv.post({"value": 12.5, "alarm": {"severity": 1, "message": "high"}}, timestamp=1700000000.25)
+            >>> pv.current["timeStamp"].to_dict()
+            {'secondsPastEpoch': 1700000000, 'nanoseconds': 250000000, 'userTag': 0}
         """
+        if timestamp is not None:
+            value = self._stamped(value, timestamp)
         kind = self._kind
         if kind is None:
             raise PVDataError("the PV is closed: open it with a value of its type first")
@@ -174,6 +235,15 @@ class SharedPV(Handler):
             update = self._update(bits)
             for subscription in self._subscriptions:
                 subscription.post(update)
+
+    def _stamped(self, value: Any, timestamp: float) -> Value:
+        """Return ``value`` as a Value of this type, with a time."""
+        if self._kind is None:
+            raise PVDataError("the PV is closed: open it with a value of its type first")
+        changed = Value.from_store(self._kind, self._store.copy(), 0)
+        changed.assign(value)
+        changed["timeStamp"] = now_to_time(timestamp)
+        return changed
 
     def _post_plain(self, value: Any) -> None:
         """Post a value that needs no conversion; a subscriber with an empty queue is sent the octets at once."""

@@ -22,6 +22,17 @@ class Handler:
     Methods run on the event loop and must not block; what takes longer is answered later through the operation.
     An exception that is an ApplianceError becomes its text in the answer, any other a line in the log and
     "internal error" in the answer.
+
+    Example:
+        >>> from appliance.server import Handler
+        >>> class Dice(Handler):
+        ...     def init(self, operation):
+        ...         operation.ready(NTScalar(INT32))
+        ...     def get(self, operation):
+        ...         operation.reply(Value(NTScalar(INT32), 6))
+        >>> server.add_pv("demo:dice", Dice())
+        >>> (await ctx.get("demo:dice"))["value"]
+        6
     """
 
     __slots__ = ()
@@ -30,29 +41,56 @@ class Handler:
     """The class of the subscriptions that `subscribe` gets."""
 
     def init(self, operation: Operation) -> None:
-        """Begin a client's GET, PUT, PUT_GET, PROCESS or RPC: call ``operation.ready`` or ``fail``, now or later."""
+        """Begin a client's GET, PUT, PUT_GET, PROCESS or RPC: call ``operation.ready`` or ``fail``, now or later.
+
+        Args:
+            operation: The client's request, and the ways to answer it.
+        """
         operation.fail("this PV does not support the operation")
 
     def get(self, operation: Operation) -> None:
-        """Answer with ``operation.reply*``."""
+        """Answer a GET with ``operation.reply``, now or later.
+
+        Args:
+            operation: The client's request, and the ways to answer it.
+        """
         operation.fail("this PV cannot be read")
 
     def put(self, operation: Operation, value: Value) -> None:
-        """Use ``value``, whose ``changed`` bits say what the client sent; answer with ``operation.done``."""
+        """Take a PUT; answer with ``operation.done``, now or later.
+
+        Args:
+            operation: The client's request, and the ways to answer it.
+            value: What the client sent; its marks say which fields.
+        """
         del value
         operation.fail("this PV is read only")
 
     def put_get(self, operation: Operation, value: Value) -> None:
-        """Use ``value``, then answer with the PV's value by ``operation.reply``."""
+        """Take a PUT_GET; answer with the PV's value by ``operation.reply``.
+
+        Args:
+            operation: The client's request, and the ways to answer it.
+            value: What the client sent; its marks say which fields.
+        """
         del value
         operation.fail("this PV has no PUT_GET; use PUT and GET")
 
     def process(self, operation: Operation) -> None:
-        """Process; answer with ``operation.done``."""
+        """Process; answer with ``operation.done``.
+
+        Args:
+            operation: The client's request, and the ways to answer it.
+        """
         operation.fail("this PV cannot be processed")
 
     def rpc(self, operation: Operation, argument: Value | None) -> None:
-        """Call; answer with ``operation.reply``."""
+        """Answer a call (RPC) with ``operation.reply``, now or later.
+
+        Args:
+            operation: The client's request, and the ways to answer it.
+            argument: What the client sent; None if it is empty.
+        """
         del argument
         operation.fail("this PV cannot be called")
 
@@ -61,7 +99,11 @@ class Handler:
         raise NotImplementedError
 
     def subscribe(self, subscription: Subscription) -> None:
-        """Begin a client's MONITOR: call ``ready`` or ``fail``; then ``post`` the present value."""
+        """Begin a client's MONITOR: call ``ready`` or ``fail``; then ``post`` the present value.
+
+        Args:
+            subscription: The client's subscription.
+        """
         subscription.fail("this PV cannot be monitored")
 
     def counted_as(self) -> Hashable:
@@ -69,13 +111,26 @@ class Handler:
         return self
 
     def unsubscribe(self, subscription: Subscription) -> None:
-        """Handle that the MONITOR has ended."""
+        """Handle that the MONITOR has ended.
+
+        Args:
+            subscription: The client's subscription.
+        """
 
     def flow(self, subscription: Subscription) -> None:
-        """Handle that the client started or stopped the MONITOR: see ``subscription.running``."""
+        """Handle that the client started or stopped the MONITOR: see ``subscription.running``.
+
+        Args:
+            subscription: The client's subscription.
+        """
 
     def introspect(self, operation: Operation, field: str) -> None:
-        """Answer with ``operation.reply_field``."""
+        """Answer GET_FIELD with ``operation.reply_field``.
+
+        Args:
+            operation: The client's request, and the ways to answer it.
+            field: The path of the field whose type is wanted; empty for the whole.
+        """
         del field
         operation.fail("the type of this PV is not known")
 
@@ -83,16 +138,31 @@ class Handler:
         """Handle that the client cancelled the request in progress: ``operation`` is dead, its answers are dropped.
 
         The requests that follow come with another Operation, which has the same ``state``.
+
+        Args:
+            operation: The request that was cancelled.
         """
 
     def closed(self, operation: Operation) -> None:
-        """Handle that the operation has ended."""
+        """Handle that the operation has ended.
+
+        Args:
+            operation: The operation.
+        """
 
     def attached(self, channel: Channel) -> None:
-        """Handle that a client has opened a channel of this handler."""
+        """Handle that a client has opened a channel of this handler.
+
+        Args:
+            channel: The client's channel.
+        """
 
     def detached(self, channel: Channel) -> None:
-        """Handle that a channel of this handler is gone, and all its operations with it."""
+        """Handle that a channel of this handler is gone, and all its operations with it.
+
+        Args:
+            channel: The client's channel.
+        """
 
 
 class Later:
@@ -140,15 +210,43 @@ class Later:
 
 
 class Source(ABC):
-    """Names and their handlers."""
+    """Names and their handlers.
+
+    Example:
+        >>> from appliance.server import Source
+        >>> class Squares(Source):
+        ...     def claims(self, name, host):
+        ...         return name.startswith("square:")
+        ...     def open(self, name, peer):
+        ...         return SharedPV(Value(NTScalar(INT32), int(name[7:]) ** 2)) if self.claims(name, "") else None
+        >>> server.add_source("squares", Squares())
+        >>> (await ctx.get("square:12"))["value"]
+        144
+    """
 
     @abstractmethod
     def claims(self, name: str, host: str) -> bool:
-        """Whether a search for ``name`` from ``host`` is answered. Asked often: must be quick."""
+        """Whether a search for a name is answered. It is asked often, so it must be quick.
+
+        Args:
+            name: The PV's name.
+            host: The address that the search came from.
+
+        Returns:
+            Whether this source has the PV.
+        """
 
     @abstractmethod
     def open(self, name: str, peer: Credentials) -> Handler | Later | None:
-        """Return the handler of ``name``, perhaps later; None leaves the name to the next source."""
+        """Return the handler of a name.
+
+        Args:
+            name: The PV's name.
+            peer: Who opens it.
+
+        Returns:
+            The handler, perhaps later; None leaves the name to the next source.
+        """
 
     def promise(self, name: str, host: str, asker: Hashable, tell: Callable[[], None]) -> None:
         """Call ``tell`` if the source comes to claim ``name`` soon, after it did not when ``host`` searched for it.
@@ -164,12 +262,25 @@ class Source(ABC):
         del name, host, asker, tell
 
     def names(self) -> Iterable[str]:
-        """Return the names to list (``pvxlist``); a source that makes PVs on demand lists none."""
+        """Return the names to list (``pvxlist``); a source that makes PVs on demand lists none.
+
+        Returns:
+            The names.
+        """
         return ()
 
 
 class StaticSource(Source):
-    """A dictionary of PVs."""
+    """A dictionary of PVs.
+
+    Example:
+        >>> from appliance.server import StaticSource
+        >>> source = StaticSource()
+        >>> source.pvs["demo:level"] = SharedPV(Value(NTScalar(FLOAT64), 0.5))
+        >>> server.add_source("mine", source)
+        >>> (await ctx.get("demo:level"))["value"]
+        0.5
+    """
 
     def __init__(self) -> None:
         self.pvs: dict[str, Handler] = {}

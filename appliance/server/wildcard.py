@@ -17,6 +17,14 @@ class WildcardSource(Source):
         pattern: A name in which each asterisk stands for any text, also none.
         make: Gives the handler by the name and what the asterisks stood for; None where there is no such PV.
         max_pvs: Handlers that are kept at the most: names are chosen by clients.
+
+    Example:
+        >>> from appliance.server import WildcardSource
+        >>> def make(name, parts):
+        ...     return SharedPV.mailbox(Value(NTScalar(STRING), f"motor {parts[0]}"))
+        >>> server.add_source("motors", WildcardSource("demo:motor:*", make))
+        >>> (await ctx.get("demo:motor:7"))["value"]
+        'motor 7'
     """
 
     def __init__(

@@ -52,9 +52,10 @@ async def listen(
         host = endpoint.host
         try:
             found = await loop.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it cannot be the name of a host"
             raise TransportError(
-                f"the interface address {host} does not resolve: {error.strerror}; correct intf_addr_list (EPICS_PVAS_INTF_ADDR_LIST)"
+                f"the interface address {host} does not resolve: {why}; correct intf_addr_list (EPICS_PVAS_INTF_ADDR_LIST)"
             ) from error
         *_, address = found[0]
         first = str(address[0])

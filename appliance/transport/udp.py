@@ -391,7 +391,7 @@ async def resolve_datagram_address(endpoint: Endpoint, default_port: int) -> Soc
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(endpoint.host, port, type=socket.SOCK_DGRAM)
-    except OSError:
+    except (OSError, UnicodeError):  # the latter: it cannot be the name of a host, as "a..b"
         return None
     for wanted in (socket.AF_INET, socket.AF_INET6):
         for family, _, _, _, address in found:

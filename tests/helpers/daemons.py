@@ -28,6 +28,7 @@ class Reporting:
         self.environ = {**kept, "PYTHONPATH": str(ROOT), "NOTIFY_SOCKET": self.address, **variables}
         self.log = ""
         self.said: list[str] = []
+        self._more = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -47,6 +48,17 @@ class Reporting:
     async def _read(self, stream: asyncio.StreamReader) -> None:
         while line := await stream.readline():
             self.log += line.decode(errors="replace")
+            self._more.set()
+
+    async def logged(self, text: str) -> None:
+        """Wait until its log holds ``text``."""
+        try:
+            async with asyncio.timeout(LIMIT_S):
+                while text not in self.log:
+                    self._more.clear()
+                    await self._more.wait()
+        except TimeoutError:
+            raise AssertionError(f"never logged {text!r}:\n{self.log}") from None
 
     async def until(self, fits: Callable[[str], bool]) -> str:
         """Return the next status for which ``fits`` is true; ``READY`` stands before the one with which it became ready."""

@@ -199,7 +199,8 @@ def _shape(shape: dict[str, Any], definitions: dict[str, Any]) -> str:
         of = _shape(shape["items"], definitions)
         return f"list of {of}s" if of != "mapping" else "list of mappings"
     if kind == "object":
-        return f"mapping of names to {_shape(shape['additionalProperties'], definitions)}s"
+        of = _shape(shape["additionalProperties"], definitions)
+        return f"mapping of names to {of}" if " or " in of else f"mapping of names to {of}s"
     bounds = [_number(shape[key]) if key in shape else "" for key in ("minimum", "maximum")]
     if any(bounds):
         low, high = bounds

@@ -460,8 +460,11 @@ class Keeper:
         kept.facts, kept.past, kept.said, kept.logged = facts, Past(), "", ("", False)
         kept.new_key = False
         kept.spread = self._dice()
-        by = facts.cadence
+        by, keychain = facts.cadence, kept.keychain
         until = f"renew by {format_date(by)}" if by is not None else f"until {format_date(facts.not_after)}"
+        if facts.state is CertState.PENDING_APPROVAL and keychain is not None:
+            ident = shown_id(keychain.issuer_id, keychain.serial)
+            until = f"an administrator approves it with: pvxcert --approve {ident}"
         _log.info(
             "%s: the certificate is %s, %s", kept.path, facts.state.value, until,
             extra=self._extra(kept, "keychain-renewed"),

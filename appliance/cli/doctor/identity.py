@@ -133,8 +133,8 @@ def check_keychain(effective: Effective[Any], report: Report, role: str) -> Keyc
         secret = "password" in str(error)
         named = f"the password was read from {password.source}" if password else "no password file is set"
         if not password and password.source:
-            named = f"the password file {password.source} is empty, or begins with an empty line"
-            remedy = "write the password into the first line of that file"
+            named = f"the password in {password.source} is empty, or the file begins with an empty line"
+            remedy = "write the password there, into the first line if that is a file"
         report.problem(
             "password" if secret else "keychain",
             f"{path}: {what}",

@@ -140,6 +140,7 @@ async def test_a_name_waits_for_its_approval_and_survives_a_kill(tmp_path: Path)
             keychain = there(home / "client.p12")
             assert keychain.certificate is not None
             assert config_pv(keychain.certificate).startswith(f"CERT:CONFIG:{keychain.issuer_id}:")
+            await daemon.logged(f"pvxcert --approve {keychain.cert_id}")
             async with secure(service, admin_keychain(cms)) as admin:
                 await admin.put(keychain.status_pv, {"state": "APPROVED"})
             await daemon.until(lambda text: ": VALID, renew by " in text)

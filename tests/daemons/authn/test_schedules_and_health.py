@@ -83,6 +83,22 @@ def test_the_holder_may_look_and_not_change(site, shift):
     assert other.run("pvxcert", "-S", "show", identifier).status == 1
 
 
+def test_the_holder_sees_its_hours_also_when_it_is_off_them(site, shift):
+    account, identifier = shift
+    later = hours(6, 7)
+    assert site.administrator().run("pvxcert", "-S", later, identifier).status == 0
+    _, begin, end = later.split(",")
+    shown = account.run("pvxcert", "-w", "2", "-S", "show")
+    assert shown.status == 0, shown.err
+    assert f"  Every day {begin} - {end} UTC" in shown.out.splitlines()
+    assert "Status        : SCHEDULED_OFFLINE" in shown.out
+    assert "your certificate is SCHEDULED_OFFLINE" in shown.err
+    assert "what the certificate's status says" in shown.err
+    facts = json.loads(account.run("pvxcert", "-w", "2", "-S", "show", "--json", identifier).out)
+    assert (facts["state"], facts["schedule"][0]["start_time"]) == ("SCHEDULED_OFFLINE", begin)
+    assert account.run("pvxcert", "-w", "2", "-S", "none", identifier).status == 1
+
+
 def test_health_and_metrics_are_shown_to_everybody(site):
     account = site.account()
     done = account.run("pvxcert", "-H")

@@ -292,6 +292,23 @@ async def test_who_has_only_the_public_key_renews_nothing_that_was_approved(tmp_
         await unmoved(site, first, anyone, "does not prove that the certificate is yours", proof=recorded)
 
 
+async def test_a_recorded_request_renews_once(tmp_path, idp):
+    """Somebody on the network sends again what the holder sent, within the time in which its proof is good."""
+    async with At(tmp_path, idp) as (site, peer), plain(site.service) as anyone:
+        first = await approved(site, peer)
+        await site.later(minutes=30)
+        recorded = site.request()
+        assert (await anyone.rpc(CREATE, recorded))["cert"] == ""
+        before = site.row(first)
+        assert before.renew_by == EPOCH + 1800 + 3600
+        await site.later(minutes=10)
+        with pytest.raises(RemoteError, match="each signature counts once"):
+            await anyone.rpc(CREATE, recorded)
+        assert site.row(first) == before
+        assert (await site.ask(anyone))["cert"] == ""
+        assert site.row(first).renew_by == EPOCH + 2400 + 3600
+
+
 async def test_the_connection_with_the_certificate_proves_it_too(tmp_path, idp):
     async with At(tmp_path, idp) as (site, peer):
         first = await approved(site, peer)

@@ -49,6 +49,8 @@ def test_an_answer_is_read():
     value = Value(REPLY_TYPE, {"cert": "PEM", "state": "VALID", "issuer": "ABCD0123", "serial": 7})
     reply = read_reply(value)
     assert reply == CertReply(CertState.VALID, "abcd0123", 7, "PEM", "")
+    of_others = StructType([("cert", STRING), ("state", STRING)])
+    assert read_reply(Value(of_others, {"cert": "PEM", "state": "VALID"})).knows_zones is False
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 
 from appliance.authn.ccr import CertRequest
-from appliance.authn.proof import FRESH_S, MAX_PROOF, check_proof, make_proof
+from appliance.authn.proof import FRESH_S, MAX_PROOF, UsedProofs, check_proof, make_proof
 from appliance.certs.profiles import KEY_ALGORITHMS, generate_key
 from appliance.certs.san import San
 from appliance.certs.schedule import Window
@@ -105,3 +105,25 @@ def test_the_time_of_the_proof_cannot_be_changed():
     version, _, signature = make_proof(REQUEST, EC, made=1000).split(".")
     with pytest.raises(CertificateError, match="false"):
         check_proof(f"{version}.5000.{signature}", REQUEST, EC.public_key(), now=5000)
+
+
+def test_a_proof_counts_once_whatever_its_signature_looks_like():
+    used = UsedProofs(most=2)
+
+    def good(made, *, now=1000.0):
+        # A key of an elliptic curve makes another signature each time.
+        return check_proof(make_proof(REQUEST, EC, made=made), REQUEST, EC.public_key(), now=now, used=used)
+
+    assert good(1000)
+    # Who asks twice in one second signs the same twice.
+    assert good(1000, now=1004.0)
+    assert not good(1000, now=1006.0)
+    # Wherever the clock goes.
+    assert not good(1000, now=990.0)
+    assert good(1001)
+    # One that is not fresh is not remembered, so a stranger's old ones push nothing out.
+    assert not good(1002, now=9000.0)
+    assert not good(1000, now=1100.0)
+    assert good(1002, now=1100.0)
+    assert good(1003, now=1100.0)
+    assert len(used._seen) == 2

@@ -553,3 +553,18 @@ def test_what_a_token_stands_for_does_not_replace_somebody_elses_keychain(tmp_pa
     asking._check_token_identity(existing, S.ca.keychain("operator"), "x:1")
     with pytest.raises(KeychainError, match=r"keychain of CN=operator.*x:1.*CN=bob.*--force"):
         asking._check_token_identity(existing, S.ca.keychain("bob"), "x:1")
+
+
+@pytest.mark.parametrize("knows_zones", [True, False])
+def test_hours_of_a_zone_are_not_taken_for_utc_in_silence(tmp_path, knows_zones):
+    """The C++ service of 2026 passes the zone over and answers with the hours that it was asked for."""
+    settings = std_settings(tmp_path, S.ca.expired(), schedule=["1,08:00,17:00"], time_zone="Europe/Berlin")
+    assert settings.time_zone == "Europe/Berlin"
+    said = []
+    asking = Requester(settings, Trusting(), say=said.append, timeout_s=1)
+    zone = "Europe/Berlin" if knows_zones else ""
+    reply = CertReply(
+        CertState.VALID, "", 7, "PEM", "", schedule=settings.schedule, time_zone=zone, knows_zones=knows_zones
+    )
+    asking._tell_if_other_schedule(reply)
+    assert [("takes the hours for UTC" in text) for text in said] == ([] if knows_zones else [True])

@@ -218,6 +218,8 @@ def test_each_package_of_an_extra_is_missed(
         ("authnstd", ["--no-config-pv"], "--no-config-pv has no effect without -D"),
         ("authnstd", ["-u", "server", "-u", "ioc"], "-u server and -u ioc both write"),
         ("authnstd", ["-u", "client", "-u", "client"], "-u client is given twice"),
+        ("authnstd", ["-u", "client", "-u", "server", "-n", "x"], "ask for two certificates of the name x"),
+        ("authnstd", ["-D", "-u", "client", "-u", "ioc"], "use -u ioc, which is for both ends"),
         ("authnstd", ["--if-due", "--new-key"], "--if-due and --new-key cannot be used together"),
         ("authnstd", ["-D", "--force"], "-D and --force cannot be used together"),
         ("authnstd", ["-D", "--check-due"], "-D and --check-due cannot be used together"),

@@ -7,7 +7,7 @@ import pytest
 from appliance.certs.san import San, canonical
 from appliance.certs.schedule import Schedule, read_windows
 from appliance.certs.status import CertState
-from appliance.cms.inherit import approved_before
+from appliance.cms.inherit import approved_before, may_supersede
 from appliance.cms.model import NewCertificate, san_text
 from appliance.cms.renewal import Fresh, Renewed, judge
 from appliance.cms.store import IN_DOUBT, CertRecord
@@ -269,3 +269,30 @@ SHIFT = Schedule(read_windows([("1", "08:00", "17:00")]), "Europe/Berlin")
 def test_an_approval_of_some_hours_is_inherited_with_these_hours_only(asked, had, inherited):
     old = std_record(schedule=had.to_text(), state=CertState.EXPIRED)
     assert approved_before(std(not_after=at(30 * DAY), schedule=asked), [old]) is inherited
+
+
+# -- what nobody knows to be delivered ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "state", "gives_way"),
+    [
+        (std(skid="bb", proved=False, approval_needed=False), VALID, False),
+        (std(skid="bb", proved=True, approval_needed=False), VALID, False),
+        (std(skid="bb", proved=False, inherit_unproven=True), VALID, False),
+        (std(skid="bb", proved=False, approval_needed=False), DUE, False),
+        (std(skid="aa", proved=False, approval_needed=False), VALID, True),
+        (std(skid="aa", proved=True), VALID, True),
+        (std(skid="bb", proved=False, peer_serial=7), VALID, True),
+        (std(skid="bb", proved=False), CertState.PENDING_APPROVAL, True),
+    ],
+)
+def test_a_stranger_does_not_end_a_certificate_whose_delivery_is_in_doubt(asked, state, gives_way):
+    old = std_record(delivered=IN_DOUBT, state=state)
+    granted = not asked.approval_needed or asked.inherit_unproven
+    assert bool(may_supersede(asked, old, state, granted=granted, proven=False)) is gives_way
+
+
+def test_who_proves_the_name_gets_it_back_after_a_crash():
+    old = std_record(delivered=IN_DOUBT)
+    assert may_supersede(std(skid="bb"), old, VALID, granted=True, proven=True)

@@ -20,6 +20,7 @@ from appliance.config.files import (
     write_private,
     write_public,
 )
+from appliance.config.keychain_path import split_password
 from appliance.config.secret import Secret
 from appliance.errors import ConfigurationError, KeychainError
 from tests.helpers.pki import site
@@ -254,9 +255,25 @@ def test_an_empty_password_file_is_named_with_the_setting_that_names_it(tmp_path
     secret = Secret.first_line(tmp_path / "pwd", setting="EPICS_PVA_TLS_KEYCHAIN_PWD_FILE")
     assert not secret
     assert f"{tmp_path}/pwd, named by EPICS_PVA_TLS_KEYCHAIN_PWD_FILE, is empty" in secret.finding
-    with pytest.raises(KeychainError, match=r"its password file is empty: .*PWD_FILE") as caught:
+    with pytest.raises(KeychainError, match=r"the one in .*PWD_FILE\) is empty") as caught:
         load_keychain(dump_keychain(site().client, b"secret"), secret)
     assert "none was given" not in str(caught.value)
+
+
+def test_a_wrong_password_names_where_it_came_from(tmp_path):
+    data = dump_keychain(site().client, b"secret")
+    write_private(tmp_path / "pwd", b"wrong")
+    in_file = Secret.first_line(tmp_path / "pwd", setting="EPICS_PVA_TLS_KEYCHAIN_PWD_FILE")
+    _, behind_name = split_password("/k.p12;wrong", "EPICS_PVA_TLS_KEYCHAIN")
+    _, nothing_behind = split_password("/k.p12;", "EPICS_PVA_TLS_KEYCHAIN")
+    for password, why in (
+        (in_file, rf"check the password in {tmp_path}/pwd \(EPICS_PVA_TLS_KEYCHAIN_PWD_FILE\)$"),
+        (behind_name, r"check the password in EPICS_PVA_TLS_KEYCHAIN$"),
+        (nothing_behind, r"the one in EPICS_PVA_TLS_KEYCHAIN is empty"),
+        (b"wrong", r"check the password$"),
+    ):
+        with pytest.raises(KeychainError, match=why):
+            load_keychain(data, password)
 
 
 def left(directory, name, *, process, age_s):

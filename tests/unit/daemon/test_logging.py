@@ -85,10 +85,50 @@ def test_secrets_are_taken_out_of_message_arguments_fields_and_exceptions(fmt, s
 
 
 @pytest.mark.parametrize(
-    "text", ["an eyJ of no length", "BEGIN CERTIFICATE", "CERT:STATUS:47530d89:1", "the token was refused"]
+    "text",
+    [
+        "an eyJ of no length",
+        "BEGIN CERTIFICATE",
+        "CERT:STATUS:47530d89:1",
+        "the token was refused",
+        "get-token: cannot reach the identity provider",
+        "/usr/local/bin/get-token: No such file or directory",
+        "/etc/spva/keychain/client.token: mode 0644 lets any user read this secret",
+        "cannot read /run/credentials/x/secret: Permission denied",
+        "/etc/spva/client.secret: cannot read it",
+    ],
 )
 def test_other_text_stays(text):
     assert redact(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "token: HUNTER2x",
+        "token: HUNTER2x is wrong",
+        "token=HUNTER2x",
+        "get-token: HUNTER2x is my answer",
+        "get-token=HUNTER of mine",
+        "/usr/bin/get-token: HUNTER2x",
+        "https://idp.lab/token?token=HUNTER of mine",
+        "access_token: HUNTER2x",
+        "refresh_token=HUNTER2x&grant=1",
+        "x-auth-token: HUNTER2x",
+        "{'client_secret': 'HUNTER of mine'}",
+        '{"password":"HUNTER of mine", "user": "a"}',
+        '"password": HUNTER2x',
+        "clientSecret=HUNTER2x",
+        "password: HUNTER of mine",
+        "user-password: HUNTER of mine",
+        "password='HUNTER of mine",
+    ],
+)
+def test_a_value_with_the_name_of_a_secret_never_shows(text):
+    shown = redact(text)
+    assert "HUNTER" not in shown
+    assert "***" in shown
+    assert len(shown) < len(text) + 3
 
 
 def test_a_peers_text_cannot_start_a_line_of_its_own():
@@ -98,7 +138,18 @@ def test_a_peers_text_cannot_start_a_line_of_its_own():
 
 
 @pytest.mark.parametrize(
-    "part", ["eyJaa-", "eyJaa", "-----BEGIN ", "-----BEGIN A PRIVATE KEY-----", "secret ", "bearer "]
+    "part",
+    [
+        "eyJaa-",
+        "eyJaa",
+        "-----BEGIN ",
+        "-----BEGIN A PRIVATE KEY-----",
+        "secret ",
+        "bearer ",
+        "token: a b",
+        'token:"',
+        "/token: ",
+    ],
 )
 def test_redaction_takes_time_in_proportion_to_the_text(part):
     start = time.process_time()

@@ -19,6 +19,9 @@ from appliance.gateway.options import level, log_as, parser
 from tests.helpers.pki import site, write_keychain
 from tests.unit.gateway.test_p4p_json import SMALL
 
+START_S = 600
+"""A process that starts takes as long as the machine needs."""
+
 CONFIG = {**SMALL, "servers": [{"name": "s", "clients": ["c"], "access": "a.acf", "pvlist": "p.pvlist"}]}
 
 
@@ -158,6 +161,7 @@ def test_a_keychain_that_cannot_be_used_is_an_error_unless_plain_tcp_is_asked_fo
     assert "on_no_keychain=fallback-to-tcp" in said
 
 
+@pytest.mark.timeout(START_S)
 @pytest.mark.parametrize("side", ["clients.c", "servers.s"])
 def test_a_gateway_does_not_start_without_a_keychain_that_is_named(files, side):
     pva = f"pva: {{tls_keychain: {files}/no.p12}}"
@@ -169,7 +173,7 @@ def test_a_gateway_does_not_start_without_a_keychain_that_is_named(files, side):
         [sys.executable, "-m", "appliance.gateway.daemon", str(files / "gw.yml")],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=START_S,
         check=False,
     )
     assert ended.returncode == 1
@@ -195,6 +199,7 @@ def test_a_put_log_without_a_directory_is_an_error(files, capsys):
     assert error.startswith(f"Error: {files}/gw.yml:2: servers.s.put_log: there is no directory {files}/no")
 
 
+@pytest.mark.timeout(START_S)
 @pytest.mark.parametrize("how", [["-T"], []])
 def test_a_put_log_that_is_a_directory_is_an_error_before_the_start(files, how):
     (files / "gw.yml").write_text(
@@ -205,7 +210,7 @@ def test_a_put_log_that_is_a_directory_is_an_error_before_the_start(files, how):
         capture_output=True,
         check=False,
         text=True,
-        timeout=100,
+        timeout=START_S,
     )
     assert done.returncode == 1
     assert f"{files}/gw.yml:3: servers.s.put_log: {files} is not a regular file" in done.stderr
@@ -324,11 +329,12 @@ def log_with(tmp_path: Path, more: str, script: str = WRITES) -> tuple[str, str]
     subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "logging.json")],
         check=True,
-        timeout=30,
+        timeout=START_S,
     )
     return (tmp_path / "all.log").read_text(), (tmp_path / "puts.log").read_text()
 
 
+@pytest.mark.timeout(START_S)
 def test_a_logging_file_for_p4p_works_as_it_is(tmp_path):
     everything, puts = log_with(tmp_path, "")
     assert everything == "p4p.gw INFO one\n"

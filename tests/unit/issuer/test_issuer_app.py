@@ -309,6 +309,28 @@ async def test_each_user_gets_tokens_for_its_own_name_only(users: Site) -> None:
         )
 
 
+async def test_a_users_own_claims_are_in_its_tokens_and_in_no_others(tmp_path) -> None:
+    claims = {"hosts": ["dns=ioc7.lab", "10.0.0.7"], "level": 3, "shift": True, "group": "ioc-hosts"}
+    config = IssuerConfig(
+        users={
+            "softioc": User(password_hash=passwords.hash_password("secret"), claims=claims),
+            "jane": User(password_hash=passwords.hash_password("battery staple")),
+        }
+    )
+    async with site(config, tmp_path) as it:
+
+        def told(token):
+            return jwt.decode(token, options={"verify_signature": False})
+
+        own = told(await it.token())
+        assert {name: own[name] for name in claims} == claims
+        assert (own["sub"], own["iss"]) == ("softioc", ISS)
+        other = told(await it.token(sub="jane", password="battery staple"))
+        assert not set(claims) & set(other)
+        _, _, text = await it.ask("/.well-known/openid-configuration")
+        assert set(claims) < set(json.loads(text)["claims_supported"])
+
+
 async def test_guessing_is_slowed_down_and_the_right_password_waits_too(users: Site) -> None:
     for _ in range(10):
         assert (await users.ask("/default/token", params={"sub": "jane", "password": "guess"}))[0] == 403

@@ -51,6 +51,21 @@ def test_a_file_is_read() -> None:
             "make one",
         ),
         ("users: {x: {password: plain}}", "unknown key"),
+        *(
+            (f"users: {{x: {{password_hash: '{HASH}', claims: {claims}}}}}", why)
+            for claims, why in (
+                ("{exp: 4102444800}", "exp is one of the issuer's own claims"),
+                ("{sub: admin}", "sub is one of the issuer's own claims"),
+                ("{cnf: x}", "cnf is one of the issuer's own claims"),
+                ("{groups: {a: b}}", "claims"),
+                ("{groups: null}", "claims"),
+                ("{groups: ['%s']}" % ("x" * 300), "claims"),
+                ("{groups: '%s'}" % ("x" * 2100), "more than 2048 bytes"),
+                ("{'': x}", "claims"),
+                ("{level: 99999999999999999999}", "claims"),
+                ("{level: 1.5}", "claims"),
+            )
+        ),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(change: str, why: str) -> None:

@@ -32,6 +32,7 @@ def test_the_clients_share_their_errors(module: object) -> None:
     [
         (errors.OperationTimeoutError("late"), TimeoutError),
         (errors.ChannelClosedError("gone"), _errors.Disconnected),
+        (errors.ChannelClosedError("gone"), _errors.RemoteError),
         (errors.AccessDeniedError("no"), _errors.RemoteError),
         (errors.RemoteError("no"), _errors.RemoteError),
         (errors.KeychainError("no file"), RuntimeError),
@@ -41,7 +42,7 @@ def test_an_error_of_ours_becomes_the_one_that_a_program_expects(
     ours: Exception, theirs: type[Exception]
 ) -> None:
     error = _errors.p4p_error(ours)
-    assert type(error) is theirs
+    assert isinstance(error, theirs)
     assert str(error) == str(ours)
 
 

@@ -111,6 +111,13 @@ class Wire(asyncio.Transport):
         pass
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine a message takes longer than a slice of time and would wait for another turn: another test's matter."""
+    for name in ("SLICE_S", "TURN_S"):
+        monkeypatch.setattr(f"appliance.transport.turns.{name}", 3600.0)
+
+
 class World:
     """A peer, its host and the client's half of the protocol."""
 

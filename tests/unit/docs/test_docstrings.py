@@ -1,0 +1,185 @@
+"""Each public docstring says what a program needs, and its example runs against a real server."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import contextlib
+import doctest
+import inspect
+import io
+import traceback
+from collections.abc import AsyncIterator
+from typing import Any, NamedTuple
+
+import pytest
+
+import appliance
+from appliance import (
+    FLOAT64,
+    ArrayType,
+    Context,
+    NTEnum,
+    NTScalar,
+    Server,
+    SharedPV,
+    Value,
+)
+from tests.helpers.public_names import public_names
+
+TO_OVERRIDE = {"appliance.server.Handler", "appliance.server.Source", "appliance.server.AccessPolicy"}
+"""Programs define the methods of these themselves: the example is the class's."""
+
+GIVEN = {
+    *(
+        "appliance.Effective",
+        "appliance.client.Monitor",
+        "appliance.server.Operation",
+        "appliance.server.Subscription",
+    ),
+    *(
+        "appliance.server.Channel",
+        "appliance.server.AccessPolicy",
+        "appliance.pvdata.View",
+        "appliance.pvdata.ScalarType",
+    ),
+}
+"""Programs get objects of these classes, and do not make them: how they are made is internal."""
+
+
+class Documented(NamedTuple):
+    """A public class, function or method."""
+
+    path: str
+    thing: Any
+    owner: type | None
+
+    @property
+    def text(self) -> str:
+        return inspect.getdoc(self.thing) or ""
+
+    @property
+    def is_error(self) -> bool:
+        return inspect.isclass(self.thing) and issubclass(self.thing, BaseException)
+
+
+def documented() -> list[Documented]:
+    found = []
+    for name in public_names():
+        thing = name.thing
+        if name.home != name.module or not (inspect.isclass(thing) or inspect.isroutine(thing)):
+            continue
+        found.append(Documented(name.path, thing, None))
+        for member in name.members:
+            method = getattr(thing, member, None)
+            if inspect.isroutine(method):
+                found.append(Documented(f"{name.path}.{member}", method, thing))
+    return found
+
+
+ALL = documented()
+PARSER = doctest.DocTestParser()
+CHECKER = doctest.OutputChecker()
+
+
+def examples(text: str) -> list[doctest.Example]:
+    return PARSER.get_examples(text)
+
+
+@pytest.mark.parametrize("item", ALL, ids=lambda item: item.path)
+def test_a_public_docstring_names_every_argument_and_what_comes_back(item: Documented) -> None:
+    assert item.text, "it has no docstring"
+    made_here = inspect.isclass(item.thing) and "__init__" in vars(item.thing) and item.path not in GIVEN
+    if item.is_error or (inspect.isclass(item.thing) and not made_here):
+        return
+    text = item.text
+    listed = text.partition("Args:\n")[2]
+    signature = inspect.signature(item.thing)
+    for name, parameter in signature.parameters.items():
+        if name != "self" and not name.startswith("_"):
+            assert f"    {name}: " in listed, (
+                f"Args does not name {name}, which is {parameter.kind.description}"
+            )
+    if inspect.isclass(item.thing) or isinstance(item.thing, property):
+        return
+    if signature.return_annotation not in ("None", "Self", None):
+        assert any(word in text for word in ("Returns:\n", "Yields:\n", "Whether ")), (
+            "it does not say what it returns"
+        )
+
+
+@pytest.mark.parametrize("item", ALL, ids=lambda item: item.path)
+def test_a_public_docstring_has_an_example(item: Documented) -> None:
+    if item.is_error and item.thing is not appliance.ApplianceError:
+        return
+    if item.owner is not None and item.path.rpartition(".")[0] in TO_OVERRIDE:
+        return
+    assert examples(item.text)
+
+
+@pytest.fixture
+async def site(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[dict[str, Any]]:
+    """Serve the PVs of the examples, set the environment so that programs find them, and give the names that examples use."""
+    for variable, text in {
+        "EPICS_PVA_AUTO_ADDR_LIST": "NO",
+        "EPICS_PVAS_INTF_ADDR_LIST": "127.0.0.1",
+        "EPICS_PVAS_SERVER_PORT": "0",
+        "EPICS_PVAS_BROADCAST_PORT": "0",
+        "EPICS_PVA_TLS_KEYCHAIN": "",
+    }.items():
+        monkeypatch.setenv(variable, text)
+    server = Server()
+    temperature = Value(NTScalar(FLOAT64, display=True), {"value": 21.5, "display.units": "C"})
+    server.add_pv("demo:temperature", SharedPV(temperature))
+    server.add_pv("demo:setpoint", SharedPV.mailbox(Value(NTScalar(FLOAT64), 4.0)))
+    server.add_pv("demo:mode", SharedPV.mailbox(Value(NTEnum(), {"value.choices": ["off", "on"]})))
+    server.add_pv("demo:waveform", SharedPV.mailbox(NTScalar(ArrayType(FLOAT64))))
+    server.add_pv("demo:sum", SharedPV(on_rpc=_sum))
+    async with server:
+        monkeypatch.setenv("EPICS_PVA_ADDR_LIST", f"127.0.0.1:{server.udp_port}")
+        names = {name: getattr(appliance, name) for name in appliance.__all__}
+        async with Context() as ctx:
+            yield {**names, "appliance": appliance, "asyncio": asyncio, "server": server, "ctx": ctx}
+
+
+def _sum(pv: SharedPV, operation: Any, argument: Value | None) -> Value:
+    assert argument is not None
+    return Value(NTScalar(FLOAT64), argument["query.a"] + argument["query.b"])
+
+
+async def run(text: str, names: dict[str, Any]) -> None:
+    """Run the examples of a docstring as ``python -m asyncio`` does, and compare what they show."""
+    for example in examples(text):
+        shown = io.StringIO()
+        said = ""
+        code = compile(
+            example.source, "<example>", "single", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True
+        )
+        with contextlib.redirect_stdout(shown):
+            try:
+                result = eval(code, names)
+                if inspect.isawaitable(result):
+                    await asyncio.wait_for(result, 60.0)
+            except Exception as error:
+                said = traceback.format_exception_only(error)[-1]
+                assert example.exc_msg is not None, f"{example.source}{said}"
+        if example.exc_msg is not None:
+            assert CHECKER.check_output(example.exc_msg, said, doctest.ELLIPSIS), f"{example.source}{said}"
+        else:
+            assert CHECKER.check_output(example.want, shown.getvalue(), doctest.ELLIPSIS), (
+                f"{example.source}{shown.getvalue()}"
+            )
+
+
+@pytest.mark.parametrize("item", [item for item in ALL if examples(item.text)], ids=lambda item: item.path)
+async def test_the_example_of_a_public_docstring_runs_and_shows_what_it_says(
+    item: Documented, site: dict[str, Any]
+) -> None:
+    await run(item.text, site)
+
+
+def test_help_shows_arguments_and_example(capsys: pytest.CaptureFixture[str]) -> None:
+    help(appliance.Context.get)
+    shown = capsys.readouterr().out
+    assert "Args:" in shown
+    assert ">>> value = await ctx.get(" in shown

@@ -1,0 +1,224 @@
+"""The event loop in its thread: safe from any thread, and honest after fork and at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import pytest
+
+from appliance.p4p import _engine
+from appliance.p4p._engine import engine
+from tests.helpers.live import number
+from tests.helpers.served import Served, served
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def site():
+    with served(a=number(1.5)) as there:
+        yield there
+
+
+def run_program(text: str, site: Served, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    """Run a program that gets ``conf`` from its environment."""
+    return subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "ignore", "-c", textwrap.dedent(text)],
+        env={**os.environ, **site.conf, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def test_calls_of_many_threads_are_all_made_each_threads_in_its_order() -> None:
+    home = engine()
+    made: list[tuple[int, int]] = []
+
+    def hand_over(thread: int) -> None:
+        for count in range(500):
+            home.soon(made.append, (thread, count))
+
+    threads = [threading.Thread(target=hand_over, args=(thread,)) for thread in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    home.call(lambda: None)
+    assert len(made) == 8 * 500
+    for thread in range(8):
+        assert [count for whose, count in made if whose == thread] == list(range(500))
+
+
+def test_a_call_that_fails_does_not_lose_the_next(caplog) -> None:
+    home = engine()
+    done = threading.Event()
+    home.soon(lambda: 1 / 0)
+    home.soon(done.set)
+    assert done.wait(30)
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_call_gives_its_result_or_its_error() -> None:
+    home = engine()
+    assert home.call(lambda x: x + 1, 4) == 5
+    with pytest.raises(KeyError):
+        home.call({}.__getitem__, "x")
+    with pytest.raises(TimeoutError):
+        home.run(asyncio.sleep(60), timeout=0.01)
+
+
+def test_the_loops_own_thread_is_told_that_it_cannot_wait() -> None:
+    home = engine()
+
+    def inside() -> str:
+        assert home.call(lambda: 7) == 7, "a call on the loop's own thread is made at once"
+        with pytest.raises(RuntimeError, match="work queue"):
+            home.run(asyncio.sleep(0))
+        return "done"
+
+    assert home.call(inside) == "done"
+
+
+def test_after_a_shutdown_the_old_engine_says_so_and_the_next_use_starts_another() -> None:
+    before = engine()
+    _engine.shutdown()
+    with pytest.raises(RuntimeError, match="shut down"):
+        before.soon(print)
+    after = engine()
+    assert after is not before
+    assert after.call(lambda: 3) == 3
+    gc.collect()
+
+
+def test_a_forked_child_is_told_what_is_wrong_and_what_to_do_and_the_parent_goes_on(site) -> None:
+    program = run_program(
+        """
+        import gc, os, sys
+        from appliance.p4p.client.thread import Context
+        ctxt = Context("pva")
+        seen = []
+        sub = ctxt.monitor("a", seen.append)
+        print(ctxt.get("a"), flush=True)
+        pid = os.fork()
+        if not pid:
+            for use in (lambda: ctxt.get("a"), lambda: ctxt.put("a", 1), lambda: ctxt.monitor("a", print), ctxt.hurryUp):
+                try:
+                    use()
+                except RuntimeError as error:
+                    print(error, flush=True)
+            sub.close()
+            ctxt.close()
+            del sub, ctxt
+            gc.collect()
+            with Context("pva") as own:
+                print("child", own.get("a"), flush=True)
+            sys.exit(3)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        print(ctxt.put("a", 2.5), ctxt.get("a"))
+        """,
+        site,
+    )
+    assert program.stderr == ""
+    lines = program.stdout.splitlines()
+    assert [line.split()[-1] for line in lines[:1]] == ["1.5"]
+    assert all("forked" in line and "make a new one in the child" in line for line in lines[1:5])
+    assert lines[5].startswith("child")
+    assert lines[6] == "3"
+    assert lines[7].endswith("2.5"), "the parent's connection works on"
+
+
+def test_a_child_of_multiprocessing_is_told_the_same(site) -> None:
+    program = run_program(
+        """
+        import multiprocessing
+        from appliance.p4p.client.thread import Context
+
+        def use(ctxt, answers):
+            try:
+                ctxt.get("a")
+            except RuntimeError as error:
+                answers.put(str(error))
+
+        ctxt = Context("pva")
+        ctxt.get("a")
+        fork = multiprocessing.get_context("fork")
+        answers = fork.Queue()
+        child = fork.Process(target=use, args=(ctxt, answers))
+        child.start()
+        print(answers.get(timeout=30))
+        child.join()
+        print(child.exitcode, type(ctxt.get("a")).__name__)
+        """,
+        site,
+    )
+    assert program.stderr == ""
+    assert "spawn" in program.stdout.splitlines()[0]
+    assert program.stdout.splitlines()[1].startswith("0 ")
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "",
+        "sys.exit(0)",
+        "ctxt.close(); thread.join()",
+        "sub.close()",
+        "del ctxt, sub",
+        "import appliance.p4p; getattr(appliance.p4p, 'cleanup', lambda: None)()",
+    ],
+)
+def test_a_program_ends_cleanly_with_a_live_subscription_and_a_thread_that_waits(site, end) -> None:
+    program = run_program(
+        f"""
+        import sys, threading
+        from appliance.p4p.client.thread import Context
+        ctxt = Context("pva")
+        first = threading.Event()
+        sub = ctxt.monitor("a", lambda value: first.set())
+        assert first.wait(30)
+        waits = threading.Event()
+        def wait_for_ever(get=ctxt.get):
+            waits.set()
+            get("there is no such PV", timeout=None)
+        thread = threading.Thread(target=wait_for_ever, daemon=True)
+        thread.start()
+        waits.wait()
+        print("end", flush=True)
+        {end}
+        """,
+        site,
+    )
+    assert program.stdout == "end\n"
+    if "join" in end:
+        assert "Cancelled" in program.stderr, "whoever waits is told"
+    else:
+        assert program.stderr == ""
+    assert program.returncode == 0
+
+
+def test_a_program_that_breaks_off_a_wait_goes_on(site) -> None:
+    program = run_program(
+        """
+        import os, signal, threading
+        from appliance.p4p.client.thread import Context
+        ctxt = Context("pva")
+        ctxt.get("a")
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        try:
+            ctxt.get("there is no such PV", timeout=None)
+        except KeyboardInterrupt:
+            print("interrupted", type(ctxt.get("a")).__name__)
+        """,
+        site,
+    )
+    assert program.stdout.startswith("interrupted ")
+    assert program.stderr == ""
