@@ -237,6 +237,11 @@ class Monitor(ChannelRequest, Generic[_Item]):
             assert self.channel.link is not None
             self.channel.link.schedule_flush()
 
+    @property
+    def waiting(self) -> int:
+        """Updates that can be taken now, without waiting."""
+        return len(self._queue)
+
     def __aiter__(self) -> Self:
         return self
 

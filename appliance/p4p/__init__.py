@@ -165,9 +165,9 @@ def cleanup() -> None:
     util = sys.modules.get(f"{__name__}.util")
     if util is not None and hasattr(util, "_defaultWorkQueue"):
         util._defaultWorkQueue.stop(_PATIENCE_S)
-    engine = sys.modules.get(f"{__name__}._engine")
-    if engine is not None:
-        engine.shutdown()
+    threads = sys.modules.get("appliance.threads")
+    if threads is not None:
+        threads.shutdown()
 
 
 def _follow_pvxs_log() -> None:

@@ -35,7 +35,7 @@ def programs(page: str) -> dict[str, str]:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     found = {}
     for block in blocks:
-        if "asyncio.run(" in block:
+        if "asyncio.run(" in block or "with Context() as ctx:" in block:
             name = re.match(r"# example: (\w+)", block)
             found[name[1] if name else page] = block
     return found
@@ -46,7 +46,7 @@ PAGE = "docs/how-to/python-programs.md"
 
 def test_the_pages_have_the_programs_that_are_tried_here() -> None:
     assert list(programs("README.md")) == ["README.md"]
-    assert sorted(programs(PAGE)) == ["client", "server", "settings", "who"]
+    assert sorted(programs(PAGE)) == ["client", "script", "server", "settings", "who"]
 
 
 # -- in the quick start ----------------------------------------------------------------------------------
@@ -108,7 +108,12 @@ def test_readmes_program_reads_writes_and_watches_over_tls(stack: Path) -> None:
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     ("name", "until"),
-    [("client", r"update \d"), ("who", r"True softioc"), ("settings", r"(?m)^\d[\d.]*\n")],
+    [
+        ("client", r"update \d"),
+        ("script", r"update \d"),
+        ("who", r"True softioc"),
+        ("settings", r"(?m)^\d[\d.]*\n"),
+    ],
 )
 def test_the_pages_clients_do_what_the_page_says(stack: Path, name: str, until: str) -> None:
     seen = run_in_shell(stack, programs(PAGE)[name], until)

@@ -21,6 +21,7 @@ from appliance import (
     SharedPV,
     StructType,
     Value,
+    blocking,
     resolve_client,
 )
 from appliance.client import Connected, Credentials, Disconnected, Info, Monitor
@@ -130,6 +131,19 @@ async def serve() -> None:
         await server.wait_closed()
 
 
+def script() -> None:
+    with blocking.Context(require_tls=True) as ctx:
+        assert_type(ctx.get("demo:temperature"), Value)
+        assert_type(ctx.get(["demo:temperature"]), list[Value])
+        ctx.put("demo:setpoint", 4.5)
+        with ctx.monitor("demo:temperature") as updates:
+            assert_type(updates, blocking.Monitor[Value])
+            assert_type(updates.read(timeout=2.0), Value)
+            for value in updates:
+                assert_type(value, Value)
+                break
+
+
 async def main() -> None:
     settings = resolve_client({"addr_list": "127.0.0.1"}).config
     assert_type(settings, ClientConfig)
@@ -143,3 +157,4 @@ async def main() -> None:
 
 if __name__ == "__main__":
     asyncio.run(main())
+    script()

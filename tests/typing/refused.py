@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import asyncio
 
-from appliance import FLOAT64, Context, NTScalar, Server, SharedPV, Value
+from appliance import FLOAT64, Context, NTScalar, Server, SharedPV, Value, blocking
 from appliance.server import Operation
 
 
 def accept(pv: SharedPV, operation: Operation) -> None:
     pv.post(operation.name)
+
+
+def script() -> None:
+    with blocking.Context() as ctx:
+        await_me = ctx.get("demo:temperature", wait=3.0)  # wrong
+        text: str = ctx.get("demo:temperature")  # wrong
+        for value in ctx.monitor("demo:temperature"):
+            print(value.why, text, await_me)  # wrong
 
 
 async def main() -> None:
@@ -28,4 +36,5 @@ async def main() -> None:
     server.add_pv(pv, "demo:setpoint")  # wrong
 
 
+script()
 asyncio.run(main())

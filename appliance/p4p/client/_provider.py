@@ -13,13 +13,13 @@ from appliance.api import Context as NativeContext
 from appliance.client.channels import check_name
 from appliance.config.pva import ClientConfig, Effective, resolve_client
 from appliance.errors import ApplianceError, ChannelClosedError, PVRequestError, RemoteError
-from appliance.p4p._engine import Engine, engine
 from appliance.p4p._errors import Cancelled, p4p_error
 from appliance.p4p._errors import RemoteError as P4PRemoteError
 from appliance.p4p.client._requests import Request
 from appliance.p4p.wrapper import Value
 from appliance.pvdata.pvrequest import PVRequest, request_options
 from appliance.pvdata.value import Value as NativeValue
+from appliance.threads import Engine, engine
 
 __all__ = ["AnyRequest", "ClientProvider", "EngineProvider", "LoopProvider", "all_providers", "make_request"]
 
@@ -388,8 +388,10 @@ class _LoopClient:
         self.soon(self._begin_to_close)
 
     def _begin_to_close(self) -> None:
+        # The loop may end at once, and cancel what did not even begin.
+        self.native._begin_to_close()
         # A task of gather's own: asyncio does not complain if the loop ends before it is done.
-        _loop_closing.add(closing := asyncio.gather(self._close()))
+        _loop_closing.add(closing := asyncio.gather(self._close(), return_exceptions=True))
         closing.add_done_callback(_loop_closing.discard)
 
     async def _close(self) -> None:

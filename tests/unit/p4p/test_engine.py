@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from appliance.p4p import _engine
-from appliance.p4p._engine import engine
+from appliance import threads
+from appliance.threads import engine
 from tests.helpers.live import number
 from tests.helpers.served import Served, served
 
@@ -90,7 +90,7 @@ def test_the_loops_own_thread_is_told_that_it_cannot_wait() -> None:
 
 def test_after_a_shutdown_the_old_engine_says_so_and_the_next_use_starts_another() -> None:
     before = engine()
-    _engine.shutdown()
+    threads.shutdown()
     with pytest.raises(RuntimeError, match="shut down"):
         before.soon(print)
     after = engine()

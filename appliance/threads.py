@@ -1,4 +1,4 @@
-"""One event loop in one thread for the process: all blocking clients and all servers of the package share it.
+"""One event loop in one thread for the process: `appliance.blocking` and `appliance.p4p` share it.
 
 A thread that wants something of the loop hands it over and waits; it never runs the loop itself
 (docs/decisions/0090-one-loop-in-a-thread.md). `appliance.p4p.client.asyncio` needs none of this: it works on the loop of its
