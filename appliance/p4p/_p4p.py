@@ -71,7 +71,7 @@ _COUNTED: Final = {
     "SharedPVImpl": ("appliance.p4p.server.raw", ("SharedPV",)),
     "StructTop": ("appliance.p4p.wrapper", ("Value",)),
 }
-_ENGINE: Final = "appliance.p4p._engine"
+_ENGINE: Final = "appliance.threads"
 
 
 def __getattr__(name: str) -> Any:
