@@ -7,6 +7,7 @@ same relative paths on a code host and in the site.
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,6 +52,8 @@ include_patterns = [
     "LICENSE",
 ]
 nitpicky = True
+suppress_warnings = ["ref.python"]
+"""``type`` in an annotation is Python's own, and not one of the attributes of that name."""
 nitpick_ignore_regex = [
     # No inventory of another site is fetched: the documentation is made without a network.
     (
@@ -64,6 +67,8 @@ nitpick_ignore_regex = [
     ),
     (r"py:class", r"appliance\.config\.(address\.Endpoint|pva\._C|section\.Section|tls_options\.TLSOptions)"),
     (r"py:class", r"appliance\.[a-z.]+\._Item"),
+    (r"py:(class|exc)", r"appliance\.p4p\..*|Version|Full|Empty"),
+    (r"any", r"(asyncio|logging|multiprocessing)(\..*)?"),
     (r"py:class", r"(AdmissionTimings|Limits|PeerGate|Quota|TLSContext|Timings)"),
     (
         r"py:class",
@@ -130,6 +135,7 @@ class PublicModule(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Return the descriptions."""
         module = self.arguments[0]
+        is_p4p = module.startswith("appliance.p4p")
         self.env.note_dependency(str(ROOT / "docs/reference/public-names.md"))
         lines = [f".. py:module:: {module}", ""]
         for name in described(module):
@@ -138,11 +144,14 @@ class PublicModule(SphinxDirective):
                 kind = "exception" if issubclass(thing, BaseException) else "class"
                 lines.append(f".. auto{kind}:: {name.path}")
                 members = ", ".join(name.members)
-                lines += [f"   :members: {members}"] if members else []
+                lines += [f"   :members: {members}"] if members or is_p4p else []
+                lines += ["   :show-inheritance:"] if is_p4p and "p4p" in thing.__base__.__module__ else []
             elif callable(thing):
                 lines.append(f".. autofunction:: {name.path}")
             else:
-                what = (name.what[0].upper() + name.what[1:]).replace("`", "``")
+                what = (
+                    f"``{thing!r}``" if is_p4p else (name.what[0].upper() + name.what[1:]).replace("`", "``")
+                )
                 lines += [
                     f".. py:data:: {name.name}",
                     f"   :type: {type(thing).__qualname__}",
@@ -155,6 +164,18 @@ class PublicModule(SphinxDirective):
         return box.children
 
 
+_P4P_ERROR = re.compile(r"^( +)(Cancelled|Disconnected|Finished|RemoteError): ")
+
+
+def name_p4p_errors(
+    _app: Sphinx, _what: str, name: str, _thing: object, _options: object, lines: list[str]
+) -> None:
+    """Say which of two errors of one name is meant: in p4p's API, p4p's."""
+    if name.startswith("appliance.p4p."):
+        lines[:] = [_P4P_ERROR.sub(r"\1appliance.p4p.client.raw.\2: ", line) for line in lines]
+
+
 def setup(app: Sphinx) -> None:
-    """Add the directive."""
+    """Add the directive, and what is done to docstrings before they are read (napoleon's priority is 500)."""
     app.add_directive("public", PublicModule)
+    app.connect("autodoc-process-docstring", name_p4p_errors, priority=400)
