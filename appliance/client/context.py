@@ -163,10 +163,16 @@ class Context:
             Traceback (most recent call last):
             appliance.errors.ChannelClosedError: the client context is closed; make a new one
         """
-        self._end.closed = True
+        self._begin_to_close()
         if self._is_open:
             self._is_open = False
             await self._links.close()
+
+    def _begin_to_close(self) -> None:
+        """Close what can be closed at once; `close` waits for the rest."""
+        self._end.closed = True
+        if self._is_open:
+            self._links.begin_to_close()
 
     async def __aenter__(self) -> Self:
         await self.start()

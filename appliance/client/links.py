@@ -48,6 +48,8 @@ class Links:
         self._liveness = Liveness(self._streams, end.config.idle_timeout_s, echo=True)
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweeper: Timer | None = None
+        self._closing: list[asyncio.Task[None]] | None = None
+        """What was still running when the end began."""
         self._deserted: asyncio.Event | None = None
         self._warned: set[str] = set()
 
@@ -81,21 +83,28 @@ class Links:
             if address not in ready
         ]
 
-    async def close(self) -> None:
-        """Close all channels and connections; the caller has set ``ClientEnd.closed``."""
+    def begin_to_close(self) -> None:
+        """Close what can be closed at once; the caller has set ``ClientEnd.closed``."""
+        if self._closing is not None:
+            return
         self._liveness.stop()
         if self._sweeper is not None:
             self._sweeper.cancel()
         self.channels.close(tell=False)
         for link in {*self.by_address.values(), *self.name_servers}:
             link.close()
-        tasks = list(self._tasks)
-        for task in tasks:
+        self._closing = list(self._tasks)
+        for task in self._closing:
             task.cancel()
         self.searcher.stop()
         self.servers.stop()
         self.ports.stop()
-        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Close all channels and connections; the caller has set ``ClientEnd.closed``."""
+        self.begin_to_close()
+        assert self._closing is not None
+        await asyncio.gather(*self._closing, return_exceptions=True)
         if self._streams():
             self._deserted = asyncio.Event()
             try:

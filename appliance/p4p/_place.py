@@ -32,6 +32,9 @@ class Place:
 
     __slots__ = ()
 
+    around: Place
+    """The place of the union, any or array that it is in; a Field has ``up`` instead."""
+
     @property
     def type(self) -> TypeDesc:
         """The type of what can be stored."""
@@ -93,53 +96,53 @@ class Field(Place):
 class Member(Place):
     """The selected member of a union, unless that is a structure."""
 
-    __slots__ = ("name", "union")
+    __slots__ = ("around", "name")
 
-    def __init__(self, union: Place, name: str) -> None:
-        self.union = union
+    def __init__(self, around: Place, name: str) -> None:
+        self.around = around
         self.name = name
 
     @property
     def type(self) -> TypeDesc:
         """The member's type."""
-        return self.union.type.members[self.name]
+        return self.around.type.members[self.name]
 
     @property
     def content(self) -> Any:
         """The member's value."""
-        return self.union.content.value
+        return self.around.content.value
 
     def put(self, x: Any) -> None:
         """Store the member's value, and select it."""
-        self.union.put(UnionValue(self.name, x))
+        self.around.put(UnionValue(self.name, x))
 
     def touch(self) -> None:
         """Mark the union."""
-        self.union.touch()
+        self.around.touch()
 
 
 class Boxed(Place):
     """What an any holds, unless that is a structure. A change of it marks nothing, as in PVXS."""
 
-    __slots__ = ("any",)
+    __slots__ = ("around",)
 
-    def __init__(self, any: Place) -> None:
-        self.any = any
+    def __init__(self, around: Place) -> None:
+        self.around = around
 
     @property
     def type(self) -> TypeDesc:
         """The type that the any has at present."""
-        t: TypeDesc = self.any.content.type
+        t: TypeDesc = self.around.content.type
         return t
 
     @property
     def content(self) -> Any:
         """The any's value."""
-        return self.any.content.value
+        return self.around.content.value
 
     def put(self, x: Any) -> None:
         """Store another value of the same type."""
-        self.any.put(AnyValue(self.type, x))
+        self.around.put(AnyValue(self.type, x))
 
     def touch(self) -> None:
         """Mark nothing."""
@@ -148,10 +151,10 @@ class Boxed(Place):
 class Element(Place):
     """An element of an array of unions or anys."""
 
-    __slots__ = ("array", "index", "items", "kind")
+    __slots__ = ("around", "index", "items", "kind")
 
-    def __init__(self, array: Place, items: list[Any], index: int, kind: TypeDesc) -> None:
-        self.array = array
+    def __init__(self, around: Place, items: list[Any], index: int, kind: TypeDesc) -> None:
+        self.around = around
         self.items = items
         self.index = index
         self.kind = kind
@@ -172,7 +175,7 @@ class Element(Place):
 
     def touch(self) -> None:
         """Mark the array."""
-        self.array.touch()
+        self.around.touch()
 
 
 def below(place: Place) -> Place | None:
@@ -329,4 +332,10 @@ def _indexed(place: Place, t: ArrayType, expr: str, pos: int) -> tuple[Place, in
         raise RuntimeError("No such field")
     if isinstance(item, Value):
         return Field(item, 0, place), end + 1
-    return Element(place, items, index, t.element), end + 1
+    element = Element(place, items, index, t.element)
+    if isinstance(item, AnyValue):
+        inner = below(element)
+        if inner is None:
+            raise RuntimeError("No such field")
+        return inner, end + 1
+    return element, end + 1

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from appliance.errors import PVDataError
-from appliance.p4p._store import SCALAR_CODES, NotATuple
+from appliance.p4p._scalars import NotATuple
+from appliance.p4p._store import SCALAR_CODES
 from appliance.pvdata import ANY, ArrayType, ScalarType, StructType, TypeDesc, UnionType
 from appliance.pvdata.types import AnyType
 

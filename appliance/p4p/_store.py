@@ -1,7 +1,4 @@
-"""What p4p makes of Python objects that are assigned to a field, and of fields that are read.
-
-PVXS converts freely where our own ``pvdata`` refuses: a number that is too large wraps, text is parsed, a number becomes text. A program
-that was written for p4p relies on it, so this is a set of rules of its own. tests/interop holds it against p4p itself.
+"""What p4p makes of Python objects that are assigned to a field.
 
 Errors are those of p4p: ValueError for what cannot be converted, TypeError for an object of a wrong kind, KeyError for a name that does
 not exist, OverflowError for an integer of more than 64 bits, RuntimeError for the rest.
@@ -9,15 +6,15 @@ not exist, OverflowError for an integer of more than 64 bits, RuntimeError for t
 
 from __future__ import annotations
 
-import re
-import struct as struct_module
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from appliance.p4p._place import Element, Field, Node, Place, below, integer, resolve
+from appliance.p4p._place import Field, Node, Place, resolve
+from appliance.p4p._scalars import CONVERT, NoConversion, NotATuple, Refused, Unfit, scalar, text, to_string
 from appliance.pvdata import (
     STRING,
     AnyValue,
@@ -30,182 +27,11 @@ from appliance.pvdata import (
     UnionValue,
     Value,
 )
-from appliance.pvdata.render import number as number_text
 from appliance.pvdata.render import type_name
-from appliance.pvdata.store import NO_ANY, NO_UNION, default, zeros
+from appliance.pvdata.store import NO_ANY, NO_STRINGS, NO_UNION, default, zeros
 from appliance.pvdata.types import SCALARS, AnyType
 
-__all__ = ["PLAIN", "Unfit", "as_py", "assign", "store"]
-
-
-class Unfit(TypeError):
-    """An object of a kind that the field cannot take."""
-
-
-class NotATuple(TypeError, SystemError):
-    """Something else where p4p wants a tuple; p4p raises SystemError then."""
-
-
-class _NoConversion(ValueError):
-    """A value that cannot be converted to the field's type."""
-
-
-class _Refused(RuntimeError):
-    """A value that the field refuses; a union tries its next member then."""
-
-
-# Scalars
-
-
-_DECIMAL = re.compile(
-    r"[ \t\n\v\f\r]*[+-]?(?:0[xX](?:[0-9a-fA-F]+\.?[0-9a-fA-F]*|\.[0-9a-fA-F]+)(?:[pP][+-]?[0-9]+)?"
-    r"|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|inf(?:inity)?|nan)[ \t\n\v\f\r]*\Z",
-    re.IGNORECASE,
-)
-_LEAST = 2.2250738585072014e-308
-"""The smallest normal number: ``strtod`` reports what is smaller as out of range."""
-
-
-def _parse_float(text: str) -> float:
-    if _DECIMAL.match(text):
-        s = text.strip(" \t\n\v\f\r").lower()
-        try:
-            x = float.fromhex(s) if "0x" in s else float(s)
-        except OverflowError:
-            x = float("inf")
-        digits = s.split("p" if "0x" in s else "e")[0]
-        if not ("n" not in s and (abs(x) == float("inf") or (abs(x) < _LEAST and digits.strip("+-0x.")))):
-            return x
-        raise _NoConversion(f"Out of range : {text!r:.60}")
-    raise _NoConversion(f"Invalid input : {text!r:.60}")
-
-
-def _parse_int(text: str, lo: int, hi: int) -> int:
-    x = integer(text)
-    if x is None:
-        raise _NoConversion(f"Invalid input : {text!r:.60}")
-    if not lo <= x <= hi:
-        raise _NoConversion(f"Out of range : {text!r:.60}")
-    return x
-
-
-def _text(x: str | bytes) -> str:
-    if isinstance(x, bytes):
-        return x.decode("utf-8", "surrogateescape")
-    if not x.isascii():
-        # What cannot be sent must not get into a store.
-        x.encode("utf-8", "surrogateescape")
-    return str(x)
-
-
-def _simple(t: ScalarType, x: Any) -> bool | int | float | str:
-    """Return ``x`` as one of the four kinds that PVXS converts from."""
-    if isinstance(x, bool):
-        return x
-    if isinstance(x, (int, np.integer)):
-        x = x.__index__()
-        if x < -(1 << 63):
-            raise OverflowError("long out of range low")
-        if x >= 1 << 64:
-            raise OverflowError("int too big to convert")
-        return int(x)
-    if isinstance(x, (float, np.number)):
-        return float(x)
-    if isinstance(x, (str, bytes)):
-        return _text(x)
-    raise Unfit(f"Can't assign {type_name(t)} (scalar) field with {type(x).__name__}")
-
-
-def _truncated(x: float) -> int:
-    """Convert as a processor of the x86-64 kind does."""
-    if x != x or abs(x) >= float(1 << 63):  # noqa: PLR0124 - NaN
-        return -(1 << 63)
-    return int(x)
-
-
-def _int_reader(t: ScalarType) -> Callable[[Any], int]:
-    lo, hi = t.lo, t.hi
-    span = hi - lo + 1
-    signed = t.kind == "int"
-    most = (1 << 63) - 1 if signed else (1 << 64) - 1
-    least = -(1 << 63) if signed else -most
-
-    def convert(x: Any) -> int:
-        if x.__class__ is not int:
-            x = _simple(t, x)
-            if isinstance(x, str):
-                x = _parse_int(x, least, most)
-            elif isinstance(x, float):
-                half = float(1 << 63)
-                x = _truncated(x) if signed or not x >= half else _truncated(x - half) ^ 1 << 63
-        elif not -(1 << 63) <= x < 1 << 64:
-            x = _simple(t, x)
-        if lo <= x <= hi:
-            return int(x)
-        return int((x - lo) % span + lo)
-
-    return convert
-
-
-def _float_reader(t: ScalarType) -> Callable[[Any], float]:
-    single = t.size == 4
-
-    def convert(x: Any) -> float:
-        if x.__class__ is not float:
-            x = _simple(t, x)
-            x = _parse_float(x) if isinstance(x, str) else float(x)
-        if single:
-            try:
-                return float(struct_module.unpack("<f", struct_module.pack("<f", x))[0])
-            except OverflowError:
-                return float("inf") if x > 0 else float("-inf")
-        return float(x)
-
-    return convert
-
-
-def _to_bool(x: Any) -> bool:
-    if x is True or x is False:
-        return bool(x)
-    t = SCALARS["bool"]
-    x = _simple(t, x)
-    if isinstance(x, str):
-        if x in ("true", "false"):
-            return x == "true"
-        raise _NoConversion('Unable to assign bool with String other than "true" and "false"')
-    if isinstance(x, float):
-        raise _NoConversion("Unable to assign bool with Real")
-    return bool(x)
-
-
-def _to_string(x: Any) -> str:
-    if x.__class__ is str and x.isascii():
-        return str(x)
-    x = _simple(STRING, x)
-    return x if isinstance(x, str) else number_text(x)
-
-
-_CONVERT: dict[str, Callable[[Any], Any]] = {
-    name: _int_reader(t) if t.kind in ("int", "uint") else _float_reader(t)
-    for name, t in SCALARS.items()
-    if t.kind not in ("bool", "string")
-}
-_CONVERT["bool"] = _to_bool
-_CONVERT["string"] = _to_string
-
-
-def _scalar(t: ScalarType, x: Any) -> Any:
-    if isinstance(x, Node):
-        if not isinstance(x._type, ScalarType):
-            raise _NoConversion(f"Unable to assign {type_name(t)} with {type_name(x._type)}")
-        x = x._root.store[x._base]
-    if isinstance(t, BoundedString):
-        x = _to_string(x)
-        size = len(x.encode("utf-8", "surrogateescape"))
-        if size > t.bound:
-            raise _NoConversion(f"{size} octets of text in a field of at most {t.bound}")
-        return x
-    return _CONVERT[t.name](x)
+__all__ = ["SCALAR_CODES", "assign", "marked", "put", "store"]
 
 
 # Arrays
@@ -215,7 +41,7 @@ def _checked(t: ArrayType, x: Any) -> Any:
     """Hold the bounds that a server may give an array; PVXS has none."""
     if (t.kind == "bounded" and len(x) > t.size) or (t.kind == "fixed" and len(x) != t.size):
         word = "exactly" if t.kind == "fixed" else "at most"
-        raise _NoConversion(f"{len(x)} elements in an array of {word} {t.size}")
+        raise NoConversion(f"{len(x)} elements in an array of {word} {t.size}")
     return x
 
 
@@ -227,7 +53,7 @@ def _numbers(element: ScalarType, x: Any) -> Any:
             return x
     made = np.array(x, dtype=element.np)
     if made.ndim != 1:
-        raise _Refused("Only 1-d array can be assigned")
+        raise Refused("Only 1-d array can be assigned")
     if not made.size:
         return zeros(element)
     if made.__class__ is not np.ndarray or not made.flags.c_contiguous:
@@ -237,7 +63,7 @@ def _numbers(element: ScalarType, x: Any) -> Any:
 
 
 def _is_sequence(x: Any) -> bool:
-    return hasattr(x, "__getitem__") and hasattr(x, "__len__") and not isinstance(x, dict)
+    return hasattr(x, "__getitem__") and hasattr(x, "__len__") and not isinstance(x, (dict, MappingProxyType))
 
 
 def _sequence(x: Any, what: str) -> list[Any]:
@@ -253,14 +79,14 @@ def _strings(x: Any) -> tuple[str, ...]:
     for item in _sequence(x, "string array"):
         if not isinstance(item, (str, bytes)):
             raise RuntimeError(f"Assign StringA from sequence of str|bytes, not {type(item).__name__}")  # noqa: TRY004 - as p4p
-        out.append(_text(item))
-    return tuple(out)
+        out.append(text(item))
+    return tuple(out) or NO_STRINGS
 
 
 def _recast(t: ArrayType, source: TypeDesc, x: Any) -> Any:
     """Convert an array of another type, as from value to value."""
     if not isinstance(source, ArrayType):
-        raise _NoConversion(f"Unable to assign {type_name(t)} with {type_name(source)}")
+        raise NoConversion(f"Unable to assign {type_name(t)} with {type_name(source)}")
     to, come_from = t.element, source.element
     if not len(x):
         return _checked(t, default(ArrayType(to)))
@@ -272,13 +98,13 @@ def _recast(t: ArrayType, source: TypeDesc, x: Any) -> Any:
                 return _checked(t, _numbers(to, x.astype(to.np)))
         items = x.tolist() if hasattr(x, "tolist") else x
         if not to.fmt:
-            return _checked(t, tuple([_to_string(item) for item in items]))
+            return _checked(t, tuple([to_string(item) for item in items]))
         if to.kind == "bool" and not all(item in ("true", "false") for item in items):
             raise RuntimeError('Expected "true" or "false"')
-        convert = _CONVERT[to.name]
+        convert = CONVERT[to.name]
         return _checked(t, _numbers(to, [convert(item) for item in items]))
     if isinstance(to, ScalarType) or isinstance(come_from, ScalarType):
-        raise _NoConversion(f"Unable to assign {type_name(t)} with {type_name(source)}")
+        raise NoConversion(f"Unable to assign {type_name(t)} with {type_name(source)}")
     return [None if item is None else _element_from(to, come_from, item) for item in x]
 
 
@@ -291,7 +117,7 @@ def _element_from(to: TypeDesc, come_from: TypeDesc, item: Any) -> Any:
     kind, content = inner
     if isinstance(to, StructType):
         if not isinstance(content, Value):
-            raise _NoConversion(f"Unable to assign struct with {type_name(kind)}")
+            raise NoConversion(f"Unable to assign struct with {type_name(kind)}")
         made = Value(to)
         _assign_struct(Field(made, 0, None), content, 0)
         return made
@@ -377,7 +203,7 @@ def _union_from(t: UnionType, kind: TypeDesc, content: Any, old: UnionValue) -> 
                 return UnionValue(name, made)
             return UnionValue(name, _copied(content))
     if old.name is None:
-        raise _NoConversion("Unsupported assignment to unselected union")
+        raise NoConversion("Unsupported assignment to unselected union")
     return old
 
 
@@ -386,10 +212,7 @@ def _union(t: UnionType, place: Place, x: Any) -> UnionValue:
     if x is None:
         return NO_UNION
     if isinstance(x, Node):
-        found = _unboxed(x._type, _content(x))
-        if found is None:
-            raise _NoConversion("Unsupported assignment to unselected union")
-        return _union_from(t, found[0], found[1], old)
+        return _union_from(t, x._type, _content(x), old)
     if isinstance(x, tuple):
         if len(x) != 2 or not isinstance(x[0], str):
             raise TypeError("Assign Union w/ (str, val).")
@@ -398,7 +221,7 @@ def _union(t: UnionType, place: Place, x: Any) -> UnionValue:
         return place.content  # type: ignore[no-any-return]
     if old.name is not None:
         return _member(t, place, old.name, x)
-    return _first_fit(t, x)
+    return _first_fit(t, place, x)
 
 
 def _member(t: UnionType, place: Place, name: str, x: Any) -> UnionValue:
@@ -411,7 +234,7 @@ def _member(t: UnionType, place: Place, name: str, x: Any) -> UnionValue:
     return UnionValue(name, _leaf(member, Field(holder, 0, None), x))
 
 
-def _first_fit(t: UnionType, x: Any) -> UnionValue:
+def _first_fit(t: UnionType, place: Place, x: Any) -> UnionValue:
     """Try one member after the other, as p4p does: so a float may go into an integer."""
     for name, member in t.fields:
         made = Value(member)
@@ -420,8 +243,8 @@ def _first_fit(t: UnionType, x: Any) -> UnionValue:
             if isinstance(member, StructType):
                 _struct(top, x)
                 return UnionValue(name, made)
-            return UnionValue(name, _leaf(member, top, x))
-        except (_NoConversion, _Refused, Unfit, UnicodeEncodeError):
+            content = _leaf(member, top, x)
+        except (NoConversion, Refused, Unfit, UnicodeEncodeError):
             continue
         except Exception as e:
             if (
@@ -430,11 +253,18 @@ def _first_fit(t: UnionType, x: Any) -> UnionValue:
                 and member.element.fmt
             ):
                 continue  # numpy refuses it
+            if isinstance(member, UnionType) and type(e) is not ValueError:
+                continue
             if isinstance(e, (KeyError, RuntimeError)):
-                raise RuntimeError(  # noqa: TRY004
+                raise Refused(
                     f"Unexpected error while attempting to assign {name} with {type(x).__name__}"
                 ) from e
             raise
+        if isinstance(member, UnionType):
+            # PVXS selects the member, copies what was made, and finds none of its type: a union in a union has to be named.
+            place.put(UnionValue(name, NO_UNION))
+            content = _union_from(member, member, content, NO_UNION)
+        return UnionValue(name, content)
     raise ValueError(f"Unable to infer Union field to assign a {type(x).__name__}")
 
 
@@ -464,10 +294,10 @@ def _any(x: Any) -> AnyValue:
         if len(x) != 2 or not isinstance(x[0], str):
             raise TypeError("Assign Any w/ (code, val).")
         code, x = x
-        scalar = SCALAR_CODES.get(code[1:2] if code[:1] == "a" else code[:1])
-        if scalar is None:
+        single = SCALAR_CODES.get(code[1:2] if code[:1] == "a" else code[:1])
+        if single is None:
             raise RuntimeError(f"Invalid Any type spec {code!r:.60}")
-        t = ArrayType(scalar) if code[:1] == "a" else scalar
+        t = ArrayType(single) if code[:1] == "a" else single
         return _typed(t, x, "explicit")
     found_type = _inferred(x)
     if found_type is None:
@@ -478,7 +308,7 @@ def _any(x: Any) -> AnyValue:
 def _typed(t: TypeDesc, x: Any, how: str) -> AnyValue:
     try:
         return AnyValue(t, _leaf(t, Field(Value(t), 0, None), x))
-    except (_NoConversion, _Refused, Unfit, RuntimeError) as e:
+    except (NoConversion, Refused, Unfit, RuntimeError) as e:
         raise RuntimeError(
             f"Error assigning {how} type {type_name(t)} with {type(x).__name__} : {e}"
         ) from None
@@ -522,7 +352,7 @@ def _content(x: Node) -> Any:
 def _leaf(t: TypeDesc, place: Place, x: Any) -> Any:
     """Return ``x`` as a leaf of type ``t``, which is no structure."""
     if isinstance(t, ScalarType):
-        return _scalar(t, x)
+        return scalar(t, x)
     if isinstance(t, UnionType):
         return _union(t, place, x)
     if isinstance(t, AnyType):
@@ -531,7 +361,7 @@ def _leaf(t: TypeDesc, place: Place, x: Any) -> Any:
     element = t.element
     if isinstance(x, Node):
         if not isinstance(element, ScalarType) or not isinstance(x._type, ArrayType):
-            raise _NoConversion(f"Unable to assign {type_name(t)} with {type_name(x._type)}")
+            raise NoConversion(f"Unable to assign {type_name(t)} with {type_name(x._type)}")
         return _recast(t, x._type, x._root.store[x._base])
     if isinstance(element, ScalarType):
         return _checked(t, _numbers(element, x) if element.fmt else _strings(x))
@@ -542,12 +372,19 @@ def put(root: Value, number: int, up: Place | None, x: Any) -> None:
     """Assign ``x`` to the field of that number, and mark it."""
     t = root.type.leaf_types[number]
     if t.__class__ is ScalarType and not isinstance(x, Node):
-        root.store[number] = _CONVERT[t.name](x)
+        root.store[number] = CONVERT[t.name](x)
     elif isinstance(t, StructType):
         _struct(Field(root, number, up), x)
         return
     else:
-        root.store[number] = _leaf(t, Field(root, number, up), x)
+        made = root.store[number] = _leaf(t, Field(root, number, up), x)
+        if (
+            isinstance(made, UnionValue)
+            and isinstance(made.value, Value)
+            and not made.value.changed
+            and not isinstance(x, Node)
+        ):
+            return  # a structure was selected, and none of its fields was set
     root.changed |= 1 << number
     if up is not None:
         up.touch()
@@ -571,7 +408,7 @@ def _struct(place: Field, x: Any) -> None:
     assert isinstance(t, StructType)
     if isinstance(x, Node):
         if not isinstance(x._type, StructType):
-            raise _NoConversion(f"Unable to assign struct with {type_name(x._type)}")
+            raise NoConversion(f"Unable to assign struct with {type_name(x._type)}")
         _assign_struct(place, x._root, x._base)
         return
     if isinstance(x, dict):
@@ -604,14 +441,14 @@ def _enum(place: Field, x: Any) -> None:
     index = resolve(place, "index", select=True)
     where = resolve(place, "choices", select=True)
     if where.type != ArrayType(STRING):
-        raise _NoConversion(f"Can't extract {type_name(where.type)} as Array")
+        raise NoConversion(f"Can't extract {type_name(where.type)} as Array")
     choices = where.content
     if not choices:
         warnings.warn("enum_t assignment with empty choices", UserWarning, stacklevel=5)
     if isinstance(x, (str, bytes)):
-        text = _text(x)
-        if text in choices:
-            store(index, choices.index(text))
+        choice = text(x)
+        if choice in choices:
+            store(index, choices.index(choice))
             return
     store(index, x)
 
@@ -626,7 +463,7 @@ def _assign_struct(target: Field, source: Value, base: int) -> None:
     to = target.type
     t = source.type.leaf_types[base]
     if not isinstance(to, StructType):
-        raise _NoConversion(f"Unable to assign {type_name(to)} with struct")
+        raise NoConversion(f"Unable to assign {type_name(to)} with struct")
     changed = source.changed >> base
     root, first, up = target.root, target.number, target.up
     for number in marked(t, changed):
@@ -640,10 +477,14 @@ def _assign_struct(target: Field, source: Value, base: int) -> None:
         if there is None:
             raise RuntimeError(f"No such field: {name}")
         spot = Field(root, first + there, up)
+        inner = getattr(source.store[base + number], "value", None)
+        if isinstance(inner, Value) and isinstance(spot.type, StructType):
+            _assign_struct(spot, inner, 0)
+            continue
         try:
             spot.put(_from_leaf(spot, kind, source.store[base + number]))
-        except _NoConversion as e:
-            raise _NoConversion(f'field "{name}" : {e}') from None
+        except NoConversion as e:
+            raise NoConversion(f'field "{name}" : {e}') from None
         spot.touch()
     if changed & 1 or any(source.changed >> n & 1 for n in _above(source.type, base)):
         target.touch()
@@ -677,91 +518,50 @@ def _from_leaf(spot: Field, kind: TypeDesc, content: Any) -> Any:
     """Convert a leaf of another value to one for ``spot``."""
     to = spot.type
     if isinstance(to, StructType):
-        raise _NoConversion(f"Unable to assign struct with {type_name(kind)}")
+        raise NoConversion(f"Unable to assign struct with {type_name(kind)}")
     if isinstance(to, AnyType):
-        found = _unboxed(kind, content)
-        return _boxed(found)
+        if isinstance(kind, ScalarType):
+            return AnyValue(_WIDEST.get(kind.kind, kind), content)
+        if isinstance(kind, ArrayType) and not len(content) and not _arrived(content):
+            raise RuntimeError("the type of an array that was never set is not known")
+        return _boxed(_unboxed(kind, content))
     if isinstance(to, UnionType):
-        found = _unboxed(kind, content)
         old: UnionValue = spot.content
-        if found is None:
-            if old.name is None:
-                raise _NoConversion("Unsupported assignment to unselected union")
-            return old
-        return _union_from(to, found[0], found[1], old)
+        if not isinstance(kind, (UnionType, AnyType)):
+            return _fitted(to, kind, content, old)
+        found = _unboxed(kind, content)
+        if found is not None:
+            return _union_from(to, found[0], found[1], old)
+        if old.name is None:
+            raise NoConversion("Unsupported assignment to unselected union")
+        return old
     if isinstance(kind, (UnionType, AnyType)):
-        raise _NoConversion(f"Unable to assign {type_name(to)} with Compound")
+        raise NoConversion(f"Unable to assign {type_name(to)} with Compound")
     if isinstance(to, ScalarType):
         if not isinstance(kind, ScalarType):
-            raise _NoConversion(f"Unable to assign {type_name(to)} with {type_name(kind)}")
-        return _scalar(to, content)
+            raise NoConversion(f"Unable to assign {type_name(to)} with {type_name(kind)}")
+        return scalar(to, content)
     assert isinstance(to, ArrayType)
     return _recast(to, kind, _copied(content))
 
 
-# Reading
+_WIDEST = {"int": SCALARS["int64"], "uint": SCALARS["uint64"], "float": SCALARS["float64"]}
+"""The type that PVXS gives a number when it copies it to an any."""
 
 
-PLAIN = frozenset({int, float, str, bool})
-"""The classes of leaves that are given to a program as they are."""
-
-
-def as_py(
-    make: Callable[[Value, int, Place | None], Any],
-    place: Place,
-    unpack: bool = False,
-    recurse: bool = False,
-    wrapper: Callable[[list[tuple[str, Any]]], Any] | None = None,
-) -> Any:
-    """Return what a place holds as p4p gives it to a program.
-
-    Args:
-        make: Makes the object that stands for a structure.
-        place: The place.
-        unpack: Whether a structure here becomes a list of names and values.
-        recurse: The same for the structures below.
-        wrapper: Is applied to each such list.
-    """
-    t = place.type
-    content = place.content
-    if isinstance(t, StructType):
-        assert isinstance(place, Field)
-        if not unpack:
-            return make(place.root, place.number, place.up)
-        pairs = [
-            (
-                name,
-                as_py(
-                    make,
-                    Field(place.root, place.number + t.offsets[name], place.up),
-                    recurse,
-                    True,
-                    wrapper,
-                ),
-            )
-            for name in t.members
-        ]
-        return pairs if wrapper is None else wrapper(pairs)
-    if content.__class__ in PLAIN:
-        return content
-    if isinstance(content, np.ndarray):
-        assert isinstance(t, ArrayType)
-        return None if not content.size and content is zeros(t.element) else content  # type: ignore[arg-type]
-    if isinstance(content, (UnionValue, AnyValue)):
-        inner = below(place)
-        return None if inner is None else as_py(make, inner, recurse, True, wrapper)
+def _arrived(content: Any) -> bool:
+    """Whether a server sent this array of no elements; of arrays of structures that is not known."""
     if isinstance(content, tuple):
-        return list(content)
-    if isinstance(content, list):
-        assert isinstance(t, ArrayType)
-        out = []
-        for index, item in enumerate(content):
-            if isinstance(item, Value):
-                inner = Field(item, 0, place)
-            else:
-                inner = None if item is None else below(Element(place, content, index, t.element))
-            out.append(None if inner is None else as_py(make, inner, recurse, True, wrapper))
-        return out
-    if isinstance(content, bytes):
-        return np.frombuffer(content, "u1")
-    return content
+        return content is not NO_STRINGS
+    return isinstance(content, np.ndarray) and content is not zeros(SCALAR_CODES[content.dtype.char])
+
+
+def _fitted(to: UnionType, kind: TypeDesc, content: Any, old: UnionValue) -> UnionValue:
+    """Convert a scalar or an array to the selected member, or to the first that it can be converted to."""
+    for name in to.members if old.name is None else (old.name,):
+        member = to.members[name]
+        try:
+            return UnionValue(name, _from_leaf(Field(Value(member), 0, None), kind, content))
+        except NoConversion:
+            continue
+    raise NoConversion("Unsupported assignment to unselected union")

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from appliance.p4p._place import Field, Node, Place, below, names, resolve
+from appliance.p4p._read import PLAIN, as_py
 from appliance.p4p._spec import TypeLike, build, describe
-from appliance.p4p._store import PLAIN, as_py, assign, marked, put, store
+from appliance.p4p._store import assign, marked, put, store
 from appliance.pvdata import ArrayType, StructType, TypeDesc, UnionType, View, render, render_type
 from appliance.pvdata import Value as _Native
 
@@ -208,10 +209,15 @@ class Type(TypeLike):
             >>> Type([("x", "i")]).has("y")
             False
         """
+        name = _text(name)
+        if name in self._desc.offsets:
+            return True
         try:
-            self._at(_text(name))
-        except KeyError:
+            resolve(Field(_Native(self._desc), 0, None), name, select=True)
+        except (KeyError, RuntimeError):
             return False
+        except ValueError as e:
+            raise RuntimeError(str(e)) from None
         return True
 
     __contains__ = has
@@ -317,7 +323,7 @@ class Value(Node):
         elif clone is not None:
             if not isinstance(clone, Value):
                 raise TypeError(f"Cannot convert {clone.__class__.__name__} to Value")
-            t, value = clone._type, clone
+            t = clone._type
         else:
             raise ValueError("type= or clone= required")
         root = _Native(t)
@@ -325,7 +331,12 @@ class Value(Node):
         _set_base(self, 0)
         _set_type(self, t)
         _set_up(self, None)
-        if value is not None:
+        if type is None:
+            try:
+                put(root, 0, None, clone)
+            except ValueError as e:
+                raise RuntimeError(str(e)) from None
+        elif value is not None:
             put(root, 0, None, value)
 
     @classmethod
@@ -450,6 +461,8 @@ class Value(Node):
             resolve(Field(self._root, self._base, self._up), name, select=True)
         except (KeyError, RuntimeError):
             return False
+        except ValueError as e:
+            raise RuntimeError(str(e)) from None
         return True
 
     __contains__ = has
@@ -732,7 +745,8 @@ def _read(value: Node, number: int, content: Any) -> Any:
 def _is_marked(place: Place) -> bool:
     """Whether the place is marked, or something below or around it in the same value."""
     if not isinstance(place, Field):
-        return False
+        # What a union or an any holds, or an element: as marked as the field that holds it.
+        return _is_marked(place.around)
     root, number = place.root, place.number
     if root.changed & root.type.masks[number]:
         return True

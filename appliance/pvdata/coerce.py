@@ -6,7 +6,7 @@ import struct
 from collections.abc import Mapping
 
 from appliance.errors import PVDataError
-from appliance.pvdata.store import NO_ANY, NO_UNION, AnyValue, UnionValue, numpy, zeros
+from appliance.pvdata.store import NO_ANY, NO_STRINGS, NO_UNION, AnyValue, UnionValue, numpy, zeros
 from appliance.pvdata.types import (
     BOOL,
     FLOAT64,
@@ -267,7 +267,7 @@ def _strings(x: Any) -> tuple[str, ...]:
             out.append(_string(STRING, item))
         except PVDataError as e:
             raise PVDataError(f"[{i}]: {e}") from None
-    return tuple(out)
+    return tuple(out) or NO_STRINGS
 
 
 def _struct(t: StructType, x: Any) -> Any:

@@ -23,7 +23,7 @@ from appliance.pvdata.primitives import (
     encode_string,
     truncated,
 )
-from appliance.pvdata.store import NO_ANY, NO_UNION, AnyValue, UnionValue, numpy, zeros
+from appliance.pvdata.store import NO_ANY, NO_UNION, AnyValue, UnionValue, no_elements, numpy
 from appliance.pvdata.types import (
     AnyType,
     ArrayType,
@@ -230,7 +230,7 @@ def _number_array(t: ArrayType, element: ScalarType, big: bool) -> LeafCodec:
     def decode(buf: Buffer, pos: int, end: int, types: TypeReader) -> tuple[Any, int]:
         n, pos = read_length(t, buf, pos, end, big)
         if not n:
-            return (b"" if is_octet and types.octets else zeros(element)), pos
+            return (b"" if is_octet and types.octets else no_elements(element)), pos
         size = n * width
         after = pos + size
         if after > end:

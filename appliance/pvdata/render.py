@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from appliance.errors import PVDataError
 from appliance.pvdata.bitset import iter_bits
-from appliance.pvdata.store import AnyValue, UnionValue
+from appliance.pvdata.store import NO_STRINGS, AnyValue, UnionValue, zeros
 from appliance.pvdata.types import AnyType, ArrayType, ScalarType, StructType, TypeDesc, UnionType
 from appliance.pvdata.value import Value, View
 
@@ -252,7 +252,8 @@ def _tree(out: list[str], t: TypeDesc | None, x: Any, name: str, indent: str, li
     if isinstance(t, ScalarType):
         out.append(f'{title} = "{escape(x)}"\n' if t.kind == "string" else f"{title} = {number(x)}\n")
     elif isinstance(t, ArrayType) and isinstance(t.element, ScalarType):
-        out.append(f"{title} = {_array(t, x, limit)}\n")
+        shown = "{?}[]" if _is_unset(t.element, x) else _array(t, x, limit)
+        out.append(f"{title} = {shown}\n")
     elif isinstance(t, StructType):
         _tree_struct(out, t, x, title, indent, limit)
     elif isinstance(t, UnionType):
@@ -273,19 +274,15 @@ def _tree_struct(out: list[str], t: StructType, x: Any, title: str, indent: str,
     deeper = indent + "    "
     for name, child in t.fields:
         out.append(deeper)
-        item = x[name]
-        if _is_unset(child, item) and not x.is_marked(name):
-            out.append(f"{type_name(child)} {name} = {{?}}[]\n")
-        else:
-            _tree(out, child, item, name, deeper, limit)
+        _tree(out, child, x[name], name, deeper, limit)
     if t.fields:
         out.append(indent)
     out.append(f"}}{title}\n")
 
 
-def _is_unset(t: TypeDesc, x: Any) -> bool:
-    """Whether this may be an array that nobody has set, for which PVXS shows no length."""
-    return isinstance(t, ArrayType) and isinstance(t.element, ScalarType) and not len(x)
+def _is_unset(element: ScalarType, x: Any) -> bool:
+    """Whether this is an array that nobody has set, for which PVXS shows no length."""
+    return x is NO_STRINGS or (not len(x) and bool(element.fmt) and x is zeros(element))
 
 
 def _tree_list(out: list[str], t: ArrayType, x: list[Any], title: str, indent: str, limit: int) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-__all__ = ["NO_ANY", "NO_UNION", "AnyValue", "UnionValue"]
+__all__ = ["NO_ANY", "NO_STRINGS", "NO_UNION", "AnyValue", "UnionValue"]
 
 
 class UnionValue(namedtuple("UnionValue", ("name", "value"))):  # noqa: PYI024 - typing would double the import time
@@ -62,11 +62,19 @@ class AnyValue(namedtuple("AnyValue", ("type", "value"))):  # noqa: PYI024
     """The value."""
 
 
+class _NoStrings(tuple[str, ...]):
+    """An array of strings that nobody has set; see ``no_elements``."""
+
+    __slots__ = ()
+
+
+NO_STRINGS = _NoStrings()
 NO_UNION = UnionValue(None, None)
 NO_ANY = AnyValue(None, None)
 
 _np: ModuleType | None = None
 _empty: dict[tuple[str, int], Any] = {}
+_received: dict[str, Any] = {}
 
 
 def numpy() -> ModuleType:
@@ -91,6 +99,18 @@ def zeros(element: ScalarType, size: int = 0) -> Any:
     return array
 
 
+def no_elements(element: ScalarType) -> Any:
+    """Return the shared read-only array for "no elements" that a peer sent; it is not the one that a field starts with (``zeros``).
+
+    PVXS tells the two apart, and so do p4p's programs: an array that nobody has set is None for them.
+    """
+    array = _received.get(element.np)
+    if array is None:
+        array = _received[element.np] = numpy().zeros(0, dtype=element.np)
+        array.flags.writeable = False
+    return array
+
+
 def octet_store(t: TypeDesc) -> list[Any]:
     """Return a store as ``new_store`` does, but with ``bytes`` for ``uint8[]``; see ``TypeReader.octets``."""
     return [
@@ -110,7 +130,9 @@ def default(t: TypeDesc) -> Any:
     if isinstance(t, ArrayType):
         if isinstance(t.element, ScalarType):
             size = t.size if t.kind == "fixed" else 0
-            return ("",) * size if t.element.kind == "string" else zeros(t.element, size)
+            if t.element.kind == "string":
+                return ("",) * size or NO_STRINGS
+            return zeros(t.element, size)
         return []
     if isinstance(t, UnionType):
         return NO_UNION

@@ -430,6 +430,17 @@ class Subscription(Operation):
             self.waits = True
             self.channel.dirty(self)
 
+    def post_ahead(self, update: Update) -> None:
+        """Queue ``update``; if the queue is full, send first what the client accepts.
+
+        For a handler that has several updates at a time: with `post` only the last few of them would be sent.
+        """
+        channel = self.channel
+        if len(self.queue) >= self.wire.queue_size and channel.owner.held is None and channel.stream.writable:
+            self.wire.drain(self.queue, PUMP_LIMIT)
+            channel.stream.schedule_flush()
+        self.post(update)
+
     def maker(self, bits: int, code: str) -> Callable[..., bytes] | None:
         """Return a function that makes the messages of a handler that posts the same few numbers repeatedly.
 

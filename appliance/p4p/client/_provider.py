@@ -388,8 +388,10 @@ class _LoopClient:
         self.soon(self._begin_to_close)
 
     def _begin_to_close(self) -> None:
+        # The loop may end at once, and cancel what did not even begin.
+        self.native._begin_to_close()
         # A task of gather's own: asyncio does not complain if the loop ends before it is done.
-        _loop_closing.add(closing := asyncio.gather(self._close()))
+        _loop_closing.add(closing := asyncio.gather(self._close(), return_exceptions=True))
         closing.add_done_callback(_loop_closing.discard)
 
     async def _close(self) -> None:

@@ -102,6 +102,10 @@ def _same(x: Any) -> Any:
     return x
 
 
+_Functions = tuple[str | None, Callable[..., Any], Callable[[Any], Any], Callable[[Any, Any], None]]
+"""The identifier of a type, and what wraps, unwraps and assigns its values."""
+
+
 class ClientUnwrapper:
     """Chooses the class to wrap and unwrap with by the identifier of the values of one channel.
 
@@ -115,10 +119,13 @@ class ClientUnwrapper:
 
     def __init__(self, nt: Mapping[str, Callable[[], Any]] | None = None) -> None:
         self.nt = nt
-        self.id: str | None = None
-        self._wrap: Callable[..., Any] = _same
-        self._unwrap: Callable[[Any], Any] = _same
-        self._assign: Callable[[Any, Any], None] = self._default_assign
+        # One tuple, because many threads use one Context: none may meet the identifier of one type with the functions of another.
+        self._present: _Functions = (None, _same, _same, self._default_assign)
+
+    @property
+    def id(self) -> str | None:
+        """The identifier of the type that was met last, if there is a class for it."""
+        return self._present[0]
 
     def wrap(self, val: Any, **kws: Any) -> Any:
         """Return a Python object as a Value.
@@ -127,7 +134,7 @@ class ClientUnwrapper:
             val: The object.
             kws: What the class takes, as timestamp.
         """
-        return self._wrap(val, **kws)
+        return self._present[1](val, **kws)
 
     def unwrap(self, val: Value) -> Any:
         """Return a Value as a Python object.
@@ -135,9 +142,10 @@ class ClientUnwrapper:
         Args:
             val: The value; without a class for it, it is returned as it is.
         """
-        if val.getID() != self.id:
-            self._update(val)
-        return self._unwrap(val)
+        present = self._present
+        if val.getID() != present[0]:
+            present = self._update(val)
+        return present[2](val)
 
     def assign(self, V: Value, value: Any) -> None:
         """Store a Python object in a Value.
@@ -146,19 +154,21 @@ class ClientUnwrapper:
             V: The value to change.
             value: What to store.
         """
-        if V.getID() != self.id:
-            self._update(V)
-        self._assign(V, value)
+        present = self._present
+        if V.getID() != present[0]:
+            present = self._update(V)
+        present[3](V, value)
 
-    def _update(self, val: Value) -> None:
-        kind = (self.nt or {}).get(val.getID())
+    def _update(self, val: Value) -> _Functions:
+        name = val.getID()
+        kind = (self.nt or {}).get(name)
         if kind is None:
-            self._wrap = self._unwrap = _same
-            self._assign = self._default_assign
+            present: _Functions = (None, _same, _same, self._default_assign)
         else:
             made = kind()
-            self._wrap, self._unwrap, self._assign = made.wrap, made.unwrap, made.assign
-            self.id = val.getID()
+            present = (name, made.wrap, made.unwrap, made.assign)
+        self._present = present
+        return present
 
     def _default_assign(self, V: Value, value: Any) -> None:
         V.value = value

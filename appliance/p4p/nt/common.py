@@ -51,7 +51,7 @@ class NTBase:
         """Make the Type; a class of its own has to say how."""
         raise NotImplementedError("NT classes must provide buildType()")
 
-    def wrap(self, pyval: Any, /) -> _Value:
+    def wrap(self, *args: Any, **kws: Any) -> _Value:
         """Make a Value from a Python object; a class of its own has to say how."""
         raise NotImplementedError("NT classes must provide wrap()")
 

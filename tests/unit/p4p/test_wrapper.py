@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from appliance.p4p.wrapper import Struct, StructArray, Type, Union, UnionArray, Value
-from appliance.pvdata import INT32, StructType
+from appliance.pvdata import INT32, ArrayType, BoundedString, StructType
 from appliance.pvdata import Value as Native
+from appliance.pvdata.codec import codec
+from appliance.pvdata.fielddesc import TypeReader
 
 NESTED = Type(
     [
@@ -410,3 +412,60 @@ def test_a_union_alone_can_be_selected() -> None:
         union.select("nothing", "nothing")
     with pytest.raises(KeyError):
         NESTED().select("i")
+
+
+def test_an_array_that_a_server_sent_empty_is_no_array_that_was_never_set() -> None:
+    value = Type([("n", "ad"), ("t", "as")])()
+    assert (value.n, value.t) == (None, [])
+    assert "double[] n = {?}[]" in str(value)
+    assert "string[] t = {?}[]" in str(value)
+    wire = codec(value._type, big=False)
+    octets = wire.encode(value._root.store)
+    store, _ = wire.decode(octets, 0, len(octets), TypeReader())
+    came = Value._of(Native.from_store(value._type, store, 1))
+    assert came.n.dtype == "f8"
+    assert came.n.shape == (0,)
+    assert "double[] n = {0}[]" in str(came)
+    assert "string[] t = {0}[]" in str(came)
+    came.n = []
+    assert came.n is None
+    target = Type([("n", "v")])()
+    with pytest.raises(RuntimeError, match="never set"):
+        target[None] = came
+
+
+def test_the_bounds_that_a_server_gives_a_field_are_kept() -> None:
+    value = Value._of(
+        Native(
+            StructType(
+                [
+                    ("few", ArrayType(INT32, "bounded", 2)),
+                    ("two", ArrayType(INT32, "fixed", 2)),
+                    ("name", BoundedString(3)),
+                ]
+            )
+        )
+    )
+    value["few"] = [1]
+    value.two = [1, 2]
+    value.name = "abc"
+    for field, wrong in (("few", [1, 2, 3]), ("two", [1]), ("name", "abcd")):
+        with pytest.raises(ValueError, match=r"at most|exactly"):
+            value[field] = wrong
+    assert value.type().aspy() == ("S", "structure", [("few", "ai"), ("two", "ai"), ("name", "s")])
+
+
+def test_text_that_is_no_utf8_is_read_and_written_as_it_is() -> None:
+    value = Value(Type([("t", "s")]), {"t": b"\xb0C"})
+    assert value.t.encode("utf-8", "surrogateescape") == b"\xb0C"
+    other = Value(value.type(), {"t": value.t})
+    assert other.t == value.t
+    with pytest.raises(UnicodeEncodeError):
+        value.t = "\ud800"
+
+
+def test_octets_that_are_kept_as_bytes_are_read_as_an_array() -> None:
+    t = Type([("n", "aB")])
+    value = Value._of(Native.from_store(t._desc, [None, b"\x01\x02"], 1))
+    assert value.n.tolist() == [1, 2]
+    assert value.n.dtype == "u1"

@@ -1,0 +1,675 @@
+"""One PV's value and clients: posted from any thread, served on the PVAccess thread."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol
+from weakref import WeakSet, ref
+
+from appliance.p4p.server._operation import ServerOperation
+from appliance.pva.commands import CMD_GET, CMD_PROCESS, CMD_RPC
+from appliance.pva.selection import leaves
+from appliance.pva.server_operation import PreparedAnswer
+from appliance.pvdata.codec import leaves_of
+from appliance.pvdata.types import (
+    BOOL,
+    FLOAT64,
+    INT8,
+    INT16,
+    INT32,
+    INT64,
+    STRING,
+    UINT8,
+    UINT16,
+    UINT32,
+    UINT64,
+    ArrayType,
+    ScalarType,
+    StructType,
+    TypeDesc,
+)
+from appliance.pvdata.value import Value, View
+from appliance.server.channel import Channel
+from appliance.server.operation import Operation, Subscription, Update
+from appliance.server.source import Handler
+from appliance.threads import engine
+
+__all__ = ["Callbacks", "Core"]
+
+_log = logging.getLogger("appliance.p4p.server")
+
+ROOM: Final = 256
+"""Posts of a few numbers that wait for the PVAccess thread; above that the latest two become one."""
+ROOM_FOR_ARRAYS: Final = 4
+"""The same for values with arrays, unions and the like: as many as a subscription's queue usually has."""
+PLAIN: Final[dict[TypeDesc, type]] = {
+    FLOAT64: float,
+    STRING: str,
+    BOOL: bool,
+    **dict.fromkeys((INT8, INT16, INT32, INT64, UINT8, UINT16, UINT32, UINT64), int),
+}
+"""Python types that a field takes as they are; integers within the bounds of the field."""
+
+QUIET_S: Final = 0.2
+"""Seconds after `Core.close` in which the return of a client is not told yet.
+
+A client that is disconnected opens the channel again at once. Whoever waits for the end of all channels would only see the first
+of the next ones.
+"""
+
+_CLOSED: Final = "the PV is closed; open() it with a first value"
+_CHANGED: Final = "this PV has changed its type or has no value; reconnect"
+
+Entry = Any
+"""A post that waits: the new value of the field ``value`` alone, or a tuple of the whole store and the bits that changed."""
+
+
+class _Posts:
+    """What was posted to all PVs since the PVAccess thread last looked.
+
+    A thread that posts without pause keeps Python's lock for itself: the PVAccess thread would get it back only 5 ms after each
+    of its system calls. So such a thread waits now and then, for a moment and not for any client.
+    """
+
+    ROOM: Final = 512
+    """Posts after which a thread waits."""
+    PATIENCE_S: Final = 0.02
+    """The longest that it waits."""
+
+    __slots__ = ("_changed", "_turning", "_waiting", "_woken", "count")
+
+    def __init__(self) -> None:
+        self.count = 0
+        """Posts since the PVAccess thread last looked; not exact, because it is no one's own."""
+        self._changed: deque[Core] = deque()
+        self._waiting: deque[threading.Lock] = deque()
+        self._woken = False
+        self._turning = False
+
+    def add(self, core: Core, soon: Callable[..., None]) -> None:
+        """Let the PVAccess thread look at a PV."""
+        self._changed.append(core)
+        # The flag is cleared before the thread looks. So whoever finds it set has a look still to come.
+        if not self._woken:
+            self._woken = True
+            soon(self._look)
+
+    def _look(self) -> None:
+        self._woken = False
+        changed = self._changed
+        if not self._turning:
+            self._turning = True
+            engine().loop.call_soon(self._turned)
+        for _ in range(len(changed)):
+            changed.popleft()._drain()
+
+    def _turned(self) -> None:
+        """Note that the PVAccess thread has sent what there was."""
+        self._turning = False
+        self.count = 0
+        waiting = self._waiting
+        while waiting:
+            waiting.popleft().release()
+
+    def wait(self) -> None:
+        """Let the PVAccess thread send what there is."""
+        if engine().is_current:
+            return
+        turned = threading.Lock()
+        turned.acquire()
+        self._waiting.append(turned)
+        if not turned.acquire(timeout=self.PATIENCE_S):
+            self.count = 0
+
+
+class Callbacks(Protocol):
+    """What the owner of a PV hears of its clients. Called on the PVAccess thread: must not block."""
+
+    def onFirstConnect(self) -> object:
+        """Handle that a first client has opened a channel."""
+
+    def onLastDisconnect(self) -> object:
+        """Handle that the last channel was closed."""
+
+    def put(self, op: ServerOperation) -> object:
+        """Handle a PUT."""
+
+    def rpc(self, op: ServerOperation) -> object:
+        """Handle an RPC."""
+
+
+class Core(Handler):
+    """The value of one PV, and those who use it.
+
+    The lock guards the value; no callback is called and nothing waits while it is held. It may be taken twice by one thread,
+    because the garbage collector may run anything at any time.
+
+    Args:
+        callbacks: Told of clients, PUTs and calls; None refuses them.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_answers",
+        "_at",
+        "_base",
+        "_bit",
+        "_channels",
+        "_deep",
+        "_is_told",
+        "_kind",
+        "_lock",
+        "_lost",
+        "_pending",
+        "_quiet_until",
+        "_room",
+        "_scheduled",
+        "_shared",
+        "_store",
+        "_subscriptions",
+        "_valid",
+        "_waiting",
+        "_watched",
+        "callbacks",
+        "run_cancel",
+        "soon",
+    )
+
+    def __init__(self, callbacks: Callbacks | None) -> None:
+        self.callbacks = callbacks
+        self.run_cancel: Callable[[Callable[[], object]], object] | None = None
+        """Runs what `ServerOperation.onCancel` was given; None runs it where other callbacks of servers run."""
+        self._lock = threading.RLock()
+        self._kind: StructType | None = None
+        self._store: list[Any] = []
+        self._shared = False
+        """Whether an update holds the store, which then never changes."""
+        self._valid = 0
+        self._at = 0
+        """The number of the field ``value``, and its bit: 0 if there is none, or if it is a structure."""
+        self._bit = 0
+        self._deep = False
+        """Whether fields may be objects that their owner can change."""
+        self._room = ROOM
+        self._pending: list[Entry] = []
+        self._lost = 0
+        """Fields of the last entry that lost an earlier change."""
+        self._scheduled = False
+        self._watched = False
+        self._answers: dict[tuple[int, bool], PreparedAnswer] = {}
+        self._waiting: dict[Operation, Callable[[], None]] = {}
+        """Operations that clients began while there was no value; ``open`` begins them anew."""
+        # What follows belongs to the PVAccess thread.
+        self.soon: Callable[..., None] = _no_engine
+        """Calls a function on the PVAccess thread; there since the first channel."""
+        self._base: list[Any] = []
+        """The whole value as the subscribers know it; posts that wait are newer."""
+        self._subscriptions: dict[Subscription, Callable[..., bytes] | None] = {}
+        """Each subscription, with a function that makes its message of a value alone; None if there is none."""
+        self._channels: set[Channel] = set()
+        self._is_told = False
+        """Whether the owner knows that there are channels."""
+        self._quiet_until = 0.0
+        _cores.add(self)
+
+    # -- for the owner, from any thread --------------------------------------------------------------
+
+    @property
+    def kind(self) -> StructType | None:
+        """The type of the value; None while closed."""
+        return self._kind
+
+    def open(self, value: Value | View) -> None:
+        """Set type and first value.
+
+        Raises:
+            RuntimeError: The PV is open already, or the value is no structure.
+        """
+        kind = value.type
+        if not isinstance(kind, StructType):
+            raise RuntimeError("a PV's value must be a structure, for example NTScalar")  # noqa: TRY004 - as p4p
+        fresh = value.to_value()
+        with self._lock:
+            if self._kind is not None:
+                raise RuntimeError("the PV is open already; close() it first")
+            self._kind = kind
+            self._store = fresh.store
+            self._shared = False
+            self._valid = leaves(kind, fresh.changed)
+            self._answers = {}
+            self._at = kind.offsets.get("value", 0)
+            self._bit = 1 << self._at & kind.leaf_mask
+            types = [kind.leaf_types[number] for number in kind.leaves]
+            self._deep = not all(map(_is_immutable, types))
+            self._room = ROOM if all(isinstance(t, ScalarType) for t in types) else ROOM_FOR_ARRAYS
+            if self._waiting:
+                self.soon(self._begin_waiting)
+
+    def close(self) -> None:
+        """Remove the value, and close all channels. Clients open them again, and then wait for `open`."""
+        with self._lock:
+            kind, self._kind = self._kind, None
+            for answer in self._answers.values():
+                answer.tail = None
+            self._answers = {}
+            pending, lost = self._pending, self._lost
+            self._pending = []
+            self._lost = 0
+            self._watched = False
+            if self._channels:
+                self.soon(self._close_channels, kind, pending, lost)
+
+    def current(self) -> Value:
+        """Return a copy of the value; its ``changed`` bits say what was ever set.
+
+        Raises:
+            RuntimeError: The PV is closed.
+        """
+        with self._lock:
+            kind = self._kind
+            if kind is None:
+                raise RuntimeError(_CLOSED)
+            value = Value.from_store(kind, self._store, self._valid)
+            return value.clone() if self._deep else Value.from_store(kind, self._store.copy(), self._valid)
+
+    def post(self, value: Value | View) -> None:
+        """Change the fields that are marked in ``value``, and tell the subscribers.
+
+        Raises:
+            RuntimeError: The PV is closed, or has another type.
+        """
+        with self._lock:
+            kind = self._kind
+            if kind is None:
+                raise RuntimeError(_CLOSED)
+            if value.type is not kind and value.type != kind:
+                raise RuntimeError(
+                    f"a value of the type {_named(value.type)} cannot be posted to a PV of the type {_named(kind)}; "
+                    "close() and open() the PV to change its type"
+                )
+            if self._deep or isinstance(value, View):
+                value = value.to_value()
+            source = value.store
+            bits = leaves(kind, value.changed)
+            if not bits:
+                return
+            if bits == kind.leaf_mask:
+                store = source.copy()
+            else:
+                store = self._store.copy() if self._shared or self._watched else self._store
+                for number in leaves_of(kind, bits):
+                    store[number] = source[number]
+            self._store = store
+            self._shared = False
+            self._valid |= bits
+            for answer in self._answers.values():
+                answer.tail = None
+            if not self._watched:
+                return
+            self._shared = True
+            posts.count += 1
+            self._append((store, bits), bits)
+        if posts.count > posts.ROOM:
+            posts.wait()
+
+    def post_plain(self, value: Any) -> None:
+        """Change the field ``value`` to what it stores as it is, and tell the subscribers.
+
+        Raises:
+            RuntimeError: The PV is closed.
+        """
+        with self._lock:
+            if self._kind is None:
+                raise RuntimeError(_CLOSED)
+            if self._shared:
+                self._store = self._store.copy()
+                self._shared = False
+            self._store[self._at] = value
+            self._valid |= self._bit
+            if self._answers:
+                for answer in self._answers.values():
+                    answer.tail = None
+            if not self._watched:
+                return
+            posts.count += 1
+            pending = self._pending
+            if len(pending) < self._room:
+                pending.append(value)
+                if not self._scheduled:
+                    self._schedule()
+            elif type(pending[-1]) is not tuple:
+                pending[-1] = value
+                self._lost = self._bit
+            else:
+                self._append(value, self._bit)
+        if posts.count > posts.ROOM:
+            posts.wait()
+
+    def post_parts(self, parts: Sequence[tuple[int, Any]], bits: int) -> None:
+        """Change some fields to what they store as it is, and tell the subscribers.
+
+        Args:
+            parts: The number and the value of each field.
+            bits: The same fields, in leaf form.
+
+        Raises:
+            RuntimeError: The PV is closed.
+        """
+        with self._lock:
+            if self._kind is None:
+                raise RuntimeError(_CLOSED)
+            store = self._store
+            if self._shared:
+                self._store = store = store.copy()
+            self._shared = self._watched
+            for number, value in parts:
+                store[number] = value
+            self._valid |= bits
+            for answer in self._answers.values():
+                answer.tail = None
+            if not self._watched:
+                return
+            posts.count += 1
+            self._append((store, bits), bits)
+        if posts.count > posts.ROOM:
+            posts.wait()
+
+    def plain_type(self) -> ScalarType | None:
+        """Return the type of the field ``value`` if Python has it as it is; None if it has not, or the PV is closed."""
+        kind = self._kind
+        found = None if kind is None or not self._bit else kind.leaf_types[self._at]
+        return found if isinstance(found, ScalarType) and found in PLAIN else None
+
+    def _append(self, entry: Entry, bits: int) -> None:
+        """Let an update wait for the PVAccess thread; if too many wait, it takes the place of the latest."""
+        pending = self._pending
+        if len(pending) < self._room:
+            pending.append(entry)
+        else:
+            last = pending[-1]
+            before = last[1] if type(last) is tuple else self._bit
+            self._lost |= before & bits
+            if type(last) is tuple or type(entry) is tuple:
+                self._shared = True
+                entry = (self._store, before | bits)
+            pending[-1] = entry
+        if not self._scheduled:
+            self._schedule()
+
+    def _schedule(self) -> None:
+        self._scheduled = True
+        posts.add(self, self.soon)
+
+    # -- on the PVAccess thread ----------------------------------------------------------------------
+
+    def _drain(self) -> None:
+        """Give the subscribers what was posted since the last time."""
+        with self._lock:
+            self._scheduled = False
+            pending = self._pending
+            if not pending:
+                return
+            kind = self._kind
+            assert kind is not None
+            lost = self._lost
+            if len(pending) > 1 or lost or type(pending[0]) is tuple:
+                self._pending = []
+                self._lost = 0
+                entry = None
+            else:
+                entry = pending.pop()
+        if entry is not None:
+            self._deliver_plain(kind, entry, 0)
+        else:
+            self._deliver(kind, pending, lost)
+
+    def _deliver(self, kind: StructType, pending: list[Entry], lost: int) -> None:
+        """Give the subscribers what was posted, in its order.
+
+        Args:
+            kind: The type of the value.
+            pending: The posts.
+            lost: Fields of the last post that lost an earlier change.
+        """
+        count = len(pending)
+        for number, entry in enumerate(pending, 1):
+            overrun = lost if number == count else 0
+            if type(entry) is tuple:
+                store, bits = entry
+                self._base = store
+                update = Update(kind, store, bits, overrun)
+                for subscription in self._subscriptions:
+                    subscription.post_ahead(update)
+            else:
+                self._deliver_plain(kind, entry, overrun)
+
+    def _deliver_plain(self, kind: StructType, value: Any, overrun: int) -> None:
+        made: Update | None = None
+        for subscription, make in self._subscriptions.items():
+            if make is None or overrun or not subscription.send(make(value)):
+                if made is None:
+                    store = self._base = self._base.copy()
+                    store[self._at] = value
+                    made = Update(kind, store, self._bit, overrun)
+                subscription.post_ahead(made)
+
+    def _begin_waiting(self) -> None:
+        self._tell_first()
+        with self._lock:
+            if self._kind is None:
+                return
+            waiting, self._waiting = self._waiting, {}
+        for begin in waiting.values():
+            begin()
+
+    def _close_channels(self, kind: StructType | None, pending: list[Entry], lost: int) -> None:
+        if kind is not None:
+            self._deliver(kind, pending, lost)
+        self._quiet_until = engine().loop.time() + QUIET_S
+        for channel in list(self._channels):
+            channel.close()
+
+    def attached(self, channel: Channel) -> None:
+        """Note a channel; tell the owner if it is the first."""
+        self._channels.add(channel)
+        if self.soon is _no_engine:
+            self.soon = engine().soon
+        if self._is_told:
+            return
+        if self._kind is None and self._quiet_until:
+            loop = engine().loop
+            wait = self._quiet_until - loop.time()
+            if wait > 0:
+                loop.call_later(wait, _tell_later, ref(self))
+                return
+        self._tell_first()
+
+    def _tell_first(self) -> None:
+        """Tell the owner that there is a channel."""
+        if self._channels and not self._is_told:
+            self._is_told = True
+            if self.callbacks is not None:
+                self._tell(self.callbacks.onFirstConnect)
+
+    def detached(self, channel: Channel) -> None:
+        """Forget a channel; tell the owner if it was the last."""
+        self._channels.discard(channel)
+        if not self._channels and self._is_told:
+            self._is_told = False
+            if self.callbacks is not None:
+                self._tell(self.callbacks.onLastDisconnect)
+
+    def _tell(self, callback: Callable[[], object]) -> None:
+        try:
+            callback()
+        except Exception:  # noqa: BLE001 - the channel is served all the same
+            _log.exception("the handler of a PV failed")
+
+    def init(self, operation: Operation) -> None:
+        """Accept GET, PUT and RPC; without a value GET and PUT wait for one."""
+        if operation.command == CMD_RPC:
+            operation.ready()
+            return
+        if operation.command == CMD_PROCESS:
+            operation.fail("this PV cannot be processed: only records can; use PUT")
+            return
+        with self._lock:
+            kind = self._kind
+            if kind is None:
+                self._waiting[operation] = lambda: self.init(operation)
+                return
+        operation.ready(kind)
+        if operation.command == CMD_GET and operation.alive:
+            wire = operation.wire
+            key = (wire.mask, wire.connection.big)
+            with self._lock:
+                answer = self._answers.get(key)
+                if answer is None:
+                    answer = PreparedAnswer()
+                    if self._kind is kind:
+                        self._answers[key] = answer
+                        wire.prepared = answer
+
+    def get(self, operation: Operation) -> None:
+        """Answer with the current value."""
+        with self._lock:
+            if self._kind is None or operation.type is not self._kind:
+                operation.fail(_CHANGED)
+                return
+            wire = operation.wire
+            prepared = wire.prepared
+            if prepared is not None and prepared is self._answers.get((wire.mask, wire.connection.big)):
+                operation.reply_prepared(prepared, self._store, self._valid)
+            else:
+                operation.reply_store(self._store, self._valid)
+
+    def put(self, operation: Operation, value: Value) -> None:
+        """Pass a PUT on to the owner."""
+        if self._kind is None or value.type is not self._kind:
+            operation.fail(_CHANGED)
+        elif self.callbacks is None:
+            operation.fail("Read-only PV")
+        else:
+            self._pass_on(self.callbacks.put, ServerOperation.begin(operation, value, self))
+
+    put_get = put
+
+    def rpc(self, operation: Operation, argument: Value | None) -> None:
+        """Pass an RPC on to the owner, also while there is no value."""
+        if self.callbacks is None:
+            operation.fail("RPC not implemented by this PV")
+        else:
+            self._tell_first()
+            self._pass_on(self.callbacks.rpc, ServerOperation.begin(operation, argument, self))
+
+    def _pass_on(self, callback: Callable[[ServerOperation], object], op: ServerOperation | None) -> None:
+        if op is None:
+            return
+        try:
+            callback(op)
+        except Exception:  # noqa: BLE001 - the client must hear of it
+            _log.exception("the handler of %.256r failed", op.name())
+            op.done(error="internal error; the server's log has the details")
+
+    def subscribe(self, subscription: Subscription) -> None:
+        """Queue the current value."""
+        with self._lock:
+            kind = self._kind
+            if kind is None:
+                self._waiting[subscription] = lambda: self.subscribe(subscription)
+                return
+        subscription.ready(kind)
+        if not subscription.alive:
+            return
+        with self._lock:
+            if self._kind is not kind:
+                subscription.fail(_CHANGED)
+                return
+            pending, lost = self._pending, self._lost
+            self._pending = []
+            self._lost = 0
+            store = self._store
+            self._shared = True
+            self._watched = True
+            valid = self._valid
+        # Those who subscribed earlier get what this one has in its first update.
+        self._deliver(kind, pending, lost)
+        self._base = store
+        plain = self.plain_type()
+        self._subscriptions[subscription] = (
+            subscription.maker(self._bit, plain.fmt) if plain is not None and plain.fmt else None
+        )
+        subscription.post(Update(kind, store, valid))
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """Forget the subscriber."""
+        with self._lock:
+            self._waiting.pop(subscription, None)
+            self._subscriptions.pop(subscription, None)
+            if not self._subscriptions:
+                self._watched = False
+
+    def cancelled(self, operation: Operation) -> None:
+        """Tell whoever works on the request that nobody waits for it any more."""
+        ServerOperation.end(operation)
+
+    def closed(self, operation: Operation) -> None:
+        """Forget an operation; tell whoever works on it."""
+        if self._waiting:
+            with self._lock:
+                self._waiting.pop(operation, None)
+        ServerOperation.end(operation)
+
+    def introspect(self, operation: Operation, field: str) -> None:
+        """Answer with the type of the value or of a field."""
+        with self._lock:
+            kind = self._kind
+            if kind is None:
+                self._waiting[operation] = lambda: self.introspect(operation, field)
+                return
+        if field not in kind.offsets:
+            operation.fail(f"there is no field {field[:64]!r}")
+        else:
+            operation.reply_field(kind.leaf_types[kind.offsets[field]])
+
+    def __repr__(self) -> str:
+        kind = self._kind
+        return f"<PV {'closed' if kind is None else _named(kind)} {len(self._subscriptions)} subscribers>"
+
+
+def _no_engine(function: Callable[..., object], *args: Any) -> None:
+    engine().soon(function, *args)
+
+
+def _tell_later(known: ref[Core]) -> None:
+    core = known()
+    if core is not None:
+        core._tell_first()
+
+
+posts: Final = _Posts()
+_cores: Final[WeakSet[Core]] = WeakSet()
+
+
+def _after_fork() -> None:
+    """Free the locks in the child of a fork: another thread of the parent may have held them."""
+    for core in _cores:
+        core._lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _is_immutable(t: TypeDesc) -> bool:
+    """Whether what a leaf of this type holds never changes: numbers, strings, and arrays of numbers, which are read only."""
+    if isinstance(t, ScalarType):
+        return True
+    return isinstance(t, ArrayType) and isinstance(t.element, ScalarType) and t.element != STRING
+
+
+def _named(t: TypeDesc) -> str:
+    return repr(t.id) if isinstance(t, StructType) and t.id else type(t).__name__
