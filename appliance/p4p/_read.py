@@ -39,19 +39,15 @@ def as_py(
         assert isinstance(place, Field)
         if not unpack:
             return make(place.root, place.number, place.up)
-        pairs = [
-            (
-                name,
-                as_py(
-                    make,
-                    Field(place.root, place.number + t.offsets[name], place.up),
-                    recurse,
-                    True,
-                    wrapper,
-                ),
-            )
-            for name in t.members
-        ]
+        pairs = []
+        root, base, up = place.root, place.number, place.up
+        leaves, offsets = root.store, t.offsets
+        for name in t.members:
+            number = base + offsets[name]
+            item = leaves[number]
+            if item.__class__ not in PLAIN:
+                item = as_py(make, Field(root, number, up), recurse, True, wrapper)
+            pairs.append((name, item))
         return pairs if wrapper is None else wrapper(pairs)
     if content.__class__ in PLAIN:
         return content

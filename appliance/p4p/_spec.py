@@ -11,9 +11,72 @@ from appliance.p4p._store import SCALAR_CODES
 from appliance.pvdata import ANY, ArrayType, ScalarType, StructType, TypeDesc, UnionType
 from appliance.pvdata.types import AnyType
 
-__all__ = ["TypeLike", "build", "describe"]
+__all__ = ["Struct", "StructArray", "TypeLike", "Union", "UnionArray", "build", "describe"]
 
 _NAMES = {t.name: code for code, t in SCALAR_CODES.items()}
+
+
+_Spec = Iterable[Any] | None
+
+
+def Struct(spec: _Spec = None, id: str | None = None) -> tuple[str, str | None, _Spec]:
+    """Describe a structure inside a ``Type``.
+
+    Args:
+        spec: The members, as for ``Type``.
+        id: The structure's identifier.
+
+    Example:
+        >>> Type([("limits", Struct([("low", "d"), ("high", "d")]))]).keys()
+        ['limits']
+    """
+    return ("S", id, spec)
+
+
+def Union(spec: _Spec = None, id: str | None = None) -> tuple[str, str | None, _Spec]:
+    """Describe a union inside a ``Type``: one of its members is present at a time.
+
+    Args:
+        spec: The members, as for ``Type``.
+        id: The union's identifier.
+
+    Example:
+        >>> V = Type([("value", Union([("text", "s"), ("number", "d")]))])()
+        >>> V.value = ("number", 4)
+        >>> V.value
+        4.0
+    """
+    return ("U", id, spec)
+
+
+def StructArray(spec: _Spec = None, id: str | None = None) -> tuple[str, str | None, _Spec]:
+    """Describe an array of structures inside a ``Type``.
+
+    Args:
+        spec: The members, as for ``Type``.
+        id: The identifier of the structures.
+
+    Example:
+        >>> V = Type([("points", StructArray([("x", "d"), ("y", "d")]))])({"points": [{"x": 1, "y": 2}]})
+        >>> V.points[0].y
+        2.0
+    """
+    return ("aS", id, spec)
+
+
+def UnionArray(spec: _Spec = None, id: str | None = None) -> tuple[str, str | None, _Spec]:
+    """Describe an array of unions inside a ``Type``.
+
+    Args:
+        spec: The members, as for ``Type``.
+        id: The identifier of the unions.
+
+    Example:
+        >>> V = Type([("items", UnionArray([("text", "s"), ("number", "d")]))])({"items": [("text", "a"), ("number", 1)]})
+        >>> V["items"]
+        ['a', 1.0]
+    """
+    return ("aU", id, spec)
 
 
 class TypeLike:
@@ -25,15 +88,25 @@ class TypeLike:
 
 
 class _Part:
-    """A member while a description is read: members of the same name are merged, as PVXS does."""
+    """A member while a description is read: members of the same name are merged, as PVXS does.
 
-    __slots__ = ("array", "id", "kind", "members")
+    ``whole`` is a type that nothing was merged into yet.
+    """
+
+    __slots__ = ("array", "id", "kind", "members", "whole")
 
     def __init__(self, kind: TypeDesc | None, word: str = "", id: str = "", *, array: bool = False) -> None:
         self.kind: TypeDesc | str = word if kind is None else kind
         self.array = array
         self.id = id
         self.members: list[tuple[str, _Part]] = []
+        self.whole: TypeDesc | None = None
+
+    def open(self) -> None:
+        """Take the type apart before it is changed."""
+        if self.whole is not None:
+            self.members = _part(self.whole).members
+            self.whole = None
 
     def compound(self) -> bool:
         """Whether it is a structure, a union, an any, or an array of them."""
@@ -42,12 +115,15 @@ class _Part:
 
     def merge(self, name: str, other: _Part) -> None:
         """Append a member, or change the one of that name."""
+        self.open()
         for known, mine in self.members:
             if known == name:
                 if mine.compound() is not other.compound():
                     raise RuntimeError(f"May not change member {name!r} kind to/from Compound")
                 mine.kind, mine.array = other.kind, other.array
                 mine.id = other.id or mine.id
+                other.open()
+                mine.open()
                 for below, part in other.members:
                     mine.merge(below, part)
                 return
@@ -56,6 +132,8 @@ class _Part:
     def type(self) -> TypeDesc:
         """Make the type."""
         t: TypeDesc
+        if self.whole is not None:
+            return self.whole
         if isinstance(self.kind, TypeDesc):
             t = self.kind
             if isinstance(t, ArrayType):
@@ -74,6 +152,16 @@ def _part(t: TypeDesc) -> _Part:
         return _Part(t)
     made = _Part(None, "S" if isinstance(inner, StructType) else "U", inner.id, array=inner is not t)
     made.members = [(name, _part(member)) for name, member in inner.fields]
+    return made
+
+
+def _closed(t: TypeDesc) -> _Part:
+    """Take a type as it is."""
+    inner = t.element if isinstance(t, ArrayType) else t
+    if not isinstance(inner, (StructType, UnionType)):
+        return _Part(t)
+    made = _Part(None, "S" if isinstance(inner, StructType) else "U", inner.id, array=inner is not t)
+    made.whole = t
     return made
 
 
@@ -106,7 +194,7 @@ def _members(spec: Iterable[Any]) -> list[tuple[str, _Part]]:
             item, 2, "expected a list of tuples (name, type code) or (name, ('S', id, [...]))"
         )
         if isinstance(kind, TypeLike):
-            part = _part(kind._desc)
+            part = _closed(kind._desc)
         elif isinstance(kind, str):
             part = _plain(kind)
         else:

@@ -16,6 +16,9 @@ import numpy as np
 from appliance.p4p._place import Field, Node, Place, resolve
 from appliance.p4p._scalars import CONVERT, NoConversion, NotATuple, Refused, Unfit, scalar, text, to_string
 from appliance.pvdata import (
+    FLOAT64,
+    INT32,
+    INT64,
     STRING,
     AnyValue,
     ArrayType,
@@ -31,7 +34,7 @@ from appliance.pvdata.render import type_name
 from appliance.pvdata.store import NO_ANY, NO_STRINGS, NO_UNION, default, zeros
 from appliance.pvdata.types import SCALARS, AnyType
 
-__all__ = ["SCALAR_CODES", "assign", "marked", "put", "store"]
+__all__ = ["SCALAR_CODES", "assign", "fill", "marked", "put", "store"]
 
 
 # Arrays
@@ -45,20 +48,27 @@ def _checked(t: ArrayType, x: Any) -> Any:
     return x
 
 
+_DTYPES = {t.np: np.dtype(t.np) for t in SCALARS.values() if t.np}
+
+
 def _numbers(element: ScalarType, x: Any) -> Any:
-    if isinstance(x, np.ndarray) and x.dtype == element.np and x.ndim == 1 and x.dtype.isnative:
+    dtype = _DTYPES[element.np]
+    if x.__class__ is np.ndarray and x.dtype == dtype and x.ndim == 1:
         if not x.size:
             return zeros(element)
-        if not x.flags.writeable and x.flags.c_contiguous and x.__class__ is np.ndarray:
+        flags = x.flags
+        if not flags.writeable and flags.c_contiguous:
             return x
-    made = np.array(x, dtype=element.np)
-    if made.ndim != 1:
-        raise Refused("Only 1-d array can be assigned")
-    if not made.size:
-        return zeros(element)
-    if made.__class__ is not np.ndarray or not made.flags.c_contiguous:
-        made = np.ascontiguousarray(made).view(np.ndarray)
-    made.flags.writeable = False
+        made = x.copy()
+    else:
+        made = np.array(x, dtype=dtype)
+        if made.ndim != 1:
+            raise Refused("Only 1-d array can be assigned")
+        if not made.size:
+            return zeros(element)
+        if made.__class__ is not np.ndarray or not made.flags.c_contiguous:
+            made = np.ascontiguousarray(made).view(np.ndarray)
+    made.setflags(write=False)
     return made
 
 
@@ -371,10 +381,18 @@ def _leaf(t: TypeDesc, place: Place, x: Any) -> Any:
 def put(root: Value, number: int, up: Place | None, x: Any) -> None:
     """Assign ``x`` to the field of that number, and mark it."""
     t = root.type.leaf_types[number]
-    if t.__class__ is ScalarType and not isinstance(x, Node):
+    kind = x.__class__
+    if (kind is float and t is FLOAT64) or (kind is int and (t is INT32 or t is INT64) and t.lo <= x <= t.hi):
+        root.store[number] = x
+    elif kind is np.ndarray and (element := _numeric(t)) is not None:
+        root.store[number] = _numbers(element, x)
+    elif t.__class__ is ScalarType and not isinstance(x, Node):
         root.store[number] = CONVERT[t.name](x)
-    elif isinstance(t, StructType):
-        _struct(Field(root, number, up), x)
+    elif t.__class__ is StructType:
+        if x.__class__ is dict:
+            fill(root, number, up, x)
+        else:
+            _struct(Field(root, number, up), x)
         return
     else:
         made = root.store[number] = _leaf(t, Field(root, number, up), x)
@@ -388,6 +406,35 @@ def put(root: Value, number: int, up: Place | None, x: Any) -> None:
     root.changed |= 1 << number
     if up is not None:
         up.touch()
+
+
+def _numeric(t: TypeDesc) -> ScalarType | None:
+    """Return the type of the elements if this is an array of numbers of any length."""
+    if t.__class__ is ArrayType and t.kind == "variable":
+        element = t.element
+        if element.__class__ is ScalarType and element.fmt:
+            return element
+    return None
+
+
+def fill(root: Value, base: int, up: Place | None, x: dict[Any, Any]) -> None:
+    """Assign the items of a dict to the fields of the structure of that number."""
+    t = root.type
+    offsets = (t.leaf_types[base] if base else t).offsets
+    for name, item in list(x.items()):
+        number = offsets.get(name)
+        if number is not None:
+            put(root, base + number, up, item)
+        else:
+            _by_path(Field(root, base, up), name, item)
+
+
+def _by_path(place: Field, name: Any, item: Any) -> None:
+    if not isinstance(name, str):
+        raise TypeError("expect list of ('name', value) tuples")
+    if "\0" in name:
+        raise ValueError("embedded null character")
+    store(resolve(place, name, select=True), item)
 
 
 def store(place: Place, x: Any) -> None:
@@ -411,19 +458,19 @@ def _struct(place: Field, x: Any) -> None:
             raise NoConversion(f"Unable to assign struct with {type_name(x._type)}")
         _assign_struct(place, x._root, x._base)
         return
+    root, base, up, offsets = place.root, place.number, place.up, t.offsets
     if isinstance(x, dict):
-        pairs: Iterable[Any] = list(x.items())
-    elif t.id == "enum_t":
+        fill(root, base, up, x)
+        return
+    if t.id == "enum_t":
         _enum(place, x)
         return
-    else:
-        try:
-            pairs = iter(x)
-        except TypeError as e:
-            raise Unfit(str(e)) from None
-    root, base, up, offsets = place.root, place.number, place.up, t.offsets
+    try:
+        pairs = iter(x)
+    except TypeError as e:
+        raise Unfit(str(e)) from None
     for pair in pairs:
-        if pair.__class__ is not tuple and not isinstance(pair, tuple):
+        if not isinstance(pair, tuple):
             raise NotATuple(f"expect list of ('name', value) tuples, not of {type(pair).__name__}")
         if len(pair) != 2 or not isinstance(pair[0], str):
             raise TypeError("expect list of ('name', value) tuples")
@@ -431,10 +478,8 @@ def _struct(place: Field, x: Any) -> None:
         number = offsets.get(name)
         if number is not None:
             put(root, base + number, up, item)
-        elif "\0" in name:
-            raise ValueError("embedded null character")
         else:
-            store(resolve(place, name, select=True), item)
+            _by_path(place, name, item)
 
 
 def _enum(place: Field, x: Any) -> None:

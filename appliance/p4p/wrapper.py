@@ -9,74 +9,12 @@ import numpy as np
 
 from appliance.p4p._place import Field, Node, Place, below, names, resolve
 from appliance.p4p._read import PLAIN, as_py
-from appliance.p4p._spec import TypeLike, build, describe
-from appliance.p4p._store import assign, marked, put, store
+from appliance.p4p._spec import Struct, StructArray, TypeLike, Union, UnionArray, build, describe
+from appliance.p4p._store import assign, fill, marked, put, store
 from appliance.pvdata import ArrayType, StructType, TypeDesc, UnionType, View, render, render_type
 from appliance.pvdata import Value as _Native
 
 __all__ = ["Struct", "StructArray", "Type", "Union", "UnionArray", "Value"]
-
-_Spec = Iterable[Any] | None
-
-
-def Struct(spec: _Spec = None, id: str | None = None) -> tuple[str, str | None, _Spec]:
-    """Describe a structure inside a ``Type``.
-
-    Args:
-        spec: The members, as for ``Type``.
-        id: The structure's identifier.
-
-    Example:
-        >>> Type([("limits", Struct([("low", "d"), ("high", "d")]))]).keys()
-        ['limits']
-    """
-    return ("S", id, spec)
-
-
-def Union(spec: _Spec = None, id: str | None = None) -> tuple[str, str | None, _Spec]:
-    """Describe a union inside a ``Type``: one of its members is present at a time.
-
-    Args:
-        spec: The members, as for ``Type``.
-        id: The union's identifier.
-
-    Example:
-        >>> V = Type([("value", Union([("text", "s"), ("number", "d")]))])()
-        >>> V.value = ("number", 4)
-        >>> V.value
-        4.0
-    """
-    return ("U", id, spec)
-
-
-def StructArray(spec: _Spec = None, id: str | None = None) -> tuple[str, str | None, _Spec]:
-    """Describe an array of structures inside a ``Type``.
-
-    Args:
-        spec: The members, as for ``Type``.
-        id: The identifier of the structures.
-
-    Example:
-        >>> V = Type([("points", StructArray([("x", "d"), ("y", "d")]))])({"points": [{"x": 1, "y": 2}]})
-        >>> V.points[0].y
-        2.0
-    """
-    return ("aS", id, spec)
-
-
-def UnionArray(spec: _Spec = None, id: str | None = None) -> tuple[str, str | None, _Spec]:
-    """Describe an array of unions inside a ``Type``.
-
-    Args:
-        spec: The members, as for ``Type``.
-        id: The identifier of the unions.
-
-    Example:
-        >>> V = Type([("items", UnionArray([("text", "s"), ("number", "d")]))])({"items": [("text", "a"), ("number", 1)]})
-        >>> V["items"]
-        ['a', 1.0]
-    """
-    return ("aU", id, spec)
 
 
 def _name(key: Any) -> str:
@@ -310,12 +248,6 @@ class Value(Node):
     __slots__ = ()
 
     def __init__(self, type: Type | None = None, value: Any = None, clone: Value | None = None) -> None:
-        try:
-            _get_root(self)
-        except AttributeError:
-            pass
-        else:
-            return
         if type is not None:
             if not isinstance(type, Type):
                 raise TypeError(f"Cannot convert {type.__class__.__name__} to Type")
@@ -336,6 +268,8 @@ class Value(Node):
                 put(root, 0, None, clone)
             except ValueError as e:
                 raise RuntimeError(str(e)) from None
+        elif value.__class__ is dict and t.__class__ is StructType:
+            fill(root, 0, None, value)
         elif value is not None:
             put(root, 0, None, value)
 
@@ -714,7 +648,6 @@ class Value(Node):
 
 
 _SLOTS = vars(Node)
-_get_root = _SLOTS["_root"].__get__
 _set_root = _SLOTS["_root"].__set__
 _set_base = _SLOTS["_base"].__set__
 _set_type = _SLOTS["_type"].__set__

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 from appliance.p4p.nt.common import NTBase, alarm, timeStamp
@@ -287,8 +287,10 @@ class NTTable(NTBase):
         try:
             for row in values:
                 for label in self.labels:
-                    with suppress(IndexError, KeyError):
+                    try:  # noqa: SIM105 - suppress() takes longer than all the rest
                         cells[label].append(row[label])
+                    except (IndexError, KeyError):
+                        pass
             columns = {label: column for label, column in cells.items() if column}
             made = self.Value(self.type, {"labels": self.labels, "value": columns})
         except Exception:
@@ -315,6 +317,12 @@ class NTTable(NTBase):
         return [OrderedDict(zip(names, row, strict=True)) for row in rows]
 
 
+@lru_cache(maxsize=256)
+def _uri(args: Sequence[Any]) -> Type:
+    fields = [("scheme", "s"), ("authority", "s"), ("path", "s"), ("query", ("S", None, args))]
+    return Type(id="epics:nt/NTURI:1.0", spec=fields)
+
+
 class NTURI:
     """The name and the arguments of a remote call.
 
@@ -338,8 +346,10 @@ class NTURI:
             ValueError: A name or a code is invalid.
         """
         try:
-            fields = [("scheme", "s"), ("authority", "s"), ("path", "s"), ("query", ("S", None, args))]
-            return Type(id="epics:nt/NTURI:1.0", spec=fields)
+            args = list(args)
+            if all(isinstance(code, str) for _, code in args):
+                return _uri(tuple(args))
+            return _uri.__wrapped__(args)
         except Exception as e:
             raise ValueError(f"Unable to build NTURI compatible type from {args}") from e
 

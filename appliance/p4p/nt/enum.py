@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any, Self
 
 from appliance.p4p.nt.common import NTBase, alarm, timeStamp
@@ -115,7 +114,7 @@ class NTEnum(NTBase):
             self.assign(made, value)
             value = made
         self._choices = value["value.choices"] or self._choices
-        return self._annotate(value, **kws)
+        return self._annotate(value, **kws) if kws else value
 
     def unwrap(self, value: Value) -> ntenum:
         """Make a number with its text, time and alarm from a Value.
@@ -131,8 +130,9 @@ class NTEnum(NTBase):
             self._choices = value["value.choices"]
         index = value["value.index"]
         made = ntenum(index)._store(value)
-        with suppress(IndexError):
-            made.choice = self._choices[index]
+        choices = self._choices
+        if -len(choices) <= index < len(choices):
+            made.choice = choices[index]
         return made
 
     def assign(self, V: Value, py: Any) -> None:

@@ -43,8 +43,8 @@ class ntndarray(ntwrappercommon, np.ndarray):
 
     def _store(self, value: Value) -> Self:
         ntwrappercommon._store(self, value)
-        self.attrib = {item.name: item.value for item in value.get("attribute", [])}
-        shape = [dimension.size for dimension in value.dimension]
+        self.attrib = {item["name"]: item["value"] for item in value.get("attribute", [])}
+        shape = [dimension["size"] for dimension in value.dimension]
         shape.reverse()
         self.shape = tuple(shape) or (0,)
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -179,6 +180,15 @@ def _metaHelper(
         F.append(("valueAlarm", ("S", None, fields)))
 
 
+@lru_cache(maxsize=256)
+def _usual(valtype: str, *args: Any, **kws: Any) -> Type:
+    """Return the type without further fields; programs make the same ones again and again."""
+    fields: list[Any] = [("value", valtype), ("alarm", alarm), ("timeStamp", timeStamp)]
+    _metaHelper(fields, valtype, *args, **kws)
+    kind = "NTScalarArray" if valtype[:1] == "a" else "NTScalar"
+    return Type(id=f"epics:nt/{kind}:1.0", spec=fields)
+
+
 class NTScalar(NTBase):
     """A scalar, or an array of scalars, with alarm, time and what describes it.
 
@@ -212,11 +222,8 @@ class NTScalar(NTBase):
             >>> NTScalar.buildType("ad").getID()
             'epics:nt/NTScalarArray:1.0'
         """
-        fields: list[Any] = [("value", valtype), ("alarm", alarm), ("timeStamp", timeStamp)]
-        _metaHelper(fields, valtype, *args, **kws)
-        fields.extend(extra)
-        kind = "NTScalarArray" if valtype[:1] == "a" else "NTScalar"
-        return Type(id=f"epics:nt/{kind}:1.0", spec=fields)
+        made = _usual(valtype, *args, **kws)
+        return Type(extra, base=made) if extra else made
 
     def __init__(self, valtype: str = "d", **kws: Any) -> None:
         self.type = self.buildType(valtype, **kws)
@@ -273,7 +280,10 @@ class NTScalar(NTBase):
         """
         if not isinstance(value, Value):
             raise AssertionError(value)  # noqa: TRY004 - as p4p
-        content = value.value
+        try:
+            content = value["value"]  # faster than the attribute
+        except KeyError:
+            raise AttributeError("value") from None
         make = cls.typeMap.get(type(content))
         if make is None:
             raise ValueError(f"Can't unwrap value of type {type(content)}")

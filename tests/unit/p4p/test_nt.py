@@ -20,13 +20,15 @@ from appliance.p4p.wrapper import Type, Value
 
 
 @pytest.mark.parametrize(
-    "module", ["wrapper", "nt", "nt.common", "nt.scalar", "nt.enum", "nt.ndarray"], ids=lambda name: name
+    "module",
+    ["wrapper", "_spec", "nt", "nt.common", "nt.scalar", "nt.enum", "nt.ndarray"],
+    ids=lambda name: name,
 )
 def test_the_examples_in_the_docstrings_are_true(module: str) -> None:
     loaded = import_module(f"appliance.p4p.{module}")
     finder = doctest.DocTestFinder(exclude_empty=True)
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
-    for example in finder.find(loaded):
+    for example in finder.find(loaded, extraglobs={"Type": Type}):
         runner.run(example)
     assert runner.failures == 0
     assert runner.tries > 2
