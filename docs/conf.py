@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from appliance.version import __version__
-from tests.helpers.public_names import described
+from tests.helpers.public_names import described, public_names
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -165,17 +165,32 @@ class PublicModule(SphinxDirective):
 
 
 _P4P_ERROR = re.compile(r"^( +)(Cancelled|Disconnected|Finished|RemoteError): ")
+_QUOTED = re.compile(r"(?<![`:])`([^`]+)`(?!`)")
+_PATHS = {name.name: f"{name.home}.{name.name}" for name in reversed(public_names())}
 
 
-def name_p4p_errors(
-    _app: Sphinx, _what: str, name: str, _thing: object, _options: object, lines: list[str]
-) -> None:
-    """Say which of two errors of one name is meant: in p4p's API, p4p's."""
-    if name.startswith("appliance.p4p."):
-        lines[:] = [_P4P_ERROR.sub(r"\1appliance.p4p.client.raw.\2: ", line) for line in lines]
+def link(_app: Sphinx, _what: str, path: str, _thing: object, _options: object, lines: list[str]) -> None:
+    """Say which name is meant where our own API and p4p's have the same one.
+
+    What stands in backquotes alone is a name of the API that the docstring is of. In p4p's API only full paths become links,
+    and errors are p4p's.
+    """
+    is_p4p = path.startswith("appliance.p4p.")
+
+    def full(quoted: re.Match[str]) -> str:
+        name = quoted[1]
+        if name.startswith("appliance."):
+            return quoted[0]
+        if is_p4p:
+            return f"``{name}``"
+        return f":py:obj:`~{_PATHS[name]}`" if name in _PATHS else quoted[0]
+
+    for number, line in enumerate(lines):
+        named = _P4P_ERROR.sub(r"\1appliance.p4p.client.raw.\2: ", line) if is_p4p else line
+        lines[number] = _QUOTED.sub(full, named)
 
 
 def setup(app: Sphinx) -> None:
     """Add the directive, and what is done to docstrings before they are read (napoleon's priority is 500)."""
     app.add_directive("public", PublicModule)
-    app.connect("autodoc-process-docstring", name_p4p_errors, priority=400)
+    app.connect("autodoc-process-docstring", link, priority=400)

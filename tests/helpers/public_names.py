@@ -58,7 +58,7 @@ def p4p_names() -> tuple[PublicName, ...]:
             defined = getattr(thing, "__module__", module)
             # An object of another package is not ours to describe; one that a later module defines is described there.
             if (
-                id(thing) not in seen
+                not (callable(thing) and id(thing) in seen)
                 and defined.startswith("appliance")
                 and not (defined != module and defined in P4P_HOMES)
             ):
