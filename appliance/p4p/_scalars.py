@@ -38,8 +38,9 @@ class Refused(RuntimeError):
 
 
 _DECIMAL = re.compile(
-    r"[ \t\n\v\f\r]*[+-]?(?:0[xX](?:[0-9a-fA-F]+\.?[0-9a-fA-F]*|\.[0-9a-fA-F]+)(?:[pP][+-]?[0-9]+)?"
-    r"|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|inf(?:inity)?|nan)[ \t\n\v\f\r]*\Z",
+    # What is read is never given back (++), so that a long text takes no longer than a pass over it.
+    r"[ \t\n\v\f\r]*+[+-]?(?:0[xX](?:[0-9a-fA-F]++\.?+[0-9a-fA-F]*+|\.[0-9a-fA-F]++)(?:[pP][+-]?[0-9]++)?"
+    r"|(?:[0-9]++\.?+[0-9]*+|\.[0-9]++)(?:[eE][+-]?[0-9]++)?|inf(?:inity)?|nan)[ \t\n\v\f\r]*+\Z",
     re.IGNORECASE,
 )
 _LEAST = 2.2250738585072014e-308
