@@ -89,7 +89,13 @@ def __getattr__(name: str) -> Any:
 
 
 def version() -> int:
-    """Return the number of the version of PVXS that p4p 4.3.0 is made with. No PVXS is used here."""
+    """Return the number of the version of PVXS that p4p 4.3.0 is made with. No PVXS is used here.
+
+    Example:
+        >>> from appliance.p4p import pvxsVersion
+        >>> hex(pvxsVersion())
+        '0x1050300'
+    """
     return 0x01050300
 
 
