@@ -150,9 +150,12 @@ class PublicModule(SphinxDirective):
             elif callable(thing):
                 lines.append(f".. autofunction:: {name.path}")
             else:
-                what = (
-                    f"``{thing!r}``" if is_p4p else (name.what[0].upper() + name.what[1:]).replace("`", "``")
-                )
+                if name.name.startswith("logLevel"):
+                    what = f"A level of messages, as PVXS counts: {thing}. `set_debug` takes the levels of ``logging``"
+                elif is_p4p:
+                    what = f"The value is ``{thing!r}``"
+                else:
+                    what = (name.what[0].upper() + name.what[1:]).replace("`", "``")
                 lines += [
                     f".. py:data:: {name.name}",
                     f"   :type: {type(thing).__qualname__}",

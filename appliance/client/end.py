@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from appliance.config.pva import ClientConfig
-from appliance.pva.limits import DEFAULT_LIMITS, Limits
+from appliance.pva.limits import DEFAULT_LIMITS, Limits, show_changed
 from appliance.pvdata.value import Value
 from appliance.transport.gate import PeerGate
 
@@ -60,6 +60,9 @@ class Timings(NamedTuple):
     """A server that seems to have been restarted must answer an echo within this time."""
     close_s: float = 1.0
     """When the client closes, servers must take the remaining octets within this time."""
+
+    def __repr__(self) -> str:
+        return show_changed(self)
 
 
 DEFAULT_TIMINGS = Timings()

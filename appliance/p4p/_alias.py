@@ -11,6 +11,8 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import CodeType, ModuleType
 from typing import Final
 
+from appliance.p4p._p4p import keep_quiet
+
 __all__ = ["replace_p4p"]
 
 _OURS: Final = "appliance.p4p"
@@ -49,6 +51,7 @@ def replace_p4p() -> None:
         if name == _OURS or name.startswith(_OURS + "."):
             sys.modules[name.removeprefix("appliance.")] = module
     sys.meta_path.insert(0, _Finder())
+    keep_quiet()
     if _CHILDREN in sys.modules:
         _replace_in_children(sys.modules[_CHILDREN])
 

@@ -35,6 +35,11 @@ logLevelError: Final = 20
 logLevelFatal: Final = 10
 logLevelOff: Final = 10
 
+_PARTS: Final = ("certmon", "certs", "client", "config", "pva", "server", "threads", "tls", "transport")
+"""Packages whose work is in p4p that of PVXS."""
+_QUIETED: Final[set[str]] = set()
+"""Loggers whose level `keep_quiet` has set."""
+
 _WORDS: Final = {10: "CRIT", 20: "ERR", 30: "WARN", 40: "INFO", 50: "DEBUG"}
 """Names of the levels of PVXS."""
 
@@ -127,11 +132,30 @@ def follow_log_spec(spec: str) -> None:
     levels, faults = level_spec(spec)
     for fault in faults:
         sys.stderr.write(f"PVXS_LOG: {fault}\n")
+    if "appliance" in levels:
+        while _QUIETED:
+            logging.getLogger(_QUIETED.pop()).setLevel(logging.NOTSET)
     for logger, level in levels.items():
         logging.getLogger(logger).setLevel(level)
     root = logging.getLogger("appliance")
     if not any(getattr(handler, "of_p4p", False) for handler in root.handlers):
         root.addHandler(_handler())
+
+
+def keep_quiet() -> None:
+    """Let the client and server below p4p's API log warnings only, until `follow_log_spec` says otherwise.
+
+    Messages of PVXS never go to Python's `logging`. A program that shows all of its own messages does not expect one for each
+    message on the wire. Levels that are set already stay.
+    """
+    import logging
+
+    if logging.getLogger("appliance").level == logging.NOTSET:
+        for part in _PARTS:
+            logger = logging.getLogger(f"appliance.{part}")
+            if logger.level == logging.NOTSET:
+                logger.setLevel(logging.WARNING)
+                _QUIETED.add(logger.name)
 
 
 def _handler() -> logging.Handler:

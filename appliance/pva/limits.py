@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from appliance.pvdata.primitives import DecodeLimits
 
-__all__ = ["DEFAULT_LIMITS", "Limits"]
+__all__ = ["DEFAULT_LIMITS", "Limits", "show_changed"]
+
+
+def show_changed(value: Any) -> str:
+    """Show the fields of a named tuple that differ from their defaults; signatures in ``help()`` stay short by this."""
+    defaults = value._field_defaults
+    fields = ((name, getattr(value, name)) for name in value._fields)
+    changed = (f"{name}={item!r}" for name, item in fields if name not in defaults or item != defaults[name])
+    return f"{type(value).__name__}({', '.join(changed)})"
 
 
 class Limits(NamedTuple):
@@ -35,6 +43,9 @@ class Limits(NamedTuple):
     max_search_names: int = 65_535
     """Names in one SEARCH message; section 7.5 allows as many."""
     max_auth_methods: int = 32
+
+    def __repr__(self) -> str:
+        return show_changed(self)
 
 
 DEFAULT_LIMITS: Final = Limits()

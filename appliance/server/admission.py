@@ -12,6 +12,7 @@ from typing import Final, NamedTuple, Protocol
 
 from appliance.errors import SecurityError
 from appliance.pva.credentials import Credentials
+from appliance.pva.limits import show_changed
 from appliance.pvdata.value import Value
 from appliance.server.roles import Roles
 from appliance.transport.gate import PeerGate
@@ -30,6 +31,9 @@ class AdmissionTimings(NamedTuple):
     """The wait until it validates its connection."""
     roles_s: float = 2.0
     """The wait for its groups; far shorter than the patience of a client."""
+
+    def __repr__(self) -> str:
+        return show_changed(self)
 
 
 DEFAULT_TIMINGS: Final = AdmissionTimings()

@@ -10,6 +10,8 @@ from collections.abc import Hashable
 from ipaddress import ip_address
 from typing import Final, NamedTuple, Protocol
 
+from appliance.pva.limits import show_changed
+
 __all__ = ["DEFAULT_QUOTA", "Allowance", "Quota", "Share", "Shares", "who"]
 
 _log: Final = logging.getLogger(__name__)
@@ -35,6 +37,9 @@ class Quota(NamedTuple):
     host_octets: int = 256 * 1024 * 1024
     """Octets of updates and of forwarded requests that wait for all its connections together, and as much again of the answers
     of servers behind this one."""
+
+    def __repr__(self) -> str:
+        return show_changed(self)
 
 
 DEFAULT_QUOTA: Final = Quota()

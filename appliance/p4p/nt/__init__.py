@@ -261,6 +261,18 @@ class NTMultiChannel(NTBase):
         return Type(id="epics:nt/NTMultiChannel:1.0", spec=[*fields, *extra])
 
 
+def _cells(rows: Iterable[Any], labels: Iterable[str]) -> dict[str, list[Any]]:
+    """Sort the cells of rows into columns; what a row lacks is left out."""
+    cells: dict[str, list[Any]] = {label: [] for label in labels}
+    for row in rows:
+        for label, column in cells.items():
+            try:  # noqa: SIM105 - suppress() takes longer than all the rest
+                column.append(row[label])
+            except (IndexError, KeyError):
+                pass
+    return cells
+
+
 class NTTable(NTBase):
     """A table: columns of equal length, each of one type.
 
@@ -325,14 +337,8 @@ class NTTable(NTBase):
         """
         if isinstance(values, Value):
             return values
-        cells: dict[str, list[Any]] = {label: [] for label in self.labels}
         try:
-            for row in values:
-                for label in self.labels:
-                    try:  # noqa: SIM105 - suppress() takes longer than all the rest
-                        cells[label].append(row[label])
-                    except (IndexError, KeyError):
-                        pass
+            cells = _cells(values, self.labels)
             columns = {label: column for label, column in cells.items() if column}
             made = self.Value(self.type, {"labels": self.labels, "value": columns})
         except Exception:
@@ -341,6 +347,33 @@ class NTTable(NTBase):
             )
             raise
         return self._annotate(made, **kws)
+
+    def assign(self, V: Value, pyval: Any, /) -> None:
+        """Store rows in the columns that the server has.
+
+        Args:
+            V: The value to change.
+            pyval: What ``wrap`` takes. A column that no row has stays as it is; without rows all columns are emptied.
+
+        Raises:
+            ValueError: The rows have none of the columns.
+            TypeError: A cell cannot be converted, or a row is no dict.
+
+        Example:
+            >>> V = NTTable([("x", "d"), ("label", "s")]).wrap([])
+            >>> NTTable().assign(V, [{"x": 1.5, "label": "a"}])
+            >>> V.value.x.tolist(), V.value.label
+            ([1.5], ['a'])
+        """
+        if isinstance(pyval, Value):
+            V[None] = pyval
+            return
+        rows = list(pyval)
+        labels = V.value.keys()
+        columns = {label: cells for label, cells in _cells(rows, labels).items() if cells or not rows}
+        if rows and not columns:
+            raise ValueError(f"no row has one of the columns {', '.join(labels)}")
+        V.value = columns
 
     @staticmethod
     def unwrap(value: Value) -> list[OrderedDict[str, Any]]:

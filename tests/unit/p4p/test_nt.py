@@ -216,6 +216,19 @@ def test_a_table_can_be_assigned() -> None:
     assert value.value.a.tolist() == [5]
 
 
+def test_rows_go_into_the_columns_that_the_server_has() -> None:
+    value = nt.NTTable([("a", "i"), ("b", "s")]).wrap([{"a": 1, "b": "x"}])
+    value.unmark()
+    nt.NTTable().assign(value, [{"a": 5}, {"a": 6, "other": 0}])
+    assert value.changedSet() == {"value.a"}
+    assert (value.value.a.tolist(), value.value.b) == ([5, 6], ["x"])
+    nt.NTTable().assign(value, [])
+    assert not any(len(column or ()) for _, column in value.value.items())
+    assert value.changedSet() == {"value.a", "value.b"}
+    with pytest.raises(ValueError, match="no row has one of the columns a, b"):
+        nt.NTTable().assign(value, [{"other": 1}])
+
+
 def test_a_call_has_the_arguments_that_were_given() -> None:
     helper = nt.NTURI([("a", "I"), ("b", "s"), ("c", ("S", None, [("x", "d"), ("y", "d")]))])
     value = helper.wrap("fn", (5,))

@@ -301,6 +301,39 @@ def test_one_line_replaces_p4p_too(folder):
     assert run(folder, "line.py", alias=False)[1] == "appliance.p4p 1\n"
 
 
+LOGGED = """
+import logging, os
+logging.basicConfig(level=logging.DEBUG)
+import p4p
+from p4p.client.thread import Context
+from p4p.nt import NTScalar
+from p4p.server import Server
+from p4p.server.thread import SharedPV
+if "SET" in os.environ:
+    p4p.set_debug(logging.DEBUG)
+with Server(providers=[{"quiet:pv": SharedPV(nt=NTScalar("d"), initial=1.5)}], isolate=True) as server:
+    with Context("pva", conf=server.conf(), useenv=False) as ctxt:
+        print(float(ctxt.get("quiet:pv", timeout=60)))
+"""
+
+
+def test_a_program_that_logs_everything_does_not_see_each_message_on_the_wire(folder):
+    (folder / "logged.py").write_text(LOGGED)
+    status, out, err = run(folder, "logged.py")
+    assert (status, out) == (0, "1.5\n")
+    assert "appliance.transport" not in err
+    assert "appliance.client" not in err
+
+
+@pytest.mark.parametrize("environ", [{"SET": "1"}, {"PVXS_LOG": "*=DEBUG"}])
+def test_set_debug_and_pvxs_log_show_them_all_the_same(folder, environ):
+    (folder / "logged.py").write_text(LOGGED)
+    status, out, err = run(folder, "logged.py", **environ)
+    assert (status, out) == (0, "1.5\n")
+    assert "appliance.transport" in err
+    assert "appliance.client" in err
+
+
 CHILDREN = """
 import multiprocessing, sys
 from concurrent.futures import ProcessPoolExecutor
