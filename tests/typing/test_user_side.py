@@ -61,11 +61,12 @@ def complaints(checker: str, home: Path, sample: str) -> dict[int, str]:
     }
 
 
+@pytest.mark.parametrize("sample", ["accepted.py", "accepted_p4p.py"])
 @pytest.mark.parametrize("checker", ["mypy", "pyright"])
 def test_a_program_that_uses_the_public_names_is_accepted_in_strict_mode(
-    checker: str, installed: Path
+    checker: str, sample: str, installed: Path
 ) -> None:
-    assert complaints(checker, installed, "accepted.py") == {}
+    assert complaints(checker, installed, sample) == {}
 
 
 @pytest.mark.parametrize("checker", ["mypy", "pyright"])
