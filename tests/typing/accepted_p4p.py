@@ -7,7 +7,7 @@ from typing import Any
 
 from appliance.p4p import Type, Value, set_debug
 from appliance.p4p.client.asyncio import Context as AsyncContext
-from appliance.p4p.client.thread import Context, Disconnected, RemoteError, TimeoutError
+from appliance.p4p.client.thread import Context, Disconnected, RemoteError
 from appliance.p4p.nt import NTURI, NTEnum, NTScalar, NTTable
 from appliance.p4p.rpc import quickRPCServer, rpc
 from appliance.p4p.server import DynamicProvider, Server, ServerOperation, StaticProvider
