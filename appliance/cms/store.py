@@ -197,7 +197,8 @@ class Transaction:
             found_rows = self.connection.execute(_OF_SUBJECT, {"of": wanted[0], "by": self._issuer})
         else:
             found_rows = self.connection.execute(_OF_SUBJECTS, {"of": wanted, "by": self._issuer})
-        for row in found_rows:
+        # All at once: each fetch lets other threads run, and then waits for its turn.
+        for row in found_rows.all():
             found = _record(row)
             self._by_subject[found.subject].append(found)
 
