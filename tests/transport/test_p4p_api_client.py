@@ -11,6 +11,7 @@ import time
 import weakref
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from appliance.certmon.endpoints import open_server
@@ -28,7 +29,8 @@ from appliance.p4p.client.thread import (
 )
 from appliance.p4p.nt import NTURI
 from appliance.p4p.util import ThreadedWorkQueue
-from appliance.pvdata.nt import NTScalar
+from appliance.pvdata.nt import NTScalar, NTScalarArray
+from appliance.pvdata.primitives import Lendable
 from appliance.pvdata.types import FLOAT64
 from appliance.pvdata.value import Value as NativeValue
 from appliance.server.sharedpv import SharedPV
@@ -173,6 +175,24 @@ def test_all_threads_may_use_one_context_at_once(ctxt):
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_a_large_array_is_the_buffer_that_it_came_in_and_stays_as_it_came(site, ctxt):
+    kind = NTScalarArray(FLOAT64)
+    first, second = np.arange(1_000_000.0), np.arange(1_000_000.0, 2_000_000.0)
+    pv = SharedPV(NativeValue(kind, {"value": first}))
+    site.do(site.server.add_pv, "large", pv)
+    one = ctxt.get("large", timeout=PATIENCE_S)
+    site.do(pv.post, second)
+    two, small = ctxt.get(["large", "a"], timeout=PATIENCE_S)
+    assert small == 1.5
+    for array, wanted in ((one, first), (two, second)):
+        assert np.array_equal(array, wanted)
+        owner: object = array
+        while isinstance(owner, np.ndarray):
+            owner = owner.base
+        assert isinstance(owner, memoryview)
+        assert isinstance(owner.obj, Lendable)
 
 
 # -- put -----------------------------------------------------------------------------------------------
