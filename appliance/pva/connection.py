@@ -38,6 +38,9 @@ UNPACED: Final = 2048
 LENT_OCTETS: Final = 1 << 20
 """A message of this size gives its buffer to the arrays in it, which else would be copied out of it."""
 
+ALIGNMENT: Final = 16
+"""Octets to which the memory of a buffer is aligned; numbers need at most 8."""
+
 MESSAGES_PER_CALL: Final = 64
 """Messages after which ``receive_data`` stops parsing, also those that lead to nothing: so that time is asked for."""
 
@@ -60,10 +63,13 @@ class Connection(Generic[EventT]):
     ACCEPTS: ClassVar[dict[ConnectionState, frozenset[int]]]
 
     __slots__ = (
+        "_begin",
         "_lent",
+        "_lent_at",
         "_need",
         "_pace",
         "_paced",
+        "_pad",
         "_remains",
         "_rx",
         "_segment_command",
@@ -108,6 +114,12 @@ class Connection(Generic[EventT]):
         """The work that is left of the end of the connection: see ``_end``."""
         self._lent = False
         """Whether arrays may refer to the buffer in hand, which must not change any more then."""
+        self._lent_at = 0
+        """Where the last message that was lent began in its buffer."""
+        self._pad = 0
+        """Octets before the next large message, so that its array is aligned."""
+        self._begin = 0
+        """Where the first message in ``_rx`` begins."""
         self._need = 8
         self._small = min(limits.max_message, limits.max_message_unvalidated)
         self._segments: Lendable | None = None
@@ -141,23 +153,27 @@ class Connection(Generic[EventT]):
         self.received += len(data)
         self.stalled = False
         rx = self._rx
+        start = 0
         if rx is not None:
             rx += data
             if len(rx) < self._need and self._pace is None:
                 return []
             data = rx
             self._rx = None
+            start, self._begin = self._begin, 0
         end = len(data)
         try:
-            pos = 0
+            pos = start
             if self._pace is None or self._go_on():
-                pos = self._parse(data, 0, end)
+                pos = self._parse(data, pos, end)
         except RemoteProtocolError:
             self.events = []
             self._close()
             raise
         if pos < end and not self._is_closed:
-            if data is rx and data is not self._paced and not self._lent:
+            if self._need >= LENT_OCTETS:
+                self._rx = self._padded(memoryview(data)[pos:])
+            elif data is rx and data is not self._paced and not self._lent:
                 # Cutting a bytearray's front moves a pointer; no view into it outlives the parsing, since
                 # decoders copy out of what can change.
                 del rx[:pos]
@@ -236,15 +252,28 @@ class Connection(Generic[EventT]):
                 return after
             self._dispatch(command, whole, 0, len(whole), big)
         else:
-            self._dispatch(command, self._lend(data, size), body, after, big)
+            self._dispatch(command, self._lend(data, pos, size), body, after, big)
         return after
 
-    def _lend(self, data: Buffer, size: int) -> Buffer:
+    def _lend(self, data: Buffer, pos: int, size: int) -> Buffer:
         """Let a large array refer to our buffer instead of being copied: nobody changes the buffer after this."""
         if size < LENT_OCTETS or type(data) is not Lendable:
             return data
         self._lent = True
+        self._lent_at = pos
         return memoryview(data).toreadonly()
+
+    def _padded(self, data: Buffer) -> Lendable:
+        """Make the buffer of a large message, whose array is aligned if it stands where the last one stood."""
+        skew = self.types.skew
+        if skew >= 0:
+            self._pad = (self._lent_at - skew) % ALIGNMENT
+            self.types.skew = -1
+        self._begin = self._pad
+        self._need += self._pad
+        rx = Lendable(self._pad)
+        rx += data
+        return rx
 
     def _check_size(self, size: int) -> None:
         limits = self.limits
@@ -274,7 +303,7 @@ class Connection(Generic[EventT]):
         if segment != c.FLAG_SEGMENT_LAST:
             return None
         self._segments = None
-        return memoryview(parts).toreadonly() if len(parts) >= LENT_OCTETS else parts
+        return parts
 
     def _dispatch(self, command: int, buf: Buffer, pos: int, end: int, big: bool) -> None:
         if command not in self.ACCEPTS[self.state]:

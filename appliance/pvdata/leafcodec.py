@@ -240,7 +240,9 @@ def _number_array(t: ArrayType, element: ScalarType, big: bool) -> LeafCodec:
             return bytes(buf[pos:after]), after
         array = numpy().frombuffer(buf, wire, n, pos)
         if not is_bool and not swap and _may_refer(buf, size):
-            return array, after
+            if size <= _SLICE or array.flags.aligned:
+                return array, after
+            types.skew = pos
         if size > _SLICE:
             array = _copy_slowly(array, native, width, is_bool=is_bool)
         elif is_bool:

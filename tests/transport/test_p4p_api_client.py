@@ -182,12 +182,16 @@ def test_a_large_array_is_the_buffer_that_it_came_in_and_stays_as_it_came(site, 
     first, second = np.arange(1_000_000.0), np.arange(1_000_000.0, 2_000_000.0)
     pv = SharedPV(NativeValue(kind, {"value": first}))
     site.do(site.server.add_pv, "large", pv)
+    learnt = ctxt.get("large", timeout=PATIENCE_S)  # from this one the client learns where the array stands
     one = ctxt.get("large", timeout=PATIENCE_S)
     site.do(pv.post, second)
     two, small = ctxt.get(["large", "a"], timeout=PATIENCE_S)
     assert small == 1.5
-    for array, wanted in ((one, first), (two, second)):
+    for array, wanted in ((learnt, first), (one, first), (two, second)):
         assert np.array_equal(array, wanted)
+        assert array.flags.aligned
+        assert not array.flags.writeable
+    for array in (one, two):
         owner: object = array
         while isinstance(owner, np.ndarray):
             owner = owner.base
