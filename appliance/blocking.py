@@ -285,7 +285,7 @@ class Context:
             name: The PV's name.
             request: The pvRequest, which may contain ``record[queueSize=100,pipeline=true]``.
             notify: Whether the monitor also reports when the server is connected (`Connected`) and when it is lost
-                (`Disconnected`).
+                (`appliance.client.Disconnected`).
             server: The server of the PV; if it is missing, the PV is searched for.
 
         Returns:

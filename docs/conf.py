@@ -7,6 +7,7 @@ same relative paths on a code host and in the site.
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from appliance.version import __version__
-from tests.helpers.public_names import described
+from tests.helpers.public_names import described, public_names
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -43,6 +44,7 @@ extensions = [
 root_doc = "docs/index"
 include_patterns = [
     "docs/**",
+    "examples/README.md",
     "inventory.example/README.md",
     "README.md",
     "CHANGELOG.md",
@@ -51,6 +53,8 @@ include_patterns = [
     "LICENSE",
 ]
 nitpicky = True
+suppress_warnings = ["ref.python"]
+"""``type`` in an annotation is Python's own, and not one of the attributes of that name."""
 nitpick_ignore_regex = [
     # No inventory of another site is fetched: the documentation is made without a network.
     (
@@ -64,6 +68,8 @@ nitpick_ignore_regex = [
     ),
     (r"py:class", r"appliance\.config\.(address\.Endpoint|pva\._C|section\.Section|tls_options\.TLSOptions)"),
     (r"py:class", r"appliance\.[a-z.]+\._Item"),
+    (r"py:(class|exc)", r"appliance\.p4p\..*|Version|Full|Empty"),
+    (r"any", r"(asyncio|logging|multiprocessing)(\..*)?"),
     (r"py:class", r"(AdmissionTimings|Limits|PeerGate|Quota|TLSContext|Timings)"),
     (
         r"py:class",
@@ -130,6 +136,7 @@ class PublicModule(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Return the descriptions."""
         module = self.arguments[0]
+        is_p4p = module.startswith("appliance.p4p")
         self.env.note_dependency(str(ROOT / "docs/reference/public-names.md"))
         lines = [f".. py:module:: {module}", ""]
         for name in described(module):
@@ -138,11 +145,14 @@ class PublicModule(SphinxDirective):
                 kind = "exception" if issubclass(thing, BaseException) else "class"
                 lines.append(f".. auto{kind}:: {name.path}")
                 members = ", ".join(name.members)
-                lines += [f"   :members: {members}"] if members else []
+                lines += [f"   :members: {members}"] if members or is_p4p else []
+                lines += ["   :show-inheritance:"] if is_p4p and "p4p" in thing.__base__.__module__ else []
             elif callable(thing):
                 lines.append(f".. autofunction:: {name.path}")
             else:
-                what = (name.what[0].upper() + name.what[1:]).replace("`", "``")
+                what = (
+                    f"``{thing!r}``" if is_p4p else (name.what[0].upper() + name.what[1:]).replace("`", "``")
+                )
                 lines += [
                     f".. py:data:: {name.name}",
                     f"   :type: {type(thing).__qualname__}",
@@ -155,6 +165,33 @@ class PublicModule(SphinxDirective):
         return box.children
 
 
+_P4P_ERROR = re.compile(r"^( +)(Cancelled|Disconnected|Finished|RemoteError): ")
+_QUOTED = re.compile(r"(?<![`:])`([^`]+)`(?!`)")
+_PATHS = {name.name: f"{name.home}.{name.name}" for name in reversed(public_names())}
+
+
+def link(_app: Sphinx, _what: str, path: str, _thing: object, _options: object, lines: list[str]) -> None:
+    """Say which name is meant where our own API and p4p's have the same one.
+
+    What stands in backquotes alone is a name of the API that the docstring is of. In p4p's API only full paths become links,
+    and errors are p4p's.
+    """
+    is_p4p = path.startswith("appliance.p4p.")
+
+    def full(quoted: re.Match[str]) -> str:
+        name = quoted[1]
+        if name.startswith("appliance."):
+            return quoted[0]
+        if is_p4p:
+            return f"``{name}``"
+        return f":py:obj:`~{_PATHS[name]}`" if name in _PATHS else quoted[0]
+
+    for number, line in enumerate(lines):
+        named = _P4P_ERROR.sub(r"\1appliance.p4p.client.raw.\2: ", line) if is_p4p else line
+        lines[number] = _QUOTED.sub(full, named)
+
+
 def setup(app: Sphinx) -> None:
-    """Add the directive."""
+    """Add the directive, and what is done to docstrings before they are read (napoleon's priority is 500)."""
     app.add_directive("public", PublicModule)
+    app.connect("autodoc-process-docstring", link, priority=400)

@@ -102,8 +102,7 @@ def __dir__() -> list[str]:
 def pvdVersion() -> tuple[int, int, int, int]:
     """Return the version of pvDataCPP that p4p reports.
 
-    ::
-
+    Example:
         >>> pvdVersion()
         (8, 0, 0, 0)
     """
@@ -113,8 +112,7 @@ def pvdVersion() -> tuple[int, int, int, int]:
 def pvaVersion() -> tuple[int, int, int, int]:
     """Return the version of pvAccessCPP that p4p reports.
 
-    ::
-
+    Example:
         >>> pvaVersion()
         (7, 0, 0, 0)
     """
@@ -132,11 +130,9 @@ def set_debug(lvl: int) -> None:
     Raises:
         AssertionError: There is no such level.
 
-    ::
-
-        import logging
-
-        set_debug(logging.WARNING)
+    Example:
+        >>> import logging
+        >>> set_debug(logging.ERROR)
     """
     level = _LEVELS.get(lvl)
     if level is None:

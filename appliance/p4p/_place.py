@@ -206,7 +206,7 @@ _INTEGER = re.compile(r"[ \t\n\v\f\r]*([+-]?)(?:0[xX]([0-9a-fA-F]+)|0([0-7]+)|([
 
 def integer(text: str) -> int | None:
     """Read an integer as ``strtoll`` does with base 0; None if the text is none, or too long for any field."""
-    found = _INTEGER.match(text[:200])
+    found = _INTEGER.match(text) if len(text) <= 200 else None
     if found is None:
         return None
     sign, hexadecimal, octal, decimal = found.groups()

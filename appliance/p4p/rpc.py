@@ -92,6 +92,17 @@ def rpccall(pvname: str, request: Any = None, rtype: Any = None) -> Callable[[F]
 
     Returns:
         A decorator. All arguments of the method need a default, which is a type code or a `Type`.
+
+    Example:
+        >>> @rpcproxy
+        ... class Calculator:
+        ...     @rpccall("%ssum")
+        ...     def add(a="d", b="d"):
+        ...         pass
+        >>> from appliance.p4p.client.thread import Context
+        >>> with Context("pva") as ctxt:
+        ...     print(float(Calculator(context=ctxt, format="demo:").add(1.0, b=2.5)))
+        3.5
     """
 
     def mark(function: F) -> F:
@@ -215,7 +226,19 @@ class NTURIDispatcher(RPCDispatcherBase):
         self.channels = set(self.methods)
 
     def getMethodNameArgs(self, request: Value) -> tuple[str, Mapping[str, Any]]:
-        """Return the PV's name and the arguments of the query."""
+        """Return the PV's name and the arguments of the query.
+
+        Args:
+            request: What the client sent.
+
+        Returns:
+            Name and arguments.
+
+        Example:
+            >>> request = NTURI([("lhs", "d")]).wrap("demo:add", kws={"lhs": 1.0})
+            >>> NTURIDispatcher(WorkQueue(), target=object()).getMethodNameArgs(request)
+            ('demo:add', {'lhs': 1.0})
+        """
         return request.path, dict(request.query.items())
 
 
@@ -225,10 +248,32 @@ class MASARDispatcher(RPCDispatcherBase):
     Args:
         queue: Its threads call the methods.
         kws: As for `RPCDispatcherBase`.
+
+    Example:
+        >>> class Adder:
+        ...     @rpc([("result", "d")])
+        ...     def add(self, lhs, rhs):
+        ...         return {"result": float(lhs) + float(rhs)}
+        >>> dispatcher = MASARDispatcher(WorkQueue(), target=Adder(), channels=["demo:masar"])
+        >>> dispatcher.testChannel("demo:masar")
+        True
     """
 
     def getMethodNameArgs(self, request: Value) -> tuple[str, Mapping[str, Any]]:
-        """Return the function's name, and its arguments from two lists."""
+        """Return the function's name, and its arguments from two lists.
+
+        Args:
+            request: What the client sent.
+
+        Returns:
+            Name and arguments.
+
+        Example:
+            >>> kind = Type([("function", "s"), ("name", "as"), ("value", "as")])
+            >>> request = Value(kind, {"function": "add", "name": ["lhs"], "value": ["1"]})
+            >>> MASARDispatcher(WorkQueue(), target=object()).getMethodNameArgs(request)
+            ('add', {'lhs': '1'})
+        """
         return request.function, dict(zip(request.get("name", []), request.get("value", []), strict=False))
 
 
@@ -264,7 +309,18 @@ def quickRPCServer(
 
 
 class RPCProxyBase:
-    """What the classes that `rpcproxy` makes have in common."""
+    """What the classes that `rpcproxy` makes have in common.
+
+    Example:
+        >>> @rpcproxy
+        ... class Calculator:
+        ...     timeout = 30.0
+        ...     @rpccall("%ssum")
+        ...     def add(a="d", b="d"):
+        ...         pass
+        >>> isinstance(Calculator(context=object(), format="demo:"), RPCProxyBase)
+        True
+    """
 
     context: Any = None
     """The client Context through which calls are made."""

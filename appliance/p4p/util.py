@@ -23,6 +23,13 @@ class WorkQueue:
 
     Args:
         maxsize: Calls that may wait; 0 or less lets any number wait.
+
+    Example:
+        >>> queue = WorkQueue()
+        >>> queue.push(lambda: print("done"))
+        >>> queue.interrupt()
+        >>> queue.handle()
+        done
     """
 
     _stopit: Final = object()
@@ -39,19 +46,51 @@ class WorkQueue:
 
         Raises:
             Full: ``maxsize`` calls wait already.
+
+        Example:
+            >>> queue = WorkQueue(maxsize=1)
+            >>> queue.push(print)
+            >>> queue.push(print)
+            Traceback (most recent call last):
+            queue.Full
         """
         self._Q.put_nowait(callable)
 
     def push_wait(self, callable: Work) -> None:
-        """Let ``callable`` wait for its turn; while the queue is full, wait here."""
+        """Let ``callable`` wait for its turn; while the queue is full, wait here.
+
+        Args:
+            callable: As for `push`.
+
+        Example:
+            >>> queue = WorkQueue()
+            >>> queue.push_wait(lambda: print("done"))
+            >>> queue.interrupt()
+            >>> queue.handle()
+            done
+        """
         self._Q.put(callable)
 
     def interrupt(self) -> None:
-        """End one call of `handle`, after the work that waits already. While the queue is full, wait here."""
+        """End one call of `handle`, after the work that waits already. While the queue is full, wait here.
+
+        Example:
+            >>> queue = WorkQueue()
+            >>> queue.interrupt()
+            >>> queue.handle()
+        """
         self._Q.put(self._stopit)
 
     def handle(self) -> None:
-        """Make the calls of this queue, until `interrupt`. An error of a call is logged, and the next one is made."""
+        """Make the calls of this queue, until `interrupt`. An error of a call is logged, and the next one is made.
+
+        Example:
+            >>> queue = WorkQueue()
+            >>> queue.push(lambda: print("done"))
+            >>> queue.interrupt()
+            >>> queue.handle()
+            done
+        """
         take = self._Q.get
         while True:
             callable = take()
@@ -75,6 +114,13 @@ class ThreadedWorkQueue(WorkQueue):
         workers: Threads; more than one make calls at the same time, and not in their order.
         daemon: Whether the interpreter may end while calls are being made.
         kws: For `WorkQueue`.
+
+    Example:
+        >>> done = []
+        >>> with ThreadedWorkQueue("demo", workers=1) as queue:
+        ...     queue.push(lambda: done.append("work"))
+        >>> done
+        ['work']
     """
 
     def __init__(self, name: str | None = None, workers: int = 1, daemon: bool = False, **kws: Any) -> None:
@@ -92,7 +138,12 @@ class ThreadedWorkQueue(WorkQueue):
         self.stop()
 
     def start(self) -> Self:
-        """Start the threads that do not run yet. Returns this queue, so that calls can be chained."""
+        """Start the threads that do not run yet. Returns this queue, so that calls can be chained.
+
+        Example:
+            >>> queue = ThreadedWorkQueue("demo").start()
+            >>> queue = queue.stop()
+        """
         for number, running in enumerate(self._T):
             if running is None:
                 thread = threading.Thread(
@@ -107,6 +158,10 @@ class ThreadedWorkQueue(WorkQueue):
 
         Args:
             timeout: Seconds to wait for each thread; None waits for ever.
+
+        Example:
+            >>> queue = ThreadedWorkQueue("demo").start()
+            >>> queue = queue.stop()
         """
         running = [thread for thread in self._T if thread is not None]
         for _ in running:
@@ -121,6 +176,14 @@ class ThreadedWorkQueue(WorkQueue):
 
         Args:
             timeout: Seconds to wait at most; None waits for ever. It is no error if they pass.
+
+        Example:
+            >>> done = []
+            >>> with ThreadedWorkQueue("demo") as queue:
+            ...     queue.push(lambda: done.append("work"))
+            ...     queue = queue.sync()
+            ...     print(done)
+            ['work']
         """
         ends = None if timeout is None else time.monotonic() + timeout
         # Each thread holds one of these calls until all have one, so that none takes two.

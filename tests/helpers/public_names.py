@@ -46,6 +46,30 @@ def public_names() -> tuple[PublicName, ...]:
     return tuple(found)
 
 
+@cache
+def p4p_names() -> tuple[PublicName, ...]:
+    """Read the modules of p4p's API from the page; what each exports is public. Each object is described where it comes first."""
+    found = []
+    seen: set[int] = set()
+    for module in re.findall(r"^\| `(appliance\.p4p[\w.]*)` \|", PAGE.read_text(), re.MULTILINE):
+        there = import_module(module)
+        for name in getattr(there, "__all__", ()):
+            thing = getattr(there, name)
+            defined = getattr(thing, "__module__", module)
+            # An object of another package is not ours to describe; one that a later module defines is described there.
+            if (
+                not (callable(thing) and id(thing) in seen)
+                and defined.startswith("appliance")
+                and not (defined != module and defined in P4P_HOMES)
+            ):
+                seen.add(id(thing))
+                found.append(PublicName(module, name, "", (), module))
+    return tuple(found)
+
+
+P4P_HOMES = {"appliance.p4p.wrapper", "appliance.p4p.nt"}
+
+
 def modules() -> list[str]:
     """Return the public modules, in the page's order."""
     return list(dict.fromkeys(name.module for name in public_names()))
@@ -53,4 +77,5 @@ def modules() -> list[str]:
 
 def described(module: str) -> list[PublicName]:
     """Return the names that the API reference describes under ``module``."""
-    return [name for name in public_names() if name.module == module == name.home]
+    names = p4p_names() if module.partition(".")[2].startswith("p4p") else public_names()
+    return [name for name in names if name.module == module == name.home]

@@ -71,8 +71,16 @@ def make_request(desc: str) -> Value:
     Args:
         desc: Such as ``field(value)record[queueSize=10]``.
 
+    Returns:
+        The pvRequest.
+
     Raises:
         RuntimeError: The text cannot be parsed.
+
+    Example:
+        >>> from appliance.p4p.client.raw import Context
+        >>> Context.makeRequest("field(value)record[queueSize=10]").record._options.queueSize
+        '10'
     """
     if not isinstance(desc, str):
         raise TypeError(f"a request is a string or a Value, not {type(desc).__name__}")

@@ -51,6 +51,13 @@ def timesout(deftimeout: float | None = 5.0) -> Callable[..., Any]:
 
     Raises:
         TimeoutError: From the coroutine: it was not done in time, and was cancelled.
+
+    Example:
+        >>> @timesout()
+        ... async def read(name):
+        ...     return float(await ctxt.get(name))
+        >>> await read("demo:temperature", timeout=30.0)
+        21.5
     """
 
     def decorate(fn: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
@@ -81,6 +88,13 @@ class Context(raw.Context):
 
     Raises:
         RuntimeError: A setting cannot be used. A keychain that cannot be used makes the first operation fail so.
+
+    Example:
+        >>> with Context("pva") as ctxt:
+        ...     await ctxt.put("demo:setpoint", 4.5)
+        ...     value = await ctxt.get("demo:temperature")
+        >>> float(value)
+        21.5
     """
 
     def __init__(
@@ -125,6 +139,10 @@ class Context(raw.Context):
 
         Raises:
             RemoteError: The server refused.
+
+        Example:
+            >>> [float(value) for value in await ctxt.get(["demo:temperature", "demo:setpoint"])]
+            [21.5, 4.0]
         """
         provider = self._open()
         if isinstance(name, (bytes, str)):
@@ -169,6 +187,10 @@ class Context(raw.Context):
         Raises:
             RemoteError: The server refused.
             ValueError: A value cannot be converted; or ``request`` comes together with ``process`` or ``wait``.
+
+        Example:
+            >>> await ctxt.put("demo:setpoint", 5.5)
+            >>> await ctxt.put("demo:mode", "on")
         """
         provider = self._open()
         single = isinstance(name, (bytes, str))
@@ -205,6 +227,12 @@ class Context(raw.Context):
 
         Raises:
             RemoteError: The server refused, or the call failed.
+
+        Example:
+            >>> from appliance.p4p.nt import NTURI
+            >>> argument = NTURI([("a", "d"), ("b", "d")]).wrap("demo:sum", kws={"a": 1.0, "b": 2.5})
+            >>> float(await ctxt.rpc("demo:sum", argument))
+            3.5
         """
         provider = self._open()
         return await self._ask(provider, RPC(provider.name(name), provider.request(request), argument(value)))
@@ -226,6 +254,13 @@ class Context(raw.Context):
 
         Returns:
             The subscription.
+
+        Example:
+            >>> updates = asyncio.Queue()
+            >>> subscription = ctxt.monitor("demo:temperature", updates.put)
+            >>> float(await updates.get())
+            21.5
+            >>> subscription.close()
         """
         if not inspect.iscoroutinefunction(cb):
             raise AssertionError("monitor callback must be coroutine")
@@ -267,7 +302,13 @@ class Subscription:
         self.close()
 
     def close(self) -> None:
-        """Begin to end the subscription; the callback is not called again."""
+        """Begin to end the subscription; the callback is not called again.
+
+        Example:
+            >>> updates = asyncio.Queue()
+            >>> subscription = ctxt.monitor("demo:temperature", updates.put)
+            >>> subscription.close()
+        """
         feed, self._S = self._S, None
         if feed is not None:
             feed.close()
@@ -284,7 +325,14 @@ class Subscription:
         return self._S is None or self._S.is_empty
 
     async def wait_closed(self) -> None:
-        """Wait until the callback has returned for the last time; `close` goes before."""
+        """Wait until the callback has returned for the last time; `close` goes before.
+
+        Example:
+            >>> updates = asyncio.Queue()
+            >>> subscription = ctxt.monitor("demo:temperature", updates.put)
+            >>> subscription.close()
+            >>> await subscription.wait_closed()
+        """
         if self._S is not None:
             raise AssertionError("Not close()'d")
         if self._T is not None:

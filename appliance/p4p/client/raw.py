@@ -49,6 +49,10 @@ def set_debug(name: str, lvl: int) -> None:
     Args:
         name: The logger of a part, such as ``pvxs.*``.
         lvl: One of ``logLevel*``.
+
+    Example:
+        >>> from appliance.p4p import logLevelError
+        >>> set_debug("pvxs.*", logLevelError)
     """
     import_module("appliance.p4p._p4p").logger_level_set(name, lvl)
 
@@ -261,6 +265,14 @@ class Context:
 
     Raises:
         RuntimeError: A setting or the keychain cannot be used.
+
+    Example:
+        >>> from queue import Queue
+        >>> with Context("pva", useenv=True) as ctxt:
+        ...     answers = Queue()
+        ...     operation = ctxt.get("demo:temperature", answers.put)
+        ...     print(float(answers.get(timeout=30)))
+        21.5
     """
 
     name: str = ""
@@ -294,15 +306,28 @@ class Context:
         return self._ctxt
 
     def conf(self) -> dict[str, str]:
-        """Return the settings in effect, by the names of their variables."""
+        """Return the settings in effect, by the names of their variables.
+
+        Example:
+            >>> ctxt.conf()["EPICS_PVA_AUTO_ADDR_LIST"]
+            'NO'
+        """
         return {} if self._ctxt is None else self._ctxt.conf()
 
     def hurryUp(self) -> None:
-        """Search now for all names that have no server."""
+        """Search now for all names that have no server.
+
+        Example:
+            >>> ctxt.hurryUp()
+        """
         self._open().hurryUp()
 
     def close(self) -> None:
-        """Close all channels and connections, and cancel all operations."""
+        """Close all channels and connections, and cancel all operations.
+
+        Example:
+            >>> ctxt.close()
+        """
         provider, self._ctxt = self._ctxt, None
         if provider is not None:
             provider.close()
@@ -318,6 +343,9 @@ class Context:
 
         Args:
             name: The PV's name; None means all.
+
+        Example:
+            >>> ctxt.disconnect("demo:temperature")
         """
         self._open().disconnect(name)
 
@@ -331,6 +359,13 @@ class Context:
 
         Returns:
             An operation. It is cancelled by ``close()``, and when nobody refers to it any more.
+
+        Example:
+            >>> from queue import Queue
+            >>> answers = Queue()
+            >>> operation = ctxt.get("demo:temperature", answers.put)
+            >>> float(answers.get(timeout=30))
+            21.5
         """
         provider = self._open()
         return Operation(
@@ -356,6 +391,13 @@ class Context:
 
         Returns:
             An operation, as `get` returns it.
+
+        Example:
+            >>> from queue import Queue
+            >>> answers = Queue()
+            >>> operation = ctxt.put("demo:setpoint", answers.put, builder=5.0)
+            >>> answers.get(timeout=30) is None
+            True
         """
         provider = self._open()
         ask = Put(provider.name(name), provider.request(request), putter(builder, self._nt), bool(get))
@@ -372,6 +414,15 @@ class Context:
 
         Returns:
             An operation, as `get` returns it.
+
+        Example:
+            >>> from queue import Queue
+            >>> from appliance.p4p.nt import NTURI
+            >>> answers = Queue()
+            >>> argument = NTURI([("a", "d"), ("b", "d")]).wrap("demo:sum", kws={"a": 1.0, "b": 2.5})
+            >>> operation = ctxt.rpc("demo:sum", answers.put, argument)
+            >>> float(answers.get(timeout=30))
+            3.5
         """
         provider = self._open()
         ask = RPC(provider.name(name), provider.request(request), argument(value))
@@ -390,6 +441,16 @@ class Context:
 
         Returns:
             A Subscription. It ends when nobody refers to it any more.
+
+        Example:
+            >>> from threading import Event
+            >>> something = Event()
+            >>> subscription = ctxt.monitor("demo:temperature", something.set)
+            >>> something.wait(30)
+            True
+            >>> float(subscription.pop())
+            21.5
+            >>> subscription.close()
         """
         provider = self._open()
         return Subscription(
@@ -403,12 +464,25 @@ class Context:
 
     @staticmethod
     def providers() -> list[str]:
-        """Return the names of providers."""
+        """Return the names of providers.
+
+        Example:
+            >>> Context.providers()
+            ['pva']
+        """
         return ["pva"]
 
     @staticmethod
     def set_debug(lvl: int) -> None:
-        """Set how much is logged, as `appliance.p4p.set_debug` does."""
+        """Set how much is logged, as `appliance.p4p.set_debug` does.
+
+        Args:
+            lvl: As there.
+
+        Example:
+            >>> import logging
+            >>> Context.set_debug(logging.ERROR)
+        """
         import_module("appliance.p4p").set_debug(lvl)
 
 

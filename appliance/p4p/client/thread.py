@@ -76,7 +76,14 @@ class Subscription:
         provider.soon(feed.begin, provider.native)
 
     def close(self) -> None:
-        """End the subscription; the callback is not called any more."""
+        """End the subscription; the callback is not called any more.
+
+        Example:
+            >>> subscription = ctxt.monitor("demo:temperature", print)
+            >>> subscription.close()
+            >>> subscription.done
+            True
+        """
         feed, self._S = self._S, None
         if feed is not None and self._provider.engine.is_usable:
             feed.close()
@@ -150,6 +157,13 @@ class Context(raw.Context):
 
     Raises:
         RuntimeError: A setting or the keychain cannot be used.
+
+    Example:
+        >>> with Context("pva") as ctxt:
+        ...     ctxt.put("demo:setpoint", 4.5)
+        ...     value = ctxt.get("demo:temperature")
+        >>> float(value), value.severity, value.raw.display.units
+        (21.5, 0, 'C')
     """
 
     Value = Value
@@ -222,6 +236,14 @@ class Context(raw.Context):
         Raises:
             TimeoutError: There was no answer in time.
             RemoteError: The server refused.
+
+        Example:
+            >>> float(ctxt.get("demo:temperature"))
+            21.5
+            >>> [float(value) for value in ctxt.get(["demo:temperature", "demo:setpoint"])]
+            [21.5, 4.0]
+            >>> ctxt.get("no:such:pv", timeout=0.1, throw=False)
+            TimeoutError('no:such:pv: timeout after 0.1 s: ...')
         """
         provider = self._open()
         if isinstance(name, (bytes, str)):
@@ -265,6 +287,16 @@ class Context(raw.Context):
             TimeoutError: There was no answer in time.
             RemoteError: The server refused.
             ValueError: A value cannot be converted; or ``request`` comes together with ``process`` or ``wait``.
+
+        Example:
+            >>> ctxt.put("demo:setpoint", 5.5)
+            >>> ctxt.put(["demo:setpoint", "demo:mode"], [6.5, "on"])
+            [None, None]
+            >>> def add_one(value):
+            ...     value.value += 1.0
+            >>> ctxt.put("demo:setpoint", add_one)
+            >>> float(ctxt.get("demo:setpoint"))
+            7.5
         """
         provider = self._open()
         single = isinstance(name, (bytes, str))
@@ -312,6 +344,12 @@ class Context(raw.Context):
         Raises:
             TimeoutError: There was no answer in time.
             RemoteError: The server refused, or the call failed.
+
+        Example:
+            >>> from appliance.p4p.nt import NTURI
+            >>> argument = NTURI([("a", "d"), ("b", "d")]).wrap("demo:sum", kws={"a": 1.0, "b": 2.5})
+            >>> float(ctxt.rpc("demo:sum", argument))
+            3.5
         """
         provider = self._open()
         asks = [RPC(provider.name(name), provider.request(request), argument(value))]
@@ -336,6 +374,14 @@ class Context(raw.Context):
 
         Returns:
             The subscription. It ends when nobody refers to it any more.
+
+        Example:
+            >>> from queue import Queue
+            >>> updates = Queue()
+            >>> subscription = ctxt.monitor("demo:temperature", updates.put)
+            >>> float(updates.get(timeout=30))
+            21.5
+            >>> subscription.close()
         """
         subscription = Subscription(self, name, cb, notify_disconnect=notify_disconnect, queue=queue)
         subscription._begin(request)

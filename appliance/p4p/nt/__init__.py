@@ -72,11 +72,33 @@ class UnwrapOnly:
         return self
 
     def wrap(self, V: Any) -> Any:
-        """Return the argument."""
+        """Return the argument.
+
+        Args:
+            V: The value.
+
+        Returns:
+            The same object.
+
+        Example:
+            >>> UnwrapOnly(lambda V: V.value).wrap(4)
+            4
+        """
         return V
 
     def assign(self, V: Value, value: Any) -> None:
-        """Store a Python object in the field ``value``."""
+        """Store a Python object in the field ``value``.
+
+        Args:
+            V: The value to change.
+            value: What to store.
+
+        Example:
+            >>> value = NTScalar("d").wrap(4)
+            >>> UnwrapOnly(lambda V: V.value).assign(value, 5)
+            >>> value.value
+            5.0
+        """
         V.value = value
 
 
@@ -133,6 +155,12 @@ class ClientUnwrapper:
         Args:
             val: The object.
             kws: What the class takes, as timestamp.
+
+        Example:
+            >>> unwrapper = buildNT()
+            >>> number = unwrapper.unwrap(NTScalar("d").wrap(4))
+            >>> unwrapper.wrap(5.0).value
+            5.0
         """
         return self._present[1](val, **kws)
 
@@ -141,6 +169,10 @@ class ClientUnwrapper:
 
         Args:
             val: The value; without a class for it, it is returned as it is.
+
+        Example:
+            >>> buildNT().unwrap(NTScalar("d").wrap(4)) + 1
+            5.0
         """
         present = self._present
         if val.getID() != present[0]:
@@ -153,6 +185,12 @@ class ClientUnwrapper:
         Args:
             V: The value to change.
             value: What to store.
+
+        Example:
+            >>> value = NTScalar("d").wrap(4)
+            >>> buildNT().assign(value, 5)
+            >>> value.value
+            5.0
         """
         present = self._present
         if V.getID() != present[0]:
@@ -199,6 +237,10 @@ class NTMultiChannel(NTBase):
 
         Raises:
             AssertionError: ``valtype`` is no array.
+
+        Example:
+            >>> NTMultiChannel.buildType("ad").getID()
+            'epics:nt/NTMultiChannel:1.0'
         """
         if valtype[:1] != "a":
             raise AssertionError("valtype must be an array")
@@ -344,6 +386,10 @@ class NTURI:
 
         Raises:
             ValueError: A name or a code is invalid.
+
+        Example:
+            >>> NTURI.buildType([("a", "d")]).getID()
+            'epics:nt/NTURI:1.0'
         """
         try:
             args = list(args)
@@ -376,6 +422,10 @@ class NTURI:
 
         Raises:
             ValueError: An argument cannot be converted, or is not known.
+
+        Example:
+            >>> NTURI([("a", "d")]).wrap("demo:sum", kws={"a": 1.5}).query.a
+            1.5
         """
         given = {name: item for name, item in kws.items() if item is not None}
         given |= {name: item for (name, _), item in zip(self._args, args, strict=False)}

@@ -47,17 +47,34 @@ def installProvider(name: str, provider: StaticProvider | DynamicProvider) -> No
     Args:
         name: The name; a provider that had it before is forgotten.
         provider: The provider. It is not kept alive by this.
+
+    Example:
+        >>> provider = StaticProvider("demo")
+        >>> installProvider("demo", provider)
+        >>> with Server(providers=["demo"], isolate=True) as server:
+        ...     removeProvider("demo")
     """
     _registry[name] = ref(provider)
 
 
 def removeProvider(name: str) -> None:
-    """Forget a provider's name. Servers that use the provider go on; an unknown name does nothing."""
+    """Forget a provider's name. Servers that use the provider go on.
+
+    Args:
+        name: The name; an unknown one does nothing.
+
+    Example:
+        >>> removeProvider("demo")
+    """
     _registry.pop(name, None)
 
 
 def clearProviders() -> None:
-    """Forget the names of all providers."""
+    """Forget the names of all providers.
+
+    Example:
+        >>> clearProviders()
+    """
     _registry.clear()
 
 
@@ -174,11 +191,21 @@ class Server:
 
         Raises:
             RuntimeError: The server was stopped.
+
+        Example:
+            >>> with Server(providers=[{}], isolate=True) as server:
+            ...     server.conf()["EPICS_PVA_ADDR_LIST"]
+            '127.0.0.1'
         """
         return self._S.conf()
 
     def stop(self) -> None:
-        """Close all connections, and stop listening. To stop twice does nothing."""
+        """Close all connections, and stop listening. To stop twice does nothing.
+
+        Example:
+            >>> server = Server(providers=[{}], isolate=True)
+            >>> server.stop()
+        """
         self._S.stop()
 
     @classmethod

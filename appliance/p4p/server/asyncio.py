@@ -101,6 +101,11 @@ class SharedPV(_SharedPV):
 
         Returns:
             With ``sync`` an awaitable, else None.
+
+        Example:
+            >>> from appliance.p4p.nt import NTScalar
+            >>> pv = SharedPV(nt=NTScalar("d"), initial=0.5)
+            >>> await pv.close(sync=True)
         """
         self._ended.clear()
         super().close(destroy)

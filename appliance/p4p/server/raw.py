@@ -57,7 +57,23 @@ class ServOpWrap:
 
 
 class Handler:
-    """What a PV does when clients come, put, call and go. To inherit from it is optional: methods can be left out."""
+    """What a PV does when clients come, put, call and go. To inherit from it is optional: methods can be left out.
+
+    Example:
+        >>> from appliance.p4p.client.thread import Context
+        >>> from appliance.p4p.nt import NTScalar
+        >>> from appliance.p4p.server import Server
+        >>> class Double(Handler):
+        ...     def put(self, pv, op):
+        ...         pv.post(2 * op.value())
+        ...         op.done()
+        >>> pv = SharedPV(handler=Double(), nt=NTScalar("d"), initial=0.0)
+        >>> with Server(providers=[{"demo:double": pv}], isolate=True) as server:
+        ...     with Context("pva", conf=server.conf(), useenv=False) as ctxt:
+        ...         ctxt.put("demo:double", 2.0)
+        ...         print(float(ctxt.get("demo:double")))
+        4.0
+    """
 
     def put(self, pv: SharedPV, op: Any) -> None:
         """Handle a client's PUT.
@@ -124,6 +140,12 @@ class SharedPV(_SharedPV):
 
     Raises:
         ValueError: ``initial`` cannot be converted.
+
+    Example:
+        >>> from appliance.p4p.nt import NTScalar
+        >>> pv = SharedPV(nt=NTScalar("d"), initial=0.5, severity=1)
+        >>> float(pv.current()), pv.current().severity
+        (0.5, 1)
     """
 
     def __init__(
@@ -174,6 +196,13 @@ class SharedPV(_SharedPV):
             ValueError: The value cannot be converted.
             TypeError: There is neither ``nt`` nor ``wrap``, and it is no `Value`.
             RuntimeError: The PV is open already.
+
+        Example:
+            >>> from appliance.p4p.nt import NTScalar
+            >>> pv = SharedPV()
+            >>> pv.open("ready", nt=NTScalar("s"))
+            >>> str.__str__(pv.current())
+            'ready'
         """
         self._choose(nt, wrap, unwrap)
         super().open(self._wrapped(value, kws))
@@ -193,6 +222,13 @@ class SharedPV(_SharedPV):
         Raises:
             ValueError: The value cannot be converted.
             RuntimeError: The PV is closed, or a `Value` has another type.
+
+        Example:
+            >>> from appliance.p4p.nt import NTScalar
+            >>> pv = SharedPV(nt=NTScalar("d"), initial=0.0)
+            >>> pv.post(12.5, severity=2, message="too high", timestamp=1700000000.25)
+            >>> float(pv.current()), pv.current().timestamp
+            (12.5, 1700000000.25)
         """
         if type(value) is self._plain:
             if not kws:
@@ -211,6 +247,12 @@ class SharedPV(_SharedPV):
         Raises:
             ValueError: It cannot be converted.
             RuntimeError: The PV is closed.
+
+        Example:
+            >>> from appliance.p4p.nt import NTScalar
+            >>> pv = SharedPV(nt=NTScalar("d"), initial=0.5)
+            >>> float(pv.current())
+            0.5
         """
         value = super().current()
         try:

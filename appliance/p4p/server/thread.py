@@ -75,6 +75,13 @@ class SharedPV(_SharedPV):
 
         Raises:
             RuntimeError: ``sync`` is set in a handler of a queue, which would wait for itself.
+
+        Example:
+            >>> from appliance.p4p.nt import NTScalar
+            >>> pv = SharedPV(nt=NTScalar("d"), initial=0.5)
+            >>> pv.close(sync=True)
+            >>> pv.isOpen()
+            False
         """
         if sync and threading.current_thread() in getattr(self._queue, "_T", ()):
             raise RuntimeError(

@@ -8,8 +8,11 @@ import contextlib
 import doctest
 import inspect
 import io
+import re
 import traceback
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from importlib import import_module
+from types import CodeType
 from typing import Any, NamedTuple
 
 import pytest
@@ -26,7 +29,7 @@ from appliance import (
     Value,
 )
 from appliance.blocking import Context as BlockingContext
-from tests.helpers.public_names import public_names
+from tests.helpers.public_names import p4p_names, public_names
 
 TO_OVERRIDE = {"appliance.server.Handler", "appliance.server.Source", "appliance.server.AccessPolicy"}
 """Programs define the methods of these themselves: the example is the class's."""
@@ -61,6 +64,24 @@ class Documented(NamedTuple):
         return inspect.isclass(self.thing) and issubclass(self.thing, BaseException)
 
 
+def p4p_documented() -> list[Documented]:
+    """What p4p's API has, with the methods that each class defines itself."""
+    found = []
+    for name in p4p_names():
+        thing = name.thing
+        if inspect.isclass(thing) or inspect.isroutine(thing):
+            found.append(Documented(name.path, thing, None))
+        if inspect.isclass(thing):
+            own = [member for member in vars(thing) if not member.startswith("_")]
+            methods = [(member, getattr(thing, member)) for member in own]
+            found += [
+                Documented(f"{name.path}.{member}", method, thing)
+                for member, method in methods
+                if inspect.isroutine(method)
+            ]
+    return found
+
+
 def documented() -> list[Documented]:
     found = []
     for name in public_names():
@@ -76,6 +97,12 @@ def documented() -> list[Documented]:
 
 
 ALL = documented()
+P4P = p4p_documented()
+P4P_WITHOUT = re.compile(
+    r"appliance\.p4p\.(cleanup|replace_p4p|server\.Server\.forever|rpc\.quickRPCServer"  # they change or occupy the whole process
+    r"|nt\.NTBase\.\w+|server\.raw\.Handler\.\w+"  # programs define these themselves
+    r"|client\.raw\.(Operation|Subscription)(\.\w+)?|client\.(thread|asyncio)\.Subscription|server\.ServerOperation(\.\w+)?)"  # they are given
+)
 PARSER = doctest.DocTestParser()
 CHECKER = doctest.OutputChecker()
 
@@ -145,19 +172,25 @@ def _sum(pv: SharedPV, operation: Any, argument: Value | None) -> Value:
     return Value(NTScalar(FLOAT64), argument["query.a"] + argument["query.b"])
 
 
-async def run(text: str, names: dict[str, Any]) -> None:
-    """Run the examples of a docstring as ``python -m asyncio`` does, and compare what they show."""
+def compiled(example: doctest.Example) -> CodeType:
+    return compile(example.source, "<example>", "single", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+
+
+def waits(text: str) -> bool:
+    """Whether the examples await something."""
+    return any(compiled(example).co_flags & inspect.CO_COROUTINE for example in examples(text))
+
+
+def steps(text: str, names: dict[str, Any]) -> Iterator[Awaitable[Any]]:
+    """Run the examples of a docstring, as ``python -m asyncio`` does, and compare what they show; yield what is to be awaited."""
     for example in examples(text):
         shown = io.StringIO()
         said = ""
-        code = compile(
-            example.source, "<example>", "single", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True
-        )
         with contextlib.redirect_stdout(shown):
             try:
-                result = eval(code, names)
-                if inspect.isawaitable(result):
-                    await asyncio.wait_for(result, 60.0)
+                result = eval(compiled(example), names)
+                if inspect.iscoroutine(result):
+                    yield result
             except Exception as error:
                 said = traceback.format_exception_only(error)[-1]
                 assert example.exc_msg is not None, f"{example.source}{said}"
@@ -169,6 +202,22 @@ async def run(text: str, names: dict[str, Any]) -> None:
             )
 
 
+async def run(text: str, names: dict[str, Any]) -> None:
+    """Run examples that may wait."""
+    running = steps(text, names)
+    step = next(running, None)
+    while step is not None:
+        try:
+            await asyncio.wait_for(step, 60.0)
+        except Exception as error:
+            try:
+                step = running.throw(error)
+            except StopIteration:
+                return
+        else:
+            step = next(running, None)
+
+
 @pytest.mark.parametrize("item", [item for item in ALL if examples(item.text)], ids=lambda item: item.path)
 async def test_the_example_of_a_public_docstring_runs_and_shows_what_it_says(
     item: Documented, site: dict[str, Any]
@@ -178,6 +227,36 @@ async def test_the_example_of_a_public_docstring_runs_and_shows_what_it_says(
         return
     with await asyncio.to_thread(BlockingContext) as ctx:
         await asyncio.to_thread(asyncio.run, run(item.text, {**site, "ctx": ctx}))
+
+
+@pytest.mark.parametrize("item", P4P, ids=lambda item: item.path)
+def test_a_docstring_of_p4ps_api_has_an_example(item: Documented) -> None:
+    assert item.text, "it has no docstring"
+    assert item.is_error or P4P_WITHOUT.fullmatch(item.path) or examples(item.text)
+
+
+@pytest.mark.parametrize("item", [item for item in P4P if examples(item.text)], ids=lambda item: item.path)
+async def test_the_example_of_p4ps_api_runs_and_shows_what_it_says(
+    item: Documented, site: dict[str, Any]
+) -> None:
+    def program() -> None:
+        home = import_module(
+            next(name.module for name in p4p_names() if f"{item.path}.".startswith(f"{name.path}."))
+        )
+        kind = next(
+            (kind for kind in ("raw", "asyncio") if item.path.startswith(f"appliance.p4p.client.{kind}.")),
+            "thread",
+        )
+        client = import_module(f"appliance.p4p.client.{kind}")
+        with client.Context("pva", useenv=True) as ctxt:
+            names = {**vars(home), "asyncio": asyncio, "ctxt": ctxt}
+            on_loop = ".client.asyncio." in item.path  # as in `python -m asyncio`
+            if on_loop or waits(item.text):
+                asyncio.run(run(item.text, names))
+            else:
+                assert list(steps(item.text, names)) == []
+
+    await asyncio.to_thread(program)
 
 
 def test_help_shows_arguments_and_example(capsys: pytest.CaptureFixture[str]) -> None:

@@ -466,3 +466,12 @@ def test_octets_that_are_kept_as_bytes_are_read_as_an_array() -> None:
     value = Value._of(Native.from_store(t._desc, [None, b"\x01\x02"], 1))
     assert value.n.tolist() == [1, 2]
     assert value.n.dtype == "u1"
+
+
+@pytest.mark.parametrize(
+    "text", ["1" * 100_000 + "x", " " * 100_000 + "x", "0x" + "1" * 100_000 + "g", "12" + " " * 300 + "x"]
+)
+def test_a_long_text_that_is_no_number_is_refused(text: str) -> None:
+    for code in "dilL":
+        with pytest.raises(ValueError, match="Invalid input"):
+            Type([("x", code)])().x = text
