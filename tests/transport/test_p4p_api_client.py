@@ -507,7 +507,10 @@ def test_a_context_that_cannot_be_made_says_why(arguments, error):
 
 def test_a_setting_that_cannot_be_used_is_a_warning_as_in_p4p(caplog):
     conf = {"EPICS_PVA_SERVER_PORT": "abc", "EPICS_PVA_ADDR_LIST": "a..b", "EPICS_PVA_AUTO_ADDR_LIST": "NO"}
-    with Context("pva", conf=conf, useenv=False) as ctxt:
+    with (
+        caplog.at_level(logging.WARNING, logger="appliance.p4p.client._provider"),
+        Context("pva", conf=conf, useenv=False) as ctxt,
+    ):
         assert ctxt.conf()["EPICS_PVA_SERVER_PORT"] == "5075"
         assert isinstance(ctxt.get("a", timeout=0.05, throw=False), TimeoutError)
     assert "'abc' ignored" in caplog.text
