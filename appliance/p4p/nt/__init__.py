@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -261,16 +261,15 @@ class NTMultiChannel(NTBase):
         return Type(id="epics:nt/NTMultiChannel:1.0", spec=[*fields, *extra])
 
 
-def _cells(rows: Iterable[Any], labels: Iterable[str]) -> dict[str, list[Any]]:
+def _columns(rows: list[Any], labels: Iterable[str]) -> dict[str, list[Any]]:
     """Sort the cells of rows into columns; what a row lacks is left out."""
-    cells: dict[str, list[Any]] = {label: [] for label in labels}
-    for row in rows:
-        for label, column in cells.items():
-            try:  # noqa: SIM105 - suppress() takes longer than all the rest
-                column.append(row[label])
-            except (IndexError, KeyError):
-                pass
-    return cells
+    columns: dict[str, list[Any]] = {}
+    for label in labels:
+        try:
+            columns[label] = [row[label] for row in rows]
+        except (IndexError, KeyError):
+            columns[label] = list(_cells(rows, label))
+    return columns
 
 
 class NTTable(NTBase):
@@ -338,7 +337,7 @@ class NTTable(NTBase):
         if isinstance(values, Value):
             return values
         try:
-            cells = _cells(values, self.labels)
+            cells = _columns(list(values), self.labels)
             columns = {label: column for label, column in cells.items() if column}
             made = self.Value(self.type, {"labels": self.labels, "value": columns})
         except Exception:
@@ -357,7 +356,7 @@ class NTTable(NTBase):
 
         Raises:
             ValueError: The rows have none of the columns.
-            TypeError: A cell cannot be converted, or a row is no dict.
+            TypeError: A row is no dict, or a cell cannot be converted.
 
         Example:
             >>> V = NTTable([("x", "d"), ("label", "s")]).wrap([])
@@ -370,7 +369,7 @@ class NTTable(NTBase):
             return
         rows = list(pyval)
         labels = V.value.keys()
-        columns = {label: cells for label, cells in _cells(rows, labels).items() if cells or not rows}
+        columns = {label: cells for label, cells in _columns(rows, labels).items() if cells or not rows}
         if rows and not columns:
             raise ValueError(f"no row has one of the columns {', '.join(labels)}")
         V.value = columns
@@ -390,6 +389,16 @@ class NTTable(NTBase):
         names = [name for name, _ in items]
         rows = zip(*[column for _, column in items], strict=False)
         return [OrderedDict(zip(names, row, strict=True)) for row in rows]
+
+
+def _cells(rows: list[Any], label: str) -> Iterator[Any]:
+    """Return the cells of a column that some rows lack."""
+    for row in rows:
+        try:
+            cell = row[label]
+        except (IndexError, KeyError):
+            continue
+        yield cell
 
 
 @lru_cache(maxsize=256)
