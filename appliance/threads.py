@@ -42,6 +42,8 @@ class Engine:
         """Why the engine cannot be used any more; empty while it can."""
         self._waiting: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._woken = False
+        self._waker = 0
+        """The thread that is about to wake the loop; 0 if none is."""
         self._thread = threading.Thread(target=self._run, name="appliance-p4p", daemon=True)
         self._thread.start()
 
@@ -134,10 +136,20 @@ class Engine:
         if self._refusal:
             raise RuntimeError(self._refusal)
         self._waiting.append((function, args))
-        # The loop clears the flag before it looks. So whoever finds it set has a look still to come.
-        if not self._woken:
-            self._woken = True
-            self.loop.call_soon_threadsafe(self._do_waiting)
+        # The loop clears the flag before it looks. So whoever finds it set has a look still to come, unless it is set by this very
+        # thread, which is about to wake the loop, and was stopped by the garbage collector or a signal that calls us.
+        if not self._woken or self._waker == threading.get_ident():
+            try:
+                self._waker = threading.get_ident()
+                self._woken = True
+                self.loop.call_soon_threadsafe(self._do_waiting)
+            except (
+                BaseException
+            ):  # Ctrl-C: nobody else would wake the loop, and one look too many does no harm
+                self._woken = False
+                raise
+            finally:
+                self._waker = 0
 
     def _do_waiting(self) -> None:
         self._woken = False
