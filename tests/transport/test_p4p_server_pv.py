@@ -25,7 +25,7 @@ from appliance.p4p.server import raw as on_server
 from appliance.p4p.server.thread import Handler, SharedPV
 from appliance.p4p.util import ThreadedWorkQueue, WorkQueue, _defaultWorkQueue
 from appliance.p4p.wrapper import Type, Value
-from appliance.threads import engine
+from appliance.threads import Engine, engine, shutdown
 from tests.helpers.native_client import PATIENCE_S, NativeClient, taken
 
 D = NTScalar("d")
@@ -317,17 +317,18 @@ def test_what_does_not_fit_is_squashed_into_the_latest_post(full: bool, monkeypa
         updates = client.watch("pv", "record[queueSize=100]")
         taken(updates)
         with held_engine():
-            for number in range(1, 11):
+            for number in range(1, 21):
                 pv.post(float(number), **more)
-            assert len(pv._core._pending) == 4
-            assert pv.current() == 10.0
-        assert [taken(updates)["value"] for _ in range(4)] == [1.0, 2.0, 3.0, 10.0]
-        pv.post(11.0)
-        assert taken(updates)["value"] == 11.0
+            room = 8 if full else 4
+            assert len(pv._core._pending) == room
+            assert pv.current() == 20.0
+        assert [taken(updates)["value"] for _ in range(room)] == [*map(float, range(1, room)), 20.0]
+        pv.post(21.0)
+        assert taken(updates)["value"] == 21.0
 
 
 def test_plain_and_full_posts_that_are_squashed_lose_no_field(monkeypatch: Any) -> None:
-    monkeypatch.setattr(_core, "ROOM", 1)
+    monkeypatch.setattr(_core, "ROOM", 0.5)
     pv = SharedPV(nt=D, initial=0.0)
     with served(pv=pv) as client:
         updates = client.watch("pv")
@@ -819,6 +820,33 @@ def test_a_forked_child_is_told_that_the_pv_is_its_parents() -> None:
         assert "forked" in text
         pv.post(3.0)
         assert client.get("pv")["value"] == 3.0
+
+
+def test_a_pv_is_served_again_after_a_shutdown_that_left_posts_behind() -> None:
+    pv = SharedPV(nt=D, initial=1.0)
+    server = Server(providers=[{"pv": pv}], isolate=True)
+    client = NativeClient(server.conf())
+    client.__enter__()
+    taken(client.watch("pv"))
+    with held_engine():
+        pv.post(2.0)  # nobody looks at it any more
+        ending = threading.Thread(target=shutdown)
+        ending.start()
+        until(lambda: not engine_of(pv).is_usable)
+    ending.join()
+    with contextlib.suppress(RuntimeError):  # only if the engine did not come to the end of the client
+        pv.post(3.0)
+    with served(pv=pv) as again:
+        updates = again.watch("pv")
+        assert taken(updates)["value"] == 3.0
+        pv.post(4.0)
+        assert taken(updates)["value"] == 4.0
+
+
+def engine_of(pv: SharedPV) -> Engine:
+    known = pv._core._engine
+    assert known is not None
+    return known
 
 
 # -- on an event loop --------------------------------------------------------------------------------
