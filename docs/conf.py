@@ -44,6 +44,7 @@ extensions = [
 root_doc = "docs/index"
 include_patterns = [
     "docs/**",
+    "examples/README.md",
     "inventory.example/README.md",
     "README.md",
     "CHANGELOG.md",

@@ -67,6 +67,7 @@ class LiveKeychain:
         self._keylog: int = -1
         self._seen = Validity.NONE
         self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     # -- what it says --------------------------------------------------------------------------------
 
@@ -230,20 +231,34 @@ class LiveKeychain:
 
     def watch(self, changed: Callable[[], None]) -> None:
         """Call ``changed`` whenever another keychain is in use or the dates say something else."""
-        self._task = asyncio.get_running_loop().create_task(self._watch(changed))
+        # Between two looks there is a timer and no task: the loop may be a program's, which counts the tasks that it left.
+        self._timer = asyncio.get_running_loop().call_later(POLL_S, self._look_again, changed)
 
-    async def _watch(self, changed: Callable[[], None]) -> None:
-        while True:
-            await asyncio.sleep(POLL_S)
-            try:
-                again = await self.refresh()
-            except Exception:  # noqa: BLE001 - the watch must outlive whatever one file does to it
-                _log.exception("%s: internal error while looking at the keychain", self.path)
-                continue
-            validity = self.validity
-            if again or validity is not self._seen:
-                self._seen = validity
-                changed()
+    def _look_again(self, changed: Callable[[], None]) -> None:
+        try:
+            same = self._look() == self._signature
+        except Exception:  # noqa: BLE001 - the watch must outlive whatever one file does to it
+            _log.exception("%s: internal error while looking at the keychain", self.path)
+            same = True
+        if same:
+            self._looked(changed, again=False)
+        else:
+            self._task = asyncio.get_running_loop().create_task(self._read_again(changed))
+
+    async def _read_again(self, changed: Callable[[], None]) -> None:
+        again = False
+        try:
+            again = await self.refresh()
+        except Exception:  # noqa: BLE001 - as above
+            _log.exception("%s: internal error while looking at the keychain", self.path)
+        self._looked(changed, again=again)
+
+    def _looked(self, changed: Callable[[], None], *, again: bool) -> None:
+        self.watch(changed)
+        validity = self.validity
+        if again or validity is not self._seen:
+            self._seen = validity
+            changed()
 
     async def refresh(self) -> bool:
         """Check the file now; return whether another keychain is in use."""
@@ -278,6 +293,9 @@ class LiveKeychain:
 
     def stop(self) -> None:
         """Stop watching."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self._task is not None:
             self._task.cancel()
             self._task = None

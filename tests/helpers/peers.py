@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -76,9 +76,18 @@ def server_environment(udp_port: int, tcp_port: int = 0, **more: object) -> dict
 
 
 class Peer:
-    """One process; a context manager that has it ready at its beginning and gone at its end."""
+    """One process; a context manager that has it ready at its beginning and gone at its end.
 
-    def __init__(self, script: str, *arguments: str, environ: Mapping[str, str] | None = None) -> None:
+    ``module`` are words of Python's command line before the script, as ``-m runner``.
+    """
+
+    def __init__(
+        self,
+        script: str,
+        *arguments: str,
+        environ: Mapping[str, str] | None = None,
+        module: Sequence[str] = (),
+    ) -> None:
         self.script = script
         self.ready: Any = None
         self.events: list[dict[str, Any]] = []
@@ -89,7 +98,7 @@ class Peer:
         self._grown = threading.Condition()
         path = PEERS / script if not script.startswith("/") else Path(script)
         self.process = subprocess.Popen(
-            [sys.executable, str(path), *arguments],
+            [sys.executable, *module, str(path), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -148,8 +157,11 @@ class Peer:
 
     def ask(self, op: str, **request: Any) -> Any:
         """Have the peer do something, and wait for the result; raises PeerError."""
-        number = self.send(op, **request)
-        answer = self._wait(lambda: self._answers.pop(number, None), f"the answer to {op}", ANSWER_S)
+        return self.answer(self.send(op, **request), op)
+
+    def answer(self, number: int, what: str = "a request") -> Any:
+        """Wait for the result of what ``send`` began; raises PeerError."""
+        answer = self._wait(lambda: self._answers.pop(number, None), f"the answer to {what}", ANSWER_S)
         if "error" in answer:
             raise PeerError(answer["error"])
         return answer["result"]

@@ -624,3 +624,14 @@ async def test_forged_offers_of_tls_open_few_connections(tmp_path):
             tried = [link for link in context._links.by_address.values() if link.address.tls]
             assert 1 <= len(tried) <= 4
             await context.get("pv")
+
+
+async def test_a_client_at_rest_has_no_tasks_in_the_loop_of_the_program(tmp_path):
+    """Test suites of programs, as those of ophyd-async, take what is left for tasks that they forgot."""
+    server_file = keychain_file(tmp_path, "server", S.server)
+    async with open_server(server_config(server_file), prepare=Seen().prepare) as server:
+        before = asyncio.all_tasks()
+        config = client_config(server, keychain=keychain_file(tmp_path, "client", S.client))
+        async with open_client(config) as context:
+            assert (await context.info("pv")).peer.is_tls
+            await until(lambda: asyncio.all_tasks() <= before)

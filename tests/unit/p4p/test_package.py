@@ -148,6 +148,19 @@ def test_the_errors_and_values_of_the_extension_module_are_ours():
     assert p4p.Value is Value
 
 
+def test_every_name_of_the_extension_module_leads_somewhere():
+    for name in _p4p._HOMES:
+        assert getattr(_p4p, name) is not None
+
+
+def test_contexts_count_until_they_are_closed():
+    from appliance.p4p.client.thread import Context
+
+    with Context("pva", conf={"EPICS_PVA_AUTO_ADDR_LIST": "NO"}, useenv=False):
+        assert p4p.listRefs()["ClientContextImpl"] == 1
+    assert p4p.listRefs()["ClientContextImpl"] == 0
+
+
 def test_what_the_extension_module_had_and_we_do_not_is_told():
     with pytest.raises(AttributeError, match="no extension module"):
         _p4p.SharedArray  # noqa: B018

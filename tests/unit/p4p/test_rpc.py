@@ -88,8 +88,17 @@ def test_marked_methods_can_be_called(served: Any) -> None:
 
 def test_names_of_marked_methods_only_are_pvs() -> None:
     dispatcher = NTURIDispatcher(WorkQueue(), target=Service(), prefix="rpc:")
-    assert "rpc:add" in dispatcher.channels
-    assert "rpc:hidden" not in dispatcher.channels
+    marked = (
+        Service.add,
+        Service.shout,
+        Service.count,
+        Service.whole,
+        Service.refuse,
+        Service.defect,
+        Service.misfit,
+    )
+    assert dispatcher.channels == {f"rpc:{method.__name__}" for method in marked}
+    assert not hasattr(Service.hidden, "_reply_Type")
     assert dispatcher.testChannel("rpc:add")
     assert dispatcher.makeChannel("rpc:add", "") is dispatcher.makeChannel("rpc:count", "")
     assert dispatcher.makeChannel("rpc:hidden", "") is None
