@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import struct as struct_module
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,23 +18,51 @@ from appliance.pvdata import STRING, BoundedString, ScalarType
 from appliance.pvdata.render import number, type_name
 from appliance.pvdata.types import SCALARS
 
-__all__ = ["CONVERT", "NoConversion", "NotATuple", "Refused", "Unfit", "scalar", "text", "to_string"]
+__all__ = [
+    "CONVERT",
+    "NotATuple",
+    "is_mild",
+    "no_conversion",
+    "refused",
+    "scalar",
+    "text",
+    "to_string",
+    "unfit",
+]
 
-
-class Unfit(TypeError):
-    """An object of a kind that the field cannot take."""
+_Error = TypeVar("_Error", bound=Exception)
 
 
 class NotATuple(TypeError, SystemError):
     """Something else where p4p wants a tuple; p4p raises SystemError then."""
 
 
-class NoConversion(ValueError):
-    """A value that cannot be converted to the field's type."""
+def no_conversion(why: str) -> ValueError:
+    """Return the error for a value that cannot be converted to the field's type."""
+    return _mild(ValueError(why))
 
 
-class Refused(RuntimeError):
-    """A value that the field refuses; a union tries its next member then."""
+def unfit(why: str) -> TypeError:
+    """Return the error for an object of a kind that the field cannot take."""
+    return _mild(TypeError(why))
+
+
+def refused(why: str) -> RuntimeError:
+    """Return the error for a value that the field refuses."""
+    return _mild(RuntimeError(why))
+
+
+def _mild(error: _Error) -> _Error:
+    vars(error)["mild"] = True
+    return error
+
+
+def is_mild(error: Exception) -> bool:
+    """Whether a union tries its next member after this error; others end the attempt.
+
+    A mark, and no class of their own: a program sees the class that p4p raises.
+    """
+    return "mild" in vars(error)
 
 
 _DECIMAL = re.compile(
@@ -57,16 +85,16 @@ def _parse_float(text: str) -> float:
         digits = s.split("p" if "0x" in s else "e")[0]
         if not ("n" not in s and (abs(x) == float("inf") or (abs(x) < _LEAST and digits.strip("+-0x.")))):
             return x
-        raise NoConversion(f"Out of range : {text!r:.60}")
-    raise NoConversion(f"Invalid input : {text!r:.60}")
+        raise no_conversion(f"Out of range : {text!r:.60}")
+    raise no_conversion(f"Invalid input : {text!r:.60}")
 
 
 def _parse_int(text: str, lo: int, hi: int) -> int:
     x = integer(text)
     if x is None:
-        raise NoConversion(f"Invalid input : {text!r:.60}")
+        raise no_conversion(f"Invalid input : {text!r:.60}")
     if not lo <= x <= hi:
-        raise NoConversion(f"Out of range : {text!r:.60}")
+        raise no_conversion(f"Out of range : {text!r:.60}")
     return x
 
 
@@ -96,7 +124,7 @@ def _simple(t: ScalarType, x: Any) -> bool | int | float | str:
         return float(x)
     if isinstance(x, (str, bytes)):
         return text(x)
-    raise Unfit(f"Can't assign {type_name(t)} (scalar) field with {type(x).__name__}")
+    raise unfit(f"Can't assign {type_name(t)} (scalar) field with {type(x).__name__}")
 
 
 def _truncated(x: float) -> int:
@@ -155,9 +183,9 @@ def _to_bool(x: Any) -> bool:
     if isinstance(x, str):
         if x in ("true", "false"):
             return x == "true"
-        raise NoConversion('Unable to assign bool with String other than "true" and "false"')
+        raise no_conversion('Unable to assign bool with String other than "true" and "false"')
     if isinstance(x, float):
-        raise NoConversion("Unable to assign bool with Real")
+        raise no_conversion("Unable to assign bool with Real")
     return bool(x)
 
 
@@ -180,12 +208,12 @@ CONVERT["string"] = to_string
 def scalar(t: ScalarType, x: Any) -> Any:
     if isinstance(x, Node):
         if not isinstance(x._type, ScalarType):
-            raise NoConversion(f"Unable to assign {type_name(t)} with {type_name(x._type)}")
+            raise no_conversion(f"Unable to assign {type_name(t)} with {type_name(x._type)}")
         x = x._root.store[x._base]
     if isinstance(t, BoundedString):
         x = to_string(x)
         size = len(x.encode("utf-8", "surrogateescape"))
         if size > t.bound:
-            raise NoConversion(f"{size} octets of text in a field of at most {t.bound}")
+            raise no_conversion(f"{size} octets of text in a field of at most {t.bound}")
         return x
     return CONVERT[t.name](x)

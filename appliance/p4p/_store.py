@@ -14,7 +14,17 @@ from typing import Any
 import numpy as np
 
 from appliance.p4p._place import Field, Node, Place, resolve
-from appliance.p4p._scalars import CONVERT, NoConversion, NotATuple, Refused, Unfit, scalar, text, to_string
+from appliance.p4p._scalars import (
+    CONVERT,
+    NotATuple,
+    is_mild,
+    no_conversion,
+    refused,
+    scalar,
+    text,
+    to_string,
+    unfit,
+)
 from appliance.pvdata import (
     FLOAT64,
     INT32,
@@ -44,7 +54,7 @@ def _checked(t: ArrayType, x: Any) -> Any:
     """Hold the bounds that a server may give an array; PVXS has none."""
     if (t.kind == "bounded" and len(x) > t.size) or (t.kind == "fixed" and len(x) != t.size):
         word = "exactly" if t.kind == "fixed" else "at most"
-        raise NoConversion(f"{len(x)} elements in an array of {word} {t.size}")
+        raise no_conversion(f"{len(x)} elements in an array of {word} {t.size}")
     return x
 
 
@@ -63,7 +73,7 @@ def _numbers(element: ScalarType, x: Any) -> Any:
     else:
         made = np.array(x, dtype=dtype)
         if made.ndim != 1:
-            raise Refused("Only 1-d array can be assigned")
+            raise refused("Only 1-d array can be assigned")
         if not made.size:
             return zeros(element)
         if made.__class__ is not np.ndarray or not made.flags.c_contiguous:
@@ -96,7 +106,7 @@ def _strings(x: Any) -> tuple[str, ...]:
 def _recast(t: ArrayType, source: TypeDesc, x: Any) -> Any:
     """Convert an array of another type, as from value to value."""
     if not isinstance(source, ArrayType):
-        raise NoConversion(f"Unable to assign {type_name(t)} with {type_name(source)}")
+        raise no_conversion(f"Unable to assign {type_name(t)} with {type_name(source)}")
     to, come_from = t.element, source.element
     if not len(x):
         return _checked(t, default(ArrayType(to)))
@@ -114,7 +124,7 @@ def _recast(t: ArrayType, source: TypeDesc, x: Any) -> Any:
         convert = CONVERT[to.name]
         return _checked(t, _numbers(to, [convert(item) for item in items]))
     if isinstance(to, ScalarType) or isinstance(come_from, ScalarType):
-        raise NoConversion(f"Unable to assign {type_name(t)} with {type_name(source)}")
+        raise no_conversion(f"Unable to assign {type_name(t)} with {type_name(source)}")
     return [None if item is None else _element_from(to, come_from, item) for item in x]
 
 
@@ -127,7 +137,7 @@ def _element_from(to: TypeDesc, come_from: TypeDesc, item: Any) -> Any:
     kind, content = inner
     if isinstance(to, StructType):
         if not isinstance(content, Value):
-            raise NoConversion(f"Unable to assign struct with {type_name(kind)}")
+            raise no_conversion(f"Unable to assign struct with {type_name(kind)}")
         made = Value(to)
         _assign_struct(Field(made, 0, None), content, 0)
         return made
@@ -213,7 +223,7 @@ def _union_from(t: UnionType, kind: TypeDesc, content: Any, old: UnionValue) -> 
                 return UnionValue(name, made)
             return UnionValue(name, _copied(content))
     if old.name is None:
-        raise NoConversion("Unsupported assignment to unselected union")
+        raise no_conversion("Unsupported assignment to unselected union")
     return old
 
 
@@ -254,9 +264,9 @@ def _first_fit(t: UnionType, place: Place, x: Any) -> UnionValue:
                 _struct(top, x)
                 return UnionValue(name, made)
             content = _leaf(member, top, x)
-        except (NoConversion, Refused, Unfit, UnicodeEncodeError):
-            continue
         except Exception as e:
+            if is_mild(e) or isinstance(e, UnicodeEncodeError):
+                continue
             if (
                 isinstance(member, ArrayType)
                 and isinstance(member.element, ScalarType)
@@ -266,7 +276,7 @@ def _first_fit(t: UnionType, place: Place, x: Any) -> UnionValue:
             if isinstance(member, UnionType) and type(e) is not ValueError:
                 continue
             if isinstance(e, (KeyError, RuntimeError)):
-                raise Refused(
+                raise refused(
                     f"Unexpected error while attempting to assign {name} with {type(x).__name__}"
                 ) from e
             raise
@@ -318,7 +328,9 @@ def _any(x: Any) -> AnyValue:
 def _typed(t: TypeDesc, x: Any, how: str) -> AnyValue:
     try:
         return AnyValue(t, _leaf(t, Field(Value(t), 0, None), x))
-    except (NoConversion, Refused, Unfit, RuntimeError) as e:
+    except (ValueError, TypeError, RuntimeError) as e:
+        if not is_mild(e) and not isinstance(e, RuntimeError):
+            raise
         raise RuntimeError(
             f"Error assigning {how} type {type_name(t)} with {type(x).__name__} : {e}"
         ) from None
@@ -371,7 +383,7 @@ def _leaf(t: TypeDesc, place: Place, x: Any) -> Any:
     element = t.element
     if isinstance(x, Node):
         if not isinstance(element, ScalarType) or not isinstance(x._type, ArrayType):
-            raise NoConversion(f"Unable to assign {type_name(t)} with {type_name(x._type)}")
+            raise no_conversion(f"Unable to assign {type_name(t)} with {type_name(x._type)}")
         return _recast(t, x._type, x._root.store[x._base])
     if isinstance(element, ScalarType):
         return _checked(t, _numbers(element, x) if element.fmt else _strings(x))
@@ -455,7 +467,7 @@ def _struct(place: Field, x: Any) -> None:
     assert isinstance(t, StructType)
     if isinstance(x, Node):
         if not isinstance(x._type, StructType):
-            raise NoConversion(f"Unable to assign struct with {type_name(x._type)}")
+            raise no_conversion(f"Unable to assign struct with {type_name(x._type)}")
         _assign_struct(place, x._root, x._base)
         return
     root, base, up, offsets = place.root, place.number, place.up, t.offsets
@@ -468,7 +480,7 @@ def _struct(place: Field, x: Any) -> None:
     try:
         pairs = iter(x)
     except TypeError as e:
-        raise Unfit(str(e)) from None
+        raise unfit(str(e)) from None
     for pair in pairs:
         if not isinstance(pair, tuple):
             raise NotATuple(f"expect list of ('name', value) tuples, not of {type(pair).__name__}")
@@ -486,7 +498,7 @@ def _enum(place: Field, x: Any) -> None:
     index = resolve(place, "index", select=True)
     where = resolve(place, "choices", select=True)
     if where.type != ArrayType(STRING):
-        raise NoConversion(f"Can't extract {type_name(where.type)} as Array")
+        raise no_conversion(f"Can't extract {type_name(where.type)} as Array")
     choices = where.content
     if not choices:
         warnings.warn("enum_t assignment with empty choices", UserWarning, stacklevel=5)
@@ -508,7 +520,7 @@ def _assign_struct(target: Field, source: Value, base: int) -> None:
     to = target.type
     t = source.type.leaf_types[base]
     if not isinstance(to, StructType):
-        raise NoConversion(f"Unable to assign {type_name(to)} with struct")
+        raise no_conversion(f"Unable to assign {type_name(to)} with struct")
     changed = source.changed >> base
     root, first, up = target.root, target.number, target.up
     for number in marked(t, changed):
@@ -528,8 +540,10 @@ def _assign_struct(target: Field, source: Value, base: int) -> None:
             continue
         try:
             spot.put(_from_leaf(spot, kind, source.store[base + number]))
-        except NoConversion as e:
-            raise NoConversion(f'field "{name}" : {e}') from None
+        except ValueError as e:
+            if not is_mild(e):
+                raise
+            raise no_conversion(f'field "{name}" : {e}') from None
         spot.touch()
     if changed & 1 or any(source.changed >> n & 1 for n in _above(source.type, base)):
         target.touch()
@@ -563,7 +577,7 @@ def _from_leaf(spot: Field, kind: TypeDesc, content: Any) -> Any:
     """Convert a leaf of another value to one for ``spot``."""
     to = spot.type
     if isinstance(to, StructType):
-        raise NoConversion(f"Unable to assign struct with {type_name(kind)}")
+        raise no_conversion(f"Unable to assign struct with {type_name(kind)}")
     if isinstance(to, AnyType):
         if isinstance(kind, ScalarType):
             return AnyValue(_WIDEST.get(kind.kind, kind), content)
@@ -578,13 +592,13 @@ def _from_leaf(spot: Field, kind: TypeDesc, content: Any) -> Any:
         if found is not None:
             return _union_from(to, found[0], found[1], old)
         if old.name is None:
-            raise NoConversion("Unsupported assignment to unselected union")
+            raise no_conversion("Unsupported assignment to unselected union")
         return old
     if isinstance(kind, (UnionType, AnyType)):
-        raise NoConversion(f"Unable to assign {type_name(to)} with Compound")
+        raise no_conversion(f"Unable to assign {type_name(to)} with Compound")
     if isinstance(to, ScalarType):
         if not isinstance(kind, ScalarType):
-            raise NoConversion(f"Unable to assign {type_name(to)} with {type_name(kind)}")
+            raise no_conversion(f"Unable to assign {type_name(to)} with {type_name(kind)}")
         return scalar(to, content)
     assert isinstance(to, ArrayType)
     return _recast(to, kind, _copied(content))
@@ -607,6 +621,7 @@ def _fitted(to: UnionType, kind: TypeDesc, content: Any, old: UnionValue) -> Uni
         member = to.members[name]
         try:
             return UnionValue(name, _from_leaf(Field(Value(member), 0, None), kind, content))
-        except NoConversion:
-            continue
-    raise NoConversion("Unsupported assignment to unselected union")
+        except ValueError as e:
+            if not is_mild(e):
+                raise
+    raise no_conversion("Unsupported assignment to unselected union")
