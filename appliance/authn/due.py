@@ -43,6 +43,8 @@ class Due(NamedTuple):
     """What is wrong with the certificate apart from its age."""
     renew_by: datetime | None = None
     """When a certificate with a cadence must have been renewed."""
+    is_guess: bool = False
+    """Whether the certificate service was asked and did not answer, so that only the certificate's age counts."""
 
     @property
     def sentence(self) -> str:
@@ -51,7 +53,12 @@ class Due(NamedTuple):
             what = "its renewal is due" if self.due else "its renewal is not due yet"
             return f"{what}; it must be renewed by {format_date(self.renew_by)}"
         if not self.due:
-            return f"not due before {format_date(self.when)}"
+            when = f"not due before {format_date(self.when)}"
+            return (
+                f"{when} by its age; the certificate service does not answer, so it may be due earlier"
+                if self.is_guess
+                else when
+            )
         if self.when is not None:
             return f"due: since {format_date(self.when)}"
         return f"due: {self.why or 'there is no usable certificate'}"

@@ -325,7 +325,9 @@ class Requester:
         if certificate is None or found.when is None:
             return found, None
         report = await self.report(existing)
-        return due_by_status(certificate, report, self.now()) or found, report
+        asked = existing.keychain is not None and bool(existing.keychain.status_pv)
+        guess = found._replace(is_guess=asked and report is None)
+        return due_by_status(certificate, report, self.now()) or guess, report
 
     # -- requests --------------------------------------------------------------------------------------
 

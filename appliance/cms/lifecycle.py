@@ -308,7 +308,7 @@ class Lifecycle:
             transaction.audit(at, "create", request.serial, facts)
             return record
 
-        record = await self.store.submit(job, key)
+        record = await self.store.submit(job, key, key=(request.key_id, request.skid))
         for other in others:
             if other.state is CertState.REVOKED:
                 self._journal(other)

@@ -11,7 +11,7 @@ import logging
 from typing import Any, Final
 
 from appliance.certmon.wire_arrays import SCHEDULE_ARRAY, read_schedule, read_zone, schedule_array
-from appliance.certs.schedule import Schedule
+from appliance.certs.schedule import Schedule, Timetable
 from appliance.certs.x509 import shown_id
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.model import Actor, schedule_of, windows_now
@@ -81,10 +81,25 @@ class SchedulePV(CalledPV):
             why = "only administrators may set a schedule, and only they and its holder may read it"
             self._commands.refused(peer, serial, "SCHEDULE", why)
             raise RequestRefused(why)
-        self._tasks.start(
-            operation,
-            self._show(operation, serial) if read_only else self._set(operation, serial, _asked(query)),
-        )
+        if read_only:
+            self._tasks.start(operation, self._show(operation, serial))
+            return
+        schedule = _asked(query)
+        if self._policy.owns(peer, serial) and not self._is_open(schedule):
+            # Only a command on the service's host would help whoever is the only administrator.
+            why = (
+                "these hours do not include the present time, so your own certificate, by which you ask, could not change them back; "
+                "have another administrator set them, or set them in an hour that they include"
+            )
+            self._commands.refused(peer, serial, "SCHEDULE", why)
+            raise RequestRefused(why)
+        self._tasks.start(operation, self._set(operation, serial, schedule))
+
+    def _is_open(self, schedule: Schedule) -> bool:
+        """Whether a certificate with this schedule is in use now."""
+        if not schedule.windows:
+            return True
+        return Timetable(schedule, time_zone(schedule.zone)).covers(self._lifecycle.clock())
 
     async def _show(self, operation: Operation, serial: int) -> None:
         record = await self._lifecycle.find(serial)

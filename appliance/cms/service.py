@@ -110,6 +110,7 @@ class CertificateService:
         self.server: Server | None = None
         self.create: CreatePV | None = None
         self.own_keychain: Keychain | None = None
+        self._own_key: tuple[Keychain, frozenset[str]] | None = None
 
     @classmethod
     def open(
@@ -387,7 +388,10 @@ class CertificateService:
         own = self.own_keychain
         if own is None or own.certificate is None:
             return frozenset()
-        return frozenset({key_identity(own.certificate.public_key())})
+        if self._own_key is None or self._own_key[0] is not own:
+            # Asked for each request; the keychain changes once a year.
+            self._own_key = own, frozenset({key_identity(own.certificate.public_key())})
+        return self._own_key[1]
 
     def _proven_organizations(self) -> frozenset[str]:
         """Return the organizations in certificates that come from tokens of the configured issuers."""

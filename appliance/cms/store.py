@@ -24,6 +24,7 @@ from sqlalchemy.pool import NullPool
 from appliance.certs.status import CertState
 from appliance.cms import schema
 from appliance.cms.inuse import InUse
+from appliance.cms.key_uses import KeyUse, KeyUses
 from appliance.daemon.audit import GENESIS, canonical, chain
 from appliance.errors import ApplianceError, ConfigurationError
 
@@ -31,7 +32,6 @@ __all__ = [
     "IN_DOUBT",
     "LIVE",
     "CertRecord",
-    "KeyUse",
     "Store",
     "StoreError",
     "Transaction",
@@ -96,24 +96,11 @@ class CertRecord(NamedTuple):
     """See `appliance.certs.schedule.Schedule.to_text`; empty: always in use."""
 
 
-class KeyUse(NamedTuple):
-    """A certificate that a key was used for."""
-
-    serial: int
-    subject: str
-    usage: str
-    barred: bool
-
-
 _COLUMNS: Final = tuple(schema.certs.c[name] for name in CertRecord._fields)
 # Made once: SQLAlchemy takes longer to compile a new statement than SQLite takes to run it.
 _OF_ISSUER: Final = sa.select(*_COLUMNS).where(schema.certs.c.issuer == sa.bindparam("by"))
 _OF_SUBJECT: Final = _OF_ISSUER.where(schema.certs.c.subject == sa.bindparam("of"))
 _OF_SUBJECTS: Final = _OF_ISSUER.where(schema.certs.c.subject.in_(sa.bindparam("of", expanding=True)))
-_OF_KEY: Final = sa.select(*(schema.certs.c[name] for name in KeyUse._fields)).where(
-    schema.certs.c.issuer == sa.bindparam("by"),
-    sa.or_(schema.certs.c.key_id == sa.bindparam("key"), schema.certs.c.skid == sa.bindparam("name")),
-)
 _OF_SERIAL: Final = _OF_ISSUER.where(schema.certs.c.serial == sa.bindparam("number"))
 _RENEW: Final = (
     sa.update(schema.certs)
@@ -187,7 +174,7 @@ class Transaction:
         self._issuer = issuer
         self._new_certs: list[dict[str, Any]] = []
         self._new_by_subject: dict[str, list[CertRecord]] = {}
-        self._new_by_key: dict[str, list[KeyUse]] = {}
+        self._keys = KeyUses(connection, issuer)
         self._new_audit: list[dict[str, Any]] = []
         self._renewed: list[dict[str, Any]] = []
         self._by_subject: dict[str, list[CertRecord]] = {}
@@ -196,8 +183,9 @@ class Transaction:
             audit_head = (0, GENESIS) if last is None else (last.seq, last.hash)
         self._seq, self._hash = audit_head
 
-    def prefetch(self, subjects: Iterable[str]) -> None:
-        """Read what is known about many subjects at once."""
+    def prefetch(self, subjects: Iterable[str], keys: Iterable[tuple[str, str]] = ()) -> None:
+        """Read what is known about many subjects, and about keys (``key_id`` and ``skid``), at once."""
+        self._keys.prefetch(keys)
         wanted = [subject for subject in set(subjects) if subject not in self._by_subject]
         if not wanted:
             return
@@ -220,13 +208,7 @@ class Transaction:
 
     def of_key(self, key_id: str, skid: str) -> list[KeyUse]:
         """Return all certificates of a key, in any state."""
-        found = [
-            KeyUse(serial, subject, usage, bool(barred))
-            for serial, subject, usage, barred in self.connection.execute(
-                _OF_KEY, {"by": self._issuer, "key": key_id, "name": skid}
-            )
-        ]
-        return found + self._new_by_key.get(key_id, [])
+        return self._keys.of(key_id, skid)
 
     def key_of(self, serial: int) -> tuple[str, str]:
         """Return a certificate's ``key_id`` and ``skid``."""
@@ -250,9 +232,7 @@ class Transaction:
         row["issuer"] = self._issuer
         row = {"key_id": "", "barred": False, **row}
         self._new_certs.append(row)
-        if row["key_id"]:
-            use = KeyUse(record.serial, record.subject, record.usage, barred=False)
-            self._new_by_key.setdefault(row["key_id"], []).append(use)
+        self._keys.add(row["key_id"], KeyUse(record.serial, record.subject, record.usage, barred=False))
         self._new_by_subject.setdefault(record.subject, []).append(record)
 
     def change(
@@ -302,6 +282,7 @@ class Transaction:
         if changed.rowcount != 1:
             raise StoreError("the certificate's state has changed in the meantime; look again")
         self._by_subject.pop(record.subject, None)
+        self._keys.forget()
 
     def renew(
         self, record: CertRecord, *, renew_by: int, renewed_at: int, state: CertState, at: int
@@ -396,7 +377,7 @@ class Transaction:
                 if subject in self._by_subject:
                     self._by_subject[subject] += records
             self._new_by_subject = {}
-            self._new_by_key = {}
+            self._keys.forget()
             self._new_certs = []
         if self._renewed:
             renewed, self._renewed = self._renewed, []
@@ -414,6 +395,7 @@ Job = Callable[[Transaction], Any]
 class _Waiting(NamedTuple):
     job: Job
     subjects: tuple[str, ...]
+    keys: tuple[tuple[str, str], ...]
     future: asyncio.Future[Any]
     loop: asyncio.AbstractEventLoop
     trial: bool
@@ -561,13 +543,18 @@ class Store:
     # -- work --------------------------------------------------------------------------------------
 
     def submit(
-        self, job: Callable[[Transaction], _T], *subjects: str, trial: bool = False
+        self,
+        job: Callable[[Transaction], _T],
+        *subjects: str,
+        key: tuple[str, str] | None = None,
+        trial: bool = False,
     ) -> asyncio.Future[_T]:
         """Queue a job; the future is done when its transaction is committed.
 
         Args:
             job: What to do.
             subjects: Those that the job will ask for.
+            key: The key that it will ask for, by ``key_id`` and ``skid``.
             trial: Whether it only tests that the database can be written.
 
         Returns:
@@ -575,7 +562,7 @@ class Store:
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[_T] = loop.create_future()
-        self._queue.put(_Waiting(job, subjects, future, loop, trial))
+        self._queue.put(_Waiting(job, subjects, () if key is None else (key,), future, loop, trial))
         return future
 
     def run(self, job: Callable[[Transaction], _T]) -> _T:
@@ -607,8 +594,9 @@ class Store:
                 group.append(item)
             busy = len(group)
             subjects = [subject for item in group for subject in item.subjects]
+            keys = [key for item in group for key in item.keys]
             trial = all(item.trial for item in group)
-            results = self._commit([item.job for item in group], subjects, trial=trial)
+            results = self._commit([item.job for item in group], subjects, keys, trial=trial)
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 first.loop.call_soon_threadsafe(_deliver, group, results)
             if stop:
@@ -628,7 +616,12 @@ class Store:
         )
 
     def _commit(
-        self, jobs: Sequence[Job], subjects: Iterable[str], *, trial: bool = False
+        self,
+        jobs: Sequence[Job],
+        subjects: Iterable[str],
+        keys: Iterable[tuple[str, str]] = (),
+        *,
+        trial: bool = False,
     ) -> list[tuple[Any, Exception | None]]:
         connection = self._connection
         if connection is None:
@@ -642,7 +635,7 @@ class Store:
                 known = self._audit_head if self._alone(connection) else None
                 transaction = Transaction(connection, self.issuer, known)
                 self._audit_head = None
-                transaction.prefetch(subjects)
+                transaction.prefetch(subjects, keys)
                 for job in jobs:
                     try:
                         results.append((job(transaction), None))

@@ -69,6 +69,11 @@ def main(arguments: list[str]) -> None:
     elif kind == "-c":
         sys.argv = ["-c", *rest]
         _search_first("")
+        if sys.version_info >= (3, 13):
+            # Its tracebacks show the lines of the command.
+            import linecache
+
+            linecache.cache["<string>"] = (len(program), None, program.splitlines(keepends=True), "<string>")
         _run(lambda: _execute(compile(program, "<string>", "exec", dont_inherit=True), module))
     elif program == "-":
         sys.argv = ["-", *rest]

@@ -60,7 +60,7 @@ class TypeReader:
     per connection and for the process.
     """
 
-    __slots__ = ("_known", "_known_weight", "_weight", "level", "limit", "octets", "types")
+    __slots__ = ("_known", "_known_weight", "_weight", "last", "level", "limit", "octets", "types")
 
     held = 0
     """Octets of memory for the types of all connections of this process together."""
@@ -72,6 +72,8 @@ class TypeReader:
         """Present nesting of values in values; the codec counts it."""
         self.octets = False
         """Whether ``uint8[]`` is read as ``bytes``: for readers of signatures, who need no numpy."""
+        self.last: tuple[bytes, bool, TypeDesc] | None = None
+        """The last description that was sent in full, with its octets: who calls again sends the same ones."""
         self._weight = 0
         self._known: dict[TypeDesc, TypeDesc] = {}
         self._known_weight = 0
@@ -104,6 +106,7 @@ class TypeReader:
         self._weight = self._known_weight = 0
         self.types = {}
         self._known = {}
+        self.last = None
 
     def __del__(self) -> None:
         TypeReader.held -= self._weight
@@ -187,6 +190,12 @@ def _write(t: TypeDesc, big: bool, out: list[bytes]) -> None:
         raise PVDataError(f"{t!r} is not a PVData type")
 
 
+_WORTH = 64
+_MOST_REMEMBERED = 2048
+"""Octets of a description that is remembered: a shorter one is read as quickly, a longer one takes memory."""
+_ID_CODES = frozenset((ONLY_ID, FULL_WITH_ID))
+
+
 def decode_type(buf: Buffer, pos: int, end: int, big: bool, cache: TypeReader) -> tuple[TypeDesc | None, int]:
     """Decode a FieldDesc; ``None`` is the null type.
 
@@ -195,10 +204,22 @@ def decode_type(buf: Buffer, pos: int, end: int, big: bool, cache: TypeReader) -
     """
     if pos < end and buf[pos] == NULL:
         return None, pos + 1
+    last = cache.last
+    if last is not None:
+        after = pos + len(last[0])
+        # A description says itself where it ends, so equal octets are an equal one.
+        if after <= end and last[1] is big and buf[pos:after] == last[0]:
+            return last[2], after
+    begin = pos
     try:
         t, pos, _ = _read(buf, pos, end, big, cache, MAX_DEPTH, MAX_FIELDS)
     except PVDataError as e:
         raise DecodeError(f"a type is not acceptable: {e}") from None
+    if _WORTH <= pos - begin <= _MOST_REMEMBERED:
+        octets = bytes(buf[begin:pos])
+        # Those of IDs mean something else when the ID is defined anew.
+        if not _ID_CODES.intersection(octets):
+            cache.last = octets, big, t
     return t, pos
 
 

@@ -68,6 +68,9 @@ class Networks:
         for name in self.names.values():
             ip("netns", "add", name)
             ip("-n", name, "link", "set", "lo", "up")
+            # Otherwise a link-local address is of no use until the kernel has looked for others that have it, for a second or more.
+            quick = "for kind in all default; do echo 0 > /proc/sys/net/ipv6/conf/$kind/accept_dad; done"
+            ip("netns", "exec", name, "sh", "-c", quick)
         for number, client in ((1, "one"), (2, "two")):
             here, there = f"veth{number}", "eth0"
             ip(

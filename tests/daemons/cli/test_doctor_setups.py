@@ -238,7 +238,7 @@ async def test_an_empty_password_file_is_named_with_its_variable(ask: Ask, tmp_p
     assert str(empty) in text
     assert "is empty" in text
     assert "EPICS_PVA_TLS_KEYCHAIN_PWD_FILE" in text
-    assert text.endswith("write the password into the first line of that file")
+    assert text.endswith("write the password there, into the first line if that is a file")
 
 
 async def test_a_name_cannot_pose_as_several_parts(ask: Ask, server: Server, tmp_path: Path) -> None:

@@ -192,3 +192,20 @@ async def test_a_renewal_that_is_due_is_hinted_once_without_a_signature_and_then
             assert verified(service, late).state is OCSPState.UNKNOWN
             await service.health.check()
             assert (await anyone.get("CERT:METRICS"))["certs_pending_renewal"] == 1
+
+
+async def test_an_administrator_does_not_lock_itself_out_by_hours_of_its_own_certificate(tmp_path):
+    clock = Clock(MONDAY)
+    async with running(tmp_path, clock, **OPEN) as service:
+        keychain = admin_keychain(tmp_path)
+        async with secure(service, keychain) as admin:
+            for hours, more in (
+                (window("1", "13:00", "17:00"), {}),
+                (window("1", "08:00", "12:30"), {"time_zone": "Europe/Berlin"}),
+            ):
+                with pytest.raises(RemoteError, match="do not include the present time"):
+                    await admin.rpc("CERT:SCHEDULE", call(keychain.serial, hours, **more))
+            told = await admin.rpc("CERT:SCHEDULE", call(keychain.serial, window("1", "08:00", "17:00")))
+            assert told["state"] == "VALID"
+            assert (await admin.rpc("CERT:SCHEDULE", call(keychain.serial)))["state"] == "VALID"
+    assert verify_audit(str(tmp_path / "certs.db")).intact

@@ -101,3 +101,45 @@ def test_a_peers_text_is_made_fit_for_the_audit(store):
     store.run(lambda t: t.audit(1, "refuse", None, {"name": "\ud800\n\0"}))
     store.close()
     assert verify_audit(store.where).intact
+
+
+def test_what_a_key_was_used_for_is_known_from_the_database_and_from_the_group(store):
+    def added(serial, subject, key, skid):
+        row = record(serial, subject)._replace(skid=skid)
+        return row, {**MORE, "key_id": key, "skid": skid}
+
+    def serials(transaction, *keys):
+        transaction.prefetch((), keys)
+        return [sorted(use.serial for use in transaction.of_key(*key)) for key in keys]
+
+    def before(transaction):
+        for row in (
+            added(1, "a", "k1", "s1"),
+            added(2, "b", "k1", "s1"),
+            added(3, "c", "", "s1"),
+            added(4, "d", "k2", "s2"),
+        ):
+            transaction.add(*row)
+
+    store.run(before)
+
+    def job(transaction):
+        # A row of an earlier release has no key_id, so the skid counts beside it.
+        keys = (("k1", "s1"), ("k2", "s2"), ("k3", "s3"), ("k1", "s9"), ("k9", "s1"))
+        assert serials(transaction, *keys) == [[1, 2, 3], [4], [], [1, 2], [1, 2, 3]]
+        transaction.add(*added(5, "e", "k3", "s3"))
+        assert serials(transaction, *keys[:3]) == [[1, 2, 3], [4], [5]]
+        revoked = transaction.change(
+            transaction.get(4), CertState.REVOKED, at=7, approved=False, bar_key=True
+        )
+        assert revoked.state is CertState.REVOKED
+        # Others of the group must see it.
+        assert [use.barred for use in transaction.of_key("k2", "s2")] == [True]
+        assert serials(transaction, *keys[:3]) == [[1, 2, 3], [4], [5]]
+
+    store.run(job)
+    other = Store(store.where, "89abcdef")
+    store.close()
+    other.open()
+    assert other.run(lambda t: t.of_key("k1", "s1")) == []
+    other.close()

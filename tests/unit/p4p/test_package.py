@@ -182,6 +182,38 @@ def test_there_is_nothing_left_for_later():
     assert _p4p._forceLazy() is None
 
 
+CLEANED = """
+from appliance import p4p
+from appliance.p4p.client.thread import Context
+from appliance.p4p.nt import NTScalar
+from appliance.p4p.server import Server
+from appliance.p4p.server.thread import SharedPV
+
+def both():
+    server = Server(providers=[{"a": SharedPV(nt=NTScalar("i"), initial=7)}], isolate=True)
+    return server, Context("pva", conf=server.conf(), useenv=False)
+
+first = both()
+print(int(first[1].get("a")))
+p4p.cleanup()
+p4p.cleanup()
+try:
+    first[1].get("a")
+except RuntimeError:
+    print("closed")
+with first[0], first[1]:
+    pass
+second = both()
+print(int(second[1].get("a")))
+"""
+
+
+def test_cleanup_closes_everything_and_new_clients_and_servers_work():
+    """The last pair is left to the interpreter's end, which does the same."""
+    done = run(CLEANED)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "7\nclosed\n7\n", "")
+
+
 def test_cleanup_may_be_called_again():
     done = run("from appliance import p4p; p4p.cleanup(); p4p.cleanup()")
     assert (done.returncode, done.stderr) == (0, "")

@@ -180,3 +180,42 @@ def test_the_fields_behind_all_ids_are_limited():
         for i in range(6):
             raw = b"\xfd" + i.to_bytes(2, "little") + wide
             decode_type(raw, 0, len(raw), False, types)
+
+
+def test_a_description_that_comes_again_is_the_same_type_and_nothing_else_is():
+    from itertools import pairwise
+
+    names = [f"a_field_number_{n}" for n in range(6)]
+    first, second = (StructType([(name, kind) for name in names]) for kind in (INT32, STRING))
+    cache = TypeReader()
+    for big in (False, True):
+        octets = {t: encode_type(t, big) for t in (first, second)}
+        for before, t in pairwise((first, first, second, first, second, second)):
+            assert decode_type(octets[before], 0, len(octets[before]), big, cache)[0] == before
+            tail = octets[t] + b"\x01"
+            for buf in (tail, bytearray(tail), memoryview(tail)):
+                assert decode_type(buf, 0, len(tail), big, cache) == (t, len(tail) - 1)
+            # One that is cut off is not taken for the one before it.
+            with pytest.raises(DecodeError):
+                decode_type(octets[t], 0, len(octets[t]) - 1, big, cache)
+    cache.clear()
+    assert cache.last is None
+
+
+def test_a_description_with_an_id_means_what_the_id_means_now():
+    cache = TypeReader()
+    one, two = (StructType([(f"a_long_name_of_{word}", INT32)]) for word in ("one", "two"))
+
+    def define(t):
+        octets = b"\xfd\x07\x00" + encode_type(t, False)
+        return decode_type(octets, 0, len(octets), False, cache)[0]
+
+    def outer():
+        name = b"x" * 80
+        octets = b"\x80\x00\x01" + bytes((len(name),)) + name + b"\xfe\x07\x00"
+        return decode_type(octets, 0, len(octets), False, cache)[0].fields[0][1]
+
+    assert define(one) == one
+    assert outer() == one
+    assert define(two) == two
+    assert outer() == two
