@@ -419,7 +419,7 @@ def test_an_error_in_a_handler_is_told_and_logged_and_the_next_request_is_handle
             raise errors.pop(0)
         op.done()
 
-    with served(pv=pv) as client, caplog.at_level(logging.ERROR):
+    with served(pv=pv) as client, caplog.at_level(logging.ERROR, logger="appliance.p4p"):
         with pytest.raises(OperationError, match="the handler's defect"):
             client.put("pv", 1)
         assert "ZeroDivisionError" in caplog.text
@@ -533,7 +533,7 @@ def test_a_request_that_its_handler_has_lost_fails_at_once(caplog: Any) -> None:
     def put(pv: SharedPV, op: Any) -> None:
         pass
 
-    with served(pv=pv) as client, caplog.at_level(logging.WARNING):
+    with served(pv=pv) as client, caplog.at_level(logging.WARNING, logger="appliance.p4p.server"):
         with pytest.raises(OperationError, match="without an answer"):
             client.put("pv", 1)
         assert "without calling done()" in caplog.text
@@ -622,7 +622,7 @@ def test_an_error_of_what_a_cancelled_request_calls_is_logged(caplog: Any) -> No
         kept.append(op)
         there.set()
 
-    with caplog.at_level(logging.ERROR):
+    with caplog.at_level(logging.ERROR, logger="appliance.p4p"):
         with served(pv=pv) as client:
             client.begin(client.context.put("pv", 5, timeout=PATIENCE_S))
             assert there.wait(PATIENCE_S)
@@ -668,7 +668,11 @@ def test_a_full_queue_refuses_the_request(caplog: Any) -> None:
     pv = SharedPV(nt=D, initial=1.0, queue=queue)
     queue.push(lambda: None)
     pv.put(lambda pv, op: op.done())
-    with served(pv=pv) as client, caplog.at_level(logging.ERROR), pytest.raises(OperationError, match="log"):
+    with (
+        served(pv=pv) as client,
+        caplog.at_level(logging.ERROR, logger="appliance.p4p"),
+        pytest.raises(OperationError, match="log"),
+    ):
         client.put("pv", 1)
     assert "Full" in caplog.text
 
@@ -822,7 +826,8 @@ def test_a_forked_child_is_told_that_the_pv_is_its_parents() -> None:
         assert client.get("pv")["value"] == 3.0
 
 
-def test_a_pv_is_served_again_after_a_shutdown_that_left_posts_behind() -> None:
+def test_a_pv_is_served_again_after_a_shutdown_that_left_posts_behind(monkeypatch: Any) -> None:
+    monkeypatch.setattr("appliance.threads._END_S", 0.05)
     pv = SharedPV(nt=D, initial=1.0)
     server = Server(providers=[{"pv": pv}], isolate=True)
     client = NativeClient(server.conf())
@@ -931,7 +936,7 @@ def test_an_error_of_a_coroutine_is_told_and_logged(caplog: Any) -> None:
         with Server(providers=[{"pv": pv}], isolate=True) as server:
             return await asyncio.to_thread(work)
 
-    with caplog.at_level(logging.ERROR):
+    with caplog.at_level(logging.ERROR, logger="appliance.p4p"):
         said = on_a_loop(main)
     for part, text in zip(("defect", "said to", "cancelled", "no coroutine"), said, strict=True):
         assert part in text
