@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
-__all__ = ["Engine", "engine", "shutdown"]
+__all__ = ["Engine", "engine", "hold_at_end", "shutdown"]
 
 T = TypeVar("T")
 
@@ -68,6 +68,8 @@ class Engine:
             RuntimeError: The process was forked, or the interpreter ends.
         """
         if self._refusal:
+            if not self.is_current:
+                hold_at_end()
             raise RuntimeError(self._refusal)
 
     def check_may_wait(self) -> None:
@@ -134,7 +136,7 @@ class Engine:
             RuntimeError: The process was forked, or the interpreter ends.
         """
         if self._refusal:
-            raise RuntimeError(self._refusal)
+            self.check()
         self._waiting.append((function, args))
         # The loop clears the flag before it looks. So whoever finds it set has a look still to come, unless it is set by this very
         # thread, which is about to wake the loop, and was stopped by the garbage collector or a signal that calls us.
@@ -195,6 +197,12 @@ class Engine:
         nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         os.dup2(nothing, descriptor, inheritable=False)
         os.close(nothing)
+
+
+def hold_at_end() -> None:
+    """Keep a daemon thread here for ever if the interpreter is ending: its errors would only be printed into the end."""
+    if not threading.main_thread().is_alive() and threading.current_thread().daemon:
+        threading.Event().wait()
 
 
 _lock = threading.Lock()

@@ -273,6 +273,32 @@ def test_a_program_ends_cleanly_with_a_live_subscription_and_a_thread_that_waits
     assert program.returncode == 0
 
 
+def test_a_program_ends_cleanly_while_threads_and_callbacks_use_its_context(site) -> None:
+    program = run_program(
+        """
+        import threading
+        from appliance.p4p.client.thread import Context
+        ctxt = Context("pva")
+        busy = threading.Barrier(4)
+        def read_on():
+            ctxt.get("a")
+            busy.wait()
+            while True:
+                ctxt.get("a")
+        for _ in range(2):
+            threading.Thread(target=read_on, daemon=True).start()
+        def wait_in_callback(value):
+            busy.wait()
+            ctxt.get("there is no such PV", timeout=None)
+        sub = ctxt.monitor("a", wait_in_callback)
+        busy.wait()
+        print("end", flush=True)
+        """,
+        site,
+    )
+    assert (program.returncode, program.stdout, program.stderr) == (0, "end\n", "")
+
+
 def test_a_program_that_breaks_off_a_wait_goes_on(site) -> None:
     program = run_program(
         """
