@@ -38,8 +38,8 @@ $(VENV)/.ready: pyproject.toml tools/make-venv
 	touch $(VENV)/.installed $@
 
 lint: setup types lint-deploy  ## check format, rules, types, import contracts and the deployment's files
-	$(BIN)/ruff format --check appliance tests bench roles examples
-	$(BIN)/ruff check appliance tests bench roles examples
+	$(BIN)/ruff format --check appliance tests bench roles examples docs/conf.py
+	$(BIN)/ruff check appliance tests bench roles examples docs/conf.py
 	$(BIN)/lint-imports
 	$(BIN)/vulture
 
@@ -75,8 +75,8 @@ bench: setup  ## measure speed beside independent peers, in the same run
 	$(BIN)/python -m bench
 
 format: setup  ## format the code and fix what can be fixed
-	$(BIN)/ruff format appliance tests bench roles examples
-	$(BIN)/ruff check --fix appliance tests bench roles examples
+	$(BIN)/ruff format appliance tests bench roles examples docs/conf.py
+	$(BIN)/ruff check --fix appliance tests bench roles examples docs/conf.py
 
 clean:  ## remove the virtual environment, caches and build results
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build dist *.egg-info

@@ -58,6 +58,7 @@ __all__ = [
     "__version__",
     "resolve_client",
     "resolve_server",
+    "time_of",
 ]
 
 TYPE_CHECKING = False
@@ -102,6 +103,7 @@ if TYPE_CHECKING:
         NTScalar,
         NTScalarArray,
         NTTable,
+        time_of,
     )
     from appliance.server import SharedPV
 
@@ -114,7 +116,7 @@ def _home(name: str) -> str:
         return "appliance.config.pva"
     if name.endswith("Error"):
         return "appliance.errors"
-    if name.startswith("NT"):
+    if name.startswith("NT") or name == "time_of":
         return "appliance.pvdata.nt"
     return "appliance.server" if name == "SharedPV" else "appliance.pvdata"
 

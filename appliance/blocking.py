@@ -87,7 +87,7 @@ class Context:
         context = getattr(self, "_context", None)
         if context is not None and self._engine.is_usable:
             with suppress(RuntimeError):
-                self._engine.soon(_close_later, context)
+                self._engine.soon(_later, context.close())
 
     @property
     def config(self) -> ClientConfig:
@@ -337,8 +337,9 @@ class Context:
             while (found := self._engine.run(one())) is not None:
                 yield found
         finally:
+            # The garbage collector may run this on any thread, also on that of the loop: nothing may wait here.
             if self._engine.is_usable:
-                self._engine.run(_end(news))
+                self._engine.soon(_later, _end(news))
 
     def locate(self, name: str, *, patience_s: float = 1.0, quiet_s: float = 0.3) -> list[Located]:
         """Find every server that answers a search for a name, without connecting to any.
@@ -379,7 +380,7 @@ class Monitor(Generic[_Item]):
 
     Each value is complete; its marks say what this update brought. A caller that is slower than the server skips
     intermediate values, never the latest one. Lost connections are restored without the caller's help. One thread reads it;
-    any thread may close it.
+    any thread may close it. It ends with the last reference to it, too, for instance when a loop over it is left.
 
     Example:
         >>> with ctx.monitor("demo:setpoint", notify=True) as updates:
@@ -399,6 +400,13 @@ class Monitor(Generic[_Item]):
         self._updates = updates
         self._taken: list[_Item] = []
         """What was taken from the queue and not read yet, the next one last."""
+
+    def __del__(self) -> None:
+        # A loop that was left by ``break`` holds its monitor no more: the subscription ends, as if it had been closed.
+        engine = getattr(self, "_engine", None)
+        if engine is not None and engine.is_usable:
+            with suppress(RuntimeError):
+                engine.soon(self._updates.close)
 
     def __iter__(self) -> Self:
         return self
@@ -478,11 +486,14 @@ async def _some(updates: _Monitor[_Item], timeout: float | None) -> list[_Item] 
 
 
 async def _end(news: Any) -> None:
-    await news.aclose()
+    with suppress(
+        RuntimeError
+    ):  # an interrupted wait for news may not have ended yet; it ends the generator itself
+        await news.aclose()
 
 
-def _close_later(context: _Context) -> None:
-    task = asyncio.ensure_future(context.close())
+def _later(work: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.ensure_future(work)
     _closing.add(task)
     task.add_done_callback(_closing.discard)
 

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
-__all__ = ["Engine", "engine", "shutdown"]
+__all__ = ["Engine", "engine", "hold_at_end", "shutdown"]
 
 T = TypeVar("T")
 
@@ -42,6 +42,8 @@ class Engine:
         """Why the engine cannot be used any more; empty while it can."""
         self._waiting: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._woken = False
+        self._waker = 0
+        """The thread that is about to wake the loop; 0 if none is."""
         self._thread = threading.Thread(target=self._run, name="appliance-p4p", daemon=True)
         self._thread.start()
 
@@ -66,6 +68,8 @@ class Engine:
             RuntimeError: The process was forked, or the interpreter ends.
         """
         if self._refusal:
+            if not self.is_current:
+                hold_at_end()
             raise RuntimeError(self._refusal)
 
     def check_may_wait(self) -> None:
@@ -132,12 +136,22 @@ class Engine:
             RuntimeError: The process was forked, or the interpreter ends.
         """
         if self._refusal:
-            raise RuntimeError(self._refusal)
+            self.check()
         self._waiting.append((function, args))
-        # The loop clears the flag before it looks. So whoever finds it set has a look still to come.
-        if not self._woken:
-            self._woken = True
-            self.loop.call_soon_threadsafe(self._do_waiting)
+        # The loop clears the flag before it looks. So whoever finds it set has a look still to come, unless it is set by this very
+        # thread, which is about to wake the loop, and was stopped by the garbage collector or a signal that calls us.
+        if not self._woken or self._waker == threading.get_ident():
+            try:
+                self._waker = threading.get_ident()
+                self._woken = True
+                self.loop.call_soon_threadsafe(self._do_waiting)
+            except (
+                BaseException
+            ):  # Ctrl-C: nobody else would wake the loop, and one look too many does no harm
+                self._woken = False
+                raise
+            finally:
+                self._waker = 0
 
     def _do_waiting(self) -> None:
         self._woken = False
@@ -183,6 +197,12 @@ class Engine:
         nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         os.dup2(nothing, descriptor, inheritable=False)
         os.close(nothing)
+
+
+def hold_at_end() -> None:
+    """Keep a daemon thread here for ever if the interpreter is ending: its errors would only be printed into the end."""
+    if not threading.main_thread().is_alive() and threading.current_thread().daemon:
+        threading.Event().wait()
 
 
 _lock = threading.Lock()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from appliance.certs.profiles import build_ca, generate_key, subject_name
 from appliance.certs.status import CertState
@@ -23,7 +24,7 @@ from bench import hints, revocation, tokens
 from bench.servers import NAMES, running
 from bench.table import Row, alternate
 from bench.wire import calls, first_get, get_latency, pipelined_gets
-from tests.helpers.cms import KEY, KEY_PEM, Process, ccr, effective
+from tests.helpers.cms import Process, ccr, effective, pem
 
 CERTIFICATES = 100_000
 CREATE = "CERT:CREATE"
@@ -58,15 +59,19 @@ def run() -> Iterator[Row]:
 
 def requests(process: Process, issuer: tokens.Issuer, folder: Path) -> Iterator[Row]:
     turn = iter(range(1000))
+    # No site has ten thousand names of one key.
+    keys = [generate_key("ec-p256") for _ in range(256)]
 
     def std(in_flight: int, count: int) -> float:
         word = f"std{next(turn)}-"
-        return rate(process.tcp_port, [ccr(f"{word}{n}") for n in range(count)], in_flight)
+        asked = [ccr(f"{word}{n}", key=keys[n % len(keys)]) for n in range(count)]
+        return rate(process.tcp_port, asked, in_flight)
 
     def jwt(in_flight: int, count: int) -> float:
         # The first call after the service's start fetches the issuer's keys; tokens go over TLS only.
         proofs = issuer.tokens(f"jwt{next(turn)}-", count)
-        return rate(process.tls_port, [with_token(token) for token in proofs], in_flight, tls=True)
+        asked = [with_token(token, keys[n % len(keys)]) for n, token in enumerate(proofs)]
+        return rate(process.tls_port, asked, in_flight, tls=True)
 
     std(32, 64)
     jwt(1, 2)
@@ -117,12 +122,12 @@ def rate(port: int, arguments: Sequence[Value], in_flight: int, *, tls: bool = F
     return len(encoded) / (time.perf_counter() - start)
 
 
-def with_token(token: str) -> Value:
+def with_token(token: str, key: PrivateKeyTypes) -> Value:
     from appliance.authn.ccr import CertRequest, request_value
     from appliance.authn.proof import PROOF_FIELD, make_proof
 
-    request = CertRequest("jwt", "client", KEY_PEM)
-    proof = make_proof(request, KEY, made=int(time.time()), token=token)
+    request = CertRequest("jwt", "client", pem(key))
+    proof = make_proof(request, key, made=int(time.time()), token=token)
     return request_value(CREATE, request._replace(verifier={"token": token, PROOF_FIELD: proof}))
 
 

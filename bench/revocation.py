@@ -19,7 +19,7 @@ from appliance.certs.profiles import generate_key
 from bench.guarded import NAME
 from bench.servers import free_ports
 from bench.wire import Driver
-from tests.helpers.cms import Process, ccr, client, keychain_of, pem
+from tests.helpers.cms import Process, ccr, client, keychain_of
 
 CONNECTIONS = 100
 
@@ -43,7 +43,7 @@ async def _measure(process: Process, directory: Path) -> Closed:
     async with client(process.tls_port, admin) as administrator:
 
         async def issue(name: str, usage: int) -> tuple[Keychain, str]:
-            reply = await administrator.rpc("CERT:CREATE", ccr(name, usage=usage, pub_key=pem(key)))
+            reply = await administrator.rpc("CERT:CREATE", ccr(name, usage=usage, key=key))
             return keychain_of(reply, key), reply["status_pv"]
 
         keychain, server_pv = await issue("guarded", 2)

@@ -1,6 +1,6 @@
 """The servers under test, each a process of its own: ``python -m bench.servers ours|p4p MODE TCP UDP [TLS KEYCHAIN]``.
 
-MODE is ``static`` (1000 scalars and an 8 MB array), ``many`` (10 000 scalars), ``posting`` (1000 PVs updated without pause),
+MODE is ``static`` (1000 scalars and an 8 MB array), ``mailbox`` (the same, for writing), ``many`` (10 000 scalars), ``posting`` (1000 PVs updated without pause),
 ``fanout`` (one PV updated without pause), ``post:COUNT`` (COUNT PVs updated without pause) or ``arrays`` (the 8 MB array
 updated 200 times per second, which is more than a client can take).
 """
@@ -97,7 +97,8 @@ def ours(mode: str, tcp: int, udp: int, tls: int, keychain: str) -> None:
         server = Server(resolve_server(settings, environ={}).config, tls=context)
         kind = NTScalar(FLOAT64)
         names = MANY if mode == "many" else NAMES
-        pvs = [SharedPV(Value(kind, {"value": 1.5})) for _ in names]
+        make = SharedPV.mailbox if mode == "mailbox" else SharedPV
+        pvs = [make(Value(kind, {"value": 1.5})) for _ in names]
         for name, pv in zip(names, pvs, strict=True):
             server.add_pv(name, pv)
         array = np.arange(LARGE, dtype=float)

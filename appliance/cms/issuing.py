@@ -172,12 +172,7 @@ class Issuing:
             await self._soundness.check(key, key_id)
             san = _names(ccr.san)
             grant = await self._verify(ccr, san, peer)
-            subject = subject_name(
-                grant.subject.get("CN", ""),
-                country=grant.subject.get("C", ""),
-                organization=grant.subject.get("O", ""),
-                organizational_unit=grant.subject.get("OU", ""),
-            )
+            subject = _subject(*(grant.subject.get(part, "") for part in ("CN", "C", "O", "OU")))
             by = peer.serial if peer.method == "x509" and peer.is_tls else 0
             known = _Known(key, key_id, skid, proved, by if peer.issuer_id == self.names.issuer_id else 0)
             issued = await self._apply(ccr, san, grant, known, subject, actor)
@@ -422,6 +417,12 @@ def _read_key(pem: str) -> tuple[CertificatePublicKeyTypes, str, str]:
 _MOST_REMEMBERED: Final = 2048
 """Longest key, as text, that is remembered: an RSA key of 8192 bits takes 1500 characters, and text around it any number."""
 _remembered_key = lru_cache(maxsize=4096)(_read_key)
+
+
+@lru_cache(maxsize=4096)
+def _subject(name: str, country: str, organization: str, unit: str) -> x509.Name:
+    """Return a subject. Who renews asks with the same one again and again."""
+    return subject_name(name, country=country, organization=organization, organizational_unit=unit)
 
 
 @lru_cache(maxsize=8)

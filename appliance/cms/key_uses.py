@@ -13,24 +13,25 @@ __all__ = ["KeyUse", "KeyUses"]
 
 
 class KeyUse(NamedTuple):
-    """A certificate that a key was used for."""
+    """That a key was used for a certificate, or for several that are alike."""
 
-    serial: int
     subject: str
     usage: str
     barred: bool
 
 
-_COLUMNS: Final = tuple(schema.certs.c[name] for name in (*KeyUse._fields, "key_id", "skid"))
-_OF_ISSUER: Final = sa.select(*_COLUMNS).where(schema.certs.c.issuer == sa.bindparam("by"))
+_C: Final = schema.certs.c
+# Any number of certificates may have one key. All that counts is whether one of them is barred, is the service's own, or has
+# another subject; so the first and the last subject of those that are alike stand for all.
+_ALIKE: Final = (_C.key_id, _C.skid, _C.usage, _C.barred)
+_USES: Final = sa.select(*_ALIKE, sa.func.min(_C.subject), sa.func.max(_C.subject)).group_by(*_ALIKE)
+_OF_ISSUER: Final = _USES.where(_C.issuer == sa.bindparam("by"))
 # Two indexes, one for each half. Made once: SQLAlchemy takes longer to compile a new statement than SQLite takes to run it.
-_OF_KEY: Final = _OF_ISSUER.where(
-    sa.or_(schema.certs.c.key_id == sa.bindparam("key"), schema.certs.c.skid == sa.bindparam("name"))
-)
+_OF_KEY: Final = _OF_ISSUER.where(sa.or_(_C.key_id == sa.bindparam("key"), _C.skid == sa.bindparam("name")))
 _OF_KEYS: Final = _OF_ISSUER.where(
     sa.or_(
-        schema.certs.c.key_id.in_(sa.bindparam("keys", expanding=True)),
-        schema.certs.c.skid.in_(sa.bindparam("names", expanding=True)),
+        _C.key_id.in_(sa.bindparam("keys", expanding=True)),
+        _C.skid.in_(sa.bindparam("names", expanding=True)),
     )
 )
 
@@ -49,9 +50,9 @@ class KeyUses:
         self._connection = connection
         self._issuer = issuer
         self._read: set[tuple[str, str]] = set()
-        self._by_key: dict[str, list[KeyUse]] = {}
-        self._by_skid: dict[str, list[KeyUse]] = {}
-        self._new: dict[str, list[KeyUse]] = {}
+        self._by_key: dict[str, set[KeyUse]] = {}
+        self._by_skid: dict[str, set[KeyUse]] = {}
+        self._new: dict[str, set[KeyUse]] = {}
 
     def prefetch(self, keys: Iterable[tuple[str, str]]) -> None:
         """Read the uses of many keys at once."""
@@ -65,25 +66,22 @@ class KeyUses:
             names = {"keys": [key_id for key_id, _ in wanted], "names": [skid for _, skid in wanted]}
             rows = self._connection.execute(_OF_KEYS, {"by": self._issuer, **names})
         self._read |= wanted
-        known = {use.serial for uses in (*self._by_key.values(), *self._by_skid.values()) for use in uses}
-        for serial, subject, usage, barred, key_id, skid in rows.all():
-            if serial in known:
-                continue
-            use = KeyUse(serial, subject, usage, bool(barred))
-            self._by_key.setdefault(key_id, []).append(use)
-            self._by_skid.setdefault(skid, []).append(use)
+        for key_id, skid, usage, barred, first, last in rows.all():
+            uses = {KeyUse(subject, usage, bool(barred)) for subject in (first, last)}
+            self._by_key.setdefault(key_id, set()).update(uses)
+            self._by_skid.setdefault(skid, set()).update(uses)
 
     def of(self, key_id: str, skid: str) -> list[KeyUse]:
-        """Return all certificates of a key, in any state."""
+        """Return what a key was used for, whatever has become of it."""
         self.prefetch(((key_id, skid),))
-        found = {use.serial: use for use in self._by_key.get(key_id, ())}
-        found.update((use.serial, use) for use in self._by_skid.get(skid, ()))
-        return [*found.values(), *self._new.get(key_id, ())]
+        nothing: frozenset[KeyUse] = frozenset()
+        found = self._by_key.get(key_id, nothing) | self._by_skid.get(skid, nothing)
+        return [*found, *self._new.get(key_id, nothing)]
 
     def add(self, key_id: str, use: KeyUse) -> None:
         """Note a certificate that is not in the database yet."""
         if key_id:
-            self._new.setdefault(key_id, []).append(use)
+            self._new.setdefault(key_id, set()).add(use)
 
     def forget(self) -> None:
         """Read all anew: the database has changed."""

@@ -197,7 +197,8 @@ class Transaction:
             found_rows = self.connection.execute(_OF_SUBJECT, {"of": wanted[0], "by": self._issuer})
         else:
             found_rows = self.connection.execute(_OF_SUBJECTS, {"of": wanted, "by": self._issuer})
-        for row in found_rows:
+        # All at once: each fetch lets other threads run, and then waits for its turn.
+        for row in found_rows.all():
             found = _record(row)
             self._by_subject[found.subject].append(found)
 
@@ -207,7 +208,7 @@ class Transaction:
         return [*self._by_subject[subject], *self._new_by_subject.get(subject, ())]
 
     def of_key(self, key_id: str, skid: str) -> list[KeyUse]:
-        """Return all certificates of a key, in any state."""
+        """Return what a key was used for, whatever has become of it."""
         return self._keys.of(key_id, skid)
 
     def key_of(self, serial: int) -> tuple[str, str]:
@@ -232,7 +233,7 @@ class Transaction:
         row["issuer"] = self._issuer
         row = {"key_id": "", "barred": False, **row}
         self._new_certs.append(row)
-        self._keys.add(row["key_id"], KeyUse(record.serial, record.subject, record.usage, barred=False))
+        self._keys.add(row["key_id"], KeyUse(record.subject, record.usage, barred=False))
         self._new_by_subject.setdefault(record.subject, []).append(record)
 
     def change(

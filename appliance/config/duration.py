@@ -52,6 +52,8 @@ class Duration:
         """
         year, month = divmod(start.year * 12 + start.month - 1 + self.months, 12)
         try:
+            if not self.months:
+                return start + dt.timedelta(seconds=self.seconds)
             first = start.replace(year=year, month=month + 1, day=1)
             last = 31 if month == 11 else (dt.date(year, month + 2, 1) - dt.timedelta(days=1)).day
             return first.replace(day=min(start.day, last)) + dt.timedelta(seconds=self.seconds)

@@ -95,6 +95,10 @@ def _sequence(x: Any, what: str) -> list[Any]:
 
 
 def _strings(x: Any) -> tuple[str, ...]:
+    if (x.__class__ is list or x.__class__ is tuple) and all(
+        item.__class__ is str and item.isascii() for item in x
+    ):
+        return tuple(x) or NO_STRINGS
     out = []
     for item in _sequence(x, "string array"):
         if not isinstance(item, (str, bytes)):

@@ -308,9 +308,13 @@ class Value(Node):
     def __getattr__(self, key: str) -> Any:
         number = self._type.offsets.get(key)
         if number is not None:
-            content = self._root.store[self._base + number]
+            root = self._root
+            number += self._base
+            content = root.store[number]
             if content.__class__ in PLAIN:
                 return content
+            if content is None:
+                return _make(root, number, self._up)
             return _read(self, number, content)
         try:
             return as_py(_make, self._place(key))
@@ -321,7 +325,8 @@ class Value(Node):
         if key.__class__ is str:
             number = self._type.offsets.get(key)
             if number is not None:
-                content = self._root.store[self._base + number]
+                number += self._base
+                content = self._root.store[number]
                 if content.__class__ in PLAIN:
                     return content
                 return _read(self, number, content)
@@ -369,7 +374,8 @@ class Value(Node):
         if key.__class__ is str:
             number = self._type.offsets.get(key)
             if number is not None:
-                content = self._root.store[self._base + number]
+                number += self._base
+                content = self._root.store[number]
                 if content.__class__ in PLAIN:
                     return content
                 return _read(self, number, content)
@@ -669,10 +675,9 @@ def _read(value: Node, number: int, content: Any) -> Any:
     """Return a field that is no plain scalar."""
     if content.__class__ is np.ndarray and content.size:
         return content
-    root, number = value._root, value._base + number
     if content is None:
-        return _make(root, number, value._up)
-    return as_py(_make, Field(root, number, value._up))
+        return _make(value._root, number, value._up)
+    return as_py(_make, Field(value._root, number, value._up))
 
 
 def _is_marked(place: Place) -> bool:

@@ -21,7 +21,7 @@ from appliance.pva.packing import HEADER, U32
 from appliance.pva.states import CLOSED, READY, VALIDATING, ConnectionState
 from appliance.pvdata.fielddesc import TypeReader
 from appliance.pvdata.pace import Pace
-from appliance.pvdata.primitives import Buffer, decode_string, encode_string
+from appliance.pvdata.primitives import Buffer, Lendable, decode_string, encode_string
 
 __all__ = ["CommandHandler", "Connection"]
 
@@ -34,6 +34,12 @@ asked for, or a peer that asks and never reads could make this end hold any numb
 
 UNPACED: Final = 2048
 """Octets of the longest message that is parsed without asking for the time inside it."""
+
+LENT_OCTETS: Final = 1 << 20
+"""A message of this size gives its buffer to the arrays in it, which else would be copied out of it."""
+
+ALIGNMENT: Final = 16
+"""Octets to which the memory of a buffer is aligned; numbers need at most 8."""
 
 MESSAGES_PER_CALL: Final = 64
 """Messages after which ``receive_data`` stops parsing, also those that lead to nothing: so that time is asked for."""
@@ -57,9 +63,13 @@ class Connection(Generic[EventT]):
     ACCEPTS: ClassVar[dict[ConnectionState, frozenset[int]]]
 
     __slots__ = (
+        "_begin",
+        "_lent",
+        "_lent_at",
         "_need",
         "_pace",
         "_paced",
+        "_pad",
         "_remains",
         "_rx",
         "_segment_command",
@@ -95,16 +105,24 @@ class Connection(Generic[EventT]):
         self.held = False
         """Server: whether requests wait unparsed for the verdict on the client: read no more from it until then, which
         is what bounds them. The verdict makes the connection ``stalled``."""
-        self._rx: bytearray | None = None
+        self._rx: Lendable | None = None
         self._pace: Pace | None = None
         """The message in hand if it takes more than one call; else None."""
         self._paced: Buffer | None = None
         """The buffer that contains it."""
         self._remains: Iterator[None] | None = None
         """The work that is left of the end of the connection: see ``_end``."""
+        self._lent = False
+        """Whether arrays may refer to the buffer in hand, which must not change any more then."""
+        self._lent_at = 0
+        """Where the last message that was lent began in its buffer."""
+        self._pad = 0
+        """Octets before the next large message, so that its array is aligned."""
+        self._begin = 0
+        """Where the first message in ``_rx`` begins."""
         self._need = 8
         self._small = min(limits.max_message, limits.max_message_unvalidated)
-        self._segments: bytearray | None = None
+        self._segments: Lendable | None = None
         self._segment_command = -1
 
     # -- input ---------------------------------------------------------------------------------------
@@ -135,29 +153,34 @@ class Connection(Generic[EventT]):
         self.received += len(data)
         self.stalled = False
         rx = self._rx
+        start = 0
         if rx is not None:
             rx += data
             if len(rx) < self._need and self._pace is None:
                 return []
             data = rx
             self._rx = None
+            start, self._begin = self._begin, 0
         end = len(data)
         try:
-            pos = 0
+            pos = start
             if self._pace is None or self._go_on():
-                pos = self._parse(data, 0, end)
+                pos = self._parse(data, pos, end)
         except RemoteProtocolError:
             self.events = []
             self._close()
             raise
         if pos < end and not self._is_closed:
-            if data is rx and data is not self._paced:
+            if self._need >= LENT_OCTETS:
+                self._rx = self._padded(memoryview(data)[pos:])
+            elif data is rx and data is not self._paced and not self._lent:
                 # Cutting a bytearray's front moves a pointer; no view into it outlives the parsing, since
                 # decoders copy out of what can change.
                 del rx[:pos]
                 self._rx = rx
             else:
-                self._rx = bytearray(memoryview(data)[pos:])
+                self._rx = Lendable(memoryview(data)[pos:])
+        self._lent = False
         events = self.events
         if events:
             self.events = []
@@ -229,8 +252,28 @@ class Connection(Generic[EventT]):
                 return after
             self._dispatch(command, whole, 0, len(whole), big)
         else:
-            self._dispatch(command, data, body, after, big)
+            self._dispatch(command, self._lend(data, pos, size), body, after, big)
         return after
+
+    def _lend(self, data: Buffer, pos: int, size: int) -> Buffer:
+        """Let a large array refer to our buffer instead of being copied: nobody changes the buffer after this."""
+        if size < LENT_OCTETS or type(data) is not Lendable:
+            return data
+        self._lent = True
+        self._lent_at = pos
+        return memoryview(data).toreadonly()
+
+    def _padded(self, data: Buffer) -> Lendable:
+        """Make the buffer of a large message, whose array is aligned if it stands where the last one stood."""
+        skew = self.types.skew
+        if skew >= 0:
+            self._pad = (self._lent_at - skew) % ALIGNMENT
+            self.types.skew = -1
+        self._begin = self._pad
+        self._need += self._pad
+        rx = Lendable(self._pad)
+        rx += data
+        return rx
 
     def _check_size(self, size: int) -> None:
         limits = self.limits
@@ -247,7 +290,7 @@ class Connection(Generic[EventT]):
                     # Section 11.3 lets whole messages of other commands come between segments.
                     return memoryview(data)[body:after]
                 raise RemoteProtocolError("a new message starts before the last segment of the one before it")
-            self._segments = parts = bytearray()
+            self._segments = parts = Lendable()
             self._segment_command = command
         elif parts is None:
             raise RemoteProtocolError("a continuation segment came without a first segment")

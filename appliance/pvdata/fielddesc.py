@@ -60,7 +60,7 @@ class TypeReader:
     per connection and for the process.
     """
 
-    __slots__ = ("_known", "_known_weight", "_weight", "last", "level", "limit", "octets", "types")
+    __slots__ = ("_known", "_known_weight", "_weight", "last", "level", "limit", "octets", "skew", "types")
 
     held = 0
     """Octets of memory for the types of all connections of this process together."""
@@ -72,6 +72,9 @@ class TypeReader:
         """Present nesting of values in values; the codec counts it."""
         self.octets = False
         """Whether ``uint8[]`` is read as ``bytes``: for readers of signatures, who need no numpy."""
+        self.skew = -1
+        """The place in a lent buffer of a large array that had to be copied, because numpy's memory must be aligned; -1 if
+        there was none. Whoever makes the next buffer can mend that."""
         self.last: tuple[bytes, bool, TypeDesc] | None = None
         """The last description that was sent in full, with its octets: who calls again sends the same ones."""
         self._weight = 0

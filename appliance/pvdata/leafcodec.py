@@ -16,6 +16,7 @@ from appliance.pvdata.pace import breathe
 from appliance.pvdata.primitives import (
     Buffer,
     DecodeLimits,
+    Lendable,
     decode_count,
     decode_size,
     decode_string,
@@ -239,7 +240,9 @@ def _number_array(t: ArrayType, element: ScalarType, big: bool) -> LeafCodec:
             return bytes(buf[pos:after]), after
         array = numpy().frombuffer(buf, wire, n, pos)
         if not is_bool and not swap and _may_refer(buf, size):
-            return array, after
+            if size <= _SLICE or array.flags.aligned:
+                return array, after
+            types.skew = pos
         if size > _SLICE:
             array = _copy_slowly(array, native, width, is_bool=is_bool)
         elif is_bool:
@@ -272,10 +275,13 @@ def _copy_slowly(array: Any, native: str, width: int, *, is_bool: bool) -> Any:
 def _may_refer(buf: Buffer, size: int) -> bool:
     """Whether an array of ``size`` octets may point into ``buf`` rather than be copied.
 
-    It may only point into ``bytes``, which nobody can change, and only if this keeps little other memory alive.
+    It may only point into what nobody changes, ``bytes`` or what its owner lends, and only if this keeps little other memory
+    alive.
     """
     owner = buf.obj if type(buf) is memoryview else buf
-    return type(owner) is bytes and 2 * size >= len(owner)
+    if type(owner) is bytes or (type(owner) is Lendable and type(buf) is memoryview and buf.readonly):
+        return 2 * size >= len(owner)
+    return False
 
 
 def _string_array(t: ArrayType, big: bool) -> LeafCodec:

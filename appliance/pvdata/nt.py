@@ -25,7 +25,7 @@ from appliance.pvdata.types import (
     TypeDesc,
     UnionType,
 )
-from appliance.pvdata.value import Value
+from appliance.pvdata.value import Value, View
 
 __all__ = [
     "ALARM",
@@ -44,6 +44,7 @@ __all__ = [
     "control_type",
     "display_type",
     "now_to_time",
+    "time_of",
     "value_alarm_type",
 ]
 
@@ -426,3 +427,25 @@ def now_to_time(seconds: float) -> dict[str, int]:
         whole += 1
         nanoseconds = 0
     return {"secondsPastEpoch": whole, "nanoseconds": nanoseconds}
+
+
+def time_of(value: Value | View) -> float:
+    """Return the time of a value, from its field ``timeStamp``.
+
+    Args:
+        value: A value of a normative type.
+
+    Returns:
+        POSIX seconds, as ``time.time()`` gives them; 0.0 if the time was never set. ``datetime.fromtimestamp`` makes a date of it.
+
+    Raises:
+        PVDataError: The value has no time.
+
+    Example:
+        >>> value = Value(NTScalar(FLOAT64), {"timeStamp": {"secondsPastEpoch": 1700000000, "nanoseconds": 250000000}})
+        >>> time_of(value)
+        1700000000.25
+    """
+    seconds: int = value["timeStamp.secondsPastEpoch"]
+    nanoseconds: int = value["timeStamp.nanoseconds"]
+    return seconds + nanoseconds / 1e9

@@ -8,9 +8,21 @@ from __future__ import annotations
 
 from appliance.errors import DecodeError, PVDataError
 
-__all__ = ["DecodeLimits", "decode_count", "decode_size", "decode_string", "encode_size", "encode_string"]
+__all__ = [
+    "DecodeLimits",
+    "Lendable",
+    "decode_count",
+    "decode_size",
+    "decode_string",
+    "encode_size",
+    "encode_string",
+]
 
 Buffer = bytes | bytearray | memoryview
+
+
+class Lendable(bytearray):
+    """A buffer whose owner promises: after a read-only view of it was decoded, it does not change any more."""
 
 
 class DecodeLimits:

@@ -184,6 +184,21 @@ async def test_closing_from_another_thread_ends_the_iterator(server: Server) -> 
     assert await running == 1
 
 
+async def test_a_loop_that_is_left_ends_its_subscription(server: Server) -> None:
+    pv = pv_of(server)
+
+    def program() -> None:
+        for value in held[0].monitor("n"):
+            assert value["value"] == 1.0
+            break
+
+    held = [await threaded(Context, client_config(server))]
+    await threaded(program)
+    await until(lambda: not pv._subscriptions)
+    assert (await threaded(held[0].get, "n"))["value"] == 1.0
+    await threaded(held[0].close)
+
+
 async def test_news_of_the_connection_come_with_notify(server: Server) -> None:
     def program() -> None:
         with Context(client_config(server)) as ctx, ctx.monitor("n", notify=True) as updates:

@@ -11,6 +11,7 @@ import time
 import weakref
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from appliance.certmon.endpoints import open_server
@@ -28,7 +29,8 @@ from appliance.p4p.client.thread import (
 )
 from appliance.p4p.nt import NTURI
 from appliance.p4p.util import ThreadedWorkQueue
-from appliance.pvdata.nt import NTScalar
+from appliance.pvdata.nt import NTScalar, NTScalarArray
+from appliance.pvdata.primitives import Lendable
 from appliance.pvdata.types import FLOAT64
 from appliance.pvdata.value import Value as NativeValue
 from appliance.server.sharedpv import SharedPV
@@ -173,6 +175,28 @@ def test_all_threads_may_use_one_context_at_once(ctxt):
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_a_large_array_is_the_buffer_that_it_came_in_and_stays_as_it_came(site, ctxt):
+    kind = NTScalarArray(FLOAT64)
+    first, second = np.arange(1_000_000.0), np.arange(1_000_000.0, 2_000_000.0)
+    pv = SharedPV(NativeValue(kind, {"value": first}))
+    site.do(site.server.add_pv, "large", pv)
+    learnt = ctxt.get("large", timeout=PATIENCE_S)  # from this one the client learns where the array stands
+    one = ctxt.get("large", timeout=PATIENCE_S)
+    site.do(pv.post, second)
+    two, small = ctxt.get(["large", "a"], timeout=PATIENCE_S)
+    assert small == 1.5
+    for array, wanted in ((learnt, first), (one, first), (two, second)):
+        assert np.array_equal(array, wanted)
+        assert array.flags.aligned
+        assert not array.flags.writeable
+    for array in (one, two):
+        owner: object = array
+        while isinstance(owner, np.ndarray):
+            owner = owner.base
+        assert isinstance(owner, memoryview)
+        assert isinstance(owner.obj, Lendable)
 
 
 # -- put -----------------------------------------------------------------------------------------------
@@ -483,7 +507,10 @@ def test_a_context_that_cannot_be_made_says_why(arguments, error):
 
 def test_a_setting_that_cannot_be_used_is_a_warning_as_in_p4p(caplog):
     conf = {"EPICS_PVA_SERVER_PORT": "abc", "EPICS_PVA_ADDR_LIST": "a..b", "EPICS_PVA_AUTO_ADDR_LIST": "NO"}
-    with Context("pva", conf=conf, useenv=False) as ctxt:
+    with (
+        caplog.at_level(logging.WARNING, logger="appliance.p4p.client._provider"),
+        Context("pva", conf=conf, useenv=False) as ctxt,
+    ):
         assert ctxt.conf()["EPICS_PVA_SERVER_PORT"] == "5075"
         assert isinstance(ctxt.get("a", timeout=0.05, throw=False), TimeoutError)
     assert "'abc' ignored" in caplog.text

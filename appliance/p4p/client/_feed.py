@@ -9,6 +9,8 @@ from typing import Any, Protocol
 from weakref import ReferenceType, ref
 
 from appliance.client.context import DEFAULT_QUEUE_SIZE, Context
+from appliance.client.crowd import REST_S
+from appliance.client.link import ServerLink
 from appliance.client.monitor import _END, FLAPS, Monitor
 from appliance.client.monitor import Disconnected as Lost
 from appliance.errors import ChannelClosedError
@@ -101,6 +103,9 @@ class Feed:
             ):
                 item.changed |= last.changed
                 items[-1] = item
+                monitor = self._monitor
+                if monitor is not None:
+                    monitor.rest()
                 return
             if len(items) >= self._limit + FLAPS:
                 items.popleft()
@@ -180,6 +185,12 @@ class _Monitor(Monitor[Any]):
         kind = operation.type
         assert kind is not None
         self._feed.add(NativeValue.from_store(kind, store, bits))
+
+    def rest(self) -> None:
+        """Read nothing of this server for a moment: the readers need the time, and what came would only be merged."""
+        link = self.channel.link
+        if isinstance(link, ServerLink) and link.stream is not None:
+            link.stream.rest(REST_S)
 
     def _event_came(self, item: Any) -> None:
         if type(item) is Lost:

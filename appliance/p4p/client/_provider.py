@@ -19,7 +19,7 @@ from appliance.p4p.client._requests import Request
 from appliance.p4p.wrapper import Value
 from appliance.pvdata.pvrequest import PVRequest, request_options
 from appliance.pvdata.value import Value as NativeValue
-from appliance.threads import Engine, engine
+from appliance.threads import Engine, engine, hold_at_end
 
 __all__ = ["AnyRequest", "ClientProvider", "EngineProvider", "LoopProvider", "all_providers", "make_request"]
 
@@ -248,6 +248,8 @@ class EngineProvider(ClientProvider):
         """
         self.engine.check()
         if self._closed:
+            if self.is_abandoned and not self.engine.is_current:
+                hold_at_end()
             raise RuntimeError("Context closed")
 
     def hurryUp(self) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -325,14 +325,14 @@ class NTTable(NTBase):
         """
         if isinstance(values, Value):
             return values
-        cells: dict[str, list[Any]] = {label: [] for label in self.labels}
+        cells: dict[str, list[Any]] = {}
         try:
-            for row in values:
-                for label in self.labels:
-                    try:  # noqa: SIM105 - suppress() takes longer than all the rest
-                        cells[label].append(row[label])
-                    except (IndexError, KeyError):
-                        pass
+            rows = list(values)
+            for label in self.labels:
+                try:
+                    cells[label] = [row[label] for row in rows]
+                except (IndexError, KeyError):
+                    cells[label] = list(_cells(rows, label))
             columns = {label: column for label, column in cells.items() if column}
             made = self.Value(self.type, {"labels": self.labels, "value": columns})
         except Exception:
@@ -357,6 +357,16 @@ class NTTable(NTBase):
         names = [name for name, _ in items]
         rows = zip(*[column for _, column in items], strict=False)
         return [OrderedDict(zip(names, row, strict=True)) for row in rows]
+
+
+def _cells(rows: list[Any], label: str) -> Iterator[Any]:
+    """Return the cells of a column that some rows lack."""
+    for row in rows:
+        try:
+            cell = row[label]
+        except (IndexError, KeyError):
+            continue
+        yield cell
 
 
 @lru_cache(maxsize=256)

@@ -265,4 +265,9 @@ def _chosen_name() -> str:
 
 def _cleanup_servers() -> None:
     for server in list(all_servers):
-        server.stop()
+        try:
+            server.stop()
+        except (
+            RuntimeError
+        ) as error:  # for instance: this is a child of a fork, and the server is its parent's
+            _log.debug("a server was not stopped: %s", error)

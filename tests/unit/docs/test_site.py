@@ -16,6 +16,8 @@ from tests.helpers.public_names import PublicName, modules, p4p_names, public_na
 
 ROOT = Path(__file__).parents[3]
 
+pytestmark = pytest.mark.timeout(600)  # to make the site takes some ten seconds of processor time
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -27,7 +29,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         capture_output=True,
         text=True,
         check=False,
-        timeout=110,
+        timeout=580,
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
     return where / "site"

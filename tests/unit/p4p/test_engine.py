@@ -67,6 +67,50 @@ def test_a_call_that_fails_does_not_lose_the_next(caplog) -> None:
     assert "ZeroDivisionError" in caplog.text
 
 
+def test_who_is_stopped_while_waking_the_loop_and_asks_again_does_not_wait_for_himself(monkeypatch) -> None:
+    # The garbage collector, or a signal's handler, may call us at any place.
+    home = engine()
+    wake = home.loop.call_soon_threadsafe
+    asked: list[str] = []
+
+    class Loop:
+        def call_soon_threadsafe(self, function) -> None:
+            if not asked:
+                asked.append("again")
+                assert home.call(lambda: "answer", timeout=60) == "answer"
+                home.soon(asked.append, "inner")
+                done = threading.Event()
+                home.soon(done.set)
+                assert done.wait(60)
+            wake(function)
+
+        def __getattr__(self, name):
+            return getattr(loop, name)
+
+    loop = home.loop
+    monkeypatch.setattr(home, "loop", Loop())
+    home.soon(asked.append, "outer")
+    monkeypatch.undo()
+    home.call(lambda: None)
+    assert sorted(asked) == ["again", "inner", "outer"]
+
+
+def test_after_ctrl_c_in_the_middle_of_waking_the_loop_the_next_call_is_made(monkeypatch) -> None:
+    home = engine()
+
+    class Loop:
+        def call_soon_threadsafe(self, function) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(home, "loop", Loop())
+    done = threading.Event()
+    with pytest.raises(KeyboardInterrupt):
+        home.soon(done.set)
+    monkeypatch.undo()
+    home.soon(lambda: None)
+    assert done.wait(60)
+
+
 def test_a_call_gives_its_result_or_its_error() -> None:
     home = engine()
     assert home.call(lambda x: x + 1, 4) == 5
@@ -136,6 +180,30 @@ def test_a_forked_child_is_told_what_is_wrong_and_what_to_do_and_the_parent_goes
     assert lines[7].endswith("2.5"), "the parent's connection works on"
 
 
+def test_a_child_of_a_server_ends_without_a_word_and_leaves_the_server_to_its_parent(site) -> None:
+    program = run_program(
+        """
+        import os, sys
+        from appliance.p4p.client.thread import Context
+        from appliance.p4p.nt import NTScalar
+        from appliance.p4p.server import Server
+        from appliance.p4p.server.thread import SharedPV
+
+        server = Server(providers=[{"x": SharedPV(nt=NTScalar("d"), initial=4.0)}], isolate=True)
+        conf = server.conf()
+        if not (pid := os.fork()):
+            with Context("pva", conf=conf, useenv=False) as ctxt:
+                print("child", float(ctxt.get("x", timeout=30)), flush=True)
+            sys.exit(3)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        with Context("pva", conf=conf, useenv=False) as ctxt:
+            print("parent", float(ctxt.get("x", timeout=30)))
+        """,
+        site,
+    )
+    assert (program.stdout, program.stderr) == ("child 4.0\n3\nparent 4.0\n", "")
+
+
 def test_a_child_of_multiprocessing_is_told_the_same(site) -> None:
     program = run_program(
         """
@@ -203,6 +271,32 @@ def test_a_program_ends_cleanly_with_a_live_subscription_and_a_thread_that_waits
     else:
         assert program.stderr == ""
     assert program.returncode == 0
+
+
+def test_a_program_ends_cleanly_while_threads_and_callbacks_use_its_context(site) -> None:
+    program = run_program(
+        """
+        import threading
+        from appliance.p4p.client.thread import Context
+        ctxt = Context("pva")
+        busy = threading.Barrier(4)
+        def read_on():
+            ctxt.get("a")
+            busy.wait()
+            while True:
+                ctxt.get("a")
+        for _ in range(2):
+            threading.Thread(target=read_on, daemon=True).start()
+        def wait_in_callback(value):
+            busy.wait()
+            ctxt.get("there is no such PV", timeout=None)
+        sub = ctxt.monitor("a", wait_in_callback)
+        busy.wait()
+        print("end", flush=True)
+        """,
+        site,
+    )
+    assert (program.returncode, program.stdout, program.stderr) == (0, "end\n", "")
 
 
 def test_a_program_that_breaks_off_a_wait_goes_on(site) -> None:

@@ -28,7 +28,7 @@ from appliance.pvdata import (
 )
 from appliance.pvdata.codec import COMPILE_AFTER, MAX_PLANS, Codec, codec
 from appliance.pvdata.fielddesc import TypeReader
-from appliance.pvdata.primitives import encode_size
+from appliance.pvdata.primitives import Lendable, encode_size
 
 POINT = StructType([("x", INT16), ("y", INT16)], "p_t")
 
@@ -111,6 +111,24 @@ def test_arrays_never_see_later_changes_of_the_receive_buffer():
     raw[:] = bytes(len(raw))
     assert array.tolist() == [0, 1, 2]
     raw.extend(b"more")  # nothing holds on to the buffer
+
+
+def test_an_array_refers_to_a_buffer_that_is_lent_and_to_no_other():
+    c = codec(ArrayType(INT32), False)
+    octets = c.encode(np.arange(300, dtype="i4"))
+    for raw, is_lent in (
+        (memoryview(Lendable(octets)).toreadonly(), True),
+        (memoryview(Lendable(octets)), False),
+        (Lendable(octets), False),
+        (
+            memoryview(Lendable(octets + bytes(2000))).toreadonly(),
+            False,
+        ),  # it would keep too much other memory
+    ):
+        array, _ = c.decode(raw, 0, len(raw), TypeReader())
+        assert array.tolist() == list(range(300))
+        assert not array.flags.writeable
+        assert np.shares_memory(array, np.frombuffer(raw, "u1")) is is_lent
 
 
 def test_a_big_array_refers_to_the_bytes_and_a_small_one_does_not_keep_them():
