@@ -327,6 +327,28 @@ def test_what_does_not_fit_is_squashed_into_the_latest_post(full: bool, monkeypa
         assert taken(updates)["value"] == 21.0
 
 
+def test_a_burst_of_whole_values_is_sent_although_the_clients_queue_is_short() -> None:
+    pv = SharedPV(nt=D, initial=0.0)
+    got: list[float] = []
+    there, all_there = threading.Event(), threading.Event()
+
+    def update(value: Any) -> None:
+        got.append(value["value"])
+        there.set()
+        if got[-1] == 20.0:
+            all_there.set()
+
+    with served(pv=pv) as client:
+        monitor = engine().call(lambda: client.context.monitor("pv", on_update=update))
+        assert there.wait(PATIENCE_S)
+        with held_engine():
+            for number in range(1, 21):
+                pv.post(float(number), severity=number % 4)
+        assert all_there.wait(PATIENCE_S)
+        assert got == [float(number) for number in range(21)]
+        engine().call(monitor.close)
+
+
 def test_plain_and_full_posts_that_are_squashed_lose_no_field(monkeypatch: Any) -> None:
     monkeypatch.setattr(_core, "ROOM", 0.5)
     pv = SharedPV(nt=D, initial=0.0)
