@@ -25,7 +25,7 @@ def image(width: int, height: int, number: int) -> np.ndarray:
     x = np.arange(width) - width * (0.5 + 0.3 * np.cos(angle))
     y = np.arange(height) - height * (0.5 + 0.3 * np.sin(angle))
     spot = np.exp(-(x[np.newaxis, :] ** 2 + y[:, np.newaxis] ** 2) / (width * height / 50))
-    return (spot * 255).astype(np.uint8)
+    return np.asarray(spot * 255, dtype=np.uint8)
 
 
 def main(prefix: str, width: int, height: int, rate: float) -> None:

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import queue
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 
@@ -18,7 +19,7 @@ from appliance.p4p.client.thread import Context
 
 def main(name: str, points: int | None, save: Path | None) -> None:
     """Plot the PV until there are enough points."""
-    updates: queue.Queue = queue.Queue()
+    updates: queue.Queue[Any] = queue.Queue()
     times: list[float] = []
     values: list[float] = []
     figure, axes = plt.subplots()

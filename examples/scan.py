@@ -26,7 +26,7 @@ class Heater(StandardReadable):
         super().__init__(name)
 
 
-def show(name: str, document: dict[str, Any]) -> None:
+def show(name: str, document: Any) -> None:
     """Print what bluesky tells about the scan."""
     if name == "event":
         values = " ".join(f"{key}={value:.3f}" for key, value in document["data"].items())

@@ -8,17 +8,16 @@ our own.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Final, Generic, NamedTuple, NoReturn, Self, TypeVar, dataclass_transform
 
-from appliance.config.address import Endpoint, parse_endpoints
+from appliance.config import value_of
+from appliance.config.address import Endpoint
 from appliance.config.keychain_path import refuse_password, split_password
 from appliance.config.secret import Secret, resolve_reference
 from appliance.config.section import Section
-from appliance.config.tls_options import TLSOptions, parse_tls_options
-from appliance.config.words import read_yes_no
+from appliance.config.tls_options import TLSOptions
 from appliance.errors import ConfigurationError
 
 __all__ = [
@@ -231,106 +230,6 @@ class ServerConfig(_Shared):
 _C = TypeVar("_C", bound=ClientConfig | ServerConfig)
 
 
-def _port(value: object) -> int:
-    number: object = value
-    if isinstance(value, str):
-        text = value.strip()
-        if not (text.isascii() and text.isdecimal() and len(text) < 9):
-            raise ValueError("expected a port number from 0 to 65535")
-        number = int(text)
-    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= 65535:
-        raise ValueError("expected a port number from 0 to 65535")
-    return number
-
-
-def _client_port(value: object) -> int:
-    number = _port(value)
-    if not number:
-        raise ValueError("expected a port number from 1 to 65535; 0 (any free port) is for servers only")
-    return number
-
-
-def _seconds(value: object) -> float:
-    number = -1.0
-    if isinstance(value, str | int | float) and not isinstance(value, bool):
-        with contextlib.suppress(ValueError, OverflowError):
-            number = float(value)
-    if not 0 <= number < 2**63:
-        raise ValueError("expected a number of seconds, zero or more")
-    return number
-
-
-def _period(value: object) -> float:
-    number = _seconds(value)
-    if number <= 0:
-        raise ValueError("expected a number of seconds, more than zero")
-    return number
-
-
-def _boolean(value: object) -> bool:
-    answer = value if isinstance(value, bool) else read_yes_no(str(value))
-    if answer is None:
-        raise ValueError("expected YES or NO")
-    return answer
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str) or "\0" in value:
-        raise ValueError("expected text")
-    return value
-
-
-def _directory(value: object) -> str:
-    text = _text(value)
-    if not text.startswith("/"):
-        raise ValueError("expected an absolute path")
-    return text.rstrip("/")
-
-
-def _prefix(value: object) -> str:
-    text = _text(value)
-    if not text or not text.isprintable() or " " in text:
-        raise ValueError("expected the beginning of a PV name")
-    return text
-
-
-class _Partial(ValueError):  # noqa: N818 - carries what is usable of a bad value
-    """Part of the value can be used; the text explains the rest."""
-
-    def __init__(self, usable: Any, faults: list[str]) -> None:
-        super().__init__("; ".join(faults))
-        self.usable = usable
-        self.faults = faults
-
-
-def _addresses(value: object, *, uri: bool = False) -> tuple[Endpoint, ...]:
-    if isinstance(value, str):
-        items: Iterable[object] = value.split()
-    elif isinstance(value, list | tuple):
-        items = value
-    else:
-        raise ValueError("expected addresses, as a list or separated by blanks")  # noqa: TRY004 - all faults are ValueErrors here
-    endpoints, faults = parse_endpoints((str(item) for item in items), uri=uri)
-    if faults:
-        raise _Partial(endpoints, faults)
-    return endpoints
-
-
-def _servers(value: object) -> tuple[Endpoint, ...]:
-    return _addresses(value, uri=True)
-
-
-def _options(value: object) -> TLSOptions:
-    if isinstance(value, TLSOptions):
-        return value
-    if not isinstance(value, str | Mapping):
-        raise ValueError("expected TLS options, as text or as a mapping")  # noqa: TRY004 - all faults are ValueErrors here
-    options, warnings = parse_tls_options(value)
-    if warnings:
-        raise _Partial(options, warnings)
-    return options
-
-
 class _Setting(NamedTuple):
     key: str
     read: Callable[[object], Any]
@@ -348,40 +247,42 @@ def _both(key: str, read: Callable[[object], Any]) -> _Setting:
 
 
 _CLIENT: Final = (
-    _Setting("addr_list", _addresses, ("EPICS_PVA_ADDR_LIST",)),
-    _Setting("auto_addr_list", _boolean, ("EPICS_PVA_AUTO_ADDR_LIST",)),
-    _Setting("broadcast_port", _client_port, ("EPICS_PVA_BROADCAST_PORT",)),
-    _Setting("cert_pv_prefix", _prefix, ("EPICS_PVA_CERT_PV_PREFIX",)),
-    _Setting("conn_tmo", _seconds, ("EPICS_PVA_CONN_TMO",)),
-    _Setting("intf_addr_list", _addresses, ("EPICS_PVA_INTF_ADDR_LIST",)),
-    _Setting("name_servers", _servers, ("EPICS_PVA_NAME_SERVERS",)),
-    _Setting("no_status_cache", _boolean, ("EPICS_PVA_NO_STATUS_CACHE",)),
-    _Setting("server_port", _client_port, ("EPICS_PVA_SERVER_PORT", "EPICS_PVAS_SERVER_PORT")),
-    _Setting("status_cache_dir", _text, ("EPICS_PVA_STATUS_CACHE_DIR",)),
-    _Setting("tls_keychain", _text, ("EPICS_PVA_TLS_KEYCHAIN",)),
-    _Setting("tls_keylog_file", _text, ("SSLKEYLOGFILE",)),
-    _Setting("tls_options", _options, ("EPICS_PVA_TLS_OPTIONS",)),
-    _Setting("tls_port", _port, ("EPICS_PVA_TLS_PORT",)),
+    _Setting("addr_list", value_of.addresses, ("EPICS_PVA_ADDR_LIST",)),
+    _Setting("auto_addr_list", value_of.boolean, ("EPICS_PVA_AUTO_ADDR_LIST",)),
+    _Setting("broadcast_port", value_of.client_port, ("EPICS_PVA_BROADCAST_PORT",)),
+    _Setting("cert_pv_prefix", value_of.prefix, ("EPICS_PVA_CERT_PV_PREFIX",)),
+    _Setting("conn_tmo", value_of.seconds, ("EPICS_PVA_CONN_TMO",)),
+    _Setting("intf_addr_list", value_of.addresses, ("EPICS_PVA_INTF_ADDR_LIST",)),
+    _Setting("name_servers", value_of.servers, ("EPICS_PVA_NAME_SERVERS",)),
+    _Setting("no_status_cache", value_of.boolean, ("EPICS_PVA_NO_STATUS_CACHE",)),
+    _Setting("server_port", value_of.client_port, ("EPICS_PVA_SERVER_PORT", "EPICS_PVAS_SERVER_PORT")),
+    _Setting("status_cache_dir", value_of.text, ("EPICS_PVA_STATUS_CACHE_DIR",)),
+    _Setting("tls_keychain", value_of.text, ("EPICS_PVA_TLS_KEYCHAIN",)),
+    _Setting("tls_keylog_file", value_of.text, ("SSLKEYLOGFILE",)),
+    _Setting("tls_options", value_of.tls_options, ("EPICS_PVA_TLS_OPTIONS",)),
+    _Setting("tls_port", value_of.port, ("EPICS_PVA_TLS_PORT",)),
 )
 _SERVER: Final = (
     _Setting(
-        "auto_beacon_addr_list", _boolean, ("EPICS_PVAS_AUTO_BEACON_ADDR_LIST", "EPICS_PVA_AUTO_ADDR_LIST")
+        "auto_beacon_addr_list",
+        value_of.boolean,
+        ("EPICS_PVAS_AUTO_BEACON_ADDR_LIST", "EPICS_PVA_AUTO_ADDR_LIST"),
     ),
-    _Setting("beacon_addr_list", _addresses, ("EPICS_PVAS_BEACON_ADDR_LIST", "EPICS_PVA_ADDR_LIST")),
-    _both("beacon_period", _period),
-    _both("broadcast_port", _port),
-    _both("cert_pv_prefix", _prefix),
-    _Setting("conn_tmo", _seconds, ("EPICS_PVA_CONN_TMO",)),
-    _Setting("ignore_addr_list", _addresses, ("EPICS_PVAS_IGNORE_ADDR_LIST",), strict=True),
-    _Setting("intf_addr_list", _addresses, ("EPICS_PVAS_INTF_ADDR_LIST",), strict=True),
-    _Setting("no_status_cache", _boolean, ("EPICS_PVA_NO_STATUS_CACHE",)),
-    _both("server_port", _port),
-    _Setting("status_cache_dir", _text, ("EPICS_PVA_STATUS_CACHE_DIR",)),
-    _both("tls_keychain", _text),
-    _Setting("tls_keylog_file", _text, ("SSLKEYLOGFILE",)),
-    _both("tls_options", _options),
-    _both("tls_port", _port),
-    _Setting("tls_stop_if_no_cert", _boolean, ("EPICS_PVAS_TLS_STOP_IF_NO_CERT",)),
+    _Setting("beacon_addr_list", value_of.addresses, ("EPICS_PVAS_BEACON_ADDR_LIST", "EPICS_PVA_ADDR_LIST")),
+    _both("beacon_period", value_of.period),
+    _both("broadcast_port", value_of.port),
+    _both("cert_pv_prefix", value_of.prefix),
+    _Setting("conn_tmo", value_of.seconds, ("EPICS_PVA_CONN_TMO",)),
+    _Setting("ignore_addr_list", value_of.addresses, ("EPICS_PVAS_IGNORE_ADDR_LIST",), strict=True),
+    _Setting("intf_addr_list", value_of.addresses, ("EPICS_PVAS_INTF_ADDR_LIST",), strict=True),
+    _Setting("no_status_cache", value_of.boolean, ("EPICS_PVA_NO_STATUS_CACHE",)),
+    _both("server_port", value_of.port),
+    _Setting("status_cache_dir", value_of.text, ("EPICS_PVA_STATUS_CACHE_DIR",)),
+    _both("tls_keychain", value_of.text),
+    _Setting("tls_keylog_file", value_of.text, ("SSLKEYLOGFILE",)),
+    _both("tls_options", value_of.tls_options),
+    _both("tls_port", value_of.port),
+    _Setting("tls_stop_if_no_cert", value_of.boolean, ("EPICS_PVAS_TLS_STOP_IF_NO_CERT",)),
 )
 _CMS: Final = tuple(
     # The certificate service is a server, and its own variables come first.
@@ -630,7 +531,7 @@ class _Resolution:
                 self.values[key], self.sources[key] = value.rstrip("/"), variable
             elif value:
                 self.warnings.append(f"{variable}={value!r} ignored: not an absolute path")
-            self.override(key, _directory)
+            self.override(key, value_of.directory)
 
     def override(self, key: str, read: Callable[[object], Any]) -> bool:
         """Take an argument or else a YAML value; both are refused if they are bad."""
@@ -645,7 +546,7 @@ class _Resolution:
         except ValueError as error:
             # The value of a keychain may hold its password.
             shown = "" if key == "tls_keychain" else f", not {raw!r}"
-            why = str(error) if isinstance(error, _Partial) else f"{error}{shown}"
+            why = str(error) if isinstance(error, value_of.PartlyUsable) else f"{error}{shown}"
             raise self.fault(why, key, source) from error
         self.sources[key] = source
         return True
@@ -658,7 +559,7 @@ class _Resolution:
         raw = self.environ[name]
         try:
             value = setting.read(raw)
-        except _Partial as error:
+        except value_of.PartlyUsable as error:
             if setting.strict:
                 raise ConfigurationError(str(error), key=name) from error
             self.warnings += [f"{name}: {fault}" for fault in error.faults]
@@ -667,7 +568,7 @@ class _Resolution:
             if setting.key == "tls_keychain":
                 raise ConfigurationError(str(error), key=name) from None
             # To a server this means any free port; in a shell for both it tells a client nothing.
-            any_port = setting.read is _client_port and name.startswith(_S) and raw.strip() == "0"
+            any_port = setting.read is value_of.client_port and name.startswith(_S) and raw.strip() == "0"
             if not any_port:
                 self.warnings.append(f"{name}={raw!r} ignored: {error}; the default is used")
             return
@@ -679,7 +580,7 @@ class _Resolution:
         if self.behind_name is not None:
             self.take_password_behind_name(keychain_variables)
             return
-        if self.override(_PASSWORD, _text):
+        if self.override(_PASSWORD, value_of.text):
             path, source = self.values.pop(_PASSWORD), self.sources.pop(_PASSWORD)
             if not path:
                 return
@@ -709,7 +610,7 @@ class _Resolution:
         source = self.sources["tls_keychain"]
         names = (source,) if source in keychain_variables else keychain_variables
         others = [f"{name}_PWD_FILE" for name in names if self.environ.get(f"{name}_PWD_FILE")]
-        if self.override(_PASSWORD, _text):
+        if self.override(_PASSWORD, value_of.text):
             del self.values[_PASSWORD]
             others.insert(0, self.sources.pop(_PASSWORD))
         if others:

@@ -304,7 +304,8 @@ def quickRPCServer(
     settings: dict[str, Any] = {"isolate": True} if isolate else {"useenv": useenv, "conf": conf}
     if isolate and (conf is not None or not useenv):
         raise AssertionError("with isolate=True neither conf= nor useenv= has an effect; leave them out")
-    with Server(providers=[dispatcher], **settings), queue:
+    with queue, Server(providers=[dispatcher], **settings):
+        _log.info("methods are served")
         threading.Event().wait()
 
 

@@ -132,7 +132,13 @@ class ThreadedWorkQueue(WorkQueue):
         self._T: list[threading.Thread | None] = [None] * workers
 
     def __enter__(self) -> Self:
-        return self.start()
+        try:
+            return self.start()
+        except (
+            BaseException
+        ):  # an interrupt: threads that are no daemons would keep the interpreter from its end
+            self.stop()
+            raise
 
     def __exit__(self, *_: object) -> None:
         self.stop()
@@ -163,7 +169,7 @@ class ThreadedWorkQueue(WorkQueue):
             >>> queue = ThreadedWorkQueue("demo").start()
             >>> queue = queue.stop()
         """
-        running = [thread for thread in self._T if thread is not None]
+        running = [thread for thread in self._T if thread is not None and thread.ident is not None]
         for _ in running:
             self.interrupt()
         for thread in running:

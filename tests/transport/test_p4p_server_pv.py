@@ -25,7 +25,7 @@ from appliance.p4p.server import raw as on_server
 from appliance.p4p.server.thread import Handler, SharedPV
 from appliance.p4p.util import ThreadedWorkQueue, WorkQueue, _defaultWorkQueue
 from appliance.p4p.wrapper import Type, Value
-from appliance.threads import engine
+from appliance.threads import Engine, engine, shutdown
 from tests.helpers.native_client import PATIENCE_S, NativeClient, taken
 
 D = NTScalar("d")
@@ -317,17 +317,40 @@ def test_what_does_not_fit_is_squashed_into_the_latest_post(full: bool, monkeypa
         updates = client.watch("pv", "record[queueSize=100]")
         taken(updates)
         with held_engine():
-            for number in range(1, 11):
+            for number in range(1, 21):
                 pv.post(float(number), **more)
-            assert len(pv._core._pending) == 4
-            assert pv.current() == 10.0
-        assert [taken(updates)["value"] for _ in range(4)] == [1.0, 2.0, 3.0, 10.0]
-        pv.post(11.0)
-        assert taken(updates)["value"] == 11.0
+            room = 8 if full else 4
+            assert len(pv._core._pending) == room
+            assert pv.current() == 20.0
+        assert [taken(updates)["value"] for _ in range(room)] == [*map(float, range(1, room)), 20.0]
+        pv.post(21.0)
+        assert taken(updates)["value"] == 21.0
+
+
+def test_a_burst_of_whole_values_is_sent_although_the_clients_queue_is_short() -> None:
+    pv = SharedPV(nt=D, initial=0.0)
+    got: list[float] = []
+    there, all_there = threading.Event(), threading.Event()
+
+    def update(value: Any) -> None:
+        got.append(value["value"])
+        there.set()
+        if got[-1] == 20.0:
+            all_there.set()
+
+    with served(pv=pv) as client:
+        monitor = engine().call(lambda: client.context.monitor("pv", on_update=update))
+        assert there.wait(PATIENCE_S)
+        with held_engine():
+            for number in range(1, 21):
+                pv.post(float(number), severity=number % 4)
+        assert all_there.wait(PATIENCE_S)
+        assert got == [float(number) for number in range(21)]
+        engine().call(monitor.close)
 
 
 def test_plain_and_full_posts_that_are_squashed_lose_no_field(monkeypatch: Any) -> None:
-    monkeypatch.setattr(_core, "ROOM", 1)
+    monkeypatch.setattr(_core, "ROOM", 0.5)
     pv = SharedPV(nt=D, initial=0.0)
     with served(pv=pv) as client:
         updates = client.watch("pv")
@@ -418,7 +441,7 @@ def test_an_error_in_a_handler_is_told_and_logged_and_the_next_request_is_handle
             raise errors.pop(0)
         op.done()
 
-    with served(pv=pv) as client, caplog.at_level(logging.ERROR):
+    with served(pv=pv) as client, caplog.at_level(logging.ERROR, logger="appliance.p4p"):
         with pytest.raises(OperationError, match="the handler's defect"):
             client.put("pv", 1)
         assert "ZeroDivisionError" in caplog.text
@@ -532,7 +555,7 @@ def test_a_request_that_its_handler_has_lost_fails_at_once(caplog: Any) -> None:
     def put(pv: SharedPV, op: Any) -> None:
         pass
 
-    with served(pv=pv) as client, caplog.at_level(logging.WARNING):
+    with served(pv=pv) as client, caplog.at_level(logging.WARNING, logger="appliance.p4p.server"):
         with pytest.raises(OperationError, match="without an answer"):
             client.put("pv", 1)
         assert "without calling done()" in caplog.text
@@ -621,7 +644,7 @@ def test_an_error_of_what_a_cancelled_request_calls_is_logged(caplog: Any) -> No
         kept.append(op)
         there.set()
 
-    with caplog.at_level(logging.ERROR):
+    with caplog.at_level(logging.ERROR, logger="appliance.p4p"):
         with served(pv=pv) as client:
             client.begin(client.context.put("pv", 5, timeout=PATIENCE_S))
             assert there.wait(PATIENCE_S)
@@ -667,7 +690,11 @@ def test_a_full_queue_refuses_the_request(caplog: Any) -> None:
     pv = SharedPV(nt=D, initial=1.0, queue=queue)
     queue.push(lambda: None)
     pv.put(lambda pv, op: op.done())
-    with served(pv=pv) as client, caplog.at_level(logging.ERROR), pytest.raises(OperationError, match="log"):
+    with (
+        served(pv=pv) as client,
+        caplog.at_level(logging.ERROR, logger="appliance.p4p"),
+        pytest.raises(OperationError, match="log"),
+    ):
         client.put("pv", 1)
     assert "Full" in caplog.text
 
@@ -821,6 +848,34 @@ def test_a_forked_child_is_told_that_the_pv_is_its_parents() -> None:
         assert client.get("pv")["value"] == 3.0
 
 
+def test_a_pv_is_served_again_after_a_shutdown_that_left_posts_behind(monkeypatch: Any) -> None:
+    monkeypatch.setattr("appliance.threads._END_S", 0.05)
+    pv = SharedPV(nt=D, initial=1.0)
+    server = Server(providers=[{"pv": pv}], isolate=True)
+    client = NativeClient(server.conf())
+    client.__enter__()
+    taken(client.watch("pv"))
+    with held_engine():
+        pv.post(2.0)  # nobody looks at it any more
+        ending = threading.Thread(target=shutdown)
+        ending.start()
+        until(lambda: not engine_of(pv).is_usable)
+    ending.join()
+    with contextlib.suppress(RuntimeError):  # only if the engine did not come to the end of the client
+        pv.post(3.0)
+    with served(pv=pv) as again:
+        updates = again.watch("pv")
+        assert taken(updates)["value"] == 3.0
+        pv.post(4.0)
+        assert taken(updates)["value"] == 4.0
+
+
+def engine_of(pv: SharedPV) -> Engine:
+    known = pv._core._engine
+    assert known is not None
+    return known
+
+
 # -- on an event loop --------------------------------------------------------------------------------
 
 
@@ -903,7 +958,7 @@ def test_an_error_of_a_coroutine_is_told_and_logged(caplog: Any) -> None:
         with Server(providers=[{"pv": pv}], isolate=True) as server:
             return await asyncio.to_thread(work)
 
-    with caplog.at_level(logging.ERROR):
+    with caplog.at_level(logging.ERROR, logger="appliance.p4p"):
         said = on_a_loop(main)
     for part, text in zip(("defect", "said to", "cancelled", "no coroutine"), said, strict=True):
         assert part in text

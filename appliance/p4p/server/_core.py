@@ -36,16 +36,16 @@ from appliance.pvdata.value import Value, View
 from appliance.server.channel import Channel
 from appliance.server.operation import Operation, Subscription, Update
 from appliance.server.source import Handler
-from appliance.threads import engine
+from appliance.threads import Engine, engine
 
 __all__ = ["Callbacks", "Core"]
 
 _log = logging.getLogger("appliance.p4p.server")
 
-ROOM: Final = 256
-"""Posts of a few numbers that wait for the PVAccess thread; above that the latest two become one."""
-ROOM_FOR_ARRAYS: Final = 4
-"""The same for values with arrays, unions and the like: as many as a subscription's queue usually has."""
+ROOM: Final = 96
+"""Posts of a number alone that wait for the PVAccess thread, and twice as many of other values; above that the latest two become one."""
+ROOM_FOR_ARRAYS: Final = 2
+"""The same for PVs with arrays, unions and the like: together as many as a subscription's queue usually has."""
 PLAIN: Final[dict[TypeDesc, type]] = {
     FLOAT64: float,
     STRING: str,
@@ -80,15 +80,25 @@ class _Posts:
     PATIENCE_S: Final = 0.02
     """The longest that it waits."""
 
-    __slots__ = ("_changed", "_turning", "_waiting", "_woken", "count")
+    __slots__ = ("_changed", "_engine", "_turning", "_waiting", "_woken", "count")
 
     def __init__(self) -> None:
+        self._engine: Engine | None = None
+        self._begin()
+
+    def _begin(self) -> None:
         self.count = 0
         """Posts since the PVAccess thread last looked; not exact, because it is no one's own."""
         self._changed: deque[Core] = deque()
         self._waiting: deque[threading.Lock] = deque()
         self._woken = False
         self._turning = False
+
+    def move_to(self, running: Engine) -> None:
+        """Forget what another engine was told, and did not look at before its end."""
+        if running is not self._engine:
+            self._engine = running
+            self._begin()
 
     def add(self, core: Core, soon: Callable[..., None]) -> None:
         """Let the PVAccess thread look at a PV."""
@@ -160,6 +170,7 @@ class Core(Handler):
         "_bit",
         "_channels",
         "_deep",
+        "_engine",
         "_is_told",
         "_kind",
         "_lock",
@@ -204,6 +215,7 @@ class Core(Handler):
         self._waiting: dict[Operation, Callable[[], None]] = {}
         """Operations that clients began while there was no value; ``open`` begins them anew."""
         # What follows belongs to the PVAccess thread.
+        self._engine: Engine | None = None
         self.soon: Callable[..., None] = _no_engine
         """Calls a function on the PVAccess thread; there since the first channel."""
         self._base: list[Any] = []
@@ -329,7 +341,8 @@ class Core(Handler):
                 self._store = self._store.copy()
                 self._shared = False
             self._store[self._at] = value
-            self._valid |= self._bit
+            if not self._valid & self._bit:
+                self._valid |= self._bit
             if self._answers:
                 for answer in self._answers.values():
                     answer.tail = None
@@ -387,7 +400,7 @@ class Core(Handler):
     def _append(self, entry: Entry, bits: int) -> None:
         """Let an update wait for the PVAccess thread; if too many wait, it takes the place of the latest."""
         pending = self._pending
-        if len(pending) < self._room:
+        if len(pending) < 2 * self._room:
             pending.append(entry)
         else:
             last = pending[-1]
@@ -475,9 +488,10 @@ class Core(Handler):
 
     def attached(self, channel: Channel) -> None:
         """Note a channel; tell the owner if it is the first."""
+        running = engine()
+        if running is not self._engine:
+            self._move_to(running)
         self._channels.add(channel)
-        if self.soon is _no_engine:
-            self.soon = engine().soon
         if self._is_told:
             return
         if self._kind is None and self._quiet_until:
@@ -487,6 +501,19 @@ class Core(Handler):
                 loop.call_later(wait, _tell_later, ref(self))
                 return
         self._tell_first()
+
+    def _move_to(self, running: Engine) -> None:
+        """Forget the clients of an engine that has ended, or that is the parent's of this process."""
+        posts.move_to(running)
+        with self._lock:
+            self._engine = running
+            self.soon = running.soon
+            self._scheduled = self._watched = self._is_told = False
+            self._pending = []
+            self._waiting = {}
+            self._answers = {}
+        self._subscriptions = {}
+        self._channels = set()
 
     def _tell_first(self) -> None:
         """Tell the owner that there is a channel."""

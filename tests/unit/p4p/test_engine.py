@@ -151,7 +151,7 @@ def test_a_forked_child_is_told_what_is_wrong_and_what_to_do_and_the_parent_goes
         ctxt = Context("pva")
         seen = []
         sub = ctxt.monitor("a", seen.append)
-        print(ctxt.get("a"), flush=True)
+        print(ctxt.get("a", timeout=30), flush=True)
         pid = os.fork()
         if not pid:
             for use in (lambda: ctxt.get("a"), lambda: ctxt.put("a", 1), lambda: ctxt.monitor("a", print), ctxt.hurryUp):
@@ -164,7 +164,7 @@ def test_a_forked_child_is_told_what_is_wrong_and_what_to_do_and_the_parent_goes
             del sub, ctxt
             gc.collect()
             with Context("pva") as own:
-                print("child", own.get("a"), flush=True)
+                print("child", own.get("a", timeout=30), flush=True)
             sys.exit(3)
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
         print(ctxt.put("a", 2.5), ctxt.get("a"))
@@ -217,7 +217,7 @@ def test_a_child_of_multiprocessing_is_told_the_same(site) -> None:
                 answers.put(str(error))
 
         ctxt = Context("pva")
-        ctxt.get("a")
+        ctxt.get("a", timeout=30)
         fork = multiprocessing.get_context("fork")
         answers = fork.Queue()
         child = fork.Process(target=use, args=(ctxt, answers))
@@ -281,7 +281,7 @@ def test_a_program_ends_cleanly_while_threads_and_callbacks_use_its_context(site
         ctxt = Context("pva")
         busy = threading.Barrier(4)
         def read_on():
-            ctxt.get("a")
+            ctxt.get("a", timeout=30)
             busy.wait()
             while True:
                 ctxt.get("a")
@@ -305,9 +305,9 @@ def test_a_program_that_breaks_off_a_wait_goes_on(site) -> None:
         import os, signal, threading
         from appliance.p4p.client.thread import Context
         ctxt = Context("pva")
-        ctxt.get("a")
-        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        ctxt.get("a", timeout=30)
         try:
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
             ctxt.get("there is no such PV", timeout=None)
         except KeyboardInterrupt:
             print("interrupted", type(ctxt.get("a")).__name__)

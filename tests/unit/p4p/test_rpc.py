@@ -88,8 +88,17 @@ def test_marked_methods_can_be_called(served: Any) -> None:
 
 def test_names_of_marked_methods_only_are_pvs() -> None:
     dispatcher = NTURIDispatcher(WorkQueue(), target=Service(), prefix="rpc:")
-    assert "rpc:add" in dispatcher.channels
-    assert "rpc:hidden" not in dispatcher.channels
+    marked = (
+        Service.add,
+        Service.shout,
+        Service.count,
+        Service.whole,
+        Service.refuse,
+        Service.defect,
+        Service.misfit,
+    )
+    assert dispatcher.channels == {f"rpc:{method.__name__}" for method in marked}
+    assert not hasattr(Service.hidden, "_reply_Type")
     assert dispatcher.testChannel("rpc:add")
     assert dispatcher.makeChannel("rpc:add", "") is dispatcher.makeChannel("rpc:count", "")
     assert dispatcher.makeChannel("rpc:hidden", "") is None
@@ -100,7 +109,7 @@ def test_only_a_remote_error_is_told_in_words(served: Any, caplog: Any) -> None:
     with pytest.raises(OperationError, match="not today"):
         client.rpc("rpc:refuse", {})
     assert "not today" not in caplog.text
-    with caplog.at_level(logging.ERROR):
+    with caplog.at_level(logging.ERROR, logger="appliance.p4p"):
         with pytest.raises(OperationError) as caught:
             client.rpc("rpc:defect", {})
         assert "the method's" not in str(caught.value)
@@ -165,20 +174,21 @@ def test_a_type_that_is_none_is_refused() -> None:
 
 def test_a_server_of_methods_runs_until_it_is_interrupted() -> None:
     program = (
-        "import logging, sys\n"
+        "import logging, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell may have had it ignored
         "from appliance.p4p.rpc import quickRPCServer, rpc\n"
         "from appliance.p4p.nt import NTScalar\n"
         "class Service:\n"
         "    @rpc(NTScalar('d'))\n"
         "    def half(self, of): return of / 2\n"
-        "logging.basicConfig(level=logging.DEBUG, stream=sys.stdout, format='%(message)s')\n"
+        "logging.basicConfig(level=logging.INFO, stream=sys.stdout, format='%(message)s')\n"
         "quickRPCServer('service', 'rpc:', Service(), isolate=True)\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
-    assert any("a server was started" in line for line in process.stdout)
+    assert any("methods are served" in line for line in process.stdout)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=PATIENCE_S)
     assert errors.rstrip().endswith("KeyboardInterrupt")

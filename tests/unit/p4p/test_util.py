@@ -49,7 +49,7 @@ def test_an_error_of_a_call_is_logged_and_the_next_call_is_made(caplog: pytest.L
     def bad() -> None:
         raise LookupError("the handler's defect")
 
-    with caplog.at_level(logging.ERROR), ThreadedWorkQueue() as queue:
+    with caplog.at_level(logging.ERROR, logger="appliance.p4p"), ThreadedWorkQueue() as queue:
         queue.push(bad)
         queue.push(done.set)
         assert done.wait(30)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.helpers.public_names import PublicName, modules, p4p_names, public_names
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.timeout(600)  # to make the site takes some ten seconds of processor time
 
