@@ -8,6 +8,7 @@ import contextlib
 import doctest
 import inspect
 import io
+import logging
 import re
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Iterator
@@ -140,6 +141,16 @@ def test_a_public_docstring_has_an_example(item: Documented) -> None:
     if item.owner is not None and item.path.rpartition(".")[0] in TO_OVERRIDE:
         return
     assert examples(item.text)
+
+
+@pytest.fixture(autouse=True)
+def _loggers() -> Iterator[None]:
+    """Leave the loggers as they were; the example of ``set_debug`` changes them."""
+    root = logging.getLogger("appliance")
+    before = root.level, root.handlers[:]
+    yield
+    root.setLevel(before[0])
+    root.handlers[:] = before[1]
 
 
 @pytest.fixture
