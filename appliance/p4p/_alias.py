@@ -51,7 +51,6 @@ def replace_p4p() -> None:
         if name == _OURS or name.startswith(_OURS + "."):
             sys.modules[name.removeprefix("appliance.")] = module
     sys.meta_path.insert(0, _Finder())
-    keep_quiet()
     if _CHILDREN in sys.modules:
         _replace_in_children(sys.modules[_CHILDREN])
 
@@ -81,6 +80,9 @@ class _Finder(MetaPathFinder, Loader):
         """Put our module into the place of the empty one that the import system has made."""
         name = module.__name__
         sys.modules[name] = importlib.import_module(f"appliance.{name}")
+        if name.startswith(("p4p.client", "p4p.server")):
+            # Not before: logging would make the start of each program longer.
+            keep_quiet()
 
     def get_code(self, fullname: str) -> CodeType | None:
         """Return the code for ``python -m``."""
