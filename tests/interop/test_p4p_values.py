@@ -238,7 +238,7 @@ TYPES: list[Any] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("spec", TYPES, ids=repr)
+@pytest.mark.parametrize("spec", TYPES, ids=lambda spec: repr(spec).partition(" at 0x")[0])
 def test_each_description_makes_the_type_that_it_makes_in_p4p(spec: Any) -> None:
     def describe(module: Any, _: Any) -> Any:
         described = module.Type(

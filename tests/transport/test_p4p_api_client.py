@@ -18,7 +18,7 @@ from appliance.certmon.endpoints import open_server
 from appliance.certs.status import CertState
 from appliance.errors import OperationError
 from appliance.p4p import Type, Value
-from appliance.p4p.client import raw
+from appliance.p4p.client import _provider, raw
 from appliance.p4p.client.thread import (
     Cancelled,
     Context,
@@ -678,3 +678,31 @@ async def test_a_program_over_tls_hears_of_a_revoked_server_as_disconnected(tmp_
                 await asyncio.to_thread(ctxt.get, "pv", timeout=0.5)
             subscription.close()
             await asyncio.to_thread(ctxt.close)
+
+
+def test_a_client_whose_start_is_broken_off_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[object] = []
+    closed = threading.Event()
+
+    class Native(_provider.NativeContext):
+        def __init__(self, *args: object) -> None:
+            super().__init__(*args)
+            made.append(self)
+
+        async def close(self) -> None:
+            await super().close()
+            closed.set()
+
+    class Broken(_provider.Engine):
+        def run(self, work, timeout=None):
+            super().run(work, timeout)
+            raise KeyboardInterrupt
+
+    home = _provider.engine()
+    monkeypatch.setattr(_provider, "NativeContext", Native)
+    monkeypatch.setattr(home, "__class__", Broken)
+    with pytest.raises(KeyboardInterrupt):
+        Context("pva", conf={"EPICS_PVA_ADDR_LIST": HOST, "EPICS_PVA_AUTO_ADDR_LIST": "NO"}, useenv=False)
+    monkeypatch.undo()
+    assert len(made) == 1
+    assert closed.wait(PATIENCE_S)

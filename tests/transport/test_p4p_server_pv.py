@@ -1018,3 +1018,22 @@ def test_a_handler_on_a_loop_that_has_ended_is_an_error_of_the_client() -> None:
 def test_cothread_is_refused_with_a_sentence() -> None:
     with pytest.raises(ImportError, match=r"use server\.thread or server\.asyncio"):
         __import__("appliance.p4p.server.cothread")
+
+
+def test_a_forked_child_that_leaves_a_server_ends_with_its_own_status() -> None:
+    pv = SharedPV(nt=D, initial=1.0)
+    server = Server(providers=[{"pv": pv}], isolate=True)
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            with server:
+                pass
+            status = 3
+        finally:
+            os._exit(status)
+    _, how = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(how) == 3
+    with NativeClient(server.conf()) as client:
+        assert client.get("pv")["value"] == 1.0
+    server.stop()

@@ -223,16 +223,22 @@ class EngineProvider(ClientProvider):
         super().__init__(provider, conf, useenv)
         self._closed = True
         self.engine: Engine = engine()
+        made: list[NativeContext] = []
         try:
-            self.native: NativeContext = self.engine.run(self._open(self.config), _START_S)
-        except ApplianceError as error:
-            raise p4p_error(error) from None
+            self.native: NativeContext = self.engine.run(self._open(made), _START_S)
+        except BaseException as error:
+            # Ctrl-C breaks off the wait, and nobody else would close what was opened meanwhile.
+            for native in made:
+                self.engine.soon(_spawn, self.engine, native)
+            if isinstance(error, ApplianceError):
+                raise p4p_error(error) from None
+            raise
         self._closed = False
         all_providers.add(self)
 
-    @staticmethod
-    async def _open(config: ClientConfig) -> NativeContext:
-        native = NativeContext(config)
+    async def _open(self, made: list[NativeContext]) -> NativeContext:
+        native = NativeContext(self.config)
+        made.append(native)
         await native.start()
         return native
 

@@ -93,10 +93,8 @@ class Server:
     def stop(self) -> None:
         """Close all connections, and stop listening. A server that was stopped is left alone.
 
-        On the PVAccess thread it does not wait for the end.
-
-        Raises:
-            RuntimeError: This process was forked after the start, and the server is the parent's.
+        On the PVAccess thread it does not wait for the end. In a process that was forked after the start the server goes on:
+        it is the parent's.
         """
         all_servers.discard(self)
         self._native = None
@@ -240,6 +238,8 @@ def _stop(running: Engine, stack: AsyncExitStack, providers: Providers, *, wait:
         finally:
             providers.items = []
 
+    if not running.is_usable:
+        return
     if wait and not running.is_current:
         running.run(close())
         return
