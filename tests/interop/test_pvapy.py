@@ -249,7 +249,7 @@ async def test_their_monitor_follows_to_the_latest_value(
 async def test_their_monitor_outlives_a_restart_of_our_server(client: Peer, client_udp: int) -> None:
     first = gallery("again:")
     async with served(first, config=server_config(client_udp)):
-        await client.do("monitor", pv="again:int")
+        await client.do("monitor", pv="again:int", connection=True)
         await client.saw(updates_of("again:int"))
     await client.saw(lambda event: event["event"] == "connection" and not event["connected"])
     second = gallery("again:")

@@ -32,8 +32,8 @@ async def test_a_certificate_that_the_service_calls_expired_is_due(tmp_path):
         await settled(service)
         clock.advance(days=-2)
         service.publisher.step_back()
-        due, _, why, _ = await asking.due(asking.look())
-        assert (due, "EXPIRED" in why) == (True, True)
+        found = await asking.due(asking.look())
+        assert (found.due, "EXPIRED" in found.why) == (True, True)
         for more in ({"if_due": True}, {}):
             renewed = await ask(**more)
             if more:

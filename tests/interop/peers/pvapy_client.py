@@ -65,8 +65,12 @@ def plain_type(kind):
     return str(kind)
 
 
-def monitor(pv, request="field()"):
-    channel(pv).setConnectionCallback(lambda connected: say(event="connection", pv=pv, connected=connected))
+def monitor(pv, request="field()", connection=False):
+    # Only if it is wanted: pvapy crashes if this callback comes while another call of it is under way.
+    if connection:
+        channel(pv).setConnectionCallback(
+            lambda connected: say(event="connection", pv=pv, connected=connected)
+        )
     channel(pv).subscribe("s", lambda value: say(event="update", pv=pv, value=plain(value)))
     channel(pv).startMonitor(request)
 
