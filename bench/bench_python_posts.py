@@ -24,17 +24,14 @@ class Posted(NamedTuple):
 
 
 def run() -> Iterator[Row]:
-    yield from compare("soft IOC, posts to one PV", "plain", 1, 4, 4)
-    yield from compare("soft IOC, posts with time and severity", "full", 1, 2, 3)
-    # Here nearly each post is delivered, by both: the work is that of the server, and not of the posts.
-    yield from compare("soft IOC, posts to 1000 PVs", "plain", 1000, 1.2, 2)
-    yield from compare("soft IOC, posts to one PV, no subscriber", "plain", 1, 3, 3, watched=False)
-    yield from compare("soft IOC, posts of an 8 MB array", "array", 1, 0, 0)
+    yield from compare("soft IOC, posts to one PV", "plain", 1, 4)
+    yield from compare("soft IOC, posts with time and severity", "full", 1, 4)
+    yield from compare("soft IOC, posts to 1000 PVs", "plain", 1000, 4)
+    yield from compare("soft IOC, posts to one PV, no subscriber", "plain", 1, 4, watched=False)
+    yield from compare("soft IOC, posts of an 8 MB array", "array", 1, 1)
 
 
-def compare(
-    what: str, kind: str, count: int, wanted: float, by_cpu: float, *, watched: bool = True
-) -> Iterator[Row]:
+def compare(what: str, kind: str, count: int, wanted: float, *, watched: bool = True) -> Iterator[Row]:
     """Give rows by the clock, by the program's own CPU time, and of the updates that the subscriber got."""
     results: dict[str, list[Posted]] = {"appliance.p4p": [], "p4p": []}
     for _ in range(ROUNDS):
@@ -43,9 +40,8 @@ def compare(
     ours, theirs = (
         Posted(*map(statistics.median, zip(*measured, strict=True))) for measured in results.values()
     )
-    if wanted:
-        yield Row(what, ours.posts, theirs.posts, "post/s", wanted)
-        yield Row(f"{what}, by CPU", ours.by_cpu, theirs.by_cpu, "post/s", by_cpu)
+    yield Row(what, ours.posts, theirs.posts, "post/s", wanted)
+    yield Row(f"{what}, by CPU", ours.by_cpu, theirs.by_cpu, "post/s", wanted)
     if watched:
         yield Row(f"{what}: updates delivered", ours.updates, theirs.updates, "update/s", 1)
 
