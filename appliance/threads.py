@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
-__all__ = ["Engine", "engine", "hold_at_end", "shutdown"]
+__all__ = ["Engine", "ends_program", "engine", "hold_at_end", "shutdown"]
 
 T = TypeVar("T")
 
@@ -197,6 +197,17 @@ class Engine:
         nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         os.dup2(nothing, descriptor, inheritable=False)
         os.close(nothing)
+
+
+def ends_program(error: BaseException) -> bool:
+    """Whether what a program's function raised ends the program: Ctrl-C or ``sys.exit()`` on the main thread.
+
+    On a thread of ours both would only end that thread, or a connection that others use.
+
+    Args:
+        error: What was raised here.
+    """
+    return not isinstance(error, Exception) and threading.current_thread() is threading.main_thread()
 
 
 def hold_at_end() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
 from appliance.client.channel import Channel, ChannelRequest, Waiter
-from appliance.errors import ApplianceError, ChannelClosedError, OperationTimeoutError
+from appliance.errors import ApplianceError, ChannelClosedError, OperationError, OperationTimeoutError
 from appliance.pva import commands as c
 from appliance.pva.credentials import Credentials
 from appliance.pva.status import Status
@@ -189,6 +190,14 @@ class PutRequest(ChannelRequest):
             self.operation.put(self.build(present))
         except Exception as error:  # noqa: BLE001 - a fault of the caller's function must not harm the connection
             self.fail(error)
+            return
+        except BaseException as error:
+            # sys.exit() or an interrupt: the request must not begin anew on another connection.
+            self.fail(
+                OperationError(f"{self.channel.name}: the function that makes the value raised {error!r}")
+            )
+            if threading.current_thread() is threading.main_thread():
+                raise
             return
         self.sent = True
 

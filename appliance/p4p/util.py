@@ -11,6 +11,8 @@ from functools import partial
 from queue import Empty, Full, Queue, SimpleQueue
 from typing import Any, Final, Self
 
+from appliance.threads import ends_program
+
 __all__ = ["Empty", "Full", "ThreadedWorkQueue", "WorkQueue"]
 
 _log = logging.getLogger(__name__)
@@ -100,7 +102,7 @@ class WorkQueue:
                 callable()
             except BaseException as error:
                 _log.exception("a call of the work queue failed: %r", callable)
-                if not isinstance(error, Exception):
+                if ends_program(error):
                     raise
             finally:
                 callable = None  # what was called must not live on while this thread waits

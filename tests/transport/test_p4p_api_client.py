@@ -31,11 +31,12 @@ from appliance.p4p.nt import NTURI
 from appliance.p4p.util import ThreadedWorkQueue
 from appliance.pvdata.nt import NTScalar, NTScalarArray
 from appliance.pvdata.primitives import Lendable
-from appliance.pvdata.types import FLOAT64
+from appliance.pvdata.types import FLOAT64, StructType
 from appliance.pvdata.value import Value as NativeValue
 from appliance.server.sharedpv import SharedPV
 from tests.helpers.live import HOST, keychain_file, number, server_config
 from tests.helpers.pki import site as site_of_trust
+from tests.helpers.pki import write_keychain
 from tests.helpers.served import served
 from tests.helpers.status_service import StatusService
 
@@ -105,6 +106,28 @@ def test_a_name_gives_a_value_and_a_list_of_names_a_list_in_its_order(ctxt):
     assert ctxt.get([]) == []
     names = [f"n{index}" for index in range(100)]
     assert ctxt.get(names, timeout=PATIENCE_S) == [float(index) for index in range(100)]
+
+
+def test_without_throw_a_value_that_cannot_be_unwrapped_takes_away_no_other():
+    odd = NativeValue(StructType((("value", StructType((("x", FLOAT64),))),), id="epics:nt/NTScalar:1.0"))
+    with (
+        served(a=number(1.5), odd=SharedPV(odd)) as there,
+        Context("pva", conf=there.conf, useenv=False) as client,
+    ):
+        good, bad = client.get(["a", "odd"], timeout=PATIENCE_S, throw=False)
+        assert good == 1.5
+        assert isinstance(bad, ValueError)
+        with pytest.raises(ValueError, match="unwrap"):
+            client.get(["a", "odd"], timeout=PATIENCE_S)
+
+
+def test_a_client_does_not_keep_the_password_of_its_keychain(tmp_path):
+    made = S.ca.keychain("operator", "client")
+    file = str(write_keychain(tmp_path / "client.p12", made, b"secretive"))
+    conf = {"EPICS_PVA_AUTO_ADDR_LIST": "NO", "EPICS_PVA_TLS_KEYCHAIN": f"{file};secretive"}
+    with Context("pva", conf=conf, useenv=False) as ctxt:
+        assert ctxt.conf()["EPICS_PVA_TLS_KEYCHAIN"] == file
+        assert "secretive" not in repr(ctxt.conf()) + repr(vars(ctxt)) + repr(vars(ctxt._ctxt))
 
 
 def test_a_value_is_unwrapped_unless_the_context_says_otherwise(site, ctxt):
@@ -223,6 +246,26 @@ def test_a_value_object_and_a_list_are_written(ctxt):
     assert ctxt.get("a") == 7.5
     assert ctxt.put(["a", "b"], [1.5, 2.5]) == [None, None]
     assert ctxt.get(["a", "b"]) == [1.5, 2.5]
+
+
+@pytest.mark.parametrize("ends", [SystemExit, KeyboardInterrupt])
+def test_a_builder_that_would_end_the_program_is_called_once_and_harms_no_connection(ctxt, ends):
+    called = []
+
+    def build(value):
+        called.append(value)
+        raise ends("by the builder")
+
+    came = queue.Queue()
+    subscription = ctxt.monitor("b", came.put, notify_disconnect=True)
+    assert isinstance(came.get(timeout=PATIENCE_S), Disconnected)
+    assert came.get(timeout=PATIENCE_S) == 2.5
+    with pytest.raises(RemoteError, match="by the builder"):
+        ctxt.put("a", build, timeout=PATIENCE_S)
+    assert ctxt.get("a", timeout=PATIENCE_S) == 1.5
+    assert len(called) == 1
+    assert came.empty()
+    subscription.close()
 
 
 def test_a_builder_sees_the_present_value_without_marks_or_with_get_false_an_empty_one(ctxt):

@@ -196,6 +196,26 @@ class Boxes:
         return {"box:none": None, "box:bad": 5}.get(name, number(len(name))) if made else None
 
 
+def test_a_handler_that_would_end_the_program_harms_no_other_pv() -> None:
+    class Leaves:
+        def testChannel(self, name: str) -> bool:
+            if name == "test":
+                sys.exit("by testChannel")
+            return True
+
+        def makeChannel(self, name: str, peer: str) -> SharedPV:
+            if name == "make":
+                sys.exit("by makeChannel")
+            return number(3)
+
+    with Server(providers=[DynamicProvider("leaves", Leaves())], isolate=True) as server:
+        assert "no server answered" in nobody_has(server, "test")
+        with NativeClient(server.conf()) as client:
+            with pytest.raises(ApplianceError, match="no PV 'make'"):
+                client.get("make")
+            assert client.get("other")["value"] == 3
+
+
 def test_pvs_are_made_as_they_are_asked_for_on_another_thread() -> None:
     boxes = Boxes()
     with Server(providers=[DynamicProvider("boxes", boxes), {"static": number(9)}], isolate=True) as server:

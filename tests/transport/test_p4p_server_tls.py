@@ -184,7 +184,7 @@ def test_no_password_is_in_what_a_server_tells(tmp_path: Path, caplog: Any) -> N
     conf = {**QUIET, "EPICS_PVAS_TLS_KEYCHAIN": f"{file};secretive"}
     with caplog.at_level(logging.DEBUG), Server(providers=[], useenv=False, conf=conf) as server:
         assert server.conf()["EPICS_PVAS_TLS_KEYCHAIN"] == file
-        assert "secretive" not in server.tostr(5) + repr(server.conf())
+        assert "secretive" not in server.tostr(5) + repr(server.conf()) + repr(vars(server._S))
     assert "secretive" not in caplog.text
 
 

@@ -105,8 +105,9 @@ class ClientProvider:
 
     def __init__(self, provider: str, conf: Mapping[str, str] | None = None, useenv: bool = True) -> None:
         self._closed = True
-        effective, self._variables = _settings(provider, conf, useenv=useenv)
-        self._effective = effective
+        self._effective, variables = _settings(provider, conf, useenv=useenv)
+        # No more of them: the variable of the keychain may have the password in it.
+        self._password_file = variables.get(_SECRET, "")
         self._requests: dict[str, Request] = {}
         self._closed = False
         self.is_abandoned = False
@@ -141,8 +142,8 @@ class ClientProvider:
             return {}
         lines = (line.partition("=") for line in self._effective.render(client=True).splitlines())
         found = {name: value for name, _, value in lines if name.startswith("EPICS_")}
-        if found.pop(_SECRET, None) and (path := self._variables.get(_SECRET)):
-            found[_SECRET] = path
+        if found.pop(_SECRET, None) and self._password_file:
+            found[_SECRET] = self._password_file
         return found
 
     def request(self, request: AnyRequest) -> Request:

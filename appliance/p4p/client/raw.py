@@ -23,6 +23,7 @@ from appliance.p4p.client._requests import RPC, Ask, Build, Get, Put, Request
 from appliance.p4p.nt import buildNT
 from appliance.p4p.wrapper import Type, Value
 from appliance.pvdata.value import Value as NativeValue
+from appliance.threads import ends_program
 
 __all__ = [
     "Cancelled",
@@ -129,8 +130,10 @@ class Operation:
             elif answer is not None:
                 answer = self._unwrap(Value._of(answer))
             handler(answer)
-        except Exception:  # noqa: BLE001 - a fault of the program's function must not harm others
+        except BaseException as error:  # a fault of the program's function must not harm others
             _log.exception("the handler of an operation on %s failed", self._name)
+            if ends_program(error):
+                raise
 
     @property
     def name(self) -> str:
@@ -218,8 +221,10 @@ class Subscription:
     def _event(self) -> None:
         try:
             self.handler()
-        except Exception:  # noqa: BLE001 - a fault of the program's function must not harm others
+        except BaseException as error:  # a fault of the program's function must not harm others
             _log.exception("the handler of the subscription to %s failed", self._feed.name)
+            if ends_program(error):
+                raise
 
     def pop(self) -> Any:
         """Return the next update, an exception that says what happened, or None if nothing waits."""

@@ -17,6 +17,7 @@ from appliance.p4p.client.raw import AnyArgument, argument, putter
 from appliance.p4p.util import WorkQueue, _defaultWorkQueue
 from appliance.p4p.wrapper import Type, Value
 from appliance.pvdata.value import Value as NativeValue
+from appliance.threads import ends_program
 
 __all__ = [
     "Cancelled",
@@ -128,11 +129,13 @@ class Subscription:
                 else:
                     self._news(item)
             self._Q.push(self._work)
-        except Exception:  # noqa: BLE001 - a fault of the program's function must not harm others
+        except BaseException as error:  # a fault of the program's function must not harm others
             _log.exception(
                 "the callback of the subscription to %s failed, so the subscription ends", self.name
             )
             self.close()
+            if ends_program(error):
+                raise
 
     def _news(self, item: Any) -> None:
         if self._notify_disconnect:
@@ -203,7 +206,13 @@ class Context(raw.Context):
         results = []
         for index, result in enumerate(answers.results):
             if type(result) is NativeValue:
-                results.append(unwrap(Value._of(result)))
+                try:
+                    results.append(unwrap(Value._of(result)))
+                except Exception as error:
+                    if throw:
+                        raise
+                    # Another server's fault must not take away what the others have answered.
+                    results.append(error)
             elif not complete and answers.pending(index):
                 late = TimeoutError(f"{asks[index].name}: timeout after {timeout:g} s: {answers.why(index)}")
                 if throw:

@@ -126,11 +126,14 @@ class NTEnum(NTBase):
             >>> NTEnum().unwrap(NTEnum().wrap("on", choices=["off", "on"]))
             ntenum(1, on)
         """
-        if value.changed("value.choices"):
-            self._choices = value["value.choices"]
+        # One object often serves many PVs. The texts of another one count only where the value itself has none.
+        choices = value["value.choices"]
+        if choices or value.changed("value.choices"):
+            self._choices = choices
+        else:
+            choices = self._choices
         index = value["value.index"]
         made = ntenum(index)._store(value)
-        choices = self._choices
         if -len(choices) <= index < len(choices):
             made.choice = choices[index]
         return made

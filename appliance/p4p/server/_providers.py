@@ -131,7 +131,7 @@ class DynamicProvider:
         answer: Any = False
         try:
             answer = self.handler.testChannel(name)
-        except Exception:  # noqa: BLE001 - as p4p: such a name is not there
+        except BaseException:  # noqa: BLE001 - as p4p: such a name is not there
             _log.exception("testChannel(%.256r) failed", name)
         engine().soon(self._tested, name, answer)
 
@@ -151,7 +151,7 @@ class DynamicProvider:
         """Return the PV that the handler makes, if it makes one."""
         try:
             pv = self.handler.makeChannel(name, peer)
-        except Exception:  # noqa: BLE001 - as p4p: another provider may have the PV
+        except BaseException:  # noqa: BLE001 - as p4p: another provider may have the PV
             _log.exception("makeChannel(%.256r) failed", name)
             return None
         if isinstance(pv, SharedPV):

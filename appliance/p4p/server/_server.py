@@ -78,11 +78,17 @@ class Server:
         if self._end is not None:
             raise RuntimeError("the server is running, or was stopped; make a new one")
         running = self._engine = engine()
+        variables = self._variables
+        # The variable of the keychain may have the password in it, which nobody needs any more.
+        self._variables = {
+            name: value.partition(";")[0] if name.endswith("_TLS_KEYCHAIN") else value
+            for name, value in variables.items()
+        }
         stack = self._stack
         self._end = finalize(self, _stop, running, stack, self._providers, wait=False)
         self._end.atexit = False
         try:
-            self._native = running.run(_start(stack, self._effective, self._variables, self._providers))
+            self._native = running.run(_start(stack, self._effective, variables, self._providers))
         except BaseException as error:
             self.stop()
             if isinstance(error, ApplianceError):
@@ -144,8 +150,7 @@ class Server:
         for prefix in ("EPICS_PVAS_", "EPICS_PVA_"):
             name = f"{prefix}TLS_KEYCHAIN"
             if name in variables:
-                # The variable may have the password in it.
-                settings[name] = variables[name].partition(";")[0]
+                settings[name] = variables[name]
             for rest in _TLS_COPIED:
                 if prefix + rest in variables:
                     settings[prefix + rest] = variables[prefix + rest]

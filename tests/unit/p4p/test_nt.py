@@ -171,6 +171,18 @@ def test_an_update_of_an_enum_needs_only_its_number() -> None:
     assert helper.unwrap(update).choice == "on"
 
 
+def test_an_enum_has_its_own_texts_and_not_those_of_another_pv_that_one_context_reads() -> None:
+    reader = nt.buildNT()
+    door = nt.NTEnum().wrap(0, choices=["open", "closed"])
+    switch = nt.NTEnum().wrap(0, choices=["off", "on"])
+    assert [str(reader.unwrap(value)) for value in (switch, door)] == ["off", "open"]
+    # Updates bring only the number; the rest of the value is as before.
+    for value in (switch, door):
+        value.unmark()
+        value["value.index"] = 1
+    assert [str(reader.unwrap(value)) for value in (switch, door)] == ["on", "closed"]
+
+
 def test_an_enum_is_wrapped_from_both_kinds_of_dict() -> None:
     assert nt.NTEnum().wrap({"index": 1, "choices": ["X", "Y"]}).value.index == 1
     value = nt.NTEnum(display=True, extra=[("note", "s")]).wrap({"value.choices": ["X"], "note": "text"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 
 import pytest
@@ -54,6 +55,29 @@ def test_an_error_of_a_call_is_logged_and_the_next_call_is_made(caplog: pytest.L
         queue.push(done.set)
         assert done.wait(30)
     assert "the handler's defect" in caplog.text
+
+
+@pytest.mark.parametrize("ends", [SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_what_would_end_a_program_does_not_end_a_thread_of_the_queue(
+    ends: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    done = threading.Event()
+
+    def bad() -> None:
+        raise ends("by a handler")
+
+    with caplog.at_level(logging.ERROR, logger="appliance.p4p"), ThreadedWorkQueue() as queue:
+        queue.push(bad)
+        queue.push(done.set)
+        assert done.wait(30)
+    assert "by a handler" in caplog.text
+
+
+def test_a_program_that_makes_the_calls_itself_can_be_ended_by_one() -> None:
+    queue = WorkQueue()
+    queue.push(lambda: sys.exit(3))
+    with pytest.raises(SystemExit):
+        queue.handle()
 
 
 def test_what_was_called_does_not_live_on_in_the_thread() -> None:
