@@ -207,7 +207,10 @@ def ends_program(error: BaseException) -> bool:
     Args:
         error: What was raised here.
     """
-    return not isinstance(error, Exception) and threading.current_thread() is threading.main_thread()
+    return (
+        isinstance(error, (KeyboardInterrupt, SystemExit))
+        and threading.current_thread() is threading.main_thread()
+    )
 
 
 def hold_at_end() -> None:

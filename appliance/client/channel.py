@@ -88,8 +88,14 @@ class Waiter:
 
     def error(self, error: Exception) -> None:
         """Deliver the error."""
-        if not self.future.done():
-            self.future.set_exception(error)
+        if self.future.done():
+            return
+        if isinstance(error, StopIteration):
+            # No future takes it. As Python does for a coroutine that raises it (PEP 479):
+            wrapped = RuntimeError("a function of the caller raised StopIteration")
+            wrapped.__cause__ = error
+            error = wrapped
+        self.future.set_exception(error)
 
 
 class ChannelRequest:

@@ -192,11 +192,14 @@ class PutRequest(ChannelRequest):
             self.fail(error)
             return
         except BaseException as error:
-            # sys.exit() or an interrupt: the request must not begin anew on another connection.
+            # sys.exit(), an interrupt, a cancellation: the request must not begin anew on another connection.
             self.fail(
                 OperationError(f"{self.channel.name}: the function that makes the value raised {error!r}")
             )
-            if threading.current_thread() is threading.main_thread():
+            if (
+                isinstance(error, (KeyboardInterrupt, SystemExit))
+                and threading.current_thread() is threading.main_thread()
+            ):
                 raise
             return
         self.sent = True

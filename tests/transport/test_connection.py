@@ -19,6 +19,7 @@ from appliance.client import Connected, Context, Disconnected, Monitor
 from appliance.client.end import Timings
 from appliance.errors import (
     ChannelClosedError,
+    OperationError,
     OperationTimeoutError,
     PVDataError,
     RemoteError,
@@ -392,6 +393,14 @@ async def test_a_function_of_the_caller_that_fails_hurts_only_its_own_put(
             await ctx.put("c:pv", lambda present: 1 / 0)
         with pytest.raises(PVDataError):
             await ctx.put("c:pv", {"value": [1, 2]})
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            await ctx.put("c:pv", lambda present: next(iter(())), timeout=30)
+
+        def cancel(present: Value) -> Value:
+            raise asyncio.CancelledError
+
+        with pytest.raises(OperationError, match="CancelledError"):
+            await ctx.put("c:pv", cancel, timeout=30)
         pvs["c:pv"].post(2.0)
         assert await updates.get() == 2.0
         assert len(ctx._links.by_address) == 1

@@ -521,6 +521,13 @@ def test_forever_ends_with_an_interrupt() -> None:
     assert (out.splitlines()[-1], process.returncode) == ("ended", 0)
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_server_operation_that_a_program_makes_is_a_type_error_and_no_more() -> None:
+    with pytest.raises(TypeError):
+        ServerOperation()  # type: ignore[call-arg]
+    gc.collect()
+
+
 def test_public_names() -> None:
     assert DynamicProvider.NotYet == b"nocache"
     public: list[Callable[..., Any]] = [

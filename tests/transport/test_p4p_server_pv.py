@@ -454,6 +454,17 @@ def test_an_error_in_a_handler_is_told_and_logged_and_the_next_request_is_handle
         client.put("pv", 1)
 
 
+def test_a_text_of_an_error_that_no_message_can_carry_is_written_out() -> None:
+    pv = SharedPV(nt=D, initial=1.0)
+
+    @pv.put
+    def put(pv: SharedPV, op: Any) -> None:
+        op.done(error="bad: \ud800")
+
+    with served(pv=pv) as client, pytest.raises(OperationError, match=r"bad: \\ud800"):
+        client.put("pv", 1)
+
+
 def test_a_pv_without_handlers_is_read_only() -> None:
     with served(
         pv=SharedPV(nt=D, initial=1.0), base=SharedPV(nt=D, initial=1.0, handler=Handler())

@@ -159,6 +159,11 @@ class ServerOperation:
                 raise TypeError(f"error must be a text, not {type(error).__name__}")
             if not error:
                 raise ValueError("the text of an error must not be empty")
+            try:
+                error.encode("utf-8", "surrogateescape")
+            except UnicodeEncodeError:
+                # It could not be sent, and the client would wait for ever.
+                error = error.encode("utf-8", "backslashreplace").decode()
         elif value is not None:
             if not isinstance(value, Value):
                 raise TypeError(f"the result of an RPC must be a Value, not {type(value).__name__}")
@@ -187,7 +192,7 @@ class ServerOperation:
 
     def __del__(self) -> None:
         # This may run at any time and on any thread: it must take no lock.
-        if not self._is_open:
+        if not getattr(self, "_is_open", False):  # it was never made in full
             return
         _ended.append(None)
         if self._operation.alive:
