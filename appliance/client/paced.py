@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from numbers import Real
 from typing import Any
 
 from appliance.client.channel import Channel, ChannelRequest
@@ -29,6 +28,8 @@ def checked_rate(rate: Any, argument: str) -> float | None:
     """
     if rate is None:
         return None
+    from numbers import Real
+
     wanted = f"{argument} is a number of updates per second above 0, or None for all updates"
     if type(rate) is bool or not isinstance(rate, Real):
         raise TypeError(f"{wanted}; it cannot be {type(rate).__name__}")

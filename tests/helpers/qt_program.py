@@ -146,6 +146,9 @@ def a_put_that_gets_no_answer_ends_in_time(site):
         assert str(window.got[0]) == "nowhere: timeout after 0.05 s"
         app.processEvents()
         assert len(window.got) == 1
+        ctxt.rpc("nowhere", None, window.show, timeout=0.05)  # nobody keeps it
+        wait_for(lambda: len(window.got) == 2)
+        assert window.kinds[1] is Late
 
 
 def a_later_put_cancels_the_earlier_one(site):

@@ -81,7 +81,11 @@ class _Post(QObject):  # type: ignore[misc]  # Qt's classes have no types that a
     def _wake(self) -> None:
         if not self._posted:
             self._posted = True
-            QCoreApplication.postEvent(self, QEvent(QEvent.Type.User))
+            try:
+                QCoreApplication.postEvent(self, QEvent(QEvent.Type.User))
+            except RuntimeError as error:  # the program ends, and Qt is gone
+                _log.debug("nobody is told any more: %s", error)
+                self._waiting.clear()
 
     @exceptionGuard
     def customEvent(self, event: Any) -> None:
@@ -114,6 +118,7 @@ class Operation(QObject):  # type: ignore[misc]
         self._name = ""
         self._timeout = timeout
         self._done = False
+        self._told: Callable[[Any], None] | None = None
         self._timer = None if timeout is None else self.startTimer(ceil(timeout * 1000))
 
     def close(self) -> None:
@@ -123,8 +128,11 @@ class Operation(QObject):  # type: ignore[misc]
 
     @exceptionGuard
     def timerEvent(self, event: Any) -> None:
-        """End: there was no answer in time."""
-        self._finish(TimeoutError(f"{self._name}: timeout after {self._timeout:g} s"))
+        """Note that there was no answer in time."""
+        self.killTimer(self._timer)
+        self._timer = None
+        if self._told is not None:  # later: it may be gone after its end, and Qt is still in it here
+            self._told(TimeoutError(f"{self._name}: timeout after {self._timeout:g} s"))
 
     def _finish(self, answer: Any) -> None:
         if self._done:
@@ -325,6 +333,7 @@ class Context(raw.Context):
         def told(answer: Any) -> None:
             post.soon(target, Operation._finish, answer)
 
+        operation._told = told
         return operation, told
 
     def monitor(  # type: ignore[override]
