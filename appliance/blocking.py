@@ -19,6 +19,7 @@ import sys
 import weakref
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Self, TypeVar, overload
 
 from appliance.api import Context as _Context
@@ -266,16 +267,34 @@ class Context:
 
     @overload
     def monitor(
-        self, name: str, request: str = "", *, notify: Literal[False] = ..., server: Address | None = ...
+        self,
+        name: str,
+        request: str = "",
+        *,
+        notify: Literal[False] = ...,
+        server: Address | None = ...,
+        max_rate: float | None = ...,
     ) -> Monitor[Value]: ...
 
     @overload
     def monitor(
-        self, name: str, request: str = "", *, notify: bool, server: Address | None = ...
+        self,
+        name: str,
+        request: str = "",
+        *,
+        notify: bool,
+        server: Address | None = ...,
+        max_rate: float | None = ...,
     ) -> Monitor[Value | Connected | Disconnected]: ...
 
     def monitor(
-        self, name: str, request: str = "", *, notify: bool = False, server: Address | None = None
+        self,
+        name: str,
+        request: str = "",
+        *,
+        notify: bool = False,
+        server: Address | None = None,
+        max_rate: float | None = None,
     ) -> Monitor[Any]:
         """Subscribe to a PV's updates; the first one is the present value.
 
@@ -287,6 +306,9 @@ class Context:
             notify: Whether the monitor also reports when the server is connected (`Connected`) and when it is lost
                 (`appliance.client.Disconnected`).
             server: The server of the PV; if it is missing, the PV is searched for.
+            max_rate: Updates per second at most; None for all. The first update comes at once. What comes faster is merged,
+                and the latest value comes as soon as its time has come. The loss of the server is told at once, after the
+                latest value.
 
         Returns:
             The subscription: an iterator, and a context manager that ends it.
@@ -294,6 +316,8 @@ class Context:
         Raises:
             ChannelClosedError: The context is closed.
             PVRequestError: The pvRequest cannot be parsed.
+            TypeError: ``max_rate`` is no number.
+            ValueError: ``max_rate`` is not above 0.
 
         Example:
             >>> with ctx.monitor("demo:setpoint") as updates:
@@ -304,12 +328,13 @@ class Context:
             ...         ctx.put("demo:setpoint", 5.0)
             4.0
             5.0
+            >>> with ctx.monitor("demo:temperature", max_rate=10) as updates:  # ten per second at most
+            ...     updates.read(timeout=30.0)["value"]
+            21.5
         """
-        updates: _Monitor[Any] = self._engine.call(self._subscribe, name, request, notify, server)
+        subscribe = partial(self._context.monitor, notify=notify, server=server, max_rate=max_rate)
+        updates: _Monitor[Any] = self._engine.call(subscribe, name, request)
         return Monitor(self, name, updates)
-
-    def _subscribe(self, name: str, request: str, notify: bool, server: Address | None) -> _Monitor[Any]:
-        return self._context.monitor(name, request, notify=notify, server=server)
 
     def discover(self, *, ping: bool = True, timeout: float | None = None) -> Iterator[Discovered]:
         """Yield news of servers until the caller stops.

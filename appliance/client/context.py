@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self, overload
 
 from appliance.client.channel import Channel, Waiter
@@ -14,6 +15,7 @@ from appliance.client.end import DEFAULT_TIMINGS, ClientEnd, ServerAddress, Timi
 from appliance.client.link import ServerLink
 from appliance.client.links import Links
 from appliance.client.monitor import Connected, Disconnected, Monitor
+from appliance.client.paced import PacedMonitor, checked_rate
 from appliance.client.requests import (
     Batch,
     FieldRequest,
@@ -496,6 +498,7 @@ class Context:
         notify: Literal[False] = ...,
         server: Address | None = ...,
         on_update: Callable[[Any], None] | None = ...,
+        max_rate: float | None = ...,
     ) -> Monitor[Value]: ...
 
     @overload
@@ -507,6 +510,7 @@ class Context:
         notify: bool,
         server: Address | None = ...,
         on_update: Callable[[Any], None] | None = ...,
+        max_rate: float | None = ...,
     ) -> Monitor[Value | Connected | Disconnected]: ...
 
     def monitor(
@@ -517,6 +521,7 @@ class Context:
         notify: bool = False,
         server: Address | None = None,
         on_update: Callable[[Any], None] | None = None,
+        max_rate: float | None = None,
     ) -> Monitor[Any]:
         """Subscribe to a PV's updates; the first one is the present value.
 
@@ -530,6 +535,9 @@ class Context:
             server: The server of the PV; if it is missing, the PV is searched for.
             on_update: Called on the event loop with each update; replaces the monitor's iterator. The last call brings the
                 ApplianceError that ended the subscription.
+            max_rate: Updates per second at most; None for all. The first update comes at once. What comes faster is merged,
+                and the latest value comes as soon as its time has come. The loss of the server is told at once, after the
+                latest value.
 
         Returns:
             The subscription: an asynchronous iterator, and a context manager that ends it.
@@ -537,6 +545,8 @@ class Context:
         Raises:
             ChannelClosedError: The context is not open.
             PVRequestError: The pvRequest cannot be parsed.
+            TypeError: ``max_rate`` is no number.
+            ValueError: ``max_rate`` is not above 0.
 
         Example:
             >>> async with ctx.monitor("demo:setpoint") as updates:
@@ -547,11 +557,16 @@ class Context:
             ...         await ctx.put("demo:setpoint", 5.0)
             4.0
             5.0
+            >>> async with ctx.monitor("demo:temperature", max_rate=10) as updates:  # ten per second at most
+            ...     (await anext(updates))["value"]
+            21.5
         """
+        rate = checked_rate(max_rate, "max_rate")
         prepared, options = self._prepared(request)
         size = options.get("queueSize", "")
         channel = self.channel(name, server)
-        monitor: Monitor[Any] = Monitor(
+        made: Callable[..., Monitor[Any]] = Monitor if rate is None else partial(PacedMonitor, max_rate=rate)
+        monitor = made(
             channel,
             prepared,
             queue_size=int(size) if size.isdecimal() else DEFAULT_QUEUE_SIZE,

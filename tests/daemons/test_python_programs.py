@@ -46,7 +46,7 @@ PAGE = "docs/how-to/python-programs.md"
 
 def test_the_pages_have_the_programs_that_are_tried_here() -> None:
     assert list(programs("README.md")) == ["README.md"]
-    assert sorted(programs(PAGE)) == ["client", "script", "server", "settings", "who"]
+    assert sorted(programs(PAGE)) == ["client", "display", "script", "server", "settings", "who"]
 
 
 # -- in the quick start ----------------------------------------------------------------------------------
@@ -110,6 +110,7 @@ def test_readmes_program_reads_writes_and_watches_over_tls(stack: Path) -> None:
     ("name", "until"),
     [
         ("client", r"update \d"),
+        ("display", r"show \d"),
         ("script", r"update \d"),
         ("who", r"True softioc"),
         ("settings", r"(?m)^\d[\d.]*\n"),

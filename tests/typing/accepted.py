@@ -62,7 +62,7 @@ async def watch(ctx: Context) -> None:
         async for value in updates:
             assert_type(value, Value)
             break
-    async with ctx.monitor("demo:temperature", notify=True) as news:
+    async with ctx.monitor("demo:temperature", notify=True, max_rate=10) as news:
         async for item in news:
             if isinstance(item, Connected):
                 print(item.server)
@@ -136,7 +136,7 @@ def script() -> None:
         assert_type(ctx.get("demo:temperature"), Value)
         assert_type(ctx.get(["demo:temperature"]), list[Value])
         ctx.put("demo:setpoint", 4.5)
-        with ctx.monitor("demo:temperature") as updates:
+        with ctx.monitor("demo:temperature", max_rate=0.5) as updates:
             assert_type(updates, blocking.Monitor[Value])
             assert_type(updates.read(timeout=2.0), Value)
             for value in updates:

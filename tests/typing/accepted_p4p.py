@@ -44,7 +44,7 @@ def main() -> None:
                 return
             ctxt.put(["demo:pv"], [1.0], throw=False)
             ctxt.rpc("demo:add", NTURI([("lhs", "d")]).wrap("demo:add", kws={"lhs": 1.0}))
-            subscription = ctxt.monitor("demo:pv", show, notify_disconnect=True)
+            subscription = ctxt.monitor("demo:pv", show, notify_disconnect=True, limitHz=10)
             subscription.close()
             print(value)
     quickRPCServer(provider="adder", prefix="demo:", target=Adder(), isolate=True)

@@ -13,6 +13,7 @@ from appliance.client.crowd import REST_S
 from appliance.client.link import ServerLink
 from appliance.client.monitor import _END, FLAPS, Monitor
 from appliance.client.monitor import Disconnected as Lost
+from appliance.client.paced import Pace, Paced
 from appliance.errors import ChannelClosedError
 from appliance.p4p._errors import Disconnected, Finished, RemoteError
 from appliance.p4p.client._requests import Request
@@ -42,6 +43,7 @@ class Feed:
         name: The PV's name.
         request: The pvRequest; ``queueSize`` and ``pipeline`` have effect here.
         soon: Calls a function on the event loop.
+        rate: Updates per second at most; None for all.
     """
 
     __slots__ = (
@@ -51,7 +53,9 @@ class Feed:
         "_limit",
         "_lock",
         "_monitor",
+        "_rate",
         "_reader",
+        "_size",
         "_soon",
         "_stale",
         "_told",
@@ -60,13 +64,18 @@ class Feed:
         "request",
     )
 
-    def __init__(self, reader: Reader, name: str, request: Request, soon: Soon) -> None:
+    def __init__(
+        self, reader: Reader, name: str, request: Request, soon: Soon, rate: float | None = None
+    ) -> None:
         self._reader: ReferenceType[Reader] = ref(reader)
         self.name = name
         self.request = request
         self._soon = soon
         size = request.options.get("queueSize", "")
-        self._limit = max(2, int(size) if size.isdecimal() else DEFAULT_QUEUE_SIZE)
+        self._size = max(2, int(size) if size.isdecimal() else DEFAULT_QUEUE_SIZE)
+        self._rate = rate
+        self._limit = self._size if rate is None else 1
+        """Values that wait for the reader. With a rate it is one: a reader that was late must not get several at once."""
         self._credit = truth(request.options.get("pipeline")) is True
         self._items: deque[NativeValue | Exception] = deque()
         self._lock = Lock()
@@ -86,7 +95,12 @@ class Feed:
             channel = native.channel(self.name)
         except ChannelClosedError:
             return  # the Context was closed meanwhile
-        self._monitor = _Monitor(self, channel, self.request.value, self._limit, pipeline=self._credit)
+        request, size, credit, rate = self.request.value, self._size, self._credit, self._rate
+        self._monitor = (
+            _Monitor(self, channel, request, size, pipeline=credit)
+            if rate is None
+            else _PacedMonitor(self, channel, request, size, pipeline=credit, rate=rate)
+        )
         channel.add(self._monitor)
 
     def add(self, item: NativeValue | Exception) -> None:
@@ -105,7 +119,7 @@ class Feed:
                 items[-1] = item
                 monitor = self._monitor
                 if monitor is not None:
-                    monitor.rest()
+                    monitor.merged()
                 return
             if len(items) >= self._limit + FLAPS:
                 items.popleft()
@@ -186,7 +200,7 @@ class _Monitor(Monitor[Any]):
         assert kind is not None
         self._feed.add(NativeValue.from_store(kind, store, bits))
 
-    def rest(self) -> None:
+    def merged(self) -> None:
         """Read nothing of this server for a moment: the readers need the time, and what came would only be merged."""
         link = self.channel.link
         if isinstance(link, ServerLink) and link.stream is not None:
@@ -199,3 +213,19 @@ class _Monitor(Monitor[Any]):
             self._feed.add(Finished())
         elif isinstance(item, Exception) and not isinstance(item, ChannelClosedError):
             self._feed.add(RemoteError(str(item).removeprefix(f"{self.channel.name}: ")))
+
+
+class _PacedMonitor(Paced[Any], _Monitor):
+    """A native subscription that fills a feed no faster than it should."""
+
+    __slots__ = ("_pace",)
+
+    def __init__(
+        self, feed: Feed, channel: Any, request: NativeValue, size: int, *, pipeline: bool, rate: float
+    ) -> None:
+        super().__init__(feed, channel, request, size, pipeline=pipeline)
+        self._pace = Pace(channel.end.clock, rate, feed.add)
+
+    def merged(self) -> None:
+        """Grant the server another update, for the one that the reader will not take."""
+        self._merged()

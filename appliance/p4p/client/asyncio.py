@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Self
 
 from appliance.client.channel import ChannelRequest, Waiter
+from appliance.client.paced import checked_rate
 from appliance.p4p._errors import Cancelled, Disconnected, Finished, RemoteError, TimeoutError
 from appliance.p4p.client import raw
 from appliance.p4p.client._feed import Feed
@@ -243,6 +244,7 @@ class Context(raw.Context):
         cb: Callable[[Any], Awaitable[object]],
         request: AnyRequest = None,
         notify_disconnect: bool = False,
+        limitHz: float | None = None,
     ) -> Subscription:
         """Subscribe to a PV. The event loop must be running.
 
@@ -251,9 +253,15 @@ class Context(raw.Context):
             cb: A coroutine function, which is called with each update, one after the other.
             request: The pvRequest, such as ``record[queueSize=10]``.
             notify_disconnect: Whether ``cb`` also gets Disconnected, RemoteError and Finished. It begins with Disconnected.
+            limitHz: Updates per second at most, as p4p's client for Qt has it; None for all. The first comes at once, what comes
+                faster is merged, and the latest comes as soon as its time has come.
 
         Returns:
             The subscription.
+
+        Raises:
+            TypeError: ``limitHz`` is no number.
+            ValueError: ``limitHz`` is not above 0.
 
         Example:
             >>> updates = asyncio.Queue()
@@ -261,13 +269,18 @@ class Context(raw.Context):
             >>> float(await updates.get())
             21.5
             >>> subscription.close()
+            >>> subscription = ctxt.monitor("demo:temperature", updates.put, limitHz=10)  # ten per second at most
+            >>> float(await updates.get())
+            21.5
+            >>> subscription.close()
         """
         if not inspect.iscoroutinefunction(cb):
             raise AssertionError("monitor callback must be coroutine")
+        rate = checked_rate(limitHz, "limitHz")
         provider = self._open()
         feed_request = provider.request(request)
         subscription = Subscription(provider.name(name), cb, notify_disconnect=notify_disconnect)
-        subscription._begin(provider, feed_request, self._nt.unwrap)
+        subscription._begin(provider, feed_request, self._nt.unwrap, rate)
         return subscription
 
 
@@ -290,9 +303,11 @@ class Subscription:
         self._E = asyncio.Event()
         self._T: asyncio.Task[None] | None = None
 
-    def _begin(self, provider: LoopProvider, request: Any, unwrap: Callable[[Any], Any]) -> None:
+    def _begin(
+        self, provider: LoopProvider, request: Any, unwrap: Callable[[Any], Any], rate: float | None
+    ) -> None:
         self._unwrap = unwrap
-        self._S = Feed(self, self.name, request, _now)
+        self._S = Feed(self, self.name, request, _now, rate)
         self._T = create_task(self._handle(provider, self._S))
 
     def __enter__(self) -> Self:

@@ -10,6 +10,7 @@ from weakref import ref
 
 from appliance.client.channel import ChannelRequest, Waiter
 from appliance.client.context import Context as NativeContext
+from appliance.client.paced import checked_rate
 from appliance.p4p._errors import Cancelled, Disconnected, Finished, RemoteError
 from appliance.p4p.client._feed import Feed
 from appliance.p4p.client._provider import (
@@ -200,6 +201,7 @@ class Subscription:
         nt: The unwrapper of the Context.
         handler: Called without arguments when something waits.
         pvRequest: The pvRequest.
+        limitHz: Updates per second at most; None for all.
     """
 
     def __init__(
@@ -209,13 +211,15 @@ class Subscription:
         nt: Any,
         handler: Callable[[], object],
         pvRequest: Request | None = None,
+        limitHz: float | None = None,
     ) -> None:
+        rate = checked_rate(limitHz, "limitHz")
         self.context = context
         self.handler = handler
         self.done = False
         """Whether the last update was read."""
         self._nt = nt
-        self._feed = Feed(self, name, pvRequest or context.request(None), context.soon)
+        self._feed = Feed(self, name, pvRequest or context.request(None), context.soon, rate)
         context.soon(self._feed.begin, context.native)
 
     def _event(self) -> None:
@@ -442,7 +446,7 @@ class Context:
             name: The PV's name.
             handler: Called without arguments when updates wait, which ``pop()`` of the subscription returns.
             request: The pvRequest, such as ``record[queueSize=10]``.
-            kws: For `Subscription`.
+            kws: For `Subscription`, such as ``limitHz=10.0``.
 
         Returns:
             A Subscription. It ends when nobody refers to it any more.

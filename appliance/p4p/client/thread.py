@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Self
 
+from appliance.client.paced import checked_rate
 from appliance.p4p._errors import Cancelled, Disconnected, Finished, RemoteError, TimeoutError
 from appliance.p4p.client import raw
 from appliance.p4p.client._feed import Feed
@@ -67,10 +68,10 @@ class Subscription:
         # forgets its subscription may have updates for a while.
         self._work: Callable[[], None] = self._handle
 
-    def _begin(self, request: AnyRequest) -> None:
+    def _begin(self, request: AnyRequest, limitHz: float | None = None) -> None:
         provider = self._provider
         name = provider.name(self.name)
-        feed = self._S = Feed(self, name, provider.request(request), provider.soon)
+        feed = self._S = Feed(self, name, provider.request(request), provider.soon, limitHz)
         if self._notify_disconnect:
             # Every subscription begins without a connection.
             self._Q.push_wait(partial(self._cb, Disconnected()))
@@ -371,6 +372,7 @@ class Context(raw.Context):
         request: AnyRequest = None,
         notify_disconnect: bool = False,
         queue: WorkQueue | None = None,
+        limitHz: float | None = None,
     ) -> Subscription:
         """Subscribe to a PV.
 
@@ -380,9 +382,15 @@ class Context(raw.Context):
             request: The pvRequest, such as ``record[queueSize=10]``.
             notify_disconnect: Whether ``cb`` also gets Disconnected, RemoteError and Finished. It begins with Disconnected.
             queue: The work queue; by default that of the Context, or one that is shared by many.
+            limitHz: Updates per second at most, as p4p's client for Qt has it; None for all. The first comes at once, what comes
+                faster is merged, and the latest comes as soon as its time has come.
 
         Returns:
             The subscription. It ends when nobody refers to it any more.
+
+        Raises:
+            TypeError: ``limitHz`` is no number.
+            ValueError: ``limitHz`` is not above 0.
 
         Example:
             >>> from queue import Queue
@@ -391,9 +399,14 @@ class Context(raw.Context):
             >>> float(updates.get(timeout=30))
             21.5
             >>> subscription.close()
+            >>> subscription = ctxt.monitor("demo:temperature", updates.put, limitHz=10)  # ten per second at most
+            >>> float(updates.get(timeout=30))
+            21.5
+            >>> subscription.close()
         """
+        rate = checked_rate(limitHz, "limitHz")
         subscription = Subscription(self, name, cb, notify_disconnect=notify_disconnect, queue=queue)
-        subscription._begin(request)
+        subscription._begin(request, rate)
         return subscription
 
 

@@ -255,7 +255,6 @@ def test_the_version_stays_a_version_when_its_module_is_imported(folder):
         ("asLib", "the gateway pvagw applies access security files"),
         ("asLib.pvlist", "the gateway pvagw applies access security files"),
         ("disect", "tracemalloc"),
-        ("client.Qt", "use p4p.client.thread, and let its callbacks emit a Qt signal"),
         ("client.cothread", "use p4p.client.thread, or p4p.client.asyncio"),
         ("server.cothread", "use server.thread or server.asyncio"),
         ("test", "here p4p is appliance.p4p, which has no such module"),
