@@ -41,7 +41,7 @@ from appliance.cms.policy import Names, Policy
 from appliance.cms.publisher import Publisher, StatusPV
 from appliance.cms.rows import shown_schedule
 from appliance.cms.schema import certs
-from appliance.cms.store import CertRecord, StoreError, Transaction
+from appliance.cms.transaction import CertRecord, StoreError, Transaction
 from appliance.config.zones import time_zone
 from appliance.errors import ApplianceError, ConfigurationError, RequestRefused, TokenRefused
 from appliance.pva.commands import CMD_RPC

@@ -18,6 +18,7 @@ from appliance.certs.x509 import authority_name, serial_number
 from appliance.cms.audit import prune_audit
 from appliance.cms.backup import Backups, find_damage
 from appliance.cms.config import CMSConfig, CMSSettings
+from appliance.cms.dialect import is_sqlite
 from appliance.cms.health import Health
 from appliance.cms.issuing import Issuing, TokenVerifier
 from appliance.cms.journal import Journal, OthersJournal
@@ -44,7 +45,7 @@ from appliance.cms.setup import (
     say,
     self_test,
 )
-from appliance.cms.store import Store, is_sqlite
+from appliance.cms.store import Store
 from appliance.config.networks import Networks
 from appliance.config.pva import ServerConfig
 from appliance.errors import ApplianceError, ConfigurationError
