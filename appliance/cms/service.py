@@ -23,9 +23,10 @@ from appliance.cms.health import Health
 from appliance.cms.issuing import Issuing, TokenVerifier
 from appliance.cms.journal import Journal, OthersJournal
 from appliance.cms.lifecycle import Lifecycle
+from appliance.cms.listing import ListPV
 from appliance.cms.policy import CertificateGate, Names, Policy, read_acf
 from appliance.cms.publisher import Publisher
-from appliance.cms.pvs import CMSSource, Counters, CreatePV, ListPV, StatusCommands, Tasks, root_value
+from appliance.cms.pvs import CMSSource, Counters, CreatePV, StatusCommands, Tasks
 from appliance.cms.replay import StoredReplay, TokenJournal
 from appliance.cms.schedule_pv import SchedulePV
 from appliance.cms.setup import (
@@ -46,6 +47,7 @@ from appliance.cms.setup import (
     self_test,
 )
 from appliance.cms.store import Store
+from appliance.cms.wire_types import root_value
 from appliance.config.networks import Networks
 from appliance.config.pva import ServerConfig
 from appliance.errors import ApplianceError, ConfigurationError
