@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from appliance.certs.profiles import build_ca, generate_key, subject_name
 from appliance.certs.status import CertState
 from appliance.cms.service import CertificateService
-from appliance.cms.store import CertRecord, Transaction
+from appliance.cms.transaction import CertRecord, Transaction
 from appliance.pva.typed import encode_typed
 from appliance.pvdata import Value
 from bench import hints, revocation, tokens

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from appliance.certs.status import CertState
 from appliance.cms.service import CertificateService
-from appliance.cms.store import CertRecord, Transaction
+from appliance.cms.transaction import CertRecord, Transaction
 from bench.wire import GET, MONITOR, Driver, begin, get_request, subscribed
 from tests.helpers.cms import Process, effective
 

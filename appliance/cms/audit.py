@@ -10,9 +10,11 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from appliance.cms.dialect import engine_for, is_sqlite
 from appliance.cms.model import SERVICE, posix
 from appliance.cms.schema import audit, meta
-from appliance.cms.store import Store, Transaction, engine_for, is_sqlite
+from appliance.cms.store import Store
+from appliance.cms.transaction import Transaction
 from appliance.daemon.audit import GENESIS, AuditFinding, canonical, verify
 from appliance.errors import ConfigurationError
 

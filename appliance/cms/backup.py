@@ -14,7 +14,7 @@ import sqlite3
 import time
 from typing import Final
 
-from appliance.cms.store import is_sqlite
+from appliance.cms.dialect import is_sqlite
 from appliance.errors import ConfigurationError
 
 __all__ = ["Backups", "backup", "find_damage"]

@@ -16,7 +16,7 @@ from typing import Final
 
 from appliance.certs.status import CertState
 from appliance.cms.model import boundary_of, hint_at, state_now, timetable_of
-from appliance.cms.store import CertRecord
+from appliance.cms.transaction import CertRecord
 
 __all__ = ["BUDGET_S", "Clockwork"]
 

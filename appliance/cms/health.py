@@ -14,11 +14,14 @@ from datetime import datetime
 from typing import Final
 
 from appliance.certs.status import CertState
+from appliance.cms.dialect import is_sqlite
 from appliance.cms.issuing import Issuing
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.publisher import Publisher
-from appliance.cms.pvs import HEALTH, METRICS, Counters
-from appliance.cms.store import Store, Transaction, counts, is_sqlite
+from appliance.cms.pvs import Counters
+from appliance.cms.store import Store
+from appliance.cms.transaction import Transaction, counts
+from appliance.cms.wire_types import HEALTH, METRICS
 from appliance.errors import ApplianceError
 from appliance.pvdata import Value
 from appliance.pvdata.nt import now_to_time

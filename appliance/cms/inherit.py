@@ -14,7 +14,7 @@ from appliance.certs.schedule import Schedule
 from appliance.certs.status import CertState
 from appliance.cms.key_uses import KeyUse
 from appliance.cms.model import NewCertificate, san_text
-from appliance.cms.store import IN_DOUBT, CertRecord
+from appliance.cms.transaction import IN_DOUBT, CertRecord
 
 __all__ = ["BARRED", "approved_before", "key_problem", "may_supersede", "other_holder", "proves_the_name"]
 

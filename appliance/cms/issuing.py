@@ -33,7 +33,7 @@ from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.model import Actor, NewCertificate, shown_time
 from appliance.cms.policy import Names
 from appliance.cms.soundness import Soundness
-from appliance.cms.store import CertRecord
+from appliance.cms.transaction import CertRecord
 from appliance.config.duration import Duration
 from appliance.config.zones import time_zone
 from appliance.errors import CertificateError, ConfigurationError, RequestRefused, TokenRefused

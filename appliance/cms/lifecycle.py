@@ -54,10 +54,10 @@ from appliance.cms.rows import (
     shown_schedule,
     state_when_renewed,
 )
-from appliance.cms.store import (
+from appliance.cms.store import Store
+from appliance.cms.transaction import (
     IN_DOUBT,
     CertRecord,
-    Store,
     Transaction,
     doubt_undelivered,
     live_records,

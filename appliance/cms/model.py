@@ -13,7 +13,7 @@ from appliance.certs.san import San
 from appliance.certs.schedule import Schedule, Timetable, Window
 from appliance.certs.status import CertState, effective_state, half_way, next_boundary
 from appliance.certs.x509 import shown_subject
-from appliance.cms.store import CertRecord
+from appliance.cms.transaction import CertRecord
 from appliance.config.zones import time_zone
 from appliance.errors import ConfigurationError
 

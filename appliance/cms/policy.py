@@ -17,7 +17,7 @@ from appliance.acf import AccessSecurity, Principal, load_acf
 from appliance.certs.status import STATUS_CLASS, CertState, StatusClass
 from appliance.certs.x509 import NO_STATUS, canonical_pv_name, names_status
 from appliance.cms.lifecycle import Lifecycle
-from appliance.cms.store import CertRecord
+from appliance.cms.transaction import CertRecord
 from appliance.errors import AccessFileError, ApplianceError
 from appliance.pva.credentials import Credentials
 from appliance.server import NO_RIGHTS, AccessPolicy, Rights

@@ -33,7 +33,7 @@ from appliance.certs.x509 import (
 from appliance.cms.clockwork import BUDGET_S
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.model import boundary_of, is_renewal_due, names_of, schedule_of, utc, windows_now
-from appliance.cms.store import CertRecord
+from appliance.cms.transaction import CertRecord
 from appliance.errors import ApplianceError
 from appliance.pva.commands import CMD_GET, CMD_PROCESS, CMD_RPC
 from appliance.pva.server_operation import PreparedAnswer

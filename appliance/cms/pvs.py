@@ -1,6 +1,6 @@
 """The service's PVs. Whatever a generic client tries on them, they answer.
 
-Source: SPVA specification 10.2; CERT:LIST is this service's own.
+Source: SPVA specification 10.2.
 """
 
 from __future__ import annotations
@@ -11,16 +11,11 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
-import sqlalchemy as sa
-from cryptography import x509
-from cryptography.x509.oid import NameOID
-
 from appliance.authn.ccr import REPLY_TYPE, CertRequest, parse_request
 from appliance.authn.ratelimit import RateLimiter, peer_key, retry_sentence
 from appliance.certmon.status_pv import enum_index
 from appliance.certmon.wire_arrays import san_array, schedule_array
-from appliance.certs.schedule import Schedule
-from appliance.certs.status import STATE_CHOICES, WIRE_CHOICES, CertState, written_renew_by
+from appliance.certs.status import WIRE_CHOICES, CertState, written_renew_by
 from appliance.certs.x509 import (
     canonical_pv_name,
     cert_id,
@@ -39,40 +34,17 @@ from appliance.cms.model import (
 )
 from appliance.cms.policy import Names, Policy
 from appliance.cms.publisher import Publisher, StatusPV
-from appliance.cms.rows import shown_schedule
-from appliance.cms.schema import certs
-from appliance.cms.store import CertRecord, StoreError, Transaction
+from appliance.cms.transaction import CertRecord, StoreError
 from appliance.config.zones import time_zone
 from appliance.errors import ApplianceError, ConfigurationError, RequestRefused, TokenRefused
 from appliance.pva.commands import CMD_RPC
 from appliance.pva.credentials import Credentials
-from appliance.pvdata import BOOL, FLOAT64, STRING, UINT32, UINT64, StructType, Value
-from appliance.pvdata.nt import ALARM, NTEnum, NTScalar, NTTable, now_to_time
+from appliance.pvdata import StructType, Value
 from appliance.server import Handler, Operation, Source
 
-__all__ = ["CMSSource", "CalledPV", "Counters", "CreatePV", "ListPV", "StatusCommands", "root_value"]
+__all__ = ["CMSSource", "CalledPV", "Counters", "CreatePV", "StatusCommands", "Tasks"]
 
 _log: Final = logging.getLogger(__name__)
-_LIST_MAX: Final = 10_000
-_LIST_DEFAULT: Final = 1000
-_ORDER: Final = (
-    CertState.PENDING_APPROVAL,
-    CertState.PENDING_RENEWAL,
-    CertState.PENDING,
-    CertState.VALID,
-    CertState.SCHEDULED_OFFLINE,
-    CertState.EXPIRED,
-    CertState.REVOKED,
-)
-_LISTED: Final = {
-    "serial": "", "state": "state", "cn": "name", "o": "organization", "ou": "organization_unit", "c": "country",
-    "usage": "usage", "method": "type", "not_before": "not_before", "not_after": "not_after",
-    "state_date": "status_date", "created": "created", "no_status": "", "san": "", "schedule": "",
-    "renew_by": "renew_by",
-}  # fmt: skip
-"""Columns of the database that CERT:LIST shows, with the field of each; empty if it is shown in another form."""
-_EXTENSION: Final = {None: "unknown", False: "yes", True: "no"}
-"""Whether a certificate names its status PV, by what the database says of ``no_status``."""
 REVOKED_OWN: Final = "REVOKED_OWN"
 """What an administrator puts to revoke their own certificate deliberately."""
 _EVENTS: Final = {
@@ -82,75 +54,6 @@ _EVENTS: Final = {
     REVOKED_OWN: "certificate-revoked",
 }
 """The name of the event in the log, by what an administrator puts."""
-
-
-ROOT: Final = StructType(
-    [
-        ("issuer", STRING),
-        ("serial", UINT64),
-        ("name", STRING),
-        ("org", STRING),
-        ("org_unit", STRING),
-        ("cert", STRING),
-        ("alarm", ALARM),
-    ]
-)
-
-HEALTH: Final = StructType(
-    [
-        *NTEnum().fields,
-        ("db_ok", BOOL),
-        ("ca_valid", BOOL),
-        ("uptime_secs", UINT64),
-        ("cert_count", UINT64),
-        ("cluster_mode", BOOL),
-        ("cluster_members", UINT32),
-        ("last_check", STRING),
-    ],
-    "epics:nt/NTEnum:1.0",
-)
-
-METRICS: Final = StructType(
-    [
-        *NTScalar(UINT64, display=True).fields,
-        ("certs_created", UINT64),
-        ("certs_revoked", UINT64),
-        ("avg_ccr_time_ms", FLOAT64),
-        ("db_size_bytes", UINT64),
-        ("uptime_secs", UINT64),
-        ("ccrs_refused", UINT64),
-        ("ccrs_rate_limited", UINT64),
-        ("ccrs_in_flight", UINT64),
-        ("certs_pending_approval", UINT64),
-        ("status_signed", UINT64),
-        ("db_commits", UINT64),
-        ("renewals", UINT64),
-        ("certs_pending_renewal", UINT64),
-        ("certs_scheduled_offline", UINT64),
-    ],
-    "epics:nt/NTScalar:1.0",
-)
-
-LIST: Final = NTTable(
-    [
-        ("cert_id", STRING),
-        ("state", STRING),
-        ("name", STRING),
-        ("organization", STRING),
-        ("organization_unit", STRING),
-        ("country", STRING),
-        ("usage", STRING),
-        ("type", STRING),
-        ("not_before", UINT64),
-        ("not_after", UINT64),
-        ("status_date", UINT64),
-        ("created", UINT64),
-        ("status_extension", STRING),
-        ("san", STRING),
-        ("schedule", STRING),
-        ("renew_by", UINT64),
-    ]
-)
 
 
 class Counters:
@@ -376,80 +279,6 @@ def _short(ccr: CertRequest) -> str:
     return f"{ccr.name[:64]}{f' ({ccr.organization[:64]})' if ccr.organization else ''}"
 
 
-class ListPV(CalledPV):
-    """CERT:LIST: certificates for administrators, those that wait for approval first."""
-
-    __slots__ = ("_lifecycle", "_names", "_policy", "_tasks", "on_refused")
-
-    def __init__(self, lifecycle: Lifecycle, names: Names, policy: Policy, tasks: Tasks) -> None:
-        super().__init__(LIST.build(), "call this PV: RPC with the optional queries state, subject and limit")
-        self._lifecycle = lifecycle
-        self._names = names
-        self._policy = policy
-        self._tasks = tasks
-
-    def rpc(self, operation: Operation, argument: Value | None) -> None:
-        """Answer with a table."""
-        if not self._policy.administers(operation.peer):
-            raise RequestRefused("only administrators may list certificates")
-        query: Any = argument
-        if query is not None and "query" in query:
-            query = query["query"]
-        states = _states(_query(query, "state"))
-        subject = _query(query, "subject")[:256]
-        limit = _query(query, "limit") or str(_LIST_DEFAULT)
-        if not limit.isascii() or not limit.isdecimal() or len(limit) > 9 or not 0 < int(limit) <= _LIST_MAX:
-            raise RequestRefused(f"limit must be a number from 1 to {_LIST_MAX}")
-        self._tasks.start(operation, self._list(operation, states, subject, int(limit)))
-
-    async def _list(self, operation: Operation, states: list[str], subject: str, limit: int) -> None:
-        rank = sa.case(
-            {state.value: index for index, state in enumerate(_ORDER)}, value=certs.c.state, else_=99
-        )
-        columns = [certs.c[name] for name in _LISTED]
-
-        def job(transaction: Transaction) -> list[tuple[Any, ...]]:
-            transaction.flush()
-            query = sa.select(*columns).where(certs.c.issuer == transaction._issuer)
-            if states:
-                query = query.where(certs.c.state.in_(states))
-            if subject:
-                found = [certs.c[n].icontains(subject, autoescape=True) for n in ("cn", "o", "ou", "c")]
-                query = query.where(sa.or_(*found))
-            query = query.order_by(rank, certs.c.created.desc()).limit(limit)
-            return [tuple(row) for row in transaction.connection.execute(query)]
-
-        rows = await self._lifecycle.store.submit(job)
-        value = LIST.create()
-        listed = dict(zip(_LISTED, zip(*rows, strict=True) if rows else [()] * len(columns), strict=True))
-        for column, field in _LISTED.items():
-            if field:
-                value[f"value.{field}"] = list(listed[column])
-        value["value.cert_id"] = [cert_id(self._names.issuer_id, serial) for serial in listed["serial"]]
-        value["value.status_extension"] = [_EXTENSION[without] for without in listed["no_status"]]
-        value["value.san"] = [", ".join(map(str, names_of(text))) for text in listed["san"]]
-        value["value.schedule"] = [
-            shown_schedule(Schedule.from_text(text)) if text else "" for text in listed["schedule"]
-        ]
-        value["timeStamp"] = now_to_time(self._lifecycle.clock().timestamp())
-        operation.reply(value)
-
-
-def _query(query: Any, field: str) -> str:
-    value = "" if query is None else query.get(field, default="")
-    if isinstance(value, str | int) and not isinstance(value, bool):
-        return str(value)
-    raise RequestRefused(f"the query {field} must be text")
-
-
-def _states(text: str) -> list[str]:
-    states = [word.strip().upper() for word in text.split(",") if word.strip()]
-    for state in states:
-        if state not in STATE_CHOICES:
-            raise RequestRefused(f"the state {state[:32]!r} is not known; use {', '.join(STATE_CHOICES)}")
-    return states
-
-
 class StatusCommands:
     """PUT of ``state`` on a status PV: APPROVED, DENIED, REVOKED, and REVOKED_OWN."""
 
@@ -564,23 +393,3 @@ class CMSSource(Source):
     def names(self) -> list[str]:
         """Return all names except those of certificates."""
         return list(self.pvs)
-
-
-def root_value(issuer_id: str, certificate: x509.Certificate, chain: tuple[x509.Certificate, ...]) -> Value:
-    """Return the value of CERT:ROOT and CERT:ISSUER: a CA's certificate with those above it."""
-
-    def part(oid: x509.ObjectIdentifier) -> str:
-        found = certificate.subject.get_attributes_for_oid(oid)
-        return str(found[0].value) if found else ""
-
-    return Value(
-        ROOT,
-        {
-            "issuer": issuer_id,
-            "serial": serial_number(certificate) & ((1 << 64) - 1),
-            "name": part(NameOID.COMMON_NAME),
-            "org": part(NameOID.ORGANIZATION_NAME),
-            "org_unit": part(NameOID.ORGANIZATIONAL_UNIT_NAME),
-            "cert": pem_chain(certificate, *chain),
-        },
-    )

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from appliance.certs.san import in_certificate
 from appliance.certs.status import CertState
 from appliance.cms.model import NewCertificate, names_of, posix, san_text
-from appliance.cms.store import IN_DOUBT, CertRecord
+from appliance.cms.transaction import IN_DOUBT, CertRecord
 from appliance.errors import RequestRefused
 
 __all__ = ["Fresh", "Renewed", "judge"]

@@ -20,7 +20,7 @@ from appliance.cms.model import (
     timetable_of,
     utc,
 )
-from appliance.cms.store import CertRecord, StoreError
+from appliance.cms.transaction import CertRecord, StoreError
 from appliance.epoch import LAST_SECOND
 
 __all__ = [

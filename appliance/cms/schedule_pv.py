@@ -17,7 +17,7 @@ from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.model import Actor, schedule_of, windows_now
 from appliance.cms.policy import Names, Policy
 from appliance.cms.pvs import CalledPV, StatusCommands, Tasks
-from appliance.cms.store import CertRecord
+from appliance.cms.transaction import CertRecord
 from appliance.config.zones import time_zone
 from appliance.errors import ConfigurationError, RequestRefused
 from appliance.pvdata import STRING, StructType, Value

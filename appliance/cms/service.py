@@ -18,13 +18,15 @@ from appliance.certs.x509 import authority_name, serial_number
 from appliance.cms.audit import prune_audit
 from appliance.cms.backup import Backups, find_damage
 from appliance.cms.config import CMSConfig, CMSSettings
+from appliance.cms.dialect import is_sqlite
 from appliance.cms.health import Health
 from appliance.cms.issuing import Issuing, TokenVerifier
 from appliance.cms.journal import Journal, OthersJournal
 from appliance.cms.lifecycle import Lifecycle
+from appliance.cms.listing import ListPV
 from appliance.cms.policy import CertificateGate, Names, Policy, read_acf
 from appliance.cms.publisher import Publisher
-from appliance.cms.pvs import CMSSource, Counters, CreatePV, ListPV, StatusCommands, Tasks, root_value
+from appliance.cms.pvs import CMSSource, Counters, CreatePV, StatusCommands, Tasks
 from appliance.cms.replay import StoredReplay, TokenJournal
 from appliance.cms.schedule_pv import SchedulePV
 from appliance.cms.setup import (
@@ -44,7 +46,8 @@ from appliance.cms.setup import (
     say,
     self_test,
 )
-from appliance.cms.store import Store, is_sqlite
+from appliance.cms.store import Store
+from appliance.cms.wire_types import root_value
 from appliance.config.networks import Networks
 from appliance.config.pva import ServerConfig
 from appliance.errors import ApplianceError, ConfigurationError

@@ -66,7 +66,7 @@ from appliance.cms.model import (
     utc,
 )
 from appliance.cms.schema import certs
-from appliance.cms.store import CertRecord, Transaction
+from appliance.cms.transaction import CertRecord, Transaction
 from appliance.config.files import (
     make_directories,
     read_private,

@@ -17,7 +17,7 @@ from appliance.authn.requester import Requester, Trusting
 from appliance.authn.settings import resolve_requester
 from appliance.certs.keychain import dump_keychain
 from appliance.certs.status import CertState
-from appliance.cms.pvs import root_value
+from appliance.cms.wire_types import root_value
 from appliance.epoch import EPICS_EPOCH_S
 from appliance.errors import RemoteError
 from appliance.pvdata import STRING, UINT64, StructType, Value

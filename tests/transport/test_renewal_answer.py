@@ -10,7 +10,7 @@ from appliance.authn.requester import Requester, Trusting
 from appliance.authn.settings import resolve_requester
 from appliance.authn.std.requester import std_request
 from appliance.certs.keychain import Keychain, dump_keychain
-from appliance.cms.pvs import root_value
+from appliance.cms.wire_types import root_value
 from appliance.errors import SecurityError
 from appliance.pvdata import STRING, UINT64, StructType, Value
 from appliance.server import Operation, SharedPV

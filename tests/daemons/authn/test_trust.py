@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from appliance.authn.ccr import REPLY_TYPE
 from appliance.authn.trust import fingerprint
-from appliance.cms.pvs import root_value
+from appliance.cms.wire_types import root_value
 from appliance.config.address import Endpoint
 from appliance.config.pva import ServerConfig
 from appliance.pvdata import Value

@@ -10,7 +10,7 @@ from appliance.certs.ocsp import verify_response
 from appliance.certs.status import OCSPState
 from appliance.client.uri import uri_value
 from appliance.cms.audit import verify_audit
-from appliance.cms.store import Transaction
+from appliance.cms.transaction import Transaction
 from appliance.errors import RemoteError
 from appliance.pvdata import BOOL, STRING, UINT64, StructType, Value
 from tests.helpers.cms import Clock, admin_keychain, ccr, keychain_of, plain, running, secure, settled

@@ -30,7 +30,7 @@ from appliance.certs.keychain import Keychain, dump_keychain, dump_trust_anchors
 from appliance.certs.profiles import build_ca, generate_key, subject_name
 from appliance.certs.status import CertState
 from appliance.certs.x509 import subject_text
-from appliance.cms.pvs import root_value
+from appliance.cms.wire_types import root_value
 from appliance.errors import CertificateError, ConfigurationError, KeychainError, SecurityError
 from tests.helpers.pki import DAY, NOW, Authority, site
 

@@ -13,7 +13,7 @@ import pytest
 from appliance.authn.ccr import parse_request, read_reply
 from appliance.certmon.status_pv import decode_status
 from appliance.certs.status import CertState, read_renew_by
-from appliance.cms.pvs import HEALTH
+from appliance.cms.wire_types import HEALTH
 from appliance.errors import CertificateStatusError
 from appliance.pva.typed import decode_typed, encode_typed
 from appliance.pvdata.fielddesc import TypeReader, encode_type

@@ -20,7 +20,7 @@ from appliance.certs.schedule import Schedule, Window
 from appliance.certs.status import CertState, format_date, read_renew_by
 from appliance.cms.model import state_now
 from appliance.cms.publisher import Publisher
-from appliance.cms.store import CertRecord
+from appliance.cms.transaction import CertRecord
 from appliance.errors import RequestRefused
 from appliance.pva.typed import decode_typed, encode_typed
 from appliance.pvdata.fielddesc import TypeReader, encode_type

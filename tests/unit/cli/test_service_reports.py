@@ -11,7 +11,7 @@ import pytest
 from appliance.certmon.wire_arrays import SCHEDULE_ARRAY
 from appliance.cli.certhealth import show_health, show_metrics
 from appliance.cli.certschedule import call_schedule, read_change
-from appliance.cms.pvs import HEALTH, METRICS
+from appliance.cms.wire_types import HEALTH, METRICS
 from appliance.errors import ConfigurationError, RemoteError
 from appliance.pvdata import STRING, UINT64, StructType, Value
 

@@ -28,7 +28,8 @@ from appliance.cms.model import (
     windows_now,
 )
 from appliance.cms.renewal import Fresh, Renewed
-from appliance.cms.store import Store, StoreError
+from appliance.cms.store import Store
+from appliance.cms.transaction import StoreError
 from appliance.errors import RequestRefused
 from tests.helpers.cms import Clock
 

@@ -10,10 +10,12 @@ import sqlalchemy as sa
 from appliance.certs.status import CertState
 from appliance.cms import schema
 from appliance.cms.audit import verify_audit
+from appliance.cms.dialect import engine_for
 from appliance.cms.journal import Journal
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.model import hint_at, is_renewal_due, state_now
-from appliance.cms.store import LIVE, Store, engine_for, live_records
+from appliance.cms.store import Store
+from appliance.cms.transaction import LIVE, live_records
 from tests.helpers.cms import Clock
 
 ISSUER = "01234567"

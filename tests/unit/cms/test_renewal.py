@@ -10,7 +10,7 @@ from appliance.certs.status import CertState
 from appliance.cms.inherit import approved_before, may_supersede
 from appliance.cms.model import NewCertificate, san_text
 from appliance.cms.renewal import Fresh, Renewed, judge
-from appliance.cms.store import IN_DOUBT, CertRecord
+from appliance.cms.transaction import IN_DOUBT, CertRecord
 from appliance.errors import RequestRefused
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)

@@ -7,7 +7,8 @@ import pytest
 
 from appliance.certs.status import CertState
 from appliance.cms.audit import verify_audit
-from appliance.cms.store import CertRecord, Store, StoreError, clean
+from appliance.cms.store import Store
+from appliance.cms.transaction import CertRecord, StoreError, clean
 from appliance.errors import ConfigurationError, RequestRefused
 
 

@@ -1,0 +1,388 @@
+"""What a job may read and write: the certificates of one authority, and the audit, inside one transaction."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import sqlalchemy as sa
+
+from appliance.certs.status import CertState
+from appliance.cms import schema
+from appliance.cms.key_uses import KeyUse, KeyUses
+from appliance.daemon.audit import GENESIS, canonical, chain
+from appliance.errors import ApplianceError
+
+__all__ = [
+    "IN_DOUBT",
+    "LIVE",
+    "CertRecord",
+    "Job",
+    "StoreError",
+    "Transaction",
+    "clean",
+    "counts",
+    "doubt_undelivered",
+    "live_records",
+    "mark_delivered",
+]
+
+_LARGEST: Final = (1 << 63) - 1
+"""The largest serial number that is issued and that the database can hold."""
+_MAX_FACT: Final = 1024
+IN_DOUBT: Final = 2
+LIVE: Final = (
+    CertState.VALID,
+    CertState.PENDING,
+    CertState.PENDING_APPROVAL,
+    CertState.PENDING_RENEWAL,
+    CertState.SCHEDULED_OFFLINE,
+)
+"""States that can still change."""
+
+
+class StoreError(ApplianceError):
+    """The database did not do what was asked; nothing has changed."""
+
+
+class CertRecord(NamedTuple):
+    """One certificate as the database has it. Times are POSIX seconds."""
+
+    serial: int
+    subject: str
+    usage: str
+    method: str
+    not_before: int
+    not_after: int
+    renew_by: int
+    state: CertState
+    state_date: int
+    approved: bool
+    """Whether an administrator has approved it, or an earlier one that its requester proved to be theirs."""
+    delivered: int
+    skid: str = ""
+    identity: str = ""
+    """The identity that a token proved, as ``issuer|subject``; empty if none did."""
+    no_status: bool | None = None
+    """Whether it names no status PV; None if that is not known."""
+    renewed_at: int = 0
+    """When ``renew_by`` was set; 0: at ``state_date``."""
+    cadence: int = 0
+    """Seconds from approval to ``renew_by``; 0: ``renew_by`` is a date as it stands."""
+    san: str = ""
+    """Alternative names as issued, canonical JSON; empty if there are none."""
+    schedule: str = ""
+    """See `appliance.certs.schedule.Schedule.to_text`; empty: always in use."""
+
+
+_COLUMNS: Final = tuple(schema.certs.c[name] for name in CertRecord._fields)
+# Made once: SQLAlchemy takes longer to compile a new statement than SQLite takes to run it.
+_OF_ISSUER: Final = sa.select(*_COLUMNS).where(schema.certs.c.issuer == sa.bindparam("by"))
+_OF_SUBJECT: Final = _OF_ISSUER.where(schema.certs.c.subject == sa.bindparam("of"))
+_OF_SUBJECTS: Final = _OF_ISSUER.where(schema.certs.c.subject.in_(sa.bindparam("of", expanding=True)))
+_OF_SERIAL: Final = _OF_ISSUER.where(schema.certs.c.serial == sa.bindparam("number"))
+_RENEW: Final = (
+    sa.update(schema.certs)
+    .where(schema.certs.c.serial == sa.bindparam("number"), schema.certs.c.state == sa.bindparam("was"))
+    .values(
+        renew_by=sa.bindparam("by"),
+        renewed_at=sa.bindparam("at"),
+        state=sa.bindparam("becomes"),
+        state_date=sa.bindparam("since"),
+    )
+)
+_ADD_CERTS: Final = sa.insert(schema.certs)
+_ADD_AUDIT: Final = sa.insert(schema.audit)
+_AUDIT_HEAD: Final = (
+    sa.select(schema.audit.c.seq, schema.audit.c.hash).order_by(schema.audit.c.seq.desc()).limit(1)
+)
+
+
+def _record(row: Sequence[Any]) -> CertRecord:
+    record = CertRecord(*row)
+    return record._replace(
+        state=CertState(record.state),
+        approved=bool(record.approved),
+        schedule=sys.intern(record.schedule),
+        no_status=None if record.no_status is None else bool(record.no_status),
+    )
+
+
+class Transaction:
+    """What a job may do. Rows that it adds are written together at the end of the group."""
+
+    def __init__(
+        self, connection: sa.Connection, issuer: str, audit_head: tuple[int, str] | None = None
+    ) -> None:
+        self.connection = connection
+        self._issuer = issuer
+        self._new_certs: list[dict[str, Any]] = []
+        self._new_by_subject: dict[str, list[CertRecord]] = {}
+        self._keys = KeyUses(connection, issuer)
+        self._new_audit: list[dict[str, Any]] = []
+        self._renewed: list[dict[str, Any]] = []
+        self._by_subject: dict[str, list[CertRecord]] = {}
+        if audit_head is None:
+            last = connection.execute(_AUDIT_HEAD).first()
+            audit_head = (0, GENESIS) if last is None else (last.seq, last.hash)
+        self._seq, self._hash = audit_head
+
+    def prefetch(self, subjects: Iterable[str], keys: Iterable[tuple[str, str]] = ()) -> None:
+        """Read what is known about many subjects, and about keys (``key_id`` and ``skid``), at once."""
+        self._keys.prefetch(keys)
+        wanted = [subject for subject in set(subjects) if subject not in self._by_subject]
+        if not wanted:
+            return
+        if self._renewed:
+            self.flush()  # the rows that are read must have it
+        for subject in wanted:
+            self._by_subject[subject] = []
+        if len(wanted) == 1:
+            found_rows = self.connection.execute(_OF_SUBJECT, {"of": wanted[0], "by": self._issuer})
+        else:
+            found_rows = self.connection.execute(_OF_SUBJECTS, {"of": wanted, "by": self._issuer})
+        # All at once: each fetch lets other threads run, and then waits for its turn.
+        for row in found_rows.all():
+            found = _record(row)
+            self._by_subject[found.subject].append(found)
+
+    def of_subject(self, subject: str) -> list[CertRecord]:
+        """Return all certificates of a subject."""
+        self.prefetch((subject,))
+        return [*self._by_subject[subject], *self._new_by_subject.get(subject, ())]
+
+    def of_key(self, key_id: str, skid: str) -> list[KeyUse]:
+        """Return what a key was used for, whatever has become of it."""
+        return self._keys.of(key_id, skid)
+
+    def key_of(self, serial: int) -> tuple[str, str]:
+        """Return a certificate's ``key_id`` and ``skid``."""
+        self.flush()
+        columns = (schema.certs.c.key_id, schema.certs.c.skid)
+        row = self.connection.execute(sa.select(*columns).where(schema.certs.c.serial == serial)).first()
+        return ("", "") if row is None else (row.key_id, row.skid)
+
+    def get(self, serial: int) -> CertRecord | None:
+        """Return one certificate."""
+        if serial > _LARGEST:
+            return None
+        self.flush()
+        row = self.connection.execute(_OF_SERIAL, {"number": serial, "by": self._issuer}).first()
+        return None if row is None else _record(row)
+
+    def add(self, record: CertRecord, more: Mapping[str, Any]) -> None:
+        """Record a certificate."""
+        row = record._asdict() | dict(more)
+        row["state"] = record.state.value
+        row["issuer"] = self._issuer
+        row = {"key_id": "", "barred": False, **row}
+        self._new_certs.append(row)
+        self._keys.add(row["key_id"], KeyUse(record.subject, record.usage, barred=False))
+        self._new_by_subject.setdefault(record.subject, []).append(record)
+
+    def change(
+        self,
+        record: CertRecord,
+        state: CertState,
+        *,
+        at: int,
+        approved: bool,
+        bar_key: bool = False,
+        begins: tuple[int, int] | None = None,
+    ) -> CertRecord:
+        """Change a certificate's state.
+
+        Args:
+            record: The certificate as it was read.
+            state: The new state.
+            at: The present time (POSIX seconds).
+            approved: Whether an administrator has approved it, now or before.
+            bar_key: Never certify its key again.
+            begins: ``renew_by`` and ``renewed_at``, if they change too.
+
+        Returns:
+            The certificate as it is now.
+
+        Raises:
+            StoreError: Its state is not what ``record`` says any more.
+        """
+        self.flush()
+        values: dict[str, Any] = {"state": state.value, "state_date": at, "approved": approved}
+        if bar_key:
+            values["barred"] = True
+        if begins is not None:
+            values["renew_by"], values["renewed_at"] = begins
+        self._update(record, values)
+        changed = record._replace(state=state, state_date=at, approved=approved)
+        if begins is not None:
+            changed = changed._replace(renew_by=begins[0], renewed_at=begins[1])
+        return changed
+
+    def _update(self, record: CertRecord, values: Mapping[str, Any]) -> None:
+        changed = self.connection.execute(
+            sa.update(schema.certs)
+            .where(schema.certs.c.serial == record.serial, schema.certs.c.state == record.state.value)
+            .values(**values)
+        )
+        if changed.rowcount != 1:
+            raise StoreError("the certificate's state has changed in the meantime; look again")
+        self._by_subject.pop(record.subject, None)
+        self._keys.forget()
+
+    def renew(
+        self, record: CertRecord, *, renew_by: int, renewed_at: int, state: CertState, at: int
+    ) -> CertRecord:
+        """Move the date until which a certificate must be renewed. It is written at the end of the group.
+
+        Args:
+            record: The certificate as it was read.
+            renew_by: The new date (POSIX seconds); 0 for none.
+            renewed_at: When it was renewed (POSIX seconds).
+            state: The state it has now.
+            at: The present time (POSIX seconds).
+
+        Returns:
+            The certificate as it is now.
+        """
+        known = self._by_subject.get(record.subject, [])
+        if record not in known:
+            self.flush()  # it is of the same group, or was changed in it
+            known = self._by_subject.get(record.subject, [])
+        since = record.state_date if state is record.state else at
+        self._renewed.append(
+            {
+                "number": record.serial,
+                "was": record.state.value,
+                "by": renew_by,
+                "at": renewed_at,
+                "becomes": state.value,
+                "since": since,
+            }
+        )
+        renewed = record._replace(renew_by=renew_by, renewed_at=renewed_at, state=state, state_date=since)
+        # Others of the group must see it.
+        known[:] = [renewed if old.serial == record.serial else old for old in known]
+        return renewed
+
+    def reschedule(self, record: CertRecord, text: str, *, state: CertState, at: int) -> CertRecord:
+        """Change a certificate's schedule.
+
+        Args:
+            record: The certificate as it was read.
+            text: The new schedule (`appliance.certs.schedule.Schedule.to_text`).
+            state: The state it has now.
+            at: The present time (POSIX seconds).
+
+        Returns:
+            The certificate as it is now.
+
+        Raises:
+            StoreError: Its state is not what ``record`` says any more.
+        """
+        self.flush()
+        since = record.state_date if state is record.state else at
+        self._update(record, {"schedule": text, "state": state.value, "state_date": since})
+        return record._replace(schedule=text, state=state, state_date=since)
+
+    def audit(self, at: int, action: str, serial: int | None, facts: Mapping[str, Any]) -> None:
+        """Add a record to the audit, linked to all before it.
+
+        Args:
+            at: The present time (POSIX seconds).
+            action: What was done, such as ``create`` or ``revoke``.
+            serial: The certificate's serial number; None if it is about none.
+            facts: Further members of the record; control characters are replaced.
+        """
+        facts = {key: clean(value) for key, value in facts.items()}
+        self._seq += 1
+        number = "" if serial is None else str(serial)
+        record = {"seq": self._seq, "at": at, "action": action, "serial": number, **facts}
+        self._hash = chain(self._hash, record)
+        self._new_audit.append(
+            {
+                "seq": self._seq,
+                "at": at,
+                "action": action,
+                "serial": number,
+                "record": canonical(record).decode(),
+                "hash": self._hash,
+            }
+        )
+
+    @property
+    def audit_head(self) -> tuple[int, str]:
+        """Sequence number and hash of the last audit record."""
+        return self._seq, self._hash
+
+    def flush(self) -> None:
+        """Write what has been added."""
+        if self._new_certs:
+            self.connection.execute(_ADD_CERTS, self._new_certs)
+            for subject, records in self._new_by_subject.items():
+                if subject in self._by_subject:
+                    self._by_subject[subject] += records
+            self._new_by_subject = {}
+            self._keys.forget()
+            self._new_certs = []
+        if self._renewed:
+            renewed, self._renewed = self._renewed, []
+            changed = self.connection.execute(_RENEW, renewed).rowcount
+            if changed not in (len(renewed), -1):  # -1: this database's driver does not say
+                raise StoreError("a certificate's state has changed in the meantime; look again")
+        if self._new_audit:
+            self.connection.execute(_ADD_AUDIT, self._new_audit)
+            self._new_audit = []
+
+
+Job = Callable[[Transaction], Any]
+
+
+def clean(value: object) -> str:
+    """Make a peer's text safe for the audit: limited in length, without control characters or incomplete characters."""
+    text = str(value)[:_MAX_FACT]
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+# ---------------------------------------------------------------------- jobs that are only one statement
+
+
+def live_records(transaction: Transaction) -> list[CertRecord]:
+    """Every certificate whose state can still change."""
+    query = sa.select(*_COLUMNS).where(
+        schema.certs.c.issuer == transaction._issuer, schema.certs.c.state.in_([s.value for s in LIVE])
+    )
+    return [_record(row) for row in transaction.connection.execute(query)]
+
+
+def mark_delivered(serials: Sequence[int]) -> Job:
+    """Record that requesters have their certificates."""
+
+    def job(transaction: Transaction) -> None:
+        transaction.flush()
+        transaction.connection.execute(
+            sa.update(schema.certs)
+            .where(schema.certs.c.serial == sa.bindparam("number"))
+            .values(delivered=1),
+            [{"number": serial} for serial in serials],
+        )
+
+    return job
+
+
+def doubt_undelivered(transaction: Transaction) -> int:
+    """Mark certificates, at the start, whose delivery is not known any more."""
+    changed = transaction.connection.execute(
+        sa.update(schema.certs).where(schema.certs.c.delivered == 0).values(delivered=IN_DOUBT)
+    )
+    return int(changed.rowcount)
+
+
+def counts(transaction: Transaction) -> dict[str, int]:
+    """Return the number of certificates by state."""
+    query = (
+        sa.select(schema.certs.c.state, sa.func.count())
+        .where(schema.certs.c.issuer == transaction._issuer)
+        .group_by(schema.certs.c.state)
+    )
+    return {state: int(number) for state, number in transaction.connection.execute(query)}
