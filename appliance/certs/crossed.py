@@ -32,7 +32,15 @@ from appliance.certs.x509 import (
 )
 from appliance.errors import CertificateError
 
-__all__ = ["Pair", "belonging", "faults_of_introduction", "is_same_authority", "pairs", "sent_above"]
+__all__ = [
+    "Pair",
+    "belonging",
+    "faults_of_introduction",
+    "is_same_authority",
+    "pairs",
+    "sent_above",
+    "sent_beside",
+]
 
 _KNOWN: Final = frozenset(
     kind.oid
@@ -116,6 +124,15 @@ def sent_above(
         return ()
     *below, root = chain
     return (*below, *(c for c in crossed if is_same_authority(c, root)), root)
+
+
+def sent_beside(
+    certificate: x509.Certificate, chain: Sequence[x509.Certificate], crossed: Sequence[x509.Certificate]
+) -> tuple[x509.Certificate, ...]:
+    """Return what is sent with an authority's certificate. A root is sent as itself first, and then as former roots have signed it."""
+    if chain:
+        return sent_above(chain, crossed)
+    return tuple(c for c in crossed if is_same_authority(c, certificate))
 
 
 def faults_of_introduction(

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKey
 from cryptography.hazmat.primitives.hashes import SHA1
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from appliance.certs.crossed import belonging, sent_above
+from appliance.certs.crossed import belonging, is_same_authority, sent_above
 from appliance.certs.pkcs12 import Bag, write_pkcs12
 from appliance.certs.pkcs12_read import Contents, read_pkcs12
 from appliance.certs.x509 import (
@@ -86,6 +86,14 @@ class Keychain(NamedTuple):
     def anchors_alone(self) -> Keychain:
         """Return a keychain with the same trust anchors that proves nothing."""
         return Keychain(None, None, (), self.anchors, self.crossed)
+
+    def goes_on(self, former: Keychain) -> bool:
+        """Whether it proves the same identity as ``former`` and trusts everybody whom ``former`` trusted."""
+        present = (*self.anchors, *self.crossed)
+        return self.certificate == former.certificate and all(
+            any(is_same_authority(trusted, known) for known in present)
+            for trusted in (*former.anchors, *former.crossed)
+        )
 
     @property
     def sent_above(self) -> tuple[x509.Certificate, ...]:
