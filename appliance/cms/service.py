@@ -102,7 +102,9 @@ class CertificateService:
         self.publisher = Publisher(
             self.lifecycle,
             OCSPSigner(
-                issuer.key, issuer.certificate, sent_beside(issuer.certificate, issuer.chain, issuer.crossed)
+                issuer.signer,
+                issuer.certificate,
+                sent_beside(issuer.certificate, issuer.chain, issuer.crossed),
             ),
             issuer=authority.issuer_id,
             validity=_validity(settings),

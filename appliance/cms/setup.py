@@ -38,6 +38,7 @@ from appliance.certs.profiles import (
     subject_name,
 )
 from appliance.certs.public_keys import key_identity
+from appliance.certs.signer import KeySigner
 from appliance.certs.status import CertState, OCSPState
 from appliance.certs.x509 import (
     authority_name,
@@ -199,7 +200,7 @@ def ensure_authority(settings: CMSSettings, now: datetime, *, may_make: bool = T
         start = now.replace(microsecond=0)
         end = settings.cert_auth_validity.after(start)
         certificate = build_ca(
-            key,
+            KeySigner(key),
             subject=subject,
             not_before=backdated(start, end),
             not_after=end,
@@ -215,7 +216,7 @@ def ensure_authority(settings: CMSSettings, now: datetime, *, may_make: bool = T
         )
     root = keychain.chain[-1] if keychain.chain else keychain.certificate
     crossed = tuple(dict.fromkeys(c for pair in pairs(keychain.crossed, root) for c in pair))
-    issuer = CertificateAuthority(keychain.key, keychain.certificate, keychain.chain, crossed)  # type: ignore[arg-type]
+    issuer = CertificateAuthority(KeySigner(keychain.key), keychain.certificate, keychain.chain, crossed)  # type: ignore[arg-type]
     return Authority(issuer, root, created)
 
 
@@ -238,9 +239,9 @@ def self_test(authority: Authority, now: datetime) -> None:
             )
     if not is_self_signed(authority.root):
         raise CertificateError(f"the chain above {name} does not end in a self-signed certificate")
-    if issuer.key.public_key() != certificate.public_key():
+    if issuer.signer.public_key() != certificate.public_key():
         raise KeychainError(f"the key in the keychain is not that of the certificate authority {name}")
-    signer = OCSPSigner(issuer.key, certificate, sent_beside(certificate, issuer.chain, issuer.crossed))
+    signer = OCSPSigner(issuer.signer, certificate, sent_beside(certificate, issuer.chain, issuer.crossed))
     der = signer.sign(1, OCSPState.UNKNOWN, this_update=now, next_update=now + timedelta(minutes=1))
     verify_response(der, issuer=certificate, serial=1, now=now)
     trial = build_certificate(

@@ -23,6 +23,7 @@ from appliance.certs.profiles import (
     generate_key,
     subject_name,
 )
+from appliance.certs.signer import KeySigner
 from appliance.certs.status import OCSPState
 from appliance.certs.x509 import cert_id, issuer_id
 
@@ -42,8 +43,9 @@ class Authority:
         begun: timedelta = 30 * DAY,
     ) -> None:
         self.key = generate_key(algorithm)
+        self.signer = KeySigner(self.key)
         self.certificate = build_ca(
-            self.key,
+            self.signer,
             subject=subject_name(
                 name,
                 country="US",
@@ -61,7 +63,7 @@ class Authority:
 
     @property
     def issuer(self) -> CertificateAuthority:
-        return CertificateAuthority(self.key, self.certificate, self.chain)
+        return CertificateAuthority(self.signer, self.certificate, self.chain)
 
     @property
     def issuer_id(self) -> str:
@@ -71,7 +73,7 @@ class Authority:
         """An authority below this one."""
         below = Authority(name)
         below.certificate = build_ca(
-            below.key,
+            below.signer,
             subject=subject_name(name),
             not_before=NOW - 30 * DAY,
             not_after=NOW + 3000 * DAY,
@@ -92,7 +94,7 @@ class Authority:
     ) -> x509.Certificate:
         """A cross-certificate: the name and the key of ``other``, signed by this authority."""
         return build_ca(
-            other.key,
+            other.signer,
             subject=other.certificate.subject,
             not_before=not_before,
             not_after=not_after,
@@ -148,7 +150,7 @@ class Authority:
         valid: timedelta = timedelta(minutes=30),
     ) -> bytes:
         """A signed status answer."""
-        signer = OCSPSigner(self.key, self.certificate, self.chain)
+        signer = OCSPSigner(self.signer, self.certificate, self.chain)
         return signer.sign(serial, state, this_update=this_update, next_update=this_update + valid)
 
 

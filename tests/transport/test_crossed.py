@@ -115,7 +115,7 @@ def test_openssl_with_the_old_root_only_verifies_a_new_certificate_and_its_statu
     """As a client in C++ does, whose keychain nobody has changed."""
     both = ends()
     new = both.new_authority
-    signer = OCSPSigner(new.key, new.certificate, sent_beside(new.certificate, new.chain, new.beside))
+    signer = OCSPSigner(new.signer, new.certificate, sent_beside(new.certificate, new.chain, new.beside))
     (tmp_path / "ocsp.der").write_bytes(
         signer.sign(both.new.serial, OCSPState.GOOD, this_update=NOW, next_update=NOW + DAY)
     )

@@ -159,7 +159,7 @@ def test_a_limit_of_the_path_must_hold_for_the_new_root_too():
     assert "limits the authorities below" in faults(OLD.crossed(NEW, path_length=1))
     short = Authority("Site Root G2")
     short.certificate = build_ca(
-        short.key, subject=subject_name("Site Root G2"), not_before=NOW - DAY, not_after=NOW + DAY, serial=1, path_length=1
+        short.signer, subject=subject_name("Site Root G2"), not_before=NOW - DAY, not_after=NOW + DAY, serial=1, path_length=1
     )  # fmt: skip
     assert faults(OLD.crossed(short, path_length=1), new=short) == ""
     assert "limits the authorities below" in faults(OLD.crossed(short, path_length=0), new=short)
