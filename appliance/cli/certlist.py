@@ -95,12 +95,12 @@ def add_list_options(parser: argparse.ArgumentParser) -> None:
     listing.add_argument(
         "--expires-after",
         metavar="DATE",
-        type=_date,
+        type=_when,
         help="Only those that end at this date or later, the earliest first: 2027-01-31, or 2027-01-31T12:00:00; UTC unless "
         "it says otherwise.",
     )
     listing.add_argument(
-        "--expires-before", metavar="DATE", type=_date, help="Only those that end before this date."
+        "--expires-before", metavar="DATE", type=_when, help="Only those that end before this date."
     )
     listing.add_argument("--limit", metavar="N", type=_limit, default=0, help="At most so many certificates.")
     listing.add_argument("--all", action="store_true", help="All certificates, and not only the first 1000.")
@@ -112,7 +112,7 @@ def _limit(text: str) -> int:
     return int(text)
 
 
-def _date(text: str) -> datetime:
+def _when(text: str) -> datetime:
     from datetime import UTC, datetime
 
     try:
@@ -405,9 +405,7 @@ class Table:
             self._widths = [0] * (len(self._columns) - 1)
             table.append([title for _, title in self._columns])
         table += [self._line(row) for row in rows]
-        self._widths = [
-            max(known, *(len(line[i]) for line in table)) for i, known in enumerate(self._widths)
-        ]
+        self._widths = [max(known, *(len(line[i]) for line in table)) for i, known in enumerate(self._widths)]
         for line in table:
             cells = [cell.ljust(width) for cell, width in zip(line, self._widths, strict=False)]
             print("  ".join([*cells, line[-1]]).rstrip())

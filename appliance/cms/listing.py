@@ -305,9 +305,7 @@ class ListPV(CalledPV):
         operation.reply(_answer(wanted.issuer, rows, after, self._lifecycle.clock()))
 
 
-def _answer(
-    issuer_id: str, rows: Sequence[tuple[Any, ...]], after: Place | None, now: datetime
-) -> Value:
+def _answer(issuer_id: str, rows: Sequence[tuple[Any, ...]], after: Place | None, now: datetime) -> Value:
     value = Value(LIST)
     value["labels"] = _TABLE.create()["labels"]
     listed = dict(zip(_LISTED, zip(*rows, strict=True) if rows else [()] * len(_LISTED), strict=True))
@@ -363,7 +361,7 @@ def _query(query: Any, field: str) -> str:
     if not isinstance(value, str | int) or isinstance(value, bool):
         raise RequestRefused(f"the query {field} must be text")
     text = str(value)
-    if "\0" in text or not text.isascii() and any("\ud800" <= each <= "\udfff" for each in text):
+    if "\0" in text or (not text.isascii() and any("\ud800" <= each <= "\udfff" for each in text)):
         raise RequestRefused(f"the query {field} must be text in UTF-8, without NUL characters")
     return text
 

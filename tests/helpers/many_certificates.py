@@ -31,7 +31,9 @@ _SAN = ("", "", "", '[["dns","softioc.example.org"]]')
 def rows(count: int, issuer: str, *, now: int, seed: int = 1) -> Iterator[dict[str, Any]]:
     """Yield rows of the table ``certs``, the oldest first. No state is one that the clock has left at ``now``."""
     rng = random.Random(seed)
-    elsewhen = ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")[(datetime.fromtimestamp(now, UTC).isoweekday() + 3) % 7]
+    elsewhen = ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")[
+        (datetime.fromtimestamp(now, UTC).isoweekday() + 3) % 7
+    ]
     shift = Schedule(parse_windows(f"{elsewhen},08:00,17:00"), by="admin").to_text()
     for number in range(count):
         state = rng.choice(_STATES)
@@ -48,7 +50,7 @@ def rows(count: int, issuer: str, *, now: int, seed: int = 1) -> Iterator[dict[s
         yield {
             "serial": rng.getrandbits(63) or 1,
             "issuer": issuer,
-            "subject": "\x1f".join((name, "lab", place, "")),
+            "subject": f"{name}\x1flab\x1f{place}\x1f",
             "cn": name,
             "o": "lab",
             "ou": place,
@@ -77,7 +79,9 @@ def rows(count: int, issuer: str, *, now: int, seed: int = 1) -> Iterator[dict[s
 
 def fill(connection: sa.Connection, count: int, issuer: str, *, now: int, seed: int = 1) -> None:
     """Add ``count`` certificates, each with its record in the audit. Call it inside a transaction."""
-    head = connection.execute(sa.select(audit.c.seq, audit.c.hash).order_by(audit.c.seq.desc()).limit(1)).first()
+    head = connection.execute(
+        sa.select(audit.c.seq, audit.c.hash).order_by(audit.c.seq.desc()).limit(1)
+    ).first()
     seq, sealed = (0, GENESIS) if head is None else (head.seq, head.hash)
     made = rows(count, issuer, now=now, seed=seed)
     while some := list(islice(made, 5000)):
@@ -86,7 +90,13 @@ def fill(connection: sa.Connection, count: int, issuer: str, *, now: int, seed: 
         for row in some:
             seq += 1
             columns = {"seq": seq, "at": row["created"], "action": "create", "serial": str(row["serial"])}
-            record = {**columns, "method": "std", "account": "", "peer": "", "subject": f"CN={row['cn']}, O=lab"}
+            record = {
+                **columns,
+                "method": "std",
+                "account": "",
+                "peer": "",
+                "subject": f"CN={row['cn']}, O=lab",
+            }
             sealed = chain(sealed, record)
             records.append({**columns, "record": canonical(record).decode(), "hash": sealed})
         connection.execute(sa.insert(audit), records)

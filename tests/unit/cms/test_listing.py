@@ -13,7 +13,7 @@ from tests.helpers.many_certificates import DAY_S, fill
 
 ISSUER, OTHER = "01234567", "89abcdef"
 NOW = 1_800_000_000
-RANK = "PENDING_APPROVAL PENDING_RENEWAL PENDING VALID SCHEDULED_OFFLINE EXPIRED REVOKED".split()
+RANK = ["PENDING_APPROVAL", "PENDING_RENEWAL", "PENDING", "VALID", "SCHEDULED_OFFLINE", "EXPIRED", "REVOKED"]
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +25,15 @@ def store(tmp_path_factory):
         fill(transaction.connection, 150, ISSUER, now=NOW)
         fill(transaction.connection, 20, OTHER, now=NOW, seed=2)
         # Names in which bytes, code points and case differ in their order.
-        for number, name in enumerate(("host", "hostÄ", "host\U0001f600", "hos", "hosu", "Host0000001", "ho%t", "ho_t")):
+        for number, name in enumerate(
+            ("host", "hostÄ", "host\U0001f600", "hos", "hosu", "Host0000001", "ho%t", "ho_t")
+        ):
             row = next(
-                iter(transaction.connection.execute(sa.select(certs).where(certs.c.issuer == ISSUER)).mappings())
+                iter(
+                    transaction.connection.execute(
+                        sa.select(certs).where(certs.c.issuer == ISSUER)
+                    ).mappings()
+                )
             )
             new = {**row, "serial": 1 + number, "cn": name, "subject": f"{name}\x1flab\x1fx\x1f"}
             transaction.connection.execute(sa.insert(certs).values(**new))
