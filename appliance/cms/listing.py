@@ -37,6 +37,7 @@ _LOOKED_AT: Final = 50_000
 _LARGEST: Final = (1 << 63) - 1
 _LONGEST: Final = 256
 """Characters of a text that is searched for."""
+_LONGEST_PLACE: Final = 2048
 _CREATED: Final = "created"
 _EXPIRY: Final = "expiry"
 _NAME: Final = "name"
@@ -106,9 +107,9 @@ class Place(NamedTuple):
         Raises:
             RequestRefused: It is something else.
         """
+        if not text.startswith(_VERSION) or len(text) > _LONGEST_PLACE:
+            raise RequestRefused(_NO_PLACE)
         try:
-            if not text.startswith(_VERSION) or len(text) > 2048:
-                raise ValueError
             order, section, key, serial = json.loads(
                 base64.b64decode(text.removeprefix(_VERSION), b"-_", validate=True)
             )
@@ -240,13 +241,14 @@ def _sections(connection: sa.Connection, wanted: Wanted) -> list[_Section]:
     mine = certs.c.issuer == wanted.issuer
     subject = [certs.c[n].icontains(wanted.subject, autoescape=True) for n in ("cn", "o", "ou", "c")]
     rest = [sa.or_(*subject)] if wanted.subject else []
-    # In this form no index is used for them: the planner would take it, and then sort a million rows.
+    # An empty text or a zero is added where no index shall be used: the planner would, and then sort a million rows.
     ends = certs.c.not_after + 0
     expiry = [ends >= wanted.ends_from] if wanted.ends_from else []
     expiry += [ends < wanted.ends_before] if wanted.ends_before <= LAST_SECOND else []
     states = [certs.c.state.concat("").in_(wanted.ranked())] if wanted.states else []
+    cn = certs.c.cn if wanted.order == _NAME else certs.c.cn.concat("")
     # The order of code points, which the beginning of a name needs; SQLite has it anyway.
-    cn = certs.c.cn if connection.dialect.name == "sqlite" else sa.collate(certs.c.cn, "C")
+    cn = cn if connection.dialect.name == "sqlite" else sa.collate(cn, "C")
     begins = [cn >= wanted.name, cn < _behind_all(wanted.name)] if wanted.name else []
     if wanted.order == _EXPIRY:
         fixed = [mine, certs.c.not_after >= wanted.ends_from, certs.c.not_after < wanted.ends_before]

@@ -150,5 +150,5 @@ async def test_a_place_of_one_list_is_no_place_of_another(tmp_path):
 
 async def test_nobody_but_administrators_gets_a_page(tmp_path):
     async with running(tmp_path) as service, plain(service) as anyone:
-        with pytest.raises(RemoteError, match="denied|administrators"):
+        with pytest.raises(RemoteError, match=r"denied|administrators"):
             await anyone.rpc("CERT:LIST", uri_value("CERT:LIST", {"after": "v1:W10="}))

@@ -112,6 +112,60 @@ def test_the_pages_of_a_list_are_the_list(store, order, asked, limit, looked_at)
         assert count == 1
 
 
+@pytest.mark.parametrize(
+    ("order", "asked", "index"),
+    [
+        ("created", {}, "certs_listed (issuer=? AND state=?)"),
+        (
+            "created",
+            {"subject": "hall", "name": "host", "ends_from": NOW},
+            "certs_listed (issuer=? AND state=?)",
+        ),
+        ("expiry", {}, "certs_ends (issuer=? AND not_after>? AND not_after<?)"),
+        (
+            "expiry",
+            {"states": ("VALID",), "name": "host"},
+            "certs_ends (issuer=? AND not_after>? AND not_after<?)",
+        ),
+        ("name", {"name": "host"}, "certs_name (issuer=? AND cn>? AND cn<?)"),
+        (
+            "name",
+            {"name": "host", "states": ("VALID",), "ends_from": NOW},
+            "certs_name (issuer=? AND cn>? AND cn<?)",
+        ),
+    ],
+)
+def test_each_list_is_read_in_the_order_of_an_index(store, order, asked, index):
+    """So a page costs the same, however many certificates there are."""
+    wanted = Wanted(ISSUER, order=order, limit=5, **asked)
+    plans = []
+
+    def job(transaction):
+        connection = transaction.connection
+        find_page(connection, wanted)
+        _, place = find_page(connection, wanted)
+        sent = []
+
+        @sa.event.listens_for(connection, "before_cursor_execute")
+        def note(_connection, _cursor, statement, parameters, *_):
+            sent.append((statement, parameters))
+
+        find_page(connection, wanted, looked_at=30)
+        find_page(connection, wanted._replace(after=place), looked_at=30)
+        sa.event.remove(connection, "before_cursor_execute", note)
+        for statement, parameters in sent:
+            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
+            plans.append(" / ".join(row.detail for row in plan))
+
+    store.run(job)
+    assert len(plans) >= 2
+    for plan in plans:
+        assert index.split(" (")[0] in plan, plan
+        assert "TEMP B-TREE" not in plan, plan
+        assert "SCAN certs" not in plan, plan
+    assert any(index in plan for plan in plans), plans
+
+
 def test_a_full_page_says_that_there_is_more_only_if_there_is(store):
     wanted = Wanted(ISSUER, states=("EXPIRED",))
     number = len(expected(store, wanted))
