@@ -3,6 +3,7 @@
 import asyncio
 import json
 from datetime import timedelta
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -12,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from appliance.authn.jwt.config import JWTConfig
 from appliance.authn.report import life_lines
 from appliance.certmon.status_pv import decode_status
+from appliance.certs.keychain import load_keychain
 from appliance.certs.profiles import generate_key
 from appliance.certs.status import format_date
 from appliance.certs.x509 import shown_id, status_pv
@@ -355,7 +357,8 @@ async def test_a_denied_key_may_be_asked_for_again(tmp_path):
 async def test_the_services_own_key_and_the_authoritys_are_never_certified(tmp_path):
     async with running(tmp_path, **OPEN) as service, plain(service) as anyone:
         former = service.own_keychain.key
-        for key in (former, service.authority.issuer.key):
+        authority = load_keychain(Path(service.settings.cert_auth_tls_keychain).read_bytes())
+        for key in (former, authority.key):
             for arguments in ({"pub_key": pem(key)}, {"key": key}):
                 with pytest.raises(RemoteError, match="certificate service's own"):
                     await create(anyone, "stranger", **arguments)
