@@ -267,7 +267,7 @@ async def test_a_certificate_without_status_is_not_admitted_where_the_service_is
 
 
 async def test_the_list_on_the_screen_shows_status_and_validity(tmp_path, capsys):
-    from appliance.cli.certlist import _print_table, _rows
+    from appliance.cli.certlist import Table, _rows
 
     async with running(tmp_path, **OPEN, certs_require_subscription="requester") as service:
         async with plain(service) as anyone:
@@ -275,7 +275,7 @@ async def test_the_list_on_the_screen_shows_status_and_validity(tmp_path, capsys
         async with secure(service, admin_keychain(tmp_path)) as admin:
             table = await admin.rpc("CERT:LIST", uri_value("CERT:LIST", {"subject": "without"}))
     capsys.readouterr()
-    _print_table(_rows(table))
+    Table().print(_rows(table), is_all=True)
     head, line = capsys.readouterr().out.splitlines()
     certificate = keychain_of(reply).certificate
     for title, cell in (
