@@ -275,7 +275,8 @@ async def _keep_time(service: CertificateService, daemon: Daemon) -> None:
         if now < before - timedelta(seconds=1):
             _log.warning("the clock was set back by %s", before - now)
             service.lifecycle.step_back()
-            service.publisher.step_back()
+            for publisher in service.publishers:
+                publisher.step_back()
         before = now
         busy = service.tick()
         monotonic = time.monotonic()

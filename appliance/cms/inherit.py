@@ -16,7 +16,15 @@ from appliance.cms.key_uses import KeyUse
 from appliance.cms.model import NewCertificate, san_text
 from appliance.cms.transaction import IN_DOUBT, CertRecord
 
-__all__ = ["BARRED", "approved_before", "key_problem", "may_supersede", "other_holder", "proves_the_name"]
+__all__ = [
+    "BARRED",
+    "approved_before",
+    "changes_authority",
+    "key_problem",
+    "may_supersede",
+    "other_holder",
+    "proves_the_name",
+]
 
 BARRED: Final = "the key is that of a certificate that was revoked, and is never certified again"
 
@@ -96,6 +104,15 @@ def other_holder(request: NewCertificate, live: Iterable[CertRecord]) -> str:
 def proves_the_name(request: NewCertificate, known: Iterable[CertRecord]) -> bool:
     """Whether a token, or an earlier certificate that an administrator approved, proves that the name is the requester's."""
     return bool(request.identity) or any(record.approved and request.is_of(record) for record in known)
+
+
+def changes_authority(request: NewCertificate, old: CertRecord, issuer: str) -> bool:
+    """Whether the holder of a former authority's certificate asks for one of the present authority ``issuer``.
+
+    The old one stays: connections use it until the new one is in the keychain. Whoever cannot prove that it is his meets the
+    usual rule, or names without a proof could be had by the first who asks.
+    """
+    return old.issuer != issuer and request.is_of(old)
 
 
 def may_supersede(

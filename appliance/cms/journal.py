@@ -26,9 +26,15 @@ class JournalError(ApplianceError):
 
 
 class Journal:
-    """The journal of revocations. ``known`` maps serial numbers to revocation dates (POSIX seconds)."""
+    """The journal of revocations. ``known`` maps serial numbers to revocation dates (POSIX seconds).
 
-    def __init__(self, path: str, issuer: str) -> None:
+    Args:
+        path: The file.
+        issuer: The authority that issues; its identifier stands above what is added.
+        former: Other authorities whose certificates count.
+    """
+
+    def __init__(self, path: str, issuer: str, former: Iterable[str] = ()) -> None:
         self.path = path
         self.known: dict[int, int] = {}
         self.missing: dict[int, int] = {}
@@ -36,6 +42,7 @@ class Journal:
         self.barred: set[int] = set()
         """Revocations that also bar the key. A line without the third word is counted among them, because it does not say."""
         self._issuer = issuer
+        self._issuers = frozenset((issuer, *former))
         try:
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
             self._fd = os.open(path, flags, 0o600)
@@ -71,7 +78,7 @@ class Journal:
                 and words[2:] in ([], [_KEY], [_ONLY])
                 and section
             ):
-                if section == self._issuer:
+                if section in self._issuers:
                     self.known[int(words[0])] = int(words[1])
                     if words[2:] != [_ONLY]:
                         self.barred.add(int(words[0]))
@@ -144,12 +151,13 @@ class Journal:
 class OthersJournal(Journal):
     """The journal of a running service, for a command that works beside it. It is never opened or written."""
 
-    def __init__(self, path: str, issuer: str) -> None:
+    def __init__(self, path: str, issuer: str, former: Iterable[str] = ()) -> None:
         self.path = path
         self.known = {}
         self.missing = {}
         self.barred = set()
         self._issuer = issuer
+        self._issuers = frozenset((issuer, *former))
         self._fd = -1
 
     def add(self, entries: Iterable[tuple[int, int]], *, barred: Iterable[int] = ()) -> None:

@@ -25,6 +25,7 @@ from appliance.cms.clockwork import Clockwork
 from appliance.cms.inherit import (
     BARRED,
     approved_before,
+    changes_authority,
     key_problem,
     may_supersede,
     other_holder,
@@ -122,7 +123,7 @@ class Lifecycle:
         self.clock = clock
         self.readers = readers
         self.memory = Memory(
-            readers, lambda: store.issuer, learned=self._learned, told=self._changed_elsewhere
+            readers, lambda: store.authorities, learned=self._learned, told=self._changed_elsewhere
         )
         self.clockwork = Clockwork(clock, self.memory.watched, crossed=self._crossed, hinted=self._tell)
         self.sweep = Sweep(store, readers, told=self._told, done=self._swept, pending_s=pending_s)
@@ -253,7 +254,9 @@ class Lifecycle:
             if why:
                 raise refuse(transaction, why)
             try:
-                decision = judge(request, live, now)
+                decision = judge(
+                    request, [each for each in live if each[0].issuer == transaction.issuer], now
+                )
             except RequestRefused as refusal:
                 raise refuse(transaction, str(refusal)) from None
             if isinstance(decision, Renewed):
@@ -275,7 +278,7 @@ class Lifecycle:
                 reason = may_supersede(request, old, state, granted=granted, proven=proven)
                 if reason:
                     giving_way.append((old, reason))
-                elif not request.roll_over:
+                elif not request.roll_over and not changes_authority(request, old, transaction.issuer):
                     raise refuse(transaction, duplicate(request, state, in_doubt=old.delivered == IN_DOUBT))
             if isinstance(decision, Fresh):
                 others.append(self._renew(transaction, request, decision.release, 0, actor, now))
@@ -637,15 +640,14 @@ def _ignore(future: asyncio.Future[Any]) -> None:
 
 def waiting_in(transaction: Transaction) -> list[int]:
     """Return the serial number of each request that waits for approval."""
-    waits = (certs.c.issuer == transaction._issuer, certs.c.state == CertState.PENDING_APPROVAL.value)
-    return list(transaction.connection.scalars(sa.select(certs.c.serial).where(*waits)))
+    waits = certs.c.state == CertState.PENDING_APPROVAL.value
+    return list(transaction.connection.scalars(sa.select(certs.c.serial).where(waits)))
 
 
 def revoked_in(transaction: Transaction) -> list[tuple[int, int, bool]]:
     """Return serial number and date of each revoked certificate in the database, and whether its key is barred."""
-    query = sa.select(certs.c.serial, certs.c.state_date, certs.c.barred).where(
-        certs.c.issuer == transaction._issuer, certs.c.state == CertState.REVOKED.value
-    )
+    columns = (certs.c.serial, certs.c.state_date, certs.c.barred)
+    query = sa.select(*columns).where(certs.c.state == CertState.REVOKED.value)
     return [
         (int(serial), int(at), bool(barred)) for serial, at, barred in transaction.connection.execute(query)
     ]

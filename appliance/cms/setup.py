@@ -45,8 +45,8 @@ from appliance.certs.x509 import (
     authority_name,
     is_ca,
     is_self_signed,
-    issuer_id,
     load_pem_text,
+    pem_chain,
     public_key,
     san,
     serial_number,
@@ -57,8 +57,17 @@ from appliance.certs.x509 import (
     subject_parts,
     subject_text,
 )
+from appliance.cms.authorities import (
+    Authority,
+    Held,
+    KnownAuthority,
+    bundle,
+    check_belongs,
+    end_of,
+    introduce,
+)
 from appliance.cms.config import CMSSettings, parse_password_file
-from appliance.cms.issuing import Issuing, new_serial, pem_chain
+from appliance.cms.issuing import Issuing, new_serial
 from appliance.cms.model import (
     SERVICE,
     posix,
@@ -71,6 +80,7 @@ from appliance.cms.model import (
 )
 from appliance.cms.schema import certs
 from appliance.cms.signing import open_token
+from appliance.cms.store import Store
 from appliance.cms.transaction import CertRecord, Transaction
 from appliance.config.files import (
     make_directories,
@@ -95,6 +105,7 @@ __all__ = [
     "ensure_administrator",
     "ensure_authority",
     "ensure_own_keychain",
+    "hold",
     "outlives",
     "preload_certificates",
     "renew_own_keychain",
@@ -111,24 +122,6 @@ def say(text: str) -> None:
     """Print a line that people and scripts wait for."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
-
-
-class Authority(NamedTuple):
-    """The certificate authority in use."""
-
-    issuer: CertificateAuthority
-    root: x509.Certificate
-    created: bool
-
-    @property
-    def issuer_id(self) -> str:
-        """First eight hex digits of the issuing CA's subject key identifier."""
-        return issuer_id(self.issuer.certificate)
-
-    @property
-    def bundle(self) -> tuple[x509.Certificate, ...]:
-        """What verifies this authority's certificates and former ones: the present root and the cross-certificates."""
-        return (self.root, *self.issuer.crossed)
 
 
 def make_directory(path: str) -> None:
@@ -257,7 +250,60 @@ def _authority_in_token(settings: CMSSettings, now: datetime, *, may_make: bool)
     except BaseException:
         signer.close()
         raise
-    return Authority(CertificateAuthority(signer, found[0], chain), chain[-1] if chain else found[0], created)
+    root = chain[-1] if chain else found[0]
+    crossed = tuple(dict.fromkeys(c for pair in pairs(found, root) for c in pair))
+    return Authority(CertificateAuthority(signer, found[0], chain, crossed), root, created)
+
+
+def hold(store: Store, settings: CMSSettings, authority: Authority, now: datetime) -> Held:
+    """Read former authorities, and tell the database what is held.
+
+    Args:
+        store: The database. Afterwards it knows all authorities.
+        settings: Name the former ones.
+        authority: The present one.
+        now: The present time, aware.
+
+    Raises:
+        ConfigurationError: A file cannot be used, or the database belongs to other authorities.
+        SecurityError: Something is not trustworthy; the text says what.
+    """
+    former: list[Authority] = []
+    try:
+        for setting in settings.former_authorities:
+            held = ensure_authority(settings.of_former(setting), now, may_make=False)
+            ends = end_of(held.issuer, authority.issuer.crossed, setting.ending())
+            former.append(held._replace(ends=ends))
+        _check_former(authority, former)
+
+        def job(transaction: Transaction) -> dict[str, KnownAuthority]:
+            check_belongs(transaction, authority)
+            return introduce(transaction, (authority, *former), now, present=authority.issuer_id)
+
+        known = store.run(job)
+    except BaseException:
+        for held in former:
+            held.issuer.signer.close()
+        raise
+    store.known = {ident: each.ends for ident, each in known.items()}
+    alive = tuple(each for each in former if each.ends is not None and now < each.ends)
+    for each in former:
+        if each not in alive:
+            each.issuer.signer.close()
+            say(f"Former authority ended  : {each.issuer_id}; remove it from former_authorities")
+    since = utc(known[authority.issuer_id].since)
+    return Held(alive, bundle(authority.root, known.values(), now), since)
+
+
+def _check_former(authority: Authority, former: Sequence[Authority]) -> None:
+    seen = {authority.issuer_id: "the present authority"}
+    for each in former:
+        if each.issuer_id in seen:
+            raise ConfigurationError(
+                f"{each.issuer_id} {subject_text(each.issuer.certificate.subject)} is {seen[each.issuer_id]}; name each authority once",
+                key="former_authorities",
+            )
+        seen[each.issuer_id] = "named twice"
 
 
 def self_test(authority: Authority, now: datetime) -> None:
@@ -455,7 +501,7 @@ def ensure_own_keychain(settings: CMSSettings, server: ServerConfig, issuing: Is
             if outlives(keychain, issuing):
                 check_keychain(keychain, now=now, usage="server")
                 return keychain
-        elif not mine:
+        elif not mine and keychain.issuer_id not in issuing.lifecycle.store.authorities:
             raise ConfigurationError(
                 "the service's keychain was issued by another certificate authority than the one in use; "
                 "remove it to have a new one made",
