@@ -125,6 +125,7 @@ class JWTVerifier:
         now: datetime,
         is_tls: bool,
         san: Sequence[San] = (),
+        key_id: str = "",
     ) -> Grant:
         """Judge one submission.
 
@@ -138,6 +139,8 @@ class JWTVerifier:
             now: The present time, aware.
             is_tls: Whether the submission came over TLS.
             san: The alternative names that are asked for.
+            key_id: What tells the key from others, if the requester has proved to hold it: then it may send the token again
+                if it lost the answer. Empty: it may not.
 
         Returns:
             What the requester may obtain.
@@ -157,6 +160,7 @@ class JWTVerifier:
                 now=now.timestamp(),
                 is_tls=is_tls,
                 san=san,
+                key_id=key_id,
                 facts=facts,
             )
         except TokenRefused as refusal:
@@ -177,6 +181,7 @@ class JWTVerifier:
         now: float,
         is_tls: bool,
         san: Sequence[San],
+        key_id: str,
         facts: dict[str, str],
     ) -> Grant:
         if not is_tls and not self._config.allow_plaintext_token:
@@ -219,7 +224,9 @@ class JWTVerifier:
         await trusted.authenticate(token)
         issuer = claims.issuer or settings.name
         connection = peer if is_tls else ""
-        if await self._use_once(issuer, claims, now, settings.leeway_s, usage=usage, connection=connection):
+        if await self._use_once(
+            issuer, claims, now, settings.leeway_s, usage=usage, connection=connection, key_id=key_id
+        ):
             facts["same_use"] = "yes"
         expires = datetime.fromtimestamp(claims.expires, UTC)
         present = datetime.fromtimestamp(int(now), UTC)
@@ -264,7 +271,15 @@ class JWTVerifier:
         return f"{_NOT_TRUSTED}: its iss is {tokens.clean(issuer)!r}, and none of the issuers of this service is like it"
 
     async def _use_once(
-        self, issuer: str, claims: tokens.Claims, now: float, leeway: int, *, usage: str, connection: str
+        self,
+        issuer: str,
+        claims: tokens.Claims,
+        now: float,
+        leeway: int,
+        *,
+        usage: str,
+        connection: str,
+        key_id: str,
     ) -> bool:
         """Record the use of a token; return whether it belongs to the use before it.
 
@@ -278,7 +293,8 @@ class JWTVerifier:
             return True
         until = float(claims.expires + leeway)
         issued = claims.issued_at if claims.issued_at is not None else claims.not_before
-        if await self._replay.use(*name, until, now, issued) is not True:
+        used = self._replay.use(*name, until, now, issued, key_id=key_id, usage=usage)
+        if await used is not True:
             raise TokenRefused("replayed", "the token was used before; fetch a new one")
         self._same_use.begin(name, connection, usage)
         return False
