@@ -64,6 +64,7 @@ from appliance.cms.transaction import (
     doubt_undelivered,
     live_records,
     mark_delivered,
+    mark_doubted,
 )
 from appliance.cms.waiting import WaitingRequests
 from appliance.errors import ApplianceError, RequestRefused
@@ -217,9 +218,7 @@ class Lifecycle:
 
     # -- changes -------------------------------------------------------------------------------------
 
-    async def create(
-        self, request: NewCertificate, actor: Actor, *, will_answer: bool = False
-    ) -> CertRecord:
+    async def create(self, request: NewCertificate, actor: Actor, *, will_answer: bool = False) -> CertRecord:
         """Record a certificate, or renew one that its requester has already.
 
         Args:
@@ -277,9 +276,7 @@ class Lifecycle:
             proven = proves_the_name(request, known)
             giving_way: list[tuple[CertRecord, str]] = []
             for old, state in live:
-                reason = lost.get(old) or may_supersede(
-                    request, old, state, granted=granted, proven=proven
-                )
+                reason = lost.get(old) or may_supersede(request, old, state, granted=granted, proven=proven)
                 if reason:
                     giving_way.append((old, reason))
                 elif not request.roll_over:
@@ -382,7 +379,7 @@ class Lifecycle:
             StoreError: The database could not be used; the next start records it.
         """
         try:
-            await self.store.submit(lambda transaction: doubt(transaction, [serial]))
+            await self.store.submit(mark_doubted(serial))
         finally:
             self.deliveries.answering.discard(serial)
 

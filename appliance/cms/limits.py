@@ -155,9 +155,7 @@ class SharedLimits:
                         "done"
                     ) from error
 
-    def _decide(
-        self, connection: sa.Connection, keys: Sequence[str], asked: Sequence[Asked]
-    ) -> list[float]:
+    def _decide(self, connection: sa.Connection, keys: Sequence[str], asked: Sequence[Asked]) -> list[float]:
         connection.execute(_MAKE, {"keys": keys})
         before = {key: int(tat) for key, tat in connection.execute(_READ, {"keys": keys})}
         # The server's clock, which all nodes share, and only once the rows are ours.

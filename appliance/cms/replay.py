@@ -236,8 +236,10 @@ class StoredReplay:
             where = {"node": node, "key_id": key_id, "usage": usage, "used_at": int(now)}
             if connection.execute(_USE, use._asdict() | where).rowcount != 1:
                 first = connection.execute(_FIRST_USE, {"by": use.issuer, "hash": use.token}).one()
-                return bool(key_id) and (first.key_id, first.usage) == (key_id, usage) and (
-                    abs(int(now) - first.used_at) <= _AGAIN_S
+                return (
+                    bool(key_id)
+                    and (first.key_id, first.usage) == (key_id, usage)
+                    and (abs(int(now) - first.used_at) <= _AGAIN_S)
                 )
             if self._journal.add(use):
                 try:

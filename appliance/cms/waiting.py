@@ -42,13 +42,13 @@ class WaitingRequests:
         if self._counted_in is not transaction:
             transaction.flush()
             self._counted_in, self._has_addresses = transaction, False
-            self._all = int(transaction.connection.execute(_ALL, {"by": transaction.issuer}).scalar_one())
+            self._all = int(transaction.connection.execute(_ALL, {"by": transaction._issuer}).scalar_one())
             self._by_address.clear()
         if self._all < _MOST_OF_ONE:
             return ""
         if self._all < _MOST and not self._has_addresses:
             transaction.flush()
-            rows = transaction.connection.execute(_BY_ADDRESS, {"by": transaction.issuer})
+            rows = transaction.connection.execute(_BY_ADDRESS, {"by": transaction._issuer})
             self._by_address = Counter({came_from: int(number) for came_from, number in rows})
             self._has_addresses = True
         if self._all >= _MOST or self._by_address[address] >= _MOST_OF_ONE:

@@ -23,6 +23,9 @@ class MemoryReplayStore:
         until: float,
         now: float,
         issued: float | None = None,
+        *,
+        key_id: str = "",
+        usage: str = "",
     ) -> bool:
         """Record one use; see `ReplayStore.use`."""
         while self._by_end and (self._by_end[0][0] <= now or len(self._by_end) >= self._limit):
