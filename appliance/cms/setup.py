@@ -297,7 +297,7 @@ def _record_own(
     )
     parts = {"cn": "CN", "o": "O", "ou": "OU", "c": "C"}
     more = {column: certificate_subject.get(part, "") for column, part in parts.items()}
-    transaction.add(record, {**more, "created": start, "key_id": key_id})
+    record = transaction.add(record, {**more, "created": start, "key_id": key_id})
     facts = {**SERVICE.facts(), "subject": shown_name(certificate_subject), "usage": usage}
     facts |= {
         "not_before": shown_time(utc(begin)), "not_after": shown_time(utc(end)), "no_status": "yes" if no_status else "no"

@@ -59,7 +59,7 @@ class Authority:
     def issuer_id(self) -> str:
         return issuer_id(self.certificate)
 
-    def intermediate(self, name: str = "EPICS Intermediate CA") -> Authority:
+    def intermediate(self, name: str = "EPICS Intermediate CA", *, path_length: int | None = 0) -> Authority:
         """An authority below this one."""
         below = Authority(name)
         below.certificate = build_ca(
@@ -69,7 +69,7 @@ class Authority:
             not_after=NOW + 3000 * DAY,
             serial=2,
             issuer=self.issuer,
-            path_length=0,
+            path_length=path_length,
         )
         below.chain = (self.certificate, *self.chain)
         return below
