@@ -23,6 +23,7 @@ __all__ = [
     "Deliveries",
     "answer_lost",
     "approved_before",
+    "is_alike",
     "key_problem",
     "may_supersede",
     "other_holder",
@@ -159,6 +160,16 @@ class Deliveries:
         self.is_alive: Callable[[str], bool] = lambda _node: False
 
 
+def is_alike(request: NewCertificate, record: CertRecord) -> bool:
+    """Whether a certificate of the same subject could be the answer to a request: the same key, usage, authenticator and identity."""
+    return (request.skid, request.usage, request.method, request.identity) == (
+        record.skid,
+        record.usage,
+        record.method,
+        record.identity,
+    )
+
+
 def answer_lost(
     request: NewCertificate, record: CertRecord, *, at: int, node: str, deliveries: Deliveries
 ) -> str:
@@ -176,12 +187,11 @@ def answer_lost(
     Raises:
         RequestRefused: It is being answered; the text says when to ask again.
     """
-    asked = (request.skid, request.usage, request.method, request.identity)
     if (
         not request.proved
         or record.delivered == 1
         or record.serial == request.peer_serial  # the connection shows it
-        or asked != (record.skid, record.usage, record.method, record.identity)
+        or not is_alike(request, record)
     ):
         return ""
     if record.delivered == IN_DOUBT:

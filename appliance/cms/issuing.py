@@ -334,6 +334,7 @@ class Issuing:
             san=san,
             san_proved=grant.san,
             schedule=_schedule(ccr),
+            repeated=grant.repeated,
         )
         config_pv = None
         if ccr.config_uri_base:

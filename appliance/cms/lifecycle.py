@@ -16,6 +16,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
+from appliance.authn.jwt.replay import USED_BEFORE
 from appliance.authn.ratelimit import peer_key
 from appliance.certs.schedule import Schedule
 from appliance.certs.status import CertState, may_change
@@ -25,6 +26,7 @@ from appliance.cms.inherit import (
     Deliveries,
     answer_lost,
     approved_before,
+    is_alike,
     key_problem,
     may_supersede,
     other_holder,
@@ -78,7 +80,7 @@ _SOON_S: Final = 0.2
 _AT_ONCE: Final = 500
 """Number of changes by the clock that are recorded in one transaction."""
 _AGAIN_S: Final = 10.0
-"""Seconds after which an end of a request that could not be recorded is tried again."""
+"""Seconds after which what could not be recorded is tried again."""
 
 
 Listener = Callable[[CertRecord], None]
@@ -257,6 +259,8 @@ class Lifecycle:
             if why:
                 raise refuse(transaction, why)
             lost = self._lost_answers(request, [old for old, _ in live], at)
+            if request.repeated and not lost and any(is_alike(request, old) for old, _ in live):
+                raise refuse(transaction, USED_BEFORE)
             try:
                 decision = judge(request, [(old, state) for old, state in live if old not in lost], now)
             except RequestRefused as refusal:
@@ -369,8 +373,17 @@ class Lifecycle:
     def _flush_delivered(self) -> None:
         serials, self._delivered = self._delivered, []
         if serials:
-            # Not awaited: if it is lost, the next start does not know whether they were delivered, which is safe.
-            self.store.submit(mark_delivered(serials)).add_done_callback(_ignore)
+            # Not awaited: if the process ends first, the next start does not know whether they were delivered, which is safe.
+            done = self.store.submit(mark_delivered(serials))
+            done.add_done_callback(lambda future: self._marked(serials, future))
+
+    def _marked(self, serials: list[int], done: asyncio.Future[None]) -> None:
+        if done.cancelled() or done.exception() is None:
+            return
+        # Otherwise another node would take them for certificates that nobody has.
+        if not self._delivered:
+            asyncio.get_running_loop().call_later(_AGAIN_S, self._flush_delivered)
+        self._delivered += serials
 
     async def doubt(self, serial: int) -> None:
         """Record that nobody knows whether a requester has got its certificate.
@@ -677,11 +690,6 @@ class Lifecycle:
         self._flush_delivered()
         while self._recording:
             await asyncio.wait(self._recording)
-
-
-def _ignore(future: asyncio.Future[Any]) -> None:
-    if not future.cancelled():
-        future.exception()
 
 
 def revoked_in(transaction: Transaction) -> list[tuple[int, int, bool]]:

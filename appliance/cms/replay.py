@@ -5,8 +5,7 @@ database remembers such a file and the file is missing (a backup on a new host),
 knows which tokens were used since the backup: tokens issued before this moment are void. With several nodes on one database
 each has a file of its own, for the tokens that were used at it.
 
-Who lost the answer asks again, perhaps at another node, with the same token. That is the same use, if the same key is proved
-(docs/decisions/0105).
+Who lost the answer asks again, perhaps at another node, with the same token, and proves the same key (docs/decisions/0105).
 """
 
 from __future__ import annotations
@@ -235,12 +234,7 @@ class StoredReplay:
                 return False
             where = {"node": node, "key_id": key_id, "usage": usage, "used_at": int(now)}
             if connection.execute(_USE, use._asdict() | where).rowcount != 1:
-                first = connection.execute(_FIRST_USE, {"by": use.issuer, "hash": use.token}).one()
-                return (
-                    bool(key_id)
-                    and (first.key_id, first.usage) == (key_id, usage)
-                    and (abs(int(now) - first.used_at) <= _AGAIN_S)
-                )
+                return False
             if self._journal.add(use):
                 try:
                     self._journal.write(_uses(connection, node))
@@ -249,6 +243,25 @@ class StoredReplay:
             return True
 
         return await self._store.submit(job)
+
+    async def repeats(self, issuer: str, token_hash: str, now: float, *, key_id: str, usage: str) -> bool:
+        """Whether a used token comes again soon. See `appliance.authn.jwt.replay.ReplayStore`.
+
+        Raises:
+            StoreError: The database could not be used.
+        """
+
+        def job(transaction: Transaction) -> bool:
+            connection = transaction.connection
+            first = connection.execute(_FIRST_USE, {"by": issuer[:512], "hash": token_hash}).first()
+            return (
+                first is not None
+                and (first.key_id, first.usage) == (key_id, usage)
+                and abs(int(now) - first.used_at) <= _AGAIN_S
+                and int(known(connection, VOID) or 0) <= first.used_at
+            )
+
+        return bool(key_id) and await self._store.submit(job)
 
 
 def _sweep(connection: sa.Connection, now: int) -> None:

@@ -44,7 +44,7 @@ class WaitingRequests:
             self._counted_in, self._has_addresses = transaction, False
             self._all = int(transaction.connection.execute(_ALL, {"by": transaction._issuer}).scalar_one())
             self._by_address.clear()
-        if self._all < _MOST_OF_ONE:
+        if self._all < min(_MOST, _MOST_OF_ONE):
             return ""
         if self._all < _MOST and not self._has_addresses:
             transaction.flush()

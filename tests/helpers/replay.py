@@ -39,3 +39,7 @@ class MemoryReplayStore:
         self._used.add(token)
         heapq.heappush(self._by_end, (until, token))
         return True
+
+    async def repeats(self, issuer: str, token_hash: str, now: float, *, key_id: str, usage: str) -> bool:
+        """Know nothing of keys: nobody repeats a use."""
+        return False
