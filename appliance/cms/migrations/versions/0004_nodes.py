@@ -27,7 +27,7 @@ def upgrade() -> None:
     )
     op.create_index("certs_listed", "certs", ["issuer", "state", "created", "serial"])
     op.create_index("certs_ends", "certs", ["issuer", "not_after", "serial"])
-    op.create_index("certs_name", "certs", ["issuer", "cn"], postgresql_ops={"cn": "text_pattern_ops"})
+    op.create_index("certs_name", "certs", ["issuer", "cn"], postgresql_ops={"cn": 'COLLATE "C"'})
     for name, column, where in (
         ("certs_due", "next_at", "next_at IS NOT NULL"),
         ("certs_undelivered", "node", "delivered = 0"),
