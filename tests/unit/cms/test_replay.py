@@ -16,7 +16,10 @@ class Nodes:
 
     def __init__(self, directory):
         self.directory = directory
-        self.store = Store(str(directory / "certs.db"), "01234567")
+        self.open()
+
+    def open(self):
+        self.store = Store(str(self.directory / "certs.db"), "01234567")
         self.store.open()
 
     def path(self, name):
@@ -88,7 +91,7 @@ async def use_at(nodes, name, token):
     nodes.store.start()
     assert await nodes.use(replay, token)
     nodes.store.close()
-    nodes.store.open()
+    nodes.open()
 
 
 async def test_what_other_nodes_have_used_is_not_missing_in_the_own_file(nodes):
@@ -132,7 +135,7 @@ async def test_a_use_before_tokens_became_void_is_not_repeated(nodes):
     nodes.store.start()
     assert await nodes.use(replay, **MINE)
     nodes.store.close()
-    nodes.store.open()
+    nodes.open()
     nodes.path("a").unlink()
     replay = nodes.start("a", NOW + 5)
     nodes.store.start()
