@@ -472,7 +472,6 @@ class Subscription(Operation):
         stream = channel.stream
         owner = channel.owner
         outbox = wire.outbox
-        schedule_flush = stream.schedule_flush
 
         def send(*values: Any) -> bool:
             if (
@@ -491,7 +490,8 @@ class Subscription(Operation):
             outbox.chunks.append(pack(head, *values))
             outbox.size += size
             self.posted += 1
-            schedule_flush()
+            if not stream.flush_pending:
+                stream.schedule_flush()
             return True
 
         return send

@@ -107,7 +107,7 @@ class _Posts:
     PATIENCE_S: Final = 0.02
     """The longest that it waits."""
 
-    __slots__ = ("_changed", "_engine", "_turning", "_waiting", "_woken", "count")
+    __slots__ = ("_engine", "_turning", "_waiting", "changed", "count", "woken")
 
     def __init__(self) -> None:
         self._engine: Engine | None = None
@@ -116,9 +116,11 @@ class _Posts:
     def _begin(self) -> None:
         self.count = 0
         """Posts since the PVAccess thread last looked; not exact, because it is no one's own."""
-        self._changed: deque[Core] = deque()
+        self.changed: deque[Core] = deque()
+        """PVs that the PVAccess thread has to look at."""
         self._waiting: deque[threading.Lock] = deque()
-        self._woken = False
+        self.woken = False
+        """Whether the thread was told. It is cleared before the thread looks: whoever finds it set has a look still to come."""
         self._turning = False
 
     def move_to(self, running: Engine) -> None:
@@ -127,17 +129,14 @@ class _Posts:
             self._engine = running
             self._begin()
 
-    def add(self, core: Core, soon: Callable[..., None]) -> None:
-        """Let the PVAccess thread look at a PV."""
-        self._changed.append(core)
-        # The flag is cleared before the thread looks. So whoever finds it set has a look still to come.
-        if not self._woken:
-            self._woken = True
-            soon(self._look)
+    def wake(self, soon: Callable[..., None]) -> None:
+        """Let the PVAccess thread look at the PVs that have ``changed``, unless it was told already: see ``woken``."""
+        self.woken = True
+        soon(self._look)
 
     def _look(self) -> None:
-        self._woken = False
-        changed = self._changed
+        self.woken = False
+        changed = self.changed
         if not self._turning:
             self._turning = True
             engine().loop.call_soon(self._turned)
@@ -399,7 +398,9 @@ class Core(Handler):
                 pending.append(value)
                 if not self._scheduled:
                     self._scheduled = True
-                    posts.add(self, self.soon)
+                    posts.changed.append(self)
+                    if not posts.woken:
+                        posts.wake(self.soon)
             elif type(pending[-1]) is not tuple:
                 posts.count += posts.DEAR
                 pending[-1] = value
@@ -442,7 +443,9 @@ class Core(Handler):
                 pending.append(entry)
                 if not self._scheduled:
                     self._scheduled = True
-                    posts.add(self, self.soon)
+                    posts.changed.append(self)
+                    if not posts.woken:
+                        posts.wake(self.soon)
             elif type(last := pending[-1]) is tuple and last[0] is numbers:
                 posts.count += posts.DEAR
                 pending[-1] = entry
@@ -516,7 +519,9 @@ class Core(Handler):
             pending[-1] = entry
         if not self._scheduled:
             self._scheduled = True
-            posts.add(self, self.soon)
+            posts.changed.append(self)
+            if not posts.woken:
+                posts.wake(self.soon)
 
     # -- on the PVAccess thread ----------------------------------------------------------------------
 
@@ -538,10 +543,8 @@ class Core(Handler):
                 entry = None
         if entry is None:
             self._deliver(kind, pending, lost)
-        elif type(entry) is not tuple:
-            self._deliver_plain(kind, entry, 0)
         else:
-            self._deliver_parts(kind, entry, 0)
+            self._deliver_one(kind, entry, 0)
 
     def _deliver(self, kind: StructType, pending: list[Entry], lost: int) -> None:
         """Give the subscribers what was posted, in its order.
@@ -551,13 +554,25 @@ class Core(Handler):
             pending: The posts.
             lost: Fields of the last post that lost an earlier change.
         """
-        count = len(pending)
-        for number, entry in enumerate(pending, 1):
-            overrun = lost if number == count else 0
-            if type(entry) is not tuple:
-                self._deliver_plain(kind, entry, overrun)
-            else:
-                self._deliver_parts(kind, entry, overrun)
+        last = pending.pop() if lost else None
+        if len(self._subscriptions) == 1:
+            (send,) = self._subscriptions.values()
+            for entry in pending:
+                if type(entry) is tuple:
+                    self._deliver_parts(kind, entry, 0)
+                elif send is None or not send(entry):
+                    self._deliver_plain(kind, entry, 0)
+        else:
+            for entry in pending:
+                self._deliver_one(kind, entry, 0)
+        if lost:
+            self._deliver_one(kind, last, lost)
+
+    def _deliver_one(self, kind: StructType, entry: Entry, overrun: int) -> None:
+        if type(entry) is tuple:
+            self._deliver_parts(kind, entry, overrun)
+        else:
+            self._deliver_plain(kind, entry, overrun)
 
     def _deliver_plain(self, kind: StructType, value: Any, overrun: int) -> None:
         made: Update | None = None
