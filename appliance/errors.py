@@ -16,11 +16,13 @@
     |   |-- ChannelClosedError      the channel or its connection went away before the answer
     |   `-- OperationTimeoutError   no answer in the time allowed (also a TimeoutError)
     |-- TransportError              a socket could not be opened, bound or kept
+    |-- DatabaseLost                the database server cannot be reached at present
     |-- SecurityError               TLS, keychains, certificates
     |   |-- TLSError                a handshake failed or a TLS record was not acceptable
     |   |-- KeychainError           a PKCS#12 file cannot be read, written or used
     |   |-- CertificateError        an X.509 certificate is not acceptable
     |   |-- CertificateStatusError  an OCSP answer is not acceptable
+    |   |-- SigningError            a private key did not sign: its token is gone, or refuses
     |   |-- TokenRefused            a bearer token proves nothing: reason for the audit, one sentence for the sender
     |   `-- TokenUnavailable        a source has no token at present; says when to try again
     |-- RequestRefused              a service does not do what was asked; nothing has changed
@@ -43,6 +45,7 @@ __all__ = [
     "CertificateStatusError",
     "ChannelClosedError",
     "ConfigurationError",
+    "DatabaseLost",
     "DecodeError",
     "KeychainError",
     "LocalProtocolError",
@@ -55,6 +58,7 @@ __all__ = [
     "RemoteProtocolError",
     "RequestRefused",
     "SecurityError",
+    "SigningError",
     "TLSError",
     "TokenRefused",
     "TokenUnavailable",
@@ -143,6 +147,10 @@ class TransportError(ApplianceError):
     """A socket could not be opened, bound or kept."""
 
 
+class DatabaseLost(ApplianceError):  # noqa: N818 - it may come back at any time, so it is no malfunction
+    """The database server cannot be reached at present, or is not the one that takes writes."""
+
+
 class SecurityError(ApplianceError):
     """TLS, keychains and certificates."""
 
@@ -161,6 +169,10 @@ class CertificateError(SecurityError):
 
 class CertificateStatusError(SecurityError):
     """An OCSP answer is not acceptable: wrong signer, wrong certificate, or out of its validity."""
+
+
+class SigningError(SecurityError):
+    """A private key did not sign: the token that holds it is gone, locked, or refuses."""
 
 
 class RequestRefused(ApplianceError):  # noqa: N818 - a decision, not a malfunction

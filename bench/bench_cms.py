@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from appliance.certs.profiles import build_ca, generate_key, subject_name
+from appliance.certs.signer import KeySigner
 from appliance.certs.status import CertState
 from appliance.cms.service import CertificateService
 from appliance.cms.transaction import CertRecord, Transaction
@@ -136,7 +137,11 @@ def bare(count: int, append_to: Path | None = None, clock: Callable[[], float] =
     now = datetime.now(UTC).replace(microsecond=0)
     key, public = generate_key("ec-p256"), generate_key("ec-p256").public_key()
     ca = build_ca(
-        key, subject=subject_name("CA"), not_before=now, not_after=now + timedelta(days=9), serial=1
+        KeySigner(key),
+        subject=subject_name("CA"),
+        not_before=now,
+        not_after=now + timedelta(days=9),
+        serial=1,
     )
     file = None if append_to is None else os.open(append_to, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
     start = clock()

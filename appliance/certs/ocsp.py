@@ -1,6 +1,6 @@
 """OCSP answers about certificates (RFC 6960): made and signed by a CA, and verified.
 
-Source: SPVA specification 7.2 (``ocsp_response``), 8.4, 13.
+Source: SPVA specification 7.2 (``ocsp_response``), 8.4, 13. An answer is written without the CA's key (decision 103).
 
 Clocks: an answer may be from up to ``leeway`` in the future, because the service's clock may be ahead of ours. Its end is
 exact: after ``next_update`` nothing is known any more (8.4).
@@ -8,20 +8,20 @@ exact: after ``next_update`` nothing is known any more (8.4).
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
-from typing import NamedTuple
+from datetime import UTC, datetime, timedelta
+from typing import Final, NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
-from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
-from appliance.certs.der import read_tlv
-from appliance.certs.profiles import signature_hash
+from appliance.certs.der import context, integer, null, octets, oid, sequence, tlv
+from appliance.certs.signer import SIGNATURES, Signer
 from appliance.certs.status import OCSPState
+from appliance.certs.tbs import encoded_key, key_bits
 from appliance.certs.x509 import UNREADABLE, quiet, subject_text
 from appliance.errors import CertificateError, CertificateStatusError
 
@@ -29,14 +29,18 @@ __all__ = ["DEFAULT_LEEWAY", "OCSPSigner", "StatusAnswer", "read_response", "ver
 
 DEFAULT_LEEWAY = timedelta(seconds=60)
 _MAX_BYTES = 1 << 16
-_STATUS = {
-    OCSPState.GOOD: ocsp.OCSPCertStatus.GOOD,
-    OCSPState.REVOKED: ocsp.OCSPCertStatus.REVOKED,
-    OCSPState.UNKNOWN: ocsp.OCSPCertStatus.UNKNOWN,
+_STATE = {
+    ocsp.OCSPCertStatus.GOOD: OCSPState.GOOD,
+    ocsp.OCSPCertStatus.REVOKED: OCSPState.REVOKED,
+    ocsp.OCSPCertStatus.UNKNOWN: OCSPState.UNKNOWN,
 }
-_STATE = {status: state for state, status in _STATUS.items()}
 _HASHES = (hashes.SHA1, hashes.SHA256, hashes.SHA384, hashes.SHA512)
 _SIGNATURE_HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
+_BASIC: Final = oid("1.3.6.1.5.5.7.48.1.1")
+_SHA1: Final = sequence(oid("1.3.14.3.2.26"), null())
+_SUCCESSFUL: Final = b"\x0a\x01\x00"
+_BIT_STRING: Final = 0x03
+_GENERALIZED_TIME: Final = 0x18
 
 
 class StatusAnswer(NamedTuple):
@@ -56,19 +60,22 @@ class OCSPSigner:
 
     def __init__(
         self,
-        key: CertificateIssuerPrivateKeyTypes,
+        signer: Signer,
         certificate: x509.Certificate,
         chain: tuple[x509.Certificate, ...] = (),
     ) -> None:
         """Check the key. ``chain``: the certificates above an intermediate CA; peers verify with the certificates in the answer."""
-        if key.public_key() != certificate.public_key():
+        if signer.public_key() != certificate.public_key():
             msg = f"the key does not belong to the CA {subject_text(certificate.subject)}"
             raise CertificateError(msg)
-        self._key = key
-        self._certificates = [certificate, *chain]
+        self.signer = signer
         self._certificate = certificate
-        self._hash = signature_hash(key)
-        self._name_hash, self._key_hash = issuer_hashes(certificate, hashes.SHA1())  # noqa: S303
+        self._responder = context(1, certificate.subject.public_bytes())
+        name_hash, key_hash = issuer_hashes(certificate, hashes.SHA1())  # noqa: S303
+        self._issuer = _SHA1 + octets(name_hash) + octets(key_hash)
+        self._algorithm = SIGNATURES[signer.algorithm]
+        sent = (link.public_bytes(Encoding.DER) for link in (certificate, *chain))
+        self._certificates = context(0, sequence(*sent))
 
     def __repr__(self) -> str:
         return f"<OCSPSigner {subject_text(self._certificate.subject)}>"
@@ -82,43 +89,70 @@ class OCSPSigner:
         next_update: datetime,
         revocation_date: datetime | None = None,
     ) -> bytes:
-        """Return a basic OCSP response in DER, signed by the CA, with a SHA-1 CertID as the peers expect.
+        """Return a basic OCSP response in DER, signed by the CA. The arguments are those of `prepare`.
 
-        Parts of a second are dropped from all times.
+        Raises:
+            CertificateStatusError: The times are impossible.
+            SigningError: The CA's key does not sign.
+        """
+        body = self.prepare(
+            serial, state, this_update=this_update, next_update=next_update, revocation_date=revocation_date
+        )
+        return self.finish(body, self.signer.sign(body))
+
+    def prepare(
+        self,
+        serial: int,
+        state: OCSPState,
+        *,
+        this_update: datetime,
+        next_update: datetime,
+        revocation_date: datetime | None = None,
+    ) -> bytes:
+        """Return what has to be signed for an answer, with a SHA-1 CertID as the peers expect.
+
+        Parts of a second are dropped from all times. An answer is made when it becomes true.
 
         Args:
-            serial: The certificate's serial number.
+            serial: The certificate's serial number, not negative.
             state: What is said of it.
             this_update: When this is true, aware.
             next_update: Until when it may be believed, aware.
             revocation_date: When it was revoked, aware; for REVOKED only. Default: ``this_update``.
 
+        Returns:
+            The octets to sign, for `finish`.
+
         Raises:
             CertificateStatusError: The times are impossible.
         """
-        this_update, next_update = this_update.replace(microsecond=0), next_update.replace(microsecond=0)
-        if next_update <= this_update:
+        if next_update.replace(microsecond=0) <= this_update.replace(microsecond=0):
             msg = "the status would end before it begins"
             raise CertificateStatusError(msg)
-        revoked = (revocation_date or this_update) if state is OCSPState.REVOKED else None
         try:
-            builder = ocsp.OCSPResponseBuilder(
-                responder_id=(self._certificate, ocsp.OCSPResponderEncoding.NAME), certs=self._certificates
-            ).add_response_by_hash(
-                issuer_name_hash=self._name_hash,
-                issuer_key_hash=self._key_hash,
-                serial_number=serial,
-                algorithm=hashes.SHA1(),  # noqa: S303
-                cert_status=_STATUS[state],
-                this_update=this_update,
-                next_update=next_update,
-                revocation_time=revoked.replace(microsecond=0) if revoked else None,
-                revocation_reason=None,
-            )
-            return builder.sign(self._key, self._hash).public_bytes(Encoding.DER)
-        except (ValueError, TypeError) as exc:
+            begin = _time(this_update)
+            if state is OCSPState.GOOD:
+                said = context(0, b"", constructed=False)
+            elif state is OCSPState.REVOKED:
+                said = context(1, _time(revocation_date or this_update))
+            else:
+                said = context(2, b"", constructed=False)
+            about = sequence(self._issuer, integer(serial))
+            single = sequence(about, said, begin, context(0, _time(next_update)))
+            return sequence(self._responder, begin, sequence(single))
+        except (ValueError, OverflowError) as exc:
             msg = f"the status of serial {serial} cannot be signed: {exc}"
             raise CertificateStatusError(msg) from exc
+
+    def finish(self, body: bytes, signature: bytes) -> bytes:
+        """Return the answer of what `prepare` returned and the signature of it."""
+        basic = sequence(body, self._algorithm, tlv(_BIT_STRING, b"\0" + signature), self._certificates)
+        return sequence(_SUCCESSFUL, context(0, sequence(_BASIC, octets(basic))))
+
+
+def _time(when: datetime) -> bytes:
+    utc = when.astimezone(UTC)
+    return tlv(_GENERALIZED_TIME, f"{utc.year:04d}{utc:%m%d%H%M%S}Z".encode())
 
 
 def issuer_hashes(issuer: x509.Certificate, algorithm: hashes.HashAlgorithm) -> tuple[bytes, bytes]:
@@ -128,10 +162,7 @@ def issuer_hashes(issuer: x509.Certificate, algorithm: hashes.HashAlgorithm) -> 
     if isinstance(algorithm, hashes.SHA1):
         return name.finalize(), x509.SubjectKeyIdentifier.from_public_key(issuer.public_key()).digest
     key = hashes.Hash(algorithm)
-    spki = issuer.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    _, body, _ = read_tlv(spki)
-    _, _, bit_string = read_tlv(body)
-    key.update(read_tlv(bit_string)[1][1:])
+    key.update(key_bits(encoded_key(issuer.public_key())))
     return name.finalize(), key.finalize()
 
 

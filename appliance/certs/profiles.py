@@ -1,7 +1,8 @@
 """X.509 certificates of Secure PVAccess: keys, issuing, and the check before every signature.
 
-Source: SPVA specification 4.2 to 4.5, 4.8; RFC 5280. A certificate is first signed with a temporary key and checked against
-its profile; only then does the CA's key sign it. So a mistake in a request or in this code never gets the CA's signature.
+Source: SPVA specification 4.2 to 4.5, 4.8; RFC 5280. A certificate is first written without a signature and checked against
+its profile; only then does the CA's key sign just those octets. So a mistake in a request or in this code never gets the CA's
+signature.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from typing import Final, NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import (
     CertificateIssuerPrivateKeyTypes,
@@ -22,9 +22,9 @@ from cryptography.hazmat.primitives.asymmetric.types import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from appliance.certs.der import oid as object_identifier
-from appliance.certs.der import sequence, tlv
+from appliance.certs import tbs
 from appliance.certs.public_keys import ed25519_problem, rsa_problem
+from appliance.certs.signer import Signer
 from appliance.certs.x509 import (
     CONFIG_PV_OID,
     MAX_SERIAL,
@@ -53,11 +53,13 @@ __all__ = [
     "CertificateAuthority",
     "build_ca",
     "build_certificate",
+    "build_request",
     "check_ca",
     "check_certificate",
     "check_public_key",
+    "finish_certificate",
     "generate_key",
-    "signature_hash",
+    "prepare_certificate",
     "subject_name",
 ]
 
@@ -92,15 +94,15 @@ _SUBJECT_LIMITS = {
 
 The RFC counts characters. Here the bytes of UTF-8 are counted, as many readers of certificates do.
 """
-_ECDSA_SHA256: Final = object_identifier("1.2.840.10045.4.3.2")
-_BIT_STRING: Final = 0x03
 _MAX_SAN = 100
+_UNSIGNED: Final = bytes(64)
+"""Stands for the signature while a certificate is checked."""
 
 
 class CertificateAuthority(NamedTuple):
-    """A certificate authority's key with its certificate and those above it. Its ``repr`` never shows the key."""
+    """A certificate authority: who signs for it, its certificate and those above it. Its ``repr`` never shows the key."""
 
-    key: CertificateIssuerPrivateKeyTypes
+    signer: Signer
     certificate: x509.Certificate
     chain: tuple[x509.Certificate, ...] = ()
     """Certificates above ``certificate``, the root last."""
@@ -126,15 +128,6 @@ def generate_key(algorithm: str = "rsa-2048") -> CertificateIssuerPrivateKeyType
             return ed25519.Ed25519PrivateKey.generate()
     msg = f"the key algorithm {algorithm!r} is not known; use one of {', '.join(KEY_ALGORITHMS)}"
     raise CertificateError(msg)
-
-
-def signature_hash(key: CertificateIssuerPrivateKeyTypes) -> hashes.SHA256 | hashes.SHA384 | None:
-    """Return the hash to sign with: SHA-384 for P-384, none for Ed25519, else SHA-256."""
-    if isinstance(key, ed25519.Ed25519PrivateKey):
-        return None
-    if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.key_size > 256:
-        return hashes.SHA384()
-    return hashes.SHA256()
 
 
 def subject_name(
@@ -187,7 +180,7 @@ def _subject_problem(oid: x509.ObjectIdentifier, text: str | bytes) -> str | Non
 
 
 def build_ca(
-    key: CertificateIssuerPrivateKeyTypes,
+    signer: Signer,
     *,
     subject: x509.Name,
     not_before: datetime,
@@ -196,10 +189,10 @@ def build_ca(
     issuer: CertificateAuthority | None = None,
     path_length: int | None = None,
 ) -> x509.Certificate:
-    """Return a CA certificate for ``key``: self-signed, or signed by ``issuer`` as an intermediate.
+    """Return a CA certificate for the key of ``signer``: self-signed, or signed by ``issuer`` as an intermediate.
 
     Args:
-        key: The new authority's private key.
+        signer: The new authority's key; with an ``issuer`` only its public half is used.
         subject: Its name.
         not_before: Start of validity, aware; parts of a second are ignored.
         not_after: End of validity, aware; parts of a second are ignored.
@@ -209,22 +202,57 @@ def build_ca(
 
     Raises:
         CertificateError: The result would break its profile.
+        SigningError: The key does not sign.
     """
-    signer = key if issuer is None else issuer.key
-    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-    authority = identifier.digest if issuer is None else subject_key_identifier(issuer.certificate)
-    builder = _builder(subject, subject if issuer is None else issuer.certificate.subject, key.public_key())
-    builder = (
-        _dated(builder, not_before, not_after, serial)
-        .add_extension(identifier, critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier(authority, None, None), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
-        .add_extension(_key_usage("digital_signature", "key_cert_sign", "crl_sign"), critical=True)
-    )
-    made = builder.sign(_lint_key(), hashes.SHA256())
+    by = signer if issuer is None else issuer.signer
+    _check_frame(not_before, not_after, serial)
+    try:
+        key = tbs.encoded_key(signer.public_key())
+        identifier = tbs.key_identifier(key)
+        above = identifier if issuer is None else subject_key_identifier(issuer.certificate)
+        body = tbs.certificate_body(
+            by.algorithm,
+            serial=serial,
+            issuer=(subject if issuer is None else issuer.certificate.subject).public_bytes(),
+            not_before=not_before,
+            not_after=not_after,
+            subject=subject.public_bytes(),
+            key=key,
+            extensions=(
+                _extension(x509.SubjectKeyIdentifier(identifier)),
+                _extension(x509.AuthorityKeyIdentifier(above, None, None)),
+                *_ca_extensions(path_length),
+            ),
+        )
+        made = _read(body, by.algorithm, _UNSIGNED)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
+        msg = f"the certificate for {subject_text(subject)} cannot be made: {exc}"
+        raise CertificateError(msg) from exc
     _raise(made, _subject_problems(subject))
     check_ca(made)
-    return builder.sign(signer, signature_hash(signer))
+    return finish_certificate(body, by.algorithm, by.sign(body))
+
+
+def build_request(signer: Signer, *, subject: x509.Name, path_length: int | None = None) -> bytes:
+    """Return a request (PKCS#10, in DER) for a CA certificate for the key of ``signer``.
+
+    Args:
+        signer: The new authority's key.
+        subject: Its name.
+        path_length: Most authorities below this one; None for no limit.
+
+    Raises:
+        CertificateError: The name cannot be used.
+        SigningError: The key does not sign.
+    """
+    problems = _subject_problems(subject)
+    if problems:
+        msg = f"a request for {subject_text(subject)} cannot be made: {'; '.join(problems)}"
+        raise CertificateError(msg)
+    key = tbs.encoded_key(signer.public_key())
+    wanted = (_extension(x509.SubjectKeyIdentifier(tbs.key_identifier(key))), *_ca_extensions(path_length))
+    body = tbs.request_body(subject=subject.public_bytes(), key=key, extensions=wanted)
+    return tbs.signed(body, signer.algorithm, signer.sign(body))
 
 
 def build_certificate(
@@ -244,11 +272,51 @@ def build_certificate(
 ) -> x509.Certificate:
     """Return an end entity's certificate for ``usage`` (a key of `EXTENDED_KEY_USAGES`), checked against its profile, then signed.
 
+    The signature is made at once, also by a slow signer. The arguments are those of `prepare_certificate`.
+
+    Raises:
+        CertificateError: The result would break its profile.
+        SigningError: The authority's key does not sign.
+    """
+    body = prepare_certificate(
+        issuer,
+        subject=subject,
+        public_key=public_key,
+        usage=usage,
+        not_before=not_before,
+        not_after=not_after,
+        serial=serial,
+        status_pv=status_pv,
+        config_pv=config_pv,
+        renew_by=renew_by,
+        san=san,
+        raw_pv_names=raw_pv_names,
+    )
+    return finish_certificate(body, issuer.signer.algorithm, issuer.signer.sign(body))
+
+
+def prepare_certificate(
+    issuer: CertificateAuthority,
+    *,
+    subject: x509.Name,
+    public_key: CertificatePublicKeyTypes,
+    usage: str,
+    not_before: datetime,
+    not_after: datetime,
+    serial: int,
+    status_pv: str | None = None,
+    config_pv: str | None = None,
+    renew_by: datetime | None = None,
+    san: Sequence[tuple[str, str]] = (),
+    raw_pv_names: bool = False,
+) -> bytes:
+    """Return what has to be signed for an end entity's certificate, checked against its profile.
+
     PV names are written as an IA5String, as the specification (4.3) says and the peers of 2026 read it, or as bare ASCII, the
     only form for peers of 2025. See `appliance.certs.x509.canonical_pv_name` for how one certificate serves both.
 
     Args:
-        issuer: The authority that signs.
+        issuer: The authority that will sign.
         subject: The holder's name.
         public_key: The holder's key.
         usage: What the certificate is for.
@@ -261,72 +329,84 @@ def build_certificate(
         san: Subject alternative names, each ``dns``, ``ip`` or ``uri``, and its text.
         raw_pv_names: Write PV names as bare ASCII.
 
+    Returns:
+        The octets to sign, for `finish_certificate`.
+
     Raises:
         CertificateError: The result would break its profile.
     """
     if usage not in EXTENDED_KEY_USAGES:
         msg = f"the usage {usage!r} is not known; use one of {', '.join(EXTENDED_KEY_USAGES)}"
         raise CertificateError(msg)
+    _check_frame(not_before, not_after, serial)
+    algorithm = issuer.signer.algorithm
     try:
-        builder = (
-            _dated(
-                _begun(issuer.certificate, usage, _key_bits(public_key))
-                .subject_name(subject)
-                .public_key(public_key),
-                not_before,
-                not_after,
-                serial,
-            )
-        ).add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+        key = tbs.encoded_key(public_key)
+        extensions = [
+            *_common_extensions(issuer.certificate, usage, _key_bits(public_key)),
+            _extension(x509.SubjectKeyIdentifier(tbs.key_identifier(key))),
+        ]
         if san:
-            builder = builder.add_extension(x509.SubjectAlternativeName(_general_names(san)), critical=False)
+            extensions.append(_extension(x509.SubjectAlternativeName(_general_names(san))))
+        if status_pv:
+            extensions.append(tbs.extension(STATUS_PV_OID, encode_pv_name(status_pv, raw=raw_pv_names)))
+        if config_pv:
+            extensions.append(tbs.extension(CONFIG_PV_OID, encode_pv_name(config_pv, raw=raw_pv_names)))
+        if renew_by is not None:
+            extensions.append(tbs.extension(RENEW_BY_OID, encode_time(renew_by)))
+        body = tbs.certificate_body(
+            algorithm,
+            serial=serial,
+            issuer=_authority(issuer.certificate).name,
+            not_before=not_before,
+            not_after=not_after,
+            subject=subject.public_bytes(),
+            key=key,
+            extensions=extensions,
+        )
+        written = _read(body, algorithm, _UNSIGNED)
     except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
         msg = f"the certificate for {subject_text(subject)} cannot be made: {exc}"
         raise CertificateError(msg) from exc
-    private = (
-        (STATUS_PV_OID, encode_pv_name(status_pv, raw=raw_pv_names) if status_pv else None),
-        (CONFIG_PV_OID, encode_pv_name(config_pv, raw=raw_pv_names) if config_pv else None),
-        (RENEW_BY_OID, encode_time(renew_by) if renew_by is not None else None),
-    )
-    for oid, value in private:
-        if value is not None:
-            builder = builder.add_extension(x509.UnrecognizedExtension(oid, value), critical=False)
-    checked = builder.sign(_lint_key(), hashes.SHA256())
-    check_certificate(checked, issuer=issuer.certificate, usage=usage)
-    if isinstance(issuer.key, ec.EllipticCurvePrivateKey) and issuer.key.curve.name == "secp256r1":
-        return _signed_again(checked, issuer.key)
-    return builder.sign(issuer.key, signature_hash(issuer.key))
+    check_certificate(written, issuer=issuer.certificate, usage=usage)
+    return body
 
 
-def _signed_again(checked: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
-    """Return exactly the bytes that were checked, with the CA's signature: the temporary key has the CA's algorithm."""
-    body = checked.tbs_certificate_bytes
-    signature = key.sign(body, ec.ECDSA(hashes.SHA256()))
-    return x509.load_der_x509_certificate(
-        sequence(body, sequence(_ECDSA_SHA256), tlv(_BIT_STRING, b"\0" + signature))
-    )
+def finish_certificate(body: bytes, algorithm: str, signature: bytes) -> x509.Certificate:
+    """Return the certificate of what `prepare_certificate` returned and the signature of it.
+
+    Args:
+        body: The octets that were signed.
+        algorithm: The signer's.
+        signature: The signature.
+    """
+    return _read(body, algorithm, signature)
 
 
-@cache
-def _lint_key() -> ec.EllipticCurvePrivateKey:
-    return ec.generate_private_key(ec.SECP256R1())
+def _read(body: bytes, algorithm: str, signature: bytes) -> x509.Certificate:
+    return x509.load_der_x509_certificate(tbs.signed(body, algorithm, signature))
+
+
+def _extension(value: x509.ExtensionType, *, critical: bool = False) -> bytes:
+    return tbs.extension(value.oid, value.public_bytes(), critical=critical)
 
 
 @lru_cache(maxsize=64)
-def _begun(issuer: x509.Certificate, usage: str, key_bits: tuple[str, ...]) -> x509.CertificateBuilder:
+def _common_extensions(issuer: x509.Certificate, usage: str, key_bits: tuple[str, ...]) -> tuple[bytes, ...]:
     """Return what all of an authority's certificates for a usage and a kind of key have in common."""
+    purposes = sorted(EXTENDED_KEY_USAGES[usage], key=lambda o: o.dotted_string)
     return (
-        x509.CertificateBuilder()
-        .issuer_name(issuer.subject)
-        .add_extension(
-            x509.AuthorityKeyIdentifier(_authority(issuer).key_identifier, None, None), critical=False
-        )
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(*key_bits), critical=True)
-        .add_extension(
-            x509.ExtendedKeyUsage(sorted(EXTENDED_KEY_USAGES[usage], key=lambda o: o.dotted_string)),
-            critical=False,
-        )
+        _extension(x509.AuthorityKeyIdentifier(_authority(issuer).key_identifier, None, None)),
+        _extension(x509.BasicConstraints(ca=False, path_length=None), critical=True),
+        _extension(_key_usage(*key_bits), critical=True),
+        _extension(x509.ExtendedKeyUsage(purposes)),
+    )
+
+
+def _ca_extensions(path_length: int | None) -> tuple[bytes, ...]:
+    return (
+        _extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True),
+        _extension(_key_usage("digital_signature", "key_cert_sign", "crl_sign"), critical=True),
     )
 
 
@@ -334,6 +414,8 @@ class _Authority(NamedTuple):
     """What every certificate is compared with, read once from the authority's certificate."""
 
     subject: x509.Name
+    name: bytes
+    """The subject in DER."""
     not_after: datetime
     public_key: CertificatePublicKeyTypes
     key_identifier: bytes
@@ -344,6 +426,7 @@ class _Authority(NamedTuple):
 def _authority(certificate: x509.Certificate) -> _Authority:
     return _Authority(
         certificate.subject,
+        certificate.subject.public_bytes(),
         certificate.not_valid_after_utc,
         certificate.public_key(),
         subject_key_identifier(certificate),
@@ -351,15 +434,7 @@ def _authority(certificate: x509.Certificate) -> _Authority:
     )
 
 
-def _builder(
-    subject: x509.Name, issuer: x509.Name, public_key: CertificatePublicKeyTypes
-) -> x509.CertificateBuilder:
-    return x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(public_key)
-
-
-def _dated(
-    builder: x509.CertificateBuilder, not_before: datetime, not_after: datetime, serial: int
-) -> x509.CertificateBuilder:
+def _check_frame(not_before: datetime, not_after: datetime, serial: int) -> None:
     if not 0 < serial < 1 << 64:
         msg = "the serial number must be between 1 and 2**64 - 1"
         raise CertificateError(msg)
@@ -369,7 +444,6 @@ def _dated(
     if not_after <= not_before:
         msg = f"the validity ends ({not_after:%Y-%m-%d %H:%M:%S}) before it begins ({not_before:%Y-%m-%d %H:%M:%S})"
         raise CertificateError(msg)
-    return builder.serial_number(serial).not_valid_before(not_before).not_valid_after(not_after)
 
 
 @cache

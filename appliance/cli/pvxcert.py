@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from appliance.cli.certlist import STATES
+from appliance.cli.certlist import add_list_options, check_issuer, contradiction
 from appliance.cli.common import (
     FAILED,
     OK,
@@ -155,7 +155,7 @@ def parser() -> argparse.ArgumentParser:
         "--issuer",
         metavar="ISSUER",
         default="",
-        help="With -H or -M: the service of this issuer ID, if there are several.",
+        help="With -H or -M: the service of this issuer ID, if there are several. With list: the certificates of this authority.",
     )
     add(
         "--own",
@@ -170,35 +170,10 @@ def parser() -> argparse.ArgumentParser:
         help="File with the trust anchor that verifies the status, PEM or PKCS#12. Default: those of this account's keychains.",
     )
     add("--cert-pv-prefix", metavar="PREFIX", help="First part of the service's PV names. Default CERT.")
-    listing = made.add_argument_group("list")
-    listing.add_argument(
-        "--state",
-        metavar="STATE",
-        action="append",
-        default=[],
-        choices=STATES,
-        help=f"Only these states; may be repeated. One of {', '.join(STATES)}.",
-    )
-    listing.add_argument(
-        "--expiring",
-        metavar="DURATION",
-        default="",
-        help="Only those that end within this time, like 30d, and are not over; status 8 if there is any.",
-    )
-    listing.add_argument("--pending", action="store_true", help="The same as --state PENDING_APPROVAL.")
-    listing.add_argument(
-        "--subject", metavar="TEXT", default="", help="Only subjects that contain the text, in any case."
-    )
-    listing.add_argument("--limit", metavar="N", type=_limit, default=0, help="At most so many certificates.")
+    add_list_options(made)
     add_json(made)
     add_common(made)
     return made
-
-
-def _limit(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and 0 < len(text) < 10 and int(text)):
-        raise argparse.ArgumentTypeError(f"expected a number of certificates, at least 1, not {text!r}")
-    return int(text)
 
 
 async def _work(options: argparse.Namespace) -> int:
@@ -250,8 +225,8 @@ def _contradiction(options: argparse.Namespace) -> str:
         asked = "-H" if options.health else "-M"
         if by_id or options.file or options.password or options.dump:
             return f"{asked} asks the certificate service about itself; it takes no certificate, -f, -p or -X"
-    elif options.issuer:
-        return "--issuer is for -H and -M; a certificate's identifier names its issuer"
+    elif options.issuer and not is_list:
+        return "--issuer is for -H, -M and list; a certificate's identifier names its issuer"
     if options.time_zone and not options.schedule:
         return "--time-zone needs -S with windows"
     if options.schedule and (is_list or options.dump or (options.file and by_id)):
@@ -276,10 +251,7 @@ def _contradiction(options: argparse.Namespace) -> str:
         return "--own needs --revoke"
     if options.dump and (options.action or is_list):
         return "-X shows a certificate; it cannot be used with an action or with list"
-    filters = options.state or options.pending or options.subject or options.limit or options.expiring
-    if filters and not is_list:
-        return "--state, --pending, --subject, --limit and --expiring are for: pvxcert list"
-    return ""
+    return contradiction(options, is_list=is_list)
 
 
 # ---------------------------------------------------------------------- keychains and trust
@@ -704,11 +676,8 @@ async def _ask_service(options: argparse.Namespace, config: ClientConfig) -> int
     from appliance.authn.status import public_context
     from appliance.cli.certhealth import show_health, show_metrics
 
-    if options.issuer and not _is_issuer(options.issuer):
-        complain(
-            f"Error: {options.issuer[:64]!r} is not an issuer ID; write eight hex digits such as 47530d89"
-        )
-        return FAILED
+    if options.issuer:
+        check_issuer(options.issuer)
     what, show = ("HEALTH", show_health) if options.health else ("METRICS", show_metrics)
     issuer = f":{options.issuer.lower()}" if options.issuer else ""
     # Over plain TCP, like a status: whoever looks after the service must see it also while certificates are of no use.
@@ -717,26 +686,15 @@ async def _ask_service(options: argparse.Namespace, config: ClientConfig) -> int
     return await show(context, name, as_json=options.json, timeout=options.timeout)
 
 
-def _is_issuer(text: str) -> bool:
-    return len(text) == 8 and frozenset("0123456789abcdef").issuperset(text.lower())
-
-
 async def _list(options: argparse.Namespace, config: ClientConfig) -> int:
-    from datetime import UTC, datetime
-
     from appliance.cli.certlist import Filters, list_certificates
 
-    expiring = None
-    if options.expiring:
-        from appliance.config.duration import parse_duration
-
-        expiring = parse_duration(options.expiring).after(datetime.now(UTC))
+    filters = Filters.of(options)
     keychain = _identity(options, config)
-    states = [*options.state, *(["PENDING_APPROVAL"] if options.pending else [])]
     return await list_certificates(
         _secured(config, keychain),
         f"{config.cert_pv_prefix}:LIST:{keychain.issuer_id}",
-        Filters(states, options.subject, options.limit, expiring),
+        filters,
         as_json=options.json,
         timeout=options.timeout,
     )

@@ -299,7 +299,7 @@ class Lifecycle:
                 transaction.audit(at, "revoke", old.serial, {**SERVICE.facts(), "why": reason})
             # A certificate that needed no approval has none that others could inherit.
             record = new_row(request, schedule, now, granted=granted, approved=inherited)
-            transaction.add(record, columns_beside(request, at))
+            record = transaction.add(record, columns_beside(request, at))
             facts = {**request.facts, **actor.facts(), **named(request)}
             facts |= facts_of(request, record, by_admin=by_admin)
             facts["why"] = (

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     Connection,
     Index,
     Integer,
@@ -23,12 +24,29 @@ from sqlalchemy import (
 
 from appliance.errors import ConfigurationError
 
-__all__ = ["HEAD", "audit", "certs", "is_current", "meta", "migrate", "replay"]
+__all__ = [
+    "HEAD",
+    "audit",
+    "authorities",
+    "certs",
+    "is_current",
+    "limits",
+    "meta",
+    "migrate",
+    "nodes",
+    "replay",
+]
 
-HEAD: Final = "0003"
+HEAD: Final = "0004"
 """The revision that this code needs: the last file in ``migrations/versions``."""
 
 metadata: Final = MetaData()
+
+
+def where(condition: ColumnElement[bool]) -> dict[str, Any]:
+    """Return the arguments of an index over the rows for which ``condition`` holds."""
+    return {"sqlite_where": condition, "postgresql_where": condition}
+
 
 certs: Final = Table(
     "certs",
@@ -59,10 +77,17 @@ certs: Final = Table(
     Column("cadence", Integer, nullable=False, default=0, server_default="0"),
     Column("san", Text, nullable=False, default="", server_default=""),
     Column("schedule", Text, nullable=False, default="", server_default=""),
+    Column("node", String(64), nullable=False, default="", server_default=""),
+    Column("came_from", String(64), nullable=False, default="", server_default=""),
+    Column("next_at", BigInteger, nullable=True),
     Index("certs_subject", "subject"),
     Index("certs_state", "state", "not_after"),
     Index("certs_skid", "skid"),
     Index("certs_key", "key_id"),
+    Index("certs_listed", "issuer", "state", "created", "serial"),
+    Index("certs_ends", "issuer", "not_after", "serial"),
+    # In the order of code points, as SQLite has it: then one range of the index is all names with the same beginning.
+    Index("certs_name", "issuer", "cn", postgresql_ops={"cn": 'COLLATE "C"'}),
 )
 """One row per certificate, written before it is signed. Times are POSIX seconds.
 
@@ -71,7 +96,13 @@ service stopped before it knew. ``key_id`` tells keys apart (`appliance.certs.pu
 the first version). ``barred`` keys are not certified again. ``no_status`` certificates name no status PV (null: not known).
 ``renew_by`` is 0 if the certificate need not be renewed; ``renewed_at`` is when it was set (0: at ``state_date``), and
 ``cadence`` is the seconds that an approval adds to it. ``san`` and ``schedule`` are canonical JSON, empty for none.
+``node`` has recorded the row, for a request of the address ``came_from``. ``next_at`` is when the clock changes its state
+next; null: never, 0: not computed.
 """
+
+Index("certs_due", certs.c.next_at, **where(certs.c.next_at.is_not(None)))
+Index("certs_undelivered", certs.c.node, **where(certs.c.delivered == 0))
+Index("certs_barred", certs.c.key_id, **where(certs.c.barred))
 
 audit: Final = Table(
     "audit",
@@ -92,13 +123,57 @@ replay: Final = Table(
     Column("issuer", String(512), primary_key=True),
     Column("token", String(64), primary_key=True),
     Column("until", BigInteger, nullable=False),
+    Column("node", String(64), nullable=False, default="", server_default=""),
+    Column("key_id", String(64), nullable=False, default="", server_default=""),
+    Column("usage", String(8), nullable=False, default="", server_default=""),
+    Column("used_at", BigInteger, nullable=False, default=0, server_default="0"),
     Index("replay_until", "until"),
 )
-"""Used tokens, each until it expires."""
+"""Used tokens, each until it expires: at which node it was used, when, for which key and what usage."""
 
 meta: Final = Table(
     "meta", metadata, Column("key", String(64), primary_key=True), Column("value", Text, nullable=False)
 )
+"""Single facts, such as ``database_id``, which tells this database from all others, and ``schema_oldest``."""
+
+nodes: Final = Table(
+    "nodes",
+    metadata,
+    Column("node", String(64), primary_key=True),
+    Column("number", Integer, nullable=False, unique=True),
+    Column("instance", String(36), nullable=False),
+    Column("node_id", String(8), nullable=False),
+    Column("release", String(32), nullable=False),
+    Column("schema", String(8), nullable=False),
+    Column("address", Text, nullable=False),
+    Column("started_at", BigInteger, nullable=False),
+    Column("seen_at", BigInteger, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("last_commit", String(36), nullable=False),
+)
+"""The services that share the database. ``number`` is that of the lock that a node holds while it lives, ``instance`` its
+process, ``node_id`` what peers call it, ``seq`` the last audit record that it has taken, and ``last_commit`` its last commit.
+"""
+
+authorities: Final = Table(
+    "authorities",
+    metadata,
+    Column("issuer", String(8), primary_key=True),
+    Column("chain", Text, nullable=False),
+    Column("crossed", Text, nullable=False),
+    Column("since", BigInteger, nullable=False),
+    Column("ends", BigInteger, nullable=True),
+)
+"""The authorities whose certificates the database has. ``chain`` and ``crossed`` are PEM; null in ``ends``: no end is set."""
+
+limits: Final = Table(
+    "limits",
+    MetaData(),
+    Column("key", String(80), primary_key=True),
+    Column("tat", BigInteger, nullable=False),
+    prefixes=["UNLOGGED"],
+)
+"""On a database server only: when each limited key may come again (GCRA's theoretical arrival time, in microseconds)."""
 
 
 def migrate(connection: Connection, *, where: str) -> bool:

@@ -100,7 +100,7 @@ class CertificateService:
         )
         self.publisher = Publisher(
             self.lifecycle,
-            OCSPSigner(issuer.key, issuer.certificate, issuer.chain),
+            OCSPSigner(issuer.signer, issuer.certificate, issuer.chain),
             issuer=authority.issuer_id,
             validity=_validity(settings),
             always_valid=self._authorities,

@@ -37,6 +37,7 @@ from appliance.certs.profiles import (
     subject_name,
 )
 from appliance.certs.public_keys import key_identity
+from appliance.certs.signer import KeySigner
 from appliance.certs.status import CertState, OCSPState
 from appliance.certs.x509 import (
     authority_name,
@@ -193,7 +194,7 @@ def ensure_authority(settings: CMSSettings, now: datetime, *, may_make: bool = T
         start = now.replace(microsecond=0)
         end = settings.cert_auth_validity.after(start)
         certificate = build_ca(
-            key,
+            KeySigner(key),
             subject=subject,
             not_before=backdated(start, end),
             not_after=end,
@@ -207,7 +208,7 @@ def ensure_authority(settings: CMSSettings, now: datetime, *, may_make: bool = T
             "with the key, or start with an empty directory to make a new authority",
             file=path,
         )
-    issuer = CertificateAuthority(keychain.key, keychain.certificate, keychain.chain)  # type: ignore[arg-type]
+    issuer = CertificateAuthority(KeySigner(keychain.key), keychain.certificate, keychain.chain)  # type: ignore[arg-type]
     root = keychain.chain[-1] if keychain.chain else keychain.certificate
     return Authority(issuer, root, created)
 
@@ -231,9 +232,9 @@ def self_test(authority: Authority, now: datetime) -> None:
             )
     if not is_self_signed(authority.root):
         raise CertificateError(f"the chain above {name} does not end in a self-signed certificate")
-    if issuer.key.public_key() != certificate.public_key():
+    if issuer.signer.public_key() != certificate.public_key():
         raise KeychainError(f"the key in the keychain is not that of the certificate authority {name}")
-    signer = OCSPSigner(issuer.key, certificate, issuer.chain)
+    signer = OCSPSigner(issuer.signer, certificate, issuer.chain)
     der = signer.sign(1, OCSPState.UNKNOWN, this_update=now, next_update=now + timedelta(minutes=1))
     verify_response(der, issuer=certificate, serial=1, now=now)
     trial = build_certificate(
@@ -297,7 +298,7 @@ def _record_own(
     )
     parts = {"cn": "CN", "o": "O", "ou": "OU", "c": "C"}
     more = {column: certificate_subject.get(part, "") for column, part in parts.items()}
-    transaction.add(record, {**more, "created": start, "key_id": key_id})
+    record = transaction.add(record, {**more, "created": start, "key_id": key_id})
     facts = {**SERVICE.facts(), "subject": shown_name(certificate_subject), "usage": usage}
     facts |= {
         "not_before": shown_time(utc(begin)), "not_after": shown_time(utc(end)), "no_status": "yes" if no_status else "no"

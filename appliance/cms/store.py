@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from appliance.cms import schema
 from appliance.cms.dialect import engine_for, is_sqlite
 from appliance.cms.inuse import InUse
-from appliance.cms.transaction import Job, StoreError, Transaction
+from appliance.cms.transaction import Job, NextAt, StoreError, Transaction, not_computed
 from appliance.errors import ApplianceError, ConfigurationError
 
 __all__ = ["Store"]
@@ -53,6 +53,9 @@ class Store:
     def __init__(self, where: str, issuer: str) -> None:
         self.where = where
         self.issuer = issuer
+        self.node = ""
+        """Name of this node, for the rows that it records."""
+        self.next_at: NextAt = not_computed
         self.created = False
         """Whether `open` found an empty database."""
         self._failed_at: float | None = None
@@ -273,7 +276,9 @@ class Store:
         try:
             with connection.begin():
                 known = self._audit_head if self._alone(connection) else None
-                transaction = Transaction(connection, self.issuer, known)
+                transaction = Transaction(
+                    connection, self.issuer, known, node=self.node, next_at=self.next_at
+                )
                 self._audit_head = None
                 transaction.prefetch(subjects, keys)
                 for job in jobs:

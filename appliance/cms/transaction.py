@@ -19,6 +19,7 @@ __all__ = [
     "LIVE",
     "CertRecord",
     "Job",
+    "NextAt",
     "StoreError",
     "Transaction",
     "clean",
@@ -26,6 +27,7 @@ __all__ = [
     "doubt_undelivered",
     "live_records",
     "mark_delivered",
+    "not_computed",
 ]
 
 _LARGEST: Final = (1 << 63) - 1
@@ -74,6 +76,23 @@ class CertRecord(NamedTuple):
     """Alternative names as issued, canonical JSON; empty if there are none."""
     schedule: str = ""
     """See `appliance.certs.schedule.Schedule.to_text`; empty: always in use."""
+    issuer: str = ""
+    """Identifier of the authority."""
+    node: str = ""
+    """Name of the node that recorded it; empty with one service alone."""
+    next_at: int | None = None
+    """When the clock changes its state next; None: never, 0: not computed."""
+    came_from: str = ""
+    """The address that the request came from, as limits count it."""
+
+
+NextAt = Callable[[CertRecord], int | None]
+"""Gives what the column ``next_at`` of a record is."""
+
+
+def not_computed(record: CertRecord) -> int | None:
+    """Say that the clock may change a record, and that nobody has computed when."""
+    return 0 if record.state in LIVE else None
 
 
 _COLUMNS: Final = tuple(schema.certs.c[name] for name in CertRecord._fields)
@@ -90,6 +109,7 @@ _RENEW: Final = (
         renewed_at=sa.bindparam("at"),
         state=sa.bindparam("becomes"),
         state_date=sa.bindparam("since"),
+        next_at=sa.bindparam("next"),
     )
 )
 _ADD_CERTS: Final = sa.insert(schema.certs)
@@ -113,10 +133,18 @@ class Transaction:
     """What a job may do. Rows that it adds are written together at the end of the group."""
 
     def __init__(
-        self, connection: sa.Connection, issuer: str, audit_head: tuple[int, str] | None = None
+        self,
+        connection: sa.Connection,
+        issuer: str,
+        audit_head: tuple[int, str] | None = None,
+        *,
+        node: str = "",
+        next_at: NextAt | None = None,
     ) -> None:
         self.connection = connection
         self._issuer = issuer
+        self._node = node
+        self._next_at = not_computed if next_at is None else next_at
         self._new_certs: list[dict[str, Any]] = []
         self._new_by_subject: dict[str, list[CertRecord]] = {}
         self._keys = KeyUses(connection, issuer)
@@ -171,15 +199,28 @@ class Transaction:
         row = self.connection.execute(_OF_SERIAL, {"number": serial, "by": self._issuer}).first()
         return None if row is None else _record(row)
 
-    def add(self, record: CertRecord, more: Mapping[str, Any]) -> None:
-        """Record a certificate."""
+    def add(self, record: CertRecord, more: Mapping[str, Any]) -> CertRecord:
+        """Record a certificate.
+
+        Args:
+            record: The certificate. Without an issuer and a node it is of this service.
+            more: Columns of the row that `CertRecord` does not have.
+
+        Returns:
+            The certificate as it is recorded.
+        """
+        record = record._replace(
+            issuer=record.issuer or self._issuer,
+            node=record.node or self._node,
+            next_at=self._next_at(record),
+        )
         row = record._asdict() | dict(more)
         row["state"] = record.state.value
-        row["issuer"] = self._issuer
         row = {"key_id": "", "barred": False, **row}
         self._new_certs.append(row)
         self._keys.add(row["key_id"], KeyUse(record.subject, record.usage, barred=False))
         self._new_by_subject.setdefault(record.subject, []).append(record)
+        return record
 
     def change(
         self,
@@ -213,22 +254,23 @@ class Transaction:
             values["barred"] = True
         if begins is not None:
             values["renew_by"], values["renewed_at"] = begins
-        self._update(record, values)
         changed = record._replace(state=state, state_date=at, approved=approved)
         if begins is not None:
             changed = changed._replace(renew_by=begins[0], renewed_at=begins[1])
-        return changed
+        return self._update(record, changed, values)
 
-    def _update(self, record: CertRecord, values: Mapping[str, Any]) -> None:
-        changed = self.connection.execute(
+    def _update(self, record: CertRecord, changed: CertRecord, values: Mapping[str, Any]) -> CertRecord:
+        changed = changed._replace(next_at=self._next_at(changed))
+        found = self.connection.execute(
             sa.update(schema.certs)
             .where(schema.certs.c.serial == record.serial, schema.certs.c.state == record.state.value)
-            .values(**values)
+            .values(**values, next_at=changed.next_at)
         )
-        if changed.rowcount != 1:
+        if found.rowcount != 1:
             raise StoreError("the certificate's state has changed in the meantime; look again")
         self._by_subject.pop(record.subject, None)
         self._keys.forget()
+        return changed
 
     def renew(
         self, record: CertRecord, *, renew_by: int, renewed_at: int, state: CertState, at: int
@@ -250,6 +292,8 @@ class Transaction:
             self.flush()  # it is of the same group, or was changed in it
             known = self._by_subject.get(record.subject, [])
         since = record.state_date if state is record.state else at
+        renewed = record._replace(renew_by=renew_by, renewed_at=renewed_at, state=state, state_date=since)
+        renewed = renewed._replace(next_at=self._next_at(renewed))
         self._renewed.append(
             {
                 "number": record.serial,
@@ -258,9 +302,9 @@ class Transaction:
                 "at": renewed_at,
                 "becomes": state.value,
                 "since": since,
+                "next": renewed.next_at,
             }
         )
-        renewed = record._replace(renew_by=renew_by, renewed_at=renewed_at, state=state, state_date=since)
         # Others of the group must see it.
         known[:] = [renewed if old.serial == record.serial else old for old in known]
         return renewed
@@ -282,8 +326,8 @@ class Transaction:
         """
         self.flush()
         since = record.state_date if state is record.state else at
-        self._update(record, {"schedule": text, "state": state.value, "state_date": since})
-        return record._replace(schedule=text, state=state, state_date=since)
+        changed = record._replace(schedule=text, state=state, state_date=since)
+        return self._update(record, changed, {"schedule": text, "state": state.value, "state_date": since})
 
     def audit(self, at: int, action: str, serial: int | None, facts: Mapping[str, Any]) -> None:
         """Add a record to the audit, linked to all before it.

@@ -16,6 +16,7 @@ from typing import Any
 
 from appliance.certs.keychain import Keychain, dump_keychain, load_keychain, make_keychain
 from appliance.certs.profiles import CertificateAuthority, build_certificate, generate_key, subject_name
+from appliance.certs.signer import KeySigner
 from tests.helpers.cms import Process
 from tests.helpers.issuer_process import COMMAND as ISSUER
 from tests.helpers.issuer_process import environment as issuer_environment
@@ -128,7 +129,7 @@ class Site:
     def authority(self) -> CertificateAuthority:
         """The certificate authority's key, for certificates with a past."""
         found = load_keychain((self.cms.config_dir / "cert_auth.p12").read_bytes())
-        return CertificateAuthority(found.key, found.certificate)
+        return CertificateAuthority(KeySigner(found.key), found.certificate)
 
     def issue(
         self,

@@ -69,11 +69,14 @@ def effective(directory: Path, *, server: dict[str, Any] | None = None, **settin
 
 
 @contextlib.asynccontextmanager
-async def running(directory: Path, clock: Clock | None = None, **settings: Any):
-    """A service that serves; its clock moves only when the test calls ``tick``."""
+async def running(directory: Path, clock: Clock | None = None, *, admin: str | None = None, **settings: Any):
+    """A service that serves; its clock moves only when the test calls ``tick``.
+
+    With an authority that somebody else has made it makes an administrator only if ``admin`` names one.
+    """
     service = CertificateService.open(effective(directory, **settings), clock=clock or Clock())
     try:
-        service.first_start()
+        service.first_start(ensure=admin)
         await service.start()
         yield service
     finally:

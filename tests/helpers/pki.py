@@ -23,6 +23,7 @@ from appliance.certs.profiles import (
     generate_key,
     subject_name,
 )
+from appliance.certs.signer import KeySigner
 from appliance.certs.status import OCSPState
 from appliance.certs.x509 import cert_id, issuer_id
 
@@ -36,8 +37,9 @@ class Authority:
 
     def __init__(self, name: str = "EPICS Root Certificate Authority", *, algorithm: str = "ec-p256") -> None:
         self.key = generate_key(algorithm)
+        self.signer = KeySigner(self.key)
         self.certificate = build_ca(
-            self.key,
+            self.signer,
             subject=subject_name(
                 name,
                 country="US",
@@ -53,23 +55,23 @@ class Authority:
 
     @property
     def issuer(self) -> CertificateAuthority:
-        return CertificateAuthority(self.key, self.certificate, self.chain)
+        return CertificateAuthority(self.signer, self.certificate, self.chain)
 
     @property
     def issuer_id(self) -> str:
         return issuer_id(self.certificate)
 
-    def intermediate(self, name: str = "EPICS Intermediate CA") -> Authority:
+    def intermediate(self, name: str = "EPICS Intermediate CA", *, path_length: int | None = 0) -> Authority:
         """An authority below this one."""
         below = Authority(name)
         below.certificate = build_ca(
-            below.key,
+            below.signer,
             subject=subject_name(name),
             not_before=NOW - 30 * DAY,
             not_after=NOW + 3000 * DAY,
             serial=2,
             issuer=self.issuer,
-            path_length=0,
+            path_length=path_length,
         )
         below.chain = (self.certificate, *self.chain)
         return below
@@ -121,7 +123,7 @@ class Authority:
         valid: timedelta = timedelta(minutes=30),
     ) -> bytes:
         """A signed status answer."""
-        signer = OCSPSigner(self.key, self.certificate, self.chain)
+        signer = OCSPSigner(self.signer, self.certificate, self.chain)
         return signer.sign(serial, state, this_update=this_update, next_update=this_update + valid)
 
 

@@ -26,7 +26,7 @@ class StatusService:
     def __init__(self, ca: Authority, *, valid: timedelta = timedelta(minutes=30), udp_port: int = 0) -> None:
         self.ca = ca
         self.valid = valid
-        self.signer = OCSPSigner(ca.key, ca.certificate, ca.chain)
+        self.signer = OCSPSigner(ca.signer, ca.certificate, ca.chain)
         self.pvs: dict[str, SharedPV] = {}
         self.last: dict[str, Value] = {}
         self.udp_port = udp_port

@@ -511,7 +511,7 @@ async def test_a_replaced_keychain_with_status_goes_into_use_without_an_interlud
 async def test_a_status_signed_by_somebody_else_is_ignored(world, caplog):
     server, context, _updates = await live(world)
     links = list(server.peers)
-    forger = OCSPSigner(S.other_ca.key, S.other_ca.certificate)
+    forger = OCSPSigner(S.other_ca.signer, S.other_ca.certificate)
     world.tell(REVOKED, signer=forger)
     await until(lambda: "a status was ignored" in caplog.text)
     await context.put("pv", 2.0)
@@ -519,7 +519,7 @@ async def test_a_status_signed_by_somebody_else_is_ignored(world, caplog):
 
 
 async def test_a_forged_good_status_admits_nobody(world, impatient):
-    forger = OCSPSigner(S.other_ca.key, S.other_ca.certificate)
+    forger = OCSPSigner(S.other_ca.signer, S.other_ca.certificate)
     world.tell(VALID, signer=forger)
     server = await world.server()
     context = await world.client(server)

@@ -15,6 +15,7 @@ from appliance.certmon.endpoints import open_client, open_server
 from appliance.certmon.live_keychain import LiveKeychain, utc_now
 from appliance.certs.keychain import load_keychain
 from appliance.certs.profiles import build_ca, generate_key, subject_name
+from appliance.certs.signer import KeySigner
 from appliance.certs.status import CertState
 from appliance.config.secret import Secret
 from appliance.errors import KeychainError, OperationError, OperationTimeoutError
@@ -105,7 +106,7 @@ async def test_a_second_trust_anchor_that_has_ended_is_ignored_with_a_warning(tm
     key = generate_key("ec-p256")
     name = subject_name("Old Root")
     dates = {"not_before": NOW - 9 * DAY, "not_after": NOW - DAY}
-    ended = build_ca(key, subject=name, serial=3, **dates)
+    ended = build_ca(KeySigner(key), subject=name, serial=3, **dates)
     server, client = (k._replace(anchors=(*k.anchors, ended)) for k in (S.server, S.client))
     async with pair(tmp_path, server=server, client=client) as (_, context):
         assert (await context.info("pv")).peer.is_tls

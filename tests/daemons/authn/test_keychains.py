@@ -16,6 +16,7 @@ from appliance.authn.settings import resolve_requester
 from appliance.authn.std.requester import std_request, std_subject
 from appliance.certs.keychain import dump_keychain, load_keychain, make_keychain
 from appliance.certs.profiles import build_ca, generate_key, subject_name
+from appliance.certs.signer import KeySigner
 from appliance.errors import RemoteError, SecurityError
 from tests.helpers.authn import running_site
 
@@ -103,7 +104,11 @@ def test_a_token_without_a_beginning_is_not_due_at_once(tmp_path):
     now = datetime.now(UTC).replace(microsecond=0)
     key = generate_key("ec-p256")
     authority = build_ca(
-        key, subject=subject_name("Old CA"), not_before=now - 700 * DAY, not_after=now + 700 * DAY, serial=7
+        KeySigner(key),
+        subject=subject_name("Old CA"),
+        not_before=now - 700 * DAY,
+        not_after=now + 700 * DAY,
+        serial=7,
     )
     path = tmp_path / "old_authority.p12"
     path.touch(mode=0o600)

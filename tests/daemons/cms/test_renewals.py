@@ -558,14 +558,19 @@ async def test_where_the_site_says_so_names_without_proof_are_refused(tmp_path, 
 
 # -- schedules ---------------------------------------------------------------------------------------------
 
-NIGHTS = (Window("*", 22 * 60, 6 * 60),)
+
+def other_hours(now):
+    """A window of eight hours that begins six hours from now."""
+    begin = (now.hour + 6) % 24
+    return (Window("*", begin * 60, (begin + 8) % 24 * 60),)
 
 
 @pytest.mark.parametrize("asked", [{}, {"schedule": (Window("*", 0, 0),)}], ids=["none", "another"])
 async def test_neither_a_renewal_nor_a_new_key_gets_rid_of_an_administrators_schedule(tmp_path, idp, asked):
     async with At(tmp_path, idp) as (site, peer):
         first = await site.ask(peer, token=site.token())
-        await site.service.lifecycle.reschedule(first["serial"], Schedule(NIGHTS, "", "admin"), SERVICE)
+        hours = Schedule(other_hours(site.clock()), "", "admin")
+        await site.service.lifecycle.reschedule(first["serial"], hours, SERVICE)
         assert site.state(first) is CertState.SCHEDULED_OFFLINE
         schedule = site.row(first).schedule
         again = await site.ask(peer, token=site.token(), **asked)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import sqlite3
 from datetime import timedelta
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -13,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from appliance.authn.jwt.config import JWTConfig
 from appliance.authn.report import life_lines
 from appliance.certmon.status_pv import decode_status
+from appliance.certs.keychain import load_keychain
 from appliance.certs.profiles import generate_key
 from appliance.certs.status import format_date
 from appliance.certs.x509 import shown_id, status_pv
@@ -265,7 +267,7 @@ async def test_a_certificate_without_status_is_not_admitted_where_the_service_is
 
 
 async def test_the_list_on_the_screen_shows_status_and_validity(tmp_path, capsys):
-    from appliance.cli.certlist import _print_table, _rows
+    from appliance.cli.certlist import Table, _rows
 
     async with running(tmp_path, **OPEN, certs_require_subscription="requester") as service:
         async with plain(service) as anyone:
@@ -273,7 +275,7 @@ async def test_the_list_on_the_screen_shows_status_and_validity(tmp_path, capsys
         async with secure(service, admin_keychain(tmp_path)) as admin:
             table = await admin.rpc("CERT:LIST", uri_value("CERT:LIST", {"subject": "without"}))
     capsys.readouterr()
-    _print_table(_rows(table))
+    Table().print(_rows(table), is_all=True)
     head, line = capsys.readouterr().out.splitlines()
     certificate = keychain_of(reply).certificate
     for title, cell in (
@@ -356,7 +358,8 @@ async def test_a_denied_key_may_be_asked_for_again(tmp_path):
 async def test_the_services_own_key_and_the_authoritys_are_never_certified(tmp_path):
     async with running(tmp_path, **OPEN) as service, plain(service) as anyone:
         former = service.own_keychain.key
-        for key in (former, service.authority.issuer.key):
+        authority = load_keychain(Path(service.settings.cert_auth_tls_keychain).read_bytes())
+        for key in (former, authority.key):
             for arguments in ({"pub_key": pem(key)}, {"key": key}):
                 with pytest.raises(RemoteError, match="certificate service's own"):
                     await create(anyone, "stranger", **arguments)

@@ -41,7 +41,7 @@ def nobody(monkeypatch, tmp_path):
         (["-H", ID], "about itself"),
         (["-M", "-f", "x"], "about itself"),
         (["-H", "--issuer", "zz"], "is not an issuer ID"),
-        (["--issuer", "47530d89", ID], "--issuer is for -H and -M"),
+        (["--issuer", "47530d89", ID], "--issuer is for -H, -M and list"),
         (["--time-zone", "Europe/Berlin", ID], "--time-zone needs -S"),
         (["-S", "none"], "only of certificates that are named"),
         (["-S", "MON,08:00,17:00", "list"], "cannot be used with list"),

@@ -28,6 +28,7 @@ from appliance.authn.trust import (
 )
 from appliance.certs.keychain import Keychain, dump_keychain, dump_trust_anchors
 from appliance.certs.profiles import build_ca, generate_key, subject_name
+from appliance.certs.signer import KeySigner
 from appliance.certs.status import CertState
 from appliance.certs.x509 import subject_text
 from appliance.cms.wire_types import root_value
@@ -128,7 +129,7 @@ def with_an_ended_anchor() -> Keychain:
     own = S.ca.keychain(not_before=NOW - DAY, not_after=NOW + 3 * DAY)
     key = generate_key("ec-p256")
     dates = {"not_before": NOW - 9 * DAY, "not_after": NOW - DAY}
-    ended = build_ca(key, subject=subject_name("Old Root"), serial=3, **dates)
+    ended = build_ca(KeySigner(key), subject=subject_name("Old Root"), serial=3, **dates)
     return own._replace(anchors=(*own.anchors, ended))
 
 
@@ -300,7 +301,9 @@ async def test_a_keychain_that_could_not_be_read_again_is_known_before_anything_
     settings = std_settings(tmp_path, S.ca.expired(), name="client")
     key = generate_key("ec-p256")
     dates = {"not_before": NOW - DAY, "not_after": NOW + DAY}
-    many = [build_ca(key, subject=subject_name(f"Root {n}"), serial=n + 9, **dates) for n in range(65)]
+    many = [
+        build_ca(KeySigner(key), subject=subject_name(f"Root {n}"), serial=n + 9, **dates) for n in range(65)
+    ]
     asking = Requester(settings, Trusting(), say=lambda _: None, timeout_s=1)
 
     async def trust(_):

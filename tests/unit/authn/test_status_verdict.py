@@ -29,7 +29,7 @@ HALF_HOUR = timedelta(minutes=30)
 
 def told(state, *, signed=None, serial=SERIAL, signer=S.ca, at=NOW):
     """A status PV's value: ``state`` beside an OCSP answer that says ``signed``."""
-    der = OCSPSigner(signer.key, signer.certificate).sign(
+    der = OCSPSigner(signer.signer, signer.certificate).sign(
         serial,
         ocsp_state(signed or state),
         this_update=at,

@@ -23,6 +23,7 @@ from appliance.certmon.status_source import reference
 from appliance.certs.keychain import check_keychain, load_keychain, make_keychain
 from appliance.certs.ocsp import OCSPSigner, verify_response
 from appliance.certs.profiles import check_ca, check_certificate, generate_key
+from appliance.certs.signer import KeySigner
 from appliance.certs.status import OCSPState
 from appliance.certs.x509 import (
     adopt,
@@ -153,7 +154,7 @@ def test_a_keychain_reads_names_longer_than_the_standard_has():
 def test_a_status_of_an_authority_with_a_long_name_is_read_without_a_warning():
     key, der = odd_ca()
     ca = load_der(der)
-    status = OCSPSigner(key, ca).sign(7, OCSPState.GOOD, this_update=NOW, next_update=NOW + DAY)
+    status = OCSPSigner(KeySigner(key), ca).sign(7, OCSPState.GOOD, this_update=NOW, next_update=NOW + DAY)
     assert verify_response(status, issuer=load_der(der), serial=7, now=NOW).serial == 7
 
 

@@ -302,13 +302,13 @@ def crossed(root: Authority, below: Authority, **more) -> x509.Certificate:
     """The certificate of ``below`` as another authority has signed it."""
     dates = {"not_before": NOW - 30 * DAY, "not_after": NOW + 3000 * DAY, **more}
     subject = below.certificate.subject
-    return build_ca(below.key, subject=subject, serial=99, issuer=root.issuer, **dates)
+    return build_ca(below.signer, subject=subject, serial=99, issuer=root.issuer, **dates)
 
 
 def old_root() -> Authority:
     old = Authority("Old Root")
     old.certificate = build_ca(
-        old.key,
+        old.signer,
         subject=old.certificate.subject,
         not_before=NOW - 900 * DAY,
         not_after=NOW - DAY,

@@ -57,7 +57,7 @@ def der(builder, key=CA.key, algorithm=hashes.SHA256()) -> bytes:  # noqa: B008
 def test_what_is_signed_verifies(state, algorithm):
     ca = CA if algorithm == "ec-p256" else Authority(algorithm=algorithm)
     revoked = NOW - timedelta(days=1)
-    signer = OCSPSigner(ca.key, ca.certificate)
+    signer = OCSPSigner(ca.signer, ca.certificate)
     data = signer.sign(
         2**64 - 1, state, this_update=NOW, next_update=NOW + 30 * MINUTE, revocation_date=revoked
     )
@@ -175,8 +175,8 @@ def test_a_ca_of_the_same_name_is_not_the_ca():
     impostor = Authority()
     assert impostor.certificate.subject == CA.certificate.subject
     assert "signature is not that of the CA" in why(impostor.status(SERIAL))
-    forged = OCSPSigner(impostor.key, impostor.certificate)
-    forged._certificates = [CA.certificate]
+    forged = OCSPSigner(impostor.signer, impostor.certificate)
+    forged._certificates = OCSPSigner(CA.signer, CA.certificate)._certificates
     data = forged.sign(SERIAL, OCSPState.GOOD, this_update=NOW, next_update=NOW + MINUTE)
     assert "signature is not that of the CA" in why(data)
 
@@ -235,19 +235,19 @@ def test_several_answers_in_one_response_are_refused(tmp_path):
 
 
 def test_a_status_that_ends_before_it_begins_is_not_signed():
-    signer = OCSPSigner(CA.key, CA.certificate)
+    signer = OCSPSigner(CA.signer, CA.certificate)
     with pytest.raises(CertificateStatusError, match="end before it begins"):
         signer.sign(1, OCSPState.GOOD, this_update=NOW, next_update=NOW)
     with pytest.raises(CertificateStatusError, match="end before it begins"):
         signer.sign(1, OCSPState.GOOD, this_update=NOW, next_update=NOW + timedelta(milliseconds=900))
     with pytest.raises(CertificateStatusError, match="cannot be signed"):
-        signer.sign("1", OCSPState.GOOD, this_update=NOW, next_update=NOW + MINUTE)
+        signer.sign(-1, OCSPState.GOOD, this_update=NOW, next_update=NOW + MINUTE)
 
 
 def test_a_signer_needs_the_cas_own_key_and_hides_it():
     with pytest.raises(CertificateError, match="does not belong"):
-        OCSPSigner(S.other_ca.key, CA.certificate)
-    assert "PrivateKey" not in repr(OCSPSigner(CA.key, CA.certificate))
+        OCSPSigner(S.other_ca.signer, CA.certificate)
+    assert "PrivateKey" not in repr(OCSPSigner(CA.signer, CA.certificate))
 
 
 GOOD = CA.status(SERIAL)

@@ -53,7 +53,7 @@ def test_certificates_have_no_finding(name, tmp_path):
 @pytest.mark.parametrize("state", [OCSPState.GOOD, OCSPState.REVOKED, OCSPState.UNKNOWN])
 def test_status_answers_have_no_finding(state, tmp_path):
     issuer = SITE.ca
-    signer = OCSPSigner(issuer.key, issuer.certificate)
+    signer = OCSPSigner(issuer.signer, issuer.certificate)
     now = pki.NOW.replace(microsecond=0)
     answer = signer.sign(
         SITE.client.certificate.serial_number,

@@ -398,7 +398,7 @@ def test_a_finished_certificate_is_checked_against_its_profile():
 
 def test_a_ca_without_a_name_is_not_made():
     with pytest.raises(CertificateError, match="0 CN"):
-        build_ca(S.ca.key, subject=x509.Name([]), not_before=NOW, not_after=NOW + DAY, serial=1)
+        build_ca(S.ca.signer, subject=x509.Name([]), not_before=NOW, not_after=NOW + DAY, serial=1)
 
 
 # ---------------------------------------------------------------------- DER

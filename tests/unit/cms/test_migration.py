@@ -4,6 +4,7 @@ import shutil
 import sqlite3
 from datetime import UTC, datetime
 from pathlib import Path
+from uuid import UUID
 
 import sqlalchemy as sa
 
@@ -71,6 +72,29 @@ def test_keys_that_somebody_has_revoked_are_barred_and_others_are_not(tmp_path):
     store.close()
 
 
+def test_the_migrations_make_the_tables_and_indexes_that_the_code_names(tmp_path):
+    store = Store(str(tmp_path / "certs.db"), ISSUER)
+    store.open()
+    try:
+        assert store.run(lambda transaction: differences(transaction.connection)) == []
+        facts = store.run(lambda transaction: known_facts(transaction.connection))
+    finally:
+        store.close()
+    assert facts["schema_oldest"] == "0004"
+    assert str(UUID(facts["database_id"])) == facts["database_id"]
+
+
+def differences(connection):
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    return compare_metadata(MigrationContext.configure(connection), schema.metadata)
+
+
+def known_facts(connection):
+    return dict(tuple(row) for row in connection.execute(sa.select(schema.meta.c.key, schema.meta.c.value)))
+
+
 # ---------------------------------------------------------------------- a database of the release before renewals
 
 KEPT = Path(__file__).parents[2] / "vectors" / "cms" / "certs-0002.db"
@@ -120,6 +144,12 @@ def test_a_database_of_the_release_before_renewals_keeps_everything_and_renews_n
     assert rows(path, OLD_COLUMNS) == before
     assert {name: CertState(row[10]) for name, row in before.items()} == STATES
     assert set(rows(path, "renewed_at, cadence, san, schedule").values()) == {(0, 0, "", "")}
+    assert set(rows(path, "node, came_from").values()) == {("", "")}
+    for name, (state, begins, ends, renew_by, due) in rows(
+        path, "state, not_before, not_after, renew_by, next_at"
+    ).items():
+        when = {"REVOKED": None, "EXPIRED": None, "PENDING": begins, "PENDING_APPROVAL": ends}
+        assert due == when.get(state, renew_by or ends), name
     assert len(records) == sum(state in LIVE for state in STATES.values())
     now = datetime(2026, 3, 1, 12, 20, tzinfo=UTC)
     for record in records:

@@ -13,7 +13,8 @@ from appliance.errors import ConfigurationError, RequestRefused
 
 
 def record(serial, subject="a\x1f\x1f\x1f"):
-    return CertRecord(serial, subject, "client", "std", 0, 10, 0, CertState.VALID, 0, True, 1)
+    made = CertRecord(serial, subject, "client", "std", 0, 10, 0, CertState.VALID, 0, True, 1)
+    return made._replace(issuer="01234567", next_at=0)
 
 
 MORE = {"cn": "a", "o": "", "ou": "", "c": "", "identity": "", "skid": "", "created": 0}
@@ -37,6 +38,23 @@ async def test_jobs_that_wait_share_one_commit(store):
     await asyncio.gather(first, *others)
     assert store.commits - before <= 2
     assert await store.submit(lambda t: t.get(57)) == record(57)
+
+
+def test_a_row_says_who_recorded_it_and_when_the_clock_acts_next(store):
+    store.node = "a"
+    store.next_at = lambda record: None if record.state is CertState.REVOKED else record.not_after
+    made = store.run(lambda t: t.add(record(1)._replace(came_from="10.0.0.1"), MORE))
+    assert store.run(lambda t: t.get(1)) == made
+    assert (made.issuer, made.node, made.came_from, made.next_at) == ("01234567", "a", "10.0.0.1", 10)
+    store.node = "b"
+    store.next_at = lambda record: record.renew_by or None
+    renewed = store.run(lambda t: t.renew(made, renew_by=5, renewed_at=1, state=CertState.VALID, at=1))
+    assert store.run(lambda t: t.get(1)) == renewed
+    assert (renewed.node, renewed.next_at) == ("a", 5)
+    hours = store.run(lambda t: t.reschedule(renewed, "{}", state=CertState.VALID, at=1))
+    revoked = store.run(lambda t: t.change(hours, CertState.REVOKED, at=2, approved=True, begins=(0, 0)))
+    assert store.run(lambda t: t.get(1)) == revoked
+    assert (hours.next_at, revoked.next_at) == (5, None)
 
 
 async def test_a_job_that_refuses_or_breaks_hurts_no_other(store):

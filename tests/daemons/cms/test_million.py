@@ -1,0 +1,154 @@
+"""A service with many certificates; 20 000 here, a million in `bench.bench_million`."""
+
+import contextlib
+import json
+from datetime import UTC, datetime
+
+import pytest
+import sqlalchemy as sa
+
+from appliance.client.uri import uri_value
+from appliance.cms.schema import certs
+from appliance.cms.service import CertificateService
+from appliance.errors import RemoteError
+from tests.helpers import tools
+from tests.helpers.cms import Clock, admin_keychain, effective, plain, running, secure
+from tests.helpers.many_certificates import DAY_S, fill
+
+MANY = 20_000
+
+
+@contextlib.asynccontextmanager
+async def serving(directory, count, **settings):
+    """A service whose database has ``count`` certificates beside its own."""
+    service = CertificateService.open(effective(directory, **settings), clock=Clock())
+    try:
+        service.first_start()
+        now = int(service.clock().timestamp())
+        service.store.run(lambda t: fill(t.connection, count, service.names.issuer_id, now=now))
+    finally:
+        service.close()
+    async with running(directory, **settings) as service:
+        yield service
+
+
+@pytest.fixture
+def pvxcert(tmp_path):
+    async def call(service, *arguments):
+        variables = {
+            "EPICS_PVA_NAME_SERVERS": f"127.0.0.1:{service.server.tcp_port}",
+            "EPICS_PVA_TLS_KEYCHAIN": str(tmp_path / "admin.p12"),
+            "EPICS_PVA_ADDR_LIST": "",
+        }
+        return await tools.run(
+            "pvxcert", "list", *arguments, env=tools.environment(5076, tmp_path, **variables)
+        )
+
+    return call
+
+
+def known(service, *where):
+    """Serials in the database."""
+    query = sa.select(certs.c.serial).where(certs.c.issuer == service.names.issuer_id, *where)
+    return service.store.submit(lambda t: set(t.connection.execute(query).scalars()))
+
+
+def listed(done):
+    """Serials of a list in JSON."""
+    assert done.err == ""
+    serials = [int(json.loads(line)["cert_id"].partition(":")[2]) for line in done.out.splitlines()]
+    assert len(serials) == len(set(serials))
+    return set(serials)
+
+
+async def test_a_list_of_20_000_certificates_comes_in_pages_and_is_searched_by_name_state_and_date(
+    tmp_path, pvxcert
+):
+    async with serving(tmp_path, MANY) as service:
+        everything = await known(service)
+        done = await pvxcert(service, "--all", "--json")
+        assert listed(done) == everything
+        assert len(everything) == MANY + 2
+        # The states that wait for somebody come first, each with the latest first.
+        states = [json.loads(line)["state"] for line in done.out.splitlines()]
+        assert sorted(range(len(states)), key=lambda i: states.index(states[i])) == list(range(len(states)))
+        assert states[0] == "PENDING_APPROVAL"
+        assert listed(await pvxcert(service, "--limit", "12345", "--json")) < everything
+
+        first = await pvxcert(service)
+        assert len(first.out.splitlines()) == 1001
+        assert "add --all" in first.err
+
+        waiting = await known(service, certs.c.state == "PENDING_APPROVAL")
+        assert listed(await pvxcert(service, "--pending", "--all", "--json")) == waiting
+        hall = await known(service, certs.c.ou == "hall7", certs.c.state == "REVOKED")
+        found = await pvxcert(service, "--subject", "HALL7", "--state", "REVOKED", "--all", "--json")
+        assert listed(found) == hall
+
+        some = await pvxcert(service, "--name", "host00012", "--json")
+        assert [json.loads(line)["name"] for line in some.out.splitlines()] == [
+            f"host00012{n:02d}" for n in range(100)
+        ]
+        begin, end = (int(service.clock().timestamp()) + DAY_S * days for days in (100, 110))
+        dates = [datetime.fromtimestamp(seconds, UTC).isoformat() for seconds in (begin, end)]
+        ending = await known(service, certs.c.not_after >= begin, certs.c.not_after < end)
+        found = await pvxcert(service, "--expires-after", dates[0], "--expires-before", dates[1], "--json")
+        assert listed(found) == ending
+        ends = [json.loads(line)["not_after"] for line in found.out.splitlines()]
+        assert ends == sorted(ends)
+
+
+async def test_what_ends_soon_is_found_behind_many_that_are_over(tmp_path, pvxcert):
+    """The first thousand of a list need not hold any of them."""
+    async with serving(tmp_path, MANY) as service:
+        until = int(service.clock().timestamp()) + 40 * DAY_S
+        live = certs.c.state.not_in(("EXPIRED", "REVOKED"))
+        soon = await known(service, certs.c.not_after < until, live)
+        assert soon
+        done = await pvxcert(service, "--expiring", "40d", "--json")
+        assert done.status == 8
+        assert soon <= listed(done) <= await known(service, certs.c.not_after < until + 600, live)
+        one = await pvxcert(service, "--expiring", "40d", "--limit", "1", "--json")
+        assert one.out.splitlines() == done.out.splitlines()[:1]
+        assert (await pvxcert(service, "--expiring", "1h", "--json")).status == 0
+
+
+@pytest.mark.parametrize(
+    ("query", "why"),
+    [
+        ({"limit": "0"}, "limit must be"),
+        ({"order": "serial"}, "the order 'serial' is not known"),
+        ({"issuer": "me"}, "an issuer ID"),
+        ({"expires_before": "tomorrow"}, "must be a date"),
+        ({"expires_after": "-5"}, "must be a date"),
+        ({"expires_after": "999999999999999999999"}, "must be a date"),
+        ({"name": "x" * 257}, "longer than 256"),
+        ({"name": "a\0b"}, "without NUL"),
+        ({"subject": "a\0b"}, "without NUL"),
+        ({"after": "v1:xyz"}, "earlier answer"),
+        ({"after": 5.0}, "must be text"),
+    ],
+    ids=lambda value: str(value)[:30] if isinstance(value, dict) else "",
+)
+async def test_a_query_that_makes_no_sense_is_refused_with_a_sentence(tmp_path, query, why):
+    async with running(tmp_path) as service, secure(service, admin_keychain(tmp_path)) as admin:
+        with pytest.raises(RemoteError, match=why):
+            await admin.rpc("CERT:LIST", uri_value("CERT:LIST", query))
+
+
+async def test_a_place_of_one_list_is_no_place_of_another(tmp_path):
+    async with serving(tmp_path, 30) as service, secure(service, admin_keychain(tmp_path)) as admin:
+        table = await admin.rpc("CERT:LIST", uri_value("CERT:LIST", {"limit": 5}))
+        assert table["next"].startswith("v1:")
+        with pytest.raises(RemoteError, match="earlier answer"):
+            await admin.rpc("CERT:LIST", uri_value("CERT:LIST", {"after": table["next"], "name": "host"}))
+        rest = await admin.rpc("CERT:LIST", uri_value("CERT:LIST", {"after": table["next"]}))
+        assert rest["next"] == ""
+        assert len(rest["value.cert_id"]) == 27
+        assert not set(rest["value.cert_id"]) & set(table["value.cert_id"])
+
+
+async def test_nobody_but_administrators_gets_a_page(tmp_path):
+    async with running(tmp_path) as service, plain(service) as anyone:
+        with pytest.raises(RemoteError, match=r"denied|administrators"):
+            await anyone.rpc("CERT:LIST", uri_value("CERT:LIST", {"after": "v1:W10="}))
