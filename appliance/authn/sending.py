@@ -151,12 +151,12 @@ class Line:
     async def _open(self, settings: RequesterSettings, trust: Trust) -> Context:
         from appliance.tls.context import client_context
 
-        ends = (settings.client, trust.anchors)
+        ends = (settings.client, trust.anchors, trust.crossed)
         if self._context is not None and ends == self._ends:
             return self._context
         await self.close()
         secret = self.secret
-        anchors = trust_only(trust.anchors)
+        anchors = trust_only(trust.anchors, trust.crossed)
         tls = client_context(anchors, want_staple=secret, check_staple=self._check if secret else None)
         # A name server need not be the service: it is asked where the service is, and gets nothing else.
         search_tls = client_context(anchors, want_staple=False) if secret else None
@@ -211,7 +211,7 @@ async def ask_status(
     if not keychain.status_pv:
         return None
     try:
-        async with public_context(settings.client, keychain.anchors) as context:
+        async with public_context(settings.client, (*keychain.anchors, *keychain.crossed)) as context:
             return await fetch_status(
                 context,
                 keychain.status_pv,

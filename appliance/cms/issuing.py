@@ -24,6 +24,7 @@ from appliance.authn.grant import USAGES, Grant
 from appliance.authn.jwt.naming import ReservedNames
 from appliance.authn.proof import UsedProofs, check_proof
 from appliance.authn.std.verifier import StdRequest, verify
+from appliance.certs.crossed import sent_above
 from appliance.certs.profiles import CertificateAuthority, build_certificate, check_public_key, subject_name
 from appliance.certs.public_keys import key_identity
 from appliance.certs.san import San, canonical, in_certificate
@@ -144,7 +145,8 @@ class Issuing:
         )
         self._soundness = Soundness()
         self._used_proofs = UsedProofs()
-        self._chain_pem = pem_chain(issuer.certificate, *issuer.chain)
+        chain = (issuer.certificate, *issuer.chain)
+        self._chain_pem = pem_chain(*sent_above(chain, issuer.crossed))
 
     async def issue(
         self, ccr: CertRequest, peer: Credentials, *, wanted: Callable[[], bool] = lambda: True

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import sqlite3
 from datetime import timedelta
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from tests.helpers.cms import (
     Clock,
     admin_keychain,
     ccr,
+    database,
     jwt_request,
     keychain_of,
     pem,
@@ -37,6 +37,8 @@ from tests.helpers.cms import (
 )
 from tests.helpers.tokens import NOW, jwks_issuer
 from tests.helpers.tokens import running as running_idp
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 OPEN = {"require_client_approval": False, "require_server_approval": False, "require_ioc_approval": False}
 STRANGER = generate_key("ec-p256")
@@ -61,12 +63,9 @@ async def listed(service, directory):
 
 
 def audited(directory, serial, action="create"):
-    connection = sqlite3.connect(directory / "certs.db")
-    try:
-        query = "SELECT record FROM audit WHERE serial = ? AND action = ? ORDER BY seq"
-        return [json.loads(text) for (text,) in connection.execute(query, (str(serial), action))]
-    finally:
-        connection.close()
+    query = "SELECT record FROM audit WHERE serial = ? AND action = ? ORDER BY seq"
+    with database(directory) as db:
+        return [json.loads(text) for (text,) in db.execute(query, (str(serial), action)).fetchall()]
 
 
 # -- approval ------------------------------------------------------------------------------------------
@@ -548,6 +547,7 @@ def test_the_identifier_is_shown_without_padding():
     assert shown_id("47530d89", 1) == "47530d89:1"
 
 
+@pytest.mark.sqlite_only("it is about the event loop, and slow")
 async def test_many_large_keys_at_once_do_not_stop_the_service(tmp_path):
     good = _large_moduli(3)
     async with running(tmp_path, **OPEN) as service, plain(service) as anyone:
