@@ -18,14 +18,18 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from appliance.authn.jwt.replay import USED_BEFORE
 from appliance.authn.ratelimit import peer_key
 from appliance.certs.schedule import Schedule
 from appliance.certs.status import CertState, may_change
 from appliance.cms.clockwork import Clockwork
 from appliance.cms.inherit import (
     BARRED,
+    Deliveries,
+    answer_lost,
     approved_before,
     changes_authority,
+    is_alike,
     key_problem,
     may_supersede,
     other_holder,
@@ -69,35 +73,17 @@ from appliance.cms.transaction import (
     Transaction,
     doubt_undelivered,
     mark_delivered,
+    mark_doubted,
 )
+from appliance.cms.waiting import WaitingRequests
 from appliance.errors import RequestRefused
 
 __all__ = ["Lifecycle"]
 
 _log: Final = logging.getLogger(__name__)
-_MOST_WAITING: Final = 10_000
-_MOST_OF_ONE: Final = 500
-"""Limits for requests that wait for approval: all, and those of one address."""
 _SOON_S: Final = 0.2
-
-
-class WaitingRequests:
-    """The requests that wait for approval: serial number to the address that each came from, empty after a restart."""
-
-    def __init__(self) -> None:
-        self.came_from: dict[int, str] = {}
-
-    def problem(self, address: str) -> str:
-        """Return why no other request of this address may wait; empty if it may.
-
-        Too many wait already, all together or of this address.
-        """
-        here = self.came_from
-        if len(here) >= _MOST_WAITING or (
-            len(here) >= _MOST_OF_ONE and sum(other == address for other in here.values()) >= _MOST_OF_ONE
-        ):
-            return f"{len(here)} requests wait for approval, so no more are accepted now; ask an administrator to approve or deny them"
-        return ""
+_AGAIN_S: Final = 10.0
+"""Seconds after which what could not be recorded is tried again."""
 
 
 Listener = Callable[[CertRecord], None]
@@ -129,6 +115,7 @@ class Lifecycle:
         self.sweep = Sweep(store, readers, told=self._told, done=self._swept, pending_s=pending_s)
         store.next_at = self._next_at
         self.waiting = WaitingRequests()
+        self.deliveries = Deliveries()
         self.created = 0
         self.revoked = 0
         self.renewed = 0
@@ -148,7 +135,7 @@ class Lifecycle:
         store, journal = self.store, self.journal
         now = posix(self.clock())
 
-        def job(transaction: Transaction) -> tuple[list[int], list[tuple[int, int, bool]]]:
+        def job(transaction: Transaction) -> list[tuple[int, int, bool]]:
             doubt_undelivered(transaction)
             restored = 0
             for serial, at in journal.known.items():
@@ -169,9 +156,9 @@ class Lifecycle:
                     "%d certificates were revoked again: the database was restored from a backup", restored
                 )
             self._lapse_in_time(transaction)
-            return waiting_in(transaction), revoked_in(transaction)
+            return revoked_in(transaction)
 
-        waiting, revoked = store.run(job)
+        revoked = store.run(job)
         try:
             journal.add(
                 [(serial, at) for serial, at, _ in revoked],
@@ -179,7 +166,6 @@ class Lifecycle:
             )
         except JournalError as error:
             _log.error("%s", error)
-        self.waiting.came_from = dict.fromkeys(waiting, "")
 
     async def adopt(self) -> None:
         """Read again what is watched, because a command beside this service may have changed it."""
@@ -219,8 +205,14 @@ class Lifecycle:
 
     # -- changes -------------------------------------------------------------------------------------
 
-    async def create(self, request: NewCertificate, actor: Actor) -> CertRecord:
+    async def create(self, request: NewCertificate, actor: Actor, *, will_answer: bool = False) -> CertRecord:
         """Record a certificate, or renew one that its requester has already.
+
+        Args:
+            request: What is asked for.
+            actor: Who asks.
+            will_answer: Whether the caller says afterwards what became of the answer: with `delivered`, `withdraw` or
+                `doubt`. Until then the same request is told to wait.
 
         Returns:
             The record. With the request's serial number it is new, and the caller may sign it after this returns. With
@@ -233,7 +225,7 @@ class Lifecycle:
         now = self.clock()
         at = posix(now)
         key = request.key
-        full = self.waiting.problem(peer_key(actor.peer)) if request.approval_needed else ""
+        address = peer_key(actor.peer)
         others: list[CertRecord] = []
         seq = 0
 
@@ -253,10 +245,12 @@ class Lifecycle:
             why = other_holder(request, [old for old, _ in live])
             if why:
                 raise refuse(transaction, why)
+            lost = self._lost_answers(request, [old for old, _ in live], at)
+            if request.repeated and not lost and any(is_alike(request, old) for old, _ in live):
+                raise refuse(transaction, USED_BEFORE)
             try:
-                decision = judge(
-                    request, [each for each in live if each[0].issuer == transaction.issuer], now
-                )
+                own = [(old, state) for old, state in live if old.issuer == transaction.issuer]
+                decision = judge(request, [(old, state) for old, state in own if old not in lost], now)
             except RequestRefused as refusal:
                 raise refuse(transaction, str(refusal)) from None
             if isinstance(decision, Renewed):
@@ -267,15 +261,16 @@ class Lifecycle:
             why = schedule_fault(schedule, no_status=request.no_status, by_admin=by_admin)
             if why:
                 raise refuse(transaction, why)
+            needed = request.approval_needed
+            full = self.waiting.problem(transaction, address) if needed else ""
             if full:
                 raise RequestRefused(full)
-            needed = request.approval_needed
             inherited = needed and approved_before(request, known)
             granted = not needed or inherited
             proven = proves_the_name(request, known)
             giving_way: list[tuple[CertRecord, str]] = []
             for old, state in live:
-                reason = may_supersede(request, old, state, granted=granted, proven=proven)
+                reason = lost.get(old) or may_supersede(request, old, state, granted=granted, proven=proven)
                 if reason:
                     giving_way.append((old, reason))
                 elif not request.roll_over and not changes_authority(request, old, transaction.issuer):
@@ -287,7 +282,13 @@ class Lifecycle:
                 transaction.audit(at, "revoke", old.serial, {**SERVICE.facts(), "why": reason})
             # A certificate that needed no approval has none that others could inherit.
             record = new_row(request, schedule, now, granted=granted, approved=inherited)
+            if record.state is CertState.PENDING_APPROVAL:
+                record = record._replace(came_from=address[:64])
             record = transaction.add(record, columns_beside(request, at))
+            if record.state is CertState.PENDING_APPROVAL:
+                self.waiting.add(transaction, record.came_from)
+            if will_answer:
+                self.deliveries.answering.add(record.serial)
             facts = {**request.facts, **actor.facts(), **named(request)}
             facts |= facts_of(request, record, by_admin=by_admin)
             facts["why"] = (
@@ -297,7 +298,11 @@ class Lifecycle:
             seq = transaction.audit_head[0]
             return record
 
-        record = await self.store.submit(job, key, key=(request.key_id, request.skid))
+        try:
+            record = await self.store.submit(job, key, key=(request.key_id, request.skid))
+        except BaseException:
+            self.deliveries.answering.discard(request.serial)
+            raise
         for other in others:
             if other.state is CertState.REVOKED:
                 self._journal(other)
@@ -306,8 +311,6 @@ class Lifecycle:
             self.renewed += 1
         else:
             self.created += 1
-            if record.state is CertState.PENDING_APPROVAL:
-                self.waiting.came_from[record.serial] = peer_key(actor.peer)
         self._announce(record, seq)
         return record
 
@@ -340,8 +343,20 @@ class Lifecycle:
         transaction.audit(at, "renew", old.serial, facts)
         return record
 
+    def _lost_answers(
+        self, request: NewCertificate, live: Sequence[CertRecord], at: int
+    ) -> dict[CertRecord, str]:
+        """Return the certificates that give way because their requester has not got them, and why."""
+        found = {}
+        for old in live:
+            why = answer_lost(request, old, at=at, node=self.store.node, deliveries=self.deliveries)
+            if why:
+                found[old] = why
+        return found
+
     def delivered(self, serial: int) -> None:
         """Record, without hurry, that a requester has got its certificate."""
+        self.deliveries.answering.discard(serial)
         self._delivered.append(serial)
         if len(self._delivered) == 1:
             asyncio.get_running_loop().call_later(_SOON_S, self._flush_delivered)
@@ -349,14 +364,37 @@ class Lifecycle:
     def _flush_delivered(self) -> None:
         serials, self._delivered = self._delivered, []
         if serials:
-            # Not awaited: if it is lost, the next start does not know whether they were delivered, which is safe.
-            self.store.submit(mark_delivered(serials)).add_done_callback(_ignore)
+            # Not awaited: if the process ends first, the next start does not know whether they were delivered, which is safe.
+            done = self.store.submit(mark_delivered(serials))
+            done.add_done_callback(lambda future: self._marked(serials, future))
+
+    def _marked(self, serials: list[int], done: asyncio.Future[None]) -> None:
+        if done.cancelled() or done.exception() is None:
+            return
+        # Otherwise another node would take them for certificates that nobody has.
+        if not self._delivered:
+            asyncio.get_running_loop().call_later(_AGAIN_S, self._flush_delivered)
+        self._delivered += serials
+
+    async def doubt(self, serial: int) -> None:
+        """Record that nobody knows whether a requester has got its certificate.
+
+        Raises:
+            StoreError: The database could not be used; the next start records it.
+        """
+        try:
+            await self.store.submit(mark_doubted(serial))
+        finally:
+            self.deliveries.answering.discard(serial)
 
     async def withdraw(self, record: CertRecord, why: str) -> None:
         """Revoke a certificate that could not be signed or handed over."""
-        await self._change(
-            record.serial, lambda _r, _s: (CertState.REVOKED, record.approved), "revoke", SERVICE, why
-        )
+        try:
+            await self._change(
+                record.serial, lambda _r, _s: (CertState.REVOKED, record.approved), "revoke", SERVICE, why
+            )
+        finally:
+            self.deliveries.answering.discard(record.serial)
 
     async def approve(self, serial: int, actor: Actor) -> CertRecord:
         """Approve a certificate.
@@ -540,15 +578,8 @@ class Lifecycle:
 
     def _announce(self, record: CertRecord, seq: int = 0) -> None:
         """Take what was just committed, with the audit up to ``seq``, or what the clock has changed, and tell it."""
-        self._note_waiting(record)
         self.memory.put(record, seq)
         self._tell(record)
-
-    def _note_waiting(self, record: CertRecord) -> None:
-        if record.state is CertState.PENDING_APPROVAL:
-            self.waiting.came_from.setdefault(record.serial, "")
-        else:
-            self.waiting.came_from.pop(record.serial, None)
 
     def _tell(self, record: CertRecord) -> None:
         for listener in self.listeners:
@@ -621,7 +652,6 @@ class Lifecycle:
             if record.state is CertState.REVOKED:
                 self._journal(record)
                 self.revoked += 1
-            self._note_waiting(record)
             self.memory.put(record, seq)
             if known is None or known.state is not record.state:
                 self._tell(record)
@@ -636,12 +666,6 @@ class Lifecycle:
 def _ignore(future: asyncio.Future[Any]) -> None:
     if not future.cancelled():
         future.exception()
-
-
-def waiting_in(transaction: Transaction) -> list[int]:
-    """Return the serial number of each request that waits for approval."""
-    waits = certs.c.state == CertState.PENDING_APPROVAL.value
-    return list(transaction.connection.scalars(sa.select(certs.c.serial).where(waits)))
 
 
 def revoked_in(transaction: Transaction) -> list[tuple[int, int, bool]]:
