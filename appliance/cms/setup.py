@@ -231,10 +231,6 @@ def _authority_in_token(settings: CMSSettings, now: datetime, *, may_make: bool)
         )
     try:
         found = [] if created else load_pem_text(read_trusted(path, _LIMIT))
-        if not created and not found:
-            raise ConfigurationError(
-                "holds no certificate in PEM form; put the authority's first, and those above it", file=path
-            )
         chain = chain_above(found[0], found[1:]) if found else ()
     except SecurityError as error:
         raise ConfigurationError(f"the authority's certificate: {error}", file=path) from error

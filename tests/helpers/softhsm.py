@@ -43,12 +43,21 @@ class SoftToken:
         """Make another token."""
         self._tool("--init-token", "--free", "--label", label, "--so-pin", "so" + PIN, "--pin", PIN)
 
-    def store(self, key: CertificateIssuerPrivateKeyTypes, *, label: str = "ca", identifier: str = "01", token: str = "site") -> None:
+    def store(
+        self,
+        key: CertificateIssuerPrivateKeyTypes,
+        *,
+        label: str = "ca",
+        identifier: str = "01",
+        token: str = "site",
+    ) -> None:
         """Store a key, private and public."""
         file = self.tokens.parent / "key.pem"
         file.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         try:
-            self._tool("--import", str(file), "--token", token, "--label", label, "--id", identifier, "--pin", PIN)
+            self._tool(
+                "--import", str(file), "--token", token, "--label", label, "--id", identifier, "--pin", PIN
+            )
         finally:
             file.unlink()
 
@@ -66,10 +75,9 @@ class SoftToken:
         shutil.copytree(other.tokens, self.tokens)
 
 
-@pytest.fixture
-def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SoftToken:
+def token_here(directory: Path, monkeypatch: pytest.MonkeyPatch) -> SoftToken:
     """A token that this process finds."""
-    made = SoftToken(tmp_path / "hsm")
+    made = SoftToken(directory / "hsm")
     for name, value in made.environment.items():
         monkeypatch.setenv(name, value)
     return made
