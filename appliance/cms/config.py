@@ -455,7 +455,10 @@ def _database(text: str, config: str | None) -> str:
 
 
 def _checked(settings: CMSSettings, values: dict[str, Any]) -> CMSSettings:
-    replaced = msgspec.structs.replace(settings, **values)
+    try:
+        replaced = msgspec.structs.replace(settings, **values)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
     plain = {key: getattr(replaced, key) for key in values if key != "jwt"}
     for key, value in plain.items():
         # Tuples come from flags that may be repeated; each part was read like a file's.

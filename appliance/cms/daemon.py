@@ -82,6 +82,27 @@ def _parser() -> argparse.ArgumentParser:
         metavar="HASH",
         help="with --audit-verify: a hash that an earlier run has shown as the head; it must still be in the chain",
     )
+    what.add_argument(
+        "--make-csr",
+        metavar="FILE",
+        help="write a request for the certificate of an intermediate authority, and exit; -: to standard output",
+    )
+    what.add_argument(
+        "--install-chain",
+        metavar="FILE",
+        nargs="+",
+        help="make the authority from the key of the request and these certificates (PEM), and exit",
+    )
+    what.add_argument(
+        "--new-authority",
+        action="store_true",
+        help="make a new root beside the present one, with both cross-certificates, and exit; nothing is switched",
+    )
+    what.add_argument(
+        "--print-bundle",
+        action="store_true",
+        help="print what verifies the service's certificates (PEM), the present root first, and exit",
+    )
     add_flags(parser)
     return parser
 
@@ -150,6 +171,9 @@ def _one_shot(options: argparse.Namespace) -> int | None:
             f"Database backup created : {backup(_resolve(options).settings.db, options.backup)}\n"
         )
         return EXIT_OK
+    if options.make_csr is not None or options.install_chain or options.new_authority or options.print_bundle:
+        _ceremony(options)
+        return EXIT_OK
     if options.audit_verify:
         from appliance.cms.audit import verify_audit
 
@@ -167,6 +191,20 @@ def _one_shot(options: argparse.Namespace) -> int | None:
         sys.stdout.write(f"audit intact: {verdict.records} records, head {verdict.head}\n")
         return EXIT_OK
     return None
+
+
+def _ceremony(options: argparse.Namespace) -> None:
+    from appliance.cms import ceremony
+
+    settings, now = _resolve(options).settings, _now()
+    if options.make_csr is not None:
+        ceremony.make_request(settings, options.make_csr)
+    elif options.install_chain:
+        ceremony.install_chain(settings, options.install_chain, now)
+    elif options.new_authority:
+        ceremony.new_authority(settings, now)
+    else:
+        ceremony.print_bundle(settings, now)
 
 
 def _shown(effective: CMSConfig) -> str:

@@ -185,7 +185,6 @@ class TokenSigner:
         except BaseException:
             self._library.left_by(self)
             raise
-        self.due = time.monotonic() + _PROBE_S
 
     def __repr__(self) -> str:
         return f"<TokenSigner {self.uri} {self.trouble or self.algorithm}>"
@@ -262,7 +261,7 @@ class TokenSigner:
             self._open()
         except SigningError as error:
             self._failed(str(error))
-            raise
+            raise SigningError(self.trouble) from error
         self._works()
 
     def _begin_again(self, pin: Secret) -> None:
@@ -301,6 +300,7 @@ class TokenSigner:
             raise SigningError(
                 f"{self.uri}: the key in the token is not that of the authority's certificate; name the right key, or the certificate of this one"
             )
+        self.due = time.monotonic() + _PROBE_S
 
     def _connect(self, *, asked: bool) -> None:
         import pkcs11

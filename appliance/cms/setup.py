@@ -201,9 +201,15 @@ def ensure_authority(settings: CMSSettings, now: datetime, *, may_make: bool = T
             file=path,
         )
     root = keychain.chain[-1] if keychain.chain else keychain.certificate
-    crossed = tuple(dict.fromkeys(c for pair in pairs(keychain.crossed, root) for c in pair))
+    crossed = _crossed(keychain.crossed, root)
     issuer = CertificateAuthority(KeySigner(keychain.key), keychain.certificate, keychain.chain, crossed)  # type: ignore[arg-type]
     return Authority(issuer, root, created)
+
+
+def _crossed(
+    certificates: Sequence[x509.Certificate], root: x509.Certificate
+) -> tuple[x509.Certificate, ...]:
+    return tuple(dict.fromkeys(c for pair in pairs(certificates, root) for c in pair))
 
 
 def _new_root(settings: CMSSettings, signer: Signer, now: datetime) -> x509.Certificate:
@@ -231,10 +237,6 @@ def _authority_in_token(settings: CMSSettings, now: datetime, *, may_make: bool)
         )
     try:
         found = [] if created else load_pem_text(read_trusted(path, _LIMIT))
-        if not created and not found:
-            raise ConfigurationError(
-                "holds no certificate in PEM form; put the authority's first, and those above it", file=path
-            )
         chain = chain_above(found[0], found[1:]) if found else ()
     except SecurityError as error:
         raise ConfigurationError(f"the authority's certificate: {error}", file=path) from error
@@ -251,8 +253,7 @@ def _authority_in_token(settings: CMSSettings, now: datetime, *, may_make: bool)
         signer.close()
         raise
     root = chain[-1] if chain else found[0]
-    crossed = tuple(dict.fromkeys(c for pair in pairs(found, root) for c in pair))
-    return Authority(CertificateAuthority(signer, found[0], chain, crossed), root, created)
+    return Authority(CertificateAuthority(signer, found[0], chain, _crossed(found[1:], root)), root, created)
 
 
 def hold(store: Store, settings: CMSSettings, authority: Authority, now: datetime) -> Held:

@@ -75,10 +75,9 @@ class SoftToken:
         shutil.copytree(other.tokens, self.tokens)
 
 
-@pytest.fixture
-def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SoftToken:
+def token_here(directory: Path, monkeypatch: pytest.MonkeyPatch) -> SoftToken:
     """A token that this process finds."""
-    made = SoftToken(tmp_path / "hsm")
+    made = SoftToken(directory / "hsm")
     for name, value in made.environment.items():
         monkeypatch.setenv(name, value)
     return made
