@@ -215,8 +215,9 @@ def _shown(effective: CMSConfig) -> str:
 
 
 def _new_administrator(effective: CMSConfig, name: str) -> int:
+    from appliance.cms.default_acf import add_administrator, ensure_acf
     from appliance.cms.service import CertificateService
-    from appliance.cms.setup import add_administrator, ensure_acf, ensure_administrator, say
+    from appliance.cms.setup import ensure_administrator, say
 
     service = CertificateService.open(effective, clock=_now, beside=True)
     try:

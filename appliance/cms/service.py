@@ -20,6 +20,7 @@ from appliance.cms.audit import prune_audit
 from appliance.cms.authorities import Authority, Held
 from appliance.cms.backup import Backups, find_damage
 from appliance.cms.config import CMSConfig, CMSSettings
+from appliance.cms.default_acf import add_administrator, ensure_acf
 from appliance.cms.dialect import is_sqlite
 from appliance.cms.health import Health
 from appliance.cms.issuing import Issuing, TokenVerifier
@@ -34,10 +35,8 @@ from appliance.cms.replay import StoredReplay, TokenJournal
 from appliance.cms.schedule_pv import SchedulePV
 from appliance.cms.setup import (
     JOURNAL,
-    add_administrator,
     any_certificate,
     check_not_lost,
-    ensure_acf,
     ensure_administrator,
     ensure_authority,
     ensure_own_keychain,
