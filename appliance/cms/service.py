@@ -28,6 +28,7 @@ from appliance.cms.listing import ListPV
 from appliance.cms.policy import CertificateGate, Names, Policy, read_acf
 from appliance.cms.publisher import Publisher
 from appliance.cms.pvs import CMSSource, Counters, CreatePV, StatusCommands, Tasks
+from appliance.cms.reading import Readers
 from appliance.cms.replay import StoredReplay, TokenJournal
 from appliance.cms.schedule_pv import SchedulePV
 from appliance.cms.setup import (
@@ -89,7 +90,10 @@ class CertificateService:
             health=settings.health_pv_prefix,
             metrics=settings.metrics_pv_prefix,
         )
-        self.lifecycle = Lifecycle(store, journal, clock, pending_s=settings.pending_approval_ends.seconds)
+        self.readers = Readers(settings.db, fault=store._lost)
+        self.lifecycle = Lifecycle(
+            store, journal, clock, self.readers, pending_s=settings.pending_approval_ends.seconds
+        )
         self.tasks = Tasks()
         self.counters = Counters()
         issuer = authority.issuer
@@ -203,6 +207,7 @@ class CertificateService:
                 "plain TCP, because some do not yet know whether they can trust TLS"
             )
         self.store.start()
+        self.readers.start()
         self.issuing.tokens = self._tokens(settings)
         gate = CertificateGate(
             self.lifecycle, self.names.issuer_id, self._authorities.__contains__, self._status_is_required
@@ -260,6 +265,7 @@ class CertificateService:
     def close(self) -> None:
         """Close the database."""
         self.store.close()
+        self.readers.close()
         self.journal.close()
         self.token_journal.close()
 
@@ -295,7 +301,7 @@ class CertificateService:
         self._reserve()
         await self.lifecycle.adopt()
         self.issuing.rules = settings.rules()
-        self.lifecycle.clockwork.wait_for_approval(settings.pending_approval_ends.seconds)
+        self.lifecycle.wait_for_approval(settings.pending_approval_ends.seconds)
         self.publisher.validity = _validity(settings)
         self.create.limits(_limiter(settings), settings.ccr_in_flight)
         self.server.proxied = _proxied(settings)
