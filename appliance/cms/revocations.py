@@ -90,7 +90,7 @@ class Revocations:
             )
         if journal.is_own:
             self._add_missing(transaction, checkpoint)
-        self._settled = transaction.audit_head[0] - len(restored)
+        self._settled = transaction.audit_head[0]
         return restored
 
     def _checkpoint(self, transaction: Transaction) -> _Checkpoint | None:
