@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from appliance.cms.transaction import StoreError
 from appliance.errors import ApplianceError
 
-__all__ = ["Rate", "SharedLimits", "grant"]
+__all__ = ["Rate", "Rates", "SharedLimits", "grant"]
 
 _SECOND: Final = 1_000_000
 _LONGEST_KEY: Final = 80
@@ -54,6 +54,17 @@ class Rate(NamedTuple):
     def every(self) -> int:
         """Microseconds for one."""
         return max(1, round(60 * _SECOND / self.per_minute))
+
+
+class Rates(NamedTuple):
+    """The rate of each address, and that of all together."""
+
+    address: Rate
+    overall: Rate
+
+    def of(self, address: str) -> Asked:
+        """Return the keys of a request from an address."""
+        return {address: self.address, "": self.overall}
 
 
 Asked = Mapping[str, Rate]
