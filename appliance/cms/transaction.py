@@ -378,6 +378,11 @@ class Transaction:
         return self._issuer
 
     @property
+    def authorities(self) -> Authorities:
+        """All authorities whose certificates count."""
+        return self._authorities
+
+    @property
     def audit_head(self) -> tuple[int, str]:
         """Sequence number and hash of the last audit record."""
         return self._seq, self._hash
