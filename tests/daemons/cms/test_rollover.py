@@ -1,5 +1,6 @@
 """A new authority takes over from one whose certificates still live: both statuses, one service, and an end."""
 
+import subprocess
 from datetime import timedelta
 
 import pytest
@@ -10,7 +11,7 @@ from appliance.certs.ocsp import verify_response
 from appliance.certs.profiles import generate_key
 from appliance.certs.status import OCSPState
 from appliance.cms.authorities import known_authorities
-from appliance.cms.ceremony import new_authority, print_bundle
+from appliance.cms.ceremony import install_chain, make_request, new_authority, print_bundle
 from appliance.cms.config import FormerAuthority
 from appliance.cms.service import CertificateService
 from appliance.config.secret import FilePath
@@ -270,3 +271,73 @@ def test_a_new_root_needs_the_key_of_the_old_one(tmp_path):
         new_authority(effective(tmp_path).settings, Clock()())
     with pytest.raises(ConfigurationError, match="there is no authority yet"):
         new_authority(effective(tmp_path / "empty").settings, Clock()())
+
+
+def openssl(directory, command, data=b""):
+    """One of the commands of docs/how-to/rotate-authority.md."""
+    return subprocess.run(
+        ["openssl", *command.split()], cwd=directory, input=data, check=True, capture_output=True, timeout=60
+    ).stdout
+
+
+def offline_root(directory, name):
+    openssl(
+        directory,
+        f"req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout {name}.key -out {name}.pem -days 7300 -subj /CN=Site_Root",
+    )
+
+
+def crossed(directory, subject, signer, out):
+    request = openssl(
+        directory, f"x509 -x509toreq -in {subject}.pem -signkey {subject}.key -copy_extensions copyall"
+    )
+    openssl(
+        directory,
+        f"x509 -req -CA {signer}.pem -CAkey {signer}.key -days 400 -copy_extensions copyall -out {out}.pem",
+        request,
+    )
+
+
+def signed(directory, root):
+    openssl(
+        directory,
+        f"x509 -req -in ca.csr -CA {root}.pem -CAkey {root}.key -days 300 -copy_extensions copyall -out ca.pem",
+    )
+
+
+async def test_a_service_goes_to_an_intermediate_of_a_new_offline_root(tmp_path):
+    """The commands of the how-to, with openssl's own forms of everything."""
+    clock = Clock()
+    settings = effective(tmp_path).settings
+
+    def install(*names):
+        install_chain(settings, [str(tmp_path / f"{name}.pem") for name in names], clock())
+
+    offline_root(tmp_path, "old")
+    make_request(settings, str(tmp_path / "ca.csr"))
+    signed(tmp_path, "old")
+    install("ca", "old")
+    async with running(tmp_path, clock, **OPEN) as service, plain(service) as context:
+        alice = await issued(context, "alice")
+    offline_root(tmp_path, "new")
+    make_request(settings, str(tmp_path / "ca.csr"))
+    signed(tmp_path, "new")
+    with pytest.raises(
+        ConfigurationError, match=r"no cross-certificates, so no end would trust it.*openssl x509"
+    ):
+        install("ca", "new")
+    crossed(tmp_path, "new", "old", "new-with-old")
+    with pytest.raises(ConfigurationError, match="is neither above the authority"):
+        install("ca", "new", "new-with-old")
+    crossed(tmp_path, "old", "new", "old-with-new")
+    install("old", "ca", "old-with-new", "new", "new-with-old")
+    async with running(tmp_path, clock, **switched(tmp_path)) as service, plain(service) as context:
+        bob = await issued(context, "bob")
+        assert len(bob.chain) == 2
+        assert (await context.get(alice.status_pv))["state"] == "VALID"
+        async with secure(service, alice) as known:
+            assert (await known.get(bob.status_pv))["state"] == "VALID", (
+                "the old keychain knows the new service"
+            )
+        async with secure(service, bob) as known:
+            assert (await known.get(alice.status_pv))["state"] == "VALID"
