@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
+import time
 from datetime import datetime
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -14,12 +17,23 @@ from appliance.authn.trust import Offer, Trust, read_offer, trust_only
 from appliance.certs.keychain import Keychain
 from appliance.certs.x509 import find_extension, load_der, subject_text
 from appliance.client.context import Context
-from appliance.errors import ApplianceError, CertificateError, OperationTimeoutError, SecurityError
+from appliance.errors import (
+    ApplianceError,
+    CertificateError,
+    ChannelClosedError,
+    OperationTimeoutError,
+    RemoteError,
+    SecurityError,
+)
 
 if TYPE_CHECKING:
     from appliance.authn.status import CheckedStatus
+    from appliance.pvdata import Value
 
-__all__ = ["Line", "ask_offer", "ask_status", "cms_only"]
+__all__ = ["LIMITED", "Line", "ask_offer", "ask_status", "cms_only"]
+
+LIMITED: Final = re.compile(r"retry in (\d{1,5}) s\b")
+"""How the service says when to ask again."""
 
 
 def cms_only(_: bytes | None, chain: tuple[bytes, ...]) -> None:
@@ -103,6 +117,9 @@ class Line:
     ) -> CertReply:
         """Send a request for a certificate.
 
+        If the connection is lost before the answer comes, the same request is sent once more, to whichever node of the service
+        answers then. That is safe: at most one of the two certificates stays valid (docs/decisions/0105).
+
         Args:
             settings: How to find the service.
             request: The request, with its proof.
@@ -116,7 +133,7 @@ class Line:
         argument = request_value(name, request)
         context = await self._open(settings, trust)
         try:
-            return read_reply(await context.rpc(name, argument, timeout=timeout_s))
+            return read_reply(await _call(context, name, argument, timeout_s))
         except OperationTimeoutError as error:
             if self._refusals:
                 raise SecurityError(
@@ -156,6 +173,26 @@ class Line:
         except CertificateError as error:
             self._refusals.append(str(error))
             raise
+
+
+async def _call(context: Context, name: str, argument: Value, timeout_s: float) -> Value | None:
+    """Call the service, and once more if the answer was lost; then wait too, if a node asks for that."""
+    end = time.monotonic() + timeout_s
+    is_lost = False
+    while True:
+        try:
+            return await context.rpc(name, argument, timeout=max(0.1, end - time.monotonic()))
+        except ChannelClosedError:
+            if is_lost or time.monotonic() >= end:
+                raise
+            is_lost = True
+        except RemoteError as error:
+            asked = LIMITED.search(str(error))
+            pause = float(asked[1]) if asked else 0.0
+            if not is_lost or not asked or time.monotonic() + pause >= end:
+                raise
+            # Another node may be about to give the answer that we will never see.
+            await asyncio.sleep(pause)
 
 
 async def ask_status(

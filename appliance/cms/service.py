@@ -28,6 +28,7 @@ from appliance.cms.listing import ListPV
 from appliance.cms.policy import CertificateGate, Names, Policy, read_acf
 from appliance.cms.publisher import Publisher
 from appliance.cms.pvs import CMSSource, Counters, CreatePV, StatusCommands, Tasks
+from appliance.cms.reading import Readers
 from appliance.cms.replay import StoredReplay, TokenJournal
 from appliance.cms.schedule_pv import SchedulePV
 from appliance.cms.setup import (
@@ -47,6 +48,7 @@ from appliance.cms.setup import (
     say,
     self_test,
 )
+from appliance.cms.signing import try_pin
 from appliance.cms.store import Store
 from appliance.cms.wire_types import root_value
 from appliance.config.networks import Networks
@@ -60,6 +62,8 @@ if TYPE_CHECKING:
 __all__ = ["CertificateService", "several_issuers"]
 
 _log: Final = logging.getLogger(__name__)
+_AT_START: Final = ("db", "acf", "cert_auth_tls_keychain", "ca_key", "ca_certificate")
+"""Settings that matter only at a start."""
 
 
 class CertificateService:
@@ -89,7 +93,10 @@ class CertificateService:
             health=settings.health_pv_prefix,
             metrics=settings.metrics_pv_prefix,
         )
-        self.lifecycle = Lifecycle(store, journal, clock, pending_s=settings.pending_approval_ends.seconds)
+        self.readers = Readers(settings.db, fault=store._lost)
+        self.lifecycle = Lifecycle(
+            store, journal, clock, self.readers, pending_s=settings.pending_approval_ends.seconds
+        )
         self.tasks = Tasks()
         self.counters = Counters()
         issuer = authority.issuer
@@ -145,12 +152,13 @@ class CertificateService:
         lock = Store(settings.db, "")
         # The lock first: two services that start together must not both make an authority.
         lock.open(beside=beside)
+        authority = None
         try:
-            if lock.beside and not os.path.lexists(settings.cert_auth_tls_keychain):
+            if lock.beside and not os.path.lexists(settings.authority_file):
                 raise ConfigurationError(  # noqa: TRY301 - the handler below gives the database back
-                    "the keychain does not exist, but a running service uses the database: name the certificate "
+                    "the file does not exist, but a running service uses the database: name the certificate "
                     "authority of that service",
-                    file=settings.cert_auth_tls_keychain,
+                    file=settings.authority_file,
                 )
             authority = ensure_authority(settings, clock(), may_make=not lock.run(any_certificate))
             self_test(authority, clock())
@@ -161,6 +169,8 @@ class CertificateService:
             journal = kind(side + JOURNAL, authority.issuer_id)
             tokens = TokenJournal(side + ".tokens")
         except BaseException:
+            if authority is not None:
+                authority.issuer.signer.close()
             lock.close()
             raise
         service = cls(settings, effective.server, authority, lock, journal, tokens, clock)
@@ -203,6 +213,7 @@ class CertificateService:
                 "plain TCP, because some do not yet know whether they can trust TLS"
             )
         self.store.start()
+        self.readers.start()
         self.issuing.tokens = self._tokens(settings)
         gate = CertificateGate(
             self.lifecycle, self.names.issuer_id, self._authorities.__contains__, self._status_is_required
@@ -237,9 +248,14 @@ class CertificateService:
         source.add(self.health.health, *names.health)
         source.add(self.health.metrics, *names.metrics)
         server.add_source("cms", source)
+        self.health.others.append(lambda: self.authority.issuer.signer.trouble)
         self.health.others.append(lambda: self.token_journal.lost)
         self.health.files = {
-            settings.cert_auth_tls_keychain: "the certificate authority's keychain",
+            settings.authority_file: (
+                "the certificate authority's certificate"
+                if settings.ca_key
+                else "the certificate authority's keychain"
+            ),
             self.server_config.tls_keychain: "the service's keychain",
             settings.acf: "the access security file",
         }
@@ -258,8 +274,10 @@ class CertificateService:
         self.close()
 
     def close(self) -> None:
-        """Close the database."""
+        """Close the database, and let go of the authority's key."""
+        self.authority.issuer.signer.close()
         self.store.close()
+        self.readers.close()
         self.journal.close()
         self.token_journal.close()
 
@@ -273,13 +291,9 @@ class CertificateService:
         """
         settings = effective.settings
         acf = read_acf(self.settings.acf)
-        if (settings.db, settings.acf, settings.cert_auth_tls_keychain) != (
-            self.settings.db,
-            self.settings.acf,
-            self.settings.cert_auth_tls_keychain,
-        ):
+        if any(getattr(settings, key) != getattr(self.settings, key) for key in _AT_START):
             raise ConfigurationError(
-                "db, acf and cert_auth_tls_keychain cannot change while the service runs; restart it"
+                f"{', '.join(_AT_START)} cannot change while the service runs; restart it"
             )
         for warning in (*settings.warnings(), *acf.warnings, *several_issuers(settings)):
             _log.warning("%s", warning)
@@ -289,13 +303,14 @@ class CertificateService:
         if settings.jwt != self.settings.jwt:
             former, self.issuing.tokens = self.issuing.tokens, self._tokens(settings)
             await self._close_tokens(former)
+        await try_pin(self.authority.issuer.signer, settings.ca_key_pin)
         self.settings = settings
         self.policy.acf = acf
         self.policy.organizations = settings.at_home()
         self._reserve()
         await self.lifecycle.adopt()
         self.issuing.rules = settings.rules()
-        self.lifecycle.clockwork.wait_for_approval(settings.pending_approval_ends.seconds)
+        self.lifecycle.wait_for_approval(settings.pending_approval_ends.seconds)
         self.publisher.validity = _validity(settings)
         self.create.limits(_limiter(settings), settings.ccr_in_flight)
         self.server.proxied = _proxied(settings)
