@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import re
 import sys
@@ -295,6 +296,8 @@ async def _look_after_database(service: CertificateService) -> None:
     due = time.monotonic()
     while True:
         await asyncio.sleep(_LOOK_AFTER_S)
+        with contextlib.suppress(ApplianceError):  # the next one makes up for it
+            await service.lifecycle.revocations.checkpoint()
         if time.monotonic() >= due:
             due = time.monotonic() + (service.settings.integrity_check_interval_s or _DAY_S)
             await service.look_after_database()
