@@ -8,7 +8,21 @@ if [ -r /etc/spva/pva.env ]; then set -a; . /etc/spva/pva.env; set +a; fi
 bin=/opt/spva/current/bin
 row() { printf '%s\t%s\t%s\t%s\t%s\n' "$1" "${2:--}" "${3:--}" "${4:--}" "$5"; }
 
+for home in /etc/postgresql/*/spva; do
+    [ -d "$home" ] || continue
+    version=${home#/etc/postgresql/} version=${version%/spva}
+    read -r port state < <(pg_lsclusters --no-header | awk -v version="$version" '$1 == version && $2 == "spva" { print $3, $4 }')
+    if [ "$state" = online ] && pg_isready -q -p "$port"; then
+        row "database $version" - - "$(date -u -d "$(openssl x509 -in "$home/server.crt" -noout -enddate | cut -d= -f2)" +%Y-%m-%dT%H:%M:%SZ)" OK
+    else
+        row "database $version" - - - "${state:-missing}, see /var/log/postgresql/postgresql-$version-spva.log"
+    fi
+    has_database=yes
+done
+
 if [ ! -e /opt/spva/current/.complete ]; then
+    # A host that has the database alone has no release.
+    if [ -n "${has_database-}" ]; then exit 0; fi
     row release - - - "there is none, site.yml brings it"
     exit 0
 fi

@@ -28,7 +28,8 @@ def options(role: str) -> dict:
 
 def test_all_roles_are_there():
     assert ROLES == [
-        "spva_base", "spva_cms", "spva_common", "spva_gateway", "spva_ioc", "spva_issuer", "spva_keychain", "spva_tools",
+        "spva_base", "spva_cms", "spva_common", "spva_database", "spva_gateway", "spva_ioc", "spva_issuer", "spva_keychain",
+        "spva_tools",
     ]  # fmt: skip
 
 

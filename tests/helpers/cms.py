@@ -29,6 +29,30 @@ from appliance.config.pva import ClientConfig, ServerConfig
 from appliance.config.secret import FilePath
 from appliance.pvdata import Value
 from appliance.tls.context import client_context
+from tests.helpers.postgres import Engine, raw
+
+ENGINE = Engine("sqlite")
+"""Gives a service its database; the fixture ``engine`` replaces it."""
+
+
+def where(directory: Path) -> str:
+    """The database of the service that keeps everything below ``directory``."""
+    return ENGINE.db(directory)
+
+
+def database(directory: Path) -> contextlib.AbstractContextManager[Any]:
+    """A connection to that database, beside the service."""
+    return raw(where(directory))
+
+
+def contents(directory: Path) -> bytes:
+    """All that the database of ``directory`` has."""
+    if ENGINE.name == "sqlite":
+        return Path(where(directory)).read_bytes()
+    with database(directory) as db:
+        tables = db.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
+        rows = [db.execute(f"SELECT t::text FROM {name} t").fetchall() for (name,) in tables]
+    return repr(rows).encode()
 
 
 class Clock:
@@ -49,7 +73,7 @@ def effective(directory: Path, *, server: dict[str, Any] | None = None, **settin
     """Settings of a service that keeps everything below ``directory`` and listens on free ports of 127.0.0.1."""
     settings.setdefault("ccr_per_minute", 0.0)
     values = {
-        "db": str(directory / "certs.db"),
+        "db": ENGINE.db(directory),
         "acf": FilePath(directory / "pvacms.acf"),
         "cert_auth_tls_keychain": FilePath(directory / "cert_auth.p12"),
         "admin_tls_keychain": FilePath(directory / "admin.p12"),

@@ -17,6 +17,8 @@ from tests.helpers.gateways import client_to, gateway_to
 from tests.helpers.live import keychain_file
 from tests.helpers.ours import double, served
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 # Without a status, so that nobody has to follow one.
 SETTINGS = {
     "certs_require_subscription": "no", "require_client_approval": False, "require_server_approval": False

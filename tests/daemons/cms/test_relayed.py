@@ -21,7 +21,9 @@ from appliance.server.quota import who
 from appliance.tls.context import client_context
 from appliance.transport.address import SocketAddress
 from appliance.transport.splice import Splices
-from tests.helpers.cms import admin_keychain, ccr, effective, running
+from tests.helpers.cms import admin_keychain, ccr, database, effective, running
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 HOST = "127.0.0.1"
 OPEN = {"require_client_approval": False}
@@ -123,10 +125,8 @@ async def test_audit_and_log_name_the_client_and_the_log_the_relay_too(
     (issued,) = [record for record in caplog.records if getattr(record, "event", "") == "certificate-issued"]
     assert issued.peer.startswith("127.0.0.21:")  # type: ignore[attr-defined]
     assert issued.via.startswith("127.0.0.1:")  # type: ignore[attr-defined]
-    import sqlite3
-
-    with contextlib.closing(sqlite3.connect(tmp_path / "certs.db")) as db:
-        rows = [row[0] for row in db.execute("select record from audit")]
+    with database(tmp_path) as db:
+        rows = [row[0] for row in db.execute("select record from audit").fetchall()]
     peers = [record.get("peer", "") for record in map(json.loads, rows)]
     assert any(peer.startswith("127.0.0.21:") for peer in peers)
 

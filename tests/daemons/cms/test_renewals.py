@@ -1,7 +1,6 @@
 """Renewal over the wire: what moves the date, and every way in which somebody else, or something else, does not (SPVA 9.4)."""
 
 import json
-import sqlite3
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -19,9 +18,23 @@ from appliance.cms.audit import verify_audit
 from appliance.cms.model import SERVICE
 from appliance.config.duration import Duration
 from appliance.errors import ApplianceError, RemoteError
-from tests.helpers.cms import KEY, Clock, admin_keychain, keychain_of, pem, plain, running, secure, settled
+from tests.helpers.cms import (
+    KEY,
+    Clock,
+    admin_keychain,
+    database,
+    keychain_of,
+    pem,
+    plain,
+    running,
+    secure,
+    settled,
+    where,
+)
 from tests.helpers.tokens import b64, jwks_issuer
 from tests.helpers.tokens import running as running_idp
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 """The present, because TLS looks at the real clock."""
@@ -84,12 +97,9 @@ class Site:
         return self.service.lifecycle.state(self.row(reply))
 
     def audited(self, action):
-        connection = sqlite3.connect(self.directory / "certs.db")
-        try:
-            rows = connection.execute("SELECT record FROM audit WHERE action = ? ORDER BY seq", (action,))
-            return [json.loads(text) for (text,) in rows]
-        finally:
-            connection.close()
+        with database(self.directory) as db:
+            rows = db.execute("SELECT record FROM audit WHERE action = ? ORDER BY seq", (action,)).fetchall()
+        return [json.loads(text) for (text,) in rows]
 
     async def later(self, **duration):
         self.clock.advance(**duration)
@@ -122,7 +132,7 @@ class At:
     async def __aexit__(self, *error):
         while self.stack:
             await self.stack.pop().__aexit__(*error)
-        assert verify_audit(str(self.directory / "certs.db")).intact
+        assert verify_audit(where(self.directory)).intact
 
 
 async def approved(site, peer, **fields):
@@ -472,7 +482,7 @@ async def test_a_renewal_that_nobody_waits_for_takes_the_certificate_from_nobody
 
 
 async def test_strangers_who_wait_for_approval_keep_no_holder_from_renewing(tmp_path, idp, monkeypatch):
-    monkeypatch.setattr("appliance.cms.lifecycle._MOST_OF_ONE", 2)
+    monkeypatch.setattr("appliance.cms.waiting._MOST_OF_ONE", 2)
     async with At(tmp_path, idp) as (site, peer):
         first = await approved(site, peer)
         for name in ("a", "b"):

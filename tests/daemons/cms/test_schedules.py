@@ -13,7 +13,9 @@ from appliance.cms.audit import verify_audit
 from appliance.cms.transaction import Transaction
 from appliance.errors import RemoteError
 from appliance.pvdata import BOOL, STRING, UINT64, StructType, Value
-from tests.helpers.cms import Clock, admin_keychain, ccr, keychain_of, plain, running, secure, settled
+from tests.helpers.cms import Clock, admin_keychain, ccr, keychain_of, plain, running, secure, settled, where
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 OPEN = {"require_client_approval": False, "require_server_approval": False, "require_ioc_approval": False}
 MONDAY = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
@@ -79,7 +81,7 @@ async def test_a_schedule_suspends_and_resumes_to_the_second_and_good_is_never_s
             clock.advance(days=6, hours=19, minutes=50)
             await settled(service)
             assert verified(service, await until_state(updates, "VALID")).state is OCSPState.GOOD
-    assert verify_audit(str(tmp_path / "certs.db")).intact
+    assert verify_audit(where(tmp_path)).intact
 
 
 async def test_administrators_set_a_schedule_its_holder_reads_it_and_nobody_else_does_either(tmp_path):
@@ -208,4 +210,4 @@ async def test_an_administrator_does_not_lock_itself_out_by_hours_of_its_own_cer
             told = await admin.rpc("CERT:SCHEDULE", call(keychain.serial, window("1", "08:00", "17:00")))
             assert told["state"] == "VALID"
             assert (await admin.rpc("CERT:SCHEDULE", call(keychain.serial)))["state"] == "VALID"
-    assert verify_audit(str(tmp_path / "certs.db")).intact
+    assert verify_audit(where(tmp_path)).intact

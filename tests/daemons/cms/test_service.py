@@ -17,8 +17,10 @@ from appliance.errors import ApplianceError, RemoteError
 from appliance.pva.credentials import Credentials
 from appliance.pva.typed import encode_typed
 from appliance.pvdata import INT8, STRING, UINT16, ArrayType, StructType, Value
-from tests.helpers.cms import Clock, admin_keychain, ccr, keychain_of, plain, running, secure, settled
+from tests.helpers.cms import Clock, admin_keychain, ccr, keychain_of, plain, running, secure, settled, where
 from tests.helpers.raw import RawClient
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 OTHER_KEY = generate_key("ec-p256")
 OPEN = {"require_client_approval": False, "require_server_approval": False, "require_ioc_approval": False}
@@ -59,7 +61,7 @@ async def test_a_request_waits_for_approval_and_is_approved_by_an_administrator(
             assert verified(service, status).state is OCSPState.REVOKED
             assert status["status.value.choices"][status["status.value.index"]] == "REVOKED"
             assert status["value.choices"][status["value.index"]] == "REVOKED"
-    assert verify_audit(str(tmp_path / "certs.db")).intact
+    assert verify_audit(where(tmp_path)).intact
 
 
 async def test_only_administrators_may_change_a_state_and_owners_revoke_their_own(tmp_path):

@@ -12,6 +12,8 @@ from tests.helpers.cms import plain, running
 from tests.helpers.turns import Hostile, frame, longest_turn
 from tests.transport.test_bounds import ARGUMENTS, BUSY, GIVES_WAY_S
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 COUNT = 3000
 
 
@@ -72,6 +74,7 @@ async def test_nothing_is_signed_for_who_is_gone_and_the_service_stops_in_the_mi
     assert not caplog.records or "pending" not in caplog.text
 
 
+@pytest.mark.sqlite_only("no request reaches the database")
 @pytest.mark.parametrize("what", [each for each in ARGUMENTS if each.startswith("any[]")])
 async def test_the_service_gives_way_whatever_a_request_for_a_certificate_holds(
     tmp_path: Path, what: str

@@ -2,8 +2,8 @@
 
 import logging
 import shutil
-import sqlite3
 from datetime import timedelta
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -14,9 +14,21 @@ from appliance.certs.keychain import dump_trust_anchors, load_keychain
 from appliance.client.uri import uri_value
 from appliance.cms.backup import backup
 from appliance.errors import RemoteError
-from tests.helpers.cms import Clock, jwt_request, keychain_of, plain, running, secure, settled
+from tests.helpers.cms import (
+    Clock,
+    contents,
+    database,
+    jwt_request,
+    keychain_of,
+    plain,
+    running,
+    secure,
+    settled,
+)
 from tests.helpers.tokens import NOW, jwks_issuer
 from tests.helpers.tokens import running as running_idp
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 
 def trusting(service):
@@ -97,12 +109,9 @@ async def test_the_audit_knows_the_identity_and_the_reason_and_never_the_token(t
             with pytest.raises(RemoteError) as refusal:
                 await holder.rpc("CERT:CREATE", jwt_request(bad))
             assert bad not in str(refusal.value)
-    connection = sqlite3.connect(tmp_path / "certs.db")
-    rows = connection.execute("SELECT action, record FROM audit ORDER BY seq").fetchall()
-    identity = connection.execute(
-        "SELECT identity FROM certs WHERE serial = ?", (reply["serial"],)
-    ).fetchone()[0]
-    connection.close()
+    with database(tmp_path) as db:
+        rows = db.execute("SELECT action, record FROM audit ORDER BY seq").fetchall()
+        identity = db.execute("SELECT identity FROM certs WHERE serial = ?", (reply["serial"],)).fetchone()[0]
     assert identity == f"{idp.issuer}|softioc"
     created = next(
         msgspec.json.decode(text) for action, text in rows if '"type":"jwt"' in text and action == "create"
@@ -110,7 +119,7 @@ async def test_the_audit_knows_the_identity_and_the_reason_and_never_the_token(t
     assert created["iss"] == idp.issuer
     refused = msgspec.json.decode(rows[-1][1])
     assert (refused["action"], refused["reason"]) == ("refuse", "aud_wrong")
-    data = (tmp_path / "certs.db").read_bytes()
+    data = contents(tmp_path)
     for token in (good, bad):
         assert token.encode() not in data
         assert token.split(".")[2].encode() not in data
@@ -135,9 +144,8 @@ async def test_audit_log_and_requester_learn_why_an_issuer_did_not_answer(tmp_pa
                     with pytest.raises(RemoteError) as refusal:
                         await holder.rpc("CERT:CREATE", jwt_request(idp.token(**more)))
                     said.append(str(refusal.value))
-    connection = sqlite3.connect(tmp_path / "certs.db")
-    rows = connection.execute("SELECT record FROM audit WHERE action = 'refuse' ORDER BY seq").fetchall()
-    connection.close()
+    with database(tmp_path) as db:
+        rows = db.execute("SELECT record FROM audit WHERE action = 'refuse' ORDER BY seq").fetchall()
     for (text,) in rows:
         record = msgspec.json.decode(text)
         facts.append((record["reason"], record.get("http_status", ""), record["issuer_answer"]))
@@ -193,6 +201,7 @@ def restore(tmp_path, copy):
     shutil.copy(copy, tmp_path / "certs.db")
 
 
+@pytest.mark.sqlite_only("a backup is a file that is put in the place of the database")
 async def test_a_restored_database_keeps_the_tokens_that_were_used_since(tmp_path, idp):
     before, since = idp.token(), idp.token(more=1)
     async with running(tmp_path, Clock(NOW), **settings(idp)) as service:
@@ -209,6 +218,7 @@ async def test_a_restored_database_keeps_the_tokens_that_were_used_since(tmp_pat
             assert await holder.rpc("CERT:CREATE", jwt_request(idp.token(more=2)))
 
 
+@pytest.mark.sqlite_only("a backup is a file that is put in the place of the database")
 async def test_a_database_that_is_restored_on_another_host_voids_tokens_that_were_issued_before(
     tmp_path, idp
 ):
@@ -232,6 +242,7 @@ async def test_a_database_that_is_restored_on_another_host_voids_tokens_that_wer
     assert (tmp_path / "certs.db.tokens").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.sqlite_only("a backup is a file that is put in the place of the database")
 @pytest.mark.parametrize("what", ["older", "emptied"])
 async def test_a_file_of_used_tokens_that_lacks_what_the_database_knows_voids_tokens_that_were_issued_before(
     tmp_path, idp, caplog, what
@@ -264,6 +275,6 @@ async def test_a_file_of_used_tokens_that_lacks_what_the_database_knows_voids_to
 async def test_tokens_are_refused_when_their_use_cannot_be_written_down(tmp_path, idp):
     async with running(tmp_path, Clock(NOW), **settings(idp)) as service:
         async with secure(service, trusting(service)) as holder:
-            (tmp_path / "certs.db.tokens").unlink()
+            Path(service.token_journal.path).unlink()
             with pytest.raises(RemoteError):
                 await holder.rpc("CERT:CREATE", jwt_request(idp.token()))

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import sqlite3
 from datetime import timedelta
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from tests.helpers.cms import (
     Clock,
     admin_keychain,
     ccr,
+    database,
     jwt_request,
     keychain_of,
     pem,
@@ -37,6 +37,8 @@ from tests.helpers.cms import (
 )
 from tests.helpers.tokens import NOW, jwks_issuer
 from tests.helpers.tokens import running as running_idp
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 OPEN = {"require_client_approval": False, "require_server_approval": False, "require_ioc_approval": False}
 STRANGER = generate_key("ec-p256")
@@ -61,12 +63,9 @@ async def listed(service, directory):
 
 
 def audited(directory, serial, action="create"):
-    connection = sqlite3.connect(directory / "certs.db")
-    try:
-        query = "SELECT record FROM audit WHERE serial = ? AND action = ? ORDER BY seq"
-        return [json.loads(text) for (text,) in connection.execute(query, (str(serial), action))]
-    finally:
-        connection.close()
+    query = "SELECT record FROM audit WHERE serial = ? AND action = ? ORDER BY seq"
+    with database(directory) as db:
+        return [json.loads(text) for (text,) in db.execute(query, (str(serial), action)).fetchall()]
 
 
 # -- approval ------------------------------------------------------------------------------------------
@@ -548,6 +547,7 @@ def test_the_identifier_is_shown_without_padding():
     assert shown_id("47530d89", 1) == "47530d89:1"
 
 
+@pytest.mark.sqlite_only("it is about the event loop, and slow")
 async def test_many_large_keys_at_once_do_not_stop_the_service(tmp_path):
     good = _large_moduli(3)
     async with running(tmp_path, **OPEN) as service, plain(service) as anyone:
@@ -592,14 +592,14 @@ async def test_a_name_that_one_identity_holds_is_not_given_to_another_of_the_sam
 
 
 async def test_one_address_can_have_so_many_requests_wait_and_no_more(tmp_path, monkeypatch):
-    monkeypatch.setattr("appliance.cms.lifecycle._MOST_OF_ONE", 3)
+    monkeypatch.setattr("appliance.cms.waiting._MOST_OF_ONE", 3)
     async with running(tmp_path) as service, plain(service) as anyone:
         waits = [await create(anyone, f"n{number}") for number in range(3)]
         with pytest.raises(RemoteError, match="3 requests wait for approval, so no more are accepted"):
             await create(anyone, "n3")
         await decide(service, tmp_path, waits[0], "DENIED")
         assert (await create(anyone, "n3"))["state"] == "PENDING_APPROVAL"
-    monkeypatch.setattr("appliance.cms.lifecycle._MOST_WAITING", 3)
+    monkeypatch.setattr("appliance.cms.waiting._MOST", 3)
     async with running(tmp_path) as service, plain(service) as anyone:
         with pytest.raises(RemoteError, match="3 requests wait for approval"):
             await create(anyone, "n4")
