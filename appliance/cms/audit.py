@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, Final, NamedTuple
 
 import sqlalchemy as sa
 
+from appliance.cms.backup import new_file
 from appliance.cms.dialect import engine_for, is_sqlite
 from appliance.cms.model import SERVICE, posix
 from appliance.cms.schema import audit, meta
@@ -29,6 +30,7 @@ __all__ = [
     "prune_audit",
     "verify_audit",
     "verify_exported",
+    "verify_on",
     "verify_part",
 ]
 
@@ -93,9 +95,16 @@ def verify_audit(where: str, *, head: str | None = None, progress: Progress | No
         ConfigurationError: A setting or a file cannot be used.
     """
     with _reading(where) as connection:
-        place = beginning(connection)
-        last = last_number(connection)
-        rows = connection.execution_options(yield_per=_FETCHED).execute(_ROWS)
+        return verify_on(connection, head=head, progress=progress)
+
+
+def verify_on(
+    connection: sa.Connection, *, head: str | None = None, progress: Progress | None = None
+) -> AuditFinding:
+    """Check the whole chain over a connection. As `verify_audit`."""
+    place = beginning(connection)
+    last = last_number(connection)
+    with contextlib.closing(connection.execute(_ROWS, execution_options={"yield_per": _FETCHED})) as rows:
         records = _Records(_told(rows, last, progress), place)
         found = verify(records, head=head, after=place)
     if found.intact and not records.anchored:
@@ -159,9 +168,11 @@ def export_audit(
             start = Sealed(first - 1, row.hash)
         end = last_number(connection) if last is None else last
         query = _ROWS.where(audit.c.seq > start.number, audit.c.seq <= end)
-        rows = connection.execution_options(yield_per=_FETCHED).execute(query)
-        records = _Records(_told(rows, end, progress), start)
-        with _new_file(target) as file:
+        with (
+            contextlib.closing(connection.execute(query, execution_options={"yield_per": _FETCHED})) as rows,
+            _opened(target) as file,
+        ):
+            records = _Records(_told(rows, end, progress), start)
             found = verify(_written(records, file), after=start)
             if not found.intact:
                 raise ConfigurationError(
@@ -214,26 +225,13 @@ def _written(
 
 
 @contextlib.contextmanager
-def _new_file(target: str) -> Iterator[BinaryIO]:
+def _opened(target: str) -> Iterator[BinaryIO]:
     if target == "-":
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    partial = f"{target}.{os.getpid():x}.partial"
-    try:
-        if os.path.lexists(target):
-            raise ConfigurationError("the file exists already; name another", file=target)
-        fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(fd)
-        os.link(partial, target)
-    except OSError as error:
-        raise ConfigurationError(f"the audit cannot be exported: {error.strerror}", file=target) from error
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(partial)  # noqa: PTH108
+    with new_file(target, "the audit cannot be exported") as partial, open(partial, "wb") as file:  # noqa: PTH123
+        yield file
 
 
 def _told(rows: Iterable[Any], last: int, progress: Progress | None) -> Iterator[Any]:

@@ -7,7 +7,8 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from typing import Final
+from datetime import UTC, datetime
+from typing import Final, Self
 
 from appliance.daemon.run import EXIT_OK
 from appliance.errors import ConfigurationError
@@ -20,6 +21,12 @@ _TOLD_EVERY_S: Final = 0.2
 def add_commands(parser: argparse.ArgumentParser, what: argparse._MutuallyExclusiveGroup) -> None:
     """Add the flags; ``what`` are those of which one is possible."""
     what.add_argument("--backup", metavar="FILE", help="copy the database, which may be in use, and exit")
+    what.add_argument(
+        "--copy-db",
+        nargs=2,
+        metavar=("FROM", "TO"),
+        help="copy a database that no service uses into an empty one, each a file or the URL of a PostgreSQL database, and exit",
+    )
     what.add_argument("--audit-verify", action="store_true", help="check the audit's chain and exit")
     what.add_argument(
         "--audit-export",
@@ -66,15 +73,29 @@ def do_command(options: argparse.Namespace, database: Callable[[], str]) -> int 
         ApplianceError: It cannot be done; the text says why.
     """
     if options.backup is not None:
-        from appliance.cms.backup import backup
+        from appliance.cms.copying import back_up
 
-        sys.stdout.write(f"Database backup created : {backup(database(), options.backup)}\n")
+        sys.stdout.write(f"Database backup created : {back_up(database(), options.backup)}\n")
         return EXIT_OK
+    if options.copy_db is not None:
+        return _copy(*options.copy_db)
     if options.audit_verify:
         return _verify(options, database)
     if options.audit_export is not None:
         return _export(options, database)
     return None
+
+
+def _copy(source: str, target: str) -> int:
+    from appliance.cms.copying import copy_database, shown_database
+
+    with _Progress("rows") as progress:
+        copied = copy_database(source, target, datetime.now(UTC), progress=progress.told)
+    sys.stdout.write(
+        f"Database copied : {shown_database(source)} to {shown_database(target)}: {copied.certificates} certificates, "
+        f"{copied.records} audit records, head {copied.head}\n"
+    )
+    return EXIT_OK
 
 
 def _verify(options: argparse.Namespace, database: Callable[[], str]) -> int:
@@ -135,7 +156,7 @@ class _Progress:
         sys.stderr.flush()
         self._width = len(text)
 
-    def __enter__(self) -> _Progress:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

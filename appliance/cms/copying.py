@@ -24,7 +24,8 @@ from appliance.cms.backup import backup, new_file
 from appliance.cms.dialect import engine_for, is_sqlite
 from appliance.cms.model import SERVICE, posix
 from appliance.cms.transaction import Transaction
-from appliance.errors import ApplianceError, ConfigurationError
+from appliance.daemon.audit import GENESIS
+from appliance.errors import ConfigurationError
 
 __all__ = ["Copied", "back_up", "copy_database", "shown_database"]
 
@@ -70,7 +71,12 @@ def copy_database(source: str, target: str, now: datetime, *, progress: Progress
     """
     if source == target:
         raise ConfigurationError("the source and the target are the same database; name two")
-    with _unused(source), _current(source) as current, _snapshot(current) as reading, _target(target) as writing:
+    with (
+        _unused(source),
+        _current(source) as current,
+        _snapshot(current) as reading,
+        _target(target) as writing,
+    ):
         copied = _copy(reading, writing, progress)
         found = verify_on(writing, head=copied.head)
         if not found.intact or found.head != copied.head:
@@ -206,27 +212,39 @@ def _failures(where: str) -> Iterator[None]:
 def _target(where: str) -> Iterator[sa.Connection]:
     """Yield a connection to an empty database of the newest schema; it is committed if nothing is raised."""
     if is_sqlite(where):
-        with new_file(where, "the database cannot be written") as partial:
-            with _failures(where), contextlib.closing(_connected(partial)) as connection:
-                # What is not whole is removed, so nothing has to be undone, and one sync at the end is enough.
-                driver: Any = connection.connection.driver_connection
-                for pragma in ("journal_mode=DELETE", "journal_mode=OFF", "synchronous=OFF", "cache_size=-65536"):
-                    driver.execute(f"PRAGMA {pragma}")
-                with connection.begin():
-                    schema.migrate(connection, where=where)
-                    yield connection
+        with (
+            new_file(where, "the database cannot be written") as partial,
+            _failures(where),
+            contextlib.closing(_connected(partial)) as connection,
+        ):
+            # What is not whole is removed, so nothing has to be undone, and one sync at the end is enough.
+            driver: Any = connection.connection.driver_connection
+            for pragma in (
+                "journal_mode=DELETE",
+                "journal_mode=OFF",
+                "synchronous=OFF",
+                "cache_size=-65536",
+            ):
+                driver.execute(f"PRAGMA {pragma}")
+            with connection.begin():
+                schema.migrate(connection, where=where)
+                yield connection
         return
-    with _failures(where), _locked(where), contextlib.closing(_connected(where)) as connection:
-        with connection.begin():
-            connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
-            connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
-            schema.migrate(connection, where=shown_database(where))
-            for table in (schema.certs, schema.audit):
-                if connection.execute(sa.select(sa.literal(1)).select_from(table).limit(1)).scalar():
-                    raise ConfigurationError(
-                        f"the database {shown_database(where)} is not empty: name an empty one"
-                    )
-            yield connection
+    with (
+        _failures(where),
+        _locked(where),
+        contextlib.closing(_connected(where)) as connection,
+        connection.begin(),
+    ):
+        connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+        connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
+        schema.migrate(connection, where=shown_database(where))
+        for table in (schema.certs, schema.audit):
+            if connection.execute(sa.select(sa.literal(1)).select_from(table).limit(1)).scalar():
+                raise ConfigurationError(
+                    f"the database {shown_database(where)} is not empty: name an empty one"
+                )
+        yield connection
 
 
 # ---------------------------------------------------------------------- rows
@@ -252,7 +270,10 @@ class _Sum:
 
 def _copy(source: sa.Connection, target: sa.Connection, progress: Progress | None) -> Copied:
     counts = {
-        table: int(source.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()) for table in _TABLES
+        table: int(
+            source.execute(sa.select(sa.func.count()).select_from(_wanted(table).subquery())).scalar_one()
+        )
+        for table in _TABLES
     }
     total, done = 2 * sum(counts.values()), 0
 
@@ -276,13 +297,15 @@ def _copy(source: sa.Connection, target: sa.Connection, progress: Progress | Non
         for some in _batches(target, table):
             found.add(some)
             told(len(some))
-        if found != wanted:
+        if found != wanted or found.count != counts[table]:
             raise ConfigurationError(
-                f"the copy differs from its source: {found.count} of {wanted.count} rows of the table {table.name}, or what "
+                f"the copy differs from its source: {found.count} of {counts[table]} rows of the table {table.name}, or what "
                 "they say; nothing was copied"
             )
-    head = source.execute(sa.select(schema.audit.c.hash).order_by(schema.audit.c.seq.desc()).limit(1)).scalar()
-    return Copied(counts[schema.certs], counts[schema.audit], head or schema.GENESIS)
+    head = source.execute(
+        sa.select(schema.audit.c.hash).order_by(schema.audit.c.seq.desc()).limit(1)
+    ).scalar()
+    return Copied(counts[schema.certs], counts[schema.audit], head or GENESIS)
 
 
 def _copy_table(
@@ -308,10 +331,16 @@ def _copy_table(
 
 
 def _batches(connection: sa.Connection, table: sa.Table) -> Iterator[list[tuple[Any, ...]]]:
+    with contextlib.closing(
+        connection.execute(_wanted(table), execution_options={"yield_per": _AT_ONCE})
+    ) as rows:
+        while some := [tuple(row) for row in islice(rows, _AT_ONCE)]:
+            yield some
+
+
+def _wanted(table: sa.Table) -> sa.Select[Any]:
     query = sa.select(table)
-    if table is schema.meta:
-        key = schema.meta.c.key
-        query = query.where(key.not_in(_OWN), sa.not_(key.startswith(_OF_NODES, autoescape=True)))
-    rows = iter(connection.execute(query, execution_options={"yield_per": _AT_ONCE}))
-    while some := [tuple(row) for row in islice(rows, _AT_ONCE)]:
-        yield some
+    if table is not schema.meta:
+        return query
+    key = schema.meta.c.key
+    return query.where(key.not_in(_OWN), sa.not_(key.startswith(_OF_NODES, autoescape=True)))

@@ -45,7 +45,7 @@ from appliance.cms.setup import (
     self_test,
 )
 from appliance.cms.store import Store
-from appliance.cms.upkeep import Upkeep
+from appliance.cms.upkeep import OwnReading, Upkeep
 from appliance.cms.wire_types import root_value
 from appliance.config.networks import Networks
 from appliance.config.pva import ServerConfig
@@ -112,7 +112,10 @@ class CertificateService:
         self.issuing.proven_organizations = self._proven_organizations
         self.issuing.own_keys = self._own_keys
         self.health = Health(store, self.lifecycle, self.issuing, self.publisher, self.counters)
-        self.upkeep = Upkeep(settings, store, self.readers, self.health, clock, authority.issuer_id)
+        beside = os.path.dirname(server_config.data_file("certs.db"))  # noqa: PTH120
+        self.upkeep = Upkeep(
+            settings, store, OwnReading(settings.db), self.health, clock, authority.issuer_id, beside=beside
+        )
         self.health.others.append(self.upkeep.audit.trouble)
         self.health.numbers["audit_seq"] = lambda: self.upkeep.audit.last
         self.health.numbers["audit_verified_seq"] = lambda: self.upkeep.audit.verified

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -14,11 +15,12 @@ import sqlalchemy as sa
 from appliance.cms.audit import Sealed, last_number, prune_audit, verify_part
 from appliance.cms.backup import Backups, find_damage
 from appliance.cms.config import CMSSettings
-from appliance.cms.dialect import is_sqlite
+from appliance.cms.copying import back_up
+from appliance.cms.dialect import engine_for, is_sqlite
 from appliance.cms.model import posix
 from appliance.cms.schema import known, meta
 from appliance.cms.store import Store
-from appliance.cms.transaction import Transaction
+from appliance.cms.transaction import StoreError, Transaction
 from appliance.daemon.audit import GENESIS
 from appliance.errors import ApplianceError
 
@@ -107,7 +109,7 @@ class AuditCheck:
         self.verified = place.number
         told = time.monotonic()
         while True:
-            part = await self._reading.read_much(lambda c, place=place: verify_part(c, place, _PART))
+            part = await self._reading.read_much(functools.partial(verify_part, place=place, most=_PART))
             place, self.last, self.verified = part.place, part.last, part.place.number
             is_anchored |= part.anchored
             if part.fault:
@@ -154,6 +156,26 @@ def _remember(transaction: Transaction, text: str) -> None:
         connection.execute(sa.insert(meta).values(key=VERIFIED, value=text))
 
 
+class OwnReading:
+    """Reads the database in a thread of the executor, with a connection for each job."""
+
+    def __init__(self, where: str) -> None:
+        self._engine = engine_for(where, read_only=True)
+
+    def read_much(self, job: Callable[[sa.Connection], _T]) -> Awaitable[_T]:
+        """Run a job in a reading transaction."""
+
+        def read() -> _T:
+            try:
+                with self._engine.connect() as connection:
+                    return job(connection)
+            except sa.exc.SQLAlchemyError as error:
+                why = str(getattr(error, "orig", None) or error).partition("\n")[0]
+                raise StoreError(f"the certificate database cannot be read: {why}") from error
+
+        return _in_thread(read)
+
+
 class Reported(Protocol):
     """What HEALTH tells of the upkeep."""
 
@@ -171,6 +193,7 @@ class Upkeep:
         report: Is told what is wrong.
         clock: Gives the present time, aware.
         issuer_id: The authority, for the names of the backups.
+        beside: Directory of the backups of a server's database if the settings name none.
     """
 
     def __init__(
@@ -181,12 +204,15 @@ class Upkeep:
         report: Reported,
         clock: Callable[[], datetime],
         issuer_id: str,
+        *,
+        beside: str,
     ) -> None:
         self.settings = settings
         self._store = store
         self._report = report
         self._clock = clock
         self._issuer_id = issuer_id
+        self._beside = beside
         self.audit = AuditCheck(store, reading, clock)
         self.is_mine: Callable[[], bool] = lambda: True
         """Whether it is this service, of those that share the database, that does what is to be done once."""
@@ -194,7 +220,10 @@ class Upkeep:
     async def backup(self) -> None:
         """Make a periodic backup and remove the oldest."""
         settings = self.settings
-        backups = Backups(settings.db, settings.backup_dir, self._issuer_id)
+        if not is_sqlite(settings.db) and not self.is_mine():
+            return
+        directory = settings.backup_dir or ("" if is_sqlite(settings.db) else self._beside)
+        backups = Backups(settings.db, directory, self._issuer_id, copy=back_up)
         try:
             made = await _in_thread(backups.make, time.time(), settings.backup_retention)
         except ApplianceError as error:

@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from appliance.cms import audit as cms_audit
-from appliance.cms import upkeep
+from appliance.cms import daemon, upkeep
 from appliance.cms.audit import export_audit, prune_audit, verify_audit, verify_exported
 from appliance.cms.dialect import engine_for
 from appliance.cms.model import utc
@@ -289,3 +289,54 @@ async def test_an_export_replaces_no_file_and_needs_a_directory(store, tmp_path)
         (tmp_path / "other").write_text(text)
         verdict = verify_exported(str(tmp_path / "other"))
         assert verdict.intact == (not text)
+
+
+# ---------------------------------------------------------------------- the commands
+
+
+@pytest.fixture
+def pvacms(store, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+
+    def run(*arguments):
+        status = daemon.main(["-d", store.where, *map(str, arguments)])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+async def test_the_commands_export_the_audit_and_check_what_they_exported(store, tmp_path, pvacms):
+    await add(store, range(10))
+    head = verify_audit(store.where).head
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    assert pvacms("--audit-export", one) == (0, f"audit exported: records 1 to 10, head {head}\n", "")
+    assert pvacms("--audit-verify", "--audit-file", one) == (
+        0,
+        f"audit intact: 10 records, head {head}\n",
+        "",
+    )
+    await add(store, range(10, 13))
+    status, out, _ = pvacms("--audit-export", two, "--audit-from", "11")
+    assert (status, out.partition(",")[0]) == (0, "audit exported: records 11 to 13")
+    status, out, _ = pvacms("--audit-verify", "--audit-file", two, "--audit-head", head)
+    assert (status, out.partition(",")[0]) == (0, "audit intact: 3 records")
+    two.write_bytes(two.read_bytes().replace(b'"day":"12"', b'"day":"13"'))
+    status, _, err = pvacms("--audit-verify", "--audit-file", two, "--audit-head", head)
+    assert (status, "the audit is broken: record 13 was changed" in err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--audit-from", "3"], "--audit-from has no effect without --audit-export"),
+        (["--audit-file", "x"], "--audit-file has no effect without --audit-verify"),
+        (["--audit-export", "-", "--audit-from", "0"], "is not the number of a record"),
+        (["--audit-export", "-", "--audit-from", "x"], "is not the number of a record"),
+        (["--audit-verify", "--audit-file", "/none"], "cannot read the audit: No such file"),
+    ],
+)
+def test_commands_that_make_no_sense_are_refused(pvacms, arguments, why):
+    status, out, err = pvacms(*arguments)
+    assert (status, out) == (1, "")
+    assert why in err
