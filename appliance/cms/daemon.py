@@ -224,7 +224,11 @@ def _banner(effective: CMSConfig, service: CertificateService, *, quiet: bool) -
         ("Certificate Database", service.store._shown()),
         ("Certificate Authority", subject_text(service.authority.issuer.certificate.subject)),
         ("Certificate Authority Fingerprint", anchor),
-        ("Certificate Authority Keychain File", settings.cert_auth_tls_keychain),
+        (
+            ("Certificate Authority Key", settings.ca_key.partition("?")[0])
+            if settings.ca_key
+            else ("Certificate Authority Keychain File", settings.cert_auth_tls_keychain)
+        ),
         ("PVACMS Keychain File", effective.server.tls_keychain),
         ("PVACMS Access Control File", settings.acf),
     )

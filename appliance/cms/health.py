@@ -44,7 +44,7 @@ class Health:
         self._publisher = publisher
         self._counters = counters
         self._started = time.monotonic()
-        self._count = 0
+        self._states: Counter[CertState] = Counter()
         self._ok = True
         self.files: dict[str, str] = {}
         """Files that the next start needs, with a description of each."""
@@ -79,7 +79,7 @@ class Health:
         now = self._lifecycle.clock()
         try:
             by_state = await self._store.submit(_probe, trial=True)
-            self._count = sum(by_state.values())
+            self._states = Counter({CertState(state): number for state, number in by_state.items()})
             problem = ""
         except ApplianceError as error:
             problem = str(error)
@@ -111,11 +111,11 @@ class Health:
                 "db_ok": db_ok,
                 "ca_valid": ca_valid,
                 "uptime_secs": uptime,
-                "cert_count": self._count,
+                "cert_count": self._states.total(),
                 "last_check": f"{now:%Y-%m-%dT%H:%M:%SZ}",
             }
         )
-        states = Counter(record.state for record in self._lifecycle.live.values())
+        states = self._states
         counters = self._counters
         self.metrics.post(
             {
@@ -141,11 +141,10 @@ class Health:
 
     def summary(self) -> str:
         """Return one line for the service manager."""
-        live = self._lifecycle.live.values()
-        pending = sum(1 for record in live if record.state is CertState.PENDING_APPROVAL)
+        states = self._states
         return (
-            f"issuer {self._issuing.names.issuer_id}, {self._count} certificates, {pending} wait for approval"
-            + ("" if self._ok else "; NOT OK")
+            f"issuer {self._issuing.names.issuer_id}, {states.total()} certificates, "
+            f"{states[CertState.PENDING_APPROVAL]} wait for approval" + ("" if self._ok else "; NOT OK")
         )
 
     def _ca_valid(self, now: datetime) -> bool:

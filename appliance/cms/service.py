@@ -25,6 +25,7 @@ from appliance.cms.listing import ListPV
 from appliance.cms.policy import CertificateGate, Names, Policy, read_acf
 from appliance.cms.publisher import Publisher
 from appliance.cms.pvs import CMSSource, Counters, CreatePV, StatusCommands, Tasks
+from appliance.cms.reading import Readers
 from appliance.cms.replay import StoredReplay, TokenJournal
 from appliance.cms.schedule_pv import SchedulePV
 from appliance.cms.setup import (
@@ -44,8 +45,9 @@ from appliance.cms.setup import (
     say,
     self_test,
 )
+from appliance.cms.signing import try_pin
 from appliance.cms.store import Store
-from appliance.cms.upkeep import OwnReading, Upkeep
+from appliance.cms.upkeep import Upkeep
 from appliance.cms.wire_types import root_value
 from appliance.config.networks import Networks
 from appliance.config.pva import ServerConfig
@@ -58,6 +60,8 @@ if TYPE_CHECKING:
 __all__ = ["CertificateService", "several_issuers"]
 
 _log: Final = logging.getLogger(__name__)
+_AT_START: Final = ("db", "acf", "cert_auth_tls_keychain", "ca_key", "ca_certificate")
+"""Settings that matter only at a start."""
 
 
 class CertificateService:
@@ -87,7 +91,10 @@ class CertificateService:
             health=settings.health_pv_prefix,
             metrics=settings.metrics_pv_prefix,
         )
-        self.lifecycle = Lifecycle(store, journal, clock, pending_s=settings.pending_approval_ends.seconds)
+        self.readers = Readers(settings.db, fault=store._lost)
+        self.lifecycle = Lifecycle(
+            store, journal, clock, self.readers, pending_s=settings.pending_approval_ends.seconds
+        )
         self.tasks = Tasks()
         self.counters = Counters()
         issuer = authority.issuer
@@ -114,7 +121,7 @@ class CertificateService:
         self.health = Health(store, self.lifecycle, self.issuing, self.publisher, self.counters)
         beside = os.path.dirname(server_config.data_file("certs.db"))  # noqa: PTH120
         self.upkeep = Upkeep(
-            settings, store, OwnReading(settings.db), self.health, clock, authority.issuer_id, beside=beside
+            settings, store, self.readers, self.health, clock, authority.issuer_id, beside=beside
         )
         self.health.others.append(self.upkeep.audit.trouble)
         self.health.numbers["audit_seq"] = lambda: self.upkeep.audit.last
@@ -150,12 +157,13 @@ class CertificateService:
         lock = Store(settings.db, "")
         # The lock first: two services that start together must not both make an authority.
         lock.open(beside=beside)
+        authority = None
         try:
-            if lock.beside and not os.path.lexists(settings.cert_auth_tls_keychain):
+            if lock.beside and not os.path.lexists(settings.authority_file):
                 raise ConfigurationError(  # noqa: TRY301 - the handler below gives the database back
-                    "the keychain does not exist, but a running service uses the database: name the certificate "
+                    "the file does not exist, but a running service uses the database: name the certificate "
                     "authority of that service",
-                    file=settings.cert_auth_tls_keychain,
+                    file=settings.authority_file,
                 )
             authority = ensure_authority(settings, clock(), may_make=not lock.run(any_certificate))
             self_test(authority, clock())
@@ -166,6 +174,8 @@ class CertificateService:
             journal = kind(side + JOURNAL, authority.issuer_id)
             tokens = TokenJournal(side + ".tokens")
         except BaseException:
+            if authority is not None:
+                authority.issuer.signer.close()
             lock.close()
             raise
         service = cls(settings, effective.server, authority, lock, journal, tokens, clock)
@@ -208,6 +218,7 @@ class CertificateService:
                 "plain TCP, because some do not yet know whether they can trust TLS"
             )
         self.store.start()
+        self.readers.start()
         self.issuing.tokens = self._tokens(settings)
         gate = CertificateGate(
             self.lifecycle, self.names.issuer_id, self._authorities.__contains__, self._status_is_required
@@ -236,15 +247,20 @@ class CertificateService:
         source.add(
             SharedPV(root_value(names.issuer_id, issuer.certificate, issuer.chain, bundle)), *names.issuer
         )
-        source.add(ListPV(self.lifecycle, names, self.policy, self.tasks), *names.list)
+        source.add(ListPV(self.lifecycle, self.readers, names, self.policy, self.tasks), *names.list)
         schedule = SchedulePV(self.lifecycle, names, self.policy, commands, self.tasks)
         source.add(schedule, *names.schedule)
         source.add(self.health.health, *names.health)
         source.add(self.health.metrics, *names.metrics)
         server.add_source("cms", source)
+        self.health.others.append(lambda: self.authority.issuer.signer.trouble)
         self.health.others.append(lambda: self.token_journal.lost)
         self.health.files = {
-            settings.cert_auth_tls_keychain: "the certificate authority's keychain",
+            settings.authority_file: (
+                "the certificate authority's certificate"
+                if settings.ca_key
+                else "the certificate authority's keychain"
+            ),
             self.server_config.tls_keychain: "the service's keychain",
             settings.acf: "the access security file",
         }
@@ -263,8 +279,10 @@ class CertificateService:
         self.close()
 
     def close(self) -> None:
-        """Close the database."""
+        """Close the database, and let go of the authority's key."""
+        self.authority.issuer.signer.close()
         self.store.close()
+        self.readers.close()
         self.journal.close()
         self.token_journal.close()
 
@@ -278,13 +296,9 @@ class CertificateService:
         """
         settings = effective.settings
         acf = read_acf(self.settings.acf)
-        if (settings.db, settings.acf, settings.cert_auth_tls_keychain) != (
-            self.settings.db,
-            self.settings.acf,
-            self.settings.cert_auth_tls_keychain,
-        ):
+        if any(getattr(settings, key) != getattr(self.settings, key) for key in _AT_START):
             raise ConfigurationError(
-                "db, acf and cert_auth_tls_keychain cannot change while the service runs; restart it"
+                f"{', '.join(_AT_START)} cannot change while the service runs; restart it"
             )
         for warning in (*settings.warnings(), *acf.warnings, *several_issuers(settings)):
             _log.warning("%s", warning)
@@ -294,13 +308,14 @@ class CertificateService:
         if settings.jwt != self.settings.jwt:
             former, self.issuing.tokens = self.issuing.tokens, self._tokens(settings)
             await self._close_tokens(former)
+        await try_pin(self.authority.issuer.signer, settings.ca_key_pin)
         self.settings = self.upkeep.settings = settings
         self.policy.acf = acf
         self.policy.organizations = settings.at_home()
         self._reserve()
         await self.lifecycle.adopt()
         self.issuing.rules = settings.rules()
-        self.lifecycle.clockwork.wait_for_approval(settings.pending_approval_ends.seconds)
+        self.lifecycle.wait_for_approval(settings.pending_approval_ends.seconds)
         self.publisher.validity = _validity(settings)
         self.create.limits(_limiter(settings), settings.ccr_in_flight)
         self.server.proxied = _proxied(settings)

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final, NamedTuple, Protocol, Self, TypeVar
 
@@ -16,11 +16,12 @@ from appliance.cms.audit import Sealed, last_number, prune_audit, verify_part
 from appliance.cms.backup import Backups, find_damage
 from appliance.cms.config import CMSSettings
 from appliance.cms.copying import back_up
-from appliance.cms.dialect import engine_for, is_sqlite
+from appliance.cms.dialect import is_sqlite
 from appliance.cms.model import posix
+from appliance.cms.reading import Readers
 from appliance.cms.schema import known, meta
 from appliance.cms.store import Store
-from appliance.cms.transaction import StoreError, Transaction
+from appliance.cms.transaction import Transaction
 from appliance.daemon.audit import GENESIS
 from appliance.errors import ApplianceError
 
@@ -34,13 +35,6 @@ _PART: Final = 500
 """Records that are checked at once: some milliseconds of a core."""
 _PAUSE_S: Final = 0.1
 _TOLD_EVERY_S: Final = 60.0
-
-
-class Reading(Protocol):
-    """What reads the database beside the writer."""
-
-    def read_much(self, job: Callable[[sa.Connection], _T]) -> Awaitable[_T]:
-        """Run a job that may take long in a reading transaction."""
 
 
 class _Verified(NamedTuple):
@@ -77,7 +71,7 @@ class AuditCheck:
         clock: Gives the present time, aware.
     """
 
-    def __init__(self, store: Store, reading: Reading, clock: Callable[[], datetime]) -> None:
+    def __init__(self, store: Store, reading: Readers, clock: Callable[[], datetime]) -> None:
         self._store = store
         self._reading = reading
         self._clock = clock
@@ -156,26 +150,6 @@ def _remember(transaction: Transaction, text: str) -> None:
         connection.execute(sa.insert(meta).values(key=VERIFIED, value=text))
 
 
-class OwnReading:
-    """Reads the database in a thread of the executor, with a connection for each job."""
-
-    def __init__(self, where: str) -> None:
-        self._engine = engine_for(where, read_only=True)
-
-    def read_much(self, job: Callable[[sa.Connection], _T]) -> Awaitable[_T]:
-        """Run a job in a reading transaction."""
-
-        def read() -> _T:
-            try:
-                with self._engine.connect() as connection:
-                    return job(connection)
-            except sa.exc.SQLAlchemyError as error:
-                why = str(getattr(error, "orig", None) or error).partition("\n")[0]
-                raise StoreError(f"the certificate database cannot be read: {why}") from error
-
-        return _in_thread(read)
-
-
 class Reported(Protocol):
     """What HEALTH tells of the upkeep."""
 
@@ -200,7 +174,7 @@ class Upkeep:
         self,
         settings: CMSSettings,
         store: Store,
-        reading: Reading,
+        reading: Readers,
         report: Reported,
         clock: Callable[[], datetime],
         issuer_id: str,

@@ -9,6 +9,7 @@ from appliance.certs.status import CertState
 from appliance.cms.journal import Journal
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.model import Actor, NewCertificate
+from appliance.cms.reading import Readers
 from appliance.cms.store import Store
 from appliance.errors import RequestRefused
 from tests.helpers.cms import Clock
@@ -47,13 +48,14 @@ class Nodes:
         self.store = Store(str(directory / "certs.db"), ISSUER)
         self.store.open()
         self.store.start()
+        self.readers = Readers(str(directory / "certs.db"))
         self.journal = Journal(str(directory / "revoked"), ISSUER)
         self.clock = Clock(NOW)
         self.alive = {"a", "b"}
         self.lives = {name: self.life() for name in "ab"}
 
     def life(self):
-        found = Lifecycle(self.store, self.journal, self.clock)
+        found = Lifecycle(self.store, self.journal, self.clock, self.readers)
         found.deliveries.is_alive = self.alive.__contains__
         return found
 
@@ -81,6 +83,7 @@ class Nodes:
 
     def close(self):
         self.store.close()
+        self.readers.close()
         self.journal.close()
 
 

@@ -157,14 +157,14 @@ def restarted(tmp_path, **settings):
         service.close()
 
 
-def test_a_preloaded_certificate_is_known_once_and_for_all(tmp_path, capsys):
+async def test_a_preloaded_certificate_is_known_once_and_for_all(tmp_path, capsys):
     with restarted(tmp_path) as service:
         certificate = issued(service)
     file = tmp_path / "softioc.pem"
     file.write_bytes(certificate.public_bytes(Encoding.PEM))
     for _ in range(2):
         with restarted(tmp_path, preload=(FilePath(file),)) as service:
-            found = service.lifecycle.live[77]
+            found = await service.lifecycle.find(77)
             assert (found.method, found.usage, found.no_status) == ("preload", "server", True)
             assert state_now(found, service.clock()).value == "VALID"
     assert capsys.readouterr().out.count("Certificate preloaded") == 1
