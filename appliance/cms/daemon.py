@@ -274,6 +274,8 @@ async def _look_after_database(service: CertificateService) -> None:
         await asyncio.sleep(_LOOK_AFTER_S)
         with contextlib.suppress(ApplianceError):  # HEALTH says it
             await service.upkeep.audit.look()
+        with contextlib.suppress(ApplianceError):  # the next one makes up for it
+            await service.lifecycle.revocations.checkpoint()
         if time.monotonic() >= due:
             due = time.monotonic() + (service.settings.integrity_check_interval_s or _DAY_S)
             await service.upkeep.look_after()

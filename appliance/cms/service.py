@@ -16,11 +16,12 @@ from appliance.certs.ocsp import OCSPSigner
 from appliance.certs.public_keys import key_identity
 from appliance.certs.x509 import authority_name, serial_number
 from appliance.cms.config import CMSConfig, CMSSettings
-from appliance.cms.dialect import is_sqlite
+from appliance.cms.dialect import engine_for, is_sqlite
 from appliance.cms.health import Health
 from appliance.cms.issuing import Issuing, TokenVerifier
 from appliance.cms.journal import Journal, OthersJournal
 from appliance.cms.lifecycle import Lifecycle
+from appliance.cms.limits import Rate, Rates, SharedLimits
 from appliance.cms.listing import ListPV
 from appliance.cms.policy import CertificateGate, Names, Policy, read_acf
 from appliance.cms.publisher import Publisher
@@ -95,6 +96,7 @@ class CertificateService:
         self.lifecycle = Lifecycle(
             store, journal, clock, self.readers, pending_s=settings.pending_approval_ends.seconds
         )
+        self.limits = None if is_sqlite(settings.db) else SharedLimits(engine_for(settings.db).connect)
         self.tasks = Tasks()
         self.counters = Counters()
         issuer = authority.issuer
@@ -238,6 +240,8 @@ class CertificateService:
             self.tasks,
             limiter=_limiter(settings),
             in_flight=settings.ccr_in_flight,
+            rates=_rates(settings),
+            shared=self.limits,
         )
         issuer = self.authority.issuer
         names, bundle = self.names, self.authority.bundle
@@ -275,6 +279,8 @@ class CertificateService:
             await self.publisher.stop()
             await self.tasks.finish()
             await self.lifecycle.settle()
+        if self.limits is not None:
+            await self.limits.close()
         await self._close_tokens(self.issuing.tokens)
         self.close()
 
@@ -317,7 +323,7 @@ class CertificateService:
         self.issuing.rules = settings.rules()
         self.lifecycle.wait_for_approval(settings.pending_approval_ends.seconds)
         self.publisher.validity = _validity(settings)
-        self.create.limits(_limiter(settings), settings.ccr_in_flight)
+        self.create.limits(_limiter(settings), settings.ccr_in_flight, _rates(settings))
         self.server.proxied = _proxied(settings)
         self.server.review_access()
 
@@ -412,6 +418,13 @@ def _limiter(settings: CMSSettings) -> RateLimiter:
         return RateLimiter(settings.ccr_per_minute, settings.ccr_burst, clock=clock)
     overall = RateLimiter(60.0 * settings.ccr_rate, settings.ccr_rate_burst, clock=clock)
     return SharedLimiter(settings.ccr_per_minute, settings.ccr_burst, clock=clock, overall=overall)
+
+
+def _rates(settings: CMSSettings) -> Rates:
+    return Rates(
+        Rate(settings.ccr_per_minute, settings.ccr_burst),
+        Rate(60.0 * settings.ccr_rate, settings.ccr_rate_burst),
+    )
 
 
 def _proxied(settings: CMSSettings) -> Callable[[str], bool] | None:
