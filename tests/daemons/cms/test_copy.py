@@ -116,6 +116,7 @@ def pvacms(capsys, *arguments):
 
 async def test_a_site_goes_to_a_server_and_back_and_nothing_is_lost(tmp_path, capsys, file, empty):
     await prune(file)
+    (tmp_path / "from.db.tokens").write_text("pvacms tokens 1\n")
     before, head = content(file), verify_audit(file).head
     status, shown = pvacms(capsys, "--copy-db", file, empty)
     assert (status, shown.err) == (0, "")
