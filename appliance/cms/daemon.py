@@ -167,7 +167,7 @@ def _one_shot(options: argparse.Namespace) -> int | None:
         return EXIT_OK
     from appliance.cms.commands import do_command
 
-    return do_command(options, lambda: _resolve(options).settings.db)
+    return do_command(options, lambda: _resolve(options))
 
 
 def _ceremony(options: argparse.Namespace) -> None:
