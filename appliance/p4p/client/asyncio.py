@@ -375,7 +375,7 @@ class Subscription:
                 elif self._notify_disconnect:
                     await self._cb(item)
                 elif isinstance(item, RemoteError):
-                    _log.error("the subscription to %s failed: %s", self.name, item)
+                    _log.error("the subscription to %s failed: %.500r", self.name, str(item))
                 if isinstance(item, (Finished, RemoteError)):
                     return
                 count += 1

@@ -142,7 +142,7 @@ class Subscription:
         if self._notify_disconnect:
             self._cb(item)
         elif isinstance(item, RemoteError):
-            _log.error("the subscription to %s failed: %s", self.name, item)
+            _log.error("the subscription to %s failed: %.500r", self.name, str(item))
         if isinstance(item, Finished):
             self.close()
 
