@@ -13,6 +13,7 @@ from typing import Any, Final, Self
 from appliance.client.channel import ChannelRequest, Waiter
 from appliance.client.paced import checked_rate
 from appliance.p4p._errors import Cancelled, Disconnected, Finished, RemoteError, TimeoutError
+from appliance.p4p._unique import Unique
 from appliance.p4p.client import raw
 from appliance.p4p.client._feed import Feed
 from appliance.p4p.client._provider import AnyRequest, LoopProvider
@@ -286,7 +287,7 @@ class Context(raw.Context):
         return subscription
 
 
-class Subscription:
+class Subscription(Unique):
     """An active subscription; `Context.monitor` makes it.
 
     Args:
