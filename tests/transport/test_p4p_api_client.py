@@ -19,7 +19,7 @@ import pytest
 from appliance.certmon.endpoints import open_server
 from appliance.certs.status import CertState
 from appliance.errors import OperationError
-from appliance.p4p import Type, Value
+from appliance.p4p import Type, Value, nt
 from appliance.p4p.client import _provider, raw
 from appliance.p4p.client.thread import (
     Cancelled,
@@ -29,7 +29,6 @@ from appliance.p4p.client.thread import (
     RemoteError,
     Subscription,
 )
-from appliance.p4p import nt
 from appliance.p4p.nt import NTURI
 from appliance.p4p.server import Server as P4PServer
 from appliance.p4p.server.thread import SharedPV as ServedPV
