@@ -158,7 +158,7 @@ async def test_the_holder_of_an_old_certificate_is_told_to_ask_and_gets_a_new_on
     capsys.readouterr()
     async with running(tmp_path, clock, **switched(tmp_path, ends_in(clock, days=30))) as service:
         said = capsys.readouterr().out
-        assert f"2 certificates of the former authority {alice.issuer_id} CN=EPICS Root" in said
+        assert f"3 certificates of the former authority {alice.issuer_id} CN=EPICS Root" in said
         assert "and it ends at" in said
         async with plain(service) as context:
             state, due, by = status_of(await context.get(alice.status_pv))
