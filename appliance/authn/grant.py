@@ -56,3 +56,5 @@ class Grant(NamedTuple):
     """Latest time, aware, at which the certificate must be renewed; None: it need not be."""
     san: tuple[San, ...] = ()
     """Alternative names that the subject may have; canonical."""
+    repeated: bool = False
+    """Whether the proof was used before by the same key, whose holder may have lost the answer. If not, nothing is granted."""

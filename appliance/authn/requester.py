@@ -141,6 +141,7 @@ def check_issued(
     usage: str,
     subject: x509.Name | None,
     now: datetime,
+    crossed: tuple[x509.Certificate, ...] = (),
 ) -> Keychain:
     """Make the keychain from an answer, but only if it is what was requested.
 
@@ -151,6 +152,7 @@ def check_issued(
         usage: What it must be for, and for nothing else.
         subject: The name that it must have; None accepts what the service took from the proof.
         now: The present time, aware; the certificate must be current.
+        crossed: Cross-certificates of the anchors, for the keychain.
 
     Raises:
         SecurityError: Something is not trustworthy; the text says what.
@@ -186,7 +188,7 @@ def check_issued(
                 f"it is valid from {format_date(start)} to {format_date(end)}, and this host's time is {format_date(now)}; check the "
                 "clocks of this host and of the certificate service"
             )
-        keychain = Keychain(key, leaf, found.chain, anchors)
+        keychain = Keychain(key, leaf, found.chain, anchors, crossed)
         for end_of_connection in keychain_usages(usage):
             # A start slightly in the future is a difference of clocks, or a PENDING certificate. Both are acceptable.
             check_keychain(keychain, now=max(now, start), usage=end_of_connection)
@@ -461,7 +463,13 @@ class Requester:
         if not reply.cert:
             return self._renewed(reply, existing, public)
         keychain = check_issued(
-            reply, key=key, anchors=trust.anchors, usage=self.settings.usage, subject=subject, now=self.now()
+            reply,
+            key=key,
+            anchors=trust.anchors,
+            usage=self.settings.usage,
+            subject=subject,
+            now=self.now(),
+            crossed=trust.crossed,
         )
         identifier = shown_id(keychain.issuer_id, keychain.serial)
         if not any_name:
@@ -574,8 +582,8 @@ class Requester:
             )
         self._check_destination()
         trust = await self.establish(existing)
-        self._write(dump_trust_anchors([trust.anchor], self.settings.password))
-        return Outcome("anchor", path, keychain=trust_only([trust.anchor]))
+        self._write(dump_trust_anchors([trust.anchor], self.settings.password, crossed=trust.crossed))
+        return Outcome("anchor", path, keychain=trust_only([trust.anchor], trust.crossed))
 
     async def establish(self, existing: Existing) -> Trust:
         """Ask the service for its anchor and compare it with what is known here.
@@ -587,7 +595,8 @@ class Requester:
         given = load_anchor_file(trusting.file) if trusting.file else ()
         keychain = existing.keychain.anchors if existing.keychain is not None else self._sibling_anchors()
         known = KnownAnchors(settings.client.config_file, settings.prefix, settings.issuer)
-        anchors = (*given, *keychain, *known.load()) if settings.client.tls_alone else ()
+        crossed = existing.keychain.crossed if existing.keychain is not None else ()
+        anchors = (*given, *keychain, *known.load(), *crossed) if settings.client.tls_alone else ()
         offer = await ask_offer(settings, anchors, now=self.now(), timeout_s=self.timeout_s)
         return decide(
             offer,
@@ -596,6 +605,7 @@ class Requester:
             keychain=keychain,
             known=known,
             first_use=trusting.first_use,
+            now=self.now(),
             say=self.say,
         )
 
@@ -661,7 +671,7 @@ class Requester:
         password = self.settings.password
         try:
             check_keychain(
-                load_keychain(dump_trust_anchors(trust.anchors, password), password),
+                load_keychain(dump_trust_anchors(trust.anchors, password, crossed=trust.crossed), password),
                 now=self.now(),
                 usage="client",
             )

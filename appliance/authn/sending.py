@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
+import time
 from datetime import datetime
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -14,12 +17,23 @@ from appliance.authn.trust import Offer, Trust, read_offer, trust_only
 from appliance.certs.keychain import Keychain
 from appliance.certs.x509 import find_extension, load_der, subject_text
 from appliance.client.context import Context
-from appliance.errors import ApplianceError, CertificateError, OperationTimeoutError, SecurityError
+from appliance.errors import (
+    ApplianceError,
+    CertificateError,
+    ChannelClosedError,
+    OperationTimeoutError,
+    RemoteError,
+    SecurityError,
+)
 
 if TYPE_CHECKING:
     from appliance.authn.status import CheckedStatus
+    from appliance.pvdata import Value
 
-__all__ = ["Line", "ask_offer", "ask_status", "cms_only"]
+__all__ = ["LIMITED", "Line", "ask_offer", "ask_status", "cms_only"]
+
+LIMITED: Final = re.compile(r"retry in (\d{1,5}) s\b")
+"""How the service says when to ask again."""
 
 
 def cms_only(_: bytes | None, chain: tuple[bytes, ...]) -> None:
@@ -103,6 +117,9 @@ class Line:
     ) -> CertReply:
         """Send a request for a certificate.
 
+        If the connection is lost before the answer comes, the same request is sent once more, to whichever node of the service
+        answers then. That is safe: at most one of the two certificates stays valid (docs/decisions/0105).
+
         Args:
             settings: How to find the service.
             request: The request, with its proof.
@@ -116,7 +133,7 @@ class Line:
         argument = request_value(name, request)
         context = await self._open(settings, trust)
         try:
-            return read_reply(await context.rpc(name, argument, timeout=timeout_s))
+            return read_reply(await _call(context, name, argument, timeout_s))
         except OperationTimeoutError as error:
             if self._refusals:
                 raise SecurityError(
@@ -134,12 +151,12 @@ class Line:
     async def _open(self, settings: RequesterSettings, trust: Trust) -> Context:
         from appliance.tls.context import client_context
 
-        ends = (settings.client, trust.anchors)
+        ends = (settings.client, trust.anchors, trust.crossed)
         if self._context is not None and ends == self._ends:
             return self._context
         await self.close()
         secret = self.secret
-        anchors = trust_only(trust.anchors)
+        anchors = trust_only(trust.anchors, trust.crossed)
         tls = client_context(anchors, want_staple=secret, check_staple=self._check if secret else None)
         # A name server need not be the service: it is asked where the service is, and gets nothing else.
         search_tls = client_context(anchors, want_staple=False) if secret else None
@@ -158,6 +175,26 @@ class Line:
             raise
 
 
+async def _call(context: Context, name: str, argument: Value, timeout_s: float) -> Value | None:
+    """Call the service, and once more if the answer was lost; then wait too, if a node asks for that."""
+    end = time.monotonic() + timeout_s
+    is_lost = False
+    while True:
+        try:
+            return await context.rpc(name, argument, timeout=max(0.1, end - time.monotonic()))
+        except ChannelClosedError:
+            if is_lost or time.monotonic() >= end:
+                raise
+            is_lost = True
+        except RemoteError as error:
+            asked = LIMITED.search(str(error))
+            pause = float(asked[1]) if asked else 0.0
+            if not is_lost or not asked or time.monotonic() + pause >= end:
+                raise
+            # Another node may be about to give the answer that we will never see.
+            await asyncio.sleep(pause)
+
+
 async def ask_status(
     settings: RequesterSettings, keychain: Keychain, *, now: datetime, timeout_s: float
 ) -> CheckedStatus | None:
@@ -174,7 +211,7 @@ async def ask_status(
     if not keychain.status_pv:
         return None
     try:
-        async with public_context(settings.client, keychain.anchors) as context:
+        async with public_context(settings.client, (*keychain.anchors, *keychain.crossed)) as context:
             return await fetch_status(
                 context,
                 keychain.status_pv,

@@ -35,7 +35,7 @@ def public_context(config: ClientConfig, anchors: Iterable[x509.Certificate]) ->
 
     Args:
         config: The settings.
-        anchors: What verifies servers.
+        anchors: What verifies servers: trust anchors, and cross-certificates of them.
 
     Raises:
         CertificateStatusError: Servers are reached over TLS only, and there is nothing to verify them with.
@@ -48,12 +48,13 @@ def public_context(config: ClientConfig, anchors: Iterable[x509.Certificate]) ->
         from appliance.tls.context import client_context
 
         known = tuple(dict.fromkeys(anchors))
-        if not known:
+        trusted = [certificate for certificate in known if is_self_signed(certificate)]
+        if not trusted:
             raise CertificateStatusError(
                 "EPICS_PVA_NAME_SERVERS has only pvas:// servers, and there is no trust anchor to verify them with; give it with "
                 "--trust-anchor FILE, or name a server without pvas://"
             )
-        tls = client_context(trust_only(known), want_staple=False)
+        tls = client_context(trust_only(trusted, (c for c in known if c not in trusted)), want_staple=False)
     return Context(config, tls=tls, beacons=False)
 
 

@@ -2,7 +2,8 @@
 
 Known anchors come first: a file or a fingerprint that the site gave, the keychain that is being renewed, the anchor kept
 from an earlier request. Without any, the first answer is trusted, its fingerprint shown, and its anchor kept, as ssh
-does with a host's key. An anchor that differs from what is known is refused.
+does with a host's key. An anchor that differs from what is known is refused, unless a known anchor itself has signed it
+(`appliance.certs.crossed`). A fingerprint names one anchor, so it introduces no other.
 """
 
 from __future__ import annotations
@@ -17,8 +18,16 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from appliance.authn.ccr import MAX_PEM_CHARS
+from appliance.certs.crossed import faults_of_introduction, is_same_authority, pairs
 from appliance.certs.keychain import Keychain, Password, load_keychain
-from appliance.certs.x509 import is_ca, is_self_signed, issuer_id, load_pem_text, subject_text
+from appliance.certs.x509 import (
+    is_ca,
+    is_self_signed,
+    issuer_id,
+    load_pem_text,
+    signed_by,
+    subject_text,
+)
 from appliance.config.files import make_directories, read_trusted, write_public
 from appliance.errors import (
     ApplianceError,
@@ -68,9 +77,9 @@ def parse_fingerprint(text: str) -> str:
     return _PREFIX + digits
 
 
-def trust_only(anchors: Iterable[x509.Certificate]) -> Keychain:
+def trust_only(anchors: Iterable[x509.Certificate], crossed: Iterable[x509.Certificate] = ()) -> Keychain:
     """Return a keychain that authenticates servers and proves nothing."""
-    return Keychain(None, None, (), tuple(anchors))
+    return Keychain(None, None, (), tuple(anchors), tuple(crossed))
 
 
 def load_pem(text: bytes) -> list[x509.Certificate]:
@@ -166,6 +175,8 @@ class Offer(NamedTuple):
     """All received certificates, the issuing one first."""
     issuer: str
     """The issuer ID in the names of the service's PVs."""
+    crossed: tuple[x509.Certificate, ...] = ()
+    """What else came with them: the cross-certificates of the anchor are among these."""
 
 
 def read_offer(value: Value, *, now: datetime) -> Offer:
@@ -204,7 +215,18 @@ def read_offer(value: Value, *, now: datetime) -> Offer:
                 f"time is {now:%Y-%m-%d %H:%M}. Its certificates would not be accepted, so nothing was requested; check this "
                 "host's clock, else ask the service's administrator"
             )
-    return Offer(anchor, chain, named)
+    return Offer(anchor, chain, named, _bundle(value))
+
+
+def _bundle(value: Value) -> tuple[x509.Certificate, ...]:
+    """Return what services of later releases add to the anchor; nothing if it cannot be read, because nobody has to have it."""
+    text = value.get("bundle", default="")
+    if not isinstance(text, str) or not text:
+        return ()
+    try:
+        return tuple(load_pem(text.encode("utf-8", "replace")))
+    except CertificateError:
+        return ()
 
 
 class Trust(NamedTuple):
@@ -215,7 +237,9 @@ class Trust(NamedTuple):
     anchor: x509.Certificate
     issuer: str
     why: str
-    """One of ``file``, ``fingerprint``, ``keychain``, ``kept``, ``first use``."""
+    """One of ``file``, ``fingerprint``, ``keychain``, ``kept``, ``first use``, ``rollover``."""
+    crossed: tuple[x509.Certificate, ...] = ()
+    """The cross-certificates of ``anchor`` and the site's former roots."""
 
 
 def decide(
@@ -226,6 +250,7 @@ def decide(
     keychain: tuple[x509.Certificate, ...] = (),
     known: KnownAnchors,
     first_use: bool,
+    now: datetime,
     say: Callable[[str], None],
 ) -> Trust:
     """Compare what the service offers with what is known.
@@ -237,6 +262,7 @@ def decide(
         keychain: The anchors of the keychain that is being replaced.
         known: The anchors kept from earlier requests.
         first_use: Whether an unknown anchor may be trusted.
+        now: The present time, aware.
         say: Gets what the user must see.
 
     Returns:
@@ -246,10 +272,13 @@ def decide(
         SecurityError: The anchor is not trusted; the text has both fingerprints.
     """
     anchor, shown = offer.anchor, fingerprint(offer.anchor)
+    crossed = tuple(dict.fromkeys(c for pair in pairs(offer.crossed, anchor) for c in pair))
     if given:
         if anchor not in given:
-            raise _changed(offer, given, "the file given by --trust-anchor holds")
-        return Trust(given, anchor, offer.issuer, "file")
+            return _introduced(
+                offer, given, crossed, "the file given by --trust-anchor holds", now=now, say=say
+            )
+        return Trust(given, anchor, offer.issuer, "file", crossed)
     if wanted:
         if shown != wanted:
             raise SecurityError(
@@ -258,16 +287,18 @@ def decide(
                 "Somebody may be impersonating the certificate service: ask its administrator"
             )
         known.keep(anchor)
-        return Trust((anchor,), anchor, offer.issuer, "fingerprint")
+        return Trust((anchor,), anchor, offer.issuer, "fingerprint", crossed)
     if keychain:
         if anchor not in keychain:
-            raise _changed(offer, keychain, "the keychain trusts")
-        return Trust(keychain, anchor, offer.issuer, "keychain")
+            return _introduced(offer, keychain, crossed, "the keychain trusts", now=now, say=say)
+        return Trust(keychain, anchor, offer.issuer, "keychain", crossed)
     kept = known.load()
     if kept:
         if anchor not in kept:
-            raise _changed(offer, kept, f"{known.path} keeps")
-        return Trust(kept, anchor, offer.issuer, "kept")
+            trust = _introduced(offer, kept, crossed, f"{known.path} keeps", now=now, say=say)
+            known.keep(anchor)
+            return trust
+        return Trust(kept, anchor, offer.issuer, "kept", crossed)
     if not first_use:
         raise SecurityError(
             f"no trust anchor is known here, and trust on first use is not allowed; the certificate service offers {shown}: "
@@ -280,13 +311,53 @@ def decide(
         say(f"  kept in {known.path}; compare the fingerprint with what your administrator published")
     except ApplianceError as error:
         say(f"  it could not be kept ({error}), so the next request will trust on first use again")
-    return Trust((anchor,), anchor, offer.issuer, "first use")
+    return Trust((anchor,), anchor, offer.issuer, "first use", crossed)
 
 
-def _changed(offer: Offer, known: tuple[x509.Certificate, ...], where: str) -> SecurityError:
+def _introduced(
+    offer: Offer,
+    known: tuple[x509.Certificate, ...],
+    crossed: tuple[x509.Certificate, ...],
+    where: str,
+    *,
+    now: datetime,
+    say: Callable[[str], None],
+) -> Trust:
+    """Accept a new root that a known one has signed, in its place.
+
+    Raises:
+        SecurityError: No known anchor has signed the new root.
+    """
+    anchor = offer.anchor
+    why = ""
+    for old in known:
+        for cross in offer.crossed:
+            if not (is_same_authority(cross, anchor) and signed_by(cross, old)):
+                continue
+            faults = faults_of_introduction(cross, new=anchor, old=old, now=now)
+            if faults:
+                why = (
+                    f". The root {subject_text(old.subject)} has signed the new one, but {'; '.join(faults)}"
+                )
+                continue
+            # What was trusted beside the old root stays. The old root goes if the new one vouches for it, because that ends.
+            covered = any(is_same_authority(c, old) for c in crossed)
+            others = tuple(each for each in known if each is not old or not covered)
+            say(
+                f"The certificate service has a new trust anchor, {subject_text(anchor.subject)}, which the trusted one "
+                f"{subject_text(old.subject)} has signed"
+            )
+            say(f"  fingerprint {fingerprint(anchor)}")
+            return Trust(
+                (anchor, *others), anchor, offer.issuer, "rollover", tuple(dict.fromkeys((*crossed, cross)))
+            )
+    raise _changed(offer, known, where, why)
+
+
+def _changed(offer: Offer, known: tuple[x509.Certificate, ...], where: str, why: str = "") -> SecurityError:
     shown = fingerprint(offer.anchor)
     return SecurityError(
         f"the certificate service's trust anchor has changed: it offers {shown} ({subject_text(offer.anchor.subject)}), but "
-        f"{where} {', '.join(map(fingerprint, known))}; nothing was sent to it. Somebody may be impersonating the certificate "
+        f"{where} {', '.join(map(fingerprint, known))}; nothing was sent to it{why}. Somebody may be impersonating the certificate "
         f"service. If its administrator confirms the new one, use --trust-anchor-fingerprint {shown}"
     )

@@ -105,7 +105,7 @@ class LiveKeychain:
     def anonymous(self) -> TLSContext | None:
         """A client's context that shows no certificate: only the server is authenticated. Made when first needed."""
         if self._anonymous is None and self.keychain is not None and not self.server_side:
-            self._anonymous = self._client(Keychain(None, None, (), self.keychain.anchors))
+            self._anonymous = self._client(self.keychain.anchors_alone())
         return self._anonymous
 
     def _client(self, keychain: Keychain) -> TLSContext:

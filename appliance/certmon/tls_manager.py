@@ -13,6 +13,7 @@ from appliance.certmon.gate import PATIENCE_S, StatusGate, describe_plight
 from appliance.certmon.live_keychain import LiveKeychain
 from appliance.certmon.policy import Mode, Validity, choose_mode
 from appliance.certmon.status_source import CertStatus, Following, StatusSource, reference
+from appliance.certs.keychain import Keychain
 from appliance.certs.status import CertState, StatusClass
 from appliance.config.pva import ClientConfig, ServerConfig
 from appliance.errors import CertificateError, CertificateStatusError, KeychainError
@@ -36,6 +37,7 @@ class TLSManager(ABC):
         self.gate: StatusGate | None = None
         self.generation = 0
         self.mode: Mode | None = None
+        self._in_use: Keychain | None = None
         self._own: Following | None = None
         self._own_generation = 0
         self._heard = asyncio.Event()
@@ -229,7 +231,7 @@ class TLSManager(ABC):
             KeychainError: The mode is to end.
         """
         self.mode = mode = self.choose()
-        self.generation = self.identity.generation
+        self.generation, self._in_use = self.identity.generation, self.identity.keychain
         if mode is Mode.SHUTDOWN:
             raise KeychainError(f"{self.identity.path}: {self.why()}; request a new certificate")
         return mode
@@ -239,7 +241,7 @@ class TLSManager(ABC):
 
         Returns:
             Why, and whether existing TLS connections must close. Connections of a certificate that is only suspended stay,
-            because the gate holds them. The change is logged.
+            because the gate holds them. They also stay if only more authorities are trusted than before. The change is logged.
         """
         if not self.settled:
             return None
@@ -248,6 +250,8 @@ class TLSManager(ABC):
         if mode is self.mode and not replaced:
             return None
         self.mode, self.generation = mode, identity.generation
+        former, self._in_use = self._in_use, identity.keychain
+        goes_on = former is not None and identity.keychain is not None and identity.keychain.goes_on(former)
         why = "a new keychain is in use" if replaced else self.why()
         if mode is Mode.SHUTDOWN:
             what = "server stops" if identity.server_side else "client ends"
@@ -255,7 +259,7 @@ class TLSManager(ABC):
         else:
             level = logging.INFO if mode is Mode.TLS else logging.WARNING
             _log.log(level, "%s: %s: %s", identity.path, why, mode.value)
-        return why, replaced or self.ended
+        return why, (replaced and not goes_on) or self.ended
 
     def why(self) -> str:
         """Say what is wrong with our own certificate."""

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKey
 from cryptography.hazmat.primitives.hashes import SHA1
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
+from appliance.certs.crossed import belonging, is_same_authority, sent_above
 from appliance.certs.pkcs12 import Bag, write_pkcs12
 from appliance.certs.pkcs12_read import Contents, read_pkcs12
 from appliance.certs.x509 import (
@@ -72,6 +73,10 @@ class Keychain(NamedTuple):
     """Certificates above ``certificate``, its direct issuer first, the root last."""
     anchors: tuple[x509.Certificate, ...]
     """Self-signed CA certificates: what this keychain trusts."""
+    crossed: tuple[x509.Certificate, ...] = ()
+    """Cross-certificates of the anchors (`appliance.certs.crossed`). They are no anchors: each one leads to an anchor, or to
+    a root that a peer may know.
+    """
 
     @property
     def is_trust_only(self) -> bool:
@@ -80,7 +85,20 @@ class Keychain(NamedTuple):
 
     def anchors_alone(self) -> Keychain:
         """Return a keychain with the same trust anchors that proves nothing."""
-        return Keychain(None, None, (), self.anchors)
+        return Keychain(None, None, (), self.anchors, self.crossed)
+
+    def goes_on(self, former: Keychain) -> bool:
+        """Whether it proves the same identity as ``former`` and trusts everybody whom ``former`` trusted."""
+        present = (*self.anchors, *self.crossed)
+        return self.certificate == former.certificate and all(
+            any(is_same_authority(trusted, known) for known in present)
+            for trusted in (*former.anchors, *former.crossed)
+        )
+
+    @property
+    def sent_above(self) -> tuple[x509.Certificate, ...]:
+        """What a peer gets above ``certificate``: the chain, with cross-certificates in front of the root."""
+        return sent_above(self.chain, self.crossed)
 
     @property
     def issuer(self) -> x509.Certificate | None:
@@ -240,20 +258,25 @@ def dump_keychain(keychain: Keychain, password: Password = None, *, issued: date
     """
     secret = _password_bytes(password)
     if keychain.key is None or keychain.certificate is None:
-        return dump_trust_anchors(keychain.anchors, password)
+        return dump_trust_anchors(keychain.anchors, password, crossed=keychain.crossed)
     name = common_name(keychain.certificate.subject) or keychain.cert_id
     link = keychain.certificate.fingerprint(SHA1())  # noqa: S303
-    others = _unique(c for c in (*keychain.chain, *keychain.anchors) if c != keychain.certificate)
+    others = _unique((*keychain.sent_above, *keychain.anchors, *keychain.crossed))
     bags = [
         Bag(keychain.certificate.public_bytes(Encoding.DER), name, link),
-        *(_anchor_bag(c) for c in others),
+        *(_authority_bag(c, keychain) for c in others if c != keychain.certificate),
     ]
     plain = keychain.key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
     return write_pkcs12(bags, Bag(plain, name, link, signed=issued), secret)
 
 
-def dump_trust_anchors(anchors: Iterable[x509.Certificate], password: Password = None) -> bytes:
-    """Return a PKCS#12 file of trust anchors, marked so that Java accepts them as such.
+def dump_trust_anchors(
+    anchors: Iterable[x509.Certificate],
+    password: Password = None,
+    *,
+    crossed: Sequence[x509.Certificate] = (),
+) -> bytes:
+    """Return a PKCS#12 file of trust anchors, marked so that Java accepts them as such, and of their cross-certificates.
 
     Raises:
         KeychainError: A certificate is not a trust anchor, or there is none.
@@ -266,14 +289,16 @@ def dump_trust_anchors(anchors: Iterable[x509.Certificate], password: Password =
     if not certificates:
         msg = "there is no trust anchor to write"
         raise KeychainError(msg)
-    return write_pkcs12(
-        [_anchor_bag(certificate) for certificate in certificates], None, _password_bytes(password)
-    )
+    held = Keychain(None, None, (), certificates, tuple(crossed))
+    bags = [_authority_bag(certificate, held) for certificate in _unique((*certificates, *crossed))]
+    return write_pkcs12(bags, None, _password_bytes(password))
 
 
-def _anchor_bag(certificate: x509.Certificate) -> Bag:
+def _authority_bag(certificate: x509.Certificate, keychain: Keychain) -> Bag:
     name = common_name(certificate.subject) or certificate.fingerprint(SHA1()).hex()  # noqa: S303
-    return Bag(certificate.public_bytes(Encoding.DER), name, trusted=True)
+    # Java looks at no date of what is marked, so a former root would be trusted for ever.
+    trusted = certificate not in keychain.crossed
+    return Bag(certificate.public_bytes(Encoding.DER), name, trusted=trusted)
 
 
 def _check_dates(what: str, certificate: x509.Certificate, now: datetime, remedy: str) -> None:
@@ -304,7 +329,8 @@ def _sorted(found: Contents) -> tuple[x509.Certificate | None, list[x509.Certifi
     if found.key is not None:
         own = [(linked, c) for c, linked in everything if _same_key(found.key, c)]
         leaf = next((c for linked, c in own if linked and linked == found.local_key_id), None)
-        leaf = leaf or next((c for _, c in own), None)
+        # A root's key also has certificates that other roots have signed.
+        leaf = leaf or next((c for _, c in own if is_self_signed(c)), None) or next((c for _, c in own), None)
     return leaf, [c for c, _ in everything if c is not leaf]
 
 
@@ -342,7 +368,7 @@ def _assemble(
         )
         raise KeychainError(msg)
     chain = () if leaf is None else _chain(leaf, pool)
-    return Keychain(key, leaf, chain, anchors)
+    return Keychain(key, leaf, chain, anchors, belonging((c for c in pool if c != leaf), anchors, chain))
 
 
 def _chain(leaf: x509.Certificate, pool: list[x509.Certificate]) -> tuple[x509.Certificate, ...]:

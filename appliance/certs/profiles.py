@@ -106,6 +106,8 @@ class CertificateAuthority(NamedTuple):
     certificate: x509.Certificate
     chain: tuple[x509.Certificate, ...] = ()
     """Certificates above ``certificate``, the root last."""
+    crossed: tuple[x509.Certificate, ...] = ()
+    """Cross-certificates of the root and former roots (`appliance.certs.crossed`)."""
 
     def __repr__(self) -> str:
         return f"<CertificateAuthority {subject_text(self.certificate.subject)}>"

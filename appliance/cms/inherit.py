@@ -6,7 +6,7 @@ token of the same identity. See docs/explanation/trust-model.md, "What rests on 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Final
 
@@ -15,10 +15,26 @@ from appliance.certs.status import CertState
 from appliance.cms.key_uses import KeyUse
 from appliance.cms.model import NewCertificate, san_text
 from appliance.cms.transaction import IN_DOUBT, CertRecord
+from appliance.errors import RequestRefused
 
-__all__ = ["BARRED", "approved_before", "key_problem", "may_supersede", "other_holder", "proves_the_name"]
+__all__ = [
+    "BARRED",
+    "LOST",
+    "Deliveries",
+    "answer_lost",
+    "approved_before",
+    "is_alike",
+    "key_problem",
+    "may_supersede",
+    "other_holder",
+    "proves_the_name",
+]
 
 BARRED: Final = "the key is that of a certificate that was revoked, and is never certified again"
+
+LOST: Final = "requested again by the holder of its key: its answer was lost"
+_ANSWERED_S: Final = 10
+"""After so many seconds a node that lives has given its answer."""
 
 _SHORTEST_MONTH: Final = timedelta(days=28)
 _MONTHS_DIFFER: Final = timedelta(days=4)
@@ -129,3 +145,61 @@ def may_supersede(
         # its holder uses, is not helped by that: where no approval is needed anybody may claim the name.
         return "requested again; its delivery was interrupted"
     return ""
+
+
+class Deliveries:
+    """The answers that are on their way. Jobs add to them and the event loop takes away.
+
+    Attributes:
+        answering: Serial numbers that this node has recorded, and whose requesters it has not answered yet.
+        is_alive: Whether another node lives, by its name.
+    """
+
+    def __init__(self) -> None:
+        self.answering: set[int] = set()
+        self.is_alive: Callable[[str], bool] = lambda _node: False
+
+
+def is_alike(request: NewCertificate, record: CertRecord) -> bool:
+    """Whether a certificate of the same subject could be the answer to a request: the same key, usage, authenticator and identity."""
+    return (request.skid, request.usage, request.method, request.identity) == (
+        record.skid,
+        record.usage,
+        record.method,
+        record.identity,
+    )
+
+
+def answer_lost(
+    request: NewCertificate, record: CertRecord, *, at: int, node: str, deliveries: Deliveries
+) -> str:
+    """Return why a certificate gives way because its requester asks again and seems not to have it; empty if it does not.
+
+    Only who holds its key is believed. So whether the other node really died decides about convenience, and about no right.
+
+    Args:
+        request: The request.
+        record: A live certificate of the same subject.
+        at: The present time (POSIX seconds).
+        node: Name of this node.
+        deliveries: What is being answered.
+
+    Raises:
+        RequestRefused: It is being answered; the text says when to ask again.
+    """
+    if (
+        not request.proved
+        or record.delivered == 1
+        or record.serial == request.peer_serial  # the connection shows it
+        or not is_alike(request, record)
+    ):
+        return ""
+    if record.delivered == IN_DOUBT:
+        return LOST
+    if record.node == node:
+        if record.serial in deliveries.answering:
+            raise RequestRefused("the same request is being answered; retry in 1 s")
+        return ""  # it was answered, and that is recorded soon
+    if deliveries.is_alive(record.node) and at - record.state_date < _ANSWERED_S:
+        raise RequestRefused("another node is answering the same request; retry in 2 s")
+    return LOST

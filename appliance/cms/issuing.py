@@ -24,6 +24,7 @@ from appliance.authn.grant import USAGES, Grant
 from appliance.authn.jwt.naming import ReservedNames
 from appliance.authn.proof import UsedProofs, check_proof
 from appliance.authn.std.verifier import StdRequest, verify
+from appliance.certs.crossed import sent_above
 from appliance.certs.profiles import CertificateAuthority, build_certificate, check_public_key, subject_name
 from appliance.certs.public_keys import key_identity
 from appliance.certs.san import San, canonical, in_certificate
@@ -112,6 +113,7 @@ class TokenVerifier(Protocol):
         now: datetime,
         is_tls: bool,
         san: Sequence[San] = (),
+        key_id: str = "",
     ) -> Grant: ...
 
 
@@ -143,7 +145,8 @@ class Issuing:
         )
         self._soundness = Soundness()
         self._used_proofs = UsedProofs()
-        self._chain_pem = pem_chain(issuer.certificate, *issuer.chain)
+        chain = (issuer.certificate, *issuer.chain)
+        self._chain_pem = pem_chain(*sent_above(chain, issuer.crossed))
 
     async def issue(
         self, ccr: CertRequest, peer: Credentials, *, wanted: Callable[[], bool] = lambda: True
@@ -171,7 +174,7 @@ class Issuing:
             proved = check_proof(ccr.proof, ccr, key, now=now, token=ccr.token, used=self._used_proofs)
             await self._soundness.check(key, key_id)
             san = _names(ccr.san)
-            grant = await self._verify(ccr, san, peer)
+            grant = await self._verify(ccr, san, peer, key_id if proved else "")
             subject = _subject(*(grant.subject.get(part, "") for part in ("CN", "C", "O", "OU")))
             by = peer.serial if peer.method == "x509" and peer.is_tls else 0
             known = _Known(key, key_id, skid, proved, by if peer.issuer_id == self.names.issuer_id else 0)
@@ -208,7 +211,9 @@ class Issuing:
         wish = self.rules.status_extension
         return wish in ("yes", "default") or (wish == "requester" and not ccr.no_status)
 
-    async def _verify(self, ccr: CertRequest, san: tuple[San, ...], peer: Credentials) -> Grant:
+    async def _verify(
+        self, ccr: CertRequest, san: tuple[San, ...], peer: Credentials, proved_key: str
+    ) -> Grant:
         now = self.lifecycle.clock()
         if ccr.type == "jwt":
             if self.tokens is None:
@@ -223,6 +228,7 @@ class Issuing:
                 now=now,
                 is_tls=peer.is_tls,
                 san=san,
+                key_id=proved_key,
             )
         if ccr.type != "std":
             known = {"krb": " (Kerberos)", "ldap": " (LDAP)"}.get(ccr.type, "")
@@ -330,12 +336,13 @@ class Issuing:
             san=san,
             san_proved=grant.san,
             schedule=_schedule(ccr),
+            repeated=grant.repeated,
         )
         config_pv = None
         if ccr.config_uri_base:
             config_pv = f"{ccr.config_uri_base}:CONFIG:{self.names.issuer_id}:{request.skid[:8]}"
             encode_pv_name(config_pv)
-        record = await self.lifecycle.create(request, actor)
+        record = await self.lifecycle.create(request, actor, will_answer=True)
         status_pv = self.names.status(record.serial)
         if record.serial != serial:
             return Issued(record, None, "", cert_id(self.names.issuer_id, record.serial), status_pv)

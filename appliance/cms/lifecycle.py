@@ -12,17 +12,21 @@ import asyncio
 import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
+from appliance.authn.jwt.replay import USED_BEFORE
 from appliance.authn.ratelimit import peer_key
 from appliance.certs.schedule import Schedule
 from appliance.certs.status import CertState, may_change
 from appliance.cms.clockwork import Clockwork
 from appliance.cms.inherit import (
     BARRED,
+    Deliveries,
+    answer_lost,
     approved_before,
+    is_alike,
     key_problem,
     may_supersede,
     other_holder,
@@ -62,7 +66,9 @@ from appliance.cms.transaction import (
     doubt_undelivered,
     live_records,
     mark_delivered,
+    mark_doubted,
 )
+from appliance.cms.waiting import WaitingRequests
 from appliance.errors import ApplianceError, RequestRefused
 
 __all__ = ["Lifecycle"]
@@ -70,33 +76,11 @@ __all__ = ["Lifecycle"]
 _log: Final = logging.getLogger(__name__)
 _FINISHED: Final = 20_000
 """Number of finished certificates that are kept in memory."""
-_MOST_WAITING: Final = 10_000
-_MOST_OF_ONE: Final = 500
-"""Limits for requests that wait for approval: all, and those of one address."""
 _SOON_S: Final = 0.2
 _AT_ONCE: Final = 500
 """Number of changes by the clock that are recorded in one transaction."""
 _AGAIN_S: Final = 10.0
-"""Seconds after which an end of a request that could not be recorded is tried again."""
-
-
-class WaitingRequests:
-    """The requests that wait for approval: serial number to the address that each came from, empty after a restart."""
-
-    def __init__(self) -> None:
-        self.came_from: dict[int, str] = {}
-
-    def problem(self, address: str) -> str:
-        """Return why no other request of this address may wait; empty if it may.
-
-        Too many wait already, all together or of this address.
-        """
-        here = self.came_from
-        if len(here) >= _MOST_WAITING or (
-            len(here) >= _MOST_OF_ONE and sum(other == address for other in here.values()) >= _MOST_OF_ONE
-        ):
-            return f"{len(here)} requests wait for approval, so no more are accepted now; ask an administrator to approve or deny them"
-        return ""
+"""Seconds after which what could not be recorded is tried again."""
 
 
 Listener = Callable[[CertRecord], None]
@@ -129,6 +113,7 @@ class Lifecycle:
             lapsed=self._lapsed,
         )
         self.waiting = WaitingRequests()
+        self.deliveries = Deliveries()
         self.created = 0
         self.revoked = 0
         self.renewed = 0
@@ -180,8 +165,6 @@ class Lifecycle:
         for record in records:
             check_row(record)
             self.live[record.serial] = record
-            if record.state is CertState.PENDING_APPROVAL:
-                self.waiting.came_from[record.serial] = ""
         self.clockwork.start(records)
 
     async def adopt(self) -> None:
@@ -237,8 +220,14 @@ class Lifecycle:
 
     # -- changes -------------------------------------------------------------------------------------
 
-    async def create(self, request: NewCertificate, actor: Actor) -> CertRecord:
+    async def create(self, request: NewCertificate, actor: Actor, *, will_answer: bool = False) -> CertRecord:
         """Record a certificate, or renew one that its requester has already.
+
+        Args:
+            request: What is asked for.
+            actor: Who asks.
+            will_answer: Whether the caller says afterwards what became of the answer: with `delivered`, `withdraw` or
+                `doubt`. Until then the same request is told to wait.
 
         Returns:
             The record. With the request's serial number it is new, and the caller may sign it after this returns. With
@@ -251,7 +240,7 @@ class Lifecycle:
         now = self.clock()
         at = posix(now)
         key = request.key
-        full = self.waiting.problem(peer_key(actor.peer)) if request.approval_needed else ""
+        address = peer_key(actor.peer)
         others: list[CertRecord] = []
 
         def refuse(transaction: Transaction, why: str) -> RequestRefused:
@@ -269,8 +258,11 @@ class Lifecycle:
             why = other_holder(request, [old for old, _ in live])
             if why:
                 raise refuse(transaction, why)
+            lost = self._lost_answers(request, [old for old, _ in live], at)
+            if request.repeated and not lost and any(is_alike(request, old) for old, _ in live):
+                raise refuse(transaction, USED_BEFORE)
             try:
-                decision = judge(request, live, now)
+                decision = judge(request, [(old, state) for old, state in live if old not in lost], now)
             except RequestRefused as refusal:
                 raise refuse(transaction, str(refusal)) from None
             if isinstance(decision, Renewed):
@@ -279,15 +271,16 @@ class Lifecycle:
             why = schedule_fault(schedule, no_status=request.no_status, by_admin=by_admin)
             if why:
                 raise refuse(transaction, why)
+            needed = request.approval_needed
+            full = self.waiting.problem(transaction, address) if needed else ""
             if full:
                 raise RequestRefused(full)
-            needed = request.approval_needed
             inherited = needed and approved_before(request, known)
             granted = not needed or inherited
             proven = proves_the_name(request, known)
             giving_way: list[tuple[CertRecord, str]] = []
             for old, state in live:
-                reason = may_supersede(request, old, state, granted=granted, proven=proven)
+                reason = lost.get(old) or may_supersede(request, old, state, granted=granted, proven=proven)
                 if reason:
                     giving_way.append((old, reason))
                 elif not request.roll_over:
@@ -299,7 +292,13 @@ class Lifecycle:
                 transaction.audit(at, "revoke", old.serial, {**SERVICE.facts(), "why": reason})
             # A certificate that needed no approval has none that others could inherit.
             record = new_row(request, schedule, now, granted=granted, approved=inherited)
+            if record.state is CertState.PENDING_APPROVAL:
+                record = record._replace(came_from=address[:64])
             record = transaction.add(record, columns_beside(request, at))
+            if record.state is CertState.PENDING_APPROVAL:
+                self.waiting.add(transaction, record.came_from)
+            if will_answer:
+                self.deliveries.answering.add(record.serial)
             facts = {**request.facts, **actor.facts(), **named(request)}
             facts |= facts_of(request, record, by_admin=by_admin)
             facts["why"] = (
@@ -308,7 +307,11 @@ class Lifecycle:
             transaction.audit(at, "create", request.serial, facts)
             return record
 
-        record = await self.store.submit(job, key, key=(request.key_id, request.skid))
+        try:
+            record = await self.store.submit(job, key, key=(request.key_id, request.skid))
+        except BaseException:
+            self.deliveries.answering.discard(request.serial)
+            raise
         for other in others:
             if other.state is CertState.REVOKED:
                 self._journal(other)
@@ -317,8 +320,6 @@ class Lifecycle:
             self.renewed += 1
         else:
             self.created += 1
-            if record.state is CertState.PENDING_APPROVAL:
-                self.waiting.came_from[record.serial] = peer_key(actor.peer)
         self._announce(record)
         return record
 
@@ -351,8 +352,20 @@ class Lifecycle:
         transaction.audit(at, "renew", old.serial, facts)
         return record
 
+    def _lost_answers(
+        self, request: NewCertificate, live: Sequence[CertRecord], at: int
+    ) -> dict[CertRecord, str]:
+        """Return the certificates that give way because their requester has not got them, and why."""
+        found = {}
+        for old in live:
+            why = answer_lost(request, old, at=at, node=self.store.node, deliveries=self.deliveries)
+            if why:
+                found[old] = why
+        return found
+
     def delivered(self, serial: int) -> None:
         """Record, without hurry, that a requester has got its certificate."""
+        self.deliveries.answering.discard(serial)
         self._delivered.append(serial)
         if len(self._delivered) == 1:
             asyncio.get_running_loop().call_later(_SOON_S, self._flush_delivered)
@@ -360,14 +373,37 @@ class Lifecycle:
     def _flush_delivered(self) -> None:
         serials, self._delivered = self._delivered, []
         if serials:
-            # Not awaited: if it is lost, the next start does not know whether they were delivered, which is safe.
-            self.store.submit(mark_delivered(serials)).add_done_callback(_ignore)
+            # Not awaited: if the process ends first, the next start does not know whether they were delivered, which is safe.
+            done = self.store.submit(mark_delivered(serials))
+            done.add_done_callback(lambda future: self._marked(serials, future))
+
+    def _marked(self, serials: list[int], done: asyncio.Future[None]) -> None:
+        if done.cancelled() or done.exception() is None:
+            return
+        # Otherwise another node would take them for certificates that nobody has.
+        if not self._delivered:
+            asyncio.get_running_loop().call_later(_AGAIN_S, self._flush_delivered)
+        self._delivered += serials
+
+    async def doubt(self, serial: int) -> None:
+        """Record that nobody knows whether a requester has got its certificate.
+
+        Raises:
+            StoreError: The database could not be used; the next start records it.
+        """
+        try:
+            await self.store.submit(mark_doubted(serial))
+        finally:
+            self.deliveries.answering.discard(serial)
 
     async def withdraw(self, record: CertRecord, why: str) -> None:
         """Revoke a certificate that could not be signed or handed over."""
-        await self._change(
-            record.serial, lambda _r, _s: (CertState.REVOKED, record.approved), "revoke", SERVICE, why
-        )
+        try:
+            await self._change(
+                record.serial, lambda _r, _s: (CertState.REVOKED, record.approved), "revoke", SERVICE, why
+            )
+        finally:
+            self.deliveries.answering.discard(record.serial)
 
     async def approve(self, serial: int, actor: Actor) -> CertRecord:
         """Approve a certificate.
@@ -544,10 +580,6 @@ class Lifecycle:
                 self.journal.add(())
 
     def _announce(self, record: CertRecord) -> None:
-        if record.state is CertState.PENDING_APPROVAL:
-            self.waiting.came_from.setdefault(record.serial, "")
-        else:
-            self.waiting.came_from.pop(record.serial, None)
         if record.state in (CertState.REVOKED, CertState.EXPIRED):
             self.live.pop(record.serial, None)
         self._remember(record)
@@ -658,11 +690,6 @@ class Lifecycle:
         self._flush_delivered()
         while self._recording:
             await asyncio.wait(self._recording)
-
-
-def _ignore(future: asyncio.Future[Any]) -> None:
-    if not future.cancelled():
-        future.exception()
 
 
 def revoked_in(transaction: Transaction) -> list[tuple[int, int, bool]]:

@@ -98,6 +98,8 @@ class NewCertificate(NamedTuple):
     """Alternative names that the token entitles to, as certificates have them."""
     schedule: Schedule = Schedule()
     """The hours that the requester asks for."""
+    repeated: bool = False
+    """Whether its token was used before by the same key: it counts only if that answer was lost."""
 
     @property
     def key(self) -> str:

@@ -207,6 +207,8 @@ class CreatePV(CalledPV):
         counters.took(time.monotonic() - started)
         if waits and issued.pem:
             self._issuing.lifecycle.delivered(record.serial)
+        elif issued.pem:
+            await self._issuing.lifecycle.doubt(record.serial)
         subject = shown_name(split_subject_key(record.subject))
         event, done = (
             ("certificate-issued", "issued to") if issued.pem else ("certificate-renewed", "renewed by")

@@ -2,7 +2,10 @@
 
 They are in the database and, before a use is answered, in a file beside it, which restoring a backup does not touch. If the
 database remembers such a file and the file is missing (a backup on a new host), or lacks what the database knows, nobody
-knows which tokens were used since the backup: tokens issued before this moment are void.
+knows which tokens were used since the backup: tokens issued before this moment are void. With several nodes on one database
+each has a file of its own, for the tokens that were used at it.
+
+Who lost the answer asks again, perhaps at another node, with the same token, and proves the same key (docs/decisions/0105).
 """
 
 from __future__ import annotations
@@ -26,9 +29,15 @@ __all__ = ["StoredReplay", "TokenJournal"]
 _log: Final = logging.getLogger(__name__)
 
 _USE: Final = sa.text(
-    "INSERT INTO replay (issuer, token, until) VALUES (:issuer, :token, :until) ON CONFLICT DO NOTHING"
+    "INSERT INTO replay (issuer, token, until, node, key_id, usage, used_at) "
+    "VALUES (:issuer, :token, :until, :node, :key_id, :usage, :used_at) ON CONFLICT DO NOTHING"
 )
 """The primary key decides. One statement, which SQLite and PostgreSQL spell alike."""
+_FIRST_USE: Final = sa.select(replay.c.key_id, replay.c.usage, replay.c.used_at).where(
+    replay.c.issuer == sa.bindparam("by"), replay.c.token == sa.bindparam("hash")
+)
+_AGAIN_S: Final = 60
+"""For so long after its first use a token may come again from the holder of the same key, who lost the answer."""
 _HEADER: Final = "pvacms tokens 1\n"
 _KEPT_S: Final = 86400
 _LARGE: Final = 1 << 20
@@ -37,7 +46,7 @@ FORGOTTEN: Final = "tokens_forgotten"
 VOID: Final = "tokens_void"
 """In the table ``meta``: tokens issued before this second may have been used."""
 BESIDE: Final = "tokens_beside"
-"""In the table ``meta``: there is a file beside the database."""
+"""In the table ``meta``: there is a file beside the database. With several nodes each has an entry, with its name behind a colon."""
 
 
 class _Use(NamedTuple):
@@ -144,6 +153,11 @@ class StoredReplay:
         self._journal = journal
         self._swept = 0.0
 
+    @property
+    def _beside(self) -> str:
+        node = self._store.node
+        return f"{BESIDE}:{node}"[:64] if node else BESIDE
+
     def load(self, now: float) -> None:
         """Combine the database and the file beside it, before the service starts.
 
@@ -152,23 +166,26 @@ class StoredReplay:
         """
         journal = self._journal
         beside = journal.read()
+        node, remembered = self._store.node, self._beside
 
         def job(transaction: Transaction) -> tuple[list[_Use], str]:
             connection = transaction.connection
             wrong = ""
-            if known(connection, BESIDE):
+            if known(connection, remembered):
                 there = {(use.issuer, use.token) for use in beside or ()}
                 if beside is None:
                     wrong = "is missing"
-                elif any((use.issuer, use.token) not in there for use in _uses(connection)):
+                elif any((use.issuer, use.token) not in there for use in _uses(connection, node)):
                     # A use is in the file before it is in the database: this is an older file, or a part of one.
                     wrong = "is older than the database, or a part of it is missing"
                 if wrong:
                     _set(connection, VOID, int(now))
             if beside:
-                connection.execute(_USE, [use._asdict() for use in beside])
-            _set(connection, BESIDE, 1)
-            return _uses(connection), wrong
+                # Whose key it was is not in the file, so nobody may use these tokens again.
+                unnamed = {"node": node, "key_id": "", "usage": "", "used_at": 0}
+                connection.execute(_USE, [use._asdict() | unnamed for use in beside])
+            _set(connection, remembered, 1)
+            return _uses(connection, node), wrong
 
         uses, wrong = self._store.run(job)
         if wrong:
@@ -180,9 +197,17 @@ class StoredReplay:
         journal.write(uses)
 
     async def use(
-        self, issuer: str, token_hash: str, until: float, now: float, issued: float | None = None
+        self,
+        issuer: str,
+        token_hash: str,
+        until: float,
+        now: float,
+        issued: float | None = None,
+        *,
+        key_id: str = "",
+        usage: str = "",
     ) -> bool:
-        """Record a use, committed before this returns.
+        """Record a use, committed before this returns. See `appliance.authn.jwt.replay.ReplayStore`.
 
         Returns:
             False if the token was used before, or may have been.
@@ -194,6 +219,7 @@ class StoredReplay:
         if sweep:
             self._swept = now
         use = _Use(issuer[:512], token_hash, int(until) + 1)
+        node = self._store.node
 
         def job(transaction: Transaction) -> bool:
             connection = transaction.connection
@@ -206,16 +232,36 @@ class StoredReplay:
                 return False
             if issued is not None and issued < void:
                 return False
-            if connection.execute(_USE, use._asdict()).rowcount != 1:
+            where = {"node": node, "key_id": key_id, "usage": usage, "used_at": int(now)}
+            if connection.execute(_USE, use._asdict() | where).rowcount != 1:
                 return False
             if self._journal.add(use):
                 try:
-                    self._journal.write(_uses(connection))
+                    self._journal.write(_uses(connection, node))
                 except ApplianceError as error:
                     raise StoreError(str(error)) from error
             return True
 
         return await self._store.submit(job)
+
+    async def repeats(self, issuer: str, token_hash: str, now: float, *, key_id: str, usage: str) -> bool:
+        """Whether a used token comes again soon. See `appliance.authn.jwt.replay.ReplayStore`.
+
+        Raises:
+            StoreError: The database could not be used.
+        """
+
+        def job(transaction: Transaction) -> bool:
+            connection = transaction.connection
+            first = connection.execute(_FIRST_USE, {"by": issuer[:512], "hash": token_hash}).first()
+            return (
+                first is not None
+                and (first.key_id, first.usage) == (key_id, usage)
+                and abs(int(now) - first.used_at) <= _AGAIN_S
+                and int(known(connection, VOID) or 0) <= first.used_at
+            )
+
+        return bool(key_id) and await self._store.submit(job)
 
 
 def _sweep(connection: sa.Connection, now: int) -> None:
@@ -227,9 +273,10 @@ def _sweep(connection: sa.Connection, now: int) -> None:
         _set(connection, FORGOTTEN, max(int(latest), int(known(connection, FORGOTTEN) or 0)))
 
 
-def _uses(connection: sa.Connection) -> list[_Use]:
+def _uses(connection: sa.Connection, node: str) -> list[_Use]:
+    """Return the uses that the file of a node has to have; without a name, of the only service, all of them."""
     query = sa.select(replay.c.issuer, replay.c.token, replay.c.until).order_by(replay.c.until)
-    return [_Use(*row) for row in connection.execute(query)]
+    return [_Use(*row) for row in connection.execute(query.where(replay.c.node == node) if node else query)]
 
 
 def _set(connection: sa.Connection, key: str, value: int) -> None:

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from appliance.authn.ratelimit import RateLimiter, SharedLimiter
+from appliance.certs.crossed import sent_beside
 from appliance.certs.keychain import Keychain
 from appliance.certs.ocsp import OCSPSigner
 from appliance.certs.public_keys import key_identity
@@ -100,7 +101,11 @@ class CertificateService:
         )
         self.publisher = Publisher(
             self.lifecycle,
-            OCSPSigner(issuer.signer, issuer.certificate, issuer.chain),
+            OCSPSigner(
+                issuer.signer,
+                issuer.certificate,
+                sent_beside(issuer.certificate, issuer.chain, issuer.crossed),
+            ),
             issuer=authority.issuer_id,
             validity=_validity(settings),
             always_valid=self._authorities,
@@ -219,11 +224,13 @@ class CertificateService:
             in_flight=settings.ccr_in_flight,
         )
         issuer = self.authority.issuer
-        names = self.names
+        names, bundle = self.names, self.authority.bundle
         source = CMSSource(names, self.publisher)
         source.add(self.create, *names.create)
-        source.add(SharedPV(root_value(names.issuer_id, self.authority.root, ())), *names.root)
-        source.add(SharedPV(root_value(names.issuer_id, issuer.certificate, issuer.chain)), *names.issuer)
+        source.add(SharedPV(root_value(names.issuer_id, self.authority.root, (), bundle)), *names.root)
+        source.add(
+            SharedPV(root_value(names.issuer_id, issuer.certificate, issuer.chain, bundle)), *names.issuer
+        )
         source.add(ListPV(self.lifecycle, names, self.policy, self.tasks), *names.list)
         schedule = SchedulePV(self.lifecycle, names, self.policy, commands, self.tasks)
         source.add(schedule, *names.schedule)

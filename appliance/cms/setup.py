@@ -20,6 +20,7 @@ from cryptography import x509
 from appliance.acf import load_acf
 from appliance.authn.grant import backdated
 from appliance.authn.report import usage_of
+from appliance.certs.crossed import pairs, sent_beside
 from appliance.certs.keychain import (
     Keychain,
     check_keychain,
@@ -119,6 +120,11 @@ class Authority(NamedTuple):
         """First eight hex digits of the issuing CA's subject key identifier."""
         return issuer_id(self.issuer.certificate)
 
+    @property
+    def bundle(self) -> tuple[x509.Certificate, ...]:
+        """What verifies this authority's certificates and former ones: the present root and the cross-certificates."""
+        return (self.root, *self.issuer.crossed)
+
 
 def make_directory(path: str) -> None:
     """Make the directory for a file, for its owner only.
@@ -208,8 +214,9 @@ def ensure_authority(settings: CMSSettings, now: datetime, *, may_make: bool = T
             "with the key, or start with an empty directory to make a new authority",
             file=path,
         )
-    issuer = CertificateAuthority(KeySigner(keychain.key), keychain.certificate, keychain.chain)  # type: ignore[arg-type]
     root = keychain.chain[-1] if keychain.chain else keychain.certificate
+    crossed = tuple(dict.fromkeys(c for pair in pairs(keychain.crossed, root) for c in pair))
+    issuer = CertificateAuthority(KeySigner(keychain.key), keychain.certificate, keychain.chain, crossed)  # type: ignore[arg-type]
     return Authority(issuer, root, created)
 
 
@@ -234,7 +241,7 @@ def self_test(authority: Authority, now: datetime) -> None:
         raise CertificateError(f"the chain above {name} does not end in a self-signed certificate")
     if issuer.signer.public_key() != certificate.public_key():
         raise KeychainError(f"the key in the keychain is not that of the certificate authority {name}")
-    signer = OCSPSigner(issuer.signer, certificate, issuer.chain)
+    signer = OCSPSigner(issuer.signer, certificate, sent_beside(certificate, issuer.chain, issuer.crossed))
     der = signer.sign(1, OCSPState.UNKNOWN, this_update=now, next_update=now + timedelta(minutes=1))
     verify_response(der, issuer=certificate, serial=1, now=now)
     trial = build_certificate(
@@ -350,7 +357,8 @@ def _own_request(
 
     def finish(record: CertRecord) -> Keychain:
         certificate = issuing.own_certificate(record, name, key.public_key(), usage, status=status)
-        return make_keychain(key, [certificate, issuing.issuer.certificate, *issuing.issuer.chain])
+        issuer = issuing.issuer
+        return make_keychain(key, [certificate, issuer.certificate, *issuer.chain, *issuer.crossed])
 
     return OwnRequest(job, finish)
 

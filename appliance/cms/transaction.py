@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
@@ -27,6 +27,7 @@ __all__ = [
     "doubt_undelivered",
     "live_records",
     "mark_delivered",
+    "mark_doubted",
     "not_computed",
 ]
 
@@ -414,12 +415,35 @@ def mark_delivered(serials: Sequence[int]) -> Job:
     return job
 
 
-def doubt_undelivered(transaction: Transaction) -> int:
-    """Mark certificates, at the start, whose delivery is not known any more."""
-    changed = transaction.connection.execute(
-        sa.update(schema.certs).where(schema.certs.c.delivered == 0).values(delivered=IN_DOUBT)
-    )
-    return int(changed.rowcount)
+def mark_doubted(serial: int) -> Job:
+    """Record that nobody knows whether a requester has its certificate."""
+
+    def job(transaction: Transaction) -> None:
+        transaction.flush()
+        transaction.connection.execute(
+            sa.update(schema.certs)
+            .where(schema.certs.c.serial == serial, schema.certs.c.delivered == 0)
+            .values(delivered=IN_DOUBT)
+        )
+
+    return job
+
+
+def doubt_undelivered(transaction: Transaction, nodes: Collection[str] | None = None) -> int:
+    """Mark certificates whose delivery is not known any more.
+
+    Args:
+        transaction: The transaction.
+        nodes: Those which these nodes recorded; None: all.
+
+    Returns:
+        Their number.
+    """
+    transaction.flush()
+    undelivered = sa.update(schema.certs).where(schema.certs.c.delivered == 0)
+    if nodes is not None:
+        undelivered = undelivered.where(schema.certs.c.node.in_(nodes))
+    return int(transaction.connection.execute(undelivered.values(delivered=IN_DOUBT)).rowcount)
 
 
 def counts(transaction: Transaction) -> dict[str, int]:

@@ -26,8 +26,10 @@ ROOT: Final = StructType(
         ("org_unit", STRING),
         ("cert", STRING),
         ("alarm", ALARM),
+        ("bundle", STRING),
     ]
 )
+"""Ours is ``bundle``, in PEM form: the present root, and the cross-certificates that lead from former roots to it and back."""
 
 HEALTH: Final = StructType(
     [
@@ -65,8 +67,20 @@ METRICS: Final = StructType(
 )
 
 
-def root_value(issuer_id: str, certificate: x509.Certificate, chain: tuple[x509.Certificate, ...]) -> Value:
-    """Return the value of CERT:ROOT and CERT:ISSUER: a CA's certificate with those above it."""
+def root_value(
+    issuer_id: str,
+    certificate: x509.Certificate,
+    chain: tuple[x509.Certificate, ...],
+    bundle: tuple[x509.Certificate, ...] = (),
+) -> Value:
+    """Return the value of CERT:ROOT and CERT:ISSUER: a CA's certificate with those above it.
+
+    Args:
+        issuer_id: The issuer ID in the names of the service's PVs.
+        certificate: The CA's certificate.
+        chain: Those above it.
+        bundle: What a peer needs to trust this authority and former ones.
+    """
 
     def part(oid: x509.ObjectIdentifier) -> str:
         found = certificate.subject.get_attributes_for_oid(oid)
@@ -81,5 +95,6 @@ def root_value(issuer_id: str, certificate: x509.Certificate, chain: tuple[x509.
             "org": part(NameOID.ORGANIZATION_NAME),
             "org_unit": part(NameOID.ORGANIZATIONAL_UNIT_NAME),
             "cert": pem_chain(certificate, *chain),
+            "bundle": pem_chain(*bundle),
         },
     )

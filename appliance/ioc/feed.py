@@ -117,8 +117,8 @@ class Feed(EventSink):
         self.channel = record.channel
         self.mapping = record.mapping
         self.mask = mask
-        self.subscriptions: dict[Subscription, Callable[..., bytes] | None] = {}
-        """The subscriptions, each with a function that encodes a simple update, if there is one."""
+        self.subscriptions: dict[Subscription, Callable[..., bool] | None] = {}
+        """The subscriptions, each with a function that sends a simple update, if there is one."""
         self._tells_alarm = bool(mask & DBE_ALARM)
         self._store: list[Any] = []
         self._alarm: tuple[int, int, str] | None = None

@@ -60,8 +60,8 @@ class NumberFeed(Feed):
             if tag > 0x7FFFFFFF:
                 tag = user_tag(tag)
             update: Update | None = None
-            for subscription, make in feed.subscriptions.items():
-                if make is None or not subscription.send(make(value, seconds, nanoseconds, tag)):
+            for subscription, send in feed.subscriptions.items():
+                if send is None or not send(value, seconds, nanoseconds, tag):
                     if update is None:
                         update = feed._update(raw, feed._bits)
                     subscription.post(update)
@@ -125,4 +125,4 @@ class NumberFeed(Feed):
             assert reader is not None
             self._properties = reader.read_properties()
         super().join(subscription)
-        self.subscriptions[subscription] = subscription.maker(self._bits, self._code)
+        self.subscriptions[subscription] = subscription.sender(self._bits, self._code)

@@ -572,27 +572,6 @@ class ServerOperation:
             return None
         return REPLY[outbox.big].pack(c.MAGIC, c.VERSION, outbox.flags, c.CMD_MONITOR, 5 + size, self.ioid, 0)
 
-    def send_message(self, message: bytes, limit: int) -> bool:
-        """Send one update that is a whole message.
-
-        Args:
-            message: What ``update_head`` gave, and the update.
-            limit: Octets of waiting output above which nothing is sent.
-
-        Returns:
-            Whether it was sent: False if the client accepts no update now, or too much waits.
-        """
-        outbox = self.outbox
-        if self.state is not EXECUTING or outbox.size > limit:
-            return False
-        if self.pipeline:
-            if self.window <= 0:
-                return False
-            self.window -= 1
-        outbox.chunks.append(message)
-        outbox.size += len(message)
-        return True
-
     def drain(self, queue: deque[EncodableT], limit: int) -> bool:
         """Send updates from ``queue`` while the client accepts them.
 

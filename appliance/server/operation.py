@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable
-from functools import cache, partial
+from functools import cache
 from struct import Struct
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ from appliance.pva.credentials import Credentials
 from appliance.pva.octets import answer_in_order
 from appliance.pva.selection import encode_answer, encode_update, leaves, wire_bits
 from appliance.pva.server_operation import PreparedAnswer, ServerOperation
-from appliance.pva.states import DEAD
+from appliance.pva.states import DEAD, EXECUTING
 from appliance.pva.status import Status
 from appliance.pvdata.bitset import encode_bitset
 from appliance.pvdata.pvrequest import request_mask, request_options
@@ -441,16 +441,17 @@ class Subscription(Operation):
             channel.stream.schedule_flush()
         self.post(update)
 
-    def maker(self, bits: int, code: str) -> Callable[..., bytes] | None:
-        """Return a function that makes the messages of a handler that posts the same few numbers repeatedly.
+    def sender(self, bits: int, code: str) -> Callable[..., bool] | None:
+        """Return a function that sends the same few numbers, for a handler that posts them repeatedly.
 
         Args:
             bits: The fields, in leaf form.
             code: Their types, as the module ``struct`` names them.
 
         Returns:
-            A function that takes the fields' values and returns a message for `send`. None if the client has not
-            asked for all of them, or its messages leave in segments: then post everything.
+            A function that takes the fields' values. It sends them at once if nothing else waits to be sent, and returns whether
+            it did: post what it has not sent. None if the client has not asked for all of the fields, or its messages leave in
+            segments: then post everything.
         """
         wire = self.wire
         assert wire.type is not None
@@ -462,27 +463,38 @@ class Subscription(Operation):
         if head is None:
             return None
         head += marked
-        return partial(_packed(len(head), code, big).pack, head)
-
-    def send(self, message: bytes) -> bool:
-        """Send a message of `maker` at once if nothing else waits to be sent.
-
-        Returns:
-            Whether it was sent; if not, post it.
-        """
+        layout = _packed(len(head), code, big)
+        pack = layout.pack
+        size = layout.size
+        # What never changes for a subscription is looked up here, and not for each of its updates.
+        queue = self.queue
         channel = self.channel
         stream = channel.stream
-        if (
-            self.queue
-            or self.finishing
-            or channel.owner.held is not None
-            or not stream.writable
-            or not self.wire.send_message(message, PUMP_LIMIT)
-        ):
-            return False
-        self.posted += 1
-        stream.schedule_flush()
-        return True
+        owner = channel.owner
+        outbox = wire.outbox
+
+        def send(*values: Any) -> bool:
+            if (
+                queue
+                or self.finishing
+                or owner.held is not None
+                or not stream.writable
+                or outbox.size > PUMP_LIMIT
+                or wire.state is not EXECUTING
+            ):
+                return False
+            if wire.pipeline:
+                if wire.window <= 0:
+                    return False
+                wire.window -= 1
+            outbox.chunks.append(pack(head, *values))
+            outbox.size += size
+            self.posted += 1
+            if not stream.flush_pending:
+                stream.schedule_flush()
+            return True
+
+        return send
 
     def _size_of(self, update: Update) -> int:
         wire = self.wire

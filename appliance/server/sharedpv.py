@@ -88,8 +88,8 @@ class SharedPV(Handler):
         """Called when the first subscription comes."""
         self.on_last = on_last
         """Called when the last subscription has gone."""
-        self._subscriptions: dict[Subscription, Callable[..., bytes] | None] = {}
-        """Each subscription, with a function that makes its message of a value alone; None if there is none."""
+        self._subscriptions: dict[Subscription, Callable[..., bool] | None] = {}
+        """Each subscription, with a function that sends it a value alone; None if there is none."""
         self._answers: dict[tuple[int, bool], PreparedAnswer] = {}
         self._kind: StructType | None = None
         self._plain: type | None = None
@@ -255,8 +255,8 @@ class SharedPV(Handler):
         store[self._value_at] = value
         self._take(store, bits)
         update: Update | None = None
-        for subscription, make in self._subscriptions.items():
-            if make is None or not subscription.send(make(value)):
+        for subscription, send in self._subscriptions.items():
+            if send is None or not send(value):
                 if update is None:
                     update = self._update(bits)
                 subscription.post(update)
@@ -350,7 +350,7 @@ class SharedPV(Handler):
             return
         first = not self._subscriptions
         self._subscriptions[subscription] = (
-            subscription.maker(self._value_bits, "d") if self._plain is float else None
+            subscription.sender(self._value_bits, "d") if self._plain is float else None
         )
         subscription.post(self._update(self._valid))
         if first and self.on_first is not None:

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
 from OpenSSL.crypto import FILETYPE_ASN1, X509, dump_certificate
 
+from appliance.certs.crossed import is_same_authority
 from appliance.certs.keychain import Keychain
 from appliance.certs.x509 import check_extended_key_usage, load_der, subject_text
 from appliance.errors import ApplianceError, CertificateError, CertificateStatusError, KeychainError
@@ -176,9 +177,13 @@ def _context(method: int, keychain: Keychain, keylog: Callable[[bytes], None] | 
     try:
         for anchor in keychain.anchors:
             store.add_cert(X509.from_cryptography(anchor))
+        for certificate in keychain.crossed:
+            # Not self-signed, so OpenSSL trusts it only as far as it leads to an anchor.
+            if not any(is_same_authority(certificate, anchor) for anchor in keychain.anchors):
+                store.add_cert(X509.from_cryptography(certificate))
         if keychain.certificate is not None and keychain.key is not None:
             context.use_certificate(keychain.certificate)
-            for certificate in keychain.chain:
+            for certificate in keychain.sent_above:
                 context.add_extra_chain_cert(certificate)
             context.use_privatekey(keychain.key)  # type: ignore[arg-type]
             context.check_privatekey()

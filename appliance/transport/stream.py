@@ -115,7 +115,6 @@ class StreamLink(asyncio.Protocol):
     __slots__ = (
         "_backlog",
         "_closing",
-        "_flush_pending",
         "_loop",
         "_parked",
         "_read_large",
@@ -127,6 +126,7 @@ class StreamLink(asyncio.Protocol):
         "connection",
         "due",
         "engine",
+        "flush_pending",
         "flushes_at_end",
         "heard",
         "heard_at_tick",
@@ -187,7 +187,8 @@ class StreamLink(asyncio.Protocol):
         self._unfed: list[bytes] = []
         """What came and was not even decrypted, since it waits."""
         self._transport: asyncio.Transport | None = None
-        self._flush_pending = False
+        self.flush_pending = False
+        """Whether `schedule_flush` has to do nothing: who sends very much looks here first."""
         self._parked = False
         self._rests = False
         self.flushes_at_end = False
@@ -465,8 +466,8 @@ class StreamLink(asyncio.Protocol):
 
     def schedule_flush(self) -> None:
         """Send what waits at the end of this turn of the event loop."""
-        if not self._flush_pending:
-            self._flush_pending = True
+        if not self.flush_pending:
+            self.flush_pending = True
             self._loop.call_soon(self._scheduled_flush)
 
     def flush_at_end(self) -> None:
@@ -478,7 +479,7 @@ class StreamLink(asyncio.Protocol):
             self.flush()
 
     def _scheduled_flush(self) -> None:
-        self._flush_pending = False
+        self.flush_pending = False
         events = self.connection.pending_events()
         if self._backlog or self.waits:
             self._backlog += events

@@ -35,7 +35,13 @@ PASSWORD = b"p\xc3\xa4ssword"
 class Authority:
     """A certificate authority that issues what a test asks for."""
 
-    def __init__(self, name: str = "EPICS Root Certificate Authority", *, algorithm: str = "ec-p256") -> None:
+    def __init__(
+        self,
+        name: str = "EPICS Root Certificate Authority",
+        *,
+        algorithm: str = "ec-p256",
+        begun: timedelta = 30 * DAY,
+    ) -> None:
         self.key = generate_key(algorithm)
         self.signer = KeySigner(self.key)
         self.certificate = build_ca(
@@ -46,10 +52,12 @@ class Authority:
                 organization="certs.epics.org",
                 organizational_unit="EPICS Certificate Authority",
             ),
-            not_before=NOW - 30 * DAY,
+            not_before=NOW - begun,
             not_after=NOW + 3650 * DAY,
             serial=1,
         )
+        self.beside: tuple[x509.Certificate, ...] = ()
+        """Cross-certificates, for the keychains that it issues from now on."""
         self.chain: tuple[x509.Certificate, ...] = ()
         self.next_serial = 10_000_000_000_000_000_000
 
@@ -73,8 +81,27 @@ class Authority:
             issuer=self.issuer,
             path_length=path_length,
         )
-        below.chain = (self.certificate, *self.chain)
+        below.chain, below.beside = (self.certificate, *self.chain), self.beside
         return below
+
+    def crossed(
+        self,
+        other: Authority,
+        *,
+        not_before: datetime = NOW - 2 * DAY,
+        not_after: datetime = NOW + 365 * DAY,
+        path_length: int | None = None,
+    ) -> x509.Certificate:
+        """A cross-certificate: the name and the key of ``other``, signed by this authority."""
+        return build_ca(
+            other.signer,
+            subject=other.certificate.subject,
+            not_before=not_before,
+            not_after=not_after,
+            serial=3,
+            issuer=self.issuer,
+            path_length=path_length,
+        )
 
     def keychain(
         self,
@@ -105,7 +132,7 @@ class Authority:
             serial=serial,
             **more,
         )
-        return make_keychain(key, [certificate, self.certificate, *self.chain])
+        return make_keychain(key, [certificate, self.certificate, *self.chain, *self.beside])
 
     def expired(self, name: str = "client", usage: str = "client", **more: Any) -> Keychain:
         return self.keychain(name, usage, not_before=NOW - 2 * DAY, not_after=NOW - DAY, **more)

@@ -23,6 +23,9 @@ class MemoryReplayStore:
         until: float,
         now: float,
         issued: float | None = None,
+        *,
+        key_id: str = "",
+        usage: str = "",
     ) -> bool:
         """Record one use; see `ReplayStore.use`."""
         while self._by_end and (self._by_end[0][0] <= now or len(self._by_end) >= self._limit):
@@ -36,3 +39,7 @@ class MemoryReplayStore:
         self._used.add(token)
         heapq.heappush(self._by_end, (until, token))
         return True
+
+    async def repeats(self, issuer: str, token_hash: str, now: float, *, key_id: str, usage: str) -> bool:
+        """Know nothing of keys: nobody repeats a use."""
+        return False

@@ -184,6 +184,12 @@ QUICK = [
     ("d", float("nan"), {}),
     ("d", 1.5, {"timestamp": 5}),
     ("d", 1.5, {"timestamp": -1.75}),
+    ("d", 1.5, {"timestamp": -3.0, "severity": 1}),
+    ("d", 1.5, {"timestamp": -1e-20, "severity": 1}),
+    ("d", 1.5, {"timestamp": 1700000000.123456, "severity": 0}),
+    ("d", 1.5, {"timestamp": 9e16, "severity": 2, "message": "m"}),
+    ("d", 1.5, {"timestamp": 5, "severity": None}),
+    ("d", 1.5, {"timestamp": 5, "nosuch": 1}),
     ("d", 1.5, {"timestamp": (5, 6)}),
     ("d", 1.5, {"timestamp": None, "severity": None, "message": None}),
     ("d", 1.5, {"severity": 1, "message": "m"}),
@@ -206,7 +212,11 @@ QUICK = [
     ("f", 1.1, {}),
     ("?", True, {}),
     ("?", 1, {}),
+    ("?", True, {"severity": 1, "timestamp": 5}),
+    ("B", 7, {"timestamp": 5}),
     ("s", "text", {"message": "m"}),
+    ("s", "text", {"timestamp": 5.5, "severity": 1}),
+    ("s", "text", {"severity": 1}),
     ("s", "gr\u00fc\u00df", {}),
     ("s", 5, {}),
 ]
@@ -226,6 +236,32 @@ def test_a_quick_post_has_the_result_of_a_long_one(code: str, value: Any, kws: d
         raw = Value._of(pv._core.current())
         outcomes.append((repr(raw.tolist()), raw.changedSet()))
     assert outcomes[0] == outcomes[1]
+
+
+@pytest.mark.parametrize("code", ["d", "f", "i", "l", "B", "?", "s"])
+@pytest.mark.parametrize("request_", ["", "field(value)", "field(value,alarm,timeStamp)"])
+def test_numbers_that_travel_together_arrive_as_they_were_posted(code: str, request_: str) -> None:
+    values: dict[str, Any] = {"d": [1.5, -2.5], "f": [1.5, 2.5], "?": [True, False], "s": ["a", "b"]}
+    first, second = values.get(code, [1, 2])
+    pv = SharedPV(nt=NTScalar(code), initial=first)
+    with served(pv=pv) as client:
+        updates = client.watch("pv", request_)
+        taken(updates)
+        for more in ({"severity": 2}, {"timestamp": 1700000000.25}, {"severity": 1, "timestamp": -0.5}):
+            for value in (second, first):
+                pv.post(value, **more)
+                update = taken(updates)
+                assert update["value"] == value
+                held = Value._of(pv._core.current())
+                for path in ("alarm.severity", "timeStamp.secondsPastEpoch", "timeStamp.nanoseconds"):
+                    if request_ != "field(value)":
+                        assert update[path] == held[path]
+                        assert update.is_marked(path) is (path.split(".")[-1][:3] in marks(more))
+                assert client.get("pv")["alarm.severity"] == held["alarm.severity"]
+
+
+def marks(more: dict[str, Any]) -> set[str]:
+    return ({"sev"} if "severity" in more else set()) | ({"sec", "nan"} if "timestamp" in more else set())
 
 
 def test_what_was_posted_is_a_copy() -> None:
@@ -406,6 +442,94 @@ def test_a_new_subscriber_gets_the_present_value_once() -> None:
             seen.append(taken(third)["value"])
         assert seen == sorted(set(seen))
         assert [taken(first)["value"] for _ in range(3)] == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("how", ["get", "monitor"])
+def test_who_begins_to_look_while_a_thread_posts_misses_nothing(how: str) -> None:
+    pvs = {f"pv{number}": SharedPV(nt=D, initial=0.0) for number in range(20)}
+    done = threading.Event()
+    posted = 0.0
+
+    def post() -> None:
+        nonlocal posted
+        number = 0.0
+        while not done.is_set():
+            number += 1.0
+            for pv in pvs.values():
+                pv.post(number)
+            posted = number
+
+    with served(**pvs) as client:
+        thread = threading.Thread(target=post)
+        thread.start()
+        try:
+            queues = {}
+            for name in pvs:
+                before = posted
+                if how == "get":
+                    assert client.get(name)["value"] >= before
+                else:
+                    queues[name] = client.watch(name)
+                    assert taken(queues[name])["value"] >= before
+        finally:
+            done.set()
+            thread.join()
+        for updates in queues.values():
+            while taken(updates)["value"] != posted:
+                pass
+        for name in pvs:
+            assert client.get(name)["value"] == posted
+
+
+def test_posts_of_all_kinds_arrive_in_their_order() -> None:
+    pv = SharedPV(nt=D, initial=0.0)
+    with served(pv=pv) as client:
+        updates = client.watch("pv", "record[queueSize=60]")
+        taken(updates)
+        expected = []
+        with held_engine():
+            for number in range(1, 41, 4):
+                pv.post(float(number))
+                pv.post(float(number + 1), severity=number % 4)
+                pv.post(float(number + 2), severity=(number + 1) % 4, timestamp=number)
+                pv.post(D.wrap(float(number + 3), message=str(number)))
+                expected += [
+                    (float(number), {"value"}),
+                    (float(number + 1), {"value", "alarm.severity"}),
+                    (
+                        float(number + 2),
+                        {"value", "alarm.severity", "timeStamp.nanoseconds", "timeStamp.secondsPastEpoch"},
+                    ),
+                    (float(number + 3), {"value", "alarm.message"}),
+                ]
+        for value, fields in expected:
+            update = taken(updates)
+            assert (update["value"], Value._of(update).changedSet()) == (value, fields)
+        now = pv.current()
+        assert (now, now.severity, now.timestamp) == (40.0, 2, 37.0)
+
+
+def test_what_was_squashed_is_marked_as_lost_and_lacks_no_field(monkeypatch: Any) -> None:
+    monkeypatch.setattr(_core, "ROOM", 1)
+    pv = SharedPV(nt=D, initial=0.0)
+    with served(pv=pv) as client:
+        updates = client.watch("pv", "record[queueSize=60]")
+        taken(updates)
+        with held_engine():
+            pv.post(1.0, severity=1)
+            pv.post(2.0, timestamp=5)
+            pv.post(3.0, severity=2)  # no room: takes the place of the one before
+            pv.post(4.0)
+            pv.post(5.0, severity=3, timestamp=6)
+            pv.post(6.0)
+        assert (first := taken(updates))["value"] == 1.0
+        assert Value._of(first).changedSet() == {"value", "alarm.severity"}
+        last = taken(updates)
+        assert (last["value"], last["alarm.severity"], last["timeStamp.secondsPastEpoch"]) == (6.0, 3, 6)
+        pv.post(7.0, severity=0)
+        assert taken(updates)["value"] == 7.0
+        got = client.get("pv")
+        assert (got["value"], got["alarm.severity"], got["timeStamp.secondsPastEpoch"]) == (7.0, 0, 6)
 
 
 # -- handlers ----------------------------------------------------------------------------------------

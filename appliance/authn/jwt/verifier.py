@@ -16,13 +16,14 @@ from appliance.authn.jwt.config import JWTConfig, TrustedIssuer, claim_values
 from appliance.authn.jwt.fetch import Fetcher
 from appliance.authn.jwt.introspect import Introspector
 from appliance.authn.jwt.jwks import JWKSClient
-from appliance.authn.jwt.replay import ReplayStore
+from appliance.authn.jwt.replay import USED_BEFORE, ReplayStore
 from appliance.authn.ratelimit import RateLimiter, peer_key, retry_sentence
 from appliance.certs.san import San, in_certificate, parse_san
 from appliance.errors import TokenRefused
 
 __all__ = ["JWTVerifier"]
 
+_REPEATED: Final = "repeated"
 _PLAINTEXT: Final = (
     "tokens are accepted over TLS only, and this one was sent unencrypted: have it withdrawn, fetch a new one"
 )
@@ -125,6 +126,7 @@ class JWTVerifier:
         now: datetime,
         is_tls: bool,
         san: Sequence[San] = (),
+        key_id: str = "",
     ) -> Grant:
         """Judge one submission.
 
@@ -138,6 +140,8 @@ class JWTVerifier:
             now: The present time, aware.
             is_tls: Whether the submission came over TLS.
             san: The alternative names that are asked for.
+            key_id: What tells the key from others, if the requester has proved to hold it: then it may send the token again
+                if it lost the answer. Empty: it may not.
 
         Returns:
             What the requester may obtain.
@@ -157,6 +161,7 @@ class JWTVerifier:
                 now=now.timestamp(),
                 is_tls=is_tls,
                 san=san,
+                key_id=key_id,
                 facts=facts,
             )
         except TokenRefused as refusal:
@@ -177,6 +182,7 @@ class JWTVerifier:
         now: float,
         is_tls: bool,
         san: Sequence[San],
+        key_id: str,
         facts: dict[str, str],
     ) -> Grant:
         if not is_tls and not self._config.allow_plaintext_token:
@@ -219,8 +225,11 @@ class JWTVerifier:
         await trusted.authenticate(token)
         issuer = claims.issuer or settings.name
         connection = peer if is_tls else ""
-        if await self._use_once(issuer, claims, now, settings.leeway_s, usage=usage, connection=connection):
-            facts["same_use"] = "yes"
+        again = await self._use_once(
+            issuer, claims, now, settings.leeway_s, usage=usage, connection=connection, key_id=key_id
+        )
+        if again:
+            facts[again] = "yes"
         expires = datetime.fromtimestamp(claims.expires, UTC)
         present = datetime.fromtimestamp(int(now), UTC)
         lives = settings.lifetime
@@ -236,6 +245,7 @@ class JWTVerifier:
             audit={**facts, "iss": tokens.clean(issuer)},
             renew_by=renew_by,
             san=proved,
+            repeated=again == _REPEATED,
         )
 
     def _choose(self, issuer: str | None) -> _Trusted:
@@ -264,24 +274,35 @@ class JWTVerifier:
         return f"{_NOT_TRUSTED}: its iss is {tokens.clean(issuer)!r}, and none of the issuers of this service is like it"
 
     async def _use_once(
-        self, issuer: str, claims: tokens.Claims, now: float, leeway: int, *, usage: str, connection: str
-    ) -> bool:
-        """Record the use of a token; return whether it belongs to the use before it.
+        self,
+        issuer: str,
+        claims: tokens.Claims,
+        now: float,
+        leeway: int,
+        *,
+        usage: str,
+        connection: str,
+        key_id: str,
+    ) -> str:
+        """Record the use of a token; return how it belongs to the use before it, in a word for the audit; empty: it does not.
 
         Raises:
             TokenRefused: The token was used before.
         """
         if claims.token_id is None:
-            return False
+            return ""
         name = (issuer, tokens.hash_id(claims.token_id))
         if self._same_use.continues(name, connection, usage):
-            return True
+            return "same_use"
         until = float(claims.expires + leeway)
         issued = claims.issued_at if claims.issued_at is not None else claims.not_before
-        if await self._replay.use(*name, until, now, issued) is not True:
-            raise TokenRefused("replayed", "the token was used before; fetch a new one")
+        used = self._replay.use(*name, until, now, issued, key_id=key_id, usage=usage)
+        if await used is not True:
+            if key_id and await self._replay.repeats(*name, now, key_id=key_id, usage=usage) is True:
+                return _REPEATED
+            raise TokenRefused("replayed", USED_BEFORE)
         self._same_use.begin(name, connection, usage)
-        return False
+        return ""
 
 
 class _SameUse:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import re
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple, Protocol
@@ -31,7 +30,7 @@ from appliance.authn.live.plan import (
     renewed,
 )
 from appliance.authn.requester import Existing, NotHeldError, Requester
-from appliance.authn.sending import Line
+from appliance.authn.sending import LIMITED, Line
 from appliance.certmon.status_source import Following, StatusSource, reference
 from appliance.certs.keychain import Keychain
 from appliance.certs.status import CertState, format_date
@@ -56,7 +55,6 @@ BETWEEN_QUESTIONS_S: Final = 5.0
 """Seconds between two questions for the whole status of one certificate."""
 FIRST_STATUS_S: Final = 5.0
 """Seconds to wait at the start for the status of certificates that are there."""
-_LIMITED: Final = re.compile(r"retry in (\d{1,5}) s\b")
 _PASSING: Final = (OperationTimeoutError, TransportError, ChannelClosedError)
 _UNAVAILABLE: Final = {
     "none": Failure.NO_TOKEN,
@@ -504,7 +502,7 @@ def _pressing(facts: Facts) -> bool:
 def _kind(error: ApplianceError) -> tuple[Failure, float]:
     """Return how a failed request is repeated, and the seconds that the service named."""
     if isinstance(error, RemoteError):
-        limited = _LIMITED.search(str(error))
+        limited = LIMITED.search(str(error))
         return (Failure.LIMITED, float(limited[1])) if limited else (Failure.REFUSED, 0.0)
     passing = isinstance(error, _PASSING) or isinstance(error.__cause__, _PASSING)
     return (

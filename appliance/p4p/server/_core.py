@@ -38,7 +38,7 @@ from appliance.server.operation import Operation, Subscription, Update
 from appliance.server.source import Handler
 from appliance.threads import Engine, engine
 
-__all__ = ["Callbacks", "Core"]
+__all__ = ["Callbacks", "Core", "Numbers"]
 
 _log = logging.getLogger("appliance.p4p.server")
 
@@ -65,7 +65,31 @@ _CLOSED: Final = "the PV is closed; open() it with a first value"
 _CHANGED: Final = "this PV has changed its type or has no value; reconnect"
 
 Entry = Any
-"""A post that waits: the new value of the field ``value`` alone, or a tuple of the whole store and the bits that changed."""
+"""A post that waits: the new value of the field ``value`` alone, a tuple of `Numbers` and their values, or one of the bits that changed
+and the whole store."""
+
+
+class Numbers:
+    """Some fields of a type, of a fixed size each, that are often posted together.
+
+    Args:
+        kind: The type.
+        offsets: The numbers of the fields, in ascending order.
+        code: Their types, as the module ``struct`` names them.
+    """
+
+    __slots__ = ("bits", "code", "kind", "offsets")
+
+    def __init__(self, kind: StructType, offsets: Sequence[int], code: str) -> None:
+        self.kind = kind
+        self.offsets = tuple(offsets)
+        self.bits = sum(1 << number for number in offsets)
+        self.code = code
+
+    def put(self, store: list[Any], values: tuple[Any, ...]) -> None:
+        """Write the value of each field."""
+        for number, value in zip(self.offsets, values, strict=True):
+            store[number] = value
 
 
 class _Posts:
@@ -75,12 +99,15 @@ class _Posts:
     of its system calls. So such a thread waits now and then, for a moment and not for any client.
     """
 
-    ROOM: Final = 512
-    """Posts after which a thread waits."""
+    ROOM: Final = 2048
+    """Posts of numbers after which a thread waits."""
+    DEAR: Final = 4
+    """So many of them count as one post of other values, and as one that takes the place of another, because then the thread is
+    much faster than the PVAccess thread."""
     PATIENCE_S: Final = 0.02
     """The longest that it waits."""
 
-    __slots__ = ("_changed", "_engine", "_turning", "_waiting", "_woken", "count")
+    __slots__ = ("_engine", "_turning", "_waiting", "changed", "count", "woken")
 
     def __init__(self) -> None:
         self._engine: Engine | None = None
@@ -89,9 +116,11 @@ class _Posts:
     def _begin(self) -> None:
         self.count = 0
         """Posts since the PVAccess thread last looked; not exact, because it is no one's own."""
-        self._changed: deque[Core] = deque()
+        self.changed: deque[Core] = deque()
+        """PVs that the PVAccess thread has to look at."""
         self._waiting: deque[threading.Lock] = deque()
-        self._woken = False
+        self.woken = False
+        """Whether the thread was told. It is cleared before the thread looks: whoever finds it set has a look still to come."""
         self._turning = False
 
     def move_to(self, running: Engine) -> None:
@@ -100,17 +129,14 @@ class _Posts:
             self._engine = running
             self._begin()
 
-    def add(self, core: Core, soon: Callable[..., None]) -> None:
-        """Let the PVAccess thread look at a PV."""
-        self._changed.append(core)
-        # The flag is cleared before the thread looks. So whoever finds it set has a look still to come.
-        if not self._woken:
-            self._woken = True
-            soon(self._look)
+    def wake(self, soon: Callable[..., None]) -> None:
+        """Let the PVAccess thread look at the PVs that have ``changed``, unless it was told already: see ``woken``."""
+        self.woken = True
+        soon(self._look)
 
     def _look(self) -> None:
-        self._woken = False
-        changed = self._changed
+        self.woken = False
+        changed = self.changed
         if not self._turning:
             self._turning = True
             engine().loop.call_soon(self._turned)
@@ -173,18 +199,21 @@ class Core(Handler):
         "_engine",
         "_is_told",
         "_kind",
+        "_late",
         "_lock",
         "_lost",
         "_pending",
         "_quiet_until",
         "_room",
         "_scheduled",
+        "_senders",
         "_shared",
         "_store",
         "_subscriptions",
         "_valid",
         "_waiting",
         "_watched",
+        "bare",
         "callbacks",
         "run_cancel",
         "soon",
@@ -198,7 +227,9 @@ class Core(Handler):
         self._kind: StructType | None = None
         self._store: list[Any] = []
         self._shared = False
-        """Whether an update holds the store, which then never changes."""
+        """Whether the store never changes any more: an update holds it, or it lacks what was posted `_late`."""
+        self._late: tuple[Numbers, tuple[Any, ...]] | None = None
+        """The numbers of the latest post, if the store does not have them: the next post often has other values for the same."""
         self._valid = 0
         self._at = 0
         """The number of the field ``value``, and its bit: 0 if there is none, or if it is a structure."""
@@ -212,6 +243,9 @@ class Core(Handler):
         self._scheduled = False
         self._watched = False
         self._answers: dict[tuple[int, bool], PreparedAnswer] = {}
+        self.bare: tuple[list[Any], int] | None = None
+        """While nobody looks at posts: the store, and the number of the field ``value`` in it. Who has written a value there, and
+        finds this attribute unchanged, has posted it. Whoever begins to look first sets None."""
         self._waiting: dict[Operation, Callable[[], None]] = {}
         """Operations that clients began while there was no value; ``open`` begins them anew."""
         # What follows belongs to the PVAccess thread.
@@ -220,8 +254,10 @@ class Core(Handler):
         """Calls a function on the PVAccess thread; there since the first channel."""
         self._base: list[Any] = []
         """The whole value as the subscribers know it; posts that wait are newer."""
-        self._subscriptions: dict[Subscription, Callable[..., bytes] | None] = {}
-        """Each subscription, with a function that makes its message of a value alone; None if there is none."""
+        self._subscriptions: dict[Subscription, Callable[..., bool] | None] = {}
+        """Each subscription, with a function that sends it a value alone; None if there is none."""
+        self._senders: dict[Numbers, list[tuple[Subscription, Callable[..., bool] | None]]] = {}
+        """The same for several numbers."""
         self._channels: set[Channel] = set()
         self._is_told = False
         """Whether the owner knows that there are channels."""
@@ -249,8 +285,10 @@ class Core(Handler):
             if self._kind is not None:
                 raise RuntimeError("the PV is open already; close() it first")
             self._kind = kind
+            self.bare = None
             self._store = fresh.store
             self._shared = False
+            self._late = None
             self._valid = leaves(kind, fresh.changed)
             self._answers = {}
             self._at = kind.offsets.get("value", 0)
@@ -265,6 +303,7 @@ class Core(Handler):
         """Remove the value, and close all channels. Clients open them again, and then wait for `open`."""
         with self._lock:
             kind, self._kind = self._kind, None
+            self.bare = None
             for answer in self._answers.values():
                 answer.tail = None
             self._answers = {}
@@ -285,6 +324,8 @@ class Core(Handler):
             kind = self._kind
             if kind is None:
                 raise RuntimeError(_CLOSED)
+            if self._late is not None:
+                self._settle()
             value = Value.from_store(kind, self._store, self._valid)
             return value.clone() if self._deep else Value.from_store(kind, self._store.copy(), self._valid)
 
@@ -309,6 +350,9 @@ class Core(Handler):
             bits = leaves(kind, value.changed)
             if not bits:
                 return
+            self.bare = None
+            if self._late is not None:
+                self._settle()
             if bits == kind.leaf_mask:
                 store = source.copy()
             else:
@@ -323,8 +367,7 @@ class Core(Handler):
             if not self._watched:
                 return
             self._shared = True
-            posts.count += 1
-            self._append((store, bits), bits)
+            self._append((bits, store), bits)
         if posts.count > posts.ROOM:
             posts.wait()
 
@@ -338,8 +381,7 @@ class Core(Handler):
             if self._kind is None:
                 raise RuntimeError(_CLOSED)
             if self._shared:
-                self._store = self._store.copy()
-                self._shared = False
+                self._settle()
             self._store[self._at] = value
             if not self._valid & self._bit:
                 self._valid |= self._bit
@@ -347,18 +389,69 @@ class Core(Handler):
                 for answer in self._answers.values():
                     answer.tail = None
             if not self._watched:
+                if not self._answers and self._bit:
+                    self.bare = (self._store, self._at)
                 return
-            posts.count += 1
             pending = self._pending
             if len(pending) < self._room:
+                posts.count += 1
                 pending.append(value)
                 if not self._scheduled:
-                    self._schedule()
+                    self._scheduled = True
+                    posts.changed.append(self)
+                    if not posts.woken:
+                        posts.wake(self.soon)
             elif type(pending[-1]) is not tuple:
+                posts.count += posts.DEAR
                 pending[-1] = value
                 self._lost = self._bit
             else:
                 self._append(value, self._bit)
+        if posts.count > posts.ROOM:
+            posts.wait()
+
+    def post_numbers(self, numbers: Numbers, values: tuple[Any, ...]) -> None:
+        """Change some numbers to what they store as it is, and tell the subscribers.
+
+        Args:
+            numbers: The fields.
+            values: The value of each.
+
+        Raises:
+            RuntimeError: The PV is closed, or has another type by now.
+        """
+        bits = numbers.bits
+        entry = (numbers, values)
+        with self._lock:
+            if self._kind is not numbers.kind:
+                raise RuntimeError(_CLOSED if self._kind is None else _CHANGED)
+            self.bare = None
+            late = self._late
+            if late is not None and late[0] is not numbers:
+                self._settle()
+            self._late = entry
+            self._shared = True
+            self._valid |= bits
+            if self._answers:
+                for answer in self._answers.values():
+                    answer.tail = None
+            if not self._watched:
+                return
+            pending = self._pending
+            if len(pending) < 2 * self._room:
+                posts.count += 1
+                pending.append(entry)
+                if not self._scheduled:
+                    self._scheduled = True
+                    posts.changed.append(self)
+                    if not posts.woken:
+                        posts.wake(self.soon)
+            elif type(last := pending[-1]) is tuple and last[0] is numbers:
+                posts.count += posts.DEAR
+                pending[-1] = entry
+                self._lost |= bits
+            else:
+                self._append(entry, bits)
         if posts.count > posts.ROOM:
             posts.wait()
 
@@ -375,9 +468,10 @@ class Core(Handler):
         with self._lock:
             if self._kind is None:
                 raise RuntimeError(_CLOSED)
-            store = self._store
+            self.bare = None
             if self._shared:
-                self._store = store = store.copy()
+                self._settle()
+            store = self._store
             self._shared = self._watched
             for number, value in parts:
                 store[number] = value
@@ -386,8 +480,7 @@ class Core(Handler):
                 answer.tail = None
             if not self._watched:
                 return
-            posts.count += 1
-            self._append((store, bits), bits)
+            self._append((bits, store), bits)
         if posts.count > posts.ROOM:
             posts.wait()
 
@@ -397,25 +490,38 @@ class Core(Handler):
         found = None if kind is None or not self._bit else kind.leaf_types[self._at]
         return found if isinstance(found, ScalarType) and found in PLAIN else None
 
+    def _settle(self) -> None:
+        """Make a store that may be changed, and has all posts."""
+        self._store = self._store.copy()
+        self._shared = False
+        late, self._late = self._late, None
+        if late is not None:
+            late[0].put(self._store, late[1])
+
     def _append(self, entry: Entry, bits: int) -> None:
         """Let an update wait for the PVAccess thread; if too many wait, it takes the place of the latest."""
+        posts.count += posts.DEAR
         pending = self._pending
         if len(pending) < 2 * self._room:
             pending.append(entry)
         else:
             last = pending[-1]
-            before = last[1] if type(last) is tuple else self._bit
+            if type(last) is not tuple:
+                before = self._bit
+            else:
+                before = last[0].bits if type(last[0]) is Numbers else last[0]
             self._lost |= before & bits
             if type(last) is tuple or type(entry) is tuple:
+                if self._late is not None:
+                    self._settle()
                 self._shared = True
-                entry = (self._store, before | bits)
+                entry = (before | bits, self._store)
             pending[-1] = entry
         if not self._scheduled:
-            self._schedule()
-
-    def _schedule(self) -> None:
-        self._scheduled = True
-        posts.add(self, self.soon)
+            self._scheduled = True
+            posts.changed.append(self)
+            if not posts.woken:
+                posts.wake(self.soon)
 
     # -- on the PVAccess thread ----------------------------------------------------------------------
 
@@ -429,16 +535,16 @@ class Core(Handler):
             kind = self._kind
             assert kind is not None
             lost = self._lost
-            if len(pending) > 1 or lost or type(pending[0]) is tuple:
+            if len(pending) == 1 and not lost:
+                entry = pending.pop()
+            else:
                 self._pending = []
                 self._lost = 0
                 entry = None
-            else:
-                entry = pending.pop()
-        if entry is not None:
-            self._deliver_plain(kind, entry, 0)
-        else:
+        if entry is None:
             self._deliver(kind, pending, lost)
+        else:
+            self._deliver_one(kind, entry, 0)
 
     def _deliver(self, kind: StructType, pending: list[Entry], lost: int) -> None:
         """Give the subscribers what was posted, in its order.
@@ -448,26 +554,57 @@ class Core(Handler):
             pending: The posts.
             lost: Fields of the last post that lost an earlier change.
         """
-        count = len(pending)
-        for number, entry in enumerate(pending, 1):
-            overrun = lost if number == count else 0
-            if type(entry) is tuple:
-                store, bits = entry
-                self._base = store
-                update = Update(kind, store, bits, overrun)
-                for subscription in self._subscriptions:
-                    subscription.post_ahead(update)
-            else:
-                self._deliver_plain(kind, entry, overrun)
+        last = pending.pop() if lost else None
+        if len(self._subscriptions) == 1:
+            (send,) = self._subscriptions.values()
+            for entry in pending:
+                if type(entry) is tuple:
+                    self._deliver_parts(kind, entry, 0)
+                elif send is None or not send(entry):
+                    self._deliver_plain(kind, entry, 0)
+        else:
+            for entry in pending:
+                self._deliver_one(kind, entry, 0)
+        if lost:
+            self._deliver_one(kind, last, lost)
+
+    def _deliver_one(self, kind: StructType, entry: Entry, overrun: int) -> None:
+        if type(entry) is tuple:
+            self._deliver_parts(kind, entry, overrun)
+        else:
+            self._deliver_plain(kind, entry, overrun)
 
     def _deliver_plain(self, kind: StructType, value: Any, overrun: int) -> None:
         made: Update | None = None
-        for subscription, make in self._subscriptions.items():
-            if make is None or overrun or not subscription.send(make(value)):
+        for subscription, send in self._subscriptions.items():
+            if send is None or overrun or not send(value):
                 if made is None:
                     store = self._base = self._base.copy()
                     store[self._at] = value
                     made = Update(kind, store, self._bit, overrun)
+                subscription.post_ahead(made)
+
+    def _deliver_parts(self, kind: StructType, entry: tuple[Any, Any], overrun: int) -> None:
+        what, held = entry
+        if type(what) is not Numbers:
+            self._base = held
+            update = Update(kind, held, what, overrun)
+            for subscription in self._subscriptions:
+                subscription.post_ahead(update)
+            return
+        senders = self._senders.get(what)
+        if senders is None:
+            senders = self._senders[what] = [
+                (subscription, subscription.sender(what.bits, what.code))
+                for subscription in self._subscriptions
+            ]
+        made: Update | None = None
+        for subscription, send in senders:
+            if send is None or overrun or not send(*held):
+                if made is None:
+                    store = self._base = self._base.copy()
+                    what.put(store, held)
+                    made = Update(kind, store, what.bits, overrun)
                 subscription.post_ahead(made)
 
     def _begin_waiting(self) -> None:
@@ -512,7 +649,9 @@ class Core(Handler):
             self._pending = []
             self._waiting = {}
             self._answers = {}
+            self.bare = None
         self._subscriptions = {}
+        self._senders = {}
         self._channels = set()
 
     def _tell_first(self) -> None:
@@ -558,6 +697,7 @@ class Core(Handler):
                 if answer is None:
                     answer = PreparedAnswer()
                     if self._kind is kind:
+                        self.bare = None
                         self._answers[key] = answer
                         wire.prepared = answer
 
@@ -567,6 +707,8 @@ class Core(Handler):
             if self._kind is None or operation.type is not self._kind:
                 operation.fail(_CHANGED)
                 return
+            if self._late is not None:
+                self._settle()
             wire = operation.wire
             prepared = wire.prepared
             if prepared is not None and prepared is self._answers.get((wire.mask, wire.connection.big)):
@@ -619,6 +761,9 @@ class Core(Handler):
             pending, lost = self._pending, self._lost
             self._pending = []
             self._lost = 0
+            self.bare = None
+            if self._late is not None:
+                self._settle()
             store = self._store
             self._shared = True
             self._watched = True
@@ -627,8 +772,9 @@ class Core(Handler):
         self._deliver(kind, pending, lost)
         self._base = store
         plain = self.plain_type()
+        self._senders = {}
         self._subscriptions[subscription] = (
-            subscription.maker(self._bit, plain.fmt) if plain is not None and plain.fmt else None
+            subscription.sender(self._bit, plain.fmt) if plain is not None and plain.fmt else None
         )
         subscription.post(Update(kind, store, valid))
 
@@ -637,6 +783,7 @@ class Core(Handler):
         with self._lock:
             self._waiting.pop(subscription, None)
             self._subscriptions.pop(subscription, None)
+            self._senders = {}
             if not self._subscriptions:
                 self._watched = False
 

@@ -232,7 +232,14 @@ class SharedPV(_SharedPV):
         """
         if type(value) is self._plain:
             if not kws:
-                self._core.post_plain(value)
+                core = self._core
+                bare = core.bare
+                if bare is not None:
+                    store, number = bare
+                    store[number] = value
+                    if core.bare is bare:
+                        return
+                core.post_plain(value)
                 return
             assert self._quick is not None
             if self._quick.post(value, kws):

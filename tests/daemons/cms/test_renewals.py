@@ -482,7 +482,7 @@ async def test_a_renewal_that_nobody_waits_for_takes_the_certificate_from_nobody
 
 
 async def test_strangers_who_wait_for_approval_keep_no_holder_from_renewing(tmp_path, idp, monkeypatch):
-    monkeypatch.setattr("appliance.cms.lifecycle._MOST_OF_ONE", 2)
+    monkeypatch.setattr("appliance.cms.waiting._MOST_OF_ONE", 2)
     async with At(tmp_path, idp) as (site, peer):
         first = await approved(site, peer)
         for name in ("a", "b"):

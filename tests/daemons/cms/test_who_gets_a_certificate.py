@@ -592,14 +592,14 @@ async def test_a_name_that_one_identity_holds_is_not_given_to_another_of_the_sam
 
 
 async def test_one_address_can_have_so_many_requests_wait_and_no_more(tmp_path, monkeypatch):
-    monkeypatch.setattr("appliance.cms.lifecycle._MOST_OF_ONE", 3)
+    monkeypatch.setattr("appliance.cms.waiting._MOST_OF_ONE", 3)
     async with running(tmp_path) as service, plain(service) as anyone:
         waits = [await create(anyone, f"n{number}") for number in range(3)]
         with pytest.raises(RemoteError, match="3 requests wait for approval, so no more are accepted"):
             await create(anyone, "n3")
         await decide(service, tmp_path, waits[0], "DENIED")
         assert (await create(anyone, "n3"))["state"] == "PENDING_APPROVAL"
-    monkeypatch.setattr("appliance.cms.lifecycle._MOST_WAITING", 3)
+    monkeypatch.setattr("appliance.cms.waiting._MOST", 3)
     async with running(tmp_path) as service, plain(service) as anyone:
         with pytest.raises(RemoteError, match="3 requests wait for approval"):
             await create(anyone, "n4")

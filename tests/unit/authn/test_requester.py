@@ -218,15 +218,15 @@ def test_a_link_of_another_user_gives_nothing_away(tmp_path):
 # ---------------------------------------------------------------------- trust
 
 
-def offer(authority=S.ca) -> Offer:
-    return Offer(authority.certificate, (authority.certificate,), authority.issuer_id)
+def offer(authority=S.ca, crossed=()) -> Offer:
+    return Offer(authority.certificate, (authority.certificate,), authority.issuer_id, tuple(crossed))
 
 
-def decided(tmp_path, authority=S.ca, **more):
+def decided(tmp_path, authority=S.ca, crossed=(), **more):
     said = []
     known = KnownAnchors(f"{tmp_path}/{{}}".format, "CERT", "")
     more.setdefault("first_use", True)
-    return decide(offer(authority), known=known, say=said.append, **more), said
+    return decide(offer(authority, crossed), known=known, now=NOW, say=said.append, **more), said
 
 
 def test_what_is_given_counts_before_what_is_known_and_that_before_first_use(tmp_path):
@@ -246,6 +246,76 @@ def test_what_is_given_counts_before_what_is_known_and_that_before_first_use(tmp
     assert decided(tmp_path)[0].why == "kept"
 
 
+OLD = Authority("Site Root", begun=3000 * DAY)
+NEW = Authority("Site Root")
+CROSSED = (OLD.crossed(NEW), NEW.crossed(OLD))
+
+
+@pytest.mark.parametrize("source", ["given", "keychain", "kept"])
+def test_a_new_root_that_a_known_one_has_signed_takes_its_place(tmp_path, source):
+    known = {source: (OLD.certificate,)}
+    if known.pop("kept", None):
+        KnownAnchors(f"{tmp_path}/{{}}".format, "CERT", "").keep(OLD.certificate)
+    found, said = decided(tmp_path, NEW, CROSSED, first_use=False, **known)
+    assert (found.why, found.anchor, found.anchors) == ("rollover", NEW.certificate, (NEW.certificate,))
+    assert found.crossed == CROSSED, "the new root vouches for the old one, until that certificate ends"
+    assert fingerprint(NEW.certificate) in said[-1]
+    if source == "kept":
+        assert decided(tmp_path, NEW, CROSSED)[0].why == "kept"
+    for crossed in ((), CROSSED[1:], [S.other_ca.crossed(NEW), CROSSED[1]]):
+        other = tmp_path / "other"
+        if source == "kept":
+            KnownAnchors(f"{other}/{{}}".format, "CERT", "").keep(OLD.certificate)
+        with pytest.raises(SecurityError, match=r"has changed.*nothing was sent to it"):
+            decided(other, NEW, crossed, **known)
+
+
+def test_what_was_trusted_beside_the_old_root_stays(tmp_path):
+    both = (S.ca.certificate, OLD.certificate)
+    found, _ = decided(tmp_path, NEW, CROSSED, keychain=both)
+    assert found.anchors == (NEW.certificate, S.ca.certificate)
+    found, _ = decided(tmp_path, NEW, CROSSED[:1], keychain=both)
+    assert found.anchors == (NEW.certificate, *both), (
+        "without its cross-certificate nothing would verify old certificates"
+    )
+    assert found.crossed == CROSSED[:1]
+
+
+def test_a_fingerprint_introduces_nobody_and_first_use_is_none_where_a_root_is_known(tmp_path):
+    with pytest.raises(SecurityError, match="not the one that was asked for"):
+        decided(tmp_path, NEW, CROSSED, wanted=fingerprint(OLD.certificate), keychain=(OLD.certificate,))
+    with pytest.raises(SecurityError, match="has changed"):
+        decided(tmp_path, NEW, [S.other_ca.crossed(NEW)], keychain=(OLD.certificate,), first_use=True)
+    found, _ = decided(tmp_path, NEW, CROSSED)
+    assert (found.why, found.anchors, found.crossed) == ("first use", (NEW.certificate,), CROSSED)
+
+
+def test_nobody_is_led_back_to_the_old_root_or_over_two_roots(tmp_path):
+    with pytest.raises(SecurityError, match=r"has signed the new one, but its root is not later"):
+        decided(tmp_path, OLD, CROSSED, keychain=(NEW.certificate,))
+    newest = Authority("Site Root", begun=DAY)
+    both = (*CROSSED, NEW.crossed(newest), newest.crossed(NEW))
+    with pytest.raises(SecurityError, match="has changed"):
+        decided(tmp_path, newest, both, keychain=(OLD.certificate,))
+    assert decided(tmp_path, newest, both, keychain=(NEW.certificate,))[0].why == "rollover"
+
+
+def test_a_limit_of_the_old_root_is_told_with_the_refusal(tmp_path):
+    limited = OLD.crossed(NEW, path_length=0)
+    with pytest.raises(
+        SecurityError, match=r"Site Root.* has signed the new one, but .* limits the authorities below"
+    ):
+        decided(tmp_path, NEW, (limited, CROSSED[1]), keychain=(OLD.certificate,))
+
+
+def test_the_bundle_of_an_offer_counts_only_as_far_as_it_can_be_read():
+    value = root_value("0123abcd", NEW.certificate, (), (NEW.certificate, *CROSSED))
+    assert read_offer(value, now=NOW).crossed == (NEW.certificate, *CROSSED)
+    value["bundle"] = "-----BEGIN CERTIFICATE-----\nrubbish\n-----END CERTIFICATE-----\n"
+    assert read_offer(value, now=NOW).crossed == ()
+    assert read_offer(root_value("0123abcd", NEW.certificate, ()), now=NOW).crossed == ()
+
+
 def test_another_prefix_and_another_issuer_have_anchors_of_their_own(tmp_path):
     names = {
         KnownAnchors("d/{}".format, p, i).path for p in ("CERT", "X:Y", "../x") for i in ("", "0123abcd")
@@ -261,7 +331,7 @@ def test_an_anchor_that_cannot_be_kept_does_not_stop_the_request(tmp_path):
     known = KnownAnchors(f"{tmp_path}/file/below/{{}}".format, "CERT", "")
     said = []
     # lexists() of a path below a file says no: as if nothing were kept.
-    assert decide(offer(), known=known, first_use=True, say=said.append).why == "first use"
+    assert decide(offer(), known=known, first_use=True, now=NOW, say=said.append).why == "first use"
     assert "could not be kept" in said[-1]
 
 

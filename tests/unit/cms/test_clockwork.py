@@ -475,7 +475,7 @@ async def test_a_cadence_begins_with_the_approval(service, changes, seconds, sta
 async def test_who_renews_does_not_wait_for_room_among_those_that_wait(service, renewing, monkeypatch):
     await service.life.create(asked(1, approval_needed=True), ALICE)
     await service.life.approve(1, BOSS)
-    monkeypatch.setattr(lifecycle_module, "_MOST_WAITING", 0)
+    monkeypatch.setattr("appliance.cms.waiting._MOST", 0)
     record = await service.life.create(asked(2, "n1", approval_needed=True, renew_by=after(HOUR)), ALICE)
     assert record.serial == 1
     with pytest.raises(RequestRefused, match="wait for approval"):

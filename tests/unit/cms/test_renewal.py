@@ -7,7 +7,7 @@ import pytest
 from appliance.certs.san import San, canonical
 from appliance.certs.schedule import Schedule, read_windows
 from appliance.certs.status import CertState
-from appliance.cms.inherit import approved_before, may_supersede
+from appliance.cms.inherit import LOST, Deliveries, answer_lost, approved_before, may_supersede
 from appliance.cms.model import NewCertificate, san_text
 from appliance.cms.renewal import Fresh, Renewed, judge
 from appliance.cms.transaction import IN_DOUBT, CertRecord
@@ -296,3 +296,63 @@ def test_a_stranger_does_not_end_a_certificate_whose_delivery_is_in_doubt(asked,
 def test_who_proves_the_name_gets_it_back_after_a_crash():
     old = std_record(delivered=IN_DOUBT)
     assert may_supersede(std(skid="bb"), old, VALID, granted=True, proven=True)
+
+
+# -- who asks again because the answer was lost ----------------------------------------------------------
+
+
+def unanswered(**changes):
+    """A certificate of node a, recorded twenty seconds ago, of which nobody knows whether its holder has it."""
+    return std_record(**{"delivered": 0, "node": "a", "state_date": T - 20, **changes})
+
+
+def deliveries(*alive, answering=()):
+    made = Deliveries()
+    made.answering.update(answering)
+    made.is_alive = alive.__contains__
+    return made
+
+
+@pytest.mark.parametrize(
+    ("asked", "old", "found", "answer"),
+    [
+        (std(), unanswered(), deliveries(), LOST),
+        (std(), unanswered(state_date=T), deliveries(), LOST),
+        (std(), unanswered(), deliveries("a"), LOST),
+        (std(), unanswered(delivered=IN_DOUBT), deliveries("a"), LOST),
+        (std(), unanswered(delivered=IN_DOUBT, node="b"), deliveries(answering=[7]), LOST),
+        (request(proved=True), record(delivered=0, node="a"), deliveries(), LOST),
+        (std(), unanswered(delivered=1), deliveries(), ""),
+        (std(), unanswered(node="b"), deliveries(), ""),
+        (std(proved=False), unanswered(), deliveries(), ""),
+        (std(skid="bb"), unanswered(), deliveries(), ""),
+        (std(usage="server"), unanswered(), deliveries(), ""),
+        (request(proved=True), unanswered(), deliveries(), ""),
+        (request(proved=True, identity="https://idp.example|other"), record(delivered=0, node="a"), deliveries(), ""),
+        (std(peer_serial=7), unanswered(), deliveries(), ""),
+    ],
+    ids=[
+        "its node is dead", "its node died at once", "its node lives and has had time", "in doubt", "in doubt at this node",
+        "with a token", "it was delivered", "this node has answered it", "no proof", "another key", "another usage",
+        "another authenticator", "another identity", "the connection shows it",
+    ],
+)  # fmt: skip
+def test_a_certificate_whose_answer_was_lost_gives_way_to_the_holder_of_its_key(asked, old, found, answer):
+    assert answer_lost(asked, old, at=T, node="b", deliveries=found) == answer
+
+
+@pytest.mark.parametrize(
+    ("old", "found", "wait"),
+    [
+        (unanswered(node="b"), deliveries(answering=[7]), "the same request is being answered; retry in 1 s"),
+        (
+            unanswered(state_date=T),
+            deliveries("a"),
+            "another node is answering the same request; retry in 2 s",
+        ),
+    ],
+    ids=["this node", "another node"],
+)
+def test_who_asks_while_the_answer_is_on_its_way_is_told_when_to_ask_again(old, found, wait):
+    with pytest.raises(RequestRefused, match=wait):
+        answer_lost(std(), old, at=T, node="b", deliveries=found)

@@ -1,0 +1,201 @@
+"""A requester whose answer was lost asks again, at another node: one live certificate, whatever had become of the first one."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from appliance.certs.status import CertState
+from appliance.cms.journal import Journal
+from appliance.cms.lifecycle import Lifecycle
+from appliance.cms.model import Actor, NewCertificate
+from appliance.cms.store import Store
+from appliance.errors import RequestRefused
+from tests.helpers.cms import Clock
+
+NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
+ALICE = Actor("std", "alice", "192.0.2.2:2")
+ISSUER = "01234567"
+
+
+def asked(serial, **changes):
+    """A request of one requester; each attempt has another serial number."""
+    fields = {
+        "subject": {"CN": "alice", "O": "lab", "OU": "", "C": ""},
+        "usage": "client",
+        "method": "std",
+        "identity": "",
+        "skid": "aa",
+        "not_before": NOW,
+        "not_after": NOW + timedelta(days=30),
+        "approval_needed": False,
+        "inherit": True,
+        "roll_over": False,
+        "facts": {},
+        "key_id": "key",
+        "proved": True,
+        "renew_by": NOW + timedelta(hours=1),
+        "cadence": 3600,
+    }
+    return NewCertificate(serial=serial, **(fields | changes))
+
+
+class Nodes:
+    """One database, which this process uses in the name of one node after the other."""
+
+    def __init__(self, directory):
+        self.store = Store(str(directory / "certs.db"), ISSUER)
+        self.store.open()
+        self.store.start()
+        self.journal = Journal(str(directory / "revoked"), ISSUER)
+        self.clock = Clock(NOW)
+        self.alive = {"a", "b"}
+        self.lives = {name: self.life() for name in "ab"}
+
+    def life(self):
+        found = Lifecycle(self.store, self.journal, self.clock)
+        found.deliveries.is_alive = self.alive.__contains__
+        return found
+
+    async def create(self, name, request):
+        self.store.node = name
+        return await self.lives[name].create(request, ALICE, will_answer=True)
+
+    async def states(self):
+        def job(transaction):
+            return {record.serial: record.state for record in transaction.of_subject(asked(1).key)}
+
+        return await self.store.submit(job)
+
+    async def revocations(self):
+        import json
+
+        from appliance.cms.schema import audit
+
+        def job(transaction):
+            transaction.flush()
+            rows = transaction.connection.execute(audit.select().where(audit.c.action == "revoke"))
+            return [json.loads(row.record)["why"] for row in rows]
+
+        return await self.store.submit(job)
+
+    def close(self):
+        self.store.close()
+        self.journal.close()
+
+
+@pytest.fixture
+def nodes(tmp_path):
+    made = Nodes(tmp_path)
+    yield made
+    made.close()
+
+
+TOKEN = {"method": "jwt", "identity": "https://idp|alice", "roll_over": True, "cadence": 0}
+
+
+@pytest.mark.parametrize("how", [{}, TOKEN], ids=["std", "token"])
+async def test_the_node_died_before_it_answered(nodes, how):
+    await nodes.create("a", asked(1, **how))
+    nodes.alive.discard("a")
+    record = await nodes.create("b", asked(2, **how))
+    assert record.serial == 2
+    assert await nodes.states() == {1: CertState.REVOKED, 2: CertState.VALID}
+    assert await nodes.revocations() == [
+        "requested again by the holder of its key: its answer was lost",
+    ]
+    assert 1 in nodes.journal.known
+    assert 1 not in nodes.journal.barred, "its key is that of the new certificate"
+
+
+async def test_a_repeated_token_counts_only_if_its_answer_was_lost(nodes):
+    await nodes.create("a", asked(1, **TOKEN))
+    nodes.lives["a"].delivered(1)
+    await nodes.lives["a"].settle()
+    assert await nodes.states() == {1: CertState.VALID}
+    with pytest.raises(RequestRefused, match="the token was used before"):
+        await nodes.create("b", asked(2, **TOKEN, repeated=True))
+    never_recorded = asked(3, **TOKEN, repeated=True, subject={"CN": "bob", "O": "lab", "OU": "", "C": ""})
+    assert (await nodes.create("b", never_recorded)).serial == 3
+    nodes.alive.clear()
+    assert (await nodes.create("a", never_recorded._replace(serial=4))).serial == 4
+    assert await nodes.states() == {1: CertState.VALID}
+
+
+async def test_an_answered_request_is_renewed_at_another_node_without_a_second_certificate(nodes):
+    await nodes.create("a", asked(1))
+    nodes.lives["a"].delivered(1)
+    await nodes.lives["a"].settle()
+    assert await nodes.states() == {1: CertState.VALID}
+    record = await nodes.create("b", asked(2))
+    assert record.serial == 1
+    assert await nodes.states() == {1: CertState.VALID}
+
+
+async def test_a_node_that_lives_has_ten_seconds_to_answer(nodes):
+    await nodes.create("a", asked(1))
+    with pytest.raises(RequestRefused, match="another node is answering the same request; retry in 2 s"):
+        await nodes.create("b", asked(2))
+    nodes.clock.advance(seconds=11)
+    assert (await nodes.create("b", asked(3))).serial == 3
+    assert await nodes.states() == {1: CertState.REVOKED, 3: CertState.VALID}
+
+
+async def test_the_same_request_twice_at_once_waits_for_the_first_answer(nodes):
+    first, second = await asyncio.gather(
+        nodes.create("a", asked(1)), nodes.create("a", asked(2)), return_exceptions=True
+    )
+    assert first.serial == 1
+    assert "the same request is being answered; retry in 1 s" in str(second)
+    nodes.lives["a"].delivered(1)
+    assert (await nodes.create("a", asked(3))).serial == 1, "it is renewed"
+
+
+async def test_a_requester_that_left_before_its_answer_gets_a_certificate_when_it_comes_again(nodes):
+    await nodes.create("a", asked(1))
+    await nodes.lives["a"].doubt(1)
+    assert (await nodes.create("a", asked(2))).serial == 2
+    assert await nodes.states() == {1: CertState.REVOKED, 2: CertState.VALID}
+
+
+async def test_nobody_else_ends_a_certificate_whose_answer_was_lost(nodes):
+    await nodes.create("a", asked(1))
+    nodes.alive.discard("a")
+    for stranger in (asked(2, skid="bb", key_id="other"), asked(3, proved=False, approval_needed=True)):
+        with pytest.raises(RequestRefused):
+            await nodes.create("b", stranger)
+    assert await nodes.states() == {1: CertState.VALID}
+
+
+async def test_a_request_that_failed_is_not_waited_for(nodes, monkeypatch):
+    def broken(*_args, **_more):
+        raise RequestRefused("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("appliance.cms.lifecycle.facts_of", broken)
+        with pytest.raises(RequestRefused, match="no"):
+            await nodes.create("a", asked(1))
+    assert not nodes.lives["a"].deliveries.answering
+
+
+async def test_requests_that_wait_for_approval_are_counted_at_all_nodes_together(nodes, monkeypatch):
+    monkeypatch.setattr("appliance.cms.waiting._MOST_OF_ONE", 2)
+
+    async def ask(name, serial, peer):
+        nodes.store.node = name
+        request = asked(
+            serial, subject={"CN": f"n{serial}", "O": "", "OU": "", "C": ""}, skid=f"{serial}", key_id=f"{serial}",
+            approval_needed=True,
+        )  # fmt: skip
+        return await nodes.lives[name].create(request, Actor("std", "x", peer))
+
+    await ask("a", 1, "192.0.2.7:1")
+    await ask("b", 2, "192.0.2.7:2")
+    with pytest.raises(RequestRefused, match="2 requests wait for approval"):
+        await ask("a", 3, "192.0.2.7:3")
+    # Another address is not hurt, and all that share a commit are counted.
+    others = [ask("a", serial, "192.0.2.8:1") for serial in range(4, 8)]
+    done = await asyncio.gather(*others, return_exceptions=True)
+    assert [isinstance(item, RequestRefused) for item in done] == [False, False, True, True]
+    await nodes.lives["b"].deny(1, ALICE)
+    assert (await ask("b", 8, "192.0.2.7:4")).serial == 8
