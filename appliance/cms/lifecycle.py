@@ -166,10 +166,6 @@ class Lifecycle:
         except JournalError as error:
             _log.error("%s", error)
 
-    async def adopt(self) -> None:
-        """Read again what is watched, because a command beside this service may have changed it."""
-        self.memory.change_all()
-
     # -- questions -----------------------------------------------------------------------------------
 
     def peek(self, serial: int) -> CertRecord | None:
@@ -576,8 +572,8 @@ class Lifecycle:
 
     def _announce(self, record: CertRecord, seq: int = 0) -> None:
         """Take what was just committed, with the audit up to ``seq``, or what the clock has changed, and tell it."""
-        self.memory.put(record, seq)
-        self._tell(record)
+        if self.memory.put(record, seq):
+            self._tell(record)
 
     def _tell(self, record: CertRecord) -> None:
         for listener in self.listeners:
@@ -650,8 +646,7 @@ class Lifecycle:
             if record.state is CertState.REVOKED:
                 self._journal(record)
                 self.revoked += 1
-            self.memory.put(record, seq)
-            if known is None or known.state is not record.state:
+            if self.memory.put(record, seq) and (known is None or known.state is not record.state):
                 self._tell(record)
 
     async def settle(self) -> None:

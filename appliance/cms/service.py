@@ -20,6 +20,7 @@ from appliance.cms.audit import prune_audit
 from appliance.cms.backup import Backups, find_damage
 from appliance.cms.config import CMSConfig, CMSSettings
 from appliance.cms.dialect import is_sqlite
+from appliance.cms.feed import Feed
 from appliance.cms.health import Health
 from appliance.cms.issuing import Issuing, TokenVerifier
 from appliance.cms.journal import Journal, OthersJournal
@@ -90,10 +91,16 @@ class CertificateService:
             health=settings.health_pv_prefix,
             metrics=settings.metrics_pv_prefix,
         )
-        self.readers = Readers(settings.db, fault=store._lost)
+        self.readers = Readers(store.database, fault=store._lost)
         self.lifecycle = Lifecycle(
             store, journal, clock, self.readers, pending_s=settings.pending_approval_ends.seconds
         )
+        memory = self.lifecycle.memory
+        self.feed = Feed(store.database)
+        self.feed.on_change, self.feed.on_all = memory.change, memory.change_all
+        self.feed.on_look = memory.try_again
+        self.feed.on_restored = self._restored
+        store.on_restored = memory.change_all
         self.tasks = Tasks()
         self.counters = Counters()
         issuer = authority.issuer
@@ -208,6 +215,7 @@ class CertificateService:
             )
         self.store.start()
         self.readers.start()
+        await self.feed.start()
         self.issuing.tokens = self._tokens(settings)
         gate = CertificateGate(
             self.lifecycle, self.names.issuer_id, self._authorities.__contains__, self._status_is_required
@@ -264,10 +272,16 @@ class CertificateService:
 
     def close(self) -> None:
         """Close the database."""
+        self.feed.close()
         self.store.close()
         self.readers.close()
         self.journal.close()
         self.token_journal.close()
+
+    async def _restored(self, _seq: int, _hash: str) -> None:
+        """Have the database completed with what this service knows, because it has another history than before."""
+        self.store.look_back()
+        await self.store.submit(lambda _transaction: None, patient=True)
 
     async def reload(self, effective: CMSConfig) -> None:
         """Start to use a new configuration and the access security file: all of it or nothing.
@@ -299,7 +313,7 @@ class CertificateService:
         self.policy.acf = acf
         self.policy.organizations = settings.at_home()
         self._reserve()
-        await self.lifecycle.adopt()
+        self.feed.look()
         self.issuing.rules = settings.rules()
         self.lifecycle.wait_for_approval(settings.pending_approval_ends.seconds)
         self.publisher.validity = _validity(settings)

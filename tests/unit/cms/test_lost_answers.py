@@ -48,7 +48,7 @@ class Nodes:
         self.store = Store(str(directory / "certs.db"), ISSUER)
         self.store.open()
         self.store.start()
-        self.readers = Readers(str(directory / "certs.db"))
+        self.readers = Readers(self.store.database)
         self.journal = Journal(str(directory / "revoked"), ISSUER)
         self.clock = Clock(NOW)
         self.alive = {"a", "b"}
