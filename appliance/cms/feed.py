@@ -165,7 +165,7 @@ class Feed:
         known = self.seq, self.hash
         self.seq, self.hash = found.seq, found.hash
         if not found.is_more:
-            if not self.is_fresh():
+            if not self.is_fresh() and self._first.done():
                 self._since = begun
             self._looked = begun
         if not self._first.done():

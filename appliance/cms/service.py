@@ -62,6 +62,13 @@ if TYPE_CHECKING:
 __all__ = ["CertificateService", "several_issuers"]
 
 _log: Final = logging.getLogger(__name__)
+_SURE_S: Final = 2.0
+"""Seconds for which a node must have had its database again before it answers searches."""
+_GIVES_UP_S: Final = 10.0
+"""Seconds without the database after which clients are sent to other nodes."""
+_AWAY_AT_ONCE: Final = 200
+_AWAY_PAUSE_S: Final = 0.1
+"""How many channels are closed at a time, and the pause before the next: all their clients search, and ask another node."""
 
 
 class CertificateService:
@@ -125,6 +132,10 @@ class CertificateService:
         self.issuing.proven_organizations = self._proven_organizations
         self.issuing.own_keys = self._own_keys
         self.health = Health(store, self.lifecycle, self.issuing, self.publisher, self.counters)
+        publisher = self.publisher
+        publisher.is_fresh, publisher.gives_up = self.feed.is_fresh, self._gives_up
+        self._was_able = True
+        self._sending_away: asyncio.Task[None] | None = None
         self.policy: Policy | None = None
         self.server: Server | None = None
         self.create: CreatePV | None = None
@@ -220,6 +231,7 @@ class CertificateService:
         gate = CertificateGate(
             self.lifecycle, self.names.issuer_id, self._authorities.__contains__, self._status_is_required
         )
+        gate.is_fresh, gate.gives_up = self.feed.is_fresh, self._gives_up
         server = Server(
             self.server_config,
             policy=self.policy,
@@ -238,7 +250,8 @@ class CertificateService:
         )
         issuer = self.authority.issuer
         names, bundle = self.names, self.authority.bundle
-        source = CMSSource(names, self.publisher)
+        source = self._source = CMSSource(names, self.publisher)
+        source.is_able = self.is_able
         source.add(self.create, *names.create)
         source.add(SharedPV(root_value(names.issuer_id, self.authority.root, (), bundle)), *names.root)
         source.add(
@@ -249,6 +262,7 @@ class CertificateService:
         source.add(schedule, *names.schedule)
         source.add(self.health.health, *names.health)
         source.add(self.health.metrics, *names.metrics)
+        source.without_database = frozenset((*names.root, *names.issuer, *names.health, *names.metrics))
         server.add_source("cms", source)
         self.health.others.append(lambda: self.token_journal.lost)
         self.health.files = {
@@ -262,6 +276,8 @@ class CertificateService:
 
     async def stop(self) -> None:
         """Finish what was begun and close."""
+        if self._sending_away is not None:
+            self._sending_away.cancel()
         if self.server is not None:
             await self.server.stop()
             await self.publisher.stop()
@@ -325,6 +341,7 @@ class CertificateService:
 
     def tick(self) -> bool:
         """Do everything that is due; return whether there is more."""
+        self._look_after_clients()
         return bool(self.lifecycle.tick()) | bool(self.publisher.tick())
 
     def pause(self, longest_s: float) -> float:
@@ -336,6 +353,54 @@ class CertificateService:
             if t is not None
         ]
         return min(longest_s, max(0.01, min(due, default=now + longest_s) - now))
+
+    # -- with a database server ----------------------------------------------------------------------
+
+    def is_able(self) -> bool:
+        """Whether this node can answer what only the database knows, and will in a moment too."""
+        return self.feed.fresh_for_s() >= _SURE_S
+
+    def _gives_up(self) -> bool:
+        return self.feed.age_s() >= _GIVES_UP_S
+
+    def _look_after_clients(self) -> None:
+        """Send clients to other nodes while this one has no database, and say when it has it again."""
+        able, server = self.is_able(), self.server
+        if server is None or (able and self._was_able):
+            return
+        if able:
+            server.change_count += 1
+            if server._announcer is not None:
+                server._announcer.hurry()
+        elif (
+            self._gives_up() and self._sending_away is None and not self.feed.is_fresh() and self.has_others()
+        ):
+            self._sending_away = asyncio.get_running_loop().create_task(self._send_away(server))
+        self._was_able = able
+
+    def has_others(self) -> bool:
+        """Whether other nodes lived when the database was seen last."""
+        return self.nodes is not None and len(self.nodes.alive) > 1
+
+    async def _send_away(self, server: Server) -> None:
+        """Close the channels of PVs that need the database: the clients search, and find another node."""
+        try:
+            channels = [
+                channel for channel in server.channels() if channel.name not in self._source.without_database
+            ]
+            if channels:
+                _log.warning(
+                    "the database is lost, so %d channels are closed: their clients find another node",
+                    len(channels),
+                    extra={"event": "clients-sent-away"},
+                )
+            while channels and not self.feed.is_fresh():
+                for channel in channels[-_AWAY_AT_ONCE:]:
+                    channel.close()
+                del channels[-_AWAY_AT_ONCE:]
+                await asyncio.sleep(_AWAY_PAUSE_S)
+        finally:
+            self._sending_away = None
 
     async def renew(self) -> None:
         """Replace the service's own certificate before it expires. Existing connections stay up."""
