@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import re
 import sys
@@ -247,7 +248,11 @@ def _banner(effective: CMSConfig, service: CertificateService, *, quiet: bool) -
         ("Certificate Database", service.store._shown()),
         ("Certificate Authority", subject_text(service.authority.issuer.certificate.subject)),
         ("Certificate Authority Fingerprint", anchor),
-        ("Certificate Authority Keychain File", settings.cert_auth_tls_keychain),
+        (
+            ("Certificate Authority Key", settings.ca_key.partition("?")[0])
+            if settings.ca_key
+            else ("Certificate Authority Keychain File", settings.cert_auth_tls_keychain)
+        ),
         ("PVACMS Keychain File", effective.server.tls_keychain),
         ("PVACMS Access Control File", settings.acf),
     )
@@ -291,6 +296,8 @@ async def _look_after_database(service: CertificateService) -> None:
     due = time.monotonic()
     while True:
         await asyncio.sleep(_LOOK_AFTER_S)
+        with contextlib.suppress(ApplianceError):  # the next one makes up for it
+            await service.lifecycle.revocations.checkpoint()
         if time.monotonic() >= due:
             due = time.monotonic() + (service.settings.integrity_check_interval_s or _DAY_S)
             await service.look_after_database()

@@ -19,12 +19,13 @@ from appliance.certs.x509 import authority_name, serial_number
 from appliance.cms.audit import prune_audit
 from appliance.cms.backup import Backups, find_damage
 from appliance.cms.config import CMSConfig, CMSSettings
-from appliance.cms.dialect import is_sqlite
+from appliance.cms.dialect import engine_for, is_sqlite
 from appliance.cms.feed import Feed
 from appliance.cms.health import Health
 from appliance.cms.issuing import Issuing, TokenVerifier
 from appliance.cms.journal import Journal, OthersJournal
 from appliance.cms.lifecycle import Lifecycle
+from appliance.cms.limits import Rate, Rates, SharedLimits
 from appliance.cms.listing import ListPV
 from appliance.cms.policy import CertificateGate, Names, Policy, read_acf
 from appliance.cms.publisher import Publisher
@@ -49,6 +50,7 @@ from appliance.cms.setup import (
     say,
     self_test,
 )
+from appliance.cms.signing import try_pin
 from appliance.cms.store import Store
 from appliance.cms.wire_types import root_value
 from appliance.config.networks import Networks
@@ -69,6 +71,8 @@ _GIVES_UP_S: Final = 10.0
 _AWAY_AT_ONCE: Final = 200
 _AWAY_PAUSE_S: Final = 0.1
 """How many channels are closed at a time, and the pause before the next: all their clients search, and ask another node."""
+_AT_START: Final = ("db", "acf", "cert_auth_tls_keychain", "ca_key", "ca_certificate")
+"""Settings that matter only at a start."""
 
 
 class CertificateService:
@@ -108,6 +112,7 @@ class CertificateService:
         self.feed.on_look = memory.try_again
         self.feed.on_restored = self._restored
         store.on_restored = memory.change_all
+        self.limits = None if is_sqlite(settings.db) else SharedLimits(engine_for(settings.db).connect)
         self.tasks = Tasks()
         self.counters = Counters()
         issuer = authority.issuer
@@ -167,12 +172,13 @@ class CertificateService:
         lock = Store(settings.db, "")
         # The lock first: two services that start together must not both make an authority.
         lock.open(beside=beside)
+        authority = None
         try:
-            if lock.beside and not os.path.lexists(settings.cert_auth_tls_keychain):
+            if lock.beside and not os.path.lexists(settings.authority_file):
                 raise ConfigurationError(  # noqa: TRY301 - the handler below gives the database back
-                    "the keychain does not exist, but a running service uses the database: name the certificate "
+                    "the file does not exist, but a running service uses the database: name the certificate "
                     "authority of that service",
-                    file=settings.cert_auth_tls_keychain,
+                    file=settings.authority_file,
                 )
             authority = ensure_authority(settings, clock(), may_make=not lock.run(any_certificate))
             self_test(authority, clock())
@@ -183,6 +189,8 @@ class CertificateService:
             journal = kind(side + JOURNAL, authority.issuer_id)
             tokens = TokenJournal(side + ".tokens")
         except BaseException:
+            if authority is not None:
+                authority.issuer.signer.close()
             lock.close()
             raise
         service = cls(settings, effective.server, authority, lock, journal, tokens, clock)
@@ -247,6 +255,8 @@ class CertificateService:
             self.tasks,
             limiter=_limiter(settings),
             in_flight=settings.ccr_in_flight,
+            rates=_rates(settings),
+            shared=self.limits,
         )
         issuer = self.authority.issuer
         names, bundle = self.names, self.authority.bundle
@@ -264,9 +274,14 @@ class CertificateService:
         source.add(self.health.metrics, *names.metrics)
         source.without_database = frozenset((*names.root, *names.issuer, *names.health, *names.metrics))
         server.add_source("cms", source)
+        self.health.others.append(lambda: self.authority.issuer.signer.trouble)
         self.health.others.append(lambda: self.token_journal.lost)
         self.health.files = {
-            settings.cert_auth_tls_keychain: "the certificate authority's keychain",
+            settings.authority_file: (
+                "the certificate authority's certificate"
+                if settings.ca_key
+                else "the certificate authority's keychain"
+            ),
             self.server_config.tls_keychain: "the service's keychain",
             settings.acf: "the access security file",
         }
@@ -283,12 +298,16 @@ class CertificateService:
             await self.publisher.stop()
             await self.tasks.finish()
             await self.lifecycle.settle()
+        if self.limits is not None:
+            await self.limits.close()
         await self._close_tokens(self.issuing.tokens)
         self.close()
 
     def close(self) -> None:
         """Close the database."""
         self.feed.close()
+        """Close the database, and let go of the authority's key."""
+        self.authority.issuer.signer.close()
         self.store.close()
         self.readers.close()
         self.journal.close()
@@ -309,13 +328,9 @@ class CertificateService:
         """
         settings = effective.settings
         acf = read_acf(self.settings.acf)
-        if (settings.db, settings.acf, settings.cert_auth_tls_keychain) != (
-            self.settings.db,
-            self.settings.acf,
-            self.settings.cert_auth_tls_keychain,
-        ):
+        if any(getattr(settings, key) != getattr(self.settings, key) for key in _AT_START):
             raise ConfigurationError(
-                "db, acf and cert_auth_tls_keychain cannot change while the service runs; restart it"
+                f"{', '.join(_AT_START)} cannot change while the service runs; restart it"
             )
         for warning in (*settings.warnings(), *acf.warnings, *several_issuers(settings)):
             _log.warning("%s", warning)
@@ -325,6 +340,7 @@ class CertificateService:
         if settings.jwt != self.settings.jwt:
             former, self.issuing.tokens = self.issuing.tokens, self._tokens(settings)
             await self._close_tokens(former)
+        await try_pin(self.authority.issuer.signer, settings.ca_key_pin)
         self.settings = settings
         self.policy.acf = acf
         self.policy.organizations = settings.at_home()
@@ -333,7 +349,7 @@ class CertificateService:
         self.issuing.rules = settings.rules()
         self.lifecycle.wait_for_approval(settings.pending_approval_ends.seconds)
         self.publisher.validity = _validity(settings)
-        self.create.limits(_limiter(settings), settings.ccr_in_flight)
+        self.create.limits(_limiter(settings), settings.ccr_in_flight, _rates(settings))
         self.server.proxied = _proxied(settings)
         self.server.review_access()
 
@@ -512,6 +528,13 @@ def _limiter(settings: CMSSettings) -> RateLimiter:
         return RateLimiter(settings.ccr_per_minute, settings.ccr_burst, clock=clock)
     overall = RateLimiter(60.0 * settings.ccr_rate, settings.ccr_rate_burst, clock=clock)
     return SharedLimiter(settings.ccr_per_minute, settings.ccr_burst, clock=clock, overall=overall)
+
+
+def _rates(settings: CMSSettings) -> Rates:
+    return Rates(
+        Rate(settings.ccr_per_minute, settings.ccr_burst),
+        Rate(60.0 * settings.ccr_rate, settings.ccr_rate_burst),
+    )
 
 
 def _proxied(settings: CMSSettings) -> Callable[[str], bool] | None:

@@ -68,6 +68,10 @@ def expected(option):
     return {f"server.{names.get(key, key)}" if option.server else key for key in option.keys}
 
 
+OF_TOKENS = ("ca_key", "ca_key_pin", "ca_certificate")
+"""Settings that are of use together only."""
+
+
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda o: o.flags[-1])
 def test_a_flag_changes_its_own_setting_and_no_other(option, tmp_path):
     value = sample(option)
@@ -105,7 +109,8 @@ def test_a_variable_of_the_server_changes_the_server(variable, key, value):
 
 
 @pytest.mark.parametrize(
-    "key", [f.name for f in msgspec.structs.fields(CMSSettings) if f.name not in ("server", "jwt")]
+    "key",
+    [f.name for f in msgspec.structs.fields(CMSSettings) if f.name not in ("server", "jwt", *OF_TOKENS)],
 )
 def test_a_key_of_the_file_changes_its_own_setting_and_no_other(key, tmp_path):
     default = getattr(CMSSettings(), key)
@@ -242,3 +247,59 @@ def test_a_relative_database_is_relative_to_the_file_that_names_it_and_a_url_sta
 def test_a_token_issuer_in_the_file(tmp_path):
     settings = loads("jwt: {issuers: [{mode: introspect, trusted_uri: 'http://127.0.0.1:1/v'}]}", CMSSettings)
     assert settings.jwt.issuers[0].trusted_uri == "http://127.0.0.1:1/v"
+
+
+# ------------------------------------------------------------- a key in a token
+
+
+KEY = "ca_key: pkcs11:object=ca?module-path=/usr/lib/softhsm/libsofthsm2.so"
+CERTIFICATE = "ca_certificate: /etc/spva/ca.pem"
+
+
+def test_a_key_in_a_token_needs_no_keychain(tmp_path):
+    pin = tmp_path / "pin"
+    pin.touch(mode=0o600)
+    pin.write_text("1234\n")
+    file = tmp_path / "cms.yml"
+    file.write_text(f"{KEY}\n{CERTIFICATE}\nca_key_pin: ${{file:{pin}}}\n")
+    settings = resolve(parse(), config=str(file), environ=HOME).settings
+    assert settings.cert_auth_tls_keychain == ""
+    assert settings.authority_file == "/etc/spva/ca.pem"
+    assert settings.ca_key_pin.reveal() == "1234"
+    assert "1234" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("lines", "why"),
+    [
+        ([KEY], "name the file of the authority's certificate"),
+        ([CERTIFICATE], "ca_certificate: no effect without ca_key"),
+        (["ca_key_pin: ${file:PIN}"], "ca_key_pin: no effect without ca_key"),
+        ([KEY, CERTIFICATE, "cert_auth_tls_keychain: /etc/spva/ca.p12"], "leave one of the two away"),
+        ([KEY, CERTIFICATE, "cert_auth_tls_keychain_pwd_file: PIN"], "leave one of the two away"),
+        ([KEY + "&pin-source=PIN", CERTIFICATE, "ca_key_pin: ${file:PIN}"], "given twice"),
+        ([KEY, CERTIFICATE, "ca_key_pin: '1234'"], "must not stand in the file"),
+        (["ca_key: awskms:key", CERTIFICATE], "named by a PKCS#11 URI"),
+    ],
+    ids=["alone", "no-key", "pin-alone", "and-keychain", "and-password", "two-pins", "open-pin", "kms"],
+)
+def test_settings_of_a_token_that_do_not_fit_are_refused(tmp_path, lines, why):
+    pin = tmp_path / "pin"
+    pin.touch(mode=0o600)
+    pin.write_text("1234\n")
+    file = tmp_path / "cms.yml"
+    file.write_text("\n".join(lines).replace("PIN", str(pin)))
+    with pytest.raises(ConfigurationError, match=why) as caught:
+        resolve(parse(), config=str(file), environ=HOME)
+    assert "1234" not in str(caught.value)
+
+
+def test_a_keychain_by_flag_or_variable_beside_a_key_in_a_token_is_refused(tmp_path):
+    file = tmp_path / "cms.yml"
+    file.write_text(f"{KEY}\n{CERTIFICATE}\n")
+    for arguments, environ in (
+        (("--cert-auth-keychain", "/x.p12"), {}),
+        ((), {"EPICS_CERT_AUTH_TLS_KEYCHAIN": "/x.p12"}),
+    ):
+        with pytest.raises(ConfigurationError, match="leave one of the two away"):
+            resolve(parse(*arguments), config=str(file), environ={**HOME, **environ})
