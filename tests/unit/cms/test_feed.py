@@ -10,38 +10,26 @@ from appliance.cms import feed as feed_module
 from appliance.cms.feed import Feed
 from appliance.cms.store import Store
 from appliance.errors import DatabaseLost
-from tests.helpers.postgres import Server
 
 AT = 1_800_000_000
 
 
-@pytest.fixture(scope="module")
-def server():
-    with Server() as running:
-        yield running
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def where(request, tmp_path):
+@pytest.fixture
+def where(engine, tmp_path):
     """A database that has the newest schema."""
-    if request.param == "sqlite":
-        found = str(tmp_path / "certs.db")
+    found = engine.db(tmp_path)
+    if engine.name == "sqlite":
         store = Store(found, "")
         store.open()
         store.close()
-        yield found
-        return
-    server = request.getfixturevalue("server")
-    name = server.new()
-    yield server.url(name)
-    server.drop(name)
+    return found
 
 
 @pytest.fixture
-def on_server(server):
-    name = server.new()
-    yield server.url(name)
-    server.drop(name)
+def on_server(postgres):
+    name = postgres.new()
+    yield postgres.url(name)
+    postgres.drop(name)
 
 
 class Other:
@@ -127,11 +115,9 @@ async def test_a_notification_tells_at_once(on_server, monkeypatch):
                 assert await heard.next() == {serial: serial}
 
 
-async def test_without_notifications_the_next_look_finds_it(on_server, server):
+async def test_without_notifications_the_next_look_finds_it(on_server):
     with other(on_server) as node:
         async with Heard(on_server) as heard:
-            heard.feed._connection.exec_driver_sql("SELECT 1")  # it is open
-            server.sql("SELECT 1")
             await asyncio.to_thread(unlisten, heard.feed)
             await asyncio.to_thread(node.audit, "create", 1)
             assert await heard.next() == {1: 1}
@@ -153,11 +139,11 @@ def unlisten(feed):
     assert done.wait(60)
 
 
-async def test_a_lost_connection_loses_no_change(on_server, server):
+async def test_a_lost_connection_loses_no_change(on_server, postgres):
     with other(on_server) as node:
         async with Heard(on_server) as heard:
             for serial in range(1, 4):
-                server.sql(
+                postgres.sql(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query ~ 'audit' AND pid <> pg_backend_pid()"
                 )
                 node.store.look_back()
@@ -165,7 +151,7 @@ async def test_a_lost_connection_loses_no_change(on_server, server):
                 assert await heard.next() == {serial: serial}
 
 
-async def test_what_is_not_looked_at_for_three_seconds_is_not_fresh(on_server, server, monkeypatch):
+async def test_what_is_not_looked_at_for_three_seconds_is_not_fresh(on_server, monkeypatch):
     async with Heard(on_server) as heard:
         feed = heard.feed
         assert feed.is_fresh()
