@@ -14,20 +14,24 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 
+from appliance.certs.status import CertState
 from appliance.cms.database import Backoff, Database
 from appliance.cms.dialect import reason
-from appliance.cms.schema import audit
+from appliance.cms.journal import Journal, JournalError
+from appliance.cms.reading import Readers
+from appliance.cms.schema import audit, certs
 from appliance.cms.store import CHANNEL
 from appliance.cms.transaction import StoreError
 from appliance.daemon.audit import GENESIS
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, DatabaseLost
 
-__all__ = ["FRESH_S", "Feed"]
+__all__ = ["FRESH_S", "Feed", "OthersRevocations"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -41,6 +45,7 @@ _AGAIN_S: Final = 1.0
 _AT_ONCE: Final = 5000
 _NO_CHANGE: Final = frozenset(("refuse", "prune"))
 """Actions that leave every certificate as it is. What a later release does is taken for a change."""
+_ENDS: Final = frozenset(("revoke", "deny", "lapse"))
 _A: Final = audit.c
 _HEAD: Final = sa.select(_A.seq, _A.hash).order_by(_A.seq.desc()).limit(1)
 _NEWS: Final = (
@@ -58,6 +63,8 @@ class _Found(NamedTuple):
     hash: str
     changes: Mapping[int, int]
     """Serial numbers of changed certificates, with the number of the last record about each."""
+    ends: tuple[int, ...] = ()
+    """Those of them that were revoked, denied, or nobody has decided on."""
     is_all: bool = False
     """Whether records are missing because they were removed as old: anything may have changed."""
     is_other: bool = False
@@ -86,10 +93,15 @@ class Feed:
         self.hash = GENESIS
         self.on_change: Callable[[Mapping[int, int]], None] = lambda _changes: None
         """Called with what others have changed, or this service itself."""
+        self.on_ends: Callable[[Sequence[int], int], None] = lambda _serials, _seq: None
+        """Called after each look that has found records, with the certificates that came to their end by what somebody did, and the
+        number of the last record."""
         self.on_all: Callable[[], None] = _nothing
         """Called when anything may have changed."""
         self.on_look: Callable[[], None] = _nothing
         """Called after each look that succeeded."""
+        self.own_head: Callable[[], int] = lambda: 0
+        """Returns the number of the last record that this service has committed itself. Any thread may call it."""
         self.on_restored: Callable[[int, str], Awaitable[None]] = _done
         """Called with the last number and hash that were seen, when the database has another history. Until it is done, nothing is
         fresh."""
@@ -102,6 +114,7 @@ class Feed:
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment]
         self._first: asyncio.Future[None] = None  # type: ignore[assignment]
+        self._after: int | None = None
         self._thread: threading.Thread | None = None
         self._connection: sa.Connection | None = None
         self._wake, self._woken = socket.socketpair()
@@ -110,14 +123,18 @@ class Feed:
 
     # -- in the event loop ---------------------------------------------------------------------------
 
-    async def start(self) -> None:
-        """Take what is there as known, and follow it from there on.
+    async def start(self, after: int | None = None) -> None:
+        """Follow the audit.
+
+        Args:
+            after: Number of the last record that is known; None if all that is there is known.
 
         Raises:
             ApplianceError: The database cannot be read.
         """
         self._loop = asyncio.get_running_loop()
         self._first = self._loop.create_future()
+        self._after = after
         self._thread = threading.Thread(target=self._work, name="feed", daemon=True)
         self._thread.start()
         await self._first
@@ -170,7 +187,7 @@ class Feed:
             self._looked = begun
         if not self._first.done():
             self._first.set_result(None)
-        elif found.is_other:
+        if found.is_other:
             _log.error(
                 "the database has another history than the one that this service has seen, from record %d on: it was restored, or "
                 "its server has lost commits",
@@ -183,6 +200,8 @@ class Feed:
             self.on_all()
         elif found.changes:
             self.on_change(found.changes)
+        if found.seq > known[0] and not found.is_other:
+            self.on_ends(found.ends, found.seq)
         self.on_look()
         waiting, self._waiting = self._waiting, []
         for seq, future in waiting:
@@ -213,15 +232,18 @@ class Feed:
 
     def _work(self) -> None:
         backoff = Backoff()
-        last: tuple[int, str] | None = None
+        last = None if self._after is None else (self._after, "")
+        behind_since = float("inf")
         while not self._stopping:
             try:
                 if self._connection is None:
                     self._connection = self._open()
                 begun = time.monotonic()
                 self._is_notified = False
+                own = self.own_head()
                 found = _look(self._connection, last)
                 last = found.seq, found.hash
+                behind_since = self._check(found, own, begun, behind_since)
                 self._call(self._take, begun, found)
                 self._database.works()
                 backoff.reset()
@@ -239,6 +261,20 @@ class Feed:
                 self._call(self._fail, failure)
                 self._sleep(backoff.next_s())
         self._forget()
+
+    def _check(self, found: _Found, own: int, begun: float, behind_since: float) -> float:
+        """Return since when the own commits have not been in what is read; infinite if they are.
+
+        Raises:
+            DatabaseLost: They should have come by now, so this is another server than the one that takes them.
+        """
+        if found.is_more or found.is_other or not self._database.is_server or found.seq >= own:
+            return float("inf")
+        if begun - behind_since >= FRESH_S:
+            raise DatabaseLost(
+                "what this node commits does not come back: it reads from a server that is no longer the primary"
+            )
+        return min(behind_since, begun)
 
     def _call(self, function: Callable[..., None], *arguments: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed
@@ -283,6 +319,7 @@ class Feed:
 
 
 def _look(connection: sa.Connection, last: tuple[int, str] | None) -> _Found:
+    """Read what came after ``last``, whose hash is empty if it is not known."""
     with connection.begin():
         head = connection.execute(_HEAD).first()
         now = (0, GENESIS) if head is None else (int(head.seq), str(head.hash))
@@ -291,11 +328,78 @@ def _look(connection: sa.Connection, last: tuple[int, str] | None) -> _Found:
         rows = connection.execute(_NEWS, {"last": max(1, last[0])}).all()
     if last[0] and rows and rows[0].seq > last[0]:
         return _Found(*now, {}, is_all=True)
-    if not rows or (last[0] and rows[0].hash != last[1]):
-        return _Found(*now, {}, is_other=True)
-    changes = {
-        int(row.serial): int(row.seq)
-        for row in rows
-        if row.serial and row.action not in _NO_CHANGE and row.seq > last[0]
-    }
-    return _Found(rows[-1].seq, rows[-1].hash, changes, is_more=len(rows) == _AT_ONCE)
+    if not rows or (last[0] and last[1] and rows[0].hash != last[1]):
+        return _Found(*now, {}, is_other=bool(last[0]))
+    news = [row for row in rows if row.serial and row.seq > last[0] and row.action not in _NO_CHANGE]
+    return _Found(
+        rows[-1].seq,
+        rows[-1].hash,
+        {int(row.serial): int(row.seq) for row in news},
+        tuple(int(row.serial) for row in news if row.action in _ENDS),
+        is_more=len(rows) == _AT_ONCE,
+    )
+
+
+class OthersRevocations:
+    """Adds what other nodes revoke to the journal of this one, so that each of them can complete a restored database.
+
+    Args:
+        readers: Read the database.
+        journal: The journal of this node.
+        issuer: Returns the identifier of the authority whose certificates these are.
+    """
+
+    def __init__(self, readers: Readers, journal: Journal, issuer: Callable[[], str]) -> None:
+        self.seq: int | None = None
+        """Number of the last audit record whose revocation is in the journal; None before the first one."""
+        self._readers = readers
+        self._journal = journal
+        self._issuer = issuer
+        self._waiting: deque[tuple[Sequence[int], int]] = deque()
+        self._task: asyncio.Task[None] | None = None
+
+    def take(self, serials: Sequence[int], seq: int) -> None:
+        """Add what was revoked with the records up to ``seq``, soon."""
+        if not serials and not self._waiting:
+            self.seq = seq
+            return
+        self._waiting.append((serials, seq))
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Try again what failed before."""
+        if self._waiting and self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._work())
+            self._task.add_done_callback(self._ended)
+
+    def _ended(self, _task: asyncio.Task[None]) -> None:
+        self._task = None
+
+    async def _work(self) -> None:
+        while self._waiting:
+            serials, seq = self._waiting[0]
+            news = [serial for serial in serials if serial not in self._journal.known]
+            try:
+                if news:
+                    await self._add(news)
+            except JournalError as error:
+                _log.error(
+                    "%s; the service tries again soon", error
+                )  # the journal keeps it, and health says so
+            except ApplianceError as error:
+                _log.debug("%s", error)
+                return
+            self._waiting.popleft()
+            self.seq = seq
+
+    async def _add(self, serials: Sequence[int]) -> None:
+        query = sa.select(certs.c.serial, certs.c.state_date, certs.c.barred).where(
+            certs.c.issuer == self._issuer(),
+            certs.c.serial.in_(serials),
+            certs.c.state == CertState.REVOKED.value,
+        )
+        rows = await self._readers.read(lambda connection: connection.execute(query).all())
+        self._journal.add(
+            [(int(row.serial), int(row.state_date)) for row in rows],
+            barred=[int(row.serial) for row in rows if row.barred],
+        )

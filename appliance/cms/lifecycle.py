@@ -23,6 +23,7 @@ from appliance.authn.ratelimit import peer_key
 from appliance.certs.schedule import Schedule
 from appliance.certs.status import CertState, may_change
 from appliance.cms.clockwork import Clockwork
+from appliance.cms.feed import OthersRevocations
 from appliance.cms.inherit import (
     BARRED,
     Deliveries,
@@ -116,7 +117,10 @@ class Lifecycle:
         store.next_at = self._next_at
         self.waiting = WaitingRequests()
         self.deliveries = Deliveries()
-        self.revocations = Revocations(store, journal)
+        self.others = OthersRevocations(readers, journal, lambda: store.issuer)
+        self.revocations = Revocations(store, journal, heard=self._heard)
+        self.known_to: int | None = None
+        """Number of the last audit record that `load` knew of; None before it."""
         self.created = 0
         self.revoked = 0
         self.renewed = 0
@@ -139,8 +143,14 @@ class Lifecycle:
             doubt_undelivered(transaction)
             self._lapse_in_time(transaction)
             self.revocations.combine(transaction, now)
+            self.known_to = transaction.audit_head[0]
 
         self.store.run(job)
+
+    def _heard(self) -> int | None:
+        if not self.store.database.is_server:
+            return None
+        return self.known_to if self.others.seq is None else self.others.seq
 
     # -- questions -----------------------------------------------------------------------------------
 

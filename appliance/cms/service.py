@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -15,11 +16,11 @@ from appliance.certs.crossed import sent_beside
 from appliance.certs.keychain import Keychain
 from appliance.certs.ocsp import OCSPSigner
 from appliance.certs.public_keys import key_identity
-from appliance.certs.x509 import authority_name, serial_number
+from appliance.certs.x509 import authority_name, serial_number, subject_key_identifier
 from appliance.cms.audit import prune_audit
 from appliance.cms.backup import Backups, find_damage
 from appliance.cms.config import CMSConfig, CMSSettings
-from appliance.cms.dialect import engine_for, is_sqlite
+from appliance.cms.dialect import Login, engine_for, is_sqlite
 from appliance.cms.feed import Feed
 from appliance.cms.health import Health
 from appliance.cms.issuing import Issuing, TokenVerifier
@@ -27,6 +28,7 @@ from appliance.cms.journal import Journal, OthersJournal
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.limits import Rate, Rates, SharedLimits
 from appliance.cms.listing import ListPV
+from appliance.cms.nodes import Nodes
 from appliance.cms.policy import CertificateGate, Names, Policy, read_acf
 from appliance.cms.publisher import Publisher
 from appliance.cms.pvs import CMSSource, Counters, CreatePV, StatusCommands, Tasks
@@ -75,6 +77,12 @@ _AT_START: Final = ("db", "acf", "cert_auth_tls_keychain", "ca_key", "ca_certifi
 """Settings that matter only at a start."""
 
 
+_FIXED: Final = (
+    "db", "db_password", "db_tls_ca", "db_wait_s", "node", "acf", "cert_auth_tls_keychain",
+)  # fmt: skip
+"""Settings that only a start reads."""
+
+
 class CertificateService:
     """One running certificate service. Make one with `open`."""
 
@@ -87,8 +95,11 @@ class CertificateService:
         journal: Journal,
         tokens: TokenJournal,
         clock: Callable[[], datetime],
+        nodes: Nodes | None = None,
     ) -> None:
         self.settings = settings
+        self.nodes = nodes
+        """This node among those that share the database; None with an embedded database."""
         self.server_config = server_config
         self.authority = authority
         self.store = store
@@ -109,7 +120,8 @@ class CertificateService:
         memory = self.lifecycle.memory
         self.feed = Feed(store.database)
         self.feed.on_change, self.feed.on_all = memory.change, memory.change_all
-        self.feed.on_look = memory.try_again
+        self.feed.on_ends, self.feed.on_look = self.lifecycle.others.take, self._looked
+        self.feed.own_head = lambda: store._seen[0] if store._seen is not None else 0
         self.feed.on_restored = self._restored
         store.on_restored = memory.change_all
         self.limits = None if is_sqlite(settings.db) else SharedLimits(engine_for(settings.db).connect)
@@ -136,7 +148,7 @@ class CertificateService:
         self.issuing = Issuing(issuer, self.lifecycle, self.names, settings.rules(), reserved=self._reserved)
         self.issuing.proven_organizations = self._proven_organizations
         self.issuing.own_keys = self._own_keys
-        self.health = Health(store, self.lifecycle, self.issuing, self.publisher, self.counters)
+        self.health = Health(store, self.lifecycle, self.issuing, self.publisher, self.counters, nodes)
         publisher = self.publisher
         publisher.is_fresh, publisher.gives_up = self.feed.is_fresh, self._gives_up
         self._was_able = True
@@ -166,13 +178,19 @@ class CertificateService:
             SecurityError: A keychain is not trustworthy.
         """
         settings = effective.settings
-        if is_sqlite(settings.db):
-            make_directory(settings.db)
+        is_file = is_sqlite(settings.db)
+        side = settings.db if is_file else effective.server.data_file("certs.db")
+        make_directory(side)
+        if is_file:
             check_not_lost(settings.db)
-        lock = Store(settings.db, "")
+        # A command has no part in the life of the nodes.
+        node = "" if is_file or beside else settings.node or socket.gethostname()[:64]
+        login = None if is_file else Login(settings.db_password, settings.db_tls_ca, node)
+        lock = Store(settings.db, "", login=login, side="" if is_file else side, wait_s=settings.db_wait_s)
         # The lock first: two services that start together must not both make an authority.
         lock.open(beside=beside)
         authority = None
+        nodes: Nodes | None = None
         try:
             if lock.beside and not os.path.lexists(settings.authority_file):
                 raise ConfigurationError(  # noqa: TRY301 - the handler below gives the database back
@@ -183,17 +201,19 @@ class CertificateService:
             authority = ensure_authority(settings, clock(), may_make=not lock.run(any_certificate))
             self_test(authority, clock())
             lock.issuer = authority.issuer_id
-            side = settings.db if is_sqlite(settings.db) else effective.server.data_file("certs.db")
-            make_directory(side)
             kind = OthersJournal if lock.beside else Journal
             journal = kind(side + JOURNAL, authority.issuer_id)
             tokens = TokenJournal(side + ".tokens")
+            if node:
+                nodes = Nodes(lock)
+                nodes.enter()
+                nodes.start()
         except BaseException:
             if authority is not None:
                 authority.issuer.signer.close()
             lock.close()
             raise
-        service = cls(settings, effective.server, authority, lock, journal, tokens, clock)
+        service = cls(settings, effective.server, authority, lock, journal, tokens, clock, nodes)
         if lock.created:
             say(f"Certificate DB created  : {lock._shown()}")
         return service
@@ -234,7 +254,7 @@ class CertificateService:
             )
         self.store.start()
         self.readers.start()
-        await self.feed.start()
+        await self.feed.start(self.lifecycle.known_to)
         self.issuing.tokens = self._tokens(settings)
         gate = CertificateGate(
             self.lifecycle, self.names.issuer_id, self._authorities.__contains__, self._status_is_required
@@ -288,6 +308,18 @@ class CertificateService:
         await self.health.check()
         await server.start()
         self.server = server
+        self._introduce()
+
+    def _introduce(self) -> None:
+        """Tell the other nodes what peers call this one, and where it is."""
+        certificate = None if self.own_keychain is None else self.own_keychain.certificate
+        if certificate is None:
+            return
+        node_id = subject_key_identifier(certificate).hex()[:8]
+        self.publisher.node = f"{self.names.issuer_id}:{node_id}"
+        if self.nodes is not None and self.server is not None:
+            self.nodes.node_id = node_id
+            self.nodes.address = f"{socket.gethostname()}:{self.server.tls_port}"
 
     async def stop(self) -> None:
         """Finish what was begun and close."""
@@ -304,14 +336,22 @@ class CertificateService:
         self.close()
 
     def close(self) -> None:
-        """Close the database."""
-        self.feed.close()
         """Close the database, and let go of the authority's key."""
+        if self.nodes is not None:
+            self.nodes.stop()
+        self.feed.close()
         self.authority.issuer.signer.close()
         self.store.close()
         self.readers.close()
         self.journal.close()
         self.token_journal.close()
+
+    def _looked(self) -> None:
+        """Do what waits for a database that can be read."""
+        self.lifecycle.memory.try_again()
+        self.lifecycle.others.go_on()
+        if self.nodes is not None:
+            self.nodes.seq = self.feed.seq
 
     async def _restored(self, _seq: int, _hash: str) -> None:
         """Have the database completed with what this service knows, because it has another history than before."""
@@ -328,10 +368,9 @@ class CertificateService:
         """
         settings = effective.settings
         acf = read_acf(self.settings.acf)
-        if any(getattr(settings, key) != getattr(self.settings, key) for key in _AT_START):
-            raise ConfigurationError(
-                f"{', '.join(_AT_START)} cannot change while the service runs; restart it"
-            )
+        changed = [key for key in _FIXED if getattr(settings, key) != getattr(self.settings, key)]
+        if changed:
+            raise ConfigurationError(f"{', '.join(changed)} cannot change while the service runs; restart it")
         for warning in (*settings.warnings(), *acf.warnings, *several_issuers(settings)):
             _log.warning("%s", warning)
         assert self.policy is not None
@@ -426,6 +465,7 @@ class CertificateService:
         try:
             self.own_keychain = await renew_own_keychain(self.settings, self.server_config, self.issuing)
             await server.set_tls(self._tls())
+            self._introduce()
         except ApplianceError as error:
             _log.error("the service's own certificate cannot be renewed: %s", error)
         else:

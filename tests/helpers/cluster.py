@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +68,12 @@ class Node:
 
 @contextlib.asynccontextmanager
 async def cluster(
-    directory: Path, db: str, *names: str, clock: Clock | None = None, **settings: Any
+    directory: Path, db: str | Mapping[str, str], *names: str, clock: Clock | None = None, **settings: Any
 ) -> AsyncIterator[list[Node]]:
-    """Nodes that share the database ``db`` and an authority."""
+    """Nodes that share a database and an authority; ``db`` is how they name the database, all alike or each in its own way."""
     clock = clock or Clock()
-    nodes = [Node(directory, name, db, clock, **settings) for name in names or ("a", "b")]
+    places = db if isinstance(db, Mapping) else dict.fromkeys(names or ("a", "b"), db)
+    nodes = [Node(directory, name, where, clock, **settings) for name, where in places.items()]
     try:
         for node in nodes:
             await node.start(None if node is nodes[0] else nodes[0])
