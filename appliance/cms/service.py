@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -15,16 +16,17 @@ from appliance.certs.crossed import sent_beside
 from appliance.certs.keychain import Keychain
 from appliance.certs.ocsp import OCSPSigner
 from appliance.certs.public_keys import key_identity
-from appliance.certs.x509 import authority_name, serial_number
+from appliance.certs.x509 import authority_name, serial_number, subject_key_identifier
 from appliance.cms.audit import prune_audit
 from appliance.cms.backup import Backups, find_damage
 from appliance.cms.config import CMSConfig, CMSSettings
-from appliance.cms.dialect import is_sqlite
+from appliance.cms.dialect import Login, is_sqlite
 from appliance.cms.health import Health
 from appliance.cms.issuing import Issuing, TokenVerifier
 from appliance.cms.journal import Journal, OthersJournal
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.listing import ListPV
+from appliance.cms.nodes import Nodes
 from appliance.cms.policy import CertificateGate, Names, Policy, read_acf
 from appliance.cms.publisher import Publisher
 from appliance.cms.pvs import CMSSource, Counters, CreatePV, StatusCommands, Tasks
@@ -62,6 +64,12 @@ __all__ = ["CertificateService", "several_issuers"]
 _log: Final = logging.getLogger(__name__)
 
 
+_FIXED: Final = (
+    "db", "db_password", "db_tls_ca", "db_wait_s", "node", "acf", "cert_auth_tls_keychain",
+)  # fmt: skip
+"""Settings that only a start reads."""
+
+
 class CertificateService:
     """One running certificate service. Make one with `open`."""
 
@@ -74,8 +82,11 @@ class CertificateService:
         journal: Journal,
         tokens: TokenJournal,
         clock: Callable[[], datetime],
+        nodes: Nodes | None = None,
     ) -> None:
         self.settings = settings
+        self.nodes = nodes
+        """This node among those that share the database; None with an embedded database."""
         self.server_config = server_config
         self.authority = authority
         self.store = store
@@ -113,7 +124,7 @@ class CertificateService:
         self.issuing = Issuing(issuer, self.lifecycle, self.names, settings.rules(), reserved=self._reserved)
         self.issuing.proven_organizations = self._proven_organizations
         self.issuing.own_keys = self._own_keys
-        self.health = Health(store, self.lifecycle, self.issuing, self.publisher, self.counters)
+        self.health = Health(store, self.lifecycle, self.issuing, self.publisher, self.counters, nodes)
         self.policy: Policy | None = None
         self.server: Server | None = None
         self.create: CreatePV | None = None
@@ -139,12 +150,18 @@ class CertificateService:
             SecurityError: A keychain is not trustworthy.
         """
         settings = effective.settings
-        if is_sqlite(settings.db):
-            make_directory(settings.db)
+        is_file = is_sqlite(settings.db)
+        side = settings.db if is_file else effective.server.data_file("certs.db")
+        make_directory(side)
+        if is_file:
             check_not_lost(settings.db)
-        lock = Store(settings.db, "")
+        # A command has no part in the life of the nodes.
+        node = "" if is_file or beside else settings.node or socket.gethostname()[:64]
+        login = None if is_file else Login(settings.db_password, settings.db_tls_ca, node)
+        lock = Store(settings.db, "", login=login, side="" if is_file else side, wait_s=settings.db_wait_s)
         # The lock first: two services that start together must not both make an authority.
         lock.open(beside=beside)
+        nodes: Nodes | None = None
         try:
             if lock.beside and not os.path.lexists(settings.cert_auth_tls_keychain):
                 raise ConfigurationError(  # noqa: TRY301 - the handler below gives the database back
@@ -155,15 +172,17 @@ class CertificateService:
             authority = ensure_authority(settings, clock(), may_make=not lock.run(any_certificate))
             self_test(authority, clock())
             lock.issuer = authority.issuer_id
-            side = settings.db if is_sqlite(settings.db) else effective.server.data_file("certs.db")
-            make_directory(side)
             kind = OthersJournal if lock.beside else Journal
             journal = kind(side + JOURNAL, authority.issuer_id)
             tokens = TokenJournal(side + ".tokens")
+            if node:
+                nodes = Nodes(lock)
+                nodes.enter()
+                nodes.start()
         except BaseException:
             lock.close()
             raise
-        service = cls(settings, effective.server, authority, lock, journal, tokens, clock)
+        service = cls(settings, effective.server, authority, lock, journal, tokens, clock, nodes)
         if lock.created:
             say(f"Certificate DB created  : {lock._shown()}")
         return service
@@ -246,6 +265,14 @@ class CertificateService:
         await self.health.check()
         await server.start()
         self.server = server
+        self._introduce()
+
+    def _introduce(self) -> None:
+        """Tell the other nodes what peers call this one, and where it is."""
+        certificate = None if self.own_keychain is None else self.own_keychain.certificate
+        if self.nodes is not None and self.server is not None and certificate is not None:
+            self.nodes.node_id = subject_key_identifier(certificate).hex()[:8]
+            self.nodes.address = f"{socket.gethostname()}:{self.server.tls_port}"
 
     async def stop(self) -> None:
         """Finish what was begun and close."""
@@ -259,6 +286,8 @@ class CertificateService:
 
     def close(self) -> None:
         """Close the database."""
+        if self.nodes is not None:
+            self.nodes.stop()
         self.store.close()
         self.journal.close()
         self.token_journal.close()
@@ -273,14 +302,9 @@ class CertificateService:
         """
         settings = effective.settings
         acf = read_acf(self.settings.acf)
-        if (settings.db, settings.acf, settings.cert_auth_tls_keychain) != (
-            self.settings.db,
-            self.settings.acf,
-            self.settings.cert_auth_tls_keychain,
-        ):
-            raise ConfigurationError(
-                "db, acf and cert_auth_tls_keychain cannot change while the service runs; restart it"
-            )
+        changed = [key for key in _FIXED if getattr(settings, key) != getattr(self.settings, key)]
+        if changed:
+            raise ConfigurationError(f"{', '.join(changed)} cannot change while the service runs; restart it")
         for warning in (*settings.warnings(), *acf.warnings, *several_issuers(settings)):
             _log.warning("%s", warning)
         assert self.policy is not None
@@ -325,6 +349,7 @@ class CertificateService:
         try:
             self.own_keychain = await renew_own_keychain(self.settings, self.server_config, self.issuing)
             await server.set_tls(self._tls())
+            self._introduce()
         except ApplianceError as error:
             _log.error("the service's own certificate cannot be renewed: %s", error)
         else:
