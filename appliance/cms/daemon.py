@@ -278,6 +278,8 @@ async def _keep_time(service: CertificateService, daemon: Daemon) -> None:
             service.lifecycle.step_back()
             service.publisher.step_back()
         before = now
+        if service.store.fatal:
+            raise ConfigurationError(service.store.fatal)
         busy = service.tick()
         monotonic = time.monotonic()
         if monotonic >= next_health:

@@ -119,8 +119,8 @@ def _is_here(host: str) -> bool:
         return False
 
 
-def check_url(where: str, login: Login) -> list[str]:
-    """Check how the database is named.
+def check_url(where: str) -> list[str]:
+    """Check how a database server is named.
 
     Returns:
         A sentence for each thing that makes the connection less secure.
@@ -128,14 +128,6 @@ def check_url(where: str, login: Login) -> list[str]:
     Raises:
         ConfigurationError: The setting cannot be used.
     """
-    if is_sqlite(where):
-        for given, key in ((bool(login.password), "db_password"), (bool(login.tls_ca), "db_tls_ca")):
-            if given:
-                raise ConfigurationError(
-                    "it is for a database server, and db is a file; take it out, or set db: postgresql+psycopg://...",
-                    key=key,
-                )
-        return []
     url = _url(where)
     mode = url.query.get("sslmode", "")
     if mode in _WEAK and not all(map(_is_here, _hosts(url))):
@@ -183,7 +175,8 @@ def _server_engine(where: str, *, read_only: bool, role: Role, login: Login) -> 
     # The last limit gives the lock of a node that is frozen, or cut off, to the others.
     options = (
         f"-c statement_timeout={statement_ms} -c lock_timeout={_LIMIT_MS} "
-        f"-c idle_in_transaction_session_timeout={statement_ms and _LIMIT_MS} -c timezone=UTC"
+        f"-c idle_in_transaction_session_timeout={statement_ms and _LIMIT_MS} -c timezone=UTC "
+        "-c default_transaction_isolation=read\\ committed"
     )
     if read_only:
         options += " -c default_transaction_read_only=on"
@@ -209,7 +202,6 @@ def _server_engine(where: str, *, read_only: bool, role: Role, login: Login) -> 
         url.difference_update_query(["options"]),
         poolclass=NullPool,
         connect_args=arguments,
-        isolation_level="READ COMMITTED",
         hide_parameters=True,
     )
 

@@ -63,7 +63,7 @@ class Member(NamedTuple):
 def members(connection: sa.Connection) -> list[Member]:
     """Return all nodes, by name, also in a job."""
     return [
-        Member(*row[:-1], bool(row.held) and row.silent <= SILENT_S)
+        Member._make((*row[:-1], bool(row.held) and row.silent <= SILENT_S))
         for row in connection.execute(_MEMBERS).all()
     ]
 

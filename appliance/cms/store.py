@@ -59,9 +59,9 @@ Results = list[tuple[Any, Exception | None]]
 
 class _Waiting:
     __slots__ = (
-        "_claim",
         "future",
         "is_late",
+        "is_open",
         "job",
         "keys",
         "subjects",
@@ -85,32 +85,26 @@ class _Waiting:
         self.trial = trial
         self.timer: asyncio.TimerHandle | None = None
         self.is_late = False
-        """Whether its waiter was told that nobody knows what became of it."""
-        self._claim = [None]
-
-    def claim(self) -> bool:
-        """Whether the caller, and nobody else, decides what becomes of the job."""
-        try:
-            self._claim.pop()
-        except IndexError:
-            return False
-        return True
+        """Whether its waiter has been told that the database is lost."""
+        self.is_open = False
+        """Whether its commit was sent, and nothing is known of it."""
 
     def expire(self, why: Callable[[], str]) -> None:
         """Tell the waiter, on its event loop, that the database is lost."""
         if self.future is None or self.future.done():
             return
-        if self.claim():
-            self.future.set_exception(
-                DatabaseLost(f"the certificate database cannot be reached{why()}; nothing was done")
-            )
-            return
+        # In this order: the writer says first that it commits, and looks then who has given up.
         self.is_late = True
         self.future.set_exception(
-            DatabaseLost(
-                f"the certificate database cannot be reached{why()}, and it is not known whether this was done; ask again, it is safe"
-            )
+            DatabaseLost(f"the certificate database cannot be reached{why()}; {self.fate}")
         )
+
+    @property
+    def fate(self) -> str:
+        """What is known of the job when its waiter gives up."""
+        if self.is_open:
+            return "it is not known whether this was done; ask again, it is safe"
+        return "nothing was done"
 
 
 _LAST_COMMIT: Final = (
@@ -130,10 +124,23 @@ class _Question(NamedTuple):
     head: tuple[int, str]
 
 
+class _Again(Exception):  # noqa: N818 - it never leaves this module
+    """Somebody has given up in the last moment."""
+
+
 class _Unsure(Exception):  # noqa: N818 - it never leaves this module
     def __init__(self, question: _Question) -> None:
         super().__init__()
         self.question = question
+
+
+def _merged(group: Sequence[_Waiting], done: Sequence[_Waiting], results: Results) -> Results:
+    """Return results for all of a group of which only ``done`` was done; the others' waiters know already."""
+    if len(done) == len(group):
+        return results
+    of = {id(item): result for item, result in zip(done, results, strict=True)}
+    nothing = (None, DatabaseLost("nothing was done"))
+    return [of.get(id(item), nothing) for item in group]
 
 
 class Store:
@@ -442,21 +449,29 @@ class Store:
                     results.append((None, error))
             transaction.flush()
             head = transaction.audit_head
+            if head[0] != before or restored:
+                connection.execute(_NOTIFY, {"seq": str(head[0])})
             if self.node:
                 found = connection.execute(_LAST_COMMIT, {"me": self.node, "token": token})
                 if found.rowcount == 0 and self.enter is not None:
                     self.enter(connection, token)
-            if head[0] != before or restored:
-                connection.execute(_NOTIFY, {"seq": str(head[0])})
+            for item in group:
+                item.is_open = True
+            if any(item.is_late for item in group):
+                raise _Again  # noqa: TRY301 - the handler below takes all of it back
         except BaseException:
             with contextlib.suppress(Exception):
                 begun.rollback()
+            for item in group:
+                item.is_open = False
             raise
         try:
             begun.commit()
         except sa.exc.DBAPIError as error:
             if kind_of(error) == "lost":
                 raise _Unsure(_Question(token, group, results, head)) from error
+            for item in group:
+                item.is_open = False
             raise
         self._committed(head, trial=trial)
         if restored:
@@ -481,6 +496,8 @@ class Store:
         was = bool(self.node) and self._was_committed(connection, question.token)
         self._question = None
         if not was:
+            for item in question.group:
+                item.is_open = False
             return None
         self._committed(question.head, trial=True)
         return question
@@ -488,15 +505,22 @@ class Store:
     def _on_server(self, group: Sequence[_Waiting], *, trial: bool, until: float) -> Results:
         """Do a group, also if the server has to be found again meanwhile; at ``until`` it fails."""
         why: BaseException | None = None
+        doing = group
         while True:
             try:
                 connection = self._reach()
                 question = self._settle(connection)
                 if question is not None:
-                    if question.group is group:
-                        return question.results
+                    if question.group is doing:
+                        return _merged(group, doing, question.results)
                     self._hand_over(question.group, question.results)
-                results = self._once(connection, group, trial=trial)
+                # Those whose waiters have given up meanwhile are not begun again.
+                doing = [item for item in group if not item.is_late]
+                if not doing:
+                    break
+                results = self._once(connection, doing, trial=trial)
+            except _Again:
+                continue
             except _Unsure as unsure:
                 self._question = unsure.question
                 why = unsure.__cause__
@@ -517,19 +541,16 @@ class Store:
                 return self._each_alone(group, error, trial=trial, until=until)
             else:
                 self._backoff.reset()
-                return results
+                return _merged(group, doing, results)
             if self.fatal or time.monotonic() >= until:
                 break
             if self._closing.wait(self._backoff.next_s()) and self._connection is None:
                 break
-        if self._question is not None and self._question.group is group:
-            text = "and it is not known whether this was done; ask again, it is safe"
-            for item in group:
-                item.is_late = True
-        else:
-            text = "nothing was done"
+        fate = group[0].fate
+        for item in group:
+            item.is_late = True
         lost = DatabaseLost(
-            f"the certificate database cannot be used: {reason(why)}; {text}" if why else text
+            f"the certificate database cannot be used: {reason(why)}; {fate}" if why else fate
         )
         return [(None, lost)] * len(group)
 
@@ -665,11 +686,7 @@ class Store:
             busy = len(group)
             trial = all(item.trial for item in group)
             if self.database.is_server:
-                # Who has given up is told that nothing was done, so it is not done.
-                group = [item for item in group if item.claim()]
-                results = (
-                    self._on_server(group, trial=trial, until=time.monotonic() + self.wait_s) if group else []
-                )
+                results = self._on_server(group, trial=trial, until=time.monotonic() + self.wait_s)
             else:
                 subjects = [subject for item in group for subject in item.subjects]
                 keys = [key for item in group for key in item.keys]
