@@ -166,7 +166,10 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
     audit_retention_days: Annotated[int, Meta(ge=0, le=36_600)] = 0
     """Days for which records of the audit are kept; 0: for ever."""
     integrity_check_interval_s: Annotated[int, Meta(ge=0, le=366 * 86400)] = 86_400
-    """Seconds between checks of the whole database; 0: none."""
+    """Seconds between checks of the whole database and of what is new in the audit; 0: none."""
+    audit_verify_interval_s: Annotated[int, Meta(ge=0, le=366 * 86400)] = 604_800
+    """Seconds between checks of the audit from its beginning; 0: only once. Between them `integrity_check_interval_s` checks
+    what is new."""
     preload: tuple[FilePath, ...] = ()
     """Files of certificates of this authority that the service is to know, if its database does not."""
     proxy_from: tuple[Annotated[str, Meta(min_length=1, max_length=64)], ...] = ()

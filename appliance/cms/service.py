@@ -17,8 +17,6 @@ from appliance.certs.keychain import Keychain
 from appliance.certs.ocsp import OCSPSigner
 from appliance.certs.public_keys import key_identity
 from appliance.certs.x509 import authority_name, serial_number, subject_key_identifier
-from appliance.cms.audit import prune_audit
-from appliance.cms.backup import Backups, find_damage
 from appliance.cms.config import CMSConfig, CMSSettings
 from appliance.cms.dialect import Login, engine_for, is_sqlite
 from appliance.cms.feed import Feed
@@ -54,6 +52,7 @@ from appliance.cms.setup import (
 )
 from appliance.cms.signing import try_pin
 from appliance.cms.store import Store
+from appliance.cms.upkeep import Upkeep
 from appliance.cms.wire_types import root_value
 from appliance.config.networks import Networks
 from appliance.config.pva import ServerConfig
@@ -149,6 +148,13 @@ class CertificateService:
         publisher.is_fresh, publisher.gives_up = self.feed.is_fresh, self._gives_up
         self._was_able = True
         self._sending_away: asyncio.Task[None] | None = None
+        beside = os.path.dirname(server_config.data_file("certs.db"))  # noqa: PTH120
+        self.upkeep = Upkeep(
+            settings, store, self.readers, self.health, clock, authority.issuer_id, beside=beside
+        )
+        self.health.others.append(self.upkeep.audit.trouble)
+        self.health.numbers["audit_seq"] = lambda: self.upkeep.audit.last
+        self.health.numbers["audit_verified_seq"] = lambda: self.upkeep.audit.verified
         self.policy: Policy | None = None
         self.server: Server | None = None
         self.create: CreatePV | None = None
@@ -283,7 +289,7 @@ class CertificateService:
         source.add(
             SharedPV(root_value(names.issuer_id, issuer.certificate, issuer.chain, bundle)), *names.issuer
         )
-        source.add(ListPV(self.lifecycle, names, self.policy, self.tasks), *names.list)
+        source.add(ListPV(self.lifecycle, self.readers, names, self.policy, self.tasks), *names.list)
         schedule = SchedulePV(self.lifecycle, names, self.policy, commands, self.tasks)
         source.add(schedule, *names.schedule)
         source.add(self.health.health, *names.health)
@@ -376,7 +382,7 @@ class CertificateService:
             former, self.issuing.tokens = self.issuing.tokens, self._tokens(settings)
             await self._close_tokens(former)
         await try_pin(self.authority.issuer.signer, settings.ca_key_pin)
-        self.settings = settings
+        self.settings = self.upkeep.settings = settings
         self.policy.acf = acf
         self.policy.organizations = settings.at_home()
         self._reserve()
@@ -473,41 +479,6 @@ class CertificateService:
         assert self.own_keychain is not None
         required = self.server_config.tls_options.client_cert_required
         return server_context(self.own_keychain, require_client_cert=required)
-
-    async def backup(self) -> None:
-        """Make a periodic backup and remove the oldest."""
-        settings = self.settings
-        backups = Backups(settings.db, settings.backup_dir, self.names.issuer_id)
-        try:
-            made = await asyncio.get_running_loop().run_in_executor(
-                None, backups.make, time.time(), settings.backup_retention
-            )
-        except ApplianceError as error:
-            _log.error("%s", error)
-            self.health.backup = str(error)
-            return
-        self.health.backup = ""
-        _log.info("database backup %s", made)
-
-    async def look_after_database(self) -> None:
-        """Check the whole database, and remove records of the audit that are older than they are kept."""
-        store = self.store
-        if is_sqlite(store.where) and self.settings.integrity_check_interval_s:
-            damage = await asyncio.get_running_loop().run_in_executor(None, find_damage, store.where)
-            if damage and damage != self.health.damage:
-                _log.error("%s", damage, extra={"event": "database-damaged"})
-            self.health.damage = damage
-        days = self.settings.audit_retention_days
-        if days and not self.health.damage:
-            try:
-                removed = await prune_audit(store, self.clock(), days)
-            except ApplianceError as error:
-                _log.error("old records of the audit cannot be removed: %s", error)
-            else:
-                if removed:
-                    _log.info(
-                        "%d records of the audit were older than %d days and were removed", removed, days
-                    )
 
     # -- tokens --------------------------------------------------------------------------------------
 
