@@ -118,6 +118,8 @@ class CertificateService:
         self.feed.on_ends, self.feed.on_look = self.lifecycle.others.take, self._looked
         self.feed.own_head = lambda: store._seen[0] if store._seen is not None else 0
         self.feed.on_restored = self._restored
+        if nodes is not None:
+            self.lifecycle.sweep.rank = lambda: nodes.rank
         store.on_restored = memory.change_all
         self.limits = None if is_sqlite(settings.db) else SharedLimits(engine_for(settings.db).connect)
         self.tasks = Tasks()
