@@ -146,6 +146,10 @@ class CertificateService:
         self.issuing.proven_organizations = self._proven_organizations
         self.issuing.own_keys = self._own_keys
         self.health = Health(store, self.lifecycle, self.issuing, self.publisher, self.counters, nodes)
+        self.health.others.append(self._unseen)
+        self.health.numbers["certs_watched"] = lambda: len(memory.watched)
+        self.health.numbers["feed_lag_ms"] = lambda: int(self.feed.age_s() * 1000) if self.server else 0
+        self.health.numbers["db_reconnects"] = lambda: store.database.reconnects
         publisher = self.publisher
         publisher.is_fresh, publisher.gives_up = self.feed.is_fresh, self._gives_up
         self._was_able = True
@@ -418,6 +422,12 @@ class CertificateService:
     def is_able(self) -> bool:
         """Whether this node can answer what only the database knows, and will in a moment too."""
         return self.feed.fresh_for_s() >= _SURE_S
+
+    def _unseen(self) -> str:
+        """Return for how long nothing of what other nodes do has been seen, if that is too long."""
+        if self.server is None or self.feed.is_fresh():
+            return ""
+        return "what other nodes have done is not known, so no status is signed that they could have changed"
 
     def _gives_up(self) -> bool:
         return self.feed.age_s() >= _GIVES_UP_S
